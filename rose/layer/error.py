@@ -1,0 +1,53 @@
+"""Three independent ways to measure what pruning did to a layer; they must agree.
+
+1. The quadratic form tr(ΔW H ΔWᵀ), from the Hessian alone.
+2. The sum over a sweep of e², exact under the damped Hessian (see `sweep`): it equals the quadratic form
+   plus λ‖ΔW‖².
+3. The direct ‖(W − Ŵ)Xᵀ‖² on tokens, which needs no Hessian. On held-out tokens it shows over-fitting.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def quadratic_form(change: Tensor, hessian: Tensor) -> float:
+    """tr(ΔW H ΔWᵀ), the squared error of the layer's outputs; ΔW (out, in), H (in, in)."""
+    change = change.float()
+    # float64 only for the final sum: millions of float32 terms would lose digits.
+    return float(((change @ hessian.to(change)) * change).sum(dtype=torch.float64))
+
+
+def relative_error(weight: Tensor, pruned: Tensor, hessian: Tensor) -> float:
+    """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ); 0 where the layer put out nothing before and puts out nothing now."""
+    dense = quadratic_form(weight, hessian)
+    change = quadratic_form(weight.float() - pruned.float(), hessian)
+    if dense <= 0:
+        return 0.0 if change <= 0 else float("inf")
+    return max(change, 0.0) / dense  # rounding can leave a tiny negative numerator
+
+
+def direct_error(weight: Tensor, pruned: Tensor, inputs: Tensor) -> float:
+    """‖(W − Ŵ)Xᵀ‖² on inputs of shape (tokens, in)."""
+    return float((inputs.float() @ (weight.float() - pruned.float()).T).square().sum(dtype=torch.float64))
+
+
+def sweep_error(column_error: Tensor, change: Tensor, added: float) -> float:
+    """The undamped error that a sweep's e² amount to: Σ e² − λ‖ΔW‖²."""
+    damped = float(column_error.sum(dtype=torch.float64))
+    return damped - added * float(change.float().square().sum(dtype=torch.float64))
+
+
+def column_error(change: Tensor, factor: Tensor) -> Tensor:
+    """Error that arises at each column when the columns after it may still compensate, (in,).
+
+    With H = U⁻¹U⁻ᵀ, tr(ΔW H ΔWᵀ) = ‖ΔW U⁻¹‖², and the sweep's e are the columns of −ΔW U⁻¹. This gives the
+    same account of methods that do not sweep.
+
+    Args:
+        change: ΔW, (out, in).
+        factor: U, (in, in), upper triangular, for the natural order.
+    """
+    solved = torch.linalg.solve_triangular(factor, change.float(), upper=True, left=False)
+    return solved.square().sum(0)

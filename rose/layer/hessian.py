@@ -1,0 +1,87 @@
+"""From a Hessian to the factor that a sweep reads: dead columns, damping, upper Cholesky factor of the inverse.
+
+SparseGPT (Frantar and Alistarh 2023, section 3.2) and GPTQ (Frantar et al. 2022, section 3.3) need the rows of
+the inverse Hessians of ever fewer columns; all of them are rows of U, where H⁻¹ = UᵀU and U is upper triangular.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rose.errors import RoseError
+
+logger = logging.getLogger(__name__)
+
+MAX_DAMPING = 1.0  # relative to the mean diagonal; beyond it H says less than the damping does
+FIRST_RESCUE = 1e-4  # where damping was 0, tenfold of it would stay 0
+
+
+@dataclass(frozen=True)
+class DampedHessian:
+    """A Hessian ready to be factorized in any column order.
+
+    Attributes:
+        matrix: float32 (in, in), dead columns set to 1 on the diagonal, damping added.
+        dead: True where H_jj = 0, (in,) bool; the weights of these columns are set to zero.
+        damping: what was used, relative to the mean of diag(H); above the requested value where
+            the factorization had failed.
+        added: λ, the absolute value added to the diagonal.
+    """
+
+    matrix: Tensor
+    dead: Tensor
+    damping: float
+    added: float
+
+    def inverse_factor(self, permutation: Tensor | None = None) -> Tensor:
+        """U with H⁻¹ = UᵀU, upper triangular, for the columns in this order; float32 (in, in).
+
+        The Cholesky factor of H with rows and columns reversed, solved against the identity and reversed again:
+        if JHJ = LLᵀ, then U = J L⁻¹ J. No explicit inverse of H is formed.
+        """
+        matrix = self.matrix if permutation is None else self.matrix[permutation][:, permutation]
+        lower, info = torch.linalg.cholesky_ex(matrix.flip(0, 1))
+        if info.item():  # a column order changes rounding, so a barely definite H may fail here
+            raise RoseError("H is too close to singular for this column order; raise the damping.")
+        identity = torch.eye(len(lower), device=lower.device)
+        return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+
+
+def damp(hessian: Tensor, damping: float = 0.01) -> DampedHessian:
+    """Adds λ = damping · mean(diag H) to the diagonal, tenfold more each time the factorization fails.
+
+    Args:
+        hessian: (in, in), symmetric.
+        damping: relative to the mean diagonal, at least 0.
+
+    Raises:
+        RoseError: negative damping, or H stays indefinite at `MAX_DAMPING`.
+    """
+    if not 0 <= damping < float("inf"):
+        raise RoseError(f"Damping must be a number of at least 0, such as 0.01, not {damping!r}.")
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    mean = diagonal.mean().item()
+    matrix = hessian.float().clone()
+    # A dead column has no off-diagonal entries either, so its value decouples; the mean leaves it out of λ.
+    matrix.diagonal()[dead] = 1.0
+    relative, added = damping, 0.0
+    while True:
+        matrix.diagonal().add_(relative * mean - added)
+        added = relative * mean
+        lower, info = torch.linalg.cholesky_ex(matrix)
+        # Near-singular matrices can pass with pivots that are rounding noise; U would be noise too.
+        pivots = lower.diagonal()[~dead] ** 2
+        if not info.item() and bool((pivots > torch.finfo(torch.float32).eps * mean).all()):
+            return DampedHessian(matrix, dead, relative, added)
+        if relative >= MAX_DAMPING:
+            raise RoseError(
+                f"H cannot be factorized even with a damping of {relative:g} times its mean diagonal; "
+                "check the calibration inputs, or calibrate on more tokens."
+            )
+        relative = min(MAX_DAMPING, max(relative * 10, FIRST_RESCUE))
+        logger.warning("H is not positive definite; damping raised to %g of its mean diagonal", relative)

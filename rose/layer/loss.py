@@ -1,0 +1,65 @@
+"""Pre-pruning: how much importance each column and each block would lose (ROSE, arXiv 2603.05878, section 3).
+
+Nothing is pruned here. One cheap look at |W|·‖x‖ says which columns the sweep will have to hurt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rose.layer.pattern import Pattern, smallest, smallest_per_group
+
+
+def block_widths(columns: int, block_size: int) -> tuple[int, ...]:
+    """Widths of the blocks of columns from left to right; the last one may be narrower."""
+    full, rest = divmod(columns, block_size)
+    return (block_size,) * full + ((rest,) if rest else ())
+
+
+def block_starts(widths: Sequence[int]) -> list[int]:
+    """First column of each block."""
+    starts, total = [], 0
+    for width in widths:
+        starts.append(total)
+        total += width
+    return starts
+
+
+def importance(weight: Tensor, mean_square: Tensor) -> Tensor:
+    """S = |W| · sqrt(mean of x_j²), the score of Wanda (Sun et al. 2024, equation 1); (out, in)."""
+    return weight.abs().float() * mean_square.sqrt()
+
+
+def potential_loss(score: Tensor, pattern: Pattern, widths: Sequence[int]) -> Tensor:
+    """L: S where pre-pruning would remove the weight, else 0 (ROSE, "pre-pruning"); (out, in).
+
+    Every block gives up the `round(ratio · size)` smallest of its S; for N:M every group gives up its
+    smallest `of − keep`, in which case blocks play no part.
+
+    Args:
+        score: importance S, (out, in).
+        widths: block widths, left to right; a single width makes it layer-wide.
+    """
+    if pattern.is_grouped:
+        return score * smallest_per_group(score, pattern)
+    masks = [smallest(block, pattern.count(block.numel())) for block in score.split(list(widths), dim=1)]
+    return score * torch.cat(masks, dim=1)
+
+
+def block_sums(column_loss: Tensor, widths: Sequence[int]) -> Tensor:
+    """Sum of column losses over each block, (blocks,)."""
+    return torch.stack([block.sum() for block in column_loss.split(list(widths))])
+
+
+def relative_range(block_loss: Tensor, widths: Sequence[int]) -> float:
+    """(max − min) / max of block loss, 0 where no block loses anything (ROSE, "relative range").
+
+    Compared per column, so that a narrower last block does not look cheap for its width alone; with
+    equal widths this is the paper's formula.
+    """
+    per_column = block_loss / torch.tensor(widths, device=block_loss.device)
+    largest = per_column.max().item()
+    return (largest - per_column.min().item()) / largest if largest > 0 else 0.0

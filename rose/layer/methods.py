@@ -1,0 +1,301 @@
+"""The registry of pruning methods: one function per method, one signature.
+
+A method takes a layer's weight, what calibration knows of its input, and the settings; it returns a
+`LayerResult`. It knows nothing of models. `@register(...)` makes it available everywhere: `prune_layer`,
+`prune_model`, the command line and the app read the registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rose.errors import RoseError
+from rose.layer import error
+from rose.layer.hessian import DampedHessian, damp
+from rose.layer.order import Order, OrderPlan, make_order, plan_order
+from rose.layer.pattern import Pattern, parse_sparsity, smallest, smallest_per_group, smallest_per_row
+from rose.layer.statistics import InputStatistics, as_statistics
+from rose.layer.sweep import SweepTrace, block_budget, layer_budget, sweep
+
+BUDGETS = ("block", "layer")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to prune one layer.
+
+    Attributes:
+        pattern: what share of the weights goes, or N:M.
+        block_size: columns per block.
+        damping: λ relative to the mean of diag(H).
+        threshold: a layer is columnar if its relative range is above this.
+        order: overrides the method's order: a name, an `Order`, or a permutation of the columns.
+        budget: overrides the method's budget: "block" or "layer".
+        trace: keep the weights after every block.
+    """
+
+    pattern: Pattern
+    block_size: int = 128
+    damping: float = 0.01
+    threshold: float = 0.5
+    order: str | Order | Tensor | Sequence[int] | None = None
+    budget: str | None = None
+    trace: bool = False
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What became of one layer.
+
+    Attributes:
+        weight: Ŵ, (out, in), dtype of W.
+        mask: True = removed, (out, in).
+        sparsity: realised fraction removed, mean of `mask`.
+        relative_error: tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) on calibration inputs, without damping.
+        column_error: Σ_rows e², (in,), original column order, under the damped H; sums to tr(ΔW H ΔWᵀ) + λ‖ΔW‖².
+        block_error: the same per block, in the order visited; its running sum is the error against pruned blocks.
+        plan: losses, relative range and whether the layer is columnar.
+        order: the columns and blocks as visited.
+        budget: "block", "layer", or "row" where each output row gives up the same number.
+        damping: what was used, relative to the mean of diag(H); above the request where H was singular.
+        added_damping: λ, absolute.
+        trace: the sweep as it went, where asked for.
+        method: name in the registry.
+    """
+
+    weight: Tensor
+    mask: Tensor
+    sparsity: float
+    relative_error: float
+    column_error: Tensor
+    block_error: Tensor
+    plan: OrderPlan
+    order: Order
+    budget: str
+    damping: float
+    added_damping: float
+    trace: SweepTrace | None = field(repr=False)
+    method: str
+
+
+Prune = Callable[[Tensor, InputStatistics, Settings], LayerResult]
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of the registry.
+
+    Attributes:
+        name: as typed on the command line.
+        label: as shown to people.
+        summary: one sentence, with the source.
+        prune: (W, statistics, settings) -> LayerResult.
+        sweeps: whether `order` and `budget` apply.
+    """
+
+    name: str
+    label: str
+    summary: str
+    prune: Prune
+    sweeps: bool
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(name: str, label: str, summary: str, *, sweeps: bool = False) -> Callable[[Prune], Prune]:
+    """Decorator that adds a method to the registry; the last registration of a name wins."""
+
+    def add(prune: Prune) -> Prune:
+        METHODS[name] = Method(name, label, summary, prune, sweeps)
+        return prune
+
+    return add
+
+
+def get_method(name: str) -> Method:
+    """Looks a method up.
+
+    Raises:
+        RoseError: unknown name.
+    """
+    if name not in METHODS:
+        raise RoseError(f"There is no method named {name!r}; choose one of {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def prune_layer(
+    weight: Tensor,
+    hessian: Tensor | InputStatistics,
+    *,
+    method: str = "rose",
+    sparsity: float | str | Pattern = 0.7,
+    block_size: int = 128,
+    damping: float = 0.01,
+    threshold: float = 0.5,
+    order: str | Order | Tensor | Sequence[int] | None = None,
+    budget: str | None = None,
+    trace: bool = False,
+) -> LayerResult:
+    """Prunes one weight matrix; W is not changed.
+
+    Args:
+        weight: W, (out, in), any float dtype; the arithmetic is float32.
+        hessian: H, (in, in), or the layer's `InputStatistics`.
+        method: a name in the registry.
+        sparsity: a ratio, or N:M such as "2:4".
+        block_size, damping, threshold, order, budget, trace: see `Settings`.
+
+    Raises:
+        RoseError: bad input, in one sentence.
+    """
+    settings = Settings(parse_sparsity(sparsity), block_size, damping, threshold, order, budget, trace)
+    chosen = get_method(method)
+    if weight.ndim != 2 or weight.numel() == 0:
+        raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(weight.shape)}.")
+    if not torch.isfinite(weight).all():
+        raise RoseError("W holds NaN or infinity; reload the checkpoint, or load it in float32.")
+    if not chosen.sweeps and (order is not None or budget is not None):
+        raise RoseError(f"{chosen.label} does not sweep over columns, so order and budget do not apply to it.")
+    if budget is not None and budget not in BUDGETS:
+        raise RoseError(f"The budget must be one of {', '.join(BUDGETS)}, not {budget!r}.")
+    settings.pattern.check(weight.shape[1], block_size)
+    return chosen.prune(weight, as_statistics(hessian, weight.shape[1]), settings)
+
+
+def _plan(weight: Tensor, statistics: InputStatistics, settings: Settings) -> OrderPlan:
+    return plan_order(
+        weight,
+        statistics,
+        sparsity=settings.pattern,
+        block_size=settings.block_size,
+        threshold=settings.threshold,
+    )
+
+
+def prune_by_sweep(
+    weight: Tensor, statistics: InputStatistics, settings: Settings, *, method: str, order: str, budget: str
+) -> LayerResult:
+    """A sweep with this order and budget, unless the settings override them.
+
+    `order` "rose" is the two-level order on columnar layers and natural order on the others.
+    """
+    plan = _plan(weight, statistics, settings)
+    wanted = settings.order if settings.order is not None else order
+    if isinstance(wanted, str) and wanted == "rose":
+        wanted = "two_level" if plan.is_columnar else "natural"
+    visited = make_order(plan, wanted)
+    budget = settings.budget or budget
+    pattern = settings.pattern
+    damped = damp(statistics.hessian, settings.damping)
+    dense = weight.float()
+    # Dead columns never carried a signal: their weights cost nothing, so they are the first to go.
+    live = dense.masked_fill(damped.dead, 0) if pattern.ratio > 0 else dense
+    factor = damped.inverse_factor(None if visited.is_natural else visited.permutation)
+    if budget == "layer" and not pattern.is_grouped:
+        counts = layer_budget(live, factor, pattern, visited)
+    else:  # N:M fixes how many weights every group gives up, so both budgets are the same
+        counts = block_budget(pattern, weight.shape[0], visited.widths)
+    swept = sweep(live, factor, visited, pattern, counts, damped.matrix if settings.trace else None)
+    pruned = swept.weight.to(weight.dtype)
+    return LayerResult(
+        weight=pruned,
+        mask=swept.mask,
+        sparsity=float(swept.mask.float().mean()),
+        relative_error=error.relative_error(weight, pruned, statistics.hessian),
+        column_error=swept.column_error,
+        block_error=swept.block_error,
+        plan=plan,
+        order=visited,
+        budget=budget,
+        damping=damped.damping,
+        added_damping=damped.added,
+        trace=swept.trace,
+        method=method,
+    )
+
+
+def prune_by_mask(
+    weight: Tensor, statistics: InputStatistics, settings: Settings, mask: Tensor, *, method: str, budget: str
+) -> LayerResult:
+    """Sets the masked weights to zero and leaves the others as they are; measured like a sweep in natural order."""
+    plan = _plan(weight, statistics, settings)
+    damped: DampedHessian = damp(statistics.hessian, settings.damping)
+    pruned = weight.masked_fill(mask, 0)
+    live_change = (weight - pruned).float().masked_fill(damped.dead, 0)
+    columns = error.column_error(live_change, damped.inverse_factor())
+    natural = make_order(plan, "natural")
+    return LayerResult(
+        weight=pruned,
+        mask=mask,
+        sparsity=float(mask.float().mean()),
+        relative_error=error.relative_error(weight, pruned, statistics.hessian),
+        column_error=columns,
+        block_error=torch.stack([block.sum() for block in columns.split(list(natural.widths))]),
+        plan=plan,
+        order=natural,
+        budget=budget,
+        damping=damped.damping,
+        added_damping=damped.added,
+        trace=None,
+        method=method,
+    )
+
+
+@register(
+    "rose",
+    "ROSE",
+    "SparseGPT with two-level column order on columnar layers (arXiv 2603.05878).",
+    sweeps=True,
+)
+def rose(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """Two-level order where the layer is columnar, else natural; block budget."""
+    return prune_by_sweep(weight, statistics, settings, method="rose", order="rose", budget="block")
+
+
+@register(
+    "rose_global",
+    "ROSE global",
+    "Ours: global column order with a layer-wide budget.",
+    sweeps=True,
+)
+def rose_global(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """Global order, descending column loss of a layer-wide pre-pruning; layer budget."""
+    return prune_by_sweep(weight, statistics, settings, method="rose_global", order="global", budget="layer")
+
+
+@register(
+    "sparsegpt",
+    "SparseGPT",
+    "Natural column order, the same ratio in every block, with compensation (Frantar and Alistarh 2023).",
+    sweeps=True,
+)
+def sparsegpt(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """Natural order, block budget."""
+    return prune_by_sweep(weight, statistics, settings, method="sparsegpt", order="natural", budget="block")
+
+
+@register("wanda", "Wanda", "Smallest |W|·‖x‖ of every output row, no compensation (Sun et al. 2024).")
+def wanda(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """|W|·sqrt(mean x_j²), compared within each output row (Sun et al. 2024, section 3)."""
+    score = weight.float().abs() * statistics.mean_square.sqrt()
+    if settings.pattern.is_grouped:
+        mask = smallest_per_group(score, settings.pattern)
+    else:
+        mask = smallest_per_row(score, settings.pattern.count(weight.shape[1]))
+    return prune_by_mask(weight, statistics, settings, mask, method="wanda", budget="row")
+
+
+@register("magnitude", "Magnitude", "Smallest |W| of the layer, no calibration, no compensation (Han et al. 2015).")
+def magnitude(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """|W|, compared over the whole layer."""
+    score = weight.float().abs()
+    if settings.pattern.is_grouped:
+        mask = smallest_per_group(score, settings.pattern)
+    else:
+        mask = smallest(score, settings.pattern.count(score.numel()))
+    return prune_by_mask(weight, statistics, settings, mask, method="magnitude", budget="layer")

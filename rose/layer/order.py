@@ -1,0 +1,297 @@
+"""Orders: the permutation in which a sweep visits the columns, and the widths of the blocks it visits.
+
+The two-level order is ROSE's (arXiv 2603.05878, section 3): columns within each block by column loss,
+then blocks by block loss, both descending. The others are its ablations, and `global`, which is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from rose.errors import RoseError
+from rose.layer import loss
+from rose.layer.pattern import Pattern, parse_sparsity
+from rose.layer.statistics import InputStatistics, as_statistics
+
+
+@dataclass(frozen=True)
+class Order:
+    """A column order with its block boundaries.
+
+    Attributes:
+        permutation: (in,) int64; `permutation[k]` is the original column visited at step k.
+        widths: block widths in the order visited. A narrow block that moves keeps its width.
+        name: how the order is called in reports.
+    """
+
+    permutation: Tensor
+    widths: tuple[int, ...]
+    name: str
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """(in,) int64; `inverse[j]` is the step at which original column j is visited."""
+        return self.permutation.argsort()
+
+    @property
+    def is_natural(self) -> bool:
+        return bool((self.permutation == torch.arange(len(self.permutation), device=self.permutation.device)).all())
+
+
+@dataclass(frozen=True)
+class OrderPlan:
+    """What pre-pruning says about a layer, and the order ROSE draws from it.
+
+    Attributes:
+        importance: S, (out, in) float32.
+        potential_loss: L, (out, in) float32.
+        column_loss: (in,) float32, in original column order.
+        block_loss: (blocks,) float32, left to right.
+        block_width: (blocks,) columns of each block, left to right.
+        hessian_diagonal: diag(H), (in,) float32.
+        relative_range: 0 to 1, block losses compared per column.
+        threshold: columnar above it.
+        is_columnar: relative_range > threshold.
+        permutation: (in,) int64: two-level if columnar, else natural.
+        block_order: (blocks,) int64: original block visited at each step of `permutation`.
+        pattern, block_size: what the plan was made for.
+    """
+
+    importance: Tensor
+    potential_loss: Tensor
+    column_loss: Tensor
+    block_loss: Tensor
+    block_width: tuple[int, ...]
+    hessian_diagonal: Tensor
+    relative_range: float
+    threshold: float
+    is_columnar: bool
+    permutation: Tensor
+    block_order: Tensor
+    pattern: Pattern
+    block_size: int
+
+    @property
+    def loss_per_column(self) -> Tensor:
+        """Block loss divided by the block's width, (blocks,): what blocks are compared by."""
+        return self.block_loss / torch.tensor(self.block_width, device=self.block_loss.device)
+
+
+def plan_order(
+    weight: Tensor,
+    hessian: Tensor | InputStatistics,
+    *,
+    sparsity: float | str | Pattern = 0.7,
+    block_size: int = 128,
+    threshold: float = 0.5,
+) -> OrderPlan:
+    """Pre-prunes a layer and decides whether, and how, ROSE reorders its columns.
+
+    Args:
+        weight: W, (out, in).
+        hessian: H, (in, in), or the layer's `InputStatistics`.
+        sparsity: ratio or N:M.
+        block_size: columns per block.
+        threshold: a layer is columnar if its relative range is above this.
+
+    Raises:
+        RoseError: shapes that do not fit, NaN or infinity, or a pattern that does not fit the layer.
+    """
+    statistics = as_statistics(hessian, weight.shape[-1])
+    return plan_from_importance(
+        loss.importance(weight, statistics.mean_square),
+        statistics.diagonal,
+        sparsity=sparsity,
+        block_size=block_size,
+        threshold=threshold,
+    )
+
+
+def plan_from_importance(
+    score: Tensor,
+    hessian_diagonal: Tensor | None = None,
+    *,
+    sparsity: float | str | Pattern = 0.7,
+    block_size: int = 128,
+    threshold: float = 0.5,
+) -> OrderPlan:
+    """The same from a ready importance S, (out, in), as in the paper's worked example."""
+    if score.ndim != 2 or score.numel() == 0:
+        raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(score.shape)}.")
+    if not torch.isfinite(score).all():
+        raise RoseError("W holds NaN or infinity; reload the checkpoint, or load it in float32.")
+    if not 0 <= threshold <= 1:
+        raise RoseError(f"The threshold on the relative range must lie between 0 and 1, not {threshold!r}.")
+    pattern = parse_sparsity(sparsity)
+    pattern.check(score.shape[1], block_size)
+    widths = loss.block_widths(score.shape[1], block_size)
+    lost = loss.potential_loss(score, pattern, widths)
+    column_loss = lost.sum(0)
+    block_loss = loss.block_sums(column_loss, widths)
+    spread = loss.relative_range(block_loss, widths)
+    plan = OrderPlan(
+        importance=score,
+        potential_loss=lost,
+        column_loss=column_loss,
+        block_loss=block_loss,
+        block_width=widths,
+        hessian_diagonal=score.new_full((score.shape[1],), float("nan")) if hessian_diagonal is None else hessian_diagonal,
+        relative_range=spread,
+        threshold=threshold,
+        is_columnar=spread > threshold,
+        permutation=torch.arange(score.shape[1], device=score.device),
+        block_order=torch.arange(len(widths), device=score.device),
+        pattern=pattern,
+        block_size=block_size,
+    )
+    return replan(plan, threshold)
+
+
+def replan(plan: OrderPlan, threshold: float) -> OrderPlan:
+    """The same plan under another threshold; only the decision and the order change, nothing is recomputed."""
+    columnar = plan.relative_range > threshold
+    blocks = rank(plan.loss_per_column) if columnar else torch.arange(len(plan.block_width), device=plan.block_loss.device)
+    order = make_order(plan, "two_level" if columnar else "natural")
+    return replace(plan, threshold=threshold, is_columnar=columnar, permutation=order.permutation, block_order=blocks)
+
+
+def rank(score: Tensor, ascending: bool = False) -> Tensor:
+    """Indices by score, descending unless asked otherwise; ties by index."""
+    return score.argsort(descending=not ascending, stable=True)
+
+
+def unit_rank(column_score: Tensor, unit: int, ascending: bool = False) -> Tensor:
+    """Ranks columns, or whole N:M groups of `unit` columns by their summed score; columns of a group stay together."""
+    groups = rank(column_score.view(-1, unit).sum(1), ascending)
+    return (groups[:, None] * unit + torch.arange(unit, device=groups.device)).flatten()
+
+
+def _within_blocks(plan: OrderPlan, ascending: bool) -> list[Tensor]:
+    """Per block, left to right: its columns by column loss."""
+    unit = plan.pattern.of or 1
+    starts = loss.block_starts(plan.block_width)
+    losses = plan.column_loss.split(list(plan.block_width))
+    return [start + unit_rank(block, unit, ascending) for start, block in zip(starts, losses, strict=True)]
+
+
+def _join_blocks(plan: OrderPlan, columns: Sequence[Tensor], blocks: Tensor, name: str) -> Order:
+    chosen = blocks.tolist()
+    return Order(torch.cat([columns[b] for b in chosen]), tuple(plan.block_width[b] for b in chosen), name)
+
+
+def _natural_columns(plan: OrderPlan) -> list[Tensor]:
+    device = plan.column_loss.device
+    return list(torch.arange(sum(plan.block_width), device=device).split(list(plan.block_width)))
+
+
+def natural(plan: OrderPlan, ascending: bool = False) -> Order:
+    """Left to right, as SparseGPT prunes; ascending has no meaning here."""
+    return _join_blocks(plan, _natural_columns(plan), torch.arange(len(plan.block_width)), "natural")
+
+
+def two_level(plan: OrderPlan, ascending: bool = False) -> Order:
+    """ROSE: columns within each block by column loss, then blocks by block loss."""
+    return _join_blocks(plan, _within_blocks(plan, ascending), rank(plan.loss_per_column, ascending), "two_level")
+
+
+def columns_only(plan: OrderPlan, ascending: bool = False) -> Order:
+    """Columns within each block by column loss; blocks stay."""
+    return _join_blocks(plan, _within_blocks(plan, ascending), torch.arange(len(plan.block_width)), "columns")
+
+
+def blocks_only(plan: OrderPlan, ascending: bool = False) -> Order:
+    """Blocks by block loss; columns stay in natural order within each."""
+    return _join_blocks(plan, _natural_columns(plan), rank(plan.loss_per_column, ascending), "blocks")
+
+
+def global_order(plan: OrderPlan, ascending: bool = False) -> Order:
+    """Ours: all columns by their loss in a layer-wide pre-pruning; meant for the layer-wide budget."""
+    columns = plan.importance.shape[1]
+    lost = loss.potential_loss(plan.importance, plan.pattern, (columns,)).sum(0)
+    return Order(unit_rank(lost, plan.pattern.of or 1, ascending), plan.block_width, "global")
+
+
+def by_hessian(plan: OrderPlan, ascending: bool = False) -> Order:
+    """All columns by diag(H) (GPTQ's `act_order`)."""
+    if torch.isnan(plan.hessian_diagonal).any():
+        raise RoseError("The order by Hessian diagonal needs H; this plan was made from importance alone.")
+    return Order(unit_rank(plan.hessian_diagonal, plan.pattern.of or 1, ascending), plan.block_width, "hessian")
+
+
+def random_order(plan: OrderPlan, seed: int = 0) -> Order:
+    """All columns (or N:M groups) shuffled by seed."""
+    unit = plan.pattern.of or 1
+    score = torch.rand(plan.column_loss.numel() // unit, generator=torch.Generator().manual_seed(seed))
+    permutation = unit_rank(score.repeat_interleave(unit), unit).to(plan.column_loss.device)
+    return Order(permutation, plan.block_width, f"random:{seed}")
+
+
+ORDERS: dict[str, Callable[[OrderPlan, bool], Order]] = {
+    "natural": natural,
+    "two_level": two_level,
+    "columns": columns_only,
+    "blocks": blocks_only,
+    "global": global_order,
+    "hessian": by_hessian,
+}
+
+
+def order_names() -> list[str]:
+    """Every name that `make_order` knows, except the seeds of "random:SEED"."""
+    return [*ORDERS, *(f"{name}_ascending" for name in ORDERS if name != "natural"), "random"]
+
+
+def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> Order:
+    """An order by name, "random:SEED", or a permutation of the columns.
+
+    Raises:
+        RoseError: unknown name; not a permutation; an order that tears N:M groups apart.
+    """
+    if isinstance(order, str):
+        base, _, seed = order.partition(":")
+        if base == "random" and (not seed or seed.isdecimal()):
+            return random_order(plan, int(seed or 0))
+        name = order.removesuffix("_ascending")
+        ascending = name != order
+        if name not in ORDERS or (ascending and name == "natural"):
+            raise RoseError(f"There is no order named {order!r}; choose one of {', '.join(order_names())}.")
+        made = ORDERS[name](plan, ascending)
+        return Order(made.permutation, made.widths, order)
+    if not isinstance(order, Order):
+        order = Order(torch.as_tensor(order, device=plan.column_loss.device).long(), plan.block_width, "custom")
+    _check(plan, order)
+    return order
+
+
+def move_block(plan: OrderPlan, order: Order, step: int, to: int) -> Order:
+    """Takes the block visited at `step` and visits it at step `to` instead; the others close up.
+
+    Raises:
+        RoseError: a step that does not exist.
+    """
+    count = len(order.widths)
+    if not (0 <= step < count and 0 <= to < count):
+        raise RoseError(f"This layer has blocks 0 to {count - 1}; cannot move {step} to {to}.")
+    columns = list(order.permutation.split(list(order.widths)))
+    widths = list(order.widths)
+    columns.insert(to, columns.pop(step))
+    widths.insert(to, widths.pop(step))
+    return make_order(plan, Order(torch.cat(columns), tuple(widths), "custom"))
+
+
+def _check(plan: OrderPlan, order: Order) -> None:
+    columns = plan.column_loss.numel()
+    if not torch.equal(order.permutation.sort().values.cpu(), torch.arange(columns)):
+        raise RoseError(f"A custom order must name each of the {columns} columns exactly once.")
+    if sum(order.widths) != columns or min(order.widths) < 1:
+        raise RoseError(f"The block widths of a custom order must be positive and add up to {columns}.")
+    unit = plan.pattern.of or 1
+    groups = order.permutation.view(-1, unit)
+    torn = (groups != groups[:, :1] + torch.arange(unit, device=groups.device)).any() or (groups[:, 0] % unit).any()
+    if torn or any(width % unit for width in order.widths):
+        raise RoseError(f"Under {plan.pattern} an order must keep each group of {unit} neighbouring columns together.")

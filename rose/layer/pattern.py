@@ -1,0 +1,113 @@
+"""Sparsity patterns: an unstructured ratio, or N:M (at most `keep` nonzeros in every `of` input columns)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rose.errors import RoseError
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What share of the weights goes, and whether every group of `of` columns must give up the same number.
+
+    Attributes:
+        ratio: fraction of weights removed, 0 to 1.
+        keep, of: N and M of an N:M pattern, both 0 when unstructured. 2:4 keeps 2 of 4.
+    """
+
+    ratio: float
+    keep: int = 0
+    of: int = 0
+
+    @property
+    def is_grouped(self) -> bool:
+        """True for N:M."""
+        return self.of > 0
+
+    def count(self, size: int) -> int:
+        """How many of `size` weights go: round(ratio · size)."""
+        return round(self.ratio * size)
+
+    def check(self, columns: int, block_size: int) -> None:
+        """Raises RoseError where this pattern cannot be laid over so many columns in such blocks."""
+        if not isinstance(block_size, int) or block_size < 1:
+            raise RoseError(f"The block size must be a whole number of columns, at least 1, not {block_size!r}.")
+        if not self.is_grouped:
+            return
+        if columns % self.of:
+            raise RoseError(
+                f"{self} needs a number of input columns divisible by {self.of}, but this layer has {columns}; "
+                "prune it with a ratio, or leave it out."
+            )
+        if block_size % self.of:
+            raise RoseError(
+                f"{self} needs a block size divisible by {self.of}, not {block_size}; "
+                f"try {max(1, block_size // self.of) * self.of}."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.keep}:{self.of}" if self.is_grouped else f"{self.ratio:g}"
+
+
+def parse_sparsity(sparsity: float | str | Pattern) -> Pattern:
+    """Reads 0.7, "0.7", "70%" or "2:4".
+
+    Raises:
+        RoseError: anything else, a ratio outside 0..1, or N:M with N > M or M < 1.
+    """
+    if isinstance(sparsity, Pattern):
+        return sparsity
+    wrong = RoseError(f"Sparsity must be a ratio from 0 to 1 such as 0.7, or N:M such as 2:4, not {sparsity!r}.")
+    if isinstance(sparsity, str) and ":" in sparsity:
+        keep_text, _, of_text = sparsity.partition(":")
+        if not (keep_text.strip().isdecimal() and of_text.strip().isdecimal()):
+            raise wrong
+        keep, of = int(keep_text), int(of_text)
+        if of < 1 or keep > of:
+            raise wrong
+        return Pattern(ratio=1 - keep / of, keep=keep, of=of)
+    try:
+        text = sparsity.strip() if isinstance(sparsity, str) else sparsity
+        ratio = float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
+    except (TypeError, ValueError):
+        raise wrong from None
+    if not 0 <= ratio <= 1:  # also catches NaN
+        raise wrong
+    return Pattern(ratio=ratio)
+
+
+def smallest(score: Tensor, count: int) -> Tensor:
+    """Mask of exactly `count` smallest entries of the whole tensor; ties go to the lower flat index.
+
+    Args:
+        score: any shape, finite.
+        count: 0 to score.numel().
+    """
+    flat = score.reshape(-1)
+    if count <= 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    if count >= flat.numel():
+        return torch.ones_like(score, dtype=torch.bool)
+    # A selection instead of a sort: linear in the number of weights.
+    threshold = flat.kthvalue(count).values
+    mask = flat < threshold
+    ties = (flat == threshold).nonzero().squeeze(1)
+    mask[ties[: count - int(mask.sum())]] = True
+    return mask.view(score.shape)
+
+
+def smallest_per_row(score: Tensor, count: int) -> Tensor:
+    """Mask of exactly `count` smallest entries of every row (last dimension); ties go to the lower index."""
+    chosen = score.argsort(dim=-1, stable=True)[..., :count]
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(-1, chosen, True)
+
+
+def smallest_per_group(score: Tensor, pattern: Pattern) -> Tensor:
+    """N:M mask: in every run of `of` columns of every row the of − keep smallest entries, (out, in) bool."""
+    rows, columns = score.shape
+    grouped = score.reshape(rows, columns // pattern.of, pattern.of)
+    return smallest_per_row(grouped, pattern.of - pattern.keep).view(rows, columns)

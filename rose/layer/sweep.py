@@ -1,0 +1,169 @@
+"""The sweep: mask and compensate, block by block (SparseGPT, Frantar and Alistarh 2023, algorithm 1).
+
+Notation as in that paper: U is the upper Cholesky factor of the inverse Hessian, e = w_j / U_jj the error
+of a removed weight, and removing it costs e². Later columns absorb what they can: w_{j:} −= e · U_{j,j:}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rose.layer.error import quadratic_form
+from rose.layer.loss import block_starts
+from rose.layer.order import Order
+from rose.layer.pattern import Pattern, smallest, smallest_per_group
+
+
+@dataclass(frozen=True)
+class SweepTrace:
+    """A sweep as it went, one entry per visited block, in the order visited.
+
+    Attributes:
+        weights: (blocks + 1, out, in) float32, original column order: before the sweep, and after each block.
+        removed: (blocks,) weights removed.
+        error: (blocks,) Σ e² of the block; their running sum is the error against pruned blocks.
+        lost: (blocks,) what removing the block's weights would have cost with nothing to compensate.
+            Free columns are at their optimum before each block, so the cost is δ H_bb δᵀ without cross terms.
+        compensated: (blocks,) lost − error.
+    """
+
+    weights: Tensor
+    removed: Tensor
+    error: Tensor
+    lost: Tensor
+
+    @property
+    def compensated(self) -> Tensor:
+        return self.lost - self.error
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Attributes:
+    weight: pruned and compensated, (out, in) float32, original column order.
+    mask: True = removed, (out, in).
+    column_error: Σ_rows e², (in,), original column order.
+    block_error: the same per block, (blocks,), in the order visited.
+    trace: as it went, where asked for.
+    """
+
+    weight: Tensor
+    mask: Tensor
+    column_error: Tensor
+    block_error: Tensor
+    trace: SweepTrace | None
+
+
+def block_budget(pattern: Pattern, rows: int, widths: Sequence[int]) -> list[int]:
+    """The same ratio in every block: how many weights each gives up (SparseGPT, ROSE)."""
+    return [pattern.count(rows * width) for width in widths]
+
+
+def layer_budget(weight: Tensor, factor: Tensor, pattern: Pattern, order: Order) -> list[int]:
+    """One threshold on w²/U_jj² over the layer, before the sweep: how many weights of each block fall under it.
+
+    Args:
+        weight: (out, in), original column order.
+        factor: U for `order`, (in, in).
+    """
+    saliency = (weight[:, order.permutation] / factor.diagonal()).square()
+    mask = smallest(saliency, pattern.count(saliency.numel()))
+    return [int(block.sum()) for block in mask.split(list(order.widths), dim=1)]
+
+
+def sweep(
+    weight: Tensor,
+    factor: Tensor,
+    order: Order,
+    pattern: Pattern,
+    counts: Sequence[int],
+    trace_hessian: Tensor | None = None,
+) -> Sweep:
+    """Prunes one layer in the given order.
+
+    Args:
+        weight: W, (out, in) float32, dead columns already zero; not changed.
+        factor: U for `order`, (in, in).
+        order: columns and block widths as visited.
+        pattern: for N:M the mask is chosen inside each group just before its first column, from compensated
+            weights, and `counts` is not used.
+        counts: weights to remove from each visited block.
+        trace_hessian: damped H, (in, in), original order; given where a trace is wanted.
+    """
+    # Transposed: each column of W is then a contiguous row, and compensation is a rank-1 update of rows below.
+    wt = weight[:, order.permutation].T.contiguous()
+    mask = torch.zeros_like(wt, dtype=torch.bool)
+    errors = torch.empty(wt.shape[0], device=wt.device)
+    record = None if trace_hessian is None else _Recorder(wt, order, trace_hessian)
+    for start, width, count in zip(block_starts(order.widths), order.widths, counts, strict=True):
+        end = start + width
+        before = wt[start:end].clone() if record else None
+        e = _prune_block(wt[start:end], mask[start:end], factor[start:end, start:end], pattern, count)
+        wt[end:].addmm_(factor[start:end, end:].T, e, alpha=-1)
+        wt[start:end].masked_fill_(mask[start:end], 0)
+        errors[start:end] = e.square().sum(1)
+        if record and before is not None:
+            record.block(wt, before, mask[start:end], start, float(errors[start:end].sum()))
+    inverse = order.inverse
+    return Sweep(
+        weight=wt.T[:, inverse].contiguous(),
+        mask=mask.T[:, inverse].contiguous(),
+        column_error=errors[inverse],
+        block_error=torch.stack([block.sum() for block in errors.split(list(order.widths))]),
+        trace=record.trace() if record else None,
+    )
+
+
+def _prune_block(wt: Tensor, mask: Tensor, factor: Tensor, pattern: Pattern, count: int) -> Tensor:
+    """Masks one block and compensates within it, in place; returns its errors E, (width, out).
+
+    Args:
+        wt: the block's weights, transposed, (width, out).
+        mask: to be filled, (width, out).
+        factor: U of the block, (width, width).
+    """
+    diagonal = factor.diagonal().unsqueeze(1)
+    if not pattern.is_grouped:
+        mask.copy_(smallest((wt / diagonal).square(), count))
+    errors = torch.zeros_like(wt)
+    for j in range(wt.shape[0]):
+        if pattern.is_grouped and j % pattern.of == 0:
+            group = slice(j, j + pattern.of)
+            saliency = (wt[group] / diagonal[group]).square()
+            mask[group] = smallest_per_group(saliency.T, pattern).T
+        e = torch.where(mask[j], wt[j], 0) / diagonal[j]
+        errors[j] = e
+        wt[j:].addr_(factor[j, j:], e, alpha=-1)
+    return errors
+
+
+class _Recorder:
+    """Collects a `SweepTrace`; kept apart so that an untraced sweep pays nothing."""
+
+    def __init__(self, wt: Tensor, order: Order, hessian: Tensor) -> None:
+        self.inverse = order.inverse
+        self.hessian = hessian[order.permutation][:, order.permutation]
+        self.weights = [self._natural(wt)]
+        self.removed: list[int] = []
+        self.error: list[float] = []
+        self.lost: list[float] = []
+
+    def _natural(self, wt: Tensor) -> Tensor:
+        return wt.T[:, self.inverse].clone()
+
+    def block(self, wt: Tensor, before: Tensor, mask: Tensor, start: int, error: float) -> None:
+        """`before`: the block as it stood when its turn came, (width, out); `mask`: what it gave up."""
+        end = start + len(mask)
+        self.weights.append(self._natural(wt))
+        self.removed.append(int(mask.sum()))
+        self.error.append(error)
+        self.lost.append(quadratic_form((before * mask).T, self.hessian[start:end, start:end]))
+
+    def trace(self) -> SweepTrace:
+        return SweepTrace(
+            torch.stack(self.weights), torch.tensor(self.removed), torch.tensor(self.error), torch.tensor(self.lost)
+        )

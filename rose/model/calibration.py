@@ -1,0 +1,147 @@
+"""Token samples from a dataset, a file, or the English text that every Python carries."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rose.errors import RoseError
+
+
+def packaged_text() -> str:
+    """The Python language reference as plain text, about 700 kB of English; no network, no file of ours."""
+    from pydoc_data import topics
+
+    return "\n\n".join(text for _, text in sorted(topics.topics.items()))
+
+
+def _wikitext2(split: str) -> str:
+    return "\n\n".join(_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split)["text"])
+
+
+def _ptb(split: str) -> str:
+    return " ".join(_dataset("ptb-text-only/ptb_text_only", "penn_treebank", split, revision="refs/convert/parquet")["sentence"])
+
+
+def _c4(split: str) -> str:
+    # One shard streamed and cut: the whole set is 300 GB, and 128 samples of 2048 tokens need about 1 MB.
+    shard = "en/c4-train.00000-of-01024.json.gz" if split == "train" else "en/c4-validation.00000-of-00008.json.gz"
+    rows = _dataset("allenai/c4", None, split, data_files={split: shard}, streaming=True)
+    return "\n\n".join(row["text"] for row in itertools.islice(rows, 8000))
+
+
+DATASETS: dict[str, Callable[[str], str]] = {"wikitext2": _wikitext2, "c4": _c4, "ptb": _ptb}
+SOURCES = [*DATASETS, "packaged"]
+
+
+def _dataset(path: str, name: str | None, split: str, **options):  # type: ignore[no-untyped-def]
+    import datasets  # slow to import, and not needed for files
+
+    try:
+        return datasets.load_dataset(path, name, split=split, **options)
+    except Exception as problem:  # the library raises many kinds
+        reason = " ".join(str(problem).split())[:150]
+        raise RoseError(
+            f"The dataset {path} cannot be loaded ({reason}); check the network, or give a .txt file or \"packaged\"."
+        ) from problem
+
+
+def load_text(source: str, split: str = "train") -> str:
+    """The text of a source: "wikitext2", "c4", "ptb", "packaged", or a .txt or .jsonl file.
+
+    Args:
+        source: a name or a path; a .jsonl file has one object with a "text" per line.
+        split: "train", "validation" or "test"; datasets only.
+
+    Raises:
+        RoseError: unknown source, unreadable file, dataset out of reach.
+    """
+    if source == "packaged":
+        return packaged_text()
+    if source in DATASETS:
+        return DATASETS[source](split)
+    path = Path(source).expanduser()
+    if path.suffix not in (".txt", ".jsonl"):
+        raise RoseError(f"Unknown text {source!r}; give one of {', '.join(SOURCES)}, or a .txt or .jsonl file.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise RoseError(f"The file {path} cannot be read as UTF-8 text ({problem}); check the path.") from problem
+    return _join_jsonl(path, text) if path.suffix == ".jsonl" else text
+
+
+def _join_jsonl(path: Path, content: str) -> str:
+    texts = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            texts.append(str(json.loads(line)["text"]))
+        except (ValueError, KeyError, TypeError) as problem:
+            raise RoseError(f'{path}, line {number} is not a JSON object with a "text".') from problem
+    return "\n\n".join(texts)
+
+
+def load_tokens(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    samples: int | None = 128,
+    length: int = 2048,
+    seed: int | None = 0,
+    split: str = "train",
+) -> Tensor:
+    """Windows of a text as token ids.
+
+    With a seed, windows are drawn at random, and do not overlap where the text is long enough for that.
+    With `seed=None` they follow one another from the start, as for perplexity.
+
+    Args:
+        source: see `load_text`.
+        tokenizer: the model's own.
+        samples: number of windows; None (with `seed=None`) means as many as the text holds.
+        length: tokens per window, at least 2.
+        seed: of the draw, or None.
+        split: of a dataset; files and the packaged text have none.
+
+    Returns:
+        (samples, length) int64, never shorter than asked.
+
+    Raises:
+        RoseError: bad numbers, an unreadable source, or a text that is too short.
+    """
+    if length < 2 or (samples is not None and samples < 1):
+        raise RoseError(f"Need at least 1 sample of at least 2 tokens, not {samples} of {length}.")
+    if samples is None and seed is not None:
+        raise RoseError("All windows of a text come in order: give seed=None with samples=None.")
+    text = load_text(source, split)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
+    whole = len(ids) // length
+    if whole == 0 or (seed is None and samples is not None and samples > whole):
+        raise RoseError(
+            f"{source} has {len(ids)} tokens, too few for {samples or 1} windows of {length}; "
+            "ask for fewer or shorter ones, or give a longer text."
+        )
+    if seed is None:
+        starts = torch.arange(whole if samples is None else samples) * length
+    else:
+        assert samples is not None
+        starts = _random_starts(len(ids), samples, length, seed)
+    return ids[starts[:, None] + torch.arange(length)]
+
+
+def _random_starts(total: int, samples: int, length: int, seed: int) -> Tensor:
+    """Random window starts: disjoint where the text allows it, else independent draws."""
+    generator = torch.Generator().manual_seed(seed)
+    slack = total - samples * length
+    if slack < 0:
+        return torch.randint(total - length + 1, (samples,), generator=generator)
+    # Disjoint windows in a line leave `slack` tokens as gaps; sorted draws place the gaps, a shuffle the windows.
+    gaps = torch.randint(slack + 1, (samples,), generator=generator).sort().values
+    return (gaps + torch.arange(samples) * length)[torch.randperm(samples, generator=generator)]

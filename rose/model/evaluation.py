@@ -1,0 +1,49 @@
+"""Perplexity of a causal language model on windows of tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rose.model.forward import check_tokens, pick_device
+
+LOGIT_ELEMENTS = 2**27  # 512 MB of float32 logits at a time
+
+
+@torch.no_grad()
+def perplexity(model: nn.Module, tokens: Tensor, *, progress: Callable[[float], Any] | None = None) -> float:
+    """exp of the mean negative log-likelihood of every token given those before it in its window.
+
+    Windows do not overlap and each starts without context, the field's protocol (GPTQ, SparseGPT, Wanda).
+
+    Args:
+        model: a transformers causal language model; moved to the device and back.
+        tokens: (windows, length) int64, as from `load_tokens(..., seed=None)`.
+        progress: called with the share done, 0 to 1, after each batch; may raise to stop.
+
+    Raises:
+        RoseError: tokens that do not fit the model.
+    """
+    check_tokens(model, tokens)
+    home, device = next(model.parameters()).device, pick_device()
+    model.to(device)
+    vocabulary: int = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    batch = max(1, LOGIT_ELEMENTS // (vocabulary * tokens.shape[1]))
+    total, done = 0.0, 0
+    try:
+        for windows in tokens.split(batch):
+            windows = windows.to(device)
+            logits = model(input_ids=windows, use_cache=False).logits[:, :-1]
+            losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="sum")
+            total += losses.item()
+            done += len(windows)
+            if progress:
+                progress(done / len(tokens))
+    finally:
+        model.to(home)
+    mean = total / (tokens.shape[0] * (tokens.shape[1] - 1))
+    return math.exp(mean) if mean < 700 else math.inf

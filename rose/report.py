@@ -1,0 +1,122 @@
+"""Typed results of a run, as pandas, JSON, CSV and parquet."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rose.errors import RoseError
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One pruned layer in numbers; errors are relative to the dense output, `seconds` is pruning alone.
+
+    `held_out_error` is None where no held-out tokens were given; `damping` is relative to the mean of diag(H).
+    """
+
+    layer: str
+    block_index: int
+    projection: str
+    rows: int
+    columns: int
+    method: str
+    sparsity: float
+    relative_range: float
+    is_columnar: bool
+    relative_error: float
+    held_out_error: float | None
+    damping: float
+    dead_columns: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A run over a model.
+
+    Attributes:
+        layers: one row per layer (and method), columns as in `LayerRecord`.
+        summary: settings, totals, and what was evaluated.
+    """
+
+    layers: pd.DataFrame
+    summary: dict[str, Any]
+
+    @classmethod
+    def from_records(cls, records: Sequence[LayerRecord], **settings: Any) -> RunReport:
+        """Builds the table and adds totals to the settings."""
+        table = records_table(records)
+        sizes = table["rows"] * table["columns"]
+        totals = {
+            "layers": len(table),
+            "columnar_layers": int(table["is_columnar"].sum()),
+            "weights": int(sizes.sum()),
+            "removed_fraction": float((table["sparsity"] * sizes).sum() / sizes.sum()),
+            "mean_relative_error": float(table["relative_error"].mean()),
+            "mean_held_out_error": _mean_or_none(table["held_out_error"]),
+            "layers_with_raised_damping": int((table["damping"] > settings.get("damping", 0)).sum()),
+        }
+        return cls(table, {**settings, **totals})
+
+    def with_summary(self, **entries: Any) -> RunReport:
+        """The same report with further entries in its summary."""
+        return RunReport(self.layers, {**self.summary, **entries})
+
+    def to_json(self) -> str:
+        rows = json.loads(self.layers.to_json(orient="records", double_precision=15))
+        return json.dumps({"summary": self.summary, "layers": rows}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> RunReport:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            RoseError: not such a text.
+        """
+        try:
+            data = json.loads(text)
+            return cls(pd.DataFrame(data["layers"]), data["summary"])
+        except (ValueError, KeyError, TypeError) as problem:
+            raise RoseError(f"This is not a report written by rose ({problem}); choose a report.json.") from problem
+
+    def save(self, folder: str | Path) -> None:
+        """Writes report.json, layers.csv and layers.parquet into a folder, each whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "report.json", self.to_json().encode())
+        write_atomically(folder / "layers.csv", self.layers.to_csv(index=False).encode())
+        write_atomically(folder / "layers.parquet", self.layers.to_parquet(index=False))
+
+
+def _mean_or_none(column: pd.Series) -> float | None:
+    values = pd.to_numeric(column).dropna()
+    return float(values.mean()) if len(values) else None
+
+
+def records_table(records: Sequence[LayerRecord]) -> pd.DataFrame:
+    """One row per record; the columns are there even when no record is."""
+    names = [field.name for field in dataclasses.fields(LayerRecord)]
+    table = pd.DataFrame([dataclasses.asdict(record) for record in records], columns=names)
+    table["held_out_error"] = table["held_out_error"].astype(float)
+    return table
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes to a temporary file beside `path`, then renames."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
