@@ -140,7 +140,9 @@ def plan_from_importance(
         column_loss=column_loss,
         block_loss=block_loss,
         block_width=widths,
-        hessian_diagonal=score.new_full((score.shape[1],), float("nan")) if hessian_diagonal is None else hessian_diagonal,
+        hessian_diagonal=score.new_full((score.shape[1],), float("nan"))
+        if hessian_diagonal is None
+        else hessian_diagonal,
         relative_range=spread,
         threshold=threshold,
         is_columnar=spread > threshold,
@@ -155,7 +157,9 @@ def plan_from_importance(
 def replan(plan: OrderPlan, threshold: float) -> OrderPlan:
     """The same plan under another threshold; only the decision and the order change, nothing is recomputed."""
     columnar = plan.relative_range > threshold
-    blocks = rank(plan.loss_per_column) if columnar else torch.arange(len(plan.block_width), device=plan.block_loss.device)
+    blocks = (
+        rank(plan.loss_per_column) if columnar else torch.arange(len(plan.block_width), device=plan.block_loss.device)
+    )
     order = make_order(plan, "two_level" if columnar else "natural")
     return replace(plan, threshold=threshold, is_columnar=columnar, permutation=order.permutation, block_order=blocks)
 

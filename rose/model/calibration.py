@@ -26,7 +26,9 @@ def _wikitext2(split: str) -> str:
 
 
 def _ptb(split: str) -> str:
-    return " ".join(_dataset("ptb-text-only/ptb_text_only", "penn_treebank", split, revision="refs/convert/parquet")["sentence"])
+    return " ".join(
+        _dataset("ptb-text-only/ptb_text_only", "penn_treebank", split, revision="refs/convert/parquet")["sentence"]
+    )
 
 
 def _c4(split: str) -> str:
@@ -48,7 +50,7 @@ def _dataset(path: str, name: str | None, split: str, **options):  # type: ignor
     except Exception as problem:  # the library raises many kinds
         reason = " ".join(str(problem).split())[:150]
         raise RoseError(
-            f"The dataset {path} cannot be loaded ({reason}); check the network, or give a .txt file or \"packaged\"."
+            f'The dataset {path} cannot be loaded ({reason}); check the network, or give a .txt file or "packaged".'
         ) from problem
 
 

@@ -38,7 +38,9 @@ def perplexity(model: nn.Module, tokens: Tensor, *, progress: Callable[[float], 
         for windows in tokens.split(batch):
             windows = windows.to(device)
             logits = model(input_ids=windows, use_cache=False).logits[:, :-1]
-            losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="sum")
+            losses = nn.functional.cross_entropy(
+                logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="sum"
+            )
             total += losses.item()
             done += len(windows)
             if progress:

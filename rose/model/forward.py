@@ -86,12 +86,12 @@ def check_tokens(model: nn.Module, tokens: Tensor) -> None:
     vocabulary = text.vocab_size
     if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
         raise RoseError(
-            f"Token {int(tokens.max())} is outside the model's vocabulary of {vocabulary}; use the model's own tokenizer."
+            f"Token {int(tokens.max())} is outside the model's vocabulary of {vocabulary}; use the model's tokenizer."
         )
     limit = getattr(text, "max_position_embeddings", None) or 0
     if limit and tokens.shape[1] > limit:
         raise RoseError(
-            f"Samples of {tokens.shape[1]} tokens are longer than the model's {limit} positions; use length {limit} or less."
+            f"Samples of {tokens.shape[1]} tokens are longer than the model's {limit} positions; use at most that length."
         )
 
 

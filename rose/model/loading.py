@@ -7,14 +7,14 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers import modeling_gguf_pytorch_utils as gguf
 from transformers.utils import logging as transformers_logging
 
 from rose.errors import RoseError
@@ -97,8 +98,8 @@ def load_model(
     # Dequantized weights are plain weights; the leftover record would make save_pretrained refuse.
     if getattr(model.config, "quantization_config", None) is not None and "gguf_file" in source.options:
         del model.config.quantization_config
-        model.is_quantized = False
-        model.hf_quantizer = None
+        model.is_quantized = False  # type: ignore[assignment]
+        model.hf_quantizer = None  # type: ignore[assignment]
     model.requires_grad_(False)
     return model.eval(), tokenizer
 
@@ -168,7 +169,9 @@ def _locate(name: str) -> _Source:
         return _gguf(path)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise RoseError(f"The folder {name} holds no config.json, so it is not a checkpoint; choose another folder.")
+            raise RoseError(
+                f"The folder {name} holds no config.json, so it is not a checkpoint; choose another folder."
+            )
         return _Source(str(path), {"local_files_only": True}, is_local=True)
     if path.exists():
         raise RoseError(f"{name} is a file, but not a .gguf file; give a checkpoint folder, a .gguf file or a Hub id.")
@@ -210,8 +213,8 @@ def _check_memory(name: str, config: Any, dtype: torch.dtype) -> None:
     free = psutil.virtual_memory().available
     if needed > free:
         raise RoseError(
-            f"{name} needs {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, but only {free / 1e9:.1f} GB of "
-            "memory is free; load it in bfloat16, or choose a smaller model."
+            f"{name} needs {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, but only {free / 1e9:.1f} GB "
+            "of memory is free; load it in bfloat16, or choose a smaller model."
         )
 
 
@@ -234,16 +237,20 @@ def _explained(name: str, source: _Source) -> Iterator[None]:
                 "(--trust-remote-code), or choose another model."
             ) from problem
         if source.is_local:
-            raise RoseError(f"{name} cannot be loaded; a file is missing, corrupt or of an unknown kind ({text[:200]}).") from problem
+            raise RoseError(
+                f"{name} cannot be loaded; a file is missing, corrupt or of an unknown kind ({text[:200]})."
+            ) from problem
         raise RoseError(_hub_problem(name, problem, text)) from problem
 
 
 def _hub_problem(name: str, problem: Exception, text: str) -> str:
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
     causes = [problem, problem.__cause__, problem.__context__]
-    status = next((c.response.status_code for c in causes if isinstance(c, HfHubHTTPError) and c.response is not None), 0)
+    status = next(
+        (c.response.status_code for c in causes if isinstance(c, HfHubHTTPError) and c.response is not None), 0
+    )
     if status in (401, 403):
-        return f"The Hub does not let you read {name}: it does not exist, or needs `hf auth login` and an accepted licence."
+        return f"The Hub does not let you read {name}: it does not exist, or needs `hf auth login` and its licence."
     if status == 404 or "not a valid model identifier" in text:
         return f"There is no model {name} on the Hub; check the spelling, or give a folder or a .gguf file."
     if offline:
@@ -253,6 +260,10 @@ def _hub_problem(name: str, problem: Exception, text: str) -> str:
     return f"{name} cannot be loaded from the Hub ({text[:200]})."
 
 
+def _no_bar(items: Iterable[Any], **_options: Any) -> Iterable[Any]:
+    return items
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars or advice from transformers: our callers draw their own."""
@@ -260,9 +271,12 @@ def _quiet() -> Iterator[None]:
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    # The GGUF reader draws a bar of tqdm's own, past the setting above.
+    bar, gguf.tqdm = gguf.tqdm, _no_bar
     try:
         yield
     finally:
+        gguf.tqdm = bar
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()

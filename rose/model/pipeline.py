@@ -162,8 +162,10 @@ class _Walk:
                 twice = propagate_again and bool(layers)
                 share = 0.45 if twice else 0.95
                 outputs, statistics = self._pass(self.calibration, block, index, layers, "calibrate", 0.0, share)
-                held_outputs, held_statistics = (None, {}) if self.held_out is None else self._pass(
-                    self.held_out, block, index, layers, "calibrate", share, share
+                held_outputs, held_statistics = (
+                    (None, {})
+                    if self.held_out is None
+                    else self._pass(self.held_out, block, index, layers, "calibrate", share, share)
                 )
                 if not twice:
                     self._advance(outputs, held_outputs)

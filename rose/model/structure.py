@@ -31,8 +31,9 @@ class PrunableLayer:
     @property
     def weight(self) -> Tensor:
         """W as (out, in), whichever way the module stores it; a view, not a copy."""
-        stored = self.module.weight.detach()
-        assert isinstance(stored, Tensor)
+        parameter = self.module.weight
+        assert isinstance(parameter, Tensor)
+        stored = parameter.detach()
         return stored.T if isinstance(self.module, Conv1D) else stored
 
     def write(self, weight: Tensor) -> None:
@@ -55,7 +56,9 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         if size > best_size:
             best, best_size = (name, module), size
     if best is None:
-        raise RoseError(f"{type(model).__name__} has no list of decoder blocks with linear layers, so nothing to prune.")
+        raise RoseError(
+            f"{type(model).__name__} has no list of decoder blocks with linear layers, so nothing to prune."
+        )
     return best
 
 
