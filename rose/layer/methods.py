@@ -7,15 +7,16 @@ A method takes a layer's weight, what calibration knows of its input, and the se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer import error
-from rose.layer.hessian import DampedHessian, damp
+from rose.layer.hessian import damp
+from rose.layer.options import Option, Value, complete_options
 from rose.layer.order import Order, OrderPlan, make_order, plan_order
 from rose.layer.pattern import Pattern, parse_sparsity, smallest, smallest_per_group, smallest_per_row
 from rose.layer.statistics import InputStatistics, as_statistics
@@ -36,6 +37,8 @@ class Settings:
         order: overrides the method's order: a name, an `Order`, or a permutation of the columns.
         budget: overrides the method's budget: "block" or "layer".
         trace: keep the weights after every block.
+        options: the method's own options, complete and checked; see `Method.options`.
+        held_out: inputs that calibration has not seen, for methods that choose by measuring.
     """
 
     pattern: Pattern
@@ -45,6 +48,8 @@ class Settings:
     order: str | Order | Tensor | Sequence[int] | None = None
     budget: str | None = None
     trace: bool = False
+    options: Mapping[str, Value] = field(default_factory=dict)
+    held_out: InputStatistics | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class LayerResult:
     Attributes:
         weight: Ŵ, (out, in), dtype of W.
         mask: True = removed, (out, in).
-        sparsity: realised fraction removed, mean of `mask`.
+        sparsity: realised fraction removed, 1 − parameters / size; without factors, the mean of `mask`.
         relative_error: tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) on calibration inputs, without damping.
         column_error: Σ_rows e², (in,), original column order, under the damped H; sums to tr(ΔW H ΔWᵀ) + λ‖ΔW‖².
         block_error: the same per block, in the order visited; its running sum is the error against pruned blocks.
@@ -65,6 +70,8 @@ class LayerResult:
         added_damping: λ, absolute.
         trace: the sweep as it went, where asked for.
         method: name in the registry.
+        low_rank: factors (out, rank) and (rank, in) that `weight` contains besides its sparse part, None for
+            every method that only removes weights; `mask` is then that of the sparse part.
     """
 
     weight: Tensor
@@ -80,6 +87,13 @@ class LayerResult:
     added_damping: float
     trace: SweepTrace | None = field(repr=False)
     method: str
+    low_rank: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that must be stored: kept weights, and every entry of the factors."""
+        factors = sum(factor.numel() for factor in self.low_rank or ())
+        return self.mask.numel() - int(self.mask.sum()) + factors
 
 
 Prune = Callable[[Tensor, InputStatistics, Settings], LayerResult]
@@ -95,6 +109,7 @@ class Method:
         summary: one sentence, with the source.
         prune: (W, statistics, settings) -> LayerResult.
         sweeps: whether `order` and `budget` apply.
+        options: what else can be chosen, by name.
     """
 
     name: str
@@ -102,16 +117,19 @@ class Method:
     summary: str
     prune: Prune
     sweeps: bool
+    options: Mapping[str, Option] = field(default_factory=dict)
 
 
 METHODS: dict[str, Method] = {}
 
 
-def register(name: str, label: str, summary: str, *, sweeps: bool = False) -> Callable[[Prune], Prune]:
+def register(
+    name: str, label: str, summary: str, *, sweeps: bool = False, options: Mapping[str, Option] | None = None
+) -> Callable[[Prune], Prune]:
     """Decorator that adds a method to the registry; the last registration of a name wins."""
 
     def add(prune: Prune) -> Prune:
-        METHODS[name] = Method(name, label, summary, prune, sweeps)
+        METHODS[name] = Method(name, label, summary, prune, sweeps, options or {})
         return prune
 
     return add
@@ -140,6 +158,8 @@ def prune_layer(
     order: str | Order | Tensor | Sequence[int] | None = None,
     budget: str | None = None,
     trace: bool = False,
+    options: Mapping[str, Value] | None = None,
+    held_out: Tensor | InputStatistics | None = None,
 ) -> LayerResult:
     """Prunes one weight matrix; W is not changed.
 
@@ -149,12 +169,25 @@ def prune_layer(
         method: a name in the registry.
         sparsity: a ratio, or N:M such as "2:4".
         block_size, damping, threshold, order, budget, trace: see `Settings`.
+        options: the method's own options by name, such as {"rank_ratio": 0.3} for OATS; see `METHODS[name].options`.
+        held_out: H or statistics of inputs that calibration has not seen; only methods that choose by measuring
+            ("measured") look at them.
 
     Raises:
         RoseError: bad input, in one sentence.
     """
-    settings = Settings(parse_sparsity(sparsity), block_size, damping, threshold, order, budget, trace)
     chosen = get_method(method)
+    settings = Settings(
+        parse_sparsity(sparsity),
+        block_size,
+        damping,
+        threshold,
+        order,
+        budget,
+        trace,
+        complete_options(chosen.label, chosen.options, options),
+        None if held_out is None else as_statistics(held_out, weight.shape[-1]),
+    )
     if weight.ndim != 2 or weight.numel() == 0:
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(weight.shape)}.")
     if not torch.isfinite(weight).all():
@@ -223,16 +256,37 @@ def prune_by_mask(
     weight: Tensor, statistics: InputStatistics, settings: Settings, mask: Tensor, *, method: str, budget: str
 ) -> LayerResult:
     """Sets the masked weights to zero and leaves the others as they are; measured like a sweep in natural order."""
+    return measured_result(
+        weight, weight.masked_fill(mask, 0), mask, statistics, settings, method=method, budget=budget
+    )
+
+
+def measured_result(
+    weight: Tensor,
+    pruned: Tensor,
+    mask: Tensor,
+    statistics: InputStatistics,
+    settings: Settings,
+    *,
+    method: str,
+    budget: str,
+    low_rank: tuple[Tensor, Tensor] | None = None,
+) -> LayerResult:
+    """The result of a method that does not sweep: its errors are accounted as by a sweep in natural order.
+
+    Args:
+        weight, pruned: W and Ŵ, (out, in), same dtype.
+        mask: True = removed, of the sparse part where there are factors.
+    """
     plan = _plan(weight, statistics, settings)
-    damped: DampedHessian = damp(statistics.hessian, settings.damping)
-    pruned = weight.masked_fill(mask, 0)
+    damped = damp(statistics.hessian, settings.damping)
     live_change = (weight - pruned).float().masked_fill(damped.dead, 0)
     columns = error.column_error(live_change, damped.inverse_factor())
     natural = make_order(plan, "natural")
-    return LayerResult(
+    result = LayerResult(
         weight=pruned,
         mask=mask,
-        sparsity=float(mask.float().mean()),
+        sparsity=0.0,
         relative_error=error.relative_error(weight, pruned, statistics.hessian),
         column_error=columns,
         block_error=torch.stack([block.sum() for block in columns.split(list(natural.widths))]),
@@ -243,7 +297,9 @@ def prune_by_mask(
         added_damping=damped.added,
         trace=None,
         method=method,
+        low_rank=low_rank,
     )
+    return replace(result, sparsity=1 - result.parameters / mask.numel())
 
 
 @register(

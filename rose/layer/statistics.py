@@ -90,6 +90,12 @@ class InputStatistics:
         return self._sum / max(self.tokens, 1)
 
     @property
+    def variance(self) -> Tensor:
+        """Variance of x_j over tokens, (in,), at least 0; NaN where only a Hessian is known."""
+        # The difference of two float32 sums can come out below zero for a channel that hardly varies.
+        return (self.mean_square - self.mean.square()).clamp_min(0)
+
+    @property
     def dead(self) -> Tensor:
         """True where an input channel was zero on every token, (in,) bool."""
         return self.diagonal == 0

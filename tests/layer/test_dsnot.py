@@ -1,0 +1,150 @@
+"""DSnoT against a slow loop over rows, written from the paper's algorithm."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import rose
+from rose.layer.dsnot import CYCLES, TOLERANCE, refine_mask
+from rose.layer.pattern import parse_sparsity, smallest_per_group, smallest_per_row
+
+
+def statistics_of(inputs: Tensor) -> rose.InputStatistics:
+    statistics = rose.InputStatistics(inputs.shape[1])
+    statistics.update(inputs)
+    return statistics
+
+
+def case(seed: int, rows: int = 12, columns: int = 32, scale: float = 0.2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(200, columns, generator=generator) * torch.rand(columns, generator=generator)
+    inputs += torch.randn(columns, generator=generator)
+    return torch.randn(rows, columns, generator=generator) * scale, inputs
+
+
+def refine_row(row: list[float], removed: list[bool], inputs: Tensor, of: int) -> list[bool]:
+    """One row, one cycle after another; statistics straight from the inputs, in float64."""
+    x = inputs.double()
+    mean, variance = x.mean(0).tolist(), x.var(0, correction=0).tolist()
+    norm = x.square().mean(0).sqrt().tolist()
+    removed, moved = list(removed), set()
+    drift = [w * m for w, m in zip(row, mean, strict=True)]
+    e = sum(d for d, gone in zip(drift, removed, strict=True) if gone)
+    first = e > 0
+    for _ in range(CYCLES):
+        if abs(e) <= TOLERANCE:
+            break
+        sign = 1 if e > 0 else -1
+        fresh = [j for j in range(len(row)) if j not in moved]
+        survivors = [j for j in fresh if not removed[j]]
+        regrowable = [j for j in fresh if removed[j] and sign * drift[j] > 0]
+        if of:
+            regrowable = [j for j in regrowable if any(k // of == j // of for k in survivors)]
+        if not regrowable:
+            break
+        grown = max(regrowable, key=lambda j: sign * drift[j] / variance[j])
+        if of:
+            prunable = [j for j in survivors if j // of == grown // of]
+        else:
+            prunable = [j for j in survivors if sign * drift[j] < 0]
+        if not prunable:
+            break
+        gone = min(prunable, key=lambda j: abs(row[j]) * norm[j])
+        after = e + drift[gone] - drift[grown]
+        if of and (after > 0) != first:
+            break
+        e = after
+        removed[grown], removed[gone] = False, True
+        moved |= {grown, gone}
+    return removed
+
+
+@pytest.mark.parametrize("sparsity", ["0.5", "0.7", "2:4", "1:4", "4:8"])
+@pytest.mark.parametrize("seed", range(4))
+def test_mask_is_that_of_a_literal_loop(sparsity: str, seed: int) -> None:
+    weight, inputs = case(seed)
+    pattern = parse_sparsity(sparsity)
+    score = weight.abs() * inputs.square().mean(0).sqrt()
+    start = smallest_per_group(score, pattern) if pattern.is_grouped else smallest_per_row(score, pattern.count(32))
+    expected = [refine_row(w, m, inputs, pattern.of) for w, m in zip(weight.tolist(), start.tolist(), strict=True)]
+    mask = rose.prune_layer(weight, statistics_of(inputs), method="dsnot", sparsity=sparsity, block_size=32).mask
+    assert mask.tolist() == expected
+    assert not torch.equal(mask, start)  # otherwise the comparison says nothing
+
+
+@pytest.mark.parametrize("start", ["wanda", "magnitude", "sparsegpt"])
+def test_start_masks(start: str) -> None:
+    weight, inputs = case(5, scale=1e-4)  # |e| is below the tolerance, so the start mask stays
+    hessian = inputs.double().T @ inputs.double()
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(32, dtype=torch.float64)
+    # The saliency of SparseGPT, column by column from the inverse of the Hessian of the columns still free.
+    remaining = torch.stack([torch.linalg.inv(damped[j:, j:])[0, 0] for j in range(32)])
+    saliency = {
+        "wanda": weight.abs() * inputs.square().mean(0).sqrt(),
+        "magnitude": weight.abs(),
+        "sparsegpt": weight.double().square() / remaining,
+    }[start]
+    result = rose.prune_layer(
+        weight, statistics_of(inputs), method="dsnot", sparsity=0.5, block_size=32, options={"start": start}
+    )
+    kept = saliency.topk(16, dim=1).indices
+    assert torch.equal(result.mask, torch.ones_like(result.mask).scatter(1, kept, False))
+    assert torch.equal(result.weight, weight.masked_fill(result.mask, 0))
+
+
+def test_lowers_the_mean_error_it_works_on() -> None:
+    weight, inputs = case(7, rows=64, columns=64)
+    statistics = statistics_of(inputs)
+    wanda = rose.prune_layer(weight, statistics, method="wanda", sparsity=0.5)
+    refined = rose.prune_layer(weight, statistics, method="dsnot", sparsity=0.5)
+    drift = weight * inputs.mean(0)
+    before, after = ((drift * mask).sum(1).abs() for mask in (wanda.mask, refined.mask))
+    assert after.median() <= TOLERANCE < before.median()
+    assert refined.mask.sum(1).eq(32).all()
+
+
+def test_rows_within_the_tolerance_stay() -> None:
+    weight, inputs = case(9)
+    inputs = inputs - inputs.mean(0)
+    pattern = parse_sparsity(0.5)
+    mask = smallest_per_row(weight.abs(), 16)
+    assert torch.equal(refine_mask(weight, statistics_of(inputs), mask, pattern), mask)
+
+
+def test_dead_and_constant_columns() -> None:
+    weight, inputs = case(11)
+    inputs[:, 3] = 0
+    inputs[:, 8] = 1.5
+    for sparsity in (0.5, "2:4"):
+        result = rose.prune_layer(weight, statistics_of(inputs), method="dsnot", sparsity=sparsity, block_size=32)
+        if sparsity == 0.5:
+            assert result.mask[:, 3].all()
+        assert result.mask.sum(1).eq(16).all()
+        assert torch.isfinite(torch.tensor(result.relative_error))
+
+
+def test_needs_the_mean() -> None:
+    weight, inputs = case(13)
+    with pytest.raises(rose.RoseError, match="mean of the inputs"):
+        rose.prune_layer(weight, inputs.T @ inputs, method="dsnot", sparsity=0.5)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("dsnot", {"start": "ria"}, "one of wanda, magnitude, sparsegpt"),
+        ("dsnot", {"begin": "wanda"}, "no option 'begin'; it has start"),
+        ("wanda", {"start": "wanda"}, "it has none"),
+    ],
+)
+def test_bad_options(method: str, options: dict[str, str], message: str) -> None:
+    weight, inputs = case(15)
+    with pytest.raises(rose.RoseError, match=message):
+        rose.prune_layer(weight, statistics_of(inputs), method=method, sparsity=0.5, options=options)
+
+
+def test_variance() -> None:
+    _, inputs = case(17)
+    torch.testing.assert_close(statistics_of(inputs).variance, inputs.var(0, correction=0), rtol=1e-4, atol=1e-5)
