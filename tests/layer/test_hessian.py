@@ -1,0 +1,76 @@
+"""Damping, dead columns, and the factor of the inverse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rose
+from rose.layer.hessian import MAX_DAMPING, damp
+from tests.layer.helpers import Layer, layers, make_layer
+
+
+@given(layer=layers(), damping=st.sampled_from([0.01, 0.1]), seed=st.integers(0, 99))
+def test_factor_of_the_inverse_in_any_order(layer: Layer, damping: float, seed: int) -> None:
+    damped = damp(layer.hessian, damping)
+    n = len(damped.matrix)
+    permutation = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    factor = damped.inverse_factor(permutation)
+    assert torch.equal(factor, factor.triu())
+    assert (factor.diagonal() > 0).all()
+    ordered = damped.matrix[permutation][:, permutation].double()
+    product = factor.double().T @ factor.double() @ ordered
+    torch.testing.assert_close(product, torch.eye(n, dtype=torch.float64), rtol=0, atol=2e-3)
+
+
+def test_damping_is_relative_to_the_mean_diagonal() -> None:
+    hessian = torch.diag(torch.tensor([1.0, 2.0, 3.0]))
+    damped = damp(hessian, 0.1)
+    assert damped.added == pytest.approx(0.2)
+    assert damped.matrix.diagonal().tolist() == pytest.approx([1.2, 2.2, 3.2])
+    assert torch.equal(hessian.diagonal(), torch.tensor([1.0, 2.0, 3.0]))  # H is not changed
+
+
+def test_dead_columns_decouple() -> None:
+    layer = make_layer(columns=6, dead=[1, 4])
+    damped = damp(layer.hessian)
+    assert damped.dead.tolist() == [False, True, False, False, True, False]
+    assert damped.matrix[1, 1] == 1 + damped.added
+    assert damped.matrix[1, [0, 2, 3, 4, 5]].eq(0).all()
+    # Dead columns count in the mean as zeros, not as ones: λ must scale with H.
+    assert damped.added == pytest.approx(0.01 * layer.hessian.diagonal().mean().item())
+
+
+def test_all_dead() -> None:
+    damped = damp(torch.zeros(3, 3))
+    assert damped.dead.all()
+    assert torch.equal(damped.inverse_factor(), torch.eye(3))
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_singular_hessian_raises_the_damping_and_says_so(tokens: int, caplog: pytest.LogCaptureFixture) -> None:
+    layer = make_layer(columns=12, tokens=tokens)
+    damped = damp(layer.hessian, 0.0)
+    assert 0 < damped.damping <= MAX_DAMPING
+    assert damped.added == pytest.approx(damped.damping * layer.hessian.diagonal().mean().item())
+    assert "damping raised" in caplog.text
+    assert damped.inverse_factor().isfinite().all()
+
+
+def test_definite_hessian_keeps_the_damping_asked_for() -> None:
+    assert damp(make_layer().hessian, 0.0).damping == 0
+    assert damp(make_layer().hessian, 0.02).damping == 0.02
+
+
+def test_indefinite_hessian_is_an_error() -> None:
+    hessian = torch.tensor([[1.0, 5.0], [5.0, 1.0]])
+    with pytest.raises(rose.RoseError, match="cannot be factorized even with a damping"):
+        damp(hessian)
+
+
+@pytest.mark.parametrize("damping", [-0.01, float("nan"), float("inf")])
+def test_bad_damping(damping: float) -> None:
+    with pytest.raises(rose.RoseError, match="Damping must be a number of at least 0"):
+        damp(torch.eye(2), damping)

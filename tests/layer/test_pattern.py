@@ -1,0 +1,90 @@
+"""Sparsity patterns, and picking exactly so many of the smallest."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rose
+from rose.layer.pattern import Pattern, parse_sparsity, smallest, smallest_per_group, smallest_per_row
+
+
+@pytest.mark.parametrize(
+    ("text", "ratio", "keep", "of"),
+    [
+        (0.7, 0.7, 0, 0),
+        (0, 0.0, 0, 0),
+        (1, 1.0, 0, 0),
+        ("0.7", 0.7, 0, 0),
+        (" 70% ", 0.7, 0, 0),
+        ("2:4", 0.5, 2, 4),
+        ("1 : 4", 0.75, 1, 4),
+        ("4:8", 0.5, 4, 8),
+        ("0:2", 1.0, 0, 2),
+        ("4:4", 0.0, 4, 4),
+        (Pattern(0.5, 2, 4), 0.5, 2, 4),
+    ],
+)
+def test_reads(text: float | str, ratio: float, keep: int, of: int) -> None:
+    assert parse_sparsity(text) == Pattern(pytest.approx(ratio), keep, of)
+
+
+@pytest.mark.parametrize(
+    "text", [-0.1, 1.1, float("nan"), float("inf"), "much", "", "%", "5:4", "2:0", "0:0", "-2:4", "2:4:8", ":", None]
+)
+def test_refuses(text: object) -> None:
+    with pytest.raises(rose.RoseError, match="ratio from 0 to 1 such as 0.7, or N:M such as 2:4"):
+        parse_sparsity(text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["0.7", "0.123456", "2:4", "1", "0"])
+def test_spelling_reads_back(text: str) -> None:
+    assert str(parse_sparsity(text)) == text
+
+
+def test_pattern_must_fit_the_layer() -> None:
+    pattern = parse_sparsity("2:4")
+    pattern.check(12, 8)
+    with pytest.raises(rose.RoseError, match="divisible by 4, but this layer has 10"):
+        pattern.check(10, 8)
+    with pytest.raises(rose.RoseError, match="block size divisible by 4, not 6; try 4"):
+        pattern.check(12, 6)
+    with pytest.raises(rose.RoseError, match="try 4"):
+        pattern.check(12, 2)
+    for block_size in (0, -1, 2.5, "8"):
+        with pytest.raises(rose.RoseError, match="block size must be a whole number"):
+            parse_sparsity(0.5).check(12, block_size)  # type: ignore[arg-type]
+
+
+# Few distinct values make ties, which is where a threshold would remove too many.
+scores = st.lists(st.sampled_from([0.0, 0.0, 1.0, 1.0, 2.0, 3.5]), min_size=1, max_size=40)
+
+
+@given(values=scores, data=st.data())
+def test_smallest_is_a_stable_sort(values: list[float], data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, len(values)))
+    expected = sorted(range(len(values)), key=lambda i: (values[i], i))[:count]
+    mask = smallest(torch.tensor(values), count)
+    assert mask.nonzero().flatten().tolist() == sorted(expected)
+
+
+@given(values=scores, count=st.integers(0, 5), rows=st.integers(1, 4))
+def test_smallest_per_row_looks_at_one_row(values: list[float], count: int, rows: int) -> None:
+    score = torch.tensor(values).repeat(rows, 1) * torch.arange(1, rows + 1)[:, None]
+    mask = smallest_per_row(score, min(count, len(values)))
+    for row, removed in zip(score, mask, strict=True):
+        assert torch.equal(removed, smallest(row, min(count, len(values))))
+
+
+@given(keep=st.integers(0, 6), extra=st.integers(0, 4), groups=st.integers(1, 5), seed=st.integers(0, 999))
+def test_smallest_per_group_keeps_n_of_m(keep: int, extra: int, groups: int, seed: int) -> None:
+    of = max(1, keep + extra)
+    score = torch.rand(3, groups * of, generator=torch.Generator().manual_seed(seed))
+    mask = smallest_per_group(score, Pattern(1 - keep / of, keep, of)).view(3, groups, of)
+    grouped = score.view(3, groups, of)
+    assert (mask.sum(2) == of - keep).all()
+    largest_removed = grouped.masked_fill(~mask, -1).amax(2)
+    smallest_kept = grouped.masked_fill(mask, 2).amin(2)
+    assert (largest_removed <= smallest_kept).all()

@@ -1,0 +1,96 @@
+"""Streaming statistics against the plain formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rose
+from rose.layer.statistics import PANEL, as_statistics
+
+
+@given(
+    columns=st.integers(1, 12),
+    pieces=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    seed=st.integers(0, 2**20),
+)
+def test_pieces_add_up(columns: int, pieces: list[int], seed: int) -> None:
+    inputs = torch.randn(sum(pieces), columns, generator=torch.Generator().manual_seed(seed))
+    statistics = rose.InputStatistics(columns)
+    for piece in inputs.split(pieces):
+        statistics.update(piece)
+        statistics.hessian  # noqa: B018 reading in between must not freeze it
+    assert statistics.tokens == sum(pieces)
+    torch.testing.assert_close(statistics.hessian, inputs.T @ inputs)
+    torch.testing.assert_close(statistics.mean, inputs.mean(0))
+    torch.testing.assert_close(statistics.mean_square, inputs.square().mean(0))
+    torch.testing.assert_close(statistics.diagonal, inputs.square().sum(0))
+
+
+@pytest.mark.parametrize("columns", [PANEL - 1, PANEL, PANEL + 1, 2 * PANEL + 77])
+def test_panels_cover_the_whole_matrix(columns: int) -> None:
+    inputs = torch.randn(30, columns, generator=torch.Generator().manual_seed(columns))
+    statistics = rose.InputStatistics(columns)
+    statistics.update(inputs.view(3, 10, columns))
+    torch.testing.assert_close(statistics.hessian, inputs.T @ inputs, rtol=1e-4, atol=1e-4)
+    assert torch.equal(statistics.hessian, statistics.hessian.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_inputs_accumulate_in_float32(dtype: torch.dtype) -> None:
+    """4096 ones, squared and summed, do not fit into either dtype exactly after 2048 or 256 of them."""
+    statistics = rose.InputStatistics(2)
+    for _ in range(4096):
+        statistics.update(torch.ones(1, 2, dtype=dtype))
+    assert statistics.hessian.dtype == torch.float32
+    assert torch.equal(statistics.hessian, torch.full((2, 2), 4096.0))
+
+
+def test_every_sample_weighs_the_same() -> None:
+    first, second = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])
+    forward, backward = rose.InputStatistics(2), rose.InputStatistics(2)
+    for x in (first, second):
+        forward.update(x)
+    for x in (second, first):
+        backward.update(x)
+    assert torch.equal(forward.hessian, backward.hessian)
+    assert forward.mean_square.tolist() == [4.5, 8.0]
+
+
+def test_dead_channels() -> None:
+    statistics = rose.InputStatistics(3)
+    statistics.update(torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, 0.0]]))
+    assert statistics.dead.tolist() == [False, True, False]
+
+
+def test_updates_leave_the_inputs_alone() -> None:
+    inputs = torch.randn(5, 4)
+    before = inputs.clone()
+    rose.InputStatistics(4).update(inputs)
+    assert torch.equal(inputs, before)
+
+
+def test_from_hessian_reads_the_mean_of_outer_products() -> None:
+    statistics = rose.InputStatistics.from_hessian(torch.diag(torch.tensor([4.0, 9.0])))
+    assert statistics.mean_square.tolist() == [4.0, 9.0]
+    assert statistics.mean.isnan().all()
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(rose.RoseError, match="4 channels, got 5"):
+        rose.InputStatistics(4).update(torch.zeros(2, 5))
+    with pytest.raises(rose.RoseError, match="square matrix"):
+        rose.InputStatistics.from_hessian(torch.zeros(2, 3))
+    with pytest.raises(rose.RoseError, match="square matrix"):
+        rose.InputStatistics.from_hessian(torch.zeros(4))
+    with pytest.raises(rose.RoseError, match="8 input columns but H has 4"):
+        as_statistics(torch.eye(4), 8)
+    with pytest.raises(rose.RoseError, match="negative diagonal"):
+        as_statistics(-torch.eye(4), 4)
+    for bad in (float("nan"), float("inf")):
+        hessian = torch.eye(4)
+        hessian[1, 2] = bad
+        with pytest.raises(rose.RoseError, match="NaN or infinity"):
+            as_statistics(hessian, 4)
