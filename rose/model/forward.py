@@ -91,7 +91,7 @@ def check_tokens(model: nn.Module, tokens: Tensor) -> None:
     limit = getattr(text, "max_position_embeddings", None) or 0
     if limit and tokens.shape[1] > limit:
         raise RoseError(
-            f"Samples of {tokens.shape[1]} tokens are longer than the model's {limit} positions; use at most that length."
+            f"Samples of {tokens.shape[1]} tokens are longer than the model's {limit} positions; ask for less."
         )
 
 

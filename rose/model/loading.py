@@ -280,3 +280,18 @@ def _quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def load_skeleton(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """The model's structure without its weights (on PyTorch's meta device): layer names and sizes, in seconds.
+
+    Raises:
+        RoseError: as `load_model`, but for what only the weights could show.
+    """
+    source = _locate(name)
+    options = {"trust_remote_code": trust_remote_code, **source.options}
+    with _explained(name, source), _quiet():
+        config = AutoConfig.from_pretrained(source.location, **options)
+        _check_causal(name, config, trust_remote_code)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

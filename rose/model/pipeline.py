@@ -316,8 +316,7 @@ def prune_model(
         for number, layer in enumerate(block.layers):
             began = time.perf_counter()
             result = _prune_one(layer, block.calibration, method, settings)
-            held = block.held_out.get(layer.name)
-            held_error = None if held is None else error.relative_error(layer.weight, result.weight, held.hessian)
+            held_error = held_out_error(layer, result, block.held_out.get(layer.name))
             layer.write(result.weight)
             records.append(_record(layer, result, held_error, time.perf_counter() - began))
             walk.meter.layers_done += 1
@@ -362,11 +361,63 @@ def analyze_model(
     for block in visit_blocks(model, tokens, layers=layers, held_out=held_out, progress=progress):
         for layer in block.layers:
             for method in methods:
-                began = time.perf_counter()
-                result = _prune_one(layer, block.calibration, method, settings)
-                held = block.held_out.get(layer.name)
-                held_error = None if held is None else error.relative_error(layer.weight, result.weight, held.hessian)
-                yield _record(layer, result, held_error, time.perf_counter() - began)
+                yield _measure(layer, block.calibration, block.held_out.get(layer.name), method, settings)
+
+
+def measure_layer(
+    layer: PrunableLayer,
+    statistics: InputStatistics,
+    held_out: InputStatistics | None = None,
+    *,
+    method: str = "rose",
+    sparsity: float | str | Pattern = 0.7,
+    block_size: int = 128,
+    damping: float = 0.01,
+    threshold: float = 0.5,
+) -> LayerRecord:
+    """Prunes one layer, without changing it, and returns the outcome in numbers. Arguments as for `prune_model`."""
+    settings = Settings(parse_sparsity(sparsity), block_size, damping, threshold)
+    return _measure(layer, {layer.name: statistics}, held_out, method, settings)
+
+
+def _measure(
+    layer: PrunableLayer,
+    statistics: dict[str, InputStatistics],
+    held_out: InputStatistics | None,
+    method: str,
+    settings: Settings,
+) -> LayerRecord:
+    began = time.perf_counter()
+    result = _prune_one(layer, statistics, method, settings)
+    return _record(layer, result, held_out_error(layer, result, held_out), time.perf_counter() - began)
+
+
+def held_out_error(layer: PrunableLayer, result: LayerResult, held_out: InputStatistics | None) -> float | None:
+    """Relative error on held-out inputs, against the weight that the layer has now; None without such inputs."""
+    return None if held_out is None else error.relative_error(layer.weight, result.weight, held_out.hessian)
+
+
+@torch.no_grad()
+def collect_inputs(model: nn.Module, tokens: Tensor, layer: str) -> Tensor:
+    """What one layer of the dense model reads, (samples · length, in) float32; needs no Hessian.
+
+    Raises:
+        RoseError: no layer, or several, by this name.
+    """
+    chosen = select_layers(model, [layer])
+    if len(chosen) != 1:
+        raise RoseError(f"{layer!r} names {len(chosen)} layers; name exactly one.")
+    seen: list[Tensor] = []
+    hook = chosen[0].module.register_forward_pre_hook(
+        lambda _m, args: seen.append(args[0].flatten(0, -2).float().cpu())
+    )
+    try:
+        walk = _walk(model, tokens, None, [layer], None)
+        for _ in walk.visit(propagate_again=False):
+            pass
+    finally:
+        hook.remove()
+    return torch.cat(seen)
 
 
 def condition_number(statistics: InputStatistics, damping: float = 0.01) -> float:

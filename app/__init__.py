@@ -1,0 +1,1 @@
+"""The Streamlit app: it draws; every number comes from `rose`."""

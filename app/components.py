@@ -1,0 +1,158 @@
+"""Pieces that several pages draw: a figure with its caption and downloads, empty states, running work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import streamlit as st
+
+from app import session
+from app.figures.style import Drawing
+from app.jobs import Job
+from app.study import Study
+
+START_PAGE = "views/start.py"
+
+
+def show(drawing: Drawing, key: str, *, on_select: Callable[[], None] | None = None, height: Any = "content") -> None:
+    """A figure with its computed caption and its downloads.
+
+    Args:
+        drawing: what to show.
+        key: unique on the page.
+        on_select: callback for clicks on marks; the selection is in `st.session_state[key]`.
+        height: pixels, "content" or "stretch".
+    """
+    st.plotly_chart(
+        drawing.figure,
+        key=key,
+        height=height,
+        theme=None,  # the figures carry their own light and dark templates
+        on_select=on_select or "ignore",
+        selection_mode="points",
+        alt=drawing.alt,
+        config={
+            "displaylogo": False,
+            "toImageButtonOptions": {"format": "svg", "filename": key},
+            "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"],
+        },
+    )
+    left, right = st.columns([5, 1], vertical_alignment="top")
+    left.caption(drawing.caption)
+    with right.popover(
+        "Download", icon=":material/download:", width="stretch", key=f"{key}-downloads", on_change="rerun"
+    ) as menu:
+        if menu.open:  # large tables are only written out for those who ask
+            st.download_button(
+                "Table, CSV", drawing.data.to_csv(index=False), f"{key}.csv", on_click="ignore", key=f"{key}-csv"
+            )
+            st.download_button(
+                "Table, JSON",
+                json.dumps(json.loads(drawing.data.to_json(orient="records")), indent=1),
+                f"{key}.json",
+                on_click="ignore",
+                key=f"{key}-json",
+            )
+            st.download_button(
+                "Figure, HTML",
+                drawing.figure.to_html(include_plotlyjs="cdn"),
+                f"{key}.html",
+                on_click="ignore",
+                key=f"{key}-html",
+            )
+            st.caption("PNG or SVG: the camera in the figure's own toolbar.")
+
+
+def empty(what: str) -> None:
+    """An empty page: what would be here, and the way to it."""
+    with st.container(border=True, height=280, horizontal_alignment="center", vertical_alignment="center"):
+        st.markdown(f"**{what}**")
+        st.page_link(START_PAGE, label="Choose a model and measure its layers", icon=":material/play_arrow:")
+
+
+def require_study(what: str) -> Study:
+    """The current study, or an empty state that says what to do; the page ends there."""
+    study = session.study()
+    if study is None or not study.layer_names:
+        if study is not None and study.job.status == "running":
+            st.info("The model is being loaded; this page fills as soon as the first layers are measured.")
+            wait_for(study)
+        else:
+            empty(what)
+        st.stop()
+    return study
+
+
+def require_layer(what: str) -> tuple[Study, str]:
+    """The current study and the chosen layer, measured; or a sentence that says what is missing."""
+    study = require_study(what)
+    layer = session.layer()
+    if layer is None or layer not in study.layer_names:
+        st.info("Choose a layer in the sidebar.")
+        st.stop()
+    if not study.has(layer):
+        if study.job.status == "running":
+            st.info(f"{layer} has not been measured yet; it will show here as soon as it is.")
+            wait_for(study, layer)
+        else:
+            st.warning(f"The run ended before it reached {layer}; start it again on the start page.")
+        st.stop()
+    return study, layer
+
+
+def wait_for(study: Study, layer: str | None = None) -> None:
+    """Redraws the page once the first layer, or this one, has been measured."""
+
+    @st.fragment(run_every=1.0)
+    def poll() -> None:
+        ready = study.has(layer) if layer else bool(study.layer_names)
+        if ready or study.job.status != "running":
+            st.rerun()
+
+    poll()
+
+
+def job_status(job: Job, key: str) -> None:
+    """Progress with rate and time left, and a cancel button; to be called inside a fragment that runs every second."""
+    if job.status == "running":
+        job.watch(session.viewer())
+        progress = job.progress
+        if progress is None:
+            st.progress(0.0, text=f"{job.message} …")
+        else:
+            left = "" if progress.remaining is None else f", about {duration(progress.remaining)} left"
+            where = f"Decoder block {progress.block_index + 1} of {progress.blocks}"
+            text = f"{where}, {duration(progress.seconds)} so far{left}"
+            st.progress(min(progress.fraction, 1.0), text=text)
+        if st.button("Cancel", key=f"{key}-cancel", icon=":material/stop:"):
+            job.leave(session.viewer())
+            st.rerun()
+    elif job.status == "failed":
+        st.error(job.message, icon=":material/error:")
+    elif job.status == "cancelled":
+        st.warning(
+            "Cancelled. What had been measured until then is shown; nothing was changed.", icon=":material/stop:"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """Bytes as people say them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def short_name(layer: str) -> str:
+    """Decoder block and projection: "18 · self_attn.o_proj"."""
+    parts = layer.split(".")
+    index = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    return layer if index is None else f"{parts[index]} · {'.'.join(parts[index + 1 :])}"

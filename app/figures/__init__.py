@@ -1,0 +1,1 @@
+"""Pure functions from a rose result to a plotly figure; no streamlit here."""

@@ -1,0 +1,467 @@
+"""What all figures share: colours, scales, titles, numbers in words, and shrinking to what a screen can show.
+
+Colours were chosen for a contrast of at least 3:1 on white and on the dark page, and a distance of at least 19
+(CIE76) between any two, to normal eyes and under simulated protanopia and deuteranopia (Machado et al. 2009).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+
+from rose.errors import RoseError
+
+Theme = Literal["light", "dark"]
+How = Literal["max", "sum", "any"]
+
+MAX_CELLS = 512  # a side: more is slow in the browser, and no screen shows it
+SEQUENTIAL = "Viridis"  # magnitude
+DIVERGING = "PuOr"  # change, centred on 0
+FONT_SIZE = 14
+TITLE_SIZE = 18
+MARK = "#f0338a"  # the chosen block or layer; on neither end of the scales above
+
+BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL = (
+    "#0973b2",
+    "#d9580b",
+    "#089975",
+    "#b28e50",
+    "#8c523f",
+    "#4040ff",
+    "#4b6473",
+    "#0d86ff",
+    "#2da2b2",
+)
+PALETTE = (BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL)
+
+ORDER_COLOURS = {
+    "natural": BLUE,
+    "two_level": ORANGE,
+    "global": GREEN,
+    "columns": TAN,
+    "blocks": BROWN,
+    "hessian": INDIGO,
+    "random": SLATE,
+    "custom": AZURE,
+}
+# A method that is an order has that order's colour.
+METHOD_COLOURS = {
+    "sparsegpt": BLUE,
+    "rose": ORANGE,
+    "rose_global": GREEN,
+    "wanda": TEAL,
+    "magnitude": SLATE,
+}
+ORDER_LABELS = {
+    "natural": "Natural (SparseGPT)",
+    "two_level": "Two-level (ROSE)",
+    "global": "Global (ours)",
+    "columns": "Columns only",
+    "blocks": "Blocks only",
+    "hessian": "Hessian diagonal",
+    "random": "Random",
+    "custom": "Your own",
+}
+METHOD_LABELS = {
+    "sparsegpt": "SparseGPT",
+    "rose": "ROSE",
+    "rose_global": "ROSE global (ours)",
+    "wanda": "Wanda",
+    "magnitude": "Magnitude",
+}
+# Shape says the same as colour, for those who cannot tell colours and for print.
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "hexagon", "pentagon")
+_PATTERNS = ("", "/", "\\", ".", "x", "-", "|", "+")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with all that a page needs around it.
+
+    Attributes:
+        figure: ready to show; its JSON stays below 2 MB.
+        caption: one sentence with numbers computed from what is shown.
+        alt: the same for those who cannot see the figure.
+        data: the numbers behind the figure, for download; where they are shrunk, the index says so.
+    """
+
+    figure: go.Figure
+    caption: str
+    alt: str
+    data: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Ink:
+    """Colours that follow the theme: text, secondary text, grid lines, blank cells, hover box."""
+
+    text: str
+    muted: str
+    grid: str
+    blank: str
+    hover: str
+
+
+INKS: dict[Theme, Ink] = {
+    "light": Ink("#1a1c22", "#555b66", "rgba(90,100,115,0.22)", "rgba(110,120,135,0.13)", "#ffffff"),
+    "dark": Ink("#f2f3f5", "#b4bac4", "rgba(200,208,220,0.20)", "rgba(190,200,215,0.14)", "#20242c"),
+}
+
+
+class Style(NamedTuple):
+    """How one order, method or projection is drawn everywhere."""
+
+    colour: str
+    label: str
+    dash: str
+    symbol: str
+    pattern: str
+
+
+def order_style(name: str) -> Style:
+    """Any order name, `_ascending` and `random:SEED` included; ascending is the same colour, dashed and hatched."""
+    base, _, seed = name.partition(":")
+    ascending = base.endswith("_ascending")
+    base = base.removesuffix("_ascending")
+    label = ORDER_LABELS.get(base, base.replace("_", " "))
+    if ascending:
+        label += ", ascending"
+    if seed:
+        label += f", seed {seed}"
+    colour = ORDER_COLOURS.get(base) or _fallback(base)
+    return Style(colour, label, "dash" if ascending else "solid", _symbol(base, ORDER_COLOURS), "/" if ascending else "")
+
+
+def method_style(name: str) -> Style:
+    """Any method name; one that is not known gets a colour of its own from its name, always the same."""
+    colour = METHOD_COLOURS.get(name) or _fallback(name)
+    label = METHOD_LABELS.get(name, name.replace("_", " "))
+    return Style(colour, label, "solid", _symbol(name, METHOD_COLOURS), "")
+
+
+def projection_styles(projections: Sequence[str]) -> dict[str, Style]:
+    """A colour and a symbol for each kind of layer, by the place it has in the model."""
+    return {
+        name: Style(PALETTE[i % len(PALETTE)], name, "solid", _SYMBOLS[i % len(_SYMBOLS)], _PATTERNS[i % 8])
+        for i, name in enumerate(projections)
+    }
+
+
+def _fallback(name: str) -> str:
+    # Not hash(): it changes from run to run.
+    return PALETTE[sum(name.encode()) % len(PALETTE)]
+
+
+def _symbol(name: str, known: dict[str, str]) -> str:
+    place = list(known).index(name) if name in known else sum(name.encode())
+    return _SYMBOLS[place % len(_SYMBOLS)]
+
+
+def magnitude_colours(values: np.ndarray, theme: Theme) -> list[str]:
+    """Colours for lines and bars by magnitude: the part of the sequential scale that stands out from the page."""
+    low, high = (0.0, 0.82) if theme == "light" else (0.28, 1.0)
+    largest = float(np.max(values, initial=0.0))
+    shares = np.clip(np.nan_to_num(values) / largest, 0, 1) if largest > 0 else np.zeros(len(values))
+    return sample_colorscale(SEQUENTIAL, list(low + (high - low) * shares))
+
+
+# Numbers and words
+
+
+def number(value: float) -> str:
+    """Three significant digits, with a power of ten only where zeros would be hard to count."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    if exponent < -4 or exponent >= 6:
+        mantissa = value / 10.0**exponent
+        return f"{mantissa:.2f} × 10{_superscript(exponent)}".replace("-", "−")
+    if exponent >= 3:
+        return f"{value:,.0f}".replace(",", " ").replace("-", "−")
+    return f"{value:.{max(0, 2 - exponent)}f}".replace("-", "−")
+
+
+def _superscript(value: int) -> str:
+    return str(value).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.123 -> "12.3 %"."""
+    return "–" if math.isnan(share) else f"{100 * share:.{digits}f} %".replace("-", "−")
+
+
+_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+
+def count(value: int, noun: str, plural: str | None = None) -> str:
+    """ "no layers", "one layer", "four layers", "210 layers"."""
+    word = _WORDS[value] if 0 <= value < len(_WORDS) else f"{value:,}".replace(",", " ")
+    return f"{word} {noun if value == 1 else plural or noun + 's'}"
+
+
+def sentence(text: str) -> str:
+    """With a capital first letter, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def short_layer(name: str) -> str:
+    """ "model.layers.18.self_attn.o_proj" -> "18 · o_proj"; a name without a number stays as it is."""
+    found = re.search(r"\.(\d+)\.", name)
+    return f"{found.group(1)} · {name.rsplit('.', 1)[-1]}" if found else name
+
+
+# Arrays
+
+
+def to_numpy(values: Any) -> np.ndarray:
+    """A tensor of any dtype and device, or anything array-like, as a NumPy array."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        if values.is_floating_point() and values.element_size() < 4:
+            values = values.float()  # NumPy has no bfloat16
+        return values.numpy()
+    return np.asarray(values)
+
+
+class Shrunk(NamedTuple):
+    """A matrix small enough to show.
+
+    Attributes:
+        array: (cells down, cells across); dtype kept, bool for "any".
+        rows, columns: how many entries one cell stands for.
+        note: the same in words.
+    """
+
+    array: np.ndarray
+    rows: int
+    columns: int
+    note: str
+
+
+def shrink(array: Any, limit: int = MAX_CELLS, how: How = "max", what: str = "weights") -> Shrunk:
+    """At most `limit` cells a side, by the maximum, the sum or the "any" of each rectangle.
+
+    Never the mean: it would hide a single strong column, which is what people look for here.
+
+    Args:
+        array: (rows, columns).
+        what: what the entries are, for the note.
+
+    Raises:
+        RoseError: not a matrix, or an empty one.
+    """
+    values = to_numpy(array)
+    if values.ndim != 2 or values.size == 0:
+        raise RoseError(f"Only a non-empty matrix can be drawn, but the shape is {values.shape}.")
+    steps = [math.ceil(side / limit) for side in values.shape]
+    single = what.removesuffix("s")
+    if steps == [1, 1]:
+        return Shrunk(values if how != "any" else values.astype(bool), 1, 1, f"each cell is one {single}")
+    reduce = {"max": np.maximum, "sum": np.add, "any": np.logical_or}[how]
+    if how == "sum" and values.dtype == np.bool_:
+        values = values.astype(np.uint16)
+    for axis, step in enumerate(steps):  # rows first: whole rows are contiguous, so this is the fast direction
+        if step > 1:
+            values = reduce.reduceat(values, np.arange(0, values.shape[axis], step), axis=axis)
+    word = {"max": "the maximum", "sum": "the sum", "any": "true where any is true"}[how]
+    return Shrunk(values, steps[0], steps[1], f"each cell is {word} of {steps[0]} × {steps[1]} {what}")
+
+
+def frame(shrunk: Shrunk, row_name: str = "output channel", column_name: str = "input channel") -> pd.DataFrame:
+    """The shrunk matrix as a table; the labels are the first row and column of each cell."""
+    rows, columns = shrunk.array.shape
+    whole = shrunk.rows == shrunk.columns == 1
+    note = "" if whole else f" ({shrunk.note})"
+    return pd.DataFrame(
+        shrunk.array,
+        index=pd.Index(np.arange(rows) * shrunk.rows, name=f"{row_name} \\ {column_name}{note}"),
+        columns=np.arange(columns) * shrunk.columns,
+    )
+
+
+# Figures
+
+
+@cache
+def template(theme: Theme) -> go.layout.Template:
+    """Our own light and dark look; transparent, so that the page shows through."""
+    ink = INKS[theme]
+    axis = {
+        "gridcolor": ink.grid,
+        "linecolor": ink.muted,
+        "zerolinecolor": ink.muted,
+        "zerolinewidth": 1,
+        "showline": True,
+        "ticks": "outside",
+        "tickcolor": ink.muted,
+        "title": {"font": {"size": FONT_SIZE + 1}, "standoff": 8},
+        "tickfont": {"size": FONT_SIZE},
+        "automargin": True,
+    }
+    scene = {k: v for k, v in axis.items() if k in ("gridcolor", "linecolor", "zerolinecolor")}
+    scene |= {"backgroundcolor": "rgba(0,0,0,0)", "showbackground": False}
+    return go.layout.Template(
+        layout={
+            "font": {"family": "Source Sans, Source Sans 3, Segoe UI, sans-serif", "size": FONT_SIZE, "color": ink.text},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "xaxis": axis,
+            "yaxis": axis,
+            "scene": {"xaxis": scene, "yaxis": scene, "zaxis": scene},
+            "hoverlabel": {
+                "bgcolor": ink.hover,
+                "bordercolor": ink.muted,
+                "font": {"size": FONT_SIZE, "color": ink.text},
+                "namelength": -1,
+            },
+            "legend": {"font": {"size": FONT_SIZE}, "bgcolor": "rgba(0,0,0,0)"},
+            "colorway": list(PALETTE),
+            "bargap": 0.25,
+        }
+    )
+
+
+def base(
+    figure: go.Figure,
+    theme: Theme,
+    finding: str,
+    what: str,
+    *,
+    x: str = "",
+    y: str = "",
+    height: int = 420,
+    legend: bool = False,
+) -> go.Figure:
+    """Gives a figure its theme, a title that states the finding, and axis titles.
+
+    Args:
+        figure: changed and returned.
+        finding: the title, a statement.
+        what: the line below it: what is drawn, of what, in which units.
+        x, y: axis titles with units.
+        height: pixels.
+        legend: whether to show one, below the plot.
+
+    Raises:
+        RoseError: an unknown theme.
+    """
+    if theme not in INKS:
+        raise RoseError(f"The theme must be light or dark, not {theme!r}.")
+    ink = INKS[theme]
+    title, below = textwrap.wrap(finding, 62), textwrap.wrap(what, 84)
+    text = f"<b>{'<br>'.join(title)}</b>"
+    if below:
+        text += f'<br><span style="font-size:{FONT_SIZE}px;color:{ink.muted}">{"<br>".join(below)}</span>'
+    top = 14 + round(1.35 * TITLE_SIZE * len(title) + 1.35 * TITLE_SIZE * len(below))
+    figure.update_layout(
+        template=template(theme),
+        title={
+            "text": text,
+            "x": 0,
+            "xanchor": "left",
+            "xref": "container",
+            "y": 1,
+            "yanchor": "top",
+            "yref": "container",
+            "pad": {"t": 8, "l": 8},
+            "font": {"size": TITLE_SIZE},
+        },
+        margin={"l": 64, "r": 24, "t": top, "b": 56},
+        height=height,
+        showlegend=legend,
+    )
+    if legend:
+        figure.update_layout(
+            legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yanchor": "bottom", "yref": "container"}
+        )
+    if x:
+        figure.update_xaxes(title_text=x)
+    if y:
+        figure.update_yaxes(title_text=y)
+    return figure
+
+
+def colourbar(title: str, **more: Any) -> dict[str, Any]:
+    """A colour bar with a title that reads along it."""
+    text = {"text": title, "side": "right", "font": {"size": FONT_SIZE}}
+    return {"title": text, "thickness": 14, "outlinewidth": 0, "tickfont": {"size": FONT_SIZE}, **more}
+
+
+def heatmap(shrunk: Shrunk, unit: str, **more: Any) -> go.Heatmap:
+    """Cells at the channel numbers they stand for; zmin 0 and the sequential scale unless told otherwise."""
+    array = shrunk.array
+    array = array.astype(np.uint8 if array.dtype == np.bool_ else np.float32, copy=False)
+    options = {
+        "colorscale": SEQUENTIAL,
+        "zmin": 0,
+        "colorbar": colourbar(unit),
+        "hovertemplate": f"input channel %{{x:.0f}}<br>output channel %{{y:.0f}}<br>{unit} %{{z:.4g}}<extra></extra>",
+    }
+    return go.Heatmap(
+        z=array,
+        x0=(shrunk.columns - 1) / 2,
+        dx=shrunk.columns,
+        y0=(shrunk.rows - 1) / 2,
+        dy=shrunk.rows,
+        **(options | more),
+    )
+
+
+def matrix_axes(figure: go.Figure, rows: int, columns: int) -> None:
+    """First output channel on top, as a matrix is written; nothing beyond the last channel."""
+    figure.update_xaxes(range=[-0.5, columns - 0.5], showgrid=False, zeroline=False)
+    figure.update_yaxes(range=[rows - 0.5, -0.5], showgrid=False, zeroline=False)
+
+
+def outline(figure: go.Figure, x0: float, x1: float, y0: float, y1: float, **more: Any) -> None:
+    """A rectangle around what is chosen, in data coordinates."""
+    line = {"color": MARK, "width": 3} | more.pop("line", {})
+    figure.add_shape(type="rect", x0=x0, x1=x1, y0=y0, y1=y1, line=line, layer="above", **more)
+
+
+def outline_block(figure: go.Figure, widths: Sequence[int], marked: int | None) -> None:
+    """Outlines block `marked`, counted from 0 on the left, over the whole height of the plot.
+
+    Raises:
+        RoseError: there is no such block.
+    """
+    if marked is None:
+        return
+    start, end = block_span(widths, marked)
+    outline(figure, start - 0.5, end - 0.5, 0, 1, yref="paper")
+
+
+def block_span(widths: Sequence[int], block: int) -> tuple[int, int]:
+    """First column of a block, and the first after it.
+
+    Raises:
+        RoseError: there is no such block.
+    """
+    if not 0 <= block < len(widths):
+        raise RoseError(f"This layer has blocks 0 to {len(widths) - 1}, so block {block} cannot be marked.")
+    start = sum(widths[:block])
+    return start, start + widths[block]
+
+
+def block_of(widths: Sequence[int], column: int) -> int:
+    """The block that holds a column."""
+    return int(np.searchsorted(np.cumsum(widths), column, side="right"))
+
+
+def mark_words(marked: int | None) -> str:
+    """For captions and alt texts."""
+    return "" if marked is None else f" Block {marked} is outlined."

@@ -1,0 +1,101 @@
+"""Work in a background thread: progress that pages poll, cancel, and an end when nobody watches any more.
+
+No Streamlit here: a thread has no session to draw into, so pages read `Job` and draw themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from rose import Cancelled, Progress, RoseError
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["running", "done", "cancelled", "failed"]
+ABANDONED_AFTER = 30.0  # seconds without a page asking; a browser that is open polls every second
+
+
+class Job:
+    """One piece of work, watched by any number of browser sessions.
+
+    Attributes:
+        status: "running", "done", "cancelled" or "failed".
+        message: what went wrong, as one sentence, where it failed; else what the work is doing.
+        progress: the latest `rose.Progress`, None before the first.
+    """
+
+    def __init__(self, work: Callable[[Job], None]) -> None:
+        self.status: Status = "running"
+        self.message = "Starting"
+        self.progress: Progress | None = None
+        self._work = work
+        self._cancelled = threading.Event()
+        self._watchers: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> Job:
+        self._thread.start()
+        return self
+
+    def watch(self, viewer: str) -> None:
+        """A session says that it is still looking."""
+        with self._lock:
+            self._watchers[viewer] = time.monotonic()
+
+    def leave(self, viewer: str) -> None:
+        """A session cancels; the work stops unless another session is watching it too."""
+        with self._lock:
+            self._watchers.pop(viewer, None)
+            if not self._anybody():
+                self._cancelled.set()
+
+    def tell(self, progress: Progress) -> None:
+        """Progress callback for `rose`; stops the work by raising where it was cancelled or abandoned."""
+        self.progress = progress
+        self.check()
+
+    def check(self) -> None:
+        """Raises `Cancelled` where nobody wants the work any more."""
+        with self._lock:
+            alone = not self._anybody() and time.monotonic() - self._started > ABANDONED_AFTER
+        if alone or self._cancelled.is_set():
+            raise Cancelled
+
+    def wait(self, timeout: float) -> None:
+        """Blocks until the work has ended, or for `timeout` seconds."""
+        self._thread.join(timeout)
+
+    def _anybody(self) -> bool:
+        now = time.monotonic()
+        return any(now - seen < ABANDONED_AFTER for seen in self._watchers.values())
+
+    def _run(self) -> None:
+        try:
+            self._work(self)
+            self.status = "done"
+        except Cancelled:
+            self.status = "cancelled"
+        except RoseError as problem:
+            self.message, self.status = str(problem), "failed"
+        except MemoryError:
+            self.message = "There was not enough memory; choose fewer samples, fewer layers or a smaller model."
+            self.status = "failed"
+        except Exception as problem:  # a thread's traceback would otherwise be lost, and the page would wait for ever
+            logger.exception("background work failed")
+            self.message, self.status = f"Unexpected {type(problem).__name__}: {problem}", "failed"
+
+
+def acquire(lock: threading.Lock, job: Job) -> None:
+    """Takes a lock, staying ready to be cancelled while waiting.
+
+    Raises:
+        Cancelled: the job was cancelled meanwhile.
+    """
+    while not lock.acquire(timeout=0.2):
+        job.check()

@@ -1,0 +1,153 @@
+"""What a browser session has chosen, and what all sessions share. The only place with `st.cache_*`.
+
+Choices live in `st.session_state`, are mirrored into the URL by `publish`, and are read from it once, when a
+session starts. Widgets of single pages may use `bind="query-params"` for choices that only they have.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from typing import Literal, cast
+
+import streamlit as st
+from torch import nn
+
+import rose
+from app.study import Calibration, LoadedModel, Setup, Study
+from rose.model.loading import load_skeleton
+
+DEFAULT_THRESHOLD = 0.5
+RECENT = 6
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _loaded_model(name: str, dtype: str) -> LoadedModel:
+    model, tokenizer = rose.load_model(name, dtype=dtype)
+    return LoadedModel(model, tokenizer, threading.Lock())
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _calibration(key: tuple) -> Calibration:
+    return Calibration()
+
+
+@st.cache_resource(max_entries=6, show_spinner=False)
+def _study_cell(setup: Setup) -> dict[str, Study]:
+    """A cell per set-up, so that a study that failed or was cancelled can be replaced."""
+    return {}
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def skeleton(name: str) -> nn.Module:
+    """The model's structure without weights, for layer names and cost estimates.
+
+    Raises:
+        RoseError: no such model.
+    """
+    return load_skeleton(name)
+
+
+@st.cache_resource(show_spinner=False)
+def _start_lock() -> threading.Lock:
+    return threading.Lock()
+
+
+def viewer() -> str:
+    """Names this browser session towards background jobs."""
+    return st.session_state.setdefault("viewer", uuid.uuid4().hex)
+
+
+def begin() -> None:
+    """Reads the URL when a session starts; call it first on every run."""
+    if "setup" in st.session_state:
+        return
+    texts = {key: value for key, value in st.query_params.items() if isinstance(value, str)}
+    st.session_state.setup, st.session_state.link_problem = Setup(), ""
+    try:
+        st.session_state.setup = Setup.from_texts(texts)
+        st.session_state.setup.check()
+    except rose.RoseError as problem:
+        st.session_state.setup, st.session_state.link_problem = Setup(), str(problem)
+    st.session_state.chosen_layer = texts.get("layer")
+    try:
+        st.session_state.chosen_threshold = min(1.0, max(0.0, float(texts.get("threshold", DEFAULT_THRESHOLD))))
+    except ValueError:
+        st.session_state.chosen_threshold = DEFAULT_THRESHOLD
+
+
+def publish() -> None:
+    """Writes the shared choices into the URL, so that a link restores the view."""
+    shared = dict(setup().to_texts())
+    if layer():
+        shared["layer"] = cast(str, layer())
+    if threshold() != DEFAULT_THRESHOLD:
+        shared["threshold"] = f"{threshold():g}"
+    known = {*Setup.__dataclass_fields__, "layer", "threshold"}
+    for key in known:
+        if key in shared:
+            if st.query_params.get(key) != shared[key]:
+                st.query_params[key] = shared[key]
+        elif key in st.query_params:
+            del st.query_params[key]
+
+
+def setup() -> Setup:
+    """The set-up this session looks at."""
+    return st.session_state.setup
+
+
+def choose_setup(chosen: Setup) -> None:
+    """Looks at another set-up; its study is started by `start`."""
+    st.session_state.setup = chosen
+    recent = [chosen, *(other for other in recent_setups() if other != chosen)]
+    st.session_state.recent = recent[:RECENT]
+
+
+def recent_setups() -> list[Setup]:
+    """Set-ups this session has run, latest first."""
+    return st.session_state.get("recent", [])
+
+
+def study() -> Study | None:
+    """The study of the current set-up, running or finished by any session; None where it was never started."""
+    return _study_cell(setup()).get("study")
+
+
+def start() -> Study:
+    """Starts the study of the current set-up, or joins the one that runs or has finished."""
+    chosen = setup()
+    cell = _study_cell(chosen)
+    with _start_lock():
+        current = cell.get("study")
+        if current is None or current.job.status in ("failed", "cancelled"):
+            current = cell["study"] = Study(
+                chosen, lambda: _loaded_model(chosen.model, chosen.dtype), _calibration(chosen.calibration_key)
+            )
+            current.job.watch(viewer())
+            current.job.start()
+    return current
+
+
+def layer() -> str | None:
+    """The layer chosen on any page, as a full dotted name."""
+    return st.session_state.get("chosen_layer")
+
+
+def choose_layer(name: str) -> None:
+    """Chooses a layer for all pages. Inside a callback, or before the sidebar is drawn, or followed by a rerun."""
+    st.session_state.chosen_layer = name
+
+
+def threshold() -> float:
+    """The threshold on the relative range, for all pages."""
+    return st.session_state.get("chosen_threshold", DEFAULT_THRESHOLD)
+
+
+def choose_threshold(value: float) -> None:
+    st.session_state.chosen_threshold = value
+
+
+def theme() -> Literal["light", "dark"]:
+    """The colour theme on the viewer's screen; right from the first rerun on."""
+    return "dark" if st.context.theme.type == "dark" else "light"

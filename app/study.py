@@ -1,0 +1,318 @@
+"""A study: one model, one calibration, every layer measured. Filled in the background, read by all pages.
+
+No Streamlit here. `session` caches these objects; they are shared by all browser sessions and the model in them
+is never changed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+import rose
+from app.jobs import Job, acquire
+from rose.layer.order import Order
+from rose.layer.pattern import parse_sparsity
+from rose.model.pipeline import BlockStatistics, collect_inputs, condition_number, measure_layer
+from rose.model.structure import PrunableLayer, select_layers
+from rose.report import records_table
+
+METHODS = ("sparsegpt", "rose", "rose_global")
+KEPT_RESULTS = 96  # layer results a study remembers; the oldest go first
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a user chooses on the start page; everything in it changes the results.
+
+    Attributes:
+        model, dtype: see `rose.load_model`.
+        text, samples, length, seed: see `rose.load_tokens`.
+        held_out: further samples on which errors are measured but nothing is fitted.
+        layers: names separated by spaces, `*` allowed.
+        sparsity: a ratio or N:M.
+        block_size, damping: see `rose.prune_layer`.
+    """
+
+    model: str = "smollm2-135m"
+    dtype: str = "float32"
+    text: str = "packaged"
+    samples: int = 16
+    length: int = 512
+    seed: int = 0
+    held_out: int = 4
+    layers: str = "*"
+    sparsity: str = "0.7"
+    block_size: int = 128
+    damping: float = 0.01
+
+    @property
+    def calibration_key(self) -> tuple[Any, ...]:
+        """What the statistics depend on."""
+        return (self.model, self.dtype, self.text, self.samples, self.length, self.seed, self.held_out, self.layers)
+
+    @property
+    def layer_patterns(self) -> list[str] | None:
+        return None if self.layers.strip() in ("", "*") else self.layers.split()
+
+    @classmethod
+    def from_texts(cls, texts: dict[str, str]) -> Setup:
+        """Reads what a URL carries; unknown names are left out, unreadable values are an error.
+
+        Raises:
+            RoseError: a value of the wrong kind.
+        """
+        known = {name: type(value) for name, value in asdict(cls()).items()}
+        values: dict[str, Any] = {}
+        for name, text in texts.items():
+            if name in known:
+                try:
+                    values[name] = known[name](text)
+                except ValueError:
+                    raise rose.RoseError(
+                        f"The link has {name}={text!r}, which is not a {known[name].__name__}."
+                    ) from None
+        return cls(**values)
+
+    def to_texts(self) -> dict[str, str]:
+        """For a URL: only what differs from the defaults."""
+        default = asdict(Setup())
+        return {name: str(value) for name, value in asdict(self).items() if value != default[name]}
+
+    def check(self) -> None:
+        """Raises RoseError for values that no run could use, before any work."""
+        parse_sparsity(self.sparsity)
+        if self.samples < 1 or self.length < 2 or self.held_out < 0:
+            raise rose.RoseError("Choose at least 1 sample of at least 2 tokens, and 0 or more held-out samples.")
+
+
+@dataclass
+class LoadedModel:
+    """A model in the shared cache. Take the lock to run it; never change it."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    lock: threading.Lock
+
+
+class Calibration:
+    """Statistics of all chosen layers, shared by studies that differ only in what they do with them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # held by the study that fills it
+        self.complete = False
+        self.blocks: list[BlockStatistics] = []
+        self.tokens: Tensor | None = None
+        self.held_out: Tensor | None = None
+
+    def iterate(self, setup: Setup, loaded: LoadedModel, job: Job) -> Iterator[BlockStatistics]:
+        """Block by block: from memory where complete, else by running the model."""
+        acquire(self.lock, job)
+        try:
+            if self.complete:
+                yield from self.blocks
+                return
+            self.blocks = []
+            tokens = rose.load_tokens(
+                setup.text,
+                loaded.tokenizer,
+                samples=setup.samples + setup.held_out,
+                length=setup.length,
+                seed=setup.seed,
+            )
+            self.tokens = tokens[: setup.samples]
+            self.held_out = tokens[setup.samples :] if setup.held_out else None
+            acquire(loaded.lock, job)
+            try:
+                for block in rose.visit_blocks(
+                    loaded.model,
+                    self.tokens,
+                    layers=setup.layer_patterns,
+                    held_out=self.held_out,
+                    progress=job.tell,
+                ):
+                    self.blocks.append(block)
+                    yield block
+            finally:
+                loaded.lock.release()
+            self.complete = True
+        finally:
+            self.lock.release()
+
+
+class Study:
+    """The results of one set-up, growing while its job runs.
+
+    Attributes:
+        setup: what was asked.
+        job: the background work.
+        layer_names: every layer of the study, known as soon as the model is loaded.
+    """
+
+    def __init__(self, setup: Setup, load: Callable[[], LoadedModel], calibration: Calibration) -> None:
+        self.setup = setup
+        self.layer_names: list[str] = []
+        self.loaded: LoadedModel | None = None
+        self.calibration = calibration
+        self._load = load
+        self._lock = threading.Lock()
+        self._records: list[rose.LayerRecord] = []
+        self._condition: dict[str, float] = {}
+        self._layers: dict[str, tuple[PrunableLayer, rose.InputStatistics, rose.InputStatistics | None]] = {}
+        self._memory: OrderedDict[Any, Any] = OrderedDict()
+        self.created = time.time()
+        self.job = Job(self._run)
+
+    def _run(self, job: Job) -> None:
+        job.message = "Loading the model"
+        self.loaded = self._load()
+        job.check()
+        self.layer_names = [layer.name for layer in select_layers(self.loaded.model, self.setup.layer_patterns)]
+        job.message = "Measuring layers"
+        for block in self.calibration.iterate(self.setup, self.loaded, job):
+            self._measure(block, job)
+
+    def _measure(self, block: BlockStatistics, job: Job) -> None:
+        conditions: dict[int, float] = {}
+        for layer in block.layers:
+            job.check()
+            statistics, held_out = block.calibration[layer.name], block.held_out.get(layer.name)
+            if id(statistics) not in conditions:  # layers that share an input share its Hessian
+                conditions[id(statistics)] = condition_number(statistics, self.setup.damping)
+            records = [
+                measure_layer(layer, statistics, held_out, method=method, **self.layer_options()) for method in METHODS
+            ]
+            with self._lock:
+                self._records += records
+                self._condition[layer.name] = conditions[id(statistics)]
+                self._layers[layer.name] = (layer, statistics, held_out)
+
+    def layer_options(self) -> dict[str, Any]:
+        """Keyword arguments for `rose.prune_layer` that this set-up implies."""
+        return {
+            "sparsity": self.setup.sparsity,
+            "block_size": self.setup.block_size,
+            "damping": self.setup.damping,
+        }
+
+    def records(self) -> pd.DataFrame:
+        """What has been measured so far: one row per layer and method (see `rose.LayerRecord`)."""
+        with self._lock:
+            return records_table(list(self._records))
+
+    def overview(self, threshold: float) -> pd.DataFrame:
+        """One row per layer so far: relative range, columnar or not under this threshold, condition, errors, gain.
+
+        `error_METHOD` is the relative error on calibration inputs, `held_out_METHOD` that on held-out ones, and
+        `gain` the share of SparseGPT's error that the two-level order with its own decision saves (above 0: better).
+        """
+        table = self.records()
+        keys = ["layer", "block_index", "projection", "rows", "columns", "relative_range", "dead_columns"]
+        wide = table[table["method"] == METHODS[0]][keys].set_index("layer")
+        for method in METHODS:
+            rows = table[table["method"] == method].set_index("layer")
+            wide[f"error_{method}"] = rows["relative_error"]
+            wide[f"held_out_{method}"] = rows["held_out_error"]
+            wide["damping"] = rows["damping"]
+        with self._lock:
+            wide["condition"] = pd.Series(self._condition, dtype=float)
+        wide["is_columnar"] = wide["relative_range"] > threshold
+        wide["gain"] = 1 - wide["error_rose"] / wide["error_sparsegpt"].where(wide["error_sparsegpt"] > 0)
+        return wide.reset_index()
+
+    def has(self, layer: str) -> bool:
+        """Whether this layer's statistics are there yet."""
+        with self._lock:
+            return layer in self._layers
+
+    def weight(self, layer: str) -> Tensor:
+        """W, (out, in), as the model holds it; do not change it."""
+        return self._layers[layer][0].weight
+
+    def statistics(self, layer: str) -> rose.InputStatistics:
+        return self._layers[layer][1]
+
+    def held_out_statistics(self, layer: str) -> rose.InputStatistics | None:
+        return self._layers[layer][2]
+
+    def plan(self, layer: str, threshold: float = 0.5, sparsity: str | None = None) -> rose.OrderPlan:
+        """Losses and order of one layer; remembered."""
+        return self.remember(
+            ("plan", layer, threshold, sparsity),
+            lambda: rose.plan_order(
+                self.weight(layer),
+                self.statistics(layer),
+                sparsity=sparsity or self.setup.sparsity,
+                block_size=self.setup.block_size,
+                threshold=threshold,
+            ),
+        )
+
+    def prune(
+        self,
+        layer: str,
+        *,
+        method: str = "rose",
+        order: str | Order | None = None,
+        budget: str | None = None,
+        sparsity: str | None = None,
+        threshold: float = 0.5,
+        trace: bool = False,
+    ) -> rose.LayerResult:
+        """Prunes one layer by one sweep or method on this study's statistics; remembered."""
+        key = order if order is None or isinstance(order, str) else (tuple(order.permutation.tolist()), order.widths)
+        options = self.layer_options() | {"sparsity": sparsity or self.setup.sparsity}
+        return self.remember(
+            ("prune", layer, method, key, budget, options["sparsity"], threshold, trace),
+            lambda: rose.prune_layer(
+                self.weight(layer),
+                self.statistics(layer),
+                method=method,
+                order=order,
+                budget=budget,
+                threshold=threshold,
+                trace=trace,
+                **options,
+            ),
+        )
+
+    def inputs(self, layer: str, held_out: bool = False) -> Tensor:
+        """The layer's inputs on (held-out) tokens, (tokens, in): needs a forward pass; remembered."""
+        loaded = self.loaded
+        tokens = self.calibration.held_out if held_out else self.calibration.tokens
+        if loaded is None or tokens is None:
+            raise rose.RoseError("This set-up has no held-out tokens; ask for some on the start page.")
+
+        def run() -> Tensor:
+            with loaded.lock:
+                return collect_inputs(loaded.model, tokens, layer)
+
+        return self.remember(("inputs", layer, held_out), run)
+
+    def remember(self, key: Any, compute: Callable[[], T]) -> T:
+        """`compute()`, or what it gave for this key before."""
+        with self._lock:
+            if key in self._memory:
+                self._memory.move_to_end(key)
+                return self._memory[key]
+        value = compute()
+        with self._lock:
+            self._memory[key] = value
+            while len(self._memory) > KEPT_RESULTS:
+                self._memory.popitem(last=False)
+        return value
+
+
+def spectrum(statistics: rose.InputStatistics) -> Tensor:
+    """Eigenvalues of H, descending, (in,)."""
+    return torch.linalg.eigvalsh(statistics.hessian).flip(0)

@@ -1,0 +1,100 @@
+"""What a run will take, told before it starts: floating-point work, time on this machine, memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import nn
+
+from rose.model.forward import pick_device
+from rose.model.structure import PrunableLayer, decoder_blocks, select_layers
+
+# Real passes reach part of the rate of one large matrix product: attention, norms and small layers run slower.
+# Ratio measured with the packaged model; tests/benchmarks prints it anew.
+FORWARD_EFFICIENCY = 0.6
+SWEEP_EFFICIENCY = 0.05  # rank-1 updates are bound by memory
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Attributes:
+    seconds: estimated time on this machine.
+    memory: bytes for statistics and hidden states, besides the model.
+    model_memory: bytes of the weights in float32.
+    layers: number of layers at work.
+    """
+
+    seconds: float
+    memory: int
+    model_memory: int
+    layers: int
+
+
+@cache
+def matmul_rate() -> float:
+    """Floating-point operations per second of a float32 matrix product on this machine's device."""
+    device = pick_device()
+    a = torch.rand(1024, 1024, device=device)
+    rates = []
+    for _ in range(4):  # the first run pays for start-up
+        start = time.perf_counter()
+        float((a @ a)[0, 0])
+        rates.append(2 * 1024**3 / (time.perf_counter() - start))
+    return max(rates)
+
+
+def estimate_cost(
+    model: nn.Module,
+    *,
+    samples: int,
+    length: int,
+    layers: Sequence[str] | None = None,
+    sweeps: int = 1,
+    passes: int = 1,
+    keep_statistics: bool = False,
+) -> Cost:
+    """Estimates a calibration with `sweeps` prunings of every chosen layer.
+
+    Args:
+        model: the model or its skeleton; only shapes are read.
+        samples, length: calibration tokens, held-out ones included.
+        layers: names, `*` allowed; None means all.
+        sweeps: prunings per layer (methods, orders).
+        passes: forward passes per decoder block: 1 to analyze, 2 to prune.
+        keep_statistics: all layers' statistics stay in memory, as the app keeps them.
+    """
+    chosen = select_layers(model, layers)
+    _, blocks = decoder_blocks(model)
+    visited = max(layer.block_index for layer in chosen) + 1
+    tokens = samples * length
+    weights = sum(p.numel() for index in range(visited) for p in blocks[index].parameters())
+    groups = statistics_groups(chosen)
+    forward = passes * 2 * weights * tokens
+    hessian = sum(1.2 * columns**2 * tokens for columns in groups)
+    sweep = sweeps * sum(layer.weight.numel() * layer.weight.shape[1] for layer in chosen)
+    seconds = ((forward + hessian) / FORWARD_EFFICIENCY + sweep / SWEEP_EFFICIENCY) / matmul_rate()
+    per_block = max((sum(4 * c**2 for c in groups) / max(len({x.block_index for x in chosen}), 1)), 0)
+    kept = sum(4 * columns**2 for columns in groups) if keep_statistics else per_block
+    hidden = 2 * 4 * tokens * max(layer.weight.shape[1] for layer in chosen)
+    total = sum(p.numel() for p in model.parameters())
+    return Cost(seconds, int(kept + hidden), 4 * total, len(chosen))
+
+
+def statistics_groups(layers: Sequence[PrunableLayer]) -> list[int]:
+    """Input widths of the Hessians that a calibration accumulates.
+
+    Layers of one module that read equally many columns are taken to share their input (q/k/v, gate/up): right for
+    the families we know, and only an estimate for others.
+    """
+    seen = {(x.block_index, x.projection.rpartition(".")[0], x.weight.shape[1], _is_output(x)) for x in layers}
+    return [columns for _, _, columns, _ in seen]
+
+
+def _is_output(layer: PrunableLayer) -> bool:
+    """Output projections read what the module made, not what it was given."""
+    last = layer.projection.rpartition(".")[2]
+    return last.startswith(("o_", "out", "down", "c_proj", "dense_4h", "fc2", "dense")) and "h_to_4h" not in last
