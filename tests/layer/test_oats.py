@@ -1,0 +1,138 @@
+"""OATS against a plain float64 loop with a full SVD, and its account of parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import rose
+from rose.layer.oats import truncated_svd
+
+
+def case(seed: int, rows: int = 24, columns: int = 32) -> tuple[Tensor, rose.InputStatistics]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(100, columns, generator=generator) * torch.rand(columns, generator=generator)
+    statistics = rose.InputStatistics(columns)
+    statistics.update(inputs)
+    low = torch.randn(rows, 3, generator=generator) @ torch.randn(3, columns, generator=generator)
+    return torch.randn(rows, columns, generator=generator) + low, statistics
+
+
+def plain_loop(weight: np.ndarray, norm: np.ndarray, rank: int, keep: int, of: int, iterations: int) -> np.ndarray:
+    """S + L, unscaled. `keep` of every run of `of` entries of a row stay in S."""
+    scaled = weight * norm
+    sparse = np.zeros_like(scaled)
+    for _ in range(iterations):
+        u, s, v = np.linalg.svd(scaled - sparse, full_matrices=False)
+        s[rank:] = 0
+        low = u @ np.diag(s) @ v
+        sparse = np.zeros_like(scaled)
+        for i in range(scaled.shape[0]):
+            for start in range(0, scaled.shape[1], of):
+                rest = scaled[i, start : start + of] - low[i, start : start + of]
+                for j in sorted(range(of), key=lambda j: -abs(rest[j]))[:keep]:
+                    sparse[i, start + j] = rest[j]
+    return (sparse + low) / norm
+
+
+# Parameters of a 24 × 32 layer: κ = 1 − sparsity, or (keep/of)/(1 − ρ).
+@pytest.mark.parametrize(
+    ("sparsity", "rank_ratio", "rank", "keep", "of"),
+    [
+        (0.5, 0.25, int(0.25 * 0.5 * 768 / 56), 12, 32),
+        (0.5, 0.5, int(0.5 * 0.5 * 768 / 56), 8, 32),
+        ("2:4", 0.25, int(0.25 * (0.5 / 0.75) * 768 / 56), 2, 4),
+        ("1:4", 0.3, int(0.3 * (0.25 / 0.7) * 768 / 56), 1, 4),
+    ],
+)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_is_the_plain_loop(
+    sparsity: float | str, rank_ratio: float, rank: int, keep: int, of: int, transposed: bool
+) -> None:
+    rows, columns = (32, 24) if transposed else (24, 32)
+    if transposed and of == 32:
+        keep, of = keep * 3 // 4, 24
+    weight, statistics = case(0, rows, columns)
+    result = rose.prune_layer(
+        weight,
+        statistics,
+        method="oats",
+        sparsity=sparsity,
+        block_size=8,
+        options={"rank_ratio": rank_ratio, "iterations": 12},
+    )
+    norm = np.sqrt(statistics.mean_square.double().numpy())
+    expected = plain_loop(weight.double().numpy(), norm, rank, keep, of, 12)
+    torch.testing.assert_close(result.weight, torch.from_numpy(expected).float(), rtol=1e-3, atol=1e-4)
+    assert rank > 0
+    assert result.low_rank is not None
+    left, right = result.low_rank
+    assert left.shape == (rows, rank)
+    assert right.shape == (rank, columns)
+    # The sparse part is what the factors leave, and it is sparse where the mask says so.
+    sparse = result.weight - left @ right
+    assert sparse[result.mask].abs().max() < 1e-5
+    kept = rows * columns * keep // of
+    assert result.parameters == kept + rank * (rows + columns)
+    assert result.sparsity == pytest.approx(1 - result.parameters / weight.numel())
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7, 0.9])
+def test_stores_what_was_asked(sparsity: float) -> None:
+    weight, statistics = case(1, 96, 128)
+    result = rose.prune_layer(weight, statistics, method="oats", sparsity=sparsity, options={"iterations": 3})
+    # One column of rounding in S, one rank of rounding in L.
+    assert abs(result.sparsity - sparsity) <= (96 + 224) / weight.numel()
+
+
+def test_without_rank_it_is_wanda() -> None:
+    weight, statistics = case(2)
+    result = rose.prune_layer(weight, statistics, method="oats", sparsity=0.5, options={"rank_ratio": 0})
+    wanda = rose.prune_layer(weight, statistics, method="wanda", sparsity=0.5)
+    assert torch.equal(result.mask, wanda.mask)
+    torch.testing.assert_close(result.weight, wanda.weight)
+
+
+def test_finds_a_sparse_plus_low_rank_matrix() -> None:
+    generator = torch.Generator().manual_seed(3)
+    low = torch.randn(40, 2, generator=generator) @ torch.randn(2, 40, generator=generator)
+    spikes = 10 * torch.randn(40, 40, generator=generator) * (torch.rand(40, 40, generator=generator) < 0.05)
+    result = rose.prune_layer(low + spikes, torch.eye(40), method="oats", sparsity=0.6, options={"rank_ratio": 0.5})
+    wanda = rose.prune_layer(low + spikes, torch.eye(40), method="wanda", sparsity=0.6)
+    assert result.relative_error < wanda.relative_error / 1000
+
+
+def test_dead_column() -> None:
+    weight, _ = case(4)
+    inputs = torch.randn(100, 32)
+    inputs[:, 5] = 0
+    statistics = rose.InputStatistics(32)
+    statistics.update(inputs)
+    result = rose.prune_layer(weight, statistics, method="oats", sparsity=0.5)
+    assert torch.isfinite(result.weight).all()
+    assert result.weight[:, 5].eq(0).all()
+
+
+def test_extremes() -> None:
+    weight, statistics = case(5)
+    assert torch.equal(rose.prune_layer(weight, statistics, method="oats", sparsity=0).weight, weight)
+    everything = rose.prune_layer(weight, statistics, method="oats", sparsity=1)
+    assert everything.weight.eq(0).all()
+    assert everything.sparsity == 1
+    with pytest.raises(rose.RoseError, match="more than the dense layer"):
+        rose.prune_layer(weight, statistics, method="oats", sparsity="3:4", block_size=8, options={"rank_ratio": 0.3})
+    with pytest.raises(rose.RoseError, match="from 0 to 1"):
+        rose.prune_layer(weight, statistics, method="oats", options={"rank_ratio": "2"})
+    with pytest.raises(rose.RoseError, match="whole number"):
+        rose.prune_layer(weight, statistics, method="oats", options={"iterations": 2.5})
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (30, 20)])
+@pytest.mark.parametrize("rank", [0, 1, 7, 20])
+def test_truncated_svd(shape: tuple[int, int], rank: int) -> None:
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(6))
+    left, right = truncated_svd(matrix, rank)
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    torch.testing.assert_close(left @ right, (u[:, :rank] * s[:rank]) @ v[:rank], rtol=1e-4, atol=1e-4)
