@@ -211,11 +211,19 @@ def _plan(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Or
 
 
 def prune_by_sweep(
-    weight: Tensor, statistics: InputStatistics, settings: Settings, *, method: str, order: str, budget: str
+    weight: Tensor,
+    statistics: InputStatistics,
+    settings: Settings,
+    *,
+    method: str,
+    order: str,
+    budget: str,
+    sum_saliency: bool = False,
 ) -> LayerResult:
     """A sweep with this order and budget, unless the settings override them.
 
-    `order` "rose" is the two-level order on columnar layers and natural order on the others.
+    `order` "rose" is the two-level order on columnar layers and natural order on the others. `sum_saliency` chooses
+    masks by w² (H_jj + 1/U_jj²) instead of w²/U_jj².
     """
     plan = _plan(weight, statistics, settings)
     wanted = settings.order if settings.order is not None else order
@@ -229,11 +237,14 @@ def prune_by_sweep(
     # Dead columns never carried a signal: their weights cost nothing, so they are the first to go.
     live = dense.masked_fill(damped.dead, 0) if pattern.ratio > 0 else dense
     factor = damped.inverse_factor(None if visited.is_natural else visited.permutation)
+    divisor = None
+    if sum_saliency:
+        divisor = (damped.matrix.diagonal()[visited.permutation] + factor.diagonal() ** -2).rsqrt()
     if budget == "layer" and not pattern.is_grouped:
-        counts = layer_budget(live, factor, pattern, visited)
+        counts = layer_budget(live, factor, pattern, visited, divisor)
     else:  # N:M fixes how many weights every group gives up, so both budgets are the same
         counts = block_budget(pattern, weight.shape[0], visited.widths)
-    swept = sweep(live, factor, visited, pattern, counts, damped.matrix if settings.trace else None)
+    swept = sweep(live, factor, visited, pattern, counts, damped.matrix if settings.trace else None, divisor)
     pruned = swept.weight.to(weight.dtype)
     return LayerResult(
         weight=pruned,
@@ -333,6 +344,22 @@ def rose_global(weight: Tensor, statistics: InputStatistics, settings: Settings)
 def sparsegpt(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Natural order, block budget."""
     return prune_by_sweep(weight, statistics, settings, method="sparsegpt", order="natural", budget="block")
+
+
+@register(
+    "sensitivity",
+    "Sensitivity-aware",
+    "SparseGPT with masks chosen by w²·(H_jj + 1/[H⁻¹]_jj), the improved saliency of Shao et al. 2024.",
+    sweeps=True,
+)
+def sensitivity(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """Natural order, block budget; the sum of the saliencies of Optimal Brain Damage and Surgeon decides.
+
+    As in SparseGPT's sweep, [H⁻¹]_jj is that of the columns not yet visited, which is U_jj².
+    """
+    return prune_by_sweep(
+        weight, statistics, settings, method="sensitivity", order="natural", budget="block", sum_saliency=True
+    )
 
 
 @register("wanda", "Wanda", "Smallest |W|·‖x‖ of every output row, no compensation (Sun et al. 2024).")

@@ -63,14 +63,17 @@ def block_budget(pattern: Pattern, rows: int, widths: Sequence[int]) -> list[int
     return [pattern.count(rows * width) for width in widths]
 
 
-def layer_budget(weight: Tensor, factor: Tensor, pattern: Pattern, order: Order) -> list[int]:
-    """One threshold on w²/U_jj² over the layer, before the sweep: how many weights of each block fall under it.
+def layer_budget(
+    weight: Tensor, factor: Tensor, pattern: Pattern, order: Order, divisor: Tensor | None = None
+) -> list[int]:
+    """One threshold on the saliency over the layer, before the sweep: how many weights of each block fall under it.
 
     Args:
         weight: (out, in), original column order.
         factor: U for `order`, (in, in).
+        divisor: as in `sweep`.
     """
-    saliency = (weight[:, order.permutation] / factor.diagonal()).square()
+    saliency = (weight[:, order.permutation] / (factor.diagonal() if divisor is None else divisor)).square()
     mask = smallest(saliency, pattern.count(saliency.numel()))
     return [int(block.sum()) for block in mask.split(list(order.widths), dim=1)]
 
@@ -82,6 +85,7 @@ def sweep(
     pattern: Pattern,
     counts: Sequence[int],
     trace_hessian: Tensor | None = None,
+    divisor: Tensor | None = None,
 ) -> Sweep:
     """Prunes one layer in the given order.
 
@@ -93,16 +97,19 @@ def sweep(
             weights, and `counts` is not used.
         counts: weights to remove from each visited block.
         trace_hessian: damped H, (in, in), original order; given where a trace is wanted.
+        divisor: d where the mask is to be chosen by (w/d)² and not by w²/U_jj², (in,), in the order visited.
     """
     # Transposed: each column of W is then a contiguous row, and compensation is a rank-1 update of rows below.
     wt = weight[:, order.permutation].T.contiguous()
     mask = torch.zeros_like(wt, dtype=torch.bool)
     errors = torch.empty(wt.shape[0], device=wt.device)
+    divisor = factor.diagonal() if divisor is None else divisor
     record = None if trace_hessian is None else _Recorder(wt, order, trace_hessian)
     for start, width, count in zip(block_starts(order.widths), order.widths, counts, strict=True):
         end = start + width
         before = wt[start:end].clone() if record else None
-        e = _prune_block(wt[start:end], mask[start:end], factor[start:end, start:end], pattern, count)
+        within = factor[start:end, start:end]
+        e = _prune_block(wt[start:end], mask[start:end], within, divisor[start:end], pattern, count)
         wt[end:].addmm_(factor[start:end, end:].T, e, alpha=-1)
         wt[start:end].masked_fill_(mask[start:end], 0)
         errors[start:end] = e.square().sum(1)
@@ -118,22 +125,24 @@ def sweep(
     )
 
 
-def _prune_block(wt: Tensor, mask: Tensor, factor: Tensor, pattern: Pattern, count: int) -> Tensor:
+def _prune_block(wt: Tensor, mask: Tensor, factor: Tensor, divisor: Tensor, pattern: Pattern, count: int) -> Tensor:
     """Masks one block and compensates within it, in place; returns its errors E, (width, out).
 
     Args:
         wt: the block's weights, transposed, (width, out).
         mask: to be filled, (width, out).
         factor: U of the block, (width, width).
+        divisor: of weights in the saliency, (width,).
     """
-    diagonal = factor.diagonal().unsqueeze(1)
+    diagonal = factor.diagonal()
+    divisor = divisor.unsqueeze(1)
     if not pattern.is_grouped:
-        mask.copy_(smallest((wt / diagonal).square(), count))
+        mask.copy_(smallest((wt / divisor).square(), count))
     errors = torch.zeros_like(wt)
     for j in range(wt.shape[0]):
         if pattern.is_grouped and j % pattern.of == 0:
             group = slice(j, j + pattern.of)
-            saliency = (wt[group] / diagonal[group]).square()
+            saliency = (wt[group] / divisor[group]).square()
             mask[group] = smallest_per_group(saliency.T, pattern).T
         e = torch.where(mask[j], wt[j], 0) / diagonal[j]
         errors[j] = e

@@ -28,6 +28,7 @@ from transformers import modeling_gguf_pytorch_utils as gguf
 from transformers.utils import logging as transformers_logging
 
 from rose.errors import RoseError
+from rose.report import RunReport
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -117,8 +118,12 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[str(dtype)]
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, *, report: RunReport | None = None
+) -> None:
     """Writes a safetensors checkpoint that `AutoModelForCausalLM.from_pretrained` loads, whole or not at all.
+
+    The report of the run that pruned it, where given, goes beside it (report.json, layers.csv, layers.parquet).
 
     Raises:
         RoseError: the folder exists and is not empty, or cannot be written.
@@ -130,7 +135,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
         with _quiet():
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-        temporary.chmod(0o755)
+        if report is not None:
+            report.save(temporary)
+        _share(temporary)
         if folder.exists():
             folder.rmdir()  # empty, as checked
         temporary.rename(folder)
@@ -138,6 +145,15 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
         raise RoseError(f"The checkpoint could not be written to {folder} ({problem}).") from problem
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _share(folder: Path) -> None:
+    """Gives a temporary folder the permissions that a plain one has; temporary files are private by default."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~mask)
 
 
 def check_output(folder: str | Path) -> None:

