@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -26,7 +26,9 @@ from rose.model.pipeline import BlockStatistics, collect_inputs, condition_numbe
 from rose.model.structure import PrunableLayer, select_layers
 from rose.report import records_table
 
-METHODS = ("sparsegpt", "rose", "rose_global")
+# What every layer is measured with: name in the table -> method and threshold. Two-level order is measured on all
+# layers, columnar or not, so that the threshold can move without pruning anything anew.
+MEASURED = {"sparsegpt": ("sparsegpt", 0.5), "two_level": ("rose", 0.0), "rose_global": ("rose_global", 0.5)}
 KEPT_RESULTS = 96  # layer results a study remembers; the oldest go first
 T = TypeVar("T")
 
@@ -189,9 +191,10 @@ class Study:
             statistics, held_out = block.calibration[layer.name], block.held_out.get(layer.name)
             if id(statistics) not in conditions:  # layers that share an input share its Hessian
                 conditions[id(statistics)] = condition_number(statistics, self.setup.damping)
-            records = [
-                measure_layer(layer, statistics, held_out, method=method, **self.layer_options()) for method in METHODS
-            ]
+            records = []
+            for name, (method, threshold) in MEASURED.items():
+                options = self.layer_options() | {"method": method, "threshold": threshold}
+                records.append(replace(measure_layer(layer, statistics, held_out, **options), method=name))
             with self._lock:
                 self._records += records
                 self._condition[layer.name] = conditions[id(statistics)]
@@ -213,21 +216,24 @@ class Study:
     def overview(self, threshold: float) -> pd.DataFrame:
         """One row per layer so far: relative range, columnar or not under this threshold, condition, errors, gain.
 
-        `error_METHOD` is the relative error on calibration inputs, `held_out_METHOD` that on held-out ones, and
-        `gain` the share of SparseGPT's error that the two-level order with its own decision saves (above 0: better).
+        `error_NAME` is the relative error on calibration inputs, `held_out_NAME` that on held-out ones, of SparseGPT,
+        two-level order whether columnar or not, ROSE (two-level where columnar under this threshold), and ROSE global.
+        `gain` is the share of SparseGPT's error that two-level order saves (above 0: better).
         """
         table = self.records()
-        keys = ["layer", "block_index", "projection", "rows", "columns", "relative_range", "dead_columns"]
-        wide = table[table["method"] == METHODS[0]][keys].set_index("layer")
-        for method in METHODS:
-            rows = table[table["method"] == method].set_index("layer")
-            wide[f"error_{method}"] = rows["relative_error"]
-            wide[f"held_out_{method}"] = rows["held_out_error"]
-            wide["damping"] = rows["damping"]
+        keys = ["layer", "block_index", "projection", "rows", "columns", "relative_range", "dead_columns", "damping"]
+        wide = table[table["method"] == "sparsegpt"][keys].set_index("layer")
+        for name in MEASURED:
+            rows = table[table["method"] == name].set_index("layer")
+            wide[f"error_{name}"] = rows["relative_error"]
+            wide[f"held_out_{name}"] = rows["held_out_error"]
         with self._lock:
             wide["condition"] = pd.Series(self._condition, dtype=float)
         wide["is_columnar"] = wide["relative_range"] > threshold
-        wide["gain"] = 1 - wide["error_rose"] / wide["error_sparsegpt"].where(wide["error_sparsegpt"] > 0)
+        for kind in ("error", "held_out"):
+            wide[f"{kind}_rose"] = wide[f"{kind}_two_level"].where(wide["is_columnar"], wide[f"{kind}_sparsegpt"])
+        natural = wide["error_sparsegpt"]
+        wide["gain"] = 1 - wide["error_two_level"] / natural.where(natural > 0)
         return wide.reset_index()
 
     def has(self, layer: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,6 +37,11 @@ class DampedHessian:
     dead: Tensor
     damping: float
     added: float
+
+    @cached_property
+    def natural_factor(self) -> Tensor:
+        """`inverse_factor()` for the columns from left to right, computed once."""
+        return self.inverse_factor()
 
     def inverse_factor(self, permutation: Tensor | None = None) -> Tensor:
         """U with H⁻¹ = UᵀU, upper triangular, for the columns in this order; float32 (in, in).

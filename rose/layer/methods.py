@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer import error
-from rose.layer.hessian import damp
+from rose.layer.hessian import DampedHessian, damp
 from rose.layer.options import Option, Value, complete_options
 from rose.layer.order import Order, OrderPlan, make_order, plan_order
 from rose.layer.pattern import Pattern, parse_sparsity, smallest, smallest_per_group, smallest_per_row
@@ -200,6 +201,18 @@ def prune_layer(
     return chosen.prune(weight, as_statistics(hessian, weight.shape[1]), settings)
 
 
+def damped_hessian(statistics: InputStatistics, damping: float) -> DampedHessian:
+    """The damped Hessian of these inputs. Layers and methods that share inputs come one after another, so the last
+    two are remembered."""
+    return _damped(statistics, statistics.tokens, damping)
+
+
+@lru_cache(maxsize=2)
+def _damped(statistics: InputStatistics, _tokens: int, damping: float) -> DampedHessian:
+    """`_tokens` tells statistics that have grown since from those that have not."""
+    return damp(statistics.hessian, damping)
+
+
 def _plan(weight: Tensor, statistics: InputStatistics, settings: Settings) -> OrderPlan:
     return plan_order(
         weight,
@@ -232,11 +245,11 @@ def prune_by_sweep(
     visited = make_order(plan, wanted)
     budget = settings.budget or budget
     pattern = settings.pattern
-    damped = damp(statistics.hessian, settings.damping)
+    damped = damped_hessian(statistics, settings.damping)
     dense = weight.float()
     # Dead columns never carried a signal: their weights cost nothing, so they are the first to go.
     live = dense.masked_fill(damped.dead, 0) if pattern.ratio > 0 else dense
-    factor = damped.inverse_factor(None if visited.is_natural else visited.permutation)
+    factor = damped.natural_factor if visited.is_natural else damped.inverse_factor(visited.permutation)
     divisor = None
     if sum_saliency:
         divisor = (damped.matrix.diagonal()[visited.permutation] + factor.diagonal() ** -2).rsqrt()
@@ -290,9 +303,9 @@ def measured_result(
         mask: True = removed, of the sparse part where there are factors.
     """
     plan = _plan(weight, statistics, settings)
-    damped = damp(statistics.hessian, settings.damping)
+    damped = damped_hessian(statistics, settings.damping)
     live_change = (weight - pruned).float().masked_fill(damped.dead, 0)
-    columns = error.column_error(live_change, damped.inverse_factor())
+    columns = error.column_error(live_change, damped.natural_factor)
     natural = make_order(plan, "natural")
     result = LayerResult(
         weight=pruned,
