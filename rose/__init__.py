@@ -4,7 +4,7 @@ Everything below is the public interface; the rest is private to its module.
 """
 
 from rose.errors import Cancelled, RoseError
-from rose.layer import alps, dsnot, oats  # noqa: F401  importing them registers their methods
+from rose.layer import alps, dsnot, measured, oats, refit  # noqa: F401  importing them registers their methods
 from rose.layer.methods import METHODS, LayerResult, Settings, prune_layer, register
 from rose.layer.order import Order, OrderPlan, make_order, move_block, plan_order
 from rose.layer.statistics import InputStatistics

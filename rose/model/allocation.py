@@ -71,17 +71,11 @@ def allocate(
 
 def _outlier_shares(blocks: Iterable[BlockStatistics]) -> dict[int, float]:
     """Outlier share of each decoder block, by its index."""
-    return {
-        block.block_index: outlier_share(
-            [
-                importance(layer.weight.to(block.calibration[layer.name].diagonal), statistics.mean_square)
-                for layer in block.layers
-                if (statistics := block.calibration.get(layer.name))
-            ]
-        )
-        for block in blocks
-        if block.calibration
-    }
+    shares = {}
+    for block in blocks:
+        known = [(layer.weight, block.calibration[layer.name].mean_square) for layer in block.layers]
+        shares[block.block_index] = outlier_share([importance(w.to(x.device), x) for w, x in known])
+    return shares
 
 
 def hessian_traces(

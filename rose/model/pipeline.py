@@ -7,8 +7,8 @@ Only one decoder block is on the device at a time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ from rose.errors import RoseError
 from rose.layer import error
 from rose.layer.hessian import damp
 from rose.layer.methods import LayerResult, Settings, get_method, prune_layer
+from rose.layer.options import Value, complete_options
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.statistics import InputStatistics
+from rose.model.allocation import allocate, check_allocation
 from rose.model.forward import BlockInputs, pick_device, record_inputs
 from rose.model.structure import PrunableLayer, decoder_blocks, select_layers
 from rose.report import LayerRecord, RunReport
@@ -51,6 +53,41 @@ class Progress:
 
 
 ProgressCallback = Callable[[Progress], Any]
+
+# Share of a run that allocation takes, roughly; only the progress bar depends on it.
+ALLOCATION_SHARE = {"uniform": 0.0, "owl": 0.25, "sensitivity": 0.4}
+
+
+def _part(
+    callback: ProgressCallback | None, start: float, low: float, high: float, stage: str | None = None
+) -> ProgressCallback | None:
+    """A callback for one part of a run: its 0 to 1 is `low` to `high` of the whole, which began at `start`."""
+    if callback is None:
+        return None
+
+    def tell(progress: Progress) -> None:
+        fraction = low + (high - low) * progress.fraction
+        seconds = time.perf_counter() - start
+        remaining = seconds * (1 - fraction) / fraction if fraction > 0 else None
+        layers_done = 0 if stage else progress.layers_done
+        callback(
+            replace(
+                progress,
+                stage=stage or progress.stage,
+                layers_done=layers_done,
+                fraction=fraction,
+                seconds=seconds,
+                remaining=remaining,
+            )
+        )
+
+    return tell
+
+
+def _sharing(callback: ProgressCallback | None, layers: int, start: float, high: float) -> Callable[[float], None]:
+    """Turns a plain share, 0 to 1, into the progress of an allocation."""
+    tell = _part(callback, start, 0, high, "allocate")
+    return lambda share: tell(Progress("allocate", 0, 0, None, None, 0, layers, share, 0.0, None)) if tell else None
 
 
 class _Meter:
@@ -283,6 +320,8 @@ def prune_model(
     threshold: float = 0.5,
     order: str | None = None,
     budget: str | None = None,
+    options: Mapping[str, Value] | None = None,
+    allocation: str = "uniform",
     held_out: Tensor | None = None,
     progress: ProgressCallback | None = None,
 ) -> RunReport:
@@ -295,8 +334,12 @@ def prune_model(
         method: a name in the registry (`rose.METHODS`).
         sparsity: a ratio, or N:M such as "2:4".
         layers: names to prune, `*` allowed; None means every prunable layer.
-        block_size, damping, threshold, order, budget: see `rose.prune_layer`.
-        held_out: further tokens, (samples, length), on which each layer's error is measured too.
+        block_size, damping, threshold, order, budget, options: see `rose.prune_layer`.
+        allocation: "uniform", the same ratio in every layer; "owl", by the outliers of each decoder block, which
+            costs one more pass over the dense model; "sensitivity", by the curvature of the loss, which costs two
+            backward passes over 16 samples. The whole comes out at the asked ratio. See `rose.model.allocation`.
+        held_out: further tokens, (samples, length), on which each layer's error is measured too. Method "measured"
+            chooses by them, so that its held-out error is the best of several and no longer quite independent.
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
 
     Returns:
@@ -305,17 +348,35 @@ def prune_model(
     Raises:
         RoseError: bad input, before any work; or a layer that cannot be pruned, which is named.
     """
-    settings = Settings(parse_sparsity(sparsity), block_size, damping, threshold, order, budget)
-    get_method(method)
-    for layer in select_layers(model, layers):
+    chosen = get_method(method)
+    complete = complete_options(chosen.label, chosen.options, options)
+    settings = Settings(parse_sparsity(sparsity), block_size, damping, threshold, order, budget, options=complete)
+    check_allocation(allocation, settings.pattern)
+    selected = select_layers(model, layers)
+    for layer in selected:
         settings.pattern.check(layer.weight.shape[1], block_size)
     start = time.perf_counter()
-    walk = _walk(model, tokens, held_out, layers, progress)
+    share = ALLOCATION_SHARE[allocation]
+    patterns = allocate(
+        model,
+        tokens,
+        selected,
+        settings.pattern,
+        allocation,
+        lambda: visit_blocks(model, tokens, layers=layers, progress=_part(progress, start, 0, share, "allocate")),
+        _sharing(progress, len(selected), start, share),
+    )
+    walk = _walk(model, tokens, held_out, layers, _part(progress, start, share, 1) if share else progress)
     records: list[LayerRecord] = []
     for block in walk.visit(propagate_again=True):
         for number, layer in enumerate(block.layers):
             began = time.perf_counter()
-            result = _prune_one(layer, block.calibration, method, settings)
+            result = _prune_one(
+                layer,
+                block.calibration,
+                method,
+                replace(settings, pattern=patterns[layer.name], held_out=block.held_out.get(layer.name)),
+            )
             held_error = held_out_error(layer, result, block.held_out.get(layer.name))
             layer.write(result.weight)
             records.append(_record(layer, result, held_error, time.perf_counter() - began))
@@ -327,6 +388,8 @@ def prune_model(
         records,
         method=method,
         sparsity=str(settings.pattern),
+        allocation=allocation,
+        options=complete,
         block_size=block_size,
         damping=damping,
         threshold=threshold,
@@ -389,7 +452,7 @@ def _measure(
     settings: Settings,
 ) -> LayerRecord:
     began = time.perf_counter()
-    result = _prune_one(layer, statistics, method, settings)
+    result = _prune_one(layer, statistics, method, replace(settings, held_out=held_out))
     return _record(layer, result, held_out_error(layer, result, held_out), time.perf_counter() - began)
 
 
@@ -443,6 +506,8 @@ def _prune_one(
             threshold=settings.threshold,
             order=settings.order,
             budget=settings.budget,
+            options=settings.options,
+            held_out=settings.held_out,
         )
     except RoseError as problem:
         raise RoseError(f"{layer.name}: {problem}") from problem

@@ -1,0 +1,193 @@
+"""Ratios over layers: exact totals, the published rules, and the trace of the loss Hessian against the Hessian."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.func import functional_call
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+import rose
+from rose.layer.allocation import exact_ratios, outlier_share, owl_ratios, sensitivity_ratios
+from rose.model.allocation import hessian_traces
+from rose.model.structure import prunable_layers
+
+
+def tiny_llama(blocks: int = 3) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=blocks,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def tiny_gpt2() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=40, n_embd=8, n_layer=1, n_head=2, n_positions=32, initializer_range=0.4)
+    return GPT2LMHeadModel(config).eval().requires_grad_(False)
+
+
+def some_tokens(samples: int = 4, length: int = 16) -> Tensor:
+    return torch.randint(40, (samples, length), generator=torch.Generator().manual_seed(1))
+
+
+layer_lists = st.lists(st.tuples(st.floats(-0.5, 1.5), st.integers(1, 5000)), min_size=1, max_size=30)
+
+
+@given(layer_lists, st.floats(0, 1))
+def test_total_is_exact(layers: list[tuple[float, int]], ratio: float) -> None:
+    wanted, sizes = [want for want, _ in layers], [size for _, size in layers]
+    ratios = exact_ratios(wanted, sizes, ratio)
+    counts = [round(r * size) for r, size in zip(ratios, sizes, strict=True)]
+    assert sum(counts) == round(ratio * sum(sizes))
+    assert all(0 <= count <= size for count, size in zip(counts, sizes, strict=True))
+    # One shift for all, but for rounding and where 0 or 1 is the limit.
+    shifts = [
+        (r - want, 1 / size) for r, want, size in zip(ratios, wanted, sizes, strict=True) if 1 / size < r < 1 - 1 / size
+    ]
+    for shift, grain in shifts:
+        assert all(abs(shift - other) <= 2 * (grain + other_grain) for other, other_grain in shifts)
+
+
+def test_equal_layers_keep_what_they_want() -> None:
+    assert exact_ratios([0.4, 0.5, 0.6], [1000] * 3, 0.5) == [0.4, 0.5, 0.6]
+    assert exact_ratios([0.5, 0.9], [300, 100], 1) == [1, 1]
+    assert exact_ratios([0.5, 0.9], [300, 100], 0) == [0, 0]
+    with pytest.raises(rose.RoseError, match="from 0 to 1"):
+        exact_ratios([0.5], [10], 1.5)
+
+
+def test_outlier_share() -> None:
+    scores = [torch.rand(7, 9).pow(8), torch.rand(5, 9).pow(8) * 3]
+    together = np.concatenate([score.numpy().ravel() for score in scores]).astype(float)
+    assert outlier_share(scores) == (together > 5 * together.mean()).mean() > 0
+
+
+def test_owl_ratios() -> None:
+    shares = [0.01, 0.05, 0.03, 0.02]
+    ratios = owl_ratios(shares, 0.7)
+    assert max(ratios) - min(ratios) == pytest.approx(0.16)  # 2λ
+    assert sum(ratios) / 4 == pytest.approx(0.7)
+    assert np.argsort(ratios).tolist() == np.argsort(shares)[::-1].tolist()
+    assert owl_ratios([0.02, 0.02], 0.6) == [0.6, 0.6]
+
+
+def test_sensitivity_ratios() -> None:
+    assert sensitivity_ratios([3.0, -1.0, 2.0], 0.5) == pytest.approx([0.4, 0.6, 0.5])
+    assert sensitivity_ratios([7.0], 0.5) == [0.5]
+
+
+def exact_trace(model: PreTrainedModel, tokens: Tensor, name: str) -> float:
+    """Trace of the Hessian in full, mean over windows."""
+    weight = model.get_parameter(f"{name}.weight").detach()
+
+    def loss(w: Tensor, window: Tensor) -> Tensor:
+        arguments = {"input_ids": window[None], "labels": window[None], "use_cache": False}
+        return functional_call(model, {f"{name}.weight": w}, (), arguments).loss
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        traces = [
+            torch.autograd.functional.hessian(lambda w, t=t: loss(w, t), weight)
+            .reshape(weight.numel(), -1)
+            .trace()
+            .item()
+            for t in tokens
+        ]
+    return math.fsum(traces) / len(traces)
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+def test_trace_is_that_of_the_full_hessian(make) -> None:  # type: ignore[no-untyped-def]
+    model, tokens = make(), some_tokens(samples=2)
+    layers = prunable_layers(model)[2:5]
+    exact = [exact_trace(model, tokens, layer.name) for layer in layers]
+    estimates = np.array([hessian_traces(model, tokens, layers, probes=25, seed=seed) for seed in range(8)])
+    spread = estimates.std(0, ddof=1) / 8**0.5
+    assert (np.abs(estimates.mean(0) - exact) < 5 * spread + 1e-4).all()
+    assert (spread < 0.5 * np.abs(exact).max()).all()  # or the line above would say little
+
+
+def test_trace_leaves_the_model_alone() -> None:
+    model = tiny_llama().train()
+    model.lm_head.weight.requires_grad_(True)
+    before = copy.deepcopy(model.state_dict())
+    hessian_traces(model, some_tokens(), prunable_layers(model))
+    assert model.training
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["lm_head.weight"]
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("allocation", ["owl", "sensitivity"])
+@pytest.mark.parametrize("sparsity", [0.5, 0.93])
+def test_a_model_is_pruned_exactly(allocation: str, sparsity: float) -> None:
+    model, tokens = tiny_llama(), some_tokens(8)
+    sizes = sum(layer.weight.numel() for layer in prunable_layers(model))
+    report = rose.prune_model(
+        model, tokens, method="rose_global", sparsity=sparsity, block_size=8, allocation=allocation
+    )
+    zeros = sum(int((layer.weight == 0).sum()) for layer in prunable_layers(model))
+    assert zeros == round(sparsity * sizes)
+    assert report.summary["removed_fraction"] == pytest.approx(zeros / sizes, abs=1e-6)
+    assert report.summary["allocation"] == allocation
+    ratios = report.layers["sparsity"]
+    assert ratios.nunique() > 2
+    if allocation == "owl":  # one ratio per decoder block, up to one weight of its smallest layer
+        assert report.layers.groupby("block_index")["sparsity"].agg(np.ptp).max() <= 1 / 128
+
+
+def test_owl_protects_the_block_with_outliers() -> None:
+    model, tokens = tiny_llama(), some_tokens(8)
+    with torch.no_grad():
+        for layer in prunable_layers(model):
+            if layer.block_index == 2:  # the last, for its outliers spread to the blocks above
+                layer.weight[0, :4] *= 40
+    report = rose.prune_model(model, tokens, method="wanda", sparsity=0.5, block_size=8, allocation="owl")
+    ratios = report.layers.groupby("block_index")["sparsity"].mean()
+    assert ratios.idxmin() == 2
+
+
+def test_uniform_is_the_default() -> None:
+    one, other, tokens = tiny_llama(), tiny_llama(), some_tokens()
+    rose.prune_model(one, tokens, sparsity=0.5, block_size=8)
+    rose.prune_model(other, tokens, sparsity=0.5, block_size=8, allocation="uniform")
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_progress_of_an_allocated_run_only_rises() -> None:
+    for allocation in ("owl", "sensitivity"):
+        events: list[rose.Progress] = []
+        rose.prune_model(
+            tiny_llama(), some_tokens(), sparsity=0.5, block_size=8, allocation=allocation, progress=events.append
+        )
+        fractions = [event.fraction for event in events]
+        assert fractions == sorted(fractions)
+        assert events[0].stage == "allocate"
+        assert events[-1].layers_done == events[-1].layers == 21
+        assert fractions[-1] == pytest.approx(1, abs=0.5)
+
+
+def test_bad_allocations() -> None:
+    model, tokens = tiny_llama(), some_tokens()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(rose.RoseError, match="one of uniform, owl, sensitivity"):
+        rose.prune_model(model, tokens, allocation="random")
+    with pytest.raises(rose.RoseError, match="2:4 fixes the ratio"):
+        rose.prune_model(model, tokens, sparsity="2:4", block_size=8, allocation="owl")
+    with pytest.raises(rose.RoseError, match="has no option"):
+        rose.prune_model(model, tokens, method="rose", options={"start": "wanda"})
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
