@@ -461,9 +461,30 @@ def held_out_error(layer: PrunableLayer, result: LayerResult, held_out: InputSta
     return None if held_out is None else error.relative_error(layer.weight, result.weight, held_out.hessian)
 
 
-@torch.no_grad()
 def collect_inputs(model: nn.Module, tokens: Tensor, layer: str) -> Tensor:
     """What one layer of the dense model reads, (samples · length, in) float32; needs no Hessian.
+
+    Raises:
+        RoseError: no layer, or several, by this name.
+    """
+    seen: list[Tensor] = []
+    visit_inputs(model, tokens, layer, lambda inputs: seen.append(inputs.cpu()))
+    return torch.cat(seen)
+
+
+@torch.no_grad()
+def visit_inputs(
+    model: nn.Module,
+    tokens: Tensor,
+    layer: str,
+    visit: Callable[[Tensor], Any],
+    progress: ProgressCallback | None = None,
+) -> None:
+    """Shows what one layer of the dense model reads, batch after batch; memory holds one batch of it.
+
+    Args:
+        visit: called with (tokens of the batch, in) float32, samples in order; may raise to stop.
+        progress: as for `prune_model`.
 
     Raises:
         RoseError: no layer, or several, by this name.
@@ -471,17 +492,13 @@ def collect_inputs(model: nn.Module, tokens: Tensor, layer: str) -> Tensor:
     chosen = select_layers(model, [layer])
     if len(chosen) != 1:
         raise RoseError(f"{layer!r} names {len(chosen)} layers; name exactly one.")
-    seen: list[Tensor] = []
-    hook = chosen[0].module.register_forward_pre_hook(
-        lambda _m, args: seen.append(args[0].flatten(0, -2).float().cpu())
-    )
+    walk = _walk(model, tokens, None, [layer], progress)
+    hook = chosen[0].module.register_forward_pre_hook(lambda _m, args: visit(args[0].flatten(0, -2).float()))
     try:
-        walk = _walk(model, tokens, None, [layer], None)
         for _ in walk.visit(propagate_again=False):
             pass
     finally:
         hook.remove()
-    return torch.cat(seen)
 
 
 def condition_number(statistics: InputStatistics, damping: float = 0.01) -> float:
