@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import rose
 
 # Derandomized, so that a run says the same thing twice; `--hypothesis-profile=search` looks for new trouble.
-hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=15)
+hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=40)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=400)
 hypothesis.settings.load_profile("suite")
 

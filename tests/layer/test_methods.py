@@ -1,0 +1,406 @@
+"""The five basic methods through the one entry point: counts, edges, dtypes, bad input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import rose
+from tests.layer.helpers import (
+    MASKERS,
+    METHODS,
+    ORDERS,
+    SWEEPERS,
+    Layer,
+    block_sizes,
+    layers,
+    make_layer,
+    ratios,
+)
+
+
+def blocks_of(result: rose.LayerResult) -> list[Tensor]:
+    """The mask of every visited block."""
+    return list(result.mask[:, result.order.permutation].split(list(result.order.widths), dim=1))
+
+
+# ---- how many weights go
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(layer=layers(), ratio=ratios, block_size=block_sizes)
+def test_exact_counts(method: str, layer: Layer, ratio: float, block_size: int) -> None:
+    result = layer.prune(method=method, sparsity=ratio, block_size=block_size)
+    rows, columns = layer.weight.shape
+    removed = int(result.mask.sum())
+    assert result.weight[result.mask].eq(0).all()
+    assert result.sparsity == pytest.approx(removed / (rows * columns))
+    assert result.method == method
+    if method in ("rose", "sparsegpt"):
+        assert result.budget == "block"
+        assert [int(block.sum()) for block in blocks_of(result)] == [
+            round(ratio * rows * width) for width in result.order.widths
+        ]
+    elif method == "wanda":
+        assert result.budget == "row"
+        assert result.mask.sum(1).tolist() == [round(ratio * columns)] * rows
+    else:
+        assert result.budget == "layer"
+        assert removed == round(ratio * rows * columns)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("budget", ["block", "layer"])
+@pytest.mark.parametrize("method", SWEEPERS)
+def test_order_and_budget_are_independent(method: str, order: str, budget: str) -> None:
+    layer = make_layer(rows=5, columns=26, loud=6)
+    result = layer.prune(method=method, order=order, budget=budget, sparsity=0.63)
+    assert result.budget == budget
+    assert torch.equal(result.order.permutation, rose.make_order(result.plan, order).permutation)
+    assert int(result.mask.sum()) == (
+        round(0.63 * 5 * 26) if budget == "layer" else sum(round(0.63 * 5 * w) for w in result.order.widths)
+    )
+    if budget == "layer" and order == "natural":
+        shares = [float(block.float().mean()) for block in blocks_of(result)]
+        assert shares[-1] < min(shares[:-1])  # the loud columns are protected
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "3:4", "4:8", "1:2", "0:4", "4:4"])
+@pytest.mark.parametrize("method", METHODS)
+def test_at_most_n_of_m(method: str, pattern: str) -> None:
+    keep, of = map(int, pattern.split(":"))
+    for layer in (make_layer(rows=5, columns=40), make_layer(rows=5, columns=40, loud=8, dead=[9])):
+        result = layer.prune(method=method, sparsity=pattern)
+        nonzeros = (result.weight != 0).view(5, -1, of).sum(2)
+        assert int(nonzeros.max()) <= keep
+        assert (result.mask.view(5, -1, of).sum(2) == of - keep).all()
+        assert result.sparsity == pytest.approx(1 - keep / of)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_at_most_n_of_m_in_every_order(order: str) -> None:
+    layer = make_layer(rows=5, columns=36, loud=5)
+    for budget in ("block", "layer"):
+        result = layer.prune(sparsity="2:4", order=order, budget=budget)
+        assert ((result.weight != 0).view(5, 9, 4).sum(2) <= 2).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ratio_zero_changes_nothing(method: str) -> None:
+    for layer in (make_layer(), make_layer(dead=[0, 7, 31], loud=8)):
+        for nothing in (0, 0.0, "0%", "4:4"):
+            result = layer.prune(method=method, sparsity=nothing)
+            assert torch.equal(result.weight, layer.weight)
+            assert not result.mask.any()
+            assert result.relative_error == 0.0
+            assert result.column_error.eq(0).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ratio_one_removes_everything(method: str) -> None:
+    for layer in (make_layer(columns=30), make_layer(dead=[0, 7], loud=8, columns=32)):
+        for everything in (1, 1.0, "100%", "0:2"):
+            result = layer.prune(method=method, sparsity=everything)
+            assert result.weight.eq(0).all()
+            assert result.mask.all()
+            assert result.relative_error == pytest.approx(1.0, abs=1e-6)
+
+
+# ---- what each method is
+
+
+def test_rose_is_sparsegpt_where_the_layer_is_not_columnar() -> None:
+    flat = make_layer()
+    assert not flat.prune().plan.is_columnar
+    assert torch.equal(flat.prune().weight, flat.prune(method="sparsegpt").weight)
+    loud = make_layer(loud=8)
+    result = loud.prune()
+    assert result.plan.is_columnar
+    assert result.order.name == "two_level"
+    assert torch.equal(result.weight, loud.prune(method="sparsegpt", order="two_level").weight)
+    assert result.relative_error < loud.prune(method="sparsegpt").relative_error
+    never = loud.prune(threshold=1.0)
+    assert never.order.name == "natural"
+    assert torch.equal(never.weight, loud.prune(method="sparsegpt").weight)
+
+
+def test_order_rose_by_name() -> None:
+    loud = make_layer(loud=8)
+    assert torch.equal(loud.prune(method="sparsegpt", order="rose").weight, loud.prune(method="rose").weight)
+
+
+def test_rose_global_is_global_order_with_layer_budget() -> None:
+    layer = make_layer(loud=8)
+    by_hand = layer.prune(method="sparsegpt", order="global", budget="layer")
+    assert torch.equal(layer.prune(method="rose_global").weight, by_hand.weight)
+
+
+def test_plan_permutation_equals_the_order_by_name() -> None:
+    layer = make_layer(loud=8)
+    plan = rose.plan_order(layer.weight, layer.statistics, block_size=8)
+    assert torch.equal(layer.prune(order=plan.permutation).weight, layer.prune(order="two_level").weight)
+    assert torch.equal(layer.prune(order=plan.permutation.tolist()).weight, layer.prune(order="two_level").weight)
+
+
+@given(layer=layers(), ratio=ratios)
+def test_wanda_and_magnitude_by_hand(layer: Layer, ratio: float) -> None:
+    score = layer.weight.abs() * layer.inputs.square().mean(0).sqrt()
+    mask = layer.prune(method="wanda", sparsity=ratio).mask
+    removed, kept = score.masked_fill(~mask, -1).amax(1), score.masked_fill(mask, torch.inf).amin(1)
+    assert (removed <= kept * (1 + 1e-6)).all()
+    result = layer.prune(method="magnitude", sparsity=ratio)
+    size, mask = layer.weight.abs(), result.mask
+    assert size.masked_fill(~mask, -1).max() <= size.masked_fill(mask, torch.inf).min()
+    assert torch.equal(result.weight, layer.weight.masked_fill(mask, 0))
+
+
+def errors_of_methods(layer: Layer) -> dict[str, float]:
+    return {method: layer.prune(method=method, sparsity=0.6, block_size=16).relative_error for method in METHODS}
+
+
+def test_methods_rank_as_they_should() -> None:
+    error = errors_of_methods(make_layer(rows=32, columns=64, tokens=512))
+    assert error["rose_global"] < error["sparsegpt"] < error["wanda"] < error["magnitude"]
+    error = errors_of_methods(make_layer(rows=32, columns=64, tokens=512, loud=8))
+    assert error["rose_global"] < error["rose"] < error["sparsegpt"]
+
+
+# ---- scale, shape, dead columns
+
+
+@given(
+    layer=layers(),
+    ratio=ratios,
+    method=st.sampled_from(METHODS),
+    power=st.integers(-12, 12),
+)
+def test_scaling_h_changes_nothing(layer: Layer, ratio: float, method: str, power: int) -> None:
+    """By powers of four, whose square roots are exact, so that results must be identical to the bit."""
+    hessian, options = layer.hessian, {"method": method, "sparsity": ratio, "block_size": 8}
+    first = rose.prune_layer(layer.weight, hessian, **options)  # type: ignore[arg-type]
+    second = rose.prune_layer(layer.weight, hessian * 4.0**power, **options)  # type: ignore[arg-type]
+    assert torch.equal(first.mask, second.mask)
+    assert torch.equal(first.weight, second.weight)
+    assert torch.equal(first.order.permutation, second.order.permutation)
+    assert first.plan.relative_range == second.plan.relative_range
+    assert first.relative_error == second.relative_error
+    assert first.damping == second.damping
+    assert second.added_damping == first.added_damping * 4.0**power
+
+
+@pytest.mark.parametrize("factor", [1e-6, 0.37, 3.0, 1e6])
+@pytest.mark.parametrize("order", ORDERS)
+def test_scaling_h_by_any_factor(order: str, factor: float) -> None:
+    layer = make_layer(loud=8, dead=[2])
+    first = rose.prune_layer(layer.weight, layer.hessian, order=order, block_size=8)
+    second = rose.prune_layer(layer.weight, layer.hessian * factor, order=order, block_size=8)
+    assert torch.equal(first.mask, second.mask)
+    assert torch.equal(first.order.permutation, second.order.permutation)
+    torch.testing.assert_close(first.weight, second.weight, rtol=1e-4, atol=1e-5)
+    assert second.plan.relative_range == pytest.approx(first.plan.relative_range, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("rows", "columns", "block_size"), [(1, 1, 8), (1, 17, 8), (6, 1, 8), (3, 9, 8), (3, 5, 128), (2, 6, 1)]
+)
+def test_small_and_uneven_shapes(method: str, rows: int, columns: int, block_size: int) -> None:
+    for seed in range(5):
+        layer = make_layer(rows=rows, columns=columns, seed=seed)
+        result = layer.prune(method=method, block_size=block_size, sparsity=0.5, trace=True)
+        assert result.weight.shape == result.mask.shape == (rows, columns)
+        assert result.weight.isfinite().all()
+        assert result.column_error.shape == (columns,)
+        assert result.block_error.shape == (len(result.order.widths),)
+        assert sum(result.order.widths) == columns
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_dead_columns_cost_nothing(method: str) -> None:
+    dead = [0, 5, 6, 31]
+    layer = make_layer(dead=dead)
+    result = layer.prune(method=method, sparsity=0.5)
+    assert result.column_error[dead].eq(0).all()
+    assert result.weight.isfinite().all()
+    assert result.plan.column_loss[dead].eq(0).all()
+    if method != "magnitude":  # which does not know
+        assert result.mask[:, dead].all()
+    if method in SWEEPERS:
+        assert result.weight[:, dead].eq(0).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_columns_dead(method: str) -> None:
+    result = rose.prune_layer(torch.randn(3, 8), torch.zeros(8, 8), method=method, sparsity=0.5, block_size=4)
+    assert result.relative_error == 0.0
+    assert result.plan.relative_range == 0.0
+    assert int(result.mask.sum()) == 12
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 1.0, "2:4"])
+def test_all_zero_weight(method: str, sparsity: float | str) -> None:
+    layer = Layer(torch.zeros(3, 16), make_layer(columns=16).inputs)
+    result = layer.prune(method=method, sparsity=sparsity, trace=True)
+    assert result.weight.eq(0).all()
+    assert result.sparsity == pytest.approx(0.5 if isinstance(sparsity, str) else sparsity)
+    assert result.relative_error == 0.0
+    assert result.plan.relative_range == 0.0
+
+
+@pytest.mark.parametrize(
+    ("method", "order"), [(m, None) for m in METHODS] + [(m, o) for m in ("rose", "rose_global") for o in ORDERS]
+)
+def test_zero_blocks(method: str, order: str | None) -> None:
+    """Whole blocks of zeros: nothing may be divided by what they lose."""
+    layer = make_layer()
+    layer.weight[:, 8:16] = 0
+    result = layer.prune(method=method, order=order, sparsity=0.75)
+    assert result.weight.isfinite().all()
+    assert result.plan.relative_range == 1.0
+    assert result.plan.is_columnar
+    assert 0 < result.relative_error < 1
+    if method in MASKERS:
+        assert result.mask[:, 8:16].all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtype_is_kept_and_the_mask_exact(method: str, dtype: torch.dtype) -> None:
+    layer = make_layer(loud=8)
+    low = layer.weight.to(dtype)
+    for sparsity in (0.0, 0.6, "2:4"):
+        result = rose.prune_layer(low, layer.statistics, method=method, sparsity=sparsity, block_size=8)
+        same = rose.prune_layer(low.float(), layer.statistics, method=method, sparsity=sparsity, block_size=8)
+        assert result.weight.dtype == dtype
+        assert torch.equal(result.mask, same.mask)
+        assert torch.equal(result.weight, same.weight.to(dtype))
+        assert torch.equal(result.weight == 0, result.mask)
+        if sparsity == 0:
+            assert torch.equal(result.weight, low)
+        assert result.relative_error == pytest.approx(same.relative_error, rel=0.05)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("trace", [False, True])
+def test_inputs_are_not_changed(method: str, trace: bool) -> None:
+    layer = make_layer(dead=[3], loud=8)
+    statistics, weight = layer.statistics, layer.weight.clone()
+    hessian = statistics.hessian.clone()
+    rose.prune_layer(layer.weight, statistics, method=method, block_size=8, trace=trace)
+    assert torch.equal(layer.weight, weight)
+    assert torch.equal(statistics.hessian, hessian)
+    ready = hessian.clone()
+    rose.prune_layer(layer.weight, ready, method=method, block_size=8, trace=trace)
+    assert torch.equal(ready, hessian)
+
+
+def test_weight_may_be_a_view() -> None:
+    """GPT-2 stores W transposed, so W arrives as a view with swapped strides."""
+    layer = make_layer(loud=8)
+    view = layer.weight.T.contiguous().T
+    for method in METHODS:
+        result = rose.prune_layer(view, layer.statistics, method=method, block_size=8)
+        assert torch.equal(result.weight, layer.prune(method=method).weight), method
+
+
+# ---- singular and broken input
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("order", [None, *ORDERS])
+@pytest.mark.parametrize("damping", [0.0, 1e-7, 0.01])
+def test_singular_hessian(method: str, order: str | None, damping: float) -> None:
+    """Fewer tokens than columns, and two channels that are copies of each other."""
+    if method in MASKERS:
+        order = None
+    for seed in range(5):
+        layer = make_layer(columns=32, tokens=6, seed=seed)
+        layer.inputs[:, 9] = layer.inputs[:, 4]
+        result = layer.prune(method=method, order=order, damping=damping, sparsity=0.5)
+        assert result.weight.isfinite().all()
+        assert result.damping >= damping
+        assert (result.damping > damping) == (damping < 0.01)
+        assert result.added_damping == pytest.approx(result.damping * layer.hessian.diagonal().mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_infinity(method: str, bad: float) -> None:
+    layer = make_layer()
+    weight = layer.weight.clone()
+    weight[2, 3] = bad
+    with pytest.raises(rose.RoseError, match="W holds NaN or infinity"):
+        rose.prune_layer(weight, layer.statistics, method=method)
+    hessian = layer.hessian
+    hessian[2, 3] = bad
+    with pytest.raises(rose.RoseError, match="H holds NaN or infinity"):
+        rose.prune_layer(layer.weight, hessian, method=method)
+
+
+GOOD = {"sparsity": 0.5, "block_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "prune_harder"}, "no method named 'prune_harder'; choose one of rose, "),
+        ({"sparsity": 1.5}, "ratio from 0 to 1"),
+        ({"sparsity": "3"}, "ratio from 0 to 1"),
+        ({"sparsity": "5:4"}, "N:M such as 2:4"),
+        ({"sparsity": "2:5"}, "input columns divisible by 5, but this layer has 32"),
+        ({"sparsity": "2:4", "block_size": 6}, "block size divisible by 4, not 6; try 4"),
+        ({"block_size": 0}, "block size must be a whole number of columns, at least 1, not 0"),
+        ({"block_size": -8}, "block size must be a whole number"),
+        ({"block_size": 8.0}, "block size must be a whole number"),
+        ({"damping": -1}, "Damping must be a number of at least 0"),
+        ({"damping": float("nan")}, "Damping must be a number of at least 0"),
+        ({"threshold": 2}, "threshold on the relative range must lie between 0 and 1"),
+        ({"order": "upwards"}, "no order named 'upwards'"),
+        ({"order": [0, 1]}, "each of the 32 columns exactly once"),
+        ({"budget": "row"}, "budget must be one of block, layer, not 'row'"),
+        ({"method": "wanda", "order": "natural"}, "Wanda does not sweep over columns"),
+        ({"method": "magnitude", "budget": "layer"}, "Magnitude does not sweep over columns"),
+    ],
+)
+def test_bad_arguments(options: dict[str, object], message: str) -> None:
+    with pytest.raises(rose.RoseError, match=message) as caught:
+        make_layer().prune(**{**GOOD, **options})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bad_shapes(method: str) -> None:
+    for weight in (torch.zeros(8), torch.zeros(0, 8), torch.zeros(8, 0), torch.zeros(2, 2, 8)):
+        with pytest.raises(rose.RoseError, match="W must be a non-empty"):
+            rose.prune_layer(weight, torch.eye(8), method=method)
+    with pytest.raises(rose.RoseError, match="8 input columns but H has 7"):
+        rose.prune_layer(torch.zeros(2, 8), torch.eye(7), method=method)
+    with pytest.raises(rose.RoseError, match="square matrix"):
+        rose.prune_layer(torch.zeros(2, 8), torch.zeros(8, 3), method=method)
+    with pytest.raises(rose.RoseError, match="cannot be factorized"):
+        rose.prune_layer(torch.ones(2, 2), torch.tensor([[1.0, 9.0], [9.0, 1.0]]), method=method)
+
+
+def test_the_registry_takes_new_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rose.layer.methods.METHODS", dict(rose.METHODS))
+
+    @rose.register("again", "Again", "SparseGPT by another name.", sweeps=True)
+    def again(weight: Tensor, statistics: rose.InputStatistics, settings: rose.Settings) -> rose.LayerResult:
+        return rose.METHODS["sparsegpt"].prune(weight, statistics, settings)
+
+    layer = make_layer()
+    assert torch.equal(layer.prune(method="again").weight, layer.prune(method="sparsegpt").weight)
+    assert "again" not in rose.METHODS
+
+
+def test_registry_entries_explain_themselves() -> None:
+    assert set(METHODS) <= set(rose.METHODS)
+    for name, method in rose.METHODS.items():
+        assert method.name == name
+        assert method.label
+        assert method.summary.endswith(".")
+    assert {name for name in METHODS if rose.METHODS[name].sweeps} == set(SWEEPERS)

@@ -1,0 +1,284 @@
+"""Losses, relative range, and the orders drawn from them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import rose
+from rose.layer.loss import block_starts, block_widths
+from rose.layer.order import order_names, plan_from_importance, replan
+from tests.layer.helpers import ORDERS, Layer, block_sizes, layers, make_layer, ratios
+
+IN_PLACE = ["natural", "columns", "columns_ascending"]  # blocks stay where they are
+WHOLE_BLOCKS = [*IN_PLACE, "two_level", "two_level_ascending", "blocks", "blocks_ascending"]
+
+
+def plan_with_block_losses(per_column: list[float], width: int = 4, last: int = 4) -> rose.OrderPlan:
+    """One output row whose blocks lose this much per column; every weight goes, so that L = S."""
+    widths = [width] * (len(per_column) - 1) + [last]
+    score = torch.cat([torch.full((1, w), value) for value, w in zip(per_column, widths, strict=True)], dim=1)
+    return plan_from_importance(score, torch.arange(1.0, score.shape[1] + 1), sparsity=1.0, block_size=width)
+
+
+def visited_blocks(order: rose.Order, block_size: int) -> list[Tensor]:
+    """Original block number of every column, one tensor per visited block."""
+    return [columns // block_size for columns in order.permutation.split(list(order.widths))]
+
+
+# ---- losses
+
+
+@given(layer=layers(), ratio=ratios, block_size=block_sizes)
+def test_losses_by_hand(layer: Layer, ratio: float, block_size: int) -> None:
+    plan = rose.plan_order(layer.weight, layer.statistics, sparsity=ratio, block_size=block_size)
+    norm = layer.inputs.square().mean(0).sqrt()
+    torch.testing.assert_close(plan.importance, layer.weight.abs() * norm)
+    assert sum(plan.block_width) == layer.weight.shape[1]
+    for start, width, total in zip(
+        block_starts(plan.block_width), plan.block_width, plan.block_loss.tolist(), strict=True
+    ):
+        block = plan.importance[:, start : start + width]
+        count = round(ratio * block.numel())
+        assert total == pytest.approx(block.flatten().sort().values[:count].sum().item(), rel=1e-4, abs=1e-6)
+    torch.testing.assert_close(plan.column_loss, plan.potential_loss.sum(0))
+    kept = plan.potential_loss == 0
+    assert (plan.potential_loss[~kept] == plan.importance[~kept]).all()
+
+
+def test_group_losses_are_the_smallest_of_each_group() -> None:
+    score = torch.tensor([[4.0, 1.0, 3.0, 2.0, 5.0, 5.0, 7.0, 6.0]])
+    plan = plan_from_importance(score, sparsity="2:4", block_size=8)
+    assert plan.potential_loss.tolist() == [[0, 1, 0, 2, 5, 5, 0, 0]]
+
+
+def test_loss_sums_importance_not_its_square() -> None:
+    plan = plan_from_importance(torch.tensor([[3.0, 2.0]]), sparsity=1.0, block_size=2)
+    assert plan.block_loss.item() == 5.0
+
+
+@pytest.mark.parametrize(
+    ("columns", "size", "widths"), [(576, 128, (128,) * 4 + (64,)), (8, 4, (4, 4)), (3, 128, (3,))]
+)
+def test_block_widths(columns: int, size: int, widths: tuple[int, ...]) -> None:
+    assert block_widths(columns, size) == widths
+
+
+def test_relative_range() -> None:
+    plan = plan_with_block_losses([4.0, 1.0, 2.0])
+    assert plan.relative_range == pytest.approx(0.75)
+    assert plan.is_columnar
+    assert not plan_with_block_losses([4.0, 2.0, 2.0]).is_columnar  # 0.5 is not above 0.5
+    assert plan_with_block_losses([0.0, 0.0, 0.0]).relative_range == 0.0
+    assert plan_with_block_losses([0.0, 3.0]).relative_range == 1.0
+    assert plan_with_block_losses([3.0]).relative_range == 0.0
+
+
+def test_narrow_last_block_does_not_look_columnar() -> None:
+    """SmolLM2's 576 = 4.5 × 128: the last block has half the columns and loses half as much."""
+    layer = make_layer(rows=64, columns=576, tokens=64)
+    flat = layer.weight.sign() * torch.rand_like(layer.weight).add(0.5)
+    plan = rose.plan_order(flat, torch.eye(576), block_size=128)
+    assert plan.block_width[-1] == 64
+    assert plan.block_loss[-1] < 0.6 * plan.block_loss[0]
+    assert plan.relative_range < 0.1
+    assert plan_with_block_losses([2.0, 2.0, 2.0], last=1).relative_range == 0.0
+
+
+def test_threshold_is_adjustable_without_recomputing() -> None:
+    plan = plan_with_block_losses([4.0, 2.0, 3.0])
+    assert not plan.is_columnar
+    lower = replan(plan, 0.4)
+    assert lower.is_columnar
+    assert lower.threshold == 0.4
+    assert lower.block_order.tolist() == [0, 2, 1]
+    assert torch.equal(lower.permutation, rose.make_order(plan, "two_level").permutation)
+    back = replan(lower, 0.5)
+    assert torch.equal(back.permutation, torch.arange(12))
+    assert back.block_order.tolist() == [0, 1, 2]
+
+
+# ---- orders
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@given(layer=layers(), ratio=ratios, block_size=block_sizes)
+def test_every_order_is_a_permutation(layer: Layer, ratio: float, block_size: int, name: str) -> None:
+    plan = rose.plan_order(layer.weight, layer.statistics, sparsity=ratio, block_size=block_size)
+    order = rose.make_order(plan, name)
+    assert order.permutation.sort().values.tolist() == list(range(layer.weight.shape[1]))
+    assert order.permutation.dtype == torch.int64
+    assert torch.equal(order.permutation[order.inverse], torch.arange(layer.weight.shape[1]))
+    assert sorted(order.widths) == sorted(plan.block_width)
+    assert order.name == ("random:0" if name == "random" else name)
+
+
+@pytest.mark.parametrize("name", WHOLE_BLOCKS)
+@given(layer=layers(), ratio=ratios, block_size=block_sizes)
+def test_blocks_stay_whole(layer: Layer, ratio: float, block_size: int, name: str) -> None:
+    """Columns never leave their block, and a block that moves takes its width along."""
+    plan = rose.plan_order(layer.weight, layer.statistics, sparsity=ratio, block_size=block_size)
+    order = rose.make_order(plan, name)
+    for numbers, width in zip(visited_blocks(order, block_size), order.widths, strict=True):
+        assert (numbers == numbers[0]).all()
+        assert plan.block_width[int(numbers[0])] == width
+    if name in IN_PLACE:
+        assert order.widths == plan.block_width
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@given(
+    layer=layers(unit=4), pattern=st.sampled_from(["2:4", "1:4", "3:4", "0:4"]), block_size=st.sampled_from([4, 8, 128])
+)
+def test_groups_stay_whole(layer: Layer, pattern: str, block_size: int, name: str) -> None:
+    plan = rose.plan_order(layer.weight, layer.statistics, sparsity=pattern, block_size=block_size)
+    order = rose.make_order(plan, name)
+    groups = order.permutation.view(-1, 4)
+    assert (groups[:, 0] % 4 == 0).all()
+    assert (groups - groups[:, :1] == torch.arange(4)).all()
+    assert all(width % 4 == 0 for width in order.widths)
+
+
+@given(layer=layers(), ratio=ratios, block_size=block_sizes)
+def test_two_level_order_descends_on_both_levels(layer: Layer, ratio: float, block_size: int) -> None:
+    plan = rose.plan_order(layer.weight, layer.statistics, sparsity=ratio, block_size=block_size)
+    order = rose.make_order(plan, "two_level")
+    per_block = plan.loss_per_column[[int(b[0]) for b in visited_blocks(order, block_size)]]
+    assert (per_block.diff() <= 0).all()
+    for columns in order.permutation.split(list(order.widths)):
+        lost = plan.column_loss[columns]
+        assert (lost.diff() <= 0).all()
+        ties = lost.diff() == 0
+        assert (columns.diff()[ties] > 0).all()  # ties by index
+    ascending = rose.make_order(plan, "two_level_ascending")
+    for columns in ascending.permutation.split(list(ascending.widths)):
+        assert (plan.column_loss[columns].diff() >= 0).all()
+
+
+@given(layer=layers(), ratio=ratios)
+def test_layerwide_orders_descend(layer: Layer, ratio: float) -> None:
+    plan = rose.plan_order(layer.weight, layer.statistics, sparsity=ratio, block_size=8)
+    score = plan.importance
+    count = round(ratio * score.numel())
+    threshold = score.flatten().sort().values[:count]
+    cut = threshold[-1] if count else -1.0
+    lost = torch.where(score <= cut, score, 0).sum(0)
+    columns = rose.make_order(plan, "global").permutation
+    assert (lost[columns].diff() <= 1e-5 * lost.max()).all()
+    columns = rose.make_order(plan, "hessian").permutation
+    assert (layer.statistics.diagonal[columns].diff() <= 0).all()
+    columns = rose.make_order(plan, "hessian_ascending").permutation
+    assert (layer.statistics.diagonal[columns].diff() >= 0).all()
+
+
+def test_plan_orders_only_columnar_layers() -> None:
+    loud, flat = make_layer(loud=8), make_layer()
+    plan = rose.plan_order(loud.weight, loud.statistics, block_size=8)
+    assert plan.is_columnar
+    assert torch.equal(plan.permutation, rose.make_order(plan, "two_level").permutation)
+    assert plan.block_order[0] == 3
+    plan = rose.plan_order(flat.weight, flat.statistics, block_size=8)
+    assert not plan.is_columnar
+    assert torch.equal(plan.permutation, torch.arange(32))
+    assert plan.block_order.tolist() == [0, 1, 2, 3]
+
+
+def test_all_zero_weight_keeps_the_natural_order() -> None:
+    plan = rose.plan_order(torch.zeros(3, 10), torch.eye(10), block_size=4)
+    assert plan.relative_range == 0.0
+    assert not plan.is_columnar
+    for name in order_names():
+        if not name.startswith("random"):
+            assert rose.make_order(plan, name).permutation.tolist() == list(range(10)), name
+
+
+def test_random_order_follows_its_seed() -> None:
+    plan = plan_with_block_losses([1.0] * 8)
+    first = rose.make_order(plan, "random:3")
+    assert torch.equal(first.permutation, rose.make_order(plan, "random:3").permutation)
+    assert not torch.equal(first.permutation, rose.make_order(plan, "random:4").permutation)
+    assert torch.equal(rose.make_order(plan, "random").permutation, rose.make_order(plan, "random:0").permutation)
+
+
+# ---- custom orders and moving blocks
+
+
+def test_custom_order_as_list_tensor_or_order() -> None:
+    plan = plan_with_block_losses([1.0, 2.0])
+    wanted = [7, 6, 5, 4, 3, 2, 1, 0]
+    for given_as in (wanted, torch.tensor(wanted), rose.Order(torch.tensor(wanted), (4, 4), "mine")):
+        assert rose.make_order(plan, given_as).permutation.tolist() == wanted
+    assert rose.make_order(plan, wanted).widths == plan.block_width
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ([0, 1, 2], "each of the 8 columns exactly once"),
+        ([0, 1, 2, 3, 4, 5, 6, 6], "each of the 8 columns exactly once"),
+        ([1, 2, 3, 4, 5, 6, 7, 8], "each of the 8 columns exactly once"),
+        ([-1, 1, 2, 3, 4, 5, 6, 7], "each of the 8 columns exactly once"),
+        (torch.arange(8).view(2, 4), "each of the 8 columns exactly once"),
+        (rose.Order(torch.arange(8), (4, 3), "x"), "add up to 8"),
+        (rose.Order(torch.arange(8), (8, 0), "x"), "must be positive"),
+        (rose.Order(torch.arange(8), (), "x"), "add up to 8"),
+        ("sideways", "There is no order named 'sideways'; choose one of natural, two_level"),
+        ("natural_ascending", "There is no order named"),
+        ("random:x", "There is no order named"),
+        ("random:-1", "There is no order named"),
+        ("", "There is no order named"),
+    ],
+)
+def test_bad_orders(order: object, message: str) -> None:
+    with pytest.raises(rose.RoseError, match=message):
+        rose.make_order(plan_with_block_losses([1.0, 2.0]), order)  # type: ignore[arg-type]
+
+
+def test_custom_order_must_not_tear_groups_apart() -> None:
+    plan = rose.plan_order(torch.rand(2, 8), torch.eye(8), sparsity="2:4", block_size=4)
+    assert rose.make_order(plan, [4, 5, 6, 7, 0, 1, 2, 3]).permutation[0] == 4
+    for torn in ([1, 0, 2, 3, 4, 5, 6, 7], [2, 3, 4, 5, 0, 1, 6, 7], [6, 7, 0, 1, 2, 3, 4, 5]):
+        with pytest.raises(rose.RoseError, match="keep each group of 4 neighbouring columns together"):
+            rose.make_order(plan, torn)
+    with pytest.raises(rose.RoseError, match="keep each group of 4"):
+        rose.make_order(plan, rose.Order(torch.arange(8), (2, 6), "x"))
+
+
+@given(count=st.integers(1, 5), last=st.integers(1, 4), data=st.data())
+def test_move_block(count: int, last: int, data: st.DataObject) -> None:
+    plan = plan_with_block_losses([float(i) for i in range(1, count + 1)], last=last)
+    step, to = data.draw(st.integers(0, count - 1)), data.draw(st.integers(0, count - 1))
+    order = rose.make_order(plan, "two_level")
+    moved = rose.move_block(plan, order, step, to)
+    expected = list(zip(order.permutation.split(list(order.widths)), order.widths, strict=True))
+    expected.insert(to, expected.pop(step))
+    assert moved.permutation.tolist() == [column for columns, _ in expected for column in columns.tolist()]
+    assert moved.widths == tuple(width for _, width in expected)
+    # And back again.
+    assert torch.equal(rose.move_block(plan, moved, to, step).permutation, order.permutation)
+
+
+@pytest.mark.parametrize(("step", "to"), [(-1, 0), (0, 2), (2, 0), (0, -1)])
+def test_move_block_that_does_not_exist(step: int, to: int) -> None:
+    plan = plan_with_block_losses([1.0, 2.0])
+    with pytest.raises(rose.RoseError, match="blocks 0 to 1"):
+        rose.move_block(plan, rose.make_order(plan, "natural"), step, to)
+
+
+def test_bad_plan_arguments() -> None:
+    weight, hessian = torch.rand(2, 8), torch.eye(8)
+    for bad in (torch.zeros(8), torch.zeros(0, 8), torch.zeros(1, 2, 8)):
+        with pytest.raises(rose.RoseError, match="W must be a non-empty"):
+            rose.plan_order(bad, hessian)
+    with pytest.raises(rose.RoseError, match="W holds NaN or infinity"):
+        rose.plan_order(weight.fill_(float("nan")), hessian)
+    for threshold in (-0.1, 1.1, float("nan")):
+        with pytest.raises(rose.RoseError, match="threshold on the relative range must lie between 0 and 1"):
+            rose.plan_order(torch.rand(2, 8), hessian, threshold=threshold)
+    with pytest.raises(rose.RoseError, match="8 input columns but H has 9"):
+        rose.plan_order(torch.rand(2, 8), torch.eye(9))
+    with pytest.raises(rose.RoseError, match="plan was made from importance alone"):
+        rose.make_order(plan_from_importance(torch.rand(2, 8)), "hessian")

@@ -1,0 +1,315 @@
+"""The sweep against Optimal Brain Surgeon done the slow way, its errors, and its trace."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import rose
+from rose.layer.error import column_error, direct_error, quadratic_form, relative_error, sweep_error
+from rose.layer.hessian import damp
+from rose.layer.loss import block_starts
+from rose.layer.pattern import parse_sparsity
+from tests.layer.helpers import (
+    METHODS,
+    ORDERS,
+    SWEEPERS,
+    Layer,
+    block_sizes,
+    damped_by_hand,
+    layers,
+    make_layer,
+    ratios,
+    reference_sweep,
+)
+
+PATTERNS = [(2, 4), (1, 4), (3, 4), (0, 4), (4, 4)]
+
+
+def counts_of(result: rose.LayerResult) -> list[int]:
+    """Weights removed from each visited block."""
+    ordered = result.mask[:, result.order.permutation]
+    return [int(block.sum()) for block in ordered.split(list(result.order.widths), dim=1)]
+
+
+def live_change(layer: Layer, result: rose.LayerResult) -> Tensor:
+    """ΔW without dead columns, whose weights go before the sweep and cost nothing."""
+    return (layer.weight - result.weight).masked_fill(layer.statistics.dead, 0)
+
+
+# ---- against the reference
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("budget", ["block", "layer"])
+def test_reference_chooses_the_same_mask(order: str, budget: str) -> None:
+    layer = make_layer(rows=7, columns=26, loud=6, dead=[3])
+    result = layer.prune(order=order, budget=budget, sparsity=0.6)
+    if budget == "block":
+        counts = [round(0.6 * 7 * width) for width in result.order.widths]
+    else:
+        hessian = damped_by_hand(layer, result.added_damping)[result.order.permutation][:, result.order.permutation]
+        cost = torch.stack([torch.linalg.inv(hessian[j:, j:])[0, 0] for j in range(26)])
+        dense = layer.weight.double()
+        dense[:, 3] = 0
+        saliency = dense[:, result.order.permutation].square() / cost
+        cut = saliency.flatten().sort().values[round(0.6 * 7 * 26) - 1]
+        counts = [int(block.sum()) for block in (saliency <= cut).split(list(result.order.widths), dim=1)]
+        assert len(set(counts)) > 1
+    assert counts_of(result) == counts
+    slow = reference_sweep(layer, result.added_damping, result.order.permutation, result.order.widths, counts)
+    assert torch.equal(result.mask, slow.mask)
+    torch.testing.assert_close(result.weight.double(), slow.weight, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(result.column_error.double(), slow.column_error, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("keep_of", [(2, 4), (1, 4), (4, 8), (1, 2)])
+@pytest.mark.parametrize("order", ["natural", "two_level", "global"])
+def test_reference_chooses_the_same_groups(keep_of: tuple[int, int], order: str) -> None:
+    layer = make_layer(rows=5, columns=24, loud=8)
+    result = layer.prune(order=order, sparsity=f"{keep_of[0]}:{keep_of[1]}")
+    slow = reference_sweep(layer, result.added_damping, result.order.permutation, result.order.widths, keep_of=keep_of)
+    assert torch.equal(result.mask, slow.mask)
+    torch.testing.assert_close(result.weight.double(), slow.weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", SWEEPERS)
+@given(layer=layers(), ratio=ratios, block_size=block_sizes, order=st.sampled_from([None, *ORDERS]))
+def test_any_sweep_is_optimal_brain_surgeon(
+    layer: Layer, ratio: float, block_size: int, method: str, order: str | None
+) -> None:
+    result = layer.prune(method=method, sparsity=ratio, block_size=block_size, order=order)
+    slow = reference_sweep(
+        layer,
+        result.added_damping,
+        result.order.permutation,
+        result.order.widths,
+        counts_of(result),
+        forced=result.mask,
+    )
+    weight = result.weight.double()
+    if round(ratio * weight.numel()) == 0:
+        weight[:, layer.statistics.dead] = 0
+    torch.testing.assert_close(weight, slow.weight, rtol=2e-3, atol=2e-3)
+
+
+@given(layer=layers(unit=4), keep_of=st.sampled_from(PATTERNS), order=st.sampled_from(["natural", *ORDERS]))
+def test_any_grouped_sweep_is_optimal_brain_surgeon(layer: Layer, keep_of: tuple[int, int], order: str) -> None:
+    result = layer.prune(sparsity=f"{keep_of[0]}:{keep_of[1]}", order=order)
+    slow = reference_sweep(
+        layer,
+        result.added_damping,
+        result.order.permutation,
+        result.order.widths,
+        keep_of=keep_of,
+        forced=result.mask,
+    )
+    weight = result.weight.double()
+    if keep_of[0] == keep_of[1]:
+        weight[:, layer.statistics.dead] = 0
+    torch.testing.assert_close(weight, slow.weight, rtol=2e-3, atol=2e-3)
+
+
+def test_last_column_cannot_be_repaired_and_first_column_can() -> None:
+    """Two columns that are nearly copies: whichever is visited first hands its work to the other."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 1, generator=generator)
+    inputs = torch.cat([x, x + 0.01 * torch.randn(200, 1, generator=generator)], dim=1)
+    layer = Layer(torch.tensor([[1.0, 1.5]]), inputs)
+    result = layer.prune(sparsity=0.5, block_size=2, damping=1e-6)
+    assert result.mask.tolist() == [[True, False]]
+    assert result.weight[0, 1] == pytest.approx(2.5, abs=0.01)
+    assert result.relative_error < 1e-4
+
+
+# ---- three ways to measure an error
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(
+    layer=layers(),
+    ratio=ratios,
+    block_size=block_sizes,
+    order=st.sampled_from(ORDERS),
+    damping=st.sampled_from([0.001, 0.01, 0.1]),
+)
+def test_three_errors_agree(
+    layer: Layer, ratio: float, block_size: int, method: str, order: str, damping: float
+) -> None:
+    options = {"order": order} if method in SWEEPERS else {}
+    result = layer.prune(method=method, sparsity=ratio, block_size=block_size, damping=damping, **options)
+    change = layer.weight - result.weight
+    # float32 has seven digits of the terms, which may cancel; so measure against their absolute values.
+    terms = (layer.weight.abs() + change.abs()) @ layer.inputs.abs().T
+    tolerance = 3e-6 * float(terms.square().sum()) + 1e-9
+    direct = direct_error(layer.weight, result.weight, layer.inputs)
+    assert quadratic_form(change, layer.hessian) == pytest.approx(direct, abs=tolerance)
+    swept = sweep_error(result.column_error, live_change(layer, result), result.added_damping)
+    assert swept == pytest.approx(direct, abs=tolerance)
+    assert float(result.block_error.sum()) == pytest.approx(float(result.column_error.sum()), rel=1e-5)
+    dense = direct_error(layer.weight, torch.zeros_like(layer.weight), layer.inputs)
+    assert result.relative_error * dense == pytest.approx(direct, abs=tolerance * (1 + result.relative_error))
+
+
+@given(layer=layers(), ratio=ratios)
+def test_column_error_of_a_change_is_what_the_sweep_counted(layer: Layer, ratio: float) -> None:
+    """The account for methods that do not sweep, applied to one that does."""
+    result = layer.prune(method="sparsegpt", sparsity=ratio)
+    factor = damp(layer.hessian).inverse_factor()
+    again = column_error(live_change(layer, result), factor)
+    scale = float(result.column_error.sum()) + 1e-6
+    torch.testing.assert_close(again, result.column_error, rtol=1e-2, atol=1e-4 * scale)
+
+
+def test_relative_error_of_a_silent_layer() -> None:
+    zero, one = torch.zeros(2, 3), torch.ones(2, 3)
+    assert relative_error(zero, zero, torch.eye(3)) == 0.0
+    assert relative_error(zero, one, torch.eye(3)) == float("inf")
+    assert relative_error(one, zero, torch.eye(3)) == 1.0
+
+
+def test_held_out_tokens_show_over_fitting() -> None:
+    """With fewer tokens than columns the error on calibration tokens is far below that on others."""
+    layer, other = make_layer(rows=16, columns=48, tokens=40), make_layer(columns=48, tokens=400, seed=0)
+    result = layer.prune(sparsity=0.5, damping=0.001, method="sparsegpt")
+    held = relative_error(layer.weight, result.weight, other.hessian)
+    assert held > 2 * result.relative_error
+
+
+# ---- trace
+
+
+@pytest.mark.parametrize("method", SWEEPERS)
+@given(
+    layer=layers(max_dead=2),
+    pattern=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+    block_size=block_sizes,
+    order=st.sampled_from(ORDERS),
+)
+def test_trace(layer: Layer, pattern: float, block_size: int, method: str, order: str) -> None:
+    result = layer.prune(method=method, sparsity=pattern, block_size=block_size, order=order, trace=True)
+    check_trace(layer, result)
+
+
+@given(layer=layers(unit=4, max_dead=2), keep_of=st.sampled_from(PATTERNS), order=st.sampled_from(ORDERS))
+def test_trace_of_groups(layer: Layer, keep_of: tuple[int, int], order: str) -> None:
+    check_trace(layer, layer.prune(sparsity=f"{keep_of[0]}:{keep_of[1]}", order=order, trace=True))
+
+
+def check_trace(layer: Layer, result: rose.LayerResult) -> None:
+    """Everything the trace claims, from the damped H in float64 and the weights alone."""
+    trace = result.trace
+    assert trace is not None
+    blocks = len(result.order.widths)
+    assert trace.weights.shape == (blocks + 1, *layer.weight.shape)
+    changes = parse_sparsity(result.plan.pattern).ratio > 0
+    start = layer.weight.masked_fill(layer.statistics.dead, 0) if changes else layer.weight
+    assert torch.equal(trace.weights[0], start)
+    assert torch.equal(trace.weights[-1], result.weight)
+    assert trace.removed.tolist() == counts_of(result)
+    torch.testing.assert_close(trace.error, result.block_error)
+
+    hessian = damped_by_hand(layer, result.added_damping)
+
+    def cost(weight: Tensor) -> float:
+        change = weight.double() - start.double()
+        return float(((change @ hessian) * change).sum())
+
+    dense = float(((start.double() @ hessian) * start.double()).sum()) + 1e-9
+    columns = result.order.permutation.split(list(result.order.widths))
+    for step, here in enumerate(columns):
+        before, after = trace.weights[step], trace.weights[step + 1]
+        # The running sum of errors is the error so far.
+        assert float(trace.error[: step + 1].sum()) == pytest.approx(cost(after), abs=1e-4 * dense)
+        # Lost: the same weights removed, nothing repaired.
+        unrepaired = before.clone()
+        unrepaired[:, here] = before[:, here].masked_fill(result.mask[:, here], 0)
+        assert float(trace.lost[step]) == pytest.approx(cost(unrepaired) - cost(before), abs=1e-4 * dense)
+        # No repair does better than the best for all columns that are free, this block's kept ones included.
+        best = best_repair(unrepaired, start, here, columns[step:], result.mask, hessian)
+        assert float(trace.error[: step + 1].sum()) >= best - 1e-4 * dense
+        # Blocks already visited stand still; this one has exactly its zeros.
+        visited = torch.cat(columns[:step]) if step else torch.empty(0, dtype=torch.long)
+        assert torch.equal(before[:, visited], after[:, visited])
+        assert after[:, here][result.mask[:, here]].eq(0).all()
+        # Free columns are where the error is least, so its slope there is zero.
+        free = torch.cat(columns[step + 1 :]) if step + 1 < blocks else torch.empty(0, dtype=torch.long)
+        slope = ((after.double() - start.double()) @ hessian)[:, free]
+        assert slope.abs().sum() <= 1e-3 * ((start.double() @ hessian).abs().sum() + 1e-6)
+
+
+def best_repair(
+    unrepaired: Tensor,
+    start: Tensor,
+    here: Tensor,
+    unvisited: tuple[Tensor, ...],
+    mask: Tensor,
+    hessian: Tensor,
+) -> float:
+    """Least damped error with this block's removed weights at zero and every other unvisited weight free."""
+    total = 0.0
+    for row in range(len(start)):
+        free = torch.cat(unvisited)
+        free = free[~(mask[row, free] & torch.isin(free, here))]
+        fixed = torch.ones(len(hessian), dtype=torch.bool)
+        fixed[free] = False
+        delta = (unrepaired[row].double() - start[row].double()).masked_fill(~fixed, 0)
+        pull = hessian[free] @ delta
+        total += float(delta @ hessian @ delta - pull @ torch.linalg.solve(hessian[free][:, free], pull))
+    return total
+
+
+def test_compensation_usually_pays_but_is_not_bound_to() -> None:
+    """Kept columns of a block stop moving at their turn, before later columns of the same block are removed.
+
+    What they took over in trust on those columns is then lost, and on a bad day it is more than was saved.
+    """
+    for seed in range(20):
+        layer = make_layer(rows=16, columns=32, seed=seed)
+        trace = layer.prune(sparsity=0.5, trace=True).trace
+        assert trace is not None
+        assert (trace.compensated > 0).all()
+    weight = torch.tensor([[-0.4, 0.8, -2.2, 0.7]])
+    traces = [
+        Layer(weight, make_layer(columns=4, tokens=9, seed=s).inputs).prune(sparsity="1:4", trace=True).trace
+        for s in range(20)
+    ]
+    assert min(float(trace.compensated[0]) for trace in traces if trace) < 0
+
+
+def test_no_trace_unless_asked_for() -> None:
+    assert make_layer().prune().trace is None
+    assert make_layer().prune(method="wanda", trace=True).trace is None
+
+
+def test_trace_does_not_change_the_result() -> None:
+    layer = make_layer(loud=8)
+    assert torch.equal(layer.prune(trace=True).weight, layer.prune().weight)
+
+
+# ---- blocks
+
+
+def test_blocks_only_decide_where_masks_are_chosen() -> None:
+    """With a mask that cannot vary (all or nothing) the block size does not matter."""
+    layer = make_layer(columns=30)
+    whole, pieces = layer.prune(sparsity=1.0, block_size=30), layer.prune(sparsity=1.0, block_size=7)
+    torch.testing.assert_close(whole.column_error, pieces.column_error, rtol=1e-4, atol=1e-3)
+    assert block_starts(pieces.order.widths) == [0, 7, 14, 21, 28]
+
+
+def test_moved_narrow_block_keeps_its_width_in_the_sweep() -> None:
+    layer = make_layer(columns=20, loud=4)
+    plan = rose.plan_order(layer.weight, layer.statistics, block_size=8)
+    assert plan.block_width == (8, 8, 4)
+    order = rose.move_block(plan, rose.make_order(plan, "natural"), 2, 0)
+    result = layer.prune(order=order, sparsity=0.5)
+    assert result.order.widths == (4, 8, 8)
+    assert counts_of(result) == [12, 24, 24]
+    assert int(result.mask[:, 16:].sum()) == 12
+    assert result.block_error[0] == pytest.approx(float(result.column_error[16:].sum()), rel=1e-5)
+    early = relative_error(layer.weight, result.weight, layer.hessian)
+    assert early < layer.prune(order="natural", sparsity=0.5).relative_error
