@@ -26,7 +26,9 @@ How = Literal["max", "sum", "any"]
 
 MAX_CELLS = 512  # a side: more is slow in the browser, and no screen shows it
 SEQUENTIAL = "Viridis"  # magnitude
-DIVERGING = "PuOr"  # change, centred on 0
+# Change, centred on 0: PuOr, purple below and orange above, with a middle that is quiet on the page.
+DIVERGING_LIGHT = [[0.0, "#542788"], [0.25, "#998ec3"], [0.5, "#f3f3f3"], [0.75, "#f1a340"], [1.0, "#a3480a"]]
+DIVERGING_DARK = [[0.0, "#c3b8f0"], [0.25, "#7a6bb5"], [0.5, "#2a2833"], [0.75, "#c26a12"], [1.0, "#ffc471"]]
 FONT_SIZE = 14
 TITLE_SIZE = 18
 MARK = "#f0338a"  # the chosen block or layer; on neither end of the scales above
@@ -92,7 +94,7 @@ class Drawing:
         figure: ready to show; its JSON stays below 2 MB.
         caption: one sentence with numbers computed from what is shown.
         alt: the same for those who cannot see the figure.
-        data: the numbers behind the figure, for download; where they are shrunk, the index says so.
+        data: the numbers behind the figure, for download; where they are shrunk, the first heading says so.
     """
 
     figure: go.Figure
@@ -139,7 +141,9 @@ def order_style(name: str) -> Style:
     if seed:
         label += f", seed {seed}"
     colour = ORDER_COLOURS.get(base) or _fallback(base)
-    return Style(colour, label, "dash" if ascending else "solid", _symbol(base, ORDER_COLOURS), "/" if ascending else "")
+    return Style(
+        colour, label, "dash" if ascending else "solid", _symbol(base, ORDER_COLOURS), "/" if ascending else ""
+    )
 
 
 def method_style(name: str) -> Style:
@@ -175,6 +179,13 @@ def magnitude_colours(values: np.ndarray, theme: Theme) -> list[str]:
     return sample_colorscale(SEQUENTIAL, list(low + (high - low) * shares))
 
 
+def diverging(theme: Theme) -> list[list[Any]]:
+    """The diverging scale; its light middle gives way to a dark one on a dark page, so that "no change" is quiet."""
+    if theme == "light":
+        return DIVERGING_LIGHT
+    return DIVERGING_DARK
+
+
 # Numbers and words
 
 
@@ -207,10 +218,14 @@ def percent(share: float, digits: int = 1) -> str:
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
+def word(value: int) -> str:
+    """ "no", "four", "210"."""
+    return _WORDS[value] if 0 <= value < len(_WORDS) else f"{value:,}".replace(",", " ")
+
+
 def count(value: int, noun: str, plural: str | None = None) -> str:
     """ "no layers", "one layer", "four layers", "210 layers"."""
-    word = _WORDS[value] if 0 <= value < len(_WORDS) else f"{value:,}".replace(",", " ")
-    return f"{word} {noun if value == 1 else plural or noun + 's'}"
+    return f"{word(value)} {noun if value == 1 else plural or noun + 's'}"
 
 
 def sentence(text: str) -> str:
@@ -277,20 +292,18 @@ def shrink(array: Any, limit: int = MAX_CELLS, how: How = "max", what: str = "we
     for axis, step in enumerate(steps):  # rows first: whole rows are contiguous, so this is the fast direction
         if step > 1:
             values = reduce.reduceat(values, np.arange(0, values.shape[axis], step), axis=axis)
-    word = {"max": "the maximum", "sum": "the sum", "any": "true where any is true"}[how]
-    return Shrunk(values, steps[0], steps[1], f"each cell is {word} of {steps[0]} × {steps[1]} {what}")
+    kind = {"max": "the maximum", "sum": "the sum", "any": "true where any is true"}[how]
+    return Shrunk(values, steps[0], steps[1], f"each cell is {kind} of {steps[0]} × {steps[1]} {what}")
 
 
-def frame(shrunk: Shrunk, row_name: str = "output channel", column_name: str = "input channel") -> pd.DataFrame:
-    """The shrunk matrix as a table; the labels are the first row and column of each cell."""
+def frame(shrunk: Shrunk, row_name: str = "output channel") -> pd.DataFrame:
+    """The shrunk matrix as a table: first channels of each cell as names, and in the first heading what a cell is."""
     rows, columns = shrunk.array.shape
     whole = shrunk.rows == shrunk.columns == 1
-    note = "" if whole else f" ({shrunk.note})"
-    return pd.DataFrame(
-        shrunk.array,
-        index=pd.Index(np.arange(rows) * shrunk.rows, name=f"{row_name} \\ {column_name}{note}"),
-        columns=np.arange(columns) * shrunk.columns,
-    )
+    first = row_name if whole else f"{row_name} ({shrunk.note})"
+    table = pd.DataFrame(shrunk.array, columns=[str(c) for c in range(0, columns * shrunk.columns, shrunk.columns)])
+    table.insert(0, first, np.arange(rows) * shrunk.rows)
+    return table
 
 
 # Figures
@@ -316,7 +329,11 @@ def template(theme: Theme) -> go.layout.Template:
     scene |= {"backgroundcolor": "rgba(0,0,0,0)", "showbackground": False}
     return go.layout.Template(
         layout={
-            "font": {"family": "Source Sans, Source Sans 3, Segoe UI, sans-serif", "size": FONT_SIZE, "color": ink.text},
+            "font": {
+                "family": "Source Sans, Source Sans 3, Segoe UI, sans-serif",
+                "size": FONT_SIZE,
+                "color": ink.text,
+            },
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
             "xaxis": axis,

@@ -1,0 +1,387 @@
+"""The whole model at a glance: decoder block × projection maps, and which layers are columnar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from app.figures import style
+from app.figures.style import Drawing, Theme
+from rose import RoseError
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a number per layer is named, coloured and printed."""
+
+    label: str
+    unit: str
+    kind: str = "magnitude"  # "magnitude", "change" (centred on 0) or "log"
+
+    def text(self, value: float) -> str:
+        return style.percent(value) if self.kind == "change" else style.number(value)
+
+
+METRICS = {
+    "relative_range": Metric("Relative range", "relative range"),
+    "condition": Metric("Hessian condition", "condition number", "log"),
+    "gain": Metric("Gain of ROSE over SparseGPT", "error saved", "change"),
+    "relative_error": Metric("Relative error", "relative error"),
+    "held_out_error": Metric("Held-out error", "relative error"),
+    "dead_columns": Metric("Dead columns", "dead columns"),
+    "damping": Metric("Damping used", "damping / mean H<sub>jj</sub>", "log"),
+}
+
+
+def metric(name: str) -> Metric:
+    """The known metrics, and `error_METHOD`, `held_out_METHOD`, `gain_METHOD` for any method."""
+    if name in METRICS:
+        return METRICS[name]
+    for prefix, label in (("error_", "Relative error"), ("held_out_", "Held-out error")):
+        if name.startswith(prefix):
+            return Metric(f"{label} of {style.method_style(name.removeprefix(prefix)).label}", "relative error")
+    if name.startswith("gain_"):
+        other = style.method_style(name.removeprefix("gain_")).label
+        return Metric(f"Gain of {other} over SparseGPT", "error saved", "change")
+    return Metric(style.sentence(name.replace("_", " ")), name.replace("_", " "))
+
+
+def per_layer(table: pd.DataFrame, name: str, method: str = "rose") -> pd.DataFrame:
+    """One row per layer with the metric in column `value`.
+
+    Args:
+        table: one row per layer, or one per layer and method as in `rose.LayerRecord`.
+        method: whose rows to read where there is one per method.
+
+    Raises:
+        RoseError: the table does not have this number.
+    """
+    keys = ["layer", "block_index", "projection"]
+    if name in table.columns:
+        rows = table
+        if "method" in table.columns and name in ("relative_error", "held_out_error", "seconds", "sparsity"):
+            rows = table[table["method"] == method] if (table["method"] == method).any() else table
+        rows = rows.drop_duplicates("layer")
+        return rows[keys].assign(value=rows[name].astype(float)).reset_index(drop=True)
+    if name == "gain" and {"method", "relative_error"} <= set(table.columns):
+        wide = table.pivot_table(index=keys, columns="method", values="relative_error", sort=False)
+        if {"sparsegpt", method} <= set(wide.columns):
+            dense = wide["sparsegpt"].where(wide["sparsegpt"] > 0)
+            return (1 - wide[method] / dense).rename("value").reset_index()
+    raise RoseError(f"There is no {metric(name).label.lower()} in these results; analyze the model first.")
+
+
+def model_map(
+    table: pd.DataFrame,
+    name: str = "relative_range",
+    *,
+    threshold: float = 0.5,
+    method: str = "rose",
+    layers: Sequence[str] = (),
+    marked_layer: str | None = None,
+    theme: Theme = "light",
+) -> Drawing:
+    """Any number per layer as a map of decoder block × projection; layers without a number yet stay blank.
+
+    Invisible marks in the cells answer clicks; their `customdata` is the layer's name.
+
+    Args:
+        table: see `per_layer`; may hold the layers done so far only.
+        name: a column of it, or "gain".
+        threshold: on the relative range, for which columnar layers are ringed.
+        layers: names of all layers to come, so that the map keeps its size while results arrive.
+
+    Raises:
+        RoseError: the table does not have this number.
+    """
+    rows = per_layer(table, name, method)
+    known = metric(name)
+    grid = _grid(rows, layers)
+    projections, blocks = list(grid.index), [int(b) for b in grid.columns]
+    values = grid.to_numpy(np.float64)
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=(np.log10(np.where(values > 0, values, np.nan)) if known.kind == "log" else values).astype(np.float32),
+        x=np.array(blocks, np.int32),
+        y=projections,
+        xgap=1,
+        ygap=1,
+        hoverinfo="skip",
+        **_colours(known, values, name, theme),
+    )
+    figure.add_scatter(
+        x=rows["block_index"].to_numpy(np.int32),
+        y=rows["projection"].tolist(),
+        customdata=rows["layer"].tolist(),
+        text=[known.text(v) for v in rows["value"]],
+        mode="markers",
+        marker={"size": 16, "symbol": "square", "opacity": 0},
+        selected={"marker": {"opacity": 0}},
+        unselected={"marker": {"opacity": 0}},
+        hovertemplate=f"%{{customdata}}<br>{known.unit} %{{text}}<extra></extra>",
+        showlegend=False,
+    )
+    expected = max(len(rows), len(set(layers)))
+    waiting = expected - int(rows["value"].notna().sum())
+    finding, ringed = _map_finding(rows, name, known, threshold, expected)
+    if ringed is not None and len(ringed):
+        figure.add_scatter(
+            x=ringed["block_index"].to_numpy(np.int32),
+            y=ringed["projection"].tolist(),
+            mode="markers",
+            marker={"size": 11, "symbol": "circle-open", "color": style.MARK, "line": {"width": 2.5}},
+            hoverinfo="skip",
+            name=f"columnar, above {threshold:.2f}",
+            showlegend=False,
+        )
+    rings = f"; ringed: columnar, above {threshold:.2f}" if ringed is not None else ""
+    blank = f"; blank: not yet ({waiting} of {expected})" if waiting else ""
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"{known.label} of every layer{rings}{blank}",
+        x="decoder block",
+        y="",
+        height=180 + 34 * max(3, len(projections)),
+    )
+    figure.update_layout(plot_bgcolor=style.INKS[theme].blank)
+    figure.update_xaxes(
+        range=[min(blocks) - 0.5, max(blocks) + 0.5], showgrid=False, zeroline=False, dtick=_dtick(len(blocks))
+    )
+    figure.update_yaxes(
+        categoryorder="array",
+        categoryarray=projections,
+        range=[len(projections) - 0.5, -0.5],
+        showgrid=False,
+        ticks="",
+    )
+    if marked_layer is not None and (rows["layer"] == marked_layer).any():
+        at = rows[rows["layer"] == marked_layer].iloc[0]
+        row = projections.index(at["projection"])
+        style.outline(figure, at["block_index"] - 0.5, at["block_index"] + 0.5, row - 0.5, row + 0.5)
+    caption = _map_caption(rows, known, waiting)
+    alt = f"Map of {known.label.lower()} by decoder block and projection. {finding}. {caption}"
+    return Drawing(figure, caption, alt, rows.rename(columns={"value": name}))
+
+
+def _grid(rows: pd.DataFrame, layers: Sequence[str]) -> pd.DataFrame:
+    """Projection × decoder block, in the model's own order, with every layer to come."""
+    grid = rows.pivot_table(index="projection", columns="block_index", values="value", sort=False, dropna=False)
+    projections = list(dict.fromkeys(rows["projection"]))
+    blocks = [int(b) for b in rows["block_index"]]
+    for layer in layers:
+        parts = layer.split(".")
+        place = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+        if place is not None:
+            blocks.append(int(parts[place]))
+            projection = next((p for p in projections if layer.endswith("." + p)), ".".join(parts[place + 1 :]))
+            if projection not in projections:
+                projections.append(projection)
+    if not projections:
+        raise RoseError("No layer has been measured yet; start an analysis.")
+    return grid.reindex(index=projections, columns=range(min(blocks), max(blocks) + 1))
+
+
+def _colours(known: Metric, values: np.ndarray, name: str, theme: Theme) -> dict[str, Any]:
+    """Scale, limits and colour bar of a map."""
+    present = values[np.isfinite(values)]
+    largest = float(np.abs(present).max()) if len(present) else 1.0
+    if known.kind == "change":
+        limit = largest or 1.0
+        bar = style.colourbar(known.unit, tickformat=".0%")
+        # PuOr is light in the middle, which would glare on a dark page; the grey of the page takes its place there.
+        return {"colorscale": style.diverging(theme), "zmin": -limit, "zmax": limit, "colorbar": bar}
+    if known.kind == "log":
+        positive = present[present > 0]
+        low, high = (np.log10(positive.min()), np.log10(positive.max())) if len(positive) else (0.0, 1.0)
+        ticks = np.arange(np.floor(low), np.ceil(high) + 1)
+        bar = style.colourbar(
+            f"{known.unit} (log)", tickvals=ticks.tolist(), ticktext=[style.number(10.0**t) for t in ticks]
+        )
+        return {"colorscale": style.SEQUENTIAL, "zmin": low, "zmax": max(high, low + 1e-6), "colorbar": bar}
+    top = 1.0 if name == "relative_range" else largest or 1.0
+    return {"colorscale": style.SEQUENTIAL, "zmin": 0, "zmax": top, "colorbar": style.colourbar(known.unit)}
+
+
+def _map_finding(
+    rows: pd.DataFrame, name: str, known: Metric, threshold: float, expected: int
+) -> tuple[str, pd.DataFrame | None]:
+    """The title, and for relative range the columnar layers."""
+    measured = rows.dropna(subset=["value"])
+    if measured.empty:
+        return f"{known.label}: no layer measured yet", None
+    if name == "relative_range":
+        columnar = measured[measured["value"] > threshold]
+        return columnar_finding(len(columnar), len(measured)), columnar
+    if known.kind == "change":
+        better = int((measured["value"] > 0).sum())
+        return (
+            f"{known.label.removeprefix('Gain of ').split(' over ')[0]} has less error than SparseGPT on "
+            f"{better} of {len(measured)} layers",
+            None,
+        )
+    top = measured.loc[measured["value"].idxmax()]
+    return f"{known.label} is highest in {style.short_layer(top['layer'])}, {known.text(top['value'])}", None
+
+
+def columnar_finding(columnar: int, layers: int) -> str:
+    """ "Four of 210 layers are columnar"."""
+    if columnar == 0:
+        return f"None of {layers} layers is columnar" if layers > 1 else "This layer is not columnar"
+    return f"{style.sentence(style.word(columnar))} of {layers} layers {'is' if columnar == 1 else 'are'} columnar"
+
+
+def _map_caption(rows: pd.DataFrame, known: Metric, waiting: int) -> str:
+    measured = rows.dropna(subset=["value"])
+    if measured.empty:
+        return "No layer has this number yet."
+    low, high = measured.loc[measured["value"].idxmin()], measured.loc[measured["value"].idxmax()]
+    text = (
+        f"{known.label} runs from {known.text(low['value'])} ({style.short_layer(low['layer'])}) to "
+        f"{known.text(high['value'])} ({style.short_layer(high['layer'])}), median "
+        f"{known.text(float(measured['value'].median()))}."
+    )
+    return text + (f" {style.sentence(style.count(waiting, 'layer'))} still to come." if waiting else "")
+
+
+def _dtick(blocks: int) -> int:
+    return next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, 1000) if blocks / step <= 16 or step == 1000)
+
+
+def range_strip(
+    table: pd.DataFrame, *, threshold: float = 0.5, marked_layer: str | None = None, theme: Theme = "light"
+) -> Drawing:
+    """Relative range of every layer as marks over the decoder blocks, with the threshold as a line.
+
+    Marks answer clicks; their `customdata` is the layer's name.
+    """
+    rows = per_layer(table, "relative_range").dropna(subset=["value"])
+    if rows.empty:
+        raise RoseError("No layer has been measured yet; start an analysis.")
+    looks = style.projection_styles(list(dict.fromkeys(rows["projection"])))
+    figure = go.Figure()
+    for projection, look in looks.items():
+        part = rows[rows["projection"] == projection]
+        figure.add_scatter(
+            x=part["block_index"].to_numpy(np.int32),
+            y=part["value"].to_numpy(np.float32),
+            customdata=part["layer"].tolist(),
+            mode="markers",
+            name=projection,
+            marker={"color": look.colour, "symbol": look.symbol, "size": 10, "line": {"width": 0}},
+            hovertemplate="%{customdata}<br>relative range %{y:.3f}<extra></extra>",
+        )
+    ink = style.INKS[theme]
+    if marked_layer is not None and (rows["layer"] == marked_layer).any():
+        at = rows[rows["layer"] == marked_layer].iloc[0]
+        figure.add_scatter(
+            x=[int(at["block_index"])],
+            y=[float(at["value"])],
+            mode="markers",
+            marker={"symbol": "circle-open", "size": 20, "color": style.MARK, "line": {"width": 3}},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    figure.add_hline(y=threshold, line={"color": ink.text, "dash": "dash", "width": 2})
+    figure.add_annotation(
+        x=1,
+        xref="paper",
+        y=threshold,
+        text=f"threshold {threshold:.2f}",
+        showarrow=False,
+        xanchor="right",
+        yanchor="bottom",
+    )
+    columnar = rows[rows["value"] > threshold]
+    finding = columnar_finding(len(columnar), len(rows))
+    style.base(
+        figure,
+        theme,
+        finding,
+        "Relative range of block losses, one mark per layer; columnar above the dashed line",
+        x="decoder block",
+        y="relative range",
+        height=440,
+        legend=True,
+    )
+    figure.update_yaxes(range=[0, 1.04])
+    figure.update_xaxes(range=[rows["block_index"].min() - 0.7, rows["block_index"].max() + 0.7], zeroline=False)
+    kinds = columnar["projection"].value_counts()
+    where = "".join(f", {n} of them {kind}" for kind, n in kinds.head(1).items())
+    closest = rows.loc[(rows["value"] - threshold).abs().idxmin()]
+    caption = (
+        f"{len(columnar)} of {len(rows)} layers lie above {threshold:.2f}{where}; closest to the line is "
+        f"{style.short_layer(closest['layer'])} with {closest['value']:.3f}."
+    )
+    alt = f"Scatter chart of relative range by decoder block, one mark per layer. {finding}. {caption}"
+    data = rows.rename(columns={"value": "relative_range"}).assign(is_columnar=rows["value"] > threshold)
+    return Drawing(figure, caption, alt, data)
+
+
+def top_layers(
+    table: pd.DataFrame,
+    name: str = "relative_range",
+    *,
+    threshold: float = 0.5,
+    method: str = "rose",
+    top: int = 12,
+    marked_layer: str | None = None,
+    theme: Theme = "light",
+) -> Drawing:
+    """The layers with the highest values as bars, highest first; bars answer clicks with the layer's name."""
+    known = metric(name)
+    rows = per_layer(table, name, method).dropna(subset=["value"]).sort_values("value", ascending=False, kind="stable")
+    if rows.empty:
+        raise RoseError("No layer has been measured yet; start an analysis.")
+    shown = rows.head(top)
+    ringed = shown["value"] > threshold if name == "relative_range" else pd.Series(True, index=shown.index)
+    colours = [
+        style.MARK if layer == marked_layer else (style.TEAL if strong else style.SLATE)
+        for layer, strong in zip(shown["layer"], ringed, strict=True)
+    ]
+    figure = go.Figure(
+        go.Bar(
+            y=[style.short_layer(layer) for layer in shown["layer"]],
+            x=shown["value"].to_numpy(np.float64),
+            orientation="h",
+            customdata=shown["layer"].tolist(),
+            text=[known.text(v) for v in shown["value"]],
+            textposition="auto",
+            marker={"color": colours},
+            hovertemplate=f"%{{customdata}}<br>{known.unit} %{{text}}<extra></extra>",
+        )
+    )
+    if name == "relative_range":
+        figure.add_vline(x=threshold, line={"color": style.INKS[theme].text, "dash": "dash", "width": 2})
+    first = shown.iloc[0]
+    finding = f"{style.short_layer(first['layer'])} has the highest {known.unit}, {known.text(first['value'])}"
+    line = f"; dashed: threshold {threshold:.2f}" if name == "relative_range" else ""
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"{known.label}, the {len(shown)} highest of {len(rows)} layers{line}",
+        x=known.unit,
+        y="decoder block · projection",
+        height=170 + 28 * len(shown),
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(rangemode="tozero")
+    if name == "relative_range":
+        figure.update_xaxes(range=[0, 1])
+    elif known.kind == "change":
+        figure.update_xaxes(tickformat=".0%")
+    last = shown.iloc[-1]
+    caption = (
+        f"From {known.text(first['value'])} ({style.short_layer(first['layer'])}) to {known.text(last['value'])} "
+        f"({style.short_layer(last['layer'])}); the median of all {len(rows)} layers is "
+        f"{known.text(float(rows['value'].median()))}."
+    )
+    alt = f"Bar chart of the layers with the highest {known.unit}. {finding}. {caption}"
+    return Drawing(figure, caption, alt, shown.rename(columns={"value": name}))
