@@ -1,0 +1,374 @@
+"""Can a layer's numbers be trusted? Independent measurements of one error, and the promises that a run must keep.
+
+Everything here is a number or a `Check`: what was looked at, what was found, and by which limit it was judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rose.errors import RoseError
+from rose.layer import error
+from rose.layer.hessian import damp
+from rose.layer.methods import LayerResult, prune_layer
+from rose.layer.pattern import Pattern, parse_sparsity
+from rose.layer.statistics import InputStatistics
+
+Status = Literal["pass", "look", "fail"]
+
+# float32 sums over a layer keep about five digits, so three honest measurements agree to 1e-3 with room to spare;
+# weights stored in half precision are rounded after the sweep has counted its error, which costs about 1e-2.
+AGREE, AGREE_ROUGHLY = 1e-3, 1e-2
+# Held-out over calibration error. Above the first the fit is to the calibration text as much as to the language.
+OVERFIT, OVERFIT_BADLY = 1.5, 3.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One judgement.
+
+    Attributes:
+        name: what was looked at.
+        status: "pass", "look" (worth a person's look, not wrong) or "fail".
+        found: what was found, with its numbers.
+        limit: what passes.
+    """
+
+    name: str
+    status: Status
+    found: str
+    limit: str
+
+
+def worst(checks: Sequence[Check]) -> Status:
+    """The worst status among these; "pass" where there is none."""
+    found = {check.status for check in checks}
+    return "fail" if "fail" in found else "look" if "look" in found else "pass"
+
+
+# Three measures of one error
+
+
+@dataclass(frozen=True)
+class ErrorMeasures:
+    """One layer's error, measured three times: squared, summed over tokens and output channels, not relative.
+
+    Attributes:
+        method: that pruned it.
+        quadratic_form: tr(ΔW H ΔWᵀ).
+        sweep_sum: Σe² − λ‖ΔW‖².
+        direct: ‖(W − Ŵ)Xᵀ‖² on the calibration tokens, None where no tokens were at hand.
+        dense: tr(W H Wᵀ), to which errors are relative.
+    """
+
+    method: str
+    quadratic_form: float
+    sweep_sum: float
+    direct: float | None
+    dense: float
+
+    @property
+    def disagreement(self) -> float:
+        """(largest − smallest) / largest of the measures there are; 0 where all are 0."""
+        values = [self.quadratic_form, self.sweep_sum, *([] if self.direct is None else [self.direct])]
+        largest = max(abs(value) for value in values)
+        return (max(values) - min(values)) / largest if largest > 0 else 0.0
+
+    @property
+    def relative_error(self) -> float:
+        """The quadratic form relative to the dense output, as everywhere else."""
+        return self.quadratic_form / self.dense if self.dense > 0 else 0.0
+
+    @property
+    def check(self) -> Check:
+        """Whether the measures agree."""
+        gap = self.disagreement
+        status: Status = "pass" if gap <= AGREE else "look" if gap <= AGREE_ROUGHLY else "fail"
+        which = "Two" if self.direct is None else "Three"
+        return Check(
+            "Measures agree",
+            status,
+            f"{which} measures differ by {gap:.1e} of the largest",
+            f"at most {AGREE:g}; fails above {AGREE_ROUGHLY:g}",
+        )
+
+
+class DirectError:
+    """‖(W − Ŵ)Xᵀ‖² of several Ŵ, from inputs that come batch by batch and are not kept.
+
+    Attributes:
+        tokens: inputs seen.
+        dense: ‖WXᵀ‖².
+        errors: per name.
+    """
+
+    def __init__(self, weight: Tensor, pruned: Mapping[str, Tensor]) -> None:
+        """`weight`: W, (out, in); `pruned`: Ŵ by name, same shape."""
+        self._zero = torch.zeros_like(weight)
+        self._weight, self._pruned = weight, dict(pruned)
+        self.tokens, self.dense = 0, 0.0
+        self.errors = dict.fromkeys(pruned, 0.0)
+
+    def update(self, inputs: Tensor) -> None:
+        """Adds inputs, (tokens, in)."""
+        inputs = inputs.to(self._weight.device)
+        self.tokens += inputs.shape[0]
+        self.dense += error.direct_error(self._weight, self._zero, inputs)
+        for name, pruned in self._pruned.items():
+            self.errors[name] += error.direct_error(self._weight, pruned, inputs)
+
+
+def measure_error(
+    weight: Tensor, statistics: InputStatistics, result: LayerResult, direct: float | None = None
+) -> ErrorMeasures:
+    """Quadratic form and sweep sum of a result, beside its direct error where that was measured.
+
+    Args:
+        weight: W, (out, in), before pruning.
+        statistics: those that the result was made with.
+        direct: from `DirectError` on the same tokens.
+    """
+    hessian = statistics.hessian
+    change = weight.float() - result.weight.float()
+    # Dead columns are cleared before the sweep begins, at no cost, so they are no part of its account.
+    live = change.masked_fill(statistics.dead, 0)
+    return ErrorMeasures(
+        method=result.method,
+        quadratic_form=error.quadratic_form(change, hessian),
+        sweep_sum=error.sweep_error(result.column_error, live, result.added_damping),
+        direct=direct,
+        dense=error.quadratic_form(weight, hessian),
+    )
+
+
+# Error against the length of the calibration
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Pruning fitted to the first so many tokens.
+
+    Attributes:
+        tokens: that the Hessian was made of.
+        calibration_error: relative error on these very tokens.
+        held_out_error: relative error on inputs that no fit has seen, None without them.
+        damping: what was used; above the request where so few tokens did not suffice.
+    """
+
+    tokens: int
+    calibration_error: float
+    held_out_error: float | None
+    damping: float
+
+
+class CalibrationCurve:
+    """Prunes a layer anew whenever the calibration inputs, fed in order, reach one of the wanted lengths.
+
+    The gap between both errors is over-fitting; where the held-out error no longer falls, more calibration is no use.
+
+    Attributes:
+        points: so far.
+    """
+
+    def __init__(
+        self, weight: Tensor, held_out: InputStatistics | None, lengths: Sequence[int], **options: Any
+    ) -> None:
+        """
+        Args:
+            weight: W, (out, in).
+            held_out: statistics of inputs that are not fed here.
+            lengths: in tokens, at least one, each at least 1.
+            options: for `prune_layer`.
+
+        Raises:
+            RoseError: no or bad lengths.
+        """
+        self._lengths = sorted(set(lengths))
+        if not self._lengths or self._lengths[0] < 1:
+            raise RoseError("Give at least one calibration length of at least 1 token.")
+        self._weight, self._held_out, self._options = weight, held_out, options
+        self._statistics = InputStatistics(weight.shape[1], weight.device)
+        self.points: list[CurvePoint] = []
+
+    def update(self, inputs: Tensor) -> None:
+        """Adds inputs, (tokens, in), and prunes at every length reached; inputs past the last length are ignored."""
+        while len(inputs) and len(self.points) < len(self._lengths):
+            part = inputs[: self._lengths[len(self.points)] - self._statistics.tokens]
+            inputs = inputs[len(part) :]
+            self._statistics.update(part)
+            if self._statistics.tokens == self._lengths[len(self.points)]:
+                self.points.append(self._measure())
+
+    def _measure(self) -> CurvePoint:
+        result = prune_layer(self._weight, self._statistics, **self._options)
+        held_out = None
+        if self._held_out is not None:
+            held_out = error.relative_error(self._weight, result.weight, self._held_out.hessian)
+        return CurvePoint(self._statistics.tokens, result.relative_error, held_out, result.damping)
+
+
+def prefix_lengths(samples: int, length: int) -> list[int]:
+    """1, 2, 4, … samples and all of them, in tokens: one curve point for each doubling."""
+    counts = [2**power for power in range(samples.bit_length()) if 2**power < samples]
+    return [count * length for count in [*counts, samples]]
+
+
+def check_overfitting(calibration_error: float, held_out_error: float | None) -> Check | None:
+    """Held-out against calibration error; None where nothing was held out."""
+    if held_out_error is None or held_out_error != held_out_error:
+        return None
+    name = "Over-fitting"
+    limit = f"held-out error at most {OVERFIT:g} times the calibration error; fails above {OVERFIT_BADLY:g} or above 1"
+    if calibration_error <= 0:
+        return Check(name, "pass" if held_out_error <= 0 else "look", "no calibration error to compare with", limit)
+    ratio = held_out_error / calibration_error
+    # Above 1 the pruned layer does worse than one that puts out nothing.
+    bad = ratio > OVERFIT_BADLY or held_out_error > 1
+    status: Status = "fail" if bad else "look" if ratio > OVERFIT else "pass"
+    return Check(name, status, f"held-out error {held_out_error:.4f} is {ratio:.2f} times the calibration error", limit)
+
+
+# Realised against requested sparsity
+
+
+@dataclass(frozen=True)
+class RealisedSparsity:
+    """What a method promised to remove, and what it did remove.
+
+    Attributes:
+        method: that pruned.
+        unit: over which the count is promised: "block", "row", "layer", "group" (N:M), or "parameters" (sparse plus
+            low rank).
+        units: how many of them there are.
+        requested, realised: fraction of the layer's weights.
+        deviation: largest difference from the promised count in any unit, in weights.
+        allowed: what rounding of a rank may add to that; 0 for methods that only remove weights.
+        left: removed weights that are not zero after all; always 0 where `low_rank` is None.
+    """
+
+    method: str
+    unit: str
+    units: int
+    requested: float
+    realised: float
+    deviation: int
+    allowed: int
+    left: int
+
+    @property
+    def check(self) -> Check:
+        """Whether the promise was kept to the weight."""
+        good = self.deviation <= self.allowed and self.left == 0
+        per = {"group": "N:M group", "parameters": "layer, in parameters"}.get(self.unit, self.unit)
+        found = f"{100 * self.realised:.3f} % removed of {100 * self.requested:.3f} % asked; "
+        found += f"largest deviation {_weights(self.deviation)} per {per}, over {self.units}"
+        if self.left:
+            found += f"; {_weights(self.left)} marked as removed but not zero"
+        limit = "exact in every " + per if not self.allowed else f"at most {_weights(self.allowed)}, from rounding"
+        return Check("Sparsity as asked", "pass" if good else "fail", found, limit)
+
+
+def _weights(count: int) -> str:
+    return f"{count} weight" if count == 1 else f"{count} weights"
+
+
+def realised_sparsity(result: LayerResult, sparsity: float | str | Pattern) -> RealisedSparsity:
+    """Counts what a result removed, in the units in which its method promises.
+
+    Args:
+        result: of `prune_layer`.
+        sparsity: as it was asked for.
+    """
+    pattern = parse_sparsity(sparsity)
+    mask = result.mask
+    unit, removed, promised, allowed = _promise(result, pattern)
+    left = 0 if result.low_rank is not None else int((result.weight[mask] != 0).sum())
+    return RealisedSparsity(
+        method=result.method,
+        unit=unit,
+        units=removed.numel(),
+        requested=pattern.ratio,
+        realised=result.sparsity,
+        deviation=int((removed - promised).abs().max()),
+        allowed=allowed,
+        left=left,
+    )
+
+
+def _promise(result: LayerResult, pattern: Pattern) -> tuple[str, Tensor, Tensor, int]:
+    """Unit, weights removed per unit, weights promised per unit, and the deviation that rounding may cause."""
+    mask, (rows, columns) = result.mask, result.mask.shape
+    if pattern.is_grouped:
+        groups = mask.view(rows, columns // pattern.of, pattern.of).sum(-1).flatten()
+        return "group", groups, torch.full_like(groups, pattern.of - pattern.keep), 0
+    if result.low_rank is not None:
+        removed = torch.tensor([mask.numel() - result.parameters])
+        # The rank is rounded down, and each row of the sparse part to a whole number of weights.
+        return "parameters", removed, torch.tensor([pattern.count(mask.numel())]), rows + columns + rows
+    if result.budget == "row":
+        per_row = mask.sum(1)
+        return "row", per_row, torch.full_like(per_row, pattern.count(columns)), 0
+    if result.budget == "layer":
+        return "layer", mask.sum().view(1), torch.tensor([pattern.count(mask.numel())]), 0
+    visited = mask.sum(0).cpu()[result.order.permutation.cpu()].split(list(result.order.widths))
+    per_block = torch.stack([block.sum() for block in visited])
+    return "block", per_block, torch.tensor([pattern.count(rows * width) for width in result.order.widths]), 0
+
+
+# Inputs
+
+
+def check_inputs(statistics: InputStatistics, damping: float | None) -> list[Check]:
+    """Judges what a calibration gave: finite, live, enough of it, and factorized with the damping asked for.
+
+    Args:
+        statistics: of one layer's input.
+        damping: asked for, relative to the mean of diag(H); None leaves the factorization out, which is most of
+            the work.
+    """
+    # |H_ij|² ≤ H_ii H_jj, so one look at the diagonal finds every NaN and infinity of the inputs.
+    wrong = int((~torch.isfinite(statistics.diagonal)).sum())
+    columns, dead, tokens = statistics.columns, int(statistics.dead.sum()), statistics.tokens
+    checks = [
+        Check(
+            "Finite inputs",
+            "fail" if wrong else "pass",
+            f"{wrong} of {columns} input columns saw NaN or infinity" if wrong else f"all {columns} columns are finite",
+            "no NaN, no infinity",
+        ),
+        Check(
+            "Live columns",
+            "look" if dead else "pass",
+            f"{dead} of {columns} input columns were zero on every token",
+            "none dead; a dead column's weights are removed first",
+        ),
+        Check(
+            "Enough tokens",
+            "look" if tokens < columns else "pass",
+            f"{tokens} tokens for {columns} columns",
+            "at least as many tokens as columns; with fewer, only damping makes H definite",
+        ),
+    ]
+    return checks if wrong or damping is None else [*checks, _check_damping(statistics, damping)]
+
+
+def _check_damping(statistics: InputStatistics, damping: float) -> Check:
+    limit = f"{damping:g} of the mean diagonal, as asked"
+    try:
+        used = damp(statistics.hessian, damping).damping
+    except RoseError as problem:
+        return Check("Damping as asked", "fail", str(problem), limit)
+    return judge_damping(used, damping)
+
+
+def judge_damping(used: float, damping: float) -> Check:
+    """Damping as used by a run against what was asked for."""
+    raised = used > damping
+    found = f"raised from {damping:g} to {used:g}" if raised else f"{used:g} was enough to factorize H"
+    limit = f"{damping:g} of the mean diagonal, as asked"
+    return Check("Damping as asked", "look" if raised else "pass", found, limit)

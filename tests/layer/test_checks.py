@@ -1,0 +1,214 @@
+"""Checks find what was broken on purpose, and pass what is sound."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rose
+from rose.layer import checks, error
+from tests.layer.helpers import Layer, layers, make_layer, ratios
+
+EVERY_METHOD = ["rose", "rose_global", "sparsegpt", "wanda", "magnitude", "oats", "alps", "rose_global_refit"]
+
+
+def measures(layer: Layer, **options: object) -> checks.ErrorMeasures:
+    result = layer.prune(**options)
+    direct = checks.DirectError(layer.weight, {"it": result.weight})
+    for part in layer.inputs.split(17):
+        direct.update(part)
+    assert direct.tokens == len(layer.inputs)
+    return checks.measure_error(layer.weight, layer.statistics, result, direct.errors["it"])
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD)
+def test_three_measures_agree_whatever_the_method(method: str) -> None:
+    layer = make_layer(columns=24, dead=(3, 20), loud=4)
+    found = measures(layer, method=method, sparsity=0.6)
+    assert found.direct is not None
+    assert found.quadratic_form > 0
+    assert found.sweep_sum == pytest.approx(found.quadratic_form, rel=1e-3)
+    assert found.direct == pytest.approx(found.quadratic_form, rel=1e-3)
+    assert found.check.status == "pass"
+    assert found.dense == pytest.approx(float((layer.inputs @ layer.weight.T).square().sum()), rel=1e-4)
+
+
+@given(layers(), ratios)
+def test_three_measures_agree_on_any_layer(layer: Layer, ratio: float) -> None:
+    # Relative to the dense output: an error that is zero but for rounding has no digits to compare.
+    found = measures(layer, method="rose", sparsity=ratio, damping=0.1)
+    assert found.direct is not None
+    scale = max(found.dense, 1e-20)
+    assert abs(found.sweep_sum - found.direct) / scale < 1e-3
+    assert abs(found.quadratic_form - found.direct) / scale < 1e-3
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1.0, "pass"), (1.005, "look"), (1.2, "fail")])
+def test_disagreement_is_judged_by_the_stated_limits(factor: float, status: str) -> None:
+    found = checks.ErrorMeasures("rose", 100.0, 100.0, 100.0 * factor, 1000.0)
+    assert found.disagreement == pytest.approx((factor - 1) / factor)
+    assert found.check.status == status
+    assert found.relative_error == 0.1
+
+
+def test_measures_disagree_where_the_hessian_is_of_other_tokens() -> None:
+    layer, other = make_layer(seed=0), make_layer(seed=1)
+    result = layer.prune(method="rose", sparsity=0.5)
+    direct = error.direct_error(layer.weight, result.weight, other.inputs)
+    assert checks.measure_error(layer.weight, layer.statistics, result, direct).check.status == "fail"
+
+
+def test_nothing_removed_agrees_with_itself() -> None:
+    found = measures(make_layer(), method="sparsegpt", sparsity=0.0)
+    assert (found.disagreement, found.relative_error, found.check.status) == (0.0, 0.0, "pass")
+
+
+def test_curve_equals_pruning_on_each_prefix() -> None:
+    layer, fresh = make_layer(tokens=64), make_layer(tokens=50, seed=0).inputs.flip(0)
+    held_out = rose.InputStatistics(32)
+    held_out.update(fresh)
+    curve = checks.CalibrationCurve(layer.weight, held_out, [16, 64, 40], method="rose", sparsity=0.5, block_size=8)
+    for part in torch.cat([layer.inputs, layer.inputs[:9]]).split(13):  # lengths fall inside batches
+        curve.update(part)
+    assert [point.tokens for point in curve.points] == [16, 40, 64]
+    for point in curve.points:
+        prefix = Layer(layer.weight, layer.inputs[: point.tokens])
+        result = prefix.prune(method="rose", sparsity=0.5)
+        assert point.calibration_error == pytest.approx(result.relative_error, rel=1e-3)
+        unseen = error.direct_error(layer.weight, result.weight, fresh)
+        dense = error.direct_error(layer.weight, torch.zeros_like(layer.weight), fresh)
+        assert point.held_out_error == pytest.approx(unseen / dense, rel=1e-3)
+
+
+def test_few_tokens_overfit() -> None:
+    layer = make_layer(rows=8, columns=32, tokens=600)
+    held_out = rose.InputStatistics(32)
+    held_out.update(layer.inputs[300:])
+    curve = checks.CalibrationCurve(layer.weight, held_out, [20, 300], method="sparsegpt", sparsity=0.6, block_size=8)
+    curve.update(layer.inputs[:300])
+    few, many = curve.points
+    assert few.held_out_error is not None
+    assert many.held_out_error is not None
+    assert few.held_out_error > many.held_out_error
+    assert few.held_out_error / few.calibration_error > 1.5 > many.held_out_error / many.calibration_error
+
+
+@pytest.mark.parametrize("lengths", [[], [0, 4]])
+def test_curve_needs_lengths(lengths: list[int]) -> None:
+    with pytest.raises(rose.RoseError, match="calibration length"):
+        checks.CalibrationCurve(torch.ones(2, 2), None, lengths)
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"), [(1, [8]), (2, [8, 16]), (5, [8, 16, 32, 40]), (16, [8, 16, 32, 64, 128])]
+)
+def test_prefix_lengths(samples: int, expected: list[int]) -> None:
+    assert checks.prefix_lengths(samples, 8) == expected
+
+
+@pytest.mark.parametrize(
+    ("calibration", "held_out", "status"),
+    [(0.1, 0.12, "pass"), (0.1, 0.2, "look"), (0.1, 0.4, "fail"), (0.9, 1.05, "fail"), (0.0, 0.0, "pass")],
+)
+def test_overfitting_is_judged_by_the_stated_limits(calibration: float, held_out: float, status: str) -> None:
+    check = checks.check_overfitting(calibration, held_out)
+    assert check is not None
+    assert check.status == status
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_no_judgement_without_held_out_inputs(nothing: float | None) -> None:
+    assert checks.check_overfitting(0.1, nothing) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "sparsity", "unit", "units"),
+    [
+        ("sparsegpt", 0.55, "block", 4),
+        ("rose", 0.55, "block", 4),
+        ("rose_global", 0.55, "layer", 1),
+        ("magnitude", 0.55, "layer", 1),
+        ("wanda", 0.55, "row", 6),
+        ("rose", "2:4", "group", 6 * 7),
+        ("wanda", "1:4", "group", 6 * 7),
+        ("oats", 0.5, "parameters", 1),
+        ("oats", "2:4", "group", 6 * 7),
+    ],
+)
+def test_promises_are_kept_and_counted_in_their_unit(method: str, sparsity: float | str, unit: str, units: int) -> None:
+    layer = make_layer(columns=28, dead=(5,), loud=3)  # the last block is narrower
+    found = checks.realised_sparsity(layer.prune(method=method, sparsity=sparsity), sparsity)
+    assert (found.unit, found.units) == (unit, units)
+    assert found.deviation <= found.allowed
+    assert found.left == 0
+    assert found.check.status == "pass"
+
+
+@given(layers(), ratios)
+def test_every_block_gives_up_exactly_what_was_asked(layer: Layer, ratio: float) -> None:
+    found = checks.realised_sparsity(layer.prune(method="rose", sparsity=ratio), ratio)
+    assert (found.unit, found.deviation, found.left) == ("block", 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "sparsity"), [("sparsegpt", 0.5), ("wanda", 0.5), ("magnitude", 0.5), ("rose", "2:4")]
+)
+def test_one_weight_too_many_fails(method: str, sparsity: float | str) -> None:
+    result = make_layer().prune(method=method, sparsity=sparsity)
+    mask = result.mask.clone()
+    row, column = (~mask).nonzero()[0].tolist()
+    mask[row, column] = True
+    found = checks.realised_sparsity(replace(result, mask=mask), sparsity)
+    assert (found.deviation, found.left) == (1, 1)
+    assert found.check.status == "fail"
+    assert "1 weight " in found.check.found
+
+
+def status(found: list[checks.Check]) -> dict[str, str]:
+    return {check.name: check.status for check in found}
+
+
+def test_sound_inputs_pass() -> None:
+    found = status(checks.check_inputs(make_layer().statistics, 0.01))
+    assert found == dict.fromkeys(["Finite inputs", "Live columns", "Enough tokens", "Damping as asked"], "pass")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_bad_input_value_is_found(value: float) -> None:
+    layer = make_layer()
+    layer.inputs[7, 3] = value
+    found = checks.check_inputs(layer.statistics, 0.01)
+    assert status(found)["Finite inputs"] == "fail"
+    assert found[0].found == "1 of 32 input columns saw NaN or infinity"
+    assert checks.worst(found) == "fail"
+
+
+def test_dead_columns_and_few_tokens_want_a_look() -> None:
+    found = checks.check_inputs(make_layer(tokens=12, dead=(1, 2)).statistics, 0.01)
+    assert status(found)["Live columns"] == status(found)["Enough tokens"] == "look"
+    assert found[1].found.startswith("2 of 32 ")
+    assert checks.worst(found) == "look"
+
+
+def test_raised_damping_wants_a_look() -> None:
+    found = checks.check_inputs(make_layer(tokens=12).statistics, 0.0)
+    assert status(found)["Damping as asked"] == "look"
+    assert "raised from 0 to 0.0001" in found[-1].found
+
+
+def test_indefinite_hessian_fails() -> None:
+    hessian = torch.eye(4)
+    hessian[0, 1] = hessian[1, 0] = 30
+    found = checks.check_inputs(rose.InputStatistics.from_hessian(hessian, tokens=10), 0.01)
+    assert status(found)["Damping as asked"] == "fail"
+
+
+@given(st.lists(st.sampled_from(["pass", "look", "fail"])))
+def test_worst(statuses: list[checks.Status]) -> None:
+    order = ["pass", "look", "fail"]
+    found = [checks.Check("", status, "", "") for status in statuses]
+    assert checks.worst(found) == max(statuses, key=order.index, default="pass")
