@@ -30,7 +30,8 @@ def perplexity(model: nn.Module, tokens: Tensor, *, progress: Callable[[float], 
     """
     check_tokens(model, tokens)
     home, device = next(model.parameters()).device, pick_device()
-    model.to(device)
+    was_training = model.training
+    model.to(device).eval()
     vocabulary: int = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     batch = max(1, LOGIT_ELEMENTS // (vocabulary * tokens.shape[1]))
     total, done = 0.0, 0
@@ -46,6 +47,6 @@ def perplexity(model: nn.Module, tokens: Tensor, *, progress: Callable[[float], 
             if progress:
                 progress(done / len(tokens))
     finally:
-        model.to(home)
+        model.train(was_training).to(home)
     mean = total / (tokens.shape[0] * (tokens.shape[1] - 1))
     return math.exp(mean) if mean < 700 else math.inf

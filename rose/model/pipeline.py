@@ -191,8 +191,8 @@ class _Walk:
         last = max(self.by_block)
         for index in range(last + 1):
             block = blocks[index]
-            home = next(block.parameters()).device
-            block.to(self.device)
+            home, was_training = next(block.parameters()).device, block.training
+            block.to(self.device).eval()  # calibration without dropout
             try:
                 layers = self.by_block.get(index, [])
                 # A pruned block must run twice: once to see its inputs, once to pass on what it now puts out.
@@ -214,7 +214,7 @@ class _Walk:
                         held_outputs, _ = self._pass(self.held_out, block, index, [], "propagate", 1.0, 1.0)
                     self._advance(outputs, held_outputs)
             finally:
-                block.to(home)
+                block.train(was_training).to(home)
 
     def _advance(self, outputs: list[Tensor], held_outputs: list[Tensor] | None) -> None:
         self.calibration.hidden = outputs
@@ -283,6 +283,7 @@ def visit_blocks(
     for block in walk.visit(propagate_again=False):
         yield block
         walk.meter.layers_done += len(block.layers)
+    walk.meter.tell("done", max(walk.by_block), 1.0)
 
 
 def collect_statistics(

@@ -91,11 +91,13 @@ def select_layers(model: nn.Module, layers: Sequence[str] | None) -> list[Prunab
     """The layers with these names; `*` and `?` match as in a shell; None means all.
 
     Raises:
-        RoseError: a name that matches nothing.
+        RoseError: a name that matches nothing, or no name at all.
     """
     every = prunable_layers(model)
     if layers is None:
         return every
+    if not layers:
+        raise RoseError("No layer is chosen; give at least one name, or leave the choice out for all.")
     chosen = set()
     for pattern in [layers] if isinstance(layers, str) else layers:
         matched = {layer.name for layer in every if fnmatch.fnmatchcase(layer.name, pattern)}
