@@ -1,0 +1,85 @@
+"""Tiny random models of many decoder families, built from configurations; nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+VOCABULARY = 96
+LENGTH = 24  # longer than WINDOW, so that sliding and full attention need different masks
+WINDOW = 6
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GATED: dict[str, Any] = {**_SIZES, "intermediate_size": 56, "num_key_value_heads": 2}
+_FALCON: dict[str, Any] = {k: v for k, v in _SIZES.items() if k != "max_position_embeddings"}
+
+DENSE: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama": lambda: transformers.LlamaConfig(**_GATED),
+    "mistral": lambda: transformers.MistralConfig(**_GATED, sliding_window=WINDOW),
+    "qwen3": lambda: transformers.Qwen3Config(**_GATED, head_dim=8),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **{**_GATED, "num_hidden_layers": 4},
+        head_dim=8,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    ),
+    "phi3": lambda: transformers.Phi3Config(**_GATED),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
+    ),
+    "opt": lambda: transformers.OPTConfig(**_SIZES, ffn_dim=56, word_embed_proj_dim=32),
+    "opt_projected": lambda: transformers.OPTConfig(
+        **_SIZES, ffn_dim=56, word_embed_proj_dim=16, do_layer_norm_before=False
+    ),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(**_SIZES, intermediate_size=56),
+    "gpt_neox_sequential": lambda: transformers.GPTNeoXConfig(
+        **_SIZES, intermediate_size=56, use_parallel_residual=False
+    ),
+    "bloom": lambda: transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
+    "falcon": lambda: transformers.FalconConfig(**_FALCON),
+    "falcon_alibi": lambda: transformers.FalconConfig(
+        **_FALCON, alibi=True, parallel_attn=False, multi_query=False, bias=True
+    ),
+    "falcon_grouped": lambda: transformers.FalconConfig(**_FALCON, new_decoder_architecture=True, num_kv_heads=2),
+}
+EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {
+    "mixtral": lambda: transformers.MixtralConfig(**_GATED, num_local_experts=4),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **_GATED, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+    ),
+}
+
+
+def make_model(family: str, seed: int = 0, **options: Any) -> PreTrainedModel:
+    """A random model in evaluation mode; `options` as for `AutoModelForCausalLM.from_config`."""
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config((DENSE | EXPERTS)[family](), **options)
+    # Random initial weights make every block a small correction; larger ones let errors show.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2 and "embed" not in name and "wte" not in name and "wpe" not in name:
+                parameter.mul_(3)
+    return model.eval()
+
+
+def make_tokens(samples: int = 5, length: int = LENGTH, seed: int = 1) -> Tensor:
+    return torch.randint(3, VOCABULARY, (samples, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, tokens: Tensor | None = None) -> Tensor:
+    return model(input_ids=make_tokens() if tokens is None else tokens, use_cache=False).logits
