@@ -14,7 +14,7 @@ from app.figures.style import Drawing, Shrunk, Theme
 from rose import Order, OrderPlan, RoseError, make_order
 
 SURFACE_CELLS = 160  # a side; a surface is drawn as triangles, several per cell
-PICTURE_LINES = 512  # columns that the order picture draws one by one
+PICTURE_LINES = 640  # columns that the order picture draws one by one
 MEASURE = "relative error  ‖ΔW Xᵀ‖² / ‖W Xᵀ‖²"
 
 
@@ -34,8 +34,17 @@ def _matrix(
     **more: Any,
 ) -> go.Figure:
     """A heatmap of one value per weight, with the chosen block outlined."""
-    figure = go.Figure(style.heatmap(shrunk, unit, **more))
-    style.base(figure, theme, finding, what, x="input channel", y="output channel", height=460)
+    zmax, saturates = style.ceiling(shrunk.array)
+    figure = go.Figure(style.heatmap(shrunk, unit, **({"zmax": zmax} | more)))
+    style.base(
+        figure,
+        theme,
+        finding,
+        what + ("" if "zmax" in more else saturates),
+        x="input channel",
+        y="output channel",
+        height=460,
+    )
     style.matrix_axes(figure, *shape)
     style.outline_block(figure, widths, marked_block)
     return figure
@@ -104,7 +113,7 @@ def weight_surface(weight: Any, *, layer: str = "", theme: Theme = "light") -> D
             "yaxis": {"title": {"text": "output channel"}, **axis},
             "zaxis": {"title": {"text": "|W|"}, "rangemode": "tozero", **axis},
             "aspectratio": {"x": 1.5, "y": 1.1, "z": 0.6},
-            "camera": {"eye": {"x": 1.25, "y": -1.55, "z": 0.9}},
+            "camera": {"eye": {"x": 1.05, "y": -1.4, "z": 0.75}, "center": {"x": 0, "y": 0, "z": -0.22}},
         }
     )
     figure.update_layout(margin={"l": 8, "r": 8, "b": 8})
@@ -204,12 +213,14 @@ def hessian_diagonal(
     below = int((live < added).sum())
     if added > 0:
         figure.add_hline(y=added, line={"color": ink.text, "dash": "dash", "width": 1.5})
-        figure.add_annotation(
+        style.note(
+            figure,
+            f"damping λ = {style.number(added)}",
+            theme,
             x=1,
             xref="paper",
             y=np.log10(added) if scale == "log" else added,
-            text=f"damping λ = {style.number(added)}",
-            showarrow=False,
+            yshift=4,
             xanchor="right",
             yanchor="bottom",
         )
@@ -227,6 +238,7 @@ def hessian_diagonal(
         y="H<sub>jj</sub>",
         legend=len(figure.data) > 1,
     )
+    figure.update_xaxes(range=[-0.01 * len(values) - 0.5, 1.01 * len(values) - 0.5], zeroline=False)
     if scale == "log":
         figure.update_yaxes(type="log", exponentformat="power", dtick=1)
         figure.update_yaxes(range=[np.log10(floor), np.log10(values.max() * 1.3)] if len(live) else None)
@@ -283,12 +295,15 @@ def hessian_spectrum(eigenvalues: Any, *, added: float = 0.0, layer: str = "", t
             hovertemplate="eigenvalue %{x:.0f}<br>%{y:.4g}<extra>H + λI</extra>",
         )
         figure.add_hline(y=added, line={"color": style.INKS[theme].text, "dash": "dash", "width": 1.5})
-        figure.add_annotation(
+        style.note(
+            figure,
+            f"damping λ = {style.number(added)}",
+            theme,
             x=0,
             xref="paper",
             y=np.log10(added),
-            text=f"damping λ = {style.number(added)}",
-            showarrow=False,
+            xshift=6,
+            yshift=-4,
             xanchor="left",
             yanchor="top",
         )
@@ -527,17 +542,6 @@ def block_loss_bars(
     line = (1 - threshold) * largest
     if largest > 0:
         figure.add_hline(y=line, line={"color": ink.text, "dash": "dash", "width": 2})
-        figure.add_annotation(
-            x=1,
-            xref="paper",
-            y=line,
-            text=f"columnar if a bar ends below ({style.percent(1 - threshold, 0)} of the highest)",
-            showarrow=False,
-            xanchor="right",
-            yanchor="bottom",
-            bgcolor=ink.hover,
-            opacity=0.9,
-        )
     sign = "above" if columnar else "not above"
     verdict = "Columnar" if columnar else "Not columnar"
     finding = f"{verdict}: relative range {plan.relative_range:.2f}, {sign} {threshold:.2f}"
@@ -546,7 +550,8 @@ def block_loss_bars(
         figure,
         theme,
         finding,
-        f"{style.sentence(unit)}{_of(layer)}, blocks of {int(widths.max())} columns{hatched}",
+        f"{style.sentence(unit)}{_of(layer)}, blocks of {int(widths.max())} columns{hatched}; columnar if a bar ends "
+        f"below the dashed line, {style.percent(1 - threshold, 0)} of the highest",
         x="block",
         y=unit,
     )
@@ -584,7 +589,7 @@ def order_picture(
 ) -> Drawing:
     """Where every column goes: natural order above, pruning order below, a line for each column.
 
-    Lines have the colour of their block's loss. A layer wider than 512 columns shows a ribbon per block where
+    Lines have the colour of their block's loss. A layer wider than 640 columns shows a ribbon per block where
     blocks stay whole, else every k-th column.
 
     Args:
@@ -635,14 +640,21 @@ def order_picture(
         figure.add_scatter(
             x=[marked_column, int(step[marked_column])],
             y=[1, 0],
-            mode="lines+markers+text",
+            mode="lines+markers",
             line={"color": style.MARK, "width": 4},
             marker={"size": 11, "color": style.MARK},
-            text=[f"column {marked_column}", f"step {int(step[marked_column])}"],
-            textposition=["top center", "bottom center"],
-            textfont={"size": style.FONT_SIZE, "color": style.INKS[theme].text},
             hoverinfo="skip",
-            cliponaxis=False,
+        )
+        middle = (marked_column + int(step[marked_column])) / 2
+        left = middle > columns / 2
+        style.note(
+            figure,
+            f"column {marked_column} → step {int(step[marked_column])}",
+            theme,
+            x=middle,
+            y=0.5,
+            xshift=-8 if left else 8,
+            xanchor="right" if left else "left",
         )
     moved = int((step != np.arange(columns)).sum())
     first = int(style.to_numpy(visited.permutation)[0])
@@ -810,6 +822,8 @@ def method_errors(
         legend=len(methods) > 1,
     )
     figure.update_yaxes(rangemode="tozero")
+    if len(layers) == 1:
+        figure.update_layout(bargap=0.5)
     listed = ", ".join(f"{style.method_style(m).label} {style.number(mean[m])}" for m in mean.sort_values().index)
     caption = f"{'Mean error' if len(layers) > 1 else 'Error'}, lowest first: {listed}."
     alt = f"Bar chart of relative error by method. {finding}. {caption}"

@@ -173,16 +173,16 @@ def model_map(
 def _grid(rows: pd.DataFrame, layers: Sequence[str]) -> pd.DataFrame:
     """Projection × decoder block, in the model's own order, with every layer to come."""
     grid = rows.pivot_table(index="projection", columns="block_index", values="value", sort=False, dropna=False)
-    projections = list(dict.fromkeys(rows["projection"]))
+    seen = list(dict.fromkeys(rows["projection"]))
+    projections: list[str] = []
     blocks = [int(b) for b in rows["block_index"]]
     for layer in layers:
         parts = layer.split(".")
         place = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
         if place is not None:
             blocks.append(int(parts[place]))
-            projection = next((p for p in projections if layer.endswith("." + p)), ".".join(parts[place + 1 :]))
-            if projection not in projections:
-                projections.append(projection)
+            projections.append(next((p for p in seen if layer.endswith("." + p)), ".".join(parts[place + 1 :])))
+    projections = list(dict.fromkeys([*projections, *seen]))
     if not projections:
         raise RoseError("No layer has been measured yet; start an analysis.")
     return grid.reindex(index=projections, columns=range(min(blocks), max(blocks) + 1))
@@ -195,7 +195,6 @@ def _colours(known: Metric, values: np.ndarray, name: str, theme: Theme) -> dict
     if known.kind == "change":
         limit = largest or 1.0
         bar = style.colourbar(known.unit, tickformat=".0%")
-        # PuOr is light in the middle, which would glare on a dark page; the grey of the page takes its place there.
         return {"colorscale": style.diverging(theme), "zmin": -limit, "zmax": limit, "colorbar": bar}
     if known.kind == "log":
         positive = present[present > 0]
@@ -220,10 +219,11 @@ def _map_finding(
         columnar = measured[measured["value"] > threshold]
         return columnar_finding(len(columnar), len(measured)), columnar
     if known.kind == "change":
-        better = int((measured["value"] > 0).sum())
+        better, worse = int((measured["value"] > 0).sum()), int((measured["value"] < 0).sum())
+        who = known.label.removeprefix("Gain of ").split(" over ")[0]
         return (
-            f"{known.label.removeprefix('Gain of ').split(' over ')[0]} has less error than SparseGPT on "
-            f"{better} of {len(measured)} layers",
+            f"{who} has less error than SparseGPT on {style.word(better) if better else 'none'} of {len(measured)} "
+            f"layers, more on {style.word(worse) if worse else 'none'}",
             None,
         )
     top = measured.loc[measured["value"].idxmax()]
@@ -289,12 +289,14 @@ def range_strip(
             showlegend=False,
         )
     figure.add_hline(y=threshold, line={"color": ink.text, "dash": "dash", "width": 2})
-    figure.add_annotation(
+    style.note(
+        figure,
+        f"threshold {threshold:.2f}",
+        theme,
         x=1,
         xref="paper",
         y=threshold,
-        text=f"threshold {threshold:.2f}",
-        showarrow=False,
+        yshift=3,
         xanchor="right",
         yanchor="bottom",
     )
@@ -347,14 +349,15 @@ def top_layers(
     ]
     figure = go.Figure(
         go.Bar(
-            y=[style.short_layer(layer) for layer in shown["layer"]],
+            y=[
+                f"{style.short_layer(n)}   <b>{known.text(v)}</b>"
+                for n, v in zip(shown["layer"], shown["value"], strict=True)
+            ],
             x=shown["value"].to_numpy(np.float64),
             orientation="h",
             customdata=shown["layer"].tolist(),
-            text=[known.text(v) for v in shown["value"]],
-            textposition="auto",
             marker={"color": colours},
-            hovertemplate=f"%{{customdata}}<br>{known.unit} %{{text}}<extra></extra>",
+            hovertemplate=f"%{{customdata}}<br>{known.unit} %{{x:.4g}}<extra></extra>",
         )
     )
     if name == "relative_range":

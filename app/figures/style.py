@@ -29,6 +29,7 @@ SEQUENTIAL = "Viridis"  # magnitude
 # Change, centred on 0: PuOr, purple below and orange above, with a middle that is quiet on the page.
 DIVERGING_LIGHT = [[0.0, "#542788"], [0.25, "#998ec3"], [0.5, "#f3f3f3"], [0.75, "#f1a340"], [1.0, "#a3480a"]]
 DIVERGING_DARK = [[0.0, "#c3b8f0"], [0.25, "#7a6bb5"], [0.5, "#2a2833"], [0.75, "#c26a12"], [1.0, "#ffc471"]]
+FONT = "Source Sans, Segoe UI, sans-serif"  # Streamlit's; a name with a digit in it breaks labels in 3-D
 FONT_SIZE = 14
 TITLE_SIZE = 18
 MARK = "#f0338a"  # the chosen block or layer; on neither end of the scales above
@@ -252,6 +253,19 @@ def to_numpy(values: Any) -> np.ndarray:
     return np.asarray(values)
 
 
+def ceiling(shown: np.ndarray) -> tuple[float, str]:
+    """Where the colours of a magnitude end, and a note where that is below the largest value shown.
+
+    A few outliers would otherwise leave all other cells in one dark colour.
+    """
+    finite = shown[np.isfinite(shown)]
+    largest = float(finite.max(initial=0.0))
+    usual = float(np.quantile(finite, 0.998)) if finite.size else 0.0
+    if 0 < usual < 0.67 * largest:
+        return usual, f"; colours end at {number(usual)}, the largest is {number(largest)}"
+    return largest or 1.0, ""
+
+
 class Shrunk(NamedTuple):
     """A matrix small enough to show.
 
@@ -325,12 +339,12 @@ def template(theme: Theme) -> go.layout.Template:
         "tickfont": {"size": FONT_SIZE},
         "automargin": True,
     }
-    scene = {k: v for k, v in axis.items() if k in ("gridcolor", "linecolor", "zerolinecolor")}
-    scene |= {"backgroundcolor": "rgba(0,0,0,0)", "showbackground": False}
+    solid = "#d5d8de" if theme == "light" else "#43464f"  # WebGL ignores transparency of grid lines
+    scene = {"gridcolor": solid, "linecolor": ink.muted, "zerolinecolor": solid, "showbackground": False}
     return go.layout.Template(
         layout={
             "font": {
-                "family": "Source Sans, Source Sans 3, Segoe UI, sans-serif",
+                "family": FONT,
                 "size": FONT_SIZE,
                 "color": ink.text,
             },
@@ -379,11 +393,11 @@ def base(
     if theme not in INKS:
         raise RoseError(f"The theme must be light or dark, not {theme!r}.")
     ink = INKS[theme]
-    title, below = textwrap.wrap(finding, 62), textwrap.wrap(what, 84)
+    title, below = textwrap.wrap(finding, 58), textwrap.wrap(what, 78)
     text = f"<b>{'<br>'.join(title)}</b>"
     if below:
         text += f'<br><span style="font-size:{FONT_SIZE}px;color:{ink.muted}">{"<br>".join(below)}</span>'
-    top = 14 + round(1.35 * TITLE_SIZE * len(title) + 1.35 * TITLE_SIZE * len(below))
+    top = 22 + round(1.35 * TITLE_SIZE * len(title) + 1.35 * TITLE_SIZE * len(below))
     figure.update_layout(
         template=template(theme),
         title={
@@ -391,10 +405,10 @@ def base(
             "x": 0,
             "xanchor": "left",
             "xref": "container",
-            "y": 1,
+            "y": 1 - TITLE_SIZE / height,  # plotly's "top" is the first line's middle
             "yanchor": "top",
             "yref": "container",
-            "pad": {"t": 8, "l": 8},
+            "pad": {"l": 8},
             "font": {"size": TITLE_SIZE},
         },
         margin={"l": 64, "r": 24, "t": top, "b": 56},
@@ -415,7 +429,13 @@ def base(
 def colourbar(title: str, **more: Any) -> dict[str, Any]:
     """A colour bar with a title that reads along it."""
     text = {"text": title, "side": "right", "font": {"size": FONT_SIZE}}
-    return {"title": text, "thickness": 14, "outlinewidth": 0, "tickfont": {"size": FONT_SIZE}, **more}
+    return {
+        "title": text,
+        "thickness": 14,
+        "outlinewidth": 0,
+        "tickfont": {"size": FONT_SIZE},
+        "ticklabeloverflow": "allow",
+    } | more
 
 
 def heatmap(shrunk: Shrunk, unit: str, **more: Any) -> go.Heatmap:
@@ -477,6 +497,12 @@ def block_span(widths: Sequence[int], block: int) -> tuple[int, int]:
 def block_of(widths: Sequence[int], column: int) -> int:
     """The block that holds a column."""
     return int(np.searchsorted(np.cumsum(widths), column, side="right"))
+
+
+def note(figure: go.Figure, text: str, theme: Theme, **where: Any) -> None:
+    """A short text inside the plot, legible over lines and bars."""
+    options = {"showarrow": False, "bgcolor": INKS[theme].hover, "opacity": 0.85, "borderpad": 2} | where
+    figure.add_annotation(text=text, **options)
 
 
 def mark_words(marked: int | None) -> str:
