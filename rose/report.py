@@ -21,6 +21,7 @@ class LayerRecord:
     """One pruned layer in numbers; errors are relative to the dense output, `seconds` is pruning alone.
 
     `held_out_error` is None where no held-out tokens were given; `damping` is relative to the mean of diag(H).
+    `order` and `budget` are those used, which tells what ROSE decided and what "measured" chose.
     """
 
     layer: str
@@ -37,6 +38,8 @@ class LayerRecord:
     damping: float
     dead_columns: int
     seconds: float
+    order: str
+    budget: str
 
 
 @dataclass(frozen=True)

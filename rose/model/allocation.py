@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from rose.model.pipeline import BlockStatistics
 
 ALLOCATIONS = ("uniform", "owl", "sensitivity")
-TRACE_SAMPLES = 16  # windows, one probe each; two backward passes per window, so not all calibration tokens
+# Hutchinson's probes: one for each of so many windows, and so much of each. A second derivative costs about four
+# forward passes, and keeps every attention matrix: 7 GB for 512 tokens of the packaged model.
+TRACE_SAMPLES, TRACE_LENGTH = 16, 512
 
 
 def check_allocation(allocation: str, pattern: Pattern) -> None:
@@ -62,7 +64,7 @@ def allocate(
         shares = _outlier_shares(dense_blocks())
         wanted = owl_ratios([shares[layer.block_index] for layer in layers], pattern.ratio)
     else:
-        traces = hessian_traces(model, tokens[:TRACE_SAMPLES], layers, tick=tick)
+        traces = hessian_traces(model, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)
         sensitivities = [trace / size for trace, size in zip(traces, sizes, strict=True)]
         wanted = sensitivity_ratios(sensitivities, pattern.ratio)
     ratios = exact_ratios(wanted, sizes, pattern.ratio)

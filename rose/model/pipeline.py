@@ -338,7 +338,8 @@ def prune_model(
         block_size, damping, threshold, order, budget, options: see `rose.prune_layer`.
         allocation: "uniform", the same ratio in every layer; "owl", by the outliers of each decoder block, which
             costs one more pass over the dense model; "sensitivity", by the curvature of the loss, which costs two
-            backward passes over 16 samples. The whole comes out at the asked ratio. See `rose.model.allocation`.
+            backward passes over 512 tokens of 16 samples. The whole comes out at the asked ratio. See
+            `rose.model.allocation`.
         held_out: further tokens, (samples, length), on which each layer's error is measured too. Method "measured"
             chooses by them, so that its held-out error is the best of several and no longer quite independent.
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
@@ -548,4 +549,6 @@ def _record(layer: PrunableLayer, result: LayerResult, held_error: float | None,
         damping=result.damping,
         dead_columns=int(result.plan.hessian_diagonal.eq(0).sum()),
         seconds=seconds,
+        order=result.order.name,
+        budget=result.budget,
     )

@@ -16,6 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import rose
 from rose.layer.allocation import exact_ratios, outlier_share, owl_ratios, sensitivity_ratios
+from rose.layer.measured import CANDIDATES
+from rose.layer.methods import Method, Settings
 from rose.model.allocation import hessian_traces
 from rose.model.structure import prunable_layers
 
@@ -191,3 +193,32 @@ def test_bad_allocations() -> None:
     with pytest.raises(rose.RoseError, match="has no option"):
         rose.prune_model(model, tokens, method="rose", options={"start": "wanda"})
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_report_says_what_was_chosen_and_with_which_options() -> None:
+    tokens = some_tokens(8)
+    report = rose.prune_model(
+        tiny_llama(1), tokens, method="measured", sparsity=0.5, block_size=8, held_out=some_tokens(4)
+    )
+    for row in report.layers.to_dict("records"):
+        assert (row["order"], row["budget"]) in CANDIDATES
+    assert report.layers["held_out_error"].notna().all()
+    report = rose.prune_model(
+        tiny_llama(1), tokens, method="dsnot", sparsity=0.5, block_size=8, options={"start": "magnitude"}
+    )
+    assert report.summary["options"] == {"start": "magnitude"}
+    report = rose.prune_model(tiny_llama(1), tokens, method="oats", sparsity=0.5, block_size=8)
+    assert report.summary["options"] == {"rank_ratio": 0.25, "iterations": 80}
+
+
+def test_measured_is_given_the_held_out_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def spy(weight: Tensor, statistics: rose.InputStatistics, settings: Settings) -> rose.LayerResult:
+        assert settings.held_out is not None
+        seen.append((statistics.tokens, settings.held_out.tokens))
+        return rose.METHODS["wanda"].prune(weight, statistics, settings)
+
+    monkeypatch.setitem(rose.METHODS, "spy", Method("spy", "Spy", "", spy, sweeps=False))
+    rose.prune_model(tiny_llama(1), some_tokens(8), method="spy", sparsity=0.5, block_size=8, held_out=some_tokens(3))
+    assert seen == [(8 * 16, 3 * 16)] * 7
