@@ -198,7 +198,8 @@ def prune_layer(
     if budget is not None and budget not in BUDGETS:
         raise RoseError(f"The budget must be one of {', '.join(BUDGETS)}, not {budget!r}.")
     settings.pattern.check(weight.shape[1], block_size)
-    return chosen.prune(weight, as_statistics(hessian, weight.shape[1]), settings)
+    # A model's own parameter would otherwise record every step for a backward pass.
+    return chosen.prune(weight.detach(), as_statistics(hessian, weight.shape[1]), settings)
 
 
 def damped_hessian(statistics: InputStatistics, damping: float) -> DampedHessian:
