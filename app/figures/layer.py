@@ -15,7 +15,6 @@ from rose import Order, OrderPlan, RoseError, make_order
 
 SURFACE_CELLS = 160  # a side; a surface is drawn as triangles, several per cell
 PICTURE_LINES = 640  # columns that the order picture draws one by one
-MEASURE = "relative error  ‖ΔW Xᵀ‖² / ‖W Xᵀ‖²"
 
 
 def _of(layer: str) -> str:
@@ -113,7 +112,7 @@ def weight_surface(weight: Any, *, layer: str = "", theme: Theme = "light") -> D
             "yaxis": {"title": {"text": "output channel"}, **axis},
             "zaxis": {"title": {"text": "|W|"}, "rangemode": "tozero", **axis},
             "aspectratio": {"x": 1.5, "y": 1.1, "z": 0.6},
-            "camera": {"eye": {"x": 1.05, "y": -1.4, "z": 0.75}, "center": {"x": 0, "y": 0, "z": -0.22}},
+            "camera": {"eye": {"x": 1.2, "y": -1.6, "z": 0.85}, "center": {"x": 0, "y": 0, "z": -0.22}},
         }
     )
     figure.update_layout(margin={"l": 8, "r": 8, "b": 8})
@@ -175,7 +174,6 @@ def hessian_diagonal(
     floor = _log_floor(live, added) if scale == "log" else 0.0
     shown = values[order]
     y = np.where(shown > 0, shown, np.nan) if scale == "log" else shown
-    ink = style.INKS[theme]
     hover = "input channel %{customdata}<br>H<sub>jj</sub> %{y:.4g}<extra></extra>"
     figure = go.Figure()
     figure.add_scatter(
@@ -212,18 +210,7 @@ def hessian_diagonal(
         )
     below = int((live < added).sum())
     if added > 0:
-        figure.add_hline(y=added, line={"color": ink.text, "dash": "dash", "width": 1.5})
-        style.note(
-            figure,
-            f"damping λ = {style.number(added)}",
-            theme,
-            x=1,
-            xref="paper",
-            y=np.log10(added) if scale == "log" else added,
-            yshift=4,
-            xanchor="right",
-            yanchor="bottom",
-        )
+        style.level(figure, added, (-0.5, len(values) - 0.5), f"damping λ = {style.number(added)}", theme)
     spread = live.max() / live.min() if len(live) else 1.0
     mean = float(values.mean())
     top = int(values.argmax())
@@ -294,19 +281,7 @@ def hessian_spectrum(eigenvalues: Any, *, added: float = 0.0, layer: str = "", t
             name="of H + λI, which is factorized",
             hovertemplate="eigenvalue %{x:.0f}<br>%{y:.4g}<extra>H + λI</extra>",
         )
-        figure.add_hline(y=added, line={"color": style.INKS[theme].text, "dash": "dash", "width": 1.5})
-        style.note(
-            figure,
-            f"damping λ = {style.number(added)}",
-            theme,
-            x=0,
-            xref="paper",
-            y=np.log10(added),
-            xshift=6,
-            yshift=-4,
-            xanchor="left",
-            yanchor="top",
-        )
+        style.level(figure, added, (1, len(values)), f"damping λ = {style.number(added)}", theme)
     finding = f"{sentence_count(half, 'direction carries', 'directions carry')} half of the input's energy"
     style.base(
         figure,
@@ -818,7 +793,7 @@ def method_errors(
         finding,
         f"Relative error on {held} tokens, {where}",
         x="layer (decoder block · projection)" if len(layers) > 1 else "",
-        y=MEASURE,
+        y=style.ERROR,
         legend=len(methods) > 1,
     )
     figure.update_yaxes(rangemode="tozero")

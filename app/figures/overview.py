@@ -134,7 +134,12 @@ def model_map(
             x=ringed["block_index"].to_numpy(np.int32),
             y=ringed["projection"].tolist(),
             mode="markers",
-            marker={"size": 11, "symbol": "circle-open", "color": style.MARK, "line": {"width": 2.5}},
+            marker={
+                "size": 11 if len(blocks) <= 20 else 8,
+                "symbol": "circle-open",
+                "color": style.MARK,
+                "line": {"width": 2.5},
+            },
             hoverinfo="skip",
             name=f"columnar, above {threshold:.2f}",
             showlegend=False,
@@ -150,7 +155,6 @@ def model_map(
         y="",
         height=180 + 34 * max(3, len(projections)),
     )
-    figure.update_layout(plot_bgcolor=style.INKS[theme].blank)
     figure.update_xaxes(
         range=[min(blocks) - 0.5, max(blocks) + 0.5], showgrid=False, zeroline=False, dtick=_dtick(len(blocks))
     )

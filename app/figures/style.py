@@ -1,6 +1,6 @@
 """What all figures share: colours, scales, titles, numbers in words, and shrinking to what a screen can show.
 
-Colours were chosen for a contrast of at least 3:1 on white and on the dark page, and a distance of at least 19
+Colours were chosen for a contrast of at least 3:1 on white and on the dark page, and a distance of at least 15
 (CIE76) between any two, to normal eyes and under simulated protanopia and deuteranopia (Machado et al. 2009).
 """
 
@@ -19,7 +19,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from rose.errors import RoseError
+from rose import METHODS, RoseError
 
 Theme = Literal["light", "dark"]
 How = Literal["max", "sum", "any"]
@@ -27,14 +27,15 @@ How = Literal["max", "sum", "any"]
 MAX_CELLS = 512  # a side: more is slow in the browser, and no screen shows it
 SEQUENTIAL = "Viridis"  # magnitude
 # Change, centred on 0: PuOr, purple below and orange above, with a middle that is quiet on the page.
-DIVERGING_LIGHT = [[0.0, "#542788"], [0.25, "#998ec3"], [0.5, "#f3f3f3"], [0.75, "#f1a340"], [1.0, "#a3480a"]]
-DIVERGING_DARK = [[0.0, "#c3b8f0"], [0.25, "#7a6bb5"], [0.5, "#2a2833"], [0.75, "#c26a12"], [1.0, "#ffc471"]]
+DIVERGING_LIGHT = [[0.0, "#542788"], [0.25, "#998ec3"], [0.5, "#e4e4e8"], [0.75, "#f1a340"], [1.0, "#a3480a"]]
+DIVERGING_DARK = [[0.0, "#c3b8f0"], [0.25, "#7a6bb5"], [0.5, "#3d3b48"], [0.75, "#c26a12"], [1.0, "#ffc471"]]
 FONT = "Source Sans, Segoe UI, sans-serif"  # Streamlit's; a name with a digit in it breaks labels in 3-D
 FONT_SIZE = 14
 TITLE_SIZE = 18
+ERROR = "relative error (of output energy)"  # ‖ΔW Xᵀ‖² / ‖W Xᵀ‖²
 MARK = "#f0338a"  # the chosen block or layer; on neither end of the scales above
 
-BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL = (
+BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE = (
     "#0973b2",
     "#d9580b",
     "#089975",
@@ -44,8 +45,9 @@ BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL = (
     "#4b6473",
     "#0d86ff",
     "#2da2b2",
+    "#b2099d",
 )
-PALETTE = (BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL)
+PALETTE = (BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE)
 
 ORDER_COLOURS = {
     "natural": BLUE,
@@ -62,8 +64,14 @@ METHOD_COLOURS = {
     "sparsegpt": BLUE,
     "rose": ORANGE,
     "rose_global": GREEN,
+    "rose_global_refit": GREEN,  # hatched and dashed: the same mask, other weights
     "wanda": TEAL,
     "magnitude": SLATE,
+    "measured": AZURE,
+    "sensitivity": TAN,
+    "dsnot": BROWN,
+    "alps": INDIGO,
+    "oats": PURPLE,
 }
 ORDER_LABELS = {
     "natural": "Natural (SparseGPT)",
@@ -75,13 +83,8 @@ ORDER_LABELS = {
     "random": "Random",
     "custom": "Your own",
 }
-METHOD_LABELS = {
-    "sparsegpt": "SparseGPT",
-    "rose": "ROSE",
-    "rose_global": "ROSE global (ours)",
-    "wanda": "Wanda",
-    "magnitude": "Magnitude",
-}
+_OURS = {"rose_global", "rose_global_refit", "measured"}
+METHOD_LABELS = {name: f"{m.label} (ours)" if name in _OURS else m.label for name, m in METHODS.items()}
 # Shape says the same as colour, for those who cannot tell colours and for print.
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "hexagon", "pentagon")
 _PATTERNS = ("", "/", "\\", ".", "x", "-", "|", "+")
@@ -151,7 +154,8 @@ def method_style(name: str) -> Style:
     """Any method name; one that is not known gets a colour of its own from its name, always the same."""
     colour = METHOD_COLOURS.get(name) or _fallback(name)
     label = METHOD_LABELS.get(name, name.replace("_", " "))
-    return Style(colour, label, "solid", _symbol(name, METHOD_COLOURS), "")
+    refit = name.endswith("_refit")
+    return Style(colour, label, "dash" if refit else "solid", _symbol(name, METHOD_COLOURS), "/" if refit else "")
 
 
 def projection_styles(projections: Sequence[str]) -> dict[str, Style]:
@@ -203,7 +207,7 @@ def number(value: float) -> str:
         mantissa = value / 10.0**exponent
         return f"{mantissa:.2f} × 10{_superscript(exponent)}".replace("-", "−")
     if exponent >= 3:
-        return f"{value:,.0f}".replace(",", " ").replace("-", "−")
+        return whole(round(value)).replace("-", "−")
     return f"{value:.{max(0, 2 - exponent)}f}".replace("-", "−")
 
 
@@ -219,9 +223,14 @@ def percent(share: float, digits: int = 1) -> str:
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
+def whole(value: int) -> str:
+    """12345 -> "12 345"."""
+    return f"{value:,}".replace(",", " ")
+
+
 def word(value: int) -> str:
     """ "no", "four", "210"."""
-    return _WORDS[value] if 0 <= value < len(_WORDS) else f"{value:,}".replace(",", " ")
+    return _WORDS[value] if 0 <= value < len(_WORDS) else whole(value)
 
 
 def count(value: int, noun: str, plural: str | None = None) -> str:
@@ -503,6 +512,18 @@ def note(figure: go.Figure, text: str, theme: Theme, **where: Any) -> None:
     """A short text inside the plot, legible over lines and bars."""
     options = {"showarrow": False, "bgcolor": INKS[theme].hover, "opacity": 0.85, "borderpad": 2} | where
     figure.add_annotation(text=text, **options)
+
+
+def level(figure: go.Figure, y: float, span: tuple[float, float], name: str, theme: Theme) -> None:
+    """A dashed horizontal line that the legend names, where a text beside it would cover data."""
+    figure.add_scatter(
+        x=list(span),
+        y=[y, y],
+        mode="lines",
+        name=name,
+        line={"color": INKS[theme].text, "dash": "dash", "width": 1.5},
+        hoverinfo="skip",
+    )
 
 
 def mark_words(marked: int | None) -> str:

@@ -1,0 +1,650 @@
+"""Pruning order as the thing to play with: error as it arises, compensation, and what position and budget do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from app.figures import style
+from app.figures.style import Drawing, Shrunk, Theme
+from rose import LayerResult, Order, OrderPlan, RoseError, SweepTrace
+
+FRAME_CELLS = 1_100_000  # of all frames of an animation together: 8 bits each, 4/3 of that as base64
+MAX_FRAMES = 33
+FRAME_SIDE = 256
+REMOVED = {"light": "#ffffff", "dark": "#000000"}  # at neither end of the sequential scale
+
+
+# Error against pruned blocks
+
+
+def error_curve(
+    results: Mapping[str, LayerResult],
+    dense_energy: float,
+    *,
+    layer: str = "",
+    step: int | None = None,
+    theme: Theme = "light",
+) -> Drawing:
+    """Error against pruned blocks for several orders (the paper's Figure 1a).
+
+    The running sum of `block_error`, which is exact under the damped Hessian.
+
+    Args:
+        results: by order name; "NAME + layer" or any other name is shown as it is.
+        dense_energy: tr(W H Wᵀ), what errors are relative to.
+        step: number of pruned blocks at which to draw a mark, as chosen with a slider.
+
+    Raises:
+        RoseError: no results, or no dense energy.
+    """
+    if not results or dense_energy <= 0:
+        raise RoseError("There is no sweep to show; choose at least one order on a layer with a signal.")
+    figure = go.Figure()
+    columns: dict[str, np.ndarray] = {}
+    for name, result in results.items():
+        look = run_style(name)
+        errors = style.to_numpy(result.block_error).astype(np.float64)
+        curve = np.concatenate([[0.0], np.cumsum(errors)]) / dense_energy
+        columns[name] = curve
+        figure.add_scatter(
+            x=np.arange(len(curve), dtype=np.int32),
+            y=curve.astype(np.float32),
+            mode="lines+markers",
+            name=look.label,
+            line={"color": look.colour, "dash": look.dash, "width": 2.5},
+            marker={"symbol": look.symbol, "size": 8},
+            hovertemplate=f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}<extra></extra>",
+        )
+    if step is not None:
+        figure.add_vline(x=step, line={"color": style.MARK, "width": 2.5})
+    final = {name: float(curve[-1]) for name, curve in columns.items()}
+    best, worst = min(final, key=final.__getitem__), max(final, key=final.__getitem__)
+    blocks = max(len(curve) for curve in columns.values()) - 1
+    if len(final) == 1:
+        jump = int(np.diff(columns[best]).argmax())
+        share = np.diff(columns[best]).max() / final[best] if final[best] else 0.0
+        finding = f"{run_style(best).label}: block {jump + 1} of {blocks} brings {style.percent(share, 0)} of the error"
+    else:
+        finding = f"{run_style(best).label} ends lowest, at {style.number(final[best])}"
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"Error that has arisen after each pruned block{_of(layer)}, damping included",
+        x="pruned blocks",
+        y=style.ERROR,
+        height=460,
+        legend=True,
+    )
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_xaxes(range=[-0.02 * blocks, blocks * 1.02], dtick=1 if blocks <= 16 else None, zeroline=False)
+    listed = ", ".join(f"{run_style(n).label} {style.number(v)}" for n, v in sorted(final.items(), key=lambda i: i[1]))
+    caption = f"Final error, lowest first: {listed}."
+    if len(final) > 1 and final[worst] > 0:
+        caption += f" The best order saves {style.percent(1 - final[best] / final[worst])} of the worst one's error."
+    alt = f"Line chart of the error against pruned blocks for {style.count(len(final), 'order')}. {finding}. {caption}"
+    table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)})
+    for name, curve in columns.items():
+        table[name] = pd.Series(curve)
+    return Drawing(figure, caption, alt, table)
+
+
+def run_style(name: str) -> style.Style:
+    """An order, or an order with its budget as "global + layer": the order's colour, with another dash."""
+    order, plus, budget = name.partition(" + ")
+    look = style.order_style(order)
+    if not plus:
+        return look
+    layered = budget == "layer"
+    return look._replace(
+        label=f"{look.label}, {'layer-wide' if layered else budget} budget",
+        dash={"solid": "dot", "dash": "dashdot"}[look.dash] if layered else look.dash,
+        pattern="x" if layered else look.pattern,
+    )
+
+
+def _of(layer: str) -> str:
+    return f" of {layer}" if layer else ""
+
+
+def damage_split(
+    trace: SweepTrace,
+    order: Order,
+    plan: OrderPlan,
+    *,
+    step: int | None = None,
+    layer: str = "",
+    theme: Theme = "light",
+) -> Drawing:
+    """What each block's pruning would have cost, split into what later weights absorbed and what remained.
+
+    Args:
+        plan: whose block boundaries give the visited blocks their names.
+        step: the pruned block to mark, counted from 0.
+    """
+    error = style.to_numpy(trace.error).astype(np.float64)
+    compensated = np.maximum(style.to_numpy(trace.compensated).astype(np.float64), 0)  # rounding may go below 0
+    names = visited_blocks(order, plan)
+    steps = np.arange(len(error))
+    figure = go.Figure()
+    for name, values, colour, pattern in (
+        ("error that remains", error, style.ORANGE, ""),
+        ("compensated by other columns", compensated, style.TEAL, "/"),
+    ):
+        figure.add_bar(
+            x=steps + 1,
+            y=values,
+            name=name,
+            customdata=names,
+            marker={"color": colour, "pattern": {"shape": pattern, "solidity": 0.35}},
+            hovertemplate=f"%{{x}}. pruned, %{{customdata}}<br>{name} %{{y:.4g}}<extra></extra>",
+        )
+    if step is not None and 0 <= step < len(error):
+        top = float((error + compensated).max()) or 1.0
+        style.outline(figure, step + 0.56, step + 1.44, 0, top * 1.03)
+    total = float(error.sum() + compensated.sum())
+    share = float(compensated.sum()) / total if total > 0 else 0.0
+    last = compensated[-1] / (error[-1] + compensated[-1]) if error[-1] + compensated[-1] > 0 else 0.0
+    finding = (
+        f"Compensation absorbs {style.percent(share, 0)} of the damage, {style.percent(last, 0)} in the last block"
+    )
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"Damage of each block{_of(layer)}, in the order visited: what remained, and what other columns absorbed",
+        x="pruned block (visited first to last)",
+        y="squared error  Σ e²",
+        legend=True,
+    )
+    figure.update_layout(barmode="stack")
+    figure.update_yaxes(rangemode="tozero")
+    if len(error) <= 24:
+        figure.update_xaxes(
+            tickvals=(steps + 1).tolist(),
+            ticktext=[f"{i + 1}<br>{n}" if len(error) <= 8 else str(i + 1) for i, n in enumerate(names)],
+        )
+    caption = (
+        f"Without compensation the {len(error)} blocks would have cost {style.number(total)}; "
+        f"{style.number(float(error.sum()))} remained."
+    )
+    alt = f"Stacked bars of the damage by pruned block. {finding}. {caption}"
+    table = pd.DataFrame(
+        {
+            "step": steps + 1,
+            "block": names,
+            "removed_weights": style.to_numpy(trace.removed),
+            "lost": style.to_numpy(trace.lost),
+            "error": error,
+            "compensated": style.to_numpy(trace.compensated),
+        }
+    )
+    return Drawing(figure, caption, alt, table)
+
+
+def visited_blocks(order: Order, plan: OrderPlan) -> list[str]:
+    """ "block 3" where a visited block holds the columns of one original block, else "mixed"."""
+    permutation = style.to_numpy(order.permutation)
+    at, names = 0, []
+    for width in order.widths:
+        ends = {style.block_of(plan.block_width, int(c)) for c in permutation[at : at + width]}
+        names.append(f"block {ends.pop()}" if len(ends) == 1 else "mixed")
+        at += width
+    return names
+
+
+# The sweep
+
+
+def sweep_frame(
+    trace: SweepTrace,
+    order: Order,
+    step: int,
+    *,
+    show: Literal["weights", "change"] = "weights",
+    arrange: Literal["visited", "natural"] = "visited",
+    layer: str = "",
+    theme: Theme = "light",
+) -> Drawing:
+    """The weights after `step` pruned blocks: what is pruned, what is free to compensate, where the sweep stands.
+
+    Args:
+        step: 0 (dense) to the number of blocks.
+        show: |W| as it stands, or how far each weight has moved from its dense value.
+        arrange: columns in the order visited (the sweep runs left to right), or in natural order.
+
+    Raises:
+        RoseError: a step that does not exist.
+    """
+    blocks = len(order.widths)
+    if not 0 <= step <= blocks:
+        raise RoseError(f"This sweep has steps 0 to {blocks}, so there is no step {step}.")
+    position = style.to_numpy(order.permutation) if arrange == "visited" else None
+    shrunk, top = _state(trace, step, show, position, style.MAX_CELLS)
+    rows, columns = (int(side) for side in trace.weights.shape[1:])
+    unit = "|W|" if show == "weights" else "|change|"
+    beyond = float(shrunk.array.max()) > top
+    saturates = f"; colours end at {style.number(top)}" if beyond else ""
+    array = np.where(shrunk.array == 0, np.nan, shrunk.array) if show == "weights" else shrunk.array
+    figure = go.Figure(style.heatmap(Shrunk(array, *shrunk[1:]), unit, zmax=top, hoverongaps=False))
+    done = sum(order.widths[:step])
+    finding = _sweep_finding(trace, step, blocks)
+    zeros = f"; {'white' if theme == 'light' else 'black'}: pruned" if show == "weights" else ""
+    what = f"{unit}{_of(layer)} after {step} of {blocks} blocks; {shrunk.note}{zeros}{saturates}"
+    across = "step (columns as visited)" if arrange == "visited" else "input channel"
+    style.base(figure, theme, finding, what, x=across, y="output channel", height=500)
+    style.matrix_axes(figure, rows, columns)
+    figure.update_layout(plot_bgcolor=REMOVED[theme])
+    if arrange == "visited":
+        for shape in _strip(order, step, columns):
+            figure.add_shape(shape)
+        for label in _strip_labels(order, step, columns, theme):
+            figure.add_annotation(label)
+        figure.update_layout(margin_t=figure.layout.margin.t + 22)
+    removed = int(trace.removed[:step].sum())
+    free = columns - done
+    caption = (
+        f"{style.whole(removed)} of {style.whole(rows * columns)} weights are pruned so far; {free} of {columns} columns are still free to "
+        f"compensate; the error so far is {style.number(float(trace.error[:step].sum()))}."
+    )
+    alt = f"Heatmap of the weights during the sweep, {step} of {blocks} blocks pruned. {finding}. {caption}"
+    return Drawing(figure, caption, alt, style.frame(shrunk))
+
+
+def _state(trace: SweepTrace, step: int, show: str, position: np.ndarray | None, limit: int) -> tuple[Shrunk, float]:
+    """|W| or |change| at a step, shrunk, and one end of the colours for all steps, so that frames compare."""
+    first = style.to_numpy(trace.weights[0])
+    now = style.to_numpy(trace.weights[step])
+    values = np.abs(now) if show == "weights" else np.abs(now - first)
+    if position is not None:
+        values = values[:, position]
+    shrunk = style.shrink(values, limit)
+    # From the dense weights for both, so that a change is seen at the scale of what it changes.
+    top, _ = style.ceiling(style.shrink(np.abs(first), limit).array)
+    return shrunk, top * (1.0 if show == "weights" else 0.5)
+
+
+def _sweep_finding(trace: SweepTrace, step: int, blocks: int) -> str:
+    total = float(trace.error.sum())
+    if step == 0:
+        return f"Nothing is pruned yet; all of {blocks} blocks are free"
+    share = float(trace.error[:step].sum()) / total if total > 0 else 0.0
+    return f"After {step} of {blocks} blocks, {style.percent(share, 0)} of the final error has arisen"
+
+
+def _parts(order: Order, step: int, columns: int) -> list[tuple[str, int, int, str]]:
+    """Done, now and free as (name, first column, end, colour); empty parts left out."""
+    done = sum(order.widths[:step])
+    now = done - (order.widths[step - 1] if step else 0)
+    parts = [
+        ("pruned", 0, now, style.SLATE),
+        ("just pruned", now, done, style.MARK),
+        ("free", done, columns, style.GREEN),
+    ]
+    return [part for part in parts if part[2] > part[1]]
+
+
+def _strip(order: Order, step: int, columns: int) -> list[dict[str, Any]]:
+    """A coloured strip above the matrix, and an outline of the present block."""
+    shapes: list[dict[str, Any]] = []
+    for name, start, end, colour in _parts(order, step, columns):
+        band = {"type": "rect", "x0": start - 0.5, "x1": end - 0.5, "yref": "paper"}
+        shapes.append(band | {"y0": 1.01, "y1": 1.035, "fillcolor": colour, "line": {"width": 0}})
+        if name == "just pruned":
+            shapes.append(band | {"y0": 0, "y1": 1, "line": {"color": colour, "width": 3}})
+    return shapes
+
+
+def _strip_labels(order: Order, step: int, columns: int, theme: Theme) -> list[dict[str, Any]]:
+    """Names for the strip; those that would not fit are left out, and the outline speaks for itself."""
+    words = {"pruned": "pruned, fixed", "just pruned": "just pruned", "free": "free to compensate"}
+    return [
+        {
+            "x": (start + end) / 2 - 0.5,
+            "y": 1.035,
+            "yref": "paper",
+            "text": words[name],
+            "showarrow": False,
+            "yanchor": "bottom",
+            "font": {"color": style.INKS[theme].text, "size": style.FONT_SIZE},
+        }
+        for name, start, end, _ in _parts(order, step, columns)
+        if (end - start) / columns >= 0.18
+    ]
+
+
+def sweep_animation(
+    trace: SweepTrace,
+    order: Order,
+    *,
+    show: Literal["weights", "change"] = "weights",
+    layer: str = "",
+    theme: Theme = "light",
+) -> Drawing:
+    """All steps of the sweep as frames with a slider and play and pause, for smooth scrubbing in the browser.
+
+    Cells are 8-bit levels, and few enough that the whole stays below 2 MB; at most 33 steps are kept.
+    """
+    blocks = len(order.widths)
+    steps = sorted(set(np.linspace(0, blocks, min(blocks + 1, MAX_FRAMES)).round().astype(int).tolist()))
+    side = min(FRAME_SIDE, math.isqrt(FRAME_CELLS // len(steps)))
+    rows, columns = (int(n) for n in trace.weights.shape[1:])
+    position = style.to_numpy(order.permutation)
+    frames = []
+    for step in steps:
+        shrunk, top = _state(trace, step, show, position, side)
+        levels = np.ceil(np.clip(shrunk.array / top, 0, 1) * 255).astype(np.uint8)
+        frames.append(
+            go.Frame(
+                name=str(step),
+                data=[go.Heatmap(z=levels)],
+                traces=[0],
+                layout={
+                    "shapes": _strip(order, step, columns),
+                    "annotations": _strip_labels(order, step, columns, theme),
+                },
+            )
+        )
+    unit = "|W|" if show == "weights" else "|change|"
+    bar = style.colourbar(
+        unit, tickvals=[0, 127.5, 255], ticktext=["0", style.number(top / 2), f"≥ {style.number(top)}"]
+    )
+    first = Shrunk(frames[0].data[0].z, shrunk.rows, shrunk.columns, shrunk.note)
+    scale: Any = style.SEQUENTIAL
+    if show == "weights":
+        scale = _with_removed(theme)
+    figure = go.Figure(style.heatmap(first, unit, zmax=255, colorbar=bar, colorscale=scale, hoverinfo="skip"))
+    figure.update_traces(hovertemplate=None)
+    figure.frames = frames
+    share = float(trace.error[: max(1, blocks // 2)].sum() / trace.error.sum()) if float(trace.error.sum()) else 0.0
+    finding = f"The first half of the blocks brings {style.percent(share, 0)} of the error"
+    zeros = f"; {'white' if theme == 'light' else 'black'}: pruned" if show == "weights" else ""
+    skipped = "" if len(steps) == blocks + 1 else f"; {len(steps)} of {blocks + 1} steps"
+    what = f"{unit}{_of(layer)} during the sweep; {shrunk.note}{zeros}{skipped}"
+    style.base(figure, theme, finding, what, x="step (columns as visited)", y="output channel", height=600)
+    style.matrix_axes(figure, rows, columns)
+    figure.update_layout(
+        shapes=frames[0].layout.shapes,
+        annotations=frames[0].layout.annotations,
+        margin={"t": figure.layout.margin.t + 22, "b": 150},
+        sliders=[_slider(steps, theme)],
+        updatemenus=[_buttons(theme)],
+    )
+    error = np.concatenate([[0.0], np.cumsum(style.to_numpy(trace.error).astype(np.float64))])
+    caption = f"{blocks} blocks, {style.whole(int(trace.removed.sum()))} weights pruned, final error {style.number(float(error[-1]))}."
+    alt = f"Animated heatmap of the weights during the sweep. {finding}. {caption}"
+    removed = np.concatenate([[0], np.cumsum(style.to_numpy(trace.removed))])
+    table = pd.DataFrame({"step": np.arange(blocks + 1), "removed_weights": removed, "error_so_far": error})
+    return Drawing(figure, caption, alt, table)
+
+
+def _with_removed(theme: Theme) -> list[list[Any]]:
+    """The sequential scale with level 0 set apart: only cells with no weight left have it."""
+    colours = style.sample_colorscale(style.SEQUENTIAL, np.linspace(0, 1, 12).tolist())
+    edge = 0.5 / 255
+    rest = [[edge + (1 - edge) * i / 11, c] for i, c in enumerate(colours)]
+    return [[0.0, REMOVED[theme]], [edge, REMOVED[theme]], *rest]
+
+
+def _slider(steps: Sequence[int], theme: Theme) -> dict[str, Any]:
+    ink = style.INKS[theme]
+    now = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
+    return {
+        "active": 0,
+        "x": 0.22,
+        "len": 0.78,
+        "y": 0,
+        "yanchor": "top",
+        "pad": {"t": 56},
+        "currentvalue": {"prefix": "blocks pruned: ", "font": {"size": style.FONT_SIZE, "color": ink.text}},
+        "bgcolor": ink.blank,
+        "bordercolor": ink.muted,
+        "tickcolor": ink.muted,
+        "font": {"color": ink.muted, "size": style.FONT_SIZE},
+        "steps": [{"label": str(step), "method": "animate", "args": [[str(step)], now]} for step in steps],
+    }
+
+
+def _buttons(theme: Theme) -> dict[str, Any]:
+    ink = style.INKS[theme]
+    play = {"fromcurrent": True, "frame": {"duration": 700, "redraw": True}, "transition": {"duration": 0}}
+    stop = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
+    return {
+        "type": "buttons",
+        "direction": "left",
+        "showactive": False,
+        "x": 0,
+        "xanchor": "left",
+        "y": 0,
+        "yanchor": "top",
+        "pad": {"t": 84},
+        "bgcolor": ink.hover,
+        "bordercolor": ink.muted,
+        "font": {"size": style.FONT_SIZE, "color": ink.text},
+        "buttons": [
+            {"label": "▶", "method": "animate", "args": [None, play]},
+            {"label": "❚❚", "method": "animate", "args": [[None], stop]},
+        ],
+    }
+
+
+# What position, sparsity and budget do
+
+
+def position_curve(
+    table: pd.DataFrame, *, block: int, natural: int | None = None, layer: str = "", theme: Theme = "light"
+) -> Drawing:
+    """Final error against the position at which the costliest block is pruned (the paper's Figure 1c).
+
+    Args:
+        table: columns `position` (0 = first) and `relative_error`, each from a real sweep.
+        block: the block that was moved.
+        natural: the position it has in natural order.
+
+    Raises:
+        RoseError: an empty table.
+    """
+    _need(table, ["position", "relative_error"])
+    rows = table.sort_values("position")
+    x, y = rows["position"].to_numpy(np.int64), rows["relative_error"].to_numpy(np.float64)
+    figure = go.Figure(
+        go.Scatter(
+            x=(x + 1).astype(np.int32),
+            y=y,
+            mode="lines+markers",
+            line={"color": style.AZURE, "width": 2.5},
+            marker={"size": 9},
+            name="final error",
+            hovertemplate="pruned as number %{x}<br>final error %{y:.4g}<extra></extra>",
+        )
+    )
+    if natural is not None and natural in x:
+        figure.add_scatter(
+            x=[natural + 1],
+            y=[float(y[x == natural][0])],
+            mode="markers",
+            marker={"symbol": "circle-open", "size": 18, "color": style.BLUE, "line": {"width": 3}},
+            name="its place in natural order",
+            hoverinfo="skip",
+        )
+    best, worst = int(x[y.argmin()]), int(x[y.argmax()])
+    first, last = float(y[0]), float(y[-1])
+    more = last / first - 1 if first > 0 else 0.0
+    word = "more" if more >= 0 else "less"
+    finding = f"Pruned last, block {block} leaves {style.percent(abs(more))} {word} error than pruned first"
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"Final error{_of(layer)} when block {block} is pruned at each position, one real sweep per mark",
+        x=f"position at which block {block} is pruned",
+        y=style.ERROR,
+        legend=natural is not None,
+    )
+    figure.update_yaxes(range=[0, float(y.max()) * 1.1 or 1])
+    figure.update_xaxes(dtick=1 if len(x) <= 20 else None)
+    caption = (
+        f"The error is lowest, {style.number(float(y.min()))}, at position {best + 1} and highest, "
+        f"{style.number(float(y.max()))}, at position {worst + 1} of {len(x)}."
+    )
+    alt = f"Line chart of final error against the position of block {block}. {finding}. {caption}"
+    return Drawing(figure, caption, alt, rows.reset_index(drop=True))
+
+
+def order_bars(table: pd.DataFrame, *, baseline: str = "natural", layer: str = "", theme: Theme = "light") -> Drawing:
+    """Final error by sparsity for several orders, with the natural order as a base line (the paper's order bars).
+
+    Args:
+        table: columns `order`, `sparsity` and `relative_error`; an order may be named "ORDER + layer" for its budget.
+
+    Raises:
+        RoseError: an empty table.
+    """
+    _need(table, ["order", "sparsity", "relative_error"])
+    orders = list(dict.fromkeys(table["order"]))
+    wide = table.pivot_table(index="sparsity", columns="order", values="relative_error", sort=False)
+    wide = wide.sort_index() if pd.api.types.is_numeric_dtype(wide.index) else wide
+    groups = [_sparsity_label(s) for s in wide.index]
+    figure = go.Figure()
+    for name in orders:
+        look = run_style(name)
+        figure.add_bar(
+            x=np.arange(len(groups)),
+            y=wide[name].to_numpy(np.float64),
+            name=look.label,
+            marker={"color": look.colour, "pattern": {"shape": look.pattern, "solidity": 0.4}},
+            customdata=groups,
+            hovertemplate=f"{look.label}<br>sparsity %{{customdata}}<br>final error %{{y:.4g}}<extra></extra>",
+        )
+    ratio = wide.div(wide[baseline], axis=0) if baseline in orders else None
+    if ratio is not None:
+        for i, level in enumerate(wide[baseline]):
+            figure.add_shape(
+                type="line",
+                x0=i - 0.45,
+                x1=i + 0.45,
+                y0=level,
+                y1=level,
+                line={"color": style.INKS[theme].text, "dash": "dash", "width": 2},
+            )
+    mean = (ratio if ratio is not None else wide).mean()
+    best = str(mean.idxmin())
+    base_label = run_style(baseline).label
+    if ratio is not None and best != baseline:
+        finding = f"{run_style(best).label} leaves {style.percent(1 - mean[best])} less error than {base_label}"
+    else:
+        finding = f"{run_style(best).label} has the lowest error"
+    line = f"; dashed: {base_label}" if ratio is not None else ""
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"Final error by sparsity{_of(layer)}{line}",
+        x="sparsity (fraction of weights removed)",
+        y=style.ERROR,
+        height=460,
+        legend=True,
+    )
+    figure.update_xaxes(tickvals=list(range(len(groups))), ticktext=groups, showgrid=False)
+    figure.update_yaxes(rangemode="tozero")
+    if ratio is not None:
+        ranked = ", ".join(f"{run_style(n).label} {mean[n]:.3f}" for n in mean.sort_values().index)
+        caption = f"Mean over {style.count(len(groups), 'sparsity', 'sparsities')}, relative to {base_label}: {ranked}."
+    else:
+        caption = f"Mean error: {', '.join(f'{run_style(n).label} {style.number(mean[n])}' for n in mean.index)}."
+    alt = f"Grouped bars of final error by sparsity and order. {finding}. {caption}"
+    return Drawing(figure, caption, alt, wide.reset_index())
+
+
+def _sparsity_label(value: Any) -> str:
+    return value if isinstance(value, str) else style.percent(float(value), 0)
+
+
+def order_budget_matrix(
+    table: pd.DataFrame,
+    *,
+    base_order: str = "natural",
+    base_budget: str = "block",
+    layer: str = "",
+    theme: Theme = "light",
+) -> Drawing:
+    """Final error of every order under every budget, relative to natural order with the block budget.
+
+    Args:
+        table: columns `order`, `budget` and `relative_error`.
+
+    Raises:
+        RoseError: the base line is missing from the table.
+    """
+    _need(table, ["order", "budget", "relative_error"])
+    wide = table.pivot_table(index="order", columns="budget", values="relative_error", sort=False)
+    if base_order not in wide.index or base_budget not in wide.columns:
+        raise RoseError(f"Everything is compared with {base_order} order and {base_budget} budget; include that pair.")
+    ratio = wide / wide.loc[base_order, base_budget]
+    budgets = [b for b in ("block", "layer") if b in ratio.columns] + [
+        b for b in ratio.columns if b not in ("block", "layer")
+    ]
+    ratio = ratio[budgets]
+    change = ratio.to_numpy(np.float64) - 1
+    limit = float(np.nanmax(np.abs(change))) or 0.01
+    labels = [style.order_style(o).label for o in ratio.index]
+    names = {"block": "the same in every block", "layer": "layer-wide"}
+    ink = style.INKS[theme]
+    text = [[("–" if np.isnan(v) else f"{v:.3f}") for v in row] for row in ratio.to_numpy(np.float64)]
+    figure = go.Figure(
+        go.Heatmap(
+            z=change.astype(np.float32),
+            x=[names.get(b, b) for b in budgets],
+            y=labels,
+            text=text,
+            texttemplate="%{text}",
+            textfont={"size": 16},
+            colorscale=style.diverging(theme),
+            reversescale=True,  # less error in the colour that a gain has on the map of layers
+            zmin=-limit,
+            zmax=limit,
+            xgap=2,
+            ygap=2,
+            colorbar=style.colourbar("error against base", tickformat="+.0%"),
+            hovertemplate="%{y}<br>budget: %{x}<br>relative to base %{text}<extra></extra>",
+        )
+    )
+    best = np.unravel_index(np.nanargmin(change), change.shape)
+    name, budget = str(ratio.index[best[0]]), str(budgets[best[1]])
+    finding = (
+        f"{style.order_style(name).label} with {names.get(budget, budget)} budget is best, {text[best[0]][best[1]]}"
+    )
+    base_label = style.order_style(base_order).label
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"Final error{_of(layer)} relative to {base_label} with the {base_budget} budget (1: the same; lower: better)",
+        x="budget: how many weights a block gives up",
+        height=190 + 40 * len(labels),
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", linecolor=ink.grid)
+    figure.update_xaxes(showgrid=False, ticks="", linecolor=ink.grid)
+    column = ratio[base_budget]
+    order_effect = 1 - float(column.min())
+    budget_effect = 1 - float(ratio.loc[base_order].min())
+    caption = (
+        f"Order alone (under the {base_budget} budget) saves at most {style.percent(order_effect)}, budget alone "
+        f"(in {base_label} order) {style.percent(budget_effect)}, both together "
+        f"{style.percent(-float(np.nanmin(change)))}."
+    )
+    alt = f"Table of relative error by order and budget, coloured. {finding}. {caption}"
+    data = ratio.reset_index().rename(columns={b: f"relative_error_{b}_budget_over_base" for b in budgets})
+    return Drawing(figure, caption, alt, data)
+
+
+def _need(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    missing = [c for c in columns if c not in table.columns]
+    if missing or table.empty:
+        raise RoseError("There is nothing to compare yet; run at least one sweep.")
