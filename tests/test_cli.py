@@ -1,0 +1,185 @@
+"""The command line, called as a user calls it, on a tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import rose
+from rose import cli
+from tests.tiny import save_tiny_llama
+
+CALIBRATION = ["--samples", "4", "--length", "48", "--held-out", "2", "--block-size", "16"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_llama(tmp_path_factory.mktemp("tiny") / "model"))
+
+
+def run(*arguments: str | Path) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def prune(checkpoint: str, output: Path, *more: str) -> int:
+    return run("prune", "--model", checkpoint, *CALIBRATION, "--output", output, *more)
+
+
+def test_models_lists_the_packaged_model_and_every_method(capsys):
+    assert run("models") == 0
+    shown = capsys.readouterr().out
+    assert "smollm2-135m" in shown
+    for method in rose.METHODS:
+        assert method in shown
+
+
+@pytest.mark.parametrize("method", list(rose.METHODS))
+def test_prune_writes_a_checkpoint_that_loads_and_a_report_that_tells_the_truth(checkpoint, tmp_path, method):
+    output = tmp_path / "pruned"
+    assert prune(checkpoint, output, "--method", method, "--sparsity", "0.5") == 0
+    model = AutoModelForCausalLM.from_pretrained(output)
+    table = pd.read_csv(output / "layers.csv")
+    assert len(table) == 21
+    for layer, sparsity in zip(table["layer"], table["sparsity"], strict=True):
+        zeros = (model.get_submodule(layer).weight == 0).float().mean().item()
+        if method == "oats":  # its low-rank part fills the zeros, and whole ranks of tiny matrices are coarse
+            assert sparsity == pytest.approx(0.5, abs=0.05)
+        else:
+            assert zeros == pytest.approx(sparsity, abs=1e-6)
+            assert sparsity == pytest.approx(0.5, abs=1e-3)
+    summary = json.loads((output / "report.json").read_text())["summary"]
+    assert summary["method"] == method
+    assert summary["samples"] == 4
+    assert (table["held_out_error"] > 0).all()
+    ids = AutoTokenizer.from_pretrained(output)("hello", return_tensors="pt")
+    assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape == (1, 8)
+
+
+def test_prune_measures_perplexity_before_and_after(checkpoint, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    assert prune(checkpoint, tmp_path / "out", "--evaluate", str(text), "--windows", "3") == 0
+    shown = capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "report.json").read_text())["summary"]
+    assert f"{summary['perplexity_before']:.2f} before, {summary['perplexity_after']:.2f} after" in " ".join(
+        shown.split()
+    )
+    model, tokenizer = rose.load_model(checkpoint)
+    windows = rose.load_tokens(str(text), tokenizer, samples=3, length=48, seed=None)
+    assert summary["perplexity_before"] == pytest.approx(rose.perplexity(model, windows), rel=1e-5)
+    after, _ = rose.load_model(str(tmp_path / "out"))
+    assert summary["perplexity_after"] == pytest.approx(rose.perplexity(after, windows), rel=1e-4)
+
+
+def test_the_command_line_prunes_as_python_does(checkpoint, tmp_path):
+    assert prune(checkpoint, tmp_path / "out", "--method", "rose_global", "--layers", "*o_proj", "--seed", "3") == 0
+    model, tokenizer = rose.load_model(checkpoint)
+    tokens = rose.load_tokens("packaged", tokenizer, samples=6, length=48, seed=3)
+    rose.prune_model(model, tokens[:4], method="rose_global", layers=["*o_proj"], block_size=16)
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for name, expected in model.state_dict().items():
+        assert torch.equal(written.state_dict()[name], expected), name
+
+
+def test_analyze_prints_and_writes_every_layer(checkpoint, tmp_path, capsys):
+    output = tmp_path / "analysis"
+    arguments = ["--methods", "sparsegpt,rose,wanda", "--threshold", "0", "--output", output]
+    assert run("analyze", "--model", checkpoint, *CALIBRATION, *arguments) == 0
+    shown = capsys.readouterr().out
+    assert "21 of 21 layers are columnar" in shown
+    assert "model.layers.2.mlp.down_proj" in shown
+    table = pd.read_csv(output / "layers.csv")
+    assert len(table) == 63
+    assert set(table["method"]) == {"sparsegpt", "rose", "wanda"}
+
+
+def test_evaluate_prints_the_perplexity(checkpoint, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("Some plain text to read. " * 30)
+    assert run("evaluate", "--model", checkpoint, "--text", text, "--length", "32") == 0
+    model, tokenizer = rose.load_model(checkpoint)
+    value = rose.perplexity(model, rose.load_tokens(str(text), tokenizer, samples=None, length=32, seed=None))
+    assert f"{value:.3f}" in capsys.readouterr().out
+
+
+def test_compare_goes_on_where_it_was_interrupted(checkpoint, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    output = tmp_path / "comparison"
+    common = ["compare", "--model", checkpoint, *CALIBRATION, "--evaluate", text, "--windows", "2", "--output", output]
+    methods = ["--methods", "wanda,sparsegpt@random:1/layer", "--sparsity", "0.5,2:4"]
+    assert run(*common, *methods, "--seeds", "0") == 0
+    first = (output / "rows.csv").read_text()
+    assert run(*common, *methods, "--seeds", "0,1") == 0
+    assert (output / "rows.csv").read_text().startswith(first)
+    rows = pd.read_csv(output / "rows.csv")
+    assert len(rows) == 8
+    assert len(rows.drop_duplicates(["method", "sparsity", "seed"])) == 8
+    summary = pd.read_csv(output / "summary.csv").set_index(["method", "sparsity"])
+    values = rows[(rows["method"] == "wanda") & (rows["sparsity"] == "2:4")]["perplexity"]
+    assert summary.loc[("wanda", "2:4"), "perplexity"] == pytest.approx(values.mean())
+    assert summary.loc[("wanda", "2:4"), "spread"] == pytest.approx((values.max() - values.min()) / 2)
+    assert "| sparsegpt@random:1/layer |" in (output / "summary.md").read_text()
+    capsys.readouterr()
+    assert run(*common, *methods, "--seeds", "0", "--damping", "0.1") == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+BAD = {
+    "method": (["--method", "rosé"], "no method named"),
+    "sparsity": (["--sparsity", "7"], "from 0 to 1"),
+    "layer": (["--layers", "nothing*"], "No prunable layer is named"),
+    "calibration": (["--calibration", "missing.txt"], "cannot be read"),
+    "source": (["--calibration", "shakespeare"], "Unknown text"),
+    "length": (["--length", "1"], "at least 2 tokens"),
+    "too long": (["--length", "300"], "longer than the model"),
+    "held out": (["--held-out", "-1"], "0 or more"),
+    "block size": (["--block-size", "0"], "block size"),
+    "order": (["--order", "sideways"], "no order named"),
+    "option": (["--option", "speed"], "NAME=VALUE"),
+    "option of another method": (["--option", "rank_ratio=0.3"], "no option"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_status_2(checkpoint, tmp_path, capsys, case):
+    arguments, expected = BAD[case]
+    assert prune(checkpoint, tmp_path / "out", *arguments) == 2
+    shown = capsys.readouterr().err
+    assert expected in shown
+    assert "Traceback" not in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_with_something_in_it_is_refused_before_any_work(checkpoint, tmp_path, capsys):
+    (tmp_path / "kept.txt").write_text("precious")
+    assert prune(checkpoint, tmp_path) == 2
+    assert "not an empty folder" in capsys.readouterr().err
+    assert (tmp_path / "kept.txt").read_text() == "precious"
+
+
+def test_an_interrupted_prune_writes_nothing_and_exits_130(checkpoint, tmp_path, monkeypatch):
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rose, "prune_model", interrupt)
+    assert prune(checkpoint, tmp_path / "out") == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_python_dash_m_rose_reports_bad_input_in_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "rose", "evaluate", "--model", "./nowhere", "--text", "packaged"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "rose: There is no folder or file ./nowhere; check the path.\n"
+    assert done.stdout == ""
