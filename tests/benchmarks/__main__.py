@@ -1,0 +1,133 @@
+"""Timings, each as a ratio within one run on one machine: python -m tests.benchmarks [--samples N] [NAME ...].
+
+Not part of the test run: absolute times depend on the machine, and a timed test would fail for no fault of the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Callable
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import rose
+from rose.layer.hessian import damp
+from rose.layer.methods import Settings
+from rose.layer.order import make_order
+from rose.layer.pattern import parse_sparsity
+from rose.layer.sweep import block_budget, sweep
+from rose.model.forward import record_inputs
+from rose.model.structure import decoder_blocks
+
+Row = tuple[str, float, str, float]  # what, seconds, compared with, ratio
+
+
+def timed(work: Callable[[], object], repeats: int = 1) -> float:
+    """The least of some repetitions, in seconds."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+@torch.no_grad()
+def forward_passes(model: nn.Module, tokens: Tensor, passes: int) -> None:
+    """Bare forward passes through all decoder blocks, batched as the pipeline batches them."""
+    _, blocks = decoder_blocks(model)
+    inputs = record_inputs(model, tokens)
+    for index, block in enumerate(blocks):
+        for _ in range(passes):
+            outputs = [inputs.run(block, index, batch, torch.device("cpu")) for batch in range(len(inputs.hidden))]
+        inputs.hidden = outputs
+
+
+def whole_model(tokens_per_run: tuple[int, int]) -> list[Row]:
+    """A whole-model prune against the two bare forward passes per decoder block that it cannot do without."""
+    samples, length = tokens_per_run
+    model, tokenizer = rose.load_model("smollm2-135m")
+    tokens = rose.load_tokens("packaged", tokenizer, samples=samples, length=length)
+    forward_passes(model, tokens[:1], 1)
+    bare = timed(lambda: forward_passes(model, tokens, 2))
+    rows: list[Row] = [("two bare forward passes", bare, "", 1.0)]
+    dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for method in ("sparsegpt", "rose", "rose_global", "wanda"):
+        seconds = timed(lambda method=method: rose.prune_model(model, tokens, method=method))  # type: ignore[misc]
+        model.load_state_dict(dense)
+        rows.append((f"prune_model, {method}", seconds, "two bare forward passes", seconds / bare))
+    return rows
+
+
+def analysis(tokens_per_run: tuple[int, int]) -> list[Row]:
+    """Statistics and records of all layers against the one forward pass that they need."""
+    samples, length = tokens_per_run
+    model, tokenizer = rose.load_model("smollm2-135m")
+    tokens = rose.load_tokens("packaged", tokenizer, samples=samples, length=length)
+    forward_passes(model, tokens[:1], 1)
+    bare = timed(lambda: forward_passes(model, tokens, 1))
+    collected = timed(lambda: rose.collect_statistics(model, tokens))
+    analyzed = timed(lambda: list(rose.analyze_model(model, tokens)))
+    return [
+        ("one bare forward pass", bare, "", 1.0),
+        ("collect_statistics, 210 layers", collected, "one bare forward pass", collected / bare),
+        ("analyze_model, SparseGPT and ROSE", analyzed, "one bare forward pass", analyzed / bare),
+    ]
+
+
+def one_layer(_tokens: tuple[int, int]) -> list[Row]:
+    """One layer's prune against its own factorization and against one product of W and H."""
+    rows: list[Row] = []
+    for out, columns in ((576, 576), (1536, 576), (576, 1536), (2048, 2048), (4096, 4096)):
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(out, columns, generator=generator)
+        inputs = torch.randn(2 * columns, columns, generator=generator)
+        hessian = inputs.T @ inputs
+        factor = damp(hessian).inverse_factor()
+        settings = Settings(parse_sparsity(0.7))
+        order = make_order(rose.plan_order(weight, hessian), "natural")
+        counts = block_budget(settings.pattern, out, order.widths)
+        product = timed(lambda: weight @ hessian, 3)  # noqa: B023  called at once
+        factorization = timed(lambda: damp(hessian).inverse_factor(), 3)  # noqa: B023
+        swept = timed(lambda: sweep(weight, factor, order, settings.pattern, counts), 3)  # noqa: B023
+        total = timed(lambda: rose.prune_layer(weight, hessian), 3)  # noqa: B023
+        name = f"{out} × {columns}"
+        rows += [
+            (f"{name}: product W·H", product, "", 1.0),
+            (f"{name}: factorization", factorization, "product W·H", factorization / product),
+            (f"{name}: sweep", swept, "product W·H", swept / product),
+            (f"{name}: prune_layer, everything", total, "factorization + sweep", total / (factorization + swept)),
+        ]
+    return rows
+
+
+BENCHMARKS = {"whole_model": whole_model, "analysis": analysis, "one_layer": one_layer}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(BENCHMARKS), choices=[*BENCHMARKS, []], metavar="NAME")
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--length", type=int, default=1024)
+    options = parser.parse_args()
+    console = Console()
+    console.print(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"{options.samples} × {options.length} tokens"
+    )
+    for name in options.names:
+        table = Table("what", "seconds", "against", "ratio", title=name)
+        for what, seconds, against, ratio in BENCHMARKS[name]((options.samples, options.length)):
+            table.add_row(what, f"{seconds:.3f}", against, f"{ratio:.2f}")
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
