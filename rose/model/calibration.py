@@ -15,7 +15,7 @@ from rose.errors import RoseError
 
 
 def packaged_text() -> str:
-    """The Python language reference as plain text, about 700 kB of English; no network, no file of ours."""
+    """The Python language reference as plain text, about 450 kB of English; no network, no file of ours."""
     from pydoc_data import topics
 
     return "\n\n".join(text for _, text in sorted(topics.topics.items()))
@@ -45,12 +45,16 @@ SOURCES = [*DATASETS, "packaged"]
 def _dataset(path: str, name: str | None, split: str, **options):  # type: ignore[no-untyped-def]
     import datasets  # slow to import, and not needed for files
 
+    return datasets.load_dataset(path, name, split=split, **options)
+
+
+def _dataset_text(source: str, split: str) -> str:
     try:
-        return datasets.load_dataset(path, name, split=split, **options)
-    except Exception as problem:  # the library raises many kinds
+        return DATASETS[source](split)
+    except Exception as problem:  # the library raises many kinds, some only while rows stream in
         reason = " ".join(str(problem).split())[:150]
         raise RoseError(
-            f'The dataset {path} cannot be loaded ({reason}); check the network, or give a .txt file or "packaged".'
+            f'The dataset {source} cannot be loaded ({reason}); check the network, or give a .txt file or "packaged".'
         ) from problem
 
 
@@ -67,7 +71,7 @@ def load_text(source: str, split: str = "train") -> str:
     if source == "packaged":
         return packaged_text()
     if source in DATASETS:
-        return DATASETS[source](split)
+        return _dataset_text(source, split)
     path = Path(source).expanduser()
     if path.suffix not in (".txt", ".jsonl"):
         raise RoseError(f"Unknown text {source!r}; give one of {', '.join(SOURCES)}, or a .txt or .jsonl file.")
@@ -80,13 +84,17 @@ def load_text(source: str, split: str = "train") -> str:
 
 def _join_jsonl(path: Path, content: str) -> str:
     texts = []
-    for number, line in enumerate(content.splitlines(), start=1):
+    # Not splitlines: it also splits at U+2028 and its like, which may stand inside a JSON string.
+    for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            texts.append(str(json.loads(line)["text"]))
+            text = json.loads(line)["text"]
+            if not isinstance(text, str):
+                raise TypeError("not a string")
         except (ValueError, KeyError, TypeError) as problem:
             raise RoseError(f'{path}, line {number} is not a JSON object with a "text".') from problem
+        texts.append(text)
     return "\n\n".join(texts)
 
 
