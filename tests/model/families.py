@@ -59,15 +59,15 @@ DENSE: dict[str, Callable[[], PretrainedConfig]] = {
 EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {
     "mixtral": lambda: transformers.MixtralConfig(**_GATED, num_local_experts=4),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
-        **_GATED, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+        **_GATED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
     ),
 }
 
 
-def make_model(family: str, seed: int = 0, **options: Any) -> PreTrainedModel:
+def make_model(family: str, seed: int = 0, **options: Any) -> Any:
     """A random model in evaluation mode; `options` as for `AutoModelForCausalLM.from_config`."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config((DENSE | EXPERTS)[family](), **options)
+    model = AutoModelForCausalLM.from_config((DENSE | EXPERTS)[family](), **options)
     # Random initial weights make every block a small correction; larger ones let errors show.
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +17,13 @@ from rose.model.forward import record_inputs
 from rose.model.structure import decoder_blocks
 from tests.model.families import DENSE, EXPERTS, logits, make_model, make_tokens
 
-OPTIONS = {"block_size": 16}
+OPTIONS: dict[str, Any] = {"block_size": 16}
 
 PROJECTIONS = {
-    "llama": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
-    + ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
+    "llama": [
+        *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")),
+        *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+    ],
     "phi3": ["self_attn.o_proj", "self_attn.qkv_proj", "mlp.gate_up_proj", "mlp.down_proj"],
     "gpt2": ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
     "opt": ["self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj", "self_attn.out_proj", "fc1", "fc2"],
@@ -230,7 +233,7 @@ def test_dropout_stays_off_in_a_model_in_training_mode(family: str) -> None:
 def test_experts_are_refused_in_plain_words(family: str) -> None:
     model = make_model(family)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    with pytest.raises(rose.RoseError, match="mixture of experts with fused weights .* not supported yet") as caught:
+    with pytest.raises(rose.RoseError, match=r"mixture of experts with fused weights .* not supported yet") as caught:
         rose.prune_model(model, make_tokens(), sparsity=0.5)
     assert "\n" not in str(caught.value)
     with pytest.raises(rose.RoseError, match="not supported yet"):
