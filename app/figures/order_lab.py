@@ -250,8 +250,8 @@ def sweep_frame(
     removed = int(trace.removed[:step].sum())
     free = columns - done
     caption = (
-        f"{style.whole(removed)} of {style.whole(rows * columns)} weights are pruned so far; {free} of {columns} columns are still free to "
-        f"compensate; the error so far is {style.number(float(trace.error[:step].sum()))}."
+        f"{style.whole(removed)} of {style.whole(rows * columns)} weights are pruned so far; {free} of {columns} columns "
+        f"are still free to compensate; the error so far is {style.number(float(trace.error[:step].sum()))}."
     )
     alt = f"Heatmap of the weights during the sweep, {step} of {blocks} blocks pruned. {finding}. {caption}"
     return Drawing(figure, caption, alt, style.frame(shrunk))
@@ -377,7 +377,10 @@ def sweep_animation(
         updatemenus=[_buttons(theme)],
     )
     error = np.concatenate([[0.0], np.cumsum(style.to_numpy(trace.error).astype(np.float64))])
-    caption = f"{blocks} blocks, {style.whole(int(trace.removed.sum()))} weights pruned, final error {style.number(float(error[-1]))}."
+    caption = (
+        f"{blocks} blocks, {style.whole(int(trace.removed.sum()))} weights pruned, "
+        f"final error {style.number(float(error[-1]))}."
+    )
     alt = f"Animated heatmap of the weights during the sweep. {finding}. {caption}"
     removed = np.concatenate([[0], np.cumsum(style.to_numpy(trace.removed))])
     table = pd.DataFrame({"step": np.arange(blocks + 1), "removed_weights": removed, "error_so_far": error})

@@ -1,0 +1,345 @@
+"""Teaching figures: small matrices with every number printed, an order as a strip, and when order starts to matter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale, unlabel_rgb
+
+from app.figures import style
+from app.figures.style import Drawing, Theme
+from rose import RoseError
+
+PRINTED_COLUMNS = 24  # more numbers than this in a row cannot be read
+
+
+def number_matrix(
+    values: Any,
+    widths: Sequence[int],
+    *,
+    name: str = "importance S",
+    finding: str = "",
+    removed: Any = None,
+    column_loss: Any = None,
+    block_loss: Any = None,
+    hide_block_loss: bool = False,
+    columns: Sequence[int] | None = None,
+    marked_block: int | None = None,
+    one_based: bool = True,
+    digits: int = 1,
+    theme: Theme = "light",
+) -> Drawing:
+    """A small matrix with all numbers printed, blocks outlined, and its column and block losses below.
+
+    Args:
+        values: (out, in), in the order in which columns shall stand.
+        widths: block widths in that order.
+        finding: the title; the largest value if not given.
+        removed: True where pre-pruning or pruning removed, (out, in); these are grey and struck.
+        column_loss: (in,), a row below.
+        block_loss: (blocks,), a second row below.
+        hide_block_loss: print question marks instead, for predict-then-reveal.
+        columns: original number of each column, counted from 0, as headings; natural order if not given.
+        marked_block: outlined, counted from 0 in the order shown.
+        one_based: count columns, rows and blocks from 1, as the paper's example does.
+        digits: after the decimal point.
+
+    Raises:
+        RoseError: more columns than can be printed legibly.
+    """
+    matrix = style.to_numpy(values).astype(np.float64)
+    rows, width = matrix.shape
+    if width > PRINTED_COLUMNS:
+        raise RoseError(f"At most {PRINTED_COLUMNS} columns can be printed with their numbers, not {width}.")
+    gone = np.zeros(matrix.shape, bool) if removed is None else style.to_numpy(removed).astype(bool)
+    headings = np.arange(width) if columns is None else np.asarray(columns)
+    offset = int(one_based)
+    figure = go.Figure(
+        go.Heatmap(
+            z=np.where(gone, np.nan, matrix).astype(np.float32),
+            x=np.arange(width),
+            y=np.arange(rows),
+            colorscale=style.SEQUENTIAL,
+            zmin=0,
+            zmax=float(matrix.max()) or 1.0,
+            xgap=2,
+            ygap=2,
+            showscale=False,
+            hoverinfo="skip",
+        )
+    )
+    ink = style.INKS[theme]
+    for row, column in np.ndindex(*matrix.shape):
+        printed = f"{matrix[row, column]:.{digits}f}"
+        struck = bool(gone[row, column])
+        if struck:
+            _cell(figure, column, row, ink.blank)
+        colour = ink.muted if struck else _text_on(float(matrix[row, column] / (matrix.max() or 1.0)))
+        _print(figure, column, row, f"<s>{printed}</s>" if struck else printed, colour)
+    extra = _loss_rows(figure, rows, widths, column_loss, block_loss, hide_block_loss, digits, theme)
+    start = 0
+    for block, size in enumerate(widths):
+        chosen = block == marked_block
+        style.outline(
+            figure,
+            start - 0.5,
+            start + size - 0.5,
+            -0.5,
+            rows - 0.5,
+            line={"color": style.MARK if chosen else ink.text, "width": 4 if chosen else 2},
+        )
+        start += size
+    best = np.unravel_index(matrix.argmax(), matrix.shape)
+    largest = f"{matrix.max():.{digits}f} in row {best[0] + offset}, column {int(headings[best[1]]) + offset}"
+    count = int(gone.sum())
+    what = style.sentence(name) + f", {rows} outputs × {width} inputs in {style.count(len(widths), 'block')}"
+    what += "; grey and struck: removed" if count else ""
+    style.base(
+        figure,
+        theme,
+        finding or f"The largest {name} is {largest}",
+        what,
+        x="",
+        y="",
+        height=150 + 50 * (rows + len(extra)),
+    )
+    figure.update_xaxes(
+        side="top",
+        tickvals=list(range(width)),
+        ticktext=[str(int(h) + offset) for h in headings],
+        range=[-0.6, width - 0.4],
+        showgrid=False,
+        zeroline=False,
+        showline=False,
+        ticks="",
+        fixedrange=True,
+    )
+    labels = [f"output {r + offset}" for r in range(rows)] + extra
+    figure.update_yaxes(
+        tickvals=[*range(rows), *(rows + 0.3 + i for i in range(len(extra)))],
+        ticktext=labels,
+        range=[rows - 0.4 + (0.3 + len(extra) if extra else 0), -0.6],
+        showgrid=False,
+        zeroline=False,
+        showline=False,
+        ticks="",
+        fixedrange=True,
+    )
+    figure.update_layout(margin={"t": figure.layout.margin.t + 26, "b": 16})
+    caption = f"{style.sentence(name)} runs from {matrix.min():.{digits}f} to {largest}."
+    if count:
+        caption += f" {count} of {matrix.size} are removed."
+    alt = f"Matrix with all numbers printed. {caption}"
+    table = pd.DataFrame(matrix, columns=[f"column {int(h) + offset}" for h in headings])
+    table.insert(0, "output", np.arange(rows) + offset)
+    return Drawing(figure, caption, alt, table)
+
+
+def _loss_rows(
+    figure: go.Figure,
+    rows: int,
+    widths: Sequence[int],
+    column_loss: Any,
+    block_loss: Any,
+    hidden: bool,
+    digits: int,
+    theme: Theme,
+) -> list[str]:
+    """Prints the two rows of losses; returns their names from top to bottom."""
+    names: list[str] = []
+    ink = style.INKS[theme]
+    if column_loss is not None:
+        losses = style.to_numpy(column_loss).astype(np.float64)
+        colours = _shades(losses)
+        y = rows + 0.3
+        for column, loss in enumerate(losses):
+            _cell(figure, column, y, colours[column])
+            _print(figure, column, y, f"{loss:.{digits}f}", _text_on(loss / (losses.max() or 1.0)))
+        names.append("column loss")
+    if block_loss is not None:
+        losses = style.to_numpy(block_loss).astype(np.float64)
+        colours = _shades(losses)
+        y = rows + 0.3 + len(names)
+        start = 0
+        for block, width in enumerate(widths):
+            middle = start + (width - 1) / 2
+            shade = ink.blank if hidden else colours[block]
+            _cell(figure, middle, y, shade, width)
+            text = "?" if hidden else f"{losses[block]:.{digits}f}"
+            _print(figure, middle, y, f"<b>{text}</b>", ink.text if hidden else _text_on(losses[block] / losses.max()))
+            start += width
+        names.append("block loss")
+    return names
+
+
+def _shades(values: np.ndarray) -> list[str]:
+    largest = float(values.max()) or 1.0
+    return sample_colorscale(style.SEQUENTIAL, np.clip(values / largest, 0, 1).tolist())
+
+
+def _text_on(share: float) -> str:
+    """Black or white, whichever reads better on the sequential scale at this place."""
+    red, green, blue = unlabel_rgb(sample_colorscale(style.SEQUENTIAL, [float(np.clip(share, 0, 1))])[0])
+    return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#ffffff"
+
+
+def _cell(figure: go.Figure, x: float, y: float, colour: str, width: float = 1) -> None:
+    figure.add_shape(
+        type="rect",
+        x0=x - width / 2 + 0.02,
+        x1=x + width / 2 - 0.02,
+        y0=y - 0.47,
+        y1=y + 0.47,
+        fillcolor=colour,
+        line={"width": 0},
+        layer="below",
+    )
+
+
+def _print(figure: go.Figure, x: float, y: float, text: str, colour: str) -> None:
+    figure.add_annotation(x=x, y=y, text=text, showarrow=False, font={"size": 16, "color": colour})
+
+
+def permutation_strip(
+    permutation: Any,
+    widths: Sequence[int],
+    *,
+    natural_widths: Sequence[int] | None = None,
+    name: str = "Two-level (ROSE)",
+    one_based: bool = True,
+    theme: Theme = "light",
+) -> Drawing:
+    """An order as a row of column numbers, first to be pruned on the left, in the colours of their blocks.
+
+    Args:
+        permutation: original column at each step, counted from 0.
+        widths: block widths in the order visited.
+        natural_widths: block widths left to right; the same as `widths` if not given.
+
+    Raises:
+        RoseError: more columns than can be printed legibly.
+    """
+    order = style.to_numpy(permutation).astype(np.int64)
+    if len(order) > 2 * PRINTED_COLUMNS:
+        raise RoseError(f"At most {2 * PRINTED_COLUMNS} columns can be printed with their numbers, not {len(order)}.")
+    blocks = np.array([style.block_of(natural_widths or widths, int(c)) for c in order])
+    offset = int(one_based)
+    figure = go.Figure()
+    for block in dict.fromkeys(blocks.tolist()):
+        at = np.flatnonzero(blocks == block)
+        figure.add_bar(
+            x=at + offset,
+            y=np.ones(len(at)),
+            width=0.94,
+            name=f"block {block + offset}",
+            marker={"color": style.PALETTE[block % len(style.PALETTE)]},
+            text=[f"<b>{c + offset}</b>" for c in order[at]],
+            textposition="inside",
+            insidetextanchor="middle",
+            textangle=0,
+            textfont={"size": 16, "color": "#ffffff"},
+            hovertemplate=f"step %{{x}}: column %{{text}} of block {block + offset}<extra></extra>",
+        )
+    start = 0
+    for width in widths:
+        style.outline(
+            figure,
+            start + offset - 0.5,
+            start + width + offset - 0.5,
+            0,
+            1,
+            line={"color": style.INKS[theme].text, "width": 2},
+        )
+        start += width
+    first = f"column {order[0] + offset} of block {blocks[0] + offset}"
+    style.base(
+        figure,
+        theme,
+        f"{name} prunes {first} first",
+        "Original column numbers in the order pruned, coloured by block",
+        x="step",
+        height=240,
+        legend=True,
+    )
+    figure.update_layout(bargap=0, barmode="overlay")
+    figure.update_xaxes(
+        dtick=1 if len(order) <= 24 else 4,
+        range=[offset - 0.7, len(order) + offset - 0.3],
+        showgrid=False,
+        zeroline=False,
+    )
+    figure.update_yaxes(visible=False, range=[-0.02, 1.02])
+    text = ", ".join(str(c + offset) for c in order)
+    caption = f"Order of the columns: {text}."
+    table = pd.DataFrame({"step": np.arange(len(order)) + offset, "column": order + offset, "block": blocks + offset})
+    return Drawing(figure, caption, f"Strip of column numbers in pruning order. {caption}", table)
+
+
+def strength_curve(
+    points: Sequence[tuple[float, float, float]],
+    *,
+    threshold: float = 0.5,
+    marked: float | None = None,
+    theme: Theme = "light",
+) -> Drawing:
+    """What two-level order gains on a synthetic layer whose one block grows stronger.
+
+    Args:
+        points: (columnar strength, relative range, error of two-level over natural order).
+        threshold: on the relative range; filled marks lie above it.
+        marked: the strength chosen on the page.
+
+    Raises:
+        RoseError: no points.
+    """
+    if not len(points):
+        raise RoseError("No strength has been measured yet; choose a range of strengths.")
+    table = pd.DataFrame(sorted(points), columns=["strength", "relative_range", "error_ratio"])
+    table["error_saved"] = 1 - table["error_ratio"]
+    columnar = (table["relative_range"] > threshold).to_numpy()
+    look = style.order_style("two_level")
+    figure = go.Figure()
+    figure.add_scatter(
+        x=table["strength"].to_numpy(np.float64),
+        y=table["error_saved"].to_numpy(np.float64),
+        customdata=table["relative_range"].to_numpy(np.float64),
+        mode="lines+markers",
+        line={"color": look.colour, "width": 2.5},
+        marker={
+            "size": 11,
+            "symbol": ["circle" if c else "circle-open" for c in columnar],
+            "line": {"width": 2, "color": look.colour},
+        },
+        hovertemplate="strength %{x:.3g}<br>saves %{y:.1%}<br>relative range %{customdata:.3f}<extra></extra>",
+    )
+    if marked is not None:
+        figure.add_vline(x=marked, line={"color": style.MARK, "width": 2.5})
+    best = table.loc[table["error_saved"].idxmax()]
+    verb = "saves" if best["error_saved"] > 0 else "costs"
+    amount = style.percent(abs(float(best["error_saved"])))
+    finding = f"At strength {style.number(float(best['strength']))}, two-level order {verb} {amount} of the error"
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"Error saved against natural order on a generated layer; filled: columnar, above {threshold:.2f}",
+        x="columnar strength (0: all blocks alike)",
+        y="error saved by two-level order",
+    )
+    low, high = float(table["error_saved"].min()), float(table["error_saved"].max())
+    room = max(high, 0) - min(low, 0) or 0.01
+    figure.update_yaxes(tickformat=".0%", range=[min(low, 0) - 0.08 * room, max(high, 0) + 0.12 * room])
+    crossing = table["strength"][columnar]
+    where = (
+        f"the layer counts as columnar from strength {style.number(float(crossing.iloc[0]))} on"
+        if len(crossing)
+        else "the layer counts as columnar at none of these strengths"
+    )
+    first = float(table["error_saved"].iloc[0])
+    caption = f"At strength {style.number(float(table['strength'].iloc[0]))} it saves {style.percent(first)}; {where}."
+    alt = f"Line chart of the error saved by two-level order against columnar strength. {finding}. {caption}"
+    return Drawing(figure, caption, alt, table)

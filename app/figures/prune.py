@@ -1,0 +1,270 @@
+"""Whole-model runs: errors of the layers by method, perplexity, and how a run goes on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from app.figures import style
+from app.figures.style import Drawing, Theme
+from rose import RoseError
+
+LOG_ABOVE = 10.0  # a spread beyond this needs a log axis, or the smallest values could not be told apart
+
+
+def layer_errors(
+    records: pd.DataFrame,
+    *,
+    column: str = "relative_error",
+    kind: Literal["lines", "dumbbell"] = "lines",
+    baseline: str = "sparsegpt",
+    top: int = 20,
+    marked_layer: str | None = None,
+    theme: Theme = "light",
+) -> Drawing:
+    """Error of every layer by several methods; marks answer clicks with the layer's name.
+
+    Args:
+        records: columns as in `rose.LayerRecord`; rows of one `method` may carry a `run` that names them better.
+        column: "relative_error" or "held_out_error".
+        kind: lines over all layers in model order, or dumbbells of the layers on which methods differ most.
+        top: how many dumbbells.
+
+    Raises:
+        RoseError: no row with this error.
+    """
+    table = records.dropna(subset=[column])
+    if table.empty:
+        raise RoseError("No error has been measured yet; prune a model first.")
+    names = "run" if "run" in table.columns else "method"
+    methods = list(dict.fromkeys(table[names]))
+    layers = list(dict.fromkeys(table["layer"]))
+    wide = table.pivot_table(index="layer", columns=names, values=column, sort=False).loc[layers, methods]
+    styles = dict(zip(table[names], table["method"], strict=True))
+    looks = {m: _run_look(str(m), str(styles[m])) for m in methods}
+    log = _spread(wide.to_numpy(np.float64)) > LOG_ABOVE
+    scale = "; log scale, as errors spread over more than a factor of 10" if log else ""
+    finding, caption = _compare(wide, looks, baseline)
+    figure = go.Figure()
+    held = "held-out" if column == "held_out_error" else "calibration"
+    if kind == "lines":
+        _lines(figure, wide, looks)
+        style.base(
+            figure,
+            theme,
+            finding,
+            f"Relative error on {held} tokens, every layer{scale}",
+            x="layer, in model order",
+            y=style.ERROR,
+            height=460,
+            legend=True,
+        )
+        if marked_layer in layers:
+            figure.add_vline(x=layers.index(marked_layer), line={"color": style.MARK, "width": 2})
+        axis = figure.update_yaxes
+        figure.update_xaxes(range=[-1, len(layers)], zeroline=False)
+    else:
+        gap = (wide.max(axis=1) - wide.min(axis=1)) / wide.max(axis=1).where(wide.max(axis=1) > 0)
+        chosen = gap.sort_values(ascending=False, kind="stable").head(top).index
+        _dumbbells(figure, wide.loc[list(chosen)], looks, theme)
+        style.base(
+            figure,
+            theme,
+            finding,
+            f"Relative error on {held} tokens, the {len(chosen)} layers on which methods differ most{scale}",
+            x=style.ERROR,
+            y="decoder block · projection",
+            height=170 + 26 * len(chosen),
+            legend=True,
+        )
+        figure.update_yaxes(autorange="reversed")
+        axis = figure.update_xaxes
+    if log:
+        axis(type="log", exponentformat="power")
+    else:
+        axis(rangemode="tozero")
+    alt = f"{'Line' if kind == 'lines' else 'Dumbbell'} chart of error by layer and method. {finding}. {caption}"
+    return Drawing(figure, caption, alt, wide.reset_index())
+
+
+def _run_look(name: str, method: str) -> style.Style:
+    look = style.method_style(method)
+    return look if name == method else look._replace(label=name)
+
+
+def _spread(values: np.ndarray) -> float:
+    """Largest over smallest positive value."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    return float(positive.max() / positive.min()) if positive.size else 1.0
+
+
+def _compare(wide: pd.DataFrame, looks: dict[str, style.Style], baseline: str) -> tuple[str, str]:
+    """Title and caption: who is lowest, on how many layers, by how much."""
+    mean = wide.mean()
+    ranked = [str(m) for m in mean.sort_values().index]
+    best = ranked[0]
+    listed = ", ".join(f"{looks[m].label} {style.number(float(mean[m]))}" for m in ranked)
+    caption = f"Mean error of {style.count(len(wide), 'layer')}, lowest first: {listed}."
+    if baseline not in wide.columns or len(ranked) == 1:
+        return f"{looks[best].label}: mean error {style.number(float(mean[best]))}", caption
+    other = best if best != baseline else ranked[1]
+    better = int((wide[other] < wide[baseline]).sum())
+    return (
+        f"{looks[other].label} has less error than {looks[baseline].label} on {better} of {len(wide)} layers",
+        caption,
+    )
+
+
+def _lines(figure: go.Figure, wide: pd.DataFrame, looks: dict[str, style.Style]) -> None:
+    for method, look in looks.items():
+        values = wide[method].to_numpy(np.float64)
+        figure.add_scatter(
+            x=np.arange(len(wide), dtype=np.int32),
+            y=np.where(values > 0, values, np.nan),
+            customdata=wide.index.tolist(),
+            mode="lines+markers" if len(wide) <= 80 else "lines",
+            name=look.label,
+            line={"color": look.colour, "dash": look.dash, "width": 1.8},
+            marker={"symbol": look.symbol, "size": 6},
+            hovertemplate=f"%{{customdata}}<br>{look.label} %{{y:.4g}}<extra></extra>",
+        )
+
+
+def _dumbbells(figure: go.Figure, wide: pd.DataFrame, looks: dict[str, style.Style], theme: Theme) -> None:
+    names = [style.short_layer(layer) for layer in wide.index]
+    low, high = wide.min(axis=1).to_numpy(np.float64), wide.max(axis=1).to_numpy(np.float64)
+    figure.add_scatter(
+        x=np.stack([low, high, np.full(len(low), np.nan)], axis=1).ravel(),
+        y=[n for name in names for n in (name, name, name)],
+        mode="lines",
+        line={"color": style.INKS[theme].muted, "width": 2},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    for method, look in looks.items():
+        figure.add_scatter(
+            x=wide[method].to_numpy(np.float64),
+            y=names,
+            customdata=wide.index.tolist(),
+            mode="markers",
+            name=look.label,
+            marker={"color": look.colour, "symbol": look.symbol, "size": 11},
+            hovertemplate=f"%{{customdata}}<br>{look.label} %{{x:.4g}}<extra></extra>",
+        )
+
+
+def perplexity_bars(table: pd.DataFrame, *, dense: float | None = None, theme: Theme = "light") -> Drawing:
+    """Perplexity of each pruned model, with a line for the dense one.
+
+    Args:
+        table: columns `method` and `perplexity`; a `run` names a bar better than its method.
+        dense: perplexity of the model before pruning.
+
+    Raises:
+        RoseError: no perplexity.
+    """
+    rows = table.dropna(subset=["perplexity"])
+    if rows.empty:
+        raise RoseError("No perplexity has been measured yet; prune a model and evaluate it.")
+    names = "run" if "run" in rows.columns else "method"
+    looks = [_run_look(str(n), str(m)) for n, m in zip(rows[names], rows["method"], strict=True)]
+    values = rows["perplexity"].to_numpy(np.float64)
+    finite = np.isfinite(values)
+    known = np.append(values[finite], [] if dense is None else [dense])
+    log = _spread(known) > LOG_ABOVE
+    figure = go.Figure(
+        go.Bar(
+            x=[look.label for look in looks],
+            y=np.where(finite, values, np.nan),
+            text=[style.number(v) for v in values],
+            textposition="outside",
+            cliponaxis=False,
+            marker={
+                "color": [look.colour for look in looks],
+                "pattern": {"shape": [look.pattern for look in looks], "solidity": 0.4},
+            },
+            hovertemplate="%{x}<br>perplexity %{y:.2f}<extra></extra>",
+        )
+    )
+    if dense is not None:
+        figure.add_hline(y=dense, line={"color": style.INKS[theme].text, "dash": "dash", "width": 2})
+    best = int(np.where(finite, values, np.inf).argmin())
+    finding = f"{looks[best].label} has the lowest perplexity, {style.number(float(values[best]))}"
+    if log:
+        finding += ", on a log scale"
+    line = f"; dashed: dense, {style.number(dense)}" if dense is not None else ""
+    reason = "; log scale, as values spread over more than a factor of 10" if log else ""
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"Perplexity of each pruned model, lower is better{line}{reason}",
+        x="",
+        y="perplexity",
+    )
+    largest = float(known.max()) if len(known) else 1.0
+    if log:
+        low = float(known[known > 0].min())
+        figure.update_yaxes(
+            type="log", range=[np.log10(low) - 0.3, np.log10(largest) + 0.15], exponentformat="power", dtick=1
+        )
+    else:
+        figure.update_yaxes(range=[0, largest * 1.12])
+    ordered = sorted(zip(values, looks, strict=True), key=lambda pair: pair[0])
+    caption = "Lowest first: " + ", ".join(f"{look.label} {style.number(float(v))}" for v, look in ordered)
+    caption += f"; dense {style.number(dense)}." if dense is not None else "."
+    alt = f"Bar chart of perplexity. {finding}. {caption}"
+    data = rows.reset_index(drop=True)
+    return Drawing(figure, caption, alt, data if dense is None else data.assign(dense_perplexity=dense))
+
+
+def progress_timeline(records: pd.DataFrame, total: int, *, theme: Theme = "light") -> Drawing:
+    """Errors of the layers in the order in which a run has pruned them; the axis already has room for all of them.
+
+    Args:
+        records: of one run so far, columns as in `rose.LayerRecord`; may be empty.
+        total: layers in the whole run.
+    """
+    projections = list(dict.fromkeys(records["projection"]))
+    place = np.arange(1, len(records) + 1, dtype=np.int32)
+    errors = records["relative_error"].to_numpy(np.float64)
+    figure = go.Figure()
+    for projection, look in style.projection_styles(projections).items():
+        chosen = (records["projection"] == projection).to_numpy()
+        figure.add_scatter(
+            x=place[chosen],
+            y=errors[chosen],
+            customdata=records["layer"][chosen].tolist(),
+            mode="markers",
+            name=projection,
+            marker={"color": look.colour, "symbol": look.symbol, "size": 9},
+            hovertemplate="%{customdata}<br>relative error %{y:.4g}<extra></extra>",
+        )
+    done = len(records)
+    finding = f"{style.sentence(style.word(done))} of {total} layers are pruned"
+    style.base(
+        figure,
+        theme,
+        finding,
+        "Relative error of each layer on the inputs it now gets, in the order pruned",
+        x="layers pruned",
+        y=style.ERROR,
+        legend=bool(projections),
+    )
+    figure.update_xaxes(range=[0, total + 1], zeroline=False)
+    top = float(errors.max()) * 1.08 if done else 1.0
+    figure.update_yaxes(range=[0, top or 1.0])
+    if not done:
+        caption = "No layer is done yet."
+    else:
+        last = records.iloc[-1]
+        caption = (
+            f"Last: {style.short_layer(last['layer'])} with an error of {style.number(float(last['relative_error']))}; "
+            f"mean so far {style.number(float(errors.mean()))}, "
+            f"{style.number(float(records['seconds'].sum()))} s spent on pruning itself."
+        )
+    alt = f"Scatter chart of relative error by layer in the order pruned. {finding}. {caption}"
+    return Drawing(figure, caption, alt, records.reset_index(drop=True).assign(number=place))
