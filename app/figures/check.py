@@ -143,7 +143,7 @@ def held_out_curve(
         figure,
         theme,
         finding,
-        f"Relative error of {look.label}{of} by length of the calibration{draws}; log scale of tokens",
+        f"Relative error of {look.label}{of} by calibration length{draws}; log scale",
         x="calibration tokens",
         y=style.ERROR,
         legend=True,
@@ -195,7 +195,7 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
             x=labels,
             y=values,
             name=name,
-            text=[f"{100 * v:.3f} %" for v in values],
+            text=[f"{100 * v:.3f}".rstrip("0").rstrip(".") + " %" for v in values],
             textposition="outside",
             cliponaxis=False,
             marker={
@@ -205,11 +205,12 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
             hovertemplate=f"%{{x}}<br>{name} %{{text}}<extra></extra>",
         )
     kept = [r for r in realised if r.check.status == "pass"]
-    finding = (
-        f"All of {len(realised)} methods removed what was asked"
-        if len(kept) == len(realised) and len(realised) > 1
-        else f"{style.sentence(style.word(len(kept)))} of {len(realised)} removed what was asked"
-    )
+    if len(realised) == 1:
+        finding = f"{labels[0]} {'removed' if kept else 'did not remove'} what was asked"
+    elif len(kept) == len(realised):
+        finding = f"All {style.word(len(kept))} methods removed what was asked"
+    else:
+        finding = f"{style.sentence(style.word(len(kept)))} of {len(realised)} methods removed what was asked"
     of = f" of {layer}" if layer else ""
     style.base(
         figure,
@@ -262,11 +263,12 @@ def sparsity_strip(records: pd.DataFrame, requested: float, *, theme: Theme = "l
         finding,
         f"Weights removed beyond {style.percent(requested)} of each layer; 0 is exact, blocks round to whole weights",
         x="layer, in model order",
-        y="weights too many (+) or too few (−)",
+        y="weights too many or (−) too few",
         legend=records["method"].nunique() > 1,
     )
     limit = max(1.0, worst * 1.2)
     figure.update_yaxes(range=[-limit, limit])
+    figure.update_xaxes(zeroline=False)
     caption = (
         f"{len(table)} results; the largest difference is {style.number(worst)} of "
         f"{style.whole(int(sizes[np.abs(off).argmax()]))} weights, or {style.number(100 * share)} %."
@@ -314,6 +316,7 @@ def damping_strip(
         y="λ / mean H<sub>jj</sub>",
         legend=True,
     )
+    figure.update_xaxes(zeroline=False)
     positive = values[values > 0]
     low, high = (positive.min(), positive.max()) if len(positive) else (1e-4, 1.0)
     figure.update_yaxes(type="log", dtick=1, exponentformat="power", range=[np.log10(low / 10), np.log10(high * 10)])

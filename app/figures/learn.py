@@ -331,6 +331,7 @@ def strength_curve(
         y="error saved by two-level order",
     )
     low, high = float(table["error_saved"].min()), float(table["error_saved"].max())
+    figure.update_xaxes(zeroline=False)
     room = max(high, 0) - min(low, 0) or 0.01
     figure.update_yaxes(tickformat=".0%", range=[min(low, 0) - 0.08 * room, max(high, 0) + 0.12 * room])
     crossing = table["strength"][columnar]

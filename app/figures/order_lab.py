@@ -250,8 +250,8 @@ def sweep_frame(
     removed = int(trace.removed[:step].sum())
     free = columns - done
     caption = (
-        f"{style.whole(removed)} of {style.whole(rows * columns)} weights are pruned so far; {free} of {columns} columns "
-        f"are still free to compensate; the error so far is {style.number(float(trace.error[:step].sum()))}."
+        f"{style.whole(removed)} of {style.whole(rows * columns)} weights are pruned so far; {free} of {columns} "
+        f"columns are still free to compensate; the error so far is {style.number(float(trace.error[:step].sum()))}."
     )
     alt = f"Heatmap of the weights during the sweep, {step} of {blocks} blocks pruned. {finding}. {caption}"
     return Drawing(figure, caption, alt, style.frame(shrunk))

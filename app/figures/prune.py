@@ -34,7 +34,7 @@ def layer_errors(
         top: how many dumbbells.
 
     Raises:
-        RoseError: no row with this error.
+        RoseError: no row with this error, or no two methods that differ where dumbbells are asked for.
     """
     table = records.dropna(subset=[column])
     if table.empty:
@@ -68,7 +68,9 @@ def layer_errors(
         figure.update_xaxes(range=[-1, len(layers)], zeroline=False)
     else:
         gap = (wide.max(axis=1) - wide.min(axis=1)) / wide.max(axis=1).where(wide.max(axis=1) > 0)
-        chosen = gap.sort_values(ascending=False, kind="stable").head(top).index
+        chosen = gap[gap > 0].sort_values(ascending=False, kind="stable").head(top).index
+        if not len(chosen):
+            raise RoseError("The methods have the same error on every layer, so there are no differences to show.")
         _dumbbells(figure, wide.loc[list(chosen)], looks, theme)
         style.base(
             figure,
@@ -196,12 +198,11 @@ def perplexity_bars(table: pd.DataFrame, *, dense: float | None = None, theme: T
     if log:
         finding += ", on a log scale"
     line = f"; dashed: dense, {style.number(dense)}" if dense is not None else ""
-    reason = "; log scale, as values spread over more than a factor of 10" if log else ""
     style.base(
         figure,
         theme,
         finding,
-        f"Perplexity of each pruned model, lower is better{line}{reason}",
+        f"Perplexity of each pruned model, lower is better{line}",
         x="",
         y="perplexity",
     )

@@ -402,7 +402,7 @@ def base(
     if theme not in INKS:
         raise RoseError(f"The theme must be light or dark, not {theme!r}.")
     ink = INKS[theme]
-    title, below = textwrap.wrap(finding, 58), textwrap.wrap(what, 78)
+    title, below = _wrap(finding, 58), _wrap(what, 78)
     text = f"<b>{'<br>'.join(title)}</b>"
     if below:
         text += f'<br><span style="font-size:{FONT_SIZE}px;color:{ink.muted}">{"<br>".join(below)}</span>'
@@ -433,6 +433,12 @@ def base(
     if y:
         figure.update_yaxes(title_text=y)
     return figure
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Lines of at most `width` characters; numbers keep their units and powers of ten."""
+    held = re.sub(r"(?<=\d) (?=[\d%×])|(?<=×) (?=\d)", "\u00a0", text)
+    return [line.replace("\u00a0", " ") for line in textwrap.wrap(held, width)]
 
 
 def colourbar(title: str, **more: Any) -> dict[str, Any]:
