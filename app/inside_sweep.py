@@ -1,0 +1,97 @@
+"""The order lab's section that goes through one sweep block by block."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import streamlit as st
+
+import rose
+from app import components, lab, session
+from app.figures import order_lab as figures
+from app.figures import style
+from app.lab_widgets import COLUMNS, URL, choose_budget, choose_seed, finished, label
+from app.study import Study
+
+Show = Literal["weights", "change"]
+Arrange = Literal["visited", "natural"]
+
+
+def draw(study: Study, layer: str) -> None:
+    left, stage = st.columns(COLUMNS)
+    plan = study.plan(layer)
+    count = len(plan.block_width)
+    with left:
+        known = [name.partition(":")[0] for name in lab.order_options(0)]
+        order = st.selectbox(
+            "Order", known, index=known.index("two_level"), format_func=label, key="lab_sweep_order", bind=URL
+        )
+        if order == "random":
+            order = f"random:{choose_seed('lab_sweep_seed')}"
+        budget = choose_budget("lab_sweep_budget")
+        step = st.slider("Blocks pruned", 0, count, min(1, count), key="lab_step", bind=URL)
+        show = st.segmented_control(
+            "Show", ["weights", "change"], default="weights", required=True, key="lab_show", bind=URL,
+            format_func=lambda name: {"weights": "|W|", "change": "Change"}[name],
+        )  # fmt: skip
+        arrange = st.segmented_control(
+            "Columns", ["visited", "natural"], default="visited", required=True, key="lab_arrange", bind=URL,
+            format_func=lambda name: {"visited": "As visited", "natural": "Natural"}[name],
+        )  # fmt: skip
+        play = st.toggle(
+            "Play in the browser", key="lab_play", bind=URL, help="All steps as frames, with play and pause"
+        )
+    with stage:
+        needed = lab.trace_bytes(study, layer)
+        if needed > lab.LARGEST_TRACE:
+            st.warning(
+                f"Recording this sweep would take {components.size(needed)}; choose a larger block size on the start "
+                "page, or a smaller layer."
+            )
+            return
+        traced = [lambda: study.prune(layer, order=order, budget=budget, trace=True)]
+        if not finished(traced, "lab-sweep", (study.created, layer, order, budget)):
+            return
+        result = study.prune(layer, order=order, budget=budget, trace=True)
+        trace = cast(rose.SweepTrace, result.trace)
+        stage_of(result, trace, step, cast(Show, show), cast(Arrange, arrange), play, style.short_layer(layer))
+    with left:
+        step_numbers(result, trace, step)
+
+
+def stage_of(
+    result: rose.LayerResult, trace: rose.SweepTrace, step: int, show: Show, arrange: Arrange, play: bool, name: str
+) -> None:
+    theme = session.theme()
+    if play:
+        components.show(
+            figures.sweep_animation(trace, result.order, show=show, layer=name, theme=theme), "lab-animation"
+        )
+    else:
+        components.show(
+            figures.sweep_frame(trace, result.order, step, show=show, arrange=arrange, layer=name, theme=theme),
+            "lab-frame",
+        )
+    marked = step - 1 if step else None
+    components.show(
+        figures.damage_split(trace, result.order, result.plan, step=marked, layer=name, theme=theme), "lab-damage"
+    )
+
+
+def step_numbers(result: rose.LayerResult, trace: rose.SweepTrace, step: int) -> None:
+    """Exact values of the block that was pruned last."""
+    if step == 0:
+        st.caption("Nothing is pruned yet. Move the slider.")
+        return
+    index = step - 1
+    lost, kept = float(trace.lost[index]), float(trace.error[index])
+    block = figures.visited_blocks(result.order, result.plan)[index]
+    rows = {
+        "Just pruned": block,
+        "Weights removed": f"{int(trace.removed[index]):,}".replace(",", " "),
+        "Lost without help": style.number(lost),
+        "Compensated": f"{style.number(lost - kept)} ({style.percent(1 - lab.ratio(kept, lost), 0)})",
+        "Remains": style.number(kept),
+        "Error so far": style.number(float(trace.error[:step].sum())),
+    }
+    st.markdown("\n".join(f"- {name}: **{value}**" for name, value in rows.items()))

@@ -1,0 +1,122 @@
+"""Widgets of the order lab: choosing orders and budgets, and sweeps with progress and cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import streamlit as st
+
+from app import components, lab, session
+from app.figures import style
+from app.lab import Batch, Outcome, Sweep
+from app.study import Study
+
+URL: Final = "query-params"
+COLUMNS = (1, 2.7)  # controls left, stage right
+DAMPING_NOTE = (
+    "Final errors are measured without damping; the curves show what the sweep itself accounts for, which "
+    "includes it, and so end higher."
+)
+PATIENCE = 1.5  # seconds a page waits for sweeps before it shows progress instead
+
+
+def label(order: str) -> str:
+    return style.order_style(order).label
+
+
+def budget_label(budget: str) -> str:
+    return {"block": "Block", "layer": "Layer"}[budget]
+
+
+def choose_budget(key: str, default: str = "block") -> str:
+    return st.segmented_control(
+        "Budget",
+        lab.BUDGETS,
+        default=default,
+        required=True,
+        format_func=budget_label,
+        key=key,
+        bind=URL,
+        help="Block: every block gives up the same share of its weights. Layer: one threshold for the whole layer "
+        "decides how many each block gives up. The total is the same.",
+    )
+
+
+def choose_seed(key: str) -> int:
+    return st.number_input("Seed of the random order", 0, 9999, 0, key=key, bind=URL)
+
+
+def choose_orders(key: str, default: list[str], *, seed_key: str) -> list[str]:
+    """Names of orders; the random one with its seed."""
+    known = [name.partition(":")[0] for name in lab.order_options(0)]
+    chosen = st.multiselect("Orders", known, default=default, format_func=label, key=key, bind=URL, wrap=True)
+    if "random" not in chosen:
+        return chosen
+    seed = choose_seed(seed_key)
+    return [f"random:{seed}" if name == "random" else name for name in chosen]
+
+
+def outcomes(study: Study, layer: str, sweeps: Sequence[Sweep], key: str) -> list[Outcome] | None:
+    """The outcomes of these sweeps in their order; None while they are being made, with the progress drawn.
+
+    Args:
+        key: names the place on the page; a change of layer or sweeps there stops what ran for the former ones.
+    """
+    missing = lab.missing(study, layer, sweeps)
+    pieces = [lambda sweep=sweep: lab.outcome(study, layer, sweep) for sweep in missing]
+    if not finished(pieces, key, (study.created, layer, tuple(sweep.key for sweep in sweeps))):
+        return None
+    return [lab.outcome(study, layer, sweep) for sweep in sweeps]
+
+
+def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object) -> bool:
+    """Runs the pieces in the background and says whether all are finished; draws progress where not.
+
+    What the pieces return must be remembered elsewhere: nothing is run again for the same signature only because
+    the page is drawn again.
+    """
+    slot = f"{key}-batch"
+    known, batch = st.session_state.get(slot, (None, None))
+    if batch is not None and known != signature:
+        batch.job.leave(session.viewer())
+        batch = None
+    if batch is None:
+        if not pieces:
+            return True
+        batch = Batch(pieces)
+        batch.job.watch(session.viewer())
+        batch.job.start()
+        st.session_state[slot] = (signature, batch)
+        batch.job.wait(PATIENCE)
+    if batch.job.status == "done":
+        del st.session_state[slot]
+        return True
+    _progress(batch, key, slot)
+    return False
+
+
+def _progress(batch: Batch, key: str, slot: str) -> None:
+    running = batch.job.status == "running"
+
+    @st.fragment(run_every=0.5 if running else None)
+    def poll() -> None:
+        job = batch.job
+        if job.status == "running":
+            job.watch(session.viewer())
+            left = "" if batch.remaining is None else f", about {components.duration(batch.remaining)} left"
+            st.progress(batch.done / batch.total, text=f"{batch.done} of {batch.total} sweeps made{left}")
+            if st.button("Cancel", key=f"{key}-cancel", icon=":material/stop:"):
+                job.leave(session.viewer())
+            return
+        if running:
+            st.rerun()
+        if job.status == "failed":
+            st.error(job.message, icon=":material/error:")
+        else:
+            st.warning(f"Cancelled after {batch.done} of {batch.total} sweeps; those are kept.", icon=":material/stop:")
+        if st.button("Make the remaining sweeps", key=f"{key}-again", icon=":material/refresh:"):
+            del st.session_state[slot]
+            st.rerun()
+
+    poll()
