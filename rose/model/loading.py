@@ -7,7 +7,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -94,13 +96,17 @@ def load_model(
         config = AutoConfig.from_pretrained(source.location, **options)
         _check_causal(name, config, trust_remote_code)
         _check_memory(name, config, wanted)
-        model = AutoModelForCausalLM.from_pretrained(source.location, dtype=wanted, **options)
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            source.location, dtype=wanted, output_loading_info=True, **options
+        )
+        model, loaded = found
+        _check_complete(name, loaded["missing_keys"])
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
     # Dequantized weights are plain weights; the leftover record would make save_pretrained refuse.
     if getattr(model.config, "quantization_config", None) is not None and "gguf_file" in source.options:
         del model.config.quantization_config
-        model.is_quantized = False  # type: ignore[assignment]
-        model.hf_quantizer = None  # type: ignore[assignment]
+        model.is_quantized = False
+        model.hf_quantizer = None
     model.requires_grad_(False)
     return model.eval(), tokenizer
 
@@ -141,8 +147,8 @@ def save_model(
         if folder.exists():
             folder.rmdir()  # empty, as checked
         temporary.rename(folder)
-    except OSError as problem:
-        raise RoseError(f"The checkpoint could not be written to {folder} ({problem}).") from problem
+    except (OSError, SafetensorError) as problem:
+        raise RoseError(f"The checkpoint could not be written to {folder} ({problem}); free some space.") from problem
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -193,6 +199,10 @@ def _locate(name: str) -> _Source:
         raise RoseError(f"{name} is a file, but not a .gguf file; give a checkpoint folder, a .gguf file or a Hub id.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise RoseError(f"There is no folder or file {name}; check the path.")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as problem:
+        raise RoseError(f"{name!r} is neither a folder, a .gguf file nor a Hub id such as owner/model.") from problem
     return _Source(name, {}, is_local=False)
 
 
@@ -213,6 +223,19 @@ def _check_causal(name: str, config: Any, trust_remote_code: bool) -> None:
         raise RoseError(f"{name} is a {config.model_type} model, not a causal language model; choose a decoder.")
     if getattr(config, "is_encoder_decoder", False):
         raise RoseError(f"{name} is an encoder-decoder; choose a decoder-only language model.")
+    # BERT and its like count as causal in transformers, but attend to both sides unless told otherwise.
+    made_causal = any("CausalLM" in kind for kind in config.architectures or [])
+    if getattr(config, "is_decoder", True) is False and not made_causal:
+        raise RoseError(f"{name} is a {config.model_type} encoder, not a causal language model; choose a decoder.")
+
+
+def _check_complete(name: str, missing: Collection[str]) -> None:
+    """Refuses a model of which transformers has made up some weights at random."""
+    if missing:
+        raise RoseError(
+            f"{name} lacks {len(missing)} of the weights that a causal language model needs, such as "
+            f"{min(missing)}; it is incomplete, or was saved without its language model head."
+        )
 
 
 def count_parameters(config: Any) -> int:
@@ -243,8 +266,6 @@ def _explained(name: str, source: _Source) -> Iterator[None]:
         raise
     except MemoryError as problem:
         raise RoseError(f"There is not enough memory for {name}; choose a smaller model or bfloat16.") from problem
-    except HFValidationError as problem:
-        raise RoseError(f"{name!r} is neither a folder, a .gguf file nor a Hub id such as owner/model.") from problem
     except Exception as problem:  # transformers, safetensors, gguf and tokenizers each raise their own kinds
         text = " ".join(str(problem).split())
         if "trust_remote_code" in text:
