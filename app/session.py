@@ -14,14 +14,17 @@ import streamlit as st
 from torch import nn
 
 import rose
+from app.pruning import PruningRun, Request
 from app.study import Calibration, LoadedModel, Setup, Study
 from rose.model.loading import load_skeleton
 
 DEFAULT_THRESHOLD = 0.5
-RECENT = 6
+RECENT = 5
+KEPT_STUDIES = 4
+KEPT_MODELS = 2
 
 
-@st.cache_resource(max_entries=2, show_spinner=False)
+@st.cache_resource(max_entries=KEPT_MODELS, show_spinner=False)
 def _loaded_model(name: str, dtype: str) -> LoadedModel:
     model, tokenizer = rose.load_model(name, dtype=dtype)
     return LoadedModel(model, tokenizer, threading.Lock())
@@ -32,9 +35,9 @@ def _calibration(key: tuple) -> Calibration:
     return Calibration()
 
 
-@st.cache_resource(max_entries=6, show_spinner=False)
-def _study_cell(setup: Setup) -> dict[str, Study]:
-    """A cell per set-up, so that a study that failed or was cancelled can be replaced."""
+@st.cache_resource(show_spinner=False)
+def _studies() -> dict[Setup, Study]:
+    """Every study that somebody started, the one started or joined last at the end."""
     return {}
 
 
@@ -99,9 +102,25 @@ def setup() -> Setup:
 
 def choose_setup(chosen: Setup) -> None:
     """Looks at another set-up; its study is started by `start`."""
-    st.session_state.setup = chosen
+    st.session_state.setup = st.session_state.draft = chosen
     recent = [chosen, *(other for other in recent_setups() if other != chosen)]
     st.session_state.recent = recent[:RECENT]
+
+
+def draft() -> Setup:
+    """The set-up being put together on the start page; that of this session until it is edited."""
+    return st.session_state.get("draft", setup())
+
+
+def choose_draft(edited: Setup) -> None:
+    """Keeps an edited set-up. Where nothing has been measured yet, it is also what the URL restores."""
+    st.session_state.draft = edited
+    if study() is None:
+        try:
+            edited.check()
+        except rose.RoseError:
+            return  # no link should lead to what cannot run
+        st.session_state.setup = edited
 
 
 def recent_setups() -> list[Setup]:
@@ -111,22 +130,55 @@ def recent_setups() -> list[Setup]:
 
 def study() -> Study | None:
     """The study of the current set-up, running or finished by any session; None where it was never started."""
-    return _study_cell(setup()).get("study")
+    return _studies().get(setup())
 
 
 def start() -> Study:
     """Starts the study of the current set-up, or joins the one that runs or has finished."""
     chosen = setup()
-    cell = _study_cell(chosen)
     with _start_lock():
-        current = cell.get("study")
-        if current is None or current.job.status in ("failed", "cancelled"):
-            current = cell["study"] = Study(
+        studies = _studies()
+        current = studies.pop(chosen, None)
+        fresh = current is None or current.job.status in ("failed", "cancelled")
+        if current is None or fresh:
+            current = Study(
                 chosen, lambda: _loaded_model(chosen.model, chosen.dtype), _calibration(chosen.calibration_key)
             )
-            current.job.watch(viewer())
+        current.job.watch(viewer())
+        studies[chosen] = current
+        if fresh:
+            _forget(studies)
             current.job.start()
     return current
+
+
+def _forget(studies: dict[Setup, Study]) -> None:
+    """Drops the studies that were started longest ago: each holds a model and the statistics of all its layers."""
+    newest: list[Study] = []
+    for one in reversed(list(studies.values())):
+        models = {(kept.setup.model, kept.setup.dtype) for kept in [*newest, one]}
+        if one.job.status != "running" and (len(newest) >= KEPT_STUDIES or len(models) > KEPT_MODELS):
+            del studies[one.setup]
+        else:
+            newest.append(one)
+
+
+def pruning() -> PruningRun | None:
+    """This session's latest run over copies of the whole model."""
+    return st.session_state.get("pruning")
+
+
+def start_pruning(request: Request) -> PruningRun:
+    """Prunes copies of the current set-up's model; an earlier run is stopped, and its temporary files go."""
+    chosen, earlier = setup(), pruning()
+    if earlier is not None:
+        earlier.job.leave(viewer())
+        earlier.discard()
+    run = PruningRun(chosen, request, lambda: _loaded_model(chosen.model, chosen.dtype))
+    st.session_state.pruning = run
+    run.job.watch(viewer())
+    run.job.start()
+    return run
 
 
 def layer() -> str | None:

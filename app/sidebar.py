@@ -12,6 +12,7 @@ def draw() -> None:
     """Draws the sidebar below the navigation."""
     study = session.study()
     with st.sidebar:
+        _pruning()
         if study is None:
             st.caption("No model measured yet.")
             return
@@ -39,6 +40,20 @@ def _choose_layer(study: Study) -> None:
         on_change=lambda: session.choose_layer(st.session_state.layer_widget),
         help="Every page shows this layer. Type to search.",
     )
+
+
+def _pruning() -> None:
+    """Keeps a pruning run alive on every page, and says how far it is."""
+    run = session.pruning()
+    if run is None or run.job.status != "running":
+        return
+
+    @st.fragment(run_every=1.0)
+    def poll() -> None:
+        run.job.watch(session.viewer())
+        st.caption(f":material/content_cut: Pruning, {100 * run.fraction:.0f} % done")
+
+    poll()
 
 
 def _status(study: Study) -> None:

@@ -86,6 +86,19 @@ def estimate_cost(
     return Cost(seconds, int(kept + hidden), 4 * total, len(chosen))
 
 
+def estimate_evaluation(model: nn.Module, *, tokens: int, new_tokens: int = 0) -> float:
+    """Seconds that perplexity on so many tokens takes, and writing so many new ones after a prompt.
+
+    Args:
+        model: the model or its skeleton.
+        tokens: windows · length.
+        new_tokens: written one at a time, which is bound by memory as a sweep is.
+    """
+    weights = sum(p.numel() for p in model.parameters())
+    work = 2 * weights * (tokens / FORWARD_EFFICIENCY + new_tokens / SWEEP_EFFICIENCY)
+    return work / matmul_rate()
+
+
 def sweeps_of(methods: Sequence[str]) -> int:
     """How many sweeps these methods amount to, for `estimate_cost`."""
     return sum(METHOD_SWEEPS.get(method, 1) for method in methods)

@@ -1,0 +1,59 @@
+"""What a model writes: the same prompt continued by a dense and a pruned model shows what perplexity only counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rose.errors import RoseError
+from rose.model.forward import check_tokens
+
+
+@torch.no_grad()
+def continue_prompt(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    new_tokens: int = 40,
+    tick: Callable[[], Any] = lambda: None,
+) -> str:
+    """The most likely next tokens, one after another (greedy); the same for the same model and prompt.
+
+    Args:
+        model: a transformers causal language model, where it is now; not changed.
+        prompt: not empty.
+        new_tokens: at most so many; an end-of-text token ends it earlier.
+        tick: called before every token; may raise to stop.
+
+    Returns:
+        The continuation without the prompt.
+
+    Raises:
+        RoseError: an empty prompt, or one that with its continuation is longer than the model allows.
+    """
+    if not prompt.strip() or new_tokens < 1:
+        raise RoseError("Give a prompt of at least one word, and ask for at least one new token.")
+    encoded = tokenizer(prompt, return_tensors="pt")
+    ids: torch.Tensor = encoded["input_ids"]
+    # The last new token is never read, but a model that has no place left for it has been asked for too much.
+    check_tokens(model, ids.new_zeros(1, ids.shape[1] + new_tokens))
+    check_tokens(model, ids)
+
+    def stop(_ids: torch.Tensor, _scores: torch.Tensor, **_more: Any) -> torch.Tensor:
+        tick()
+        return torch.zeros(1, dtype=torch.bool, device=_ids.device)
+
+    device = next(model.parameters()).device
+    output = model.generate(  # type: ignore[operator]
+        input_ids=ids.to(device),
+        attention_mask=torch.ones_like(ids).to(device),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        stopping_criteria=[stop],
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    )
+    return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
