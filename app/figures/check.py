@@ -167,13 +167,12 @@ def _overfitting_words(means: pd.DataFrame) -> tuple[str, str]:
             "Nothing was held out, so over-fitting cannot be seen.",
         )
     ratio = last["held_out_error"] / last["calibration_error"] if last["calibration_error"] > 0 else float("inf")
+    verb = "rises" if last["held_out_error"] > first["held_out_error"] else "falls"
     caption = (
-        f"Held-out error falls from {style.number(first['held_out_error'])} at {style.whole(int(first.name))} tokens to "
-        f"{style.number(last['held_out_error'])} at {tokens}; there the error on the calibration tokens themselves is "
+        f"Held-out error {verb} from {style.number(first['held_out_error'])} at {style.whole(int(first.name))} tokens "
+        f"to {style.number(last['held_out_error'])} at {tokens}; there the error on the calibration tokens is "
         f"{style.number(last['calibration_error'])}."
     )
-    if last["held_out_error"] > first["held_out_error"]:
-        caption = caption.replace("falls", "rises")
     return f"With {tokens} tokens, held-out error is {style.number(ratio)} times the calibration error", caption
 
 

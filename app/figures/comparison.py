@@ -13,7 +13,8 @@ from app.figures.style import Drawing, Theme
 from app.results import over_seeds
 from rose import RoseError
 
-MEASURES = {"perplexity": "perplexity", "mean_held_out_error": "mean relative error, held-out"}
+Measure = Literal["perplexity", "mean_held_out_error"]
+MEASURES: dict[Measure, str] = {"perplexity": "perplexity", "mean_held_out_error": "mean relative error, held-out"}
 LOG_ABOVE = 10.0
 
 
@@ -21,7 +22,7 @@ def over_seeds_bars(
     table: pd.DataFrame,
     sparsity: str,
     *,
-    column: Literal["perplexity", "mean_held_out_error"] = "perplexity",
+    column: Measure = "perplexity",
     theme: Theme = "light",
 ) -> Drawing:
     """Mean of every method at one sparsity, lowest first, with the range over seeds; marks are single seeds.

@@ -382,7 +382,7 @@ def prepruning_mask(
     """
     loss, score = style.to_numpy(plan.potential_loss), style.to_numpy(plan.importance)
     mask = (loss > 0) | ((score == 0) & (plan.pattern.ratio > 0))
-    shrunk = style.shrink(mask.astype(np.uint16), how="sum")
+    shrunk = style.shrink(mask, how="sum")
     cell = shrunk.rows * shrunk.columns
     per_column = mask.mean(0)
     spared, hit = int(per_column.argmin()), int(per_column.argmax())
@@ -706,37 +706,42 @@ def _ribbon(steps: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _block_rows(figure: go.Figure, plan: OrderPlan, visited: Order, theme: Theme) -> None:
     """Block boundaries and numbers above the natural row and below the pruning row."""
     ink = style.INKS[theme]
-    natural = list(range(len(plan.block_width)))
+    natural: list[int | None] = list(range(len(plan.block_width)))
     permutation = style.to_numpy(visited.permutation)
-    rows: list[tuple[Sequence[int], list[int | None], float, float]] = [(plan.block_width, [*natural], 0.93, 1.0)]
-    starts = np.cumsum([0, *visited.widths[:-1]])
-    firsts: list[int | None] = []
-    for start, width in zip(starts, visited.widths, strict=True):
-        members = {style.block_of(plan.block_width, int(c)) for c in permutation[start : start + width]}
-        firsts.append(members.pop() if len(members) == 1 else None)
-    rows.append((visited.widths, firsts, 0.0, 0.07))
-    for widths, names, low, high in rows:
+    rows: list[tuple[Sequence[int], list[int | None], float, float]] = [(plan.block_width, natural, 0.93, 1.0)]
+    ends = np.cumsum(visited.widths)
+    members = np.split(style.blocks_of(plan.block_width, permutation), ends[:-1])
+    names = [int(m[0]) if (m == m[0]).all() else None for m in members]
+    rows.append((visited.widths, names, 0.0, 0.07))
+    shapes, labels = [], []
+    for widths, blocks, low, high in rows:
         at = 0
-        for width, name in zip(widths, names, strict=True):
-            figure.add_shape(
-                type="rect",
-                x0=at - 0.5,
-                x1=at + width - 0.5,
-                y0=low,
-                y1=high,
-                line={"color": ink.muted, "width": 1},
-                fillcolor=ink.blank,
+        for width, name in zip(widths, blocks, strict=True):
+            shapes.append(
+                {
+                    "type": "rect",
+                    "x0": at - 0.5,
+                    "x1": at + width - 0.5,
+                    "y0": low,
+                    "y1": high,
+                    "line": {"color": ink.muted, "width": 1},
+                    "fillcolor": ink.blank,
+                }
             )
-            if len(widths) <= 40:
-                figure.add_annotation(
-                    x=at + width / 2 - 0.5,
-                    y=high if low > 0.5 else low,
-                    text="·" if name is None else str(name),
-                    showarrow=False,
-                    yanchor="bottom" if low > 0.5 else "top",
-                    font={"size": style.FONT_SIZE},
-                )
+            labels.append(
+                {
+                    "x": at + width / 2 - 0.5,
+                    "y": high if low > 0.5 else low,
+                    "text": "·" if name is None else str(name),
+                    "showarrow": False,
+                    "yanchor": "bottom" if low > 0.5 else "top",
+                    "font": {"size": style.FONT_SIZE},
+                }
+            )
             at += width
+    # All at once: adding shapes one by one takes seconds for the 86 blocks of a wide layer.
+    every = -(-len(plan.block_width) // 40)  # so that the numbers do not touch
+    figure.update_layout(shapes=shapes, annotations=labels[::every] if every > 1 else labels)
 
 
 # Methods

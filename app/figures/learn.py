@@ -226,7 +226,7 @@ def permutation_strip(
     order = style.to_numpy(permutation).astype(np.int64)
     if len(order) > 2 * PRINTED_COLUMNS:
         raise RoseError(f"At most {2 * PRINTED_COLUMNS} columns can be printed with their numbers, not {len(order)}.")
-    blocks = np.array([style.block_of(natural_widths or widths, int(c)) for c in order])
+    blocks = style.blocks_of(natural_widths or widths, order)
     offset = int(one_based)
     figure = go.Figure()
     for block in dict.fromkeys(blocks.tolist()):

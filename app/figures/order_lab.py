@@ -190,13 +190,9 @@ def damage_split(
 
 def visited_blocks(order: Order, plan: OrderPlan) -> list[str]:
     """ "block 3" where a visited block holds the columns of one original block, else "mixed"."""
-    permutation = style.to_numpy(order.permutation)
-    at, names = 0, []
-    for width in order.widths:
-        ends = {style.block_of(plan.block_width, int(c)) for c in permutation[at : at + width]}
-        names.append(f"block {ends.pop()}" if len(ends) == 1 else "mixed")
-        at += width
-    return names
+    blocks = style.blocks_of(plan.block_width, style.to_numpy(order.permutation))
+    parts = np.split(blocks, np.cumsum(order.widths)[:-1])
+    return [f"block {part[0]}" if (part == part[0]).all() else "mixed" for part in parts]
 
 
 # The sweep

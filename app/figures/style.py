@@ -6,6 +6,7 @@ Colours were chosen for a contrast of at least 3:1 on white and on the dark page
 
 from __future__ import annotations
 
+import base64
 import math
 import re
 import textwrap
@@ -24,6 +25,7 @@ from rose import METHODS, RoseError
 Theme = Literal["light", "dark"]
 How = Literal["max", "sum", "any"]
 
+MAX_WIRE = 1_800_000  # bytes of one matrix, of 2 MB for the whole figure
 MAX_CELLS = 512  # a side: more is slow in the browser, and no screen shows it
 SEQUENTIAL = "Viridis"  # magnitude
 # Change, centred on 0: PuOr, purple below and orange above, with a middle that is quiet on the page.
@@ -307,16 +309,38 @@ def shrink(array: Any, limit: int = MAX_CELLS, how: How = "max", what: str = "we
         raise RoseError(f"Only a non-empty matrix can be drawn, but the shape is {values.shape}.")
     steps = [math.ceil(side / limit) for side in values.shape]
     single = what.removesuffix("s")
+    if how == "any":
+        values = values.astype(bool)
     if steps == [1, 1]:
-        return Shrunk(values if how != "any" else values.astype(bool), 1, 1, f"each cell is one {single}")
-    reduce = {"max": np.maximum, "sum": np.add, "any": np.logical_or}[how]
-    if how == "sum" and values.dtype == np.bool_:
-        values = values.astype(np.uint16)
-    for axis, step in enumerate(steps):  # rows first: whole rows are contiguous, so this is the fast direction
-        if step > 1:
-            values = reduce.reduceat(values, np.arange(0, values.shape[axis], step), axis=axis)
+        return Shrunk(values, 1, 1, f"each cell is one {single}")
+    while True:
+        small = values
+        for axis, step in enumerate(steps):  # rows first: whole rows are contiguous, so this is the fast direction
+            small = _reduce(small, axis, step, how)
+        if small.dtype.kind != "f" or _wire_size(small) <= MAX_WIRE:
+            break
+        steps[0] *= 2
     kind = {"max": "the maximum", "sum": "the sum", "any": "true where any is true"}[how]
-    return Shrunk(values, steps[0], steps[1], f"each cell is {kind} of {steps[0]} × {steps[1]} {what}")
+    return Shrunk(small, steps[0], steps[1], f"each cell is {kind} of {steps[0]} × {steps[1]} {what}")
+
+
+def _reduce(values: np.ndarray, axis: int, step: int, how: How) -> np.ndarray:
+    """Every `step` rows (or columns) to one; the last may stand for fewer."""
+    if axis == 1:
+        return _reduce(values.T, 0, step, how).T
+    reduce: Any = {"max": np.max, "sum": np.sum, "any": np.any}[how]
+    groups, rest = divmod(len(values), step)
+    # Much faster than ufunc.reduceat on large matrices.
+    parts = [reduce(values[: groups * step].reshape(groups, step, -1), axis=1)] if groups else []
+    if rest:
+        parts.append(reduce(values[groups * step :], axis=0, keepdims=True))
+    return np.concatenate(parts)
+
+
+def _wire_size(values: np.ndarray) -> int:
+    """Bytes of an array of float32 in a figure's JSON, in which plotly spells every "/" of the base64 with six."""
+    text = base64.b64encode(np.ascontiguousarray(values, np.float32).tobytes())
+    return len(text) + 5 * text.count(b"/")
 
 
 def frame(shrunk: Shrunk, row_name: str = "output channel") -> pd.DataFrame:
@@ -456,7 +480,7 @@ def colourbar(title: str, **more: Any) -> dict[str, Any]:
 def heatmap(shrunk: Shrunk, unit: str, **more: Any) -> go.Heatmap:
     """Cells at the channel numbers they stand for; zmin 0 and the sequential scale unless told otherwise."""
     array = shrunk.array
-    array = array.astype(np.uint8 if array.dtype == np.bool_ else np.float32, copy=False)
+    array = array.astype(np.uint8 if array.dtype in (np.bool_, np.uint8) else np.float32, copy=False)
     options = {
         "colorscale": SEQUENTIAL,
         "zmin": 0,
@@ -511,7 +535,12 @@ def block_span(widths: Sequence[int], block: int) -> tuple[int, int]:
 
 def block_of(widths: Sequence[int], column: int) -> int:
     """The block that holds a column."""
-    return int(np.searchsorted(np.cumsum(widths), column, side="right"))
+    return int(blocks_of(widths, [column])[0])
+
+
+def blocks_of(widths: Sequence[int], columns: Any) -> np.ndarray:
+    """The block that holds each of these columns."""
+    return np.searchsorted(np.cumsum(widths), np.asarray(columns), side="right")
 
 
 def note(figure: go.Figure, text: str, theme: Theme, **where: Any) -> None:
