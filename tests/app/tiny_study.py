@@ -1,0 +1,79 @@
+"""A study of a tiny random LLaMA, measured in memory: what pages need to show something within a second."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import torch
+from streamlit.testing.v1 import AppTest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import rose
+from app import session
+from app.study import Calibration, LoadedModel, Setup, Study
+
+MAIN = str(Path(__file__).parents[2] / "app" / "main.py")
+COLUMNAR = "model.layers.1.self_attn.o_proj"  # its last block of inputs is six times as strong as the others
+WIDTH, BLOCK = 64, 16
+
+
+def tiny_model() -> LlamaForCausalLM:
+    """Hidden size 64, three decoder blocks, four heads of 16 channels, so that heads and blocks coincide."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=WIDTH,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        model.model.layers[1].self_attn.v_proj.weight[-BLOCK:] *= 6
+    return model
+
+
+def measured_study(held_out: int = 2, sparsity: str = "0.7") -> Study:
+    """The study, finished, and placed where the app looks for the one of its set-up."""
+    setup = Setup(model="tiny", samples=8, length=32, held_out=held_out, block_size=BLOCK, sparsity=sparsity)
+    model = tiny_model()
+    tokens = torch.randint(3, 128, (8 + held_out, 32), generator=torch.Generator().manual_seed(1))
+    calibration = Calibration()
+    calibration.tokens, calibration.held_out = tokens[:8], tokens[8:] if held_out else None
+    calibration.blocks = list(rose.visit_blocks(model, calibration.tokens, held_out=calibration.held_out))
+    calibration.complete = True
+    study = Study(setup, lambda: LoadedModel(model, None, threading.Lock()), calibration)  # type: ignore[arg-type]
+    study.job.watch("test")
+    study.job.start()
+    study.job.wait(60)
+    assert study.job.status == "done", study.job.message
+    session._studies()[setup] = study
+    return study
+
+
+def open_page(page: str, study: Study | None = None, layer: str = COLUMNAR, **query: str) -> AppTest:
+    """The app on this page, with the study's set-up and this layer in the URL."""
+    app = AppTest.from_file(MAIN, default_timeout=60)
+    if study is not None:
+        for key, value in (study.setup.to_texts() | {"layer": layer} | query).items():
+            app.query_params[key] = value
+    app.run()
+    app.switch_page(page).run()
+    assert not app.exception, app.exception
+    return app
+
+
+def texts(app: AppTest) -> str:
+    """All that can be read on the page except inside figures."""
+    kinds = (app.title, app.markdown, app.caption, app.info, app.warning, app.error, app.latex)
+    return "\n".join(str(element.value) for kind in kinds for element in kind)
+
+
+def figures(app: AppTest) -> list[str]:
+    """The figures on the page, as the JSON that is sent to the browser."""
+    return [element.proto.spec or element.proto.figure.spec for element in app.get("plotly_chart")]
