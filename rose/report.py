@@ -75,7 +75,11 @@ class RunReport:
         return RunReport(self.layers, {**self.summary, **entries})
 
     def to_json(self) -> str:
-        rows = json.loads(self.layers.to_json(orient="records", double_precision=15))
+        # Not pandas' own to_json: it rounds to 15 decimals, which is little for a small error.
+        rows = [
+            {name: None if value != value else value for name, value in row.items()}
+            for row in self.layers.to_dict(orient="records")
+        ]
         return json.dumps({"summary": self.summary, "layers": rows}, indent=1)
 
     @classmethod
@@ -87,7 +91,10 @@ class RunReport:
         """
         try:
             data = json.loads(text)
-            return cls(pd.DataFrame(data["layers"]), data["summary"])
+            table = pd.DataFrame(data["layers"])
+            if "held_out_error" in table:
+                table["held_out_error"] = table["held_out_error"].astype(float)  # null everywhere has no dtype
+            return cls(table, data["summary"])
         except (ValueError, KeyError, TypeError) as problem:
             raise RoseError(f"This is not a report written by rose ({problem}); choose a report.json.") from problem
 

@@ -386,7 +386,7 @@ def test_interrupted_writing_leaves_nothing_behind(
 
 def test_nowhere_to_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(rose.RoseError, match="Nothing can be written to .*; choose another folder"):
+    with pytest.raises(rose.RoseError, match=r"Nothing can be written to .*; choose another folder"):
         loading.check_output(tmp_path / "file" / "below")
 
 

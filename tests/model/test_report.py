@@ -1,0 +1,139 @@
+"""Reports survive JSON, CSV and parquet to the last bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import rose
+from rose.report import LayerRecord, records_table, write_atomically
+from tests.model.families import make_model, make_tokens
+
+
+def record(number: int = 0, **changes: Any) -> LayerRecord:
+    base = LayerRecord(
+        layer=f"model.layers.{number}.mlp.up_proj",
+        block_index=number,
+        projection="mlp.up_proj",
+        rows=56,
+        columns=32,
+        method="rose",
+        sparsity=0.5,
+        relative_range=1 / 3,
+        is_columnar=False,
+        relative_error=0.1 + 0.2,
+        held_out_error=1 / 7,
+        damping=0.01,
+        dead_columns=0,
+        seconds=0.012345678901234567,
+        order="natural",
+        budget="block",
+    )
+    return dataclasses.replace(base, **changes)
+
+
+SETTINGS: dict[str, Any] = {"method": "rose", "sparsity": "0.5", "damping": 0.01, "held_out_samples": 0}
+RECORDS = {
+    "plain": [record(0), record(1, is_columnar=True)],
+    "without held-out": [record(0, held_out_error=None), record(1, held_out_error=None)],
+    "some held-out": [record(0), record(1, held_out_error=None)],
+    "tiny and huge": [record(0, relative_error=1.2345678901234567e-13), record(1, relative_error=9.87654321e17)],
+    "one layer": [record()],
+}
+
+
+@pytest.fixture(params=[*RECORDS, "a real run"])
+def report(request: pytest.FixtureRequest) -> rose.RunReport:
+    if request.param in RECORDS:
+        return rose.RunReport.from_records(RECORDS[request.param], **SETTINGS)
+    return rose.prune_model(make_model("llama"), make_tokens(), sparsity=0.5, block_size=16, held_out=make_tokens(2))
+
+
+def assert_same(table: pd.DataFrame, expected: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(table, expected, check_exact=True)
+
+
+def test_json_round_trip(report: rose.RunReport) -> None:
+    again = rose.RunReport.from_json(report.to_json())
+    assert again.summary == report.summary
+    assert_same(again.layers, report.layers)
+
+
+def test_saved_files_round_trip(report: rose.RunReport, tmp_path: Path) -> None:
+    report.save(tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"report.json", "layers.csv", "layers.parquet"}
+    again = rose.RunReport.from_json((tmp_path / "run" / "report.json").read_text())
+    assert again.summary == report.summary
+    assert_same(again.layers, report.layers)
+    assert_same(pd.read_parquet(tmp_path / "run" / "layers.parquet"), report.layers)
+    table = pd.read_csv(tmp_path / "run" / "layers.csv", float_precision="round_trip")
+    assert_same(table, report.layers)
+    report.save(tmp_path / "run")  # over an old one
+
+
+def test_json_is_strict(report: rose.RunReport) -> None:
+    """No NaN, which other programs do not read."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads(report.to_json(), parse_constant=refuse)
+
+
+def test_totals() -> None:
+    records = [
+        record(0, rows=10, columns=10, sparsity=0.5, relative_error=0.2, held_out_error=0.4, damping=0.01),
+        record(1, rows=10, columns=30, sparsity=0.7, relative_error=0.4, held_out_error=None, damping=0.1),
+        record(2, rows=10, columns=10, sparsity=0.5, is_columnar=True, relative_error=0.3, held_out_error=0.6),
+    ]
+    summary = rose.RunReport.from_records(records, damping=0.01).summary
+    assert summary["layers"] == 3
+    assert summary["weights"] == 500
+    assert summary["removed_fraction"] == pytest.approx((50 + 210 + 50) / 500)
+    assert summary["mean_relative_error"] == pytest.approx(0.3)
+    assert summary["mean_held_out_error"] == pytest.approx(0.5)
+    assert summary["columnar_layers"] == 1
+    assert summary["layers_with_raised_damping"] == 1
+
+
+def test_table_has_its_columns_even_when_empty() -> None:
+    table = records_table([])
+    assert table.columns.tolist() == [field.name for field in dataclasses.fields(LayerRecord)]
+    assert len(table) == 0
+    assert math.isnan(records_table([record(held_out_error=None)])["held_out_error"][0])
+
+
+def test_with_summary_leaves_the_original_alone() -> None:
+    report = rose.RunReport.from_records([record()], method="rose")
+    more = report.with_summary(perplexity=21.5)
+    assert more.summary["perplexity"] == 21.5
+    assert "perplexity" not in report.summary
+    assert more.layers is report.layers
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", "null", '{"layers": []}', '{"summary": {}}', '{"layers": 3, "summary": {}}']
+)
+def test_not_a_report(text: str) -> None:
+    with pytest.raises(rose.RoseError, match=r"not a report written by rose .*choose a report\.json"):
+        rose.RunReport.from_json(text)
+
+
+def test_failing_to_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    write_atomically(path, b"old")
+
+    def fail(*_args: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
