@@ -168,7 +168,7 @@ def pruning() -> PruningRun | None:
     return st.session_state.get("pruning")
 
 
-def start_pruning(request: Request) -> PruningRun:
+def start_pruning(request: Request) -> None:
     """Prunes copies of the current set-up's model; an earlier run is stopped, and its temporary files go."""
     chosen, earlier = setup(), pruning()
     if earlier is not None:
@@ -178,7 +178,6 @@ def start_pruning(request: Request) -> PruningRun:
     st.session_state.pruning = run
     run.job.watch(viewer())
     run.job.start()
-    return run
 
 
 def layer() -> str | None:

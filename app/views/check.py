@@ -8,9 +8,11 @@ import streamlit as st
 import rose
 from app import checking, components, session
 from app.checking import Findings, LayerChecks, Request
+from app.figures import check as figures
 from app.figures import style
 from app.study import Study
 from rose.layer.checks import AGREE, AGREE_ROUGHLY, OVERFIT, Check
+from rose.layer.pattern import parse_sparsity
 from rose.model.checks import CHECKS, check_layers
 
 # Status is never colour alone: a word, and an icon of another shape for each.
@@ -172,11 +174,11 @@ def _one_layer(study: Study, layer: str, findings: Findings | None) -> None:
 def _measures(study: Study, layer: str, findings: Findings, request: Request) -> None:
     gaps = [measures.disagreement for measures in findings.measures]
     agree = sum(gap <= AGREE for gap in gaps)
-    st.subheader(
-        f"Three measures of one error agree for {_of(agree, len(gaps), 'method')}, to {style.number(max(gaps))} "
-        "at worst",
-        anchor=False,
+    components.show(
+        figures.error_measures(findings.measures, layer=style.short_layer(layer), theme=session.theme()),
+        "three-measures",
     )
+    st.markdown(f"Agreement within {AGREE:g}: **{_of(agree, len(gaps), 'method')}**.")
     rows = [
         {
             "Status": BADGES[measures.check.status],
@@ -200,7 +202,10 @@ def _measures(study: Study, layer: str, findings: Findings, request: Request) ->
 
 
 def _overfitting(study: Study, layer: str, findings: Findings, request: Request) -> None:
-    last = findings.curve[-1]
+    drawing = figures.held_out_curve(
+        findings.curve, method=request.curve_method, layer=style.short_layer(layer), theme=session.theme()
+    )
+    components.show(drawing, "held-out-curve")
     rows = [
         {
             "Calibration tokens": f"{point.tokens}",
@@ -213,14 +218,8 @@ def _overfitting(study: Study, layer: str, findings: Findings, request: Request)
         }
         for point in findings.curve
     ]
-    if last.held_out_error is None:
+    if findings.curve[-1].held_out_error is None:
         st.info("Nothing was held out in this set-up; ask for held-out samples on the start page.")
-    else:
-        st.subheader(
-            f"{_label(request.curve_method)} fitted to {last.tokens} tokens: held-out error {last.held_out_error:.4f}, "
-            f"calibration error {last.calibration_error:.4f}",
-            anchor=False,
-        )
     st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt=f"Error of {layer} by calibration length")
     st.caption(
         f"Relative errors; {study.setup.held_out} × {study.setup.length} held-out tokens that no fit has seen. "
@@ -229,9 +228,9 @@ def _overfitting(study: Study, layer: str, findings: Findings, request: Request)
 
 
 def _sparsity(study: Study, layer: str, findings: Findings, request: Request) -> None:
-    kept = sum(found.check.status == "pass" for found in findings.sparsity)
-    st.subheader(
-        f"{style.sentence(_of(kept, len(findings.sparsity), 'method'))} removed what was promised", anchor=False
+    components.show(
+        figures.sparsity_by_method(findings.sparsity, layer=style.short_layer(layer), theme=session.theme()),
+        "sparsity-by-method",
     )
     rows = [
         {
@@ -304,6 +303,11 @@ def _all_layers(study: Study) -> None:
         icon=":material/download:",
         width="stretch",
     )
+    if not records.empty:
+        ratio = parse_sparsity(setup.sparsity).ratio
+        components.show(figures.sparsity_strip(records, ratio, theme=session.theme()), "sparsity-of-layers")
+        drawing = figures.damping_strip(records, setup.damping, marked_layer=session.layer(), theme=session.theme())
+        components.show(drawing, "damping-of-layers")
 
 
 def _pick(layers: list[str]) -> None:

@@ -1,3 +1,428 @@
+"""Prune: what does the whole model lose?"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
 import streamlit as st
 
-st.title("Prune")
+import rose
+from app import components, pruning, session
+from app.figures import comparison, style
+from app.figures import prune as figures
+from app.pruning import HELD_OUT, Outcome, PruningRun, Request
+from app.results import over_seeds, read_results
+from app.study import Setup
+from rose.model.calibration import SOURCES
+
+FILE = "a file"
+PROMPT = "Python is a programming language that"
+KEEP: dict[pruning.Keep, str] = {
+    "nothing": "do not keep",
+    "zip": "for download, .zip",
+    "folder": "in a folder on this machine",
+}
+SUMMARY, LAYERS, TEXTS, DOWNLOADS, SEEDS = "Perplexity", "Layers", "Texts", "Downloads", "Over seeds"
+
+
+def draw() -> None:
+    st.title("Prune: what does the whole model lose?")
+    setup, run = session.setup(), session.pruning()
+    with st.expander(
+        "What to prune, and how to judge it", expanded=run is None, icon=":material/tune:", key="prune-settings"
+    ):
+        request = _choose(setup)
+        with st.popover("The same from a terminal and from Python", icon=":material/terminal:", key="prune-code"):
+            st.code(pruning.command_lines(setup, request), language="bash", wrap_lines=True)
+            st.code(pruning.python_code(setup, request), language="python", wrap_lines=True)
+    _offer(setup, request, run)
+    if run is not None and run.job.status == "running":
+        _wait(run)
+    elif run is not None:
+        _ended(run)
+    view = st.segmented_control(
+        "Results",
+        [SUMMARY, LAYERS, TEXTS, DOWNLOADS, SEEDS],
+        default=SUMMARY,
+        required=True,
+        key="prune_view",
+        bind="query-params",
+        label_visibility="collapsed",
+    )
+    if view == SEEDS:
+        _seeds()
+    elif run is None or run.dense is None:
+        with st.container(border=True, height=160, horizontal_alignment="center", vertical_alignment="center"):
+            st.markdown("**Results show here as soon as the first model is pruned and judged.**")
+    else:
+        {SUMMARY: _summary, LAYERS: _layers, TEXTS: _texts, DOWNLOADS: _downloads}[view](run)
+
+
+# Choices
+
+
+def _choose(setup: Setup) -> Request:
+    st.caption(
+        f"Copies of **{setup.model}**, calibrated on {setup.samples} × {setup.length} tokens of {setup.text}, seed "
+        f"{setup.seed}, block size {setup.block_size}, damping {setup.damping:g}. Other models and calibrations: "
+        "start page."
+    )
+    one, two, three = st.columns([3, 1, 1])
+    methods = one.multiselect(
+        "Methods",
+        list(rose.METHODS),
+        default=["sparsegpt", "rose"],
+        format_func=lambda name: rose.METHODS[name].label,
+        key="prune_methods",
+        bind="query-params",
+        help="Each prunes a fresh copy, one after another.",
+    )
+    sparsities = two.text_input(
+        "Sparsities",
+        placeholder=setup.sparsity,
+        key="prune_sparsities",
+        bind="query-params",
+        help='Ratios or N:M, separated by spaces: "0.5 0.7 2:4". Every method at each of them.',
+    )
+    layers = three.text_input(
+        "Layers",
+        placeholder=setup.layers,
+        key="prune_layers",
+        bind="query-params",
+        help='Names separated by spaces, * allowed: "*.o_proj". Empty: those of the set-up.',
+    )
+    text, windows, length = _evaluation(setup)
+    prompt, new_tokens, keep, folder = _prompt_and_checkpoint()
+    return Request(
+        methods=tuple(methods),
+        sparsities=tuple(sparsities.replace(",", " ").split()) or (setup.sparsity,),
+        layers=layers.strip() or setup.layers,
+        threshold=session.threshold(),
+        evaluate=text,
+        windows=windows,
+        window_length=length,
+        prompt=prompt,
+        new_tokens=new_tokens,
+        keep=keep,
+        folder=folder,
+    )
+
+
+def _evaluation(setup: Setup) -> tuple[str, int, int]:
+    one, two, three, four = st.columns([2, 2, 1, 1], vertical_alignment="bottom")
+    text = one.selectbox(
+        "Perplexity on",
+        [HELD_OUT, *SOURCES, FILE],
+        format_func=lambda name: "held-out windows of the calibration" if name == HELD_OUT else name,
+        key="prune_text",
+        bind="query-params",
+        help="Held-out windows are of the same text as the calibration, and no fit has seen them. Of a data set it is "
+        "the test part. The packaged text has no such part: its first windows may be calibration text too.",
+    )
+    path = two.text_input("Path of a .txt or .jsonl file", key="prune_path", bind="query-params", disabled=text != FILE)
+    windows = three.number_input(
+        "Windows",
+        min_value=1,
+        value=None,
+        placeholder=str(_default_windows(setup, text)),
+        key="prune_windows",
+        bind="query-params",
+    )
+    length = four.number_input(
+        "Tokens each",
+        min_value=2,
+        value=None,
+        placeholder=str(setup.length),
+        key="prune_length",
+        bind="query-params",
+    )
+    return path if text == FILE else text, windows or _default_windows(setup, text), length or setup.length
+
+
+def _default_windows(setup: Setup, text: str) -> int:
+    return max(setup.held_out, 1) if text == HELD_OUT else 8
+
+
+def _prompt_and_checkpoint() -> tuple[str, int, pruning.Keep, str]:
+    one, two, three, four = st.columns([2, 1, 1, 2], vertical_alignment="bottom")
+    prompt = one.text_input(
+        "Prompt to continue",
+        value=PROMPT,
+        key="prune_prompt",
+        bind="query-params",
+        help="Every model writes on, always the most likely next token. Empty: none does.",
+    )
+    new_tokens = two.number_input(
+        "New tokens", min_value=1, max_value=500, value=30, key="prune_new_tokens", bind="query-params"
+    )
+    keep: pruning.Keep = three.selectbox(
+        "Checkpoints", list(KEEP), format_func=KEEP.__getitem__, key="prune_keep", bind="query-params"
+    )
+    folder = four.text_input(
+        "Folder on this machine",
+        key="prune_folder",
+        disabled=keep != "folder",
+        help="Each checkpoint is a new folder in it, with its report.",
+    )
+    return prompt, new_tokens, keep, folder
+
+
+def _offer(setup: Setup, request: Request, run: PruningRun | None) -> None:
+    """What the run would take, and the button; or a sentence that says what to mend."""
+    try:
+        request.check(setup)
+        cost = pruning.estimate(session.skeleton(setup.model), setup, request)
+        said = (
+            f"{style.sentence(style.count(len(request.pairs), 'copy', 'copies'))}, "
+            f"{style.count(cost.layers, 'layer')} each: about {components.duration(max(1.0, cost.seconds))}; besides "
+            f"the model {components.size(cost.model_memory)} for one copy at a time and "
+            f"{components.size(cost.memory)} for its calibration."
+        )
+        problem = ""
+    except rose.RoseError as wrong:
+        said, problem = "", str(wrong)
+    left, right = st.columns([1, 3], vertical_alignment="center")
+    left.button(
+        "Prune",
+        type="primary",
+        icon=":material/content_cut:",
+        on_click=session.start_pruning,
+        args=(request,),
+        disabled=bool(problem) or (run is not None and run.job.status == "running"),
+        key="prune-start",
+        width="stretch",
+    )
+    if problem:
+        right.warning(problem, icon=":material/warning:")
+    else:
+        right.caption(said)
+
+
+# The run
+
+
+def _wait(run: PruningRun) -> None:
+    finished = len(run.outcomes), run.dense is None
+
+    @st.fragment(run_every=1.0)
+    def poll() -> None:
+        if run.job.status != "running" or (len(run.outcomes), run.dense is None) != finished:
+            st.rerun()  # what the page shows below has changed
+        run.job.watch(session.viewer())
+        left = "" if run.remaining is None else f", about {components.duration(run.remaining)} left"
+        st.progress(run.fraction, text=f"{run.doing}. {components.duration(run.seconds)} so far{left}")
+        pruned = list(run.pruned)
+        if run.layers:
+            drawing = figures.progress_timeline(_timeline(pruned), run.layers, theme=session.theme())
+            with st.expander(drawing.caption, key="prune-timeline", on_change="rerun") as shown:
+                if shown.open:
+                    st.plotly_chart(drawing.figure, theme=None, key="prune-timeline-figure", alt=drawing.alt)
+        if st.button("Cancel", icon=":material/stop:", key="prune-cancel"):
+            run.job.leave(session.viewer())
+
+    poll()
+
+
+def _timeline(pruned: list[dict[str, object]]) -> pd.DataFrame:
+    return pd.DataFrame(pruned, columns=["layer", "projection", "relative_error", "seconds"])
+
+
+def _ended(run: PruningRun) -> None:
+    finished = style.count(len(run.outcomes), "model")
+    if run.job.status == "failed":
+        st.error(run.job.message, icon=":material/error:")
+    elif run.job.status == "cancelled":
+        kept = [str(outcome.checkpoint) for outcome in run.outcomes if run.request.keep == "folder"]
+        st.warning(
+            f"Cancelled after {finished}; the numbers of finished models are below, and temporary files are deleted."
+            + (f" Written: {', '.join(kept)}." if kept else ""),
+            icon=":material/stop:",
+        )
+
+
+# Results
+
+
+def _summary(run: PruningRun) -> None:
+    table = run.table()
+    rows = [
+        {
+            "Model": outcome.label,
+            "Perplexity": f"{outcome.perplexity:.2f}",
+            "× dense": f"{row['ratio_to_dense']:.2f}",
+            "Mean error, calibration": _error(row["mean_relative_error"]),
+            "Mean error, held-out": _error(row["mean_held_out_error"]),
+            "Weights removed": style.percent(row["removed_fraction"], 2),
+            "Pruning": "–" if outcome.report is None else components.duration(row["seconds"]),
+        }
+        for outcome, (_, row) in zip(_models(run), table.iterrows(), strict=True)
+    ]
+    st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt="Perplexity and errors of every model")
+    where = (
+        "held-out windows of the calibration text" if run.request.evaluate == HELD_OUT else f"{run.request.evaluate}"
+    )
+    st.caption(
+        f"Perplexity on {run.request.windows} × {run.request.window_length} tokens of {where}. Errors are relative, "
+        "means over layers, each on the inputs that the pruned blocks below it give. Weights removed: of the layers "
+        "that were pruned."
+    )
+    if run.request.evaluate == HELD_OUT and "measured" in run.request.methods:
+        st.caption("Measured order has chosen by these held-out windows, so its numbers are a little too good.")
+    if run.outcomes:
+        bars = table[table["method"] != "dense"].assign(run=[outcome.label for outcome in run.outcomes])
+        components.show(
+            figures.perplexity_bars(bars, dense=run.table()["perplexity"][0], theme=session.theme()), "perplexity"
+        )
+
+
+def _models(run: PruningRun) -> list[Outcome]:
+    return ([run.dense] if run.dense else []) + list(run.outcomes)
+
+
+def _error(value: float | None) -> str:
+    return "–" if value is None or pd.isna(value) else f"{value:.4f}"
+
+
+def _layers(run: PruningRun) -> None:
+    table = run.layer_table()
+    if table.empty:
+        st.info("The layers show here as soon as the first copy is pruned.")
+        return
+    one, two, three = st.columns(3)
+    asked = one.segmented_control(
+        "Sparsity", list(dict.fromkeys(table["asked"])), default=table["asked"].iloc[0], required=True
+    )
+    errors = {"relative_error": "calibration", "held_out_error": "held-out"}
+    column = two.segmented_control(
+        "Error on", list(errors), default="relative_error", required=True, format_func=errors.__getitem__
+    )
+    kinds: dict[Literal["lines", "dumbbell"], str] = {"lines": "every layer", "dumbbell": "largest differences"}
+    kind = three.segmented_control("Show", list(kinds), default="lines", required=True, format_func=kinds.__getitem__)
+    try:
+        drawing = figures.layer_errors(
+            table[table["asked"] == asked],
+            column=column,
+            kind=kind,
+            marked_layer=session.layer(),
+            theme=session.theme(),
+        )
+    except rose.RoseError as problem:
+        st.info(str(problem))
+        return
+    components.show(drawing, "layer-errors")
+
+
+def _texts(run: PruningRun) -> None:
+    if not run.request.prompt.strip():
+        st.info("No prompt was given; give one above and prune again.")
+        return
+    st.markdown("Always the most likely next token; the prompt was")
+    st.code(run.request.prompt, language=None, wrap_lines=True)
+    for outcome in _models(run):
+        st.markdown(f"**{outcome.label}**, perplexity {outcome.perplexity:.2f}")
+        st.code(outcome.text or "(nothing: the text ended)", language=None, wrap_lines=True)
+
+
+def _downloads(run: PruningRun) -> None:
+    left, right = st.columns(2)
+    left.download_button(
+        "All models, CSV",
+        run.table().to_csv(index=False),
+        "models.csv",
+        on_click="ignore",
+        icon=":material/download:",
+        width="stretch",
+    )
+    right.download_button(
+        "All layers, CSV",
+        functools.partial(_layer_csv, run),
+        "layers.csv",
+        on_click="ignore",
+        icon=":material/download:",
+        width="stretch",
+        disabled=not run.outcomes,
+    )
+    for outcome in run.outcomes:
+        _download_one(outcome)
+
+
+def _layer_csv(run: PruningRun) -> str:
+    return run.layer_table().to_csv(index=False)
+
+
+def _download_one(outcome: Outcome) -> None:
+    assert outcome.report is not None
+    name = pruning.run_name(outcome.method, outcome.sparsity)
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        st.markdown(f"**{outcome.label}**", width="stretch")
+        st.download_button(
+            "Report, JSON", outcome.report.to_json, f"{name}-report.json", on_click="ignore", key=f"{name}-report"
+        )
+        st.download_button(
+            "Layers, CSV",
+            outcome.report.layers.to_csv(index=False),
+            f"{name}-layers.csv",
+            on_click="ignore",
+            key=f"{name}-layers",
+        )
+        if outcome.checkpoint is None:
+            st.caption("checkpoint not kept")
+        elif not outcome.checkpoint.exists():
+            st.caption("checkpoint deleted")
+        elif outcome.checkpoint.is_dir():
+            st.caption(f"checkpoint in {outcome.checkpoint}")
+        else:
+            st.download_button(
+                f"Checkpoint, {components.size(outcome.checkpoint.stat().st_size)}",
+                functools.partial(Path.open, outcome.checkpoint, "rb"),  # read only for those who ask
+                f"{name}.zip",
+                on_click="ignore",
+                key=f"{name}-checkpoint",
+            )
+
+
+def _seeds() -> None:
+    one, two = st.columns(2)
+    upload = one.file_uploader("Results of many runs, CSV", type="csv", key="prune-results")
+    path = two.text_input(
+        "or its path on this machine",
+        key="prune_results_path",
+        bind="query-params",
+        help="rows.csv of `python -m rose compare`, or any CSV file with the columns method, sparsity, seed, "
+        "perplexity, mean_held_out_error and seconds.",
+    )
+    if upload is None and not path.strip():
+        st.info(
+            "Perplexities after pruning wobble by several per cent between seeds. `python -m rose compare` runs "
+            "methods over several of them; give its rows.csv here to see means and spread."
+        )
+        return
+    try:
+        table = read_results(upload if upload is not None else str(Path(path.strip()).expanduser()))
+    except rose.RoseError as problem:
+        st.error(str(problem), icon=":material/error:")
+        return
+    left, right = st.columns(2)
+    sparsities = list(dict.fromkeys(table["sparsity"]))
+    sparsity = left.segmented_control(
+        "Sparsity", sparsities, default=sparsities[0], required=True, key="seeds-sparsity"
+    )
+    column = right.segmented_control(
+        "Compare",
+        list(comparison.MEASURES),
+        default="perplexity",
+        required=True,
+        format_func=comparison.MEASURES.__getitem__,
+        key="seeds-column",
+    )
+    try:
+        components.show(comparison.over_seeds_bars(table, sparsity, column=column, theme=session.theme()), "over-seeds")
+    except rose.RoseError as problem:
+        st.info(str(problem))
+    st.dataframe(over_seeds(table), hide_index=True, alt="Means and spread by method and sparsity")
+
+
+draw()
