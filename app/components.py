@@ -124,7 +124,10 @@ def job_status(job: Job, key: str) -> None:
         else:
             left = "" if progress.remaining is None else f", about {duration(progress.remaining)} left"
             where = f"Decoder block {progress.block_index + 1} of {progress.blocks}"
-            text = f"{where}, {duration(progress.seconds)} so far{left}"
+            rate = ""
+            if progress.layers_done and progress.seconds:
+                rate = f", {progress.layers_done / progress.seconds:.1f} layers a second"
+            text = f"{where}, {duration(progress.seconds)} so far{left}{rate}"
             st.progress(min(progress.fraction, 1.0), text=text)
         if st.button("Cancel", key=f"{key}-cancel", icon=":material/stop:"):
             job.leave(session.viewer())

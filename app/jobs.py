@@ -16,7 +16,9 @@ from rose import Cancelled, Progress, RoseError
 logger = logging.getLogger(__name__)
 
 Status = Literal["running", "done", "cancelled", "failed"]
-ABANDONED_AFTER = 30.0  # seconds without a page asking; a browser that is open polls every second
+# Seconds without a page asking. An open page polls every second, but browsers wake hidden tabs only once a minute.
+ABANDONED_AFTER = 90.0
+LOOKING = 10.0  # seconds since the last poll of somebody whom a cancel by another would disturb
 
 
 class Job:
@@ -52,7 +54,8 @@ class Job:
         """A session cancels; the work stops unless another session is watching it too."""
         with self._lock:
             self._watchers.pop(viewer, None)
-            if not self._anybody():
+            # A page that was reloaded leaves its former self among the watchers; that must not outvote a cancel.
+            if not self._anybody(LOOKING):
                 self._cancelled.set()
 
     def tell(self, progress: Progress) -> None:
@@ -63,7 +66,7 @@ class Job:
     def check(self) -> None:
         """Raises `Cancelled` where nobody wants the work any more."""
         with self._lock:
-            alone = not self._anybody() and time.monotonic() - self._started > ABANDONED_AFTER
+            alone = not self._anybody(ABANDONED_AFTER) and time.monotonic() - self._started > ABANDONED_AFTER
         if alone or self._cancelled.is_set():
             raise Cancelled
 
@@ -71,9 +74,9 @@ class Job:
         """Blocks until the work has ended, or for `timeout` seconds."""
         self._thread.join(timeout)
 
-    def _anybody(self) -> bool:
+    def _anybody(self, within: float) -> bool:
         now = time.monotonic()
-        return any(now - seen < ABANDONED_AFTER for seen in self._watchers.values())
+        return any(now - seen < within for seen in self._watchers.values())
 
     def _run(self) -> None:
         try:

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from app import session, sidebar
 
 st.set_page_config(page_title="ROSE Explorer", page_icon=":material/local_florist:", layout="wide")
+st.html("<style>.stMainBlockContainer { padding: 3.5rem 3rem 4rem; }</style>")  # figures need the room
 session.begin()
 page = st.navigation(
     [

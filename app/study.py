@@ -22,6 +22,7 @@ import rose
 from app.jobs import Job, acquire
 from rose.layer.order import Order
 from rose.layer.pattern import parse_sparsity
+from rose.model.loading import parse_dtype
 from rose.model.pipeline import BlockStatistics, collect_inputs, condition_number, measure_layer
 from rose.model.structure import PrunableLayer, select_layers
 from rose.report import records_table
@@ -94,6 +95,11 @@ class Setup:
     def check(self) -> None:
         """Raises RoseError for values that no run could use, before any work."""
         parse_sparsity(self.sparsity)
+        parse_dtype(self.dtype)
+        if not self.model.strip() or not self.text.strip():
+            raise rose.RoseError("Give a model and a calibration text, by name or by path.")
+        if self.block_size < 1 or not 0 <= self.damping < float("inf"):
+            raise rose.RoseError("Choose a block size of at least 1 column and a damping of at least 0, such as 0.01.")
         if self.samples < 1 or self.length < 2 or self.held_out < 0:
             raise rose.RoseError("Choose at least 1 sample of at least 2 tokens, and 0 or more held-out samples.")
 
@@ -250,6 +256,16 @@ class Study:
 
     def held_out_statistics(self, layer: str) -> rose.InputStatistics | None:
         return self._layers[layer][2]
+
+    def added_damping(self, layer: str) -> float:
+        """λ, absolute, that this layer was measured with."""
+        with self._lock:
+            relative = next(record.damping for record in self._records if record.layer == layer)
+        return relative * float(self.statistics(layer).diagonal.mean())
+
+    def spectrum(self, layer: str) -> Tensor:
+        """Eigenvalues of H, descending, (in,); remembered. Cubic in the number of columns."""
+        return self.remember(("spectrum", layer), lambda: spectrum(self.statistics(layer)))
 
     def plan(self, layer: str, threshold: float = 0.5, sparsity: str | None = None) -> rose.OrderPlan:
         """Losses and order of one layer; remembered."""

@@ -1,0 +1,148 @@
+"""What the browser tests share: the app on a free port, a headless Chromium, and one measured set-up of the packaged model.
+
+All of it lives as long as the tests of this folder do. `measured` is the query string of a set-up that has been
+measured; any page opened with it shows results at once, because all browser sessions share studies.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE = 240_000  # milliseconds; a loaded two-core machine takes a minute only to read the model
+
+# A columnar layer with its whole decoder block, and attention of the first one: twelve layers, measured in seconds.
+SETUP = {
+    "layers": "model.layers.18.* model.layers.5.self_attn.o_proj model.layers.0.self_attn.*",
+    "samples": "4",
+    "length": "256",
+    "held_out": "2",
+}
+COLUMNAR_LAYER = "model.layers.18.self_attn.o_proj"
+MEASURED_LAYERS = 12
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = [item for item in items if Path(__file__).parent in item.path.parents]
+    for item in here:
+        item.add_marker("browser")
+        item.add_marker(pytest.mark.timeout(600))
+        if CHROMIUM is None:
+            item.add_marker(pytest.mark.skip(reason="no Chromium on this machine: install Debian's chromium"))
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the app, as `make app` serves it but on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "streamlit",
+                "run",
+                "app/main.py",
+                f"--server.port={port}",
+                "--server.headless=true",
+            ],
+            cwd=ROOT,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert process.poll() is None, log.read_text()
+            try:
+                urllib.request.urlopen(f"{address}/_stcore/health", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            pytest.fail(f"The app did not start:\n{log.read_text()}")
+        yield address
+    finally:
+        process.terminate()
+        process.wait(20)
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(server: str, browser: Browser) -> Iterator[Callable[..., Page]]:
+    """`open_page("layers", query, scheme="dark")`: a new browser session at 1280 × 800, settled.
+
+    At the end no page may show an exception or have raised one in its own scripts.
+    """
+    opened: list[tuple[Page, list[str]]] = []
+
+    def opener(path: str = "", query: str = "", scheme: str = "light") -> Page:
+        context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 800})  # type: ignore[arg-type]
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        opened.append((page, errors))
+        page.goto(f"{server}/{path}?{query}")
+        settle(page)
+        return page
+
+    yield opener
+    for page, errors in opened:
+        shown = page.get_by_test_id("stException").all_inner_texts()
+        page.context.close()
+        assert not shown, shown
+        assert not errors, errors
+
+
+@pytest.fixture(scope="package")
+def measured(server: str, browser: Browser) -> str:
+    """Query string of a set-up whose layers have been measured by pressing the button on the start page."""
+    query = urlencode(SETUP)
+    page = browser.new_page()
+    page.goto(f"{server}/?{query}")
+    measure(page)
+    page.close()
+    return query
+
+
+def settle(page: Page) -> None:
+    """Waits until the script has run to its end and everything it sent is on screen."""
+    done = page.locator('[data-testid="stApp"][data-test-script-state="notRunning"]')
+    expect(done).to_be_attached(timeout=PATIENCE)
+    # The element tree follows a moment after the state; a run that was asked for by this one shows up by then.
+    page.wait_for_timeout(150)
+    expect(done).to_be_attached(timeout=PATIENCE)
+    expect(page.get_by_test_id("stSkeleton")).to_have_count(0, timeout=PATIENCE)
+
+
+def measure(page: Page) -> None:
+    """Presses the start page's button and waits for the end of the run."""
+    page.get_by_role("button", name="Measure layers").click(timeout=PATIENCE)
+    expect(page.get_by_role("link", name="See all layers at a glance")).to_be_visible(timeout=PATIENCE)
+    settle(page)
