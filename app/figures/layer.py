@@ -88,7 +88,14 @@ def weight_map(
     return Drawing(figure, caption, alt, style.frame(shrunk))
 
 
-def weight_surface(weight: Any, *, layer: str = "", theme: Theme = "light") -> Drawing:
+def weight_surface(
+    weight: Any,
+    *,
+    widths: Sequence[int] = (),
+    layer: str = "",
+    marked_block: int | None = None,
+    theme: Theme = "light",
+) -> Drawing:
     """|W| as a surface over input channel × output channel (the paper's Figure 1b)."""
     magnitude = np.abs(style.to_numpy(weight))
     shrunk = style.shrink(magnitude, SURFACE_CELLS)
@@ -104,6 +111,18 @@ def weight_surface(weight: Any, *, layer: str = "", theme: Theme = "light") -> D
         hovertemplate="input channel %{x}<br>output channel %{y}<br>|W| %{z:.4g}<extra></extra>",
     )
     figure = go.Figure(surface)
+    if marked_block is not None:
+        start, end = style.block_span(widths, marked_block)
+        deep, top = len(magnitude) - 1, 0.6 * float(shrunk.array.max())
+        for edge in (start, end - 1):  # a gate at each side of the block
+            figure.add_scatter3d(
+                x=[edge] * 4,
+                y=[0, 0, deep, deep],
+                z=[0, top, top, 0],
+                mode="lines",
+                line={"color": style.MARK, "width": 6},
+                hoverinfo="skip",
+            )
     style.base(figure, theme, finding, f"|W|{_of(layer)} as a surface; {shrunk.note}", height=560)
     axis = {"tickfont": {"size": 12}}
     figure.update_layout(
@@ -117,6 +136,8 @@ def weight_surface(weight: Any, *, layer: str = "", theme: Theme = "light") -> D
     )
     figure.update_layout(margin={"l": 8, "r": 8, "b": 8})
     caption = f"Ridges along the output channels are strong input channels: {strongest}."
+    if marked_block is not None:
+        caption += f" Block {marked_block} stands between the two frames."
     alt = f"3-D surface of the absolute weights{_of(layer)} over input and output channel. {caption}"
     return Drawing(figure, caption, alt, style.frame(shrunk))
 

@@ -44,7 +44,7 @@ BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE = (
     "#b28e50",
     "#8c523f",
     "#4040ff",
-    "#4b6473",
+    "#506a79",
     "#0d86ff",
     "#2da2b2",
     "#b2099d",
@@ -204,7 +204,7 @@ def number(value: float) -> str:
         return "∞" if value > 0 else "−∞"
     if value == 0:
         return "0"
-    exponent = math.floor(math.log10(abs(value)))
+    exponent = int(f"{value:.2e}".partition("e")[2])  # of the rounded value: 99.96 is 100
     if exponent < -4 or exponent >= 6:
         mantissa = value / 10.0**exponent
         return f"{mantissa:.2f} × 10{_superscript(exponent)}".replace("-", "−")
@@ -311,8 +311,6 @@ def shrink(array: Any, limit: int = MAX_CELLS, how: How = "max", what: str = "we
     single = what.removesuffix("s")
     if how == "any":
         values = values.astype(bool)
-    if steps == [1, 1]:
-        return Shrunk(values, 1, 1, f"each cell is one {single}")
     while True:
         small = values
         for axis, step in enumerate(steps):  # rows first: whole rows are contiguous, so this is the fast direction
@@ -320,6 +318,8 @@ def shrink(array: Any, limit: int = MAX_CELLS, how: How = "max", what: str = "we
         if small.dtype.kind != "f" or _wire_size(small) <= MAX_WIRE:
             break
         steps[0] *= 2
+    if steps == [1, 1]:
+        return Shrunk(small, 1, 1, f"each cell is one {single}")
     kind = {"max": "the maximum", "sum": "the sum", "any": "true where any is true"}[how]
     return Shrunk(small, steps[0], steps[1], f"each cell is {kind} of {steps[0]} × {steps[1]} {what}")
 

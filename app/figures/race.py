@@ -1,0 +1,159 @@
+"""Two sweeps of one layer side by side, for teaching: the weights as they stand, and the error as it grows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from app.figures import style
+from app.figures.style import Drawing, Shrunk, Theme
+from rose import LayerResult, RoseError
+
+CELLS = 128  # a side, for each of the two matrices
+
+
+def sweep_race(
+    results: tuple[LayerResult, LayerResult],
+    step: int,
+    dense_energy: float,
+    *,
+    layer: str = "",
+    height: int = 540,
+    theme: Theme = "light",
+) -> Drawing:
+    """Two traced sweeps after `step` blocks: |W| in the order visited above, error so far below.
+
+    Args:
+        results: of the same layer, in the two orders to be compared.
+        step: 0 (nothing pruned) to the number of blocks.
+        dense_energy: tr(W H Wᵀ), what errors are relative to.
+
+    Raises:
+        RoseError: a result without trace, or a step that does not exist.
+    """
+    traces = [result.trace for result in results]
+    blocks = len(results[0].order.widths)
+    if any(trace is None for trace in traces):
+        raise RoseError("Sweeps can only be shown as they went if they were made with trace=True.")
+    if not 0 <= step <= blocks:
+        raise RoseError(f"This sweep has steps 0 to {blocks}, so there is no step {step}.")
+    looks = [style.order_style(result.order.name) for result in results]
+    figure = make_subplots(
+        rows=2,
+        cols=2,
+        specs=[[{}, {}], [{"colspan": 2}, None]],
+        row_heights=[0.46, 0.54],
+        vertical_spacing=0.2,
+        horizontal_spacing=0.06,
+        subplot_titles=[look.label for look in looks],
+    )
+    figure.update_annotations(font_size=style.FONT_SIZE + 1)
+    for column, result in enumerate(results, 1):
+        note = _matrix(figure, column, result, step)
+    curves = [_curve(result, dense_energy) for result in results]
+    for curve, look in zip(curves, looks, strict=True):
+        _line(figure, curve, step, look)
+    now, final = [float(curve[step]) for curve in curves], [float(curve[-1]) for curve in curves]
+    finding = _finding(looks, now, step, blocks)
+    of = f" of {layer}" if layer else ""
+    what = f"|W|{of}, columns as visited, {note}; {_white(theme)}: pruned. Below: error so far"
+    style.base(figure, theme, finding, what, height=height)
+    figure.update_layout(plot_bgcolor="rgba(0,0,0,0)")
+    figure.update_xaxes(title_text="pruned blocks", range=[-0.1, blocks + 0.1], row=2, col=1)
+    figure.update_xaxes(dtick=1 if blocks <= 16 else None, row=2, col=1)
+    figure.update_yaxes(range=[0, max(final) * 1.08 or 1], title_text="relative error", row=2, col=1)
+    for annotation in figure.layout.annotations[:2]:
+        annotation.update(yshift=2)
+    figure.update_layout(margin={"t": figure.layout.margin.t + 20})
+    caption = (
+        f"Error so far, damping included: {looks[0].label} {style.number(now[0])}, {looks[1].label} "
+        f"{style.number(now[1])}; at the end {style.number(final[0])} and {style.number(final[1])}."
+    )
+    table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)})
+    for result, curve in zip(results, curves, strict=True):
+        table[result.order.name] = curve
+    alt = f"Two heatmaps of the weights during sweeps in different orders, and their error curves. {finding}. {caption}"
+    return Drawing(figure, caption, alt, table)
+
+
+def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int) -> str:
+    """Adds one heatmap with the front of its sweep; returns what a cell is, in words."""
+    trace, order = result.trace, result.order
+    assert trace is not None  # checked by the caller
+    position = style.to_numpy(order.permutation)
+    magnitude = np.abs(style.to_numpy(trace.weights[step]))[:, position]
+    shrunk = style.shrink(magnitude, CELLS)
+    top, _ = style.ceiling(style.shrink(np.abs(style.to_numpy(trace.weights[0])), CELLS).array)
+    shown = Shrunk(np.where(shrunk.array == 0, np.nan, shrunk.array), *shrunk[1:])
+    heat = style.heatmap(shown, "|W|", zmax=top, showscale=False, hoverongaps=False)
+    figure.add_trace(heat, row=1, col=column)
+    rows, columns = magnitude.shape
+    hidden = {"showticklabels": False, "ticks": "", "showgrid": False, "zeroline": False}
+    figure.update_xaxes(range=[-0.5, columns - 0.5], row=1, col=column, **hidden)
+    figure.update_yaxes(range=[rows - 0.5, -0.5], row=1, col=column, **hidden)
+    if step:
+        end = sum(order.widths[:step])
+        start = end - order.widths[step - 1]
+        figure.add_shape(
+            type="rect",
+            x0=start - 0.5,
+            x1=end - 0.5,
+            y0=-0.5,
+            y1=rows - 0.5,
+            line={"color": style.MARK, "width": 3},
+            row=1,
+            col=column,
+        )
+    return shrunk.note
+
+
+def _curve(result: LayerResult, dense_energy: float) -> np.ndarray:
+    errors = style.to_numpy(result.block_error).astype(np.float64)
+    return np.concatenate([[0.0], np.cumsum(errors)]) / (dense_energy or 1.0)
+
+
+def _line(figure: go.Figure, curve: np.ndarray, step: int, look: style.Style) -> None:
+    """The curve to come, faint, and what has arisen so far, strong."""
+    x = np.arange(len(curve), dtype=np.int32)
+    figure.add_scatter(
+        x=x, y=curve, mode="lines", line={"color": look.colour, "width": 1.5, "dash": "dot"}, opacity=0.6,
+        hoverinfo="skip", row=2, col=1,
+    )  # fmt: skip
+    figure.add_scatter(
+        x=x[: step + 1],
+        y=curve[: step + 1],
+        mode="lines+markers",
+        name=look.label,
+        line={"color": look.colour, "width": 3},
+        marker={"symbol": look.symbol, "size": 9},
+        hovertemplate=f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}<extra></extra>",
+        row=2,
+        col=1,
+    )
+    figure.add_annotation(
+        x=len(curve) - 1,
+        y=float(curve[-1]),
+        text=look.label,
+        showarrow=False,
+        xanchor="right",
+        yanchor="bottom",
+        font={"color": look.colour},
+        row=2,
+        col=1,
+    )
+
+
+def _finding(looks: list[style.Style], now: list[float], step: int, blocks: int) -> str:
+    if step == 0:
+        return f"Nothing is pruned yet: {style.count(blocks, 'block')} to go"
+    if now[0] == now[1]:
+        return f"After {step} of {blocks} blocks both orders have the same error"
+    less = int(now[1] < now[0])
+    share = 1 - now[less] / now[1 - less]
+    return f"After {step} of {blocks} blocks, {looks[less].label} has {style.percent(share)} less error"
+
+
+def _white(theme: Theme) -> str:
+    return "white" if theme == "light" else "dark"

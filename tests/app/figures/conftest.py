@@ -1,0 +1,63 @@
+"""A small columnar layer with a narrow last block, pruned in two orders, and a made-up model of twelve layers."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+import rose
+
+ROWS, COLUMNS, BLOCK = 24, 40, 16  # blocks of 16, 16 and 8 columns
+
+
+@pytest.fixture(scope="package")
+def lab() -> SimpleNamespace:
+    """weight, statistics, plan, and results by order; the last, narrow block is the strong one."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(ROWS, COLUMNS, generator=generator)
+    weight[:, 32:] *= 4
+    mixing = torch.eye(COLUMNS) + 0.3 * torch.randn(COLUMNS, COLUMNS, generator=generator)
+    statistics = rose.InputStatistics(COLUMNS)
+    statistics.update(torch.randn(200, COLUMNS, generator=generator) @ mixing)
+    results = {
+        order: rose.prune_layer(
+            weight, statistics, method="sparsegpt", sparsity=0.5, block_size=BLOCK, order=order, trace=True
+        )
+        for order in ("natural", "two_level", "hessian")
+    }
+    plan = rose.plan_order(weight, statistics, sparsity=0.5, block_size=BLOCK)
+    energy = float(((weight @ statistics.hessian) * weight).sum())
+    return SimpleNamespace(weight=weight, statistics=statistics, plan=plan, results=results, energy=energy)
+
+
+@pytest.fixture(scope="package")
+def records() -> pd.DataFrame:
+    """Two methods on four decoder blocks of three layers; o_proj of blocks 1 and 3 are columnar."""
+    rows = []
+    for block in range(4):
+        for place, projection in enumerate(("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")):
+            spread = 0.6 + 0.1 * block if projection == "self_attn.o_proj" and block % 2 else 0.02 * (1 + block + place)
+            for method, error in (("sparsegpt", 0.10 + 0.01 * block), ("rose", 0.09 + 0.01 * block)):
+                rows.append(
+                    {
+                        "layer": f"model.layers.{block}.{projection}",
+                        "block_index": block,
+                        "projection": projection,
+                        "rows": 10,
+                        "columns": 100,
+                        "method": method,
+                        "sparsity": 0.7,
+                        "relative_range": spread,
+                        "is_columnar": spread > 0.5,
+                        "relative_error": error if spread > 0.5 else 0.10 + 0.01 * block,
+                        "held_out_error": None if place == 2 else error * 1.5,
+                        "damping": 0.1 if (block, place) == (2, 0) else 0.01,
+                        "dead_columns": 0,
+                        "seconds": 0.5,
+                        "condition": 10.0 ** (block + 1),
+                    }
+                )
+    table = pd.DataFrame(rows)
+    table["held_out_error"] = table["held_out_error"].astype(float)
+    return table

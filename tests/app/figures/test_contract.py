@@ -1,0 +1,134 @@
+"""What every figure promises, whatever it shows."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from app.figures import check, layer, learn, order_lab, overview, prune, style
+from app.figures.style import Drawing
+from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
+
+NAME = "model.layers.1.self_attn.o_proj"
+CURVE = [CurvePoint(256, 0.02, 0.09, 0.01), CurvePoint(512, 0.03, 0.06, 0.01)]
+POSITIONS = pd.DataFrame({"position": [0, 1, 2], "relative_error": [0.10, 0.12, 0.15]})
+ORDERS = pd.DataFrame(
+    [(o, b, s, e) for o, e in (("natural", 0.2), ("global", 0.1)) for b in ("block", "layer") for s in (0.5, 0.7)],
+    columns=["order", "budget", "sparsity", "relative_error"],
+)
+PERPLEXITY = pd.DataFrame({"method": ["sparsegpt", "magnitude"], "perplexity": [32.2, 30000.0]})
+MEASURES = [ErrorMeasures("sparsegpt", 2.0, 2.002, 2.001, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
+REALISED = [RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0)]
+
+Draw = Callable[[SimpleNamespace, pd.DataFrame, style.Theme], Drawing]
+FIGURES: dict[str, Draw] = {
+    "model_map": lambda x, r, t: overview.model_map(r, theme=t, marked_layer=NAME),
+    "model_map_gain": lambda x, r, t: overview.model_map(r, "gain", theme=t),
+    "model_map_condition": lambda x, r, t: overview.model_map(r, "condition", theme=t),
+    "range_strip": lambda x, r, t: overview.range_strip(r, theme=t, marked_layer=NAME),
+    "top_layers": lambda x, r, t: overview.top_layers(r, theme=t, marked_layer=NAME),
+    "weight_map": lambda x, r, t: layer.weight_map(x.weight, widths=x.plan.block_width, marked_block=2, theme=t),
+    "weight_surface": lambda x, r, t: layer.weight_surface(x.weight, theme=t),
+    "hessian_diagonal": lambda x, r, t: layer.hessian_diagonal(
+        x.statistics.diagonal, added=1.0, widths=x.plan.block_width, marked_block=2, theme=t
+    ),
+    "hessian_diagonal_log": lambda x, r, t: layer.hessian_diagonal(
+        x.statistics.diagonal, added=1.0, arrange="sorted", scale="log", theme=t
+    ),
+    "hessian_spectrum": lambda x, r, t: layer.hessian_spectrum(
+        torch.linalg.eigvalsh(x.statistics.hessian), added=1.0, theme=t
+    ),
+    "importance_map": lambda x, r, t: layer.importance_map(x.plan, marked_block=2, theme=t),
+    "potential_loss_map": lambda x, r, t: layer.potential_loss_map(x.plan, marked_block=2, theme=t),
+    "prepruning_mask": lambda x, r, t: layer.prepruning_mask(x.plan, marked_block=2, theme=t),
+    "column_loss_map": lambda x, r, t: layer.column_loss_map(x.plan, marked_block=2, theme=t),
+    "block_loss_bars": lambda x, r, t: layer.block_loss_bars(x.plan, marked_block=2, theme=t),
+    "order_picture": lambda x, r, t: layer.order_picture(x.plan, marked_block=2, marked_column=33, theme=t),
+    "method_errors": lambda x, r, t: layer.method_errors(r, theme=t),
+    "error_curve": lambda x, r, t: order_lab.error_curve(x.results, x.energy, step=1, theme=t),
+    "damage_split": lambda x, r, t: order_lab.damage_split(
+        x.results["two_level"].trace, x.results["two_level"].order, x.plan, step=1, theme=t
+    ),
+    "sweep_frame": lambda x, r, t: order_lab.sweep_frame(
+        x.results["two_level"].trace, x.results["two_level"].order, 2, theme=t
+    ),
+    "sweep_change": lambda x, r, t: order_lab.sweep_frame(
+        x.results["two_level"].trace, x.results["two_level"].order, 2, show="change", arrange="natural", theme=t
+    ),
+    "sweep_animation": lambda x, r, t: order_lab.sweep_animation(
+        x.results["two_level"].trace, x.results["two_level"].order, theme=t
+    ),
+    "position_curve": lambda x, r, t: order_lab.position_curve(POSITIONS, block=2, natural=2, theme=t),
+    "order_bars": lambda x, r, t: order_lab.order_bars(ORDERS, theme=t),
+    "order_budget_matrix": lambda x, r, t: order_lab.order_budget_matrix(ORDERS, theme=t),
+    "error_measures": lambda x, r, t: check.error_measures(MEASURES, theme=t),
+    "held_out_curve": lambda x, r, t: check.held_out_curve({"0": CURVE, "1": CURVE}, theme=t),
+    "sparsity_by_method": lambda x, r, t: check.sparsity_by_method(REALISED, theme=t),
+    "sparsity_strip": lambda x, r, t: check.sparsity_strip(r, 0.7, theme=t),
+    "damping_strip": lambda x, r, t: check.damping_strip(r, 0.01, marked_layer=NAME, theme=t),
+    "layer_errors": lambda x, r, t: prune.layer_errors(r, theme=t),
+    "layer_errors_dumbbell": lambda x, r, t: prune.layer_errors(r, kind="dumbbell", theme=t),
+    "perplexity_bars": lambda x, r, t: prune.perplexity_bars(PERPLEXITY, dense=20.7, theme=t),
+    "progress_timeline": lambda x, r, t: prune.progress_timeline(r[r["method"] == "rose"], 30, theme=t),
+    "number_matrix": lambda x, r, t: learn.number_matrix(x.plan.importance[:4, :9], (3, 3, 3), theme=t),
+    "permutation_strip": lambda x, r, t: learn.permutation_strip([7, 6, 8, 1, 0, 2, 5, 4, 3], (3, 3, 3), theme=t),
+    "strength_curve": lambda x, r, t: learn.strength_curve([(0, 0.1, 1.0), (2, 0.7, 0.9)], marked=1, theme=t),
+}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure(name: str, theme: style.Theme, lab: SimpleNamespace, records: pd.DataFrame) -> None:
+    before = records.copy()
+    drawing = FIGURES[name](lab, records, theme)
+    figure, layout = drawing.figure, drawing.figure.layout
+    assert len(figure.to_json()) < 2_000_000
+    assert re.match(r"<b>[A-Z0-9].*</b><br><span", layout.title.text), "a finding, and below it what is drawn"
+    assert drawing.caption.endswith(".")
+    assert re.search(r"\d", drawing.caption), "captions carry numbers"
+    assert drawing.caption in drawing.alt
+    assert len(drawing.alt) > len(drawing.caption)
+    assert len(drawing.data) > 0
+    assert json.loads(drawing.data.to_json(orient="records"))
+    assert layout.template.layout.font.color == style.INKS[theme].text
+    assert layout.template.layout.paper_bgcolor == "rgba(0,0,0,0)"
+    _large_enough(figure.to_plotly_json())
+    _typed_arrays(drawing)
+    pd.testing.assert_frame_equal(records, before)
+
+
+def _large_enough(tree: object) -> None:
+    """No text below 14 px outside the 3-D axes, whose labels have their own scale."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key in ("font", "tickfont", "textfont") and isinstance(value, dict) and "size" in value:
+                assert value["size"] >= 14, value
+            elif key != "scene":
+                _large_enough(value)
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            _large_enough(value)
+
+
+def _typed_arrays(drawing: Drawing) -> None:
+    for trace in drawing.figure.data:
+        if trace.type in ("heatmap", "surface"):
+            assert isinstance(trace.z, np.ndarray)
+            assert trace.z.dtype in (np.float32, np.uint8)
+            assert max(trace.z.shape) <= style.MAX_CELLS
+
+
+def test_no_streamlit_in_figures() -> None:
+    code = (
+        "import sys\n"
+        "from app.figures import check, layer, learn, order_lab, overview, prune, style\n"
+        "assert 'streamlit' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

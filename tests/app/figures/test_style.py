@@ -1,0 +1,207 @@
+"""Colours that everybody can tell apart, numbers in words, and shrinking that hides no column."""
+
+import itertools
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import rose
+from app.figures import style
+from rose.layer.order import order_names
+
+PAGES = {"light": "#ffffff", "dark": "#14121a"}
+# Severe protanopia and deuteranopia, Machado, Oliveira and Fernandes 2009.
+VISION = {
+    "normal": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+}
+
+
+def linear(colour: str) -> np.ndarray:
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted(float(linear(c) @ [0.2126, 0.7152, 0.0722]) for c in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def lab(channels: np.ndarray) -> np.ndarray:
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ channels / np.array([0.9505, 1, 1.089])
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("theme", PAGES)
+def test_every_colour_stands_out_from_both_pages(theme: str) -> None:
+    for colour in (*style.PALETTE, style.MARK):
+        assert contrast(colour, PAGES[theme]) >= 3, colour
+    assert contrast(style.INKS[theme].text, PAGES[theme]) >= 7
+    assert contrast(style.INKS[theme].muted, PAGES[theme]) >= 4.5
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_no_two_colours_look_alike(vision: str) -> None:
+    seen = {colour: lab(np.clip(VISION[vision] @ linear(colour), 0, 1)) for colour in style.PALETTE}
+    for one, other in itertools.combinations(style.PALETTE, 2):
+        assert np.linalg.norm(seen[one] - seen[other]) >= 15, (one, other)
+
+
+def test_every_order_and_method_of_the_engine_has_a_colour_of_its_own() -> None:
+    bases = {name.removesuffix("_ascending") for name in order_names()} | {"custom"}
+    assert bases == set(style.ORDER_COLOURS)
+    assert len(set(style.ORDER_COLOURS.values())) == len(bases)
+    own = {name: colour for name, colour in style.METHOD_COLOURS.items() if name != "rose_global_refit"}
+    assert set(rose.METHODS) == set(style.METHOD_COLOURS)
+    assert len(set(own.values())) == len(own)
+    refit, plain = style.method_style("rose_global_refit"), style.method_style("rose_global")
+    assert refit.colour == plain.colour
+    assert (refit.dash, refit.pattern) != (plain.dash, plain.pattern)
+
+
+def test_a_method_that_is_an_order_has_its_colour() -> None:
+    for method, order in (("sparsegpt", "natural"), ("rose", "two_level"), ("rose_global", "global")):
+        assert style.METHOD_COLOURS[method] == style.ORDER_COLOURS[order]
+
+
+def test_labels_are_for_people() -> None:
+    assert style.order_style("natural").label == "Natural (SparseGPT)"
+    assert style.order_style("two_level").label == "Two-level (ROSE)"
+    assert style.order_style("global").label == "Global (ours)"
+    assert style.order_style("random:7").label == "Random, seed 7"
+    ascending = style.order_style("two_level_ascending")
+    assert ascending.label == "Two-level (ROSE), ascending"
+    assert ascending.colour == style.ORDER_COLOURS["two_level"]
+    assert ascending.dash != style.order_style("two_level").dash
+
+
+def test_an_unknown_name_keeps_one_colour() -> None:
+    assert style.method_style("my_method") == style.method_style("my_method")
+    assert style.method_style("my_method").colour in style.PALETTE
+    assert style.method_style("my_method").label == "my method"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.12345, "0.123"),
+        (1.6, "1.60"),
+        (99.96, "100"),
+        (123.4, "123"),
+        (12345.6, "12 346"),
+        (-0.5, "−0.500"),
+        (0.00002784, "2.78 × 10⁻⁵"),
+        (3.31e8, "3.31 × 10⁸"),
+        (float("nan"), "–"),
+        (float("inf"), "∞"),
+    ],
+)
+def test_number(value: float, text: str) -> None:
+    assert style.number(value) == text
+
+
+def test_words() -> None:
+    assert style.count(4, "layer") == "four layers"
+    assert style.count(1, "layer") == "one layer"
+    assert style.count(0, "layer") == "no layers"
+    assert style.count(2100, "layer") == "2 100 layers"
+    assert style.percent(0.1234) == "12.3 %"
+    assert style.short_layer("model.layers.18.self_attn.o_proj") == "18 · o_proj"
+    assert style.short_layer("lm_head") == "lm_head"
+
+
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.floats(0, 100, width=32)),
+    st.integers(1, 12),
+)
+def test_shrinking_keeps_maximum_and_sum(values: np.ndarray, limit: int) -> None:
+    largest = style.shrink(values, limit)
+    assert max(largest.array.shape) <= limit
+    for row, column in np.ndindex(*largest.array.shape):
+        cell = values[
+            row * largest.rows : (row + 1) * largest.rows, column * largest.columns : (column + 1) * largest.columns
+        ]
+        assert largest.array[row, column] == cell.max()
+    assert style.shrink(values.astype(np.float64), limit, "sum").array.sum() == pytest.approx(
+        values.sum(dtype=np.float64)
+    )
+    assert style.shrink(values > 50, limit, "any").array.any() == (values > 50).any()
+
+
+def test_one_strong_column_survives() -> None:
+    weight = torch.zeros(1200, 1100, dtype=torch.bfloat16)
+    weight[:, 777] = 3
+    shrunk = style.shrink(weight)
+    assert shrunk.array.shape == (400, 367)
+    assert (shrunk.array.max(0) == 3).nonzero()[0].tolist() == [777 // 3]
+    assert shrunk.note == "each cell is the maximum of 3 × 3 weights"
+
+
+def test_a_matrix_that_fits_is_not_shrunk() -> None:
+    values = np.arange(6.0).reshape(2, 3)
+    shrunk = style.shrink(values)
+    assert shrunk.array.tolist() == values.tolist()
+    assert shrunk.note == "each cell is one weight"
+
+
+def test_cells_whose_text_would_be_too_long_are_shrunk_further() -> None:
+    # Plotly escapes every slash of the base64; these floats are full of them.
+    slashes = np.frombuffer(b"\xff\xff\x7f\x3f" * 512 * 512, np.float32).reshape(512, 512)
+    shrunk = style.shrink(slashes)
+    assert len(go.Figure(style.heatmap(shrunk, "x")).to_json()) < 2_000_000
+    assert shrunk.note == f"each cell is the maximum of {shrunk.rows} × 1 weights"
+    assert shrunk.rows > 1
+
+
+@pytest.mark.parametrize("bad", [np.zeros(3), np.zeros((0, 3)), np.zeros((2, 2, 2))])
+def test_only_a_matrix_can_be_drawn(bad: np.ndarray) -> None:
+    with pytest.raises(rose.RoseError, match="matrix"):
+        style.shrink(bad)
+
+
+def test_the_table_says_what_a_cell_is() -> None:
+    table = style.frame(style.shrink(np.ones((4, 6)), 2))
+    assert table.columns.tolist() == ["output channel (each cell is the maximum of 2 × 3 weights)", "0", "3"]
+    assert table.iloc[:, 0].tolist() == [0, 2]
+
+
+def test_outliers_do_not_darken_everything_else() -> None:
+    values = np.ones((100, 100))
+    values[0, 0] = 50
+    top, note = style.ceiling(values)
+    assert top == 1
+    assert note == "; colours end at 1.00, the largest is 50.0"
+    assert style.ceiling(np.linspace(0, 1, 100)) == (1, "")
+    assert style.ceiling(np.zeros(4)) == (1, "")
+
+
+def test_titles_wrap_but_numbers_stay_whole() -> None:
+    figure = style.base(go.Figure(), "light", "This title is as long as it takes to put a break at 2.78 × 10⁻⁵", "what")
+    assert "2.78 × 10⁻⁵" in figure.layout.title.text
+    assert figure.layout.title.text.count("<br>") == 2
+    assert figure.layout.title.text.startswith("<b>This title")
+
+
+def test_unknown_theme_and_block() -> None:
+    with pytest.raises(rose.RoseError, match="light or dark"):
+        style.base(go.Figure(), "sepia", "a", "b")  # type: ignore[arg-type]
+    with pytest.raises(rose.RoseError, match="blocks 0 to 2"):
+        style.block_span((16, 16, 8), 3)
+
+
+def test_blocks_of_columns() -> None:
+    assert style.block_span((16, 16, 8), 2) == (32, 40)
+    assert style.blocks_of((16, 16, 8), [0, 15, 16, 31, 32, 39]).tolist() == [0, 0, 1, 1, 2, 2]
