@@ -48,10 +48,13 @@ class DampedHessian:
 
         The Cholesky factor of H with rows and columns reversed, solved against the identity and reversed again:
         if JHJ = LLᵀ, then U = J L⁻¹ J. No explicit inverse of H is formed.
+
+        Raises:
+            RoseError: a barely definite H that rounding makes indefinite in this order.
         """
         matrix = self.matrix if permutation is None else self.matrix[permutation][:, permutation]
         lower, info = torch.linalg.cholesky_ex(matrix.flip(0, 1))
-        if info.item():  # a column order changes rounding, so a barely definite H may fail here
+        if info.item():
             raise RoseError("H is too close to singular for this column order; raise the damping.")
         identity = torch.eye(len(lower), device=lower.device)
         return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer import error
-from rose.layer.hessian import DampedHessian, damp
+from rose.layer.hessian import FIRST_RESCUE, MAX_DAMPING, DampedHessian, damp
 from rose.layer.options import Option, Value, complete_options
 from rose.layer.order import Order, OrderPlan, make_order, plan_order
 from rose.layer.pattern import Pattern, parse_sparsity, smallest, smallest_per_group, smallest_per_row
@@ -189,6 +189,8 @@ def prune_layer(
         complete_options(chosen.label, chosen.options, options),
         None if held_out is None else as_statistics(held_out, weight.shape[-1]),
     )
+    if not weight.is_floating_point():
+        raise RoseError(f"W must be real floating-point numbers, not {weight.dtype}; dequantize it first.")
     if weight.ndim != 2 or weight.numel() == 0:
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(weight.shape)}.")
     if not torch.isfinite(weight).all():
@@ -212,6 +214,18 @@ def damped_hessian(statistics: InputStatistics, damping: float) -> DampedHessian
 def _damped(statistics: InputStatistics, _tokens: int, damping: float) -> DampedHessian:
     """`_tokens` tells statistics that have grown since from those that have not."""
     return damp(statistics.hessian, damping)
+
+
+def _factorize(statistics: InputStatistics, damping: float, order: Order) -> tuple[DampedHessian, Tensor]:
+    """The damped Hessian, and U for this order."""
+    damped = damped_hessian(statistics, damping)
+    while True:
+        try:
+            return damped, damped.natural_factor if order.is_natural else damped.inverse_factor(order.permutation)
+        except RoseError:  # a column order changes rounding, so a barely definite H may fail in one and not in another
+            if damped.damping >= MAX_DAMPING:
+                raise
+            damped = damped_hessian(statistics, min(MAX_DAMPING, max(10 * damped.damping, FIRST_RESCUE)))
 
 
 def _plan(weight: Tensor, statistics: InputStatistics, settings: Settings) -> OrderPlan:
@@ -246,11 +260,10 @@ def prune_by_sweep(
     visited = make_order(plan, wanted)
     budget = settings.budget or budget
     pattern = settings.pattern
-    damped = damped_hessian(statistics, settings.damping)
+    damped, factor = _factorize(statistics, settings.damping, visited)
     dense = weight.float()
     # Dead columns never carried a signal: their weights cost nothing, so they are the first to go.
     live = dense.masked_fill(damped.dead, 0) if pattern.ratio > 0 else dense
-    factor = damped.natural_factor if visited.is_natural else damped.inverse_factor(visited.permutation)
     divisor = None
     if sum_saliency:
         divisor = (damped.matrix.diagonal()[visited.permutation] + factor.diagonal() ** -2).rsqrt()

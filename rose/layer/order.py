@@ -18,6 +18,8 @@ from rose.layer import loss
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.statistics import InputStatistics, as_statistics
 
+MAX_SEED_DIGITS = 18  # what fits into 64 bits
+
 
 @dataclass(frozen=True)
 class Order:
@@ -102,7 +104,7 @@ def plan_order(
     Raises:
         RoseError: shapes that do not fit, NaN or infinity, or a pattern that does not fit the layer.
     """
-    statistics = as_statistics(hessian, weight.shape[-1])
+    statistics = as_statistics(hessian, weight.shape[-1] if weight.ndim else 0)
     return plan_from_importance(
         loss.importance(weight, statistics.mean_square),
         statistics.diagonal,
@@ -258,7 +260,7 @@ def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> 
     """
     if isinstance(order, str):
         base, _, seed = order.partition(":")
-        if base == "random" and (not seed or seed.isdecimal()):
+        if base == "random" and (not seed or (seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS)):
             return random_order(plan, int(seed or 0))
         name = order.removesuffix("_ascending")
         ascending = name != order
@@ -267,9 +269,21 @@ def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> 
         made = ORDERS[name](plan, ascending)
         return Order(made.permutation, made.widths, order)
     if not isinstance(order, Order):
-        order = Order(torch.as_tensor(order, device=plan.column_loss.device).long(), plan.block_width, "custom")
+        order = Order(_permutation(plan, order), plan.block_width, "custom")
     _check(plan, order)
     return order
+
+
+def _permutation(plan: OrderPlan, order: Tensor | Sequence[int]) -> Tensor:
+    columns = plan.column_loss.numel()
+    wrong = RoseError(f"A custom order must name each of the {columns} columns exactly once, by whole numbers.")
+    try:
+        permutation = torch.as_tensor(order, device=plan.column_loss.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise wrong from None
+    if permutation.is_floating_point():
+        raise wrong
+    return permutation.long()
 
 
 def move_block(plan: OrderPlan, order: Order, step: int, to: int) -> Order:

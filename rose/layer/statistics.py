@@ -39,10 +39,12 @@ class InputStatistics:
         """Wraps a ready (in, in) Hessian. With the default `tokens=1` it is read as the mean of x xᵀ.
 
         Raises:
-            RoseError: not a square matrix.
+            RoseError: not a square symmetric matrix.
         """
-        if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1]:
+        if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1] or hessian.numel() == 0:
             raise RoseError(f"The Hessian must be a square matrix, but its shape is {tuple(hessian.shape)}.")
+        if (hessian - hessian.T).abs().max() > 1e-3 * hessian.abs().max():
+            raise RoseError("The Hessian must be symmetric; give all of XᵀX, not one triangle of it.")
         statistics = cls(hessian.shape[0], hessian.device)
         statistics._upper = hessian.detach().float()
         statistics._hessian = statistics._upper
@@ -108,6 +110,8 @@ def as_statistics(hessian: Tensor | InputStatistics, columns: int) -> InputStati
         RoseError: wrong shape, NaN or infinity, or a negative diagonal.
     """
     statistics = hessian if isinstance(hessian, InputStatistics) else InputStatistics.from_hessian(hessian)
+    if statistics.tokens == 0:
+        raise RoseError("These statistics have not seen any token; update them with calibration inputs first.")
     if statistics.columns != columns:
         raise RoseError(f"W has {columns} input columns but H has {statistics.columns}; they must be the same layer's.")
     if not torch.isfinite(statistics.hessian).all():

@@ -327,6 +327,22 @@ def test_singular_hessian(method: str, order: str | None, damping: float) -> Non
         assert result.added_damping == pytest.approx(result.damping * layer.hessian.diagonal().mean().item(), rel=1e-5)
 
 
+def test_a_column_order_that_makes_h_indefinite_raises_the_damping() -> None:
+    """Rank 5 of 576, damped by about the rounding error: one order can be factorized, another cannot."""
+    raised = 0
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        inputs = torch.randn(64, 5, generator=generator) @ torch.randn(5, 576, generator=generator)
+        layer = Layer(torch.randn(2, 576, generator=generator), inputs)
+        for damping in (3e-6, 1e-5, 2e-5):
+            for order in ("natural", "hessian"):
+                result = layer.prune(order=order, damping=damping, block_size=128)
+                assert result.weight.isfinite().all()
+                assert result.damping >= damping
+                raised += result.damping > damping
+    assert raised
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_nan_and_infinity(method: str, bad: float) -> None:
@@ -377,6 +393,13 @@ def test_bad_shapes(method: str) -> None:
     for weight in (torch.zeros(8), torch.zeros(0, 8), torch.zeros(8, 0), torch.zeros(2, 2, 8)):
         with pytest.raises(rose.RoseError, match="W must be a non-empty"):
             rose.prune_layer(weight, torch.eye(8), method=method)
+    for dtype in (torch.int8, torch.bool, torch.complex64):
+        with pytest.raises(rose.RoseError, match=r"real floating-point numbers, not .*; dequantize it first"):
+            rose.prune_layer(torch.ones(2, 8, dtype=dtype), torch.eye(8), method=method)
+    with pytest.raises(rose.RoseError, match="have not seen any token"):
+        rose.prune_layer(torch.zeros(2, 8), rose.InputStatistics(8), method=method)
+    with pytest.raises(rose.RoseError, match="must be symmetric"):
+        rose.prune_layer(torch.zeros(2, 8), torch.ones(8, 8).triu(), method=method)
     with pytest.raises(rose.RoseError, match="8 input columns but H has 7"):
         rose.prune_layer(torch.zeros(2, 8), torch.eye(7), method=method)
     with pytest.raises(rose.RoseError, match="square matrix"):

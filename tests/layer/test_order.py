@@ -222,6 +222,10 @@ def test_custom_order_as_list_tensor_or_order() -> None:
         ([1, 2, 3, 4, 5, 6, 7, 8], "each of the 8 columns exactly once"),
         ([-1, 1, 2, 3, 4, 5, 6, 7], "each of the 8 columns exactly once"),
         (torch.arange(8).view(2, 4), "each of the 8 columns exactly once"),
+        ([0.5, 1, 2, 3, 4, 5, 6, 7], "exactly once, by whole numbers"),
+        (["a"] * 8, "exactly once, by whole numbers"),
+        ([None] * 8, "exactly once, by whole numbers"),
+        ([[0, 1], [2]], "exactly once, by whole numbers"),
         (rose.Order(torch.arange(8), (4, 3), "x"), "add up to 8"),
         (rose.Order(torch.arange(8), (8, 0), "x"), "must be positive"),
         (rose.Order(torch.arange(8), (), "x"), "add up to 8"),
@@ -229,6 +233,7 @@ def test_custom_order_as_list_tensor_or_order() -> None:
         ("natural_ascending", "There is no order named"),
         ("random:x", "There is no order named"),
         ("random:-1", "There is no order named"),
+        ("random:" + "9" * 30, "There is no order named"),
         ("", "There is no order named"),
     ],
 )
@@ -273,6 +278,8 @@ def test_bad_plan_arguments() -> None:
     for bad in (torch.zeros(8), torch.zeros(0, 8), torch.zeros(1, 2, 8)):
         with pytest.raises(rose.RoseError, match="W must be a non-empty"):
             rose.plan_order(bad, hessian)
+    with pytest.raises(rose.RoseError, match="0 input columns but H has 8"):
+        rose.plan_order(torch.tensor(1.0), hessian)
     with pytest.raises(rose.RoseError, match="W holds NaN or infinity"):
         rose.plan_order(weight.fill_(float("nan")), hessian)
     for threshold in (-0.1, 1.1, float("nan")):

@@ -85,6 +85,12 @@ def test_bad_arguments() -> None:
         rose.InputStatistics.from_hessian(torch.zeros(2, 3))
     with pytest.raises(rose.RoseError, match="square matrix"):
         rose.InputStatistics.from_hessian(torch.zeros(4))
+    with pytest.raises(rose.RoseError, match="square matrix"):
+        rose.InputStatistics.from_hessian(torch.zeros(0, 0))
+    with pytest.raises(rose.RoseError, match="must be symmetric; give all of XᵀX"):
+        rose.InputStatistics.from_hessian((torch.eye(4) + 0.3).triu())
+    with pytest.raises(rose.RoseError, match="have not seen any token"):
+        as_statistics(rose.InputStatistics(4), 4)
     with pytest.raises(rose.RoseError, match="8 input columns but H has 4"):
         as_statistics(torch.eye(4), 8)
     with pytest.raises(rose.RoseError, match="negative diagonal"):
