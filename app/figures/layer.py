@@ -661,7 +661,7 @@ def order_picture(
         finding = f"{label}: pruning starts in block {style.block_of(widths, first)}, with column {first}"
     drawn = "a ribbon for each block" if ribbons else "a line for each column"
     if not ribbons and every > 1:
-        drawn = f"a line for every {every}th column"
+        drawn = f"a line for one column in {every}"
     style.base(
         figure,
         theme,

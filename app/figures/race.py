@@ -44,26 +44,26 @@ def sweep_race(
         rows=2,
         cols=2,
         specs=[[{}, {}], [{"colspan": 2}, None]],
-        row_heights=[0.46, 0.54],
-        vertical_spacing=0.2,
+        row_heights=[0.5, 0.5],
+        vertical_spacing=0.14,
         horizontal_spacing=0.06,
         subplot_titles=[look.label for look in looks],
     )
     figure.update_annotations(font_size=style.FONT_SIZE + 1)
     for column, result in enumerate(results, 1):
-        note = _matrix(figure, column, result, step)
+        _matrix(figure, column, result, step)
     curves = [_curve(result, dense_energy) for result in results]
     for curve, look in zip(curves, looks, strict=True):
         _line(figure, curve, step, look)
     now, final = [float(curve[step]) for curve in curves], [float(curve[-1]) for curve in curves]
     finding = _finding(looks, now, step, blocks)
     of = f" of {layer}" if layer else ""
-    what = f"|W|{of}, columns as visited, {note}; {_white(theme)}: pruned. Below: error so far"
+    what = f"|W|{of}, columns as visited; {_white(theme)}: pruned"
     style.base(figure, theme, finding, what, height=height)
     figure.update_layout(plot_bgcolor="rgba(0,0,0,0)")
     figure.update_xaxes(title_text="pruned blocks", range=[-0.1, blocks + 0.1], row=2, col=1)
     figure.update_xaxes(dtick=1 if blocks <= 16 else None, row=2, col=1)
-    figure.update_yaxes(range=[0, max(final) * 1.08 or 1], title_text="relative error", row=2, col=1)
+    figure.update_yaxes(range=[0, max(final) * 1.08 or 1], title_text="error so far", row=2, col=1)
     for annotation in figure.layout.annotations[:2]:
         annotation.update(yshift=2)
     figure.update_layout(margin={"t": figure.layout.margin.t + 20})
@@ -78,8 +78,8 @@ def sweep_race(
     return Drawing(figure, caption, alt, table)
 
 
-def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int) -> str:
-    """Adds one heatmap with the front of its sweep; returns what a cell is, in words."""
+def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int) -> None:
+    """Adds one heatmap with the front of its sweep."""
     trace, order = result.trace, result.order
     assert trace is not None  # checked by the caller
     position = style.to_numpy(order.permutation)
@@ -106,7 +106,6 @@ def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int) -> s
             row=1,
             col=column,
         )
-    return shrunk.note
 
 
 def _curve(result: LayerResult, dense_energy: float) -> np.ndarray:
@@ -152,7 +151,8 @@ def _finding(looks: list[style.Style], now: list[float], step: int, blocks: int)
         return f"After {step} of {blocks} blocks both orders have the same error"
     less = int(now[1] < now[0])
     share = 1 - now[less] / now[1 - less]
-    return f"After {step} of {blocks} blocks, {looks[less].label} has {style.percent(share)} less error"
+    name = looks[less].label.partition(" (")[0]
+    return f"After {step} of {blocks} blocks, {name} has {style.percent(share)} less error"
 
 
 def _white(theme: Theme) -> str:

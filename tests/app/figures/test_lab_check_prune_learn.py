@@ -1,0 +1,293 @@
+"""What the figures of the order lab, the checks, whole-model runs and lessons show, number by number."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import rose
+from app.figures import check, learn, order_lab, prune, style
+from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
+from rose.layer.order import plan_from_importance
+from tests.app.figures.test_layer_and_overview import below, title
+
+# Figure (b) of the ROSE paper's overview illustration.
+EXAMPLE = torch.tensor(
+    [
+        [2.3, 1.2, 1.5, 2.4, 1.5, 1.0, 3.9, 4.6, 4.8],
+        [1.4, 1.9, 1.5, 1.8, 0.6, 1.4, 4.8, 4.2, 4.7],
+        [2.1, 1.6, 1.1, 2.2, 0.3, 1.1, 6.7, 5.1, 1.9],
+        [2.8, 1.0, 2.0, 0.7, 1.1, 1.8, 4.9, 4.8, 1.6],
+    ]
+)
+
+
+# Order lab
+
+
+def test_curve_is_the_running_sum_of_block_errors(lab: SimpleNamespace) -> None:
+    drawing = order_lab.error_curve(lab.results, lab.energy)
+    for trace, (name, result) in zip(drawing.figure.data, lab.results.items(), strict=True):
+        assert trace.y[0] == 0
+        assert trace.y[1:] == pytest.approx((result.block_error.cumsum(0) / lab.energy).numpy(), rel=1e-5)
+        assert trace.line.color == style.ORDER_COLOURS[name]
+    final = {name: float(result.block_error.sum()) for name, result in lab.results.items()}
+    best = style.order_style(min(final, key=final.__getitem__)).label
+    assert title(drawing).startswith(f"{best} ends lowest")
+    assert list(drawing.data.columns) == ["pruned_blocks", *lab.results]
+
+
+def test_a_single_curve_names_the_jump(lab: SimpleNamespace) -> None:
+    natural = lab.results["natural"]
+    drawing = order_lab.error_curve({"natural": natural}, lab.energy)
+    share = float(natural.block_error.max() / natural.block_error.sum())
+    jump = int(natural.block_error.argmax()) + 1
+    assert title(drawing) == f"Natural (SparseGPT): block {jump} of 3 brings {100 * share:.0f} % of the error"
+    with pytest.raises(rose.RoseError, match="at least one order"):
+        order_lab.error_curve({}, 1.0)
+
+
+def test_a_budget_keeps_the_colour_of_its_order() -> None:
+    block, layered = order_lab.run_style("global"), order_lab.run_style("global + layer")
+    assert block.colour == layered.colour
+    assert block.dash != layered.dash
+    assert layered.label == "Global (ours), layer-wide budget"
+
+
+def test_damage_adds_up(lab: SimpleNamespace) -> None:
+    result = lab.results["two_level"]
+    drawing = order_lab.damage_split(result.trace, result.order, lab.plan, step=0)
+    error, compensated = drawing.figure.data
+    assert error.y + compensated.y == pytest.approx(result.trace.lost.numpy(), rel=1e-4)
+    assert compensated.y[-1] > 0, "columns of the same block compensate even in the last block"
+    assert error.customdata[0] == "block 2"
+    assert drawing.data["removed_weights"].sum() == 480
+
+
+def test_frame_shows_pruned_cells_as_blank_and_what_is_free(lab: SimpleNamespace) -> None:
+    result = lab.results["two_level"]
+    drawing = order_lab.sweep_frame(result.trace, result.order, 1)
+    z = drawing.figure.data[0].z
+    assert np.isnan(z[:, :8]).sum() == 96, "the narrow strong block comes first and gives up half of its 192 weights"
+    assert not np.isnan(z[:, 8:]).any()
+    bands = [(s.x0, s.x1) for s in drawing.figure.layout.shapes]
+    assert bands == [(-0.5, 7.5), (-0.5, 7.5), (7.5, 39.5)]
+    assert drawing.caption.startswith("96 of 960 weights are pruned so far; 32 of 40 columns are still free")
+    with pytest.raises(rose.RoseError, match="steps 0 to 3"):
+        order_lab.sweep_frame(result.trace, result.order, 4)
+
+
+def test_frame_of_changes(lab: SimpleNamespace) -> None:
+    result = lab.results["natural"]
+    start = order_lab.sweep_frame(result.trace, result.order, 0, show="change")
+    assert title(start) == "Nothing is pruned yet; all of 3 blocks are free"
+    assert not start.figure.data[0].z.any()
+    after = order_lab.sweep_frame(result.trace, result.order, 1, show="change").figure.data[0].z
+    assert after == pytest.approx((result.trace.weights[1] - result.trace.weights[0]).abs().numpy())
+    assert after[:, 16:].any(), "columns still free have moved"
+
+
+def test_animation_has_a_frame_a_step(lab: SimpleNamespace) -> None:
+    result = lab.results["natural"]
+    figure = order_lab.sweep_animation(result.trace, result.order).figure
+    assert [frame.name for frame in figure.frames] == ["0", "1", "2", "3"]
+    assert all(frame.data[0].z.dtype == np.uint8 for frame in figure.frames)
+    assert (figure.frames[3].data[0].z == 0).sum() == 480
+    assert (figure.frames[0].data[0].z == 0).sum() == 0, "a small weight is not a pruned one"
+
+
+def test_animation_of_many_blocks_stays_small() -> None:
+    weights = torch.rand(87, 300, 344)
+    trace = rose.SweepTrace(weights, torch.ones(86), torch.ones(86), torch.full((86,), 2.0))
+    order = rose.Order(torch.arange(344), (4,) * 86, "natural")
+    drawing = order_lab.sweep_animation(trace, order)
+    assert len(drawing.figure.frames) == 33
+    assert len(drawing.figure.to_json()) < 2_000_000
+    assert "33 of 87 steps" in below(drawing)
+
+
+def test_position_curve() -> None:
+    table = pd.DataFrame({"position": [2, 0, 1], "relative_error": [0.33, 0.22, 0.25]})
+    drawing = order_lab.position_curve(table, block=25, natural=2)
+    assert title(drawing) == "Pruned last, block 25 leaves 50.0 % more error than pruned first"
+    assert drawing.figure.data[0].x.tolist() == [1, 2, 3]
+    assert list(drawing.figure.data[1].x) == [3]
+    assert drawing.figure.layout.yaxis.range[0] == 0
+
+
+def test_order_bars_compare_with_natural() -> None:
+    table = pd.DataFrame(
+        [(o, s, e * s) for o, e in (("natural", 0.1), ("two_level", 0.08)) for s in (0.6, 0.7, 0.8)],
+        columns=["order", "sparsity", "relative_error"],
+    )
+    drawing = order_lab.order_bars(table)
+    assert title(drawing) == "Two-level (ROSE) leaves 20.0 % less error than Natural (SparseGPT)"
+    levels = [shape.y0 for shape in drawing.figure.layout.shapes]
+    assert levels == pytest.approx([0.06, 0.07, 0.08])
+    assert list(drawing.figure.layout.xaxis.ticktext) == ["60 %", "70 %", "80 %"]
+
+
+def test_matrix_separates_order_and_budget() -> None:
+    table = pd.DataFrame(
+        [("natural", "block", 0.2), ("natural", "layer", 0.18), ("global", "block", 0.24), ("global", "layer", 0.15)],
+        columns=["order", "budget", "relative_error"],
+    )
+    drawing = order_lab.order_budget_matrix(table)
+    heat = drawing.figure.data[0]
+    assert heat.z.tolist() == [pytest.approx([0, -0.1]), pytest.approx([0.2, -0.25])]
+    assert heat.zmin == -heat.zmax == pytest.approx(-0.25)
+    assert [list(row) for row in heat.text] == [["1.000", "0.900"], ["1.200", "0.750"]]
+    assert "budget alone (in Natural (SparseGPT) order) 10.0 %, both together 25.0 %." in drawing.caption
+    with pytest.raises(rose.RoseError, match="include that pair"):
+        order_lab.order_budget_matrix(table[table["order"] == "global"])
+
+
+# Checks
+
+
+def test_measures_are_relative_and_their_disagreement_is_printed() -> None:
+    measures = [ErrorMeasures("sparsegpt", 2.0, 2.5, 2.0, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
+    drawing = check.error_measures(measures)
+    assert drawing.figure.data[0].y.tolist() == [0.2, 0.3]
+    assert np.isnan(drawing.figure.data[2].y[1])
+    assert title(drawing) == "Three measurements of the error differ by at most 0.200"
+    assert [a.text for a in drawing.figure.layout.annotations] == ["0.200 apart", "0 apart"]
+
+
+def test_held_out_curve_averages_draws() -> None:
+    runs = {
+        "0": [CurvePoint(256, 0.02, 0.08, 0.01), CurvePoint(512, 0.03, 0.05, 0.01)],
+        "1": [CurvePoint(256, 0.02, 0.10, 0.10), CurvePoint(512, 0.03, 0.07, 0.01)],
+    }
+    drawing = check.held_out_curve(runs, method="sparsegpt")
+    assert title(drawing) == "With 512 tokens, held-out error is 2.00 times the calibration error"
+    line, marks = drawing.figure.data[0], drawing.figure.data[1]
+    assert line.y.tolist() == pytest.approx([0.09, 0.06])
+    assert len(marks.x) == 4
+    assert drawing.caption.endswith("Damping had to be raised at one point.")
+    alone = check.held_out_curve([CurvePoint(256, 0.02, None, 0.01)])
+    assert "Nothing was held out" in alone.caption
+
+
+def test_sparsity_says_who_kept_the_promise() -> None:
+    good = RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0)
+    bad = RealisedSparsity("wanda", "row", 24, 0.7, 0.65, 2, 0, 0)
+    assert title(check.sparsity_by_method([good])) == "SparseGPT removed what was asked"
+    drawing = check.sparsity_by_method([good, bad])
+    assert title(drawing) == "One of 2 methods removed what was asked"
+    assert "two weights (Wanda, per row)" in drawing.caption
+    assert list(drawing.figure.data[1].text) == ["70 %", "65 %"]
+
+
+def test_sparsity_strip_counts_weights(records: pd.DataFrame) -> None:
+    off = records.copy()
+    off.loc[4, "sparsity"] = 0.703
+    drawing = check.sparsity_strip(off, 0.7)
+    assert drawing.data["weights_off"].abs().max() == pytest.approx(3)
+    assert title(drawing) == "No layer is more than 3.00 weights from the requested sparsity"
+
+
+def test_damping_strip_marks_what_was_raised(records: pd.DataFrame) -> None:
+    drawing = check.damping_strip(records, 0.01)
+    assert title(drawing) == "One of 12 layers needed more damping than asked"
+    raised = drawing.figure.data[1]
+    assert list(raised.customdata) == ["model.layers.2.self_attn.q_proj"]
+    assert raised.marker.symbol != drawing.figure.data[0].marker.symbol
+    assert drawing.data["raised"].sum() == 1
+
+
+# Whole-model runs
+
+
+def test_layer_errors_in_model_order(records: pd.DataFrame) -> None:
+    drawing = prune.layer_errors(records)
+    assert title(drawing) == "ROSE has less error than SparseGPT on 2 of 12 layers"
+    assert list(drawing.figure.data[0].customdata) == list(dict.fromkeys(records["layer"]))
+    assert drawing.figure.layout.yaxis.rangemode == "tozero"
+    spread = records.assign(relative_error=records["relative_error"] * 10.0 ** records["block_index"])
+    assert prune.layer_errors(spread).figure.layout.yaxis.type == "log"
+    assert "log scale" in below(prune.layer_errors(spread))
+
+
+def test_dumbbells_are_only_drawn_where_methods_differ(records: pd.DataFrame) -> None:
+    drawing = prune.layer_errors(records, kind="dumbbell")
+    assert list(drawing.figure.data[1].y) == ["1 · o_proj", "3 · o_proj"]
+    with pytest.raises(rose.RoseError, match="no differences"):
+        prune.layer_errors(records[records["projection"] == "mlp.down_proj"], kind="dumbbell")
+
+
+def test_runs_of_one_method_keep_their_names(records: pd.DataFrame) -> None:
+    runs = records.assign(run=np.where(records["method"] == "rose", "ROSE 50 %", "SparseGPT 50 %"))
+    assert [trace.name for trace in prune.layer_errors(runs).figure.data] == ["SparseGPT 50 %", "ROSE 50 %"]
+
+
+def test_perplexity_uses_a_log_axis_only_where_it_must() -> None:
+    near = pd.DataFrame({"method": ["sparsegpt", "rose"], "perplexity": [32.2, 31.0]})
+    drawing = prune.perplexity_bars(near, dense=20.7)
+    assert title(drawing) == "ROSE has the lowest perplexity, 31.0"
+    assert drawing.figure.layout.yaxis.range[0] == 0
+    assert drawing.figure.layout.shapes[0].y0 == 20.7
+    far = pd.DataFrame({"method": ["sparsegpt", "magnitude", "wanda"], "perplexity": [32.2, 5e4, np.inf]})
+    drawing = prune.perplexity_bars(far, dense=20.7)
+    assert drawing.figure.layout.yaxis.type == "log"
+    assert title(drawing).endswith("on a log scale")
+    assert drawing.figure.data[0].text[2] == "∞"
+
+
+def test_timeline_has_room_for_all_layers(records: pd.DataFrame) -> None:
+    done = records[records["method"] == "rose"].head(5)
+    drawing = prune.progress_timeline(done, 210)
+    assert title(drawing) == "Five of 210 layers are pruned"
+    assert list(drawing.figure.layout.xaxis.range) == [0, 211]
+    assert prune.progress_timeline(records.head(0), 210).caption == "No layer is done yet."
+
+
+# Lessons
+
+
+def test_worked_example_prints_every_number() -> None:
+    plan = plan_from_importance(EXAMPLE, sparsity=1 / 3, block_size=3)
+    drawing = learn.number_matrix(
+        plan.importance,
+        plan.block_width,
+        removed=plan.potential_loss > 0,
+        column_loss=plan.column_loss,
+        block_loss=plan.block_loss,
+    )
+    printed = [a.text for a in drawing.figure.layout.annotations]
+    assert [text.removeprefix("<s>").removesuffix("</s>") for text in printed[:36]] == [
+        f"{value:.1f}" for value in EXAMPLE.flatten().tolist()
+    ]
+    assert sum(text.startswith("<s>") for text in printed) == 12
+    assert printed[36:45] == ["1.4", "2.2", "1.1", "0.7", "0.9", "1.0", "3.9", "4.2", "3.5"]
+    assert printed[45:] == ["<b>4.7</b>", "<b>2.6</b>", "<b>11.6</b>"]
+    assert title(drawing) == "The largest importance S is 6.7 in row 3, column 7"
+
+
+def test_block_losses_can_be_hidden_until_revealed() -> None:
+    drawing = learn.number_matrix(EXAMPLE, (3, 3, 3), block_loss=[4.7, 2.6, 11.6], hide_block_loss=True)
+    assert [a.text for a in drawing.figure.layout.annotations][36:] == ["<b>?</b>"] * 3
+    assert "11.6" not in drawing.figure.to_json()
+
+
+def test_strip_is_the_papers_permutation() -> None:
+    plan = plan_from_importance(EXAMPLE, sparsity=1 / 3, block_size=3)
+    drawing = learn.permutation_strip(plan.permutation, plan.block_width)
+    assert title(drawing) == "Two-level (ROSE) prunes column 8 of block 3 first"
+    assert drawing.caption == "Order of the columns: 8, 7, 9, 2, 1, 3, 6, 5, 4."
+
+
+def test_too_many_numbers_are_refused() -> None:
+    with pytest.raises(rose.RoseError, match="At most 24 columns"):
+        learn.number_matrix(torch.rand(2, 25), (25,))
+    with pytest.raises(rose.RoseError, match="At most 48 columns"):
+        learn.permutation_strip(range(49), (49,))
+
+
+def test_strength_curve_says_where_the_layer_becomes_columnar() -> None:
+    drawing = learn.strength_curve([(2, 0.7, 0.9), (0, 0.1, 1.0), (1, 0.4, 0.97)])
+    assert title(drawing) == "At strength 2.00, two-level order saves 10.0 % of the error"
+    assert list(drawing.figure.data[0].marker.symbol) == ["circle-open", "circle-open", "circle"]
+    assert drawing.caption.endswith("the layer counts as columnar from strength 2.00 on.")

@@ -1,0 +1,62 @@
+"""A 4096 × 11008 layer draws in under two seconds and stays below 2 MB."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from app.figures import layer
+from app.figures.style import Drawing
+from rose import OrderPlan
+from rose.layer.pattern import Pattern
+
+ROWS, COLUMNS, BLOCK = 4096, 11008, 128
+
+
+@pytest.fixture(scope="module")
+def plan() -> OrderPlan:
+    """As pre-pruning would leave it; put together by hand, as only drawing is timed here."""
+    score = torch.rand(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0))
+    lost = score * (score < 0.7)
+    column_loss = lost.sum(0)
+    widths = (BLOCK,) * (COLUMNS // BLOCK)
+    natural = torch.arange(COLUMNS)
+    return OrderPlan(
+        importance=score,
+        potential_loss=lost,
+        column_loss=column_loss,
+        block_loss=column_loss.view(-1, BLOCK).sum(1),
+        block_width=widths,
+        hessian_diagonal=score[0],
+        relative_range=0.1,
+        threshold=0.5,
+        is_columnar=False,
+        permutation=natural,
+        block_order=torch.arange(len(widths)),
+        pattern=Pattern(0.7),
+        block_size=BLOCK,
+    )
+
+
+DRAW: dict[str, Callable[[OrderPlan], Drawing]] = {
+    "weight_map": lambda p: layer.weight_map(p.importance, widths=p.block_width, marked_block=3),
+    "weight_surface": lambda p: layer.weight_surface(p.importance, widths=p.block_width, marked_block=3),
+    "hessian_diagonal": lambda p: layer.hessian_diagonal(p.hessian_diagonal, added=0.01),
+    "importance_map": lambda p: layer.importance_map(p, marked_block=3),
+    "potential_loss_map": lambda p: layer.potential_loss_map(p, marked_block=3),
+    "prepruning_mask": lambda p: layer.prepruning_mask(p, marked_block=3),
+    "column_loss_map": lambda p: layer.column_loss_map(p, marked_block=3),
+    "block_loss_bars": lambda p: layer.block_loss_bars(p, marked_block=3),
+    "order_picture": lambda p: layer.order_picture(p, "two_level", marked_column=500),
+    "order_picture_mixed": lambda p: layer.order_picture(p, "hessian", marked_column=500),
+}
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_large_layer(name: str, plan: OrderPlan) -> None:
+    start = time.process_time()  # not the clock on the wall: other work on the machine is not what is measured
+    drawing = DRAW[name](plan)
+    text = drawing.figure.to_json()
+    assert time.process_time() - start < 2
+    assert len(text) < 2_000_000
