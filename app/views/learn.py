@@ -1,3 +1,393 @@
+"""Learn: from a weight matrix to ROSE in eight steps, with live numbers. Works before any model is loaded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
 import streamlit as st
 
-st.title("Learn")
+import rose
+from app import components, lab, lab_widgets, lesson_texts, lessons, session
+from app.figures import layer as layer_figures
+from app.figures import learn as figures
+from app.figures import order_lab as order_figures
+from app.figures import style
+from app.figures.race import sweep_race
+from app.figures.style import Drawing
+from app.lesson_texts import Lesson
+from app.lessons import Recipe, Subject
+from app.study import Study
+
+URL: Final = "query-params"
+HEIGHT = 570  # of text and stage, pixels; nothing below them moves from step to step
+SPLIT = (1, 1.55)
+TICK = 1.2  # seconds a block is shown while a sweep plays
+LABELS = [f"{number} {title}" for number, title in enumerate(lessons.TITLES, 1)]
+COLUMNAR = Recipe(strength=3.0)
+FLAT = Recipe(strength=0.0)
+
+
+def draw_lesson(lesson: Lesson) -> None:
+    st.subheader(lesson.claim, anchor=False)
+    for formula in lesson.formulas:
+        st.latex(formula)
+    st.markdown(lesson.text)
+
+
+def draw(drawing: Drawing, key: str, height: int | None = None) -> None:
+    components.show(drawing, f"learn-{key}", height=height or "content")
+
+
+# Steps 1 to 4: the worked example
+
+
+def steady(drawing: Drawing) -> Drawing:
+    """The same matrix at the same place in every step, whether or not its losses stand below it."""
+    drawing.figure.update_layout(height=450, margin={"l": 110, "t": 100})
+    drawing.figure.update_yaxes(range=[5.9, -0.6], automargin=False)
+    return drawing
+
+
+def example_stage(plan: rose.OrderPlan, *, losses: bool, mask: bool) -> Drawing:
+    lost = plan.potential_loss > 0
+    drawing = figures.number_matrix(
+        plan.importance,
+        plan.block_width,
+        removed=lost if mask else None,
+        column_loss=plan.column_loss if losses else None,
+        block_loss=plan.block_loss if losses else None,
+        marked_block=int(plan.block_loss.argmax()) if losses else None,
+        finding=f"Block {int(plan.block_loss.argmax()) + 1} would lose most: {float(plan.block_loss.max()):.1f}"
+        if losses
+        else f"{int(lost.sum())} of {lost.numel()} weights would go"
+        if mask
+        else "",
+        theme=session.theme(),
+    )
+    return steady(drawing)
+
+
+def ordered_stage(plan: rose.OrderPlan) -> Drawing:
+    """The example with its columns in two-level order."""
+    order = plan.permutation
+    columns = ", ".join(str(int(j) + 1) for j in order)
+    drawing = figures.number_matrix(
+        plan.importance[:, order],
+        [plan.block_width[int(b)] for b in plan.block_order],
+        removed=(plan.potential_loss > 0)[:, order],
+        column_loss=plan.column_loss[order],
+        block_loss=plan.block_loss[plan.block_order],
+        columns=[int(j) for j in order],
+        marked_block=0,
+        finding=f"Pruned in the order {columns}",
+        theme=session.theme(),
+    )
+    return steady(drawing)
+
+
+def importance_step() -> None:
+    plan = lessons.example()
+    example_step(lesson_texts.importance_lesson(plan), example_stage(plan, losses=False, mask=False), "importance")
+
+
+def pre_pruning_step() -> None:
+    plan = lessons.example()
+    example_step(lesson_texts.pre_pruning_lesson(plan), example_stage(plan, losses=False, mask=True), "pre-pruning")
+
+
+def losses_step() -> None:
+    plan = lessons.example()
+    example_step(lesson_texts.loss_lesson(plan), example_stage(plan, losses=True, mask=True), "losses")
+
+
+def example_step(lesson: Lesson, drawing: Drawing, key: str) -> None:
+    left, stage = sides()
+    with left:
+        draw_lesson(lesson)
+    with stage:
+        draw(drawing, key)
+
+
+def order_step() -> None:
+    """Predict, then reveal."""
+    plan = lessons.example()
+    left, stage = sides()
+    revealed = bool(st.session_state.get("lesson_revealed"))
+    with left:
+        guess = st.session_state.get("lesson_guess")
+        draw_lesson(lesson_texts.order_lesson(plan, guess if revealed else None))
+        if not revealed:
+            blocks = range(len(plan.block_width))
+            guess = st.pills("Your guess", blocks, format_func=lambda b: f"Block {b + 1}", key="lesson_guess")
+            st.button(
+                "Reveal",
+                type="primary",
+                disabled=guess is None,
+                key="lesson-reveal",
+                on_click=keep_guess,
+                args=(guess,),
+            )
+        else:
+            st.button("Guess again", icon=":material/replay:", key="lesson-again", on_click=forget_guess)
+    with stage:
+        draw(ordered_stage(plan) if revealed else example_stage(plan, losses=True, mask=True), "order")
+
+
+def keep_guess(guess: int) -> None:
+    # Assigned by hand: the widget that made the guess is gone on the next run, and its value with it.
+    st.session_state.lesson_guess = guess
+    st.session_state.lesson_revealed = True
+
+
+def forget_guess() -> None:
+    st.session_state.lesson_guess = None
+    st.session_state.lesson_revealed = False
+
+
+# Steps 5 and 6: sweeps on a real layer
+
+
+def real_layer(columnar: bool) -> tuple[Study, str] | None:
+    """The measured layer of highest, or of lowest, relative range, if there is one that can be recorded."""
+    study = session.study()
+    found = lessons.extremes(study) if study is not None else None
+    if study is None or found is None:
+        return None
+    layer = found[0] if columnar else found[1]
+    return (study, layer) if lab.trace_bytes(study, layer) <= lab.LARGEST_TRACE else None
+
+
+def subject_of(chosen: tuple[Study, str] | None, recipe: Recipe) -> Subject:
+    return lessons.generated(recipe) if chosen is None else lessons.real(*chosen, session.threshold())
+
+
+def where_from(chosen: tuple[Study, str] | None, columnar: bool, plan: rose.OrderPlan) -> None:
+    """Says which layer the stage shows, and how to get a real one."""
+    if chosen is None:
+        st.caption("A generated layer. With a model measured, a real one stands here:")
+        st.page_link(components.START_PAGE, label="Measure a model", icon=":material/play_arrow:")
+        return
+    study, layer = chosen
+    measured = study.records()["layer"].nunique()
+    word = "highest" if columnar else "lowest"
+    st.caption(
+        f"**{components.short_name(layer)}** of {study.setup.model}: the {word} relative range, "
+        f"{plan.relative_range:.2f}, of {style.count(measured, 'measured layer')}."
+    )
+
+
+def sweep_step(columnar: bool) -> None:
+    left, stage = sides()
+    chosen = real_layer(columnar)
+    subject = subject_of(chosen, COLUMNAR if columnar else FLAT)
+    orders = ("natural", "two_level")
+    with stage:
+        pieces = [lambda order=order: subject.prune(order, "block", True) for order in orders]
+        signature = (subject.name, chosen[0].created if chosen else None)
+        if not lab_widgets.finished(pieces, f"learn-sweeps-{columnar}", signature):
+            return
+    natural, ordered = (subject.prune(order, "block", True) for order in orders)
+    blocks = len(natural.order.widths)
+    step = played_step(blocks)
+    with left:
+        draw_lesson(lesson_texts.sweep_lesson(subject, natural, ordered, step))
+        where_from(chosen, columnar, subject.plan)
+    with stage:
+        play_controls(blocks)
+        name = subject.name if chosen is None else style.short_layer(subject.name)
+        theme = session.theme()
+        draw(sweep_race((natural, ordered), step, subject.energy, layer=name, height=400, theme=theme), "race")
+
+
+def played_step(blocks: int) -> int:
+    """The step to show now; one further where the sweep is playing and its time has come."""
+    state = st.session_state
+    step = min(state.get("lesson_step", linked_step()), blocks)
+    if playing() and time.monotonic() - state.lesson_ticked >= 0.8 * TICK:
+        step, state.lesson_ticked = min(step + 1, blocks), time.monotonic()
+        if step == blocks:
+            state.lesson_playing = False
+    state.lesson_step = step
+    return step
+
+
+def linked_step() -> int:
+    """The step that a link asks for; the widget that is bound to it is drawn only after the step has been used."""
+    text = st.query_params.get("lesson_step", "0")
+    return int(text) if text.isdecimal() else 0
+
+
+def playing() -> bool:
+    return bool(st.session_state.get("lesson_playing"))
+
+
+def play(blocks: int) -> None:
+    state = st.session_state
+    state.lesson_playing, state.lesson_ticked = not playing(), time.monotonic()
+    if playing() and state.get("lesson_step", 0) >= blocks:
+        state.lesson_step = 0
+
+
+def pause() -> None:
+    st.session_state.lesson_playing = False
+
+
+def go(step: int) -> None:
+    st.session_state.lesson_playing, st.session_state.lesson_step = False, step
+
+
+def play_controls(blocks: int) -> None:
+    start, back, forth, where = st.columns([2, 1, 1, 4], vertical_alignment="center")
+    step = st.session_state.lesson_step
+    icon = ":material/pause:" if playing() else ":material/play_arrow:"
+    start.button(
+        "Pause" if playing() else "Play", icon=icon, key="lesson-play", on_click=play, args=(blocks,), width="stretch"
+    )
+    back.button(
+        ":material/chevron_left:", key="lesson-back", help="One block back", on_click=go, args=(step - 1,),
+        disabled=step == 0, width="stretch",
+    )  # fmt: skip
+    forth.button(
+        ":material/chevron_right:", key="lesson-forth", help="One block on", on_click=go, args=(step + 1,),
+        disabled=step == blocks, width="stretch",
+    )  # fmt: skip
+    # The hand goes first: whoever moves the slider stops the play.
+    where.slider("Blocks pruned", 0, blocks, key="lesson_step", on_change=pause, bind=URL)
+
+
+# Step 7: a generated layer
+
+
+def strength_step() -> None:
+    left, stage = sides()
+    with left:
+        text = st.container()
+        recipe = choose_recipe()
+    here = lessons.generated(recipe)
+    points = lessons.strengths(recipe, lessons.STRENGTHS)
+    with text:
+        draw_lesson(lesson_texts.strength_lesson(recipe, points, here))
+    with stage:
+        views = {"gain": "Gain by strength", "weights": "Weights", "loss": "Block loss"}
+        view = st.segmented_control(
+            "Stage", list(views), default="gain", required=True, format_func=views.__getitem__,
+            key="lesson_view", bind=URL, label_visibility="collapsed",
+        )  # fmt: skip
+        theme = session.theme()
+        if view == "gain":
+            threshold = here.plan.threshold
+            drawing = figures.strength_curve(points, threshold=threshold, marked=recipe.strength, theme=theme)
+        elif view == "weights":
+            weight, _ = lessons.generate(recipe)
+            drawing = layer_figures.weight_map(
+                weight, widths=here.plan.block_width, marked_block=recipe.strong_block, layer=here.name, theme=theme
+            )
+        else:
+            drawing = layer_figures.block_loss_bars(
+                here.plan, marked_block=recipe.strong_block, layer=here.name, theme=theme
+            )
+        draw(drawing, "strength")
+
+
+def choose_recipe() -> Recipe:
+    strength = st.slider("Strength of one block", 0.0, 4.0, 2.0, 0.25, key="lesson_strength", bind=URL)
+    first, second = st.columns(2)
+    blocks = first.slider("Blocks", 3, 8, 6, key="lesson_blocks", bind=URL)
+    place = second.slider("Which block", 1, 8, 6, key="lesson_place", bind=URL, help="The last if there are fewer")
+    rows = first.slider("Rows", 16, 96, 64, 16, key="lesson_rows", bind=URL)
+    seed = second.number_input("Seed", 0, 9999, 0, key="lesson_seed", bind=URL)
+    return Recipe(rows, blocks, strength, place - 1, seed)
+
+
+# Step 8: two effects
+
+
+def effects_step() -> None:
+    left, stage = sides()
+    chosen = real_layer(columnar=True)
+    with left:
+        if chosen is not None:
+            kinds = {"real": "Real layer", "generated": "Generated layer"}
+            kind = st.segmented_control(
+                "Layer", list(kinds), default="real", required=True, format_func=kinds.__getitem__,
+                key="lesson_kind", bind=URL, label_visibility="collapsed",
+            )  # fmt: skip
+            chosen = chosen if kind == "real" else None
+    subject = subject_of(chosen, COLUMNAR)
+    with stage:
+        pairs = [(order, budget) for order in lessons.SEPARATED for budget in lab.BUDGETS]
+        pieces = [lambda pair=pair: subject.prune(pair[0], pair[1], False) for pair in pairs]
+        signature = (subject.name, chosen[0].created if chosen else None)
+        if not lab_widgets.finished(pieces, "learn-effects", signature):
+            return
+        errors = {pair: subject.prune(pair[0], pair[1], False).relative_error for pair in pairs}
+        table = lessons.error_table(errors)
+        name = subject.name if chosen is None else style.short_layer(subject.name)
+        draw(order_figures.order_budget_matrix(table, layer=name, theme=session.theme()), "effects")
+    with left:
+        draw_lesson(lesson_texts.effects_lesson(subject, errors))
+        if chosen is not None or real_layer(columnar=True) is None:
+            where_from(chosen, True, subject.plan)
+
+
+# The page
+
+
+def sides() -> tuple[st.delta_generator.DeltaGenerator, st.delta_generator.DeltaGenerator]:
+    left, right = st.columns(SPLIT)
+    return left.container(height=HEIGHT, border=False), right.container(height=HEIGHT, border=True)
+
+
+STEPS: tuple[Callable[[], None], ...] = (
+    importance_step,
+    pre_pruning_step,
+    losses_step,
+    order_step,
+    lambda: sweep_step(columnar=True),
+    lambda: sweep_step(columnar=False),
+    strength_step,
+    effects_step,
+)
+
+
+def turn_to(index: int) -> None:
+    st.session_state.lesson = LABELS[index]
+    st.session_state.lesson_playing = False
+
+
+def turned() -> None:
+    st.session_state.lesson_playing = False
+
+
+st.title("How does ROSE choose an order?")
+first = None if "lesson" in st.session_state else LABELS[0]  # a default and a value set by hand exclude each other
+lesson = st.segmented_control(
+    "Step", LABELS, default=first, required=True, key="lesson", bind=URL, on_change=turned,
+    label_visibility="collapsed", wrap=True,
+)  # fmt: skip
+index = LABELS.index(lesson or LABELS[0])
+timer = TICK if playing() else None
+
+
+@st.fragment(run_every=timer)
+def body() -> None:
+    try:
+        STEPS[index]()
+    except rose.RoseError as problem:
+        st.error(str(problem), icon=":material/error:")
+    if (TICK if playing() else None) != timer:
+        st.rerun()  # the whole page: the timer is set, or taken away, there
+
+
+body()
+back, _, forth = st.columns([1, 3, 1])
+back.button(
+    "Previous", icon=":material/arrow_back:", key="lesson-previous", on_click=turn_to, args=(index - 1,),
+    disabled=index == 0, shortcut="PageUp", width="stretch",
+)  # fmt: skip
+forth.button(
+    "Next", icon=":material/arrow_forward:", icon_position="right", key="lesson-next", on_click=turn_to,
+    args=(index + 1,), disabled=index == len(STEPS) - 1, shortcut="PageDown", type="primary", width="stretch",
+)  # fmt: skip
