@@ -129,7 +129,7 @@ def weight_surface(
         scene={
             "xaxis": {"title": {"text": "input channel"}, **axis},
             "yaxis": {"title": {"text": "output channel"}, **axis},
-            "zaxis": {"title": {"text": "|W|"}, "rangemode": "tozero", **axis},
+            "zaxis": {"title": {"text": ""}, "rangemode": "tozero", **axis},  # the colour bar names it
             "aspectratio": {"x": 1.5, "y": 1.1, "z": 0.6},
             "camera": {"eye": {"x": 1.2, "y": -1.6, "z": 0.85}, "center": {"x": 0, "y": 0, "z": -0.22}},
         }

@@ -45,13 +45,14 @@ def layer_errors(
     wide = table.pivot_table(index="layer", columns=names, values=column, sort=False).loc[layers, methods]
     styles = dict(zip(table[names], table["method"], strict=True))
     looks = {m: _run_look(str(m), str(styles[m])) for m in methods}
-    log = _spread(wide.to_numpy(np.float64)) > LOG_ABOVE
-    scale = "; log scale, as errors spread over more than a factor of 10" if log else ""
     finding, caption = _compare(wide, looks, baseline)
     figure = go.Figure()
     held = "held-out" if column == "held_out_error" else "calibration"
+    shown = wide if kind == "lines" else _most_different(wide, top)
+    log = _spread(shown.to_numpy(np.float64)) > LOG_ABOVE
+    scale = "; log scale, as errors spread over more than a factor of 10" if log else ""
     if kind == "lines":
-        _lines(figure, wide, looks)
+        _lines(figure, shown, looks)
         style.base(
             figure,
             theme,
@@ -67,19 +68,15 @@ def layer_errors(
         axis = figure.update_yaxes
         figure.update_xaxes(range=[-1, len(layers)], zeroline=False)
     else:
-        gap = (wide.max(axis=1) - wide.min(axis=1)) / wide.max(axis=1).where(wide.max(axis=1) > 0)
-        chosen = gap[gap > 0].sort_values(ascending=False, kind="stable").head(top).index
-        if not len(chosen):
-            raise RoseError("The methods have the same error on every layer, so there are no differences to show.")
-        _dumbbells(figure, wide.loc[list(chosen)], looks, theme)
+        _dumbbells(figure, shown, looks, theme)
         style.base(
             figure,
             theme,
             finding,
-            f"Relative error on {held} tokens, the {len(chosen)} layers on which methods differ most{scale}",
+            f"Relative error on {held} tokens, {style.count(len(shown), 'layer')} on which methods differ most{scale}",
             x=style.ERROR,
             y="decoder block · projection",
-            height=170 + 26 * len(chosen),
+            height=max(320, 190 + 26 * len(shown)),
             legend=True,
         )
         figure.update_yaxes(autorange="reversed")
@@ -90,6 +87,16 @@ def layer_errors(
         axis(rangemode="tozero")
     alt = f"{'Line' if kind == 'lines' else 'Dumbbell'} chart of error by layer and method. {finding}. {caption}"
     return Drawing(figure, caption, alt, wide.reset_index())
+
+
+def _most_different(wide: pd.DataFrame, top: int) -> pd.DataFrame:
+    """The layers on which methods differ most, relative to the larger error."""
+    largest = wide.max(axis=1)
+    gap = (largest - wide.min(axis=1)) / largest.where(largest > 0)
+    chosen = gap[gap > 0].sort_values(ascending=False, kind="stable").head(top).index
+    if not len(chosen):
+        raise RoseError("The methods have the same error on every layer, so there are no differences to show.")
+    return wide.loc[list(chosen)]
 
 
 def _run_look(name: str, method: str) -> style.Style:

@@ -394,6 +394,7 @@ def template(theme: Theme) -> go.layout.Template:
             },
             "legend": {"font": {"size": FONT_SIZE}, "bgcolor": "rgba(0,0,0,0)"},
             "colorway": list(PALETTE),
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": ink.muted, "activecolor": ink.text},
             "bargap": 0.25,
         }
     )
