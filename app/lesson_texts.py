@@ -79,7 +79,7 @@ def loss_lesson(plan: rose.OrderPlan) -> Lesson:
         (
             r"\ell_j = \textstyle\sum_i L_{ij} \qquad B_b = \textstyle\sum_{j \in b} \ell_j",
             rf"B_{{{worst + 1}}} = {added} = {high:.1f}",
-            rf"\begin{{aligned}} r &= \frac{{\max B - \min B}}{{\max B}}\\"
+            rf"\begin{{aligned}} r &= \frac{{\max B - \min B}}{{\max B}}\\[8pt]"
             rf" &= \frac{{{high:.1f} - {low:.1f}}}{{{high:.1f}}} = {plan.relative_range:.2f} \end{{aligned}}",
         ),
         f"The relative range r is {plan.relative_range:.2f}, {verdict} the threshold of {plan.threshold:g}: the layer "

@@ -234,8 +234,9 @@ def pause() -> None:
     st.session_state.lesson_playing = False
 
 
-def go(step: int) -> None:
-    st.session_state.lesson_playing, st.session_state.lesson_step = False, step
+def go(by: int, blocks: int) -> None:
+    state = st.session_state
+    state.lesson_playing, state.lesson_step = False, min(max(state.lesson_step + by, 0), blocks)
 
 
 def play_controls(blocks: int) -> None:
@@ -246,11 +247,11 @@ def play_controls(blocks: int) -> None:
         "Pause" if playing() else "Play", icon=icon, key="lesson-play", on_click=play, args=(blocks,), width="stretch"
     )
     back.button(
-        ":material/chevron_left:", key="lesson-back", help="One block back", on_click=go, args=(step - 1,),
+        ":material/chevron_left:", key="lesson-back", help="One block back", on_click=go, args=(-1, blocks),
         disabled=step == 0, width="stretch",
     )  # fmt: skip
     forth.button(
-        ":material/chevron_right:", key="lesson-forth", help="One block on", on_click=go, args=(step + 1,),
+        ":material/chevron_right:", key="lesson-forth", help="One block on", on_click=go, args=(1, blocks),
         disabled=step == blocks, width="stretch",
     )  # fmt: skip
     # The hand goes first: whoever moves the slider stops the play.
@@ -352,8 +353,10 @@ STEPS: tuple[Callable[[], None], ...] = (
 )
 
 
-def turn_to(index: int) -> None:
-    st.session_state.lesson = LABELS[index]
+def turn(by: int) -> None:
+    # From where the session stands, not from where the button was drawn: two quick clicks turn two pages.
+    here = LABELS.index(st.session_state.lesson)
+    st.session_state.lesson = LABELS[min(max(here + by, 0), len(LABELS) - 1)]
     st.session_state.lesson_playing = False
 
 
@@ -384,10 +387,10 @@ def body() -> None:
 body()
 back, _, forth = st.columns([1, 3, 1])
 back.button(
-    "Previous", icon=":material/arrow_back:", key="lesson-previous", on_click=turn_to, args=(index - 1,),
+    "Previous", icon=":material/arrow_back:", key="lesson-previous", on_click=turn, args=(-1,),
     disabled=index == 0, shortcut="PageUp", width="stretch",
 )  # fmt: skip
 forth.button(
-    "Next", icon=":material/arrow_forward:", icon_position="right", key="lesson-next", on_click=turn_to,
-    args=(index + 1,), disabled=index == len(STEPS) - 1, shortcut="PageDown", type="primary", width="stretch",
+    "Next", icon=":material/arrow_forward:", icon_position="right", key="lesson-next", on_click=turn,
+    args=(1,), disabled=index == len(STEPS) - 1, shortcut="PageDown", type="primary", width="stretch",
 )  # fmt: skip
