@@ -275,43 +275,45 @@ def _sweep_finding(trace: SweepTrace, step: int, blocks: int) -> str:
 
 
 def _parts(order: Order, step: int, columns: int) -> list[tuple[str, int, int, str]]:
-    """Done, now and free as (name, first column, end, colour); empty parts left out."""
+    """Done, now and free as (name, first column, end, colour); a part may be empty."""
     done = sum(order.widths[:step])
     now = done - (order.widths[step - 1] if step else 0)
-    parts = [
-        ("pruned", 0, now, style.SLATE),
+    return [
+        ("pruned, fixed", 0, now, style.SLATE),
         ("just pruned", now, done, style.MARK),
-        ("free", done, columns, style.GREEN),
+        ("free to compensate", done, columns, style.GREEN),
     ]
-    return [part for part in parts if part[2] > part[1]]
 
 
 def _strip(order: Order, step: int, columns: int) -> list[dict[str, Any]]:
-    """A coloured strip above the matrix, and an outline of the present block."""
+    """A coloured strip above the matrix, and an outline of the present block.
+
+    Always the same shapes with all their properties: from frame to frame plotly merges them by number.
+    """
     shapes: list[dict[str, Any]] = []
     for name, start, end, colour in _parts(order, step, columns):
-        band = {"type": "rect", "x0": start - 0.5, "x1": end - 0.5, "yref": "paper"}
-        shapes.append(band | {"y0": 1.01, "y1": 1.035, "fillcolor": colour, "line": {"width": 0}})
+        band = {"type": "rect", "x0": start - 0.5, "x1": end - 0.5, "yref": "paper", "visible": end > start}
+        shapes.append(band | {"y0": 1.01, "y1": 1.035, "fillcolor": colour, "line": {"color": colour, "width": 0}})
         if name == "just pruned":
-            shapes.append(band | {"y0": 0, "y1": 1, "line": {"color": colour, "width": 3}})
+            outline = {"fillcolor": "rgba(0,0,0,0)", "line": {"color": colour, "width": 3}}
+            shapes.append(band | {"y0": 0, "y1": 1} | outline)
     return shapes
 
 
 def _strip_labels(order: Order, step: int, columns: int, theme: Theme) -> list[dict[str, Any]]:
-    """Names for the strip; those that would not fit are left out, and the outline speaks for itself."""
-    words = {"pruned": "pruned, fixed", "just pruned": "just pruned", "free": "free to compensate"}
+    """Names for the strip; those that would not fit are hidden, and the outline speaks for itself."""
     return [
         {
             "x": (start + end) / 2 - 0.5,
             "y": 1.035,
             "yref": "paper",
-            "text": words[name],
+            "text": name,
             "showarrow": False,
             "yanchor": "bottom",
             "font": {"color": style.INKS[theme].text, "size": style.FONT_SIZE},
+            "visible": (end - start) / columns >= 0.18,
         }
         for name, start, end, _ in _parts(order, step, columns)
-        if (end - start) / columns >= 0.18
     ]
 
 
