@@ -1,3 +1,324 @@
+"""Layer: one layer in depth, from its weights to the order in which ROSE would prune them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import pandas as pd
 import streamlit as st
 
-st.title("Layer")
+import rose
+from app import components, lab_widgets, session, tables
+from app.figures import layer as figures
+from app.figures import overview, style
+from app.figures.style import Drawing
+from app.study import Study
+
+URL: Literal["query-params"] = "query-params"
+SECTIONS = {
+    "weights": "Weights",
+    "inputs": "Inputs",
+    "losses": "Losses",
+    "order": "Order",
+    "error": "Error",
+    "compare": "Compare layers",
+}
+NO_BLOCK = "none"
+ORDERS = {"rose": "ROSE", "two_level": "Two-level", "global": "Global"}
+COMPARED = 4  # layers that are compared before the user chooses
+
+
+def choose(label: str, options: Mapping[str, str], key: str, **more: Any) -> Any:
+    """One of a few, as buttons in a row; the choice is in the URL."""
+    return st.segmented_control(
+        label,
+        list(options),
+        default=next(iter(options)),
+        required=True,
+        format_func=options.__getitem__,
+        key=key,
+        bind=URL,
+        **more,
+    )
+
+
+def draw() -> None:
+    st.title("Layer: what makes it columnar, or not?")
+    study, layer = components.require_layer("Here you see one layer in depth")
+    plan = study.plan(layer, session.threshold())
+    row = measured(study).set_index("layer").loc[layer]
+    key_figures(study, layer, plan, row)
+    left, right = st.columns([5, 3], vertical_alignment="bottom")
+    with left:
+        section = choose("Section", SECTIONS, "section", label_visibility="collapsed")
+    with right:
+        block = choose_block(plan) if section not in ("error", "compare") else None
+    VIEWS[section](study, layer, plan, block)
+    if block is not None:
+        exact(plan, block)
+
+
+def measured(study: Study) -> pd.DataFrame:
+    return study.overview(session.threshold())
+
+
+def key_figures(study: Study, layer: str, plan: rose.OrderPlan, row: pd.Series) -> None:
+    rows, columns = plan.importance.shape
+    st.caption(
+        f"**{components.short_name(layer)}**, {rows} × {columns} weights (output × input channels) in "
+        f"{style.count(len(plan.block_width), 'block')}, sparsity {plan.pattern}"
+    )
+    verdict = f"{'columnar, above' if plan.is_columnar else 'not columnar, below'} {plan.threshold:.2f}"
+    raised = row["damping"] > study.setup.damping
+    saved = 1 - row["error_rose"] / row["error_sparsegpt"] if row["error_sparsegpt"] > 0 else 0.0
+    figures_row: list[tuple[str, str, str | None, str]] = [
+        ("Relative range", f"{plan.relative_range:.3f}", verdict, "(max − min) / max of the blocks' losses"),
+        ("Condition", style.number(row["condition"]), None, "Of the damped Hessian"),
+        ("Damping used", f"{row['damping']:g}", "raised" if raised else None, "Relative to the mean of diag(H)"),
+        ("Dead columns", f"{row['dead_columns']:.0f}", None, "Input channels that were 0 on every token"),
+        ("Error, SparseGPT", f"{row['error_sparsegpt']:.4f}", None, "Relative, on calibration tokens"),
+        ("Error, ROSE", f"{row['error_rose']:.4f}", versus(saved, plan.is_columnar), "Two-level order if columnar"),
+    ]
+    for place, (label, value, delta, meaning) in zip(st.columns([4, 3, 3, 3, 4, 4]), figures_row, strict=True):
+        place.metric(label, value, delta, delta_color="off", delta_arrow="off", help=meaning)
+
+
+def versus(saved: float, columnar: bool) -> str:
+    if not columnar:
+        return "as SparseGPT"
+    return f"{style.percent(abs(saved))} {'less' if saved >= 0 else 'more'}"
+
+
+def choose_block(plan: rose.OrderPlan) -> int | None:
+    """The block that every view marks."""
+    # The labels go into the URL, so they must not depend on the layer.
+    labels = {NO_BLOCK: "No block marked"} | {str(b): f"Block {b}" for b in range(len(plan.block_width))}
+    if st.session_state.get("block", NO_BLOCK) not in labels:
+        st.session_state.block = NO_BLOCK  # the former layer had more blocks
+    chosen = st.selectbox(
+        "Block",
+        list(labels),
+        format_func=labels.__getitem__,
+        key="block",
+        bind=URL,
+        label_visibility="collapsed",
+        help="Marked in every view, with exact values below.",
+    )
+    return None if chosen in (None, NO_BLOCK) else int(chosen)
+
+
+def look(layer: str, block: int | None = None) -> dict[str, Any]:
+    """What all figures of one layer are told."""
+    return {"layer": style.short_layer(layer), "marked_block": block, "theme": session.theme()}
+
+
+# Sections
+
+
+def weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
+    weight = study.weight(layer)
+    if choose("As", {"map": "Heatmap", "surface": "3-D surface"}, "weights_as") == "map":
+        components.show(figures.weight_map(weight, widths=plan.block_width, **look(layer, block)), "layer-weights")
+    else:
+        drawn = figures.weight_surface(weight, layer=style.short_layer(layer), theme=session.theme())
+        components.show(drawn, "layer-surface")
+        if block is not None:
+            start = sum(plan.block_width[:block])
+            st.caption(f"Block {block} is input channels {start} to {start + plan.block_width[block] - 1}.")
+
+
+def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
+    added = study.added_damping(layer)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        shown = choose("Of the Hessian", {"diagonal": "Diagonal", "spectrum": "Spectrum"}, "hessian")
+        if shown == "diagonal":
+            scale = choose("Scale", {"linear": "Linear", "log": "Logarithmic"}, "scale")
+            arrange = choose("Channels", {"natural": "Natural", "sorted": "Sorted"}, "arrange")
+    if shown == "diagonal":
+        components.show(
+            figures.hessian_diagonal(
+                plan.hessian_diagonal,
+                added=added,
+                arrange=arrange,
+                scale=scale,
+                widths=plan.block_width,
+                **look(layer, block),
+            ),
+            "layer-diagonal",
+        )
+    elif lab_widgets.finished(
+        [lambda: study.spectrum(layer)], "layer-spectrum-work", (study.created, layer, "spectrum")
+    ):
+        drawn = figures.hessian_spectrum(
+            study.spectrum(layer), added=added, layer=style.short_layer(layer), theme=session.theme()
+        )
+        components.show(drawn, "layer-spectrum")
+
+
+LOSS_MAPS: dict[str, tuple[str, Callable[..., Drawing]]] = {
+    "columns": ("Column loss", figures.column_loss_map),
+    "importance": ("Importance", figures.importance_map),
+    "mask": ("Pre-pruning mask", figures.prepruning_mask),
+    "potential": ("Potential loss", figures.potential_loss_map),
+}
+
+
+def losses(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
+    components.show(figures.block_loss_bars(plan, **look(layer, block)), "layer-bars", on_select=pick_block)
+    shown = choose("Map of", {name: label for name, (label, _) in LOSS_MAPS.items()}, "loss_map")
+    components.show(LOSS_MAPS[shown][1](plan, **look(layer, block)), f"layer-{shown}")
+
+
+def pick_block() -> None:
+    """A click on a bar marks its block."""
+    points = st.session_state["layer-bars"].selection.points
+    if points:
+        st.session_state.block = str(int(points[0]["x"]))
+
+
+def order(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
+    last = len(plan.column_loss) - 1
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        name = choose("Order", ORDERS, "picture_order")
+        if (st.session_state.get("column") or 0) > last:
+            st.session_state.column = None
+        column = st.number_input(
+            f"Column to follow, 0 to {last}",
+            0,
+            last,
+            None,
+            key="column",
+            bind=URL,
+            placeholder="the costliest",
+            width=220,
+        )
+    followed = int(plan.column_loss.argmax()) if column is None else column
+    components.show(
+        figures.order_picture(plan, shown_order(plan, name), marked_column=followed, **look(layer, block)),
+        "layer-order",
+    )
+    if name == "rose" and not plan.is_columnar:
+        st.caption(
+            f"Its relative range is not above {plan.threshold:.2f}, so ROSE leaves the columns as they are. "
+            "Choose two-level to see where they would go."
+        )
+
+
+def shown_order(plan: rose.OrderPlan, name: str) -> str:
+    return ("two_level" if plan.is_columnar else "natural") if name == "rose" else name
+
+
+def error(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
+    table = measured(study)
+    table = table[table["layer"] == layer]
+    column = choose_error(table)
+    records = tables.error_records(table)
+    components.show(figures.method_errors(records, column=column, theme=session.theme()), "layer-errors")
+    row = table.iloc[0]
+    if not plan.is_columnar:
+        st.caption(
+            f"Not columnar at {plan.threshold:.2f}, so ROSE does as SparseGPT here. Two-level order would give "
+            f"an error of {row['error_two_level']:.4f}, {versus(row['gain'], True)}."
+        )
+    error_numbers(records)
+
+
+def choose_error(table: pd.DataFrame) -> str:
+    kinds = {"calibration": "Calibration tokens"}
+    if table["held_out_sparsegpt"].notna().any():
+        kinds["held_out"] = "Held-out tokens"
+    chosen = choose("Error on", kinds, "error_on")
+    return "held_out_error" if chosen == "held_out" else "relative_error"
+
+
+def error_numbers(records: pd.DataFrame) -> None:
+    wide = records.assign(method=records["method"].map(lambda name: style.method_style(name).label))
+    st.dataframe(
+        wide.assign(layer=wide["layer"].map(style.short_layer)),
+        hide_index=True,
+        column_order=["layer", "method", "relative_error", "held_out_error"],
+        column_config={
+            "layer": "Layer",
+            "method": "Method",
+            "relative_error": st.column_config.NumberColumn("Relative error, calibration", format="%.5f"),
+            "held_out_error": st.column_config.NumberColumn("Held-out", format="%.5f"),
+        },
+        key="layer-error-numbers",
+        alt="Relative error of each method",
+    )
+
+
+def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
+    """Several layers side by side; the chosen one among them unless it is taken out."""
+    table = measured(study)
+    known = table.sort_values("relative_range", ascending=False, kind="stable")["layer"].tolist()
+    first = [layer, *(name for name in known if name != layer)][:COMPARED]
+    chosen = st.multiselect(
+        "Layers",
+        table["layer"].tolist(),
+        default=first,
+        format_func=components.short_name,
+        key="compare",
+        bind=URL,
+        help="At first the chosen layer and those with the highest relative range.",
+    )
+    if not chosen:
+        st.info("Choose at least one layer.")
+        return
+    rows = table[table["layer"].isin(chosen)]
+    ranges = overview.top_layers(
+        rows, threshold=session.threshold(), top=len(rows), marked_layer=layer, theme=session.theme()
+    )
+    components.show(ranges, "compare-ranges")
+    column = choose_error(rows)
+    records = tables.error_records(rows)
+    components.show(figures.method_errors(records, column=column, theme=session.theme()), "compare-errors")
+    error_numbers(records)
+
+
+VIEWS = {
+    "weights": weights,
+    "inputs": inputs,
+    "losses": losses,
+    "order": order,
+    "error": error,
+    "compare": compare,
+}
+
+
+# Exact values
+
+
+def exact(plan: rose.OrderPlan, block: int) -> None:
+    """What the figures show of the marked block, as numbers."""
+    name = st.session_state.get("picture_order") or "rose"
+    made = rose.make_order(plan, shown_order(plan, name))
+    table = tables.column_table(plan, made, block)
+    loss = float(plan.block_loss[block])
+    label = style.order_style(made.name).label
+    first, last = table["column"].iloc[0], table["column"].iloc[-1]
+    st.markdown(
+        f"**Block {block}**: columns {first} to {last}, block loss {style.number(loss)}, "
+        f"{style.number(loss / len(table))} per column"
+    )
+    st.dataframe(
+        table,
+        hide_index=True,
+        height=280,
+        column_config={
+            "column": st.column_config.NumberColumn("Column (before)"),
+            "position": st.column_config.NumberColumn("Position in block"),
+            "step": st.column_config.NumberColumn("Step (after)", help=f"When it is pruned: {label}"),
+            "column_loss": st.column_config.ProgressColumn(
+                "Column loss", min_value=0.0, max_value=float(plan.column_loss.max()) or 1.0, format="%.4g"
+            ),
+            "rank": st.column_config.NumberColumn("Rank by loss", help="In the whole layer; 1 is the costliest"),
+            "hessian_diagonal": st.column_config.NumberColumn("H_jj", format="%.4g"),
+        },
+        key="block-columns",
+        alt=f"Columns of block {block} with loss, rank, Hessian diagonal and place in the order",
+    )
+
+
+draw()

@@ -1,5 +1,242 @@
+"""Layers: the whole model at a glance, and which of its layers are columnar."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
 import streamlit as st
-from app import session, components
-st.title("Layers")
-s=components.require_study("x")
-st.dataframe(s.overview(0.5))
+
+from app import components, session
+from app.figures import overview as figures
+from app.figures import style
+from app.study import Study
+
+# What the map can show: column of the overview table -> words on the button.
+METRICS = {
+    "relative_range": "Relative range",
+    "condition": "Hessian condition",
+    "gain": "Predicted gain",
+    "error": "Error",
+    "held_out": "Held-out error",
+}
+MEANING = {
+    "relative_range": "How unevenly the blocks of a layer would lose: (max − min) / max of block loss.",
+    "condition": "Largest over smallest eigenvalue of the damped Hessian.",
+    "gain": "Error that two-level order saves against SparseGPT in every layer, columnar or not; below 0 it costs.",
+    "error": "Relative error on calibration tokens, ‖ΔW Xᵀ‖² / ‖W Xᵀ‖².",
+    "held_out": "Relative error on tokens that nothing was fitted to.",
+}
+ERRORS = ("error", "held_out")
+METHODS = ("sparsegpt", "rose", "rose_global")
+NAMED = 6  # layers that a sentence lists
+
+
+def draw() -> None:
+    st.title("Layers: which of them are columnar?")
+    study = components.require_study("Here you see every layer of a model at a glance")
+    metric, threshold = choose()
+    running = study.job.status == "running"
+
+    @st.fragment(run_every=2.0 if running else None)
+    def arriving() -> None:
+        table = study.overview(threshold)
+        if st.session_state.pop("layer_picked", False) or (running and study.job.status != "running"):
+            st.rerun()
+        if table.empty:
+            st.info("The first layers are being measured; they will show here as they arrive.")
+            return
+        results(study, table, metric, threshold)
+
+    arriving()
+
+
+def choose() -> tuple[str, float]:
+    """What the map shows, and the threshold that all pages share."""
+    left, right = st.columns([2, 1])
+    with left:
+        chosen = st.segmented_control(
+            "Map of",
+            list(METRICS),
+            default="relative_range",
+            required=True,
+            format_func=METRICS.__getitem__,
+            key="metric",
+            bind="query-params",
+        )
+        method = None
+        if chosen in ERRORS:
+            method = st.segmented_control(
+                "Error of",
+                METHODS,
+                default="rose",
+                required=True,
+                format_func=lambda name: style.method_style(name).label,
+                key="metric_method",
+                bind="query-params",
+                label_visibility="collapsed",
+            )
+        else:
+            st.caption(MEANING[chosen])
+    st.session_state.threshold_widget = session.threshold()
+    right.slider(
+        "Columnar above a relative range of",
+        0.0,
+        1.0,
+        step=0.01,
+        key="threshold_widget",
+        on_change=lambda: session.choose_threshold(st.session_state.threshold_widget),
+        help="ROSE reorders only columnar layers. All pages share this threshold.",
+    )
+    return f"{chosen}_{method}" if method else chosen, session.threshold()
+
+
+def results(study: Study, table: pd.DataFrame, metric: str, threshold: float) -> None:
+    flips(table, threshold)
+    shown = table if table[metric].notna().any() else None
+    if shown is None:
+        st.info("There are no held-out samples in this set-up; ask for some on the start page.")
+    else:
+        drawing = study.remember(
+            ("map", metric, threshold, session.layer(), session.theme(), len(table)),
+            lambda: figures.model_map(
+                table,
+                metric,
+                threshold=threshold,
+                layers=study.layer_names,
+                marked_layer=session.layer(),
+                theme=session.theme(),
+            ),
+        )
+        components.show(drawing, "layers-map", on_select=lambda: pick("layers-map"))
+    strip = study.remember(
+        ("strip", threshold, session.layer(), session.theme(), len(table)),
+        lambda: figures.range_strip(table, threshold=threshold, marked_layer=session.layer(), theme=session.theme()),
+    )
+    components.show(strip, "layers-strip", on_select=lambda: pick("layers-strip"))
+    pick_by_name(study, table)
+    exact(table)
+
+
+def flips(table: pd.DataFrame, threshold: float) -> None:
+    """How many layers are columnar, and which change sides against the usual threshold."""
+    columnar = table[table["is_columnar"]]
+    text = f"**{len(columnar)} of {len(table)} layers are columnar** above {threshold:.2f}"
+    text += f": {listed(columnar['layer'])}." if len(columnar) else "."
+    usual = session.DEFAULT_THRESHOLD
+    if threshold != usual:
+        before = table["relative_range"] > usual
+        changed = table[before != table["is_columnar"]]
+        way = "more" if threshold < usual else "fewer"
+        text += f" Against {usual:.2f}, {style.count(len(changed), f'layer {way}', f'layers {way}')}"
+        text += f": {listed(changed['layer'])}." if len(changed) else "."
+    st.markdown(text)
+
+
+def listed(layers: Sequence[str]) -> str:
+    names = [style.short_layer(layer) for layer in layers]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+# Choosing a layer
+
+
+def pick(chart: str) -> None:
+    """A click on a mark chooses its layer for all pages."""
+    points = st.session_state[chart].selection.points
+    if points:
+        found = points[0].get("customdata")
+        select(found[0] if isinstance(found, list) else found)
+
+
+def pick_row(table: pd.DataFrame) -> None:
+    rows = st.session_state["layers-table"].selection.rows
+    if rows and rows[0] < len(table):
+        select(str(table["layer"].iloc[rows[0]]))
+
+
+def select(layer: str) -> None:
+    """From inside the fragment: the rest of the page has to follow."""
+    session.choose_layer(layer)
+    st.session_state.layer_picked = True
+
+
+def pick_by_name(study: Study, table: pd.DataFrame) -> None:
+    left, right = st.columns([2, 1], vertical_alignment="bottom")
+    st.session_state.layers_pick = session.layer()
+    left.selectbox(
+        "Chosen layer",
+        study.layer_names,
+        key="layers_pick",
+        format_func=components.short_name,
+        on_change=lambda: select(st.session_state.layers_pick),
+        help="Click a mark above, a row below, or choose here; all pages follow.",
+    )
+    with right:
+        st.page_link("views/layer.py", label="See this layer in depth", icon=":material/layers:")
+
+
+# Exact numbers
+
+
+def exact(table: pd.DataFrame) -> None:
+    """All numbers, sortable; a chosen row is the chosen layer."""
+    errors = [f"{kind}_{method}" for kind in ERRORS for method in METHODS if table[f"{kind}_{method}"].notna().any()]
+    largest = float(table[errors].max().max()) or 1.0
+
+    def bar(label: str, top: float = 1.0, form: str = "%.3f") -> Any:
+        return st.column_config.ProgressColumn(label, min_value=0.0, max_value=top, format=form)
+
+    kinds = {"error": "error", "held_out": "held-out"}
+    st.dataframe(
+        table,
+        hide_index=True,
+        height=420,
+        column_order=[
+            "block_index", "projection", "relative_range", "is_columnar", "gain", *errors, "condition", "rows",
+            "columns", "dead_columns", "damping",
+        ],
+        column_config={
+            "block_index": st.column_config.NumberColumn("Block", pinned=True, help="Decoder block"),
+            "projection": st.column_config.TextColumn("Projection", pinned=True),
+            "relative_range": bar("Relative range", form="%.2f"),
+            "is_columnar": st.column_config.CheckboxColumn("Columnar"),
+            "gain": st.column_config.NumberColumn("Predicted gain", format="percent"),
+            "condition": st.column_config.NumberColumn("Condition", format="scientific"),
+            "rows": st.column_config.NumberColumn("Rows"),
+            "columns": st.column_config.NumberColumn("Columns"),
+            "dead_columns": st.column_config.NumberColumn("Dead columns"),
+            "damping": st.column_config.NumberColumn("Damping used", format="%g"),
+            **{
+                name: bar(f"{style.METHOD_LABELS[method]}, {kinds[kind]}", largest, "%.4f")
+                for kind in ERRORS
+                for method in METHODS
+                if (name := f"{kind}_{method}") in errors
+            },
+        },
+        key="layers-table",
+        on_select=lambda: pick_row(table),
+        selection_mode="single-row",
+        alt="All layers measured so far with relative range, errors and Hessian condition",
+    )  # fmt: skip
+    left, middle, right = st.columns([4, 1, 1], vertical_alignment="center")
+    left.caption("Sort by a click on a heading. ROSE is two-level order where columnar, else SparseGPT.")
+    middle.download_button(
+        "CSV", lambda: table.to_csv(index=False), "layers.csv", icon=":material/download:", width="stretch",
+        on_click="ignore", key="layers-csv",
+    )  # fmt: skip
+    right.download_button(
+        "JSON",
+        lambda: json.dumps(json.loads(table.to_json(orient="records", double_precision=15)), indent=1),
+        "layers.json",
+        icon=":material/download:",
+        width="stretch",
+        on_click="ignore",
+        key="layers-json",
+    )
+
+
+draw()

@@ -320,9 +320,7 @@ def arrivals(study: Study) -> None:
     if table.empty:
         return
     columnar = int(table["is_columnar"].sum())
-    st.markdown(
-        f"**{len(table)} of {style.count(len(study.layer_names), 'layer')} measured**, {style.word(columnar)} columnar"
-    )
+    st.markdown(f"**{len(table)} of {len(study.layer_names)} layers measured**, {style.word(columnar)} columnar")
     latest = table.iloc[::-1].head(4)[["layer", "relative_range"]]
     st.dataframe(
         latest.assign(layer=latest["layer"].map(style.short_layer)),

@@ -1,7 +1,7 @@
-"""What the browser tests share: the app on a free port, a headless Chromium, and one measured set-up of the packaged model.
+"""What the browser tests share: the app on a free port, a headless Chromium, and one measured set-up.
 
-All of it lives as long as the tests of this folder do. `measured` is the query string of a set-up that has been
-measured; any page opened with it shows results at once, because all browser sessions share studies.
+All of it lives as long as the tests of this folder do. `measured` is the query string of a set-up of the packaged
+model that has been measured; a page opened with it shows results at once, because browser sessions share studies.
 """
 
 from __future__ import annotations
