@@ -32,7 +32,11 @@ def draw() -> None:
     st.title("Prune: what does the whole model lose?")
     setup, run = session.setup(), session.pruning()
     with st.expander(
-        "What to prune, and how to judge it", expanded=run is None, icon=":material/tune:", key="prune-settings"
+        "What to prune, and how to judge it",
+        expanded=run is None,
+        icon=":material/tune:",
+        key="prune-settings",
+        on_change="rerun",
     ):
         request = _choose(setup)
         with st.popover("The same from a terminal and from Python", icon=":material/terminal:", key="prune-code"):
@@ -55,8 +59,7 @@ def draw() -> None:
     if view == SEEDS:
         _seeds()
     elif run is None or run.dense is None:
-        with st.container(border=True, height=160, horizontal_alignment="center", vertical_alignment="center"):
-            st.markdown("**Results show here as soon as the first model is pruned and judged.**")
+        st.info("Results show here as soon as the dense model and the first pruned copy have been judged.")
     else:
         {SUMMARY: _summary, LAYERS: _layers, TEXTS: _texts, DOWNLOADS: _downloads}[view](run)
 
@@ -189,7 +192,7 @@ def _offer(setup: Setup, request: Request, run: PruningRun | None) -> None:
         "Prune",
         type="primary",
         icon=":material/content_cut:",
-        on_click=session.start_pruning,
+        on_click=_start,
         args=(request,),
         disabled=bool(problem) or (run is not None and run.job.status == "running"),
         key="prune-start",
@@ -199,6 +202,11 @@ def _offer(setup: Setup, request: Request, run: PruningRun | None) -> None:
         right.warning(problem, icon=":material/warning:")
     else:
         right.caption(said)
+
+
+def _start(request: Request) -> None:
+    st.session_state["prune-settings"] = False  # makes room for the results
+    session.start_pruning(request)
 
 
 # The run
