@@ -1,0 +1,198 @@
+"""The Prune page: the numbers of the run stand on it, the way from choices to results, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import rose
+from app.pruning import PruningRun
+from app.study import Setup
+from rose.cli import _parser
+from tests.app.test_pruning import CSV
+from tests.app.tiny_study import MAIN, figures, texts
+from tests.tiny import save_tiny_llama
+
+PAGE = "views/prune.py"
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    folder = save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+    return Setup(model=str(folder), samples=4, length=32, held_out=2, block_size=16)
+
+
+def opened(setup: Setup, **query: str) -> AppTest:
+    app = AppTest.from_file(MAIN, default_timeout=120)
+    for key, value in (setup.to_texts() | query).items():
+        app.query_params[key] = value
+    app.run()
+    app.switch_page(PAGE).run()
+    assert not app.exception, app.exception
+    return app
+
+
+def pruned(app: AppTest) -> tuple[AppTest, PruningRun]:
+    app.button(key="prune-start").click().run()
+    run: PruningRun = app.session_state["pruning"]
+    for _ in range(120):
+        run.job.watch("test")
+        run.job.wait(1)
+        if run.job.status != "running":
+            break
+    app.run()
+    assert not app.exception, app.exception
+    return app, run
+
+
+def view(app: AppTest, name: str) -> AppTest:
+    app.segmented_control(key="prune_view").set_value(name).run()
+    assert not app.exception, app.exception
+    return app
+
+
+def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
+    app = opened(setup)
+    assert "Two copies, 21 layers each: about" in texts(app)
+    assert "Results show here as soon as" in texts(app)
+    app.text_input(key="prune_sparsities").set_value("0.5 2:4").run()
+    app.number_input(key="prune_windows").set_value(3).run()
+    app.number_input(key="prune_length").set_value(16).run()
+    app.number_input(key="prune_new_tokens").set_value(5).run()
+    app.selectbox(key="prune_keep").set_value("folder").run()
+    assert "Give the path of a folder for the checkpoints." in texts(app)
+    assert app.button(key="prune-start").disabled
+    app.text_input(key="prune_folder").set_value(str(tmp_path / "out")).run()
+    assert "Four copies, 21 layers each" in texts(app)
+    app, run = pruned(app)
+    assert run.job.status == "done", run.job.message
+
+    shown = app.table[0].value
+    models = [run.dense, *run.outcomes]
+    assert list(shown["Model"]) == ["Dense", "SparseGPT, 0.5", "ROSE, 0.5", "SparseGPT, 2:4", "ROSE, 2:4"]
+    assert run.dense is not None
+    for row, outcome in zip(shown.to_dict("records"), models, strict=True):
+        assert outcome is not None
+        assert row["Perplexity"] == f"{outcome.perplexity:.2f}"
+        assert row["× dense"] == f"{outcome.perplexity / run.dense.perplexity:.2f}"
+        if outcome.report:
+            assert row["Mean error, calibration"] == f"{outcome.report.summary['mean_relative_error']:.4f}"
+            assert row["Mean error, held-out"] == f"{outcome.report.summary['mean_held_out_error']:.4f}"
+            assert row["Weights removed"] == "50.00 %"
+    assert "Perplexity on 3 × 16 tokens of held-out windows" in texts(app)
+    assert len(figures(app)) == 1
+
+    app = view(app, "Layers")
+    wide = json.loads(figures(app)[0])
+    assert {trace["name"] for trace in wide["data"]} == {"SparseGPT", "ROSE"}
+
+    app = view(app, "Texts")
+    codes = [block.value for block in app.code]
+    for outcome in models:
+        assert outcome is not None
+        assert outcome.text in codes
+        assert f"**{outcome.label}**, perplexity {outcome.perplexity:.2f}" in texts(app)
+
+    app = view(app, "Downloads")
+    for outcome in run.outcomes:
+        assert outcome.checkpoint is not None
+        assert f"checkpoint in {outcome.checkpoint}" in texts(app)
+        assert rose.load_model(str(outcome.checkpoint))
+    assert len(app.get("download_button")) == 2 + 2 * 4
+
+
+def test_the_commands_shown_ask_for_what_was_chosen(setup: Setup) -> None:
+    app = opened(setup, prune_sparsities="0.6", prune_layers="*.o_proj", prune_text="ptb", prune_windows="5")
+    commands, code = (block.value for block in app.code)
+    lines = [shlex.split(line)[3:] for line in commands.splitlines()]
+    options = [_parser().parse_args(line) for line in lines]
+    assert [o.method for o in options] == ["sparsegpt", "rose"]
+    assert {(o.sparsity, o.layers[0], o.evaluate, o.windows, o.length) for o in options} == {
+        ("0.6", "*.o_proj", "ptb", 5, 32)
+    }
+    compile(code, "code", "exec")
+    assert "rose.load_tokens('ptb', tokenizer, samples=5, length=32, seed=None" in code
+
+
+def test_only_chosen_layers_and_a_zip(setup: Setup) -> None:
+    app = opened(setup, prune_layers="model.layers.1.*", prune_windows="1", prune_prompt="")
+    app.selectbox(key="prune_keep").set_value("zip").run()
+    app.multiselect(key="prune_methods").set_value(["rose_global"]).run()
+    assert "One copy, seven layers" in texts(app)
+    app, run = pruned(app)
+    assert [len(outcome.report.layers) for outcome in run.outcomes if outcome.report] == [7]
+    archive = run.outcomes[0].checkpoint
+    assert archive is not None
+    assert archive.exists()
+    assert len(view(app, "Downloads").get("download_button")) == 2 + 3
+
+    # The next run replaces this one, and its file goes.
+    app.selectbox(key="prune_keep").set_value("nothing").run()
+    app, _ = pruned(app)
+    assert not archive.exists()
+    assert "checkpoint not kept" in texts(app)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({"prune_sparsities": "2"}, "Sparsity must be a ratio"),
+        ({"prune_windows": "50"}, "gives 2 windows of 32"),
+        ({"prune_layers": "nothing.*"}, "nothing.*"),
+        ({"model": "no-such-model"}, "no-such-model"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_a_sentence(setup: Setup, query: dict[str, str], words: str) -> None:
+    app = opened(setup, **query)
+    assert words in app.warning[0].value
+    assert app.button(key="prune-start").disabled
+
+
+def test_a_failing_run_says_why(setup: Setup) -> None:
+    app, run = pruned(opened(setup, prune_text="a file", prune_path="/nowhere/text.txt"))
+    assert run.job.status == "failed"
+    assert "/nowhere/text.txt cannot be read" in app.error[0].value
+    assert not app.button(key="prune-start").disabled
+
+
+def test_a_cancelled_run_is_called_so(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run cancels itself when it comes to the second copy, as a person would by the button."""
+    original = PruningRun._say
+
+    def say(run: PruningRun, doing: str) -> None:
+        original(run, doing)
+        if doing.startswith("Pruning by ROSE"):
+            for viewer in list(run.job._watchers):
+                run.job.leave(viewer)
+            run.job._cancelled.set()
+
+    monkeypatch.setattr(PruningRun, "_say", say)
+    app, run = pruned(opened(setup, prune_prompt="", prune_windows="1"))
+    assert run.job.status == "cancelled"
+    assert "Cancelled after one model; the numbers of finished models are below" in texts(app)
+    assert list(app.table[0].value["Model"]) == ["Dense", "SparseGPT, 0.7"]
+
+
+def test_results_over_seeds(setup: Setup, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(CSV)
+    app = view(opened(setup), "Over seeds")
+    assert "python -m rose compare" in texts(app)
+    app.text_input(key="prune_results_path").set_value(str(file)).run()
+    assert "ROSE 23.0 ± 3.00, SparseGPT 30.0 ± 0" in texts(app)
+    assert "ROSE has the lowest mean perplexity" in figures(app)[0]
+    app.segmented_control(key="seeds-sparsity").set_value("2:4").run()
+    assert "ROSE 15.0 ± 0" in texts(app)
+    app.text_input(key="prune_results_path").set_value(str(tmp_path)).run()
+    assert "cannot be read as CSV" in app.error[0].value
+
+
+def test_choices_are_in_the_url(setup: Setup) -> None:
+    app = opened(setup, prune_sparsities="0.6 2:4", prune_windows="2", prune_length="8", prune_view="Texts")
+    assert app.text_input(key="prune_sparsities").value == "0.6 2:4"
+    assert (app.number_input(key="prune_windows").value, app.number_input(key="prune_length").value) == (2, 8)
+    assert app.segmented_control(key="prune_view").value == "Texts"
