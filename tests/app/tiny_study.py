@@ -59,9 +59,9 @@ def measured_study(held_out: int = 2, sparsity: str = "0.7") -> Study:
 def open_page(page: str, study: Study | None = None, layer: str = COLUMNAR, **query: str) -> AppTest:
     """The app on this page, with the study's set-up and this layer in the URL."""
     app = AppTest.from_file(MAIN, default_timeout=60)
-    if study is not None:
-        for key, value in (study.setup.to_texts() | {"layer": layer} | query).items():
-            app.query_params[key] = value
+    shared = {} if study is None else study.setup.to_texts() | {"layer": layer}
+    for key, value in (shared | query).items():
+        app.query_params[key] = value
     app.run()
     app.switch_page(page).run()
     assert not app.exception, app.exception

@@ -1,0 +1,112 @@
+"""Background jobs: how they end, who may end them, and that nothing runs on when nobody looks."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+import rose
+from app import jobs
+from app.jobs import Job, acquire
+
+SOON = 20.0  # seconds; an upper bound, not a delay
+
+
+def endless(job: Job) -> None:
+    """Work that only a cancel ends."""
+    pause = threading.Event()
+    while True:
+        job.check()
+        pause.wait(0.002)
+
+
+def started(*viewers: str) -> Job:
+    job = Job(endless)
+    for viewer in viewers:
+        job.watch(viewer)
+    return job.start()
+
+
+def failing(problem: BaseException) -> Job:
+    def work(job: Job) -> None:
+        raise problem
+
+    job = Job(work).start()
+    job.wait(SOON)
+    assert job.status == "failed"
+    return job
+
+
+def test_work_that_ends_is_done() -> None:
+    seen: list[Job] = []
+    job = Job(seen.append).start()
+    job.wait(SOON)
+    assert (job.status, seen) == ("done", [job])
+
+
+def test_bad_input_is_told_as_the_engine_says_it() -> None:
+    assert failing(rose.RoseError("Choose another model.")).message == "Choose another model."
+
+
+def test_lack_of_memory_says_what_to_do() -> None:
+    assert "fewer samples" in failing(MemoryError()).message
+
+
+def test_an_unexpected_error_is_shown_with_its_kind() -> None:
+    assert failing(KeyError("lost")).message == "Unexpected KeyError: 'lost'"
+
+
+def test_the_only_viewer_cancels() -> None:
+    job = started("ann")
+    job.leave("ann")
+    job.wait(SOON)
+    assert job.status == "cancelled"
+
+
+def test_progress_is_kept_and_asks_whether_to_go_on() -> None:
+    told = rose.Progress("calibrate", 0, 1, None, None, 0, 7, 0.5, 1.0, 1.0)
+    job = Job(endless)
+    job.watch("ann")
+    job.tell(told)
+    assert job.progress is told
+    job.leave("ann")
+    with pytest.raises(rose.Cancelled):
+        job.tell(told)
+
+
+def test_work_goes_on_for_another_viewer() -> None:
+    job = started("ann", "bob")
+    job.leave("ann")
+    job.wait(0.1)
+    assert job.status == "running"
+    job.leave("bob")
+    job.wait(SOON)
+    assert job.status == "cancelled"
+
+
+def test_a_page_that_was_reloaded_does_not_outvote_a_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = started("before reload", "after reload")
+    monkeypatch.setattr(jobs, "LOOKING", 0.0)  # the former page polled last a while ago
+    job.leave("after reload")
+    job.wait(SOON)
+    assert job.status == "cancelled"
+
+
+def test_work_that_nobody_watches_any_more_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = started("ann")
+    monkeypatch.setattr(jobs, "ABANDONED_AFTER", 0.0)
+    job.wait(SOON)
+    assert job.status == "cancelled"
+
+
+def test_waiting_for_a_lock_can_be_cancelled() -> None:
+    lock = threading.Lock()
+    job = Job(lambda job: acquire(lock, job))
+    job.watch("ann")
+    with lock:
+        job.start()
+        job.leave("ann")
+        job.wait(SOON)
+    assert job.status == "cancelled"
+    assert not lock.locked()
