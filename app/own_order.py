@@ -72,12 +72,12 @@ def draw(study: Study, layer: str) -> None:
             text = f"yours: {100 * change:+.2f} %" if change else "yours: the same"
             colour: Any = "off" if not change else "green" if change < 0 else "red"
             tile.metric(style.sentence(name), f"{other.error:.5f}", text, delta_color=colour, **TILE)
-        st.caption(DAMPING_NOTE)
         # Where nothing has been moved, the order is still the named one.
         results = {one.sweep.run_name: one.result for one in (natural, ordered)} | {"custom": yours.result}
         energy, theme, name = lab.dense_energy(study, layer), session.theme(), style.short_layer(layer)
         marked = block if state["base"] in lab.WHOLE_BLOCK_ORDERS else None
         components.show(figures.error_curve(results, energy, layer=name, theme=theme), "lab-own-curve", height=430)
+        st.caption(DAMPING_NOTE)
         components.show(
             layer_figures.order_picture(plan, order, layer=name, marked_block=marked, theme=theme), "lab-own-picture"
         )

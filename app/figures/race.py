@@ -51,14 +51,15 @@ def sweep_race(
     )
     figure.update_annotations(font_size=style.FONT_SIZE + 1)
     for column, result in enumerate(results, 1):
-        _matrix(figure, column, result, step)
+        _matrix(figure, column, result, step, theme)
     curves = [_curve(result, dense_energy) for result in results]
-    for curve, look in zip(curves, looks, strict=True):
-        _line(figure, curve, step, look)
+    highest = max(range(2), key=lambda i: curves[i][-1])
+    for i, (curve, look) in enumerate(zip(curves, looks, strict=True)):
+        _line(figure, curve, step, look, above=i == highest)
     now, final = [float(curve[step]) for curve in curves], [float(curve[-1]) for curve in curves]
     finding = _finding(looks, now, step, blocks)
     of = f" of {layer}" if layer else ""
-    what = f"|W|{of}, columns as visited; {_white(theme)}: pruned"
+    what = f"|W|{of}, columns as visited; dimmed: pruned, bright: free to compensate"
     style.base(figure, theme, finding, what, height=height)
     figure.update_layout(plot_bgcolor="rgba(0,0,0,0)")
     figure.update_xaxes(title_text="pruned blocks", range=[-0.1, blocks + 0.1], row=2, col=1)
@@ -78,7 +79,7 @@ def sweep_race(
     return Drawing(figure, caption, alt, table)
 
 
-def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int) -> None:
+def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int, theme: Theme) -> None:
     """Adds one heatmap with the front of its sweep."""
     trace, order = result.trace, result.order
     assert trace is not None  # checked by the caller
@@ -96,6 +97,19 @@ def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int) -> N
     if step:
         end = sum(order.widths[:step])
         start = end - order.widths[step - 1]
+        # Cells are maxima, which rarely show a zero: what is done must be seen by its shade.
+        figure.add_shape(
+            type="rect",
+            x0=-0.5,
+            x1=end - 0.5,
+            y0=-0.5,
+            y1=rows - 0.5,
+            fillcolor=style.INKS[theme].hover,
+            opacity=0.55,
+            line={"width": 0},
+            row=1,
+            col=column,
+        )
         figure.add_shape(
             type="rect",
             x0=start - 0.5,
@@ -113,7 +127,7 @@ def _curve(result: LayerResult, dense_energy: float) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(errors)]) / (dense_energy or 1.0)
 
 
-def _line(figure: go.Figure, curve: np.ndarray, step: int, look: style.Style) -> None:
+def _line(figure: go.Figure, curve: np.ndarray, step: int, look: style.Style, *, above: bool) -> None:
     """The curve to come, faint, and what has arisen so far, strong."""
     x = np.arange(len(curve), dtype=np.int32)
     figure.add_scatter(
@@ -137,7 +151,7 @@ def _line(figure: go.Figure, curve: np.ndarray, step: int, look: style.Style) ->
         text=look.label,
         showarrow=False,
         xanchor="right",
-        yanchor="bottom",
+        yanchor="bottom" if above else "top",
         font={"color": look.colour},
         row=2,
         col=1,
@@ -153,7 +167,3 @@ def _finding(looks: list[style.Style], now: list[float], step: int, blocks: int)
     share = 1 - now[less] / now[1 - less]
     name = looks[less].label.partition(" (")[0]
     return f"After {step} of {blocks} blocks, {name} has {style.percent(share)} less error"
-
-
-def _white(theme: Theme) -> str:
-    return "white" if theme == "light" else "dark"

@@ -357,11 +357,12 @@ def turn(by: int) -> None:
     # From where the session stands, not from where the button was drawn: two quick clicks turn two pages.
     here = LABELS.index(st.session_state.lesson)
     st.session_state.lesson = LABELS[min(max(here + by, 0), len(LABELS) - 1)]
-    st.session_state.lesson_playing = False
+    turned()
 
 
 def turned() -> None:
-    st.session_state.lesson_playing = False
+    """Callback: another lesson starts from the beginning."""
+    st.session_state.lesson_playing, st.session_state.lesson_step = False, 0
 
 
 st.title("How does ROSE choose an order?")
