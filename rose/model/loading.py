@@ -7,11 +7,14 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import gguf as gguf_format
 import psutil
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -301,9 +304,28 @@ def _no_bar(items: Iterable[Any], **_options: Any) -> Iterable[Any]:
     return items
 
 
+_patching = threading.RLock()  # what `_quiet` changes is shared by all threads
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars or advice from transformers: our callers draw their own."""
+    """No progress bars or advice from transformers: our callers draw their own.
+
+    A GGUF file's metadata is read once. On its way to a model and a tokenizer transformers asks for it four times,
+    and each takes seconds of pure Python.
+    """
+    with _patching:
+        reader = gguf_format.GGUFReader
+        gguf_format.GGUFReader = lru_cache(maxsize=1)(reader)  # type: ignore[assignment, misc]
+        try:
+            with _without_bars():
+                yield
+        finally:
+            gguf_format.GGUFReader = reader  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
