@@ -200,8 +200,11 @@ def perplexity_bars(table: pd.DataFrame, *, dense: float | None = None, theme: T
     )
     if dense is not None:
         figure.add_hline(y=dense, line={"color": style.INKS[theme].text, "dash": "dash", "width": 2})
-    best = int(np.where(finite, values, np.inf).argmin())
-    finding = f"{looks[best].label} has the lowest perplexity, {style.number(float(values[best]))}"
+    least = np.where(finite, values, np.inf).min()
+    # ROSE is SparseGPT where no layer is columnar: equal models share the title.
+    best = [look.label for look, value in zip(looks, values, strict=True) if value <= least * (1 + 1e-9)]
+    share = "has" if len(best) == 1 else "share"
+    finding = f"{' and '.join(best)} {share} the lowest perplexity, {style.number(float(least))}"
     if log:
         finding += ", on a log scale"
     line = f"; dashed: dense, {style.number(dense)}" if dense is not None else ""

@@ -240,6 +240,11 @@ def test_perplexity_uses_a_log_axis_only_where_it_must() -> None:
     assert drawing.figure.data[0].text[2] == "∞"
 
 
+def test_equal_models_share_the_lowest_perplexity() -> None:
+    table = pd.DataFrame({"method": ["sparsegpt", "rose", "wanda"], "perplexity": [31.0, 31.0, 40.0]})
+    assert title(prune.perplexity_bars(table)) == "SparseGPT and ROSE share the lowest perplexity, 31.0"
+
+
 def test_timeline_has_room_for_all_layers(records: pd.DataFrame) -> None:
     done = records[records["method"] == "rose"].head(5)
     drawing = prune.progress_timeline(done, 210)

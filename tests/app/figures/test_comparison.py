@@ -1,0 +1,63 @@
+"""Means over seeds are drawn with their range, and the title says whether a lead is larger than it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import rose
+from app.figures.comparison import over_seeds_bars
+
+
+def results(perplexities: dict[str, list[float]]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "method": method,
+                "sparsity": "0.7",
+                "seed": seed,
+                "perplexity": value,
+                "mean_held_out_error": value / 100,
+                "seconds": 1.0,
+            }
+            for method, values in perplexities.items()
+            for seed, value in enumerate(values)
+        ]
+    )
+
+
+def title(table: pd.DataFrame, **options: str) -> str:
+    return over_seeds_bars(table, "0.7", **options).figure.layout.title.text.replace("<br>", " ")  # type: ignore[arg-type]
+
+
+def test_mean_range_and_single_seeds() -> None:
+    drawing = over_seeds_bars(results({"sparsegpt": [30, 40], "rose": [20, 23, 29]}), "0.7")
+    mean, marks = drawing.figure.data[:2]
+    assert (mean.x[0], mean.y[0], mean.error_y.array[0], mean.error_y.arrayminus[0]) == ("ROSE", 24, 5, 4)
+    np.testing.assert_array_equal(marks.y, [20, 23, 29])
+    assert list(marks.customdata) == [0, 1, 2]
+    assert drawing.caption == "Mean ± half the range over up to three seeds: ROSE 24.0 ± 4.50, SparseGPT 35.0 ± 5.00."
+    assert list(drawing.data["method"]) == ["rose", "sparsegpt"]
+
+
+def test_title_says_whether_seeds_could_have_made_the_difference() -> None:
+    apart = title(results({"sparsegpt": [30, 40], "rose": [20, 29]}))
+    assert "ROSE has the lowest mean perplexity, 24.5; SparseGPT lies above every seed of it" in apart
+    assert "within the spread over seeds" in title(results({"sparsegpt": [25, 40], "rose": [20, 29]}))
+
+
+def test_axes_start_at_zero_or_are_logarithmic() -> None:
+    near = over_seeds_bars(results({"rose": [20, 30]}), "0.7").figure.layout
+    assert near.yaxis.rangemode == "tozero"
+    far = over_seeds_bars(results({"rose": [20, 30], "magnitude": [5000, 6000]}), "0.7").figure.layout
+    assert far.yaxis.type == "log"
+    assert "log scale" in far.title.text
+
+
+def test_what_is_not_there_is_refused() -> None:
+    table = results({"rose": [20, 30]}).assign(mean_held_out_error=np.nan)
+    with pytest.raises(rose.RoseError, match=r"No run at sparsity 0\.5"):
+        over_seeds_bars(table, "0.5")
+    with pytest.raises(rose.RoseError, match="held-out"):
+        over_seeds_bars(table, "0.7", column="mean_held_out_error")
