@@ -3,13 +3,17 @@
 The model's own forward pass builds the arguments of every block (masks, position embeddings); they differ between
 blocks where sliding and full attention alternate, so each block's are recorded, with the blocks themselves
 replaced by the identity. Equal tensors are stored once.
+
+That is right only where the model calls every block once, in turn, on what the one before it put out. A short pass
+of the real model shows whether it does; a family that does not is refused rather than calibrated on wrong inputs.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -44,8 +48,7 @@ class BlockInputs:
     def run(self, block: nn.Module, index: int, batch: int, device: torch.device) -> Tensor:
         """One block's output on one batch, on `device`."""
         args, kwargs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, self.arguments[index][batch])
-        output = block(self.hidden[batch].to(device), *args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        return _first(block(self.hidden[batch].to(device), *args, **kwargs))
 
 
 @torch.no_grad()
@@ -58,7 +61,7 @@ def record_inputs(model: nn.Module, tokens: Tensor, tick: Callable[[], None] = l
         tick: called after each batch; may raise to stop.
 
     Raises:
-        RoseError: tokens outside the vocabulary, or of another shape.
+        RoseError: tokens outside the vocabulary, or of another shape; blocks that cannot be run one by one.
     """
     check_tokens(model, tokens)
     _, blocks = decoder_blocks(model)
@@ -66,12 +69,9 @@ def record_inputs(model: nn.Module, tokens: Tensor, tick: Callable[[], None] = l
     was_training = model.training
     model.eval()
     try:
-        returns_tuple = _returns_tuple(body, blocks, tokens)
-        recorder = _Recorder(len(blocks))
-        with _replaced(blocks, [recorder.stand_in(i, returns_tuple) for i in range(len(blocks))]):
-            for batch in tokens.split(max(1, BATCH_TOKENS // tokens.shape[1])):
-                body(input_ids=batch.to(next(model.parameters()).device), use_cache=False)
-                tick()
+        outputs = _check_blocks(model, body, blocks, tokens[:1, :8])
+        batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
+        recorder = _record(body, blocks, batches, outputs, tick)
     finally:
         model.train(was_training)
     return BlockInputs(recorder.hidden, recorder.arguments)
@@ -95,15 +95,74 @@ def check_tokens(model: nn.Module, tokens: Tensor) -> None:
         )
 
 
-def _returns_tuple(body: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> bool:
-    """Whether the blocks of this family return a tuple, seen on a few tokens of a real forward pass."""
-    seen: list[bool] = []
-    hook = blocks[0].register_forward_hook(lambda _m, _a, output: seen.append(isinstance(output, tuple)))
+def _first(output: Any) -> Tensor:
+    """The hidden states of what a block returns: a tensor, or a sequence that begins with it."""
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def _split(args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, tuple[tuple, dict[str, Any]]]:
+    """A block's arguments as the hidden states and the rest."""
+    if args:
+        return args[0], (args[1:], dict(kwargs))
+    return kwargs["hidden_states"], ((), {name: value for name, value in kwargs.items() if name != "hidden_states"})
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
+
+
+def _tensors(arguments: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(arguments)[0] if isinstance(leaf, Tensor)]
+
+
+def _record(
+    body: nn.Module,
+    blocks: nn.ModuleList,
+    batches: Sequence[Tensor],
+    outputs: Sequence[Any],
+    tick: Callable[[], None] = lambda: None,
+) -> _Recorder:
+    recorder = _Recorder(len(blocks))
+    with _replaced(blocks, [recorder.stand_in(index, output) for index, output in enumerate(outputs)]):
+        for batch in batches:
+            body(input_ids=batch.to(next(body.parameters()).device), use_cache=False)
+            tick()
+    return recorder
+
+
+def _check_blocks(model: nn.Module, body: nn.Module, blocks: nn.ModuleList, few: Tensor) -> list[Any]:
+    """What each block returns in a real forward pass over a few tokens, for its stand-in to imitate.
+
+    Raises:
+        RoseError: the blocks are not a plain chain, or depend on each other through their other arguments.
+    """
+    calls: list[tuple[int, Tensor, Any, Any]] = []  # block, hidden states, other arguments, output
+
+    def watch(index: int) -> Callable[..., None]:
+        return lambda _module, args, kwargs, output: calls.append((index, *_split(args, kwargs), output))
+
+    hooks = [block.register_forward_hook(watch(index), with_kwargs=True) for index, block in enumerate(blocks)]
     try:
-        body(input_ids=tokens[:1, :8].to(next(body.parameters()).device), use_cache=False)
+        body(input_ids=few.to(next(body.parameters()).device), use_cache=False)
     finally:
-        hook.remove()
-    return seen[0]
+        for hook in hooks:
+            hook.remove()
+    outputs = [output for *_, output in calls]
+    chained = [index for index, *_ in calls] == list(range(len(blocks))) and all(
+        _same(_first(before[3]), after[1]) for before, after in pairwise(calls)
+    )
+    if chained:
+        recorded = _record(body, blocks, [few], outputs).arguments
+        chained = all(
+            len(_tensors(real)) == len(_tensors(ours[0])) and all(map(_same, _tensors(real), _tensors(ours[0])))
+            for (_, _, real, _), ours in zip(calls, recorded, strict=True)
+        )
+    if not chained:
+        raise RoseError(
+            f"{type(model).__name__} does not simply pass hidden states from one decoder block to the next, "
+            "a family that is not supported yet; choose another model."
+        )
+    return outputs
 
 
 class _Recorder:
@@ -112,16 +171,18 @@ class _Recorder:
         self.arguments: list[list[tuple[tuple, dict[str, Any]]]] = [[] for _ in range(count)]
         self.known: list[Tensor] = []
 
-    def stand_in(self, index: int, returns_tuple: bool) -> Callable[..., Any]:
-        """A forward function that records its arguments and returns the hidden states unchanged."""
+    def stand_in(self, index: int, output: Any) -> Callable[..., Any]:
+        """A forward function that records its arguments and returns the hidden states unchanged.
+
+        `output` is something the block once returned: a tensor, or a sequence whose rest is returned again.
+        """
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            kwargs = dict(kwargs)
-            hidden = args[0] if args else kwargs.pop("hidden_states")
+            hidden, others = _split(args, kwargs)
             if index == 0:
                 self.hidden.append(hidden)
-            self.arguments[index].append(self._shared((args[1:], kwargs)))
-            return (hidden,) if returns_tuple else hidden
+            self.arguments[index].append(self._shared(others))
+            return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
         return forward
 
@@ -131,9 +192,7 @@ class _Recorder:
 
     def _known(self, tensor: Tensor) -> Tensor:
         for other in self.known:
-            if other is tensor or (
-                other.shape == tensor.shape and other.dtype == tensor.dtype and torch.equal(other, tensor)
-            ):
+            if _same(other, tensor):
                 return other
         self.known.append(tensor)
         return tensor

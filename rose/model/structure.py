@@ -73,11 +73,11 @@ def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
     prefix, blocks = decoder_blocks(model)
     layers = []
     for index, block in enumerate(blocks):
-        fused = [name for name, parameter in block.named_parameters() if parameter.ndim == 3 and "conv" not in name]
+        fused = [name for name, p in block.named_parameters() if p.squeeze().ndim == 3 and "conv" not in name]
         if fused:
             raise RoseError(
-                f"{type(model).__name__} is a mixture of experts with fused weights ({fused[0]}), "
-                "a family that is not supported yet; choose a dense model."
+                f"{type(model).__name__} keeps fused three-dimensional weights ({fused[0]}), as mixtures of experts "
+                "do; such families are not supported yet, so choose a dense model."
             )
         layers += [
             PrunableLayer(f"{prefix}.{index}.{name}", index, name, module)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 VOCABULARY = 96
 LENGTH = 24  # longer than WINDOW, so that sliding and full attention need different masks
@@ -41,6 +41,9 @@ DENSE: dict[str, Callable[[], PretrainedConfig]] = {
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
     ),
+    "openai_gpt": lambda: transformers.OpenAIGPTConfig(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64
+    ),
     "opt": lambda: transformers.OPTConfig(**_SIZES, ffn_dim=56, word_embed_proj_dim=32),
     "opt_projected": lambda: transformers.OPTConfig(
         **_SIZES, ffn_dim=56, word_embed_proj_dim=16, do_layer_norm_before=False
@@ -56,6 +59,9 @@ DENSE: dict[str, Callable[[], PretrainedConfig]] = {
     ),
     "falcon_grouped": lambda: transformers.FalconConfig(**_FALCON, new_decoder_architecture=True, num_kv_heads=2),
 }
+UNCHAINED: dict[str, Callable[[], PretrainedConfig]] = {
+    "xlm": lambda: transformers.XLMConfig(vocab_size=VOCABULARY, emb_dim=32, n_layers=2, n_heads=4),
+}
 EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {
     "mixtral": lambda: transformers.MixtralConfig(**_GATED, num_local_experts=4),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
@@ -67,7 +73,7 @@ EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {
 def make_model(family: str, seed: int = 0, **options: Any) -> Any:
     """A random model in evaluation mode; `options` as for `AutoModelForCausalLM.from_config`."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config((DENSE | EXPERTS)[family](), **options)
+    model = AutoModelForCausalLM.from_config((DENSE | EXPERTS | UNCHAINED)[family](), **options)
     # Random initial weights make every block a small correction; larger ones let errors show.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -81,5 +87,5 @@ def make_tokens(samples: int = 5, length: int = LENGTH, seed: int = 1) -> Tensor
 
 
 @torch.no_grad()
-def logits(model: PreTrainedModel, tokens: Tensor | None = None) -> Tensor:
+def logits(model: Any, tokens: Tensor | None = None) -> Tensor:
     return model(input_ids=make_tokens() if tokens is None else tokens, use_cache=False).logits

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 import rose
 from rose.model.forward import record_inputs
 from rose.model.structure import decoder_blocks
-from tests.model.families import DENSE, EXPERTS, logits, make_model, make_tokens
+from tests.model.families import DENSE, EXPERTS, UNCHAINED, VOCABULARY, logits, make_model, make_tokens
 
 OPTIONS: dict[str, Any] = {"block_size": 16}
 
@@ -37,13 +37,16 @@ SAME_AS = {
     "opt_projected": "opt",
     "gpt_neox_sequential": "gpt_neox",
 }
+SAME_AS |= {"openai_gpt": "gpt2"}
 SAME_AS |= dict.fromkeys(["falcon", "falcon_alibi", "falcon_grouped"], "bloom")
 
 every_family = pytest.mark.parametrize("family", DENSE)
 usefixtures = pytest.mark.usefixtures("small_batches")
 
 
-def hooked_inputs(model: PreTrainedModel, names: Sequence[str], tokens: Tensor) -> dict[str, Tensor]:
+def hooked_inputs(
+    model: nn.Module, names: Sequence[str], tokens: Tensor, run: Callable[..., Any] | None = None
+) -> dict[str, Tensor]:
     """What these layers read in the model's own forward pass, (tokens, in), sample after sample."""
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
 
@@ -53,7 +56,7 @@ def hooked_inputs(model: PreTrainedModel, names: Sequence[str], tokens: Tensor) 
     modules = dict(model.named_modules())
     hooks = [modules[name].register_forward_pre_hook(functools.partial(keep, name)) for name in names]
     for sample in tokens:
-        logits(model, sample[None])
+        run(sample[None]) if run else logits(model, sample[None])
     for hook in hooks:
         hook.remove()
     return {name: torch.cat(parts) for name, parts in seen.items()}
@@ -233,12 +236,85 @@ def test_dropout_stays_off_in_a_model_in_training_mode(family: str) -> None:
 def test_experts_are_refused_in_plain_words(family: str) -> None:
     model = make_model(family)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    with pytest.raises(rose.RoseError, match=r"mixture of experts with fused weights .* not supported yet") as caught:
+    with pytest.raises(
+        rose.RoseError, match=r"fused three-dimensional weights .*, as mixtures of experts do; .* not supported yet"
+    ) as caught:
         rose.prune_model(model, make_tokens(), sparsity=0.5)
     assert "\n" not in str(caught.value)
     with pytest.raises(rose.RoseError, match="not supported yet"):
         rose.collect_statistics(model, make_tokens())
     assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, hidden_states: Tensor, extra: Tensor | None = None) -> Tensor:
+        return hidden_states + self.linear(hidden_states if extra is None else hidden_states * extra).tanh()
+
+
+class Toy(nn.Module):
+    """A decoder whose blocks are called in an unusual way."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(vocab_size=VOCABULARY)
+        self.how = how
+        self.embed = nn.Embedding(VOCABULARY, 16)
+        self.layers = nn.ModuleList([Block(), Block(), Block()])
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> Tensor:
+        x = self.embed(input_ids)
+        if self.how == "keyword":
+            for layer in self.layers:
+                x = layer(hidden_states=x)
+        elif self.how == "between":
+            for layer in self.layers:
+                x = layer(x) * 0.5
+        elif self.how == "twice":
+            for layer in [*self.layers, *self.layers]:
+                x = layer(x)
+        elif self.how == "backwards":
+            for layer in reversed(self.layers):
+                x = layer(x)
+        elif self.how == "argument":
+            extra = x
+            for layer in self.layers:
+                x = layer(x, extra=extra)
+                extra = x.mean(-1, keepdim=True)
+        elif self.how == "same argument":
+            extra = x
+            for layer in self.layers:
+                x = layer(x, extra=extra)
+        return x
+
+
+@pytest.mark.parametrize("how", ["between", "twice", "backwards", "argument"])
+def test_blocks_that_are_not_a_chain_are_refused(how: str) -> None:
+    """Running them one by one would calibrate on inputs that the model never sees."""
+    with pytest.raises(
+        rose.RoseError, match="Toy does not simply pass hidden states from one decoder block to the next"
+    ):
+        rose.collect_statistics(Toy(how), make_tokens())
+
+
+@pytest.mark.parametrize("how", ["keyword", "same argument"])
+def test_chains_are_accepted_however_they_are_called(how: str) -> None:
+    toy = Toy(how)
+    statistics = rose.collect_statistics(toy, make_tokens())
+    for name, inputs in hooked_inputs(toy, list(statistics), make_tokens(), run=toy).items():
+        torch.testing.assert_close(statistics[name].hessian, inputs.T @ inputs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", UNCHAINED)
+def test_families_without_a_chain_are_refused(family: str) -> None:
+    model = make_model(family)
+    before = logits(model)
+    with pytest.raises(rose.RoseError, match="not supported yet; choose another model"):
+        rose.prune_model(model, make_tokens(), sparsity=0.5)
+    assert torch.equal(logits(model), before)
 
 
 @every_family
