@@ -11,6 +11,7 @@ import copy
 import shlex
 import shutil
 import tempfile
+import threading
 import time
 import weakref
 import zipfile
@@ -32,6 +33,7 @@ from rose.model.cost import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.generation import continue_prompt
 from rose.model.loading import check_output
 
+GRACE = 120.0  # seconds that checkpoints outlive a lost connection; longer than an unwatched job runs on
 HELD_OUT = "held out"  # the calibration's own held-out windows, in place of the name of a text
 Keep = Literal["nothing", "zip", "folder"]
 
@@ -158,6 +160,7 @@ class PruningRun:
         self._began = time.monotonic()
         self._folder: Path | None = None
         self._new_folder: Path | None = None  # where there was none before
+        self._farewell: threading.Timer | None = None
         self.job = Job(self._run)
 
     @property
@@ -377,6 +380,24 @@ class PruningRun:
             self._folder = Path(tempfile.mkdtemp(prefix="rose-pruned-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         return self._folder
+
+    def let_go(self, after: float = GRACE) -> None:
+        """The viewer has gone: deletes the temporary checkpoints in a while, unless `hold` is called before."""
+        self.hold()
+        self._farewell = threading.Timer(after, self._expire, (after,))
+        self._farewell.daemon = True
+        self._farewell.start()
+
+    def hold(self) -> None:
+        """The viewer is (still, or again) there."""
+        if self._farewell is not None:
+            self._farewell.cancel()
+
+    def _expire(self, after: float) -> None:
+        if self.job.status == "running":
+            self.let_go(after)  # nobody watches it, so it will soon stop
+        else:
+            self.discard()
 
     def discard(self) -> None:
         """Deletes the temporary checkpoints; those in a folder that the user chose stay, each of them whole."""

@@ -177,9 +177,24 @@ def _forget(studies: dict[Setup, Study]) -> None:
             newest.append(one)
 
 
+def _let_go(runs: list[PruningRun]) -> None:
+    for run in runs:
+        run.let_go()
+
+
+@st.cache_resource(scope="session", on_release=_let_go, show_spinner=False)
+def _held() -> list[PruningRun]:
+    """The run whose files a connected browser may still ask for; released when the connection ends."""
+    return []
+
+
 def pruning() -> PruningRun | None:
     """This session's latest run over copies of the whole model."""
-    return st.session_state.get("pruning")
+    run = st.session_state.get("pruning")
+    if run is not None and run not in _held():
+        run.hold()
+        _held()[:] = [run]
+    return run
 
 
 def start_pruning(request: Request) -> None:

@@ -168,6 +168,21 @@ def test_cancel_leaves_nothing_behind(
     assert all(torch.equal(a, b) for a, b in zip(before, weights(loaded.model), strict=True))
 
 
+def test_checkpoints_go_a_while_after_their_viewer(setup: Setup, loaded: LoadedModel) -> None:
+    request = Request(("rose",), ("0.5",), "*.1.*.o_proj", windows=1, window_length=8, keep="zip")
+    run = finished(setup, request, lambda: loaded)
+    archive = run.outcomes[0].checkpoint
+    assert archive is not None
+    run.let_go(after=60)
+    run.hold()
+    assert run._farewell is not None
+    run._farewell.join(10)  # cancelled, so it ends at once
+    assert archive.exists()
+    run.let_go(after=0.01)
+    run._farewell.join(10)
+    assert not archive.exists()
+
+
 def test_one_copy_at_a_time(setup: Setup, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     copies: list[weakref.ref] = []
     original = PruningRun._copy
