@@ -39,30 +39,27 @@ def show(drawing: Drawing, key: str, *, on_select: Callable[[], None] | None = N
             "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"],
         },
     )
-    left, right = st.columns([5, 1], vertical_alignment="top")
-    left.caption(drawing.caption)
-    with right.popover(
-        "Download", icon=":material/download:", width="stretch", key=f"{key}-downloads", on_change="rerun"
-    ) as menu:
-        if menu.open:  # large tables are only written out for those who ask
-            st.download_button(
-                "Table, CSV", drawing.data.to_csv(index=False), f"{key}.csv", on_click="ignore", key=f"{key}-csv"
-            )
-            st.download_button(
-                "Table, JSON",
-                json.dumps(json.loads(drawing.data.to_json(orient="records")), indent=1),
-                f"{key}.json",
-                on_click="ignore",
-                key=f"{key}-json",
-            )
-            st.download_button(
-                "Figure, HTML",
-                drawing.figure.to_html(include_plotlyjs="cdn"),
-                f"{key}.html",
-                on_click="ignore",
-                key=f"{key}-html",
-            )
-            st.caption("PNG or SVG: the camera in the figure's own toolbar.")
+    with st.container(horizontal=True, vertical_alignment="top"):
+        st.caption(drawing.caption, width="stretch")
+        menu = st.popover(
+            "Download", icon=":material/download:", width="content", key=f"{key}-downloads", on_change="rerun"
+        )
+    if menu.open:  # large tables are only written out for those who ask
+        with menu:
+            downloads(drawing, key)
+
+
+def downloads(drawing: Drawing, key: str) -> None:
+    """The figure and its data as files; the page works without a network, and so does what it hands out."""
+    table = drawing.data
+    files = {
+        "Table, CSV": ("csv", table.to_csv(index=False)),
+        "Table, JSON": ("json", json.dumps(json.loads(table.to_json(orient="records")), indent=1)),
+        "Figure, HTML": ("html", drawing.figure.to_html(include_plotlyjs=True)),
+    }
+    for label, (kind, content) in files.items():
+        st.download_button(label, content, f"{key}.{kind}", on_click="ignore", key=f"{key}-{kind}")
+    st.caption("PNG or SVG: the camera in the figure's own toolbar.")
 
 
 def empty(what: str) -> None:

@@ -365,7 +365,7 @@ def turned() -> None:
     st.session_state.lesson_playing, st.session_state.lesson_step = False, 0
 
 
-st.title("How does ROSE choose an order?")
+st.title("Learn: how does ROSE choose an order?")
 first = None if "lesson" in st.session_state else LABELS[0]  # a default and a value set by hand exclude each other
 lesson = st.segmented_control(
     "Step", LABELS, default=first, required=True, key="lesson", bind=URL, on_change=turned,

@@ -225,7 +225,7 @@ PAGES = {
     "budget": budget,
 }
 
-st.title("Does the pruning order matter?")
+st.title("Order lab: does the pruning order matter?")
 study, layer = components.require_layer("Here you try pruning orders on a real layer")
 plan = study.plan(layer, session.threshold())
 columnar = "columnar" if plan.is_columnar else "not columnar"
