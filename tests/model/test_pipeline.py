@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -527,6 +528,22 @@ def test_batching_does_not_matter(family: str, monkeypatch: pytest.MonkeyPatch) 
         for name, found in rose.collect_statistics(model, tokens).items():
             torch.testing.assert_close(found.hessian, expected[name].hessian, rtol=1e-4, atol=1e-3)
             assert found.tokens == tokens.numel()
+
+
+def test_inputs_of_a_batch_are_let_go_with_it() -> None:
+    """Only statistics stay; keeping what each layer read would take as much memory as calibration has tokens."""
+    model = make_model("llama")
+    seen: list[weakref.ref[Tensor]] = []
+    model.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda _m, args: seen.append(weakref.ref(args[0])))
+    kept: list[int] = []
+
+    def look(progress: rose.Progress) -> None:
+        if progress.stage == "calibrate":
+            kept.append(sum(reference() is not None for reference in seen))
+
+    rose.collect_statistics(model, make_tokens(), progress=look)
+    assert len(seen) >= 3
+    assert not any(kept)
 
 
 def test_two_runs_are_identical() -> None:
