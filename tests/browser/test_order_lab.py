@@ -1,0 +1,89 @@
+"""The order lab in a browser, on a columnar layer of the packaged model: what a person reads there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from urllib.parse import parse_qs, urlencode, urlparse
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import COLUMNAR_LAYER, settle
+
+Open = Callable[..., Page]
+expect.set_options(timeout=60_000)  # a loaded machine takes its time
+
+
+def lab(open_page: Open, measured: str, section: str, scheme: str = "light") -> Page:
+    query = f"{measured}&{urlencode({'layer': COLUMNAR_LAYER, 'lab_section': section})}"
+    page = open_page("order_lab", query, scheme)
+    expect(page.get_by_role("heading", name="Order lab: does the pruning order matter?")).to_be_visible()
+    expect(page.get_by_role("radio", name=section)).to_be_checked()
+    return page
+
+
+def tile(page: Page, label: str) -> float:
+    box = page.get_by_test_id("stMetric").filter(has_text=label)
+    return float(box.get_by_test_id("stMetricValue").inner_text())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_curves_and_table(open_page: Open, measured: str, scheme: str) -> None:
+    page = lab(open_page, measured, "Compare orders", scheme)
+    lowest = page.get_by_text("Lowest: ")
+    expect(lowest).to_be_visible()
+    times = [float(x) for x in re.findall(r"(\d\.\d{3}) times", lowest.inner_text())]
+    assert times[0] < 0.9 < 1.0 <= times[1]  # on this layer an order saves more than a tenth, and another costs
+    expect(page.locator(".main-svg .scatterlayer .trace")).to_have_count(8)
+    expect(page.get_by_text("Each removes 70.0 % of the weights.")).to_be_visible()
+
+
+def test_an_order_of_ones_own(open_page: Open, measured: str) -> None:
+    page = lab(open_page, measured, "Your own order")
+    natural, two_level = tile(page, "Natural order"), tile(page, "Two-level order")
+    assert two_level < natural == tile(page, "Your order")
+    page.get_by_role("button", name="last_page").click()
+    expect(page.get_by_text("1 → 2 → 3 → 4 → 0")).to_be_visible()
+    settle(page)
+    last = tile(page, "Your order")
+    assert last > natural  # the costliest block finds no help at the end
+    link = page.url
+    assert parse_qs(urlparse(link).query)["own"] == ["natural:1.2.3.4.0"]
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_text("0 → 1 → 2 → 3 → 4")).to_be_visible()
+    settle(page)
+    assert tile(page, "Your order") == natural
+    # The link restores the order in another session.
+    other = open_page("order_lab", urlparse(link).query)
+    expect(other.get_by_text("1 → 2 → 3 → 4 → 0")).to_be_visible()
+    settle(other)
+    assert tile(other, "Your order") == last
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_scrubbing_by_keyboard(open_page: Open, measured: str, scheme: str) -> None:
+    page = lab(open_page, measured, "Inside a sweep", scheme)
+    expect(page.get_by_text("448 of 576 columns are still free")).to_be_visible()
+    page.locator(".st-key-lab_step").get_by_role("slider").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_text("320 of 576 columns are still free")).to_be_visible()
+    expect(page.get_by_text("Lost without help")).to_be_visible()
+    expect(page.get_by_text("of the damage", exact=False).first).to_be_visible()
+
+
+def test_every_position_of_the_costliest_block(open_page: Open, measured: str) -> None:
+    page = lab(open_page, measured, "Costliest block")
+    caption = page.get_by_text("The error is lowest")
+    expect(caption).to_contain_text("of 5.")
+    low, high = (float(x) for x in re.findall(r"(\d\.\d+), at position", caption.inner_text()))
+    assert low < high
+
+
+def test_bars_and_matrix(open_page: Open, measured: str) -> None:
+    page = lab(open_page, measured, "By sparsity")
+    expect(page.get_by_text("Mean over four sparsities", exact=False)).to_be_visible()
+    page.get_by_role("radio", name="Order and budget").click()
+    expect(page.get_by_text("Order alone (under the block budget) saves at most", exact=False)).to_be_visible()
+    settle(page)
+    assert "lab_section=Order+and+budget" in page.url
