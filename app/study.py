@@ -22,8 +22,9 @@ import rose
 from app.jobs import Job, acquire
 from rose.layer.order import Order
 from rose.layer.pattern import parse_sparsity
+from rose.model.capture import BlockStatistics, collect_inputs, condition_number
 from rose.model.loading import parse_dtype
-from rose.model.pipeline import BlockStatistics, collect_inputs, condition_number, measure_layer
+from rose.model.pipeline import measure_layer
 from rose.model.structure import PrunableLayer, select_layers
 from rose.report import records_table
 

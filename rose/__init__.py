@@ -10,9 +10,11 @@ from rose.layer.order import Order, OrderPlan, make_order, move_block, plan_orde
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import SweepTrace
 from rose.model.calibration import load_tokens
+from rose.model.capture import collect_statistics, visit_blocks
 from rose.model.evaluation import perplexity
 from rose.model.loading import load_model, save_model
-from rose.model.pipeline import Progress, analyze_model, collect_statistics, prune_model, visit_blocks
+from rose.model.pipeline import analyze_model, prune_model
+from rose.model.progress import Progress
 from rose.model.structure import prunable_layers
 from rose.report import LayerRecord, RunReport
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +12,9 @@ from rose.errors import RoseError
 from rose.layer.allocation import exact_ratios, outlier_share, owl_ratios, sensitivity_ratios
 from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
+from rose.model.capture import BlockStatistics
 from rose.model.forward import check_tokens, pick_device
 from rose.model.structure import PrunableLayer
-
-if TYPE_CHECKING:
-    from rose.model.pipeline import BlockStatistics
 
 ALLOCATIONS = ("uniform", "owl", "sensitivity")
 # Hutchinson's probes: one for each of so many windows, and so much of each. A second derivative costs about four

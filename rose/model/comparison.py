@@ -25,7 +25,8 @@ from rose.layer.methods import BUDGETS, get_method
 from rose.layer.order import order_names
 from rose.layer.pattern import parse_sparsity
 from rose.model.evaluation import perplexity
-from rose.model.pipeline import ProgressCallback, prune_model
+from rose.model.pipeline import prune_model
+from rose.model.progress import ProgressCallback
 from rose.report import write_atomically
 
 SAMPLE_SECONDS = 0.1  # how often memory is looked at

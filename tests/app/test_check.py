@@ -16,7 +16,7 @@ from app import checking, session
 from app.checking import Findings, LayerChecks, Request
 from app.study import Calibration, LoadedModel, Study
 from rose.layer.error import direct_error
-from rose.model.pipeline import collect_inputs
+from rose.model.capture import collect_inputs
 from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts, tiny_model
 
 PAGE = "views/check.py"

@@ -14,7 +14,7 @@ from app import session
 from app.figures import style
 from app.jobs import Job
 from app.study import Calibration, LoadedModel, Setup, Study
-from rose.model.pipeline import BlockStatistics
+from rose.model.capture import BlockStatistics
 from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts
 
 PAGE = "views/layers.py"

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import rose
+from rose.model.capture import collect_inputs, visit_inputs
 from rose.model.checks import CHECKS, check_layers
-from rose.model.pipeline import collect_inputs, measure_layer, visit_inputs
+from rose.model.pipeline import measure_layer
 from rose.report import records_table
 from tests.model.test_allocation import some_tokens, tiny_llama
 

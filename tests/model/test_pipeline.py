@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 import rose
 from rose.layer.error import relative_error
-from rose.model import forward, pipeline
+from rose.model import capture, forward
 from rose.model.structure import decoder_blocks, select_layers
 from tests.model.families import LENGTH, VOCABULARY, logits, make_model, make_tokens
 from tests.model.test_families import hooked_inputs
@@ -467,7 +467,7 @@ class Moves:
             return move(module, device)
 
         monkeypatch.setattr(nn.Module, "to", watched)
-        monkeypatch.setattr(pipeline, "pick_device", lambda: self.device)
+        monkeypatch.setattr(capture, "pick_device", lambda: self.device)
 
 
 def test_one_block_on_the_device_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -555,8 +555,8 @@ def test_two_runs_are_identical() -> None:
 
 def test_inputs_of_one_layer() -> None:
     model, tokens, name = make_model("llama"), make_tokens(), "model.layers.1.mlp.down_proj"
-    inputs = pipeline.collect_inputs(model, tokens, name)
+    inputs = capture.collect_inputs(model, tokens, name)
     torch.testing.assert_close(inputs, hooked_inputs(model, [name], tokens)[name], rtol=1e-4, atol=1e-5)
     assert_clean(model)
     with pytest.raises(rose.RoseError, match="names 2 layers; name exactly one"):
-        pipeline.collect_inputs(model, tokens, "*.down_proj")
+        capture.collect_inputs(model, tokens, "*.down_proj")

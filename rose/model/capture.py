@@ -1,0 +1,252 @@
+"""What the layers of a model read: a walk over its decoder blocks that gathers input statistics.
+
+Only one decoder block is on the device at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rose.errors import RoseError
+from rose.layer.hessian import damp
+from rose.layer.statistics import InputStatistics
+from rose.model.forward import BlockInputs, pick_device, record_inputs
+from rose.model.progress import Meter, ProgressCallback
+from rose.model.structure import PrunableLayer, decoder_blocks, select_layers
+
+
+@dataclass(frozen=True)
+class BlockStatistics:
+    """What calibration knows of one decoder block's chosen layers.
+
+    Attributes:
+        block_index: which decoder block.
+        layers: its chosen layers.
+        calibration, held_out: statistics by layer name; layers that read one tensor share one object.
+            `held_out` is empty where no held-out tokens were given.
+    """
+
+    block_index: int
+    layers: list[PrunableLayer]
+    calibration: dict[str, InputStatistics]
+    held_out: dict[str, InputStatistics] = field(default_factory=dict)
+
+
+class _Collector:
+    """Forward hooks that gather the inputs of some layers; a layer that reads a tensor already seen shares it."""
+
+    def __init__(self, layers: list[PrunableLayer], device: torch.device) -> None:
+        self.device = device
+        self.owner: dict[str, str] = {}
+        self.statistics: dict[str, InputStatistics] = {}
+        self.current: list[tuple[Tensor, str]] = []
+        self.hooks = [layer.module.register_forward_pre_hook(self._hook(layer)) for layer in layers]
+
+    def _hook(self, layer: PrunableLayer) -> Callable[..., None]:
+        def seen(_module: nn.Module, args: tuple) -> None:
+            inputs = args[0]
+            if layer.name not in self.owner:
+                self.owner[layer.name] = next((name for x, name in self.current if x is inputs), layer.name)
+            if self.owner[layer.name] == layer.name:
+                if layer.name not in self.statistics:
+                    self.statistics[layer.name] = InputStatistics(inputs.shape[-1], self.device)
+                self.statistics[layer.name].update(inputs)
+                self.current.append((inputs, layer.name))
+
+        return seen
+
+    def end_batch(self) -> None:
+        self.current.clear()
+
+    def close(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        self.current.clear()
+
+    def result(self) -> dict[str, InputStatistics]:
+        return {name: self.statistics[owner] for name, owner in self.owner.items()}
+
+
+@dataclass
+class Walk:
+    """Visits the decoder blocks of one model; see `visit_blocks`."""
+
+    model: nn.Module
+    device: torch.device
+    meter: Meter
+    by_block: dict[int, list[PrunableLayer]]
+    calibration: BlockInputs
+    held_out: BlockInputs | None
+
+    def visit(self, propagate_again: bool) -> Iterator[BlockStatistics]:
+        _, blocks = decoder_blocks(self.model)
+        last = max(self.by_block)
+        for index in range(last + 1):
+            block = blocks[index]
+            home, was_training = next(block.parameters()).device, block.training
+            block.to(self.device).eval()  # calibration without dropout
+            try:
+                layers = self.by_block.get(index, [])
+                # A pruned block must run twice: once to see its inputs, once to pass on what it now puts out.
+                twice = propagate_again and bool(layers)
+                share = 0.45 if twice else 0.95
+                outputs, statistics = self._pass(self.calibration, block, index, layers, "calibrate", 0.0, share)
+                held_outputs, held_statistics = (
+                    (None, {})
+                    if self.held_out is None
+                    else self._pass(self.held_out, block, index, layers, "calibrate", share, share)
+                )
+                if not twice:
+                    self._advance(outputs, held_outputs)
+                if layers:
+                    yield BlockStatistics(index, layers, statistics, held_statistics)
+                if twice and index < last:
+                    outputs, _ = self._pass(self.calibration, block, index, [], "propagate", 0.55, 1.0)
+                    if self.held_out is not None:
+                        held_outputs, _ = self._pass(self.held_out, block, index, [], "propagate", 1.0, 1.0)
+                    self._advance(outputs, held_outputs)
+            finally:
+                block.train(was_training).to(home)
+
+    def _advance(self, outputs: list[Tensor], held_outputs: list[Tensor] | None) -> None:
+        self.calibration.hidden = outputs
+        if self.held_out is not None and held_outputs is not None:
+            self.held_out.hidden = held_outputs
+
+    @torch.no_grad()
+    def _pass(
+        self,
+        inputs: BlockInputs,
+        block: nn.Module,
+        index: int,
+        layers: list[PrunableLayer],
+        stage: str,
+        start: float,
+        end: float,
+    ) -> tuple[list[Tensor], dict[str, InputStatistics]]:
+        """Runs one block over all batches. `start`, `end`: share of the block's work before and after."""
+        collector = _Collector(layers, self.device)
+        outputs = []
+        try:
+            for batch, hidden in enumerate(inputs.hidden):
+                outputs.append(inputs.run(block, index, batch, self.device).to(hidden.device))
+                collector.end_batch()
+                self.meter.tell(stage, index, start + (end - start) * (batch + 1) / len(inputs.hidden))
+        finally:
+            collector.close()
+        return outputs, collector.result()
+
+
+def start_walk(
+    model: nn.Module,
+    tokens: Tensor,
+    held_out: Tensor | None,
+    layers: Sequence[str] | None,
+    progress: ProgressCallback | None,
+) -> Walk:
+    chosen = select_layers(model, layers)
+    by_block: dict[int, list[PrunableLayer]] = {}
+    for layer in chosen:
+        by_block.setdefault(layer.block_index, []).append(layer)
+    meter = Meter(progress, max(by_block) + 1, len(chosen))
+
+    def tick() -> None:
+        meter.tell("embed", 0, 0.0)
+
+    calibration = record_inputs(model, tokens, tick)
+    held = None if held_out is None else record_inputs(model, held_out, tick)
+    return Walk(model, pick_device(), meter, by_block, calibration, held)
+
+
+def visit_blocks(
+    model: nn.Module,
+    tokens: Tensor,
+    *,
+    layers: Sequence[str] | None = None,
+    held_out: Tensor | None = None,
+    progress: ProgressCallback | None = None,
+) -> Iterator[BlockStatistics]:
+    """Statistics of the dense model's layers, one decoder block after another; the model is not changed.
+
+    Memory holds one decoder block's statistics at a time, so that any number of layers can be analyzed.
+    Arguments as for `prune_model`.
+    """
+    walk = start_walk(model, tokens, held_out, layers, progress)
+    for block in walk.visit(propagate_again=False):
+        yield block
+        walk.meter.layers_done += len(block.layers)
+    walk.meter.tell("done", max(walk.by_block), 1.0)
+
+
+def collect_statistics(
+    model: nn.Module,
+    tokens: Tensor,
+    *,
+    layers: Sequence[str] | None = None,
+    progress: ProgressCallback | None = None,
+) -> dict[str, InputStatistics]:
+    """Statistics of chosen layers of the dense model, by layer name; stops after the last block needed.
+
+    Args:
+        model: a transformers causal language model; not changed.
+        tokens: (samples, length) int64.
+        layers: names, `*` allowed; None means every prunable layer.
+
+    Raises:
+        RoseError: an unknown layer, or tokens that do not fit the model.
+    """
+    found: dict[str, InputStatistics] = {}
+    for block in visit_blocks(model, tokens, layers=layers, progress=progress):
+        found.update(block.calibration)
+    return found
+
+
+def collect_inputs(model: nn.Module, tokens: Tensor, layer: str) -> Tensor:
+    """What one layer of the dense model reads, (samples · length, in) float32; needs no Hessian.
+
+    Raises:
+        RoseError: no layer, or several, by this name.
+    """
+    seen: list[Tensor] = []
+    visit_inputs(model, tokens, layer, lambda inputs: seen.append(inputs.cpu()))
+    return torch.cat(seen)
+
+
+@torch.no_grad()
+def visit_inputs(
+    model: nn.Module,
+    tokens: Tensor,
+    layer: str,
+    visit: Callable[[Tensor], Any],
+    progress: ProgressCallback | None = None,
+) -> None:
+    """Shows what one layer of the dense model reads, batch after batch; memory holds one batch of it.
+
+    Args:
+        visit: called with (tokens of the batch, in) float32, samples in order; may raise to stop.
+        progress: as for `prune_model`.
+
+    Raises:
+        RoseError: no layer, or several, by this name.
+    """
+    chosen = select_layers(model, [layer])
+    if len(chosen) != 1:
+        raise RoseError(f"{layer!r} names {len(chosen)} layers; name exactly one.")
+    walk = start_walk(model, tokens, None, [layer], progress)
+    hook = chosen[0].module.register_forward_pre_hook(lambda _m, args: visit(args[0].flatten(0, -2).float()))
+    try:
+        for _ in walk.visit(propagate_again=False):
+            pass
+    finally:
+        hook.remove()
+
+
+def condition_number(statistics: InputStatistics, damping: float = 0.01) -> float:
+    """Largest over smallest eigenvalue of the damped Hessian."""
+    values = torch.linalg.eigvalsh(damp(statistics.hessian, damping).matrix)
+    return float(values[-1] / values[0].clamp_min(torch.finfo(torch.float32).tiny))

@@ -1,0 +1,106 @@
+"""Progress of a run over a model, as events that a command line or an app can draw."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        stage: "embed", "calibrate", "prune" (a layer is done), "propagate", and "done" at the end.
+        block_index, blocks: decoder block at work, and how many will be visited.
+        layer, relative_error: the layer just pruned and its error; None in other stages.
+        layers_done, layers: how many layers are finished, of how many.
+        fraction: share of the work done, 0 to 1.
+        seconds, remaining: since the start, and the estimated time left (None until it can be told).
+    """
+
+    stage: str
+    block_index: int
+    blocks: int
+    layer: str | None
+    relative_error: float | None
+    layers_done: int
+    layers: int
+    fraction: float
+    seconds: float
+    remaining: float | None
+
+
+ProgressCallback = Callable[[Progress], Any]
+
+# Share of a run that allocation takes, roughly; only the progress bar depends on it.
+ALLOCATION_SHARE = {"uniform": 0.0, "owl": 0.25, "sensitivity": 0.4}
+
+
+def part_callback(
+    callback: ProgressCallback | None, start: float, low: float, high: float, stage: str | None = None
+) -> ProgressCallback | None:
+    """A callback for one part of a run: its 0 to 1 is `low` to `high` of the whole, which began at `start`."""
+    if callback is None:
+        return None
+
+    def tell(progress: Progress) -> None:
+        fraction = low + (high - low) * progress.fraction
+        seconds = time.perf_counter() - start
+        remaining = seconds * (1 - fraction) / fraction if fraction > 0 else None
+        layers_done = 0 if stage else progress.layers_done
+        callback(
+            replace(
+                progress,
+                stage=stage or progress.stage,
+                layers_done=layers_done,
+                fraction=fraction,
+                seconds=seconds,
+                remaining=remaining,
+            )
+        )
+
+    return tell
+
+
+def share_callback(
+    callback: ProgressCallback | None, layers: int, start: float, high: float
+) -> Callable[[float], None]:
+    """Turns a plain share, 0 to 1, into the progress of an allocation."""
+    tell = part_callback(callback, start, 0, high, "allocate")
+    return lambda share: tell(Progress("allocate", 0, 0, None, None, 0, layers, share, 0.0, None)) if tell else None
+
+
+class Meter:
+    """Turns steps into `Progress` events. A callback that raises stops the run."""
+
+    def __init__(self, callback: ProgressCallback | None, blocks: int, layers: int) -> None:
+        self.callback, self.blocks, self.layers = callback, blocks, layers
+        self.layers_done = 0
+        self.start = time.perf_counter()
+
+    def tell(
+        self, stage: str, block_index: int, within: float, layer: str | None = None, relative_error: float | None = None
+    ) -> None:
+        """`within`: share of this decoder block's work that is done."""
+        if self.callback is None:
+            return
+        fraction = (block_index + within) / self.blocks
+        seconds = time.perf_counter() - self.start
+        remaining = seconds * (1 - fraction) / fraction if fraction > 0 else None
+        self.callback(
+            Progress(
+                stage,
+                block_index,
+                self.blocks,
+                layer,
+                relative_error,
+                self.layers_done,
+                self.layers,
+                fraction,
+                seconds,
+                remaining,
+            )
+        )
