@@ -81,9 +81,7 @@ def prune_model(
         selected,
         settings.pattern,
         allocation,
-        lambda: visit_blocks(
-            model, tokens, layers=layers, progress=part_callback(progress, start, 0, share, "allocate")
-        ),
+        lambda: visit_blocks(model, tokens, layers=layers, progress=allocating),
         share_callback(progress, len(selected), start, share),
     )
     walk = start_walk(model, tokens, held_out, layers, part_callback(progress, start, share, 1) if share else progress)
