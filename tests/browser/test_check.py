@@ -1,0 +1,73 @@
+"""The Check page on the packaged model: numbers that a person can compare, in both themes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import COLUMNAR_LAYER, MEASURED_LAYERS, PATIENCE, settle
+
+
+def rows(page: Page) -> list[list[str]]:
+    """The first table's cells, without its head."""
+    table = page.get_by_test_id("stTable").first
+    return [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
+
+
+def measure_layer(page: Page) -> None:
+    page.get_by_role("button", name="Measure this layer").click()
+    expect(page.get_by_text("Measured on 1024 tokens")).to_be_visible(timeout=PATIENCE)
+    settle(page)
+
+
+def section(page: Page, name: str) -> None:
+    page.get_by_role("radio", name=name).or_(page.get_by_role("button", name=name, exact=True)).first.click()
+    settle(page)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_three_measures_of_a_columnar_layer(scheme: str, open_page: Callable[..., Page], measured: str) -> None:
+    page = open_page("check", f"{measured}&layer={COLUMNAR_LAYER}&check=Three+measures", scheme)
+    measure_layer(page)
+    errors, held_out = {}, {}
+    for cells in rows(page):
+        three = [float(cell) for cell in cells[2:5]]
+        assert max(three) - min(three) < 1e-3 * max(three)
+        assert "pass" in cells[0]
+        errors[cells[1]], held_out[cells[1]] = float(cells[6]), float(cells[7])
+    # On this layer the order helps, and a layer-wide budget more, also on tokens that no fit has seen.
+    assert 0 < errors["ROSE global"] < errors["ROSE"] < errors["SparseGPT"] < errors["Wanda"] < 1
+    assert held_out["ROSE global"] < held_out["SparseGPT"] < held_out["Wanda"]
+    expect(page.get_by_text("Three measurements of the error differ by at most")).to_be_visible()
+
+    section(page, "Over-fitting")
+    curve = rows(page)
+    assert [cells[0] for cells in curve] == ["256", "512", "1024"]
+    fitted, unseen = ([float(cells[i]) for cells in curve] for i in (1, 2))
+    assert fitted == sorted(fitted)
+    assert unseen == sorted(unseen, reverse=True)
+    assert unseen[-1] == pytest.approx(held_out["ROSE"], abs=2e-4)
+
+    section(page, "Sparsity")
+    promised = {cells[1]: (cells[4], cells[5], cells[6]) for cells in rows(page)}
+    assert promised["ROSE"] == ("block", "5", "0")
+    assert promised["ROSE global"] == ("layer", "1", "0")
+    assert promised["Wanda"] == ("row", "576", "0")
+
+
+def test_all_layers_and_the_choice_of_one(open_page: Callable[..., Page], measured: str) -> None:
+    page = open_page("check", f"{measured}&check=All+layers")
+    heading = page.get_by_role("heading", level=3).inner_text()
+    found = re.match(r"(\w+) layers: (\d+) pass(?:es)?, (\d+) wants? a look, (\d+) fails?", heading)
+    assert found, heading
+    assert found[1].lower() in (str(MEASURED_LAYERS), "twelve")
+    assert sum(int(count) for count in found.groups()[1:]) == MEASURED_LAYERS
+    assert found[4] == "0"
+    expect(page.get_by_text("None of 12 layers needed more damping than asked").first).to_be_visible()
+    section(page, "This layer")
+    expect(
+        page.get_by_text("1024 tokens for 576 columns").or_(page.get_by_text("1024 tokens for 1536"))
+    ).to_be_visible()

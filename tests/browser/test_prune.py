@@ -1,0 +1,115 @@
+"""The Prune page on the packaged model: a short run from the button to the numbers, on small settings."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from playwright.sync_api import Page, expect
+
+import rose
+from tests.browser.conftest import PATIENCE, RUN_PATIENCE, settle
+from tests.browser.test_check import rows, section
+from tests.tiny import save_tiny_llama
+
+# The model is in memory once a set-up of it has been measured, so runs begin at once.
+SMALL = {
+    "prune_layers": "model.layers.0.self_attn.*",
+    "prune_windows": "2",
+    "prune_length": "64",
+    "prune_new_tokens": "6",
+}
+
+
+def prune(page: Page) -> None:
+    page.get_by_role("button", name="Prune", exact=True).click()
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("button", name="Cancel")).to_be_hidden(timeout=RUN_PATIENCE)
+    settle(page)
+
+
+@pytest.mark.parametrize(("scheme", "sparsity", "removed"), [("light", "0.7", "70.00 %"), ("dark", "2:4", "50.00 %")])
+def test_perplexity_texts_and_report(scheme: str, sparsity: str, removed: str, open_page: Callable[..., Page]) -> None:
+    query = SMALL | {"prune_sparsities": sparsity, "prune_methods": "SparseGPT"}
+    page = open_page("prune", urlencode(query), scheme)
+    expect(page.get_by_text("One copy, four layers each: about")).to_be_visible()
+    prune(page)
+
+    dense, pruned = rows(page)
+    assert dense[0] == "Dense"
+    assert pruned[0] == f"SparseGPT, {sparsity}"
+    before, after = float(dense[1]), float(pruned[1])
+    assert 2 < before < 200
+    assert float(pruned[2]) == pytest.approx(after / before, abs=0.01)
+    assert 0 < float(pruned[3]) < float(pruned[4]) < 1  # held-out inputs are harder
+    assert pruned[5] == removed
+    expect(page.get_by_text("Perplexity on 2 × 64 tokens of held-out windows")).to_be_visible()
+
+    section(page, "Texts")
+    expect(page.get_by_text(f"SparseGPT, {sparsity}, perplexity {pruned[1]}")).to_be_visible()
+    prompt, *written = page.get_by_test_id("stCode").all_inner_texts()
+    assert prompt.strip() == "Python is a programming language that"
+    assert len(written) == 2
+    assert all(text.strip() for text in written)
+
+    section(page, "Downloads")
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Report, JSON").click()
+    report = json.loads(Path(waiting.value.path()).read_text())
+    assert f"{report['summary']['perplexity_after']:.2f}" == pruned[1]
+    assert len(report["layers"]) == 4
+
+
+def test_a_downloaded_checkpoint_loads(open_page: Callable[..., Page], tmp_path: Path) -> None:
+    """On a tiny model: the packaged one is half a gigabyte."""
+    query = {
+        "model": str(save_tiny_llama(tmp_path / "tiny")),
+        "samples": "2",
+        "length": "64",
+        "held_out": "1",
+        "block_size": "32",
+        "prune_methods": "ROSE",
+        "prune_sparsities": "2:4",
+        "prune_keep": "for download, .zip",
+        "prune_view": "Downloads",
+    }
+    page = open_page("prune", urlencode(query))
+    prune(page)
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Checkpoint, ").click()
+    assert waiting.value.suggested_filename == "rose-2-4.zip"
+    with zipfile.ZipFile(waiting.value.path()) as packed:
+        packed.extractall(tmp_path)
+    model, _ = rose.load_model(str(tmp_path / "rose-2-4"))
+    weight = model.get_submodule("model.layers.2.mlp.down_proj").weight
+    assert (weight.view(len(weight), -1, 4).ne(0).sum(-1) <= 2).all()
+
+
+def test_cancel_and_leaving_the_page(open_page: Callable[..., Page], measured: str) -> None:
+    query = SMALL | {"prune_layers": "*", "prune_prompt": "", "prune_methods": "SparseGPT"}
+    page = open_page("prune", f"{measured}&{urlencode(query)}")
+    page.get_by_role("button", name="Prune", exact=True).click()
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible(timeout=PATIENCE)
+    # The run goes on while other pages are looked at, and says so there.
+    page.get_by_role("link", name="Start").click()
+    expect(page.get_by_text("% done")).to_be_visible(timeout=PATIENCE)
+    page.get_by_role("link", name="Prune").click()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("Cancelled after no models")).to_be_visible(timeout=PATIENCE)
+
+
+def test_means_and_spread_over_seeds_from_a_file(open_page: Callable[..., Page], tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(
+        "method,sparsity,seed,perplexity,mean_held_out_error,seconds\n"
+        "rose,0.7,0,20,0.1,5\nrose,0.7,1,26,0.3,7\nsparsegpt,0.7,0,30,0.2,5\nsparsegpt,0.7,1,40,0.2,5\n"
+    )
+    page = open_page("prune", urlencode({"prune_view": "Over seeds"}))
+    page.locator('input[type="file"]').set_input_files(file)
+    caption = "Mean ± half the range over up to two seeds: ROSE 23.0 ± 3.00, SparseGPT 35.0 ± 5.00."
+    expect(page.get_by_text(caption)).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("figure", name="SparseGPT lies above every seed of it")).to_be_visible()
