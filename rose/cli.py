@@ -277,6 +277,13 @@ def _analyze(options: argparse.Namespace, console: Console) -> None:
     ranked = facts.join(wide).sort_values("relative_range", ascending=False).reset_index()
     columnar = int(facts["is_columnar"].sum())
     _print_table(ranked, f"{columnar} of {len(facts)} layers are columnar (relative range above {options.threshold:g})")
+    first = wide.iloc[:, 0]
+    means = [f"{method} {wide.iloc[:, k].mean():.4f}" for k, method in enumerate(methods)]
+    ratios = [f"{method} {(wide.iloc[:, k] / first).mean():.3f}" for k, method in enumerate(methods)][1:]
+    out = Console()
+    out.print(f"Mean {error.replace('_', ' ')} over layers: {', '.join(means)}", highlight=False)
+    if ratios:
+        out.print(f"Mean over layers of the error relative to {methods[0]}'s: {', '.join(ratios)}", highlight=False)
 
 
 def _prune(options: argparse.Namespace, console: Console) -> None:
