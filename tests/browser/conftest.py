@@ -18,11 +18,14 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PATIENCE = 240_000  # milliseconds; a loaded two-core machine takes a minute only to read the model
+# Milliseconds; a loaded two-core machine takes a minute only to read the model.
+RUN_PATIENCE = 180_000
+PATIENCE = 45_000
+expect.set_options(timeout=PATIENCE)
 
 # A columnar layer with its whole decoder block, and attention of the first one: twelve layers, measured in seconds.
 SETUP = {
@@ -134,15 +137,35 @@ def measured(server: str, browser: Browser) -> str:
 def settle(page: Page) -> None:
     """Waits until the script has run to its end and everything it sent is on screen."""
     done = page.locator('[data-testid="stApp"][data-test-script-state="notRunning"]')
-    expect(done).to_be_attached(timeout=PATIENCE)
+    expect(done).to_be_attached()
     # The element tree follows a moment after the state; a run that was asked for by this one shows up by then.
     page.wait_for_timeout(150)
-    expect(done).to_be_attached(timeout=PATIENCE)
-    expect(page.get_by_test_id("stSkeleton")).to_have_count(0, timeout=PATIENCE)
+    expect(done).to_be_attached()
+    expect(page.get_by_test_id("stSkeleton")).to_have_count(0)
 
 
 def measure(page: Page) -> None:
     """Presses the start page's button and waits for the end of the run."""
-    page.get_by_role("button", name="Measure layers").click(timeout=PATIENCE)
-    expect(page.get_by_role("link", name="See all layers at a glance")).to_be_visible(timeout=PATIENCE)
+    page.get_by_role("button", name="Measure layers").click(timeout=RUN_PATIENCE)
+    expect(page.get_by_role("link", name="See all layers at a glance")).to_be_visible(timeout=RUN_PATIENCE)
     settle(page)
+
+
+def metric(page: Page, label: str) -> Locator:
+    """The value of a key figure."""
+    return page.get_by_test_id("stMetric").filter(has_text=label).get_by_test_id("stMetricValue")
+
+
+def finding(page: Page, at: int = 0) -> str:
+    """What the figure's title says, first figure first: its bold lines joined."""
+    title = page.get_by_test_id("stPlotlyChart").nth(at).locator(".gtitle")
+    expect(title).to_be_visible()
+    return " ".join(title.locator('tspan[style*="font-weight"]').all_text_contents())
+
+
+def click_mark(page: Page, mark: Locator) -> None:
+    """Clicks a bar or a mark. Plotly lays a transparent surface over them, so only the pointer reaches them."""
+    mark.scroll_into_view_if_needed()
+    box = mark.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)

@@ -1,0 +1,176 @@
+"""The way of a first visit: start, measure, look at all layers, choose one, look into it. On the packaged model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import rose
+from tests.browser.conftest import COLUMNAR_LAYER, MEASURED_LAYERS, SETUP, click_mark, finding, measure, metric, settle
+
+OpenPage = Callable[..., Page]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the engine says about the columnar layer, without the app."""
+
+    relative_range: float
+    sparsegpt: float
+    rose: float
+    widths: tuple[int, ...]
+    costliest: int
+
+
+@pytest.fixture(scope="module")
+def expected(packaged: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> Expected:
+    model, tokenizer = packaged
+    tokens = rose.load_tokens("packaged", tokenizer, samples=6, length=256, seed=0)
+    statistics = rose.collect_statistics(model, tokens[:4], layers=[COLUMNAR_LAYER])[COLUMNAR_LAYER]
+    weight = model.get_submodule(COLUMNAR_LAYER).weight
+    errors = {name: rose.prune_layer(weight, statistics, method=name) for name in ("sparsegpt", "rose")}
+    plan = errors["rose"].plan
+    return Expected(
+        plan.relative_range,
+        errors["sparsegpt"].relative_error,
+        errors["rose"].relative_error,
+        plan.block_width,
+        int(plan.column_loss.argmax()),
+    )
+
+
+def chosen_layer(page: Page) -> Locator:
+    """The select box in the sidebar."""
+    return page.get_by_test_id("stSidebar").get_by_role("combobox")
+
+
+def section(page: Page, name: str) -> None:
+    page.get_by_test_id("stMain").get_by_role("radio", name=name, exact=True).click()
+    settle(page)
+
+
+def choose(page: Page, label: str, typed: str) -> None:
+    """Chooses in a select box by keyboard, as anybody without a mouse would."""
+    box = page.get_by_test_id("stMain").get_by_role("combobox", name=re.compile(label))
+    box.click()
+    box.fill(typed)
+    box.press("Enter")
+    settle(page)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_from_the_start_to_one_layer(open_page: OpenPage, expected: Expected, scheme: str) -> None:
+    # Another seed in the dark, so that both runs measure something; the numbers are compared for the first.
+    seed = "0" if scheme == "light" else "1"
+    page = open_page("", f"samples=4&length=256&held_out=2&seed={seed}", scheme)
+    background = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
+    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 18, 26)"}[scheme]
+
+    # Start: the estimate is there before the run, and follows the choices.
+    estimate = page.get_by_text(re.compile(r"layers, .* tokens: about"))
+    expect(estimate).to_contain_text("210 layers, 1 536 tokens")
+    choose(page, "Layers", "Own choice")
+    names = page.get_by_role("textbox", name="Names")
+    names.fill(f"{COLUMNAR_LAYER} model.layers.0.self_attn.*")
+    names.press("Enter")
+    expect(estimate).to_contain_text("Five layers")
+    settle(page)
+    measure(page)
+    expect(page.get_by_text(re.compile("5 of 5 layers measured"))).to_be_visible()
+
+    # Layers: one of the five stands out; a threshold above it leaves none.
+    page.get_by_role("link", name="See all layers at a glance").click()
+    expect(page.get_by_role("heading", name="Layers: which of them are columnar?")).to_be_visible()
+    expect(page.get_by_text("1 of 5 layers are columnar above 0.50: 18 · o_proj.")).to_be_visible()
+    assert finding(page) == "One of 5 layers is columnar"
+    thumb = page.get_by_role("slider", name=re.compile("Columnar above"))
+    thumb.press("End")
+    expect(
+        page.get_by_text(re.compile("0 of 5 layers are columnar above 1.00. Against 0.50, one layer fewer"))
+    ).to_be_visible()
+    thumb.press("Home")
+    expect(page.get_by_text(re.compile("5 of 5 layers are columnar above 0.00"))).to_be_visible()
+    settle(page)
+    assert "threshold=0" in page.url
+
+    # A click on the highest mark of the strip chooses its layer on all pages.
+    marks = page.get_by_test_id("stPlotlyChart").nth(1).locator(".scatterlayer .points path.point").all()
+    click_mark(page, min(marks, key=lambda mark: (mark.bounding_box() or {})["y"]))
+    expect(chosen_layer(page)).to_have_value("18 · self_attn.o_proj")
+    settle(page)
+    assert f"layer={COLUMNAR_LAYER}" in page.url
+
+    # Layer: its key figures, and the threshold that was moved on the other page.
+    page.get_by_role("link", name="See this layer in depth").click()
+    expect(page.get_by_role("heading", name="Layer: what makes it columnar, or not?")).to_be_visible()
+    expect(page.get_by_text("18 · self_attn.o_proj, 576 × 576 weights")).to_be_visible()
+    expect(page.get_by_text("columnar, above 0.00")).to_be_visible()
+    if scheme == "light":
+        assert float(metric(page, "Relative range").inner_text()) == pytest.approx(expected.relative_range, abs=2e-3)
+        assert float(metric(page, "Error, SparseGPT").inner_text()) == pytest.approx(expected.sparsegpt, rel=0.02)
+        assert float(metric(page, "Error, ROSE").inner_text()) == pytest.approx(expected.rose, rel=0.02)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_sections_of_a_layer(open_page: OpenPage, measured: str, expected: Expected, scheme: str) -> None:
+    page = open_page("layer", f"{measured}&layer={COLUMNAR_LAYER}", scheme)
+    assert float(metric(page, "Relative range").inner_text()) == pytest.approx(expected.relative_range, abs=2e-3)
+    assert finding(page).startswith("The strongest input channel is ")
+    section(page, "Losses")
+    assert finding(page) == f"Columnar: relative range {expected.relative_range:.2f}, above 0.50"
+    assert finding(page, 1).startswith(f"Column {expected.costliest} in block ")
+
+    # A click on a bar marks its block everywhere and shows its exact values.
+    click_mark(page, page.get_by_test_id("stPlotlyChart").first.locator(".barlayer .point").nth(1))
+    expect(page.get_by_text(re.compile("Block 1: columns 128 to 255, block loss"))).to_be_visible()
+    settle(page)
+    assert "block=Block+1" in page.url
+    section(page, "Order")
+    assert finding(page).startswith("Two-level (ROSE): pruning starts in block ")
+    expect(page.get_by_text(re.compile("Block 1: columns 128 to 255"))).to_be_visible()
+    section(page, "Inputs")
+    assert "times as active as the mean" in finding(page)
+    expect(page.get_by_text(re.compile(r"No dead columns of 576"))).to_be_visible()
+    section(page, "Error")
+    saved = 1 - expected.rose / expected.sparsegpt
+    assert saved > 0
+    caption = page.get_by_text(re.compile(r"Error, lowest first: .*SparseGPT"))
+    shown = dict(re.findall(r"(SparseGPT|ROSE) ([\d.]+\d)", caption.inner_text()))
+    assert float(shown["SparseGPT"]) == pytest.approx(expected.sparsegpt, rel=0.02)
+    assert float(shown["ROSE"]) == pytest.approx(expected.rose, rel=0.02)
+    section(page, "Compare layers")
+    assert finding(page).startswith("18 · o_proj has the highest relative range, ")
+
+
+def test_a_link_restores_the_view(open_page: OpenPage, measured: str) -> None:
+    page = open_page("layers", f"{measured}&threshold=0.9&metric=Hessian+condition&layer={COLUMNAR_LAYER}", "dark")
+    expect(page.get_by_text(f"0 of {MEASURED_LAYERS} layers are columnar above 0.90")).to_be_visible()
+    assert finding(page).startswith("Hessian condition is highest in ")
+    expect(chosen_layer(page)).to_have_value("18 · self_attn.o_proj")
+    assert SETUP["samples"] == "4"
+    expect(page.get_by_test_id("stSidebar").get_by_text("4 × 256 tokens")).to_be_visible()
+
+
+def test_two_sessions_do_not_disturb_each_other(open_page: OpenPage, measured: str) -> None:
+    first = open_page("layers", f"{measured}&layer={COLUMNAR_LAYER}")
+    second = open_page("layers", f"{measured}&layer=model.layers.0.self_attn.q_proj&threshold=0.2")
+    second.get_by_role("slider", name=re.compile("Columnar above")).press("End")
+    expect(second.get_by_text("layers are columnar above 1.00")).to_be_visible()
+    first.reload()
+    settle(first)
+    expect(first.get_by_text("layers are columnar above 0.50")).to_be_visible()
+    expect(chosen_layer(first)).to_have_value("18 · self_attn.o_proj")
+
+
+def test_a_bad_set_up_is_explained(open_page: OpenPage) -> None:
+    page = open_page("", "model=/no/such/folder")
+    expect(page.get_by_text("There is no folder or file /no/such/folder; check the path.")).to_be_visible()
+    expect(page.get_by_role("button", name="Measure layers")).to_be_disabled()
+    page.goto(page.url.split("?")[0] + "?samples=many")
+    expect(page.get_by_text("The link has samples='many', which is not a int.")).to_be_visible()
+    expect(page.get_by_role("button", name="Measure layers")).to_be_enabled()
