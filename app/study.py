@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 import rose
 from app.jobs import Job, acquire
-from rose.layer.order import Order
+from rose.layer.order import Order, replan
 from rose.layer.pattern import parse_sparsity
 from rose.model.capture import BlockStatistics, collect_inputs, condition_number
 from rose.model.loading import parse_dtype
@@ -270,16 +270,17 @@ class Study:
 
     def plan(self, layer: str, threshold: float = 0.5, sparsity: str | None = None) -> rose.OrderPlan:
         """Losses and order of one layer; remembered."""
-        return self.remember(
-            ("plan", layer, threshold, sparsity),
+        base = self.remember(
+            ("plan", layer, sparsity),
             lambda: rose.plan_order(
                 self.weight(layer),
                 self.statistics(layer),
                 sparsity=sparsity or self.setup.sparsity,
                 block_size=self.setup.block_size,
-                threshold=threshold,
             ),
         )
+        # A slider over the threshold must not fill the memory with copies of the losses: these share them.
+        return self.remember(("plan", layer, sparsity, threshold), lambda: replan(base, threshold))
 
     def prune(
         self,

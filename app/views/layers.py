@@ -99,22 +99,16 @@ def results(study: Study, table: pd.DataFrame, metric: str, threshold: float) ->
     if shown is None:
         st.info("There are no held-out samples in this set-up; ask for some on the start page.")
     else:
-        drawing = study.remember(
-            ("map", metric, threshold, session.layer(), session.theme(), len(table)),
-            lambda: figures.model_map(
-                table,
-                metric,
-                threshold=threshold,
-                layers=study.layer_names,
-                marked_layer=session.layer(),
-                theme=session.theme(),
-            ),
+        drawing = figures.model_map(
+            table,
+            metric,
+            threshold=threshold,
+            layers=study.layer_names,
+            marked_layer=session.layer(),
+            theme=session.theme(),
         )
         components.show(drawing, "layers-map", on_select=lambda: pick("layers-map"))
-    strip = study.remember(
-        ("strip", threshold, session.layer(), session.theme(), len(table)),
-        lambda: figures.range_strip(table, threshold=threshold, marked_layer=session.layer(), theme=session.theme()),
-    )
+    strip = figures.range_strip(table, threshold=threshold, marked_layer=session.layer(), theme=session.theme())
     components.show(strip, "layers-strip", on_select=lambda: pick("layers-strip"))
     pick_by_name(study, table)
     exact(table)
