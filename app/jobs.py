@@ -100,5 +100,8 @@ def acquire(lock: threading.Lock, job: Job) -> None:
     Raises:
         Cancelled: the job was cancelled meanwhile.
     """
+    doing = job.message
     while not lock.acquire(timeout=0.2):
+        job.message = "Waiting until another run on this model has ended"
         job.check()
+    job.message = doing

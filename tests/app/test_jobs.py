@@ -100,6 +100,23 @@ def test_work_that_nobody_watches_any_more_ends(monkeypatch: pytest.MonkeyPatch)
     assert job.status == "cancelled"
 
 
+def test_waiting_for_a_lock_is_said() -> None:
+    lock, told = threading.Lock(), threading.Event()
+
+    class Telling(Job):
+        def check(self) -> None:
+            told.set()
+            super().check()
+
+    job = Telling(lambda job: acquire(lock, job))
+    with lock:
+        job.start()
+        assert told.wait(SOON)
+        assert job.message == "Waiting until another run on this model has ended"
+    job.wait(SOON)
+    assert (job.status, job.message) == ("done", "Starting")
+
+
 def test_waiting_for_a_lock_can_be_cancelled() -> None:
     lock = threading.Lock()
     job = Job(lambda job: acquire(lock, job))
