@@ -1,17 +1,15 @@
 """Timings, each as a ratio within one run on one machine: python -m tests.benchmarks [--samples N] [NAME ...].
 
 Not part of the test run: absolute times depend on the machine, and a timed test would fail for no fault of the code.
+The app's pages are timed by python -m tests.benchmarks.pages.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -110,59 +108,7 @@ def one_layer(_tokens: tuple[int, int]) -> list[Row]:
     return rows
 
 
-def pages(_tokens: tuple[int, int]) -> list[Row]:
-    """Server time of the app's answers on a measured layer of the packaged model; the aim is 0.3 s."""
-    from streamlit.testing.v1 import AppTest
-
-    from app import session
-    from app.study import Setup
-
-    logging.getLogger("streamlit").setLevel(logging.ERROR)  # it warns that no browser is there
-    main = str(Path(__file__).parents[2] / "app" / "main.py")
-    layer = "model.layers.18.self_attn.o_proj"
-    setup = Setup(layers=f"{layer} model.layers.5.self_attn.o_proj", samples=8, length=256, held_out=4)
-
-    def visit(page: str, **query: str) -> AppTest:
-        app = AppTest.from_file(main, default_timeout=600)
-        for key, value in (setup.to_texts() | {"layer": layer} | query).items():
-            app.query_params[key] = value
-        app.run()
-        session._studies()[setup].job.wait(600)
-        app.switch_page(page)
-        return app
-
-    first = AppTest.from_file(main, default_timeout=600)
-    for key, value in setup.to_texts().items():
-        first.query_params[key] = value
-    first.run()
-    next(button for button in first.button if button.label == "Measure layers").click().run()
-    rows: list[Row] = []
-
-    def add(what: str, work: Callable[[], object]) -> None:
-        seconds = timed(work, 3)
-        rows.append((what, seconds, "the aim, 0.3 s", seconds / 0.3))
-
-    for page in ("layers", "layer", "order_lab", "learn", "check", "prune"):
-        app = visit(f"views/{page}.py")
-        app.run()
-        add(f"{page}: shown again", app.run)
-    app = visit("views/layers.py")
-    app.run()
-    thresholds = iter((0.3, 0.4, 0.6, 0.7))
-    add("layers: threshold moved", lambda: session_slider(app, "threshold_widget").set_value(next(thresholds)).run())
-    for section in ("weights", "inputs", "losses", "order", "error"):
-        app = visit("views/layer.py", section=section)
-        app.run()
-        add(f"layer: section {section} shown again", app.run)
-    return rows
-
-
-def session_slider(app: Any, key: str) -> Any:
-    """The slider with this key."""
-    return next(slider for slider in app.slider if slider.key == key)
-
-
-BENCHMARKS = {"whole_model": whole_model, "analysis": analysis, "one_layer": one_layer, "pages": pages}
+BENCHMARKS = {"whole_model": whole_model, "analysis": analysis, "one_layer": one_layer}
 
 
 def main() -> None:
