@@ -320,7 +320,8 @@ def arrivals(study: Study) -> None:
     if table.empty:
         return
     columnar = int(table["is_columnar"].sum())
-    st.markdown(f"**{len(table)} of {len(study.layer_names)} layers measured**, {style.word(columnar)} columnar")
+    among = style.word(columnar) if columnar else "none"
+    st.markdown(f"**{len(table)} of {len(study.layer_names)} layers measured**, {among} columnar")
     latest = table.iloc[::-1].head(4)[["layer", "relative_range"]]
     st.dataframe(
         latest.assign(layer=latest["layer"].map(style.short_layer)),

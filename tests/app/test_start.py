@@ -91,7 +91,7 @@ def test_a_run_shows_its_results_and_leads_on(folder: Path, text: Path) -> None:
     study = finish(app)
     assert study.job.status == "done"
     columnar = int(study.overview(0.5)["is_columnar"].sum())
-    words = {0: "no", 1: "one", 2: "two", 3: "three"}
+    words = {0: "none", 1: "one", 2: "two", 3: "three"}
     assert f"**21 of 21 layers measured**, {words[columnar]} columnar" in texts(app)
     shown = app.main.dataframe[0].value
     assert shown["layer"].iloc[0] == "2 · down_proj"
