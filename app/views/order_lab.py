@@ -102,19 +102,24 @@ def outcome_table(shown: list[Outcome], base: Outcome) -> None:
 # Costliest block
 
 
+def moved_block(losses: list[float], worst: int) -> int:
+    """The block to move; the link carries it by labels that fit any layer."""
+    labels = {"costliest": "The costliest"} | {str(b): f"Block {b}" for b in range(len(losses))}
+    if st.session_state.get("lab_moved", "costliest") not in labels:
+        st.session_state.lab_moved = "costliest"  # the former layer had more blocks
+    chosen = st.selectbox("Block to move", list(labels), format_func=labels.__getitem__, key="lab_moved", bind=URL)
+    block = int(chosen) if chosen in labels and chosen != "costliest" else worst
+    st.caption(f"Block {block} would lose {style.number(losses[block])} per column.")
+    return block
+
+
 def position(study: Study, layer: str) -> None:
     plan = study.plan(layer)
     losses = plan.loss_per_column.tolist()
     worst = lab.costliest_block(plan)
     left, stage = st.columns(COLUMNS)
     with left:
-        block = st.selectbox(
-            "Block to move",
-            range(len(losses)),
-            index=worst,
-            format_func=lambda b: f"Block {b} · loss {style.number(losses[b])} per column",
-            key=f"lab_moved_{layer}",
-        )
+        block = moved_block(losses, worst)
         base = st.selectbox(
             "All others in", lab.WHOLE_BLOCK_ORDERS, format_func=label, key="lab_others", bind=URL,
             help="Orders that keep every column in its block",
