@@ -13,6 +13,7 @@ from app.figures.style import Drawing
 from app.jobs import Job
 from app.study import Study
 
+SVG = {"displaylogo": False, "toImageButtonOptions": {"format": "svg"}}  # of the figure as an HTML file
 START_PAGE = "views/start.py"
 
 
@@ -35,7 +36,7 @@ def show(drawing: Drawing, key: str, *, on_select: Callable[[], None] | None = N
         alt=drawing.alt,
         config={
             "displaylogo": False,
-            "toImageButtonOptions": {"format": "svg", "filename": key},
+            "toImageButtonOptions": {"format": "png", "filename": key, "scale": 2},
             "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"],
         },
     )
@@ -55,11 +56,11 @@ def downloads(drawing: Drawing, key: str) -> None:
     files = {
         "Table, CSV": ("csv", table.to_csv(index=False)),
         "Table, JSON": ("json", json.dumps(json.loads(table.to_json(orient="records")), indent=1)),
-        "Figure, HTML": ("html", drawing.figure.to_html(include_plotlyjs=True)),
+        "Figure, HTML": ("html", drawing.figure.to_html(include_plotlyjs=True, config=SVG)),
     }
     for label, (kind, content) in files.items():
         st.download_button(label, content, f"{key}.{kind}", on_click="ignore", key=f"{key}-{kind}")
-    st.caption("PNG or SVG: the camera in the figure's own toolbar.")
+    st.caption("PNG: the camera above the figure. SVG: the camera in the HTML file.")
 
 
 def empty(what: str) -> None:
