@@ -214,14 +214,7 @@ class PruningRun:
             check_output(request.target(*request.pairs[0]))  # not after an hour of pruning
         loaded = self._load()
         job.check()
-        drawn = rose.load_tokens(
-            setup.text,
-            loaded.tokenizer,
-            samples=setup.samples + setup.held_out,
-            length=setup.length,
-            seed=setup.seed,
-        )
-        tokens, held_out = drawn[: setup.samples], drawn[setup.samples :] if setup.held_out else None
+        tokens, held_out = setup.draw(loaded.tokenizer)
         windows = self._windows(loaded.tokenizer, held_out)
         costs = [estimate_pair(loaded.model, setup, request, method).seconds for method, _ in request.pairs]
         evaluation = _evaluation_seconds(loaded.model, request)

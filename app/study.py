@@ -22,6 +22,7 @@ import rose
 from app.jobs import Job, acquire
 from rose.layer.order import Order, replan
 from rose.layer.pattern import parse_sparsity
+from rose.model.calibration import load_calibration
 from rose.model.capture import BlockStatistics, collect_inputs, condition_number
 from rose.model.loading import parse_dtype
 from rose.model.pipeline import measure_layer
@@ -93,6 +94,17 @@ class Setup:
         default = asdict(Setup())
         return {name: str(value) for name, value in asdict(self).items() if value != default[name]}
 
+    def draw(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor | None]:
+        """Calibration and held-out tokens, see `load_calibration`."""
+        return load_calibration(
+            self.text,
+            tokenizer,
+            samples=self.samples,
+            held_out=self.held_out,
+            length=self.length,
+            seed=self.seed,
+        )
+
     def check(self) -> None:
         """Raises RoseError for values that no run could use, before any work."""
         parse_sparsity(self.sparsity)
@@ -132,15 +144,7 @@ class Calibration:
                 yield from self.blocks
                 return
             self.blocks = []
-            tokens = rose.load_tokens(
-                setup.text,
-                loaded.tokenizer,
-                samples=setup.samples + setup.held_out,
-                length=setup.length,
-                seed=setup.seed,
-            )
-            self.tokens = tokens[: setup.samples]
-            self.held_out = tokens[setup.samples :] if setup.held_out else None
+            self.tokens, self.held_out = setup.draw(loaded.tokenizer)
             acquire(loaded.lock, job)
             try:
                 for block in rose.visit_blocks(

@@ -22,7 +22,7 @@ import rose
 from rose.layer.methods import BUDGETS, get_method
 from rose.layer.order import order_names
 from rose.model.allocation import ALLOCATIONS
-from rose.model.calibration import SOURCES
+from rose.model.calibration import SOURCES, load_calibration
 from rose.model.comparison import ComparisonFolder, compare_methods, parse_variant, summarize
 from rose.model.loading import DTYPES, PACKAGED, check_output
 from rose.report import records_table
@@ -192,14 +192,14 @@ def _tokens(options: argparse.Namespace, tokenizer: Any, seed: int) -> tuple[Ten
     """Calibration and held-out windows, which do not overlap where the text is long enough."""
     if options.held_out < 0:
         raise rose.RoseError("--held-out must be 0 or more.")
-    tokens = rose.load_tokens(
+    return load_calibration(
         options.calibration,
         tokenizer,
-        samples=options.samples + options.held_out,
+        samples=options.samples,
+        held_out=options.held_out,
         length=options.length,
         seed=seed,
     )
-    return tokens[: options.samples], tokens[options.samples :] if options.held_out else None
 
 
 def _engine_options(options: argparse.Namespace) -> dict[str, Any]:

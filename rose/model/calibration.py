@@ -146,6 +146,21 @@ def load_tokens(
     return ids[starts[:, None] + torch.arange(length)]
 
 
+def load_calibration(
+    source: str, tokenizer: PreTrainedTokenizerBase, *, samples: int, held_out: int, length: int, seed: int
+) -> tuple[Tensor, Tensor | None]:
+    """Calibration and held-out windows of one draw, which do not overlap where the text is long enough.
+
+    Returns:
+        (samples, length) and (held_out, length) int64; None for the latter where `held_out` is 0.
+
+    Raises:
+        RoseError: as `load_tokens`.
+    """
+    tokens = load_tokens(source, tokenizer, samples=samples + held_out, length=length, seed=seed)
+    return tokens[:samples], tokens[samples:] if held_out else None
+
+
 def _random_starts(total: int, samples: int, length: int, seed: int) -> Tensor:
     """Random window starts: disjoint where the text allows it, else independent draws."""
     generator = torch.Generator().manual_seed(seed)
