@@ -127,15 +127,19 @@ def job_status(job: Job, key: str) -> None:
                 rate = f", {progress.layers_done / progress.seconds:.1f} layers a second"
             text = f"{where}, {duration(progress.seconds)} so far{left}{rate}"
             st.progress(min(progress.fraction, 1.0), text=text)
-        if st.button("Cancel", key=f"{key}-cancel", icon=":material/stop:"):
-            job.leave(session.viewer())
-            st.rerun()
+        cancel_button(job, key)
     elif job.status == "failed":
         st.error(job.message, icon=":material/error:")
     elif job.status == "cancelled":
         st.warning(
             "Cancelled. What had been measured until then is shown; nothing was changed.", icon=":material/stop:"
         )
+
+
+def cancel_button(job: Job, key: str) -> None:
+    """Leaves the job. By a callback, which runs before anything else does: a fragment's next poll may interrupt the
+    run that a click has started, and an `if st.button` further down would then never see the click."""
+    st.button("Cancel", key=f"{key}-cancel", icon=":material/stop:", on_click=job.leave, args=(session.viewer(),))
 
 
 def duration(seconds: float) -> str:

@@ -106,8 +106,7 @@ def _progress(batch: Batch, key: str, slot: str) -> None:
             job.watch(session.viewer())
             left = "" if batch.remaining is None else f", about {components.duration(batch.remaining)} left"
             st.progress(batch.done / batch.total, text=f"{batch.done} of {batch.total} sweeps made{left}")
-            if st.button("Cancel", key=f"{key}-cancel", icon=":material/stop:"):
-                job.leave(session.viewer())
+            components.cancel_button(job, key)
             return
         if running:
             st.rerun()

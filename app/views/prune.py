@@ -228,8 +228,7 @@ def _wait(run: PruningRun) -> None:
             with st.expander(drawing.caption, key="prune-timeline", on_change="rerun") as shown:
                 if shown.open:
                     st.plotly_chart(drawing.figure, theme=None, key="prune-timeline-figure", alt=drawing.alt)
-        if st.button("Cancel", icon=":material/stop:", key="prune-cancel"):
-            run.job.leave(session.viewer())
+        components.cancel_button(run.job, "prune")
 
     poll()
 
