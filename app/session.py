@@ -75,8 +75,13 @@ def _set_imports_apart() -> None:
 
 
 def begin() -> None:
-    """Reads the URL when a session starts; call it first on every run."""
+    """Loads plugins, and reads the URL when a session starts; call it first on every run."""
     _set_imports_apart()
+    try:
+        rose.load_plugins()
+        st.session_state.plugin_problem = ""
+    except rose.RoseError as problem:
+        st.session_state.plugin_problem = str(problem)
     if "setup" in st.session_state:
         return
     texts = {key: value for key, value in st.query_params.items() if isinstance(value, str)}

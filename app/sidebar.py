@@ -12,6 +12,8 @@ def draw() -> None:
     """Draws the sidebar below the navigation."""
     study = session.study()
     with st.sidebar:
+        if st.session_state.plugin_problem:
+            st.error(st.session_state.plugin_problem, icon=":material/extension_off:")
         _pruning()
         if study is None:
             st.caption("No model measured yet.")

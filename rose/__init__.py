@@ -4,9 +4,21 @@ Everything below is the public interface; the rest is private to its module.
 """
 
 from rose.errors import Cancelled, RoseError
-from rose.layer import alps, dsnot, measured, oats, refit  # noqa: F401  importing them registers their methods
-from rose.layer.methods import METHODS, LayerResult, Settings, prune_layer, register
-from rose.layer.order import Order, OrderPlan, make_order, move_block, plan_order
+from rose.layer.methods import (
+    METHODS,
+    LayerResult,
+    Method,
+    Settings,
+    measured_result,
+    prune_by_mask,
+    prune_by_score,
+    prune_by_sweep,
+    prune_layer,
+    register,
+)
+from rose.layer.options import Option
+from rose.layer.order import Order, OrderPlan, make_order, move_block, plan_order, register_order, sort_columns
+from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import SweepTrace
 from rose.model.calibration import load_tokens
@@ -16,6 +28,7 @@ from rose.model.loading import load_model, save_model
 from rose.model.pipeline import analyze_model, prune_model
 from rose.model.progress import Progress
 from rose.model.structure import prunable_layers
+from rose.plugins import load_plugins
 from rose.report import LayerRecord, RunReport
 
 __all__ = [
@@ -24,8 +37,11 @@ __all__ = [
     "InputStatistics",
     "LayerRecord",
     "LayerResult",
+    "Method",
+    "Option",
     "Order",
     "OrderPlan",
+    "Pattern",
     "Progress",
     "RoseError",
     "RunReport",
@@ -34,15 +50,22 @@ __all__ = [
     "analyze_model",
     "collect_statistics",
     "load_model",
+    "load_plugins",
     "load_tokens",
     "make_order",
+    "measured_result",
     "move_block",
     "perplexity",
     "plan_order",
     "prunable_layers",
+    "prune_by_mask",
+    "prune_by_score",
+    "prune_by_sweep",
     "prune_layer",
     "prune_model",
     "register",
+    "register_order",
     "save_model",
+    "sort_columns",
     "visit_blocks",
 ]

@@ -37,9 +37,10 @@ MAX_ROWS = 40  # of a table on the terminal; files have them all
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    options = _parser().parse_args(arguments)
     console = Console(stderr=True)  # progress and remarks; results go to standard output
     try:
+        rose.load_plugins()  # first, because help texts list methods and orders
+        options = _parser().parse_args(arguments)
         options.run(options, console)
     except rose.RoseError as problem:
         console.print(f"rose: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rose", description="One-shot pruning of language models, and its analysis.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    models = commands.add_parser("models", help="list the models that work offline, and the pruning methods")
+    models = commands.add_parser("models", help="list the models that work offline, the pruning methods and the orders")
     models.set_defaults(run=_models)
 
     analyze = commands.add_parser("analyze", help="which layers are columnar, and what order does to their error")
@@ -181,6 +182,7 @@ def _models(options: argparse.Namespace, console: Console) -> None:
     out.print(table)
     out.print("Besides these: any Hub id of a causal language model, a checkpoint folder, or a .gguf file.")
     out.print(methods)
+    out.print(f"Orders, for methods that sweep: {', '.join(order_names())}:SEED", highlight=False)
 
 
 def _load(options: argparse.Namespace, console: Console) -> tuple[Any, Any]:

@@ -104,7 +104,7 @@ def run_style(name: str) -> style.Style:
     layered = budget == "layer"
     return look._replace(
         label=f"{look.label}, {'layer-wide' if layered else budget} budget",
-        dash={"solid": "dot", "dash": "dashdot"}[look.dash] if layered else look.dash,
+        dash={"solid": "dot", "dash": "dashdot", "longdash": "longdashdot"}[look.dash] if layered else look.dash,
         pattern="x" if layered else look.pattern,
     )
 

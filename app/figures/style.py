@@ -86,10 +86,11 @@ ORDER_LABELS = {
     "custom": "Your own",
 }
 _OURS = {"rose_global", "rose_global_refit", "measured"}
-METHOD_LABELS = {name: f"{m.label} (ours)" if name in _OURS else m.label for name, m in METHODS.items()}
 # Shape says the same as colour, for those who cannot tell colours and for print.
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "hexagon", "pentagon")
 _PATTERNS = ("", "/", "\\", ".", "x", "-", "|", "+")
+# Dash and pattern. Every colour belongs to something built in, so what comes from a plugin differs in these.
+_LINE, _PLUGIN_LINE = ("solid", ""), ("longdash", ".")
 
 
 @dataclass(frozen=True)
@@ -146,18 +147,21 @@ def order_style(name: str) -> Style:
         label += ", ascending"
     if seed:
         label += f", seed {seed}"
-    colour = ORDER_COLOURS.get(base) or _fallback(base)
-    return Style(
-        colour, label, "dash" if ascending else "solid", _symbol(base, ORDER_COLOURS), "/" if ascending else ""
-    )
+    dash, pattern = _LINE if base in ORDER_COLOURS else _PLUGIN_LINE
+    if ascending:
+        dash, pattern = "dash", "/"
+    return Style(ORDER_COLOURS.get(base) or _fallback(base), label, dash, _symbol(base, ORDER_COLOURS), pattern)
 
 
 def method_style(name: str) -> Style:
-    """Any method name; one that is not known gets a colour of its own from its name, always the same."""
-    colour = METHOD_COLOURS.get(name) or _fallback(name)
-    label = METHOD_LABELS.get(name, name.replace("_", " "))
-    refit = name.endswith("_refit")
-    return Style(colour, label, "dash" if refit else "solid", _symbol(name, METHOD_COLOURS), "/" if refit else "")
+    """Any method name; one from a plugin gets a colour from its name, always the same, and long dashes."""
+    label = METHODS[name].label if name in METHODS else name.replace("_", " ")
+    if name in _OURS:
+        label += " (ours)"
+    dash, pattern = _LINE if name in METHOD_COLOURS else _PLUGIN_LINE
+    if name.endswith("_refit"):
+        dash, pattern = "dash", "/"
+    return Style(METHOD_COLOURS.get(name) or _fallback(name), label, dash, _symbol(name, METHOD_COLOURS), pattern)
 
 
 def projection_styles(projections: Sequence[str]) -> dict[str, Style]:

@@ -205,7 +205,7 @@ def exact(table: pd.DataFrame) -> None:
             "dead_columns": st.column_config.NumberColumn("Dead columns"),
             "damping": st.column_config.NumberColumn("Damping used", format="%g"),
             **{
-                name: bar(f"{style.METHOD_LABELS[method]}, {kinds[kind]}", largest, "%.4f")
+                name: bar(f"{style.method_style(method).label}, {kinds[kind]}", largest, "%.4f")
                 for kind in ERRORS
                 for method in METHODS
                 if (name := f"{kind}_{method}") in errors

@@ -127,7 +127,16 @@ METHODS: dict[str, Method] = {}
 def register(
     name: str, label: str, summary: str, *, sweeps: bool = False, options: Mapping[str, Option] | None = None
 ) -> Callable[[Prune], Prune]:
-    """Decorator that adds a method to the registry; the last registration of a name wins."""
+    """Decorator that adds a method to the registry; the last registration of a name wins.
+
+    Args:
+        name, label, summary, sweeps, options: see `Method`; the name is one word, as typed on a command line.
+
+    Raises:
+        RoseError: a name that is not one word.
+    """
+    if not name.isidentifier():
+        raise RoseError(f"A method cannot be named {name!r}; take one word of letters, digits and underscores.")
 
     def add(prune: Prune) -> Prune:
         METHODS[name] = Method(name, label, summary, prune, sweeps, options or {})
@@ -290,6 +299,25 @@ def prune_by_sweep(
     )
 
 
+def prune_by_score(
+    weight: Tensor, statistics: InputStatistics, settings: Settings, score: Tensor, *, method: str, budget: str
+) -> LayerResult:
+    """Removes the weights with the smallest scores and leaves the others as they are.
+
+    Args:
+        score: (out, in) float, finite.
+        budget: "layer" compares scores over the whole layer, "row" within each output row; under N:M either compares
+            within each group.
+    """
+    if settings.pattern.is_grouped:
+        mask = smallest_per_group(score, settings.pattern)
+    elif budget == "row":
+        mask = smallest_per_row(score, settings.pattern.count(weight.shape[1]))
+    else:
+        mask = smallest(score, settings.pattern.count(score.numel()))
+    return prune_by_mask(weight, statistics, settings, mask, method=method, budget=budget)
+
+
 def prune_by_mask(
     weight: Tensor, statistics: InputStatistics, settings: Settings, mask: Tensor, *, method: str, budget: str
 ) -> LayerResult:
@@ -393,19 +421,10 @@ def sensitivity(weight: Tensor, statistics: InputStatistics, settings: Settings)
 def wanda(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """|W|·sqrt(mean x_j²), compared within each output row (Sun et al. 2024, section 3)."""
     score = weight.float().abs() * statistics.mean_square.sqrt()
-    if settings.pattern.is_grouped:
-        mask = smallest_per_group(score, settings.pattern)
-    else:
-        mask = smallest_per_row(score, settings.pattern.count(weight.shape[1]))
-    return prune_by_mask(weight, statistics, settings, mask, method="wanda", budget="row")
+    return prune_by_score(weight, statistics, settings, score, method="wanda", budget="row")
 
 
 @register("magnitude", "Magnitude", "Smallest |W| of the layer, no calibration, no compensation (Han et al. 2015).")
 def magnitude(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """|W|, compared over the whole layer."""
-    score = weight.float().abs()
-    if settings.pattern.is_grouped:
-        mask = smallest_per_group(score, settings.pattern)
-    else:
-        mask = smallest(score, settings.pattern.count(score.numel()))
-    return prune_by_mask(weight, statistics, settings, mask, method="magnitude", budget="layer")
+    return prune_by_score(weight, statistics, settings, weight.float().abs(), method="magnitude", budget="layer")

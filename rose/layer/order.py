@@ -171,6 +171,19 @@ def rank(score: Tensor, ascending: bool = False) -> Tensor:
     return score.argsort(descending=not ascending, stable=True)
 
 
+def sort_columns(plan: OrderPlan, score: Tensor, ascending: bool = False) -> Tensor:
+    """All columns by score, descending unless asked otherwise; under N:M whole groups of M by their summed score.
+
+    Args:
+        plan: of the layer; its pattern says which columns must stay together.
+        score: (in,), in original column order.
+
+    Returns:
+        A permutation, (in,) int64.
+    """
+    return unit_rank(score, plan.pattern.of or 1, ascending)
+
+
 def unit_rank(column_score: Tensor, unit: int, ascending: bool = False) -> Tensor:
     """Ranks columns, or whole N:M groups of `unit` columns by their summed score; columns of a group stay together."""
     groups = rank(column_score.view(-1, unit).sum(1), ascending)
@@ -219,14 +232,14 @@ def global_order(plan: OrderPlan, ascending: bool = False) -> Order:
     """Ours: all columns by their loss in a layer-wide pre-pruning; meant for the layer-wide budget."""
     columns = plan.importance.shape[1]
     lost = loss.potential_loss(plan.importance, plan.pattern, (columns,)).sum(0)
-    return Order(unit_rank(lost, plan.pattern.of or 1, ascending), plan.block_width, "global")
+    return Order(sort_columns(plan, lost, ascending), plan.block_width, "global")
 
 
 def by_hessian(plan: OrderPlan, ascending: bool = False) -> Order:
     """All columns by diag(H) (GPTQ's `act_order`)."""
     if torch.isnan(plan.hessian_diagonal).any():
         raise RoseError("The order by Hessian diagonal needs H; this plan was made from importance alone.")
-    return Order(unit_rank(plan.hessian_diagonal, plan.pattern.of or 1, ascending), plan.block_width, "hessian")
+    return Order(sort_columns(plan, plan.hessian_diagonal, ascending), plan.block_width, "hessian")
 
 
 def random_order(plan: OrderPlan, seed: int = 0) -> Order:
@@ -237,6 +250,7 @@ def random_order(plan: OrderPlan, seed: int = 0) -> Order:
     return Order(permutation, plan.block_width, f"random:{seed}")
 
 
+OrderFunction = Callable[[OrderPlan, bool], Order | Tensor | Sequence[int]]
 ORDERS: dict[str, Callable[[OrderPlan, bool], Order]] = {
     "natural": natural,
     "two_level": two_level,
@@ -245,6 +259,27 @@ ORDERS: dict[str, Callable[[OrderPlan, bool], Order]] = {
     "global": global_order,
     "hessian": by_hessian,
 }
+
+
+def register_order(name: str) -> Callable[[OrderFunction], OrderFunction]:
+    """Decorator that makes an order available everywhere by name, and with "_ascending" behind it.
+
+    The function takes an `OrderPlan` and whether the order is to be the other way round, and returns an `Order`, or a
+    permutation of the columns for blocks of the plan's own widths; `sort_columns` makes one from a score. What it
+    returns is checked each time. The last registration of a name wins.
+
+    Raises:
+        RoseError: a name that is not one word, or that `make_order` reads as something else.
+    """
+    reserved = ("random", "custom", "rose")
+    if not name.isidentifier() or name in reserved or name.endswith("_ascending"):
+        raise RoseError(f"An order cannot be named {name!r}; take one word of letters, digits and underscores.")
+
+    def add(function: OrderFunction) -> OrderFunction:
+        ORDERS[name] = lambda plan, ascending: _checked(plan, function(plan, ascending))
+        return function
+
+    return add
 
 
 def order_names() -> list[str]:
@@ -268,6 +303,10 @@ def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> 
             raise RoseError(f"There is no order named {order!r}; choose one of {', '.join(order_names())}.")
         made = ORDERS[name](plan, ascending)
         return Order(made.permutation, made.widths, order)
+    return _checked(plan, order)
+
+
+def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int]) -> Order:
     if not isinstance(order, Order):
         order = Order(_permutation(plan, order), plan.block_width, "custom")
     _check(plan, order)

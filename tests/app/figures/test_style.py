@@ -59,12 +59,12 @@ def test_no_two_colours_look_alike(vision: str) -> None:
         assert np.linalg.norm(seen[one] - seen[other]) >= 15, (one, other)
 
 
-def test_every_order_and_method_of_the_engine_has_a_colour_of_its_own() -> None:
+def test_known_orders_and_methods_have_a_colour_of_their_own() -> None:
     bases = {name.removesuffix("_ascending") for name in order_names()} | {"custom"}
-    assert bases == set(style.ORDER_COLOURS)
-    assert len(set(style.ORDER_COLOURS.values())) == len(bases)
+    assert set(style.ORDER_COLOURS) <= bases
+    assert len(set(style.ORDER_COLOURS.values())) == len(style.ORDER_COLOURS)
     own = {name: colour for name, colour in style.METHOD_COLOURS.items() if name != "rose_global_refit"}
-    assert set(rose.METHODS) == set(style.METHOD_COLOURS)
+    assert set(style.METHOD_COLOURS) <= set(rose.METHODS)
     assert len(set(own.values())) == len(own)
     refit, plain = style.method_style("rose_global_refit"), style.method_style("rose_global")
     assert refit.colour == plain.colour
@@ -91,6 +91,14 @@ def test_an_unknown_name_keeps_one_colour() -> None:
     assert style.method_style("my_method") == style.method_style("my_method")
     assert style.method_style("my_method").colour in style.PALETTE
     assert style.method_style("my_method").label == "my method"
+    assert style.order_style("my_order").colour in style.PALETTE
+
+
+def test_what_a_plugin_adds_is_not_drawn_like_anything_built_in() -> None:
+    drawn = {style.method_style(name)[2::2] for name in style.METHOD_COLOURS}  # dash and pattern
+    assert style.method_style("my_method")[2::2] not in drawn
+    drawn = {style.order_style(name)[2::2] for name in order_names()}
+    assert style.order_style("my_order")[2::2] not in drawn
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""Methods and orders from outside this package: files that somebody names, and installed packages.
+
+A plugin is a Python module that calls `rose.register` or `rose.register_order` when it is imported. The command line
+and the app load plugins when they start, from two places:
+
+- every file named by the environment variable ROSE_PLUGINS, separated as in PATH;
+- every installed package with an entry point in the group "rose.plugins", which names a module.
+
+A file runs with all rights of whoever starts the program, so none is ever looked for: only named ones are loaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from importlib.metadata import EntryPoints, entry_points
+from pathlib import Path
+from typing import Any
+
+from rose.errors import RoseError
+from rose.layer.methods import METHODS
+from rose.layer.order import ORDERS
+
+VARIABLE = "ROSE_PLUGINS"
+GROUP = "rose.plugins"
+_loaded: set[str] = set()  # files and entry points; each is run once in a process
+_lock = threading.Lock()  # the app's sessions start in threads of their own
+
+
+def load_plugins(*files: str | Path) -> None:
+    """Loads these files, those named by ROSE_PLUGINS, and installed plugins, each once.
+
+    The command line and the app call this when they start; in Python an `import` of a plugin does as well.
+
+    Raises:
+        RoseError: a plugin that is missing, fails, registers nothing, or takes the name of something registered
+            before. It leaves nothing behind; those loaded before it stay.
+    """
+    named = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
+    with _lock:
+        for name in [*named, *files]:
+            path = Path(name).expanduser().resolve()
+            _load_once(str(path), partial(_run_file, path))
+        for entry in _installed():
+            _load_once(f"{entry.name} ({entry.value})", entry.load)
+
+
+@cache
+def _installed() -> EntryPoints:
+    """Looked for once: it reads the metadata of every installed package."""
+    return entry_points(group=GROUP)
+
+
+def _load_once(name: str, load: Callable[[], object]) -> None:
+    if name not in _loaded:
+        with _additions_only(name):
+            load()
+        _loaded.add(name)
+
+
+def _run_file(path: Path) -> None:
+    if path.suffix != ".py" or not path.is_file():
+        raise RoseError(f"There is no plugin file {path}; give the path of a .py file.")
+    name = f"rose_plugin_{path.stem}_{len(_loaded)}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+@contextmanager
+def _additions_only(name: str) -> Iterator[None]:
+    """What happens inside may add to the registries; if it fails, or changes what was there, nothing stays."""
+    registries: tuple[dict[str, Any], ...] = (METHODS, ORDERS)
+    before = [dict(registry) for registry in registries]
+    try:
+        yield
+        for now, then in zip(registries, before, strict=True):
+            for old in then:
+                if now.get(old) is not then[old]:
+                    raise RoseError(f"The plugin {name} takes the name {old!r}, which is in use; choose another.")
+        if [len(registry) for registry in registries] == [len(registry) for registry in before]:
+            raise RoseError(f"The plugin {name} registers no method and no order; see rose.register.")
+    except BaseException as problem:
+        for registry, then in zip(registries, before, strict=True):
+            registry.clear()
+            registry.update(then)
+        if isinstance(problem, RoseError) or not isinstance(problem, Exception):
+            raise
+        raise RoseError(f"The plugin {name} failed: {type(problem).__name__}: {problem}.") from problem

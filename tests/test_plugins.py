@@ -1,0 +1,211 @@
+"""A method and an order from one file of one's own: on the command line, in comparisons, and in the app."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import rose
+from rose import cli, plugins
+from rose.layer.methods import METHODS
+from rose.layer.order import ORDERS, order_names
+from tests.app.tiny_study import figures, measured_study, open_page
+from tests.layer.helpers import make_layer
+from tests.tiny import save_tiny_llama
+
+PLUGIN = """
+import rose
+
+@rose.register_order("backwards")
+def backwards(plan, ascending=False):
+    return rose.sort_columns(plan, plan.column_loss.new_tensor(range(len(plan.column_loss))), ascending)
+
+@rose.register("largest", "Largest first", "Removes what matters most, to see how bad it gets.")
+def largest(weight, statistics, settings):
+    return rose.prune_by_score(weight, statistics, settings, -weight.abs(), method="largest", budget="row")
+"""
+
+
+@pytest.fixture(autouse=True)
+def registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As they were, whatever a test loads; the registries are known by identity elsewhere."""
+    monkeypatch.setattr(plugins, "_loaded", set())
+    before = [dict(METHODS), dict(ORDERS)]
+    yield
+    for registry, old in zip((METHODS, ORDERS), before, strict=True):
+        registry.clear()
+        registry.update(old)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    path = tmp_path / "my_plugin.py"
+    path.write_text(PLUGIN)
+    return path
+
+
+@pytest.fixture
+def named(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ROSE_PLUGINS", str(plugin))
+    return plugin
+
+
+def test_a_file_adds_a_method_and_an_order(plugin: Path) -> None:
+    rose.load_plugins(plugin)
+    layer = make_layer(rows=8, columns=24)
+    pruned = rose.prune_layer(layer.weight, layer.hessian, method="largest", sparsity=0.5, block_size=8)
+    magnitudes = layer.weight.abs()
+    assert (pruned.mask.sum(1) == 12).all()
+    for row, removed in zip(magnitudes, pruned.mask, strict=True):
+        assert row[removed].min() >= row[~removed].max()
+    plan = rose.plan_order(layer.weight, layer.hessian, block_size=8)
+    assert rose.make_order(plan, "backwards").permutation.tolist() == list(range(24))[::-1]
+    assert rose.make_order(plan, "backwards").name == "backwards"
+    assert rose.make_order(plan, "backwards_ascending").permutation.tolist() == list(range(24))
+    assert {"backwards", "backwards_ascending"} <= set(order_names())
+
+
+def test_a_file_is_run_once(plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = tmp_path / "counter"
+    counter.touch()
+    plugin.write_text(f"open({str(counter)!r}, 'a').write('x')\n" + PLUGIN)
+    monkeypatch.setenv("ROSE_PLUGINS", str(plugin))
+    monkeypatch.chdir(tmp_path)
+    rose.load_plugins()
+    rose.load_plugins(plugin, "my_plugin.py")
+    assert counter.read_text() == "x"
+
+
+def test_several_files_are_named_as_in_path(named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "other.py"
+    other.write_text(PLUGIN.replace("backwards", "reverse").replace("largest", "greatest"))
+    monkeypatch.setenv("ROSE_PLUGINS", os.pathsep.join([str(named), str(other)]))
+    rose.load_plugins()
+    assert {"largest", "greatest"} <= set(rose.METHODS)
+
+
+def test_an_installed_package_is_found_by_its_entry_point(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(plugin.parent)
+    entry = EntryPoint("mine", "my_plugin", "rose.plugins")
+    monkeypatch.setattr(plugins, "_installed", lambda: EntryPoints([entry]))
+    rose.load_plugins()
+    assert "largest" in rose.METHODS
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (PLUGIN + "\n1 / 0", "my_plugin.py failed: ZeroDivisionError: division by zero."),
+        (PLUGIN + "\ndef broken(", "my_plugin.py failed: SyntaxError"),
+        (PLUGIN.replace('"largest"', '"wanda"'), "takes the name 'wanda', which is in use; choose another."),
+        (PLUGIN.replace('"backwards"', '"two_level"'), "takes the name 'two_level', which is in use"),
+        (PLUGIN.replace('"largest"', '"my method"', 1), "A method cannot be named 'my method'"),
+        (PLUGIN.replace('"backwards"', '"x_ascending"'), "An order cannot be named 'x_ascending'"),
+        (PLUGIN.replace('"backwards"', '"random"'), "An order cannot be named 'random'"),
+        ("import rose", "registers no method and no order"),
+    ],
+)
+def test_a_plugin_that_fails_says_so_and_leaves_nothing(plugin: Path, text: str, complaint: str) -> None:
+    plugin.write_text(text)
+    before = [dict(METHODS), dict(ORDERS)]
+    with pytest.raises(rose.RoseError) as problem:
+        rose.load_plugins(plugin)
+    assert complaint in str(problem.value)
+    assert [dict(METHODS), dict(ORDERS)] == before
+    plugin.write_text(PLUGIN)  # mended, it loads in the same process
+    rose.load_plugins(plugin)
+    assert "largest" in rose.METHODS
+
+
+@pytest.mark.parametrize("name", ["missing.py", "folder", "notes.txt"])
+def test_no_such_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(rose.RoseError, match=r"no plugin file .*; give the path of a \.py file"):
+        rose.load_plugins(tmp_path / name)
+
+
+def test_an_order_from_a_plugin_is_checked_each_time() -> None:
+    layer = make_layer(rows=8, columns=24)
+    plan = rose.plan_order(layer.weight, layer.hessian, block_size=8, sparsity="2:4")
+    rose.register_order("torn")(lambda plan, ascending: torch.arange(24).view(8, 3).T.flatten())
+    rose.register_order("short")(lambda plan, ascending: torch.arange(23))
+    with pytest.raises(rose.RoseError, match="keep each group of 4"):
+        rose.make_order(plan, "torn")
+    with pytest.raises(rose.RoseError, match="each of the 24 columns exactly once"):
+        rose.make_order(plan, "short")
+
+
+def test_sort_columns_keeps_groups_whole() -> None:
+    layer = make_layer(rows=8, columns=16)
+    plan = rose.plan_order(layer.weight, layer.hessian, block_size=8, sparsity="2:4")
+    score = torch.tensor([0, 0, 9, 0, 1, 1, 1, 1, 5, 5, 0, 0, 0, 0, 0, 3.0])
+    assert rose.sort_columns(plan, score).tolist() == [8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 14, 15]
+    assert rose.sort_columns(plan, score, ascending=True)[:4].tolist() == [12, 13, 14, 15]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_llama(tmp_path_factory.mktemp("tiny") / "model", blocks=1))
+
+
+def test_the_command_line_knows_it(named: Path, checkpoint: str, tmp_path: Path, capsys) -> None:
+    assert cli.main(["models"]) == 0
+    shown = capsys.readouterr().out
+    assert "largest" in shown
+    assert "backwards" in shown
+    common = ["--model", checkpoint, "--samples", "4", "--length", "48", "--held-out", "2", "--block-size", "16"]
+    analyze = [*common, "--methods", "largest,wanda", "--output", str(tmp_path / "analysis")]
+    assert cli.main(["analyze", *analyze]) == 0
+    errors = pd.read_csv(tmp_path / "analysis" / "layers.csv").pivot(
+        index="layer", columns="method", values="relative_error"
+    )
+    assert (errors["largest"] > errors["wanda"]).all()
+    prune = [*common, "--method", "rose", "--order", "backwards", "--output", str(tmp_path / "pruned")]
+    assert cli.main(["prune", *prune]) == 0
+    assert set(pd.read_csv(tmp_path / "pruned" / "layers.csv")["order"]) == {"backwards"}
+    compare = [*common, "--methods", "largest,sparsegpt@backwards", "--sparsity", "0.5", "--seeds", "0"]
+    compare += ["--evaluate", "packaged", "--windows", "2", "--output", str(tmp_path / "compared")]
+    assert cli.main(["compare", *compare]) == 0
+    assert set(pd.read_csv(tmp_path / "compared" / "rows.csv")["method"]) == {"largest", "sparsegpt@backwards"}
+    with pytest.raises(SystemExit):
+        cli.main(["prune", "--help"])
+    assert "largest" in capsys.readouterr().out
+
+
+def test_the_command_line_says_in_one_line_what_is_wrong(named: Path, capsys) -> None:
+    named.write_text("1 / 0")
+    assert cli.main(["models"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"rose: The plugin {named} failed: ZeroDivisionError: division by zero."
+
+
+def test_the_app_offers_and_draws_it(named: Path) -> None:
+    study = measured_study()
+    for page, key, wanted in (
+        ("views/prune.py", "prune_methods", "Largest first"),
+        ("views/check.py", "check_methods", "Largest first"),
+        ("views/order_lab.py", "lab_orders", "backwards"),
+    ):
+        app = open_page(page, study)
+        (choice,) = [one for one in app.multiselect if one.key == key]
+        assert wanted in choice.options, page
+    app = open_page("views/order_lab.py", study)
+    app.multiselect(key="lab_orders").set_value(["natural", "backwards"]).run()
+    assert not app.exception
+    (curves,) = [drawn for drawn in figures(app) if "backwards" in drawn]
+    assert '"dash":"longdash"' in curves.replace(" ", "")
+
+
+def test_the_app_says_what_is_wrong_and_goes_on(named: Path) -> None:
+    named.write_text("1 / 0")
+    app = open_page("views/start.py")
+    (problem,) = app.sidebar.error
+    assert "ZeroDivisionError" in problem.value
+    assert app.title[0].value
