@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"rose: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        console.print("rose: cancelled; nothing was written")
+        kept = getattr(options, "checkpoint", None)
+        left = f"the same command goes on from {kept}" if kept else "nothing was written"
+        console.print(f"rose: cancelled; {left}", highlight=False, soft_wrap=True)
         return 130
     return 0
 
@@ -82,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--evaluate", metavar="TEXT", help="measure perplexity on this text before and after")
     _window_options(prune)
     prune.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the checkpoint")
+    prune.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="keep finished decoder blocks here; an interrupted run goes on"
+    )
     prune.set_defaults(run=_prune)
 
     compare = commands.add_parser("compare", help="methods against each other, over sparsities and calibration seeds")
@@ -306,6 +311,7 @@ def _prune(options: argparse.Namespace, console: Console) -> None:
             allocation=options.allocation,
             held_out=held_out,
             progress=_follow(bar),
+            checkpoint=options.checkpoint,
             **_engine_options(options),
         )
     after = None if windows is None else _perplexity(model, windows, console, "Perplexity after")

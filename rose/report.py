@@ -121,11 +121,13 @@ def records_table(records: Sequence[LayerRecord]) -> pd.DataFrame:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes to a temporary file beside `path`, then renames."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    """Writes to a temporary file beside `path`, forces it to the disk, then renames."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rose
 from rose import cli
+from rose.model import pipeline
 from tests.tiny import save_tiny_llama
 
 CALIBRATION = ["--samples", "4", "--length", "48", "--held-out", "2", "--block-size", "16"]
@@ -172,6 +173,28 @@ def test_an_interrupted_prune_writes_nothing_and_exits_130(checkpoint, tmp_path,
     monkeypatch.setattr(rose, "prune_model", interrupt)
     assert prune(checkpoint, tmp_path / "out") == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_goes_on_where_the_run_was_interrupted(checkpoint, tmp_path, monkeypatch, capsys):
+    assert prune(checkpoint, tmp_path / "straight") == 0
+    kept, work, calls = tmp_path / "kept", pipeline.prune_layer, []
+
+    def interrupt(*arguments, **options):
+        calls.append(None)
+        if len(calls) == 10:  # in the second of three decoder blocks
+            raise KeyboardInterrupt
+        return work(*arguments, **options)
+
+    monkeypatch.setattr(pipeline, "prune_layer", interrupt)
+    assert prune(checkpoint, tmp_path / "out", "--checkpoint", str(kept)) == 130
+    assert f"the same command goes on from {kept}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert prune(checkpoint, tmp_path / "out", "--checkpoint", str(kept)) == 0
+    assert len(calls) == 10 + 14
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
+    assert prune(checkpoint, tmp_path / "other", "--checkpoint", str(kept), "--sparsity", "0.5") == 2
+    assert "belongs to another run" in capsys.readouterr().err
 
 
 def test_python_dash_m_rose_reports_bad_input_in_one_line():

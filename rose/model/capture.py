@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer.hessian import damp
 from rose.layer.statistics import InputStatistics
-from rose.model.forward import BlockInputs, pick_device, record_inputs
+from rose.model.activations import Activations
+from rose.model.checkpoint import NoCheckpoint, blocks_of
+from rose.model.forward import Arguments, check_tokens, pick_device, record_inputs, run_block, split_batches
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.structure import PrunableLayer, decoder_blocks, select_layers
 
@@ -74,72 +77,84 @@ class _Collector:
 
 @dataclass
 class Walk:
-    """Visits the decoder blocks of one model; see `visit_blocks`."""
+    """Visits the decoder blocks of one model; see `visit_blocks`.
+
+    Attributes:
+        by_block: chosen layers of each decoder block.
+        arguments: by stream ("calibration", "held_out"): [block][batch] -> arguments besides the hidden states.
+        activations: the hidden states.
+        first: the decoder block whose inputs `activations` has.
+        done: blocks below this one are pruned already and are only run.
+    """
 
     model: nn.Module
     device: torch.device
     meter: Meter
     by_block: dict[int, list[PrunableLayer]]
-    calibration: BlockInputs
-    held_out: BlockInputs | None
+    arguments: dict[str, list[list[Arguments]]]
+    activations: Activations
+    first: int = 0
+    done: int = 0
 
     def visit(self, propagate_again: bool) -> Iterator[BlockStatistics]:
         _, blocks = decoder_blocks(self.model)
         last = max(self.by_block)
-        for index in range(last + 1):
+        for index in range(self.first, last + 1):
             block = blocks[index]
             home, was_training = next(block.parameters()).device, block.training
             block.to(self.device).eval()  # calibration without dropout
             try:
-                layers = self.by_block.get(index, [])
+                layers = self.by_block.get(index, []) if index >= self.done else []
                 # A pruned block must run twice: once to see its inputs, once to pass on what it now puts out.
                 twice = propagate_again and bool(layers)
-                share = 0.45 if twice else 0.95
-                outputs, statistics = self._pass(self.calibration, block, index, layers, "calibrate", 0.0, share)
-                held_outputs, held_statistics = (
-                    (None, {})
-                    if self.held_out is None
-                    else self._pass(self.held_out, block, index, layers, "calibrate", share, share)
-                )
-                if not twice:
-                    self._advance(outputs, held_outputs)
+                keep = index < last and not twice
+                found = {
+                    stream: self._pass(stream, block, index, layers, "calibrate", start, 0.45 if twice else 0.95, keep)
+                    for stream, start in self._starts(0.0, 0.45 if twice else 0.95)
+                }
                 if layers:
-                    yield BlockStatistics(index, layers, statistics, held_statistics)
+                    yield BlockStatistics(index, layers, found["calibration"], found.get("held_out", {}))
                 if twice and index < last:
-                    outputs, _ = self._pass(self.calibration, block, index, [], "propagate", 0.55, 1.0)
-                    if self.held_out is not None:
-                        held_outputs, _ = self._pass(self.held_out, block, index, [], "propagate", 1.0, 1.0)
-                    self._advance(outputs, held_outputs)
+                    for stream, start in self._starts(0.55, 1.0):
+                        self._pass(stream, block, index, [], "propagate", start, 1.0, keep=True)
+                if index < last:
+                    self.activations.advance(index + 1)
             finally:
                 block.train(was_training).to(home)
 
-    def _advance(self, outputs: list[Tensor], held_outputs: list[Tensor] | None) -> None:
-        self.calibration.hidden = outputs
-        if self.held_out is not None and held_outputs is not None:
-            self.held_out.hidden = held_outputs
+    def _starts(self, start: float, end: float) -> list[tuple[str, float]]:
+        """Each stream with the share of the block's work that is done before it; held-out samples are few."""
+        return [(stream, start if stream == "calibration" else end) for stream in self.arguments]
 
     @torch.no_grad()
     def _pass(
         self,
-        inputs: BlockInputs,
+        stream: str,
         block: nn.Module,
         index: int,
         layers: list[PrunableLayer],
         stage: str,
         start: float,
         end: float,
-    ) -> tuple[list[Tensor], dict[str, InputStatistics]]:
-        """Runs one block over all batches. `start`, `end`: share of the block's work before and after."""
+        keep: bool,
+    ) -> dict[str, InputStatistics]:
+        """Runs one block over all batches of a stream, and keeps its outputs where asked to.
+
+        `start`, `end`: share of the block's work before and after.
+        """
         collector = _Collector(layers, self.device)
-        outputs = []
+        batches = self.arguments[stream][index]
         try:
-            for batch, hidden in enumerate(inputs.hidden):
-                outputs.append(inputs.run(block, index, batch, self.device).to(hidden.device))
+            for batch, arguments in enumerate(batches):
+                hidden = self.activations.read(stream, batch)
+                output = run_block(block, hidden, arguments, self.device)
                 collector.end_batch()
-                self.meter.tell(stage, index, start + (end - start) * (batch + 1) / len(inputs.hidden))
+                if keep:
+                    self.activations.write(stream, batch, output.to(hidden.device))
+                self.meter.tell(stage, index, start + (end - start) * (batch + 1) / len(batches))
         finally:
             collector.close()
-        return outputs, collector.result()
+        return collector.result()
 
 
 def start_walk(
@@ -148,19 +163,35 @@ def start_walk(
     held_out: Tensor | None,
     layers: Sequence[str] | None,
     progress: ProgressCallback | None,
+    kept: NoCheckpoint | None = None,
 ) -> Walk:
+    """Records the inputs of the first decoder block, or goes on where a checkpoint has got to."""
+    kept = kept or NoCheckpoint()
     chosen = select_layers(model, layers)
-    by_block: dict[int, list[PrunableLayer]] = {}
-    for layer in chosen:
-        by_block.setdefault(layer.block_index, []).append(layer)
-    meter = Meter(progress, max(by_block) + 1, len(chosen))
+    by_block = blocks_of(chosen)
+    blocks = max(by_block) + 1
+    meter = Meter(progress, blocks, len(chosen))
+    meter.layers_done = sum(len(found) for index, found in by_block.items() if index < kept.done)
+    walk = Walk(model, pick_device(), meter, by_block, {}, kept.activations, blocks, kept.done)
+    if kept.done >= blocks:
+        return walk  # nothing is left to visit
+    streams = {"calibration": tokens} | ({} if held_out is None else {"held_out": held_out})
+    for samples in streams.values():
+        check_tokens(model, samples)
+    first = kept.start({stream: len(split_batches(samples)) for stream, samples in streams.items()})
+    walk.first = first or 0
+    meter.before = walk.first / blocks
+    for stream, samples in streams.items():
+        write = partial(kept.activations.write, stream) if first is None else _drop
+        tick = partial(meter.tell, "embed", walk.first, 0.0)
+        walk.arguments[stream] = record_inputs(model, samples, tick, write).arguments
+    if first is None:
+        kept.activations.advance(0)
+    return walk
 
-    def tick() -> None:
-        meter.tell("embed", 0, 0.0)
 
-    calibration = record_inputs(model, tokens, tick)
-    held = None if held_out is None else record_inputs(model, held_out, tick)
-    return Walk(model, pick_device(), meter, by_block, calibration, held)
+def _drop(_batch: int, _hidden: Tensor) -> None:
+    """Takes embedded tokens that are not needed, because the run goes on further up."""
 
 
 def visit_blocks(

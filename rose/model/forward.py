@@ -25,6 +25,8 @@ from rose.model.structure import decoder_blocks
 
 BATCH_TOKENS = 4096  # enough rows to keep the matrix products efficient
 
+Arguments = tuple[tuple, dict[str, Any]]  # positional and keyword arguments of a block, without the hidden states
+
 
 def pick_device() -> torch.device:
     """CUDA where there is one, then MPS, else the CPU."""
@@ -43,22 +45,33 @@ class BlockInputs:
     """
 
     hidden: list[Tensor]
-    arguments: list[list[tuple[tuple, dict[str, Any]]]]
+    arguments: list[list[Arguments]]
 
     def run(self, block: nn.Module, index: int, batch: int, device: torch.device) -> Tensor:
         """One block's output on one batch, on `device`."""
-        args, kwargs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, self.arguments[index][batch])
-        return _first(block(self.hidden[batch].to(device), *args, **kwargs))
+        return run_block(block, self.hidden[batch], self.arguments[index][batch], device)
+
+
+def run_block(block: nn.Module, hidden: Tensor, arguments: Arguments, device: torch.device) -> Tensor:
+    """A block's output on one batch, on `device`, for hidden states and other arguments that may be elsewhere."""
+    args, kwargs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, arguments)
+    return _first(block(hidden.to(device), *args, **kwargs))
 
 
 @torch.no_grad()
-def record_inputs(model: nn.Module, tokens: Tensor, tick: Callable[[], None] = lambda: None) -> BlockInputs:
+def record_inputs(
+    model: nn.Module,
+    tokens: Tensor,
+    tick: Callable[[], None] = lambda: None,
+    keep: Callable[[int, Tensor], None] | None = None,
+) -> BlockInputs:
     """Embeds the tokens and records what every decoder block would be called with.
 
     Args:
         model: a transformers causal language model.
         tokens: (samples, length) int64.
         tick: called after each batch; may raise to stop.
+        keep: takes (batch, hidden states) as they come; the result then holds none.
 
     Raises:
         RoseError: tokens outside the vocabulary, or of another shape; blocks that cannot be run one by one.
@@ -70,11 +83,15 @@ def record_inputs(model: nn.Module, tokens: Tensor, tick: Callable[[], None] = l
     model.eval()
     try:
         outputs = _check_blocks(model, body, blocks, tokens[:1, :8])
-        batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
-        recorder = _record(body, blocks, batches, outputs, tick)
+        recorder = _record(body, blocks, split_batches(tokens), outputs, tick, keep)
     finally:
         model.train(was_training)
     return BlockInputs(recorder.hidden, recorder.arguments)
+
+
+def split_batches(tokens: Tensor) -> Sequence[Tensor]:
+    """(samples, length) tokens as the batches that run at once."""
+    return tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
 
 
 def check_tokens(model: nn.Module, tokens: Tensor) -> None:
@@ -100,7 +117,7 @@ def _first(output: Any) -> Tensor:
     return output[0] if isinstance(output, (tuple, list)) else output
 
 
-def _split(args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, tuple[tuple, dict[str, Any]]]:
+def _split(args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Arguments]:
     """A block's arguments as the hidden states and the rest."""
     if args:
         return args[0], (args[1:], dict(kwargs))
@@ -121,8 +138,9 @@ def _record(
     batches: Sequence[Tensor],
     outputs: Sequence[Any],
     tick: Callable[[], None] = lambda: None,
+    keep: Callable[[int, Tensor], None] | None = None,
 ) -> _Recorder:
-    recorder = _Recorder(len(blocks))
+    recorder = _Recorder(len(blocks), keep)
     with _replaced(blocks, [recorder.stand_in(index, output) for index, output in enumerate(outputs)]):
         for batch in batches:
             body(input_ids=batch.to(next(body.parameters()).device), use_cache=False)
@@ -166,9 +184,10 @@ def _check_blocks(model: nn.Module, body: nn.Module, blocks: nn.ModuleList, few:
 
 
 class _Recorder:
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, keep: Callable[[int, Tensor], None] | None) -> None:
         self.hidden: list[Tensor] = []
-        self.arguments: list[list[tuple[tuple, dict[str, Any]]]] = [[] for _ in range(count)]
+        self.keep = keep or (lambda _batch, hidden: self.hidden.append(hidden))
+        self.arguments: list[list[Arguments]] = [[] for _ in range(count)]
         self.known: list[Tensor] = []
 
     def stand_in(self, index: int, output: Any) -> Callable[..., Any]:
@@ -180,7 +199,7 @@ class _Recorder:
         def forward(*args: Any, **kwargs: Any) -> Any:
             hidden, others = _split(args, kwargs)
             if index == 0:
-                self.hidden.append(hidden)
+                self.keep(len(self.arguments[0]), hidden)
             self.arguments[index].append(self._shared(others))
             return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,8 +21,9 @@ from rose.layer.options import Value, complete_options
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.statistics import InputStatistics
 from rose.model.allocation import allocate, check_allocation
-from rose.model.capture import start_walk, visit_blocks
-from rose.model.progress import ALLOCATION_SHARE, ProgressCallback, part_callback, share_callback
+from rose.model.capture import BlockStatistics, start_walk, visit_blocks
+from rose.model.checkpoint import describe_run, open_checkpoint
+from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
 from rose.model.structure import PrunableLayer, select_layers
 from rose.report import LayerRecord, RunReport
 
@@ -40,6 +44,7 @@ def prune_model(
     allocation: str = "uniform",
     held_out: Tensor | None = None,
     progress: ProgressCallback | None = None,
+    checkpoint: str | Path | None = None,
 ) -> RunReport:
     """Prunes a model in place, block by block, with the already pruned blocks below.
 
@@ -58,12 +63,16 @@ def prune_model(
         held_out: further tokens, (samples, length), on which each layer's error is measured too. Method "measured"
             chooses by them, so that its held-out error is the best of several and no longer quite independent.
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
+        checkpoint: a folder that keeps every finished decoder block. A run that was stopped or killed goes on from
+            there when it is called again with the same arguments and the dense model, and ends with the same bits
+            on the same machine. See `rose.model.checkpoint`.
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per layer.
 
     Raises:
-        RoseError: bad input, before any work; or a layer that cannot be pruned, which is named.
+        RoseError: bad input, before any work; a layer that cannot be pruned, which is named; or a checkpoint that
+            belongs to another run or cannot be written.
     """
     chosen = get_method(method)
     complete = complete_options(chosen.label, chosen.options, options)
@@ -74,33 +83,26 @@ def prune_model(
         settings.pattern.check(layer.weight.shape[1], block_size)
     start = time.perf_counter()
     share = ALLOCATION_SHARE[allocation]
-    allocating = part_callback(progress, start, 0, share, "allocate")
-    patterns = allocate(
-        model,
-        tokens,
-        selected,
-        settings.pattern,
-        allocation,
-        lambda: visit_blocks(model, tokens, layers=layers, progress=allocating),
-        share_callback(progress, len(selected), start, share),
-    )
-    walk = start_walk(model, tokens, held_out, layers, part_callback(progress, start, share, 1) if share else progress)
-    records: list[LayerRecord] = []
-    for block in walk.visit(propagate_again=True):
-        for number, layer in enumerate(block.layers):
-            began = time.perf_counter()
-            result = _prune_one(
-                layer,
-                block.calibration,
-                method,
-                replace(settings, pattern=patterns[layer.name], held_out=block.held_out.get(layer.name)),
-            )
-            held_error = held_out_error(layer, result, block.held_out.get(layer.name))
-            layer.write(result.weight)
-            records.append(_record(layer, result, held_error, time.perf_counter() - began))
-            walk.meter.layers_done += 1
-            within = 0.45 + 0.1 * (number + 1) / len(block.layers)
-            walk.meter.tell("prune", block.block_index, within, layer.name, result.relative_error)
+
+    def run() -> dict[str, Any]:
+        return describe_run(model, tokens, held_out, selected, settings, method=method, allocation=allocation)
+
+    def dense_patterns() -> dict[str, Pattern]:
+        dense = part_callback(progress, start, 0, share, "allocate")
+        visit = partial(visit_blocks, model, tokens, layers=layers, progress=dense)
+        tick = share_callback(progress, len(selected), start, share)
+        return allocate(model, tokens, selected, settings.pattern, allocation, visit, tick)
+
+    with open_checkpoint(checkpoint, run) as kept:
+        patterns = kept.patterns(dense_patterns)
+        records = kept.restore(selected)
+        walking = part_callback(progress, start, share, 1) if share else progress
+        walk = start_walk(model, tokens, held_out, layers, walking, kept)
+        for block in walk.visit(propagate_again=True):
+            pruned = _prune_block(block, method, settings, patterns, walk.meter)
+            kept.add(block.block_index, block.layers, pruned, kept.seconds + time.perf_counter() - start)
+            records += pruned
+        kept.finish()
     walk.meter.tell("done", max(walk.by_block), 1.0)
     return RunReport.from_records(
         records,
@@ -115,8 +117,27 @@ def prune_model(
         length=tokens.shape[1],
         held_out_samples=0 if held_out is None else held_out.shape[0],
         device=str(walk.device),
-        seconds=time.perf_counter() - start,
+        seconds=kept.seconds + time.perf_counter() - start,
     )
+
+
+def _prune_block(
+    block: BlockStatistics, method: str, settings: Settings, patterns: Mapping[str, Pattern], meter: Meter
+) -> list[LayerRecord]:
+    """Prunes one decoder block's layers in place."""
+    records = []
+    for number, layer in enumerate(block.layers):
+        began = time.perf_counter()
+        held_out = block.held_out.get(layer.name)
+        wanted = replace(settings, pattern=patterns[layer.name], held_out=held_out)
+        result = _prune_one(layer, block.calibration, method, wanted)
+        held_error = held_out_error(layer, result, held_out)
+        layer.write(result.weight)
+        records.append(_record(layer, result, held_error, time.perf_counter() - began))
+        meter.layers_done += 1
+        within = 0.45 + 0.1 * (number + 1) / len(block.layers)
+        meter.tell("prune", block.block_index, within, layer.name, result.relative_error)
+    return records
 
 
 def analyze_model(

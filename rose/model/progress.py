@@ -80,6 +80,7 @@ class Meter:
         self.callback, self.blocks, self.layers = callback, blocks, layers
         self.layers_done = 0
         self.start = time.perf_counter()
+        self.before = 0.0  # share of the work that an earlier run has done
 
     def tell(
         self, stage: str, block_index: int, within: float, layer: str | None = None, relative_error: float | None = None
@@ -89,7 +90,8 @@ class Meter:
             return
         fraction = (block_index + within) / self.blocks
         seconds = time.perf_counter() - self.start
-        remaining = seconds * (1 - fraction) / fraction if fraction > 0 else None
+        fresh = fraction - self.before
+        remaining = seconds * (1 - fraction) / fresh if fresh > 0 else None
         self.callback(
             Progress(
                 stage,

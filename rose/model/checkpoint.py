@@ -1,0 +1,229 @@
+"""A pruning run that can be killed at any moment and goes on where it was, to the same bits.
+
+The folder holds
+
+    run.json                    what the run is: settings, digests of tokens and of the dense weights
+    allocation.safetensors      the pattern of each layer
+    block-00007.safetensors     pruned weights of one decoder block's layers, their records, the time spent so far
+    activations-00008/          the inputs of the decoder block that comes next, a file per batch
+
+Every file is written beside, forced to the disk and renamed, so that a kill leaves whole files only. The hidden states
+are kept, and not only recomputed, because going on should cost seconds and not up to a third of the run; from the disk
+they are the same bits. Where they are missing or damaged, the pruned blocks are run again: the weights are what counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from rose.errors import RoseError
+from rose.layer.methods import Settings
+from rose.layer.pattern import Pattern
+from rose.model.activations import Activations, DiskActivations, MemoryActivations
+from rose.model.durable import TEMPORARY, DamagedFile, digest, explained, read_tensors, write_tensors
+from rose.model.structure import PrunableLayer
+from rose.report import LayerRecord, write_atomically
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # raise it where an older folder would no longer give the same weights
+
+
+class NoCheckpoint:
+    """A run that keeps nothing: it lives in memory alone.
+
+    Attributes:
+        done: decoder blocks below this one are finished.
+        seconds: spent on them.
+        activations: where hidden states are kept.
+    """
+
+    def __init__(self) -> None:
+        self.done, self.seconds = 0, 0.0
+        self.activations: Activations = MemoryActivations()
+
+    def patterns(self, compute: Callable[[], dict[str, Pattern]]) -> dict[str, Pattern]:
+        """Patterns of the layers, computed on the dense model unless they are known."""
+        return compute()
+
+    def restore(self, layers: Sequence[PrunableLayer]) -> list[LayerRecord]:
+        """Writes the pruned weights of finished blocks into the model and returns their records."""
+        return []
+
+    def start(self, batches: Mapping[str, int]) -> int | None:
+        """The decoder block whose inputs are kept, if any are; `batches`: how many there must be of each stream."""
+        return None
+
+    def add(self, index: int, layers: Sequence[PrunableLayer], records: Sequence[LayerRecord], seconds: float) -> None:
+        """Keeps a finished decoder block; `seconds`: spent since the run began."""
+
+    def finish(self) -> None:
+        """The run is over."""
+
+
+class Checkpoint(NoCheckpoint):
+    """A run that a folder keeps; see the module.
+
+    Raises, from every method:
+        RoseError: the folder cannot be read or written any more.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.activations: DiskActivations = DiskActivations(folder)
+
+    def patterns(self, compute: Callable[[], dict[str, Pattern]]) -> dict[str, Pattern]:
+        path = self.folder / "allocation.safetensors"
+        try:
+            known = json.loads(read_tensors(path)[1]["patterns"])
+            return {name: Pattern(*values) for name, values in known.items()}
+        except DamagedFile:
+            found = compute()  # nothing is restored yet, so the model is dense
+        text = json.dumps({name: dataclasses.astuple(pattern) for name, pattern in found.items()})
+        with explained(self.folder):
+            write_tensors(path, {}, patterns=text)
+        return found
+
+    def restore(self, layers: Sequence[PrunableLayer]) -> list[LayerRecord]:
+        records: list[LayerRecord] = []
+        for index, chosen in blocks_of(layers).items():
+            if not self._path(index).exists():
+                break
+            try:
+                weights, facts = read_tensors(self._path(index))
+            except DamagedFile as problem:
+                logger.warning("%s; decoder block %d is pruned again", problem, index)
+                break
+            for layer in chosen:
+                layer.write(weights[layer.name])
+            records += [LayerRecord(**record) for record in json.loads(facts["records"])]
+            self.done, self.seconds = index + 1, float(facts["seconds"])
+        return records
+
+    def start(self, batches: Mapping[str, int]) -> int | None:
+        return self.activations.resume(self.done, batches)
+
+    def add(self, index: int, layers: Sequence[PrunableLayer], records: Sequence[LayerRecord], seconds: float) -> None:
+        texts = json.dumps([dataclasses.asdict(record) for record in records])
+        with explained(self.folder):
+            weights = {layer.name: layer.weight for layer in layers}
+            write_tensors(self._path(index), weights, records=texts, seconds=repr(seconds))
+
+    def finish(self) -> None:
+        self.activations.clear()  # weights and records stay: the same command ends at once
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"block-{index:05d}.safetensors"
+
+
+def blocks_of(layers: Sequence[PrunableLayer]) -> dict[int, list[PrunableLayer]]:
+    """The layers by decoder block, in the order of the blocks."""
+    found: dict[int, list[PrunableLayer]] = {}
+    for layer in layers:
+        found.setdefault(layer.block_index, []).append(layer)
+    return dict(sorted(found.items()))
+
+
+@contextmanager
+def open_checkpoint(folder: str | Path | None, run: Callable[[], Mapping[str, Any]]) -> Iterator[NoCheckpoint]:
+    """The checkpoint in this folder, new or begun; without a folder, one that keeps nothing.
+
+    Args:
+        folder: new, empty, or that of the same run.
+        run: describes the run, see `describe_run`; only asked where there is a folder.
+
+    Raises:
+        RoseError: the folder belongs to another run, is in use, or cannot be written.
+    """
+    if folder is None:
+        yield NoCheckpoint()
+        return
+    folder = Path(folder)
+    with _locked(folder):
+        _claim(folder, json.loads(json.dumps(run())))
+        yield Checkpoint(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One run at a time. The system lets go of the lock when a process ends, however it ends."""
+    lock = FileLock(folder / "lock")
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as problem:
+            raise RoseError(f"Another run is using the checkpoint in {folder}; wait for it to end.") from problem
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _claim(folder: Path, run: Mapping[str, Any]) -> None:
+    """Removes what a killed run left unfinished, and makes sure that the folder is this run's."""
+    path = folder / "run.json"
+    with explained(folder):
+        begun = path.exists()
+        for leftover in folder.glob(f"*{TEMPORARY}" if begun else f"run.json*{TEMPORARY}"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        if not begun:
+            if any(item.name != "lock" for item in folder.iterdir()):
+                raise RoseError(f"{folder} is not empty and holds no checkpoint; choose another folder.")
+            write_atomically(path, json.dumps(run, indent=1).encode())
+            return
+    try:
+        before = json.loads(path.read_text())
+        changed = [name for name in {**run, **before} if run.get(name) != before.get(name)]
+    except (ValueError, TypeError) as problem:
+        raise RoseError(f"{path} is damaged; choose another folder, or remove this one.") from problem
+    if changed:
+        raise RoseError(
+            f"The checkpoint in {folder} belongs to another run: {_difference(changed[0], run, before)}. "
+            "Choose another folder, or the settings that it was begun with."
+        )
+
+
+def _difference(name: str, run: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    if name == "model":
+        return "the model's weights differ (it must be loaded dense, as it was when the run began)"
+    if name in ("tokens", "held_out", "layers", "format"):
+        return f"the {name.replace('_', '-')} differ"
+    return f"{name.replace('_', ' ')} was {before.get(name)} there and is {run.get(name)} now"
+
+
+def describe_run(
+    model: nn.Module,
+    tokens: Tensor,
+    held_out: Tensor | None,
+    layers: Sequence[PrunableLayer],
+    settings: Settings,
+    **others: Any,
+) -> dict[str, Any]:
+    """All that the pruned weights depend on, but for the machine and the versions of libraries, as JSON has it."""
+    return {
+        "format": FORMAT,
+        **others,
+        "pattern": dataclasses.astuple(settings.pattern),
+        "block_size": settings.block_size,
+        "damping": settings.damping,
+        "threshold": settings.threshold,
+        "order": settings.order,
+        "budget": settings.budget,
+        "options": dict(settings.options),
+        "layers": [layer.name for layer in layers],
+        "tokens": digest({"tokens": tokens}),
+        "held_out": None if held_out is None else digest({"tokens": held_out}),
+        "model": digest(model.state_dict()),
+    }

@@ -1,0 +1,89 @@
+"""Files that survive being interrupted: written beside, forced to the disk, then renamed; read only if whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rose.errors import RoseError
+
+TEMPORARY = ".tmp"  # ends the name of what is still being written
+
+
+class DamagedFile(Exception):
+    """A file is missing, cut off, or does not hold what was once written."""
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], **facts: str) -> None:
+    """Writes a safetensors file, whole or not at all, with texts and a digest of everything in its header.
+
+    Raises:
+        OSError, SafetensorError: as the disk has it; nothing is left behind but what was there before.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        save_file(plain, temporary, {**facts, "digest": digest(plain, facts)})
+        sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and texts of a file from `write_tensors`.
+
+    Raises:
+        DamagedFile: not whole, or not what was written.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    except (OSError, SafetensorError) as problem:
+        raise DamagedFile(f"{path} cannot be read ({problem})") from problem
+    if facts.pop("digest", "") != digest(tensors, facts):
+        raise DamagedFile(f"{path} does not hold what was written")
+    return tensors, facts
+
+
+def digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, whatever the order of the mapping."""
+    found = hashlib.sha256(repr(sorted((facts or {}).items())).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Forces a file, or the names in a folder, to the disk: a rename alone may outrun the content."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turns what a disk can answer into one sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as problem:
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise RoseError(
+            f"The checkpoint in {folder} cannot be written or read ({reason}); make room or choose another folder. "
+            "What it holds so far is kept, and the same command goes on from there."
+        ) from problem
