@@ -1,0 +1,346 @@
+"""Order and budget, layer by layer: python -m tests.benchmarks.orders --output FOLDER [STUDY ...].
+
+Held-out error of real layers on the dense model's inputs, every variant on the same inputs, relative to SparseGPT's
+(natural order, block budget, block size 128) on the same layer. Each study is kept as FOLDER/STUDY.csv, one line per
+layer and variant; a study whose file is there is only summarized again.
+
+    sparsity    eight pairs of order and budget, and the refit, from 0.3 to 0.9
+    effects     every pair with its sweep, and with the best weights for the same mask: what the mask costs, what the
+                unfinished compensation costs
+    block_size  8 to 512
+    samples     2 to 32 windows of calibration
+    losses      the global order by other column losses, the layer budget by other saliencies
+    grouped     N:M, where the budget is fixed and only groups can be ordered
+    families    models of other families, trained here for some minutes on bytes of the text, with perplexity
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+
+import rose
+from rose.layer import error
+from rose.layer.hessian import damp
+from rose.layer.methods import LayerResult
+from rose.layer.order import make_order
+from rose.layer.pattern import smallest
+from rose.layer.refit import refit
+from rose.layer.statistics import InputStatistics
+from rose.layer.sweep import sweep
+from rose.model.calibration import load_calibration, load_text
+from rose.model.capture import visit_blocks
+from rose.report import write_atomically
+
+LAYERS = [f"model.layers.{block}.*" for block in (0, 6, 12, 18, 24)]  # 18 has the most columnar layer
+LENGTH, SAMPLES, HELD_OUT = 512, 16, 8
+PAIRS = [
+    *(("natural", "block"), ("natural", "layer"), ("two_level", "block"), ("two_level", "layer")),
+    *(("global", "block"), ("global", "layer"), ("random:0", "block"), ("random:0", "layer")),
+]
+BASE = "natural/block"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One layer and what is known of its inputs."""
+
+    model: str
+    layer: str
+    projection: str
+    weight: Tensor
+    calibration: InputStatistics
+    held_out: InputStatistics
+
+    def error(self, pruned: Tensor) -> float:
+        return error.relative_error(self.weight, pruned, self.held_out.hessian)
+
+
+Errors = dict[str, float]  # variant -> held-out relative error
+
+
+class Text:
+    """The packaged model with calibration and held-out windows of one text."""
+
+    def __init__(self, source: str, seed: int) -> None:
+        self.source, self.seed = source, seed
+        self.model, self.tokenizer = rose.load_model("smollm2-135m")
+
+    def layers(self, samples: int = SAMPLES) -> Iterator[Inputs]:
+        """Held-out windows are drawn first, so that they are the same for every number of samples."""
+        most = 32
+        tokens, _ = load_calibration(
+            self.source, self.tokenizer, samples=HELD_OUT + most, held_out=0, length=LENGTH, seed=self.seed
+        )
+        held_out, calibration = tokens[:HELD_OUT], tokens[HELD_OUT : HELD_OUT + samples]
+        yield from layer_inputs("smollm2-135m", self.model, calibration, held_out, LAYERS)
+
+
+def layer_inputs(
+    name: str, model: nn.Module, calibration: Tensor, held_out: Tensor, layers: Sequence[str] | None
+) -> Iterator[Inputs]:
+    for block in visit_blocks(model, calibration, layers=layers, held_out=held_out):
+        for layer in block.layers:
+            known = block.calibration[layer.name], block.held_out[layer.name]
+            yield Inputs(name, layer.name, layer.projection, layer.weight.detach(), *known)
+
+
+def swept(inputs: Inputs, order: str, budget: str, **settings: Any) -> LayerResult:
+    return rose.prune_layer(
+        inputs.weight, inputs.calibration, method="sparsegpt", order=order, budget=budget, **settings
+    )
+
+
+def pairs(inputs: Inputs, sparsity: str, with_refit: Sequence[str] = ()) -> Errors:
+    """All pairs of order and budget; those named also with the best weights for the mask that the sweep chose."""
+    found = {}
+    for order, budget in PAIRS:
+        variant = f"{order}/{budget}"
+        result = swept(inputs, order, budget, sparsity=sparsity)
+        found[variant] = inputs.error(result.weight)
+        if variant in with_refit:
+            found[f"{variant} refit"] = inputs.error(refit(inputs.weight, inputs.calibration, result).weight)
+    return found
+
+
+# Studies: each yields (setting, inputs, errors by variant)
+
+Finding = tuple[str, Inputs, Errors]
+
+
+def sparsity_study(text: Text) -> Iterator[Finding]:
+    for inputs in text.layers():
+        for ratio in ("0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9"):
+            yield ratio, inputs, pairs(inputs, ratio, with_refit=["global/layer"])
+
+
+def effects_study(text: Text) -> Iterator[Finding]:
+    every = [f"{order}/{budget}" for order, budget in PAIRS]
+    for inputs in text.layers():
+        for ratio in ("0.5", "0.7"):
+            yield ratio, inputs, pairs(inputs, ratio, with_refit=every)
+
+
+def block_size_study(text: Text) -> Iterator[Finding]:
+    for inputs in text.layers():
+        base = {BASE: inputs.error(swept(inputs, "natural", "block").weight)}
+        for size in (8, 16, 32, 64, 128, 256, 512):
+            found = dict(base)
+            found["natural/block here"] = inputs.error(swept(inputs, "natural", "block", block_size=size).weight)
+            result = swept(inputs, "global", "layer", block_size=size)
+            found["global/layer"] = inputs.error(result.weight)
+            found["global/layer refit"] = inputs.error(refit(inputs.weight, inputs.calibration, result).weight)
+            yield str(size), inputs, found
+
+
+def samples_study(text: Text) -> Iterator[Finding]:
+    for samples in (2, 4, 8, 16, 32):
+        for inputs in text.layers(samples):
+            yield str(samples), inputs, pairs(inputs, "0.7", with_refit=["global/layer"])
+
+
+def losses_study(text: Text) -> Iterator[Finding]:
+    for inputs in text.layers():
+        yield "column loss", inputs, _other_losses(inputs)
+        yield "saliency of the budget", inputs, _other_budgets(inputs)
+
+
+def _other_losses(inputs: Inputs) -> Errors:
+    """Layer budget; columns sorted by the loss of a layer-wide pre-pruning with another score, or by other sums."""
+    plan = rose.plan_order(inputs.weight, inputs.calibration)
+    damped = damp(inputs.calibration.hessian)
+    # [H⁻¹]_jj, the sum of squares of U's column j.
+    saliency = inputs.weight.square() / damped.natural_factor.square().sum(0)
+    scores = {
+        "S, as in rose_global": plan.importance,
+        "S²": plan.importance.square(),
+        "w²/[H⁻¹]_jj": saliency,
+        "|w|": inputs.weight.abs(),
+    }
+    found = {BASE: inputs.error(swept(inputs, "natural", "block").weight)}
+    for name, score in scores.items():
+        lost = (score * smallest(score, plan.pattern.count(score.numel()))).sum(0)
+        found[name] = _by_permutation(inputs, lost.argsort(descending=True, stable=True))
+    found["sum of all S"] = _by_permutation(inputs, plan.importance.sum(0).argsort(descending=True, stable=True))
+    found["diag(H)"] = inputs.error(swept(inputs, "hessian", "layer").weight)
+    return found
+
+
+def _by_permutation(inputs: Inputs, permutation: Tensor) -> float:
+    result = rose.prune_layer(inputs.weight, inputs.calibration, method="sparsegpt", order=permutation, budget="layer")
+    return inputs.error(result.weight)
+
+
+def _other_budgets(inputs: Inputs) -> Errors:
+    """Global order; how many weights each block gives up, by the layer-wide smallest of other saliencies."""
+    plan = rose.plan_order(inputs.weight, inputs.calibration)
+    order = make_order(plan, "global")
+    damped = damp(inputs.calibration.hessian)
+    factor = damped.inverse_factor(order.permutation)
+    live = inputs.weight.float().masked_fill(damped.dead, 0)
+    visited = live[:, order.permutation]
+    saliencies = {
+        "w²/U_jj², as in rose_global": (visited / factor.diagonal()).square(),
+        "S": plan.importance[:, order.permutation],
+        "w²/[H⁻¹]_jj": visited.square() / factor.square().sum(0),
+        "|w|": visited.abs(),
+    }
+    found = {BASE: inputs.error(swept(inputs, "natural", "block").weight)}
+    for name, saliency in saliencies.items():
+        mask = smallest(saliency, plan.pattern.count(saliency.numel()))
+        counts = [int(block.sum()) for block in mask.split(list(order.widths), dim=1)]
+        found[name] = inputs.error(sweep(live, factor, order, plan.pattern, counts).weight)
+    return found
+
+
+def grouped_study(text: Text) -> Iterator[Finding]:
+    for inputs in text.layers():
+        for pattern in ("2:4", "4:8", "1:4"):
+            found = {}
+            for order in ("natural", "two_level", "global", "global_ascending", "hessian", "random:0"):
+                result = swept(inputs, order, "block", sparsity=pattern)
+                found[BASE if order == "natural" else order] = inputs.error(result.weight)
+                if order in ("natural", "global"):
+                    refitted = refit(inputs.weight, inputs.calibration, result)
+                    found[f"{order} refit"] = inputs.error(refitted.weight)
+            yield pattern, inputs, found
+
+
+# Other families: no trained model of another family can be had without a network, so small ones are trained on bytes.
+
+SMALL: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=256, n_positions=256, n_embd=256, n_layer=4, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    ),
+    "opt": lambda: transformers.OPTConfig(
+        vocab_size=256, max_position_embeddings=256, hidden_size=256, ffn_dim=1024, num_hidden_layers=4,
+        num_attention_heads=4, word_embed_proj_dim=256, dropout=0,
+    ),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(
+        vocab_size=256, max_position_embeddings=256, hidden_size=256, intermediate_size=1024, num_hidden_layers=4,
+        num_attention_heads=4,
+    ),
+}  # fmt: skip
+STEPS, BATCH, WINDOW = 600, 16, 256
+
+
+def families_study(text: Text) -> Iterator[Finding]:
+    """Layers of each family; the perplexities are printed, mean and half range over three draws."""
+    content = torch.frombuffer(bytearray(load_text(text.source).encode()), dtype=torch.uint8).long()
+    training, rest = content[: len(content) * 8 // 10], content[len(content) * 8 // 10 :]
+    calibration, evaluation = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+    for family, config in SMALL.items():
+        model = train(config(), training)
+        test = _windows(evaluation, 64, seed=0)
+        print(f"{family}: dense perplexity per byte {rose.perplexity(model, test):.3f}", flush=True)
+        print(_perplexities(model, calibration, test), flush=True)
+        for inputs in layer_inputs(family, model, _windows(calibration, 64, 1), test, None):
+            yield family, inputs, pairs(inputs, "0.7", with_refit=["global/layer"])
+
+
+def train(config: transformers.PretrainedConfig, content: Tensor) -> nn.Module:
+    """A small model that has learned the spelling and much of the wording of the text."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=STEPS)
+    for step in track(range(STEPS), f"training {config.model_type}", console=Console(stderr=True)):
+        windows = _windows(content, BATCH, seed=step)
+        model(input_ids=windows, labels=windows).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def _windows(content: Tensor, count: int, seed: int) -> Tensor:
+    starts = torch.randint(len(content) - WINDOW, (count,), generator=torch.Generator().manual_seed(seed))
+    return content[starts[:, None] + torch.arange(WINDOW)]
+
+
+def _perplexities(model: nn.Module, calibration: Tensor, test: Tensor) -> str:
+    dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    lines = []
+    for method in ("sparsegpt", "rose", "rose_global", "rose_global_refit"):
+        values = []
+        for seed in (1, 2, 3):
+            rose.prune_model(model, _windows(calibration, 64, seed), method=method)
+            values.append(rose.perplexity(model, test))
+            model.load_state_dict(dense)
+        lines.append(f"  {method} {sum(values) / 3:.3f} ± {(max(values) - min(values)) / 2:.3f}")
+    return "\n".join(lines)
+
+
+STUDIES: dict[str, Callable[[Text], Iterator[Finding]]] = {
+    "sparsity": sparsity_study,
+    "effects": effects_study,
+    "block_size": block_size_study,
+    "samples": samples_study,
+    "losses": losses_study,
+    "grouped": grouped_study,
+    "families": families_study,
+}
+
+
+def run(name: str, text: Text, file: Path) -> pd.DataFrame:
+    rows = [
+        {"setting": setting, "model": i.model, "layer": i.layer, "projection": i.projection, "variant": v, "error": e}
+        for setting, i, errors in STUDIES[name](text)
+        for v, e in errors.items()
+    ]
+    table = pd.DataFrame(rows)
+    write_atomically(file, table.to_csv(index=False).encode())
+    return table
+
+
+def summarize(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean ratio to SparseGPT's error by setting and variant: all layers, attention outputs; share improved."""
+    keys = ["setting", "model", "layer"]
+    base = table[table["variant"] == BASE].set_index(keys)["error"]
+    joined = table.join(base.rename("base"), on=keys)
+    joined["ratio"] = joined["error"] / joined["base"]
+    # The last linear layer of attention, whatever the family calls it.
+    is_output = joined["layer"].str.contains(r"o_proj|out_proj|attn\.c_proj|attention\.dense")
+    joined["output_ratio"] = joined["ratio"].where(is_output)
+    joined["improved"] = joined["ratio"] < 1
+    groups = joined.groupby(["setting", "variant"], sort=False)
+    return groups.agg(
+        ratio=("ratio", "mean"), attention_outputs=("output_ratio", "mean"), improved=("improved", "mean")
+    ).reset_index()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.orders", description=__doc__.split("\n")[0])
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"{', '.join(STUDIES)} (default: all)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--text", default="packaged", help="calibration and held-out text (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the windows (default: %(default)s)")
+    options = parser.parse_args()
+    unknown = set(options.studies) - set(STUDIES)
+    if unknown:
+        parser.error(f"no study named {', '.join(unknown)}; choose from {', '.join(STUDIES)}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    text, console = Text(options.text, options.seed), Console()
+    for name in options.studies or STUDIES:
+        file = options.output / f"{name}.csv"
+        summary = summarize(pd.read_csv(file, dtype={"setting": str}) if file.exists() else run(name, text, file))
+        shown = Table(*summary.columns, title=f"{name}: held-out error against SparseGPT's")
+        for row in summary.itertuples(index=False):
+            shown.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+        console.print(shown)
+
+
+if __name__ == "__main__":
+    main()
