@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
     analyze = commands.add_parser("analyze", help="which layers are columnar, and what order does to their error")
     _model_options(analyze)
+    _stream_option(analyze)
     _calibration_options(analyze)
     _pruning_options(analyze)
     analyze.add_argument(
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
     prune = commands.add_parser("prune", help="prune a model and save the checkpoint")
     _model_options(prune)
+    _stream_option(prune)
     _calibration_options(prune)
     _pruning_options(prune)
     prune.add_argument("--method", default="rose", help=f"{', '.join(rose.METHODS)} (default: %(default)s)")
@@ -134,6 +136,12 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code from the model's repository")
 
 
+def _stream_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--stream", action="store_true", help="read decoder blocks from safetensors files one at a time, for big models"
+    )
+
+
 def _calibration_options(parser: argparse.ArgumentParser, seeds: bool = False) -> None:
     parser.add_argument("--calibration", default="packaged", metavar="TEXT", help=f"{_text_help()} (default: packaged)")
     parser.add_argument("--samples", type=int, default=32, help="calibration windows (default: %(default)s)")
@@ -190,9 +198,9 @@ def _models(options: argparse.Namespace, console: Console) -> None:
     out.print(f"Orders, for methods that sweep: {', '.join(order_names())}:SEED", highlight=False)
 
 
-def _load(options: argparse.Namespace, console: Console) -> tuple[Any, Any]:
+def _load(options: argparse.Namespace, console: Console, **more: Any) -> tuple[Any, Any]:
     with console.status(f"Loading {options.model}"):
-        return rose.load_model(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
+        return rose.load_model(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code, **more)
 
 
 def _tokens(options: argparse.Namespace, tokenizer: Any, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -263,7 +271,7 @@ def _analyze(options: argparse.Namespace, console: Console) -> None:
         get_method(method)
     if options.output:
         check_output(options.output)
-    model, tokenizer = _load(options, console)
+    model, tokenizer = _load(options, console, stream=options.stream)
     tokens, held_out = _tokens(options, tokenizer, options.seed)
     with _bar(console, "Analyzing") as bar:
         records = list(
@@ -296,7 +304,9 @@ def _analyze(options: argparse.Namespace, console: Console) -> None:
 def _prune(options: argparse.Namespace, console: Console) -> None:
     check_output(options.output)
     get_method(options.method)  # a typing mistake should not cost the loading of a model
-    model, tokenizer = _load(options, console)
+    if options.stream and options.evaluate:
+        raise rose.RoseError("--evaluate needs the whole model in memory; leave it out, or leave --stream out.")
+    model, tokenizer = _load(options, console, stream=options.stream, scratch=options.output.parent)
     tokens, held_out = _tokens(options, tokenizer, options.seed)
     windows = _windows(options, options.evaluate, tokenizer) if options.evaluate else None
     before = None if windows is None else _perplexity(model, windows, console, "Perplexity before")

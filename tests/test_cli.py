@@ -197,6 +197,21 @@ def test_a_checkpoint_goes_on_where_the_run_was_interrupted(checkpoint, tmp_path
     assert "belongs to another run" in capsys.readouterr().err
 
 
+def test_streaming_gives_the_same_files_and_table(checkpoint, tmp_path, capsys):
+    for name, more in (("whole", []), ("streamed", ["--stream"])):
+        assert prune(checkpoint, tmp_path / name, *more) == 0
+        assert run("analyze", "--model", checkpoint, *CALIBRATION, "--output", tmp_path / f"{name}-table", *more) == 0
+    one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("whole", "streamed"))
+    for name, expected in one.state_dict().items():
+        assert torch.equal(other.state_dict()[name], expected), name
+    tables = [pd.read_csv(tmp_path / f"{name}-table" / "layers.csv") for name in ("whole", "streamed")]
+    assert tables[0].drop(columns="seconds").equals(tables[1].drop(columns="seconds"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["streamed", "streamed-table", "whole", "whole-table"]
+    capsys.readouterr()
+    assert prune(checkpoint, tmp_path / "no", "--stream", "--evaluate", "packaged") == 2
+    assert "--evaluate needs the whole model in memory" in capsys.readouterr().err
+
+
 def test_python_dash_m_rose_reports_bad_input_in_one_line():
     done = subprocess.run(
         [sys.executable, "-m", "rose", "evaluate", "--model", "./nowhere", "--text", "packaged"],

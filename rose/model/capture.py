@@ -20,7 +20,8 @@ from rose.model.activations import Activations
 from rose.model.checkpoint import NoCheckpoint, blocks_of
 from rose.model.forward import Arguments, check_tokens, pick_device, record_inputs, run_block, split_batches
 from rose.model.progress import Meter, ProgressCallback
-from rose.model.structure import PrunableLayer, decoder_blocks, select_layers
+from rose.model.residence import residence_of
+from rose.model.structure import PrunableLayer, select_layers
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,9 @@ class Walk:
     done: int = 0
 
     def visit(self, propagate_again: bool) -> Iterator[BlockStatistics]:
-        _, blocks = decoder_blocks(self.model)
-        last = max(self.by_block)
+        residence, last = residence_of(self.model), max(self.by_block)
         for index in range(self.first, last + 1):
-            block = blocks[index]
-            home, was_training = next(block.parameters()).device, block.training
-            block.to(self.device).eval()  # calibration without dropout
-            try:
+            with residence.visit(index, self.device) as block:
                 layers = self.by_block.get(index, []) if index >= self.done else []
                 # A pruned block must run twice: once to see its inputs, once to pass on what it now puts out.
                 twice = propagate_again and bool(layers)
@@ -119,8 +116,6 @@ class Walk:
                         self._pass(stream, block, index, [], "propagate", start, 1.0, keep=True)
                 if index < last:
                     self.activations.advance(index + 1)
-            finally:
-                block.train(was_training).to(home)
 
     def _starts(self, start: float, end: float) -> list[tuple[str, float]]:
         """Each stream with the share of the block's work that is done before it; held-out samples are few."""

@@ -31,6 +31,7 @@ from rose.layer.methods import Settings
 from rose.layer.pattern import Pattern
 from rose.model.activations import Activations, DiskActivations, MemoryActivations
 from rose.model.durable import TEMPORARY, DamagedFile, digest, explained, read_tensors, write_tensors
+from rose.model.residence import residence_of
 from rose.model.structure import PrunableLayer
 from rose.report import LayerRecord, write_atomically
 
@@ -71,8 +72,8 @@ class NoCheckpoint:
         """The run is over."""
 
 
-class Checkpoint(NoCheckpoint):
-    """A run that a folder keeps; see the module.
+class Scratch(NoCheckpoint):
+    """A run whose pruned weights a folder keeps, because memory does not; it cannot go on once it was stopped.
 
     Raises, from every method:
         RoseError: the folder cannot be read or written any more.
@@ -81,6 +82,33 @@ class Checkpoint(NoCheckpoint):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder
+        self.finished: set[int] = set()
+
+    def add(self, index: int, layers: Sequence[PrunableLayer], records: Sequence[LayerRecord], seconds: float) -> None:
+        texts = json.dumps([dataclasses.asdict(record) for record in records])
+        with explained(self.folder):
+            weights = {layer.name: layer.weight for layer in layers}
+            write_tensors(self._path(index), weights, records=texts, seconds=repr(seconds))
+        self.finished.add(index)
+
+    def weights(self, index: int) -> dict[str, Tensor]:
+        """Pruned weights of a finished decoder block by layer name; nothing for another one."""
+        if index not in self.finished:
+            return {}
+        try:
+            return read_tensors(self._path(index))[0]
+        except DamagedFile as problem:
+            raise RoseError(f"{problem}, although the run had written it; start the run again.") from problem
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"block-{index:05d}.safetensors"
+
+
+class Checkpoint(Scratch):
+    """A run that a folder keeps, so that it can go on; see the module."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
         self.activations: DiskActivations = DiskActivations(folder)
 
     def patterns(self, compute: Callable[[], dict[str, Pattern]]) -> dict[str, Pattern]:
@@ -106,7 +134,9 @@ class Checkpoint(NoCheckpoint):
                 logger.warning("%s; decoder block %d is pruned again", problem, index)
                 break
             for layer in chosen:
-                layer.write(weights[layer.name])
+                if not layer.weight.is_meta:  # a streamed block is laid over when it is read
+                    layer.write(weights[layer.name])
+            self.finished.add(index)
             records += [LayerRecord(**record) for record in json.loads(facts["records"])]
             self.done, self.seconds = index + 1, float(facts["seconds"])
         return records
@@ -114,17 +144,8 @@ class Checkpoint(NoCheckpoint):
     def start(self, batches: Mapping[str, int]) -> int | None:
         return self.activations.resume(self.done, batches)
 
-    def add(self, index: int, layers: Sequence[PrunableLayer], records: Sequence[LayerRecord], seconds: float) -> None:
-        texts = json.dumps([dataclasses.asdict(record) for record in records])
-        with explained(self.folder):
-            weights = {layer.name: layer.weight for layer in layers}
-            write_tensors(self._path(index), weights, records=texts, seconds=repr(seconds))
-
     def finish(self) -> None:
         self.activations.clear()  # weights and records stay: the same command ends at once
-
-    def _path(self, index: int) -> Path:
-        return self.folder / f"block-{index:05d}.safetensors"
 
 
 def blocks_of(layers: Sequence[PrunableLayer]) -> dict[int, list[PrunableLayer]]:
@@ -136,23 +157,34 @@ def blocks_of(layers: Sequence[PrunableLayer]) -> dict[int, list[PrunableLayer]]
 
 
 @contextmanager
-def open_checkpoint(folder: str | Path | None, run: Callable[[], Mapping[str, Any]]) -> Iterator[NoCheckpoint]:
-    """The checkpoint in this folder, new or begun; without a folder, one that keeps nothing.
+def open_checkpoint(
+    model: nn.Module, folder: str | Path | None, run: Callable[[], Mapping[str, Any]]
+) -> Iterator[NoCheckpoint]:
+    """The checkpoint in this folder, new or begun; without a folder, one that keeps no more than it must.
 
     Args:
+        model: a streamed one reads the pruned weights back from here.
         folder: new, empty, or that of the same run.
         run: describes the run, see `describe_run`; only asked where there is a folder.
 
     Raises:
         RoseError: the folder belongs to another run, is in use, or cannot be written.
     """
+    residence = residence_of(model)
     if folder is None:
-        yield NoCheckpoint()
+        if residence.scratch is None:
+            yield NoCheckpoint()
+        else:
+            scratch = Scratch(residence.scratch)
+            residence.overlay(scratch.weights)
+            yield scratch
         return
     folder = Path(folder)
     with _locked(folder):
         _claim(folder, json.loads(json.dumps(run())))
-        yield Checkpoint(folder)
+        kept = Checkpoint(folder)
+        residence.overlay(kept.weights)
+        yield kept
 
 
 @contextmanager
@@ -225,5 +257,5 @@ def describe_run(
         "layers": [layer.name for layer in layers],
         "tokens": digest({"tokens": tokens}),
         "held_out": None if held_out is None else digest({"tokens": held_out}),
-        "model": digest(model.state_dict()),
+        "model": residence_of(model).fingerprint(),
     }

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from rose.errors import RoseError
+from rose.model.residence import residence_of
 from rose.model.structure import decoder_blocks
 
 BATCH_TOKENS = 4096  # enough rows to keep the matrix products efficient
@@ -79,11 +80,14 @@ def record_inputs(
     check_tokens(model, tokens)
     _, blocks = decoder_blocks(model)
     body = getattr(model, "base_model", model)  # without the output head
+    residence = residence_of(model)
     was_training = model.training
     model.eval()
     try:
-        outputs = _check_blocks(model, body, blocks, tokens[:1, :8])
-        recorder = _record(body, blocks, split_batches(tokens), outputs, tick, keep)
+        with residence.embedding():
+            with residence.whole():
+                outputs = _check_blocks(model, body, blocks, tokens[:1, :8])
+            recorder = _record(body, blocks, split_batches(tokens), outputs, tick, keep)
     finally:
         model.train(was_training)
     return BlockInputs(recorder.hidden, recorder.arguments)

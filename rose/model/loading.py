@@ -17,6 +17,7 @@ from typing import Any
 import gguf as gguf_format
 import psutil
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
@@ -33,6 +34,8 @@ from transformers import modeling_gguf_pytorch_utils as gguf
 from transformers.utils import logging as transformers_logging
 
 from rose.errors import RoseError
+from rose.model.residence import is_streamed
+from rose.model.streaming import build_streamed, write_streamed
 from rose.report import RunReport
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -80,6 +83,8 @@ def load_model(
     *,
     dtype: str | torch.dtype = "float32",
     trust_remote_code: bool = False,
+    stream: bool = False,
+    scratch: str | Path | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer, on the CPU, in evaluation mode.
 
@@ -87,6 +92,11 @@ def load_model(
         name: "smollm2-135m" (packaged), a Hub id such as "meta-llama/Llama-3.2-1B", a folder, or a .gguf file.
         dtype: "float32", "bfloat16" or "float16"; a GGUF file is dequantized into it.
         trust_remote_code: run Python code that the repository carries. Off unless you ask for it.
+        stream: leave the weights in their safetensors files, and read one decoder block at a time; for models larger
+            than memory. `analyze_model`, `prune_model`, `visit_blocks`, `collect_statistics` and `save_model` take
+            such a model as any other; its forward pass does not work.
+        scratch: existing folder for the pruned weights of a streamed model without a checkpoint; by default the
+            system's folder for temporary files, which may itself be in memory.
 
     Raises:
         RoseError: no such model, no network, not a causal language model, missing or corrupt file, not enough
@@ -98,12 +108,17 @@ def load_model(
     with _explained(name, source), _quiet():
         config = AutoConfig.from_pretrained(source.location, **options)
         _check_causal(name, config, trust_remote_code)
-        _check_memory(name, config, wanted)
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            source.location, dtype=wanted, output_loading_info=True, **options
-        )
-        model, loaded = found
-        _check_complete(name, loaded["missing_keys"])
+        if stream:
+            folder = _safetensors_folder(name, source)
+            model = build_streamed(
+                config,
+                folder,
+                wanted,
+                trust_remote_code=trust_remote_code,
+                scratch=None if scratch is None else Path(scratch),
+            )
+        else:
+            model = _load_whole(name, config, source, wanted, options)
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
     # Dequantized weights are plain weights; the leftover record would make save_pretrained refuse.
     if getattr(model.config, "quantization_config", None) is not None and "gguf_file" in source.options:
@@ -112,6 +127,23 @@ def load_model(
         model.hf_quantizer = None
     model.requires_grad_(False)
     return model.eval(), tokenizer
+
+
+def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    _check_memory(name, config, dtype)
+    found: Any = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, output_loading_info=True, **options)
+    model, loaded = found
+    _check_complete(name, loaded["missing_keys"])
+    return model
+
+
+def _safetensors_folder(name: str, source: _Source) -> Path:
+    """The folder with a model's safetensors files; those of the Hub are downloaded first."""
+    if "gguf_file" in source.options:
+        raise RoseError(f"{name} is a GGUF file, which cannot be streamed; leave --stream out.")
+    if source.is_local:
+        return Path(source.location)
+    return Path(snapshot_download(source.location, allow_patterns=["*.safetensors", "*.json", "*.py"]))
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -142,7 +174,10 @@ def save_model(
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         with _quiet():
-            model.save_pretrained(temporary)
+            if is_streamed(model):
+                write_streamed(model, temporary)
+            else:
+                model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
         if report is not None:
             report.save(temporary)

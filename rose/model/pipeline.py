@@ -24,6 +24,7 @@ from rose.model.allocation import allocate, check_allocation
 from rose.model.capture import BlockStatistics, start_walk, visit_blocks
 from rose.model.checkpoint import describe_run, open_checkpoint
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
+from rose.model.residence import is_streamed
 from rose.model.structure import PrunableLayer, select_layers
 from rose.report import LayerRecord, RunReport
 
@@ -50,7 +51,8 @@ def prune_model(
 
     Args:
         model: a transformers causal language model. Changed in place, layer after layer: a run that is stopped
-            by its callback leaves the layers done so far pruned, each of them whole.
+            by its callback leaves the layers done so far pruned, each of them whole. One that `load_model` streams
+            is changed when it is saved or read again.
         tokens: calibration tokens, (samples, length) int64.
         method: a name in the registry (`rose.METHODS`).
         sparsity: a ratio, or N:M such as "2:4".
@@ -78,6 +80,8 @@ def prune_model(
     complete = complete_options(chosen.label, chosen.options, options)
     settings = Settings(parse_sparsity(sparsity), block_size, damping, threshold, order, budget, options=complete)
     check_allocation(allocation, settings.pattern)
+    if is_streamed(model) and allocation == "sensitivity":
+        raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
     selected = select_layers(model, layers)
     for layer in selected:
         settings.pattern.check(layer.weight.shape[1], block_size)
@@ -93,7 +97,7 @@ def prune_model(
         tick = share_callback(progress, len(selected), start, share)
         return allocate(model, tokens, selected, settings.pattern, allocation, visit, tick)
 
-    with open_checkpoint(checkpoint, run) as kept:
+    with open_checkpoint(model, checkpoint, run) as kept:
         patterns = kept.patterns(dense_patterns)
         records = kept.restore(selected)
         walking = part_callback(progress, start, share, 1) if share else progress
@@ -134,6 +138,9 @@ def _prune_block(
         held_error = held_out_error(layer, result, held_out)
         layer.write(result.weight)
         records.append(_record(layer, result, held_error, time.perf_counter() - began))
+        # A Hessian is let go with the last layer that reads it: they are the largest thing in memory.
+        del block.calibration[layer.name], held_out
+        block.held_out.pop(layer.name, None)
         meter.layers_done += 1
         within = 0.45 + 0.1 * (number + 1) / len(block.layers)
         meter.tell("prune", block.block_index, within, layer.name, result.relative_error)

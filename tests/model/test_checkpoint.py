@@ -214,7 +214,10 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
-    with open_checkpoint(tmp_path, dict), pytest.raises(rose.RoseError, match="Another run is using the checkpoint"):
+    with (
+        open_checkpoint(make_model("llama"), tmp_path, dict),
+        pytest.raises(rose.RoseError, match="Another run is using the checkpoint"),
+    ):
         run(tmp_path)
 
 

@@ -1,0 +1,257 @@
+"""Models larger than memory: decoder blocks are read from safetensors files one at a time, and written shard by shard.
+
+Parameters wait on PyTorch's meta device, which has shapes and no storage. A block's are read when its turn comes, and
+let go after it; pruned weights are kept in a folder (see `rose.model.checkpoint`) and laid over the dense ones when
+the block is read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rose.errors import RoseError
+from rose.model.residence import ATTRIBUTE, Residence
+from rose.model.structure import prunable_layers
+
+SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a shard, for its fingerprint: reading all of 140 GB would take minutes
+
+
+def build_streamed(
+    config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, scratch: str | Path | None = None
+) -> Any:
+    """A model whose weights stay in the safetensors files of `folder` until they are needed.
+
+    Raises:
+        RoseError: no such files, quantized ones, or tensors that are missing or named otherwise than in the model.
+        SafetensorError, OSError: a damaged file.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        raise RoseError(f"{folder} holds quantized weights, which cannot be streamed; load the model whole.")
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    setattr(model, ATTRIBUTE, BlockFiles(model, folder, dtype, scratch))
+    return model
+
+
+class BlockFiles(Residence):
+    """Decoder blocks in the safetensors files of a checkpoint folder.
+
+    Attributes:
+        folder: of the checkpoint.
+        keys: name in the model -> name in the files.
+        files: name in the files -> file.
+    """
+
+    def __init__(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype, scratch: str | Path | None) -> None:
+        super().__init__(model)
+        self.folder, self.dtype = folder, dtype
+        self.prefix = next(name for name, module in model.named_modules() if module is self.blocks)
+        self.files = _files(folder)
+        self.keys = _match(model, self.files)
+        self._read_buffers()
+        self._pruned: Callable[[int], Mapping[str, Tensor]] = lambda _index: {}
+        self._layers = {layer.name: layer for layer in prunable_layers(model)}
+        self._temporary = partial(tempfile.TemporaryDirectory, dir=scratch, prefix="rose-pruned-")
+
+    @cached_property
+    def _scratch(self) -> tempfile.TemporaryDirectory:
+        return self._temporary()  # removed with this object
+
+    @property
+    def scratch(self) -> Path | None:
+        return Path(self._scratch.name)
+
+    @contextmanager
+    def visit(self, index: int, device: torch.device) -> Iterator[nn.Module]:
+        block = self.blocks[index]
+        with self._present(block, f"{self.prefix}.{index}.", device):
+            for name, weight in self._pruned(index).items():
+                self._layers[name].write(weight.to(device))
+            was_training = block.training
+            block.to(device).eval()  # the buffers too
+            try:
+                yield block
+            finally:
+                block.train(was_training)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        visits: dict[int, ExitStack] = {}
+
+        def enter(index: int) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                visits[index] = ExitStack()
+                visits[index].enter_context(self.visit(index, torch.device("cpu")))
+
+            return hook
+
+        def leave(index: int) -> Callable[..., None]:
+            return lambda *_: visits.pop(index).close()
+
+        with ExitStack() as hooks:
+            for index, block in enumerate(self.blocks):
+                hooks.callback(block.register_forward_pre_hook(enter(index)).remove)
+                hooks.callback(block.register_forward_hook(leave(index)).remove)
+            try:
+                yield
+            finally:
+                for visit in visits.values():
+                    visit.close()
+
+    @contextmanager
+    def embedding(self) -> Iterator[None]:
+        body: Any = self.model.base_model
+        inside = {id(parameter) for parameter in self.blocks.parameters()}
+        with self._present(body, _name_of(self.model, body), torch.device("cpu"), without=inside):
+            yield
+
+    def overlay(self, pruned: Callable[[int], Mapping[str, Tensor]]) -> None:
+        self._pruned = pruned
+
+    def fingerprint(self) -> str:
+        """Over dtype, headers, sizes, and samples of every file: a fine-tuned copy differs everywhere."""
+        found = hashlib.sha256(str(self.dtype).encode())
+        for path in sorted(set(self.files.values())):
+            size = path.stat().st_size
+            found.update(f"{path.name} {size}".encode())
+            with path.open("rb") as file:
+                found.update(file.read(int.from_bytes(file.read(8), "little")))
+                for number in range(SAMPLES):
+                    file.seek(number * max(size - SAMPLE_BYTES, 0) // (SAMPLES - 1))
+                    found.update(file.read(SAMPLE_BYTES))
+        return found.hexdigest()
+
+    def _read_buffers(self) -> None:
+        """Buffers stay in memory, being small; those that a checkpoint holds are taken from it."""
+        for name, buffer in self.model.named_buffers():
+            if name in self.files and name in self.model.state_dict():
+                buffer.copy_(self.read(name))
+
+    @contextmanager
+    def _present(
+        self, module: nn.Module, prefix: str, device: torch.device, without: set[int] | None = None
+    ) -> Iterator[None]:
+        """Reads the parameters of a module, and lets them go again; `without`: ids of those to leave out."""
+        absent = []
+        try:
+            for owner_name, owner in module.named_modules():
+                for leaf, parameter in list(owner._parameters.items()):
+                    name = prefix + (f"{owner_name}." if owner_name else "") + leaf
+                    if parameter is not None and parameter.is_meta and id(parameter) not in (without or ()):
+                        absent.append((owner, leaf, parameter))
+                        value = self.read(self.keys[name]).to(device)
+                        owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+            yield
+        finally:
+            for owner, leaf, parameter in absent:
+                owner._parameters[leaf] = parameter
+
+    def split_keys(self) -> tuple[list[list[str]], list[list[str]]]:
+        """Names in the files by decoder block, and one by one the rest: embeddings, head, last norm."""
+        prefix = f"{self.prefix}."
+        inside = {key: name.removeprefix(prefix) for name, key in self.keys.items() if name.startswith(prefix)}
+        blocks: list[list[str]] = [[] for _ in self.blocks]
+        for key, name in inside.items():
+            blocks[int(name.partition(".")[0])].append(key)
+        return blocks, [[key] for key in self.files if key not in inside]
+
+    def read(self, key: str) -> Tensor:
+        """One tensor of the files, a copy, in the model's dtype.
+
+        Raises:
+            RoseError: the file has been damaged or removed since.
+        """
+        try:
+            # Opened anew each time: pages of an open file would stay in memory beside the copies.
+            with safe_open(self.files[key], "pt") as file:
+                tensor = file.get_tensor(key)
+                return tensor.to(self.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        except (OSError, SafetensorError) as problem:
+            raise RoseError(f"{self.files[key]} cannot be read any more ({problem}); restore it.") from problem
+
+
+def _name_of(model: nn.Module, part: nn.Module) -> str:
+    """The dotted name of a module with a dot at its end, or nothing for the model itself."""
+    name = next(name for name, module in model.named_modules() if module is part)
+    return f"{name}." if name else ""
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Names of all tensors -> the file that has each."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        paths = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+    else:
+        paths = [folder / "model.safetensors"]
+    if not all(path.exists() for path in paths):
+        raise RoseError(f"{folder} lacks {next(p.name for p in paths if not p.exists())}; only safetensors can stream.")
+    found = {}
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            found.update(dict.fromkeys(file.keys(), path))
+    return found
+
+
+def _match(model: PreTrainedModel, files: Mapping[str, Path]) -> dict[str, str]:
+    """Names in the body of the model -> names in the files, which may lack or have the body's prefix."""
+    body: Any = model.base_model
+    prefix = _name_of(model, body)
+    found = {}
+    for name, parameter in body.named_parameters():
+        key = prefix + name if prefix + name in files else name
+        if key not in files:
+            raise RoseError(f"The files have no tensor named {prefix + name}; load the model whole, and save it once.")
+        with safe_open(files[key], "pt") as file:
+            shape = tuple(file.get_slice(key).get_shape())
+        if shape != tuple(parameter.shape):
+            raise RoseError(f"{key} is of shape {shape} in the files, but the model needs {tuple(parameter.shape)}.")
+        found[prefix + name] = key
+    return found
+
+
+def write_streamed(model: PreTrainedModel, folder: Path) -> None:
+    """Writes a streamed model as it now is: a shard for each decoder block, further ones for the rest, an index.
+
+    Tensors keep the names that they have in the files, so tied weights stay tied.
+
+    Raises:
+        OSError, SafetensorError: as the disk has it.
+    """
+    stream: BlockFiles = getattr(model, ATTRIBUTE)
+    blocks, rest = stream.split_keys()
+    names = {key: name for name, key in stream.keys.items()}
+    shards, size = len(blocks) + len(rest), 0
+    weights: dict[str, str] = {}
+    for number, keys in enumerate([*blocks, *rest]):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        if number < len(blocks):
+            with stream.visit(number, torch.device("cpu")):
+                tensors = {key: model.get_parameter(names[key]).detach() for key in keys}
+        else:
+            tensors = {key: stream.read(key) for key in keys}
+        save_file(tensors, folder / file, {"format": "pt"})
+        size += sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+        weights |= dict.fromkeys(keys, file)
+        del tensors  # before the next ones are read
+    index = {"metadata": {"total_size": size}, "weight_map": weights}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    for name in ("generation_config.json", *(path.name for path in stream.folder.glob("*.py"))):
+        if (stream.folder / name).exists():
+            shutil.copyfile(stream.folder / name, folder / name)
