@@ -225,6 +225,11 @@ def _damped(statistics: InputStatistics, _tokens: int, damping: float) -> Damped
     return damp(statistics.hessian, damping)
 
 
+def forget_hessians() -> None:
+    """Lets go of the remembered Hessians and their factors, the largest thing in memory."""
+    _damped.cache_clear()
+
+
 def _factorize(statistics: InputStatistics, damping: float, order: Order) -> tuple[DampedHessian, Tensor]:
     """The damped Hessian, and U for this order."""
     damped = damped_hessian(statistics, damping)

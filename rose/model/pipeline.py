@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer import error
-from rose.layer.methods import LayerResult, Settings, get_method, prune_layer
+from rose.layer.methods import LayerResult, Settings, forget_hessians, get_method, prune_layer
 from rose.layer.options import Value, complete_options
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.statistics import InputStatistics
@@ -138,12 +138,15 @@ def _prune_block(
         held_error = held_out_error(layer, result, held_out)
         layer.write(result.weight)
         records.append(_record(layer, result, held_error, time.perf_counter() - began))
-        # A Hessian is let go with the last layer that reads it: they are the largest thing in memory.
-        del block.calibration[layer.name], held_out
-        block.held_out.pop(layer.name, None)
         meter.layers_done += 1
         within = 0.45 + 0.1 * (number + 1) / len(block.layers)
         meter.tell("prune", block.block_index, within, layer.name, result.relative_error)
+        # A Hessian and its factors are let go with the last layer that reads it: they are the largest thing in memory.
+        statistics = block.calibration.pop(layer.name)
+        block.held_out.pop(layer.name, None)
+        if statistics not in block.calibration.values():
+            forget_hessians()
+        del wanted, result, held_out, statistics
     return records
 
 

@@ -1,0 +1,86 @@
+"""Peak memory of a model that streams: one decoder block, one Hessian at work, and the hidden states.
+
+See docs/memory.md for the derivation; tests/benchmarks/memory.py compares with what a run takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from rose.model import forward
+from rose.model.cost import statistics_groups
+from rose.model.structure import decoder_blocks, prunable_layers
+
+# Matrices of the Hessian's size that are alive at once while its inverse is factorized: XᵀX in panels and whole,
+# damped, factorized, the identity, the solution and its reversal.
+HESSIANS_AT_WORK = 7
+# Float32 matrices of the weight's size beside the block itself: importance, potential loss, the weight without its dead
+# columns.
+WEIGHTS_AT_WORK = 3
+# Activations of a gated feed-forward layer's width that one batch has alive at once.
+WIDTHS_OF_A_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, each part at its largest.
+
+    Attributes:
+        block: one decoder block.
+        embedding: everything outside the decoder blocks and the head; only at the start.
+        hessians: of one decoder block's groups, while they accumulate.
+        batch: what one batch has alive inside a decoder block.
+        work: the largest layer while it is pruned, its Hessian included.
+        activations: hidden states of all samples; those of one batch where they are kept on disk.
+    """
+
+    block: int
+    embedding: int
+    hessians: int
+    batch: int
+    work: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        return self.block + self.activations + max(self.embedding, self.hessians + self.batch, self.work)
+
+
+def estimate_memory(
+    model: nn.Module, *, samples: int, length: int, dtype: torch.dtype = torch.float32, on_disk: bool = False
+) -> Memory:
+    """What `prune_model` takes for a streamed model, besides the interpreter and its libraries.
+
+    Args:
+        model: streamed, or a skeleton; only shapes are read.
+        samples, length: calibration tokens, held-out ones included.
+        dtype: of the weights and hidden states.
+        on_disk: hidden states are kept on disk, as with a checkpoint.
+    """
+    _, blocks = decoder_blocks(model)
+    layers = prunable_layers(model)
+    body = getattr(model, "base_model", model)
+    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
+    outside = sum(parameter.numel() for parameter in body.parameters()) - sum(sizes)
+    tokens = samples * length
+    at_once = min(tokens, max(length, forward.BATCH_TOKENS // length * length))
+    width = min(layer.weight.shape[1] for layer in layers)
+    widest = max(max(layer.weight.shape) for layer in layers)
+    groups = [
+        sum(4 * columns**2 for columns in statistics_groups([x for x in layers if x.block_index == index]))
+        for index in range(len(blocks))
+    ]
+    work = [
+        4 * (HESSIANS_AT_WORK * layer.weight.shape[1] ** 2 + WEIGHTS_AT_WORK * layer.weight.numel()) for layer in layers
+    ]
+    return Memory(
+        block=dtype.itemsize * max(sizes),
+        embedding=dtype.itemsize * outside,
+        hessians=max(groups),
+        batch=WIDTHS_OF_A_BATCH * dtype.itemsize * at_once * widest,
+        work=max(work),
+        activations=dtype.itemsize * (at_once if on_disk else tokens) * width,
+    )

@@ -1,0 +1,168 @@
+"""Peak memory of pruning a model that streams, against the formula: python -m tests.benchmarks.memory.
+
+Writes a random LLaMA of several gigabytes into a temporary folder, shard by shard, prunes it in a fresh process, and
+looks at that process's anonymous memory fifty times a second: what it cannot give back to the system; pages of files
+do not count. Every layer of the first and the last decoder block is pruned, and one small layer of each of the others,
+which is enough to stream, prune and write them all in minutes. `--table` prints what the formula says of larger models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import rose
+from rose.model.memory import estimate_memory
+from tests.tiny import byte_tokenizer
+
+SECONDS = 0.02
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process that are not pages of files."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+
+
+def write_random_llama(folder: Path, hidden: int, blocks: int, dtype: torch.dtype) -> int:
+    """Writes the checkpoint a shard at a time; returns its bytes."""
+    config = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_hidden_layers=blocks,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 64,
+        max_position_embeddings=4096,
+        dtype=dtype,
+    )
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shards: dict[str, dict[str, torch.Size]] = {}
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[2] if ".layers." in name else "rest"
+        shards.setdefault(part, {})[name] = parameter.shape
+    generator, size = torch.Generator().manual_seed(0), 0
+    weights: dict[str, str] = {}
+    for part, shapes in shards.items():
+        file = f"model-{part}.safetensors"
+        tensors = {
+            name: (torch.randn(shape, generator=generator) * 0.02 if len(shape) > 1 else torch.ones(shape)).to(dtype)
+            for name, shape in shapes.items()
+        }
+        save_file(tensors, folder / file, {"format": "pt"})
+        size += sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+        weights |= dict.fromkeys(tensors, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    return size
+
+
+def prune(folder: Path, samples: int, length: int, dtype: str, checkpoint: Path | None) -> dict[str, float]:
+    """Prunes and saves in this process; returns its peak memory above what libraries take, and the seconds."""
+    rose.prune_layer(torch.randn(64, 64), torch.eye(64))  # libraries set themselves up
+    before, start, peak, ended = anonymous_memory(), time.perf_counter(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(SECONDS):
+            peak = max(peak, anonymous_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        model, tokenizer = rose.load_model(str(folder), stream=True, dtype=dtype, scratch=folder)
+        tokens = torch.randint(0, 256, (samples, length), generator=torch.Generator().manual_seed(0))
+        last = model.config.num_hidden_layers - 1
+        layers = ["*.layers.0.*", f"*.layers.{last}.*", "*.v_proj"]
+        rose.prune_model(model, tokens, sparsity=0.5, layers=layers, checkpoint=checkpoint)
+        rose.save_model(model, tokenizer, folder / "pruned")
+    finally:
+        ended.set()
+        watcher.join()
+    parts = estimate_memory(
+        model, samples=samples, length=length, dtype=getattr(torch, dtype), on_disk=checkpoint is not None
+    )
+    return {"measured": peak - before, "peak": parts.peak, "seconds": time.perf_counter() - start, **asdict(parts)}
+
+
+def table() -> Table:
+    """What LLaMA's sizes take, 128 samples of 2048 tokens in bfloat16."""
+    shown = Table("model", "weights", "one block", "Hessian at work", "hidden states", "peak", "peak, states on disk")
+    for name, hidden, inner, blocks, heads in (
+        ("7B", 4096, 11008, 32, 32),
+        ("13B", 5120, 13824, 40, 40),
+        ("70B", 8192, 28672, 80, 8),
+    ):
+        config = LlamaConfig(
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=blocks,
+            num_attention_heads=hidden // 128,
+            num_key_value_heads=heads,
+        )
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        memory, disk = (
+            estimate_memory(model, samples=128, length=2048, dtype=torch.bfloat16, on_disk=on_disk)
+            for on_disk in (False, True)
+        )
+        weights = 2 * sum(parameter.numel() for parameter in model.parameters())
+        sizes = (weights, memory.block, memory.work, memory.activations, memory.peak, disk.peak)
+        shown.add_row(name, *(f"{size / 1e9:.1f} GB" for size in sizes))
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.memory", description=__doc__)
+    parser.add_argument("--table", action="store_true", help="only what the formula says of larger models")
+    parser.add_argument("--hidden", type=int, default=3072)
+    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--checkpoint", action="store_true", help="hidden states on disk")
+    parser.add_argument("--folder", help=argparse.SUPPRESS)  # of the model; the fresh process is told by it
+    options = parser.parse_args()
+    if options.table:
+        return Console(width=120).print(table())
+    if options.folder:
+        folder = Path(options.folder)
+        kept = folder / "kept" if options.checkpoint else None
+        print(json.dumps(prune(folder, options.samples, options.length, options.dtype, kept)))
+        return None
+    with tempfile.TemporaryDirectory() as temporary:
+        size = write_random_llama(Path(temporary), options.hidden, options.blocks, getattr(torch, options.dtype))
+        command = [sys.executable, "-m", "tests.benchmarks.memory", *sys.argv[1:], "--folder", temporary]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    report(size, json.loads(done.stdout))
+    return None
+
+
+def report(size: int, found: dict[str, float]) -> None:
+    console = Console()
+    console.print(f"{size / 1e9:.2f} GB of weights, pruned and written in {found['seconds']:.0f} s")
+    shown = Table("what", "MB")
+    for name in ("block", "embedding", "hessians", "batch", "work", "activations", "peak", "measured"):
+        shown.add_row({"peak": "peak by the formula"}.get(name, name), f"{found[name] / 1e6:.0f}")
+    console.print(shown)
+    console.print(f"measured / formula: {found['measured'] / found['peak']:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The memory formula, by hand on a model of known shapes; tests/benchmarks/memory.py compares it with a real run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rose.model.memory import estimate_memory
+from tests.model.families import VOCABULARY, make_model
+
+BLOCK = 32 * 32 * 2 + 16 * 32 * 2 + 3 * 56 * 32 + 2 * 32  # q, o; k, v of half as many heads; feed-forward; norms
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_parts_of_a_tiny_llama(dtype: torch.dtype, size: int) -> None:
+    memory = estimate_memory(make_model("llama"), samples=500, length=24, dtype=dtype)
+    assert memory.block == size * BLOCK
+    assert memory.embedding == size * (VOCABULARY * 32 + 32)
+    assert memory.hessians == 4 * (3 * 32**2 + 56**2)  # q, k, v; o; gate, up; down
+    assert memory.work == 4 * (7 * 56**2 + 3 * 32 * 56)
+    assert memory.activations == size * 500 * 24 * 32
+    assert memory.batch == size * 4 * (170 * 24) * 56  # 170 samples of 24 tokens are just below 4096
+    assert memory.peak == memory.block + memory.activations + memory.hessians + memory.batch
+
+
+def test_on_disk_only_a_batch_of_hidden_states_is_in_memory() -> None:
+    kept, on_disk = (estimate_memory(make_model("llama"), samples=500, length=24, on_disk=x) for x in (False, True))
+    assert on_disk.activations == 4 * 170 * 24 * 32
+    assert kept.peak - on_disk.peak == 4 * (500 - 170) * 24 * 32
+    few = estimate_memory(make_model("llama"), samples=3, length=24)
+    assert few.activations == 4 * 3 * 24 * 32
+
+
+def test_a_large_vocabulary_counts_at_the_start() -> None:
+    model = make_model("llama")
+    model.resize_token_embeddings(100_000)
+    memory = estimate_memory(model, samples=1, length=24)
+    assert memory.peak == memory.block + memory.activations + memory.embedding
