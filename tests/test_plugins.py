@@ -191,7 +191,7 @@ def test_the_app_offers_and_draws_it(named: Path) -> None:
     for page, key, wanted in (
         ("views/prune.py", "prune_methods", "Largest first"),
         ("views/check.py", "check_methods", "Largest first"),
-        ("views/order_lab.py", "lab_orders", "backwards"),
+        ("views/order_lab.py", "lab_orders", "Backwards"),
     ):
         app = open_page(page, study)
         (choice,) = [one for one in app.multiselect if one.key == key]
@@ -199,7 +199,7 @@ def test_the_app_offers_and_draws_it(named: Path) -> None:
     app = open_page("views/order_lab.py", study)
     app.multiselect(key="lab_orders").set_value(["natural", "backwards"]).run()
     assert not app.exception
-    (curves,) = [drawn for drawn in figures(app) if "backwards" in drawn]
+    (curves,) = [drawn for drawn in figures(app) if "Backwards" in drawn]
     assert '"dash":"longdash"' in curves.replace(" ", "")
 
 

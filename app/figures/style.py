@@ -89,7 +89,8 @@ _OURS = {"rose_global", "rose_global_refit", "measured"}
 # Shape says the same as colour, for those who cannot tell colours and for print.
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "hexagon", "pentagon")
 _PATTERNS = ("", "/", "\\", ".", "x", "-", "|", "+")
-# Dash and pattern. Every colour belongs to something built in, so what comes from a plugin differs in these.
+# Dash and pattern. Every colour belongs to something built in, so what comes from a plugin differs in these, and has
+# open marks.
 _LINE, _PLUGIN_LINE = ("solid", ""), ("longdash", ".")
 
 
@@ -142,7 +143,7 @@ def order_style(name: str) -> Style:
     base, _, seed = name.partition(":")
     ascending = base.endswith("_ascending")
     base = base.removesuffix("_ascending")
-    label = ORDER_LABELS.get(base, base.replace("_", " "))
+    label = ORDER_LABELS.get(base, sentence(base.replace("_", " ")))
     if ascending:
         label += ", ascending"
     if seed:
@@ -154,7 +155,7 @@ def order_style(name: str) -> Style:
 
 
 def method_style(name: str) -> Style:
-    """Any method name; one from a plugin gets a colour from its name, always the same, and long dashes."""
+    """Any method name; one from a plugin gets a colour from its name, always the same, long dashes and open marks."""
     label = METHODS[name].label if name in METHODS else name.replace("_", " ")
     if name in _OURS:
         label += " (ours)"
@@ -178,8 +179,9 @@ def _fallback(name: str) -> str:
 
 
 def _symbol(name: str, known: dict[str, str]) -> str:
-    place = list(known).index(name) if name in known else sum(name.encode())
-    return _SYMBOLS[place % len(_SYMBOLS)]
+    if name in known:
+        return _SYMBOLS[list(known).index(name) % len(_SYMBOLS)]
+    return _SYMBOLS[sum(name.encode()) % len(_SYMBOLS)] + "-open"
 
 
 def magnitude_colours(values: np.ndarray, theme: Theme) -> list[str]:
