@@ -25,7 +25,8 @@ from rose.model.allocation import ALLOCATIONS
 from rose.model.calibration import SOURCES, load_calibration
 from rose.model.comparison import ComparisonFolder, compare_methods, parse_variant, summarize
 from rose.model.loading import DTYPES, PACKAGED, check_output
-from rose.report import records_table
+from rose.model.zero_shot import TASKS, check_installed, zero_shot
+from rose.report import records_table, write_atomically
 
 # What all runs of one comparison folder share; methods, sparsities and seeds may be added later.
 COMPARISON_SETTINGS = (
@@ -113,11 +114,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.set_defaults(run=_compare)
 
-    evaluate = commands.add_parser("evaluate", help="perplexity of a model")
+    evaluate = commands.add_parser("evaluate", help="perplexity and zero-shot accuracy of a model")
     _model_options(evaluate)
-    evaluate.add_argument("--text", required=True, metavar="TEXT", help=_text_help())
+    evaluate.add_argument("--text", metavar="TEXT", help=f"measure perplexity on it: {_text_help()}")
     evaluate.add_argument("--length", type=int, default=2048, help="tokens per window (default: %(default)s)")
     _window_options(evaluate)
+    evaluate.add_argument(
+        "--tasks",
+        nargs="*",
+        metavar="TASK",
+        help=f"measure zero-shot accuracy on these tasks of lm-eval; none named: {', '.join(TASKS)}",
+    )
+    evaluate.add_argument("--task-folder", metavar="FOLDER", help="take tasks from the YAML files in it instead")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
+    evaluate.add_argument("--output", type=Path, metavar="FILE.csv", help="write the accuracies there")
     evaluate.set_defaults(run=_evaluate)
     return parser
 
@@ -428,9 +438,28 @@ def _perplexity(model: Any, windows: Tensor, console: Console, what: str) -> flo
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> None:
+    if options.text is None and options.tasks is None:
+        raise rose.RoseError("Say what to measure: --text for perplexity, --tasks for zero-shot accuracy, or both.")
+    if options.tasks is not None:
+        check_installed()
+    if options.output and not (options.tasks is not None and options.output.parent.is_dir()):
+        raise rose.RoseError("--output names a .csv file for the accuracies of --tasks, in a folder that exists.")
     model, tokenizer = _load(options, console)
-    windows = _windows(options, options.text, tokenizer)
-    value = _perplexity(model, windows, console, "Perplexity")
-    Console().print(
-        f"Perplexity of {options.model} on {options.text}, {len(windows)} windows of {options.length}: {value:.3f}"
+    if options.text is not None:
+        windows = _windows(options, options.text, tokenizer)
+        value = _perplexity(model, windows, console, "Perplexity")
+        Console().print(
+            f"Perplexity of {options.model} on {options.text}, {len(windows)} windows of {options.length}: {value:.3f}"
+        )
+    if options.tasks is not None:
+        _zero_shot(options, model, tokenizer)
+
+
+def _zero_shot(options: argparse.Namespace, model: Any, tokenizer: Any) -> None:
+    table = zero_shot(
+        model, tokenizer, tasks=options.tasks or TASKS, task_folder=options.task_folder, limit=options.limit
     )
+    if options.output:
+        write_atomically(options.output, table.to_csv(index=False).encode())
+    _print_table(table, f"Zero-shot accuracy of {options.model}")
+    Console().print(f"Mean accuracy {table['accuracy'].mean():.4f} over {len(table)} tasks", highlight=False)

@@ -101,6 +101,27 @@ def test_analyze_prints_and_writes_every_layer(checkpoint, tmp_path, capsys):
     assert set(table["method"]) == {"sparsegpt", "rose", "wanda"}
 
 
+def test_evaluate_measures_tasks_and_says_what_it_lacks(checkpoint, tmp_path, capsys):
+    questions = [{"question": "Water is", "choices": ["wet", "dry"], "answer": k % 2} for k in range(6)]
+    (tmp_path / "water.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    (tmp_path / "water.yaml").write_text(
+        f"task: water\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path / 'water.jsonl'}\n"
+        'output_type: multiple_choice\ntest_split: test\ndoc_to_text: "{{question}}"\n'
+        'doc_to_choice: "{{choices}}"\ndoc_to_target: answer\n'
+        "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
+    )
+    asked = ["evaluate", "--model", checkpoint, "--tasks", "water", "--task-folder", tmp_path]
+    assert run(*asked, "--limit", "4", "--output", tmp_path / "accuracy.csv") == 0
+    # The answer is the same every time and right in every second question.
+    assert "Mean accuracy 0.5000 over 1 tasks" in capsys.readouterr().out
+    written = pd.read_csv(tmp_path / "accuracy.csv")
+    assert written[["task", "questions", "accuracy"]].values.tolist() == [["water", 4, 0.5]]
+    assert run("evaluate", "--model", checkpoint) == 2
+    assert "Say what to measure" in capsys.readouterr().err
+    assert run(*asked, "--output", tmp_path / "missing" / "accuracy.csv") == 2
+    assert "in a folder that exists" in capsys.readouterr().err
+
+
 def test_evaluate_prints_the_perplexity(checkpoint, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("Some plain text to read. " * 30)

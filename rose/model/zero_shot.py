@@ -1,0 +1,136 @@
+"""Zero-shot accuracy through the field's own harness, lm-eval (Gao et al., "A framework for few-shot language model
+evaluation"), which is installed apart: requirements-eval.txt.
+
+A pruned model's perplexity can look harmless while its answers are not; papers therefore report both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from rose.errors import RoseError
+from rose.model.forward import pick_device
+
+# What SparseGPT, Wanda, OWL and ROSE report. Names as in the harness; openbookqa is the papers' OBQA.
+TASKS = ("boolq", "winogrande", "piqa", "openbookqa", "hellaswag", "arc_easy", "arc_challenge")
+BATCH = 8
+
+
+def check_installed() -> None:
+    """Raises RoseError where lm-eval is missing."""
+    try:
+        import lm_eval.models.huggingface  # noqa: F401
+    except ImportError as problem:
+        raise RoseError(
+            f"Zero-shot tasks need lm-eval ({problem}); run: pip install -r requirements-eval.txt"
+        ) from problem
+
+
+def zero_shot(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    tasks: Sequence[str] = TASKS,
+    task_folder: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = BATCH,
+) -> pd.DataFrame:
+    """Accuracy on multiple-choice tasks, without examples in the prompt.
+
+    A choice is the answer with the largest log-likelihood: as it is in `accuracy`, divided by its length in
+    `accuracy_norm` where the task defines that. Data sets come from the Hub, or from files that a local task names.
+
+    Args:
+        model: a transformers causal language model; moved to the device and back.
+        tokenizer: its own.
+        tasks: names in the harness.
+        task_folder: a folder of further tasks as YAML files; then only these are known.
+        limit: at most so many questions of each task, the first ones.
+        batch_size: sequences at a time.
+
+    Returns:
+        A row per task: task, questions, accuracy, accuracy_error (standard error), accuracy_norm (NaN where the
+        task has none).
+
+    Raises:
+        RoseError: lm-eval is not installed, an unknown task, a data set out of reach, or a task that has no accuracy.
+    """
+    check_installed()
+    if not tasks or batch_size < 1 or (limit is not None and limit < 1):
+        raise RoseError("Zero-shot needs at least one task, a batch size of at least 1, and a limit of at least 1.")
+    home, device, was_training = next(model.parameters()).device, pick_device(), model.training
+    model.to(device).eval()
+    try:
+        found = _evaluate(model, tokenizer, _task_manager(tasks, task_folder), list(tasks), limit, batch_size, device)
+    finally:
+        model.train(was_training).to(home)
+    return pd.DataFrame([_row(name, found["results"][name], found["n-samples"][name]) for name in tasks])
+
+
+def _task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    if folder is not None and not Path(folder).is_dir():
+        raise RoseError(f"There is no folder {folder}; give one that holds task definitions (.yaml).")
+    manager = TaskManager(include_path=None if folder is None else str(folder), include_defaults=folder is None)
+    unknown = [name for name in tasks if name not in manager.all_tasks]
+    if unknown:
+        raise RoseError(
+            f"There is no task named {', '.join(unknown)}; choose from {', '.join(TASKS)}, or any other of lm-eval's."
+            if folder is None
+            else f"{folder} defines no task named {', '.join(unknown)}."
+        )
+    return manager
+
+
+def _evaluate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    manager: Any,
+    tasks: list[str],
+    limit: int | None,
+    batch_size: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(device))
+    try:
+        found = lm_eval.simple_evaluate(
+            model=wrapped,
+            tasks=tasks,
+            num_fewshot=0,
+            limit=limit,
+            task_manager=manager,
+            log_samples=False,
+            bootstrap_iters=0,  # accuracies have a closed standard error
+        )
+    except (OSError, ValueError, ConnectionError) as problem:  # the data library raises these for a set out of reach
+        reason = " ".join(str(problem).split())[:150]
+        raise RoseError(
+            f"The tasks cannot be run ({reason}); check the network, or give a folder of tasks with local files."
+        ) from problem
+    assert found is not None  # None only on other ranks of a distributed run
+    return dict(found)
+
+
+def _row(name: str, result: dict[str, Any], questions: dict[str, int]) -> dict[str, Any]:
+    if "acc,none" not in result:
+        raise RoseError(f"{name} has no accuracy; choose multiple-choice tasks.")
+    accuracy, asked = float(result["acc,none"]), int(questions["effective"])
+    return {
+        "task": name,
+        "questions": asked,
+        "accuracy": accuracy,
+        "accuracy_error": math.sqrt(accuracy * (1 - accuracy) / max(1, asked - 1)),
+        "accuracy_norm": float(result.get("acc_norm,none", math.nan)),
+    }
