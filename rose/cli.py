@@ -6,8 +6,9 @@ Exit status: 0 done, 2 bad input (one line that says what and what to do), 130 c
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rose.layer.order import order_names
 from rose.model.allocation import ALLOCATIONS
 from rose.model.calibration import SOURCES, load_calibration
 from rose.model.comparison import ComparisonFolder, compare_methods, parse_variant, summarize
+from rose.model.distributed import from_first, launched_place, process_group
 from rose.model.loading import DTYPES, PACKAGED, check_output
 from rose.model.zero_shot import TASKS, check_installed, zero_shot
 from rose.report import records_table, write_atomically
@@ -38,13 +40,18 @@ MAX_ROWS = 40  # of a table on the terminal; files have them all
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    console = Console(stderr=True)  # progress and remarks; results go to standard output
+    rank, processes = launched_place()
+    console = Console(stderr=True, quiet=rank > 0)  # progress and remarks; results go to standard output
+    name = "rose" if processes == 1 else f"rose, process {rank + 1} of {processes}"
+    options = argparse.Namespace()
     try:
         rose.load_plugins()  # first, because help texts list methods and orders
         options = _parser().parse_args(arguments)
-        options.run(options, console)
+        with process_group() if options.divided else nullcontext(), _silence() if rank > 0 else nullcontext():
+            options.run(options, console)
     except rose.RoseError as problem:
-        console.print(f"rose: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+        said = Console(stderr=True)
+        said.print(f"{name}: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         kept = getattr(options, "checkpoint", None)
@@ -54,8 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _silence() -> redirect_stdout:
+    """For all but the first of several processes, which prints the results."""
+    return redirect_stdout(io.StringIO())
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rose", description="One-shot pruning of language models, and its analysis.")
+    parser.set_defaults(divided=False)  # whether the processes of a launcher work on one thing together
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     models = commands.add_parser("models", help="list the models that work offline, the pruning methods and the orders")
@@ -70,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "--methods", default="sparsegpt,rose", metavar="A,B", help="methods to compare (default: %(default)s)"
     )
     analyze.add_argument("--output", type=Path, metavar="FOLDER", help="write report.json, layers.csv, layers.parquet")
-    analyze.set_defaults(run=_analyze)
+    analyze.set_defaults(run=_analyze, divided=True)
 
     prune = commands.add_parser("prune", help="prune a model and save the checkpoint")
     _model_options(prune)
@@ -90,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument(
         "--checkpoint", type=Path, metavar="DIR", help="keep finished decoder blocks here; an interrupted run goes on"
     )
-    prune.set_defaults(run=_prune)
+    prune.set_defaults(run=_prune, divided=True)
 
     compare = commands.add_parser("compare", help="methods against each other, over sparsities and calibration seeds")
     _model_options(compare)
@@ -294,7 +307,7 @@ def _analyze(options: argparse.Namespace, console: Console) -> None:
         report = rose.RunReport.from_records(
             records, model=options.model, methods=methods, seed=options.seed, damping=options.damping
         )
-        report.save(options.output)
+        from_first(lambda: report.save(options.output))
     error = "held_out_error" if held_out is not None else "relative_error"
     wide = table.pivot(index="layer", columns="method", values=error)[methods]
     wide.columns = pd.Index([f"{method} {error.replace('_', ' ')}" for method in wide.columns])
@@ -319,7 +332,7 @@ def _prune(options: argparse.Namespace, console: Console) -> None:
     model, tokenizer = _load(options, console, stream=options.stream, scratch=options.output.parent)
     tokens, held_out = _tokens(options, tokenizer, options.seed)
     windows = _windows(options, options.evaluate, tokenizer) if options.evaluate else None
-    before = None if windows is None else _perplexity(model, windows, console, "Perplexity before")
+    before = None if windows is None else from_first(lambda: _perplexity(model, windows, console, "Perplexity before"))
     with _bar(console, "Pruning") as bar:
         report = rose.prune_model(
             model,
@@ -334,7 +347,7 @@ def _prune(options: argparse.Namespace, console: Console) -> None:
             checkpoint=options.checkpoint,
             **_engine_options(options),
         )
-    after = None if windows is None else _perplexity(model, windows, console, "Perplexity after")
+    after = None if windows is None else from_first(lambda: _perplexity(model, windows, console, "Perplexity after"))
     report = report.with_summary(
         model=options.model,
         dtype=options.dtype,
@@ -346,7 +359,7 @@ def _prune(options: argparse.Namespace, console: Console) -> None:
         perplexity_after=after,
     )
     with console.status(f"Writing {options.output}"):
-        rose.save_model(model, tokenizer, options.output, report=report)
+        from_first(lambda: rose.save_model(model, tokenizer, options.output, report=report))
     _print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error", "held_out_error"]], "Layers")
     _print_summary(report, options)
 

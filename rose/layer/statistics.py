@@ -6,6 +6,9 @@ The Hessian of the layer-wise squared error ‖(W − Ŵ)Xᵀ‖² is H = XᵀX 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -66,6 +69,18 @@ class InputStatistics:
             self._upper[start:end, start:].addmm_(x[:, start:end].T, x[:, start:])
         self._sum += x.sum(0)
         self.tokens += x.shape[0]
+        self._hessian = None
+
+    def sum_over(self, add: Callable[[Tensor], Any]) -> None:
+        """Lets `add` replace every accumulator by its sum over processes, in place; half of a symmetric H is sent."""
+        tokens = torch.tensor(self.tokens, device=self._sum.device)
+        for start in range(0, self.columns, PANEL):
+            panel = self._upper[start : start + PANEL, start:].contiguous()
+            add(panel)
+            self._upper[start : start + PANEL, start:] = panel
+        add(self._sum)
+        add(tokens)
+        self.tokens = int(tokens)
         self._hessian = None
 
     @property

@@ -87,6 +87,9 @@ class DiskActivations:
         """
         found = None
         with explained(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            if self._pending.exists():
+                shutil.rmtree(self._pending)  # of a run that was killed
             for index, folder in sorted(self._all().items(), reverse=True):
                 if found is None and index <= newest and _whole(folder, batches):
                     found, self._current = index, folder

@@ -18,6 +18,7 @@ from rose.layer.hessian import damp
 from rose.layer.statistics import InputStatistics
 from rose.model.activations import Activations
 from rose.model.checkpoint import NoCheckpoint, blocks_of
+from rose.model.distributed import my_samples, sum_statistics
 from rose.model.forward import Arguments, check_tokens, pick_device, record_inputs, run_block, split_batches
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.residence import residence_of
@@ -149,7 +150,9 @@ class Walk:
                 self.meter.tell(stage, index, start + (end - start) * (batch + 1) / len(batches))
         finally:
             collector.close()
-        return collector.result()
+        found = collector.result()
+        sum_statistics(found)
+        return found
 
 
 def start_walk(
@@ -171,8 +174,9 @@ def start_walk(
     if kept.done >= blocks:
         return walk  # nothing is left to visit
     streams = {"calibration": tokens} | ({} if held_out is None else {"held_out": held_out})
-    for samples in streams.values():
+    for stream, samples in streams.items():
         check_tokens(model, samples)
+        streams[stream] = my_samples(samples, stream.replace("_", "-"))
     first = kept.start({stream: len(split_batches(samples)) for stream, samples in streams.items()})
     walk.first = first or 0
     meter.before = walk.first / blocks

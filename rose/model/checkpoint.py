@@ -10,6 +10,9 @@ The folder holds
 Every file is written beside, forced to the disk and renamed, so that a kill leaves whole files only. The hidden states
 are kept, and not only recomputed, because going on should cost seconds and not up to a third of the run; from the disk
 they are the same bits. Where they are missing or damaged, the pruned blocks are run again: the weights are what counts.
+
+Several processes of one run share a folder, so they must see the same files: the first writes weights, and each keeps
+the hidden states of its own samples in a folder of its own, such as 1-of-4/.
 """
 
 from __future__ import annotations
@@ -20,16 +23,18 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.methods import Settings
 from rose.layer.pattern import Pattern
 from rose.model.activations import Activations, DiskActivations, MemoryActivations
+from rose.model.distributed import all_agree, from_first, place, processes
 from rose.model.durable import TEMPORARY, DamagedFile, digest, explained, read_tensors, write_tensors
 from rose.model.residence import residence_of
 from rose.model.structure import PrunableLayer
@@ -109,19 +114,32 @@ class Checkpoint(Scratch):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.activations: DiskActivations = DiskActivations(folder)
+        own = folder if processes() == 1 else folder / f"{place()}-of-{processes()}"
+        self.activations: DiskActivations = DiskActivations(own)
 
     def patterns(self, compute: Callable[[], dict[str, Pattern]]) -> dict[str, Pattern]:
-        path = self.folder / "allocation.safetensors"
+        known = from_first(self._read_patterns)
+        if known is not None:
+            return known
+        found = compute()  # nothing is restored yet, so the model is dense
+        from_first(partial(self._write_patterns, found))
+        return found
+
+    @property
+    def _patterns_path(self) -> Path:
+        return self.folder / "allocation.safetensors"
+
+    def _read_patterns(self) -> dict[str, Pattern] | None:
         try:
-            known = json.loads(read_tensors(path)[1]["patterns"])
-            return {name: Pattern(*values) for name, values in known.items()}
+            known = json.loads(read_tensors(self._patterns_path)[1]["patterns"])
         except DamagedFile:
-            found = compute()  # nothing is restored yet, so the model is dense
+            return None
+        return {name: Pattern(*values) for name, values in known.items()}
+
+    def _write_patterns(self, found: Mapping[str, Pattern]) -> None:
         text = json.dumps({name: dataclasses.astuple(pattern) for name, pattern in found.items()})
         with explained(self.folder):
-            write_tensors(path, {}, patterns=text)
-        return found
+            write_tensors(self._patterns_path, {}, patterns=text)
 
     def restore(self, layers: Sequence[PrunableLayer]) -> list[LayerRecord]:
         records: list[LayerRecord] = []
@@ -142,10 +160,18 @@ class Checkpoint(Scratch):
         return records
 
     def start(self, batches: Mapping[str, int]) -> int | None:
-        return self.activations.resume(self.done, batches)
+        found = self.activations.resume(self.done, batches)
+        return found if all_agree(found) else None
+
+    def add(self, index: int, layers: Sequence[PrunableLayer], records: Sequence[LayerRecord], seconds: float) -> None:
+        from_first(partial(super().add, index, layers, records, seconds))
+        self.finished.add(index)
 
     def finish(self) -> None:
         self.activations.clear()  # weights and records stay: the same command ends at once
+        if place() == 0:
+            for folder in self.folder.glob("*-of-*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def blocks_of(layers: Sequence[PrunableLayer]) -> dict[int, list[PrunableLayer]]:
@@ -180,27 +206,25 @@ def open_checkpoint(
             yield scratch
         return
     folder = Path(folder)
-    with _locked(folder):
-        _claim(folder, json.loads(json.dumps(run())))
+    lock = FileLock(folder / "lock")
+    try:
+        from_first(partial(_begin, folder, lock, run))
         kept = Checkpoint(folder)
         residence.overlay(kept.weights)
         yield kept
+    finally:
+        lock.release()
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One run at a time. The system lets go of the lock when a process ends, however it ends."""
-    lock = FileLock(folder / "lock")
+def _begin(folder: Path, lock: BaseFileLock, run: Callable[[], Mapping[str, Any]]) -> None:
+    """Takes the folder for this run alone. The system lets go of the lock when a process ends, however it ends."""
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(blocking=False)
         except Timeout as problem:
             raise RoseError(f"Another run is using the checkpoint in {folder}; wait for it to end.") from problem
-    try:
-        yield
-    finally:
-        lock.release()
+    _claim(folder, json.loads(json.dumps(run())))
 
 
 def _claim(folder: Path, run: Mapping[str, Any]) -> None:

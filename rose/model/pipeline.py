@@ -23,6 +23,7 @@ from rose.layer.statistics import InputStatistics
 from rose.model.allocation import allocate, check_allocation
 from rose.model.capture import BlockStatistics, start_walk, visit_blocks
 from rose.model.checkpoint import describe_run, open_checkpoint
+from rose.model.distributed import divide, exchange, from_first, send_weights
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
 from rose.model.residence import is_streamed
 from rose.model.structure import PrunableLayer, select_layers
@@ -95,7 +96,8 @@ def prune_model(
         dense = part_callback(progress, start, 0, share, "allocate")
         visit = partial(visit_blocks, model, tokens, layers=layers, progress=dense)
         tick = share_callback(progress, len(selected), start, share)
-        return allocate(model, tokens, selected, settings.pattern, allocation, visit, tick)
+        found = allocate(model, tokens, selected, settings.pattern, allocation, visit, tick)
+        return from_first(lambda: found)
 
     with open_checkpoint(model, checkpoint, run) as kept:
         patterns = kept.patterns(dense_patterns)
@@ -128,26 +130,36 @@ def prune_model(
 def _prune_block(
     block: BlockStatistics, method: str, settings: Settings, patterns: Mapping[str, Pattern], meter: Meter
 ) -> list[LayerRecord]:
-    """Prunes one decoder block's layers in place."""
-    records = []
-    for number, layer in enumerate(block.layers):
-        began = time.perf_counter()
+    """Prunes one decoder block's layers in place; several processes prune some each."""
+    owners = divide(block.layers, block.calibration)
+    before = meter.layers_done
+
+    def prune(number: int) -> LayerRecord:
+        layer, began = block.layers[number], time.perf_counter()
         held_out = block.held_out.get(layer.name)
         wanted = replace(settings, pattern=patterns[layer.name], held_out=held_out)
         result = _prune_one(layer, block.calibration, method, wanted)
         held_error = held_out_error(layer, result, held_out)
         layer.write(result.weight)
-        records.append(_record(layer, result, held_error, time.perf_counter() - began))
         meter.layers_done += 1
         within = 0.45 + 0.1 * (number + 1) / len(block.layers)
         meter.tell("prune", block.block_index, within, layer.name, result.relative_error)
-        # A Hessian and its factors are let go with the last layer that reads it: they are the largest thing in memory.
-        statistics = block.calibration.pop(layer.name)
-        block.held_out.pop(layer.name, None)
-        if statistics not in block.calibration.values():
-            forget_hessians()
-        del wanted, result, held_out, statistics
+        _let_go(block, layer.name)
+        return _record(layer, result, held_error, time.perf_counter() - began)
+
+    records = exchange(owners, prune)
+    send_weights(block.layers, owners)
+    forget_hessians()
+    meter.layers_done = before + len(records)
     return records
+
+
+def _let_go(block: BlockStatistics, name: str) -> None:
+    """Drops a Hessian and its factors with the last layer that reads it: they are the largest thing in memory."""
+    statistics = block.calibration.pop(name)
+    block.held_out.pop(name, None)
+    if statistics not in block.calibration.values():
+        forget_hessians()
 
 
 def analyze_model(
@@ -163,7 +175,7 @@ def analyze_model(
     held_out: Tensor | None = None,
     progress: ProgressCallback | None = None,
 ) -> Iterator[LayerRecord]:
-    """Prunes every chosen layer by each method on the dense model's inputs, and yields the records as they come.
+    """Prunes every chosen layer by each method on the dense model's inputs, and yields the records block by block.
 
     The model is not changed, so all layers and methods are measured on the same inputs. Arguments as for
     `prune_model`; one record per layer and method.
@@ -172,9 +184,15 @@ def analyze_model(
     for method in methods:
         get_method(method)
     for block in visit_blocks(model, tokens, layers=layers, held_out=held_out, progress=progress):
-        for layer in block.layers:
-            for method in methods:
-                yield _measure(layer, block.calibration, block.held_out.get(layer.name), method, settings)
+        owners = divide(block.layers, block.calibration)
+        for records in exchange(owners, partial(_measure_all, block, methods, settings)):
+            yield from records
+
+
+def _measure_all(block: BlockStatistics, methods: Sequence[str], settings: Settings, number: int) -> list[LayerRecord]:
+    layer = block.layers[number]
+    held_out = block.held_out.get(layer.name)
+    return [_measure(layer, block.calibration, held_out, method, settings) for method in methods]
 
 
 def measure_layer(

@@ -1,0 +1,117 @@
+"""What several processes find, for tests/model/test_distributed.py: torchrun -m tests.model.distributed_runs FOLDER."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rose
+from rose import cli
+from rose.model import forward
+from rose.model.distributed import all_agree, place, process_group, processes
+from rose.model.durable import digest
+from tests.model.families import LENGTH, make_model, make_tokens
+
+OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(5, seed=3)}
+CALIBRATION = ["--samples", "9", "--length", "24", "--held-out", "4", "--block-size", "16", "--sparsity", "0.5"]
+SAMPLES = 9  # not a multiple of two or four
+
+
+def statistics() -> dict[str, list[Any]]:
+    """By layer: tokens seen, sum of the Hessian, mean input; from a sum over processes."""
+    found = rose.collect_statistics(make_model("llama"), make_tokens(SAMPLES))
+    return {
+        name: [one.tokens, one.hessian.tolist(), one.mean.tolist()]
+        for name, one in found.items()
+        if name.startswith("model.layers.1.")
+    }
+
+
+def prune(family: str, dtype: torch.dtype = torch.float32, **options: Any) -> dict[str, Any]:
+    """Errors, positions of the zeros of every layer, and whether all processes have the same model."""
+    model = make_model(family).to(dtype)
+    report = rose.prune_model(model, make_tokens(SAMPLES), **OPTIONS | options)
+    return {
+        "same": all_agree(digest(model.state_dict())),
+        "layers": report.layers["layer"].tolist(),
+        "errors": report.layers["relative_error"].tolist(),
+        "held_out": report.layers["held_out_error"].tolist(),
+        "sparsity": report.layers["sparsity"].tolist(),
+        "masks": {layer.name: layer.weight.eq(0).flatten().int().tolist() for layer in rose.prunable_layers(model)},
+    }
+
+
+def analyze() -> list[Any]:
+    records = rose.analyze_model(make_model("gemma3"), make_tokens(SAMPLES), **OPTIONS)
+    return [[record.layer, record.method, record.relative_error, record.held_out_error] for record in records]
+
+
+def refused(work: Callable[[], Any]) -> str:
+    """The message that every process gets."""
+    try:
+        work()
+        message = "nothing was wrong"
+    except rose.RoseError as problem:
+        message = str(problem)
+    assert all_agree(message)
+    return message
+
+
+def prune_a_broken_layer() -> None:
+    """One layer cannot be pruned, so one process alone meets an error."""
+    model = make_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    rose.prune_model(model, make_tokens(SAMPLES), **OPTIONS)
+
+
+def stopped_and_gone_on(folder: Path) -> list[dict[str, Any]]:
+    """A run with a checkpoint that is stopped in all processes and goes on, and an undisturbed one."""
+
+    def stop(progress: rose.Progress) -> None:
+        if progress.stage == "calibrate" and progress.block_index == 2:
+            raise rose.Cancelled
+
+    try:
+        prune("gemma3", checkpoint=folder, allocation="owl", progress=stop)
+    except rose.Cancelled:
+        return [prune("gemma3", checkpoint=folder, allocation="owl"), prune("gemma3", allocation="owl")]
+    return []
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    forward.BATCH_TOKENS = 2 * LENGTH + 5
+    return {
+        "processes": processes(),
+        "statistics": statistics(),
+        "pruned": {
+            "llama": prune("llama"),
+            "gpt2": prune("gpt2"),
+            "bfloat16": prune("llama", torch.bfloat16, layers=["*.0.*"]),
+        },
+        "analyzed": analyze(),
+        "gone_on": stopped_and_gone_on(folder / "kept"),
+        "too_few": refused(lambda: prune("llama", held_out=make_tokens(1))),
+        "other_run": refused(lambda: prune("llama", checkpoint=folder / "kept")),
+        "broken": refused(prune_a_broken_layer),
+    }
+
+
+def main(folder: Path) -> int:
+    with process_group():
+        found = everything(folder)
+        if place() == 0:
+            (folder / "found.json").write_text(json.dumps(found))
+        return cli.main(
+            ["prune", "--model", str(folder / "model"), *CALIBRATION, "--stream", "--output", str(folder / "out")]
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
