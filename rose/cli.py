@@ -1,4 +1,4 @@
-"""Command line: python -m rose models | analyze | prune | compare | evaluate.
+"""Command line: python -m rose models | analyze | prune | compare | evaluate | app.
 
 Exit status: 0 done, 2 bad input (one line that says what and what to do), 130 cancelled.
 """
@@ -29,6 +29,7 @@ from rose.model.distributed import from_first, launched_place, process_group
 from rose.model.loading import DTYPES, PACKAGED, check_output
 from rose.model.zero_shot import TASKS, check_installed, zero_shot
 from rose.report import records_table, write_atomically
+from rose.serving import serve
 
 # What all runs of one comparison folder share; methods, sparsities and seeds may be added later.
 COMPARISON_SETTINGS = (
@@ -142,6 +143,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
     evaluate.add_argument("--output", type=Path, metavar="FILE.csv", help="write the accuracies there")
     evaluate.set_defaults(run=_evaluate)
+
+    app = commands.add_parser("app", help="open the app in a browser")
+    app.add_argument("--port", type=int, default=8501, help="on this machine (default: %(default)s)")
+    app.set_defaults(run=_app)
     return parser
 
 
@@ -204,6 +209,11 @@ def _allocation_option(parser: argparse.ArgumentParser) -> None:
 
 def _window_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--windows", type=int, help="evaluate only the first so many windows (default: all)")
+
+
+def _app(options: argparse.Namespace, console: Console) -> None:
+    if status := serve(options.port):
+        raise SystemExit(status)
 
 
 def _models(options: argparse.Namespace, console: Console) -> None:

@@ -13,7 +13,7 @@ import rose
 from app import session
 from app.study import Calibration, LoadedModel, Setup, Study
 
-MAIN = str(Path(__file__).parents[2] / "app" / "main.py")
+MAIN = str(Path(session.__file__).parent / "main.py")
 COLUMNAR = "model.layers.1.self_attn.o_proj"  # its last block of inputs is six times as strong as the others
 WIDTH, BLOCK = 64, 16
 

@@ -18,7 +18,7 @@ from streamlit.testing.v1 import AppTest
 from app import session
 from app.study import Calibration, LoadedModel, Setup, Study
 
-MAIN = str(Path(__file__).parents[2] / "app" / "main.py")
+MAIN = str(Path(session.__file__).parent / "main.py")
 LAYERS = ("model.layers.18.self_attn.o_proj", "model.layers.18.mlp.down_proj")
 SETUP = Setup(layers="model.layers.18.*", samples=4, length=256, held_out=2)
 SECTIONS: dict[str, dict[str, str]] = {

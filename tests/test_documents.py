@@ -1,0 +1,89 @@
+"""The pages of the public interface build without a warning and hold all of it; commands in the documents exist."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rose
+from rose import cli
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def public(name: str) -> object:
+    return getattr(rose, name)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What `make docs` builds, by its own command line."""
+    (recipe,) = re.findall(r"^docs:.*\n\t\$\(BIN\)/python (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    folder = tmp_path_factory.mktemp("docs")
+    arguments = [word.strip("'") for word in recipe.replace("build/docs", str(folder)).split()]
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "arn" not in done.stderr, done.stderr  # Warn and warning
+    assert [path.name for path in folder.glob("rose*")] == ["rose.html"]
+    return (folder / "rose.html").read_text()
+
+
+@pytest.mark.parametrize("name", rose.__all__)
+def test_the_public_interface_is_on_the_page(page: str, name: str) -> None:
+    assert f'id="{name}"' in page
+    if callable(public(name)):
+        assert inspect.getdoc(public(name)), f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("name", [name for name in rose.__all__ if inspect.isfunction(public(name))])
+def test_the_public_interface_is_typed(name: str) -> None:
+    signature = inspect.signature(public(name))  # type: ignore[arg-type]
+    assert signature.return_annotation is not inspect.Signature.empty
+    assert all(parameter.annotation is not parameter.empty for parameter in signature.parameters.values())
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_in_documents_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def commands() -> list[str]:
+    """Every `python -m rose ...` and `rose ...` in a fenced block, with continued lines joined."""
+    found = []
+    for path in DOCUMENTS:
+        for block in re.findall(r"```\w*\n(.*?)```", path.read_text(), re.DOTALL):
+            found += re.findall(r"^(?:\S*python -m )?rose ((?:[a-z]).*)$", block.replace("\\\n", " "), re.MULTILINE)
+    return found
+
+
+def test_commands_in_documents_are_understood() -> None:
+    assert commands()
+    for command in commands():
+        words = [word.strip("'\"") for word in command.partition("#")[0].split()]
+        cli._parser().parse_args(words)  # leaves with an exit status where it does not know a word
+
+
+def test_make_targets_in_documents_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in DOCUMENTS:
+        for line in re.findall(r"`(?:[A-Z]+=\S+ )*make ([^`]*)`", path.read_text()):
+            assert {word for word in line.split() if "=" not in word} <= targets, line
+
+
+def test_hooks_before_a_commit_are_the_checks_of_make_check() -> None:
+    configuration = ROOT / ".pre-commit-config.yaml"
+    assert subprocess.run([sys.executable, "-m", "pre_commit", "validate-config", configuration]).returncode == 0
+    entries = re.findall(r"entry: \.venv/bin/(.*)", configuration.read_text())
+    (recipe,) = re.findall(r"^check:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    checks = re.findall(r"\$\(BIN\)/(.*)", recipe)
+    assert [entry.removesuffix(" --force-exclude") for entry in entries] == [
+        check.removesuffix(" .") for check in checks
+    ]

@@ -1,0 +1,117 @@
+"""The wheel holds what it must and nothing else; `make wheel` runs the tests against it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+
+import rose
+from rose import cli, serving
+
+ROOT = Path(__file__).parents[1]
+SOURCES = (
+    "rose",
+    "app",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    *(path.name for path in ROOT.glob("requirements*.txt")),
+)
+BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Built from a copy, so that the checkout stays clean and no earlier build leaks in."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, source)
+    built = subprocess.run([sys.executable, "-c", BUILD, str(folder)], cwd=source, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def text_of(wheel: zipfile.ZipFile, name: str) -> str:
+    (path,) = [path for path in wheel.namelist() if path.endswith(f".dist-info/{name}")]
+    return wheel.read(path).decode()
+
+
+def requirements(name: str) -> set[str]:
+    lines = (ROOT / f"requirements-{name}.txt").read_text().splitlines()
+    return {re.split(r"[<>=\[]", line)[0] for line in lines if line and not line.startswith("#")}
+
+
+def test_the_wheel_has_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "rose").rglob("*.py")}
+    pages = {f"rose_explorer/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "app").rglob("*.py")}
+    assert inside == modules | pages | {"rose/py.typed", "rose_explorer/app/.streamlit/config.toml"}
+
+
+def test_its_requirements_are_those_of_the_files(wheel: zipfile.ZipFile) -> None:
+    metadata = message_from_string(text_of(wheel, "METADATA"))
+    needed: dict[str, set[str]] = {"core": set()}
+    for requirement in metadata.get_all("Requires-Dist", []):
+        extra = re.search(r'extra == "(\w+)"', requirement)
+        name = re.split(r"[<>=\[; ]", requirement)[0]
+        needed.setdefault(extra.group(1) if extra else "core", set()).add(name)
+        assert re.search(r"[<>]", requirement.partition(";")[0]) or name.startswith("types-"), requirement
+    assert needed == {name: requirements(name) for name in ("core", "app", "eval", "dev")}
+    assert text_of(wheel, "entry_points.txt").split() == ["[console_scripts]", "rose", "=", "rose.cli:main"]
+
+
+def test_the_app_starts_from_the_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Unpacked elsewhere, with the checkout out of sight."""
+    wheel.extractall(tmp_path)
+    script = """
+import sys
+from pathlib import Path
+from streamlit.testing.v1 import AppTest
+from rose import serving
+script = serving.app_script()
+shown = AppTest.from_file(str(script), default_timeout=60).run()
+assert not shown.exception, shown.exception
+import app
+print(shown.title[0].value, Path(app.__file__).parent == script.parent, script.relative_to(sys.argv[1]).as_posix())
+"""
+    command = [sys.executable, "-P", "-c", script, str(tmp_path)]
+    environment = {"PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith("True rose_explorer/app/main.py")
+
+
+def test_rose_app_serves_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
+
+    def run(command: list[str]) -> subprocess.CompletedProcess:
+        called.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(serving.subprocess, "run", run)
+    assert cli.main(["app", "--port", "8600"]) == 0
+    assert called == [[sys.executable, "-m", "streamlit", "run", str(ROOT / "app" / "main.py"), "--server.port=8600"]]
+
+
+def test_rose_app_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    assert cli.main(["app", "--port", "0"]) == 2
+    assert "from 1 to 65535" in capsys.readouterr().err
+    monkeypatch.setattr(serving, "find_spec", lambda name: None)
+    with pytest.raises(rose.RoseError, match=r"needs streamlit and plotly.*rose-explorer\[app\]"):
+        serving.serve(8501)
+    monkeypatch.setattr(serving, "__file__", "/nowhere/rose/serving.py")
+    with pytest.raises(rose.RoseError, match="run it from a checkout"):
+        serving.app_script()
