@@ -267,6 +267,22 @@ def prune_by_sweep(
     `order` "rose" is the two-level order on columnar layers and natural order on the others. `sum_saliency` chooses
     masks by w² (H_jj + 1/U_jj²) instead of w²/U_jj².
     """
+    return sweep_and_factor(
+        weight, statistics, settings, method=method, order=order, budget=budget, sum_saliency=sum_saliency
+    )[0]
+
+
+def sweep_and_factor(
+    weight: Tensor,
+    statistics: InputStatistics,
+    settings: Settings,
+    *,
+    method: str,
+    order: str,
+    budget: str,
+    sum_saliency: bool = False,
+) -> tuple[LayerResult, DampedHessian, Tensor]:
+    """As `prune_by_sweep`; also the damped Hessian, and U for the order visited, for those who go on from there."""
     plan = _plan(weight, statistics, settings)
     wanted = settings.order if settings.order is not None else order
     if isinstance(wanted, str) and wanted == "rose":
@@ -287,7 +303,7 @@ def prune_by_sweep(
         counts = block_budget(pattern, weight.shape[0], visited.widths)
     swept = sweep(live, factor, visited, pattern, counts, damped.matrix if settings.trace else None, divisor)
     pruned = swept.weight.to(weight.dtype)
-    return LayerResult(
+    result = LayerResult(
         weight=pruned,
         mask=swept.mask,
         sparsity=float(swept.mask.float().mean()),
@@ -302,6 +318,7 @@ def prune_by_sweep(
         trace=swept.trace,
         method=method,
     )
+    return result, damped, factor
 
 
 def prune_by_score(
