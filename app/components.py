@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import streamlit as st
 
@@ -15,6 +15,30 @@ from app.study import Study
 
 SVG = {"displaylogo": False, "toImageButtonOptions": {"format": "svg"}}  # of the figure as an HTML file
 START_PAGE = "views/start.py"
+URL: Final = "query-params"  # a widget bound to it keeps its choice in the URL
+
+
+def choose(label: str, options: Mapping[str, str], key: str, **more: Any) -> Any:
+    """One of a few, as buttons in a row; the choice is in the URL.
+
+    Args:
+        options: what is in the URL -> what people read; the first is the default.
+        more: of `st.segmented_control`.
+    """
+    return st.segmented_control(
+        label,
+        list(options),
+        **({"default": next(iter(options))} | more),
+        required=True,
+        format_func=options.__getitem__,
+        key=key,
+        bind=URL,
+    )
+
+
+def section(options: Mapping[str, str], key: str, label: str = "Section", **more: Any) -> Any:
+    """Which part of a page is shown; the label is for those who cannot see the buttons."""
+    return choose(label, options, key, label_visibility="collapsed", **more)
 
 
 def show(drawing: Drawing, key: str, *, on_select: Callable[[], None] | None = None, height: Any = "content") -> None:

@@ -8,9 +8,10 @@ import streamlit as st
 
 import rose
 from app import components, lab, session
+from app.components import URL
 from app.figures import order_lab as figures
-from app.figures import style
-from app.lab_widgets import COLUMNS, URL, choose_budget, choose_seed, finished, label
+from app.figures import style, sweep
+from app.lab_widgets import COLUMNS, choose_budget, choose_seed, finished, label
 from app.study import Study
 
 Show = Literal["weights", "change"]
@@ -24,20 +25,19 @@ def draw(study: Study, layer: str) -> None:
     with left:
         known = [name.partition(":")[0] for name in lab.order_options(0)]
         order = st.selectbox(
-            "Order", known, index=known.index("two_level"), format_func=label, key="lab_sweep_order", bind=URL
+            "Order",
+            known,
+            index=known.index("two_level"),
+            format_func=label,
+            key="lab_sweep_order",
+            bind=URL,
         )
         if order == "random":
             order = f"random:{choose_seed('lab_sweep_seed')}"
         budget = choose_budget("lab_sweep_budget")
         step = st.slider("Blocks pruned", 0, count, min(1, count), key="lab_step", bind=URL)
-        show = st.segmented_control(
-            "Show", ["weights", "change"], default="weights", required=True, key="lab_show", bind=URL,
-            format_func=lambda name: {"weights": "|W|", "change": "Change"}[name],
-        )  # fmt: skip
-        arrange = st.segmented_control(
-            "Columns", ["visited", "natural"], default="visited", required=True, key="lab_arrange", bind=URL,
-            format_func=lambda name: {"visited": "As visited", "natural": "Natural"}[name],
-        )  # fmt: skip
+        show = components.choose("Show", {"weights": "|W|", "change": "Change"}, "lab_show")
+        arrange = components.choose("Columns", {"visited": "As visited", "natural": "Natural"}, "lab_arrange")
         play = st.toggle(
             "Play in the browser", key="lab_play", bind=URL, help="All steps as frames, with play and pause"
         )
@@ -64,12 +64,10 @@ def stage_of(
 ) -> None:
     theme = session.theme()
     if play:
-        components.show(
-            figures.sweep_animation(trace, result.order, show=show, layer=name, theme=theme), "lab-animation"
-        )
+        components.show(sweep.sweep_animation(trace, result.order, show=show, layer=name, theme=theme), "lab-animation")
     else:
         components.show(
-            figures.sweep_frame(trace, result.order, step, show=show, arrange=arrange, layer=name, theme=theme),
+            sweep.sweep_frame(trace, result.order, step, show=show, arrange=arrange, layer=name, theme=theme),
             "lab-frame",
         )
     marked = step - 1 if step else None

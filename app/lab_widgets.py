@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import streamlit as st
 
 from app import components, lab, session
+from app.components import URL
 from app.figures import style
 from app.lab import Batch, Outcome, Sweep
 from app.study import Study
 
-URL: Final = "query-params"
 COLUMNS = (1, 2.7)  # controls left, stage right
 DAMPING_NOTE = (
     "Final errors are measured without damping; the curves show what the sweep itself accounts for, which "
@@ -30,14 +30,11 @@ def budget_label(budget: str) -> str:
 
 
 def choose_budget(key: str, default: str = "block") -> str:
-    return st.segmented_control(
+    return components.choose(
         "Budget",
-        lab.BUDGETS,
+        {budget: budget_label(budget) for budget in lab.BUDGETS},
+        key,
         default=default,
-        required=True,
-        format_func=budget_label,
-        key=key,
-        bind=URL,
         help="Block: every block gives up the same share of its weights. Layer: one threshold for the whole layer "
         "decides how many each block gives up. The total is the same.",
     )

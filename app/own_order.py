@@ -8,9 +8,8 @@ import streamlit as st
 
 import rose
 from app import components, lab, session
-from app.figures import layer as layer_figures
 from app.figures import order_lab as figures
-from app.figures import style
+from app.figures import order_picture, style
 from app.lab import BASE_LINE, Sweep
 from app.lab_widgets import COLUMNS, DAMPING_NOTE, choose_budget, label, outcomes
 from app.study import Study
@@ -79,7 +78,7 @@ def draw(study: Study, layer: str) -> None:
         components.show(figures.error_curve(results, energy, layer=name, theme=theme), "lab-own-curve", height=430)
         st.caption(DAMPING_NOTE)
         components.show(
-            layer_figures.order_picture(plan, order, layer=name, marked_block=marked, theme=theme), "lab-own-picture"
+            order_picture.order_picture(plan, order, layer=name, marked_block=marked, theme=theme), "lab-own-picture"
         )
 
 

@@ -53,7 +53,7 @@ def error_measures(measures: Sequence[ErrorMeasures], *, layer: str = "", theme:
     worst = float(table["disagreement"].max())
     taken = sum(1 for name in MEASURES if table[name].notna().any())
     finding = f"{style.sentence(style.word(taken))} measurements of the error differ by at most {style.number(worst)}"
-    of = f" of {layer}" if layer else ""
+    of = style.of(layer)
     style.base(
         figure,
         theme,
@@ -210,7 +210,7 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
         finding = f"All {style.word(len(kept))} methods removed what was asked"
     else:
         finding = f"{style.sentence(style.word(len(kept)))} of {len(realised)} methods removed what was asked"
-    of = f" of {layer}" if layer else ""
+    of = style.of(layer)
     style.base(
         figure,
         theme,

@@ -1,4 +1,4 @@
-"""Methods against each other over several calibration seeds: means, and how far the seeds lie apart."""
+"""Methods against each other: on single layers, and over several calibration seeds with how far these lie apart."""
 
 from __future__ import annotations
 
@@ -95,3 +95,66 @@ def over_seeds_bars(
     caption = f"Mean ± half the range over up to {style.count(int(means['seeds'].max()), 'seed')}: {listed}."
     alt = f"Means and spread of {MEASURES[column]} by method. {finding}. {caption}"
     return Drawing(figure, caption, alt, means)
+
+
+def method_errors(
+    records: pd.DataFrame, *, column: str = "relative_error", baseline: str = "sparsegpt", theme: Theme = "light"
+) -> Drawing:
+    """Relative error of several methods on one or several layers, as bars.
+
+    Args:
+        records: columns as in `rose.LayerRecord`.
+        column: "relative_error" or "held_out_error".
+        baseline: the method that others are compared with in the title.
+
+    Raises:
+        RoseError: no row with this error.
+    """
+    table = records.dropna(subset=[column])
+    if table.empty:
+        raise RoseError("No error has been measured yet; prune a layer first.")
+    methods = list(dict.fromkeys(table["method"]))
+    layers = list(dict.fromkeys(table["layer"]))
+    wide = table.pivot_table(index="layer", columns="method", values=column, sort=False).loc[layers, methods]
+    figure = go.Figure()
+    for method in methods:
+        look = style.method_style(method)
+        values = wide[method].to_numpy(np.float64)
+        figure.add_bar(
+            x=[style.short_layer(layer) for layer in layers],
+            y=values,
+            customdata=layers,
+            name=look.label,
+            marker={"color": look.colour},
+            text=[style.number(v) for v in values] if len(layers) * len(methods) <= 16 else None,
+            textposition="outside",
+            cliponaxis=False,
+            hovertemplate=f"%{{customdata}}<br>{look.label} %{{y:.4g}}<extra></extra>",
+        )
+    best = str(wide.mean().idxmin())
+    mean = wide.mean()
+    if baseline in methods and best != baseline and mean[baseline] > 0:
+        saved = style.percent(1 - mean[best] / mean[baseline])
+        finding = f"{style.method_style(best).label} has {saved} less error than {style.method_style(baseline).label}"
+    else:
+        finding = f"{style.method_style(best).label} has the lowest error"
+    held = "held-out" if column == "held_out_error" else "calibration"
+    where = (
+        f"decoder block · layer {style.short_layer(layers[0])}" if len(layers) == 1 else f"{len(layers)} layers, mean"
+    )
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"Relative error on {held} tokens, {where}",
+        x="layer (decoder block · projection)" if len(layers) > 1 else "",
+        y=style.ERROR,
+        legend=len(methods) > 1,
+    )
+    figure.update_yaxes(rangemode="tozero")
+    if len(layers) == 1:
+        figure.update_layout(bargap=0.5)
+    listed = ", ".join(f"{style.method_style(m).label} {style.number(mean[m])}" for m in mean.sort_values().index)
+    caption = f"{'Mean error' if len(layers) > 1 else 'Error'}, lowest first: {listed}."
+    alt = f"Bar chart of relative error by method. {finding}. {caption}"
+    return Drawing(figure, caption, alt, wide.reset_index())

@@ -251,6 +251,11 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def of(name: str) -> str:
+    """ " of 18 · o_proj", or nothing where there is no name."""
+    return f" of {name}" if name else ""
+
+
 def short_layer(name: str) -> str:
     """ "model.layers.18.self_attn.o_proj" -> "18 · o_proj"; a name without a number stays as it is."""
     found = re.search(r"\.(\d+)\.", name)

@@ -26,20 +26,13 @@ DEFAULT_METHODS = ["sparsegpt", "rose", "rose_global", "wanda"]
 KEPT_RUNS = 24
 ONE, ALL = "This layer", "All layers"
 MEASURES, OVERFITTING, SPARSITY = "Three measures", "Over-fitting", "Sparsity"
+SECTIONS = {name: name for name in (ONE, MEASURES, OVERFITTING, SPARSITY, ALL)}
 
 
 def draw() -> None:
     st.title("Check: can these numbers be trusted?")
     study = components.require_study("Checks of every layer's error, sparsity and inputs would be here.")
-    view = st.segmented_control(
-        "What to check",
-        [ONE, MEASURES, OVERFITTING, SPARSITY, ALL],
-        default=ONE,
-        required=True,
-        key="check",
-        bind="query-params",
-        label_visibility="collapsed",
-    )
+    view = components.section(SECTIONS, "check", "What to check")
     if view == ALL:  # also for a run that broke off at a layer with bad inputs
         _all_layers(study)
         return

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 import rose
 from app import components, lab_widgets, session, tables
-from app.figures import layer as figures
-from app.figures import overview, style
+from app.components import URL
+from app.figures import comparison, hessian, losses, maps, order_picture, overview, style
 from app.figures.style import Drawing
 from app.study import Study
 
-URL: Literal["query-params"] = "query-params"
 SECTIONS = {
     "weights": "Weights",
     "inputs": "Inputs",
@@ -29,20 +28,6 @@ ORDERS = {"rose": "ROSE", "two_level": "Two-level", "global": "Global"}
 COMPARED = 4  # layers that are compared before the user chooses
 
 
-def choose(label: str, options: Mapping[str, str], key: str, **more: Any) -> Any:
-    """One of a few, as buttons in a row; the choice is in the URL."""
-    return st.segmented_control(
-        label,
-        list(options),
-        default=next(iter(options)),
-        required=True,
-        format_func=options.__getitem__,
-        key=key,
-        bind=URL,
-        **more,
-    )
-
-
 def draw() -> None:
     st.title("Layer: what makes it columnar, or not?")
     study, layer = components.require_layer("Here you see one layer in depth")
@@ -51,7 +36,7 @@ def draw() -> None:
     key_figures(study, layer, plan, row)
     left, right = st.columns([5, 3], vertical_alignment="bottom")
     with left:
-        section = choose("Section", SECTIONS, "section", label_visibility="collapsed")
+        section = components.section(SECTIONS, "section")
     with right:
         block = choose_block(plan) if section not in ("error", "compare") else None
     VIEWS[section](study, layer, plan, block)
@@ -118,10 +103,10 @@ def look(layer: str, block: int | None = None) -> dict[str, Any]:
 
 def weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     weight = study.weight(layer)
-    if choose("As", {"map": "Heatmap", "surface": "3-D surface"}, "weights_as") == "map":
-        components.show(figures.weight_map(weight, widths=plan.block_width, **look(layer, block)), "layer-weights")
+    if components.choose("As", {"map": "Heatmap", "surface": "3-D surface"}, "weights_as") == "map":
+        components.show(maps.weight_map(weight, widths=plan.block_width, **look(layer, block)), "layer-weights")
     else:
-        drawn = figures.weight_surface(weight, layer=style.short_layer(layer), theme=session.theme())
+        drawn = maps.weight_surface(weight, layer=style.short_layer(layer), theme=session.theme())
         components.show(drawn, "layer-surface")
         if block is not None:
             start = sum(plan.block_width[:block])
@@ -131,13 +116,13 @@ def weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
 def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     added = study.added_damping(layer)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        shown = choose("Of the Hessian", {"diagonal": "Diagonal", "spectrum": "Spectrum"}, "hessian")
+        shown = components.choose("Of the Hessian", {"diagonal": "Diagonal", "spectrum": "Spectrum"}, "hessian")
         if shown == "diagonal":
-            scale = choose("Scale", {"linear": "Linear", "log": "Logarithmic"}, "scale")
-            arrange = choose("Channels", {"natural": "Natural", "sorted": "Sorted"}, "arrange")
+            scale = components.choose("Scale", {"linear": "Linear", "log": "Logarithmic"}, "scale")
+            arrange = components.choose("Channels", {"natural": "Natural", "sorted": "Sorted"}, "arrange")
     if shown == "diagonal":
         components.show(
-            figures.hessian_diagonal(
+            hessian.hessian_diagonal(
                 plan.hessian_diagonal,
                 added=added,
                 arrange=arrange,
@@ -150,23 +135,23 @@ def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) ->
     elif lab_widgets.finished(
         [lambda: study.spectrum(layer)], "layer-spectrum-work", (study.created, layer, "spectrum")
     ):
-        drawn = figures.hessian_spectrum(
+        drawn = hessian.hessian_spectrum(
             study.spectrum(layer), added=added, layer=style.short_layer(layer), theme=session.theme()
         )
         components.show(drawn, "layer-spectrum")
 
 
 LOSS_MAPS: dict[str, tuple[str, Callable[..., Drawing]]] = {
-    "columns": ("Column loss", figures.column_loss_map),
-    "importance": ("Importance", figures.importance_map),
-    "mask": ("Pre-pruning mask", figures.prepruning_mask),
-    "potential": ("Potential loss", figures.potential_loss_map),
+    "columns": ("Column loss", losses.column_loss_map),
+    "importance": ("Importance", maps.importance_map),
+    "mask": ("Pre-pruning mask", maps.prepruning_mask),
+    "potential": ("Potential loss", maps.potential_loss_map),
 }
 
 
-def losses(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    components.show(figures.block_loss_bars(plan, **look(layer, block)), "layer-bars", on_select=pick_block)
-    shown = choose("Map of", {name: label for name, (label, _) in LOSS_MAPS.items()}, "loss_map")
+def pre_pruning(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
+    components.show(losses.block_loss_bars(plan, **look(layer, block)), "layer-bars", on_select=pick_block)
+    shown = components.choose("Map of", {name: label for name, (label, _) in LOSS_MAPS.items()}, "loss_map")
     components.show(LOSS_MAPS[shown][1](plan, **look(layer, block)), f"layer-{shown}")
 
 
@@ -180,7 +165,7 @@ def pick_block() -> None:
 def order(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     last = len(plan.column_loss) - 1
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        name = choose("Order", ORDERS, "picture_order")
+        name = components.choose("Order", ORDERS, "picture_order")
         if (st.session_state.get("column") or 0) > last:
             st.session_state.column = None
         column = st.number_input(
@@ -195,7 +180,7 @@ def order(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
         )
     followed = int(plan.column_loss.argmax()) if column is None else column
     components.show(
-        figures.order_picture(plan, shown_order(plan, name), marked_column=followed, **look(layer, block)),
+        order_picture.order_picture(plan, shown_order(plan, name), marked_column=followed, **look(layer, block)),
         "layer-order",
     )
     if name == "rose" and not plan.is_columnar:
@@ -214,7 +199,7 @@ def error(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
     table = table[table["layer"] == layer]
     column = choose_error(table)
     records = tables.error_records(table)
-    components.show(figures.method_errors(records, column=column, theme=session.theme()), "layer-errors")
+    components.show(comparison.method_errors(records, column=column, theme=session.theme()), "layer-errors")
     row = table.iloc[0]
     if not plan.is_columnar:
         st.caption(
@@ -228,7 +213,7 @@ def choose_error(table: pd.DataFrame) -> str:
     kinds = {"calibration": "Calibration tokens"}
     if table["held_out_sparsegpt"].notna().any():
         kinds["held_out"] = "Held-out tokens"
-    chosen = choose("Error on", kinds, "error_on")
+    chosen = components.choose("Error on", kinds, "error_on")
     return "held_out_error" if chosen == "held_out" else "relative_error"
 
 
@@ -273,14 +258,14 @@ def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
     components.show(ranges, "compare-ranges")
     column = choose_error(rows)
     records = tables.error_records(rows)
-    components.show(figures.method_errors(records, column=column, theme=session.theme()), "compare-errors")
+    components.show(comparison.method_errors(records, column=column, theme=session.theme()), "compare-errors")
     error_numbers(records)
 
 
 VIEWS = {
     "weights": weights,
     "inputs": inputs,
-    "losses": losses,
+    "losses": pre_pruning,
     "order": order,
     "error": error,
     "compare": compare,

@@ -57,27 +57,11 @@ def choose() -> tuple[str, float]:
     """What the map shows, and the threshold that all pages share."""
     left, right = st.columns([2, 1])
     with left:
-        chosen = st.segmented_control(
-            "Map of",
-            list(METRICS),
-            default="relative_range",
-            required=True,
-            format_func=METRICS.__getitem__,
-            key="metric",
-            bind="query-params",
-        )
+        chosen = components.choose("Map of", METRICS, "metric")
         method = None
         if chosen in ERRORS:
-            method = st.segmented_control(
-                "Error of",
-                METHODS,
-                default="rose",
-                required=True,
-                format_func=lambda name: style.method_style(name).label,
-                key="metric_method",
-                bind="query-params",
-                label_visibility="collapsed",
-            )
+            labels = {name: style.method_style(name).label for name in METHODS}
+            method = components.section(labels, "metric_method", "Error of", default="rose")
         else:
             st.caption(MEANING[chosen])
     st.session_state.threshold_widget = session.threshold()

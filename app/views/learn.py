@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
 
 import streamlit as st
 
 import rose
 from app import components, lab, lab_widgets, lesson_texts, lessons, session
-from app.figures import layer as layer_figures
+from app.components import URL
 from app.figures import learn as figures
+from app.figures import losses, maps, style
 from app.figures import order_lab as order_figures
-from app.figures import style
 from app.figures.race import sweep_race
 from app.figures.style import Drawing
 from app.lesson_texts import Lesson
 from app.lessons import Recipe, Subject
 from app.study import Study
 
-URL: Final = "query-params"
 HEIGHT = 570  # of text and stage, pixels; nothing below them moves from step to step
 SPLIT = (1, 1.55)
 TICK = 1.2  # seconds a block is shown while a sweep plays
@@ -272,23 +270,18 @@ def strength_step() -> None:
         draw_lesson(lesson_texts.strength_lesson(recipe, points, here))
     with stage:
         views = {"gain": "Gain by strength", "weights": "Weights", "loss": "Block loss"}
-        view = st.segmented_control(
-            "Stage", list(views), default="gain", required=True, format_func=views.__getitem__,
-            key="lesson_view", bind=URL, label_visibility="collapsed",
-        )  # fmt: skip
+        view = components.section(views, "lesson_view", "Stage")
         theme = session.theme()
         if view == "gain":
             threshold = here.plan.threshold
             drawing = figures.strength_curve(points, threshold=threshold, marked=recipe.strength, theme=theme)
         elif view == "weights":
             weight, _ = lessons.generate(recipe)
-            drawing = layer_figures.weight_map(
+            drawing = maps.weight_map(
                 weight, widths=here.plan.block_width, marked_block=recipe.strong_block, layer=here.name, theme=theme
             )
         else:
-            drawing = layer_figures.block_loss_bars(
-                here.plan, marked_block=recipe.strong_block, layer=here.name, theme=theme
-            )
+            drawing = losses.block_loss_bars(here.plan, marked_block=recipe.strong_block, layer=here.name, theme=theme)
         draw(drawing, "strength")
 
 
@@ -311,10 +304,7 @@ def effects_step() -> None:
     with left:
         if chosen is not None:
             kinds = {"real": "Real layer", "generated": "Generated layer"}
-            kind = st.segmented_control(
-                "Layer", list(kinds), default="real", required=True, format_func=kinds.__getitem__,
-                key="lesson_kind", bind=URL, label_visibility="collapsed",
-            )  # fmt: skip
+            kind = components.section(kinds, "lesson_kind", "Layer")
             chosen = chosen if kind == "real" else None
     subject = subject_of(chosen, COLUMNAR)
     with stage:

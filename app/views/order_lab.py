@@ -7,13 +7,13 @@ import streamlit as st
 
 import rose
 from app import components, inside_sweep, lab, own_order, session
+from app.components import URL
 from app.figures import order_lab as figures
 from app.figures import style
 from app.lab import BASE_LINE, Outcome, Sweep
 from app.lab_widgets import (
     COLUMNS,
     DAMPING_NOTE,
-    URL,
     budget_label,
     choose_budget,
     choose_orders,
@@ -194,11 +194,8 @@ def budget(study: Study, layer: str) -> None:
             ["natural", "two_level", "columns", "blocks", "hessian", "random", "global"],
             seed_key="lab_matrix_seed",
         )
-        kinds = ["calibration"] + (["held_out"] if study.held_out_statistics(layer) is not None else [])
-        kind = st.segmented_control(
-            "Error on", kinds, default="calibration", required=True, key="lab_matrix_kind", bind=URL,
-            format_func=lambda name: {"calibration": "Calibration", "held_out": "Held-out"}[name],
-        )  # fmt: skip
+        held_out = {"held_out": "Held-out"} if study.held_out_statistics(layer) is not None else {}
+        kind = components.choose("Error on", {"calibration": "Calibration"} | held_out, "lab_matrix_kind")
         st.markdown(
             "Two effects hide in an order. **Compensation**: columns pruned early find more free columns to repair the "
             "damage. **Budget**: a block that must give up the same share as every other cannot protect important "
@@ -239,16 +236,7 @@ st.caption(
     f"{style.count(len(plan.block_width), 'block')} · sparsity {plan.pattern} · relative range "
     f"{plan.relative_range:.2f}, {columnar}"
 )
-section = st.segmented_control(
-    "Section",
-    list(SECTIONS),
-    default="compare",
-    required=True,
-    format_func=SECTIONS.__getitem__,
-    key="lab_section",
-    bind=URL,
-    label_visibility="collapsed",
-)
+section = components.section(SECTIONS, "lab_section")
 if section != "own" and "own" in st.query_params:
     del st.query_params["own"]
 if plan.pattern.is_grouped and section != "sparsity":

@@ -26,6 +26,7 @@ KEEP: dict[pruning.Keep, str] = {
     "folder": "in a folder on this machine",
 }
 SUMMARY, LAYERS, TEXTS, DOWNLOADS, SEEDS = "Perplexity", "Layers", "Texts", "Downloads", "Over seeds"
+SECTIONS = {name: name for name in (SUMMARY, LAYERS, TEXTS, DOWNLOADS, SEEDS)}
 
 
 def draw() -> None:
@@ -47,15 +48,7 @@ def draw() -> None:
         _wait(run)
     elif run is not None:
         _ended(run)
-    view = st.segmented_control(
-        "Results",
-        [SUMMARY, LAYERS, TEXTS, DOWNLOADS, SEEDS],
-        default=SUMMARY,
-        required=True,
-        key="prune_view",
-        bind="query-params",
-        label_visibility="collapsed",
-    )
+    view = components.section(SECTIONS, "prune_view", "Results")
     if view == SEEDS:
         _seeds()
     elif run is None or run.dense is None:

@@ -12,7 +12,20 @@ import pandas as pd
 import pytest
 import torch
 
-from app.figures import check, layer, learn, order_lab, overview, prune, style
+from app.figures import (
+    check,
+    comparison,
+    hessian,
+    learn,
+    losses,
+    maps,
+    order_lab,
+    order_picture,
+    overview,
+    prune,
+    style,
+    sweep,
+)
 from app.figures.style import Drawing
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 
@@ -34,35 +47,35 @@ FIGURES: dict[str, Draw] = {
     "model_map_condition": lambda x, r, t: overview.model_map(r, "condition", theme=t),
     "range_strip": lambda x, r, t: overview.range_strip(r, theme=t, marked_layer=NAME),
     "top_layers": lambda x, r, t: overview.top_layers(r, theme=t, marked_layer=NAME),
-    "weight_map": lambda x, r, t: layer.weight_map(x.weight, widths=x.plan.block_width, marked_block=2, theme=t),
-    "weight_surface": lambda x, r, t: layer.weight_surface(x.weight, theme=t),
-    "hessian_diagonal": lambda x, r, t: layer.hessian_diagonal(
+    "weight_map": lambda x, r, t: maps.weight_map(x.weight, widths=x.plan.block_width, marked_block=2, theme=t),
+    "weight_surface": lambda x, r, t: maps.weight_surface(x.weight, theme=t),
+    "hessian_diagonal": lambda x, r, t: hessian.hessian_diagonal(
         x.statistics.diagonal, added=1.0, widths=x.plan.block_width, marked_block=2, theme=t
     ),
-    "hessian_diagonal_log": lambda x, r, t: layer.hessian_diagonal(
+    "hessian_diagonal_log": lambda x, r, t: hessian.hessian_diagonal(
         x.statistics.diagonal, added=1.0, arrange="sorted", scale="log", theme=t
     ),
-    "hessian_spectrum": lambda x, r, t: layer.hessian_spectrum(
+    "hessian_spectrum": lambda x, r, t: hessian.hessian_spectrum(
         torch.linalg.eigvalsh(x.statistics.hessian), added=1.0, theme=t
     ),
-    "importance_map": lambda x, r, t: layer.importance_map(x.plan, marked_block=2, theme=t),
-    "potential_loss_map": lambda x, r, t: layer.potential_loss_map(x.plan, marked_block=2, theme=t),
-    "prepruning_mask": lambda x, r, t: layer.prepruning_mask(x.plan, marked_block=2, theme=t),
-    "column_loss_map": lambda x, r, t: layer.column_loss_map(x.plan, marked_block=2, theme=t),
-    "block_loss_bars": lambda x, r, t: layer.block_loss_bars(x.plan, marked_block=2, theme=t),
-    "order_picture": lambda x, r, t: layer.order_picture(x.plan, marked_block=2, marked_column=33, theme=t),
-    "method_errors": lambda x, r, t: layer.method_errors(r, theme=t),
+    "importance_map": lambda x, r, t: maps.importance_map(x.plan, marked_block=2, theme=t),
+    "potential_loss_map": lambda x, r, t: maps.potential_loss_map(x.plan, marked_block=2, theme=t),
+    "prepruning_mask": lambda x, r, t: maps.prepruning_mask(x.plan, marked_block=2, theme=t),
+    "column_loss_map": lambda x, r, t: losses.column_loss_map(x.plan, marked_block=2, theme=t),
+    "block_loss_bars": lambda x, r, t: losses.block_loss_bars(x.plan, marked_block=2, theme=t),
+    "order_picture": lambda x, r, t: order_picture.order_picture(x.plan, marked_block=2, marked_column=33, theme=t),
+    "method_errors": lambda x, r, t: comparison.method_errors(r, theme=t),
     "error_curve": lambda x, r, t: order_lab.error_curve(x.results, x.energy, step=1, theme=t),
     "damage_split": lambda x, r, t: order_lab.damage_split(
         x.results["two_level"].trace, x.results["two_level"].order, x.plan, step=1, theme=t
     ),
-    "sweep_frame": lambda x, r, t: order_lab.sweep_frame(
+    "sweep_frame": lambda x, r, t: sweep.sweep_frame(
         x.results["two_level"].trace, x.results["two_level"].order, 2, theme=t
     ),
-    "sweep_change": lambda x, r, t: order_lab.sweep_frame(
+    "sweep_change": lambda x, r, t: sweep.sweep_frame(
         x.results["two_level"].trace, x.results["two_level"].order, 2, show="change", arrange="natural", theme=t
     ),
-    "sweep_animation": lambda x, r, t: order_lab.sweep_animation(
+    "sweep_animation": lambda x, r, t: sweep.sweep_animation(
         x.results["two_level"].trace, x.results["two_level"].order, theme=t
     ),
     "position_curve": lambda x, r, t: order_lab.position_curve(POSITIONS, block=2, natural=2, theme=t),
@@ -127,8 +140,11 @@ def _typed_arrays(drawing: Drawing) -> None:
 
 def test_no_streamlit_in_figures() -> None:
     code = (
-        "import sys\n"
-        "from app.figures import check, layer, learn, order_lab, overview, prune, style\n"
+        "import importlib, pkgutil, sys\n"
+        "import app.figures\n"
+        "for module in pkgutil.iter_modules(app.figures.__path__):\n"
+        "    importlib.import_module(f'app.figures.{module.name}')\n"
+        "assert 'app.figures.maps' in sys.modules\n"
         "assert 'streamlit' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

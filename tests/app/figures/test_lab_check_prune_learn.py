@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rose
-from app.figures import check, learn, order_lab, prune, style
+from app.figures import check, learn, order_lab, prune, style, sweep
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 from rose.layer.order import plan_from_importance
 from tests.app.figures.test_layer_and_overview import below, title
@@ -68,7 +68,7 @@ def test_damage_adds_up(lab: SimpleNamespace) -> None:
 
 def test_frame_shows_pruned_cells_as_blank_and_what_is_free(lab: SimpleNamespace) -> None:
     result = lab.results["two_level"]
-    drawing = order_lab.sweep_frame(result.trace, result.order, 1)
+    drawing = sweep.sweep_frame(result.trace, result.order, 1)
     z = drawing.figure.data[0].z
     assert np.isnan(z[:, :8]).sum() == 96, "the narrow strong block comes first and gives up half of its 192 weights"
     assert not np.isnan(z[:, 8:]).any()
@@ -76,22 +76,22 @@ def test_frame_shows_pruned_cells_as_blank_and_what_is_free(lab: SimpleNamespace
     assert bands == [(-0.5, 7.5), (-0.5, 7.5), (7.5, 39.5)]
     assert drawing.caption.startswith("96 of 960 weights are pruned so far; 32 of 40 columns are still free")
     with pytest.raises(rose.RoseError, match="steps 0 to 3"):
-        order_lab.sweep_frame(result.trace, result.order, 4)
+        sweep.sweep_frame(result.trace, result.order, 4)
 
 
 def test_frame_of_changes(lab: SimpleNamespace) -> None:
     result = lab.results["natural"]
-    start = order_lab.sweep_frame(result.trace, result.order, 0, show="change")
+    start = sweep.sweep_frame(result.trace, result.order, 0, show="change")
     assert title(start) == "Nothing is pruned yet; all of 3 blocks are free"
     assert not start.figure.data[0].z.any()
-    after = order_lab.sweep_frame(result.trace, result.order, 1, show="change").figure.data[0].z
+    after = sweep.sweep_frame(result.trace, result.order, 1, show="change").figure.data[0].z
     assert after == pytest.approx((result.trace.weights[1] - result.trace.weights[0]).abs().numpy())
     assert after[:, 16:].any(), "columns still free have moved"
 
 
 def test_animation_has_a_frame_a_step(lab: SimpleNamespace) -> None:
     result = lab.results["natural"]
-    figure = order_lab.sweep_animation(result.trace, result.order).figure
+    figure = sweep.sweep_animation(result.trace, result.order).figure
     assert [frame.name for frame in figure.frames] == ["0", "1", "2", "3"]
     assert all(frame.data[0].z.dtype == np.uint8 for frame in figure.frames)
     # Plotly merges shapes by number from frame to frame, so what one frame leaves out stays as it was in another.
@@ -106,7 +106,7 @@ def test_animation_of_many_blocks_stays_small() -> None:
     weights = torch.rand(87, 300, 344)
     trace = rose.SweepTrace(weights, torch.ones(86), torch.ones(86), torch.full((86,), 2.0))
     order = rose.Order(torch.arange(344), (4,) * 86, "natural")
-    drawing = order_lab.sweep_animation(trace, order)
+    drawing = sweep.sweep_animation(trace, order)
     assert len(drawing.figure.frames) == 33
     assert len(drawing.figure.to_json()) < 2_000_000
     assert "33 of 87 steps" in below(drawing)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from app.figures import layer
+from app.figures import hessian, losses, maps, order_picture
 from app.figures.style import Drawing
 from rose import OrderPlan
 from rose.layer.pattern import Pattern
@@ -40,16 +40,16 @@ def plan() -> OrderPlan:
 
 
 DRAW: dict[str, Callable[[OrderPlan], Drawing]] = {
-    "weight_map": lambda p: layer.weight_map(p.importance, widths=p.block_width, marked_block=3),
-    "weight_surface": lambda p: layer.weight_surface(p.importance, widths=p.block_width, marked_block=3),
-    "hessian_diagonal": lambda p: layer.hessian_diagonal(p.hessian_diagonal, added=0.01),
-    "importance_map": lambda p: layer.importance_map(p, marked_block=3),
-    "potential_loss_map": lambda p: layer.potential_loss_map(p, marked_block=3),
-    "prepruning_mask": lambda p: layer.prepruning_mask(p, marked_block=3),
-    "column_loss_map": lambda p: layer.column_loss_map(p, marked_block=3),
-    "block_loss_bars": lambda p: layer.block_loss_bars(p, marked_block=3),
-    "order_picture": lambda p: layer.order_picture(p, "two_level", marked_column=500),
-    "order_picture_mixed": lambda p: layer.order_picture(p, "hessian", marked_column=500),
+    "weight_map": lambda p: maps.weight_map(p.importance, widths=p.block_width, marked_block=3),
+    "weight_surface": lambda p: maps.weight_surface(p.importance, widths=p.block_width, marked_block=3),
+    "hessian_diagonal": lambda p: hessian.hessian_diagonal(p.hessian_diagonal, added=0.01),
+    "importance_map": lambda p: maps.importance_map(p, marked_block=3),
+    "potential_loss_map": lambda p: maps.potential_loss_map(p, marked_block=3),
+    "prepruning_mask": lambda p: maps.prepruning_mask(p, marked_block=3),
+    "column_loss_map": lambda p: losses.column_loss_map(p, marked_block=3),
+    "block_loss_bars": lambda p: losses.block_loss_bars(p, marked_block=3),
+    "order_picture": lambda p: order_picture.order_picture(p, "two_level", marked_column=500),
+    "order_picture_mixed": lambda p: order_picture.order_picture(p, "hessian", marked_column=500),
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rose
-from app.figures import layer, overview, style
+from app.figures import comparison, hessian, losses, maps, order_picture, overview, style
 
 ALL = [f"model.layers.{b}.{p}" for b in range(5) for p in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")]
 
@@ -96,7 +96,7 @@ def test_missing_metric_or_layers(records: pd.DataFrame) -> None:
 def test_weight_map_finds_the_strong_column() -> None:
     weight = torch.full((10, 30), 0.1)
     weight[:, 21] = -0.5
-    drawing = layer.weight_map(weight, widths=(16, 14), marked_block=1)
+    drawing = maps.weight_map(weight, widths=(16, 14), marked_block=1)
     assert title(drawing) == "The strongest input channel is 21, 5.00 times the median one"
     (box,) = drawing.figure.layout.shapes
     assert (box.x0, box.x1) == (15.5, 29.5)
@@ -105,14 +105,14 @@ def test_weight_map_finds_the_strong_column() -> None:
 
 
 def test_cells_of_a_shrunk_map_stand_at_their_channels() -> None:
-    heat = layer.weight_map(torch.rand(600, 1200)).figure.data[0]
+    heat = maps.weight_map(torch.rand(600, 1200)).figure.data[0]
     assert heat.z.shape == (300, 400)
     assert (heat.x0, heat.dx, heat.y0, heat.dy) == (1, 3, 0.5, 2)
 
 
 def test_diagonal_marks_dead_columns_and_damping() -> None:
     diagonal = torch.tensor([4.0, 0.0, 100.0, 1.0])
-    drawing = layer.hessian_diagonal(diagonal, added=2.0, arrange="sorted", scale="log")
+    drawing = hessian.hessian_diagonal(diagonal, added=2.0, arrange="sorted", scale="log")
     line, dead, level = drawing.figure.data
     assert line.customdata.tolist() == [2, 0, 3, 1]
     assert dead.customdata.tolist() == [1]
@@ -120,24 +120,24 @@ def test_diagonal_marks_dead_columns_and_damping() -> None:
     assert drawing.figure.layout.yaxis.type == "log"
     assert "no 0" in below(drawing)
     assert drawing.caption.startswith("One dead column of 4; the live ones span a factor of 100, and one of them lies")
-    natural = layer.hessian_diagonal(diagonal)
+    natural = hessian.hessian_diagonal(diagonal)
     assert natural.figure.layout.yaxis.rangemode == "tozero"
     assert natural.data["input_channel"].tolist() == [0, 1, 2, 3]
 
 
 def test_spectrum_counts_what_lies_below_the_damping() -> None:
-    drawing = layer.hessian_spectrum(torch.tensor([-1e-6, 1.0, 10.0, 100.0]), added=2.0)
+    drawing = hessian.hessian_spectrum(torch.tensor([-1e-6, 1.0, 10.0, 100.0]), added=2.0)
     assert drawing.caption == (
         "Two eigenvalues of 4 lie below the damping λ = 2.00, which brings the condition number to 51.0."
     )
     assert drawing.data["eigenvalue"].tolist() == pytest.approx([100, 10, 1, -1e-6])
     assert title(drawing) == "One direction carries half of the input's energy"
     with pytest.raises(rose.RoseError, match="calibration inputs"):
-        layer.hessian_spectrum(torch.zeros(3))
+        hessian.hessian_spectrum(torch.zeros(3))
 
 
 def test_mask_counts_exactly_what_the_pattern_asks(lab: SimpleNamespace) -> None:
-    drawing = layer.prepruning_mask(lab.plan)
+    drawing = maps.prepruning_mask(lab.plan)
     heat = drawing.figure.data[0]
     assert heat.z.sum() == lab.plan.importance.numel() // 2
     assert heat.zmax == 1
@@ -146,14 +146,14 @@ def test_mask_counts_exactly_what_the_pattern_asks(lab: SimpleNamespace) -> None
 
 def test_mask_of_a_large_layer_counts_per_cell() -> None:
     plan = rose.plan_order(torch.rand(1030, 520), torch.eye(520), sparsity=0.7, block_size=128)
-    heat = layer.prepruning_mask(plan).figure.data[0]
+    heat = maps.prepruning_mask(plan).figure.data[0]
     assert heat.z.shape == (344, 260)
     assert heat.zmax == 6
     assert heat.z.astype(int).sum() == int((plan.potential_loss > 0).sum())
 
 
 def test_column_loss_leaves_the_narrow_block_blank(lab: SimpleNamespace) -> None:
-    drawing = layer.column_loss_map(lab.plan, marked_block=2)
+    drawing = losses.column_loss_map(lab.plan, marked_block=2)
     heat = drawing.figure.data[0]
     assert heat.z.shape == (3, 16)
     assert np.isnan(heat.z[2, 8:]).all()
@@ -165,18 +165,18 @@ def test_column_loss_leaves_the_narrow_block_blank(lab: SimpleNamespace) -> None
 
 
 def test_block_bars_compare_per_column_and_draw_the_threshold(lab: SimpleNamespace) -> None:
-    drawing = layer.block_loss_bars(lab.plan, marked_block=1, threshold=0.6)
+    drawing = losses.block_loss_bars(lab.plan, marked_block=1, threshold=0.6)
     bar = drawing.figure.data[0]
     assert bar.y.tolist() == pytest.approx(lab.plan.loss_per_column.tolist())
     assert list(bar.marker.pattern.shape) == ["", "", "/"]
     assert bar.marker.color[1] == style.MARK
     assert drawing.figure.layout.shapes[0].y0 == pytest.approx(0.4 * float(lab.plan.loss_per_column.max()))
     assert title(drawing) == f"Columnar: relative range {lab.plan.relative_range:.2f}, above 0.60"
-    assert title(layer.block_loss_bars(lab.plan, threshold=1.0)).startswith("Not columnar")
+    assert title(losses.block_loss_bars(lab.plan, threshold=1.0)).startswith("Not columnar")
 
 
 def test_order_picture_follows_a_column(lab: SimpleNamespace) -> None:
-    drawing = layer.order_picture(lab.plan, "two_level", marked_column=35)
+    drawing = order_picture.order_picture(lab.plan, "two_level", marked_column=35)
     order = rose.make_order(lab.plan, "two_level")
     step = int(order.inverse[35])
     followed = drawing.figure.data[-1]
@@ -187,21 +187,21 @@ def test_order_picture_follows_a_column(lab: SimpleNamespace) -> None:
     names = [a.text for a in drawing.figure.layout.annotations[:6]]
     assert names == ["0", "1", "2", *map(str, lab.plan.loss_per_column.argsort(descending=True).tolist())]
     with pytest.raises(rose.RoseError, match="columns 0 to 39"):
-        layer.order_picture(lab.plan, marked_column=40)
+        order_picture.order_picture(lab.plan, marked_column=40)
 
 
 def test_wide_layers_show_ribbons_where_blocks_stay_whole() -> None:
     plan = rose.plan_order(torch.rand(4, 1300), torch.eye(1300), sparsity=0.5, block_size=128)
-    ribbons = layer.order_picture(plan, "blocks").figure.data
+    ribbons = order_picture.order_picture(plan, "blocks").figure.data
     assert {trace.fill for trace in ribbons} == {"toself"}
-    lines = layer.order_picture(plan, "random:1")
+    lines = order_picture.order_picture(plan, "random:1")
     assert "a line for one column in 3" in below(lines)
-    assert sum(len(trace.x) // 3 for trace in lines.figure.data) <= layer.PICTURE_LINES
+    assert sum(len(trace.x) // 3 for trace in lines.figure.data) <= order_picture.PICTURE_LINES
 
 
 def test_method_errors_name_the_saving(records: pd.DataFrame) -> None:
     one = records[records["layer"] == "model.layers.1.self_attn.o_proj"]
-    drawing = layer.method_errors(one)
+    drawing = comparison.method_errors(one)
     assert title(drawing) == "ROSE has 9.1 % less error than SparseGPT"
     assert drawing.caption == "Error, lowest first: ROSE 0.100, SparseGPT 0.110."
     assert [bar.marker.color for bar in drawing.figure.data] == [
@@ -209,4 +209,4 @@ def test_method_errors_name_the_saving(records: pd.DataFrame) -> None:
         style.METHOD_COLOURS["rose"],
     ]
     with pytest.raises(rose.RoseError, match="No error"):
-        layer.method_errors(records[records["projection"] == "mlp.down_proj"], column="held_out_error")
+        comparison.method_errors(records[records["projection"] == "mlp.down_proj"], column="held_out_error")

@@ -1,0 +1,148 @@
+"""What pre-pruning says of one layer: losses of columns and of blocks, and whether the layer is columnar."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from app.figures import style
+from app.figures.style import Drawing, Shrunk, Theme
+from rose import OrderPlan
+
+
+def column_loss_map(
+    plan: OrderPlan, *, layer: str = "", marked_block: int | None = None, theme: Theme = "light"
+) -> Drawing:
+    """Column loss as block × position within the block; a narrower last block ends early."""
+    loss = style.to_numpy(plan.column_loss).astype(np.float64)
+    widths = plan.block_width
+    grid = np.full((len(widths), max(widths)), np.nan)
+    start = 0
+    for block, width in enumerate(widths):
+        grid[block, :width] = loss[start : start + width]
+        start += width
+    filled = np.where(np.isnan(grid), -np.inf, grid)
+    shrunk = style.shrink(filled, what="columns")
+    shown = np.where(np.isinf(shrunk.array), np.nan, shrunk.array)
+    top = int(loss.argmax())
+    block = style.block_of(widths, top)
+    median = float(np.median(loss))
+    times = style.number(loss[top] / median) if median > 0 else "∞"
+    finding = f"Column {top} in block {block} would lose most, {times} times the median column"
+    figure = go.Figure(
+        style.heatmap(
+            Shrunk(shown, shrunk.rows, shrunk.columns, shrunk.note),
+            "column loss",
+            hovertemplate="block %{y:.0f}, position %{x:.0f}<br>column loss %{z:.4g}<extra></extra>",
+        )
+    )
+    note = "" if shrunk.rows == shrunk.columns == 1 else f"; {shrunk.note}"
+    narrow = f"; the last block has only {widths[-1]}" if widths[-1] < widths[0] else ""
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"Column loss{style.of(layer)}, sum of L over output channels, in blocks of {widths[0]} columns{narrow}{note}",
+        x="position within the block (columns)",
+        y="block",
+        height=max(300, min(620, 170 + 26 * len(widths))),
+    )
+    figure.update_layout(plot_bgcolor=style.INKS[theme].blank)
+    style.matrix_axes(figure, len(widths), max(widths))
+    if len(widths) <= 16:
+        figure.update_yaxes(dtick=1)
+    if marked_block is not None:
+        style.block_span(widths, marked_block)
+        style.outline(figure, -0.5, widths[marked_block] - 0.5, marked_block - 0.5, marked_block + 0.5)
+    caption = (
+        f"Column losses run from {style.number(float(loss.min()))} to {style.number(float(loss[top]))}, median "
+        f"{style.number(median)}.{style.mark_words(marked_block)}"
+    )
+    alt = f"Heatmap of the column loss{style.of(layer)} by block and position. {finding}. {caption}"
+    columns = np.arange(len(loss))
+    starts = np.repeat(np.cumsum([0, *widths[:-1]]), widths)
+    table = pd.DataFrame(
+        {
+            "column": columns,
+            "block": np.repeat(np.arange(len(widths)), widths),
+            "position": columns - starts,
+            "column_loss": loss,
+        }
+    )
+    return Drawing(figure, caption, alt, table)
+
+
+def block_loss_bars(
+    plan: OrderPlan,
+    *,
+    layer: str = "",
+    threshold: float | None = None,
+    marked_block: int | None = None,
+    theme: Theme = "light",
+) -> Drawing:
+    """Block losses as bars, and the line that the smallest must stay above for the layer not to be columnar.
+
+    Blocks are compared by loss per column, so that is what is drawn where a block is narrower.
+
+    Args:
+        threshold: on the relative range; the plan's own if not given.
+    """
+    threshold = plan.threshold if threshold is None else threshold
+    columnar = plan.relative_range > threshold
+    widths = np.array(plan.block_width)
+    uneven = bool((widths != widths[0]).any())
+    values = style.to_numpy(plan.loss_per_column if uneven else plan.block_loss).astype(np.float64)
+    blocks = np.arange(len(values))
+    if marked_block is not None:
+        style.block_span(plan.block_width, marked_block)
+    ink = style.INKS[theme]
+    narrow = widths < widths.max()
+    unit = "block loss per column" if uneven else "block loss"
+    bar = go.Bar(
+        x=blocks,
+        y=values,
+        customdata=np.stack([style.to_numpy(plan.block_loss).astype(np.float64), widths], axis=1),
+        marker={
+            "color": [style.MARK if b == marked_block else style.TEAL for b in blocks],
+            "pattern": {"shape": ["/" if n else "" for n in narrow], "solidity": 0.25},
+        },
+        hovertemplate=f"block %{{x}}, %{{customdata[1]:.0f}} columns<br>{unit} %{{y:.4g}}<br>"
+        "block loss %{customdata[0]:.4g}<extra></extra>",
+    )
+    figure = go.Figure(bar)
+    largest, smallest = float(values.max()), float(values.min())
+    line = (1 - threshold) * largest
+    if largest > 0:
+        figure.add_hline(y=line, line={"color": ink.text, "dash": "dash", "width": 2})
+    sign = "above" if columnar else "not above"
+    verdict = "Columnar" if columnar else "Not columnar"
+    finding = f"{verdict}: relative range {plan.relative_range:.2f}, {sign} {threshold:.2f}"
+    hatched = f"; hatched: only {int(widths.min())} columns wide" if uneven else ""
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"{style.sentence(unit)}{style.of(layer)}, blocks of {int(widths.max())} columns{hatched}; columnar if a bar "
+        f"ends below the dashed line, {style.percent(1 - threshold, 0)} of the highest",
+        x="block",
+        y=unit,
+    )
+    figure.update_yaxes(rangemode="tozero")
+    if len(values) <= 33:
+        figure.update_xaxes(dtick=1)
+    caption = (
+        f"Block {int(values.argmax())} has the highest {unit}, {style.number(largest)}, and block "
+        f"{int(values.argmin())} the lowest, {style.number(smallest)}: relative range "
+        f"({style.number(largest)} − {style.number(smallest)}) / {style.number(largest)} = {plan.relative_range:.3f}."
+    )
+    alt = f"Bar chart of {unit}{style.of(layer)}. {finding}. {caption}"
+    table = pd.DataFrame(
+        {
+            "block": blocks,
+            "columns": widths,
+            "block_loss": style.to_numpy(plan.block_loss),
+            "block_loss_per_column": style.to_numpy(plan.loss_per_column),
+        }
+    )
+    return Drawing(figure, caption, alt, table)

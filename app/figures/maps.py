@@ -1,0 +1,235 @@
+"""Pictures of one layer with a cell for each weight: its size, its importance, and what pre-pruning makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from app.figures import style
+from app.figures.style import Drawing, Shrunk, Theme
+from rose import OrderPlan
+
+SURFACE_CELLS = 160  # a side; a surface is drawn as triangles, several per cell
+
+
+def _drawing(
+    shrunk: Shrunk,
+    shape: tuple[int, int],
+    *,
+    finding: str,
+    what: str,
+    unit: str,
+    caption: str,
+    alt: str,
+    theme: Theme,
+    widths: Sequence[int],
+    marked_block: int | None,
+    **more: Any,
+) -> Drawing:
+    """A heatmap of one value per weight, with the chosen block outlined."""
+    zmax, saturates = style.ceiling(shrunk.array)
+    figure = go.Figure(style.heatmap(shrunk, unit, **({"zmax": zmax} | more)))
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"{what}; {shrunk.note}" + ("" if "zmax" in more else saturates),
+        x="input channel",
+        y="output channel",
+        height=460,
+    )
+    style.matrix_axes(figure, *shape)
+    style.outline_block(figure, widths, marked_block)
+    caption += style.mark_words(marked_block)
+    alt = f"Heatmap of {alt}, input channels across, output channels down. {finding}. {caption}"
+    return Drawing(figure, caption, alt, style.frame(shrunk))
+
+
+def weight_map(
+    weight: Any,
+    *,
+    widths: Sequence[int] = (),
+    layer: str = "",
+    marked_block: int | None = None,
+    theme: Theme = "light",
+) -> Drawing:
+    """|W| as a heatmap.
+
+    Args:
+        weight: W, (out, in).
+        widths: block widths left to right; needed to outline a block.
+    """
+    magnitude = np.abs(style.to_numpy(weight))
+    shrunk = style.shrink(magnitude)
+    finding, strongest = _strongest_column(magnitude)
+    rows, columns = magnitude.shape
+    return _drawing(
+        shrunk,
+        magnitude.shape,
+        finding=finding,
+        what=f"|W|{style.of(layer)}, {rows} output × {columns} input channels",
+        unit="|W|",
+        caption=f"The largest weight is {style.number(float(shrunk.array.max()))}, the median |W| is "
+        f"{style.number(_median(magnitude))}; {strongest}.",
+        alt=f"the absolute weights{style.of(layer)}",
+        theme=theme,
+        widths=widths,
+        marked_block=marked_block,
+    )
+
+
+def weight_surface(
+    weight: Any,
+    *,
+    widths: Sequence[int] = (),
+    layer: str = "",
+    marked_block: int | None = None,
+    theme: Theme = "light",
+) -> Drawing:
+    """|W| as a surface over input channel × output channel (the paper's Figure 1b)."""
+    magnitude = np.abs(style.to_numpy(weight))
+    shrunk = style.shrink(magnitude, SURFACE_CELLS)
+    finding, strongest = _strongest_column(magnitude)
+    rows, columns = shrunk.array.shape
+    surface = go.Surface(
+        z=shrunk.array.astype(np.float32),
+        x=(np.arange(columns) * shrunk.columns).astype(np.float32),
+        y=(np.arange(rows) * shrunk.rows).astype(np.float32),
+        colorscale=style.SEQUENTIAL,
+        cmin=0,
+        colorbar=style.colourbar("|W|", len=0.7),
+        hovertemplate="input channel %{x}<br>output channel %{y}<br>|W| %{z:.4g}<extra></extra>",
+    )
+    figure = go.Figure(surface)
+    if marked_block is not None:
+        start, end = style.block_span(widths, marked_block)
+        deep, top = len(magnitude) - 1, 0.6 * float(shrunk.array.max())
+        for edge in (start, end - 1):  # a gate at each side of the block
+            figure.add_scatter3d(
+                x=[edge] * 4,
+                y=[0, 0, deep, deep],
+                z=[0, top, top, 0],
+                mode="lines",
+                line={"color": style.MARK, "width": 6},
+                hoverinfo="skip",
+            )
+    style.base(figure, theme, finding, f"|W|{style.of(layer)} as a surface; {shrunk.note}", height=560)
+    axis = {"tickfont": {"size": 12}}
+    figure.update_layout(
+        scene={
+            "xaxis": {"title": {"text": "input channel"}, **axis},
+            "yaxis": {"title": {"text": "output channel"}, **axis},
+            "zaxis": {"title": {"text": ""}, "rangemode": "tozero", **axis},  # the colour bar names it
+            "aspectratio": {"x": 1.5, "y": 1.1, "z": 0.6},
+            "camera": {"eye": {"x": 1.2, "y": -1.6, "z": 0.85}, "center": {"x": 0, "y": 0, "z": -0.22}},
+        }
+    )
+    figure.update_layout(margin={"l": 8, "r": 8, "b": 8})
+    caption = f"Ridges along the output channels are strong input channels: {strongest}."
+    if marked_block is not None:
+        caption += f" Block {marked_block} stands between the two frames."
+    alt = f"3-D surface of the absolute weights{style.of(layer)} over input and output channel. {caption}"
+    return Drawing(figure, caption, alt, style.frame(shrunk))
+
+
+def _strongest_column(magnitude: np.ndarray) -> tuple[str, str]:
+    """The finding and the sentence about the input channel with the largest sum of |W|."""
+    sums = magnitude.sum(0, dtype=np.float64)
+    best, median = int(sums.argmax()), float(np.median(sums))
+    times = sums[best] / median if median > 0 else float("inf")
+    share = sums[best] / sums.sum() if sums.sum() > 0 else 0.0
+    strongest = (
+        f"input channel {best} holds {style.percent(share, 2)} of all |W|, "
+        f"{style.number(times)} times the median channel"
+    )
+    return f"The strongest input channel is {best}, {style.number(times)} times the median one", strongest
+
+
+def _median(values: np.ndarray) -> float:
+    # A sample is enough for a caption's three digits, and a full median of 45 million values takes a second.
+    flat = values.reshape(-1)
+    return float(np.median(flat[:: max(1, flat.size // 1_000_000)]))
+
+
+def importance_map(
+    plan: OrderPlan, *, layer: str = "", marked_block: int | None = None, theme: Theme = "light"
+) -> Drawing:
+    """S = |W|·sqrt(mean x²) as a heatmap."""
+    values = style.to_numpy(plan.importance)
+    columns = values.sum(0, dtype=np.float64)
+    total = columns.sum()
+    keep = max(1, round(0.01 * len(columns)))
+    share = np.sort(columns)[::-1][:keep].sum() / total if total else 0.0
+    hold = "holds" if keep == 1 else "hold"
+    return _drawing(
+        style.shrink(values),
+        values.shape,
+        finding=f"{style.sentence(style.count(keep, 'column'))} of {len(columns)} {hold} {style.percent(share)} of "
+        "the importance",
+        what=f"Importance S = |W|·√(mean x²){style.of(layer)}",
+        unit="S",
+        caption=f"S is at most {style.number(float(values.max()))}, its median {style.number(_median(values))}; the "
+        f"most important input channel is {int(columns.argmax())}.",
+        alt=f"the importance{style.of(layer)}",
+        theme=theme,
+        widths=plan.block_width,
+        marked_block=marked_block,
+    )
+
+
+def potential_loss_map(
+    plan: OrderPlan, *, layer: str = "", marked_block: int | None = None, theme: Theme = "light"
+) -> Drawing:
+    """L as a heatmap: what pre-pruning would remove, by importance."""
+    values = style.to_numpy(plan.potential_loss)
+    per_column = style.to_numpy(plan.loss_per_column)
+    worst = int(per_column.argmax())
+    total, importance = float(values.sum(dtype=np.float64)), float(plan.importance.double().sum())
+    return _drawing(
+        style.shrink(values),
+        values.shape,
+        finding=f"Block {worst} would lose most, {style.number(float(per_column[worst]))} per column",
+        what=f"Potential loss L{style.of(layer)} at sparsity {plan.pattern}: S where pre-pruning removes, else 0",
+        unit="L",
+        caption=f"Pre-pruning would remove {style.percent(total / importance if importance else 0)} of all importance; "
+        f"the largest weight to go has S = {style.number(float(values.max()))}.",
+        alt=f"the potential loss{style.of(layer)}",
+        theme=theme,
+        widths=plan.block_width,
+        marked_block=marked_block,
+    )
+
+
+def prepruning_mask(
+    plan: OrderPlan, *, layer: str = "", marked_block: int | None = None, theme: Theme = "light"
+) -> Drawing:
+    """How many weights of each cell pre-pruning would remove.
+
+    Weights of no importance at all count as removed: L cannot tell them, and removing them costs nothing.
+    """
+    loss, score = style.to_numpy(plan.potential_loss), style.to_numpy(plan.importance)
+    mask = (loss > 0) | ((score == 0) & (plan.pattern.ratio > 0))
+    shrunk = style.shrink(mask, how="sum")
+    cell = shrunk.rows * shrunk.columns
+    per_column = mask.mean(0)
+    spared, hit = int(per_column.argmin()), int(per_column.argmax())
+    removed = int(mask.sum())
+    return _drawing(
+        shrunk._replace(array=shrunk.array.astype(np.uint8 if cell < 256 else np.float32)),
+        mask.shape,
+        finding=f"Input channel {spared} would lose {style.percent(float(per_column[spared]))} of its weights, "
+        f"channel {hit} {style.percent(float(per_column[hit]))}",
+        what=f"Pre-pruning mask{style.of(layer)} at sparsity {plan.pattern}, weights removed",
+        unit="removed",
+        caption=f"{style.whole(removed)} of {style.whole(mask.size)} weights ({style.percent(removed / mask.size)}) "
+        "would go.",
+        alt=f"the pre-pruning mask{style.of(layer)}",
+        theme=theme,
+        widths=plan.block_width,
+        marked_block=marked_block,
+        zmax=cell,
+        colorscale="Greys" if theme == "light" else "Greys_r",
+    )

@@ -1,0 +1,206 @@
+"""Where every column of a layer goes: natural order above, pruning order below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from app.figures import style
+from app.figures.style import Drawing, Theme
+from rose import Order, OrderPlan, RoseError, make_order
+
+PICTURE_LINES = 640  # columns that the picture draws one by one
+
+
+def order_picture(
+    plan: OrderPlan,
+    order: Order | str | None = None,
+    *,
+    layer: str = "",
+    marked_column: int | None = None,
+    marked_block: int | None = None,
+    theme: Theme = "light",
+) -> Drawing:
+    """Where every column goes: natural order above, pruning order below, a line for each column.
+
+    Lines have the colour of their block's loss. A layer wider than 640 columns shows a ribbon per block where
+    blocks stay whole, else every k-th column.
+
+    Args:
+        order: as visited; the plan's own if not given.
+        marked_column: original column to follow.
+
+    Raises:
+        RoseError: a block or column that does not exist.
+    """
+    visited = make_order(plan, order) if order is not None else _planned(plan)
+    columns = len(visited.permutation)
+    if marked_column is not None and not 0 <= marked_column < columns:
+        raise RoseError(f"This layer has columns 0 to {columns - 1}, so column {marked_column} cannot be followed.")
+    widths = plan.block_width
+    if marked_block is not None:
+        style.block_span(widths, marked_block)
+    step = style.to_numpy(visited.inverse)
+    loss = style.to_numpy(plan.loss_per_column).astype(np.float64)
+    colours = style.magnitude_colours(loss, theme)
+    figure = go.Figure()
+    ribbons, every = False, 1
+    if columns > PICTURE_LINES:
+        ribbons = _whole_blocks(step, widths)
+        every = -(-columns // PICTURE_LINES)
+    start = 0
+    for block, width in enumerate(widths):
+        members = np.arange(start, start + width)
+        shape = _ribbon(step[members], members) if ribbons else _lines(step, members[members % every == 0])
+        chosen = block == marked_block
+        colour = style.MARK if chosen else colours[block]
+        figure.add_scatter(
+            x=shape[0],
+            y=shape[1],
+            mode="lines",
+            line={"color": colour, "width": 1 if ribbons else (2 if chosen else 1.2)},
+            fill="toself" if ribbons else "none",
+            fillcolor=colour,
+            opacity=0.75,
+            hoveron="fills" if ribbons else "points",
+            name=f"block {block}: loss {style.number(loss[block])} per column",
+            text=f"block {block}",
+            hovertemplate=None if ribbons else f"block {block}<br>column or step %{{x:.0f}}<extra></extra>",
+            hoverinfo="text" if ribbons else None,
+        )
+        start += width
+    _block_rows(figure, plan, visited, theme)
+    if marked_column is not None:
+        figure.add_scatter(
+            x=[marked_column, int(step[marked_column])],
+            y=[1, 0],
+            mode="lines+markers",
+            line={"color": style.MARK, "width": 4},
+            marker={"size": 11, "color": style.MARK},
+            hoverinfo="skip",
+        )
+        middle = (marked_column + int(step[marked_column])) / 2
+        left = middle > columns / 2
+        style.note(
+            figure,
+            f"column {marked_column} → step {int(step[marked_column])}",
+            theme,
+            x=middle,
+            y=0.5,
+            xshift=-8 if left else 8,
+            xanchor="right" if left else "left",
+        )
+    moved = int((step != np.arange(columns)).sum())
+    first = int(style.to_numpy(visited.permutation)[0])
+    label = style.order_style(visited.name).label
+    if visited.is_natural:
+        finding = "The columns stay in their natural order"
+    else:
+        finding = f"{label}: pruning starts in block {style.block_of(widths, first)}, with column {first}"
+    drawn = "a ribbon for each block" if ribbons else "a line for each column"
+    if not ribbons and every > 1:
+        drawn = f"a line for one column in {every}"
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"Columns{style.of(layer)} before (top) and in pruning order (bottom), {drawn}; brighter: more loss per column",
+        x="column (top), step at which it is pruned (bottom)",
+        height=420,
+    )
+    figure.update_xaxes(range=[-0.5 - 0.01 * columns, columns - 0.5 + 0.01 * columns], showgrid=False, zeroline=False)
+    figure.update_yaxes(
+        range=[-0.28, 1.28],
+        tickvals=[1, 0],
+        ticktext=["natural", "pruning"],
+        showgrid=False,
+        zeroline=False,
+        showline=False,
+    )
+    caption = f"{moved} of {columns} columns change place; the relative range is {plan.relative_range:.2f}."
+    if marked_column is not None:
+        caption += (
+            f" Column {marked_column} (block {style.block_of(widths, marked_column)}, loss "
+            f"{style.number(float(plan.column_loss[marked_column]))}) is pruned at step {int(step[marked_column])}."
+        )
+    alt = f"Two rows of columns{style.of(layer)} joined by lines from natural to pruning order. {finding}. {caption}"
+    table = pd.DataFrame(
+        {
+            "column": np.arange(columns),
+            "block": np.repeat(np.arange(len(widths)), widths),
+            "step": step,
+            "column_loss": style.to_numpy(plan.column_loss),
+        }
+    )
+    return Drawing(figure, caption, alt, table)
+
+
+def _planned(plan: OrderPlan) -> Order:
+    name = "two_level" if plan.is_columnar else "natural"
+    return make_order(plan, name)
+
+
+def _whole_blocks(step: np.ndarray, widths: Sequence[int]) -> bool:
+    """Whether every block is visited in one run."""
+    parts = np.split(step, np.cumsum(widths)[:-1])
+    return all(int(part.max() - part.min()) == len(part) - 1 for part in parts)
+
+
+def _lines(step: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Line from (column, 1) to (step, 0) for each column; NaN between lines."""
+    x = np.full((len(columns), 3), np.nan, np.float32)
+    y = np.full((len(columns), 3), np.nan, np.float32)
+    x[:, 0], x[:, 1] = columns, step[columns]
+    y[:, 0], y[:, 1] = 0.93, 0.07
+    return x.ravel(), y.ravel()
+
+
+def _ribbon(steps: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The band from a block's place above to its place below."""
+    top, bottom = (columns[0] - 0.5, columns[-1] + 0.5), (steps.min() - 0.5, steps.max() + 0.5)
+    x = np.array([top[0], top[1], bottom[1], bottom[0], top[0]], np.float32)
+    return x, np.array([0.93, 0.93, 0.07, 0.07, 0.93], np.float32)
+
+
+def _block_rows(figure: go.Figure, plan: OrderPlan, visited: Order, theme: Theme) -> None:
+    """Block boundaries and numbers above the natural row and below the pruning row."""
+    ink = style.INKS[theme]
+    natural: list[int | None] = list(range(len(plan.block_width)))
+    permutation = style.to_numpy(visited.permutation)
+    rows: list[tuple[Sequence[int], list[int | None], float, float]] = [(plan.block_width, natural, 0.93, 1.0)]
+    ends = np.cumsum(visited.widths)
+    members = np.split(style.blocks_of(plan.block_width, permutation), ends[:-1])
+    names = [int(m[0]) if (m == m[0]).all() else None for m in members]
+    rows.append((visited.widths, names, 0.0, 0.07))
+    shapes, labels = [], []
+    for widths, blocks, low, high in rows:
+        at = 0
+        for width, name in zip(widths, blocks, strict=True):
+            shapes.append(
+                {
+                    "type": "rect",
+                    "x0": at - 0.5,
+                    "x1": at + width - 0.5,
+                    "y0": low,
+                    "y1": high,
+                    "line": {"color": ink.muted, "width": 1},
+                    "fillcolor": ink.blank,
+                }
+            )
+            labels.append(
+                {
+                    "x": at + width / 2 - 0.5,
+                    "y": high if low > 0.5 else low,
+                    "text": "·" if name is None else str(name),
+                    "showarrow": False,
+                    "yanchor": "bottom" if low > 0.5 else "top",
+                    "font": {"size": style.FONT_SIZE},
+                }
+            )
+            at += width
+    # All at once: adding shapes one by one takes seconds for the 86 blocks of a wide layer.
+    every = -(-len(plan.block_width) // 40)  # so that the numbers do not touch
+    figure.update_layout(shapes=shapes, annotations=labels[::every] if every > 1 else labels)
