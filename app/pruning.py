@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import shlex
 import shutil
 import tempfile
 import threading
@@ -18,95 +17,21 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
 from app.jobs import Job, acquire
+from app.request import HELD_OUT, Request, estimate_pair, evaluation_seconds, run_name
 from app.study import LoadedModel, Setup
 from rose.layer.methods import get_method
-from rose.layer.pattern import parse_sparsity
-from rose.model.cost import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.generation import continue_prompt
 from rose.model.loading import check_output
 
 GRACE = 120.0  # seconds that checkpoints outlive a lost connection; longer than an unwatched job runs on
-HELD_OUT = "held out"  # the calibration's own held-out windows, in place of the name of a text
-Keep = Literal["nothing", "zip", "folder"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be pruned, and what each pruned model is asked.
-
-    Attributes:
-        methods, sparsities: every pair of them is run.
-        layers: names separated by spaces, `*` allowed.
-        threshold: of columnar layers.
-        evaluate: text for perplexity, as for `rose.load_tokens`, or `HELD_OUT`.
-        windows, window_length: of that text.
-        prompt, new_tokens: to be continued; an empty prompt leaves this out.
-        keep: checkpoints as "zip" in a temporary folder, in `folder` on this machine, or "nothing".
-        folder: path; each checkpoint is a folder in it.
-    """
-
-    methods: tuple[str, ...]
-    sparsities: tuple[str, ...]
-    layers: str = "*"
-    threshold: float = 0.5
-    evaluate: str = HELD_OUT
-    windows: int = 4
-    window_length: int = 512
-    prompt: str = ""
-    new_tokens: int = 30
-    keep: Keep = "nothing"
-    folder: str = ""
-
-    @property
-    def layer_patterns(self) -> list[str] | None:
-        return None if self.layers.strip() in ("", "*") else self.layers.split()
-
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """(method, sparsity) in the order in which they are run: all methods at one sparsity, then the next."""
-        return [(method, sparsity) for sparsity in self.sparsities for method in self.methods]
-
-    def target(self, method: str, sparsity: str) -> Path:
-        """Folder of one checkpoint."""
-        return Path(self.folder).expanduser() / run_name(method, sparsity)
-
-    def check(self, setup: Setup) -> None:
-        """Raises RoseError for what no run could do, before any work."""
-        if not self.methods or not self.sparsities:
-            raise rose.RoseError("Choose at least one method and one sparsity.")
-        for method in self.methods:
-            get_method(method)
-        for sparsity in self.sparsities:
-            parse_sparsity(sparsity)
-        if self.windows < 1 or self.window_length < 2:
-            raise rose.RoseError("Perplexity needs at least 1 window of at least 2 tokens.")
-        if self.evaluate == HELD_OUT:
-            there = setup.held_out * (setup.length // self.window_length)
-            if there < self.windows:
-                raise rose.RoseError(
-                    f"This set-up holds out {setup.held_out} × {setup.length} tokens, which gives {there} windows of "
-                    f"{self.window_length}; ask for fewer or shorter ones, or choose another text."
-                )
-        if self.keep == "folder":
-            if not self.folder.strip():
-                raise rose.RoseError("Give the path of a folder for the checkpoints.")
-            for pair in self.pairs:
-                target = self.target(*pair)
-                if target.exists():
-                    raise rose.RoseError(f"{target} already exists; choose another folder for the checkpoints.")
-
-
-def run_name(method: str, sparsity: str) -> str:
-    """For files and folders: "rose-0.7", "sparsegpt-2-4"."""
-    return f"{method}-{sparsity.replace(':', '-').replace('%', 'pct')}"
 
 
 @dataclass(frozen=True)
@@ -217,7 +142,7 @@ class PruningRun:
         tokens, held_out = setup.draw(loaded.tokenizer)
         windows = self._windows(loaded.tokenizer, held_out)
         costs = [estimate_pair(loaded.model, setup, request, method).seconds for method, _ in request.pairs]
-        evaluation = _evaluation_seconds(loaded.model, request)
+        evaluation = evaluation_seconds(loaded.model, request)
         self._total = sum(costs) + evaluation * (len(costs) + 1)
         model = self._copy(loaded, job)
         self.dense = self._judge(model, loaded.tokenizer, windows, "dense", "0", None, evaluation, job)
@@ -413,109 +338,3 @@ def held_out_windows(held_out: Tensor, windows: int, length: int) -> Tensor:
     """Cuts held-out samples, (samples, tokens), into windows, (windows, length); none spans two samples."""
     per_sample = held_out.shape[1] // length
     return held_out[:, : per_sample * length].reshape(-1, length)[:windows]
-
-
-# What a run will take
-
-
-def estimate_pair(model: nn.Module, setup: Setup, request: Request, method: str) -> Cost:
-    """Pruning one copy; `model` may be a skeleton."""
-    return estimate_cost(
-        model,
-        samples=setup.samples + setup.held_out,
-        length=setup.length,
-        layers=request.layer_patterns,
-        sweeps=sweeps_of([method]),
-        passes=2,
-    )
-
-
-def _evaluation_seconds(model: nn.Module, request: Request) -> float:
-    new_tokens = request.new_tokens if request.prompt.strip() else 0
-    return estimate_evaluation(model, tokens=request.windows * request.window_length, new_tokens=new_tokens)
-
-
-def estimate(model: nn.Module, setup: Setup, request: Request) -> Cost:
-    """The whole run: every pair pruned and evaluated, and the dense model evaluated."""
-    costs = [estimate_pair(model, setup, request, method) for method, _ in request.pairs]
-    seconds = sum(cost.seconds for cost in costs) + (len(costs) + 1) * _evaluation_seconds(model, request)
-    return Cost(seconds, max(cost.memory for cost in costs), costs[0].model_memory, costs[0].layers)
-
-
-# The same from a terminal and from Python
-
-
-def command_lines(setup: Setup, request: Request) -> str:
-    """Commands that prune and evaluate as this request does, one per pair."""
-    lines = []
-    for method, sparsity in request.pairs:
-        output = str(request.target(method, sparsity)) if request.keep == "folder" else run_name(method, sparsity)
-        options = {
-            "--model": setup.model,
-            "--dtype": setup.dtype,
-            "--calibration": setup.text,
-            "--samples": setup.samples,
-            "--length": setup.length,
-            "--seed": setup.seed,
-            "--held-out": setup.held_out,
-            "--method": method,
-            "--sparsity": sparsity,
-            "--block-size": setup.block_size,
-            "--damping": setup.damping,
-            "--threshold": request.threshold,
-        }
-        same_length = request.evaluate != HELD_OUT and request.window_length == setup.length
-        if same_length:
-            options |= {"--evaluate": request.evaluate, "--windows": request.windows}
-        options["--output"] = output
-        words = [
-            f"{name} {shlex.quote(f'{value:g}' if isinstance(value, float) else str(value))}"
-            for name, value in options.items()
-        ]
-        if request.layer_patterns:
-            words.append("--layers " + " ".join(shlex.quote(name) for name in request.layer_patterns))
-        lines.append("python -m rose prune " + " ".join(words))
-        if request.evaluate != HELD_OUT and not same_length:
-            lines.append(
-                f"python -m rose evaluate --model {shlex.quote(output)} --text {shlex.quote(request.evaluate)} "
-                f"--length {request.window_length} --windows {request.windows}"
-            )
-    return "\n".join(lines)
-
-
-def python_code(setup: Setup, request: Request) -> str:
-    """A script that does what this request does."""
-    if request.evaluate == HELD_OUT:
-        windows = (
-            f"per_sample = held_out.shape[1] // {request.window_length}\n"
-            f"windows = held_out[:, : per_sample * {request.window_length}]"
-            f".reshape(-1, {request.window_length})[:{request.windows}]\n"
-        )
-    else:
-        windows = (
-            f"windows = rose.load_tokens({request.evaluate!r}, tokenizer, samples={request.windows}, "
-            f'length={request.window_length}, seed=None, split="test")\n'
-        )
-    output = Path(request.folder).expanduser() if request.keep == "folder" else None
-    folder = 'f"{method}-{sparsity}"' if output is None else f'f"{output}/{{method}}-{{sparsity}}"'
-    folder += '.replace(":", "-")'
-    return (
-        "import copy\n\nimport rose\n\n"
-        f"dense, tokenizer = rose.load_model({setup.model!r}, dtype={setup.dtype!r})\n"
-        f"drawn = rose.load_tokens({setup.text!r}, tokenizer, samples={setup.samples + setup.held_out}, "
-        f"length={setup.length}, seed={setup.seed})\n"
-        f"tokens, held_out = drawn[:{setup.samples}], "
-        + (f"drawn[{setup.samples}:]\n" if setup.held_out else "None\n")
-        + windows
-        + 'print("dense", rose.perplexity(dense, windows))\n'
-        f"for sparsity in {list(request.sparsities)}:\n"
-        f"    for method in {list(request.methods)}:\n"
-        "        model = copy.deepcopy(dense)\n"
-        "        report = rose.prune_model(\n"
-        "            model, tokens, held_out=held_out, method=method, sparsity=sparsity, "
-        f"layers={request.layer_patterns},\n"
-        f"            block_size={setup.block_size}, damping={setup.damping}, threshold={request.threshold},\n"
-        "        )\n"
-        "        print(method, sparsity, rose.perplexity(model, windows), report.summary)\n"
-        f"        rose.save_model(model, tokenizer, {folder}, report=report)\n"
-    )

@@ -16,7 +16,8 @@ import streamlit as st
 from torch import nn
 
 import rose
-from app.pruning import PruningRun, Request
+from app.pruning import PruningRun
+from app.request import Request
 from app.study import Calibration, LoadedModel, Setup, Study
 from rose.model.loading import load_skeleton
 

@@ -10,17 +10,18 @@ import pandas as pd
 import streamlit as st
 
 import rose
-from app import components, pruning, session
+from app import components, recipes, session
 from app.figures import comparison, style
 from app.figures import prune as figures
-from app.pruning import HELD_OUT, Outcome, PruningRun, Request
+from app.pruning import Outcome, PruningRun
+from app.request import HELD_OUT, Keep, Request, estimate, run_name
 from app.results import over_seeds, read_results
 from app.study import Setup
 from rose.model.calibration import SOURCES
 
 FILE = "a file"
 PROMPT = "Python is a programming language that"
-KEEP: dict[pruning.Keep, str] = {
+KEEP: dict[Keep, str] = {
     "nothing": "do not keep",
     "zip": "for download, .zip",
     "folder": "in a folder on this machine",
@@ -41,8 +42,8 @@ def draw() -> None:
     ):
         request = _choose(setup)
         with st.popover("The same from a terminal and from Python", icon=":material/terminal:", key="prune-code"):
-            st.code(pruning.command_lines(setup, request), language="bash", wrap_lines=True)
-            st.code(pruning.python_code(setup, request), language="python", wrap_lines=True)
+            st.code(recipes.command_lines(setup, request), language="bash", wrap_lines=True)
+            st.code(recipes.python_code(setup, request), language="python", wrap_lines=True)
     _offer(setup, request, run)
     if run is not None and run.job.status == "running":
         _wait(run)
@@ -142,7 +143,7 @@ def _default_windows(setup: Setup, text: str) -> int:
     return max(setup.held_out, 1) if text == HELD_OUT else 8
 
 
-def _prompt_and_checkpoint() -> tuple[str, int, pruning.Keep, str]:
+def _prompt_and_checkpoint() -> tuple[str, int, Keep, str]:
     one, two, three, four = st.columns([2, 1, 1, 2], vertical_alignment="bottom")
     prompt = one.text_input(
         "Prompt to continue",
@@ -154,7 +155,7 @@ def _prompt_and_checkpoint() -> tuple[str, int, pruning.Keep, str]:
     new_tokens = two.number_input(
         "New tokens", min_value=1, max_value=500, value=30, key="prune_new_tokens", bind="query-params"
     )
-    keep: pruning.Keep = three.selectbox(
+    keep: Keep = three.selectbox(
         "Checkpoints", list(KEEP), format_func=KEEP.__getitem__, key="prune_keep", bind="query-params"
     )
     folder = four.text_input(
@@ -170,7 +171,7 @@ def _offer(setup: Setup, request: Request, run: PruningRun | None) -> None:
     """What the run would take, and the button; or a sentence that says what to mend."""
     try:
         request.check(setup)
-        cost = pruning.estimate(session.skeleton(setup.model), setup, request)
+        cost = estimate(session.skeleton(setup.model), setup, request)
         said = (
             f"{style.sentence(style.count(len(request.pairs), 'copy', 'copies'))}, "
             f"{style.count(cost.layers, 'layer')} each: about {components.duration(max(1.0, cost.seconds))}; besides "
@@ -355,7 +356,7 @@ def _layer_csv(run: PruningRun) -> str:
 
 def _download_one(outcome: Outcome) -> None:
     assert outcome.report is not None
-    name = pruning.run_name(outcome.method, outcome.sparsity)
+    name = run_name(outcome.method, outcome.sparsity)
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
         st.markdown(f"**{outcome.label}**", width="stretch")
         st.download_button(

@@ -24,11 +24,6 @@ METHODS = ("sparsegpt", "rose", "rose_global", "wanda")
 
 
 @pytest.fixture(scope="module")
-def study() -> Study:
-    return measured_study()
-
-
-@pytest.fixture(scope="module")
 def findings(study: Study) -> Findings:
     run = checked(study, Request(COLUMNAR, METHODS, "rose", 0.5))
     assert run.findings is not None

@@ -10,23 +10,15 @@ import pytest
 import torch
 
 import rose
-from app import session, tables
+from app import tables
 from app.figures import style
 from app.study import Study
 from tests.app.tiny_study import BLOCK, COLUMNAR, WIDTH, figures, measured_study, open_page, texts
 
+pytestmark = pytest.mark.usefixtures("placed")
+
 PAGE = "views/layer.py"
 PLAIN = "model.layers.0.mlp.gate_proj"
-
-
-@pytest.fixture(scope="module")
-def study() -> Study:
-    return measured_study()
-
-
-@pytest.fixture(autouse=True)
-def placed(study: Study) -> None:
-    session._studies()[study.setup] = study
 
 
 def title(figure: str) -> str:

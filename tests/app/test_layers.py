@@ -17,17 +17,9 @@ from app.study import Calibration, LoadedModel, Setup, Study
 from rose.model.capture import BlockStatistics
 from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts
 
+pytestmark = pytest.mark.usefixtures("placed")
+
 PAGE = "views/layers.py"
-
-
-@pytest.fixture(scope="module")
-def study() -> Study:
-    return measured_study()
-
-
-@pytest.fixture(autouse=True)
-def placed(study: Study) -> None:
-    session._studies()[study.setup] = study
 
 
 def titles(app) -> list[str]:  # type: ignore[no-untyped-def]

@@ -14,16 +14,11 @@ from app import lesson_texts, lessons
 from app.figures.race import sweep_race
 from app.lessons import Recipe
 from app.study import Study
-from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts
+from tests.app.tiny_study import COLUMNAR, figures, open_page, texts
 
 PAGE = "views/learn.py"
 EXAMPLE = json.loads((Path(__file__).parents[1] / "fixtures" / "worked_example.json").read_text())
 LABELS = [f"{number} {title}" for number, title in enumerate(lessons.TITLES, 1)]
-
-
-@pytest.fixture(scope="module")
-def study() -> Study:
-    return measured_study()
 
 
 def step(number: int, study: Study | None = None) -> AppTest:

@@ -20,11 +20,6 @@ from tests.app.tiny_study import COLUMNAR, WIDTH, figures, measured_study, open_
 PAGE = "views/order_lab.py"
 
 
-@pytest.fixture(scope="module")
-def study() -> Study:
-    return measured_study()
-
-
 def pruned(study: Study, order: str | Tensor | Sequence[int], budget: str, **changes: object) -> rose.LayerResult:
     options = {"sparsity": 0.7, "block_size": 16} | changes
     return rose.prune_layer(

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 import rose
-from app import pruning
-from app.pruning import PruningRun, Request
+from app import recipes
+from app.pruning import PruningRun
+from app.request import HELD_OUT, Keep, Request, estimate, run_name
 from app.results import over_seeds, read_results
 from app.study import LoadedModel, Setup
 from rose.cli import _parser
@@ -142,7 +143,7 @@ def test_folder_gets_one_checkpoint_per_pair(setup: Setup, loaded: LoadedModel, 
 
 @pytest.mark.parametrize("keep", ["zip", "folder"])
 def test_cancel_leaves_nothing_behind(
-    keep: pruning.Keep, setup: Setup, loaded: LoadedModel, temporary: Path, tmp_path: Path
+    keep: Keep, setup: Setup, loaded: LoadedModel, temporary: Path, tmp_path: Path
 ) -> None:
     before = weights(loaded.model)
     request = replace(REQUEST, keep=keep, folder=str(tmp_path / "out"))
@@ -237,7 +238,7 @@ def test_command_lines_ask_for_the_same_run(setup: Setup) -> None:
     request = replace(
         REQUEST, layers="*.o_proj model.layers.0.*", threshold=0.4, evaluate="ptb", windows=7, window_length=32
     )
-    lines = pruning.command_lines(setup, request).splitlines()
+    lines = recipes.command_lines(setup, request).splitlines()
     assert len(lines) == 4
     for line, (method, sparsity) in zip(lines, request.pairs, strict=True):
         words = shlex.split(line)
@@ -249,26 +250,26 @@ def test_command_lines_ask_for_the_same_run(setup: Setup) -> None:
         assert (options.block_size, options.damping) == (16, 0.02)
         assert options.layers == ["*.o_proj", "model.layers.0.*"]
         assert (options.evaluate, options.windows) == ("ptb", 7)
-        assert options.output == Path(pruning.run_name(method, sparsity))
+        assert options.output == Path(run_name(method, sparsity))
 
 
 def test_windows_of_another_length_are_a_second_command(setup: Setup) -> None:
     request = replace(REQUEST, methods=("rose",), sparsities=("0.5",), evaluate="ptb", windows=7, window_length=16)
-    first, second = pruning.command_lines(setup, request).splitlines()
+    first, second = recipes.command_lines(setup, request).splitlines()
     assert "--evaluate" not in first
     options = _parser().parse_args(shlex.split(second)[3:])
     assert (options.model, options.text, options.length, options.windows) == ("rose-0.5", "ptb", 16, 7)
 
 
-@pytest.mark.parametrize("evaluate", [pruning.HELD_OUT, "packaged"])
+@pytest.mark.parametrize("evaluate", [HELD_OUT, "packaged"])
 def test_python_code_gives_the_same_numbers(
     evaluate: str, setup: Setup, loaded: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = str(tmp_path / "by code")
     request = replace(REQUEST, evaluate=evaluate, keep="folder", folder=folder)
-    exec(compile(pruning.python_code(setup, request), "code", "exec"), {})
+    exec(compile(recipes.python_code(setup, request), "code", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
-    assert sorted(p.name for p in Path(folder).iterdir()) == sorted(pruning.run_name(*pair) for pair in request.pairs)
+    assert sorted(p.name for p in Path(folder).iterdir()) == sorted(run_name(*pair) for pair in request.pairs)
     run = finished(setup, replace(request, keep="nothing"), lambda: loaded)
     assert run.dense is not None
     found = [float(line.split()[2 if line.split()[0] != "dense" else 1]) for line in printed]
@@ -277,12 +278,12 @@ def test_python_code_gives_the_same_numbers(
 
 def test_estimate_counts_every_pair(setup: Setup) -> None:
     skeleton = load_skeleton(setup.model)
-    one = pruning.estimate(skeleton, setup, replace(REQUEST, methods=("rose",), sparsities=("0.5",)))
-    four = pruning.estimate(skeleton, setup, REQUEST)
+    one = estimate(skeleton, setup, replace(REQUEST, methods=("rose",), sparsities=("0.5",)))
+    four = estimate(skeleton, setup, REQUEST)
     assert 2 * one.seconds < four.seconds < 4 * one.seconds  # the dense model is judged once
     assert four.memory == one.memory
     assert four.layers == 21
-    slow = pruning.estimate(skeleton, setup, replace(REQUEST, methods=("oats",), sparsities=("0.5",)))
+    slow = estimate(skeleton, setup, replace(REQUEST, methods=("oats",), sparsities=("0.5",)))
     assert slow.seconds > one.seconds
 
 
