@@ -146,6 +146,7 @@ def real(study: Study, layer: str, threshold: float) -> Subject:
 def extremes(study: Study) -> tuple[str, str] | None:
     """Of the layers measured so far, those of highest and of lowest relative range; None before the first."""
     records = study.records()
+    records = records[[study.has(layer) for layer in records["layer"]]]  # kept records come before their statistics
     if not len(records):
         return None
     ranges = records.drop_duplicates("layer").set_index("layer")["relative_range"]

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -19,102 +19,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 import rose
+from app import cache
 from app.jobs import Job, acquire
+from app.setup import MEASURED, Setup
 from rose.layer.order import Order, replan
-from rose.layer.pattern import parse_sparsity
-from rose.model.calibration import load_calibration
 from rose.model.capture import BlockStatistics, collect_inputs, condition_number
-from rose.model.loading import parse_dtype
 from rose.model.pipeline import measure_layer
 from rose.model.structure import PrunableLayer, select_layers
 from rose.report import records_table
 
-# What every layer is measured with: name in the table -> method and threshold. Two-level order is measured on all
-# layers, columnar or not, so that the threshold can move without pruning anything anew.
-MEASURED = {"sparsegpt": ("sparsegpt", 0.5), "two_level": ("rose", 0.0), "rose_global": ("rose_global", 0.5)}
 KEPT_RESULTS = 96  # layer results a study remembers; the oldest go first
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a user chooses on the start page; everything in it changes the results.
-
-    Attributes:
-        model, dtype: see `rose.load_model`.
-        text, samples, length, seed: see `rose.load_tokens`.
-        held_out: further samples on which errors are measured but nothing is fitted.
-        layers: names separated by spaces, `*` allowed.
-        sparsity: a ratio or N:M.
-        block_size, damping: see `rose.prune_layer`.
-    """
-
-    model: str = "smollm2-135m"
-    dtype: str = "float32"
-    text: str = "packaged"
-    samples: int = 16
-    length: int = 512
-    seed: int = 0
-    held_out: int = 4
-    layers: str = "*"
-    sparsity: str = "0.7"
-    block_size: int = 128
-    damping: float = 0.01
-
-    @property
-    def calibration_key(self) -> tuple[Any, ...]:
-        """What the statistics depend on."""
-        return (self.model, self.dtype, self.text, self.samples, self.length, self.seed, self.held_out, self.layers)
-
-    @property
-    def layer_patterns(self) -> list[str] | None:
-        return None if self.layers.strip() in ("", "*") else self.layers.split()
-
-    @classmethod
-    def from_texts(cls, texts: dict[str, str]) -> Setup:
-        """Reads what a URL carries; unknown names are left out, unreadable values are an error.
-
-        Raises:
-            RoseError: a value of the wrong kind.
-        """
-        known = {name: type(value) for name, value in asdict(cls()).items()}
-        values: dict[str, Any] = {}
-        for name, text in texts.items():
-            if name in known:
-                try:
-                    values[name] = known[name](text)
-                except ValueError:
-                    raise rose.RoseError(
-                        f"The link has {name}={text!r}, which is not a {known[name].__name__}."
-                    ) from None
-        return cls(**values)
-
-    def to_texts(self) -> dict[str, str]:
-        """For a URL: only what differs from the defaults."""
-        default = asdict(Setup())
-        return {name: str(value) for name, value in asdict(self).items() if value != default[name]}
-
-    def draw(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor | None]:
-        """Calibration and held-out tokens, see `load_calibration`."""
-        return load_calibration(
-            self.text,
-            tokenizer,
-            samples=self.samples,
-            held_out=self.held_out,
-            length=self.length,
-            seed=self.seed,
-        )
-
-    def check(self) -> None:
-        """Raises RoseError for values that no run could use, before any work."""
-        parse_sparsity(self.sparsity)
-        parse_dtype(self.dtype)
-        if not self.model.strip() or not self.text.strip():
-            raise rose.RoseError("Give a model and a calibration text, by name or by path.")
-        if self.block_size < 1 or not 0 <= self.damping < float("inf"):
-            raise rose.RoseError("Choose a block size of at least 1 column and a damping of at least 0, such as 0.01.")
-        if self.samples < 1 or self.length < 2 or self.held_out < 0:
-            raise rose.RoseError("Choose at least 1 sample of at least 2 tokens, and 0 or more held-out samples.")
 
 
 @dataclass
@@ -137,7 +52,7 @@ class Calibration:
         self.held_out: Tensor | None = None
 
     def iterate(self, setup: Setup, loaded: LoadedModel, job: Job) -> Iterator[BlockStatistics]:
-        """Block by block: from memory where complete, else by running the model."""
+        """Block by block: from memory where complete, else from the disk, else by running the model."""
         acquire(self.lock, job)
         try:
             if self.complete:
@@ -145,6 +60,13 @@ class Calibration:
                 return
             self.blocks = []
             self.tokens, self.held_out = setup.draw(loaded.tokenizer)
+            folder = cache.folder_of(setup)
+            layers = select_layers(loaded.model, setup.layer_patterns)
+            kept = cache.read_blocks(folder, layers) if folder else None
+            if kept is not None:
+                self.blocks, self.complete = kept, True
+                yield from kept
+                return
             acquire(loaded.lock, job)
             try:
                 for block in rose.visit_blocks(
@@ -159,6 +81,9 @@ class Calibration:
             finally:
                 loaded.lock.release()
             self.complete = True
+            if folder := cache.folder_of(setup):  # asked again: the model may only now be on this machine
+                job.message = "Keeping statistics for the next start"
+                cache.write_blocks(folder, self.blocks)
         finally:
             self.lock.release()
 
@@ -187,6 +112,13 @@ class Study:
         self.job = Job(self._run)
 
     def _run(self, job: Job) -> None:
+        job.message = "Looking for earlier results"
+        folder = cache.folder_of(self.setup)
+        kept = cache.read_study(folder, self.setup) if folder else None
+        if kept is not None:
+            with self._lock:
+                self._records, self._condition = kept
+            self.layer_names = list(dict.fromkeys(record.layer for record in self._records))
         job.message = "Loading the model"
         self.loaded = self._load()
         job.check()
@@ -194,22 +126,34 @@ class Study:
         job.message = "Measuring layers"
         for block in self.calibration.iterate(self.setup, self.loaded, job):
             self._measure(block, job)
+        if kept is None and (folder := cache.folder_of(self.setup)):
+            cache.write_study(folder, self.setup, self._records, self._condition)
 
     def _measure(self, block: BlockStatistics, job: Job) -> None:
+        with self._lock:
+            known = {record.layer for record in self._records}
         conditions: dict[int, float] = {}
         for layer in block.layers:
             job.check()
             statistics, held_out = block.calibration[layer.name], block.held_out.get(layer.name)
-            if id(statistics) not in conditions:  # layers that share an input share its Hessian
-                conditions[id(statistics)] = condition_number(statistics, self.setup.damping)
-            records = []
-            for name, (method, threshold) in MEASURED.items():
-                options = self.layer_options() | {"method": method, "threshold": threshold}
-                records.append(replace(measure_layer(layer, statistics, held_out, **options), method=name))
+            if layer.name not in known:
+                if id(statistics) not in conditions:  # layers that share an input share its Hessian
+                    conditions[id(statistics)] = condition_number(statistics, self.setup.damping)
+                records = self._measure_layer(layer, statistics, held_out)
+                with self._lock:
+                    self._records += records
+                    self._condition[layer.name] = conditions[id(statistics)]
             with self._lock:
-                self._records += records
-                self._condition[layer.name] = conditions[id(statistics)]
                 self._layers[layer.name] = (layer, statistics, held_out)
+
+    def _measure_layer(
+        self, layer: PrunableLayer, statistics: rose.InputStatistics, held_out: rose.InputStatistics | None
+    ) -> list[rose.LayerRecord]:
+        records = []
+        for name, (method, threshold) in MEASURED.items():
+            options = self.layer_options() | {"method": method, "threshold": threshold}
+            records.append(replace(measure_layer(layer, statistics, held_out, **options), method=name))
+        return records
 
     def layer_options(self) -> dict[str, Any]:
         """Keyword arguments for `rose.prune_layer` that this set-up implies."""

@@ -6,7 +6,7 @@ The Hessian of the layer-wise squared error ‖(W − Ŵ)Xᵀ‖² is H = XᵀX 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -82,6 +82,22 @@ class InputStatistics:
         add(tokens)
         self.tokens = int(tokens)
         self._hessian = None
+
+    def pack(self) -> dict[str, Tensor]:
+        """All that is known, as flat tensors for a file; half of a symmetric H. `unpack` reads it."""
+        panels = [self._upper[start : start + PANEL, start:].flatten() for start in range(0, self.columns, PANEL)]
+        return {"panels": torch.cat(panels), "sum": self._sum, "tokens": torch.tensor(self.tokens)}
+
+    @classmethod
+    def unpack(cls, packed: Mapping[str, Tensor]) -> InputStatistics:
+        """The statistics that `pack` was called on, to the bit."""
+        statistics = cls(packed["sum"].numel(), packed["sum"].device)
+        starts = range(0, statistics.columns, PANEL)
+        sizes = [min(PANEL, statistics.columns - start) * (statistics.columns - start) for start in starts]
+        for start, panel in zip(starts, packed["panels"].split(sizes), strict=True):
+            statistics._upper[start : start + PANEL, start:] = panel.view(-1, statistics.columns - start)
+        statistics._sum, statistics.tokens = packed["sum"], int(packed["tokens"])
+        return statistics
 
     @property
     def hessian(self) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import gguf as gguf_format
 import psutil
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
@@ -374,6 +374,28 @@ def _without_bars() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def identify(name: str) -> str | None:
+    """Tells a model's files from those of any other or later model, without reading them: paths, sizes, times.
+
+    Returns:
+        A text; None where there are no such files on this machine yet.
+    """
+    try:
+        source = _locate(name)
+    except RoseError:
+        return None
+    if "gguf_file" in source.options:
+        files = [Path(source.location) / source.options["gguf_file"]]
+    elif source.is_local:
+        files = sorted(path for path in Path(source.location).iterdir() if path.is_file())
+    else:
+        found = try_to_load_from_cache(source.location, "config.json")
+        if not isinstance(found, str):
+            return None
+        files = sorted(Path(found).parent.iterdir())  # a folder for each commit
+    return "\n".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
 
 
 def load_skeleton(name: str, *, trust_remote_code: bool = False) -> nn.Module:

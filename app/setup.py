@@ -1,0 +1,99 @@
+"""What a study measures, and with what: the choices of the start page."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+import rose
+from rose.layer.pattern import parse_sparsity
+from rose.model.calibration import load_calibration
+from rose.model.loading import parse_dtype
+
+# What every layer is measured with: name in the table -> method and threshold. Two-level order is measured on all
+# layers, columnar or not, so that the threshold can move without pruning anything anew.
+MEASURED = {"sparsegpt": ("sparsegpt", 0.5), "two_level": ("rose", 0.0), "rose_global": ("rose_global", 0.5)}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a user chooses on the start page; everything in it changes the results.
+
+    Attributes:
+        model, dtype: see `rose.load_model`.
+        text, samples, length, seed: see `rose.load_tokens`.
+        held_out: further samples on which errors are measured but nothing is fitted.
+        layers: names separated by spaces, `*` allowed.
+        sparsity: a ratio or N:M.
+        block_size, damping: see `rose.prune_layer`.
+    """
+
+    model: str = "smollm2-135m"
+    dtype: str = "float32"
+    text: str = "packaged"
+    samples: int = 16
+    length: int = 512
+    seed: int = 0
+    held_out: int = 4
+    layers: str = "*"
+    sparsity: str = "0.7"
+    block_size: int = 128
+    damping: float = 0.01
+
+    @property
+    def calibration_key(self) -> tuple[Any, ...]:
+        """What the statistics depend on."""
+        return (self.model, self.dtype, self.text, self.samples, self.length, self.seed, self.held_out, self.layers)
+
+    @property
+    def layer_patterns(self) -> list[str] | None:
+        return None if self.layers.strip() in ("", "*") else self.layers.split()
+
+    @classmethod
+    def from_texts(cls, texts: dict[str, str]) -> Setup:
+        """Reads what a URL carries; unknown names are left out, unreadable values are an error.
+
+        Raises:
+            RoseError: a value of the wrong kind.
+        """
+        known = {name: type(value) for name, value in asdict(cls()).items()}
+        values: dict[str, Any] = {}
+        for name, text in texts.items():
+            if name in known:
+                try:
+                    values[name] = known[name](text)
+                except ValueError:
+                    raise rose.RoseError(
+                        f"The link has {name}={text!r}, which is not a {known[name].__name__}."
+                    ) from None
+        return cls(**values)
+
+    def to_texts(self) -> dict[str, str]:
+        """For a URL: only what differs from the defaults."""
+        default = asdict(Setup())
+        return {name: str(value) for name, value in asdict(self).items() if value != default[name]}
+
+    def draw(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor | None]:
+        """Calibration and held-out tokens, see `load_calibration`."""
+        return load_calibration(
+            self.text,
+            tokenizer,
+            samples=self.samples,
+            held_out=self.held_out,
+            length=self.length,
+            seed=self.seed,
+        )
+
+    def check(self) -> None:
+        """Raises RoseError for values that no run could use, before any work."""
+        parse_sparsity(self.sparsity)
+        parse_dtype(self.dtype)
+        if not self.model.strip() or not self.text.strip():
+            raise rose.RoseError("Give a model and a calibration text, by name or by path.")
+        if self.block_size < 1 or not 0 <= self.damping < float("inf"):
+            raise rose.RoseError("Choose a block size of at least 1 column and a damping of at least 0, such as 0.01.")
+        if self.samples < 1 or self.length < 2 or self.held_out < 0:
+            raise rose.RoseError("Choose at least 1 sample of at least 2 tokens, and 0 or more held-out samples.")
