@@ -63,4 +63,4 @@ $(VENV)/installed-dev: requirements-dev.txt requirements-eval.txt $(VENV)/instal
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

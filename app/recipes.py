@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from app.request import HELD_OUT, Request, run_name
-from app.study import Setup
+from app.setup import Setup
 
 
 def command_lines(setup: Setup, request: Request) -> str:

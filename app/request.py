@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 import rose
-from app.study import Setup
+from app.setup import Setup
 from rose.layer.methods import get_method
 from rose.layer.pattern import parse_sparsity
 from rose.model.cost import Cost, estimate_cost, estimate_evaluation, sweeps_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -12,6 +13,11 @@ import pytest
 import torch
 
 import rose
+from app.figures import prune
+from app.pruning import PruningRun
+from app.request import Request
+from app.setup import Setup
+from app.study import LoadedModel
 from rose import cli, plugins
 from rose.layer.methods import METHODS
 from rose.layer.order import ORDERS, order_names
@@ -201,6 +207,22 @@ def test_the_app_offers_and_draws_it(named: Path) -> None:
     assert not app.exception
     (curves,) = [drawn for drawn in figures(app) if "Backwards" in drawn]
     assert '"dash":"longdash"' in curves.replace(" ", "")
+
+
+def test_the_app_prunes_by_it(named: Path, checkpoint: str) -> None:
+    rose.load_plugins()
+    setup = Setup(model=checkpoint, samples=4, length=32, held_out=2, block_size=16)
+    request = Request(methods=("largest",), sparsities=("0.5",), windows=2, window_length=16)
+    run = PruningRun(setup, request, lambda: LoadedModel(*rose.load_model(checkpoint), threading.Lock()))
+    run.job.watch("test")
+    run.job.start()
+    run.job.wait(60)
+    assert run.job.status == "done", run.job.message
+    (outcome,) = run.outcomes
+    assert outcome.label == "Largest first, 0.5"
+    bars = prune.perplexity_bars(run.table().iloc[1:], dense=outcome.perplexity)
+    assert "Largest first" in bars.caption
+    assert "Largest first" in prune.layer_errors(run.layer_table()).figure.to_json()
 
 
 def test_the_app_says_what_is_wrong_and_goes_on(named: Path) -> None:
