@@ -401,6 +401,7 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
             seeds=seeds,
             done=folder.rows,
             progress=follow,
+            part=launched_place(),
             allocation=options.allocation,
             **engine,
         ):
@@ -408,6 +409,8 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
             console.print(
                 f"{row.method} {row.sparsity} seed {row.seed}: perplexity {row.perplexity:.2f}", highlight=False
             )
+    if not folder.rows:  # one of many processes, for which there was nothing to do
+        return
     out = Console()
     dense = folder.rows[0].dense_perplexity
     _print_table(summarize(folder.rows), f"Perplexity on {options.evaluate}, {len(windows)} windows; dense {dense:.2f}")

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rose
 from rose import cli
 from rose.model import pipeline
+from rose.model.comparison import ComparisonFolder, ComparisonRow
 from tests.tiny import save_tiny_llama
 
 CALIBRATION = ["--samples", "4", "--length", "48", "--held-out", "2", "--block-size", "16"]
@@ -152,6 +153,36 @@ def test_compare_goes_on_where_it_was_interrupted(checkpoint, tmp_path, capsys):
     capsys.readouterr()
     assert run(*common, *methods, "--seeds", "0", "--damping", "0.1") == 2
     assert "other settings" in capsys.readouterr().err
+
+
+def test_processes_of_a_launcher_share_the_runs_of_a_comparison(checkpoint, tmp_path, monkeypatch, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    common = ["compare", "--model", checkpoint, *CALIBRATION, "--evaluate", text, "--windows", "2"]
+    common += ["--methods", "wanda,magnitude,sparsegpt", "--sparsity", "0.5", "--seeds", "0"]
+    assert run(*common, "--output", tmp_path / "alone") == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    counts = []
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        capsys.readouterr()
+        assert run(*common, "--output", tmp_path / "shared") == 0
+        shown = capsys.readouterr()
+        assert ("Rows and summaries" in shown.out) == (rank == 0)
+        counts.append(len(pd.read_csv(tmp_path / "shared" / "rows.csv")))
+    assert counts == [1, 3]
+    columns = ["method", "sparsity", "seed", "perplexity", "mean_relative_error", "mean_held_out_error"]
+    alone, shared = (pd.read_csv(tmp_path / x / "rows.csv").sort_values("method")[columns] for x in ("alone", "shared"))
+    assert alone.reset_index(drop=True).equals(shared.reset_index(drop=True))
+
+
+def test_rows_of_two_processes_are_both_kept(tmp_path):
+    folders = [ComparisonFolder(tmp_path, {"model": "tiny"}) for _ in range(2)]
+    for seed, folder in enumerate([*folders, *folders]):
+        folder.add(ComparisonRow("rose", "0.5", seed, 1 / 3, 0.1 + 0.2, 0.2, None, 0.5, 1.5, 100))
+    rows = ComparisonFolder(tmp_path, {"model": "tiny"}).rows
+    assert [row.seed for row in rows] == [0, 1, 2, 3]
+    assert {(row.perplexity, row.dense_perplexity) for row in rows} == {(1 / 3, 0.1 + 0.2)}
 
 
 BAD = {

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from rose.errors import RoseError
@@ -92,6 +93,7 @@ def compare_methods(
     seeds: Sequence[int],
     done: Sequence[ComparisonRow] = (),
     progress: Callable[[str], ProgressCallback | None] = lambda _run: None,
+    part: tuple[int, int] = (0, 1),
     **options: Any,
 ) -> Iterator[ComparisonRow]:
     """Prunes the model by every combination that is not done yet, and yields a row for each.
@@ -106,6 +108,7 @@ def compare_methods(
         sparsities, seeds: ratios or N:M; seeds of the calibration draw.
         done: rows of an earlier, interrupted comparison, which are not run again.
         progress: run's name -> callback for `prune_model`.
+        part: (k, n) makes only every n-th run, from the k-th on: n processes that share a folder make them all.
         options: further keyword arguments of `prune_model`, the same for all.
 
     Raises:
@@ -116,15 +119,15 @@ def compare_methods(
     finished = {(row.method, row.sparsity, row.seed) for row in done}
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = done[0].dense_perplexity if done else perplexity(model, windows)
-    for seed in seeds:  # seeds outermost: an interrupted comparison has all methods on the first seeds
-        for pattern in patterns:
-            for variant in variants:
-                if (variant.name, pattern, seed) in finished:
-                    continue
-                try:
-                    yield _run(model, variant, pattern, seed, calibration(seed), windows, before, progress, options)
-                finally:
-                    model.load_state_dict(dense)
+    # Seeds outermost: an interrupted comparison has all methods on the first seeds.
+    runs = [(variant, pattern, seed) for seed in seeds for pattern in patterns for variant in variants]
+    for variant, pattern, seed in runs[part[0] :: part[1]]:
+        if (variant.name, pattern, seed) in finished:
+            continue
+        try:
+            yield _run(model, variant, pattern, seed, calibration(seed), windows, before, progress, options)
+        finally:
+            model.load_state_dict(dense)
 
 
 def _run(
@@ -238,7 +241,8 @@ def _cell(mean: float, spread: float) -> str:
 class ComparisonFolder:
     """Where a comparison keeps its rows, so that it can go on after an interruption.
 
-    Files: settings.json, rows.csv (a line per finished run), summary.csv, summary.json, summary.md.
+    Files: settings.json, rows.csv (a line per finished run), summary.csv, summary.json, summary.md. Several processes
+    may add rows at once; a lock lets them write one after another.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
@@ -249,22 +253,35 @@ class ComparisonFolder:
         """
         self.folder = Path(folder)
         text = json.dumps(dict(settings), indent=1, sort_keys=True)
+        self._lock = FileLock(self.folder / ".lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / "settings.json"
-            if not path.exists():
-                if any(self.folder.iterdir()):
-                    raise RoseError(f"{folder} is not empty and holds no comparison; choose another folder.")
-                write_atomically(path, text.encode())
-            elif path.read_text() != text:
-                raise RoseError(f"{folder} holds a comparison with other settings; choose another folder.")
+            with self._lock:
+                self._claim(text)
+                self.rows = self._read()
         except OSError as problem:
             raise RoseError(f"The folder {folder} cannot be used ({problem.strerror}); choose another.") from problem
-        self.rows = read_rows(self.folder / "rows.csv") if (self.folder / "rows.csv").exists() else []
+
+    def _claim(self, text: str) -> None:
+        path = self.folder / "settings.json"
+        if not path.exists():
+            if any(item.name != ".lock" for item in self.folder.iterdir()):
+                raise RoseError(f"{self.folder} is not empty and holds no comparison; choose another folder.")
+            write_atomically(path, text.encode())
+        elif path.read_text() != text:
+            raise RoseError(f"{self.folder} holds a comparison with other settings; choose another folder.")
+
+    def _read(self) -> list[ComparisonRow]:
+        path = self.folder / "rows.csv"
+        return read_rows(path) if path.exists() else []
 
     def add(self, row: ComparisonRow) -> None:
-        """Keeps one more row and brings the summaries up to date."""
-        self.rows.append(row)
+        """Keeps one more row, beside those that other processes have added, and brings the summaries up to date."""
+        with self._lock:
+            self.rows = [*self._read(), row]
+            self._write()
+
+    def _write(self) -> None:
         summary = summarize(self.rows)
         for name, text in {
             "rows.csv": rows_table(self.rows).to_csv(index=False),
@@ -282,7 +299,7 @@ def read_rows(path: str | Path) -> list[ComparisonRow]:
         RoseError: not such a file.
     """
     try:
-        table = pd.read_csv(path, dtype={"sparsity": str, "method": str})
+        table = pd.read_csv(path, dtype={"sparsity": str, "method": str}, float_precision="round_trip")
         held_out = table["mean_held_out_error"]
         table["mean_held_out_error"] = held_out.astype(object).where(held_out.notna(), None)
         names = [field.name for field in dataclasses.fields(ComparisonRow)]

@@ -1,0 +1,94 @@
+"""One prune by one and by several processes: python -m tests.benchmarks.distributed [--processes 1,2].
+
+Each process has one thread. On a machine with fewer free cores than processes only the processor time of each process
+says how the work divides. Volume is what each process sends by the formula of docs/distributed.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import rose
+from rose.layer.statistics import PANEL
+from rose.model.cost import statistics_groups
+from rose.model.distributed import exchange, from_first, place, process_group, processes
+from rose.model.loading import load_skeleton
+from rose.model.structure import prunable_layers
+
+
+def volume(model: nn.Module, processes: int, itemsize: int = 4) -> float:
+    """Bytes that each process sends for the whole model: sums of Hessians, and pruned weights."""
+    layers = prunable_layers(model)
+    hessians = sum(4 * columns * (columns + PANEL) / 2 for columns in statistics_groups(layers))
+    weights = sum(itemsize * layer.weight.numel() for layer in layers)
+    return 2 * (processes - 1) / processes * hessians + (processes - 1) / processes * weights
+
+
+def prune(processes: int, samples: int, length: int) -> tuple[float, list[float]]:
+    """Seconds that pruning the packaged model takes, and processor seconds of each process."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *launcher, "-m", "tests.benchmarks.distributed", "--samples", str(samples)]
+    done = subprocess.run(
+        [*command, "--length", str(length), "--one"],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    return json.loads(done.stdout)
+
+
+def one_of_several(samples: int, length: int) -> None:
+    """What each process does; the first prints."""
+    torch.set_num_threads(1)
+    with process_group():
+        model, tokenizer = rose.load_model("smollm2-135m")
+        tokens = rose.load_tokens("packaged", tokenizer, samples=samples, length=length)
+        from_first(lambda: None)  # all begin at once
+        start, worked = time.perf_counter(), time.process_time()
+        rose.prune_model(model, tokens)
+        mine = time.process_time() - worked
+        every = exchange(list(range(processes())), lambda _number: mine)
+        if place() == 0:
+            print(json.dumps([time.perf_counter() - start, every]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.distributed", description=__doc__)
+    parser.add_argument("--processes", default="1,2")
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # this is one of the processes
+    options = parser.parse_args()
+    if options.one:
+        return one_of_several(options.samples, options.length)
+    model = load_skeleton("smollm2-135m")
+    table = Table("processes", "seconds", "processor seconds of each", "against one", "sent by each")
+    first = None
+    for count in map(int, options.processes.split(",")):
+        seconds, every = prune(count, options.samples, options.length)
+        first = first or max(every)
+        shown = ", ".join(f"{one:.0f}" for one in every)
+        table.add_row(
+            str(count),
+            f"{seconds:.0f}",
+            shown,
+            f"{first / max(every):.2f} times",
+            f"{volume(model, count) / 1e9:.2f} GB",
+        )
+    Console().print(table)
+    return None
+
+
+if __name__ == "__main__":
+    main()
