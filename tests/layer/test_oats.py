@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 import rose
-from rose.layer.oats import truncated_svd
+from rose.layer.oats import SPARE, decompose, truncated_svd
+from rose.layer.pattern import Pattern
 
 
 def case(seed: int, rows: int = 24, columns: int = 32) -> tuple[Tensor, rose.InputStatistics]:
@@ -136,3 +137,20 @@ def test_truncated_svd(shape: tuple[int, int], rank: int) -> None:
     left, right = truncated_svd(matrix, rank)
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     torch.testing.assert_close(left @ right, (u[:, :rank] * s[:rank]) @ v[:rank], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(120, 160), (160, 120)])
+def test_following_the_leading_directions_is_as_good_as_a_decomposition_every_time(shape: tuple[int, int]) -> None:
+    rank, iterations = 8, 30
+    assert 4 * (rank + SPARE) <= min(shape)  # else it would be a decomposition every time
+    generator = torch.Generator().manual_seed(7)
+    low = torch.randn(shape[0], rank, generator=generator) @ torch.randn(rank, shape[1], generator=generator)
+    matrix = torch.randn(*shape, generator=generator) ** 3 + low
+    keep = shape[1] // 2
+    mask, left, right = decompose(matrix, rank, Pattern(0.5), iterations)
+    assert mask.sum(1).eq(shape[1] - keep).all()
+    left_over = (matrix - left @ right)[mask].norm()
+    plain = plain_loop(matrix.double().numpy(), np.ones(shape[1]), rank, keep, shape[1], iterations)
+    expected = np.linalg.norm(matrix.double().numpy() - plain)
+    assert float(left_over) == pytest.approx(expected, rel=0.01)
+    assert float(left_over) < 0.9 * float(matrix.masked_fill(~mask, 0).norm())  # the low-rank part does its share
