@@ -37,7 +37,7 @@ from rose.model.activations import Activations, DiskActivations, MemoryActivatio
 from rose.model.distributed import all_agree, from_first, place, processes
 from rose.model.durable import TEMPORARY, DamagedFile, digest, explained, read_tensors, write_tensors
 from rose.model.residence import residence_of
-from rose.model.structure import PrunableLayer
+from rose.model.structure import LEFT, RIGHT, PrunableLayer, low_rank_tensors
 from rose.report import LayerRecord, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,8 @@ class Scratch(NoCheckpoint):
         texts = json.dumps([dataclasses.asdict(record) for record in records])
         with explained(self.folder):
             weights = {layer.name: layer.weight for layer in layers}
-            write_tensors(self._path(index), weights, records=texts, seconds=repr(seconds))
+            factors = low_rank_tensors((layer.name, layer.module) for layer in layers)
+            write_tensors(self._path(index), weights | factors, records=texts, seconds=repr(seconds))
         self.finished.add(index)
 
     def weights(self, index: int) -> dict[str, Tensor]:
@@ -101,7 +102,8 @@ class Scratch(NoCheckpoint):
         if index not in self.finished:
             return {}
         try:
-            return read_tensors(self._path(index))[0]
+            found = read_tensors(self._path(index))[0]
+            return {name: tensor for name, tensor in found.items() if not name.endswith((LEFT, RIGHT))}
         except DamagedFile as problem:
             raise RoseError(f"{problem}, although the run had written it; start the run again.") from problem
 
@@ -154,6 +156,8 @@ class Checkpoint(Scratch):
             for layer in chosen:
                 if not layer.weight.is_meta:  # a streamed block is laid over when it is read
                     layer.write(weights[layer.name])
+                if layer.name + LEFT in weights:
+                    layer.keep_low_rank((weights[layer.name + LEFT], weights[layer.name + RIGHT]))
             self.finished.add(index)
             records += [LayerRecord(**record) for record in json.loads(facts["records"])]
             self.done, self.seconds = index + 1, float(facts["seconds"])

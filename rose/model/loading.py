@@ -21,6 +21,7 @@ from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -36,6 +37,7 @@ from transformers.utils import logging as transformers_logging
 from rose.errors import RoseError
 from rose.model.residence import is_streamed
 from rose.model.streaming import build_streamed, write_streamed
+from rose.model.structure import low_rank_tensors
 from rose.report import RunReport
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -164,7 +166,10 @@ def save_model(
 ) -> None:
     """Writes a safetensors checkpoint that `AutoModelForCausalLM.from_pretrained` loads, whole or not at all.
 
-    The report of the run that pruned it, where given, goes beside it (report.json, layers.csv, layers.parquet).
+    The report of the run that pruned it, where given, goes beside it (report.json, layers.csv, layers.parquet). After
+    a method that leaves a sparse plus a low-rank part (OATS), the weights are their dense sum, which any program
+    loads, and low_rank.safetensors holds the factors as NAME.low_rank.left (out, rank) and NAME.low_rank.right
+    (rank, in): the sparse part is the weight minus their product.
 
     Raises:
         RoseError: the folder exists and is not empty, or cannot be written.
@@ -179,6 +184,10 @@ def save_model(
             else:
                 model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+        factors = low_rank_tensors(model.named_modules())
+        if factors:
+            plain = {name: factor.detach().cpu().contiguous() for name, factor in factors.items()}
+            save_file(plain, temporary / "low_rank.safetensors")
         if report is not None:
             report.save(temporary)
         _share(temporary)

@@ -26,7 +26,7 @@ from rose.model.checkpoint import describe_run, open_checkpoint
 from rose.model.distributed import divide, exchange, from_first, send_weights
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
 from rose.model.residence import is_streamed
-from rose.model.structure import PrunableLayer, select_layers
+from rose.model.structure import LowRank, PrunableLayer, select_layers
 from rose.report import LayerRecord, RunReport
 
 
@@ -134,7 +134,7 @@ def _prune_block(
     owners = divide(block.layers, block.calibration)
     before = meter.layers_done
 
-    def prune(number: int) -> LayerRecord:
+    def prune(number: int) -> tuple[LayerRecord, LowRank | None]:
         layer, began = block.layers[number], time.perf_counter()
         held_out = block.held_out.get(layer.name)
         wanted = replace(settings, pattern=patterns[layer.name], held_out=held_out)
@@ -145,9 +145,12 @@ def _prune_block(
         within = 0.45 + 0.1 * (number + 1) / len(block.layers)
         meter.tell("prune", block.block_index, within, layer.name, result.relative_error)
         _let_go(block, layer.name)
-        return _record(layer, result, held_error, time.perf_counter() - began)
+        return _record(layer, result, held_error, time.perf_counter() - began), result.low_rank
 
-    records = exchange(owners, prune)
+    done = exchange(owners, prune)
+    records = [record for record, _ in done]
+    for layer, (_, low_rank) in zip(block.layers, done, strict=True):
+        layer.keep_low_rank(low_rank)
     send_weights(block.layers, owners)
     forget_hessians()
     meter.layers_done = before + len(records)

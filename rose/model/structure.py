@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
+
+LowRank = tuple[Tensor, Tensor]
+LOW_RANK = "rose_low_rank"  # of a module
+LEFT, RIGHT = ".low_rank.left", ".low_rank.right"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,29 @@ class PrunableLayer:
     def write(self, weight: Tensor) -> None:
         """Replaces W, given as (out, in), in the module's own dtype and storage."""
         self.weight.copy_(weight)
+
+    @property
+    def low_rank(self) -> LowRank | None:
+        """Factors (out, rank) and (rank, in) whose product W contains besides a sparse part, as the last pruning left
+        it; None where it only removed weights."""
+        return getattr(self.module, LOW_RANK, None)
+
+    def keep_low_rank(self, factors: LowRank | None) -> None:
+        """Notes the factors beside W; a plain attribute, so that the module's state and its output stay as they are."""
+        if factors is not None:
+            setattr(self.module, LOW_RANK, factors)
+        elif self.low_rank is not None:
+            delattr(self.module, LOW_RANK)
+
+
+def low_rank_tensors(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Tensor]:
+    """The factors of the modules that have them, as NAME + `LEFT` and NAME + `RIGHT`, for a file."""
+    found = {}
+    for name, module in modules:
+        factors: LowRank | None = getattr(module, LOW_RANK, None)
+        if factors is not None:
+            found[name + LEFT], found[name + RIGHT] = factors
+    return found
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
