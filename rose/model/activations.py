@@ -72,7 +72,7 @@ class DiskActivations:
             os.rename(self._pending, target)
             sync(self.folder)
         old, self._current = self._current, target
-        if old is not None:
+        if old not in (None, target):
             shutil.rmtree(old)
 
     def resume(self, newest: int, batches: Mapping[str, int]) -> int | None:

@@ -18,6 +18,7 @@ import torch
 import rose
 from rose.model import checkpoint as checkpoint_module
 from rose.model import durable
+from rose.model.activations import DiskActivations
 from rose.model.checkpoint import open_checkpoint
 from rose.model.durable import digest
 from tests.model.families import make_model, make_tokens
@@ -119,6 +120,17 @@ def test_bfloat16_stays_as_it_is(tmp_path: Path) -> None:
             continue
     assert model.lm_head.weight.dtype == torch.bfloat16
     assert digest(model.state_dict()) == digest(plain.state_dict())
+
+
+def test_hidden_states_can_be_written_anew_where_they_were_found(tmp_path: Path) -> None:
+    """Several processes that do not agree on how far they had come all begin at the embeddings."""
+    for value in (1.0, 2.0):
+        kept = DiskActivations(tmp_path)
+        found = kept.resume(0, {"calibration": 1})
+        assert found == (None if value == 1.0 else 0)
+        kept.write("calibration", 0, torch.full((2,), value))
+        kept.advance(0)
+        assert kept.read("calibration", 0).tolist() == [value, value]
 
 
 # ---- damage
