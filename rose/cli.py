@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 import rose
-from rose.layer.methods import BUDGETS, get_method
+from rose.layer.methods import BUDGETS, RECOMMENDED, get_method
 from rose.layer.order import order_names
 from rose.model.allocation import ALLOCATIONS
 from rose.model.calibration import SOURCES, load_calibration
@@ -223,7 +223,8 @@ def _models(options: argparse.Namespace, console: Console) -> None:
         table.add_row(name, packaged.description, state)
     methods = Table("method", "what", "options and their defaults", title="Methods")
     for method in rose.METHODS.values():
-        methods.add_row(method.name, method.summary, ", ".join(f"{n}={o.default}" for n, o in method.options.items()))
+        summary = f"{method.summary} Recommended." if method.name == RECOMMENDED else method.summary
+        methods.add_row(method.name, summary, ", ".join(f"{n}={o.default}" for n, o in method.options.items()))
     out = Console()
     out.print(table)
     out.print("Besides these: any Hub id of a causal language model, a checkpoint folder, or a .gguf file.")

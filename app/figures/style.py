@@ -37,7 +37,7 @@ TITLE_SIZE = 18
 ERROR = "relative error (of output energy)"  # ‖ΔW Xᵀ‖² / ‖W Xᵀ‖²
 MARK = "#f0338a"  # the chosen block or layer; on neither end of the scales above
 
-BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE = (
+BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET = (
     "#0973b2",
     "#d9580b",
     "#089975",
@@ -48,13 +48,15 @@ BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE = (
     "#0d86ff",
     "#2da2b2",
     "#b2099d",
+    "#9189e5",
 )
-PALETTE = (BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE)
+PALETTE = (BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET)
 
 ORDER_COLOURS = {
     "natural": BLUE,
     "two_level": ORANGE,
     "global": GREEN,
+    "dealt": VIOLET,
     "columns": TAN,
     "blocks": BROWN,
     "hessian": INDIGO,
@@ -66,7 +68,7 @@ METHOD_COLOURS = {
     "sparsegpt": BLUE,
     "rose": ORANGE,
     "rose_global": GREEN,
-    "rose_global_refit": GREEN,  # hatched and dashed: the same mask, other weights
+    "rose_dealt": VIOLET,
     "wanda": TEAL,
     "magnitude": SLATE,
     "measured": AZURE,
@@ -79,15 +81,28 @@ ORDER_LABELS = {
     "natural": "Natural (SparseGPT)",
     "two_level": "Two-level (ROSE)",
     "global": "Global (ours)",
+    "dealt": "Dealt (ours)",
     "columns": "Columns only",
     "blocks": "Blocks only",
     "hessian": "Hessian diagonal",
     "random": "Random",
     "custom": "Your own",
 }
-_OURS = {"rose_global", "rose_global_refit", "measured"}
+_OURS = {"rose_global", "rose_dealt", "measured"}
 # Shape says the same as colour, for those who cannot tell colours and for print.
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "hexagon", "pentagon")
+_SYMBOLS = (
+    "circle",
+    "square",
+    "diamond",
+    "triangle-up",
+    "triangle-down",
+    "cross",
+    "x",
+    "star",
+    "hexagon",
+    "pentagon",
+    "hourglass",
+)
 _PATTERNS = ("", "/", "\\", ".", "x", "-", "|", "+")
 # Dash and pattern. Every colour belongs to something built in, so what comes from a plugin differs in these, and has
 # open marks.
@@ -160,8 +175,6 @@ def method_style(name: str) -> Style:
     if name in _OURS:
         label += " (ours)"
     dash, pattern = _LINE if name in METHOD_COLOURS else _PLUGIN_LINE
-    if name.endswith("_refit"):
-        dash, pattern = "dash", "/"
     return Style(METHOD_COLOURS.get(name) or _fallback(name), label, dash, _symbol(name, METHOD_COLOURS), pattern)
 
 

@@ -17,6 +17,7 @@ from app.pruning import Outcome, PruningRun
 from app.request import HELD_OUT, Keep, Request, estimate, run_name
 from app.results import over_seeds, read_results
 from app.study import Setup
+from rose.layer.methods import RECOMMENDED
 from rose.model.calibration import SOURCES
 
 FILE = "a file"
@@ -71,11 +72,12 @@ def _choose(setup: Setup) -> Request:
     methods = one.multiselect(
         "Methods",
         list(rose.METHODS),
-        default=["sparsegpt", "rose"],
+        default=["sparsegpt", "rose", RECOMMENDED],
         format_func=lambda name: rose.METHODS[name].label,
         key="prune_methods",
         bind="query-params",
-        help="Each prunes a fresh copy, one after another.",
+        help=f"Each prunes a fresh copy, one after another. Recommended for use: {rose.METHODS[RECOMMENDED].label}, "
+        "which has the least error among the quick ones; ALPS has less, for five times its work.",
     )
     sparsities = two.text_input(
         "Sparsities",

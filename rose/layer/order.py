@@ -1,7 +1,7 @@
 """Orders: the permutation in which a sweep visits the columns, and the widths of the blocks it visits.
 
 The two-level order is ROSE's (arXiv 2603.05878, section 3): columns within each block by column loss,
-then blocks by block loss, both descending. The others are its ablations, and `global`, which is ours.
+then blocks by block loss, both descending. The others are its ablations, and `global` and `dealt`, which are ours.
 """
 
 from __future__ import annotations
@@ -235,6 +235,21 @@ def global_order(plan: OrderPlan, ascending: bool = False) -> Order:
     return Order(sort_columns(plan, lost, ascending), plan.block_width, "global")
 
 
+def dealt(plan: OrderPlan, ascending: bool = False) -> Order:
+    """Ours: all columns by their loss in a layer-wide pre-pruning, dealt over the blocks like cards.
+
+    Every block holds an even share of costly and of cheap columns, costliest first; meant for the block budget, and to
+    be followed by a refit.
+    """
+    unit = plan.pattern.of or 1
+    cards = global_order(plan, ascending).permutation.view(-1, unit)
+    # Block b takes its k-th card at (k + ½) / (cards that it takes), so that a narrow block is not full early.
+    turns = torch.cat([(torch.arange(width // unit) + 0.5) / (width // unit) for width in plan.block_width])
+    columns = torch.empty_like(cards)
+    columns[turns.argsort(stable=True).to(cards.device)] = cards
+    return Order(columns.flatten(), plan.block_width, "dealt")
+
+
 def by_hessian(plan: OrderPlan, ascending: bool = False) -> Order:
     """All columns by diag(H) (GPTQ's `act_order`)."""
     if torch.isnan(plan.hessian_diagonal).any():
@@ -257,6 +272,7 @@ ORDERS: dict[str, Callable[[OrderPlan, bool], Order]] = {
     "columns": columns_only,
     "blocks": blocks_only,
     "global": global_order,
+    "dealt": dealt,
     "hessian": by_hessian,
 }
 

@@ -22,15 +22,19 @@ STEPS = 8  # the error then is within 0.3 % of its limit on layers of the packag
 
 
 @register(
-    "rose_global_refit",
-    "ROSE global, refitted",
-    "Ours: global order with a layer-wide budget, then all kept weights refitted at once for its mask.",
+    "rose_dealt",
+    "ROSE dealt",
+    "Ours: costly columns dealt evenly over the blocks, then all kept weights refitted at once for the mask found.",
     sweeps=True,
 )
-def rose_global_refit(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
-    """`rose_global` (or any order and budget), then `refit`."""
+def rose_dealt(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """Dealt order and block budget (or any others), then `refit`.
+
+    A refit takes away most of what an order can still do for compensation, so the order may serve the masks: they are
+    chosen best where every block holds the same mixture of columns.
+    """
     swept, damped, factor = sweep_and_factor(
-        weight, statistics, settings, method="rose_global_refit", order="global", budget="layer"
+        weight, statistics, settings, method="rose_dealt", order="dealt", budget="block"
     )
     return _refit(weight, statistics, swept, damped, factor, STEPS)
 

@@ -13,6 +13,7 @@ import rose
 from app.pruning import PruningRun
 from app.study import Setup
 from rose.cli import _parser
+from rose.layer.methods import RECOMMENDED
 from tests.app.test_pruning import CSV
 from tests.app.tiny_study import MAIN, figures, texts
 from tests.tiny import save_tiny_llama
@@ -57,6 +58,8 @@ def view(app: AppTest, name: str) -> AppTest:
 
 def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
     app = opened(setup)
+    assert "Three copies, 21 layers each: about" in texts(app)
+    app.multiselect(key="prune_methods").set_value(["sparsegpt", "rose"]).run()
     assert "Two copies, 21 layers each: about" in texts(app)
     assert "Results show here as soon as" in texts(app)
     app.text_input(key="prune_sparsities").set_value("0.5 2:4").run()
@@ -110,7 +113,7 @@ def test_the_commands_shown_ask_for_what_was_chosen(setup: Setup) -> None:
     commands, code = (block.value for block in app.code)
     lines = [shlex.split(line)[3:] for line in commands.splitlines()]
     options = [_parser().parse_args(line) for line in lines]
-    assert [o.method for o in options] == ["sparsegpt", "rose"]
+    assert [o.method for o in options] == ["sparsegpt", "rose", RECOMMENDED]
     assert {(o.sparsity, o.layers[0], o.evaluate, o.windows, o.length) for o in options} == {
         ("0.6", "*.o_proj", "ptb", 5, 32)
     }

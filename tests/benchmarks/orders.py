@@ -273,7 +273,7 @@ def _windows(content: Tensor, count: int, seed: int) -> Tensor:
 def _perplexities(model: nn.Module, calibration: Tensor, test: Tensor) -> str:
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     lines = []
-    for method in ("sparsegpt", "rose", "rose_global", "rose_global_refit"):
+    for method in ("sparsegpt", "rose", "rose_global", "rose_dealt"):
         values = []
         for seed in (1, 2, 3):
             rose.prune_model(model, _windows(calibration, 64, seed), method=method)

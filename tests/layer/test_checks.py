@@ -13,7 +13,7 @@ import rose
 from rose.layer import checks, error
 from tests.layer.helpers import Layer, layers, make_layer, ratios
 
-EVERY_METHOD = ["rose", "rose_global", "sparsegpt", "wanda", "magnitude", "oats", "alps", "rose_global_refit"]
+EVERY_METHOD = ["rose", "rose_global", "sparsegpt", "wanda", "magnitude", "oats", "alps", "rose_dealt"]
 
 
 def measures(layer: Layer, **options: object) -> checks.ErrorMeasures:

@@ -25,8 +25,8 @@ def best_for_mask(layer: Layer, result: rose.LayerResult) -> torch.Tensor:
 @pytest.mark.parametrize("dead", [(), (3, 11)])
 def test_refit_is_least_squares(sparsity: float | str, dead: tuple[int, ...]) -> None:
     layer = make_layer(rows=10, seed=1, dead=dead, loud=4)
-    swept = layer.prune(method="rose_global", sparsity=sparsity)
-    result = layer.prune(method="rose_global_refit", sparsity=sparsity)
+    swept = layer.prune(method="sparsegpt", order="dealt", sparsity=sparsity)
+    result = layer.prune(method="rose_dealt", sparsity=sparsity)
     assert torch.equal(result.mask, swept.mask)
     assert result.weight[result.mask].eq(0).all()
     best = best_for_mask(layer, result)
@@ -51,12 +51,12 @@ def test_helps_every_method(method: str) -> None:
 
 def test_order_and_budget_apply() -> None:
     layer = make_layer(rows=10, seed=3)
-    result = layer.prune(method="rose_global_refit", sparsity=0.6, order="natural", budget="block")
+    result = layer.prune(method="rose_dealt", sparsity=0.6, order="natural", budget="block")
     assert torch.equal(result.mask, layer.prune(method="sparsegpt", sparsity=0.6).mask)
     assert (result.order.name, result.budget) == ("natural", "block")
 
 
 def test_nothing_to_refit() -> None:
     layer = make_layer(seed=4)
-    torch.testing.assert_close(layer.prune(method="rose_global_refit", sparsity=0).weight, layer.weight)
-    assert layer.prune(method="rose_global_refit", sparsity=1).weight.eq(0).all()
+    torch.testing.assert_close(layer.prune(method="rose_dealt", sparsity=0).weight, layer.weight)
+    assert layer.prune(method="rose_dealt", sparsity=1).weight.eq(0).all()

@@ -63,16 +63,17 @@ def test_known_orders_and_methods_have_a_colour_of_their_own() -> None:
     bases = {name.removesuffix("_ascending") for name in order_names()} | {"custom"}
     assert set(style.ORDER_COLOURS) <= bases
     assert len(set(style.ORDER_COLOURS.values())) == len(style.ORDER_COLOURS)
-    own = {name: colour for name, colour in style.METHOD_COLOURS.items() if name != "rose_global_refit"}
     assert set(style.METHOD_COLOURS) <= set(rose.METHODS)
-    assert len(set(own.values())) == len(own)
-    refit, plain = style.method_style("rose_global_refit"), style.method_style("rose_global")
-    assert refit.colour == plain.colour
-    assert (refit.dash, refit.pattern) != (plain.dash, plain.pattern)
+    assert len(set(style.METHOD_COLOURS.values())) == len(style.METHOD_COLOURS)
 
 
 def test_a_method_that_is_an_order_has_its_colour() -> None:
-    for method, order in (("sparsegpt", "natural"), ("rose", "two_level"), ("rose_global", "global")):
+    for method, order in (
+        ("sparsegpt", "natural"),
+        ("rose", "two_level"),
+        ("rose_global", "global"),
+        ("rose_dealt", "dealt"),
+    ):
         assert style.METHOD_COLOURS[method] == style.ORDER_COLOURS[order]
 
 
