@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.layer.statistics import PANEL
 
 logger = logging.getLogger(__name__)
 
@@ -31,33 +32,49 @@ class DampedHessian:
         damping: what was used, relative to the mean of diag(H); above the requested value where
             the factorization had failed.
         added: λ, the absolute value added to the diagonal.
+        lower: L with JHJ = LLᵀ, (in, in), where J reverses the order of the columns.
     """
 
     matrix: Tensor
     dead: Tensor
     damping: float
     added: float
+    lower: Tensor
 
     @cached_property
     def natural_factor(self) -> Tensor:
         """`inverse_factor()` for the columns from left to right, computed once."""
-        return self.inverse_factor()
+        return _reversed_inverse(self.lower)
 
     def inverse_factor(self, permutation: Tensor | None = None) -> Tensor:
         """U with H⁻¹ = UᵀU, upper triangular, for the columns in this order; float32 (in, in).
 
-        The Cholesky factor of H with rows and columns reversed, solved against the identity and reversed again:
+        The Cholesky factor of H with rows and columns reversed, inverted and reversed again:
         if JHJ = LLᵀ, then U = J L⁻¹ J. No explicit inverse of H is formed.
 
         Raises:
             RoseError: a barely definite H that rounding makes indefinite in this order.
         """
-        matrix = self.matrix if permutation is None else self.matrix[permutation][:, permutation]
-        lower, info = torch.linalg.cholesky_ex(matrix.flip(0, 1))
+        if permutation is None:
+            return self.natural_factor
+        backwards = permutation.flip(0)
+        lower, info = torch.linalg.cholesky_ex(self.matrix[backwards][:, backwards])
         if info.item():
             raise RoseError("H is too close to singular for this column order; raise the damping.")
-        identity = torch.eye(len(lower), device=lower.device)
-        return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+        return _reversed_inverse(lower)
+
+
+def _reversed_inverse(lower: Tensor) -> Tensor:
+    """J L⁻¹ J, upper triangular, for a lower triangular L; (in, in)."""
+    size = len(lower)
+    inverse = lower.new_zeros(size, size)
+    for start in range(0, size, PANEL):
+        width = min(PANEL, size - start)
+        # Above its diagonal L⁻¹ is zero, so a panel of its columns needs only the rows below: a third of the work.
+        identity = torch.eye(size - start, width, device=lower.device)
+        panel = torch.linalg.solve_triangular(lower[start:, start:], identity, upper=False)
+        inverse[: size - start, size - start - width : size - start] = panel.flip(0, 1)
+    return inverse
 
 
 def damp(hessian: Tensor, damping: float = 0.01) -> DampedHessian:
@@ -82,11 +99,11 @@ def damp(hessian: Tensor, damping: float = 0.01) -> DampedHessian:
     while True:
         matrix.diagonal().add_(relative * mean - added)
         added = relative * mean
-        lower, info = torch.linalg.cholesky_ex(matrix)
+        lower, info = torch.linalg.cholesky_ex(matrix.flip(0, 1))
         # Near-singular matrices can pass with pivots that are rounding noise; U would be noise too.
-        pivots = lower.diagonal()[~dead] ** 2
+        pivots = lower.diagonal().flip(0)[~dead] ** 2
         if not info.item() and bool((pivots > torch.finfo(torch.float32).eps * mean).all()):
-            return DampedHessian(matrix, dead, relative, added)
+            return DampedHessian(matrix, dead, relative, added, lower)
         if relative >= MAX_DAMPING:
             raise RoseError(
                 f"H cannot be factorized even with a damping of {relative:g} times its mean diagonal; "

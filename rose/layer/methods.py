@@ -20,7 +20,7 @@ from rose.layer.hessian import FIRST_RESCUE, MAX_DAMPING, DampedHessian, damp
 from rose.layer.options import Option, Value, complete_options
 from rose.layer.order import Order, OrderPlan, make_order, plan_order
 from rose.layer.pattern import Pattern, parse_sparsity, smallest, smallest_per_group, smallest_per_row
-from rose.layer.statistics import InputStatistics, as_statistics
+from rose.layer.statistics import InputStatistics, as_statistics, is_finite
 from rose.layer.sweep import SweepTrace, block_budget, layer_budget, sweep
 
 BUDGETS = ("block", "layer")
@@ -205,7 +205,7 @@ def prune_layer(
         raise RoseError(f"W must be real floating-point numbers, not {weight.dtype}; dequantize it first.")
     if weight.ndim != 2 or weight.numel() == 0:
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(weight.shape)}.")
-    if not torch.isfinite(weight).all():
+    if not is_finite(weight):
         raise RoseError("W holds NaN or infinity; reload the checkpoint, or load it in float32.")
     if not chosen.sweeps and (order is not None or budget is not None):
         raise RoseError(f"{chosen.label} does not sweep over columns, so order and budget do not apply to it.")

@@ -16,7 +16,7 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.layer import loss
 from rose.layer.pattern import Pattern, parse_sparsity
-from rose.layer.statistics import InputStatistics, as_statistics
+from rose.layer.statistics import InputStatistics, as_statistics, is_finite
 
 MAX_SEED_DIGITS = 18  # what fits into 64 bits
 
@@ -125,7 +125,7 @@ def plan_from_importance(
     """The same from a ready importance S, (out, in), as in the paper's worked example."""
     if score.ndim != 2 or score.numel() == 0:
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(score.shape)}.")
-    if not torch.isfinite(score).all():
+    if not is_finite(score):
         raise RoseError("W holds NaN or infinity; reload the checkpoint, or load it in float32.")
     if not 0 <= threshold <= 1:
         raise RoseError(f"The threshold on the relative range must lie between 0 and 1, not {threshold!r}.")

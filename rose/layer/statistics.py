@@ -134,6 +134,11 @@ class InputStatistics:
         return self.diagonal == 0
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinity. One quick pass: `torch.isfinite` would write a mask as large."""
+    return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+
+
 def as_statistics(hessian: Tensor | InputStatistics, columns: int) -> InputStatistics:
     """Accepts a Hessian or statistics, and checks that they fit a weight with this many columns.
 
@@ -145,7 +150,7 @@ def as_statistics(hessian: Tensor | InputStatistics, columns: int) -> InputStati
         raise RoseError("These statistics have not seen any token; update them with calibration inputs first.")
     if statistics.columns != columns:
         raise RoseError(f"W has {columns} input columns but H has {statistics.columns}; they must be the same layer's.")
-    if not torch.isfinite(statistics.hessian).all():
+    if not is_finite(statistics.hessian):
         raise RoseError("H holds NaN or infinity; check the calibration inputs, or load the model in float32.")
     if (statistics.diagonal < 0).any():
         raise RoseError("H has a negative diagonal entry, so it is not XᵀX of any inputs.")

@@ -17,6 +17,10 @@ from rose.layer.loss import block_starts
 from rose.layer.order import Order
 from rose.layer.pattern import Pattern, smallest, smallest_per_group
 
+# Columns that compensate one another one at a time; the rest of the block follows them at once, by a matrix product,
+# instead of being read and written for each. On one core 16 was as fast as 32 and faster than 8.
+TILE = 16
+
 
 @dataclass(frozen=True)
 class SweepTrace:
@@ -100,7 +104,7 @@ def sweep(
         divisor: d where the mask is to be chosen by (w/d)² and not by w²/U_jj², (in,), in the order visited.
     """
     # Transposed: each column of W is then a contiguous row, and compensation is a rank-1 update of rows below.
-    wt = weight[:, order.permutation].T.contiguous()
+    wt = weight.T.index_select(0, order.permutation)
     mask = torch.zeros_like(wt, dtype=torch.bool)
     errors = torch.empty(wt.shape[0], device=wt.device)
     divisor = factor.diagonal() if divisor is None else divisor
@@ -128,25 +132,29 @@ def sweep(
 def _prune_block(wt: Tensor, mask: Tensor, factor: Tensor, divisor: Tensor, pattern: Pattern, count: int) -> Tensor:
     """Masks one block and compensates within it, in place; returns its errors E, (width, out).
 
+    Column by column, on every device: rows remove different weights, so no one triangular solve serves them all.
+
     Args:
         wt: the block's weights, transposed, (width, out).
         mask: to be filled, (width, out).
         factor: U of the block, (width, width).
         divisor: of weights in the saliency, (width,).
     """
-    diagonal = factor.diagonal()
-    divisor = divisor.unsqueeze(1)
+    width = len(wt)
+    diagonal, divisor = factor.diagonal().unsqueeze(1), divisor.unsqueeze(1)
     if not pattern.is_grouped:
         mask.copy_(smallest((wt / divisor).square(), count))
-    errors = torch.zeros_like(wt)
-    for j in range(wt.shape[0]):
-        if pattern.is_grouped and j % pattern.of == 0:
-            group = slice(j, j + pattern.of)
-            saliency = (wt[group] / divisor[group]).square()
-            mask[group] = smallest_per_group(saliency.T, pattern).T
-        e = torch.where(mask[j], wt[j], 0) / diagonal[j]
-        errors[j] = e
-        wt[j:].addr_(factor[j, j:], e, alpha=-1)
+    errors = torch.empty_like(wt)
+    for start in range(0, width, pattern.of or TILE):
+        end = min(start + (pattern.of or TILE), width)
+        if pattern.is_grouped:
+            saliency = (wt[start:end] / divisor[start:end]).square()
+            mask[start:end] = smallest_per_group(saliency.T, pattern).T
+        share = mask[start:end] / diagonal[start:end]  # 1/U_jj of a removed weight, 0 of a kept one
+        for j in range(start, end):
+            torch.mul(wt[j], share[j - start], out=errors[j])
+            wt[j + 1 : end].addr_(factor[j, j + 1 : end], errors[j], alpha=-1)
+        wt[end:].addmm_(factor[start:end, end:].T, errors[start:end], alpha=-1)
     return errors
 
 

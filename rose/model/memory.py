@@ -15,7 +15,8 @@ from rose.model.cost import statistics_groups
 from rose.model.structure import decoder_blocks, prunable_layers
 
 # Matrices of the Hessian's size that are alive at once while its inverse is factorized: XᵀX in panels and whole,
-# damped, factorized, the identity, the solution and its reversal.
+# damped, its Cholesky factor, that of the order visited where that is not the natural one, its inverse, and a copy for
+# the solver.
 HESSIANS_AT_WORK = 7
 # Float32 matrices of the weight's size beside the block itself: importance, potential loss, the weight without its dead
 # columns.

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import rose
 from rose.layer.hessian import MAX_DAMPING, damp
+from rose.layer.statistics import PANEL
 from tests.layer.helpers import Layer, layers, make_layer
 
 
@@ -23,6 +24,17 @@ def test_factor_of_the_inverse_in_any_order(layer: Layer, damping: float, seed: 
     ordered = damped.matrix[permutation][:, permutation].double()
     product = factor.double().T @ factor.double() @ ordered
     torch.testing.assert_close(product, torch.eye(n, dtype=torch.float64), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("columns", [PANEL, PANEL + 1, 2 * PANEL + 37])
+@pytest.mark.parametrize("natural", [True, False])
+def test_factor_wider_than_a_panel(columns: int, natural: bool) -> None:
+    damped = damp(make_layer(rows=1, columns=columns, tokens=2 * columns).hessian)
+    permutation = torch.arange(columns) if natural else torch.arange(columns).flip(0)
+    factor = damped.natural_factor if natural else damped.inverse_factor(permutation)
+    inverse = torch.linalg.inv(damped.matrix[permutation][:, permutation].double())
+    expected = torch.linalg.cholesky(inverse, upper=True)
+    torch.testing.assert_close(factor.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_damping_is_relative_to_the_mean_diagonal() -> None:

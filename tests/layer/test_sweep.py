@@ -12,7 +12,9 @@ import rose
 from rose.layer.error import column_error, direct_error, quadratic_form, relative_error, sweep_error
 from rose.layer.hessian import damp
 from rose.layer.loss import block_starts
-from rose.layer.pattern import parse_sparsity
+from rose.layer.pattern import Pattern, parse_sparsity, smallest, smallest_per_group
+from rose.layer.statistics import PANEL
+from rose.layer.sweep import TILE, sweep
 from tests.layer.helpers import (
     METHODS,
     ORDERS,
@@ -125,6 +127,38 @@ def test_last_column_cannot_be_repaired_and_first_column_can() -> None:
     assert result.relative_error < 1e-4
 
 
+def one_column_at_a_time(weight: Tensor, factor: Tensor, pattern: Pattern, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A block's mask, weights and errors, each (out, width), straight from algorithm 1, in float64."""
+    weight, factor = weight.double(), factor.double()
+    mask = smallest(((weight / factor.diagonal()).square()).T, count).T
+    errors = torch.zeros_like(weight)
+    for j in range(weight.shape[1]):
+        if pattern.is_grouped and j % pattern.of == 0:
+            group = slice(j, j + pattern.of)
+            mask[:, group] = smallest_per_group((weight[:, group] / factor.diagonal()[group]).square(), pattern)
+        errors[:, j] = weight[:, j] * mask[:, j] / factor[j, j]
+        weight -= errors[:, j : j + 1] * factor[j]
+    return mask, weight.masked_fill(mask, 0), errors
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.7, 1.0, "2:4", "1:3", "10:32", "0:4", "4:4"])
+@pytest.mark.parametrize("rows", [1, 5, 64])
+@pytest.mark.parametrize("columns", [1, 12, TILE, TILE + 1, 96])
+def test_tiles_are_one_column_at_a_time(sparsity: float | str, rows: int, columns: int) -> None:
+    pattern = parse_sparsity(sparsity)
+    if pattern.is_grouped and columns % pattern.of:
+        columns = pattern.of * (columns // pattern.of + 1)
+    layer = make_layer(rows=rows, columns=columns)
+    factor = damp(layer.hessian).inverse_factor()
+    order = rose.make_order(rose.plan_order(layer.weight, layer.statistics, block_size=columns), "natural")
+    count = pattern.count(rows * columns)
+    swept = sweep(layer.weight, factor, order, pattern, [count])
+    mask, weight, errors = one_column_at_a_time(layer.weight, factor, pattern, count)
+    assert torch.equal(swept.mask, mask)
+    torch.testing.assert_close(swept.weight.double(), weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(swept.column_error.double(), errors.square().sum(0), rtol=1e-4, atol=1e-5)
+
+
 # ---- three ways to measure an error
 
 
@@ -162,6 +196,14 @@ def test_column_error_of_a_change_is_what_the_sweep_counted(layer: Layer, ratio:
     again = column_error(live_change(layer, result), factor)
     scale = float(result.column_error.sum()) + 1e-6
     torch.testing.assert_close(again, result.column_error, rtol=1e-2, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("columns", [1, PANEL, PANEL + 1, 2 * PANEL + 37])
+def test_quadratic_form_in_panels(columns: int) -> None:
+    layer = make_layer(rows=3, columns=columns)
+    change, hessian = layer.weight.double(), layer.hessian.double()
+    expected = float(((change @ hessian) * change).sum())
+    assert quadratic_form(layer.weight, layer.hessian) == pytest.approx(expected, rel=1e-5)
 
 
 def test_relative_error_of_a_silent_layer() -> None:
