@@ -34,7 +34,7 @@ from rose.serving import serve
 # What all runs of one comparison folder share; methods, sparsities and seeds may be added later.
 COMPARISON_SETTINGS = (
     *("model", "dtype", "calibration", "samples", "length", "held_out", "layers", "block_size", "damping", "threshold"),
-    *("allocation", "evaluate", "windows"),
+    *("allocation", "true_sequential", "evaluate", "windows"),
 )
 MAX_ROWS = 40  # of a table on the terminal; files have them all
 
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method, see `models`"
     )
-    _allocation_option(prune)
+    _walk_options(prune)
     prune.add_argument("--evaluate", metavar="TEXT", help="measure perplexity on this text before and after")
     _window_options(prune)
     prune.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the checkpoint")
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="METHOD, or METHOD@ORDER/BUDGET to override what a sweep would do (default: %(default)s)",
     )
-    _allocation_option(compare)
+    _walk_options(compare)
     compare.add_argument("--evaluate", required=True, metavar="TEXT", help="measure perplexity on this text")
     _window_options(compare)
     compare.add_argument(
@@ -198,12 +198,17 @@ def _pruning_options(parser: argparse.ArgumentParser, sparsity: str = "0.7") -> 
     )
 
 
-def _allocation_option(parser: argparse.ArgumentParser) -> None:
+def _walk_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allocation",
         choices=ALLOCATIONS,
         default="uniform",
         help="how layers share the sparsity: the same for all, by outliers, by curvature (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--true-sequential",
+        action="store_true",
+        help="calibrate each layer on the pruned ones before it in its decoder block; faster, for more memory",
     )
 
 
@@ -353,6 +358,7 @@ def _prune(options: argparse.Namespace, console: Console) -> None:
             budget=options.budget,
             options=_method_options(options.option),
             allocation=options.allocation,
+            true_sequential=options.true_sequential,
             held_out=held_out,
             progress=_follow(bar),
             checkpoint=options.checkpoint,
@@ -404,6 +410,7 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
             progress=follow,
             part=launched_place(),
             allocation=options.allocation,
+            true_sequential=options.true_sequential,
             **engine,
         ):
             folder.add(row)

@@ -34,12 +34,16 @@ class BlockStatistics:
         layers: its chosen layers.
         calibration, held_out: statistics by layer name; layers that read one tensor share one object.
             `held_out` is empty where no held-out tokens were given.
+        share: of the decoder block's work, before and after the pruning of these layers.
+        shared: whether layers that are still to come may read the same inputs.
     """
 
     block_index: int
     layers: list[PrunableLayer]
     calibration: dict[str, InputStatistics]
     held_out: dict[str, InputStatistics] = field(default_factory=dict)
+    share: tuple[float, float] = (0.45, 0.55)
+    shared: bool = False
 
 
 class _Collector:
@@ -113,10 +117,14 @@ class Walk:
                 if layers:
                     yield BlockStatistics(index, layers, found["calibration"], found.get("held_out", {}))
                 if twice and index < last:
-                    for stream, start in self._starts(0.55, 1.0):
-                        self._pass(stream, block, index, [], "propagate", start, 1.0, keep=True)
+                    self.pass_on(block, index, 0.55)
                 if index < last:
                     self.activations.advance(index + 1)
+
+    def pass_on(self, block: nn.Module, index: int, start: float = 0.0) -> None:
+        """Runs one block over all streams and keeps its outputs; `start`: share of the block's work before."""
+        for stream, begin in self._starts(start, 1.0):
+            self._pass(stream, block, index, [], "propagate", begin, 1.0, keep=True)
 
     def _starts(self, start: float, end: float) -> list[tuple[str, float]]:
         """Each stream with the share of the block's work that is done before it; held-out samples are few."""

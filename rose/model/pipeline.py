@@ -26,6 +26,7 @@ from rose.model.checkpoint import describe_run, open_checkpoint
 from rose.model.distributed import divide, exchange, from_first, send_weights
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
 from rose.model.residence import is_streamed
+from rose.model.sequential import visit_sequentially
 from rose.model.structure import LowRank, PrunableLayer, select_layers
 from rose.report import LayerRecord, RunReport
 
@@ -44,6 +45,7 @@ def prune_model(
     budget: str | None = None,
     options: Mapping[str, Value] | None = None,
     allocation: str = "uniform",
+    true_sequential: bool = False,
     held_out: Tensor | None = None,
     progress: ProgressCallback | None = None,
     checkpoint: str | Path | None = None,
@@ -63,6 +65,8 @@ def prune_model(
             costs one more pass over the dense model; "sensitivity", by the curvature of the loss, which costs two
             backward passes over 512 tokens of 16 samples. The whole comes out at the asked ratio. See
             `rose.model.allocation`.
+        true_sequential: calibrate each layer on the pruned layers before it in its own decoder block too (GPTQ's
+            mode of that name). One pass for each decoder block, not two, for more memory; see `rose.model.sequential`.
         held_out: further tokens, (samples, length), on which each layer's error is measured too. Method "measured"
             chooses by them, so that its held-out error is the best of several and no longer quite independent.
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
@@ -90,7 +94,16 @@ def prune_model(
     share = ALLOCATION_SHARE[allocation]
 
     def run() -> dict[str, Any]:
-        return describe_run(model, tokens, held_out, selected, settings, method=method, allocation=allocation)
+        return describe_run(
+            model,
+            tokens,
+            held_out,
+            selected,
+            settings,
+            method=method,
+            allocation=allocation,
+            true_sequential=true_sequential,
+        )
 
     def dense_patterns() -> dict[str, Pattern]:
         dense = part_callback(progress, start, 0, share, "allocate")
@@ -104,10 +117,16 @@ def prune_model(
         records = kept.restore(selected)
         walking = part_callback(progress, start, share, 1) if share else progress
         walk = start_walk(model, tokens, held_out, layers, walking, kept)
-        for block in walk.visit(propagate_again=True):
-            pruned = _prune_block(block, method, settings, patterns, walk.meter)
-            kept.add(block.block_index, block.layers, pruned, kept.seconds + time.perf_counter() - start)
-            records += pruned
+        done: list[LayerRecord] = []
+        for block in visit_sequentially(walk) if true_sequential else walk.visit(propagate_again=True):
+            done += _prune_block(block, method, settings, patterns, walk.meter)
+            layers_of_block = walk.by_block[block.block_index]
+            if len(done) == len(layers_of_block):
+                names = [layer.name for layer in layers_of_block]
+                done.sort(key=lambda record: names.index(record.layer))
+                kept.add(block.block_index, layers_of_block, done, kept.seconds + time.perf_counter() - start)
+                records += done
+                done = []
         kept.finish()
     walk.meter.tell("done", max(walk.by_block), 1.0)
     return RunReport.from_records(
@@ -115,6 +134,7 @@ def prune_model(
         method=method,
         sparsity=str(settings.pattern),
         allocation=allocation,
+        true_sequential=true_sequential,
         options=complete,
         block_size=block_size,
         damping=damping,
@@ -142,7 +162,8 @@ def _prune_block(
         held_error = held_out_error(layer, result, held_out)
         layer.write(result.weight)
         meter.layers_done += 1
-        within = 0.45 + 0.1 * (number + 1) / len(block.layers)
+        before_all, after_all = block.share
+        within = before_all + (after_all - before_all) * (number + 1) / len(block.layers)
         meter.tell("prune", block.block_index, within, layer.name, result.relative_error)
         _let_go(block, layer.name)
         return _record(layer, result, held_error, time.perf_counter() - began), result.low_rank
@@ -152,7 +173,8 @@ def _prune_block(
     for layer, (_, low_rank) in zip(block.layers, done, strict=True):
         layer.keep_low_rank(low_rank)
     send_weights(block.layers, owners)
-    forget_hessians()
+    if not block.shared:
+        forget_hessians()
     meter.layers_done = before + len(records)
     return records
 
@@ -161,7 +183,7 @@ def _let_go(block: BlockStatistics, name: str) -> None:
     """Drops a Hessian and its factors with the last layer that reads it: they are the largest thing in memory."""
     statistics = block.calibration.pop(name)
     block.held_out.pop(name, None)
-    if statistics not in block.calibration.values():
+    if not block.shared and statistics not in block.calibration.values():
         forget_hessians()
 
 

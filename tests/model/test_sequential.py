@@ -1,0 +1,140 @@
+"""One pass for each decoder block: every layer is pruned on what the pruned layers before it put out."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import rose
+from rose.layer.error import relative_error
+from rose.model.durable import digest
+from rose.model.structure import PrunableLayer
+from tests.model.families import DENSE, logits, make_model, make_tokens
+from tests.model.test_families import hooked_inputs
+
+pytestmark = pytest.mark.usefixtures("small_batches")
+OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "method": "sparsegpt"}
+
+
+def prune(model: nn.Module, **options: Any) -> rose.RunReport:
+    return rose.prune_model(model, make_tokens(), true_sequential=True, **OPTIONS | options)
+
+
+def in_turn(model: PreTrainedModel) -> list[PrunableLayer]:
+    """Layers in the order in which they run."""
+    layers = {layer.module: layer for layer in rose.prunable_layers(model)}
+    seen: list[PrunableLayer] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _args: seen.append(layers[module]))  # type: ignore[func-returns-value]
+        for module in layers
+    ]
+    logits(model, make_tokens(1))
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def statistics_of(inputs: Tensor) -> rose.InputStatistics:
+    statistics = rose.InputStatistics(inputs.shape[-1])
+    statistics.update(inputs)
+    return statistics
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_every_layer_sees_what_the_pruned_ones_before_it_put_out(family: str) -> None:
+    """Against the whole model run anew before each layer; layers that read one tensor see the same in both."""
+    model, by_hand, held_out = make_model(family), make_model(family), make_tokens(2, seed=3)
+    report = prune(model, held_out=held_out).layers.set_index("layer")
+    assert list(report.index) == [layer.name for layer in rose.prunable_layers(model)]
+    for layer in in_turn(by_hand):
+        inputs = hooked_inputs(by_hand, [layer.name], make_tokens())[layer.name]
+        result = rose.prune_layer(layer.weight, statistics_of(inputs), method="sparsegpt", sparsity=0.5, block_size=16)
+        others = statistics_of(hooked_inputs(by_hand, [layer.name], held_out)[layer.name])
+        expected = relative_error(layer.weight, result.weight, others.hessian)
+        layer.write(result.weight)
+        pruned = model.get_submodule(layer.name).weight
+        torch.testing.assert_close(pruned, layer.module.weight, rtol=1e-3, atol=1e-4)
+        assert report.loc[layer.name, "relative_error"] == pytest.approx(result.relative_error, rel=1e-3)
+        assert report.loc[layer.name, "held_out_error"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_ratio_zero_leaves_the_logits_bit_identical(family: str) -> None:
+    model = make_model(family)
+    before = logits(model)
+    prune(model, sparsity=0)
+    assert torch.equal(logits(model), before)
+
+
+def test_it_differs_from_two_passes_and_says_which_it_was() -> None:
+    one, two = make_model("llama"), make_model("llama")
+    report = prune(one)
+    other = rose.prune_model(two, make_tokens(), **OPTIONS)
+    assert (report.summary["true_sequential"], other.summary["true_sequential"]) == (True, False)
+    first = rose.prunable_layers(one)[:3]  # q, k and v of the first block have nothing before them
+    for layer in first:
+        assert torch.equal(layer.weight, two.get_submodule(layer.name).weight)
+    output = "model.layers.0.self_attn.o_proj.weight"
+    assert not torch.equal(one.state_dict()[output], two.state_dict()[output])
+
+
+def test_only_chosen_layers() -> None:
+    model = make_model("llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    layers = ["*.1.self_attn.k_proj", "*.1.mlp.down_proj"]
+    assert len(prune(model, layers=layers).layers) == 2
+    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert changed == ["model.layers.1.self_attn.k_proj.weight", "model.layers.1.mlp.down_proj.weight"]
+
+
+def test_a_stopped_run_leaves_no_hook_and_no_batch_under_way() -> None:
+    model, alive = make_model("llama"), []
+
+    def stop(progress: rose.Progress) -> None:
+        if progress.block_index == 1 and progress.stage == "prune":
+            alive.extend(weakref.ref(x) for x in gc.get_objects() if type(x).__name__ == "_Batch")
+            raise rose.Cancelled
+
+    with pytest.raises(rose.Cancelled):
+        prune(model, progress=stop)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    gc.collect()
+    assert alive
+    assert not any(reference() for reference in alive)
+    assert logits(model).isfinite().all()
+
+
+def test_a_layer_that_never_runs_is_named() -> None:
+    model = make_model("llama")
+    attention = model.model.layers[1].self_attn
+    attention.extra_proj = nn.Linear(8, 8)
+    with pytest.raises(rose.RoseError, match=r"layers\.1\.self_attn\.extra_proj received no input.*--layers"):
+        prune(model)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    undisturbed = make_model("gemma3")
+    prune(undisturbed)
+    for layer in (3, 9, 9):  # in the first block; past it; in the last but one
+        done = 0
+
+        def stop(progress: rose.Progress) -> None:
+            nonlocal done
+            done += progress.stage == "prune"
+            if done == layer:  # noqa: B023  called at once
+                raise rose.Cancelled
+
+        with pytest.raises(rose.Cancelled):
+            prune(make_model("gemma3"), progress=stop, checkpoint=tmp_path)
+    model = make_model("gemma3")
+    with pytest.raises(rose.RoseError, match="belongs to another run"):
+        rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **OPTIONS)
+    prune(model, checkpoint=tmp_path)
+    assert digest(model.state_dict()) == digest(undisturbed.state_dict())
