@@ -1,5 +1,6 @@
 """Timings, each as a ratio within one run on one machine: python -m tests.benchmarks [--samples N] [NAME ...].
 
+`--reference PATH` runs the authors' own program against ours instead; see reference.py.
 Not part of the test run: absolute times depend on the machine, and a timed test would fail for no fault of the code.
 The app's pages are timed by python -m tests.benchmarks.pages.
 """
@@ -7,15 +8,16 @@ The app's pages are timed by python -m tests.benchmarks.pages.
 from __future__ import annotations
 
 import argparse
+import math
 import platform
-import time
-from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
+import numpy
 import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 import rose
 from rose.layer.hessian import damp
@@ -23,31 +25,8 @@ from rose.layer.methods import Settings
 from rose.layer.order import make_order
 from rose.layer.pattern import parse_sparsity
 from rose.layer.sweep import block_budget, sweep
-from rose.model.forward import record_inputs
-from rose.model.structure import decoder_blocks
-
-Row = tuple[str, float, str, float]  # what, seconds, compared with, ratio
-
-
-def timed(work: Callable[[], object], repeats: int = 1) -> float:
-    """The least of some repetitions, in seconds."""
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-@torch.no_grad()
-def forward_passes(model: nn.Module, tokens: Tensor, passes: int) -> None:
-    """Bare forward passes through all decoder blocks, batched as the pipeline batches them."""
-    _, blocks = decoder_blocks(model)
-    inputs = record_inputs(model, tokens)
-    for index, block in enumerate(blocks):
-        for _ in range(passes):
-            outputs = [inputs.run(block, index, batch, torch.device("cpu")) for batch in range(len(inputs.hidden))]
-        inputs.hidden = outputs
+from tests.benchmarks.reference import load_reference, reference_layer, reference_model
+from tests.benchmarks.timing import Row, forward_passes, timed
 
 
 def whole_model(tokens_per_run: tuple[int, int]) -> list[Row]:
@@ -111,22 +90,42 @@ def one_layer(_tokens: tuple[int, int]) -> list[Row]:
 BENCHMARKS = {"whole_model": whole_model, "analysis": analysis, "one_layer": one_layer}
 
 
+def number(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(BENCHMARKS), choices=[*BENCHMARKS, []], metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which; all unless given")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--reference", type=Path, metavar="PATH", help="a clone of github.com/mingluo-su/ROSE")
+    parser.add_argument("--quick", action="store_true", help="leave out the largest layer of --reference")
     options = parser.parse_args()
+    tokens = (options.samples, options.length)
+    benchmarks = {name: partial(work, tokens) for name, work in BENCHMARKS.items()}
+    if options.reference:
+        try:
+            official = load_reference(options.reference)
+        except rose.RoseError as error:
+            parser.exit(2, f"{error}\n")
+        benchmarks = {
+            "reference_layer": partial(reference_layer, official, options.quick),
+            "reference_model": partial(reference_model, official, tokens),
+        }
+    for name in options.names:
+        if name not in benchmarks:
+            parser.error(f"there is no benchmark named {name}; choose from {', '.join(benchmarks)}")
     console = Console()
     console.print(
         f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"torch {torch.__version__}, numpy {numpy.__version__}, transformers {transformers.__version__}, "
         f"{options.samples} × {options.length} tokens"
     )
-    for name in options.names:
+    for name in options.names or benchmarks:
         table = Table("what", "seconds", "against", "ratio", title=name)
-        for what, seconds, against, ratio in BENCHMARKS[name]((options.samples, options.length)):
-            table.add_row(what, f"{seconds:.3f}", against, f"{ratio:.2f}")
+        for what, seconds, against, ratio in benchmarks[name]():
+            table.add_row(what, number(seconds, 3), against, number(ratio, 2))
         console.print(table)
 
 

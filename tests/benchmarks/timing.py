@@ -1,0 +1,35 @@
+"""What the timings share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rose.model.forward import record_inputs
+from rose.model.structure import decoder_blocks
+
+Row = tuple[str, float, str, float]  # what, seconds (NaN where it is no time), compared with, ratio
+
+
+def timed(work: Callable[[], object], repeats: int = 1) -> float:
+    """The least of some repetitions, in seconds."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+@torch.no_grad()
+def forward_passes(model: nn.Module, tokens: Tensor, passes: int) -> None:
+    """Bare forward passes through all decoder blocks, batched as the pipeline batches them."""
+    _, blocks = decoder_blocks(model)
+    inputs = record_inputs(model, tokens)
+    for index, block in enumerate(blocks):
+        for _ in range(passes):
+            outputs = [inputs.run(block, index, batch, torch.device("cpu")) for batch in range(len(inputs.hidden))]
+        inputs.hidden = outputs
