@@ -94,6 +94,7 @@ def everything(folder: Path) -> dict[str, Any]:
             "llama": prune("llama"),
             "gpt2": prune("gpt2"),
             "bfloat16": prune("llama", torch.bfloat16, layers=["*.0.*"]),
+            "true_sequential": prune("llama", true_sequential=True),
         },
         "analyzed": analyze(),
         "gone_on": stopped_and_gone_on(folder / "kept"),

@@ -65,7 +65,9 @@ def test_statistics_are_summed(several: Found, alone: dict[str, Any]) -> None:
         torch.testing.assert_close(torch.tensor(mean), torch.tensor(expected_mean), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("run", "tolerance"), [("llama", 1e-3), ("gpt2", 1e-3), ("bfloat16", 3e-2)])
+@pytest.mark.parametrize(
+    ("run", "tolerance"), [("llama", 1e-3), ("gpt2", 1e-3), ("bfloat16", 3e-2), ("true_sequential", 1e-3)]
+)
 def test_pruned_as_by_one_process(run: str, tolerance: float, several: Found, alone: dict[str, Any]) -> None:
     found, expected = several[0]["pruned"][run], alone["pruned"][run]
     assert found["same"]
