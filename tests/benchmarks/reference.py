@@ -104,7 +104,7 @@ def reference_layer(official: ModuleType, quick: bool) -> list[Row]:
     rows: list[Row] = []
     for out, columns in SHAPES[:-1] if quick else SHAPES:
         weight, statistics = columnar_layer(out, columns)
-        turns = range(5 if weight.numel() < 10**7 else 2)
+        turns = range(5 if weight.numel() < 10**7 else 2 if weight.numel() < 4 * 10**7 else 1)
         floor = min(time_floor(weight, statistics.hessian) for _ in turns)
         for method in ("sparsegpt", "rose"):
             pairs = [
