@@ -16,9 +16,10 @@ from rose.model.structure import PrunableLayer, decoder_blocks, select_layers
 # Real passes reach part of the rate of one large matrix product: attention, norms and small layers run slower.
 # Ratio measured with the packaged model; tests/benchmarks prints it anew.
 FORWARD_EFFICIENCY = 0.6
-SWEEP_EFFICIENCY = 0.05  # rank-1 updates are bound by memory
-# Work of the methods that do much more than one sweep, in sweeps, measured on 576 × 576 and 576 × 1536 layers.
-METHOD_SWEEPS = {"rose_dealt": 2, "measured": 7, "alps": 12, "oats": 13}
+SWEEP_EFFICIENCY = 0.085  # a layer's whole prune; see docs/speed.md
+# Work of the methods that do much more than one sweep, in sweeps, measured on 576 × 576, 1536 × 576 and 576 × 1536.
+METHOD_SWEEPS = {"rose_dealt": 4, "measured": 8, "alps": 18, "oats": 15}
+TOKEN_EFFICIENCY = 0.05  # one token at a time is bound by memory
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,10 @@ def estimate_evaluation(model: nn.Module, *, tokens: int, new_tokens: int = 0) -
     Args:
         model: the model or its skeleton.
         tokens: windows · length.
-        new_tokens: written one at a time, which is bound by memory as a sweep is.
+        new_tokens: written one at a time.
     """
     weights = sum(p.numel() for p in model.parameters())
-    work = 2 * weights * (tokens / FORWARD_EFFICIENCY + new_tokens / SWEEP_EFFICIENCY)
+    work = 2 * weights * (tokens / FORWARD_EFFICIENCY + new_tokens / TOKEN_EFFICIENCY)
     return work / matmul_rate()
 
 
