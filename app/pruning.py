@@ -159,6 +159,7 @@ class PruningRun:
                 block_size=setup.block_size,
                 damping=setup.damping,
                 threshold=request.threshold,
+                true_sequential=request.true_sequential,
                 held_out=held_out,
                 progress=self._follower(job, cost),
             )

@@ -36,6 +36,8 @@ def command_lines(setup: Setup, request: Request) -> str:
             f"{name} {shlex.quote(f'{value:g}' if isinstance(value, float) else str(value))}"
             for name, value in options.items()
         ]
+        if request.true_sequential:
+            words.append("--true-sequential")
         if request.layer_patterns:
             words.append("--layers " + " ".join(shlex.quote(name) for name in request.layer_patterns))
         lines.append("python -m rose prune " + " ".join(words))
@@ -79,6 +81,7 @@ def python_code(setup: Setup, request: Request) -> str:
         "            model, tokens, held_out=held_out, method=method, sparsity=sparsity, "
         f"layers={request.layer_patterns},\n"
         f"            block_size={setup.block_size}, damping={setup.damping}, threshold={request.threshold},\n"
+        f"            true_sequential={request.true_sequential},\n"
         "        )\n"
         "        print(method, sparsity, rose.perplexity(model, windows), report.summary)\n"
         f"        rose.save_model(model, tokenizer, {folder}, report=report)\n"

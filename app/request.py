@@ -26,6 +26,7 @@ class Request:
         methods, sparsities: every pair of them is run.
         layers: names separated by spaces, `*` allowed.
         threshold: of columnar layers.
+        true_sequential: see `rose.prune_model`.
         evaluate: text for perplexity, as for `rose.load_tokens`, or `HELD_OUT`.
         windows, window_length: of that text.
         prompt, new_tokens: to be continued; an empty prompt leaves this out.
@@ -37,6 +38,7 @@ class Request:
     sparsities: tuple[str, ...]
     layers: str = "*"
     threshold: float = 0.5
+    true_sequential: bool = False
     evaluate: str = HELD_OUT
     windows: int = 4
     window_length: int = 512
@@ -97,7 +99,7 @@ def estimate_pair(model: nn.Module, setup: Setup, request: Request, method: str)
         length=setup.length,
         layers=request.layer_patterns,
         sweeps=sweeps_of([method]),
-        passes=2,
+        passes=1 if request.true_sequential else 2,
     )
 
 

@@ -95,11 +95,19 @@ def _choose(setup: Setup) -> Request:
     )
     text, windows, length = _evaluation(setup)
     prompt, new_tokens, keep, folder = _prompt_and_checkpoint()
+    true_sequential = st.toggle(
+        "True-sequential",
+        key="prune_true_sequential",
+        bind="query-params",
+        help="Calibrates each layer on the pruned layers before it in its own decoder block too. One forward pass for "
+        "each decoder block instead of two, for more memory.",
+    )
     return Request(
         methods=tuple(methods),
         sparsities=tuple(sparsities.replace(",", " ").split()) or (setup.sparsity,),
         layers=layers.strip() or setup.layers,
         threshold=session.threshold(),
+        true_sequential=true_sequential,
         evaluate=text,
         windows=windows,
         window_length=length,

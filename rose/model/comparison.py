@@ -220,12 +220,13 @@ def rows_table(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
 
 
 def to_markdown(rows: Sequence[ComparisonRow]) -> str:
-    """Perplexity as mean ± spread: a line per method, a column per sparsity."""
+    """Perplexity as mean ± spread: a line per method, a column per sparsity. A single seed has no spread to show."""
     if not rows:
         return ""
     summary = summarize(rows)
     sparsities = list(dict.fromkeys(summary["sparsity"]))
-    cells = {(m, s): (p, d) for m, s, p, d in summary[["method", "sparsity", "perplexity", "spread"]].values.tolist()}
+    columns = ["method", "sparsity", "perplexity", "spread", "seeds"]
+    cells = {(m, s): found for m, s, *found in summary[columns].values.tolist()}
     lines = ["| method | " + " | ".join(sparsities) + " |", "|---" * (len(sparsities) + 1) + "|"]
     for method in dict.fromkeys(summary["method"]):
         shown = [_cell(*cells[method, s]) if (method, s) in cells else "–" for s in sparsities]
@@ -233,9 +234,9 @@ def to_markdown(rows: Sequence[ComparisonRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(mean: float, spread: float) -> str:
+def _cell(mean: float, spread: float, seeds: int) -> str:
     digits = 0 if mean >= 1000 else 1
-    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if seeds > 1 else "")
 
 
 class ComparisonFolder:

@@ -118,6 +118,12 @@ def test_the_commands_shown_ask_for_what_was_chosen(setup: Setup) -> None:
         ("0.6", "*.o_proj", "ptb", 5, 32)
     }
     compile(code, "code", "exec")
+    assert not any(o.true_sequential for o in options)
+    assert "true_sequential=False" in code
+    app.toggle(key="prune_true_sequential").set_value(True).run()
+    assert all("--true-sequential" in line for line in app.code[0].value.splitlines())
+    assert "true_sequential=True" in app.code[1].value
+    app.toggle(key="prune_true_sequential").set_value(False).run()
     assert "rose.load_tokens('ptb', tokenizer, samples=5, length=32, seed=None" in code
 
 
@@ -125,9 +131,11 @@ def test_only_chosen_layers_and_a_zip(setup: Setup) -> None:
     app = opened(setup, prune_layers="model.layers.1.*", prune_windows="1", prune_prompt="")
     app.selectbox(key="prune_keep").set_value("zip").run()
     app.multiselect(key="prune_methods").set_value(["rose_global"]).run()
+    app.toggle(key="prune_true_sequential").set_value(True).run()
     assert "One copy, seven layers" in texts(app)
     app, run = pruned(app)
     assert [len(outcome.report.layers) for outcome in run.outcomes if outcome.report] == [7]
+    assert all(outcome.report.summary["true_sequential"] for outcome in run.outcomes if outcome.report)
     archive = run.outcomes[0].checkpoint
     assert archive is not None
     assert archive.exists()

@@ -4,7 +4,7 @@ Held-out error of real layers on the dense model's inputs, every variant on the 
 (natural order, block budget, block size 128) on the same layer. Each study is kept as FOLDER/STUDY.csv, one line per
 layer and variant; a study whose file is there is only summarized again.
 
-    sparsity    eight pairs of order and budget, and the refit, from 0.3 to 0.9
+    sparsity    ten pairs of order and budget, and two of them refitted, from 0.3 to 0.9
     effects     every pair with its sweep, and with the best weights for the same mask: what the mask costs, what the
                 unfinished compensation costs
     block_size  8 to 512
@@ -48,8 +48,10 @@ LENGTH, SAMPLES, HELD_OUT = 512, 16, 8
 PAIRS = [
     *(("natural", "block"), ("natural", "layer"), ("two_level", "block"), ("two_level", "layer")),
     *(("global", "block"), ("global", "layer"), ("random:0", "block"), ("random:0", "layer")),
+    *(("dealt", "block"), ("dealt", "layer")),
 ]
 BASE = "natural/block"
+REFITTED = ["global/layer", "dealt/block"]  # the second is rose_dealt
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ Finding = tuple[str, Inputs, Errors]
 def sparsity_study(text: Text) -> Iterator[Finding]:
     for inputs in text.layers():
         for ratio in ("0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9"):
-            yield ratio, inputs, pairs(inputs, ratio, with_refit=["global/layer"])
+            yield ratio, inputs, pairs(inputs, ratio, with_refit=REFITTED)
 
 
 def effects_study(text: Text) -> Iterator[Finding]:
@@ -138,16 +140,18 @@ def block_size_study(text: Text) -> Iterator[Finding]:
         for size in (8, 16, 32, 64, 128, 256, 512):
             found = dict(base)
             found["natural/block here"] = inputs.error(swept(inputs, "natural", "block", block_size=size).weight)
-            result = swept(inputs, "global", "layer", block_size=size)
-            found["global/layer"] = inputs.error(result.weight)
-            found["global/layer refit"] = inputs.error(refit(inputs.weight, inputs.calibration, result).weight)
+            for pair in REFITTED:
+                order, budget = pair.split("/")
+                result = swept(inputs, order, budget, block_size=size)
+                found[pair] = inputs.error(result.weight)
+                found[f"{pair} refit"] = inputs.error(refit(inputs.weight, inputs.calibration, result).weight)
             yield str(size), inputs, found
 
 
 def samples_study(text: Text) -> Iterator[Finding]:
     for samples in (2, 4, 8, 16, 32):
         for inputs in text.layers(samples):
-            yield str(samples), inputs, pairs(inputs, "0.7", with_refit=["global/layer"])
+            yield str(samples), inputs, pairs(inputs, "0.7", with_refit=REFITTED)
 
 
 def losses_study(text: Text) -> Iterator[Finding]:
@@ -208,10 +212,10 @@ def grouped_study(text: Text) -> Iterator[Finding]:
     for inputs in text.layers():
         for pattern in ("2:4", "4:8", "1:4"):
             found = {}
-            for order in ("natural", "two_level", "global", "global_ascending", "hessian", "random:0"):
+            for order in ("natural", "two_level", "global", "global_ascending", "hessian", "random:0", "dealt"):
                 result = swept(inputs, order, "block", sparsity=pattern)
                 found[BASE if order == "natural" else order] = inputs.error(result.weight)
-                if order in ("natural", "global"):
+                if order in ("natural", "global", "dealt"):
                     refitted = refit(inputs.weight, inputs.calibration, result)
                     found[f"{order} refit"] = inputs.error(refitted.weight)
             yield pattern, inputs, found
@@ -246,7 +250,7 @@ def families_study(text: Text) -> Iterator[Finding]:
         print(f"{family}: dense perplexity per byte {rose.perplexity(model, test):.3f}", flush=True)
         print(_perplexities(model, calibration, test), flush=True)
         for inputs in layer_inputs(family, model, _windows(calibration, 64, 1), test, None):
-            yield family, inputs, pairs(inputs, "0.7", with_refit=["global/layer"])
+            yield family, inputs, pairs(inputs, "0.7", with_refit=REFITTED)
 
 
 def train(config: transformers.PretrainedConfig, content: Tensor) -> nn.Module:

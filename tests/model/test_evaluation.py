@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
 from rose.model import evaluation
+from rose.model.comparison import ComparisonRow, to_markdown
 from tests.model.families import VOCABULARY, make_model, make_tokens
 
 
@@ -81,3 +82,14 @@ def test_pruning_the_packaged_model_raises_its_perplexity(
         if layer.projection == "mlp.down_proj" and layer.block_index < 3:
             layer.write(torch.zeros_like(layer.weight))
     assert rose.perplexity(broken, tokens) > 3 * dense
+
+
+def test_a_comparison_as_markdown() -> None:
+    def row(method: str, sparsity: str, seed: int, value: float) -> ComparisonRow:
+        return ComparisonRow(method, sparsity, seed, value, 10.0, 0.1, None, 0.5, 1.0, 100)
+
+    rows = [row("rose", "0.5", 0, 20.0), row("rose", "0.5", 1, 23.0), row("rose", "2:4", 0, 30.04)]
+    assert to_markdown([*rows, row("wanda", "0.5", 0, 1234.5)]) == (
+        "| method | 0.5 | 2:4 |\n|---|---|---|\n| rose | 21.5 ± 1.5 | 30.0 |\n| wanda | 1234 | – |\n"
+    )
+    assert to_markdown([]) == ""
