@@ -41,7 +41,7 @@ STATEMENTS = {
         r"70% of the pruned layers' weights are zero; the file is 1\.\d+ times as large as without",
     ),
     "your_own_method": (
-        r"calibration: dealt order beats two-level order in \d of 8 layers, the random one in \d",
+        r"calibration: snake order beats two-level order in \d of 8 layers, dealt order in \d",
         r"held-out: RIA beats Wanda in \d of 8 layers",
     ),
 }
