@@ -216,7 +216,8 @@ def test_low_precision_models_keep_their_dtype(family: str, dtype: torch.dtype) 
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert (report.layers["sparsity"] == 0.5).all()
     for layer in rose.prunable_layers(model):
-        assert int(layer.weight.eq(0).sum()) == layer.weight.numel() // 2
+        zeros, removed = int(layer.weight.eq(0).sum()), layer.weight.numel() // 2
+        assert removed <= zeros <= removed + 1  # a kept weight may round to zero in float16
 
 
 @usefixtures
