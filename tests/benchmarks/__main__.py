@@ -25,6 +25,7 @@ from rose.layer.methods import Settings
 from rose.layer.order import make_order
 from rose.layer.pattern import parse_sparsity
 from rose.layer.sweep import block_budget, sweep
+from tests.benchmarks.profiling import profile
 from tests.benchmarks.reference import load_reference, reference_layer, reference_model
 from tests.benchmarks.timing import Row, forward_passes, timed
 
@@ -38,11 +39,22 @@ def whole_model(tokens_per_run: tuple[int, int]) -> list[Row]:
     bare = timed(lambda: forward_passes(model, tokens, 2))
     rows: list[Row] = [("two bare forward passes", bare, "", 1.0)]
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for method in ("sparsegpt", "rose", "rose_global", "wanda"):
-        seconds = timed(lambda method=method: rose.prune_model(model, tokens, method=method))  # type: ignore[misc]
-        model.load_state_dict(dense)
-        rows.append((f"prune_model, {method}", seconds, "two bare forward passes", seconds / bare))
+    for method in ("sparsegpt", "rose", "rose_global", "rose_dealt", "wanda"):
+        for mode in ({}, {"true_sequential": True}):
+            seconds = timed(lambda: rose.prune_model(model, tokens, method=method, **mode))  # noqa: B023  called at once
+            model.load_state_dict(dense)
+            name = " ".join(["prune_model,", method, *mode])
+            rows.append((name, seconds, "two bare forward passes", seconds / bare))
     return rows
+
+
+def profiled(tokens_per_run: tuple[int, int]) -> list[Row]:
+    """Where the time of a whole-model prune goes."""
+    samples, length = tokens_per_run
+    model, tokenizer = rose.load_model("smollm2-135m")
+    tokens = rose.load_tokens("packaged", tokenizer, samples=samples, length=length)
+    forward_passes(model, tokens[:1], 1)
+    return profile(model, tokens, "rose")
 
 
 def analysis(tokens_per_run: tuple[int, int]) -> list[Row]:
@@ -87,7 +99,7 @@ def one_layer(_tokens: tuple[int, int]) -> list[Row]:
     return rows
 
 
-BENCHMARKS = {"whole_model": whole_model, "analysis": analysis, "one_layer": one_layer}
+BENCHMARKS = {"whole_model": whole_model, "profile": profiled, "analysis": analysis, "one_layer": one_layer}
 
 
 def number(value: float, digits: int) -> str:
