@@ -12,6 +12,7 @@ import pytest
 
 import rose
 from rose import cli
+from rose.model.comparison import read_rows, to_markdown
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -53,6 +54,11 @@ def test_links_in_documents_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
         if "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+def test_perplexities_in_documents_are_those_of_the_runs(name: str) -> None:
+    assert to_markdown(read_rows(ROOT / "docs/results/rows.csv")) in (ROOT / name).read_text()
 
 
 def commands() -> list[str]:

@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -47,26 +48,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no Chromium on this machine: install Debian's chromium"))
 
 
-@pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of the app, as `make app` serves it but on a free port."""
+@contextmanager
+def serve(log: Path, **environment: str) -> Iterator[str]:
+    """The app, as `make app` serves it but on a free port, and its address. It may not have shown a traceback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log.txt"
+    command = [sys.executable, "-m", "streamlit", "run", "app/main.py"]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "streamlit",
-                "run",
-                "app/main.py",
-                f"--server.port={port}",
-                "--server.headless=true",
-            ],
+            [*command, f"--server.port={port}", "--server.headless=true"],
             cwd=ROOT,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | environment,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -80,7 +73,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             except OSError:
                 time.sleep(0.1)
         else:
-            pytest.fail(f"The app did not start:\n{log.read_text()}")
+            raise AssertionError(f"The app did not start:\n{log.read_text()}")
         yield address
     finally:
         process.terminate()
@@ -88,12 +81,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert "Traceback" not in log.read_text(), log.read_text()
 
 
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serve(tmp_path_factory.mktemp("server") / "log.txt") as address:
+        yield address
+
+
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as launched:
+        yield launched
 
 
 @pytest.fixture
@@ -144,10 +149,10 @@ def settle(page: Page) -> None:
     expect(page.get_by_test_id("stSkeleton")).to_have_count(0)
 
 
-def measure(page: Page) -> None:
+def measure(page: Page, patience: float = RUN_PATIENCE) -> None:
     """Presses the start page's button and waits for the end of the run."""
-    page.get_by_role("button", name="Measure layers").click(timeout=RUN_PATIENCE)
-    expect(page.get_by_role("link", name="See all layers at a glance")).to_be_visible(timeout=RUN_PATIENCE)
+    page.get_by_role("button", name="Measure layers").click(timeout=patience)
+    expect(page.get_by_role("link", name="See all layers at a glance")).to_be_visible(timeout=patience)
     settle(page)
 
 

@@ -25,10 +25,10 @@ SMALL = {
 }
 
 
-def prune(page: Page) -> None:
+def prune(page: Page, patience: float = RUN_PATIENCE) -> None:
     page.get_by_role("button", name="Prune", exact=True).click()
     expect(page.get_by_role("button", name="Cancel")).to_be_visible(timeout=PATIENCE)
-    expect(page.get_by_role("button", name="Cancel")).to_be_hidden(timeout=RUN_PATIENCE)
+    expect(page.get_by_role("button", name="Cancel")).to_be_hidden(timeout=patience)
     settle(page)
 
 

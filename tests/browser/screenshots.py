@@ -1,0 +1,84 @@
+"""Pictures of every page for the README: python -m tests.browser.screenshots [FOLDER]. Takes some minutes.
+
+The packaged model on the start page's own settings, all layers measured, in light and dark, at 1280 × 800.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import urlencode
+
+import nbformat
+from playwright.sync_api import Page
+
+from tests.browser.conftest import COLUMNAR_LAYER, ROOT, chromium, measure, serve, settle
+from tests.browser.test_prune import prune
+
+PAGES = {
+    "start": {},
+    "layers": {},
+    "layer": {},
+    "order_lab": {},
+    "learn": {},
+    "check": {},
+    "prune": {
+        "prune_layers": "model.layers.[0-5].*",
+        "prune_methods": ["ROSE dealt", "SparseGPT", "Wanda"],
+        "prune_sparsities": "0.7",
+        "prune_new_tokens": "12",
+    },
+}
+ALL_LAYERS = 900_000  # milliseconds, for measuring or pruning them on a busy machine
+RENDERING = 1500  # milliseconds, for what plotly draws after the script has ended
+
+
+def query(page: str = "start") -> str:
+    return urlencode({"layer": COLUMNAR_LAYER} | PAGES[page], doseq=True)
+
+
+def shoot(page: Page, address: str, name: str, path: Path) -> None:
+    page.goto(f"{address}/{name if name != 'start' else ''}?{query(name)}")
+    settle(page)
+    if name == "prune" and page.get_by_role("button", name="Prune", exact=True).is_enabled():
+        prune(page, ALL_LAYERS)
+    page.wait_for_timeout(RENDERING)
+    page.screenshot(path=path)
+    print(path, flush=True)
+
+
+def plugin(folder: Path) -> Path:
+    """The file that the notebook on one's own method writes."""
+    notebook = nbformat.read(ROOT / "notebooks/your_own_method.ipynb", as_version=4)
+    (source,) = (cell.source for cell in notebook.cells if cell.source.startswith("%%writefile"))
+    path = folder / "my_method.py"
+    path.write_text(source.partition("\n")[2])
+    return path
+
+
+def main() -> None:
+    pictures = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs/screenshots")
+    with tempfile.TemporaryDirectory() as folder, chromium() as browser:
+        cache = {"ROSE_CACHE": f"{folder}/cache"}
+        with serve(Path(folder, "log.txt"), **cache) as address:
+            for scheme in ("light", "dark"):
+                page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})  # type: ignore[arg-type]
+                page.goto(f"{address}/?{query()}")
+                settle(page)
+                if page.get_by_role("button", name="Measure layers").is_enabled():  # once; sessions share what is known
+                    measure(page, ALL_LAYERS)
+                for name in PAGES:
+                    shoot(page, address, name, pictures / f"{name}-{scheme}.png")
+                page.close()
+        with serve(Path(folder, "log.txt"), **cache, ROSE_PLUGINS=str(plugin(Path(folder)))) as address:
+            page = browser.new_page(viewport={"width": 1280, "height": 800})
+            orders = urlencode({"lab_orders": ["Natural (SparseGPT)", "Two-level (ROSE)", "snake"]}, doseq=True)
+            page.goto(f"{address}/order_lab?{query()}&{orders}")
+            settle(page)
+            page.wait_for_timeout(RENDERING)
+            page.screenshot(path=pictures / "your_own_order.png")
+
+
+if __name__ == "__main__":
+    main()
