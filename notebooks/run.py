@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
-from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parent
@@ -26,7 +26,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     # No folders to search: a kernel that someone has registered as "python3" could be of another environment.
     specs = KernelSpecManager(kernel_dirs=[])
-    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
+    manager = KernelManager(kernel_name="python3", kernel_spec_manager=specs)
     root = str(FOLDER.parent)
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     quiet = {"PYTHONWARNINGS": "ignore:IProgress not found"}  # progress bars fall back to text, which is fine
@@ -34,7 +34,10 @@ def execute(path: Path) -> nbformat.NotebookNode:
     client = NotebookClient(
         notebook, km=manager, timeout=CELL_TIMEOUT, record_timing=False, resources={"metadata": {"path": root}}
     )
-    return client.execute(env=environment)
+    try:
+        return client.execute(env=environment)
+    finally:
+        manager.shutdown_kernel(now=True)  # a client does not end a kernel that it was given
 
 
 def main() -> None:
