@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import nbformat
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
-from tests.browser.conftest import COLUMNAR_LAYER, ROOT, chromium, measure, serve, settle
+from tests.browser.conftest import COLUMNAR_LAYER, ROOT, SETUP, chromium, measure, serve, settle
 from tests.browser.test_prune import prune
 
 PAGES = {
@@ -57,6 +57,20 @@ def plugin(folder: Path) -> Path:
     return path
 
 
+def shoot_plugin(browser: Browser, folder: Path, pictures: Path) -> None:
+    """The order lab with the order of that notebook."""
+    orders = {"lab_orders": ["Natural (SparseGPT)", "Two-level (ROSE)", "Snake"]}
+    words = urlencode(SETUP | {"layer": COLUMNAR_LAYER} | orders, doseq=True)
+    with serve(folder / "log.txt", ROSE_PLUGINS=str(plugin(folder))) as address:
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto(f"{address}/?{words}")
+        measure(page, ALL_LAYERS)
+        page.goto(f"{address}/order_lab?{words}")
+        settle(page)
+        page.wait_for_timeout(RENDERING)
+        page.screenshot(path=pictures / "your_own_order.png")
+
+
 def main() -> None:
     pictures = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs/screenshots")
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
@@ -71,13 +85,7 @@ def main() -> None:
                 for name in PAGES:
                     shoot(page, address, name, pictures / f"{name}-{scheme}.png")
                 page.close()
-        with serve(Path(folder, "log.txt"), **cache, ROSE_PLUGINS=str(plugin(Path(folder)))) as address:
-            page = browser.new_page(viewport={"width": 1280, "height": 800})
-            orders = urlencode({"lab_orders": ["Natural (SparseGPT)", "Two-level (ROSE)", "snake"]}, doseq=True)
-            page.goto(f"{address}/order_lab?{query()}&{orders}")
-            settle(page)
-            page.wait_for_timeout(RENDERING)
-            page.screenshot(path=pictures / "your_own_order.png")
+        shoot_plugin(browser, Path(folder), pictures)
 
 
 if __name__ == "__main__":
