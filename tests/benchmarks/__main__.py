@@ -27,15 +27,12 @@ from rose.layer.pattern import parse_sparsity
 from rose.layer.sweep import block_budget, sweep
 from tests.benchmarks.profiling import profile
 from tests.benchmarks.reference import load_reference, reference_layer, reference_model
-from tests.benchmarks.timing import Row, forward_passes, timed
+from tests.benchmarks.timing import Row, forward_passes, packaged_model, timed
 
 
 def whole_model(tokens_per_run: tuple[int, int]) -> list[Row]:
     """A whole-model prune against the two bare forward passes per decoder block that it cannot do without."""
-    samples, length = tokens_per_run
-    model, tokenizer = rose.load_model("smollm2-135m")
-    tokens = rose.load_tokens("packaged", tokenizer, samples=samples, length=length)
-    forward_passes(model, tokens[:1], 1)
+    model, tokens = packaged_model(tokens_per_run)
     bare = timed(lambda: forward_passes(model, tokens, 2))
     rows: list[Row] = [("two bare forward passes", bare, "", 1.0)]
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -50,19 +47,13 @@ def whole_model(tokens_per_run: tuple[int, int]) -> list[Row]:
 
 def profiled(tokens_per_run: tuple[int, int]) -> list[Row]:
     """Where the time of a whole-model prune goes."""
-    samples, length = tokens_per_run
-    model, tokenizer = rose.load_model("smollm2-135m")
-    tokens = rose.load_tokens("packaged", tokenizer, samples=samples, length=length)
-    forward_passes(model, tokens[:1], 1)
+    model, tokens = packaged_model(tokens_per_run)
     return profile(model, tokens, "rose")
 
 
 def analysis(tokens_per_run: tuple[int, int]) -> list[Row]:
     """Statistics and records of all layers against the one forward pass that they need."""
-    samples, length = tokens_per_run
-    model, tokenizer = rose.load_model("smollm2-135m")
-    tokens = rose.load_tokens("packaged", tokenizer, samples=samples, length=length)
-    forward_passes(model, tokens[:1], 1)
+    model, tokens = packaged_model(tokens_per_run)
     bare = timed(lambda: forward_passes(model, tokens, 1))
     collected = timed(lambda: rose.collect_statistics(model, tokens))
     analyzed = timed(lambda: list(rose.analyze_model(model, tokens)))

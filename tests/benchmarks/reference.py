@@ -24,7 +24,7 @@ import rose
 from rose.layer.hessian import damp
 from rose.layer.methods import forget_hessians
 from rose.model.structure import prunable_layers
-from tests.benchmarks.timing import Row, forward_passes, timed
+from tests.benchmarks.timing import Row, forward_passes, packaged_model, timed
 
 SHAPES = ((576, 576), (576, 1536), (1536, 576), (2048, 2048), (4096, 4096), (4096, 11008))  # (out, in)
 BLOCK_SIZE = 128
@@ -138,11 +138,8 @@ def first_masks(model: nn.Module) -> Tensor:
 
 def reference_model(official: ModuleType, tokens_per_run: tuple[int, int]) -> list[Row]:
     """The packaged model by SparseGPT, theirs and ours, and the two bare forward passes that neither does without."""
-    samples, length = tokens_per_run
-    model, tokenizer = rose.load_model("smollm2-135m")
-    tokens = rose.load_tokens("packaged", tokenizer, samples=samples, length=length)
+    model, tokens = packaged_model(tokens_per_run)
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    forward_passes(model, tokens[:1], 1)
     bare = timed(lambda: forward_passes(model, tokens, 2))
     theirs = timed(lambda: prune_by_reference(official, model, tokens, "sparsegpt"))
     their_masks = first_masks(model)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+import rose
 from rose.model.forward import record_inputs
 from rose.model.structure import decoder_blocks
 
@@ -33,3 +34,12 @@ def forward_passes(model: nn.Module, tokens: Tensor, passes: int) -> None:
         for _ in range(passes):
             outputs = [inputs.run(block, index, batch, torch.device("cpu")) for batch in range(len(inputs.hidden))]
         inputs.hidden = outputs
+
+
+def packaged_model(tokens_per_run: tuple[int, int]) -> tuple[nn.Module, Tensor]:
+    """The packaged model, warmed up, and calibration tokens, (samples, length)."""
+    samples, length = tokens_per_run
+    model, tokenizer = rose.load_model("smollm2-135m")
+    tokens = rose.load_tokens("packaged", tokenizer, samples=samples, length=length)
+    forward_passes(model, tokens[:1], 1)
+    return model, tokens
