@@ -13,38 +13,36 @@ OWL_SPREAD = 0.08  # λ of OWL
 DENSITY_SPREAD = 0.1  # α of the sensitivity-aware allocation
 
 
-def outlier_share(scores: Sequence[Tensor], factor: float = OUTLIER_FACTOR) -> float:
-    """Share of importances above `factor` times their mean, over all matrices of one decoder block (OWL, Yin et al.
+def outlier_share(scores: Sequence[Tensor]) -> float:
+    """Share of importances above 5 times their mean, over all matrices of one decoder block (OWL, Yin et al.
     2024, equation 1)."""
     size = sum(score.numel() for score in scores)
     mean = sum(float(score.double().sum()) for score in scores) / size
-    return sum(int((score > factor * mean).sum()) for score in scores) / size
+    return sum(int((score > OUTLIER_FACTOR * mean).sum()) for score in scores) / size
 
 
-def owl_ratios(shares: Sequence[float], ratio: float, spread: float = OWL_SPREAD) -> list[float]:
+def owl_ratios(shares: Sequence[float], ratio: float) -> list[float]:
     """Ratios in a band of 2λ around the target, falling with the outlier share (OWL, Yin et al. 2024, section 3.2).
 
     Args:
         shares: outlier share that each layer goes by, its decoder block's.
         ratio: the target.
-        spread: λ.
     """
     low, high = min(shares), max(shares)
     if high == low:
         return [ratio] * len(shares)
-    scaled = [2 * spread * (share - low) / (high - low) for share in shares]
+    scaled = [2 * OWL_SPREAD * (share - low) / (high - low) for share in shares]
     mean = sum(scaled) / len(scaled)
     return [ratio - value + mean for value in scaled]
 
 
-def sensitivity_ratios(sensitivities: Sequence[float], ratio: float, spread: float = DENSITY_SPREAD) -> list[float]:
+def sensitivity_ratios(sensitivities: Sequence[float], ratio: float) -> list[float]:
     """Densities from 1 − ratio − α to 1 − ratio + α, linear in the rank of the sensitivity (Shao et al. 2024,
     section 3.3). Ties by position; a single layer gets the target.
 
     Args:
         sensitivities: of each layer, larger = keep more.
         ratio: the target.
-        spread: α.
     """
     last = len(sensitivities) - 1
     if last < 1:
@@ -52,7 +50,7 @@ def sensitivity_ratios(sensitivities: Sequence[float], ratio: float, spread: flo
     ranked = sorted(range(last + 1), key=lambda i: sensitivities[i])
     ratios = [0.0] * (last + 1)
     for rank, layer in enumerate(ranked):
-        ratios[layer] = ratio + spread - 2 * spread * rank / last
+        ratios[layer] = ratio + DENSITY_SPREAD * (1 - 2 * rank / last)
     return ratios
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rose.layer.hessian import damp
-from rose.layer.methods import LayerResult, Settings, measured_result, prune_by_mask, register
+from rose.layer.methods import LayerResult, Settings, damped_hessian, measured_result, prune_by_mask, register
 from rose.layer.pattern import Pattern, smallest, smallest_per_group
 from rose.layer.statistics import InputStatistics
 
@@ -33,7 +32,7 @@ def alps(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     if settings.pattern.ratio == 0:
         nothing = torch.zeros_like(weight, dtype=torch.bool)
         return prune_by_mask(weight, statistics, settings, nothing, method="alps", budget="layer")
-    damped = damp(statistics.hessian, settings.damping)
+    damped = damped_hessian(statistics, settings.damping)
     live = weight.float().masked_fill(damped.dead, 0)
     scale = damped.matrix.diagonal().sqrt()
     mask, start = find_support(live * scale, damped.matrix / scale / scale.unsqueeze(1), settings.pattern)

@@ -314,7 +314,7 @@ def _promise(result: LayerResult, pattern: Pattern) -> tuple[str, Tensor, Tensor
         per_row = mask.sum(1)
         return "row", per_row, torch.full_like(per_row, pattern.count(columns)), 0
     if result.budget == "layer":
-        return "layer", mask.sum().view(1), torch.tensor([pattern.count(mask.numel())]), 0
+        return "layer", mask.sum().cpu().view(1), torch.tensor([pattern.count(mask.numel())]), 0
     visited = mask.sum(0).cpu()[result.order.permutation.cpu()].split(list(result.order.widths))
     per_block = torch.stack([block.sum() for block in visited])
     return "block", per_block, torch.tensor([pattern.count(rows * width) for width in result.order.widths]), 0

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.layer.hessian import damp
 from rose.layer.loss import importance
-from rose.layer.methods import LayerResult, Settings, prune_by_mask, register
+from rose.layer.methods import LayerResult, Settings, damped_hessian, mask_by_score, prune_by_mask, register
 from rose.layer.options import Option
-from rose.layer.pattern import Pattern, smallest_per_group, smallest_per_row
+from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 
 CYCLES = 50
@@ -39,11 +38,7 @@ def dsnot(weight: Tensor, statistics: InputStatistics, settings: Settings) -> La
     if statistics.mean.isnan().any():
         raise RoseError("DSnoT needs the mean of the inputs, which a Hessian does not hold; give InputStatistics.")
     dense = weight.float()
-    score = _start_score(dense, statistics, settings)
-    if settings.pattern.is_grouped:
-        mask = smallest_per_group(score, settings.pattern)
-    else:
-        mask = smallest_per_row(score, settings.pattern.count(weight.shape[1]))
+    mask = mask_by_score(_start_score(dense, statistics, settings), settings.pattern, "row")
     mask = refine_mask(dense, statistics, mask, settings.pattern)
     return prune_by_mask(weight, statistics, settings, mask, method="dsnot", budget="row")
 
@@ -55,7 +50,7 @@ def _start_score(weight: Tensor, statistics: InputStatistics, settings: Settings
         return weight.abs()
     if start == "wanda":
         return importance(weight, statistics.mean_square)
-    factor = damp(statistics.hessian, settings.damping).inverse_factor()
+    factor = damped_hessian(statistics, settings.damping).natural_factor
     return (weight / factor.diagonal()).square()
 
 

@@ -32,6 +32,7 @@ class DampedHessian:
         damping: what was used, relative to the mean of diag(H); above the requested value where
             the factorization had failed.
         added: λ, the absolute value added to the diagonal.
+        mean: of diag(H), all columns.
         lower: L with JHJ = LLᵀ, (in, in), where J reverses the order of the columns.
     """
 
@@ -39,6 +40,7 @@ class DampedHessian:
     dead: Tensor
     damping: float
     added: float
+    mean: float
     lower: Tensor
 
     @cached_property
@@ -58,10 +60,49 @@ class DampedHessian:
         if permutation is None:
             return self.natural_factor
         backwards = permutation.flip(0)
-        lower, info = torch.linalg.cholesky_ex(self.matrix[backwards][:, backwards])
-        if info.item():
+        lower = _cholesky(self.matrix[backwards][:, backwards], self.dead[backwards], self.mean)
+        if lower is None:
             raise RoseError("H is too close to singular for this column order; raise the damping.")
         return _reversed_inverse(lower)
+
+
+def _cholesky(matrix: Tensor, dead: Tensor, mean: float) -> Tensor | None:
+    """The lower Cholesky factor, (in, in); None where the matrix is not definite beyond rounding.
+
+    A near-singular matrix can pass with pivots that are rounding noise; its inverse would be noise too.
+
+    Args:
+        matrix: damped H, its rows and columns in some order.
+        dead: in the same order, (in,) bool; a dead column's pivot says nothing of H.
+        mean: of diag(H).
+    """
+    lower, info = torch.linalg.cholesky_ex(matrix)
+    pivots = lower.diagonal()[~dead] ** 2
+    sound = not info.item() and bool((pivots > torch.finfo(torch.float32).eps * mean).all())
+    return lower if sound else None
+
+
+def spectrum(hessian: Tensor) -> Tensor:
+    """Eigenvalues of H, descending, (in,). Cubic in the number of columns."""
+    return torch.linalg.eigvalsh(hessian).flip(0)
+
+
+def condition_number(hessian: Tensor, damping: float = 0.01) -> float:
+    """Largest over smallest eigenvalue of the damped Hessian's live columns; 1 where all are dead.
+
+    Raises:
+        RoseError: as `damp`.
+    """
+    damped = damp(hessian, damping)
+    live = ~damped.dead
+    values = spectrum(damped.matrix[live][:, live])
+    return float(values[0] / values[-1].clamp_min(torch.finfo(torch.float32).tiny)) if len(values) else 1.0
+
+
+def check_damping(damping: float) -> None:
+    """Raises RoseError unless 0 ≤ damping < ∞."""
+    if not 0 <= damping < float("inf"):
+        raise RoseError(f"Damping must be a number of at least 0, such as 0.01, not {damping!r}.")
 
 
 def _reversed_inverse(lower: Tensor) -> Tensor:
@@ -87,23 +128,20 @@ def damp(hessian: Tensor, damping: float = 0.01) -> DampedHessian:
     Raises:
         RoseError: negative damping, or H stays indefinite at `MAX_DAMPING`.
     """
-    if not 0 <= damping < float("inf"):
-        raise RoseError(f"Damping must be a number of at least 0, such as 0.01, not {damping!r}.")
+    check_damping(damping)
     diagonal = hessian.diagonal()
     dead = diagonal == 0
     mean = diagonal.mean().item()
     matrix = hessian.float().clone()
-    # A dead column has no off-diagonal entries either, so its value decouples; the mean leaves it out of λ.
+    # A dead column has no off-diagonal entries either, so its 1 decouples from the rest; the mean is without that 1.
     matrix.diagonal()[dead] = 1.0
     relative, added = damping, 0.0
     while True:
         matrix.diagonal().add_(relative * mean - added)
         added = relative * mean
-        lower, info = torch.linalg.cholesky_ex(matrix.flip(0, 1))
-        # Near-singular matrices can pass with pivots that are rounding noise; U would be noise too.
-        pivots = lower.diagonal().flip(0)[~dead] ** 2
-        if not info.item() and bool((pivots > torch.finfo(torch.float32).eps * mean).all()):
-            return DampedHessian(matrix, dead, relative, added, lower)
+        lower = _cholesky(matrix.flip(0, 1), dead.flip(0), mean)
+        if lower is not None:
+            return DampedHessian(matrix, dead, relative, added, mean, lower)
         if relative >= MAX_DAMPING:
             raise RoseError(
                 f"H cannot be factorized even with a damping of {relative:g} times its mean diagonal; "

@@ -11,21 +11,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer import error
-from rose.layer.hessian import FIRST_RESCUE, MAX_DAMPING, DampedHessian, damp
+from rose.layer.hessian import FIRST_RESCUE, MAX_DAMPING, DampedHessian, check_damping, damp
+from rose.layer.loss import block_sums, importance
 from rose.layer.options import Option, Value, complete_options
-from rose.layer.order import Order, OrderPlan, make_order, plan_order
+from rose.layer.order import Order, OrderPlan, check_order_name, check_threshold, make_order, plan_order
 from rose.layer.pattern import Pattern, parse_sparsity, smallest, smallest_per_group, smallest_per_row
 from rose.layer.statistics import InputStatistics, as_statistics, is_finite
 from rose.layer.sweep import SweepTrace, block_budget, layer_budget, sweep
 
 BUDGETS = ("block", "layer")
 # For whoever wants the pruned model and not the study of one method: the least error among our own, for the cost of
-# about two sweeps. `python -m tests.benchmarks.orders` and `python -m rose compare` measure it.
+# about four sweeps. `python -m tests.benchmarks.orders` and `python -m rose compare` measure it.
 RECOMMENDED = "rose_dealt"
 
 
@@ -159,6 +159,44 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
+def make_settings(
+    method: str,
+    *,
+    sparsity: float | str | Pattern = 0.7,
+    block_size: int = 128,
+    damping: float = 0.01,
+    threshold: float = 0.5,
+    order: str | Order | Tensor | Sequence[int] | None = None,
+    budget: str | None = None,
+    trace: bool = False,
+    options: Mapping[str, Value] | None = None,
+    held_out: InputStatistics | None = None,
+) -> Settings:
+    """Settings of a method, complete, and checked as far as that can be done without a layer.
+
+    Args:
+        method: a name in the registry.
+        sparsity: a ratio, or N:M such as "2:4".
+        block_size, damping, threshold, order, budget, trace, options, held_out: see `Settings`.
+
+    Raises:
+        RoseError: bad input, in one sentence.
+    """
+    chosen = get_method(method)
+    pattern = parse_sparsity(sparsity)
+    pattern.check(pattern.of, block_size)  # its own groups always fit; the block size may not
+    check_damping(damping)
+    check_threshold(threshold)
+    if not chosen.sweeps and (order is not None or budget is not None):
+        raise RoseError(f"{chosen.label} does not sweep over columns, so order and budget do not apply to it.")
+    if isinstance(order, str) and order != "rose":  # two-level or natural, as the layer is columnar or not
+        check_order_name(order)
+    if budget is not None and budget not in BUDGETS:
+        raise RoseError(f"The budget must be one of {', '.join(BUDGETS)}, not {budget!r}.")
+    complete = complete_options(chosen.label, chosen.options, options)
+    return Settings(pattern, block_size, damping, threshold, order, budget, trace, complete, held_out)
+
+
 def prune_layer(
     weight: Tensor,
     hessian: Tensor | InputStatistics,
@@ -189,17 +227,16 @@ def prune_layer(
     Raises:
         RoseError: bad input, in one sentence.
     """
-    chosen = get_method(method)
-    settings = Settings(
-        parse_sparsity(sparsity),
-        block_size,
-        damping,
-        threshold,
-        order,
-        budget,
-        trace,
-        complete_options(chosen.label, chosen.options, options),
-        None if held_out is None else as_statistics(held_out, weight.shape[-1]),
+    settings = make_settings(
+        method,
+        sparsity=sparsity,
+        block_size=block_size,
+        damping=damping,
+        threshold=threshold,
+        order=order,
+        budget=budget,
+        trace=trace,
+        options=options,
     )
     if not weight.is_floating_point():
         raise RoseError(f"W must be real floating-point numbers, not {weight.dtype}; dequantize it first.")
@@ -207,13 +244,11 @@ def prune_layer(
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(weight.shape)}.")
     if not is_finite(weight):
         raise RoseError("W holds NaN or infinity; reload the checkpoint, or load it in float32.")
-    if not chosen.sweeps and (order is not None or budget is not None):
-        raise RoseError(f"{chosen.label} does not sweep over columns, so order and budget do not apply to it.")
-    if budget is not None and budget not in BUDGETS:
-        raise RoseError(f"The budget must be one of {', '.join(BUDGETS)}, not {budget!r}.")
     settings.pattern.check(weight.shape[1], block_size)
+    if held_out is not None:
+        settings = replace(settings, held_out=as_statistics(held_out, weight))
     # A model's own parameter would otherwise record every step for a backward pass.
-    return chosen.prune(weight.detach(), as_statistics(hessian, weight.shape[1]), settings)
+    return get_method(method).prune(weight.detach(), as_statistics(hessian, weight), settings)
 
 
 def damped_hessian(statistics: InputStatistics, damping: float) -> DampedHessian:
@@ -327,20 +362,24 @@ def sweep_and_factor(
 def prune_by_score(
     weight: Tensor, statistics: InputStatistics, settings: Settings, score: Tensor, *, method: str, budget: str
 ) -> LayerResult:
-    """Removes the weights with the smallest scores and leaves the others as they are.
+    """Removes the weights with the smallest scores and leaves the others as they are; see `mask_by_score`."""
+    mask = mask_by_score(score, settings.pattern, budget)
+    return prune_by_mask(weight, statistics, settings, mask, method=method, budget=budget)
+
+
+def mask_by_score(score: Tensor, pattern: Pattern, budget: str) -> Tensor:
+    """Mask of the smallest scores, True = removed, (out, in) bool.
 
     Args:
         score: (out, in) float, finite.
         budget: "layer" compares scores over the whole layer, "row" within each output row; under N:M either compares
             within each group.
     """
-    if settings.pattern.is_grouped:
-        mask = smallest_per_group(score, settings.pattern)
-    elif budget == "row":
-        mask = smallest_per_row(score, settings.pattern.count(weight.shape[1]))
-    else:
-        mask = smallest(score, settings.pattern.count(score.numel()))
-    return prune_by_mask(weight, statistics, settings, mask, method=method, budget=budget)
+    if pattern.is_grouped:
+        return smallest_per_group(score, pattern)
+    if budget == "row":
+        return smallest_per_row(score, pattern.count(score.shape[1]))
+    return smallest(score, pattern.count(score.numel()))
 
 
 def prune_by_mask(
@@ -371,7 +410,7 @@ def measured_result(
     """
     plan = _plan(weight, statistics, settings)
     damped = damped_hessian(statistics, settings.damping)
-    live_change = (weight - pruned).float().masked_fill(damped.dead, 0)
+    live_change = (weight.float() - pruned.float()).masked_fill(damped.dead, 0)
     columns = error.column_error(live_change, damped.natural_factor)
     natural = make_order(plan, "natural")
     result = LayerResult(
@@ -380,7 +419,7 @@ def measured_result(
         sparsity=0.0,
         relative_error=error.relative_error(weight, pruned, statistics.hessian),
         column_error=columns,
-        block_error=torch.stack([block.sum() for block in columns.split(list(natural.widths))]),
+        block_error=block_sums(columns, natural.widths),
         plan=plan,
         order=natural,
         budget=budget,
@@ -445,7 +484,7 @@ def sensitivity(weight: Tensor, statistics: InputStatistics, settings: Settings)
 @register("wanda", "Wanda", "Smallest |W|·‖x‖ of every output row, no compensation (Sun et al. 2024).")
 def wanda(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """|W|·sqrt(mean x_j²), compared within each output row (Sun et al. 2024, section 3)."""
-    score = weight.float().abs() * statistics.mean_square.sqrt()
+    score = importance(weight, statistics.mean_square)
     return prune_by_score(weight, statistics, settings, score, method="wanda", budget="row")
 
 

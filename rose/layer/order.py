@@ -104,7 +104,7 @@ def plan_order(
     Raises:
         RoseError: shapes that do not fit, NaN or infinity, or a pattern that does not fit the layer.
     """
-    statistics = as_statistics(hessian, weight.shape[-1] if weight.ndim else 0)
+    statistics = as_statistics(hessian, weight)
     return plan_from_importance(
         loss.importance(weight, statistics.mean_square),
         statistics.diagonal,
@@ -127,8 +127,7 @@ def plan_from_importance(
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(score.shape)}.")
     if not is_finite(score):
         raise RoseError("W holds NaN or infinity; reload the checkpoint, or load it in float32.")
-    if not 0 <= threshold <= 1:
-        raise RoseError(f"The threshold on the relative range must lie between 0 and 1, not {threshold!r}.")
+    check_threshold(threshold)
     pattern = parse_sparsity(sparsity)
     pattern.check(score.shape[1], block_size)
     widths = loss.block_widths(score.shape[1], block_size)
@@ -154,6 +153,12 @@ def plan_from_importance(
         block_size=block_size,
     )
     return replan(plan, threshold)
+
+
+def check_threshold(threshold: float) -> None:
+    """Raises RoseError unless 0 ≤ threshold ≤ 1."""
+    if not 0 <= threshold <= 1:
+        raise RoseError(f"The threshold on the relative range must lie between 0 and 1, not {threshold!r}.")
 
 
 def replan(plan: OrderPlan, threshold: float) -> OrderPlan:
@@ -309,22 +314,30 @@ def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> 
     Raises:
         RoseError: unknown name; not a permutation; an order that tears N:M groups apart.
     """
-    if isinstance(order, str):
-        base, _, seed = order.partition(":")
-        if base == "random" and (not seed or (seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS)):
-            return random_order(plan, int(seed or 0))
-        name = order.removesuffix("_ascending")
-        ascending = name != order
-        if name not in ORDERS or (ascending and name == "natural"):
-            raise RoseError(f"There is no order named {order!r}; choose one of {', '.join(order_names())}.")
-        made = ORDERS[name](plan, ascending)
-        return Order(made.permutation, made.widths, order)
-    return _checked(plan, order)
+    if not isinstance(order, str):
+        return _checked(plan, order)
+    check_order_name(order)
+    base, _, seed = order.partition(":")
+    if base == "random":
+        return random_order(plan, int(seed or 0))
+    name = order.removesuffix("_ascending")
+    made = ORDERS[name](plan, name != order)
+    return Order(made.permutation, made.widths, order)
+
+
+def check_order_name(order: str) -> None:
+    """Raises RoseError unless `make_order` knows an order by this name, or it is "random:SEED"."""
+    base, colon, seed = order.partition(":")
+    has_seed = base == "random" and seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS
+    if base not in order_names() or (colon and not has_seed):
+        raise RoseError(f"There is no order named {order!r}; choose one of {', '.join(order_names())}.")
 
 
 def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int]) -> Order:
     if not isinstance(order, Order):
         order = Order(_permutation(plan, order), plan.block_width, "custom")
+    else:
+        order = replace(order, permutation=_permutation(plan, order.permutation))  # on the plan's device
     _check(plan, order)
     return order
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from rose.layer import error
 from rose.layer.alps import solve_on_support
 from rose.layer.hessian import DampedHessian
+from rose.layer.loss import block_sums
 from rose.layer.methods import LayerResult, Settings, damped_hessian, register, sweep_and_factor
 from rose.layer.statistics import InputStatistics
 
@@ -73,5 +73,5 @@ def _refit(
         weight=solved,
         relative_error=error.relative_error(weight, solved, statistics.hessian),
         column_error=columns[order.inverse],
-        block_error=torch.stack([block.sum() for block in columns.split(list(order.widths))]),
+        block_error=block_sums(columns, order.widths),
     )

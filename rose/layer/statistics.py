@@ -61,6 +61,8 @@ class InputStatistics:
         Raises:
             RoseError: the last dimension is not `columns`.
         """
+        if self._upper is self._hessian:
+            self._upper = self._upper.clone()  # of a ready Hessian, which is the caller's
         if inputs.shape[-1] != self.columns:
             raise RoseError(f"Expected inputs with {self.columns} channels, got {inputs.shape[-1]}.")
         x = inputs.detach().reshape(-1, self.columns).to(self._upper)
@@ -70,6 +72,15 @@ class InputStatistics:
         self._sum += x.sum(0)
         self.tokens += x.shape[0]
         self._hessian = None
+
+    def to(self, device: torch.device) -> InputStatistics:
+        """The same on a device; this very object where it is there already."""
+        if self._upper.device == device:
+            return self
+        moved = InputStatistics(self.columns, device)
+        moved.tokens = self.tokens
+        moved._upper, moved._sum = self._upper.to(device), self._sum.to(device)
+        return moved
 
     def sum_over(self, add: Callable[[Tensor], Any]) -> None:
         """Lets `add` replace every accumulator by its sum over processes, in place; half of a symmetric H is sent."""
@@ -139,17 +150,21 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 
 
-def as_statistics(hessian: Tensor | InputStatistics, columns: int) -> InputStatistics:
-    """Accepts a Hessian or statistics, and checks that they fit a weight with this many columns.
+def as_statistics(hessian: Tensor | InputStatistics, weight: Tensor) -> InputStatistics:
+    """Accepts a Hessian or statistics, and checks that they fit a weight, (out, in).
 
     Raises:
-        RoseError: wrong shape, NaN or infinity, or a negative diagonal.
+        RoseError: wrong shape, another device than the weight's, NaN or infinity, or a negative diagonal.
     """
+    columns = weight.shape[-1] if weight.ndim else 0
     statistics = hessian if isinstance(hessian, InputStatistics) else InputStatistics.from_hessian(hessian)
     if statistics.tokens == 0:
         raise RoseError("These statistics have not seen any token; update them with calibration inputs first.")
     if statistics.columns != columns:
         raise RoseError(f"W has {columns} input columns but H has {statistics.columns}; they must be the same layer's.")
+    device = statistics.diagonal.device
+    if device != weight.device:
+        raise RoseError(f"W is on {weight.device} and H on {device}; bring both to one, such as by statistics.to(...).")
     if not is_finite(statistics.hessian):
         raise RoseError("H holds NaN or infinity; check the calibration inputs, or load the model in float32.")
     if (statistics.diagonal < 0).any():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rose.layer.error import quadratic_form
-from rose.layer.loss import block_starts
+from rose.layer.loss import block_starts, block_sums
 from rose.layer.order import Order
 from rose.layer.pattern import Pattern, smallest, smallest_per_group
 
@@ -124,7 +124,7 @@ def sweep(
         weight=wt.T[:, inverse].contiguous(),
         mask=mask.T[:, inverse].contiguous(),
         column_error=errors[inverse],
-        block_error=torch.stack([block.sum() for block in errors.split(list(order.widths))]),
+        block_error=block_sums(errors, order.widths),
         trace=record.trace() if record else None,
     )
 

@@ -27,7 +27,7 @@ def check_layers(
     """One row per layer that calibration has reached, whether or not it could be pruned afterwards.
 
     Args:
-        records: as from `records_table`, any number of methods per layer; the worst of them counts.
+        records: as from `records_table`, any number of methods per layer, none with factors; the worst of them counts.
         blocks: what calibration found, as from `visit_blocks`.
         sparsity, block_size, damping: as asked for.
 
@@ -84,13 +84,14 @@ def _check_layer(
 def _check_sparsity(records: pd.DataFrame, pattern: Pattern, block_size: int) -> Check:
     """From the realised fractions alone; `realised_sparsity` counts in the method's own units."""
     sizes = records["rows"] * records["columns"]
-    deviation = float(((records["sparsity"] - pattern.ratio).abs() * sizes).max())
+    deviation = (records["sparsity"] - pattern.ratio).abs() * sizes
     blocks = math.ceil(int(records["columns"].iloc[0]) / block_size)
-    # Each block rounds to a whole weight; the fractions themselves are float32.
-    allowed = 1e-6 * float(sizes.max()) + (0 if pattern.is_grouped else blocks / 2)
+    # What each unit of the budget rounds to a whole weight; the fractions themselves are float32.
+    units = records["budget"].map({"block": blocks, "row": records["rows"].iloc[0], "layer": 1})
+    allowed = 1e-6 * sizes + (0 if pattern.is_grouped else units / 2)
     return Check(
         "Sparsity as asked",
-        "pass" if deviation <= allowed else "fail",
-        f"{deviation:.1f} weights off {100 * pattern.ratio:g} %",
-        "at most half a weight per block",
+        "pass" if (deviation <= allowed).all() else "fail",
+        f"{deviation.max():.1f} weights off {100 * pattern.ratio:g} %",
+        "at most half a weight per block, row or layer, whichever the method counts over",
     )

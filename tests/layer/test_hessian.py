@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rose
-from rose.layer.hessian import MAX_DAMPING, damp
+from rose.layer.hessian import MAX_DAMPING, DampedHessian, condition_number, damp, spectrum
 from rose.layer.statistics import PANEL
 from tests.layer.helpers import Layer, layers, make_layer
 
@@ -86,3 +86,19 @@ def test_indefinite_hessian_is_an_error() -> None:
 def test_bad_damping(damping: float) -> None:
     with pytest.raises(rose.RoseError, match="Damping must be a number of at least 0"):
         damp(torch.eye(2), damping)
+
+
+def test_pivots_that_are_noise_are_refused_in_every_order() -> None:
+    matrix = torch.diag(torch.tensor([1.0, 1.0, 1e-9]))
+    lower = torch.linalg.cholesky(matrix.flip(0, 1))
+    damped = DampedHessian(matrix, torch.zeros(3, dtype=torch.bool), 0.0, 0.0, float(matrix.diagonal().mean()), lower)
+    with pytest.raises(rose.RoseError, match="too close to singular for this column order"):
+        damped.inverse_factor(torch.tensor([2, 0, 1]))
+
+
+def test_spectrum_and_condition_number() -> None:
+    hessian = torch.diag(torch.tensor([4.0, 0.0, 1.0]))
+    assert spectrum(hessian).tolist() == pytest.approx([4, 1, 0])
+    # The dead column's 1 on the diagonal is ours and no eigenvalue of H.
+    assert condition_number(hessian * 1e-3, damping=0) == pytest.approx(4)
+    assert condition_number(hessian, damping=0.6) == pytest.approx(5 / 2)

@@ -367,7 +367,7 @@ GOOD = {"sparsity": 0.5, "block_size": 8}
         ({"sparsity": 1.5}, "ratio from 0 to 1"),
         ({"sparsity": "3"}, "ratio from 0 to 1"),
         ({"sparsity": "5:4"}, "N:M such as 2:4"),
-        ({"sparsity": "2:5"}, "input columns divisible by 5, but this layer has 32"),
+        ({"sparsity": "2:5", "block_size": 10}, "input columns divisible by 5, but this layer has 32"),
         ({"sparsity": "2:4", "block_size": 6}, "block size divisible by 4, not 6; try 4"),
         ({"block_size": 0}, "block size must be a whole number of columns, at least 1, not 0"),
         ({"block_size": -8}, "block size must be a whole number"),

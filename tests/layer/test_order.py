@@ -311,3 +311,9 @@ def test_bad_plan_arguments() -> None:
         rose.plan_order(torch.rand(2, 8), torch.eye(9))
     with pytest.raises(rose.RoseError, match="plan was made from importance alone"):
         rose.make_order(plan_from_importance(torch.rand(2, 8)), "hessian")
+
+
+def test_a_ready_order_is_brought_to_whole_numbers_of_full_width() -> None:
+    plan = rose.plan_order(make_layer().weight, make_layer().statistics, sparsity=0.5, block_size=8)
+    short = rose.Order(torch.arange(31, -1, -1, dtype=torch.int32), plan.block_width, "mine")
+    assert rose.make_order(plan, short).permutation.dtype == torch.int64

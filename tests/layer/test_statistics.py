@@ -90,13 +90,30 @@ def test_bad_arguments() -> None:
     with pytest.raises(rose.RoseError, match="must be symmetric; give all of XᵀX"):
         rose.InputStatistics.from_hessian((torch.eye(4) + 0.3).triu())
     with pytest.raises(rose.RoseError, match="have not seen any token"):
-        as_statistics(rose.InputStatistics(4), 4)
+        as_statistics(rose.InputStatistics(4), torch.zeros(3, 4))
     with pytest.raises(rose.RoseError, match="8 input columns but H has 4"):
-        as_statistics(torch.eye(4), 8)
+        as_statistics(torch.eye(4), torch.zeros(3, 8))
     with pytest.raises(rose.RoseError, match="negative diagonal"):
-        as_statistics(-torch.eye(4), 4)
+        as_statistics(-torch.eye(4), torch.zeros(3, 4))
     for bad in (float("nan"), float("inf")):
         hessian = torch.eye(4)
         hessian[1, 2] = bad
         with pytest.raises(rose.RoseError, match="NaN or infinity"):
-            as_statistics(hessian, 4)
+            as_statistics(hessian, torch.zeros(3, 4))
+
+
+def test_growing_leaves_a_given_hessian_alone() -> None:
+    given_hessian = torch.eye(4)
+    statistics = rose.InputStatistics.from_hessian(given_hessian)
+    statistics.update(torch.ones(2, 4))
+    assert torch.equal(given_hessian, torch.eye(4))
+    assert torch.equal(statistics.hessian, torch.eye(4) + 2)
+
+
+def test_on_another_device() -> None:
+    statistics = rose.InputStatistics.from_hessian(torch.eye(4))
+    assert statistics.to(torch.device("cpu")) is statistics
+    moved = statistics.to(torch.device("meta"))
+    assert (moved.diagonal.device.type, moved.tokens) == ("meta", 1)
+    with pytest.raises(rose.RoseError, match="W is on meta and H on cpu"):
+        as_statistics(statistics, torch.zeros(3, 4, device="meta"))

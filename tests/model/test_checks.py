@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import rose
-from rose.model.capture import collect_inputs, visit_inputs
+from rose.model.capture import visit_inputs
 from rose.model.checks import CHECKS, check_layers
 from rose.model.pipeline import measure_layer
 from rose.report import records_table
@@ -75,7 +75,9 @@ def test_few_held_out_tokens_show_overfitting() -> None:
 @pytest.mark.parametrize("layer", ["model.layers.0.mlp.up_proj", "model.layers.2.self_attn.o_proj"])
 def test_inputs_are_those_the_statistics_were_made_of(layer: str) -> None:
     model, tokens = tiny_llama(), some_tokens()
-    inputs = collect_inputs(model, tokens, layer)
+    seen: list[torch.Tensor] = []
+    visit_inputs(model, tokens, layer, seen.append)
+    inputs = torch.cat(seen)
     statistics = rose.collect_statistics(model, tokens, layers=[layer])[layer]
     assert inputs.shape[0] == statistics.tokens == tokens.numel()
     torch.testing.assert_close(inputs.T @ inputs, statistics.hessian, rtol=1e-4, atol=1e-5)
@@ -95,3 +97,15 @@ def test_visiting_inputs_can_be_stopped_and_leaves_no_hook() -> None:
 def test_visiting_names_one_layer() -> None:
     with pytest.raises(rose.RoseError, match="name exactly one"):
         visit_inputs(tiny_llama(), some_tokens(), "*.up_proj", lambda x: None)
+
+
+@pytest.mark.parametrize("method", ["wanda", "dsnot", "magnitude", "alps"])
+def test_a_count_per_row_or_layer_is_judged_as_such(method: str) -> None:
+    blocks = list(rose.visit_blocks(tiny_llama(), some_tokens(), layers=["model.layers.0.*"]))
+    options = OPTIONS | {"sparsity": 0.53}  # 8.48 of 16 weights in a row: every row rounds the same way
+    records = [
+        measure_layer(layer, block.calibration[layer.name], method=method, **options)
+        for block in blocks
+        for layer in block.layers
+    ]
+    assert set(check_layers(records_table(records), blocks, **options)["Sparsity as asked"]) == {"pass"}
