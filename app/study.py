@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -22,8 +21,9 @@ import rose
 from app import cache
 from app.jobs import Job, acquire
 from app.setup import MEASURED, Setup
+from rose.layer.hessian import condition_number, spectrum
 from rose.layer.order import Order, replan
-from rose.model.capture import BlockStatistics, collect_inputs, condition_number
+from rose.model.capture import BlockStatistics
 from rose.model.pipeline import measure_layer
 from rose.model.structure import PrunableLayer, select_layers
 from rose.report import records_table
@@ -138,7 +138,7 @@ class Study:
             statistics, held_out = block.calibration[layer.name], block.held_out.get(layer.name)
             if layer.name not in known:
                 if id(statistics) not in conditions:  # layers that share an input share its Hessian
-                    conditions[id(statistics)] = condition_number(statistics, self.setup.damping)
+                    conditions[id(statistics)] = condition_number(statistics.hessian, self.setup.damping)
                 records = self._measure_layer(layer, statistics, held_out)
                 with self._lock:
                     self._records += records
@@ -214,7 +214,7 @@ class Study:
 
     def spectrum(self, layer: str) -> Tensor:
         """Eigenvalues of H, descending, (in,); remembered. Cubic in the number of columns."""
-        return self.remember(("spectrum", layer), lambda: spectrum(self.statistics(layer)))
+        return self.remember(("spectrum", layer), lambda: spectrum(self.statistics(layer).hessian))
 
     def plan(self, layer: str, threshold: float = 0.5, sparsity: str | None = None) -> rose.OrderPlan:
         """Losses and order of one layer; remembered."""
@@ -258,19 +258,6 @@ class Study:
             ),
         )
 
-    def inputs(self, layer: str, held_out: bool = False) -> Tensor:
-        """The layer's inputs on (held-out) tokens, (tokens, in): needs a forward pass; remembered."""
-        loaded = self.loaded
-        tokens = self.calibration.held_out if held_out else self.calibration.tokens
-        if loaded is None or tokens is None:
-            raise rose.RoseError("This set-up has no held-out tokens; ask for some on the start page.")
-
-        def run() -> Tensor:
-            with loaded.lock:
-                return collect_inputs(loaded.model, tokens, layer)
-
-        return self.remember(("inputs", layer, held_out), run)
-
     def remember(self, key: Any, compute: Callable[[], T]) -> T:
         """`compute()`, or what it gave for this key before."""
         with self._lock:
@@ -283,8 +270,3 @@ class Study:
             while len(self._memory) > KEPT_RESULTS:
                 self._memory.popitem(last=False)
         return value
-
-
-def spectrum(statistics: rose.InputStatistics) -> Tensor:
-    """Eigenvalues of H, descending, (in,)."""
-    return torch.linalg.eigvalsh(statistics.hessian).flip(0)

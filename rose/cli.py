@@ -20,12 +20,12 @@ from rich.table import Table
 from torch import Tensor
 
 import rose
-from rose.layer.methods import BUDGETS, RECOMMENDED, get_method
+from rose.layer.methods import BUDGETS, RECOMMENDED, Settings, make_settings
 from rose.layer.order import order_names
-from rose.model.allocation import ALLOCATIONS
+from rose.model.allocation import ALLOCATIONS, check_allocation
 from rose.model.calibration import SOURCES, load_calibration
-from rose.model.comparison import ComparisonFolder, compare_methods, parse_variant, summarize
-from rose.model.distributed import from_first, launched_place, process_group
+from rose.model.comparison import SETTINGS, ComparisonFolder, compare_methods, plan_comparison, summarize
+from rose.model.distributed import choose_gpu, from_first, launched_place, process_group
 from rose.model.loading import DTYPES, PACKAGED, check_output
 from rose.model.zero_shot import TASKS, check_installed, zero_shot
 from rose.report import records_table, write_atomically
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = "rose" if processes == 1 else f"rose, process {rank + 1} of {processes}"
     options = argparse.Namespace()
     try:
+        choose_gpu()
         rose.load_plugins()  # first, because help texts list methods and orders
         options = _parser().parse_args(arguments)
         with process_group() if options.divided else nullcontext(), _silence() if rank > 0 else nullcontext():
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said.print(f"{name}: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        kept = getattr(options, "checkpoint", None)
+        kept = getattr(options, "checkpoint", None) or getattr(options, "rows", None)
         left = f"the same command goes on from {kept}" if kept else "nothing was written"
         console.print(f"rose: cancelled; {left}", highlight=False, soft_wrap=True)
         return 130
@@ -126,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="rows and summaries; an interrupted run goes on here",
     )
-    compare.set_defaults(run=_compare)
+    compare.set_defaults(run=_compare, rows=None)
 
     evaluate = commands.add_parser("evaluate", help="perplexity and zero-shot accuracy of a model")
     _model_options(evaluate)
@@ -217,7 +218,11 @@ def _window_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _app(options: argparse.Namespace, console: Console) -> None:
-    if status := serve(options.port):
+    try:
+        status = serve(options.port)
+    except KeyboardInterrupt:  # how one stops it
+        return
+    if status:
         raise SystemExit(status)
 
 
@@ -244,8 +249,6 @@ def _load(options: argparse.Namespace, console: Console, **more: Any) -> tuple[A
 
 def _tokens(options: argparse.Namespace, tokenizer: Any, seed: int) -> tuple[Tensor, Tensor | None]:
     """Calibration and held-out windows, which do not overlap where the text is long enough."""
-    if options.held_out < 0:
-        raise rose.RoseError("--held-out must be 0 or more.")
     return load_calibration(
         options.calibration,
         tokenizer,
@@ -305,9 +308,9 @@ def _print_table(table: pd.DataFrame, title: str) -> None:
 
 
 def _analyze(options: argparse.Namespace, console: Console) -> None:
-    methods = _split(options.methods)
+    methods = _split(options.methods, "--methods")
     for method in methods:
-        get_method(method)
+        _check_settings(options, method)
     if options.output:
         check_output(options.output)
     model, tokenizer = _load(options, console, stream=options.stream)
@@ -323,7 +326,7 @@ def _analyze(options: argparse.Namespace, console: Console) -> None:
         report = rose.RunReport.from_records(
             records, model=options.model, methods=methods, seed=options.seed, damping=options.damping
         )
-        from_first(lambda: report.save(options.output))
+        from_first(lambda: _save(report, options.output))
     error = "held_out_error" if held_out is not None else "relative_error"
     wide = table.pivot(index="layer", columns="method", values=error)[methods]
     wide.columns = pd.Index([f"{method} {error.replace('_', ' ')}" for method in wide.columns])
@@ -340,9 +343,25 @@ def _analyze(options: argparse.Namespace, console: Console) -> None:
         out.print(f"Mean over layers of the error relative to {methods[0]}'s: {', '.join(ratios)}", highlight=False)
 
 
+def _check_settings(given: argparse.Namespace, method: str, **more: Any) -> Settings:
+    """A typing mistake should not cost the loading of a model."""
+    settings = _engine_options(given)
+    del settings["layers"]
+    return make_settings(method, **settings, **more)
+
+
+def _save(report: rose.RunReport, folder: Path) -> None:
+    try:
+        report.save(folder)
+    except OSError as problem:
+        raise rose.RoseError(f"The report cannot be written to {folder} ({problem.strerror}); make room.") from problem
+
+
 def _prune(options: argparse.Namespace, console: Console) -> None:
     check_output(options.output)
-    get_method(options.method)  # a typing mistake should not cost the loading of a model
+    own = _method_options(options.option)
+    settings = _check_settings(options, options.method, order=options.order, budget=options.budget, options=own)
+    check_allocation(options.allocation, settings.pattern)
     if options.stream and options.evaluate:
         raise rose.RoseError("--evaluate needs the whole model in memory; leave it out, or leave --stream out.")
     model, tokenizer = _load(options, console, stream=options.stream, scratch=options.output.parent)
@@ -356,7 +375,7 @@ def _prune(options: argparse.Namespace, console: Console) -> None:
             method=options.method,
             order=options.order,
             budget=options.budget,
-            options=_method_options(options.option),
+            options=own,
             allocation=options.allocation,
             true_sequential=options.true_sequential,
             held_out=held_out,
@@ -382,12 +401,12 @@ def _prune(options: argparse.Namespace, console: Console) -> None:
 
 
 def _compare(options: argparse.Namespace, console: Console) -> None:
-    methods, sparsities = _split(options.methods), _split(options.sparsity)
-    seeds = [_whole(seed) for seed in _split(options.seeds)]
-    for method in methods:
-        parse_variant(method)
+    methods, sparsities = _split(options.methods, "--methods"), _split(options.sparsity, "--sparsity")
+    seeds = [_whole(seed) for seed in _split(options.seeds, "--seeds")]
+    plan_comparison(methods, sparsities, **{name: getattr(options, name) for name in SETTINGS})
     settings = {name: str(getattr(options, name)) for name in COMPARISON_SETTINGS}
     folder = ComparisonFolder(options.output, settings)
+    options.rows = options.output
     model, tokenizer = _load(options, console)
     windows = _windows(options, options.evaluate, tokenizer)
     engine = _engine_options(options)
@@ -425,8 +444,12 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
     out.print(f"Rows and summaries are in {options.output}", soft_wrap=True)
 
 
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def _split(text: str, option: str) -> list[str]:
+    """The parts of A,B,C, each once."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise rose.RoseError(f"{option} names nothing; give at least one, or leave it out.")
+    return list(dict.fromkeys(parts))
 
 
 def _whole(text: str) -> int:
@@ -493,7 +516,10 @@ def _zero_shot(options: argparse.Namespace, model: Any, tokenizer: Any) -> None:
     table = zero_shot(
         model, tokenizer, tasks=options.tasks or TASKS, task_folder=options.task_folder, limit=options.limit
     )
-    if options.output:
-        write_atomically(options.output, table.to_csv(index=False).encode())
     _print_table(table, f"Zero-shot accuracy of {options.model}")
+    if options.output:
+        try:
+            write_atomically(options.output, table.to_csv(index=False).encode())
+        except OSError as problem:
+            raise rose.RoseError(f"{options.output} cannot be written ({problem.strerror}); make room.") from problem
     Console().print(f"Mean accuracy {table['accuracy'].mean():.4f} over {len(table)} tasks", highlight=False)

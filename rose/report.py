@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,10 @@ class RunReport:
         return RunReport(self.layers, {**self.summary, **entries})
 
     def to_json(self) -> str:
+        """As JSON, which knows neither NaN nor infinity: both become null."""
         # Not pandas' own to_json: it rounds to 15 decimals, which is little for a small error.
-        rows = [
-            {name: None if value != value else value for name, value in row.items()}
-            for row in self.layers.to_dict(orient="records")
-        ]
-        return json.dumps({"summary": self.summary, "layers": rows}, indent=1)
+        rows = [_finite(row) for row in self.layers.to_dict(orient="records")]
+        return json.dumps({"summary": _finite(self.summary), "layers": rows}, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> RunReport:
@@ -107,6 +106,14 @@ class RunReport:
         write_atomically(folder / "layers.parquet", self.layers.to_parquet(index=False))
 
 
+def _finite(entries: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The entries with None for NaN and infinity."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in entries.items()
+    }
+
+
 def _mean_or_none(column: pd.Series) -> float | None:
     values = pd.to_numeric(column).dropna()
     return float(values.mean()) if len(values) else None
@@ -120,6 +127,13 @@ def records_table(records: Sequence[LayerRecord]) -> pd.DataFrame:
     return table
 
 
+def share(path: Path) -> None:
+    """Gives a temporary file or folder the permissions that a plain one has; temporary ones are private by default."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes to a temporary file beside `path`, forces it to the disk, then renames."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
@@ -128,6 +142,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        share(Path(temporary))
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

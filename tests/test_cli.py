@@ -194,7 +194,7 @@ BAD = {
     "source": (["--calibration", "shakespeare"], "Unknown text"),
     "length": (["--length", "1"], "at least 2 tokens"),
     "too long": (["--length", "300"], "longer than the model"),
-    "held out": (["--held-out", "-1"], "0 or more"),
+    "held out": (["--held-out", "-1"], "0 held-out ones"),
     "block size": (["--block-size", "0"], "block size"),
     "order": (["--order", "sideways"], "no order named"),
     "option": (["--option", "speed"], "NAME=VALUE"),
@@ -275,3 +275,39 @@ def test_python_dash_m_rose_reports_bad_input_in_one_line():
     assert done.returncode == 2
     assert done.stderr == "rose: There is no folder or file ./nowhere; check the path.\n"
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", "--sparsity", "7", "--output", "out"], "from 0 to 1"),
+        (["prune", "--option", "speed", "--output", "out"], "NAME=VALUE"),
+        (["prune", "--allocation", "owl", "--sparsity", "2:4", "--output", "out"], "2:4 fixes the ratio"),
+        (["prune", "--damping", "-1", "--output", "out"], "Damping must be"),
+        (["analyze", "--methods", ","], "--methods names nothing"),
+        (["analyze", "--threshold", "3"], "threshold on the relative range"),
+        (
+            ["compare", "--evaluate", "packaged", "--allocation", "owl", "--sparsity", "0.5,2:4", "--output", "out"],
+            "2:4",
+        ),
+        (["compare", "--evaluate", "packaged", "--methods", "rose@natural:5", "--output", "out"], "no order named"),
+        (["compare", "--evaluate", "packaged", "--block-size", "0", "--output", "out"], "block size"),
+    ],
+)
+def test_a_typing_mistake_does_not_cost_the_loading_of_a_model(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rose, "load_model", lambda *_args, **_more: pytest.fail("loaded a model first"))
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_named_twice_is_measured_once(checkpoint, tmp_path, capsys):
+    assert run("analyze", "--model", checkpoint, *CALIBRATION, "--methods", "rose,rose", "--output", tmp_path) == 0
+    assert len(pd.read_csv(tmp_path / "layers.csv")) == 3 * 7
+
+
+def test_what_a_killed_comparison_left_half_written_is_no_obstacle(tmp_path):
+    (tmp_path / "settings.jsonabc.tmp").write_text("{")
+    assert ComparisonFolder(tmp_path, {"model": "tiny"}).rows == []
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "settings.json"}

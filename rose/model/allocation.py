@@ -14,9 +14,11 @@ from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
 from rose.model.capture import BlockStatistics
 from rose.model.forward import check_tokens, pick_device
+from rose.model.progress import ALLOCATION_SHARE
 from rose.model.structure import PrunableLayer
 
-ALLOCATIONS = ("uniform", "owl", "sensitivity")
+ALLOCATIONS = tuple(ALLOCATION_SHARE)
+
 # Hutchinson's probes: one for each of so many windows, and so much of each. A second derivative costs about four
 # forward passes, and keeps every attention matrix: 7 GB for 512 tokens of the packaged model.
 TRACE_SAMPLES, TRACE_LENGTH = 16, 512

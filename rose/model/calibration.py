@@ -155,8 +155,10 @@ def load_calibration(
         (samples, length) and (held_out, length) int64; None for the latter where `held_out` is 0.
 
     Raises:
-        RoseError: as `load_tokens`.
+        RoseError: as `load_tokens`, no sample, or a negative number of held-out ones.
     """
+    if samples < 1 or held_out < 0:
+        raise RoseError(f"Calibration needs at least 1 sample and 0 held-out ones, not {samples} and {held_out}.")
     tokens = load_tokens(source, tokenizer, samples=samples + held_out, length=length, seed=seed)
     return tokens[:samples], tokens[samples:] if held_out else None
 

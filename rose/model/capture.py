@@ -6,7 +6,7 @@ Only one decoder block is on the device at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.hessian import damp
 from rose.layer.statistics import InputStatistics
 from rose.model.activations import Activations
 from rose.model.checkpoint import NoCheckpoint, blocks_of
@@ -44,6 +43,15 @@ class BlockStatistics:
     held_out: dict[str, InputStatistics] = field(default_factory=dict)
     share: tuple[float, float] = (0.45, 0.55)
     shared: bool = False
+
+    def to(self, device: torch.device) -> BlockStatistics:
+        """The same with statistics on a device; layers that share an object share the moved one."""
+        moved: dict[int, InputStatistics] = {}
+
+        def move(found: dict[str, InputStatistics]) -> dict[str, InputStatistics]:
+            return {name: moved.setdefault(id(one), one.to(device)) for name, one in found.items()}
+
+        return replace(self, calibration=move(self.calibration), held_out=move(self.held_out))
 
 
 class _Collector:
@@ -191,7 +199,7 @@ def start_walk(
     for stream, samples in streams.items():
         write = partial(kept.activations.write, stream) if first is None else _drop
         tick = partial(meter.tell, "embed", walk.first, 0.0)
-        walk.arguments[stream] = record_inputs(model, samples, tick, write).arguments
+        walk.arguments[stream] = record_inputs(model, samples, write, tick)
     if first is None:
         kept.activations.advance(0)
     return walk
@@ -238,21 +246,11 @@ def collect_statistics(
     Raises:
         RoseError: an unknown layer, or tokens that do not fit the model.
     """
+    home = next(model.parameters()).device  # where the weights will be found afterwards
     found: dict[str, InputStatistics] = {}
     for block in visit_blocks(model, tokens, layers=layers, progress=progress):
-        found.update(block.calibration)
+        found.update(block.to(home if home.type != "meta" else torch.device("cpu")).calibration)
     return found
-
-
-def collect_inputs(model: nn.Module, tokens: Tensor, layer: str) -> Tensor:
-    """What one layer of the dense model reads, (samples · length, in) float32; needs no Hessian.
-
-    Raises:
-        RoseError: no layer, or several, by this name.
-    """
-    seen: list[Tensor] = []
-    visit_inputs(model, tokens, layer, lambda inputs: seen.append(inputs.cpu()))
-    return torch.cat(seen)
 
 
 @torch.no_grad()
@@ -266,7 +264,7 @@ def visit_inputs(
     """Shows what one layer of the dense model reads, batch after batch; memory holds one batch of it.
 
     Args:
-        visit: called with (tokens of the batch, in) float32, samples in order; may raise to stop.
+        visit: called with (tokens of the batch, in) float32 on the CPU, samples in order; may raise to stop.
         progress: as for `prune_model`.
 
     Raises:
@@ -276,15 +274,10 @@ def visit_inputs(
     if len(chosen) != 1:
         raise RoseError(f"{layer!r} names {len(chosen)} layers; name exactly one.")
     walk = start_walk(model, tokens, None, [layer], progress)
-    hook = chosen[0].module.register_forward_pre_hook(lambda _m, args: visit(args[0].flatten(0, -2).float()))
+    walk.by_block = {chosen[0].block_index: []}  # no layer's statistics are wanted
+    hook = chosen[0].module.register_forward_pre_hook(lambda _m, args: visit(args[0].flatten(0, -2).float().cpu()))
     try:
         for _ in walk.visit(propagate_again=False):
             pass
     finally:
         hook.remove()
-
-
-def condition_number(statistics: InputStatistics, damping: float = 0.01) -> float:
-    """Largest over smallest eigenvalue of the damped Hessian."""
-    values = torch.linalg.eigvalsh(damp(statistics.hessian, damping).matrix)
-    return float(values[-1] / values[0].clamp_min(torch.finfo(torch.float32).tiny))

@@ -206,7 +206,7 @@ def open_checkpoint(
             yield NoCheckpoint()
         else:
             scratch = Scratch(residence.scratch)
-            residence.overlay(scratch.weights)
+            residence.overlay(scratch.weights, None)
             yield scratch
         return
     folder = Path(folder)
@@ -214,7 +214,7 @@ def open_checkpoint(
     try:
         from_first(partial(_begin, folder, lock, run))
         kept = Checkpoint(folder)
-        residence.overlay(kept.weights)
+        residence.overlay(kept.weights, folder.resolve())
         yield kept
     finally:
         lock.release()

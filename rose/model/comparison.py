@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,17 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.methods import BUDGETS, get_method
-from rose.layer.order import order_names
+from rose.layer.methods import BUDGETS, get_method, make_settings
+from rose.layer.order import check_order_name
 from rose.layer.pattern import parse_sparsity
+from rose.model.allocation import check_allocation
 from rose.model.evaluation import perplexity
 from rose.model.pipeline import prune_model
 from rose.model.progress import ProgressCallback
+from rose.model.structure import prunable_layers
 from rose.report import write_atomically
 
+SETTINGS = ("allocation", "block_size", "damping", "threshold")  # of `prune_model` that can be checked before it runs
 SAMPLE_SECONDS = 0.1  # how often memory is looked at
 
 
@@ -60,11 +64,36 @@ def parse_variant(text: str) -> Variant:
     entry = get_method(method)
     if rest and not entry.sweeps:
         raise RoseError(f"{entry.label} does not sweep over columns, so {text!r} cannot override its order.")
-    if order and order.partition(":")[0] not in order_names():
-        raise RoseError(f"There is no order named {order!r}; choose one of {', '.join(order_names())}.")
+    if order:
+        check_order_name(order)
     if budget and budget not in BUDGETS:
         raise RoseError(f"The budget must be one of {', '.join(BUDGETS)}, not {budget!r}.")
     return Variant(text.strip(), method, order or None, budget or None)
+
+
+def plan_comparison(
+    methods: Sequence[str], sparsities: Sequence[str], *, allocation: str = "uniform", **settings: Any
+) -> tuple[list[Variant], list[str]]:
+    """The methods and sparsities of a comparison, each once, in a form that all their rows share.
+
+    Args:
+        methods: as for `parse_variant`.
+        sparsities: ratios or N:M.
+        allocation: as for `prune_model`.
+        settings: `block_size`, `damping` and `threshold`, where they are not the defaults.
+
+    Raises:
+        RoseError: none at all, or a combination that no run could do.
+    """
+    if not methods or not sparsities:
+        raise RoseError("Name at least one method and one sparsity to compare.")
+    variants = list(dict.fromkeys(parse_variant(method) for method in methods))
+    patterns = list(dict.fromkeys(parse_sparsity(sparsity) for sparsity in sparsities))
+    for pattern in patterns:
+        check_allocation(allocation, pattern)
+        for variant in variants:
+            make_settings(variant.method, sparsity=pattern, order=variant.order, budget=variant.budget, **settings)
+    return variants, [str(pattern) for pattern in patterns]
 
 
 @dataclass(frozen=True)
@@ -114,20 +143,23 @@ def compare_methods(
     Raises:
         RoseError: bad input, before any run.
     """
-    variants = [parse_variant(method) for method in methods]
-    patterns = [str(parse_sparsity(sparsity)) for sparsity in sparsities]
+    checked = {name: options[name] for name in SETTINGS if name in options}
+    variants, patterns = plan_comparison(methods, sparsities, **checked)
+    draw = lru_cache(maxsize=1)(calibration)  # all runs of a seed come one after another
     finished = {(row.method, row.sparsity, row.seed) for row in done}
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = done[0].dense_perplexity if done else perplexity(model, windows)
     # Seeds outermost: an interrupted comparison has all methods on the first seeds.
-    runs = [(variant, pattern, seed) for seed in seeds for pattern in patterns for variant in variants]
+    runs = [(variant, pattern, seed) for seed in dict.fromkeys(seeds) for pattern in patterns for variant in variants]
     for variant, pattern, seed in runs[part[0] :: part[1]]:
         if (variant.name, pattern, seed) in finished:
             continue
         try:
-            yield _run(model, variant, pattern, seed, calibration(seed), windows, before, progress, options)
+            yield _run(model, variant, pattern, seed, draw(seed), windows, before, progress, options)
         finally:
             model.load_state_dict(dense)
+            for layer in prunable_layers(model):
+                layer.keep_low_rank(None)
 
 
 def _run(
@@ -153,6 +185,7 @@ def _run(
             progress=progress(f"{variant.name} {pattern} seed {seed}"),
             **options,
         )
+        memory = peak()
     return ComparisonRow(
         method=variant.name,
         sparsity=pattern,
@@ -163,7 +196,7 @@ def _run(
         mean_held_out_error=report.summary["mean_held_out_error"],
         removed_fraction=report.summary["removed_fraction"],
         seconds=report.summary["seconds"],
-        peak_memory=peak(),
+        peak_memory=memory,
     )
 
 
@@ -258,6 +291,8 @@ class ComparisonFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock:
+                for unfinished in self.folder.glob("*.tmp"):  # of a process that was killed
+                    unfinished.unlink()
                 self._claim(text)
                 self.rows = self._read()
         except OSError as problem:
@@ -277,10 +312,20 @@ class ComparisonFolder:
         return read_rows(path) if path.exists() else []
 
     def add(self, row: ComparisonRow) -> None:
-        """Keeps one more row, beside those that other processes have added, and brings the summaries up to date."""
-        with self._lock:
-            self.rows = [*self._read(), row]
-            self._write()
+        """Keeps one more row, beside those that other processes have added, and brings the summaries up to date.
+
+        Raises:
+            RoseError: the folder cannot be written any more.
+        """
+        try:
+            with self._lock:
+                self.rows = [*self._read(), row]
+                self._write()
+        except OSError as problem:
+            raise RoseError(
+                f"{self.folder} cannot be written ({problem.strerror}); make room. Rows so far are kept, and the same "
+                "command goes on from there."
+            ) from problem
 
     def _write(self) -> None:
         summary = summarize(self.rows)

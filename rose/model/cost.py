@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rose.model.forward import pick_device
-from rose.model.structure import PrunableLayer, decoder_blocks, select_layers
+from rose.model.structure import PrunableLayer, decoder_blocks, hidden_size, select_layers
 
 # Real passes reach part of the rate of one large matrix product: attention, norms and small layers run slower.
 # Ratio measured with the packaged model; tests/benchmarks prints it anew.
@@ -82,7 +82,7 @@ def estimate_cost(
     seconds = ((forward + hessian) / FORWARD_EFFICIENCY + sweep / SWEEP_EFFICIENCY) / matmul_rate()
     per_block = max((sum(4 * c**2 for c in groups) / max(len({x.block_index for x in chosen}), 1)), 0)
     kept = sum(4 * columns**2 for columns in groups) if keep_statistics else per_block
-    hidden = 2 * 4 * tokens * max(layer.weight.shape[1] for layer in chosen)
+    hidden = 2 * 4 * tokens * hidden_size(model)
     total = sum(p.numel() for p in model.parameters())
     return Cost(seconds, int(kept + hidden), 4 * total, len(chosen))
 

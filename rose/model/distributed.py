@@ -35,14 +35,19 @@ def launched_place() -> tuple[int, int]:
     return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if is_launched() else (0, 1)
 
 
+def choose_gpu() -> None:
+    """Gives every process of a launcher a GPU of its own, as far as there are GPUs."""
+    if is_launched() and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
 @contextmanager
 def process_group() -> Iterator[None]:
     """Joins the processes of a launcher: over nccl where there are GPUs, else over gloo. Alone, does nothing."""
     if not is_launched() or dist.is_initialized():
         yield
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    choose_gpu()
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rose.errors import RoseError
 from rose.model.forward import check_tokens, pick_device
 
 LOGIT_ELEMENTS = 2**27  # 512 MB of float32 logits at a time
@@ -26,9 +27,11 @@ def perplexity(model: nn.Module, tokens: Tensor, *, progress: Callable[[float], 
         progress: called with the share done, 0 to 1, after each batch; may raise to stop.
 
     Raises:
-        RoseError: tokens that do not fit the model.
+        RoseError: tokens that do not fit the model, or windows in which there is nothing to predict.
     """
     check_tokens(model, tokens)
+    if tokens.shape[1] < 2:
+        raise RoseError("Perplexity needs windows of at least 2 tokens; give longer ones.")
     home, device = next(model.parameters()).device, pick_device()
     was_training = model.training
     model.to(device).eval()
@@ -49,4 +52,4 @@ def perplexity(model: nn.Module, tokens: Tensor, *, progress: Callable[[float], 
     finally:
         model.train(was_training).to(home)
     mean = total / (tokens.shape[0] * (tokens.shape[1] - 1))
-    return math.exp(mean) if mean < 700 else math.inf
+    return math.inf if mean >= 700 else math.exp(mean)

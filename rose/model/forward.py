@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -36,23 +35,6 @@ def pick_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-@dataclass
-class BlockInputs:
-    """Inputs of the decoder block that is next to run.
-
-    Attributes:
-        hidden: one (batch, length, hidden) tensor per batch of samples.
-        arguments: [block][batch] -> (positional, keyword) arguments besides the hidden states.
-    """
-
-    hidden: list[Tensor]
-    arguments: list[list[Arguments]]
-
-    def run(self, block: nn.Module, index: int, batch: int, device: torch.device) -> Tensor:
-        """One block's output on one batch, on `device`."""
-        return run_block(block, self.hidden[batch], self.arguments[index][batch], device)
-
-
 def run_block(block: nn.Module, hidden: Tensor, arguments: Arguments, device: torch.device) -> Tensor:
     """A block's output on one batch, on `device`, for hidden states and other arguments that may be elsewhere."""
     args, kwargs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, arguments)
@@ -63,16 +45,19 @@ def run_block(block: nn.Module, hidden: Tensor, arguments: Arguments, device: to
 def record_inputs(
     model: nn.Module,
     tokens: Tensor,
+    keep: Callable[[int, Tensor], None],
     tick: Callable[[], None] = lambda: None,
-    keep: Callable[[int, Tensor], None] | None = None,
-) -> BlockInputs:
+) -> list[list[Arguments]]:
     """Embeds the tokens and records what every decoder block would be called with.
 
     Args:
         model: a transformers causal language model.
         tokens: (samples, length) int64.
+        keep: takes (batch, hidden states) as they come, the inputs of the first decoder block.
         tick: called after each batch; may raise to stop.
-        keep: takes (batch, hidden states) as they come; the result then holds none.
+
+    Returns:
+        [block][batch] -> arguments besides the hidden states.
 
     Raises:
         RoseError: tokens outside the vocabulary, or of another shape; blocks that cannot be run one by one.
@@ -87,10 +72,9 @@ def record_inputs(
         with residence.embedding():
             with residence.whole():
                 outputs = _check_blocks(model, body, blocks, tokens[:1, :8])
-            recorder = _record(body, blocks, split_batches(tokens), outputs, tick, keep)
+            return _record(body, blocks, split_batches(tokens), outputs, keep, tick)
     finally:
         model.train(was_training)
-    return BlockInputs(recorder.hidden, recorder.arguments)
 
 
 def split_batches(tokens: Tensor) -> Sequence[Tensor]:
@@ -141,15 +125,15 @@ def _record(
     blocks: nn.ModuleList,
     batches: Sequence[Tensor],
     outputs: Sequence[Any],
+    keep: Callable[[int, Tensor], None] = lambda _batch, _hidden: None,
     tick: Callable[[], None] = lambda: None,
-    keep: Callable[[int, Tensor], None] | None = None,
-) -> _Recorder:
+) -> list[list[Arguments]]:
     recorder = _Recorder(len(blocks), keep)
     with _replaced(blocks, [recorder.stand_in(index, output) for index, output in enumerate(outputs)]):
         for batch in batches:
             body(input_ids=batch.to(next(body.parameters()).device), use_cache=False)
             tick()
-    return recorder
+    return recorder.arguments
 
 
 def _check_blocks(model: nn.Module, body: nn.Module, blocks: nn.ModuleList, few: Tensor) -> list[Any]:
@@ -174,7 +158,7 @@ def _check_blocks(model: nn.Module, body: nn.Module, blocks: nn.ModuleList, few:
         _same(_first(before[3]), after[1]) for before, after in pairwise(calls)
     )
     if chained:
-        recorded = _record(body, blocks, [few], outputs).arguments
+        recorded = _record(body, blocks, [few], outputs)
         chained = all(
             len(_tensors(real)) == len(_tensors(ours[0])) and all(map(_same, _tensors(real), _tensors(ours[0])))
             for (_, _, real, _), ours in zip(calls, recorded, strict=True)
@@ -188,9 +172,8 @@ def _check_blocks(model: nn.Module, body: nn.Module, blocks: nn.ModuleList, few:
 
 
 class _Recorder:
-    def __init__(self, count: int, keep: Callable[[int, Tensor], None] | None) -> None:
-        self.hidden: list[Tensor] = []
-        self.keep = keep or (lambda _batch, hidden: self.hidden.append(hidden))
+    def __init__(self, count: int, keep: Callable[[int, Tensor], None]) -> None:
+        self.keep = keep
         self.arguments: list[list[Arguments]] = [[] for _ in range(count)]
         self.known: list[Tensor] = []
 

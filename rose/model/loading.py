@@ -38,7 +38,7 @@ from rose.errors import RoseError
 from rose.model.residence import is_streamed
 from rose.model.streaming import build_streamed, write_streamed
 from rose.model.structure import low_rank_tensors
-from rose.report import RunReport
+from rose.report import RunReport, share
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -190,7 +190,8 @@ def save_model(
             save_file(plain, temporary / "low_rank.safetensors")
         if report is not None:
             report.save(temporary)
-        _share(temporary)
+        for path in (temporary, *temporary.rglob("*")):
+            share(path)
         if folder.exists():
             folder.rmdir()  # empty, as checked
         temporary.rename(folder)
@@ -198,15 +199,6 @@ def save_model(
         raise RoseError(f"The checkpoint could not be written to {folder} ({problem}); free some space.") from problem
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _share(folder: Path) -> None:
-    """Gives a temporary folder the permissions that a plain one has; temporary files are private by default."""
-    mask = os.umask(0)
-    os.umask(mask)
-    folder.chmod(0o777 & ~mask)
-    for file in folder.iterdir():
-        file.chmod(0o666 & ~mask)
 
 
 def check_output(folder: str | Path) -> None:

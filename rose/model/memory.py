@@ -12,7 +12,7 @@ from torch import nn
 
 from rose.model import forward
 from rose.model.cost import statistics_groups
-from rose.model.structure import decoder_blocks, prunable_layers
+from rose.model.structure import decoder_blocks, hidden_size, prunable_layers
 
 # Matrices of the Hessian's size that are alive at once while its inverse is factorized: XᵀX in panels and whole,
 # damped, its Cholesky factor, that of the order visited where that is not the natural one, its inverse, and a copy for
@@ -68,7 +68,7 @@ def estimate_memory(
     outside = sum(parameter.numel() for parameter in body.parameters()) - sum(sizes)
     tokens = samples * length
     at_once = min(tokens, max(length, forward.BATCH_TOKENS // length * length))
-    width = min(layer.weight.shape[1] for layer in layers)
+    width = hidden_size(model)
     widest = max(max(layer.weight.shape) for layer in layers)
     groups = [
         sum(4 * columns**2 for columns in statistics_groups([x for x in layers if x.block_index == index]))

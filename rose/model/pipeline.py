@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer import error
-from rose.layer.methods import LayerResult, Settings, forget_hessians, get_method, prune_layer
-from rose.layer.options import Value, complete_options
-from rose.layer.pattern import Pattern, parse_sparsity
+from rose.layer.methods import LayerResult, Settings, forget_hessians, make_settings, prune_layer
+from rose.layer.options import Value
+from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.model.allocation import allocate, check_allocation
 from rose.model.capture import BlockStatistics, start_walk, visit_blocks
@@ -81,9 +82,16 @@ def prune_model(
         RoseError: bad input, before any work; a layer that cannot be pruned, which is named; or a checkpoint that
             belongs to another run or cannot be written.
     """
-    chosen = get_method(method)
-    complete = complete_options(chosen.label, chosen.options, options)
-    settings = Settings(parse_sparsity(sparsity), block_size, damping, threshold, order, budget, options=complete)
+    settings = make_settings(
+        method,
+        sparsity=sparsity,
+        block_size=block_size,
+        damping=damping,
+        threshold=threshold,
+        order=order,
+        budget=budget,
+        options=options,
+    )
     check_allocation(allocation, settings.pattern)
     if is_streamed(model) and allocation == "sensitivity":
         raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
@@ -112,7 +120,9 @@ def prune_model(
         found = allocate(model, tokens, selected, settings.pattern, allocation, visit, tick)
         return from_first(lambda: found)
 
-    with open_checkpoint(model, checkpoint, run) as kept:
+    with ExitStack() as stack:
+        stack.callback(forget_hessians)
+        kept = stack.enter_context(open_checkpoint(model, checkpoint, run))
         patterns = kept.patterns(dense_patterns)
         records = kept.restore(selected)
         walking = part_callback(progress, start, share, 1) if share else progress
@@ -135,7 +145,7 @@ def prune_model(
         sparsity=str(settings.pattern),
         allocation=allocation,
         true_sequential=true_sequential,
-        options=complete,
+        options=settings.options,
         block_size=block_size,
         damping=damping,
         threshold=threshold,
@@ -166,7 +176,8 @@ def _prune_block(
         within = before_all + (after_all - before_all) * (number + 1) / len(block.layers)
         meter.tell("prune", block.block_index, within, layer.name, result.relative_error)
         _let_go(block, layer.name)
-        return _record(layer, result, held_error, time.perf_counter() - began), result.low_rank
+        factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
+        return _record(layer, result, held_error, time.perf_counter() - began), factors
 
     done = exchange(owners, prune)
     records = [record for record, _ in done]
@@ -205,19 +216,21 @@ def analyze_model(
     The model is not changed, so all layers and methods are measured on the same inputs. Arguments as for
     `prune_model`; one record per layer and method.
     """
-    settings = Settings(parse_sparsity(sparsity), block_size, damping, threshold)
-    for method in methods:
-        get_method(method)
+    settings = {
+        method: make_settings(method, sparsity=sparsity, block_size=block_size, damping=damping, threshold=threshold)
+        for method in methods
+    }
     for block in visit_blocks(model, tokens, layers=layers, held_out=held_out, progress=progress):
         owners = divide(block.layers, block.calibration)
-        for records in exchange(owners, partial(_measure_all, block, methods, settings)):
+        for records in exchange(owners, partial(_measure_all, block, settings)):
             yield from records
+        forget_hessians()
 
 
-def _measure_all(block: BlockStatistics, methods: Sequence[str], settings: Settings, number: int) -> list[LayerRecord]:
+def _measure_all(block: BlockStatistics, settings: Mapping[str, Settings], number: int) -> list[LayerRecord]:
     layer = block.layers[number]
     held_out = block.held_out.get(layer.name)
-    return [_measure(layer, block.calibration, held_out, method, settings) for method in methods]
+    return [_measure(layer, block.calibration, held_out, method, settings[method]) for method in settings]
 
 
 def measure_layer(
@@ -232,7 +245,7 @@ def measure_layer(
     threshold: float = 0.5,
 ) -> LayerRecord:
     """Prunes one layer, without changing it, and returns the outcome in numbers. Arguments as for `prune_model`."""
-    settings = Settings(parse_sparsity(sparsity), block_size, damping, threshold)
+    settings = make_settings(method, sparsity=sparsity, block_size=block_size, damping=damping, threshold=threshold)
     return _measure(layer, {layer.name: statistics}, held_out, method, settings)
 
 

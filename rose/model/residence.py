@@ -46,8 +46,16 @@ class Residence:
         """While this lasts, everything but the decoder blocks and the head works."""
         return nullcontext()
 
-    def overlay(self, pruned: Callable[[int], Mapping[str, Tensor]]) -> None:
-        """Says where the pruned weights of a decoder block are found; memory has them already."""
+    def overlay(self, pruned: Callable[[int], Mapping[str, Tensor]], checkpoint: Path | None) -> None:
+        """Says where the pruned weights of a decoder block are found; memory has them already.
+
+        Args:
+            pruned: decoder block -> weights by layer name.
+            checkpoint: the folder that keeps them for good, if one does.
+
+        Raises:
+            RoseError: another run has pruned this model, whose weights would be lost.
+        """
 
     def fingerprint(self) -> str:
         """Tells these weights from others."""

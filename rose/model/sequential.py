@@ -114,6 +114,7 @@ class _Block:
     def _go_on(self, batch: _Batch) -> Iterator[BlockStatistics]:
         """Runs a batch until it must wait for the others, or to its end."""
         while stopped := batch.route.switch():
+            self.walk.meter.tell("calibrate", self.index, self._share())
             batch.stopped_at, inputs = stopped
             if inputs is not batch.inputs:
                 batch.inputs = inputs
@@ -141,11 +142,15 @@ class _Block:
         for batch in ready:
             yield from self._go_on(batch)
 
+    def _share(self) -> float:
+        """Of this block's work, by the layers pruned."""
+        return 0.95 * len(self.pruned) / len(self.layers)
+
     def _turn(self, layer: PrunableLayer) -> BlockStatistics:
         """What is handed out when a layer's turn has come; from now on it counts as pruned."""
-        before = 0.95 * len(self.pruned) / len(self.layers)
+        before = self._share()
         self.pruned.add(layer.name)
-        after = 0.95 * len(self.pruned) / len(self.layers)
+        after = self._share()
         known = {stream: {layer.name: found} for stream, found in self.complete.items()}
         return BlockStatistics(
             self.index, [layer], known.get("calibration", {}), known.get("held_out", {}), (before, after), shared=True

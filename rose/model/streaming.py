@@ -65,6 +65,8 @@ class BlockFiles(Residence):
         self.keys = _match(model, self.files)
         self._read_buffers()
         self._pruned: Callable[[int], Mapping[str, Tensor]] = lambda _index: {}
+        self._checkpoint: Path | None = None  # of the run that pruned it, where there was one
+        self._overlaid = False
         self._layers = {layer.name: layer for layer in prunable_layers(model)}
         self._temporary = partial(tempfile.TemporaryDirectory, dir=scratch, prefix="rose-pruned-")
 
@@ -120,8 +122,10 @@ class BlockFiles(Residence):
         with self._present(body, _name_of(self.model, body), torch.device("cpu"), without=inside):
             yield
 
-    def overlay(self, pruned: Callable[[int], Mapping[str, Tensor]]) -> None:
-        self._pruned = pruned
+    def overlay(self, pruned: Callable[[int], Mapping[str, Tensor]], checkpoint: Path | None) -> None:
+        if self._overlaid and (checkpoint is None or checkpoint != self._checkpoint):
+            raise RoseError("This streamed model has been pruned already; save it, and load what was saved.")
+        self._pruned, self._checkpoint, self._overlaid = pruned, checkpoint, True
 
     def fingerprint(self) -> str:
         """Over dtype, headers, sizes, and samples of every file: a fine-tuned copy differs everywhere."""

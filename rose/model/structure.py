@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -87,6 +88,12 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             f"{type(model).__name__} has no list of decoder blocks with linear layers, so nothing to prune."
         )
     return best
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Channels of the hidden states that pass from one decoder block to the next."""
+    config: Any = model.config
+    return (config.get_text_config() if hasattr(config, "get_text_config") else config).hidden_size
 
 
 def prunable_layers(model: nn.Module) -> list[PrunableLayer]:

@@ -21,7 +21,7 @@ from rose.model.forward import pick_device
 
 # What SparseGPT, Wanda, OWL and ROSE report. Names as in the harness; openbookqa is the papers' OBQA.
 TASKS = ("boolq", "winogrande", "piqa", "openbookqa", "hellaswag", "arc_easy", "arc_challenge")
-BATCH = 8
+BATCH = 8  # sequences at a time
 
 
 def check_installed() -> None:
@@ -41,7 +41,6 @@ def zero_shot(
     tasks: Sequence[str] = TASKS,
     task_folder: str | Path | None = None,
     limit: int | None = None,
-    batch_size: int = BATCH,
 ) -> pd.DataFrame:
     """Accuracy on multiple-choice tasks, without examples in the prompt.
 
@@ -54,7 +53,6 @@ def zero_shot(
         tasks: names in the harness.
         task_folder: a folder of further tasks as YAML files; then only these are known.
         limit: at most so many questions of each task, the first ones.
-        batch_size: sequences at a time.
 
     Returns:
         A row per task: task, questions, accuracy, accuracy_error (standard error), accuracy_norm (NaN where the
@@ -64,12 +62,12 @@ def zero_shot(
         RoseError: lm-eval is not installed, an unknown task, a data set out of reach, or a task that has no accuracy.
     """
     check_installed()
-    if not tasks or batch_size < 1 or (limit is not None and limit < 1):
-        raise RoseError("Zero-shot needs at least one task, a batch size of at least 1, and a limit of at least 1.")
+    if not tasks or (limit is not None and limit < 1):
+        raise RoseError("Zero-shot needs at least one task, and a limit of at least 1.")
     home, device, was_training = next(model.parameters()).device, pick_device(), model.training
     model.to(device).eval()
     try:
-        found = _evaluate(model, tokenizer, _task_manager(tasks, task_folder), list(tasks), limit, batch_size, device)
+        found = _evaluate(model, tokenizer, _task_manager(tasks, task_folder), list(tasks), limit, device)
     finally:
         model.train(was_training).to(home)
     return pd.DataFrame([_row(name, found["results"][name], found["n-samples"][name]) for name in tasks])
@@ -81,7 +79,10 @@ def _task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
     if folder is not None and not Path(folder).is_dir():
         raise RoseError(f"There is no folder {folder}; give one that holds task definitions (.yaml).")
     manager = TaskManager(include_path=None if folder is None else str(folder), include_defaults=folder is None)
-    unknown = [name for name in tasks if name not in manager.all_tasks]
+    groups = [name for name in tasks if name in manager.all_tasks and name not in manager.all_subtasks]
+    if groups:
+        raise RoseError(f"{', '.join(groups)} stands for several tasks; name those of them that you want.")
+    unknown = [name for name in tasks if name not in manager.all_subtasks]
     if unknown:
         raise RoseError(
             f"There is no task named {', '.join(unknown)}; choose from {', '.join(TASKS)}, or any other of lm-eval's."
@@ -97,13 +98,12 @@ def _evaluate(
     manager: Any,
     tasks: list[str],
     limit: int | None,
-    batch_size: int,
     device: torch.device,
 ) -> dict[str, Any]:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(device))
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, device=str(device))
     try:
         found = lm_eval.simple_evaluate(
             model=wrapped,

@@ -16,7 +16,7 @@ from app import checking, session
 from app.checking import Findings, LayerChecks, Request
 from app.study import Calibration, LoadedModel, Study
 from rose.layer.error import direct_error
-from rose.model.capture import collect_inputs
+from rose.model.capture import visit_inputs
 from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts, tiny_model
 
 PAGE = "views/check.py"
@@ -57,7 +57,9 @@ def table(app: AppTest) -> pd.DataFrame:
 def test_direct_error_is_that_of_the_inputs(study: Study, findings: Findings) -> None:
     assert study.loaded is not None
     assert study.calibration.tokens is not None
-    inputs = collect_inputs(study.loaded.model, study.calibration.tokens, COLUMNAR)
+    seen: list[torch.Tensor] = []
+    visit_inputs(study.loaded.model, study.calibration.tokens, COLUMNAR, seen.append)
+    inputs = torch.cat(seen)
     assert findings.tokens == len(inputs) == 8 * 32
     for method, measures in zip(METHODS, findings.measures, strict=True):
         pruned = study.prune(COLUMNAR, method=method).weight

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import rose
-from rose.model.forward import record_inputs
+from rose.model.forward import record_inputs, run_block
 from rose.model.structure import decoder_blocks
 
 Row = tuple[str, float, str, float]  # what, seconds (NaN where it is no time), compared with, ratio
@@ -29,11 +29,15 @@ def timed(work: Callable[[], object], repeats: int = 1) -> float:
 def forward_passes(model: nn.Module, tokens: Tensor, passes: int) -> None:
     """Bare forward passes through all decoder blocks, batched as the pipeline batches them."""
     _, blocks = decoder_blocks(model)
-    inputs = record_inputs(model, tokens)
-    for index, block in enumerate(blocks):
+    hidden: list[Tensor] = []
+    arguments = record_inputs(model, tokens, lambda _batch, states: hidden.append(states))
+    for block, others in zip(blocks, arguments, strict=True):
         for _ in range(passes):
-            outputs = [inputs.run(block, index, batch, torch.device("cpu")) for batch in range(len(inputs.hidden))]
-        inputs.hidden = outputs
+            outputs = [
+                run_block(block, states, other, torch.device("cpu"))
+                for states, other in zip(hidden, others, strict=True)
+            ]
+        hidden = outputs
 
 
 def packaged_model(tokens_per_run: tuple[int, int]) -> tuple[nn.Module, Tensor]:

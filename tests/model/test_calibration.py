@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import rose
-from rose.model.calibration import load_text, packaged_text
+from rose.model.calibration import load_calibration, load_text, packaged_text
 
 WORDS = 1000
 
@@ -264,3 +264,9 @@ def test_a_split_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", unknown)
     with pytest.raises(rose.RoseError, match="Unknown split"):
         load_text("wikitext2", split="nonsense")
+
+
+@pytest.mark.parametrize(("samples", "held_out"), [(0, 4), (-1, 4), (4, -1)])
+def test_calibration_of_nothing(text: str, tokenizer: PreTrainedTokenizerFast, samples: int, held_out: int) -> None:
+    with pytest.raises(rose.RoseError, match=f"at least 1 sample and 0 held-out ones, not {samples} and {held_out}"):
+        load_calibration(text, tokenizer, samples=samples, held_out=held_out, length=10, seed=0)

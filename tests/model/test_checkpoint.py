@@ -284,3 +284,19 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     with pytest.raises(rose.RoseError, match=r"Permission denied.*choose another folder"):
         run(tmp_path / "locked")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": "sideways"}, "no order named"),
+        ({"damping": -1.0}, "Damping must be"),
+        ({"threshold": 2.0}, "threshold on the relative range"),
+        ({"budget": "row"}, "budget must be one of"),
+        ({"method": "wanda", "budget": "layer"}, "does not sweep"),
+    ],
+)
+def test_bad_settings_do_not_claim_a_folder(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(rose.RoseError, match=message):
+        rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path / "kept", **options)
+    assert not (tmp_path / "kept").exists()

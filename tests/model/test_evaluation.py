@@ -93,3 +93,8 @@ def test_a_comparison_as_markdown() -> None:
         "| method | 0.5 | 2:4 |\n|---|---|---|\n| rose | 21.5 ± 1.5 | 30.0 |\n| wanda | 1234 | – |\n"
     )
     assert to_markdown([]) == ""
+
+
+def test_windows_with_nothing_to_predict() -> None:
+    with pytest.raises(rose.RoseError, match="windows of at least 2 tokens"):
+        rose.perplexity(make_model("llama"), make_tokens()[:, :1])

@@ -165,13 +165,13 @@ def test_pruned_blocks_feed_the_next(family: str) -> None:
 def test_each_block_gets_its_own_mask() -> None:
     """Gemma 3 alternates sliding and full attention; with the first block's mask everywhere this fails."""
     model = make_model("gemma3")
-    recorded = record_inputs(model, make_tokens())
-    masks = [arguments[0][1]["attention_mask"] for arguments in recorded.arguments]
+    recorded = record_inputs(model, make_tokens(), lambda _batch, _hidden: None)
+    masks = [arguments[0][1]["attention_mask"] for arguments in recorded]
     shown = [None if mask is None else mask.shape for mask in masks]
     assert masks[0] is not None
     assert masks[0] is masks[2]  # equal tensors are stored once
     assert masks[1] is None or not torch.equal(masks[0], masks[1]), shown
-    positions = [arguments[0][1]["position_embeddings"][0] for arguments in recorded.arguments]
+    positions = [arguments[0][1]["position_embeddings"][0] for arguments in recorded]
     assert not torch.equal(positions[0], positions[1])  # local and global rotary frequencies
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import rose
+from rose.model.comparison import compare_methods
 from rose.model.structure import LEFT, RIGHT, low_rank_tensors, prunable_layers
 from tests.model.families import make_model, make_tokens
 from tests.tiny import byte_tokenizer
@@ -58,3 +59,17 @@ def test_a_method_that_only_removes_weights_leaves_no_factors(tmp_path: Path) ->
     rose.prune_model(model, make_tokens(), method="wanda", sparsity=0.7)
     rose.save_model(model, byte_tokenizer(), tmp_path / "out")
     assert not (tmp_path / "out" / "low_rank.safetensors").exists()
+
+
+def test_a_comparison_leaves_the_dense_model_without_factors() -> None:
+    model = make_model("llama")
+    rows = compare_methods(
+        model,
+        lambda seed: (make_tokens(seed=seed), None),
+        make_tokens(2),
+        methods=["oats"],
+        sparsities=["0.5"],
+        seeds=[0],
+    )
+    assert len(list(rows)) == 1
+    assert not low_rank_tensors(model.named_modules())

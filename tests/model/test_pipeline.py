@@ -137,7 +137,7 @@ def test_subclasses_of_linear_are_pruned() -> None:
     [
         ({"method": "nonsense"}, "no method named 'nonsense'"),
         ({"sparsity": 1.2}, "ratio from 0 to 1"),
-        ({"sparsity": "2:5"}, "divisible by 5, but this layer has 32"),
+        ({"sparsity": "2:5", "block_size": 125}, "divisible by 5, but this layer has 32"),
         ({"sparsity": "2:4", "block_size": 6}, "block size divisible by 4"),
         ({"block_size": 0}, "block size must be a whole number"),
         ({"held_out": torch.zeros(4, dtype=torch.long)}, "integer tensor, but the shape is \\(4,\\)"),
@@ -555,8 +555,9 @@ def test_two_runs_are_identical() -> None:
 
 def test_inputs_of_one_layer() -> None:
     model, tokens, name = make_model("llama"), make_tokens(), "model.layers.1.mlp.down_proj"
-    inputs = capture.collect_inputs(model, tokens, name)
-    torch.testing.assert_close(inputs, hooked_inputs(model, [name], tokens)[name], rtol=1e-4, atol=1e-5)
+    seen: list[Tensor] = []
+    capture.visit_inputs(model, tokens, name, seen.append)
+    torch.testing.assert_close(torch.cat(seen), hooked_inputs(model, [name], tokens)[name], rtol=1e-4, atol=1e-5)
     assert_clean(model)
     with pytest.raises(rose.RoseError, match="names 2 layers; name exactly one"):
-        capture.collect_inputs(model, tokens, "*.down_proj")
+        capture.visit_inputs(model, tokens, "*.down_proj", seen.append)

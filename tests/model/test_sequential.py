@@ -138,3 +138,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
         rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **OPTIONS)
     prune(model, checkpoint=tmp_path)
     assert digest(model.state_dict()) == digest(undisturbed.state_dict())
+
+
+def test_a_run_can_be_stopped_at_every_batch() -> None:
+    stages: list[str] = []
+    prune(make_model("llama"), progress=lambda progress: stages.append(progress.stage))
+    between_layers = "".join(stage[0] for stage in stages).split("p")
+    assert max(map(len, between_layers)) >= len(make_tokens())  # "c" for calibrate, once for each batch

@@ -220,3 +220,10 @@ def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pyte
 
 def test_memory_is_the_ordinary_residence() -> None:
     assert residence_of(make_model("llama")).scratch is None
+
+
+def test_a_second_pruning_would_lose_the_first(tmp_path: Path) -> None:
+    model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
+    rose.prune_model(model, make_tokens(), layers=["*self_attn*"], **OPTIONS)
+    with pytest.raises(rose.RoseError, match="pruned already; save it, and load what was saved"):
+        rose.prune_model(model, make_tokens(), layers=["*mlp*"], **OPTIONS)

@@ -110,3 +110,10 @@ def test_what_cannot_be_run_is_said_in_a_sentence(
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
     with pytest.raises(rose.RoseError, match=r"pip install -r requirements-eval\.txt"):
         zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder)
+
+
+def test_a_group_of_tasks_is_refused_before_it_runs(loaded, tmp_path: Path) -> None:
+    (tmp_path / "sums.yaml").write_text(TASK.format(file=tmp_path / "missing.jsonl"))
+    (tmp_path / "arithmetic.yaml").write_text("group: arithmetic\ntask:\n  - sums\n")
+    with pytest.raises(rose.RoseError, match="arithmetic stands for several tasks; name those"):
+        zero_shot(*loaded, tasks=["arithmetic"], task_folder=tmp_path)
