@@ -10,8 +10,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 app: $(VENV)/installed
 	$(BIN)/python -m streamlit run app/main.py --server.port $(PORT)
 
+# A worker for each processor, but at most four, as each holds the packaged model; one thread each, or they would
+# wait for one another. tests/conftest.py says which tests stay together.
 test: check browser
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """What all tests share: no network, a deterministic hypothesis profile, and the packaged model, loaded once."""
 
 import os
+from pathlib import Path
 
 # Before transformers is imported: a test that reaches for the network must fail, not wait.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,3 +24,17 @@ hypothesis.settings.load_profile("suite")
 def packaged() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The packaged SmolLM2-135M in float32 and its tokenizer. Shared: copy the model before changing it."""
     return rose.load_model("smollm2-135m")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says which tests stay together where several workers divide them: those that share what they prepare."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def _group(item: pytest.Item) -> str:
+    """A file's tests are a group; browser tests are one, as they share a server; a notebook is one of its own."""
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    if folder == "browser":
+        return folder
+    return item.name if folder == "test_notebooks.py" else str(item.path)
