@@ -19,7 +19,7 @@ from rose.model.structure import decoder_blocks, hidden_size, prunable_layers
 # the solver.
 HESSIANS_AT_WORK = 7
 # Float32 matrices of the weight's size beside the block itself: importance, potential loss, the weight without its dead
-# columns.
+# columns. Methods that sweep and stop there have no more.
 WEIGHTS_AT_WORK = 3
 # Activations of a gated feed-forward layer's width that one batch has alive at once.
 WIDTHS_OF_A_BATCH = 4

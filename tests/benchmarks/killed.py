@@ -1,0 +1,73 @@
+"""The packaged model's prune, killed at random moments: python -m tests.benchmarks.killed [--kills N].
+
+Each attempt is the same command in a process of its own, which SIGKILL ends after a random time, until enough have
+been; the last one comes to its end. Its weights are compared with those of a run that nobody disturbed. The tests do
+this on a tiny model, at random lines of code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def command(options: argparse.Namespace, output: Path, *more: str | Path) -> list[str | Path]:
+    sizes = ("--samples", str(options.samples), "--length", str(options.length))
+    return [sys.executable, "-m", "rose", "prune", *sizes, "--sparsity", "0.5", "--output", output, *more]
+
+
+def lifetime(attempt: Sequence[str | Path], seconds: float | None) -> float:
+    """Runs the command, and kills it after so many seconds; returns how long it lived."""
+    start = time.perf_counter()
+    process = subprocess.Popen(attempt, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        status = process.wait(seconds)
+        assert status == 0, f"a run ended with status {status}"
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return time.perf_counter() - start
+
+
+def digest(output: Path) -> str:
+    return hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.killed", description=__doc__)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--kills", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    draw, console = random.Random(options.seed), Console()
+    with tempfile.TemporaryDirectory(prefix="killed-") as name:
+        folder = Path(name)
+        whole = lifetime(command(options, folder / "undisturbed"), None)
+        table = Table("attempt", "ended after, s", "how", "decoder blocks kept")
+        attempt = command(options, folder / "killed", "--checkpoint", folder / "kept")
+        kills = 0
+        while not (folder / "killed").exists():
+            lived = lifetime(attempt, draw.uniform(0, whole) if kills < options.kills else None)
+            finished = (folder / "killed").exists()
+            kills += not finished
+            kept = len(list((folder / "kept").glob("block-*.safetensors")))
+            table.add_row(str(table.row_count + 1), f"{lived:.1f}", "done" if finished else "killed", str(kept))
+        console.print(table)
+        same = digest(folder / "undisturbed") == digest(folder / "killed")
+        console.print(f"Undisturbed: {whole:.1f} s. Weights bit-identical after {kills} kills: {same}", highlight=False)
+        sys.exit(not same)
+
+
+if __name__ == "__main__":
+    main()
