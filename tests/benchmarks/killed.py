@@ -58,7 +58,8 @@ def main() -> None:
         attempt = command(options, folder / "killed", "--checkpoint", folder / "kept")
         kills = 0
         while not (folder / "killed").exists():
-            lived = lifetime(attempt, draw.uniform(0, whole) if kills < options.kills else None)
+            # Short lives, or chance would let an early attempt come to its end.
+            lived = lifetime(attempt, draw.uniform(0, 2 * whole / options.kills) if kills < options.kills else None)
             finished = (folder / "killed").exists()
             kills += not finished
             kept = len(list((folder / "kept").glob("block-*.safetensors")))
