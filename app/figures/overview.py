@@ -30,7 +30,7 @@ class Metric:
 METRICS = {
     "relative_range": Metric("Relative range", "relative range"),
     "condition": Metric("Hessian condition", "condition number", "log"),
-    "gain": Metric("Gain of ROSE over SparseGPT", "error saved", "change"),
+    "gain": Metric("Gain of two-level order over SparseGPT", "error saved", "change"),
     "relative_error": Metric("Relative error", "relative error"),
     "held_out_error": Metric("Held-out error", "relative error"),
     "dead_columns": Metric("Dead columns", "dead columns"),
@@ -224,7 +224,7 @@ def _map_finding(
         return columnar_finding(len(columnar), len(measured)), columnar
     if known.kind == "change":
         better, worse = int((measured["value"] > 0).sum()), int((measured["value"] < 0).sum())
-        who = known.label.removeprefix("Gain of ").split(" over ")[0]
+        who = style.sentence(known.label.removeprefix("Gain of ").partition(" over ")[0])
         return (
             f"{who} has less error than SparseGPT on {style.word(better) if better else 'none'} of {len(measured)} "
             f"layers, more on {style.word(worse) if worse else 'none'}",

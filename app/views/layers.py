@@ -18,7 +18,7 @@ from app.study import Study
 METRICS = {
     "relative_range": "Relative range",
     "condition": "Hessian condition",
-    "gain": "Predicted gain",
+    "gain": "Gain of two-level order",
     "error": "Error",
     "held_out": "Held-out error",
 }
@@ -182,7 +182,7 @@ def exact(table: pd.DataFrame) -> None:
             "projection": st.column_config.TextColumn("Projection", pinned=True),
             "relative_range": bar("Relative range", form="%.2f"),
             "is_columnar": st.column_config.CheckboxColumn("Columnar"),
-            "gain": st.column_config.NumberColumn("Predicted gain", format="percent"),
+            "gain": st.column_config.NumberColumn("Gain of two-level order", format="percent"),
             "condition": st.column_config.NumberColumn("Condition", format="scientific"),
             "rows": st.column_config.NumberColumn("Rows"),
             "columns": st.column_config.NumberColumn("Columns"),

@@ -74,17 +74,26 @@ def test_no_columnar_layer_is_said_too(study: Study) -> None:
     assert "**0 of 21 layers are columnar** above 1.00." in texts(open_page(PAGE, study, threshold="1"))
 
 
-@pytest.mark.parametrize("metric", ["Hessian condition", "Predicted gain", "Error", "Held-out error"])
+@pytest.mark.parametrize("metric", ["Hessian condition", "Gain of two-level order", "Error", "Held-out error"])
 def test_the_map_shows_what_was_chosen(study: Study, metric: str) -> None:
     app = open_page(PAGE, study, metric=metric)
-    column = {"Hessian condition": "condition", "Predicted gain": "gain"}.get(metric)
+    column = {"Hessian condition": "condition", "Gain of two-level order": "gain"}.get(metric)
     column = column or {"Error": "error_rose", "Held-out error": "held_out_rose"}[metric]
     values = study.overview(0.5).set_index("layer")[column]
-    top = f"{style.short_layer(str(values.idxmax()))}, {style.number(values.max())}"
     if column == "gain":
         better, worse = int((values > 0).sum()), int((values < 0).sum())
-        top = f"on {style.word(better)} of 21 layers, more on {style.word(worse) if worse else 'none'}"
+        assert titles(app)[0] == (
+            f"Two-level order has less error than SparseGPT on {style.word(better)} of 21 layers, more on "
+            f"{style.word(worse) if worse else 'none'}"
+        )
+        return
+    top = f"{style.short_layer(str(values.idxmax()))}, {style.number(values.max())}"
     assert titles(app)[0].endswith(top)
+
+
+def test_a_link_with_a_metric_of_another_version_shows_the_first(study: Study) -> None:
+    app = open_page(PAGE, study, metric="Predicted gain")
+    assert app.segmented_control(key="metric").value == "relative_range"
 
 
 def test_the_error_of_another_method_can_be_shown(study: Study) -> None:
@@ -135,7 +144,7 @@ def test_results_arrive_while_the_run_goes_on(study: Study) -> None:
     running.job.start()
     try:
         assert calibration.waiting.wait(60)
-        app = open_page(PAGE, running, metric="Predicted gain")
+        app = open_page(PAGE, running, metric="Gain of two-level order")
         assert len(app.main.dataframe[0].value) == 7
         assert "of 7 layers are columnar" in texts(app)
         subtitle = json.loads(figures(app)[0])["layout"]["title"]["text"]

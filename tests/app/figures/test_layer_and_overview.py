@@ -51,7 +51,7 @@ def test_gain_is_centred_on_zero(records: pd.DataFrame) -> None:
     heat = drawing.figure.data[0]
     assert heat.zmin == -heat.zmax
     assert np.nanmax(heat.z) == pytest.approx(1 - 0.10 / 0.11)
-    assert title(drawing) == "ROSE has less error than SparseGPT on two of 12 layers, more on none"
+    assert title(drawing) == "Two-level order has less error than SparseGPT on two of 12 layers, more on none"
 
 
 def test_condition_is_on_a_log_scale(records: pd.DataFrame) -> None:
