@@ -128,8 +128,9 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Ink:
-    """Colours that follow the theme: text, secondary text, grid lines, blank cells, hover box."""
+    """Colours that follow the theme: page, text, secondary text, grid lines, blank cells, hover box."""
 
+    page: str  # as in .streamlit/config.toml
     text: str
     muted: str
     grid: str
@@ -138,8 +139,8 @@ class Ink:
 
 
 INKS: dict[Theme, Ink] = {
-    "light": Ink("#1a1c22", "#555b66", "rgba(90,100,115,0.22)", "rgba(110,120,135,0.13)", "#ffffff"),
-    "dark": Ink("#f2f3f5", "#b4bac4", "rgba(200,208,220,0.20)", "rgba(190,200,215,0.14)", "#20242c"),
+    "light": Ink("#ffffff", "#1a1c22", "#555b66", "rgba(90,100,115,0.22)", "rgba(110,120,135,0.13)", "#ffffff"),
+    "dark": Ink("#14121a", "#f2f3f5", "#b4bac4", "rgba(200,208,220,0.20)", "rgba(190,200,215,0.14)", "#20242c"),
 }
 
 
@@ -382,7 +383,7 @@ def frame(shrunk: Shrunk, row_name: str = "output channel") -> pd.DataFrame:
 
 @cache
 def template(theme: Theme) -> go.layout.Template:
-    """Our own light and dark look; transparent, so that the page shows through."""
+    """Our own light and dark look; on the colour of the page, so that a figure taken elsewhere can be read there."""
     ink = INKS[theme]
     axis = {
         "gridcolor": ink.grid,
@@ -405,7 +406,7 @@ def template(theme: Theme) -> go.layout.Template:
                 "size": FONT_SIZE,
                 "color": ink.text,
             },
-            "paper_bgcolor": "rgba(0,0,0,0)",
+            "paper_bgcolor": ink.page,
             "plot_bgcolor": "rgba(0,0,0,0)",
             "xaxis": axis,
             "yaxis": axis,

@@ -111,7 +111,7 @@ def test_every_figure(name: str, theme: style.Theme, lab: SimpleNamespace, recor
     assert len(drawing.data) > 0
     assert json.loads(drawing.data.to_json(orient="records"))
     assert layout.template.layout.font.color == style.INKS[theme].text
-    assert layout.template.layout.paper_bgcolor == "rgba(0,0,0,0)"
+    assert layout.template.layout.paper_bgcolor == style.INKS[theme].page
     _large_enough(figure.to_plotly_json())
     _typed_arrays(drawing)
     pd.testing.assert_frame_equal(records, before)

@@ -1,6 +1,8 @@
 """Colours that everybody can tell apart, numbers in words, and shrinking that hides no column."""
 
 import itertools
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
@@ -10,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import app
 import rose
 from app.figures import style
 from rose.layer.order import order_names
 
-PAGES = {"light": "#ffffff", "dark": "#14121a"}
 # Severe protanopia and deuteranopia, Machado, Oliveira and Fernandes 2009.
 VISION = {
     "normal": np.eye(3),
@@ -44,12 +46,20 @@ def lab(channels: np.ndarray) -> np.ndarray:
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
-@pytest.mark.parametrize("theme", PAGES)
-def test_every_colour_stands_out_from_both_pages(theme: str) -> None:
+@pytest.mark.parametrize("theme", style.INKS)
+def test_every_colour_stands_out_from_both_pages(theme: style.Theme) -> None:
+    ink = style.INKS[theme]
     for colour in (*style.PALETTE, style.MARK):
-        assert contrast(colour, PAGES[theme]) >= 3, colour
-    assert contrast(style.INKS[theme].text, PAGES[theme]) >= 7
-    assert contrast(style.INKS[theme].muted, PAGES[theme]) >= 4.5
+        assert contrast(colour, ink.page) >= 3, colour
+    assert contrast(ink.text, ink.page) >= 7
+    assert contrast(ink.muted, ink.page) >= 4.5
+
+
+@pytest.mark.parametrize("theme", style.INKS)
+def test_a_downloaded_figure_has_the_colour_of_its_page(theme: style.Theme) -> None:
+    config = tomllib.loads((Path(app.__file__).parent / ".streamlit/config.toml").read_text())
+    figure = style.base(go.Figure(), theme, "A finding", "what")
+    assert figure.layout.template.layout.paper_bgcolor == config["theme"][theme]["backgroundColor"].lower()
 
 
 @pytest.mark.parametrize("vision", VISION)
