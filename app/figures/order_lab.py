@@ -11,7 +11,10 @@ import plotly.graph_objects as go
 
 from app.figures import style
 from app.figures.style import Drawing, Theme
-from rose import LayerResult, Order, OrderPlan, RoseError, SweepTrace
+from rose import METHODS, LayerResult, Order, OrderPlan, RoseError, SweepTrace
+
+# An order alone is no method: these are sweeps in an order with a budget.
+METHOD_OF_RUN = {("natural", "block"): "sparsegpt", ("two_level", "block"): "rose", ("global", "layer"): "rose_global"}
 
 # Error against pruned blocks
 
@@ -89,17 +92,22 @@ def error_curve(
 
 
 def run_style(name: str) -> style.Style:
-    """An order, or an order with its budget as "global + layer": the order's colour, with another dash."""
-    order, plus, budget = name.partition(" + ")
+    """A sweep with the block budget, named by its order, or "global + layer": the order's colour, with another dash."""
+    order, _, budget = name.partition(" + ")
     look = style.order_style(order)
-    if not plus:
-        return look
-    layered = budget == "layer"
+    if budget != "layer":
+        return look._replace(label=look.label + _method_of(order, "block"))
     return look._replace(
-        label=f"{look.label}, {'layer-wide' if layered else budget} budget",
-        dash={"solid": "dot", "dash": "dashdot", "longdash": "longdashdot"}[look.dash] if layered else look.dash,
-        pattern="x" if layered else look.pattern,
+        label=f"{look.label}, layer-wide budget{_method_of(order, 'layer')}",
+        dash={"solid": "dot", "dash": "dashdot", "longdash": "longdashdot"}[look.dash],
+        pattern="x",
     )
+
+
+def _method_of(order: str, budget: str) -> str:
+    """ " (ROSE)" where a sweep in this order with this budget is that method, else nothing."""
+    method = METHOD_OF_RUN.get((order, budget))
+    return f" ({METHODS[method].label})" if method else ""
 
 
 def damage_split(
@@ -250,55 +258,53 @@ def position_curve(
     return Drawing(figure, caption, alt, rows.reset_index(drop=True))
 
 
-def order_bars(table: pd.DataFrame, *, baseline: str = "natural", layer: str = "", theme: Theme = "light") -> Drawing:
+def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", theme: Theme = "light") -> Drawing:
     """Final error by sparsity for several orders, with the natural order as a base line (the paper's order bars).
 
     Args:
-        table: columns `order`, `sparsity` and `relative_error`; an order may be named "ORDER + layer" for its budget.
+        table: columns `order`, `sparsity` and `relative_error`, natural order among them.
+        budget: of all these sweeps.
 
     Raises:
         RoseError: an empty table.
     """
     _need(table, ["order", "sparsity", "relative_error"])
     orders = list(dict.fromkeys(table["order"]))
+    labels = {name: style.order_style(name).label + _method_of(name, budget) for name in orders}
     wide = table.pivot_table(index="sparsity", columns="order", values="relative_error", sort=False)
     wide = wide.sort_index() if pd.api.types.is_numeric_dtype(wide.index) else wide
     groups = [_sparsity_label(s) for s in wide.index]
     figure = go.Figure()
-    for name in orders:
-        look = run_style(name)
+    for name, label in labels.items():
+        look = style.order_style(name)
         figure.add_bar(
             x=np.arange(len(groups)),
             y=wide[name].to_numpy(np.float64),
-            name=look.label,
+            name=label,
             marker={"color": look.colour, "pattern": {"shape": look.pattern, "solidity": 0.4}},
             customdata=groups,
-            hovertemplate=f"{look.label}<br>sparsity %{{customdata}}<br>final error %{{y:.4g}}<extra></extra>",
+            hovertemplate=f"{label}<br>sparsity %{{customdata}}<br>final error %{{y:.4g}}<extra></extra>",
         )
-    ratio = wide.div(wide[baseline], axis=0) if baseline in orders else None
-    if ratio is not None:
-        for i, level in enumerate(wide[baseline]):
-            figure.add_shape(
-                type="line",
-                x0=i - 0.45,
-                x1=i + 0.45,
-                y0=level,
-                y1=level,
-                line={"color": style.INKS[theme].text, "dash": "dash", "width": 2},
-            )
-    mean = (ratio if ratio is not None else wide).mean()
+    for i, level in enumerate(wide["natural"]):
+        figure.add_shape(
+            type="line",
+            x0=i - 0.45,
+            x1=i + 0.45,
+            y0=level,
+            y1=level,
+            line={"color": style.INKS[theme].text, "dash": "dash", "width": 2},
+        )
+    mean = wide.div(wide["natural"], axis=0).mean()
     best = str(mean.idxmin())
-    base_label = run_style(baseline).label
-    if ratio is not None and best != baseline:
-        finding = f"{run_style(best).label} leaves {style.percent(1 - mean[best])} less error than {base_label}"
+    if best != "natural":
+        finding = f"{labels[best]} leaves {style.percent(1 - mean[best])} less error than {labels['natural']}"
     else:
-        finding = f"{run_style(best).label} has the lowest error"
-    line = f"; dashed: {base_label}" if ratio is not None else ""
+        finding = f"{labels[best]} has the lowest error"
     style.base(
         figure,
         theme,
         finding,
-        f"Final error by sparsity{style.of(layer)}{line}",
+        f"Final error by sparsity{style.of(layer)}, {budget} budget; dashed: {labels['natural']}",
         x="sparsity (fraction of weights removed)",
         y=style.ERROR,
         height=460,
@@ -306,11 +312,10 @@ def order_bars(table: pd.DataFrame, *, baseline: str = "natural", layer: str = "
     )
     figure.update_xaxes(tickvals=list(range(len(groups))), ticktext=groups, showgrid=False)
     figure.update_yaxes(rangemode="tozero")
-    if ratio is not None:
-        ranked = ", ".join(f"{run_style(n).label} {mean[n]:.3f}" for n in mean.sort_values().index)
-        caption = f"Mean over {style.count(len(groups), 'sparsity', 'sparsities')}, relative to {base_label}: {ranked}."
-    else:
-        caption = f"Mean error: {', '.join(f'{run_style(n).label} {style.number(mean[n])}' for n in mean.index)}."
+    ranked = ", ".join(f"{labels[str(n)]} {mean[n]:.3f}" for n in mean.sort_values().index)
+    caption = (
+        f"Mean over {style.count(len(groups), 'sparsity', 'sparsities')}, relative to {labels['natural']}: {ranked}."
+    )
     alt = f"Grouped bars of final error by sparsity and order. {finding}. {caption}"
     return Drawing(figure, caption, alt, wide.reset_index())
 
@@ -319,15 +324,8 @@ def _sparsity_label(value: Any) -> str:
     return value if isinstance(value, str) else style.percent(float(value), 0)
 
 
-def order_budget_matrix(
-    table: pd.DataFrame,
-    *,
-    base_order: str = "natural",
-    base_budget: str = "block",
-    layer: str = "",
-    theme: Theme = "light",
-) -> Drawing:
-    """Final error of every order under every budget, relative to natural order with the block budget.
+def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = "light") -> Drawing:
+    """Final error of every order under every budget, relative to SparseGPT: natural order with the block budget.
 
     Args:
         table: columns `order`, `budget` and `relative_error`.
@@ -337,9 +335,9 @@ def order_budget_matrix(
     """
     _need(table, ["order", "budget", "relative_error"])
     wide = table.pivot_table(index="order", columns="budget", values="relative_error", sort=False)
-    if base_order not in wide.index or base_budget not in wide.columns:
-        raise RoseError(f"Everything is compared with {base_order} order and {base_budget} budget; include that pair.")
-    ratio = wide / wide.loc[base_order, base_budget]
+    if "natural" not in wide.index or "block" not in wide.columns:
+        raise RoseError("Everything is compared with natural order and block budget; include that pair.")
+    ratio = wide / wide.loc["natural", "block"]
     budgets = [b for b in ("block", "layer") if b in ratio.columns] + [
         b for b in ratio.columns if b not in ("block", "layer")
     ]
@@ -371,26 +369,25 @@ def order_budget_matrix(
     best = np.unravel_index(np.nanargmin(change), change.shape)
     name, budget = str(ratio.index[best[0]]), str(budgets[best[1]])
     finding = (
-        f"{style.order_style(name).label} with {names.get(budget, budget)} budget is best, {text[best[0]][best[1]]}"
+        f"{style.order_style(name).label} order with the {budget} budget{_method_of(name, budget)} is best, "
+        f"{text[best[0]][best[1]]}"
     )
-    base_label = style.order_style(base_order).label
     style.base(
         figure,
         theme,
         finding,
-        f"Final error{style.of(layer)} relative to {base_label} with the {base_budget} budget (1: the same; "
-        "lower: better)",
+        f"Final error{style.of(layer)} relative to SparseGPT, natural order with the block budget (1: the same; lower: "
+        "better)",
         x="budget: how many weights a block gives up",
         height=190 + 40 * len(labels),
     )
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", linecolor=ink.grid)
     figure.update_xaxes(showgrid=False, ticks="", linecolor=ink.grid)
-    column = ratio[base_budget]
-    order_effect = 1 - float(column.min())
-    budget_effect = 1 - float(ratio.loc[base_order].min())
+    order_effect = 1 - float(ratio["block"].min())
+    budget_effect = 1 - float(ratio.loc["natural"].min())
     caption = (
-        f"Order alone (under the {base_budget} budget) saves at most {style.percent(order_effect)}, budget alone "
-        f"(in {base_label} order) {style.percent(budget_effect)}, both together "
+        f"Order alone (under the block budget) saves at most {style.percent(order_effect)}, budget alone "
+        f"(in natural order) {style.percent(budget_effect)}, both together "
         f"{style.percent(-float(np.nanmin(change)))}."
     )
     alt = f"Table of relative error by order and budget, coloured. {finding}. {caption}"

@@ -165,5 +165,4 @@ def _finding(looks: list[style.Style], now: list[float], step: int, blocks: int)
         return f"After {step} of {blocks} blocks both orders have the same error"
     less = int(now[1] < now[0])
     share = 1 - now[less] / now[1 - less]
-    name = looks[less].label.partition(" (")[0]
-    return f"After {step} of {blocks} blocks, {name} has {style.percent(share)} less error"
+    return f"After {step} of {blocks} blocks, {looks[less].label} has {style.percent(share)} less error"

@@ -78,10 +78,10 @@ METHOD_COLOURS = {
     "oats": PURPLE,
 }
 ORDER_LABELS = {
-    "natural": "Natural (SparseGPT)",
-    "two_level": "Two-level (ROSE)",
-    "global": "Global (ours)",
-    "dealt": "Dealt (ours)",
+    "natural": "Natural",
+    "two_level": "Two-level",
+    "global": "Global",
+    "dealt": "Dealt",
     "columns": "Columns only",
     "blocks": "Blocks only",
     "hessian": "Hessian diagonal",

@@ -175,8 +175,8 @@ def sparsity(study: Study, layer: str) -> None:
                 "relative_error": [one.error for one in made],
             }
         )
-        name = f"{style.short_layer(layer)}, {budget} budget"
-        components.show(figures.order_bars(table, layer=name, theme=session.theme()), "lab-bars")
+        drawn = figures.order_bars(table, budget=budget, layer=style.short_layer(layer), theme=session.theme())
+        components.show(drawn, "lab-bars")
         wide = table.pivot(index="order", columns="sparsity", values="relative_error").loc[shown]
         wide.columns = [style.percent(level, 0) for level in wide.columns]
         wide.index = [label(order) for order in wide.index]

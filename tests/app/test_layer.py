@@ -67,7 +67,7 @@ def test_the_threshold_of_all_pages_decides(study: Study) -> None:
         ({"section": "Losses", "loss_map": "Importance"}, ["Columnar", "Importance S"]),
         ({"section": "Losses", "loss_map": "Pre-pruning mask"}, ["Columnar", "Pre-pruning mask of 1 · o_proj"]),
         ({"section": "Losses", "loss_map": "Potential loss"}, ["Columnar", "Potential loss L of 1 · o_proj"]),
-        ({"section": "Order"}, ["Two-level (ROSE): pruning starts in block 3"]),
+        ({"section": "Order"}, ["Two-level: pruning starts in block 3"]),
         ({"section": "Error"}, ["less error than SparseGPT"]),
         ({"section": "Compare layers"}, ["has the highest relative range", "error"]),
     ],

@@ -33,7 +33,7 @@ def section(study: Study, name: str, **query: str) -> AppTest:
 
 def test_compare_shows_the_errors_of_prune_layer(study: Study) -> None:
     app = section(study, "Compare orders")
-    names = {"Natural (SparseGPT)": "natural", "Two-level (ROSE)": "two_level", "Global (ours)": "global"}
+    names = {"Natural": "natural", "Two-level": "two_level", "Global": "global"}
     table = app.dataframe[0].value
     assert len(table) == 8
     assert table["relative_error"].is_monotonic_increasing
@@ -165,7 +165,7 @@ def test_error_by_sparsity(study: Study) -> None:
     app = section(study, "By sparsity")
     table = app.dataframe[0].value
     assert list(table.columns) == ["60 %", "70 %", "80 %", "90 %"]
-    for label, order in (("Natural (SparseGPT)", "natural"), ("Blocks only", "blocks")):
+    for label, order in (("Natural", "natural"), ("Blocks only", "blocks")):
         for level in (0.6, 0.9):
             expected = pruned(study, order, "block", sparsity=level).relative_error
             assert table.loc[label, f"{100 * level:.0f} %"] == pytest.approx(expected, rel=1e-4)

@@ -131,7 +131,7 @@ def test_sections_of_a_layer(open_page: OpenPage, measured: str, expected: Expec
     settle(page)
     assert "block=Block+1" in page.url
     section(page, "Order")
-    assert finding(page).startswith("Two-level (ROSE): pruning starts in block ")
+    assert finding(page).startswith("Two-level: pruning starts in block ")
     expect(page.get_by_text(re.compile("Block 1: columns 128 to 255"))).to_be_visible()
     section(page, "Inputs")
     assert "times as active as the mean" in finding(page)

@@ -34,7 +34,7 @@ def test_curve_is_the_running_sum_of_block_errors(lab: SimpleNamespace) -> None:
         assert trace.y[1:] == pytest.approx((result.block_error.cumsum(0) / lab.energy).numpy(), rel=1e-5)
         assert trace.line.color == style.ORDER_COLOURS[name]
     final = {name: float(result.block_error.sum()) for name, result in lab.results.items()}
-    best = style.order_style(min(final, key=final.__getitem__)).label
+    best = order_lab.run_style(min(final, key=final.__getitem__)).label
     assert title(drawing).startswith(f"{best} ends lowest")
     assert list(drawing.data.columns) == ["pruned_blocks", *lab.results]
 
@@ -53,7 +53,23 @@ def test_a_budget_keeps_the_colour_of_its_order() -> None:
     block, layered = order_lab.run_style("global"), order_lab.run_style("global + layer")
     assert block.colour == layered.colour
     assert block.dash != layered.dash
-    assert layered.label == "Global (ours), layer-wide budget"
+
+
+@pytest.mark.parametrize(
+    ("run", "label"),
+    [
+        ("natural", "Natural (SparseGPT)"),
+        ("two_level", "Two-level (ROSE)"),
+        ("global + layer", "Global, layer-wide budget (ROSE global)"),
+        ("natural + layer", "Natural, layer-wide budget"),
+        ("two_level + layer", "Two-level, layer-wide budget"),
+        ("global", "Global"),
+        ("dealt", "Dealt"),
+        ("two_level_ascending", "Two-level, ascending"),
+    ],
+)
+def test_a_method_is_named_only_where_order_and_budget_are_its_own(run: str, label: str) -> None:
+    assert order_lab.run_style(run).label == label
 
 
 def test_damage_adds_up(lab: SimpleNamespace) -> None:
@@ -131,6 +147,9 @@ def test_order_bars_compare_with_natural() -> None:
     levels = [shape.y0 for shape in drawing.figure.layout.shapes]
     assert levels == pytest.approx([0.06, 0.07, 0.08])
     assert list(drawing.figure.layout.xaxis.ticktext) == ["60 %", "70 %", "80 %"]
+    layered = order_lab.order_bars(table, budget="layer")
+    assert title(layered) == "Two-level leaves 20.0 % less error than Natural"
+    assert "layer budget; dashed: Natural" in below(layered)
 
 
 def test_matrix_separates_order_and_budget() -> None:
@@ -143,7 +162,8 @@ def test_matrix_separates_order_and_budget() -> None:
     assert heat.z.tolist() == [pytest.approx([0, -0.1]), pytest.approx([0.2, -0.25])]
     assert heat.zmin == -heat.zmax == pytest.approx(-0.25)
     assert [list(row) for row in heat.text] == [["1.000", "0.900"], ["1.200", "0.750"]]
-    assert "budget alone (in Natural (SparseGPT) order) 10.0 %, both together 25.0 %." in drawing.caption
+    assert title(drawing) == "Global order with the layer budget (ROSE global) is best, 0.750"
+    assert "budget alone (in natural order) 10.0 %, both together 25.0 %." in drawing.caption
     with pytest.raises(rose.RoseError, match="include that pair"):
         order_lab.order_budget_matrix(table[table["order"] == "global"])
 

@@ -182,7 +182,7 @@ def test_order_picture_follows_a_column(lab: SimpleNamespace) -> None:
     followed = drawing.figure.data[-1]
     assert list(followed.x) == [35, step]
     assert f"is pruned at step {step}." in drawing.caption
-    assert title(drawing).startswith("Two-level (ROSE): pruning starts in block 2, with column")
+    assert title(drawing).startswith("Two-level: pruning starts in block 2, with column")
     assert drawing.data["step"].tolist() == order.inverse.tolist()
     names = [a.text for a in drawing.figure.layout.annotations[:6]]
     assert names == ["0", "1", "2", *map(str, lab.plan.loss_per_column.argsort(descending=True).tolist())]
