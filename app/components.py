@@ -178,10 +178,3 @@ def duration(seconds: float) -> str:
 def size(count: float) -> str:
     """Bytes as people say them."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def short_name(layer: str) -> str:
-    """Decoder block and projection: "18 · self_attn.o_proj"."""
-    parts = layer.split(".")
-    index = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-    return layer if index is None else f"{parts[index]} · {'.'.join(parts[index + 1 :])}"

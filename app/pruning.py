@@ -68,7 +68,7 @@ class PruningRun:
         outcomes: one per finished pair.
         doing: the step at work, in words.
         fraction: share of the estimated work done, 0 to 1.
-        pruned: layers of the copy at work that are done: layer, projection, relative_error, seconds.
+        pruned: layers of the copy at work that are done: layer, relative_error, seconds.
         layers: how many it has in all.
     """
 
@@ -215,7 +215,6 @@ class PruningRun:
                 self.pruned.append(
                     {
                         "layer": progress.layer,
-                        "projection": progress.layer.rpartition(".")[2],
                         "relative_error": progress.relative_error,
                         "seconds": now - last,
                     }

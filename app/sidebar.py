@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import components, session
+from app.figures import style
 from app.study import Study
 
 
@@ -38,7 +39,7 @@ def _choose_layer(study: Study) -> None:
         "Layer",
         names,
         key="layer_widget",
-        format_func=components.short_name,
+        format_func=style.short_layer,
         on_change=lambda: session.choose_layer(st.session_state.layer_widget),
         help="Every page shows this layer. Type to search.",
     )

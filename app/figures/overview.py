@@ -181,11 +181,10 @@ def _grid(rows: pd.DataFrame, layers: Sequence[str]) -> pd.DataFrame:
     projections: list[str] = []
     blocks = [int(b) for b in rows["block_index"]]
     for layer in layers:
-        parts = layer.split(".")
-        place = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-        if place is not None:
-            blocks.append(int(parts[place]))
-            projections.append(next((p for p in seen if layer.endswith("." + p)), ".".join(parts[place + 1 :])))
+        block, projection = style.place_of(layer)
+        if block is not None:
+            blocks.append(block)
+            projections.append(next((p for p in seen if layer.endswith("." + p)), projection))
     projections = list(dict.fromkeys([*projections, *seen]))
     if not projections:
         raise RoseError("No layer has been measured yet; start an analysis.")

@@ -236,15 +236,16 @@ def progress_timeline(records: pd.DataFrame, total: int, *, theme: Theme = "ligh
     """Errors of the layers in the order in which a run has pruned them; the axis already has room for all of them.
 
     Args:
-        records: of one run so far, columns as in `rose.LayerRecord`; may be empty.
+        records: of one run so far, columns as in `rose.LayerRecord`, of which `layer`, `relative_error` and `seconds`
+            are shown; may be empty.
         total: layers in the whole run.
     """
-    projections = list(dict.fromkeys(records["projection"]))
+    kinds = records["layer"].map(lambda layer: style.place_of(layer)[1])
     place = np.arange(1, len(records) + 1, dtype=np.int32)
     errors = records["relative_error"].to_numpy(np.float64)
     figure = go.Figure()
-    for projection, look in style.projection_styles(projections).items():
-        chosen = (records["projection"] == projection).to_numpy()
+    for projection, look in style.projection_styles(list(dict.fromkeys(kinds))).items():
+        chosen = (kinds == projection).to_numpy()
         figure.add_scatter(
             x=place[chosen],
             y=errors[chosen],
@@ -263,7 +264,7 @@ def progress_timeline(records: pd.DataFrame, total: int, *, theme: Theme = "ligh
         "Relative error of each layer on the inputs it now gets, in the order pruned",
         x="layers pruned",
         y=style.ERROR,
-        legend=bool(projections),
+        legend=len(records) > 0,
     )
     figure.update_xaxes(range=[0, total + 1], zeroline=False)
     top = float(errors.max()) * 1.08 if done else 1.0

@@ -266,14 +266,24 @@ def sentence(text: str) -> str:
 
 
 def of(name: str) -> str:
-    """ " of 18 · o_proj", or nothing where there is no name."""
+    """ " of 18 · self_attn.o_proj", or nothing where there is no name."""
     return f" of {name}" if name else ""
 
 
-def short_layer(name: str) -> str:
-    """ "model.layers.18.self_attn.o_proj" -> "18 · o_proj"; a name without a number stays as it is."""
-    found = re.search(r"\.(\d+)\.", name)
-    return f"{found.group(1)} · {name.rsplit('.', 1)[-1]}" if found else name
+def place_of(layer: str) -> tuple[int | None, str]:
+    """Decoder block, where the name has one, and projection: "model.layers.18.mlp.up_proj" -> (18, "mlp.up_proj")."""
+    parts = layer.split(".")
+    index = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    return (None, layer) if index is None else (int(parts[index]), ".".join(parts[index + 1 :]))
+
+
+def short_layer(layer: str) -> str:
+    """ "model.layers.18.self_attn.o_proj" -> "18 · self_attn.o_proj"; a name without a number stays as it is.
+
+    All of the projection's name: GPT-2 has an attn.c_proj and an mlp.c_proj in every decoder block.
+    """
+    block, projection = place_of(layer)
+    return layer if block is None else f"{block} · {projection}"
 
 
 # Arrays

@@ -268,7 +268,7 @@ def _all_layers(study: Study) -> None:
     if shown.empty:
         st.success("Every layer passes every check.", icon=":material/check_circle:")
         return
-    cells = shown.assign(layer=shown["layer"].map(components.short_name))
+    cells = shown.assign(layer=shown["layer"].map(style.short_layer))
     for column in ("status", *CHECKS):
         cells[column] = cells[column].map(lambda status: CELLS.get(status, status))
     st.dataframe(

@@ -51,7 +51,7 @@ def measured(study: Study) -> pd.DataFrame:
 def key_figures(study: Study, layer: str, plan: rose.OrderPlan, row: pd.Series) -> None:
     rows, columns = plan.importance.shape
     st.caption(
-        f"**{components.short_name(layer)}**, {rows} × {columns} weights (output × input channels) in "
+        f"**{style.short_layer(layer)}**, {rows} × {columns} weights (output × input channels) in "
         f"{style.count(len(plan.block_width), 'block')}, sparsity {plan.pattern}"
     )
     verdict = f"{'columnar, above' if plan.is_columnar else 'not columnar, below'} {plan.threshold:.2f}"
@@ -243,7 +243,7 @@ def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
         "Layers",
         table["layer"].tolist(),
         default=first,
-        format_func=components.short_name,
+        format_func=style.short_layer,
         key="compare",
         bind=URL,
         help="At first the chosen layer and those with the highest relative range.",

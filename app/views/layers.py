@@ -149,7 +149,7 @@ def pick_by_name(study: Study, table: pd.DataFrame) -> None:
         "Chosen layer",
         study.layer_names,
         key="layers_pick",
-        format_func=components.short_name,
+        format_func=style.short_layer,
         on_change=lambda: select(st.session_state.layers_pick),
         help="Click a mark above, a row below, or choose here; all pages follow.",
     )

@@ -171,7 +171,7 @@ def where_from(chosen: tuple[Study, str] | None, columnar: bool, plan: rose.Orde
     measured = study.records()["layer"].nunique()
     word = "highest" if columnar else "lowest"
     st.caption(
-        f"**{components.short_name(layer)}** of {study.setup.model}: the {word} relative range, "
+        f"**{style.short_layer(layer)}** of {study.setup.model}: the {word} relative range, "
         f"{plan.relative_range:.2f}, of {style.count(measured, 'measured layer')}."
     )
 

@@ -232,7 +232,7 @@ study, layer = components.require_layer("Here you try pruning orders on a real l
 plan = study.plan(layer, session.threshold())
 columnar = "columnar" if plan.is_columnar else "not columnar"
 st.caption(
-    f"**{components.short_name(layer)}** · {plan.importance.shape[0]} × {plan.importance.shape[1]} weights in "
+    f"**{style.short_layer(layer)}** · {plan.importance.shape[0]} × {plan.importance.shape[1]} weights in "
     f"{style.count(len(plan.block_width), 'block')} · sparsity {plan.pattern} · relative range "
     f"{plan.relative_range:.2f}, {columnar}"
 )

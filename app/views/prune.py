@@ -238,7 +238,7 @@ def _wait(run: PruningRun) -> None:
 
 
 def _timeline(pruned: list[dict[str, object]]) -> pd.DataFrame:
-    return pd.DataFrame(pruned, columns=["layer", "projection", "relative_error", "seconds"])
+    return pd.DataFrame(pruned, columns=["layer", "relative_error", "seconds"])
 
 
 def _ended(run: PruningRun) -> None:

@@ -108,7 +108,7 @@ def test_numbers_are_those_of_the_engine(setup: Setup, loaded: LoadedModel) -> N
 def test_only_the_chosen_layers_are_pruned(setup: Setup, loaded: LoadedModel) -> None:
     run = finished(setup, Request(("rose",), ("0.5",), "*.1.*.o_proj", windows=1, window_length=8), lambda: loaded)
     assert list(run.layer_table()["layer"]) == ["model.layers.1.self_attn.o_proj"]
-    assert [row["projection"] for row in run.pruned] == ["o_proj"]
+    assert [row["layer"] for row in run.pruned] == ["model.layers.1.self_attn.o_proj"]
 
 
 def test_zip_is_a_checkpoint_that_loads(setup: Setup, loaded: LoadedModel, temporary: Path, tmp_path: Path) -> None:

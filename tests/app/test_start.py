@@ -94,7 +94,7 @@ def test_a_run_shows_its_results_and_leads_on(folder: Path, text: Path) -> None:
     words = {0: "none", 1: "one", 2: "two", 3: "three"}
     assert f"**21 of 21 layers measured**, {words[columnar]} columnar" in texts(app)
     shown = app.main.dataframe[0].value
-    assert shown["layer"].iloc[0] == "2 · down_proj"
+    assert shown["layer"].iloc[0] == "2 · mlp.down_proj"
     assert list(shown["relative_range"]) == list(study.overview(0.5)["relative_range"])[::-1][:4]
     pages = [link.proto.page for link in app.main.get("page_link")]
     assert pages == ["learn", "layers", "layer"]

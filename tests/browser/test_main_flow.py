@@ -86,7 +86,7 @@ def test_from_the_start_to_one_layer(open_page: OpenPage, expected: Expected, sc
     # Layers: one of the five stands out; a threshold above it leaves none.
     page.get_by_role("link", name="See all layers at a glance").click()
     expect(page.get_by_role("heading", name="Layers: which of them are columnar?")).to_be_visible()
-    expect(page.get_by_text("1 of 5 layers are columnar above 0.50: 18 · o_proj.")).to_be_visible()
+    expect(page.get_by_text("1 of 5 layers are columnar above 0.50: 18 · self_attn.o_proj.")).to_be_visible()
     assert finding(page) == "One of 5 layers is columnar"
     thumb = page.get_by_role("slider", name=re.compile("Columnar above"))
     thumb.press("End")
@@ -144,7 +144,7 @@ def test_sections_of_a_layer(open_page: OpenPage, measured: str, expected: Expec
     assert float(shown["SparseGPT"]) == pytest.approx(expected.sparsegpt, rel=0.02)
     assert float(shown["ROSE"]) == pytest.approx(expected.rose, rel=0.02)
     section(page, "Compare layers")
-    assert finding(page).startswith("18 · o_proj has the highest relative range, ")
+    assert finding(page).startswith("18 · self_attn.o_proj has the highest relative range, ")
 
 
 def test_a_link_restores_the_view(open_page: OpenPage, measured: str) -> None:

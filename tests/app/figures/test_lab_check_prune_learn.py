@@ -237,7 +237,7 @@ def test_layer_errors_in_model_order(records: pd.DataFrame) -> None:
 
 def test_dumbbells_are_only_drawn_where_methods_differ(records: pd.DataFrame) -> None:
     drawing = prune.layer_errors(records, kind="dumbbell")
-    assert list(drawing.figure.data[1].y) == ["1 · o_proj", "3 · o_proj"]
+    assert list(drawing.figure.data[1].y) == ["1 · self_attn.o_proj", "3 · self_attn.o_proj"]
     with pytest.raises(rose.RoseError, match="no differences"):
         prune.layer_errors(records[records["projection"] == "mlp.down_proj"], kind="dumbbell")
 
@@ -271,6 +271,12 @@ def test_timeline_has_room_for_all_layers(records: pd.DataFrame) -> None:
     assert title(drawing) == "Five of 210 layers are pruned"
     assert list(drawing.figure.layout.xaxis.range) == [0, 211]
     assert prune.progress_timeline(records.head(0), 210).caption == "No layer is done yet."
+
+
+def test_timeline_tells_projections_apart_that_end_alike() -> None:
+    names = ["transformer.h.0.attn.c_proj", "transformer.h.0.mlp.c_proj"]
+    drawing = prune.progress_timeline(pd.DataFrame({"layer": names, "relative_error": 0.1, "seconds": 1.0}), 2)
+    assert [marks.name for marks in drawing.figure.data] == ["attn.c_proj", "mlp.c_proj"]
 
 
 # Lessons

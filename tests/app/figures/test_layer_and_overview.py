@@ -80,7 +80,7 @@ def test_top_layers_are_sorted_and_answer_with_names(records: pd.DataFrame) -> N
     assert list(bar.customdata)[:2] == ["model.layers.3.self_attn.o_proj", "model.layers.1.self_attn.o_proj"]
     assert bar.x.tolist() == sorted(bar.x.tolist(), reverse=True)
     assert len(bar.x) == 3
-    assert title(drawing) == "3 · o_proj has the highest relative range, 0.900"
+    assert title(drawing) == "3 · self_attn.o_proj has the highest relative range, 0.900"
 
 
 def test_missing_metric_or_layers(records: pd.DataFrame) -> None:

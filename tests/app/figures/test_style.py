@@ -138,7 +138,11 @@ def test_words() -> None:
     assert style.count(0, "layer") == "no layers"
     assert style.count(2100, "layer") == "2 100 layers"
     assert style.percent(0.1234) == "12.3 %"
-    assert style.short_layer("model.layers.18.self_attn.o_proj") == "18 · o_proj"
+
+
+def test_no_two_layers_of_a_model_have_one_short_name() -> None:
+    assert style.short_layer("model.layers.18.self_attn.o_proj") == "18 · self_attn.o_proj"
+    assert style.short_layer("transformer.h.0.attn.c_proj") != style.short_layer("transformer.h.0.mlp.c_proj")
     assert style.short_layer("lm_head") == "lm_head"
 
 
