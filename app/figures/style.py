@@ -171,7 +171,12 @@ def order_style(name: str) -> Style:
 
 
 def method_style(name: str) -> Style:
-    """Any method name; one from a plugin gets a colour from its name, always the same, long dashes and open marks."""
+    """Any method name; one from a plugin gets a colour from its name, always the same, long dashes and open marks.
+
+    A study measures two-level order beside the methods, in layers of every kind, and lists it as one.
+    """
+    if name not in METHODS and name in ORDER_COLOURS:
+        return order_style(name)
     label = METHODS[name].label if name in METHODS else name.replace("_", " ")
     if name in _OURS:
         label += " (ours)"

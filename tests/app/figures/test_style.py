@@ -87,6 +87,10 @@ def test_a_method_that_is_an_order_has_its_colour() -> None:
         assert style.METHOD_COLOURS[method] == style.ORDER_COLOURS[order]
 
 
+def test_an_order_among_methods_is_drawn_as_that_order() -> None:
+    assert style.method_style("two_level") == style.order_style("two_level")
+
+
 def test_labels_are_for_people() -> None:
     assert style.order_style("natural").label == "Natural"
     assert style.order_style("two_level").label == "Two-level"
