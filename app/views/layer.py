@@ -76,7 +76,7 @@ def versus(saved: float, columnar: bool) -> str:
 
 
 def choose_block(plan: rose.OrderPlan) -> int | None:
-    """The block that every view marks."""
+    """The block that every view marks, except the spectrum."""
     # The labels go into the URL, so they must not depend on the layer.
     labels = {NO_BLOCK: "No block marked"} | {str(b): f"Block {b}" for b in range(len(plan.block_width))}
     if st.session_state.get("block", NO_BLOCK) not in labels:
@@ -88,7 +88,7 @@ def choose_block(plan: rose.OrderPlan) -> int | None:
         key="block",
         bind=URL,
         label_visibility="collapsed",
-        help="Marked in every view, with exact values below.",
+        help="Marked in every view except the spectrum, which has no blocks; exact values are below.",
     )
     return None if chosen in (None, NO_BLOCK) else int(chosen)
 
@@ -106,11 +106,7 @@ def weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
     if components.choose("As", {"map": "Heatmap", "surface": "3-D surface"}, "weights_as") == "map":
         components.show(maps.weight_map(weight, widths=plan.block_width, **look(layer, block)), "layer-weights")
     else:
-        drawn = maps.weight_surface(weight, layer=style.short_layer(layer), theme=session.theme())
-        components.show(drawn, "layer-surface")
-        if block is not None:
-            start = sum(plan.block_width[:block])
-            st.caption(f"Block {block} is input channels {start} to {start + plan.block_width[block] - 1}.")
+        components.show(maps.weight_surface(weight, widths=plan.block_width, **look(layer, block)), "layer-surface")
 
 
 def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:

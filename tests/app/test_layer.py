@@ -84,10 +84,19 @@ def marks(figure: str) -> int:
     return figure.count(style.MARK)
 
 
-@pytest.mark.parametrize("section", ["Weights", "Inputs", "Losses", "Order"])
-def test_the_chosen_block_is_marked_in_every_view(study: Study, section: str) -> None:
-    plain = figures(open_page(PAGE, study, section=section))
-    marked = figures(open_page(PAGE, study, section=section, block="Block 1"))
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"section": "Weights"},
+        {"section": "Weights", "weights_as": "3-D surface"},
+        {"section": "Inputs"},
+        {"section": "Losses"},
+        {"section": "Order"},
+    ],
+)
+def test_the_chosen_block_is_marked_in_every_view(study: Study, query: dict[str, str]) -> None:
+    plain = figures(open_page(PAGE, study, **query))
+    marked = figures(open_page(PAGE, study, **query, block="Block 1"))
     assert len(plain) == len(marked)
     for before, after in zip(plain, marked, strict=True):
         assert marks(after) > marks(before)
