@@ -199,14 +199,15 @@ def visited_blocks(order: Order, plan: OrderPlan) -> list[str]:
 
 
 def position_curve(
-    table: pd.DataFrame, *, block: int, natural: int | None = None, layer: str = "", theme: Theme = "light"
+    table: pd.DataFrame, *, block: int, base: str, place: int, layer: str = "", theme: Theme = "light"
 ) -> Drawing:
     """Final error against the position at which the costliest block is pruned (the paper's Figure 1c).
 
     Args:
         table: columns `position` (0 = first) and `relative_error`, each from a real sweep.
         block: the block that was moved.
-        natural: the position it has in natural order.
+        base: the order in which all other blocks stand.
+        place: the position that the block itself has in this order; ringed.
 
     Raises:
         RoseError: an empty table.
@@ -225,15 +226,15 @@ def position_curve(
             hovertemplate="pruned as number %{x}<br>final error %{y:.4g}<extra></extra>",
         )
     )
-    if natural is not None and natural in x:
-        figure.add_scatter(
-            x=[natural + 1],
-            y=[float(y[x == natural][0])],
-            mode="markers",
-            marker={"symbol": "circle-open", "size": 18, "color": style.BLUE, "line": {"width": 3}},
-            name="its place in natural order",
-            hoverinfo="skip",
-        )
+    look = style.order_style(base)
+    figure.add_scatter(
+        x=[place + 1],
+        y=[float(y[x == place][0])],
+        mode="markers",
+        marker={"symbol": "circle-open", "size": 18, "color": look.colour, "line": {"width": 3}},
+        name=f"its place in {look.label.lower()} order",
+        hoverinfo="skip",
+    )
     best, worst = int(x[y.argmin()]), int(x[y.argmax()])
     first, last = float(y[0]), float(y[-1])
     more = last / first - 1 if first > 0 else 0.0
@@ -246,7 +247,7 @@ def position_curve(
         f"Final error{style.of(layer)} when block {block} is pruned at each position, one real sweep per mark",
         x=f"position at which block {block} is pruned",
         y=style.ERROR,
-        legend=natural is not None,
+        legend=True,
     )
     figure.update_yaxes(range=[0, float(y.max()) * 1.1 or 1])
     figure.update_xaxes(dtick=1 if len(x) <= 20 else None)

@@ -140,8 +140,9 @@ def position(study: Study, layer: str) -> None:
         table = pd.DataFrame({"position": range(len(made)), "relative_error": [one.error for one in made]})
         if made[0].held_out_error is not None:
             table["held_out_error"] = [one.held_out_error for one in made]
+        place = lab.visited_blocks(plan, rose.make_order(plan, base)).index(block)
         drawn = figures.position_curve(
-            table, block=block, natural=block, layer=style.short_layer(layer), theme=session.theme()
+            table, block=block, base=base, place=place, layer=style.short_layer(layer), theme=session.theme()
         )
         components.show(drawn, "lab-positions")
 

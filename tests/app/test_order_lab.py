@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
 
@@ -159,6 +160,13 @@ def test_every_position_is_a_real_sweep(study: Study) -> None:
     assert "Block 3 would lose most per column" in shown
     assert f"at position {1 + errors.index(min(errors))} and highest" in shown
     assert errors[0] < errors[-1] / 2  # pruned first, the strong block finds help
+
+
+def test_the_ring_is_where_the_order_of_the_others_has_the_block(study: Study) -> None:
+    app = section(study, "Costliest block", lab_others="Two-level")
+    assert app.selectbox(key="lab_others").value == "two_level"
+    ring = json.loads(figures(app)[0])["data"][1]
+    assert (ring["x"], ring["name"]) == ([1], "its place in two-level order")  # block 3, the costliest, goes first
 
 
 def test_error_by_sparsity(study: Study) -> None:

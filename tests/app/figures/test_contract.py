@@ -78,7 +78,7 @@ FIGURES: dict[str, Draw] = {
     "sweep_animation": lambda x, r, t: sweep.sweep_animation(
         x.results["two_level"].trace, x.results["two_level"].order, theme=t
     ),
-    "position_curve": lambda x, r, t: order_lab.position_curve(POSITIONS, block=2, natural=2, theme=t),
+    "position_curve": lambda x, r, t: order_lab.position_curve(POSITIONS, block=2, base="natural", place=2, theme=t),
     "order_bars": lambda x, r, t: order_lab.order_bars(ORDERS, theme=t),
     "order_budget_matrix": lambda x, r, t: order_lab.order_budget_matrix(ORDERS, theme=t),
     "error_measures": lambda x, r, t: check.error_measures(MEASURES, theme=t),

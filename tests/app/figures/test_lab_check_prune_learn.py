@@ -130,10 +130,11 @@ def test_animation_of_many_blocks_stays_small() -> None:
 
 def test_position_curve() -> None:
     table = pd.DataFrame({"position": [2, 0, 1], "relative_error": [0.33, 0.22, 0.25]})
-    drawing = order_lab.position_curve(table, block=25, natural=2)
+    drawing = order_lab.position_curve(table, block=25, base="two_level", place=2)
     assert title(drawing) == "Pruned last, block 25 leaves 50.0 % more error than pruned first"
     assert drawing.figure.data[0].x.tolist() == [1, 2, 3]
     assert list(drawing.figure.data[1].x) == [3]
+    assert drawing.figure.data[1].name == "its place in two-level order"
     assert drawing.figure.layout.yaxis.range[0] == 0
 
 
