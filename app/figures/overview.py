@@ -218,9 +218,6 @@ def _map_finding(
     measured = rows.dropna(subset=["value"])
     if measured.empty:
         return f"{known.label}: no layer measured yet", None
-    if name == "relative_range":
-        columnar = measured[measured["value"] > threshold]
-        return columnar_finding(len(columnar), len(measured)), columnar
     if known.kind == "change":
         better, worse = int((measured["value"] > 0).sum()), int((measured["value"] < 0).sum())
         who = style.sentence(known.label.removeprefix("Gain of ").partition(" over ")[0])
@@ -230,14 +227,20 @@ def _map_finding(
             None,
         )
     top = measured.loc[measured["value"].idxmax()]
-    return f"{known.label} is highest in {style.short_layer(top['layer'])}, {known.text(top['value'])}", None
+    finding = f"{known.label} is highest in {style.short_layer(top['layer'])}, {known.text(top['value'])}"
+    if name != "relative_range":
+        return finding, None
+    columnar = measured[measured["value"] > threshold]
+    return f"{finding}; {_where_columnar(columnar)}", columnar
 
 
-def columnar_finding(columnar: int, layers: int) -> str:
-    """ "Four of 210 layers are columnar"."""
-    if columnar == 0:
-        return f"None of {layers} layers is columnar" if layers > 1 else "This layer is not columnar"
-    return f"{style.sentence(style.word(columnar))} of {layers} layers {'is' if columnar == 1 else 'are'} columnar"
+def _where_columnar(columnar: pd.DataFrame) -> str:
+    """ "columnar layers lie in decoder blocks 4 to 25"."""
+    if columnar.empty:
+        return "no layer is columnar"
+    first, last = columnar["block_index"].min(), columnar["block_index"].max()
+    lie = "the columnar layer lies" if len(columnar) == 1 else "columnar layers lie"
+    return f"{lie} in decoder block {first}" if first == last else f"{lie} in decoder blocks {first} to {last}"
 
 
 def _map_caption(rows: pd.DataFrame, known: Metric, waiting: int) -> str:
@@ -304,7 +307,8 @@ def range_strip(
         yanchor="bottom",
     )
     columnar = rows[rows["value"] > threshold]
-    finding = columnar_finding(len(columnar), len(rows))
+    closest = rows.loc[(rows["value"] - threshold).abs().idxmin()]
+    finding = f"{style.short_layer(closest['layer'])} lies closest to the threshold, with {closest['value']:.3f}"
     style.base(
         figure,
         theme,
@@ -319,10 +323,9 @@ def range_strip(
     figure.update_xaxes(range=[rows["block_index"].min() - 0.7, rows["block_index"].max() + 0.7], zeroline=False)
     kinds = columnar["projection"].value_counts()
     where = "".join(f", {n} of them {kind}" for kind, n in kinds.head(1).items())
-    closest = rows.loc[(rows["value"] - threshold).abs().idxmin()]
     caption = (
-        f"{len(columnar)} of {len(rows)} layers lie above {threshold:.2f}{where}; closest to the line is "
-        f"{style.short_layer(closest['layer'])} with {closest['value']:.3f}."
+        f"{len(columnar)} of {len(rows)} layers lie above {threshold:.2f}{where}; the median is "
+        f"{style.number(float(rows['value'].median()))}."
     )
     alt = f"Scatter chart of relative range by decoder block, one mark per layer. {finding}. {caption}"
     data = rows.rename(columns={"value": "relative_range"}).assign(is_columnar=rows["value"] > threshold)

@@ -48,9 +48,14 @@ def test_columnar_layers_are_counted_and_named(study: Study) -> None:
     assert COLUMNAR in set(columnar)
     named = ", ".join(style.short_layer(layer) for layer in columnar)
     assert f"**{len(columnar)} of 21 layers are columnar** above 0.50: {named}." in texts(app)
-    count = style.sentence(style.word(len(columnar)))
-    verb = "is" if len(columnar) == 1 else "are"
-    assert titles(app) == [f"{count} of 21 layers {verb} columnar"] * 2
+
+
+def test_each_figure_says_something_else_than_the_page(study: Study) -> None:
+    ranges = study.overview(0.5).set_index("layer")["relative_range"]
+    on_map, on_strip = titles(open_page(PAGE, study))
+    highest, closest = str(ranges.idxmax()), str((ranges - 0.5).abs().idxmin())
+    assert on_map.startswith(f"Relative range is highest in {style.short_layer(highest)}, ")
+    assert on_strip.startswith(f"{style.short_layer(closest)} lies closest to the threshold, ")
 
 
 def test_the_threshold_tells_at_once_which_layers_flip(study: Study) -> None:

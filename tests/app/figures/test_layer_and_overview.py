@@ -24,9 +24,11 @@ def below(drawing: style.Drawing) -> str:
 # Overview
 
 
-def test_map_counts_columnar_layers_and_leaves_the_rest_blank(records: pd.DataFrame) -> None:
+def test_map_rings_columnar_layers_and_leaves_the_rest_blank(records: pd.DataFrame) -> None:
     drawing = overview.model_map(records, layers=ALL)
-    assert title(drawing) == "Two of 12 layers are columnar"
+    assert title(drawing) == (
+        "Relative range is highest in 3 · self_attn.o_proj, 0.900; columnar layers lie in decoder blocks 1 to 3"
+    )
     assert "not yet (3 of 15)" in below(drawing)
     assert drawing.caption.endswith("Three layers still to come.")
     heat, marks, rings = drawing.figure.data
@@ -38,12 +40,16 @@ def test_map_counts_columnar_layers_and_leaves_the_rest_blank(records: pd.DataFr
 
 
 def test_the_threshold_moves_the_count(records: pd.DataFrame) -> None:
-    assert title(overview.model_map(records, threshold=0.75)) == "One of 12 layers is columnar"
-    assert title(overview.range_strip(records, threshold=0.95)) == "None of 12 layers is columnar"
+    one = overview.model_map(records, threshold=0.75)
+    assert title(one).endswith("; the columnar layer lies in decoder block 3")
+    assert title(overview.model_map(records, threshold=0.95)).endswith("; no layer is columnar")
+    assert overview.range_strip(records, threshold=0.95).caption.startswith("0 of 12 layers lie above 0.95; ")
     drawing = overview.range_strip(records, threshold=0.05)
     assert drawing.data["is_columnar"].sum() == (records.drop_duplicates("layer")["relative_range"] > 0.05).sum()
     line = drawing.figure.layout.shapes[0]
     assert (line.y0, line.y1) == (0.05, 0.05)
+    closest = overview.range_strip(records, threshold=0.7)
+    assert title(closest) == "1 · self_attn.o_proj lies closest to the threshold, with 0.700"
 
 
 def test_gain_is_centred_on_zero(records: pd.DataFrame) -> None:
