@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -79,88 +79,63 @@ def _over(value: float | None, dense: float) -> float:
 
 
 def held_out_curve(
-    points: Sequence[CurvePoint] | Mapping[str, Sequence[CurvePoint]],
-    *,
-    method: str = "rose",
-    layer: str = "",
-    theme: Theme = "light",
+    points: Sequence[CurvePoint], *, method: str = "rose", layer: str = "", theme: Theme = "light"
 ) -> Drawing:
-    """Calibration and held-out error against the number of calibration tokens: lines are means, marks are draws.
-
-    Args:
-        points: of one draw of calibration tokens, or of several by name (a seed).
+    """Calibration and held-out error against the number of calibration tokens.
 
     Raises:
         RoseError: no points.
     """
-    runs = points if isinstance(points, Mapping) else {"": points}
-    rows = [
-        {
-            "draw": draw,
-            "tokens": p.tokens,
-            "calibration_error": p.calibration_error,
-            "held_out_error": np.nan if p.held_out_error is None else p.held_out_error,
-            "damping": p.damping,
-        }
-        for draw, run in runs.items()
-        for p in run
-    ]
-    if not rows:
+    if not points:
         raise RoseError("No length of calibration has been measured yet; run the checks of this layer.")
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(
+        {
+            "tokens": [p.tokens for p in points],
+            "calibration_error": [p.calibration_error for p in points],
+            "held_out_error": [np.nan if p.held_out_error is None else p.held_out_error for p in points],
+            "damping": [p.damping for p in points],
+        }
+    ).sort_values("tokens", ignore_index=True)
     look = style.method_style(method)
     figure = go.Figure()
-    means = table.groupby("tokens")[["calibration_error", "held_out_error"]].mean()
     for column, label, dash, symbol in (
         ("held_out_error", "held-out tokens", "solid", "circle"),
         ("calibration_error", "calibration tokens", "dash", "circle-open"),
     ):
-        if means[column].notna().any():
+        if table[column].notna().any():
             figure.add_scatter(
-                x=means.index.to_numpy(np.float64),
-                y=means[column].to_numpy(np.float64),
-                mode="lines" if len(runs) > 1 else "lines+markers",
+                x=table["tokens"].to_numpy(np.float64),
+                y=table[column].to_numpy(np.float64),
+                mode="lines+markers",
                 name=label,
                 line={"color": look.colour, "dash": dash, "width": 2.5},
                 marker={"symbol": symbol, "size": 9},
                 hovertemplate=f"%{{x:.0f}} tokens<br>{label} %{{y:.4g}}<extra></extra>",
             )
-            if len(runs) > 1:
-                figure.add_scatter(
-                    x=table["tokens"].to_numpy(np.float64),
-                    y=table[column].to_numpy(np.float64),
-                    customdata=table["draw"].astype(str).tolist(),
-                    mode="markers",
-                    marker={"color": look.colour, "symbol": symbol, "size": 7, "opacity": 0.7},
-                    showlegend=False,
-                    hovertemplate=f"draw %{{customdata}}, %{{x:.0f}} tokens<br>{label} %{{y:.4g}}<extra></extra>",
-                )
-    last = means.iloc[-1]
-    finding, caption = _overfitting_words(means)
-    draws = f", {len(runs)} draws" if len(runs) > 1 else ""
+    finding, caption = _overfitting_words(table)
     of = f" on {layer}" if layer else ""
     style.base(
         figure,
         theme,
         finding,
-        f"Relative error of {look.label}{of} by calibration length{draws}; log scale",
+        f"Relative error of {look.label}{of} by calibration length; log scale",
         x="calibration tokens",
         y=style.ERROR,
         legend=True,
     )
-    ticks = means.index.to_numpy()
-    figure.update_xaxes(type="log", tickvals=ticks.tolist(), ticktext=[style.whole(int(t)) for t in ticks])
+    ticks = [style.whole(int(tokens)) for tokens in table["tokens"]]
+    figure.update_xaxes(type="log", tickvals=table["tokens"].tolist(), ticktext=ticks)
     figure.update_yaxes(range=[0, float(np.nanmax(table[["calibration_error", "held_out_error"]])) * 1.08 or 1])
     raised = int((table["damping"] > table["damping"].min()).sum())
     if raised:
         caption += f" Damping had to be raised at {style.count(raised, 'point')}."
-    alt = f"Line chart of error against calibration tokens, up to {style.whole(int(last.name))}. {finding}. {caption}"
-    return Drawing(figure, caption, alt, table if len(runs) > 1 else table.drop(columns="draw"))
+    alt = f"Line chart of error against calibration tokens, up to {ticks[-1]}. {finding}. {caption}"
+    return Drawing(figure, caption, alt, table)
 
 
-def _overfitting_words(means: pd.DataFrame) -> tuple[str, str]:
-    first, last = means.iloc[0], means.iloc[-1]
-    tokens = style.whole(int(last.name))
+def _overfitting_words(table: pd.DataFrame) -> tuple[str, str]:
+    first, last = table.iloc[0], table.iloc[-1]
+    tokens = style.whole(int(last["tokens"]))
     if np.isnan(last["held_out_error"]):
         return (
             f"With {tokens} tokens the error on them is {style.number(last['calibration_error'])}",
@@ -169,9 +144,9 @@ def _overfitting_words(means: pd.DataFrame) -> tuple[str, str]:
     ratio = last["held_out_error"] / last["calibration_error"] if last["calibration_error"] > 0 else float("inf")
     verb = "rises" if last["held_out_error"] > first["held_out_error"] else "falls"
     caption = (
-        f"Held-out error {verb} from {style.number(first['held_out_error'])} at {style.whole(int(first.name))} tokens "
-        f"to {style.number(last['held_out_error'])} at {tokens}; there the error on the calibration tokens is "
-        f"{style.number(last['calibration_error'])}."
+        f"Held-out error {verb} from {style.number(first['held_out_error'])} at "
+        f"{style.whole(int(first['tokens']))} tokens to {style.number(last['held_out_error'])} at {tokens}; there the "
+        f"error on the calibration tokens is {style.number(last['calibration_error'])}."
     )
     return f"With {tokens} tokens, held-out error is {style.number(ratio)} times the calibration error", caption
 

@@ -15,7 +15,6 @@ from rose import RoseError
 
 Measure = Literal["perplexity", "mean_held_out_error"]
 MEASURES: dict[Measure, str] = {"perplexity": "perplexity", "mean_held_out_error": "mean relative error, held-out"}
-LOG_ABOVE = 10.0
 
 
 def over_seeds_bars(
@@ -39,7 +38,7 @@ def over_seeds_bars(
         raise RoseError(f"No run at sparsity {sparsity} has a {MEASURES[column]}; choose another.")
     means = over_seeds(rows).sort_values(column, kind="stable").reset_index(drop=True)
     looks = [style.method_style(method) for method in means["method"]]
-    log = float(rows[column].max() / rows[column].min()) > LOG_ABOVE
+    log = float(rows[column].max() / rows[column].min()) > style.LOG_ABOVE
     figure = go.Figure()
     for look, (_, mean) in zip(looks, means.iterrows(), strict=True):
         values = rows.loc[rows["method"] == mean["method"], column].to_numpy(np.float64)
@@ -97,15 +96,12 @@ def over_seeds_bars(
     return Drawing(figure, caption, alt, means)
 
 
-def method_errors(
-    records: pd.DataFrame, *, column: str = "relative_error", baseline: str = "sparsegpt", theme: Theme = "light"
-) -> Drawing:
+def method_errors(records: pd.DataFrame, *, column: str = "relative_error", theme: Theme = "light") -> Drawing:
     """Relative error of several methods on one or several layers, as bars.
 
     Args:
         records: columns as in `rose.LayerRecord`.
         column: "relative_error" or "held_out_error".
-        baseline: the method that others are compared with in the title.
 
     Raises:
         RoseError: no row with this error.
@@ -133,9 +129,10 @@ def method_errors(
         )
     best = str(wide.mean().idxmin())
     mean = wide.mean()
-    if baseline in methods and best != baseline and mean[baseline] > 0:
-        saved = style.percent(1 - mean[best] / mean[baseline])
-        finding = f"{style.method_style(best).label} has {saved} less error than {style.method_style(baseline).label}"
+    base = style.BASELINE
+    if base in methods and best != base and mean[base] > 0:
+        saved = style.percent(1 - mean[best] / mean[base])
+        finding = f"{style.method_style(best).label} has {saved} less error than {style.method_style(base).label}"
     else:
         finding = f"{style.method_style(best).label} has the lowest error"
     held = "held-out" if column == "held_out_error" else "calibration"

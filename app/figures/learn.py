@@ -1,4 +1,4 @@
-"""Teaching figures: small matrices with every number printed, an order as a strip, and when order starts to matter."""
+"""Teaching figures: small matrices with every number printed, and when order starts to matter."""
 
 from __future__ import annotations
 
@@ -21,32 +21,27 @@ def number_matrix(
     values: Any,
     widths: Sequence[int],
     *,
-    name: str = "importance S",
     finding: str = "",
     removed: Any = None,
     column_loss: Any = None,
     block_loss: Any = None,
-    hide_block_loss: bool = False,
     columns: Sequence[int] | None = None,
     marked_block: int | None = None,
-    one_based: bool = True,
-    digits: int = 1,
     theme: Theme = "light",
 ) -> Drawing:
-    """A small matrix with all numbers printed, blocks outlined, and its column and block losses below.
+    """The importance of a small layer with all numbers printed, blocks outlined, and column and block losses below.
+
+    Columns, rows and blocks are counted from 1 on screen, as in the paper's example.
 
     Args:
-        values: (out, in), in the order in which columns shall stand.
+        values: S, (out, in), in the order in which columns shall stand.
         widths: block widths in that order.
         finding: the title; the largest value if not given.
         removed: True where pre-pruning or pruning removed, (out, in); these are grey and struck.
         column_loss: (in,), a row below.
         block_loss: (blocks,), a second row below.
-        hide_block_loss: print question marks instead, for predict-then-reveal.
         columns: original number of each column, counted from 0, as headings; natural order if not given.
         marked_block: outlined, counted from 0 in the order shown.
-        one_based: count columns, rows and blocks from 1, as the paper's example does.
-        digits: after the decimal point.
 
     Raises:
         RoseError: more columns than can be printed legibly.
@@ -57,7 +52,6 @@ def number_matrix(
         raise RoseError(f"At most {PRINTED_COLUMNS} columns can be printed with their numbers, not {width}.")
     gone = np.zeros(matrix.shape, bool) if removed is None else style.to_numpy(removed).astype(bool)
     headings = np.arange(width) if columns is None else np.asarray(columns)
-    offset = int(one_based)
     figure = go.Figure(
         go.Heatmap(
             z=np.where(gone, np.nan, matrix).astype(np.float32),
@@ -74,13 +68,13 @@ def number_matrix(
     )
     ink = style.INKS[theme]
     for row, column in np.ndindex(*matrix.shape):
-        printed = f"{matrix[row, column]:.{digits}f}"
+        printed = f"{matrix[row, column]:.1f}"
         struck = bool(gone[row, column])
         if struck:
             _cell(figure, column, row, ink.blank)
         colour = ink.muted if struck else _text_on(float(matrix[row, column] / (matrix.max() or 1.0)))
         _print(figure, column, row, f"<s>{printed}</s>" if struck else printed, colour)
-    extra = _loss_rows(figure, rows, widths, column_loss, block_loss, hide_block_loss, digits, theme)
+    extra = _loss_rows(figure, rows, widths, column_loss, block_loss)
     start = 0
     for block, size in enumerate(widths):
         chosen = block == marked_block
@@ -94,14 +88,14 @@ def number_matrix(
         )
         start += size
     best = np.unravel_index(matrix.argmax(), matrix.shape)
-    largest = f"{matrix.max():.{digits}f} in row {best[0] + offset}, column {int(headings[best[1]]) + offset}"
+    largest = f"{matrix.max():.1f} in row {best[0] + 1}, column {int(headings[best[1]]) + 1}"
     count = int(gone.sum())
-    what = style.sentence(name) + f", {rows} outputs × {width} inputs in {style.count(len(widths), 'block')}"
+    what = f"Importance S, {rows} outputs × {width} inputs in {style.count(len(widths), 'block')}"
     what += "; grey and struck: removed" if count else ""
     style.base(
         figure,
         theme,
-        finding or f"The largest {name} is {largest}",
+        finding or f"The largest importance S is {largest}",
         what,
         x="",
         y="",
@@ -110,7 +104,7 @@ def number_matrix(
     figure.update_xaxes(
         side="top",
         tickvals=list(range(width)),
-        ticktext=[str(int(h) + offset) for h in headings],
+        ticktext=[str(int(h) + 1) for h in headings],
         range=[-0.6, width - 0.4],
         showgrid=False,
         zeroline=False,
@@ -118,7 +112,7 @@ def number_matrix(
         ticks="",
         fixedrange=True,
     )
-    labels = [f"output {r + offset}" for r in range(rows)] + extra
+    labels = [f"output {r + 1}" for r in range(rows)] + extra
     figure.update_yaxes(
         tickvals=[*range(rows), *(rows + 0.3 + i for i in range(len(extra)))],
         ticktext=labels,
@@ -130,35 +124,25 @@ def number_matrix(
         fixedrange=True,
     )
     figure.update_layout(margin={"t": figure.layout.margin.t + 26, "b": 16})
-    caption = f"{style.sentence(name)} runs from {matrix.min():.{digits}f} to {largest}."
+    caption = f"Importance S runs from {matrix.min():.1f} to {largest}."
     if count:
         caption += f" {count} of {matrix.size} are removed."
     alt = f"Matrix with all numbers printed. {caption}"
-    table = pd.DataFrame(matrix, columns=[f"column {int(h) + offset}" for h in headings])
-    table.insert(0, "output", np.arange(rows) + offset)
+    table = pd.DataFrame(matrix, columns=[f"column {int(h) + 1}" for h in headings])
+    table.insert(0, "output", np.arange(rows) + 1)
     return Drawing(figure, caption, alt, table)
 
 
-def _loss_rows(
-    figure: go.Figure,
-    rows: int,
-    widths: Sequence[int],
-    column_loss: Any,
-    block_loss: Any,
-    hidden: bool,
-    digits: int,
-    theme: Theme,
-) -> list[str]:
+def _loss_rows(figure: go.Figure, rows: int, widths: Sequence[int], column_loss: Any, block_loss: Any) -> list[str]:
     """Prints the two rows of losses; returns their names from top to bottom."""
     names: list[str] = []
-    ink = style.INKS[theme]
     if column_loss is not None:
         losses = style.to_numpy(column_loss).astype(np.float64)
         colours = _shades(losses)
         y = rows + 0.3
         for column, loss in enumerate(losses):
             _cell(figure, column, y, colours[column])
-            _print(figure, column, y, f"{loss:.{digits}f}", _text_on(loss / (losses.max() or 1.0)))
+            _print(figure, column, y, f"{loss:.1f}", _text_on(loss / (losses.max() or 1.0)))
         names.append("column loss")
     if block_loss is not None:
         losses = style.to_numpy(block_loss).astype(np.float64)
@@ -167,10 +151,8 @@ def _loss_rows(
         start = 0
         for block, width in enumerate(widths):
             middle = start + (width - 1) / 2
-            shade = ink.blank if hidden else colours[block]
-            _cell(figure, middle, y, shade, width)
-            text = "?" if hidden else f"{losses[block]:.{digits}f}"
-            _print(figure, middle, y, f"<b>{text}</b>", ink.text if hidden else _text_on(losses[block] / losses.max()))
+            _cell(figure, middle, y, colours[block], width)
+            _print(figure, middle, y, f"<b>{losses[block]:.1f}</b>", _text_on(losses[block] / losses.max()))
             start += width
         names.append("block loss")
     return names
@@ -202,81 +184,6 @@ def _cell(figure: go.Figure, x: float, y: float, colour: str, width: float = 1) 
 
 def _print(figure: go.Figure, x: float, y: float, text: str, colour: str) -> None:
     figure.add_annotation(x=x, y=y, text=text, showarrow=False, font={"size": 16, "color": colour})
-
-
-def permutation_strip(
-    permutation: Any,
-    widths: Sequence[int],
-    *,
-    natural_widths: Sequence[int] | None = None,
-    name: str = "Two-level (ROSE)",
-    one_based: bool = True,
-    theme: Theme = "light",
-) -> Drawing:
-    """An order as a row of column numbers, first to be pruned on the left, in the colours of their blocks.
-
-    Args:
-        permutation: original column at each step, counted from 0.
-        widths: block widths in the order visited.
-        natural_widths: block widths left to right; the same as `widths` if not given.
-
-    Raises:
-        RoseError: more columns than can be printed legibly.
-    """
-    order = style.to_numpy(permutation).astype(np.int64)
-    if len(order) > 2 * PRINTED_COLUMNS:
-        raise RoseError(f"At most {2 * PRINTED_COLUMNS} columns can be printed with their numbers, not {len(order)}.")
-    blocks = style.blocks_of(natural_widths or widths, order)
-    offset = int(one_based)
-    figure = go.Figure()
-    for block in dict.fromkeys(blocks.tolist()):
-        at = np.flatnonzero(blocks == block)
-        figure.add_bar(
-            x=at + offset,
-            y=np.ones(len(at)),
-            width=0.94,
-            name=f"block {block + offset}",
-            marker={"color": style.PALETTE[block % len(style.PALETTE)]},
-            text=[f"<b>{c + offset}</b>" for c in order[at]],
-            textposition="inside",
-            insidetextanchor="middle",
-            textangle=0,
-            textfont={"size": 16, "color": "#ffffff"},
-            hovertemplate=f"step %{{x}}: column %{{text}} of block {block + offset}<extra></extra>",
-        )
-    start = 0
-    for width in widths:
-        style.outline(
-            figure,
-            start + offset - 0.5,
-            start + width + offset - 0.5,
-            0,
-            1,
-            line={"color": style.INKS[theme].text, "width": 2},
-        )
-        start += width
-    first = f"column {order[0] + offset} of block {blocks[0] + offset}"
-    style.base(
-        figure,
-        theme,
-        f"{name} prunes {first} first",
-        "Original column numbers in the order pruned, coloured by block",
-        x="step",
-        height=240,
-        legend=True,
-    )
-    figure.update_layout(bargap=0, barmode="overlay")
-    figure.update_xaxes(
-        dtick=1 if len(order) <= 24 else 4,
-        range=[offset - 0.7, len(order) + offset - 0.3],
-        showgrid=False,
-        zeroline=False,
-    )
-    figure.update_yaxes(visible=False, range=[-0.02, 1.02])
-    text = ", ".join(str(c + offset) for c in order)
-    caption = f"Order of the columns: {text}."
-    table = pd.DataFrame({"step": np.arange(len(order)) + offset, "column": order + offset, "block": blocks + offset})
-    return Drawing(figure, caption, f"Strip of column numbers in pruning order. {caption}", table)
 
 
 def strength_curve(

@@ -74,22 +74,12 @@ def column_loss_map(
 
 
 def block_loss_bars(
-    plan: OrderPlan,
-    *,
-    layer: str = "",
-    threshold: float | None = None,
-    marked_block: int | None = None,
-    theme: Theme = "light",
+    plan: OrderPlan, *, layer: str = "", marked_block: int | None = None, theme: Theme = "light"
 ) -> Drawing:
     """Block losses as bars, and the line that the smallest must stay above for the layer not to be columnar.
 
     Blocks are compared by loss per column, so that is what is drawn where a block is narrower.
-
-    Args:
-        threshold: on the relative range; the plan's own if not given.
     """
-    threshold = plan.threshold if threshold is None else threshold
-    columnar = plan.relative_range > threshold
     widths = np.array(plan.block_width)
     uneven = bool((widths != widths[0]).any())
     values = style.to_numpy(plan.loss_per_column if uneven else plan.block_loss).astype(np.float64)
@@ -112,19 +102,19 @@ def block_loss_bars(
     )
     figure = go.Figure(bar)
     largest, smallest = float(values.max()), float(values.min())
-    line = (1 - threshold) * largest
+    line = (1 - plan.threshold) * largest
     if largest > 0:
         figure.add_hline(y=line, line={"color": ink.text, "dash": "dash", "width": 2})
-    sign = "above" if columnar else "not above"
-    verdict = "Columnar" if columnar else "Not columnar"
-    finding = f"{verdict}: relative range {plan.relative_range:.2f}, {sign} {threshold:.2f}"
+    sign = "above" if plan.is_columnar else "not above"
+    verdict = "Columnar" if plan.is_columnar else "Not columnar"
+    finding = f"{verdict}: relative range {plan.relative_range:.2f}, {sign} {plan.threshold:.2f}"
     hatched = f"; hatched: only {int(widths.min())} columns wide" if uneven else ""
     style.base(
         figure,
         theme,
         finding,
         f"{style.sentence(unit)}{style.of(layer)}, blocks of {int(widths.max())} columns{hatched}; columnar if a bar "
-        f"ends below the dashed line, {style.percent(1 - threshold, 0)} of the highest",
+        f"ends below the dashed line, {style.percent(1 - plan.threshold, 0)} of the highest",
         x="block",
         y=unit,
     )

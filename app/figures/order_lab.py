@@ -24,7 +24,6 @@ def error_curve(
     dense_energy: float,
     *,
     layer: str = "",
-    step: int | None = None,
     theme: Theme = "light",
 ) -> Drawing:
     """Error against pruned blocks for several orders (the paper's Figure 1a).
@@ -34,7 +33,6 @@ def error_curve(
     Args:
         results: by order name; "NAME + layer" or any other name is shown as it is.
         dense_energy: tr(W H Wᵀ), what errors are relative to.
-        step: number of pruned blocks at which to draw a mark, as chosen with a slider.
 
     Raises:
         RoseError: no results, or no dense energy.
@@ -57,8 +55,6 @@ def error_curve(
             marker={"symbol": look.symbol, "size": 8},
             hovertemplate=f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}<extra></extra>",
         )
-    if step is not None:
-        figure.add_vline(x=step, line={"color": style.MARK, "width": 2.5})
     final = {name: float(curve[-1]) for name, curve in columns.items()}
     best, worst = min(final, key=final.__getitem__), max(final, key=final.__getitem__)
     blocks = max(len(curve) for curve in columns.values()) - 1
@@ -100,7 +96,6 @@ def run_style(name: str) -> style.Style:
     return look._replace(
         label=f"{look.label}, layer-wide budget{_method_of(order, 'layer')}",
         dash={"solid": "dot", "dash": "dashdot", "longdash": "longdashdot"}[look.dash],
-        pattern="x",
     )
 
 
@@ -190,9 +185,6 @@ def visited_blocks(order: Order, plan: OrderPlan) -> list[str]:
     blocks = style.blocks_of(plan.block_width, style.to_numpy(order.permutation))
     parts = np.split(blocks, np.cumsum(order.widths)[:-1])
     return [f"block {part[0]}" if (part == part[0]).all() else "mixed" for part in parts]
-
-
-# The sweep
 
 
 # What position, sparsity and budget do

@@ -31,49 +31,31 @@ METRICS = {
     "relative_range": Metric("Relative range", "relative range"),
     "condition": Metric("Hessian condition", "condition number", "log"),
     "gain": Metric("Gain of two-level order over SparseGPT", "error saved", "change"),
-    "relative_error": Metric("Relative error", "relative error"),
-    "held_out_error": Metric("Held-out error", "relative error"),
-    "dead_columns": Metric("Dead columns", "dead columns"),
-    "damping": Metric("Damping used", "damping / mean H<sub>jj</sub>", "log"),
 }
+ERRORS = {"error_": "Relative error", "held_out_": "Held-out error"}
 
 
 def metric(name: str) -> Metric:
-    """The known metrics, and `error_METHOD`, `held_out_METHOD`, `gain_METHOD` for any method."""
+    """The known metrics, and `error_METHOD` and `held_out_METHOD` for any method."""
     if name in METRICS:
         return METRICS[name]
-    for prefix, label in (("error_", "Relative error"), ("held_out_", "Held-out error")):
-        if name.startswith(prefix):
-            return Metric(f"{label} of {style.method_style(name.removeprefix(prefix)).label}", "relative error")
-    if name.startswith("gain_"):
-        other = style.method_style(name.removeprefix("gain_")).label
-        return Metric(f"Gain of {other} over SparseGPT", "error saved", "change")
-    return Metric(style.sentence(name.replace("_", " ")), name.replace("_", " "))
+    prefix = "held_out_" if name.startswith("held_out_") else "error_"
+    return Metric(f"{ERRORS[prefix]} of {style.method_style(name.removeprefix(prefix)).label}", "relative error")
 
 
-def per_layer(table: pd.DataFrame, name: str, method: str = "rose") -> pd.DataFrame:
+def per_layer(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """One row per layer with the metric in column `value`.
 
     Args:
-        table: one row per layer, or one per layer and method as in `rose.LayerRecord`.
-        method: whose rows to read where there is one per method.
+        table: one row per layer.
 
     Raises:
         RoseError: the table does not have this number.
     """
-    keys = ["layer", "block_index", "projection"]
-    if name in table.columns:
-        rows = table
-        if "method" in table.columns and name in ("relative_error", "held_out_error", "seconds", "sparsity"):
-            rows = table[table["method"] == method] if (table["method"] == method).any() else table
-        rows = rows.drop_duplicates("layer")
-        return rows[keys].assign(value=rows[name].astype(float)).reset_index(drop=True)
-    if name == "gain" and {"method", "relative_error"} <= set(table.columns):
-        wide = table.pivot_table(index=keys, columns="method", values="relative_error", sort=False)
-        if {"sparsegpt", method} <= set(wide.columns):
-            dense = wide["sparsegpt"].where(wide["sparsegpt"] > 0)
-            return (1 - wide[method] / dense).rename("value").reset_index()
-    raise RoseError(f"There is no {metric(name).label.lower()} in these results; analyze the model first.")
+    if name not in table.columns:
+        raise RoseError(f"There is no {metric(name).label.lower()} in these results; analyze the model first.")
+    rows = table[["layer", "block_index", "projection"]]
+    return rows.assign(value=table[name].astype(float)).reset_index(drop=True)
 
 
 def model_map(
@@ -81,7 +63,6 @@ def model_map(
     name: str = "relative_range",
     *,
     threshold: float = 0.5,
-    method: str = "rose",
     layers: Sequence[str] = (),
     marked_layer: str | None = None,
     theme: Theme = "light",
@@ -92,14 +73,14 @@ def model_map(
 
     Args:
         table: see `per_layer`; may hold the layers done so far only.
-        name: a column of it, or "gain".
+        name: a column of it.
         threshold: on the relative range, for which columnar layers are ringed.
         layers: names of all layers to come, so that the map keeps its size while results arrive.
 
     Raises:
         RoseError: the table does not have this number.
     """
-    rows = per_layer(table, name, method)
+    rows = per_layer(table, name)
     known = metric(name)
     grid = _grid(rows, layers)
     projections, blocks = list(grid.index), [int(b) for b in grid.columns]
@@ -128,7 +109,7 @@ def model_map(
     )
     expected = max(len(rows), len(set(layers)))
     waiting = expected - int(rows["value"].notna().sum())
-    finding, ringed = _map_finding(rows, name, known, threshold, expected)
+    finding, ringed = _map_finding(rows, name, known, threshold)
     if ringed is not None and len(ringed):
         figure.add_scatter(
             x=ringed["block_index"].to_numpy(np.int32),
@@ -211,9 +192,7 @@ def _colours(known: Metric, values: np.ndarray, name: str, theme: Theme) -> dict
     return {"colorscale": style.SEQUENTIAL, "zmin": 0, "zmax": top, "colorbar": style.colourbar(known.unit)}
 
 
-def _map_finding(
-    rows: pd.DataFrame, name: str, known: Metric, threshold: float, expected: int
-) -> tuple[str, pd.DataFrame | None]:
+def _map_finding(rows: pd.DataFrame, name: str, known: Metric, threshold: float) -> tuple[str, pd.DataFrame | None]:
     """The title, and for relative range the columnar layers."""
     measured = rows.dropna(subset=["value"])
     if measured.empty:
@@ -332,65 +311,49 @@ def range_strip(
     return Drawing(figure, caption, alt, data)
 
 
-def top_layers(
-    table: pd.DataFrame,
-    name: str = "relative_range",
-    *,
-    threshold: float = 0.5,
-    method: str = "rose",
-    top: int = 12,
-    marked_layer: str | None = None,
-    theme: Theme = "light",
+def range_bars(
+    table: pd.DataFrame, *, threshold: float = 0.5, marked_layer: str | None = None, theme: Theme = "light"
 ) -> Drawing:
-    """The layers with the highest values as bars, highest first; bars answer clicks with the layer's name."""
-    known = metric(name)
-    rows = per_layer(table, name, method).dropna(subset=["value"]).sort_values("value", ascending=False, kind="stable")
+    """Relative range of a few layers as bars, highest first; bars answer clicks with the layer's name."""
+    known = metric("relative_range")
+    rows = per_layer(table, "relative_range").dropna(subset=["value"])
+    rows = rows.sort_values("value", ascending=False, kind="stable")
     if rows.empty:
         raise RoseError("No layer has been measured yet; start an analysis.")
-    shown = rows.head(top)
-    ringed = shown["value"] > threshold if name == "relative_range" else pd.Series(True, index=shown.index)
     colours = [
-        style.MARK if layer == marked_layer else (style.TEAL if strong else style.SLATE)
-        for layer, strong in zip(shown["layer"], ringed, strict=True)
+        style.MARK if layer == marked_layer else (style.TEAL if value > threshold else style.SLATE)
+        for layer, value in zip(rows["layer"], rows["value"], strict=True)
     ]
     figure = go.Figure(
         go.Bar(
             y=[
                 f"{style.short_layer(n)}   <b>{known.text(v)}</b>"
-                for n, v in zip(shown["layer"], shown["value"], strict=True)
+                for n, v in zip(rows["layer"], rows["value"], strict=True)
             ],
-            x=shown["value"].to_numpy(np.float64),
+            x=rows["value"].to_numpy(np.float64),
             orientation="h",
-            customdata=shown["layer"].tolist(),
+            customdata=rows["layer"].tolist(),
             marker={"color": colours},
-            hovertemplate=f"%{{customdata}}<br>{known.unit} %{{x:.4g}}<extra></extra>",
+            hovertemplate="%{customdata}<br>relative range %{x:.4g}<extra></extra>",
         )
     )
-    if name == "relative_range":
-        figure.add_vline(x=threshold, line={"color": style.INKS[theme].text, "dash": "dash", "width": 2})
-    first = shown.iloc[0]
-    finding = f"{style.short_layer(first['layer'])} has the highest {known.unit}, {known.text(first['value'])}"
-    line = f"; dashed: threshold {threshold:.2f}" if name == "relative_range" else ""
+    figure.add_vline(x=threshold, line={"color": style.INKS[theme].text, "dash": "dash", "width": 2})
+    first, last = rows.iloc[0], rows.iloc[-1]
+    finding = f"{style.short_layer(first['layer'])} has the highest relative range, {known.text(first['value'])}"
     style.base(
         figure,
         theme,
         finding,
-        f"{known.label}, the {len(shown)} highest of {len(rows)} layers{line}",
-        x=known.unit,
+        f"Relative range of {style.count(len(rows), 'layer')}; dashed: threshold {threshold:.2f}",
+        x="relative range",
         y="decoder block · projection",
-        height=170 + 28 * len(shown),
+        height=170 + 28 * len(rows),
     )
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    figure.update_xaxes(rangemode="tozero")
-    if name == "relative_range":
-        figure.update_xaxes(range=[0, 1])
-    elif known.kind == "change":
-        figure.update_xaxes(tickformat=".0%")
-    last = shown.iloc[-1]
+    figure.update_xaxes(range=[0, 1])
     caption = (
         f"From {known.text(first['value'])} ({style.short_layer(first['layer'])}) to {known.text(last['value'])} "
-        f"({style.short_layer(last['layer'])}); the median of all {len(rows)} layers is "
-        f"{known.text(float(rows['value'].median()))}."
+        f"({style.short_layer(last['layer'])}), median {known.text(float(rows['value'].median()))}."
     )
-    alt = f"Bar chart of the layers with the highest {known.unit}. {finding}. {caption}"
-    return Drawing(figure, caption, alt, shown.rename(columns={"value": name}))
+    alt = f"Bar chart of the relative range of layers. {finding}. {caption}"
+    return Drawing(figure, caption, alt, rows.rename(columns={"value": "relative_range"}))

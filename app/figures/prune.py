@@ -12,7 +12,7 @@ from app.figures import style
 from app.figures.style import Drawing, Theme
 from rose import RoseError
 
-LOG_ABOVE = 10.0  # a spread beyond this needs a log axis, or the smallest values could not be told apart
+DUMBBELLS = 20
 
 
 def layer_errors(
@@ -20,18 +20,15 @@ def layer_errors(
     *,
     column: str = "relative_error",
     kind: Literal["lines", "dumbbell"] = "lines",
-    baseline: str = "sparsegpt",
-    top: int = 20,
     marked_layer: str | None = None,
     theme: Theme = "light",
 ) -> Drawing:
     """Error of every layer by several methods; marks answer clicks with the layer's name.
 
     Args:
-        records: columns as in `rose.LayerRecord`; rows of one `method` may carry a `run` that names them better.
+        records: columns as in `rose.LayerRecord`.
         column: "relative_error" or "held_out_error".
-        kind: lines over all layers in model order, or dumbbells of the layers on which methods differ most.
-        top: how many dumbbells.
+        kind: lines over all layers in model order, or dumbbells of the 20 layers on which methods differ most.
 
     Raises:
         RoseError: no row with this error, or no two methods that differ where dumbbells are asked for.
@@ -39,17 +36,15 @@ def layer_errors(
     table = records.dropna(subset=[column])
     if table.empty:
         raise RoseError("No error has been measured yet; prune a model first.")
-    names = "run" if "run" in table.columns else "method"
-    methods = list(dict.fromkeys(table[names]))
+    methods = list(dict.fromkeys(table["method"]))
     layers = list(dict.fromkeys(table["layer"]))
-    wide = table.pivot_table(index="layer", columns=names, values=column, sort=False).loc[layers, methods]
-    styles = dict(zip(table[names], table["method"], strict=True))
-    looks = {m: _run_look(str(m), str(styles[m])) for m in methods}
-    finding, caption = _compare(wide, looks, baseline)
+    wide = table.pivot_table(index="layer", columns="method", values=column, sort=False).loc[layers, methods]
+    looks = {method: style.method_style(method) for method in methods}
+    finding, caption = _compare(wide, looks)
     figure = go.Figure()
     held = "held-out" if column == "held_out_error" else "calibration"
-    shown = wide if kind == "lines" else _most_different(wide, top)
-    log = _spread(shown.to_numpy(np.float64)) > LOG_ABOVE
+    shown = wide if kind == "lines" else _most_different(wide)
+    log = _spread(shown.to_numpy(np.float64)) > style.LOG_ABOVE
     scale = "; log scale, as errors spread over more than a factor of 10" if log else ""
     if kind == "lines":
         _lines(figure, shown, looks)
@@ -89,11 +84,11 @@ def layer_errors(
     return Drawing(figure, caption, alt, wide.reset_index())
 
 
-def _most_different(wide: pd.DataFrame, top: int) -> pd.DataFrame:
+def _most_different(wide: pd.DataFrame) -> pd.DataFrame:
     """The layers on which methods differ most, relative to the larger error."""
     largest = wide.max(axis=1)
     gap = (largest - wide.min(axis=1)) / largest.where(largest > 0)
-    chosen = gap[gap > 0].sort_values(ascending=False, kind="stable").head(top).index
+    chosen = gap[gap > 0].sort_values(ascending=False, kind="stable").head(DUMBBELLS).index
     if not len(chosen):
         raise RoseError("The methods have the same error on every layer, so there are no differences to show.")
     return wide.loc[list(chosen)]
@@ -110,19 +105,20 @@ def _spread(values: np.ndarray) -> float:
     return float(positive.max() / positive.min()) if positive.size else 1.0
 
 
-def _compare(wide: pd.DataFrame, looks: dict[str, style.Style], baseline: str) -> tuple[str, str]:
+def _compare(wide: pd.DataFrame, looks: dict[str, style.Style]) -> tuple[str, str]:
     """Title and caption: who is lowest, on how many layers, by how much."""
     mean = wide.mean()
     ranked = [str(m) for m in mean.sort_values().index]
     best = ranked[0]
     listed = ", ".join(f"{looks[m].label} {style.number(float(mean[m]))}" for m in ranked)
     caption = f"Mean error of {style.count(len(wide), 'layer')}, lowest first: {listed}."
-    if baseline not in wide.columns or len(ranked) == 1:
+    base = style.BASELINE
+    if base not in wide.columns or len(ranked) == 1:
         return f"{looks[best].label}: mean error {style.number(float(mean[best]))}", caption
-    other = best if best != baseline else ranked[1]
-    better = int((wide[other] < wide[baseline]).sum())
+    other = best if best != base else ranked[1]
+    better = int((wide[other] < wide[base]).sum())
     return (
-        f"{looks[other].label} has less error than {looks[baseline].label} on {better} of {len(wide)} layers",
+        f"{looks[other].label} has less error than {looks[base].label} on {better} of {len(wide)} layers",
         caption,
     )
 
@@ -183,7 +179,7 @@ def perplexity_bars(table: pd.DataFrame, *, dense: float | None = None, theme: T
     values = rows["perplexity"].to_numpy(np.float64)
     finite = np.isfinite(values)
     known = np.append(values[finite], [] if dense is None else [dense])
-    log = _spread(known) > LOG_ABOVE
+    log = _spread(known) > style.LOG_ABOVE
     figure = go.Figure(
         go.Bar(
             x=[look.label for look in looks],

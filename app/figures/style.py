@@ -23,7 +23,7 @@ from plotly.colors import sample_colorscale
 from rose import METHODS, RoseError
 
 Theme = Literal["light", "dark"]
-How = Literal["max", "sum", "any"]
+How = Literal["max", "sum"]
 
 MAX_WIRE = 1_800_000  # bytes of one matrix, of 2 MB for the whole figure
 MAX_CELLS = 512  # a side: more is slow in the browser, and no screen shows it
@@ -34,6 +34,8 @@ DIVERGING_DARK = [[0.0, "#c3b8f0"], [0.25, "#7a6bb5"], [0.5, "#3d3b48"], [0.75, 
 FONT = "Source Sans, Segoe UI, sans-serif"  # Streamlit's; a name with a digit in it breaks labels in 3-D
 FONT_SIZE = 14
 TITLE_SIZE = 18
+LOG_ABOVE = 10.0  # a spread beyond this needs a log axis, or the smallest values could not be told apart
+BASELINE = "sparsegpt"  # the method that titles compare others with
 ERROR = "relative error (of output energy)"  # ‖ΔW Xᵀ‖² / ‖W Xᵀ‖²
 MARK = "#f0338a"  # the chosen block or layer; on neither end of the scales above
 
@@ -103,7 +105,6 @@ _SYMBOLS = (
     "pentagon",
     "hourglass",
 )
-_PATTERNS = ("", "/", "\\", ".", "x", "-", "|", "+")
 # Dash and pattern. Every colour belongs to something built in, so what comes from a plugin differs in these, and has
 # open marks.
 _LINE, _PLUGIN_LINE = ("solid", ""), ("longdash", ".")
@@ -187,7 +188,7 @@ def method_style(name: str) -> Style:
 def projection_styles(projections: Sequence[str]) -> dict[str, Style]:
     """A colour and a symbol for each kind of layer, by the place it has in the model."""
     return {
-        name: Style(PALETTE[i % len(PALETTE)], name, "solid", _SYMBOLS[i % len(_SYMBOLS)], _PATTERNS[i % 8])
+        name: Style(PALETTE[i % len(PALETTE)], name, "solid", _SYMBOLS[i % len(_SYMBOLS)], "")
         for i, name in enumerate(projections)
     }
 
@@ -321,7 +322,7 @@ class Shrunk(NamedTuple):
     """A matrix small enough to show.
 
     Attributes:
-        array: (cells down, cells across); dtype kept, bool for "any".
+        array: (cells down, cells across); dtype kept.
         rows, columns: how many entries one cell stands for.
         note: the same in words.
     """
@@ -333,7 +334,7 @@ class Shrunk(NamedTuple):
 
 
 def shrink(array: Any, limit: int = MAX_CELLS, how: How = "max", what: str = "weights") -> Shrunk:
-    """At most `limit` cells a side, by the maximum, the sum or the "any" of each rectangle.
+    """At most `limit` cells a side, by the maximum or the sum of each rectangle.
 
     Never the mean: it would hide a single strong column, which is what people look for here.
 
@@ -349,8 +350,6 @@ def shrink(array: Any, limit: int = MAX_CELLS, how: How = "max", what: str = "we
         raise RoseError(f"Only a non-empty matrix can be drawn, but the shape is {values.shape}.")
     steps = [math.ceil(side / limit) for side in values.shape]
     single = what.removesuffix("s")
-    if how == "any":
-        values = values.astype(bool)
     while True:
         small = values
         for axis, step in enumerate(steps):  # rows first: whole rows are contiguous, so this is the fast direction
@@ -360,7 +359,7 @@ def shrink(array: Any, limit: int = MAX_CELLS, how: How = "max", what: str = "we
         steps[0] *= 2
     if steps == [1, 1]:
         return Shrunk(small, 1, 1, f"each cell is one {single}")
-    kind = {"max": "the maximum", "sum": "the sum", "any": "true where any is true"}[how]
+    kind = {"max": "the maximum", "sum": "the sum"}[how]
     return Shrunk(small, steps[0], steps[1], f"each cell is {kind} of {steps[0]} × {steps[1]} {what}")
 
 
@@ -368,7 +367,7 @@ def _reduce(values: np.ndarray, axis: int, step: int, how: How) -> np.ndarray:
     """Every `step` rows (or columns) to one; the last may stand for fewer."""
     if axis == 1:
         return _reduce(values.T, 0, step, how).T
-    reduce: Any = {"max": np.max, "sum": np.sum, "any": np.any}[how]
+    reduce: Any = {"max": np.max, "sum": np.sum}[how]
     groups, rest = divmod(len(values), step)
     # Much faster than ufunc.reduceat on large matrices.
     parts = [reduce(values[: groups * step].reshape(groups, step, -1), axis=1)] if groups else []
@@ -383,11 +382,11 @@ def _wire_size(values: np.ndarray) -> int:
     return len(text) + 5 * text.count(b"/")
 
 
-def frame(shrunk: Shrunk, row_name: str = "output channel") -> pd.DataFrame:
+def frame(shrunk: Shrunk) -> pd.DataFrame:
     """The shrunk matrix as a table: first channels of each cell as names, and in the first heading what a cell is."""
     rows, columns = shrunk.array.shape
     whole = shrunk.rows == shrunk.columns == 1
-    first = row_name if whole else f"{row_name} ({shrunk.note})"
+    first = "output channel" if whole else f"output channel ({shrunk.note})"
     table = pd.DataFrame(shrunk.array, columns=[str(c) for c in range(0, columns * shrunk.columns, shrunk.columns)])
     table.insert(0, first, np.arange(rows) * shrunk.rows)
     return table

@@ -248,9 +248,7 @@ def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
         st.info("Choose at least one layer.")
         return
     rows = table[table["layer"].isin(chosen)]
-    ranges = overview.top_layers(
-        rows, threshold=session.threshold(), top=len(rows), marked_layer=layer, theme=session.theme()
-    )
+    ranges = overview.range_bars(rows, threshold=session.threshold(), marked_layer=layer, theme=session.theme())
     components.show(ranges, "compare-ranges")
     column = choose_error(rows)
     records = tables.error_records(rows)

@@ -28,6 +28,7 @@ from app.figures import (
 )
 from app.figures.style import Drawing
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
+from tests.app.figures.conftest import by_layer
 
 NAME = "model.layers.1.self_attn.o_proj"
 CURVE = [CurvePoint(256, 0.02, 0.09, 0.01), CurvePoint(512, 0.03, 0.06, 0.01)]
@@ -42,11 +43,11 @@ REALISED = [RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0)]
 
 Draw = Callable[[SimpleNamespace, pd.DataFrame, style.Theme], Drawing]
 FIGURES: dict[str, Draw] = {
-    "model_map": lambda x, r, t: overview.model_map(r, theme=t, marked_layer=NAME),
-    "model_map_gain": lambda x, r, t: overview.model_map(r, "gain", theme=t),
-    "model_map_condition": lambda x, r, t: overview.model_map(r, "condition", theme=t),
-    "range_strip": lambda x, r, t: overview.range_strip(r, theme=t, marked_layer=NAME),
-    "top_layers": lambda x, r, t: overview.top_layers(r, theme=t, marked_layer=NAME),
+    "model_map": lambda x, r, t: overview.model_map(by_layer(r), theme=t, marked_layer=NAME),
+    "model_map_gain": lambda x, r, t: overview.model_map(by_layer(r), "gain", theme=t),
+    "model_map_condition": lambda x, r, t: overview.model_map(by_layer(r), "condition", theme=t),
+    "range_strip": lambda x, r, t: overview.range_strip(by_layer(r), theme=t, marked_layer=NAME),
+    "range_bars": lambda x, r, t: overview.range_bars(by_layer(r), theme=t, marked_layer=NAME),
     "weight_map": lambda x, r, t: maps.weight_map(x.weight, widths=x.plan.block_width, marked_block=2, theme=t),
     "weight_surface": lambda x, r, t: maps.weight_surface(x.weight, theme=t),
     "hessian_diagonal": lambda x, r, t: hessian.hessian_diagonal(
@@ -65,7 +66,7 @@ FIGURES: dict[str, Draw] = {
     "block_loss_bars": lambda x, r, t: losses.block_loss_bars(x.plan, marked_block=2, theme=t),
     "order_picture": lambda x, r, t: order_picture.order_picture(x.plan, marked_block=2, marked_column=33, theme=t),
     "method_errors": lambda x, r, t: comparison.method_errors(r, theme=t),
-    "error_curve": lambda x, r, t: order_lab.error_curve(x.results, x.energy, step=1, theme=t),
+    "error_curve": lambda x, r, t: order_lab.error_curve(x.results, x.energy, theme=t),
     "damage_split": lambda x, r, t: order_lab.damage_split(
         x.results["two_level"].trace, x.results["two_level"].order, x.plan, step=1, theme=t
     ),
@@ -82,7 +83,7 @@ FIGURES: dict[str, Draw] = {
     "order_bars": lambda x, r, t: order_lab.order_bars(ORDERS, theme=t),
     "order_budget_matrix": lambda x, r, t: order_lab.order_budget_matrix(ORDERS, theme=t),
     "error_measures": lambda x, r, t: check.error_measures(MEASURES, theme=t),
-    "held_out_curve": lambda x, r, t: check.held_out_curve({"0": CURVE, "1": CURVE}, theme=t),
+    "held_out_curve": lambda x, r, t: check.held_out_curve(CURVE, theme=t),
     "sparsity_by_method": lambda x, r, t: check.sparsity_by_method(REALISED, theme=t),
     "sparsity_strip": lambda x, r, t: check.sparsity_strip(r, 0.7, theme=t),
     "damping_strip": lambda x, r, t: check.damping_strip(r, 0.01, marked_layer=NAME, theme=t),
@@ -91,7 +92,6 @@ FIGURES: dict[str, Draw] = {
     "perplexity_bars": lambda x, r, t: prune.perplexity_bars(PERPLEXITY, dense=20.7, theme=t),
     "progress_timeline": lambda x, r, t: prune.progress_timeline(r[r["method"] == "rose"], 30, theme=t),
     "number_matrix": lambda x, r, t: learn.number_matrix(x.plan.importance[:4, :9], (3, 3, 3), theme=t),
-    "permutation_strip": lambda x, r, t: learn.permutation_strip([7, 6, 8, 1, 0, 2, 5, 4, 3], (3, 3, 3), theme=t),
     "strength_curve": lambda x, r, t: learn.strength_curve([(0, 0.1, 1.0), (2, 0.7, 0.9)], marked=1, theme=t),
 }
 

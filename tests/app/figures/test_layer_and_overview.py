@@ -9,6 +9,7 @@ import torch
 
 import rose
 from app.figures import comparison, hessian, losses, maps, order_picture, overview, style
+from rose.layer.order import replan
 
 ALL = [f"model.layers.{b}.{p}" for b in range(5) for p in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")]
 
@@ -24,8 +25,8 @@ def below(drawing: style.Drawing) -> str:
 # Overview
 
 
-def test_map_rings_columnar_layers_and_leaves_the_rest_blank(records: pd.DataFrame) -> None:
-    drawing = overview.model_map(records, layers=ALL)
+def test_map_rings_columnar_layers_and_leaves_the_rest_blank(layers: pd.DataFrame) -> None:
+    drawing = overview.model_map(layers, layers=ALL)
     assert title(drawing) == (
         "Relative range is highest in 3 · self_attn.o_proj, 0.900; columnar layers lie in decoder blocks 1 to 3"
     )
@@ -39,61 +40,59 @@ def test_map_rings_columnar_layers_and_leaves_the_rest_blank(records: pd.DataFra
     assert list(zip(rings.x, rings.y, strict=True)) == [(1, "self_attn.o_proj"), (3, "self_attn.o_proj")]
 
 
-def test_the_threshold_moves_the_count(records: pd.DataFrame) -> None:
-    one = overview.model_map(records, threshold=0.75)
+def test_the_threshold_moves_the_count(layers: pd.DataFrame) -> None:
+    one = overview.model_map(layers, threshold=0.75)
     assert title(one).endswith("; the columnar layer lies in decoder block 3")
-    assert title(overview.model_map(records, threshold=0.95)).endswith("; no layer is columnar")
-    assert overview.range_strip(records, threshold=0.95).caption.startswith("0 of 12 layers lie above 0.95; ")
-    drawing = overview.range_strip(records, threshold=0.05)
-    assert drawing.data["is_columnar"].sum() == (records.drop_duplicates("layer")["relative_range"] > 0.05).sum()
+    assert title(overview.model_map(layers, threshold=0.95)).endswith("; no layer is columnar")
+    assert overview.range_strip(layers, threshold=0.95).caption.startswith("0 of 12 layers lie above 0.95; ")
+    drawing = overview.range_strip(layers, threshold=0.05)
+    assert drawing.data["is_columnar"].sum() == (layers["relative_range"] > 0.05).sum()
     line = drawing.figure.layout.shapes[0]
     assert (line.y0, line.y1) == (0.05, 0.05)
-    closest = overview.range_strip(records, threshold=0.7)
+    closest = overview.range_strip(layers, threshold=0.7)
     assert title(closest) == "1 · self_attn.o_proj lies closest to the threshold, with 0.700"
 
 
-def test_gain_is_centred_on_zero(records: pd.DataFrame) -> None:
-    drawing = overview.model_map(records, "gain")
+def test_gain_is_centred_on_zero(layers: pd.DataFrame) -> None:
+    drawing = overview.model_map(layers, "gain")
     heat = drawing.figure.data[0]
     assert heat.zmin == -heat.zmax
     assert np.nanmax(heat.z) == pytest.approx(1 - 0.10 / 0.11)
     assert title(drawing) == "Two-level order has less error than SparseGPT on two of 12 layers, more on none"
 
 
-def test_condition_is_on_a_log_scale(records: pd.DataFrame) -> None:
-    heat = overview.model_map(records, "condition").figure.data[0]
+def test_condition_is_on_a_log_scale(layers: pd.DataFrame) -> None:
+    heat = overview.model_map(layers, "condition").figure.data[0]
     assert heat.z[0].tolist() == [1, 2, 3, 4]
     assert "log" in heat.colorbar.title.text
 
 
-def test_wide_tables_and_long_tables_give_the_same_map(records: pd.DataFrame) -> None:
-    wide = records[records["method"] == "rose"].drop(columns="method").assign(error_rose=lambda t: t["relative_error"])
-    one = overview.model_map(records, "relative_error").figure.data[0].z
-    other = overview.model_map(wide, "error_rose").figure.data[0].z
-    assert one.tolist() == other.tolist()
+def test_errors_are_named_by_method(layers: pd.DataFrame) -> None:
+    drawing = overview.model_map(layers, "error_rose")
+    assert title(drawing).startswith("Relative error of ROSE is highest in ")
+    assert np.nanmax(drawing.figure.data[0].z) == pytest.approx(layers["error_rose"].max())
 
 
-def test_the_chosen_layer_is_outlined(records: pd.DataFrame) -> None:
-    drawing = overview.model_map(records, marked_layer="model.layers.2.mlp.down_proj")
+def test_the_chosen_layer_is_outlined(layers: pd.DataFrame) -> None:
+    drawing = overview.model_map(layers, marked_layer="model.layers.2.mlp.down_proj")
     (box,) = drawing.figure.layout.shapes
     assert (box.x0, box.x1, box.y0, box.y1) == (1.5, 2.5, 1.5, 2.5)
     assert box.line.color == style.MARK
 
 
-def test_top_layers_are_sorted_and_answer_with_names(records: pd.DataFrame) -> None:
-    drawing = overview.top_layers(records, top=3)
+def test_bars_are_sorted_and_answer_with_names(layers: pd.DataFrame) -> None:
+    drawing = overview.range_bars(layers)
     (bar,) = drawing.figure.data
     assert list(bar.customdata)[:2] == ["model.layers.3.self_attn.o_proj", "model.layers.1.self_attn.o_proj"]
-    assert bar.x.tolist() == sorted(bar.x.tolist(), reverse=True)
-    assert len(bar.x) == 3
+    assert bar.x.tolist() == sorted(layers["relative_range"], reverse=True)
     assert title(drawing) == "3 · self_attn.o_proj has the highest relative range, 0.900"
 
 
-def test_missing_metric_or_layers(records: pd.DataFrame) -> None:
+def test_missing_metric_or_layers(layers: pd.DataFrame) -> None:
     with pytest.raises(rose.RoseError, match="no hessian condition"):
-        overview.model_map(records.drop(columns="condition"), "condition")
+        overview.model_map(layers.drop(columns="condition"), "condition")
     with pytest.raises(rose.RoseError, match="start an analysis"):
-        overview.range_strip(records.head(0))
+        overview.range_strip(layers.head(0))
 
 
 # One layer
@@ -171,14 +170,14 @@ def test_column_loss_leaves_the_narrow_block_blank(lab: SimpleNamespace) -> None
 
 
 def test_block_bars_compare_per_column_and_draw_the_threshold(lab: SimpleNamespace) -> None:
-    drawing = losses.block_loss_bars(lab.plan, marked_block=1, threshold=0.6)
+    drawing = losses.block_loss_bars(replan(lab.plan, 0.6), marked_block=1)
     bar = drawing.figure.data[0]
     assert bar.y.tolist() == pytest.approx(lab.plan.loss_per_column.tolist())
     assert list(bar.marker.pattern.shape) == ["", "", "/"]
     assert bar.marker.color[1] == style.MARK
     assert drawing.figure.layout.shapes[0].y0 == pytest.approx(0.4 * float(lab.plan.loss_per_column.max()))
     assert title(drawing) == f"Columnar: relative range {lab.plan.relative_range:.2f}, above 0.60"
-    assert title(losses.block_loss_bars(lab.plan, threshold=1.0)).startswith("Not columnar")
+    assert title(losses.block_loss_bars(replan(lab.plan, 1.0))).startswith("Not columnar")
 
 
 def test_order_picture_follows_a_column(lab: SimpleNamespace) -> None:
