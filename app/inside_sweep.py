@@ -8,6 +8,7 @@ import streamlit as st
 
 import rose
 from app import components, lab, session
+from app.blocks import visited_blocks
 from app.components import URL
 from app.figures import order_lab as figures
 from app.figures import style, sweep
@@ -83,9 +84,9 @@ def step_numbers(result: rose.LayerResult, trace: rose.SweepTrace, step: int) ->
         return
     index = step - 1
     lost, kept = float(trace.lost[index]), float(trace.error[index])
-    block = figures.visited_blocks(result.order, result.plan)[index]
+    block = visited_blocks(result.plan, result.order)[index]
     rows = {
-        "Just pruned": block,
+        "Just pruned": "mixed" if block is None else f"block {block}",
         "Weights removed": f"{int(trace.removed[index]):,}".replace(",", " "),
         "Lost without help": style.number(lost),
         "Compensated": f"{style.number(lost - kept)} ({style.percent(1 - lab.ratio(kept, lost), 0)})",

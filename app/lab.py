@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 import rose
+from app.blocks import visited_blocks
 from app.figures import style
 from app.jobs import Job
 from app.study import Study
@@ -143,12 +144,6 @@ def ratio(error: float, base: float) -> float:
 
 
 # Orders of one's own
-
-
-def visited_blocks(plan: rose.OrderPlan, order: rose.Order) -> list[int]:
-    """The original block visited at each step of an order that keeps blocks whole."""
-    starts = torch.tensor([0, *order.widths[:-1]]).cumsum(0)
-    return [style.block_of(plan.block_width, int(column)) for column in order.permutation[starts]]
 
 
 def arrange(plan: rose.OrderPlan, base: str, steps: Sequence[int]) -> rose.Order:

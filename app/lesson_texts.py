@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import rose
+from app.blocks import visited_blocks
 from app.figures.style import count, number, percent
 from app.lessons import Recipe, Subject
-from rose.layer.loss import block_starts
 
 
 @dataclass(frozen=True)
@@ -209,22 +209,19 @@ def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Le
     )
 
 
-def block_at(plan: rose.OrderPlan, order: rose.Order, step: int) -> int:
-    """The original block of the first column visited at this step, counted from 0."""
-    first = int(order.permutation[block_starts(order.widths)[step]])
-    return next(b for b, start in reversed(list(enumerate(block_starts(plan.block_width)))) if first >= start)
-
-
 def _block_sentence(result: rose.LayerResult, step: int, words: str, energy: float) -> str:
     if result.trace is None:
         raise rose.RoseError("This lesson needs a result with its trace; ask for trace=True.")
     if step == 0:
         return ""
     lost, saved = float(result.trace.lost[step - 1]), float(result.trace.compensated[step - 1])
-    block = block_at(result.plan, result.order, step - 1) + 1
+    block = visited_blocks(result.plan, result.order)[step - 1]
+    assert block is not None  # both orders of the lesson keep blocks whole
     share = percent(saved / lost if lost > 0 else 0.0, 0)
     cost = number(lost / energy if energy > 0 else 0.0)
-    return f"In {words} order block {block} was the latest: it would have cost {cost}, {share} of it was compensated."
+    return (
+        f"In {words} order block {block + 1} was the latest: it would have cost {cost}, {share} of it was compensated."
+    )
 
 
 def _removed(plan: rose.OrderPlan) -> list[int]:

@@ -8,6 +8,7 @@ import streamlit as st
 
 import rose
 from app import components, lab, session
+from app.blocks import visited_blocks
 from app.figures import order_lab as figures
 from app.figures import order_picture, style
 from app.lab import BASE_LINE, Sweep
@@ -95,11 +96,11 @@ def own_controls(plan: rose.OrderPlan, state: dict[str, Any]) -> tuple[int | Non
         on_change=lambda: change_own(st.session_state.lab_own_base, list(range(count))),
     )
     base = rose.make_order(plan, state["base"])
-    visited = figures.visited_blocks(base, plan)
+    visited = visited_blocks(plan, base)
     losses = column_groups_loss(plan, base)
 
     def describe(step: int) -> str:
-        name = f"Columns visited as {step + 1}." if visited[step] == "mixed" else style.sentence(visited[step])
+        name = f"Columns visited as {step + 1}." if visited[step] is None else f"Block {visited[step]}"
         return f"{name} · loss {style.number(losses[step])} per column"
 
     if st.session_state.get("lab_own_block") not in range(count):
@@ -169,12 +170,9 @@ def own_controls(plan: rose.OrderPlan, state: dict[str, Any]) -> tuple[int | Non
         **options,
     )
     budget = choose_budget("lab_own_budget")
-    sequence = " → ".join(
-        visited[s].removeprefix("block ") if visited[s] != "mixed" else f"#{s + 1}" for s in state["steps"]
-    )
+    sequence = " → ".join(f"#{s + 1}" if visited[s] is None else str(visited[s]) for s in state["steps"])
     st.caption(f"Blocks as visited: {sequence}")
-    original = None if visited[chosen] == "mixed" else int(visited[chosen].removeprefix("block "))
-    return original, budget
+    return visited[chosen], budget
 
 
 def column_groups_loss(plan: rose.OrderPlan, order: rose.Order) -> list[float]:

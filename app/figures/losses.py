@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from app.blocks import block_of
 from app.figures import style
 from app.figures.style import Drawing, Shrunk, Theme
 from rose import OrderPlan
@@ -26,7 +27,7 @@ def column_loss_map(
     shrunk = style.shrink(filled, what="columns")
     shown = np.where(np.isinf(shrunk.array), np.nan, shrunk.array)
     top = int(loss.argmax())
-    block = style.block_of(widths, top)
+    block = block_of(widths, top)
     median = float(np.median(loss))
     times = style.number(loss[top] / median) if median > 0 else "∞"
     finding = f"Column {top} in block {block} would lose most, {times} times the median column"

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from app.blocks import visited_blocks
 from app.figures import style
 from app.figures.style import Drawing, Theme
 from rose import METHODS, LayerResult, Order, OrderPlan, RoseError, SweepTrace
@@ -122,7 +123,7 @@ def damage_split(
     """
     error = style.to_numpy(trace.error).astype(np.float64)
     compensated = np.maximum(style.to_numpy(trace.compensated).astype(np.float64), 0)  # rounding may go below 0
-    names = visited_blocks(order, plan)
+    names = ["mixed" if block is None else f"block {block}" for block in visited_blocks(plan, order)]
     steps = np.arange(len(error))
     figure = go.Figure()
     for name, values, colour, pattern in (
@@ -178,13 +179,6 @@ def damage_split(
         }
     )
     return Drawing(figure, caption, alt, table)
-
-
-def visited_blocks(order: Order, plan: OrderPlan) -> list[str]:
-    """ "block 3" where a visited block holds the columns of one original block, else "mixed"."""
-    blocks = style.blocks_of(plan.block_width, style.to_numpy(order.permutation))
-    parts = np.split(blocks, np.cumsum(order.widths)[:-1])
-    return [f"block {part[0]}" if (part == part[0]).all() else "mixed" for part in parts]
 
 
 # What position, sparsity and budget do

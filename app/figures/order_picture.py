@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from app.blocks import block_of, visited_blocks
 from app.figures import style
 from app.figures.style import Drawing, Theme
 from rose import Order, OrderPlan, RoseError, make_order
@@ -99,7 +100,7 @@ def order_picture(
     if visited.is_natural:
         finding = "The columns stay in their natural order"
     else:
-        finding = f"{label}: pruning starts in block {style.block_of(widths, first)}, with column {first}"
+        finding = f"{label}: pruning starts in block {block_of(widths, first)}, with column {first}"
     drawn = "a ribbon for each block" if ribbons else "a line for each column"
     if not ribbons and every > 1:
         drawn = f"a line for one column in {every}"
@@ -123,7 +124,7 @@ def order_picture(
     caption = f"{moved} of {columns} columns change place; the relative range is {plan.relative_range:.2f}."
     if marked_column is not None:
         caption += (
-            f" Column {marked_column} (block {style.block_of(widths, marked_column)}, loss "
+            f" Column {marked_column} (block {block_of(widths, marked_column)}, loss "
             f"{style.number(float(plan.column_loss[marked_column]))}) is pruned at step {int(step[marked_column])}."
         )
     alt = f"Two rows of columns{style.of(layer)} joined by lines from natural to pruning order. {finding}. {caption}"
@@ -169,12 +170,8 @@ def _block_rows(figure: go.Figure, plan: OrderPlan, visited: Order, theme: Theme
     """Block boundaries and numbers above the natural row and below the pruning row."""
     ink = style.INKS[theme]
     natural: list[int | None] = list(range(len(plan.block_width)))
-    permutation = style.to_numpy(visited.permutation)
     rows: list[tuple[Sequence[int], list[int | None], float, float]] = [(plan.block_width, natural, 0.93, 1.0)]
-    ends = np.cumsum(visited.widths)
-    members = np.split(style.blocks_of(plan.block_width, permutation), ends[:-1])
-    names = [int(m[0]) if (m == m[0]).all() else None for m in members]
-    rows.append((visited.widths, names, 0.0, 0.07))
+    rows.append((visited.widths, visited_blocks(plan, visited), 0.0, 0.07))
     shapes, labels = [], []
     for widths, blocks, low, high in rows:
         at = 0

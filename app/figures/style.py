@@ -573,16 +573,6 @@ def block_span(widths: Sequence[int], block: int) -> tuple[int, int]:
     return start, start + widths[block]
 
 
-def block_of(widths: Sequence[int], column: int) -> int:
-    """The block that holds a column."""
-    return int(blocks_of(widths, [column])[0])
-
-
-def blocks_of(widths: Sequence[int], columns: Any) -> np.ndarray:
-    """The block that holds each of these columns."""
-    return np.searchsorted(np.cumsum(widths), np.asarray(columns), side="right")
-
-
 def note(figure: go.Figure, text: str, theme: Theme, **where: Any) -> None:
     """A short text inside the plot, legible over lines and bars."""
     options = {"showarrow": False, "bgcolor": INKS[theme].hover, "opacity": 0.85, "borderpad": 2} | where

@@ -7,6 +7,7 @@ import streamlit as st
 
 import rose
 from app import components, inside_sweep, lab, own_order, session
+from app.blocks import visited_blocks
 from app.components import URL
 from app.figures import order_lab as figures
 from app.figures import style
@@ -140,7 +141,7 @@ def position(study: Study, layer: str) -> None:
         table = pd.DataFrame({"position": range(len(made)), "relative_error": [one.error for one in made]})
         if made[0].held_out_error is not None:
             table["held_out_error"] = [one.held_out_error for one in made]
-        place = lab.visited_blocks(plan, rose.make_order(plan, base)).index(block)
+        place = visited_blocks(plan, rose.make_order(plan, base)).index(block)
         drawn = figures.position_curve(
             table, block=block, base=base, place=place, layer=style.short_layer(layer), theme=session.theme()
         )

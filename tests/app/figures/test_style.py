@@ -228,6 +228,5 @@ def test_unknown_theme_and_block() -> None:
         style.block_span((16, 16, 8), 3)
 
 
-def test_blocks_of_columns() -> None:
+def test_columns_of_a_block() -> None:
     assert style.block_span((16, 16, 8), 2) == (32, 40)
-    assert style.blocks_of((16, 16, 8), [0, 15, 16, 31, 32, 39]).tolist() == [0, 0, 1, 1, 2, 2]
