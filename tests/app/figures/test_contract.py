@@ -1,6 +1,9 @@
 """What every figure promises, whatever it shows."""
 
+import importlib
+import inspect
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -12,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
+import app.figures
 from app.figures import (
     check,
     comparison,
@@ -23,6 +27,7 @@ from app.figures import (
     order_picture,
     overview,
     prune,
+    race,
     style,
     sweep,
 )
@@ -38,6 +43,10 @@ ORDERS = pd.DataFrame(
     columns=["order", "budget", "sparsity", "relative_error"],
 )
 PERPLEXITY = pd.DataFrame({"method": ["sparsegpt", "magnitude"], "perplexity": [32.2, 30000.0]})
+SEEDS = pd.DataFrame(
+    [("sparsegpt", "0.7", 0, 30.0), ("rose", "0.7", 0, 28.0), ("rose", "0.7", 1, 29.0)],
+    columns=["method", "sparsity", "seed", "perplexity"],
+).assign(mean_held_out_error=0.1, seconds=1.0)
 MEASURES = [ErrorMeasures("sparsegpt", 2.0, 2.002, 2.001, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
 REALISED = [RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0)]
 
@@ -66,6 +75,7 @@ FIGURES: dict[str, Draw] = {
     "block_loss_bars": lambda x, r, t: losses.block_loss_bars(x.plan, marked_block=2, theme=t),
     "order_picture": lambda x, r, t: order_picture.order_picture(x.plan, marked_block=2, marked_column=33, theme=t),
     "method_errors": lambda x, r, t: comparison.method_errors(r, theme=t),
+    "over_seeds_bars": lambda x, r, t: comparison.over_seeds_bars(SEEDS, "0.7", theme=t),
     "error_curve": lambda x, r, t: order_lab.error_curve(x.results, x.energy, theme=t),
     "damage_split": lambda x, r, t: order_lab.damage_split(
         x.results["two_level"].trace, x.results["two_level"].order, x.plan, step=1, theme=t
@@ -79,6 +89,7 @@ FIGURES: dict[str, Draw] = {
     "sweep_animation": lambda x, r, t: sweep.sweep_animation(
         x.results["two_level"].trace, x.results["two_level"].order, theme=t
     ),
+    "sweep_race": lambda x, r, t: race.sweep_race((x.results["natural"], x.results["two_level"]), 2, x.energy, theme=t),
     "position_curve": lambda x, r, t: order_lab.position_curve(POSITIONS, block=2, base="natural", place=2, theme=t),
     "order_bars": lambda x, r, t: order_lab.order_bars(ORDERS, theme=t),
     "order_budget_matrix": lambda x, r, t: order_lab.order_budget_matrix(ORDERS, theme=t),
@@ -94,6 +105,23 @@ FIGURES: dict[str, Draw] = {
     "number_matrix": lambda x, r, t: learn.number_matrix(x.plan.importance[:4, :9], (3, 3, 3), theme=t),
     "strength_curve": lambda x, r, t: learn.strength_curve([(0, 0.1, 1.0), (2, 0.7, 0.9)], marked=1, theme=t),
 }
+
+
+def test_every_public_figure_is_listed_here() -> None:
+    modules = [
+        importlib.import_module(f"app.figures.{found.name}") for found in pkgutil.iter_modules(app.figures.__path__)
+    ]
+    drawing = {
+        name
+        for module in modules
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__
+        and not name.startswith("_")
+        and function.__annotations__.get("return") == "Drawing"
+    }
+    called = {name for draw in FIGURES.values() for name in draw.__code__.co_names}
+    assert drawing
+    assert drawing <= called, "CONTRIBUTING.md says that all of them are held to the contract"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
