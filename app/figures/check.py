@@ -184,7 +184,8 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
     elif len(kept) == len(realised):
         finding = f"All {style.word(len(kept))} methods removed what was asked"
     else:
-        finding = f"{style.sentence(style.word(len(kept)))} of {len(realised)} methods removed what was asked"
+        who = style.sentence(style.word(len(kept))) if kept else "None"
+        finding = f"{who} of {len(realised)} methods removed what was asked"
     of = style.of(layer)
     style.base(
         figure,

@@ -252,7 +252,8 @@ def progress_timeline(records: pd.DataFrame, total: int, *, theme: Theme = "ligh
             hovertemplate="%{customdata}<br>relative error %{y:.4g}<extra></extra>",
         )
     done = len(records)
-    finding = f"{style.sentence(style.word(done))} of {total} layers are pruned"
+    who = style.sentence(style.word(done)) if done else "None"
+    finding = f"{who} of {total} layers {'is' if done == 1 else 'are'} pruned"
     style.base(
         figure,
         theme,

@@ -229,9 +229,10 @@ def _wait(run: PruningRun) -> None:
         pruned = list(run.pruned)
         if run.layers:
             drawing = figures.progress_timeline(_timeline(pruned), run.layers, theme=session.theme())
-            with st.expander(drawing.caption, key="prune-timeline", on_change="rerun") as shown:
+            label = f"This copy so far: {len(pruned)} of {run.layers} layers"
+            with st.expander(label, key="prune-timeline", on_change="rerun") as shown:
                 if shown.open:
-                    st.plotly_chart(drawing.figure, theme=None, key="prune-timeline-figure", alt=drawing.alt)
+                    components.show(drawing, "prune-timeline-figure")
         components.cancel_button(run.job, "prune")
 
     poll()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import threading
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,33 @@ def test_a_failing_run_says_why(setup: Setup) -> None:
     assert run.job.status == "failed"
     assert "/nowhere/text.txt cannot be read" in app.error[0].value
     assert not app.button(key="prune-start").disabled
+
+
+def test_the_layers_of_the_copy_at_work_are_shown_with_their_data(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, halted, go_on = PruningRun._say, threading.Event(), threading.Event()
+
+    def say(run: PruningRun, doing: str) -> None:
+        original(run, doing)
+        if doing == "Perplexity of SparseGPT, sparsity 0.7":
+            halted.set()
+            assert go_on.wait(60)
+
+    monkeypatch.setattr(PruningRun, "_say", say)
+    app = opened(setup, prune_layers="model.layers.1.*.o_proj", prune_prompt="", prune_windows="1")
+    try:
+        app.button(key="prune-start").click().run()
+        assert halted.wait(60)
+        app.session_state["prune-timeline"] = True
+        app.session_state["prune-timeline-figure-downloads"] = True
+        app.run()
+        assert not app.exception, app.exception
+        assert "One of 1 layers is pruned" in figures(app)[0]
+        assert [button.label for button in app.get("download_button")] == ["Table, CSV", "Table, JSON", "Figure, HTML"]
+    finally:
+        go_on.set()
+    app.session_state["pruning"].job.wait(60)
 
 
 def test_a_cancelled_run_is_called_so(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:

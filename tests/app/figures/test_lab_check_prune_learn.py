@@ -200,6 +200,7 @@ def test_sparsity_says_who_kept_the_promise() -> None:
     drawing = check.sparsity_by_method([good, bad])
     assert title(drawing) == "One of 2 methods removed what was asked"
     assert "two weights (Wanda, per row)" in drawing.caption
+    assert title(check.sparsity_by_method([bad, bad])) == "None of 2 methods removed what was asked"
     assert list(drawing.figure.data[1].text) == ["70 %", "65 %"]
 
 
@@ -263,7 +264,9 @@ def test_timeline_has_room_for_all_layers(records: pd.DataFrame) -> None:
     drawing = prune.progress_timeline(done, 210)
     assert title(drawing) == "Five of 210 layers are pruned"
     assert list(drawing.figure.layout.xaxis.range) == [0, 211]
-    assert prune.progress_timeline(records.head(0), 210).caption == "No layer is done yet."
+    start = prune.progress_timeline(records.head(0), 210)
+    assert title(start) == "None of 210 layers are pruned"
+    assert start.caption == "No layer is done yet."
 
 
 def test_timeline_tells_projections_apart_that_end_alike() -> None:
