@@ -100,7 +100,7 @@ def require_study(what: str) -> Study:
     if study is None or not study.layer_names:
         if study is not None and study.job.status == "running":
             st.info("The model is being loaded; this page fills as soon as the first layers are measured.")
-            wait_for(study)
+            wait_for(study, lambda: bool(study.layer_names))
         else:
             empty(what)
         st.stop()
@@ -117,20 +117,22 @@ def require_layer(what: str) -> tuple[Study, str]:
     if not study.has(layer):
         if study.job.status == "running":
             st.info(f"{layer} has not been measured yet; it will show here as soon as it is.")
-            wait_for(study, layer)
+            wait_for(study, lambda: study.has(layer))
         else:
             st.warning(f"The run ended before it reached {layer}; start it again on the start page.")
         st.stop()
     return study, layer
 
 
-def wait_for(study: Study, layer: str | None = None) -> None:
-    """Redraws the page once the first layer, or this one, has been measured."""
+def wait_for(study: Study, ready: Callable[[], bool]) -> None:
+    """Redraws the page once what it waits for is ready, or the run has ended.
+
+    The page must not call this again when it is drawn for either, or it would be drawn without end.
+    """
 
     @st.fragment(run_every=1.0)
     def poll() -> None:
-        ready = study.has(layer) if layer else bool(study.layer_names)
-        if ready or study.job.status != "running":
+        if ready() or study.job.status != "running":
             st.rerun()
 
     poll()

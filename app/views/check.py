@@ -257,8 +257,7 @@ def _all_layers(study: Study) -> None:
         ),
     )
     if table.empty:
-        st.info("The first layers will show here as soon as they have been measured.")
-        components.wait_for(study)
+        _nothing_yet(study)
         return
     st.subheader(_verdict(list(table["status"]), "layer"), anchor=False)
     if study.job.status == "failed":
@@ -301,6 +300,19 @@ def _all_layers(study: Study) -> None:
         components.show(figures.sparsity_strip(records, ratio, theme=session.theme()), "sparsity-of-layers")
         drawing = figures.damping_strip(records, setup.damping, marked_layer=session.layer(), theme=session.theme())
         components.show(drawing, "damping-of-layers")
+
+
+def _nothing_yet(study: Study) -> None:
+    """In place of the table while the first decoder block has not been measured, or where it never was."""
+    if study.job.status == "running":
+        st.info("The first layers will show here as soon as they have been measured.")
+        components.wait_for(study, lambda: bool(study.calibration.blocks))
+        return
+    why = f": {study.job.message}" if study.job.status == "failed" else "."
+    st.warning(
+        f"The run ended before its first decoder block was measured{why} Start it again on the start page.",
+        icon=":material/stop:",
+    )
 
 
 def _pick(layers: list[str]) -> None:

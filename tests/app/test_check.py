@@ -204,6 +204,23 @@ def test_a_run_that_broke_off_at_bad_inputs_shows_where() -> None:
     assert "The run broke off" in texts(app)
 
 
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("running", "The first layers will show here as soon as they have been measured."),
+        ("cancelled", "The run ended before its first decoder block was measured. Start it again on the start page."),
+        ("failed", "was measured: The text cannot be read. Start it again on the start page."),
+    ],
+)
+def test_all_layers_before_the_first_block_waits_or_says_what_to_do(study: Study, status: str, words: str) -> None:
+    """Names are known before any block is, and the page is drawn once, not without end."""
+    begun = Study(replace(study.setup, seed=98), study._load, Calibration())
+    begun.layer_names = study.layer_names
+    begun.job.status, begun.job.message = status, "The text cannot be read."  # type: ignore[assignment]
+    session._studies()[begun.setup] = begun
+    assert words in texts(open_page(PAGE, begun, check="All layers"))
+
+
 def test_without_a_study_the_page_says_what_to_do() -> None:
     app = open_page(PAGE)
     assert "Checks of every layer's error, sparsity and inputs would be here." in texts(app)
