@@ -20,6 +20,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -44,13 +45,28 @@ VARIABLE = "ROSE_CACHE"
 LIMIT = 3 * 10**9  # bytes of everything that is kept; the calibrations used longest ago go first
 
 
-def folder_of(setup: Setup) -> Path | None:
+@dataclass(frozen=True)
+class Files:
+    """What the names of a model and a text stood for at one moment; None for what was not on this machine.
+
+    A name stays while its file is replaced: results belong to files.
+    """
+
+    model: str | None
+    text: str | None
+
+
+def files_of(setup: Setup) -> Files:
+    """What this set-up's names stand for now."""
+    return Files(model_identity(setup.model), _text_identity(setup.text))
+
+
+def folder_of(setup: Setup, files: Files) -> Path | None:
     """Where the statistics of this set-up's calibration are or would be; None where they cannot be kept."""
     root = _root()
-    model, text = identify(setup.model), _text_identity(setup.text)
-    if root is None or model is None or text is None:
+    if root is None or files.model is None or files.text is None:
         return None
-    return root / _digest(_version(), model, text, *map(str, setup.calibration_key))
+    return root / _digest(_version(), files.model, files.text, *map(str, setup.calibration_key))
 
 
 def read_study(folder: Path, setup: Setup) -> tuple[list[rose.LayerRecord], dict[str, float]] | None:
@@ -146,6 +162,14 @@ def _root() -> Path | None:
     if named is not None:
         return Path(named).expanduser() if named else None
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rose-explorer"
+
+
+def model_identity(name: str) -> str | None:
+    """Tells a model from any other or later one; None where it is not on this machine, or just being written."""
+    try:
+        return identify(name)
+    except OSError:
+        return None
 
 
 def _text_identity(text: str) -> str | None:

@@ -10,12 +10,14 @@ import gc
 import threading
 import uuid
 from functools import cache
+from pathlib import Path
 from typing import Literal, cast
 
 import streamlit as st
 from torch import nn
 
 import rose
+from app import cache as disk
 from app.pruning import PruningRun
 from app.request import Request
 from app.study import Calibration, LoadedModel, Setup, Study
@@ -29,13 +31,31 @@ KEPT_MODELS = 2
 
 @st.cache_resource(max_entries=KEPT_MODELS, show_spinner=False)
 def _loaded_model(name: str, dtype: str) -> LoadedModel:
+    before = disk.model_identity(name)
     model, tokenizer = rose.load_model(name, dtype=dtype)
-    return LoadedModel(model, tokenizer, threading.Lock())
+    is_here = Path(name).expanduser().exists()  # or else it is loading that brings the files
+    return LoadedModel(model, tokenizer, threading.Lock(), before if is_here else disk.model_identity(name))
+
+
+def _load(name: str, dtype: str) -> LoadedModel:
+    """The model that the name stands for now, from memory where its files are still those it was read from."""
+    loaded = _loaded_model(name, dtype)
+    if loaded.identity != disk.model_identity(name):
+        _loaded_model.clear(name, dtype)
+        loaded = _loaded_model(name, dtype)
+    return loaded
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _calibration(key: tuple) -> Calibration:
+def _kept_calibration(key: tuple) -> Calibration:
     return Calibration()
+
+
+def _calibration(key: tuple, files: disk.Files) -> Calibration:
+    """Of these files; one of earlier files is left to the studies that have it."""
+    if _kept_calibration(key).files not in (None, files):
+        _kept_calibration.clear(key)
+    return _kept_calibration(key)
 
 
 @st.cache_resource(show_spinner=False)
@@ -45,13 +65,17 @@ def _studies() -> dict[Setup, Study]:
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
+def _skeleton(name: str, identity: str | None) -> nn.Module:
+    return load_skeleton(name)
+
+
 def skeleton(name: str) -> nn.Module:
     """The model's structure without weights, for layer names and cost estimates.
 
     Raises:
         RoseError: no such model.
     """
-    return load_skeleton(name)
+    return _skeleton(name, disk.model_identity(name))
 
 
 @st.cache_resource(show_spinner=False)
@@ -153,17 +177,22 @@ def study() -> Study | None:
     return _studies().get(setup())
 
 
+def is_outdated(finished: Study) -> bool:
+    """Whether the files of its model or text have been replaced since it was begun."""
+    return finished.job.status == "done" and finished.files != disk.files_of(finished.setup)
+
+
 def start() -> Study:
     """Starts the study of the current set-up, or joins the one that runs or has finished."""
     chosen = setup()
     with _start_lock():
         studies = _studies()
         current = studies.pop(chosen, None)
-        fresh = current is None or current.job.status in ("failed", "cancelled")
+        fresh = current is None or current.job.status in ("failed", "cancelled") or is_outdated(current)
         if current is None or fresh:
-            current = Study(
-                chosen, lambda: _loaded_model(chosen.model, chosen.dtype), _calibration(chosen.calibration_key)
-            )
+            files = disk.files_of(chosen)
+            calibration = _calibration(chosen.calibration_key, files)
+            current = Study(chosen, lambda: _load(chosen.model, chosen.dtype), calibration, files)
         current.job.watch(viewer())
         studies[chosen] = current
         if fresh:
@@ -176,7 +205,7 @@ def _forget(studies: dict[Setup, Study]) -> None:
     """Drops the studies that were started longest ago: each holds a model and the statistics of all its layers."""
     newest: list[Study] = []
     for one in reversed(list(studies.values())):
-        models = {(kept.setup.model, kept.setup.dtype) for kept in [*newest, one]}
+        models = {(kept.setup.model, kept.setup.dtype, kept.files.model) for kept in [*newest, one]}
         if one.job.status != "running" and (len(newest) >= KEPT_STUDIES or len(models) > KEPT_MODELS):
             del studies[one.setup]
         else:
@@ -209,7 +238,7 @@ def start_pruning(request: Request) -> None:
     if earlier is not None:
         earlier.job.leave(viewer())
         earlier.discard()
-    run = PruningRun(chosen, request, lambda: _loaded_model(chosen.model, chosen.dtype))
+    run = PruningRun(chosen, request, lambda: _load(chosen.model, chosen.dtype))
     st.session_state.pruning = run
     run.job.watch(viewer())
     run.job.start()

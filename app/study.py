@@ -34,11 +34,15 @@ T = TypeVar("T")
 
 @dataclass
 class LoadedModel:
-    """A model in the shared cache. Take the lock to run it; never change it."""
+    """A model in the shared cache. Take the lock to run it; never change it.
+
+    `identity` tells which files it was read from, see `cache.model_identity`; None where nobody has looked.
+    """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     lock: threading.Lock
+    identity: str | None = None
 
 
 class Calibration:
@@ -47,20 +51,21 @@ class Calibration:
     def __init__(self) -> None:
         self.lock = threading.Lock()  # held by the study that fills it
         self.complete = False
+        self.files: cache.Files | None = None  # that it was filled from
         self.blocks: list[BlockStatistics] = []
         self.tokens: Tensor | None = None
         self.held_out: Tensor | None = None
 
-    def iterate(self, setup: Setup, loaded: LoadedModel, job: Job) -> Iterator[BlockStatistics]:
+    def iterate(self, setup: Setup, files: cache.Files, loaded: LoadedModel, job: Job) -> Iterator[BlockStatistics]:
         """Block by block: from memory where complete, else from the disk, else by running the model."""
         acquire(self.lock, job)
         try:
-            if self.complete:
+            if self.complete and self.files in (None, files):
                 yield from self.blocks
                 return
-            self.blocks = []
+            self.complete, self.files, self.blocks = False, files, []
             self.tokens, self.held_out = setup.draw(loaded.tokenizer)
-            folder = cache.folder_of(setup)
+            folder = cache.folder_of(setup, files)
             layers = select_layers(loaded.model, setup.layer_patterns)
             kept = cache.read_blocks(folder, layers) if folder else None
             if kept is not None:
@@ -81,7 +86,7 @@ class Calibration:
             finally:
                 loaded.lock.release()
             self.complete = True
-            if folder := cache.folder_of(setup):  # asked again: the model may only now be on this machine
+            if folder:
                 job.message = "Keeping statistics for the next start"
                 cache.write_blocks(folder, self.blocks)
         finally:
@@ -93,12 +98,20 @@ class Study:
 
     Attributes:
         setup: what was asked.
+        files: what its names stood for when it was begun, or, of a model from the Hub, once it was loaded.
         job: the background work.
         layer_names: every layer of the study, known as soon as the model is loaded.
     """
 
-    def __init__(self, setup: Setup, load: Callable[[], LoadedModel], calibration: Calibration) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        load: Callable[[], LoadedModel],
+        calibration: Calibration,
+        files: cache.Files | None = None,
+    ) -> None:
         self.setup = setup
+        self.files = files or cache.files_of(setup)
         self.layer_names: list[str] = []
         self.loaded: LoadedModel | None = None
         self.calibration = calibration
@@ -113,21 +126,28 @@ class Study:
 
     def _run(self, job: Job) -> None:
         job.message = "Looking for earlier results"
-        folder = cache.folder_of(self.setup)
-        kept = cache.read_study(folder, self.setup) if folder else None
-        if kept is not None:
-            with self._lock:
-                self._records, self._condition = kept
-            self.layer_names = list(dict.fromkeys(record.layer for record in self._records))
+        kept = self._recall()
         job.message = "Loading the model"
         self.loaded = self._load()
         job.check()
+        if self.loaded.identity not in (None, self.files.model):  # only loading brings a Hub's files, or newer ones
+            self.files = replace(self.files, model=self.loaded.identity)
+            kept = self._recall()
         self.layer_names = [layer.name for layer in select_layers(self.loaded.model, self.setup.layer_patterns)]
         job.message = "Measuring layers"
-        for block in self.calibration.iterate(self.setup, self.loaded, job):
+        for block in self.calibration.iterate(self.setup, self.files, self.loaded, job):
             self._measure(block, job)
-        if kept is None and (folder := cache.folder_of(self.setup)):
+        if not kept and (folder := cache.folder_of(self.setup, self.files)):
             cache.write_study(folder, self.setup, self._records, self._condition)
+
+    def _recall(self) -> bool:
+        """Shows what was kept for these files, and says whether anything was."""
+        folder = cache.folder_of(self.setup, self.files)
+        kept = cache.read_study(folder, self.setup) if folder else None
+        with self._lock:
+            self._records, self._condition = kept or ([], {})
+            self.layer_names = list(dict.fromkeys(record.layer for record in self._records))
+        return kept is not None
 
     def _measure(self, block: BlockStatistics, job: Job) -> None:
         with self._lock:

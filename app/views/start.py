@@ -237,6 +237,7 @@ def run_card(edited: Setup) -> None:
         expected = st.container(height=132, border=False)
         problem = found if fresh and isinstance(found, str) else ""
         own = study is not None and study.setup == edited
+        outdated = study is not None and own and session.is_outdated(study)
         st.button(
             "Measure layers",
             type="primary",
@@ -244,9 +245,15 @@ def run_card(edited: Setup) -> None:
             width="stretch",
             on_click=begin,
             args=(edited,),
-            disabled=bool(problem) or (own and study is not None and study.job.status in ("running", "done")),
+            disabled=bool(problem)
+            or (own and not outdated and study is not None and study.job.status in ("running", "done")),
             key="measure",
         )
+        if outdated:
+            st.warning(
+                "The files of this model or text have been replaced since; measure the layers again.",
+                icon=":material/update:",
+            )
         if study is not None:
             show_run(study, own)
         if fresh:

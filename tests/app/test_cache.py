@@ -36,6 +36,10 @@ def setup(tmp_path: Path) -> Setup:
     return Setup(model=str(folder), text=str(text), samples=6, length=32, held_out=2, block_size=16, sparsity="0.6")
 
 
+def folder_of(setup: Setup) -> Path | None:
+    return cache.folder_of(setup, cache.files_of(setup))
+
+
 def run(setup: Setup, status: str = "done", watch: Callable[[Study], None] = lambda study: None) -> Study:
     """A study as after a start of the app: nothing is in memory."""
 
@@ -123,6 +127,23 @@ def test_what_results_depend_on_makes_them_new(
     assert runs["passes"] == 2
 
 
+def test_results_are_kept_for_the_files_that_they_are_of(setup: Setup, runs: dict[str, int]) -> None:
+    """A model replaced after it was loaded: the next start must not take the old one's results for the new one's."""
+
+    def load() -> LoadedModel:
+        loaded = LoadedModel(*rose.load_model(setup.model), threading.Lock())
+        save_tiny_llama(Path(setup.model), blocks=1, hidden=32)
+        return loaded
+
+    study = Study(setup, load, Calibration())
+    study.job.watch("test")
+    study.job.start()
+    study.job.wait(SOON)
+    assert len(study.overview(0.5)) == 14
+    assert len(run(setup).overview(0.5)) == 7
+    assert runs["passes"] == 2
+
+
 def test_other_code_makes_them_new(setup: Setup, runs: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     run(setup)
     monkeypatch.setattr(cache, "_version", lambda: "later")
@@ -203,7 +224,7 @@ def test_the_calibration_used_longest_ago_goes_first(setup: Setup, root: Path, m
     folders = []
     for seed in range(3):
         run(replace(setup, seed=seed))
-        folders.append(cache.folder_of(replace(setup, seed=seed)))
+        folders.append(folder_of(replace(setup, seed=seed)))
         os.utime(folders[-1], (seed, seed))
     size = sum(path.stat().st_size for path in folders[0].iterdir())
     run(setup)  # seed 0 is used again
@@ -212,23 +233,23 @@ def test_the_calibration_used_longest_ago_goes_first(setup: Setup, root: Path, m
     assert [folder.exists() for folder in folders] == [True, False, True]
     monkeypatch.setattr(cache, "LIMIT", size // 2)
     run(replace(setup, seed=4))
-    large = cache.folder_of(replace(setup, seed=4))
+    large = folder_of(replace(setup, seed=4))
     assert large is not None
     assert [path.name.partition("-")[0] for path in large.iterdir()] == ["study"]  # records are small
 
 
 def test_where_results_are_kept(setup: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(cache.VARIABLE, "")
-    assert cache.folder_of(setup) is None
+    assert folder_of(setup) is None
     monkeypatch.delenv(cache.VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = cache.folder_of(setup)
+    folder = folder_of(setup)
     assert folder is not None
     assert folder.parent == tmp_path / "rose-explorer"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    folder = cache.folder_of(setup)
+    folder = folder_of(setup)
     assert folder is not None
     assert folder.parent == tmp_path / ".cache" / "rose-explorer"
-    assert cache.folder_of(replace(setup, model="owner/not-on-this-machine")) is None
-    assert cache.folder_of(replace(setup, text="missing.txt")) is None
+    assert folder_of(replace(setup, model="owner/not-on-this-machine")) is None
+    assert folder_of(replace(setup, text="missing.txt")) is None

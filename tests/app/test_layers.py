@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from app import session
+from app.cache import Files
 from app.figures import style
 from app.jobs import Job
 from app.study import Calibration, LoadedModel, Setup, Study
@@ -132,7 +133,7 @@ class Halting(Calibration):
         super().__init__()
         self.whole, self.go_on, self.waiting = whole, threading.Event(), threading.Event()
 
-    def iterate(self, setup: Setup, loaded: LoadedModel, job: Job) -> Iterator[BlockStatistics]:
+    def iterate(self, setup: Setup, files: Files, loaded: LoadedModel, job: Job) -> Iterator[BlockStatistics]:
         yield self.whole.blocks[0]
         self.waiting.set()
         assert self.go_on.wait(60)

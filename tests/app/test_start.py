@@ -121,6 +121,26 @@ def test_recent_setups_come_back_with_one_click(folder: Path, text: Path) -> Non
     assert "sparsity 0.5" in app.button(key="recent-0").label
 
 
+def test_files_that_were_replaced_are_measured_anew(tmp_path: Path) -> None:
+    model, text = save_tiny_llama(tmp_path / "model"), tmp_path / "text.txt"
+    text.write_text("First one text. " * 50)
+    app = small(model, text)
+    button(app).click().run()
+    first = finish(app)
+    assert button(app).disabled
+    save_tiny_llama(model, blocks=2)
+    text.write_text("Then another one. " * 50)
+    app.run()
+    assert "The files of this model or text have been replaced since" in texts(app)
+    button(app).click().run()
+    second = finish(app)
+    assert second is not first
+    assert (len(first.layer_names), len(second.layer_names)) == (21, 14)
+    assert second.calibration is not first.calibration
+    assert len(session.skeleton(str(model)).model.layers) == 2
+    assert button(app).disabled
+
+
 def test_edits_survive_a_visit_to_another_page(folder: Path, text: Path) -> None:
     app = small(folder, text)
     app.number_input(key="start_samples").set_value(5).run()
