@@ -12,11 +12,9 @@ from typing import Literal
 import psutil
 from torch import nn
 
-from app.study import MEASURED, Setup
-from rose.layer.pattern import parse_sparsity
+from app.setup import MEASURED, Setup, check_sparsity, weights_size
 from rose.model.cost import Cost, estimate_cost
-from rose.model.loading import parse_dtype
-from rose.model.structure import decoder_blocks, prunable_layers, select_layers
+from rose.model.structure import decoder_blocks, prunable_layers
 
 LayerChoice = Literal["all", "attention", "block", "own"]
 
@@ -50,9 +48,7 @@ def preflight(setup: Setup, skeleton: nn.Module) -> Preflight:
         RoseError: values out of range, layers that do not exist, a sparsity that does not fit a layer.
     """
     setup.check()
-    pattern = parse_sparsity(setup.sparsity)
-    for layer in select_layers(skeleton, setup.layer_patterns):
-        pattern.check(layer.weight.shape[1], setup.block_size)
+    check_sparsity(setup.sparsity, setup.block_size, skeleton, setup.layer_patterns)
     cost = estimate_cost(
         skeleton,
         samples=setup.samples + setup.held_out,
@@ -61,8 +57,7 @@ def preflight(setup: Setup, skeleton: nn.Module) -> Preflight:
         sweeps=len(MEASURED),
         keep_statistics=True,
     )
-    weights = cost.model_memory // 4 * parse_dtype(setup.dtype).itemsize
-    return Preflight(cost, weights + cost.memory, psutil.virtual_memory().available)
+    return Preflight(cost, weights_size(cost, setup.dtype) + cost.memory, psutil.virtual_memory().available)
 
 
 def layer_choice(patterns: str) -> tuple[LayerChoice, int]:

@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,33 @@ class Outcome:
         return "Dense" if self.report is None else f"{rose.METHODS[self.method].label}, {self.sparsity}"
 
 
+def model_table(models: Sequence[Outcome]) -> pd.DataFrame:
+    """One row per model, the dense one first: perplexity, its ratio to dense, mean errors, seconds."""
+    rows = []
+    for outcome in models:
+        summary = {} if outcome.report is None else outcome.report.summary
+        rows.append(
+            {
+                "method": outcome.method,
+                "sparsity": outcome.sparsity,
+                "perplexity": outcome.perplexity,
+                "ratio_to_dense": outcome.perplexity / models[0].perplexity,
+                "mean_relative_error": summary.get("mean_relative_error"),
+                "mean_held_out_error": summary.get("mean_held_out_error"),
+                "removed_fraction": summary.get("removed_fraction", 0.0),
+                "columnar_layers": summary.get("columnar_layers"),
+                "seconds": summary.get("seconds", 0.0),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def layer_table(models: Sequence[Outcome]) -> pd.DataFrame:
+    """The pruned models' layers, one under the other; `sparsity` is realised, `asked` as it was asked for."""
+    tables = [outcome.report.layers.assign(asked=outcome.sparsity) for outcome in models if outcome.report]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
 class PruningRun:
     """One run over all pairs of a request, growing while its job runs.
 
@@ -98,37 +125,27 @@ class PruningRun:
         """Estimated seconds left; None while there is nothing to go by."""
         return self.seconds * (1 - self.fraction) / self.fraction if self.fraction > 0.01 else None
 
+    @property
+    def models(self) -> list[Outcome]:
+        """What is finished at this moment, the dense model first. The run goes on: ask once for what must agree."""
+        return ([self.dense] if self.dense else []) + self.outcomes
+
     def table(self) -> pd.DataFrame:
-        """One row per finished model, the dense one first: perplexity, its ratio to dense, mean errors, seconds."""
-        models = ([self.dense] if self.dense else []) + self.outcomes
-        rows = []
-        for outcome in models:
-            summary = {} if outcome.report is None else outcome.report.summary
-            rows.append(
-                {
-                    "method": outcome.method,
-                    "sparsity": outcome.sparsity,
-                    "perplexity": outcome.perplexity,
-                    "ratio_to_dense": outcome.perplexity / models[0].perplexity,
-                    "mean_relative_error": summary.get("mean_relative_error"),
-                    "mean_held_out_error": summary.get("mean_held_out_error"),
-                    "removed_fraction": summary.get("removed_fraction", 0.0),
-                    "columnar_layers": summary.get("columnar_layers"),
-                    "seconds": summary.get("seconds", 0.0),
-                }
-            )
-        return pd.DataFrame(rows)
+        """See `model_table`."""
+        return model_table(self.models)
 
     def layer_table(self) -> pd.DataFrame:
-        """The finished runs' layers, one under the other; `sparsity` is realised, `asked` as it was asked for."""
-        tables = [outcome.report.layers.assign(asked=outcome.sparsity) for outcome in self.outcomes if outcome.report]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        """See `layer_table`."""
+        return layer_table(self.models)
 
     def _run(self, job: Job) -> None:
         try:
             self._work(job)
-        except BaseException:
+        except rose.Cancelled:
             self.discard()  # checkpoints of a run that was stopped would be looked for by nobody
+            raise
+        except BaseException:
+            self._drop_new_folder()  # finished checkpoints have cost hours, and are whole
             raise
 
     def _work(self, job: Job) -> None:
@@ -288,6 +305,9 @@ class PruningRun:
         archive = folder.with_name(folder.name + ".zip")
         try:
             _pack(folder, archive, job)
+        except BaseException:
+            archive.unlink(missing_ok=True)
+            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return archive
@@ -321,6 +341,9 @@ class PruningRun:
         """Deletes the temporary checkpoints; those in a folder that the user chose stay, each of them whole."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+        self._drop_new_folder()
+
+    def _drop_new_folder(self) -> None:
         if self._new_folder is not None:
             with contextlib.suppress(OSError):  # not empty: it holds a finished checkpoint
                 self._new_folder.rmdir()

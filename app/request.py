@@ -9,9 +9,8 @@ from typing import Literal
 from torch import nn
 
 import rose
-from app.setup import Setup
+from app.setup import Setup, check_sparsity
 from rose.layer.methods import get_method
-from rose.layer.pattern import parse_sparsity
 from rose.model.cost import Cost, estimate_cost, estimate_evaluation, sweeps_of
 
 HELD_OUT = "held out"  # the calibration's own held-out windows, in place of the name of a text
@@ -60,14 +59,16 @@ class Request:
         """Folder of one checkpoint."""
         return Path(self.folder).expanduser() / run_name(method, sparsity)
 
-    def check(self, setup: Setup) -> None:
-        """Raises RoseError for what no run could do, before any work."""
+    def check(self, setup: Setup, model: nn.Module) -> None:
+        """Raises RoseError for what no run could do, before any work; `model` may be a skeleton."""
         if not self.methods or not self.sparsities:
             raise rose.RoseError("Choose at least one method and one sparsity.")
         for method in self.methods:
             get_method(method)
         for sparsity in self.sparsities:
-            parse_sparsity(sparsity)
+            check_sparsity(sparsity, setup.block_size, model, self.layer_patterns)
+        if not self.evaluate.strip():
+            raise rose.RoseError("Give the path of the text that perplexity is measured on.")
         if self.windows < 1 or self.window_length < 2:
             raise rose.RoseError("Perplexity needs at least 1 window of at least 2 tokens.")
         if self.evaluate == HELD_OUT:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 import rose
 from rose.layer.pattern import parse_sparsity
 from rose.model.calibration import load_calibration
+from rose.model.cost import Cost
 from rose.model.loading import parse_dtype
+from rose.model.structure import select_layers
 
 # What every layer is measured with: name in the table -> method and threshold. Two-level order is measured on all
 # layers, columnar or not, so that the threshold can move without pruning anything anew.
@@ -97,3 +99,15 @@ class Setup:
             raise rose.RoseError("Choose a block size of at least 1 column and a damping of at least 0, such as 0.01.")
         if self.samples < 1 or self.length < 2 or self.held_out < 0:
             raise rose.RoseError("Choose at least 1 sample of at least 2 tokens, and 0 or more held-out samples.")
+
+
+def check_sparsity(sparsity: str, block_size: int, model: nn.Module, layer_patterns: list[str] | None) -> None:
+    """Raises RoseError for a sparsity that does not fit one of these layers; `model` may be a skeleton."""
+    pattern = parse_sparsity(sparsity)
+    for layer in select_layers(model, layer_patterns):
+        pattern.check(layer.weight.shape[1], block_size)
+
+
+def weights_size(cost: Cost, dtype: str) -> int:
+    """Bytes of the model's weights in this type; a cost counts them in float32."""
+    return cost.model_memory // 4 * parse_dtype(dtype).itemsize

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 import streamlit as st
@@ -13,10 +12,10 @@ import rose
 from app import components, recipes, session
 from app.figures import comparison, style
 from app.figures import prune as figures
-from app.pruning import Outcome, PruningRun
+from app.pruning import Outcome, PruningRun, layer_table, model_table
 from app.request import HELD_OUT, Keep, Request, estimate, run_name
 from app.results import over_seeds, read_results
-from app.study import Setup
+from app.setup import Setup, weights_size
 from rose.layer.methods import RECOMMENDED
 from rose.model.calibration import SOURCES
 
@@ -56,7 +55,7 @@ def draw() -> None:
     elif run is None or run.dense is None:
         st.info("Results show here as soon as the dense model and the first pruned copy have been judged.")
     else:
-        {SUMMARY: _summary, LAYERS: _layers, TEXTS: _texts, DOWNLOADS: _downloads}[view](run)
+        {SUMMARY: _summary, LAYERS: _layers, TEXTS: _texts, DOWNLOADS: _downloads}[view](run, run.models)
 
 
 # Choices
@@ -103,8 +102,8 @@ def _choose(setup: Setup) -> Request:
         "each decoder block instead of two, for more memory.",
     )
     return Request(
-        methods=tuple(methods),
-        sparsities=tuple(sparsities.replace(",", " ").split()) or (setup.sparsity,),
+        methods=tuple(dict.fromkeys(methods)),
+        sparsities=tuple(dict.fromkeys(sparsities.replace(",", " ").split())) or (setup.sparsity,),
         layers=layers.strip() or setup.layers,
         threshold=session.threshold(),
         true_sequential=true_sequential,
@@ -171,6 +170,7 @@ def _prompt_and_checkpoint() -> tuple[str, int, Keep, str]:
     folder = four.text_input(
         "Folder on this machine",
         key="prune_folder",
+        bind="query-params",
         disabled=keep != "folder",
         help="Each checkpoint is a new folder in it, with its report.",
     )
@@ -180,12 +180,13 @@ def _prompt_and_checkpoint() -> tuple[str, int, Keep, str]:
 def _offer(setup: Setup, request: Request, run: PruningRun | None) -> None:
     """What the run would take, and the button; or a sentence that says what to mend."""
     try:
-        request.check(setup)
-        cost = estimate(session.skeleton(setup.model), setup, request)
+        skeleton = session.skeleton(setup.model)
+        request.check(setup, skeleton)
+        cost = estimate(skeleton, setup, request)
         said = (
             f"{style.sentence(style.count(len(request.pairs), 'copy', 'copies'))}, "
             f"{style.count(cost.layers, 'layer')} each: about {components.duration(max(1.0, cost.seconds))}; besides "
-            f"the model {components.size(cost.model_memory)} for one copy at a time and "
+            f"the model {components.size(weights_size(cost, setup.dtype))} for one copy at a time and "
             f"{components.size(cost.memory)} for its calibration."
         )
         problem = ""
@@ -246,6 +247,12 @@ def _ended(run: PruningRun) -> None:
     finished = style.count(len(run.outcomes), "model")
     if run.job.status == "failed":
         st.error(run.job.message, icon=":material/error:")
+        if run.outcomes:
+            st.info(
+                f"{style.sentence(finished)} had been finished before; numbers, and checkpoints where asked for, are "
+                "below.",
+                icon=":material/inventory_2:",
+            )
     elif run.job.status == "cancelled":
         kept = [str(outcome.checkpoint) for outcome in run.outcomes if run.request.keep == "folder"]
         st.warning(
@@ -258,8 +265,8 @@ def _ended(run: PruningRun) -> None:
 # Results
 
 
-def _summary(run: PruningRun) -> None:
-    table = run.table()
+def _summary(run: PruningRun, models: list[Outcome]) -> None:
+    table = model_table(models)
     rows = [
         {
             "Model": outcome.label,
@@ -270,7 +277,7 @@ def _summary(run: PruningRun) -> None:
             "Weights removed": style.percent(row["removed_fraction"], 2),
             "Pruning": "–" if outcome.report is None else components.duration(row["seconds"]),
         }
-        for outcome, (_, row) in zip(_models(run), table.iterrows(), strict=True)
+        for outcome, (_, row) in zip(models, table.iterrows(), strict=True)
     ]
     st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt="Perplexity and errors of every model")
     where = (
@@ -283,39 +290,36 @@ def _summary(run: PruningRun) -> None:
     )
     if run.request.evaluate == HELD_OUT and "measured" in run.request.methods:
         st.caption("Measured order has chosen by these held-out windows, so its numbers are a little too good.")
-    if run.outcomes:
-        bars = table[table["method"] != "dense"].assign(run=[outcome.label for outcome in run.outcomes])
-        components.show(
-            figures.perplexity_bars(bars, dense=run.table()["perplexity"][0], theme=session.theme()), "perplexity"
-        )
-
-
-def _models(run: PruningRun) -> list[Outcome]:
-    return ([run.dense] if run.dense else []) + list(run.outcomes)
+    dense, *pruned = models
+    if pruned:
+        bars = table.iloc[1:].assign(run=[outcome.label for outcome in pruned])
+        components.show(figures.perplexity_bars(bars, dense=dense.perplexity, theme=session.theme()), "perplexity")
 
 
 def _error(value: float | None) -> str:
     return "–" if value is None or pd.isna(value) else f"{value:.4f}"
 
 
-def _layers(run: PruningRun) -> None:
-    table = run.layer_table()
+def _layers(run: PruningRun, models: list[Outcome]) -> None:
+    table = layer_table(models)
     if table.empty:
         st.info("The layers show here as soon as the first copy is pruned.")
         return
+    errors = {"relative_error": "calibration"}
+    if table["held_out_error"].notna().any():
+        errors["held_out_error"] = "held-out"
+    asked = {sparsity: sparsity for sparsity in table["asked"].unique()}
     one, two, three = st.columns(3)
-    asked = one.segmented_control(
-        "Sparsity", list(dict.fromkeys(table["asked"])), default=table["asked"].iloc[0], required=True
-    )
-    errors = {"relative_error": "calibration", "held_out_error": "held-out"}
-    column = two.segmented_control(
-        "Error on", list(errors), default="relative_error", required=True, format_func=errors.__getitem__
-    )
-    kinds: dict[Literal["lines", "dumbbell"], str] = {"lines": "every layer", "dumbbell": "largest differences"}
-    kind = three.segmented_control("Show", list(kinds), default="lines", required=True, format_func=kinds.__getitem__)
+    with one:
+        sparsity = components.choose("Sparsity", asked, "prune_layers_at")
+    with two:
+        column = components.choose("Error on", errors, "prune_layers_error")
+    with three:
+        kinds = {"lines": "every layer", "dumbbell": "largest differences"}
+        kind = components.choose("Show", kinds, "prune_layers_as")
     try:
         drawing = figures.layer_errors(
-            table[table["asked"] == asked],
+            table[table["asked"] == sparsity],
             column=column,
             kind=kind,
             marked_layer=session.layer(),
@@ -327,22 +331,23 @@ def _layers(run: PruningRun) -> None:
     components.show(drawing, "layer-errors")
 
 
-def _texts(run: PruningRun) -> None:
+def _texts(run: PruningRun, models: list[Outcome]) -> None:
     if not run.request.prompt.strip():
         st.info("No prompt was given; give one above and prune again.")
         return
     st.markdown("Always the most likely next token; the prompt was")
     st.code(run.request.prompt, language=None, wrap_lines=True)
-    for outcome in _models(run):
+    for outcome in models:
         st.markdown(f"**{outcome.label}**, perplexity {outcome.perplexity:.2f}")
         st.code(outcome.text or "(nothing: the text ended)", language=None, wrap_lines=True)
 
 
-def _downloads(run: PruningRun) -> None:
+def _downloads(run: PruningRun, models: list[Outcome]) -> None:
+    pruned = models[1:]
     left, right = st.columns(2)
     left.download_button(
         "All models, CSV",
-        run.table().to_csv(index=False),
+        model_table(models).to_csv(index=False),
         "models.csv",
         on_click="ignore",
         icon=":material/download:",
@@ -350,19 +355,15 @@ def _downloads(run: PruningRun) -> None:
     )
     right.download_button(
         "All layers, CSV",
-        functools.partial(_layer_csv, run),
+        lambda: layer_table(models).to_csv(index=False),
         "layers.csv",
         on_click="ignore",
         icon=":material/download:",
         width="stretch",
-        disabled=not run.outcomes,
+        disabled=not pruned,
     )
-    for outcome in run.outcomes:
+    for outcome in pruned:
         _download_one(outcome)
-
-
-def _layer_csv(run: PruningRun) -> str:
-    return run.layer_table().to_csv(index=False)
 
 
 def _download_one(outcome: Outcome) -> None:
@@ -419,17 +420,10 @@ def _seeds() -> None:
         return
     left, right = st.columns(2)
     sparsities = list(dict.fromkeys(table["sparsity"]))
-    sparsity = left.segmented_control(
-        "Sparsity", sparsities, default=sparsities[0], required=True, key="seeds-sparsity"
-    )
-    column = right.segmented_control(
-        "Compare",
-        list(comparison.MEASURES),
-        default="perplexity",
-        required=True,
-        format_func=comparison.MEASURES.__getitem__,
-        key="seeds-column",
-    )
+    with left:
+        sparsity = components.choose("Sparsity", {one: one for one in sparsities}, "seeds_sparsity")
+    with right:
+        column = components.choose("Compare", comparison.MEASURES, "seeds_column")
     try:
         components.show(comparison.over_seeds_bars(table, sparsity, column=column, theme=session.theme()), "over-seeds")
     except rose.RoseError as problem:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -153,6 +156,8 @@ def test_only_chosen_layers_and_a_zip(setup: Setup) -> None:
     ("query", "words"),
     [
         ({"prune_sparsities": "2"}, "Sparsity must be a ratio"),
+        ({"prune_sparsities": "0.5 3:7"}, "3:7 needs a number of input columns divisible by 7"),
+        ({"prune_text": "a file"}, "path of the text that perplexity is measured on"),
         ({"prune_windows": "50"}, "gives 2 windows of 32"),
         ({"prune_layers": "nothing.*"}, "nothing.*"),
         ({"model": "no-such-model"}, "no-such-model"),
@@ -198,6 +203,57 @@ def test_the_layers_of_the_copy_at_work_are_shown_with_their_data(
     app.session_state["pruning"].job.wait(60)
 
 
+def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    prune_model = rose.prune_model
+
+    def failing(*arguments: Any, **options: Any) -> rose.RunReport:
+        if options["method"] == "rose":
+            raise rose.RoseError("No factor was found.")
+        return prune_model(*arguments, **options)
+
+    monkeypatch.setattr(rose, "prune_model", failing)
+    app = opened(setup, prune_layers="model.layers.1.*", prune_windows="1", prune_prompt="")
+    app.selectbox(key="prune_keep").set_value("zip").run()
+    app, run = pruned(app)
+    assert run.job.status == "failed"
+    assert "No factor was found." in app.error[0].value
+    assert "One model had been finished before" in texts(app)
+    assert list(app.table[0].value["Model"]) == ["Dense", "SparseGPT, 0.7"]
+    archive = run.outcomes[0].checkpoint
+    assert archive is not None
+    assert archive.exists()
+    assert len(view(app, "Downloads").get("download_button")) == 2 + 3
+
+
+@pytest.mark.parametrize("section", ["Perplexity", "Layers", "Texts", "Downloads"])
+def test_a_model_that_is_finished_while_the_page_is_drawn_does_no_harm(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, section: str
+) -> None:
+    app, run = pruned(opened(setup, prune_layers="model.layers.1.*.o_proj", prune_windows="1"))
+    finished, reads = list(run.outcomes), itertools.count(1)
+    monkeypatch.setattr(PruningRun, "outcomes", property(lambda run: finished[: next(reads)]), raising=False)
+    view(app, section)
+
+
+def test_without_held_out_tokens_their_error_is_not_offered(setup: Setup) -> None:
+    setup = replace(setup, held_out=0)
+    app, _ = pruned(opened(setup, prune_text="packaged", prune_windows="1", prune_layers="model.layers.1.*.o_proj"))
+    app = view(app, "Layers")
+    assert app.segmented_control(key="prune_layers_error").options == ["calibration"]
+    assert len(figures(app)) == 1
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", "538 MB"), ("bfloat16", "269 MB")])
+def test_a_copy_is_as_large_as_its_type_makes_it(dtype: str, size: str) -> None:
+    assert f"besides the model {size} for one copy" in texts(opened(Setup(dtype=dtype)))
+
+
+def test_the_same_sparsity_twice_is_pruned_once(setup: Setup) -> None:
+    app = opened(setup, prune_sparsities="0.6, 0.5 0.6")
+    assert "Six copies, 21 layers each" in texts(app)
+    assert "for sparsity in ['0.6', '0.5']:" in app.code[1].value
+
+
 def test_a_cancelled_run_is_called_so(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run cancels itself when it comes to the second copy, as a person would by the button."""
     original = PruningRun._say
@@ -224,14 +280,17 @@ def test_results_over_seeds(setup: Setup, tmp_path: Path) -> None:
     app.text_input(key="prune_results_path").set_value(str(file)).run()
     assert "ROSE 23.0 ± 3.00, SparseGPT 30.0 ± 0" in texts(app)
     assert "ROSE has the lowest mean perplexity" in figures(app)[0]
-    app.segmented_control(key="seeds-sparsity").set_value("2:4").run()
+    app.segmented_control(key="seeds_sparsity").set_value("2:4").run()
     assert "ROSE 15.0 ± 0" in texts(app)
     app.text_input(key="prune_results_path").set_value(str(tmp_path)).run()
     assert "cannot be read as CSV" in app.error[0].value
 
 
 def test_choices_are_in_the_url(setup: Setup) -> None:
-    app = opened(setup, prune_sparsities="0.6 2:4", prune_windows="2", prune_length="8", prune_view="Texts")
+    app = opened(
+        setup, prune_sparsities="0.6 2:4", prune_windows="2", prune_length="8", prune_view="Texts", prune_folder="~/out"
+    )
     assert app.text_input(key="prune_sparsities").value == "0.6 2:4"
     assert (app.number_input(key="prune_windows").value, app.number_input(key="prune_length").value) == (2, 8)
     assert app.segmented_control(key="prune_view").value == "Texts"
+    assert app.text_input(key="prune_folder").value == "~/out"

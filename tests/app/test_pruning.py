@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 import rose
-from app import recipes
+from app import pruning, recipes
+from app.jobs import Job
 from app.pruning import PruningRun
 from app.request import HELD_OUT, Keep, Request, estimate, run_name
 from app.results import over_seeds, read_results
@@ -138,7 +139,7 @@ def test_folder_gets_one_checkpoint_per_pair(setup: Setup, loaded: LoadedModel, 
     model, tokenizer = rose.load_model(str(tmp_path / "out" / "rose-0.5"))
     assert continue_prompt(model, tokenizer, "Hello", new_tokens=4) == run.outcomes[1].text
     with pytest.raises(rose.RoseError, match="already exists"):
-        request.check(setup)
+        request.check(setup, load_skeleton(setup.model))
 
 
 @pytest.mark.parametrize("keep", ["zip", "folder"])
@@ -167,6 +168,23 @@ def test_cancel_leaves_nothing_behind(
     assert not (tmp_path / "out").exists()
     assert not loaded.lock.locked()
     assert all(torch.equal(a, b) for a, b in zip(before, weights(loaded.model), strict=True))
+
+
+def test_a_failure_leaves_finished_checkpoints_and_nothing_half_done(
+    setup: Setup, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = pruning._pack
+
+    def full_at_the_second(folder: Path, archive: Path, job: Job) -> None:
+        pack(folder, archive, job)
+        if archive.name == "rose-0.5.zip":
+            raise rose.RoseError("The disk is full.")
+
+    monkeypatch.setattr(pruning, "_pack", full_at_the_second)
+    run = finished(setup, replace(REQUEST, keep="zip"), lambda: loaded, status="failed")
+    (outcome,) = run.outcomes
+    assert outcome.checkpoint is not None
+    assert [path.name for path in outcome.checkpoint.parent.iterdir()] == ["sparsegpt-0.5.zip"]
 
 
 def test_checkpoints_go_a_while_after_their_viewer(setup: Setup, loaded: LoadedModel) -> None:
@@ -226,11 +244,14 @@ def test_what_cannot_be_pruned_is_one_sentence(setup: Setup, loaded: LoadedModel
         ({"window_length": 64}, "gives 0 windows of 64"),
         ({"window_length": 1}, "at least 2 tokens"),
         ({"keep": "folder"}, "path of a folder"),
+        ({"sparsities": ("0.5", "3:7")}, "3:7 needs a number of input columns divisible by 7"),
+        ({"layers": "*.nothing"}, "nothing"),
+        ({"evaluate": " "}, "path of the text"),
     ],
 )
 def test_bad_requests_are_refused_before_any_work(change: dict, words: str, setup: Setup) -> None:
     with pytest.raises(rose.RoseError, match=words):
-        replace(REQUEST, **change).check(setup)
+        replace(REQUEST, **change).check(setup, load_skeleton(setup.model))
 
 
 def test_command_lines_ask_for_the_same_run(setup: Setup) -> None:
