@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -28,7 +28,11 @@ from rose.model.pipeline import measure_layer
 from rose.model.structure import PrunableLayer, select_layers
 from rose.report import records_table
 
-KEPT_RESULTS = 96  # layer results a study remembers; the oldest go first
+# What a study remembers; the results asked for longest ago go first. Plots of small layers take kilobytes, recorded
+# sweeps of large ones gigabytes: one page shows two of them, each up to `lab.LARGEST_TRACE`, and must not have to make
+# them anew whenever it is drawn.
+KEPT_RESULTS = 96
+KEPT_BYTES = 5 * 10**9
 T = TypeVar("T")
 
 
@@ -287,6 +291,28 @@ class Study:
         value = compute()
         with self._lock:
             self._memory[key] = value
-            while len(self._memory) > KEPT_RESULTS:
+            while len(self._memory) > 1 and (len(self._memory) > KEPT_RESULTS or held(self._memory) > KEPT_BYTES):
                 self._memory.popitem(last=False)
         return value
+
+
+def held(results: Any) -> int:
+    """Bytes of all tensors in these results, however deep; memory that several of them share counts once."""
+    sizes: dict[int, int] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor):
+            # A view counts for itself: the diagonal of a Hessian lies in one that the study holds anyway.
+            place = value.untyped_storage().data_ptr()
+            sizes[place] = max(sizes.get(place, 0), value.nbytes)
+        elif isinstance(value, Mapping):
+            for part in list(value.values()):  # a shelf may grow meanwhile
+                visit(part)
+        elif isinstance(value, (list, tuple)):
+            for part in value:
+                visit(part)
+        elif is_dataclass(value):
+            visit(vars(value))
+
+    visit(results)
+    return sum(sizes.values())

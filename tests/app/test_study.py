@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import rose
 from app import study as study_module
 from app.jobs import Job
-from app.study import MEASURED, Calibration, LoadedModel, Setup, Study
+from app.study import MEASURED, Calibration, LoadedModel, Setup, Study, held
 from tests.tiny import save_tiny_llama
 
 LAYERS = 21  # seven in each of three decoder blocks
@@ -143,6 +143,31 @@ def test_the_oldest_results_are_forgotten_first(
     for key in ("a", "b", "a", "c", "a", "b"):  # asking for a again keeps it; b goes when c comes
         assert ask(key) == key
     assert computed == ["a", "b", "c", "b"]
+
+
+def test_results_are_forgotten_by_their_bytes(
+    setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_module, "KEPT_BYTES", 1000)
+    study = Study(setup, load, Calibration())
+    shared = torch.zeros(200)  # 800 bytes
+    study.remember("a", lambda: {"one": [shared], "other": (shared.view(2, 100), "text")})
+    study.remember("b", lambda: shared)
+    assert list(study._memory) == ["a", "b"]  # the same memory twice
+    study.remember("c", lambda: torch.zeros(30))
+    assert list(study._memory) == ["a", "b", "c"]
+    study.remember("d", lambda: torch.zeros(30))  # 1040 with the shared one, whoever holds it
+    assert list(study._memory) == ["c", "d"]
+    study.remember("e", lambda: torch.zeros(1000))  # alone too large, but asked for just now
+    assert list(study._memory) == ["e"]
+
+
+def test_a_recorded_sweep_counts_with_all_its_matrices(study: Study) -> None:
+    result = study.prune(LAYER, order="two_level", trace=True)
+    assert result.trace is not None
+    matrix = study.weight(LAYER).numel()
+    least = result.trace.weights.nbytes + 4 * matrix + matrix + 2 * 4 * matrix  # Ŵ, mask, and S and L of the plan
+    assert least <= held(result) < 1.1 * least
 
 
 def test_a_cancelled_run_leaves_nothing_locked_and_can_begin_anew(
