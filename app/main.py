@@ -25,5 +25,6 @@ page = st.navigation(
     ]
 )
 sidebar.draw()
+session.publish()  # a page that has nothing to show yet stops the script: after `st.stop` nothing gets into the URL
 page.run()
 session.publish()

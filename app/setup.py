@@ -19,6 +19,16 @@ from rose.model.structure import select_layers
 # layers, columnar or not, so that the threshold can move without pruning anything anew.
 MEASURED = {"sparsegpt": ("sparsegpt", 0.5), "two_level": ("rose", 0.0), "rose_global": ("rose_global", 0.5)}
 
+# Name of a choice -> its label, the least and the most that the start page offers and a link may ask for.
+LIMITS: dict[str, tuple[str, Any, Any]] = {
+    "samples": ("Samples", 1, 4096),
+    "length": ("Tokens per sample", 2, 32768),
+    "seed": ("Seed", 0, 10**6),
+    "held_out": ("Held-out samples", 0, 1024),
+    "block_size": ("Block size, columns", 1, 4096),
+    "damping": ("Damping", 0.0, 1.0),
+}
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -95,10 +105,10 @@ class Setup:
         parse_dtype(self.dtype)
         if not self.model.strip() or not self.text.strip():
             raise rose.RoseError("Give a model and a calibration text, by name or by path.")
-        if self.block_size < 1 or not 0 <= self.damping < float("inf"):
-            raise rose.RoseError("Choose a block size of at least 1 column and a damping of at least 0, such as 0.01.")
-        if self.samples < 1 or self.length < 2 or self.held_out < 0:
-            raise rose.RoseError("Choose at least 1 sample of at least 2 tokens, and 0 or more held-out samples.")
+        for name, (label, least, most) in LIMITS.items():
+            value = getattr(self, name)
+            if not least <= value <= most:  # also catches NaN
+                raise rose.RoseError(f"{label}: choose from {least} to {most}, not {value}.")
 
 
 def check_sparsity(sparsity: str, block_size: int, model: nn.Module, layer_patterns: list[str] | None) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 from torch import nn
 
 import rose
 from app import components, preflight, session
 from app.figures import style
 from app.preflight import Preflight
-from app.study import Setup, Study
+from app.setup import LIMITS, Setup
+from app.study import Study
 from rose.layer.pattern import parse_sparsity
 from rose.model.calibration import DATASETS
 from rose.model.loading import DTYPES, PACKAGED
@@ -108,6 +110,12 @@ def key(name: str) -> dict[str, Any]:
     return {"key": PREFIX + name, "persist_state": "page"}
 
 
+def number(place: DeltaGenerator, name: str, **more: Any) -> Any:
+    """A number of the set-up, within the limits that a link has to keep to as well."""
+    label, least, most = LIMITS[name]
+    return place.number_input(label, least, most, **more, **key(name))
+
+
 def choose_model() -> tuple[str, str]:
     left, right = st.columns([2, 1])
     name = left.selectbox(
@@ -131,15 +139,13 @@ def choose_model() -> tuple[str, str]:
 def choose_calibration() -> dict[str, Any]:
     left, right = st.columns([3, 1])
     text = left.selectbox("Calibration text", list(SOURCES), format_func=SOURCES.__getitem__, **key("text"))
-    seed_number = right.number_input("Seed", 0, 10**6, help="Which windows of the text are drawn.", **key("seed"))
+    seed_number = number(right, "seed", help="Which windows of the text are drawn.")
     if text == FILE:
         text = st.text_input("File", placeholder="~/texts/calibration.txt", **key("path")).strip()
     one, two, three = st.columns(3)
-    samples = one.number_input("Samples", 1, 4096, help="Windows of text that calibrate the pruning.", **key("samples"))
-    length = two.number_input("Tokens per sample", 2, 32768, **key("length"))
-    held_out = three.number_input(
-        "Held-out samples", 0, 1024, help="Errors are measured on them too, but nothing is fitted.", **key("held_out")
-    )
+    samples = number(one, "samples", help="Windows of text that calibrate the pruning.")
+    length = number(two, "length")
+    held_out = number(three, "held_out", help="Errors are measured on them too, but nothing is fitted.")
     return {"text": text, "samples": samples, "length": length, "seed": seed_number, "held_out": held_out}
 
 
@@ -162,17 +168,9 @@ def choose_pruning(model: str) -> dict[str, Any]:
             **key("pattern"),
         )
     left, right = st.columns(2)
-    block_size = left.number_input(
-        "Block size, columns", 1, 4096, help="Columns that are pruned together.", **key("block_size")
-    )
-    damping = right.number_input(
-        "Damping",
-        0.0,
-        1.0,
-        step=0.01,
-        format="%g",
-        help="Added to the Hessian's diagonal, relative to its mean.",
-        **key("damping"),
+    block_size = number(left, "block_size", help="Columns that are pruned together.")
+    damping = number(
+        right, "damping", step=0.01, format="%g", help="Added to the Hessian's diagonal, relative to its mean."
     )
     return {"layers": patterns, "sparsity": sparsity or "", "block_size": block_size, "damping": damping}
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import rose
-from app import tables
+from app import session, tables
 from app.figures import style
-from app.study import Study
+from app.study import Calibration, Study
 from tests.app.tiny_study import BLOCK, COLUMNAR, WIDTH, figures, measured_study, open_page, texts
 
 pytestmark = pytest.mark.usefixtures("placed")
@@ -185,3 +186,13 @@ def test_column_table_of_a_narrow_last_block() -> None:
     assert list(table["rank"]) == [
         1 + int(np.sum(plan.column_loss.numpy() > float(plan.column_loss[column]))) for column in (8, 9)
     ]
+
+
+def test_a_page_that_has_nothing_to_show_yet_is_in_the_url_too(study: Study) -> None:
+    begun = Study(replace(study.setup, seed=97), study._load, Calibration())
+    begun.layer_names = study.layer_names
+    session._studies()[begun.setup] = begun
+    app = open_page(PAGE, begun)
+    app.sidebar.selectbox(key="layer_widget").set_value(PLAIN).run()
+    assert f"{PLAIN} has not been measured yet" in texts(app)
+    assert app.query_params["layer"] == PLAIN

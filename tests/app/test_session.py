@@ -112,6 +112,22 @@ def test_a_bad_link_is_explained_and_the_defaults_are_shown() -> None:
     assert app.number_input(key="start_samples").value == Setup().samples
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("block_size", "8192", "Block size, columns: choose from 1 to 4096, not 8192."),
+        ("samples", "5000", "Samples: choose from 1 to 4096, not 5000."),
+        ("length", "65536", "Tokens per sample: choose from 2 to 32768, not 65536."),
+        ("damping", "2", "Damping: choose from 0.0 to 1.0, not 2.0."),
+        ("seed", "-1", "Seed: choose from 0 to 1000000, not -1."),
+    ],
+)
+def test_a_value_that_no_widget_takes_is_explained(name: str, value: str, words: str) -> None:
+    app = open_page("views/start.py", **{name: value})
+    assert words in texts(app)
+    assert app.number_input(key=f"start_{name}").value == getattr(Setup(), name)
+
+
 @pytest.mark.parametrize(("text", "value"), [("0.3", 0.3), ("7", 1.0), ("high", 0.5)])
 def test_a_threshold_in_a_link_is_kept_within_bounds(text: str, value: float) -> None:
     app = open_page("views/start.py", threshold=text)
