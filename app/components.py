@@ -10,7 +10,7 @@ import streamlit as st
 
 from app import session
 from app.figures.style import Drawing
-from app.jobs import Job
+from app.jobs import ABANDONED_AFTER, Job
 from app.study import Study
 
 SVG = {"displaylogo": False, "toImageButtonOptions": {"format": "svg"}}  # of the figure as an HTML file
@@ -157,15 +157,24 @@ def job_status(job: Job, key: str) -> None:
     elif job.status == "failed":
         st.error(job.message, icon=":material/error:")
     elif job.status == "cancelled":
-        st.warning(
-            "Cancelled. What had been measured until then is shown; nothing was changed.", icon=":material/stop:"
-        )
+        stopped(job, ". What had been measured until then is shown; nothing was changed.")
 
 
 def cancel_button(job: Job, key: str) -> None:
     """Leaves the job. By a callback, which runs before anything else does: a fragment's next poll may interrupt the
     run that a click has started, and an `if st.button` further down would then never see the click."""
-    st.button("Cancel", key=f"{key}-cancel", icon=":material/stop:", on_click=job.leave, args=(session.viewer(),))
+    st.button("Cancel", key=f"{key}-cancel", icon=":material/stop:", on_click=_cancel, args=(job,))
+
+
+def _cancel(job: Job) -> None:
+    if not session.leave(job):
+        st.toast("Another session is watching this run; it goes on.", icon=":material/group:")
+
+
+def stopped(job: Job, rest: str) -> None:
+    """Says that work was cancelled, by somebody or because nobody watched it; `rest` ends the sentence."""
+    how = f"No page had been open for {ABANDONED_AFTER:.0f} s, so this was stopped" if job.abandoned else "Cancelled"
+    st.warning(how + rest, icon=":material/stop:")
 
 
 def duration(seconds: float) -> str:

@@ -28,12 +28,14 @@ class Job:
         status: "running", "done", "cancelled" or "failed".
         message: what went wrong, as one sentence, where it failed; else what the work is doing.
         progress: the latest `rose.Progress`, None before the first.
+        abandoned: whether it was cancelled because nobody watched it any more.
     """
 
     def __init__(self, work: Callable[[Job], None]) -> None:
         self.status: Status = "running"
         self.message = "Starting"
         self.progress: Progress | None = None
+        self.abandoned = False
         self._work = work
         self._cancelled = threading.Event()
         self._watchers: dict[str, float] = {}
@@ -50,13 +52,19 @@ class Job:
         with self._lock:
             self._watchers[viewer] = time.monotonic()
 
-    def leave(self, viewer: str) -> None:
-        """A session cancels; the work stops unless another session is watching it too."""
+    def leave(self, viewer: str) -> bool:
+        """A session cancels; the work stops unless another session is watching it too. Says whether it stops."""
         with self._lock:
             self._watchers.pop(viewer, None)
             # A page that was reloaded leaves its former self among the watchers; that must not outvote a cancel.
             if not self._anybody(LOOKING):
                 self._cancelled.set()
+        return self.is_cancelled
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it stops, or has stopped, because somebody cancelled it."""
+        return self._cancelled.is_set()
 
     def tell(self, progress: Progress) -> None:
         """Progress callback for `rose`; stops the work by raising where it was cancelled or abandoned."""
@@ -67,7 +75,10 @@ class Job:
         """Raises `Cancelled` where nobody wants the work any more."""
         with self._lock:
             alone = not self._anybody(ABANDONED_AFTER) and time.monotonic() - self._started > ABANDONED_AFTER
-        if alone or self._cancelled.is_set():
+        if self._cancelled.is_set():
+            raise Cancelled
+        if alone:
+            self.abandoned = True
             raise Cancelled
 
     def wait(self, timeout: float) -> None:

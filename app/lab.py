@@ -216,6 +216,10 @@ class Batch:
             piece()
             self.done += 1
 
+    def tell(self) -> str:
+        """How far it is, for the sidebar."""
+        return f":material/swap_vert: Work on one layer, {self.done} of {self.total} done"
+
     @property
     def remaining(self) -> float | None:
         """Seconds left by the rate so far; None before the first piece is finished."""

@@ -76,14 +76,14 @@ def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object) -
     slot = f"{key}-batch"
     known, batch = st.session_state.get(slot, (None, None))
     if batch is not None and known != signature:
-        batch.job.leave(session.viewer())
+        session.leave(batch.job)
+        del st.session_state[slot]  # or its end would be told to whoever comes back to what it was for
         batch = None
     if batch is None:
         if not pieces:
             return True
         batch = Batch(pieces)
-        batch.job.watch(session.viewer())
-        batch.job.start()
+        session.start_job(batch.job, batch.tell)
         st.session_state[slot] = (signature, batch)
         batch.job.wait(PATIENCE)
     if batch.job.status == "done":
@@ -110,7 +110,7 @@ def _progress(batch: Batch, key: str, slot: str) -> None:
         if job.status == "failed":
             st.error(job.message, icon=":material/error:")
         else:
-            st.warning(f"Cancelled after {batch.done} of {batch.total} sweeps; those are kept.", icon=":material/stop:")
+            components.stopped(job, f" after {batch.done} of {batch.total} sweeps; those are kept.")
         if st.button("Make the remaining sweeps", key=f"{key}-again", icon=":material/refresh:"):
             del st.session_state[slot]
             st.rerun()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import threading
 import uuid
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Literal, cast
@@ -18,6 +19,7 @@ from torch import nn
 
 import rose
 from app import cache as disk
+from app.jobs import Job
 from app.pruning import PruningRun
 from app.request import Request
 from app.study import Calibration, LoadedModel, Setup, Study
@@ -86,6 +88,29 @@ def _start_lock() -> threading.Lock:
 def viewer() -> str:
     """Names this browser session towards background jobs."""
     return st.session_state.setdefault("viewer", uuid.uuid4().hex)
+
+
+def start_job(job: Job, tell: Callable[[], str]) -> None:
+    """Starts background work of this session, which the sidebar keeps alive on every page.
+
+    Args:
+        tell: says, for the sidebar, what it is and how far it is.
+    """
+    job.watch(viewer())
+    job.start()
+    st.session_state.jobs = [*running_jobs(), (job, tell)]
+
+
+def running_jobs() -> list[tuple[Job, Callable[[], str]]]:
+    """The work of this session that `start_job` has started and that goes on."""
+    started = st.session_state.get("jobs", [])
+    st.session_state.jobs = [(job, tell) for job, tell in started if job.status == "running" and not job.is_cancelled]
+    return st.session_state.jobs
+
+
+def leave(job: Job) -> bool:
+    """Cancels work for this session; says whether it stops, which it does not while another session watches it."""
+    return job.leave(viewer())
 
 
 @cache
@@ -236,12 +261,11 @@ def start_pruning(request: Request) -> None:
     """Prunes copies of the current set-up's model; an earlier run is stopped, and its temporary files go."""
     chosen, earlier = setup(), pruning()
     if earlier is not None:
-        earlier.job.leave(viewer())
+        leave(earlier.job)
         earlier.discard()
     run = PruningRun(chosen, request, lambda: _load(chosen.model, chosen.dtype))
     st.session_state.pruning = run
-    run.job.watch(viewer())
-    run.job.start()
+    start_job(run.job, lambda: f":material/content_cut: Pruning, {100 * run.fraction:.0f} % done")
 
 
 def layer() -> str | None:

@@ -15,7 +15,7 @@ def draw() -> None:
     with st.sidebar:
         if st.session_state.plugin_problem:
             st.error(st.session_state.plugin_problem, icon=":material/extension_off:")
-        _pruning()
+        _running()
         if study is None:
             st.caption("No model measured yet.")
             return
@@ -45,16 +45,16 @@ def _choose_layer(study: Study) -> None:
     )
 
 
-def _pruning() -> None:
-    """Keeps a pruning run alive on every page, and says how far it is."""
-    run = session.pruning()
-    if run is None or run.job.status != "running":
+def _running() -> None:
+    """Keeps this session's background work alive on every page, and says how far it is."""
+    if not session.running_jobs():
         return
 
     @st.fragment(run_every=1.0)
     def poll() -> None:
-        run.job.watch(session.viewer())
-        st.caption(f":material/content_cut: Pruning, {100 * run.fraction:.0f} % done")
+        for job, tell in session.running_jobs():
+            job.watch(session.viewer())
+            st.caption(tell())
 
     poll()
 

@@ -255,10 +255,10 @@ def _ended(run: PruningRun) -> None:
             )
     elif run.job.status == "cancelled":
         kept = [str(outcome.checkpoint) for outcome in run.outcomes if run.request.keep == "folder"]
-        st.warning(
-            f"Cancelled after {finished}; the numbers of finished models are below, and temporary files are deleted."
+        components.stopped(
+            run.job,
+            f" after {finished}; the numbers of finished models are below, and temporary files are deleted."
             + (f" Written: {', '.join(kept)}." if kept else ""),
-            icon=":material/stop:",
         )
 
 

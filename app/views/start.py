@@ -292,7 +292,7 @@ def begin(chosen: Setup) -> None:
     """Starts a run, and ends the one this session was waiting for."""
     former = session.study()
     if former is not None and former.setup != chosen and former.job.status == "running":
-        former.job.leave(session.viewer())
+        session.leave(former.job)
     st.session_state.link_problem = ""
     session.choose_setup(chosen)
     session.start()

@@ -12,7 +12,7 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 import rose
-from app import checking, session
+from app import checking, jobs, session
 from app.checking import Findings, LayerChecks, Request
 from app.study import Calibration, LoadedModel, Study
 from rose.layer.error import direct_error
@@ -202,6 +202,52 @@ def test_a_run_that_broke_off_at_bad_inputs_shows_where() -> None:
     assert "64 input columns saw NaN or infinity" in shown.loc["2 · self_attn.q_proj", "What did not pass"]
     assert shown.loc["0 · self_attn.q_proj", "Finite inputs"] == "✓ pass"
     assert "The run broke off" in texts(app)
+
+
+def test_a_run_goes_on_while_other_pages_are_visited(study: Study) -> None:
+    assert study.loaded is not None
+    app = open_page(PAGE, study)
+    with study.loaded.lock:  # the run waits for the model
+        app.button(key="check-start").click().run()
+        (run,) = app.session_state["check_runs"].values()
+        run.job._watchers.clear()
+        app.switch_page("views/learn.py").run()
+        assert run.job._watchers
+        assert "Checks of 1 · self_attn.o_proj" in texts(app.sidebar)
+    run.job.wait(60)
+    assert run.job.status == "done"
+    app.run()
+    assert "Checks of" not in texts(app.sidebar)
+
+
+def test_a_run_that_ended_unwatched_is_told_apart_from_one_that_was_cancelled(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert study.loaded is not None
+    app = open_page(PAGE, study)
+    with study.loaded.lock:
+        app.button(key="check-start").click().run()
+        (run,) = app.session_state["check_runs"].values()
+        monkeypatch.setattr(jobs, "ABANDONED_AFTER", 0.0)
+        run.job.wait(60)
+    app.run()
+    assert "No page had been open for 90 s, so this was stopped." in texts(app)
+
+
+def test_a_cancel_that_another_session_outvotes_is_told(study: Study) -> None:
+    assert study.loaded is not None
+    app = open_page(PAGE, study)
+    with study.loaded.lock:
+        app.button(key="check-start").click().run()
+        (run,) = app.session_state["check_runs"].values()
+        run.job.watch("another session")
+        app.button(key="checks-cancel").click().run()
+        assert app.toast[0].value == "Another session is watching this run; it goes on."
+        run.job._watchers.clear()
+        app.button(key="checks-cancel").click().run()
+        assert not app.toast
+        run.job.wait(60)
+    assert run.job.status == "cancelled"
 
 
 @pytest.mark.parametrize(

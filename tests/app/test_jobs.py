@@ -59,9 +59,9 @@ def test_an_unexpected_error_is_shown_with_its_kind() -> None:
 
 def test_the_only_viewer_cancels() -> None:
     job = started("ann")
-    job.leave("ann")
+    assert job.leave("ann")
     job.wait(SOON)
-    assert job.status == "cancelled"
+    assert (job.status, job.abandoned) == ("cancelled", False)
 
 
 def test_progress_is_kept_and_asks_whether_to_go_on() -> None:
@@ -77,10 +77,10 @@ def test_progress_is_kept_and_asks_whether_to_go_on() -> None:
 
 def test_work_goes_on_for_another_viewer() -> None:
     job = started("ann", "bob")
-    job.leave("ann")
+    assert not job.leave("ann")
     job.wait(0.1)
     assert job.status == "running"
-    job.leave("bob")
+    assert job.leave("bob")
     job.wait(SOON)
     assert job.status == "cancelled"
 
@@ -97,7 +97,7 @@ def test_work_that_nobody_watches_any_more_ends(monkeypatch: pytest.MonkeyPatch)
     job = started("ann")
     monkeypatch.setattr(jobs, "ABANDONED_AFTER", 0.0)
     job.wait(SOON)
-    assert job.status == "cancelled"
+    assert (job.status, job.abandoned) == ("cancelled", True)
 
 
 def test_waiting_for_a_lock_is_said() -> None:

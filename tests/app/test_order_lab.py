@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -224,6 +224,34 @@ def test_outcomes_keep_no_matrix_and_are_not_made_twice(study: Study) -> None:
     assert lab.missing(study, COLUMNAR, [Sweep("columns", "layer"), Sweep("columns", "layer", "0.55")]) == [
         Sweep("columns", "layer", "0.55")
     ]
+
+
+def test_work_that_was_left_for_other_work_is_not_told_as_cancelled_later() -> None:
+    """A runs, B is looked at and is done at once, then A again: A is begun anew."""
+
+    def page() -> None:
+        import streamlit as st
+
+        from app import lab_widgets
+
+        name, pieces = st.session_state["work"]
+        st.text("done" if lab_widgets.finished(pieces, "slot", name) else "at work")
+
+    go_on = threading.Event()
+    app = AppTest.from_function(page)
+
+    def shown(name: str, *pieces: Callable[[], object]) -> list[str]:
+        app.session_state["work"] = (name, pieces)
+        app.run()
+        return [element.value for element in (*app.text, *app.warning)]
+
+    assert shown("A", lambda: go_on.wait(60), list) == ["at work"]
+    _, batch = app.session_state["slot-batch"]
+    assert shown("B") == ["done"]
+    go_on.set()
+    batch.job.wait(60)
+    assert batch.job.status == "cancelled"
+    assert shown("A", list) == ["done"]
 
 
 def test_a_batch_stops_between_two_pieces() -> None:

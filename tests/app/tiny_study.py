@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Block
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import rose
@@ -68,7 +69,7 @@ def open_page(page: str, study: Study | None = None, layer: str = COLUMNAR, **qu
     return app
 
 
-def texts(app: AppTest) -> str:
+def texts(app: AppTest | Block) -> str:
     """All that can be read on the page except inside figures."""
     kinds = (app.title, app.subheader, app.markdown, app.caption, app.info, app.warning, app.error, app.latex)
     return "\n".join(str(element.value) for kind in kinds for element in kind)
