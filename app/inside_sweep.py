@@ -14,6 +14,7 @@ from app.figures import order_lab as figures
 from app.figures import style, sweep
 from app.lab_widgets import COLUMNS, choose_budget, choose_seed, finished, label
 from app.study import Study
+from rose.layer.order import order_names
 
 Show = Literal["weights", "change"]
 Arrange = Literal["visited", "natural"]
@@ -24,7 +25,7 @@ def draw(study: Study, layer: str) -> None:
     plan = study.plan(layer)
     count = len(plan.block_width)
     with left:
-        known = [name.partition(":")[0] for name in lab.order_options(0)]
+        known = order_names()
         order = st.selectbox(
             "Order",
             known,
@@ -38,9 +39,14 @@ def draw(study: Study, layer: str) -> None:
         budget = choose_budget("lab_sweep_budget")
         step = st.slider("Blocks pruned", 0, count, min(1, count), key="lab_step", bind=URL)
         show = components.choose("Show", {"weights": "|W|", "change": "Change"}, "lab_show")
-        arrange = components.choose("Columns", {"visited": "As visited", "natural": "Natural"}, "lab_arrange")
         play = st.toggle(
-            "Play in the browser", key="lab_play", bind=URL, help="All steps as frames, with play and pause"
+            "Play in the browser",
+            key="lab_play",
+            bind=URL,
+            help="All steps as frames, with play and pause; columns as visited",
+        )
+        arrange = components.choose(
+            "Columns", {"visited": "As visited", "natural": "Natural"}, "lab_arrange", disabled=play
         )
     with stage:
         needed = lab.trace_bytes(study, layer)
@@ -87,7 +93,7 @@ def step_numbers(result: rose.LayerResult, trace: rose.SweepTrace, step: int) ->
     block = visited_blocks(result.plan, result.order)[index]
     rows = {
         "Just pruned": "mixed" if block is None else f"block {block}",
-        "Weights removed": f"{int(trace.removed[index]):,}".replace(",", " "),
+        "Weights removed": style.whole(int(trace.removed[index])),
         "Lost without help": style.number(lost),
         "Compensated": f"{style.number(lost - kept)} ({style.percent(1 - lab.ratio(kept, lost), 0)})",
         "Remains": style.number(kept),

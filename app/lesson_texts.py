@@ -9,7 +9,7 @@ from torch import Tensor
 
 import rose
 from app.blocks import visited_blocks
-from app.figures.style import count, number, percent
+from app.figures.style import number, percent
 from app.lessons import Recipe, Subject
 
 
@@ -141,7 +141,8 @@ def sweep_lesson(subject: Subject, natural: rose.LayerResult, ordered: rose.Laye
         _block_sentence(result, step, words, subject.energy)
         for result, words in ((natural, "natural"), (ordered, "two-level"))
     ]
-    now = "Nothing is pruned yet." if step == 0 else f"{step} of {count(blocks, 'block')} pruned. " + " ".join(lines)
+    done = f"{step} of {blocks} {'block' if blocks == 1 else 'blocks'} pruned."
+    now = "Nothing is pruned yet." if step == 0 else " ".join([done, *lines])
     decision = "ROSE uses two-level order here" if subject.plan.is_columnar else "ROSE keeps natural order here"
     return Lesson(
         claim,

@@ -139,13 +139,13 @@ def _table(checks: list[tuple[str, Check]], alt: str) -> None:
 
 
 def _verdict(statuses: list[str], noun: str) -> str:
-    """ "12 checks: 11 pass, one wants a look, none fails"."""
-    passed, look, failed = (statuses.count(status) for status in ("pass", "look", "fail"))
-    wants = "wants" if look == 1 else "want"
-    return (
-        f"{style.sentence(style.count(len(statuses), noun))}: {passed} pass{'es' if passed == 1 else ''}, "
-        f"{look} {wants} a look, {failed} fail{'s' if failed == 1 else ''}"
-    )
+    """ "12 checks: eleven pass, one wants a look, none fails"."""
+    verbs = {"pass": ("passes", "pass"), "look": ("wants a look", "want a look"), "fail": ("fails", "fail")}
+    parts = []
+    for status, (one, several) in verbs.items():
+        found = statuses.count(status)
+        parts.append(f"{style.word(found)} {one if found == 1 else several}" if found else f"none {one}")
+    return f"{style.sentence(style.count(len(statuses), noun))}: {', '.join(parts)}"
 
 
 def _of(some: int, every: int, noun: str) -> str:

@@ -81,7 +81,7 @@ def results(study: Study, table: pd.DataFrame, metric: str, threshold: float) ->
     flips(table, threshold)
     shown = table if table[metric].notna().any() else None
     if shown is None:
-        st.info("There are no held-out samples in this set-up; ask for some on the start page.")
+        st.info(nothing_in(metric))
     else:
         drawing = figures.model_map(
             table,
@@ -96,6 +96,15 @@ def results(study: Study, table: pd.DataFrame, metric: str, threshold: float) ->
     components.show(strip, "layers-strip", on_select=lambda: pick("layers-strip"))
     pick_by_name(study, table)
     exact(table)
+
+
+def nothing_in(metric: str) -> str:
+    """Why no layer has a value to show."""
+    if metric.startswith("held_out"):
+        return "There are no held-out samples in this set-up; ask for some on the start page."
+    if metric == "gain":
+        return "SparseGPT makes no error in any layer at this sparsity, so there is none that an order could save."
+    return "No layer measured so far has a value here."
 
 
 def flips(table: pd.DataFrame, threshold: float) -> None:

@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 import rose
 from app import checking, jobs, session
 from app.checking import Findings, LayerChecks, Request
+from app.figures import style
 from app.study import Calibration, LoadedModel, Study
 from rose.layer.error import direct_error
 from rose.model.capture import visit_inputs
@@ -89,7 +90,7 @@ def test_before_the_run_the_inputs_are_judged_and_the_cost_is_told(study: Study)
     app = open_page(PAGE, study)
     assert list(table(app)["Check"]) == ["Finite inputs", "Live columns", "Enough tokens", "Damping as asked"]
     assert "256 tokens for 64 columns" in list(table(app)["Found"])
-    assert app.subheader[0].value == "Four checks: 4 pass, 0 want a look, 0 fail"
+    assert app.subheader[0].value == "Four checks: four pass, none wants a look, none fails"
     assert "Prunes by four methods, then runs 8 × 32 tokens" in texts(app)
     assert re.search(r"about \d+ s, \d+ MB of memory", texts(app))
 
@@ -105,8 +106,9 @@ def test_this_layer_lists_every_check(study: Study, findings: Findings) -> None:
             assert row["Found"] == check.found
         assert row["Passes"] == check.limit
     statuses = [check.status for _, check in findings.checks()]
-    looks = statuses.count("look")
-    assert app.subheader[0].value == f"16 checks: {16 - looks} pass, {looks} want{'s' * (looks == 1)} a look, 0 fail"
+    words = ["none wants", "one wants", "two want", "three want", "four want"]
+    passed, looks = style.word(4 + statuses.count("pass")), words[statuses.count("look")]
+    assert app.subheader[0].value == f"16 checks: {passed} pass, {looks} a look, none fails"
 
 
 def test_three_measures(study: Study, findings: Findings) -> None:
@@ -170,7 +172,7 @@ def test_all_layers(study: Study) -> None:
     assert len(shown) == 21
     assert set(shown["Finite inputs"]) == {"✓ pass"}
     looks = int((shown["Worst"] == "◐ look").sum())
-    assert app.subheader[0].value.startswith(f"21 layers: {21 - looks} pass")
+    assert app.subheader[0].value.startswith(f"21 layers: {style.word(21 - looks)} pass")
     assert len(figures(app)) == 2
     app.toggle(key="check_only").set_value(True).run()
     if looks:

@@ -115,6 +115,12 @@ def test_held_out_errors_that_were_not_measured_are_explained() -> None:
     assert len(figures(app)) == 1  # the strip stays
 
 
+def test_a_gain_that_nothing_can_have_is_explained() -> None:
+    app = open_page(PAGE, measured_study(sparsity="0"), metric="Predicted gain")
+    assert "SparseGPT makes no error in any layer at this sparsity" in texts(app)
+    assert "There are no held-out samples" not in texts(app)
+
+
 def test_a_layer_chosen_here_is_chosen_on_all_pages(study: Study) -> None:
     app = open_page(PAGE, study)
     other = "model.layers.2.mlp.down_proj"

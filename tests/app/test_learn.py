@@ -96,7 +96,7 @@ def test_a_link_opens_its_step(study: Study) -> None:
     app = open_page(PAGE, study, lesson=LABELS[4], lesson_step="2")
     assert app.button_group(key="lesson").value == LABELS[4]
     assert app.slider(key="lesson_step").value == 2
-    assert "2 of four blocks pruned" in texts(app)
+    assert "2 of 4 blocks pruned" in texts(app)
 
 
 # Sweeps
@@ -137,15 +137,15 @@ def test_step_play_and_pause(study: Study) -> None:
     app = step(5, study)
     assert "Nothing is pruned yet" in texts(app)
     app.button(key="lesson-forth").click().run()
-    assert "1 of four blocks pruned" in texts(app)
+    assert "1 of 4 blocks pruned" in texts(app)
     app.button(key="lesson-play").click().run()
     assert app.button(key="lesson-play").label == "Pause"
     app.session_state.lesson_ticked = 0.0  # as if the time of a block had passed
     app.run()
-    assert "2 of four blocks pruned" in texts(app)
+    assert "2 of 4 blocks pruned" in texts(app)
     app.slider(key="lesson_step").set_value(3).run()  # the hand goes first
     assert app.button(key="lesson-play").label == "Play"
-    assert "3 of four blocks pruned" in texts(app)
+    assert "3 of 4 blocks pruned" in texts(app)
     app.button(key="lesson-play").click().run()
     app.session_state.lesson_ticked = 0.0
     app.run()

@@ -141,8 +141,10 @@ def test_scrubbing_splits_the_damage(study: Study, step: int) -> None:
 
 def test_the_whole_sweep_plays_in_the_browser(study: Study) -> None:
     app = section(study, "Inside a sweep")
+    assert not app.segmented_control(key="lab_arrange").disabled
     app.toggle(key="lab_play").set_value(True).run()
     assert not app.exception
+    assert app.segmented_control(key="lab_arrange").disabled  # frames have one order of columns
     assert '"frames"' in figures(app)[0]
 
 

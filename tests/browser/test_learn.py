@@ -51,11 +51,11 @@ def test_a_sweep_plays_to_its_end(open_page: Open, measured: str) -> None:
     assert float(saved.group(1)) > 5
     page.get_by_role("button", name="Play").click()
     expect(page.get_by_role("button", name="Pause")).to_be_visible()
-    expect(page.get_by_text("2 of five blocks pruned")).to_be_visible()
-    expect(page.get_by_text("5 of five blocks pruned")).to_be_visible()
+    expect(page.get_by_text("2 of 5 blocks pruned")).to_be_visible()
+    expect(page.get_by_text("5 of 5 blocks pruned")).to_be_visible()
     expect(page.get_by_role("button", name="Play")).to_be_visible()
     page.get_by_role("button", name="chevron_left").click()
-    expect(page.get_by_text("4 of five blocks pruned")).to_be_visible()
+    expect(page.get_by_text("4 of 5 blocks pruned")).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
