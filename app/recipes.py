@@ -10,7 +10,7 @@ from app.setup import Setup
 
 
 def command_lines(setup: Setup, request: Request) -> str:
-    """Commands that prune and evaluate as this request does, one per pair."""
+    """Commands that prune and evaluate as this request does, one per pair; each keeps a checkpoint in any case."""
     lines = []
     for method, sparsity in request.pairs:
         output = str(request.target(method, sparsity)) if request.keep == "folder" else run_name(method, sparsity)
@@ -50,7 +50,7 @@ def command_lines(setup: Setup, request: Request) -> str:
 
 
 def python_code(setup: Setup, request: Request) -> str:
-    """A script that does what this request does."""
+    """A script that does what this request does; a checkpoint for download is a folder there."""
     if request.evaluate == HELD_OUT:
         windows = (
             f"per_sample = held_out.shape[1] // {request.window_length}\n"
@@ -62,9 +62,7 @@ def python_code(setup: Setup, request: Request) -> str:
             f"windows = rose.load_tokens({request.evaluate!r}, tokenizer, samples={request.windows}, "
             f'length={request.window_length}, seed=None, split="test")\n'
         )
-    output = Path(request.folder).expanduser() if request.keep == "folder" else None
-    folder = 'f"{method}-{sparsity}"' if output is None else f'f"{output}/{{method}}-{{sparsity}}"'
-    folder += '.replace(":", "-")'
+    continues = bool(request.prompt.strip())
     return (
         "import copy\n\nimport rose\n\n"
         f"dense, tokenizer = rose.load_model({setup.model!r}, dtype={setup.dtype!r})\n"
@@ -73,7 +71,8 @@ def python_code(setup: Setup, request: Request) -> str:
         f"tokens, held_out = drawn[:{setup.samples}], "
         + (f"drawn[{setup.samples}:]\n" if setup.held_out else "None\n")
         + windows
-        + 'print("dense", rose.perplexity(dense, windows))\n'
+        + (_continuation(request) if continues else "")
+        + f'print("dense", rose.perplexity(dense, windows){", continued(dense)" if continues else ""})\n'
         f"for sparsity in {list(request.sparsities)}:\n"
         f"    for method in {list(request.methods)}:\n"
         "        model = copy.deepcopy(dense)\n"
@@ -83,6 +82,24 @@ def python_code(setup: Setup, request: Request) -> str:
         f"            block_size={setup.block_size}, damping={setup.damping}, threshold={request.threshold},\n"
         f"            true_sequential={request.true_sequential},\n"
         "        )\n"
-        "        print(method, sparsity, rose.perplexity(model, windows), report.summary)\n"
-        f"        rose.save_model(model, tokenizer, {folder}, report=report)\n"
+        "        print(method, sparsity, rose.perplexity(model, windows), report.summary"
+        + (", continued(model))\n" if continues else ")\n")
+        + ("" if request.keep == "nothing" else _saving(request))
     )
+
+
+def _continuation(request: Request) -> str:
+    """A function of the script: the prompt continued by the most likely next tokens."""
+    return (
+        "\n\ndef continued(model):\n"
+        f'    ids = tokenizer({request.prompt!r}, return_tensors="pt").input_ids.to(model.device)\n'
+        f"    output = model.generate(ids, max_new_tokens={request.new_tokens}, do_sample=False)\n"
+        "    return repr(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))\n\n\n"
+    )
+
+
+def _saving(request: Request) -> str:
+    """The line of the script that writes a checkpoint."""
+    output = f"{Path(request.folder).expanduser()}/"
+    name = (f"{output!r} + " if request.keep == "folder" else "") + 'f"{method}-{sparsity}".replace(":", "-")'
+    return f"        rose.save_model(model, tokenizer, {name}, report=report)\n"

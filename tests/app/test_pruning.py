@@ -294,7 +294,18 @@ def test_python_code_gives_the_same_numbers(
     run = finished(setup, replace(request, keep="nothing"), lambda: loaded)
     assert run.dense is not None
     found = [float(line.split()[2 if line.split()[0] != "dense" else 1]) for line in printed]
-    assert found == pytest.approx([run.dense.perplexity, *(o.perplexity for o in run.outcomes)], rel=1e-5)
+    assert found == pytest.approx([outcome.perplexity for outcome in run.models], rel=1e-5)
+    for line, outcome in zip(printed, run.models, strict=True):
+        assert line.endswith(repr(outcome.text))
+
+
+def test_python_code_keeps_and_continues_only_what_was_asked_for(setup: Setup) -> None:
+    code = recipes.python_code(setup, REQUEST)
+    assert "save_model" not in code
+    assert "tokenizer('Hello'" in code
+    code = recipes.python_code(setup, replace(REQUEST, keep="zip", prompt=" "))
+    assert 'rose.save_model(model, tokenizer, f"{method}-{sparsity}"' in code
+    assert "continued" not in code
 
 
 def test_estimate_counts_every_pair(setup: Setup) -> None:
