@@ -18,11 +18,11 @@ START_PAGE = "views/start.py"
 URL: Final = "query-params"  # a widget bound to it keeps its choice in the URL
 
 
-def choose(label: str, options: Mapping[str, str], key: str, **more: Any) -> Any:
+def choose(label: str, options: Mapping[Any, str], key: str, **more: Any) -> Any:
     """One of a few, as buttons in a row; the choice is in the URL.
 
     Args:
-        options: what is in the URL -> what people read; the first is the default.
+        options: what the code knows -> what people read, which is also what the URL carries; the first is the default.
         more: of `st.segmented_control`.
     """
     return st.segmented_control(

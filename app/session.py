@@ -29,6 +29,7 @@ DEFAULT_THRESHOLD = 0.5
 RECENT = 5
 KEPT_STUDIES = 4
 KEPT_MODELS = 2
+DRAFT = "draft_"  # in the URL, before the names of choices that were edited since the study
 
 
 @st.cache_resource(max_entries=KEPT_MODELS, show_spinner=False)
@@ -135,12 +136,15 @@ def begin() -> None:
     if "setup" in st.session_state:
         return
     texts = {key: value for key, value in st.query_params.items() if isinstance(value, str)}
+    edits = {key.removeprefix(DRAFT): value for key, value in texts.items() if key.startswith(DRAFT)}
     st.session_state.setup, st.session_state.link_problem = Setup(), ""
     try:
-        st.session_state.setup = Setup.from_texts(texts)
-        st.session_state.setup.check()
+        linked, edited = Setup.from_texts(texts), Setup.from_texts(texts | edits)
+        linked.check()
+        edited.check()
+        st.session_state.setup, st.session_state.draft = linked, edited
     except rose.RoseError as problem:
-        st.session_state.setup, st.session_state.link_problem = Setup(), str(problem)
+        st.session_state.link_problem = str(problem)
     st.session_state.chosen_layer = texts.get("layer")
     try:
         st.session_state.chosen_threshold = min(1.0, max(0.0, float(texts.get("threshold", DEFAULT_THRESHOLD))))
@@ -155,13 +159,24 @@ def publish() -> None:
         shared["layer"] = cast(str, layer())
     if threshold() != DEFAULT_THRESHOLD:
         shared["threshold"] = f"{threshold():g}"
-    known = {*Setup.__dataclass_fields__, "layer", "threshold"}
+    shared |= {DRAFT + name: value for name, value in _edits().items()}
+    names = list(Setup.__dataclass_fields__)
+    known = {*names, *(DRAFT + name for name in names), "layer", "threshold"}
     for key in known:
         if key in shared:
             if st.query_params.get(key) != shared[key]:
                 st.query_params[key] = shared[key]
         elif key in st.query_params:
             del st.query_params[key]
+
+
+def _edits() -> dict[str, str]:
+    """What the draft has otherwise than the set-up; nothing where no link should lead to it, as it cannot run."""
+    try:
+        draft().check()
+    except rose.RoseError:
+        return {}
+    return draft().changes(setup())
 
 
 def setup() -> Setup:
@@ -182,13 +197,13 @@ def draft() -> Setup:
 
 
 def choose_draft(edited: Setup) -> None:
-    """Keeps an edited set-up. Where nothing has been measured yet, it is also what the URL restores."""
+    """Keeps an edited set-up. Where nothing has been measured yet, it is also the one that all pages look at."""
     st.session_state.draft = edited
     if study() is None:
         try:
             edited.check()
         except rose.RoseError:
-            return  # no link should lead to what cannot run
+            return
         st.session_state.setup = edited
 
 

@@ -85,8 +85,12 @@ class Setup:
 
     def to_texts(self) -> dict[str, str]:
         """For a URL: only what differs from the defaults."""
-        default = asdict(Setup())
-        return {name: str(value) for name, value in asdict(self).items() if value != default[name]}
+        return self.changes(Setup())
+
+    def changes(self, other: Setup) -> dict[str, str]:
+        """What differs from another set-up, as texts for a URL."""
+        former = asdict(other)
+        return {name: str(value) for name, value in asdict(self).items() if value != former[name]}
 
     def draw(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor | None]:
         """Calibration and held-out tokens, see `load_calibration`."""

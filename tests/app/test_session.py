@@ -11,7 +11,7 @@ from hypothesis import given
 import rose
 from app import session
 from app.study import Calibration, LoadedModel, Setup, Study
-from tests.app.tiny_study import open_page, texts
+from tests.app.tiny_study import measured_study, open_page, texts
 
 SETUPS = some.builds(
     Setup,
@@ -110,6 +110,18 @@ def test_a_bad_link_is_explained_and_the_defaults_are_shown() -> None:
     app = open_page("views/start.py", samples="many")
     assert "samples='many'" in texts(app)
     assert app.number_input(key="start_samples").value == Setup().samples
+
+
+def test_edits_after_a_study_are_in_the_url_too() -> None:
+    study = measured_study()
+    app = open_page("views/start.py", study)
+    app.number_input(key="start_samples").set_value(5).run()
+    assert (app.query_params["samples"], app.query_params["draft_samples"]) == ("8", "5")
+    again = open_page("views/start.py", study, draft_samples="5")
+    assert again.number_input(key="start_samples").value == 5
+    assert again.session_state["setup"] == study.setup
+    again.number_input(key="start_samples").set_value(8).run()
+    assert "draft_samples" not in again.query_params
 
 
 @pytest.mark.parametrize(
