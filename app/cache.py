@@ -31,7 +31,6 @@ from torch import Tensor
 
 import rose
 from app.setup import MEASURED, Setup
-from rose.layer.statistics import InputStatistics
 from rose.model.calibration import DATASETS
 from rose.model.capture import BlockStatistics
 from rose.model.checkpoint import blocks_of
@@ -133,7 +132,7 @@ def _read_block(folder: Path, index: int, layers: list[PrunableLayer]) -> BlockS
     streams = {}
     for stream, owners in json.loads(facts["owners"]).items():
         groups = {
-            number: InputStatistics.unpack(
+            number: rose.InputStatistics.unpack(
                 {part: tensors[f"{stream}.{number}.{part}"] for part in ("panels", "sum", "tokens")}
             )
             for number in set(owners.values())

@@ -20,7 +20,6 @@ from app.figures import style
 from app.jobs import Job
 from app.study import Study
 from rose.layer.error import quadratic_form, relative_error
-from rose.layer.order import order_names
 
 BASE_LINE = ("natural", "block")  # SparseGPT, which every other error is compared with
 BUDGETS = ("block", "layer")
@@ -71,11 +70,6 @@ class Outcome:
     def error(self) -> float:
         """Relative error on calibration inputs."""
         return self.result.relative_error
-
-
-def order_options(seed: int) -> list[str]:
-    """Every named order, the random one with its seed, in the order in which people look for them."""
-    return [f"random:{seed}" if name == "random" else name for name in order_names()]
 
 
 def outcome(study: Study, layer: str, sweep: Sweep) -> Outcome:

@@ -12,6 +12,7 @@ from app.components import URL
 from app.figures import style
 from app.lab import Batch, Outcome, Sweep
 from app.study import Study
+from rose.layer.order import order_names
 
 COLUMNS = (1, 2.7)  # controls left, stage right
 DAMPING_NOTE = (
@@ -46,8 +47,7 @@ def choose_seed(key: str) -> int:
 
 def choose_orders(key: str, default: list[str], *, seed_key: str) -> list[str]:
     """Names of orders; the random one with its seed."""
-    known = [name.partition(":")[0] for name in lab.order_options(0)]
-    chosen = st.multiselect("Orders", known, default=default, format_func=label, key=key, bind=URL, wrap=True)
+    chosen = st.multiselect("Orders", order_names(), default=default, format_func=label, key=key, bind=URL, wrap=True)
     if "random" not in chosen:
         return chosen
     seed = choose_seed(seed_key)

@@ -14,6 +14,7 @@ from app.figures import order_picture, style
 from app.lab import BASE_LINE, Sweep
 from app.lab_widgets import COLUMNS, DAMPING_NOTE, choose_budget, label, outcomes
 from app.study import Study
+from rose.layer.order import order_names
 
 TILE: dict[str, Any] = {"border": True, "height": "stretch", "delta_arrow": "off"}
 
@@ -85,12 +86,11 @@ def draw(study: Study, layer: str) -> None:
 
 def own_controls(plan: rose.OrderPlan, state: dict[str, Any]) -> tuple[int | None, str]:
     """Widgets that change the order; returns the original block at hand, where it is one, and the budget."""
-    names = [name.replace("random:0", "random") for name in lab.order_options(0)]
     count = len(plan.block_width)
     st.session_state.lab_own_base = state["base"].partition(":")[0]
     st.selectbox(
         "Start from",
-        names,
+        order_names(),
         key="lab_own_base",
         format_func=label,
         on_change=lambda: change_own(st.session_state.lab_own_base, list(range(count))),

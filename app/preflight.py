@@ -12,9 +12,10 @@ from typing import Literal
 import psutil
 from torch import nn
 
+import rose
 from app.setup import MEASURED, Setup, check_sparsity, weights_size
 from rose.model.cost import Cost, estimate_cost
-from rose.model.structure import decoder_blocks, prunable_layers
+from rose.model.structure import decoder_blocks
 
 LayerChoice = Literal["all", "attention", "block", "own"]
 
@@ -72,7 +73,7 @@ def layer_choice(patterns: str) -> tuple[LayerChoice, int]:
 
 def attention_outputs(skeleton: nn.Module) -> str:
     """Patterns for the attention output projections of this model; all known names where it has none of them."""
-    names = [layer.name for layer in prunable_layers(skeleton)]
+    names = [layer.name for layer in rose.prunable_layers(skeleton)]
     found = [pattern for pattern in ATTENTION_OUTPUTS if any(name.endswith(pattern[1:]) for name in names)]
     return " ".join(found or ATTENTION_OUTPUTS)
 

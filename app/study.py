@@ -22,7 +22,7 @@ from app import cache
 from app.jobs import Job, acquire
 from app.setup import MEASURED, Setup
 from rose.layer.hessian import condition_number, spectrum
-from rose.layer.order import Order, replan
+from rose.layer.order import replan
 from rose.model.capture import BlockStatistics
 from rose.model.pipeline import measure_layer
 from rose.model.structure import PrunableLayer, select_layers
@@ -259,7 +259,7 @@ class Study:
         layer: str,
         *,
         method: str = "rose",
-        order: str | Order | None = None,
+        order: str | rose.Order | None = None,
         budget: str | None = None,
         sparsity: str | None = None,
         threshold: float = 0.5,

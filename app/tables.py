@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from rose.layer.order import Order, OrderPlan, rank
+import rose
+from rose.layer.order import rank
 
 SHOWN_METHODS = ("sparsegpt", "rose", "rose_global")
 
 
-def column_table(plan: OrderPlan, order: Order, block: int) -> pd.DataFrame:
+def column_table(plan: rose.OrderPlan, order: rose.Order, block: int) -> pd.DataFrame:
     """Exact values of the columns of one block, in natural order.
 
     Columns: `column` (original), `position` within the block, `step` at which the order visits it, `column_loss`,

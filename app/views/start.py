@@ -270,7 +270,7 @@ def show_preflight(edited: Setup, found: Preflight | str) -> None:
         if edited.model in problems():
             st.button("Look again", icon=":material/refresh:", on_click=look_again, args=(edited.model,))
         return
-    tokens = f"{(edited.samples + edited.held_out) * edited.length:,}".replace(",", " ")
+    tokens = style.whole((edited.samples + edited.held_out) * edited.length)
     st.markdown(
         f"**{style.sentence(style.count(found.cost.layers, 'layer'))}**, {tokens} tokens: about "
         f"**{components.duration(max(1.0, found.cost.seconds))}** after loading, **{components.size(found.needed)}** "
