@@ -47,6 +47,7 @@ def _choose_layer(study: Study) -> None:
 
 def _running() -> None:
     """Keeps this session's background work alive on every page, and says how far it is."""
+    session.pruning()  # a browser that has come back, to whatever page, keeps the files of its run
     if not session.running_jobs():
         return
 

@@ -14,6 +14,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import rose
+from app import session
 from app.pruning import PruningRun
 from app.study import Setup
 from rose.cli import _parser
@@ -223,6 +224,16 @@ def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch
     assert archive is not None
     assert archive.exists()
     assert len(view(app, "Downloads").get("download_button")) == 2 + 3
+
+
+def test_a_browser_that_comes_back_to_another_page_keeps_the_files_of_its_run(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, run = pruned(opened(setup, prune_layers="model.layers.1.*.o_proj", prune_windows="1", prune_prompt=""))
+    held: list[PruningRun] = []  # as after the end of a connection
+    monkeypatch.setattr(session, "_held", lambda: held)
+    app.switch_page("views/learn.py").run()
+    assert held == [run]
 
 
 @pytest.mark.parametrize("section", ["Perplexity", "Layers", "Texts", "Downloads"])
