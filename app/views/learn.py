@@ -19,7 +19,8 @@ from app.lesson_texts import Lesson
 from app.lessons import Recipe, Subject
 from app.study import Study
 
-HEIGHT = 570  # of text and stage, pixels; nothing below them moves from step to step
+# Of text and stage, pixels: nothing below them moves from step to step, and on a screen of 1280 × 800 nothing is cut.
+HEIGHT = 554
 SPLIT = (1, 1.55)
 TICK = 1.2  # seconds a block is shown while a sweep plays
 LABELS = [f"{number} {title}" for number, title in enumerate(lessons.TITLES, 1)]
@@ -43,7 +44,7 @@ def draw(drawing: Drawing, key: str, height: int | None = None) -> None:
 
 def steady(drawing: Drawing) -> Drawing:
     """The same matrix at the same place in every step, whether or not its losses stand below it."""
-    drawing.figure.update_layout(height=450, margin={"l": 110, "t": 100})
+    drawing.figure.update_layout(height=428, margin={"l": 110, "t": 100})
     drawing.figure.update_yaxes(range=[5.9, -0.6], automargin=False)
     return drawing
 
@@ -196,7 +197,7 @@ def sweep_step(columnar: bool) -> None:
         play_controls(blocks)
         name = subject.name if chosen is None else style.short_layer(subject.name)
         theme = session.theme()
-        draw(sweep_race((natural, ordered), step, subject.energy, layer=name, height=400, theme=theme), "race")
+        draw(sweep_race((natural, ordered), step, subject.energy, layer=name, height=384, theme=theme), "race")
 
 
 def played_step(blocks: int) -> int:

@@ -18,6 +18,9 @@ expect.set_options(timeout=60_000)  # a loaded machine takes its time
 def test_worked_example_before_any_model(open_page: Open, scheme: str) -> None:
     page = open_page("learn", "", scheme)
     expect(page.get_by_role("heading", name="A weight matters by its own size")).to_be_visible()
+    below = page.get_by_role("button", name="Next").bounding_box()
+    assert below is not None
+    assert below["y"] + below["height"] <= 800  # of the screen
     page.keyboard.press("PageDown")
     expect(page.get_by_role("radio", name="2 Pre-pruning")).to_be_checked()
     expect(page.get_by_text("Block 3 must give up 1.6, 1.9, 3.9 and 4.2")).to_be_visible()
