@@ -114,7 +114,7 @@ def _start(study: Study, request: Request) -> None:
     run = runs[(study.setup, request)] = LayerChecks(study, request)
     while len(runs) > KEPT_RUNS:
         del runs[next(iter(runs))]
-    session.start_job(run.job, lambda: f":material/fact_check: Checks of {components.short_name(request.layer)}")
+    session.start_job(run.job, lambda: f":material/fact_check: Checks of {style.short_layer(request.layer)}")
 
 
 def _wait(run: LayerChecks) -> None:

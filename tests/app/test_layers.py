@@ -116,7 +116,7 @@ def test_held_out_errors_that_were_not_measured_are_explained() -> None:
 
 
 def test_a_gain_that_nothing_can_have_is_explained() -> None:
-    app = open_page(PAGE, measured_study(sparsity="0"), metric="Predicted gain")
+    app = open_page(PAGE, measured_study(sparsity="0"), metric="Gain of two-level order")
     assert "SparseGPT makes no error in any layer at this sparsity" in texts(app)
     assert "There are no held-out samples" not in texts(app)
 
