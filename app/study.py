@@ -14,6 +14,7 @@ from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, TypeVar
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -33,6 +34,7 @@ from rose.report import records_table
 # them anew whenever it is drawn.
 KEPT_RESULTS = 96
 KEPT_BYTES = 5 * 10**9
+HOME = torch.device("cpu")  # where models of the app rest
 T = TypeVar("T")
 
 
@@ -60,12 +62,17 @@ class Calibration:
         self.tokens: Tensor | None = None
         self.held_out: Tensor | None = None
 
-    def iterate(self, setup: Setup, files: cache.Files, loaded: LoadedModel, job: Job) -> Iterator[BlockStatistics]:
-        """Block by block: from memory where complete, else from the disk, else by running the model."""
+    def iterate(
+        self, setup: Setup, files: cache.Files, loaded: LoadedModel, job: Job
+    ) -> Iterator[tuple[BlockStatistics, BlockStatistics]]:
+        """Block by block: from memory where complete, else from the disk, else by running the model.
+
+        Yields each where its weights are now, which may be a GPU, and as it is kept: where they will be.
+        """
         acquire(self.lock, job)
         try:
             if self.complete and self.files in (None, files):
-                yield from self.blocks
+                yield from zip(self.blocks, self.blocks, strict=True)
                 return
             self.complete, self.files, self.blocks = False, files, []
             self.tokens, self.held_out = setup.draw(loaded.tokenizer)
@@ -74,7 +81,7 @@ class Calibration:
             kept = cache.read_blocks(folder, layers) if folder else None
             if kept is not None:
                 self.blocks, self.complete = kept, True
-                yield from kept
+                yield from zip(kept, kept, strict=True)
                 return
             acquire(loaded.lock, job)
             try:
@@ -85,8 +92,8 @@ class Calibration:
                     held_out=self.held_out,
                     progress=job.tell,
                 ):
-                    self.blocks.append(block)
-                    yield block
+                    self.blocks.append(block.to(HOME))
+                    yield block, self.blocks[-1]
             finally:
                 loaded.lock.release()
             self.complete = True
@@ -139,8 +146,8 @@ class Study:
             kept = self._recall()
         self.layer_names = [layer.name for layer in select_layers(self.loaded.model, self.setup.layer_patterns)]
         job.message = "Measuring layers"
-        for block in self.calibration.iterate(self.setup, self.files, self.loaded, job):
-            self._measure(block, job)
+        for block, kept_block in self.calibration.iterate(self.setup, self.files, self.loaded, job):
+            self._measure(block, kept_block, job)
         if not kept and (folder := cache.folder_of(self.setup, self.files)):
             cache.write_study(folder, self.setup, self._records, self._condition)
 
@@ -153,7 +160,7 @@ class Study:
             self.layer_names = list(dict.fromkeys(record.layer for record in self._records))
         return kept is not None
 
-    def _measure(self, block: BlockStatistics, job: Job) -> None:
+    def _measure(self, block: BlockStatistics, kept: BlockStatistics, job: Job) -> None:
         with self._lock:
             known = {record.layer for record in self._records}
         conditions: dict[int, float] = {}
@@ -168,7 +175,7 @@ class Study:
                     self._records += records
                     self._condition[layer.name] = conditions[id(statistics)]
             with self._lock:
-                self._layers[layer.name] = (layer, statistics, held_out)
+                self._layers[layer.name] = (layer, kept.calibration[layer.name], kept.held_out.get(layer.name))
 
     def _measure_layer(
         self, layer: PrunableLayer, statistics: rose.InputStatistics, held_out: rose.InputStatistics | None
@@ -222,7 +229,7 @@ class Study:
 
     def weight(self, layer: str) -> Tensor:
         """W, (out, in), as the model holds it; do not change it."""
-        return self._layers[layer][0].weight
+        return self._layers[layer][0].weight.to(HOME)  # a copy only while its decoder block is on a GPU
 
     def statistics(self, layer: str) -> rose.InputStatistics:
         return self._layers[layer][1]
