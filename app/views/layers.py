@@ -18,7 +18,7 @@ from app.study import Study
 METRICS = {
     "relative_range": "Relative range",
     "condition": "Hessian condition",
-    "gain": "Gain of two-level order",
+    "gain": "Two-level gain",
     "error": "Error",
     "held_out": "Held-out error",
 }

@@ -332,9 +332,9 @@ def arrivals(study: Study) -> None:
         latest.assign(layer=latest["layer"].map(style.short_layer)),
         hide_index=True,
         column_config={
-            "layer": st.column_config.TextColumn("Latest"),
+            "layer": st.column_config.TextColumn("Latest", width=128),
             "relative_range": st.column_config.ProgressColumn(
-                "Relative range", min_value=0.0, max_value=1.0, format="%.2f"
+                "Relative range", width=112, min_value=0.0, max_value=1.0, format="%.2f"
             ),
         },
         alt="The layers measured last, with their relative range",

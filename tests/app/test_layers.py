@@ -80,10 +80,10 @@ def test_no_columnar_layer_is_said_too(study: Study) -> None:
     assert "**0 of 21 layers are columnar** above 1.00." in texts(open_page(PAGE, study, threshold="1"))
 
 
-@pytest.mark.parametrize("metric", ["Hessian condition", "Gain of two-level order", "Error", "Held-out error"])
+@pytest.mark.parametrize("metric", ["Hessian condition", "Two-level gain", "Error", "Held-out error"])
 def test_the_map_shows_what_was_chosen(study: Study, metric: str) -> None:
     app = open_page(PAGE, study, metric=metric)
-    column = {"Hessian condition": "condition", "Gain of two-level order": "gain"}.get(metric)
+    column = {"Hessian condition": "condition", "Two-level gain": "gain"}.get(metric)
     column = column or {"Error": "error_rose", "Held-out error": "held_out_rose"}[metric]
     values = study.overview(0.5).set_index("layer")[column]
     if column == "gain":
@@ -116,7 +116,7 @@ def test_held_out_errors_that_were_not_measured_are_explained() -> None:
 
 
 def test_a_gain_that_nothing_can_have_is_explained() -> None:
-    app = open_page(PAGE, measured_study(sparsity="0"), metric="Gain of two-level order")
+    app = open_page(PAGE, measured_study(sparsity="0"), metric="Two-level gain")
     assert "SparseGPT makes no error in any layer at this sparsity" in texts(app)
     assert "There are no held-out samples" not in texts(app)
 
@@ -159,7 +159,7 @@ def test_results_arrive_while_the_run_goes_on(study: Study) -> None:
     running.job.start()
     try:
         assert calibration.waiting.wait(60)
-        app = open_page(PAGE, running, metric="Gain of two-level order")
+        app = open_page(PAGE, running, metric="Two-level gain")
         assert len(app.main.dataframe[0].value) == 7
         assert "of 7 layers are columnar" in texts(app)
         subtitle = json.loads(figures(app)[0])["layout"]["title"]["text"]
