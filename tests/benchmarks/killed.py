@@ -26,11 +26,18 @@ def command(options: argparse.Namespace, output: Path, *more: str | Path) -> lis
     return [sys.executable, "-m", "rose", "prune", *sizes, "--sparsity", "0.5", "--output", output, *more]
 
 
-def lifetime(attempt: Sequence[str | Path], seconds: float | None) -> float:
-    """Runs the command, and kills it after so many seconds; returns how long it lived."""
-    start = time.perf_counter()
+def changed(folder: Path) -> int:
+    """When something was last written into the folder, in nanoseconds; 0 before there is one."""
+    return folder.stat().st_mtime_ns if folder.exists() else 0
+
+
+def lifetime(attempt: Sequence[str | Path], kept: Path, seconds: float | None) -> float:
+    """Runs the command, and kills it so many seconds after it first wrote a checkpoint; returns how long it lived."""
+    start, before = time.perf_counter(), changed(kept)
     process = subprocess.Popen(attempt, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
+        while seconds is not None and changed(kept) == before and process.poll() is None:
+            time.sleep(0.05)  # it still loads the model
         status = process.wait(seconds)
         assert status == 0, f"a run ended with status {status}"
     except subprocess.TimeoutExpired:
@@ -53,13 +60,14 @@ def main() -> None:
     draw, console = random.Random(options.seed), Console()
     with tempfile.TemporaryDirectory(prefix="killed-") as name:
         folder = Path(name)
-        whole = lifetime(command(options, folder / "undisturbed"), None)
+        whole = lifetime(command(options, folder / "undisturbed"), folder, None)
         table = Table("attempt", "ended after, s", "how", "decoder blocks kept")
         attempt = command(options, folder / "killed", "--checkpoint", folder / "kept")
         kills = 0
         while not (folder / "killed").exists():
             # Short lives, or chance would let an early attempt come to its end.
-            lived = lifetime(attempt, draw.uniform(0, 2 * whole / options.kills) if kills < options.kills else None)
+            limit = draw.uniform(0, whole / options.kills) if kills < options.kills else None
+            lived = lifetime(attempt, folder / "kept", limit)
             finished = (folder / "killed").exists()
             kills += not finished
             kept = len(list((folder / "kept").glob("block-*.safetensors")))
