@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +16,7 @@ from rose.layer.hessian import damp
 from rose.layer.loss import block_starts
 from rose.layer.pattern import Pattern, parse_sparsity, smallest, smallest_per_group
 from rose.layer.statistics import PANEL
-from rose.layer.sweep import TILE, sweep
+from rose.layer.sweep import TILE, _tile_at_once, _tile_by_column, sweep
 from tests.layer.helpers import (
     METHODS,
     ORDERS,
@@ -144,7 +146,11 @@ def one_column_at_a_time(weight: Tensor, factor: Tensor, pattern: Pattern, count
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.7, 1.0, "2:4", "1:3", "10:32", "0:4", "4:4"])
 @pytest.mark.parametrize("rows", [1, 5, 64])
 @pytest.mark.parametrize("columns", [1, 12, TILE, TILE + 1, 96])
-def test_tiles_are_one_column_at_a_time(sparsity: float | str, rows: int, columns: int) -> None:
+@pytest.mark.parametrize("solver", [_tile_by_column, _tile_at_once])
+def test_tiles_are_one_column_at_a_time(
+    sparsity: float | str, rows: int, columns: int, solver: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rose.layer.sweep._tile_by_column", solver)
     pattern = parse_sparsity(sparsity)
     if pattern.is_grouped and columns % pattern.of:
         columns = pattern.of * (columns // pattern.of + 1)
@@ -355,3 +361,21 @@ def test_moved_narrow_block_keeps_its_width_in_the_sweep() -> None:
     assert result.block_error[0] == pytest.approx(float(result.column_error[16:].sum()), rel=1e-5)
     early = relative_error(layer.weight, result.weight, layer.hessian)
     assert early < layer.prune(order="natural", sparsity=0.5).relative_error
+
+
+@pytest.mark.parametrize("width", [1, 4, TILE])
+@pytest.mark.parametrize("share_removed", [0.0, 0.6, 1.0])
+def test_a_tile_solved_at_once_is_one_solved_column_by_column(width: int, share_removed: float) -> None:
+    """What a GPU does instead of a loop over columns, in float64 so that only the algebra can differ."""
+    generator = torch.Generator().manual_seed(width)
+    inputs = torch.randn(64, width, generator=generator, dtype=torch.float64)
+    factor = torch.linalg.cholesky(torch.linalg.inv(inputs.T @ inputs), upper=True)
+    weights = torch.randn(width, 7, generator=generator, dtype=torch.float64)
+    removed = torch.rand(width, 7, generator=generator, dtype=torch.float64) < share_removed
+    share = removed / factor.diagonal().unsqueeze(1)
+    one, other = weights.clone(), weights.clone()
+    errors, others = torch.empty_like(weights), torch.empty_like(weights)
+    _tile_by_column(one, share, factor, errors)
+    _tile_at_once(other, share, factor, others)
+    torch.testing.assert_close(others, errors, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-12)
