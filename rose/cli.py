@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="rows and summaries; an interrupted run goes on here",
     )
-    compare.set_defaults(run=_compare, rows=None)
+    compare.set_defaults(run=_compare)
 
     evaluate = commands.add_parser("evaluate", help="perplexity and zero-shot accuracy of a model")
     _model_options(evaluate)

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from rose.errors import RoseError
 from rose.model.residence import residence_of
-from rose.model.structure import decoder_blocks
+from rose.model.structure import decoder_blocks, text_config
 
 BATCH_TOKENS = 4096  # enough rows to keep the matrix products efficient
 
@@ -86,14 +86,13 @@ def check_tokens(model: nn.Module, tokens: Tensor) -> None:
     """Raises RoseError unless tokens are a (samples, length) int64 tensor that the model can embed."""
     if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point():
         raise RoseError(f"Tokens must be a (samples, length) integer tensor, but the shape is {tuple(tokens.shape)}.")
-    config: Any = model.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    vocabulary = text.vocab_size
+    config = text_config(model)
+    vocabulary = config.vocab_size
     if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
         raise RoseError(
             f"Token {int(tokens.max())} is outside the model's vocabulary of {vocabulary}; use the model's tokenizer."
         )
-    limit = getattr(text, "max_position_embeddings", None) or 0
+    limit = getattr(config, "max_position_embeddings", None) or 0
     if limit and tokens.shape[1] > limit:
         raise RoseError(
             f"Samples of {tokens.shape[1]} tokens are longer than the model's {limit} positions; ask for less."

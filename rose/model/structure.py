@@ -90,10 +90,15 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return best
 
 
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the language model, which a model that also sees or hears keeps inside its own."""
+    config: Any = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def hidden_size(model: nn.Module) -> int:
     """Channels of the hidden states that pass from one decoder block to the next."""
-    config: Any = model.config
-    return (config.get_text_config() if hasattr(config, "get_text_config") else config).hidden_size
+    return text_config(model).hidden_size
 
 
 def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
