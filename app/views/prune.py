@@ -222,8 +222,6 @@ def _wait(run: PruningRun) -> None:
 
     @st.fragment(run_every=1.0)
     def poll() -> None:
-        if run.job.status != "running" or (len(run.outcomes), run.dense is None) != finished:
-            st.rerun()  # what the page shows below has changed
         run.job.watch(session.viewer())
         left = "" if run.remaining is None else f", about {components.duration(run.remaining)} left"
         st.progress(run.fraction, text=f"{run.doing}. {components.duration(run.seconds)} so far{left}")
@@ -235,6 +233,9 @@ def _wait(run: PruningRun) -> None:
                 if shown.open:
                     components.show(drawing, "prune-timeline-figure")
         components.cancel_button(run.job, "prune")
+        # Last: a fragment that ends before it has drawn anything leaves a gap until the page is redrawn.
+        if run.job.status != "running" or (len(run.outcomes), run.dense is None) != finished:
+            st.rerun()  # what the page shows below has changed
 
     poll()
 

@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Milliseconds; a loaded two-core machine takes a minute only to read the model.
-RUN_PATIENCE = 180_000
+RUN_PATIENCE = 300_000
 PATIENCE = 45_000
 expect.set_options(timeout=PATIENCE)
 

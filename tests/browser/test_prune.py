@@ -26,9 +26,12 @@ SMALL = {
 
 
 def prune(page: Page, patience: float = RUN_PATIENCE) -> None:
-    page.get_by_role("button", name="Prune", exact=True).click()
+    """Presses the button and waits for the end of the run."""
+    button = page.get_by_role("button", name="Prune", exact=True)
+    button.click()
     expect(page.get_by_role("button", name="Cancel")).to_be_visible(timeout=PATIENCE)
-    expect(page.get_by_role("button", name="Cancel")).to_be_hidden(timeout=patience)
+    # Cancel is away for a moment whenever a model is done; this button stays disabled until all of them are.
+    expect(button).to_be_enabled(timeout=patience)
     settle(page)
 
 
