@@ -22,7 +22,6 @@ from app.study import Study
 from rose.layer.error import quadratic_form, relative_error
 
 BASE_LINE = ("natural", "block")  # SparseGPT, which every other error is compared with
-BUDGETS = ("block", "layer")
 # Orders that keep every column in its block, so that a block can be taken out and put elsewhere.
 WHOLE_BLOCK_ORDERS = ("natural", "columns", "blocks", "two_level")
 LARGEST_TRACE = 2e9  # bytes

@@ -12,6 +12,7 @@ from app.components import URL
 from app.figures import style
 from app.lab import Batch, Outcome, Sweep
 from app.study import Study
+from rose.layer.methods import BUDGETS
 from rose.layer.order import order_names
 
 COLUMNS = (1, 2.7)  # controls left, stage right
@@ -33,7 +34,7 @@ def budget_label(budget: str) -> str:
 def choose_budget(key: str, default: str = "block") -> str:
     return components.choose(
         "Budget",
-        {budget: budget_label(budget) for budget in lab.BUDGETS},
+        {budget: budget_label(budget) for budget in BUDGETS},
         key,
         default=default,
         help="Block: every block gives up the same share of its weights. Layer: one threshold for the whole layer "

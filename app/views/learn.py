@@ -18,6 +18,7 @@ from app.figures.style import Drawing
 from app.lesson_texts import Lesson
 from app.lessons import Recipe, Subject
 from app.study import Study
+from rose.layer.methods import BUDGETS
 
 # Of text and stage, pixels: nothing below them moves from step to step, and on a screen of 1280 × 800 nothing is cut.
 HEIGHT = 554
@@ -309,7 +310,7 @@ def effects_step() -> None:
             chosen = chosen if kind == "real" else None
     subject = subject_of(chosen, COLUMNAR)
     with stage:
-        pairs = [(order, budget) for order in lessons.SEPARATED for budget in lab.BUDGETS]
+        pairs = [(order, budget) for order in lessons.SEPARATED for budget in BUDGETS]
         pieces = [lambda pair=pair: subject.prune(pair[0], pair[1], False) for pair in pairs]
         signature = (subject.name, chosen[0].created if chosen else None)
         if not lab_widgets.finished(pieces, "learn-effects", signature):

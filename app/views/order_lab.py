@@ -22,6 +22,7 @@ from app.lab_widgets import (
     outcomes,
 )
 from app.study import Study
+from rose.layer.methods import BUDGETS
 
 SECTIONS = {
     "compare": "Compare orders",
@@ -44,7 +45,7 @@ def compare(study: Study, layer: str) -> None:
         orders = choose_orders("lab_orders", ["natural", "two_level", "random", "global"], seed_key="lab_seed")
         budgets = st.segmented_control(
             "Budgets",
-            lab.BUDGETS,
+            BUDGETS,
             selection_mode="multi",
             default=["block", "layer"],
             format_func=budget_label,
@@ -205,7 +206,7 @@ def budget(study: Study, layer: str) -> None:
         )
     with stage:
         shown = ["natural", *(order for order in orders if order != "natural")]
-        sweeps = [Sweep(order, budget) for order in shown for budget in lab.BUDGETS]
+        sweeps = [Sweep(order, budget) for order in shown for budget in BUDGETS]
         made = outcomes(study, layer, sweeps, "lab-budget")
         if made is None:
             return

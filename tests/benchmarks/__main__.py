@@ -2,6 +2,7 @@
 
 `--reference PATH` runs the authors' own program against ours instead; see reference.py.
 Not part of the test run: absolute times depend on the machine, and a timed test would fail for no fault of the code.
+`memory`, `distributed` and `killed` can also be called by python -m tests.benchmarks.NAME, with options of their own.
 The app's pages are timed by python -m tests.benchmarks.pages.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import platform
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from rose.layer.methods import Settings
 from rose.layer.order import make_order
 from rose.layer.pattern import parse_sparsity
 from rose.layer.sweep import block_budget, sweep
+from tests.benchmarks import distributed, killed, memory
 from tests.benchmarks.profiling import profile
 from tests.benchmarks.reference import load_reference, reference_layer, reference_model
 from tests.benchmarks.timing import Row, forward_passes, packaged_model, timed
@@ -90,7 +93,16 @@ def one_layer(_tokens: tuple[int, int]) -> list[Row]:
     return rows
 
 
-BENCHMARKS = {"whole_model": whole_model, "profile": profiled, "analysis": analysis, "one_layer": one_layer}
+BENCHMARKS: dict[str, Callable[[tuple[int, int]], list[Row]]] = {
+    "whole_model": whole_model,
+    "profile": profiled,
+    "analysis": analysis,
+    "one_layer": one_layer,
+    # These have sizes of their own, and say more when called by their own names.
+    "memory": lambda _tokens: memory.rows(),
+    "distributed": lambda _tokens: distributed.rows(),
+    "killed": lambda _tokens: killed.rows(),
+}
 
 
 def number(value: float, digits: int) -> str:

@@ -24,6 +24,9 @@ from rose.model.cost import statistics_groups
 from rose.model.distributed import exchange, from_first, place, process_group, processes
 from rose.model.loading import load_skeleton
 from rose.model.structure import prunable_layers
+from tests.benchmarks.timing import Row
+
+SAMPLES, LENGTH = 8, 512
 
 
 def volume(model: nn.Module, processes: int, itemsize: int = 4) -> float:
@@ -63,11 +66,22 @@ def one_of_several(samples: int, length: int) -> None:
             print(json.dumps([time.perf_counter() - start, every]))
 
 
+def rows() -> list[Row]:
+    """One process and two; the busiest one's processor time, as there may be fewer free cores than processes."""
+    (alone, (worked,)), (together, every) = (prune(count, SAMPLES, LENGTH) for count in (1, 2))
+    return [
+        ("one process, one thread", alone, "", 1.0),
+        ("two processes, one thread each", together, "one process", together / alone),
+        ("processor time of one", worked, "", 1.0),
+        ("processor time of the busier of two", max(every), "that of one", max(every) / worked),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.distributed", description=__doc__)
     parser.add_argument("--processes", default="1,2")
-    parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--length", type=int, default=LENGTH)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # this is one of the processes
     options = parser.parse_args()
     if options.one:

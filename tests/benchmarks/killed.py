@@ -20,9 +20,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.timing import Row
 
-def command(options: argparse.Namespace, output: Path, *more: str | Path) -> list[str | Path]:
-    sizes = ("--samples", str(options.samples), "--length", str(options.length))
+
+def command(samples: int, length: int, output: Path, *more: str | Path) -> list[str | Path]:
+    sizes = ("--samples", str(samples), "--length", str(length))
     return [sys.executable, "-m", "rose", "prune", *sizes, "--sparsity", "0.5", "--output", output, *more]
 
 
@@ -50,6 +52,39 @@ def digest(output: Path) -> str:
     return hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
 
 
+def kill_and_go_on(
+    samples: int = 4, length: int = 256, kills: int = 8, seed: int = 0
+) -> tuple[float, list[tuple[float, bool, int]], bool]:
+    """Prunes undisturbed, and again with kills.
+
+    Returns:
+        Seconds undisturbed; of each attempt the seconds it lived, whether it came to its end, and the decoder blocks
+        kept after it; and whether the weights are the same to the bit.
+    """
+    draw, attempts = random.Random(seed), []
+    with tempfile.TemporaryDirectory(prefix="killed-") as name:
+        folder = Path(name)
+        whole = lifetime(command(samples, length, folder / "undisturbed"), folder, None)
+        attempt = command(samples, length, folder / "killed", "--checkpoint", folder / "kept")
+        finished = False
+        while not finished:
+            # Short lives, or chance would let an early attempt come to its end.
+            limit = draw.uniform(0, whole / kills) if len(attempts) < kills else None
+            lived = lifetime(attempt, folder / "kept", limit)
+            finished = (folder / "killed").exists()
+            attempts.append((lived, finished, len(list((folder / "kept").glob("block-*.safetensors")))))
+        same = digest(folder / "undisturbed") == digest(folder / "killed")
+    return whole, attempts, same
+
+
+def rows() -> list[Row]:
+    whole, attempts, same = kill_and_go_on()
+    weights = "bit-identical" if same else "NOT the same"
+    name = f"killed {len(attempts) - 1} times, weights {weights}"
+    lived = sum(seconds for seconds, _, _ in attempts)
+    return [("a run undisturbed", whole, "", 1.0), (name, lived, "undisturbed", lived / whole)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.killed", description=__doc__)
     parser.add_argument("--samples", type=int, default=4)
@@ -57,25 +92,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    draw, console = random.Random(options.seed), Console()
-    with tempfile.TemporaryDirectory(prefix="killed-") as name:
-        folder = Path(name)
-        whole = lifetime(command(options, folder / "undisturbed"), folder, None)
-        table = Table("attempt", "ended after, s", "how", "decoder blocks kept")
-        attempt = command(options, folder / "killed", "--checkpoint", folder / "kept")
-        kills = 0
-        while not (folder / "killed").exists():
-            # Short lives, or chance would let an early attempt come to its end.
-            limit = draw.uniform(0, whole / options.kills) if kills < options.kills else None
-            lived = lifetime(attempt, folder / "kept", limit)
-            finished = (folder / "killed").exists()
-            kills += not finished
-            kept = len(list((folder / "kept").glob("block-*.safetensors")))
-            table.add_row(str(table.row_count + 1), f"{lived:.1f}", "done" if finished else "killed", str(kept))
-        console.print(table)
-        same = digest(folder / "undisturbed") == digest(folder / "killed")
-        console.print(f"Undisturbed: {whole:.1f} s. Weights bit-identical after {kills} kills: {same}", highlight=False)
-        sys.exit(not same)
+    whole, attempts, same = kill_and_go_on(options.samples, options.length, options.kills, options.seed)
+    table = Table("attempt", "ended after, s", "how", "decoder blocks kept")
+    for number, (lived, finished, kept) in enumerate(attempts, start=1):
+        table.add_row(str(number), f"{lived:.1f}", "done" if finished else "killed", str(kept))
+    console = Console()
+    console.print(table)
+    told = f"Undisturbed: {whole:.1f} s. Weights bit-identical after {len(attempts) - 1} kills: {same}"
+    console.print(told, highlight=False)
+    sys.exit(not same)
 
 
 if __name__ == "__main__":

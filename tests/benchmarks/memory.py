@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import rose
 from rose.model.memory import estimate_memory
+from tests.benchmarks.timing import Row
 from tests.tiny import byte_tokenizer
 
 SECONDS = 0.02
@@ -146,12 +149,35 @@ def main() -> None:
         kept = folder / "kept" if options.checkpoint else None
         print(json.dumps(prune(folder, options.samples, options.length, options.dtype, kept)))
         return None
-    with tempfile.TemporaryDirectory() as temporary:
-        size = write_random_llama(Path(temporary), options.hidden, options.blocks, getattr(torch, options.dtype))
-        command = [sys.executable, "-m", "tests.benchmarks.memory", *sys.argv[1:], "--folder", temporary]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    report(size, json.loads(done.stdout))
+    report(*stream_and_prune(options.hidden, options.blocks, options.dtype, sys.argv[1:]))
     return None
+
+
+def stream_and_prune(
+    hidden: int = 3072, blocks: int = 8, dtype: str = "float32", arguments: Sequence[str] = ()
+) -> tuple[int, dict[str, float]]:
+    """Bytes of a random model's weights, and what `prune` found in a fresh process with these further arguments."""
+    with tempfile.TemporaryDirectory() as temporary:
+        size = write_random_llama(Path(temporary), hidden, blocks, getattr(torch, dtype))
+        command = [sys.executable, "-m", "tests.benchmarks.memory", *arguments, "--folder", temporary]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return size, json.loads(done.stdout)
+
+
+def rows() -> list[Row]:
+    """A float32 model of the size that the options have unless given, pruned as it streams."""
+    size, found = stream_and_prune()
+    model = f"{size / 1e9:.1f} GB of weights pruned and written"
+    return [
+        (model, found["seconds"], "", 1.0),
+        (
+            f"its peak memory, {found['measured'] / 1e9:.2f} GB",
+            math.nan,
+            "the formula",
+            found["measured"] / found["peak"],
+        ),
+        ("the same", math.nan, "its weights", found["measured"] / size),
+    ]
 
 
 def report(size: int, found: dict[str, float]) -> None:
