@@ -63,6 +63,8 @@ def _running() -> None:
 def _status(study: Study) -> None:
     if study.job.status == "done":
         st.caption(f":material/check_circle: {len(study.layer_names)} layers measured")
+        if session.is_outdated(study):
+            st.warning("Its files have been replaced since: start page, Measure layers.", icon=":material/update:")
         return
 
     started_running = study.job.status == "running"

@@ -132,8 +132,12 @@ def test_files_that_were_replaced_are_measured_anew(tmp_path: Path) -> None:
     text.write_text("Then another one. " * 50)
     app.run()
     assert "The files of this model or text have been replaced since" in texts(app)
+    app.switch_page("views/layers.py").run()
+    assert "Its files have been replaced since" in texts(app.sidebar)  # on every page
+    app.switch_page(PAGE).run()
     button(app).click().run()
     second = finish(app)
+    assert "have been replaced" not in texts(app)
     assert second is not first
     assert (len(first.layer_names), len(second.layer_names)) == (21, 14)
     assert second.calibration is not first.calibration
