@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.distributed as dist
 
 import rose
 from rose import cli
@@ -16,6 +18,7 @@ from rose.model import forward
 from rose.model.distributed import all_agree, place, process_group, processes
 from rose.model.durable import digest
 from tests.model.families import LENGTH, make_model, make_tokens
+from tests.pretend import on_cpu, pretend_cuda
 
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(5, seed=3)}
 CALIBRATION = ["--samples", "9", "--length", "24", "--held-out", "4", "--block-size", "16", "--sparsity", "0.5"]
@@ -44,6 +47,27 @@ def prune(family: str, dtype: torch.dtype = torch.float32, **options: Any) -> di
         "sparsity": report.layers["sparsity"].tolist(),
         "masks": {layer.name: layer.weight.eq(0).flatten().int().tolist() for layer in rose.prunable_layers(model)},
     }
+
+
+def pretended() -> dict[str, Any]:
+    """The same on pretended GPUs, whose tensors alone nccl would send."""
+    sent: list[str] = []
+
+    def over_nccl(send: Callable[..., None]) -> Callable[..., None]:
+        def sending(tensor: torch.Tensor, *more: Any) -> None:
+            assert tensor.is_cuda, f"{send.__name__} of a tensor that is not on the GPU"
+            sent.append(send.__name__)
+            send(on_cpu(tensor), *more)
+
+        return sending
+
+    with (
+        pretend_cuda(),
+        mock.patch("torch.distributed.all_reduce", over_nccl(dist.all_reduce)),
+        mock.patch("torch.distributed.broadcast", over_nccl(dist.broadcast)),
+    ):
+        found = prune("llama", method="rose_dealt", allocation="owl")
+    return found | {"sent": sorted(set(sent))}
 
 
 def analyze() -> list[Any]:
@@ -95,6 +119,7 @@ def everything(folder: Path) -> dict[str, Any]:
             "gpt2": prune("gpt2"),
             "bfloat16": prune("llama", torch.bfloat16, layers=["*.0.*"]),
             "true_sequential": prune("llama", true_sequential=True),
+            "pretended": pretended(),
         },
         "analyzed": analyze(),
         "gone_on": stopped_and_gone_on(folder / "kept"),

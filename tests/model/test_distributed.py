@@ -66,7 +66,8 @@ def test_statistics_are_summed(several: Found, alone: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "tolerance"), [("llama", 1e-3), ("gpt2", 1e-3), ("bfloat16", 3e-2), ("true_sequential", 1e-3)]
+    ("run", "tolerance"),
+    [("llama", 1e-3), ("gpt2", 1e-3), ("bfloat16", 3e-2), ("true_sequential", 1e-3), ("pretended", 1e-3)],
 )
 def test_pruned_as_by_one_process(run: str, tolerance: float, several: Found, alone: dict[str, Any]) -> None:
     found, expected = several[0]["pruned"][run], alone["pruned"][run]
@@ -77,6 +78,24 @@ def test_pruned_as_by_one_process(run: str, tolerance: float, several: Found, al
     assert found["held_out"] == pytest.approx(expected["held_out"], rel=tolerance)
     for name, mask in found["masks"].items():  # rounding breaks near ties
         assert (torch.tensor(mask) == torch.tensor(expected["masks"][name])).float().mean() > 0.98, name
+
+
+def test_gpus_send_what_is_on_them(several: Found) -> None:
+    assert several[0]["pruned"]["pretended"]["sent"] == ["all_reduce", "broadcast"]
+
+
+def test_every_process_joins_over_nccl_on_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[Any] = []
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend, **_settings: chosen.append(backend))
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: chosen.append("left"))
+    with distributed.process_group():
+        assert chosen == [1, "nccl"]
+    assert chosen == [1, "nccl", "left"]
 
 
 def test_analyzed_as_by_one_process(several: Found, alone: dict[str, Any]) -> None:
