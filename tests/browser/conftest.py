@@ -144,7 +144,7 @@ def settle(page: Page) -> None:
     done = page.locator('[data-testid="stApp"][data-test-script-state="notRunning"]')
     expect(done).to_be_attached()
     # The element tree follows a moment after the state; a run that was asked for by this one shows up by then.
-    page.wait_for_timeout(150)
+    page.wait_for_timeout(250)
     expect(done).to_be_attached()
     expect(page.get_by_test_id("stSkeleton")).to_have_count(0)
 
