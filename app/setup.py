@@ -78,9 +78,8 @@ class Setup:
                 try:
                     values[name] = known[name](text)
                 except ValueError:
-                    raise rose.RoseError(
-                        f"The link has {name}={text!r}, which is not a {known[name].__name__}."
-                    ) from None
+                    wanted = "a whole number" if known[name] is int else "a number"
+                    raise rose.RoseError(f"The link has {name}={text!r}, which is not {wanted}.") from None
         return cls(**values)
 
     def to_texts(self) -> dict[str, str]:

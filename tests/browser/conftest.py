@@ -7,6 +7,7 @@ model that has been measured; a page opened with it shows results at once, becau
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -161,11 +162,17 @@ def metric(page: Page, label: str) -> Locator:
     return page.get_by_test_id("stMetric").filter(has_text=label).get_by_test_id("stMetricValue")
 
 
-def finding(page: Page, at: int = 0) -> str:
-    """What the figure's title says, first figure first: its bold lines joined."""
+def expect_finding(page: Page, says: str, at: int = 0) -> None:
+    """Waits until the figure's title, first figure first, matches: Plotly draws after the script has ended."""
     title = page.get_by_test_id("stPlotlyChart").nth(at).locator(".gtitle")
-    expect(title).to_be_visible()
-    return " ".join(title.locator('tspan[style*="font-weight"]').all_text_contents())
+    until = time.monotonic() + PATIENCE / 1000
+    while True:
+        expect(title).to_be_visible()
+        found = " ".join(title.locator('tspan[style*="font-weight"]').all_text_contents())
+        if re.search(says, found):
+            return
+        assert time.monotonic() < until, f"{found!r} does not match {says!r}"
+        page.wait_for_timeout(100)
 
 
 def click_mark(page: Page, mark: Locator) -> None:

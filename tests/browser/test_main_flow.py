@@ -11,7 +11,16 @@ from playwright.sync_api import Locator, Page, expect
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
-from tests.browser.conftest import COLUMNAR_LAYER, MEASURED_LAYERS, SETUP, click_mark, finding, measure, metric, settle
+from tests.browser.conftest import (
+    COLUMNAR_LAYER,
+    MEASURED_LAYERS,
+    SETUP,
+    click_mark,
+    expect_finding,
+    measure,
+    metric,
+    settle,
+)
 
 OpenPage = Callable[..., Page]
 
@@ -87,7 +96,7 @@ def test_from_the_start_to_one_layer(open_page: OpenPage, expected: Expected, sc
     page.get_by_role("link", name="See all layers at a glance").click()
     expect(page.get_by_role("heading", name="Layers: which of them are columnar?")).to_be_visible()
     expect(page.get_by_text("1 of 5 layers are columnar above 0.50: 18 · self_attn.o_proj.")).to_be_visible()
-    assert finding(page).endswith("; the columnar layer lies in decoder block 18")
+    expect_finding(page, "; the columnar layer lies in decoder block 18$")
     thumb = page.get_by_role("slider", name=re.compile("Columnar above"))
     thumb.press("End")
     expect(
@@ -120,10 +129,10 @@ def test_from_the_start_to_one_layer(open_page: OpenPage, expected: Expected, sc
 def test_sections_of_a_layer(open_page: OpenPage, measured: str, expected: Expected, scheme: str) -> None:
     page = open_page("layer", f"{measured}&layer={COLUMNAR_LAYER}", scheme)
     assert float(metric(page, "Relative range").inner_text()) == pytest.approx(expected.relative_range, abs=2e-3)
-    assert finding(page).startswith("The strongest input channel is ")
+    expect_finding(page, "^The strongest input channel is ")
     section(page, "Losses")
-    assert finding(page) == f"Columnar: relative range {expected.relative_range:.2f}, above 0.50"
-    assert finding(page, 1).startswith(f"Column {expected.costliest} in block ")
+    expect_finding(page, f"^Columnar: relative range {expected.relative_range:.2f}, above 0.50$")
+    expect_finding(page, f"^Column {expected.costliest} in block ", at=1)
 
     # A click on a bar marks its block everywhere and shows its exact values.
     click_mark(page, page.get_by_test_id("stPlotlyChart").first.locator(".barlayer .point").nth(1))
@@ -131,10 +140,10 @@ def test_sections_of_a_layer(open_page: OpenPage, measured: str, expected: Expec
     settle(page)
     assert "block=Block+1" in page.url
     section(page, "Order")
-    assert finding(page).startswith("Two-level: pruning starts in block ")
+    expect_finding(page, "^Two-level: pruning starts in block ")
     expect(page.get_by_text(re.compile("Block 1: columns 128 to 255"))).to_be_visible()
     section(page, "Inputs")
-    assert "times as active as the mean" in finding(page)
+    expect_finding(page, "times as active as the mean")
     expect(page.get_by_text(re.compile(r"No dead columns of 576"))).to_be_visible()
     section(page, "Error")
     saved = 1 - expected.rose / expected.sparsegpt
@@ -144,13 +153,13 @@ def test_sections_of_a_layer(open_page: OpenPage, measured: str, expected: Expec
     assert float(shown["SparseGPT"]) == pytest.approx(expected.sparsegpt, rel=0.02)
     assert float(shown["ROSE"]) == pytest.approx(expected.rose, rel=0.02)
     section(page, "Compare layers")
-    assert finding(page).startswith("18 · self_attn.o_proj has the highest relative range, ")
+    expect_finding(page, "^18 · self_attn.o_proj has the highest relative range, ")
 
 
 def test_a_link_restores_the_view(open_page: OpenPage, measured: str) -> None:
     page = open_page("layers", f"{measured}&threshold=0.9&metric=Hessian+condition&layer={COLUMNAR_LAYER}", "dark")
     expect(page.get_by_text(f"0 of {MEASURED_LAYERS} layers are columnar above 0.90")).to_be_visible()
-    assert finding(page).startswith("Hessian condition is highest in ")
+    expect_finding(page, "^Hessian condition is highest in ")
     expect(chosen_layer(page)).to_have_value("18 · self_attn.o_proj")
     assert SETUP["samples"] == "4"
     expect(page.get_by_test_id("stSidebar").get_by_text("4 × 256 tokens")).to_be_visible()
@@ -172,5 +181,5 @@ def test_a_bad_set_up_is_explained(open_page: OpenPage) -> None:
     expect(page.get_by_text("There is no folder or file /no/such/folder; check the path.")).to_be_visible()
     expect(page.get_by_role("button", name="Measure layers")).to_be_disabled()
     page.goto(page.url.split("?")[0] + "?samples=many")
-    expect(page.get_by_text("The link has samples='many', which is not a int.")).to_be_visible()
+    expect(page.get_by_text("The link has samples='many', which is not a whole number.")).to_be_visible()
     expect(page.get_by_role("button", name="Measure layers")).to_be_enabled()
