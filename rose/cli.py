@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -24,7 +25,15 @@ from rose.layer.methods import BUDGETS, RECOMMENDED, Settings, make_settings
 from rose.layer.order import order_names
 from rose.model.allocation import ALLOCATIONS, check_allocation
 from rose.model.calibration import SOURCES, load_calibration
-from rose.model.comparison import SETTINGS, ComparisonFolder, compare_methods, plan_comparison, summarize
+from rose.model.comparison import (
+    SETTINGS,
+    ComparisonFolder,
+    ComparisonRow,
+    compare_methods,
+    mean_and_spread,
+    plan_comparison,
+    summarize,
+)
 from rose.model.distributed import choose_gpu, from_first, launched_place, process_group
 from rose.model.loading import DTYPES, PACKAGED, check_output
 from rose.model.zero_shot import TASKS, check_installed, zero_shot
@@ -293,12 +302,13 @@ def _follow(bar: Bar) -> Any:
 
 
 def _print_table(table: pd.DataFrame, title: str) -> None:
-    shown = Table(title=title)
+    shown = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in table.columns:
+        head = name.replace("_", " ")  # breaks between words where there is little room
         if pd.api.types.is_numeric_dtype(table[name]):
-            shown.add_column(name, justify="right")
+            shown.add_column(head, justify="right")
         else:
-            shown.add_column(name, no_wrap=True, min_width=min(int(table[name].str.len().max()), 48))
+            shown.add_column(head, no_wrap=True, min_width=min(int(table[name].str.len().max()), 48))
     for row in table.head(MAX_ROWS).itertuples(index=False):
         shown.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
     out = Console()
@@ -440,8 +450,31 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
         return
     out = Console()
     dense = folder.rows[0].dense_perplexity
-    _print_table(summarize(folder.rows), f"Perplexity on {options.evaluate}, {len(windows)} windows; dense {dense:.2f}")
+    _print_comparison(folder.rows, f"Perplexity on {options.evaluate}, {len(windows)} windows; dense {dense:.2f}")
     out.print(f"Rows and summaries are in {options.output}", soft_wrap=True)
+
+
+def _print_comparison(rows: Sequence[ComparisonRow], title: str) -> None:
+    """What fits into 80 columns; the rest is in the files."""
+    summary = summarize(rows)
+    held_out = summary["mean_held_out_error"]
+    columns = {
+        "sparsity": summary["sparsity"],
+        "seeds": summary["seeds"].astype(str),
+        "perplexity": map(mean_and_spread, summary["perplexity"], summary["spread"], summary["seeds"]),
+        "error": summary["mean_relative_error"].map("{:.4f}".format),
+        "held-out": held_out.map("{:.4f}".format).where(held_out.notna(), "–"),
+        "time": summary["seconds"].map("{:.0f} s".format),
+        "memory": (summary["peak_memory"] / 1e9).map("{:.1f} GB".format),
+    }
+    shown = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.add_column("method", overflow="fold")
+    cells = [list(column) for column in columns.values()]
+    for name, column in zip(columns, cells, strict=True):
+        shown.add_column(name, justify="right", min_width=max(map(len, [name, *column])))
+    for method, *row in zip(summary["method"], *cells, strict=True):
+        shown.add_row(method, *row)
+    Console().print(shown)
 
 
 def _split(text: str, option: str) -> list[str]:

@@ -151,7 +151,10 @@ def test_compare_goes_on_where_it_was_interrupted(checkpoint, tmp_path, capsys):
     assert summary.loc[("wanda", "2:4"), "perplexity"] == pytest.approx(values.mean())
     assert summary.loc[("wanda", "2:4"), "spread"] == pytest.approx((values.max() - values.min()) / 2)
     assert "| sparsegpt@random:1/layer |" in (output / "summary.md").read_text()
-    capsys.readouterr()
+    shown = capsys.readouterr().out
+    assert "…" not in shown  # a terminal of 80 columns shows every number whole
+    for line in summary.reset_index().itertuples():
+        assert f"{line.perplexity:.1f} ± {line.spread:.1f}" in shown
     assert run(*common, *methods, "--seeds", "0", "--damping", "0.1") == 2
     assert "other settings" in capsys.readouterr().err
 

@@ -262,12 +262,13 @@ def to_markdown(rows: Sequence[ComparisonRow]) -> str:
     cells = {(m, s): found for m, s, *found in summary[columns].values.tolist()}
     lines = ["| method | " + " | ".join(sparsities) + " |", "|---" * (len(sparsities) + 1) + "|"]
     for method in dict.fromkeys(summary["method"]):
-        shown = [_cell(*cells[method, s]) if (method, s) in cells else "–" for s in sparsities]
+        shown = [mean_and_spread(*cells[method, s]) if (method, s) in cells else "–" for s in sparsities]
         lines.append(f"| {method} | " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(mean: float, spread: float, seeds: int) -> str:
+def mean_and_spread(mean: float, spread: float, seeds: int) -> str:
+    """A perplexity over seeds in words: "137.0 ± 14.6"; without the spread where there is one seed."""
     digits = 0 if mean >= 1000 else 1
     return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if seeds > 1 else "")
 
