@@ -46,6 +46,7 @@ COMPARISON_SETTINGS = (
     *("allocation", "true_sequential", "evaluate", "windows"),
 )
 MAX_ROWS = 40  # of a table on the terminal; files have them all
+NARROW: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}  # tables of numbers, to fit into 80 columns
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -302,7 +303,7 @@ def _follow(bar: Bar) -> Any:
 
 
 def _print_table(table: pd.DataFrame, title: str) -> None:
-    shown = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = Table(title=title, **NARROW)
     for name in table.columns:
         head = name.replace("_", " ")  # breaks between words where there is little room
         if pd.api.types.is_numeric_dtype(table[name]):
@@ -467,7 +468,7 @@ def _print_comparison(rows: Sequence[ComparisonRow], title: str) -> None:
         "time": summary["seconds"].map("{:.0f} s".format),
         "memory": (summary["peak_memory"] / 1e9).map("{:.1f} GB".format),
     }
-    shown = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = Table(title=title, **NARROW)
     shown.add_column("method", overflow="fold")
     cells = [list(column) for column in columns.values()]
     for name, column in zip(columns, cells, strict=True):

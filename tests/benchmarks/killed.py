@@ -22,6 +22,8 @@ from rich.table import Table
 
 from tests.benchmarks.timing import Row
 
+SAMPLES, LENGTH, KILLS, SEED = 4, 256, 8, 0
+
 
 def command(samples: int, length: int, output: Path, *more: str | Path) -> list[str | Path]:
     sizes = ("--samples", str(samples), "--length", str(length))
@@ -53,7 +55,7 @@ def digest(output: Path) -> str:
 
 
 def kill_and_go_on(
-    samples: int = 4, length: int = 256, kills: int = 8, seed: int = 0
+    samples: int = SAMPLES, length: int = LENGTH, kills: int = KILLS, seed: int = SEED
 ) -> tuple[float, list[tuple[float, bool, int]], bool]:
     """Prunes undisturbed, and again with kills.
 
@@ -87,10 +89,10 @@ def rows() -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.killed", description=__doc__)
-    parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--kills", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--length", type=int, default=LENGTH)
+    parser.add_argument("--kills", type=int, default=KILLS)
+    parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()
     whole, attempts, same = kill_and_go_on(options.samples, options.length, options.kills, options.seed)
     table = Table("attempt", "ended after, s", "how", "decoder blocks kept")

@@ -32,6 +32,7 @@ from tests.benchmarks.timing import Row
 from tests.tiny import byte_tokenizer
 
 SECONDS = 0.02
+HIDDEN, BLOCKS, DTYPE = 3072, 8, "float32"
 
 
 def anonymous_memory() -> int:
@@ -134,11 +135,11 @@ def table() -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.memory", description=__doc__)
     parser.add_argument("--table", action="store_true", help="only what the formula says of larger models")
-    parser.add_argument("--hidden", type=int, default=3072)
-    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--hidden", type=int, default=HIDDEN)
+    parser.add_argument("--blocks", type=int, default=BLOCKS)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--dtype", default=DTYPE, choices=["float32", "bfloat16"])
     parser.add_argument("--checkpoint", action="store_true", help="hidden states on disk")
     parser.add_argument("--folder", help=argparse.SUPPRESS)  # of the model; the fresh process is told by it
     options = parser.parse_args()
@@ -154,7 +155,7 @@ def main() -> None:
 
 
 def stream_and_prune(
-    hidden: int = 3072, blocks: int = 8, dtype: str = "float32", arguments: Sequence[str] = ()
+    hidden: int = HIDDEN, blocks: int = BLOCKS, dtype: str = DTYPE, arguments: Sequence[str] = ()
 ) -> tuple[int, dict[str, float]]:
     """Bytes of a random model's weights, and what `prune` found in a fresh process with these further arguments."""
     with tempfile.TemporaryDirectory() as temporary:
