@@ -87,6 +87,21 @@ def downloads(drawing: Drawing, key: str) -> None:
     st.caption("PNG: the camera above the figure. SVG: the camera in the HTML file.")
 
 
+def live(draw: Callable[[], None], every: float | None) -> None:
+    """A part of the page that is redrawn by itself.
+
+    It has a container to itself. When its redraw follows a redraw of the whole page at once, Streamlit (1.67) drops
+    what the page has sent for it: the elements that follow would move up by one place, and the redraw would then
+    overwrite the first of them.
+
+    Args:
+        draw: draws it.
+        every: seconds between redraws; None for one that is redrawn by its own widgets only.
+    """
+    with st.container():
+        st.fragment(draw, run_every=every)()
+
+
 def empty(what: str) -> None:
     """An empty page: what would be here, and the way to it."""
     with st.container(border=True, height=280, horizontal_alignment="center", vertical_alignment="center"):
@@ -130,12 +145,11 @@ def wait_for(study: Study, ready: Callable[[], bool]) -> None:
     The page must not call this again when it is drawn for either, or it would be drawn without end.
     """
 
-    @st.fragment(run_every=1.0)
     def poll() -> None:
         if ready() or study.job.status != "running":
             st.rerun()
 
-    poll()
+    live(poll, 1.0)
 
 
 def job_status(job: Job, key: str) -> None:

@@ -7,11 +7,11 @@ from typing import Literal, cast
 import streamlit as st
 
 import rose
-from app import components, lab, session
+from app import components, lab, session, words
 from app.blocks import visited_blocks
 from app.components import URL
 from app.figures import order_lab as figures
-from app.figures import style, sweep
+from app.figures import sweep
 from app.lab_widgets import COLUMNS, choose_budget, choose_seed, finished, label
 from app.study import Study
 from rose.layer.order import order_names
@@ -61,7 +61,7 @@ def draw(study: Study, layer: str) -> None:
             return
         result = study.prune(layer, order=order, budget=budget, trace=True)
         trace = cast(rose.SweepTrace, result.trace)
-        stage_of(result, trace, step, cast(Show, show), cast(Arrange, arrange), play, style.short_layer(layer))
+        stage_of(result, trace, step, cast(Show, show), cast(Arrange, arrange), play, words.short_layer(layer))
     with left:
         step_numbers(result, trace, step)
 
@@ -93,10 +93,10 @@ def step_numbers(result: rose.LayerResult, trace: rose.SweepTrace, step: int) ->
     block = visited_blocks(result.plan, result.order)[index]
     rows = {
         "Just pruned": "mixed" if block is None else f"block {block}",
-        "Weights removed": style.whole(int(trace.removed[index])),
-        "Lost without help": style.number(lost),
-        "Compensated": f"{style.number(lost - kept)} ({style.percent(1 - lab.ratio(kept, lost), 0)})",
-        "Remains": style.number(kept),
-        "Error so far": style.number(float(trace.error[:step].sum())),
+        "Weights removed": words.whole(int(trace.removed[index])),
+        "Lost without help": words.number(lost),
+        "Compensated": f"{words.number(lost - kept)} ({words.percent(1 - lab.ratio(kept, lost), 0)})",
+        "Remains": words.number(kept),
+        "Error so far": words.number(float(trace.error[:step].sum())),
     }
     st.markdown("\n".join(f"- {name}: **{value}**" for name, value in rows.items()))

@@ -16,7 +16,7 @@ import torch
 
 import rose
 from app.blocks import visited_blocks
-from app.figures import style
+from app.figures import palette
 from app.jobs import Job
 from app.study import Study
 from rose.layer.error import quadratic_form, relative_error
@@ -113,7 +113,7 @@ def table(outcomes: Sequence[Outcome], base: Outcome) -> pd.DataFrame:
     """One row per sweep, best first: errors, and their ratio to natural order with the block budget."""
     rows = [
         {
-            "order": style.order_style(one.sweep.order_name).label,
+            "order": palette.order_style(one.sweep.order_name).label,
             "budget": one.sweep.budget,
             "relative_error": one.error,
             "to_base_line": ratio(one.error, base.error),

@@ -9,7 +9,7 @@ import streamlit as st
 
 from app import components, lab, session
 from app.components import URL
-from app.figures import style
+from app.figures import palette
 from app.lab import Batch, Outcome, Sweep
 from app.study import Study
 from rose.layer.methods import BUDGETS
@@ -24,7 +24,7 @@ PATIENCE = 1.5  # seconds a page waits for sweeps before it shows progress inste
 
 
 def label(order: str) -> str:
-    return style.order_style(order).label
+    return palette.order_style(order).label
 
 
 def budget_label(budget: str) -> str:
@@ -97,7 +97,6 @@ def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object) -
 def _progress(batch: Batch, key: str, slot: str) -> None:
     running = batch.job.status == "running"
 
-    @st.fragment(run_every=0.5 if running else None)
     def poll() -> None:
         job = batch.job
         if job.status == "running":
@@ -116,4 +115,4 @@ def _progress(batch: Batch, key: str, slot: str) -> None:
             del st.session_state[slot]
             st.rerun()
 
-    poll()
+    components.live(poll, 0.5 if running else None)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import rose
 from app.blocks import visited_blocks
-from app.figures.style import number, percent
 from app.lessons import Recipe, Subject
+from app.words import number, percent
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ def sweep_lesson(subject: Subject, natural: rose.LayerResult, ordered: rose.Laye
     else:
         claim = f"Where no block stands out, the order changes the error by {_signed(-gain)}."
     lines = [
-        _block_sentence(result, step, words, subject.energy)
-        for result, words in ((natural, "natural"), (ordered, "two-level"))
+        _block_sentence(result, step, order, subject.energy)
+        for result, order in ((natural, "natural"), (ordered, "two-level"))
     ]
     done = f"{step} of {blocks} {'block' if blocks == 1 else 'blocks'} pruned."
     now = "Nothing is pruned yet." if step == 0 else " ".join([done, *lines])
@@ -210,7 +210,7 @@ def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Le
     )
 
 
-def _block_sentence(result: rose.LayerResult, step: int, words: str, energy: float) -> str:
+def _block_sentence(result: rose.LayerResult, step: int, order: str, energy: float) -> str:
     if result.trace is None:
         raise rose.RoseError("This lesson needs a result with its trace; ask for trace=True.")
     if step == 0:
@@ -221,7 +221,7 @@ def _block_sentence(result: rose.LayerResult, step: int, words: str, energy: flo
     share = percent(saved / lost if lost > 0 else 0.0, 0)
     cost = number(lost / energy if energy > 0 else 0.0)
     return (
-        f"In {words} order block {block + 1} was the latest: it would have cost {cost}, {share} of it was compensated."
+        f"In {order} order block {block + 1} was the latest: it would have cost {cost}, {share} of it was compensated."
     )
 
 

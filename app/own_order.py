@@ -7,10 +7,10 @@ from typing import Any
 import streamlit as st
 
 import rose
-from app import components, lab, session
+from app import components, lab, session, words
 from app.blocks import visited_blocks
 from app.figures import order_lab as figures
-from app.figures import order_picture, style
+from app.figures import order_picture
 from app.lab import BASE_LINE, Sweep
 from app.lab_widgets import COLUMNS, DAMPING_NOTE, choose_budget, label, outcomes
 from app.study import Study
@@ -72,10 +72,10 @@ def draw(study: Study, layer: str) -> None:
             change = lab.ratio(yours.error, other.error) - 1
             text = f"yours: {100 * change:+.2f} %" if change else "yours: the same"
             colour: Any = "off" if not change else "green" if change < 0 else "red"
-            tile.metric(style.sentence(name), f"{other.error:.5f}", text, delta_color=colour, **TILE)
+            tile.metric(words.sentence(name), f"{other.error:.5f}", text, delta_color=colour, **TILE)
         # Where nothing has been moved, the order is still the named one.
         results = {one.sweep.run_name: one.result for one in (natural, ordered)} | {"custom": yours.result}
-        energy, theme, name = lab.dense_energy(study, layer), session.theme(), style.short_layer(layer)
+        energy, theme, name = lab.dense_energy(study, layer), session.theme(), words.short_layer(layer)
         marked = block if state["base"] in lab.WHOLE_BLOCK_ORDERS else None
         components.show(figures.error_curve(results, energy, layer=name, theme=theme), "lab-own-curve", height=430)
         st.caption(DAMPING_NOTE)
@@ -101,7 +101,7 @@ def own_controls(plan: rose.OrderPlan, state: dict[str, Any]) -> tuple[int | Non
 
     def describe(step: int) -> str:
         name = f"Columns visited as {step + 1}." if visited[step] is None else f"Block {visited[step]}"
-        return f"{name} · loss {style.number(losses[step])} per column"
+        return f"{name} · loss {words.number(losses[step])} per column"
 
     if st.session_state.get("lab_own_block") not in range(count):
         st.session_state.lab_own_block = int(max(range(count), key=lambda step: losses[step]))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import components, session
-from app.figures import style
+from app import components, session, words
 from app.study import Study
 
 
@@ -39,7 +38,7 @@ def _choose_layer(study: Study) -> None:
         "Layer",
         names,
         key="layer_widget",
-        format_func=style.short_layer,
+        format_func=words.short_layer,
         on_change=lambda: session.choose_layer(st.session_state.layer_widget),
         help="Every page shows this layer. Type to search.",
     )
@@ -51,28 +50,27 @@ def _running() -> None:
     if not session.running_jobs():
         return
 
-    @st.fragment(run_every=1.0)
     def poll() -> None:
         for job, tell in session.running_jobs():
             job.watch(session.viewer())
             st.caption(tell())
 
-    poll()
+    components.live(poll, 1.0)
 
 
 def _status(study: Study) -> None:
     if study.job.status == "done":
-        st.caption(f":material/check_circle: {len(study.layer_names)} layers measured")
+        layers = words.sentence(words.count(len(study.layer_names), "layer"))
+        st.caption(f":material/check_circle: {layers} measured")
         if session.is_outdated(study):
             st.warning("Its files have been replaced since: start page, Measure layers.", icon=":material/update:")
         return
 
     started_running = study.job.status == "running"
 
-    @st.fragment(run_every=1.0 if started_running else None)
     def poll() -> None:
         components.job_status(study.job, "study")
         if started_running and study.job.status != "running":
             st.rerun()  # the whole page: what it shows is final now
 
-    poll()
+    components.live(poll, 1.0 if started_running else None)

@@ -8,15 +8,17 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from app.figures import style
-from app.figures.style import Drawing, Theme
+from app import words
+from app.figures import palette, style
+from app.figures.palette import Theme
+from app.figures.style import Drawing
 from rose import RoseError
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 
 MEASURES = {
-    "quadratic_form": ("tr(ΔW H ΔWᵀ), from the Hessian", style.TEAL, ""),
-    "sweep_sum": ("Σ e² − λ‖ΔW‖², from the sweep", style.BROWN, "/"),
-    "direct": ("‖(W − Ŵ)Xᵀ‖², on the tokens", style.INDIGO, "."),
+    "quadratic_form": ("tr(ΔW H ΔWᵀ), from the Hessian", palette.TEAL, ""),
+    "sweep_sum": ("Σ e² − λ‖ΔW‖², from the sweep", palette.BROWN, "/"),
+    "direct": ("‖(W − Ŵ)Xᵀ‖², on the tokens", palette.INDIGO, "."),
 }
 
 
@@ -28,7 +30,7 @@ def error_measures(measures: Sequence[ErrorMeasures], *, layer: str = "", theme:
     """
     if not measures:
         raise RoseError("Nothing has been measured yet; choose at least one method.")
-    labels = [style.method_style(m.method).label for m in measures]
+    labels = [palette.method_style(m.method).label for m in measures]
     rows = [
         {"method": m.method}
         | {name: _over(getattr(m, name), m.dense) for name in MEASURES}
@@ -49,11 +51,11 @@ def error_measures(measures: Sequence[ErrorMeasures], *, layer: str = "", theme:
             )
     highest = table[list(MEASURES)].max(axis=1)
     for label, top, gap in zip(labels, highest, table["disagreement"], strict=True):
-        figure.add_annotation(x=label, y=top, text=f"{style.number(gap)} apart", showarrow=False, yshift=12)
+        figure.add_annotation(x=label, y=top, text=f"{words.number(gap)} apart", showarrow=False, yshift=12)
     worst = float(table["disagreement"].max())
     taken = sum(1 for name in MEASURES if table[name].notna().any())
-    finding = f"{style.sentence(style.word(taken))} measurements of the error differ by at most {style.number(worst)}"
-    of = style.of(layer)
+    finding = f"{words.sentence(words.word(taken))} measurements of the error differ by at most {words.number(worst)}"
+    of = words.of(layer)
     style.base(
         figure,
         theme,
@@ -67,10 +69,10 @@ def error_measures(measures: Sequence[ErrorMeasures], *, layer: str = "", theme:
     figure.update_yaxes(range=[0, float(highest.max()) * 1.15 or 1])
     where = labels[int(table["disagreement"].argmax())]
     caption = (
-        f"The largest disagreement is {style.number(worst)} of the error, for {where}; float32 sums over a layer "
+        f"The largest disagreement is {words.number(worst)} of the error, for {where}; float32 sums over a layer "
         "keep about five digits."
     )
-    alt = f"Grouped bars of {style.word(taken)} measures of the error by method. {finding}. {caption}"
+    alt = f"Grouped bars of {words.word(taken)} measures of the error by method. {finding}. {caption}"
     return Drawing(figure, caption, alt, table)
 
 
@@ -96,7 +98,7 @@ def held_out_curve(
             "damping": [p.damping for p in points],
         }
     ).sort_values("tokens", ignore_index=True)
-    look = style.method_style(method)
+    look = palette.method_style(method)
     figure = go.Figure()
     for column, label, dash, symbol in (
         ("held_out_error", "held-out tokens", "solid", "circle"),
@@ -123,32 +125,32 @@ def held_out_curve(
         y=style.ERROR,
         legend=True,
     )
-    ticks = [style.whole(int(tokens)) for tokens in table["tokens"]]
+    ticks = [words.whole(int(tokens)) for tokens in table["tokens"]]
     figure.update_xaxes(type="log", tickvals=table["tokens"].tolist(), ticktext=ticks)
     figure.update_yaxes(range=[0, float(np.nanmax(table[["calibration_error", "held_out_error"]])) * 1.08 or 1])
     raised = int((table["damping"] > table["damping"].min()).sum())
     if raised:
-        caption += f" Damping had to be raised at {style.count(raised, 'point')}."
+        caption += f" Damping had to be raised at {words.count(raised, 'point')}."
     alt = f"Line chart of error against calibration tokens, up to {ticks[-1]}. {finding}. {caption}"
     return Drawing(figure, caption, alt, table)
 
 
 def _overfitting_words(table: pd.DataFrame) -> tuple[str, str]:
     first, last = table.iloc[0], table.iloc[-1]
-    tokens = style.whole(int(last["tokens"]))
+    tokens = words.whole(int(last["tokens"]))
     if np.isnan(last["held_out_error"]):
         return (
-            f"With {tokens} tokens the error on them is {style.number(last['calibration_error'])}",
+            f"With {tokens} tokens the error on them is {words.number(last['calibration_error'])}",
             "Nothing was held out, so over-fitting cannot be seen.",
         )
     ratio = last["held_out_error"] / last["calibration_error"] if last["calibration_error"] > 0 else float("inf")
     verb = "rises" if last["held_out_error"] > first["held_out_error"] else "falls"
     caption = (
-        f"Held-out error {verb} from {style.number(first['held_out_error'])} at "
-        f"{style.whole(int(first['tokens']))} tokens to {style.number(last['held_out_error'])} at {tokens}; there the "
-        f"error on the calibration tokens is {style.number(last['calibration_error'])}."
+        f"Held-out error {verb} from {words.number(first['held_out_error'])} at "
+        f"{words.whole(int(first['tokens']))} tokens to {words.number(last['held_out_error'])} at {tokens}; there the "
+        f"error on the calibration tokens is {words.number(last['calibration_error'])}."
     )
-    return f"With {tokens} tokens, held-out error is {style.number(ratio)} times the calibration error", caption
+    return f"With {tokens} tokens, held-out error is {words.number(ratio)} times the calibration error", caption
 
 
 def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "", theme: Theme = "light") -> Drawing:
@@ -159,7 +161,7 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
     """
     if not realised:
         raise RoseError("Nothing has been measured yet; choose at least one method.")
-    labels = [style.method_style(r.method).label for r in realised]
+    labels = [palette.method_style(r.method).label for r in realised]
     figure = go.Figure()
     for name, values, pattern in (
         ("requested", [r.requested for r in realised], "/"),
@@ -173,7 +175,7 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
             textposition="outside",
             cliponaxis=False,
             marker={
-                "color": style.SLATE if pattern else style.TEAL,
+                "color": palette.SLATE if pattern else palette.TEAL,
                 "pattern": {"shape": pattern, "solidity": 0.35},
             },
             hovertemplate=f"%{{x}}<br>{name} %{{text}}<extra></extra>",
@@ -182,11 +184,11 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
     if len(realised) == 1:
         finding = f"{labels[0]} {'removed' if kept else 'did not remove'} what was asked"
     elif len(kept) == len(realised):
-        finding = f"All {style.word(len(kept))} methods removed what was asked"
+        finding = f"All {words.word(len(kept))} methods removed what was asked"
     else:
-        who = style.sentence(style.word(len(kept))) if kept else "None"
+        who = words.sentence(words.word(len(kept))) if kept else "None"
         finding = f"{who} of {len(realised)} methods removed what was asked"
-    of = style.of(layer)
+    of = words.of(layer)
     style.base(
         figure,
         theme,
@@ -199,8 +201,8 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
     figure.update_yaxes(range=[0, 1.12], tickvals=[0, 0.25, 0.5, 0.75, 1])
     worst = max(realised, key=lambda r: r.deviation)
     caption = (
-        f"The largest deviation in any unit is {style.count(worst.deviation, 'weight')} "
-        f"({style.method_style(worst.method).label}, per {worst.unit}); rounding allows {worst.allowed}."
+        f"The largest deviation in any unit is {words.count(worst.deviation, 'weight')} "
+        f"({palette.method_style(worst.method).label}, per {worst.unit}); rounding allows {worst.allowed}."
     )
     alt = f"Grouped bars of requested and realised sparsity by method. {finding}. {caption}"
     table = pd.DataFrame(
@@ -231,12 +233,12 @@ def sparsity_strip(records: pd.DataFrame, requested: float, *, theme: Theme = "l
     _marks_by_method(figure, records, off, "%{y:+.1f} weights from the request")
     worst = float(np.abs(off).max())
     share = worst / float(sizes[np.abs(off).argmax()])
-    finding = f"No layer is more than {style.number(worst)} weights from the requested sparsity"
+    finding = f"No layer is more than {words.number(worst)} weights from the requested sparsity"
     style.base(
         figure,
         theme,
         finding,
-        f"Weights removed beyond {style.percent(requested)} of each layer; 0 is exact, blocks round to whole weights",
+        f"Weights removed beyond {words.percent(requested)} of each layer; 0 is exact, blocks round to whole weights",
         x="layer, in model order",
         y="weights too many or (−) too few",
         legend=records["method"].nunique() > 1,
@@ -245,8 +247,8 @@ def sparsity_strip(records: pd.DataFrame, requested: float, *, theme: Theme = "l
     figure.update_yaxes(range=[-limit, limit])
     figure.update_xaxes(zeroline=False)
     caption = (
-        f"{len(table)} results; the largest difference is {style.number(worst)} of "
-        f"{style.whole(int(sizes[np.abs(off).argmax()]))} weights, or {style.number(100 * share)} %."
+        f"{len(table)} results; the largest difference is {words.number(worst)} of "
+        f"{words.whole(int(sizes[np.abs(off).argmax()]))} weights, or {words.number(100 * share)} %."
     )
     alt = f"Scatter chart of the difference between realised and requested sparsity by layer. {finding}. {caption}"
     return Drawing(figure, caption, alt, table)
@@ -264,8 +266,8 @@ def damping_strip(
     raised = values > requested * 1.0001
     figure = go.Figure()
     for name, chosen, colour, symbol in (
-        ("as requested", ~raised, style.TEAL, "circle"),
-        ("raised: H was singular", raised, style.ORANGE, "triangle-up"),
+        ("as requested", ~raised, palette.TEAL, "circle"),
+        ("raised: H was singular", raised, palette.ORANGE, "triangle-up"),
     ):
         if chosen.any():
             figure.add_scatter(
@@ -278,15 +280,15 @@ def damping_strip(
                 hovertemplate="%{customdata}<br>damping %{y:.3g} of the mean H<sub>jj</sub><extra></extra>",
             )
     if marked_layer in layers:
-        figure.add_vline(x=layers.index(marked_layer), line={"color": style.MARK, "width": 2})
+        figure.add_vline(x=layers.index(marked_layer), line={"color": palette.MARK, "width": 2})
     count = int(raised.sum())
-    who = style.sentence(style.word(count)) if count else "None"
+    who = words.sentence(words.word(count)) if count else "None"
     finding = f"{who} of {len(layers)} layers needed more damping than asked"
     style.base(
         figure,
         theme,
         finding,
-        f"Damping λ relative to the mean H<sub>jj</sub>, asked {style.number(requested)}; log scale, which has no 0",
+        f"Damping λ relative to the mean H<sub>jj</sub>, asked {words.number(requested)}; log scale, which has no 0",
         x="layer, in model order",
         y="λ / mean H<sub>jj</sub>",
         legend=True,
@@ -296,9 +298,9 @@ def damping_strip(
     low, high = (positive.min(), positive.max()) if len(positive) else (1e-4, 1.0)
     figure.update_yaxes(type="log", dtick=1, exponentformat="power", range=[np.log10(low / 10), np.log10(high * 10)])
     most = rows.iloc[int(values.argmax())]
-    caption = f"The most damping was {style.number(float(values.max()))}, on {style.short_layer(most['layer'])}."
+    caption = f"The most damping was {words.number(float(values.max()))}, on {words.short_layer(most['layer'])}."
     if (values == 0).any():
-        caption += f" {style.sentence(style.count(int((values == 0).sum()), 'layer'))} without damping cannot be shown."
+        caption += f" {words.sentence(words.count(int((values == 0).sum()), 'layer'))} without damping cannot be shown."
     alt = f"Scatter chart of damping by layer. {finding}. {caption}"
     return Drawing(figure, caption, alt, rows[["layer", "damping"]].assign(requested=requested, raised=raised))
 
@@ -308,7 +310,7 @@ def _marks_by_method(figure: go.Figure, records: pd.DataFrame, y: np.ndarray, ho
     layers = {layer: i for i, layer in enumerate(dict.fromkeys(records["layer"]))}
     place = records["layer"].map(layers).to_numpy(np.int32)
     for method in dict.fromkeys(records["method"]):
-        look = style.method_style(method)
+        look = palette.method_style(method)
         chosen = (records["method"] == method).to_numpy()
         figure.add_scatter(
             x=place[chosen],

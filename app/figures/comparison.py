@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from app.figures import style
-from app.figures.style import Drawing, Theme
+from app import words
+from app.figures import palette, style
+from app.figures.palette import Theme
+from app.figures.style import Drawing
 from app.results import over_seeds
 from rose import RoseError
 
@@ -37,7 +39,7 @@ def over_seeds_bars(
     if rows.empty:
         raise RoseError(f"No run at sparsity {sparsity} has a {MEASURES[column]}; choose another.")
     means = over_seeds(rows).sort_values(column, kind="stable").reset_index(drop=True)
-    looks = [style.method_style(method) for method in means["method"]]
+    looks = [palette.method_style(method) for method in means["method"]]
     log = float(rows[column].max() / rows[column].min()) > style.LOG_ABOVE
     figure = go.Figure()
     for look, (_, mean) in zip(looks, means.iterrows(), strict=True):
@@ -55,7 +57,7 @@ def over_seeds_bars(
                 "width": 8,
             },
             mode="markers+text",
-            text=[f"  {style.number(mean[column])}"],
+            text=[f"  {words.number(mean[column])}"],
             textposition="middle right",
             marker={"color": look.colour, "symbol": "line-ew", "size": 22, "line": {"width": 3, "color": look.colour}},
             hovertemplate=f"{look.label}<br>mean %{{y:.4g}}<extra></extra>",
@@ -69,7 +71,7 @@ def over_seeds_bars(
             hovertemplate=f"{look.label}, seed %{{customdata}}<br>%{{y:.4g}}<extra></extra>",
         )
     best = means.iloc[0]
-    finding = f"{looks[0].label} has the lowest mean {MEASURES[column]}, {style.number(best[column])}"
+    finding = f"{looks[0].label} has the lowest mean {MEASURES[column]}, {words.number(best[column])}"
     if len(means) > 1:
         # A lead smaller than the seeds lie apart may be chance.
         first, second = (rows.loc[rows["method"] == means["method"][i], column] for i in (0, 1))
@@ -88,10 +90,10 @@ def over_seeds_bars(
     figure.update_yaxes(**({"type": "log"} if log else {"rangemode": "tozero"}))
     figure.update_xaxes(range=[-0.5, len(means) - 0.3])
     listed = ", ".join(
-        f"{look.label} {style.number(row[column])} ± {style.number(row[f'{column}_spread'])}"
+        f"{look.label} {words.number(row[column])} ± {words.number(row[f'{column}_spread'])}"
         for look, (_, row) in zip(looks, means.iterrows(), strict=True)
     )
-    caption = f"Mean ± half the range over up to {style.count(int(means['seeds'].max()), 'seed')}: {listed}."
+    caption = f"Mean ± half the range over up to {words.count(int(means['seeds'].max()), 'seed')}: {listed}."
     alt = f"Means and spread of {MEASURES[column]} by method. {finding}. {caption}"
     return Drawing(figure, caption, alt, means)
 
@@ -114,15 +116,15 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
     wide = table.pivot_table(index="layer", columns="method", values=column, sort=False).loc[layers, methods]
     figure = go.Figure()
     for method in methods:
-        look = style.method_style(method)
+        look = palette.method_style(method)
         values = wide[method].to_numpy(np.float64)
         figure.add_bar(
-            x=[style.short_layer(layer) for layer in layers],
+            x=[words.short_layer(layer) for layer in layers],
             y=values,
             customdata=layers,
             name=look.label,
             marker={"color": look.colour},
-            text=[style.number(v) for v in values] if len(layers) * len(methods) <= 16 else None,
+            text=[words.number(v) for v in values] if len(layers) * len(methods) <= 16 else None,
             textposition="outside",
             cliponaxis=False,
             hovertemplate=f"%{{customdata}}<br>{look.label} %{{y:.4g}}<extra></extra>",
@@ -131,13 +133,13 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
     mean = wide.mean()
     base = style.BASELINE
     if base in methods and best != base and mean[base] > 0:
-        saved = style.percent(1 - mean[best] / mean[base])
-        finding = f"{style.method_style(best).label} has {saved} less error than {style.method_style(base).label}"
+        saved = words.percent(1 - mean[best] / mean[base])
+        finding = f"{palette.method_style(best).label} has {saved} less error than {palette.method_style(base).label}"
     else:
-        finding = f"{style.method_style(best).label} has the lowest error"
+        finding = f"{palette.method_style(best).label} has the lowest error"
     held = "held-out" if column == "held_out_error" else "calibration"
     where = (
-        f"decoder block · layer {style.short_layer(layers[0])}" if len(layers) == 1 else f"{len(layers)} layers, mean"
+        f"decoder block · layer {words.short_layer(layers[0])}" if len(layers) == 1 else f"{len(layers)} layers, mean"
     )
     style.base(
         figure,
@@ -151,7 +153,7 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
     figure.update_yaxes(rangemode="tozero")
     if len(layers) == 1:
         figure.update_layout(bargap=0.5)
-    listed = ", ".join(f"{style.method_style(m).label} {style.number(mean[m])}" for m in mean.sort_values().index)
+    listed = ", ".join(f"{palette.method_style(m).label} {words.number(mean[m])}" for m in mean.sort_values().index)
     caption = f"{'Mean error' if len(layers) > 1 else 'Error'}, lowest first: {listed}."
     alt = f"Bar chart of relative error by method. {finding}. {caption}"
     return Drawing(figure, caption, alt, wide.reset_index())

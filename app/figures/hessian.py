@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from app.figures import style
-from app.figures.style import Drawing, Theme
+from app import words
+from app.figures import palette, shrinking, style
+from app.figures.palette import Theme
+from app.figures.style import Drawing
 from rose import RoseError
 
 
@@ -33,7 +35,7 @@ def hessian_diagonal(
         arrange: by channel number, or from largest to smallest.
         marked_block: its channels are drawn in another colour, wherever they stand.
     """
-    values = style.to_numpy(diagonal).astype(np.float64)
+    values = shrinking.to_numpy(diagonal).astype(np.float64)
     order = np.argsort(-values, kind="stable") if arrange == "sorted" else np.arange(len(values))
     place = np.arange(len(values))
     dead = values == 0
@@ -48,7 +50,7 @@ def hessian_diagonal(
         y=y.astype(np.float32),
         customdata=order.astype(np.int32),
         mode="lines" if len(values) > 1 else "markers",
-        line={"color": style.TEAL, "width": 1.5},
+        line={"color": palette.TEAL, "width": 1.5},
         name="diag(H)",
         hovertemplate=hover,
     )
@@ -60,7 +62,7 @@ def hessian_diagonal(
             y=y[inside].astype(np.float32),
             customdata=order[inside].astype(np.int32),
             mode="markers",
-            marker={"color": style.MARK, "size": 5},
+            marker={"color": palette.MARK, "size": 5},
             name=f"block {marked_block}",
             hovertemplate=hover,
         )
@@ -71,23 +73,23 @@ def hessian_diagonal(
             y=np.full(int(at.sum()), floor, np.float32),
             customdata=order[at].astype(np.int32),
             mode="markers",
-            marker={"symbol": "x", "size": 9, "color": style.ORANGE},
+            marker={"symbol": "x", "size": 9, "color": palette.ORANGE},
             name="dead, H = 0",
             hovertemplate="input channel %{customdata} is dead<extra></extra>",
         )
     below = int((live < added).sum())
     if added > 0:
-        style.level(figure, added, (-0.5, len(values) - 0.5), f"damping λ = {style.number(added)}", theme)
+        style.level(figure, added, (-0.5, len(values) - 0.5), f"damping λ = {words.number(added)}", theme)
     spread = live.max() / live.min() if len(live) else 1.0
     mean = float(values.mean())
     top = int(values.argmax())
-    finding = f"Input channel {top} is {style.number(values[top] / mean if mean else 0)} times as active as the mean"
+    finding = f"Input channel {top} is {words.number(values[top] / mean if mean else 0)} times as active as the mean"
     log_words = ", logarithmic scale, which has no 0" if scale == "log" else ""
     style.base(
         figure,
         theme,
         finding,
-        f"Hessian diagonal{style.of(layer)}, the sum of x² over calibration tokens{log_words}",
+        f"Hessian diagonal{words.of(layer)}, the sum of x² over calibration tokens{log_words}",
         x="input channel" if arrange == "natural" else "input channels, most active first (rank)",
         y="H<sub>jj</sub>",
         legend=len(figure.data) > 1,
@@ -99,10 +101,10 @@ def hessian_diagonal(
     else:
         figure.update_yaxes(rangemode="tozero")
     caption = (
-        f"{style.sentence(style.count(int(dead.sum()), 'dead column'))} of {len(values)}; the live ones span a factor "
-        f"of {style.number(spread)}, and {style.count(below, 'of them lies', 'of them lie')} below the damping level."
+        f"{words.sentence(words.count(int(dead.sum()), 'dead column'))} of {len(values)}; the live ones span a factor "
+        f"of {words.number(spread)}, and {words.count(below, 'of them lies', 'of them lie')} below the damping level."
     )
-    alt = f"Line chart of the Hessian diagonal{style.of(layer)}. {finding}. {caption}"
+    alt = f"Line chart of the Hessian diagonal{words.of(layer)}. {finding}. {caption}"
     table = pd.DataFrame({"input_channel": order, "hessian_diagonal": shown, "dead": dead[order]})
     return Drawing(figure, caption, alt, table)
 
@@ -120,7 +122,7 @@ def hessian_spectrum(eigenvalues: Any, *, added: float = 0.0, layer: str = "", t
         eigenvalues: of the undamped H, (in,), any order; rounding may have made some negative.
         added: λ, absolute.
     """
-    values = np.sort(style.to_numpy(eigenvalues).astype(np.float64))[::-1]
+    values = np.sort(shrinking.to_numpy(eigenvalues).astype(np.float64))[::-1]
     largest = float(values[0])
     if largest <= 0:
         raise RoseError("All eigenvalues are 0, so there is no spectrum to show; check the calibration inputs.")
@@ -135,7 +137,7 @@ def hessian_spectrum(eigenvalues: Any, *, added: float = 0.0, layer: str = "", t
         x=np.arange(1, len(values) + 1, dtype=np.float32),
         y=shown.astype(np.float32),
         mode="lines",
-        line={"color": style.TEAL, "width": 2.5},
+        line={"color": palette.TEAL, "width": 2.5},
         name="of H",
         hovertemplate="eigenvalue %{x:.0f}<br>%{y:.4g}<extra>H</extra>",
     )
@@ -144,17 +146,17 @@ def hessian_spectrum(eigenvalues: Any, *, added: float = 0.0, layer: str = "", t
             x=np.arange(1, len(values) + 1, dtype=np.float32),
             y=(np.maximum(values, 0) + added).astype(np.float32),
             mode="lines",
-            line={"color": style.ORANGE, "width": 1.5, "dash": "dot"},
+            line={"color": palette.ORANGE, "width": 1.5, "dash": "dot"},
             name="of H + λI, which is factorized",
             hovertemplate="eigenvalue %{x:.0f}<br>%{y:.4g}<extra>H + λI</extra>",
         )
-        style.level(figure, added, (1, len(values)), f"damping λ = {style.number(added)}", theme)
-    finding = f"{style.sentence(style.count(half, 'direction carries', 'directions carry'))} half of the input's energy"
+        style.level(figure, added, (1, len(values)), f"damping λ = {words.number(added)}", theme)
+    finding = f"{words.sentence(words.count(half, 'direction carries', 'directions carry'))} half of the input's energy"
     style.base(
         figure,
         theme,
         finding,
-        f"Eigenvalues of the Hessian{style.of(layer)}, largest first, logarithmic scale, which has no 0",
+        f"Eigenvalues of the Hessian{words.of(layer)}, largest first, logarithmic scale, which has no 0",
         x="eigenvalue (rank)",
         y="eigenvalue",
         legend=added > 0,
@@ -164,10 +166,10 @@ def hessian_spectrum(eigenvalues: Any, *, added: float = 0.0, layer: str = "", t
         type="log", exponentformat="power", dtick=1, range=[np.log10(floor), np.log10((largest + added) * 1.5)]
     )
     caption = (
-        f"{style.sentence(style.count(below, 'eigenvalue'))} of {len(values)} "
-        f"{'lies' if below == 1 else 'lie'} below the damping λ = {style.number(added)}, "
-        f"which brings the condition number to {style.number(condition)}."
+        f"{words.sentence(words.count(below, 'eigenvalue'))} of {len(values)} "
+        f"{'lies' if below == 1 else 'lie'} below the damping λ = {words.number(added)}, "
+        f"which brings the condition number to {words.number(condition)}."
     )
-    alt = f"Line chart of the Hessian's eigenvalues{style.of(layer)} on a logarithmic axis. {finding}. {caption}"
+    alt = f"Line chart of the Hessian's eigenvalues{words.of(layer)} on a logarithmic axis. {finding}. {caption}"
     table = pd.DataFrame({"rank": np.arange(1, len(values) + 1), "eigenvalue": values, "damped": values + added})
     return Drawing(figure, caption, alt, table)

@@ -10,8 +10,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale, unlabel_rgb
 
-from app.figures import style
-from app.figures.style import Drawing, Theme
+from app import words
+from app.figures import palette, shrinking, style
+from app.figures.palette import Theme
+from app.figures.style import Drawing
 from rose import RoseError
 
 PRINTED_COLUMNS = 24  # more numbers than this in a row cannot be read
@@ -46,18 +48,18 @@ def number_matrix(
     Raises:
         RoseError: more columns than can be printed legibly.
     """
-    matrix = style.to_numpy(values).astype(np.float64)
+    matrix = shrinking.to_numpy(values).astype(np.float64)
     rows, width = matrix.shape
     if width > PRINTED_COLUMNS:
         raise RoseError(f"At most {PRINTED_COLUMNS} columns can be printed with their numbers, not {width}.")
-    gone = np.zeros(matrix.shape, bool) if removed is None else style.to_numpy(removed).astype(bool)
+    gone = np.zeros(matrix.shape, bool) if removed is None else shrinking.to_numpy(removed).astype(bool)
     headings = np.arange(width) if columns is None else np.asarray(columns)
     figure = go.Figure(
         go.Heatmap(
             z=np.where(gone, np.nan, matrix).astype(np.float32),
             x=np.arange(width),
             y=np.arange(rows),
-            colorscale=style.SEQUENTIAL,
+            colorscale=palette.SEQUENTIAL,
             zmin=0,
             zmax=float(matrix.max()) or 1.0,
             xgap=2,
@@ -66,7 +68,7 @@ def number_matrix(
             hoverinfo="skip",
         )
     )
-    ink = style.INKS[theme]
+    ink = palette.INKS[theme]
     for row, column in np.ndindex(*matrix.shape):
         printed = f"{matrix[row, column]:.1f}"
         struck = bool(gone[row, column])
@@ -84,13 +86,13 @@ def number_matrix(
             start + size - 0.5,
             -0.5,
             rows - 0.5,
-            line={"color": style.MARK if chosen else ink.text, "width": 4 if chosen else 2},
+            line={"color": palette.MARK if chosen else ink.text, "width": 4 if chosen else 2},
         )
         start += size
     best = np.unravel_index(matrix.argmax(), matrix.shape)
     largest = f"{matrix.max():.1f} in row {best[0] + 1}, column {int(headings[best[1]]) + 1}"
     count = int(gone.sum())
-    what = f"Importance S, {rows} outputs × {width} inputs in {style.count(len(widths), 'block')}"
+    what = f"Importance S, {rows} outputs × {width} inputs in {words.count(len(widths), 'block')}"
     what += "; grey and struck: removed" if count else ""
     style.base(
         figure,
@@ -137,7 +139,7 @@ def _loss_rows(figure: go.Figure, rows: int, widths: Sequence[int], column_loss:
     """Prints the two rows of losses; returns their names from top to bottom."""
     names: list[str] = []
     if column_loss is not None:
-        losses = style.to_numpy(column_loss).astype(np.float64)
+        losses = shrinking.to_numpy(column_loss).astype(np.float64)
         colours = _shades(losses)
         y = rows + 0.3
         for column, loss in enumerate(losses):
@@ -145,7 +147,7 @@ def _loss_rows(figure: go.Figure, rows: int, widths: Sequence[int], column_loss:
             _print(figure, column, y, f"{loss:.1f}", _text_on(loss / (losses.max() or 1.0)))
         names.append("column loss")
     if block_loss is not None:
-        losses = style.to_numpy(block_loss).astype(np.float64)
+        losses = shrinking.to_numpy(block_loss).astype(np.float64)
         colours = _shades(losses)
         y = rows + 0.3 + len(names)
         start = 0
@@ -160,12 +162,12 @@ def _loss_rows(figure: go.Figure, rows: int, widths: Sequence[int], column_loss:
 
 def _shades(values: np.ndarray) -> list[str]:
     largest = float(values.max()) or 1.0
-    return sample_colorscale(style.SEQUENTIAL, np.clip(values / largest, 0, 1).tolist())
+    return sample_colorscale(palette.SEQUENTIAL, np.clip(values / largest, 0, 1).tolist())
 
 
 def _text_on(share: float) -> str:
     """Black or white, whichever reads better on the sequential scale at this place."""
-    red, green, blue = unlabel_rgb(sample_colorscale(style.SEQUENTIAL, [float(np.clip(share, 0, 1))])[0])
+    red, green, blue = unlabel_rgb(sample_colorscale(palette.SEQUENTIAL, [float(np.clip(share, 0, 1))])[0])
     return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#ffffff"
 
 
@@ -208,7 +210,7 @@ def strength_curve(
     table = pd.DataFrame(sorted(points), columns=["strength", "relative_range", "error_ratio"])
     table["error_saved"] = 1 - table["error_ratio"]
     columnar = (table["relative_range"] > threshold).to_numpy()
-    look = style.order_style("two_level")
+    look = palette.order_style("two_level")
     figure = go.Figure()
     figure.add_scatter(
         x=table["strength"].to_numpy(np.float64),
@@ -224,11 +226,11 @@ def strength_curve(
         hovertemplate="strength %{x:.3g}<br>saves %{y:.1%}<br>relative range %{customdata:.3f}<extra></extra>",
     )
     if marked is not None:
-        figure.add_vline(x=marked, line={"color": style.MARK, "width": 2.5})
+        figure.add_vline(x=marked, line={"color": palette.MARK, "width": 2.5})
     best = table.loc[table["error_saved"].idxmax()]
     verb = "saves" if best["error_saved"] > 0 else "costs"
-    amount = style.percent(abs(float(best["error_saved"])))
-    finding = f"At strength {style.number(float(best['strength']))}, two-level order {verb} {amount} of the error"
+    amount = words.percent(abs(float(best["error_saved"])))
+    finding = f"At strength {words.number(float(best['strength']))}, two-level order {verb} {amount} of the error"
     style.base(
         figure,
         theme,
@@ -243,11 +245,11 @@ def strength_curve(
     figure.update_yaxes(tickformat=".0%", range=[min(low, 0) - 0.08 * room, max(high, 0) + 0.12 * room])
     crossing = table["strength"][columnar]
     where = (
-        f"the layer counts as columnar from strength {style.number(float(crossing.iloc[0]))} on"
+        f"the layer counts as columnar from strength {words.number(float(crossing.iloc[0]))} on"
         if len(crossing)
         else "the layer counts as columnar at none of these strengths"
     )
     first = float(table["error_saved"].iloc[0])
-    caption = f"At strength {style.number(float(table['strength'].iloc[0]))} it saves {style.percent(first)}; {where}."
+    caption = f"At strength {words.number(float(table['strength'].iloc[0]))} it saves {words.percent(first)}; {where}."
     alt = f"Line chart of the error saved by two-level order against columnar strength. {finding}. {caption}"
     return Drawing(figure, caption, alt, table)

@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from app import words
 from app.blocks import block_of
-from app.figures import style
-from app.figures.style import Drawing, Shrunk, Theme
+from app.figures import palette, shrinking, style
+from app.figures.palette import Theme
+from app.figures.shrinking import Shrunk
+from app.figures.style import Drawing
 from rose import OrderPlan
 
 
@@ -16,7 +19,7 @@ def column_loss_map(
     plan: OrderPlan, *, layer: str = "", marked_block: int | None = None, theme: Theme = "light"
 ) -> Drawing:
     """Column loss as block × position within the block; a narrower last block ends early."""
-    loss = style.to_numpy(plan.column_loss).astype(np.float64)
+    loss = shrinking.to_numpy(plan.column_loss).astype(np.float64)
     widths = plan.block_width
     grid = np.full((len(widths), max(widths)), np.nan)
     start = 0
@@ -24,12 +27,12 @@ def column_loss_map(
         grid[block, :width] = loss[start : start + width]
         start += width
     filled = np.where(np.isnan(grid), -np.inf, grid)
-    shrunk = style.shrink(filled, what="columns")
+    shrunk = shrinking.shrink(filled, what="columns")
     shown = np.where(np.isinf(shrunk.array), np.nan, shrunk.array)
     top = int(loss.argmax())
     block = block_of(widths, top)
     median = float(np.median(loss))
-    times = style.number(loss[top] / median) if median > 0 else "∞"
+    times = words.number(loss[top] / median) if median > 0 else "∞"
     finding = f"Column {top} in block {block} would lose most, {times} times the median column"
     figure = go.Figure(
         style.heatmap(
@@ -44,12 +47,12 @@ def column_loss_map(
         figure,
         theme,
         finding,
-        f"Column loss{style.of(layer)}, sum of L over output channels, in blocks of {widths[0]} columns{narrow}{note}",
+        f"Column loss{words.of(layer)}, sum of L over output channels, in blocks of {widths[0]} columns{narrow}{note}",
         x="position within the block (columns)",
         y="block",
         height=max(300, min(620, 170 + 26 * len(widths))),
     )
-    figure.update_layout(plot_bgcolor=style.INKS[theme].blank)
+    figure.update_layout(plot_bgcolor=palette.INKS[theme].blank)
     style.matrix_axes(figure, len(widths), max(widths))
     if len(widths) <= 16:
         figure.update_yaxes(dtick=1)
@@ -57,10 +60,10 @@ def column_loss_map(
         style.block_span(widths, marked_block)
         style.outline(figure, -0.5, widths[marked_block] - 0.5, marked_block - 0.5, marked_block + 0.5)
     caption = (
-        f"Column losses run from {style.number(float(loss.min()))} to {style.number(float(loss[top]))}, median "
-        f"{style.number(median)}.{style.mark_words(marked_block)}"
+        f"Column losses run from {words.number(float(loss.min()))} to {words.number(float(loss[top]))}, median "
+        f"{words.number(median)}.{style.mark_words(marked_block)}"
     )
-    alt = f"Heatmap of the column loss{style.of(layer)} by block and position. {finding}. {caption}"
+    alt = f"Heatmap of the column loss{words.of(layer)} by block and position. {finding}. {caption}"
     columns = np.arange(len(loss))
     starts = np.repeat(np.cumsum([0, *widths[:-1]]), widths)
     table = pd.DataFrame(
@@ -83,19 +86,19 @@ def block_loss_bars(
     """
     widths = np.array(plan.block_width)
     uneven = bool((widths != widths[0]).any())
-    values = style.to_numpy(plan.loss_per_column if uneven else plan.block_loss).astype(np.float64)
+    values = shrinking.to_numpy(plan.loss_per_column if uneven else plan.block_loss).astype(np.float64)
     blocks = np.arange(len(values))
     if marked_block is not None:
         style.block_span(plan.block_width, marked_block)
-    ink = style.INKS[theme]
+    ink = palette.INKS[theme]
     narrow = widths < widths.max()
     unit = "block loss per column" if uneven else "block loss"
     bar = go.Bar(
         x=blocks,
         y=values,
-        customdata=np.stack([style.to_numpy(plan.block_loss).astype(np.float64), widths], axis=1),
+        customdata=np.stack([shrinking.to_numpy(plan.block_loss).astype(np.float64), widths], axis=1),
         marker={
-            "color": [style.MARK if b == marked_block else style.TEAL for b in blocks],
+            "color": [palette.MARK if b == marked_block else palette.TEAL for b in blocks],
             "pattern": {"shape": ["/" if n else "" for n in narrow], "solidity": 0.25},
         },
         hovertemplate=f"block %{{x}}, %{{customdata[1]:.0f}} columns<br>{unit} %{{y:.4g}}<br>"
@@ -114,8 +117,8 @@ def block_loss_bars(
         figure,
         theme,
         finding,
-        f"{style.sentence(unit)}{style.of(layer)}, blocks of {int(widths.max())} columns{hatched}; columnar if a bar "
-        f"ends below the dashed line, {style.percent(1 - plan.threshold, 0)} of the highest",
+        f"{words.sentence(unit)}{words.of(layer)}, blocks of {int(widths.max())} columns{hatched}; columnar if a bar "
+        f"ends below the dashed line, {words.percent(1 - plan.threshold, 0)} of the highest",
         x="block",
         y=unit,
     )
@@ -123,17 +126,17 @@ def block_loss_bars(
     if len(values) <= 33:
         figure.update_xaxes(dtick=1)
     caption = (
-        f"Block {int(values.argmax())} has the highest {unit}, {style.number(largest)}, and block "
-        f"{int(values.argmin())} the lowest, {style.number(smallest)}: relative range "
-        f"({style.number(largest)} − {style.number(smallest)}) / {style.number(largest)} = {plan.relative_range:.3f}."
+        f"Block {int(values.argmax())} has the highest {unit}, {words.number(largest)}, and block "
+        f"{int(values.argmin())} the lowest, {words.number(smallest)}: relative range "
+        f"({words.number(largest)} − {words.number(smallest)}) / {words.number(largest)} = {plan.relative_range:.3f}."
     )
-    alt = f"Bar chart of {unit}{style.of(layer)}. {finding}. {caption}"
+    alt = f"Bar chart of {unit}{words.of(layer)}. {finding}. {caption}"
     table = pd.DataFrame(
         {
             "block": blocks,
             "columns": widths,
-            "block_loss": style.to_numpy(plan.block_loss),
-            "block_loss_per_column": style.to_numpy(plan.loss_per_column),
+            "block_loss": shrinking.to_numpy(plan.block_loss),
+            "block_loss_per_column": shrinking.to_numpy(plan.loss_per_column),
         }
     )
     return Drawing(figure, caption, alt, table)

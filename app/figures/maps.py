@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from app.figures import style
-from app.figures.style import Drawing, Shrunk, Theme
+from app import words
+from app.figures import palette, shrinking, style
+from app.figures.palette import Theme
+from app.figures.shrinking import Shrunk
+from app.figures.style import Drawing
 from rose import OrderPlan
 
 SURFACE_CELLS = 160  # a side; a surface is drawn as triangles, several per cell
@@ -30,7 +33,7 @@ def _drawing(
     **more: Any,
 ) -> Drawing:
     """A heatmap of one value per weight, with the chosen block outlined."""
-    zmax, saturates = style.ceiling(shrunk.array)
+    zmax, saturates = shrinking.ceiling(shrunk.array)
     figure = go.Figure(style.heatmap(shrunk, unit, **({"zmax": zmax} | more)))
     style.base(
         figure,
@@ -45,7 +48,7 @@ def _drawing(
     style.outline_block(figure, widths, marked_block)
     caption += style.mark_words(marked_block)
     alt = f"Heatmap of {alt}, input channels across, output channels down. {finding}. {caption}"
-    return Drawing(figure, caption, alt, style.frame(shrunk))
+    return Drawing(figure, caption, alt, shrinking.frame(shrunk))
 
 
 def weight_map(
@@ -62,19 +65,19 @@ def weight_map(
         weight: W, (out, in).
         widths: block widths left to right; needed to outline a block.
     """
-    magnitude = np.abs(style.to_numpy(weight))
-    shrunk = style.shrink(magnitude)
+    magnitude = np.abs(shrinking.to_numpy(weight))
+    shrunk = shrinking.shrink(magnitude)
     finding, strongest = _strongest_column(magnitude)
     rows, columns = magnitude.shape
     return _drawing(
         shrunk,
         magnitude.shape,
         finding=finding,
-        what=f"|W|{style.of(layer)}, {rows} output × {columns} input channels",
+        what=f"|W|{words.of(layer)}, {rows} output × {columns} input channels",
         unit="|W|",
-        caption=f"The largest weight is {style.number(float(shrunk.array.max()))}, the median |W| is "
-        f"{style.number(_median(magnitude))}; {strongest}.",
-        alt=f"the absolute weights{style.of(layer)}",
+        caption=f"The largest weight is {words.number(float(shrunk.array.max()))}, the median |W| is "
+        f"{words.number(_median(magnitude))}; {strongest}.",
+        alt=f"the absolute weights{words.of(layer)}",
         theme=theme,
         widths=widths,
         marked_block=marked_block,
@@ -90,15 +93,15 @@ def weight_surface(
     theme: Theme = "light",
 ) -> Drawing:
     """|W| as a surface over input channel × output channel (the paper's Figure 1b)."""
-    magnitude = np.abs(style.to_numpy(weight))
-    shrunk = style.shrink(magnitude, SURFACE_CELLS)
+    magnitude = np.abs(shrinking.to_numpy(weight))
+    shrunk = shrinking.shrink(magnitude, SURFACE_CELLS)
     finding, strongest = _strongest_column(magnitude)
     rows, columns = shrunk.array.shape
     surface = go.Surface(
         z=shrunk.array.astype(np.float32),
         x=(np.arange(columns) * shrunk.columns).astype(np.float32),
         y=(np.arange(rows) * shrunk.rows).astype(np.float32),
-        colorscale=style.SEQUENTIAL,
+        colorscale=palette.SEQUENTIAL,
         cmin=0,
         colorbar=style.colourbar("|W|", len=0.7),
         hovertemplate="input channel %{x}<br>output channel %{y}<br>|W| %{z:.4g}<extra></extra>",
@@ -113,10 +116,10 @@ def weight_surface(
                 y=[0, 0, deep, deep],
                 z=[0, top, top, 0],
                 mode="lines",
-                line={"color": style.MARK, "width": 6},
+                line={"color": palette.MARK, "width": 6},
                 hoverinfo="skip",
             )
-    style.base(figure, theme, finding, f"|W|{style.of(layer)} as a surface; {shrunk.note}", height=560)
+    style.base(figure, theme, finding, f"|W|{words.of(layer)} as a surface; {shrunk.note}", height=560)
     axis = {"tickfont": {"size": 12}}
     figure.update_layout(
         scene={
@@ -131,8 +134,8 @@ def weight_surface(
     caption = f"Ridges along the output channels are strong input channels: {strongest}."
     if marked_block is not None:
         caption += f" Block {marked_block} stands between the two frames."
-    alt = f"3-D surface of the absolute weights{style.of(layer)} over input and output channel. {caption}"
-    return Drawing(figure, caption, alt, style.frame(shrunk))
+    alt = f"3-D surface of the absolute weights{words.of(layer)} over input and output channel. {caption}"
+    return Drawing(figure, caption, alt, shrinking.frame(shrunk))
 
 
 def _strongest_column(magnitude: np.ndarray) -> tuple[str, str]:
@@ -142,10 +145,10 @@ def _strongest_column(magnitude: np.ndarray) -> tuple[str, str]:
     times = sums[best] / median if median > 0 else float("inf")
     share = sums[best] / sums.sum() if sums.sum() > 0 else 0.0
     strongest = (
-        f"input channel {best} holds {style.percent(share, 2)} of all |W|, "
-        f"{style.number(times)} times the median channel"
+        f"input channel {best} holds {words.percent(share, 2)} of all |W|, "
+        f"{words.number(times)} times the median channel"
     )
-    return f"The strongest input channel is {best}, {style.number(times)} times the median one", strongest
+    return f"The strongest input channel is {best}, {words.number(times)} times the median one", strongest
 
 
 def _median(values: np.ndarray) -> float:
@@ -158,22 +161,22 @@ def importance_map(
     plan: OrderPlan, *, layer: str = "", marked_block: int | None = None, theme: Theme = "light"
 ) -> Drawing:
     """S = |W|·sqrt(mean x²) as a heatmap."""
-    values = style.to_numpy(plan.importance)
+    values = shrinking.to_numpy(plan.importance)
     columns = values.sum(0, dtype=np.float64)
     total = columns.sum()
     keep = max(1, round(0.01 * len(columns)))
     share = np.sort(columns)[::-1][:keep].sum() / total if total else 0.0
     hold = "holds" if keep == 1 else "hold"
     return _drawing(
-        style.shrink(values),
+        shrinking.shrink(values),
         values.shape,
-        finding=f"{style.sentence(style.count(keep, 'column'))} of {len(columns)} {hold} {style.percent(share)} of "
+        finding=f"{words.sentence(words.count(keep, 'column'))} of {len(columns)} {hold} {words.percent(share)} of "
         "the importance",
-        what=f"Importance S = |W|·√(mean x²){style.of(layer)}",
+        what=f"Importance S = |W|·√(mean x²){words.of(layer)}",
         unit="S",
-        caption=f"S is at most {style.number(float(values.max()))}, its median {style.number(_median(values))}; the "
+        caption=f"S is at most {words.number(float(values.max()))}, its median {words.number(_median(values))}; the "
         f"most important input channel is {int(columns.argmax())}.",
-        alt=f"the importance{style.of(layer)}",
+        alt=f"the importance{words.of(layer)}",
         theme=theme,
         widths=plan.block_width,
         marked_block=marked_block,
@@ -184,19 +187,19 @@ def potential_loss_map(
     plan: OrderPlan, *, layer: str = "", marked_block: int | None = None, theme: Theme = "light"
 ) -> Drawing:
     """L as a heatmap: what pre-pruning would remove, by importance."""
-    values = style.to_numpy(plan.potential_loss)
-    per_column = style.to_numpy(plan.loss_per_column)
+    values = shrinking.to_numpy(plan.potential_loss)
+    per_column = shrinking.to_numpy(plan.loss_per_column)
     worst = int(per_column.argmax())
     total, importance = float(values.sum(dtype=np.float64)), float(plan.importance.double().sum())
     return _drawing(
-        style.shrink(values),
+        shrinking.shrink(values),
         values.shape,
-        finding=f"Block {worst} would lose most, {style.number(float(per_column[worst]))} per column",
-        what=f"Potential loss L{style.of(layer)} at sparsity {plan.pattern}: S where pre-pruning removes, else 0",
+        finding=f"Block {worst} would lose most, {words.number(float(per_column[worst]))} per column",
+        what=f"Potential loss L{words.of(layer)} at sparsity {plan.pattern}: S where pre-pruning removes, else 0",
         unit="L",
-        caption=f"Pre-pruning would remove {style.percent(total / importance if importance else 0)} of all importance; "
-        f"the largest weight to go has S = {style.number(float(values.max()))}.",
-        alt=f"the potential loss{style.of(layer)}",
+        caption=f"Pre-pruning would remove {words.percent(total / importance if importance else 0)} of all importance; "
+        f"the largest weight to go has S = {words.number(float(values.max()))}.",
+        alt=f"the potential loss{words.of(layer)}",
         theme=theme,
         widths=plan.block_width,
         marked_block=marked_block,
@@ -210,9 +213,9 @@ def prepruning_mask(
 
     Weights of no importance at all count as removed: L cannot tell them, and removing them costs nothing.
     """
-    loss, score = style.to_numpy(plan.potential_loss), style.to_numpy(plan.importance)
+    loss, score = shrinking.to_numpy(plan.potential_loss), shrinking.to_numpy(plan.importance)
     mask = (loss > 0) | ((score == 0) & (plan.pattern.ratio > 0))
-    shrunk = style.shrink(mask, how="sum")
+    shrunk = shrinking.shrink(mask, how="sum")
     cell = shrunk.rows * shrunk.columns
     per_column = mask.mean(0)
     spared, hit = int(per_column.argmin()), int(per_column.argmax())
@@ -220,13 +223,13 @@ def prepruning_mask(
     return _drawing(
         shrunk._replace(array=shrunk.array.astype(np.uint8 if cell < 256 else np.float32)),
         mask.shape,
-        finding=f"Input channel {spared} would lose {style.percent(float(per_column[spared]))} of its weights, "
-        f"channel {hit} {style.percent(float(per_column[hit]))}",
-        what=f"Pre-pruning mask{style.of(layer)} at sparsity {plan.pattern}, weights removed",
+        finding=f"Input channel {spared} would lose {words.percent(float(per_column[spared]))} of its weights, "
+        f"channel {hit} {words.percent(float(per_column[hit]))}",
+        what=f"Pre-pruning mask{words.of(layer)} at sparsity {plan.pattern}, weights removed",
         unit="removed",
-        caption=f"{style.whole(removed)} of {style.whole(mask.size)} weights ({style.percent(removed / mask.size)}) "
+        caption=f"{words.whole(removed)} of {words.whole(mask.size)} weights ({words.percent(removed / mask.size)}) "
         "would go.",
-        alt=f"the pre-pruning mask{style.of(layer)}",
+        alt=f"the pre-pruning mask{words.of(layer)}",
         theme=theme,
         widths=plan.block_width,
         marked_block=marked_block,

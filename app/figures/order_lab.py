@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from app import words
 from app.blocks import visited_blocks
-from app.figures import style
-from app.figures.style import Drawing, Theme
+from app.figures import palette, shrinking, style
+from app.figures.palette import Theme
+from app.figures.style import Drawing
 from rose import METHODS, LayerResult, Order, OrderPlan, RoseError, SweepTrace
 
 # An order alone is no method: these are sweeps in an order with a budget.
@@ -44,7 +46,7 @@ def error_curve(
     columns: dict[str, np.ndarray] = {}
     for name, result in results.items():
         look = run_style(name)
-        errors = style.to_numpy(result.block_error).astype(np.float64)
+        errors = shrinking.to_numpy(result.block_error).astype(np.float64)
         curve = np.concatenate([[0.0], np.cumsum(errors)]) / dense_energy
         columns[name] = curve
         figure.add_scatter(
@@ -62,14 +64,14 @@ def error_curve(
     if len(final) == 1:
         jump = int(np.diff(columns[best]).argmax())
         share = np.diff(columns[best]).max() / final[best] if final[best] else 0.0
-        finding = f"{run_style(best).label}: block {jump + 1} of {blocks} brings {style.percent(share, 0)} of the error"
+        finding = f"{run_style(best).label}: block {jump + 1} of {blocks} brings {words.percent(share, 0)} of the error"
     else:
-        finding = f"{run_style(best).label} ends lowest, at {style.number(final[best])}"
+        finding = f"{run_style(best).label} ends lowest, at {words.number(final[best])}"
     style.base(
         figure,
         theme,
         finding,
-        f"Error that has arisen after each pruned block{style.of(layer)}, damping included",
+        f"Error that has arisen after each pruned block{words.of(layer)}, damping included",
         x="pruned blocks",
         y=style.ERROR,
         height=460,
@@ -77,21 +79,21 @@ def error_curve(
     )
     figure.update_yaxes(rangemode="tozero")
     figure.update_xaxes(range=[-0.02 * blocks, blocks * 1.02], dtick=1 if blocks <= 16 else None, zeroline=False)
-    listed = ", ".join(f"{run_style(n).label} {style.number(v)}" for n, v in sorted(final.items(), key=lambda i: i[1]))
+    listed = ", ".join(f"{run_style(n).label} {words.number(v)}" for n, v in sorted(final.items(), key=lambda i: i[1]))
     caption = f"Final error, lowest first: {listed}."
     if len(final) > 1 and final[worst] > 0:
-        caption += f" The best order saves {style.percent(1 - final[best] / final[worst])} of the worst one's error."
-    alt = f"Line chart of the error against pruned blocks for {style.count(len(final), 'order')}. {finding}. {caption}"
+        caption += f" The best order saves {words.percent(1 - final[best] / final[worst])} of the worst one's error."
+    alt = f"Line chart of the error against pruned blocks for {words.count(len(final), 'order')}. {finding}. {caption}"
     table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)})
     for name, curve in columns.items():
         table[name] = pd.Series(curve)
     return Drawing(figure, caption, alt, table)
 
 
-def run_style(name: str) -> style.Style:
+def run_style(name: str) -> palette.Style:
     """A sweep with the block budget, named by its order, or "global + layer": the order's colour, with another dash."""
     order, _, budget = name.partition(" + ")
-    look = style.order_style(order)
+    look = palette.order_style(order)
     if budget != "layer":
         return look._replace(label=look.label + _method_of(order, "block"))
     return look._replace(
@@ -121,14 +123,14 @@ def damage_split(
         plan: whose block boundaries give the visited blocks their names.
         step: the pruned block to mark, counted from 0.
     """
-    error = style.to_numpy(trace.error).astype(np.float64)
-    compensated = np.maximum(style.to_numpy(trace.compensated).astype(np.float64), 0)  # rounding may go below 0
+    error = shrinking.to_numpy(trace.error).astype(np.float64)
+    compensated = np.maximum(shrinking.to_numpy(trace.compensated).astype(np.float64), 0)  # rounding may go below 0
     names = ["mixed" if block is None else f"block {block}" for block in visited_blocks(plan, order)]
     steps = np.arange(len(error))
     figure = go.Figure()
     for name, values, colour, pattern in (
-        ("error that remains", error, style.ORANGE, ""),
-        ("compensated by other columns", compensated, style.TEAL, "/"),
+        ("error that remains", error, palette.ORANGE, ""),
+        ("compensated by other columns", compensated, palette.TEAL, "/"),
     ):
         figure.add_bar(
             x=steps + 1,
@@ -145,13 +147,13 @@ def damage_split(
     share = float(compensated.sum()) / total if total > 0 else 0.0
     last = compensated[-1] / (error[-1] + compensated[-1]) if error[-1] + compensated[-1] > 0 else 0.0
     finding = (
-        f"Compensation absorbs {style.percent(share, 0)} of the damage, {style.percent(last, 0)} in the last block"
+        f"Compensation absorbs {words.percent(share, 0)} of the damage, {words.percent(last, 0)} in the last block"
     )
     style.base(
         figure,
         theme,
         finding,
-        f"Damage of each block{style.of(layer)}, in the order visited: what remained, and what other columns absorbed",
+        f"Damage of each block{words.of(layer)}, in the order visited: what remained, and what other columns absorbed",
         x="pruned block (visited first to last)",
         y="squared error  Σ e²",
         legend=True,
@@ -164,18 +166,18 @@ def damage_split(
             ticktext=[f"{i + 1}<br>{n}" if len(error) <= 8 else str(i + 1) for i, n in enumerate(names)],
         )
     caption = (
-        f"Without compensation the {len(error)} blocks would have cost {style.number(total)}; "
-        f"{style.number(float(error.sum()))} remained."
+        f"Without compensation the {len(error)} blocks would have cost {words.number(total)}; "
+        f"{words.number(float(error.sum()))} remained."
     )
     alt = f"Stacked bars of the damage by pruned block. {finding}. {caption}"
     table = pd.DataFrame(
         {
             "step": steps + 1,
             "block": names,
-            "removed_weights": style.to_numpy(trace.removed),
-            "lost": style.to_numpy(trace.lost),
+            "removed_weights": shrinking.to_numpy(trace.removed),
+            "lost": shrinking.to_numpy(trace.lost),
             "error": error,
-            "compensated": style.to_numpy(trace.compensated),
+            "compensated": shrinking.to_numpy(trace.compensated),
         }
     )
     return Drawing(figure, caption, alt, table)
@@ -206,13 +208,13 @@ def position_curve(
             x=(x + 1).astype(np.int32),
             y=y,
             mode="lines+markers",
-            line={"color": style.AZURE, "width": 2.5},
+            line={"color": palette.AZURE, "width": 2.5},
             marker={"size": 9},
             name="final error",
             hovertemplate="pruned as number %{x}<br>final error %{y:.4g}<extra></extra>",
         )
     )
-    look = style.order_style(base)
+    look = palette.order_style(base)
     figure.add_scatter(
         x=[place + 1],
         y=[float(y[x == place][0])],
@@ -225,12 +227,12 @@ def position_curve(
     first, last = float(y[0]), float(y[-1])
     more = last / first - 1 if first > 0 else 0.0
     word = "more" if more >= 0 else "less"
-    finding = f"Pruned last, block {block} leaves {style.percent(abs(more))} {word} error than pruned first"
+    finding = f"Pruned last, block {block} leaves {words.percent(abs(more))} {word} error than pruned first"
     style.base(
         figure,
         theme,
         finding,
-        f"Final error{style.of(layer)} when block {block} is pruned at each position, one real sweep per mark",
+        f"Final error{words.of(layer)} when block {block} is pruned at each position, one real sweep per mark",
         x=f"position at which block {block} is pruned",
         y=style.ERROR,
         legend=True,
@@ -238,8 +240,8 @@ def position_curve(
     figure.update_yaxes(range=[0, float(y.max()) * 1.1 or 1])
     figure.update_xaxes(dtick=1 if len(x) <= 20 else None)
     caption = (
-        f"The error is lowest, {style.number(float(y.min()))}, at position {best + 1} and highest, "
-        f"{style.number(float(y.max()))}, at position {worst + 1} of {len(x)}."
+        f"The error is lowest, {words.number(float(y.min()))}, at position {best + 1} and highest, "
+        f"{words.number(float(y.max()))}, at position {worst + 1} of {len(x)}."
     )
     alt = f"Line chart of final error against the position of block {block}. {finding}. {caption}"
     return Drawing(figure, caption, alt, rows.reset_index(drop=True))
@@ -257,13 +259,13 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", t
     """
     _need(table, ["order", "sparsity", "relative_error"])
     orders = list(dict.fromkeys(table["order"]))
-    labels = {name: style.order_style(name).label + _method_of(name, budget) for name in orders}
+    labels = {name: palette.order_style(name).label + _method_of(name, budget) for name in orders}
     wide = table.pivot_table(index="sparsity", columns="order", values="relative_error", sort=False)
     wide = wide.sort_index() if pd.api.types.is_numeric_dtype(wide.index) else wide
     groups = [_sparsity_label(s) for s in wide.index]
     figure = go.Figure()
     for name, label in labels.items():
-        look = style.order_style(name)
+        look = palette.order_style(name)
         figure.add_bar(
             x=np.arange(len(groups)),
             y=wide[name].to_numpy(np.float64),
@@ -279,19 +281,19 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", t
             x1=i + 0.45,
             y0=level,
             y1=level,
-            line={"color": style.INKS[theme].text, "dash": "dash", "width": 2},
+            line={"color": palette.INKS[theme].text, "dash": "dash", "width": 2},
         )
     mean = wide.div(wide["natural"], axis=0).mean()
     best = str(mean.idxmin())
     if best != "natural":
-        finding = f"{labels[best]} leaves {style.percent(1 - mean[best])} less error than {labels['natural']}"
+        finding = f"{labels[best]} leaves {words.percent(1 - mean[best])} less error than {labels['natural']}"
     else:
         finding = f"{labels[best]} has the lowest error"
     style.base(
         figure,
         theme,
         finding,
-        f"Final error by sparsity{style.of(layer)}, {budget} budget; dashed: {labels['natural']}",
+        f"Final error by sparsity{words.of(layer)}, {budget} budget; dashed: {labels['natural']}",
         x="sparsity (fraction of weights removed)",
         y=style.ERROR,
         height=460,
@@ -301,14 +303,14 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", t
     figure.update_yaxes(rangemode="tozero")
     ranked = ", ".join(f"{labels[str(n)]} {mean[n]:.3f}" for n in mean.sort_values().index)
     caption = (
-        f"Mean over {style.count(len(groups), 'sparsity', 'sparsities')}, relative to {labels['natural']}: {ranked}."
+        f"Mean over {words.count(len(groups), 'sparsity', 'sparsities')}, relative to {labels['natural']}: {ranked}."
     )
     alt = f"Grouped bars of final error by sparsity and order. {finding}. {caption}"
     return Drawing(figure, caption, alt, wide.reset_index())
 
 
 def _sparsity_label(value: Any) -> str:
-    return value if isinstance(value, str) else style.percent(float(value), 0)
+    return value if isinstance(value, str) else words.percent(float(value), 0)
 
 
 def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = "light") -> Drawing:
@@ -331,9 +333,9 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
     ratio = ratio[budgets]
     change = ratio.to_numpy(np.float64) - 1
     limit = float(np.nanmax(np.abs(change))) or 0.01
-    labels = [style.order_style(o).label for o in ratio.index]
+    labels = [palette.order_style(o).label for o in ratio.index]
     names = {"block": "the same in every block", "layer": "layer-wide"}
-    ink = style.INKS[theme]
+    ink = palette.INKS[theme]
     text = [[("–" if np.isnan(v) else f"{v:.3f}") for v in row] for row in ratio.to_numpy(np.float64)]
     figure = go.Figure(
         go.Heatmap(
@@ -343,7 +345,7 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
             text=text,
             texttemplate="%{text}",
             textfont={"size": 16},
-            colorscale=style.diverging(theme),
+            colorscale=palette.diverging(theme),
             reversescale=True,  # less error in the colour that a gain has on the map of layers
             zmin=-limit,
             zmax=limit,
@@ -356,14 +358,14 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
     best = np.unravel_index(np.nanargmin(change), change.shape)
     name, budget = str(ratio.index[best[0]]), str(budgets[best[1]])
     finding = (
-        f"{style.order_style(name).label} order with the {budget} budget{_method_of(name, budget)} is best, "
+        f"{palette.order_style(name).label} order with the {budget} budget{_method_of(name, budget)} is best, "
         f"{text[best[0]][best[1]]}"
     )
     style.base(
         figure,
         theme,
         finding,
-        f"Final error{style.of(layer)} relative to SparseGPT, natural order with the block budget (1: the same; lower: "
+        f"Final error{words.of(layer)} relative to SparseGPT, natural order with the block budget (1: the same; lower: "
         "better)",
         x="budget: how many weights a block gives up",
         height=190 + 40 * len(labels),
@@ -373,9 +375,9 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
     order_effect = 1 - float(ratio["block"].min())
     budget_effect = 1 - float(ratio.loc["natural"].min())
     caption = (
-        f"Order alone (under the block budget) saves at most {style.percent(order_effect)}, budget alone "
-        f"(in natural order) {style.percent(budget_effect)}, both together "
-        f"{style.percent(-float(np.nanmin(change)))}."
+        f"Order alone (under the block budget) saves at most {words.percent(order_effect)}, budget alone "
+        f"(in natural order) {words.percent(budget_effect)}, both together "
+        f"{words.percent(-float(np.nanmin(change)))}."
     )
     alt = f"Table of relative error by order and budget, coloured. {finding}. {caption}"
     data = ratio.reset_index().rename(columns={b: f"relative_error_{b}_budget_over_base" for b in budgets})

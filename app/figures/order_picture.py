@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from app import words
 from app.blocks import block_of, visited_blocks
-from app.figures import style
-from app.figures.style import Drawing, Theme
+from app.figures import palette, shrinking, style
+from app.figures.palette import Theme
+from app.figures.style import Drawing
 from rose import Order, OrderPlan, RoseError, make_order
 
 PICTURE_LINES = 640  # columns that the picture draws one by one
@@ -44,9 +46,9 @@ def order_picture(
     widths = plan.block_width
     if marked_block is not None:
         style.block_span(widths, marked_block)
-    step = style.to_numpy(visited.inverse)
-    loss = style.to_numpy(plan.loss_per_column).astype(np.float64)
-    colours = style.magnitude_colours(loss, theme)
+    step = shrinking.to_numpy(visited.inverse)
+    loss = shrinking.to_numpy(plan.loss_per_column).astype(np.float64)
+    colours = palette.magnitude_colours(loss, theme)
     figure = go.Figure()
     ribbons, every = False, 1
     if columns > PICTURE_LINES:
@@ -57,7 +59,7 @@ def order_picture(
         members = np.arange(start, start + width)
         shape = _ribbon(step[members], members) if ribbons else _lines(step, members[members % every == 0])
         chosen = block == marked_block
-        colour = style.MARK if chosen else colours[block]
+        colour = palette.MARK if chosen else colours[block]
         figure.add_scatter(
             x=shape[0],
             y=shape[1],
@@ -67,7 +69,7 @@ def order_picture(
             fillcolor=colour,
             opacity=0.75,
             hoveron="fills" if ribbons else "points",
-            name=f"block {block}: loss {style.number(loss[block])} per column",
+            name=f"block {block}: loss {words.number(loss[block])} per column",
             text=f"block {block}",
             hovertemplate=None if ribbons else f"block {block}<br>column or step %{{x:.0f}}<extra></extra>",
             hoverinfo="text" if ribbons else None,
@@ -79,8 +81,8 @@ def order_picture(
             x=[marked_column, int(step[marked_column])],
             y=[1, 0],
             mode="lines+markers",
-            line={"color": style.MARK, "width": 4},
-            marker={"size": 11, "color": style.MARK},
+            line={"color": palette.MARK, "width": 4},
+            marker={"size": 11, "color": palette.MARK},
             hoverinfo="skip",
         )
         middle = (marked_column + int(step[marked_column])) / 2
@@ -95,8 +97,8 @@ def order_picture(
             xanchor="right" if left else "left",
         )
     moved = int((step != np.arange(columns)).sum())
-    first = int(style.to_numpy(visited.permutation)[0])
-    label = style.order_style(visited.name).label
+    first = int(shrinking.to_numpy(visited.permutation)[0])
+    label = palette.order_style(visited.name).label
     if visited.is_natural:
         finding = "The columns stay in their natural order"
     else:
@@ -108,7 +110,7 @@ def order_picture(
         figure,
         theme,
         finding,
-        f"Columns{style.of(layer)} before (top) and in pruning order (bottom), {drawn}; brighter: more loss per column",
+        f"Columns{words.of(layer)} before (top) and in pruning order (bottom), {drawn}; brighter: more loss per column",
         x="column (top), step at which it is pruned (bottom)",
         height=420,
     )
@@ -125,15 +127,15 @@ def order_picture(
     if marked_column is not None:
         caption += (
             f" Column {marked_column} (block {block_of(widths, marked_column)}, loss "
-            f"{style.number(float(plan.column_loss[marked_column]))}) is pruned at step {int(step[marked_column])}."
+            f"{words.number(float(plan.column_loss[marked_column]))}) is pruned at step {int(step[marked_column])}."
         )
-    alt = f"Two rows of columns{style.of(layer)} joined by lines from natural to pruning order. {finding}. {caption}"
+    alt = f"Two rows of columns{words.of(layer)} joined by lines from natural to pruning order. {finding}. {caption}"
     table = pd.DataFrame(
         {
             "column": np.arange(columns),
             "block": np.repeat(np.arange(len(widths)), widths),
             "step": step,
-            "column_loss": style.to_numpy(plan.column_loss),
+            "column_loss": shrinking.to_numpy(plan.column_loss),
         }
     )
     return Drawing(figure, caption, alt, table)
@@ -168,7 +170,7 @@ def _ribbon(steps: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _block_rows(figure: go.Figure, plan: OrderPlan, visited: Order, theme: Theme) -> None:
     """Block boundaries and numbers above the natural row and below the pruning row."""
-    ink = style.INKS[theme]
+    ink = palette.INKS[theme]
     natural: list[int | None] = list(range(len(plan.block_width)))
     rows: list[tuple[Sequence[int], list[int | None], float, float]] = [(plan.block_width, natural, 0.93, 1.0)]
     rows.append((visited.widths, visited_blocks(plan, visited), 0.0, 0.07))

@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from app.figures import style
-from app.figures.style import Drawing, Theme
+from app import words
+from app.figures import palette, style
+from app.figures.palette import Theme
+from app.figures.style import Drawing
 from rose import RoseError
 
 
@@ -24,7 +26,7 @@ class Metric:
     kind: str = "magnitude"  # "magnitude", "change" (centred on 0) or "log"
 
     def text(self, value: float) -> str:
-        return style.percent(value) if self.kind == "change" else style.number(value)
+        return words.percent(value) if self.kind == "change" else words.number(value)
 
 
 METRICS = {
@@ -40,7 +42,7 @@ def metric(name: str) -> Metric:
     if name in METRICS:
         return METRICS[name]
     prefix = "held_out_" if name.startswith("held_out_") else "error_"
-    return Metric(f"{ERRORS[prefix]} of {style.method_style(name.removeprefix(prefix)).label}", "relative error")
+    return Metric(f"{ERRORS[prefix]} of {palette.method_style(name.removeprefix(prefix)).label}", "relative error")
 
 
 def per_layer(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -118,7 +120,7 @@ def model_map(
             marker={
                 "size": 11 if len(blocks) <= 20 else 8,
                 "symbol": "circle-open",
-                "color": style.MARK,
+                "color": palette.MARK,
                 "line": {"width": 2.5},
             },
             hoverinfo="skip",
@@ -162,7 +164,7 @@ def _grid(rows: pd.DataFrame, layers: Sequence[str]) -> pd.DataFrame:
     projections: list[str] = []
     blocks = [int(b) for b in rows["block_index"]]
     for layer in layers:
-        block, projection = style.place_of(layer)
+        block, projection = words.place_of(layer)
         if block is not None:
             blocks.append(block)
             projections.append(next((p for p in seen if layer.endswith("." + p)), projection))
@@ -179,17 +181,17 @@ def _colours(known: Metric, values: np.ndarray, name: str, theme: Theme) -> dict
     if known.kind == "change":
         limit = largest or 1.0
         bar = style.colourbar(known.unit, tickformat=".0%")
-        return {"colorscale": style.diverging(theme), "zmin": -limit, "zmax": limit, "colorbar": bar}
+        return {"colorscale": palette.diverging(theme), "zmin": -limit, "zmax": limit, "colorbar": bar}
     if known.kind == "log":
         positive = present[present > 0]
         low, high = (np.log10(positive.min()), np.log10(positive.max())) if len(positive) else (0.0, 1.0)
         ticks = np.arange(np.floor(low), np.ceil(high) + 1)
         bar = style.colourbar(
-            f"{known.unit} (log)", tickvals=ticks.tolist(), ticktext=[style.number(10.0**t) for t in ticks]
+            f"{known.unit} (log)", tickvals=ticks.tolist(), ticktext=[words.number(10.0**t) for t in ticks]
         )
-        return {"colorscale": style.SEQUENTIAL, "zmin": low, "zmax": max(high, low + 1e-6), "colorbar": bar}
+        return {"colorscale": palette.SEQUENTIAL, "zmin": low, "zmax": max(high, low + 1e-6), "colorbar": bar}
     top = 1.0 if name == "relative_range" else largest or 1.0
-    return {"colorscale": style.SEQUENTIAL, "zmin": 0, "zmax": top, "colorbar": style.colourbar(known.unit)}
+    return {"colorscale": palette.SEQUENTIAL, "zmin": 0, "zmax": top, "colorbar": style.colourbar(known.unit)}
 
 
 def _map_finding(rows: pd.DataFrame, name: str, known: Metric, threshold: float) -> tuple[str, pd.DataFrame | None]:
@@ -199,14 +201,14 @@ def _map_finding(rows: pd.DataFrame, name: str, known: Metric, threshold: float)
         return f"{known.label}: no layer measured yet", None
     if known.kind == "change":
         better, worse = int((measured["value"] > 0).sum()), int((measured["value"] < 0).sum())
-        who = style.sentence(known.label.removeprefix("Gain of ").partition(" over ")[0])
+        who = words.sentence(known.label.removeprefix("Gain of ").partition(" over ")[0])
         return (
-            f"{who} has less error than SparseGPT on {style.word(better) if better else 'none'} of {len(measured)} "
-            f"layers, more on {style.word(worse) if worse else 'none'}",
+            f"{who} has less error than SparseGPT on {words.word(better) if better else 'none'} of {len(measured)} "
+            f"layers, more on {words.word(worse) if worse else 'none'}",
             None,
         )
     top = measured.loc[measured["value"].idxmax()]
-    finding = f"{known.label} is highest in {style.short_layer(top['layer'])}, {known.text(top['value'])}"
+    finding = f"{known.label} is highest in {words.short_layer(top['layer'])}, {known.text(top['value'])}"
     if name != "relative_range":
         return finding, None
     columnar = measured[measured["value"] > threshold]
@@ -228,11 +230,11 @@ def _map_caption(rows: pd.DataFrame, known: Metric, waiting: int) -> str:
         return "No layer has this number yet."
     low, high = measured.loc[measured["value"].idxmin()], measured.loc[measured["value"].idxmax()]
     text = (
-        f"{known.label} runs from {known.text(low['value'])} ({style.short_layer(low['layer'])}) to "
-        f"{known.text(high['value'])} ({style.short_layer(high['layer'])}), median "
+        f"{known.label} runs from {known.text(low['value'])} ({words.short_layer(low['layer'])}) to "
+        f"{known.text(high['value'])} ({words.short_layer(high['layer'])}), median "
         f"{known.text(float(measured['value'].median()))}."
     )
-    return text + (f" {style.sentence(style.count(waiting, 'layer'))} still to come." if waiting else "")
+    return text + (f" {words.sentence(words.count(waiting, 'layer'))} still to come." if waiting else "")
 
 
 def _dtick(blocks: int) -> int:
@@ -249,7 +251,7 @@ def range_strip(
     rows = per_layer(table, "relative_range").dropna(subset=["value"])
     if rows.empty:
         raise RoseError("No layer has been measured yet; start an analysis.")
-    looks = style.projection_styles(list(dict.fromkeys(rows["projection"])))
+    looks = palette.projection_styles(list(dict.fromkeys(rows["projection"])))
     figure = go.Figure()
     for projection, look in looks.items():
         part = rows[rows["projection"] == projection]
@@ -262,14 +264,14 @@ def range_strip(
             marker={"color": look.colour, "symbol": look.symbol, "size": 10, "line": {"width": 0}},
             hovertemplate="%{customdata}<br>relative range %{y:.3f}<extra></extra>",
         )
-    ink = style.INKS[theme]
+    ink = palette.INKS[theme]
     if marked_layer is not None and (rows["layer"] == marked_layer).any():
         at = rows[rows["layer"] == marked_layer].iloc[0]
         figure.add_scatter(
             x=[int(at["block_index"])],
             y=[float(at["value"])],
             mode="markers",
-            marker={"symbol": "circle-open", "size": 20, "color": style.MARK, "line": {"width": 3}},
+            marker={"symbol": "circle-open", "size": 20, "color": palette.MARK, "line": {"width": 3}},
             hoverinfo="skip",
             showlegend=False,
         )
@@ -287,7 +289,7 @@ def range_strip(
     )
     columnar = rows[rows["value"] > threshold]
     closest = rows.loc[(rows["value"] - threshold).abs().idxmin()]
-    finding = f"{style.short_layer(closest['layer'])} lies closest to the threshold, with {closest['value']:.3f}"
+    finding = f"{words.short_layer(closest['layer'])} lies closest to the threshold, with {closest['value']:.3f}"
     style.base(
         figure,
         theme,
@@ -304,7 +306,7 @@ def range_strip(
     where = "".join(f", {n} of them {kind}" for kind, n in kinds.head(1).items())
     caption = (
         f"{len(columnar)} of {len(rows)} layers lie above {threshold:.2f}{where}; the median is "
-        f"{style.number(float(rows['value'].median()))}."
+        f"{words.number(float(rows['value'].median()))}."
     )
     alt = f"Scatter chart of relative range by decoder block, one mark per layer. {finding}. {caption}"
     data = rows.rename(columns={"value": "relative_range"}).assign(is_columnar=rows["value"] > threshold)
@@ -321,13 +323,13 @@ def range_bars(
     if rows.empty:
         raise RoseError("No layer has been measured yet; start an analysis.")
     colours = [
-        style.MARK if layer == marked_layer else (style.TEAL if value > threshold else style.SLATE)
+        palette.MARK if layer == marked_layer else (palette.TEAL if value > threshold else palette.SLATE)
         for layer, value in zip(rows["layer"], rows["value"], strict=True)
     ]
     figure = go.Figure(
         go.Bar(
             y=[
-                f"{style.short_layer(n)}   <b>{known.text(v)}</b>"
+                f"{words.short_layer(n)}   <b>{known.text(v)}</b>"
                 for n, v in zip(rows["layer"], rows["value"], strict=True)
             ],
             x=rows["value"].to_numpy(np.float64),
@@ -337,14 +339,14 @@ def range_bars(
             hovertemplate="%{customdata}<br>relative range %{x:.4g}<extra></extra>",
         )
     )
-    figure.add_vline(x=threshold, line={"color": style.INKS[theme].text, "dash": "dash", "width": 2})
+    figure.add_vline(x=threshold, line={"color": palette.INKS[theme].text, "dash": "dash", "width": 2})
     first, last = rows.iloc[0], rows.iloc[-1]
-    finding = f"{style.short_layer(first['layer'])} has the highest relative range, {known.text(first['value'])}"
+    finding = f"{words.short_layer(first['layer'])} has the highest relative range, {known.text(first['value'])}"
     style.base(
         figure,
         theme,
         finding,
-        f"Relative range of {style.count(len(rows), 'layer')}; dashed: threshold {threshold:.2f}",
+        f"Relative range of {words.count(len(rows), 'layer')}; dashed: threshold {threshold:.2f}",
         x="relative range",
         y="decoder block · projection",
         height=170 + 28 * len(rows),
@@ -352,8 +354,8 @@ def range_bars(
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(range=[0, 1])
     caption = (
-        f"From {known.text(first['value'])} ({style.short_layer(first['layer'])}) to {known.text(last['value'])} "
-        f"({style.short_layer(last['layer'])}), median {known.text(float(rows['value'].median()))}."
+        f"From {known.text(first['value'])} ({words.short_layer(first['layer'])}) to {known.text(last['value'])} "
+        f"({words.short_layer(last['layer'])}), median {known.text(float(rows['value'].median()))}."
     )
     alt = f"Bar chart of the relative range of layers. {finding}. {caption}"
     return Drawing(figure, caption, alt, rows.rename(columns={"value": "relative_range"}))

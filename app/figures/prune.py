@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from app.figures import style
-from app.figures.style import Drawing, Theme
+from app import words
+from app.figures import palette, style
+from app.figures.palette import Theme
+from app.figures.style import Drawing
 from rose import RoseError
 
 DUMBBELLS = 20
@@ -39,7 +41,7 @@ def layer_errors(
     methods = list(dict.fromkeys(table["method"]))
     layers = list(dict.fromkeys(table["layer"]))
     wide = table.pivot_table(index="layer", columns="method", values=column, sort=False).loc[layers, methods]
-    looks = {method: style.method_style(method) for method in methods}
+    looks = {method: palette.method_style(method) for method in methods}
     finding, caption = _compare(wide, looks)
     figure = go.Figure()
     held = "held-out" if column == "held_out_error" else "calibration"
@@ -59,7 +61,7 @@ def layer_errors(
             legend=True,
         )
         if marked_layer in layers:
-            figure.add_vline(x=layers.index(marked_layer), line={"color": style.MARK, "width": 2})
+            figure.add_vline(x=layers.index(marked_layer), line={"color": palette.MARK, "width": 2})
         axis = figure.update_yaxes
         figure.update_xaxes(range=[-1, len(layers)], zeroline=False)
     else:
@@ -68,7 +70,7 @@ def layer_errors(
             figure,
             theme,
             finding,
-            f"Relative error on {held} tokens, {style.count(len(shown), 'layer')} on which methods differ most{scale}",
+            f"Relative error on {held} tokens, {words.count(len(shown), 'layer')} on which methods differ most{scale}",
             x=style.ERROR,
             y="decoder block · projection",
             height=max(320, 190 + 26 * len(shown)),
@@ -94,8 +96,8 @@ def _most_different(wide: pd.DataFrame) -> pd.DataFrame:
     return wide.loc[list(chosen)]
 
 
-def _run_look(name: str, method: str) -> style.Style:
-    look = style.method_style(method)
+def _run_look(name: str, method: str) -> palette.Style:
+    look = palette.method_style(method)
     return look if name == method else look._replace(label=name)
 
 
@@ -105,16 +107,16 @@ def _spread(values: np.ndarray) -> float:
     return float(positive.max() / positive.min()) if positive.size else 1.0
 
 
-def _compare(wide: pd.DataFrame, looks: dict[str, style.Style]) -> tuple[str, str]:
+def _compare(wide: pd.DataFrame, looks: dict[str, palette.Style]) -> tuple[str, str]:
     """Title and caption: who is lowest, on how many layers, by how much."""
     mean = wide.mean()
     ranked = [str(m) for m in mean.sort_values().index]
     best = ranked[0]
-    listed = ", ".join(f"{looks[m].label} {style.number(float(mean[m]))}" for m in ranked)
-    caption = f"Mean error of {style.count(len(wide), 'layer')}, lowest first: {listed}."
+    listed = ", ".join(f"{looks[m].label} {words.number(float(mean[m]))}" for m in ranked)
+    caption = f"Mean error of {words.count(len(wide), 'layer')}, lowest first: {listed}."
     base = style.BASELINE
     if base not in wide.columns or len(ranked) == 1:
-        return f"{looks[best].label}: mean error {style.number(float(mean[best]))}", caption
+        return f"{looks[best].label}: mean error {words.number(float(mean[best]))}", caption
     other = best if best != base else ranked[1]
     better = int((wide[other] < wide[base]).sum())
     return (
@@ -123,7 +125,7 @@ def _compare(wide: pd.DataFrame, looks: dict[str, style.Style]) -> tuple[str, st
     )
 
 
-def _lines(figure: go.Figure, wide: pd.DataFrame, looks: dict[str, style.Style]) -> None:
+def _lines(figure: go.Figure, wide: pd.DataFrame, looks: dict[str, palette.Style]) -> None:
     for method, look in looks.items():
         values = wide[method].to_numpy(np.float64)
         figure.add_scatter(
@@ -138,14 +140,14 @@ def _lines(figure: go.Figure, wide: pd.DataFrame, looks: dict[str, style.Style])
         )
 
 
-def _dumbbells(figure: go.Figure, wide: pd.DataFrame, looks: dict[str, style.Style], theme: Theme) -> None:
-    names = [style.short_layer(layer) for layer in wide.index]
+def _dumbbells(figure: go.Figure, wide: pd.DataFrame, looks: dict[str, palette.Style], theme: Theme) -> None:
+    names = [words.short_layer(layer) for layer in wide.index]
     low, high = wide.min(axis=1).to_numpy(np.float64), wide.max(axis=1).to_numpy(np.float64)
     figure.add_scatter(
         x=np.stack([low, high, np.full(len(low), np.nan)], axis=1).ravel(),
         y=[n for name in names for n in (name, name, name)],
         mode="lines",
-        line={"color": style.INKS[theme].muted, "width": 2},
+        line={"color": palette.INKS[theme].muted, "width": 2},
         hoverinfo="skip",
         showlegend=False,
     )
@@ -184,7 +186,7 @@ def perplexity_bars(table: pd.DataFrame, *, dense: float | None = None, theme: T
         go.Bar(
             x=[look.label for look in looks],
             y=np.where(finite, values, np.nan),
-            text=[style.number(v) for v in values],
+            text=[words.number(v) for v in values],
             textposition="outside",
             cliponaxis=False,
             marker={
@@ -195,15 +197,15 @@ def perplexity_bars(table: pd.DataFrame, *, dense: float | None = None, theme: T
         )
     )
     if dense is not None:
-        figure.add_hline(y=dense, line={"color": style.INKS[theme].text, "dash": "dash", "width": 2})
+        figure.add_hline(y=dense, line={"color": palette.INKS[theme].text, "dash": "dash", "width": 2})
     least = np.where(finite, values, np.inf).min()
     # ROSE is SparseGPT where no layer is columnar: equal models share the title.
     best = [look.label for look, value in zip(looks, values, strict=True) if value <= least * (1 + 1e-9)]
     share = "has" if len(best) == 1 else "share"
-    finding = f"{' and '.join(best)} {share} the lowest perplexity, {style.number(float(least))}"
+    finding = f"{' and '.join(best)} {share} the lowest perplexity, {words.number(float(least))}"
     if log:
         finding += ", on a log scale"
-    line = f"; dashed: dense, {style.number(dense)}" if dense is not None else ""
+    line = f"; dashed: dense, {words.number(dense)}" if dense is not None else ""
     style.base(
         figure,
         theme,
@@ -221,8 +223,8 @@ def perplexity_bars(table: pd.DataFrame, *, dense: float | None = None, theme: T
     else:
         figure.update_yaxes(range=[0, largest * 1.12])
     ordered = sorted(zip(values, looks, strict=True), key=lambda pair: pair[0])
-    caption = "Lowest first: " + ", ".join(f"{look.label} {style.number(float(v))}" for v, look in ordered)
-    caption += f"; dense {style.number(dense)}." if dense is not None else "."
+    caption = "Lowest first: " + ", ".join(f"{look.label} {words.number(float(v))}" for v, look in ordered)
+    caption += f"; dense {words.number(dense)}." if dense is not None else "."
     alt = f"Bar chart of perplexity. {finding}. {caption}"
     data = rows.reset_index(drop=True)
     return Drawing(figure, caption, alt, data if dense is None else data.assign(dense_perplexity=dense))
@@ -236,11 +238,11 @@ def progress_timeline(records: pd.DataFrame, total: int, *, theme: Theme = "ligh
             are shown; may be empty.
         total: layers in the whole run.
     """
-    kinds = records["layer"].map(lambda layer: style.place_of(layer)[1])
+    kinds = records["layer"].map(lambda layer: words.place_of(layer)[1])
     place = np.arange(1, len(records) + 1, dtype=np.int32)
     errors = records["relative_error"].to_numpy(np.float64)
     figure = go.Figure()
-    for projection, look in style.projection_styles(list(dict.fromkeys(kinds))).items():
+    for projection, look in palette.projection_styles(list(dict.fromkeys(kinds))).items():
         chosen = (kinds == projection).to_numpy()
         figure.add_scatter(
             x=place[chosen],
@@ -252,7 +254,7 @@ def progress_timeline(records: pd.DataFrame, total: int, *, theme: Theme = "ligh
             hovertemplate="%{customdata}<br>relative error %{y:.4g}<extra></extra>",
         )
     done = len(records)
-    who = style.sentence(style.word(done)) if done else "None"
+    who = words.sentence(words.word(done)) if done else "None"
     finding = f"{who} of {total} layers {'is' if done == 1 else 'are'} pruned"
     style.base(
         figure,
@@ -271,9 +273,9 @@ def progress_timeline(records: pd.DataFrame, total: int, *, theme: Theme = "ligh
     else:
         last = records.iloc[-1]
         caption = (
-            f"Last: {style.short_layer(last['layer'])} with an error of {style.number(float(last['relative_error']))}; "
-            f"mean so far {style.number(float(errors.mean()))}, "
-            f"{style.number(float(records['seconds'].sum()))} s spent on pruning itself."
+            f"Last: {words.short_layer(last['layer'])} with an error of {words.number(float(last['relative_error']))}; "
+            f"mean so far {words.number(float(errors.mean()))}, "
+            f"{words.number(float(records['seconds'].sum()))} s spent on pruning itself."
         )
     alt = f"Scatter chart of relative error by layer in the order pruned. {finding}. {caption}"
     return Drawing(figure, caption, alt, records.reset_index(drop=True).assign(number=place))

@@ -7,8 +7,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from app.figures import style
-from app.figures.style import Drawing, Shrunk, Theme
+from app import words
+from app.figures import palette, shrinking, style
+from app.figures.palette import Theme
+from app.figures.shrinking import Shrunk
+from app.figures.style import Drawing
 from rose import LayerResult, RoseError
 
 CELLS = 128  # a side, for each of the two matrices
@@ -39,7 +42,7 @@ def sweep_race(
         raise RoseError("Sweeps can only be shown as they went if they were made with trace=True.")
     if not 0 <= step <= blocks:
         raise RoseError(f"This sweep has steps 0 to {blocks}, so there is no step {step}.")
-    looks = [style.order_style(result.order.name) for result in results]
+    looks = [palette.order_style(result.order.name) for result in results]
     figure = make_subplots(
         rows=2,
         cols=2,
@@ -69,8 +72,8 @@ def sweep_race(
         annotation.update(yshift=2)
     figure.update_layout(margin={"t": figure.layout.margin.t + 20})
     caption = (
-        f"Error so far, damping included: {looks[0].label} {style.number(now[0])}, {looks[1].label} "
-        f"{style.number(now[1])}; at the end {style.number(final[0])} and {style.number(final[1])}."
+        f"Error so far, damping included: {looks[0].label} {words.number(now[0])}, {looks[1].label} "
+        f"{words.number(now[1])}; at the end {words.number(final[0])} and {words.number(final[1])}."
     )
     table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)})
     for result, curve in zip(results, curves, strict=True):
@@ -83,10 +86,10 @@ def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int, them
     """Adds one heatmap with the front of its sweep."""
     trace, order = result.trace, result.order
     assert trace is not None  # checked by the caller
-    position = style.to_numpy(order.permutation)
-    magnitude = np.abs(style.to_numpy(trace.weights[step]))[:, position]
-    shrunk = style.shrink(magnitude, CELLS)
-    top, _ = style.ceiling(style.shrink(np.abs(style.to_numpy(trace.weights[0])), CELLS).array)
+    position = shrinking.to_numpy(order.permutation)
+    magnitude = np.abs(shrinking.to_numpy(trace.weights[step]))[:, position]
+    shrunk = shrinking.shrink(magnitude, CELLS)
+    top, _ = shrinking.ceiling(shrinking.shrink(np.abs(shrinking.to_numpy(trace.weights[0])), CELLS).array)
     shown = Shrunk(np.where(shrunk.array == 0, np.nan, shrunk.array), *shrunk[1:])
     heat = style.heatmap(shown, "|W|", zmax=top, showscale=False, hoverongaps=False)
     figure.add_trace(heat, row=1, col=column)
@@ -104,7 +107,7 @@ def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int, them
             x1=end - 0.5,
             y0=-0.5,
             y1=rows - 0.5,
-            fillcolor=style.INKS[theme].hover,
+            fillcolor=palette.INKS[theme].hover,
             opacity=0.55,
             line={"width": 0},
             row=1,
@@ -116,18 +119,18 @@ def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int, them
             x1=end - 0.5,
             y0=-0.5,
             y1=rows - 0.5,
-            line={"color": style.MARK, "width": 3},
+            line={"color": palette.MARK, "width": 3},
             row=1,
             col=column,
         )
 
 
 def _curve(result: LayerResult, dense_energy: float) -> np.ndarray:
-    errors = style.to_numpy(result.block_error).astype(np.float64)
+    errors = shrinking.to_numpy(result.block_error).astype(np.float64)
     return np.concatenate([[0.0], np.cumsum(errors)]) / (dense_energy or 1.0)
 
 
-def _line(figure: go.Figure, curve: np.ndarray, step: int, look: style.Style, *, above: bool) -> None:
+def _line(figure: go.Figure, curve: np.ndarray, step: int, look: palette.Style, *, above: bool) -> None:
     """The curve to come, faint, and what has arisen so far, strong."""
     x = np.arange(len(curve), dtype=np.int32)
     figure.add_scatter(
@@ -158,11 +161,11 @@ def _line(figure: go.Figure, curve: np.ndarray, step: int, look: style.Style, *,
     )
 
 
-def _finding(looks: list[style.Style], now: list[float], step: int, blocks: int) -> str:
+def _finding(looks: list[palette.Style], now: list[float], step: int, blocks: int) -> str:
     if step == 0:
-        return f"Nothing is pruned yet: {style.count(blocks, 'block')} to go"
+        return f"Nothing is pruned yet: {words.count(blocks, 'block')} to go"
     if now[0] == now[1]:
         return f"After {step} of {blocks} blocks both orders have the same error"
     less = int(now[1] < now[0])
     share = 1 - now[less] / now[1 - less]
-    return f"After {step} of {blocks} blocks, {looks[less].label} has {style.percent(share)} less error"
+    return f"After {step} of {blocks} blocks, {looks[less].label} has {words.percent(share)} less error"

@@ -9,9 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
-from app.figures import style
-from app.figures.style import Drawing, Shrunk, Theme
+from app import words
+from app.figures import palette, shrinking, style
+from app.figures.palette import Theme
+from app.figures.shrinking import Shrunk
+from app.figures.style import Drawing
 from rose import Order, RoseError, SweepTrace
 
 FRAME_CELLS = 1_100_000  # of all frames of an animation together: 8 bits each, 4/3 of that as base64
@@ -43,18 +47,18 @@ def sweep_frame(
     blocks = len(order.widths)
     if not 0 <= step <= blocks:
         raise RoseError(f"This sweep has steps 0 to {blocks}, so there is no step {step}.")
-    position = style.to_numpy(order.permutation) if arrange == "visited" else None
-    shrunk, top = _state(trace, step, show, position, style.MAX_CELLS)
+    position = shrinking.to_numpy(order.permutation) if arrange == "visited" else None
+    shrunk, top = _state(trace, step, show, position, shrinking.MAX_CELLS)
     rows, columns = (int(side) for side in trace.weights.shape[1:])
     unit = "|W|" if show == "weights" else "|change|"
     beyond = float(shrunk.array.max()) > top
-    saturates = f"; colours end at {style.number(top)}" if beyond else ""
+    saturates = f"; colours end at {words.number(top)}" if beyond else ""
     array = np.where(shrunk.array == 0, np.nan, shrunk.array) if show == "weights" else shrunk.array
     figure = go.Figure(style.heatmap(Shrunk(array, *shrunk[1:]), unit, zmax=top, hoverongaps=False))
     done = sum(order.widths[:step])
     finding = _sweep_finding(trace, step, blocks)
     zeros = f"; {'white' if theme == 'light' else 'black'}: pruned" if show == "weights" else ""
-    what = f"{unit}{style.of(layer)} after {step} of {blocks} blocks; {shrunk.note}{zeros}{saturates}"
+    what = f"{unit}{words.of(layer)} after {step} of {blocks} blocks; {shrunk.note}{zeros}{saturates}"
     across = "step (columns as visited)" if arrange == "visited" else "input channel"
     style.base(figure, theme, finding, what, x=across, y="output channel", height=500)
     style.matrix_axes(figure, rows, columns)
@@ -68,23 +72,23 @@ def sweep_frame(
     removed = int(trace.removed[:step].sum())
     free = columns - done
     caption = (
-        f"{style.whole(removed)} of {style.whole(rows * columns)} weights are pruned so far; {free} of {columns} "
-        f"columns are still free to compensate; the error so far is {style.number(float(trace.error[:step].sum()))}."
+        f"{words.whole(removed)} of {words.whole(rows * columns)} weights are pruned so far; {free} of {columns} "
+        f"columns are still free to compensate; the error so far is {words.number(float(trace.error[:step].sum()))}."
     )
     alt = f"Heatmap of the weights during the sweep, {step} of {blocks} blocks pruned. {finding}. {caption}"
-    return Drawing(figure, caption, alt, style.frame(shrunk))
+    return Drawing(figure, caption, alt, shrinking.frame(shrunk))
 
 
 def _state(trace: SweepTrace, step: int, show: str, position: np.ndarray | None, limit: int) -> tuple[Shrunk, float]:
     """|W| or |change| at a step, shrunk, and one end of the colours for all steps, so that frames compare."""
-    first = style.to_numpy(trace.weights[0])
-    now = style.to_numpy(trace.weights[step])
+    first = shrinking.to_numpy(trace.weights[0])
+    now = shrinking.to_numpy(trace.weights[step])
     values = np.abs(now) if show == "weights" else np.abs(now - first)
     if position is not None:
         values = values[:, position]
-    shrunk = style.shrink(values, limit)
+    shrunk = shrinking.shrink(values, limit)
     # From the dense weights for both, so that a change is seen at the scale of what it changes.
-    top, _ = style.ceiling(style.shrink(np.abs(first), limit).array)
+    top, _ = shrinking.ceiling(shrinking.shrink(np.abs(first), limit).array)
     return shrunk, top * (1.0 if show == "weights" else 0.5)
 
 
@@ -93,7 +97,7 @@ def _sweep_finding(trace: SweepTrace, step: int, blocks: int) -> str:
     if step == 0:
         return f"Nothing is pruned yet; all of {blocks} blocks are free"
     share = float(trace.error[:step].sum()) / total if total > 0 else 0.0
-    return f"After {step} of {blocks} blocks, {style.percent(share, 0)} of the final error has arisen"
+    return f"After {step} of {blocks} blocks, {words.percent(share, 0)} of the final error has arisen"
 
 
 def _parts(order: Order, step: int, columns: int) -> list[tuple[str, int, int, str]]:
@@ -101,9 +105,9 @@ def _parts(order: Order, step: int, columns: int) -> list[tuple[str, int, int, s
     done = sum(order.widths[:step])
     now = done - (order.widths[step - 1] if step else 0)
     return [
-        ("pruned, fixed", 0, now, style.SLATE),
-        ("just pruned", now, done, style.MARK),
-        ("free to compensate", done, columns, style.GREEN),
+        ("pruned, fixed", 0, now, palette.SLATE),
+        ("just pruned", now, done, palette.MARK),
+        ("free to compensate", done, columns, palette.GREEN),
     ]
 
 
@@ -132,7 +136,7 @@ def _strip_labels(order: Order, step: int, columns: int, theme: Theme) -> list[d
             "text": name,
             "showarrow": False,
             "yanchor": "bottom",
-            "font": {"color": style.INKS[theme].text, "size": style.FONT_SIZE},
+            "font": {"color": palette.INKS[theme].text, "size": style.FONT_SIZE},
             "visible": (end - start) / columns >= 0.18,
         }
         for name, start, end, _ in _parts(order, step, columns)
@@ -155,7 +159,7 @@ def sweep_animation(
     steps = sorted(set(np.linspace(0, blocks, min(blocks + 1, MAX_FRAMES)).round().astype(int).tolist()))
     side = min(FRAME_SIDE, math.isqrt(FRAME_CELLS // len(steps)))
     rows, columns = (int(n) for n in trace.weights.shape[1:])
-    position = style.to_numpy(order.permutation)
+    position = shrinking.to_numpy(order.permutation)
     frames = []
     for step in steps:
         shrunk, top = _state(trace, step, show, position, side)
@@ -173,20 +177,20 @@ def sweep_animation(
         )
     unit = "|W|" if show == "weights" else "|change|"
     bar = style.colourbar(
-        unit, tickvals=[0, 127.5, 255], ticktext=["0", style.number(top / 2), f"≥ {style.number(top)}"]
+        unit, tickvals=[0, 127.5, 255], ticktext=["0", words.number(top / 2), f"≥ {words.number(top)}"]
     )
     first = Shrunk(frames[0].data[0].z, shrunk.rows, shrunk.columns, shrunk.note)
-    scale: Any = style.SEQUENTIAL
+    scale: Any = palette.SEQUENTIAL
     if show == "weights":
         scale = _with_removed(theme)
     figure = go.Figure(style.heatmap(first, unit, zmax=255, colorbar=bar, colorscale=scale, hoverinfo="skip"))
     figure.update_traces(hovertemplate=None)
     figure.frames = frames
     share = float(trace.error[: max(1, blocks // 2)].sum() / trace.error.sum()) if float(trace.error.sum()) else 0.0
-    finding = f"The first half of the blocks brings {style.percent(share, 0)} of the error"
+    finding = f"The first half of the blocks brings {words.percent(share, 0)} of the error"
     zeros = f"; {'white' if theme == 'light' else 'black'}: pruned" if show == "weights" else ""
     skipped = "" if len(steps) == blocks + 1 else f"; {len(steps)} of {blocks + 1} steps"
-    what = f"{unit}{style.of(layer)} during the sweep; {shrunk.note}{zeros}{skipped}"
+    what = f"{unit}{words.of(layer)} during the sweep; {shrunk.note}{zeros}{skipped}"
     style.base(figure, theme, finding, what, x="step (columns as visited)", y="output channel", height=600)
     style.matrix_axes(figure, rows, columns)
     figure.update_layout(
@@ -196,27 +200,27 @@ def sweep_animation(
         sliders=[_slider(steps, theme)],
         updatemenus=[_buttons(theme)],
     )
-    error = np.concatenate([[0.0], np.cumsum(style.to_numpy(trace.error).astype(np.float64))])
+    error = np.concatenate([[0.0], np.cumsum(shrinking.to_numpy(trace.error).astype(np.float64))])
     caption = (
-        f"{blocks} blocks, {style.whole(int(trace.removed.sum()))} weights pruned, "
-        f"final error {style.number(float(error[-1]))}."
+        f"{blocks} blocks, {words.whole(int(trace.removed.sum()))} weights pruned, "
+        f"final error {words.number(float(error[-1]))}."
     )
     alt = f"Animated heatmap of the weights during the sweep. {finding}. {caption}"
-    removed = np.concatenate([[0], np.cumsum(style.to_numpy(trace.removed))])
+    removed = np.concatenate([[0], np.cumsum(shrinking.to_numpy(trace.removed))])
     table = pd.DataFrame({"step": np.arange(blocks + 1), "removed_weights": removed, "error_so_far": error})
     return Drawing(figure, caption, alt, table)
 
 
 def _with_removed(theme: Theme) -> list[list[Any]]:
     """The sequential scale with level 0 set apart: only cells with no weight left have it."""
-    colours = style.sample_colorscale(style.SEQUENTIAL, np.linspace(0, 1, 12).tolist())
+    colours = sample_colorscale(palette.SEQUENTIAL, np.linspace(0, 1, 12).tolist())
     edge = 0.5 / 255
     rest = [[edge + (1 - edge) * i / 11, c] for i, c in enumerate(colours)]
     return [[0.0, REMOVED[theme]], [edge, REMOVED[theme]], *rest]
 
 
 def _slider(steps: Sequence[int], theme: Theme) -> dict[str, Any]:
-    ink = style.INKS[theme]
+    ink = palette.INKS[theme]
     now = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
     return {
         "active": 0,
@@ -235,7 +239,7 @@ def _slider(steps: Sequence[int], theme: Theme) -> dict[str, Any]:
 
 
 def _buttons(theme: Theme) -> dict[str, Any]:
-    ink = style.INKS[theme]
+    ink = palette.INKS[theme]
     play = {"fromcurrent": True, "frame": {"duration": 700, "redraw": True}, "transition": {"duration": 0}}
     stop = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
     return {

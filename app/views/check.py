@@ -6,10 +6,9 @@ import pandas as pd
 import streamlit as st
 
 import rose
-from app import checking, components, session
+from app import checking, components, session, words
 from app.checking import Findings, LayerChecks, Request
 from app.figures import check as figures
-from app.figures import style
 from app.study import Study
 from rose.layer.checks import AGREE, AGREE_ROUGHLY, OVERFIT, Check
 from rose.layer.pattern import parse_sparsity
@@ -103,7 +102,7 @@ def _offer(study: Study, request: Request, run: LayerChecks | None) -> None:
         disabled=study.calibration.tokens is None,
     )
     right.caption(
-        f"Prunes by {style.count(len(request.methods), 'method')}, then runs {study.setup.samples} × "
+        f"Prunes by {words.count(len(request.methods), 'method')}, then runs {study.setup.samples} × "
         f"{study.setup.length} tokens through the model up to this layer: about "
         f"{components.duration(max(1.0, cost.seconds))}, {components.size(cost.memory)} of memory."
     )
@@ -114,17 +113,16 @@ def _start(study: Study, request: Request) -> None:
     run = runs[(study.setup, request)] = LayerChecks(study, request)
     while len(runs) > KEPT_RUNS:
         del runs[next(iter(runs))]
-    session.start_job(run.job, lambda: f":material/fact_check: Checks of {style.short_layer(request.layer)}")
+    session.start_job(run.job, lambda: f":material/fact_check: Checks of {words.short_layer(request.layer)}")
 
 
 def _wait(run: LayerChecks) -> None:
-    @st.fragment(run_every=0.5)
     def poll() -> None:
         if run.job.status != "running":
             st.rerun()
         components.job_status(run.job, "checks")
 
-    poll()
+    components.live(poll, 0.5)
 
 
 # The views
@@ -144,13 +142,13 @@ def _verdict(statuses: list[str], noun: str) -> str:
     parts = []
     for status, (one, several) in verbs.items():
         found = statuses.count(status)
-        parts.append(f"{style.word(found)} {one if found == 1 else several}" if found else f"none {one}")
-    return f"{style.sentence(style.count(len(statuses), noun))}: {', '.join(parts)}"
+        parts.append(f"{words.word(found)} {one if found == 1 else several}" if found else f"none {one}")
+    return f"{words.sentence(words.count(len(statuses), noun))}: {', '.join(parts)}"
 
 
 def _of(some: int, every: int, noun: str) -> str:
     """ "all four methods", "three of four methods"."""
-    return ("all " if some == every else f"{style.word(some)} of ") + style.count(every, noun)
+    return ("all " if some == every else f"{words.word(some)} of ") + words.count(every, noun)
 
 
 def _one_layer(study: Study, layer: str, findings: Findings | None) -> None:
@@ -167,7 +165,7 @@ def _measures(study: Study, layer: str, findings: Findings, request: Request) ->
     gaps = [measures.disagreement for measures in findings.measures]
     agree = sum(gap <= AGREE for gap in gaps)
     components.show(
-        figures.error_measures(findings.measures, layer=style.short_layer(layer), theme=session.theme()),
+        figures.error_measures(findings.measures, layer=words.short_layer(layer), theme=session.theme()),
         "three-measures",
     )
     st.markdown(f"Agreement within {AGREE:g}: **{_of(agree, len(gaps), 'method')}**.")
@@ -195,7 +193,7 @@ def _measures(study: Study, layer: str, findings: Findings, request: Request) ->
 
 def _overfitting(study: Study, layer: str, findings: Findings, request: Request) -> None:
     drawing = figures.held_out_curve(
-        findings.curve, method=request.curve_method, layer=style.short_layer(layer), theme=session.theme()
+        findings.curve, method=request.curve_method, layer=words.short_layer(layer), theme=session.theme()
     )
     components.show(drawing, "held-out-curve")
     rows = [
@@ -221,15 +219,15 @@ def _overfitting(study: Study, layer: str, findings: Findings, request: Request)
 
 def _sparsity(study: Study, layer: str, findings: Findings, request: Request) -> None:
     components.show(
-        figures.sparsity_by_method(findings.sparsity, layer=style.short_layer(layer), theme=session.theme()),
+        figures.sparsity_by_method(findings.sparsity, layer=words.short_layer(layer), theme=session.theme()),
         "sparsity-by-method",
     )
     rows = [
         {
             "Status": BADGES[found.check.status],
             "Method": _label(found.method),
-            "Asked": style.percent(found.requested, 3).replace(" ", "\u00a0"),
-            "Removed": style.percent(found.realised, 3).replace(" ", "\u00a0"),
+            "Asked": words.percent(found.requested, 3).replace(" ", "\u00a0"),
+            "Removed": words.percent(found.realised, 3).replace(" ", "\u00a0"),
             "Promised per": {"group": f"group of {study.setup.sparsity}"}.get(found.unit, found.unit),
             "Units": f"{found.units}",
             "Largest deviation, weights": f"{found.deviation}",
@@ -266,7 +264,7 @@ def _all_layers(study: Study) -> None:
     if shown.empty:
         st.success("Every layer passes every check.", icon=":material/check_circle:")
         return
-    cells = shown.assign(layer=shown["layer"].map(style.short_layer))
+    cells = shown.assign(layer=shown["layer"].map(words.short_layer))
     for column in ("status", *CHECKS):
         cells[column] = cells[column].map(lambda status: CELLS.get(status, status))
     st.dataframe(

@@ -9,9 +9,9 @@ import pandas as pd
 import streamlit as st
 
 import rose
-from app import components, lab_widgets, session, tables
+from app import components, lab_widgets, session, tables, words
 from app.components import URL
-from app.figures import comparison, hessian, losses, maps, order_picture, overview, style
+from app.figures import comparison, hessian, losses, maps, order_picture, overview, palette
 from app.figures.style import Drawing
 from app.study import Study
 
@@ -51,15 +51,15 @@ def measured(study: Study) -> pd.DataFrame:
 def key_figures(study: Study, layer: str, plan: rose.OrderPlan, row: pd.Series) -> None:
     rows, columns = plan.importance.shape
     st.caption(
-        f"**{style.short_layer(layer)}**, {rows} × {columns} weights (output × input channels) in "
-        f"{style.count(len(plan.block_width), 'block')}, sparsity {plan.pattern}"
+        f"**{words.short_layer(layer)}**, {rows} × {columns} weights (output × input channels) in "
+        f"{words.count(len(plan.block_width), 'block')}, sparsity {plan.pattern}"
     )
     verdict = f"{'columnar, above' if plan.is_columnar else 'not columnar, below'} {plan.threshold:.2f}"
     raised = row["damping"] > study.setup.damping
     saved = 1 - row["error_rose"] / row["error_sparsegpt"] if row["error_sparsegpt"] > 0 else 0.0
     figures_row: list[tuple[str, str, str | None, str]] = [
         ("Relative range", f"{plan.relative_range:.3f}", verdict, "(max − min) / max of the blocks' losses"),
-        ("Condition", style.number(row["condition"]), None, "Of the damped Hessian"),
+        ("Condition", words.number(row["condition"]), None, "Of the damped Hessian"),
         ("Damping used", f"{row['damping']:g}", "raised" if raised else None, "Relative to the mean of diag(H)"),
         ("Dead columns", f"{row['dead_columns']:.0f}", None, "Input channels that were 0 on every token"),
         ("Error, SparseGPT", f"{row['error_sparsegpt']:.4f}", None, "Relative, on calibration tokens"),
@@ -72,7 +72,7 @@ def key_figures(study: Study, layer: str, plan: rose.OrderPlan, row: pd.Series) 
 def versus(saved: float, columnar: bool) -> str:
     if not columnar:
         return "as SparseGPT"
-    return f"{style.percent(abs(saved))} {'less' if saved >= 0 else 'more'}"
+    return f"{words.percent(abs(saved))} {'less' if saved >= 0 else 'more'}"
 
 
 def choose_block(plan: rose.OrderPlan) -> int | None:
@@ -95,7 +95,7 @@ def choose_block(plan: rose.OrderPlan) -> int | None:
 
 def look(layer: str, block: int | None = None) -> dict[str, Any]:
     """What all figures of one layer are told."""
-    return {"layer": style.short_layer(layer), "marked_block": block, "theme": session.theme()}
+    return {"layer": words.short_layer(layer), "marked_block": block, "theme": session.theme()}
 
 
 # Sections
@@ -132,7 +132,7 @@ def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) ->
         [lambda: study.spectrum(layer)], "layer-spectrum-work", (study.created, layer, "spectrum")
     ):
         drawn = hessian.hessian_spectrum(
-            study.spectrum(layer), added=added, layer=style.short_layer(layer), theme=session.theme()
+            study.spectrum(layer), added=added, layer=words.short_layer(layer), theme=session.theme()
         )
         components.show(drawn, "layer-spectrum")
 
@@ -214,9 +214,9 @@ def choose_error(table: pd.DataFrame) -> str:
 
 
 def error_numbers(records: pd.DataFrame) -> None:
-    wide = records.assign(method=records["method"].map(lambda name: style.method_style(name).label))
+    wide = records.assign(method=records["method"].map(lambda name: palette.method_style(name).label))
     st.dataframe(
-        wide.assign(layer=wide["layer"].map(style.short_layer)),
+        wide.assign(layer=wide["layer"].map(words.short_layer)),
         hide_index=True,
         column_order=["layer", "method", "relative_error", "held_out_error"],
         column_config={
@@ -239,7 +239,7 @@ def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
         "Layers",
         table["layer"].tolist(),
         default=first,
-        format_func=style.short_layer,
+        format_func=words.short_layer,
         key="compare",
         bind=URL,
         help="At first the chosen layer and those with the highest relative range.",
@@ -275,11 +275,11 @@ def exact(plan: rose.OrderPlan, block: int) -> None:
     made = rose.make_order(plan, shown_order(plan, name))
     table = tables.column_table(plan, made, block)
     loss = float(plan.block_loss[block])
-    label = style.order_style(made.name).label
+    label = palette.order_style(made.name).label
     first, last = table["column"].iloc[0], table["column"].iloc[-1]
     st.markdown(
-        f"**Block {block}**: columns {first} to {last}, block loss {style.number(loss)}, "
-        f"{style.number(loss / len(table))} per column"
+        f"**Block {block}**: columns {first} to {last}, block loss {words.number(loss)}, "
+        f"{words.number(loss / len(table))} per column"
     )
     st.dataframe(
         table,

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import components, session
+from app import components, session, words
 from app.figures import overview as figures
-from app.figures import style
+from app.figures import palette
 from app.study import Study
 
 # What the map can show: column of the overview table -> words on the button.
@@ -40,7 +40,6 @@ def draw() -> None:
     metric, threshold = choose()
     running = study.job.status == "running"
 
-    @st.fragment(run_every=2.0 if running else None)
     def arriving() -> None:
         table = study.overview(threshold)
         if st.session_state.pop("layer_picked", False) or (running and study.job.status != "running"):
@@ -50,7 +49,7 @@ def draw() -> None:
             return
         results(study, table, metric, threshold)
 
-    arriving()
+    components.live(arriving, 2.0 if running else None)
 
 
 def choose() -> tuple[str, float]:
@@ -60,7 +59,7 @@ def choose() -> tuple[str, float]:
         chosen = components.choose("Map of", METRICS, "metric")
         method = None
         if chosen in ERRORS:
-            labels = {name: style.method_style(name).label for name in METHODS}
+            labels = {name: palette.method_style(name).label for name in METHODS}
             method = components.section(labels, "metric_method", "Error of", default="rose")
         else:
             st.caption(MEANING[chosen])
@@ -117,13 +116,13 @@ def flips(table: pd.DataFrame, threshold: float) -> None:
         before = table["relative_range"] > usual
         changed = table[before != table["is_columnar"]]
         way = "more" if threshold < usual else "fewer"
-        text += f" Against {usual:.2f}, {style.count(len(changed), f'layer {way}', f'layers {way}')}"
+        text += f" Against {usual:.2f}, {words.count(len(changed), f'layer {way}', f'layers {way}')}"
         text += f": {listed(changed['layer'])}." if len(changed) else "."
     st.markdown(text)
 
 
 def listed(layers: Sequence[str]) -> str:
-    names = [style.short_layer(layer) for layer in layers]
+    names = [words.short_layer(layer) for layer in layers]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
@@ -158,7 +157,7 @@ def pick_by_name(study: Study, table: pd.DataFrame) -> None:
         "Chosen layer",
         study.layer_names,
         key="layers_pick",
-        format_func=style.short_layer,
+        format_func=words.short_layer,
         on_change=lambda: select(st.session_state.layers_pick),
         help="Click a mark above, a row below, or choose here; all pages follow.",
     )
@@ -198,7 +197,7 @@ def exact(table: pd.DataFrame) -> None:
             "dead_columns": st.column_config.NumberColumn("Dead columns"),
             "damping": st.column_config.NumberColumn("Damping used", format="%g"),
             **{
-                name: bar(f"{style.method_style(method).label}, {kinds[kind]}", largest, "%.4f")
+                name: bar(f"{palette.method_style(method).label}, {kinds[kind]}", largest, "%.4f")
                 for kind in ERRORS
                 for method in METHODS
                 if (name := f"{kind}_{method}") in errors

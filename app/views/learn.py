@@ -8,10 +8,10 @@ from collections.abc import Callable
 import streamlit as st
 
 import rose
-from app import components, lab, lab_widgets, lesson_texts, lessons, session
+from app import components, lab, lab_widgets, lesson_texts, lessons, session, words
 from app.components import URL
 from app.figures import learn as figures
-from app.figures import losses, maps, style
+from app.figures import losses, maps
 from app.figures import order_lab as order_figures
 from app.figures.race import sweep_race
 from app.figures.style import Drawing
@@ -173,8 +173,8 @@ def where_from(chosen: tuple[Study, str] | None, columnar: bool, plan: rose.Orde
     measured = study.records()["layer"].nunique()
     word = "highest" if columnar else "lowest"
     st.caption(
-        f"**{style.short_layer(layer)}** of {study.setup.model}: the {word} relative range, "
-        f"{plan.relative_range:.2f}, of {style.count(measured, 'measured layer')}."
+        f"**{words.short_layer(layer)}** of {study.setup.model}: the {word} relative range, "
+        f"{plan.relative_range:.2f}, of {words.count(measured, 'measured layer')}."
     )
 
 
@@ -196,7 +196,7 @@ def sweep_step(columnar: bool) -> None:
         where_from(chosen, columnar, subject.plan)
     with stage:
         play_controls(blocks)
-        name = subject.name if chosen is None else style.short_layer(subject.name)
+        name = subject.name if chosen is None else words.short_layer(subject.name)
         theme = session.theme()
         draw(sweep_race((natural, ordered), step, subject.energy, layer=name, height=384, theme=theme), "race")
 
@@ -317,7 +317,7 @@ def effects_step() -> None:
             return
         errors = {pair: subject.prune(pair[0], pair[1], False).relative_error for pair in pairs}
         table = lessons.error_table(errors)
-        name = subject.name if chosen is None else style.short_layer(subject.name)
+        name = subject.name if chosen is None else words.short_layer(subject.name)
         draw(order_figures.order_budget_matrix(table, layer=name, theme=session.theme()), "effects")
     with left:
         draw_lesson(lesson_texts.effects_lesson(subject, errors))
@@ -367,7 +367,6 @@ index = LABELS.index(lesson or LABELS[0])
 timer = TICK if playing() else None
 
 
-@st.fragment(run_every=timer)
 def body() -> None:
     try:
         STEPS[index]()
@@ -377,7 +376,7 @@ def body() -> None:
         st.rerun()  # the whole page: the timer is set, or taken away, there
 
 
-body()
+components.live(body, timer)
 back, _, forth = st.columns([1, 3, 1])
 back.button(
     "Previous", icon=":material/arrow_back:", key="lesson-previous", on_click=turn, args=(-1,),

@@ -6,11 +6,10 @@ import pandas as pd
 import streamlit as st
 
 import rose
-from app import components, inside_sweep, lab, own_order, session
+from app import components, inside_sweep, lab, own_order, session, words
 from app.blocks import visited_blocks
 from app.components import URL
 from app.figures import order_lab as figures
-from app.figures import style
 from app.lab import BASE_LINE, Outcome, Sweep
 from app.lab_widgets import (
     COLUMNS,
@@ -67,7 +66,7 @@ def compare(study: Study, layer: str) -> None:
         *shown, base = made
         results = {one.sweep.run_name: one.result for one in shown}
         energy = lab.dense_energy(study, layer)
-        drawn = figures.error_curve(results, energy, layer=style.short_layer(layer), theme=session.theme())
+        drawn = figures.error_curve(results, energy, layer=words.short_layer(layer), theme=session.theme())
         components.show(drawn, "lab-curves", height=380 + LEGEND_LINE * len(results))
         outcome_table(shown, base)
 
@@ -93,7 +92,7 @@ def outcome_table(shown: list[Outcome], base: Outcome) -> None:
     text = (
         f"Lowest: {best['order']} with the {best['budget']} budget, {best['to_base_line']:.3f} times the error of the "
         f"base line, SparseGPT ({base.error:.5f}); highest: {worst['order']} with the {worst['budget']} budget, "
-        f"{worst['to_base_line']:.3f} times. Each removes {style.percent(float(made['sparsity'].mean()))} of "
+        f"{worst['to_base_line']:.3f} times. Each removes {words.percent(float(made['sparsity'].mean()))} of "
         "the weights. "
     )
     if "held_out_error" not in made:
@@ -111,7 +110,7 @@ def moved_block(losses: list[float], worst: int) -> int:
         st.session_state.lab_moved = "costliest"  # the former layer had more blocks
     chosen = st.selectbox("Block to move", list(labels), format_func=labels.__getitem__, key="lab_moved", bind=URL)
     block = int(chosen) if chosen in labels and chosen != "costliest" else worst
-    st.caption(f"Block {block} would lose {style.number(losses[block])} per column.")
+    st.caption(f"Block {block} would lose {words.number(losses[block])} per column.")
     return block
 
 
@@ -144,7 +143,7 @@ def position(study: Study, layer: str) -> None:
             table["held_out_error"] = [one.held_out_error for one in made]
         place = visited_blocks(plan, rose.make_order(plan, base)).index(block)
         drawn = figures.position_curve(
-            table, block=block, base=base, place=place, layer=style.short_layer(layer), theme=session.theme()
+            table, block=block, base=base, place=place, layer=words.short_layer(layer), theme=session.theme()
         )
         components.show(drawn, "lab-positions")
 
@@ -158,7 +157,7 @@ def sparsity(study: Study, layer: str) -> None:
         orders = choose_orders("lab_bar_orders", ["natural", "columns", "blocks", "two_level"], seed_key="lab_bar_seed")
         levels = st.pills(
             "Sparsity", LEVELS, selection_mode="multi", default=list(LEVELS[1:]), key="lab_levels", bind=URL, wrap=True,
-            format_func=lambda level: style.percent(float(level), 0),
+            format_func=lambda level: words.percent(float(level), 0),
         )  # fmt: skip
         budget = choose_budget("lab_bar_budget")
         st.caption("Natural order is the base line: dashed, and always measured.")
@@ -178,10 +177,10 @@ def sparsity(study: Study, layer: str) -> None:
                 "relative_error": [one.error for one in made],
             }
         )
-        drawn = figures.order_bars(table, budget=budget, layer=style.short_layer(layer), theme=session.theme())
+        drawn = figures.order_bars(table, budget=budget, layer=words.short_layer(layer), theme=session.theme())
         components.show(drawn, "lab-bars")
         wide = table.pivot(index="order", columns="sparsity", values="relative_error").loc[shown]
-        wide.columns = [style.percent(level, 0) for level in wide.columns]
+        wide.columns = [words.percent(level, 0) for level in wide.columns]
         wide.index = [label(order) for order in wide.index]
         st.dataframe(wide.rename_axis("Order").style.format("{:.5f}"))
 
@@ -217,7 +216,7 @@ def budget(study: Study, layer: str) -> None:
                 "relative_error": [one.error if kind == "calibration" else one.held_out_error for one in made],
             }
         )
-        name = style.short_layer(layer) + (" on held-out tokens" if kind == "held_out" else "")
+        name = words.short_layer(layer) + (" on held-out tokens" if kind == "held_out" else "")
         components.show(figures.order_budget_matrix(table, layer=name, theme=session.theme()), "lab-matrix")
 
 
@@ -235,8 +234,8 @@ study, layer = components.require_layer("Here you try pruning orders on a real l
 plan = study.plan(layer, session.threshold())
 columnar = "columnar" if plan.is_columnar else "not columnar"
 st.caption(
-    f"**{style.short_layer(layer)}** · {plan.importance.shape[0]} × {plan.importance.shape[1]} weights in "
-    f"{style.count(len(plan.block_width), 'block')} · sparsity {plan.pattern} · relative range "
+    f"**{words.short_layer(layer)}** · {plan.importance.shape[0]} × {plan.importance.shape[1]} weights in "
+    f"{words.count(len(plan.block_width), 'block')} · sparsity {plan.pattern} · relative range "
     f"{plan.relative_range:.2f}, {columnar}"
 )
 section = components.section(SECTIONS, "lab_section")

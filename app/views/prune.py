@@ -9,8 +9,8 @@ import pandas as pd
 import streamlit as st
 
 import rose
-from app import components, recipes, session
-from app.figures import comparison, style
+from app import components, recipes, session, words
+from app.figures import comparison
 from app.figures import prune as figures
 from app.pruning import Outcome, PruningRun, layer_table, model_table
 from app.request import HELD_OUT, Keep, Request, estimate, run_name
@@ -184,8 +184,8 @@ def _offer(setup: Setup, request: Request, run: PruningRun | None) -> None:
         request.check(setup, skeleton)
         cost = estimate(skeleton, setup, request)
         said = (
-            f"{style.sentence(style.count(len(request.pairs), 'copy', 'copies'))}, "
-            f"{style.count(cost.layers, 'layer')} each: about {components.duration(max(1.0, cost.seconds))}; besides "
+            f"{words.sentence(words.count(len(request.pairs), 'copy', 'copies'))}, "
+            f"{words.count(cost.layers, 'layer')} each: about {components.duration(max(1.0, cost.seconds))}; besides "
             f"the model {components.size(weights_size(cost, setup.dtype))} for one copy at a time and "
             f"{components.size(cost.memory)} for its calibration."
         )
@@ -220,7 +220,6 @@ def _start(request: Request) -> None:
 def _wait(run: PruningRun) -> None:
     finished = len(run.outcomes), run.dense is None
 
-    @st.fragment(run_every=1.0)
     def poll() -> None:
         run.job.watch(session.viewer())
         left = "" if run.remaining is None else f", about {components.duration(run.remaining)} left"
@@ -237,7 +236,7 @@ def _wait(run: PruningRun) -> None:
         if run.job.status != "running" or (len(run.outcomes), run.dense is None) != finished:
             st.rerun()  # what the page shows below has changed
 
-    poll()
+    components.live(poll, 1.0)
 
 
 def _timeline(pruned: list[dict[str, object]]) -> pd.DataFrame:
@@ -245,12 +244,12 @@ def _timeline(pruned: list[dict[str, object]]) -> pd.DataFrame:
 
 
 def _ended(run: PruningRun) -> None:
-    finished = style.count(len(run.outcomes), "model")
+    finished = words.count(len(run.outcomes), "model")
     if run.job.status == "failed":
         st.error(run.job.message, icon=":material/error:")
         if run.outcomes:
             st.info(
-                f"{style.sentence(finished)} had been finished before; numbers, and checkpoints where asked for, are "
+                f"{words.sentence(finished)} had been finished before; numbers, and checkpoints where asked for, are "
                 "below.",
                 icon=":material/inventory_2:",
             )
@@ -275,7 +274,7 @@ def _summary(run: PruningRun, models: list[Outcome]) -> None:
             "× dense": f"{row['ratio_to_dense']:.2f}",
             "Mean error, calibration": _error(row["mean_relative_error"]),
             "Mean error, held-out": _error(row["mean_held_out_error"]),
-            "Weights removed": style.percent(row["removed_fraction"], 2),
+            "Weights removed": words.percent(row["removed_fraction"], 2),
             "Pruning": "–" if outcome.report is None else components.duration(row["seconds"]),
         }
         for outcome, (_, row) in zip(models, table.iterrows(), strict=True)

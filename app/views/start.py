@@ -9,8 +9,7 @@ from streamlit.delta_generator import DeltaGenerator
 from torch import nn
 
 import rose
-from app import components, preflight, session
-from app.figures import style
+from app import components, preflight, session, words
 from app.preflight import Preflight
 from app.setup import LIMITS, Setup
 from app.study import Study
@@ -270,9 +269,9 @@ def show_preflight(edited: Setup, found: Preflight | str) -> None:
         if edited.model in problems():
             st.button("Look again", icon=":material/refresh:", on_click=look_again, args=(edited.model,))
         return
-    tokens = style.whole((edited.samples + edited.held_out) * edited.length)
+    tokens = words.whole((edited.samples + edited.held_out) * edited.length)
     st.markdown(
-        f"**{style.sentence(style.count(found.cost.layers, 'layer'))}**, {tokens} tokens: about "
+        f"**{words.sentence(words.count(found.cost.layers, 'layer'))}**, {tokens} tokens: about "
         f"**{components.duration(max(1.0, found.cost.seconds))}** after loading, **{components.size(found.needed)}** "
         f"of memory of {components.size(found.available)} free."
     )
@@ -304,7 +303,6 @@ def begin(chosen: Setup) -> None:
 def show_run(study: Study, own: bool) -> None:
     running = study.job.status == "running"
 
-    @st.fragment(run_every=1.0 if running else None)
     def follow() -> None:
         if running and study.job.status != "running":
             st.rerun()
@@ -313,7 +311,7 @@ def show_run(study: Study, own: bool) -> None:
         components.job_status(study.job, "start")
         arrivals(study)
 
-    follow()
+    components.live(follow, 1.0 if running else None)
     if study.job.status == "done":
         st.page_link("views/layers.py", label="See all layers at a glance", icon=":material/grid_on:")
         st.page_link("views/layer.py", label="See one layer in depth", icon=":material/layers:")
@@ -325,11 +323,11 @@ def arrivals(study: Study) -> None:
     if table.empty:
         return
     columnar = int(table["is_columnar"].sum())
-    among = style.word(columnar) if columnar else "none"
+    among = words.word(columnar) if columnar else "none"
     st.markdown(f"**{len(table)} of {len(study.layer_names)} layers measured**, {among} columnar")
     latest = table.iloc[::-1].head(4)[["layer", "relative_range"]]
     st.dataframe(
-        latest.assign(layer=latest["layer"].map(style.short_layer)),
+        latest.assign(layer=latest["layer"].map(words.short_layer)),
         hide_index=True,
         column_config={
             "layer": st.column_config.TextColumn("Latest", width=128),

@@ -12,9 +12,8 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 import rose
-from app import checking, jobs, session
+from app import checking, jobs, session, words
 from app.checking import Findings, LayerChecks, Request
-from app.figures import style
 from app.study import Calibration, LoadedModel, Study
 from rose.layer.error import direct_error
 from rose.model.capture import visit_inputs
@@ -106,8 +105,8 @@ def test_this_layer_lists_every_check(study: Study, findings: Findings) -> None:
             assert row["Found"] == check.found
         assert row["Passes"] == check.limit
     statuses = [check.status for _, check in findings.checks()]
-    words = ["none wants", "one wants", "two want", "three want", "four want"]
-    passed, looks = style.word(4 + statuses.count("pass")), words[statuses.count("look")]
+    wants = ["none wants", "one wants", "two want", "three want", "four want"]
+    passed, looks = words.word(4 + statuses.count("pass")), wants[statuses.count("look")]
     assert app.subheader[0].value == f"16 checks: {passed} pass, {looks} a look, none fails"
 
 
@@ -172,7 +171,7 @@ def test_all_layers(study: Study) -> None:
     assert len(shown) == 21
     assert set(shown["Finite inputs"]) == {"✓ pass"}
     looks = int((shown["Worst"] == "◐ look").sum())
-    assert app.subheader[0].value.startswith(f"21 layers: {style.word(21 - looks)} pass")
+    assert app.subheader[0].value.startswith(f"21 layers: {words.word(21 - looks)} pass")
     assert len(figures(app)) == 2
     app.toggle(key="check_only").set_value(True).run()
     if looks:
@@ -253,20 +252,20 @@ def test_a_cancel_that_another_session_outvotes_is_told(study: Study) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "words"),
+    ("status", "says"),
     [
         ("running", "The first layers will show here as soon as they have been measured."),
         ("cancelled", "The run ended before its first decoder block was measured. Start it again on the start page."),
         ("failed", "was measured: The text cannot be read. Start it again on the start page."),
     ],
 )
-def test_all_layers_before_the_first_block_waits_or_says_what_to_do(study: Study, status: str, words: str) -> None:
+def test_all_layers_before_the_first_block_waits_or_says_what_to_do(study: Study, status: str, says: str) -> None:
     """Names are known before any block is, and the page is drawn once, not without end."""
     begun = Study(replace(study.setup, seed=98), study._load, Calibration())
     begun.layer_names = study.layer_names
     begun.job.status, begun.job.message = status, "The text cannot be read."  # type: ignore[assignment]
     session._studies()[begun.setup] = begun
-    assert words in texts(open_page(PAGE, begun, check="All layers"))
+    assert says in texts(open_page(PAGE, begun, check="All layers"))
 
 
 def test_without_a_study_the_page_says_what_to_do() -> None:

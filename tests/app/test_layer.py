@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import rose
-from app import session, tables
-from app.figures import style
+from app import session, tables, words
+from app.figures import palette
 from app.study import Calibration, Study
 from tests.app.tiny_study import BLOCK, COLUMNAR, WIDTH, figures, measured_study, open_page, texts
 
@@ -42,11 +42,11 @@ def test_key_figures_of_a_columnar_layer(study: Study) -> None:
     assert shown["Dead columns"][0] == "0"
     assert shown["Error, SparseGPT"][0] == f"{natural:.4f}"
     saved = 1 - ordered / natural
-    words = f"{abs(saved):.1%}".replace("%", " %") + (" less" if saved >= 0 else " more")
-    assert shown["Error, ROSE"] == (f"{ordered:.4f}", words)
+    says = f"{abs(saved):.1%}".replace("%", " %") + (" less" if saved >= 0 else " more")
+    assert shown["Error, ROSE"] == (f"{ordered:.4f}", says)
     hessian = study.statistics(COLUMNAR).hessian
     eigenvalues = torch.linalg.eigvalsh(hessian + 0.01 * hessian.diagonal().mean() * torch.eye(WIDTH))
-    assert shown["Condition"][0] == style.number(float(eigenvalues[-1] / eigenvalues[0]))
+    assert shown["Condition"][0] == words.number(float(eigenvalues[-1] / eigenvalues[0]))
     assert f"{WIDTH} × {WIDTH} weights" in texts(app)
 
 
@@ -82,7 +82,7 @@ def test_every_section_draws_only_its_own_figures(study: Study, query: dict[str,
 
 def marks(figure: str) -> int:
     """How often the colour of what is chosen occurs."""
-    return figure.count(style.MARK)
+    return figure.count(palette.MARK)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_exact_values_of_the_chosen_block(study: Study) -> None:
     for column, step, rank in zip(shown["column"], shown["step"], shown["rank"], strict=True):
         assert int(plan.permutation[step]) == column
         assert rank == 1 + int((plan.column_loss > plan.column_loss[column]).sum())
-    assert f"**Block 3**: columns 48 to 63, block loss {style.number(float(plan.block_loss[3]))}" in texts(app)
+    assert f"**Block 3**: columns 48 to 63, block loss {words.number(float(plan.block_loss[3]))}" in texts(app)
 
 
 def test_a_block_that_this_layer_does_not_have_is_not_marked(study: Study) -> None:

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from app import session
+from app import session, words
 from app.cache import Files
-from app.figures import style
+from app.figures import palette
 from app.jobs import Job
 from app.study import Calibration, LoadedModel, Setup, Study
 from rose.model.capture import BlockStatistics
@@ -47,7 +47,7 @@ def test_columnar_layers_are_counted_and_named(study: Study) -> None:
     app = open_page(PAGE, study)
     columnar = study.overview(0.5).query("is_columnar")["layer"]
     assert COLUMNAR in set(columnar)
-    named = ", ".join(style.short_layer(layer) for layer in columnar)
+    named = ", ".join(words.short_layer(layer) for layer in columnar)
     assert f"**{len(columnar)} of 21 layers are columnar** above 0.50: {named}." in texts(app)
 
 
@@ -55,8 +55,8 @@ def test_each_figure_says_something_else_than_the_page(study: Study) -> None:
     ranges = study.overview(0.5).set_index("layer")["relative_range"]
     on_map, on_strip = titles(open_page(PAGE, study))
     highest, closest = str(ranges.idxmax()), str((ranges - 0.5).abs().idxmin())
-    assert on_map.startswith(f"Relative range is highest in {style.short_layer(highest)}, ")
-    assert on_strip.startswith(f"{style.short_layer(closest)} lies closest to the threshold, ")
+    assert on_map.startswith(f"Relative range is highest in {words.short_layer(highest)}, ")
+    assert on_strip.startswith(f"{words.short_layer(closest)} lies closest to the threshold, ")
 
 
 def test_the_threshold_tells_at_once_which_layers_flip(study: Study) -> None:
@@ -69,8 +69,8 @@ def test_the_threshold_tells_at_once_which_layers_flip(study: Study) -> None:
     app.slider(key="threshold_widget").set_value(threshold).run()
     said = texts(app)
     assert f"**{(ranges > threshold).sum()} of 21 layers are columnar** above {threshold:.2f}" in said
-    assert f"Against 0.50, {style.count(len(flipped), 'layer more', 'layers more')}: " in said
-    assert style.short_layer(flipped[0]) in said.split("Against")[1]
+    assert f"Against 0.50, {words.count(len(flipped), 'layer more', 'layers more')}: " in said
+    assert words.short_layer(flipped[0]) in said.split("Against")[1]
     assert app.query_params["threshold"] == f"{threshold:g}"
     shown = app.main.dataframe[0].value
     assert shown["is_columnar"].sum() == (ranges > threshold).sum()
@@ -89,11 +89,11 @@ def test_the_map_shows_what_was_chosen(study: Study, metric: str) -> None:
     if column == "gain":
         better, worse = int((values > 0).sum()), int((values < 0).sum())
         assert titles(app)[0] == (
-            f"Two-level order has less error than SparseGPT on {style.word(better)} of 21 layers, more on "
-            f"{style.word(worse) if worse else 'none'}"
+            f"Two-level order has less error than SparseGPT on {words.word(better)} of 21 layers, more on "
+            f"{words.word(worse) if worse else 'none'}"
         )
         return
-    top = f"{style.short_layer(str(values.idxmax()))}, {style.number(values.max())}"
+    top = f"{words.short_layer(str(values.idxmax()))}, {words.number(values.max())}"
     assert titles(app)[0].endswith(top)
 
 
@@ -103,10 +103,10 @@ def test_a_link_with_a_metric_of_another_version_shows_the_first(study: Study) -
 
 
 def test_the_error_of_another_method_can_be_shown(study: Study) -> None:
-    app = open_page(PAGE, study, metric="Error", metric_method=style.method_style("rose_global").label)
+    app = open_page(PAGE, study, metric="Error", metric_method=palette.method_style("rose_global").label)
     highest = study.overview(0.5)["error_rose_global"].max()
     assert titles(app)[0].startswith("Relative error of ROSE global (ours) is highest")
-    assert titles(app)[0].endswith(style.number(highest))
+    assert titles(app)[0].endswith(words.number(highest))
 
 
 def test_held_out_errors_that_were_not_measured_are_explained() -> None:

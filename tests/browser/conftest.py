@@ -151,17 +151,13 @@ def settle(page: Page) -> None:
 
 
 def measure(page: Page, patience: float = RUN_PATIENCE) -> None:
-    """Presses the start page's button, waits for the end of the run, and comes back by the page's own link.
-
-    Now and then the browser loses an element of the redraw that a polling fragment asks for (one run in 25, Streamlit
-    1.67: a link was missing until the next redraw), so what follows is read from a fresh page.
-    """
+    """Presses the start page's button, waits for the end of the run, and for the links to what it has found."""
     page.get_by_role("button", name="Measure layers").click(timeout=patience)
-    expect(page.get_by_test_id("stSidebar").get_by_text(" layers measured")).to_be_visible(timeout=patience)
+    done = page.get_by_test_id("stSidebar").get_by_text(re.compile(" layers? measured"))
+    expect(done).to_be_visible(timeout=patience)
     settle(page)
-    page.reload()
     expect(page.get_by_role("link", name="See all layers at a glance")).to_be_visible()
-    settle(page)
+    expect(page.get_by_role("link", name="See one layer in depth")).to_be_visible()
 
 
 def metric(page: Page, label: str) -> Locator:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
-from app.figures import style
+from app import words
 from tests.browser.conftest import COLUMNAR_LAYER, MEASURED_LAYERS, PATIENCE, settle
 
 
@@ -64,8 +64,8 @@ def test_all_layers_and_the_choice_of_one(open_page: Callable[..., Page], measur
     heading = page.get_by_role("heading", level=3).inner_text()
     found = re.match(r"Twelve layers: (\w+) pass(?:es)?, (\w+) wants? a look, none fails", heading)
     assert found, heading
-    words = ["none", *map(style.word, range(1, MEASURED_LAYERS + 1))]
-    assert sum(map(words.index, found.groups())) == MEASURED_LAYERS
+    said = ["none", *map(words.word, range(1, MEASURED_LAYERS + 1))]
+    assert sum(map(said.index, found.groups())) == MEASURED_LAYERS
     expect(page.get_by_text("None of 12 layers needed more damping than asked").first).to_be_visible()
     section(page, "This layer")
     expect(

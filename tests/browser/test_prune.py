@@ -35,19 +35,12 @@ def prune(page: Page, patience: float = RUN_PATIENCE) -> None:
     settle(page)
 
 
-def redraw(page: Page, view: str) -> None:
-    """Shows a section anew; see `measure` for why. The run is this session's, so the page cannot be loaded again."""
-    section(page, "Layers")
-    section(page, view)
-
-
 @pytest.mark.parametrize(("scheme", "sparsity", "removed"), [("light", "0.7", "70.00 %"), ("dark", "2:4", "50.00 %")])
 def test_perplexity_texts_and_report(scheme: str, sparsity: str, removed: str, open_page: Callable[..., Page]) -> None:
     query = SMALL | {"prune_sparsities": sparsity, "prune_methods": "SparseGPT"}
     page = open_page("prune", urlencode(query), scheme)
     expect(page.get_by_text("One copy, four layers each: about")).to_be_visible()
     prune(page)
-    redraw(page, "Perplexity")
 
     expect(page.get_by_test_id("stTable").locator("tbody tr")).to_have_count(2)
     dense, pruned = rows(page)
@@ -90,7 +83,6 @@ def test_a_downloaded_checkpoint_loads(open_page: Callable[..., Page], tmp_path:
     }
     page = open_page("prune", urlencode(query))
     prune(page)
-    redraw(page, "Downloads")
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Checkpoint, ").click()
     assert waiting.value.suggested_filename == "rose-2-4.zip"

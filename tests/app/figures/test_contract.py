@@ -26,9 +26,10 @@ from app.figures import (
     order_lab,
     order_picture,
     overview,
+    palette,
     prune,
     race,
-    style,
+    shrinking,
     sweep,
 )
 from app.figures.style import Drawing
@@ -50,7 +51,7 @@ SEEDS = pd.DataFrame(
 MEASURES = [ErrorMeasures("sparsegpt", 2.0, 2.002, 2.001, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
 REALISED = [RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0)]
 
-Draw = Callable[[SimpleNamespace, pd.DataFrame, style.Theme], Drawing]
+Draw = Callable[[SimpleNamespace, pd.DataFrame, palette.Theme], Drawing]
 FIGURES: dict[str, Draw] = {
     "model_map": lambda x, r, t: overview.model_map(by_layer(r), theme=t, marked_layer=NAME),
     "model_map_gain": lambda x, r, t: overview.model_map(by_layer(r), "gain", theme=t),
@@ -126,7 +127,7 @@ def test_every_public_figure_is_listed_here() -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure(name: str, theme: style.Theme, lab: SimpleNamespace, records: pd.DataFrame) -> None:
+def test_every_figure(name: str, theme: palette.Theme, lab: SimpleNamespace, records: pd.DataFrame) -> None:
     before = records.copy()
     drawing = FIGURES[name](lab, records, theme)
     figure, layout = drawing.figure, drawing.figure.layout
@@ -138,8 +139,8 @@ def test_every_figure(name: str, theme: style.Theme, lab: SimpleNamespace, recor
     assert len(drawing.alt) > len(drawing.caption)
     assert len(drawing.data) > 0
     assert json.loads(drawing.data.to_json(orient="records"))
-    assert layout.template.layout.font.color == style.INKS[theme].text
-    assert layout.template.layout.paper_bgcolor == style.INKS[theme].page
+    assert layout.template.layout.font.color == palette.INKS[theme].text
+    assert layout.template.layout.paper_bgcolor == palette.INKS[theme].page
     _large_enough(figure.to_plotly_json())
     _typed_arrays(drawing)
     pd.testing.assert_frame_equal(records, before)
@@ -163,7 +164,7 @@ def _typed_arrays(drawing: Drawing) -> None:
         if trace.type in ("heatmap", "surface"):
             assert isinstance(trace.z, np.ndarray)
             assert trace.z.dtype in (np.float32, np.uint8)
-            assert max(trace.z.shape) <= style.MAX_CELLS
+            assert max(trace.z.shape) <= shrinking.MAX_CELLS
 
 
 def test_no_streamlit_in_figures() -> None:

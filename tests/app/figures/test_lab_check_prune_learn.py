@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rose
-from app.figures import check, learn, order_lab, prune, style, sweep
+from app.figures import check, learn, order_lab, palette, prune, sweep
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 from rose.layer.order import plan_from_importance
 from tests.app.figures.test_layer_and_overview import below, title
@@ -32,7 +32,7 @@ def test_curve_is_the_running_sum_of_block_errors(lab: SimpleNamespace) -> None:
     for trace, (name, result) in zip(drawing.figure.data, lab.results.items(), strict=True):
         assert trace.y[0] == 0
         assert trace.y[1:] == pytest.approx((result.block_error.cumsum(0) / lab.energy).numpy(), rel=1e-5)
-        assert trace.line.color == style.ORDER_COLOURS[name]
+        assert trace.line.color == palette.ORDER_COLOURS[name]
     final = {name: float(result.block_error.sum()) for name, result in lab.results.items()}
     best = order_lab.run_style(min(final, key=final.__getitem__)).label
     assert title(drawing).startswith(f"{best} ends lowest")

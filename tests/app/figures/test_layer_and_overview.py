@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rose
-from app.figures import comparison, hessian, losses, maps, order_picture, overview, style
+from app.figures import comparison, hessian, losses, maps, order_picture, overview, palette, style
 from rose.layer.order import replan
 
 ALL = [f"model.layers.{b}.{p}" for b in range(5) for p in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")]
@@ -77,7 +77,7 @@ def test_the_chosen_layer_is_outlined(layers: pd.DataFrame) -> None:
     drawing = overview.model_map(layers, marked_layer="model.layers.2.mlp.down_proj")
     (box,) = drawing.figure.layout.shapes
     assert (box.x0, box.x1, box.y0, box.y1) == (1.5, 2.5, 1.5, 2.5)
-    assert box.line.color == style.MARK
+    assert box.line.color == palette.MARK
 
 
 def test_bars_are_sorted_and_answer_with_names(layers: pd.DataFrame) -> None:
@@ -174,7 +174,7 @@ def test_block_bars_compare_per_column_and_draw_the_threshold(lab: SimpleNamespa
     bar = drawing.figure.data[0]
     assert bar.y.tolist() == pytest.approx(lab.plan.loss_per_column.tolist())
     assert list(bar.marker.pattern.shape) == ["", "", "/"]
-    assert bar.marker.color[1] == style.MARK
+    assert bar.marker.color[1] == palette.MARK
     assert drawing.figure.layout.shapes[0].y0 == pytest.approx(0.4 * float(lab.plan.loss_per_column.max()))
     assert title(drawing) == f"Columnar: relative range {lab.plan.relative_range:.2f}, above 0.60"
     assert title(losses.block_loss_bars(replan(lab.plan, 1.0))).startswith("Not columnar")
@@ -210,8 +210,8 @@ def test_method_errors_name_the_saving(records: pd.DataFrame) -> None:
     assert title(drawing) == "ROSE has 9.1 % less error than SparseGPT"
     assert drawing.caption == "Error, lowest first: ROSE 0.100, SparseGPT 0.110."
     assert [bar.marker.color for bar in drawing.figure.data] == [
-        style.METHOD_COLOURS["sparsegpt"],
-        style.METHOD_COLOURS["rose"],
+        palette.METHOD_COLOURS["sparsegpt"],
+        palette.METHOD_COLOURS["rose"],
     ]
     with pytest.raises(rose.RoseError, match="No error"):
         comparison.method_errors(records[records["projection"] == "mlp.down_proj"], column="held_out_error")

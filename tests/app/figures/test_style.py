@@ -14,7 +14,8 @@ from hypothesis.extra.numpy import arrays
 
 import app
 import rose
-from app.figures import style
+from app import words
+from app.figures import palette, shrinking, style
 from rose.layer.order import order_names
 
 # Severe protanopia and deuteranopia, Machado, Oliveira and Fernandes 2009.
@@ -46,17 +47,17 @@ def lab(channels: np.ndarray) -> np.ndarray:
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
-@pytest.mark.parametrize("theme", style.INKS)
-def test_every_colour_stands_out_from_both_pages(theme: style.Theme) -> None:
-    ink = style.INKS[theme]
-    for colour in (*style.PALETTE, style.MARK):
+@pytest.mark.parametrize("theme", palette.INKS)
+def test_every_colour_stands_out_from_both_pages(theme: palette.Theme) -> None:
+    ink = palette.INKS[theme]
+    for colour in (*palette.PALETTE, palette.MARK):
         assert contrast(colour, ink.page) >= 3, colour
     assert contrast(ink.text, ink.page) >= 7
     assert contrast(ink.muted, ink.page) >= 4.5
 
 
-@pytest.mark.parametrize("theme", style.INKS)
-def test_a_downloaded_figure_has_the_colour_of_its_page(theme: style.Theme) -> None:
+@pytest.mark.parametrize("theme", palette.INKS)
+def test_a_downloaded_figure_has_the_colour_of_its_page(theme: palette.Theme) -> None:
     config = tomllib.loads((Path(app.__file__).parent / ".streamlit/config.toml").read_text())
     figure = style.base(go.Figure(), theme, "A finding", "what")
     assert figure.layout.template.layout.paper_bgcolor == config["theme"][theme]["backgroundColor"].lower()
@@ -64,17 +65,17 @@ def test_a_downloaded_figure_has_the_colour_of_its_page(theme: style.Theme) -> N
 
 @pytest.mark.parametrize("vision", VISION)
 def test_no_two_colours_look_alike(vision: str) -> None:
-    seen = {colour: lab(np.clip(VISION[vision] @ linear(colour), 0, 1)) for colour in style.PALETTE}
-    for one, other in itertools.combinations(style.PALETTE, 2):
+    seen = {colour: lab(np.clip(VISION[vision] @ linear(colour), 0, 1)) for colour in palette.PALETTE}
+    for one, other in itertools.combinations(palette.PALETTE, 2):
         assert np.linalg.norm(seen[one] - seen[other]) >= 15, (one, other)
 
 
 def test_known_orders_and_methods_have_a_colour_of_their_own() -> None:
     bases = {name.removesuffix("_ascending") for name in order_names()} | {"custom"}
-    assert set(style.ORDER_COLOURS) <= bases
-    assert len(set(style.ORDER_COLOURS.values())) == len(style.ORDER_COLOURS)
-    assert set(style.METHOD_COLOURS) <= set(rose.METHODS)
-    assert len(set(style.METHOD_COLOURS.values())) == len(style.METHOD_COLOURS)
+    assert set(palette.ORDER_COLOURS) <= bases
+    assert len(set(palette.ORDER_COLOURS.values())) == len(palette.ORDER_COLOURS)
+    assert set(palette.METHOD_COLOURS) <= set(rose.METHODS)
+    assert len(set(palette.METHOD_COLOURS.values())) == len(palette.METHOD_COLOURS)
 
 
 def test_a_method_that_is_an_order_has_its_colour() -> None:
@@ -84,36 +85,36 @@ def test_a_method_that_is_an_order_has_its_colour() -> None:
         ("rose_global", "global"),
         ("rose_dealt", "dealt"),
     ):
-        assert style.METHOD_COLOURS[method] == style.ORDER_COLOURS[order]
+        assert palette.METHOD_COLOURS[method] == palette.ORDER_COLOURS[order]
 
 
 def test_an_order_among_methods_is_drawn_as_that_order() -> None:
-    assert style.method_style("two_level") == style.order_style("two_level")
+    assert palette.method_style("two_level") == palette.order_style("two_level")
 
 
 def test_labels_are_for_people() -> None:
-    assert style.order_style("natural").label == "Natural"
-    assert style.order_style("two_level").label == "Two-level"
-    assert style.order_style("global").label == "Global"
-    assert style.order_style("random:7").label == "Random, seed 7"
-    ascending = style.order_style("two_level_ascending")
+    assert palette.order_style("natural").label == "Natural"
+    assert palette.order_style("two_level").label == "Two-level"
+    assert palette.order_style("global").label == "Global"
+    assert palette.order_style("random:7").label == "Random, seed 7"
+    ascending = palette.order_style("two_level_ascending")
     assert ascending.label == "Two-level, ascending"
-    assert ascending.colour == style.ORDER_COLOURS["two_level"]
-    assert ascending.dash != style.order_style("two_level").dash
+    assert ascending.colour == palette.ORDER_COLOURS["two_level"]
+    assert ascending.dash != palette.order_style("two_level").dash
 
 
 def test_an_unknown_name_keeps_one_colour() -> None:
-    assert style.method_style("my_method") == style.method_style("my_method")
-    assert style.method_style("my_method").colour in style.PALETTE
-    assert style.method_style("my_method").label == "my method"
-    assert style.order_style("my_order").colour in style.PALETTE
+    assert palette.method_style("my_method") == palette.method_style("my_method")
+    assert palette.method_style("my_method").colour in palette.PALETTE
+    assert palette.method_style("my_method").label == "my method"
+    assert palette.order_style("my_order").colour in palette.PALETTE
 
 
 def test_what_a_plugin_adds_is_not_drawn_like_anything_built_in() -> None:
-    drawn = {style.method_style(name)[2::2] for name in style.METHOD_COLOURS}  # dash and pattern
-    assert style.method_style("my_method")[2::2] not in drawn
-    drawn = {style.order_style(name)[2::2] for name in order_names()}
-    assert style.order_style("my_order")[2::2] not in drawn
+    drawn = {palette.method_style(name)[2::2] for name in palette.METHOD_COLOURS}  # dash and pattern
+    assert palette.method_style("my_method")[2::2] not in drawn
+    drawn = {palette.order_style(name)[2::2] for name in order_names()}
+    assert palette.order_style("my_order")[2::2] not in drawn
 
 
 @pytest.mark.parametrize(
@@ -133,21 +134,21 @@ def test_what_a_plugin_adds_is_not_drawn_like_anything_built_in() -> None:
     ],
 )
 def test_number(value: float, text: str) -> None:
-    assert style.number(value) == text
+    assert words.number(value) == text
 
 
 def test_words() -> None:
-    assert style.count(4, "layer") == "four layers"
-    assert style.count(1, "layer") == "one layer"
-    assert style.count(0, "layer") == "no layers"
-    assert style.count(2100, "layer") == "2 100 layers"
-    assert style.percent(0.1234) == "12.3 %"
+    assert words.count(4, "layer") == "four layers"
+    assert words.count(1, "layer") == "one layer"
+    assert words.count(0, "layer") == "no layers"
+    assert words.count(2100, "layer") == "2 100 layers"
+    assert words.percent(0.1234) == "12.3 %"
 
 
 def test_no_two_layers_of_a_model_have_one_short_name() -> None:
-    assert style.short_layer("model.layers.18.self_attn.o_proj") == "18 · self_attn.o_proj"
-    assert style.short_layer("transformer.h.0.attn.c_proj") != style.short_layer("transformer.h.0.mlp.c_proj")
-    assert style.short_layer("lm_head") == "lm_head"
+    assert words.short_layer("model.layers.18.self_attn.o_proj") == "18 · self_attn.o_proj"
+    assert words.short_layer("transformer.h.0.attn.c_proj") != words.short_layer("transformer.h.0.mlp.c_proj")
+    assert words.short_layer("lm_head") == "lm_head"
 
 
 @given(
@@ -155,14 +156,14 @@ def test_no_two_layers_of_a_model_have_one_short_name() -> None:
     st.integers(1, 12),
 )
 def test_shrinking_keeps_maximum_and_sum(values: np.ndarray, limit: int) -> None:
-    largest = style.shrink(values, limit)
+    largest = shrinking.shrink(values, limit)
     assert max(largest.array.shape) <= limit
     for row, column in np.ndindex(*largest.array.shape):
         cell = values[
             row * largest.rows : (row + 1) * largest.rows, column * largest.columns : (column + 1) * largest.columns
         ]
         assert largest.array[row, column] == cell.max()
-    assert style.shrink(values.astype(np.float64), limit, "sum").array.sum() == pytest.approx(
+    assert shrinking.shrink(values.astype(np.float64), limit, "sum").array.sum() == pytest.approx(
         values.sum(dtype=np.float64)
     )
 
@@ -170,7 +171,7 @@ def test_shrinking_keeps_maximum_and_sum(values: np.ndarray, limit: int) -> None
 def test_one_strong_column_survives() -> None:
     weight = torch.zeros(1200, 1100, dtype=torch.bfloat16)
     weight[:, 777] = 3
-    shrunk = style.shrink(weight)
+    shrunk = shrinking.shrink(weight)
     assert shrunk.array.shape == (400, 367)
     assert (shrunk.array.max(0) == 3).nonzero()[0].tolist() == [777 // 3]
     assert shrunk.note == "each cell is the maximum of 3 × 3 weights"
@@ -178,7 +179,7 @@ def test_one_strong_column_survives() -> None:
 
 def test_a_matrix_that_fits_is_not_shrunk() -> None:
     values = np.arange(6.0).reshape(2, 3)
-    shrunk = style.shrink(values)
+    shrunk = shrinking.shrink(values)
     assert shrunk.array.tolist() == values.tolist()
     assert shrunk.note == "each cell is one weight"
 
@@ -186,7 +187,7 @@ def test_a_matrix_that_fits_is_not_shrunk() -> None:
 def test_cells_whose_text_would_be_too_long_are_shrunk_further() -> None:
     # Plotly escapes every slash of the base64; these floats are full of them.
     slashes = np.frombuffer(b"\xff\xff\x7f\x3f" * 512 * 512, np.float32).reshape(512, 512)
-    shrunk = style.shrink(slashes)
+    shrunk = shrinking.shrink(slashes)
     assert len(go.Figure(style.heatmap(shrunk, "x")).to_json()) < 2_000_000
     assert shrunk.note == f"each cell is the maximum of {shrunk.rows} × 1 weights"
     assert shrunk.rows > 1
@@ -195,11 +196,11 @@ def test_cells_whose_text_would_be_too_long_are_shrunk_further() -> None:
 @pytest.mark.parametrize("bad", [np.zeros(3), np.zeros((0, 3)), np.zeros((2, 2, 2))])
 def test_only_a_matrix_can_be_drawn(bad: np.ndarray) -> None:
     with pytest.raises(rose.RoseError, match="matrix"):
-        style.shrink(bad)
+        shrinking.shrink(bad)
 
 
 def test_the_table_says_what_a_cell_is() -> None:
-    table = style.frame(style.shrink(np.ones((4, 6)), 2))
+    table = shrinking.frame(shrinking.shrink(np.ones((4, 6)), 2))
     assert table.columns.tolist() == ["output channel (each cell is the maximum of 2 × 3 weights)", "0", "3"]
     assert table.iloc[:, 0].tolist() == [0, 2]
 
@@ -207,11 +208,11 @@ def test_the_table_says_what_a_cell_is() -> None:
 def test_outliers_do_not_darken_everything_else() -> None:
     values = np.ones((100, 100))
     values[0, 0] = 50
-    top, note = style.ceiling(values)
+    top, note = shrinking.ceiling(values)
     assert top == 1
     assert note == "; colours end at 1.00, the largest is 50.0"
-    assert style.ceiling(np.linspace(0, 1, 100)) == (1, "")
-    assert style.ceiling(np.zeros(4)) == (1, "")
+    assert shrinking.ceiling(np.linspace(0, 1, 100)) == (1, "")
+    assert shrinking.ceiling(np.zeros(4)) == (1, "")
 
 
 def test_titles_wrap_but_numbers_stay_whole() -> None:

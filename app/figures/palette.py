@@ -1,0 +1,187 @@
+"""Colours, dashes and symbols: one for each order, method and projection, everywhere, in light and dark.
+
+Colours were chosen for a contrast of at least 3:1 on white and on the dark page, and a distance of at least 15
+(CIE76) between any two, to normal eyes and under simulated protanopia and deuteranopia (Machado et al. 2009).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from plotly.colors import sample_colorscale
+
+from app import words
+from rose import METHODS
+
+Theme = Literal["light", "dark"]
+
+SEQUENTIAL = "Viridis"  # magnitude
+# Change, centred on 0: PuOr, purple below and orange above, with a middle that is quiet on the page.
+DIVERGING_LIGHT = [[0.0, "#542788"], [0.25, "#998ec3"], [0.5, "#e4e4e8"], [0.75, "#f1a340"], [1.0, "#a3480a"]]
+DIVERGING_DARK = [[0.0, "#c3b8f0"], [0.25, "#7a6bb5"], [0.5, "#3d3b48"], [0.75, "#c26a12"], [1.0, "#ffc471"]]
+MARK = "#f0338a"  # the chosen block or layer; on neither end of the scales above
+
+BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET = (
+    "#0973b2",
+    "#d9580b",
+    "#089975",
+    "#b28e50",
+    "#8c523f",
+    "#4040ff",
+    "#506a79",
+    "#0d86ff",
+    "#2da2b2",
+    "#b2099d",
+    "#9189e5",
+)
+PALETTE = (BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET)
+
+ORDER_COLOURS = {
+    "natural": BLUE,
+    "two_level": ORANGE,
+    "global": GREEN,
+    "dealt": VIOLET,
+    "columns": TAN,
+    "blocks": BROWN,
+    "hessian": INDIGO,
+    "random": SLATE,
+    "custom": AZURE,
+}
+# A method that is an order has that order's colour.
+METHOD_COLOURS = {
+    "sparsegpt": BLUE,
+    "rose": ORANGE,
+    "rose_global": GREEN,
+    "rose_dealt": VIOLET,
+    "wanda": TEAL,
+    "magnitude": SLATE,
+    "measured": AZURE,
+    "sensitivity": TAN,
+    "dsnot": BROWN,
+    "alps": INDIGO,
+    "oats": PURPLE,
+}
+ORDER_LABELS = {
+    "natural": "Natural",
+    "two_level": "Two-level",
+    "global": "Global",
+    "dealt": "Dealt",
+    "columns": "Columns only",
+    "blocks": "Blocks only",
+    "hessian": "Hessian diagonal",
+    "random": "Random",
+    "custom": "Your own",
+}
+_OURS = {"rose_global", "rose_dealt", "measured"}
+# Shape says the same as colour, for those who cannot tell colours and for print.
+_SYMBOLS = (
+    "circle",
+    "square",
+    "diamond",
+    "triangle-up",
+    "triangle-down",
+    "cross",
+    "x",
+    "star",
+    "hexagon",
+    "pentagon",
+    "hourglass",
+)
+# Dash and pattern. Every colour belongs to something built in, so what comes from a plugin differs in these, and has
+# open marks.
+_LINE, _PLUGIN_LINE = ("solid", ""), ("longdash", ".")
+
+
+@dataclass(frozen=True)
+class Ink:
+    """Colours that follow the theme: page, text, secondary text, grid lines, blank cells, hover box."""
+
+    page: str  # as in .streamlit/config.toml
+    text: str
+    muted: str
+    grid: str
+    blank: str
+    hover: str
+
+
+INKS: dict[Theme, Ink] = {
+    "light": Ink("#ffffff", "#1a1c22", "#555b66", "rgba(90,100,115,0.22)", "rgba(110,120,135,0.13)", "#ffffff"),
+    "dark": Ink("#14121a", "#f2f3f5", "#b4bac4", "rgba(200,208,220,0.20)", "rgba(190,200,215,0.14)", "#20242c"),
+}
+
+
+class Style(NamedTuple):
+    """How one order, method or projection is drawn everywhere."""
+
+    colour: str
+    label: str
+    dash: str
+    symbol: str
+    pattern: str
+
+
+def order_style(name: str) -> Style:
+    """Any order name, `_ascending` and `random:SEED` included; ascending is the same colour, dashed and hatched."""
+    base, _, seed = name.partition(":")
+    ascending = base.endswith("_ascending")
+    base = base.removesuffix("_ascending")
+    label = ORDER_LABELS.get(base, words.sentence(base.replace("_", " ")))
+    if ascending:
+        label += ", ascending"
+    if seed:
+        label += f", seed {seed}"
+    dash, pattern = _LINE if base in ORDER_COLOURS else _PLUGIN_LINE
+    if ascending:
+        dash, pattern = "dash", "/"
+    return Style(ORDER_COLOURS.get(base) or _fallback(base), label, dash, _symbol(base, ORDER_COLOURS), pattern)
+
+
+def method_style(name: str) -> Style:
+    """Any method name; one from a plugin gets a colour from its name, always the same, long dashes and open marks.
+
+    A study measures two-level order beside the methods, in layers of every kind, and lists it as one.
+    """
+    if name not in METHODS and name in ORDER_COLOURS:
+        return order_style(name)
+    label = METHODS[name].label if name in METHODS else name.replace("_", " ")
+    if name in _OURS:
+        label += " (ours)"
+    dash, pattern = _LINE if name in METHOD_COLOURS else _PLUGIN_LINE
+    return Style(METHOD_COLOURS.get(name) or _fallback(name), label, dash, _symbol(name, METHOD_COLOURS), pattern)
+
+
+def projection_styles(projections: Sequence[str]) -> dict[str, Style]:
+    """A colour and a symbol for each kind of layer, by the place it has in the model."""
+    return {
+        name: Style(PALETTE[i % len(PALETTE)], name, "solid", _SYMBOLS[i % len(_SYMBOLS)], "")
+        for i, name in enumerate(projections)
+    }
+
+
+def _fallback(name: str) -> str:
+    # Not hash(): it changes from run to run.
+    return PALETTE[sum(name.encode()) % len(PALETTE)]
+
+
+def _symbol(name: str, known: dict[str, str]) -> str:
+    if name in known:
+        return _SYMBOLS[list(known).index(name) % len(_SYMBOLS)]
+    return _SYMBOLS[sum(name.encode()) % len(_SYMBOLS)] + "-open"
+
+
+def magnitude_colours(values: np.ndarray, theme: Theme) -> list[str]:
+    """Colours for lines and bars by magnitude: the part of the sequential scale that stands out from the page."""
+    low, high = (0.0, 0.82) if theme == "light" else (0.28, 1.0)
+    largest = float(np.max(values, initial=0.0))
+    shares = np.clip(np.nan_to_num(values) / largest, 0, 1) if largest > 0 else np.zeros(len(values))
+    return sample_colorscale(SEQUENTIAL, list(low + (high - low) * shares))
+
+
+def diverging(theme: Theme) -> list[list[Any]]:
+    """The diverging scale; its light middle gives way to a dark one on a dark page, so that "no change" is quiet."""
+    if theme == "light":
+        return DIVERGING_LIGHT
+    return DIVERGING_DARK

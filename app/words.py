@@ -1,0 +1,75 @@
+"""Numbers and names as people read them."""
+
+from __future__ import annotations
+
+import math
+
+
+def number(value: float) -> str:
+    """Three significant digits, with a power of ten only where zeros would be hard to count."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    exponent = int(f"{value:.2e}".partition("e")[2])  # of the rounded value: 99.96 is 100
+    if exponent < -4 or exponent >= 6:
+        mantissa = value / 10.0**exponent
+        return f"{mantissa:.2f} × 10{_superscript(exponent)}".replace("-", "−")
+    if exponent >= 3:
+        return whole(round(value)).replace("-", "−")
+    return f"{value:.{max(0, 2 - exponent)}f}".replace("-", "−")
+
+
+def _superscript(value: int) -> str:
+    return str(value).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.123 -> "12.3 %"."""
+    return "–" if math.isnan(share) else f"{100 * share:.{digits}f} %".replace("-", "−")
+
+
+_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+
+def whole(value: int) -> str:
+    """12345 -> "12 345"."""
+    return f"{value:,}".replace(",", " ")
+
+
+def word(value: int) -> str:
+    """ "no", "four", "210"."""
+    return _WORDS[value] if 0 <= value < len(_WORDS) else whole(value)
+
+
+def count(value: int, noun: str, plural: str | None = None) -> str:
+    """ "no layers", "one layer", "four layers", "210 layers"."""
+    return f"{word(value)} {noun if value == 1 else plural or noun + 's'}"
+
+
+def sentence(text: str) -> str:
+    """With a capital first letter, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def of(name: str) -> str:
+    """ " of 18 · self_attn.o_proj", or nothing where there is no name."""
+    return f" of {name}" if name else ""
+
+
+def place_of(layer: str) -> tuple[int | None, str]:
+    """Decoder block, where the name has one, and projection: "model.layers.18.mlp.up_proj" -> (18, "mlp.up_proj")."""
+    parts = layer.split(".")
+    index = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    return (None, layer) if index is None else (int(parts[index]), ".".join(parts[index + 1 :]))
+
+
+def short_layer(layer: str) -> str:
+    """ "model.layers.18.self_attn.o_proj" -> "18 · self_attn.o_proj"; a name without a number stays as it is.
+
+    All of the projection's name: GPT-2 has an attn.c_proj and an mlp.c_proj in every decoder block.
+    """
+    block, projection = place_of(layer)
+    return layer if block is None else f"{block} · {projection}"
