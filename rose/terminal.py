@@ -1,0 +1,104 @@
+"""What commands show on a terminal: progress, and tables that fit into 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+import rose
+from rose.model.comparison import ComparisonRow, mean_and_spread, summarize
+
+MAX_ROWS = 40  # of a table on the terminal; files have them all
+NARROW: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}  # tables of numbers, to fit into 80 columns
+
+
+@contextmanager
+def bar(console: Console, what: str) -> Iterator[Bar]:
+    """A progress bar with one task, on the console for progress and remarks."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bar(*columns, console=console) as shown:
+        shown.add_task(what, note="")
+        yield shown
+
+
+def follow(bar: Bar) -> Callable[[rose.Progress], None]:
+    """A progress callback that moves the bar: one step per layer, fractions of the work in between."""
+    task = bar.tasks[0].id
+
+    def moved(progress: rose.Progress) -> None:
+        note = ""
+        if progress.layer is not None and progress.relative_error is not None:
+            note = f"error {progress.relative_error:.4f} in {progress.layer}"
+        bar.update(task, total=progress.layers, completed=round(progress.fraction * progress.layers), note=note)
+
+    return moved
+
+
+def print_table(table: pd.DataFrame, title: str) -> None:
+    """A table with a row for each layer, to standard output, its first `MAX_ROWS` rows."""
+    shown = Table(title=title, **NARROW)
+    for name in table.columns:
+        head = name.replace("_", " ")  # breaks between words where there is little room
+        if pd.api.types.is_numeric_dtype(table[name]):
+            shown.add_column(head, justify="right")
+        else:
+            shown.add_column(head, no_wrap=True, min_width=min(int(table[name].str.len().max()), 48))
+    for row in table.head(MAX_ROWS).itertuples(index=False):
+        shown.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+    out = Console()
+    out.print(shown)
+    if len(table) > MAX_ROWS:
+        out.print(f"… and {len(table) - MAX_ROWS} more layers")
+
+
+def print_comparison(rows: Sequence[ComparisonRow], title: str) -> None:
+    """Perplexity, error, time and memory of every method: what fits into 80 columns; the rest is in the files."""
+    summary = summarize(rows)
+    held_out = summary["mean_held_out_error"]
+    columns = {
+        "sparsity": summary["sparsity"],
+        "seeds": summary["seeds"].astype(str),
+        "perplexity": map(mean_and_spread, summary["perplexity"], summary["spread"], summary["seeds"]),
+        "error": summary["mean_relative_error"].map("{:.4f}".format),
+        "held-out": held_out.map("{:.4f}".format).where(held_out.notna(), "–"),
+        "time": summary["seconds"].map("{:.0f} s".format),
+        "memory": (summary["peak_memory"] / 1e9).map("{:.1f} GB".format),
+    }
+    shown = Table(title=title, **NARROW)
+    shown.add_column("method", overflow="fold")
+    cells = [list(column) for column in columns.values()]
+    for name, column in zip(columns, cells, strict=True):
+        shown.add_column(name, justify="right", min_width=max(map(len, [name, *column])))
+    for method, *row in zip(summary["method"], *cells, strict=True):
+        shown.add_row(method, *row)
+    Console().print(shown)
+
+
+def print_summary(report: rose.RunReport, folder: Path) -> None:
+    """What a prune has done; `folder` is where it was written."""
+    out, summary = Console(), report.summary
+    out.print(
+        f"{summary['layers']} layers, {100 * summary['removed_fraction']:.2f} % of their weights removed, "
+        f"mean relative error {summary['mean_relative_error']:.4f}, {summary['seconds']:.0f} s"
+    )
+    if summary["perplexity_after"] is not None:
+        before, after = summary["perplexity_before"], summary["perplexity_after"]
+        text, windows = summary["evaluated_on"], summary["windows"]
+        out.print(f"Perplexity on {text}, {windows} windows: {before:.2f} before, {after:.2f} after")
+    out.print(f"Checkpoint, report.json and layers.csv are in {folder}", soft_wrap=True)
