@@ -24,7 +24,7 @@ from app.jobs import Job, acquire
 from app.setup import MEASURED, Setup
 from rose.layer.hessian import condition_number, spectrum
 from rose.layer.order import replan
-from rose.model.capture import BlockStatistics
+from rose.model.capture import BlockStatistics, statistics_of
 from rose.model.pipeline import measure_layer
 from rose.model.structure import PrunableLayer, select_layers
 from rose.report import records_table
@@ -166,7 +166,7 @@ class Study:
         conditions: dict[int, float] = {}
         for layer in block.layers:
             job.check()
-            statistics, held_out = block.calibration[layer.name], block.held_out.get(layer.name)
+            statistics, held_out = statistics_of(layer, block.calibration), block.held_out.get(layer.name)
             if layer.name not in known:
                 if id(statistics) not in conditions:  # layers that share an input share its Hessian
                     conditions[id(statistics)] = condition_number(statistics.hessian, self.setup.damping)

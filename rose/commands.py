@@ -20,7 +20,8 @@ from rose.model.allocation import check_allocation
 from rose.model.calibration import load_calibration
 from rose.model.comparison import SETTINGS, ComparisonFolder, compare_methods, plan_comparison
 from rose.model.distributed import from_first, launched_place
-from rose.model.loading import PACKAGED, check_output
+from rose.model.loading import PACKAGED, check_output, parse_dtype
+from rose.model.memory import estimate_memory
 from rose.model.zero_shot import TASKS, check_installed, zero_shot
 from rose.report import records_table, write_atomically
 from rose.serving import serve
@@ -62,6 +63,18 @@ def _load(options: argparse.Namespace, console: Console, **more: Any) -> tuple[A
         return rose.load_model(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code, **more)
 
 
+def _tell_memory(options: argparse.Namespace, model: Any, console: Console) -> None:
+    """What a streamed run will take, before it begins."""
+    samples = options.samples + options.held_out
+    on_disk = getattr(options, "checkpoint", None) is not None
+    memory = estimate_memory(
+        model, samples=samples, length=options.length, dtype=parse_dtype(options.dtype), on_disk=on_disk
+    )
+    console.print(
+        f"Streaming: about {memory.peak / 1e9:.1f} GB at the peak, besides Python and its libraries", highlight=False
+    )
+
+
 def _tokens(options: argparse.Namespace, tokenizer: Any, seed: int) -> tuple[Tensor, Tensor | None]:
     """Calibration and held-out windows, which do not overlap where the text is long enough."""
     return load_calibration(
@@ -86,6 +99,8 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
     if options.output:
         check_output(options.output)
     model, tokenizer = _load(options, console, stream=options.stream)
+    if options.stream:
+        _tell_memory(options, model, console)
     tokens, held_out = _tokens(options, tokenizer, options.seed)
     with terminal.bar(console, "Analyzing") as bar:
         records = list(
@@ -101,7 +116,16 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
     table = records_table(records)
     if options.output:
         report = rose.RunReport.from_records(
-            records, model=options.model, methods=methods, seed=options.seed, damping=options.damping
+            records,
+            model=options.model,
+            dtype=options.dtype,
+            calibration=options.calibration,
+            samples=options.samples,
+            length=options.length,
+            held_out_samples=options.held_out,
+            seed=options.seed,
+            methods=methods,
+            **_engine_options(options),
         )
         from_first(lambda: _save(report, options.output))
     error = "held_out_error" if held_out is not None else "relative_error"
@@ -144,6 +168,8 @@ def prune(options: argparse.Namespace, console: Console) -> None:
     if options.stream and options.evaluate:
         raise rose.RoseError("--evaluate needs the whole model in memory; leave it out, or leave --stream out.")
     model, tokenizer = _load(options, console, stream=options.stream, scratch=options.output.parent)
+    if options.stream:
+        _tell_memory(options, model, console)
     tokens, held_out = _tokens(options, tokenizer, options.seed)
     windows = _windows(options, options.evaluate, tokenizer) if options.evaluate else None
     before = None if windows is None else from_first(lambda: _perplexity(model, windows, console, "Perplexity before"))

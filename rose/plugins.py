@@ -29,7 +29,7 @@ from rose.layer.order import ORDERS
 VARIABLE = "ROSE_PLUGINS"
 GROUP = "rose.plugins"
 _loaded: set[str] = set()  # files and entry points; each is run once in a process
-_lock = threading.Lock()  # the app's sessions start in threads of their own
+_lock = threading.RLock()  # the app's sessions start in threads of their own, and a plugin may load others
 
 
 def load_plugins(*files: str | Path) -> None:
@@ -57,10 +57,16 @@ def _installed() -> EntryPoints:
 
 
 def _load_once(name: str, load: Callable[[], object]) -> None:
-    if name not in _loaded:
+    if name in _loaded:
+        return
+    before = set(_loaded)
+    _loaded.add(name)  # at once: a plugin may itself ask for all plugins
+    try:
         with _additions_only(name):
             load()
-        _loaded.add(name)
+    except BaseException:
+        _loaded.intersection_update(before)
+        raise
 
 
 def _run_file(path: Path) -> None:

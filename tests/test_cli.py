@@ -101,6 +101,10 @@ def test_analyze_prints_and_writes_every_layer(checkpoint, tmp_path, capsys):
     table = pd.read_csv(output / "layers.csv")
     assert len(table) == 63
     assert set(table["method"]) == {"sparsegpt", "rose", "wanda"}
+    summary = json.loads((output / "report.json").read_text())["summary"]
+    assert summary["methods"] == ["sparsegpt", "rose", "wanda"]
+    assert summary["threshold"] == 0
+    assert {"sparsity", "block_size", "damping", "calibration", "samples", "length", "dtype"} <= summary.keys()
 
 
 def test_evaluate_measures_tasks_and_says_what_it_lacks(checkpoint, tmp_path, capsys):
@@ -257,6 +261,7 @@ def test_streaming_gives_the_same_files_and_table(checkpoint, tmp_path, capsys):
     for name, more in (("whole", []), ("streamed", ["--stream"])):
         assert prune(checkpoint, tmp_path / name, *more) == 0
         assert run("analyze", "--model", checkpoint, *CALIBRATION, "--output", tmp_path / f"{name}-table", *more) == 0
+        assert capsys.readouterr().err.count("Streaming: about 0.0 GB at the peak") == 2 * len(more)
     one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("whole", "streamed"))
     for name, expected in one.state_dict().items():
         assert torch.equal(other.state_dict()[name], expected), name

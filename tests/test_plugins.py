@@ -231,3 +231,24 @@ def test_the_app_says_what_is_wrong_and_goes_on(named: Path) -> None:
     (problem,) = app.sidebar.error
     assert "ZeroDivisionError" in problem.value
     assert app.title[0].value
+
+
+def test_a_plugin_may_load_others(plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outer = tmp_path / "outer.py"
+    outer.write_text(f"import rose\nrose.load_plugins({str(plugin)!r})\n")
+    monkeypatch.setenv("ROSE_PLUGINS", str(outer))  # which the inner call loads as well
+    done = threading.Thread(target=rose.load_plugins, daemon=True)
+    done.start()
+    done.join(20)
+    assert not done.is_alive()
+    assert "largest" in METHODS
+
+
+def test_what_a_failing_plugin_had_loaded_can_be_loaded_again(plugin: Path, tmp_path: Path) -> None:
+    outer = tmp_path / "outer.py"
+    outer.write_text(f"import rose\nrose.load_plugins({str(plugin)!r})\nraise ValueError('no')\n")
+    with pytest.raises(rose.RoseError, match="failed: ValueError: no"):
+        rose.load_plugins(outer)
+    assert "largest" not in METHODS
+    rose.load_plugins(plugin)
+    assert "largest" in METHODS

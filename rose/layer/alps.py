@@ -26,6 +26,7 @@ FINAL_STEPS = 10  # of conjugate gradients
     "alps",
     "ALPS",
     "ADMM on the whole layer, then conjugate gradients on the kept weights (Meng et al. 2024); slow, lowest error.",
+    work=18,
 )
 def alps(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Support by `find_support`, weights by `solve_on_support`; the mask is layer-wide, or N:M."""
@@ -60,9 +61,8 @@ def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tens
     Returns:
         Mask of D, True = removed, (out, in); and B, (out, in), from which to start the final solve.
     """
-    # MPS has no float64, and ρ may become far smaller than the rounding of a float32 eigendecomposition.
-    wide = matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()
-    values, vectors = torch.linalg.eigh(wide)
+    # ρ may become far smaller than the rounding of a float32 eigendecomposition.
+    values, vectors = torch.linalg.eigh(matrix.double())
     values, vectors = values.to(matrix), vectors.to(matrix)
     target = weight @ matrix
     removed = _removed(weight, pattern)

@@ -24,6 +24,7 @@ SUBSPACE_STEPS = 2
         "rank_ratio": Option(0.25, "share of the parameters that goes to the low-rank part"),
         "iterations": Option(80, "alternations between the two parts", low=1, high=10_000),
     },
+    work=15,
 )
 def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """W ≈ S + L, found on W · diag(a) with a_j = sqrt(mean of x_j²).

@@ -122,11 +122,15 @@ def plan_from_importance(
     block_size: int = 128,
     threshold: float = 0.5,
 ) -> OrderPlan:
-    """The same from a ready importance S, (out, in), as in the paper's worked example."""
+    """The same from a ready importance S, (out, in), as in the paper's worked example.
+
+    Raises:
+        RoseError: as `plan_order`.
+    """
     if score.ndim != 2 or score.numel() == 0:
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(score.shape)}.")
     if not is_finite(score):
-        raise RoseError("W holds NaN or infinity; reload the checkpoint, or load it in float32.")
+        raise RoseError("W holds NaN or infinity, or so does S where that is given; reload the checkpoint in float32.")
     check_threshold(threshold)
     pattern = parse_sparsity(sparsity)
     pattern.check(score.shape[1], block_size)

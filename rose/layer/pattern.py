@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +19,19 @@ class Pattern:
     Attributes:
         ratio: fraction of weights removed, 0 to 1.
         keep, of: N and M of an N:M pattern, both 0 when unstructured. 2:4 keeps 2 of 4.
+
+    Raises:
+        RoseError: a ratio outside 0..1, or N and M that are none or say something else than the ratio.
     """
 
     ratio: float
     keep: int = 0
     of: int = 0
+
+    def __post_init__(self) -> None:
+        grouped = 0 <= self.keep <= self.of and self.of > 0 and math.isclose(self.ratio, 1 - self.keep / self.of)
+        if not (0 <= self.ratio <= 1 and (grouped or self.keep == self.of == 0)):  # also catches NaN
+            raise RoseError(f"{self!r} is no sparsity; give a ratio from 0 to 1, or N:M as rose.prune_layer takes it.")
 
     @property
     def is_grouped(self) -> bool:

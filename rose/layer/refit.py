@@ -26,6 +26,7 @@ STEPS = 8  # the error then is within 0.3 % of its limit on layers of the packag
     "ROSE dealt",
     "Ours: costly columns dealt evenly over the blocks, then all kept weights refitted at once for the mask found.",
     sweeps=True,
+    work=4,
 )
 def rose_dealt(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Dealt order and block budget (or any others), then `refit`.
@@ -63,6 +64,8 @@ def _refit(
     factor: Tensor,
     steps: int,
 ) -> LayerResult:
+    if not result.mask.any():
+        return result  # nothing is lost that a refit could make good; not even dead columns are touched
     live = weight.float().masked_fill(damped.dead, 0)
     solved = solve_on_support(live, result.mask, damped.matrix, result.weight.float(), steps).to(weight.dtype)
     order = result.order

@@ -73,13 +73,14 @@ class InputStatistics:
         self.tokens += x.shape[0]
         self._hessian = None
 
-    def to(self, device: torch.device) -> InputStatistics:
+    def to(self, device: torch.device | str) -> InputStatistics:
         """The same on a device; this very object where it is there already."""
-        if self._upper.device == device:
+        upper = self._upper.to(device)
+        if upper is self._upper:
             return self
-        moved = InputStatistics(self.columns, device)
+        moved = InputStatistics(self.columns, upper.device)
         moved.tokens = self.tokens
-        moved._upper, moved._sum = self._upper.to(device), self._sum.to(device)
+        moved._upper, moved._sum = upper, self._sum.to(device)
         return moved
 
     def sum_over(self, add: Callable[[Tensor], Any]) -> None:

@@ -12,7 +12,7 @@ from rose.errors import RoseError
 from rose.layer.allocation import exact_ratios, outlier_share, owl_ratios, sensitivity_ratios
 from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
-from rose.model.capture import BlockStatistics
+from rose.model.capture import BlockStatistics, no_input, statistics_of
 from rose.model.forward import check_tokens, pick_device
 from rose.model.progress import ALLOCATION_SHARE
 from rose.model.structure import PrunableLayer
@@ -49,7 +49,7 @@ def allocate(
         layers: those that will be pruned; OWL's outliers and the total are over these.
         pattern: of the whole.
         allocation: "uniform", "owl" or "sensitivity".
-        dense_blocks: gives statistics of the dense model, block by block; only OWL asks for them.
+        dense_blocks: gives statistics of the dense model by decoder block; only OWL asks for them.
         tick: called with the share done, 0 to 1; may raise to stop.
 
     Raises:
@@ -74,7 +74,7 @@ def _outlier_shares(blocks: Iterable[BlockStatistics]) -> dict[int, float]:
     """Outlier share of each decoder block, by its index."""
     shares = {}
     for block in blocks:
-        known = [(layer.weight, block.calibration[layer.name].mean_square) for layer in block.layers]
+        known = [(layer.weight, statistics_of(layer, block.calibration).mean_square) for layer in block.layers]
         shares[block.block_index] = outlier_share([importance(w.to(x.device), x) for w, x in known])
     return shares
 
@@ -102,7 +102,7 @@ def hessian_traces(
         seed: of the signs.
 
     Raises:
-        RoseError: tokens that do not fit the model, or too short to predict anything.
+        RoseError: tokens that do not fit the model, or too short to predict anything; a layer that none reaches.
     """
     check_tokens(model, tokens)
     if tokens.shape[1] < 2:
@@ -120,7 +120,7 @@ def hessian_traces(
             weight.requires_grad_(True)
         for number, window in enumerate(tokens):
             for _ in range(probes):
-                totals += _probe(model, window.to(device), weights, generator)
+                totals += _probe(model, window.to(device), layers, weights, generator)
             tick((number + 1) / len(tokens))
     finally:
         for parameter, flag in flags.items():
@@ -129,13 +129,18 @@ def hessian_traces(
     return (totals / (len(tokens) * probes)).tolist()
 
 
-def _probe(model: nn.Module, window: Tensor, weights: list[Tensor], generator: torch.Generator) -> Tensor:
-    """vᵀ(∇²loss)v restricted to each weight, for one draw of signs, (weights,) float64."""
+def _probe(
+    model: nn.Module, window: Tensor, layers: Sequence[PrunableLayer], weights: list[Tensor], generator: torch.Generator
+) -> Tensor:
+    """vᵀ(∇²loss)v restricted to each layer's weight, for one draw of signs, (layers,) float64."""
     # The fused attention kernels have no second derivative.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
         loss = nn.functional.cross_entropy(logits.float(), window[1:])
-        gradients = torch.autograd.grad(loss, weights, create_graph=True)
+        gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+        for layer, gradient in zip(layers, gradients, strict=True):
+            if gradient is None:
+                raise no_input(layer.name)
         signs = [torch.randint(0, 2, weight.shape, generator=generator).mul(2).sub(1).to(weight) for weight in weights]
         slope = torch.stack([(g * v).sum().float() for g, v in zip(gradients, signs, strict=True)]).sum()
         products = torch.autograd.grad(slope, weights)

@@ -5,7 +5,7 @@ Only one decoder block is on the device at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -171,6 +171,34 @@ class Walk:
         return found
 
 
+def check_streams(model: nn.Module, tokens: Tensor, held_out: Tensor | None) -> dict[str, Tensor]:
+    """This process's part of the tokens, by stream.
+
+    Raises:
+        RoseError: tokens that do not fit the model, or fewer samples than processes.
+    """
+    streams = {"calibration": tokens} | ({} if held_out is None else {"held_out": held_out})
+    for samples in streams.values():
+        check_tokens(model, samples)
+    return {stream: my_samples(samples, stream.replace("_", "-")) for stream, samples in streams.items()}
+
+
+def statistics_of(layer: PrunableLayer, found: Mapping[str, InputStatistics]) -> InputStatistics:
+    """What calibration knows of this layer's input.
+
+    Raises:
+        RoseError: it received none.
+    """
+    if layer.name not in found:
+        raise no_input(layer.name)
+    return found[layer.name]
+
+
+def no_input(name: str) -> RoseError:
+    """For a layer that the model did not call, such as an expert that no token was sent to."""
+    return RoseError(f"{name} received no input during calibration; leave it out of the layers to prune.")
+
+
 def start_walk(
     model: nn.Module,
     tokens: Tensor,
@@ -181,6 +209,7 @@ def start_walk(
 ) -> Walk:
     """Records the inputs of the first decoder block, or goes on where a checkpoint has got to."""
     kept = kept or NoCheckpoint()
+    streams = check_streams(model, tokens, held_out)
     chosen = select_layers(model, layers)
     by_block = blocks_of(chosen)
     blocks = max(by_block) + 1
@@ -189,10 +218,6 @@ def start_walk(
     walk = Walk(model, pick_device(), meter, by_block, {}, kept.activations, blocks, kept.done)
     if kept.done >= blocks:
         return walk  # nothing is left to visit
-    streams = {"calibration": tokens} | ({} if held_out is None else {"held_out": held_out})
-    for stream, samples in streams.items():
-        check_tokens(model, samples)
-        streams[stream] = my_samples(samples, stream.replace("_", "-"))
     first = kept.start({stream: len(split_batches(samples)) for stream, samples in streams.items()})
     walk.first = first or 0
     meter.before = walk.first / blocks

@@ -35,7 +35,7 @@ from rose.layer.methods import Settings
 from rose.layer.pattern import Pattern
 from rose.model.activations import Activations, DiskActivations, MemoryActivations
 from rose.model.distributed import all_agree, from_first, place, processes
-from rose.model.durable import TEMPORARY, DamagedFile, digest, explained, read_tensors, write_tensors
+from rose.model.durable import GOES_ON, TEMPORARY, DamagedFile, digest, explained, read_tensors, write_tensors
 from rose.model.residence import residence_of
 from rose.model.structure import LEFT, RIGHT, PrunableLayer, low_rank_tensors
 from rose.report import LayerRecord, write_atomically
@@ -84,6 +84,8 @@ class Scratch(NoCheckpoint):
         RoseError: the folder cannot be read or written any more.
     """
 
+    remedy = "make room or choose another folder for the output, and start the run again."
+
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder
@@ -91,7 +93,7 @@ class Scratch(NoCheckpoint):
 
     def add(self, index: int, layers: Sequence[PrunableLayer], records: Sequence[LayerRecord], seconds: float) -> None:
         texts = json.dumps([dataclasses.asdict(record) for record in records])
-        with explained(self.folder):
+        with explained(self.folder, self.remedy):
             weights = {layer.name: layer.weight for layer in layers}
             factors = low_rank_tensors((layer.name, layer.module) for layer in layers)
             write_tensors(self._path(index), weights | factors, records=texts, seconds=repr(seconds))
@@ -113,6 +115,8 @@ class Scratch(NoCheckpoint):
 
 class Checkpoint(Scratch):
     """A run that a folder keeps, so that it can go on; see the module."""
+
+    remedy = GOES_ON
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -206,7 +210,7 @@ def open_checkpoint(
             yield NoCheckpoint()
         else:
             scratch = Scratch(residence.scratch)
-            residence.overlay(scratch.weights, None)
+            residence.overlay(scratch.weights, scratch.finished, None)
             yield scratch
         return
     folder = Path(folder)
@@ -214,7 +218,7 @@ def open_checkpoint(
     try:
         from_first(partial(_begin, folder, lock, run))
         kept = Checkpoint(folder)
-        residence.overlay(kept.weights, folder.resolve())
+        residence.overlay(kept.weights, kept.finished, folder.resolve())
         yield kept
     finally:
         lock.release()

@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from torch import nn
 
+from rose.layer.methods import get_method
 from rose.model.forward import pick_device
 from rose.model.structure import PrunableLayer, decoder_blocks, hidden_size, select_layers
 
@@ -17,8 +18,6 @@ from rose.model.structure import PrunableLayer, decoder_blocks, hidden_size, sel
 # Ratio measured with the packaged model; tests/benchmarks prints it anew.
 FORWARD_EFFICIENCY = 0.6
 SWEEP_EFFICIENCY = 0.085  # a layer's whole prune; see docs/speed.md
-# Work of the methods that do much more than one sweep, in sweeps, measured on 576 × 576, 1536 × 576 and 576 × 1536.
-METHOD_SWEEPS = {"rose_dealt": 4, "measured": 8, "alps": 18, "oats": 15}
 TOKEN_EFFICIENCY = 0.05  # one token at a time is bound by memory
 
 
@@ -56,7 +55,7 @@ def estimate_cost(
     samples: int,
     length: int,
     layers: Sequence[str] | None = None,
-    sweeps: int = 1,
+    sweeps: float = 1,
     passes: int = 1,
     keep_statistics: bool = False,
 ) -> Cost:
@@ -80,11 +79,12 @@ def estimate_cost(
     hessian = sum(1.2 * columns**2 * tokens for columns in groups)
     sweep = sweeps * sum(layer.weight.numel() * layer.weight.shape[1] for layer in chosen)
     seconds = ((forward + hessian) / FORWARD_EFFICIENCY + sweep / SWEEP_EFFICIENCY) / matmul_rate()
-    per_block = max((sum(4 * c**2 for c in groups) / max(len({x.block_index for x in chosen}), 1)), 0)
-    kept = sum(4 * columns**2 for columns in groups) if keep_statistics else per_block
+    kept = sum(4 * columns**2 for columns in groups)
+    if not keep_statistics:
+        kept //= len({layer.block_index for layer in chosen})
     hidden = 2 * 4 * tokens * hidden_size(model)
     total = sum(p.numel() for p in model.parameters())
-    return Cost(seconds, int(kept + hidden), 4 * total, len(chosen))
+    return Cost(seconds, kept + hidden, 4 * total, len(chosen))
 
 
 def estimate_evaluation(model: nn.Module, *, tokens: int, new_tokens: int = 0) -> float:
@@ -100,9 +100,9 @@ def estimate_evaluation(model: nn.Module, *, tokens: int, new_tokens: int = 0) -
     return work / matmul_rate()
 
 
-def sweeps_of(methods: Sequence[str]) -> int:
+def sweeps_of(methods: Sequence[str]) -> float:
     """How many sweeps these methods amount to, for `estimate_cost`."""
-    return sum(METHOD_SWEEPS.get(method, 1) for method in methods)
+    return sum(get_method(method).work for method in methods)
 
 
 def statistics_groups(layers: Sequence[PrunableLayer]) -> list[int]:

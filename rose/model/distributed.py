@@ -101,11 +101,26 @@ def my_samples(tokens: Tensor, what: str) -> Tensor:
     return tokens.tensor_split(processes())[place()]
 
 
-def sum_statistics(statistics: Mapping[str, InputStatistics]) -> None:
-    """Adds up what all processes have seen, in place; shared objects once."""
-    if processes() > 1:
-        for one in {id(found): found for found in statistics.values()}.values():
-            one.sum_over(dist.all_reduce)
+def sum_statistics(statistics: Mapping[str, InputStatistics], where: str = "") -> None:
+    """Adds up what all processes have seen, in place; shared objects once.
+
+    Args:
+        statistics: by name.
+        where: this process stands, if the names do not tell.
+
+    Raises:
+        RoseError: the processes have not seen the same layers.
+    """
+    if processes() == 1:
+        return
+    names = sorted(statistics)
+    if not all_agree((where, names)):
+        raise RoseError(
+            "The samples of different processes did not reach the same layers, as happens with routed experts; prune "
+            "this model in one process."
+        )
+    for one in {id(statistics[name]): statistics[name] for name in names}.values():
+        one.sum_over(dist.all_reduce)
 
 
 def divide(layers: Sequence[PrunableLayer], statistics: Mapping[str, InputStatistics]) -> list[int]:

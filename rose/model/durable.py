@@ -76,14 +76,14 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+GOES_ON = "make room or choose another folder. What it holds so far is kept, and the same command goes on from there."
+
+
 @contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """Turns what a disk can answer into one sentence."""
+def explained(folder: Path, remedy: str = GOES_ON) -> Iterator[None]:
+    """Turns what a disk can answer into one sentence, with what to do."""
     try:
         yield
     except (OSError, SafetensorError) as problem:
         reason = getattr(problem, "strerror", None) or str(problem)
-        raise RoseError(
-            f"The checkpoint in {folder} cannot be written or read ({reason}); make room or choose another folder. "
-            "What it holds so far is kept, and the same command goes on from there."
-        ) from problem
+        raise RoseError(f"The checkpoint in {folder} cannot be written or read ({reason}); {remedy}") from problem

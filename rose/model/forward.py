@@ -29,10 +29,8 @@ Arguments = tuple[tuple, dict[str, Any]]  # positional and keyword arguments of 
 
 
 def pick_device() -> torch.device:
-    """CUDA where there is one, then MPS, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """CUDA where there is one, else the CPU. Not MPS: it has no float64, in which errors are summed."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def run_block(block: nn.Module, hidden: Tensor, arguments: Arguments, device: torch.device) -> Tensor:
@@ -84,13 +82,18 @@ def split_batches(tokens: Tensor) -> Sequence[Tensor]:
 
 def check_tokens(model: nn.Module, tokens: Tensor) -> None:
     """Raises RoseError unless tokens are a (samples, length) int64 tensor that the model can embed."""
-    if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point():
-        raise RoseError(f"Tokens must be a (samples, length) integer tensor, but the shape is {tuple(tokens.shape)}.")
+    if tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype not in (torch.int64, torch.int32):
+        raise RoseError(
+            f"Tokens must be whole numbers of shape (samples, length), not {tokens.dtype} of {tuple(tokens.shape)}; "
+            "rose.load_tokens gives such."
+        )
     config = text_config(model)
     vocabulary = config.vocab_size
-    if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
+    lowest, highest = (int(bound) for bound in tokens.aminmax())
+    if lowest < 0 or highest >= vocabulary:
+        wrong = lowest if lowest < 0 else highest
         raise RoseError(
-            f"Token {int(tokens.max())} is outside the model's vocabulary of {vocabulary}; use the model's tokenizer."
+            f"Token {wrong} is outside the model's vocabulary of {vocabulary}; use its tokenizer, and no padding."
         )
     limit = getattr(config, "max_position_embeddings", None) or 0
     if limit and tokens.shape[1] > limit:

@@ -27,7 +27,7 @@ def continue_prompt(
         model: a transformers causal language model, where it is now; not changed.
         prompt: not empty.
         new_tokens: at most so many; an end-of-text token ends it earlier.
-        tick: called before every token; may raise to stop.
+        tick: called after every token; may raise to stop.
 
     Returns:
         The continuation without the prompt.

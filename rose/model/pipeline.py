@@ -22,7 +22,7 @@ from rose.layer.options import Value
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.model.allocation import allocate, check_allocation
-from rose.model.capture import BlockStatistics, start_walk, visit_blocks
+from rose.model.capture import BlockStatistics, check_streams, start_walk, statistics_of, visit_blocks
 from rose.model.checkpoint import describe_run, open_checkpoint
 from rose.model.distributed import divide, exchange, from_first, send_weights
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
@@ -51,7 +51,7 @@ def prune_model(
     progress: ProgressCallback | None = None,
     checkpoint: str | Path | None = None,
 ) -> RunReport:
-    """Prunes a model in place, block by block, with the already pruned blocks below.
+    """Prunes a model in place, decoder block by decoder block, with the already pruned ones below.
 
     Args:
         model: a transformers causal language model. Changed in place, layer after layer: a run that is stopped
@@ -98,6 +98,7 @@ def prune_model(
     selected = select_layers(model, layers)
     for layer in selected:
         settings.pattern.check(layer.weight.shape[1], block_size)
+    check_streams(model, tokens, held_out)
     start = time.perf_counter()
     share = ALLOCATION_SHARE[allocation]
 
@@ -211,7 +212,7 @@ def analyze_model(
     held_out: Tensor | None = None,
     progress: ProgressCallback | None = None,
 ) -> Iterator[LayerRecord]:
-    """Prunes every chosen layer by each method on the dense model's inputs, and yields the records block by block.
+    """Prunes every chosen layer by each method on the dense model's inputs; yields records as decoder blocks are done.
 
     The model is not changed, so all layers and methods are measured on the same inputs. Arguments as for
     `prune_model`; one record per layer and method.
@@ -269,12 +270,11 @@ def held_out_error(layer: PrunableLayer, result: LayerResult, held_out: InputSta
 def _prune_one(
     layer: PrunableLayer, statistics: dict[str, InputStatistics], method: str, settings: Settings
 ) -> LayerResult:
-    if layer.name not in statistics:
-        raise RoseError(f"{layer.name} received no input during calibration; leave it out with --layers.")
+    known = statistics_of(layer, statistics)
     try:
         return prune_layer(
             layer.weight,
-            statistics[layer.name],
+            known,
             method=method,
             sparsity=settings.pattern,
             block_size=settings.block_size,

@@ -43,14 +43,20 @@ ALLOCATION_SHARE = {"uniform": 0.0, "owl": 0.25, "sensitivity": 0.4}
 def part_callback(
     callback: ProgressCallback | None, start: float, low: float, high: float, stage: str | None = None
 ) -> ProgressCallback | None:
-    """A callback for one part of a run: its 0 to 1 is `low` to `high` of the whole, which began at `start`."""
+    """A callback for one part of a run: its 0 to 1 is `low` to `high` of the whole, which began at `start`.
+
+    The time left is told from the speed of this part alone: one that goes on from a checkpoint begins in its middle.
+    """
     if callback is None:
         return None
+    first: list[float] = []  # seconds and fraction when this part began
 
     def tell(progress: Progress) -> None:
         fraction = low + (high - low) * progress.fraction
         seconds = time.perf_counter() - start
-        remaining = seconds * (1 - fraction) / fraction if fraction > 0 else None
+        first[:] = first or [seconds, fraction]
+        fresh = fraction - first[1]
+        remaining = (seconds - first[0]) * (1 - fraction) / fresh if fresh > 0 else None
         layers_done = 0 if stage else progress.layers_done
         callback(
             replace(

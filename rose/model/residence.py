@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -46,11 +46,14 @@ class Residence:
         """While this lasts, everything but the decoder blocks and the head works."""
         return nullcontext()
 
-    def overlay(self, pruned: Callable[[int], Mapping[str, Tensor]], checkpoint: Path | None) -> None:
+    def overlay(
+        self, pruned: Callable[[int], Mapping[str, Tensor]], finished: Collection[int], checkpoint: Path | None
+    ) -> None:
         """Says where the pruned weights of a decoder block are found; memory has them already.
 
         Args:
             pruned: decoder block -> weights by layer name.
+            finished: decoder blocks that have such; grows with the run.
             checkpoint: the folder that keeps them for good, if one does.
 
         Raises:

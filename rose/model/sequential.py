@@ -20,10 +20,9 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
-from rose.errors import RoseError
 from rose.layer.methods import forget_hessians
 from rose.layer.statistics import InputStatistics
-from rose.model.capture import BlockStatistics, Walk
+from rose.model.capture import BlockStatistics, Walk, no_input
 from rose.model.distributed import sum_statistics
 from rose.model.forward import run_block
 from rose.model.residence import residence_of
@@ -96,7 +95,7 @@ class _Block:
                 batch.route.throw()  # unwinds those that are still under way, where the run was stopped
         missed = [layer.name for layer in self.layers if layer.name not in self.pruned]
         if missed:
-            raise RoseError(f"{missed[0]} received no input during calibration; leave it out with --layers.")
+            raise no_input(missed[0])
 
     def _run(self, stream: str, number: int) -> None:
         hidden = self.walk.activations.read(stream, number)
@@ -135,7 +134,7 @@ class _Block:
         """Every batch waits: prunes the layer that the first of them waits for, and lets those at it go on."""
         forget_hessians()  # of the inputs before
         self.complete = self.arriving.pop(layer.name)
-        sum_statistics(self.complete)
+        sum_statistics(self.complete, layer.name)
         yield self._turn(layer)
         ready = [batch for batch in self.waiting if batch.stopped_at is layer]
         self.waiting = [batch for batch in self.waiting if batch.stopped_at is not layer]

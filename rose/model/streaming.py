@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -66,7 +66,7 @@ class BlockFiles(Residence):
         self._read_buffers()
         self._pruned: Callable[[int], Mapping[str, Tensor]] = lambda _index: {}
         self._checkpoint: Path | None = None  # of the run that pruned it, where there was one
-        self._overlaid = False
+        self._finished: Collection[int] = ()
         self._layers = {layer.name: layer for layer in prunable_layers(model)}
         self._temporary = partial(tempfile.TemporaryDirectory, dir=scratch, prefix="rose-pruned-")
 
@@ -122,10 +122,12 @@ class BlockFiles(Residence):
         with self._present(body, _name_of(self.model, body), torch.device("cpu"), without=inside):
             yield
 
-    def overlay(self, pruned: Callable[[int], Mapping[str, Tensor]], checkpoint: Path | None) -> None:
-        if self._overlaid and (checkpoint is None or checkpoint != self._checkpoint):
+    def overlay(
+        self, pruned: Callable[[int], Mapping[str, Tensor]], finished: Collection[int], checkpoint: Path | None
+    ) -> None:
+        if self._finished and (checkpoint is None or checkpoint != self._checkpoint):
             raise RoseError("This streamed model has been pruned already; save it, and load what was saved.")
-        self._pruned, self._checkpoint, self._overlaid = pruned, checkpoint, True
+        self._pruned, self._finished, self._checkpoint = pruned, finished, checkpoint
 
     def fingerprint(self) -> str:
         """Over dtype, headers, sizes, and samples of every file: a fine-tuned copy differs everywhere."""

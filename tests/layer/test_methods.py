@@ -88,7 +88,7 @@ def test_at_most_n_of_m_in_every_order(order: str) -> None:
         assert ((result.weight != 0).view(5, 9, 4).sum(2) <= 2).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", rose.METHODS)
 def test_ratio_zero_changes_nothing(method: str) -> None:
     for layer in (make_layer(), make_layer(dead=[0, 7, 31], loud=8)):
         for nothing in (0, 0.0, "0%", "4:4"):

@@ -91,3 +91,9 @@ def test_smallest_per_group_keeps_n_of_m(keep: int, extra: int, groups: int, see
     largest_removed = grouped.masked_fill(~mask, -1).amax(2)
     smallest_kept = grouped.masked_fill(mask, 2).amin(2)
     assert (largest_removed <= smallest_kept).all()
+
+
+@pytest.mark.parametrize("wrong", [(1.5,), (-1.0,), (float("nan"),), (0.5, 1, 4), (0.5, 3, 2), (0.5, 2), (0.5, -1, -2)])
+def test_patterns_that_contradict_themselves(wrong: tuple) -> None:
+    with pytest.raises(rose.RoseError, match="is no sparsity"):
+        rose.Pattern(*wrong)

@@ -117,3 +117,10 @@ def test_on_another_device() -> None:
     assert (moved.diagonal.device.type, moved.tokens) == ("meta", 1)
     with pytest.raises(rose.RoseError, match="W is on meta and H on cpu"):
         as_statistics(statistics, torch.zeros(3, 4, device="meta"))
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+def test_moved_to_where_they_are_they_stay_the_same_object(device: str | torch.device) -> None:
+    """A second object over the same numbers would grow with the first, but for its count of tokens."""
+    statistics = rose.InputStatistics(3)
+    assert statistics.to(device) is statistics

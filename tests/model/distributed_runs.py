@@ -15,7 +15,7 @@ import torch.distributed as dist
 import rose
 from rose import cli
 from rose.model import forward
-from rose.model.distributed import all_agree, place, process_group, processes
+from rose.model.distributed import all_agree, place, process_group, processes, sum_statistics
 from rose.model.durable import digest
 from tests.model.families import LENGTH, make_model, make_tokens
 from tests.pretend import on_cpu, pretend_cuda
@@ -94,6 +94,13 @@ def prune_a_broken_layer() -> None:
     rose.prune_model(model, make_tokens(SAMPLES), **OPTIONS)
 
 
+def reach_different_layers() -> None:
+    """As where experts are routed: what one process's tokens have reached, another's have not."""
+    seen = rose.InputStatistics(4)
+    seen.update(torch.ones(2, 4))
+    sum_statistics({f"expert{min(place(), 1)}": seen})
+
+
 def stopped_and_gone_on(folder: Path) -> list[dict[str, Any]]:
     """A run with a checkpoint that is stopped in all processes and goes on, and an undisturbed one."""
 
@@ -126,6 +133,7 @@ def everything(folder: Path) -> dict[str, Any]:
         "too_few": refused(lambda: prune("llama", held_out=make_tokens(1))),
         "other_run": refused(lambda: prune("llama", checkpoint=folder / "kept")),
         "broken": refused(prune_a_broken_layer),
+        "parted": refused(reach_different_layers),
     }
 
 

@@ -300,3 +300,11 @@ def test_bad_settings_do_not_claim_a_folder(options: dict[str, Any], message: st
     with pytest.raises(rose.RoseError, match=message):
         rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path / "kept", **options)
     assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("stream", ["tokens", "held_out"])
+def test_bad_tokens_do_not_claim_a_folder(stream: str, tmp_path: Path) -> None:
+    bad = {"tokens": make_tokens(), stream: torch.full((2, 4), 10**6)}
+    with pytest.raises(rose.RoseError, match="outside the model's vocabulary"):
+        rose.prune_model(make_model("llama"), **bad, allocation="owl", checkpoint=tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()

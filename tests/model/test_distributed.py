@@ -121,6 +121,7 @@ def test_errors_reach_every_process(several: Found) -> None:
     assert f"1 held-out samples cannot be divided over {found['processes']} processes" in found["too_few"]
     assert "belongs to another run" in found["other_run"]
     assert found["broken"].startswith("model.layers.1.mlp.up_proj: W holds NaN")
+    assert "did not reach the same layers" in found["parted"]
 
 
 def test_the_command_line_writes_and_prints_once(several: Found, tmp_path: Path) -> None:

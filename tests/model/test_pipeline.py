@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 import rose
 from rose.layer.error import relative_error
 from rose.model import capture, forward
+from rose.model.progress import part_callback
 from rose.model.structure import decoder_blocks, select_layers
 from tests.model.families import LENGTH, VOCABULARY, logits, make_model, make_tokens
 from tests.model.test_families import hooked_inputs
@@ -140,7 +141,7 @@ def test_subclasses_of_linear_are_pruned() -> None:
         ({"sparsity": "2:5", "block_size": 125}, "divisible by 5, but this layer has 32"),
         ({"sparsity": "2:4", "block_size": 6}, "block size divisible by 4"),
         ({"block_size": 0}, "block size must be a whole number"),
-        ({"held_out": torch.zeros(4, dtype=torch.long)}, "integer tensor, but the shape is \\(4,\\)"),
+        ({"held_out": torch.zeros(4, dtype=torch.long)}, "whole numbers of shape"),
     ],
 )
 def test_bad_arguments_change_nothing(options: dict[str, Any], message: str) -> None:
@@ -173,11 +174,11 @@ def test_bad_layer_arguments_name_the_layer_and_change_nothing(options: dict[str
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (torch.zeros(4, dtype=torch.long), "integer tensor, but the shape is"),
-        (torch.zeros(0, 4, dtype=torch.long), "integer tensor, but the shape is"),
-        (torch.zeros(2, 4), "integer tensor"),
+        (torch.zeros(4, dtype=torch.long), r"whole numbers of shape \(samples, length\), not torch.int64 of \(4,\)"),
+        (torch.zeros(0, 4, dtype=torch.long), r"not torch.int64 of \(0, 4\)"),
+        (torch.zeros(2, 4), r"whole numbers .* not torch.float32"),
         (torch.full((2, 4), VOCABULARY), f"Token {VOCABULARY} is outside the model's vocabulary of {VOCABULARY}"),
-        (torch.full((2, 4), -1), "outside the model's vocabulary"),
+        (torch.tensor([[3, -100]]), "Token -100 is outside the model's vocabulary"),
         (torch.zeros(1, 65, dtype=torch.long), "65 tokens are longer than the model's 64 positions"),
     ],
 )
@@ -208,8 +209,9 @@ def test_broken_inputs_name_their_layer() -> None:
 def test_a_layer_that_is_never_called_is_an_error() -> None:
     model = make_model("llama")
     model.model.layers[0].mlp.unused = nn.Linear(32, 32)
-    with pytest.raises(rose.RoseError, match=r"model\.layers\.0\.mlp\.unused received no input"):
-        rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+    for allocation in rose.model.allocation.ALLOCATIONS:
+        with pytest.raises(rose.RoseError, match=r"model\.layers\.0\.mlp\.unused received no input"):
+            rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16, allocation=allocation)
 
 
 # ---- held-out tokens
@@ -510,9 +512,8 @@ def test_errors_in_a_block_clean_up_too() -> None:
 
 
 def test_pick_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+    for cuda, expected in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch, "cuda", SimpleNamespace(is_available=lambda cuda=cuda: cuda))
-        monkeypatch.setattr(torch, "backends", SimpleNamespace(mps=SimpleNamespace(is_available=lambda mps=mps: mps)))
         assert forward.pick_device() == torch.device(expected)
 
 
@@ -561,3 +562,17 @@ def test_inputs_of_one_layer() -> None:
     assert_clean(model)
     with pytest.raises(rose.RoseError, match="names 2 layers; name exactly one"):
         capture.visit_inputs(model, tokens, "*.down_proj", seen.append)
+
+
+def test_time_left_is_told_from_what_this_process_has_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with an allocation that goes on from a checkpoint begins in the middle of the whole."""
+    clock = iter([0.0, 10.0, 20.0])
+    monkeypatch.setattr("rose.model.progress.time.perf_counter", lambda: next(clock))
+    events: list[rose.Progress] = []
+    tell = part_callback(events.append, 0.0, 0.25, 1.0)
+    assert tell is not None
+    for share in (0.5, 0.6, 0.7):
+        tell(rose.Progress("calibrate", 0, 1, None, None, 0, 1, share, 0.0, None))
+    assert events[0].remaining is None
+    assert events[1].remaining == pytest.approx(40)
+    assert events[2].remaining == pytest.approx(30)

@@ -227,3 +227,27 @@ def test_a_second_pruning_would_lose_the_first(tmp_path: Path) -> None:
     rose.prune_model(model, make_tokens(), layers=["*self_attn*"], **OPTIONS)
     with pytest.raises(rose.RoseError, match="pruned already; save it, and load what was saved"):
         rose.prune_model(model, make_tokens(), layers=["*mlp*"], **OPTIONS)
+
+
+def test_a_run_that_was_refused_or_stopped_at_once_can_be_begun_again(tmp_path: Path) -> None:
+    model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
+    with pytest.raises(rose.RoseError, match="outside the model's vocabulary"):
+        rose.prune_model(model, torch.full((2, 4), 10**6), **OPTIONS)
+
+    def stop(progress: rose.Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rose.prune_model(model, make_tokens(), progress=stop, **OPTIONS)
+    assert len(rose.prune_model(model, make_tokens(), **OPTIONS).layers) == len(rose.prunable_layers(model))
+
+
+def test_a_full_disk_does_not_promise_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
+
+    def full(*_args: Any, **_options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("rose.model.checkpoint.write_tensors", full)
+    with pytest.raises(rose.RoseError, match=r"No space left on device.*start the run again\.$"):
+        rose.prune_model(model, make_tokens(), **OPTIONS)
