@@ -37,6 +37,7 @@ from rose.model.checkpoint import blocks_of
 from rose.model.durable import DamagedFile, read_tensors, write_tensors
 from rose.model.loading import identify
 from rose.model.structure import PrunableLayer
+from rose.paths import expand
 
 logger = logging.getLogger(__name__)
 
@@ -159,8 +160,8 @@ def _used(folder: Path) -> float:
 def _root() -> Path | None:
     named = os.environ.get(VARIABLE)
     if named is not None:
-        return Path(named).expanduser() if named else None
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rose-explorer"
+        return expand(named) if named else None
+    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "rose-explorer"
 
 
 def model_identity(name: str) -> str | None:
@@ -178,7 +179,7 @@ def _text_identity(text: str) -> str | None:
     if text in DATASETS:
         return text
     try:
-        state = Path(text).expanduser().resolve().stat()
+        state = expand(text).resolve().stat()
     except OSError:
         return None
     return f"{text} {state.st_size} {state.st_mtime_ns}"
@@ -186,11 +187,12 @@ def _text_identity(text: str) -> str | None:
 
 @cache
 def _version() -> str:
-    """Of all code that results depend on: this package as it is on disk, the measuring methods, torch, transformers."""
+    """Of all code that results depend on: rose and what measures with it, as on disk, torch, transformers."""
     sources = sorted(Path(rose.__file__).parent.rglob("*.py"))
+    own = [Path(__file__).with_name(name) for name in ("cache.py", "setup.py", "study.py")]
     methods = [inspect.getsourcefile(rose.METHODS[method].prune) for method, _ in MEASURED.values()]
     found = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
-    for path in [*sources, Path(__file__), *(Path(method) for method in methods if method)]:
+    for path in [*sources, *own, *(Path(method) for method in methods if method)]:
         found.update(path.read_bytes())
     return found.hexdigest()
 

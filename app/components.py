@@ -14,6 +14,7 @@ from app.jobs import ABANDONED_AFTER, Job
 from app.study import Study
 
 SVG = {"displaylogo": False, "toImageButtonOptions": {"format": "svg"}}  # of the figure as an HTML file
+KEPT = ". What had been measured until then is shown; nothing was changed."
 START_PAGE = "views/start.py"
 URL: Final = "query-params"  # a widget bound to it keeps its choice in the URL
 
@@ -152,8 +153,13 @@ def wait_for(study: Study, ready: Callable[[], bool]) -> None:
     live(poll, 1.0)
 
 
-def job_status(job: Job, key: str) -> None:
-    """Progress with rate and time left, and a cancel button; to be called inside a fragment that runs every second."""
+def job_status(job: Job, key: str, rest: str = KEPT) -> None:
+    """Progress with rate and time left, and a cancel button; to be drawn by a live part.
+
+    Args:
+        key: unique on the page.
+        rest: of the sentence that says that it was cancelled.
+    """
     if job.status == "running":
         job.watch(session.viewer())
         progress = job.progress
@@ -171,7 +177,7 @@ def job_status(job: Job, key: str) -> None:
     elif job.status == "failed":
         st.error(job.message, icon=":material/error:")
     elif job.status == "cancelled":
-        stopped(job, ". What had been measured until then is shown; nothing was changed.")
+        stopped(job, rest)
 
 
 def cancel_button(job: Job, key: str) -> None:

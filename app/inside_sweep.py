@@ -37,6 +37,8 @@ def draw(study: Study, layer: str) -> None:
         if order == "random":
             order = f"random:{choose_seed('lab_sweep_seed')}"
         budget = choose_budget("lab_sweep_budget")
+        if (st.session_state.get("lab_step") or 0) > count:  # of a layer with more blocks, or of a link
+            st.session_state.lab_step = count
         step = st.slider("Blocks pruned", 0, count, min(1, count), key="lab_step", bind=URL)
         show = components.choose("Show", {"weights": "|W|", "change": "Change"}, "lab_show")
         play = st.toggle(

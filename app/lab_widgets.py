@@ -68,11 +68,11 @@ def outcomes(study: Study, layer: str, sweeps: Sequence[Sweep], key: str) -> lis
     return [lab.outcome(study, layer, sweep) for sweep in sweeps]
 
 
-def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object) -> bool:
+def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object, noun: str = "sweep") -> bool:
     """Runs the pieces in the background and says whether all are finished; draws progress where not.
 
     What the pieces return must be remembered elsewhere: nothing is run again for the same signature only because
-    the page is drawn again.
+    the page is drawn again. `noun` is what one piece makes.
     """
     slot = f"{key}-batch"
     known, batch = st.session_state.get(slot, (None, None))
@@ -90,19 +90,22 @@ def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object) -
     if batch.job.status == "done":
         del st.session_state[slot]
         return True
-    _progress(batch, key, slot)
+    _progress(batch, key, slot, noun)
     return False
 
 
-def _progress(batch: Batch, key: str, slot: str) -> None:
+def _progress(batch: Batch, key: str, slot: str, noun: str) -> None:
     running = batch.job.status == "running"
+
+    def made() -> str:
+        return f"{batch.done} of {batch.total} {noun if batch.total == 1 else noun + 's'} made"
 
     def poll() -> None:
         job = batch.job
         if job.status == "running":
             job.watch(session.viewer())
             left = "" if batch.remaining is None else f", about {components.duration(batch.remaining)} left"
-            st.progress(batch.done / batch.total, text=f"{batch.done} of {batch.total} sweeps made{left}")
+            st.progress(batch.done / batch.total, text=f"{made()}{left}")
             components.cancel_button(job, key)
             return
         if running:
@@ -110,8 +113,8 @@ def _progress(batch: Batch, key: str, slot: str) -> None:
         if job.status == "failed":
             st.error(job.message, icon=":material/error:")
         else:
-            components.stopped(job, f" after {batch.done} of {batch.total} sweeps; those are kept.")
-        if st.button("Make the remaining sweeps", key=f"{key}-again", icon=":material/refresh:"):
+            components.stopped(job, f" after {made()}; what was made is kept.")
+        if st.button("Make what remains", key=f"{key}-again", icon=":material/refresh:"):
             del st.session_state[slot]
             st.rerun()
 

@@ -130,14 +130,6 @@ class PruningRun:
         """What is finished at this moment, the dense model first. The run goes on: ask once for what must agree."""
         return ([self.dense] if self.dense else []) + self.outcomes
 
-    def table(self) -> pd.DataFrame:
-        """See `model_table`."""
-        return model_table(self.models)
-
-    def layer_table(self) -> pd.DataFrame:
-        """See `layer_table`."""
-        return layer_table(self.models)
-
     def _run(self, job: Job) -> None:
         try:
             self._work(job)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 from app.request import HELD_OUT, Request, run_name
 from app.setup import Setup
+from rose.paths import expand
 
 
 def command_lines(setup: Setup, request: Request) -> str:
@@ -100,6 +100,8 @@ def _continuation(request: Request) -> str:
 
 def _saving(request: Request) -> str:
     """The line of the script that writes a checkpoint."""
-    output = f"{Path(request.folder).expanduser()}/"
+    output = f"{expand(request.folder)}/"
     name = (f"{output!r} + " if request.keep == "folder" else "") + 'f"{method}-{sparsity}".replace(":", "-")'
+    if any("%" in sparsity for sparsity in request.sparsities):
+        name += '.replace("%", "pct")'
     return f"        rose.save_model(model, tokenizer, {name}, report=report)\n"

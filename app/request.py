@@ -12,6 +12,7 @@ import rose
 from app.setup import Setup, check_sparsity
 from rose.layer.methods import get_method
 from rose.model.cost import Cost, estimate_cost, estimate_evaluation, sweeps_of
+from rose.paths import expand
 
 HELD_OUT = "held out"  # the calibration's own held-out windows, in place of the name of a text
 Keep = Literal["nothing", "zip", "folder"]
@@ -57,7 +58,7 @@ class Request:
 
     def target(self, method: str, sparsity: str) -> Path:
         """Folder of one checkpoint."""
-        return Path(self.folder).expanduser() / run_name(method, sparsity)
+        return expand(self.folder) / run_name(method, sparsity)
 
     def check(self, setup: Setup, model: nn.Module) -> None:
         """Raises RoseError for what no run could do, before any work; `model` may be a skeleton."""
@@ -81,6 +82,8 @@ class Request:
         if self.keep == "folder":
             if not self.folder.strip():
                 raise rose.RoseError("Give the path of a folder for the checkpoints.")
+            if str(expand(self.folder)).startswith("~"):
+                raise rose.RoseError(f"The ~ in {self.folder} is nobody's on this machine; give the path in full.")
             for pair in self.pairs:
                 target = self.target(*pair)
                 if target.exists():

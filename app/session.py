@@ -11,7 +11,6 @@ import threading
 import uuid
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Literal, cast
 
 import streamlit as st
@@ -24,6 +23,7 @@ from app.pruning import PruningRun
 from app.request import Request
 from app.study import Calibration, LoadedModel, Setup, Study
 from rose.model.loading import load_skeleton
+from rose.paths import expand
 
 DEFAULT_THRESHOLD = 0.5
 RECENT = 5
@@ -36,7 +36,7 @@ DRAFT = "draft_"  # in the URL, before the names of choices that were edited sin
 def _loaded_model(name: str, dtype: str) -> LoadedModel:
     before = disk.model_identity(name)
     model, tokenizer = rose.load_model(name, dtype=dtype)
-    is_here = Path(name).expanduser().exists()  # or else it is loading that brings the files
+    is_here = expand(name).exists()  # or else it is loading that brings the files
     return LoadedModel(model, tokenizer, threading.Lock(), before if is_here else disk.model_identity(name))
 
 
@@ -228,7 +228,9 @@ def start() -> Study:
     with _start_lock():
         studies = _studies()
         current = studies.pop(chosen, None)
-        fresh = current is None or current.job.status in ("failed", "cancelled") or is_outdated(current)
+        # One that is being cancelled would end under whoever joins it; a new one waits until it has let go.
+        ended = current is not None and (current.job.is_cancelled or current.job.status in ("failed", "cancelled"))
+        fresh = current is None or ended or is_outdated(current)
         if current is None or fresh:
             files = disk.files_of(chosen)
             calibration = _calibration(chosen.calibration_key, files)

@@ -49,6 +49,13 @@ def count(value: int, noun: str, plural: str | None = None) -> str:
     return f"{word(value)} {noun if value == 1 else plural or noun + 's'}"
 
 
+def out_of(some: int, every: int, noun: str) -> str:
+    """ "all four methods", "three of four methods", "none of four methods", "the one method"."""
+    if some == every:
+        return ("all " if every > 1 else "the ") + count(every, noun)
+    return f"{word(some) if some else 'none'} of {count(every, noun)}"
+
+
 def sentence(text: str) -> str:
     """With a capital first letter, the rest as it is."""
     return text[:1].upper() + text[1:]

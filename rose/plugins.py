@@ -25,6 +25,7 @@ from typing import Any
 from rose.errors import RoseError
 from rose.layer.methods import METHODS
 from rose.layer.order import ORDERS
+from rose.paths import expand
 
 VARIABLE = "ROSE_PLUGINS"
 GROUP = "rose.plugins"
@@ -44,7 +45,7 @@ def load_plugins(*files: str | Path) -> None:
     named = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
     with _lock:
         for name in [*named, *files]:
-            path = Path(name).expanduser().resolve()
+            path = expand(name).resolve()
             _load_once(str(path), partial(_run_file, path))
         for entry in _installed():
             _load_once(f"{entry.name} ({entry.value})", entry.load)

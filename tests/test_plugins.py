@@ -14,7 +14,7 @@ import torch
 
 import rose
 from app.figures import prune
-from app.pruning import PruningRun
+from app.pruning import PruningRun, layer_table, model_table
 from app.request import Request
 from app.setup import Setup
 from app.study import LoadedModel
@@ -220,9 +220,9 @@ def test_the_app_prunes_by_it(named: Path, checkpoint: str) -> None:
     assert run.job.status == "done", run.job.message
     (outcome,) = run.outcomes
     assert outcome.label == "Largest first, 0.5"
-    bars = prune.perplexity_bars(run.table().iloc[1:], dense=outcome.perplexity)
+    bars = prune.perplexity_bars(model_table(run.models).iloc[1:], dense=outcome.perplexity)
     assert "Largest first" in bars.caption
-    assert "Largest first" in prune.layer_errors(run.layer_table()).figure.to_json()
+    assert "Largest first" in prune.layer_errors(layer_table(run.models)).figure.to_json()
 
 
 def test_the_app_says_what_is_wrong_and_goes_on(named: Path) -> None:

@@ -81,9 +81,17 @@ def _over(value: float | None, dense: float) -> float:
 
 
 def held_out_curve(
-    points: Sequence[CurvePoint], *, method: str = "rose", layer: str = "", theme: Theme = "light"
+    points: Sequence[CurvePoint],
+    *,
+    method: str = "rose",
+    layer: str = "",
+    damping: float = 0.01,
+    theme: Theme = "light",
 ) -> Drawing:
     """Calibration and held-out error against the number of calibration tokens.
+
+    Args:
+        damping: that was asked for; more had to be added where H was singular.
 
     Raises:
         RoseError: no points.
@@ -128,7 +136,7 @@ def held_out_curve(
     ticks = [words.whole(int(tokens)) for tokens in table["tokens"]]
     figure.update_xaxes(type="log", tickvals=table["tokens"].tolist(), ticktext=ticks)
     figure.update_yaxes(range=[0, float(np.nanmax(table[["calibration_error", "held_out_error"]])) * 1.08 or 1])
-    raised = int((table["damping"] > table["damping"].min()).sum())
+    raised = int((table["damping"] > damping).sum())
     if raised:
         caption += f" Damping had to be raised at {words.count(raised, 'point')}."
     alt = f"Line chart of error against calibration tokens, up to {ticks[-1]}. {finding}. {caption}"
@@ -144,11 +152,14 @@ def _overfitting_words(table: pd.DataFrame) -> tuple[str, str]:
             "Nothing was held out, so over-fitting cannot be seen.",
         )
     ratio = last["held_out_error"] / last["calibration_error"] if last["calibration_error"] > 0 else float("inf")
-    verb = "rises" if last["held_out_error"] > first["held_out_error"] else "falls"
+    course = f"is {words.number(last['held_out_error'])} at {tokens} tokens"
+    if len(table) > 1:
+        verb = "rises" if last["held_out_error"] > first["held_out_error"] else "falls"
+        start = f"{words.number(first['held_out_error'])} at {words.whole(int(first['tokens']))} tokens"
+        course = f"{verb} from {start} to {words.number(last['held_out_error'])} at {tokens}"
     caption = (
-        f"Held-out error {verb} from {words.number(first['held_out_error'])} at "
-        f"{words.whole(int(first['tokens']))} tokens to {words.number(last['held_out_error'])} at {tokens}; there the "
-        f"error on the calibration tokens is {words.number(last['calibration_error'])}."
+        f"Held-out error {course}; there the error on the calibration tokens is "
+        f"{words.number(last['calibration_error'])}."
     )
     return f"With {tokens} tokens, held-out error is {words.number(ratio)} times the calibration error", caption
 
@@ -219,7 +230,7 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
 
 
 def sparsity_strip(records: pd.DataFrame, requested: float, *, theme: Theme = "light") -> Drawing:
-    """How far each layer's realised sparsity is from the requested one, in weights; marks answer clicks.
+    """How far each layer's realised sparsity is from the requested one, in weights.
 
     Args:
         records: columns as in `rose.LayerRecord`.

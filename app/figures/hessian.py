@@ -100,9 +100,10 @@ def hessian_diagonal(
         figure.update_yaxes(range=[np.log10(floor), np.log10(values.max() * 1.3)] if len(live) else None)
     else:
         figure.update_yaxes(rangemode="tozero")
+    lie = words.count(below, "of them lies", "of them lie") if below else "none of them lies"
     caption = (
         f"{words.sentence(words.count(int(dead.sum()), 'dead column'))} of {len(values)}; the live ones span a factor "
-        f"of {words.number(spread)}, and {words.count(below, 'of them lies', 'of them lie')} below the damping level."
+        f"of {words.number(spread)}, and {lie} below the damping level."
     )
     alt = f"Line chart of the Hessian diagonal{words.of(layer)}. {finding}. {caption}"
     table = pd.DataFrame({"input_channel": order, "hessian_diagonal": shown, "dead": dead[order]})

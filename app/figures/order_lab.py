@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -261,8 +260,8 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", t
     orders = list(dict.fromkeys(table["order"]))
     labels = {name: palette.order_style(name).label + _method_of(name, budget) for name in orders}
     wide = table.pivot_table(index="sparsity", columns="order", values="relative_error", sort=False)
-    wide = wide.sort_index() if pd.api.types.is_numeric_dtype(wide.index) else wide
-    groups = [_sparsity_label(s) for s in wide.index]
+    wide = wide.sort_index()
+    groups = [words.percent(float(value), 0) for value in wide.index]
     figure = go.Figure()
     for name, label in labels.items():
         look = palette.order_style(name)
@@ -307,10 +306,6 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", t
     )
     alt = f"Grouped bars of final error by sparsity and order. {finding}. {caption}"
     return Drawing(figure, caption, alt, wide.reset_index())
-
-
-def _sparsity_label(value: Any) -> str:
-    return value if isinstance(value, str) else words.percent(float(value), 0)
 
 
 def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = "light") -> Drawing:

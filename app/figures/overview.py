@@ -316,7 +316,7 @@ def range_strip(
 def range_bars(
     table: pd.DataFrame, *, threshold: float = 0.5, marked_layer: str | None = None, theme: Theme = "light"
 ) -> Drawing:
-    """Relative range of a few layers as bars, highest first; bars answer clicks with the layer's name."""
+    """Relative range of a few layers as bars, highest first."""
     known = metric("relative_range")
     rows = per_layer(table, "relative_range").dropna(subset=["value"])
     rows = rows.sort_values("value", ascending=False, kind="stable")

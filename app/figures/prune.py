@@ -25,7 +25,7 @@ def layer_errors(
     marked_layer: str | None = None,
     theme: Theme = "light",
 ) -> Drawing:
-    """Error of every layer by several methods; marks answer clicks with the layer's name.
+    """Error of every layer by several methods.
 
     Args:
         records: columns as in `rose.LayerRecord`.

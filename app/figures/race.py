@@ -61,8 +61,7 @@ def sweep_race(
         _line(figure, curve, step, look, above=i == highest)
     now, final = [float(curve[step]) for curve in curves], [float(curve[-1]) for curve in curves]
     finding = _finding(looks, now, step, blocks)
-    of = f" of {layer}" if layer else ""
-    what = f"|W|{of}, columns as visited; dimmed: pruned, bright: free to compensate"
+    what = f"|W|{words.of(layer)}, columns as visited; dimmed: pruned, bright: free to compensate"
     style.base(figure, theme, finding, what, height=height)
     figure.update_layout(plot_bgcolor="rgba(0,0,0,0)")
     figure.update_xaxes(title_text="pruned blocks", range=[-0.1, blocks + 0.1], row=2, col=1)

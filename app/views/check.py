@@ -22,6 +22,7 @@ BADGES = {
 }
 CELLS = {"pass": "✓ pass", "look": "◐ look", "fail": "✗ fail"}
 DEFAULT_METHODS = ["sparsegpt", "rose", "rose_global", "wanda"]
+NOT_KEPT = ". Nothing of it was kept, and nothing was changed."  # of a cancelled check
 KEPT_RUNS = 24
 ONE, ALL = "This layer", "All layers"
 MEASURES, OVERFITTING, SPARSITY = "Three measures", "Over-fitting", "Sparsity"
@@ -37,7 +38,7 @@ def draw() -> None:
         return
     study, layer = components.require_layer("Checks of one layer's error, sparsity and inputs would be here.")
     request = _choose(layer)
-    run = _runs().get((study.setup, request))
+    run = _runs().get((study.created, request))
     if run is not None and run.job.status == "running":
         _wait(run)
         return
@@ -79,14 +80,14 @@ def _label(method: str) -> str:
 
 
 def _runs() -> dict[object, LayerChecks]:
-    """This session's runs by set-up and request; only numbers are kept in them."""
+    """This session's runs by study and request; only numbers are kept in them."""
     return st.session_state.setdefault("check_runs", {})
 
 
 def _offer(study: Study, request: Request, run: LayerChecks | None) -> None:
     """The way to the measurements that take a pass through the model."""
     if run is not None:
-        components.job_status(run.job, "checks")  # failed or cancelled
+        components.job_status(run.job, "checks", NOT_KEPT)  # failed or cancelled
     if not request.methods:
         st.info("Choose at least one method above.")
         return
@@ -110,7 +111,7 @@ def _offer(study: Study, request: Request, run: LayerChecks | None) -> None:
 
 def _start(study: Study, request: Request) -> None:
     runs = _runs()
-    run = runs[(study.setup, request)] = LayerChecks(study, request)
+    run = runs[(study.created, request)] = LayerChecks(study, request)
     while len(runs) > KEPT_RUNS:
         del runs[next(iter(runs))]
     session.start_job(run.job, lambda: f":material/fact_check: Checks of {words.short_layer(request.layer)}")
@@ -120,7 +121,7 @@ def _wait(run: LayerChecks) -> None:
     def poll() -> None:
         if run.job.status != "running":
             st.rerun()
-        components.job_status(run.job, "checks")
+        components.job_status(run.job, "checks", NOT_KEPT)
 
     components.live(poll, 0.5)
 
@@ -146,11 +147,6 @@ def _verdict(statuses: list[str], noun: str) -> str:
     return f"{words.sentence(words.count(len(statuses), noun))}: {', '.join(parts)}"
 
 
-def _of(some: int, every: int, noun: str) -> str:
-    """ "all four methods", "three of four methods"."""
-    return ("all " if some == every else f"{words.word(some)} of ") + words.count(every, noun)
-
-
 def _one_layer(study: Study, layer: str, findings: Findings | None) -> None:
     checks = [("calibration", check) for check in checking.input_checks(study, layer)]
     if findings is not None:
@@ -168,7 +164,7 @@ def _measures(study: Study, layer: str, findings: Findings, request: Request) ->
         figures.error_measures(findings.measures, layer=words.short_layer(layer), theme=session.theme()),
         "three-measures",
     )
-    st.markdown(f"Agreement within {AGREE:g}: **{_of(agree, len(gaps), 'method')}**.")
+    st.markdown(f"Agreement within {AGREE:g}: **{words.out_of(agree, len(gaps), 'method')}**.")
     rows = [
         {
             "Status": BADGES[measures.check.status],
@@ -193,7 +189,11 @@ def _measures(study: Study, layer: str, findings: Findings, request: Request) ->
 
 def _overfitting(study: Study, layer: str, findings: Findings, request: Request) -> None:
     drawing = figures.held_out_curve(
-        findings.curve, method=request.curve_method, layer=words.short_layer(layer), theme=session.theme()
+        findings.curve,
+        method=request.curve_method,
+        layer=words.short_layer(layer),
+        damping=study.setup.damping,
+        theme=session.theme(),
     )
     components.show(drawing, "held-out-curve")
     rows = [

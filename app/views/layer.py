@@ -54,7 +54,7 @@ def key_figures(study: Study, layer: str, plan: rose.OrderPlan, row: pd.Series) 
         f"**{words.short_layer(layer)}**, {rows} × {columns} weights (output × input channels) in "
         f"{words.count(len(plan.block_width), 'block')}, sparsity {plan.pattern}"
     )
-    verdict = f"{'columnar, above' if plan.is_columnar else 'not columnar, below'} {plan.threshold:.2f}"
+    verdict = f"{'columnar, above' if plan.is_columnar else 'not columnar, not above'} {plan.threshold:.2f}"
     raised = row["damping"] > study.setup.damping
     saved = 1 - row["error_rose"] / row["error_sparsegpt"] if row["error_sparsegpt"] > 0 else 0.0
     figures_row: list[tuple[str, str, str | None, str]] = [
@@ -129,7 +129,7 @@ def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) ->
             "layer-diagonal",
         )
     elif lab_widgets.finished(
-        [lambda: study.spectrum(layer)], "layer-spectrum-work", (study.created, layer, "spectrum")
+        [lambda: study.spectrum(layer)], "layer-spectrum-work", (study.created, layer, "spectrum"), "spectrum"
     ):
         drawn = hessian.hessian_spectrum(
             study.spectrum(layer), added=added, layer=words.short_layer(layer), theme=session.theme()
@@ -235,6 +235,8 @@ def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
     table = measured(study)
     known = table.sort_values("relative_range", ascending=False, kind="stable")["layer"].tolist()
     first = [layer, *(name for name in known if name != layer)][:COMPARED]
+    if not set(st.session_state.get("compare") or known) & set(known):  # those of another model, or of a link
+        del st.session_state.compare
     chosen = st.multiselect(
         "Layers",
         table["layer"].tolist(),

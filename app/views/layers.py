@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import components, session, words
+from app import components, session, tables, words
 from app.figures import overview as figures
 from app.figures import palette
 from app.study import Study
@@ -30,7 +30,6 @@ MEANING = {
     "held_out": "Relative error on tokens that nothing was fitted to.",
 }
 ERRORS = ("error", "held_out")
-METHODS = ("sparsegpt", "rose", "rose_global")
 NAMED = 6  # layers that a sentence lists
 
 
@@ -59,7 +58,7 @@ def choose() -> tuple[str, float]:
         chosen = components.choose("Map of", METRICS, "metric")
         method = None
         if chosen in ERRORS:
-            labels = {name: palette.method_style(name).label for name in METHODS}
+            labels = {name: palette.method_style(name).label for name in tables.SHOWN_METHODS}
             method = components.section(labels, "metric_method", "Error of", default="rose")
         else:
             st.caption(MEANING[chosen])
@@ -170,7 +169,8 @@ def pick_by_name(study: Study, table: pd.DataFrame) -> None:
 
 def exact(table: pd.DataFrame) -> None:
     """All numbers, sortable; a chosen row is the chosen layer."""
-    errors = [f"{kind}_{method}" for kind in ERRORS for method in METHODS if table[f"{kind}_{method}"].notna().any()]
+    errors = [f"{kind}_{method}" for kind in ERRORS for method in tables.SHOWN_METHODS]
+    errors = [name for name in errors if table[name].notna().any()]
     largest = float(table[errors].max().max()) or 1.0
 
     def bar(label: str, top: float = 1.0, form: str = "%.3f") -> Any:
@@ -186,7 +186,7 @@ def exact(table: pd.DataFrame) -> None:
             "columns", "dead_columns", "damping",
         ],
         column_config={
-            "block_index": st.column_config.NumberColumn("Block", pinned=True, help="Decoder block"),
+            "block_index": st.column_config.NumberColumn("Decoder block", pinned=True),
             "projection": st.column_config.TextColumn("Projection", pinned=True),
             "relative_range": bar("Relative range", form="%.2f"),
             "is_columnar": st.column_config.CheckboxColumn("Columnar"),
@@ -199,7 +199,7 @@ def exact(table: pd.DataFrame) -> None:
             **{
                 name: bar(f"{palette.method_style(method).label}, {kinds[kind]}", largest, "%.4f")
                 for kind in ERRORS
-                for method in METHODS
+                for method in tables.SHOWN_METHODS
                 if (name := f"{kind}_{method}") in errors
             },
         },

@@ -87,6 +87,7 @@ def outcome_table(shown: list[Outcome], base: Outcome) -> None:
                 "÷ base, held out", format="%.3f", help="Relative to SparseGPT's, held out"
             ),
         },
+        alt="Final errors of these orders and budgets, lowest first",
     )
     best, worst = made.iloc[0], made.iloc[-1]
     text = (
@@ -182,7 +183,7 @@ def sparsity(study: Study, layer: str) -> None:
         wide = table.pivot(index="order", columns="sparsity", values="relative_error").loc[shown]
         wide.columns = [words.percent(level, 0) for level in wide.columns]
         wide.index = [label(order) for order in wide.index]
-        st.dataframe(wide.rename_axis("Order").style.format("{:.5f}"))
+        st.dataframe(wide.rename_axis("Order").style.format("{:.5f}"), alt="Final error by order and sparsity")
 
 
 # Order and budget

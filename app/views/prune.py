@@ -18,6 +18,7 @@ from app.results import over_seeds, read_results
 from app.setup import Setup, weights_size
 from rose.layer.methods import RECOMMENDED
 from rose.model.calibration import SOURCES
+from rose.paths import expand
 
 FILE = "a file"
 PROMPT = "Python is a programming language that"
@@ -414,7 +415,7 @@ def _seeds() -> None:
         )
         return
     try:
-        table = read_results(upload if upload is not None else str(Path(path.strip()).expanduser()))
+        table = read_results(upload if upload is not None else str(expand(path.strip())))
     except rose.RoseError as problem:
         st.error(str(problem), icon=":material/error:")
         return

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rose.errors import RoseError
+from rose.paths import expand
 
 
 def packaged_text() -> str:
@@ -72,7 +73,7 @@ def load_text(source: str, split: str = "train") -> str:
         return packaged_text()
     if source in DATASETS:
         return _dataset_text(source, split)
-    path = Path(source).expanduser()
+    path = expand(source)
     if path.suffix not in (".txt", ".jsonl"):
         raise RoseError(f"Unknown text {source!r}; give one of {', '.join(SOURCES)}, or a .txt or .jsonl file.")
     try:

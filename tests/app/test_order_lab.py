@@ -273,3 +273,14 @@ def test_a_batch_stops_between_two_pieces() -> None:
     batch.job.wait(10)
     assert batch.job.status == "cancelled"
     assert (made, batch.done) == ([1], 1)
+
+
+def test_a_step_beyond_the_blocks_of_another_layer_is_its_last(study: Study) -> None:
+    wide = "model.layers.1.mlp.down_proj"  # six blocks of columns; the others have four
+    app = open_page(PAGE, study, layer=wide, lab_section="Inside a sweep")
+    app.slider(key="lab_step").set_value(6).run()
+    app.segmented_control(key="lab_section").set_value("compare").run()
+    app.sidebar.selectbox(key="layer_widget").set_value(COLUMNAR).run()
+    app.segmented_control(key="lab_section").set_value("sweep").run()
+    assert not app.exception
+    assert app.slider(key="lab_step").value == 4

@@ -22,7 +22,7 @@ from torch import nn
 import rose
 from app import pruning, recipes
 from app.jobs import Job
-from app.pruning import PruningRun
+from app.pruning import PruningRun, layer_table, model_table
 from app.request import HELD_OUT, Keep, Request, estimate, run_name
 from app.results import over_seeds, read_results
 from app.study import LoadedModel, Setup
@@ -98,17 +98,17 @@ def test_numbers_are_those_of_the_engine(setup: Setup, loaded: LoadedModel) -> N
         assert outcome.perplexity == pytest.approx(rose.perplexity(model, windows), rel=1e-4)
         assert outcome.text == continue_prompt(model, tokenizer, "Hello", new_tokens=4)
 
-    table = run.table()
+    table = model_table(run.models)
     assert list(table["method"]) == ["dense", "sparsegpt", "rose", "sparsegpt", "rose"]
     assert list(table["ratio_to_dense"]) == pytest.approx([p / run.dense.perplexity for p in table["perplexity"]])
     assert list(table["removed_fraction"]) == pytest.approx([0, 0.5, 0.5, 0.5, 0.5], abs=1e-3)
-    assert len(run.layer_table()) == 4 * 3 * 7
-    assert set(run.layer_table()["asked"]) == {"0.5", "2:4"}
+    assert len(layer_table(run.models)) == 4 * 3 * 7
+    assert set(layer_table(run.models)["asked"]) == {"0.5", "2:4"}
 
 
 def test_only_the_chosen_layers_are_pruned(setup: Setup, loaded: LoadedModel) -> None:
     run = finished(setup, Request(("rose",), ("0.5",), "*.1.*.o_proj", windows=1, window_length=8), lambda: loaded)
-    assert list(run.layer_table()["layer"]) == ["model.layers.1.self_attn.o_proj"]
+    assert list(layer_table(run.models)["layer"]) == ["model.layers.1.self_attn.o_proj"]
     assert [row["layer"] for row in run.pruned] == ["model.layers.1.self_attn.o_proj"]
 
 

@@ -235,3 +235,30 @@ def test_cancel_ends_the_run_and_it_can_be_begun_anew(
     button(app).click().run()
     assert finish(app).job.status == "done"
     assert "21 of 21 layers measured" in texts(app)
+
+
+def test_a_run_that_is_being_cancelled_is_not_joined(folder: Path, text: Path) -> None:
+    """It would end as cancelled under whoever has come back to it."""
+    app = small(folder, text, seed="6")
+    loaded = session._loaded_model(str(folder), "float32")
+    with loaded.lock:  # both runs wait for the model
+        button(app).click().run()
+        first = session._studies()[app.session_state["setup"]]
+        app.number_input(key="start_seed").set_value(7).run()
+        button(app).click().run()
+        assert first.job.is_cancelled
+        app.button(key="recent-0").click().run()
+        assert app.session_state["setup"].seed == 6
+    study = finish(app)
+    assert study is not first
+    assert study.job.status == "done"
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/model", "~nobody-of-this-name"])
+def test_a_home_of_nobody_is_a_sentence(name: str, folder: Path, text: Path) -> None:
+    app = small(Path(name), text)
+    assert any("There is no folder or file" in error.value for error in app.main.error)
+    app = small(folder, Path(f"{name}.txt"))
+    button(app).click().run()
+    assert finish(app).job.status == "failed"
+    assert any("cannot be read" in error.value for error in app.main.error)

@@ -231,3 +231,12 @@ def test_unknown_theme_and_block() -> None:
 
 def test_columns_of_a_block() -> None:
     assert style.block_span((16, 16, 8), 2) == (32, 40)
+
+
+@pytest.mark.parametrize(
+    ("some", "every", "text"),
+    [(4, 4, "all four methods"), (3, 4, "three of four methods"), (0, 4, "none of four methods"),
+     (1, 1, "the one method"), (0, 1, "none of one method")],
+)  # fmt: skip
+def test_how_many_agree(some: int, every: int, text: str) -> None:
+    assert words.out_of(some, every, "method") == text
