@@ -27,6 +27,7 @@ from rose.layer.methods import Settings
 from rose.layer.order import make_order
 from rose.layer.pattern import parse_sparsity
 from rose.layer.sweep import block_budget, sweep
+from rose.model.cost import matmul_rate, statistics_groups
 from tests.benchmarks import distributed, killed, memory
 from tests.benchmarks.profiling import profile
 from tests.benchmarks.reference import load_reference, reference_layer, reference_model
@@ -60,8 +61,13 @@ def analysis(tokens_per_run: tuple[int, int]) -> list[Row]:
     bare = timed(lambda: forward_passes(model, tokens, 1))
     collected = timed(lambda: rose.collect_statistics(model, tokens))
     analyzed = timed(lambda: list(rose.analyze_model(model, tokens)))
+    layers = rose.prunable_layers(model)
+    products = 2 * sum(layer.weight.numel() for layer in layers) * tokens.numel() / matmul_rate()
+    hessians = sum(columns**2 for columns in statistics_groups(layers)) * tokens.numel() / matmul_rate()
     return [
         ("one bare forward pass", bare, "", 1.0),
+        ("  its linear layers at the speed of one large product", products, "one bare forward pass", products / bare),
+        ("  half of every XᵀX at that speed", hessians, "one bare forward pass", hessians / bare),
         ("collect_statistics, 210 layers", collected, "one bare forward pass", collected / bare),
         ("analyze_model, SparseGPT and ROSE", analyzed, "one bare forward pass", analyzed / bare),
     ]
