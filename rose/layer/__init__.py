@@ -6,5 +6,6 @@ Every module of this folder is imported, so a file with `@register` in it is all
 import pkgutil
 from importlib import import_module
 
-for _module in pkgutil.iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+_FIRST = "plain"  # its methods come first in every list
+for _name in (_FIRST, *(_module.name for _module in pkgutil.iter_modules(__path__))):
+    import_module(f"{__name__}.{_name}")

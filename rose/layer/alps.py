@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rose.layer.methods import LayerResult, Settings, damped_hessian, measured_result, prune_by_mask, register
+from rose.layer.methods import LayerResult, Settings, register
+from rose.layer.parts import damped_hessian, measured_result, prune_by_mask
 from rose.layer.pattern import Pattern, smallest, smallest_per_group
 from rose.layer.statistics import InputStatistics
 

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from rose.layer import error
-from rose.layer.methods import LayerResult, Settings, prune_by_sweep, register
+from rose.layer.methods import LayerResult, Settings, register
+from rose.layer.parts import prune_by_sweep
 from rose.layer.statistics import InputStatistics
 
 # SparseGPT, ROSE and rose_global, and each order of them with the other budget where that is any good. The first of

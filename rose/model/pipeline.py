@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer import error
-from rose.layer.methods import LayerResult, Settings, forget_hessians, make_settings, prune_layer
+from rose.layer.methods import LayerResult, Settings, make_settings, prune_layer
 from rose.layer.options import Value
+from rose.layer.parts import forget_hessians
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.model.allocation import allocate, check_allocation

@@ -1,0 +1,72 @@
+"""The methods that are one sweep or one score, and nothing else."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rose.layer.loss import importance
+from rose.layer.methods import LayerResult, Settings, register
+from rose.layer.parts import prune_by_score, prune_by_sweep
+from rose.layer.statistics import InputStatistics
+
+
+@register(
+    "rose",
+    "ROSE",
+    "SparseGPT with two-level column order on columnar layers (arXiv 2603.05878).",
+    sweeps=True,
+)
+def rose(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """Two-level order where the layer is columnar, else natural; block budget."""
+    return prune_by_sweep(weight, statistics, settings, method="rose", order="rose", budget="block")
+
+
+@register(
+    "rose_global",
+    "ROSE global",
+    "Ours: global column order with a layer-wide budget.",
+    sweeps=True,
+)
+def rose_global(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """Global order, descending column loss of a layer-wide pre-pruning; layer budget."""
+    return prune_by_sweep(weight, statistics, settings, method="rose_global", order="global", budget="layer")
+
+
+@register(
+    "sparsegpt",
+    "SparseGPT",
+    "Natural column order, the same ratio in every block, with compensation (Frantar and Alistarh 2023).",
+    sweeps=True,
+)
+def sparsegpt(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """Natural order, block budget."""
+    return prune_by_sweep(weight, statistics, settings, method="sparsegpt", order="natural", budget="block")
+
+
+@register(
+    "sensitivity",
+    "Sensitivity-aware",
+    "SparseGPT with masks chosen by w²·(H_jj + 1/[H⁻¹]_jj), the improved saliency of Shao et al. 2024.",
+    sweeps=True,
+)
+def sensitivity(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """Natural order, block budget; the sum of the saliencies of Optimal Brain Damage and Surgeon decides.
+
+    As in SparseGPT's sweep, [H⁻¹]_jj is that of the columns not yet visited, which is U_jj².
+    """
+    return prune_by_sweep(
+        weight, statistics, settings, method="sensitivity", order="natural", budget="block", sum_saliency=True
+    )
+
+
+@register("wanda", "Wanda", "Smallest |W|·‖x‖ of every output row, no compensation (Sun et al. 2024).")
+def wanda(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """|W|·sqrt(mean x_j²), compared within each output row (Sun et al. 2024, section 3)."""
+    score = importance(weight, statistics.mean_square)
+    return prune_by_score(weight, statistics, settings, score, method="wanda", budget="row")
+
+
+@register("magnitude", "Magnitude", "Smallest |W| of the layer, no calibration, no compensation (Han et al. 2015).")
+def magnitude(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """|W|, compared over the whole layer."""
+    return prune_by_score(weight, statistics, settings, weight.float().abs(), method="magnitude", budget="layer")
