@@ -1,0 +1,101 @@
+"""Colours that everybody can tell apart."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import rose
+from app.figures import palette
+from rose.layer.order import order_names
+
+# Severe protanopia and deuteranopia, Machado, Oliveira and Fernandes 2009.
+VISION = {
+    "normal": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+}
+
+
+def linear(colour: str) -> np.ndarray:
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted(float(linear(c) @ [0.2126, 0.7152, 0.0722]) for c in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def lab(channels: np.ndarray) -> np.ndarray:
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ channels / np.array([0.9505, 1, 1.089])
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("theme", palette.INKS)
+def test_every_colour_stands_out_from_both_pages(theme: palette.Theme) -> None:
+    ink = palette.INKS[theme]
+    for colour in (*palette.PALETTE, palette.MARK):
+        assert contrast(colour, ink.page) >= 3, colour
+    assert contrast(ink.text, ink.page) >= 7
+    assert contrast(ink.muted, ink.page) >= 4.5
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_no_two_colours_look_alike(vision: str) -> None:
+    seen = {colour: lab(np.clip(VISION[vision] @ linear(colour), 0, 1)) for colour in palette.PALETTE}
+    for one, other in itertools.combinations(palette.PALETTE, 2):
+        assert np.linalg.norm(seen[one] - seen[other]) >= 15, (one, other)
+
+
+def test_known_orders_and_methods_have_a_colour_of_their_own() -> None:
+    bases = {name.removesuffix("_ascending") for name in order_names()} | {"custom"}
+    assert set(palette.ORDER_COLOURS) <= bases
+    assert len(set(palette.ORDER_COLOURS.values())) == len(palette.ORDER_COLOURS)
+    assert set(palette.METHOD_COLOURS) <= set(rose.METHODS)
+    assert len(set(palette.METHOD_COLOURS.values())) == len(palette.METHOD_COLOURS)
+
+
+def test_a_method_that_is_an_order_has_its_colour() -> None:
+    for method, order in (
+        ("sparsegpt", "natural"),
+        ("rose", "two_level"),
+        ("rose_global", "global"),
+        ("rose_dealt", "dealt"),
+    ):
+        assert palette.METHOD_COLOURS[method] == palette.ORDER_COLOURS[order]
+
+
+def test_an_order_among_methods_is_drawn_as_that_order() -> None:
+    assert palette.method_style("two_level") == palette.order_style("two_level")
+
+
+def test_labels_are_for_people() -> None:
+    assert palette.order_style("natural").label == "Natural"
+    assert palette.order_style("two_level").label == "Two-level"
+    assert palette.order_style("global").label == "Global"
+    assert palette.order_style("random:7").label == "Random, seed 7"
+    ascending = palette.order_style("two_level_ascending")
+    assert ascending.label == "Two-level, ascending"
+    assert ascending.colour == palette.ORDER_COLOURS["two_level"]
+    assert ascending.dash != palette.order_style("two_level").dash
+
+
+def test_an_unknown_name_keeps_one_colour() -> None:
+    assert palette.method_style("my_method") == palette.method_style("my_method")
+    assert palette.method_style("my_method").colour in palette.PALETTE
+    assert palette.method_style("my_method").label == "my method"
+    assert palette.order_style("my_order").colour in palette.PALETTE
+
+
+def test_what_a_plugin_adds_is_not_drawn_like_anything_built_in() -> None:
+    drawn = {palette.method_style(name)[2::2] for name in palette.METHOD_COLOURS}  # dash and pattern
+    assert palette.method_style("my_method")[2::2] not in drawn
+    drawn = {palette.order_style(name)[2::2] for name in order_names()}
+    assert palette.order_style("my_order")[2::2] not in drawn

@@ -1,0 +1,76 @@
+"""Shrinking that hides no column."""
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import rose
+from app.figures import shrinking, style
+
+
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.floats(0, 100, width=32)),
+    st.integers(1, 12),
+)
+def test_shrinking_keeps_maximum_and_sum(values: np.ndarray, limit: int) -> None:
+    largest = shrinking.shrink(values, limit)
+    assert max(largest.array.shape) <= limit
+    for row, column in np.ndindex(*largest.array.shape):
+        cell = values[
+            row * largest.rows : (row + 1) * largest.rows, column * largest.columns : (column + 1) * largest.columns
+        ]
+        assert largest.array[row, column] == cell.max()
+    assert shrinking.shrink(values.astype(np.float64), limit, "sum").array.sum() == pytest.approx(
+        values.sum(dtype=np.float64)
+    )
+
+
+def test_one_strong_column_survives() -> None:
+    weight = torch.zeros(1200, 1100, dtype=torch.bfloat16)
+    weight[:, 777] = 3
+    shrunk = shrinking.shrink(weight)
+    assert shrunk.array.shape == (400, 367)
+    assert (shrunk.array.max(0) == 3).nonzero()[0].tolist() == [777 // 3]
+    assert shrunk.note == "each cell is the maximum of 3 × 3 weights"
+
+
+def test_a_matrix_that_fits_is_not_shrunk() -> None:
+    values = np.arange(6.0).reshape(2, 3)
+    shrunk = shrinking.shrink(values)
+    assert shrunk.array.tolist() == values.tolist()
+    assert shrunk.note == "each cell is one weight"
+
+
+def test_cells_whose_text_would_be_too_long_are_shrunk_further() -> None:
+    # Plotly escapes every slash of the base64; these floats are full of them.
+    slashes = np.frombuffer(b"\xff\xff\x7f\x3f" * 512 * 512, np.float32).reshape(512, 512)
+    shrunk = shrinking.shrink(slashes)
+    assert len(go.Figure(style.heatmap(shrunk, "x")).to_json()) < 2_000_000
+    assert shrunk.note == f"each cell is the maximum of {shrunk.rows} × 1 weights"
+    assert shrunk.rows > 1
+
+
+@pytest.mark.parametrize("bad", [np.zeros(3), np.zeros((0, 3)), np.zeros((2, 2, 2))])
+def test_only_a_matrix_can_be_drawn(bad: np.ndarray) -> None:
+    with pytest.raises(rose.RoseError, match="matrix"):
+        shrinking.shrink(bad)
+
+
+def test_the_table_says_what_a_cell_is() -> None:
+    table = shrinking.frame(shrinking.shrink(np.ones((4, 6)), 2))
+    assert table.columns.tolist() == ["output channel (each cell is the maximum of 2 × 3 weights)", "0", "3"]
+    assert table.iloc[:, 0].tolist() == [0, 2]
+
+
+def test_outliers_do_not_darken_everything_else() -> None:
+    values = np.ones((100, 100))
+    values[0, 0] = 50
+    top, note = shrinking.ceiling(values)
+    assert top == 1
+    assert note == "; colours end at 1.00, the largest is 50.0"
+    assert shrinking.ceiling(np.linspace(0, 1, 100)) == (1, "")
+    assert shrinking.ceiling(np.zeros(4)) == (1, "")

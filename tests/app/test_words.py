@@ -1,0 +1,48 @@
+"""Numbers and names as people read them."""
+
+import pytest
+
+from app import words
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.12345, "0.123"),
+        (1.6, "1.60"),
+        (99.96, "100"),
+        (123.4, "123"),
+        (12345.6, "12 346"),
+        (-0.5, "−0.500"),
+        (0.00002784, "2.78 × 10⁻⁵"),
+        (3.31e8, "3.31 × 10⁸"),
+        (float("nan"), "–"),
+        (float("inf"), "∞"),
+    ],
+)
+def test_number(value: float, text: str) -> None:
+    assert words.number(value) == text
+
+
+def test_words() -> None:
+    assert words.count(4, "layer") == "four layers"
+    assert words.count(1, "layer") == "one layer"
+    assert words.count(0, "layer") == "no layers"
+    assert words.count(2100, "layer") == "2 100 layers"
+    assert words.percent(0.1234) == "12.3 %"
+
+
+def test_no_two_layers_of_a_model_have_one_short_name() -> None:
+    assert words.short_layer("model.layers.18.self_attn.o_proj") == "18 · self_attn.o_proj"
+    assert words.short_layer("transformer.h.0.attn.c_proj") != words.short_layer("transformer.h.0.mlp.c_proj")
+    assert words.short_layer("lm_head") == "lm_head"
+
+
+@pytest.mark.parametrize(
+    ("some", "every", "text"),
+    [(4, 4, "all four methods"), (3, 4, "three of four methods"), (0, 4, "none of four methods"),
+     (1, 1, "the one method"), (0, 1, "none of one method")],
+)  # fmt: skip
+def test_how_many_agree(some: int, every: int, text: str) -> None:
+    assert words.out_of(some, every, "method") == text
