@@ -58,9 +58,13 @@ def models(options: argparse.Namespace, console: Console) -> None:
     out.print(f"Orders, for methods that sweep: {', '.join(order_names())}:SEED", highlight=False)
 
 
-def _load(options: argparse.Namespace, console: Console, **more: Any) -> tuple[Any, Any]:
+def _load(options: argparse.Namespace, console: Console, *, stream: bool = False, **more: Any) -> tuple[Any, Any]:
+    more |= {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code, "stream": stream}
     with console.status(f"Loading {options.model}"):
-        return rose.load_model(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code, **more)
+        model, tokenizer = rose.load_model(options.model, **more)
+    if stream:
+        _tell_memory(options, model, console)
+    return model, tokenizer
 
 
 def _tell_memory(options: argparse.Namespace, model: Any, console: Console) -> None:
@@ -99,8 +103,6 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
     if options.output:
         check_output(options.output)
     model, tokenizer = _load(options, console, stream=options.stream)
-    if options.stream:
-        _tell_memory(options, model, console)
     tokens, held_out = _tokens(options, tokenizer, options.seed)
     with terminal.bar(console, "Analyzing") as bar:
         records = list(
@@ -168,8 +170,6 @@ def prune(options: argparse.Namespace, console: Console) -> None:
     if options.stream and options.evaluate:
         raise rose.RoseError("--evaluate needs the whole model in memory; leave it out, or leave --stream out.")
     model, tokenizer = _load(options, console, stream=options.stream, scratch=options.output.parent)
-    if options.stream:
-        _tell_memory(options, model, console)
     tokens, held_out = _tokens(options, tokenizer, options.seed)
     windows = _windows(options, options.evaluate, tokenizer) if options.evaluate else None
     before = None if windows is None else from_first(lambda: _perplexity(model, windows, console, "Perplexity before"))

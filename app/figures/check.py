@@ -85,13 +85,13 @@ def held_out_curve(
     *,
     method: str = "rose",
     layer: str = "",
-    damping: float = 0.01,
+    requested: float = 0.01,
     theme: Theme = "light",
 ) -> Drawing:
     """Calibration and held-out error against the number of calibration tokens.
 
     Args:
-        damping: that was asked for; more had to be added where H was singular.
+        requested: damping that was asked for; more had to be added where H was singular.
 
     Raises:
         RoseError: no points.
@@ -136,7 +136,7 @@ def held_out_curve(
     ticks = [words.whole(int(tokens)) for tokens in table["tokens"]]
     figure.update_xaxes(type="log", tickvals=table["tokens"].tolist(), ticktext=ticks)
     figure.update_yaxes(range=[0, float(np.nanmax(table[["calibration_error", "held_out_error"]])) * 1.08 or 1])
-    raised = int((table["damping"] > damping).sum())
+    raised = int((table["damping"] > requested).sum())
     if raised:
         caption += f" Damping had to be raised at {words.count(raised, 'point')}."
     alt = f"Line chart of error against calibration tokens, up to {ticks[-1]}. {finding}. {caption}"

@@ -1,4 +1,4 @@
-"""Matrices of any size as a screen can show them: fewer cells, and nothing strong lost."""
+"""Tensors as arrays, and matrices of any size as a screen can show them: fewer cells, and nothing strong lost."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def _overfitting(study: Study, layer: str, findings: Findings, request: Request)
         findings.curve,
         method=request.curve_method,
         layer=words.short_layer(layer),
-        damping=study.setup.damping,
+        requested=study.setup.damping,
         theme=session.theme(),
     )
     components.show(drawing, "held-out-curve")

@@ -107,7 +107,7 @@ def hessian_traces(
     check_tokens(model, tokens)
     if tokens.shape[1] < 2:
         raise RoseError("Sensitivity needs samples of at least 2 tokens; give longer ones.")
-    weights: list[Tensor] = [layer.module.weight for layer in layers]  # type: ignore[misc]
+    weights: dict[str, Tensor] = {layer.name: layer.module.weight for layer in layers}  # type: ignore[misc]
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     was_training, home, device = model.training, next(model.parameters()).device, pick_device()
     generator = torch.Generator().manual_seed(seed)
@@ -116,11 +116,11 @@ def hessian_traces(
     try:
         for parameter in flags:
             parameter.requires_grad_(False)
-        for weight in weights:
+        for weight in weights.values():
             weight.requires_grad_(True)
         for number, window in enumerate(tokens):
             for _ in range(probes):
-                totals += _probe(model, window.to(device), layers, weights, generator)
+                totals += _probe(model, window.to(device), weights, generator)
             tick((number + 1) / len(tokens))
     finally:
         for parameter, flag in flags.items():
@@ -129,18 +129,17 @@ def hessian_traces(
     return (totals / (len(tokens) * probes)).tolist()
 
 
-def _probe(
-    model: nn.Module, window: Tensor, layers: Sequence[PrunableLayer], weights: list[Tensor], generator: torch.Generator
-) -> Tensor:
+def _probe(model: nn.Module, window: Tensor, named: dict[str, Tensor], generator: torch.Generator) -> Tensor:
     """vᵀ(∇²loss)v restricted to each layer's weight, for one draw of signs, (layers,) float64."""
+    weights = list(named.values())
     # The fused attention kernels have no second derivative.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
         loss = nn.functional.cross_entropy(logits.float(), window[1:])
         gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
-        for layer, gradient in zip(layers, gradients, strict=True):
+        for name, gradient in zip(named, gradients, strict=True):
             if gradient is None:
-                raise no_input(layer.name)
+                raise no_input(name)
         signs = [torch.randint(0, 2, weight.shape, generator=generator).mul(2).sub(1).to(weight) for weight in weights]
         slope = torch.stack([(g * v).sum().float() for g, v in zip(gradients, signs, strict=True)]).sum()
         products = torch.autograd.grad(slope, weights)

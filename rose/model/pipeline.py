@@ -99,7 +99,7 @@ def prune_model(
     selected = select_layers(model, layers)
     for layer in selected:
         settings.pattern.check(layer.weight.shape[1], block_size)
-    check_streams(model, tokens, held_out)
+    check_streams(model, tokens, held_out)  # the walk does too, but then a checkpoint is this run's already
     start = time.perf_counter()
     share = ALLOCATION_SHARE[allocation]
 

@@ -39,12 +39,17 @@ def checked(study: Study, request: Request) -> LayerChecks:
     return run
 
 
+def start(app: AppTest) -> LayerChecks:
+    """Presses the button; the run that it has begun."""
+    app.button(key="check-start").click().run()
+    (run,) = app.session_state["check_runs"].values()
+    return run
+
+
 def opened(study: Study, section: str) -> AppTest:
     """The page in this section, after the button was pressed and the run has ended."""
     app = open_page(PAGE, study, check=section)
-    app.button(key="check-start").click().run()
-    for run in app.session_state["check_runs"].values():
-        run.job.wait(60)
+    start(app).job.wait(60)
     app.run()
     assert not app.exception, app.exception
     return app
@@ -209,8 +214,7 @@ def test_a_run_goes_on_while_other_pages_are_visited(study: Study) -> None:
     assert study.loaded is not None
     app = open_page(PAGE, study)
     with study.loaded.lock:  # the run waits for the model
-        app.button(key="check-start").click().run()
-        (run,) = app.session_state["check_runs"].values()
+        run = start(app)
         run.job._watchers.clear()
         app.switch_page("views/learn.py").run()
         assert run.job._watchers
@@ -227,8 +231,7 @@ def test_a_run_that_ended_unwatched_is_told_apart_from_one_that_was_cancelled(
     assert study.loaded is not None
     app = open_page(PAGE, study)
     with study.loaded.lock:
-        app.button(key="check-start").click().run()
-        (run,) = app.session_state["check_runs"].values()
+        run = start(app)
         monkeypatch.setattr(jobs, "ABANDONED_AFTER", 0.0)
         run.job.wait(60)
     app.run()
@@ -239,8 +242,7 @@ def test_a_cancel_that_another_session_outvotes_is_told(study: Study) -> None:
     assert study.loaded is not None
     app = open_page(PAGE, study)
     with study.loaded.lock:
-        app.button(key="check-start").click().run()
-        (run,) = app.session_state["check_runs"].values()
+        run = start(app)
         run.job.watch("another session")
         app.button(key="checks-cancel").click().run()
         assert app.toast[0].value == "Another session is watching this run; it goes on."
@@ -286,9 +288,7 @@ def test_estimate_grows_with_the_methods(study: Study) -> None:
 
 def test_what_was_found_on_files_that_were_replaced_is_not_shown(study: Study) -> None:
     app = open_page(PAGE, study)
-    app.button(key="check-start").click().run()
-    (run,) = app.session_state["check_runs"].values()
-    run.job.wait(60)
+    start(app).job.wait(60)
     app.run()
     assert not [button for button in app.button if button.key == "check-start"]
     try:
@@ -303,8 +303,7 @@ def test_a_cancelled_check_says_that_nothing_was_kept(study: Study) -> None:
     assert study.loaded is not None
     app = open_page(PAGE, study)
     with study.loaded.lock:
-        app.button(key="check-start").click().run()
-        (run,) = app.session_state["check_runs"].values()
+        run = start(app)
         app.button(key="checks-cancel").click().run()
         run.job.wait(60)
     app.run()

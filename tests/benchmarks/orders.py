@@ -254,7 +254,7 @@ def families_study(text: Text) -> Iterator[Finding]:
 
 
 def train(config: transformers.PretrainedConfig, content: Tensor) -> nn.Module:
-    """A small model that has learned the spelling and much of the words of the text."""
+    """A small model that has learned the spelling and much of the wording of the text."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
