@@ -33,13 +33,13 @@ def alps(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     """Support by `find_support`, weights by `solve_on_support`; the mask is layer-wide, or N:M."""
     if settings.pattern.ratio == 0:
         nothing = torch.zeros_like(weight, dtype=torch.bool)
-        return prune_by_mask(weight, statistics, settings, nothing, method="alps", budget="layer")
+        return prune_by_mask(weight, statistics, settings, nothing, budget="layer")
     damped = damped_hessian(statistics, settings.damping)
     live = weight.float().masked_fill(damped.dead, 0)
     scale = damped.matrix.diagonal().sqrt()
     mask, start = find_support(live * scale, damped.matrix / scale / scale.unsqueeze(1), settings.pattern)
     pruned = solve_on_support(live, mask, damped.matrix, start / scale, FINAL_STEPS).to(weight.dtype)
-    return measured_result(weight, pruned, mask, statistics, settings, method="alps", budget="layer")
+    return measured_result(weight, pruned, mask, statistics, settings, budget="layer")
 
 
 def _removed(weight: Tensor, pattern: Pattern) -> Tensor:

@@ -41,7 +41,7 @@ def dsnot(weight: Tensor, statistics: InputStatistics, settings: Settings) -> La
     dense = weight.float()
     mask = mask_by_score(_start_score(dense, statistics, settings), settings.pattern, "row")
     mask = refine_mask(dense, statistics, mask, settings.pattern)
-    return prune_by_mask(weight, statistics, settings, mask, method="dsnot", budget="row")
+    return prune_by_mask(weight, statistics, settings, mask, budget="row")
 
 
 def _start_score(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Tensor:

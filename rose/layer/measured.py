@@ -44,7 +44,7 @@ def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) ->
     best, least = None, float("inf")
     for order, budget in _candidates(settings):
         tried = replace(settings, order=order, budget=budget, trace=False)
-        result = prune_by_sweep(weight, statistics, tried, method="measured", order="natural", budget="block")
+        result = prune_by_sweep(weight, statistics, tried, order="natural", budget="block")
         found = error.relative_error(weight, result.weight, judge.hessian)
         if best is None or found < least:
             best, least = result, found
@@ -53,7 +53,7 @@ def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) ->
         return best
     # Traces are large; only the winner's is recorded, in a second sweep.
     again = replace(settings, order=best.order, budget=best.budget)
-    return prune_by_sweep(weight, statistics, again, method="measured", order="natural", budget="block")
+    return prune_by_sweep(weight, statistics, again, order="natural", budget="block")
 
 
 def _candidates(settings: Settings) -> Iterator[tuple[Any, str]]:

@@ -31,6 +31,7 @@ class Settings:
     """How to prune one layer.
 
     Attributes:
+        method: name in the registry.
         pattern: what share of the weights goes, or N:M.
         block_size: columns per block.
         damping: λ relative to the mean of diag(H).
@@ -42,6 +43,7 @@ class Settings:
         held_out: inputs that calibration has not seen, for methods that choose by measuring.
     """
 
+    method: str
     pattern: Pattern
     block_size: int = 128
     damping: float = 0.01
@@ -70,9 +72,9 @@ class LayerResult:
         damping: what was used, relative to the mean of diag(H); above the request where H was singular.
         added_damping: λ, absolute.
         trace: the sweep as it went, where asked for.
-        method: name in the registry.
         low_rank: factors (out, rank) and (rank, in) that `weight` contains besides its sparse part, None for
             every method that only removes weights; `mask` is then that of the sparse part.
+        method: name in the registry, which fills it in.
     """
 
     weight: Tensor
@@ -86,9 +88,9 @@ class LayerResult:
     budget: str
     damping: float
     added_damping: float
-    trace: SweepTrace | None = field(repr=False)
-    method: str
+    trace: SweepTrace | None = field(default=None, repr=False)
     low_rank: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    method: str = ""
 
     @property
     def parameters(self) -> int:
@@ -176,14 +178,13 @@ def make_settings(
     budget: str | None = None,
     trace: bool = False,
     options: Mapping[str, Value] | None = None,
-    held_out: InputStatistics | None = None,
 ) -> Settings:
     """Settings of a method, complete, and checked as far as that can be done without a layer.
 
     Args:
         method: a name in the registry.
         sparsity: a ratio, or N:M such as "2:4".
-        block_size, damping, threshold, order, budget, trace, options, held_out: see `Settings`.
+        block_size, damping, threshold, order, budget, trace, options: see `Settings`.
 
     Raises:
         RoseError: bad input, in one sentence.
@@ -200,7 +201,7 @@ def make_settings(
     if budget is not None and budget not in BUDGETS:
         raise RoseError(f"The budget must be one of {', '.join(BUDGETS)}, not {budget!r}.")
     complete = complete_options(chosen.label, chosen.options, options)
-    return Settings(pattern, block_size, damping, threshold, order, budget, trace, complete, held_out)
+    return Settings(method, pattern, block_size, damping, threshold, order, budget, trace, complete)
 
 
 def prune_layer(
@@ -244,14 +245,26 @@ def prune_layer(
         trace=trace,
         options=options,
     )
+    if isinstance(held_out, Tensor):
+        held_out = InputStatistics.from_hessian(held_out)
+    return prune_with(weight, hessian, replace(settings, held_out=held_out))
+
+
+def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Settings) -> LayerResult:
+    """As `prune_layer`, by settings that `make_settings` has made.
+
+    Raises:
+        RoseError: a weight or H that is broken, or does not fit the other or the pattern.
+    """
     if not weight.is_floating_point():
         raise RoseError(f"W must be real floating-point numbers, not {weight.dtype}; dequantize it first.")
     if weight.ndim != 2 or weight.numel() == 0:
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(weight.shape)}.")
     if not is_finite(weight):
         raise RoseError("W holds NaN or infinity; reload the checkpoint, or load it in float32.")
-    settings.pattern.check(weight.shape[1], block_size)
-    if held_out is not None:
-        settings = replace(settings, held_out=as_statistics(held_out, weight))
+    settings.pattern.check(weight.shape[1], settings.block_size)
+    if settings.held_out is not None:
+        as_statistics(settings.held_out, weight)
     # A model's own parameter would otherwise record every step for a backward pass.
-    return get_method(method).prune(weight.detach(), as_statistics(hessian, weight), settings)
+    result = get_method(settings.method).prune(weight.detach(), as_statistics(hessian, weight), settings)
+    return replace(result, method=settings.method)

@@ -42,9 +42,7 @@ def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     """
     pattern, rank_ratio = settings.pattern, float(settings.options["rank_ratio"])
     if pattern.ratio == 0:
-        return prune_by_mask(
-            weight, statistics, settings, torch.zeros_like(weight, dtype=torch.bool), method="oats", budget="row"
-        )
+        return prune_by_mask(weight, statistics, settings, torch.zeros_like(weight, dtype=torch.bool), budget="row")
     stored = _stored_share(pattern, rank_ratio)
     rows, columns = weight.shape
     rank = int(rank_ratio * stored * rows * columns / (rows + columns))
@@ -62,7 +60,6 @@ def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
         mask,
         statistics,
         settings,
-        method="oats",
         budget="row",
         low_rank=(left, right),
     )

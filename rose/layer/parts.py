@@ -62,7 +62,6 @@ def prune_by_sweep(
     statistics: InputStatistics,
     settings: Settings,
     *,
-    method: str,
     order: str,
     budget: str,
     sum_saliency: bool = False,
@@ -72,9 +71,7 @@ def prune_by_sweep(
     `order` "rose" is the two-level order on columnar layers and natural order on the others. `sum_saliency` chooses
     masks by w² (H_jj + 1/U_jj²) instead of w²/U_jj².
     """
-    return sweep_and_factor(
-        weight, statistics, settings, method=method, order=order, budget=budget, sum_saliency=sum_saliency
-    )[0]
+    return sweep_and_factor(weight, statistics, settings, order=order, budget=budget, sum_saliency=sum_saliency)[0]
 
 
 def sweep_and_factor(
@@ -82,7 +79,6 @@ def sweep_and_factor(
     statistics: InputStatistics,
     settings: Settings,
     *,
-    method: str,
     order: str,
     budget: str,
     sum_saliency: bool = False,
@@ -121,17 +117,16 @@ def sweep_and_factor(
         damping=damped.damping,
         added_damping=damped.added,
         trace=swept.trace,
-        method=method,
     )
     return result, damped, factor
 
 
 def prune_by_score(
-    weight: Tensor, statistics: InputStatistics, settings: Settings, score: Tensor, *, method: str, budget: str
+    weight: Tensor, statistics: InputStatistics, settings: Settings, score: Tensor, *, budget: str
 ) -> LayerResult:
     """Removes the weights with the smallest scores and leaves the others as they are; see `mask_by_score`."""
     mask = mask_by_score(score, settings.pattern, budget)
-    return prune_by_mask(weight, statistics, settings, mask, method=method, budget=budget)
+    return prune_by_mask(weight, statistics, settings, mask, budget=budget)
 
 
 def mask_by_score(score: Tensor, pattern: Pattern, budget: str) -> Tensor:
@@ -150,12 +145,10 @@ def mask_by_score(score: Tensor, pattern: Pattern, budget: str) -> Tensor:
 
 
 def prune_by_mask(
-    weight: Tensor, statistics: InputStatistics, settings: Settings, mask: Tensor, *, method: str, budget: str
+    weight: Tensor, statistics: InputStatistics, settings: Settings, mask: Tensor, *, budget: str
 ) -> LayerResult:
     """Sets the masked weights to zero and leaves the others as they are; measured like a sweep in natural order."""
-    return measured_result(
-        weight, weight.masked_fill(mask, 0), mask, statistics, settings, method=method, budget=budget
-    )
+    return measured_result(weight, weight.masked_fill(mask, 0), mask, statistics, settings, budget=budget)
 
 
 def measured_result(
@@ -165,7 +158,6 @@ def measured_result(
     statistics: InputStatistics,
     settings: Settings,
     *,
-    method: str,
     budget: str,
     low_rank: tuple[Tensor, Tensor] | None = None,
 ) -> LayerResult:
@@ -193,7 +185,6 @@ def measured_result(
         damping=damped.damping,
         added_damping=damped.added,
         trace=None,
-        method=method,
         low_rank=low_rank,
     )
     return replace(result, sparsity=1 - result.parameters / mask.numel())

@@ -18,7 +18,7 @@ from rose.layer.statistics import InputStatistics
 )
 def rose(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Two-level order where the layer is columnar, else natural; block budget."""
-    return prune_by_sweep(weight, statistics, settings, method="rose", order="rose", budget="block")
+    return prune_by_sweep(weight, statistics, settings, order="rose", budget="block")
 
 
 @register(
@@ -29,7 +29,7 @@ def rose(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
 )
 def rose_global(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Global order, descending column loss of a layer-wide pre-pruning; layer budget."""
-    return prune_by_sweep(weight, statistics, settings, method="rose_global", order="global", budget="layer")
+    return prune_by_sweep(weight, statistics, settings, order="global", budget="layer")
 
 
 @register(
@@ -40,7 +40,7 @@ def rose_global(weight: Tensor, statistics: InputStatistics, settings: Settings)
 )
 def sparsegpt(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Natural order, block budget."""
-    return prune_by_sweep(weight, statistics, settings, method="sparsegpt", order="natural", budget="block")
+    return prune_by_sweep(weight, statistics, settings, order="natural", budget="block")
 
 
 @register(
@@ -54,19 +54,17 @@ def sensitivity(weight: Tensor, statistics: InputStatistics, settings: Settings)
 
     As in SparseGPT's sweep, [H⁻¹]_jj is that of the columns not yet visited, which is U_jj².
     """
-    return prune_by_sweep(
-        weight, statistics, settings, method="sensitivity", order="natural", budget="block", sum_saliency=True
-    )
+    return prune_by_sweep(weight, statistics, settings, order="natural", budget="block", sum_saliency=True)
 
 
 @register("wanda", "Wanda", "Smallest |W|·‖x‖ of every output row, no compensation (Sun et al. 2024).")
 def wanda(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """|W|·sqrt(mean x_j²), compared within each output row (Sun et al. 2024, section 3)."""
     score = importance(weight, statistics.mean_square)
-    return prune_by_score(weight, statistics, settings, score, method="wanda", budget="row")
+    return prune_by_score(weight, statistics, settings, score, budget="row")
 
 
 @register("magnitude", "Magnitude", "Smallest |W| of the layer, no calibration, no compensation (Han et al. 2015).")
 def magnitude(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """|W|, compared over the whole layer."""
-    return prune_by_score(weight, statistics, settings, weight.float().abs(), method="magnitude", budget="layer")
+    return prune_by_score(weight, statistics, settings, weight.float().abs(), budget="layer")

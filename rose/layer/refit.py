@@ -35,13 +35,11 @@ def rose_dealt(weight: Tensor, statistics: InputStatistics, settings: Settings) 
     A refit takes away most of what an order can still do for compensation, so the order may serve the masks: they are
     chosen best where every block holds the same mixture of columns.
     """
-    swept, damped, factor = sweep_and_factor(
-        weight, statistics, settings, method="rose_dealt", order="dealt", budget="block"
-    )
-    return _refit(weight, statistics, swept, damped, factor, STEPS)
+    swept, damped, factor = sweep_and_factor(weight, statistics, settings, order="dealt", budget="block")
+    return _refit(weight, statistics, swept, damped, factor)
 
 
-def refit(weight: Tensor, statistics: InputStatistics, result: LayerResult, steps: int = STEPS) -> LayerResult:
+def refit(weight: Tensor, statistics: InputStatistics, result: LayerResult) -> LayerResult:
     """Solves for the kept weights of a result; works after any method that only removes weights.
 
     Errors of columns and blocks are those of the new weights, in the order of the result. A trace stays that of
@@ -51,10 +49,9 @@ def refit(weight: Tensor, statistics: InputStatistics, result: LayerResult, step
         weight: W as it was, (out, in).
         statistics: those that the result was made with.
         result: not changed.
-        steps: of conjugate gradients, at most.
     """
     damped = damped_hessian(statistics, result.damping)
-    return _refit(weight, statistics, result, damped, damped.inverse_factor(result.order.permutation), steps)
+    return _refit(weight, statistics, result, damped, damped.inverse_factor(result.order.permutation))
 
 
 def _refit(
@@ -63,12 +60,11 @@ def _refit(
     result: LayerResult,
     damped: DampedHessian,
     factor: Tensor,
-    steps: int,
 ) -> LayerResult:
     if not result.mask.any():
         return result  # nothing is lost that a refit could make good; not even dead columns are touched
     live = weight.float().masked_fill(damped.dead, 0)
-    solved = solve_on_support(live, result.mask, damped.matrix, result.weight.float(), steps).to(weight.dtype)
+    solved = solve_on_support(live, result.mask, damped.matrix, result.weight.float(), STEPS).to(weight.dtype)
     order = result.order
     change = (live - solved.float())[:, order.permutation]
     columns = error.column_error(change, factor)

@@ -13,7 +13,7 @@ from rose.layer.allocation import exact_ratios, outlier_share, owl_ratios, sensi
 from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
 from rose.model.capture import BlockStatistics, no_input, statistics_of
-from rose.model.forward import check_tokens, pick_device
+from rose.model.forward import pick_device
 from rose.model.progress import ALLOCATION_SHARE
 from rose.model.structure import PrunableLayer
 
@@ -96,15 +96,14 @@ def hessian_traces(
 
     Args:
         model: moved to the device and back; weights, gradients and flags are as before afterwards.
-        tokens: (samples, length) int64.
+        tokens: (samples, length) int64, as `check_tokens` lets through.
         layers: whose traces.
         probes: sign vectors per window.
         seed: of the signs.
 
     Raises:
-        RoseError: tokens that do not fit the model, or too short to predict anything; a layer that none reaches.
+        RoseError: tokens too short to predict anything; a layer that none reaches.
     """
-    check_tokens(model, tokens)
     if tokens.shape[1] < 2:
         raise RoseError("Sensitivity needs samples of at least 2 tokens; give longer ones.")
     weights: dict[str, Tensor] = {layer.name: layer.module.weight for layer in layers}  # type: ignore[misc]

@@ -129,6 +129,13 @@ class Walk:
                 if index < last:
                     self.activations.advance(index + 1)
 
+    def visit_dense(self) -> Iterator[BlockStatistics]:
+        """Visits without pruning; tells of every layer visited, and of the end."""
+        for block in self.visit(propagate_again=False):
+            yield block
+            self.meter.layers_done += len(block.layers)
+        self.meter.tell("done", max(self.by_block), 1.0)
+
     def pass_on(self, block: nn.Module, index: int, start: float = 0.0) -> None:
         """Runs one block over all streams and keeps its outputs; `start`: share of the block's work before."""
         for stream, begin in self._starts(start, 1.0):
@@ -201,19 +208,19 @@ def no_input(name: str) -> RoseError:
 
 def start_walk(
     model: nn.Module,
-    tokens: Tensor,
-    held_out: Tensor | None,
-    layers: Sequence[str] | None,
+    streams: Mapping[str, Tensor],
+    layers: Sequence[PrunableLayer],
     progress: ProgressCallback | None,
     kept: NoCheckpoint | None = None,
 ) -> Walk:
-    """Records the inputs of the first decoder block, or goes on where a checkpoint has got to."""
+    """Records the inputs of the first decoder block, or goes on where a checkpoint has got to.
+
+    `streams`: as from `check_streams`; `layers`: as from `select_layers`.
+    """
     kept = kept or NoCheckpoint()
-    streams = check_streams(model, tokens, held_out)
-    chosen = select_layers(model, layers)
-    by_block = blocks_of(chosen)
+    by_block = blocks_of(layers)
     blocks = max(by_block) + 1
-    meter = Meter(progress, blocks, len(chosen))
+    meter = Meter(progress, blocks, len(layers))
     meter.layers_done = sum(len(found) for index, found in by_block.items() if index < kept.done)
     walk = Walk(model, pick_device(), meter, by_block, {}, kept.activations, blocks, kept.done)
     if kept.done >= blocks:
@@ -247,11 +254,8 @@ def visit_blocks(
     Memory holds one decoder block's statistics at a time, so that any number of layers can be analyzed.
     Arguments as for `prune_model`.
     """
-    walk = start_walk(model, tokens, held_out, layers, progress)
-    for block in walk.visit(propagate_again=False):
-        yield block
-        walk.meter.layers_done += len(block.layers)
-    walk.meter.tell("done", max(walk.by_block), 1.0)
+    streams = check_streams(model, tokens, held_out)
+    yield from start_walk(model, streams, select_layers(model, layers), progress).visit_dense()
 
 
 def collect_statistics(
@@ -298,7 +302,7 @@ def visit_inputs(
     chosen = select_layers(model, [layer])
     if len(chosen) != 1:
         raise RoseError(f"{layer!r} names {len(chosen)} layers; name exactly one.")
-    walk = start_walk(model, tokens, None, [layer], progress)
+    walk = start_walk(model, check_streams(model, tokens, None), chosen, progress)
     walk.by_block = {chosen[0].block_index: []}  # no layer's statistics are wanted
     hook = chosen[0].module.register_forward_pre_hook(lambda _m, args: visit(args[0].flatten(0, -2).float().cpu()))
     try:

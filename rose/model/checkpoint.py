@@ -278,6 +278,7 @@ def describe_run(
     """All that the pruned weights depend on, but for the machine and the versions of libraries, as JSON has it."""
     return {
         "format": FORMAT,
+        "method": settings.method,
         **others,
         "pattern": dataclasses.astuple(settings.pattern),
         "block_size": settings.block_size,

@@ -400,16 +400,15 @@ def identify(name: str) -> str | None:
     return "\n".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
 
 
-def load_skeleton(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+def load_skeleton(name: str) -> nn.Module:
     """The model's structure without its weights (on PyTorch's meta device): layer names and sizes, in seconds.
 
     Raises:
         RoseError: as `load_model`, but for what only the weights could show.
     """
     source = _locate(name)
-    options = {"trust_remote_code": trust_remote_code, **source.options}
     with _explained(name, source), _quiet():
-        config = AutoConfig.from_pretrained(source.location, **options)
-        _check_causal(name, config, trust_remote_code)
+        config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, **source.options)
+        _check_causal(name, config, trust_remote_code=False)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

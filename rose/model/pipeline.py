@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer import error
-from rose.layer.methods import LayerResult, Settings, make_settings, prune_layer
+from rose.layer.methods import LayerResult, Settings, make_settings, prune_with
 from rose.layer.options import Value
 from rose.layer.parts import forget_hessians
 from rose.layer.pattern import Pattern
@@ -99,7 +99,7 @@ def prune_model(
     selected = select_layers(model, layers)
     for layer in selected:
         settings.pattern.check(layer.weight.shape[1], block_size)
-    check_streams(model, tokens, held_out)  # the walk does too, but then a checkpoint is this run's already
+    streams = check_streams(model, tokens, held_out)
     start = time.perf_counter()
     share = ALLOCATION_SHARE[allocation]
 
@@ -110,16 +110,23 @@ def prune_model(
             held_out,
             selected,
             settings,
-            method=method,
             allocation=allocation,
             true_sequential=true_sequential,
         )
 
     def dense_patterns() -> dict[str, Pattern]:
         dense = part_callback(progress, start, 0, share, "allocate")
-        visit = partial(visit_blocks, model, tokens, layers=layers, progress=dense)
+        calibration = {"calibration": streams["calibration"]}
         tick = share_callback(progress, len(selected), start, share)
-        found = allocate(model, tokens, selected, settings.pattern, allocation, visit, tick)
+        found = allocate(
+            model,
+            tokens,
+            selected,
+            settings.pattern,
+            allocation,
+            lambda: start_walk(model, calibration, selected, dense).visit_dense(),
+            tick,
+        )
         return from_first(lambda: found)
 
     with ExitStack() as stack:
@@ -128,10 +135,10 @@ def prune_model(
         patterns = kept.patterns(dense_patterns)
         records = kept.restore(selected)
         walking = part_callback(progress, start, share, 1) if share else progress
-        walk = start_walk(model, tokens, held_out, layers, walking, kept)
+        walk = start_walk(model, streams, selected, walking, kept)
         done: list[LayerRecord] = []
         for block in visit_sequentially(walk) if true_sequential else walk.visit(propagate_again=True):
-            done += _prune_block(block, method, settings, patterns, walk.meter)
+            done += _prune_block(block, settings, patterns, walk.meter)
             layers_of_block = walk.by_block[block.block_index]
             if len(done) == len(layers_of_block):
                 names = [layer.name for layer in layers_of_block]
@@ -160,7 +167,7 @@ def prune_model(
 
 
 def _prune_block(
-    block: BlockStatistics, method: str, settings: Settings, patterns: Mapping[str, Pattern], meter: Meter
+    block: BlockStatistics, settings: Settings, patterns: Mapping[str, Pattern], meter: Meter
 ) -> list[LayerRecord]:
     """Prunes one decoder block's layers in place; several processes prune some each."""
     owners = divide(block.layers, block.calibration)
@@ -170,7 +177,7 @@ def _prune_block(
         layer, began = block.layers[number], time.perf_counter()
         held_out = block.held_out.get(layer.name)
         wanted = replace(settings, pattern=patterns[layer.name], held_out=held_out)
-        result = _prune_one(layer, block.calibration, method, wanted)
+        result = _prune_one(layer, block.calibration, wanted)
         held_error = held_out_error(layer, result, held_out)
         layer.write(result.weight)
         meter.layers_done += 1
@@ -218,10 +225,10 @@ def analyze_model(
     The model is not changed, so all layers and methods are measured on the same inputs. Arguments as for
     `prune_model`; one record per layer and method.
     """
-    settings = {
-        method: make_settings(method, sparsity=sparsity, block_size=block_size, damping=damping, threshold=threshold)
-        for method in methods
-    }
+    settings = [
+        make_settings(method, sparsity=sparsity, block_size=block_size, damping=damping, threshold=threshold)
+        for method in dict.fromkeys(methods)
+    ]
     for block in visit_blocks(model, tokens, layers=layers, held_out=held_out, progress=progress):
         owners = divide(block.layers, block.calibration)
         for records in exchange(owners, partial(_measure_all, block, settings)):
@@ -229,10 +236,10 @@ def analyze_model(
         forget_hessians()
 
 
-def _measure_all(block: BlockStatistics, settings: Mapping[str, Settings], number: int) -> list[LayerRecord]:
+def _measure_all(block: BlockStatistics, settings: Sequence[Settings], number: int) -> list[LayerRecord]:
     layer = block.layers[number]
     held_out = block.held_out.get(layer.name)
-    return [_measure(layer, block.calibration, held_out, method, settings[method]) for method in settings]
+    return [_measure(layer, block.calibration, held_out, each) for each in settings]
 
 
 def measure_layer(
@@ -248,18 +255,17 @@ def measure_layer(
 ) -> LayerRecord:
     """Prunes one layer, without changing it, and returns the outcome in numbers. Arguments as for `prune_model`."""
     settings = make_settings(method, sparsity=sparsity, block_size=block_size, damping=damping, threshold=threshold)
-    return _measure(layer, {layer.name: statistics}, held_out, method, settings)
+    return _measure(layer, {layer.name: statistics}, held_out, settings)
 
 
 def _measure(
     layer: PrunableLayer,
     statistics: dict[str, InputStatistics],
     held_out: InputStatistics | None,
-    method: str,
     settings: Settings,
 ) -> LayerRecord:
     began = time.perf_counter()
-    result = _prune_one(layer, statistics, method, replace(settings, held_out=held_out))
+    result = _prune_one(layer, statistics, replace(settings, held_out=held_out))
     return _record(layer, result, held_out_error(layer, result, held_out), time.perf_counter() - began)
 
 
@@ -268,24 +274,10 @@ def held_out_error(layer: PrunableLayer, result: LayerResult, held_out: InputSta
     return None if held_out is None else error.relative_error(layer.weight, result.weight, held_out.hessian)
 
 
-def _prune_one(
-    layer: PrunableLayer, statistics: dict[str, InputStatistics], method: str, settings: Settings
-) -> LayerResult:
+def _prune_one(layer: PrunableLayer, statistics: dict[str, InputStatistics], settings: Settings) -> LayerResult:
     known = statistics_of(layer, statistics)
     try:
-        return prune_layer(
-            layer.weight,
-            known,
-            method=method,
-            sparsity=settings.pattern,
-            block_size=settings.block_size,
-            damping=settings.damping,
-            threshold=settings.threshold,
-            order=settings.order,
-            budget=settings.budget,
-            options=settings.options,
-            held_out=settings.held_out,
-        )
+        return prune_with(layer.weight, known, settings)
     except RoseError as problem:
         raise RoseError(f"{layer.name}: {problem}") from problem
 
