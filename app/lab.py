@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 
 import rose
-from app.blocks import visited_blocks
 from app.figures import palette
 from app.jobs import Job
 from app.study import Study
 from rose.layer.error import quadratic_form, relative_error
+from rose.layer.order import visited_blocks
 
 BASE_LINE = ("natural", "block")  # SparseGPT, which every other error is compared with
 # Orders that keep every column in its block, so that a block can be taken out and put elsewhere.

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -385,3 +387,19 @@ def _check(plan: OrderPlan, order: Order) -> None:
     torn = (groups != groups[:, :1] + torch.arange(unit, device=groups.device)).any() or (groups[:, 0] % unit).any()
     if torn or any(width % unit for width in order.widths):
         raise RoseError(f"Under {plan.pattern} an order must keep each group of {unit} neighbouring columns together.")
+
+
+def block_of(widths: Sequence[int], column: int) -> int:
+    """The block that holds a column."""
+    return int(blocks_of(widths, [column])[0])
+
+
+def blocks_of(widths: Sequence[int], columns: Any) -> np.ndarray:
+    """The block that holds each of these columns."""
+    return np.searchsorted(np.cumsum(widths), np.asarray(columns), side="right")
+
+
+def visited_blocks(plan: OrderPlan, order: Order) -> list[int | None]:
+    """The original block visited at each step; None where a step takes columns of several."""
+    steps = np.split(blocks_of(plan.block_width, order.permutation), np.cumsum(order.widths)[:-1])
+    return [int(step[0]) if (step == step[0]).all() else None for step in steps]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer import error
 from rose.layer.methods import LayerResult, Settings, make_settings, prune_with
-from rose.layer.options import Value
-from rose.layer.parts import forget_hessians
+from rose.layer.methods.options import Value
+from rose.layer.methods.toolkit import forget_hessians
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.model.allocation import allocate, check_allocation

@@ -20,7 +20,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
-from rose.layer.parts import forget_hessians
+from rose.layer.methods.toolkit import forget_hessians
 from rose.layer.statistics import InputStatistics
 from rose.model.capture import BlockStatistics, Walk, no_input
 from rose.model.distributed import sum_statistics

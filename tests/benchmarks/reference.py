@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import rose
 from rose.layer.hessian import damp
-from rose.layer.parts import forget_hessians
+from rose.layer.methods.toolkit import forget_hessians
 from rose.model.structure import prunable_layers
 from tests.benchmarks.timing import Row, forward_passes, packaged_model, timed
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.options import Option
-from rose.layer.parts import measured_result, prune_by_mask
+from rose.layer.methods.options import Option
+from rose.layer.methods.toolkit import measured_result, prune_by_mask
 from rose.layer.pattern import Pattern, smallest_per_group, smallest_per_row
 from rose.layer.statistics import InputStatistics
 

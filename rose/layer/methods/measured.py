@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rose.layer import error
 from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.parts import prune_by_sweep
+from rose.layer.methods.toolkit import prune_by_sweep
 from rose.layer.statistics import InputStatistics
 
 # SparseGPT, ROSE and rose_global, and each order of them with the other budget where that is any good. The first of

@@ -12,11 +12,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from rose.layer import error
-from rose.layer.alps import solve_on_support
 from rose.layer.hessian import DampedHessian
 from rose.layer.loss import block_sums
 from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.parts import damped_hessian, sweep_and_factor
+from rose.layer.methods.alps import solve_on_support
+from rose.layer.methods.toolkit import damped_hessian, sweep_and_factor
 from rose.layer.statistics import InputStatistics
 
 STEPS = 8  # the error then is within 0.3 % of its limit on layers of the packaged model

@@ -3,18 +3,22 @@
 A method takes a layer's weight, what calibration knows of its input, and the settings; it returns a
 `LayerResult`. It knows nothing of models. `@register(...)` makes it available everywhere: `prune_layer`,
 `prune_model`, the command line and the app read the registry.
+
+Every module of this folder is imported, so a file with `@register` in it is all that a new method takes.
 """
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 
 from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer.hessian import check_damping
-from rose.layer.options import Option, Value, complete_options
+from rose.layer.methods.options import Option, Value, complete_options
 from rose.layer.order import Order, OrderPlan, check_order_name, check_threshold
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.statistics import InputStatistics, as_statistics, is_finite
@@ -24,6 +28,7 @@ BUDGETS = ("block", "layer")
 # For whoever wants the pruned model and not the study of one method: the least error among our own, for the cost of
 # about four sweeps. `python -m tests.benchmarks.orders` and `python -m rose compare` measure it.
 RECOMMENDED = "rose_dealt"
+_FIRST = ("rose", "sparsegpt", "sensitivity", "magnitude_and_wanda")  # the order of every list; others by name
 
 
 @dataclass(frozen=True)
@@ -268,3 +273,7 @@ def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Sett
     # A model's own parameter would otherwise record every step for a backward pass.
     result = get_method(settings.method).prune(weight.detach(), as_statistics(hessian, weight), settings)
     return replace(result, method=settings.method)
+
+
+for _name in (*_FIRST, *(_module.name for _module in pkgutil.iter_modules(__path__))):
+    import_module(f"{__name__}.{_name}")

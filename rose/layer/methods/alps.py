@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.parts import damped_hessian, measured_result, prune_by_mask
+from rose.layer.methods.toolkit import damped_hessian, measured_result, prune_by_mask
 from rose.layer.pattern import Pattern, smallest, smallest_per_group
 from rose.layer.statistics import InputStatistics
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.layer.loss import importance
 from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.options import Option
-from rose.layer.parts import damped_hessian, mask_by_score, prune_by_mask
+from rose.layer.methods.options import Option
+from rose.layer.methods.toolkit import damped_hessian, mask_by_score, prune_by_mask
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 
