@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.model.activations import Activations
-from rose.model.checkpoint import NoCheckpoint, blocks_of
+from rose.model.checkpoint import Storage, blocks_of
 from rose.model.distributed import my_samples, sum_statistics
 from rose.model.forward import Arguments, check_tokens, pick_device, record_inputs, run_block, split_batches
 from rose.model.progress import Meter, ProgressCallback
@@ -33,7 +33,7 @@ class BlockStatistics:
         layers: its chosen layers.
         calibration, held_out: statistics by layer name; layers that read one tensor share one object.
             `held_out` is empty where no held-out tokens were given.
-        share: of the decoder block's work, before and after the pruning of these layers.
+        work: fraction of the decoder block's work done before and after these layers are pruned.
         shared: whether layers that are still to come may read the same inputs.
     """
 
@@ -41,7 +41,7 @@ class BlockStatistics:
     layers: list[PrunableLayer]
     calibration: dict[str, InputStatistics]
     held_out: dict[str, InputStatistics] = field(default_factory=dict)
-    share: tuple[float, float] = (0.45, 0.55)
+    work: tuple[float, float] = (0.45, 0.55)
     shared: bool = False
 
     def to(self, device: torch.device) -> BlockStatistics:
@@ -211,13 +211,13 @@ def start_walk(
     streams: Mapping[str, Tensor],
     layers: Sequence[PrunableLayer],
     progress: ProgressCallback | None,
-    kept: NoCheckpoint | None = None,
+    kept: Storage | None = None,
 ) -> Walk:
     """Records the inputs of the first decoder block, or goes on where a checkpoint has got to.
 
     `streams`: as from `check_streams`; `layers`: as from `select_layers`.
     """
-    kept = kept or NoCheckpoint()
+    kept = kept or Storage()
     by_block = blocks_of(layers)
     blocks = max(by_block) + 1
     meter = Meter(progress, blocks, len(layers))

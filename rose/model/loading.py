@@ -39,7 +39,7 @@ from rose.model.residence import is_streamed
 from rose.model.streaming import build_streamed, write_streamed
 from rose.model.structure import low_rank_tensors
 from rose.paths import expand
-from rose.report import RunReport, share
+from rose.report import RunReport, default_permissions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -192,7 +192,7 @@ def save_model(
         if report is not None:
             report.save(temporary)
         for path in (temporary, *temporary.rglob("*")):
-            share(path)
+            default_permissions(path)
         if folder.exists():
             folder.rmdir()  # empty, as checked
         temporary.rename(folder)

@@ -181,7 +181,7 @@ def _prune_block(
         held_error = held_out_error(layer, result, held_out)
         layer.write(result.weight)
         meter.layers_done += 1
-        before_all, after_all = block.share
+        before_all, after_all = block.work
         within = before_all + (after_all - before_all) * (number + 1) / len(block.layers)
         meter.tell("prune", block.block_index, within, layer.name, result.relative_error)
         _let_go(block, layer.name)

@@ -67,7 +67,6 @@ class LayerResult:
     Attributes:
         weight: Ŵ, (out, in), dtype of W.
         mask: True = removed, (out, in).
-        sparsity: realised fraction removed, 1 − parameters / size; without factors, the mean of `mask`.
         relative_error: tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) on calibration inputs, without damping.
         column_error: Σ_rows e², (in,), original column order, under the damped H; sums to tr(ΔW H ΔWᵀ) + λ‖ΔW‖².
         block_error: the same per block, in the order visited; its running sum is the error against pruned blocks.
@@ -84,7 +83,6 @@ class LayerResult:
 
     weight: Tensor
     mask: Tensor
-    sparsity: float
     relative_error: float
     column_error: Tensor
     block_error: Tensor
@@ -102,6 +100,11 @@ class LayerResult:
         """Numbers that must be stored: kept weights, and every entry of the factors."""
         factors = sum(factor.numel() for factor in self.low_rank or ())
         return self.mask.numel() - int(self.mask.sum()) + factors
+
+    @property
+    def sparsity(self) -> float:
+        """Realised fraction removed, 1 − parameters / size; without factors, the share of True in `mask`."""
+        return 1 - self.parameters / self.mask.numel()
 
 
 Prune = Callable[[Tensor, InputStatistics, Settings], LayerResult]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.methods.toolkit import damped_hessian, measured_result, prune_by_mask
-from rose.layer.pattern import Pattern, smallest, smallest_per_group
+from rose.layer.methods.toolkit import damped_hessian, mask_by_score, measured_result, prune_by_mask
+from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 
 FIRST_PENALTY = 0.1
@@ -42,12 +42,6 @@ def alps(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     return measured_result(weight, pruned, mask, statistics, settings, budget="layer")
 
 
-def _removed(weight: Tensor, pattern: Pattern) -> Tensor:
-    if pattern.is_grouped:
-        return smallest_per_group(weight.abs(), pattern)
-    return smallest(weight.abs(), pattern.count(weight.numel()))
-
-
 def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """ADMM between B, free to fit the outputs, and D, a sparse copy of it, under a penalty ρ that grows.
 
@@ -66,7 +60,7 @@ def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tens
     values, vectors = torch.linalg.eigh(matrix.double())
     values, vectors = values.to(matrix), vectors.to(matrix)
     target = weight @ matrix
-    removed = _removed(weight, pattern)
+    removed = mask_by_score(weight.abs(), pattern, "layer")
     kept = max(1, removed.numel() - int(removed.sum()))
     start = weight.masked_fill(removed, 0)
     penalty, has_moved = FIRST_PENALTY, False
@@ -75,7 +69,7 @@ def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tens
     for iteration in range(1, ITERATIONS + 1):
         free = (target - dual + penalty * sparse) @ inverse
         shifted = free + dual / penalty
-        removed = _removed(shifted, pattern)
+        removed = mask_by_score(shifted.abs(), pattern, "layer")
         sparse = shifted.masked_fill(removed, 0)
         dual = dual + penalty * (free - sparse)
         if iteration % CHECK_EVERY:

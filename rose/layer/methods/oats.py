@@ -9,8 +9,8 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.layer.methods import LayerResult, Settings, register
 from rose.layer.methods.options import Option
-from rose.layer.methods.toolkit import measured_result, prune_by_mask
-from rose.layer.pattern import Pattern, smallest_per_group, smallest_per_row
+from rose.layer.methods.toolkit import mask_by_score, measured_result, prune_by_mask
+from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 
 SPARE = 8  # directions followed beyond the rank, so that one that rises into it is already there
@@ -96,10 +96,7 @@ def decompose(matrix: Tensor, rank: int, pattern: Pattern, iterations: int) -> t
     for _ in range(iterations):
         left, right, basis = _next_low_rank(matrix - sparse, rank, basis)
         rest = matrix - left @ right
-        if pattern.is_grouped:
-            mask = smallest_per_group(rest.abs(), pattern)
-        else:
-            mask = smallest_per_row(rest.abs(), pattern.count(matrix.shape[1]))
+        mask = mask_by_score(rest.abs(), pattern, "row")
         sparse = rest.masked_fill(mask, 0)
     return mask, left, right
 

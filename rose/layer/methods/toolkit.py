@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 
 from torch import Tensor
@@ -86,9 +85,7 @@ def sweep_and_factor(
     """As `prune_by_sweep`; also the damped Hessian, and U for the order visited, for those who go on from there."""
     plan = _plan(weight, statistics, settings)
     wanted = settings.order if settings.order is not None else order
-    if isinstance(wanted, str) and wanted == "rose":
-        wanted = "two_level" if plan.is_columnar else "natural"
-    visited = make_order(plan, wanted)
+    visited = plan.order if isinstance(wanted, str) and wanted == "rose" else make_order(plan, wanted)
     budget = settings.budget or budget
     pattern = settings.pattern
     damped, factor = _factorize(statistics, settings.damping, visited)
@@ -107,7 +104,6 @@ def sweep_and_factor(
     result = LayerResult(
         weight=pruned,
         mask=swept.mask,
-        sparsity=float(swept.mask.float().mean()),
         relative_error=error.relative_error(weight, pruned, statistics.hessian),
         column_error=swept.column_error,
         block_error=swept.block_error,
@@ -172,10 +168,9 @@ def measured_result(
     live_change = (weight.float() - pruned.float()).masked_fill(damped.dead, 0)
     columns = error.column_error(live_change, damped.natural_factor)
     natural = make_order(plan, "natural")
-    result = LayerResult(
+    return LayerResult(
         weight=pruned,
         mask=mask,
-        sparsity=0.0,
         relative_error=error.relative_error(weight, pruned, statistics.hessian),
         column_error=columns,
         block_error=block_sums(columns, natural.widths),
@@ -184,7 +179,5 @@ def measured_result(
         budget=budget,
         damping=damped.damping,
         added_damping=damped.added,
-        trace=None,
         low_rank=low_rank,
     )
-    return replace(result, sparsity=1 - result.parameters / mask.numel())
