@@ -34,7 +34,6 @@ class BlockStatistics:
         calibration, held_out: statistics by layer name; layers that read one tensor share one object.
             `held_out` is empty where no held-out tokens were given.
         work: fraction of the decoder block's work done before and after these layers are pruned.
-        shared: whether layers that are still to come may read the same inputs.
     """
 
     block_index: int
@@ -42,7 +41,6 @@ class BlockStatistics:
     calibration: dict[str, InputStatistics]
     held_out: dict[str, InputStatistics] = field(default_factory=dict)
     work: tuple[float, float] = (0.45, 0.55)
-    shared: bool = False
 
     def to(self, device: torch.device) -> BlockStatistics:
         """The same with statistics on a device; layers that share an object share the moved one."""

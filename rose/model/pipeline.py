@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,6 @@ from rose.errors import RoseError
 from rose.layer import error
 from rose.layer.methods import LayerResult, Settings, make_settings, prune_with
 from rose.layer.methods.options import Value
-from rose.layer.methods.toolkit import forget_hessians
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.model.allocation import allocate, check_allocation
@@ -129,9 +127,7 @@ def prune_model(
         )
         return from_first(lambda: found)
 
-    with ExitStack() as stack:
-        stack.callback(forget_hessians)
-        kept = stack.enter_context(open_checkpoint(model, checkpoint, run))
+    with open_checkpoint(model, checkpoint, run) as kept:
         patterns = kept.patterns(dense_patterns)
         records = kept.restore(selected)
         walking = part_callback(progress, start, share, 1) if share else progress
@@ -184,7 +180,9 @@ def _prune_block(
         before_all, after_all = block.work
         within = before_all + (after_all - before_all) * (number + 1) / len(block.layers)
         meter.tell("prune", block.block_index, within, layer.name, result.relative_error)
-        _let_go(block, layer.name)
+        # With the last layer that reads them, statistics and their factors go: they are the largest thing in memory.
+        for stream in (block.calibration, block.held_out):
+            stream.pop(layer.name, None)
         factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
         return _record(layer, result, held_error, time.perf_counter() - began), factors
 
@@ -193,18 +191,15 @@ def _prune_block(
     for layer, (_, low_rank) in zip(block.layers, done, strict=True):
         layer.keep_low_rank(low_rank)
     send_weights(block.layers, owners)
-    if not block.shared:
-        forget_hessians()
+    _let_go(block)
     meter.layers_done = before + len(records)
     return records
 
 
-def _let_go(block: BlockStatistics, name: str) -> None:
-    """Drops a Hessian and its factors with the last layer that reads it: they are the largest thing in memory."""
-    statistics = block.calibration.pop(name)
-    block.held_out.pop(name, None)
-    if not block.shared and statistics not in block.calibration.values():
-        forget_hessians()
+def _let_go(block: BlockStatistics) -> None:
+    """Drops what is left of a block's statistics, which the walk would hold while it runs the next block."""
+    block.calibration.clear()
+    block.held_out.clear()
 
 
 def analyze_model(
@@ -233,7 +228,7 @@ def analyze_model(
         owners = divide(block.layers, block.calibration)
         for records in exchange(owners, partial(_measure_all, block, settings)):
             yield from records
-        forget_hessians()
+        _let_go(block)
 
 
 def _measure_all(block: BlockStatistics, settings: Sequence[Settings], number: int) -> list[LayerRecord]:

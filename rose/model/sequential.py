@@ -20,7 +20,6 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
-from rose.layer.methods.toolkit import forget_hessians
 from rose.layer.statistics import InputStatistics
 from rose.model.capture import BlockStatistics, Walk, no_input
 from rose.model.distributed import sum_statistics
@@ -132,7 +131,6 @@ class _Block:
 
     def _open(self, layer: PrunableLayer) -> Iterator[BlockStatistics]:
         """Every batch waits: prunes the layer that the first of them waits for, and lets those at it go on."""
-        forget_hessians()  # of the inputs before
         self.complete = self.arriving.pop(layer.name)
         sum_statistics(self.complete, layer.name)
         yield self._turn(layer)
@@ -152,5 +150,5 @@ class _Block:
         after = self._work_done()
         known = {stream: {layer.name: found} for stream, found in self.complete.items()}
         return BlockStatistics(
-            self.index, [layer], known.get("calibration", {}), known.get("held_out", {}), (before, after), shared=True
+            self.index, [layer], known.get("calibration", {}), known.get("held_out", {}), (before, after)
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from threading import Lock
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -16,22 +17,25 @@ from rose.layer.pattern import Pattern, smallest, smallest_per_group, smallest_p
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import block_budget, layer_budget, sweep
 
+# Of the last two statistics, each with its tokens and damping. They die with the statistics, as they are the largest
+# thing in memory.
+_remembered: WeakKeyDictionary[InputStatistics, tuple[tuple[int, float], DampedHessian]] = WeakKeyDictionary()
+_lock = Lock()  # the app's sessions prune in threads of their own
+
 
 def damped_hessian(statistics: InputStatistics, damping: float) -> DampedHessian:
-    """The damped Hessian of these inputs. Layers and methods that share inputs come one after another, so the last
-    two are remembered."""
-    return _damped(statistics, statistics.tokens, damping)
-
-
-@lru_cache(maxsize=2)
-def _damped(statistics: InputStatistics, _tokens: int, damping: float) -> DampedHessian:
-    """`_tokens` tells statistics that have grown since from those that have not."""
-    return damp(statistics.hessian, damping)
-
-
-def forget_hessians() -> None:
-    """Lets go of the remembered Hessians and their factors, the largest thing in memory."""
-    _damped.cache_clear()
+    """The damped Hessian of these inputs, remembered: layers and methods that share inputs come one after another."""
+    key = (statistics.tokens, damping)  # tokens tell whether the statistics have grown since
+    with _lock:
+        found = _remembered.get(statistics)
+    if found is None or found[0] != key:
+        found = key, damp(statistics.hessian, damping)
+        with _lock:
+            _remembered.pop(statistics, None)
+            for older in list(_remembered)[:-1]:
+                del _remembered[older]
+            _remembered[statistics] = found
+    return found[1]
 
 
 def _factorize(statistics: InputStatistics, damping: float, order: Order) -> tuple[DampedHessian, Tensor]:
