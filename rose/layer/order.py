@@ -29,7 +29,7 @@ class Order:
     Attributes:
         permutation: (in,) int64; `permutation[k]` is the original column visited at step k.
         widths: block widths in the order visited. A narrow block that moves keeps its width.
-        name: how the order is called in reports.
+        name: what reports call it.
     """
 
     permutation: Tensor
@@ -48,7 +48,7 @@ class Order:
 
 @dataclass(frozen=True)
 class OrderPlan:
-    """What pre-pruning says about a layer, and the order ROSE draws from it.
+    """What pre-pruning says about a layer, and the order that ROSE derives from it.
 
     Attributes:
         importance: S, (out, in) float32.
@@ -222,7 +222,7 @@ def _natural_columns(plan: OrderPlan) -> list[Tensor]:
 
 
 def natural(plan: OrderPlan, ascending: bool = False) -> Order:
-    """Left to right, as SparseGPT prunes; ascending has no meaning here."""
+    """Left to right, as SparseGPT prunes; `ascending` has no effect."""
     return _join_blocks(plan, _natural_columns(plan), torch.arange(len(plan.block_width)), "natural")
 
 
@@ -291,11 +291,11 @@ ORDERS: dict[str, Callable[[OrderPlan, bool], Order]] = {
 
 
 def register_order(name: str) -> Callable[[OrderFunction], OrderFunction]:
-    """Decorator that makes an order available everywhere by name, and with "_ascending" behind it.
+    """Decorator that makes an order available everywhere by name, and ascending as NAME_ascending.
 
-    The function takes an `OrderPlan` and whether the order is to be the other way round, and returns an `Order`, or a
-    permutation of the columns for blocks of the plan's own widths; `sort_columns` makes one from a score. What it
-    returns is checked each time. The last registration of a name wins.
+    The function takes an `OrderPlan` and whether to sort ascending, and returns an `Order`, or a permutation of the
+    columns for blocks of the plan's own widths; `sort_columns` makes one from a score. Every order returned is checked.
+    The last registration of a name wins.
 
     Raises:
         RoseError: a name that is not one word, or that `make_order` reads as something else.
@@ -320,7 +320,7 @@ def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> 
     """An order by name, "random:SEED", or a permutation of the columns.
 
     Raises:
-        RoseError: unknown name; not a permutation; an order that tears N:M groups apart.
+        RoseError: unknown name; not a permutation; an order that splits N:M groups.
     """
     if not isinstance(order, str):
         return _checked(plan, order)

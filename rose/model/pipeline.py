@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -101,30 +100,18 @@ def prune_model(
     start = time.perf_counter()
     share = ALLOCATION_SHARE[allocation]
 
-    def run() -> dict[str, Any]:
-        return describe_run(
-            model,
-            tokens,
-            held_out,
-            selected,
-            settings,
-            allocation=allocation,
-            true_sequential=true_sequential,
-        )
+    chosen = {"allocation": allocation, "true_sequential": true_sequential}
+    run = partial(describe_run, model, tokens, held_out, selected, settings, **chosen)
 
     def dense_patterns() -> dict[str, Pattern]:
         dense = part_callback(progress, start, 0, share, "allocate")
-        calibration = {"calibration": streams["calibration"]}
+        own = {"calibration": streams["calibration"]}
+
+        def visit() -> Iterator[BlockStatistics]:
+            return start_walk(model, own, selected, dense).visit_dense()
+
         tick = share_callback(progress, len(selected), start, share)
-        found = allocate(
-            model,
-            tokens,
-            selected,
-            settings.pattern,
-            allocation,
-            lambda: start_walk(model, calibration, selected, dense).visit_dense(),
-            tick,
-        )
+        found = allocate(model, tokens, selected, settings.pattern, allocation, visit, tick)
         return from_first(lambda: found)
 
     with open_checkpoint(model, checkpoint, run) as kept:

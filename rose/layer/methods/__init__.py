@@ -1,7 +1,7 @@
 """The registry of pruning methods: one function per method, one signature.
 
-A method takes a layer's weight, what calibration knows of its input, and the settings; it returns a
-`LayerResult`. It knows nothing of models. `@register(...)` makes it available everywhere: `prune_layer`,
+A method takes a layer's weight, the statistics of its input, and the settings; it returns a `LayerResult`. It knows
+nothing of models. `@register(...)` makes it available everywhere: `prune_layer`,
 `prune_model`, the command line and the app read the registry.
 
 Every module of this folder is imported, so a file with `@register` in it is all that a new method takes.
@@ -25,10 +25,10 @@ from rose.layer.statistics import InputStatistics, as_statistics, is_finite
 from rose.layer.sweep import SweepTrace
 
 BUDGETS = ("block", "layer")
-# For whoever wants the pruned model and not the study of one method: the least error among our own, for the cost of
+# For people who want a pruned model rather than a comparison: the least error among our own methods, for the cost of
 # about four sweeps. `python -m tests.benchmarks.orders` and `python -m rose compare` measure it.
 RECOMMENDED = "rose_dealt"
-_FIRST = ("rose", "sparsegpt", "sensitivity", "magnitude_and_wanda")  # the order of every list; others by name
+_FIRST = ("rose", "sparsegpt", "magnitude_and_wanda")  # the order of every list; others by name
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,23 @@ class Settings:
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What became of one layer.
+    """The result of pruning one layer.
 
     Attributes:
         weight: Ŵ, (out, in), dtype of W.
         mask: True = removed, (out, in).
         relative_error: tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) on calibration inputs, without damping.
-        column_error: Σ_rows e², (in,), original column order, under the damped H; sums to tr(ΔW H ΔWᵀ) + λ‖ΔW‖².
-        block_error: the same per block, in the order visited; its running sum is the error against pruned blocks.
+        column_error: Σ_rows e² under the damped H, (in,), in original column order; sums to tr(ΔW H ΔWᵀ) + λ‖ΔW‖²
+            over live columns. Methods that do not sweep get the e that a sweep in natural order would have with their
+            ΔW; a refit those of its order.
+        block_error: the same per block, in the order of `order`; after a sweep its running sum is the error against
+            pruned blocks.
         plan: losses, relative range and whether the layer is columnar.
-        order: the columns and blocks as visited.
+        order: the columns and blocks as visited; natural where nothing sweeps.
         budget: "block", "layer", or "row" where each output row gives up the same number.
         damping: what was used, relative to the mean of diag(H); above the request where H was singular.
         added_damping: λ, absolute.
-        trace: the sweep as it went, where asked for.
+        trace: the recorded sweep, if asked for.
         low_rank: factors (out, rank) and (rank, in) that `weight` contains besides its sparse part, None for
             every method that only removes weights; `mask` is then that of the sparse part.
         method: name in the registry, which fills it in.
@@ -121,8 +124,7 @@ class Method:
         prune: (W, statistics, settings) -> LayerResult.
         sweeps: whether `order` and `budget` apply.
         options: what else can be chosen, by name.
-        work: how many sweeps take as long, for estimates of time; those of the project were measured on 576 × 576,
-            1536 × 576 and 576 × 1536.
+        work: running time in sweeps, for estimates; measured on 576 × 576, 1536 × 576 and 576 × 1536.
     """
 
     name: str

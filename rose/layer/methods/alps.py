@@ -18,7 +18,7 @@ from rose.layer.statistics import InputStatistics
 FIRST_PENALTY = 0.1
 LEAST_PENALTY, MOST_PENALTY = 1e-6, 1e6
 ITERATIONS = 300
-CHECK_EVERY = 3  # iterations between two looks at the support
+CHECK_EVERY = 3  # iterations between two comparisons of the support
 SETTLED_AFTER, SETTLED = 30, 0.0003  # from this iteration on, so small a change of the support ends the search
 FINAL_STEPS = 10  # of conjugate gradients
 
@@ -47,7 +47,7 @@ def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tens
 
     B = (W M − V + ρ D)(M + ρ I)⁻¹, D = B + V/ρ without its smallest entries, V += ρ (B − D). Every third iteration
     ρ grows by a factor of 1.3, 1.2 or 1.1 as the support still changes by more than 10 %, by more than 0.5 %, or by
-    less. A start at which it changes by less than 0.5 % had too large a ρ, and is repeated with a fifth of it.
+    less. If it changes by less than 0.5 % from the start, ρ was too large, and the search restarts with a fifth of it.
 
     Args:
         weight: W, (out, in) float32.

@@ -13,8 +13,7 @@ from rose.layer.methods import LayerResult, Settings, register
 from rose.layer.methods.toolkit import prune_by_sweep
 from rose.layer.statistics import InputStatistics
 
-# SparseGPT, ROSE and rose_global, and each order of them with the other budget where that is any good. The first of
-# equals wins.
+# SparseGPT, ROSE and rose_global, and their orders with the other budget where that can win. Of equals the first wins.
 CANDIDATES = (
     ("natural", "block"),
     ("two_level", "block"),

@@ -13,7 +13,7 @@ from rose.layer.methods.toolkit import mask_by_score, measured_result, prune_by_
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 
-SPARE = 8  # directions followed beyond the rank, so that one that rises into it is already there
+SPARE = 8  # directions tracked beyond the rank, so that one that grows into it is known already
 SUBSPACE_STEPS = 2
 
 
@@ -81,8 +81,8 @@ def _stored_share(pattern: Pattern, rank_ratio: float) -> float:
 def decompose(matrix: Tensor, rank: int, pattern: Pattern, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     """Alternates L = best rank-r approximation of M − S, S = M − L without its smallest entries.
 
-    On wide layers the approximation is followed from one alternation to the next rather than found anew, see
-    `_next_low_rank`; what is left over in the end is the same within a few tenths of a per cent.
+    On wide layers the approximation is updated from one alternation to the next rather than recomputed, see
+    `_next_low_rank`; the final error is the same within a few tenths of a per cent.
 
     Args:
         matrix: M, (out, in) float32.
@@ -104,15 +104,15 @@ def decompose(matrix: Tensor, rank: int, pattern: Pattern, iterations: int) -> t
 def _next_low_rank(matrix: Tensor, rank: int, basis: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Factors of the best approximation, from the leading left directions of the last alternation where known.
 
-    L moves little between alternations, so a few steps of subspace iteration from the last basis, which is wider than
-    the rank, find it again at a small part of the cost of a decomposition.
+    L changes little between alternations, so a few steps of subspace iteration from the last basis, which is wider than
+    the rank, find it at a fraction of the cost of a decomposition.
 
     Args:
         matrix: (out, in).
         basis: (out, rank + `SPARE`) with orthonormal columns, or None.
 
     Returns:
-        Factors (out, rank) and (rank, in), and the next basis; None where a narrow layer makes it not worth it.
+        Factors (out, rank) and (rank, in), and the next basis; None if the layer is too narrow for it to pay.
     """
     wide = rank + SPARE
     if rank == 0 or 4 * wide > min(matrix.shape):

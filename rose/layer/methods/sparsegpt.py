@@ -1,4 +1,4 @@
-"""SparseGPT: one sweep from left to right, see `rose.layer.sweep`."""
+"""SparseGPT: one sweep from left to right, see `rose.layer.sweep`; and the same with other masks."""
 
 from __future__ import annotations
 
@@ -18,3 +18,17 @@ from rose.layer.statistics import InputStatistics
 def sparsegpt(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Natural order, block budget."""
     return prune_by_sweep(weight, statistics, settings, order="natural", budget="block")
+
+
+@register(
+    "sensitivity",
+    "Sensitivity-aware",
+    "SparseGPT with masks chosen by w²·(H_jj + 1/[H⁻¹]_jj), the improved saliency of Shao et al. 2024.",
+    sweeps=True,
+)
+def sensitivity(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """Natural order, block budget; the sum of the saliencies of Optimal Brain Damage and Surgeon decides.
+
+    As in SparseGPT's sweep, [H⁻¹]_jj is that of the columns not yet visited, which is U_jj².
+    """
+    return prune_by_sweep(weight, statistics, settings, order="natural", budget="block", sum_saliency=True)

@@ -1,4 +1,4 @@
-"""What methods are made of: the damped Hessian of a layer, a sweep or a mask, and the result that tells of it."""
+"""What methods are made of: the damped Hessian of a layer, a sweep or a mask, and the measured result."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def sweep_and_factor(
     budget: str,
     sum_saliency: bool = False,
 ) -> tuple[LayerResult, DampedHessian, Tensor]:
-    """As `prune_by_sweep`; also the damped Hessian, and U for the order visited, for those who go on from there."""
+    """As `prune_by_sweep`; also the damped Hessian, and U for the order visited, for what continues from there."""
     plan = _plan(weight, statistics, settings)
     wanted = settings.order if settings.order is not None else order
     visited = plan.order if isinstance(wanted, str) and wanted == "rose" else make_order(plan, wanted)
@@ -147,7 +147,7 @@ def mask_by_score(score: Tensor, pattern: Pattern, budget: str) -> Tensor:
 def prune_by_mask(
     weight: Tensor, statistics: InputStatistics, settings: Settings, mask: Tensor, *, budget: str
 ) -> LayerResult:
-    """Sets the masked weights to zero and leaves the others as they are; measured like a sweep in natural order."""
+    """Sets the masked weights to zero and leaves the others as they are; see `measured_result`."""
     return measured_result(weight, weight.masked_fill(mask, 0), mask, statistics, settings, budget=budget)
 
 
@@ -161,11 +161,11 @@ def measured_result(
     budget: str,
     low_rank: tuple[Tensor, Tensor] | None = None,
 ) -> LayerResult:
-    """The result of a method that does not sweep: its errors are accounted as by a sweep in natural order.
+    """The result of a method that does not sweep. Its column errors are those of a sweep in natural order.
 
     Args:
         weight, pruned: W and Ŵ, (out, in), same dtype.
-        mask: True = removed, of the sparse part where there are factors.
+        mask: True = removed, (out, in); that of the sparse part if there are factors.
     """
     plan = _plan(weight, statistics, settings)
     damped = damped_hessian(statistics, settings.damping)
