@@ -208,11 +208,18 @@ class _Recorder:
 
 @contextlib.contextmanager
 def _replaced(blocks: nn.ModuleList, forwards: list[Callable[..., Any]]) -> Iterator[None]:
-    """Replaces the blocks' forward functions for a while."""
+    """Replaces the blocks' forward functions for a while.
+
+    A block may have a forward function of its own besides its class's: accelerate puts its hooks there.
+    """
+    own = [vars(block).get("forward") for block in blocks]
     for block, forward in zip(blocks, forwards, strict=True):
         block.forward = forward
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward  # the class's own shows again
+        for block, before in zip(blocks, own, strict=True):
+            if before is None:
+                del block.forward  # the class's own shows again
+            else:
+                block.forward = before
