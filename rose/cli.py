@@ -16,6 +16,7 @@ from rich.console import Console
 
 import rose
 from rose import commands
+from rose.layer.allocation import DENSITY_SPREAD
 from rose.layer.methods import BUDGETS
 from rose.layer.order import order_names
 from rose.model.allocation import ALLOCATIONS
@@ -190,9 +191,10 @@ def _pruning_options(parser: argparse.ArgumentParser, sparsity: str = "0.7") -> 
 def _walk_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allocation",
-        choices=ALLOCATIONS,
         default="uniform",
-        help="how layers share the sparsity: the same for all, by outliers, by curvature (default: %(default)s)",
+        metavar="RULE",
+        help=f"how layers share the sparsity: {', '.join(ALLOCATIONS)}; sensitivity:ALPHA sets how far layers may "
+        f"differ, sensitivity is sensitivity:{DENSITY_SPREAD:g} (default: %(default)s)",
     )
     parser.add_argument(
         "--true-sequential",

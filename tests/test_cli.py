@@ -291,6 +291,8 @@ def test_python_dash_m_rose_reports_bad_input_in_one_line():
         (["prune", "--sparsity", "7", "--output", "out"], "from 0 to 1"),
         (["prune", "--option", "speed", "--output", "out"], "NAME=VALUE"),
         (["prune", "--allocation", "owl", "--sparsity", "2:4", "--output", "out"], "2:4 fixes the ratio"),
+        (["prune", "--allocation", "random", "--output", "out"], "must be one of uniform, owl, sensitivity"),
+        (["prune", "--allocation", "sensitivity:2", "--output", "out"], "number from 0 to 1, not '2'"),
         (["prune", "--damping", "-1", "--output", "out"], "Damping must be"),
         (["analyze", "--methods", ","], "--methods names nothing"),
         (["analyze", "--threshold", "3"], "threshold on the relative range"),

@@ -10,7 +10,7 @@ from rose.errors import RoseError
 
 OUTLIER_FACTOR = 5.0  # M of OWL
 OWL_SPREAD = 0.08  # λ of OWL
-DENSITY_SPREAD = 0.1  # α of the sensitivity-aware allocation
+DENSITY_SPREAD = 0.1  # α of the sensitivity-aware allocation, where none is given
 
 
 def outlier_share(scores: Sequence[Tensor]) -> float:
@@ -36,13 +36,14 @@ def owl_ratios(shares: Sequence[float], ratio: float) -> list[float]:
     return [ratio - value + mean for value in scaled]
 
 
-def sensitivity_ratios(sensitivities: Sequence[float], ratio: float) -> list[float]:
+def sensitivity_ratios(sensitivities: Sequence[float], ratio: float, spread: float = DENSITY_SPREAD) -> list[float]:
     """Densities from 1 − ratio − α to 1 − ratio + α, linear in the rank of the sensitivity (Shao et al. 2024,
     section 3.3). Ties by position; a single layer gets the target.
 
     Args:
-        sensitivities: of each layer, larger = keep more.
+        sensitivities: of each layer, |mean trace of the loss Hessian| / size; larger = keep more.
         ratio: the target.
+        spread: α.
     """
     last = len(sensitivities) - 1
     if last < 1:
@@ -50,7 +51,7 @@ def sensitivity_ratios(sensitivities: Sequence[float], ratio: float) -> list[flo
     ranked = sorted(range(last + 1), key=lambda i: sensitivities[i])
     ratios = [0.0] * (last + 1)
     for rank, layer in enumerate(ranked):
-        ratios[layer] = ratio + DENSITY_SPREAD * (1 - 2 * rank / last)
+        ratios[layer] = ratio + spread * (1 - 2 * rank / last)
     return ratios
 
 

@@ -22,7 +22,7 @@ from rose.layer.options import Value
 from rose.layer.parts import forget_hessians
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
-from rose.model.allocation import allocate, check_allocation
+from rose.model.allocation import allocate, check_allocation, parse_allocation
 from rose.model.capture import BlockStatistics, check_streams, start_walk, statistics_of, visit_blocks
 from rose.model.checkpoint import describe_run, open_checkpoint
 from rose.model.distributed import divide, exchange, from_first, send_weights
@@ -65,8 +65,8 @@ def prune_model(
         block_size, damping, threshold, order, budget, options: see `rose.prune_layer`.
         allocation: "uniform", the same ratio in every layer; "owl", by the outliers of each decoder block, which
             costs one more pass over the dense model; "sensitivity", by the curvature of the loss, which costs two
-            backward passes over 512 tokens of 16 samples. The whole comes out at the asked ratio. See
-            `rose.model.allocation`.
+            backward passes over 512 tokens of 16 samples. "sensitivity:0.05" spreads densities by α = 0.05 up and
+            down, not 0.1. The whole comes out at the asked ratio. See `rose.model.allocation`.
         true_sequential: calibrate each layer on the pruned layers before it in its own decoder block too (GPTQ's
             mode of that name). One pass for each decoder block, not two, for more memory; see `rose.model.sequential`.
         held_out: further tokens, (samples, length), on which each layer's error is measured too. Method "measured"
@@ -94,14 +94,15 @@ def prune_model(
         options=options,
     )
     check_allocation(allocation, settings.pattern)
-    if is_streamed(model) and allocation == "sensitivity":
+    rule = parse_allocation(allocation).rule
+    if is_streamed(model) and rule == "sensitivity":
         raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
     selected = select_layers(model, layers)
     for layer in selected:
         settings.pattern.check(layer.weight.shape[1], block_size)
     check_streams(model, tokens, held_out)  # the walk does too, but then a checkpoint is this run's already
     start = time.perf_counter()
-    share = ALLOCATION_SHARE[allocation]
+    share = ALLOCATION_SHARE[rule]
 
     def run() -> dict[str, Any]:
         return describe_run(
