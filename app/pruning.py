@@ -28,6 +28,7 @@ from app.jobs import Job, acquire
 from app.request import HELD_OUT, Request, estimate_pair, evaluation_seconds, run_name
 from app.study import LoadedModel, Setup
 from rose.layer.methods import get_method
+from rose.model.calibration import cut_windows, first_token
 from rose.model.generation import continue_prompt
 from rose.model.loading import check_output
 

@@ -20,7 +20,7 @@ from rose.layer.allocation import DENSITY_SPREAD
 from rose.layer.methods import BUDGETS
 from rose.layer.order import order_names
 from rose.model.allocation import ALLOCATIONS
-from rose.model.calibration import SOURCES
+from rose.model.calibration import BOS, SOURCES
 from rose.model.distributed import choose_gpu, launched_place, process_group
 from rose.model.loading import DTYPES
 from rose.model.zero_shot import TASKS
@@ -123,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--text", metavar="TEXT", help=f"measure perplexity on it: {_text_help()}")
     evaluate.add_argument("--length", type=int, default=2048, help="tokens per window (default: %(default)s)")
     _window_options(evaluate)
+    _bos_option(evaluate)
     evaluate.add_argument(
         "--tasks",
         nargs="*",
@@ -173,6 +174,17 @@ def _calibration_options(parser: argparse.ArgumentParser, seeds: bool = False) -
         type=int,
         default=4,
         help="further windows to measure errors on, 0 for none (default: %(default)s)",
+    )
+    _bos_option(parser)
+
+
+def _bos_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bos",
+        choices=BOS,
+        default="auto",
+        help="begin windows with the beginning-of-sequence token: auto, where the tokenizer puts it in front of a "
+        "user's text (default: %(default)s)",
     )
 
 

@@ -102,6 +102,13 @@ def check_tokens(model: nn.Module, tokens: Tensor) -> None:
         )
 
 
+def bos_in_front(model: nn.Module, tokens: Tensor) -> int | None:
+    """The model's beginning-of-sequence token where every sample, (samples, length), begins with it, else None."""
+    known = getattr(text_config(model), "bos_token_id", None)
+    first = tokens[0, 0].item()
+    return int(first) if first == known and bool((tokens[:, 0] == first).all()) else None
+
+
 def _first(output: Any) -> Tensor:
     """The hidden states of what a block returns: a tensor, or a sequence that begins with it."""
     return output[0] if isinstance(output, (tuple, list)) else output

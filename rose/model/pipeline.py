@@ -26,6 +26,7 @@ from rose.model.allocation import allocate, check_allocation, parse_allocation
 from rose.model.capture import BlockStatistics, check_streams, start_walk, statistics_of, visit_blocks
 from rose.model.checkpoint import describe_run, open_checkpoint
 from rose.model.distributed import divide, exchange, from_first, send_weights
+from rose.model.forward import bos_in_front
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
 from rose.model.residence import is_streamed
 from rose.model.sequential import visit_sequentially
@@ -154,6 +155,7 @@ def prune_model(
         threshold=threshold,
         samples=tokens.shape[0],
         length=tokens.shape[1],
+        bos_token=bos_in_front(model, tokens),
         held_out_samples=0 if held_out is None else held_out.shape[0],
         device=str(walk.device),
         seconds=kept.seconds + time.perf_counter() - start,
