@@ -16,10 +16,11 @@ from rich.console import Console
 
 import rose
 from rose import commands
+from rose.layer.allocation import DENSITY_SPREAD
 from rose.layer.methods import BUDGETS
 from rose.layer.order import order_names
 from rose.model.allocation import ALLOCATIONS
-from rose.model.calibration import SOURCES
+from rose.model.calibration import BOS, SOURCES
 from rose.model.distributed import choose_gpu, launched_place, process_group
 from rose.model.loading import DTYPES
 from rose.model.zero_shot import TASKS
@@ -122,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--text", metavar="TEXT", help=f"measure perplexity on it: {_text_help()}")
     evaluate.add_argument("--length", type=int, default=2048, help="tokens per window (default: %(default)s)")
     _window_options(evaluate)
+    _bos_option(evaluate)
     evaluate.add_argument(
         "--tasks",
         nargs="*",
@@ -173,6 +175,17 @@ def _calibration_options(parser: argparse.ArgumentParser, seeds: bool = False) -
         default=4,
         help="further windows to measure errors on, 0 for none (default: %(default)s)",
     )
+    _bos_option(parser)
+
+
+def _bos_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bos",
+        choices=BOS,
+        default="auto",
+        help="begin windows with the beginning-of-sequence token: auto, where the tokenizer puts it in front of a "
+        "user's text (default: %(default)s)",
+    )
 
 
 def _pruning_options(parser: argparse.ArgumentParser, sparsity: str = "0.7") -> None:
@@ -190,9 +203,10 @@ def _pruning_options(parser: argparse.ArgumentParser, sparsity: str = "0.7") -> 
 def _walk_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allocation",
-        choices=ALLOCATIONS,
         default="uniform",
-        help="how layers share the sparsity: the same for all, by outliers, by curvature (default: %(default)s)",
+        metavar="RULE",
+        help=f"how layers share the sparsity: {', '.join(ALLOCATIONS)}; sensitivity:ALPHA sets how far layers may "
+        f"differ, sensitivity is sensitivity:{DENSITY_SPREAD:g} (default: %(default)s)",
     )
     parser.add_argument(
         "--true-sequential",

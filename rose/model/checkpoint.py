@@ -36,6 +36,7 @@ from rose.layer.pattern import Pattern
 from rose.model.activations import Activations, DiskActivations, MemoryActivations
 from rose.model.distributed import all_agree, from_first, place, processes
 from rose.model.durable import GOES_ON, TEMPORARY, DamagedFile, digest, explained, read_tensors, write_tensors
+from rose.model.forward import bos_in_front
 from rose.model.residence import residence_of
 from rose.model.structure import LEFT, RIGHT, PrunableLayer, low_rank_tensors
 from rose.report import LayerRecord, write_atomically
@@ -288,6 +289,7 @@ def describe_run(
         "budget": settings.budget,
         "options": dict(settings.options),
         "layers": [layer.name for layer in layers],
+        "bos_token": bos_in_front(model, tokens),
         "tokens": digest({"tokens": tokens}),
         "held_out": None if held_out is None else digest({"tokens": held_out}),
         "model": residence_of(model).fingerprint(),
