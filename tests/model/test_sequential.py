@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 import rose
 from rose.layer.error import relative_error
-from rose.model.capture import start_walk
+from rose.model.capture import check_streams, start_walk
 from rose.model.durable import digest
 from rose.model.sequential import visit_sequentially
-from rose.model.structure import PrunableLayer
+from rose.model.structure import PrunableLayer, select_layers
 from tests.model.families import DENSE, LENGTH, logits, make_model, make_tokens
 from tests.model.test_families import hooked_inputs
 
@@ -139,7 +139,7 @@ def test_every_expert_sees_all_of_its_tokens(gather: bool, monkeypatch: pytest.M
     monkeypatch.setattr("rose.model.forward.BATCH_TOKENS", LENGTH)  # one sample a batch
     tokens, held_out = make_tokens(8), make_tokens(4, seed=3)
     model, by_hand = routed_model(gather), routed_model(gather)
-    walk = start_walk(model, tokens, held_out, None, None)
+    walk = start_walk(model, check_streams(model, tokens, held_out), select_layers(model, None), None)
     pruned, expert_tokens = [], []
     for block in visit_sequentially(walk):
         (layer,) = block.layers
