@@ -15,7 +15,9 @@ say of GᵀX_p is noisy, and the correction has hundreds of inputs to fit the no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +56,11 @@ class InputGap:
         self.difference.update(difference)
         self.cross.addmm_(difference.T, x)
 
+    def sum_over(self, add: Callable[[Tensor], Any]) -> None:
+        """Lets `add` replace every accumulator by its sum over processes, in place."""
+        add(self.cross)
+        self.difference.sum_over(add)
+
     def of(self, weight: Tensor) -> Gap:
         """The gap of one of the layers, W (out, in)."""
         weight = weight.float()
@@ -73,6 +80,11 @@ class OutputGap:
         g = gap.detach().reshape(-1, self.cross.shape[0]).to(self.cross)
         self.cross.addmm_(g.T, x)
         self.square += g.square().sum(dtype=torch.float64)
+
+    def sum_over(self, add: Callable[[Tensor], Any]) -> None:
+        """Lets `add` replace every accumulator by its sum over processes, in place."""
+        add(self.cross)
+        add(self.square)
 
     def of(self, weight: Tensor) -> Gap:
         """The gap; it was measured with this very W, (out, in)."""

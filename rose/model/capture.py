@@ -17,6 +17,7 @@ from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.model.activations import Activations
 from rose.model.checkpoint import Storage, blocks_of
+from rose.model.dense import HELD_OUT, BlockDrift, DenseStreams, Watch
 from rose.model.distributed import my_samples, sum_statistics
 from rose.model.forward import Arguments, check_tokens, pick_device, record_inputs, run_block, split_batches
 from rose.model.progress import Meter, ProgressCallback
@@ -97,6 +98,8 @@ class Walk:
         activations: the hidden states.
         first: the decoder block whose inputs `activations` has.
         done: blocks below this one are pruned already and are only run.
+        dense: hidden states of the dense model beside them, where they are needed.
+        drifted: takes the drift after each decoder block.
     """
 
     model: nn.Module
@@ -107,6 +110,8 @@ class Walk:
     activations: Activations
     first: int = 0
     done: int = 0
+    dense: DenseStreams | None = None
+    drifted: Callable[[BlockDrift], None] = field(default=lambda _drift: None)
 
     def visit(self, propagate_again: bool) -> Iterator[BlockStatistics]:
         residence, last = residence_of(self.model), max(self.by_block)
@@ -115,17 +120,18 @@ class Walk:
                 layers = self.by_block.get(index, []) if index >= self.done else []
                 # A pruned block must run twice: once to see its inputs, once to pass on what it now puts out.
                 twice = propagate_again and bool(layers)
-                keep = index < last and not twice
-                found = {
-                    stream: self._pass(stream, block, index, layers, "calibrate", start, 0.45 if twice else 0.95, keep)
-                    for stream, start in self._starts(0.0, 0.45 if twice else 0.95)
-                }
+                if twice:
+                    self.run_dense(block, index)
                 if layers:
+                    end, keep = 0.45 if twice else 0.95, index < last and not twice
+                    found = {
+                        stream: self._pass(stream, block, index, layers, "calibrate", start, end, keep)
+                        for stream, start in self._starts(0.0, end)
+                    }
                     yield BlockStatistics(index, layers, found["calibration"], found.get("held_out", {}))
-                if twice and index < last:
-                    self.pass_on(block, index, 0.55)
-                if index < last:
-                    self.activations.advance(index + 1)
+                if twice or not layers:
+                    self.pass_on(block, index, 0.55 if twice else 0.0)
+                self.leave(index)
 
     def visit_dense(self) -> Iterator[BlockStatistics]:
         """Visits without pruning; tells of every layer visited, and of the end."""
@@ -135,9 +141,35 @@ class Walk:
         self.meter.tell("done", max(self.by_block), 1.0)
 
     def pass_on(self, block: nn.Module, index: int, start: float = 0.0) -> None:
-        """Runs one block over all streams and keeps its outputs; `start`: share of the block's work before."""
+        """Runs one block over all streams and keeps its outputs; `start`: share of the block's work before.
+
+        After the last block only drift asks for the outputs, those of held-out tokens.
+        """
         for stream, begin in self._starts(start, 1.0):
-            self._pass(stream, block, index, [], "propagate", begin, 1.0, keep=True)
+            if index < max(self.by_block) or (stream == HELD_OUT and self.dense):
+                self._pass(stream, block, index, [], "propagate", begin, 1.0, keep=True)
+
+    def run_dense(self, block: nn.Module, index: int, watch: Watch | None = None) -> None:
+        """Runs a block that is still dense on the dense hidden states, where they are needed; see `DenseStreams.run`."""
+        if self.dense:
+            batches = {stream: len(arguments[index]) for stream, arguments in self.arguments.items()}
+            self.dense.begin(index, self.activations, batches)
+            self.dense.run(block, index, self.activations, self.arguments, self.device, *([watch] if watch else []))
+
+    def put_out(self, stream: str, batch: int, index: int, output: Tensor) -> None:
+        """Keeps what a block puts out for one batch, for the next one and for drift."""
+        if index < max(self.by_block):
+            self.activations.write(stream, batch, output)
+        if self.dense:
+            self.dense.compare(stream, batch, output)
+
+    def leave(self, index: int) -> None:
+        """All batches have left a block."""
+        drift = self.dense.block_drift(index) if self.dense else None
+        if drift:
+            self.drifted(drift)
+        if index < max(self.by_block):
+            self.activations.advance(index + 1)
 
     def _starts(self, start: float, end: float) -> list[tuple[str, float]]:
         """Each stream with the share of the block's work that is done before it; held-out samples are few."""
@@ -167,7 +199,7 @@ class Walk:
                 output = run_block(block, hidden, arguments, self.device)
                 collector.end_batch()
                 if keep:
-                    self.activations.write(stream, batch, output.to(hidden.device))
+                    self.put_out(stream, batch, index, output.to(hidden.device))
                 self.meter.tell(stage, index, start + (end - start) * (batch + 1) / len(batches))
         finally:
             collector.close()

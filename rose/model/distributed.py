@@ -123,6 +123,12 @@ def sum_statistics(statistics: Mapping[str, InputStatistics], where: str = "") -
         one.sum_over(dist.all_reduce)
 
 
+def sum_tensor(values: Tensor) -> None:
+    """Replaces a tensor by its sum over processes, in place."""
+    if processes() > 1:
+        dist.all_reduce(values)
+
+
 def divide(layers: Sequence[PrunableLayer], statistics: Mapping[str, InputStatistics]) -> list[int]:
     """Which process prunes each layer: the costliest first, each to the process that would be done with it soonest.
 

@@ -45,8 +45,7 @@ def visit_sequentially(walk: Walk) -> Iterator[BlockStatistics]:
                 yield from _Block(walk, index, block, layers).visit()
             else:
                 walk.pass_on(block, index)
-            if index < last:
-                walk.activations.advance(index + 1)
+            walk.leave(index)
 
 
 @dataclass(eq=False)
@@ -79,6 +78,8 @@ class _Block:
         self.waiting: list[_Batch] = []
         self.statistics: dict[str, InputStatistics] = {}  # [stream], of the layer pruned last
         self.last: list[_Batch] = []  # its readers
+        self.targets = walk.targets and BlockTargets(block, layers, walk.targets)
+        self.input_gaps: dict[str, InputGap] | None = None  # [stream], of the same inputs; None until asked for
 
     @torch.no_grad()
     def visit(self) -> Iterator[BlockStatistics]:
@@ -91,6 +92,7 @@ class _Block:
         by_route = {batch.route: batch for batch in batches}
         hooks = [layer.module.register_forward_pre_hook(self._stop(main, by_route, layer)) for layer in self.layers]
         try:
+            self.walk.run_dense(self.block, self.index, self.targets and self.targets.watch_dense)
             for batch in batches:
                 self._go_on(batch)
             while self.waiting:
@@ -108,8 +110,7 @@ class _Block:
     def _run(self, stream: str, number: int) -> None:
         hidden = self.walk.activations.read(stream, number)
         output = run_block(self.block, hidden, self.walk.arguments[stream][self.index][number], self.walk.device)
-        if self.index < max(self.walk.by_block):
-            self.walk.activations.write(stream, number, output.to(hidden.device))
+        self.walk.put_out(stream, number, self.index, output.to(hidden.device))
 
     def _stop(self, main: greenlet, by_route: dict[greenlet, _Batch], layer: PrunableLayer) -> Callable[..., None]:
         def stop(_module: nn.Module, args: tuple) -> None:

@@ -1,0 +1,123 @@
+"""The dense model beside the pruned one: its hidden states, and how far the pruned ones drift from them.
+
+Both travel through the decoder blocks together. A block runs on the dense hidden states while its weights are still
+dense, so that no second copy of the model is needed. Held-out tokens also show where drift arises: what the dense block
+makes of the pruned hidden states is the drift that is passed on; what the pruned block adds to it arises there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from rose.model.activations import Activations
+from rose.model.distributed import sum_tensor
+from rose.model.forward import Arguments, run_block
+
+HELD_OUT, PASSED_ON = "held_out", "passed_on"
+
+Watch = Callable[[str, int, Tensor], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class BlockDrift:
+    """Drift of the residual stream after one decoder block, on held-out tokens.
+
+    Each is a mean over tokens of ‖Δh‖²/‖h_d‖², because the norms in front of all layers see every token relative to its
+    own length; a ratio of sums would be that of a few tokens with massive activations.
+
+    Attributes:
+        block_index: which decoder block.
+        drift: Δh = h_p − h_d, the pruned against the dense model's hidden states.
+        passed_on: Δh = f_d(x_p) − h_d: what the dense block would have made of the drift that it received.
+        arisen: Δh = h_p − f_d(x_p): what pruning this block added; negatively correlated with what was passed on where
+            layers repair earlier errors, and then `drift` is below `passed_on`.
+    """
+
+    block_index: int
+    drift: float
+    passed_on: float
+    arisen: float
+
+
+@dataclass
+class DenseStreams:
+    """The hidden states of the dense model, for the streams that need them.
+
+    Attributes:
+        activations: where they are kept; the inputs of the decoder block that comes next.
+        names: "held_out" for drift, and "calibration" where targets are dense.
+        begun: whether they may differ from the pruned model's yet.
+    """
+
+    activations: Activations
+    names: tuple[str, ...]
+    begun: bool = False
+    _sums: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
+
+    def begin(self, index: int, pruned: Activations, batches: Mapping[str, int]) -> None:
+        """At the first decoder block that loses weights: until here both models are the same."""
+        if self.begun:
+            return
+        for stream in self.names:
+            for batch in range(batches[stream]):
+                self.activations.write(stream, batch, pruned.read(stream, batch))
+        self.activations.advance(index)
+        self.begun = True
+
+    @torch.no_grad()
+    def run(
+        self,
+        block: nn.Module,
+        index: int,
+        pruned: Activations,
+        arguments: Mapping[str, Sequence[Sequence[Arguments]]],
+        device: torch.device,
+        watch: Watch = lambda _stream, _batch, _hidden: nullcontext(),
+    ) -> None:
+        """Runs a decoder block with its dense weights, before it is pruned.
+
+        Args:
+            pruned: the pruned model's inputs of this block.
+            arguments: by stream, [block][batch].
+            watch: entered around the pass of each batch, with its stream, number and input.
+        """
+        for stream in self.names:
+            for batch, others in enumerate(arguments[stream][index]):
+                hidden = self.activations.read(stream, batch)
+                with watch(stream, batch, hidden):
+                    output = run_block(block, hidden, others, device)
+                self.activations.write(stream, batch, output.to(hidden.device))
+                if stream == HELD_OUT:
+                    received = pruned.read(stream, batch)
+                    passed = run_block(block, received, others, device)
+                    self.activations.write(PASSED_ON, batch, passed.to(received.device))
+        self.activations.advance(index + 1)
+
+    def compare(self, stream: str, batch: int, output: Tensor) -> None:
+        """Takes what the pruned block puts out for one batch; only held-out tokens are compared."""
+        if stream != HELD_OUT or HELD_OUT not in self.names or not self.begun:
+            return
+        pruned = output.double()
+        dense = self.activations.read(HELD_OUT, batch).to(pruned)
+        passed = self.activations.read(PASSED_ON, batch).to(pruned)
+        length = dense.square().sum(-1)
+        found = [
+            ((one - other).square().sum(-1) / length).sum()
+            for one, other in ((pruned, dense), (passed, dense), (pruned, passed))
+        ]
+        tokens = torch.tensor(float(length.numel()), dtype=torch.float64, device=pruned.device)
+        self._sums += torch.stack([*found, tokens]).cpu()
+
+    def block_drift(self, index: int) -> BlockDrift | None:
+        """What `compare` has gathered since the last call; None where nothing was compared."""
+        sums, self._sums = self._sums, torch.zeros_like(self._sums)
+        if HELD_OUT not in self.names or not self.begun:
+            return None
+        sum_tensor(sums)
+        drift, passed_on, arisen = (float(value) for value in sums[:3] / sums[3])
+        return BlockDrift(index, drift, passed_on, arisen)
