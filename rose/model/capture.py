@@ -1,4 +1,4 @@
-"""What the layers of a model read: a walk over its decoder blocks that gathers input statistics.
+"""A walk over the decoder blocks of a model that gathers statistics of what its layers read.
 
 Only one decoder block is on the device at a time.
 """
@@ -211,7 +211,7 @@ def start_walk(
     progress: ProgressCallback | None,
     kept: Storage | None = None,
 ) -> Walk:
-    """Records the inputs of the first decoder block, or goes on where a checkpoint has got to.
+    """Records the inputs of the first decoder block, or resumes from a checkpoint.
 
     `streams`: as from `check_streams`; `layers`: as from `select_layers`.
     """
@@ -236,7 +236,7 @@ def start_walk(
 
 
 def _drop(_batch: int, _hidden: Tensor) -> None:
-    """Takes embedded tokens that are not needed, because the run goes on further up."""
+    """Discards embedded tokens: a resumed run starts at a later block."""
 
 
 def visit_blocks(

@@ -1,4 +1,4 @@
-"""A pruning run that can be killed at any moment and goes on where it was, to the same bits.
+"""A pruning run that can be killed at any moment and resumed, with the same result to the bit.
 
 The folder holds
 
@@ -7,11 +7,11 @@ The folder holds
     block-00007.safetensors     pruned weights of one decoder block's layers, their records, the time spent so far
     activations-00008/          the inputs of the decoder block that comes next, a file per batch
 
-Every file is written beside, forced to the disk and renamed, so that a kill leaves whole files only. The hidden states
-are kept, and not only recomputed, because going on should cost seconds and not up to a third of the run; from the disk
-they are the same bits. Where they are missing or damaged, the pruned blocks are run again: the weights are what counts.
+Every file is written under a temporary name, forced to the disk and renamed, so that a kill leaves whole files only.
+Hidden states are stored because recomputing them would take up to a third of the run; read back, they are the same
+bits. If they are missing or damaged, the pruned blocks are run again: only the weights are indispensable.
 
-Several processes of one run share a folder, so they must see the same files: the first writes weights, and each keeps
+Several processes of one run share a folder, so they must see the same files: the first writes weights, and each stores
 the hidden states of its own samples in a folder of its own, such as 1-of-4/.
 """
 

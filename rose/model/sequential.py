@@ -144,7 +144,7 @@ class _Block:
         return 0.95 * len(self.pruned) / len(self.layers)
 
     def _turn(self, layer: PrunableLayer) -> BlockStatistics:
-        """What is handed out when a layer's turn has come; from now on it counts as pruned."""
+        """What is yielded when it is a layer's turn; from now on it counts as pruned."""
         before = self._work_done()
         self.pruned.add(layer.name)
         after = self._work_done()
