@@ -207,7 +207,7 @@ def start_walk(
     progress: ProgressCallback | None,
     kept: NoCheckpoint | None = None,
 ) -> Walk:
-    """Records the inputs of the first decoder block, or goes on where a checkpoint has got to."""
+    """Records the inputs of the first decoder block, or resumes where a checkpoint ends."""
     kept = kept or NoCheckpoint()
     streams = check_streams(model, tokens, held_out)
     chosen = select_layers(model, layers)
@@ -231,7 +231,7 @@ def start_walk(
 
 
 def _drop(_batch: int, _hidden: Tensor) -> None:
-    """Takes embedded tokens that are not needed, because the run goes on further up."""
+    """Discards embedded tokens: a resumed run starts at a later block."""
 
 
 def visit_blocks(
@@ -286,7 +286,7 @@ def visit_inputs(
     visit: Callable[[Tensor], Any],
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Shows what one layer of the dense model reads, batch after batch; memory holds one batch of it.
+    """Passes what one layer of the dense model reads to a callback, batch by batch; memory holds one batch of it.
 
     Args:
         visit: called with (tokens of the batch, in) float32 on the CPU, samples in order; may raise to stop.

@@ -1,4 +1,4 @@
-"""A pruning run that can be killed at any moment and goes on where it was, to the same bits.
+"""A pruning run that can be killed at any moment and resumes where it stopped, with bit-identical results.
 
 The folder holds
 
@@ -7,9 +7,9 @@ The folder holds
     block-00007.safetensors     pruned weights of one decoder block's layers, their records, the time spent so far
     activations-00008/          the inputs of the decoder block that comes next, a file per batch
 
-Every file is written beside, forced to the disk and renamed, so that a kill leaves whole files only. The hidden states
-are kept, and not only recomputed, because going on should cost seconds and not up to a third of the run; from the disk
-they are the same bits. Where they are missing or damaged, the pruned blocks are run again: the weights are what counts.
+Every file is written under a temporary name, synced and renamed, so that a kill leaves only whole files. Hidden states
+are kept so that resuming takes seconds; computing them again would take up to a third of the run. Read back, they are
+bit-identical. Where they are missing or damaged, they are recomputed with the pruned blocks.
 
 Several processes of one run share a folder, so they must see the same files: the first writes weights, and each keeps
 the hidden states of its own samples in a folder of its own, such as 1-of-4/.
@@ -47,7 +47,7 @@ FORMAT = 1  # raise it where an older folder would no longer give the same weigh
 
 
 class NoCheckpoint:
-    """A run that keeps nothing: it lives in memory alone.
+    """A run that keeps nothing on disk.
 
     Attributes:
         done: decoder blocks below this one are finished.
@@ -75,11 +75,11 @@ class NoCheckpoint:
         """Keeps a finished decoder block; `seconds`: spent since the run began."""
 
     def finish(self) -> None:
-        """The run is over."""
+        """Called when the run has ended."""
 
 
 class Scratch(NoCheckpoint):
-    """A run whose pruned weights a folder keeps, because memory does not; it cannot go on once it was stopped.
+    """A run that keeps pruned weights in a folder instead of memory; it cannot be resumed.
 
     Raises, from every method:
         RoseError: the folder cannot be read or written any more.
@@ -115,7 +115,7 @@ class Scratch(NoCheckpoint):
 
 
 class Checkpoint(Scratch):
-    """A run that a folder keeps, so that it can go on; see the module."""
+    """A run kept in a folder, so that it can be resumed; see the module."""
 
     remedy = GOES_ON
 
@@ -195,7 +195,7 @@ def blocks_of(layers: Sequence[PrunableLayer]) -> dict[int, list[PrunableLayer]]
 def open_checkpoint(
     model: nn.Module, folder: str | Path | None, run: Callable[[], Mapping[str, Any]]
 ) -> Iterator[NoCheckpoint]:
-    """The checkpoint in this folder, new or begun; without a folder, one that keeps no more than it must.
+    """The checkpoint in this folder, new or existing; without a folder, one that keeps no more than needed.
 
     Args:
         model: a streamed one reads the pruned weights back from here.
@@ -226,7 +226,7 @@ def open_checkpoint(
 
 
 def _begin(folder: Path, lock: BaseFileLock, run: Callable[[], Mapping[str, Any]]) -> None:
-    """Takes the folder for this run alone. The system lets go of the lock when a process ends, however it ends."""
+    """Locks the folder for this run. The system releases the lock when the process ends, however it ends."""
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -237,7 +237,7 @@ def _begin(folder: Path, lock: BaseFileLock, run: Callable[[], Mapping[str, Any]
 
 
 def _claim(folder: Path, run: Mapping[str, Any]) -> None:
-    """Removes what a killed run left unfinished, and makes sure that the folder is this run's."""
+    """Removes unfinished files of a killed run, and checks that the folder belongs to this run."""
     path = folder / "run.json"
     with explained(folder):
         begun = path.exists()
@@ -276,7 +276,7 @@ def describe_run(
     settings: Settings,
     **others: Any,
 ) -> dict[str, Any]:
-    """All that the pruned weights depend on, but for the machine and the versions of libraries, as JSON has it."""
+    """Everything that the pruned weights depend on, except the machine and library versions, as JSON values."""
     return {
         "format": FORMAT,
         **others,
