@@ -28,6 +28,7 @@ from app.jobs import Job, acquire
 from app.request import HELD_OUT, Request, estimate_pair, evaluation_seconds, run_name
 from app.study import LoadedModel, Setup
 from rose.layer.methods import get_method
+from rose.model.calibration import cut_windows, first_token
 from rose.model.generation import continue_prompt
 from rose.model.loading import check_output
 
@@ -197,7 +198,7 @@ class PruningRun:
                 split="test",
             )
         assert held_out is not None  # as checked
-        return held_out_windows(held_out, request.windows, request.window_length)
+        return cut_windows(held_out, request.windows, request.window_length, first_token(tokenizer))
 
     def _say(self, doing: str) -> None:
         self.doing = doing
@@ -347,9 +348,3 @@ def _pack(folder: Path, archive: Path, job: Job) -> None:
         for file in sorted(folder.iterdir()):
             job.check()
             packed.write(file, f"{folder.name}/{file.name}")
-
-
-def held_out_windows(held_out: Tensor, windows: int, length: int) -> Tensor:
-    """Cuts held-out samples, (samples, tokens), into windows, (windows, length); none spans two samples."""
-    per_sample = held_out.shape[1] // length
-    return held_out[:, : per_sample * length].reshape(-1, length)[:windows]

@@ -53,9 +53,7 @@ def python_code(setup: Setup, request: Request) -> str:
     """A script that does what this request does; a checkpoint for download is a folder there."""
     if request.evaluate == HELD_OUT:
         windows = (
-            f"per_sample = held_out.shape[1] // {request.window_length}\n"
-            f"windows = held_out[:, : per_sample * {request.window_length}]"
-            f".reshape(-1, {request.window_length})[:{request.windows}]\n"
+            f"windows = cut_windows(held_out, {request.windows}, {request.window_length}, first_token(tokenizer))\n"
         )
     else:
         windows = (
@@ -63,8 +61,9 @@ def python_code(setup: Setup, request: Request) -> str:
             f'length={request.window_length}, seed=None, split="test")\n'
         )
     continues = bool(request.prompt.strip())
+    cutting = "from rose.model.calibration import cut_windows, first_token\n" if request.evaluate == HELD_OUT else ""
     return (
-        "import copy\n\nimport rose\n\n"
+        f"import copy\n\nimport rose\n{cutting}\n"
         f"dense, tokenizer = rose.load_model({setup.model!r}, dtype={setup.dtype!r})\n"
         f"drawn = rose.load_tokens({setup.text!r}, tokenizer, samples={setup.samples + setup.held_out}, "
         f"length={setup.length}, seed={setup.seed})\n"

@@ -59,7 +59,7 @@ METHOD_COLOURS = {
     "wanda": TEAL,
     "magnitude": SLATE,
     "measured": AZURE,
-    "sensitivity": TAN,
+    "isc": TAN,
     "dsnot": BROWN,
     "alps": INDIGO,
     "oats": PURPLE,
