@@ -14,10 +14,10 @@ import torch
 
 import rose
 from app.figures import prune
-from app.pruning import PruningRun, layer_table, model_table
-from app.request import Request
-from app.setup import Setup
-from app.study import LoadedModel
+from app.runs.pruning import PruningRun, layer_table, model_table
+from app.runs.request import Request
+from app.study.setup import Setup
+from app.study.study import LoadedModel
 from rose import cli, plugins
 from rose.layer.methods import METHODS
 from rose.layer.order import ORDERS, order_names

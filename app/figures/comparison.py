@@ -12,7 +12,7 @@ from app import words
 from app.figures import palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
-from app.results import over_seeds
+from app.runs.results import over_seeds
 from rose import RoseError
 
 Measure = Literal["perplexity", "mean_held_out_error"]

@@ -6,10 +6,11 @@ import pandas as pd
 import streamlit as st
 
 import rose
-from app import checking, components, session, words
-from app.checking import Findings, LayerChecks, Request
+from app import components, session, words
 from app.figures import check as figures
-from app.study import Study
+from app.study import checking
+from app.study.checking import Findings, LayerChecks, Request
+from app.study.study import Study
 from rose.layer.checks import AGREE, AGREE_ROUGHLY, OVERFIT, Check
 from rose.layer.pattern import parse_sparsity
 from rose.model.checks import CHECKS, check_layers

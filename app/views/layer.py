@@ -9,11 +9,12 @@ import pandas as pd
 import streamlit as st
 
 import rose
-from app import components, lab_widgets, session, tables, words
+from app import components, session, words
 from app.components import URL
 from app.figures import comparison, hessian, losses, maps, order_picture, overview, palette
 from app.figures.style import Drawing
-from app.study import Study
+from app.study import tables
+from app.study.study import Study
 
 SECTIONS = {
     "weights": "Weights",
@@ -128,7 +129,7 @@ def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) ->
             ),
             "layer-diagonal",
         )
-    elif lab_widgets.finished(
+    elif components.finished(
         [lambda: study.spectrum(layer)], "layer-spectrum-work", (study.created, layer, "spectrum"), "spectrum"
     ):
         drawn = hessian.hessian_spectrum(

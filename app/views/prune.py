@@ -9,13 +9,14 @@ import pandas as pd
 import streamlit as st
 
 import rose
-from app import components, recipes, session, words
+from app import components, session, shared, words
 from app.figures import comparison
 from app.figures import prune as figures
-from app.pruning import Outcome, PruningRun, layer_table, model_table
-from app.request import HELD_OUT, Keep, Request, estimate, run_name
-from app.results import over_seeds, read_results
-from app.setup import Setup, weights_size
+from app.runs import recipes
+from app.runs.pruning import Outcome, PruningRun, layer_table, model_table
+from app.runs.request import HELD_OUT, Keep, Request, estimate, run_name
+from app.runs.results import over_seeds, read_results
+from app.study.setup import Setup, weights_size
 from rose.layer.methods import RECOMMENDED
 from rose.model.calibration import SOURCES
 from rose.paths import expand
@@ -181,7 +182,7 @@ def _prompt_and_checkpoint() -> tuple[str, int, Keep, str]:
 def _offer(setup: Setup, request: Request, run: PruningRun | None) -> None:
     """What the run would take, and the button; or a sentence that says what to mend."""
     try:
-        skeleton = session.skeleton(setup.model)
+        skeleton = shared.skeleton(setup.model)
         request.check(setup, skeleton)
         cost = estimate(skeleton, setup, request)
         said = (

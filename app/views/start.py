@@ -9,10 +9,11 @@ from streamlit.delta_generator import DeltaGenerator
 from torch import nn
 
 import rose
-from app import components, preflight, session, words
-from app.preflight import Preflight
-from app.setup import LIMITS, Setup
-from app.study import Study
+from app import components, session, shared, words
+from app.study import preflight
+from app.study.preflight import Preflight
+from app.study.setup import LIMITS, Setup
+from app.study.study import Study
 from rose.layer.pattern import parse_sparsity
 from rose.model.calibration import DATASETS
 from rose.model.loading import DTYPES, PACKAGED
@@ -204,7 +205,7 @@ def structure(model: str) -> nn.Module | None:
     if model in problems():
         return None
     try:
-        return session.skeleton(model)
+        return shared.skeleton(model)
     except rose.RoseError as problem:
         # Remembered, or every move of a slider would ask the network again.
         problems()[model] = str(problem)
@@ -234,7 +235,7 @@ def run_card(edited: Setup) -> None:
         expected = st.container(height=132, border=False)
         problem = found if fresh and isinstance(found, str) else ""
         own = study is not None and study.setup == edited
-        outdated = study is not None and own and session.is_outdated(study)
+        outdated = study is not None and own and shared.is_outdated(study)
         st.button(
             "Measure layers",
             type="primary",

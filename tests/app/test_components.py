@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
@@ -34,3 +36,31 @@ def test_every_fragment_is_a_live_part() -> None:
     folder = Path(app.__file__).parent
     using = [path.name for path in folder.rglob("*.py") if "st.fragment" in path.read_text()]
     assert using == ["components.py"]
+
+
+def test_work_that_was_left_for_other_work_is_not_told_as_cancelled_later() -> None:
+    """A runs, B is looked at and is done at once, then A again: A is begun anew."""
+
+    def page() -> None:
+        import streamlit as st
+
+        from app import components
+
+        name, pieces = st.session_state["work"]
+        st.text("done" if components.finished(pieces, "slot", name) else "at work")
+
+    go_on = threading.Event()
+    app = AppTest.from_function(page)
+
+    def shown(name: str, *pieces: Callable[[], object]) -> list[str]:
+        app.session_state["work"] = (name, pieces)
+        app.run()
+        return [element.value for element in (*app.text, *app.warning)]
+
+    assert shown("A", lambda: go_on.wait(60), list) == ["at work"]
+    _, batch = app.session_state["slot-batch"]
+    assert shown("B") == ["done"]
+    go_on.set()
+    batch.job.wait(60)
+    assert batch.job.status == "cancelled"
+    assert shown("A", list) == ["done"]
