@@ -16,7 +16,7 @@ import rose
 from app import shared
 from app.jobs import Job
 from app.runs.pruning import PruningRun
-from app.runs.request import Request
+from app.runs.request import PruneRequest
 from app.study.setup import Setup
 from app.study.study import Study
 
@@ -157,7 +157,7 @@ def pruning() -> PruningRun | None:
     return run
 
 
-def start_pruning(request: Request) -> None:
+def start_pruning(request: PruneRequest) -> None:
     """Prunes copies of the current set-up's model; an earlier run is stopped, and its temporary files go."""
     chosen, earlier = setup(), pruning()
     if earlier is not None:

@@ -57,7 +57,7 @@ def example() -> rose.OrderPlan:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LayerDesign:
     """A layer to be generated.
 
     Attributes:
@@ -79,22 +79,22 @@ class Recipe:
         return min(self.place, self.blocks - 1)
 
 
-def generate(recipe: Recipe) -> tuple[Tensor, rose.InputStatistics]:
+def generate(design: LayerDesign) -> tuple[Tensor, rose.InputStatistics]:
     """Weights, (rows, columns), and the statistics of inputs whose channels know of each other.
 
     Inputs mix a few common sources with noise of their own, so that columns can stand in for one another, as in a
     trained network; without that there would be nothing to compensate with.
     """
-    generator = torch.Generator().manual_seed(recipe.seed)
-    columns = recipe.blocks * BLOCK_SIZE
+    generator = torch.Generator().manual_seed(design.seed)
+    columns = design.blocks * BLOCK_SIZE
     tokens, sources = TOKENS_PER_COLUMN * columns, max(4, columns // 4)
     common = torch.randn(tokens, sources, generator=generator) @ torch.randn(sources, columns, generator=generator)
     own = torch.randn(tokens, columns, generator=generator)
     statistics = rose.InputStatistics(columns)
     statistics.update(common * (SHARED / sources) ** 0.5 + own * (1 - SHARED) ** 0.5)
-    weight = torch.randn(recipe.rows, columns, generator=generator)
-    start = recipe.strong_block * BLOCK_SIZE
-    weight[:, start : start + BLOCK_SIZE] *= 1 + recipe.strength
+    weight = torch.randn(design.rows, columns, generator=generator)
+    start = design.strong_block * BLOCK_SIZE
+    weight[:, start : start + BLOCK_SIZE] *= 1 + design.strength
     return weight, statistics
 
 
@@ -119,9 +119,9 @@ class Subject:
 
 
 @lru_cache(maxsize=64)
-def generated(recipe: Recipe) -> Subject:
+def generated(design: LayerDesign) -> Subject:
     """The generated layer as a subject."""
-    weight, statistics = generate(recipe)
+    weight, statistics = generate(design)
 
     @lru_cache(maxsize=16)
     def prune(order: str, budget: str, trace: bool) -> rose.LayerResult:
@@ -153,11 +153,11 @@ def extremes(study: Study) -> tuple[str, str] | None:
     return str(ranges.idxmax()), str(ranges.idxmin())
 
 
-def strengths(recipe: Recipe, values: Sequence[float]) -> list[tuple[float, float, float]]:
+def strengths(design: LayerDesign, values: Sequence[float]) -> list[tuple[float, float, float]]:
     """(strength, relative range, error of two-level order over that of natural order), block budget."""
     points = []
     for value in values:
-        subject = generated(Recipe(recipe.rows, recipe.blocks, value, recipe.place, recipe.seed))
+        subject = generated(LayerDesign(design.rows, design.blocks, value, design.place, design.seed))
         natural, ordered = (subject.prune(order, "block", False).relative_error for order in ("natural", "two_level"))
         points.append((value, subject.plan.relative_range, ordered / natural))
     return points

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import rose
 from app.blocks import visited_blocks
-from app.lessons.subjects import Recipe, Subject
+from app.lessons.subjects import LayerDesign, Subject
 from app.words import number, percent
 
 
@@ -156,7 +156,7 @@ def sweep_lesson(subject: Subject, natural: rose.LayerResult, ordered: rose.Laye
     )
 
 
-def strength_lesson(recipe: Recipe, points: Sequence[tuple[float, float, float]], here: Subject) -> Lesson:
+def strength_lesson(design: LayerDesign, points: Sequence[tuple[float, float, float]], here: Subject) -> Lesson:
     """Lesson 7: from which strength on the order matters.
 
     Args:
@@ -172,8 +172,8 @@ def strength_lesson(recipe: Recipe, points: Sequence[tuple[float, float, float]]
     return Lesson(
         "The more the loss concentrates in a block that comes late, the more the order matters.",
         (
-            rf"W_{{:,\,\text{{block {recipe.strong_block + 1}}}}} \leftarrow (1 + {recipe.strength:g})\,"
-            rf"W_{{:,\,\text{{block {recipe.strong_block + 1}}}}}",
+            rf"W_{{:,\,\text{{block {design.strong_block + 1}}}}} \leftarrow (1 + {design.strength:g})\,"
+            rf"W_{{:,\,\text{{block {design.strong_block + 1}}}}}",
             rf"r = {here.plan.relative_range:.2f}",
             rf"\frac{{\text{{two-level}}}}{{\text{{natural}}}} = "
             rf"\frac{{{ordered:.4f}}}{{{natural:.4f}}} = {ordered / natural:.3f}",

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
 from app.jobs import Job, acquire
-from app.runs.request import HELD_OUT, Request, estimate_pair, evaluation_seconds, run_name
+from app.runs.request import HELD_OUT, PruneRequest, estimate_pair, evaluation_seconds, run_name
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.layer.methods import get_method
@@ -36,7 +36,7 @@ GRACE = 120.0  # seconds that checkpoints outlive a lost connection; longer than
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JudgedModel:
     """What became of one copy, or of the dense model, whose report is None.
 
     Attributes:
@@ -59,17 +59,17 @@ class Outcome:
         return "Dense" if self.report is None else f"{rose.METHODS[self.method].label}, {self.sparsity}"
 
 
-def model_table(models: Sequence[Outcome]) -> pd.DataFrame:
+def model_table(models: Sequence[JudgedModel]) -> pd.DataFrame:
     """One row per model, the dense one first: perplexity, its ratio to dense, mean errors, seconds."""
     rows = []
-    for outcome in models:
-        summary = {} if outcome.report is None else outcome.report.summary
+    for model in models:
+        summary = {} if model.report is None else model.report.summary
         rows.append(
             {
-                "method": outcome.method,
-                "sparsity": outcome.sparsity,
-                "perplexity": outcome.perplexity,
-                "ratio_to_dense": outcome.perplexity / models[0].perplexity,
+                "method": model.method,
+                "sparsity": model.sparsity,
+                "perplexity": model.perplexity,
+                "ratio_to_dense": model.perplexity / models[0].perplexity,
                 "mean_relative_error": summary.get("mean_relative_error"),
                 "mean_held_out_error": summary.get("mean_held_out_error"),
                 "removed_fraction": summary.get("removed_fraction", 0.0),
@@ -80,9 +80,9 @@ def model_table(models: Sequence[Outcome]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def layer_table(models: Sequence[Outcome]) -> pd.DataFrame:
+def layer_table(models: Sequence[JudgedModel]) -> pd.DataFrame:
     """The pruned models' layers, one under the other; `sparsity` is realised, `asked` as it was asked for."""
-    tables = [outcome.report.layers.assign(asked=outcome.sparsity) for outcome in models if outcome.report]
+    tables = [model.report.layers.assign(asked=model.sparsity) for model in models if model.report]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -93,17 +93,17 @@ class PruningRun:
         setup, request: what was asked.
         job: the background work.
         dense: the model before pruning, None until measured.
-        outcomes: one per finished pair.
+        copies: one per finished pair.
         doing: the step at work, in words.
         fraction: share of the estimated work done, 0 to 1.
         pruned: layers of the copy at work that are done: layer, relative_error, seconds.
         layers: how many it has in all.
     """
 
-    def __init__(self, setup: Setup, request: Request, load: Callable[[], LoadedModel]) -> None:
+    def __init__(self, setup: Setup, request: PruneRequest, load: Callable[[], LoadedModel]) -> None:
         self.setup, self.request = setup, request
-        self.dense: Outcome | None = None
-        self.outcomes: list[Outcome] = []
+        self.dense: JudgedModel | None = None
+        self.copies: list[JudgedModel] = []
         self.doing = "Loading the model"
         self.fraction = 0.0
         self.pruned: list[dict[str, Any]] = []
@@ -127,9 +127,9 @@ class PruningRun:
         return self.seconds * (1 - self.fraction) / self.fraction if self.fraction > 0.01 else None
 
     @property
-    def models(self) -> list[Outcome]:
+    def models(self) -> list[JudgedModel]:
         """What is finished at this moment, the dense model first. The run goes on: ask once for what must agree."""
-        return ([self.dense] if self.dense else []) + self.outcomes
+        return ([self.dense] if self.dense else []) + self.copies
 
     def _run(self, job: Job) -> None:
         try:
@@ -174,8 +174,8 @@ class PruningRun:
                 progress=self._follower(job, cost),
             )
             self._done += cost
-            outcome = self._judge(model, loaded.tokenizer, windows, method, sparsity, report, evaluation, job)
-            self.outcomes.append(outcome)
+            judged = self._judge(model, loaded.tokenizer, windows, method, sparsity, report, evaluation, job)
+            self.copies.append(judged)
             del model  # before the next copy is made
         self.fraction = 1.0
 
@@ -244,7 +244,7 @@ class PruningRun:
         report: rose.RunReport | None,
         cost: float,
         job: Job,
-    ) -> Outcome:
+    ) -> JudgedModel:
         """Perplexity, continuation and checkpoint of one model."""
         request = self.request
         whose = "the dense model" if report is None else f"{get_method(method).label}, sparsity {sparsity}"
@@ -259,7 +259,7 @@ class PruningRun:
             )
         self._done += cost
         if report is None:
-            return Outcome(method, sparsity, perplexity, text)
+            return JudgedModel(method, sparsity, perplexity, text)
         assert self.dense is not None
         report = report.with_summary(
             model=self.setup.model,
@@ -273,7 +273,7 @@ class PruningRun:
             perplexity_after=perplexity,
         )
         checkpoint = self._save(model, tokenizer, method, sparsity, report, job)
-        return Outcome(method, sparsity, perplexity, text, report, checkpoint)
+        return JudgedModel(method, sparsity, perplexity, text, report, checkpoint)
 
     def _save(
         self,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 
-from app.runs.request import HELD_OUT, Request, run_name
+from app.runs.request import HELD_OUT, PruneRequest, run_name
 from app.study.setup import Setup
 from rose.paths import expand
 
 
-def command_lines(setup: Setup, request: Request) -> str:
+def command_lines(setup: Setup, request: PruneRequest) -> str:
     """Commands that prune and evaluate as this request does, one per pair; each keeps a checkpoint in any case."""
     lines = []
     for method, sparsity in request.pairs:
@@ -49,7 +49,7 @@ def command_lines(setup: Setup, request: Request) -> str:
     return "\n".join(lines)
 
 
-def python_code(setup: Setup, request: Request) -> str:
+def python_code(setup: Setup, request: PruneRequest) -> str:
     """A script that does what this request does; a checkpoint for download is a folder there."""
     if request.evaluate == HELD_OUT:
         windows = (
@@ -88,7 +88,7 @@ def python_code(setup: Setup, request: Request) -> str:
     )
 
 
-def _continuation(request: Request) -> str:
+def _continuation(request: PruneRequest) -> str:
     """A function of the script: the prompt continued by the most likely next tokens."""
     return (
         "\n\ndef continued(model):\n"
@@ -98,7 +98,7 @@ def _continuation(request: Request) -> str:
     )
 
 
-def _saving(request: Request) -> str:
+def _saving(request: PruneRequest) -> str:
     """The line of the script that writes a checkpoint."""
     output = f"{expand(request.folder)}/"
     name = (f"{output!r} + " if request.keep == "folder" else "") + 'f"{method}-{sparsity}".replace(":", "-")'

@@ -19,7 +19,7 @@ Keep = Literal["nothing", "zip", "folder"]
 
 
 @dataclass(frozen=True)
-class Request:
+class PruneRequest:
     """What is to be pruned, and what each pruned model is asked.
 
     Attributes:
@@ -95,7 +95,7 @@ def run_name(method: str, sparsity: str) -> str:
     return f"{method}-{sparsity.replace(':', '-').replace('%', 'pct')}"
 
 
-def estimate_pair(model: nn.Module, setup: Setup, request: Request, method: str) -> Cost:
+def estimate_pair(model: nn.Module, setup: Setup, request: PruneRequest, method: str) -> Cost:
     """Pruning one copy; `model` may be a skeleton."""
     return estimate_cost(
         model,
@@ -107,12 +107,12 @@ def estimate_pair(model: nn.Module, setup: Setup, request: Request, method: str)
     )
 
 
-def evaluation_seconds(model: nn.Module, request: Request) -> float:
+def evaluation_seconds(model: nn.Module, request: PruneRequest) -> float:
     new_tokens = request.new_tokens if request.prompt.strip() else 0
     return estimate_evaluation(model, tokens=request.windows * request.window_length, new_tokens=new_tokens)
 
 
-def estimate(model: nn.Module, setup: Setup, request: Request) -> Cost:
+def estimate(model: nn.Module, setup: Setup, request: PruneRequest) -> Cost:
     """The whole run: every pair pruned and evaluated, and the dense model evaluated."""
     costs = [estimate_pair(model, setup, request, method) for method, _ in request.pairs]
     seconds = sum(cost.seconds for cost in costs) + (len(costs) + 1) * evaluation_seconds(model, request)

@@ -32,7 +32,7 @@ from rose.model.cost import Cost, estimate_cost, sweeps_of
 
 
 @dataclass(frozen=True)
-class Request:
+class CheckRequest:
     """What is to be checked.
 
     Attributes:
@@ -86,7 +86,7 @@ class LayerChecks:
         findings: None until it is done.
     """
 
-    def __init__(self, study: Study, request: Request) -> None:
+    def __init__(self, study: Study, request: CheckRequest) -> None:
         self.request = request
         self.findings: Findings | None = None
         self._study = study
@@ -151,7 +151,7 @@ def input_checks(study: Study, layer: str) -> list[Check]:
     return study.remember(("input checks", layer), lambda: check_inputs(study.statistics(layer), study.setup.damping))
 
 
-def estimate(study: Study, request: Request) -> Cost:
+def estimate(study: Study, request: CheckRequest) -> Cost:
     """What the checks of one layer will take."""
     assert study.loaded is not None
     setup = study.setup

@@ -9,7 +9,7 @@ import rose
 from app import components, session, words
 from app.figures import check as figures
 from app.study import checking
-from app.study.checking import Findings, LayerChecks, Request
+from app.study.checking import CheckRequest, Findings, LayerChecks
 from app.study.study import Study
 from rose.layer.checks import AGREE, AGREE_ROUGHLY, OVERFIT, Check
 from rose.layer.pattern import parse_sparsity
@@ -54,7 +54,7 @@ def draw() -> None:
         st.caption(f"Measured on {findings.tokens} tokens in {components.duration(findings.seconds)}.")
 
 
-def _choose(layer: str) -> Request:
+def _choose(layer: str) -> CheckRequest:
     left, right = st.columns([3, 1])
     methods = left.multiselect(
         "Methods",
@@ -73,7 +73,7 @@ def _choose(layer: str) -> Request:
         bind="query-params",
         help="Pruned anew on ever more of the calibration tokens.",
     )
-    return Request(layer, tuple(methods), curve, session.threshold())
+    return CheckRequest(layer, tuple(methods), curve, session.threshold())
 
 
 def _label(method: str) -> str:
@@ -85,7 +85,7 @@ def _runs() -> dict[object, LayerChecks]:
     return st.session_state.setdefault("check_runs", {})
 
 
-def _offer(study: Study, request: Request, run: LayerChecks | None) -> None:
+def _offer(study: Study, request: CheckRequest, run: LayerChecks | None) -> None:
     """The way to the measurements that take a pass through the model."""
     if run is not None:
         components.job_status(run.job, "checks", NOT_KEPT)  # failed or cancelled
@@ -110,7 +110,7 @@ def _offer(study: Study, request: Request, run: LayerChecks | None) -> None:
     )
 
 
-def _start(study: Study, request: Request) -> None:
+def _start(study: Study, request: CheckRequest) -> None:
     runs = _runs()
     run = runs[(study.created, request)] = LayerChecks(study, request)
     while len(runs) > KEPT_RUNS:
@@ -158,7 +158,7 @@ def _one_layer(study: Study, layer: str, findings: Findings | None) -> None:
     _table(checks, f"Checks of {layer}")
 
 
-def _measures(study: Study, layer: str, findings: Findings, request: Request) -> None:
+def _measures(study: Study, layer: str, findings: Findings, request: CheckRequest) -> None:
     gaps = [measures.disagreement for measures in findings.measures]
     agree = sum(gap <= AGREE for gap in gaps)
     components.show(
@@ -188,7 +188,7 @@ def _measures(study: Study, layer: str, findings: Findings, request: Request) ->
     )
 
 
-def _overfitting(study: Study, layer: str, findings: Findings, request: Request) -> None:
+def _overfitting(study: Study, layer: str, findings: Findings, request: CheckRequest) -> None:
     drawing = figures.held_out_curve(
         findings.curve,
         method=request.curve_method,
@@ -218,7 +218,7 @@ def _overfitting(study: Study, layer: str, findings: Findings, request: Request)
     )
 
 
-def _sparsity(study: Study, layer: str, findings: Findings, request: Request) -> None:
+def _sparsity(study: Study, layer: str, findings: Findings, request: CheckRequest) -> None:
     components.show(
         figures.sparsity_by_method(findings.sparsity, layer=words.short_layer(layer), theme=session.theme()),
         "sparsity-by-method",

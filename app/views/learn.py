@@ -17,7 +17,7 @@ from app.figures.race import sweep_race
 from app.figures.style import Drawing
 from app.lab import sweeps
 from app.lessons import subjects, texts
-from app.lessons.subjects import Recipe, Subject
+from app.lessons.subjects import LayerDesign, Subject
 from app.lessons.texts import Lesson
 from app.study.study import Study
 from rose.layer.methods import BUDGETS
@@ -27,8 +27,8 @@ HEIGHT = 554
 SPLIT = (1, 1.55)
 TICK = 1.2  # seconds a block is shown while a sweep plays
 LABELS = [f"{number} {title}" for number, title in enumerate(subjects.TITLES, 1)]
-COLUMNAR = Recipe(strength=3.0)
-FLAT = Recipe(strength=0.0)
+COLUMNAR = LayerDesign(strength=3.0)
+FLAT = LayerDesign(strength=0.0)
 
 
 def draw_lesson(lesson: Lesson) -> None:
@@ -161,8 +161,8 @@ def real_layer(columnar: bool) -> tuple[Study, str] | None:
     return (study, layer) if sweeps.trace_bytes(study, layer) <= sweeps.LARGEST_TRACE else None
 
 
-def subject_of(chosen: tuple[Study, str] | None, recipe: Recipe) -> Subject:
-    return subjects.generated(recipe) if chosen is None else subjects.real(*chosen, session.threshold())
+def subject_of(chosen: tuple[Study, str] | None, design: LayerDesign) -> Subject:
+    return subjects.generated(design) if chosen is None else subjects.real(*chosen, session.threshold())
 
 
 def where_from(chosen: tuple[Study, str] | None, columnar: bool, plan: rose.OrderPlan) -> None:
@@ -267,36 +267,36 @@ def strength_step() -> None:
     left, stage = sides()
     with left:
         text = st.container()
-        recipe = choose_recipe()
-    here = subjects.generated(recipe)
-    points = subjects.strengths(recipe, subjects.STRENGTHS)
+        design = choose_design()
+    here = subjects.generated(design)
+    points = subjects.strengths(design, subjects.STRENGTHS)
     with text:
-        draw_lesson(texts.strength_lesson(recipe, points, here))
+        draw_lesson(texts.strength_lesson(design, points, here))
     with stage:
         views = {"gain": "Gain by strength", "weights": "Weights", "loss": "Block loss"}
         view = components.section(views, "lesson_view", "Stage")
         theme = session.theme()
         if view == "gain":
             threshold = here.plan.threshold
-            drawing = figures.strength_curve(points, threshold=threshold, marked=recipe.strength, theme=theme)
+            drawing = figures.strength_curve(points, threshold=threshold, marked=design.strength, theme=theme)
         elif view == "weights":
-            weight, _ = subjects.generate(recipe)
+            weight, _ = subjects.generate(design)
             drawing = maps.weight_map(
-                weight, widths=here.plan.block_width, marked_block=recipe.strong_block, layer=here.name, theme=theme
+                weight, widths=here.plan.block_width, marked_block=design.strong_block, layer=here.name, theme=theme
             )
         else:
-            drawing = losses.block_loss_bars(here.plan, marked_block=recipe.strong_block, layer=here.name, theme=theme)
+            drawing = losses.block_loss_bars(here.plan, marked_block=design.strong_block, layer=here.name, theme=theme)
         draw(drawing, "strength")
 
 
-def choose_recipe() -> Recipe:
+def choose_design() -> LayerDesign:
     strength = st.slider("Strength of one block", 0.0, 4.0, 2.0, 0.25, key="lesson_strength", bind=URL)
     first, second = st.columns(2)
     blocks = first.slider("Blocks", 3, 8, 6, key="lesson_blocks", bind=URL)
     place = second.slider("Which block", 1, 8, 6, key="lesson_place", bind=URL, help="The last if there are fewer")
     rows = first.slider("Rows", 16, 96, 64, 16, key="lesson_rows", bind=URL)
     seed = second.number_input("Seed", 0, 9999, 0, key="lesson_seed", bind=URL)
-    return Recipe(rows, blocks, strength, place - 1, seed)
+    return LayerDesign(rows, blocks, strength, place - 1, seed)
 
 
 # Step 8: two effects

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
+from app import session
 from app.study.setup import Setup
 from tests.app.tiny_study import measured_study, open_page, texts
 
@@ -52,7 +56,7 @@ def test_a_view_has_one_link_in_every_process(monkeypatch: pytest.MonkeyPatch) -
     """The parameters stand in the order of the set-up's fields, which no hash has a say in."""
     query: dict[str, str] = {}
     setup = Setup(model="a", samples=3, seed=2, sparsity="2:4", block_size=16)
-    state = {"setup": setup, "draft": replace(setup, dtype="float16", damping=0.1), "chosen_layer": "b"}
+    state = {"setup": setup, "draft": replace(setup, dtype="bfloat16", damping=0.1), "chosen_layer": "b"}
     streamlit = SimpleNamespace(query_params=query, session_state=State(state | {"chosen_threshold": 0.3}))
     monkeypatch.setattr(session, "st", streamlit)
     session.publish()

@@ -23,7 +23,7 @@ import rose
 from app.jobs import Job
 from app.runs import pruning, recipes
 from app.runs.pruning import PruningRun, layer_table, model_table
-from app.runs.request import HELD_OUT, Keep, Request, estimate, run_name
+from app.runs.request import HELD_OUT, Keep, PruneRequest, estimate, run_name
 from app.runs.results import over_seeds, read_results
 from app.study.setup import Setup
 from app.study.study import LoadedModel
@@ -32,7 +32,7 @@ from rose.model.generation import continue_prompt
 from rose.model.loading import load_skeleton
 from tests.tiny import save_tiny_llama
 
-REQUEST = Request(("sparsegpt", "rose"), ("0.5", "2:4"), windows=3, window_length=16, prompt="Hello", new_tokens=4)
+REQUEST = PruneRequest(("sparsegpt", "rose"), ("0.5", "2:4"), windows=3, window_length=16, prompt="Hello", new_tokens=4)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def finished(setup: Setup, request: Request, load: Callable[[], LoadedModel], status: str = "done") -> PruningRun:
+def finished(setup: Setup, request: PruneRequest, load: Callable[[], LoadedModel], status: str = "done") -> PruningRun:
     run = PruningRun(setup, request, load)
     run.job.watch("test")
     run.job.start()
@@ -82,8 +82,8 @@ def test_numbers_are_those_of_the_engine(setup: Setup, loaded: LoadedModel) -> N
     assert run.dense.text == continue_prompt(loaded.model, loaded.tokenizer, "Hello", new_tokens=4)
 
     pairs = [("sparsegpt", "0.5"), ("rose", "0.5"), ("sparsegpt", "2:4"), ("rose", "2:4")]
-    assert [(outcome.method, outcome.sparsity) for outcome in run.outcomes] == pairs
-    for outcome in run.outcomes:
+    assert [(outcome.method, outcome.sparsity) for outcome in run.copies] == pairs
+    for outcome in run.copies:
         model, tokenizer = rose.load_model(setup.model)
         report = rose.prune_model(
             model,
@@ -108,14 +108,14 @@ def test_numbers_are_those_of_the_engine(setup: Setup, loaded: LoadedModel) -> N
 
 
 def test_only_the_chosen_layers_are_pruned(setup: Setup, loaded: LoadedModel) -> None:
-    run = finished(setup, Request(("rose",), ("0.5",), "*.1.*.o_proj", windows=1, window_length=8), lambda: loaded)
+    run = finished(setup, PruneRequest(("rose",), ("0.5",), "*.1.*.o_proj", windows=1, window_length=8), lambda: loaded)
     assert list(layer_table(run.models)["layer"]) == ["model.layers.1.self_attn.o_proj"]
     assert [row["layer"] for row in run.pruned] == ["model.layers.1.self_attn.o_proj"]
 
 
 def test_zip_is_a_checkpoint_that_loads(setup: Setup, loaded: LoadedModel, temporary: Path, tmp_path: Path) -> None:
     run = finished(setup, replace(REQUEST, methods=("rose",), sparsities=("2:4",), keep="zip"), lambda: loaded)
-    archive = run.outcomes[0].checkpoint
+    archive = run.copies[0].checkpoint
     assert archive is not None
     assert archive.name == "rose-2-4.zip"
     with zipfile.ZipFile(archive) as packed:
@@ -125,7 +125,7 @@ def test_zip_is_a_checkpoint_that_loads(setup: Setup, loaded: LoadedModel, tempo
     weight = model.get_submodule("model.layers.0.mlp.up_proj").weight
     assert (weight.view(len(weight), -1, 4).ne(0).sum(-1) <= 2).all()
     summary = json.loads((folder / "report.json").read_text())["summary"]
-    assert summary["perplexity_after"] == run.outcomes[0].perplexity
+    assert summary["perplexity_after"] == run.copies[0].perplexity
     # No unpacked second copy lies beside it; and when nobody holds the run any more, the file goes.
     assert [p.name for p in archive.parent.iterdir()] == ["rose-2-4.zip"]
     del run
@@ -138,7 +138,7 @@ def test_folder_gets_one_checkpoint_per_pair(setup: Setup, loaded: LoadedModel, 
     run = finished(setup, request, lambda: loaded)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["rose-0.5", "sparsegpt-0.5"]
     model, tokenizer = rose.load_model(str(tmp_path / "out" / "rose-0.5"))
-    assert continue_prompt(model, tokenizer, "Hello", new_tokens=4) == run.outcomes[1].text
+    assert continue_prompt(model, tokenizer, "Hello", new_tokens=4) == run.copies[1].text
     with pytest.raises(rose.RoseError, match="already exists"):
         request.check(setup, load_skeleton(setup.model))
 
@@ -164,7 +164,7 @@ def test_cancel_leaves_nothing_behind(
     run.job.start()
     run.job.wait(120)
     assert run.job.status == "cancelled"
-    assert len(run.outcomes) == (3 if keep == "zip" else 0)
+    assert len(run.copies) == (3 if keep == "zip" else 0)
     assert not list(temporary.iterdir())
     assert not (tmp_path / "out").exists()
     assert not loaded.lock.locked()
@@ -183,15 +183,15 @@ def test_a_failure_leaves_finished_checkpoints_and_nothing_half_done(
 
     monkeypatch.setattr(pruning, "_pack", full_at_the_second)
     run = finished(setup, replace(REQUEST, keep="zip"), lambda: loaded, status="failed")
-    (outcome,) = run.outcomes
+    (outcome,) = run.copies
     assert outcome.checkpoint is not None
     assert [path.name for path in outcome.checkpoint.parent.iterdir()] == ["sparsegpt-0.5.zip"]
 
 
 def test_checkpoints_go_a_while_after_their_viewer(setup: Setup, loaded: LoadedModel) -> None:
-    request = Request(("rose",), ("0.5",), "*.1.*.o_proj", windows=1, window_length=8, keep="zip")
+    request = PruneRequest(("rose",), ("0.5",), "*.1.*.o_proj", windows=1, window_length=8, keep="zip")
     run = finished(setup, request, lambda: loaded)
-    archive = run.outcomes[0].checkpoint
+    archive = run.copies[0].checkpoint
     assert archive is not None
     run.let_go(after=60)
     run.hold()
@@ -222,7 +222,7 @@ def test_one_copy_at_a_time(setup: Setup, loaded: LoadedModel, monkeypatch: pyte
 def test_a_text_of_ones_own_for_perplexity(setup: Setup, loaded: LoadedModel, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("abcdefgh" * 20)
-    request = Request(("magnitude",), ("0.5",), evaluate=str(text), windows=2, window_length=8)
+    request = PruneRequest(("magnitude",), ("0.5",), evaluate=str(text), windows=2, window_length=8)
     run = finished(setup, request, lambda: loaded)
     windows = loaded.tokenizer("abcdefgh" * 2, return_tensors="pt")["input_ids"].view(2, 8)
     assert run.dense is not None
@@ -232,7 +232,7 @@ def test_a_text_of_ones_own_for_perplexity(setup: Setup, loaded: LoadedModel, tm
 def test_what_cannot_be_pruned_is_one_sentence(setup: Setup, loaded: LoadedModel) -> None:
     run = finished(setup, replace(REQUEST, layers="*.nothing"), lambda: loaded, status="failed")
     assert "nothing" in run.job.message
-    assert not run.outcomes
+    assert not run.copies
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from app.study import checking
-from app.study.checking import Findings, LayerChecks, Request
+from app.study.checking import CheckRequest, Findings, LayerChecks
 from app.study.study import Study
 from rose.layer.error import direct_error
 from rose.model.capture import visit_inputs
@@ -17,12 +17,12 @@ METHODS = ("sparsegpt", "rose", "rose_global", "wanda")
 
 @pytest.fixture(scope="module")
 def findings(study: Study) -> Findings:
-    run = checked(study, Request(COLUMNAR, METHODS, "rose", 0.5))
+    run = checked(study, CheckRequest(COLUMNAR, METHODS, "rose", 0.5))
     assert run.findings is not None
     return run.findings
 
 
-def checked(study: Study, request: Request) -> LayerChecks:
+def checked(study: Study, request: CheckRequest) -> LayerChecks:
     run = LayerChecks(study, request)
     run.job.watch("test")
     run.job.start()
@@ -53,7 +53,7 @@ def test_the_last_point_of_the_curve_is_the_study_itself(study: Study, findings:
 
 
 def test_a_cancelled_run_says_nothing_and_frees_the_model(study: Study) -> None:
-    run = LayerChecks(study, Request(COLUMNAR, METHODS, "rose", 0.5))
+    run = LayerChecks(study, CheckRequest(COLUMNAR, METHODS, "rose", 0.5))
     run.job.leave("nobody")
     run.job.start()
     run.job.wait(60)
@@ -63,12 +63,12 @@ def test_a_cancelled_run_says_nothing_and_frees_the_model(study: Study) -> None:
 
 
 def test_n_of_m_is_checked_in_its_groups() -> None:
-    run = checked(measured_study(sparsity="2:4"), Request(COLUMNAR, ("rose", "wanda"), "rose", 0.5))
+    run = checked(measured_study(sparsity="2:4"), CheckRequest(COLUMNAR, ("rose", "wanda"), "rose", 0.5))
     assert run.findings is not None
     assert [(found.unit, found.units, found.deviation) for found in run.findings.sparsity] == [("group", 1024, 0)] * 2
 
 
 def test_estimate_grows_with_the_methods(study: Study) -> None:
-    few = checking.estimate(study, Request(COLUMNAR, ("rose",), "rose", 0.5))
-    many = checking.estimate(study, Request(COLUMNAR, ("rose", "oats"), "rose", 0.5))
+    few = checking.estimate(study, CheckRequest(COLUMNAR, ("rose",), "rose", 0.5))
+    many = checking.estimate(study, CheckRequest(COLUMNAR, ("rose", "oats"), "rose", 0.5))
     assert many.seconds > few.seconds

@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app import jobs, shared, words
-from app.study.checking import Findings, LayerChecks, Request
+from app.study.checking import CheckRequest, Findings, LayerChecks
 from app.study.study import Calibration, LoadedModel, Study
 from tests.app.study.test_checking import METHODS, checked
 from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts, tiny_model
@@ -23,7 +23,7 @@ PAGE = "views/check.py"
 
 @pytest.fixture(scope="module")
 def findings(study: Study) -> Findings:
-    run = checked(study, Request(COLUMNAR, METHODS, "rose", 0.5))
+    run = checked(study, CheckRequest(COLUMNAR, METHODS, "rose", 0.5))
     assert run.findings is not None
     return run.findings
 

@@ -12,7 +12,7 @@ import rose
 from app.figures.race import sweep_race
 from app.lessons import subjects
 from app.lessons import texts as lesson_texts
-from app.lessons.subjects import Recipe
+from app.lessons.subjects import LayerDesign
 from app.study.study import Study
 from tests.app.tiny_study import COLUMNAR, figures, open_page, texts
 
@@ -107,7 +107,7 @@ def test_without_a_model_a_generated_layer_stands_in() -> None:
     shown = texts(app)
     assert "A generated layer" in shown
     errors = [
-        subjects.generated(Recipe(strength=3.0)).prune(order, "block", False).relative_error
+        subjects.generated(LayerDesign(strength=3.0)).prune(order, "block", False).relative_error
         for order in ("natural", "two_level")
     ]
     assert rf"\frac{{{errors[1]:.5f}}}{{{errors[0]:.5f}}}" in shown
@@ -192,8 +192,8 @@ def test_sliders_change_the_generated_layer() -> None:
     before = texts(app)
     app.slider(key="lesson_strength").set_value(0.5).run()
     app.slider(key="lesson_blocks").set_value(4).run()
-    recipe = Recipe(blocks=4, strength=0.5, place=5)
-    subject = subjects.generated(recipe)
+    design = LayerDesign(blocks=4, strength=0.5, place=5)
+    subject = subjects.generated(design)
     errors = [subject.prune(order, "block", False).relative_error for order in ("natural", "two_level")]
     shown = texts(app)
     assert shown != before
@@ -215,7 +215,7 @@ def test_compensation_and_budget_apart(study: Study, source: str) -> None:
     weight, statistics = (
         (study.weight(COLUMNAR), study.statistics(COLUMNAR))
         if source == "real"
-        else subjects.generate(Recipe(strength=3.0))
+        else subjects.generate(LayerDesign(strength=3.0))
     )
 
     def error(order: str, budget: str) -> float:

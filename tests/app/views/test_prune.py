@@ -80,7 +80,7 @@ def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
     assert run.job.status == "done", run.job.message
 
     shown = app.table[0].value
-    models = [run.dense, *run.outcomes]
+    models = [run.dense, *run.copies]
     assert list(shown["Model"]) == ["Dense", "SparseGPT, 0.5", "ROSE, 0.5", "SparseGPT, 2:4", "ROSE, 2:4"]
     assert run.dense is not None
     for row, outcome in zip(shown.to_dict("records"), models, strict=True):
@@ -106,7 +106,7 @@ def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
         assert f"**{outcome.label}**, perplexity {outcome.perplexity:.2f}" in texts(app)
 
     app = view(app, "Downloads")
-    for outcome in run.outcomes:
+    for outcome in run.copies:
         assert outcome.checkpoint is not None
         assert f"checkpoint in {outcome.checkpoint}" in texts(app)
         assert rose.load_model(str(outcome.checkpoint))
@@ -139,9 +139,9 @@ def test_only_chosen_layers_and_a_zip(setup: Setup) -> None:
     app.toggle(key="prune_true_sequential").set_value(True).run()
     assert "One copy, seven layers" in texts(app)
     app, run = pruned(app)
-    assert [len(outcome.report.layers) for outcome in run.outcomes if outcome.report] == [7]
-    assert all(outcome.report.summary["true_sequential"] for outcome in run.outcomes if outcome.report)
-    archive = run.outcomes[0].checkpoint
+    assert [len(outcome.report.layers) for outcome in run.copies if outcome.report] == [7]
+    assert all(outcome.report.summary["true_sequential"] for outcome in run.copies if outcome.report)
+    archive = run.copies[0].checkpoint
     assert archive is not None
     assert archive.exists()
     assert len(view(app, "Downloads").get("download_button")) == 2 + 3
@@ -220,7 +220,7 @@ def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch
     assert "No factor was found." in app.error[0].value
     assert "One model had been finished before" in texts(app)
     assert list(app.table[0].value["Model"]) == ["Dense", "SparseGPT, 0.7"]
-    archive = run.outcomes[0].checkpoint
+    archive = run.copies[0].checkpoint
     assert archive is not None
     assert archive.exists()
     assert len(view(app, "Downloads").get("download_button")) == 2 + 3
@@ -241,7 +241,7 @@ def test_a_model_that_is_finished_while_the_page_is_drawn_does_no_harm(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, section: str
 ) -> None:
     app, run = pruned(opened(setup, prune_layers="model.layers.1.*.o_proj", prune_windows="1"))
-    finished, reads = list(run.outcomes), itertools.count(1)
+    finished, reads = list(run.copies), itertools.count(1)
     monkeypatch.setattr(PruningRun, "outcomes", property(lambda run: finished[: next(reads)]), raising=False)
     view(app, section)
 
