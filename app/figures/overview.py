@@ -97,36 +97,12 @@ def model_map(
         hoverinfo="skip",
         **_colours(known, values, name, theme),
     )
-    figure.add_scatter(
-        x=rows["block_index"].to_numpy(np.int32),
-        y=rows["projection"].tolist(),
-        customdata=rows["layer"].tolist(),
-        text=[known.text(v) for v in rows["value"]],
-        mode="markers",
-        marker={"size": 16, "symbol": "square", "opacity": 0},
-        selected={"marker": {"opacity": 0}},
-        unselected={"marker": {"opacity": 0}},
-        hovertemplate=f"%{{customdata}}<br>{known.unit} %{{text}}<extra></extra>",
-        showlegend=False,
-    )
+    _answer_clicks(figure, rows, known)
     expected = max(len(rows), len(set(layers)))
     waiting = expected - int(rows["value"].notna().sum())
     finding, ringed = _map_finding(rows, name, known, threshold)
     if ringed is not None and len(ringed):
-        figure.add_scatter(
-            x=ringed["block_index"].to_numpy(np.int32),
-            y=ringed["projection"].tolist(),
-            mode="markers",
-            marker={
-                "size": 11 if len(blocks) <= 20 else 8,
-                "symbol": "circle-open",
-                "color": palette.MARK,
-                "line": {"width": 2.5},
-            },
-            hoverinfo="skip",
-            name=f"columnar, above {threshold:.2f}",
-            showlegend=False,
-        )
+        _ring(figure, ringed, threshold, 11 if len(blocks) <= 20 else 8)
     rings = f"; ringed: columnar, above {threshold:.2f}" if ringed is not None else ""
     blank = f"; blank: not yet ({waiting} of {expected})" if waiting else ""
     style.base(
@@ -155,6 +131,35 @@ def model_map(
     caption = _map_caption(rows, known, waiting)
     alt = f"Map of {known.label.lower()} by decoder block and projection. {finding}. {caption}"
     return Drawing(figure, caption, alt, rows.rename(columns={"value": name}))
+
+
+def _answer_clicks(figure: go.Figure, rows: pd.DataFrame, known: Metric) -> None:
+    """Invisible marks in the cells, which do not answer clicks themselves."""
+    figure.add_scatter(
+        x=rows["block_index"].to_numpy(np.int32),
+        y=rows["projection"].tolist(),
+        customdata=rows["layer"].tolist(),
+        text=[known.text(v) for v in rows["value"]],
+        mode="markers",
+        marker={"size": 16, "symbol": "square", "opacity": 0},
+        selected={"marker": {"opacity": 0}},
+        unselected={"marker": {"opacity": 0}},
+        hovertemplate=f"%{{customdata}}<br>{known.unit} %{{text}}<extra></extra>",
+        showlegend=False,
+    )
+
+
+def _ring(figure: go.Figure, rows: pd.DataFrame, threshold: float, size: int) -> None:
+    """Rings around the cells of columnar layers."""
+    figure.add_scatter(
+        x=rows["block_index"].to_numpy(np.int32),
+        y=rows["projection"].tolist(),
+        mode="markers",
+        marker={"size": size, "symbol": "circle-open", "color": palette.MARK, "line": {"width": 2.5}},
+        hoverinfo="skip",
+        name=f"columnar, above {threshold:.2f}",
+        showlegend=False,
+    )
 
 
 def _grid(rows: pd.DataFrame, layers: Sequence[str]) -> pd.DataFrame:

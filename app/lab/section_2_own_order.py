@@ -116,45 +116,19 @@ def own_controls(plan: rose.OrderPlan, state: dict[str, Any]) -> tuple[int | Non
             key="lab_own_position",
             on_change=lambda: move_own(chosen, st.session_state.lab_own_position - 1),
         )
-    first, earlier, later, last = st.columns(4)
     options: dict[str, Any] = {"width": "stretch"}
-    first.button(
-        ":material/first_page:",
-        key="lab-own-first",
-        on_click=move_own,
-        args=(chosen, 0),
-        disabled=now == 0,
-        help="First",
-        **options,
-    )
-    earlier.button(
-        ":material/chevron_left:",
-        key="lab-own-earlier",
-        on_click=move_own,
-        args=(chosen, now - 1),
-        disabled=now == 0,
-        help="Earlier",
-        **options,
-    )
-    end = now == count - 1
-    later.button(
-        ":material/chevron_right:",
-        key="lab-own-later",
-        on_click=move_own,
-        args=(chosen, now + 1),
-        disabled=end,
-        help="Later",
-        **options,
-    )
-    last.button(
-        ":material/last_page:",
-        key="lab-own-last",
-        on_click=move_own,
-        args=(chosen, count - 1),
-        disabled=end,
-        help="Last",
-        **options,
-    )
+    ways = {"first": ("first_page", 0), "earlier": ("chevron_left", now - 1)}
+    ways |= {"later": ("chevron_right", now + 1), "last": ("last_page", count - 1)}
+    for place, (way, (icon, to)) in zip(st.columns(4), ways.items(), strict=True):
+        place.button(
+            f":material/{icon}:",
+            key=f"lab-own-{way}",
+            on_click=move_own,
+            args=(chosen, to),
+            disabled=now == (0 if way in ("first", "earlier") else count - 1),
+            help=way.capitalize(),
+            **options,
+        )
     undo, reset = st.columns(2)
     undo.button(
         "Undo", icon=":material/undo:", on_click=undo_own, disabled=not state["past"], key="lab-own-undo", **options
