@@ -14,7 +14,7 @@ from app.jobs import ABANDONED_AFTER, Batch, Job
 from app.study.study import Study
 
 SVG = {"displaylogo": False, "toImageButtonOptions": {"format": "svg"}}  # of the figure as an HTML file
-KEPT = ". What had been measured until then is shown; nothing was changed."
+KEPT = ". Layers measured so far are shown; nothing was changed."
 START_PAGE = "views/start.py"
 PATIENCE = 1.5  # seconds a page waits for a batch before it shows progress instead
 URL: Final = "query-params"  # a widget bound to it keeps its choice in the URL
@@ -168,7 +168,7 @@ def job_status(job: Job, key: str, rest: str = KEPT) -> None:
             st.progress(0.0, text=f"{job.message} …")
         else:
             left = "" if progress.remaining is None else f", about {duration(progress.remaining)} left"
-            where = f"Decoder block {progress.block_index + 1} of {progress.blocks}"
+            where = f"Decoder block {progress.block_index} (0 to {progress.blocks - 1})"
             rate = ""
             if progress.layers_done and progress.seconds:
                 rate = f", {progress.layers_done / progress.seconds:.1f} layers a second"
@@ -260,7 +260,9 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} days"
 
 
 def size(count: float) -> str:

@@ -141,6 +141,6 @@ def acquire(lock: threading.Lock, job: Job) -> None:
     """
     doing = job.message
     while not lock.acquire(timeout=0.2):
-        job.message = "Waiting until another run on this model has ended"
+        job.message = "Waiting for another run on this model to finish"
         job.check()
     job.message = doing

@@ -138,9 +138,7 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
     else:
         finding = f"{palette.method_style(best).label} has the lowest error"
     held = "held-out" if column == "held_out_error" else "calibration"
-    where = (
-        f"decoder block · layer {words.short_layer(layers[0])}" if len(layers) == 1 else f"{len(layers)} layers, mean"
-    )
+    where = words.short_layer(layers[0]) if len(layers) == 1 else f"{len(layers)} layers, mean"
     style.base(
         figure,
         theme,

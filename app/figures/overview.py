@@ -308,7 +308,9 @@ def range_strip(
     figure.update_yaxes(range=[0, 1.04])
     figure.update_xaxes(range=[rows["block_index"].min() - 0.7, rows["block_index"].max() + 0.7], zeroline=False)
     kinds = columnar["projection"].value_counts()
-    where = "".join(f", {n} of them {kind}" for kind, n in kinds.head(1).items())
+    where = "".join(
+        f", all of them {kind}" if n == len(columnar) else f", {n} of them {kind}" for kind, n in kinds.head(1).items()
+    )
     caption = (
         f"{len(columnar)} of {len(rows)} layers lie above {threshold:.2f}{where}; the median is "
         f"{words.number(float(rows['value'].median()))}."

@@ -30,7 +30,7 @@ def draw(study: Study, layer: str) -> None:
         )
         st.caption(
             "Block: every block gives up the same share. Layer: one threshold for the whole layer; the total is the "
-            "same. Natural order with the block budget is SparseGPT, the base line of the table."
+            "same. Natural order with the block budget is SparseGPT, the baseline of the table."
         )
     sweeps = [Sweep(order, budget) for order in orders for budget in budgets]
     with stage:
@@ -58,19 +58,17 @@ def outcome_table(shown: list[Outcome], base: Outcome) -> None:
             "order": "Order",
             "budget": "Budget",
             "relative_error": number("Final error", format="%.5f", help="‖ΔW Xᵀ‖² / ‖W Xᵀ‖² on calibration tokens"),
-            "to_base_line": number("÷ base", format="%.3f", help="Relative to SparseGPT; below 1: less error"),
+            "to_baseline": number("÷ base", format="%.3f", help="Relative to SparseGPT; below 1: less error"),
             "held_out_error": number("Held out", format="%.5f", help="The same on tokens not used to prune"),
-            "held_out_to_base_line": number(
-                "÷ base, held out", format="%.3f", help="Relative to SparseGPT's, held out"
-            ),
+            "held_out_to_baseline": number("÷ base, held out", format="%.3f", help="Relative to SparseGPT's, held out"),
         },
         alt="Final errors of these orders and budgets, lowest first",
     )
     best, worst = made.iloc[0], made.iloc[-1]
     text = (
-        f"Lowest: {best['order']} with the {best['budget']} budget, {best['to_base_line']:.3f} times the error of the "
-        f"base line, SparseGPT ({base.error:.5f}); highest: {worst['order']} with the {worst['budget']} budget, "
-        f"{worst['to_base_line']:.3f} times. Each removes {words.percent(float(made['sparsity'].mean()))} of "
+        f"Lowest: {best['order']} with the {best['budget']} budget, {best['to_baseline']:.3f} times the error of the "
+        f"baseline, SparseGPT ({base.error:.5f}); highest: {worst['order']} with the {worst['budget']} budget, "
+        f"{worst['to_baseline']:.3f} times. Each removes {words.percent(float(made['sparsity'].mean()))} of "
         "the weights. "
     )
     if "held_out_error" not in made:

@@ -97,7 +97,7 @@ def step_numbers(result: rose.LayerResult, trace: rose.SweepTrace, step: int) ->
     rows = {
         "Just pruned": "mixed" if block is None else f"block {block}",
         "Weights removed": words.whole(int(trace.removed[index])),
-        "Lost without help": words.number(lost),
+        "Loss without compensation": words.number(lost),
         "Compensated": f"{words.number(lost - kept)} ({words.percent(1 - ratio(kept, lost), 0)})",
         "Remains": words.number(kept),
         "Error so far": words.number(float(trace.error[:step].sum())),

@@ -24,7 +24,7 @@ def draw(study: Study, layer: str) -> None:
             format_func=lambda level: words.percent(float(level), 0),
         )  # fmt: skip
         budget = choose_budget("lab_bar_budget")
-        st.caption("Natural order is the base line: dashed, and always measured.")
+        st.caption("Natural order is the baseline: dashed, and always measured.")
     with stage:
         if not levels:
             st.info("Choose at least one sparsity on the left.")

@@ -25,7 +25,7 @@ TITLES = (
     "Losses",
     "Order",
     "Compensation",
-    "No help",
+    "No effect",
     "Strength",
     "Two effects",
 )

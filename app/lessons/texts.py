@@ -37,7 +37,7 @@ def importance_lesson(plan: rose.OrderPlan) -> Lesson:
         ),
         f"The stage shows the importance S of a layer with {rows} outputs (rows) and {columns} inputs (columns), in "
         f"blocks of {plan.block_size} columns. It is the worked example of the ROSE paper, and all counts "
-        f"start at 1 as they do there. A third of the {score.numel()} weights shall go: {gone}, which makes {each} in "
+        f"start at 1 as they do there. A third of the {score.numel()} weights are to be removed: {gone}, which makes {each} in "
         f"every block. The most important weight is {_entry(score, *high)}, the least important {_entry(score, *low)}.",
     )
 
@@ -97,7 +97,7 @@ def order_lesson(plan: rose.OrderPlan, guess: int | None) -> Lesson:
     claim = "Which block should be pruned first?"
     question = (
         "Pruning goes block by block. When a weight is removed, the columns that have **not been pruned yet** are "
-        "adjusted to make up for it. The block that goes last has nobody left to help it."
+        "adjusted to make up for it. The block that goes last has no columns left to compensate for it."
     )
     if guess is None:
         return Lesson(claim, (), f"{question}\n\nChoose a block, then see what ROSE does.")
@@ -118,7 +118,7 @@ def order_lesson(plan: rose.OrderPlan, guess: int | None) -> Lesson:
         "What loses most goes first, while most columns are still free to help.",
         (ranking, inside, rf"\pi = ({permutation})"),
         f"**{said}** It would lose most, {losses[first]:.1f}, so it gets all the help there is; block {last + 1} loses "
-        f"only {losses[last]:.1f} and can do with none. The same rule orders the columns inside each block. Both "
+        f"only {losses[last]:.1f} and needs none. The same rule orders the columns inside each block. Both "
         "together are the two-level order π of ROSE.",
     )
 
@@ -172,8 +172,8 @@ def strength_lesson(design: LayerDesign, points: Sequence[tuple[float, float, fl
     return Lesson(
         "The more the loss concentrates in a block that comes late, the more the order matters.",
         (
-            rf"W_{{:,\,\text{{block {design.strong_block + 1}}}}} \leftarrow (1 + {design.strength:g})\,"
-            rf"W_{{:,\,\text{{block {design.strong_block + 1}}}}}",
+            rf"W_{{:,\,\text{{block {design.strong_block}}}}} \leftarrow (1 + {design.strength:g})\,"
+            rf"W_{{:,\,\text{{block {design.strong_block}}}}}",
             rf"r = {here.plan.relative_range:.2f}",
             rf"\frac{{\text{{two-level}}}}{{\text{{natural}}}} = "
             rf"\frac{{{ordered:.4f}}}{{{natural:.4f}}} = {ordered / natural:.3f}",
@@ -220,9 +220,7 @@ def _block_sentence(result: rose.LayerResult, step: int, order: str, energy: flo
     assert block is not None  # both orders of the lesson keep blocks whole
     share = percent(saved / lost if lost > 0 else 0.0, 0)
     cost = number(lost / energy if energy > 0 else 0.0)
-    return (
-        f"In {order} order block {block + 1} was the latest: it would have cost {cost}, {share} of it was compensated."
-    )
+    return f"In {order} order, block {block} was pruned last: without compensation it would have cost {cost}, of which {share} was compensated."
 
 
 def _removed(plan: rose.OrderPlan) -> list[int]:

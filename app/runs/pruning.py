@@ -36,7 +36,7 @@ GRACE = 120.0  # seconds that checkpoints outlive a lost connection; longer than
 
 
 @dataclass(frozen=True)
-class JudgedModel:
+class EvaluatedModel:
     """What became of one copy, or of the dense model, whose report is None.
 
     Attributes:
@@ -59,7 +59,7 @@ class JudgedModel:
         return "Dense" if self.report is None else f"{rose.METHODS[self.method].label}, {self.sparsity}"
 
 
-def model_table(models: Sequence[JudgedModel]) -> pd.DataFrame:
+def model_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
     """One row per model, the dense one first: perplexity, its ratio to dense, mean errors, seconds."""
     rows = []
     for model in models:
@@ -80,7 +80,7 @@ def model_table(models: Sequence[JudgedModel]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def layer_table(models: Sequence[JudgedModel]) -> pd.DataFrame:
+def layer_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
     """The pruned models' layers, one under the other; `sparsity` is realised, `asked` as it was asked for."""
     tables = [model.report.layers.assign(asked=model.sparsity) for model in models if model.report]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
@@ -102,8 +102,8 @@ class PruningRun:
 
     def __init__(self, setup: Setup, request: PruneRequest, load: Callable[[], LoadedModel]) -> None:
         self.setup, self.request = setup, request
-        self.dense: JudgedModel | None = None
-        self.copies: list[JudgedModel] = []
+        self.dense: EvaluatedModel | None = None
+        self.copies: list[EvaluatedModel] = []
         self.doing = "Loading the model"
         self.fraction = 0.0
         self.pruned: list[dict[str, Any]] = []
@@ -127,7 +127,7 @@ class PruningRun:
         return self.seconds * (1 - self.fraction) / self.fraction if self.fraction > 0.01 else None
 
     @property
-    def models(self) -> list[JudgedModel]:
+    def models(self) -> list[EvaluatedModel]:
         """What is finished at this moment, the dense model first. The run goes on: ask once for what must agree."""
         return ([self.dense] if self.dense else []) + self.copies
 
@@ -244,7 +244,7 @@ class PruningRun:
         report: rose.RunReport | None,
         cost: float,
         job: Job,
-    ) -> JudgedModel:
+    ) -> EvaluatedModel:
         """Perplexity, continuation and checkpoint of one model."""
         request = self.request
         whose = "the dense model" if report is None else f"{get_method(method).label}, sparsity {sparsity}"
@@ -259,7 +259,7 @@ class PruningRun:
             )
         self._done += cost
         if report is None:
-            return JudgedModel(method, sparsity, perplexity, text)
+            return EvaluatedModel(method, sparsity, perplexity, text)
         assert self.dense is not None
         report = report.with_summary(
             model=self.setup.model,
@@ -273,7 +273,7 @@ class PruningRun:
             perplexity_after=perplexity,
         )
         checkpoint = self._save(model, tokenizer, method, sparsity, report, job)
-        return JudgedModel(method, sparsity, perplexity, text, report, checkpoint)
+        return EvaluatedModel(method, sparsity, perplexity, text, report, checkpoint)
 
     def _save(
         self,

@@ -83,7 +83,7 @@ class PruneRequest:
             if not self.folder.strip():
                 raise rose.RoseError("Give the path of a folder for the checkpoints.")
             if str(expand(self.folder)).startswith("~"):
-                raise rose.RoseError(f"The ~ in {self.folder} is nobody's on this machine; give the path in full.")
+                raise rose.RoseError(f"No user on this machine matches the ~ in {self.folder}; give the full path.")
             for pair in self.pairs:
                 target = self.target(*pair)
                 if target.exists():

@@ -37,7 +37,7 @@ def read_results(source: str | IO[bytes]) -> pd.DataFrame:
         table[name] = pd.to_numeric(table[name], errors="coerce")
     bad = table[["method", "sparsity", "seed", "perplexity"]].isna().any(axis=1)
     if bad.any():
-        raise RoseError(f"Row {int(bad.idxmax()) + 1} has no method, sparsity, seed or perplexity; mend the file.")
+        raise RoseError(f"Row {int(bad.idxmax()) + 1} has no method, sparsity, seed or perplexity; correct the file.")
     return table
 
 

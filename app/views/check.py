@@ -18,12 +18,12 @@ from rose.model.checks import CHECKS, check_layers
 # Status is never colour alone: a word, and an icon of another shape for each.
 BADGES = {
     "pass": ":green-badge[:material/check_circle: pass]",
-    "look": ":orange-badge[:material/visibility: look]",
+    "look": ":orange-badge[:material/visibility: review]",
     "fail": ":red-badge[:material/error: fail]",
 }
-CELLS = {"pass": "✓ pass", "look": "◐ look", "fail": "✗ fail"}
+CELLS = {"pass": "✓ pass", "look": "◐ review", "fail": "✗ fail"}
 DEFAULT_METHODS = ["sparsegpt", "rose", "rose_global", "wanda"]
-NOT_KEPT = ". Nothing of it was kept, and nothing was changed."  # of a cancelled check
+NOT_KEPT = ". No results were kept, and nothing was changed."  # of a cancelled check
 KEPT_RUNS = 24
 ONE, ALL = "This layer", "All layers"
 MEASURES, OVERFITTING, SPARSITY = "Three measures", "Over-fitting", "Sparsity"
@@ -32,12 +32,12 @@ SECTIONS = {name: name for name in (ONE, MEASURES, OVERFITTING, SPARSITY, ALL)}
 
 def draw() -> None:
     st.title("Check: can these numbers be trusted?")
-    study = components.require_study("Checks of every layer's error, sparsity and inputs would be here.")
+    study = components.require_study("Checks of every layer's error, sparsity and inputs appear here.")
     view = components.section(SECTIONS, "check", "What to check")
     if view == ALL:  # also for a run that broke off at a layer with bad inputs
         _all_layers(study)
         return
-    study, layer = components.require_layer("Checks of one layer's error, sparsity and inputs would be here.")
+    study, layer = components.require_layer("Checks of one layer's error, sparsity and inputs appear here.")
     request = _choose(layer)
     run = _runs().get((study.created, request))
     if run is not None and run.job.status == "running":
@@ -139,8 +139,8 @@ def _table(checks: list[tuple[str, Check]], alt: str) -> None:
 
 
 def _verdict(statuses: list[str], noun: str) -> str:
-    """ "12 checks: eleven pass, one wants a look, none fails"."""
-    verbs = {"pass": ("passes", "pass"), "look": ("wants a look", "want a look"), "fail": ("fails", "fail")}
+    """ "12 checks: eleven pass, one needs review, none fails"."""
+    verbs = {"pass": ("passes", "pass"), "look": ("needs review", "need review"), "fail": ("fails", "fail")}
     parts = []
     for status, (one, several) in verbs.items():
         found = statuses.count(status)
@@ -214,7 +214,7 @@ def _overfitting(study: Study, layer: str, findings: Findings, request: CheckReq
     st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt=f"Error of {layer} by calibration length")
     st.caption(
         f"Relative errors; {study.setup.held_out} × {study.setup.length} held-out tokens that no fit has seen. "
-        f"A ratio up to {OVERFIT:g} passes. Where the held-out error no longer falls, more calibration is no use."
+        f"A ratio up to {OVERFIT:g} passes. Where the held-out error no longer falls, more calibration does not help."
     )
 
 
@@ -227,7 +227,7 @@ def _sparsity(study: Study, layer: str, findings: Findings, request: CheckReques
         {
             "Status": BADGES[found.check.status],
             "Method": _label(found.method),
-            "Asked": words.percent(found.requested, 3).replace(" ", "\u00a0"),
+            "Requested": words.percent(found.requested, 3).replace(" ", "\u00a0"),
             "Removed": words.percent(found.realised, 3).replace(" ", "\u00a0"),
             "Promised per": {"group": f"group of {study.setup.sparsity}"}.get(found.unit, found.unit),
             "Units": f"{found.units}",
@@ -259,7 +259,7 @@ def _all_layers(study: Study) -> None:
         return
     st.subheader(_verdict(list(table["status"]), "layer"), anchor=False)
     if study.job.status == "failed":
-        st.error(f"The run broke off: {study.job.message}", icon=":material/error:")
+        st.error(f"The run stopped early: {study.job.message}", icon=":material/error:")
     only = st.toggle("Only layers that do not pass", key="check_only", bind="query-params")
     shown = table[table["status"] != "pass"] if only else table
     if shown.empty:
@@ -282,7 +282,7 @@ def _all_layers(study: Study) -> None:
     left, right = st.columns([4, 1])
     left.caption(
         f"Select a row to choose its layer. Passes: no NaN or infinity; no dead column; at least as many tokens as "
-        f"columns; damping {setup.damping:g} as asked; the asked sparsity to half a weight per block; held-out error "
+        f"columns; damping {setup.damping:g} as requested; the requested sparsity to half a weight per block; held-out error "
         f"at most {OVERFIT:g} times the calibration error for every method that was measured."
     )
     right.download_button(

@@ -72,7 +72,7 @@ def key_figures(study: Study, layer: str, plan: rose.OrderPlan, row: pd.Series) 
 
 def versus(saved: float, columnar: bool) -> str:
     if not columnar:
-        return "as SparseGPT"
+        return "same as SparseGPT"
     return f"{words.percent(abs(saved))} {'less' if saved >= 0 else 'more'}"
 
 
@@ -200,7 +200,7 @@ def error(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
     row = table.iloc[0]
     if not plan.is_columnar:
         st.caption(
-            f"Not columnar at {plan.threshold:.2f}, so ROSE does as SparseGPT here. Two-level order would give "
+            f"Not columnar at {plan.threshold:.2f}, so ROSE is the same as SparseGPT here. Two-level order would give "
             f"an error of {row['error_two_level']:.4f}, {versus(row['gain'], True)}."
         )
     error_numbers(records)

@@ -293,10 +293,10 @@ def choose_design() -> LayerDesign:
     strength = st.slider("Strength of one block", 0.0, 4.0, 2.0, 0.25, key="lesson_strength", bind=URL)
     first, second = st.columns(2)
     blocks = first.slider("Blocks", 3, 8, 6, key="lesson_blocks", bind=URL)
-    place = second.slider("Which block", 1, 8, 6, key="lesson_place", bind=URL, help="The last if there are fewer")
+    place = second.slider("Which block", 0, 7, 5, key="lesson_place", bind=URL, help="The last if there are fewer")
     rows = first.slider("Rows", 16, 96, 64, 16, key="lesson_rows", bind=URL)
     seed = second.number_input("Seed", 0, 9999, 0, key="lesson_seed", bind=URL)
-    return LayerDesign(rows, blocks, strength, place - 1, seed)
+    return LayerDesign(rows, blocks, strength, place, seed)
 
 
 # Step 8: two effects

@@ -13,7 +13,7 @@ from app import components, session, shared, words
 from app.figures import comparison
 from app.figures import prune as figures
 from app.runs import recipes
-from app.runs.pruning import JudgedModel, PruningRun, layer_table, model_table
+from app.runs.pruning import EvaluatedModel, PruningRun, layer_table, model_table
 from app.runs.request import HELD_OUT, Keep, PruneRequest, estimate, run_name
 from app.runs.results import over_seeds, read_results
 from app.study.setup import Setup, weights_size
@@ -36,7 +36,7 @@ def draw() -> None:
     st.title("Prune: what does the whole model lose?")
     setup, run = session.setup(), session.pruning()
     with st.expander(
-        "What to prune, and how to judge it",
+        "What to prune, and how to evaluate it",
         expanded=run is None,
         icon=":material/tune:",
         key="prune-settings",
@@ -55,7 +55,7 @@ def draw() -> None:
     if view == SEEDS:
         _seeds()
     elif run is None or run.dense is None:
-        st.info("Results show here as soon as the dense model and the first pruned copy have been judged.")
+        st.info("Results show here as soon as the dense model and the first pruned copy have been evaluated.")
     else:
         {SUMMARY: _summary, LAYERS: _layers, TEXTS: _texts, DOWNLOADS: _downloads}[view](run, run.models)
 
@@ -161,7 +161,7 @@ def _prompt_and_checkpoint() -> tuple[str, int, Keep, str]:
         value=PROMPT,
         key="prune_prompt",
         bind="query-params",
-        help="Every model writes on, always the most likely next token. Empty: none does.",
+        help="Every model continues it with the most likely next token each time. Leave it empty to skip this.",
     )
     new_tokens = two.number_input(
         "New tokens", min_value=1, max_value=500, value=30, key="prune_new_tokens", bind="query-params"
@@ -267,7 +267,7 @@ def _ended(run: PruningRun) -> None:
 # Results
 
 
-def _summary(run: PruningRun, models: list[JudgedModel]) -> None:
+def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
     table = model_table(models)
     rows = [
         {
@@ -291,7 +291,7 @@ def _summary(run: PruningRun, models: list[JudgedModel]) -> None:
         "that were pruned."
     )
     if run.request.evaluate == HELD_OUT and "measured" in run.request.methods:
-        st.caption("Measured order has chosen by these held-out windows, so its numbers are a little too good.")
+        st.caption("Measured order has chosen by these held-out windows, so its numbers are slightly optimistic.")
     dense, *pruned = models
     if pruned:
         bars = table.iloc[1:].assign(run=[model.label for model in pruned])
@@ -302,7 +302,7 @@ def _error(value: float | None) -> str:
     return "–" if value is None or pd.isna(value) else f"{value:.4f}"
 
 
-def _layers(run: PruningRun, models: list[JudgedModel]) -> None:
+def _layers(run: PruningRun, models: list[EvaluatedModel]) -> None:
     table = layer_table(models)
     if table.empty:
         st.info("The layers show here as soon as the first copy is pruned.")
@@ -333,18 +333,18 @@ def _layers(run: PruningRun, models: list[JudgedModel]) -> None:
     components.show(drawing, "layer-errors")
 
 
-def _texts(run: PruningRun, models: list[JudgedModel]) -> None:
+def _texts(run: PruningRun, models: list[EvaluatedModel]) -> None:
     if not run.request.prompt.strip():
         st.info("No prompt was given; give one above and prune again.")
         return
-    st.markdown("Always the most likely next token; the prompt was")
+    st.markdown("Continuations by the most likely next token. The prompt:")
     st.code(run.request.prompt, language=None, wrap_lines=True)
     for model in models:
         st.markdown(f"**{model.label}**, perplexity {model.perplexity:.2f}")
         st.code(model.text or "(nothing: the text ended)", language=None, wrap_lines=True)
 
 
-def _downloads(run: PruningRun, models: list[JudgedModel]) -> None:
+def _downloads(run: PruningRun, models: list[EvaluatedModel]) -> None:
     pruned = models[1:]
     left, right = st.columns(2)
     left.download_button(
@@ -368,7 +368,7 @@ def _downloads(run: PruningRun, models: list[JudgedModel]) -> None:
         _download_one(model)
 
 
-def _download_one(model: JudgedModel) -> None:
+def _download_one(model: EvaluatedModel) -> None:
     assert model.report is not None
     name = run_name(model.method, model.sparsity)
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
@@ -411,7 +411,7 @@ def _seeds() -> None:
     )
     if upload is None and not path.strip():
         st.info(
-            "Perplexities after pruning wobble by several per cent between seeds. `python -m rose compare` runs "
+            "Perplexities after pruning vary by several per cent between seeds. `python -m rose compare` runs "
             "methods over several of them; give its rows.csv here to see means and spread."
         )
         return

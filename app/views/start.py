@@ -31,7 +31,7 @@ LAYERS = {
     "all": "All layers",
     "attention": "Attention output projections",
     "block": "One decoder block",
-    "own": "Own choice of names",
+    "own": "Layers by name",
 }
 PATTERNS = ["2:4", "4:8", "1:4"]
 PREFIX = "start_"  # of the keys of this page's widgets
@@ -268,7 +268,7 @@ def show_preflight(edited: Setup, found: Preflight | str) -> None:
     if isinstance(found, str):
         st.error(found, icon=":material/error:")
         if edited.model in problems():
-            st.button("Look again", icon=":material/refresh:", on_click=look_again, args=(edited.model,))
+            st.button("Try again", icon=":material/refresh:", on_click=look_again, args=(edited.model,))
         return
     tokens = words.whole((edited.samples + edited.held_out) * edited.length)
     st.markdown(

@@ -112,7 +112,7 @@ def test_waiting_for_a_lock_is_said() -> None:
     with lock:
         job.start()
         assert told.wait(SOON)
-        assert job.message == "Waiting until another run on this model has ended"
+        assert job.message == "Waiting for another run on this model to finish"
     job.wait(SOON)
     assert (job.status, job.message) == ("done", "Starting")
 

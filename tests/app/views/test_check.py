@@ -52,7 +52,7 @@ def test_before_the_run_the_inputs_are_judged_and_the_cost_is_told(study: Study)
     app = open_page(PAGE, study)
     assert list(table(app)["Check"]) == ["Finite inputs", "Live columns", "Enough tokens", "Damping as asked"]
     assert "256 tokens for 64 columns" in list(table(app)["Found"])
-    assert app.subheader[0].value == "Four checks: four pass, none wants a look, none fails"
+    assert app.subheader[0].value == "Four checks: four pass, none needs review, none fails"
     assert "Prunes by four methods, then runs 8 × 32 tokens" in texts(app)
     assert re.search(r"about \d+ s, \d+ MB of memory", texts(app))
 
@@ -63,14 +63,14 @@ def test_this_layer_lists_every_check(study: Study, findings: Findings) -> None:
     assert len(shown) == 4 + 3 * len(METHODS)
     for method, check in findings.checks():
         row = shown[(shown["Of"] == rose.METHODS[method].label) & (shown["Check"] == check.name)].iloc[0]
-        assert check.status in row["Status"]
+        assert {"look": "review"}.get(check.status, check.status) in row["Status"]
         if check.name != "Measures agree":  # a rounding error has no digits to compare
             assert row["Found"] == check.found
         assert row["Passes"] == check.limit
     statuses = [check.status for _, check in findings.checks()]
-    wants = ["none wants", "one wants", "two want", "three want", "four want"]
-    passed, looks = words.word(4 + statuses.count("pass")), wants[statuses.count("look")]
-    assert app.subheader[0].value == f"16 checks: {passed} pass, {looks} a look, none fails"
+    needs = ["none needs", "one needs", "two need", "three need", "four need"]
+    passed, looks = words.word(4 + statuses.count("pass")), needs[statuses.count("look")]
+    assert app.subheader[0].value == f"16 checks: {passed} pass, {looks} review, none fails"
 
 
 def test_three_measures(study: Study, findings: Findings) -> None:
@@ -127,7 +127,7 @@ def test_all_layers(study: Study) -> None:
     shown = app.dataframe[0].value
     assert len(shown) == 21
     assert set(shown["Finite inputs"]) == {"✓ pass"}
-    looks = int((shown["Worst"] == "◐ look").sum())
+    looks = int((shown["Worst"] == "◐ review").sum())
     assert app.subheader[0].value.startswith(f"21 layers: {words.word(21 - looks)} pass")
     assert len(figures(app)) == 2
     app.toggle(key="check_only").set_value(True).run()
@@ -159,7 +159,7 @@ def test_a_run_that_broke_off_at_bad_inputs_shows_where() -> None:
     assert shown.loc["2 · self_attn.q_proj", "Finite inputs"] == "✗ fail"
     assert "64 input columns saw NaN or infinity" in shown.loc["2 · self_attn.q_proj", "What did not pass"]
     assert shown.loc["0 · self_attn.q_proj", "Finite inputs"] == "✓ pass"
-    assert "The run broke off" in texts(app)
+    assert "The run stopped early" in texts(app)
 
 
 def test_a_run_goes_on_while_other_pages_are_visited(study: Study) -> None:
@@ -224,12 +224,12 @@ def test_all_layers_before_the_first_block_waits_or_says_what_to_do(study: Study
 
 def test_without_a_study_the_page_says_what_to_do() -> None:
     app = open_page(PAGE)
-    assert "Checks of every layer's error, sparsity and inputs would be here." in texts(app)
+    assert "Checks of every layer's error, sparsity and inputs appear here." in texts(app)
 
 
 def test_statuses_are_words_with_icons_not_only_colours(study: Study) -> None:
     for cell in table(open_page(PAGE, study))["Status"]:
-        assert re.fullmatch(r":\w+-badge\[:material/\w+: (pass|look|fail)\]", cell)
+        assert re.fullmatch(r":\w+-badge\[:material/\w+: (pass|review|fail)\]", cell)
 
 
 def test_what_was_found_on_files_that_were_replaced_is_not_shown(study: Study) -> None:
@@ -253,4 +253,4 @@ def test_a_cancelled_check_says_that_nothing_was_kept(study: Study) -> None:
         app.button(key="checks-cancel").click().run()
         run.job.wait(60)
     app.run()
-    assert "Cancelled. Nothing of it was kept, and nothing was changed." in texts(app)
+    assert "Cancelled. No results were kept, and nothing was changed." in texts(app)

@@ -54,7 +54,7 @@ def test_key_figures_of_a_columnar_layer(study: Study) -> None:
 def test_the_threshold_of_all_pages_decides(study: Study) -> None:
     shown = metrics(open_page(PAGE, study, threshold="1"))
     assert shown["Relative range"][1] == "not columnar, not above 1.00"
-    assert shown["Error, ROSE"] == (shown["Error, SparseGPT"][0], "as SparseGPT")
+    assert shown["Error, ROSE"] == (shown["Error, SparseGPT"][0], "same as SparseGPT")
 
 
 @pytest.mark.parametrize(

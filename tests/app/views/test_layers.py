@@ -106,7 +106,7 @@ def test_a_link_with_a_metric_of_another_version_shows_the_first(study: Study) -
 def test_the_error_of_another_method_can_be_shown(study: Study) -> None:
     app = open_page(PAGE, study, metric="Error", metric_method=palette.method_style("rose_global").label)
     highest = study.overview(0.5)["error_rose_global"].max()
-    assert titles(app)[0].startswith("Relative error of ROSE global (ours) is highest")
+    assert titles(app)[0].startswith("Relative error of ROSE global is highest")
     assert titles(app)[0].endswith(words.number(highest))
 
 

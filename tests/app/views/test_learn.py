@@ -166,8 +166,8 @@ def test_damage_is_split_for_both_orders(study: Study) -> None:
         trace = result.trace
         assert trace is not None
         share = 100 * (1 - float(trace.error[-1] / trace.lost[-1]))
-        assert f"{share:.0f} % of it was compensated" in text
-    assert "In natural order block 4 was the latest" in text
+        assert f"{share:.0f} % was compensated" in text
+    assert "In natural order, block 3 was pruned last" in text
 
 
 def test_race_shows_both_errors(study: Study) -> None:

@@ -189,7 +189,7 @@ def test_a_model_that_appears_later_is_found_by_looking_again(tmp_path: Path, te
     save_tiny_llama(tmp_path / "late")
     app.run()
     assert button(app).disabled  # the answer is remembered, so that sliders do not ask the network again
-    next(one for one in app.button if one.label == "Look again").click().run()
+    next(one for one in app.button if one.label == "Try again").click().run()
     assert not button(app).disabled
     assert "**21 layers**" in texts(app)
 
