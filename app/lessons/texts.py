@@ -37,8 +37,9 @@ def importance_lesson(plan: rose.OrderPlan) -> Lesson:
         ),
         f"The stage shows the importance S of a layer with {rows} outputs (rows) and {columns} inputs (columns), in "
         f"blocks of {plan.block_size} columns. It is the worked example of the ROSE paper, and all counts "
-        f"start at 1 as they do there. A third of the {score.numel()} weights are to be removed: {gone}, which makes {each} in "
-        f"every block. The most important weight is {_entry(score, *high)}, the least important {_entry(score, *low)}.",
+        f"start at 1 as they do there. A third of the {score.numel()} weights are to be removed: {gone}, {each} "
+        f"in every block. The most important weight is {_entry(score, *high)}, the least important "
+        f"{_entry(score, *low)}.",
     )
 
 
@@ -220,7 +221,10 @@ def _block_sentence(result: rose.LayerResult, step: int, order: str, energy: flo
     assert block is not None  # both orders of the lesson keep blocks whole
     share = percent(saved / lost if lost > 0 else 0.0, 0)
     cost = number(lost / energy if energy > 0 else 0.0)
-    return f"In {order} order, block {block} was pruned last: without compensation it would have cost {cost}, of which {share} was compensated."
+    return (
+        f"In {order} order, block {block} was pruned last: without compensation it would have cost {cost}, of which "
+        f"{share} was compensated."
+    )
 
 
 def _removed(plan: rose.OrderPlan) -> list[int]:

@@ -282,8 +282,8 @@ def _all_layers(study: Study) -> None:
     left, right = st.columns([4, 1])
     left.caption(
         f"Select a row to choose its layer. Passes: no NaN or infinity; no dead column; at least as many tokens as "
-        f"columns; damping {setup.damping:g} as requested; the requested sparsity to half a weight per block; held-out error "
-        f"at most {OVERFIT:g} times the calibration error for every method that was measured."
+        f"columns; damping {setup.damping:g} as requested; the requested sparsity to half a weight per block; "
+        f"held-out error at most {OVERFIT:g} times the calibration error for every method that was measured."
     )
     right.download_button(
         "Table, CSV",

@@ -14,7 +14,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import rose
-from app import session
+from app import shared
 from app.runs.pruning import PruningRun
 from app.study.setup import Setup
 from rose.cli import _parser
@@ -231,7 +231,7 @@ def test_a_browser_that_comes_back_to_another_page_keeps_the_files_of_its_run(
 ) -> None:
     app, run = pruned(opened(setup, prune_layers="model.layers.1.*.o_proj", prune_windows="1", prune_prompt=""))
     held: list[PruningRun] = []  # as after the end of a connection
-    monkeypatch.setattr(session, "_held", lambda: held)
+    monkeypatch.setattr(shared, "_held", lambda: held)
     app.switch_page("views/learn.py").run()
     assert held == [run]
 
@@ -242,7 +242,7 @@ def test_a_model_that_is_finished_while_the_page_is_drawn_does_no_harm(
 ) -> None:
     app, run = pruned(opened(setup, prune_layers="model.layers.1.*.o_proj", prune_windows="1"))
     finished, reads = list(run.copies), itertools.count(1)
-    monkeypatch.setattr(PruningRun, "outcomes", property(lambda run: finished[: next(reads)]), raising=False)
+    monkeypatch.setattr(PruningRun, "copies", property(lambda run: finished[: next(reads)]), raising=False)
     view(app, section)
 
 
