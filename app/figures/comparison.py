@@ -20,11 +20,7 @@ MEASURES: dict[Measure, str] = {"perplexity": "perplexity", "mean_held_out_error
 
 
 def over_seeds_bars(
-    table: pd.DataFrame,
-    sparsity: str,
-    *,
-    column: Measure = "perplexity",
-    theme: Theme = "light",
+    table: pd.DataFrame, sparsity: str, *, column: Measure = "perplexity", theme: Theme = "light"
 ) -> Drawing:
     """Mean of every method at one sparsity, lowest first, with the range over seeds; marks are single seeds.
 

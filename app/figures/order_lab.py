@@ -22,11 +22,7 @@ METHOD_OF_RUN = {("natural", "block"): "sparsegpt", ("two_level", "block"): "ros
 
 
 def error_curve(
-    results: Mapping[str, LayerResult],
-    dense_energy: float,
-    *,
-    layer: str = "",
-    theme: Theme = "light",
+    results: Mapping[str, LayerResult], dense_energy: float, *, layer: str = "", theme: Theme = "light"
 ) -> Drawing:
     """Error against pruned blocks for several orders (the paper's Figure 1a).
 

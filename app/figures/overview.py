@@ -118,11 +118,7 @@ def model_map(
         range=[min(blocks) - 0.5, max(blocks) + 0.5], showgrid=False, zeroline=False, dtick=_dtick(len(blocks))
     )
     figure.update_yaxes(
-        categoryorder="array",
-        categoryarray=projections,
-        range=[len(projections) - 0.5, -0.5],
-        showgrid=False,
-        ticks="",
+        categoryorder="array", categoryarray=projections, range=[len(projections) - 0.5, -0.5], showgrid=False, ticks=""
     )
     if marked_layer is not None and (rows["layer"] == marked_layer).any():
         at = rows[rows["layer"] == marked_layer].iloc[0]

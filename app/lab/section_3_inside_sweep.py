@@ -28,12 +28,7 @@ def draw(study: Study, layer: str) -> None:
     with left:
         known = order_names()
         order = st.selectbox(
-            "Order",
-            known,
-            index=known.index("two_level"),
-            format_func=label,
-            key="lab_sweep_order",
-            bind=URL,
+            "Order", known, index=known.index("two_level"), format_func=label, key="lab_sweep_order", bind=URL
         )
         if order == "random":
             order = f"random:{choose_seed('lab_sweep_seed')}"

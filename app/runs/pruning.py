@@ -223,11 +223,7 @@ class PruningRun:
             now = time.monotonic()
             if progress.layer is not None:
                 self.pruned.append(
-                    {
-                        "layer": progress.layer,
-                        "relative_error": progress.relative_error,
-                        "seconds": now - last,
-                    }
+                    {"layer": progress.layer, "relative_error": progress.relative_error, "seconds": now - last}
                 )
             last = now
             share(progress.fraction)

@@ -23,11 +23,7 @@ from rose.paths import expand
 
 FILE = "a file"
 PROMPT = "Python is a programming language that"
-KEEP: dict[Keep, str] = {
-    "nothing": "do not keep",
-    "zip": "for download, .zip",
-    "folder": "in a folder on this machine",
-}
+KEEP: dict[Keep, str] = {"nothing": "do not keep", "zip": "for download, .zip", "folder": "in a folder on this machine"}
 SUMMARY, LAYERS, TEXTS, DOWNLOADS, SEEDS = "Perplexity", "Layers", "Texts", "Downloads", "Over seeds"
 SECTIONS = {name: name for name in (SUMMARY, LAYERS, TEXTS, DOWNLOADS, SEEDS)}
 
@@ -140,12 +136,7 @@ def _evaluation(setup: Setup) -> tuple[str, int, int]:
         bind="query-params",
     )
     length = four.number_input(
-        "Tokens each",
-        min_value=2,
-        value=None,
-        placeholder=str(setup.length),
-        key="prune_length",
-        bind="query-params",
+        "Tokens each", min_value=2, value=None, placeholder=str(setup.length), key="prune_length", bind="query-params"
     )
     return path if text == FILE else text, windows or _default_windows(setup, text), length or setup.length
 
