@@ -16,10 +16,9 @@ from rich.console import Console
 
 import rose
 from rose import commands
-from rose.layer.allocation import DENSITY_SPREAD
 from rose.layer.methods import BUDGETS
 from rose.layer.order import order_names
-from rose.model.allocation import ALLOCATIONS
+from rose.model.allocation import ALLOCATIONS, DENSITY_SPREAD
 from rose.model.calibration import BOS, SOURCES
 from rose.model.distributed import choose_gpu, launched_place, process_group
 from rose.model.loading import DTYPES
