@@ -16,10 +16,9 @@ from rich.console import Console
 
 import rose
 from rose import commands
-from rose.layer.allocation import DENSITY_SPREAD
 from rose.layer.methods import BUDGETS
 from rose.layer.order import order_names
-from rose.model.allocation import ALLOCATIONS
+from rose.model.allocation import ALLOCATIONS, DENSITY_SPREAD
 from rose.model.calibration import BOS, SOURCES
 from rose.model.distributed import choose_gpu, launched_place, process_group
 from rose.model.loading import DTYPES
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         kept = getattr(options, "checkpoint", None) or getattr(options, "rows", None)
-        left = f"the same command goes on from {kept}" if kept else "nothing was written"
+        left = f"the same command resumes from {kept}" if kept else "nothing was written"
         console.print(f"rose: cancelled; {left}", highlight=False, soft_wrap=True)
         return 130
     return 0
@@ -65,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     models.set_defaults(run=commands.models)
 
-    analyze = subparsers.add_parser("analyze", help="which layers are columnar, and what order does to their error")
+    analyze = subparsers.add_parser("analyze", help="which layers are columnar, and how order changes their error")
     _model_options(analyze)
     _stream_option(analyze)
     _calibration_options(analyze)
@@ -92,11 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     _window_options(prune)
     prune.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the checkpoint")
     prune.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="keep finished decoder blocks here; an interrupted run goes on"
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="keep finished decoder blocks here; the same command resumes an interrupted run",
     )
     prune.set_defaults(run=commands.prune, divided=True)
 
-    compare = subparsers.add_parser("compare", help="methods against each other, over sparsities and calibration seeds")
+    compare = subparsers.add_parser("compare", help="compare methods over sparsities and calibration seeds")
     _model_options(compare)
     _calibration_options(compare, seeds=True)
     _pruning_options(compare, sparsity="0.5,0.6,0.7")
@@ -114,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="rows and summaries; an interrupted run goes on here",
+        help="rows and summaries; the same command resumes an interrupted run",
     )
     compare.set_defaults(run=commands.compare)
 

@@ -27,7 +27,7 @@ from rose.model.zero_shot import TASKS, check_installed, zero_shot
 from rose.report import records_table, write_atomically
 from rose.serving import serve
 
-# What all runs of one comparison folder share; methods, sparsities and seeds may be added later.
+# Settings shared by all runs in one comparison folder; methods, sparsities and seeds may be added later.
 COMPARISON_SETTINGS = (
     *("model", "dtype", "calibration", "samples", "length", "held_out", "layers", "block_size", "damping", "threshold"),
     *("allocation", "true_sequential", "evaluate", "windows", "bos"),
@@ -69,7 +69,7 @@ def _load(options: argparse.Namespace, console: Console, *, stream: bool = False
 
 
 def _tell_memory(options: argparse.Namespace, model: Any, console: Console) -> None:
-    """What a streamed run will take, before it begins."""
+    """Prints the memory that a streamed run will need."""
     samples = options.samples + options.held_out
     on_disk = getattr(options, "checkpoint", None) is not None
     memory = estimate_memory(
@@ -153,7 +153,7 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
 
 
 def _check_settings(given: argparse.Namespace, method: str, **more: Any) -> Settings:
-    """A typing mistake should not cost the loading of a model."""
+    """Checks settings before a model is loaded."""
     settings = _engine_options(given)
     del settings["layers"]
     return make_settings(method, **settings, **more)

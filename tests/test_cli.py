@@ -280,7 +280,7 @@ def test_a_checkpoint_goes_on_where_the_run_was_interrupted(checkpoint, tmp_path
 
     monkeypatch.setattr(pipeline, "prune_layer", interrupt)
     assert prune(checkpoint, tmp_path / "out", "--checkpoint", str(kept)) == 130
-    assert f"the same command goes on from {kept}" in capsys.readouterr().err
+    assert f"the same command resumes from {kept}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert prune(checkpoint, tmp_path / "out", "--checkpoint", str(kept)) == 0
     assert len(calls) == 10 + 14

@@ -1,4 +1,4 @@
-"""What the layers of a model read: a walk over its decoder blocks that gathers input statistics.
+"""A walk over the decoder blocks of a model that gathers statistics of what its layers read.
 
 Only one decoder block is on the device at a time.
 """
@@ -243,7 +243,7 @@ def start_walk(
     progress: ProgressCallback | None,
     kept: Storage | None = None,
 ) -> Walk:
-    """Records the inputs of the first decoder block, or goes on where a checkpoint has got to.
+    """Records the inputs of the first decoder block, or resumes from a checkpoint.
 
     `streams`: as from `check_streams`; `layers`: as from `select_layers`.
     """
@@ -268,7 +268,7 @@ def start_walk(
 
 
 def _drop(_batch: int, _hidden: Tensor) -> None:
-    """Takes embedded tokens that are not needed, because the run goes on further up."""
+    """Discards embedded tokens: a resumed run starts at a later block."""
 
 
 def visit_blocks(
@@ -320,7 +320,7 @@ def visit_inputs(
     visit: Callable[[Tensor], Any],
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Shows what one layer of the dense model reads, batch after batch; memory holds one batch of it.
+    """Passes what one layer of the dense model reads to a callback, batch by batch; memory holds one batch of it.
 
     Args:
         visit: called with (tokens of the batch, in) float32 on the CPU, samples in order; may raise to stop.

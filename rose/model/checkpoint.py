@@ -1,4 +1,4 @@
-"""A pruning run that can be killed at any moment and goes on where it was, to the same bits.
+"""A pruning run that can be killed at any moment and resumed, with the same result to the bit.
 
 The folder holds
 
@@ -7,11 +7,11 @@ The folder holds
     block-00007.safetensors     pruned weights of one decoder block's layers, their records, the time spent so far
     activations-00008/          the inputs of the decoder block that comes next, a file per batch
 
-Every file is written beside, forced to the disk and renamed, so that a kill leaves whole files only. The hidden states
-are kept, and not only recomputed, because going on should cost seconds and not up to a third of the run; from the disk
-they are the same bits. Where they are missing or damaged, the pruned blocks are run again: the weights are what counts.
+Every file is written under a temporary name, forced to the disk and renamed, so that a kill leaves whole files only.
+Hidden states are stored because recomputing them would take up to a third of the run; read back, they are the same
+bits. If they are missing or damaged, the pruned blocks are run again: only the weights are indispensable.
 
-Several processes of one run share a folder, so they must see the same files: the first writes weights, and each keeps
+Several processes of one run share a folder, so they must see the same files: the first writes weights, and each stores
 the hidden states of its own samples in a folder of its own, such as 1-of-4/.
 """
 
@@ -226,7 +226,7 @@ def open_checkpoint(
 
 
 def _begin(folder: Path, lock: BaseFileLock, run: Callable[[], Mapping[str, Any]]) -> None:
-    """Takes the folder for this run alone. The system lets go of the lock when a process ends, however it ends."""
+    """Locks the folder for this run. The system releases the lock when the process ends, however it ends."""
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -237,7 +237,7 @@ def _begin(folder: Path, lock: BaseFileLock, run: Callable[[], Mapping[str, Any]
 
 
 def _claim(folder: Path, run: Mapping[str, Any]) -> None:
-    """Removes what a killed run left unfinished, and makes sure that the folder is this run's."""
+    """Removes unfinished files of a killed run, and checks that the folder belongs to this run."""
     path = folder / "run.json"
     with explained(folder):
         begun = path.exists()
@@ -276,7 +276,7 @@ def describe_run(
     settings: Settings,
     **others: Any,
 ) -> dict[str, Any]:
-    """All that the pruned weights depend on, but for the machine and the versions of libraries, as JSON has it."""
+    """Everything that the pruned weights depend on, except the machine and library versions, as JSON values."""
     return {
         "format": FORMAT,
         "method": settings.method,

@@ -68,11 +68,11 @@ def prune_model(
         true_sequential: calibrate each layer on the pruned layers before it in its own decoder block too (GPTQ's
             mode of that name). One pass for each decoder block, not two, for more memory; see `rose.model.sequential`.
         held_out: further tokens, (samples, length), on which each layer's error is measured too. Method "measured"
-            chooses by them, so that its held-out error is the best of several and no longer quite independent.
+            chooses by them, so its held-out error is the best of several and not an independent estimate.
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
-        checkpoint: a folder that keeps every finished decoder block. A run that was stopped or killed goes on from
-            there when it is called again with the same arguments and the dense model, and ends with the same bits
-            on the same machine. See `rose.model.checkpoint`.
+        checkpoint: a folder that keeps every finished decoder block. A run that was stopped or killed resumes
+            there when it is called again with the same arguments and the dense model; on the same machine its result
+            is bit-identical. See `rose.model.checkpoint`.
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per layer.

@@ -168,11 +168,10 @@ def test_never_worse_than_removing_the_same_weights(method: str, sparsity: float
     for layer in (make_layer(rows=16, columns=48, tokens=200), make_layer(rows=16, columns=48, loud=8, dead=[3])):
         result = layer.prune(method=method, sparsity=sparsity, block_size=16)
         bare = relative_error(layer.weight, layer.weight.masked_fill(result.mask, 0), layer.hessian)
-        assert 0 < result.relative_error <= bare * (1 + 1e-5)
-        if method in (*SELECTING, "dsnot"):
+        if method in (*SELECTING, "dsnot"):  # compensate nothing
             assert torch.equal(result.weight, layer.weight.masked_fill(result.mask, 0))
         else:
-            assert result.relative_error < 0.95 * bare
+            assert 0 < result.relative_error < bare
 
 
 def errors_of_methods(layer: Layer) -> dict[str, float]:
@@ -447,4 +446,4 @@ def test_registry_entries_explain_themselves() -> None:
         assert method.name == name
         assert method.label
         assert method.summary.endswith(".")
-    assert set(SWEEPING) == {"rose", "rose_global", "rose_dealt", "sparsegpt", "sensitivity", "measured"}
+    assert set(SWEEPING) == {"rose", "rose_global", "rose_dealt", "sparsegpt", "isc", "measured"}
