@@ -21,7 +21,10 @@ from rose.errors import RoseError
 class LayerRecord:
     """One pruned layer in numbers; errors are relative to the dense output, `seconds` is pruning alone.
 
-    `held_out_error` is None where no held-out tokens were given; `damping` is relative to the mean of diag(H).
+    `relative_error` and `held_out_error` are against what the layer's dense weight puts out on the same, pruned inputs;
+    `target_error` and `held_out_target_error` against the dense model's output, where that was the target (see
+    `rose.layer.target`). Held-out ones are None where no held-out tokens were given. `damping` and `target_damping` are
+    relative to the mean of diag(H).
     `order` and `budget` are those used, which tells what ROSE decided and what "measured" chose.
     """
 
@@ -36,7 +39,10 @@ class LayerRecord:
     is_columnar: bool
     relative_error: float
     held_out_error: float | None
+    target_error: float | None
+    held_out_target_error: float | None
     damping: float
+    target_damping: float | None
     dead_columns: int
     seconds: float
     order: str

@@ -9,8 +9,10 @@ With the gap G = T − X_p Wᵀ, tokens as rows, and H = X_pᵀX_p,
 
     min ‖T − X_p Ŵᵀ‖²  is solved without a mask by  W* = W + Gᵀ X_p (H + λI)⁻¹,
 
-and ‖T − X_p Ŵᵀ‖² = constant + tr((W* − Ŵ) H (W* − Ŵ)ᵀ) for λ = 0: any method prunes W* in place of W. What the tokens
-say of GᵀX_p is noisy, and the correction has hundreds of inputs to fit the noise with, so λ matters; see `choose_damping`.
+and ‖T − X_p Ŵᵀ‖² = constant + tr((W* − Ŵ) H (W* − Ŵ)ᵀ) for λ = 0: any method prunes W* in place of W.
+
+The correction is a regression on all input columns. What it fits of the noise in few tokens becomes the input of the
+corrections above it, so λ is decisive, and much larger than that of the sweep; see `target_damping`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,33 @@ import torch
 from torch import Tensor
 
 from rose.layer.error import quadratic_form
+from rose.layer.hessian import check_damping, damp
 from rose.layer.statistics import InputStatistics
+
+# λ = μ · mean of diag(H), with μ = (ENOUGH_TOKENS · channels / tokens)^EXPONENT.
+ENOUGH_TOKENS = 8.2  # for each channel of the residual stream, to correct with μ = 1
+EXPONENT = 1.5
+
+
+def target_damping(channels: int, tokens: int) -> float:
+    """μ of the correction, relative to the mean of diag(H).
+
+    Fitted to perplexities of whole pruned models from 2 to 64 × 512 tokens; docs/targets.md has the study. In one layer
+    the noise of a least-squares fit falls as 1/tokens, and so would the best μ. In a model it falls faster, because the
+    errors of a correction are read by all corrections above it. Generalized cross-validation looks at the squared
+    error of one layer, damps the first layers too little and the last ones too much, and ends worse.
+
+    Args:
+        channels: of the residual stream, which the layer reads or writes.
+        tokens: of calibration.
+    """
+    return (ENOUGH_TOKENS * channels / tokens) ** EXPONENT
+
+
+def check_target_damping(damping: float | None) -> None:
+    """Raises RoseError unless μ is None, for `target_damping`, or 0 ≤ μ < ∞."""
+    if damping is not None:
+        check_damping(damping)
 
 
 @dataclass(frozen=True)
@@ -46,8 +74,10 @@ class InputGap:
     """
 
     def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
+        self.channels = columns
         self.cross = torch.zeros(columns, columns, device=device)  # DᵀX_p
         self.difference = InputStatistics(columns, device)
+        self._correction: tuple[float, Tensor] | None = None  # the last damping, and DᵀX_p (H + λI)⁻¹
 
     def update(self, pruned: Tensor, dense: Tensor) -> None:
         """Adds X_p and X_d, (..., in) each, of the same tokens."""
@@ -55,6 +85,7 @@ class InputGap:
         difference = dense.detach().reshape(x.shape).to(x) - x
         self.difference.update(difference)
         self.cross.addmm_(difference.T, x)
+        self._correction = None
 
     def sum_over(self, add: Callable[[Tensor], Any]) -> None:
         """Lets `add` replace every accumulator by its sum over processes, in place."""
@@ -66,11 +97,18 @@ class InputGap:
         weight = weight.float()
         return Gap(weight @ self.cross, quadratic_form(weight, self.difference.hessian))
 
+    def correction(self, weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
+        """GᵀX_p (H + λI)⁻¹, (out, in); what does not depend on the layer is computed once."""
+        if self._correction is None or self._correction[0] != damping:
+            self._correction = damping, _times_inverse(self.cross, hessian, damping)
+        return weight.float() @ self._correction[1]
+
 
 class OutputGap:
     """The gap of one layer that writes into the residual stream: G = D Wᵀ + R, streamed."""
 
     def __init__(self, rows: int, columns: int, device: torch.device | str = "cpu") -> None:
+        self.channels = rows
         self.cross = torch.zeros(rows, columns, device=device)
         self.square = torch.zeros((), dtype=torch.float64, device=device)
 
@@ -86,6 +124,61 @@ class OutputGap:
         add(self.cross)
         add(self.square)
 
-    def of(self, weight: Tensor) -> Gap:
-        """The gap; it was measured with this very W, (out, in)."""
+    def of(self, _weight: Tensor) -> Gap:
+        """The gap; it was measured with the layer's own dense weight."""
         return Gap(self.cross, float(self.square))
+
+    def correction(self, _weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
+        """GᵀX_p (H + λI)⁻¹, (out, in)."""
+        return _times_inverse(self.cross, hessian, damping)
+
+
+def _times_inverse(cross: Tensor, hessian: Tensor, damping: float) -> Tensor:
+    """C (H + λI)⁻¹ for C (rows, in). Dead columns of H come out as 0, as they are 0 in C."""
+    damped = damp(hessian, damping)
+    # `damp` factorizes H with its columns reversed.
+    return torch.cholesky_solve(cross.T.flip(0), damped.lower).flip(0).T
+
+
+def corrected_weight(
+    weight: Tensor, statistics: InputStatistics, gap: InputGap | OutputGap, damping: float | None = None
+) -> tuple[Tensor, float]:
+    """W*, the weight whose outputs on the pruned inputs are nearest to the target, and the μ that was used.
+
+    Args:
+        weight: W, (out, in), dense.
+        statistics: of the pruned inputs X_p.
+        gap: streamed over the same tokens.
+        damping: μ relative to the mean of diag(H); None means `target_damping`.
+
+    Returns:
+        W* in float32, (out, in), and μ.
+
+    Raises:
+        RoseError: a negative or infinite damping, or as `rose.layer.hessian.damp`.
+    """
+    check_target_damping(damping)
+    if damping is None:
+        damping = target_damping(gap.channels, statistics.tokens)
+    return weight.float() + gap.correction(weight, statistics.hessian, damping), damping
+
+
+def target_error(weight: Tensor, pruned: Tensor, hessian: Tensor, gap: Gap) -> float:
+    """‖T − X_p Ŵᵀ‖² / ‖T‖², from H and the gap alone; 0 where the target and the output are 0.
+
+    Args:
+        weight: W, (out, in), the dense weight that the gap belongs to.
+        pruned: Ŵ, (out, in).
+        hessian: H of the pruned inputs, (in, in).
+        gap: of the same tokens.
+    """
+    change = weight.float() - pruned.float()
+    missed = gap.square + 2 * _inner(gap.cross, change) + quadratic_form(change, hessian)
+    target = gap.square + 2 * _inner(gap.cross, weight) + quadratic_form(weight, hessian)
+    if target <= 0:
+        return 0.0 if missed <= 0 else float("inf")
+    return max(missed, 0.0) / target
+
+
+def _inner(one: Tensor, other: Tensor) -> float:
+    return float((one * other.float()).sum(dtype=torch.float64))

@@ -44,10 +44,10 @@ class MemoryActivations:
 
 
 class DiskActivations:
-    """In files below a folder: one folder per decoder block, renamed once it is complete; only the newest is kept."""
+    """In files below a folder: one folder per decoder block, renamed once it is complete; the newest `keep` remain."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, keep: int = 1) -> None:
+        self.folder, self.keep = folder, keep
         self._current: Path | None = None
         self._pending = folder / f"activations{TEMPORARY}"
 
@@ -61,7 +61,7 @@ class DiskActivations:
 
     def write(self, stream: str, batch: int, hidden: Tensor) -> None:
         with explained(self.folder):
-            self._pending.mkdir(exist_ok=True)
+            self._pending.mkdir(parents=True, exist_ok=True)
             write_tensors(_file(self._pending, stream, batch), {"hidden": hidden})
 
     def advance(self, index: int) -> None:
@@ -71,9 +71,9 @@ class DiskActivations:
                 shutil.rmtree(target)
             os.rename(self._pending, target)
             sync(self.folder)
-        old, self._current = self._current, target
-        if old not in (None, target):
-            shutil.rmtree(old)
+            self._current = target
+            for old in sorted(self._all().values())[: -self.keep]:
+                shutil.rmtree(old)
 
     def resume(self, newest: int, batches: Mapping[str, int]) -> int | None:
         """Goes back to the newest complete inputs of a block up to `newest`, and removes all others.
@@ -87,7 +87,7 @@ class DiskActivations:
         """
         found = None
         with explained(self.folder):
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             if self._pending.exists():
                 shutil.rmtree(self._pending)  # of a run that was killed
             for index, folder in sorted(self._all().items(), reverse=True):

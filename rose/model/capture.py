@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
+from rose.layer.target import InputGap, OutputGap
 from rose.model.activations import Activations
 from rose.model.checkpoint import Storage, blocks_of
 from rose.model.dense import HELD_OUT, BlockDrift, DenseStreams, Watch
@@ -22,7 +23,11 @@ from rose.model.distributed import my_samples, sum_statistics
 from rose.model.forward import Arguments, check_tokens, pick_device, record_inputs, run_block, split_batches
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.residence import residence_of
+from rose.model.residual import find_writers
 from rose.model.structure import PrunableLayer, select_layers
+from rose.model.targets import BlockTargets
+
+TRACED_TOKENS = 8  # enough to see which layers write into the residual stream
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class BlockStatistics:
         calibration, held_out: statistics by layer name; layers that read one tensor share one object.
             `held_out` is empty where no held-out tokens were given.
         work: fraction of the decoder block's work done before and after these layers are pruned.
+        gaps: by stream and layer name, how far the layer is from its dense target, where that is asked for and known.
     """
 
     block_index: int
@@ -42,6 +48,7 @@ class BlockStatistics:
     calibration: dict[str, InputStatistics]
     held_out: dict[str, InputStatistics] = field(default_factory=dict)
     work: tuple[float, float] = (0.45, 0.55)
+    gaps: dict[str, dict[str, InputGap | OutputGap]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> BlockStatistics:
         """The same with statistics on a device; layers that share an object share the moved one."""
@@ -100,6 +107,8 @@ class Walk:
         done: blocks below this one are pruned already and are only run.
         dense: hidden states of the dense model beside them, where they are needed.
         drifted: takes the drift after each decoder block.
+        few: by decoder block, arguments of a pass over a few tokens, and those tokens' hidden states; given where
+            targets are dense.
     """
 
     model: nn.Module
@@ -112,6 +121,7 @@ class Walk:
     done: int = 0
     dense: DenseStreams | None = None
     drifted: Callable[[BlockDrift], None] = field(default=lambda _drift: None)
+    few: tuple[list[list[Arguments]], Tensor] | None = None
 
     def visit(self, propagate_again: bool) -> Iterator[BlockStatistics]:
         residence, last = residence_of(self.model), max(self.by_block)
@@ -149,8 +159,17 @@ class Walk:
             if index < max(self.by_block) or (stream == HELD_OUT and self.dense):
                 self._pass(stream, block, index, [], "propagate", begin, 1.0, keep=True)
 
+    def targets_of(self, index: int, block: nn.Module, layers: Sequence[PrunableLayer]) -> BlockTargets | None:
+        """The dense targets of a decoder block, where targets are dense."""
+        if self.few is None:
+            return None
+        arguments, hidden = self.few
+        hidden = hidden.clone().to(self.device)
+        run = partial(run_block, block, hidden, arguments[index][0], self.device)
+        return BlockTargets(block, layers, find_writers(block, layers, run, hidden))
+
     def run_dense(self, block: nn.Module, index: int, watch: Watch | None = None) -> None:
-        """Runs a block that is still dense on the dense hidden states, where they are needed; see `DenseStreams.run`."""
+        """Runs a block that is still dense on the dense hidden states, where there are any; see `DenseStreams.run`."""
         if self.dense:
             batches = {stream: len(arguments[index]) for stream, arguments in self.arguments.items()}
             self.dense.begin(index, self.activations, batches)
@@ -161,7 +180,7 @@ class Walk:
         if index < max(self.by_block):
             self.activations.write(stream, batch, output)
         if self.dense:
-            self.dense.compare(stream, batch, output)
+            self.dense.compare(stream, batch, index, output)
 
     def leave(self, index: int) -> None:
         """All batches have left a block."""
@@ -242,18 +261,22 @@ def start_walk(
     layers: Sequence[PrunableLayer],
     progress: ProgressCallback | None,
     kept: Storage | None = None,
+    dense: DenseStreams | None = None,
 ) -> Walk:
     """Records the inputs of the first decoder block, or resumes from a checkpoint.
 
-    `streams`: as from `check_streams`; `layers`: as from `select_layers`.
+    `streams`: as from `check_streams`; `layers`: as from `select_layers`; `dense`: the hidden states of the dense model
+    that travel along, if any do.
     """
     kept = kept or Storage()
     by_block = blocks_of(layers)
     blocks = max(by_block) + 1
     meter = Meter(progress, blocks, len(layers))
     meter.layers_done = sum(len(found) for index, found in by_block.items() if index < kept.done)
-    walk = Walk(model, pick_device(), meter, by_block, {}, kept.activations, blocks, kept.done)
-    if kept.done >= blocks:
+    walk = Walk(model, pick_device(), meter, by_block, {}, kept.activations, blocks, kept.done, dense, kept.add_drift)
+    if dense and kept.done:
+        dense.position = kept.done
+    if kept.done >= blocks and not (dense and HELD_OUT in dense.names and blocks - 1 not in kept.drifts):
         return walk  # nothing is left to visit
     first = kept.start({stream: len(split_batches(samples)) for stream, samples in streams.items()})
     walk.first = first or 0
@@ -264,6 +287,10 @@ def start_walk(
         walk.arguments[stream] = record_inputs(model, samples, write, tick)
     if first is None:
         kept.activations.advance(0)
+    if dense and "calibration" in dense.names:
+        few: list[Tensor] = []
+        sample = streams["calibration"][:1, :TRACED_TOKENS]
+        walk.few = record_inputs(model, sample, lambda _batch, hidden: few.append(hidden), lambda: None), few[0]
     return walk
 
 

@@ -6,6 +6,8 @@ The folder holds
     allocation.safetensors      the pattern of each layer
     block-00007.safetensors     pruned weights of one decoder block's layers, their records, the time spent so far
     activations-00008/          the inputs of the decoder block that comes next, a file per batch
+    dense/activations-00008/    the same of the dense model, where targets are dense or drift is measured
+    drift.json                  drift after each decoder block
 
 Every file is written under a temporary name, forced to the disk and renamed, so that a kill leaves whole files only.
 Hidden states are stored because recomputing them would take up to a third of the run; read back, they are the same
@@ -23,7 +25,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from rose.errors import RoseError
 from rose.layer.methods import Settings
 from rose.layer.pattern import Pattern
 from rose.model.activations import Activations, DiskActivations, MemoryActivations
+from rose.model.dense import HELD_OUT, BlockDrift
 from rose.model.distributed import all_agree, from_first, place, processes
 from rose.model.durable import GOES_ON, TEMPORARY, DamagedFile, digest, explained, read_tensors, write_tensors
 from rose.model.forward import bos_in_front
@@ -43,7 +46,7 @@ from rose.report import LayerRecord, write_atomically
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it where an older folder would no longer give the same weights
+FORMAT = 2  # raise it where an older folder would no longer give the same weights
 
 
 class Storage:
@@ -53,19 +56,30 @@ class Storage:
         done: decoder blocks below this one are finished.
         seconds: spent on them.
         activations: where hidden states are kept.
+        dense_activations: where those of the dense model are kept.
+        drifts: by decoder block.
     """
 
     def __init__(self) -> None:
         self.done, self.seconds = 0, 0.0
         self.activations: Activations = MemoryActivations()
+        self.dense_activations: Activations = MemoryActivations()
+        self.drifts: dict[int, BlockDrift] = {}
 
     def patterns(self, compute: Callable[[], dict[str, Pattern]]) -> dict[str, Pattern]:
         """Patterns of the layers, computed on the dense model unless they are known."""
         return compute()
 
-    def restore(self, layers: Sequence[PrunableLayer]) -> list[LayerRecord]:
-        """Writes the pruned weights of finished blocks into the model and returns their records."""
+    def restore(self, layers: Sequence[PrunableLayer], dense: Mapping[str, int]) -> list[LayerRecord]:
+        """Writes the pruned weights of finished blocks into the model and returns their records.
+
+        `dense`: the streams of the dense model that must be there to go on, with their numbers of batches.
+        """
         return []
+
+    def add_drift(self, drift: BlockDrift) -> None:
+        """Keeps the drift after one decoder block."""
+        self.drifts[drift.block_index] = drift
 
     def start(self, batches: Mapping[str, int]) -> int | None:
         """The decoder block whose inputs are kept, if any are; `batches`: how many there must be of each stream."""
@@ -123,6 +137,8 @@ class Checkpoint(DiskStorage):
         super().__init__(folder)
         own = folder if processes() == 1 else folder / f"{place()}-of-{processes()}"
         self.activations: DiskActivations = DiskActivations(own)
+        # Two rounds: a decoder block that is begun again needs its dense inputs, although its outputs are there too.
+        self.dense_activations: DiskActivations = DiskActivations(own / "dense", keep=2)
 
     def patterns(self, compute: Callable[[], dict[str, Pattern]]) -> dict[str, Pattern]:
         known = from_first(self._read_patterns)
@@ -148,16 +164,13 @@ class Checkpoint(DiskStorage):
         with explained(self.folder):
             write_tensors(self._patterns_path, {}, patterns=text)
 
-    def restore(self, layers: Sequence[PrunableLayer]) -> list[LayerRecord]:
+    def restore(self, layers: Sequence[PrunableLayer], dense: Mapping[str, int]) -> list[LayerRecord]:
+        self.drifts = self._read_drifts()
         records: list[LayerRecord] = []
         for index, chosen in blocks_of(layers).items():
-            if not self._path(index).exists():
+            if index not in self._whole_blocks(tuple(blocks_of(layers)), tuple(dense.items())):
                 break
-            try:
-                weights, facts = read_tensors(self._path(index))
-            except DamagedFile as problem:
-                logger.warning("%s; decoder block %d is pruned again", problem, index)
-                break
+            weights, facts = read_tensors(self._path(index))
             for layer in chosen:
                 if not layer.weight.is_meta:  # a streamed block is laid over when it is read
                     layer.write(weights[layer.name])
@@ -168,6 +181,35 @@ class Checkpoint(DiskStorage):
             self.done, self.seconds = index + 1, float(facts["seconds"])
         return records
 
+    @cache  # noqa: B019  a checkpoint lives as long as its run
+    def _whole_blocks(self, blocks: tuple[int, ...], dense: tuple[tuple[str, int], ...]) -> list[int]:
+        """The finished decoder blocks that can be restored; none where the dense model's hidden states are lost.
+
+        They cannot be computed again, because the dense weights of restored blocks are overwritten.
+        """
+        whole = []
+        for index in blocks:
+            if not self._path(index).exists():
+                break
+            try:
+                read_tensors(self._path(index))
+            except DamagedFile as problem:
+                logger.warning("%s; decoder block %d is pruned again", problem, index)
+                break
+            whole.append(index)
+        if (
+            not whole
+            or not dense
+            or (len(whole) == len(blocks) and (HELD_OUT not in dict(dense) or blocks[-1] in self.drifts))
+        ):
+            return whole
+        done = whole[-1] + 1
+        if all_agree(found := self.dense_activations.resume(done, dict(dense))) and found == done:
+            return whole
+        logger.warning("%s has lost hidden states of the dense model; the model is pruned from the start", self.folder)
+        self.drifts = {}
+        return []
+
     def start(self, batches: Mapping[str, int]) -> int | None:
         found = self.activations.resume(self.done, batches)
         return found if all_agree(found) else None
@@ -176,8 +218,28 @@ class Checkpoint(DiskStorage):
         from_first(partial(super().add, index, layers, records, seconds))
         self.finished.add(index)
 
+    @property
+    def _drift_path(self) -> Path:
+        return self.folder / "drift.json"
+
+    def _read_drifts(self) -> dict[int, BlockDrift]:
+        if not self._drift_path.exists():
+            return {}
+        try:
+            rows = [BlockDrift(**row) for row in json.loads(self._drift_path.read_text())]
+        except (ValueError, TypeError):
+            return {}
+        return {row.block_index: row for row in rows}
+
+    def add_drift(self, drift: BlockDrift) -> None:
+        super().add_drift(drift)
+        text = json.dumps([dataclasses.asdict(row) for row in self.drifts.values()])
+        with explained(self.folder):
+            from_first(partial(write_atomically, self._drift_path, text.encode()))
+
     def finish(self) -> None:
         self.activations.clear()  # weights and records stay: the same command ends at once
+        self.dense_activations.clear()
         if place() == 0:
             for folder in self.folder.glob("*-of-*"):
                 shutil.rmtree(folder, ignore_errors=True)

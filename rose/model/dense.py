@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rose.model.activations import Activations
 from rose.model.distributed import sum_tensor
-from rose.model.forward import Arguments, run_block
+from rose.model.forward import Arguments, run_block, split_batches
 
 HELD_OUT, PASSED_ON = "held_out", "passed_on"
 
@@ -51,23 +51,23 @@ class DenseStreams:
     Attributes:
         activations: where they are kept; the inputs of the decoder block that comes next.
         names: "held_out" for drift, and "calibration" where targets are dense.
-        begun: whether they may differ from the pruned model's yet.
+        position: the decoder block whose inputs they are; None while both models are still the same.
     """
 
     activations: Activations
     names: tuple[str, ...]
-    begun: bool = False
+    position: int | None = None
     _sums: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
 
     def begin(self, index: int, pruned: Activations, batches: Mapping[str, int]) -> None:
         """At the first decoder block that loses weights: until here both models are the same."""
-        if self.begun:
+        if self.position is not None:
             return
         for stream in self.names:
             for batch in range(batches[stream]):
                 self.activations.write(stream, batch, pruned.read(stream, batch))
         self.activations.advance(index)
-        self.begun = True
+        self.position = index
 
     @torch.no_grad()
     def run(
@@ -97,10 +97,11 @@ class DenseStreams:
                     passed = run_block(block, received, others, device)
                     self.activations.write(PASSED_ON, batch, passed.to(received.device))
         self.activations.advance(index + 1)
+        self.position = index + 1
 
-    def compare(self, stream: str, batch: int, output: Tensor) -> None:
+    def compare(self, stream: str, batch: int, index: int, output: Tensor) -> None:
         """Takes what the pruned block puts out for one batch; only held-out tokens are compared."""
-        if stream != HELD_OUT or HELD_OUT not in self.names or not self.begun:
+        if stream != HELD_OUT or HELD_OUT not in self.names or self.position != index + 1:
             return
         pruned = output.double()
         dense = self.activations.read(HELD_OUT, batch).to(pruned)
@@ -116,8 +117,20 @@ class DenseStreams:
     def block_drift(self, index: int) -> BlockDrift | None:
         """What `compare` has gathered since the last call; None where nothing was compared."""
         sums, self._sums = self._sums, torch.zeros_like(self._sums)
-        if HELD_OUT not in self.names or not self.begun:
+        if HELD_OUT not in self.names or self.position != index + 1:
             return None
         sum_tensor(sums)
         drift, passed_on, arisen = (float(value) for value in sums[:3] / sums[3])
         return BlockDrift(index, drift, passed_on, arisen)
+
+    def batches(self, streams: Mapping[str, Tensor]) -> dict[str, int]:
+        """How many batches each of the streams has, (samples, length) each."""
+        return {name: len(split_batches(streams[name])) for name in self.names}
+
+
+def dense_streams(
+    streams: Mapping[str, Tensor], has_dense_targets: bool, activations: Activations
+) -> DenseStreams | None:
+    """The streams of the dense model that a run needs: all where targets are dense, held-out ones for drift."""
+    names = tuple(name for name in streams if has_dense_targets or name == HELD_OUT)
+    return DenseStreams(activations, names) if names else None

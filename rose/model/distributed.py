@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
+from rose.layer.target import InputGap, OutputGap
 from rose.model.structure import PrunableLayer
 
 T = TypeVar("T")
@@ -121,6 +122,23 @@ def sum_statistics(statistics: Mapping[str, InputStatistics], where: str = "") -
         )
     for one in {id(statistics[name]): statistics[name] for name in names}.values():
         one.sum_over(dist.all_reduce)
+
+
+def sum_gaps(gaps: Mapping[str, InputGap | OutputGap], where: str) -> None:
+    """Adds up the gaps of one layer over all processes, in place.
+
+    Raises:
+        RoseError: the processes do not know the same of them.
+    """
+    if processes() == 1:
+        return
+    if not all_agree((where, sorted(gaps))):
+        raise RoseError(
+            "The processes know different parts of the dense targets, as happens with routed experts; prune this model "
+            "in one process, or with target layer."
+        )
+    for stream in sorted(gaps):
+        gaps[stream].sum_over(dist.all_reduce)
 
 
 def sum_tensor(values: Tensor) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from rose.layer.methods import LayerResult, Settings, make_settings, prune_with
 from rose.layer.methods.options import Value
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
+from rose.layer.target import InputGap, OutputGap, check_target_damping, corrected_weight, target_error
 from rose.model.allocation import allocate, check_allocation, parse_allocation
 from rose.model.capture import BlockStatistics, check_streams, start_walk, statistics_of, visit_blocks
 from rose.model.checkpoint import describe_run, open_checkpoint
+from rose.model.dense import dense_streams
 from rose.model.distributed import divide, exchange, from_first, send_weights
 from rose.model.forward import bos_in_front
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
@@ -45,6 +48,8 @@ def prune_model(
     budget: str | None = None,
     options: Mapping[str, Value] | None = None,
     allocation: str = "uniform",
+    target: str = "dense",
+    target_damping: float | None = None,
     true_sequential: bool = False,
     held_out: Tensor | None = None,
     progress: ProgressCallback | None = None,
@@ -65,9 +70,16 @@ def prune_model(
             costs one more pass over the dense model; "sensitivity", by the curvature of the loss, which costs two
             backward passes over 512 tokens of 16 samples. "sensitivity:0.05" spreads densities by α = 0.05 up and
             down, not 0.1. The whole comes out at the asked ratio. See `rose.model.allocation`.
-        true_sequential: calibrate each layer on the pruned layers before it in its own decoder block too (GPTQ's
-            mode of that name). One pass for each decoder block, not two, for more memory; see `rose.model.sequential`.
-        held_out: further tokens, (samples, length), on which each layer's error is measured too. Method "measured"
+        target: "dense", what the dense model puts out there: each layer is corrected for what the pruned layers before
+            it have lost, and then pruned. "layer", what the layer's own weight makes of the pruned inputs, as in the
+            papers. See `rose.layer.target`.
+        target_damping: μ of that correction, relative to the mean of diag(H); None chooses it by the tokens that there
+            are, see `rose.layer.target.target_damping`.
+        true_sequential: calibrate each layer on the pruned layers before it in its own decoder block too (GPTQ's mode of
+            that name); target "dense" always does. One pass for each decoder block instead of two, for more memory; see
+            `rose.model.sequential`.
+        held_out: further tokens, (samples, length), on which each layer's error and the drift of the residual stream
+            are measured too. Method "measured"
             chooses by them, so its held-out error is the best of several and not an independent estimate.
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
         checkpoint: a folder that keeps every finished decoder block. A run that was stopped or killed resumes
@@ -98,11 +110,18 @@ def prune_model(
     selected = select_layers(model, layers)
     for layer in selected:
         settings.pattern.check(layer.weight.shape[1], block_size)
+    check_target(target, target_damping)
     streams = check_streams(model, tokens, held_out)
+    sequential = true_sequential or target == "dense"
     start = time.perf_counter()
     share = ALLOCATION_SHARE[rule]
 
-    chosen = {"allocation": allocation, "true_sequential": true_sequential}
+    chosen = {
+        "allocation": allocation,
+        "target": target,
+        "target_damping": target_damping,
+        "true_sequential": sequential,
+    }
     run = partial(describe_run, model, tokens, held_out, selected, settings, **chosen)
 
     def dense_patterns() -> dict[str, Pattern]:
@@ -118,12 +137,13 @@ def prune_model(
 
     with open_checkpoint(model, checkpoint, run) as kept:
         patterns = kept.patterns(dense_patterns)
-        records = kept.restore(selected)
+        dense = dense_streams(streams, target == "dense", kept.dense_activations)
+        records = kept.restore(selected, dense.batches(streams) if dense else {})
         walking = part_callback(progress, start, share, 1) if share else progress
-        walk = start_walk(model, streams, selected, walking, kept)
+        walk = start_walk(model, streams, selected, walking, kept, dense)
         done: list[LayerRecord] = []
-        for block in visit_sequentially(walk) if true_sequential else walk.visit(propagate_again=True):
-            done += _prune_block(block, settings, patterns, walk.meter)
+        for block in visit_sequentially(walk) if sequential else walk.visit(propagate_again=True):
+            done += _prune_block(block, settings, patterns, target_damping, walk.meter)
             layers_of_block = walk.by_block[block.block_index]
             if len(done) == len(layers_of_block):
                 names = [layer.name for layer in layers_of_block]
@@ -137,8 +157,7 @@ def prune_model(
         records,
         method=method,
         sparsity=str(settings.pattern),
-        allocation=allocation,
-        true_sequential=true_sequential,
+        **chosen,
         options=settings.options,
         block_size=block_size,
         damping=damping,
@@ -147,13 +166,30 @@ def prune_model(
         length=tokens.shape[1],
         bos_token=bos_in_front(model, tokens),
         held_out_samples=0 if held_out is None else held_out.shape[0],
+        drift=[asdict(kept.drifts[index]) for index in sorted(kept.drifts)],
         device=str(walk.device),
         seconds=kept.seconds + time.perf_counter() - start,
     )
 
 
+TARGETS = ("dense", "layer")
+
+
+def check_target(target: str, damping: float | None = None) -> None:
+    """Raises RoseError for an unknown target, or a damping that does not belong to it."""
+    if target not in TARGETS:
+        raise RoseError(f"The target must be one of {', '.join(TARGETS)}, not {target!r}.")
+    if damping is not None and target != "dense":
+        raise RoseError("Only target dense has a correction to damp; leave the target's damping out.")
+    check_target_damping(damping)
+
+
 def _prune_block(
-    block: BlockStatistics, settings: Settings, patterns: Mapping[str, Pattern], meter: Meter
+    block: BlockStatistics,
+    settings: Settings,
+    patterns: Mapping[str, Pattern],
+    target_damping: float | None,
+    meter: Meter,
 ) -> list[LayerRecord]:
     """Prunes one decoder block's layers in place; several processes prune some each."""
     owners = divide(block.layers, block.calibration)
@@ -163,8 +199,13 @@ def _prune_block(
         layer, began = block.layers[number], time.perf_counter()
         held_out = block.held_out.get(layer.name)
         wanted = replace(settings, pattern=patterns[layer.name], held_out=held_out)
-        result = _prune_one(layer, block.calibration, wanted)
-        held_error = held_out_error(layer, result, held_out)
+        known = statistics_of(layer, block.calibration)
+        gap = block.gaps.get("calibration", {}).get(layer.name)
+        with _named(layer):
+            aim, used = corrected_weight(layer.weight, known, gap, target_damping) if gap else (layer.weight, None)
+            # Corrected targets are float32; the layer keeps its own dtype.
+            result = prune_with(aim.to(layer.weight.dtype), known, wanted)
+        errors = _errors(layer, result, known, held_out, block.gaps)
         layer.write(result.weight)
         meter.layers_done += 1
         before_all, after_all = block.work
@@ -174,7 +215,7 @@ def _prune_block(
         for stream in (block.calibration, block.held_out):
             stream.pop(layer.name, None)
         factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
-        return _record(layer, result, held_error, time.perf_counter() - began), factors
+        return _record(layer, result, time.perf_counter() - began, target_damping=used, **errors), factors
 
     done = exchange(owners, prune)
     records = [record for record, _ in done]
@@ -190,6 +231,7 @@ def _let_go(block: BlockStatistics) -> None:
     """Drops what is left of a block's statistics, which the walk would hold while it runs the next block."""
     block.calibration.clear()
     block.held_out.clear()
+    block.gaps.clear()
 
 
 def analyze_model(
@@ -250,8 +292,11 @@ def _measure(
     settings: Settings,
 ) -> LayerRecord:
     began = time.perf_counter()
-    result = _prune_one(layer, statistics, replace(settings, held_out=held_out))
-    return _record(layer, result, held_out_error(layer, result, held_out), time.perf_counter() - began)
+    known = statistics_of(layer, statistics)
+    with _named(layer):
+        result = prune_with(layer.weight, known, replace(settings, held_out=held_out))
+    errors = _errors(layer, result, known, held_out, {})
+    return _record(layer, result, time.perf_counter() - began, **errors)
 
 
 def held_out_error(layer: PrunableLayer, result: LayerResult, held_out: InputStatistics | None) -> float | None:
@@ -259,15 +304,53 @@ def held_out_error(layer: PrunableLayer, result: LayerResult, held_out: InputSta
     return None if held_out is None else error.relative_error(layer.weight, result.weight, held_out.hessian)
 
 
-def _prune_one(layer: PrunableLayer, statistics: dict[str, InputStatistics], settings: Settings) -> LayerResult:
-    known = statistics_of(layer, statistics)
+def _errors(
+    layer: PrunableLayer,
+    result: LayerResult,
+    known: InputStatistics,
+    held_out: InputStatistics | None,
+    gaps: Mapping[str, Mapping[str, InputGap | OutputGap]],
+) -> dict[str, float | None]:
+    """Relative errors against the layer's own dense output and against its dense target; None where not known."""
+    weight = layer.weight
+
+    def target(stream: str, statistics: InputStatistics | None) -> float | None:
+        gap = gaps.get(stream, {}).get(layer.name)
+        if gap is None or statistics is None:
+            return None
+        return target_error(weight, result.weight, statistics.hessian, gap.of(weight))
+
+    corrected = layer.name in gaps.get("calibration", {})
+    own = error.relative_error(weight, result.weight, known.hessian) if corrected else result.relative_error
+    return {
+        "relative_error": own,
+        "held_out_error": held_out_error(layer, result, held_out),
+        "target_error": target("calibration", known),
+        "held_out_target_error": target("held_out", held_out),
+    }
+
+
+@contextmanager
+def _named(layer: PrunableLayer) -> Iterator[None]:
+    """Puts the layer's name in front of what is wrong with it."""
     try:
-        return prune_with(layer.weight, known, settings)
+        yield
     except RoseError as problem:
         raise RoseError(f"{layer.name}: {problem}") from problem
 
 
-def _record(layer: PrunableLayer, result: LayerResult, held_error: float | None, seconds: float) -> LayerRecord:
+def _record(
+    layer: PrunableLayer,
+    result: LayerResult,
+    seconds: float,
+    *,
+    relative_error: float | None,
+    held_out_error: float | None,
+    target_error: float | None,
+    held_out_target_error: float | None,
+    target_damping: float | None = None,
+) -> LayerRecord:
+    assert relative_error is not None
     rows, columns = result.weight.shape
     return LayerRecord(
         layer=layer.name,
@@ -279,9 +362,12 @@ def _record(layer: PrunableLayer, result: LayerResult, held_error: float | None,
         sparsity=result.sparsity,
         relative_range=result.plan.relative_range,
         is_columnar=result.plan.is_columnar,
-        relative_error=result.relative_error,
-        held_out_error=held_error,
+        relative_error=relative_error,
+        held_out_error=held_out_error,
+        target_error=target_error,
+        held_out_target_error=held_out_target_error,
         damping=result.damping,
+        target_damping=target_damping,
         dead_columns=int(result.plan.hessian_diagonal.eq(0).sum()),
         seconds=seconds,
         order=result.order.name,

@@ -29,7 +29,7 @@ COPIES = (aten.clone.default, aten._to_copy.default)
 
 @dataclass(frozen=True)
 class Term:
-    """An output that is added to the stream: `module` names whose, in the decoder block, and it counts `scale` times."""
+    """An output that is added to the stream, `scale` times: that of `module`, a name inside the decoder block."""
 
     module: str
     scale: float = 1.0
@@ -58,7 +58,9 @@ class _Value:
     terms: tuple[Term, ...] = ()
 
 
-def find_writers(block: nn.Module, layers: Sequence[PrunableLayer], run: Callable[[], Any], hidden: Tensor) -> dict[str, Writer]:
+def find_writers(
+    block: nn.Module, layers: Sequence[PrunableLayer], run: Callable[[], Any], hidden: Tensor
+) -> dict[str, Writer]:
     """The layers of a decoder block that write into the residual stream, by projection; empty where none is seen.
 
     Args:

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.model.capture import BlockStatistics, Walk, no_input
-from rose.model.distributed import sum_statistics
+from rose.model.distributed import sum_gaps, sum_statistics
 from rose.model.forward import run_block
 from rose.model.residence import residence_of
 from rose.model.structure import PrunableLayer
+from rose.model.targets import BatchKey, Gaps
 
 
 def visit_sequentially(walk: Walk) -> Iterator[BlockStatistics]:
@@ -53,7 +54,7 @@ class _Batch:
     """One batch on its way through a block.
 
     Attributes:
-        stream: "calibration" or "held_out".
+        key: its stream, "calibration" or "held_out", and its number there.
         route: its forward pass; a switch to it runs it until the next layer that is not pruned yet, or to its end.
         stopped_at: that layer.
         inputs: what the layer reads.
@@ -61,11 +62,15 @@ class _Batch:
             share them.
     """
 
-    stream: str
+    key: BatchKey
     route: greenlet
     stopped_at: PrunableLayer = field(init=False)
     inputs: Tensor | None = None
     counted: Tensor | None = None
+
+    @property
+    def stream(self) -> str:
+        return self.key[0]
 
 
 class _Block:
@@ -78,21 +83,23 @@ class _Block:
         self.waiting: list[_Batch] = []
         self.statistics: dict[str, InputStatistics] = {}  # [stream], of the layer pruned last
         self.last: list[_Batch] = []  # its readers
-        self.targets = walk.targets and BlockTargets(block, layers, walk.targets)
-        self.input_gaps: dict[str, InputGap] | None = None  # [stream], of the same inputs; None until asked for
+        self.targets = walk.targets_of(index, block, layers)
+        self.gaps: Gaps | None = None  # [stream], of the inputs of the layer pruned last; None where not asked for
 
     @torch.no_grad()
     def visit(self) -> Iterator[BlockStatistics]:
         main = getcurrent()
         batches = [
-            _Batch(stream, greenlet(partial(self._run, stream, number), main))
+            _Batch((stream, number), greenlet(partial(self._run, stream, number), main))
             for stream, arguments in self.walk.arguments.items()
             for number in range(len(arguments[self.index]))
         ]
         by_route = {batch.route: batch for batch in batches}
         hooks = [layer.module.register_forward_pre_hook(self._stop(main, by_route, layer)) for layer in self.layers]
         try:
-            self.walk.run_dense(self.block, self.index, self.targets and self.targets.watch_dense)
+            self.walk.run_dense(self.block, self.index, self.targets.watch_dense if self.targets else None)
+            if self.targets:
+                self.targets.watch_pruned(lambda: by_route[getcurrent()].key)
             for batch in batches:
                 self._go_on(batch)
             while self.waiting:
@@ -101,6 +108,8 @@ class _Block:
         finally:
             for hook in hooks:
                 hook.remove()
+            if self.targets:
+                self.targets.close()
             for batch in batches:
                 batch.route.throw()  # unwinds those that are still under way, where the run was stopped
         missed = [layer.name for layer in self.layers if layer.name not in self.readers]
@@ -109,6 +118,8 @@ class _Block:
 
     def _run(self, stream: str, number: int) -> None:
         hidden = self.walk.activations.read(stream, number)
+        if self.targets:
+            self.targets.enter((stream, number), hidden)
         output = run_block(self.block, hidden, self.walk.arguments[stream][self.index][number], self.walk.device)
         self.walk.put_out(stream, number, self.index, output.to(hidden.device))
 
@@ -149,16 +160,37 @@ class _Block:
         self.readers[layer.name] = readers
         after = self._work_done()
         known = {stream: {layer.name: found} for stream, found in self.statistics.items()}
+        gaps = {stream: {layer.name: gap} for stream, gap in self._gaps(layer, readers).items()}
         return BlockStatistics(
-            self.index, [layer], known.get("calibration", {}), known.get("held_out", {}), (before, after)
+            self.index, [layer], known.get("calibration", {}), known.get("held_out", {}), (before, after), gaps
         )
+
+    def _gaps(self, layer: PrunableLayer, readers: list[_Batch]) -> Gaps:
+        """How far the layer is from its dense target, by stream; nothing where that is not known."""
+        if self.targets is None:
+            return {}
+        gaps = None if self.targets.writes(layer) else self.gaps  # layers that read the same inputs share theirs
+        if gaps is None:
+            gaps = {}
+            for stream in self.statistics:
+                inputs = {
+                    batch.key: batch.inputs for batch in readers if batch.stream == stream and batch.inputs is not None
+                }
+                gap = self.targets.gap(layer, inputs)
+                if gap is not None:
+                    gaps[stream] = gap
+            sum_gaps(gaps, layer.name)
+            if not self.targets.writes(layer):
+                self.gaps = gaps
+        self.targets.forget(layer)
+        return gaps
 
     def _is_counted(self, readers: list[_Batch]) -> bool:
         """Whether these batches, and no others, have brought these very inputs to the layer pruned last."""
         return set(readers) == set(self.last) and all(batch.inputs is batch.counted for batch in readers)
 
     def _count(self, readers: list[_Batch], layer: PrunableLayer) -> None:
-        self.statistics = {}
+        self.statistics, self.gaps = {}, None
         for batch in readers:
             assert batch.inputs is not None
             if batch.stream not in self.statistics:

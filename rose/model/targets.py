@@ -1,0 +1,174 @@
+"""What the dense model puts out in one decoder block, held until the pruned batches come by: gaps to the dense targets.
+
+The dense hidden states run through the block first, while its weights are dense. What each layer reads there is kept;
+when the pruned batches stop at a layer, both inputs are at hand, and for a layer that writes into the residual stream
+also what the stream has lost so far. See `rose.layer.target` for what is made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rose.layer.target import InputGap, OutputGap
+from rose.model.residual import Writer
+from rose.model.structure import PrunableLayer
+
+BatchKey = tuple[str, int]  # stream, number
+Gaps = dict[str, InputGap | OutputGap]  # of one layer, by stream
+Pairs = Mapping[BatchKey, tuple[Tensor, Tensor]]  # what a layer reads in the pruned and in the dense model
+LEAST_SLOPE = 0.1  # of a norm's mean squared slope: channels that it nearly mutes are not asked to repair the stream
+
+
+@dataclass
+class _Seen:
+    """What one batch has shown of one pass through the block: its input, layers' inputs, outputs by module."""
+
+    hidden: Tensor
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+class BlockTargets:
+    """The dense targets of one decoder block's layers."""
+
+    def __init__(self, block: nn.Module, layers: Sequence[PrunableLayer], writers: Mapping[str, Writer]) -> None:
+        self.block, self.layers = block, layers
+        self.writers = {layer.name: writers[layer.projection] for layer in layers if layer.projection in writers}
+        self.dense: dict[BatchKey, _Seen] = {}
+        self.pruned: dict[BatchKey, _Seen] = {}
+        self._modules = sorted({name for writer in self.writers.values() for name in _modules(writer)})
+        self._hooks: list[Any] = []
+
+    @contextmanager
+    def watch_dense(self, stream: str, batch: int, hidden: Tensor) -> Iterator[None]:
+        """Keeps what the layers read, and what goes into the stream, while a dense batch runs."""
+        seen = self.dense[stream, batch] = _Seen(hidden)
+        own = [name for name, writer in self.writers.items() if writer.term.module != _projection(self.layers, name)]
+        hooks = [layer.module.register_forward_pre_hook(_keep_input(seen, layer.name)) for layer in self.layers]
+        hooks += self._output_hooks(lambda: seen)
+        hooks += [
+            layer.module.register_forward_hook(_keep_output(lambda: seen, layer.name))
+            for layer in self.layers
+            if layer.name in own
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def watch_pruned(self, current: Callable[[], BatchKey]) -> None:
+        """Keeps what goes into the stream in the pruned passes, until `close`; `current` tells whose pass it is."""
+        self._hooks = self._output_hooks(lambda: self.pruned[current()])
+
+    def enter(self, key: BatchKey, hidden: Tensor) -> None:
+        """A pruned batch begins its pass."""
+        self.pruned[key] = _Seen(hidden)
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        for hook in self._hooks:
+            hook.remove()
+        self.dense.clear()
+        self.pruned.clear()
+
+    def _output_hooks(self, seen: Callable[[], _Seen]) -> list[Any]:
+        modules = dict(self.block.named_modules())
+        return [modules[name].register_forward_hook(_keep_output(seen, name)) for name in self._modules]
+
+    def writes(self, layer: PrunableLayer) -> bool:
+        """Whether the layer writes into the residual stream."""
+        return layer.name in self.writers
+
+    def forget(self, layer: PrunableLayer) -> None:
+        """Lets go of what the layer read in the dense model."""
+        for seen in self.dense.values():
+            seen.inputs.pop(layer.name, None)
+
+    def _pairs(self, layer: PrunableLayer, batches: Mapping[BatchKey, Tensor]) -> Pairs | None:
+        """Pruned and dense inputs of the same tokens; None where the two models send tokens to different experts."""
+        found = {}
+        for key, inputs in batches.items():
+            seen = self.dense[key]
+            dense = seen.inputs.get(layer.name)
+            tokens = seen.hidden.shape[:-1].numel()
+            if dense is None or dense.shape != inputs.shape or inputs.shape[:-1].numel() != tokens:
+                return None
+            found[key] = (inputs, dense)
+        return found
+
+    def gap(self, layer: PrunableLayer, batches: Mapping[BatchKey, Tensor]) -> InputGap | OutputGap | None:
+        """How far the layer's dense weight is from its target on these inputs; None where that is not known.
+
+        Args:
+            batches: what the layer reads in the pruned model.
+        """
+        pairs = self._pairs(layer, batches)
+        if pairs is None:
+            return None
+        if self.writes(layer):
+            return self._output_gap(layer, pairs)
+        gap = InputGap(layer.weight.shape[1], layer.weight.device)
+        for pruned, dense in pairs.values():
+            gap.update(pruned, dense)
+        return gap
+
+    def _output_gap(self, layer: PrunableLayer, pairs: Pairs) -> OutputGap:
+        """The gap of a layer that writes into the stream: what its inputs lack, and what the stream has lost."""
+        weight = layer.weight
+        gap = OutputGap(weight.shape[0], weight.shape[1], weight.device)
+        for key, (pruned, dense) in pairs.items():
+            difference = (dense.float() - pruned.float()).to(weight.dtype)
+            own = nn.functional.linear(difference, weight).float()
+            lost = self._lost(layer.name, key)
+            gap.update(pruned, own + lost.view(own.shape))
+        return gap
+
+    def _lost(self, name: str, key: BatchKey) -> Tensor:
+        """R, in units of the layer's own output: what the stream before it lacks in the pruned model; float32."""
+        writer, dense, pruned = self.writers[name], self.dense[key], self.pruned[key]
+        base = dense.outputs[writer.base] if writer.base else dense.hidden
+        lost = base.float() - (pruned.outputs[writer.base] if writer.base else pruned.hidden).to(base.device).float()
+        for term in writer.before:
+            lost = lost + term.scale * (dense.outputs[term.module].float() - pruned.outputs[term.module].float())
+        lost = lost / writer.term.scale
+        if name in dense.outputs:  # a norm stands between the layer and the stream
+            lost = lost * _inverse_slope(dense.outputs[name].float(), dense.outputs[writer.term.module].float())
+        return lost
+
+
+def _modules(writer: Writer) -> set[str]:
+    return {term.module for term in (*writer.before, writer.term)} | ({writer.base} if writer.base else set())
+
+
+def _projection(layers: Sequence[PrunableLayer], name: str) -> str:
+    return next(layer.projection for layer in layers if layer.name == name)
+
+
+def _inverse_slope(inputs: Tensor, outputs: Tensor) -> Tensor:
+    """By which factor a wanted change behind an RMS norm is larger in front of it, (..., hidden).
+
+    The norm multiplies each channel by a slope, outputs/inputs; a regularized inverse, as some slopes are near zero.
+    """
+    slope = torch.where(inputs == 0, 0, outputs / inputs)
+    return slope / (slope.square() + LEAST_SLOPE * slope.square().mean(-1, keepdim=True))
+
+
+def _keep_input(seen: _Seen, name: str) -> Callable[..., None]:
+    def keep(_module: nn.Module, args: tuple) -> None:
+        seen.inputs[name] = args[0]
+
+    return keep
+
+
+def _keep_output(seen: Callable[[], _Seen], name: str) -> Callable[..., None]:
+    def keep(_module: nn.Module, _args: tuple, output: Any) -> None:
+        seen().outputs[name] = output[0] if isinstance(output, tuple) else output
+
+    return keep
