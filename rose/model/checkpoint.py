@@ -197,16 +197,15 @@ class Checkpoint(DiskStorage):
                 logger.warning("%s; decoder block %d is pruned again", problem, index)
                 break
             whole.append(index)
-        if (
-            not whole
-            or not dense
-            or (len(whole) == len(blocks) and (HELD_OUT not in dict(dense) or blocks[-1] in self.drifts))
-        ):
+        done = whole[-1] + 1 if whole else 0
+        has_drift = HELD_OUT not in dict(dense) or done - 1 in self.drifts
+        if not dense or (len(whole) == len(blocks) and has_drift):
             return whole
-        done = whole[-1] + 1
-        if all_agree(found := self.dense_activations.resume(done, dict(dense))) and found == done:
+        if whole and all_agree(found := self.dense_activations.resume(done, dict(dense))) and found == done:
             return whole
-        logger.warning("%s has lost hidden states of the dense model; the model is pruned from the start", self.folder)
+        if whole:
+            logger.warning("%s has lost hidden states of the dense model; pruning starts again", self.folder)
+        self.dense_activations.clear()
         self.drifts = {}
         return []
 

@@ -75,12 +75,12 @@ def prune_model(
             papers. See `rose.layer.target`.
         target_damping: μ of that correction, relative to the mean of diag(H); None chooses it by the tokens that there
             are, see `rose.layer.target.target_damping`.
-        true_sequential: calibrate each layer on the pruned layers before it in its own decoder block too (GPTQ's mode of
-            that name); target "dense" always does. One pass for each decoder block instead of two, for more memory; see
-            `rose.model.sequential`.
+        true_sequential: calibrate each layer on the pruned layers before it in its own decoder block too (GPTQ's mode
+            of that name); target "dense" always does. One pass for each decoder block instead of two, for more memory;
+            see `rose.model.sequential`.
         held_out: further tokens, (samples, length), on which each layer's error and the drift of the residual stream
-            are measured too. Method "measured"
-            chooses by them, so its held-out error is the best of several and not an independent estimate.
+            are measured too. Method "measured" chooses by them, so its held-out error is the best of several and not an
+            independent estimate.
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
         checkpoint: a folder that keeps every finished decoder block. A run that was stopped or killed resumes
             there when it is called again with the same arguments and the dense model; on the same machine its result
