@@ -22,6 +22,7 @@ from rose.model.allocation import ALLOCATIONS, DENSITY_SPREAD
 from rose.model.calibration import BOS, SOURCES
 from rose.model.distributed import choose_gpu, launched_place, process_group
 from rose.model.loading import DTYPES
+from rose.model.pipeline import TARGETS
 from rose.model.zero_shot import TASKS
 
 
@@ -211,9 +212,24 @@ def _walk_options(parser: argparse.ArgumentParser) -> None:
         f"differ, sensitivity is sensitivity:{DENSITY_SPREAD:g} (default: %(default)s)",
     )
     parser.add_argument(
+        "--target",
+        choices=TARGETS,
+        default="dense",
+        help="what each layer is to put out: what the dense model does there, or, as in the papers, what its own "
+        "weights do on the pruned inputs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--target-damping",
+        type=float,
+        metavar="MU",
+        help="of the correction towards the dense model, relative to the mean Hessian diagonal (default: by the number "
+        "of tokens)",
+    )
+    parser.add_argument(
         "--true-sequential",
         action="store_true",
-        help="calibrate each layer on the pruned ones before it in its decoder block; faster, for more memory",
+        help="with target layer, calibrate each layer on the pruned ones before it in its decoder block, as dense "
+        "always does; faster, for more memory",
     )
 
 

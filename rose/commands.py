@@ -23,6 +23,7 @@ from rose.model.distributed import from_first, launched_place
 from rose.model.forward import bos_in_front
 from rose.model.loading import PACKAGED, check_output, parse_dtype
 from rose.model.memory import estimate_memory
+from rose.model.pipeline import check_target
 from rose.model.zero_shot import TASKS, check_installed, zero_shot
 from rose.report import records_table, write_atomically
 from rose.serving import serve
@@ -30,7 +31,7 @@ from rose.serving import serve
 # Settings shared by all runs in one comparison folder; methods, sparsities and seeds may be added later.
 COMPARISON_SETTINGS = (
     *("model", "dtype", "calibration", "samples", "length", "held_out", "layers", "block_size", "damping", "threshold"),
-    *("allocation", "true_sequential", "evaluate", "windows", "bos"),
+    *("allocation", "target", "target_damping", "true_sequential", "evaluate", "windows", "bos"),
 )
 
 
@@ -171,6 +172,7 @@ def prune(options: argparse.Namespace, console: Console) -> None:
     own = _method_options(options.option)
     settings = _check_settings(options, options.method, order=options.order, budget=options.budget, options=own)
     check_allocation(options.allocation, settings.pattern)
+    check_target(options.target, options.target_damping)
     if options.stream and options.evaluate:
         raise rose.RoseError("--evaluate needs the whole model in memory; leave it out, or leave --stream out.")
     model, tokenizer = _load(options, console, stream=options.stream, scratch=options.output.parent)
@@ -186,6 +188,8 @@ def prune(options: argparse.Namespace, console: Console) -> None:
             budget=options.budget,
             options=own,
             allocation=options.allocation,
+            target=options.target,
+            target_damping=options.target_damping,
             true_sequential=options.true_sequential,
             held_out=held_out,
             progress=terminal.follow(bar),
@@ -215,6 +219,7 @@ def prune(options: argparse.Namespace, console: Console) -> None:
 def compare(options: argparse.Namespace, console: Console) -> None:
     methods, sparsities = _split(options.methods, "--methods"), _split(options.sparsity, "--sparsity")
     seeds = [_whole(seed) for seed in _split(options.seeds, "--seeds")]
+    check_target(options.target, options.target_damping)
     plan_comparison(methods, sparsities, **{name: getattr(options, name) for name in SETTINGS})
     settings = {name: str(getattr(options, name)) for name in COMPARISON_SETTINGS}
     folder = ComparisonFolder(options.output, settings)
@@ -241,6 +246,8 @@ def compare(options: argparse.Namespace, console: Console) -> None:
             progress=follow,
             part=launched_place(),
             allocation=options.allocation,
+            target=options.target,
+            target_damping=options.target_damping,
             true_sequential=options.true_sequential,
             **engine,
         ):

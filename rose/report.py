@@ -39,14 +39,17 @@ class LayerRecord:
     is_columnar: bool
     relative_error: float
     held_out_error: float | None
-    target_error: float | None
-    held_out_target_error: float | None
     damping: float
-    target_damping: float | None
     dead_columns: int
     seconds: float
     order: str
     budget: str
+    target_error: float | None = None
+    held_out_target_error: float | None = None
+    target_damping: float | None = None
+
+
+OPTIONAL = ("held_out_error", "target_error", "held_out_target_error", "target_damping")  # of a record
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,7 @@ class RunReport:
         try:
             data = json.loads(text)
             table = pd.DataFrame(data["layers"])
-            if "held_out_error" in table:
-                table["held_out_error"] = table["held_out_error"].astype(float)  # null everywhere has no dtype
-            return cls(table, data["summary"])
+            return cls(_with_floats(table), data["summary"])
         except (ValueError, KeyError, TypeError) as problem:
             raise RoseError(f"This is not a report written by rose ({problem}); choose a report.json.") from problem
 
@@ -129,8 +130,12 @@ def records_table(records: Sequence[LayerRecord]) -> pd.DataFrame:
     """One row per record; the columns are there even when no record is."""
     names = [field.name for field in dataclasses.fields(LayerRecord)]
     table = pd.DataFrame([dataclasses.asdict(record) for record in records], columns=names)
-    table["held_out_error"] = table["held_out_error"].astype(float)
-    return table
+    return _with_floats(table)
+
+
+def _with_floats(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns that may be empty as floats: None everywhere has no dtype."""
+    return table.astype({name: float for name in OPTIONAL if name in table})
 
 
 def default_permissions(path: Path) -> None:

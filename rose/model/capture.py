@@ -132,15 +132,15 @@ class Walk:
                 twice = propagate_again and bool(layers)
                 if twice:
                     self.run_dense(block, index)
+                end = 0.45 if twice else 0.95
+                found = {
+                    stream: self._pass(stream, block, index, layers, "calibrate", start, end, keep=not twice)
+                    for stream, start in self._starts(0.0, end)
+                }
                 if layers:
-                    end, keep = 0.45 if twice else 0.95, index < last and not twice
-                    found = {
-                        stream: self._pass(stream, block, index, layers, "calibrate", start, end, keep)
-                        for stream, start in self._starts(0.0, end)
-                    }
                     yield BlockStatistics(index, layers, found["calibration"], found.get("held_out", {}))
-                if twice or not layers:
-                    self.pass_on(block, index, 0.55 if twice else 0.0)
+                if twice:
+                    self.pass_on(block, index, 0.55)
                 self.leave(index)
 
     def visit_dense(self) -> Iterator[BlockStatistics]:
@@ -153,7 +153,7 @@ class Walk:
     def pass_on(self, block: nn.Module, index: int, start: float = 0.0) -> None:
         """Runs one block over all streams and keeps its outputs; `start`: share of the block's work before.
 
-        After the last block only drift asks for the outputs, those of held-out tokens.
+        After the last block only drift needs the outputs, those of held-out tokens.
         """
         for stream, begin in self._starts(start, 1.0):
             if index < max(self.by_block) or (stream == HELD_OUT and self.dense):

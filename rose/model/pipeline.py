@@ -33,6 +33,8 @@ from rose.model.sequential import visit_sequentially
 from rose.model.structure import LowRank, PrunableLayer, select_layers
 from rose.report import LayerRecord, RunReport
 
+TARGETS = ("dense", "layer")
+
 
 def prune_model(
     model: nn.Module,
@@ -170,9 +172,6 @@ def prune_model(
         device=str(walk.device),
         seconds=kept.seconds + time.perf_counter() - start,
     )
-
-
-TARGETS = ("dense", "layer")
 
 
 def check_target(target: str, damping: float | None = None) -> None:

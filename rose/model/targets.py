@@ -169,6 +169,7 @@ def _keep_input(seen: _Seen, name: str) -> Callable[..., None]:
 
 def _keep_output(seen: Callable[[], _Seen], name: str) -> Callable[..., None]:
     def keep(_module: nn.Module, _args: tuple, output: Any) -> None:
-        seen().outputs[name] = output[0] if isinstance(output, tuple) else output
+        # A copy, because some families go on to add to it in place.
+        seen().outputs[name] = (output[0] if isinstance(output, tuple) else output).clone()
 
     return keep

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,9 @@ from tests.model.families import LENGTH, VOCABULARY, logits, make_model, make_to
 from tests.model.test_families import hooked_inputs
 
 pytestmark = pytest.mark.usefixtures("small_batches")
+
+# What the papers do, in two passes. Dense targets have tests of their own, test_targets.py.
+prune_model = partial(rose.prune_model, target="layer")
 
 
 def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -46,13 +50,13 @@ def test_hooks_of_accelerate_stay_and_run() -> None:
     for block, hook in zip(blocks, hooks, strict=True):
         add_hook_to_module(block, hook)
     hooked = [block.forward for block in blocks]
-    rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+    prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
     assert [block.forward for block in blocks] == hooked
     assert all(hook.calls > 0 for hook in hooks)  # the batches that calibrate pass through them too
     calls = [hook.calls for hook in hooks]
     logits(model)
     assert [hook.calls - before for hook, before in zip(hooks, calls, strict=True)] == [1, 1]
-    rose.prune_model(plain, make_tokens(), sparsity=0.5, block_size=16)
+    prune_model(plain, make_tokens(), sparsity=0.5, block_size=16)
     assert all(torch.equal(model.get_parameter(name), p) for name, p in plain.named_parameters())
 
 
@@ -82,7 +86,7 @@ class CountingHook(ModelHook):
 def test_only_the_chosen_layers_change(patterns: list[str] | str, expected: set[str]) -> None:
     model = make_model("llama")
     before = weights_of(model)
-    report = rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16, layers=patterns)
+    report = prune_model(model, make_tokens(), sparsity=0.5, block_size=16, layers=patterns)
     assert changed(model, before) == expected
     assert set(report.layers["layer"]) == expected
     assert report.summary["layers"] == len(expected)
@@ -155,7 +159,7 @@ def test_subclasses_of_linear_are_pruned() -> None:
     special = Special(plain.in_features, plain.out_features, bias=False)
     special.weight = plain.weight
     model.model.layers[0].mlp.up_proj = special
-    rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+    prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
     assert float(special.weight.eq(0).float().mean()) == 0.5
 
 
@@ -177,7 +181,7 @@ def test_bad_arguments_change_nothing(options: dict[str, Any], message: str) -> 
     model = make_model("llama")
     before = weights_of(model)
     with pytest.raises(rose.RoseError, match=message):
-        rose.prune_model(model, make_tokens(), **options)
+        prune_model(model, make_tokens(), **options)
     assert not changed(model, before)
 
 
@@ -195,7 +199,7 @@ def test_bad_layer_arguments_name_the_layer_and_change_nothing(options: dict[str
     model = make_model("llama")
     before = weights_of(model)
     with pytest.raises(rose.RoseError, match=message):
-        rose.prune_model(model, make_tokens(), block_size=16, **options)
+        prune_model(model, make_tokens(), block_size=16, **options)
     assert not changed(model, before)
     assert_clean(model)
 
@@ -223,7 +227,7 @@ def test_broken_weights_name_their_layer() -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
     with pytest.raises(rose.RoseError, match=r"^model\.layers\.1\.mlp\.up_proj: W holds NaN or infinity"):
-        rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+        prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
     assert_clean(model)
 
 
@@ -232,7 +236,7 @@ def test_broken_inputs_name_their_layer() -> None:
     with torch.no_grad():
         model.model.layers[1].input_layernorm.weight.fill_(float("inf"))
     with pytest.raises(rose.RoseError, match=r"^model\.layers\.1\.self_attn\.q_proj: H holds NaN or infinity"):
-        rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+        prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
 
 
 def test_a_layer_that_is_never_called_is_an_error() -> None:
@@ -240,7 +244,7 @@ def test_a_layer_that_is_never_called_is_an_error() -> None:
     model.model.layers[0].mlp.unused = nn.Linear(32, 32)
     for allocation in rose.model.allocation.ALLOCATIONS:
         with pytest.raises(rose.RoseError, match=r"model\.layers\.0\.mlp\.unused received no input"):
-            rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16, allocation=allocation)
+            prune_model(model, make_tokens(), sparsity=0.5, block_size=16, allocation=allocation)
 
 
 # ---- held-out tokens
@@ -250,7 +254,7 @@ def test_held_out_error_is_measured_on_those_tokens() -> None:
     model, other = make_model("llama"), make_tokens(samples=3, seed=9)
     dense = copy.deepcopy(model)
     layers = ["model.layers.0.*"]  # below it nothing is pruned, so a plain forward pass shows its inputs
-    report = rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16, layers=layers, held_out=other)
+    report = prune_model(model, make_tokens(), sparsity=0.5, block_size=16, layers=layers, held_out=other)
     names = report.layers["layer"].tolist()
     seen = hooked_inputs(dense, names, other)
     old, new = weights_of(dense), weights_of(model)
@@ -278,7 +282,7 @@ def test_held_out_tokens_pass_through_the_pruned_blocks_too() -> None:
             seen.update(hooked_inputs(copy.deepcopy(model), names, other))
             dense_last["weight"] = model.model.layers[1].self_attn.q_proj.weight.detach().clone()
 
-    report = rose.prune_model(
+    report = prune_model(
         model, make_tokens(), method="sparsegpt", sparsity=0.5, block_size=16, held_out=other, progress=look
     )
     row = report.layers[report.layers["layer"] == "model.layers.1.self_attn.q_proj"].iloc[0]
@@ -288,7 +292,7 @@ def test_held_out_tokens_pass_through_the_pruned_blocks_too() -> None:
 
 
 def test_without_held_out_tokens_there_is_no_such_error() -> None:
-    report = rose.prune_model(make_model("llama"), make_tokens(), sparsity=0.5, block_size=16)
+    report = prune_model(make_model("llama"), make_tokens(), sparsity=0.5, block_size=16)
     assert report.layers["held_out_error"].isna().all()
     assert report.summary["mean_held_out_error"] is None
     assert report.summary["held_out_samples"] == 0
@@ -303,9 +307,7 @@ def test_report_tells_the_run() -> None:
     statistics = rose.collect_statistics(model, make_tokens(), layers=["*.0.*.q_proj"])[
         "model.layers.0.self_attn.q_proj"
     ]
-    report = rose.prune_model(
-        model, make_tokens(), method="rose", sparsity=0.6, block_size=16, damping=0.02, threshold=0.05
-    )
+    report = prune_model(model, make_tokens(), method="rose", sparsity=0.6, block_size=16, damping=0.02, threshold=0.05)
     row = report.layers.iloc[0]
     weight = dense["model.layers.0.self_attn.q_proj.weight"]
     result = rose.prune_layer(weight, statistics, sparsity=0.6, block_size=16, damping=0.02, threshold=0.05)
@@ -332,7 +334,7 @@ def test_report_tells_the_run() -> None:
 
 
 def test_raised_damping_is_in_the_report() -> None:
-    report = rose.prune_model(
+    report = prune_model(
         make_model("llama"), make_tokens(samples=1, length=4), sparsity=0.5, block_size=16, damping=0.0
     )
     assert (report.layers["damping"] > 0).all()
@@ -343,7 +345,7 @@ def test_dead_columns_are_counted() -> None:
     model = make_model("llama")
     with torch.no_grad():
         model.model.layers[0].input_layernorm.weight[[3, 8, 30]] = 0
-    report = rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16, layers=["*.0.self_attn.?_proj"])
+    report = prune_model(model, make_tokens(), sparsity=0.5, block_size=16, layers=["*.0.self_attn.?_proj"])
     assert report.layers["dead_columns"].tolist() == [3, 3, 3, 0]
     assert model.model.layers[0].self_attn.q_proj.weight[:, [3, 8, 30]].eq(0).all()
 
@@ -377,7 +379,7 @@ def test_analysis_changes_nothing_and_measures_all_methods_on_the_same_inputs() 
 def test_progress_of_a_pruning() -> None:
     events: list[rose.Progress] = []
     model = make_model("llama")
-    report = rose.prune_model(
+    report = prune_model(
         model, make_tokens(), sparsity=0.5, block_size=16, held_out=make_tokens(3), progress=events.append
     )
     fractions = [event.fraction for event in events]
@@ -427,7 +429,7 @@ def test_cancelling_leaves_nothing_half_done(stage: str, which: int, train: bool
     model, tokens = make_model("llama").train(train), make_tokens()
     events: list[rose.Progress] = []
     options: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(3)}
-    rose.prune_model(copy.deepcopy(model), tokens, progress=events.append, **options)
+    prune_model(copy.deepcopy(model), tokens, progress=events.append, **options)
     moments = [number for number, event in enumerate(events) if event.stage == stage]
     stop_at = moments[which] if abs(which) < len(moments) else moments[0]
     before = weights_of(model)
@@ -439,7 +441,7 @@ def test_cancelling_leaves_nothing_half_done(stage: str, which: int, train: bool
             raise rose.Cancelled
 
     with pytest.raises(rose.Cancelled):
-        rose.prune_model(model, tokens, progress=cancel, **options)
+        prune_model(model, tokens, progress=cancel, **options)
     assert len(seen) == stop_at + 1
     assert_clean(model)
     assert all(module.training == train for module in model.modules())
@@ -450,7 +452,7 @@ def test_cancelling_leaves_nothing_half_done(stage: str, which: int, train: bool
         assert float(layer.weight.eq(0).float().mean()) == (0.5 if layer.name in touched else 0.0)
     # The model is as usable as ever, and a second run goes through.
     assert logits(model.eval()).isfinite().all()
-    assert len(rose.prune_model(model, tokens, **options).layers) == 14
+    assert len(prune_model(model, tokens, **options).layers) == 14
 
 
 @pytest.mark.parametrize("stage", ["embed", "calibrate"])
@@ -522,7 +524,7 @@ class Moves:
 def test_one_block_on_the_device_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("gemma3")
     moves = Moves(model, monkeypatch)
-    report = rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+    report = prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
     assert moves.visited == [0, 1, 2, 3]
     assert moves.most == 1
     assert not moves.there
@@ -539,7 +541,7 @@ def test_cancelling_brings_the_block_home(stage: str, monkeypatch: pytest.Monkey
             raise rose.Cancelled
 
     try:
-        rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16, progress=cancel)
+        prune_model(model, make_tokens(), sparsity=0.5, block_size=16, progress=cancel)
     except rose.Cancelled:
         assert not moves.there  # while the exception, and with it the run's frames, is still alive
     assert moves.visited == [0, 1]
@@ -597,7 +599,7 @@ def test_inputs_of_a_batch_are_let_go_with_it() -> None:
 def test_two_runs_are_identical() -> None:
     first, second = make_model("llama"), make_model("llama")
     for model in (first, second):
-        rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+        prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
     assert not changed(first, weights_of(second))
 
 

@@ -22,7 +22,7 @@ from tests.model.families import DENSE, LENGTH, logits, make_model, make_tokens
 from tests.model.test_families import hooked_inputs
 
 pytestmark = pytest.mark.usefixtures("small_batches")
-OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "method": "sparsegpt"}
+OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "method": "sparsegpt", "target": "layer"}
 
 
 def prune(model: nn.Module, **options: Any) -> rose.RunReport:

@@ -1,0 +1,112 @@
+"""Corrected targets: each identity against the same thing computed on tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import rose
+from rose.layer.target import InputGap, OutputGap, corrected_weight, target_damping, target_error
+
+ROWS, COLUMNS, TOKENS = 6, 12, 80
+
+
+@pytest.fixture
+def case() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    pruned = torch.randn(TOKENS, COLUMNS)
+    return {
+        "weight": torch.randn(ROWS, COLUMNS),
+        "pruned": pruned,
+        "dense": pruned + 0.3 * torch.randn(TOKENS, COLUMNS),
+        "lost": 0.5 * torch.randn(TOKENS, ROWS),
+    }
+
+
+def statistics_of(inputs: Tensor) -> rose.InputStatistics:
+    statistics = rose.InputStatistics(inputs.shape[-1])
+    statistics.update(inputs)
+    return statistics
+
+
+def gaps(case: dict[str, Tensor], parts: int = 1) -> tuple[InputGap, OutputGap, Tensor, Tensor]:
+    """Both kinds of gap, streamed in parts, and the targets that they belong to."""
+    ours = InputGap(COLUMNS)
+    streamed = OutputGap(ROWS, COLUMNS)
+    own = (case["dense"] - case["pruned"]) @ case["weight"].T
+    for x, d, g in zip(*(t.chunk(parts) for t in (case["pruned"], case["dense"], own + case["lost"])), strict=True):
+        ours.update(x, d)
+        streamed.update(x, g)
+    target = case["dense"] @ case["weight"].T
+    return ours, streamed, target, target + case["lost"]
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["input gap", "output gap"])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_error_against_the_target_is_that_on_tokens(case: dict[str, Tensor], kind: int, parts: int) -> None:
+    found = gaps(case, parts)
+    gap, target = found[kind], found[kind + 2]
+    pruned = case["weight"] * (torch.rand(ROWS, COLUMNS) < 0.5)
+    error = target_error(case["weight"], pruned, statistics_of(case["pruned"]).hessian, gap.of(case["weight"]))
+    direct = (target - case["pruned"] @ pruned.T).square().sum() / target.square().sum()
+    assert error == pytest.approx(float(direct), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["input gap", "output gap"])
+def test_without_damping_it_is_the_least_squares_solution(case: dict[str, Tensor], kind: int) -> None:
+    found = gaps(case)
+    corrected, used = corrected_weight(case["weight"], statistics_of(case["pruned"]), found[kind], 0.0)
+    best = torch.linalg.lstsq(case["pruned"], found[kind + 2]).solution.T
+    torch.testing.assert_close(corrected, best, rtol=1e-3, atol=1e-4)
+    assert used == 0
+
+
+def test_any_mask_is_judged_alike_by_target_and_by_corrected_weight(case: dict[str, Tensor]) -> None:
+    """‖T − XŴᵀ‖² − ‖T − XW*ᵀ‖² = tr((W* − Ŵ) H (W* − Ŵ)ᵀ), which is why methods prune W* as if it were W."""
+    gap, _, target, _ = gaps(case)
+    hessian = statistics_of(case["pruned"]).hessian
+    best, _ = corrected_weight(case["weight"], statistics_of(case["pruned"]), gap, 0.0)
+    for seed in range(3):
+        mask = torch.rand(ROWS, COLUMNS, generator=torch.Generator().manual_seed(seed)) < 0.5
+        pruned = best.masked_fill(mask, 0)
+        loss = [(target - case["pruned"] @ weight.T).square().sum() for weight in (pruned, best)]
+        change = best - pruned
+        assert float(loss[0] - loss[1]) == pytest.approx(float((change @ hessian * change).sum()), rel=1e-3)
+
+
+def test_damping_shrinks_the_correction_to_nothing(case: dict[str, Tensor]) -> None:
+    gap, _, _, _ = gaps(case)
+    statistics = statistics_of(case["pruned"])
+    sizes = [
+        float((corrected_weight(case["weight"], statistics, gap, mu)[0] - case["weight"]).norm())
+        for mu in (0.0, 0.1, 1.0, 10.0, 1e6)
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 1e-4 * sizes[0]
+
+
+def test_dead_columns_are_not_corrected(case: dict[str, Tensor]) -> None:
+    for name in ("pruned", "dense"):
+        case[name][:, 3] = 0
+    gap, _, _, _ = gaps(case)
+    corrected, _ = corrected_weight(case["weight"], statistics_of(case["pruned"]), gap)
+    torch.testing.assert_close(corrected[:, 3], case["weight"][:, 3])
+
+
+def test_without_a_gap_the_weight_stays(case: dict[str, Tensor]) -> None:
+    case["dense"] = case["pruned"]
+    gap, _, _, _ = gaps(case)
+    corrected, _ = corrected_weight(case["weight"], statistics_of(case["pruned"]), gap)
+    assert torch.equal(corrected, case["weight"])
+
+
+def test_more_tokens_need_less_damping() -> None:
+    few, many = target_damping(576, 1024), target_damping(576, 32768)
+    assert few > 1 > many > 0
+
+
+def test_a_negative_damping_is_refused(case: dict[str, Tensor]) -> None:
+    gap, _, _, _ = gaps(case)
+    with pytest.raises(rose.RoseError, match="Damping must be a number of at least 0"):
+        corrected_weight(case["weight"], statistics_of(case["pruned"]), gap, -1.0)

@@ -1,0 +1,273 @@
+"""Pruning towards the dense model: what is streamed, against the same computed with plain hooks on two whole models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rose
+from rose.layer.target import corrected_weight
+from rose.model.activations import MemoryActivations
+from rose.model.capture import check_streams, start_walk
+from rose.model.dense import dense_streams
+from rose.model.forward import record_inputs, run_block
+from rose.model.residual import find_writers
+from rose.model.sequential import visit_sequentially
+from rose.model.structure import decoder_blocks, prunable_layers, select_layers
+from tests.model.families import DENSE, make_model, make_tokens
+from tests.model.test_families import hooked_inputs
+
+pytestmark = pytest.mark.usefixtures("small_batches")
+OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "method": "sparsegpt"}
+
+
+def copied(output: Any) -> Any:
+    """Falcon adds to a layer's output in place."""
+    return output.clone() if isinstance(output, Tensor) else output
+
+
+def block_outputs(model: nn.Module, tokens: Tensor) -> list[Tensor]:
+    """What every decoder block puts out, by plain hooks."""
+    found: list[Tensor] = []
+    _, blocks = decoder_blocks(model)
+
+    def keep(_module: nn.Module, _args: tuple, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [block.register_forward_hook(keep) for block in blocks]
+    with torch.no_grad():
+        model(input_ids=tokens, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_writers_explain_what_a_block_adds_to_the_stream(family: str) -> None:
+    """Base, what was added before, and the layer's own term add up to the next value of the stream, block by block."""
+    model = make_model(family)
+    _, blocks = decoder_blocks(model)
+    few: list[Tensor] = []
+    arguments = record_inputs(model, make_tokens(1)[:, :8], lambda _batch, hidden: few.append(hidden), lambda: None)
+    hidden, block = few[0].clone(), blocks[0]
+    outputs: dict[str, Tensor] = {"": hidden}
+    modules = dict(block.named_modules())
+
+    def run() -> Tensor:
+        return run_block(block, hidden, arguments[0][0], hidden.device)
+
+    writers = find_writers(block, [x for x in prunable_layers(model) if x.block_index == 0], run, hidden)
+    assert len(writers) == 2, writers  # attention and feed-forward, in every family of the list
+    hooks = [
+        module.register_forward_hook(lambda _m, _a, out, name=name: outputs.update({name: copied(out)}))
+        for name, module in modules.items()
+        if name
+    ]
+    with torch.no_grad():
+        after = run()
+    for hook in hooks:
+        hook.remove()
+    last = max(writers.values(), key=lambda writer: len(writer.before) + (writer.base != ""))
+    terms = (*last.before, last.term)
+    stream = outputs[last.base] + sum(term.scale * outputs[term.module] for term in terms)
+    norms = [name for name, out in outputs.items() if isinstance(out, Tensor) and torch.equal(out, after)]
+    if family in ("openai_gpt", "opt_projected"):  # a norm of the stream is what the block puts out
+        stream = modules[norms[-1]](stream)
+    torch.testing.assert_close(stream.view_as(after), after, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt_projected", "gpt2"])
+def test_gaps_are_those_of_two_whole_models(family: str) -> None:
+    """GᵀX and ‖G‖² of every layer, from hooks on the dense model and on the model as pruned so far."""
+    dense, model, tokens = make_model(family), make_model(family), make_tokens(4)
+    streams = check_streams(model, tokens, None)
+    along = dense_streams(streams, True, MemoryActivations())
+    walk = start_walk(model, streams, select_layers(model, None), None, None, along)
+    written = {}
+    for block in visit_sequentially(walk):
+        (layer,) = block.layers
+        gap = block.gaps["calibration"][layer.name].of(layer.weight)
+        x_dense = hooked_inputs(dense, [layer.name], tokens)[layer.name]
+        as_pruned = make_model(family)  # without the hooks of the walk
+        as_pruned.load_state_dict(model.state_dict())
+        x = hooked_inputs(as_pruned, [layer.name], tokens)[layer.name]
+        found = (x_dense - x) @ layer.weight.float().T
+        if type(block.gaps["calibration"][layer.name]).__name__ == "OutputGap":
+            found = found + lost_by_the_stream(family, dense, as_pruned, layer, tokens).view_as(found)
+            written[layer.name] = True
+        torch.testing.assert_close(gap.cross, found.T @ x, rtol=1e-3, atol=1e-3 * float(gap.cross.abs().max() + 1))
+        assert gap.square == pytest.approx(float(found.square().sum()), rel=1e-3, abs=1e-4)
+        layer.write(rose.prune_layer(layer.weight, block.calibration[layer.name], **OPTIONS).weight)
+    assert len(written) == 2 * len(walk.by_block)
+
+
+def lost_by_the_stream(family: str, dense: nn.Module, model: nn.Module, layer: Any, tokens: Tensor) -> Tensor:
+    """R by its definition for each family: the stream just before this layer's output is added."""
+
+    def before(of: nn.Module) -> Tensor:
+        _, blocks = decoder_blocks(of)
+        caught: dict[str, Tensor] = {}
+        block = blocks[layer.block_index]
+        hooks = [
+            block.register_forward_pre_hook(
+                lambda _m, args, kwargs: caught.update(hidden=args[0] if args else kwargs["hidden_states"]),
+                with_kwargs=True,
+            )
+        ]
+        for name, module in block.named_modules():
+            if name:
+                hooks.append(module.register_forward_hook(lambda _m, _a, out, name=name: caught.update({name: out})))
+        with torch.no_grad():
+            of(input_ids=tokens, use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        attention = {"llama": "self_attn.o_proj", "gpt2": "attn.c_proj", "gpt_neox": "attention.dense"}
+        if layer.projection in (*attention.values(), "self_attn.out_proj"):
+            return caught["hidden"]
+        if family == "opt_projected":
+            return caught["self_attn_layer_norm"].view_as(caught["hidden"])
+        return caught["hidden"] + caught[attention[family]]
+
+    return (before(dense) - before(model)).float()
+
+
+def test_the_corrected_weight_is_what_is_pruned() -> None:
+    model = make_model("llama")
+    report = rose.prune_model(model, make_tokens(), **OPTIONS, target_damping=0.3)
+    again = make_model("llama")
+    streams = check_streams(again, make_tokens(), None)
+    along = dense_streams(streams, True, MemoryActivations())
+    walk = start_walk(again, streams, select_layers(again, None), None, None, along)
+    for block in visit_sequentially(walk):
+        (layer,) = block.layers
+        known = block.calibration[layer.name]
+        aim, used = corrected_weight(layer.weight, known, block.gaps["calibration"][layer.name], 0.3)
+        assert used == 0.3
+        layer.write(rose.prune_layer(aim, known, **OPTIONS).weight)
+    for name, weight in again.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], weight, msg=name)
+    assert (report.layers["target_damping"] == 0.3).all()
+    assert report.summary["target"] == "dense"
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_ratio_zero_changes_nothing(family: str) -> None:
+    model, original = make_model(family), make_model(family).state_dict()
+    rose.prune_model(model, make_tokens(), method="sparsegpt", sparsity=0, block_size=16)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, original[name]), name
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "opt_projected", "gpt2", "bloom", "falcon"])
+def test_dense_targets_bring_the_model_nearer_to_the_dense_one(family: str) -> None:
+    """On calibration tokens, by the outputs of the last decoder block; a random model has no sequel to over-fit."""
+    tokens = make_tokens(16)
+    dense = block_outputs(make_model(family), tokens)[-1]
+    away = {}
+    for target in ("layer", "dense"):
+        model = make_model(family)
+        rose.prune_model(model, tokens, **OPTIONS, target=target)
+        away[target] = float((block_outputs(model, tokens)[-1] - dense).square().sum() / dense.square().sum())
+    assert away["dense"] < away["layer"], away
+
+
+@pytest.mark.parametrize(("target", "true_sequential"), [("dense", True), ("layer", False), ("layer", True)])
+def test_drift_is_that_of_two_whole_models(target: str, true_sequential: bool) -> None:
+    options: dict[str, Any] = {"target": target, "true_sequential": true_sequential}
+    model, held_out = make_model("llama"), make_tokens(4, seed=3)
+    report = rose.prune_model(model, make_tokens(), **OPTIONS, held_out=held_out, **options)
+    rows = report.summary["drift"]
+    assert [row["block_index"] for row in rows] == [0, 1]
+    outputs = zip(block_outputs(make_model("llama"), held_out), block_outputs(model, held_out), strict=True)
+    for row, (dense, pruned) in zip(rows, outputs, strict=True):
+        found = ((pruned - dense).square().sum(-1) / dense.square().sum(-1)).mean()
+        assert row["drift"] == pytest.approx(float(found), rel=1e-4)
+    assert rows[0]["passed_on"] == 0
+    assert rows[0]["arisen"] == pytest.approx(rows[0]["drift"])
+    assert json.loads(report.to_json())["summary"]["drift"] == rows
+
+
+def test_errors_against_the_target_are_reported() -> None:
+    model = make_model("llama")
+    report = rose.prune_model(model, make_tokens(), **OPTIONS, held_out=make_tokens(4, seed=3))
+    for column in ("relative_error", "held_out_error", "target_error", "held_out_target_error"):
+        assert report.layers[column].between(0, 10).all(), column
+    first = report.layers.iloc[0]  # nothing is lost before the first layer
+    assert first["target_error"] == pytest.approx(first["relative_error"], rel=1e-4)
+    assert (report.layers["target_error"] != report.layers["relative_error"]).any()
+    plain = rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS, target="layer")
+    assert plain.layers["target_error"].isna().all()
+    assert plain.layers["target_damping"].isna().all()
+
+
+@pytest.mark.parametrize("held_out", [False, True], ids=["", "held-out"])
+@pytest.mark.parametrize("stop_after", [3, 9, 12])
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, stop_after: int, held_out: bool) -> None:
+    more = {"held_out": make_tokens(4, seed=3)} if held_out else {}
+    undisturbed = make_model("llama")
+    expected = rose.prune_model(undisturbed, make_tokens(), **OPTIONS, **more)
+    pruned = 0
+
+    def stop(progress: rose.Progress) -> None:
+        nonlocal pruned
+        pruned += progress.stage == "prune"
+        if pruned == stop_after:
+            raise rose.Cancelled
+
+    with pytest.raises(rose.Cancelled):
+        rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS, **more, progress=stop, checkpoint=tmp_path)
+    model = make_model("llama")
+    report = rose.prune_model(model, make_tokens(), **OPTIONS, **more, checkpoint=tmp_path)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, undisturbed.state_dict()[name]), name
+    assert report.summary["drift"] == expected.summary["drift"]
+    again = make_model("llama")  # a finished run ends at once, with the same report
+    finished = rose.prune_model(again, make_tokens(), **OPTIONS, **more, checkpoint=tmp_path)
+    assert finished.summary["drift"] == expected.summary["drift"]
+    for name, weight in again.state_dict().items():
+        assert torch.equal(weight, undisturbed.state_dict()[name]), name
+
+
+def test_without_its_dense_hidden_states_a_checkpoint_starts_again(tmp_path: Path) -> None:
+    undisturbed = make_model("llama")
+    rose.prune_model(undisturbed, make_tokens(), **OPTIONS)
+
+    def stop(progress: rose.Progress) -> None:
+        if progress.block_index == 1 and progress.stage == "prune":
+            raise rose.Cancelled
+
+    with pytest.raises(rose.Cancelled):
+        rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS, progress=stop, checkpoint=tmp_path)
+    for file in (tmp_path / "dense").rglob("*.safetensors"):
+        file.write_bytes(b"damaged")
+    model = make_model("llama")
+    rose.prune_model(model, make_tokens(), **OPTIONS, checkpoint=tmp_path)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, undisturbed.state_dict()[name]), name
+
+
+def test_only_some_layers() -> None:
+    """The dense and the pruned model part at the first decoder block that loses weights."""
+    model = make_model("gemma3")
+    report = rose.prune_model(model, make_tokens(), **OPTIONS, layers=["*.layers.2.*"], held_out=make_tokens(4, seed=3))
+    assert [row["block_index"] for row in report.summary["drift"]] == [2]
+    assert report.summary["drift"][0]["passed_on"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target": "sense"}, "The target must be one of dense, layer"),
+        ({"target": "layer", "target_damping": 0.5}, "Only target dense has a correction"),
+        ({"target_damping": -1.0}, "Damping must be a number of at least 0"),
+    ],
+)
+def test_bad_input_is_one_sentence(options: dict[str, Any], words: str) -> None:
+    model = make_model("llama")
+    with pytest.raises(rose.RoseError, match=words):
+        rose.prune_model(model, make_tokens(), **OPTIONS, **options)
