@@ -87,13 +87,17 @@ def error_curve(
 
 
 def run_style(name: str) -> palette.Style:
-    """A sweep with the block budget, named by its order, or "global + layer": the order's colour, with another dash."""
+    """A sweep with the block budget, named by its order, or "global + layer": the order's colour, with another dash.
+
+    A method with the layer-wide budget goes by its own name alone.
+    """
     order, _, budget = name.partition(" + ")
     look = palette.order_style(order)
     if budget != "layer":
         return look._replace(label=look.label + _method_of(order, "block"))
+    method = METHOD_OF_RUN.get((order, "layer"))
     return look._replace(
-        label=f"{look.label}, layer-wide budget{_method_of(order, 'layer')}",
+        label=METHODS[method].label if method else f"{look.label}, layer-wide budget",
         dash={"solid": "dot", "dash": "dashdot", "longdash": "longdashdot"}[look.dash],
     )
 

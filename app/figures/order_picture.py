@@ -39,7 +39,7 @@ def order_picture(
     Raises:
         RoseError: a block or column that does not exist.
     """
-    visited = make_order(plan, order) if order is not None else _planned(plan)
+    visited = plan.order if order is None else make_order(plan, order)
     columns, widths = len(visited.permutation), plan.block_width
     if marked_column is not None and not 0 <= marked_column < columns:
         raise RoseError(f"This layer has columns 0 to {columns - 1}, so column {marked_column} cannot be followed.")
@@ -139,11 +139,6 @@ def _draw_column(figure: go.Figure, column: int, step: int, columns: int, theme:
     middle = (column + step) / 2
     shift, anchor = (-8, "right") if middle > columns / 2 else (8, "left")
     style.note(figure, f"column {column} → step {step}", theme, x=middle, y=0.5, xshift=shift, xanchor=anchor)
-
-
-def _planned(plan: OrderPlan) -> Order:
-    name = "two_level" if plan.is_columnar else "natural"
-    return make_order(plan, name)
 
 
 def _whole_blocks(step: np.ndarray, widths: Sequence[int]) -> bool:

@@ -25,7 +25,7 @@ TITLES = (
     "Losses",
     "Order",
     "Compensation",
-    "No effect",
+    "When order does not matter",
     "Strength",
     "Two effects",
 )

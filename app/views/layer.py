@@ -187,8 +187,8 @@ def order(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
         )
 
 
-def shown_order(plan: rose.OrderPlan, name: str) -> str:
-    return ("two_level" if plan.is_columnar else "natural") if name == "rose" else name
+def shown_order(plan: rose.OrderPlan, name: str) -> rose.Order:
+    return plan.order if name == "rose" else rose.make_order(plan, name)
 
 
 def error(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
@@ -275,7 +275,7 @@ VIEWS = {
 def exact(plan: rose.OrderPlan, block: int) -> None:
     """What the figures show of the marked block, as numbers."""
     name = st.session_state.get("picture_order") or "rose"
-    made = rose.make_order(plan, shown_order(plan, name))
+    made = shown_order(plan, name)
     table = tables.column_table(plan, made, block)
     loss = float(plan.block_loss[block])
     label = palette.order_style(made.name).label

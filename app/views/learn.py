@@ -354,12 +354,21 @@ def turn(by: int) -> None:
     turned()
 
 
+def renamed_lesson() -> str | None:
+    """The lesson that an older link names, found by its number, as its title has changed since."""
+    linked = st.query_params.get("lesson", "")
+    same = [label for label in LABELS if label.partition(" ")[0] == linked.partition(" ")[0]]
+    return same[0] if same and linked not in LABELS else None
+
+
 def turned() -> None:
     """Callback: another lesson starts from the beginning."""
     st.session_state.lesson_playing, st.session_state.lesson_step = False, 0
 
 
 st.title("Learn: how does ROSE choose an order?")
+if "lesson" not in st.session_state and (renamed := renamed_lesson()):
+    st.session_state.lesson = renamed
 first = None if "lesson" in st.session_state else LABELS[0]  # a default and a value set by hand exclude each other
 lesson = st.segmented_control(
     "Step", LABELS, default=first, required=True, key="lesson", bind=URL, on_change=turned,

@@ -6,6 +6,7 @@ Only one decoder block is on the device at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -60,39 +61,94 @@ class BlockStatistics:
         return replace(self, calibration=move(self.calibration), held_out=move(self.held_out))
 
 
+@dataclass(eq=False)
+class _Reading:
+    """A tensor that layers have read in the batch under way, and the version of its content that they read."""
+
+    inputs: Tensor
+    version: int
+    readers: list[str]
+
+
+@dataclass(eq=False)
+class _Group:
+    """Layers that have read the same tensors in every batch so far."""
+
+    layers: list[str]
+    statistics: InputStatistics
+
+
 class _Collector:
-    """Forward hooks that gather the inputs of some layers; a layer that reads a tensor already seen shares it."""
+    """Forward hooks that gather the inputs of some layers; layers that read the same tensors share statistics.
+
+    Inputs are counted at the end of each batch, when all readers of a tensor are known: routed experts may read the
+    router's own tensor in one batch and not in the next. A group whose layers no longer read the same is split.
+    """
 
     def __init__(self, layers: list[PrunableLayer], device: torch.device) -> None:
         self.device = device
-        self.owner: dict[str, str] = {}
-        self.statistics: dict[str, InputStatistics] = {}
-        self.current: list[tuple[Tensor, str]] = []
-        self.hooks = [layer.module.register_forward_pre_hook(self._hook(layer)) for layer in layers]
+        self.groups: list[_Group] = []
+        self.readings: list[_Reading] = []
+        self.hooks = [layer.module.register_forward_pre_hook(self._hook(layer.name)) for layer in layers]
 
-    def _hook(self, layer: PrunableLayer) -> Callable[..., None]:
+    def _hook(self, name: str) -> Callable[..., None]:
         def seen(_module: nn.Module, args: tuple) -> None:
             inputs = args[0]
-            if layer.name not in self.owner:
-                self.owner[layer.name] = next((name for x, name in self.current if x is inputs), layer.name)
-            if self.owner[layer.name] == layer.name:
-                if layer.name not in self.statistics:
-                    self.statistics[layer.name] = InputStatistics(inputs.shape[-1], self.device)
-                self.statistics[layer.name].update(inputs)
-                self.current.append((inputs, layer.name))
+            version = _version(inputs)
+            for reading in self.readings:
+                # A layer called twice on one tensor has read it twice.
+                if reading.inputs is inputs and reading.version == version and name not in reading.readers:
+                    reading.readers.append(name)
+                    return
+            self.readings.append(_Reading(inputs, version, [name]))
 
         return seen
 
     def end_batch(self) -> None:
-        self.current.clear()
+        """Counts what was read since the last call.
+
+        Raises:
+            RoseError: a layer's input was overwritten before the decoder block ended.
+        """
+        for reading in self.readings:
+            if _version(reading.inputs) != reading.version:
+                raise RoseError(
+                    f"The model overwrites the input of {reading.readers[0]} in place after reading it, so that it "
+                    "cannot be counted; prune with true-sequential, or leave this layer out."
+                )
+            for group in self._readers(reading):
+                group.statistics.update(reading.inputs)
+        self.readings.clear()
+
+    def _readers(self, reading: _Reading) -> list[_Group]:
+        """The groups that together are a tensor's readers, after splitting those of which only some layers are."""
+        found: list[_Group] = []
+        for group in self.groups:
+            readers = [name for name in group.layers if name in reading.readers]
+            if readers == group.layers:
+                found.append(group)
+            elif readers:
+                group.layers = [name for name in group.layers if name not in readers]
+                found.append(_Group(readers, deepcopy(group.statistics)))
+        known = {name for group in (*self.groups, *found) for name in group.layers}
+        unseen = [name for name in reading.readers if name not in known]
+        if unseen:
+            found.append(_Group(unseen, InputStatistics(reading.inputs.shape[-1], self.device)))
+        self.groups += [group for group in found if group not in self.groups]
+        return found
 
     def close(self) -> None:
         for hook in self.hooks:
             hook.remove()
-        self.current.clear()
+        self.readings.clear()
 
     def result(self) -> dict[str, InputStatistics]:
-        return {name: self.statistics[owner] for name, owner in self.owner.items()}
+        return {name: group.statistics for group in self.groups for name in group.layers}
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written in place; inference tensors do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass

@@ -110,12 +110,13 @@ def sum_statistics(statistics: Mapping[str, InputStatistics], where: str = "") -
         where: this process stands, if the names do not tell.
 
     Raises:
-        RoseError: the processes have not seen the same layers.
+        RoseError: the processes have not seen the same layers, or not the same layers together.
     """
     if processes() == 1:
         return
     names = sorted(statistics)
-    if not all_agree((where, names)):
+    shared = [next(other for other in names if statistics[other] is statistics[name]) for name in names]
+    if not all_agree((where, names, shared)):
         raise RoseError(
             "The samples of different processes did not reach the same layers, as happens with routed experts; prune "
             "this model in one process."

@@ -22,6 +22,7 @@ from rose.model.progress import part_callback
 from rose.model.structure import decoder_blocks, select_layers
 from tests.model.families import LENGTH, VOCABULARY, logits, make_model, make_tokens
 from tests.model.test_families import hooked_inputs
+from tests.model.test_sequential import routed_model
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 
@@ -594,6 +595,44 @@ def test_inputs_of_a_batch_are_let_go_with_it() -> None:
     rose.collect_statistics(model, make_tokens(), progress=look)
     assert len(seen) >= 3
     assert not any(kept)
+
+
+@pytest.mark.parametrize("gather", [True, False])
+def test_routed_experts_share_statistics_only_while_they_read_the_same(
+    gather: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against plain hooks. Where they do not gather, experts read the router's own tensor, or not, batch by batch."""
+    monkeypatch.setattr(forward, "BATCH_TOKENS", LENGTH)  # one sample a batch
+    model, tokens = routed_model(gather), make_tokens(8)
+    statistics = rose.collect_statistics(model, tokens)
+    for name, inputs in hooked_inputs(model, list(statistics), tokens).items():
+        assert statistics[name].tokens == len(inputs), name
+        torch.testing.assert_close(statistics[name].hessian, inputs.T @ inputs, rtol=1e-4, atol=1e-4)
+    assert set(statistics) == {layer.name for layer in rose.prunable_layers(model)}
+    assert len({statistics[f"model.layers.0.mlp.experts.{number}.0"].tokens for number in range(3)}) > 1
+    assert statistics["model.layers.0.self_attn.q_proj"] is statistics["model.layers.0.self_attn.v_proj"]
+
+
+def test_a_layer_called_twice_on_one_tensor_has_read_it_twice() -> None:
+    model = make_model("llama")
+    once = rose.collect_statistics(model, make_tokens(), layers=["*.0.mlp.*"])
+    mlp = model.model.layers[0].mlp
+    mlp.register_forward_pre_hook(lambda _m, args: (mlp.gate_proj(args[0]), None)[1])
+    twice = rose.collect_statistics(model, make_tokens(), layers=["*.0.mlp.*"])
+    for name, times in (("gate_proj", 2), ("up_proj", 1)):
+        name = f"model.layers.0.mlp.{name}"
+        torch.testing.assert_close(twice[name].hessian, times * once[name].hessian)
+        assert twice[name].tokens == times * once[name].tokens
+
+
+def test_inputs_overwritten_in_place_are_not_counted_wrongly() -> None:
+    model = make_model("llama")
+    down = model.model.layers[0].mlp.down_proj
+    handle = down.register_forward_hook(lambda _m, args, _output: (args[0].zero_(), None)[1])
+    with pytest.raises(rose.RoseError, match=r"overwrites the input of model\.layers\.0\.mlp\.down_proj.*leave this"):
+        rose.collect_statistics(model, make_tokens())
+    handle.remove()
+    assert_clean(model)
 
 
 def test_two_runs_are_identical() -> None:

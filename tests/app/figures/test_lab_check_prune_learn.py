@@ -60,7 +60,7 @@ def test_a_budget_keeps_the_colour_of_its_order() -> None:
     [
         ("natural", "Natural (SparseGPT)"),
         ("two_level", "Two-level (ROSE)"),
-        ("global + layer", "Global, layer-wide budget (ROSE global)"),
+        ("global + layer", "ROSE global"),
         ("natural + layer", "Natural, layer-wide budget"),
         ("two_level + layer", "Two-level, layer-wide budget"),
         ("global", "Global"),

@@ -99,6 +99,14 @@ def test_a_link_opens_its_step(study: Study) -> None:
     assert "2 of 4 blocks pruned" in texts(app)
 
 
+def test_a_link_with_a_title_of_before_opens_its_step_by_number() -> None:
+    app = open_page(PAGE, lesson="6 No effect")
+    assert app.button_group(key="lesson").value == "6 When order does not matter"
+    app.button(key="lesson-next").click().run()
+    assert app.button_group(key="lesson").value == LABELS[6]
+    assert open_page(PAGE, lesson="9 Nothing").button_group(key="lesson").value == LABELS[0]
+
+
 # Sweeps
 
 
