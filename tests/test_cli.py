@@ -270,7 +270,7 @@ def test_an_interrupted_prune_writes_nothing_and_exits_130(checkpoint, tmp_path,
 
 def test_a_checkpoint_goes_on_where_the_run_was_interrupted(checkpoint, tmp_path, monkeypatch, capsys):
     assert prune(checkpoint, tmp_path / "straight") == 0
-    kept, work, calls = tmp_path / "kept", pipeline.prune_layer, []
+    kept, work, calls = tmp_path / "kept", pipeline.prune_with, []
 
     def interrupt(*arguments, **options):
         calls.append(None)
@@ -278,7 +278,7 @@ def test_a_checkpoint_goes_on_where_the_run_was_interrupted(checkpoint, tmp_path
             raise KeyboardInterrupt
         return work(*arguments, **options)
 
-    monkeypatch.setattr(pipeline, "prune_layer", interrupt)
+    monkeypatch.setattr(pipeline, "prune_with", interrupt)
     assert prune(checkpoint, tmp_path / "out", "--checkpoint", str(kept)) == 130
     assert f"the same command resumes from {kept}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

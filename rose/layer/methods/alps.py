@@ -37,12 +37,14 @@ def alps(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     damped = damped_hessian(statistics, settings.damping)
     live = weight.float().masked_fill(damped.dead, 0)
     scale = damped.matrix.diagonal().sqrt()
-    mask, start = find_support(live * scale, damped.matrix / scale / scale.unsqueeze(1), settings.pattern)
+    matrix = damped.matrix / scale / scale.unsqueeze(1)
+    matrix.diagonal()[damped.dead] = 1  # of whatever scale H is, to the last bit
+    mask, start = find_support(live * scale, matrix, settings.pattern, damped.dead)
     pruned = solve_on_support(live, mask, damped.matrix, start / scale, FINAL_STEPS).to(weight.dtype)
     return measured_result(weight, pruned, mask, statistics, settings, budget="layer")
 
 
-def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern, dead: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """ADMM between B, free to fit the outputs, and D, a sparse copy of it, under a penalty ρ that grows.
 
     B = (W M − V + ρ D)(M + ρ I)⁻¹, D = B + V/ρ without its smallest entries, V += ρ (B − D). Every third iteration
@@ -52,6 +54,7 @@ def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tens
     Args:
         weight: W, (out, in) float32.
         matrix: M, (in, in), definite, with a unit diagonal.
+        dead: columns whose weights are zero and stay zero, (in,) bool; M couples them with no other.
 
     Returns:
         Mask of D, True = removed, (out, in); and B, (out, in), from which to start the final solve.
@@ -59,6 +62,8 @@ def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tens
     # ρ may become far smaller than the rounding of a float32 eigendecomposition.
     values, vectors = torch.linalg.eigh(matrix.double())
     values, vectors = values.to(matrix), vectors.to(matrix)
+    if dead is not None:
+        vectors[dead] = 0  # or rounding gives dead columns weights, of which the largest would be kept
     target = weight @ matrix
     removed = mask_by_score(weight.abs(), pattern, "layer")
     kept = max(1, removed.numel() - int(removed.sum()))
