@@ -74,7 +74,13 @@ def _tell_memory(options: argparse.Namespace, model: Any, console: Console) -> N
     samples = options.samples + options.held_out
     on_disk = getattr(options, "checkpoint", None) is not None
     memory = estimate_memory(
-        model, samples=samples, length=options.length, dtype=parse_dtype(options.dtype), on_disk=on_disk
+        model,
+        samples=samples,
+        length=options.length,
+        dtype=parse_dtype(options.dtype),
+        on_disk=on_disk,
+        sequential=getattr(options, "true_sequential", False),
+        dense_targets=getattr(options, "target", "layer") == "dense",
     )
     console.print(
         f"Streaming: about {memory.peak / 1e9:.1f} GB at the peak, besides Python and its libraries", highlight=False

@@ -21,6 +21,10 @@ HESSIANS_AT_WORK = 7
 # Float32 matrices of the weight's size beside the block itself: importance, potential loss, the weight without its dead
 # columns. Methods that sweep and stop there have no more.
 WEIGHTS_AT_WORK = 3
+# With dense targets also DᵀX and DᵀD of the gap, in panels and whole, and the correction; see `rose.layer.target`.
+GAPS_AT_WORK = 4
+# Hidden states that a batch has alive where it waits inside a block: the residual stream, a norm of it, an output.
+HIDDEN_STATES_WAITING = 3
 # Activations of a gated feed-forward layer's width that one batch has alive at once.
 WIDTHS_OF_A_BATCH = 4
 
@@ -36,6 +40,7 @@ class Memory:
         batch: what one batch has alive inside a decoder block.
         work: the largest layer while it is pruned, its Hessian included.
         activations: hidden states of all samples; those of one batch where they are kept on disk.
+        waiting: what batches hold that wait inside a block for the others, where each layer is pruned before it runs.
     """
 
     block: int
@@ -44,14 +49,22 @@ class Memory:
     batch: int
     work: int
     activations: int
+    waiting: int = 0
 
     @property
     def peak(self) -> int:
-        return self.block + self.activations + max(self.embedding, self.hessians + self.batch, self.work)
+        return self.block + self.activations + self.waiting + max(self.embedding, self.hessians + self.batch, self.work)
 
 
 def estimate_memory(
-    model: nn.Module, *, samples: int, length: int, dtype: torch.dtype = torch.float32, on_disk: bool = False
+    model: nn.Module,
+    *,
+    samples: int,
+    length: int,
+    dtype: torch.dtype = torch.float32,
+    on_disk: bool = False,
+    sequential: bool = False,
+    dense_targets: bool = False,
 ) -> Memory:
     """What `prune_model` takes for a streamed model, besides the interpreter and its libraries.
 
@@ -60,6 +73,8 @@ def estimate_memory(
         samples, length: calibration tokens, held-out ones included.
         dtype: of the weights and hidden states.
         on_disk: hidden states are kept on disk, as with a checkpoint.
+        sequential: each layer is calibrated on the pruned ones before it in its decoder block.
+        dense_targets: layers are pruned towards the dense model, which is always sequential.
     """
     _, blocks = decoder_blocks(model)
     layers = prunable_layers(model)
@@ -70,18 +85,19 @@ def estimate_memory(
     at_once = min(tokens, max(length, forward.BATCH_TOKENS // length * length))
     width = hidden_size(model)
     widest = max(max(layer.weight.shape) for layer in layers)
-    groups = [
-        sum(4 * columns**2 for columns in statistics_groups([x for x in layers if x.block_index == index]))
-        for index in range(len(blocks))
-    ]
-    work = [
-        4 * (HESSIANS_AT_WORK * layer.weight.shape[1] ** 2 + WEIGHTS_AT_WORK * layer.weight.numel()) for layer in layers
-    ]
+    inputs = [statistics_groups([x for x in layers if x.block_index == index]) for index in range(len(blocks))]
+    groups = [sum(4 * columns**2 for columns in widths) for widths in inputs]
+    squares = HESSIANS_AT_WORK + (GAPS_AT_WORK if dense_targets else 0)
+    work = [4 * (squares * layer.weight.shape[1] ** 2 + WEIGHTS_AT_WORK * layer.weight.numel()) for layer in layers]
+    channels = HIDDEN_STATES_WAITING * width + widest if sequential or dense_targets else 0
+    if dense_targets:  # what the layers read in the dense model
+        channels += max(map(sum, inputs)) + width
     return Memory(
         block=dtype.itemsize * max(sizes),
         embedding=dtype.itemsize * outside,
         hessians=max(groups),
         batch=WIDTHS_OF_A_BATCH * dtype.itemsize * at_once * widest,
         work=max(work),
-        activations=dtype.itemsize * (at_once if on_disk else tokens) * width,
+        activations=(1 + dense_targets) * dtype.itemsize * (at_once if on_disk else tokens) * width,
+        waiting=dtype.itemsize * tokens * channels,
     )

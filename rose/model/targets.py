@@ -126,15 +126,15 @@ class BlockTargets:
         for key, (pruned, dense) in pairs.items():
             difference = (dense.float() - pruned.float()).to(weight.dtype)
             own = nn.functional.linear(difference, weight).float()
-            lost = self._lost(layer.name, key)
+            lost = self._lost(layer.name, key, weight.device)
             gap.update(pruned, own + lost.view(own.shape))
         return gap
 
-    def _lost(self, name: str, key: BatchKey) -> Tensor:
+    def _lost(self, name: str, key: BatchKey, device: torch.device) -> Tensor:
         """R, in units of the layer's own output: what the stream before it lacks in the pruned model; float32."""
         writer, dense, pruned = self.writers[name], self.dense[key], self.pruned[key]
-        base = dense.outputs[writer.base] if writer.base else dense.hidden
-        lost = base.float() - (pruned.outputs[writer.base] if writer.base else pruned.hidden).to(base.device).float()
+        base = (seen.outputs[writer.base] if writer.base else seen.hidden for seen in (dense, pruned))
+        lost = torch.sub(*(value.to(device).float() for value in base))
         for term in writer.before:
             lost = lost + term.scale * (dense.outputs[term.module].float() - pruned.outputs[term.module].float())
         lost = lost / writer.term.scale

@@ -14,6 +14,7 @@ import platform
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -41,10 +42,11 @@ def whole_model(tokens_per_run: tuple[int, int]) -> list[Row]:
     rows: list[Row] = [("two bare forward passes", bare, "", 1.0)]
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for method in ("sparsegpt", "rose", "rose_global", "rose_dealt", "wanda"):
-        for mode in ({}, {"true_sequential": True}):
+        layer: dict[str, Any] = {"target": "layer"}
+        for mode in (layer, layer | {"true_sequential": True}, {"target": "dense"}):
             seconds = timed(lambda: rose.prune_model(model, tokens, method=method, **mode))  # noqa: B023  called at once
             model.load_state_dict(dense)
-            name = " ".join(["prune_model,", method, *mode])
+            name = " ".join(["prune_model,", method, *(f"{name}={value}" for name, value in mode.items())])
             rows.append((name, seconds, "two bare forward passes", seconds / bare))
     return rows
 

@@ -59,7 +59,7 @@ def one_of_several(samples: int, length: int) -> None:
         tokens = rose.load_tokens("packaged", tokenizer, samples=samples, length=length)
         from_first(lambda: None)  # all begin at once
         start, worked = time.perf_counter(), time.process_time()
-        rose.prune_model(model, tokens)
+        rose.prune_model(model, tokens, target="layer")
         mine = time.process_time() - worked
         every = exchange(list(range(processes())), lambda _number: mine)
         if place() == 0:

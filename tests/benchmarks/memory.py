@@ -94,7 +94,7 @@ def prune(folder: Path, samples: int, length: int, dtype: str, checkpoint: Path 
         tokens = torch.randint(0, 256, (samples, length), generator=torch.Generator().manual_seed(0))
         last = model.config.num_hidden_layers - 1
         layers = ["*.layers.0.*", f"*.layers.{last}.*", "*.v_proj"]
-        rose.prune_model(model, tokens, sparsity=0.5, layers=layers, checkpoint=checkpoint)
+        rose.prune_model(model, tokens, sparsity=0.5, target="layer", layers=layers, checkpoint=checkpoint)
         rose.save_model(model, tokenizer, folder / "pruned")
     finally:
         ended.set()

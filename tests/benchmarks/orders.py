@@ -280,7 +280,7 @@ def _perplexities(model: nn.Module, calibration: Tensor, test: Tensor) -> str:
     for method in ("sparsegpt", "rose", "rose_global", "rose_dealt"):
         values = []
         for seed in (1, 2, 3):
-            rose.prune_model(model, _windows(calibration, 64, seed), method=method)
+            rose.prune_model(model, _windows(calibration, 64, seed), method=method, target="layer")
             values.append(rose.perplexity(model, test))
             model.load_state_dict(dense)
         lines.append(f"  {method} {sum(values) / 3:.3f} ± {(max(values) - min(values)) / 2:.3f}")

@@ -25,7 +25,7 @@ PARTS = {
 def profile(model: nn.Module, tokens: Tensor, method: str) -> list[Row]:
     """A prune under Python's own profiler, which slows it by a few per cent; changes the model."""
     profiler = cProfile.Profile()
-    profiler.runcall(rose.prune_model, model, tokens, method=method)
+    profiler.runcall(rose.prune_model, model, tokens, method=method, target="layer")
     stats = pstats.Stats(profiler)
     root = Path(rose.__file__).parent
     seconds = {

@@ -144,11 +144,13 @@ def reference_model(official: ModuleType, tokens_per_run: tuple[int, int]) -> li
     theirs = timed(lambda: prune_by_reference(official, model, tokens, "sparsegpt"))
     their_masks = first_masks(model)
     model.load_state_dict(dense)
-    ours = timed(lambda: rose.prune_model(model, tokens, method="sparsegpt", sparsity=SPARSITY))
+    ours = timed(lambda: rose.prune_model(model, tokens, method="sparsegpt", sparsity=SPARSITY, target="layer"))
     agreement = float((first_masks(model) == their_masks).float().mean())
     model.load_state_dict(dense)
     one_pass = timed(
-        lambda: rose.prune_model(model, tokens, method="sparsegpt", sparsity=SPARSITY, true_sequential=True)
+        lambda: rose.prune_model(
+            model, tokens, method="sparsegpt", sparsity=SPARSITY, target="layer", true_sequential=True
+        )
     )
     model.load_state_dict(dense)
     try:

@@ -141,7 +141,7 @@ def test_pruned_blocks_feed_the_next(family: str) -> None:
     """The same run by hand: prune a block on what the whole, partly pruned model shows it; then the next."""
     model, tokens = make_model(family), make_tokens()
     by_hand = copy.deepcopy(model)
-    report = rose.prune_model(model, tokens, method="sparsegpt", sparsity=0.5, **OPTIONS)
+    report = rose.prune_model(model, tokens, method="sparsegpt", sparsity=0.5, target="layer", **OPTIONS)
     layers = rose.prunable_layers(by_hand)
     for index in range(by_hand.config.num_hidden_layers):
         here = [layer for layer in layers if layer.block_index == index]

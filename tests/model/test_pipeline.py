@@ -469,7 +469,7 @@ def test_cancelling_a_calibration(stage: str) -> None:
     assert_clean(model)
 
 
-@pytest.mark.parametrize("run", [rose.prune_model, lambda *args, **options: list(rose.analyze_model(*args, **options))])
+@pytest.mark.parametrize("run", [prune_model, lambda *args, **options: list(rose.analyze_model(*args, **options))])
 def test_factors_go_before_a_block_runs_again(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref] = []
 
