@@ -62,7 +62,7 @@ def test_prune_writes_a_checkpoint_that_loads_and_a_report_that_tells_the_truth(
     assert summary["samples"] == 4
     assert (table["held_out_error"] > 0).all()
     ids = AutoTokenizer.from_pretrained(output)("hello", return_tensors="pt")
-    assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape == (1, 8)
+    assert model.generate(**ids, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (1, 8)
 
 
 def test_prune_measures_perplexity_before_and_after(checkpoint, tmp_path, capsys):

@@ -240,7 +240,7 @@ class Walk:
 
     def leave(self, index: int) -> None:
         """All batches have left a block."""
-        drift = self.dense.block_drift(index) if self.dense else None
+        drift = self.dense.block_drift(index, self.device) if self.dense else None
         if drift:
             self.drifted(drift)
         if index < max(self.by_block):
@@ -346,7 +346,7 @@ def start_walk(
     if dense and "calibration" in dense.names:
         few: list[Tensor] = []
         sample = streams["calibration"][:1, :TRACED_TOKENS]
-        walk.few = record_inputs(model, sample, lambda _batch, hidden: few.append(hidden), lambda: None), few[0]
+        walk.few = record_inputs(model, sample, lambda _batch, hidden: few.append(hidden)), few[0]
     return walk
 
 

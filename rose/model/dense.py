@@ -114,11 +114,12 @@ class DenseStreams:
         tokens = torch.tensor(float(length.numel()), dtype=torch.float64, device=pruned.device)
         self._sums += torch.stack([*found, tokens]).cpu()
 
-    def block_drift(self, index: int) -> BlockDrift | None:
+    def block_drift(self, index: int, device: torch.device) -> BlockDrift | None:
         """What `compare` has gathered since the last call; None where nothing was compared."""
         sums, self._sums = self._sums, torch.zeros_like(self._sums)
         if HELD_OUT not in self.names or self.position != index + 1:
             return None
+        sums = sums.to(device)  # over nccl only what is on a GPU can be summed
         sum_tensor(sums)
         drift, passed_on, arisen = (float(value) for value in sums[:3] / sums[3])
         return BlockDrift(index, drift, passed_on, arisen)

@@ -44,7 +44,7 @@ def record_inputs(
     model: nn.Module,
     tokens: Tensor,
     keep: Callable[[int, Tensor], None],
-    tick: Callable[[], None],
+    tick: Callable[[], None] = lambda: None,
 ) -> list[list[Arguments]]:
     """Embeds the tokens and records what every decoder block would be called with.
 

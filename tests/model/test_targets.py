@@ -53,7 +53,7 @@ def test_writers_explain_what_a_block_adds_to_the_stream(family: str) -> None:
     model = make_model(family)
     _, blocks = decoder_blocks(model)
     few: list[Tensor] = []
-    arguments = record_inputs(model, make_tokens(1)[:, :8], lambda _batch, hidden: few.append(hidden), lambda: None)
+    arguments = record_inputs(model, make_tokens(1)[:, :8], lambda _batch, hidden: few.append(hidden))
     hidden, block = few[0].clone(), blocks[0]
     outputs: dict[str, Tensor] = {"": hidden}
     modules = dict(block.named_modules())
