@@ -238,7 +238,7 @@ class Checkpoint(DiskStorage):
 
     def finish(self) -> None:
         self.activations.clear()  # weights and records stay: the same command ends at once
-        self.dense_activations.clear()
+        shutil.rmtree(self.dense_activations.folder, ignore_errors=True)
         if place() == 0:
             for folder in self.folder.glob("*-of-*"):
                 shutil.rmtree(folder, ignore_errors=True)

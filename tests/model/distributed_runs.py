@@ -66,7 +66,8 @@ def pretended() -> dict[str, Any]:
         mock.patch("torch.distributed.all_reduce", over_nccl(dist.all_reduce)),
         mock.patch("torch.distributed.broadcast", over_nccl(dist.broadcast)),
     ):
-        found = prune("llama", method="rose_dealt", allocation="owl")
+        prune("llama")  # gaps and drift are sent too
+        found = prune("llama", method="rose_dealt", allocation="owl", target="layer")
     return found | {"sent": sorted(set(sent))}
 
 

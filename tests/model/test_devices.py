@@ -101,7 +101,7 @@ def prune_on(
     "settings",
     [
         {"method": "rose_dealt", "target": "layer"},
-        {"method": "wanda", "target": "dense"},  # its masks do not pass rounding on from layer to layer
+        {"method": "sparsegpt", "sparsity": "2:4", "target": "dense"},
         {"method": "measured", "sparsity": "2:4"},
         {"method": "oats"},
         {"method": "rose", "true_sequential": True},

@@ -111,6 +111,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(several: Found) -> None:
     kept = several[1] / "kept"
     assert {path.name for path in kept.iterdir() if not path.name.startswith("block")} == {
         "allocation.safetensors",
+        "drift.json",
         "lock",
         "run.json",
     }
