@@ -30,7 +30,7 @@ def forward_passes(model: nn.Module, tokens: Tensor, passes: int) -> None:
     """Bare forward passes through all decoder blocks, batched as the pipeline batches them."""
     _, blocks = decoder_blocks(model)
     hidden: list[Tensor] = []
-    arguments = record_inputs(model, tokens, lambda _batch, states: hidden.append(states))
+    arguments = record_inputs(model, tokens, lambda _batch, states: hidden.append(states), lambda: None)
     for block, others in zip(blocks, arguments, strict=True):
         for _ in range(passes):
             outputs = [

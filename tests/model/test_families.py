@@ -165,7 +165,7 @@ def test_pruned_blocks_feed_the_next(family: str) -> None:
 def test_each_block_gets_its_own_mask() -> None:
     """Gemma 3 alternates sliding and full attention; with the first block's mask everywhere this fails."""
     model = make_model("gemma3")
-    recorded = record_inputs(model, make_tokens(), lambda _batch, _hidden: None)
+    recorded = record_inputs(model, make_tokens(), lambda _batch, _hidden: None, lambda: None)
     masks = [arguments[0][1]["attention_mask"] for arguments in recorded]
     shown = [None if mask is None else mask.shape for mask in masks]
     assert masks[0] is not None
