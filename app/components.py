@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import streamlit as st
 
-from app import session
+from app import session, words
 from app.figures.style import Drawing
 from app.jobs import ABANDONED_AFTER, Batch, Job
 from app.study.study import Study
@@ -124,6 +124,13 @@ def require_study(what: str) -> Study:
     return study
 
 
+def begin_restored(study: Study) -> None:
+    """Collects what a study from disk does not hold, its layers' inputs: pages that go beyond its numbers need them."""
+    if study.job.status == "kept":
+        session.start()
+        st.rerun()
+
+
 def require_layer(what: str) -> tuple[Study, str]:
     """The current study and the chosen layer, measured; or a sentence that says what is missing."""
     study = require_study(what)
@@ -131,9 +138,13 @@ def require_layer(what: str) -> tuple[Study, str]:
     if layer is None or layer not in study.layer_names:
         st.info("Choose a layer in the sidebar.")
         st.stop()
+    if layer in study.failed:
+        st.error(f"This layer could not be measured: {study.failed[layer]}", icon=":material/error:")
+        st.stop()
     if not study.has(layer):
+        begin_restored(study)
         if study.job.status == "running":
-            st.info(f"{layer} has not been measured yet; it will show here as soon as it is.")
+            st.info(f"{words.short_layer(layer)} will show here as soon as its inputs have been collected.")
             wait_for(study, lambda: study.has(layer))
         else:
             st.warning(f"The run ended before it reached {layer}; start it again on the start page.")
@@ -165,14 +176,15 @@ def job_status(job: Job, key: str, rest: str = KEPT) -> None:
         job.watch(session.viewer())
         progress = job.progress
         if progress is None:
-            st.progress(0.0, text=f"{job.message} …")
+            st.progress(0.0, text=f"{job.message} …, {duration(job.seconds)} so far")
         else:
-            left = "" if progress.remaining is None else f", about {duration(progress.remaining)} left"
+            since = job.since_progress  # a large block takes long: the clock goes on meanwhile
+            left = "" if progress.remaining is None else f", about {duration(max(1, progress.remaining - since))} left"
             where = f"Decoder block {progress.block_index} (0 to {progress.blocks - 1})"
             rate = ""
             if progress.layers_done and progress.seconds:
                 rate = f", {progress.layers_done / progress.seconds:.1f} layers a second"
-            text = f"{where}, {duration(progress.seconds)} so far{left}{rate}"
+            text = f"{where}, {duration(job.seconds)} so far{left}{rate}"
             st.progress(min(progress.fraction, 1.0), text=text)
         cancel_button(job, key)
     elif job.status == "failed":
