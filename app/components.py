@@ -13,6 +13,23 @@ from app.figures.style import Drawing
 from app.jobs import ABANDONED_AFTER, Batch, Job
 from app.study.study import Study
 
+# Presses the camera of the figure that a button names, after telling it the format: Plotly itself is out of reach here.
+PICTURES = """<script>
+if (!window.rosePictures) {
+  window.rosePictures = true;
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button.picture");
+    if (!button) return;
+    const figure = document.querySelector(`.st-key-${button.dataset.figure} .js-plotly-plot`);
+    const camera = figure && figure.querySelector('.modebar-btn[data-title^="Download plot"]');
+    if (!camera) return;
+    const options = figure._context.toImageButtonOptions, usual = options.format;
+    options.format = button.dataset.format;
+    camera.click();
+    setTimeout(() => { options.format = usual; }, 0);
+  });
+}
+</script>"""
 SVG = {"displaylogo": False, "toImageButtonOptions": {"format": "svg"}}  # of the figure as an HTML file
 KEPT = ". Layers measured so far are shown; nothing was changed."
 START_PAGE = "views/start.py"
@@ -86,7 +103,16 @@ def downloads(drawing: Drawing, key: str) -> None:
     }
     for label, (kind, content) in files.items():
         st.download_button(label, content, f"{key}.{kind}", on_click="ignore", key=f"{key}-{kind}")
-    st.caption("PNG: the camera above the figure. SVG: the camera in the HTML file.")
+    pictures(key)
+
+
+def pictures(key: str) -> None:
+    """The figure as PNG and SVG, drawn by the browser that shows it: no program on the server has to draw it again."""
+    buttons = "".join(
+        f'<button class="picture" data-figure="{key}" data-format="{form}">Figure, {form.upper()}</button>'
+        for form in ("png", "svg")
+    )
+    st.html(buttons + PICTURES, unsafe_allow_javascript=True)
 
 
 def live(draw: Callable[[], None], every: float | None) -> None:
@@ -107,7 +133,7 @@ def live(draw: Callable[[], None], every: float | None) -> None:
 def empty(what: str) -> None:
     """An empty page: what would be here, and the way to it."""
     with st.container(border=True, height=280, horizontal_alignment="center", vertical_alignment="center"):
-        st.markdown(f"**{what}**")
+        st.markdown(f"**{what}**", width="content")
         st.page_link(START_PAGE, label="Choose a model and measure its layers", icon=":material/play_arrow:")
 
 

@@ -23,6 +23,10 @@ STYLE = """<style>
 button[data-testid="stBaseButton-segmented_controlActive"],
 button[data-testid="stBaseButton-segmented_controlActive"] p { color: inherit; font-weight: 600; }
 .st-key-start-expected { min-height: 7rem; }  /* the button below does not move while the estimate is made */
+button.picture {
+  display: block; width: 100%; margin-bottom: 0.5rem; padding: 0.35rem 0.75rem; font: inherit; color: inherit;
+  background: transparent; border: 1px solid currentColor; border-radius: 8px; cursor: pointer;
+}
 @media (max-width: 640px) {
   .stMainBlockContainer { padding: 3.25rem 1rem 4rem; }
   div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }

@@ -210,7 +210,9 @@ def strength_curve(
     )
     if marked is not None:
         figure.add_vline(x=marked, line={"color": palette.MARK, "width": 2.5})
-    best = table.loc[table["error_saved"].idxmax()]
+    # The title is of the strength that the page stands at, so that moving the slider says something new.
+    at = table["error_saved"].idxmax() if marked is None else (table["strength"] - marked).abs().idxmin()
+    best = table.loc[at]
     verb = "saves" if best["error_saved"] > 0 else "costs"
     amount = words.percent(abs(float(best["error_saved"])))
     finding = f"At strength {words.number(float(best['strength']))}, two-level order {verb} {amount} of the error"

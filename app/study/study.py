@@ -261,7 +261,8 @@ class Study:
 
         `error_NAME` is the relative error on calibration inputs, `held_out_NAME` that on held-out ones, of SparseGPT,
         two-level order whether columnar or not, ROSE (two-level where columnar under this threshold), and ROSE global.
-        `gain` is the share of SparseGPT's error that two-level order saves (above 0: better).
+        `gain` is the share of SparseGPT's error that two-level order saves (above 0: better), `held_out_gain` that of
+        its held-out error.
         """
         table = self.records()
         keys = ["layer", "block_index", "projection", "rows", "columns", "relative_range", "dead_columns", "damping"]
@@ -277,6 +278,8 @@ class Study:
             wide[f"{kind}_rose"] = wide[f"{kind}_two_level"].where(wide["is_columnar"], wide[f"{kind}_sparsegpt"])
         natural = wide["error_sparsegpt"]
         wide["gain"] = 1 - wide["error_two_level"] / natural.where(natural > 0)
+        held_out = wide["held_out_sparsegpt"]
+        wide["held_out_gain"] = 1 - wide["held_out_two_level"] / held_out.where(held_out > 0)
         return wide.reset_index()
 
     def most_columnar(self) -> str | None:

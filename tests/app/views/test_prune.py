@@ -44,7 +44,7 @@ def opened(setup: Setup, **query: str) -> AppTest:
 
 def pruned(app: AppTest) -> tuple[AppTest, PruningRun]:
     app.button(key="prune-start").click().run()
-    run: PruningRun = app.session_state["pruning"]
+    run: PruningRun = shared.prunings()[app.session_state["pruning"]]
     for _ in range(120):
         run.job.watch("test")
         run.job.wait(1)
@@ -201,7 +201,7 @@ def test_the_layers_of_the_copy_at_work_are_shown_with_their_data(
         assert [button.label for button in app.get("download_button")] == ["Table, CSV", "Table, JSON", "Figure, HTML"]
     finally:
         go_on.set()
-    app.session_state["pruning"].job.wait(60)
+    shared.prunings()[app.session_state["pruning"]].job.wait(60)
 
 
 def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
