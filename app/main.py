@@ -16,9 +16,9 @@ STYLE = """<style>
 .stMainBlockContainer { padding: 3.25rem 3rem 4rem; }  /* figures need the room */
 .product { display: flex; flex-wrap: wrap; gap: 0 0.75rem; font-size: 0.875rem; }
 .product span { opacity: 0.8; }
-/* Plotly's buttons stay off the titles, which begin on the left, until the pointer is over the figure's right half. */
-.js-plotly-plot .modebar-container { pointer-events: none; }
-.js-plotly-plot .modebar { pointer-events: auto; }
+/* Plotly's buttons stand in the lower right corner, where no title is. */
+.js-plotly-plot .modebar-container { top: auto !important; bottom: 0; }
+.js-plotly-plot .modebar { top: auto !important; bottom: 2px; }
 /* The selected button of a row is text on a tint of the primary colour, where only the text colour is readable. */
 button[data-testid="stBaseButton-segmented_controlActive"],
 button[data-testid="stBaseButton-segmented_controlActive"] p { color: inherit; font-weight: 600; }

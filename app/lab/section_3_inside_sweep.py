@@ -43,9 +43,7 @@ def draw(study: Study, layer: str) -> None:
             key="lab_step",
             bind=URL,
             disabled=playing,
-            help="While it plays in the browser, the slider below the figure says which step is shown."
-            if playing
-            else None,
+            help="While the figure plays, its own slider says which step is shown." if playing else None,
         )
         show = components.choose("Show", {"weights": "|W|", "change": "Change"}, "lab_show")
         play = st.toggle(

@@ -31,9 +31,10 @@ from rose.report import records_table
 
 # What a study remembers; the results asked for longest ago go first. Plots of small layers take kilobytes, recorded
 # sweeps of large ones gigabytes: one page shows two of them, each up to `lab.LARGEST_TRACE`, and must not have to make
-# them anew whenever it is drawn.
+# them anew whenever it is drawn. So the latest stay whatever their size, and older ones only within a modest sum.
 KEPT_RESULTS = 96
-KEPT_BYTES = 5 * 10**9
+KEPT_LATEST = 8
+KEPT_BYTES = 5 * 10**8
 HOME = torch.device("cpu")  # where models of the app rest
 T = TypeVar("T")
 
@@ -363,7 +364,9 @@ class Study:
         value = compute()
         with self._lock:
             self._memory[key] = value
-            while len(self._memory) > 1 and (len(self._memory) > KEPT_RESULTS or held(self._memory) > KEPT_BYTES):
+            while len(self._memory) > KEPT_RESULTS or (
+                len(self._memory) > KEPT_LATEST and held(self._memory) > KEPT_BYTES
+            ):
                 self._memory.popitem(last=False)
         return value
 

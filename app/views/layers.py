@@ -185,8 +185,8 @@ def exact(table: pd.DataFrame) -> None:
         hide_index=True,
         height=420,
         column_order=[
-            "block_index", "projection", "relative_range", "is_columnar", "held_out_gain", "gain", *errors, "condition", "rows",
-            "columns", "dead_columns", "damping",
+            "block_index", "projection", "relative_range", "is_columnar", "held_out_gain", "gain", *errors, "condition",
+            "rows", "columns", "dead_columns", "damping",
         ],
         column_config={
             "block_index": st.column_config.NumberColumn("Decoder block", pinned=True),
