@@ -126,6 +126,8 @@ def _forget(studies: dict[Setup, Study]) -> None:
     """Drops the studies that were started longest ago: each holds a model and the statistics of all its layers."""
     newest: list[Study] = []
     for one in reversed(list(studies.values())):
+        if one.job.status == "kept":
+            continue  # it holds neither
         models = {(kept.setup.model, kept.setup.dtype, kept.files.model) for kept in [*newest, one]}
         if one.job.status != "running" and (len(newest) >= KEPT_STUDIES or len(models) > KEPT_MODELS):
             del studies[one.setup]

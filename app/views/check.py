@@ -271,7 +271,10 @@ def _all_layers(study: Study) -> None:
     only = st.toggle("Only layers that do not pass", key="check_only", bind="query-params")
     shown = table[table["status"] != "pass"] if only else table
     if shown.empty:
-        st.success("Every layer passes every check.", icon=":material/check_circle:")
+        every = (table[[TOKENS, FITTING]].isin(("pass", "not measured"))).all(axis=None)
+        st.success(
+            "Every layer passes every check." if every else "No layer has a defect.", icon=":material/check_circle:"
+        )
         return
     cells = shown.assign(layer=shown["layer"].map(words.short_layer))
     for column in ("status", *CHECKS):

@@ -55,10 +55,28 @@ def pruned(app: AppTest) -> tuple[AppTest, PruningRun]:
     return app, run
 
 
+def name_of(app: AppTest) -> str:
+    """The run in the URL."""
+    return str(app.query_params["run"])
+
+
 def view(app: AppTest, name: str) -> AppTest:
     app.segmented_control(key="prune_view").set_value(name).run()
     assert not app.exception, app.exception
     return app
+
+
+def test_the_url_finds_a_run_again(setup: Setup) -> None:
+    app, run = pruned(opened(setup, prune_methods="SparseGPT", prune_layers="*.0.self_attn.*", prune_prompt=""))
+    assert run.job.status == "done", run.job.message
+    again = opened(setup, run=name_of(app))
+    assert len(again.table[0].value) == 2  # the dense model and the pruned one
+    elsewhere = opened(setup)
+    assert "Results show here as soon as" in texts(elsewhere)
+    button = elsewhere.button(key=f"prune-run-{name_of(app)}")
+    assert button.label.endswith("SparseGPT at 0.7, done")
+    button.click().run()
+    assert len(elsewhere.table[0].value) == 2
 
 
 def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
