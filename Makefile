@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 .PHONY: app test check format browser docs wheel clean
 
 app: $(VENV)/installed
-	$(BIN)/python -m streamlit run app/main.py --server.port $(PORT)
+	$(BIN)/python app/server.py --server.port $(PORT)
 
 # A worker for each processor, but at most four, as each holds the packaged model; one thread each, or they would
 # wait for one another. tests/conftest.py says which tests stay together.

@@ -8,11 +8,28 @@ from typing import Any, Final
 
 import streamlit as st
 
-from app import session
+from app import session, words
 from app.figures.style import Drawing
 from app.jobs import ABANDONED_AFTER, Batch, Job
 from app.study.study import Study
 
+# Presses the camera of the figure that a button names, after telling it the format: Plotly itself is out of reach here.
+PICTURES = """<script>
+if (!window.rosePictures) {
+  window.rosePictures = true;
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button.picture");
+    if (!button) return;
+    const figure = document.querySelector(`.st-key-${button.dataset.figure} .js-plotly-plot`);
+    const camera = figure && figure.querySelector('.modebar-btn[data-title^="Download plot"]');
+    if (!camera) return;
+    const options = figure._context.toImageButtonOptions, usual = options.format;
+    options.format = button.dataset.format;
+    camera.click();
+    setTimeout(() => { options.format = usual; }, 0);
+  });
+}
+</script>"""
 SVG = {"displaylogo": False, "toImageButtonOptions": {"format": "svg"}}  # of the figure as an HTML file
 KEPT = ". Layers measured so far are shown; nothing was changed."
 START_PAGE = "views/start.py"
@@ -86,7 +103,16 @@ def downloads(drawing: Drawing, key: str) -> None:
     }
     for label, (kind, content) in files.items():
         st.download_button(label, content, f"{key}.{kind}", on_click="ignore", key=f"{key}-{kind}")
-    st.caption("PNG: the camera above the figure. SVG: the camera in the HTML file.")
+    pictures(key)
+
+
+def pictures(key: str) -> None:
+    """The figure as PNG and SVG, drawn by the browser that shows it: no program on the server has to draw it again."""
+    buttons = "".join(
+        f'<button class="picture" data-figure="{key}" data-format="{form}">Figure, {form.upper()}</button>'
+        for form in ("png", "svg")
+    )
+    st.html(buttons + PICTURES, unsafe_allow_javascript=True)
 
 
 def live(draw: Callable[[], None], every: float | None) -> None:
@@ -107,7 +133,7 @@ def live(draw: Callable[[], None], every: float | None) -> None:
 def empty(what: str) -> None:
     """An empty page: what would be here, and the way to it."""
     with st.container(border=True, height=280, horizontal_alignment="center", vertical_alignment="center"):
-        st.markdown(f"**{what}**")
+        st.markdown(f"**{what}**", width="content")
         st.page_link(START_PAGE, label="Choose a model and measure its layers", icon=":material/play_arrow:")
 
 
@@ -124,6 +150,13 @@ def require_study(what: str) -> Study:
     return study
 
 
+def begin_restored(study: Study) -> None:
+    """Collects what a study from disk does not hold, its layers' inputs: pages that go beyond its numbers need them."""
+    if study.job.status == "kept":
+        session.start()
+        st.rerun()
+
+
 def require_layer(what: str) -> tuple[Study, str]:
     """The current study and the chosen layer, measured; or a sentence that says what is missing."""
     study = require_study(what)
@@ -131,9 +164,13 @@ def require_layer(what: str) -> tuple[Study, str]:
     if layer is None or layer not in study.layer_names:
         st.info("Choose a layer in the sidebar.")
         st.stop()
+    if layer in study.failed:
+        st.error(f"This layer could not be measured: {study.failed[layer]}", icon=":material/error:")
+        st.stop()
     if not study.has(layer):
+        begin_restored(study)
         if study.job.status == "running":
-            st.info(f"{layer} has not been measured yet; it will show here as soon as it is.")
+            st.info(f"{words.short_layer(layer)} will show here as soon as its inputs have been collected.")
             wait_for(study, lambda: study.has(layer))
         else:
             st.warning(f"The run ended before it reached {layer}; start it again on the start page.")
@@ -165,14 +202,15 @@ def job_status(job: Job, key: str, rest: str = KEPT) -> None:
         job.watch(session.viewer())
         progress = job.progress
         if progress is None:
-            st.progress(0.0, text=f"{job.message} …")
+            st.progress(0.0, text=f"{job.message} …, {duration(job.seconds)} so far")
         else:
-            left = "" if progress.remaining is None else f", about {duration(progress.remaining)} left"
+            since = job.since_progress  # a large block takes long: the clock goes on meanwhile
+            left = "" if progress.remaining is None else f", about {duration(max(1, progress.remaining - since))} left"
             where = f"Decoder block {progress.block_index} (0 to {progress.blocks - 1})"
             rate = ""
             if progress.layers_done and progress.seconds:
                 rate = f", {progress.layers_done / progress.seconds:.1f} layers a second"
-            text = f"{where}, {duration(progress.seconds)} so far{left}{rate}"
+            text = f"{where}, {duration(job.seconds)} so far{left}{rate}"
             st.progress(min(progress.fraction, 1.0), text=text)
         cancel_button(job, key)
     elif job.status == "failed":

@@ -5,6 +5,8 @@ No Streamlit here: a thread has no session to draw into, so pages read `Job` and
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import threading
 import time
@@ -15,7 +17,8 @@ from rose import Cancelled, Progress, RoseError
 
 logger = logging.getLogger(__name__)
 
-Status = Literal["running", "done", "cancelled", "failed"]
+# "kept": not started, as what it would find is there already.
+Status = Literal["running", "done", "cancelled", "failed", "kept"]
 # Seconds without a page asking. An open page polls every second, but browsers wake hidden tabs only once a minute.
 ABANDONED_AFTER = 90.0
 LOOKING = 10.0  # seconds since the last poll of somebody whom a cancel by another would disturb
@@ -25,7 +28,7 @@ class Job:
     """One piece of work, watched by any number of browser sessions.
 
     Attributes:
-        status: "running", "done", "cancelled" or "failed".
+        status: "running", "done", "cancelled", "failed", or "kept" until it is started.
         message: what went wrong, as one sentence, where it failed; else what the work is doing.
         progress: the latest `rose.Progress`, None before the first.
         abandoned: whether it was cancelled because nobody watched it any more.
@@ -40,10 +43,12 @@ class Job:
         self._cancelled = threading.Event()
         self._watchers: dict[str, float] = {}
         self._lock = threading.Lock()
-        self._started = time.monotonic()
+        self._started = self._told = time.monotonic()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> Job:
+        self.status = "running"
+        self._started = self._told = time.monotonic()
         self._thread.start()
         return self
 
@@ -68,8 +73,18 @@ class Job:
 
     def tell(self, progress: Progress) -> None:
         """Progress callback for `rose`; stops the work by raising where it was cancelled or abandoned."""
-        self.progress = progress
+        self.progress, self._told = progress, time.monotonic()
         self.check()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self._started
+
+    @property
+    def since_progress(self) -> float:
+        """Seconds since the latest progress was told."""
+        return time.monotonic() - self._told
 
     def check(self) -> None:
         """Raises `Cancelled` where nobody wants the work any more."""
@@ -92,6 +107,7 @@ class Job:
     def _run(self) -> None:
         try:
             self._work(self)
+            return_memory()
             self.status = "done"
         except Cancelled:
             self.status = "cancelled"
@@ -103,6 +119,12 @@ class Job:
         except Exception as problem:  # a thread's traceback would otherwise be lost, and the page would wait for ever
             logger.exception("background work failed")
             self.message, self.status = f"Unexpected {type(problem).__name__}: {problem}", "failed"
+
+
+def return_memory() -> None:
+    """Gives freed memory back to the system: glibc keeps what a thread has freed for the next one."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Batch:

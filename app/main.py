@@ -8,23 +8,56 @@ import streamlit as st
 # Streamlit puts this folder on the path, not the one above it.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from app import session, sidebar
+PRODUCT = (
+    '<div class="product"><b>ROSE Explorer</b><span>See what one-shot pruning does to a language model, and when the '
+    "pruning order matters</span></div>"
+)
+STYLE = """<style>
+.stMainBlockContainer { padding: 3.25rem 3rem 4rem; }  /* figures need the room */
+.product { display: flex; flex-wrap: wrap; gap: 0 0.75rem; font-size: 0.875rem; }
+.product span { opacity: 0.8; }
+/* Plotly's buttons stand in the lower right corner, where no title is. */
+.js-plotly-plot .modebar-container { top: auto !important; bottom: 0; }
+.js-plotly-plot .modebar { top: auto !important; bottom: 2px; }
+/* The selected button of a row is text on a tint of the primary colour, where only the text colour is readable. */
+button[data-testid="stBaseButton-segmented_controlActive"],
+button[data-testid="stBaseButton-segmented_controlActive"] p { color: inherit; font-weight: 600; }
+.st-key-start-expected { min-height: 7rem; }  /* the button below does not move while the estimate is made */
+button.picture {
+  display: block; width: 100%; margin-bottom: 0.5rem; padding: 0.35rem 0.75rem; font: inherit; color: inherit;
+  background: transparent; border: 1px solid currentColor; border-radius: 8px; cursor: pointer;
+}
+@media (max-width: 640px) {
+  .stMainBlockContainer { padding: 3.25rem 1rem 4rem; }
+  div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }
+}
+</style>"""
+
+
+def draw() -> None:
+    from app import session, sidebar  # seconds, where the server has not read them yet: the lines above show meanwhile
+
+    session.begin()
+    page = st.navigation(
+        [
+            st.Page("views/start.py", title="Start", icon=":material/play_circle:", default=True),
+            st.Page("views/layers.py", title="Layers", icon=":material/grid_on:"),
+            st.Page("views/layer.py", title="Layer", icon=":material/layers:"),
+            st.Page("views/order_lab.py", title="Order lab", icon=":material/swap_vert:"),
+            st.Page("views/learn.py", title="Learn", icon=":material/school:"),
+            st.Page("views/check.py", title="Check", icon=":material/fact_check:"),
+            st.Page("views/prune.py", title="Prune", icon=":material/content_cut:"),
+        ]
+    )
+    sidebar.draw()
+    session.publish()  # a page that has nothing to show yet stops the script: after `st.stop` nothing gets into the URL
+    if st.session_state.link_problem:
+        st.warning(st.session_state.link_problem, icon=":material/link_off:")
+    page.run()
+    session.publish()
+
 
 st.set_page_config(page_title="ROSE Explorer", page_icon=":material/local_florist:", layout="wide")
-st.html("<style>.stMainBlockContainer { padding: 3.5rem 3rem 4rem; }</style>")  # figures need the room
-session.begin()
-page = st.navigation(
-    [
-        st.Page("views/start.py", title="Start", icon=":material/play_circle:", default=True),
-        st.Page("views/layers.py", title="Layers", icon=":material/grid_on:"),
-        st.Page("views/layer.py", title="Layer", icon=":material/layers:"),
-        st.Page("views/order_lab.py", title="Order lab", icon=":material/swap_vert:"),
-        st.Page("views/learn.py", title="Learn", icon=":material/school:"),
-        st.Page("views/check.py", title="Check", icon=":material/fact_check:"),
-        st.Page("views/prune.py", title="Prune", icon=":material/content_cut:"),
-    ]
-)
-sidebar.draw()
-session.publish()  # a page that has nothing to show yet stops the script: after `st.stop` nothing gets into the URL
-page.run()
-session.publish()
+st.html(STYLE)
+st.html(PRODUCT)
+draw()

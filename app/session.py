@@ -6,6 +6,7 @@ session starts. Widgets of single pages may use `bind="query-params"` for choice
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable
 from typing import Literal, cast
@@ -62,23 +63,35 @@ def begin() -> None:
         st.session_state.plugin_problem = ""
     except rose.RoseError as problem:
         st.session_state.plugin_problem = str(problem)
-    if "setup" in st.session_state:
-        return
     texts = {key: value for key, value in st.query_params.items() if isinstance(value, str)}
+    if "setup" in st.session_state:
+        _follow_history(texts)
+        return
     edits = {key.removeprefix(DRAFT): value for key, value in texts.items() if key.startswith(DRAFT)}
-    st.session_state.setup, st.session_state.link_problem = Setup(), ""
+    st.session_state.setup, problems = Setup.read(texts)
+    st.session_state.draft, further = Setup.read(edits, st.session_state.setup)
+    st.session_state.chosen_layer, st.session_state.pruning = texts.get("layer"), texts.get("run")
+    st.session_state.chosen_threshold, unreadable = _read_threshold(texts)
+    st.session_state.link_problem = " ".join([*problems, *further, *unreadable])
+
+
+def _read_threshold(texts: dict[str, str]) -> tuple[float, list[str]]:
+    """The threshold of a link, within bounds, and what is wrong with it."""
+    text = texts.get("threshold", str(DEFAULT_THRESHOLD))
     try:
-        linked, edited = Setup.from_texts(texts), Setup.from_texts(texts | edits)
-        linked.check()
-        edited.check()
-        st.session_state.setup, st.session_state.draft = linked, edited
-    except rose.RoseError as problem:
-        st.session_state.link_problem = str(problem)
-    st.session_state.chosen_layer = texts.get("layer")
-    try:
-        st.session_state.chosen_threshold = min(1.0, max(0.0, float(texts.get("threshold", DEFAULT_THRESHOLD))))
+        value = float(text)
     except ValueError:
-        st.session_state.chosen_threshold = DEFAULT_THRESHOLD
+        value = math.nan
+    if math.isnan(value):
+        return DEFAULT_THRESHOLD, [f"The link has threshold={text!r}, which is not a number."]
+    return min(1.0, max(0.0, value)), []
+
+
+def _follow_history(texts: dict[str, str]) -> None:
+    """The browser's Back and Forward: a URL that is not the one last written has the layer that was chosen then."""
+    there = texts.get("layer")
+    if there and there != st.session_state.get("published_layer", there):
+        choose_layer(there)
 
 
 def publish() -> None:
@@ -88,13 +101,16 @@ def publish() -> None:
         chosen["layer"] = cast(str, layer())
     if threshold() != DEFAULT_THRESHOLD:
         chosen["threshold"] = f"{threshold():g}"
+    if st.session_state.get("pruning"):
+        chosen["run"] = st.session_state.pruning
     chosen |= {DRAFT + name: value for name, value in _edits().items()}
     # Always in this order: one view has one link.
-    for key in (*FIELDS, "layer", "threshold", *(DRAFT + name for name in FIELDS)):
+    for key in (*FIELDS, "layer", "threshold", "run", *(DRAFT + name for name in FIELDS)):
         if key not in chosen:
             st.query_params.pop(key, None)
         elif st.query_params.get(key) != chosen[key]:
             st.query_params[key] = chosen[key]
+    st.session_state.published_layer = layer()
 
 
 def _edits() -> dict[str, str]:
@@ -134,9 +150,9 @@ def choose_draft(edited: Setup) -> None:
         st.session_state.setup = edited
 
 
-def start() -> Study:
-    """Starts the study of the current set-up, or joins the one that runs or has finished."""
-    return shared.start(setup(), viewer())
+def start(*, go_on: bool = False) -> Study:
+    """Starts the study of the current set-up, or joins the one that runs or has finished; see `shared.start`."""
+    return shared.start(setup(), viewer(), go_on=go_on)
 
 
 def recent_setups() -> list[Setup]:
@@ -145,27 +161,42 @@ def recent_setups() -> list[Setup]:
 
 
 def study() -> Study | None:
-    """The study of the current set-up, running or finished by any session; None where it was never started."""
-    return shared.studies().get(setup())
+    """The study of the current set-up, running, finished by any session, or kept on disk; None where there is none."""
+    return shared.find(setup())
 
 
 def pruning() -> PruningRun | None:
-    """This session's latest run over copies of the whole model."""
-    run = st.session_state.get("pruning")
+    """The run over copies of a model that this session, or the link it came by, has started; the server keeps it."""
+    run = shared.prunings().get(st.session_state.get("pruning") or "")
     if run is not None:
         shared.hold(run)
+        if run.job.status == "running" and all(job is not run.job for job, _ in running_jobs()):
+            _follow(run)  # a reload, or a link
     return run
+
+
+def _follow(run: PruningRun) -> None:
+    run.job.watch(viewer())
+    st.session_state.jobs = [
+        *running_jobs(),
+        (run.job, lambda: f":material/content_cut: Pruning, {100 * run.fraction:.0f} % done"),
+    ]
+
+
+def follow_pruning(name: str) -> None:
+    """Looks at another run that the server has."""
+    st.session_state.pruning = name
 
 
 def start_pruning(request: PruneRequest) -> None:
     """Prunes copies of the current set-up's model; an earlier run is stopped, and its temporary files go."""
     chosen, earlier = setup(), pruning()
-    if earlier is not None:
-        leave(earlier.job)
+    if earlier is not None and leave(earlier.job):  # else another session is watching it
         earlier.discard()
     run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype))
-    st.session_state.pruning = run
-    start_job(run.job, lambda: f":material/content_cut: Pruning, {100 * run.fraction:.0f} % done")
+    st.session_state.pruning = shared.keep_pruning(run)
+    _follow(run)
+    run.job.start()
 
 
 def layer() -> str | None:
@@ -173,9 +204,14 @@ def layer() -> str | None:
     return st.session_state.get("chosen_layer")
 
 
-def choose_layer(name: str) -> None:
-    """Chooses a layer for all pages. Inside a callback, or before the sidebar is drawn, or followed by a rerun."""
+def choose_layer(name: str, *, by_default: bool = False) -> None:
+    """Chooses a layer for all pages. Inside a callback, or before the sidebar is drawn, or followed by a rerun.
+
+    Args:
+        by_default: nobody asked for it, so another one may take its place once more has been measured.
+    """
     st.session_state.chosen_layer = name
+    st.session_state.layer_by_default = by_default
 
 
 def threshold() -> float:

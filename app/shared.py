@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import uuid
 from functools import cache
 
 import streamlit as st
@@ -19,6 +20,7 @@ from rose.paths import expand
 
 KEPT_STUDIES = 4
 KEPT_MODELS = 2
+KEPT_RUNS = 8
 
 
 @st.cache_resource(max_entries=KEPT_MODELS, show_spinner=False)
@@ -77,11 +79,32 @@ def _start_lock() -> threading.Lock:
 
 def is_outdated(finished: Study) -> bool:
     """Whether the files of its model or text have been replaced since it was begun."""
-    return finished.job.status == "done" and finished.files != disk.files_of(finished.setup)
+    return finished.job.status in ("done", "kept") and finished.files != disk.files_of(finished.setup)
 
 
-def start(chosen: Setup, viewer: str) -> Study:
-    """Starts this set-up's study for a session, or joins the one that runs or has finished."""
+def _new(chosen: Setup) -> Study:
+    files = disk.files_of(chosen)
+    calibration = _calibration(chosen.calibration_key, files)
+    return Study(chosen, lambda: load(chosen.model, chosen.dtype), calibration, files)
+
+
+def find(chosen: Setup) -> Study | None:
+    """This set-up's study, running or finished by any session; else what is on disk of it; else None."""
+    known = studies()
+    if chosen not in known and disk.recall(chosen, disk.files_of(chosen)) is not None:
+        with _start_lock():
+            restored = _new(chosen)
+            if chosen not in known and restored.restore():
+                known[chosen] = restored
+    return known.get(chosen)
+
+
+def start(chosen: Setup, viewer: str, *, go_on: bool = False) -> Study:
+    """Starts this set-up's study for a session, or joins the one that runs or has finished.
+
+    Args:
+        go_on: measures the others where a layer cannot be measured.
+    """
     with _start_lock():
         known = studies()
         current = known.pop(chosen, None)
@@ -89,12 +112,11 @@ def start(chosen: Setup, viewer: str) -> Study:
         ended = current is not None and (current.job.is_cancelled or current.job.status in ("failed", "cancelled"))
         fresh = current is None or ended or is_outdated(current)
         if current is None or fresh:
-            files = disk.files_of(chosen)
-            calibration = _calibration(chosen.calibration_key, files)
-            current = Study(chosen, lambda: load(chosen.model, chosen.dtype), calibration, files)
+            current = _new(chosen)
         current.job.watch(viewer)
         known[chosen] = current
-        if fresh:
+        if fresh or current.job.status == "kept":
+            current.go_on = go_on
             _forget(known)
             current.job.start()
     return current
@@ -104,11 +126,29 @@ def _forget(studies: dict[Setup, Study]) -> None:
     """Drops the studies that were started longest ago: each holds a model and the statistics of all its layers."""
     newest: list[Study] = []
     for one in reversed(list(studies.values())):
+        if one.job.status == "kept":
+            continue  # it holds neither
         models = {(kept.setup.model, kept.setup.dtype, kept.files.model) for kept in [*newest, one]}
         if one.job.status != "running" and (len(newest) >= KEPT_STUDIES or len(models) > KEPT_MODELS):
             del studies[one.setup]
         else:
             newest.append(one)
+
+
+@st.cache_resource(show_spinner=False)
+def prunings() -> dict[str, PruningRun]:
+    """Every run over copies of a model by the name that links give it, the latest at the end."""
+    return {}
+
+
+def keep_pruning(run: PruningRun) -> str:
+    """Keeps a run where all sessions find it, and drops those that ended longest ago; returns its name."""
+    known, name = prunings(), uuid.uuid4().hex[:8]
+    known[name] = run
+    ended = [other for other, one in known.items() if one.job.status != "running"]
+    for other in ended[: max(0, len(known) - KEPT_RUNS)]:
+        known.pop(other).discard()
+    return name
 
 
 @cache

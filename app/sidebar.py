@@ -30,9 +30,10 @@ def draw() -> None:
 
 def _choose_layer(study: Study) -> None:
     names = study.layer_names
-    if session.layer() not in names:
-        # An output projection shows best what the app is about.
-        session.choose_layer(next((name for name in names if name.endswith(("o_proj", "out_proj"))), names[0]))
+    if session.layer() not in names or (
+        st.session_state.get("layer_by_default") and study.job.status in ("done", "kept")
+    ):
+        session.choose_layer(study.most_columnar() or names[0], by_default=True)
     st.session_state.layer_widget = session.layer()
     st.selectbox(
         "Layer",
@@ -40,7 +41,7 @@ def _choose_layer(study: Study) -> None:
         key="layer_widget",
         format_func=words.short_layer,
         on_change=lambda: session.choose_layer(st.session_state.layer_widget),
-        help="Every page shows this layer. Type to search.",
+        help="Every page but Learn shows this layer. Type to search.",
     )
 
 
@@ -59,7 +60,7 @@ def _running() -> None:
 
 
 def _status(study: Study) -> None:
-    if study.job.status == "done":
+    if study.job.status in ("done", "kept"):
         layers = words.sentence(words.count(len(study.layer_names), "layer"))
         st.caption(f":material/check_circle: {layers} measured")
         if shared.is_outdated(study):

@@ -37,4 +37,4 @@ def serve(port: int) -> int:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise RoseError(f"The app needs {' and '.join(missing)}; install them with `pip install 'rose-explorer[app]'`.")
-    return subprocess.run([sys.executable, "-m", "streamlit", "run", str(script), f"--server.port={port}"]).returncode
+    return subprocess.run([sys.executable, str(script.with_name("server.py")), f"--server.port={port}"]).returncode

@@ -59,7 +59,11 @@ def test_the_wheel_has_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> 
     inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "rose").rglob("*.py")}
     pages = {f"rose_explorer/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "app").rglob("*.py")}
-    assert inside == modules | pages | {"rose/py.typed", "rose_explorer/app/.streamlit/config.toml"}
+    assert inside == modules | pages | {
+        "rose/py.typed",
+        "rose_explorer/app/.streamlit/config.toml",
+        "rose_explorer/app/study/example.safetensors",
+    }
 
 
 def test_its_requirements_are_those_of_the_files(wheel: zipfile.ZipFile) -> None:
@@ -104,7 +108,7 @@ def test_rose_app_serves_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(serving.subprocess, "run", run)
     assert cli.main(["app", "--port", "8600"]) == 0
-    assert called == [[sys.executable, "-m", "streamlit", "run", str(ROOT / "app" / "main.py"), "--server.port=8600"]]
+    assert called == [[sys.executable, str(ROOT / "app" / "server.py"), "--server.port=8600"]]
 
 
 def test_rose_app_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

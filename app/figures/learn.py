@@ -151,7 +151,9 @@ def _shades(values: np.ndarray) -> list[str]:
 def _text_on(share: float) -> str:
     """Black or white, whichever reads better on the sequential scale at this place."""
     red, green, blue = unlabel_rgb(sample_colorscale(palette.SEQUENTIAL, [float(np.clip(share, 0, 1))])[0])
-    return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#ffffff"
+    linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 255 / 12.92 for c in (red, green, blue)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if luminance > 0.179 else "#ffffff"  # where both have the same contrast, by WCAG 2
 
 
 def _cell(figure: go.Figure, x: float, y: float, colour: str, width: float = 1) -> None:
@@ -210,7 +212,9 @@ def strength_curve(
     )
     if marked is not None:
         figure.add_vline(x=marked, line={"color": palette.MARK, "width": 2.5})
-    best = table.loc[table["error_saved"].idxmax()]
+    # The title is of the strength that the page stands at, so that moving the slider says something new.
+    at = table["error_saved"].idxmax() if marked is None else (table["strength"] - marked).abs().idxmin()
+    best = table.loc[at]
     verb = "saves" if best["error_saved"] > 0 else "costs"
     amount = words.percent(abs(float(best["error_saved"])))
     finding = f"At strength {words.number(float(best['strength']))}, two-level order {verb} {amount} of the error"

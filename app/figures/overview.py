@@ -33,6 +33,7 @@ METRICS = {
     "relative_range": Metric("Relative range", "relative range"),
     "condition": Metric("Hessian condition", "condition number", "log"),
     "gain": Metric("Gain of two-level order over SparseGPT", "error saved", "change"),
+    "held_out_gain": Metric("Held-out gain of two-level order over SparseGPT", "held-out error saved", "change"),
 }
 ERRORS = {"error_": "Relative error", "held_out_": "Held-out error"}
 
@@ -202,9 +203,10 @@ def _map_finding(rows: pd.DataFrame, name: str, known: Metric, threshold: float)
         return f"{known.label}: no layer measured yet", None
     if known.kind == "change":
         better, worse = int((measured["value"] > 0).sum()), int((measured["value"] < 0).sum())
-        who = words.sentence(known.label.removeprefix("Gain of ").partition(" over ")[0])
+        who = words.sentence(known.label.lower().partition("gain of ")[2].partition(" over ")[0])
+        which = "less held-out error" if name.startswith("held_out") else "less error"
         return (
-            f"{who} has less error than SparseGPT on {words.word(better) if better else 'none'} of {len(measured)} "
+            f"{who} has {which} than SparseGPT on {words.word(better) if better else 'none'} of {len(measured)} "
             f"layers, more on {words.word(worse) if worse else 'none'}",
             None,
         )
@@ -302,7 +304,10 @@ def range_strip(
         legend=True,
     )
     figure.update_yaxes(range=[0, 1.04])
-    figure.update_xaxes(range=[rows["block_index"].min() - 0.7, rows["block_index"].max() + 0.7], zeroline=False)
+    first_block, last_block = int(rows["block_index"].min()), int(rows["block_index"].max())
+    figure.update_xaxes(
+        range=[first_block - 0.7, last_block + 0.7], zeroline=False, dtick=_dtick(last_block - first_block + 1)
+    )
     kinds = columnar["projection"].value_counts()
     where = "".join(
         f", all of them {kind}" if n == len(columnar) else f", {n} of them {kind}" for kind, n in kinds.head(1).items()
@@ -351,7 +356,7 @@ def range_bars(
         finding,
         f"Relative range of {words.count(len(rows), 'layer')}; dashed: threshold {threshold:.2f}",
         x="relative range",
-        y="decoder block · projection",
+        y="layer",
         height=170 + 28 * len(rows),
     )
     figure.update_yaxes(autorange="reversed", showgrid=False)

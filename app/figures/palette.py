@@ -48,7 +48,7 @@ ORDER_COLOURS = {
     "blocks": BROWN,
     "hessian": INDIGO,
     "random": SLATE,
-    "custom": AZURE,
+    "custom": PURPLE,
 }
 # A method that is an order has that order's colour.
 METHOD_COLOURS = {

@@ -72,7 +72,7 @@ def layer_errors(
             finding,
             f"Relative error on {held} tokens, {words.count(len(shown), 'layer')} on which methods differ most{scale}",
             x=style.ERROR,
-            y="decoder block · projection",
+            y="layer",
             height=max(320, 190 + 26 * len(shown)),
             legend=True,
         )

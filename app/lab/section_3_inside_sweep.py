@@ -34,7 +34,17 @@ def draw(study: Study, layer: str) -> None:
         budget = choose_budget("lab_sweep_budget")
         if (st.session_state.get("lab_step") or 0) > count:  # of a layer with more blocks, or of a link
             st.session_state.lab_step = count
-        step = st.slider("Blocks pruned", 0, count, min(1, count), key="lab_step", bind=URL)
+        playing = bool(st.session_state.get("lab_play"))
+        step = st.slider(
+            "Blocks pruned",
+            0,
+            count,
+            min(1, count),
+            key="lab_step",
+            bind=URL,
+            disabled=playing,
+            help="While the figure plays, its own slider says which step is shown." if playing else None,
+        )
         show = components.choose("Show", {"weights": "|W|", "change": "Change"}, "lab_show")
         play = st.toggle(
             "Play in the browser",
@@ -60,7 +70,8 @@ def draw(study: Study, layer: str) -> None:
         trace = cast(rose.SweepTrace, result.trace)
         stage_of(result, trace, step, cast(Show, show), cast(Arrange, arrange), play, words.short_layer(layer))
     with left:
-        step_numbers(result, trace, step)
+        if not play:  # the browser alone knows which step it shows
+            step_numbers(result, trace, step)
 
 
 def stage_of(
@@ -74,7 +85,7 @@ def stage_of(
             sweep.sweep_frame(trace, result.order, step, show=show, arrange=arrange, layer=name, theme=theme),
             "lab-frame",
         )
-    marked = step - 1 if step else None
+    marked = step - 1 if step and not play else None
     components.show(
         figures.damage_split(trace, result.order, result.plan, step=marked, layer=name, theme=theme), "lab-damage"
     )

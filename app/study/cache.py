@@ -7,6 +7,9 @@ has a folder for each calibration, named by a digest of all that its statistics 
     study-DIGEST.safetensors     what was measured with them
 
 Files hold digests of themselves: a damaged one is treated as missing, and its content is computed again.
+
+One finished study comes with the app, `example.safetensors` beside this file: what was measured of all layers of the
+packaged model on the start page's own settings, and statistics of its most columnar layers; see `app.study.example`.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from torch import Tensor
 
 import rose
 from app.study.setup import MEASURED, Setup
-from rose.model.calibration import DATASETS
+from rose.model.calibration import DATASETS, packaged_text
 from rose.model.capture import BlockStatistics
 from rose.model.checkpoint import blocks_of
 from rose.model.durable import DamagedFile, read_tensors, write_tensors
@@ -42,6 +45,8 @@ from rose.paths import expand
 logger = logging.getLogger(__name__)
 
 VARIABLE = "ROSE_CACHE"
+EXAMPLE = Path(__file__).with_name("example.safetensors")
+EXAMPLE_FORMAT = "1"  # of that file; another one is not read
 LIMIT = 3 * 10**9  # bytes of everything that is kept; the calibrations used longest ago go first
 
 
@@ -54,6 +59,30 @@ class Files:
 
     model: str | None
     text: str | None
+
+
+# By layer: statistics of its calibration inputs, and of its held-out ones.
+LayerStatistics = dict[str, tuple[rose.InputStatistics, rose.InputStatistics | None]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was measured of one set-up before.
+
+    Attributes:
+        records: one per layer and method.
+        condition: of the damped Hessian, by layer.
+        statistics: of some layers, for the example; a study of the user's own keeps them by decoder block.
+        is_exact: whether it was measured on exactly the text that the set-up's name stands for here. The packaged text
+            comes with Python, and changes a little from one release to the next.
+        made_with: versions, for people.
+    """
+
+    records: list[rose.LayerRecord]
+    condition: dict[str, float]
+    statistics: LayerStatistics = dataclasses.field(default_factory=dict)
+    is_exact: bool = True
+    made_with: str = ""
 
 
 def files_of(setup: Setup) -> Files:
@@ -69,14 +98,24 @@ def folder_of(setup: Setup, files: Files) -> Path | None:
     return root / _digest(_version(), files.model, files.text, *map(str, setup.calibration_key))
 
 
-def read_study(folder: Path, setup: Setup) -> tuple[list[rose.LayerRecord], dict[str, float]] | None:
-    """What was measured for exactly this set-up: records, and condition numbers by layer."""
+def recall(setup: Setup, files: Files) -> Kept | None:
+    """What is on disk for this set-up and these files: the user's own results, else the example that comes along."""
+    folder = folder_of(setup, files)
+    return (read_study(folder, setup) if folder else None) or read_example(setup)
+
+
+def read_study(folder: Path, setup: Setup) -> Kept | None:
+    """What was measured for exactly this set-up."""
     try:
         _, facts = read_tensors(_study_path(folder, setup))
         folder.touch()  # used just now
     except (DamagedFile, OSError):
         return None
-    return [rose.LayerRecord(**record) for record in json.loads(facts["records"])], json.loads(facts["condition"])
+    return Kept(_read_records(facts), json.loads(facts["condition"]))
+
+
+def _read_records(facts: Mapping[str, str]) -> list[rose.LayerRecord]:
+    return [rose.LayerRecord(**record) for record in json.loads(facts["records"])]
 
 
 def write_study(
@@ -89,6 +128,60 @@ def write_study(
         write_tensors(_study_path(folder, setup), {}, records=texts, condition=json.dumps(dict(condition)))
     except (OSError, SafetensorError) as problem:
         logger.warning("Results are not kept for the next start: %s", problem)
+
+
+@cache
+def _example() -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    try:
+        return read_tensors(EXAMPLE)
+    except DamagedFile as problem:
+        logger.warning("The example cannot be shown: %s", problem)
+        return None
+
+
+def read_example(setup: Setup) -> Kept | None:
+    """The study that comes with the app; None for any other set-up, or where its file is damaged."""
+    if setup != Setup() or (found := _example()) is None:
+        return None
+    tensors, facts = found
+    if facts["format"] != EXAMPLE_FORMAT or json.loads(facts["setup"]) != dataclasses.asdict(setup):
+        return None
+    statistics: LayerStatistics = {}
+    for layer in json.loads(facts["layers"]):
+        one, other = (_unpack(tensors, f"{stream}.{layer}") for stream in ("calibration", "held_out"))
+        statistics[layer] = (one, other)
+    is_exact = facts["text"] == text_digest()
+    return Kept(_read_records(facts), json.loads(facts["condition"]), statistics, is_exact, facts["made_with"])
+
+
+def write_example(kept: Kept, path: Path = EXAMPLE) -> None:
+    """Writes what `read_example` reads.
+
+    Raises:
+        OSError, SafetensorError: as the disk has it.
+    """
+    tensors: dict[str, Tensor] = {}
+    for layer, streams in kept.statistics.items():
+        for name, one in zip(("calibration", "held_out"), streams, strict=True):
+            assert one is not None  # the start page's own settings hold some windows out
+            tensors |= {f"{name}.{layer}.{part}": tensor for part, tensor in one.pack().items()}
+    write_tensors(
+        path,
+        tensors,
+        format=EXAMPLE_FORMAT,
+        setup=json.dumps(dataclasses.asdict(Setup())),
+        records=json.dumps([dataclasses.asdict(record) for record in kept.records]),
+        condition=json.dumps(kept.condition),
+        layers=json.dumps(list(kept.statistics)),
+        text=text_digest(),
+        made_with=kept.made_with,
+    )
+
+
+@cache
+def text_digest() -> str:
+    """Tells the packaged text of this Python from that of another."""
+    return _digest(packaged_text())
 
 
 def read_blocks(folder: Path, layers: Sequence[PrunableLayer]) -> list[BlockStatistics] | None:
@@ -132,14 +225,13 @@ def _read_block(folder: Path, index: int, layers: list[PrunableLayer]) -> BlockS
     tensors, facts = read_tensors(_block_path(folder, index))
     streams = {}
     for stream, owners in json.loads(facts["owners"]).items():
-        groups = {
-            number: rose.InputStatistics.unpack(
-                {part: tensors[f"{stream}.{number}.{part}"] for part in ("panels", "sum", "tokens")}
-            )
-            for number in set(owners.values())
-        }
+        groups = {number: _unpack(tensors, f"{stream}.{number}") for number in set(owners.values())}
         streams[stream] = {name: groups[number] for name, number in owners.items()}
     return BlockStatistics(index, layers, streams["calibration"], streams["held_out"])
+
+
+def _unpack(tensors: Mapping[str, Tensor], prefix: str) -> rose.InputStatistics:
+    return rose.InputStatistics.unpack({part: tensors[f"{prefix}.{part}"] for part in ("panels", "sum", "tokens")})
 
 
 def _make_room(folder: Path, size: int) -> None:

@@ -6,19 +6,30 @@ No Streamlit here.
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import psutil
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from torch import nn
 
 import rose
+from app import words
 from app.study.setup import MEASURED, Setup, check_sparsity, weights_size
+from rose.layer.pattern import parse_sparsity
+from rose.model.calibration import DATASETS, SOURCES
 from rose.model.cost import Cost, estimate_cost
-from rose.model.structure import decoder_blocks
+from rose.model.structure import decoder_blocks, select_layers
+from rose.paths import expand
 
 LayerChoice = Literal["all", "attention", "block", "own"]
 
+HUB_NAMES = {"wikitext2": "wikitext", "c4": "c4", "ptb": "penn_treebank"}  # how the Hub's cache calls them
 # How the output projection of attention is called in the families we know.
 ATTENTION_OUTPUTS = ("*.o_proj", "*.out_proj", "*attn.c_proj", "*attention.dense")
 
@@ -31,11 +42,13 @@ class Preflight:
         cost: see `rose.model.cost.estimate_cost`.
         needed: bytes of weights, statistics and hidden states.
         available: bytes of memory free now.
+        warnings: what makes the results of little use, a sentence each.
     """
 
     cost: Cost
     needed: int
     available: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -46,9 +59,10 @@ def preflight(setup: Setup, skeleton: nn.Module) -> Preflight:
     """Checks a set-up against a model's structure and estimates its cost.
 
     Raises:
-        RoseError: values out of range, layers that do not exist, a sparsity that does not fit a layer.
+        RoseError: values out of range, no such layers or text file, a sparsity that does not fit a layer.
     """
     setup.check()
+    check_text(setup.text)
     check_sparsity(setup.sparsity, setup.block_size, skeleton, setup.layer_patterns)
     cost = estimate_cost(
         skeleton,
@@ -58,7 +72,67 @@ def preflight(setup: Setup, skeleton: nn.Module) -> Preflight:
         sweeps=len(MEASURED),
         keep_statistics=True,
     )
-    return Preflight(cost, weights_size(cost, setup.dtype) + cost.memory, psutil.virtual_memory().available)
+    widths = [layer.weight.shape[1] for layer in select_layers(skeleton, setup.layer_patterns)]
+    needed = weights_size(cost, setup.dtype) + cost.memory
+    return Preflight(cost, needed, psutil.virtual_memory().available, tuple(warnings(setup, widths)))
+
+
+def check_text(text: str) -> None:
+    """Raises RoseError for a calibration file that is not there, before a model is loaded for it."""
+    if text in SOURCES:
+        return
+    path = expand(text)
+    if path.suffix not in (".txt", ".jsonl"):
+        raise rose.RoseError(f"Unknown text {text!r}; give one of {', '.join(SOURCES)}, or a .txt or .jsonl file.")
+    if not path.is_file():
+        raise rose.RoseError(f"The file {path} cannot be read, as there is none; check the path.")
+
+
+def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:
+    """What makes the results of a run of little use, a sentence each.
+
+    Args:
+        widths: columns of each layer.
+    """
+    found = []
+    share = parse_sparsity(setup.sparsity).ratio
+    if share in (0, 1):
+        what = "nothing, so every error will be 0" if share == 0 else "every weight, so every relative error will be 1"
+        found.append(f"Sparsity {share:g} removes {what}. Choose one between them to see a difference.")
+    narrow = sum(width <= setup.block_size for width in widths)
+    if narrow:
+        found.append(
+            f"A block of {setup.block_size} columns is as wide as {words.count(narrow, 'layer')} or wider: one block "
+            f"has no relative range, so none of them can be columnar. Choose fewer than {min(widths)} columns."
+        )
+    tokens = setup.samples * setup.length
+    if tokens < max(widths):
+        found.append(
+            f"{words.whole(tokens)} calibration tokens are fewer than the {words.whole(max(widths))} columns of the "
+            "widest layer: errors on them look far smaller than on other text. Choose more samples or longer ones."
+        )
+    if setup.text in DATASETS and not within_reach(setup.text):
+        found.append(
+            f"{setup.text} is not on this machine and the Hub cannot be reached, so the run would end once the model "
+            "is loaded. Choose the packaged text or a file, or check the network."
+        )
+    return found
+
+
+@lru_cache(maxsize=8)
+def _asked(text: str, minute: int) -> bool:
+    try:
+        response = get_session().head(constants.ENDPOINT, timeout=3)
+    except Exception:  # the HTTP library's own kinds, which have changed between releases of the Hub's client
+        return False
+    return response.status_code < 500
+
+
+def within_reach(text: str) -> bool:
+    """Whether a data set of the Hub is in the local cache, or the Hub answers; asked once a minute."""
+    if any(Path(constants.HF_HUB_CACHE).glob(f"datasets--*{HUB_NAMES[text]}")):
+        return True
+    return not constants.is_offline_mode() and _asked(text, int(time.monotonic() // 60))
 
 
 def layer_choice(patterns: str) -> tuple[LayerChoice, int]:

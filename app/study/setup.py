@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,22 +65,23 @@ class Setup:
         return None if self.layers.strip() in ("", "*") else self.layers.split()
 
     @classmethod
-    def from_texts(cls, texts: dict[str, str]) -> Setup:
-        """Reads what a URL carries; unknown names are left out, unreadable values are an error.
+    def read(cls, texts: dict[str, str], base: Setup | None = None) -> tuple[Setup, list[str]]:
+        """Reads what a URL carries. A value that no run could use stays as in `base`; the others count all the same.
 
-        Raises:
-            RoseError: a value of the wrong kind.
+        Returns:
+            The set-up, and a sentence for each value that was left out; unknown names are none.
         """
-        known = {name: type(value) for name, value in asdict(cls()).items()}
-        values: dict[str, Any] = {}
-        for name, text in texts.items():
-            if name in known:
-                try:
-                    values[name] = known[name](text)
-                except ValueError:
-                    wanted = "a whole number" if known[name] is int else "a number"
-                    raise rose.RoseError(f"The link has {name}={text!r}, which is not {wanted}.") from None
-        return cls(**values)
+        setup, problems = base or cls(), []
+        for name, former in asdict(setup).items():
+            if name not in texts:
+                continue
+            try:
+                read = replace(setup, **{name: _read(name, texts[name], type(former))})
+                read.check()
+                setup = read
+            except rose.RoseError as problem:
+                problems.append(f"{problem} {former} is used instead.")
+        return setup, problems
 
     def to_texts(self) -> dict[str, str]:
         """For a URL: only what differs from the defaults."""
@@ -112,6 +113,14 @@ class Setup:
             value = getattr(self, name)
             if not least <= value <= most:  # also catches NaN
                 raise rose.RoseError(f"{label}: choose from {least} to {most}, not {value}.")
+
+
+def _read(name: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise rose.RoseError(f"The link has {name}={text!r}, which is not {wanted}.") from None
 
 
 def check_sparsity(sparsity: str, block_size: int, model: nn.Module, layer_patterns: list[str] | None) -> None:

@@ -31,9 +31,10 @@ from rose.report import records_table
 
 # What a study remembers; the results asked for longest ago go first. Plots of small layers take kilobytes, recorded
 # sweeps of large ones gigabytes: one page shows two of them, each up to `lab.LARGEST_TRACE`, and must not have to make
-# them anew whenever it is drawn.
+# them anew whenever it is drawn. So the latest stay whatever their size, and older ones only within a modest sum.
 KEPT_RESULTS = 96
-KEPT_BYTES = 5 * 10**9
+KEPT_LATEST = 8
+KEPT_BYTES = 5 * 10**8
 HOME = torch.device("cpu")  # where models of the app rest
 T = TypeVar("T")
 
@@ -110,6 +111,9 @@ class Study:
     Attributes:
         setup: what was asked.
         files: what its names stood for when it was begun, or, of a model from the Hub, once it was loaded.
+        go_on: whether a layer that cannot be measured is put into `failed` instead of ending the run.
+        failed: layers that could not be measured, and why.
+        kept: what was found on disk; None where nothing was.
         job: the background work.
         layer_names: every layer of the study, known as soon as the model is loaded.
     """
@@ -120,6 +124,8 @@ class Study:
         load: Callable[[], LoadedModel],
         calibration: Calibration,
         files: cache.Files | None = None,
+        *,
+        recall: bool = True,
     ) -> None:
         self.setup = setup
         self.files = files or cache.files_of(setup)
@@ -132,37 +138,68 @@ class Study:
         self._condition: dict[str, float] = {}
         self._layers: dict[str, tuple[PrunableLayer, rose.InputStatistics, rose.InputStatistics | None]] = {}
         self._memory: OrderedDict[Any, Any] = OrderedDict()
+        self._may_recall = recall
+        self.go_on = False
+        self._failed_at: str | None = None
+        self.failed: dict[str, str] = {}
+        self.kept: cache.Kept | None = None
         self.created = time.time()
         self.job = Job(self._run)
 
+    @property
+    def is_example(self) -> bool:
+        """Whether its numbers are those that came with the app."""
+        return self.kept is not None and bool(self.kept.made_with)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether it failed at a layer, so that the others can still be measured."""
+        return not self.go_on and self._failed_at is not None
+
+    def restore(self) -> bool:
+        """Shows what is on disk for this set-up without measuring or loading anything; says whether anything is."""
+        if self._recall():
+            self.job.status = "kept"
+        return self.kept is not None
+
     def _run(self, job: Job) -> None:
         job.message = "Looking for earlier results"
-        kept = self._recall()
+        self._recall()
         job.message = "Loading the model"
         self.loaded = self._load()
         job.check()
         if self.loaded.identity not in (None, self.files.model):  # only loading brings a Hub's files, or newer ones
             self.files = replace(self.files, model=self.loaded.identity)
-            kept = self._recall()
+            self._recall()
+        self._place_statistics(self.loaded.model)
         self.layer_names = [layer.name for layer in select_layers(self.loaded.model, self.setup.layer_patterns)]
         job.message = "Measuring layers"
         for block, kept_block in self.calibration.iterate(self.setup, self.files, self.loaded, job):
             self._measure(block, kept_block, job)
-        if not kept and (folder := cache.folder_of(self.setup, self.files)):
+        is_known = self.kept is not None and self.kept.is_exact
+        if not is_known and not self.failed and (folder := cache.folder_of(self.setup, self.files)):
             cache.write_study(folder, self.setup, self._records, self._condition)
 
     def _recall(self) -> bool:
         """Shows what was kept for these files, and says whether anything was."""
-        folder = cache.folder_of(self.setup, self.files)
-        kept = cache.read_study(folder, self.setup) if folder else None
+        self.kept = cache.recall(self.setup, self.files) if self._may_recall else None
         with self._lock:
-            self._records, self._condition = kept or ([], {})
+            self._records = list(self.kept.records) if self.kept else []
+            self._condition = dict(self.kept.condition) if self.kept else {}
             self.layer_names = list(dict.fromkeys(record.layer for record in self._records))
-        return kept is not None
+        return self.kept is not None
+
+    def _place_statistics(self, model: nn.Module) -> None:
+        """Statistics that were kept beside the records: these layers can be looked into at once."""
+        layers = {layer.name: layer for layer in select_layers(model, self.setup.layer_patterns)}
+        with self._lock:
+            for name, streams in (self.kept.statistics if self.kept else {}).items():
+                self._layers[name] = (layers[name], *streams)
 
     def _measure(self, block: BlockStatistics, kept: BlockStatistics, job: Job) -> None:
+        is_exact = self.kept is not None and self.kept.is_exact
         with self._lock:
-            known = {record.layer for record in self._records}
+            known = {record.layer for record in self._records} if is_exact else set()
         conditions: dict[int, float] = {}
         for layer in block.layers:
             job.check()
@@ -170,12 +207,29 @@ class Study:
             if layer.name not in known:
                 if id(statistics) not in conditions:  # layers that share an input share its Hessian
                     conditions[id(statistics)] = condition_number(statistics.hessian, self.setup.damping)
-                records = self._measure_layer(layer, statistics, held_out)
+                try:
+                    records = self._measure_layer(layer, statistics, held_out)
+                except rose.RoseError as problem:
+                    if not self.go_on:
+                        self._failed_at = layer.name
+                        raise
+                    self.failed[layer.name] = str(problem)
+                    continue
                 with self._lock:
-                    self._records += records
+                    self._replace(layer.name, records)
                     self._condition[layer.name] = conditions[id(statistics)]
             with self._lock:
                 self._layers[layer.name] = (layer, kept.calibration[layer.name], kept.held_out.get(layer.name))
+
+    def _replace(self, layer: str, records: list[rose.LayerRecord]) -> None:
+        """New records in the place of those of an example on a slightly different text; else at the end."""
+        places = [at for at, record in enumerate(self._records) if record.layer == layer]
+        if not places:
+            self._records += records
+            return
+        self._records[places[0] : places[-1] + 1] = records
+        for key in [key for key in self._memory if layer in key]:
+            del self._memory[key]
 
     def _measure_layer(
         self, layer: PrunableLayer, statistics: rose.InputStatistics, held_out: rose.InputStatistics | None
@@ -194,17 +248,22 @@ class Study:
             "damping": self.setup.damping,
         }
 
+    def all_records(self) -> list[rose.LayerRecord]:
+        """What has been measured so far, as the engine gave it."""
+        with self._lock:
+            return list(self._records)
+
     def records(self) -> pd.DataFrame:
         """What has been measured so far: one row per layer and method (see `rose.LayerRecord`)."""
-        with self._lock:
-            return records_table(list(self._records))
+        return records_table(self.all_records())
 
     def overview(self, threshold: float) -> pd.DataFrame:
         """One row per layer so far: relative range, columnar or not under this threshold, condition, errors, gain.
 
         `error_NAME` is the relative error on calibration inputs, `held_out_NAME` that on held-out ones, of SparseGPT,
         two-level order whether columnar or not, ROSE (two-level where columnar under this threshold), and ROSE global.
-        `gain` is the share of SparseGPT's error that two-level order saves (above 0: better).
+        `gain` is the share of SparseGPT's error that two-level order saves (above 0: better), `held_out_gain` that of
+        its held-out error.
         """
         table = self.records()
         keys = ["layer", "block_index", "projection", "rows", "columns", "relative_range", "dead_columns", "damping"]
@@ -220,7 +279,14 @@ class Study:
             wide[f"{kind}_rose"] = wide[f"{kind}_two_level"].where(wide["is_columnar"], wide[f"{kind}_sparsegpt"])
         natural = wide["error_sparsegpt"]
         wide["gain"] = 1 - wide["error_two_level"] / natural.where(natural > 0)
+        held_out = wide["held_out_sparsegpt"]
+        wide["held_out_gain"] = 1 - wide["held_out_two_level"] / held_out.where(held_out > 0)
         return wide.reset_index()
+
+    def most_columnar(self) -> str | None:
+        """The layer with the highest relative range so far; None before the first."""
+        records = self.all_records()
+        return max(records, key=lambda record: record.relative_range).layer if records else None
 
     def has(self, layer: str) -> bool:
         """Whether this layer's statistics are there yet."""
@@ -298,7 +364,9 @@ class Study:
         value = compute()
         with self._lock:
             self._memory[key] = value
-            while len(self._memory) > 1 and (len(self._memory) > KEPT_RESULTS or held(self._memory) > KEPT_BYTES):
+            while len(self._memory) > KEPT_RESULTS or (
+                len(self._memory) > KEPT_LATEST and held(self._memory) > KEPT_BYTES
+            ):
                 self._memory.popitem(last=False)
         return value
 

@@ -25,6 +25,8 @@ CELLS = {"pass": "✓ pass", "look": "◐ review", "fail": "✗ fail"}
 DEFAULT_METHODS = ["sparsegpt", "rose", "rose_global", "wanda"]
 NOT_KEPT = ". No results were kept, and nothing was changed."  # of a cancelled check
 KEPT_RUNS = 24
+TOKENS, FITTING = "Enough tokens", "Over-fitting"
+RANK = {"not measured": 0, "pass": 1, "look": 2, "fail": 3}
 ONE, ALL = "This layer", "All layers"
 MEASURES, OVERFITTING, SPARSITY = "Three measures", "Over-fitting", "Sparsity"
 SECTIONS = {name: name for name in (ONE, MEASURES, OVERFITTING, SPARSITY, ALL)}
@@ -33,6 +35,7 @@ SECTIONS = {name: name for name in (ONE, MEASURES, OVERFITTING, SPARSITY, ALL)}
 def draw() -> None:
     st.title("Check: can these numbers be trusted?")
     study = components.require_study("Checks of every layer's error, sparsity and inputs appear here.")
+    components.begin_restored(study)
     view = components.section(SECTIONS, "check", "What to check")
     if view == ALL:  # also for a run that broke off at a layer with bad inputs
         _all_layers(study)
@@ -139,8 +142,8 @@ def _table(checks: list[tuple[str, Check]], alt: str) -> None:
 
 
 def _verdict(statuses: list[str], noun: str) -> str:
-    """ "12 checks: eleven pass, one needs review, none fails"."""
-    verbs = {"pass": ("passes", "pass"), "look": ("needs review", "need review"), "fail": ("fails", "fail")}
+    """ "12 checks: none fails, one needs review, eleven pass": what matters most comes first."""
+    verbs = {"fail": ("fails", "fail"), "look": ("needs review", "need review"), "pass": ("passes", "pass")}
     parts = []
     for status, (one, several) in verbs.items():
         found = statuses.count(status)
@@ -257,13 +260,21 @@ def _all_layers(study: Study) -> None:
     if table.empty:
         _nothing_yet(study)
         return
+    table = rank_layers(table)
     st.subheader(_verdict(list(table["status"]), "layer"), anchor=False)
+    _tell_tokens(study, table)
+    _tell_overfitting(table)
+    for layer, why in study.failed.items():
+        st.error(f"{words.short_layer(layer)} could not be measured: {why}", icon=":material/error:")
     if study.job.status == "failed":
         st.error(f"The run stopped early: {study.job.message}", icon=":material/error:")
     only = st.toggle("Only layers that do not pass", key="check_only", bind="query-params")
     shown = table[table["status"] != "pass"] if only else table
     if shown.empty:
-        st.success("Every layer passes every check.", icon=":material/check_circle:")
+        every = (table[[TOKENS, FITTING]].isin(("pass", "not measured"))).all(axis=None)
+        st.success(
+            "Every layer passes every check." if every else "No layer has a defect.", icon=":material/check_circle:"
+        )
         return
     cells = shown.assign(layer=shown["layer"].map(words.short_layer))
     for column in ("status", *CHECKS):
@@ -296,8 +307,45 @@ def _all_layers(study: Study) -> None:
     if not records.empty:
         ratio = parse_sparsity(setup.sparsity).ratio
         components.show(figures.sparsity_strip(records, ratio, theme=session.theme()), "sparsity-of-layers")
-        drawing = figures.damping_strip(records, setup.damping, marked_layer=session.layer(), theme=session.theme())
-        components.show(drawing, "damping-of-layers")
+        if (records["damping"] > setup.damping * 1.0001).any():
+            drawing = figures.damping_strip(records, setup.damping, marked_layer=session.layer(), theme=session.theme())
+            components.show(drawing, "damping-of-layers")
+        else:
+            st.caption(f"No layer needed more damping than the {setup.damping:g} that was asked for.")
+
+
+def rank_layers(table: pd.DataFrame) -> pd.DataFrame:
+    """Failures first, then reviews, then passes; over-fitting and few tokens are no defects of a layer.
+
+    They are told apart, of all layers at once: a calibration that is too short would otherwise raise as many alarms as
+    there are layers, in which a layer with NaN could not be found.
+    """
+    defects = [name for name in CHECKS if name not in (TOKENS, FITTING)]
+    worst = table[defects].apply(lambda row: max(row, key=lambda one: RANK.get(one, 0)), axis=1)
+    ranked = table.assign(status=worst.where(worst != "not measured", "pass"))
+    return ranked.sort_values("status", key=lambda one: -one.map(RANK), kind="stable", ignore_index=True)
+
+
+def _tell_tokens(study: Study, table: pd.DataFrame) -> None:
+    few = table[table[TOKENS].isin(("look", "fail"))]
+    if len(few):
+        tokens = study.setup.samples * study.setup.length
+        st.warning(
+            f"{words.whole(tokens)} calibration tokens are too few for {words.out_of(len(few), len(table), 'layer')}, "
+            "which have more columns than that. Their errors look smaller than they are: ask for more samples.",
+            icon=":material/data_usage:",
+        )
+
+
+def _tell_overfitting(table: pd.DataFrame) -> None:
+    over = table[table[FITTING].isin(("look", "fail"))]
+    if len(over):
+        st.info(
+            f"Over-fitting: on {words.out_of(len(over), len(table), 'layer')} the held-out error is more than "
+            f"{OVERFIT:g} times the calibration error. That says how far the calibration carries, not that a layer is "
+            "wrong; more samples lower it.",
+            icon=":material/query_stats:",
+        )
 
 
 def _nothing_yet(study: Study) -> None:

@@ -19,6 +19,7 @@ from app.study.study import Study
 METRICS = {
     "relative_range": "Relative range",
     "condition": "Hessian condition",
+    "held_out_gain": "Held-out gain",
     "gain": "Two-level gain",
     "error": "Error",
     "held_out": "Held-out error",
@@ -26,6 +27,7 @@ METRICS = {
 MEANING = {
     "relative_range": "How unevenly the blocks of a layer would lose: (max − min) / max of block loss.",
     "condition": "Largest over smallest eigenvalue of the damped Hessian.",
+    "held_out_gain": "Held-out error that two-level order saves against SparseGPT in every layer; below 0 it costs.",
     "gain": "Error that two-level order saves against SparseGPT in every layer, columnar or not; below 0 it costs.",
     "error": "Relative error on calibration tokens, ‖ΔW Xᵀ‖² / ‖W Xᵀ‖².",
     "held_out": "Relative error on tokens that nothing was fitted to.",
@@ -183,14 +185,15 @@ def exact(table: pd.DataFrame) -> None:
         hide_index=True,
         height=420,
         column_order=[
-            "block_index", "projection", "relative_range", "is_columnar", "gain", *errors, "condition", "rows",
-            "columns", "dead_columns", "damping",
+            "block_index", "projection", "relative_range", "is_columnar", "held_out_gain", "gain", *errors, "condition",
+            "rows", "columns", "dead_columns", "damping",
         ],
         column_config={
             "block_index": st.column_config.NumberColumn("Decoder block", pinned=True),
             "projection": st.column_config.TextColumn("Projection", pinned=True),
             "relative_range": bar("Relative range", form="%.2f"),
             "is_columnar": st.column_config.CheckboxColumn("Columnar"),
+            "held_out_gain": st.column_config.NumberColumn("Held-out gain of two-level order", format="percent"),
             "gain": st.column_config.NumberColumn("Gain of two-level order", format="percent"),
             "condition": st.column_config.NumberColumn("Condition", format="scientific"),
             "rows": st.column_config.NumberColumn("Rows"),

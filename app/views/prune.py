@@ -43,6 +43,7 @@ def draw() -> None:
             st.code(recipes.command_lines(setup, request), language="bash", wrap_lines=True)
             st.code(recipes.python_code(setup, request), language="python", wrap_lines=True)
     _offer(setup, request, run)
+    _others()
     if run is not None and run.job.status == "running":
         _wait(run)
     elif run is not None:
@@ -208,6 +209,28 @@ def _start(request: PruneRequest) -> None:
 
 
 # The run
+
+
+def _others() -> None:
+    """Ways to the runs of this server that this page does not show: a run outlives the page that began it."""
+    others = [
+        (name, run)
+        for name, run in shared.prunings().items()
+        if run is not session.pruning() and (run.job.status == "running" or run.copies)
+    ]
+    if not others:
+        return
+    with st.expander(f"Other runs on this server ({len(others)})", icon=":material/history:"):
+        for name, run in reversed(others):
+            doing = f"{100 * run.fraction:.0f} % done" if run.job.status == "running" else run.job.status
+            methods = ", ".join(rose.METHODS[method].label for method in run.request.methods)
+            st.button(
+                f"{run.setup.model}: {methods} at {', '.join(run.request.sparsities)}, {doing}",
+                key=f"prune-run-{name}",
+                on_click=session.follow_pruning,
+                args=(name,),
+                width="stretch",
+            )
 
 
 def _wait(run: PruningRun) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 from torch import nn
 
 import rose
 from app import components, session, shared, words
+from app.figures import overview
 from app.study import preflight
 from app.study.preflight import Preflight
 from app.study.setup import LIMITS, Setup
@@ -35,6 +37,8 @@ LAYERS = {
 }
 PATTERNS = ["2:4", "4:8", "1:4"]
 PREFIX = "start_"  # of the keys of this page's widgets
+SETTINGS = "start-settings"
+NAMED = 5  # most columnar layers that are listed
 
 
 def draw() -> None:
@@ -45,15 +49,29 @@ def draw() -> None:
         "when the pruning order matters."
     )
     learn.page_link("views/learn.py", label="New to pruning? Learn how", icon=":material/school:")
-    if st.session_state.get("link_problem"):
-        st.warning(f"{st.session_state.link_problem} The defaults are shown instead.", icon=":material/link_off:")
-    left, right = st.columns([2, 1])
-    with left:
-        edited = choose(session.draft())
-        session.choose_draft(edited)
-    with right:
-        run_card(edited)
-        recent()
+    study = session.study()
+    if study is not None:
+        picture(study)
+    if study is not None and study.job.status in ("failed", "cancelled"):
+        open_settings(study)
+    label = "Set-up" if study is None else "Change set-up"
+    with st.expander(
+        label, expanded=study is None, key=SETTINGS, on_change="rerun", icon=":material/tune:"
+    ) as settings:
+        left, right = st.columns([2, 1])
+        with left:
+            edited = choose(session.draft())
+            session.choose_draft(edited)
+        with right:
+            run_card(edited, is_shown=bool(settings.open))
+            recent()
+
+
+def open_settings(study: Study) -> None:
+    """Once for a run that ended early: what to change is there."""
+    if st.session_state.get("start_reopened") != study.created:
+        st.session_state.start_reopened = study.created
+        st.session_state[SETTINGS] = True
 
 
 # The choices
@@ -227,15 +245,21 @@ def inspect(setup: Setup) -> Preflight | str:
         return str(problem)
 
 
-def run_card(edited: Setup) -> None:
+def run_card(edited: Setup, *, is_shown: bool) -> None:
+    """What the run will take, and the button.
+
+    Args:
+        is_shown: whether anybody sees it; finding out takes seconds for a model that was not looked at before.
+    """
     known, found = st.session_state.get("inspected", (None, None))
     fresh = known == edited
     study = session.study()
     with st.container(border=True):
-        expected = st.container(height=132, border=False)
-        problem = found if fresh and isinstance(found, str) else ""
+        expected = st.container(key="start-expected")
+        cannot = fresh and (isinstance(found, str) or (found is not None and not found.fits))
         own = study is not None and study.setup == edited
         outdated = study is not None and own and shared.is_outdated(study)
+        ended = study is not None and own and study.job.status in ("running", "done") and not outdated
         st.button(
             "Measure layers",
             type="primary",
@@ -243,8 +267,7 @@ def run_card(edited: Setup) -> None:
             width="stretch",
             on_click=begin,
             args=(edited,),
-            disabled=bool(problem)
-            or (own and not outdated and study is not None and study.job.status in ("running", "done")),
+            disabled=bool(cannot) or ended,
             key="measure",
         )
         if outdated:
@@ -252,13 +275,11 @@ def run_card(edited: Setup) -> None:
                 "The files of this model or text have been replaced since; measure the layers again.",
                 icon=":material/update:",
             )
-        if study is not None:
-            show_run(study, own)
         if fresh:
             with expected:
                 show_preflight(edited, found)
-    if not fresh:
-        # The button above works meanwhile: finding out takes seconds for a model that was not looked at before.
+    if not fresh and is_shown:
+        # The button above works meanwhile.
         with expected, st.spinner("Estimating time and memory …"):
             st.session_state.inspected = (edited, inspect(edited))
         st.rerun()
@@ -277,10 +298,12 @@ def show_preflight(edited: Setup, found: Preflight | str) -> None:
         f"of memory of {components.size(found.available)} free."
     )
     if not found.fits:
-        st.warning(
+        st.error(
             "This will not fit into memory. Choose fewer layers, fewer samples, bfloat16 or a smaller model.",
             icon=":material/memory:",
         )
+    for warning in found.warnings:
+        st.warning(warning, icon=":material/warning:")
 
 
 def look_again(model: str) -> None:
@@ -294,49 +317,108 @@ def begin(chosen: Setup) -> None:
     if former is not None and former.setup != chosen and former.job.status == "running":
         session.leave(former.job)
     st.session_state.link_problem = ""
+    st.session_state[SETTINGS] = False  # makes room for the map
     session.choose_setup(chosen)
     session.start()
 
 
-# The run
+# What has been measured
 
 
-def show_run(study: Study, own: bool) -> None:
+def picture(study: Study) -> None:
+    """The map of the study, filling while it runs, and the ways into it."""
     running = study.job.status == "running"
 
     def follow() -> None:
-        if running and study.job.status != "running":
+        if st.session_state.pop("start_open", False):
+            st.switch_page("views/layer.py")
+        if st.session_state.pop("layer_picked", False) or (running and study.job.status != "running"):
             st.rerun()
-        if not own:
-            st.caption(f"So far: {describe(study.setup)}")
-        components.job_status(study.job, "start")
-        arrivals(study)
+        table = study.overview(session.threshold())
+        left, right = st.columns([5, 2])
+        with right:
+            beside(study, table)
+        with left:
+            if table.empty:
+                st.info("The first layers will show here as soon as they have been measured.")
+                return
+            drawing = overview.model_map(
+                table,
+                threshold=session.threshold(),
+                layers=study.layer_names,
+                marked_layer=session.layer(),
+                theme=session.theme(),
+            )
+            components.show(drawing, "start-map", on_select=pick)
 
-    components.live(follow, 1.0 if running else None)
-    if study.job.status == "done":
-        st.page_link("views/layers.py", label="See all layers at a glance", icon=":material/grid_on:")
-        st.page_link("views/layer.py", label="See one layer in depth", icon=":material/layers:")
+    components.live(follow, 2.0 if running else None)
 
 
-def arrivals(study: Study) -> None:
-    """What has been measured so far, latest first."""
-    table = study.overview(session.threshold())
+def pick() -> None:
+    """A click on a cell of the map chooses its layer."""
+    points = st.session_state["start-map"].selection.points
+    if points:
+        found = points[0].get("customdata")
+        session.choose_layer(found[0] if isinstance(found, list) else found)
+        st.session_state.layer_picked = True
+
+
+def beside(study: Study, table: pd.DataFrame) -> None:
+    """What the map is of, how far it is, and the layers to look at first."""
+    whose = "Example: " if study.is_example else ""
+    st.markdown(f"**{whose}{describe(study.setup)}**")
+    if not table.empty:
+        columnar = int(table["is_columnar"].sum())
+        among = words.word(columnar) if columnar else "none"
+        st.markdown(f"**{len(table)} of {len(study.layer_names)} layers measured**, {among} columnar")
+    components.job_status(study.job, "start")
+    if study.job.status == "failed" and study.can_go_on:
+        st.button(
+            "Measure the other layers", icon=":material/skip_next:", on_click=session.start, kwargs={"go_on": True}
+        )
+    for layer, why in study.failed.items():
+        st.warning(f"{words.short_layer(layer)} was left out: {why}", icon=":material/error:")
     if table.empty:
         return
-    columnar = int(table["is_columnar"].sum())
-    among = words.word(columnar) if columnar else "none"
-    st.markdown(f"**{len(table)} of {len(study.layer_names)} layers measured**, {among} columnar")
-    latest = table.iloc[::-1].head(4)[["layer", "relative_range"]]
-    st.dataframe(
-        latest.assign(layer=latest["layer"].map(words.short_layer)),
-        hide_index=True,
-        column_config={
-            "layer": st.column_config.TextColumn("Latest", width=128),
-            "relative_range": st.column_config.ProgressColumn(
-                "Relative range", width=112, min_value=0.0, max_value=1.0, format="%.2f"
-            ),
-        },
-        alt="The layers measured last, with their relative range",
+    best = table.sort_values("relative_range", ascending=False, kind="stable").head(NAMED)
+    if study.job.status in ("done", "kept"):
+        st.button(
+            "Explore the example" if study.is_example else "Explore the most columnar layer",
+            type="primary",
+            icon=":material/travel_explore:",
+            width="stretch",
+            on_click=look_into,
+            args=(str(best["layer"].iloc[0]),),
+            key="explore",
+        )
+    st.caption("Most columnar" + (" so far" if study.job.status == "running" else "") + ", with their relative range")
+    for place, (name, value) in enumerate(zip(best["layer"], best["relative_range"], strict=True)):
+        st.button(
+            f"{words.short_layer(name)}: {value:.2f}",
+            key=f"start-layer-{place}",
+            width="stretch",
+            on_click=look_into,
+            args=(name,),
+        )
+    st.page_link("views/layers.py", label="See all layers at a glance", icon=":material/grid_on:")
+    st.page_link("views/layer.py", label="See one layer in depth", icon=":material/layers:")
+    if study.is_example:
+        st.caption(example_note(study))
+
+
+def look_into(layer: str) -> None:
+    session.choose_layer(layer)
+    st.session_state.start_open = True
+
+
+def example_note(study: Study) -> str:
+    assert study.kept is not None
+    text = f"It came with the app, measured with {study.kept.made_with}. "
+    if not study.kept.is_exact:
+        return text + "The packaged text of your Python differs, so opening a layer measures it anew on yours."
+    return text + (
+        f"{words.sentence(words.count(len(study.kept.statistics), 'layer'))} open as soon as the model is loaded, the "
+        "others as their inputs have been collected."
     )
 
 

@@ -86,6 +86,8 @@ class InputStatistics:
     def sum_over(self, add: Callable[[Tensor], Any]) -> None:
         """Lets `add` replace every accumulator by its sum over processes, in place; half of a symmetric H is sent."""
         tokens = torch.tensor(self.tokens, device=self._sum.device)
+        if self._upper is self._hessian:
+            self._upper = self._upper.clone()  # of a Hessian that a caller may have
         for start in range(0, self.columns, PANEL):
             panel = self._upper[start : start + PANEL, start:].contiguous()
             add(panel)
@@ -116,7 +118,8 @@ class InputStatistics:
         """H = XᵀX, float32 (in, in), the sum over tokens. Do not change it."""
         if self._hessian is None:
             upper = self._upper.triu()
-            self._hessian = upper + upper.triu(1).T
+            # In the place of the triangle: a model's statistics are most of what an app or a run holds.
+            self._upper = self._hessian = upper + upper.triu(1).T
         return self._hessian
 
     @property

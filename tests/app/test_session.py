@@ -9,7 +9,7 @@ import pytest
 
 from app import session
 from app.study.setup import Setup
-from tests.app.tiny_study import measured_study, open_page, texts
+from tests.app.tiny_study import COLUMNAR, measured_study, open_page, texts
 
 
 def test_a_bad_link_is_explained_and_the_defaults_are_shown() -> None:
@@ -28,6 +28,17 @@ def test_edits_after_a_study_are_in_the_url_too() -> None:
     assert again.session_state["setup"] == study.setup
     again.number_input(key="start_samples").set_value(8).run()
     assert "draft_samples" not in again.query_params
+
+
+def test_back_brings_the_layer_of_its_url() -> None:
+    other = "model.layers.0.self_attn.q_proj"
+    app = open_page("views/layers.py", measured_study())
+    app.sidebar.selectbox(key="layer_widget").set_value(other).run()
+    assert app.query_params["layer"] == other
+    app.query_params["layer"] = COLUMNAR  # as the browser's Back has it
+    app.run()
+    assert app.session_state["chosen_layer"] == COLUMNAR
+    assert app.sidebar.selectbox(key="layer_widget").value == COLUMNAR
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def serve(log: Path, **environment: str) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app/main.py"]
+    command = [sys.executable, "app/server.py"]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, f"--server.port={port}", "--server.headless=true"],

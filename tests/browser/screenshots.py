@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import nbformat
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import COLUMNAR_LAYER, ROOT, SETUP, chromium, measure, serve, settle
 from tests.browser.test_prune import prune
@@ -80,8 +80,9 @@ def main() -> None:
                 page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})  # type: ignore[arg-type]
                 page.goto(f"{address}/?{query()}")
                 settle(page)
-                if page.get_by_role("button", name="Measure layers").is_enabled():  # once; sessions share what is known
-                    measure(page, ALL_LAYERS)
+                page.get_by_role("button", name="Explore").first.click()  # the example; sessions share its inputs
+                measured = page.get_by_test_id("stSidebar").get_by_text("layers measured")
+                expect(measured).to_be_visible(timeout=ALL_LAYERS)
                 for name in PAGES:
                     shoot(page, address, name, pictures / f"{name}-{scheme}.png")
                 page.close()

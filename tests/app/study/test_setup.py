@@ -15,7 +15,7 @@ SETUPS = some.builds(
     Setup,
     model=some.sampled_from(["smollm2-135m", "meta-llama/Llama-3.2-1B", "/models/my model", "a&b=ü"]),
     text=some.sampled_from(["packaged", "c4", "~/a b.txt"]),
-    samples=some.integers(1, 10**4),
+    samples=some.integers(1, 4096),
     held_out=some.integers(0, 99),
     layers=some.sampled_from(["*", "model.layers.3.* *.o_proj"]),
     sparsity=some.sampled_from(["0.7", "2:4", "50%"]),
@@ -25,7 +25,7 @@ SETUPS = some.builds(
 
 @given(SETUPS)
 def test_a_link_restores_the_setup(setup: Setup) -> None:
-    assert Setup.from_texts(setup.to_texts()) == setup
+    assert Setup.read(setup.to_texts()) == (setup, [])
 
 
 def test_a_link_holds_only_what_differs() -> None:
@@ -34,13 +34,14 @@ def test_a_link_holds_only_what_differs() -> None:
 
 
 def test_other_parameters_of_a_link_are_left_alone() -> None:
-    assert Setup.from_texts({"section": "Losses", "samples": "3"}) == Setup(samples=3)
+    assert Setup.read({"section": "Losses", "samples": "3"}) == (Setup(samples=3), [])
 
 
 @pytest.mark.parametrize(("name", "value"), [("samples", "many"), ("damping", "x"), ("seed", "1.5")])
 def test_an_unreadable_value_is_named(name: str, value: str) -> None:
-    with pytest.raises(rose.RoseError, match=f"{name}='{value}'"):
-        Setup.from_texts({name: value})
+    setup, (problem,) = Setup.read({name: value, "held_out": "3"})
+    assert f"{name}='{value}'" in problem
+    assert setup == Setup(held_out=3)  # one bad value leaves the others alone
 
 
 @pytest.mark.parametrize(

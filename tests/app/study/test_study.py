@@ -150,6 +150,7 @@ def test_results_are_forgotten_by_their_bytes(
     setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study_module, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(study_module, "KEPT_LATEST", 1)
     study = Study(setup, load, Calibration())
     shared = torch.zeros(200)  # 800 bytes
     study.remember("a", lambda: {"one": [shared], "other": (shared.view(2, 100), "text")})

@@ -31,7 +31,7 @@ def titles(app) -> list[str]:  # type: ignore[no-untyped-def]
 
 
 def test_without_a_study_the_page_says_what_to_do() -> None:
-    app = open_page(PAGE)
+    app = open_page(PAGE, seed="9")
     assert "Here you see every layer of a model at a glance" in texts(app)
     assert app.main.get("page_link")[0].proto.page == ""  # the start page is the default one
 

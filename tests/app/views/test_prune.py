@@ -44,7 +44,7 @@ def opened(setup: Setup, **query: str) -> AppTest:
 
 def pruned(app: AppTest) -> tuple[AppTest, PruningRun]:
     app.button(key="prune-start").click().run()
-    run: PruningRun = app.session_state["pruning"]
+    run: PruningRun = shared.prunings()[app.session_state["pruning"]]
     for _ in range(120):
         run.job.watch("test")
         run.job.wait(1)
@@ -55,10 +55,28 @@ def pruned(app: AppTest) -> tuple[AppTest, PruningRun]:
     return app, run
 
 
+def name_of(app: AppTest) -> str:
+    """The run in the URL."""
+    return str(app.query_params["run"])
+
+
 def view(app: AppTest, name: str) -> AppTest:
     app.segmented_control(key="prune_view").set_value(name).run()
     assert not app.exception, app.exception
     return app
+
+
+def test_the_url_finds_a_run_again(setup: Setup) -> None:
+    app, run = pruned(opened(setup, prune_methods="SparseGPT", prune_layers="*.0.self_attn.*", prune_prompt=""))
+    assert run.job.status == "done", run.job.message
+    again = opened(setup, run=name_of(app))
+    assert len(again.table[0].value) == 2  # the dense model and the pruned one
+    elsewhere = opened(setup)
+    assert "Results show here as soon as" in texts(elsewhere)
+    button = elsewhere.button(key=f"prune-run-{name_of(app)}")
+    assert button.label.endswith("SparseGPT at 0.7, done")
+    button.click().run()
+    assert len(elsewhere.table[0].value) == 2
 
 
 def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
@@ -201,7 +219,7 @@ def test_the_layers_of_the_copy_at_work_are_shown_with_their_data(
         assert [button.label for button in app.get("download_button")] == ["Table, CSV", "Table, JSON", "Figure, HTML"]
     finally:
         go_on.set()
-    app.session_state["pruning"].job.wait(60)
+    shared.prunings()[app.session_state["pruning"]].job.wait(60)
 
 
 def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ from app.study import preflight
 from app.study.preflight import layer_choice
 from app.study.setup import MEASURED, Setup
 from app.study.study import Study
+from app.words import short_layer
 from rose.model.cost import estimate_cost
 from rose.model.loading import load_skeleton
-from tests.app.tiny_study import open_page, texts
+from tests.app.tiny_study import figures, open_page, texts
 from tests.tiny import save_tiny_llama
 
 PAGE = "views/start.py"
@@ -95,9 +96,11 @@ def test_a_run_shows_its_results_and_leads_on(folder: Path, text: Path) -> None:
     columnar = int(study.overview(0.5)["is_columnar"].sum())
     words = {0: "none", 1: "one", 2: "two", 3: "three"}
     assert f"**21 of 21 layers measured**, {words[columnar]} columnar" in texts(app)
-    shown = app.main.dataframe[0].value
-    assert shown["layer"].iloc[0] == "2 · mlp.down_proj"
-    assert list(shown["relative_range"]) == list(study.overview(0.5)["relative_range"])[::-1][:4]
+    ranges = study.overview(0.5).set_index("layer")["relative_range"].sort_values(ascending=False, kind="stable")
+    shown = [button.label for button in app.button if str(button.key).startswith("start-layer-")]
+    assert shown == [f"{short_layer(name)}: {value:.2f}" for name, value in ranges.head(5).items()]
+    assert app.session_state["chosen_layer"] == ranges.index[0]  # nobody has chosen another
+    assert len(figures(app)) == 1  # the map
     pages = [link.proto.page for link in app.main.get("page_link")]
     assert pages == ["learn", "layers", "layer"]
     assert button(app).disabled  # these choices are measured
@@ -194,11 +197,18 @@ def test_a_model_that_appears_later_is_found_by_looking_again(tmp_path: Path, te
     assert "**21 layers**" in texts(app)
 
 
-def test_a_text_that_cannot_be_read_fails_with_its_sentence(folder: Path) -> None:
+def test_a_text_that_is_not_there_is_said_before_the_run(folder: Path) -> None:
     app = small(folder, Path("/no/such/text.txt"))
+    assert any("/no/such/text.txt cannot be read" in error.value for error in app.main.error)
+    assert button(app).disabled
+
+
+def test_a_text_that_cannot_be_read_fails_with_its_sentence(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(b"\xff\xfe\x00broken")
+    app = small(folder, tmp_path / "text.txt")
     button(app).click().run()
     assert finish(app).job.status == "failed"
-    assert any("/no/such/text.txt cannot be read" in error.value for error in app.main.error)
+    assert any("text.txt cannot be read" in error.value for error in app.main.error)
     assert not button(app).disabled
 
 
@@ -261,6 +271,53 @@ def test_a_home_of_nobody_is_a_sentence(name: str, folder: Path, text: Path) -> 
     app = small(Path(name), text)
     assert any("There is no folder or file" in error.value for error in app.main.error)
     app = small(folder, Path(f"{name}.txt"))
-    button(app).click().run()
-    assert finish(app).job.status == "failed"
     assert any("cannot be read" in error.value for error in app.main.error)
+    assert button(app).disabled
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"sparsity": "0"}, "Sparsity 0 removes nothing"),
+        ({"sparsity": "1"}, "Sparsity 1 removes every weight"),
+        ({"block_size": "64"}, "one block has no relative range"),
+        ({"samples": "2", "length": "8"}, "16 calibration tokens are fewer than the"),
+        ({"text": "c4"}, "c4 is not on this machine and the Hub cannot be reached"),
+    ],
+)
+def test_what_makes_a_run_useless_is_said_before_it(
+    folder: Path, text: Path, change: dict[str, str], sentence: str
+) -> None:
+    app = small(folder, text, **change)
+    assert any(sentence in warning.value for warning in app.main.warning), [one.value for one in app.main.warning]
+    assert not button(app).disabled
+
+
+def test_what_does_not_fit_cannot_be_started(folder: Path, text: Path) -> None:
+    assert button(small(folder, text, samples="4096", length="32768")).disabled
+
+
+def test_the_example_is_there_before_anything_is_measured() -> None:
+    app = open_page(PAGE)
+    study = shared.studies()[Setup()]
+    assert study.job.status == "kept"
+    assert study.loaded is None  # nothing was loaded for it
+    assert "**210 of 210 layers measured**" in texts(app)
+    assert len(figures(app)) == 1
+    best = study.overview(0.5).set_index("layer")["relative_range"].idxmax()
+    assert app.session_state["chosen_layer"] == best
+    assert app.button(key="explore").label == "Explore the example"
+    app.switch_page("views/layers.py").run()
+    assert not app.exception
+    assert len(app.main.dataframe[0].value) == 210
+
+
+def test_one_bad_value_in_a_link_leaves_the_others_alone_on_every_page(folder: Path, text: Path) -> None:
+    app = small(folder, text, seed="many", damping="0.02", threshold="high")
+    assert app.session_state["setup"].seed == 0
+    assert app.session_state["setup"].damping == 0.02
+    assert app.session_state["setup"].samples == 4
+    for page in ("views/start.py", "views/learn.py", "views/prune.py"):
+        app.switch_page(page).run()
+        assert "seed='many'" in texts(app)
+        assert "threshold='high'" in texts(app)

@@ -1,0 +1,132 @@
+"""The study that comes with the app is what a measurement gives, and gives way to one on another text."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import rose
+from app.study import cache
+from app.study.setup import MEASURED, Setup
+from app.study.study import Calibration, LoadedModel, Study
+from tests.tiny import save_tiny_llama
+
+FIRST = "model.layers.0.self_attn.o_proj"
+# Rounding differs from one machine to the next; on the text of another Python release only the size of a number stays.
+SAME, SIMILAR = 2e-3, 0.3
+
+
+@pytest.fixture(scope="module")
+def kept() -> cache.Kept:
+    found = cache.read_example(Setup())
+    assert found is not None, "make it by python -m app.study.example"
+    return found
+
+
+def record_of(kept: cache.Kept, layer: str, name: str) -> rose.LayerRecord:
+    return next(one for one in kept.records if (one.layer, one.method) == (layer, name))
+
+
+def test_it_holds_every_layer_and_is_small(kept: cache.Kept) -> None:
+    assert len(kept.records) == 210 * len(MEASURED)
+    assert set(kept.condition) == {record.layer for record in kept.records}
+    assert cache.EXAMPLE.stat().st_size < 6e6
+    best = max(kept.records, key=lambda record: record.relative_range)
+    assert best.layer in kept.statistics
+
+
+def test_its_errors_follow_from_its_statistics(
+    kept: cache.Kept, packaged: tuple[PreTrainedModel, PreTrainedTokenizerBase]
+) -> None:
+    for layer, (statistics, held_out) in kept.statistics.items():
+        weight = packaged[0].get_submodule(layer).weight
+        method, threshold = MEASURED["two_level"]
+        result = rose.prune_layer(weight, statistics, method=method, threshold=threshold)
+        record = record_of(kept, layer, "two_level")
+        assert held_out is not None
+        assert record.relative_error == pytest.approx(result.relative_error, rel=SAME)
+        assert record.relative_range == pytest.approx(result.plan.relative_range, rel=SAME)
+
+
+def test_a_fresh_measurement_gives_the_same(
+    kept: cache.Kept, packaged: tuple[PreTrainedModel, PreTrainedTokenizerBase]
+) -> None:
+    model, tokenizer = packaged
+    tokens, _ = Setup().draw(tokenizer)
+    statistics = rose.collect_statistics(model, tokens, layers=[FIRST])[FIRST]
+    result = rose.prune_layer(model.get_submodule(FIRST).weight, statistics, method="sparsegpt")
+    record = record_of(kept, FIRST, "sparsegpt")
+    near = SAME if kept.is_exact else SIMILAR
+    assert record.relative_error == pytest.approx(result.relative_error, rel=near)
+    assert record.relative_range == pytest.approx(result.plan.relative_range, rel=near, abs=0 if kept.is_exact else 0.1)
+
+
+def test_any_other_setup_has_none_and_a_damaged_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache.read_example(Setup(seed=1)) is None
+    damaged = tmp_path / "example.safetensors"
+    damaged.write_bytes(cache.EXAMPLE.read_bytes()[:-1])
+    monkeypatch.setattr(cache, "EXAMPLE", damaged)
+    cache._example.cache_clear()
+    try:
+        assert cache.read_example(Setup()) is None
+    finally:
+        cache._example.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Setup, LoadedModel]:
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "text.txt").write_text(" ".join(f"{number} and its square {number**2}." for number in range(150)))
+    setup = Setup("tiny", text=str(folder / "text.txt"), samples=4, length=32, held_out=2, block_size=16)
+    return setup, LoadedModel(*rose.load_model(str(save_tiny_llama(folder / "tiny"))), threading.Lock())
+
+
+def run(study: Study) -> Study:
+    study.job.watch("test")
+    study.job.start()
+    study.job.wait(60)
+    return study
+
+
+def test_on_a_text_that_differs_every_number_is_measured_anew(
+    tiny: tuple[Setup, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup, loaded = tiny
+    fresh = run(Study(setup, lambda: loaded, Calibration()))
+    assert fresh.job.status == "done", fresh.job.message
+    wrong = [replace(record, relative_error=9.0) for record in fresh.all_records()]
+    conditions = dict.fromkeys(fresh.layer_names, 1.0)
+    monkeypatch.setattr(cache, "recall", lambda *_: cache.Kept(wrong, conditions, is_exact=False, made_with="then"))
+    study = Study(setup, lambda: loaded, Calibration())
+    assert study.restore()
+    assert study.job.status == "kept"
+    assert study.is_example
+    assert set(study.records()["relative_error"]) == {9.0}
+    run(study)
+    assert study.job.status == "done", study.job.message
+    assert study.all_records() == fresh.all_records()
+    assert study.layer_names == fresh.layer_names
+
+
+def test_a_layer_that_cannot_be_measured_is_left_out_if_asked(tiny: tuple[Setup, LoadedModel]) -> None:
+    setup, loaded = tiny
+    bad = "model.layers.2.mlp.down_proj"  # the last one: nothing reads what comes out of it
+    weight = loaded.model.get_submodule(bad).weight
+    before = float(weight[0, 0])
+    weight.data[0, 0] = float("nan")
+    try:
+        study = run(Study(setup, lambda: loaded, Calibration()))
+        assert study.job.status == "failed"
+        assert study.can_go_on
+        others = Study(setup, lambda: loaded, Calibration())
+        others.go_on = True
+        run(others)
+        assert others.job.status == "done", others.job.message
+        assert set(others.failed) == {bad}
+        assert set(others.records()["layer"]) == {name for name in others.layer_names if name != bad}
+    finally:
+        weight.data[0, 0] = before

@@ -1,0 +1,97 @@
+"""The first minute and what a person would trip over: the example, Back, reloads, downloads, narrow screens."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlencode
+
+from playwright.sync_api import Locator, Page, expect
+
+from app.study.cache import EXAMPLE, read_example
+from app.study.setup import Setup
+from app.words import short_layer
+from tests.browser.conftest import COLUMNAR_LAYER, PATIENCE, RUN_PATIENCE, expect_finding, settle
+from tests.browser.test_prune import SMALL
+
+OpenPage = Callable[..., Page]
+
+
+def chosen_layer(page: Page) -> Locator:
+    return page.get_by_test_id("stSidebar").get_by_role("combobox")
+
+
+def test_from_a_cold_start_into_the_example(open_page: OpenPage) -> None:
+    assert EXAMPLE.exists()
+    kept = read_example(Setup())
+    assert kept is not None
+    best = max(kept.records, key=lambda record: record.relative_range)
+    page = open_page()
+    expect(page.get_by_text("See what one-shot pruning does to a language model")).to_be_visible()
+    expect_finding(page, f"^Relative range is highest in {re.escape(short_layer(best.layer))}, ")
+    expect(page.get_by_role("button", name="Measure layers")).to_be_hidden()  # under "Change set-up"
+    page.get_by_role("button", name="Explore the example").click()
+    expect(page.get_by_role("heading", name="Layer: what makes it columnar, or not?")).to_be_visible()
+    expect(page.get_by_test_id("stMetric").filter(has_text="Held out, ROSE")).to_be_visible(timeout=RUN_PATIENCE)
+    expect(page.get_by_text("See what one-shot pruning does to a language model")).to_be_visible()
+    expect(chosen_layer(page)).to_have_value(short_layer(best.layer))
+
+
+def test_back_undoes_a_choice_of_layer(open_page: OpenPage, measured: str) -> None:
+    page = open_page("layers", f"{measured}&layer={COLUMNAR_LAYER}")
+    box = page.get_by_test_id("stMain").get_by_role("combobox", name="Chosen layer")
+    box.click()
+    box.fill("0 · self_attn.q_proj")
+    box.press("Enter")
+    settle(page)
+    expect(chosen_layer(page)).to_have_value("0 · self_attn.q_proj")
+    page.go_back()
+    settle(page)
+    expect(chosen_layer(page)).to_have_value("18 · self_attn.o_proj")
+
+
+def test_a_reload_keeps_a_run_its_cancel_and_its_results(open_page: OpenPage, measured: str) -> None:
+    long = SMALL | {"prune_layers": "*", "prune_prompt": "", "prune_methods": "SparseGPT"}
+    page = open_page("prune", f"{measured}&{urlencode(long)}")
+    page.get_by_role("button", name="Prune", exact=True).click()
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible(timeout=PATIENCE)
+    page.reload()
+    settle(page)
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible(timeout=PATIENCE)
+    page.wait_for_timeout(11_000)  # the page before the reload counts as a watcher for ten seconds
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("Cancelled after no models")).to_be_visible(timeout=PATIENCE)
+    page.reload()
+    settle(page)
+    expect(page.get_by_text("Cancelled after no models")).to_be_visible(timeout=PATIENCE)
+
+
+def test_pictures_from_the_download_menu(open_page: OpenPage, measured: str) -> None:
+    page = open_page("layers", f"{measured}&layer={COLUMNAR_LAYER}")
+    page.get_by_role("button", name="Download").first.click()
+    for form, begins in (("SVG", b"<svg"), ("PNG", b"\x89PNG")):
+        with page.expect_download() as waiting:
+            page.get_by_role("button", name=f"Figure, {form}").click()
+        assert waiting.value.suggested_filename == f"layers-map.{form.lower()}"
+        assert Path(waiting.value.path()).read_bytes().startswith(begins)
+
+
+def test_a_narrow_screen_shows_every_button(open_page: OpenPage, measured: str) -> None:
+    page = open_page("layers", f"{measured}&layer={COLUMNAR_LAYER}")
+    page.set_viewport_size({"width": 480, "height": 800})
+    settle(page)
+    for name in ("Relative range", "Hessian condition", "Held-out gain", "Two-level gain", "Error", "Held-out error"):
+        button = page.get_by_test_id("stMain").get_by_role("radio", name=name, exact=True)
+        expect(button).to_be_in_viewport(ratio=1)
+
+
+def test_no_toolbar_stands_on_a_title(open_page: OpenPage, measured: str) -> None:
+    page = open_page("layers", f"{measured}&layer={COLUMNAR_LAYER}")
+    chart = page.get_by_test_id("stPlotlyChart").first
+    chart.hover()
+    bar, title = chart.locator(".modebar").bounding_box(), chart.locator(".gtitle").bounding_box()
+    assert bar is not None
+    assert title is not None
+    assert bar["y"] >= title["y"] + title["height"] or bar["x"] >= title["x"] + title["width"], json.dumps([bar, title])
