@@ -9,6 +9,7 @@ from typing import Any, Final
 import streamlit as st
 
 from app import session, words
+from app.figures import style
 from app.figures.style import Drawing
 from app.jobs import ABANDONED_AFTER, Batch, Job
 from app.study.study import Study
@@ -60,7 +61,14 @@ def section(options: Mapping[str, str], key: str, label: str = "Section", **more
     return choose(label, options, key, label_visibility="collapsed", **more)
 
 
-def show(drawing: Drawing, key: str, *, on_select: Callable[[], None] | None = None, height: Any = "content") -> None:
+def show(
+    drawing: Drawing,
+    key: str,
+    *,
+    on_select: Callable[[], None] | None = None,
+    height: Any = "content",
+    wide: bool = False,
+) -> None:
     """A figure with its computed caption and its downloads.
 
     Args:
@@ -68,7 +76,10 @@ def show(drawing: Drawing, key: str, *, on_select: Callable[[], None] | None = N
         key: unique on the page.
         on_select: callback for clicks on marks; the selection is in `st.session_state[key]`.
         height: pixels, "content" or "stretch".
+        wide: whether the figure has the width of the page, so that its title may have longer lines.
     """
+    if wide:
+        style.widen_title(drawing.figure)
     st.plotly_chart(
         drawing.figure,
         key=key,
@@ -99,7 +110,7 @@ def downloads(drawing: Drawing, key: str) -> None:
     files = {
         "Table, CSV": ("csv", table.to_csv(index=False)),
         "Table, JSON": ("json", json.dumps(json.loads(table.to_json(orient="records")), indent=1)),
-        "Figure, HTML": ("html", drawing.figure.to_html(include_plotlyjs=True, config=SVG)),
+        "Figure, HTML": ("html", as_html(drawing)),
     }
     for label, (kind, content) in files.items():
         st.download_button(label, content, f"{key}.{kind}", on_click="ignore", key=f"{key}-{kind}")
@@ -113,6 +124,27 @@ def pictures(key: str) -> None:
         for form in ("png", "svg")
     )
     st.html(buttons + PICTURES, unsafe_allow_javascript=True)
+
+
+# Arrows step through the frames of an animation in its HTML file; Plotly itself only plays them.
+STEP_BY_KEY = """
+const plot = document.getElementById("{plot_id}"), frames = plot._transitionData._frames.map((one) => one.name);
+const now = {mode: "immediate", frame: {duration: 0, redraw: true}, transition: {duration: 0}};
+let at = 0;
+plot.on("plotly_animatingframe", (event) => { at = frames.indexOf(event.name); });
+document.addEventListener("keydown", (event) => {
+  const by = {ArrowRight: 1, ArrowLeft: -1}[event.key];
+  if (!by) return;
+  at = Math.min(Math.max(at + by, 0), frames.length - 1);
+  Plotly.animate(plot, [frames[at]], now);
+});
+"""
+
+
+def as_html(drawing: Drawing) -> str:
+    """The figure as one file that needs no network; an animation in it plays, and arrow keys step through it."""
+    script = STEP_BY_KEY if drawing.figure.frames else None
+    return drawing.figure.to_html(include_plotlyjs=True, config=SVG, auto_play=False, post_script=script)
 
 
 def live(draw: Callable[[], None], every: float | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,94 +18,168 @@ from rose.layer.order import visited_blocks
 # An order alone is no method: these are sweeps in an order with a budget.
 METHOD_OF_RUN = {("natural", "block"): "sparsegpt", ("two_level", "block"): "rose", ("global", "layer"): "rose_global"}
 
+RANDOM = "random"
+
 # Error against pruned blocks
 
 
 def error_curve(
     results: Mapping[str, LayerResult], dense_energy: float, *, layer: str = "", theme: Theme = "light"
 ) -> Drawing:
-    """Error against pruned blocks for several orders (the paper's Figure 1a).
+    """Error against pruned blocks for several orders (the paper's Figure 1a), without damping as everywhere.
 
-    The running sum of `block_error`, which is exact under the damped Hessian.
+    Every curve ends at the relative error of its result. Random orders of several seeds are one band from their lowest
+    to their highest curve, with their mean as a line.
 
     Args:
-        results: by order name; "NAME + layer" or any other name is shown as it is.
+        results: by order name, or "NAME + layer" for the layer budget; traced, `trace="errors"` is enough.
         dense_energy: tr(W H Wᵀ), what errors are relative to.
 
     Raises:
-        RoseError: no results, or no dense energy.
+        RoseError: no results, one without a trace, or no dense energy.
     """
     if not results or dense_energy <= 0:
         raise RoseError("There is no sweep to show; choose at least one order on a layer with a signal.")
-    figure = go.Figure()
-    columns: dict[str, np.ndarray] = {}
-    for name, result in results.items():
-        look = run_style(name)
-        errors = shrinking.to_numpy(result.block_error).astype(np.float64)
-        curve = np.concatenate([[0.0], np.cumsum(errors)]) / dense_energy
-        columns[name] = curve
+    curves = {name: so_far(result) / dense_energy for name, result in results.items()}
+    figure, ends = go.Figure(), []
+    final: dict[str, float] = {}
+    for name, members in runs(curves).items():
+        look, many = run_style(name), np.stack([curves[member] for member in members])
+        if len(members) > 1:
+            look = look._replace(label=_mean_label(look.label, len(members)))
+            _band(figure, many, look)
+        mean = many.mean(0)
+        final[name] = float(mean[-1])
         figure.add_scatter(
-            x=np.arange(len(curve), dtype=np.int32),
-            y=curve.astype(np.float32),
+            x=np.arange(len(mean), dtype=np.int32),
+            y=mean.astype(np.float32),
             mode="lines+markers",
             name=look.label,
             line={"color": look.colour, "dash": look.dash, "width": 2.5},
             marker={"symbol": look.symbol, "size": 8},
             hovertemplate=f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}<extra></extra>",
         )
-    final = {name: float(curve[-1]) for name, curve in columns.items()}
+        ends.append((float(mean[-1]), look.label.replace(", mean of ", "<br>mean of "), look.colour))
     best, worst = min(final, key=final.__getitem__), max(final, key=final.__getitem__)
-    blocks = max(len(curve) for curve in columns.values()) - 1
+    blocks = max(len(curve) for curve in curves.values()) - 1
     if len(final) == 1:
-        jump = int(np.diff(columns[best]).argmax())
-        share = np.diff(columns[best]).max() / final[best] if final[best] else 0.0
-        brings = f"brings {words.percent(share, 0)} of the error"
-        finding = f"{run_style(best).label}: pruned block {jump + 1} of {blocks} {brings}"
+        curve = curves[next(iter(curves))]
+        jump = int(np.diff(curve).argmax())
+        share = np.diff(curve).max() / curve[-1] if curve[-1] else 0.0
+        finding = f"{run_style(best).label}: step {jump + 1} of {blocks} brings {words.percent(share, 0)} of the error"
     else:
         finding = f"{run_style(best).label} ends lowest, at {words.number(final[best])}"
     style.base(
         figure,
         theme,
         finding,
-        f"Error that has arisen after each pruned block{words.of(layer)}, damping included",
+        f"Error so far after each pruned block{words.of(layer)}; a line ends at the final error",
         x="pruned blocks",
         y=style.ERROR,
-        height=460,
-        legend=True,
+        height=max(420, 200 + style.LABEL_LINE * sum(1 + text.count("<br>") for _, text, _ in ends)),
     )
-    figure.update_yaxes(rangemode="tozero")
+    top = 1.06 * max(float(curve.max()) for curve in curves.values())
+    figure.update_yaxes(range=[0, top or 1])
     figure.update_xaxes(range=[-0.02 * blocks, blocks * 1.02], dtick=1 if blocks <= 16 else None, zeroline=False)
+    style.end_labels(figure, blocks, ends, top or 1)
     listed = ", ".join(f"{run_style(n).label} {words.number(v)}" for n, v in sorted(final.items(), key=lambda i: i[1]))
     caption = f"Final error, lowest first: {listed}."
     if len(final) > 1 and final[worst] > 0:
-        caption += f" The best order saves {words.percent(1 - final[best] / final[worst])} of the worst one's error."
-    alt = f"Line chart of the error against pruned blocks for {words.count(len(final), 'order')}. {finding}. {caption}"
+        caption += f" The lowest is {words.percent(1 - final[best] / final[worst])} below the highest."
+    caption += _against_random(curves)
+    alt = f"Line chart of the error against pruned blocks for {words.count(len(final), 'sweep')}. {finding}. {caption}"
     table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)})
-    for name, curve in columns.items():
+    for name, curve in curves.items():
         table[name] = pd.Series(curve)
     return Drawing(figure, caption, alt, table)
 
 
-def run_style(name: str) -> palette.Style:
-    """A sweep with the block budget, named by its order, or "global + layer": the order's colour, with another dash.
+def so_far(result: LayerResult) -> np.ndarray:
+    """Undamped squared error before the sweep and after each block, (blocks + 1,); the last is the final error.
 
-    A method with the layer-wide budget goes by its own name alone.
+    Raises:
+        RoseError: the result carries no trace.
     """
-    order, _, budget = name.partition(" + ")
-    look = palette.order_style(order)
-    if budget != "layer":
-        return look._replace(label=look.label + _method_of(order, "block"))
-    method = METHOD_OF_RUN.get((order, "layer"))
-    return look._replace(
-        label=METHODS[method].label if method else f"{look.label}, layer-wide budget",
-        dash={"solid": "dot", "dash": "dashdot", "longdash": "longdashdot"}[look.dash],
+    if result.trace is None:
+        raise RoseError("Errors block by block can only be shown of a sweep that was recorded, with trace=True.")
+    return shrinking.to_numpy(result.trace.error_so_far(result.added_damping))
+
+
+def runs(names: Iterable[str]) -> dict[str, list[str]]:
+    """Sweeps by what they are drawn as: random orders that differ in their seed are one."""
+    grouped: dict[str, list[str]] = {}
+    for name in names:
+        order, plus, budget = name.partition(" + ")
+        grouped.setdefault(f"{RANDOM}{plus}{budget}" if order.startswith(f"{RANDOM}:") else name, []).append(name)
+    return {name if len(members) > 1 else members[0]: members for name, members in grouped.items()}
+
+
+def _mean_label(label: str, seeds: int) -> str:
+    return f"{label}, mean of {words.word(seeds)} seeds"
+
+
+def _seeds(table: pd.DataFrame, by: list[str]) -> tuple[int, str]:
+    """How many random orders stand behind each random entry, and a sentence on how far they lie apart."""
+    rows = table[table["order"] == RANDOM]
+    if rows.empty:
+        return 0, ""
+    groups = rows.groupby(by)["relative_error"]
+    count = int(groups.size().max())
+    if count < 2:
+        return count, ""
+    apart = float((groups.max() / groups.min() - 1).max())
+    return count, f" Its {words.count(count, 'seed')} lie up to {words.percent(apart)} apart."
+
+
+def _band(figure: go.Figure, curves: np.ndarray, look: palette.Style) -> None:
+    """From the lowest to the highest of these curves, (seeds, blocks + 1)."""
+    x = np.arange(curves.shape[1], dtype=np.int32)
+    figure.add_scatter(
+        x=np.concatenate([x, x[::-1]]),
+        y=np.concatenate([curves.max(0), curves.min(0)[::-1]]).astype(np.float32),
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        fillcolor=look.colour,
+        opacity=0.25,
+        hoverinfo="skip",
+        name=f"{look.label}, lowest to highest",
     )
 
 
-def _method_of(order: str, budget: str) -> str:
-    """ " (ROSE)" where a sweep in this order with this budget is that method, else nothing."""
-    method = METHOD_OF_RUN.get((order, budget))
-    return f" ({METHODS[method].label})" if method else ""
+def _against_random(curves: Mapping[str, np.ndarray]) -> str:
+    """How many random orders end below ROSE, and why that can be; nothing where there is nothing to compare."""
+    seeds = [float(curve[-1]) for name, curve in curves.items() if name.startswith(f"{RANDOM}:") and " + " not in name]
+    if "two_level" not in curves or len(seeds) < 2:
+        return ""
+    rose = float(curves["two_level"][-1])
+    better = sum(seed < rose for seed in seeds)
+    text = (
+        f" Random orders under the block budget end between {words.number(min(seeds))} and {words.number(max(seeds))}; "
+        f"{words.out_of(better, len(seeds), 'seed')} {'ends' if better == 1 else 'end'} below "
+        f"{METHODS['rose'].label} ({words.number(rose)})."
+    )
+    if better:
+        text += (
+            " A random order plans nothing, but it mixes strong and weak columns in every block, so that no block has "
+            "to give up its share from strong columns alone. That is an effect of the budget, not of compensation: "
+            "the layer budget has it in any order."
+        )
+    return text
+
+
+def run_style(name: str) -> palette.Style:
+    """A sweep named by its order, with the block budget, or "global + layer": the order's colour, with another dash.
+
+    It has the name of the method that it is, where it is one.
+    """
+    order, _, budget = name.partition(" + ")
+    look = palette.order_style(order)
+    method = METHOD_OF_RUN.get((order, budget or "block"))
+    label = METHODS[method].label if method else f"{look.label}, {budget or 'block'} budget"
+    if budget != "layer":
+        return look._replace(label=label)
+    return look._replace(label=label, dash={"solid": "dot", "dash": "dashdot", "longdash": "longdashdot"}[look.dash])
 
 
 def damage_split(
@@ -153,7 +227,8 @@ def damage_split(
         figure,
         theme,
         finding,
-        f"Damage of each block{words.of(layer)}, in the order visited: what remained, and what other columns absorbed",
+        f"Damage of each block{words.of(layer)}, damping included, in the order visited: what remained, and what other "
+        "columns absorbed",
         x="pruned block (visited first to last)",
         y="squared error  Σ e²",
         legend=True,
@@ -259,7 +334,11 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", t
     """
     _need(table, ["order", "sparsity", "relative_error"])
     orders = list(dict.fromkeys(table["order"]))
-    labels = {name: palette.order_style(name).label + _method_of(name, budget) for name in orders}
+    run = "" if budget == "block" else f" + {budget}"
+    labels = {name: run_style(name + run).label for name in orders}
+    seeds, spread = _seeds(table, ["sparsity"])
+    if seeds > 1:
+        labels[RANDOM] = _mean_label(labels[RANDOM], seeds)
     wide = table.pivot_table(index="sparsity", columns="order", values="relative_error", sort=False)
     wide = wide.sort_index()
     groups = [words.percent(float(value), 0) for value in wide.index]
@@ -304,6 +383,7 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", t
     ranked = ", ".join(f"{labels[str(n)]} {mean[n]:.3f}" for n in mean.sort_values().index)
     caption = (
         f"Mean over {words.count(len(groups), 'sparsity', 'sparsities')}, relative to {labels['natural']}: {ranked}."
+        + spread
     )
     alt = f"Grouped bars of final error by sparsity and order. {finding}. {caption}"
     return Drawing(figure, caption, alt, wide.reset_index())
@@ -330,15 +410,18 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
     change = ratio.to_numpy(np.float64) - 1
     limit = float(np.nanmax(np.abs(change))) or 0.01
     labels = [palette.order_style(o).label for o in ratio.index]
-    names = {"block": "the same in every block", "layer": "layer-wide"}
+    seeds, spread = _seeds(table, ["budget"])
+    if seeds > 1:
+        labels[list(ratio.index).index(RANDOM)] = _mean_label(palette.order_style(RANDOM).label, seeds)
     ink = palette.INKS[theme]
-    text = [[("–" if np.isnan(v) else f"{v:.3f}") for v in row] for row in ratio.to_numpy(np.float64)]
+    printed = np.array([[("–" if np.isnan(v) else f"{v:.3f}") for v in row] for row in ratio.to_numpy(np.float64)])
+    methods = [[METHOD_OF_RUN.get((str(o), b), "") for b in budgets] for o in ratio.index]
     figure = go.Figure(
         go.Heatmap(
             z=change.astype(np.float32),
-            x=[names.get(b, b) for b in budgets],
+            x=[f"{b} budget" for b in budgets],
             y=labels,
-            text=text,
+            text=printed.tolist(),
             texttemplate="%{text}",
             textfont={"size": 16},
             colorscale=palette.diverging(theme),
@@ -347,25 +430,28 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
             zmax=limit,
             xgap=2,
             ygap=2,
-            colorbar=style.colourbar("error against base", tickformat="+.0%"),
-            hovertemplate="%{y}<br>budget: %{x}<br>relative to base %{text}<extra></extra>",
+            colorbar=style.colourbar("error against SparseGPT", tickformat="+.0%"),
+            hovertemplate="%{y} order, %{x}<br>%{text} of SparseGPT's error<extra></extra>",
         )
     )
     best = np.unravel_index(np.nanargmin(change), change.shape)
     name, budget = str(ratio.index[best[0]]), str(budgets[best[1]])
-    finding = (
-        f"{palette.order_style(name).label} order with the {budget} budget{_method_of(name, budget)} is best, "
-        f"{text[best[0]][best[1]]}"
-    )
+    finding = f"{_run(name, budget)} has the least error, {printed[best]} of SparseGPT's"
     style.base(
         figure,
         theme,
         finding,
-        f"Final error{words.of(layer)} relative to SparseGPT, natural order with the block budget (1: the same; lower: "
-        "better)",
-        x="budget: how many weights a block gives up",
-        height=190 + 40 * len(labels),
+        f"Final error{words.of(layer)} ÷ SparseGPT's (natural order, block budget); below 1: less error",
+        x="who decides how many weights a block gives up",
+        height=190 + 52 * len(labels),
     )
+    for row, label in enumerate(labels):
+        for column, method in enumerate(methods[row]):
+            if method:
+                shade = "#1a1c22" if theme == "light" else "#f2f3f5"
+                figure.add_annotation(
+                    x=column, y=label, text=METHODS[method].label, showarrow=False, yshift=-19, font={"color": shade}
+                )
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", linecolor=ink.grid)
     figure.update_xaxes(showgrid=False, ticks="", linecolor=ink.grid)
     order_effect = 1 - float(ratio["block"].min())
@@ -373,11 +459,17 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
     caption = (
         f"Order alone (under the block budget) saves at most {words.percent(order_effect)}, budget alone "
         f"(in natural order) {words.percent(budget_effect)}, both together "
-        f"{words.percent(-float(np.nanmin(change)))}."
+        f"{words.percent(-float(np.nanmin(change)))}.{spread}"
     )
     alt = f"Table of relative error by order and budget, coloured. {finding}. {caption}"
-    data = ratio.reset_index().rename(columns={b: f"relative_error_{b}_budget_over_base" for b in budgets})
+    data = ratio.reset_index().rename(columns={b: f"relative_error_{b}_budget_over_baseline" for b in budgets})
     return Drawing(figure, caption, alt, data)
+
+
+def _run(order: str, budget: str) -> str:
+    """ "ROSE global", or "two-level order with the layer budget" where the pair is no method."""
+    method = METHOD_OF_RUN.get((order, budget))
+    return METHODS[method].label if method else f"{palette.order_style(order).label} order with the {budget} budget"
 
 
 def _need(table: pd.DataFrame, columns: Sequence[str]) -> None:

@@ -16,6 +16,8 @@ from app.figures.palette import Theme
 from app.figures.style import Drawing
 from rose import RoseError
 
+DEAD_NAMED = 4  # layers with dead columns that a caption names
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -39,9 +41,12 @@ ERRORS = {"error_": "Relative error", "held_out_": "Held-out error"}
 
 
 def metric(name: str) -> Metric:
-    """The known metrics, and `error_METHOD` and `held_out_METHOD` for any method."""
+    """The known metrics, and `error_METHOD`, `held_out_METHOD` and `saved_METHOD` for any method."""
     if name in METRICS:
         return METRICS[name]
+    if name.startswith("saved_"):
+        who = palette.method_style(name.removeprefix("saved_")).label
+        return Metric(f"Gain of {who} over SparseGPT", "error saved", "change")
     prefix = "held_out_" if name.startswith("held_out_") else "error_"
     return Metric(f"{ERRORS[prefix]} of {palette.method_style(name.removeprefix(prefix)).label}", "relative error")
 
@@ -104,13 +109,14 @@ def model_map(
     finding, ringed = _map_finding(rows, name, known, threshold)
     if ringed is not None and len(ringed):
         _ring(figure, ringed, threshold, 11 if len(blocks) <= 20 else 8)
+    dead = _dead(figure, table)
     rings = f"; ringed: columnar, above {threshold:.2f}" if ringed is not None else ""
     blank = f"; blank: not yet ({waiting} of {expected})" if waiting else ""
     style.base(
         figure,
         theme,
         finding,
-        f"{known.label} of every layer{rings}{blank}",
+        f"{known.label} of every layer{rings}{'; ×: dead columns' if dead else ''}{blank}",
         x="decoder block",
         y="",
         height=180 + 34 * max(3, len(projections)),
@@ -125,7 +131,7 @@ def model_map(
         at = rows[rows["layer"] == marked_layer].iloc[0]
         row = projections.index(at["projection"])
         style.outline(figure, at["block_index"] - 0.5, at["block_index"] + 0.5, row - 0.5, row + 0.5)
-    caption = _map_caption(rows, known, waiting)
+    caption = _map_caption(rows, known, waiting) + dead
     alt = f"Map of {known.label.lower()} by decoder block and projection. {finding}. {caption}"
     return Drawing(figure, caption, alt, rows.rename(columns={"value": name}))
 
@@ -157,6 +163,32 @@ def _ring(figure: go.Figure, rows: pd.DataFrame, threshold: float, size: int) ->
         name=f"columnar, above {threshold:.2f}",
         showlegend=False,
     )
+
+
+def _dead(figure: go.Figure, table: pd.DataFrame) -> str:
+    """A cross on every layer with dead columns, and a sentence on what its relative range is without them."""
+    rows = table[table["dead_columns"] > 0] if "dead_columns" in table else table.head(0)
+    if rows.empty:
+        return ""
+    figure.add_scatter(
+        x=rows["block_index"].to_numpy(np.int32),
+        y=rows["projection"].tolist(),
+        mode="markers",
+        marker={"size": 7, "symbol": "x", "color": "#ffffff", "line": {"width": 1.5, "color": "#1a1c22"}},
+        hoverinfo="skip",
+        name="dead columns",
+        showlegend=False,
+    )
+    says = f" {words.sentence(words.count(len(rows), 'layer'))} {'has' if len(rows) == 1 else 'have'} dead columns"
+    known = rows.dropna(subset=["live_range"]) if "live_range" in rows else rows.head(0)
+    if known.empty:
+        return f"{says}."
+    first = known.sort_values("relative_range", ascending=False, kind="stable").head(DEAD_NAMED)
+    listed = ", ".join(
+        f"{words.number(row.live_range)} instead of {words.number(row.relative_range)} ({words.short_layer(row.layer)})"
+        for row in first.itertuples()
+    )
+    return f"{says}; without them the relative range is {listed}{' …' if len(known) > len(first) else ''}."
 
 
 def _grid(rows: pd.DataFrame, layers: Sequence[str]) -> pd.DataFrame:
@@ -244,81 +276,102 @@ def _dtick(blocks: int) -> int:
     return next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, 1000) if blocks / step <= 16 or step == 1000)
 
 
-def range_strip(
+def gain_scatter(
     table: pd.DataFrame, *, threshold: float = 0.5, marked_layer: str | None = None, theme: Theme = "light"
 ) -> Drawing:
-    """Relative range of every layer as marks over the decoder blocks, with the threshold as a line.
+    """Relative range of every layer against what two-level order gains there, held-out where that was measured.
 
     Marks answer clicks; their `customdata` is the layer's name.
+
+    Args:
+        table: one row per layer with `relative_range`, `gain`, and `held_out_gain` and `dead_columns` where known.
+
+    Raises:
+        RoseError: no layer with both numbers.
     """
-    rows = per_layer(table, "relative_range").dropna(subset=["value"])
+    held = "held_out_gain" in table and table["held_out_gain"].notna().any()
+    column = "held_out_gain" if held else "gain"
+    rows = table.dropna(subset=["relative_range", column])
     if rows.empty:
-        raise RoseError("No layer has been measured yet; start an analysis.")
-    looks = palette.projection_styles(list(dict.fromkeys(rows["projection"])))
+        raise RoseError("No layer here has both a relative range and a gain; measure some, or choose fewer filters.")
+    looks = palette.projection_styles(list(dict.fromkeys(table["projection"])))
     figure = go.Figure()
-    for projection, look in looks.items():
-        part = rows[rows["projection"] == projection]
+    for projection, part in rows.groupby("projection", sort=False):
+        look = looks[str(projection)]
         figure.add_scatter(
-            x=part["block_index"].to_numpy(np.int32),
-            y=part["value"].to_numpy(np.float32),
+            x=part["relative_range"].to_numpy(np.float32),
+            y=part[column].to_numpy(np.float32),
             customdata=part["layer"].tolist(),
             mode="markers",
-            name=projection,
-            marker={"color": look.colour, "symbol": look.symbol, "size": 10, "line": {"width": 0}},
-            hovertemplate="%{customdata}<br>relative range %{y:.3f}<extra></extra>",
+            name=str(projection),
+            marker={"color": look.colour, "symbol": look.symbol, "size": 10, "opacity": 0.85},
+            hovertemplate="%{customdata}<br>relative range %{x:.3f}<br>error saved %{y:.1%}<extra></extra>",
         )
+    marked = rows[rows["layer"] == marked_layer]
+    dead = rows[rows["dead_columns"] > 0] if "dead_columns" in rows else rows.head(0)
+    circles = ((dead, "dead columns", 18, palette.INKS[theme].text), (marked, "chosen layer", 22, palette.MARK))
+    for some, name, size, colour in circles:
+        if len(some):
+            figure.add_scatter(
+                x=some["relative_range"].to_numpy(np.float32),
+                y=some[column].to_numpy(np.float32),
+                mode="markers",
+                marker={"symbol": "circle-open", "size": size, "color": colour, "line": {"width": 2.5}},
+                hoverinfo="skip",
+                name=name,
+            )
     ink = palette.INKS[theme]
-    if marked_layer is not None and (rows["layer"] == marked_layer).any():
-        at = rows[rows["layer"] == marked_layer].iloc[0]
-        figure.add_scatter(
-            x=[int(at["block_index"])],
-            y=[float(at["value"])],
-            mode="markers",
-            marker={"symbol": "circle-open", "size": 20, "color": palette.MARK, "line": {"width": 3}},
-            hoverinfo="skip",
-            showlegend=False,
-        )
-    figure.add_hline(y=threshold, line={"color": ink.text, "dash": "dash", "width": 2})
-    style.note(
-        figure,
-        f"threshold {threshold:.2f}",
-        theme,
-        x=1,
-        xref="paper",
-        y=threshold,
-        yshift=3,
-        xanchor="right",
-        yanchor="bottom",
+    figure.add_vline(x=threshold, line={"color": ink.text, "dash": "dash", "width": 2})
+    figure.add_hline(y=0, line={"color": ink.text, "width": 1.5})
+    where = {"x": threshold, "y": 1, "yref": "paper", "xanchor": "left", "xshift": 4}
+    style.note(figure, f"columnar above {threshold:.2f}", theme, **where)
+    better = rows[rows[column] > 0]
+    columnar = rows[rows["relative_range"] > threshold]
+    both = int((better["relative_range"] > threshold).sum())
+    kind = "held-out " if held else ""
+    finding = (
+        f"Two-level order lowers the {kind}error of {words.word(len(better)) if len(better) else 'none'} of "
+        f"{words.count(len(rows), 'layer')}; {words.word(both) if both else 'none'} of them "
+        f"{'is' if both == 1 else 'are'} columnar"
     )
-    columnar = rows[rows["value"] > threshold]
-    closest = rows.loc[(rows["value"] - threshold).abs().idxmin()]
-    finding = f"{words.short_layer(closest['layer'])} lies closest to the threshold, with {closest['value']:.3f}"
     style.base(
         figure,
         theme,
         finding,
-        "Relative range of block losses, one mark per layer; columnar above the dashed line",
-        x="decoder block",
-        y="relative range",
-        height=440,
+        f"{words.sentence(kind)}error saved against SparseGPT by two-level order, columnar or not; one mark a layer"
+        if held
+        else "Error saved against SparseGPT by two-level order, columnar or not; one mark a layer",
+        x="relative range",
+        y=f"{kind}error saved",
+        height=500,
         legend=True,
     )
-    figure.update_yaxes(range=[0, 1.04])
-    first_block, last_block = int(rows["block_index"].min()), int(rows["block_index"].max())
-    figure.update_xaxes(
-        range=[first_block - 0.7, last_block + 0.7], zeroline=False, dtick=_dtick(last_block - first_block + 1)
-    )
-    kinds = columnar["projection"].value_counts()
-    where = "".join(
-        f", all of them {kind}" if n == len(columnar) else f", {n} of them {kind}" for kind, n in kinds.head(1).items()
-    )
-    caption = (
-        f"{len(columnar)} of {len(rows)} layers lie above {threshold:.2f}{where}; the median is "
-        f"{words.number(float(rows['value'].median()))}."
-    )
-    alt = f"Scatter chart of relative range by decoder block, one mark per layer. {finding}. {caption}"
-    data = rows.rename(columns={"value": "relative_range"}).assign(is_columnar=rows["value"] > threshold)
+    figure.update_xaxes(range=[-0.02, 1.04], zeroline=False)
+    figure.update_yaxes(tickformat=".0%", zeroline=False)
+    caption = _gain_caption(rows, columnar, column)
+    alt = f"Scatter chart of {kind}error saved by two-level order against relative range. {finding}. {caption}"
+    data = rows[["layer", "block_index", "projection", "relative_range", column]].reset_index(drop=True)
     return Drawing(figure, caption, alt, data)
+
+
+def _gain_caption(rows: pd.DataFrame, columnar: pd.DataFrame, column: str) -> str:
+    """Mean gain of columnar and other layers, the two extremes, and the rank correlation."""
+
+    def mean(part: pd.DataFrame) -> str:
+        return words.percent(float(part[column].mean())) if len(part) else "–"
+
+    others = rows.drop(columnar.index)
+    best, worst = rows.loc[rows[column].idxmax()], rows.loc[rows[column].idxmin()]
+    text = (
+        f"It saves {mean(columnar)} on average in {words.count(len(columnar), 'columnar layer')} and {mean(others)} in "
+        f"{words.count(len(others), 'other')}; most in {words.short_layer(best['layer'])} "
+        f"({words.percent(float(best[column]))}), least in {words.short_layer(worst['layer'])} "
+        f"({words.percent(float(worst[column]))})."
+    )
+    if len(rows) > 2 and rows["relative_range"].std() > 0 and rows[column].std() > 0:
+        ranked = rows["relative_range"].rank().corr(rows[column].rank())
+        text += f" Rank correlation with the relative range: {ranked:.2f}.".replace("-", "−")
+    return text
 
 
 def range_bars(

@@ -2,38 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.figures import palette, style
+from app.figures import overview, palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
+from app.runs.results import perplexity_ratio
 from rose import RoseError
 
 DUMBBELLS = 20
 
 
-def layer_errors(
+def layer_map(
     records: pd.DataFrame,
+    method: str,
     *,
     column: str = "relative_error",
-    kind: Literal["lines", "dumbbell"] = "lines",
     marked_layer: str | None = None,
     theme: Theme = "light",
 ) -> Drawing:
-    """Error of every layer by several methods.
+    """Error of every layer by one method as a map; beside SparseGPT in the same run, the share of its error saved.
 
     Args:
         records: columns as in `rose.LayerRecord`.
         column: "relative_error" or "held_out_error".
-        kind: lines over all layers in model order, or dumbbells of the 20 layers on which methods differ most.
 
     Raises:
-        RoseError: no row with this error, or no two methods that differ where dumbbells are asked for.
+        RoseError: no row of this method with this error.
+    """
+    table = records.dropna(subset=[column])
+    rows = table[table["method"] == method].drop_duplicates("layer")
+    if rows.empty:
+        raise RoseError("No error has been measured yet; prune a model first.")
+    name = ("held_out_" if column == "held_out_error" else "error_") + method
+    values = rows.set_index("layer")[column]
+    base = table[table["method"] == style.BASELINE].drop_duplicates("layer").set_index("layer")[column]
+    if method != style.BASELINE and len(base):
+        name, values = f"saved_{method}", 1 - values / base.where(base > 0)
+    made = rows[["layer", "block_index", "projection"]].assign(**{name: values.reindex(rows["layer"]).to_numpy()})
+    return overview.model_map(made, name, marked_layer=marked_layer, theme=theme)
+
+
+def layer_differences(records: pd.DataFrame, *, column: str = "relative_error", theme: Theme = "light") -> Drawing:
+    """Error by several methods on the 20 layers on which they differ most, as dumbbells.
+
+    Args:
+        records: columns as in `rose.LayerRecord`.
+        column: "relative_error" or "held_out_error".
+
+    Raises:
+        RoseError: no row with this error, or no two methods that differ.
     """
     table = records.dropna(subset=[column])
     if table.empty:
@@ -45,44 +68,23 @@ def layer_errors(
     finding, caption = _compare(wide, looks)
     figure = go.Figure()
     held = "held-out" if column == "held_out_error" else "calibration"
-    shown = wide if kind == "lines" else _most_different(wide)
+    shown = _most_different(wide)
     log = _spread(shown.to_numpy(np.float64)) > style.LOG_ABOVE
     scale = "; log scale, as errors spread over more than a factor of 10" if log else ""
-    if kind == "lines":
-        _lines(figure, shown, looks)
-        style.base(
-            figure,
-            theme,
-            finding,
-            f"Relative error on {held} tokens, every layer{scale}",
-            x="layer, in model order",
-            y=style.ERROR,
-            height=460,
-            legend=True,
-        )
-        if marked_layer in layers:
-            figure.add_vline(x=layers.index(marked_layer), line={"color": palette.MARK, "width": 2})
-        axis = figure.update_yaxes
-        figure.update_xaxes(range=[-1, len(layers)], zeroline=False)
-    else:
-        _dumbbells(figure, shown, looks, theme)
-        style.base(
-            figure,
-            theme,
-            finding,
-            f"Relative error on {held} tokens, {words.count(len(shown), 'layer')} on which methods differ most{scale}",
-            x=style.ERROR,
-            y="layer",
-            height=max(320, 190 + 26 * len(shown)),
-            legend=True,
-        )
-        figure.update_yaxes(autorange="reversed")
-        axis = figure.update_xaxes
-    if log:
-        axis(type="log", exponentformat="power")
-    else:
-        axis(rangemode="tozero")
-    alt = f"{'Line' if kind == 'lines' else 'Dumbbell'} chart of error by layer and method. {finding}. {caption}"
+    _dumbbells(figure, shown, looks, theme)
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"Relative error on {held} tokens, {words.count(len(shown), 'layer')} on which methods differ most{scale}",
+        x=style.ERROR,
+        y="layer",
+        height=max(320, 190 + 26 * len(shown)),
+        legend=True,
+    )
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(**({"type": "log", "exponentformat": "power"} if log else {"rangemode": "tozero"}))
+    alt = f"Dumbbell chart of error by layer and method. {finding}. {caption}"
     return Drawing(figure, caption, alt, wide.reset_index())
 
 
@@ -122,21 +124,6 @@ def _compare(wide: pd.DataFrame, looks: dict[str, palette.Style]) -> tuple[str, 
     return (f"{looks[other].label} has less error than {looks[base].label} on {better} of {len(wide)} layers", caption)
 
 
-def _lines(figure: go.Figure, wide: pd.DataFrame, looks: dict[str, palette.Style]) -> None:
-    for method, look in looks.items():
-        values = wide[method].to_numpy(np.float64)
-        figure.add_scatter(
-            x=np.arange(len(wide), dtype=np.int32),
-            y=np.where(values > 0, values, np.nan),
-            customdata=wide.index.tolist(),
-            mode="lines+markers" if len(wide) <= 80 else "lines",
-            name=look.label,
-            line={"color": look.colour, "dash": look.dash, "width": 1.8},
-            marker={"symbol": look.symbol, "size": 6},
-            hovertemplate=f"%{{customdata}}<br>{look.label} %{{y:.4g}}<extra></extra>",
-        )
-
-
 def _dumbbells(figure: go.Figure, wide: pd.DataFrame, looks: dict[str, palette.Style], theme: Theme) -> None:
     names = [words.short_layer(layer) for layer in wide.index]
     low, high = wide.min(axis=1).to_numpy(np.float64), wide.max(axis=1).to_numpy(np.float64)
@@ -160,12 +147,19 @@ def _dumbbells(figure: go.Figure, wide: pd.DataFrame, looks: dict[str, palette.S
         )
 
 
-def perplexity_bars(table: pd.DataFrame, *, dense: float | None = None, theme: Theme = "light") -> Drawing:
+def perplexity_bars(
+    table: pd.DataFrame,
+    *,
+    dense: float | None = None,
+    losses: Sequence[Sequence[float]] = (),
+    theme: Theme = "light",
+) -> Drawing:
     """Perplexity of each pruned model, with a line for the dense one.
 
     Args:
         table: columns `method` and `perplexity`; a `run` names a bar better than its method.
         dense: perplexity of the model before pruning.
+        losses: of each row, its loss on each window; with them the title says whether the best differ clearly.
 
     Raises:
         RoseError: no perplexity.
@@ -200,6 +194,11 @@ def perplexity_bars(table: pd.DataFrame, *, dense: float | None = None, theme: T
     best = [look.label for look, value in zip(looks, values, strict=True) if value <= least * (1 + 1e-9)]
     share = "has" if len(best) == 1 else "share"
     finding = f"{' and '.join(best)} {share} the lowest perplexity, {words.number(float(least))}"
+    paired = ""
+    if len(losses) == len(values) > 1 and len(best) == 1 and all(len(one) for one in losses):
+        unclear, paired = _against_best(values, looks, losses)
+        if unclear:
+            finding = f"No clear difference between {best[0]} and {unclear}"
     if log:
         finding += ", on a log scale"
     line = f"; dashed: dense, {words.number(dense)}" if dense is not None else ""
@@ -214,10 +213,30 @@ def perplexity_bars(table: pd.DataFrame, *, dense: float | None = None, theme: T
         figure.update_yaxes(range=[0, largest * 1.12])
     ordered = sorted(zip(values, looks, strict=True), key=lambda pair: pair[0])
     caption = "Lowest first: " + ", ".join(f"{look.label} {words.number(float(v))}" for v, look in ordered)
-    caption += f"; dense {words.number(dense)}." if dense is not None else "."
+    caption += (f"; dense {words.number(dense)}." if dense is not None else ".") + paired
     alt = f"Bar chart of perplexity. {finding}. {caption}"
     data = rows.reset_index(drop=True)
     return Drawing(figure, caption, alt, data if dense is None else data.assign(dense_perplexity=dense))
+
+
+def _against_best(
+    values: np.ndarray, looks: Sequence[palette.Style], losses: Sequence[Sequence[float]]
+) -> tuple[str, str]:
+    """The runs that do not differ clearly from the best, and a sentence on how far each lies above it."""
+    best, *others = np.argsort(values, kind="stable").tolist()
+    ratios = {other: perplexity_ratio(losses[other], losses[best]) for other in others}
+    unclear = [looks[other].label for other, ratio in ratios.items() if not ratio.is_clear]
+    windows = len(losses[best])
+    if windows < 2:
+        return " or ".join(unclear), " A single window cannot tell a difference from chance; evaluate on more of them."
+    listed = ", ".join(
+        f"{looks[other].label} {ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
+        for other, ratio in ratios.items()
+    )
+    return (
+        " or ".join(unclear),
+        f" Times the perplexity of {looks[best].label}, with 95 % intervals over {windows} windows, paired: {listed}.",
+    )
 
 
 def progress_timeline(records: pd.DataFrame, total: int, *, theme: Theme = "light") -> Drawing:

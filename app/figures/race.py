@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -9,12 +11,15 @@ from plotly.subplots import make_subplots
 
 from app import words
 from app.figures import palette, shrinking, style
+from app.figures.order_lab import so_far
 from app.figures.palette import Theme
 from app.figures.shrinking import Shrunk
 from app.figures.style import Drawing
+from app.figures.sweep import FRAME_CELLS, kept_steps, player
 from rose import LayerResult, RoseError
 
 CELLS = 128  # a side, for each of the two matrices
+FLOAT = 4  # bytes a cell
 
 
 def sweep_race(
@@ -24,6 +29,8 @@ def sweep_race(
     *,
     layer: str = "",
     height: int = 540,
+    cells: int = CELLS,
+    show_end: bool = True,
     theme: Theme = "light",
 ) -> Drawing:
     """Two traced sweeps after `step` blocks: |W| in the order visited above, error so far below.
@@ -32,6 +39,8 @@ def sweep_race(
         results: of the same layer, in the two orders to be compared.
         step: 0 (nothing pruned) to the number of blocks.
         dense_energy: tr(W H Wᵀ), what errors are relative to.
+        cells: a side, of each matrix.
+        show_end: whether the curves to come are shown; without, nobody can tell who will win.
 
     Raises:
         RoseError: a result without trace, or a step that does not exist.
@@ -54,11 +63,11 @@ def sweep_race(
     )
     figure.update_annotations(font_size=style.FONT_SIZE + 1)
     for column, result in enumerate(results, 1):
-        _matrix(figure, column, result, step, theme)
+        _matrix(figure, column, result, step, cells, theme)
     curves = [_curve(result, dense_energy) for result in results]
-    highest = max(range(2), key=lambda i: curves[i][-1])
+    highest = max(range(2), key=lambda i: curves[i][-1 if show_end else step])
     for i, (curve, look) in enumerate(zip(curves, looks, strict=True)):
-        _line(figure, curve, step, look, above=i == highest)
+        _line(figure, curve, step, look, above=i == highest, show_end=show_end)
     now, final = [float(curve[step]) for curve in curves], [float(curve[-1]) for curve in curves]
     finding = _finding(looks, now, step, blocks)
     what = f"|W|{words.of(layer)}, columns as visited; dimmed: pruned, bright: free to compensate"
@@ -70,10 +79,7 @@ def sweep_race(
     for annotation in figure.layout.annotations[:2]:
         annotation.update(yshift=2)
     figure.update_layout(margin={"t": figure.layout.margin.t + 20})
-    caption = (
-        f"Error so far, damping included: {looks[0].label} {words.number(now[0])}, {looks[1].label} "
-        f"{words.number(now[1])}; at the end {words.number(final[0])} and {words.number(final[1])}."
-    )
+    caption = f"Error so far: {looks[0].label} {words.number(now[0])}, {looks[1].label} {words.number(now[1])}."
     table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)})
     for result, curve in zip(results, curves, strict=True):
         table[result.order.name] = curve
@@ -81,14 +87,14 @@ def sweep_race(
     return Drawing(figure, caption, alt, table)
 
 
-def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int, theme: Theme) -> None:
+def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int, cells: int, theme: Theme) -> None:
     """Adds one heatmap with the front of its sweep."""
     trace, order = result.trace, result.order
     assert trace is not None  # checked by the caller
     position = shrinking.to_numpy(order.permutation)
     magnitude = np.abs(shrinking.to_numpy(trace.weights[step]))[:, position]
-    shrunk = shrinking.shrink(magnitude, CELLS)
-    top, _ = shrinking.ceiling(shrinking.shrink(np.abs(shrinking.to_numpy(trace.weights[0])), CELLS).array)
+    shrunk = shrinking.shrink(magnitude, cells)
+    top, _ = shrinking.ceiling(shrinking.shrink(np.abs(shrinking.to_numpy(trace.weights[0])), cells).array)
     shown = Shrunk(np.where(shrunk.array == 0, np.nan, shrunk.array), *shrunk[1:])
     heat = style.heatmap(shown, "|W|", zmax=top, showscale=False, hoverongaps=False)
     figure.add_trace(heat, row=1, col=column)
@@ -96,46 +102,52 @@ def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int, them
     hidden = {"showticklabels": False, "ticks": "", "showgrid": False, "zeroline": False}
     figure.update_xaxes(range=[-0.5, columns - 0.5], row=1, col=column, **hidden)
     figure.update_yaxes(range=[rows - 0.5, -0.5], row=1, col=column, **hidden)
-    if step:
-        end = sum(order.widths[:step])
-        start = end - order.widths[step - 1]
-        # Cells are maxima, which rarely show a zero: what is done must be seen by its shade.
-        figure.add_shape(
-            type="rect",
-            x0=-0.5,
-            x1=end - 0.5,
-            y0=-0.5,
-            y1=rows - 0.5,
-            fillcolor=palette.INKS[theme].hover,
-            opacity=0.55,
-            line={"width": 0},
-            row=1,
-            col=column,
-        )
-        figure.add_shape(
-            type="rect",
-            x0=start - 0.5,
-            x1=end - 0.5,
-            y0=-0.5,
-            y1=rows - 0.5,
-            line={"color": palette.MARK, "width": 3},
-            row=1,
-            col=column,
-        )
+    end = sum(order.widths[:step])
+    start = end - order.widths[step - 1] if step else 0
+    # Cells are maxima, which rarely show a zero: what is done must be seen by its shade.
+    figure.add_shape(
+        type="rect",
+        x0=-0.5,
+        x1=end - 0.5,
+        y0=-0.5,
+        y1=rows - 0.5,
+        fillcolor=palette.INKS[theme].hover,
+        opacity=0.55,
+        line={"width": 0},
+        row=1,
+        col=column,
+    )
+    figure.add_shape(
+        type="rect",
+        x0=start - 0.5,
+        x1=end - 0.5,
+        y0=-0.5,
+        y1=rows - 0.5,
+        line={"color": palette.MARK, "width": 3},
+        visible=step > 0,
+        row=1,
+        col=column,
+    )
 
 
 def _curve(result: LayerResult, dense_energy: float) -> np.ndarray:
-    errors = shrinking.to_numpy(result.block_error).astype(np.float64)
-    return np.concatenate([[0.0], np.cumsum(errors)]) / (dense_energy or 1.0)
+    return so_far(result) / (dense_energy or 1.0)
 
 
-def _line(figure: go.Figure, curve: np.ndarray, step: int, look: palette.Style, *, above: bool) -> None:
-    """The curve to come, faint, and what has arisen so far, strong."""
+def _line(figure: go.Figure, curve: np.ndarray, step: int, look: palette.Style, *, above: bool, show_end: bool) -> None:
+    """The curve to come, faint, where it is shown, and what has arisen so far, strong."""
     x = np.arange(len(curve), dtype=np.int32)
     figure.add_scatter(
-        x=x, y=curve, mode="lines", line={"color": look.colour, "width": 1.5, "dash": "dot"}, opacity=0.6,
-        hoverinfo="skip", row=2, col=1,
-    )  # fmt: skip
+        x=x,
+        y=curve,
+        mode="lines",
+        line={"color": look.colour, "width": 1.5, "dash": "dot"},
+        opacity=0.6,
+        visible=show_end,
+        hoverinfo="skip",
+        row=2,
+        col=1,
+    )
     figure.add_scatter(
         x=x[: step + 1],
         y=curve[: step + 1],
@@ -148,11 +160,11 @@ def _line(figure: go.Figure, curve: np.ndarray, step: int, look: palette.Style, 
         col=1,
     )
     figure.add_annotation(
-        x=len(curve) - 1,
-        y=float(curve[-1]),
+        x=len(curve) - 1 if show_end else step,
+        y=float(curve[-1 if show_end else step]),
         text=look.label,
         showarrow=False,
-        xanchor="right",
+        xanchor="right" if show_end or step > 1 else "left",
         yanchor="bottom" if above else "top",
         font={"color": look.colour},
         row=2,
@@ -168,3 +180,44 @@ def _finding(looks: list[palette.Style], now: list[float], step: int, blocks: in
     less = int(now[1] < now[0])
     share = 1 - now[less] / now[1 - less]
     return f"After {step} of {blocks} blocks, {looks[less].label} has {words.percent(share)} less error"
+
+
+def race_animation(
+    results: tuple[LayerResult, LayerResult], dense_energy: float, *, layer: str = "", theme: Theme = "light"
+) -> Drawing:
+    """The whole race as frames with play at three speeds, pause and a slider: to show, to record, and to take along.
+
+    Args:
+        results, dense_energy: see `sweep_race`.
+
+    Raises:
+        RoseError: a result without trace.
+    """
+    blocks = len(results[0].order.widths)
+    steps = kept_steps(blocks)
+    cells = min(CELLS, math.isqrt(FRAME_CELLS // (2 * FLOAT * len(steps))))
+    drawn = [
+        sweep_race(results, step, dense_energy, layer=layer, height=660, cells=cells, show_end=False, theme=theme)
+        for step in steps
+    ]
+    figure, last = drawn[0].figure, drawn[-1]
+    figure.frames = [
+        go.Frame(
+            name=str(step),
+            data=one.figure.data,
+            traces=list(range(len(one.figure.data))),
+            layout={
+                "shapes": one.figure.layout.shapes,
+                "annotations": one.figure.layout.annotations,
+                "title": one.figure.layout.title,
+            },
+        )
+        for step, one in zip(steps, drawn, strict=True)
+    ]
+    # The title of every frame must fit: the longest decides.
+    figure.update_layout(
+        margin={"t": max(one.figure.layout.margin.t for one in drawn), "b": 150}, **player(steps, theme)
+    )
+    finding = last.figure.layout.meta["finding"]
+    alt = f"Animation of two sweeps in different orders, {words.count(blocks, 'block')}. {finding}. {last.caption}"
+    return Drawing(figure, last.caption, alt, last.data)

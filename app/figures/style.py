@@ -20,6 +20,9 @@ from rose import RoseError
 FONT = "Source Sans, Segoe UI, sans-serif"  # Streamlit's; a name with a digit in it breaks labels in 3-D
 FONT_SIZE = 14
 TITLE_SIZE = 18
+NARROW, WIDE = (58, 78), (88, 122)  # characters in a line of the title, and of the text below it
+LABEL_LINE = 20  # pixels from one line of text to the next
+CHARACTER = 7.6  # pixels, of text in FONT_SIZE, on the wide side
 LOG_ABOVE = 10.0  # a spread beyond this needs a log axis, or the smallest values could not be told apart
 BASELINE = "sparsegpt"  # the method that titles compare others with
 ERROR = "relative error (of output energy)"  # ‖ΔW Xᵀ‖² / ‖W Xᵀ‖²
@@ -109,11 +112,8 @@ def base(
     if theme not in INKS:
         raise RoseError(f"The theme must be light or dark, not {theme!r}.")
     ink = INKS[theme]
-    title, below = _wrap(finding, 58), _wrap(what, 78)
-    text = f"<b>{'<br>'.join(title)}</b>"
-    if below:
-        text += f'<br><span style="font-size:{FONT_SIZE}px;color:{ink.muted}">{"<br>".join(below)}</span>'
-    top = 22 + round(1.35 * TITLE_SIZE * len(title) + 1.35 * TITLE_SIZE * len(below))
+    text, lines = _title(finding, what, NARROW, ink.muted)
+    top = 22 + round(1.35 * TITLE_SIZE * lines)
     figure.update_layout(
         template=template(theme),
         title={
@@ -130,6 +130,7 @@ def base(
         margin={"l": 64, "r": 24, "t": top, "b": 56},
         height=height,
         showlegend=legend,
+        meta={"finding": finding, "what": what, "muted": ink.muted, "lines": lines},  # for `widen_title`
     )
     if legend:
         figure.update_layout(
@@ -142,10 +143,62 @@ def base(
     return figure
 
 
+def widen_title(figure: go.Figure) -> None:
+    """Gives the title of a figure as wide as the page longer lines, and the plot the height that this frees."""
+    said = figure.layout.meta
+    text, lines = _title(said["finding"], said["what"], WIDE, said["muted"])
+    figure.update_layout(
+        title_text=text,
+        margin_t=figure.layout.margin.t - round(1.35 * TITLE_SIZE * (said["lines"] - lines)),
+        meta=said | {"lines": lines},
+    )
+
+
+def _title(finding: str, what: str, width: tuple[int, int], muted: str) -> tuple[str, int]:
+    """The finding in bold, what is drawn below it, and the number of their lines."""
+    title, below = _wrap(finding, width[0]), _wrap(what, width[1])
+    text = f"<b>{'<br>'.join(title)}</b>"
+    if below:
+        text += f'<br><span style="font-size:{FONT_SIZE}px;color:{muted}">{"<br>".join(below)}</span>'
+    return text, len(title) + len(below)
+
+
 def _wrap(text: str, width: int) -> list[str]:
     """Lines of at most `width` characters; numbers keep their units and powers of ten."""
     held = re.sub(r"(?<=\d) (?=[\d%×])|(?<=×) (?=\d)", "\u00a0", text)
     return [line.replace("\u00a0", " ") for line in textwrap.wrap(held, width)]
+
+
+def end_labels(figure: go.Figure, x: float, ends: Sequence[tuple[float, str, str]], top: float) -> None:
+    """Names of lines at their right ends, moved apart where they would overlap; makes room for them on the right.
+
+    Args:
+        figure: with its height and margins set, and a y axis from 0 to `top`.
+        x: where all lines end.
+        ends: (y, text, colour) of each.
+    """
+    plot = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+    ordered = sorted(ends, key=lambda end: end[0])
+    heights = [LABEL_LINE * (1 + text.count("<br>")) * top / plot for _, text, _ in ordered]
+    middles = [y for y, _, _ in ordered]
+    for i in range(1, len(middles)):  # upwards
+        middles[i] = max(middles[i], middles[i - 1] + (heights[i] + heights[i - 1]) / 2)
+    ceiling = top
+    for i in reversed(range(len(middles))):  # and down again where the uppermost would leave the plot
+        middles[i] = min(middles[i], ceiling - heights[i] / 2)
+        ceiling = middles[i] - heights[i] / 2
+    for middle, (_, text, colour) in zip(middles, ordered, strict=True):
+        figure.add_annotation(
+            x=x,
+            y=middle,
+            text=f'<span style="color:{colour}">■</span> {text}',  # text itself in ink: colours are too light to read
+            showarrow=False,
+            xanchor="left",
+            xshift=10,
+            align="left",
+        )
+    longest = max(len(line) for _, text, _ in ends for line in text.split("<br>"))
+    figure.update_layout(margin_r=round(36 + CHARACTER * longest))
 
 
 def colourbar(title: str, **more: Any) -> dict[str, Any]:

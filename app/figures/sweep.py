@@ -31,6 +31,7 @@ def sweep_frame(
     *,
     show: Literal["weights", "change"] = "weights",
     arrange: Literal["visited", "natural"] = "visited",
+    added: float = 0.0,
     layer: str = "",
     theme: Theme = "light",
 ) -> Drawing:
@@ -40,6 +41,7 @@ def sweep_frame(
         step: 0 (dense) to the number of blocks.
         show: |W| as it stands, or how far each weight has moved from its dense value.
         arrange: columns in the order visited (the sweep runs left to right), or in natural order.
+        added: λ, absolute, of the sweep, which errors are shown without.
 
     Raises:
         RoseError: a step that does not exist.
@@ -50,13 +52,14 @@ def sweep_frame(
     position = shrinking.to_numpy(order.permutation) if arrange == "visited" else None
     shrunk, top = _state(trace, step, show, position, shrinking.MAX_CELLS)
     rows, columns = (int(side) for side in trace.weights.shape[1:])
+    error = shrinking.to_numpy(trace.error_so_far(added))
     unit = "|W|" if show == "weights" else "|change|"
     beyond = float(shrunk.array.max()) > top
     saturates = f"; colours end at {words.number(top)}" if beyond else ""
     array = np.where(shrunk.array == 0, np.nan, shrunk.array) if show == "weights" else shrunk.array
     figure = go.Figure(style.heatmap(Shrunk(array, *shrunk[1:]), unit, zmax=top, hoverongaps=False))
     done = sum(order.widths[:step])
-    finding = _sweep_finding(trace, step, blocks)
+    finding = _sweep_finding(error, step, blocks)
     zeros = f"; {'white' if theme == 'light' else 'black'}: pruned" if show == "weights" else ""
     what = f"{unit}{words.of(layer)} after {step} of {blocks} blocks; {shrunk.note}{zeros}{saturates}"
     across = "step (columns as visited)" if arrange == "visited" else "input channel"
@@ -73,7 +76,7 @@ def sweep_frame(
     free = columns - done
     caption = (
         f"{words.whole(removed)} of {words.whole(rows * columns)} weights are pruned so far; {free} of {columns} "
-        f"columns are still free to compensate; the error so far is {words.number(float(trace.error[:step].sum()))}."
+        f"columns are still free to compensate; the error so far is {words.number(float(error[step]))}."
     )
     alt = f"Heatmap of the weights during the sweep, {step} of {blocks} blocks pruned. {finding}. {caption}"
     return Drawing(figure, caption, alt, shrinking.frame(shrunk))
@@ -92,11 +95,11 @@ def _state(trace: SweepTrace, step: int, show: str, position: np.ndarray | None,
     return shrunk, top * (1.0 if show == "weights" else 0.5)
 
 
-def _sweep_finding(trace: SweepTrace, step: int, blocks: int) -> str:
-    total = float(trace.error.sum())
+def _sweep_finding(error: np.ndarray, step: int, blocks: int) -> str:
+    total = float(error[-1])
     if step == 0:
         return f"Nothing is pruned yet; all {blocks} blocks are free"
-    share = float(trace.error[:step].sum()) / total if total > 0 else 0.0
+    share = float(error[step]) / total if total > 0 else 0.0
     return f"After {step} of {blocks} blocks, {words.percent(share, 0)} of the final error has arisen"
 
 
@@ -148,6 +151,7 @@ def sweep_animation(
     order: Order,
     *,
     show: Literal["weights", "change"] = "weights",
+    added: float = 0.0,
     layer: str = "",
     theme: Theme = "light",
 ) -> Drawing:
@@ -156,7 +160,7 @@ def sweep_animation(
     Cells are 8-bit levels, and few enough that the whole stays below 2 MB; at most 33 steps are kept.
     """
     blocks = len(order.widths)
-    steps = sorted(set(np.linspace(0, blocks, min(blocks + 1, MAX_FRAMES)).round().astype(int).tolist()))
+    steps = kept_steps(blocks)
     side = min(FRAME_SIDE, math.isqrt(FRAME_CELLS // len(steps)))
     rows, columns = (int(n) for n in trace.weights.shape[1:])
     position = shrinking.to_numpy(order.permutation)
@@ -186,7 +190,8 @@ def sweep_animation(
     figure = go.Figure(style.heatmap(first, unit, zmax=255, colorbar=bar, colorscale=scale, hoverinfo="skip"))
     figure.update_traces(hovertemplate=None)
     figure.frames = frames
-    share = float(trace.error[: max(1, blocks // 2)].sum() / trace.error.sum()) if float(trace.error.sum()) else 0.0
+    error = shrinking.to_numpy(trace.error_so_far(added))
+    share = float(error[max(1, blocks // 2)] / error[-1]) if error[-1] > 0 else 0.0
     finding = f"The first half of the blocks brings {words.percent(share, 0)} of the error"
     zeros = f"; {'white' if theme == 'light' else 'black'}: pruned" if show == "weights" else ""
     skipped = "" if len(steps) == blocks + 1 else f"; {len(steps)} of {blocks + 1} steps"
@@ -197,13 +202,11 @@ def sweep_animation(
         shapes=frames[0].layout.shapes,
         annotations=frames[0].layout.annotations,
         margin={"t": figure.layout.margin.t + 22, "b": 150},
-        sliders=[_slider(steps, theme)],
-        updatemenus=[_buttons(theme)],
+        **player(steps, theme),
     )
-    error = np.concatenate([[0.0], np.cumsum(shrinking.to_numpy(trace.error).astype(np.float64))])
     caption = (
         f"{blocks} blocks, {words.whole(int(trace.removed.sum()))} weights pruned, "
-        f"final error {words.number(float(error[-1]))}."
+        f"squared error at the end {words.number(float(error[-1]))}."
     )
     alt = f"Animated heatmap of the weights during the sweep. {finding}. {caption}"
     removed = np.concatenate([[0], np.cumsum(shrinking.to_numpy(trace.removed))])
@@ -219,13 +222,23 @@ def _with_removed(theme: Theme) -> list[list[Any]]:
     return [[0.0, REMOVED[theme]], [edge, REMOVED[theme]], *rest]
 
 
+def kept_steps(blocks: int) -> list[int]:
+    """Steps of a sweep that an animation shows: all, or evenly spread ones where they are many."""
+    return sorted(set(np.linspace(0, blocks, min(blocks + 1, MAX_FRAMES)).round().astype(int).tolist()))
+
+
+def player(steps: Sequence[int], theme: Theme) -> dict[str, Any]:
+    """Layout of an animation whose frames are named by step: play at three speeds, pause, and a slider over steps."""
+    return {"sliders": [_slider(steps, theme)], "updatemenus": [_buttons(theme)]}
+
+
 def _slider(steps: Sequence[int], theme: Theme) -> dict[str, Any]:
     ink = palette.INKS[theme]
     now = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
     return {
         "active": 0,
-        "x": 0.22,
-        "len": 0.78,
+        "x": 0.34,
+        "len": 0.66,
         "y": 0,
         "yanchor": "top",
         "pad": {"t": 56},
@@ -240,7 +253,7 @@ def _slider(steps: Sequence[int], theme: Theme) -> dict[str, Any]:
 
 def _buttons(theme: Theme) -> dict[str, Any]:
     ink = palette.INKS[theme]
-    play = {"fromcurrent": True, "frame": {"duration": 700, "redraw": True}, "transition": {"duration": 0}}
+    speeds = {"▶ slow": 1600, "▶": 800, "▶ fast": 300}  # milliseconds a frame
     stop = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
     return {
         "type": "buttons",
@@ -255,7 +268,22 @@ def _buttons(theme: Theme) -> dict[str, Any]:
         "bordercolor": ink.muted,
         "font": {"size": style.FONT_SIZE, "color": ink.text},
         "buttons": [
-            {"label": "▶", "method": "animate", "args": [None, play]},
+            *(
+                {
+                    "label": label,
+                    "method": "animate",
+                    "args": [
+                        None,
+                        {
+                            "fromcurrent": True,
+                            "mode": "immediate",
+                            "frame": {"duration": duration, "redraw": True},
+                            "transition": {"duration": 0},
+                        },
+                    ],
+                }
+                for label, duration in speeds.items()
+            ),
             {"label": "❚❚", "method": "animate", "args": [[None], stop]},
         ],
     }

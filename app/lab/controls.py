@@ -15,10 +15,7 @@ from rose.layer.methods import BUDGETS
 from rose.layer.order import order_names
 
 COLUMNS = (1, 2.7)  # controls left, stage right
-DAMPING_NOTE = (
-    "Final errors are measured without damping; the curves show what the sweep itself accounts for, which "
-    "includes it, and so end higher."
-)
+SEEDS = 10  # random orders that are compared with others, as a band: one alone may be luck, good or bad
 
 
 def label(order: str) -> str:
@@ -44,13 +41,24 @@ def choose_seed(key: str) -> int:
     return st.number_input("Seed of the random order", 0, 9999, 0, key=key, bind=URL)
 
 
-def choose_orders(key: str, default: list[str], *, seed_key: str) -> list[str]:
-    """Names of orders; the random one with its seed."""
-    chosen = st.multiselect("Orders", order_names(), default=default, format_func=label, key=key, bind=URL, wrap=True)
-    if "random" not in chosen:
-        return chosen
-    seed = choose_seed(seed_key)
-    return [f"random:{seed}" if name == "random" else name for name in chosen]
+def choose_orders(key: str, default: list[str]) -> list[str]:
+    """Names of orders; random ones by all of their seeds."""
+    chosen = st.multiselect(
+        "Orders",
+        order_names(),
+        default=default,
+        format_func=lambda name: f"{label(name)}, {SEEDS} seeds" if name == "random" else label(name),
+        key=key,
+        bind=URL,
+        wrap=True,
+    )
+    seeds = [f"random:{seed}" for seed in range(SEEDS)]
+    return [order for name in chosen for order in (seeds if name == "random" else [name])]
+
+
+def kind(order: str) -> str:
+    """The order without its seed."""
+    return order.partition(":")[0]
 
 
 def outcomes(study: Study, layer: str, sweeps: Sequence[Sweep], key: str) -> list[Outcome] | None:

@@ -10,7 +10,7 @@ import rose
 from app import components, session, words
 from app.figures import order_lab as figures
 from app.figures import order_picture
-from app.lab.controls import COLUMNS, DAMPING_NOTE, choose_budget, label, outcomes
+from app.lab.controls import COLUMNS, choose_budget, label, outcomes
 from app.lab.sweeps import BASELINE, WHOLE_BLOCK_ORDERS, Sweep, arrange, dense_energy, ratio, read_own, write_own
 from app.study.study import Study
 from rose.layer.order import order_names, visited_blocks
@@ -76,8 +76,7 @@ def draw(study: Study, layer: str) -> None:
         results = {one.sweep.run_name: one.result for one in (natural, ordered)} | {"custom": yours.result}
         energy, theme, name = dense_energy(study, layer), session.theme(), words.short_layer(layer)
         marked = block if state["base"] in WHOLE_BLOCK_ORDERS else None
-        components.show(figures.error_curve(results, energy, layer=name, theme=theme), "lab-own-curve", height=430)
-        st.caption(DAMPING_NOTE)
+        components.show(figures.error_curve(results, energy, layer=name, theme=theme), "lab-own-curve")
         components.show(
             order_picture.order_picture(plan, order, layer=name, marked_block=marked, theme=theme), "lab-own-picture"
         )

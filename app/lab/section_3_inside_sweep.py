@@ -77,12 +77,16 @@ def draw(study: Study, layer: str) -> None:
 def stage_of(
     result: rose.LayerResult, trace: rose.SweepTrace, step: int, show: Show, arrange: Arrange, play: bool, name: str
 ) -> None:
-    theme = session.theme()
+    theme, added = session.theme(), result.added_damping
     if play:
-        components.show(sweep.sweep_animation(trace, result.order, show=show, layer=name, theme=theme), "lab-animation")
+        components.show(
+            sweep.sweep_animation(trace, result.order, show=show, added=added, layer=name, theme=theme), "lab-animation"
+        )
     else:
         components.show(
-            sweep.sweep_frame(trace, result.order, step, show=show, arrange=arrange, layer=name, theme=theme),
+            sweep.sweep_frame(
+                trace, result.order, step, show=show, arrange=arrange, added=added, layer=name, theme=theme
+            ),
             "lab-frame",
         )
     marked = step - 1 if step and not play else None
@@ -105,6 +109,6 @@ def step_numbers(result: rose.LayerResult, trace: rose.SweepTrace, step: int) ->
         "Loss without compensation": words.number(lost),
         "Compensated": f"{words.number(lost - kept)} ({words.percent(1 - ratio(kept, lost), 0)})",
         "Remains": words.number(kept),
-        "Error so far": words.number(float(trace.error[:step].sum())),
+        "Error so far": words.number(float(trace.error_so_far(result.added_damping)[step])),
     }
     st.markdown("\n".join(f"- {name}: **{value}**" for name, value in rows.items()))

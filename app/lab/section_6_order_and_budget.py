@@ -7,7 +7,7 @@ import streamlit as st
 
 from app import components, session, words
 from app.figures import order_lab as figures
-from app.lab.controls import COLUMNS, choose_orders, outcomes
+from app.lab.controls import COLUMNS, choose_orders, kind, outcomes
 from app.lab.sweeps import Sweep
 from app.study.study import Study
 from rose.layer.methods import BUDGETS
@@ -19,10 +19,9 @@ def draw(study: Study, layer: str) -> None:
         orders = choose_orders(
             "lab_matrix_orders",
             ["natural", "two_level", "columns", "blocks", "hessian", "random", "global"],
-            seed_key="lab_matrix_seed",
         )
         held_out = {"held_out": "Held-out"} if study.held_out_statistics(layer) is not None else {}
-        kind = components.choose("Error on", {"calibration": "Calibration"} | held_out, "lab_matrix_kind")
+        error_on = components.choose("Error on", {"calibration": "Calibration"} | held_out, "lab_matrix_kind")
         st.markdown(
             "Two effects hide in an order. **Compensation**: columns pruned early find more free columns to repair the "
             "damage. **Budget**: a block that must give up the same share as every other cannot protect important "
@@ -36,10 +35,10 @@ def draw(study: Study, layer: str) -> None:
             return
         table = pd.DataFrame(
             {
-                "order": [one.sweep.order_name for one in made],
+                "order": [kind(one.sweep.order_name) for one in made],
                 "budget": [one.sweep.budget for one in made],
-                "relative_error": [one.error if kind == "calibration" else one.held_out_error for one in made],
+                "relative_error": [one.error if error_on == "calibration" else one.held_out_error for one in made],
             }
         )
-        name = words.short_layer(layer) + (" on held-out tokens" if kind == "held_out" else "")
+        name = words.short_layer(layer) + (" on held-out tokens" if error_on == "held_out" else "")
         components.show(figures.order_budget_matrix(table, layer=name, theme=session.theme()), "lab-matrix")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ import torch
 
 import rose
 from app.figures import palette
+from app.figures.order_lab import run_style, runs
 from app.study.study import Study
 from rose.layer.error import quadratic_form, relative_error
 from rose.layer.order import visited_blocks
@@ -55,7 +57,7 @@ class Outcome:
 
     Attributes:
         sweep: what was asked.
-        result: as `rose.prune_layer` gave it, without weight, mask and trace.
+        result: as `rose.prune_layer` gave it, without weight and mask; its trace holds the errors alone.
         held_out_error: relative error on held-out inputs; None where the study has none.
         sparsity: realised, which a result without its mask no longer knows.
     """
@@ -82,7 +84,12 @@ def outcome(study: Study, layer: str, sweep: Sweep) -> Outcome:
         sparsity = sweep.sparsity or study.setup.sparsity
         options = study.layer_options() | {"sparsity": sparsity}
         result = rose.prune_layer(
-            study.weight(layer), study.statistics(layer), order=sweep.order, budget=sweep.budget, **options
+            study.weight(layer),
+            study.statistics(layer),
+            order=sweep.order,
+            budget=sweep.budget,
+            trace="errors",
+            **options,
         )
         held_out = study.held_out_statistics(layer)
         other = None if held_out is None else relative_error(study.weight(layer), result.weight, held_out.hessian)
@@ -111,23 +118,34 @@ def dense_energy(study: Study, layer: str) -> float:
 
 
 def table(outcomes: Sequence[Outcome], base: Outcome) -> pd.DataFrame:
-    """One row per sweep, best first: errors, and their ratio to natural order with the block budget."""
-    rows = [
-        {
-            "order": palette.order_style(one.sweep.order_name).label,
-            "budget": one.sweep.budget,
-            "relative_error": one.error,
-            "to_baseline": ratio(one.error, base.error),
-            "held_out_error": one.held_out_error,
-            "held_out_to_baseline": None
-            if one.held_out_error is None or base.held_out_error is None
-            else ratio(one.held_out_error, base.held_out_error),
-            "sparsity": one.sparsity,
-        }
-        for one in outcomes
-    ]
-    made = pd.DataFrame(rows).sort_values("relative_error", kind="stable", ignore_index=True)
-    return made.dropna(axis="columns", how="all")
+    """One row per sweep, best first: errors, and their ratio to the baseline; random orders of several seeds share one.
+
+    Their errors are means, and `seeds` is the range they lie in.
+    """
+    by_name = {one.sweep.run_name: one for one in outcomes}
+    rows = []
+    for name, members in runs(by_name).items():
+        made = [by_name[member] for member in members]
+        first, error = made[0], fmean(one.error for one in made)
+        held = None if first.held_out_error is None else fmean(one.held_out_error or 0.0 for one in made)
+        low, high = min(one.error for one in made), max(one.error for one in made)
+        rows.append(
+            {
+                "sweep": run_style(name).label,
+                "order": palette.order_style(name.partition(" + ")[0]).label,
+                "budget": first.sweep.budget,
+                "relative_error": error,
+                "to_baseline": ratio(error, base.error),
+                "seeds": f"{low:.5f} to {high:.5f}" if len(made) > 1 else None,
+                "held_out_error": held,
+                "held_out_to_baseline": None
+                if held is None or base.held_out_error is None
+                else ratio(held, base.held_out_error),
+                "sparsity": first.sparsity,
+            }
+        )
+    made_table = pd.DataFrame(rows).sort_values("relative_error", kind="stable", ignore_index=True)
+    return made_table.dropna(axis="columns", how="all")
 
 
 def ratio(error: float, base: float) -> float:

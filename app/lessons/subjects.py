@@ -17,7 +17,7 @@ import rose
 from app.lab.sweeps import dense_energy
 from app.study.study import Study
 from rose.layer.error import quadratic_form
-from rose.layer.order import plan_from_importance
+from rose.layer.order import plan_from_importance, visited_blocks
 
 TITLES = (
     "Importance",
@@ -143,14 +143,25 @@ def real(study: Study, layer: str, threshold: float) -> Subject:
     )
 
 
-def extremes(study: Study) -> tuple[str, str] | None:
-    """Of the layers measured so far, those of highest and of lowest relative range; None before the first."""
+def examples(study: Study, threshold: float) -> tuple[str, str] | None:
+    """Of the layers measured so far, one that shows what an order does and one where there is nothing to show.
+
+    The first has the highest relative range of the columnar layers whose blocks change places in two-level order, or
+    of all where there is none; the second the lowest. None before the first layer is measured.
+    """
     records = study.records()
     records = records[[study.has(layer) for layer in records["layer"]]]  # kept records come before their statistics
     if not len(records):
         return None
-    ranges = records.drop_duplicates("layer").set_index("layer")["relative_range"]
-    return str(ranges.idxmax()), str(ranges.idxmin())
+    ranges = records.drop_duplicates("layer").set_index("layer")["relative_range"].sort_values(ascending=False)
+    columnar = [str(layer) for layer in ranges.index[ranges > threshold]]
+    moving = (layer for layer in columnar if _blocks_move(study.plan(layer)))
+    return next(moving, str(ranges.index[0])), str(ranges.index[-1])
+
+
+def _blocks_move(plan: rose.OrderPlan) -> bool:
+    blocks = visited_blocks(plan, rose.make_order(plan, "two_level"))
+    return blocks != list(range(len(blocks)))
 
 
 def strengths(design: LayerDesign, values: Sequence[float]) -> list[tuple[float, float, float]]:

@@ -124,14 +124,36 @@ def order_lesson(plan: rose.OrderPlan, guess: int | None) -> Lesson:
     )
 
 
-def sweep_lesson(subject: Subject, natural: rose.LayerResult, ordered: rose.LayerResult, step: int) -> Lesson:
+BETS = {"less": "clearly less error", "same": "about the same", "more": "clearly more error"}
+CLEAR = 0.02  # change of the error from which on a lesson calls it clear
+
+
+def sweep_lesson(
+    subject: Subject, natural: rose.LayerResult, ordered: rose.LayerResult, step: int, ended: bool, bet: str | None
+) -> Lesson:
     """Lessons 5 and 6: one sweep in natural order beside one in two-level order, after `step` blocks.
+
+    Args:
+        ended: whether the end has been seen; before that the lesson does not tell it.
+        bet: what was said before, a key of `BETS`.
 
     Raises:
         RoseError: the results carry no trace.
     """
     gain = 1 - ordered.relative_error / natural.relative_error if natural.relative_error > 0 else 0.0
     blocks = len(subject.plan.block_width)
+    formula = r"e = \frac{w_j}{U_{jj}} \qquad w_{j:} \leftarrow w_{j:} - e\,U_{j,j:}"
+    done = f"{step} of {blocks} {'block' if blocks == 1 else 'blocks'} pruned."
+    spread = f"Relative range {subject.plan.relative_range:.2f}"
+    if not ended:
+        first = [visited_blocks(subject.plan, result.order)[0] for result in (natural, ordered)]
+        return Lesson(
+            "The same layer, pruned in two orders: how will they end?",
+            (formula,),
+            f"{done if step else 'Nothing is pruned yet.'} Each weight that goes leaves an error e, and the columns to "
+            f"its right absorb what they can. Natural order starts with block {first[0]}, two-level order with block "
+            f"{first[1]}. {spread}.\n\nAfter all blocks, compared with natural order, two-level order will have …",
+        )
     if subject.plan.is_columnar and gain > 0:
         claim = f"On this columnar layer, two-level order saves {percent(gain)} of the error."
     elif subject.plan.is_columnar:
@@ -142,19 +164,26 @@ def sweep_lesson(subject: Subject, natural: rose.LayerResult, ordered: rose.Laye
         _block_sentence(result, step, order, subject.energy)
         for result, order in ((natural, "natural"), (ordered, "two-level"))
     ]
-    done = f"{step} of {blocks} {'block' if blocks == 1 else 'blocks'} pruned."
     now = "Nothing is pruned yet." if step == 0 else " ".join([done, *lines])
     decision = "ROSE uses two-level order here" if subject.plan.is_columnar else "ROSE keeps natural order here"
     return Lesson(
         claim,
         (
-            r"e = \frac{w_j}{U_{jj}} \qquad w_{j:} \leftarrow w_{j:} - e\,U_{j,j:}",
+            formula,
             rf"\frac{{\text{{two-level}}}}{{\text{{natural}}}} = "
             rf"\frac{{{ordered.relative_error:.5f}}}{{{natural.relative_error:.5f}}} = {1 - gain:.3f}",
         ),
-        f"{now}\n\nAfter all blocks, two-level order has {_change(gain)} than natural order. Relative range "
-        f"{subject.plan.relative_range:.2f}: {decision}.",
+        f"{_judged(bet, gain)}{now}\n\nAfter all blocks, two-level order has {_change(gain)} than natural order. "
+        f"{spread}: {decision}.",
     )
+
+
+def _judged(bet: str | None, gain: float) -> str:
+    if bet is None:
+        return ""
+    right = "less" if gain > CLEAR else "more" if gain < -CLEAR else "same"
+    said = f"You said {BETS[bet]}"
+    return f"**{said}: yes.** " if bet == right else f"**{said}; it is {BETS[right]}.** "
 
 
 def strength_lesson(design: LayerDesign, points: Sequence[tuple[float, float, float]], here: Subject) -> Lesson:

@@ -30,6 +30,7 @@ from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.layer.methods import get_method
 from rose.model.calibration import cut_windows, first_token
+from rose.model.evaluation import perplexity_of, window_losses
 from rose.model.generation import continue_prompt
 from rose.model.loading import check_output
 
@@ -46,6 +47,7 @@ class EvaluatedModel:
         text: the continuation of the prompt, empty without one.
         report: of the pruning, with perplexities in its summary.
         checkpoint: .zip file or folder, where one was kept.
+        losses: mean loss a token of each window, by which models are compared.
     """
 
     method: str
@@ -54,6 +56,7 @@ class EvaluatedModel:
     text: str
     report: rose.RunReport | None = None
     checkpoint: Path | None = None
+    losses: tuple[float, ...] = ()
 
     @property
     def label(self) -> str:
@@ -247,7 +250,8 @@ class PruningRun:
         whose = "the dense model" if report is None else f"{get_method(method).label}, sparsity {sparsity}"
         self._say(f"Perplexity of {whose}")
         share = self._share(job, cost)
-        perplexity = rose.perplexity(model, windows, progress=share)
+        losses = window_losses(model, windows, progress=share)
+        perplexity, by_window = perplexity_of(losses), tuple(losses.tolist())
         text = ""
         if request.prompt.strip():
             self._say(f"Prompt continued by {whose}")
@@ -256,7 +260,7 @@ class PruningRun:
             )
         self._done += cost
         if report is None:
-            return EvaluatedModel(method, sparsity, perplexity, text)
+            return EvaluatedModel(method, sparsity, perplexity, text, losses=by_window)
         assert self.dense is not None
         report = report.with_summary(
             model=self.setup.model,
@@ -270,7 +274,7 @@ class PruningRun:
             perplexity_after=perplexity,
         )
         checkpoint = self._save(model, tokenizer, method, sparsity, report, job)
-        return EvaluatedModel(method, sparsity, perplexity, text, report, checkpoint)
+        return EvaluatedModel(method, sparsity, perplexity, text, report, checkpoint, by_window)
 
     def _save(
         self,

@@ -1,10 +1,14 @@
-"""Results of many runs from a file: one row per method, sparsity and calibration seed, and their spread over seeds."""
+"""What can be said of results: of two models on the same windows, and of many runs from a file over their seeds."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp
 from typing import IO
 
 import pandas as pd
+from scipy import stats
 
 from rose import RoseError
 
@@ -51,3 +55,40 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     for name in NUMBERS[:2]:
         result[f"{name}_spread"] = (groups[name].max() - groups[name].min()) / 2
     return result.reset_index()
+
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Perplexity of one model over that of another on the same windows, with its 95 % confidence interval.
+
+    Attributes:
+        value: exp of the mean difference of the windows' losses.
+        low, high: exp of the ends of the paired t interval of that mean; 0 and infinity for a single window.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether chance over windows is an unlikely explanation: the interval does not hold 1."""
+        return not self.low <= 1 <= self.high
+
+
+def perplexity_ratio(losses: Sequence[float], others: Sequence[float]) -> Ratio:
+    """Compares two models window by window (paired t interval of the mean difference; Student 1908).
+
+    Args:
+        losses, others: of `rose.model.evaluation.window_losses`, on the same windows.
+    """
+    gaps = pd.Series(losses, dtype=float) - pd.Series(others, dtype=float)
+    mean = float(gaps.mean())
+    if len(gaps) < 2:
+        return Ratio(exp(mean), 0.0, float("inf"))
+    error = float(gaps.std(ddof=1)) / len(gaps) ** 0.5
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(gaps) - 1)) * error
+    return Ratio(exp(mean), exp(mean - reach), exp(mean + reach))

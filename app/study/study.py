@@ -23,7 +23,7 @@ from app.jobs import Job, acquire
 from app.study import cache
 from app.study.setup import MEASURED, Setup
 from rose.layer.hessian import condition_number, spectrum
-from rose.layer.order import replan
+from rose.layer.order import live_range, replan
 from rose.model.capture import BlockStatistics, statistics_of
 from rose.model.pipeline import measure_layer
 from rose.model.structure import PrunableLayer, select_layers
@@ -35,6 +35,7 @@ from rose.report import records_table
 KEPT_RESULTS = 96
 KEPT_LATEST = 8
 KEPT_BYTES = 5 * 10**8
+OUTPUT_PROJECTIONS = ("attn.o_proj", "attn.out_proj", "attn.c_proj", "attention.dense", "attention.o_proj")
 HOME = torch.device("cpu")  # where models of the app rest
 T = TypeVar("T")
 
@@ -262,8 +263,8 @@ class Study:
 
         `error_NAME` is the relative error on calibration inputs, `held_out_NAME` that on held-out ones, of SparseGPT,
         two-level order whether columnar or not, ROSE (two-level where columnar under this threshold), and ROSE global.
-        `gain` is the share of SparseGPT's error that two-level order saves (above 0: better), `held_out_gain` that of
-        its held-out error.
+        `gain` is the share of SparseGPT's error that two-level order saves (above 0: better), `held_out_gain` the same
+        on held-out inputs. `live_range` is the relative range without dead columns, NaN where a layer has none.
         """
         table = self.records()
         keys = ["layer", "block_index", "projection", "rows", "columns", "relative_range", "dead_columns", "damping"]
@@ -281,6 +282,8 @@ class Study:
         wide["gain"] = 1 - wide["error_two_level"] / natural.where(natural > 0)
         held_out = wide["held_out_sparsegpt"]
         wide["held_out_gain"] = 1 - wide["held_out_two_level"] / held_out.where(held_out > 0)
+        dead = [name for name in wide.index[wide["dead_columns"] > 0] if self.has(name)]
+        wide["live_range"] = pd.Series({name: self.live_range(name) for name in dead}, dtype=float)
         return wide.reset_index()
 
     def most_columnar(self) -> str | None:
@@ -326,6 +329,16 @@ class Study:
         )
         # A slider over the threshold must not fill the memory with copies of the losses: these share them.
         return self.remember(("plan", layer, sparsity, threshold), lambda: replan(base, threshold))
+
+    def live_range(self, layer: str) -> float:
+        """Relative range of this layer without its dead columns; remembered."""
+        return self.remember(("live range", layer), lambda: live_range(self.plan(layer)))
+
+    def heads(self, layer: str) -> int:
+        """Attention heads whose outputs are this layer's inputs, side by side; 0 where it is no output projection."""
+        config = getattr(self.loaded.model, "config", None) if self.loaded else None
+        heads = getattr(config, "num_attention_heads", 0) or 0
+        return int(heads) if layer.endswith(OUTPUT_PROJECTIONS) else 0
 
     def prune(
         self,

@@ -11,12 +11,13 @@ import streamlit as st
 import rose
 from app import components, session, words
 from app.components import URL
-from app.figures import comparison, hessian, losses, maps, order_picture, overview, palette
+from app.figures import anatomy, comparison, hessian, losses, maps, order_picture, overview, palette
 from app.figures.style import Drawing
 from app.study import tables
 from app.study.study import Study
 
 SECTIONS = {
+    "why": "Why",
     "weights": "Weights",
     "inputs": "Inputs",
     "losses": "Losses",
@@ -62,7 +63,7 @@ def key_figures(study: Study, layer: str, plan: rose.OrderPlan, row: pd.Series) 
         ("Relative range", f"{plan.relative_range:.3f}", verdict, "(max − min) / max of the blocks' losses"),
         ("Condition", words.number(row["condition"]), None, "Of the damped Hessian"),
         ("Damping used", f"{row['damping']:g}", "raised" if raised else None, "Relative to the mean of diag(H)"),
-        ("Dead columns", f"{row['dead_columns']:.0f}", None, "Input channels that were 0 on every token"),
+        ("Dead columns", f"{row['dead_columns']:.0f}", without_dead(row), "Input channels that were 0 on every token"),
         ("Error, SparseGPT", f"{row['error_sparsegpt']:.4f}", None, "Relative, on calibration tokens"),
         ("Error, ROSE", f"{row['error_rose']:.4f}", versus(saved, plan.is_columnar), "Two-level order if columnar"),
     ]
@@ -81,6 +82,11 @@ def key_figures(study: Study, layer: str, plan: rose.OrderPlan, row: pd.Series) 
     for start in range(0, len(figures_row), 4):
         for place, (label, value, delta, meaning) in zip(st.columns(4), figures_row[start : start + 4], strict=False):
             place.metric(label, value, delta, delta_color="off", delta_arrow="off", help=meaning)
+
+
+def without_dead(row: pd.Series) -> str | None:
+    """The relative range without dead columns, where there are some."""
+    return None if pd.isna(row["live_range"]) else f"range {row['live_range']:.3f} without them"
 
 
 def versus(saved: float, columnar: bool) -> str:
@@ -113,6 +119,13 @@ def look(layer: str, block: int | None = None) -> dict[str, Any]:
 
 
 # Sections
+
+
+def why(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
+    norm = study.statistics(layer).mean_square.sqrt()
+    heads = study.heads(layer)
+    drawing = anatomy.layer_strips(study.weight(layer), plan, norm, heads=heads, **look(layer, block))
+    components.show(drawing, "layer-strips", wide=True)
 
 
 def weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
@@ -273,6 +286,7 @@ def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
 
 
 VIEWS = {
+    "why": why,
     "weights": weights,
     "inputs": inputs,
     "losses": pre_pruning,

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+import rose
 from app import components, session, words
 from app.figures import overview as figures
 from app.figures import palette
@@ -92,16 +93,22 @@ def results(study: Study, table: pd.DataFrame, metric: str, threshold: float) ->
             marked_layer=session.layer(),
             theme=session.theme(),
         )
-        components.show(drawing, "layers-map", on_select=lambda: pick("layers-map"))
-    strip = figures.range_strip(table, threshold=threshold, marked_layer=session.layer(), theme=session.theme())
-    components.show(strip, "layers-strip", on_select=lambda: pick("layers-strip"))
+        components.show(drawing, "layers-map", on_select=lambda: pick("layers-map"), wide=True)
+    chosen = filtered(table)
+    try:
+        scatter = figures.gain_scatter(chosen, threshold=threshold, marked_layer=session.layer(), theme=session.theme())
+        components.show(scatter, "layers-scatter", on_select=lambda: pick("layers-scatter"), wide=True)
+    except rose.RoseError as problem:
+        st.info(str(problem))
     pick_by_name(study, table)
-    exact(table)
+    exact(chosen)
 
 
 def nothing_in(metric: str) -> str:
     """Why no layer has a value to show."""
     if metric.startswith("held_out"):
+        return "There are no held-out samples in this set-up; ask for some on the start page."
+    if metric == "held_out_gain":
         return "There are no held-out samples in this set-up; ask for some on the start page."
     if metric == "gain":
         return "SparseGPT makes no error in any layer at this sparsity, so there is none that an order could save."
@@ -127,6 +134,33 @@ def listed(layers: Sequence[str]) -> str:
     names = [words.short_layer(layer) for layer in layers]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
+
+
+def filtered(table: pd.DataFrame) -> pd.DataFrame:
+    """The layers that the scatter and the table show."""
+    kinds = list(dict.fromkeys(table["projection"]))
+    last = int(table["block_index"].max())
+    with st.expander("Filter the layers below", icon=":material/filter_alt:"):
+        one, two, three = st.columns(3)
+        projections = one.multiselect("Projection", kinds, key="filter_projection", placeholder="all")
+        low, high = two.slider("Decoder blocks", 0, max(last, 1), (0, max(last, 1)), key="filter_blocks")
+        ranges = three.slider("Relative range", 0.0, 1.0, (0.0, 1.0), 0.01, key="filter_range")
+        with one:
+            sign = st.segmented_control("Two-level gain", ["above 0", "not above 0"], key="filter_gain")
+        with two:
+            dead = st.segmented_control("Dead columns", ["some", "none"], key="filter_dead")
+    gain = table["held_out_gain"].fillna(table["gain"])
+    keep = table["block_index"].between(low, high) & table["relative_range"].between(*ranges)
+    if projections:
+        keep &= table["projection"].isin(projections)
+    if sign:
+        keep &= (gain > 0) == (sign == "above 0")
+    if dead:
+        keep &= (table["dead_columns"] > 0) == (dead == "some")
+    chosen = table[keep].reset_index(drop=True)
+    if len(chosen) < len(table):
+        st.caption(f"{len(chosen)} of {len(table)} layers pass the filter.")
+    return chosen
 
 
 # Choosing a layer
@@ -186,7 +220,7 @@ def exact(table: pd.DataFrame) -> None:
         height=420,
         column_order=[
             "block_index", "projection", "relative_range", "is_columnar", "held_out_gain", "gain", *errors, "condition",
-            "rows", "columns", "dead_columns", "damping",
+            "rows", "columns", "dead_columns", "live_range", "damping",
         ],
         column_config={
             "block_index": st.column_config.NumberColumn("Decoder block", pinned=True),
@@ -199,6 +233,10 @@ def exact(table: pd.DataFrame) -> None:
             "rows": st.column_config.NumberColumn("Rows"),
             "columns": st.column_config.NumberColumn("Columns"),
             "dead_columns": st.column_config.NumberColumn("Dead columns"),
+            "held_out_gain": st.column_config.NumberColumn("Held-out gain", format="percent"),
+            "live_range": st.column_config.NumberColumn(
+                "Range without dead columns", format="%.2f", help="Where a layer has some"
+            ),
             "damping": st.column_config.NumberColumn("Damping used", format="%g"),
             **{
                 name: bar(f"{palette.method_style(method).label}, {kinds[kind]}", largest, "%.4f")

@@ -13,9 +13,10 @@ from app.components import URL
 from app.figures import learn as figures
 from app.figures import losses, maps
 from app.figures import order_lab as order_figures
-from app.figures.race import sweep_race
+from app.figures.race import race_animation, sweep_race
 from app.figures.style import Drawing
 from app.lab import sweeps
+from app.lessons import projector as keys
 from app.lessons import subjects, texts
 from app.lessons.subjects import LayerDesign, Subject
 from app.lessons.texts import Lesson
@@ -24,8 +25,9 @@ from rose.layer.methods import BUDGETS
 
 # Of text and stage, pixels: nothing below them moves from step to step, and on a screen of 1280 × 800 nothing is cut.
 HEIGHT = 554
+SPEEDS = {1.0: "1×", 0.5: "½×", 2.0: "2×", 4.0: "4×"}
 SPLIT = (1, 1.55)
-TICK = 1.2  # seconds a block is shown while a sweep plays
+TICK = 1.2  # seconds a block is shown while a sweep plays at speed 1
 LABELS = [f"{number} {title}" for number, title in enumerate(subjects.TITLES, 1)]
 COLUMNAR = LayerDesign(strength=3.0)
 FLAT = LayerDesign(strength=0.0)
@@ -53,6 +55,7 @@ def steady(drawing: Drawing) -> Drawing:
 
 
 def example_stage(plan: rose.OrderPlan, *, losses: bool, mask: bool) -> Drawing:
+    """The example in natural order; with its losses, the block that loses most is marked."""
     lost = plan.potential_loss > 0
     drawing = figures.number_matrix(
         plan.importance,
@@ -134,7 +137,7 @@ def order_step() -> None:
         else:
             st.button("Guess again", icon=":material/replay:", key="lesson-again", on_click=forget_guess)
     with stage:
-        draw(ordered_stage(plan) if revealed else example_stage(plan, losses=True, mask=True), "order")
+        draw(ordered_stage(plan) if revealed else example_stage(plan, losses=False, mask=True), "order")
 
 
 def keep_guess(guess: int) -> None:
@@ -152,13 +155,24 @@ def forget_guess() -> None:
 
 
 def real_layer(columnar: bool) -> tuple[Study, str] | None:
-    """The measured layer of highest, or of lowest, relative range, if there is one that can be recorded."""
+    """The measured layer to show, if there is one that can be recorded: see `subjects.examples`."""
     study = session.study()
-    found = subjects.extremes(study) if study is not None else None
+    found = subjects.examples(study, session.threshold()) if study is not None else None
     if study is None or found is None:
         return None
     layer = found[0] if columnar else found[1]
     return (study, layer) if sweeps.trace_bytes(study, layer) <= sweeps.LARGEST_TRACE else None
+
+
+def choose_subject(columnar: bool) -> tuple[Study, str] | None:
+    """A real layer where one is measured and asked for; the generated one, None, is the same for every class."""
+    measured = real_layer(columnar)
+    if measured is None:
+        st.caption("A generated layer. With a model measured, a real one can stand here:")
+        st.page_link(components.START_PAGE, label="Measure a model", icon=":material/play_arrow:")
+        return None
+    kinds = {"generated": "Generated layer", "real": "Real layer"}
+    return measured if components.section(kinds, "lesson_kind", "Layer") == "real" else None
 
 
 def subject_of(chosen: tuple[Study, str] | None, design: LayerDesign) -> Subject:
@@ -166,23 +180,24 @@ def subject_of(chosen: tuple[Study, str] | None, design: LayerDesign) -> Subject
 
 
 def where_from(chosen: tuple[Study, str] | None, columnar: bool, plan: rose.OrderPlan) -> None:
-    """Says which layer the stage shows, and how to get a real one."""
+    """Says which real layer the stage shows."""
     if chosen is None:
-        st.caption("A generated layer. With a model measured, a real one stands here:")
-        st.page_link(components.START_PAGE, label="Measure a model", icon=":material/play_arrow:")
         return
     study, layer = chosen
     measured = study.records()["layer"].nunique()
-    word = "highest" if columnar else "lowest"
+    word = "highest relative range of a layer whose blocks change places" if columnar else "lowest relative range"
     st.caption(
-        f"**{words.short_layer(layer)}** of {study.setup.model}: the {word} relative range, "
-        f"{plan.relative_range:.2f}, of {words.count(measured, 'measured layer')}."
+        f"**{words.short_layer(layer)}** of {study.setup.model}: the {word}, {plan.relative_range:.2f}, of "
+        f"{words.count(measured, 'measured layer')}."
     )
 
 
 def sweep_step(columnar: bool) -> None:
+    """Two sweeps, block by block; what they end at is told only once they have been seen to end."""
     left, stage = sides()
-    chosen = real_layer(columnar)
+    with left:
+        text = st.container()
+        chosen = choose_subject(columnar)
     subject = subject_of(chosen, COLUMNAR if columnar else FLAT)
     orders = ("natural", "two_level")
     with stage:
@@ -193,21 +208,31 @@ def sweep_step(columnar: bool) -> None:
     natural, ordered = (subject.prune(order, "block", True) for order in orders)
     blocks = len(natural.order.widths)
     step = played_step(blocks)
+    seen = (subject.name, columnar)
+    if step == blocks:
+        st.session_state.lesson_ended = seen
+    ended = st.session_state.get("lesson_ended") == seen
+    with text:
+        draw_lesson(texts.sweep_lesson(subject, natural, ordered, step, ended, st.session_state.get("lesson_bet")))
+        if not ended:
+            st.pills(
+                "Your guess, before you play", list(texts.BETS), format_func=texts.BETS.__getitem__, key="lesson_bet"
+            )
     with left:
-        draw_lesson(texts.sweep_lesson(subject, natural, ordered, step))
         where_from(chosen, columnar, subject.plan)
     with stage:
-        play_controls(blocks)
         name = subject.name if chosen is None else words.short_layer(subject.name)
+        play_controls(blocks, (natural, ordered), subject.energy, name)
         theme = session.theme()
-        draw(sweep_race((natural, ordered), step, subject.energy, layer=name, height=384, theme=theme), "race")
+        race = sweep_race((natural, ordered), step, subject.energy, layer=name, height=384, show_end=ended, theme=theme)
+        draw(race, "race")
 
 
 def played_step(blocks: int) -> int:
     """The step to show now; one further where the sweep is playing and its time has come."""
     state = st.session_state
     step = min(state.get("lesson_step", linked_step()), blocks)
-    if playing() and time.monotonic() - state.lesson_ticked >= 0.8 * TICK:
+    if playing() and time.monotonic() - state.lesson_ticked >= 0.8 * tick():
         step, state.lesson_ticked = min(step + 1, blocks), time.monotonic()
         if step == blocks:
             state.lesson_playing = False
@@ -223,6 +248,11 @@ def linked_step() -> int:
 
 def playing() -> bool:
     return bool(st.session_state.get("lesson_playing"))
+
+
+def tick() -> float:
+    """Seconds a block is shown at the chosen speed."""
+    return TICK / (st.session_state.get("lesson_speed") or 1.0)
 
 
 def play(blocks: int) -> None:
@@ -241,8 +271,9 @@ def go(by: int, blocks: int) -> None:
     state.lesson_playing, state.lesson_step = False, min(max(state.lesson_step + by, 0), blocks)
 
 
-def play_controls(blocks: int) -> None:
-    start, back, forth, where = st.columns([2, 1, 1, 4], vertical_alignment="center")
+def play_controls(blocks: int, results: tuple[rose.LayerResult, rose.LayerResult], energy: float, name: str) -> None:
+    """Play and pause, a block back and on, where it stands, how fast, and all of it as a file."""
+    start, back, forth, where, speed, file = st.columns([2.1, 0.8, 0.8, 2.6, 1.5, 0.8], vertical_alignment="bottom")
     step = st.session_state.lesson_step
     icon = ":material/pause:" if playing() else ":material/play_arrow:"
     start.button(
@@ -258,6 +289,17 @@ def play_controls(blocks: int) -> None:
     )  # fmt: skip
     # The hand goes first: whoever moves the slider stops the play.
     where.slider("Blocks pruned", 0, blocks, key="lesson_step", on_change=pause, bind=URL)
+    speed.selectbox("Speed", list(SPEEDS), format_func=SPEEDS.__getitem__, key="lesson_speed")
+    theme = session.theme()
+    file.download_button(
+        ":material/download:",
+        lambda: components.as_html(race_animation(results, energy, layer=name, theme=theme)),
+        "sweep.html",
+        on_click="ignore",
+        key="lesson-animation",
+        help="The whole sweep as one HTML file that plays in any browser, without a network",
+        width="stretch",
+    )
 
 
 # Step 7: a generated layer
@@ -304,12 +346,9 @@ def choose_design() -> LayerDesign:
 
 def effects_step() -> None:
     left, stage = sides()
-    chosen = real_layer(columnar=True)
     with left:
-        if chosen is not None:
-            kinds = {"real": "Real layer", "generated": "Generated layer"}
-            kind = components.section(kinds, "lesson_kind", "Layer")
-            chosen = chosen if kind == "real" else None
+        text = st.container()
+        chosen = choose_subject(columnar=True)
     subject = subject_of(chosen, COLUMNAR)
     with stage:
         pairs = [(order, budget) for order in subjects.SEPARATED for budget in BUDGETS]
@@ -321,10 +360,10 @@ def effects_step() -> None:
         table = subjects.error_table(errors)
         name = subject.name if chosen is None else words.short_layer(subject.name)
         draw(order_figures.order_budget_matrix(table, layer=name, theme=session.theme()), "effects")
-    with left:
+    with text:
         draw_lesson(texts.effects_lesson(subject, errors))
-        if chosen is not None or real_layer(columnar=True) is None:
-            where_from(chosen, True, subject.plan)
+    with left:
+        where_from(chosen, True, subject.plan)
 
 
 # The page
@@ -332,7 +371,10 @@ def effects_step() -> None:
 
 def sides() -> tuple[st.delta_generator.DeltaGenerator, st.delta_generator.DeltaGenerator]:
     left, right = st.columns(SPLIT)
-    return left.container(height=HEIGHT, border=False), right.container(height=HEIGHT, border=True)
+    return (
+        left.container(height=HEIGHT, border=False, key="lesson-text"),
+        right.container(height=HEIGHT, border=True, key="lesson-stage"),
+    )
 
 
 STEPS: tuple[Callable[[], None], ...] = (
@@ -363,19 +405,24 @@ def renamed_lesson() -> str | None:
 
 def turned() -> None:
     """Callback: another lesson starts from the beginning."""
-    st.session_state.lesson_playing, st.session_state.lesson_step = False, 0
+    state = st.session_state
+    state.lesson_playing, state.lesson_step = False, 0
+    state.lesson_ended = state.lesson_bet = None
 
 
-st.title("Learn: how does ROSE choose an order?")
-if "lesson" not in st.session_state and (renamed := renamed_lesson()):
-    st.session_state.lesson = renamed
-first = None if "lesson" in st.session_state else LABELS[0]  # a default and a value set by hand exclude each other
-lesson = st.segmented_control(
-    "Step", LABELS, default=first, required=True, key="lesson", bind=URL, on_change=turned,
-    label_visibility="collapsed", wrap=True,
-)  # fmt: skip
+projector = st.query_params.get("projector") == "on"
+keys.draw(projector)
+with st.container(key="lesson-head"):
+    st.title("Learn: how does ROSE choose an order?")
+    if "lesson" not in st.session_state and (renamed := renamed_lesson()):
+        st.session_state.lesson = renamed
+    first = None if "lesson" in st.session_state else LABELS[0]  # a default and a value set by hand exclude each other
+    lesson = st.segmented_control(
+        "Step", LABELS, default=first, required=True, key="lesson", bind=URL, on_change=turned,
+        label_visibility="collapsed", wrap=True,
+    )  # fmt: skip
 index = LABELS.index(lesson or LABELS[0])
-timer = TICK if playing() else None
+timer = tick() if playing() else None
 
 
 def body() -> None:
@@ -383,17 +430,39 @@ def body() -> None:
         STEPS[index]()
     except rose.RoseError as problem:
         st.error(str(problem), icon=":material/error:")
-    if (TICK if playing() else None) != timer:
+    if (tick() if playing() else None) != timer:
         st.rerun()  # the whole page: the timer is set, or taken away, there
 
 
+def switch(on: bool) -> None:
+    if on:
+        st.query_params.projector = "on"
+    else:
+        st.query_params.pop("projector", None)
+
+
 components.live(body, timer)
-back, _, forth = st.columns([1, 3, 1])
+back, middle, forth = st.columns([1, 3, 1], vertical_alignment="center")
 back.button(
     "Previous", icon=":material/arrow_back:", key="lesson-previous", on_click=turn, args=(-1,),
-    disabled=index == 0, shortcut="PageUp", width="stretch",
+    disabled=index == 0, help="Page Up", width="stretch",
 )  # fmt: skip
+with middle.container(horizontal=True, horizontal_alignment="center", vertical_alignment="center"):
+    if projector:
+        st.caption(f"{LABELS[index]}, of {len(LABELS)}", width="content")
+    st.button(
+        "Leave the projector" if projector else "Projector",
+        icon=":material/close_fullscreen:" if projector else ":material/present_to_all:",
+        key="lesson-leave" if projector else "lesson-project",
+        type="tertiary",
+        on_click=switch,
+        args=(not projector,),
+        help="Escape"
+        if projector
+        else "Fills the window; F11 hides the browser too. Arrows and space drive it, and so "
+        "does a presenter's clicker.",
+    )
 forth.button(
     "Next", icon=":material/arrow_forward:", icon_position="right", key="lesson-next", on_click=turn,
-    args=(1,), disabled=index == len(STEPS) - 1, shortcut="PageDown", type="primary", width="stretch",
+    args=(1,), disabled=index == len(STEPS) - 1, help="Page Down", type="primary", width="stretch",
 )  # fmt: skip

@@ -10,7 +10,7 @@ import streamlit as st
 
 import rose
 from app import components, session, shared, words
-from app.figures import comparison
+from app.figures import comparison, palette, style
 from app.figures import prune as figures
 from app.runs import recipes
 from app.runs.pruning import EvaluatedModel, PruningRun, layer_table, model_table
@@ -309,7 +309,13 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
     dense, *pruned = models
     if pruned:
         bars = table.iloc[1:].assign(run=[model.label for model in pruned])
-        components.show(figures.perplexity_bars(bars, dense=dense.perplexity, theme=session.theme()), "perplexity")
+        components.show(
+            figures.perplexity_bars(
+                bars, dense=dense.perplexity, losses=[model.losses for model in pruned], theme=session.theme()
+            ),
+            "perplexity",
+            wide=True,
+        )
 
 
 def _error(value: float | None) -> str:
@@ -331,20 +337,23 @@ def _layers(run: PruningRun, models: list[EvaluatedModel]) -> None:
     with two:
         column = components.choose("Error on", errors, "prune_layers_error")
     with three:
-        kinds = {"lines": "every layer", "dumbbell": "largest differences"}
+        kinds = {"map": "every layer", "dumbbell": "largest differences"}
         kind = components.choose("Show", kinds, "prune_layers_as")
+    rows = table[table["asked"] == sparsity]
+    labels = {method: palette.method_style(method).label for method in dict.fromkeys(rows["method"])}
     try:
-        drawing = figures.layer_errors(
-            table[table["asked"] == sparsity],
-            column=column,
-            kind=kind,
-            marked_layer=session.layer(),
-            theme=session.theme(),
-        )
+        if kind == "map":
+            ours = [method for method in labels if method != style.BASELINE]
+            method = components.choose("Method", labels, "prune_map_method", default=(ours or list(labels))[0])
+            drawing = figures.layer_map(
+                rows, method, column=column, marked_layer=session.layer(), theme=session.theme()
+            )
+        else:
+            drawing = figures.layer_differences(rows, column=column, theme=session.theme())
     except rose.RoseError as problem:
         st.info(str(problem))
         return
-    components.show(drawing, "layer-errors")
+    components.show(drawing, "layer-errors", wide=True)
 
 
 def _texts(run: PruningRun, models: list[EvaluatedModel]) -> None:

@@ -179,6 +179,28 @@ def replan(plan: OrderPlan, threshold: float) -> OrderPlan:
     return replace(plan, threshold=threshold)
 
 
+def live_range(plan: OrderPlan) -> float:
+    """The relative range of the live columns alone: dead ones (H_jj = 0) neither count nor give up weights.
+
+    A block of dead columns loses nothing, which makes a layer look columnar however even its live columns are. Blocks
+    without a live column are left out.
+    """
+    losses, widths = [], []
+    start = 0
+    for width in plan.block_width:
+        alive = plan.hessian_diagonal[start : start + width] > 0
+        if alive.any():
+            if plan.pattern.is_grouped:  # groups stay whole, so a dead column still takes a place in its own
+                lost = plan.column_loss[start : start + width]
+            else:
+                score = plan.importance[:, start : start + width][:, alive]
+                lost = loss.potential_loss(score, plan.pattern, (score.shape[1],))
+            losses.append(lost.sum())
+            widths.append(int(alive.sum()))
+        start += width
+    return loss.relative_range(torch.stack(losses), widths) if losses else 0.0
+
+
 def rank(score: Tensor, ascending: bool = False) -> Tensor:
     """Indices by score, descending unless asked otherwise; ties by index."""
     return score.argsort(descending=not ascending, stable=True)

@@ -27,11 +27,13 @@ class SweepTrace:
     """A recorded sweep, one entry per block, in the order visited.
 
     Attributes:
-        weights: (blocks + 1, out, in) float32, original column order: before the sweep, and after each block.
+        weights: (blocks + 1, out, in) float32, original column order: before the sweep, and after each block; of
+            none where only the errors were recorded, (0, out, in).
         removed: (blocks,) weights removed.
-        error: (blocks,) Σ e² of the block; their running sum is the error against pruned blocks.
+        error: (blocks,) Σ e² of the block; their running sum is the error so far under the damped H.
         lost: (blocks,) what removing the block's weights would have cost with nothing to compensate.
             Free columns are at their optimum before each block, so the cost is δ H_bb δᵀ without cross terms.
+        moved: (blocks,) float64, ‖W_k − W_0‖² of all live weights after the block.
         compensated: (blocks,) lost − error.
     """
 
@@ -39,10 +41,23 @@ class SweepTrace:
     removed: Tensor
     error: Tensor
     lost: Tensor
+    moved: Tensor
 
     @property
     def compensated(self) -> Tensor:
         return self.lost - self.error
+
+    def error_so_far(self, added: float) -> Tensor:
+        """tr(ΔW H ΔWᵀ) without damping before the sweep and after each block, (blocks + 1,) float64; the first is 0.
+
+        Σ e² is exact under the damped H and so holds λ‖ΔW‖² too, which is taken off. The last entry, over the output
+        energy, is the relative error of the result.
+
+        Args:
+            added: λ, absolute, of the sweep (`LayerResult.added_damping`).
+        """
+        undamped = self.error.double().cumsum(0) - added * self.moved
+        return torch.cat([undamped.new_zeros(1), undamped.clamp(min=0)])  # rounding may go below 0
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,7 @@ def sweep(
     counts: Sequence[int],
     trace_hessian: Tensor | None = None,
     divisor: Tensor | None = None,
+    keep_weights: bool = True,
 ) -> Sweep:
     """Prunes one layer in the given order.
 
@@ -104,13 +120,14 @@ def sweep(
         counts: weights to remove from each visited block.
         trace_hessian: damped H, (in, in), original order; given where a trace is wanted.
         divisor: d where the mask is to be chosen by (w/d)² and not by w²/U_jj², (in,), in the order visited.
+        keep_weights: whether a trace holds the weights, or the errors alone.
     """
     # Transposed: each column of W is then a contiguous row, and compensation is a rank-1 update of rows below.
     wt = weight.T.index_select(0, order.permutation)
     mask = torch.zeros_like(wt, dtype=torch.bool)
     errors = torch.empty(wt.shape[0], device=wt.device)
     divisor = factor.diagonal() if divisor is None else divisor
-    record = None if trace_hessian is None else _Recorder(wt, order, trace_hessian)
+    record = None if trace_hessian is None else _Recorder(wt, order, trace_hessian, keep_weights)
     for start, width, count in zip(block_starts(order.widths), order.widths, counts, strict=True):
         end = start + width
         before = wt[start:end].clone() if record else None
@@ -187,13 +204,15 @@ def _tile_at_once(wt: Tensor, scale: Tensor, factor: Tensor, errors: Tensor) -> 
 class _Recorder:
     """Collects a `SweepTrace`; kept apart so that an untraced sweep pays nothing."""
 
-    def __init__(self, wt: Tensor, order: Order, hessian: Tensor) -> None:
+    def __init__(self, wt: Tensor, order: Order, hessian: Tensor, keep_weights: bool) -> None:
         self.inverse = order.inverse
         self.hessian = hessian[order.permutation][:, order.permutation]
-        self.weights = [self._natural(wt)]
+        self.start, self.keep_weights = wt.clone(), keep_weights
+        self.weights = [self._natural(wt)] if keep_weights else []
         self.removed: list[int] = []
         self.error: list[float] = []
         self.lost: list[float] = []
+        self.moved: list[float] = []
 
     def _natural(self, wt: Tensor) -> Tensor:
         return wt.T[:, self.inverse].clone()
@@ -201,12 +220,19 @@ class _Recorder:
     def block(self, wt: Tensor, before: Tensor, mask: Tensor, start: int, error: float) -> None:
         """`before`: the block as it stood when its turn came, (width, out); `mask`: what it gave up."""
         end = start + len(mask)
-        self.weights.append(self._natural(wt))
+        if self.keep_weights:
+            self.weights.append(self._natural(wt))
+        self.moved.append(float((wt - self.start).square().sum(dtype=torch.float64)))
         self.removed.append(int(mask.sum()))
         self.error.append(error)
         self.lost.append(quadratic_form((before * mask).T, self.hessian[start:end, start:end]))
 
     def trace(self) -> SweepTrace:
+        columns, rows = self.start.shape
         return SweepTrace(
-            torch.stack(self.weights), torch.tensor(self.removed), torch.tensor(self.error), torch.tensor(self.lost)
+            weights=torch.stack(self.weights) if self.weights else self.start.new_empty(0, rows, columns),
+            removed=torch.tensor(self.removed),
+            error=torch.tensor(self.error),
+            lost=torch.tensor(self.lost),
+            moved=torch.tensor(self.moved, dtype=torch.float64),
         )

@@ -15,7 +15,6 @@ from rose.model.forward import check_tokens, pick_device
 LOGIT_ELEMENTS = 2**27  # 512 MB of float32 logits at a time
 
 
-@torch.no_grad()
 def perplexity(model: nn.Module, tokens: Tensor, *, progress: Callable[[float], Any] | None = None) -> float:
     """exp of the mean negative log-likelihood of every token given those before it in its window.
 
@@ -29,6 +28,28 @@ def perplexity(model: nn.Module, tokens: Tensor, *, progress: Callable[[float], 
     Raises:
         RoseError: tokens that do not fit the model, or windows in which there is nothing to predict.
     """
+    return perplexity_of(window_losses(model, tokens, progress=progress))
+
+
+def perplexity_of(losses: Tensor) -> float:
+    """exp of the mean of what `window_losses` returns."""
+    mean = float(losses.mean())
+    return math.inf if mean >= 700 else math.exp(mean)
+
+
+@torch.no_grad()
+def window_losses(model: nn.Module, tokens: Tensor, *, progress: Callable[[float], Any] | None = None) -> Tensor:
+    """Mean negative log-likelihood a token of each window, (windows,) float64, in nats.
+
+    Two models are compared window by window: what makes a text hard is the same for both, so their difference varies
+    far less than either of them.
+
+    Args:
+        model, tokens, progress: as for `perplexity`.
+
+    Raises:
+        RoseError: as for `perplexity`.
+    """
     check_tokens(model, tokens)
     if tokens.shape[1] < 2:
         raise RoseError("Perplexity needs windows of at least 2 tokens; give longer ones.")
@@ -37,19 +58,16 @@ def perplexity(model: nn.Module, tokens: Tensor, *, progress: Callable[[float], 
     model.to(device).eval()
     vocabulary: int = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     batch = max(1, LOGIT_ELEMENTS // (vocabulary * tokens.shape[1]))
-    total, done = 0.0, 0
+    done: list[Tensor] = []
     try:
         for windows in tokens.split(batch):
             windows = windows.to(device)
             logits = model(input_ids=windows, use_cache=False).logits[:, :-1]
-            losses = nn.functional.cross_entropy(
-                logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="sum"
-            )
-            total += losses.item()
-            done += len(windows)
+            # Classes second, as cross_entropy wants them; (windows, length − 1).
+            losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), windows[:, 1:], reduction="none")
+            done.append(losses.double().mean(1).cpu())
             if progress:
-                progress(done / len(tokens))
+                progress(sum(map(len, done)) / len(tokens))
     finally:
         model.train(was_training).to(home)
-    mean = total / (tokens.shape[0] * (tokens.shape[1] - 1))
-    return math.inf if mean >= 700 else math.exp(mean)
+    return torch.cat(done)

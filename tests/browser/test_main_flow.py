@@ -107,9 +107,9 @@ def test_from_the_start_to_one_layer(open_page: OpenPage, expected: Expected, sc
     settle(page)
     assert "threshold=0" in page.url
 
-    # A click on the highest mark of the strip chooses its layer on all pages.
+    # A click on the rightmost mark of the scatter, of the highest relative range, chooses its layer on all pages.
     marks = page.get_by_test_id("stPlotlyChart").nth(1).locator(".scatterlayer .points path.point").all()
-    click_mark(page, min(marks, key=lambda mark: (mark.bounding_box() or {})["y"]))
+    click_mark(page, max(marks, key=lambda mark: (mark.bounding_box() or {})["x"]))
     expect(chosen_layer(page)).to_have_value("18 · self_attn.o_proj")
     settle(page)
     assert f"layer={COLUMNAR_LAYER}" in page.url

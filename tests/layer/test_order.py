@@ -10,7 +10,7 @@ from torch import Tensor
 
 import rose
 from rose.layer.loss import block_starts, block_widths
-from rose.layer.order import order_names, plan_from_importance, replan
+from rose.layer.order import live_range, order_names, plan_from_importance, replan
 from tests.layer.helpers import ORDERS, Layer, block_sizes, layers, make_layer, ratios
 
 IN_PLACE = ["natural", "columns", "columns_ascending"]  # blocks stay where they are
@@ -317,3 +317,20 @@ def test_a_ready_order_is_brought_to_whole_numbers_of_full_width() -> None:
     plan = rose.plan_order(make_layer().weight, make_layer().statistics, sparsity=0.5, block_size=8)
     short = rose.Order(torch.arange(31, -1, -1, dtype=torch.int32), plan.block_width, "mine")
     assert rose.make_order(plan, short).permutation.dtype == torch.int64
+
+
+def test_range_without_dead_columns() -> None:
+    weight = torch.ones(6, 12)
+    weight[:, :4] = torch.arange(1.0, 5.0)
+    inputs = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
+    inputs[:, 8:] = 0  # a whole block
+    inputs[:, 0] = 0
+    plan = rose.plan_order(weight, inputs.T @ inputs, sparsity=0.5, block_size=4)
+    assert plan.relative_range == 1
+    blocks = [(weight * inputs.square().mean(0).sqrt())[:, columns] for columns in ([1, 2, 3], [4, 5, 6, 7])]
+    losses = [
+        float(block.flatten().sort().values[: round(0.5 * block.numel())].sum()) / block.shape[1] for block in blocks
+    ]
+    # Of an H without its number of tokens S is another multiple, which a range does not see.
+    assert live_range(plan) == pytest.approx((max(losses) - min(losses)) / max(losses), rel=1e-4)
+    assert live_range(rose.plan_order(weight, torch.zeros(12, 12), block_size=4)) == 0

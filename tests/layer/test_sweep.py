@@ -272,6 +272,10 @@ def check_trace(layer: Layer, result: rose.LayerResult) -> None:
         before, after = trace.weights[step], trace.weights[step + 1]
         # The running sum of errors is the error so far.
         assert float(trace.error[: step + 1].sum()) == pytest.approx(cost(after), abs=1e-4 * dense)
+        moved = float((after.double() - start.double()).square().sum())
+        assert float(trace.moved[step]) == pytest.approx(moved, rel=1e-4, abs=1e-9)
+        undamped = cost(after) - result.added_damping * moved
+        assert float(trace.error_so_far(result.added_damping)[step + 1]) == pytest.approx(undamped, abs=2e-4 * dense)
         # Lost: the same weights removed, nothing repaired.
         unrepaired = before.clone()
         unrepaired[:, here] = before[:, here].masked_fill(result.mask[:, here], 0)
@@ -326,6 +330,16 @@ def test_compensation_usually_pays_but_is_not_bound_to() -> None:
         for s in range(20)
     ]
     assert min(float(trace.compensated[0]) for trace in traces if trace) < 0
+
+
+def test_errors_alone_are_those_of_the_whole_trace() -> None:
+    layer = make_layer()
+    whole, errors = layer.prune(trace=True).trace, layer.prune(trace="errors").trace
+    assert whole is not None
+    assert errors is not None
+    assert errors.weights.shape == (0, *layer.weight.shape)
+    for name in ("removed", "error", "lost", "moved"):
+        assert torch.equal(getattr(whole, name), getattr(errors, name))
 
 
 def test_no_trace_unless_asked_for() -> None:

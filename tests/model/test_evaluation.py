@@ -22,6 +22,7 @@ def test_perplexity_is_exp_of_the_mean_loss(family: str) -> None:
     with torch.no_grad():
         losses = [model(input_ids=window[None], labels=window[None]).loss.item() for window in tokens]
     assert rose.perplexity(model, tokens) == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
+    assert evaluation.window_losses(model, tokens).tolist() == pytest.approx(losses, rel=1e-5)
 
 
 @pytest.mark.parametrize("elements", [1, 3 * 24 * VOCABULARY, 10**9])

@@ -13,6 +13,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from typing import Literal
 
 from torch import Tensor
 
@@ -43,7 +44,8 @@ class Settings:
         threshold: a layer is columnar if its relative range is above this.
         order: overrides the method's order: a name, an `Order`, or a permutation of the columns.
         budget: overrides the method's budget: "block" or "layer".
-        trace: keep the weights after every block.
+        trace: record the sweep, with the weights after every block; "errors" records what each block did to the error
+            alone.
         options: the method's own options, complete and checked; see `Method.options`.
         held_out: inputs that calibration has not seen, for methods that choose by measuring.
     """
@@ -55,7 +57,7 @@ class Settings:
     threshold: float = 0.5
     order: str | Order | Tensor | Sequence[int] | None = None
     budget: str | None = None
-    trace: bool = False
+    trace: bool | Literal["errors"] = False
     options: Mapping[str, Value] = field(default_factory=dict)
     held_out: InputStatistics | None = None
 
@@ -72,7 +74,7 @@ class LayerResult:
             over live columns. Methods that do not sweep get the e that a sweep in natural order would have with their
             ΔW; a refit those of its order.
         block_error: the same per block, in the order of `order`; after a sweep its running sum is the error against
-            pruned blocks.
+            pruned blocks under the damped H (`SweepTrace.error_so_far` has it without damping).
         plan: losses, relative range and whether the layer is columnar.
         order: the columns and blocks as visited; natural where nothing sweeps.
         budget: "block", "layer", or "row" where each output row gives up the same number.
@@ -186,7 +188,7 @@ def make_settings(
     threshold: float = 0.5,
     order: str | Order | Tensor | Sequence[int] | None = None,
     budget: str | None = None,
-    trace: bool = False,
+    trace: bool | Literal["errors"] = False,
     options: Mapping[str, Value] | None = None,
 ) -> Settings:
     """Settings of a method, complete, and checked as far as that can be done without a layer.
@@ -225,7 +227,7 @@ def prune_layer(
     threshold: float = 0.5,
     order: str | Order | Tensor | Sequence[int] | None = None,
     budget: str | None = None,
-    trace: bool = False,
+    trace: bool | Literal["errors"] = False,
     options: Mapping[str, Value] | None = None,
     held_out: Tensor | InputStatistics | None = None,
 ) -> LayerResult:

@@ -105,7 +105,16 @@ def sweep_and_factor(
         counts = layer_budget(live, factor, pattern, visited, divisor)
     else:  # N:M fixes how many weights every group gives up, so both budgets are the same
         counts = block_budget(pattern, weight.shape[0], visited.widths)
-    swept = sweep(live, factor, visited, pattern, counts, damped.matrix if settings.trace else None, divisor)
+    swept = sweep(
+        live,
+        factor,
+        visited,
+        pattern,
+        counts,
+        damped.matrix if settings.trace else None,
+        divisor,
+        keep_weights=settings.trace != "errors",
+    )
     pruned = swept.weight.to(weight.dtype)
     result = LayerResult(
         weight=pruned,

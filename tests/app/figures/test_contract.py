@@ -17,6 +17,7 @@ import torch
 
 import app.figures
 from app.figures import (
+    anatomy,
     check,
     comparison,
     hessian,
@@ -56,8 +57,11 @@ FIGURES: dict[str, Draw] = {
     "model_map": lambda x, r, t: overview.model_map(by_layer(r), theme=t, marked_layer=NAME),
     "model_map_gain": lambda x, r, t: overview.model_map(by_layer(r), "gain", theme=t),
     "model_map_condition": lambda x, r, t: overview.model_map(by_layer(r), "condition", theme=t),
-    "range_strip": lambda x, r, t: overview.range_strip(by_layer(r), theme=t, marked_layer=NAME),
+    "gain_scatter": lambda x, r, t: overview.gain_scatter(by_layer(r), theme=t, marked_layer=NAME),
     "range_bars": lambda x, r, t: overview.range_bars(by_layer(r), theme=t, marked_layer=NAME),
+    "layer_strips": lambda x, r, t: anatomy.layer_strips(
+        x.weight, x.plan, x.statistics.mean_square.sqrt(), heads=4, marked_block=2, theme=t
+    ),
     "weight_map": lambda x, r, t: maps.weight_map(x.weight, widths=x.plan.block_width, marked_block=2, theme=t),
     "weight_surface": lambda x, r, t: maps.weight_surface(x.weight, theme=t),
     "hessian_diagonal": lambda x, r, t: hessian.hessian_diagonal(
@@ -91,6 +95,9 @@ FIGURES: dict[str, Draw] = {
         x.results["two_level"].trace, x.results["two_level"].order, theme=t
     ),
     "sweep_race": lambda x, r, t: race.sweep_race((x.results["natural"], x.results["two_level"]), 2, x.energy, theme=t),
+    "race_animation": lambda x, r, t: race.race_animation(
+        (x.results["natural"], x.results["two_level"]), x.energy, theme=t
+    ),
     "position_curve": lambda x, r, t: order_lab.position_curve(POSITIONS, block=2, base="natural", place=2, theme=t),
     "order_bars": lambda x, r, t: order_lab.order_bars(ORDERS, theme=t),
     "order_budget_matrix": lambda x, r, t: order_lab.order_budget_matrix(ORDERS, theme=t),
@@ -99,8 +106,8 @@ FIGURES: dict[str, Draw] = {
     "sparsity_by_method": lambda x, r, t: check.sparsity_by_method(REALISED, theme=t),
     "sparsity_strip": lambda x, r, t: check.sparsity_strip(r, 0.7, theme=t),
     "damping_strip": lambda x, r, t: check.damping_strip(r, 0.01, marked_layer=NAME, theme=t),
-    "layer_errors": lambda x, r, t: prune.layer_errors(r, theme=t),
-    "layer_errors_dumbbell": lambda x, r, t: prune.layer_errors(r, kind="dumbbell", theme=t),
+    "layer_map": lambda x, r, t: prune.layer_map(r, "rose", theme=t),
+    "layer_differences": lambda x, r, t: prune.layer_differences(r, theme=t),
     "perplexity_bars": lambda x, r, t: prune.perplexity_bars(PERPLEXITY, dense=20.7, theme=t),
     "progress_timeline": lambda x, r, t: prune.progress_timeline(r[r["method"] == "rose"], 30, theme=t),
     "number_matrix": lambda x, r, t: learn.number_matrix(x.plan.importance[:4, :9], (3, 3, 3), theme=t),

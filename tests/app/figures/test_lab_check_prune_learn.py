@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import rose
+from app import words
 from app.figures import check, learn, order_lab, palette, prune, sweep
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
+from rose.layer.error import quadratic_form
 from rose.layer.order import plan_from_importance
 from tests.app.figures.test_layer_and_overview import below, title
 
@@ -27,13 +29,18 @@ EXAMPLE = torch.tensor(
 # Order lab
 
 
-def test_curve_is_the_running_sum_of_block_errors(lab: SimpleNamespace) -> None:
+def test_curve_is_the_undamped_error_so_far_and_ends_at_the_final_error(lab: SimpleNamespace) -> None:
     drawing = order_lab.error_curve(lab.results, lab.energy)
     for trace, (name, result) in zip(drawing.figure.data, lab.results.items(), strict=True):
         assert trace.y[0] == 0
-        assert trace.y[1:] == pytest.approx((result.block_error.cumsum(0) / lab.energy).numpy(), rel=1e-5)
+        errors = [
+            quadratic_form(weights - lab.weight, lab.statistics.hessian) / lab.energy
+            for weights in result.trace.weights[1:]
+        ]
+        assert trace.y[1:] == pytest.approx(errors, rel=1e-4)
+        assert trace.y[-1] == pytest.approx(result.relative_error, rel=1e-4)
         assert trace.line.color == palette.ORDER_COLOURS[name]
-    final = {name: float(result.block_error.sum()) for name, result in lab.results.items()}
+    final = {name: result.relative_error for name, result in lab.results.items()}
     best = order_lab.run_style(min(final, key=final.__getitem__)).label
     assert title(drawing).startswith(f"{best} ends lowest")
     assert list(drawing.data.columns) == ["pruned_blocks", *lab.results]
@@ -42,11 +49,28 @@ def test_curve_is_the_running_sum_of_block_errors(lab: SimpleNamespace) -> None:
 def test_a_single_curve_names_the_jump(lab: SimpleNamespace) -> None:
     natural = lab.results["natural"]
     drawing = order_lab.error_curve({"natural": natural}, lab.energy)
-    share = float(natural.block_error.max() / natural.block_error.sum())
-    jump = int(natural.block_error.argmax()) + 1
-    assert title(drawing) == f"Natural (SparseGPT): block {jump} of 3 brings {100 * share:.0f} % of the error"
+    steps = natural.trace.error_so_far(natural.added_damping).diff()
+    share = float(steps.max() / steps.sum())
+    jump = int(steps.argmax()) + 1
+    assert title(drawing) == f"SparseGPT: step {jump} of 3 brings {100 * share:.0f} % of the error"
     with pytest.raises(rose.RoseError, match="at least one order"):
         order_lab.error_curve({}, 1.0)
+
+
+def test_random_orders_are_one_band(lab: SimpleNamespace) -> None:
+    seeds = {
+        f"random:{seed}": rose.prune_layer(
+            lab.weight, lab.statistics, sparsity=0.5, block_size=16, order=f"random:{seed}", trace="errors"
+        )
+        for seed in range(4)
+    }
+    drawing = order_lab.error_curve({"two_level": lab.results["two_level"]} | seeds, lab.energy)
+    _, band, mean = drawing.figure.data
+    errors = [result.relative_error for result in seeds.values()]
+    assert (max(band.y[:4]), band.y[4]) == pytest.approx((max(errors), min(errors)), rel=1e-4)
+    assert mean.y[-1] == pytest.approx(sum(errors) / 4, rel=1e-4)
+    below = sum(error < lab.results["two_level"].relative_error for error in errors)
+    assert f"{words.out_of(below, 4, 'seed')} end" in drawing.caption
 
 
 def test_a_budget_keeps_the_colour_of_its_order() -> None:
@@ -58,14 +82,14 @@ def test_a_budget_keeps_the_colour_of_its_order() -> None:
 @pytest.mark.parametrize(
     ("run", "label"),
     [
-        ("natural", "Natural (SparseGPT)"),
-        ("two_level", "Two-level (ROSE)"),
+        ("natural", "SparseGPT"),
+        ("two_level", "ROSE"),
         ("global + layer", "ROSE global"),
-        ("natural + layer", "Natural, layer-wide budget"),
-        ("two_level + layer", "Two-level, layer-wide budget"),
-        ("global", "Global"),
-        ("dealt", "Dealt"),
-        ("two_level_ascending", "Two-level, ascending"),
+        ("natural + layer", "Natural, layer budget"),
+        ("two_level + layer", "Two-level, layer budget"),
+        ("global", "Global, block budget"),
+        ("dealt", "Dealt, block budget"),
+        ("two_level_ascending", "Two-level, ascending, block budget"),
     ],
 )
 def test_a_method_is_named_only_where_order_and_budget_are_its_own(run: str, label: str) -> None:
@@ -120,7 +144,7 @@ def test_animation_has_a_frame_a_step(lab: SimpleNamespace) -> None:
 
 def test_animation_of_many_blocks_stays_small() -> None:
     weights = torch.rand(87, 300, 344)
-    trace = rose.SweepTrace(weights, torch.ones(86), torch.ones(86), torch.full((86,), 2.0))
+    trace = rose.SweepTrace(weights, torch.ones(86), torch.ones(86), torch.full((86,), 2.0), torch.zeros(86))
     order = rose.Order(torch.arange(344), (4,) * 86, "natural")
     drawing = sweep.sweep_animation(trace, order)
     assert len(drawing.figure.frames) == 33
@@ -144,13 +168,13 @@ def test_order_bars_compare_with_natural() -> None:
         columns=["order", "sparsity", "relative_error"],
     )
     drawing = order_lab.order_bars(table)
-    assert title(drawing) == "Two-level (ROSE) leaves 20.0 % less error than Natural (SparseGPT)"
+    assert title(drawing) == "ROSE leaves 20.0 % less error than SparseGPT"
     levels = [shape.y0 for shape in drawing.figure.layout.shapes]
     assert levels == pytest.approx([0.06, 0.07, 0.08])
     assert list(drawing.figure.layout.xaxis.ticktext) == ["60 %", "70 %", "80 %"]
     layered = order_lab.order_bars(table, budget="layer")
-    assert title(layered) == "Two-level leaves 20.0 % less error than Natural"
-    assert "layer budget; dashed: Natural" in below(layered)
+    assert title(layered) == "Two-level, layer budget leaves 20.0 % less error than Natural, layer budget"
+    assert "layer budget; dashed: Natural, layer budget" in below(layered)
 
 
 def test_matrix_separates_order_and_budget() -> None:
@@ -163,7 +187,7 @@ def test_matrix_separates_order_and_budget() -> None:
     assert heat.z.tolist() == [pytest.approx([0, -0.1]), pytest.approx([0.2, -0.25])]
     assert heat.zmin == -heat.zmax == pytest.approx(-0.25)
     assert [list(row) for row in heat.text] == [["1.000", "0.900"], ["1.200", "0.750"]]
-    assert title(drawing) == "Global order with the layer budget (ROSE global) is best, 0.750"
+    assert title(drawing) == "ROSE global has the least error, 0.750 of SparseGPT's"
     assert "budget alone (in natural order) 10.0 %, both together 25.0 %." in drawing.caption
     with pytest.raises(rose.RoseError, match="include that pair"):
         order_lab.order_budget_matrix(table[table["order"] == "global"])
@@ -224,21 +248,29 @@ def test_damping_strip_marks_what_was_raised(records: pd.DataFrame) -> None:
 # Whole-model runs
 
 
-def test_layer_errors_in_model_order(records: pd.DataFrame) -> None:
-    drawing = prune.layer_errors(records)
-    assert title(drawing) == "ROSE has less error than SparseGPT on 2 of 12 layers"
-    assert list(drawing.figure.data[0].customdata) == list(dict.fromkeys(records["layer"]))
-    assert drawing.figure.layout.yaxis.rangemode == "tozero"
+def test_a_map_shows_what_a_method_saves_in_every_layer(records: pd.DataFrame) -> None:
+    drawing = prune.layer_map(records, "rose")
+    assert title(drawing).startswith("ROSE has less error than SparseGPT on two of 12 layers")
+    saved = drawing.data.set_index("layer")["saved_rose"]
+    assert saved["model.layers.3.self_attn.o_proj"] == pytest.approx(1 - 0.12 / 0.13)
+    assert saved["model.layers.0.self_attn.q_proj"] == 0
+    alone = prune.layer_map(records, "sparsegpt", column="held_out_error")
+    assert title(alone).startswith("Held-out error of SparseGPT is highest in 3 · self_attn.")
+    with pytest.raises(rose.RoseError, match="No error has been measured yet"):
+        prune.layer_map(records, "wanda")
+
+
+def test_differences_over_a_wide_range_have_a_log_axis(records: pd.DataFrame) -> None:
     spread = records.assign(relative_error=records["relative_error"] * 10.0 ** records["block_index"])
-    assert prune.layer_errors(spread).figure.layout.yaxis.type == "log"
-    assert "log scale" in below(prune.layer_errors(spread))
+    assert prune.layer_differences(spread).figure.layout.xaxis.type == "log"
+    assert "log scale" in below(prune.layer_differences(spread))
 
 
 def test_dumbbells_are_only_drawn_where_methods_differ(records: pd.DataFrame) -> None:
-    drawing = prune.layer_errors(records, kind="dumbbell")
+    drawing = prune.layer_differences(records)
     assert list(drawing.figure.data[1].y) == ["1 · self_attn.o_proj", "3 · self_attn.o_proj"]
     with pytest.raises(rose.RoseError, match="no differences"):
-        prune.layer_errors(records[records["projection"] == "mlp.down_proj"], kind="dumbbell")
+        prune.layer_differences(records[records["projection"] == "mlp.down_proj"])
 
 
 def test_perplexity_uses_a_log_axis_only_where_it_must() -> None:

@@ -44,13 +44,28 @@ def test_the_threshold_moves_the_count(layers: pd.DataFrame) -> None:
     one = overview.model_map(layers, threshold=0.75)
     assert title(one).endswith("; the columnar layer lies in decoder block 3")
     assert title(overview.model_map(layers, threshold=0.95)).endswith("; no layer is columnar")
-    assert overview.range_strip(layers, threshold=0.95).caption.startswith("0 of 12 layers lie above 0.95; ")
-    drawing = overview.range_strip(layers, threshold=0.05)
-    assert drawing.data["is_columnar"].sum() == (layers["relative_range"] > 0.05).sum()
+
+
+def test_gain_against_range_counts_who_gains(layers: pd.DataFrame) -> None:
+    drawing = overview.gain_scatter(layers, threshold=0.5)
+    assert title(drawing) == "Two-level order lowers the error of two of 12 layers; two of them are columnar"
+    shown = {name: (x, y) for t in drawing.figure.data for name, x, y in zip(t.customdata, t.x, t.y, strict=True)}
+    for row in layers.itertuples():
+        assert shown[row.layer] == pytest.approx((row.relative_range, row.gain), abs=1e-6)
     line = drawing.figure.layout.shapes[0]
-    assert (line.y0, line.y1) == (0.05, 0.05)
-    closest = overview.range_strip(layers, threshold=0.7)
-    assert title(closest) == "1 · self_attn.o_proj lies closest to the threshold, with 0.700"
+    assert (line.x0, line.x1) == (0.5, 0.5)
+    held = overview.gain_scatter(layers.assign(held_out_gain=-0.1))
+    assert title(held) == "Two-level order lowers the held-out error of none of 12 layers; none of them are columnar"
+
+
+def test_dead_columns_are_badged_with_the_range_without_them(layers: pd.DataFrame) -> None:
+    row = layers.index[layers["layer"] == "model.layers.1.self_attn.o_proj"][0]
+    layers = layers.assign(live_range=np.nan)
+    layers.loc[row, ["dead_columns", "live_range"]] = [64, 0.12]
+    drawing = overview.model_map(layers)
+    cross = next(trace for trace in drawing.figure.data if trace.name == "dead columns")
+    assert (list(cross.x), list(cross.y)) == ([1], ["self_attn.o_proj"])
+    assert "One layer has dead columns; without them the relative range is 0.120 instead of 0.700" in drawing.caption
 
 
 def test_gain_is_centred_on_zero(layers: pd.DataFrame) -> None:
@@ -92,7 +107,9 @@ def test_missing_metric_or_layers(layers: pd.DataFrame) -> None:
     with pytest.raises(rose.RoseError, match="no hessian condition"):
         overview.model_map(layers.drop(columns="condition"), "condition")
     with pytest.raises(rose.RoseError, match="start an analysis"):
-        overview.range_strip(layers.head(0))
+        overview.range_bars(layers.head(0))
+    with pytest.raises(rose.RoseError, match="choose fewer filters"):
+        overview.gain_scatter(layers.head(0))
 
 
 # One layer

@@ -60,6 +60,10 @@ def test_the_threshold_of_all_pages_decides(study: Study) -> None:
 @pytest.mark.parametrize(
     ("query", "found"),
     [
+        (
+            {"section": "Why"},
+            ["Columns of 1 · self_attn.o_proj; solid: edges of four blocks; dotted: 4 attention"],
+        ),
         ({"section": "Weights"}, ["|W| of 1 · self_attn.o_proj"]),
         ({"section": "Weights", "weights_as": "3-D surface"}, ["|W| of 1 · self_attn.o_proj as a surface"]),
         ({"section": "Inputs"}, ["Hessian diagonal of 1 · self_attn.o_proj"]),
@@ -89,6 +93,7 @@ def marks(figure: str) -> int:
 @pytest.mark.parametrize(
     "query",
     [
+        {"section": "Why"},
         {"section": "Weights"},
         {"section": "Weights", "weights_as": "3-D surface"},
         {"section": "Inputs"},

@@ -54,10 +54,20 @@ def test_columnar_layers_are_counted_and_named(study: Study) -> None:
 
 def test_each_figure_says_something_else_than_the_page(study: Study) -> None:
     ranges = study.overview(0.5).set_index("layer")["relative_range"]
-    on_map, on_strip = titles(open_page(PAGE, study))
-    highest, closest = str(ranges.idxmax()), str((ranges - 0.5).abs().idxmin())
+    on_map, on_scatter = titles(open_page(PAGE, study))
+    highest, better = str(ranges.idxmax()), int((study.overview(0.5)["held_out_gain"] > 0).sum())
     assert on_map.startswith(f"Relative range is highest in {words.short_layer(highest)}, ")
-    assert on_strip.startswith(f"{words.short_layer(closest)} lies closest to the threshold, ")
+    assert on_scatter.startswith(f"Two-level order lowers the held-out error of {words.word(better)} of 21 layers; ")
+
+
+def test_filters_choose_what_the_scatter_and_the_table_show(study: Study) -> None:
+    app = open_page(PAGE, study)
+    app.multiselect(key="filter_projection").set_value(["self_attn.o_proj"]).run()
+    assert set(app.main.dataframe[0].value["projection"]) == {"self_attn.o_proj"}
+    assert "3 of 21 layers pass the filter." in texts(app)
+    assert "of three layers; " in titles(app)[1]
+    app.slider(key="filter_range").set_value((0.99, 1.0)).run()
+    assert "choose fewer filters" in texts(app)
 
 
 def test_the_threshold_tells_at_once_which_layers_flip(study: Study) -> None:
@@ -113,7 +123,7 @@ def test_the_error_of_another_method_can_be_shown(study: Study) -> None:
 def test_held_out_errors_that_were_not_measured_are_explained() -> None:
     app = open_page(PAGE, measured_study(held_out=0), metric="Held-out error")
     assert "There are no held-out samples in this set-up" in texts(app)
-    assert len(figures(app)) == 1  # the strip stays
+    assert len(figures(app)) == 1  # the scatter stays
 
 
 def test_a_gain_that_nothing_can_have_is_explained() -> None:

@@ -9,11 +9,13 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import rose
-from app.figures.race import sweep_race
+from app.components import as_html
+from app.figures.race import race_animation, sweep_race
 from app.lessons import subjects
 from app.lessons import texts as lesson_texts
 from app.lessons.subjects import LayerDesign
 from app.study.study import Study
+from rose.layer.error import quadratic_form
 from tests.app.tiny_study import COLUMNAR, figures, open_page, texts
 
 PAGE = "views/learn.py"
@@ -21,8 +23,8 @@ EXAMPLE = json.loads((Path(__file__).parents[2] / "fixtures" / "worked_example.j
 LABELS = [f"{number} {title}" for number, title in enumerate(subjects.TITLES, 1)]
 
 
-def step(number: int, study: Study | None = None) -> AppTest:
-    app = open_page(PAGE, study)
+def step(number: int, study: Study | None = None, **query: str) -> AppTest:
+    app = open_page(PAGE, study, **query)
     app.button_group(key="lesson").set_value(LABELS[number - 1]).run()
     assert not app.exception, app.exception
     return app
@@ -40,7 +42,11 @@ def test_the_example_is_the_papers() -> None:
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_every_number_of_the_example_is_printed(number: int) -> None:
-    (drawn,) = figures(step(number))
+    app = step(number)
+    if number == 4:
+        app.button_group(key="lesson_guess").set_value(0).run()
+        app.button(key="lesson-reveal").click().run()
+    (drawn,) = figures(app)
     for row in EXAMPLE["importance"]:
         for value in row:
             assert f"{value:.1f}" in drawn
@@ -59,6 +65,10 @@ def test_losses_and_relative_range_are_spelled_out() -> None:
 @pytest.mark.parametrize(("guess", "answer"), [(0, "You said block 1, which would lose 4.7"), (2, "Yes: block 3.")])
 def test_predict_then_reveal(guess: int, answer: str) -> None:
     app = step(4)
+    assert not any(
+        f"<b>{loss:.1f}" in figures(app)[0].encode().decode("unicode_escape") for loss in EXAMPLE["block_loss"]
+    )
+    assert "would lose most" not in figures(app)[0]
     permutation = r",\,".join(map(str, EXAMPLE["permutation_one_based"]))
     assert permutation not in texts(app)
     assert app.button(key="lesson-reveal").disabled
@@ -93,7 +103,7 @@ def test_buttons_turn_every_page_there_and_back() -> None:
 
 
 def test_a_link_opens_its_step(study: Study) -> None:
-    app = open_page(PAGE, study, lesson=LABELS[4], lesson_step="2")
+    app = open_page(PAGE, study, lesson=LABELS[4], lesson_step="2", lesson_kind="Real layer")
     assert app.button_group(key="lesson").value == LABELS[4]
     assert app.slider(key="lesson_step").value == 2
     assert "2 of 4 blocks pruned" in texts(app)
@@ -112,8 +122,9 @@ def test_a_link_with_a_title_of_before_opens_its_step_by_number() -> None:
 
 def test_without_a_model_a_generated_layer_stands_in() -> None:
     app = step(5)
+    assert "A generated layer" in texts(app)
+    app.slider(key="lesson_step").set_value(6).run()
     shown = texts(app)
-    assert "A generated layer" in shown
     errors = [
         subjects.generated(LayerDesign(strength=3.0)).prune(order, "block", False).relative_error
         for order in ("natural", "two_level")
@@ -122,13 +133,31 @@ def test_without_a_model_a_generated_layer_stands_in() -> None:
     assert f"saves {100 * (1 - errors[1] / errors[0]):.1f} % of the error" in shown
 
 
+def test_the_end_is_told_only_once_it_has_been_seen() -> None:
+    app = step(5)
+    assert "saves" not in texts(app)
+    app.button_group(key="lesson_bet").set_value("same").run()
+    app.slider(key="lesson_step").set_value(5).run()
+    assert "saves" not in texts(app)
+    app.slider(key="lesson_step").set_value(6).run()
+    assert "You said about the same; it is clearly less error." in texts(app)
+    app.button(key="lesson-back").click().run()
+    assert "saves" in texts(app)
+    app.button(key="lesson-next").click().run()
+    assert "how will they end?" in app.subheader[0].value
+
+
 def test_the_columnar_and_the_flat_layer_of_a_study(study: Study) -> None:
     ranges = study.overview(0.5).set_index("layer")["relative_range"]
-    highest, lowest = subjects.extremes(study) or ("", "")
+    highest, lowest = subjects.examples(study, 0.5) or ("", "")
     assert highest == COLUMNAR == ranges.idxmax()
     assert lowest == ranges.idxmin()
     for number, layer in ((5, highest), (6, lowest)):
-        shown = texts(step(number, study))
+        app = step(number, study)
+        assert layer not in texts(app)  # the generated layer stays the default
+        app.button_group(key="lesson_kind").set_value("real").run()
+        app.slider(key="lesson_step").set_value(len(study.plan(layer).block_width)).run()
+        shown = texts(app)
         result = [
             rose.prune_layer(
                 study.weight(layer), study.statistics(layer), order=order, budget="block", sparsity=0.7, block_size=16
@@ -137,12 +166,12 @@ def test_the_columnar_and_the_flat_layer_of_a_study(study: Study) -> None:
         ]
         assert rf"\frac{{{result[1]:.5f}}}{{{result[0]:.5f}}}" in shown
         decimals = f"{ranges[layer]:.2f}"
-        assert f"relative range, {decimals}, of 21 measured layers" in shown
+        assert f", {decimals}, of 21 measured layers" in shown
     assert "ROSE keeps natural order here" in shown
 
 
 def test_step_play_and_pause(study: Study) -> None:
-    app = step(5, study)
+    app = step(5, study, lesson_kind="Real layer")
     assert "Nothing is pruned yet" in texts(app)
     app.button(key="lesson-forth").click().run()
     assert "1 of 4 blocks pruned" in texts(app)
@@ -169,7 +198,7 @@ def test_step_play_and_pause(study: Study) -> None:
 def test_damage_is_split_for_both_orders(study: Study) -> None:
     subject = subjects.real(study, COLUMNAR, 0.5)
     natural, ordered = (subject.prune(order, "block", True) for order in ("natural", "two_level"))
-    text = lesson_texts.sweep_lesson(subject, natural, ordered, 4).text
+    text = lesson_texts.sweep_lesson(subject, natural, ordered, 4, True, None).text
     for result in (natural, ordered):
         trace = result.trace
         assert trace is not None
@@ -183,13 +212,34 @@ def test_race_shows_both_errors(study: Study) -> None:
     results = (subject.prune("natural", "block", True), subject.prune("two_level", "block", True))
     drawing = sweep_race(results, 2, subject.energy)
     for result in results:
-        expected = [0.0, *(result.block_error.double().cumsum(0) / subject.energy).tolist()]
-        assert drawing.data[result.order.name].tolist() == pytest.approx(expected, rel=1e-5)
+        assert result.trace is not None
+        expected = [
+            quadratic_form(weights - study.weight(COLUMNAR), study.statistics(COLUMNAR).hessian) / subject.energy
+            for weights in result.trace.weights
+        ]
+        assert drawing.data[result.order.name].tolist() == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert drawing.data[result.order.name].iloc[-1] == pytest.approx(result.relative_error, rel=1e-3)
     with pytest.raises(rose.RoseError, match="steps 0 to 4"):
         sweep_race(results, 5, subject.energy)
     bare = subject.prune("natural", "block", False)
     with pytest.raises(rose.RoseError, match="trace=True"):
         sweep_race((bare, bare), 0, subject.energy)
+
+
+def test_the_race_can_be_taken_along_as_one_file_that_plays(study: Study) -> None:
+    subject = subjects.real(study, COLUMNAR, 0.5)
+    results = (subject.prune("natural", "block", True), subject.prune("two_level", "block", True))
+    drawing = race_animation(results, subject.energy)
+    frames = drawing.figure.frames
+    assert [frame.name for frame in frames] == ["0", "1", "2", "3", "4"]
+    # Plotly merges shapes and traces by number from frame to frame.
+    assert {len(frame.layout.shapes) for frame in frames} == {4}
+    assert {len(frame.data) for frame in frames} == {6}
+    page = as_html(drawing)
+    assert "ArrowRight" in page
+    assert "<script src" not in page  # needs no network
+    labels = [button.label for button in drawing.figure.layout.updatemenus[0].buttons]
+    assert labels == ["▶ slow", "▶", "▶ fast", "❚❚"]
 
 
 # The generated layer

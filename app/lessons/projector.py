@@ -1,0 +1,63 @@
+"""Lessons on a projector: the page fills the screen, and keys turn it wherever the focus is.
+
+Streamlit has neither, so this is a style sheet and one script. The script sits on the page itself (`st.html` with
+JavaScript), catches keys before any widget does, and clicks the page's own buttons; where these are not on screen it
+does nothing.
+"""
+
+from __future__ import annotations
+
+import streamlit as st
+
+# The page is laid out for this many pixels; on a projector it is enlarged until it fills the screen.
+WIDTH, HEIGHT = 1080, 640
+
+STYLE = """
+<style>
+[data-testid="stSidebar"], [data-testid="stHeader"], [data-testid="stExpandSidebarButton"] { display: none; }
+.stApp { zoom: var(--lesson-zoom, 1); }
+.stMainBlockContainer { padding: 0.6rem 1.5rem 0 !important; max-width: none; }
+.st-key-lesson-head { display: none; }
+</style>
+"""
+
+# Page Down and Page Up are what a presenter's clicker sends. Arrows and space belong to a focused slider or text field.
+SCRIPT = """
+<script>
+(() => {
+  const zoom = () => document.documentElement.style.setProperty(
+    "--lesson-zoom", Math.max(1, Math.min(innerWidth / WIDTH, innerHeight / HEIGHT)));
+  zoom();
+  if (window.lessonKeys) return;
+  window.lessonKeys = true;
+  addEventListener("resize", zoom);
+  const press = (...keys) => {
+    for (const key of keys) {
+      const button = document.querySelector(`.st-key-${key} button:not([disabled])`);
+      if (button) { button.click(); return true; }
+    }
+    return false;
+  };
+  const typing = (element) => element && element.matches("input:not([type=radio]), textarea, [role=slider]");
+  addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey || !document.querySelector(".st-key-lesson-next")) return;
+    const projector = document.querySelector(".st-key-lesson-projector-on");
+    let done = false;
+    if (event.key === "PageDown") done = press("lesson-next") || true;
+    else if (event.key === "PageUp") done = press("lesson-previous") || true;
+    else if (!projector || typing(document.activeElement)) return;
+    else if (event.key === "ArrowRight") done = press("lesson-forth", "lesson-next");
+    else if (event.key === "ArrowLeft") done = press("lesson-back", "lesson-previous");
+    else if (event.key === " ") done = press("lesson-play", "lesson-reveal", "lesson-next");
+    else if (event.key === "Escape") done = press("lesson-leave");
+    if (done) { event.preventDefault(); event.stopImmediatePropagation(); }
+  }, true);
+})();
+</script>
+""".replace("WIDTH", str(WIDTH)).replace("HEIGHT", str(HEIGHT))
+
+
+def draw(on: bool) -> None:
+    """The keys, and on a projector the style sheet."""
+    with st.container(key="lesson-projector-on" if on else "lesson-projector-off", height=1, border=False):
+        st.html((STYLE if on else "") + SCRIPT, unsafe_allow_javascript=True)

@@ -1,0 +1,60 @@
+"""Lessons on a projector: a clicker turns them wherever the focus is, and nothing of a lesson is cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import urlencode
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from app.lessons.subjects import TITLES
+from tests.browser.conftest import settle
+
+Open = Callable[..., Page]
+LABELS = [f"{number} {title}" for number, title in enumerate(TITLES, 1)]
+# Of a lesson's text and of its stage: how far they can be scrolled, which is what does not fit.
+HIDDEN = """name => {
+    const parts = [...document.querySelectorAll(`.st-key-${name}, .st-key-${name} *, :has(> .st-key-${name})`)];
+    const boxes = parts.filter(part => ["auto", "scroll"].includes(getComputedStyle(part).overflowY));
+    return Math.max(0, ...boxes.map(box => box.scrollHeight - box.clientHeight));
+}"""
+
+
+def test_a_clicker_turns_lessons_wherever_the_focus_is(open_page: Open) -> None:
+    page = open_page("learn", urlencode({"lesson": LABELS[6], "projector": "on"}))
+    expect(page.get_by_test_id("stSidebar")).to_be_hidden()
+    slider = page.locator(".st-key-lesson_blocks").get_by_role("slider")
+    slider.focus()
+    before = slider.get_attribute("aria-valuenow")
+    page.keyboard.press("PageUp")
+    expect(page.get_by_text("6 No effect, of 8")).to_be_visible()
+    settle(page)
+    page.keyboard.press("PageDown")
+    expect(page.get_by_text("7 Strength, of 8")).to_be_visible()
+    settle(page)
+    assert page.locator(".st-key-lesson_blocks").get_by_role("slider").get_attribute("aria-valuenow") == before
+    page.keyboard.press("PageUp")
+    settle(page)
+    page.keyboard.press("ArrowRight")  # a block of the sweep, not a lesson
+    expect(page.get_by_text("1 of 6 blocks pruned")).to_be_visible()
+    settle(page)
+    page.keyboard.press(" ")
+    expect(page.get_by_role("button", name="Pause")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_test_id("stSidebar")).to_be_visible()
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (1920, 1080)], ids=str)
+def test_nothing_of_a_lesson_is_cut_off(open_page: Open, size: tuple[int, int]) -> None:
+    page = open_page("learn", urlencode({"projector": "on"}))
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    for label in LABELS:
+        expect(page.get_by_text(f"{label}, of 8")).to_be_visible()
+        settle(page)
+        below = page.get_by_role("button", name="Next").bounding_box()
+        assert below is not None
+        assert below["y"] + below["height"] <= size[1]
+        for part in ("lesson-text", "lesson-stage"):
+            assert page.evaluate(HIDDEN, part) <= 1, (label, part)
+        page.keyboard.press("PageDown")
