@@ -233,7 +233,6 @@ def exact(table: pd.DataFrame) -> None:
             "rows": st.column_config.NumberColumn("Rows"),
             "columns": st.column_config.NumberColumn("Columns"),
             "dead_columns": st.column_config.NumberColumn("Dead columns"),
-            "held_out_gain": st.column_config.NumberColumn("Held-out gain", format="percent"),
             "live_range": st.column_config.NumberColumn(
                 "Range without dead columns", format="%.2f", help="Where a layer has some"
             ),

@@ -363,6 +363,11 @@ def pick() -> None:
         st.session_state.layer_picked = True
 
 
+def measure_others() -> None:
+    """Callback: layers that failed are left out, and the study goes on."""
+    session.start(go_on=True)
+
+
 def beside(study: Study, table: pd.DataFrame) -> None:
     """What the map is of, how far it is, and the layers to look at first."""
     whose = "Example: " if study.is_example else ""
@@ -373,9 +378,7 @@ def beside(study: Study, table: pd.DataFrame) -> None:
         st.markdown(f"**{len(table)} of {len(study.layer_names)} layers measured**, {among} columnar")
     components.job_status(study.job, "start")
     if study.job.status == "failed" and study.can_go_on:
-        st.button(
-            "Measure the other layers", icon=":material/skip_next:", on_click=session.start, kwargs={"go_on": True}
-        )
+        st.button("Measure the other layers", icon=":material/skip_next:", on_click=measure_others)
     for layer, why in study.failed.items():
         st.warning(f"{words.short_layer(layer)} was left out: {why}", icon=":material/error:")
     if table.empty:
