@@ -235,7 +235,7 @@ def _map_finding(rows: pd.DataFrame, name: str, known: Metric, threshold: float)
         return f"{known.label}: no layer measured yet", None
     if known.kind == "change":
         better, worse = int((measured["value"] > 0).sum()), int((measured["value"] < 0).sum())
-        who = words.sentence(known.label.lower().partition("gain of ")[2].partition(" over ")[0])
+        who = words.sentence(known.label.partition("ain of ")[2].partition(" over ")[0])
         which = "less held-out error" if name.startswith("held_out") else "less error"
         return (
             f"{who} has {which} than SparseGPT on {words.word(better) if better else 'none'} of {len(measured)} "

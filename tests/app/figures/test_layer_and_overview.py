@@ -48,7 +48,7 @@ def test_the_threshold_moves_the_count(layers: pd.DataFrame) -> None:
 
 def test_gain_against_range_counts_who_gains(layers: pd.DataFrame) -> None:
     drawing = overview.gain_scatter(layers, threshold=0.5)
-    assert title(drawing) == "Two-level order lowers the error of two of 12 layers; two of them are columnar"
+    assert title(drawing) == "Two-level order lowers the error of two of twelve layers; two of them are columnar"
     shown = {name: (x, y) for t in drawing.figure.data for name, x, y in zip(t.customdata, t.x, t.y, strict=True)}
     for row in layers.itertuples():
         assert shown[row.layer] == pytest.approx((row.relative_range, row.gain), abs=1e-6)

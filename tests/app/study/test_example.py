@@ -108,7 +108,8 @@ def test_on_a_text_that_differs_every_number_is_measured_anew(
     assert set(study.records()["relative_error"]) == {9.0}
     run(study)
     assert study.job.status == "done", study.job.message
-    assert study.all_records() == fresh.all_records()
+    timeless = [[replace(record, seconds=0.0) for record in one.all_records()] for one in (study, fresh)]
+    assert timeless[0] == timeless[1]
     assert study.layer_names == fresh.layer_names
 
 
