@@ -198,7 +198,9 @@ def _slimllm(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tenso
     covariances = unit_covariances(problem)
     scores = head_scores(problem, gone)
     first = _lowest(scores, remove, pools, gone)
-    kept, _ = swaps(lambda units: -correlation(covariances, units), first, pools)
+    # Those that went first come back first, as in their program; the outcome of one round depends on it.
+    ordered = [pool[scores[pool].argsort(stable=True)] for pool in pools]
+    kept, _ = swaps(lambda units: -correlation(covariances, units), first, ordered)
     return Choice(kept, scores, first)
 
 
