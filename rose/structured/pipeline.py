@@ -170,7 +170,7 @@ def prune_structured(
             multiple=multiple, surveys=surveys, progress=surveying,
         )  # fmt: skip
         walking = part_callback(progress, start, SURVEY_SHARE, 1) if plan.surveys and not surveys else progress
-        run = _Run(model, plan, chosen, recovered, damping, target)
+        run = SlimRun(model, plan, chosen, recovered, damping, target)
         records = run.walk(tokens, held_out, walking)
         facts = {"allocation": allocation, "uniform": plan.uniform}
     forget_hessians()
@@ -326,7 +326,7 @@ def _drop(model: nn.Module, tokens: Tensor, ratio: float, progress: ProgressCall
 
 
 @dataclass
-class _Run:
+class SlimRun:
     """One walk through the model by a plan."""
 
     model: nn.Module

@@ -59,8 +59,7 @@ def run_theirs(clone: Path, dense: LlamaForCausalLM, tokens: Tensor) -> dict[str
     theirs: Any = importlib.import_module("LLMPruner.models.hf_llama.modeling_llama")
     Tensor.cuda = lambda self, *_args, **_options: self  # type: ignore[method-assign]
     blocks = nn.ModuleList([theirs.LlamaDecoderLayer(dense.config) for _ in RATIOS])
-    own = {name: value for name, value in dense.model.layers.state_dict().items()}
-    blocks.load_state_dict(own, strict=False)
+    blocks.load_state_dict(dense.model.layers.state_dict(), strict=False)
     length = tokens.shape[1]
     mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1).expand(len(tokens), 1, -1, -1)
     where = {"attention_mask": mask, "position_ids": torch.arange(length)[None].expand(len(tokens), -1)}

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from rose.model.capture import collect_statistics
 from rose.structured.anatomy import Shape, find_parts
 from rose.structured.methods import channel_scores, head_scores, structured_method
-from rose.structured.pipeline import SlimPlan, _Run
+from rose.structured.pipeline import SlimPlan, SlimRun
 from rose.structured.survey import make_problem
 from tests.model.families import logits
 from tests.structured.golden import FIXTURE, RATIOS, tiny_llama
@@ -64,7 +64,7 @@ def test_the_whole_run_keeps_what_theirs_keeps_and_puts_out_the_same(
         for (heads, channels), ratio in zip(parts, RATIOS, strict=True)
     ]
     plan = SlimPlan(parts, shapes, ("heads", "channels"), uniform=False)
-    run = _Run(dense, plan, structured_method("slimllm"), "linear", 0.01, None)
+    run = SlimRun(dense, plan, structured_method("slimllm"), "linear", 0.01, None)
     run.walk(tokens_of(golden), None, None)
     for cut in run.cuts:
         theirs = golden[f"{cut.part.block_index}/{cut.part.kind}"]
