@@ -1,19 +1,23 @@
-"""Which ratio each layer of a model gets: the same, by outliers (OWL), or by the curvature of the loss."""
+"""Which ratio each layer of a model gets: the same, by outliers (OWL), or by the curvature of the loss.
+
+The total comes out exact whatever the layers' sizes.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rose.errors import RoseError
-from rose.layer.allocation import exact_ratios, outlier_share, owl_ratios, sensitivity_ratios
 from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
 from rose.model.capture import BlockStatistics, no_input, statistics_of
-from rose.model.forward import check_tokens, pick_device
+from rose.model.forward import pick_device
 from rose.model.progress import ALLOCATION_SHARE
 from rose.model.structure import PrunableLayer
 
@@ -23,12 +27,44 @@ ALLOCATIONS = tuple(ALLOCATION_SHARE)
 # forward passes, and keeps every attention matrix: 7 GB for 512 tokens of the packaged model.
 TRACE_SAMPLES, TRACE_LENGTH = 16, 512
 
+OUTLIER_FACTOR = 5.0  # M of OWL
+OWL_SPREAD = 0.08  # λ of OWL
+DENSITY_SPREAD = 0.1  # α of the sensitivity-aware allocation
+
+
+class Allocation(NamedTuple):
+    """`rule`: one of `ALLOCATIONS`; `spread`: α of "sensitivity", which the other rules do not use."""
+
+    rule: str
+    spread: float = DENSITY_SPREAD
+
+
+def parse_allocation(text: str) -> Allocation:
+    """Reads "uniform", "owl", "sensitivity", or "sensitivity:ALPHA" such as "sensitivity:0.05".
+
+    Raises:
+        RoseError: an unknown rule, or an α that is not a number from 0 to 1.
+    """
+    rule, colon, number = text.partition(":")
+    if rule not in ALLOCATIONS or (colon and rule != "sensitivity"):
+        raise RoseError(
+            f"The allocation must be one of {', '.join(ALLOCATIONS)}, or sensitivity:ALPHA such as sensitivity:0.05, "
+            f"not {text!r}."
+        )
+    if not colon:
+        return Allocation(rule)
+    try:
+        spread = float(number)
+    except ValueError:
+        spread = math.nan
+    if not 0 <= spread <= 1:  # also catches NaN
+        raise RoseError(f"The α of sensitivity must be a number from 0 to 1, not {number!r}.")
+    return Allocation(rule, spread)
+
 
 def check_allocation(allocation: str, pattern: Pattern) -> None:
     """Raises RoseError for an unknown allocation, or one that N:M leaves no room for."""
-    if allocation not in ALLOCATIONS:
-        raise RoseError(f"The allocation must be one of {', '.join(ALLOCATIONS)}, not {allocation!r}.")
-    if allocation != "uniform" and pattern.is_grouped:
+    if parse_allocation(allocation).rule != "uniform" and pattern.is_grouped:
         raise RoseError(f'{pattern} fixes the ratio of every layer; use a plain ratio, or allocation "uniform".')
 
 
@@ -48,7 +84,7 @@ def allocate(
         tokens: calibration tokens, (samples, length).
         layers: those that will be pruned; OWL's outliers and the total are over these.
         pattern: of the whole.
-        allocation: "uniform", "owl" or "sensitivity".
+        allocation: see `parse_allocation`.
         dense_blocks: gives statistics of the dense model by decoder block; only OWL asks for them.
         tick: called with the share done, 0 to 1; may raise to stop.
 
@@ -56,16 +92,18 @@ def allocate(
         RoseError: as `check_allocation`.
     """
     check_allocation(allocation, pattern)
-    if allocation == "uniform":
+    rule, spread = parse_allocation(allocation)
+    if rule == "uniform":
         return {layer.name: pattern for layer in layers}
     sizes = [layer.weight.numel() for layer in layers]
-    if allocation == "owl":
+    if rule == "owl":
         shares = _outlier_shares(dense_blocks())
         wanted = owl_ratios([shares[layer.block_index] for layer in layers], pattern.ratio)
     else:
         traces = hessian_traces(model, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)
-        sensitivities = [trace / size for trace, size in zip(traces, sizes, strict=True)]
-        wanted = sensitivity_ratios(sensitivities, pattern.ratio)
+        # Hutchinson's estimate may be negative, and so may a trace: the loss is not convex. The paper takes |mean|.
+        sensitivities = [abs(trace) / size for trace, size in zip(traces, sizes, strict=True)]
+        wanted = sensitivity_ratios(sensitivities, pattern.ratio, spread)
     ratios = exact_ratios(wanted, sizes, pattern.ratio)
     return {layer.name: Pattern(ratio) for layer, ratio in zip(layers, ratios, strict=True)}
 
@@ -96,15 +134,14 @@ def hessian_traces(
 
     Args:
         model: moved to the device and back; weights, gradients and flags are as before afterwards.
-        tokens: (samples, length) int64.
+        tokens: (samples, length) int64, as `check_tokens` lets through.
         layers: whose traces.
         probes: sign vectors per window.
         seed: of the signs.
 
     Raises:
-        RoseError: tokens that do not fit the model, or too short to predict anything; a layer that none reaches.
+        RoseError: tokens too short to predict anything; a layer that none reaches.
     """
-    check_tokens(model, tokens)
     if tokens.shape[1] < 2:
         raise RoseError("Sensitivity needs samples of at least 2 tokens; give longer ones.")
     weights: dict[str, Tensor] = {layer.name: layer.module.weight for layer in layers}  # type: ignore[misc]
@@ -146,3 +183,85 @@ def _probe(model: nn.Module, window: Tensor, named: dict[str, Tensor], generator
     return torch.tensor(
         [float((v * p).sum(dtype=torch.float32)) for v, p in zip(signs, products, strict=True)]
     ).double()
+
+
+def outlier_share(scores: Sequence[Tensor]) -> float:
+    """Share of importances above 5 times their mean, over all matrices of one decoder block (OWL, Yin et al.
+    2024, equation 1)."""
+    size = sum(score.numel() for score in scores)
+    mean = sum(float(score.double().sum()) for score in scores) / size
+    return sum(int((score > OUTLIER_FACTOR * mean).sum()) for score in scores) / size
+
+
+def owl_ratios(shares: Sequence[float], ratio: float) -> list[float]:
+    """Ratios in a band of 2λ around the target, falling with the outlier share (OWL, Yin et al. 2024, section 3.2).
+
+    Args:
+        shares: outlier share that each layer goes by, its decoder block's.
+        ratio: the target.
+    """
+    low, high = min(shares), max(shares)
+    if high == low:
+        return [ratio] * len(shares)
+    scaled = [2 * OWL_SPREAD * (share - low) / (high - low) for share in shares]
+    mean = sum(scaled) / len(scaled)
+    return [ratio - value + mean for value in scaled]
+
+
+def sensitivity_ratios(sensitivities: Sequence[float], ratio: float, spread: float = DENSITY_SPREAD) -> list[float]:
+    """Densities from 1 − ratio − α to 1 − ratio + α, linear in the rank of the sensitivity (Shao et al. 2024,
+    section 3.3). Ties by position; a single layer gets the target.
+
+    Args:
+        sensitivities: of each layer, |mean trace of the loss Hessian| / size; larger = keep more.
+        ratio: the target.
+        spread: α.
+    """
+    last = len(sensitivities) - 1
+    if last < 1:
+        return [ratio] * len(sensitivities)
+    ranked = sorted(range(last + 1), key=lambda i: sensitivities[i])
+    ratios = [0.0] * (last + 1)
+    for rank, layer in enumerate(ranked):
+        ratios[layer] = ratio + spread * (1 - 2 * rank / last)
+    return ratios
+
+
+def exact_ratios(wanted: Sequence[float], sizes: Sequence[int], ratio: float) -> list[float]:
+    """Shifts ratios by one amount, within 0 to 1, so that round(ratio · total) weights go in all.
+
+    Each ratio returned is a whole number of weights over the layer's size, so a method that counts over the layer
+    meets the total exactly; one that counts per row or block rounds there, as it does anyway.
+
+    Args:
+        wanted: a ratio for each layer, which may lie outside 0 to 1.
+        sizes: number of weights of each layer.
+        ratio: of all weights together.
+
+    Raises:
+        RoseError: a ratio outside 0 to 1.
+    """
+    if not 0 <= ratio <= 1:
+        raise RoseError(f"The ratio must be a number from 0 to 1, not {ratio!r}.")
+    total = round(ratio * sum(sizes))
+
+    def removed(shift: float) -> list[float]:
+        return [min(max(want + shift, 0.0), 1.0) * size for want, size in zip(wanted, sizes, strict=True)]
+
+    # What goes in all rises with the shift, from nothing to everything.
+    low, high = -max(wanted), 1 - min(wanted)
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(removed(middle)) < total else (low, middle)
+    exact = removed(high)
+    counts = [int(count) for count in exact]
+    # Largest remainders first; a layer that is already full cannot take one more.
+    by_remainder = sorted(range(len(sizes)), key=lambda i: counts[i] - exact[i])
+    missing = total - sum(counts)
+    while missing:
+        step = 1 if missing > 0 else -1
+        for i in by_remainder if step > 0 else reversed(by_remainder):
+            if missing and 0 <= counts[i] + step <= sizes[i]:
+                counts[i] += step
+                missing -= step
+    return [count / size for count, size in zip(counts, sizes, strict=True)]

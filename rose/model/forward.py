@@ -44,13 +44,13 @@ def record_inputs(
     model: nn.Module,
     tokens: Tensor,
     keep: Callable[[int, Tensor], None],
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[], None],
 ) -> list[list[Arguments]]:
     """Embeds the tokens and records what every decoder block would be called with.
 
     Args:
         model: a transformers causal language model.
-        tokens: (samples, length) int64.
+        tokens: (samples, length) int64, as `check_tokens` lets through.
         keep: takes (batch, hidden states) as they come, the inputs of the first decoder block.
         tick: called after each batch; may raise to stop.
 
@@ -58,9 +58,8 @@ def record_inputs(
         [block][batch] -> arguments besides the hidden states.
 
     Raises:
-        RoseError: tokens outside the vocabulary, or of another shape; blocks that cannot be run one by one.
+        RoseError: blocks that cannot be run one by one.
     """
-    check_tokens(model, tokens)
     _, blocks = decoder_blocks(model)
     body = getattr(model, "base_model", model)  # without the output head
     residence = residence_of(model)
@@ -100,6 +99,13 @@ def check_tokens(model: nn.Module, tokens: Tensor) -> None:
         raise RoseError(
             f"Samples of {tokens.shape[1]} tokens are longer than the model's {limit} positions; ask for less."
         )
+
+
+def bos_in_front(model: nn.Module, tokens: Tensor) -> int | None:
+    """The model's beginning-of-sequence token where every sample, (samples, length), begins with it, else None."""
+    known = getattr(text_config(model), "bos_token_id", None)
+    first = tokens[0, 0].item()
+    return int(first) if first == known and bool((tokens[:, 0] == first).all()) else None
 
 
 def _first(output: Any) -> Tensor:
@@ -208,11 +214,18 @@ class _Recorder:
 
 @contextlib.contextmanager
 def _replaced(blocks: nn.ModuleList, forwards: list[Callable[..., Any]]) -> Iterator[None]:
-    """Replaces the blocks' forward functions for a while."""
+    """Replaces the blocks' forward functions for a while.
+
+    A block may have a forward function of its own besides its class's: accelerate puts its hooks there.
+    """
+    own = [vars(block).get("forward") for block in blocks]
     for block, forward in zip(blocks, forwards, strict=True):
         block.forward = forward
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward  # the class's own shows again
+        for block, before in zip(blocks, own, strict=True):
+            if before is None:
+                del block.forward  # the class's own shows again
+            else:
+                block.forward = before

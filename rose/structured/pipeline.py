@@ -20,14 +20,13 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.hessian import check_damping
-from rose.layer.parts import forget_hessians
 from rose.layer.statistics import InputStatistics
 from rose.model.capture import BlockStatistics, check_streams, start_walk
 from rose.model.distributed import processes
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.residence import is_streamed
 from rose.model.sequential import visit_sequentially
-from rose.model.structure import decoder_blocks
+from rose.model.structure import decoder_blocks, select_layers
 from rose.report import RunReport
 from rose.structured.anatomy import HEADS, PARTS, Part, Shape, block_parameters, find_parts, kinds_of
 from rose.structured.methods import StructuredMethod, choose, structured_method
@@ -173,7 +172,6 @@ def prune_structured(
         run = SlimRun(model, plan, chosen, recovered, damping, target)
         records = run.walk(tokens, held_out, walking)
         facts = {"allocation": allocation, "uniform": plan.uniform}
-    forget_hessians()
     after = block_parameters(model)
     errors = [record.relative_error for record in records]
     held = [record.held_out_error for record in records if record.held_out_error is not None]
@@ -352,7 +350,8 @@ class SlimRun:
         names = list(wanted)
         if self.method.looks_at_inputs:
             names += [row.layer.name for part, _ in wanted.values() for row in part.rows if part.kind != HEADS]
-        walk = start_walk(self.model, tokens, held_out, sorted(set(names)), progress)
+        streams = check_streams(self.model, tokens, held_out)
+        walk = start_walk(self.model, streams, select_layers(self.model, sorted(set(names))), progress)
         records = []
         try:
             for block in visit_sequentially(walk):
@@ -388,7 +387,7 @@ class SlimRun:
         scale = _energy(dense, block.calibration[layer.name])
         known = block.held_out.get(layer.name)
         relative = _error(dense, written, bias, block.calibration[layer.name]) / scale
-        meter.tell("prune", block.block_index, block.share[1], layer.name, relative)
+        meter.tell("prune", block.block_index, block.work[1], layer.name, relative)
         swapped = 0 if choice.before_swaps is None else int((choice.before_swaps & ~choice.kept).sum())
         return PartRecord(
             block_index=part.block_index, part=part.kind, layer=layer.name, method=self.method.name,

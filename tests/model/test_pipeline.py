@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import rose
 from rose.layer.error import relative_error
+from rose.layer.hessian import DampedHessian, damp
 from rose.model import capture, forward
 from rose.model.progress import part_callback
 from rose.model.structure import decoder_blocks, select_layers
@@ -34,6 +36,33 @@ def changed(model: PreTrainedModel, before: dict[str, Tensor]) -> set[str]:
         for name, parameter in model.named_parameters()
         if not torch.equal(parameter, before[name])
     }
+
+
+def test_hooks_of_accelerate_stay_and_run() -> None:
+    """accelerate dispatches a model by giving modules a forward function of their own."""
+    model, plain = make_model("llama"), make_model("llama")
+    blocks = list(decoder_blocks(model)[1])
+    hooks = [CountingHook() for _ in blocks]
+    for block, hook in zip(blocks, hooks, strict=True):
+        add_hook_to_module(block, hook)
+    hooked = [block.forward for block in blocks]
+    rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+    assert [block.forward for block in blocks] == hooked
+    assert all(hook.calls > 0 for hook in hooks)  # the batches that calibrate pass through them too
+    calls = [hook.calls for hook in hooks]
+    logits(model)
+    assert [hook.calls - before for hook, before in zip(hooks, calls, strict=True)] == [1, 1]
+    rose.prune_model(plain, make_tokens(), sparsity=0.5, block_size=16)
+    assert all(torch.equal(model.get_parameter(name), p) for name, p in plain.named_parameters())
+
+
+class CountingHook(ModelHook):
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def pre_forward(self, _module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        self.calls += 1
+        return args, kwargs
 
 
 # ---- choosing layers
@@ -435,6 +464,24 @@ def test_cancelling_a_calibration(stage: str) -> None:
     with pytest.raises(rose.Cancelled):
         rose.collect_statistics(model, make_tokens(), progress=cancel)
     assert_clean(model)
+
+
+@pytest.mark.parametrize("run", [rose.prune_model, lambda *args, **options: list(rose.analyze_model(*args, **options))])
+def test_factors_go_before_a_block_runs_again(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref] = []
+
+    def watched(*args: Any) -> DampedHessian:
+        found = damp(*args)
+        made.append(weakref.ref(found))
+        return found
+
+    def look(progress: rose.Progress) -> None:
+        if progress.stage in ("calibrate", "propagate"):
+            assert not any(one() for one in made)
+
+    monkeypatch.setattr("rose.layer.methods.toolkit.damp", watched)
+    run(make_model("llama"), make_tokens(), sparsity=0.5, block_size=16, held_out=make_tokens(2), progress=look)
+    assert len(made) == 2 * 4  # q, k, v; o; gate, up; down
 
 
 def test_leaving_a_visit_early_cleans_up() -> None:

@@ -1,0 +1,115 @@
+"""DSnoT: a start mask, refined without touching the weights (Zhang et al. 2024, "Dynamic Sparse No Training").
+
+With D = W · mean input of the column, the removed weights of a row shift its mean output by e = Σ D. Each cycle
+regrows one removed weight of the row and prunes one that survives, so that the count stays. The regrown weight moves e
+towards zero, and so does the pruned one except under N:M; both are chosen by their scores, so a cycle can overshoot
+and |e| need not fall.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rose.errors import RoseError
+from rose.layer.loss import importance
+from rose.layer.methods import LayerResult, Settings, register
+from rose.layer.methods.options import Option
+from rose.layer.methods.toolkit import damped_hessian, mask_by_score, prune_by_mask
+from rose.layer.pattern import Pattern
+from rose.layer.statistics import InputStatistics
+
+CYCLES = 50
+TOLERANCE = 0.1  # of |e|, in units of the layer's output
+
+
+@register(
+    "dsnot",
+    "DSnoT",
+    "A mask of Wanda, magnitude or SparseGPT, refined row by row without updating weights (Zhang et al. 2024).",
+    options={"start": Option("wanda", "saliency of the start mask", choices=("wanda", "magnitude", "sparsegpt"))},
+)
+def dsnot(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """Start mask per row, then `refine_mask`.
+
+    The published runs refine attention layers only and leave MLP layers at the start mask; this refines any layer
+    it is given.
+
+    Raises:
+        RoseError: statistics made from a Hessian alone, which do not know the mean of the inputs.
+    """
+    if statistics.mean.isnan().any():
+        raise RoseError("DSnoT needs the mean of the inputs, which a Hessian does not hold; give InputStatistics.")
+    dense = weight.float()
+    mask = mask_by_score(_start_score(dense, statistics, settings), settings.pattern, "row")
+    mask = refine_mask(dense, statistics, mask, settings.pattern)
+    return prune_by_mask(weight, statistics, settings, mask, budget="row")
+
+
+def _start_score(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Tensor:
+    """What the start mask compares within a row, (out, in)."""
+    start = settings.options["start"]
+    if start == "magnitude":
+        return weight.abs()
+    if start == "wanda":
+        return importance(weight, statistics.mean_square)
+    factor = damped_hessian(statistics, settings.damping).natural_factor
+    return (weight / factor.diagonal()).square()
+
+
+def refine_mask(weight: Tensor, statistics: InputStatistics, mask: Tensor, pattern: Pattern) -> Tensor:
+    """Regrows and prunes row by row until |e| ≤ 0.1, after 50 cycles, or when a row has no candidate left to regrow or
+    to prune (equations 4 to 7).
+
+    Regrown is the removed weight with the largest sign(e) · D / variance. Pruned is the survivor of the smallest
+    Wanda score whose D has the other sign. Under N:M it is the survivor of the smallest Wanda score in the regrown
+    weight's group instead, whatever its sign, and a row stops before e would change its sign. As in the authors'
+    program a weight moves once at most.
+
+    Args:
+        weight: W, (out, in) float32.
+        mask: True = removed; not changed.
+        pattern: N:M masks stay N:M.
+
+    Returns:
+        A mask with as many removed weights in every row (and N:M group) as `mask`, (out, in) bool.
+    """
+    mask = mask.clone()
+    moved = torch.zeros_like(mask)
+    drift = weight * statistics.mean  # D
+    regrow_score = drift / statistics.variance.clamp_min(torch.finfo(torch.float32).tiny)
+    prune_score = importance(weight, statistics.mean_square)
+    e = (drift * mask).sum(1)
+    first_sign = e.sign()
+    rows = (e.abs() > TOLERANCE).nonzero().squeeze(1)
+    group = torch.arange(weight.shape[1], device=weight.device) // (pattern.of or 1)
+    for _ in range(CYCLES):
+        if not len(rows):
+            break
+        sign = e[rows].sign().unsqueeze(1)
+        directed = drift[rows] * sign
+        fresh = ~moved[rows]
+        may_regrow = mask[rows] & fresh & (directed > 0)
+        may_prune = ~mask[rows] & fresh
+        if pattern.is_grouped:
+            may_regrow &= _any_per_group(may_prune, pattern)
+        regrown = torch.where(may_regrow, regrow_score[rows] * sign, -torch.inf).argmax(1)
+        may_prune &= group == group[regrown].unsqueeze(1) if pattern.is_grouped else directed < 0
+        pruned = torch.where(may_prune, prune_score[rows], torch.inf).argmin(1)
+        after = e[rows] + drift[rows, pruned] - drift[rows, regrown]
+        goes_on = may_regrow.any(1) & may_prune.any(1)
+        if pattern.is_grouped:
+            goes_on &= after.sign() == first_sign[rows]
+        rows, regrown, pruned, after = rows[goes_on], regrown[goes_on], pruned[goes_on], after[goes_on]
+        mask[rows, regrown] = False
+        mask[rows, pruned] = True
+        moved[rows, regrown] = moved[rows, pruned] = True
+        e[rows] = after
+        rows = rows[after.abs() > TOLERANCE]
+    return mask
+
+
+def _any_per_group(flags: Tensor, pattern: Pattern) -> Tensor:
+    """True at every column of an N:M group that has a True, (rows, in)."""
+    grouped = flags.view(flags.shape[0], -1, pattern.of)
+    return grouped.any(-1, keepdim=True).expand_as(grouped).reshape(flags.shape)

@@ -1,0 +1,66 @@
+"""The order chosen by measurement: several sweeps, of which the one with the least error is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from rose.layer import error
+from rose.layer.methods import LayerResult, Settings, register
+from rose.layer.methods.toolkit import prune_by_sweep
+from rose.layer.statistics import InputStatistics
+
+# SparseGPT, ROSE and rose_global, and their orders with the other budget where that can win. Of equals the first wins.
+CANDIDATES = (
+    ("natural", "block"),
+    ("two_level", "block"),
+    ("natural", "layer"),
+    ("two_level", "layer"),
+    ("global", "layer"),
+    ("hessian", "layer"),
+)
+
+
+@register(
+    "measured",
+    "Measured order",
+    "Ours: sweeps by several orders and budgets, and keeps the one with the least error, on held-out inputs if given.",
+    sweeps=True,
+    work=8,
+)
+def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """Tries `CANDIDATES`, which costs as many sweeps; `order` and `budget` of the result say which one won.
+
+    The error is measured on `settings.held_out` where it is given, else on the calibration inputs themselves, which
+    favours the candidate that fits them best. A held-out error reported for this method on the same held-out
+    inputs is a minimum over the candidates, so compare methods on further inputs. An `order` or `budget` in the
+    settings narrows the candidates to that one.
+    """
+    judge = settings.held_out or statistics
+    best, least = None, float("inf")
+    for order, budget in _candidates(settings):
+        tried = replace(settings, order=order, budget=budget, trace=False)
+        result = prune_by_sweep(weight, statistics, tried, order="natural", budget="block")
+        found = error.relative_error(weight, result.weight, judge.hessian)
+        if best is None or found < least:
+            best, least = result, found
+    assert best is not None
+    if not settings.trace:
+        return best
+    # Traces are large; only the winner's is recorded, in a second sweep.
+    again = replace(settings, order=best.order, budget=best.budget)
+    return prune_by_sweep(weight, statistics, again, order="natural", budget="block")
+
+
+def _candidates(settings: Settings) -> Iterator[tuple[Any, str]]:
+    """Order and budget of each sweep to try; under N:M both budgets are the same, so each order comes once."""
+    seen = set()
+    for order, budget in CANDIDATES:
+        pair = (settings.order if settings.order is not None else order, settings.budget or budget)
+        key = (order if settings.order is None else "", "" if settings.pattern.is_grouped else pair[1])
+        if key not in seen:
+            seen.add(key)
+            yield pair

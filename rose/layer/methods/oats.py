@@ -1,0 +1,143 @@
+"""OATS: a sparse plus a low-rank matrix in place of W (Zhang and Papyan 2025, "Outlier-Aware Pruning Through
+Sparse and Low Rank Decomposition", algorithm 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rose.errors import RoseError
+from rose.layer.methods import LayerResult, Settings, register
+from rose.layer.methods.options import Option
+from rose.layer.methods.toolkit import mask_by_score, measured_result, prune_by_mask
+from rose.layer.pattern import Pattern
+from rose.layer.statistics import InputStatistics
+
+SPARE = 8  # directions tracked beyond the rank, so that one that grows into it is known already
+SUBSPACE_STEPS = 2
+
+
+@register(
+    "oats",
+    "OATS",
+    "Sparse plus low rank on weights scaled by their inputs, both counted as parameters (Zhang and Papyan 2025).",
+    options={
+        "rank_ratio": Option(0.25, "share of the parameters that goes to the low-rank part"),
+        "iterations": Option(80, "alternations between the two parts", low=1, high=10_000),
+    },
+    work=15,
+)
+def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """W ≈ S + L, found on W · diag(a) with a_j = sqrt(mean of x_j²).
+
+    With κ = 1 − ratio and rank ratio ρ, S keeps (1 − ρ)κ of every row and L has rank ⌊ρκ · out·in/(out + in)⌋, so
+    both together store κ of the layer's parameters. Under N:M it is S that is N:M, and L comes on top with
+    κ = (keep/of)/(1 − ρ), as in the paper: 2:4 with ρ = 0.25 removes a third of the parameters, not half.
+
+    In the result `weight` is the dense sum, which an ordinary checkpoint holds; `low_rank` keeps L as two factors,
+    `mask` is that of S, and `sparsity` is 1 − (entries kept in S + rank · (out + in)) / size.
+
+    Raises:
+        RoseError: an N:M pattern under which both parts would store more than the dense layer does.
+    """
+    pattern, rank_ratio = settings.pattern, float(settings.options["rank_ratio"])
+    if pattern.ratio == 0:
+        return prune_by_mask(weight, statistics, settings, torch.zeros_like(weight, dtype=torch.bool), budget="row")
+    stored = _stored_share(pattern, rank_ratio)
+    rows, columns = weight.shape
+    rank = int(rank_ratio * stored * rows * columns / (rows + columns))
+    sparse_pattern = pattern if pattern.is_grouped else Pattern(1 - (1 - rank_ratio) * stored)
+    norm = statistics.mean_square.sqrt()
+    mask, left, right = decompose(weight.float() * norm, rank, sparse_pattern, int(settings.options["iterations"]))
+    # A dead column is zero in both parts; there is nothing to scale back.
+    scale = torch.where(norm > 0, 1 / norm, 0)
+    right = right * scale
+    low_rank = left @ right
+    sparse = (weight.float() - low_rank).masked_fill(mask | (norm == 0), 0)
+    return measured_result(
+        weight,
+        (sparse + low_rank).to(weight.dtype),
+        mask,
+        statistics,
+        settings,
+        budget="row",
+        low_rank=(left, right),
+    )
+
+
+def _stored_share(pattern: Pattern, rank_ratio: float) -> float:
+    """κ, the share of the layer's parameters that both parts store together."""
+    if not pattern.is_grouped:
+        return 1 - pattern.ratio
+    sparse_share = pattern.keep / pattern.of
+    if sparse_share > 1 - rank_ratio:
+        raise RoseError(
+            f"OATS with {pattern} and a rank ratio of {rank_ratio:g} would store more than the dense layer; "
+            "choose a sparser pattern or a smaller rank_ratio."
+        )
+    return sparse_share / (1 - rank_ratio) if sparse_share else 0.0
+
+
+def decompose(matrix: Tensor, rank: int, pattern: Pattern, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Alternates L = best rank-r approximation of M − S, S = M − L without its smallest entries.
+
+    On wide layers the approximation is updated from one alternation to the next rather than recomputed, see
+    `_next_low_rank`; the final error is the same within a few tenths of a per cent.
+
+    Args:
+        matrix: M, (out, in) float32.
+        rank: of L, 0 or more.
+        pattern: of S; a ratio is taken per row.
+
+    Returns:
+        The mask of S (True = removed), and factors of L, (out, rank) and (rank, in).
+    """
+    sparse, basis = torch.zeros_like(matrix), None
+    for _ in range(iterations):
+        left, right, basis = _next_low_rank(matrix - sparse, rank, basis)
+        rest = matrix - left @ right
+        mask = mask_by_score(rest.abs(), pattern, "row")
+        sparse = rest.masked_fill(mask, 0)
+    return mask, left, right
+
+
+def _next_low_rank(matrix: Tensor, rank: int, basis: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Factors of the best approximation, from the leading left directions of the last alternation where known.
+
+    L changes little between alternations, so a few steps of subspace iteration from the last basis, which is wider than
+    the rank, find it at a fraction of the cost of a decomposition.
+
+    Args:
+        matrix: (out, in).
+        basis: (out, rank + `SPARE`) with orthonormal columns, or None.
+
+    Returns:
+        Factors (out, rank) and (rank, in), and the next basis; None if the layer is too narrow for it to pay.
+    """
+    wide = rank + SPARE
+    if rank == 0 or 4 * wide > min(matrix.shape):
+        return *truncated_svd(matrix, rank), None
+    if basis is None:
+        leading = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -wide:]
+    else:
+        leading = basis
+        for _ in range(SUBSPACE_STEPS):
+            leading = torch.linalg.qr(matrix @ (matrix.T @ leading)).Q
+    projected = leading.T @ matrix
+    turn = torch.linalg.eigh(projected @ projected.T).eigenvectors  # ascending eigenvalues
+    basis, projected = leading @ turn, turn.T @ projected
+    return basis[:, SPARE:], projected[SPARE:], basis
+
+
+def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors (out, rank) and (rank, in) of the best approximation of this rank in the Frobenius norm.
+
+    From the leading eigenvectors of the smaller Gram matrix; several times faster than a full SVD, and only the
+    leading directions, which squaring does not harm, are used.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        left, right = truncated_svd(matrix.T, rank)
+        return right.T, left.T
+    vectors = torch.linalg.eigh(matrix @ matrix.T).eigenvectors  # ascending eigenvalues
+    leading = vectors[:, vectors.shape[1] - rank :]
+    return leading, leading.T @ matrix

@@ -1,0 +1,68 @@
+"""Options of a single pruning method: allowed values and defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rose.errors import RoseError
+
+Value = float | str
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method.
+
+    Attributes:
+        default: used unless a value is given; a text if there are choices, an int for whole numbers, else a float.
+        summary: one phrase for people.
+        choices: allowed texts; empty for a number.
+        low, high: allowed range of a number, both included.
+    """
+
+    default: Value
+    summary: str
+    choices: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+
+    def read(self, name: str, value: Value) -> Value:
+        """The value in the option's own type; numbers may come as text, as from a command line.
+
+        Raises:
+            RoseError: not a choice, not a number, or out of range.
+        """
+        if self.choices:
+            if value not in self.choices:
+                raise RoseError(f"The option {name} must be one of {', '.join(self.choices)}, not {value!r}.")
+            return value
+        whole = isinstance(self.default, int)
+        wrong = RoseError(
+            f"The option {name} must be a {'whole ' if whole else ''}number from {self.low:g} to {self.high:g}, "
+            f"not {value!r}."
+        )
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise wrong from None
+        if not self.low <= number <= self.high or (whole and number != int(number)):  # NaN fails the first
+            raise wrong
+        return int(number) if whole else number
+
+
+def complete_options(label: str, known: Mapping[str, Option], given: Mapping[str, Value] | None) -> dict[str, Value]:
+    """Every known option with its given or default value.
+
+    Args:
+        label: the method's, for messages.
+
+    Raises:
+        RoseError: an option the method does not have, or a value it cannot take.
+    """
+    given = given or {}
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise RoseError(f"{label} has no option {unknown[0]!r}; {has}.")
+    return {name: option.read(name, given.get(name, option.default)) for name, option in known.items()}

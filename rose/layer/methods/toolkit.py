@@ -1,0 +1,189 @@
+"""What methods are made of: the damped Hessian of a layer, a sweep or a mask, and the measured result."""
+
+from __future__ import annotations
+
+from threading import Lock
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from rose.errors import RoseError
+from rose.layer import error
+from rose.layer.hessian import FIRST_RESCUE, MAX_DAMPING, DampedHessian, damp
+from rose.layer.loss import block_sums
+from rose.layer.methods import LayerResult, Settings
+from rose.layer.order import Order, OrderPlan, make_order, plan_order
+from rose.layer.pattern import Pattern, smallest, smallest_per_group, smallest_per_row
+from rose.layer.statistics import InputStatistics
+from rose.layer.sweep import block_budget, layer_budget, sweep
+
+# Of the last two statistics, each with its tokens and damping. They die with the statistics, as they are the largest
+# thing in memory.
+_remembered: WeakKeyDictionary[InputStatistics, tuple[tuple[int, float], DampedHessian]] = WeakKeyDictionary()
+_lock = Lock()  # the app's sessions prune in threads of their own
+
+
+def damped_hessian(statistics: InputStatistics, damping: float) -> DampedHessian:
+    """The damped Hessian of these inputs, remembered: layers and methods that share inputs come one after another."""
+    key = (statistics.tokens, damping)  # tokens tell whether the statistics have grown since
+    with _lock:
+        found = _remembered.get(statistics)
+    if found is None or found[0] != key:
+        found = key, damp(statistics.hessian, damping)
+        with _lock:
+            _remembered.pop(statistics, None)
+            for older in list(_remembered)[:-1]:
+                del _remembered[older]
+            _remembered[statistics] = found
+    return found[1]
+
+
+def _factorize(statistics: InputStatistics, damping: float, order: Order) -> tuple[DampedHessian, Tensor]:
+    """The damped Hessian, and U for this order."""
+    damped = damped_hessian(statistics, damping)
+    while True:
+        try:
+            return damped, damped.natural_factor if order.is_natural else damped.inverse_factor(order.permutation)
+        except RoseError:  # a column order changes rounding, so a barely definite H may fail in one and not in another
+            if damped.damping >= MAX_DAMPING:
+                raise
+            damped = damped_hessian(statistics, min(MAX_DAMPING, max(10 * damped.damping, FIRST_RESCUE)))
+
+
+def _plan(weight: Tensor, statistics: InputStatistics, settings: Settings) -> OrderPlan:
+    return plan_order(
+        weight,
+        statistics,
+        sparsity=settings.pattern,
+        block_size=settings.block_size,
+        threshold=settings.threshold,
+    )
+
+
+def prune_by_sweep(
+    weight: Tensor,
+    statistics: InputStatistics,
+    settings: Settings,
+    *,
+    order: str,
+    budget: str,
+    sum_saliency: str | None = None,
+) -> LayerResult:
+    """A sweep with this order and budget, unless the settings override them.
+
+    `order` "rose" is the two-level order on columnar layers and natural order on the others. `sum_saliency` chooses
+    masks by w² (H_jj + 1/[H⁻¹]_jj) instead of w²/U_jj², with H⁻¹ of the whole "layer" or of the columns "remaining".
+    """
+    return sweep_and_factor(weight, statistics, settings, order=order, budget=budget, sum_saliency=sum_saliency)[0]
+
+
+def sweep_and_factor(
+    weight: Tensor,
+    statistics: InputStatistics,
+    settings: Settings,
+    *,
+    order: str,
+    budget: str,
+    sum_saliency: str | None = None,
+) -> tuple[LayerResult, DampedHessian, Tensor]:
+    """As `prune_by_sweep`; also the damped Hessian, and U for the order visited, for what continues from there."""
+    plan = _plan(weight, statistics, settings)
+    wanted = settings.order if settings.order is not None else order
+    visited = plan.order if isinstance(wanted, str) and wanted == "rose" else make_order(plan, wanted)
+    budget = settings.budget or budget
+    pattern = settings.pattern
+    damped, factor = _factorize(statistics, settings.damping, visited)
+    dense = weight.float()
+    # Dead columns never carried a signal: their weights cost nothing, so they are the first to go.
+    live = dense.masked_fill(damped.dead, 0) if pattern.ratio > 0 else dense
+    divisor = None
+    if sum_saliency:
+        # H⁻¹ = UᵀU; of the columns from j on, it has U_jj² at its head.
+        inverse = factor.square().sum(0) if sum_saliency == "layer" else factor.diagonal().square()
+        divisor = (damped.matrix.diagonal()[visited.permutation] + 1 / inverse).rsqrt()
+    if budget == "layer" and not pattern.is_grouped:
+        counts = layer_budget(live, factor, pattern, visited, divisor)
+    else:  # N:M fixes how many weights every group gives up, so both budgets are the same
+        counts = block_budget(pattern, weight.shape[0], visited.widths)
+    swept = sweep(live, factor, visited, pattern, counts, damped.matrix if settings.trace else None, divisor)
+    pruned = swept.weight.to(weight.dtype)
+    result = LayerResult(
+        weight=pruned,
+        mask=swept.mask,
+        relative_error=error.relative_error(weight, pruned, statistics.hessian),
+        column_error=swept.column_error,
+        block_error=swept.block_error,
+        plan=plan,
+        order=visited,
+        budget=budget,
+        damping=damped.damping,
+        added_damping=damped.added,
+        trace=swept.trace,
+    )
+    return result, damped, factor
+
+
+def prune_by_score(
+    weight: Tensor, statistics: InputStatistics, settings: Settings, score: Tensor, *, budget: str
+) -> LayerResult:
+    """Removes the weights with the smallest scores and leaves the others as they are; see `mask_by_score`."""
+    mask = mask_by_score(score, settings.pattern, budget)
+    return prune_by_mask(weight, statistics, settings, mask, budget=budget)
+
+
+def mask_by_score(score: Tensor, pattern: Pattern, budget: str) -> Tensor:
+    """Mask of the smallest scores, True = removed, (out, in) bool.
+
+    Args:
+        score: (out, in) float, finite.
+        budget: "layer" compares scores over the whole layer, "row" within each output row; under N:M either compares
+            within each group.
+    """
+    if pattern.is_grouped:
+        return smallest_per_group(score, pattern)
+    if budget == "row":
+        return smallest_per_row(score, pattern.count(score.shape[1]))
+    return smallest(score, pattern.count(score.numel()))
+
+
+def prune_by_mask(
+    weight: Tensor, statistics: InputStatistics, settings: Settings, mask: Tensor, *, budget: str
+) -> LayerResult:
+    """Sets the masked weights to zero and leaves the others as they are; see `measured_result`."""
+    return measured_result(weight, weight.masked_fill(mask, 0), mask, statistics, settings, budget=budget)
+
+
+def measured_result(
+    weight: Tensor,
+    pruned: Tensor,
+    mask: Tensor,
+    statistics: InputStatistics,
+    settings: Settings,
+    *,
+    budget: str,
+    low_rank: tuple[Tensor, Tensor] | None = None,
+) -> LayerResult:
+    """The result of a method that does not sweep. Its column errors are those of a sweep in natural order.
+
+    Args:
+        weight, pruned: W and Ŵ, (out, in), same dtype.
+        mask: True = removed, (out, in); that of the sparse part if there are factors.
+    """
+    plan = _plan(weight, statistics, settings)
+    damped = damped_hessian(statistics, settings.damping)
+    live_change = (weight.float() - pruned.float()).masked_fill(damped.dead, 0)
+    columns = error.column_error(live_change, damped.natural_factor)
+    natural = make_order(plan, "natural")
+    return LayerResult(
+        weight=pruned,
+        mask=mask,
+        relative_error=error.relative_error(weight, pruned, statistics.hessian),
+        column_error=columns,
+        block_error=block_sums(columns, natural.widths),
+        plan=plan,
+        order=natural,
+        budget=budget,
+        damping=damped.damping,
+        added_damping=damped.added,
+        low_rank=low_rank,
+    )
