@@ -22,7 +22,7 @@ from rose.errors import RoseError
 from rose.layer.hessian import check_damping
 from rose.layer.statistics import InputStatistics
 from rose.model.capture import BlockStatistics, check_streams, start_walk
-from rose.model.distributed import processes
+from rose.model.distributed import is_launched, processes
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.residence import is_streamed
 from rose.model.sequential import visit_sequentially
@@ -216,7 +216,7 @@ def check_request(
     check_damping(damping)
     if model is not None and is_streamed(model):
         raise RoseError("Structured pruning needs the whole model in memory; load it without streaming.")
-    if processes() > 1:
+    if processes() > 1 or is_launched():
         raise RoseError("Structured pruning runs in one process; start it without torchrun.")
 
 
