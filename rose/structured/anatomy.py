@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
@@ -198,8 +197,3 @@ def block_parameters(model: nn.Module) -> int:
     """Parameters of all decoder blocks, norms and biases included."""
     _, blocks = decoder_blocks(model)
     return sum(parameter.numel() for parameter in blocks.parameters())
-
-
-def every_unit(part: Part) -> Tensor:
-    """All units kept, (units,) bool."""
-    return torch.ones(part.shape.units, dtype=torch.bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class StructuredMethod:
     summary: str
     select: Select | None
     recovery: str = "exact"
-    looks_at_inputs: bool = field(default=False)
+    looks_at_inputs: bool = False
 
 
 STRUCTURED: dict[str, StructuredMethod] = {}

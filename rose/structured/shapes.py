@@ -55,11 +55,11 @@ def uniform_shapes(
         distance = abs(sum(part.saved(chosen[part.kind]) for part in first) - each)
         price = total_cost(surveys, chosen) if surveys else 0.0
         candidates.append((price if channels else distance, distance, chosen))
-    for _, _, chosen in sorted(candidates, key=lambda entry: entry[:2]):
-        if allowed(chosen):
+    for _, distance, chosen in sorted(candidates, key=lambda entry: entry[:2]):
+        if distance <= each / 2 and allowed(chosen):
             return [[chosen[part.kind] for part in of_block] for of_block in parts]
     raise RoseError(
-        "No uniform shapes that the configuration can say save that much; ask for another ratio or other parts, or "
+        "No uniform shapes that the configuration can say save about that much; ask for another ratio or parts, or "
         "allow shapes that differ (allocation cost)."
     )
 

@@ -212,8 +212,9 @@ def test_prices_come_out_at_the_ratio_and_cost_least() -> None:
     [
         ({"method": "nothing"}, "There is no structured method 'nothing'; choose one of obs"),
         ({"ratio": 1.0}, "The ratio must be above 0 and below 1"),
-        ({"ratio": 0.001}, "nothing would go"),
+        ({"ratio": 0.001}, "No uniform shapes"),
         ({"ratio": 0.99}, "No uniform shapes"),
+        ({"ratio": 0.7, "parts": ["heads"]}, "No uniform shapes"),
         ({"allocation": "fair"}, "There is no allocation 'fair'"),
         ({"recovery": "magic"}, "There is no recovery 'magic'"),
         ({"parts": ["neurons"]}, "Parts are heads and channels"),
