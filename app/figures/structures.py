@@ -28,6 +28,7 @@ def head_map(table: pd.DataFrame, *, marked_block: int | None = None, theme: The
             y=list(grid.index),
             colorscale=palette.SEQUENTIAL,
             zmin=0,
+            zmax=float(table["cost"].max()) or 1.0,
             colorbar=style.colourbar("relative error without the head"),
             hovertemplate="decoder block %{x}<br>head %{y}<br>%{z:.4g}<extra></extra>",
         )
@@ -44,7 +45,8 @@ def head_map(table: pd.DataFrame, *, marked_block: int | None = None, theme: The
         y="query head",
         height=150 + max(220, 24 * len(grid)),
     )
-    figure.update_yaxes(dtick=1 if len(grid) <= 16 else 4, autorange="reversed")
+    figure.update_yaxes(dtick=1 if len(grid) <= 16 else 4, autorange="reversed", showgrid=False, zeroline=False)
+    figure.update_xaxes(dtick=1 if len(grid.columns) <= 16 else 5, showgrid=False, zeroline=False)
     if marked_block is not None and marked_block in grid.columns:
         style.outline(figure, marked_block - 0.5, marked_block + 0.5, -0.5, len(grid) - 0.5)
     caption = (

@@ -7,8 +7,8 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from app.runs.pruning import pack
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.generation import continue_prompt
+from rose.model.structure import text_config
 
 TOKENS = 128  # of the prompt that speed is measured with
-REPEATS = 3
+TURNS = 5
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Slimming:
     """One run; grows while its job runs.
 
     Attributes:
-        outcomes: the dense model, then the slim one.
+        outcomes: the dense model, then the slim one; empty until both are measured.
         report: of the run, None until it has ended.
         archive: the slim checkpoint as .zip, None until written.
         doing, fraction: the step at work.
@@ -76,7 +77,7 @@ class Slimming:
             model: Any = copy.deepcopy(loaded.model)
         finally:
             loaded.lock.release()
-        self.outcomes = [self._judge("Dense", model, loaded.tokenizer, held_out, job)]
+        dense = self._judge("Dense", model, loaded.tokenizer, held_out, job)
         self.doing = f"Taking {request.ratio:.0%} out"
 
         def follow(progress: rose.Progress) -> None:
@@ -95,12 +96,18 @@ class Slimming:
         )
         label = f"{request.method}, {request.ratio:.0%} out"
         slim = self._judge(label, model, loaded.tokenizer, held_out, job)
+        self.doing = "Speed, both models in turns"
+        acquire(loaded.lock, job)
+        try:
+            speeds = _speeds([loaded.model, model], job)
+        finally:
+            loaded.lock.release()
         self._write(model, loaded.tokenizer, report, job)
-        self.outcomes.append(slim)
+        self.outcomes = [replace(one, speed=speed) for one, speed in zip((dense, slim), speeds, strict=True)]
         self.report, self.fraction = report, 1.0
 
     def _judge(self, label: str, model: Any, tokenizer: Any, held_out: Any, job: Job) -> Outcome:
-        self.doing = f"Perplexity, speed and text: {label}"
+        self.doing = f"Perplexity and text: {label}"
         job.check()
 
         def tick(_share: float = 0.0) -> None:
@@ -111,7 +118,7 @@ class Slimming:
         if self.request.prompt.strip():
             text = continue_prompt(model, tokenizer, self.request.prompt, new_tokens=self.request.new_tokens, tick=tick)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        return Outcome(label, parameters, perplexity, _speed(model, job), text)
+        return Outcome(label, parameters, perplexity, 0.0, text)  # speed: later, both in turns
 
     def _write(self, model: Any, tokenizer: Any, report: rose.RunReport, job: Job) -> None:
         self.doing = "Writing the checkpoint"
@@ -133,14 +140,16 @@ class Slimming:
 
 
 @torch.no_grad()
-def _speed(model: Any, job: Job) -> float:
-    """Tokens per second of reading a prompt, the best of some."""
-    vocabulary, length = model.config.vocab_size, TOKENS
-    ids = torch.randint(3, vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
-    best = float("inf")
-    for _ in range(REPEATS):
-        job.check()
-        start = time.perf_counter()
-        model(input_ids=ids.to(next(model.parameters()).device), use_cache=False)
-        best = min(best, time.perf_counter() - start)
-    return length / best
+def _speeds(models: Sequence[Any], job: Job) -> list[float]:
+    """Tokens per second of reading a prompt; the models in turns, so that other work disturbs them alike, best turn."""
+    best = [float("inf")] * len(models)
+    for _ in range(TURNS):
+        for number, model in enumerate(models):
+            job.check()
+            generator = torch.Generator().manual_seed(0)
+            ids = torch.randint(3, text_config(model).vocab_size, (1, TOKENS), generator=generator)
+            ids = ids.to(next(model.parameters()).device)
+            start = time.perf_counter()
+            model(input_ids=ids, use_cache=False)
+            best[number] = min(best[number], time.perf_counter() - start)
+    return [TOKENS / seconds for seconds in best]
