@@ -44,6 +44,7 @@ def draw() -> None:
             st.Page("views/layers.py", title="Layers", icon=":material/grid_on:"),
             st.Page("views/layer.py", title="Layer", icon=":material/layers:"),
             st.Page("views/order_lab.py", title="Order lab", icon=":material/swap_vert:"),
+            st.Page("views/structures.py", title="Structures", icon=":material/compress:"),
             st.Page("views/learn.py", title="Learn", icon=":material/school:"),
             st.Page("views/check.py", title="Check", icon=":material/fact_check:"),
             st.Page("views/prune.py", title="Prune", icon=":material/content_cut:"),

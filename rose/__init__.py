@@ -20,9 +20,12 @@ from rose.model.progress import Progress
 from rose.model.structure import prunable_layers
 from rose.plugins import load_plugins
 from rose.report import LayerRecord, RunReport
+from rose.structured.methods import STRUCTURED
+from rose.structured.pipeline import prune_structured
 
 __all__ = [
     "METHODS",
+    "STRUCTURED",
     "Cancelled",
     "InputStatistics",
     "LayerRecord",
@@ -53,6 +56,7 @@ __all__ = [
     "prune_by_sweep",
     "prune_layer",
     "prune_model",
+    "prune_structured",
     "register",
     "register_order",
     "save_model",

@@ -1,4 +1,4 @@
-"""Command line: python -m rose models | analyze | prune | compare | evaluate | app.
+"""Command line: python -m rose models | analyze | prune | slim | compare | evaluate | app.
 
 Exit status: 0 done, 2 bad input (one line that says what and what to do), 130 cancelled. What the commands do is in
 `commands`.
@@ -24,6 +24,9 @@ from rose.model.distributed import choose_gpu, launched_place, process_group
 from rose.model.loading import DTYPES
 from rose.model.pipeline import TARGETS
 from rose.model.zero_shot import TASKS
+from rose.structured.anatomy import PARTS
+from rose.structured.problem import RECOVERIES
+from rose.structured.shapes import ALLOCATIONS as SLIM_ALLOCATIONS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,6 +101,32 @@ def _parser() -> argparse.ArgumentParser:
         help="keep finished decoder blocks here; the same command resumes an interrupted run",
     )
     prune.set_defaults(run=commands.prune, divided=True)
+
+    slim = subparsers.add_parser("slim", help="make a model smaller and faster: take heads, channels or blocks out")
+    _model_options(slim)
+    _calibration_options(slim)
+    slim.add_argument("--method", default="obs", help=f"{', '.join(rose.STRUCTURED)} (default: %(default)s)")
+    slim.add_argument(
+        "--ratio", type=float, default=0.2, help="share of the decoder blocks' parameters (default: %(default)s)"
+    )
+    slim.add_argument("--parts", nargs="+", choices=PARTS, help="what may go (default: all that the model offers)")
+    slim.add_argument(
+        "--allocation",
+        choices=SLIM_ALLOCATIONS,
+        default="uniform",
+        help="uniform shapes load everywhere; the others only with rose (default: %(default)s)",
+    )
+    slim.add_argument("--recovery", choices=RECOVERIES, help="override how the method repairs what stays")
+    slim.add_argument(
+        "--damping", type=float, default=0.01, help="of the mean diagonal of the inputs (default: %(default)s)"
+    )
+    slim.add_argument(
+        "--multiple", type=int, default=8, help="kept channels are a multiple of this (default: %(default)s)"
+    )
+    slim.add_argument("--evaluate", metavar="TEXT", help="measure perplexity on this text before and after")
+    _window_options(slim)
+    slim.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the checkpoint")
+    slim.set_defaults(run=commands.slim)
 
     compare = subparsers.add_parser("compare", help="compare methods over sparsities and calibration seeds")
     _model_options(compare)

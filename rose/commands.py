@@ -27,6 +27,8 @@ from rose.model.pipeline import check_target
 from rose.model.zero_shot import TASKS, check_installed, zero_shot
 from rose.report import records_table, write_atomically
 from rose.serving import serve
+from rose.structured.methods import structured_method
+from rose.structured.pipeline import check_parts, check_request
 
 # Settings shared by all runs in one comparison folder; methods, sparsities and seeds may be added later.
 COMPARISON_SETTINGS = (
@@ -56,7 +58,11 @@ def models(options: argparse.Namespace, console: Console) -> None:
     out = Console()
     out.print(table)
     out.print("Besides these: any Hub id of a causal language model, a checkpoint folder, or a .gguf file.")
+    structured = Table("method", "what", title="Methods of slim, which make a model smaller")
+    for one in rose.STRUCTURED.values():
+        structured.add_row(one.name, one.summary)
     out.print(methods)
+    out.print(structured)
     out.print(f"Orders, for methods that sweep: {', '.join(order_names())}:SEED", highlight=False)
 
 
@@ -220,6 +226,56 @@ def prune(options: argparse.Namespace, console: Console) -> None:
         report.layers[["layer", "sparsity", "relative_range", "relative_error", "held_out_error"]], "Layers"
     )
     terminal.print_summary(report, options.output)
+
+
+def slim(options: argparse.Namespace, console: Console) -> None:
+    structured_method(options.method)
+    check_request(None, options.ratio, options.allocation, options.recovery, options.damping, options.multiple)
+    check_output(options.output)
+    if options.allocation != "uniform" and options.method != "depth":
+        console.print(
+            "The decoder blocks will differ in shape: rose.load_model reads the result, plain transformers does not.",
+            soft_wrap=True,
+        )
+    model, tokenizer = _load(options, console)
+    if options.method != "depth":
+        check_parts(model, options.parts)
+    tokens, held_out = _tokens(options, tokenizer, options.seed)
+    windows = _windows(options, options.evaluate, tokenizer) if options.evaluate else None
+    before = None if windows is None else _perplexity(model, windows, console, "Perplexity before")
+    with terminal.bar(console, "Slimming") as bar:
+        report = rose.prune_structured(
+            model,
+            tokens,
+            method=options.method,
+            ratio=options.ratio,
+            parts=options.parts,
+            allocation=options.allocation,
+            recovery=options.recovery,
+            damping=options.damping,
+            multiple=options.multiple,
+            held_out=held_out,
+            progress=terminal.follow(bar),
+        )
+    after = None if windows is None else _perplexity(model, windows, console, "Perplexity after")
+    report = report.with_summary(
+        model=options.model,
+        dtype=options.dtype,
+        calibration=options.calibration,
+        seed=options.seed,
+        evaluated_on=options.evaluate,
+        windows=0 if windows is None else len(windows),
+        perplexity_before=before,
+        perplexity_after=after,
+    )
+    with console.status(f"Writing {options.output}"):
+        rose.save_model(model, tokenizer, options.output, report=report)
+    if len(report.layers):
+        terminal.print_table(
+            report.layers[["layer", "kept_units", "units", "relative_error", "held_out_error", "unrecovered_error"]],
+            "Parts",
+        )
+    terminal.print_slimmed(report, options.output)
 
 
 def compare(options: argparse.Namespace, console: Console) -> None:

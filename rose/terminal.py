@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,20 @@ def print_comparison(rows: Sequence[ComparisonRow], title: str) -> None:
     Console().print(shown)
 
 
+def print_slimmed(report: rose.RunReport, folder: Path) -> None:
+    """What slimming has done; `folder` is where the model was written."""
+    out, summary = Console(), report.summary
+    out.print(
+        f"{summary['parameters']:,} parameters before, {summary['kept_parameters']:,} after: "
+        f"{100 * summary['removed_fraction']:.1f} % of the decoder blocks taken out, {summary['seconds']:.0f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
+    _print_perplexity(out, summary)
+    reader = "any program that uses transformers" if summary["uniform"] else "rose.load_model"
+    out.print(f"Checkpoint, report.json and layers.csv are in {folder}, for {reader}", soft_wrap=True)
+
+
 def print_summary(report: rose.RunReport, folder: Path) -> None:
     """Prints the outcome of a pruning run; `folder` is where it was written."""
     out, summary = Console(), report.summary
@@ -97,8 +111,12 @@ def print_summary(report: rose.RunReport, folder: Path) -> None:
         f"{summary['layers']} layers, {100 * summary['removed_fraction']:.2f} % of their weights removed, "
         f"mean relative error {summary['mean_relative_error']:.4f}, {summary['seconds']:.0f} s"
     )
+    _print_perplexity(out, summary)
+    out.print(f"Checkpoint, report.json and layers.csv are in {folder}", soft_wrap=True)
+
+
+def _print_perplexity(out: Console, summary: Mapping[str, Any]) -> None:
     if summary["perplexity_after"] is not None:
         before, after = summary["perplexity_before"], summary["perplexity_after"]
         text, windows = summary["evaluated_on"], summary["windows"]
         out.print(f"Perplexity on {text}, {windows} windows: {before:.2f} before, {after:.2f} after")
-    out.print(f"Checkpoint, report.json and layers.csv are in {folder}", soft_wrap=True)

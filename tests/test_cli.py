@@ -354,3 +354,48 @@ def test_what_a_killed_comparison_left_half_written_is_no_obstacle(tmp_path):
     (tmp_path / "settings.jsonabc.tmp").write_text("{")
     assert ComparisonFolder(tmp_path, {"model": "tiny"}).rows == []
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "settings.json"}
+
+
+def slim(checkpoint: str, output: Path, *more: str) -> int:
+    return run("slim", "--model", checkpoint, *CALIBRATION[:-2], "--output", output, *more)
+
+
+def test_slim_writes_a_smaller_checkpoint_that_prune_goes_on_with(checkpoint, tmp_path, capsys):
+    assert slim(checkpoint, tmp_path / "slim", "--ratio", "0.3", "--evaluate", "packaged", "--windows", "2") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    report = json.loads((tmp_path / "slim" / "report.json").read_text())["summary"]
+    assert f"{report['perplexity_before']:.2f} before, {report['perplexity_after']:.2f} after" in shown
+    assert "for any program that uses transformers" in shown
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "slim")
+    assert sum(parameter.numel() for parameter in model.parameters()) == report["kept_parameters"]
+    weights = [Path(folder) / "model.safetensors" for folder in (checkpoint, tmp_path / "slim")]
+    sizes = [path.stat().st_size for path in weights]
+    assert sizes[1] / sizes[0] == pytest.approx(report["kept_parameters"] / report["parameters"], abs=0.02)
+    table = pd.read_csv(tmp_path / "slim" / "layers.csv")
+    assert {len(table)} == {3 * table["part"].nunique()}
+    assert prune(str(tmp_path / "slim"), tmp_path / "both", "--sparsity", "0.5") == 0
+    assert (pd.read_csv(tmp_path / "both" / "layers.csv")["sparsity"] - 0.5).abs().max() < 0.01
+
+
+def test_slim_says_before_the_run_that_shapes_will_differ(checkpoint, tmp_path, capsys):
+    assert slim(checkpoint, tmp_path / "slim", "--ratio", "0.3", "--allocation", "cost") == 0
+    told = capsys.readouterr()
+    assert "plain transformers does not" in " ".join(told.err.split())
+    assert "for rose.load_model" in " ".join(told.out.split())
+    model, _ = rose.load_model(str(tmp_path / "slim"))
+    report = json.loads((tmp_path / "slim" / "report.json").read_text())["summary"]
+    assert sum(parameter.numel() for parameter in model.parameters()) == report["kept_parameters"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ratio", "2"], "ratio must be above 0 and below 1"),
+        (["--method", "nothing"], "no structured method"),
+        (["--damping", "-1"], "Damping"),
+    ],
+)
+def test_slim_refuses_before_it_loads_anything(tmp_path, capsys, options, message):
+    assert slim("no/such/model/anywhere", tmp_path / "slim", *options) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "slim").exists()

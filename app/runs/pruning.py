@@ -298,7 +298,7 @@ class PruningRun:
         rose.save_model(model, tokenizer, folder, report=report)
         archive = folder.with_name(folder.name + ".zip")
         try:
-            _pack(folder, archive, job)
+            pack(folder, archive, job)
         except BaseException:
             archive.unlink(missing_ok=True)
             raise
@@ -343,7 +343,7 @@ class PruningRun:
                 self._new_folder.rmdir()
 
 
-def _pack(folder: Path, archive: Path, job: Job) -> None:
+def pack(folder: Path, archive: Path, job: Job) -> None:
     """Stored, not compressed: weights hardly shrink, and it would take minutes."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
         for file in sorted(folder.iterdir()):

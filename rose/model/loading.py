@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -40,6 +40,10 @@ from rose.model.streaming import build_streamed, write_streamed
 from rose.model.structure import low_rank_tensors
 from rose.paths import expand
 from rose.report import RunReport, default_permissions
+
+# Fields of a configuration that say what transformers does not know how to build, and who does:
+# (configuration, folder with safetensors files or None for no weights, dtype) -> model.
+BUILDERS: dict[str, Callable[[Any, Path | None, torch.dtype], PreTrainedModel]] = {}
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -111,6 +115,8 @@ def load_model(
     with _explained(name, source), _quiet():
         config = AutoConfig.from_pretrained(source.location, **options)
         _check_causal(name, config, trust_remote_code)
+        if stream and _builder(config):
+            raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
         if stream:
             folder = _safetensors_folder(name, source)
             model = build_streamed(
@@ -134,10 +140,17 @@ def load_model(
 
 def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     _check_memory(name, config, dtype)
+    build = _builder(config)
+    if build:
+        return build(config, _safetensors_folder(name, source), dtype)
     found: Any = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, output_loading_info=True, **options)
     model, loaded = found
     _check_complete(name, loaded["missing_keys"])
     return model
+
+
+def _builder(config: Any) -> Callable[[Any, Path | None, torch.dtype], PreTrainedModel] | None:
+    return next((build for field, build in BUILDERS.items() if getattr(config, field, None) is not None), None)
 
 
 def _safetensors_folder(name: str, source: _Source) -> Path:
@@ -410,5 +423,8 @@ def load_skeleton(name: str) -> nn.Module:
     with _explained(name, source), _quiet():
         config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, **source.options)
         _check_causal(name, config, trust_remote_code=False)
+        build = _builder(config)
         with torch.device("meta"):
+            if build:
+                return build(config, None, torch.float32)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

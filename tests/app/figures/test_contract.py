@@ -31,6 +31,7 @@ from app.figures import (
     prune,
     race,
     shrinking,
+    structures,
     sweep,
 )
 from app.figures.style import Drawing
@@ -51,6 +52,20 @@ SEEDS = pd.DataFrame(
 ).assign(mean_held_out_error=0.1, seconds=1.0)
 MEASURES = [ErrorMeasures("sparsegpt", 2.0, 2.002, 2.001, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
 REALISED = [RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0)]
+
+HEADS = pd.DataFrame(
+    [(b, h, h // 2, f"model.layers.{b}.self_attn.o_proj", 0.01 * (1 + b + h)) for b in range(3) for h in range(4)],
+    columns=["block_index", "head", "group", "layer", "cost"],
+)
+CHANNELS = pd.DataFrame({"channel": [2, 0, 1], "alone": [0.01, 0.02, 0.3], "together": [0.01, 0.04, 1.0]})
+RECOVERED = pd.DataFrame(
+    [(how, tokens, 0.1) for how in ("none", "bias", "linear", "exact") for tokens in ("calibration", "held-out")],
+    columns=["recovery", "tokens", "relative_error"],
+)
+TRADE = pd.DataFrame(
+    [(0.0, 0.0, 0.0, 1.0, 96, 4), (0.2, 0.21, 0.03, 1.27, 70, 4)],
+    columns=["ratio", "removed", "error", "speedup", "channels", "heads"],
+)
 
 Draw = Callable[[SimpleNamespace, pd.DataFrame, palette.Theme], Drawing]
 FIGURES: dict[str, Draw] = {
@@ -79,6 +94,10 @@ FIGURES: dict[str, Draw] = {
     "column_loss_map": lambda x, r, t: losses.column_loss_map(x.plan, marked_block=2, theme=t),
     "block_loss_bars": lambda x, r, t: losses.block_loss_bars(x.plan, marked_block=2, theme=t),
     "order_picture": lambda x, r, t: order_picture.order_picture(x.plan, marked_block=2, marked_column=33, theme=t),
+    "head_map": lambda x, r, t: structures.head_map(HEADS, marked_block=1, theme=t),
+    "channel_curve": lambda x, r, t: structures.channel_curve(CHANNELS, 2, block=0, theme=t),
+    "recovery_bars": lambda x, r, t: structures.recovery_bars(RECOVERED, what="MLP of decoder block 0", theme=t),
+    "trade_off": lambda x, r, t: structures.trade_off(TRADE, 0.2, theme=t),
     "method_errors": lambda x, r, t: comparison.method_errors(r, theme=t),
     "over_seeds_bars": lambda x, r, t: comparison.over_seeds_bars(SEEDS, "0.7", theme=t),
     "error_curve": lambda x, r, t: order_lab.error_curve(x.results, x.energy, theme=t),

@@ -1,0 +1,155 @@
+"""Making a copy of the model smaller in the background, and comparing it with the dense one. No Streamlit here."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rose
+from app.jobs import Job, acquire
+from app.runs.pruning import pack
+from app.study.setup import Setup
+from app.study.study import LoadedModel
+from rose.model.generation import continue_prompt
+from rose.model.structure import text_config
+
+TOKENS = 128  # of the prompt that speed is measured with
+TURNS = 5
+
+
+@dataclass(frozen=True)
+class SlimRequest:
+    """What is to be taken out, and what both models are asked."""
+
+    method: str = "obs"
+    ratio: float = 0.2
+    allocation: str = "uniform"
+    prompt: str = ""
+    new_tokens: int = 30
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One model in numbers: parameters, perplexity on held-out windows (None without such), tokens per second, text."""
+
+    label: str
+    parameters: int
+    perplexity: float | None
+    speed: float
+    text: str
+
+
+class Slimming:
+    """One run; grows while its job runs.
+
+    Attributes:
+        outcomes: the dense model, then the slim one; empty until both are measured.
+        report: of the run, None until it has ended.
+        archive: the slim checkpoint as .zip, None until written.
+        doing, fraction: the step at work.
+    """
+
+    def __init__(self, setup: Setup, request: SlimRequest, load: Callable[[], LoadedModel]) -> None:
+        self.setup, self.request = setup, request
+        self.outcomes: list[Outcome] = []
+        self.report: rose.RunReport | None = None
+        self.archive: Path | None = None
+        self.doing, self.fraction = "Loading the model", 0.0
+        self._load = load
+        self._folder: Path | None = None
+        self.job = Job(self._run)
+
+    def _run(self, job: Job) -> None:
+        request, setup = self.request, self.setup
+        loaded = self._load()
+        tokens, held_out = setup.draw(loaded.tokenizer)
+        acquire(loaded.lock, job)
+        try:
+            model: Any = copy.deepcopy(loaded.model)
+        finally:
+            loaded.lock.release()
+        dense = self._judge("Dense", model, loaded.tokenizer, held_out, job)
+        self.doing = f"Taking {request.ratio:.0%} out"
+
+        def follow(progress: rose.Progress) -> None:
+            self.fraction = 0.2 + 0.6 * progress.fraction
+            job.tell(progress)
+
+        report = rose.prune_structured(
+            model,
+            tokens,
+            method=request.method,
+            ratio=request.ratio,
+            allocation=request.allocation,
+            damping=setup.damping,
+            held_out=held_out,
+            progress=follow,
+        )
+        label = f"{request.method}, {request.ratio:.0%} out"
+        slim = self._judge(label, model, loaded.tokenizer, held_out, job)
+        self.doing = "Speed, both models in turns"
+        acquire(loaded.lock, job)
+        try:
+            speeds = _speeds([loaded.model, model], job)
+        finally:
+            loaded.lock.release()
+        self._write(model, loaded.tokenizer, report, job)
+        self.outcomes = [replace(one, speed=speed) for one, speed in zip((dense, slim), speeds, strict=True)]
+        self.report, self.fraction = report, 1.0
+
+    def _judge(self, label: str, model: Any, tokenizer: Any, held_out: Any, job: Job) -> Outcome:
+        self.doing = f"Perplexity and text: {label}"
+        job.check()
+
+        def tick(_share: float = 0.0) -> None:
+            job.check()
+
+        perplexity = None if held_out is None else rose.perplexity(model, held_out, progress=tick)
+        text = ""
+        if self.request.prompt.strip():
+            text = continue_prompt(model, tokenizer, self.request.prompt, new_tokens=self.request.new_tokens, tick=tick)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return Outcome(label, parameters, perplexity, 0.0, text)  # speed: later, both in turns
+
+    def _write(self, model: Any, tokenizer: Any, report: rose.RunReport, job: Job) -> None:
+        self.doing = "Writing the checkpoint"
+        if tokenizer is None:  # a model without files of its own, as tests have
+            return
+        self._folder = Path(tempfile.mkdtemp(prefix="rose-slim-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        folder = self._folder / f"slim-{self.request.method}-{self.request.ratio:g}"
+        rose.save_model(model, tokenizer, folder, report=report)
+        archive = folder.with_name(folder.name + ".zip")
+        pack(folder, archive, job)
+        shutil.rmtree(folder)
+        self.archive = archive
+
+    def discard(self) -> None:
+        """Deletes the checkpoint."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@torch.no_grad()
+def _speeds(models: Sequence[Any], job: Job) -> list[float]:
+    """Tokens per second of reading a prompt; the models in turns, so that other work disturbs them alike, best turn."""
+    best = [float("inf")] * len(models)
+    for _ in range(TURNS):
+        for number, model in enumerate(models):
+            job.check()
+            generator = torch.Generator().manual_seed(0)
+            ids = torch.randint(3, text_config(model).vocab_size, (1, TOKENS), generator=generator)
+            ids = ids.to(next(model.parameters()).device)
+            start = time.perf_counter()
+            model(input_ids=ids, use_cache=False)
+            best[number] = min(best[number], time.perf_counter() - start)
+    return [TOKENS / seconds for seconds in best]

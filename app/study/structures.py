@@ -1,0 +1,169 @@
+"""What a study says of heads and channels: their costs on the statistics that it has measured. No Streamlit here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+import rose
+from app.study.study import Study
+from rose.structured.anatomy import CHANNELS, HEADS, Part, Shape, find_parts, kinds_of
+from rose.structured.methods import choose, structured_method
+from rose.structured.problem import RECOVERIES, Problem, error, recover, set_cost
+from rose.structured.shapes import channels_for, head_shapes
+from rose.structured.surgery import can_bias
+from rose.structured.survey import PartSurvey, make_problem, price_part
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """Heads that one method keeps, before and after its swaps, with what each choice costs exactly."""
+
+    method: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    cost_before: float
+    cost_after: float
+
+
+class Structures:
+    """Heads and channels of a finished study. Costs are relative to the projection's own output.
+
+    Raises:
+        RoseError: a model that offers neither, or a study that lacks their layers.
+    """
+
+    def __init__(self, study: Study) -> None:
+        assert study.loaded is not None
+        self.study, model = study, study.loaded.model
+        self.kinds = kinds_of(model)
+        if not self.kinds:
+            raise rose.RoseError("Neither heads nor channels of this model can be taken out; choose another model.")
+        self.parts = {(part.kind, part.block_index): part for one in find_parts(model, self.kinds) for part in one}
+        missing = [part.output.name for part in self.parts.values() if not study.has(part.output.name)]
+        if missing:
+            raise rose.RoseError(
+                f"{missing[0]} has not been measured; measure all layers on the start page to see the structures."
+            )
+        self.biased = study.remember(
+            "structures that may have a bias",
+            lambda: tuple(kind for kind in self.kinds if can_bias(model, self.parts[kind, self.blocks[0]], False)),
+        )
+
+    @property
+    def blocks(self) -> list[int]:
+        return sorted({index for _, index in self.parts})
+
+    def part(self, kind: str, block: int) -> Part:
+        return self.parts[kind, block]
+
+    def problem(self, part: Part) -> Problem:
+        statistics = self.study.statistics(part.output.name)
+        return make_problem(part, statistics, part.kind in self.biased, self.study.setup.damping)
+
+    def priced(self, part: Part) -> PartSurvey:
+        """Costs of one part, remembered."""
+        return self.study.remember(
+            ("structure", part.output.name),
+            lambda: price_part(
+                part,
+                self.study.statistics(part.output.name),
+                part.kind in self.biased,
+                self.study.setup.damping,
+            ),
+        )
+
+    def pieces(self) -> list[Callable[[], object]]:
+        """What is to be computed before a page can show all: one piece a part."""
+        return [partial(self.priced, part) for part in self.parts.values()]
+
+    def head_costs(self) -> pd.DataFrame:
+        """One row per decoder block and query head: relative cost of taking it away alone."""
+        rows = []
+        for (kind, block), part in self.parts.items():
+            if kind == HEADS:
+                found = self.priced(part)
+                for head, cost in enumerate(found.unit_costs.tolist()):
+                    group = head // part.shape.per_group
+                    rows.append((block, head, group, part.output.name, cost / found.energy))
+        return pd.DataFrame(rows, columns=["block_index", "head", "group", "layer", "cost"])
+
+    def channel_costs(self, block: int) -> pd.DataFrame:
+        """One row per channel in the order in which they would go: cost alone, and the error once it and all before
+        it are gone; both relative."""
+        found = self.priced(self.part(CHANNELS, block))
+        units = len(found.order) + 1
+        last = [unit for unit in range(units) if unit not in set(found.order.tolist())]
+        order = [*found.order.tolist(), *last]
+        together = [found.costs[Shape(1, units - 1 - step)] / found.energy for step in range(units - 1)]
+        alone = (found.unit_costs[order] / found.energy).tolist()
+        return pd.DataFrame({"channel": order, "alone": alone, "together": [*together, 1.0]})
+
+    def swapped(self, block: int, shape: Shape) -> list[Swapped]:
+        """What the greedy swaps of each method change for this shape of the heads."""
+        part = self.part(HEADS, block)
+        problem = self.problem(part)
+        found = []
+        for name in ("slimllm", "obs"):
+            choice = choose(structured_method(name), problem, shape)
+            first = choice.kept if choice.before_swaps is None else choice.before_swaps
+            costs = [set_cost(problem, kept) / problem.energy for kept in (first, choice.kept)]
+            found.append(Swapped(name, _numbers(first), _numbers(choice.kept), *costs))
+        return found
+
+    def recovered(self, part: Part, shape: Shape) -> pd.DataFrame:
+        """Relative error of every recovery, for the units that the exact cost keeps; on held-out tokens too."""
+
+        def compute() -> pd.DataFrame:
+            problem = self.problem(part)
+            kept = choose(structured_method("obs"), problem, shape).kept
+            held_out = self.study.held_out_statistics(part.output.name)
+            rows = []
+            for how in RECOVERIES:
+                weight, bias = recover(problem, kept, how)
+                rows.append((how, "calibration", _relative(problem, weight, bias, problem.second, problem.mean)))
+                if held_out is not None:
+                    second = held_out.hessian / held_out.tokens
+                    rows.append((how, "held-out", _relative(problem, weight, bias, second, held_out.mean)))
+            return pd.DataFrame(rows, columns=["recovery", "tokens", "relative_error"])
+
+        return self.study.remember(("recovered", part.output.name, shape), compute)
+
+    def trade_off(self, ratios: Sequence[float]) -> pd.DataFrame:
+        """Predicted relative error and speed-up of the decoder blocks by ratio, uniform shapes; one row per ratio."""
+        first = {kind: self.part(kind, self.blocks[0]) for kind in self.kinds}
+        whole = sum(part.parameters(part.shape) for part in first.values())
+        rows = []
+        for ratio in ratios:
+            best = None
+            for heads in head_shapes(first[HEADS].shape) if HEADS in first else [None]:
+                left = ratio * whole - (first[HEADS].saved(heads) if heads else 0)
+                channels = channels_for(first[CHANNELS], left, 1)
+                if channels is None:
+                    continue
+                shapes = {CHANNELS: channels} | ({HEADS: heads} if heads else {})
+                error = self._mean_error(shapes)
+                if best is None or error < best[0]:
+                    saved = sum(part.saved(shapes[kind]) for kind, part in first.items())
+                    best = (error, saved / whole, channels.units, heads.units if heads else None)
+            if best is not None:
+                rows.append((ratio, best[1], best[0], 1 / (1 - best[1]), best[2], best[3]))
+        return pd.DataFrame(rows, columns=["ratio", "removed", "error", "speedup", "channels", "heads"])
+
+    def _mean_error(self, shapes: dict[str, Shape]) -> float:
+        found = [(self.priced(part), shapes[kind]) for (kind, _), part in self.parts.items()]
+        return sum(one.costs[shape] / one.energy for one, shape in found) / len(found)
+
+
+def _numbers(kept: Tensor) -> tuple[int, ...]:
+    return tuple(torch.arange(len(kept))[kept].tolist())
+
+
+def _relative(problem: Problem, weight: Tensor, bias: Tensor | None, second: Tensor, mean: Tensor) -> float:
+    zero = torch.zeros_like(problem.weight)
+    return error(problem.weight, weight, bias, second, mean) / error(problem.weight, zero, None, second, mean)

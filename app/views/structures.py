@@ -1,0 +1,254 @@
+"""Structures: which heads and channels can go?"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+import rose
+from app import components, session, shared, words
+from app.figures import structures as figures
+from app.runs.slimming import Slimming, SlimRequest
+from app.study.structures import Structures
+from rose.structured.anatomy import CHANNELS, HEADS, Shape
+from rose.structured.shapes import ALLOCATIONS, head_shapes
+
+MAP, CHANNEL, SWAPS, RECOVERY, TRADE, SLIM = "Heads", "Channels", "Swaps", "Recovery", "Trade-off", "Make it smaller"
+SECTIONS = {name: name for name in (MAP, CHANNEL, SWAPS, RECOVERY, TRADE, SLIM)}
+RATIOS = [step / 20 for step in range(13)]
+PROMPT = "Python is a programming language that"
+
+
+def draw() -> None:
+    st.title("Structures: which heads and channels can go?")
+    study = components.require_study("Here you see what every head and every channel of a model costs")
+    if study.job.status == "running":
+        st.info("This page fills as soon as all layers are measured.")
+        components.wait_for(study, lambda: study.job.status != "running")
+        st.stop()
+    try:
+        known = Structures(study)
+    except rose.RoseError as problem:
+        st.info(str(problem))
+        st.stop()
+    if not components.finished(known.pieces(), "structures", (study.setup, "prices"), "part"):
+        st.stop()
+    view = components.section(SECTIONS, "structures_view", "What is shown")
+    if view in (CHANNEL, SWAPS, RECOVERY):
+        block = _block(known)
+        {CHANNEL: _channels, SWAPS: _swaps, RECOVERY: _recovery}[view](known, block)
+    else:
+        {MAP: _map, TRADE: _trade_off, SLIM: _slim}[view](known)
+
+
+def _chosen_block(known: Structures) -> int:
+    """That of the layer which all pages show."""
+    block, _ = words.place_of(session.layer() or "")
+    return block if block in known.blocks else known.blocks[0]
+
+
+def _block(known: Structures) -> int:
+    """A choice of decoder block; the layer that all pages show follows into it."""
+    st.session_state.structures_block = _chosen_block(known)
+
+    def follow() -> None:
+        old, new = session.layer() or "", st.session_state.structures_block
+        place, _ = words.place_of(old)
+        name = old.replace(f".{place}.", f".{new}.", 1)
+        session.choose_layer(name if name in known.study.layer_names else known.part(CHANNELS, new).output.name)
+
+    return st.selectbox("Decoder block", known.blocks, key="structures_block", on_change=follow)
+
+
+def _map(known: Structures) -> None:
+    if HEADS not in known.kinds:
+        st.info("The configuration of this model has no number for its heads apart from their size; channels can go.")
+        return
+    table = known.head_costs()
+    components.show(
+        figures.head_map(table, marked_block=_chosen_block(known), theme=session.theme()), "structures-heads"
+    )
+    part = known.part(HEADS, known.blocks[0])
+    if part.shape.per_group > 1:
+        st.caption(
+            f"{part.shape.per_group} query heads share one key-value head: either a whole group goes, or the same "
+            "number of query heads out of every group."
+        )
+
+
+def _channels(known: Structures, block: int) -> None:
+    table = known.channel_costs(block)
+    count = len(table)
+    cut = st.slider("Channels to take out", 0, count - 1, count // 4, key="structures_cut", bind="query-params")
+    components.show(figures.channel_curve(table, cut, block=block, theme=session.theme()), "structures-channels")
+
+
+def _head_shape(known: Structures, block: int) -> Shape:
+    part = known.part(HEADS, block)
+    shapes = [shape for shape in head_shapes(part.shape) if shape != part.shape] or [part.shape]
+    names = {shape: f"{shape.units} query heads on {shape.groups} key-value heads" for shape in shapes}
+    return st.selectbox("Keep", shapes, format_func=names.__getitem__, key="structures_shape")
+
+
+def _swaps(known: Structures, block: int) -> None:
+    if HEADS not in known.kinds:
+        st.info("The heads of this model stay, so there is nothing to swap.")
+        return
+    shape = _head_shape(known, block)
+    found = known.study.remember(("swaps", block, shape), lambda: known.swapped(block, shape))
+    labels = {"slimllm": "SlimLLM, by correlation", "obs": "Exact cost"}
+    rows = [
+        {
+            "Method": labels[one.method],
+            "Kept at first": ", ".join(map(str, one.before)),
+            "After swaps": ", ".join(map(str, one.after)),
+            "Error at first": f"{one.cost_before:.4f}",
+            "Error after": f"{one.cost_after:.4f}",
+        }
+        for one in found
+    ]
+    st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt="Heads kept before and after swaps")
+    first, second = found
+    changed = "keep the same heads" if first.after == second.after else "keep different heads"
+    st.caption(
+        f"The two methods {changed}. A head that went tries the place of each that stayed, and takes the best where "
+        "that improves the method's own measure. Errors are relative, after least squares, whatever the method."
+    )
+
+
+def _recovery(known: Structures, block: int) -> None:
+    kinds = {HEADS: "Heads", CHANNELS: "Channels"}
+    kind = components.choose("Of", {name: kinds[name] for name in known.kinds[::-1]}, "structures_recovery_of")
+    part = known.part(kind, block)
+    if kind == HEADS:
+        shape = _head_shape(known, block)
+        what = f"Attention of decoder block {block}, {shape.units} of {part.shape.units} query heads kept"
+    else:
+        share = st.slider("Channels to take out, %", 5, 80, 25, key="structures_recovery_cut", bind="query-params")
+        shape = Shape(1, max(1, round(part.shape.units * (1 - share / 100))))
+        what = f"MLP of decoder block {block}, {shape.units} of {part.shape.units} channels kept"
+    components.show(
+        figures.recovery_bars(known.recovered(part, shape), what=what, theme=session.theme()), "structures-recovery"
+    )
+
+
+def _trade_off(known: Structures) -> None:
+    table = known.study.remember("structures trade-off", lambda: known.trade_off(RATIOS))
+    percent = st.slider("Take out, %", 0, 60, 20, step=5, key="structures_ratio", bind="query-params")
+    components.show(figures.trade_off(table, percent / 100, theme=session.theme()), "structures-trade")
+
+
+# Making it smaller
+
+
+def _slim(known: Structures) -> None:
+    run: Slimming | None = st.session_state.get("slimming")
+    if run is not None and run.setup != known.study.setup:
+        run = None
+    one, two, three = st.columns(3)
+    method = one.selectbox(
+        "Method",
+        list(rose.STRUCTURED),
+        key="slim_method",
+        bind="query-params",
+        help="\n".join(f"- **{entry.name}**: {entry.summary}" for entry in rose.STRUCTURED.values()),
+    )
+    percent = two.slider("Take out, %", 5, 60, 20, step=5, key="slim_ratio", bind="query-params")
+    allocation = three.selectbox(
+        "Shapes",
+        list(ALLOCATIONS),
+        key="slim_allocation",
+        bind="query-params",
+        disabled=method == "depth",
+        help="\n".join(f"- **{name}**: {text}" for name, text in ALLOCATIONS.items()),
+    )
+    prompt = st.text_input("Prompt to continue", value=PROMPT, key="slim_prompt", bind="query-params")
+    if allocation != "uniform" and method != "depth":
+        st.warning(
+            "The decoder blocks will differ in shape: rose.load_model reads the result, plain transformers does not.",
+            icon=":material/warning:",
+        )
+    st.button(
+        "Make a smaller copy",
+        type="primary",
+        icon=":material/compress:",
+        key="slim-start",
+        on_click=_start,
+        args=(SlimRequest(method, percent / 100, allocation, prompt),),
+        disabled=run is not None and run.job.status == "running",
+    )
+    if run is None:
+        st.info("Size, speed, perplexity and text of the smaller model show here beside those of the dense one.")
+    elif run.job.status == "running":
+        _wait(run)
+    elif run.job.status == "failed":
+        st.error(run.job.message, icon=":material/error:")
+    elif run.job.status == "cancelled":
+        components.stopped(run.job, "; nothing was changed.")
+    else:
+        _outcome(run)
+
+
+def _start(request: SlimRequest) -> None:
+    setup, earlier = session.setup(), st.session_state.get("slimming")
+    if earlier is not None:
+        session.leave(earlier.job)
+        earlier.discard()
+    run = Slimming(setup, request, lambda: shared.load(setup.model, setup.dtype))
+    st.session_state.slimming = run
+    session.start_job(run.job, lambda: f":material/compress: Making it smaller, {100 * run.fraction:.0f} % done")
+
+
+def _wait(run: Slimming) -> None:
+    def poll() -> None:
+        run.job.watch(session.viewer())
+        st.progress(run.fraction, text=run.doing)
+        components.cancel_button(run.job, "slim")
+        if run.job.status != "running":
+            st.rerun()
+
+    components.live(poll, 1.0)
+
+
+def _outcome(run: Slimming) -> None:
+    dense, slim = run.outcomes
+    rows = [
+        {
+            "Model": one.label,
+            "Parameters": words.whole(one.parameters),
+            "Perplexity, held-out": "–" if one.perplexity is None else f"{one.perplexity:.2f}",
+            "Reads, tokens per second": words.whole(round(one.speed)),
+        }
+        for one in run.outcomes
+    ]
+    st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt="The dense and the smaller model")
+    assert run.report is not None
+    said = run.report.summary
+    st.caption(
+        f"{words.percent(said['removed_fraction'])} of the decoder blocks' parameters are gone, "
+        f"{words.percent(1 - slim.parameters / dense.parameters)} of the whole model's; it reads "
+        f"{slim.speed / dense.speed:.2f} times as fast here, on {words.count(run.setup.held_out, 'held-out window')}."
+    )
+    if run.request.prompt.strip():
+        for one in run.outcomes:
+            st.markdown(f"**{one.label}**")
+            st.code(one.text or "(nothing: the text ended)", language=None, wrap_lines=True)
+    with st.container(horizontal=True):
+        st.download_button("Report, JSON", run.report.to_json, "report.json", on_click="ignore", key="slim-report")
+        st.download_button(
+            "Parts, CSV", run.report.layers.to_csv(index=False), "layers.csv", on_click="ignore", key="slim-layers"
+        )
+        if run.archive is not None and run.archive.exists():
+            st.download_button(
+                f"Checkpoint, {components.size(run.archive.stat().st_size)}",
+                functools.partial(Path.open, run.archive, "rb"),
+                run.archive.name,
+                on_click="ignore",
+                key="slim-checkpoint",
+            )
+
+
+draw()

@@ -1,0 +1,199 @@
+"""What can be taken out of a decoder block: attention heads and MLP channels, and the rows and columns they own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from rose.errors import RoseError
+from rose.model.structure import PrunableLayer, decoder_blocks, prunable_layers, text_config
+
+HEADS, CHANNELS = "heads", "channels"
+PARTS = (HEADS, CHANNELS)
+
+# Output projection, and the layers whose rows make what it reads, within one module. Heads only where a configuration
+# can name their number apart from their size; a fused layer holds its parts one after another.
+_ATTENTION = (("o_proj", ("q_proj", "k_proj", "v_proj")), ("o_proj", ("qkv_proj",)))
+_MLP = (
+    ("down_proj", ("gate_proj", "up_proj")),
+    ("down_proj", ("gate_up_proj",)),
+    ("c_proj", ("c_fc",)),
+    ("fc2", ("fc1",)),
+    ("dense_4h_to_h", ("dense_h_to_4h",)),
+)
+
+
+_SHARED = (False, True, True)  # queries are each head's own; keys and values are a group's
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many units a part has: `groups` of `per_group` each. MLP channels are one group; query heads that share a
+    key-value head are a group."""
+
+    groups: int
+    per_group: int
+
+    @property
+    def units(self) -> int:
+        return self.groups * self.per_group
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one layer that make what an output projection reads.
+
+    Attributes:
+        layer: the layer.
+        start: the first of these rows.
+        width: rows for each unit, or for each group where `shared`.
+        shared: whether a group has them together, as keys and values.
+    """
+
+    layer: PrunableLayer
+    start: int
+    width: int
+    shared: bool
+
+    def count(self, shape: Shape) -> int:
+        return self.width * (shape.groups if self.shared else shape.units)
+
+    def chosen(self, kept: Tensor, shape: Shape) -> Tensor:
+        """Indices of the rows that stay; `kept`: (units,) bool."""
+        if self.shared:
+            kept = kept.view(shape.groups, shape.per_group).any(1)
+        return self.start + spread(kept, self.width).nonzero().flatten()
+
+
+@dataclass(frozen=True)
+class Part:
+    """The heads of one attention, or the channels of one MLP.
+
+    Attributes:
+        kind: "heads" or "channels".
+        block_index: which decoder block it is in.
+        output: the projection that reads the units, `width` consecutive columns each.
+        rows: the rows that make them.
+        shape: how many units there are.
+        width: columns of a unit in the output projection.
+        owner: the module that holds them, "" where it is the decoder block itself.
+    """
+
+    kind: str
+    block_index: int
+    output: PrunableLayer
+    rows: tuple[Rows, ...]
+    shape: Shape
+    width: int
+    owner: str
+
+    def parameters(self, shape: Shape) -> int:
+        """Weights and biases of this part's layers that depend on the shape, for this shape."""
+        total = shape.units * self.width * self.output.weight.shape[0]
+        for rows in self.rows:
+            columns = rows.layer.weight.shape[1] + (getattr(rows.layer.module, "bias", None) is not None)
+            total += rows.count(shape) * columns
+        return total
+
+    def saved(self, shape: Shape) -> int:
+        """Parameters that go with what this shape leaves out."""
+        return self.parameters(self.shape) - self.parameters(shape)
+
+
+def spread(flags: Tensor, width: int) -> Tensor:
+    """Each flag `width` times."""
+    return flags.repeat_interleave(width)
+
+
+def find_parts(model: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[Part]]:
+    """The parts of every decoder block, attention first; [block][part].
+
+    Raises:
+        RoseError: an unknown kind, or a decoder block that has none such, or another number than the others.
+    """
+    unknown = [kind for kind in kinds if kind not in PARTS]
+    if unknown or not kinds:
+        raise RoseError(f"Parts are {' and '.join(PARTS)}, not {', '.join(unknown) or 'nothing'}.")
+    by_block: dict[int, list[PrunableLayer]] = {}
+    for layer in prunable_layers(model):
+        by_block.setdefault(layer.block_index, []).append(layer)
+    found = []
+    for index in sorted(by_block):
+        known = [_find(model, kind, by_block[index]) for kind in PARTS if kind in kinds]
+        found.append([part for part in known if part is not None])
+    wanted = [kind for kind in PARTS if kind in kinds]
+    for index, parts in enumerate(found):
+        missing = [kind for kind in wanted if kind not in [part.kind for part in parts]]
+        if missing:
+            others = [kind for kind in wanted if kind not in missing]
+            advice = f"choose {others[0]} alone" if others else "choose the method depth, which drops decoder blocks"
+            raise RoseError(
+                f"The {missing[0]} of {type(model).__name__} cannot be taken out (decoder block {index}): its "
+                f"configuration has no number for them, or its layers are not known; {advice}."
+            )
+    return found
+
+
+def kinds_of(model: nn.Module) -> tuple[str, ...]:
+    """The kinds of parts that every decoder block of this model has, such as ("heads", "channels").
+
+    Raises:
+        RoseError: a family without prunable layers.
+    """
+    kinds = []
+    for kind in PARTS:
+        try:
+            find_parts(model, (kind,))
+        except RoseError:
+            continue
+        kinds.append(kind)
+    return tuple(kinds) if prunable_layers(model) else ()
+
+
+def _find(model: nn.Module, kind: str, layers: Sequence[PrunableLayer]) -> Part | None:
+    by_name = {layer.projection: layer for layer in layers}
+    for output_name, row_names in _ATTENTION if kind == HEADS else _MLP:
+        for projection, output in by_name.items():
+            owner, _, last = projection.rpartition(".")
+            rows = [by_name.get(f"{owner}.{name}" if owner else name) for name in row_names]
+            if last == output_name and all(rows):
+                make = _heads if kind == HEADS else _channels
+                return make(model, output, [row for row in rows if row is not None], owner)
+    return None
+
+
+def _channels(model: nn.Module, output: PrunableLayer, layers: list[PrunableLayer], owner: str) -> Part | None:
+    count = output.weight.shape[1]
+    rows = []
+    for layer in layers:
+        if layer.weight.shape[0] % count:
+            return None
+        rows += [Rows(layer, start, 1, False) for start in range(0, layer.weight.shape[0], count)]
+    return Part(CHANNELS, output.block_index, output, tuple(rows), Shape(1, count), 1, owner)
+
+
+def _heads(model: nn.Module, output: PrunableLayer, layers: list[PrunableLayer], owner: str) -> Part | None:
+    config: Any = text_config(model)
+    width = output.weight.shape[1]
+    dimension = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    queries = width // dimension
+    made = sum(layer.weight.shape[0] for layer in layers)
+    groups = (made - width) // (2 * dimension)
+    if queries * dimension != width or groups < 1 or made != width + 2 * groups * dimension or queries % groups:
+        return None  # heads of unlike sizes, such as latent attention
+    shape = Shape(groups, queries // groups)
+    if len(layers) == 3:
+        starts = [(layers[0], 0), (layers[1], 0), (layers[2], 0)]
+    else:
+        starts = [(layers[0], 0), (layers[0], width), (layers[0], width + groups * dimension)]
+    rows = tuple(Rows(layer, start, dimension, shared) for (layer, start), shared in zip(starts, _SHARED, strict=True))
+    return Part(HEADS, output.block_index, output, rows, shape, dimension, owner)
+
+
+def block_parameters(model: nn.Module) -> int:
+    """Parameters of all decoder blocks, norms and biases included."""
+    _, blocks = decoder_blocks(model)
+    return sum(parameter.numel() for parameter in blocks.parameters())

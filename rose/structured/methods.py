@@ -1,0 +1,247 @@
+"""Which units go: the registry of structured methods, and the methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rose.errors import RoseError
+from rose.structured.anatomy import Shape
+from rose.structured.problem import Problem, greedy, set_cost, swaps, unit_costs
+
+UNTOUCHED = 0.01  # share of channels that SlimLLM's program keeps although their scores are the lowest
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a method keeps of a part.
+
+    Attributes:
+        kept: (units,) bool.
+        scores: what each unit is worth by itself, (units,), higher = stays; before anything went.
+        before_swaps: what was kept before swaps, None where there were none.
+    """
+
+    kept: Tensor
+    scores: Tensor
+    before_swaps: Tensor | None = None
+
+
+# (problem, how many go out of each pool, pools of units, units already gone) -> choice
+Select = Callable[[Problem, int, Sequence[Tensor], Tensor], Choice]
+
+
+@dataclass(frozen=True)
+class StructuredMethod:
+    """A way to choose units.
+
+    Attributes:
+        name, summary: for people.
+        select: chooses; None for a method that takes whole decoder blocks.
+        recovery: what is done for the units that stay, unless asked otherwise; see `problem.RECOVERIES`.
+        looks_at_inputs: whether its scores need what the rows that make the units read.
+    """
+
+    name: str
+    summary: str
+    select: Select | None
+    recovery: str = "exact"
+    looks_at_inputs: bool = False
+
+
+STRUCTURED: dict[str, StructuredMethod] = {}
+
+
+def register_structured(method: StructuredMethod) -> None:
+    """Makes a method available by its name.
+
+    Raises:
+        RoseError: the name is taken.
+    """
+    if method.name in STRUCTURED:
+        raise RoseError(f"There is already a structured method {method.name!r}; choose another name.")
+    STRUCTURED[method.name] = method
+
+
+def structured_method(name: str) -> StructuredMethod:
+    """The method of this name.
+
+    Raises:
+        RoseError: there is none.
+    """
+    if name not in STRUCTURED:
+        raise RoseError(f"There is no structured method {name!r}; choose one of {', '.join(STRUCTURED)}.")
+    return STRUCTURED[name]
+
+
+def choose(method: StructuredMethod, problem: Problem, shape: Shape) -> Choice:
+    """The units to keep for this shape: whole groups go first, then as many units out of each group that stays."""
+    assert method.select is not None
+    have = problem.shape
+    kept = torch.ones(have.units, dtype=torch.bool)
+    found = Choice(kept, torch.zeros(have.units))
+    if shape.groups < have.groups:
+        groups = method.select(
+            problem.coarse(), have.groups - shape.groups, [torch.arange(have.groups)], ~torch.ones(have.groups).bool()
+        )
+        found = Choice(*(None if x is None else _per_unit(x, have.per_group) for x in _fields(groups)))  # type: ignore[arg-type]
+    if shape.per_group < have.per_group:
+        units = torch.arange(have.units).view(have.groups, have.per_group)
+        pools = [row for row in units if found.kept[row].any()]
+        first = found.before_swaps
+        found = method.select(problem, have.per_group - shape.per_group, pools, ~found.kept)
+        if first is not None and found.before_swaps is None:
+            found = Choice(found.kept, found.scores, found.kept)
+    if shape == have:
+        found = method.select(problem, 0, [torch.arange(have.units)], ~kept)
+    return found
+
+
+def _fields(choice: Choice) -> tuple[Tensor, Tensor, Tensor | None]:
+    return choice.kept, choice.scores, choice.before_swaps
+
+
+def _per_unit(values: Tensor, per_group: int) -> Tensor:
+    return values.repeat_interleave(per_group)
+
+
+def _lowest(score: Tensor, remove: int, pools: Sequence[Tensor], gone: Tensor, skip: int = 0) -> Tensor:
+    """Keeps all but the lowest scores of each pool, (units,) bool; the `skip` lowest of all stay."""
+    kept = ~gone
+    for pool in pools:
+        kept[pool[score[pool].argsort(stable=True)[skip : skip + remove]]] = False
+    return kept
+
+
+def _by_score(score: Callable[[Problem], Tensor]) -> Select:
+    def select(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor) -> Choice:
+        scores = score(problem).cpu()
+        return Choice(_lowest(scores, remove, pools, gone), scores)
+
+    return select
+
+
+# Magnitude and Wanda
+
+
+def magnitude_score(problem: Problem) -> Tensor:
+    """‖W‖² of the columns of each unit, (units,)."""
+    return problem.weight.square().sum(0).view(-1, problem.width).sum(1)
+
+
+def wanda_score(problem: Problem) -> Tensor:
+    """Σ_j A_jj ‖w_j‖² over the columns of each unit, (units,): FLAP's fluctuation (An et al. 2024, arXiv 2312.11983,
+    equation 5) where a bias can put the mean back, else Wanda's mean square."""
+    return (problem.moment.diagonal() * problem.weight.square().sum(0)).view(-1, problem.width).sum(1)
+
+
+# SlimLLM: Guo et al. 2025, arXiv 2505.22689
+
+
+def unit_covariances(problem: Problem) -> Tensor:
+    """Covariance of what each two units give to each output channel, (out, units, units).
+
+    With y_j = Σ_u y_ju, all Pearson correlations between sums of units are sums of these.
+    """
+    covariance = problem.second - torch.outer(problem.mean, problem.mean)
+    units = problem.columns
+    found = []
+    for columns in units:
+        image = problem.weight[:, columns] @ covariance[columns]  # (out, in)
+        found.append((image * problem.weight).view(len(image), *units.shape).sum(2))
+    return torch.stack(found, 1)
+
+
+def correlation(covariances: Tensor, kept: Tensor) -> float:
+    """Σ_j |Pearson correlation| between y_j and the sum of the kept units (section 3.2)."""
+    rows = covariances[:, kept]
+    shared, own, whole = rows.sum((1, 2)), rows[:, :, kept].sum((1, 2)), covariances.sum((1, 2))
+    return float((shared / (own * whole).clamp_min(1e-30).sqrt()).abs().sum(dtype=torch.float64))
+
+
+def head_scores(problem: Problem, gone: Tensor) -> Tensor:
+    """−Σ_j |correlation| between y_j and y_j without one unit, (units,): the less is left, the more it matters."""
+    covariances = unit_covariances(problem)
+    scores = []
+    for unit in range(problem.shape.units):
+        kept = ~gone
+        kept[unit] = False
+        scores.append(-correlation(covariances, kept))
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+def channel_scores(problem: Problem) -> Tensor:
+    """‖gate row ⊙ ℓ2(x)‖ + ‖up row ⊙ ℓ2(x)‖ + ‖(|W_downᵀV| ⊙ σ(λ/λ̄)) row‖ · ℓ2(h), (channels,) (section 3.3).
+
+    V and λ are eigenvectors and eigenvalues of the covariance of the MLP's output, λ̄ their mean, σ the logistic
+    function. ℓ2 is the root of the mean here and of the sum there, a factor common to all three.
+    """
+    covariance = problem.second - torch.outer(problem.mean, problem.mean)
+    output = problem.weight @ covariance @ problem.weight.T
+    values, vectors = torch.linalg.eigh(output)
+    share = (values.abs() / values.abs().mean().clamp_min(1e-30)).sigmoid()
+    directions = (problem.weight.T @ vectors).abs() * share
+    scores = directions.norm(dim=1) * problem.second.diagonal().clamp_min(0).sqrt()
+    for weight, root in problem.sources:
+        scores = scores + (weight * root).norm(dim=1)
+    return scores
+
+
+def _slimllm(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor) -> Choice:
+    if problem.sources:  # an MLP
+        scores = channel_scores(problem).cpu()
+        skip = min(round(UNTOUCHED * problem.shape.units), problem.shape.units - remove)
+        return Choice(_lowest(scores, remove, pools, gone, skip), scores)
+    covariances = unit_covariances(problem)
+    scores = head_scores(problem, gone)
+    first = _lowest(scores, remove, pools, gone)
+    # Those that went first come back first, as in their program; the outcome of one round depends on it.
+    ordered = [pool[scores[pool].argsort(stable=True)] for pool in pools]
+    kept, _ = swaps(lambda units: -correlation(covariances, units), first, ordered)
+    return Choice(kept, scores, first)
+
+
+# Exact cost
+
+
+def _obs(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor) -> Choice:
+    scores = unit_costs(problem).cpu()
+    order, _ = greedy(problem, remove, pools, gone)
+    first = ~gone
+    first[order] = False
+    if problem.width == 1:  # thousands of channels: swaps would cost far more than they bring
+        return Choice(first, scores)
+    kept, _ = swaps(lambda units: set_cost(problem, units), first, pools)
+    return Choice(kept, scores, first)
+
+
+register_structured(
+    StructuredMethod(
+        "obs",
+        "Exact cost of a set of columns, greedy with the inverse renewed, least-squares compensation.",
+        _obs,
+    )
+)
+register_structured(
+    StructuredMethod(
+        "slimllm",
+        "SlimLLM: heads by correlation with greedy swaps, channels by direction, linear recovery.",
+        _slimllm,
+        recovery="linear",
+        looks_at_inputs=True,
+    )
+)
+register_structured(
+    StructuredMethod(
+        "wanda", "Mean square or variance × norm, the mean put back as a bias (FLAP).", _by_score(wanda_score), "bias"
+    )
+)
+register_structured(
+    StructuredMethod("magnitude", "Norm of the columns; looks at no tokens.", _by_score(magnitude_score), "none")
+)
+register_structured(
+    StructuredMethod("depth", "Whole decoder blocks, those whose output is most like their input.", None, "none")
+)

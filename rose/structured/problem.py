@@ -1,0 +1,274 @@
+"""The mathematics of taking columns out of one output projection: exact cost, greedy choice, compensation, error.
+
+y = W x, x in units of `width` consecutive columns, which stay or go whole. All that is needed of the tokens is the
+second moment S = mean of x xᵀ = H/T and the mean μ. Where the projection may have a bias, a constant can be put back
+for nothing, so that what counts is the covariance C = S − μμᵀ; where it may not, S takes its place. Call it A.
+
+Keeping the columns K, the best weights are those of least squares, Ŵ = W A_:K (A_KK)⁻¹, and with P = A⁻¹ the error
+that they leave when the columns R go is tr(W_R (P_RR)⁻¹ W_Rᵀ): Optimal Brain Surgeon (Hassibi and Stork 1992) for
+whole sets of columns of all rows. After R is gone, P of the rest is P − P_:R (P_RR)⁻¹ P_R:, and W the compensated one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from rose.layer.hessian import damp
+from rose.structured.anatomy import Shape, spread
+
+LAZY = 64  # removals between two full updates of the inverse: the rest are products of matrices, not of vectors
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One output projection with what is known of its inputs.
+
+    Attributes:
+        weight: W, (out, in) float32: what the kept columns should give. A corrected target goes here in place of W.
+        second: S, the mean of x xᵀ, (in, in) float32.
+        mean: μ, (in,).
+        shape: the units; `width` columns each.
+        width: columns of a unit.
+        with_bias: whether the projection may have a bias.
+        damping: added to the diagonal of A, relative to its mean.
+        sources: for scores that look at the rows that make the units: (rows, (rows, in) weights, (in,) root mean
+            square of what they read). Empty where no method asks.
+    """
+
+    weight: Tensor
+    second: Tensor
+    mean: Tensor
+    shape: Shape
+    width: int
+    with_bias: bool = True
+    damping: float = 0.01
+    sources: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    @cached_property
+    def moment(self) -> Tensor:
+        """A, without damping: C where a bias is possible, else S; (in, in)."""
+        return self.second - torch.outer(self.mean, self.mean) if self.with_bias else self.second
+
+    @cached_property
+    def damped(self) -> Tensor:
+        """A with damping, and 1 on the diagonal of columns that are always zero; (in, in).
+
+        Raises:
+            RoseError: it stays indefinite however much is added.
+        """
+        return damp(self.moment, self.damping).matrix
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """P, the inverse of the damped A, (in, in)."""
+        return torch.cholesky_inverse(torch.linalg.cholesky(self.damped))
+
+    @cached_property
+    def energy(self) -> float:
+        """tr(W S Wᵀ), the mean square of y, summed over output channels."""
+        return quadratic(self.weight, self.second)
+
+    @property
+    def columns(self) -> Tensor:
+        """Columns of each unit, (units, width)."""
+        return torch.arange(self.weight.shape[1], device=self.weight.device).view(-1, self.width)
+
+    def coarse(self) -> Problem:
+        """The same with whole groups as units."""
+        return replace(self, shape=Shape(1, self.shape.groups), width=self.width * self.shape.per_group)
+
+    def mask(self, kept: Tensor) -> Tensor:
+        """Columns of the kept units, (in,) bool; `kept`: (units,) bool."""
+        return spread(kept, self.width).to(self.weight.device)
+
+
+def quadratic(weight: Tensor, moment: Tensor) -> float:
+    """tr(W A Wᵀ)."""
+    return float(((weight @ moment) * weight).sum(dtype=torch.float64))
+
+
+def unit_costs(problem: Problem) -> Tensor:
+    """Error that taking each unit away alone leaves after compensation, tr(W_u (P_uu)⁻¹ W_uᵀ); (units,)."""
+    columns = problem.columns
+    blocks = problem.inverse[columns[:, :, None], columns[:, None, :]]  # (units, width, width)
+    weights = problem.weight[:, columns].transpose(0, 1)  # (units, out, width)
+    solved = torch.linalg.solve(blocks, weights.transpose(1, 2))  # (units, width, out)
+    return (weights.transpose(1, 2) * solved).sum((1, 2))
+
+
+def set_cost(problem: Problem, kept: Tensor) -> float:
+    """Error that taking all other units away leaves after compensation, tr(W_R (P_RR)⁻¹ W_Rᵀ)."""
+    removed = ~problem.mask(kept)
+    if not removed.any():
+        return 0.0
+    weight = problem.weight[:, removed]
+    solved = torch.linalg.solve(problem.inverse[removed][:, removed], weight.T)
+    return float((weight.T * solved).sum(dtype=torch.float64))
+
+
+def greedy(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor) -> tuple[Tensor, Tensor]:
+    """Takes away the cheapest unit again and again, with inverse and weights renewed each time.
+
+    Args:
+        remove: how many go out of each pool.
+        pools: indices of units that compete with one another.
+        gone: units that are away already, (units,) bool.
+
+    Returns:
+        Units in the order in which they went, and what each cost; both (removed,).
+    """
+    if problem.width == 1 and len(pools) == 1 and not gone.any():
+        return _greedy_columns(problem, remove)
+    inverse, weight = problem.inverse.clone(), problem.weight.clone()
+    away = problem.mask(gone)
+    if away.any():
+        inverse, weight = _without(inverse, weight, away.nonzero().flatten())
+    left = [pool.tolist() for pool in pools]
+    order, costs = [], []
+    columns = problem.columns
+    for _ in range(remove):
+        for pool in left:
+            prices = [_cost(inverse, weight, columns[unit]) for unit in pool]
+            best = min(range(len(pool)), key=prices.__getitem__)
+            order.append(pool[best])
+            costs.append(prices[best])
+            inverse, weight = _without(inverse, weight, columns[pool.pop(best)])
+    return torch.tensor(order, dtype=torch.long), torch.tensor(costs, dtype=torch.float64)
+
+
+def _cost(inverse: Tensor, weight: Tensor, columns: Tensor) -> float:
+    part = weight[:, columns]
+    return float((part.T * torch.linalg.solve(inverse[columns][:, columns], part.T)).sum())
+
+
+def _without(inverse: Tensor, weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse and compensated weights once these columns are gone; their own rows and columns become zero."""
+    share = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])  # (gone, in)
+    weight = weight - weight[:, columns] @ share
+    inverse = inverse - inverse[:, columns] @ share
+    inverse[columns], inverse[:, columns], weight[:, columns] = 0, 0, 0
+    return inverse, weight
+
+
+def _greedy_columns(problem: Problem, remove: int) -> tuple[Tensor, Tensor]:
+    """`greedy` for units of one column, thousands of them.
+
+    Within a run of `LAZY` removals P stands for P₀ − FFᵀ and W for W₀ − GFᵀ, f being the column of P that goes over
+    the root of its pivot, and g that of W. Only the diagonal of P and the norms of W's columns are kept up to date.
+    """
+    inverse, weight = problem.inverse.clone(), problem.weight.clone()
+    live = torch.ones(len(inverse), dtype=torch.bool, device=inverse.device)
+    order: list[int] = []
+    costs: list[float] = []
+    while len(order) < remove:
+        count = min(LAZY, remove - len(order))
+        factors, moves = inverse.new_zeros(count, len(inverse)), weight.new_zeros(count, len(weight))
+        diagonal, norms = inverse.diagonal().clone(), weight.square().sum(0)
+        for step in range(count):
+            price = (norms / diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny)).masked_fill(~live, torch.inf)
+            unit = int(price.argmin())
+            root = float(diagonal[unit]) ** 0.5
+            factor = (inverse[unit] - factors[:step, unit] @ factors[:step]) / root
+            move = (weight[:, unit] - factors[:step, unit] @ moves[:step]) / root
+            inner = move @ weight - (moves[:step] @ move) @ factors[:step]  # gᵀw_j of every column
+            norms = (norms - 2 * factor * inner + move.square().sum() * factor.square()).clamp_min_(0)
+            diagonal = diagonal - factor.square()
+            factors[step], moves[step] = factor, move
+            live[unit] = False
+            order.append(unit)
+            costs.append(float(price[unit]))
+        inverse -= factors.T @ factors
+        weight -= moves.T @ factors
+    return torch.tensor(order, dtype=torch.long), torch.tensor(costs, dtype=torch.float64)
+
+
+def swaps(
+    cost: Callable[[Tensor], float], kept: Tensor, pools: Sequence[Tensor]
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Exchanges units that went for units that stayed while that lowers a cost, once through those that went.
+
+    Each that went tries the place of every unit kept in its pool and takes the best (SlimLLM, section 3.2).
+
+    Returns:
+        The kept units, (units,) bool, and the swaps as (back, gone instead).
+    """
+    best = cost(kept)
+    done = []
+    for pool in pools:
+        for back in [unit for unit in pool.tolist() if not kept[unit]]:
+            choice = None
+            for out in [unit for unit in pool.tolist() if kept[unit]]:
+                tried = kept.clone()
+                tried[back], tried[out] = True, False
+                value = cost(tried)
+                if value < best:
+                    best, choice = value, out
+            if choice is not None:
+                kept = kept.clone()
+                kept[back], kept[choice] = True, False
+                done.append((back, choice))
+    return kept, done
+
+
+# Compensation
+
+RECOVERIES = {
+    "none": "leave the kept columns as they are",
+    "bias": "put back the mean of what is gone, as a bias",
+    "linear": "scale each output channel, and a bias: SlimLLM's regression",
+    "exact": "least squares for all kept columns, and a bias",
+}
+
+
+def recover(problem: Problem, kept: Tensor, how: str) -> tuple[Tensor, Tensor | None]:
+    """Weights for the kept units, zero in the columns that go, and what the bias gains.
+
+    Args:
+        kept: (units,) bool.
+        how: one of `RECOVERIES`.
+
+    Returns:
+        Ŵ, (out, in) float32, and b, (out,), None where the projection may have no bias or needs none.
+    """
+    stay = problem.mask(kept)
+    if bool(stay.all()):
+        return problem.weight, None
+    pruned = problem.weight.masked_fill(~stay, 0)
+    if how == "exact":
+        pruned = _least_squares(problem, stay)
+    elif how == "linear":
+        pruned = pruned * _slopes(problem, pruned)[:, None]
+    if how == "none" or not problem.with_bias:
+        return pruned, None
+    return pruned, (problem.weight - pruned) @ problem.mean
+
+
+def _least_squares(problem: Problem, stay: Tensor) -> Tensor:
+    """W A_:K (A_KK)⁻¹ under the damped A, without a detour over the whole inverse; (out, in)."""
+    index = stay.nonzero().flatten()
+    lower = torch.linalg.cholesky(problem.damped[index][:, index])
+    solved = torch.cholesky_solve(problem.damped[index] @ problem.weight.T, lower)  # (kept, out)
+    pruned = torch.zeros_like(problem.weight)
+    pruned[:, index] = solved.T
+    return pruned
+
+
+def _slopes(problem: Problem, pruned: Tensor) -> Tensor:
+    """a of the regression y ≈ a ŷ + b of every output channel, (out,); 1 where ŷ does not vary."""
+    image = pruned @ problem.moment
+    variance = (image * pruned).sum(1)
+    return torch.where(variance > 0, (image * problem.weight).sum(1) / variance.clamp_min(1e-30), 1.0)
+
+
+def error(weight: Tensor, pruned: Tensor, bias: Tensor | None, second: Tensor, mean: Tensor) -> float:
+    """Mean of ‖Wx − Ŵx − b‖² over tokens, from S and μ."""
+    change = weight.float() - pruned.float()
+    total = quadratic(change, second)
+    if bias is not None:
+        total += float((bias * (bias - 2 * (change @ mean))).sum(dtype=torch.float64))
+    return max(total, 0.0)

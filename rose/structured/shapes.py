@@ -1,0 +1,179 @@
+"""How many heads and channels each decoder block keeps, so that the whole comes out at the asked ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+
+import torch
+
+from rose.errors import RoseError
+from rose.structured.anatomy import CHANNELS, HEADS, Part, Shape
+from rose.structured.survey import BlockSurvey, PartSurvey
+
+ALLOCATIONS = {
+    "uniform": "the same shape in every decoder block; heads and channels share by cost per parameter",
+    "similarity": "decoder blocks whose output is like their input give more (SlimLLM); heads and channels alike",
+    "cost": "wherever a parameter costs least",
+}
+MOST = 0.9  # of one decoder block's parts, so that something is left of each
+
+Shapes = list[list[Shape]]  # [block][part]
+
+
+def uniform_shapes(
+    parts: Sequence[Sequence[Part]],
+    surveys: Sequence[BlockSurvey] | None,
+    wanted: float,
+    multiple: int,
+    allowed: Callable[[Mapping[str, Shape]], bool],
+) -> Shapes:
+    """The same shapes everywhere, those that cost least in sum.
+
+    Args:
+        surveys: prices; not needed where there is one kind of part.
+        wanted: parameters to save in all.
+        multiple: kept channels are a multiple of this.
+        allowed: whether the configuration can say these shapes.
+
+    Raises:
+        RoseError: no allowed shape saves that much.
+    """
+    first = parts[0]
+    each = wanted / len(parts)
+    channels = next((part for part in first if part.kind == CHANNELS), None)
+    heads = next((part for part in first if part.kind == HEADS), None)
+    candidates = []
+    for shape in head_shapes(heads.shape) if heads else [None]:
+        left = each - (heads.saved(shape) if heads and shape else 0)
+        chosen = {HEADS: shape} if shape else {}
+        if channels:
+            kept = channels_for(channels, left, multiple)
+            if kept is None:
+                continue
+            chosen[CHANNELS] = kept
+        distance = abs(sum(part.saved(chosen[part.kind]) for part in first) - each)
+        price = total_cost(surveys, chosen) if surveys else 0.0
+        candidates.append((price if channels else distance, distance, chosen))
+    for _, distance, chosen in sorted(candidates, key=lambda entry: entry[:2]):
+        if distance <= each / 2 and allowed(chosen):
+            return [[chosen[part.kind] for part in of_block] for of_block in parts]
+    raise RoseError(
+        "No uniform shapes that the configuration can say save about that much; ask for another ratio or parts, or "
+        "allow shapes that differ (allocation cost)."
+    )
+
+
+def head_shapes(shape: Shape) -> list[Shape]:
+    """Every shape that is left when groups, or as many queries of each, are taken out."""
+    return [
+        Shape(groups, queries) for groups in range(shape.groups, 0, -1) for queries in range(shape.per_group, 0, -1)
+    ]
+
+
+def channels_for(part: Part, saved: float, multiple: int) -> Shape | None:
+    """The channels to keep so that about this many parameters go; None where that is more than may."""
+    each = part.saved(Shape(1, part.shape.units - 1))
+    exact = part.shape.units - saved / each
+    kept = round(exact / multiple) * multiple if part.shape.units > multiple else round(exact)
+    if exact > part.shape.units + multiple / 2 or kept < max(1, (1 - MOST) * part.shape.units):
+        return None
+    return Shape(1, min(kept, part.shape.units))
+
+
+def price(found: PartSurvey, survey: BlockSurvey, shape: Shape) -> float:
+    """Cost of a shape relative to the mean square of the residual stream that it goes into."""
+    return found.costs[shape] / survey.stream
+
+
+def total_cost(surveys: Sequence[BlockSurvey], chosen: Mapping[str, Shape]) -> float:
+    """Sum of the prices of these shapes over all decoder blocks."""
+    return sum(price(found, one, chosen[found.part.kind]) for one in surveys for found in one.parts)
+
+
+def similarity_ratios(similarities: Sequence[float], ratio: float) -> list[float]:
+    """Ratios of decoder blocks by SlimLLM, section 3.4: ratio · n · softmax(α cos) over the K most similar of n blocks.
+
+    K and α are the published ones for 20 % (26 of 32, 10) and 50 % (30 of 32, 7), and in proportion between.
+    """
+    between = min(max((ratio - 0.2) / 0.3, 0.0), 1.0)
+    count = max(1, round(len(similarities) * (26 + 4 * between) / 32))
+    values = torch.tensor(similarities, dtype=torch.float64)
+    chosen = values.argsort(descending=True)[:count]
+    shares = torch.zeros(len(similarities), dtype=torch.float64)
+    shares[chosen] = (values[chosen] * (10 - 3 * between)).softmax(0)
+    return (ratio * len(similarities) * shares).clamp(max=MOST).tolist()
+
+
+def similarity_shapes(parts: Sequence[Sequence[Part]], ratios: Sequence[float], multiple: int) -> Shapes:
+    """Heads and channels of each decoder block reduced by its ratio: the heads as near as they can, the channels by
+    what is then left to save."""
+    shapes = []
+    for of_block, ratio in zip(parts, ratios, strict=True):
+        left = ratio * sum(part.parameters(part.shape) for part in of_block)
+        chosen = []
+        for part in of_block:
+            if part.kind == HEADS:
+                want = ratio * part.parameters(part.shape)
+                shape = min(head_shapes(part.shape), key=lambda shape: (abs(part.saved(shape) - want), -shape.groups))
+                left -= part.saved(shape)
+            else:
+                least = Shape(1, max(1, round((1 - MOST) * part.shape.units)))
+                shape = channels_for(part, max(left, 0.0), multiple) or least
+            chosen.append(shape)
+        shapes.append(chosen)
+    return shapes
+
+
+def cost_shapes(surveys: Sequence[BlockSurvey], wanted: float, multiple: int) -> Shapes:
+    """Shapes that save `wanted` parameters where each costs least: along the lower convex hulls of cost against
+    parameters saved, the flattest pieces of all parts first.
+
+    Raises:
+        RoseError: even the smallest shapes save less.
+    """
+    hulls = {}
+    for one in surveys:
+        for number, found in enumerate(one.parts):
+            points = [
+                (found.part.saved(shape), price(found, one, shape), shape)
+                for shape in found.costs
+                if found.part.kind == HEADS or shape.units % multiple == 0 or shape == found.part.shape
+            ]
+            floor = (1 - MOST) * found.part.shape.units
+            hulls[one.block_index, number] = _lower_hull([p for p in points if p[2].units >= floor or p[0] == 0])
+    pieces = [
+        ((after[1] - before[1]) / (after[0] - before[0]), key, step)
+        for key, hull in hulls.items()
+        for step, (before, after) in enumerate(pairwise(hull))
+    ]
+    at = dict.fromkeys(hulls, 0)
+    saved = 0.0
+    for _, key, step in sorted(pieces):
+        if saved >= wanted:
+            break
+        gain = hulls[key][step + 1][0] - hulls[key][step][0]
+        if saved + gain - wanted > wanted - saved:
+            continue  # too long a piece for what is left; a shorter one may fit
+        at[key] = step + 1 if at[key] == step else at[key]
+        saved += gain if at[key] == step + 1 else 0
+    if saved < 0.95 * wanted:
+        raise RoseError("The parts that may go do not hold that much; ask for a smaller ratio.")
+    return [
+        [hulls[one.block_index, number][at[one.block_index, number]][2] for number in range(len(one.parts))]
+        for one in surveys
+    ]
+
+
+def _lower_hull(points: Sequence[tuple[int, float, Shape]]) -> list[tuple[int, float, Shape]]:
+    """The lower convex hull of (saved, cost), from nothing saved on."""
+    hull: list[tuple[int, float, Shape]] = []
+    for point in sorted(points, key=lambda entry: entry[:2]):
+        if hull and point[0] == hull[-1][0]:
+            continue
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (point[0] - hull[-1][0]) >= (point[1] - hull[-1][1]) * (
+            hull[-1][0] - hull[-2][0]
+        ):
+            hull.pop()
+        hull.append(point)
+    return hull

@@ -1,0 +1,316 @@
+"""Cutting a model to other shapes, and its configuration with it.
+
+A configuration can say shapes that are the same in every decoder block, as far as its family has numbers for them;
+what it says is tried out on a model without weights. Other shapes are written into it as a record, `rose_shapes`,
+which `rose.load_model` reads.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from rose.errors import RoseError
+from rose.model.loading import BUILDERS
+from rose.model.structure import PrunableLayer, decoder_blocks, text_config
+from rose.structured.anatomy import CHANNELS, HEADS, Part, Shape, find_parts, spread
+
+RECORD = "rose_shapes"  # of a configuration; see `record_of`
+CHANNEL_FIELDS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+BIAS_FIELDS = {HEADS: "attention_bias", CHANNELS: "mlp_bias"}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What stays of one part: `kept`, (units,) bool, which leaves this `shape`."""
+
+    part: Part
+    kept: Tensor
+    shape: Shape
+
+
+def cut_parts(cuts: Sequence[Cut]) -> None:
+    """Takes the rows and columns of all other units out of the layers, in place."""
+    for cut in cuts:
+        part = cut.part
+        if cut.shape == part.shape:
+            continue
+        columns = spread(cut.kept, part.width).nonzero().flatten()
+        for layer in {rows.layer.name: rows.layer for rows in part.rows}.values():
+            of_layer = [rows for rows in part.rows if rows.layer is layer]
+            _keep_rows(layer, torch.cat([rows.chosen(cut.kept, part.shape) for rows in of_layer]))
+        _keep_columns(part.output, columns)
+
+
+def _keep_rows(layer: PrunableLayer, rows: Tensor) -> None:
+    module: Any = layer.module
+    rows = rows.to(module.weight.device)
+    _replace(module, layer.weight[rows])
+    if getattr(module, "bias", None) is not None:
+        module.bias = _parameter(module.bias.detach()[rows])
+
+
+def _keep_columns(layer: PrunableLayer, columns: Tensor) -> None:
+    _replace(layer.module, layer.weight[:, columns.to(layer.weight.device)])
+
+
+def _replace(module: Any, weight: Tensor) -> None:
+    """Gives a layer another weight, (out, in), of another size."""
+    stored = weight.T if isinstance(module, Conv1D) else weight
+    module.weight = _parameter(stored)
+    if isinstance(module, Conv1D):
+        module.nx, module.nf = stored.shape
+    else:
+        module.out_features, module.in_features = stored.shape
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.contiguous().clone(), requires_grad=False)
+
+
+def add_bias(layer: PrunableLayer, bias: Tensor | None = None) -> None:
+    """Adds to a layer's bias, which it may not have yet; nothing means a bias of zeros."""
+    module: Any = layer.module
+    if getattr(module, "bias", None) is None:
+        rows = layer.weight.shape[0]
+        module.bias = nn.Parameter(torch.zeros(rows, dtype=module.weight.dtype, device=module.weight.device), False)
+    if bias is not None:
+        module.bias = nn.Parameter((module.bias.detach().float() + bias).to(module.weight.dtype), False)
+
+
+def tell_modules(model: nn.Module, parts: Sequence[Part], shapes: Sequence[Shape], own_config: bool) -> None:
+    """Corrects what modules remember of their sizes. With `own_config` an attention gets a configuration of its own,
+    because some families look there when they run."""
+    prefix, _ = decoder_blocks(model)
+    for part, shape in zip(parts, shapes, strict=True):
+        path = f"{prefix}.{part.block_index}" + (f".{part.owner}" if part.owner else "")
+        owner: Any = model.get_submodule(path)
+        if part.kind == CHANNELS:
+            _set_known(owner, {"intermediate_size": shape.units})
+            continue
+        known = {"num_heads": shape.units, "num_key_value_heads": shape.groups, "num_key_value_groups": shape.per_group}
+        _set_known(owner, known)
+        if hasattr(owner, "config"):
+            owner.config = copy.copy(owner.config) if own_config else text_config(model)
+            if own_config:
+                _set_known(owner.config, {"num_attention_heads": shape.units, "num_key_value_heads": shape.groups})
+
+
+def _set_known(module: Any, values: Mapping[str, int]) -> None:
+    for name, value in values.items():
+        if hasattr(module, name):
+            setattr(module, name, value)
+
+
+# What a configuration can say
+
+
+def reshaped_config(
+    model: Any, shapes: Mapping[str, Shape], biased: Sequence[str] = (), blocks: Sequence[int] | None = None
+) -> Any:
+    """The model's configuration with other numbers of heads and channels, biases, and decoder blocks.
+
+    Args:
+        shapes: by kind of part, the same in every decoder block.
+        biased: kinds of parts whose output projections now have a bias.
+        blocks: the decoder blocks that stay.
+    """
+    config = copy.deepcopy(model.config)
+    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if HEADS in shapes:
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        text.num_attention_heads, text.num_key_value_heads = shapes[HEADS].units, shapes[HEADS].groups
+        text.head_dim = width
+    if CHANNELS in shapes:
+        fields = [name for name in CHANNEL_FIELDS if hasattr(text, name)]
+        for name in fields[:1]:
+            setattr(text, name, shapes[CHANNELS].units)
+    for kind in biased:
+        if hasattr(text, BIAS_FIELDS[kind]):
+            setattr(text, BIAS_FIELDS[kind], True)
+    if blocks is not None:
+        kinds = getattr(text, "layer_types", None)
+        text.num_hidden_layers = len(blocks)
+        if kinds:
+            text.layer_types = [kinds[index] for index in blocks]
+    return config
+
+
+def described_sizes(config: Any) -> dict[str, torch.Size]:
+    """Sizes of all tensors of the model that this configuration describes; nothing where it is not a valid one."""
+    try:
+        read = type(config).from_dict(config.to_dict())
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForCausalLM.from_config(read)
+    except Exception:  # every family checks itself in its own way; what it refuses cannot be said
+        return {}
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def can_say(model: nn.Module, parts: Sequence[Part], shapes: Mapping[str, Shape], biased: Sequence[str]) -> bool:
+    """Whether the configuration can say these shapes, with a bias in the output projections of the kinds `biased`."""
+    sizes = described_sizes(reshaped_config(model, shapes, biased))
+    if not sizes:
+        return False
+    for part in parts:
+        shape = shapes.get(part.kind, part.shape)
+        rows = part.output.weight.shape[0]
+        if _size(part.output, sizes) != (rows, shape.units * part.width):
+            return False
+        if part.kind in biased and f"{part.output.name}.bias" not in sizes:
+            return False
+        for layer in {rows.layer.name: rows.layer for rows in part.rows}.values():
+            made = sum(rows.count(shape) for rows in part.rows if rows.layer is layer)
+            if _size(layer, sizes) != (made, layer.weight.shape[1]):
+                return False
+    return True
+
+
+def _size(layer: PrunableLayer, sizes: Mapping[str, torch.Size]) -> tuple[int, ...]:
+    size = tuple(sizes.get(f"{layer.name}.weight", ()))
+    return size[::-1] if isinstance(layer.module, Conv1D) else size
+
+
+def can_bias(model: nn.Module, part: Part, anywhere: bool) -> bool:
+    """Whether the output projection has a bias or may get one; `anywhere`: our own record will tell of it."""
+    if getattr(part.output.module, "bias", None) is not None or anywhere:
+        return True
+    return hasattr(text_config(model), BIAS_FIELDS[part.kind]) and can_say(model, [part], {}, [part.kind])
+
+
+def apply_config(model: Any, config: Any) -> None:
+    """Makes this the model's configuration, for it and for all modules that hold the old one; adds biases of zeros
+    where it wants some that the model lacks."""
+    old, old_text, text = model.config, text_config(model), config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for module in model.modules():
+        if getattr(module, "config", None) is old:
+            module.config = config
+        elif getattr(module, "config", None) is old_text:
+            module.config = text
+    model.config = config
+    sizes = described_sizes(config)
+    for parts in _parts_of_any(model):
+        for part in parts:
+            for layer in [part.output, *(rows.layer for rows in part.rows)]:
+                if f"{layer.name}.bias" in sizes and getattr(layer.module, "bias", None) is None:
+                    add_bias(layer)
+
+
+def _parts_of_any(model: nn.Module) -> list[list[Part]]:
+    found: list[list[Part]] = []
+    for kind in (HEADS, CHANNELS):
+        try:
+            found += find_parts(model, (kind,))
+        except RoseError:
+            continue
+    return found
+
+
+def drop_blocks(model: Any, keep: Sequence[int]) -> None:
+    """Leaves only these decoder blocks, renumbered, and tells the configuration.
+
+    Raises:
+        RoseError: the configuration cannot say it.
+    """
+    config = reshaped_config(model, {}, blocks=keep)
+    path, blocks = decoder_blocks(model)
+    if len(_numbers(described_sizes(config), path)) != len(keep):
+        raise RoseError(f"The configuration of {type(model).__name__} cannot say another number of decoder blocks.")
+    kept = nn.ModuleList([blocks[index] for index in keep])
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, kept)
+    for number, block in enumerate(kept):
+        for module in block.modules():
+            for field in ("layer_idx", "layer_id", "layer_number"):
+                if hasattr(module, field):
+                    setattr(module, field, number)
+    apply_config(model, config)
+    _set_known(model.base_model, {"n_layer": len(keep)})
+
+
+def _numbers(sizes: Mapping[str, torch.Size], path: str) -> set[str]:
+    start = path + "."
+    return {name.removeprefix(start).partition(".")[0] for name in sizes if name.startswith(start)}
+
+
+# Shapes that a configuration cannot say
+
+
+def record_of(parts: Sequence[Sequence[Part]], shapes: Sequence[Sequence[Shape]]) -> dict[str, Any]:
+    """Shapes by decoder block as plain data: {"blocks": [{"heads": [groups, per group], "channels": [1, count]}],
+    "biased": [layers whose bias the family does not know]}."""
+    blocks = [
+        {part.kind: [shape.groups, shape.per_group] for part, shape in zip(of_block, wanted, strict=True)}
+        for of_block, wanted in zip(parts, shapes, strict=True)
+    ]
+    biased = [
+        part.output.name
+        for of_block in parts
+        for part in of_block
+        if getattr(part.output.module, "bias", None) is not None
+    ]
+    return {"blocks": blocks, "biased": biased}
+
+
+def apply_record(model: Any, record: Mapping[str, Any]) -> None:
+    """Gives a model of its family's usual shapes those of a record; which values the weights have does not matter.
+
+    Raises:
+        RoseError: a record that does not fit the model.
+    """
+    try:
+        kinds = list(record["blocks"][0])
+        found = find_parts(model, kinds)
+        wanted = [
+            [Shape(*block[part.kind]) for part in parts] for block, parts in zip(record["blocks"], found, strict=True)
+        ]
+        biased = set(record["biased"])
+    except (KeyError, IndexError, TypeError, ValueError) as problem:
+        raise RoseError(f"The shapes in the configuration cannot be read ({problem}); save the model again.") from None
+    for parts, shapes in zip(found, wanted, strict=True):
+        cuts = []
+        for part, shape in zip(parts, shapes, strict=True):
+            kept = torch.zeros(part.shape.groups, part.shape.per_group, dtype=torch.bool, device="cpu")
+            kept[: shape.groups, : shape.per_group] = True
+            cuts.append(Cut(part, kept.flatten(), shape))
+            if part.output.name in biased:
+                add_bias(part.output)
+        cut_parts(cuts)
+        tell_modules(model, parts, shapes, own_config=True)
+
+
+def read_recorded(config: Any, folder: Path | None, dtype: torch.dtype) -> Any:
+    """The model of a configuration with a record; its weights from the safetensors files of a folder, where given.
+
+    Raises:
+        RoseError: a record that cannot be read, or weights that do not fit it.
+    """
+    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+    def build(self: Any, config: Any, *args: Any, **options: Any) -> None:
+        family.__init__(self, config, *args, **options)
+        apply_record(self, getattr(config, RECORD))
+
+    # transformers reads the weights, as it knows how each family names them in files; it only builds the model by us.
+    recorded: Any = type(family.__name__, (family,), {"__init__": build, "__module__": family.__module__})
+    if folder is None:
+        model = recorded._from_config(config, dtype=dtype)
+    else:
+        model, loaded = recorded.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
+        wrong = [*loaded["missing_keys"], *loaded["mismatched_keys"]]
+        if wrong:
+            raise RoseError(f"The weights in {folder} do not fit the shapes in its configuration ({wrong[0]}).")
+    model.__class__ = family
+    return model
+
+
+BUILDERS[RECORD] = read_recorded

@@ -1,0 +1,172 @@
+"""What the dense model would lose by each unit: one pass that tells how much to take where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rose.layer.statistics import InputStatistics
+from rose.model.capture import visit_blocks
+from rose.model.progress import ProgressCallback
+from rose.model.structure import decoder_blocks
+from rose.structured.anatomy import HEADS, Part, Shape
+from rose.structured.problem import Problem, greedy, unit_costs
+
+
+@dataclass(frozen=True)
+class PartSurvey:
+    """One part of the dense model, priced.
+
+    Attributes:
+        part: which.
+        unit_costs: error that taking each unit away alone leaves after least squares, (units,).
+        energy: mean square of the part's output, in the same unit, summed over channels.
+        costs: error by shape, units going greedily one after another; all shapes of the heads, for channels every
+            number of them that was priced.
+        order: the units in the order in which they would go (channels alone).
+    """
+
+    part: Part
+    unit_costs: Tensor
+    energy: float
+    costs: dict[Shape, float]
+    order: Tensor
+
+
+@dataclass(frozen=True)
+class BlockSurvey:
+    """One decoder block of the dense model.
+
+    Attributes:
+        block_index: which.
+        similarity: mean cosine of its output with its input, token by token.
+        stream: mean square of its output, summed over channels.
+        parts: its parts, priced.
+    """
+
+    block_index: int
+    similarity: float
+    stream: float
+    parts: list[PartSurvey]
+
+
+class _Watch:
+    """Forward hooks on the decoder blocks that compare what comes in with what goes out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        _, blocks = decoder_blocks(model)
+        self.cosines, self.squares, self.tokens = [0.0] * len(blocks), [0.0] * len(blocks), [0] * len(blocks)
+        self.hooks = [
+            block.register_forward_hook(partial(self._seen, index), with_kwargs=True)
+            for index, block in enumerate(blocks)
+        ]
+
+    def _seen(self, index: int, _block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        before = (args[0] if args else kwargs["hidden_states"]).flatten(0, -2).float()
+        after = (output[0] if isinstance(output, (tuple, list)) else output).flatten(0, -2).float()
+        self.cosines[index] += float(torch.cosine_similarity(before, after, dim=-1).sum())
+        self.squares[index] += float(after.square().sum(dtype=torch.float64))
+        self.tokens[index] += len(before)
+
+    def close(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def similarity(self, index: int) -> float:
+        return self.cosines[index] / max(self.tokens[index], 1)
+
+    def stream(self, index: int) -> float:
+        return self.squares[index] / max(self.tokens[index], 1)
+
+
+def survey(
+    model: nn.Module,
+    tokens: Tensor,
+    parts: Sequence[Sequence[Part]],
+    *,
+    biases: Sequence[str] = (),
+    damping: float = 0.01,
+    progress: ProgressCallback | None = None,
+) -> Iterator[BlockSurvey]:
+    """Prices the parts of every decoder block on the dense model's inputs; the model is not changed.
+
+    Args:
+        parts: as from `find_parts`; empty lists for similarity alone.
+        biases: kinds of parts whose output projections may have a bias.
+
+    Raises:
+        RoseError: as `visit_blocks`.
+    """
+    watch = _Watch(model)
+    names = [part.output.name for of_block in parts for part in of_block] or None
+    try:
+        for block in visit_blocks(model, tokens, layers=names, progress=progress):
+            index = block.block_index
+            priced = [
+                price_part(part, block.calibration[part.output.name], part.kind in biases, damping)
+                for part in (parts[index] if parts else [])
+            ]
+            yield BlockSurvey(index, watch.similarity(index), watch.stream(index), priced)
+    finally:
+        watch.close()
+
+
+def make_problem(
+    part: Part,
+    statistics: InputStatistics,
+    with_bias: bool,
+    damping: float,
+    sources: tuple[tuple[Tensor, Tensor], ...] = (),
+) -> Problem:
+    """The problem of one part's output projection, on these statistics."""
+    return Problem(
+        weight=part.output.weight.float(),
+        second=statistics.hessian / statistics.tokens,
+        mean=statistics.mean,
+        shape=part.shape,
+        width=part.width,
+        with_bias=with_bias,
+        damping=damping,
+        sources=sources,
+    )
+
+
+def price_part(part: Part, statistics: InputStatistics, with_bias: bool, damping: float) -> PartSurvey:
+    """Costs of one part; see `PartSurvey`."""
+    problem = make_problem(part, statistics, with_bias, damping)
+    costs = unit_costs(problem).cpu()
+    if part.kind == HEADS:
+        return PartSurvey(part, costs, problem.energy, head_costs(problem), torch.empty(0, dtype=torch.long))
+    units = part.shape.units
+    order, steps = greedy(problem, units - 1, [torch.arange(units)], torch.zeros(units, dtype=torch.bool))
+    total = steps.cumsum(0).tolist()
+    curve = {part.shape: 0.0} | {Shape(1, units - 1 - i): cost for i, cost in enumerate(total)}
+    return PartSurvey(part, costs, problem.energy, curve, order)
+
+
+def head_costs(problem: Problem) -> dict[Shape, float]:
+    """Cost of every shape: whole groups go first, greedily, then as many queries out of each that stays."""
+    groups, per_group = problem.shape.groups, problem.shape.per_group
+    pool = [torch.arange(groups)]
+    order, steps = greedy(problem.coarse(), groups - 1, pool, torch.zeros(groups, dtype=torch.bool))
+    costs: dict[Shape, float] = {}
+    units = torch.arange(problem.shape.units).view(groups, per_group)
+    gone = torch.zeros(groups, dtype=torch.bool)
+    spent = 0.0
+    for step in range(groups):
+        left = groups - step
+        costs[Shape(left, per_group)] = spent
+        if per_group > 1:
+            pools = list(units[~gone])
+            _, more = greedy(problem, per_group - 1, pools, gone.repeat_interleave(per_group))
+            for number, extra in enumerate(more.view(per_group - 1, left).sum(1).cumsum(0).tolist()):
+                costs[Shape(left, per_group - 1 - number)] = spent + extra
+        if step < groups - 1:
+            gone[order[step]] = True
+            spent += float(steps[step])
+    return costs

@@ -1,0 +1,111 @@
+"""The Structures page: its numbers are the engine's, and a smaller copy is made, compared and handed out."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+import torch
+
+import rose
+from app.jobs import Job
+from app.runs.slimming import Slimming, SlimRequest
+from app.study.setup import Setup
+from app.study.structures import Structures
+from app.study.study import LoadedModel, Study
+from rose.structured.anatomy import CHANNELS, HEADS, Shape
+from rose.structured.problem import set_cost
+from tests.app.tiny_study import figures, open_page, texts, tiny_model
+from tests.tiny import byte_tokenizer
+
+pytestmark = pytest.mark.usefixtures("placed")
+PAGE = "views/structures.py"
+
+
+def test_without_a_study_the_page_says_what_to_do() -> None:
+    assert "what every head and every channel of a model costs" in texts(open_page(PAGE))
+
+
+def test_costs_are_those_of_the_engine(study: Study) -> None:
+    known = Structures(study)
+    part = known.part(HEADS, 1)
+    problem = known.problem(part)
+    row = known.head_costs().query("block_index == 1 and head == 2").iloc[0]
+    kept = torch.tensor([True, True, False, True])
+    assert row["cost"] == pytest.approx(set_cost(problem, kept) / problem.energy, rel=1e-3)
+    channels = known.channel_costs(1)
+    assert sorted(channels["channel"]) == list(range(96))
+    assert channels["together"].is_monotonic_increasing
+    gone = torch.ones(96, dtype=torch.bool)
+    gone[channels["channel"].iloc[:20].tolist()] = False
+    mlp = known.problem(known.part(CHANNELS, 1))
+    assert channels["together"].iloc[19] == pytest.approx(set_cost(mlp, gone) / mlp.energy, rel=1e-2)
+
+
+def test_recoveries_and_trade_off(study: Study) -> None:
+    known = Structures(study)
+    table = known.recovered(known.part(CHANNELS, 0), Shape(1, 48))
+    errors = table[table["tokens"] == "calibration"]["relative_error"].tolist()
+    assert errors == sorted(errors, reverse=True)
+    assert set(table["tokens"]) == {"calibration", "held-out"}
+    trade = known.trade_off([0.0, 0.2, 0.4])
+    assert trade["error"].tolist() == sorted(trade["error"])
+    assert trade["removed"].tolist() == pytest.approx([0, 0.2, 0.4], abs=0.02)
+
+
+@pytest.mark.parametrize("view", ["Heads", "Channels", "Swaps", "Recovery", "Trade-off", "Make it smaller"])
+def test_every_part_of_the_page_draws(study: Study, view: str) -> None:
+    app = open_page(PAGE, study, structures_view=view)
+    if view in ("Heads", "Channels", "Recovery", "Trade-off"):
+        (figure,) = figures(app)
+        assert json.loads(figure)["data"]
+    elif view == "Swaps":
+        assert "Errors are relative, after least squares" in texts(app)
+    else:
+        assert app.button(key="slim-start").label == "Make a smaller copy"
+
+
+def test_the_decoder_block_chosen_here_is_chosen_on_every_page(study: Study) -> None:
+    app = open_page(PAGE, study, structures_view="Channels")
+    assert app.selectbox(key="structures_block").value == 1
+    app.selectbox(key="structures_block").set_value(2).run()
+    assert app.query_params["layer"] == "model.layers.2.self_attn.o_proj"
+
+
+def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch, study: Study) -> None:
+    model = tiny_model()
+    before = [parameter.clone() for parameter in model.parameters()]
+    tokens = (study.calibration.tokens, study.calibration.held_out)
+    monkeypatch.setattr(Setup, "draw", lambda _self, _tokenizer: tokens)
+    loaded = LoadedModel(model, byte_tokenizer(), threading.Lock())
+    run = Slimming(study.setup, SlimRequest(ratio=0.3), lambda: loaded)
+    run.job.watch("test")
+    run.job.start()
+    run.job.wait(60)
+    assert run.job.status == "done", run.job.message
+    dense, slim = run.outcomes
+    assert slim.parameters < dense.parameters == sum(p.numel() for p in before)
+    assert run.report is not None
+    assert run.report.summary["kept_parameters"] == slim.parameters
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    assert run.archive is not None
+    assert run.archive.stat().st_size > 4 * slim.parameters
+    run.discard()
+    assert not run.archive.exists()
+
+
+def test_a_cancelled_run_ends(monkeypatch: pytest.MonkeyPatch, study: Study) -> None:
+    monkeypatch.setattr(Setup, "draw", lambda _self, _tokenizer: (study.calibration.tokens, None))
+    loaded = LoadedModel(tiny_model(), None, threading.Lock())  # type: ignore[arg-type]
+
+    def stop(*_args: object, **_options: object) -> None:
+        raise rose.Cancelled
+
+    monkeypatch.setattr(rose, "prune_structured", stop)
+    run = Slimming(study.setup, SlimRequest(), lambda: loaded)
+    run.job.watch("test")
+    assert isinstance(run.job.start(), Job)
+    run.job.wait(60)
+    assert run.job.status == "cancelled"
+    assert run.report is None

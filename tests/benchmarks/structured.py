@@ -1,0 +1,291 @@
+"""Smaller models, measured: python -m tests.benchmarks.structured quality | speed ...
+
+quality --calibration TEXT --evaluate TEXT --output FOLDER
+    perplexity against parameters of every variant, ratio and calibration draw. Each row is appended to
+    FOLDER/rows.csv as it comes; the same command goes on where it was. A variant is METHOD@ALLOCATION/RECOVERY.
+speed DENSE SLIM
+    two checkpoint folders in pairs, turn by turn in one process: prefill and decode in tokens per second; file
+    size; and peak memory, each model in a process of its own that has only transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import rose
+from rose.model.calibration import load_calibration
+from rose.report import write_atomically
+from rose.structured.anatomy import find_parts
+from rose.structured.surgery import can_bias
+from rose.structured.survey import BlockSurvey, survey
+
+VARIANTS = (
+    "magnitude@uniform/none",
+    "wanda@uniform/bias",
+    "slimllm@similarity/linear",  # as published
+    "slimllm@uniform/linear",
+    "slimllm@uniform/exact",
+    "depth@uniform/none",
+    "obs@uniform/exact",
+    "obs@cost/exact",
+)
+RATIOS = (0.2, 0.1, 0.3, 0.4, 0.5)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run. `removed`: share of the decoder blocks' parameters; errors are means over parts."""
+
+    seed: int
+    variant: str
+    ratio: float
+    removed: float
+    parameters: int
+    perplexity: float
+    relative_error: float | None
+    held_out_error: float | None
+    seconds: float
+
+
+def quality(options: argparse.Namespace) -> None:
+    path = options.output / "rows.csv"
+    options.output.mkdir(parents=True, exist_ok=True)
+    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+    known = {(row["seed"], row["variant"], row["ratio"]) for row in rows}
+    model, tokenizer = rose.load_model(options.model, dtype=options.dtype)
+    windows = rose.load_tokens(
+        options.evaluate, tokenizer, samples=options.windows, length=options.length, seed=None, split="test"
+    )
+    for row in runs(options, model, tokenizer, windows, known):
+        rows.append(asdict(row))
+        write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
+        print(json.dumps(asdict(row)), flush=True)
+    summary(pd.DataFrame(rows))
+
+
+def runs(options: argparse.Namespace, model: Any, tokenizer: Any, windows: Tensor, known: set[Any]) -> Iterator[Row]:
+    dense = next((value for seed, variant, value in known if variant == "dense"), None)
+    if dense is None:
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        yield Row(-1, "dense", 0.0, 0.0, parameters, rose.perplexity(model, windows), None, None, 0.0)
+    for seed in options.seeds:
+        wanted = [(ratio, variant) for ratio in options.ratios for variant in options.variants]
+        wanted = [(ratio, variant) for ratio, variant in wanted if (seed, variant, ratio) not in known]
+        if not wanted:
+            continue
+        tokens, held_out = load_calibration(
+            options.calibration,
+            tokenizer,
+            samples=options.samples,
+            held_out=options.held_out,
+            length=options.length,
+            seed=seed,
+        )
+        surveys = priced(model, tokens)
+        for ratio, variant in wanted:
+            yield one_run(model, tokens, held_out, windows, surveys, seed, variant, ratio)
+
+
+def priced(model: Any, tokens: Tensor) -> list[BlockSurvey]:
+    """One pass over the dense model that all variants share."""
+    parts = find_parts(model)
+    biases = [part.kind for part in parts[0] if can_bias(model, part, anywhere=False)]
+    return list(survey(model, tokens, parts, biases=biases))
+
+
+def one_run(
+    dense: Any,
+    tokens: Tensor,
+    held_out: Tensor | None,
+    windows: Tensor,
+    surveys: Sequence[BlockSurvey],
+    seed: int,
+    variant: str,
+    ratio: float,
+) -> Row:
+    method, _, rest = variant.partition("@")
+    allocation, _, recovery = rest.partition("/")
+    model, start = copy.deepcopy(dense), time.perf_counter()
+    report = rose.prune_structured(
+        model,
+        tokens,
+        method=method,
+        ratio=ratio,
+        allocation=allocation,
+        recovery=recovery,
+        held_out=held_out,
+        surveys=surveys,
+    )
+    seconds, said = time.perf_counter() - start, report.summary
+    return Row(
+        seed,
+        variant,
+        ratio,
+        said["removed_fraction"],
+        said["kept_parameters"],
+        rose.perplexity(model, windows),
+        said["mean_relative_error"],
+        said["mean_held_out_error"],
+        seconds,
+    )
+
+
+def summary(rows: pd.DataFrame) -> None:
+    """Mean perplexity over draws, by variant and ratio."""
+    wide = rows.pivot_table(index="variant", columns="ratio", values="perplexity", aggfunc="mean")
+    draws = rows.pivot_table(index="variant", columns="ratio", values="perplexity", aggfunc="count").max(axis=1)
+    shown = Table("variant", "draws", *(f"{ratio:g}" for ratio in wide.columns), title="Perplexity")
+    for name, values in wide.iterrows():
+        cells = ["" if pd.isna(value) else f"{value:.1f}" for value in values]
+        shown.add_row(str(name), str(int(draws[name])), *cells)
+    Console().print(shown)
+
+
+MEMORY = """
+import resource, sys, torch
+from transformers import AutoModelForCausalLM
+torch.set_num_threads(int(sys.argv[2]))
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+ids = torch.arange(256)[None] % model.config.vocab_size
+model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+assert "rose" not in sys.modules
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def speed(options: argparse.Namespace) -> None:
+    folders = {"dense": options.dense, "slim": options.slim}
+    models = {name: rose.load_model(str(folder), dtype=options.dtype)[0] for name, folder in folders.items()}
+    vocabulary = models["dense"].config.vocab_size
+    ids = torch.randint(3, vocabulary, (1, options.length), generator=torch.Generator().manual_seed(0))
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for pair in range(options.pairs + 1):
+        for name in sorted(models, reverse=bool(pair % 2)):
+            for what, work in (("prefill", prefill), ("decode", decode)):
+                taken = work(models[name], ids, options.new_tokens)
+                if pair:  # the first is for warming up
+                    seconds.setdefault((what, name), []).append(taken)
+    print(
+        f"{platform.machine()}, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end=""
+    )
+    print(f"{options.dtype}, {options.pairs} pairs")
+    shown = Table("what", "dense", "slim", "ratio", "ideal", "of ideal")
+    ideal = {"prefill": ideal_prefill(models, options.length), "decode": ideal_decode(models)}
+    for what, tokens in (("prefill", options.length), ("decode", options.new_tokens)):
+        dense, slim = (seconds[what, name] for name in ("dense", "slim"))
+        ratio = statistics.median(one / other for one, other in zip(dense, slim, strict=True))
+        rates = [f"{tokens / statistics.median(taken):.0f} tokens/s" for taken in (dense, slim)]
+        shown.add_row(what, *rates, f"{ratio:.3f}", f"{ideal[what]:.3f}", f"{ratio / ideal[what]:.2f}")
+    for what, sizes in (
+        ("parameters", {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}),
+        ("file, bytes", {name: weights_size(folder) for name, folder in folders.items()}),
+        ("peak memory, bytes", {name: peak_memory(folder) for name, folder in folders.items()}),
+    ):
+        ratio = sizes["slim"] / sizes["dense"]
+        shown.add_row(what, f"{sizes['dense']:,}", f"{sizes['slim']:,}", f"{ratio:.3f}", "", "")
+    Console().print(shown)
+
+
+@torch.no_grad()
+def prefill(model: Any, ids: Tensor, _new_tokens: int) -> float:
+    start = time.perf_counter()
+    model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def decode(model: Any, ids: Tensor, new_tokens: int) -> float:
+    """New tokens one at a time, with the cache of a prompt."""
+    output = model(input_ids=ids[:, :64], use_cache=True, logits_to_keep=1)
+    cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
+    start = time.perf_counter()
+    for _ in range(new_tokens):
+        output = model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        token = output.logits[:, -1:].argmax(-1)
+    return time.perf_counter() - start
+
+
+def work_per_token(model: Any, context: float) -> float:
+    """Multiplications of one token in the decoder blocks, with attention to so many others."""
+    linear = sum(layer.weight.numel() for layer in rose.prunable_layers(model))
+    heads = [part for parts in find_parts(model, ("heads",)) for part in parts]
+    return linear + sum(2 * part.shape.units * part.width * context for part in heads)
+
+
+def ideal_prefill(models: dict[str, Any], length: int) -> float:
+    """Ratio of the multiplications; half of all pairs of tokens attend."""
+    return work_per_token(models["dense"], length / 2) / work_per_token(models["slim"], length / 2)
+
+
+def ideal_decode(models: dict[str, Any]) -> float:
+    """Ratio of the weights that each token reads, the output head among them."""
+    head = {name: model.get_output_embeddings().weight.numel() for name, model in models.items()}
+    return (work_per_token(models["dense"], 0) + head["dense"]) / (work_per_token(models["slim"], 0) + head["slim"])
+
+
+def weights_size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def peak_memory(folder: Path) -> int:
+    """Of a process that loads the model with transformers alone and generates."""
+    threads = str(torch.get_num_threads())
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(folder), threads], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.structured", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    one = commands.add_parser("quality")
+    one.add_argument("--model", default="smollm2-135m")
+    one.add_argument("--dtype", default="bfloat16")
+    one.add_argument("--calibration", default="packaged")
+    one.add_argument("--evaluate", default="packaged")
+    one.add_argument("--samples", type=int, default=16)
+    one.add_argument("--held-out", type=int, default=4)
+    one.add_argument("--length", type=int, default=512)
+    one.add_argument("--windows", type=int, default=24)
+    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    one.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
+    one.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="METHOD@ALLOCATION/RECOVERY")
+    one.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    one.set_defaults(run=quality)
+    two = commands.add_parser("speed")
+    two.add_argument("dense", type=Path)
+    two.add_argument("slim", type=Path)
+    two.add_argument("--dtype", default="float32")
+    two.add_argument("--length", type=int, default=512)
+    two.add_argument("--new-tokens", type=int, default=32)
+    two.add_argument("--pairs", type=int, default=7)
+    two.set_defaults(run=speed)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

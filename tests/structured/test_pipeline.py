@@ -1,0 +1,253 @@
+"""Whole models made smaller: every family, what is written, and what is refused before any work."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import rose
+from rose.structured.anatomy import CHANNELS, HEADS, Shape, block_parameters, find_parts, kinds_of, spread
+from rose.structured.methods import structured_method
+from rose.structured.pipeline import SlimPlan, SlimRun, plan_slimming
+from rose.structured.shapes import similarity_ratios
+from rose.structured.survey import survey
+from tests.model.families import DENSE, EXPERTS, logits, make_model, make_tokens
+from tests.tiny import byte_tokenizer
+
+pytestmark = pytest.mark.usefixtures("small_batches")
+OFFERED = dict.fromkeys(DENSE, (CHANNELS,)) | dict.fromkeys(
+    ["llama", "mistral", "qwen3", "gemma3", "phi3"], (HEADS, CHANNELS)
+)
+UNSAID = ("openai_gpt", "bloom")  # families whose configuration has no number for channels
+METHODS = [name for name, method in rose.STRUCTURED.items() if method.select]
+
+
+def slim(model: nn.Module, **options: Any) -> rose.RunReport:
+    return rose.prune_structured(model, make_tokens(), **{"ratio": 0.3, "multiple": 4} | options)
+
+
+def reload(model: Any, folder: Path, plain: bool) -> Any:
+    rose.save_model(model, byte_tokenizer(), folder)
+    return AutoModelForCausalLM.from_pretrained(folder).eval() if plain else rose.load_model(str(folder))[0]
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_every_family_shrinks_loads_again_and_generates_or_says_why_not(family: str, tmp_path: Path) -> None:
+    model = make_model(family)
+    assert kinds_of(model) == OFFERED[family]
+    if family in UNSAID:
+        before = logits(model)
+        with pytest.raises(rose.RoseError, match=r"has no number for MLP channels.*allocation cost"):
+            slim(model)
+        assert torch.equal(logits(model), before)
+        allocation = "cost"
+    else:
+        allocation = "uniform"
+    dense = block_parameters(model)
+    report = slim(model, allocation=allocation)
+    assert report.summary["removed_fraction"] == pytest.approx(0.3, abs=0.04)
+    assert block_parameters(model) == pytest.approx(dense * (1 - report.summary["removed_fraction"]))
+    assert report.layers["relative_error"].between(0, 1).all()
+    assert (report.layers["relative_error"] < report.layers["unrecovered_error"]).all()
+    ids, options = make_tokens(1, 8), {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    with_cache, without = model.generate(ids, **options), model.generate(ids, use_cache=False, **options)
+    assert torch.equal(with_cache, without)
+    again = reload(model, tmp_path / "slim", plain=allocation == "uniform")
+    assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize(("method", "allocation"), [("obs", "cost"), ("slimllm", "similarity")])
+def test_shapes_that_differ_are_read_by_rose(family: str, method: str, allocation: str, tmp_path: Path) -> None:
+    model = make_model(family)
+    report = slim(model, method=method, allocation=allocation)
+    assert not report.summary["uniform"]
+    assert report.summary["removed_fraction"] == pytest.approx(0.3, abs=0.04)
+    again = reload(model, tmp_path / "slim", plain=False)
+    assert torch.equal(logits(again), logits(model))
+    with pytest.raises(rose.RoseError, match=r"differ in shape.*cannot be streamed"):
+        rose.load_model(str(tmp_path / "slim"), stream=True)
+    pruned = rose.prune_model(again, make_tokens(), sparsity=0.5, block_size=8)
+    assert (pruned.layers["sparsity"] - 0.5).abs().max() < 0.01
+    assert torch.equal(logits(reload(again, tmp_path / "pruned", plain=False)), logits(again))
+
+
+def test_a_process_without_rose_loads_it(tmp_path: Path) -> None:
+    model = make_model("llama")
+    slim(model, parts=[HEADS, CHANNELS])
+    rose.save_model(model, byte_tokenizer(), tmp_path / "slim")
+    torch.save((make_tokens(), logits(model)), tmp_path / "expected")
+    code = (
+        "import sys, torch; from transformers import AutoModelForCausalLM as A; folder = sys.argv[1]; "
+        "tokens, expected = torch.load(folder + '/expected'); torch.set_num_threads(1); "
+        "model = A.from_pretrained(folder + '/slim').eval(); "
+        "assert torch.equal(model(tokens, use_cache=False).logits, expected); "
+        "model.generate(tokens[:1], max_new_tokens=3); assert 'rose' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("shape", [Shape(1, 2), Shape(2, 1)], ids=["a group", "a query of every group"])
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_the_cut_model_puts_out_what_zeroed_columns_do(family: str, shape: Shape) -> None:
+    """Heads alone; the same columns of the dense model's output projections zeroed must give the same logits."""
+    model = make_model(family)
+    zeroed = copy.deepcopy(model)
+    parts = find_parts(model, [HEADS])
+    plan = SlimPlan(parts, [[shape]] * len(parts), (), uniform=False)
+    run = SlimRun(model, plan, structured_method("magnitude"), "none", 0.01, None)
+    run.walk(make_tokens(), None, None)
+    for cut, (before,) in zip(run.cuts, find_parts(zeroed, [HEADS]), strict=True):
+        assert int(cut.kept.sum()) == shape.units
+        before.output.write(before.output.weight * spread(cut.kept, before.width))
+    torch.testing.assert_close(logits(model), logits(zeroed), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_reduces_the_channels_it_says(method: str) -> None:
+    model = make_model("llama")
+    report = slim(model, method=method, parts=[CHANNELS], held_out=make_tokens(2, seed=5))
+    assert set(report.layers["part"]) == {CHANNELS}
+    kept = int(report.layers["kept_units"].iloc[0])
+    assert model.config.intermediate_size == kept < 56
+    assert all(block.mlp.down_proj.weight.shape == (32, kept) for block in model.model.layers)
+    assert (report.layers["held_out_error"] > 0).all()
+
+
+def test_exact_cost_loses_least() -> None:
+    errors = {
+        method: slim(make_model("llama"), method=method, parts=[CHANNELS]).layers["relative_error"].iloc[0]
+        for method in METHODS
+    }
+    assert min(errors, key=errors.__getitem__) == "obs"
+
+
+def test_reported_errors_are_those_of_the_model_on_tokens() -> None:
+    """The first decoder block's MLP, heads untouched, so that it reads what the dense one reads."""
+    model = make_model("llama")
+    dense = copy.deepcopy(model)
+    report = slim(model, parts=[CHANNELS])
+    seen = [[], []]
+    for number, one in enumerate((dense, model)):
+        hook = one.model.layers[0].mlp.register_forward_hook(lambda _m, _i, out, n=number: seen[n].append(out))
+        logits(one)
+        hook.remove()
+    (before,), (after,) = seen
+    error = float((before - after).square().sum() / before.square().sum())
+    assert report.layers["relative_error"].iloc[0] == pytest.approx(error, rel=1e-3)
+
+
+def test_depth_drops_the_blocks_that_change_least(tmp_path: Path) -> None:
+    model = make_model("gemma3")
+    similar = [one.similarity for one in survey(model, make_tokens(), [])]
+    gone = max(range(4), key=similar.__getitem__)
+    kinds = [kind for index, kind in enumerate(model.config.layer_types) if index != gone]
+    blocks = [block for index, block in enumerate(model.model.layers) if index != gone]
+    report = slim(model, method="depth", ratio=0.25)
+    assert list(model.model.layers) == blocks
+    assert model.config.layer_types == kinds
+    assert report.summary["removed_fraction"] == pytest.approx(0.25)
+    assert torch.equal(logits(reload(model, tmp_path / "slim", plain=True)), logits(model))
+
+
+def test_a_stopped_run_leaves_the_model_as_it_was() -> None:
+    model = make_model("llama")
+    before, names = logits(model), set(model.state_dict())
+
+    def stop(progress: rose.Progress) -> None:
+        if progress.stage == "prune" and progress.block_index == 1:
+            raise rose.Cancelled
+
+    with pytest.raises(rose.Cancelled):
+        slim(model, progress=stop)
+    assert torch.equal(logits(model), before)
+    assert set(model.state_dict()) == names
+
+
+def test_a_target_is_what_the_kept_columns_reproduce() -> None:
+    """The hook for corrected weights: towards zero, nothing of the output is left."""
+    model = make_model("llama")
+    slim(model, parts=[CHANNELS], target=lambda _name, weight, _statistics: 0 * weight)
+    assert all(not block.mlp.down_proj.weight.any() for block in model.model.layers)
+
+
+def test_similarity_gives_the_published_ratios() -> None:
+    """LLaMA-7B's 32 decoder blocks at 20 %: 26 of them, 0.25 · 26 · softmax(10 cos) as in the authors' program."""
+    cosines = torch.linspace(0.8, 0.99, 32).tolist()
+    ratios = similarity_ratios(cosines, 0.25 * 26 / 32)
+    expected = (torch.tensor(cosines[6:], dtype=torch.float64) * 10).softmax(0) * 26 * 0.25
+    assert ratios[:6] == [0] * 6
+    assert ratios[6:] == pytest.approx(expected.tolist(), rel=0.01)
+
+
+def test_prices_come_out_at_the_ratio_and_cost_least() -> None:
+    model = make_model("llama")
+    surveys = list(survey(model, make_tokens(), find_parts(model), biases=[HEADS, CHANNELS]))
+    plans = {
+        allocation: plan_slimming(model, make_tokens(), ratio=0.3, allocation=allocation, multiple=1, surveys=surveys)
+        for allocation in ("uniform", "cost")
+    }
+    costs = {}
+    for allocation, plan in plans.items():
+        assert plan.removed == pytest.approx(0.3 * block_parameters(model), rel=0.05)
+        costs[allocation] = sum(
+            found.costs[shape] / one.stream
+            for one, shapes in zip(surveys, plan.shapes, strict=True)
+            for found, shape in zip(one.parts, shapes, strict=True)
+        )
+    assert costs["cost"] <= 1.05 * costs["uniform"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "nothing"}, "There is no structured method 'nothing'; choose one of obs"),
+        ({"ratio": 1.0}, "The ratio must be above 0 and below 1"),
+        ({"ratio": 0.001}, "No uniform shapes"),
+        ({"ratio": 0.99}, "No uniform shapes"),
+        ({"ratio": 0.7, "parts": ["heads"]}, "No uniform shapes"),
+        ({"allocation": "fair"}, "There is no allocation 'fair'"),
+        ({"recovery": "magic"}, "There is no recovery 'magic'"),
+        ({"parts": ["neurons"]}, "Parts are heads and channels"),
+        ({"multiple": 0}, "multiple of at least 1"),
+        ({"damping": -1.0}, "Damping"),
+        ({"method": "depth", "ratio": 0.1}, "not a whole one"),
+    ],
+)
+def test_bad_requests_are_one_sentence_and_change_nothing(options: dict[str, Any], message: str) -> None:
+    model = make_model("llama")
+    before = logits(model)
+    with pytest.raises(rose.RoseError, match=message) as caught:
+        slim(model, **options)
+    assert "\n" not in str(caught.value)
+    assert torch.equal(logits(model), before)
+
+
+def test_heads_of_a_family_that_cannot_say_them_are_refused() -> None:
+    with pytest.raises(
+        rose.RoseError, match=r"The heads of GPT2LMHeadModel cannot be taken out.*choose channels alone"
+    ):
+        slim(make_model("gpt2"), parts=[HEADS, CHANNELS])
+    with pytest.raises(rose.RoseError, match="not supported yet"):
+        slim(make_model(next(iter(EXPERTS))))
+
+
+def test_a_launcher_and_streaming_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(rose.RoseError, match="runs in one process; start it without torchrun"):
+        slim(model)
+    monkeypatch.undo()
+    monkeypatch.setattr("rose.structured.pipeline.is_streamed", lambda _model: True)
+    with pytest.raises(rose.RoseError, match="needs the whole model in memory"):
+        slim(model)

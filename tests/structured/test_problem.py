@@ -1,0 +1,118 @@
+"""Cost, greedy choice and compensation against brute force on tokens."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor
+
+from rose.structured.anatomy import Shape
+from rose.structured.methods import correlation, unit_covariances
+from rose.structured.problem import RECOVERIES, Problem, error, greedy, recover, set_cost, swaps, unit_costs
+
+UNITS, WIDTH, OUT, TOKENS = 6, 2, 5, 200
+
+
+def make_problem(width: int = WIDTH, units: int = UNITS, with_bias: bool = True) -> tuple[Problem, Tensor]:
+    """A problem with correlated inputs of uneven size and a mean, and the tokens it comes from."""
+    generator = torch.Generator().manual_seed(3)
+    columns = width * units
+    x = torch.randn(TOKENS, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
+    x = x * torch.linspace(0.2, 2, columns) + torch.linspace(-1, 2, columns)
+    weight = torch.randn(OUT, columns, generator=generator)
+    problem = Problem(weight, x.T @ x / TOKENS, x.mean(0), Shape(1, units), width, with_bias, damping=1e-6)
+    return problem, x
+
+
+def best_error(problem: Problem, x: Tensor, kept: Tensor) -> float:
+    """Least mean ‖Wx − Ŵx_K − b‖² that any weights of the kept columns reach, by least squares on the tokens."""
+    inputs = x[:, problem.mask(kept)].double()
+    if problem.with_bias:
+        inputs = torch.cat([inputs, torch.ones(len(x), 1, dtype=torch.float64)], 1)
+    y = (x @ problem.weight.T).double()
+    return float((y - inputs @ torch.linalg.lstsq(inputs, y).solution).square().sum() / len(x))
+
+
+def without(*gone: int) -> Tensor:
+    kept = torch.ones(UNITS, dtype=torch.bool)
+    kept[list(gone)] = False
+    return kept
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_the_cost_of_a_set_is_the_least_error_on_tokens(with_bias: bool) -> None:
+    problem, x = make_problem(with_bias=with_bias)
+    for gone in [*combinations(range(UNITS), 1), *combinations(range(UNITS), 3)]:
+        expected = best_error(problem, x, without(*gone))
+        assert set_cost(problem, without(*gone)) == pytest.approx(expected, rel=2e-3)
+        weight, bias = recover(problem, without(*gone), "exact")
+        assert (weight[:, ~problem.mask(without(*gone))] == 0).all()
+        assert error(problem.weight, weight, bias, problem.second, problem.mean) == pytest.approx(expected, rel=2e-3)
+    costs = unit_costs(problem).tolist()
+    assert costs == pytest.approx([set_cost(problem, without(unit)) for unit in range(UNITS)], rel=1e-3)
+
+
+@pytest.mark.parametrize("width", [1, WIDTH])
+def test_greedy_takes_the_cheapest_of_what_is_left_and_its_costs_add_up(width: int) -> None:
+    problem, _ = make_problem(width)
+    order, costs = greedy(problem, 4, [torch.arange(UNITS)], torch.zeros(UNITS, dtype=torch.bool))
+    gone: list[int] = []
+    for step, unit in enumerate(order.tolist()):
+        prices = {other: set_cost(problem, without(*gone, other)) for other in range(UNITS) if other not in gone}
+        assert unit == min(prices, key=prices.__getitem__)
+        gone.append(unit)
+        assert float(costs[: step + 1].sum()) == pytest.approx(set_cost(problem, without(*gone)), rel=1e-3)
+
+
+def test_many_columns_are_taken_as_one_by_one_past_the_lazy_updates() -> None:
+    problem, _ = make_problem(width=1, units=150)
+    pool, none = torch.arange(150), torch.zeros(150, dtype=torch.bool)
+    order, costs = greedy(problem, 100, [pool], none)
+    gone = none.clone()
+    gone[order] = True
+    assert len(set(order.tolist())) == 100
+    assert float(costs.sum()) == pytest.approx(set_cost(problem, ~gone), rel=5e-3)
+
+
+def test_greedy_takes_as_many_out_of_every_pool() -> None:
+    problem, _ = make_problem()
+    order, _ = greedy(problem, 2, [torch.arange(3), torch.arange(3, 6)], torch.zeros(UNITS, dtype=torch.bool))
+    assert sorted(int(unit) // 3 for unit in order) == [0, 0, 1, 1]
+
+
+def test_swaps_only_lower_the_cost() -> None:
+    problem, _ = make_problem()
+    start = without(4, 5)
+    kept, done = swaps(lambda units: set_cost(problem, units), start, [torch.arange(UNITS)])
+    assert int(kept.sum()) == 4
+    assert done
+    assert set_cost(problem, kept) < set_cost(problem, start)
+
+
+def test_each_recovery_is_better_than_the_one_before() -> None:
+    problem, x = make_problem()
+    kept = without(1, 4)
+    y = x @ problem.weight.T
+    found = []
+    for how in RECOVERIES:
+        weight, bias = recover(problem, kept, how)
+        direct = (y - x @ weight.T - (0 if bias is None else bias)).square().sum() / len(x)
+        found.append(error(problem.weight, weight, bias, problem.second, problem.mean))
+        assert found[-1] == pytest.approx(float(direct), rel=1e-3)
+    assert found == sorted(found, reverse=True)
+    assert found[-1] < 0.9 * found[-2]
+
+
+def test_without_a_bias_nothing_is_put_back() -> None:
+    problem, _ = make_problem(with_bias=False)
+    assert all(recover(problem, without(0), how)[1] is None for how in RECOVERIES)
+
+
+def test_correlations_are_those_of_the_outputs() -> None:
+    problem, x = make_problem()
+    kept = without(0, 3)
+    y, part = x @ problem.weight.T, x[:, problem.mask(kept)] @ problem.weight[:, problem.mask(kept)].T
+    expected = sum(abs(float(torch.corrcoef(torch.stack([y[:, j], part[:, j]]))[0, 1])) for j in range(OUT))
+    assert correlation(unit_covariances(problem), kept) == pytest.approx(expected, rel=1e-4)
