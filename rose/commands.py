@@ -164,7 +164,7 @@ def _save(report: rose.RunReport, folder: Path) -> None:
 
 def prune(options: argparse.Namespace, console: Console) -> None:
     check_output(options.output)
-    own = _method_options(options.option)
+    own = method_options(options.option)
     settings = _check_settings(options, options.method, order=options.order, budget=options.budget, options=own)
     check_allocation(options.allocation, settings.pattern)
     if options.stream and options.evaluate:
@@ -267,7 +267,7 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _method_options(texts: Sequence[str]) -> dict[str, str]:
+def method_options(texts: Sequence[str]) -> dict[str, str]:
     """Reads NAME=VALUE; the method itself says which names and values it takes."""
     pairs = [text.partition("=") for text in texts]
     for name, equals, value in pairs:

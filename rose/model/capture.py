@@ -54,11 +54,15 @@ class BlockStatistics:
         return replace(self, calibration=move(self.calibration), held_out=move(self.held_out))
 
 
-class _Collector:
-    """Forward hooks that gather the inputs of some layers; a layer that reads a tensor already seen shares it."""
+class Collector:
+    """Forward hooks that gather the inputs of some layers; a layer that reads a tensor already seen shares it.
+
+    `weight` is that of the inputs that come next, see `InputStatistics.update`.
+    """
 
     def __init__(self, layers: list[PrunableLayer], device: torch.device) -> None:
         self.device = device
+        self.weight = 1.0
         self.owner: dict[str, str] = {}
         self.statistics: dict[str, InputStatistics] = {}
         self.current: list[tuple[Tensor, str]] = []
@@ -72,7 +76,7 @@ class _Collector:
             if self.owner[layer.name] == layer.name:
                 if layer.name not in self.statistics:
                     self.statistics[layer.name] = InputStatistics(inputs.shape[-1], self.device)
-                self.statistics[layer.name].update(inputs)
+                self.statistics[layer.name].update(inputs, self.weight)
                 self.current.append((inputs, layer.name))
 
         return seen
@@ -154,7 +158,7 @@ class Walk:
 
         `start`, `end`: share of the block's work before and after.
         """
-        collector = _Collector(layers, self.device)
+        collector = Collector(layers, self.device)
         batches = self.arguments[stream][index]
         try:
             for batch, arguments in enumerate(batches):
