@@ -8,13 +8,12 @@ import streamlit as st
 
 import rose
 from app import components, lab, session, words
-from app.blocks import visited_blocks
 from app.components import URL
 from app.figures import order_lab as figures
 from app.figures import sweep
 from app.lab_widgets import COLUMNS, choose_budget, choose_seed, finished, label
 from app.study import Study
-from rose.layer.order import order_names
+from rose.layer.order import order_names, visited_blocks
 
 Show = Literal["weights", "change"]
 Arrange = Literal["visited", "natural"]

@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 
 import rose
-from app.blocks import visited_blocks
 from app.figures import palette
 from app.jobs import Job
 from app.study import Study
 from rose.layer.error import quadratic_form, relative_error
+from rose.layer.order import visited_blocks
 
 BASE_LINE = ("natural", "block")  # SparseGPT, which every other error is compared with
 # Orders that keep every column in its block, so that a block can be taken out and put elsewhere.
@@ -59,11 +59,13 @@ class Outcome:
         sweep: what was asked.
         result: as `rose.prune_layer` gave it, without weight, mask and trace.
         held_out_error: relative error on held-out inputs; None where the study has none.
+        sparsity: realised, which a result without its mask no longer knows.
     """
 
     sweep: Sweep
     result: rose.LayerResult
     held_out_error: float | None
+    sparsity: float
 
     @property
     def error(self) -> float:
@@ -88,7 +90,8 @@ def outcome(study: Study, layer: str, sweep: Sweep) -> Outcome:
         other = None if held_out is None else relative_error(study.weight(layer), result.weight, held_out.hessian)
         empty = torch.empty(0)
         plan = study.plan(layer, sparsity=sparsity)  # one for all sweeps of this sparsity
-        shelf[sweep.key] = Outcome(sweep, replace(result, weight=empty, mask=empty.bool(), plan=plan), other)
+        slim = replace(result, weight=empty, mask=empty.bool(), plan=plan)
+        shelf[sweep.key] = Outcome(sweep, slim, other, result.sparsity)
     return shelf[sweep.key]
 
 
@@ -121,7 +124,7 @@ def table(outcomes: Sequence[Outcome], base: Outcome) -> pd.DataFrame:
             "held_out_to_base_line": None
             if one.held_out_error is None or base.held_out_error is None
             else ratio(one.held_out_error, base.held_out_error),
-            "sparsity": one.result.sparsity,
+            "sparsity": one.sparsity,
         }
         for one in outcomes
     ]

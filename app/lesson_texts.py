@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import rose
-from app.blocks import visited_blocks
 from app.lessons import Recipe, Subject
 from app.words import number, percent
+from rose.layer.order import visited_blocks
 
 
 @dataclass(frozen=True)

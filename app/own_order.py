@@ -8,13 +8,12 @@ import streamlit as st
 
 import rose
 from app import components, lab, session, words
-from app.blocks import visited_blocks
 from app.figures import order_lab as figures
 from app.figures import order_picture
 from app.lab import BASE_LINE, Sweep
 from app.lab_widgets import COLUMNS, DAMPING_NOTE, choose_budget, label, outcomes
 from app.study import Study
-from rose.layer.order import order_names
+from rose.layer.order import order_names, visited_blocks
 
 TILE: dict[str, Any] = {"border": True, "height": "stretch", "delta_arrow": "off"}
 

@@ -127,7 +127,7 @@ def records_table(records: Sequence[LayerRecord]) -> pd.DataFrame:
     return table
 
 
-def share(path: Path) -> None:
+def default_permissions(path: Path) -> None:
     """Gives a temporary file or folder the permissions that a plain one has; temporary ones are private by default."""
     mask = os.umask(0)
     os.umask(mask)
@@ -142,7 +142,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        share(Path(temporary))
+        default_permissions(Path(temporary))
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -34,7 +34,7 @@ def backwards(plan, ascending=False):
 
 @rose.register("largest", "Largest first", "Removes what matters most, to see how bad it gets.")
 def largest(weight, statistics, settings):
-    return rose.prune_by_score(weight, statistics, settings, -weight.abs(), method="largest", budget="row")
+    return rose.prune_by_score(weight, statistics, settings, -weight.abs(), budget="row")
 """
 
 

@@ -7,12 +7,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.blocks import block_of
 from app.figures import palette, shrinking, style
 from app.figures.palette import Theme
 from app.figures.shrinking import Shrunk
 from app.figures.style import Drawing
 from rose import OrderPlan
+from rose.layer.order import block_of
 
 
 def column_loss_map(

@@ -9,11 +9,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.blocks import visited_blocks
 from app.figures import palette, shrinking, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
 from rose import METHODS, LayerResult, Order, OrderPlan, RoseError, SweepTrace
+from rose.layer.order import visited_blocks
 
 # An order alone is no method: these are sweeps in an order with a budget.
 METHOD_OF_RUN = {("natural", "block"): "sparsegpt", ("two_level", "block"): "rose", ("global", "layer"): "rose_global"}

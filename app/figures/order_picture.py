@@ -9,11 +9,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.blocks import block_of, visited_blocks
 from app.figures import palette, shrinking, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
 from rose import Order, OrderPlan, RoseError, make_order
+from rose.layer.order import block_of, visited_blocks
 
 PICTURE_LINES = 640  # columns that the picture draws one by one
 

@@ -7,7 +7,6 @@ import streamlit as st
 
 import rose
 from app import components, inside_sweep, lab, own_order, session, words
-from app.blocks import visited_blocks
 from app.components import URL
 from app.figures import order_lab as figures
 from app.lab import BASE_LINE, Outcome, Sweep
@@ -22,6 +21,7 @@ from app.lab_widgets import (
 )
 from app.study import Study
 from rose.layer.methods import BUDGETS
+from rose.layer.order import visited_blocks
 
 SECTIONS = {
     "compare": "Compare orders",

@@ -1,11 +1,14 @@
 """One weight matrix: tensors in, tensors out. No files, no models, no UI, no printing.
 
-Every module of this folder is imported, so a file with `@register` in it is all that a new method takes.
+The mathematics, in the order in which to read it:
+
+1. `pattern`: what share of the weights goes, and which are the smallest.
+2. `statistics`: H = XᵀX and the mean of a layer's inputs, batch by batch.
+3. `hessian`: H damped and factorized, H⁻¹ = UᵀU.
+4. `loss`: importance, and what pre-pruning says each column and block would lose.
+5. `order`: from losses to the order in which columns are pruned; whether a layer is columnar.
+6. `sweep`: masks and compensation, block by block.
+7. `error`: three ways to measure what pruning did.
+8. `methods`: the registry, what methods are made of (`methods.toolkit`), and a file for each method or family.
+9. `checks`: whether the numbers of a layer can be trusted.
 """
-
-import pkgutil
-from importlib import import_module
-
-_FIRST = "plain"  # its methods come first in every list
-for _name in (_FIRST, *(_module.name for _module in pkgutil.iter_modules(__path__))):
-    import_module(f"{__name__}.{_name}")

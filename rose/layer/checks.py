@@ -1,6 +1,6 @@
-"""Can a layer's numbers be trusted? Independent measurements of one error, and the promises that a run must keep.
+"""Can a layer's numbers be trusted? Independent measurements of one error, and what a run must guarantee.
 
-Everything here is a number or a `Check`: what was looked at, what was found, and by which limit it was judged.
+Everything here is a number or a `Check`: what was checked, what was found, and the limit that judges it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Check:
     """One judgement.
 
     Attributes:
-        name: what was looked at.
-        status: "pass", "look" (worth a person's look, not wrong) or "fail".
+        name: what was checked.
+        status: "pass", "look" (worth a look, not wrong) or "fail".
         found: what was found, with its numbers.
         limit: what passes.
     """
@@ -170,9 +170,9 @@ class CurvePoint:
 
 
 class CalibrationCurve:
-    """Prunes a layer anew whenever the calibration inputs, fed in order, reach one of the wanted lengths.
+    """Prunes a layer each time the calibration inputs, fed in order, reach one of the wanted lengths.
 
-    The gap between both errors is over-fitting; where the held-out error no longer falls, more calibration is no use.
+    The gap between the two errors is over-fitting; once the latter stops falling, more calibration does not help.
 
     Attributes:
         points: so far.

@@ -55,12 +55,12 @@ def sweep_error(column_error: Tensor, change: Tensor, added: float) -> float:
 def column_error(change: Tensor, factor: Tensor) -> Tensor:
     """Error that arises at each column when the columns after it may still compensate, (in,).
 
-    With H = U⁻¹U⁻ᵀ, tr(ΔW H ΔWᵀ) = ‖ΔW U⁻¹‖², and the sweep's e are the columns of −ΔW U⁻¹. This gives the
-    same account of methods that do not sweep.
+    With H = U⁻¹U⁻ᵀ, tr(ΔW H ΔWᵀ) = ‖ΔW U⁻¹‖², and the sweep's e are the columns of −ΔW U⁻¹. This applies to any ΔW,
+    so also to methods that do not sweep.
 
     Args:
-        change: ΔW, (out, in).
-        factor: U, (in, in), upper triangular, for the natural order.
+        change: ΔW, (out, in), columns in any order.
+        factor: U, (in, in), upper triangular, for that order, which is that of the result too.
     """
     solved = torch.linalg.solve_triangular(factor, change.float(), upper=True, left=False)
     return solved.square().sum(0)

@@ -18,8 +18,8 @@ from rose.layer.statistics import PANEL
 
 logger = logging.getLogger(__name__)
 
-MAX_DAMPING = 1.0  # relative to the mean diagonal; beyond it H says less than the damping does
-FIRST_RESCUE = 1e-4  # where damping was 0, tenfold of it would stay 0
+MAX_DAMPING = 1.0  # relative to the mean diagonal; beyond it the damping outweighs H
+FIRST_RESCUE = 1e-4  # the least raised damping: tenfold of 0 would stay 0
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Pre-pruning: how much importance each column and each block would lose (ROSE, arXiv 2603.05878, section 3).
 
-Nothing is pruned here. One cheap look at |W|·‖x‖ says which columns the sweep will have to hurt.
+Nothing is pruned here: |W|·‖x‖ is a cheap estimate of which columns the sweep will damage.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def potential_loss(score: Tensor, pattern: Pattern, widths: Sequence[int]) -> Te
     """L: S where pre-pruning would remove the weight, else 0 (ROSE, "pre-pruning"); (out, in).
 
     Every block gives up the `round(ratio · size)` smallest of its S; for N:M every group gives up its
-    smallest `of − keep`, in which case blocks play no part.
+    smallest `of − keep`, whatever the blocks.
 
     Args:
         score: importance S, (out, in).

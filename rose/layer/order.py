@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class Order:
     Attributes:
         permutation: (in,) int64; `permutation[k]` is the original column visited at step k.
         widths: block widths in the order visited. A narrow block that moves keeps its width.
-        name: how the order is called in reports.
+        name: what reports call it.
     """
 
     permutation: Tensor
@@ -47,7 +48,7 @@ class Order:
 
 @dataclass(frozen=True)
 class OrderPlan:
-    """What pre-pruning says about a layer, and the order ROSE draws from it.
+    """What pre-pruning says about a layer, and the order that ROSE derives from it.
 
     Attributes:
         importance: S, (out, in) float32.
@@ -58,9 +59,6 @@ class OrderPlan:
         hessian_diagonal: diag(H), (in,) float32.
         relative_range: 0 to 1, block losses compared per column.
         threshold: columnar above it.
-        is_columnar: relative_range > threshold.
-        permutation: (in,) int64: two-level if columnar, else natural.
-        block_order: (blocks,) int64: original block visited at each step of `permutation`.
         pattern, block_size: what the plan was made for.
     """
 
@@ -72,11 +70,27 @@ class OrderPlan:
     hessian_diagonal: Tensor
     relative_range: float
     threshold: float
-    is_columnar: bool
-    permutation: Tensor
-    block_order: Tensor
     pattern: Pattern
     block_size: int
+
+    @property
+    def is_columnar(self) -> bool:
+        return self.relative_range > self.threshold
+
+    @cached_property
+    def order(self) -> Order:
+        """The order that ROSE prunes in: two-level if the layer is columnar, else natural."""
+        return make_order(self, "two_level" if self.is_columnar else "natural")
+
+    @property
+    def permutation(self) -> Tensor:
+        """Columns as ROSE visits them, (in,) int64."""
+        return self.order.permutation
+
+    @property
+    def block_order(self) -> Tensor:
+        """Original block that ROSE visits at each step, (blocks,) int64."""
+        return torch.tensor(visited_blocks(self, self.order), device=self.block_loss.device)
 
     @property
     def loss_per_column(self) -> Tensor:
@@ -138,8 +152,7 @@ def plan_from_importance(
     lost = loss.potential_loss(score, pattern, widths)
     column_loss = lost.sum(0)
     block_loss = loss.block_sums(column_loss, widths)
-    spread = loss.relative_range(block_loss, widths)
-    plan = OrderPlan(
+    return OrderPlan(
         importance=score,
         potential_loss=lost,
         column_loss=column_loss,
@@ -148,15 +161,11 @@ def plan_from_importance(
         hessian_diagonal=score.new_full((score.shape[1],), float("nan"))
         if hessian_diagonal is None
         else hessian_diagonal,
-        relative_range=spread,
+        relative_range=loss.relative_range(block_loss, widths),
         threshold=threshold,
-        is_columnar=spread > threshold,
-        permutation=torch.arange(score.shape[1], device=score.device),
-        block_order=torch.arange(len(widths), device=score.device),
         pattern=pattern,
         block_size=block_size,
     )
-    return replan(plan, threshold)
 
 
 def check_threshold(threshold: float) -> None:
@@ -166,13 +175,8 @@ def check_threshold(threshold: float) -> None:
 
 
 def replan(plan: OrderPlan, threshold: float) -> OrderPlan:
-    """The same plan under another threshold; only the decision and the order change, nothing is recomputed."""
-    columnar = plan.relative_range > threshold
-    blocks = (
-        rank(plan.loss_per_column) if columnar else torch.arange(len(plan.block_width), device=plan.block_loss.device)
-    )
-    order = make_order(plan, "two_level" if columnar else "natural")
-    return replace(plan, threshold=threshold, is_columnar=columnar, permutation=order.permutation, block_order=blocks)
+    """The same plan under another threshold; only the decision and the order change."""
+    return replace(plan, threshold=threshold)
 
 
 def rank(score: Tensor, ascending: bool = False) -> Tensor:
@@ -218,7 +222,7 @@ def _natural_columns(plan: OrderPlan) -> list[Tensor]:
 
 
 def natural(plan: OrderPlan, ascending: bool = False) -> Order:
-    """Left to right, as SparseGPT prunes; ascending has no meaning here."""
+    """Left to right, as SparseGPT prunes; `ascending` has no effect."""
     return _join_blocks(plan, _natural_columns(plan), torch.arange(len(plan.block_width)), "natural")
 
 
@@ -287,11 +291,11 @@ ORDERS: dict[str, Callable[[OrderPlan, bool], Order]] = {
 
 
 def register_order(name: str) -> Callable[[OrderFunction], OrderFunction]:
-    """Decorator that makes an order available everywhere by name, and with "_ascending" behind it.
+    """Decorator that makes an order available everywhere by name, and ascending as NAME_ascending.
 
-    The function takes an `OrderPlan` and whether the order is to be the other way round, and returns an `Order`, or a
-    permutation of the columns for blocks of the plan's own widths; `sort_columns` makes one from a score. What it
-    returns is checked each time. The last registration of a name wins.
+    The function takes an `OrderPlan` and whether to sort ascending, and returns an `Order`, or a permutation of the
+    columns for blocks of the plan's own widths; `sort_columns` makes one from a score. Every order returned is checked.
+    The last registration of a name wins.
 
     Raises:
         RoseError: a name that is not one word, or that `make_order` reads as something else.
@@ -316,13 +320,13 @@ def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> 
     """An order by name, "random:SEED", or a permutation of the columns.
 
     Raises:
-        RoseError: unknown name; not a permutation; an order that tears N:M groups apart.
+        RoseError: unknown name; not a permutation; an order that splits N:M groups.
     """
     if not isinstance(order, str):
         return _checked(plan, order)
     check_order_name(order)
-    base, _, seed = order.partition(":")
-    if base == "random":
+    kind, _, seed = order.partition(":")
+    if kind == "random":
         return random_order(plan, int(seed or 0))
     name = order.removesuffix("_ascending")
     made = ORDERS[name](plan, name != order)
@@ -331,9 +335,9 @@ def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> 
 
 def check_order_name(order: str) -> None:
     """Raises RoseError unless `make_order` knows an order by this name, or it is "random:SEED"."""
-    base, colon, seed = order.partition(":")
-    has_seed = base == "random" and seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS
-    if base not in order_names() or (colon and not has_seed):
+    kind, colon, seed = order.partition(":")
+    has_seed = kind == "random" and seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS
+    if kind not in order_names() or (colon and not has_seed):
         raise RoseError(f"There is no order named {order!r}; choose one of {', '.join(order_names())}.")
 
 
@@ -385,3 +389,19 @@ def _check(plan: OrderPlan, order: Order) -> None:
     torn = (groups != groups[:, :1] + torch.arange(unit, device=groups.device)).any() or (groups[:, 0] % unit).any()
     if torn or any(width % unit for width in order.widths):
         raise RoseError(f"Under {plan.pattern} an order must keep each group of {unit} neighbouring columns together.")
+
+
+def block_of(widths: Sequence[int], column: int) -> int:
+    """The block that holds a column."""
+    return int(blocks_of(widths, [column])[0])
+
+
+def blocks_of(widths: Sequence[int], columns: Tensor | Sequence[int]) -> np.ndarray:
+    """The block that holds each of these columns."""
+    return np.searchsorted(np.cumsum(widths), torch.as_tensor(columns).cpu(), side="right")
+
+
+def visited_blocks(plan: OrderPlan, order: Order) -> list[int | None]:
+    """The original block visited at each step; None where a step takes columns of several."""
+    steps = np.split(blocks_of(plan.block_width, order.permutation), np.cumsum(order.widths)[:-1])
+    return [int(step[0]) if (step == step[0]).all() else None for step in steps]

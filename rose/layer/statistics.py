@@ -1,4 +1,4 @@
-"""What calibration knows of a layer's input: the Hessian XᵀX, the mean, and how many tokens were seen.
+"""Statistics of a layer's input: the Hessian XᵀX, the mean, and the number of tokens seen.
 
 The Hessian of the layer-wise squared error ‖(W − Ŵ)Xᵀ‖² is H = XᵀX up to a positive factor
 (Optimal Brain Surgeon, Hassibi and Stork 1992; SparseGPT, Frantar and Alistarh 2023, section 3).
@@ -82,7 +82,7 @@ class InputStatistics:
         self._hessian = None
 
     def to(self, device: torch.device | str) -> InputStatistics:
-        """The same on a device; this very object where it is there already."""
+        """The same on a device; this object itself if it is there already."""
         upper = self._upper.to(device)
         if upper is self._upper:
             return self
@@ -113,7 +113,7 @@ class InputStatistics:
         self.tokens, self.total_weight = int(known[0]), float(known[-1])
 
     def pack(self) -> dict[str, Tensor]:
-        """All that is known, as flat tensors for a file; half of a symmetric H. `unpack` reads it."""
+        """Everything as flat tensors for a file; half of a symmetric H. `unpack` reads it."""
         panels = [self._upper[start : start + PANEL, start:].flatten() for start in range(0, self.columns, PANEL)]
         return {"panels": torch.cat(panels), "sum": self._sum, "tokens": self._counts.cpu()}
 

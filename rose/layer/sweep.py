@@ -24,7 +24,7 @@ TILE = 16
 
 @dataclass(frozen=True)
 class SweepTrace:
-    """A sweep as it went, one entry per visited block, in the order visited.
+    """A recorded sweep, one entry per block, in the order visited.
 
     Attributes:
         weights: (blocks + 1, out, in) float32, original column order: before the sweep, and after each block.
@@ -47,12 +47,14 @@ class SweepTrace:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Attributes:
-    weight: pruned and compensated, (out, in) float32, original column order.
-    mask: True = removed, (out, in).
-    column_error: Σ_rows e², (in,), original column order.
-    block_error: the same per block, (blocks,), in the order visited.
-    trace: as it went, where asked for.
+    """What a sweep returns.
+
+    Attributes:
+        weight: pruned and compensated, (out, in) float32, original column order.
+        mask: True = removed, (out, in), original column order.
+        column_error: Σ_rows e², (in,), original column order.
+        block_error: the same per block, (blocks,), in the order visited.
+        trace: the recorded sweep, None unless a Hessian was given for it.
     """
 
     weight: Tensor
@@ -149,35 +151,35 @@ def _prune_block(wt: Tensor, mask: Tensor, factor: Tensor, divisor: Tensor, patt
         if pattern.is_grouped:
             saliency = (wt[start:end] / divisor[start:end]).square()
             mask[start:end] = smallest_per_group(saliency.T, pattern).T
-        share = mask[start:end] / diagonal[start:end]  # 1/U_jj of a removed weight, 0 of a kept one
-        compensate(wt[start:end], share, factor[start:end, start:end], errors[start:end])
+        scale = mask[start:end] / diagonal[start:end]  # 1/U_jj where removed, 0 where kept
+        compensate(wt[start:end], scale, factor[start:end, start:end], errors[start:end])
         wt[end:].addmm_(factor[start:end, end:].T, errors[start:end], alpha=-1)
     return errors
 
 
-def _tile_by_column(wt: Tensor, share: Tensor, factor: Tensor, errors: Tensor) -> None:
-    """e_j = share_j · w_j, and w_{j:} −= e_j · U_{j,j:}, column after column, in place: the quickest on a processor.
+def _tile_by_column(wt: Tensor, scale: Tensor, factor: Tensor, errors: Tensor) -> None:
+    """e_j = scale_j · w_j, and w_{j:} −= e_j · U_{j,j:}, column after column, in place: the fastest on a CPU.
 
     Args:
         wt: the tile's weights, transposed, (width, out).
-        share: 1/U_jj of a removed weight, 0 of a kept one, (width, out).
+        scale: 1/U_jj of a removed weight, 0 of a kept one, (width, out).
         factor: U of the tile, (width, width).
         errors: to be filled, (width, out).
     """
     for j in range(len(wt)):
-        torch.mul(wt[j], share[j], out=errors[j])
+        torch.mul(wt[j], scale[j], out=errors[j])
         wt[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
 
 
-def _tile_at_once(wt: Tensor, share: Tensor, factor: Tensor, errors: Tensor) -> None:
-    """The same by one triangular system for each row: e_j + share_j Σ_{i<j} U_ij e_i = share_j w_j.
+def _tile_at_once(wt: Tensor, scale: Tensor, factor: Tensor, errors: Tensor) -> None:
+    """The same by one triangular system for each row: e_j + scale_j Σ_{i<j} U_ij e_i = scale_j w_j.
 
-    Rows remove different weights, so no one system serves them all; a GPU solves small ones side by side, where a loop
+    Rows remove different weights, so each has its own system; a GPU solves many small ones in parallel, where a loop
     over columns would launch two kernels for each. Arguments as for `_tile_by_column`.
     """
     earlier = factor.triu(1).T
-    systems = share.T.unsqueeze(2) * earlier  # (out, width, width), below the diagonal, which is 1
-    right = (share * wt).T.unsqueeze(2)
+    systems = scale.T.unsqueeze(2) * earlier  # (out, width, width), below the diagonal, which is 1
+    right = (scale * wt).T.unsqueeze(2)
     errors.copy_(torch.linalg.solve_triangular(systems, right, upper=False, unitriangular=True).squeeze(2).T)
     wt.addmm_(earlier, errors, alpha=-1)
 

@@ -1,4 +1,7 @@
-"""Which ratio each layer of a model gets: the same, by outliers (OWL), or by the curvature of the loss."""
+"""Which ratio each layer of a model gets: the same, by outliers (OWL), or by the curvature of the loss.
+
+The total comes out exact whatever the layers' sizes.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rose.errors import RoseError
-from rose.layer.allocation import exact_ratios, outlier_share, owl_ratios, sensitivity_ratios
 from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
 from rose.model.capture import BlockStatistics, no_input, statistics_of
-from rose.model.forward import check_tokens, pick_device
+from rose.model.forward import pick_device
 from rose.model.progress import ALLOCATION_SHARE
 from rose.model.structure import PrunableLayer
 
@@ -22,6 +24,10 @@ ALLOCATIONS = tuple(ALLOCATION_SHARE)
 # Hutchinson's probes: one for each of so many windows, and so much of each. A second derivative costs about four
 # forward passes, and keeps every attention matrix: 7 GB for 512 tokens of the packaged model.
 TRACE_SAMPLES, TRACE_LENGTH = 16, 512
+
+OUTLIER_FACTOR = 5.0  # M of OWL
+OWL_SPREAD = 0.08  # λ of OWL
+DENSITY_SPREAD = 0.1  # α of the sensitivity-aware allocation
 
 
 def check_allocation(allocation: str, pattern: Pattern) -> None:
@@ -96,15 +102,14 @@ def hessian_traces(
 
     Args:
         model: moved to the device and back; weights, gradients and flags are as before afterwards.
-        tokens: (samples, length) int64.
+        tokens: (samples, length) int64, as `check_tokens` lets through.
         layers: whose traces.
         probes: sign vectors per window.
         seed: of the signs.
 
     Raises:
-        RoseError: tokens that do not fit the model, or too short to predict anything; a layer that none reaches.
+        RoseError: tokens too short to predict anything; a layer that none reaches.
     """
-    check_tokens(model, tokens)
     if tokens.shape[1] < 2:
         raise RoseError("Sensitivity needs samples of at least 2 tokens; give longer ones.")
     weights: dict[str, Tensor] = {layer.name: layer.module.weight for layer in layers}  # type: ignore[misc]
@@ -146,3 +151,84 @@ def _probe(model: nn.Module, window: Tensor, named: dict[str, Tensor], generator
     return torch.tensor(
         [float((v * p).sum(dtype=torch.float32)) for v, p in zip(signs, products, strict=True)]
     ).double()
+
+
+def outlier_share(scores: Sequence[Tensor]) -> float:
+    """Share of importances above 5 times their mean, over all matrices of one decoder block (OWL, Yin et al.
+    2024, equation 1)."""
+    size = sum(score.numel() for score in scores)
+    mean = sum(float(score.double().sum()) for score in scores) / size
+    return sum(int((score > OUTLIER_FACTOR * mean).sum()) for score in scores) / size
+
+
+def owl_ratios(shares: Sequence[float], ratio: float) -> list[float]:
+    """Ratios in a band of 2λ around the target, falling with the outlier share (OWL, Yin et al. 2024, section 3.2).
+
+    Args:
+        shares: outlier share that each layer goes by, its decoder block's.
+        ratio: the target.
+    """
+    low, high = min(shares), max(shares)
+    if high == low:
+        return [ratio] * len(shares)
+    scaled = [2 * OWL_SPREAD * (share - low) / (high - low) for share in shares]
+    mean = sum(scaled) / len(scaled)
+    return [ratio - value + mean for value in scaled]
+
+
+def sensitivity_ratios(sensitivities: Sequence[float], ratio: float) -> list[float]:
+    """Densities from 1 − ratio − α to 1 − ratio + α, linear in the rank of the sensitivity (Shao et al. 2024,
+    section 3.3). Ties by position; a single layer gets the target.
+
+    Args:
+        sensitivities: of each layer, larger = keep more.
+        ratio: the target.
+    """
+    last = len(sensitivities) - 1
+    if last < 1:
+        return [ratio] * len(sensitivities)
+    ranked = sorted(range(last + 1), key=lambda i: sensitivities[i])
+    ratios = [0.0] * (last + 1)
+    for rank, layer in enumerate(ranked):
+        ratios[layer] = ratio + DENSITY_SPREAD * (1 - 2 * rank / last)
+    return ratios
+
+
+def exact_ratios(wanted: Sequence[float], sizes: Sequence[int], ratio: float) -> list[float]:
+    """Shifts ratios by one amount, within 0 to 1, so that round(ratio · total) weights go in all.
+
+    Each ratio returned is a whole number of weights over the layer's size, so a method that counts over the layer
+    meets the total exactly; one that counts per row or block rounds there, as it does anyway.
+
+    Args:
+        wanted: a ratio for each layer, which may lie outside 0 to 1.
+        sizes: number of weights of each layer.
+        ratio: of all weights together.
+
+    Raises:
+        RoseError: a ratio outside 0 to 1.
+    """
+    if not 0 <= ratio <= 1:
+        raise RoseError(f"The ratio must be a number from 0 to 1, not {ratio!r}.")
+    total = round(ratio * sum(sizes))
+
+    def removed(shift: float) -> list[float]:
+        return [min(max(want + shift, 0.0), 1.0) * size for want, size in zip(wanted, sizes, strict=True)]
+
+    # What goes in all rises with the shift, from nothing to everything.
+    low, high = -max(wanted), 1 - min(wanted)
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(removed(middle)) < total else (low, middle)
+    exact = removed(high)
+    counts = [int(count) for count in exact]
+    # Largest remainders first; a layer that is already full cannot take one more.
+    by_remainder = sorted(range(len(sizes)), key=lambda i: counts[i] - exact[i])
+    missing = total - sum(counts)
+    while missing:
+        step = 1 if missing > 0 else -1
+        for i in by_remainder if step > 0 else reversed(by_remainder):
+            if missing and 0 <= counts[i] + step <= sizes[i]:
+                counts[i] += step
+                missing -= step
+    return [count / size for count, size in zip(counts, sizes, strict=True)]

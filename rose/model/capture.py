@@ -1,4 +1,4 @@
-"""What the layers of a model read: a walk over its decoder blocks that gathers input statistics.
+"""A walk over the decoder blocks of a model that gathers statistics of what its layers read.
 
 Only one decoder block is on the device at a time.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.model.activations import Activations
-from rose.model.checkpoint import NoCheckpoint, blocks_of
+from rose.model.checkpoint import Storage, blocks_of
 from rose.model.distributed import my_samples, sum_statistics
 from rose.model.forward import Arguments, check_tokens, pick_device, record_inputs, run_block, split_batches
 from rose.model.progress import Meter, ProgressCallback
@@ -33,16 +33,14 @@ class BlockStatistics:
         layers: its chosen layers.
         calibration, held_out: statistics by layer name; layers that read one tensor share one object.
             `held_out` is empty where no held-out tokens were given.
-        share: of the decoder block's work, before and after the pruning of these layers.
-        shared: whether layers that are still to come may read the same inputs.
+        work: fraction of the decoder block's work done before and after these layers are pruned.
     """
 
     block_index: int
     layers: list[PrunableLayer]
     calibration: dict[str, InputStatistics]
     held_out: dict[str, InputStatistics] = field(default_factory=dict)
-    share: tuple[float, float] = (0.45, 0.55)
-    shared: bool = False
+    work: tuple[float, float] = (0.45, 0.55)
 
     def to(self, device: torch.device) -> BlockStatistics:
         """The same with statistics on a device; layers that share an object share the moved one."""
@@ -133,6 +131,13 @@ class Walk:
                 if index < last:
                     self.activations.advance(index + 1)
 
+    def visit_dense(self) -> Iterator[BlockStatistics]:
+        """Visits without pruning; tells of every layer visited, and of the end."""
+        for block in self.visit(propagate_again=False):
+            yield block
+            self.meter.layers_done += len(block.layers)
+        self.meter.tell("done", max(self.by_block), 1.0)
+
     def pass_on(self, block: nn.Module, index: int, start: float = 0.0) -> None:
         """Runs one block over all streams and keeps its outputs; `start`: share of the block's work before."""
         for stream, begin in self._starts(start, 1.0):
@@ -205,19 +210,19 @@ def no_input(name: str) -> RoseError:
 
 def start_walk(
     model: nn.Module,
-    tokens: Tensor,
-    held_out: Tensor | None,
-    layers: Sequence[str] | None,
+    streams: Mapping[str, Tensor],
+    layers: Sequence[PrunableLayer],
     progress: ProgressCallback | None,
-    kept: NoCheckpoint | None = None,
+    kept: Storage | None = None,
 ) -> Walk:
-    """Records the inputs of the first decoder block, or goes on where a checkpoint has got to."""
-    kept = kept or NoCheckpoint()
-    streams = check_streams(model, tokens, held_out)
-    chosen = select_layers(model, layers)
-    by_block = blocks_of(chosen)
+    """Records the inputs of the first decoder block, or resumes from a checkpoint.
+
+    `streams`: as from `check_streams`; `layers`: as from `select_layers`.
+    """
+    kept = kept or Storage()
+    by_block = blocks_of(layers)
     blocks = max(by_block) + 1
-    meter = Meter(progress, blocks, len(chosen))
+    meter = Meter(progress, blocks, len(layers))
     meter.layers_done = sum(len(found) for index, found in by_block.items() if index < kept.done)
     walk = Walk(model, pick_device(), meter, by_block, {}, kept.activations, blocks, kept.done)
     if kept.done >= blocks:
@@ -235,7 +240,7 @@ def start_walk(
 
 
 def _drop(_batch: int, _hidden: Tensor) -> None:
-    """Takes embedded tokens that are not needed, because the run goes on further up."""
+    """Discards embedded tokens: a resumed run starts at a later block."""
 
 
 def visit_blocks(
@@ -251,11 +256,8 @@ def visit_blocks(
     Memory holds one decoder block's statistics at a time, so that any number of layers can be analyzed.
     Arguments as for `prune_model`.
     """
-    walk = start_walk(model, tokens, held_out, layers, progress)
-    for block in walk.visit(propagate_again=False):
-        yield block
-        walk.meter.layers_done += len(block.layers)
-    walk.meter.tell("done", max(walk.by_block), 1.0)
+    streams = check_streams(model, tokens, held_out)
+    yield from start_walk(model, streams, select_layers(model, layers), progress).visit_dense()
 
 
 def collect_statistics(
@@ -302,7 +304,7 @@ def visit_inputs(
     chosen = select_layers(model, [layer])
     if len(chosen) != 1:
         raise RoseError(f"{layer!r} names {len(chosen)} layers; name exactly one.")
-    walk = start_walk(model, tokens, None, [layer], progress)
+    walk = start_walk(model, check_streams(model, tokens, None), chosen, progress)
     walk.by_block = {chosen[0].block_index: []}  # no layer's statistics are wanted
     hook = chosen[0].module.register_forward_pre_hook(lambda _m, args: visit(args[0].flatten(0, -2).float().cpu()))
     try:

@@ -1,4 +1,4 @@
-"""A pruning run that can be killed at any moment and goes on where it was, to the same bits.
+"""A pruning run that can be killed at any moment and resumed, with the same result to the bit.
 
 The folder holds
 
@@ -7,11 +7,11 @@ The folder holds
     block-00007.safetensors     pruned weights of one decoder block's layers, their records, the time spent so far
     activations-00008/          the inputs of the decoder block that comes next, a file per batch
 
-Every file is written beside, forced to the disk and renamed, so that a kill leaves whole files only. The hidden states
-are kept, and not only recomputed, because going on should cost seconds and not up to a third of the run; from the disk
-they are the same bits. Where they are missing or damaged, the pruned blocks are run again: the weights are what counts.
+Every file is written under a temporary name, forced to the disk and renamed, so that a kill leaves whole files only.
+Hidden states are stored because recomputing them would take up to a third of the run; read back, they are the same
+bits. If they are missing or damaged, the pruned blocks are run again: only the weights are indispensable.
 
-Several processes of one run share a folder, so they must see the same files: the first writes weights, and each keeps
+Several processes of one run share a folder, so they must see the same files: the first writes weights, and each stores
 the hidden states of its own samples in a folder of its own, such as 1-of-4/.
 """
 
@@ -45,8 +45,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # raise it where an older folder would no longer give the same weights
 
 
-class NoCheckpoint:
-    """A run that keeps nothing: it lives in memory alone.
+class Storage:
+    """What a run stores of its finished decoder blocks and hidden states: here nothing outside memory.
 
     Attributes:
         done: decoder blocks below this one are finished.
@@ -74,11 +74,11 @@ class NoCheckpoint:
         """Keeps a finished decoder block; `seconds`: spent since the run began."""
 
     def finish(self) -> None:
-        """The run is over."""
+        """Called when the run is over."""
 
 
-class Scratch(NoCheckpoint):
-    """A run whose pruned weights a folder keeps, because memory does not; it cannot go on once it was stopped.
+class DiskStorage(Storage):
+    """Stores pruned weights in a folder, because memory does not hold them; the run cannot be resumed.
 
     Raises, from every method:
         RoseError: the folder cannot be read or written any more.
@@ -113,8 +113,8 @@ class Scratch(NoCheckpoint):
         return self.folder / f"block-{index:05d}.safetensors"
 
 
-class Checkpoint(Scratch):
-    """A run that a folder keeps, so that it can go on; see the module."""
+class Checkpoint(DiskStorage):
+    """Stores all that a stopped run needs to be resumed; see the module."""
 
     remedy = GOES_ON
 
@@ -193,7 +193,7 @@ def blocks_of(layers: Sequence[PrunableLayer]) -> dict[int, list[PrunableLayer]]
 @contextmanager
 def open_checkpoint(
     model: nn.Module, folder: str | Path | None, run: Callable[[], Mapping[str, Any]]
-) -> Iterator[NoCheckpoint]:
+) -> Iterator[Storage]:
     """The checkpoint in this folder, new or begun; without a folder, one that keeps no more than it must.
 
     Args:
@@ -207,9 +207,9 @@ def open_checkpoint(
     residence = residence_of(model)
     if folder is None:
         if residence.scratch is None:
-            yield NoCheckpoint()
+            yield Storage()
         else:
-            scratch = Scratch(residence.scratch)
+            scratch = DiskStorage(residence.scratch)
             residence.overlay(scratch.weights, scratch.finished, None)
             yield scratch
         return
@@ -278,6 +278,7 @@ def describe_run(
     """All that the pruned weights depend on, but for the machine and the versions of libraries, as JSON has it."""
     return {
         "format": FORMAT,
+        "method": settings.method,
         **others,
         "pattern": dataclasses.astuple(settings.pattern),
         "block_size": settings.block_size,

@@ -86,7 +86,7 @@ def _check_sparsity(records: pd.DataFrame, pattern: Pattern, block_size: int) ->
     sizes = records["rows"] * records["columns"]
     deviation = (records["sparsity"] - pattern.ratio).abs() * sizes
     blocks = math.ceil(int(records["columns"].iloc[0]) / block_size)
-    # What each unit of the budget rounds to a whole weight; the fractions themselves are float32.
+    # Each unit of the budget is rounded to a whole weight; the fractions of older reports are float32.
     units = records["budget"].map({"block": blocks, "row": records["rows"].iloc[0], "layer": 1})
     allowed = 1e-6 * sizes + (0 if pattern.is_grouped else units / 2)
     return Check(

@@ -44,13 +44,13 @@ def record_inputs(
     model: nn.Module,
     tokens: Tensor,
     keep: Callable[[int, Tensor], None],
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[], None],
 ) -> list[list[Arguments]]:
     """Embeds the tokens and records what every decoder block would be called with.
 
     Args:
         model: a transformers causal language model.
-        tokens: (samples, length) int64.
+        tokens: (samples, length) int64, as `check_tokens` lets through.
         keep: takes (batch, hidden states) as they come, the inputs of the first decoder block.
         tick: called after each batch; may raise to stop.
 
@@ -58,9 +58,8 @@ def record_inputs(
         [block][batch] -> arguments besides the hidden states.
 
     Raises:
-        RoseError: tokens outside the vocabulary, or of another shape; blocks that cannot be run one by one.
+        RoseError: blocks that cannot be run one by one.
     """
-    check_tokens(model, tokens)
     _, blocks = decoder_blocks(model)
     body = getattr(model, "base_model", model)  # without the output head
     residence = residence_of(model)

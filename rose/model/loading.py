@@ -39,7 +39,7 @@ from rose.model.residence import is_streamed
 from rose.model.streaming import build_streamed, write_streamed
 from rose.model.structure import low_rank_tensors
 from rose.paths import expand
-from rose.report import RunReport, share
+from rose.report import RunReport, default_permissions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -192,7 +192,7 @@ def save_model(
         if report is not None:
             report.save(temporary)
         for path in (temporary, *temporary.rglob("*")):
-            share(path)
+            default_permissions(path)
         if folder.exists():
             folder.rmdir()  # empty, as checked
         temporary.rename(folder)
@@ -400,16 +400,15 @@ def identify(name: str) -> str | None:
     return "\n".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
 
 
-def load_skeleton(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+def load_skeleton(name: str) -> nn.Module:
     """The model's structure without its weights (on PyTorch's meta device): layer names and sizes, in seconds.
 
     Raises:
         RoseError: as `load_model`, but for what only the weights could show.
     """
     source = _locate(name)
-    options = {"trust_remote_code": trust_remote_code, **source.options}
     with _explained(name, source), _quiet():
-        config = AutoConfig.from_pretrained(source.location, **options)
-        _check_causal(name, config, trust_remote_code)
+        config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, **source.options)
+        _check_causal(name, config, trust_remote_code=False)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

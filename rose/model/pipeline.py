@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer import error
-from rose.layer.methods import LayerResult, Settings, make_settings, prune_layer
-from rose.layer.options import Value
-from rose.layer.parts import forget_hessians
+from rose.layer.methods import LayerResult, Settings, make_settings, prune_with
+from rose.layer.methods.options import Value
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.model.allocation import allocate, check_allocation
@@ -99,39 +96,32 @@ def prune_model(
     selected = select_layers(model, layers)
     for layer in selected:
         settings.pattern.check(layer.weight.shape[1], block_size)
-    check_streams(model, tokens, held_out)  # the walk does too, but then a checkpoint is this run's already
+    streams = check_streams(model, tokens, held_out)
     start = time.perf_counter()
     share = ALLOCATION_SHARE[allocation]
 
-    def run() -> dict[str, Any]:
-        return describe_run(
-            model,
-            tokens,
-            held_out,
-            selected,
-            settings,
-            method=method,
-            allocation=allocation,
-            true_sequential=true_sequential,
-        )
+    chosen = {"allocation": allocation, "true_sequential": true_sequential}
+    run = partial(describe_run, model, tokens, held_out, selected, settings, **chosen)
 
     def dense_patterns() -> dict[str, Pattern]:
         dense = part_callback(progress, start, 0, share, "allocate")
-        visit = partial(visit_blocks, model, tokens, layers=layers, progress=dense)
+        own = {"calibration": streams["calibration"]}
+
+        def visit() -> Iterator[BlockStatistics]:
+            return start_walk(model, own, selected, dense).visit_dense()
+
         tick = share_callback(progress, len(selected), start, share)
         found = allocate(model, tokens, selected, settings.pattern, allocation, visit, tick)
         return from_first(lambda: found)
 
-    with ExitStack() as stack:
-        stack.callback(forget_hessians)
-        kept = stack.enter_context(open_checkpoint(model, checkpoint, run))
+    with open_checkpoint(model, checkpoint, run) as kept:
         patterns = kept.patterns(dense_patterns)
         records = kept.restore(selected)
         walking = part_callback(progress, start, share, 1) if share else progress
-        walk = start_walk(model, tokens, held_out, layers, walking, kept)
+        walk = start_walk(model, streams, selected, walking, kept)
         done: list[LayerRecord] = []
         for block in visit_sequentially(walk) if true_sequential else walk.visit(propagate_again=True):
-            done += _prune_block(block, method, settings, patterns, walk.meter)
+            done += _prune_block(block, settings, patterns, walk.meter)
             layers_of_block = walk.by_block[block.block_index]
             if len(done) == len(layers_of_block):
                 names = [layer.name for layer in layers_of_block]
@@ -160,7 +150,7 @@ def prune_model(
 
 
 def _prune_block(
-    block: BlockStatistics, method: str, settings: Settings, patterns: Mapping[str, Pattern], meter: Meter
+    block: BlockStatistics, settings: Settings, patterns: Mapping[str, Pattern], meter: Meter
 ) -> list[LayerRecord]:
     """Prunes one decoder block's layers in place; several processes prune some each."""
     owners = divide(block.layers, block.calibration)
@@ -170,14 +160,16 @@ def _prune_block(
         layer, began = block.layers[number], time.perf_counter()
         held_out = block.held_out.get(layer.name)
         wanted = replace(settings, pattern=patterns[layer.name], held_out=held_out)
-        result = _prune_one(layer, block.calibration, method, wanted)
+        result = _prune_one(layer, block.calibration, wanted)
         held_error = held_out_error(layer, result, held_out)
         layer.write(result.weight)
         meter.layers_done += 1
-        before_all, after_all = block.share
+        before_all, after_all = block.work
         within = before_all + (after_all - before_all) * (number + 1) / len(block.layers)
         meter.tell("prune", block.block_index, within, layer.name, result.relative_error)
-        _let_go(block, layer.name)
+        # With the last layer that reads them, statistics and their factors go: they are the largest thing in memory.
+        for stream in (block.calibration, block.held_out):
+            stream.pop(layer.name, None)
         factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
         return _record(layer, result, held_error, time.perf_counter() - began), factors
 
@@ -186,18 +178,15 @@ def _prune_block(
     for layer, (_, low_rank) in zip(block.layers, done, strict=True):
         layer.keep_low_rank(low_rank)
     send_weights(block.layers, owners)
-    if not block.shared:
-        forget_hessians()
+    _let_go(block)
     meter.layers_done = before + len(records)
     return records
 
 
-def _let_go(block: BlockStatistics, name: str) -> None:
-    """Drops a Hessian and its factors with the last layer that reads it: they are the largest thing in memory."""
-    statistics = block.calibration.pop(name)
-    block.held_out.pop(name, None)
-    if not block.shared and statistics not in block.calibration.values():
-        forget_hessians()
+def _let_go(block: BlockStatistics) -> None:
+    """Drops what is left of a block's statistics, which the walk would hold while it runs the next block."""
+    block.calibration.clear()
+    block.held_out.clear()
 
 
 def analyze_model(
@@ -218,21 +207,21 @@ def analyze_model(
     The model is not changed, so all layers and methods are measured on the same inputs. Arguments as for
     `prune_model`; one record per layer and method.
     """
-    settings = {
-        method: make_settings(method, sparsity=sparsity, block_size=block_size, damping=damping, threshold=threshold)
-        for method in methods
-    }
+    settings = [
+        make_settings(method, sparsity=sparsity, block_size=block_size, damping=damping, threshold=threshold)
+        for method in dict.fromkeys(methods)
+    ]
     for block in visit_blocks(model, tokens, layers=layers, held_out=held_out, progress=progress):
         owners = divide(block.layers, block.calibration)
         for records in exchange(owners, partial(_measure_all, block, settings)):
             yield from records
-        forget_hessians()
+        _let_go(block)
 
 
-def _measure_all(block: BlockStatistics, settings: Mapping[str, Settings], number: int) -> list[LayerRecord]:
+def _measure_all(block: BlockStatistics, settings: Sequence[Settings], number: int) -> list[LayerRecord]:
     layer = block.layers[number]
     held_out = block.held_out.get(layer.name)
-    return [_measure(layer, block.calibration, held_out, method, settings[method]) for method in settings]
+    return [_measure(layer, block.calibration, held_out, each) for each in settings]
 
 
 def measure_layer(
@@ -248,18 +237,17 @@ def measure_layer(
 ) -> LayerRecord:
     """Prunes one layer, without changing it, and returns the outcome in numbers. Arguments as for `prune_model`."""
     settings = make_settings(method, sparsity=sparsity, block_size=block_size, damping=damping, threshold=threshold)
-    return _measure(layer, {layer.name: statistics}, held_out, method, settings)
+    return _measure(layer, {layer.name: statistics}, held_out, settings)
 
 
 def _measure(
     layer: PrunableLayer,
     statistics: dict[str, InputStatistics],
     held_out: InputStatistics | None,
-    method: str,
     settings: Settings,
 ) -> LayerRecord:
     began = time.perf_counter()
-    result = _prune_one(layer, statistics, method, replace(settings, held_out=held_out))
+    result = _prune_one(layer, statistics, replace(settings, held_out=held_out))
     return _record(layer, result, held_out_error(layer, result, held_out), time.perf_counter() - began)
 
 
@@ -268,24 +256,10 @@ def held_out_error(layer: PrunableLayer, result: LayerResult, held_out: InputSta
     return None if held_out is None else error.relative_error(layer.weight, result.weight, held_out.hessian)
 
 
-def _prune_one(
-    layer: PrunableLayer, statistics: dict[str, InputStatistics], method: str, settings: Settings
-) -> LayerResult:
+def _prune_one(layer: PrunableLayer, statistics: dict[str, InputStatistics], settings: Settings) -> LayerResult:
     known = statistics_of(layer, statistics)
     try:
-        return prune_layer(
-            layer.weight,
-            known,
-            method=method,
-            sparsity=settings.pattern,
-            block_size=settings.block_size,
-            damping=settings.damping,
-            threshold=settings.threshold,
-            order=settings.order,
-            budget=settings.budget,
-            options=settings.options,
-            held_out=settings.held_out,
-        )
+        return prune_with(layer.weight, known, settings)
     except RoseError as problem:
         raise RoseError(f"{layer.name}: {problem}") from problem
 

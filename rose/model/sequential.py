@@ -20,7 +20,6 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
-from rose.layer.parts import forget_hessians
 from rose.layer.statistics import InputStatistics
 from rose.model.capture import BlockStatistics, Walk, no_input
 from rose.model.distributed import sum_statistics
@@ -113,7 +112,7 @@ class _Block:
     def _go_on(self, batch: _Batch) -> Iterator[BlockStatistics]:
         """Runs a batch until it must wait for the others, or to its end."""
         while stopped := batch.route.switch():
-            self.walk.meter.tell("calibrate", self.index, self._share())
+            self.walk.meter.tell("calibrate", self.index, self._work_done())
             batch.stopped_at, inputs = stopped
             if inputs is not batch.inputs:
                 batch.inputs = inputs
@@ -132,7 +131,6 @@ class _Block:
 
     def _open(self, layer: PrunableLayer) -> Iterator[BlockStatistics]:
         """Every batch waits: prunes the layer that the first of them waits for, and lets those at it go on."""
-        forget_hessians()  # of the inputs before
         self.complete = self.arriving.pop(layer.name)
         sum_statistics(self.complete, layer.name)
         yield self._turn(layer)
@@ -141,16 +139,16 @@ class _Block:
         for batch in ready:
             yield from self._go_on(batch)
 
-    def _share(self) -> float:
-        """Of this block's work, by the layers pruned."""
+    def _work_done(self) -> float:
+        """Fraction of this block's work, by the layers pruned."""
         return 0.95 * len(self.pruned) / len(self.layers)
 
     def _turn(self, layer: PrunableLayer) -> BlockStatistics:
-        """What is handed out when a layer's turn has come; from now on it counts as pruned."""
-        before = self._share()
+        """What is yielded when it is a layer's turn; from now on it counts as pruned."""
+        before = self._work_done()
         self.pruned.add(layer.name)
-        after = self._share()
+        after = self._work_done()
         known = {stream: {layer.name: found} for stream, found in self.complete.items()}
         return BlockStatistics(
-            self.index, [layer], known.get("calibration", {}), known.get("held_out", {}), (before, after), shared=True
+            self.index, [layer], known.get("calibration", {}), known.get("held_out", {}), (before, after)
         )

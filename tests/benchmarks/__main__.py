@@ -82,7 +82,7 @@ def one_layer(_tokens: tuple[int, int]) -> list[Row]:
         inputs = torch.randn(2 * columns, columns, generator=generator)
         hessian = inputs.T @ inputs
         factor = damp(hessian).inverse_factor()
-        settings = Settings(parse_sparsity(0.7))
+        settings = Settings("sparsegpt", parse_sparsity(0.7))
         order = make_order(rose.plan_order(weight, hessian), "natural")
         counts = block_budget(settings.pattern, out, order.widths)
         product = timed(lambda: weight @ hessian, 3)  # noqa: B023  called at once

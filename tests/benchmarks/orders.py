@@ -34,9 +34,9 @@ import rose
 from rose.layer import error
 from rose.layer.hessian import damp
 from rose.layer.methods import LayerResult
+from rose.layer.methods.refit import refit
 from rose.layer.order import make_order
 from rose.layer.pattern import smallest
-from rose.layer.refit import refit
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import sweep
 from rose.model.calibration import load_calibration, load_text

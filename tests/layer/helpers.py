@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,10 +13,14 @@ from torch import Tensor
 import rose
 from rose.layer.order import order_names
 
-SWEEPERS = ["rose", "rose_global", "sparsegpt"]
-MASKERS = ["wanda", "magnitude"]
-METHODS = SWEEPERS + MASKERS
+SWEEPERS = ["rose", "rose_global", "sparsegpt"]  # one sweep and nothing after it, masks by w²/U_jj²
 ORDERS = [*order_names(), "random:3"]
+
+
+def every_method(**exceptions: str) -> pytest.MarkDecorator:
+    """Parametrizes over the whole registry, but for the methods named here, each with the reason why."""
+    assert set(exceptions) <= set(rose.METHODS)
+    return pytest.mark.parametrize("method", [method for method in rose.METHODS if method not in exceptions])
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import rose
-from rose.layer.alps import find_support, solve_on_support
 from rose.layer.error import quadratic_form
+from rose.layer.methods.alps import find_support, solve_on_support
 from rose.layer.pattern import parse_sparsity
 
 

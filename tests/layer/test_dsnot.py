@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import rose
-from rose.layer.dsnot import CYCLES, TOLERANCE, refine_mask
+from rose.layer.methods.dsnot import CYCLES, TOLERANCE, refine_mask
 from rose.layer.pattern import parse_sparsity, smallest_per_group, smallest_per_row
 
 

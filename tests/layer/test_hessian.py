@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 import rose
 from rose.layer.hessian import MAX_DAMPING, DampedHessian, condition_number, damp, spectrum
+from rose.layer.methods.toolkit import damped_hessian
 from rose.layer.statistics import PANEL
 from tests.layer.helpers import Layer, layers, make_layer
 
@@ -102,3 +105,23 @@ def test_spectrum_and_condition_number() -> None:
     # The dead column's 1 on the diagonal is ours and no eigenvalue of H.
     assert condition_number(hessian * 1e-3, damping=0) == pytest.approx(4)
     assert condition_number(hessian, damping=0.6) == pytest.approx(5 / 2)
+
+
+def test_a_remembered_hessian_dies_with_its_statistics() -> None:
+    statistics = make_layer().statistics
+    first = damped_hessian(statistics, 0.01)
+    assert damped_hessian(statistics, 0.01) is first
+    assert damped_hessian(statistics, 0.02).damping == 0.02
+    statistics.update(make_layer(seed=1).inputs)
+    grown = damped_hessian(statistics, 0.02)
+    assert not torch.equal(grown.matrix, first.matrix)
+    assert torch.equal(grown.matrix, damp(statistics.hessian, 0.02).matrix)
+    alive = weakref.ref(grown)
+    del grown, statistics
+    assert alive() is None
+
+
+def test_at_most_two_hessians_are_remembered() -> None:
+    many = [make_layer(seed=seed).statistics for seed in range(4)]
+    made = [weakref.ref(damped_hessian(statistics, 0.01)) for statistics in many]
+    assert [one() is not None for one in made] == [False, False, True, True]

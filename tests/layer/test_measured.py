@@ -8,7 +8,7 @@ from torch import Tensor
 
 import rose
 from rose.layer.error import direct_error
-from rose.layer.measured import CANDIDATES
+from rose.layer.methods.measured import CANDIDATES
 
 
 def case(seed: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:

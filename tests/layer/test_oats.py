@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import rose
-from rose.layer.oats import SPARE, decompose, truncated_svd
+from rose.layer.methods.oats import SPARE, decompose, truncated_svd
 from rose.layer.pattern import Pattern
 
 

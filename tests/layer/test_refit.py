@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import rose
-from rose.layer.refit import refit
+from rose.layer.methods.refit import refit
 from tests.layer.helpers import Layer, damped_by_hand, make_layer
 
 

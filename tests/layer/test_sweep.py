@@ -18,12 +18,12 @@ from rose.layer.pattern import Pattern, parse_sparsity, smallest, smallest_per_g
 from rose.layer.statistics import PANEL
 from rose.layer.sweep import TILE, _tile_at_once, _tile_by_column, sweep
 from tests.layer.helpers import (
-    METHODS,
     ORDERS,
     SWEEPERS,
     Layer,
     block_sizes,
     damped_by_hand,
+    every_method,
     layers,
     make_layer,
     ratios,
@@ -168,7 +168,7 @@ def test_tiles_are_one_column_at_a_time(
 # ---- three ways to measure an error
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every_method()
 @given(
     layer=layers(),
     ratio=ratios,
@@ -179,7 +179,7 @@ def test_tiles_are_one_column_at_a_time(
 def test_three_errors_agree(
     layer: Layer, ratio: float, block_size: int, method: str, order: str, damping: float
 ) -> None:
-    options = {"order": order} if method in SWEEPERS else {}
+    options = {"order": order} if rose.METHODS[method].sweeps else {}
     result = layer.prune(method=method, sparsity=ratio, block_size=block_size, damping=damping, **options)
     change = layer.weight - result.weight
     # float32 has seven digits of the terms, which may cancel; so measure against their absolute values.

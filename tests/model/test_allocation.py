@@ -15,10 +15,9 @@ from torch.func import functional_call
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import rose
-from rose.layer.allocation import exact_ratios, outlier_share, owl_ratios, sensitivity_ratios
-from rose.layer.measured import CANDIDATES
 from rose.layer.methods import Method, Settings
-from rose.model.allocation import hessian_traces
+from rose.layer.methods.measured import CANDIDATES
+from rose.model.allocation import exact_ratios, hessian_traces, outlier_share, owl_ratios, sensitivity_ratios
 from rose.model.structure import prunable_layers
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 import rose
 from rose.layer.error import relative_error
+from rose.layer.hessian import DampedHessian, damp
 from rose.model import capture, forward
 from rose.model.progress import part_callback
 from rose.model.structure import decoder_blocks, select_layers
@@ -435,6 +436,24 @@ def test_cancelling_a_calibration(stage: str) -> None:
     with pytest.raises(rose.Cancelled):
         rose.collect_statistics(model, make_tokens(), progress=cancel)
     assert_clean(model)
+
+
+@pytest.mark.parametrize("run", [rose.prune_model, lambda *args, **options: list(rose.analyze_model(*args, **options))])
+def test_factors_go_before_a_block_runs_again(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref] = []
+
+    def watched(*args: Any) -> DampedHessian:
+        found = damp(*args)
+        made.append(weakref.ref(found))
+        return found
+
+    def look(progress: rose.Progress) -> None:
+        if progress.stage in ("calibrate", "propagate"):
+            assert not any(one() for one in made)
+
+    monkeypatch.setattr("rose.layer.methods.toolkit.damp", watched)
+    run(make_model("llama"), make_tokens(), sparsity=0.5, block_size=16, held_out=make_tokens(2), progress=look)
+    assert len(made) == 2 * 4  # q, k, v; o; gate, up; down
 
 
 def test_leaving_a_visit_early_cleans_up() -> None:

@@ -21,7 +21,6 @@ def plan() -> OrderPlan:
     lost = score * (score < 0.7)
     column_loss = lost.sum(0)
     widths = (BLOCK,) * (COLUMNS // BLOCK)
-    natural = torch.arange(COLUMNS)
     return OrderPlan(
         importance=score,
         potential_loss=lost,
@@ -31,9 +30,6 @@ def plan() -> OrderPlan:
         hessian_diagonal=score[0],
         relative_range=0.1,
         threshold=0.5,
-        is_columnar=False,
-        permutation=natural,
-        block_order=torch.arange(len(widths)),
         pattern=Pattern(0.7),
         block_size=BLOCK,
     )

@@ -1,7 +1,9 @@
 """DSnoT: a start mask, refined without touching the weights (Zhang et al. 2024, "Dynamic Sparse No Training").
 
-With D = W · mean input of the column, a row of removed weights shifts that row's mean output by e = Σ D. Each cycle
-regrows one removed weight of the row and prunes one that survives, so that |e| falls and the count stays.
+With D = W · mean input of the column, the removed weights of a row shift its mean output by e = Σ D. Each cycle
+regrows one removed weight of the row and prunes one that survives, so that the count stays. The regrown weight moves e
+towards zero, and so does the pruned one except under N:M; both are chosen by their scores, so a cycle can overshoot
+and |e| need not fall.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.layer.loss import importance
 from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.options import Option
-from rose.layer.parts import damped_hessian, mask_by_score, prune_by_mask
+from rose.layer.methods.options import Option
+from rose.layer.methods.toolkit import damped_hessian, mask_by_score, prune_by_mask
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 
@@ -41,7 +43,7 @@ def dsnot(weight: Tensor, statistics: InputStatistics, settings: Settings) -> La
     dense = weight.float()
     mask = mask_by_score(_start_score(dense, statistics, settings), settings.pattern, "row")
     mask = refine_mask(dense, statistics, mask, settings.pattern)
-    return prune_by_mask(weight, statistics, settings, mask, method="dsnot", budget="row")
+    return prune_by_mask(weight, statistics, settings, mask, budget="row")
 
 
 def _start_score(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Tensor:
@@ -56,7 +58,8 @@ def _start_score(weight: Tensor, statistics: InputStatistics, settings: Settings
 
 
 def refine_mask(weight: Tensor, statistics: InputStatistics, mask: Tensor, pattern: Pattern) -> Tensor:
-    """Regrows and prunes row by row until |e| ≤ 0.1, 50 cycles are over, or nothing lowers |e| (equations 4 to 7).
+    """Regrows and prunes row by row until |e| ≤ 0.1, after 50 cycles, or when a row has no candidate left to regrow or
+    to prune (equations 4 to 7).
 
     Regrown is the removed weight with the largest sign(e) · D / variance. Pruned is the survivor of the smallest
     Wanda score whose D has the other sign. Under N:M it is the survivor of the smallest Wanda score in the regrown

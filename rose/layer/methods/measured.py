@@ -10,11 +10,10 @@ from torch import Tensor
 
 from rose.layer import error
 from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.parts import prune_by_sweep
+from rose.layer.methods.toolkit import prune_by_sweep
 from rose.layer.statistics import InputStatistics
 
-# SparseGPT, ROSE and rose_global, and each order of them with the other budget where that is any good. The first of
-# equals wins.
+# SparseGPT, ROSE and rose_global, and their orders with the other budget where that can win. Of equals the first wins.
 CANDIDATES = (
     ("natural", "block"),
     ("two_level", "block"),
@@ -44,7 +43,7 @@ def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) ->
     best, least = None, float("inf")
     for order, budget in _candidates(settings):
         tried = replace(settings, order=order, budget=budget, trace=False)
-        result = prune_by_sweep(weight, statistics, tried, method="measured", order="natural", budget="block")
+        result = prune_by_sweep(weight, statistics, tried, order="natural", budget="block")
         found = error.relative_error(weight, result.weight, judge.hessian)
         if best is None or found < least:
             best, least = result, found
@@ -53,7 +52,7 @@ def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) ->
         return best
     # Traces are large; only the winner's is recorded, in a second sweep.
     again = replace(settings, order=best.order, budget=best.budget)
-    return prune_by_sweep(weight, statistics, again, method="measured", order="natural", budget="block")
+    return prune_by_sweep(weight, statistics, again, order="natural", budget="block")
 
 
 def _candidates(settings: Settings) -> Iterator[tuple[Any, str]]:

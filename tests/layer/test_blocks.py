@@ -3,7 +3,7 @@
 import torch
 
 import rose
-from app.blocks import block_of, blocks_of, visited_blocks
+from rose.layer.order import block_of, blocks_of, visited_blocks
 
 WIDTHS = (4, 4, 2)
 

@@ -1,8 +1,8 @@
-"""A second look at the kept weights of a sweep: all of them at once, for the mask that it chose.
+"""Refit: solves for all kept weights of a sweep at once, for the mask that it chose.
 
-A sweep only compensates to the right: a weight that it has passed stays as it is, whatever is removed later. For a
-fixed mask the best weights are a least-squares problem, which a few steps of conjugate gradients all but solve (the
-last stage of ALPS, Meng et al. 2024, section 3.3).
+A sweep compensates only in columns still to come: a weight it has passed stays fixed, whatever is removed later. For a
+fixed mask the best weights solve a least-squares problem; a few steps of conjugate gradients come close (the last stage
+of ALPS, Meng et al. 2024, section 3.3).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from rose.layer import error
-from rose.layer.alps import solve_on_support
 from rose.layer.hessian import DampedHessian
 from rose.layer.loss import block_sums
 from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.parts import damped_hessian, sweep_and_factor
+from rose.layer.methods.alps import solve_on_support
+from rose.layer.methods.toolkit import damped_hessian, sweep_and_factor
 from rose.layer.statistics import InputStatistics
 
 STEPS = 8  # the error then is within 0.3 % of its limit on layers of the packaged model
@@ -32,29 +32,26 @@ STEPS = 8  # the error then is within 0.3 % of its limit on layers of the packag
 def rose_dealt(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Dealt order and block budget (or any others), then `refit`.
 
-    A refit takes away most of what an order can still do for compensation, so the order may serve the masks: they are
-    chosen best where every block holds the same mixture of columns.
+    After a refit the order hardly matters for compensation, so it can serve the masks: they are chosen best when every
+    block holds the same mixture of columns.
     """
-    swept, damped, factor = sweep_and_factor(
-        weight, statistics, settings, method="rose_dealt", order="dealt", budget="block"
-    )
-    return _refit(weight, statistics, swept, damped, factor, STEPS)
+    swept, damped, factor = sweep_and_factor(weight, statistics, settings, order="dealt", budget="block")
+    return _refit(weight, statistics, swept, damped, factor)
 
 
-def refit(weight: Tensor, statistics: InputStatistics, result: LayerResult, steps: int = STEPS) -> LayerResult:
+def refit(weight: Tensor, statistics: InputStatistics, result: LayerResult) -> LayerResult:
     """Solves for the kept weights of a result; works after any method that only removes weights.
 
-    Errors of columns and blocks are those of the new weights, in the order of the result. A trace stays that of
-    the sweep and ends before the refit.
+    Column and block errors are those of the new weights, under U for the order of the result. A trace is that of the
+    sweep and ends before the refit.
 
     Args:
-        weight: W as it was, (out, in).
+        weight: W before pruning, (out, in).
         statistics: those that the result was made with.
         result: not changed.
-        steps: of conjugate gradients, at most.
     """
     damped = damped_hessian(statistics, result.damping)
-    return _refit(weight, statistics, result, damped, damped.inverse_factor(result.order.permutation), steps)
+    return _refit(weight, statistics, result, damped, damped.inverse_factor(result.order.permutation))
 
 
 def _refit(
@@ -63,12 +60,11 @@ def _refit(
     result: LayerResult,
     damped: DampedHessian,
     factor: Tensor,
-    steps: int,
 ) -> LayerResult:
     if not result.mask.any():
-        return result  # nothing is lost that a refit could make good; not even dead columns are touched
+        return result  # nothing to compensate; dead columns stay as they are too
     live = weight.float().masked_fill(damped.dead, 0)
-    solved = solve_on_support(live, result.mask, damped.matrix, result.weight.float(), steps).to(weight.dtype)
+    solved = solve_on_support(live, result.mask, damped.matrix, result.weight.float(), STEPS).to(weight.dtype)
     order = result.order
     change = (live - solved.float())[:, order.permutation]
     columns = error.column_error(change, factor)

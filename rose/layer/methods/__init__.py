@@ -1,29 +1,34 @@
 """The registry of pruning methods: one function per method, one signature.
 
-A method takes a layer's weight, what calibration knows of its input, and the settings; it returns a
-`LayerResult`. It knows nothing of models. `@register(...)` makes it available everywhere: `prune_layer`,
+A method takes a layer's weight, the statistics of its input, and the settings; it returns a `LayerResult`. It knows
+nothing of models. `@register(...)` makes it available everywhere: `prune_layer`,
 `prune_model`, the command line and the app read the registry.
+
+Every module of this folder is imported, so a file with `@register` in it is all that a new method takes.
 """
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 
 from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer.hessian import check_damping
-from rose.layer.options import Option, Value, complete_options
+from rose.layer.methods.options import Option, Value, complete_options
 from rose.layer.order import Order, OrderPlan, check_order_name, check_threshold
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.statistics import InputStatistics, as_statistics, is_finite
 from rose.layer.sweep import SweepTrace
 
 BUDGETS = ("block", "layer")
-# For whoever wants the pruned model and not the study of one method: the least error among our own, for the cost of
+# For people who want a pruned model rather than a comparison: the least error among our own methods, for the cost of
 # about four sweeps. `python -m tests.benchmarks.orders` and `python -m rose compare` measure it.
 RECOMMENDED = "rose_dealt"
+_FIRST = ("rose", "sparsegpt", "magnitude_and_wanda")  # the order of every list; others by name
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Settings:
     """How to prune one layer.
 
     Attributes:
+        method: name in the registry.
         pattern: what share of the weights goes, or N:M.
         block_size: columns per block.
         damping: λ relative to the mean of diag(H).
@@ -42,6 +48,7 @@ class Settings:
         held_out: inputs that calibration has not seen, for methods that choose by measuring.
     """
 
+    method: str
     pattern: Pattern
     block_size: int = 128
     damping: float = 0.01
@@ -55,29 +62,30 @@ class Settings:
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What became of one layer.
+    """The result of pruning one layer.
 
     Attributes:
         weight: Ŵ, (out, in), dtype of W.
         mask: True = removed, (out, in).
-        sparsity: realised fraction removed, 1 − parameters / size; without factors, the mean of `mask`.
         relative_error: tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) on calibration inputs, without damping.
-        column_error: Σ_rows e², (in,), original column order, under the damped H; sums to tr(ΔW H ΔWᵀ) + λ‖ΔW‖².
-        block_error: the same per block, in the order visited; its running sum is the error against pruned blocks.
+        column_error: Σ_rows e² under the damped H, (in,), in original column order; sums to tr(ΔW H ΔWᵀ) + λ‖ΔW‖²
+            over live columns. Methods that do not sweep get the e that a sweep in natural order would have with their
+            ΔW; a refit those of its order.
+        block_error: the same per block, in the order of `order`; after a sweep its running sum is the error against
+            pruned blocks.
         plan: losses, relative range and whether the layer is columnar.
-        order: the columns and blocks as visited.
+        order: the columns and blocks as visited; natural where nothing sweeps.
         budget: "block", "layer", or "row" where each output row gives up the same number.
         damping: what was used, relative to the mean of diag(H); above the request where H was singular.
         added_damping: λ, absolute.
-        trace: the sweep as it went, where asked for.
-        method: name in the registry.
+        trace: the recorded sweep, if asked for.
         low_rank: factors (out, rank) and (rank, in) that `weight` contains besides its sparse part, None for
             every method that only removes weights; `mask` is then that of the sparse part.
+        method: name in the registry, which fills it in.
     """
 
     weight: Tensor
     mask: Tensor
-    sparsity: float
     relative_error: float
     column_error: Tensor
     block_error: Tensor
@@ -86,15 +94,20 @@ class LayerResult:
     budget: str
     damping: float
     added_damping: float
-    trace: SweepTrace | None = field(repr=False)
-    method: str
+    trace: SweepTrace | None = field(default=None, repr=False)
     low_rank: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    method: str = ""
 
     @property
     def parameters(self) -> int:
         """Numbers that must be stored: kept weights, and every entry of the factors."""
         factors = sum(factor.numel() for factor in self.low_rank or ())
         return self.mask.numel() - int(self.mask.sum()) + factors
+
+    @property
+    def sparsity(self) -> float:
+        """Realised fraction removed, 1 − parameters / size; without factors, the share of True in `mask`."""
+        return 1 - self.parameters / self.mask.numel()
 
 
 Prune = Callable[[Tensor, InputStatistics, Settings], LayerResult]
@@ -111,8 +124,7 @@ class Method:
         prune: (W, statistics, settings) -> LayerResult.
         sweeps: whether `order` and `budget` apply.
         options: what else can be chosen, by name.
-        work: how many sweeps take as long, for estimates of time; those of the project were measured on 576 × 576,
-            1536 × 576 and 576 × 1536.
+        work: running time in sweeps, for estimates; measured on 576 × 576, 1536 × 576 and 576 × 1536.
     """
 
     name: str
@@ -176,14 +188,13 @@ def make_settings(
     budget: str | None = None,
     trace: bool = False,
     options: Mapping[str, Value] | None = None,
-    held_out: InputStatistics | None = None,
 ) -> Settings:
     """Settings of a method, complete, and checked as far as that can be done without a layer.
 
     Args:
         method: a name in the registry.
         sparsity: a ratio, or N:M such as "2:4".
-        block_size, damping, threshold, order, budget, trace, options, held_out: see `Settings`.
+        block_size, damping, threshold, order, budget, trace, options: see `Settings`.
 
     Raises:
         RoseError: bad input, in one sentence.
@@ -200,7 +211,7 @@ def make_settings(
     if budget is not None and budget not in BUDGETS:
         raise RoseError(f"The budget must be one of {', '.join(BUDGETS)}, not {budget!r}.")
     complete = complete_options(chosen.label, chosen.options, options)
-    return Settings(pattern, block_size, damping, threshold, order, budget, trace, complete, held_out)
+    return Settings(method, pattern, block_size, damping, threshold, order, budget, trace, complete)
 
 
 def prune_layer(
@@ -244,14 +255,30 @@ def prune_layer(
         trace=trace,
         options=options,
     )
+    if isinstance(held_out, Tensor):
+        held_out = InputStatistics.from_hessian(held_out)
+    return prune_with(weight, hessian, replace(settings, held_out=held_out))
+
+
+def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Settings) -> LayerResult:
+    """As `prune_layer`, by settings that `make_settings` has made.
+
+    Raises:
+        RoseError: a weight or H that is broken, or does not fit the other or the pattern.
+    """
     if not weight.is_floating_point():
         raise RoseError(f"W must be real floating-point numbers, not {weight.dtype}; dequantize it first.")
     if weight.ndim != 2 or weight.numel() == 0:
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(weight.shape)}.")
     if not is_finite(weight):
         raise RoseError("W holds NaN or infinity; reload the checkpoint, or load it in float32.")
-    settings.pattern.check(weight.shape[1], block_size)
-    if held_out is not None:
-        settings = replace(settings, held_out=as_statistics(held_out, weight))
+    settings.pattern.check(weight.shape[1], settings.block_size)
+    if settings.held_out is not None:
+        as_statistics(settings.held_out, weight)
     # A model's own parameter would otherwise record every step for a backward pass.
-    return get_method(method).prune(weight.detach(), as_statistics(hessian, weight), settings)
+    result = get_method(settings.method).prune(weight.detach(), as_statistics(hessian, weight), settings)
+    return replace(result, method=settings.method)
+
+
+for _name in (*_FIRST, *(_module.name for _module in pkgutil.iter_modules(__path__))):
+    import_module(f"{__name__}.{_name}")

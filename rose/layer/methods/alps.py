@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.parts import damped_hessian, measured_result, prune_by_mask
-from rose.layer.pattern import Pattern, smallest, smallest_per_group
+from rose.layer.methods.toolkit import damped_hessian, mask_by_score, measured_result, prune_by_mask
+from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 
 FIRST_PENALTY = 0.1
 LEAST_PENALTY, MOST_PENALTY = 1e-6, 1e6
 ITERATIONS = 300
-CHECK_EVERY = 3  # iterations between two looks at the support
+CHECK_EVERY = 3  # iterations between two comparisons of the support
 SETTLED_AFTER, SETTLED = 30, 0.0003  # from this iteration on, so small a change of the support ends the search
 FINAL_STEPS = 10  # of conjugate gradients
 
@@ -33,19 +33,13 @@ def alps(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     """Support by `find_support`, weights by `solve_on_support`; the mask is layer-wide, or N:M."""
     if settings.pattern.ratio == 0:
         nothing = torch.zeros_like(weight, dtype=torch.bool)
-        return prune_by_mask(weight, statistics, settings, nothing, method="alps", budget="layer")
+        return prune_by_mask(weight, statistics, settings, nothing, budget="layer")
     damped = damped_hessian(statistics, settings.damping)
     live = weight.float().masked_fill(damped.dead, 0)
     scale = damped.matrix.diagonal().sqrt()
     mask, start = find_support(live * scale, damped.matrix / scale / scale.unsqueeze(1), settings.pattern)
     pruned = solve_on_support(live, mask, damped.matrix, start / scale, FINAL_STEPS).to(weight.dtype)
-    return measured_result(weight, pruned, mask, statistics, settings, method="alps", budget="layer")
-
-
-def _removed(weight: Tensor, pattern: Pattern) -> Tensor:
-    if pattern.is_grouped:
-        return smallest_per_group(weight.abs(), pattern)
-    return smallest(weight.abs(), pattern.count(weight.numel()))
+    return measured_result(weight, pruned, mask, statistics, settings, budget="layer")
 
 
 def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
@@ -53,7 +47,7 @@ def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tens
 
     B = (W M − V + ρ D)(M + ρ I)⁻¹, D = B + V/ρ without its smallest entries, V += ρ (B − D). Every third iteration
     ρ grows by a factor of 1.3, 1.2 or 1.1 as the support still changes by more than 10 %, by more than 0.5 %, or by
-    less. A start at which it changes by less than 0.5 % had too large a ρ, and is repeated with a fifth of it.
+    less. If it changes by less than 0.5 % from the start, ρ was too large, and the search restarts with a fifth of it.
 
     Args:
         weight: W, (out, in) float32.
@@ -66,7 +60,7 @@ def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tens
     values, vectors = torch.linalg.eigh(matrix.double())
     values, vectors = values.to(matrix), vectors.to(matrix)
     target = weight @ matrix
-    removed = _removed(weight, pattern)
+    removed = mask_by_score(weight.abs(), pattern, "layer")
     kept = max(1, removed.numel() - int(removed.sum()))
     start = weight.masked_fill(removed, 0)
     penalty, has_moved = FIRST_PENALTY, False
@@ -75,7 +69,7 @@ def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tens
     for iteration in range(1, ITERATIONS + 1):
         free = (target - dual + penalty * sparse) @ inverse
         shifted = free + dual / penalty
-        removed = _removed(shifted, pattern)
+        removed = mask_by_score(shifted.abs(), pattern, "layer")
         sparse = shifted.masked_fill(removed, 0)
         dual = dual + penalty * (free - sparse)
         if iteration % CHECK_EVERY:

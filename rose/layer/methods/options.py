@@ -1,4 +1,4 @@
-"""Options that belong to one pruning method only: what may be given, and what is used where nothing is."""
+"""Options of a single pruning method: allowed values and defaults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Option:
     """One option of a method.
 
     Attributes:
-        default: used where nothing is given; a text if there are choices, an int for whole numbers, else a float.
+        default: used unless a value is given; a text if there are choices, an int for whole numbers, else a float.
         summary: one phrase for people.
         choices: allowed texts; empty for a number.
         low, high: allowed range of a number, both included.

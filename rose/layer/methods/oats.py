@@ -8,12 +8,12 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.options import Option
-from rose.layer.parts import measured_result, prune_by_mask
-from rose.layer.pattern import Pattern, smallest_per_group, smallest_per_row
+from rose.layer.methods.options import Option
+from rose.layer.methods.toolkit import mask_by_score, measured_result, prune_by_mask
+from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 
-SPARE = 8  # directions followed beyond the rank, so that one that rises into it is already there
+SPARE = 8  # directions tracked beyond the rank, so that one that grows into it is known already
 SUBSPACE_STEPS = 2
 
 
@@ -42,9 +42,7 @@ def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     """
     pattern, rank_ratio = settings.pattern, float(settings.options["rank_ratio"])
     if pattern.ratio == 0:
-        return prune_by_mask(
-            weight, statistics, settings, torch.zeros_like(weight, dtype=torch.bool), method="oats", budget="row"
-        )
+        return prune_by_mask(weight, statistics, settings, torch.zeros_like(weight, dtype=torch.bool), budget="row")
     stored = _stored_share(pattern, rank_ratio)
     rows, columns = weight.shape
     rank = int(rank_ratio * stored * rows * columns / (rows + columns))
@@ -62,7 +60,6 @@ def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
         mask,
         statistics,
         settings,
-        method="oats",
         budget="row",
         low_rank=(left, right),
     )
@@ -84,8 +81,8 @@ def _stored_share(pattern: Pattern, rank_ratio: float) -> float:
 def decompose(matrix: Tensor, rank: int, pattern: Pattern, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     """Alternates L = best rank-r approximation of M − S, S = M − L without its smallest entries.
 
-    On wide layers the approximation is followed from one alternation to the next rather than found anew, see
-    `_next_low_rank`; what is left over in the end is the same within a few tenths of a per cent.
+    On wide layers the approximation is updated from one alternation to the next rather than recomputed, see
+    `_next_low_rank`; the final error is the same within a few tenths of a per cent.
 
     Args:
         matrix: M, (out, in) float32.
@@ -99,10 +96,7 @@ def decompose(matrix: Tensor, rank: int, pattern: Pattern, iterations: int) -> t
     for _ in range(iterations):
         left, right, basis = _next_low_rank(matrix - sparse, rank, basis)
         rest = matrix - left @ right
-        if pattern.is_grouped:
-            mask = smallest_per_group(rest.abs(), pattern)
-        else:
-            mask = smallest_per_row(rest.abs(), pattern.count(matrix.shape[1]))
+        mask = mask_by_score(rest.abs(), pattern, "row")
         sparse = rest.masked_fill(mask, 0)
     return mask, left, right
 
@@ -110,15 +104,15 @@ def decompose(matrix: Tensor, rank: int, pattern: Pattern, iterations: int) -> t
 def _next_low_rank(matrix: Tensor, rank: int, basis: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Factors of the best approximation, from the leading left directions of the last alternation where known.
 
-    L moves little between alternations, so a few steps of subspace iteration from the last basis, which is wider than
-    the rank, find it again at a small part of the cost of a decomposition.
+    L changes little between alternations, so a few steps of subspace iteration from the last basis, which is wider than
+    the rank, find it at a fraction of the cost of a decomposition.
 
     Args:
         matrix: (out, in).
         basis: (out, rank + `SPARE`) with orthonormal columns, or None.
 
     Returns:
-        Factors (out, rank) and (rank, in), and the next basis; None where a narrow layer makes it not worth it.
+        Factors (out, rank) and (rank, in), and the next basis; None if the layer is too narrow for it to pay.
     """
     wide = rank + SPARE
     if rank == 0 or 4 * wide > min(matrix.shape):

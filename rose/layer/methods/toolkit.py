@@ -1,9 +1,9 @@
-"""What methods are made of: the damped Hessian of a layer, a sweep or a mask, and the result that tells of it."""
+"""What methods are made of: the damped Hessian of a layer, a sweep or a mask, and the measured result."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import lru_cache
+from threading import Lock
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -17,22 +17,25 @@ from rose.layer.pattern import Pattern, smallest, smallest_per_group, smallest_p
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import block_budget, layer_budget, sweep
 
+# Of the last two statistics, each with its tokens and damping. They die with the statistics, as they are the largest
+# thing in memory.
+_remembered: WeakKeyDictionary[InputStatistics, tuple[tuple[int, float], DampedHessian]] = WeakKeyDictionary()
+_lock = Lock()  # the app's sessions prune in threads of their own
+
 
 def damped_hessian(statistics: InputStatistics, damping: float) -> DampedHessian:
-    """The damped Hessian of these inputs. Layers and methods that share inputs come one after another, so the last
-    two are remembered."""
-    return _damped(statistics, statistics.tokens, damping)
-
-
-@lru_cache(maxsize=2)
-def _damped(statistics: InputStatistics, _tokens: int, damping: float) -> DampedHessian:
-    """`_tokens` tells statistics that have grown since from those that have not."""
-    return damp(statistics.hessian, damping)
-
-
-def forget_hessians() -> None:
-    """Lets go of the remembered Hessians and their factors, the largest thing in memory."""
-    _damped.cache_clear()
+    """The damped Hessian of these inputs, remembered: layers and methods that share inputs come one after another."""
+    key = (statistics.tokens, damping)  # tokens tell whether the statistics have grown since
+    with _lock:
+        found = _remembered.get(statistics)
+    if found is None or found[0] != key:
+        found = key, damp(statistics.hessian, damping)
+        with _lock:
+            _remembered.pop(statistics, None)
+            for older in list(_remembered)[:-1]:
+                del _remembered[older]
+            _remembered[statistics] = found
+    return found[1]
 
 
 def _factorize(statistics: InputStatistics, damping: float, order: Order) -> tuple[DampedHessian, Tensor]:
@@ -62,7 +65,6 @@ def prune_by_sweep(
     statistics: InputStatistics,
     settings: Settings,
     *,
-    method: str,
     order: str,
     budget: str,
     sum_saliency: bool = False,
@@ -72,9 +74,7 @@ def prune_by_sweep(
     `order` "rose" is the two-level order on columnar layers and natural order on the others. `sum_saliency` chooses
     masks by w² (H_jj + 1/U_jj²) instead of w²/U_jj².
     """
-    return sweep_and_factor(
-        weight, statistics, settings, method=method, order=order, budget=budget, sum_saliency=sum_saliency
-    )[0]
+    return sweep_and_factor(weight, statistics, settings, order=order, budget=budget, sum_saliency=sum_saliency)[0]
 
 
 def sweep_and_factor(
@@ -82,17 +82,14 @@ def sweep_and_factor(
     statistics: InputStatistics,
     settings: Settings,
     *,
-    method: str,
     order: str,
     budget: str,
     sum_saliency: bool = False,
 ) -> tuple[LayerResult, DampedHessian, Tensor]:
-    """As `prune_by_sweep`; also the damped Hessian, and U for the order visited, for those who go on from there."""
+    """As `prune_by_sweep`; also the damped Hessian, and U for the order visited, for what continues from there."""
     plan = _plan(weight, statistics, settings)
     wanted = settings.order if settings.order is not None else order
-    if isinstance(wanted, str) and wanted == "rose":
-        wanted = "two_level" if plan.is_columnar else "natural"
-    visited = make_order(plan, wanted)
+    visited = plan.order if isinstance(wanted, str) and wanted == "rose" else make_order(plan, wanted)
     budget = settings.budget or budget
     pattern = settings.pattern
     damped, factor = _factorize(statistics, settings.damping, visited)
@@ -111,7 +108,6 @@ def sweep_and_factor(
     result = LayerResult(
         weight=pruned,
         mask=swept.mask,
-        sparsity=float(swept.mask.float().mean()),
         relative_error=error.relative_error(weight, pruned, statistics.hessian),
         column_error=swept.column_error,
         block_error=swept.block_error,
@@ -121,17 +117,16 @@ def sweep_and_factor(
         damping=damped.damping,
         added_damping=damped.added,
         trace=swept.trace,
-        method=method,
     )
     return result, damped, factor
 
 
 def prune_by_score(
-    weight: Tensor, statistics: InputStatistics, settings: Settings, score: Tensor, *, method: str, budget: str
+    weight: Tensor, statistics: InputStatistics, settings: Settings, score: Tensor, *, budget: str
 ) -> LayerResult:
     """Removes the weights with the smallest scores and leaves the others as they are; see `mask_by_score`."""
     mask = mask_by_score(score, settings.pattern, budget)
-    return prune_by_mask(weight, statistics, settings, mask, method=method, budget=budget)
+    return prune_by_mask(weight, statistics, settings, mask, budget=budget)
 
 
 def mask_by_score(score: Tensor, pattern: Pattern, budget: str) -> Tensor:
@@ -150,12 +145,10 @@ def mask_by_score(score: Tensor, pattern: Pattern, budget: str) -> Tensor:
 
 
 def prune_by_mask(
-    weight: Tensor, statistics: InputStatistics, settings: Settings, mask: Tensor, *, method: str, budget: str
+    weight: Tensor, statistics: InputStatistics, settings: Settings, mask: Tensor, *, budget: str
 ) -> LayerResult:
-    """Sets the masked weights to zero and leaves the others as they are; measured like a sweep in natural order."""
-    return measured_result(
-        weight, weight.masked_fill(mask, 0), mask, statistics, settings, method=method, budget=budget
-    )
+    """Sets the masked weights to zero and leaves the others as they are; see `measured_result`."""
+    return measured_result(weight, weight.masked_fill(mask, 0), mask, statistics, settings, budget=budget)
 
 
 def measured_result(
@@ -165,25 +158,23 @@ def measured_result(
     statistics: InputStatistics,
     settings: Settings,
     *,
-    method: str,
     budget: str,
     low_rank: tuple[Tensor, Tensor] | None = None,
 ) -> LayerResult:
-    """The result of a method that does not sweep: its errors are accounted as by a sweep in natural order.
+    """The result of a method that does not sweep. Its column errors are those of a sweep in natural order.
 
     Args:
         weight, pruned: W and Ŵ, (out, in), same dtype.
-        mask: True = removed, of the sparse part where there are factors.
+        mask: True = removed, (out, in); that of the sparse part if there are factors.
     """
     plan = _plan(weight, statistics, settings)
     damped = damped_hessian(statistics, settings.damping)
     live_change = (weight.float() - pruned.float()).masked_fill(damped.dead, 0)
     columns = error.column_error(live_change, damped.natural_factor)
     natural = make_order(plan, "natural")
-    result = LayerResult(
+    return LayerResult(
         weight=pruned,
         mask=mask,
-        sparsity=0.0,
         relative_error=error.relative_error(weight, pruned, statistics.hessian),
         column_error=columns,
         block_error=block_sums(columns, natural.widths),
@@ -192,8 +183,5 @@ def measured_result(
         budget=budget,
         damping=damped.damping,
         added_damping=damped.added,
-        trace=None,
-        method=method,
         low_rank=low_rank,
     )
-    return replace(result, sparsity=1 - result.parameters / mask.numel())
