@@ -20,7 +20,7 @@ from rose.diffusion.garments import FOLDER
 from rose.errors import RoseError
 from rose.model.loading import check_output, parse_dtype
 from rose.paths import expand
-from rose.report import RunReport, share
+from rose.report import RunReport, default_permissions
 
 PACKAGED = "garments"
 OWN_CLASS = "GarmentPipeline"  # what a saved pipeline's index calls the packaged model's
@@ -68,7 +68,7 @@ def save_diffusion(pipeline: Any, folder: str | Path, *, report: RunReport | Non
         if report is not None:
             report.save(temporary)
         for path in (temporary, *temporary.rglob("*")):
-            share(path)
+            default_permissions(path)
         if folder.exists():
             folder.rmdir()  # empty, as checked
         temporary.rename(folder)

@@ -19,13 +19,12 @@ from rose.diffusion.steps import step_weights as make_weights
 from rose.diffusion.structure import choose_layers, default_block_size, make_packages, study_denoiser
 from rose.diffusion.trajectory import Batch, Conditions, make_batches, run_pipeline
 from rose.errors import RoseError
-from rose.layer.methods import make_settings, prune_layer
-from rose.layer.options import Value
-from rose.layer.parts import forget_hessians
+from rose.layer.methods import Settings, make_settings
+from rose.layer.methods.options import Value
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
-from rose.model.capture import Collector, statistics_of
-from rose.model.pipeline import _record
+from rose.model.capture import Collector
+from rose.model.pipeline import prune_one, record_of
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.structure import PrunableLayer
 from rose.report import LayerRecord, RunReport
@@ -109,20 +108,17 @@ def prune_diffusion(
     meter = Meter(progress, len(parts), len(chosen))
     run = partial(run_pipeline, pipeline, steps=steps, seed=seed, guidance=guidance)
     records: list[LayerRecord] = []
-    try:
-        for number, package in enumerate(parts):
+    for number, package in enumerate(parts):
 
-            def tick(share: float, number: int = number) -> None:
-                meter.tell("calibrate", number, CALIBRATION_SHARE * share)
+        def tick(share: float, number: int = number) -> None:
+            meter.tell("calibrate", number, CALIBRATION_SHARE * share)
 
-            found = _watch(package, batches, weights, run, tick)
-            for k, layer in enumerate(package):
-                records.append(_prune(layer, found, engine))
-                meter.layers_done += 1
-                within = CALIBRATION_SHARE + (1 - CALIBRATION_SHARE) * (k + 1) / len(package)
-                meter.tell("prune", number, within, layer.name, records[-1].relative_error)
-    finally:
-        forget_hessians()
+        found = _watch(package, batches, weights, run, tick)
+        for k, layer in enumerate(package):
+            records.append(_prune(layer, found, settings))
+            meter.layers_done += 1
+            within = CALIBRATION_SHARE + (1 - CALIBRATION_SHARE) * (k + 1) / len(package)
+            meter.tell("prune", number, within, layer.name, records[-1].relative_error)
     meter.tell("done", len(parts) - 1, 1.0)
     return RunReport.from_records(
         records,
@@ -200,13 +196,10 @@ def _watch(
     return collector.result()
 
 
-def _prune(layer: PrunableLayer, found: Mapping[str, InputStatistics], engine: Mapping[str, Any]) -> LayerRecord:
+def _prune(layer: PrunableLayer, found: dict[str, InputStatistics], settings: Settings) -> LayerRecord:
     """Prunes one layer in place."""
     began = time.perf_counter()
-    try:
-        result = prune_layer(layer.weight, statistics_of(layer, found), **engine)
-    except RoseError as problem:
-        raise RoseError(f"{layer.name}: {problem}") from problem
+    result = prune_one(layer, found, settings)
     layer.write(result.weight)
     layer.keep_low_rank(result.low_rank)
-    return _record(layer, result, None, time.perf_counter() - began)
+    return record_of(layer, result, None, time.perf_counter() - began)

@@ -160,7 +160,7 @@ def _prune_block(
         layer, began = block.layers[number], time.perf_counter()
         held_out = block.held_out.get(layer.name)
         wanted = replace(settings, pattern=patterns[layer.name], held_out=held_out)
-        result = _prune_one(layer, block.calibration, wanted)
+        result = prune_one(layer, block.calibration, wanted)
         held_error = held_out_error(layer, result, held_out)
         layer.write(result.weight)
         meter.layers_done += 1
@@ -171,7 +171,7 @@ def _prune_block(
         for stream in (block.calibration, block.held_out):
             stream.pop(layer.name, None)
         factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
-        return _record(layer, result, held_error, time.perf_counter() - began), factors
+        return record_of(layer, result, held_error, time.perf_counter() - began), factors
 
     done = exchange(owners, prune)
     records = [record for record, _ in done]
@@ -247,8 +247,8 @@ def _measure(
     settings: Settings,
 ) -> LayerRecord:
     began = time.perf_counter()
-    result = _prune_one(layer, statistics, replace(settings, held_out=held_out))
-    return _record(layer, result, held_out_error(layer, result, held_out), time.perf_counter() - began)
+    result = prune_one(layer, statistics, replace(settings, held_out=held_out))
+    return record_of(layer, result, held_out_error(layer, result, held_out), time.perf_counter() - began)
 
 
 def held_out_error(layer: PrunableLayer, result: LayerResult, held_out: InputStatistics | None) -> float | None:
@@ -256,7 +256,7 @@ def held_out_error(layer: PrunableLayer, result: LayerResult, held_out: InputSta
     return None if held_out is None else error.relative_error(layer.weight, result.weight, held_out.hessian)
 
 
-def _prune_one(layer: PrunableLayer, statistics: dict[str, InputStatistics], settings: Settings) -> LayerResult:
+def prune_one(layer: PrunableLayer, statistics: dict[str, InputStatistics], settings: Settings) -> LayerResult:
     known = statistics_of(layer, statistics)
     try:
         return prune_with(layer.weight, known, settings)
@@ -264,7 +264,7 @@ def _prune_one(layer: PrunableLayer, statistics: dict[str, InputStatistics], set
         raise RoseError(f"{layer.name}: {problem}") from problem
 
 
-def _record(layer: PrunableLayer, result: LayerResult, held_error: float | None, seconds: float) -> LayerRecord:
+def record_of(layer: PrunableLayer, result: LayerResult, held_error: float | None, seconds: float) -> LayerRecord:
     rows, columns = result.weight.shape
     return LayerRecord(
         layer=layer.name,

@@ -120,7 +120,7 @@ def flux() -> Family:
         guidance_embeds=False,
         axes_dims_rope=(2, 2, 4),
     )
-    pipeline = FluxPipeline(FlowMatchEulerDiscreteScheduler(), None, None, None, None, _stirred(model))
+    pipeline = FluxPipeline(FlowMatchEulerDiscreteScheduler(), None, None, None, None, None, _stirred(model))
     conditions = {
         "prompt_embeds": _noise(2, 5, 12),
         "pooled_prompt_embeds": _noise(2, 10),
