@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import streamlit as st
 
 from app import session
 from app.figures.style import Drawing
-from app.jobs import ABANDONED_AFTER, Job
-from app.study import Study
+from app.jobs import ABANDONED_AFTER, Batch, Job
+from app.study.study import Study
 
 SVG = {"displaylogo": False, "toImageButtonOptions": {"format": "svg"}}  # of the figure as an HTML file
-KEPT = ". What had been measured until then is shown; nothing was changed."
+KEPT = ". Layers measured so far are shown; nothing was changed."
 START_PAGE = "views/start.py"
+PATIENCE = 1.5  # seconds a page waits for a batch before it shows progress instead
 URL: Final = "query-params"  # a widget bound to it keeps its choice in the URL
 
 
@@ -167,7 +168,7 @@ def job_status(job: Job, key: str, rest: str = KEPT) -> None:
             st.progress(0.0, text=f"{job.message} …")
         else:
             left = "" if progress.remaining is None else f", about {duration(progress.remaining)} left"
-            where = f"Decoder block {progress.block_index + 1} of {progress.blocks}"
+            where = f"Decoder block {progress.block_index} (0 to {progress.blocks - 1})"
             rate = ""
             if progress.layers_done and progress.seconds:
                 rate = f", {progress.layers_done / progress.seconds:.1f} layers a second"
@@ -178,6 +179,62 @@ def job_status(job: Job, key: str, rest: str = KEPT) -> None:
         st.error(job.message, icon=":material/error:")
     elif job.status == "cancelled":
         stopped(job, rest)
+
+
+def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object, noun: str = "sweep") -> bool:
+    """Runs the pieces in the background and says whether all are finished; draws progress where not.
+
+    What the pieces return must be remembered elsewhere: nothing is run again for the same signature only because
+    the page is drawn again. `noun` is what one piece makes.
+    """
+    slot = f"{key}-batch"
+    known, batch = st.session_state.get(slot, (None, None))
+    if batch is not None and known != signature:
+        session.leave(batch.job)
+        del st.session_state[slot]  # or its end would be told to whoever comes back to what it was for
+        batch = None
+    if batch is None:
+        if not pieces:
+            return True
+        batch = Batch(pieces)
+        made = batch  # for the sidebar, which outlives this run of the page
+        session.start_job(
+            batch.job, lambda: f":material/swap_vert: Work on one layer, {made.done} of {made.total} done"
+        )
+        st.session_state[slot] = (signature, batch)
+        batch.job.wait(PATIENCE)
+    if batch.job.status == "done":
+        del st.session_state[slot]
+        return True
+    _progress(batch, key, slot, noun)
+    return False
+
+
+def _progress(batch: Batch, key: str, slot: str, noun: str) -> None:
+    running = batch.job.status == "running"
+
+    def made() -> str:
+        return f"{batch.done} of {batch.total} {noun if batch.total == 1 else noun + 's'} made"
+
+    def poll() -> None:
+        job = batch.job
+        if job.status == "running":
+            job.watch(session.viewer())
+            left = "" if batch.remaining is None else f", about {duration(batch.remaining)} left"
+            st.progress(batch.done / batch.total, text=f"{made()}{left}")
+            cancel_button(job, key)
+            return
+        if running:
+            st.rerun()
+        if job.status == "failed":
+            st.error(job.message, icon=":material/error:")
+        else:
+            stopped(job, f" after {made()}; what was made is kept.")
+        if st.button("Make what remains", key=f"{key}-again", icon=":material/refresh:"):
+            del st.session_state[slot]
+            st.rerun()
+
+    live(poll, 0.5 if running else None)
 
 
 def cancel_button(job: Job, key: str) -> None:
@@ -203,7 +260,9 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} days"
 
 
 def size(count: float) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from rose import Cancelled, Progress, RoseError
 
@@ -105,6 +105,34 @@ class Job:
             self.message, self.status = f"Unexpected {type(problem).__name__}: {problem}", "failed"
 
 
+class Batch:
+    """Pieces of work one after another in the background.
+
+    Attributes:
+        total, done: how many there are, and how many are finished.
+        job: the thread; its status and how to cancel it.
+    """
+
+    def __init__(self, pieces: Sequence[Callable[[], Any]]) -> None:
+        self.total, self.done = len(pieces), 0
+        self._pieces = pieces
+        self._start = time.monotonic()
+        self.job = Job(self._run)
+
+    def _run(self, job: Job) -> None:
+        for piece in self._pieces:
+            job.check()
+            piece()
+            self.done += 1
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds left by the rate so far; None before the first piece is finished."""
+        if not self.done:
+            return None
+        return (time.monotonic() - self._start) / self.done * (self.total - self.done)
+
+
 def acquire(lock: threading.Lock, job: Job) -> None:
     """Takes a lock, staying ready to be cancelled while waiting.
 
@@ -113,6 +141,6 @@ def acquire(lock: threading.Lock, job: Job) -> None:
     """
     doing = job.message
     while not lock.acquire(timeout=0.2):
-        job.message = "Waiting until another run on this model has ended"
+        job.message = "Waiting for another run on this model to finish"
         job.check()
     job.message = doing

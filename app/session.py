@@ -1,4 +1,4 @@
-"""What a browser session has chosen, and what all sessions share. The only place with `st.cache_*`.
+"""What a browser session has chosen: set-up, layer, threshold, and the work that it has started.
 
 Choices live in `st.session_state`, are mirrored into the URL by `publish`, and are read from it once, when a
 session starts. Widgets of single pages may use `bind="query-params"` for choices that only they have.
@@ -6,84 +6,24 @@ session starts. Widgets of single pages may use `bind="query-params"` for choice
 
 from __future__ import annotations
 
-import gc
-import threading
 import uuid
 from collections.abc import Callable
-from functools import cache
 from typing import Literal, cast
 
 import streamlit as st
-from torch import nn
 
 import rose
-from app import cache as disk
+from app import shared
 from app.jobs import Job
-from app.pruning import PruningRun
-from app.request import Request
-from app.study import Calibration, LoadedModel, Setup, Study
-from rose.model.loading import load_skeleton
-from rose.paths import expand
+from app.runs.pruning import PruningRun
+from app.runs.request import PruneRequest
+from app.study.setup import Setup
+from app.study.study import Study
 
 DEFAULT_THRESHOLD = 0.5
 RECENT = 5
-KEPT_STUDIES = 4
-KEPT_MODELS = 2
+FIELDS = tuple(Setup.__dataclass_fields__)
 DRAFT = "draft_"  # in the URL, before the names of choices that were edited since the study
-
-
-@st.cache_resource(max_entries=KEPT_MODELS, show_spinner=False)
-def _loaded_model(name: str, dtype: str) -> LoadedModel:
-    before = disk.model_identity(name)
-    model, tokenizer = rose.load_model(name, dtype=dtype)
-    is_here = expand(name).exists()  # or else it is loading that brings the files
-    return LoadedModel(model, tokenizer, threading.Lock(), before if is_here else disk.model_identity(name))
-
-
-def _load(name: str, dtype: str) -> LoadedModel:
-    """The model that the name stands for now, from memory where its files are still those it was read from."""
-    loaded = _loaded_model(name, dtype)
-    if loaded.identity != disk.model_identity(name):
-        _loaded_model.clear(name, dtype)
-        loaded = _loaded_model(name, dtype)
-    return loaded
-
-
-@st.cache_resource(max_entries=2, show_spinner=False)
-def _kept_calibration(key: tuple) -> Calibration:
-    return Calibration()
-
-
-def _calibration(key: tuple, files: disk.Files) -> Calibration:
-    """Of these files; one of earlier files is left to the studies that have it."""
-    if _kept_calibration(key).files not in (None, files):
-        _kept_calibration.clear(key)
-    return _kept_calibration(key)
-
-
-@st.cache_resource(show_spinner=False)
-def _studies() -> dict[Setup, Study]:
-    """Every study that somebody started, the one started or joined last at the end."""
-    return {}
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _skeleton(name: str, identity: str | None) -> nn.Module:
-    return load_skeleton(name)
-
-
-def skeleton(name: str) -> nn.Module:
-    """The model's structure without weights, for layer names and cost estimates.
-
-    Raises:
-        RoseError: no such model.
-    """
-    return _skeleton(name, disk.model_identity(name))
-
-
-@st.cache_resource(show_spinner=False)
-def _start_lock() -> threading.Lock:
-    return threading.Lock()
 
 
 def viewer() -> str:
@@ -114,20 +54,9 @@ def leave(job: Job) -> bool:
     return job.leave(viewer())
 
 
-@cache
-def _set_imports_apart() -> None:
-    """Takes the 400 000 objects of torch and transformers out of garbage collection, once per process.
-
-    A collection that looks at them takes 0.3 s in which no other thread runs. Without them it takes milliseconds, and
-    comes often enough to clear away what an ended session has left.
-    """
-    gc.collect()
-    gc.freeze()
-
-
 def begin() -> None:
     """Loads plugins, and reads the URL when a session starts; call it first on every run."""
-    _set_imports_apart()
+    shared.set_imports_apart()
     try:
         rose.load_plugins()
         st.session_state.plugin_problem = ""
@@ -154,20 +83,18 @@ def begin() -> None:
 
 def publish() -> None:
     """Writes the shared choices into the URL, so that a link restores the view."""
-    shared = dict(setup().to_texts())
+    chosen = setup().to_texts()
     if layer():
-        shared["layer"] = cast(str, layer())
+        chosen["layer"] = cast(str, layer())
     if threshold() != DEFAULT_THRESHOLD:
-        shared["threshold"] = f"{threshold():g}"
-    shared |= {DRAFT + name: value for name, value in _edits().items()}
-    names = list(Setup.__dataclass_fields__)
-    known = {*names, *(DRAFT + name for name in names), "layer", "threshold"}
-    for key in known:
-        if key in shared:
-            if st.query_params.get(key) != shared[key]:
-                st.query_params[key] = shared[key]
-        elif key in st.query_params:
-            del st.query_params[key]
+        chosen["threshold"] = f"{threshold():g}"
+    chosen |= {DRAFT + name: value for name, value in _edits().items()}
+    # Always in this order: one view has one link.
+    for key in (*FIELDS, "layer", "threshold", *(DRAFT + name for name in FIELDS)):
+        if key not in chosen:
+            st.query_params.pop(key, None)
+        elif st.query_params.get(key) != chosen[key]:
+            st.query_params[key] = chosen[key]
 
 
 def _edits() -> dict[str, str]:
@@ -207,6 +134,11 @@ def choose_draft(edited: Setup) -> None:
         st.session_state.setup = edited
 
 
+def start() -> Study:
+    """Starts the study of the current set-up, or joins the one that runs or has finished."""
+    return shared.start(setup(), viewer())
+
+
 def recent_setups() -> list[Setup]:
     """Set-ups this session has run, latest first."""
     return st.session_state.get("recent", [])
@@ -214,73 +146,24 @@ def recent_setups() -> list[Setup]:
 
 def study() -> Study | None:
     """The study of the current set-up, running or finished by any session; None where it was never started."""
-    return _studies().get(setup())
-
-
-def is_outdated(finished: Study) -> bool:
-    """Whether the files of its model or text have been replaced since it was begun."""
-    return finished.job.status == "done" and finished.files != disk.files_of(finished.setup)
-
-
-def start() -> Study:
-    """Starts the study of the current set-up, or joins the one that runs or has finished."""
-    chosen = setup()
-    with _start_lock():
-        studies = _studies()
-        current = studies.pop(chosen, None)
-        # One that is being cancelled would end under whoever joins it; a new one waits until it has let go.
-        ended = current is not None and (current.job.is_cancelled or current.job.status in ("failed", "cancelled"))
-        fresh = current is None or ended or is_outdated(current)
-        if current is None or fresh:
-            files = disk.files_of(chosen)
-            calibration = _calibration(chosen.calibration_key, files)
-            current = Study(chosen, lambda: _load(chosen.model, chosen.dtype), calibration, files)
-        current.job.watch(viewer())
-        studies[chosen] = current
-        if fresh:
-            _forget(studies)
-            current.job.start()
-    return current
-
-
-def _forget(studies: dict[Setup, Study]) -> None:
-    """Drops the studies that were started longest ago: each holds a model and the statistics of all its layers."""
-    newest: list[Study] = []
-    for one in reversed(list(studies.values())):
-        models = {(kept.setup.model, kept.setup.dtype, kept.files.model) for kept in [*newest, one]}
-        if one.job.status != "running" and (len(newest) >= KEPT_STUDIES or len(models) > KEPT_MODELS):
-            del studies[one.setup]
-        else:
-            newest.append(one)
-
-
-def _let_go(runs: list[PruningRun]) -> None:
-    for run in runs:
-        run.let_go()
-
-
-@st.cache_resource(scope="session", on_release=_let_go, show_spinner=False)
-def _held() -> list[PruningRun]:
-    """The run whose files a connected browser may still ask for; released when the connection ends."""
-    return []
+    return shared.studies().get(setup())
 
 
 def pruning() -> PruningRun | None:
     """This session's latest run over copies of the whole model."""
     run = st.session_state.get("pruning")
-    if run is not None and run not in _held():
-        run.hold()
-        _held()[:] = [run]
+    if run is not None:
+        shared.hold(run)
     return run
 
 
-def start_pruning(request: Request) -> None:
+def start_pruning(request: PruneRequest) -> None:
     """Prunes copies of the current set-up's model; an earlier run is stopped, and its temporary files go."""
     chosen, earlier = setup(), pruning()
     if earlier is not None:
         leave(earlier.job)
         earlier.discard()
-    run = PruningRun(chosen, request, lambda: _load(chosen.model, chosen.dtype))
+    run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype))
     st.session_state.pruning = run
     start_job(run.job, lambda: f":material/content_cut: Pruning, {100 * run.fraction:.0f} % done")
 

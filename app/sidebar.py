@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import components, session, words
-from app.study import Study
+from app import components, session, shared, words
+from app.study.study import Study
 
 
 def draw() -> None:
@@ -62,7 +62,7 @@ def _status(study: Study) -> None:
     if study.job.status == "done":
         layers = words.sentence(words.count(len(study.layer_names), "layer"))
         st.caption(f":material/check_circle: {layers} measured")
-        if session.is_outdated(study):
+        if shared.is_outdated(study):
             st.warning("Its files have been replaced since: start page, Measure layers.", icon=":material/update:")
         return
 

@@ -19,8 +19,8 @@ from rose import commands
 from rose.diffusion import commands as diffusion
 from rose.layer.methods import BUDGETS
 from rose.layer.order import order_names
-from rose.model.allocation import ALLOCATIONS
-from rose.model.calibration import SOURCES
+from rose.model.allocation import ALLOCATIONS, DENSITY_SPREAD
+from rose.model.calibration import BOS, SOURCES
 from rose.model.distributed import choose_gpu, launched_place, process_group
 from rose.model.loading import DTYPES
 from rose.model.zero_shot import TASKS
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         kept = getattr(options, "checkpoint", None) or getattr(options, "rows", None)
-        left = f"the same command goes on from {kept}" if kept else "nothing was written"
+        left = f"the same command resumes from {kept}" if kept else "nothing was written"
         console.print(f"rose: cancelled; {left}", highlight=False, soft_wrap=True)
         return 130
     return 0
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     models.set_defaults(run=commands.models)
 
-    analyze = subparsers.add_parser("analyze", help="which layers are columnar, and what order does to their error")
+    analyze = subparsers.add_parser("analyze", help="which layers are columnar, and how order changes their error")
     _model_options(analyze)
     _stream_option(analyze)
     _calibration_options(analyze)
@@ -92,11 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     _window_options(prune)
     prune.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the checkpoint")
     prune.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="keep finished decoder blocks here; an interrupted run goes on"
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="keep finished decoder blocks here; the same command resumes an interrupted run",
     )
     prune.set_defaults(run=commands.prune, divided=True)
 
-    compare = subparsers.add_parser("compare", help="methods against each other, over sparsities and calibration seeds")
+    compare = subparsers.add_parser("compare", help="compare methods over sparsities and calibration seeds")
     _model_options(compare)
     _calibration_options(compare, seeds=True)
     _pruning_options(compare, sparsity="0.5,0.6,0.7")
@@ -114,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="rows and summaries; an interrupted run goes on here",
+        help="rows and summaries; the same command resumes an interrupted run",
     )
     compare.set_defaults(run=commands.compare)
 
@@ -123,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--text", metavar="TEXT", help=f"measure perplexity on it: {_text_help()}")
     evaluate.add_argument("--length", type=int, default=2048, help="tokens per window (default: %(default)s)")
     _window_options(evaluate)
+    _bos_option(evaluate)
     evaluate.add_argument(
         "--tasks",
         nargs="*",
@@ -176,6 +180,17 @@ def _calibration_options(parser: argparse.ArgumentParser, seeds: bool = False) -
         default=4,
         help="further windows to measure errors on, 0 for none (default: %(default)s)",
     )
+    _bos_option(parser)
+
+
+def _bos_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bos",
+        choices=BOS,
+        default="auto",
+        help="begin windows with the beginning-of-sequence token: auto, where the tokenizer puts it in front of a "
+        "user's text (default: %(default)s)",
+    )
 
 
 def _pruning_options(parser: argparse.ArgumentParser, sparsity: str = "0.7") -> None:
@@ -193,9 +208,10 @@ def _pruning_options(parser: argparse.ArgumentParser, sparsity: str = "0.7") -> 
 def _walk_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allocation",
-        choices=ALLOCATIONS,
         default="uniform",
-        help="how layers share the sparsity: the same for all, by outliers, by curvature (default: %(default)s)",
+        metavar="RULE",
+        help=f"how layers share the sparsity: {', '.join(ALLOCATIONS)}; sensitivity:ALPHA sets how far layers may "
+        f"differ, sensitivity is sensitivity:{DENSITY_SPREAD:g} (default: %(default)s)",
     )
     parser.add_argument(
         "--true-sequential",

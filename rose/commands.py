@@ -20,16 +20,17 @@ from rose.model.allocation import check_allocation
 from rose.model.calibration import load_calibration
 from rose.model.comparison import SETTINGS, ComparisonFolder, compare_methods, plan_comparison
 from rose.model.distributed import from_first, launched_place
+from rose.model.forward import bos_in_front
 from rose.model.loading import PACKAGED, check_output, parse_dtype
 from rose.model.memory import estimate_memory
 from rose.model.zero_shot import TASKS, check_installed, zero_shot
 from rose.report import records_table, write_atomically
 from rose.serving import serve
 
-# What all runs of one comparison folder share; methods, sparsities and seeds may be added later.
+# Settings shared by all runs in one comparison folder; methods, sparsities and seeds may be added later.
 COMPARISON_SETTINGS = (
     *("model", "dtype", "calibration", "samples", "length", "held_out", "layers", "block_size", "damping", "threshold"),
-    *("allocation", "true_sequential", "evaluate", "windows"),
+    *("allocation", "true_sequential", "evaluate", "windows", "bos"),
 )
 
 
@@ -68,7 +69,7 @@ def _load(options: argparse.Namespace, console: Console, *, stream: bool = False
 
 
 def _tell_memory(options: argparse.Namespace, model: Any, console: Console) -> None:
-    """What a streamed run will take, before it begins."""
+    """Prints the memory that a streamed run will need."""
     samples = options.samples + options.held_out
     on_disk = getattr(options, "checkpoint", None) is not None
     memory = estimate_memory(
@@ -88,6 +89,7 @@ def _tokens(options: argparse.Namespace, tokenizer: Any, seed: int) -> tuple[Ten
         held_out=options.held_out,
         length=options.length,
         seed=seed,
+        bos=options.bos,
     )
 
 
@@ -124,6 +126,8 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
             calibration=options.calibration,
             samples=options.samples,
             length=options.length,
+            bos=options.bos,
+            bos_token=bos_in_front(model, tokens),
             held_out_samples=options.held_out,
             seed=options.seed,
             methods=methods,
@@ -149,7 +153,7 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
 
 
 def _check_settings(given: argparse.Namespace, method: str, **more: Any) -> Settings:
-    """A typing mistake should not cost the loading of a model."""
+    """Checks settings before a model is loaded."""
     settings = _engine_options(given)
     del settings["layers"]
     return make_settings(method, **settings, **more)
@@ -194,6 +198,7 @@ def prune(options: argparse.Namespace, console: Console) -> None:
         dtype=options.dtype,
         calibration=options.calibration,
         seed=options.seed,
+        bos=options.bos,
         evaluated_on=options.evaluate,
         windows=0 if windows is None else len(windows),
         perplexity_before=before,
@@ -277,7 +282,9 @@ def method_options(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _windows(options: argparse.Namespace, text: str, tokenizer: Any) -> Tensor:
-    return rose.load_tokens(text, tokenizer, samples=options.windows, length=options.length, seed=None, split="test")
+    return rose.load_tokens(
+        text, tokenizer, samples=options.windows, length=options.length, seed=None, split="test", bos=options.bos
+    )
 
 
 def _perplexity(model: Any, windows: Tensor, console: Console, what: str) -> float:
@@ -309,7 +316,12 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
 
 def _zero_shot(options: argparse.Namespace, model: Any, tokenizer: Any) -> None:
     table = zero_shot(
-        model, tokenizer, tasks=options.tasks or TASKS, task_folder=options.task_folder, limit=options.limit
+        model,
+        tokenizer,
+        tasks=options.tasks or TASKS,
+        task_folder=options.task_folder,
+        limit=options.limit,
+        bos=options.bos,
     )
     terminal.print_table(table, f"Zero-shot accuracy of {options.model}")
     if options.output:

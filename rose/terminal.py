@@ -51,7 +51,7 @@ def follow(bar: Bar) -> Callable[[rose.Progress], None]:
 
 
 def print_table(table: pd.DataFrame, title: str) -> None:
-    """A table with a row for each layer, to standard output, its first `MAX_ROWS` rows."""
+    """Prints the first `MAX_ROWS` rows of a table with one row per layer to standard output."""
     shown = Table(title=title, **NARROW)
     for name in table.columns:
         head = name.replace("_", " ")  # breaks between words where there is little room
@@ -91,7 +91,7 @@ def print_comparison(rows: Sequence[ComparisonRow], title: str) -> None:
 
 
 def print_summary(report: rose.RunReport, folder: Path) -> None:
-    """What a prune has done; `folder` is where it was written."""
+    """Prints the outcome of a pruning run; `folder` is where it was written."""
     out, summary = Console(), report.summary
     out.print(
         f"{summary['layers']} layers, {100 * summary['removed_fraction']:.2f} % of their weights removed, "

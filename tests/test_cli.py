@@ -17,7 +17,7 @@ import rose
 from rose import cli
 from rose.model import pipeline
 from rose.model.comparison import ComparisonFolder, ComparisonRow
-from tests.tiny import save_tiny_llama
+from tests.tiny import BOS, save_tiny_llama
 
 CALIBRATION = ["--samples", "4", "--length", "48", "--held-out", "2", "--block-size", "16"]
 
@@ -89,6 +89,39 @@ def test_the_command_line_prunes_as_python_does(checkpoint, tmp_path):
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     for name, expected in model.state_dict().items():
         assert torch.equal(written.state_dict()[name], expected), name
+
+
+def test_windows_begin_as_the_tokenizer_begins_text(tmp_path, capsys):
+    folder = str(save_tiny_llama(tmp_path / "model", bos=True))
+    text, kept = tmp_path / "text.txt", str(tmp_path / "kept")
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    model, tokenizer = rose.load_model(folder)
+    found = {}
+    for bos in ("auto", "never"):
+        evaluation = ["--evaluate", str(text), "--windows", "3", "--bos", bos]
+        assert prune(folder, tmp_path / bos, "--layers", "*o_proj", *evaluation) == 0
+        found[bos] = json.loads((tmp_path / bos / "report.json").read_text())["summary"]
+        windows = rose.load_tokens(str(text), tokenizer, samples=3, length=48, seed=None, bos=bos)
+        assert found[bos]["perplexity_before"] == pytest.approx(rose.perplexity(model, windows), rel=1e-5)
+    assert [found[bos]["bos"] for bos in found] == ["auto", "never"]
+    assert [found[bos]["bos_token"] for bos in found] == [BOS, None]
+    assert found["auto"]["mean_relative_error"] != found["never"]["mean_relative_error"]
+    assert found["auto"]["perplexity_before"] != found["never"]["perplexity_before"]
+    assert prune(folder, tmp_path / "one", "--checkpoint", kept) == 0
+    capsys.readouterr()
+    assert prune(folder, tmp_path / "two", "--checkpoint", kept, "--bos", "never") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"belongs to another run: bos token was {BOS} there and is None now" in said
+    assert run("evaluate", "--model", folder, "--text", text, "--length", "48", "--bos", "always") == 0
+    analysis = ["--bos", "never", "--layers", "*o_proj", "--output", tmp_path / "table"]
+    assert run("analyze", "--model", folder, *CALIBRATION, *analysis) == 0
+    summary = json.loads((tmp_path / "table" / "report.json").read_text())["summary"]
+    assert (summary["bos"], summary["bos_token"]) == ("never", None)
+
+
+def test_a_tokenizer_without_bos_says_so(checkpoint, capsys):
+    assert run("evaluate", "--model", checkpoint, "--text", "packaged", "--bos", "always") == 2
+    assert "no beginning-of-sequence token" in capsys.readouterr().err
 
 
 def test_analyze_prints_and_writes_every_layer(checkpoint, tmp_path, capsys):
@@ -247,7 +280,7 @@ def test_a_checkpoint_goes_on_where_the_run_was_interrupted(checkpoint, tmp_path
 
     monkeypatch.setattr(pipeline, "prune_layer", interrupt)
     assert prune(checkpoint, tmp_path / "out", "--checkpoint", str(kept)) == 130
-    assert f"the same command goes on from {kept}" in capsys.readouterr().err
+    assert f"the same command resumes from {kept}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert prune(checkpoint, tmp_path / "out", "--checkpoint", str(kept)) == 0
     assert len(calls) == 10 + 14
@@ -291,6 +324,8 @@ def test_python_dash_m_rose_reports_bad_input_in_one_line():
         (["prune", "--sparsity", "7", "--output", "out"], "from 0 to 1"),
         (["prune", "--option", "speed", "--output", "out"], "NAME=VALUE"),
         (["prune", "--allocation", "owl", "--sparsity", "2:4", "--output", "out"], "2:4 fixes the ratio"),
+        (["prune", "--allocation", "random", "--output", "out"], "must be one of uniform, owl, sensitivity"),
+        (["prune", "--allocation", "sensitivity:2", "--output", "out"], "number from 0 to 1, not '2'"),
         (["prune", "--damping", "-1", "--output", "out"], "Damping must be"),
         (["analyze", "--methods", ","], "--methods names nothing"),
         (["analyze", "--threshold", "3"], "threshold on the relative range"),

@@ -14,10 +14,10 @@ import torch
 
 import rose
 from app.figures import prune
-from app.pruning import PruningRun, layer_table, model_table
-from app.request import Request
-from app.setup import Setup
-from app.study import LoadedModel
+from app.runs.pruning import PruningRun, layer_table, model_table
+from app.runs.request import PruneRequest
+from app.study.setup import Setup
+from app.study.study import LoadedModel
 from rose import cli, plugins
 from rose.layer.methods import METHODS
 from rose.layer.order import ORDERS, order_names
@@ -212,13 +212,13 @@ def test_the_app_offers_and_draws_it(named: Path) -> None:
 def test_the_app_prunes_by_it(named: Path, checkpoint: str) -> None:
     rose.load_plugins()
     setup = Setup(model=checkpoint, samples=4, length=32, held_out=2, block_size=16)
-    request = Request(methods=("largest",), sparsities=("0.5",), windows=2, window_length=16)
+    request = PruneRequest(methods=("largest",), sparsities=("0.5",), windows=2, window_length=16)
     run = PruningRun(setup, request, lambda: LoadedModel(*rose.load_model(checkpoint), threading.Lock()))
     run.job.watch("test")
     run.job.start()
     run.job.wait(60)
     assert run.job.status == "done", run.job.message
-    (outcome,) = run.outcomes
+    (outcome,) = run.copies
     assert outcome.label == "Largest first, 0.5"
     bars = prune.perplexity_bars(model_table(run.models).iloc[1:], dense=outcome.perplexity)
     assert "Largest first" in bars.caption

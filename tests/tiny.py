@@ -5,24 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+BOS = 257
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, ids 1 to 256; 0 pads."""
+
+def byte_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    """One token per byte, ids 1 to 256; 0 pads. `bos`: text begins with the token `BOS` and ends with the pad."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={"<pad>": 0} | {c: i + 1 for i, c in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<pad>")
+    if bos:
+        core.add_special_tokens(["<bos>"])
+        core.post_processor = processors.TemplateProcessing(
+            single="<bos> $A <pad>", special_tokens=[("<bos>", BOS), ("<pad>", 0)]
+        )
+    more = {"bos_token": "<bos>"} if bos else {}
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<pad>", **more)
 
 
-def save_tiny_llama(folder: Path, blocks: int = 3, hidden: int = 64) -> Path:
+def save_tiny_llama(folder: Path, blocks: int = 3, hidden: int = 64, bos: bool = False) -> Path:
     """Writes the checkpoint and returns its folder."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=257,
+        vocab_size=258 if bos else 257,
+        bos_token_id=BOS if bos else None,
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=blocks,
@@ -31,5 +40,5 @@ def save_tiny_llama(folder: Path, blocks: int = 3, hidden: int = 64) -> Path:
         max_position_embeddings=256,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    byte_tokenizer(bos).save_pretrained(folder)
     return folder

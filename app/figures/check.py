@@ -193,12 +193,12 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
         )
     kept = [r for r in realised if r.check.status == "pass"]
     if len(realised) == 1:
-        finding = f"{labels[0]} {'removed' if kept else 'did not remove'} what was asked"
+        finding = f"{labels[0]} {'removed' if kept else 'did not remove'} what was requested"
     elif len(kept) == len(realised):
-        finding = f"All {words.word(len(kept))} methods removed what was asked"
+        finding = f"All {words.word(len(kept))} methods removed what was requested"
     else:
         who = words.sentence(words.word(len(kept))) if kept else "None"
-        finding = f"{who} of {len(realised)} methods removed what was asked"
+        finding = f"{who} of {len(realised)} methods removed what was requested"
     of = words.of(layer)
     style.base(
         figure,
@@ -211,10 +211,12 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
     )
     figure.update_yaxes(range=[0, 1.12], tickvals=[0, 0.25, 0.5, 0.75, 1])
     worst = max(realised, key=lambda r: r.deviation)
-    caption = (
-        f"The largest deviation in any unit is {words.count(worst.deviation, 'weight')} "
-        f"({palette.method_style(worst.method).label}, per {worst.unit}); rounding allows {worst.allowed}."
-    )
+    caption = f"Every unit has exactly the requested count; rounding would allow {worst.allowed} off."
+    if worst.deviation:
+        caption = (
+            f"The largest deviation in any unit is {words.count(worst.deviation, 'weight')} "
+            f"({palette.method_style(worst.method).label}, per {worst.unit}); rounding allows {worst.allowed}."
+        )
     alt = f"Grouped bars of requested and realised sparsity by method. {finding}. {caption}"
     table = pd.DataFrame(
         {
@@ -294,12 +296,12 @@ def damping_strip(
         figure.add_vline(x=layers.index(marked_layer), line={"color": palette.MARK, "width": 2})
     count = int(raised.sum())
     who = words.sentence(words.word(count)) if count else "None"
-    finding = f"{who} of {len(layers)} layers needed more damping than asked"
+    finding = f"{who} of {len(layers)} layers needed more damping than requested"
     style.base(
         figure,
         theme,
         finding,
-        f"Damping λ relative to the mean H<sub>jj</sub>, asked {words.number(requested)}; log scale, which has no 0",
+        f"Damping λ over the mean H<sub>jj</sub>, requested {words.number(requested)}; log scale, which has no 0",
         x="layer, in model order",
         y="λ / mean H<sub>jj</sub>",
         legend=True,

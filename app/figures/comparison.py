@@ -12,7 +12,7 @@ from app import words
 from app.figures import palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
-from app.results import over_seeds
+from app.runs.results import over_seeds
 from rose import RoseError
 
 Measure = Literal["perplexity", "mean_held_out_error"]
@@ -20,11 +20,7 @@ MEASURES: dict[Measure, str] = {"perplexity": "perplexity", "mean_held_out_error
 
 
 def over_seeds_bars(
-    table: pd.DataFrame,
-    sparsity: str,
-    *,
-    column: Measure = "perplexity",
-    theme: Theme = "light",
+    table: pd.DataFrame, sparsity: str, *, column: Measure = "perplexity", theme: Theme = "light"
 ) -> Drawing:
     """Mean of every method at one sparsity, lowest first, with the range over seeds; marks are single seeds.
 
@@ -138,9 +134,7 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
     else:
         finding = f"{palette.method_style(best).label} has the lowest error"
     held = "held-out" if column == "held_out_error" else "calibration"
-    where = (
-        f"decoder block · layer {words.short_layer(layers[0])}" if len(layers) == 1 else f"{len(layers)} layers, mean"
-    )
+    where = words.short_layer(layers[0]) if len(layers) == 1 else f"{len(layers)} layers, mean"
     style.base(
         figure,
         theme,

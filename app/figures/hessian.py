@@ -77,13 +77,9 @@ def hessian_diagonal(
             name="dead, H = 0",
             hovertemplate="input channel %{customdata} is dead<extra></extra>",
         )
-    below = int((live < added).sum())
     if added > 0:
         style.level(figure, added, (-0.5, len(values) - 0.5), f"damping λ = {words.number(added)}", theme)
-    spread = live.max() / live.min() if len(live) else 1.0
-    mean = float(values.mean())
-    top = int(values.argmax())
-    finding = f"Input channel {top} is {words.number(values[top] / mean if mean else 0)} times as active as the mean"
+    finding, caption = _diagonal_finding(values, added)
     log_words = ", logarithmic scale, which has no 0" if scale == "log" else ""
     style.base(
         figure,
@@ -100,14 +96,22 @@ def hessian_diagonal(
         figure.update_yaxes(range=[np.log10(floor), np.log10(values.max() * 1.3)] if len(live) else None)
     else:
         figure.update_yaxes(rangemode="tozero")
-    lie = words.count(below, "of them lies", "of them lie") if below else "none of them lies"
-    caption = (
-        f"{words.sentence(words.count(int(dead.sum()), 'dead column'))} of {len(values)}; the live ones span a factor "
-        f"of {words.number(spread)}, and {lie} below the damping level."
-    )
     alt = f"Line chart of the Hessian diagonal{words.of(layer)}. {finding}. {caption}"
     table = pd.DataFrame({"input_channel": order, "hessian_diagonal": shown, "dead": dead[order]})
     return Drawing(figure, caption, alt, table)
+
+
+def _diagonal_finding(values: np.ndarray, added: float) -> tuple[str, str]:
+    """Title and caption: how far the most active channel stands out, what is dead, what lies below the damping."""
+    live, mean, top = values[values > 0], float(values.mean()), int(values.argmax())
+    below, dead = int((live < added).sum()), len(values) - len(live)
+    spread = live.max() / live.min() if len(live) else 1.0
+    lie = words.count(below, "of them lies", "of them lie") if below else "none of them lies"
+    return (
+        f"Input channel {top} is {words.number(values[top] / mean if mean else 0)} times as active as the mean",
+        f"{words.sentence(words.count(dead, 'dead column'))} of {len(values)}; the live ones span a factor of "
+        f"{words.number(spread)}, and {lie} below the damping level.",
+    )
 
 
 def _log_floor(live: np.ndarray, added: float) -> float:

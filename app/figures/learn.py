@@ -53,86 +53,69 @@ def number_matrix(
     if width > PRINTED_COLUMNS:
         raise RoseError(f"At most {PRINTED_COLUMNS} columns can be printed with their numbers, not {width}.")
     gone = np.zeros(matrix.shape, bool) if removed is None else shrinking.to_numpy(removed).astype(bool)
-    headings = np.arange(width) if columns is None else np.asarray(columns)
-    figure = go.Figure(
-        go.Heatmap(
-            z=np.where(gone, np.nan, matrix).astype(np.float32),
-            x=np.arange(width),
-            y=np.arange(rows),
-            colorscale=palette.SEQUENTIAL,
-            zmin=0,
-            zmax=float(matrix.max()) or 1.0,
-            xgap=2,
-            ygap=2,
-            showscale=False,
-            hoverinfo="skip",
-        )
-    )
-    ink = palette.INKS[theme]
-    for row, column in np.ndindex(*matrix.shape):
-        printed = f"{matrix[row, column]:.1f}"
-        struck = bool(gone[row, column])
-        if struck:
-            _cell(figure, column, row, ink.blank)
-        colour = ink.muted if struck else _text_on(float(matrix[row, column] / (matrix.max() or 1.0)))
-        _print(figure, column, row, f"<s>{printed}</s>" if struck else printed, colour)
-    extra = _loss_rows(figure, rows, widths, column_loss, block_loss)
-    start = 0
-    for block, size in enumerate(widths):
-        chosen = block == marked_block
-        style.outline(
-            figure,
-            start - 0.5,
-            start + size - 0.5,
-            -0.5,
-            rows - 0.5,
-            line={"color": palette.MARK if chosen else ink.text, "width": 4 if chosen else 2},
-        )
-        start += size
+    headings = [int(h) + 1 for h in (range(width) if columns is None else columns)]
     best = np.unravel_index(matrix.argmax(), matrix.shape)
-    largest = f"{matrix.max():.1f} in row {best[0] + 1}, column {int(headings[best[1]]) + 1}"
+    largest = f"{matrix.max():.1f} in row {best[0] + 1}, column {headings[best[1]]}"
     count = int(gone.sum())
+    figure = go.Figure()
+    _print_cells(figure, matrix, gone, theme)
+    extra = _loss_rows(figure, rows, widths, column_loss, block_loss)
+    _outline_blocks(figure, rows, widths, marked_block, theme)
     what = f"Importance S, {rows} outputs × {width} inputs in {words.count(len(widths), 'block')}"
     what += "; grey and struck: removed" if count else ""
-    style.base(
-        figure,
-        theme,
-        finding or f"The largest importance S is {largest}",
-        what,
-        x="",
-        y="",
-        height=150 + 50 * (rows + len(extra)),
-    )
+    height = 150 + 50 * (rows + len(extra))
+    style.base(figure, theme, finding or f"The largest importance S is {largest}", what, x="", y="", height=height)
+    bare = {"showgrid": False, "zeroline": False, "showline": False, "ticks": "", "fixedrange": True}
     figure.update_xaxes(
-        side="top",
-        tickvals=list(range(width)),
-        ticktext=[str(int(h) + 1) for h in headings],
-        range=[-0.6, width - 0.4],
-        showgrid=False,
-        zeroline=False,
-        showline=False,
-        ticks="",
-        fixedrange=True,
+        side="top", tickvals=list(range(width)), ticktext=[str(h) for h in headings], range=[-0.6, width - 0.4], **bare
     )
-    labels = [f"output {r + 1}" for r in range(rows)] + extra
     figure.update_yaxes(
         tickvals=[*range(rows), *(rows + 0.3 + i for i in range(len(extra)))],
-        ticktext=labels,
+        ticktext=[f"output {r + 1}" for r in range(rows)] + extra,
         range=[rows - 0.4 + (0.3 + len(extra) if extra else 0), -0.6],
-        showgrid=False,
-        zeroline=False,
-        showline=False,
-        ticks="",
-        fixedrange=True,
+        **bare,
     )
     figure.update_layout(margin={"t": figure.layout.margin.t + 26, "b": 16})
     caption = f"Importance S runs from {matrix.min():.1f} to {largest}."
     if count:
         caption += f" {count} of {matrix.size} are removed."
-    alt = f"Matrix with all numbers printed. {caption}"
-    table = pd.DataFrame(matrix, columns=[f"column {int(h) + 1}" for h in headings])
+    table = pd.DataFrame(matrix, columns=[f"column {h}" for h in headings])
     table.insert(0, "output", np.arange(rows) + 1)
-    return Drawing(figure, caption, alt, table)
+    return Drawing(figure, caption, f"Matrix with all numbers printed. {caption}", table)
+
+
+def _print_cells(figure: go.Figure, matrix: np.ndarray, gone: np.ndarray, theme: Theme) -> None:
+    """A coloured cell with its number for each entry; grey and struck where it is gone."""
+    ink, largest = palette.INKS[theme], float(matrix.max()) or 1.0
+    rows, width = matrix.shape
+    figure.add_heatmap(
+        z=np.where(gone, np.nan, matrix).astype(np.float32),
+        x=np.arange(width),
+        y=np.arange(rows),
+        colorscale=palette.SEQUENTIAL,
+        zmin=0,
+        zmax=largest,
+        xgap=2,
+        ygap=2,
+        showscale=False,
+        hoverinfo="skip",
+    )
+    for row, column in np.ndindex(*matrix.shape):
+        printed = f"{matrix[row, column]:.1f}"
+        if gone[row, column]:
+            _cell(figure, column, row, ink.blank)
+            _print(figure, column, row, f"<s>{printed}</s>", ink.muted)
+        else:
+            _print(figure, column, row, printed, _text_on(float(matrix[row, column]) / largest))
+
+
+def _outline_blocks(figure: go.Figure, rows: int, widths: Sequence[int], marked: int | None, theme: Theme) -> None:
+    start = 0
+    for block, size in enumerate(widths):
+        chosen = block == marked
+        line = {"color": palette.MARK if chosen else palette.INKS[theme].text, "width": 4 if chosen else 2}
+        style.outline(figure, start - 0.5, start + size - 0.5, -0.5, rows - 0.5, line=line)
+        start += size
 
 
 def _loss_rows(figure: go.Figure, rows: int, widths: Sequence[int], column_loss: Any, block_loss: Any) -> list[str]:

@@ -52,12 +52,7 @@ def _drawing(
 
 
 def weight_map(
-    weight: Any,
-    *,
-    widths: Sequence[int] = (),
-    layer: str = "",
-    marked_block: int | None = None,
-    theme: Theme = "light",
+    weight: Any, *, widths: Sequence[int] = (), layer: str = "", marked_block: int | None = None, theme: Theme = "light"
 ) -> Drawing:
     """|W| as a heatmap.
 
@@ -85,12 +80,7 @@ def weight_map(
 
 
 def weight_surface(
-    weight: Any,
-    *,
-    widths: Sequence[int] = (),
-    layer: str = "",
-    marked_block: int | None = None,
-    theme: Theme = "light",
+    weight: Any, *, widths: Sequence[int] = (), layer: str = "", marked_block: int | None = None, theme: Theme = "light"
 ) -> Drawing:
     """|W| as a surface over input channel × output channel (the paper's Figure 1b)."""
     magnitude = np.abs(shrinking.to_numpy(weight))

@@ -22,11 +22,7 @@ METHOD_OF_RUN = {("natural", "block"): "sparsegpt", ("two_level", "block"): "ros
 
 
 def error_curve(
-    results: Mapping[str, LayerResult],
-    dense_energy: float,
-    *,
-    layer: str = "",
-    theme: Theme = "light",
+    results: Mapping[str, LayerResult], dense_energy: float, *, layer: str = "", theme: Theme = "light"
 ) -> Drawing:
     """Error against pruned blocks for several orders (the paper's Figure 1a).
 
@@ -63,7 +59,8 @@ def error_curve(
     if len(final) == 1:
         jump = int(np.diff(columns[best]).argmax())
         share = np.diff(columns[best]).max() / final[best] if final[best] else 0.0
-        finding = f"{run_style(best).label}: block {jump + 1} of {blocks} brings {words.percent(share, 0)} of the error"
+        brings = f"brings {words.percent(share, 0)} of the error"
+        finding = f"{run_style(best).label}: pruned block {jump + 1} of {blocks} {brings}"
     else:
         finding = f"{run_style(best).label} ends lowest, at {words.number(final[best])}"
     style.base(
@@ -247,7 +244,7 @@ def position_curve(
 
 
 def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", theme: Theme = "light") -> Drawing:
-    """Final error by sparsity for several orders, with the natural order as a base line (the paper's order bars).
+    """Final error by sparsity for several orders, with the natural order as a baseline (the paper's order bars).
 
     Args:
         table: columns `order`, `sparsity` and `relative_error`, natural order among them.
@@ -315,7 +312,7 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
         table: columns `order`, `budget` and `relative_error`.
 
     Raises:
-        RoseError: the base line is missing from the table.
+        RoseError: the baseline is missing from the table.
     """
     _need(table, ["order", "budget", "relative_error"])
     wide = table.pivot_table(index="order", columns="budget", values="relative_error", sort=False)

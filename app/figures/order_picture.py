@@ -40,25 +40,71 @@ def order_picture(
         RoseError: a block or column that does not exist.
     """
     visited = make_order(plan, order) if order is not None else _planned(plan)
-    columns = len(visited.permutation)
+    columns, widths = len(visited.permutation), plan.block_width
     if marked_column is not None and not 0 <= marked_column < columns:
         raise RoseError(f"This layer has columns 0 to {columns - 1}, so column {marked_column} cannot be followed.")
-    widths = plan.block_width
     if marked_block is not None:
         style.block_span(widths, marked_block)
     step = shrinking.to_numpy(visited.inverse)
+    finding, caption = _finding(plan, visited, step, marked_column)
+    figure = go.Figure()
+    drawn = _draw_blocks(figure, plan, step, marked_block, theme)
+    _draw_block_rows(figure, plan, visited, theme)
+    if marked_column is not None:
+        _draw_column(figure, marked_column, int(step[marked_column]), columns, theme)
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"Columns{words.of(layer)} before (top) and in pruning order (bottom), {drawn}; brighter: more loss per column",
+        x="column (top), step at which it is pruned (bottom)",
+        height=420,
+    )
+    figure.update_xaxes(range=[-0.5 - 0.01 * columns, columns - 0.5 + 0.01 * columns], showgrid=False, zeroline=False)
+    names = {"tickvals": [1, 0], "ticktext": ["natural", "pruning"]}
+    figure.update_yaxes(range=[-0.28, 1.28], showgrid=False, zeroline=False, showline=False, **names)
+    alt = f"Two rows of columns{words.of(layer)} joined by lines from natural to pruning order. {finding}. {caption}"
+    table = pd.DataFrame(
+        {
+            "column": np.arange(columns),
+            "block": np.repeat(np.arange(len(widths)), widths),
+            "step": step,
+            "column_loss": shrinking.to_numpy(plan.column_loss),
+        }
+    )
+    return Drawing(figure, caption, alt, table)
+
+
+def _finding(plan: OrderPlan, visited: Order, step: np.ndarray, marked_column: int | None) -> tuple[str, str]:
+    """Title and caption: where pruning starts, and how many columns move."""
+    widths, columns = plan.block_width, len(step)
+    finding = "The columns stay in their natural order"
+    if not visited.is_natural:
+        first = int(visited.permutation[0])
+        label = palette.order_style(visited.name).label
+        finding = f"{label}: pruning starts in block {block_of(widths, first)}, with column {first}"
+    moved = int((step != np.arange(columns)).sum())
+    caption = f"{moved} of {columns} columns change place; the relative range is {plan.relative_range:.2f}."
+    if marked_column is not None:
+        caption += (
+            f" Column {marked_column} (block {block_of(widths, marked_column)}, loss "
+            f"{words.number(float(plan.column_loss[marked_column]))}) is pruned at step {int(step[marked_column])}."
+        )
+    return finding, caption
+
+
+def _draw_blocks(figure: go.Figure, plan: OrderPlan, step: np.ndarray, marked: int | None, theme: Theme) -> str:
+    """Adds each block's lines, or its ribbon; says in words which."""
+    widths, columns = plan.block_width, len(step)
     loss = shrinking.to_numpy(plan.loss_per_column).astype(np.float64)
     colours = palette.magnitude_colours(loss, theme)
-    figure = go.Figure()
-    ribbons, every = False, 1
-    if columns > PICTURE_LINES:
-        ribbons = _whole_blocks(step, widths)
-        every = -(-columns // PICTURE_LINES)
+    every = -(-columns // PICTURE_LINES)
+    ribbons = every > 1 and _whole_blocks(step, widths)
     start = 0
     for block, width in enumerate(widths):
         members = np.arange(start, start + width)
         shape = _ribbon(step[members], members) if ribbons else _lines(step, members[members % every == 0])
-        chosen = block == marked_block
+        chosen = block == marked
         colour = palette.MARK if chosen else colours[block]
         figure.add_scatter(
             x=shape[0],
@@ -75,70 +121,24 @@ def order_picture(
             hoverinfo="text" if ribbons else None,
         )
         start += width
-    _block_rows(figure, plan, visited, theme)
-    if marked_column is not None:
-        figure.add_scatter(
-            x=[marked_column, int(step[marked_column])],
-            y=[1, 0],
-            mode="lines+markers",
-            line={"color": palette.MARK, "width": 4},
-            marker={"size": 11, "color": palette.MARK},
-            hoverinfo="skip",
-        )
-        middle = (marked_column + int(step[marked_column])) / 2
-        left = middle > columns / 2
-        style.note(
-            figure,
-            f"column {marked_column} → step {int(step[marked_column])}",
-            theme,
-            x=middle,
-            y=0.5,
-            xshift=-8 if left else 8,
-            xanchor="right" if left else "left",
-        )
-    moved = int((step != np.arange(columns)).sum())
-    first = int(shrinking.to_numpy(visited.permutation)[0])
-    label = palette.order_style(visited.name).label
-    if visited.is_natural:
-        finding = "The columns stay in their natural order"
-    else:
-        finding = f"{label}: pruning starts in block {block_of(widths, first)}, with column {first}"
-    drawn = "a ribbon for each block" if ribbons else "a line for each column"
-    if not ribbons and every > 1:
-        drawn = f"a line for one column in {every}"
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"Columns{words.of(layer)} before (top) and in pruning order (bottom), {drawn}; brighter: more loss per column",
-        x="column (top), step at which it is pruned (bottom)",
-        height=420,
+    if ribbons:
+        return "a ribbon for each block"
+    return "a line for each column" if every == 1 else f"a line for one column in {every}"
+
+
+def _draw_column(figure: go.Figure, column: int, step: int, columns: int, theme: Theme) -> None:
+    """Follows one column from its place to the step at which it is pruned."""
+    figure.add_scatter(
+        x=[column, step],
+        y=[1, 0],
+        mode="lines+markers",
+        line={"color": palette.MARK, "width": 4},
+        marker={"size": 11, "color": palette.MARK},
+        hoverinfo="skip",
     )
-    figure.update_xaxes(range=[-0.5 - 0.01 * columns, columns - 0.5 + 0.01 * columns], showgrid=False, zeroline=False)
-    figure.update_yaxes(
-        range=[-0.28, 1.28],
-        tickvals=[1, 0],
-        ticktext=["natural", "pruning"],
-        showgrid=False,
-        zeroline=False,
-        showline=False,
-    )
-    caption = f"{moved} of {columns} columns change place; the relative range is {plan.relative_range:.2f}."
-    if marked_column is not None:
-        caption += (
-            f" Column {marked_column} (block {block_of(widths, marked_column)}, loss "
-            f"{words.number(float(plan.column_loss[marked_column]))}) is pruned at step {int(step[marked_column])}."
-        )
-    alt = f"Two rows of columns{words.of(layer)} joined by lines from natural to pruning order. {finding}. {caption}"
-    table = pd.DataFrame(
-        {
-            "column": np.arange(columns),
-            "block": np.repeat(np.arange(len(widths)), widths),
-            "step": step,
-            "column_loss": shrinking.to_numpy(plan.column_loss),
-        }
-    )
-    return Drawing(figure, caption, alt, table)
+    middle = (column + step) / 2
+    shift, anchor = (-8, "right") if middle > columns / 2 else (8, "left")
+    style.note(figure, f"column {column} → step {step}", theme, x=middle, y=0.5, xshift=shift, xanchor=anchor)
 
 
 def _planned(plan: OrderPlan) -> Order:
@@ -168,7 +168,7 @@ def _ribbon(steps: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndar
     return x, np.array([0.93, 0.93, 0.07, 0.07, 0.93], np.float32)
 
 
-def _block_rows(figure: go.Figure, plan: OrderPlan, visited: Order, theme: Theme) -> None:
+def _draw_block_rows(figure: go.Figure, plan: OrderPlan, visited: Order, theme: Theme) -> None:
     """Block boundaries and numbers above the natural row and below the pruning row."""
     ink = palette.INKS[theme]
     natural: list[int | None] = list(range(len(plan.block_width)))

@@ -97,36 +97,12 @@ def model_map(
         hoverinfo="skip",
         **_colours(known, values, name, theme),
     )
-    figure.add_scatter(
-        x=rows["block_index"].to_numpy(np.int32),
-        y=rows["projection"].tolist(),
-        customdata=rows["layer"].tolist(),
-        text=[known.text(v) for v in rows["value"]],
-        mode="markers",
-        marker={"size": 16, "symbol": "square", "opacity": 0},
-        selected={"marker": {"opacity": 0}},
-        unselected={"marker": {"opacity": 0}},
-        hovertemplate=f"%{{customdata}}<br>{known.unit} %{{text}}<extra></extra>",
-        showlegend=False,
-    )
+    _answer_clicks(figure, rows, known)
     expected = max(len(rows), len(set(layers)))
     waiting = expected - int(rows["value"].notna().sum())
     finding, ringed = _map_finding(rows, name, known, threshold)
     if ringed is not None and len(ringed):
-        figure.add_scatter(
-            x=ringed["block_index"].to_numpy(np.int32),
-            y=ringed["projection"].tolist(),
-            mode="markers",
-            marker={
-                "size": 11 if len(blocks) <= 20 else 8,
-                "symbol": "circle-open",
-                "color": palette.MARK,
-                "line": {"width": 2.5},
-            },
-            hoverinfo="skip",
-            name=f"columnar, above {threshold:.2f}",
-            showlegend=False,
-        )
+        _ring(figure, ringed, threshold, 11 if len(blocks) <= 20 else 8)
     rings = f"; ringed: columnar, above {threshold:.2f}" if ringed is not None else ""
     blank = f"; blank: not yet ({waiting} of {expected})" if waiting else ""
     style.base(
@@ -142,11 +118,7 @@ def model_map(
         range=[min(blocks) - 0.5, max(blocks) + 0.5], showgrid=False, zeroline=False, dtick=_dtick(len(blocks))
     )
     figure.update_yaxes(
-        categoryorder="array",
-        categoryarray=projections,
-        range=[len(projections) - 0.5, -0.5],
-        showgrid=False,
-        ticks="",
+        categoryorder="array", categoryarray=projections, range=[len(projections) - 0.5, -0.5], showgrid=False, ticks=""
     )
     if marked_layer is not None and (rows["layer"] == marked_layer).any():
         at = rows[rows["layer"] == marked_layer].iloc[0]
@@ -155,6 +127,35 @@ def model_map(
     caption = _map_caption(rows, known, waiting)
     alt = f"Map of {known.label.lower()} by decoder block and projection. {finding}. {caption}"
     return Drawing(figure, caption, alt, rows.rename(columns={"value": name}))
+
+
+def _answer_clicks(figure: go.Figure, rows: pd.DataFrame, known: Metric) -> None:
+    """Invisible marks in the cells, which do not answer clicks themselves."""
+    figure.add_scatter(
+        x=rows["block_index"].to_numpy(np.int32),
+        y=rows["projection"].tolist(),
+        customdata=rows["layer"].tolist(),
+        text=[known.text(v) for v in rows["value"]],
+        mode="markers",
+        marker={"size": 16, "symbol": "square", "opacity": 0},
+        selected={"marker": {"opacity": 0}},
+        unselected={"marker": {"opacity": 0}},
+        hovertemplate=f"%{{customdata}}<br>{known.unit} %{{text}}<extra></extra>",
+        showlegend=False,
+    )
+
+
+def _ring(figure: go.Figure, rows: pd.DataFrame, threshold: float, size: int) -> None:
+    """Rings around the cells of columnar layers."""
+    figure.add_scatter(
+        x=rows["block_index"].to_numpy(np.int32),
+        y=rows["projection"].tolist(),
+        mode="markers",
+        marker={"size": size, "symbol": "circle-open", "color": palette.MARK, "line": {"width": 2.5}},
+        hoverinfo="skip",
+        name=f"columnar, above {threshold:.2f}",
+        showlegend=False,
+    )
 
 
 def _grid(rows: pd.DataFrame, layers: Sequence[str]) -> pd.DataFrame:
@@ -303,7 +304,9 @@ def range_strip(
     figure.update_yaxes(range=[0, 1.04])
     figure.update_xaxes(range=[rows["block_index"].min() - 0.7, rows["block_index"].max() + 0.7], zeroline=False)
     kinds = columnar["projection"].value_counts()
-    where = "".join(f", {n} of them {kind}" for kind, n in kinds.head(1).items())
+    where = "".join(
+        f", all of them {kind}" if n == len(columnar) else f", {n} of them {kind}" for kind, n in kinds.head(1).items()
+    )
     caption = (
         f"{len(columnar)} of {len(rows)} layers lie above {threshold:.2f}{where}; the median is "
         f"{words.number(float(rows['value'].median()))}."

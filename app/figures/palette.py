@@ -59,7 +59,7 @@ METHOD_COLOURS = {
     "wanda": TEAL,
     "magnitude": SLATE,
     "measured": AZURE,
-    "sensitivity": TAN,
+    "isc": TAN,
     "dsnot": BROWN,
     "alps": INDIGO,
     "oats": PURPLE,
@@ -75,7 +75,6 @@ ORDER_LABELS = {
     "random": "Random",
     "custom": "Your own",
 }
-_OURS = {"rose_global", "rose_dealt", "measured"}
 # Shape says the same as colour, for those who cannot tell colours and for print.
 _SYMBOLS = (
     "circle",
@@ -147,8 +146,6 @@ def method_style(name: str) -> Style:
     if name not in METHODS and name in ORDER_COLOURS:
         return order_style(name)
     label = METHODS[name].label if name in METHODS else name.replace("_", " ")
-    if name in _OURS:
-        label += " (ours)"
     dash, pattern = _LINE if name in METHOD_COLOURS else _PLUGIN_LINE
     return Style(METHOD_COLOURS.get(name) or _fallback(name), label, dash, _symbol(name, METHOD_COLOURS), pattern)
 

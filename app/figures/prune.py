@@ -119,10 +119,7 @@ def _compare(wide: pd.DataFrame, looks: dict[str, palette.Style]) -> tuple[str, 
         return f"{looks[best].label}: mean error {words.number(float(mean[best]))}", caption
     other = best if best != base else ranked[1]
     better = int((wide[other] < wide[base]).sum())
-    return (
-        f"{looks[other].label} has less error than {looks[base].label} on {better} of {len(wide)} layers",
-        caption,
-    )
+    return (f"{looks[other].label} has less error than {looks[base].label} on {better} of {len(wide)} layers", caption)
 
 
 def _lines(figure: go.Figure, wide: pd.DataFrame, looks: dict[str, palette.Style]) -> None:
@@ -206,14 +203,7 @@ def perplexity_bars(table: pd.DataFrame, *, dense: float | None = None, theme: T
     if log:
         finding += ", on a log scale"
     line = f"; dashed: dense, {words.number(dense)}" if dense is not None else ""
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"Perplexity of each pruned model, lower is better{line}",
-        x="",
-        y="perplexity",
-    )
+    style.base(figure, theme, finding, f"Perplexity of each pruned model, lower is better{line}", x="", y="perplexity")
     largest = float(known.max()) if len(known) else 1.0
     if log:
         low = float(known[known > 0].min())

@@ -62,11 +62,7 @@ def template(theme: Theme) -> go.layout.Template:
     scene = {"gridcolor": solid, "linecolor": ink.muted, "zerolinecolor": solid, "showbackground": False}
     return go.layout.Template(
         layout={
-            "font": {
-                "family": FONT,
-                "size": FONT_SIZE,
-                "color": ink.text,
-            },
+            "font": {"family": FONT, "size": FONT_SIZE, "color": ink.text},
             "paper_bgcolor": ink.page,
             "plot_bgcolor": "rgba(0,0,0,0)",
             "xaxis": axis,

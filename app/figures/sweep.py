@@ -95,7 +95,7 @@ def _state(trace: SweepTrace, step: int, show: str, position: np.ndarray | None,
 def _sweep_finding(trace: SweepTrace, step: int, blocks: int) -> str:
     total = float(trace.error.sum())
     if step == 0:
-        return f"Nothing is pruned yet; all of {blocks} blocks are free"
+        return f"Nothing is pruned yet; all {blocks} blocks are free"
     share = float(trace.error[:step].sum()) / total if total > 0 else 0.0
     return f"After {step} of {blocks} blocks, {words.percent(share, 0)} of the final error has arisen"
 

@@ -6,10 +6,11 @@ import pandas as pd
 import streamlit as st
 
 import rose
-from app import checking, components, session, words
-from app.checking import Findings, LayerChecks, Request
+from app import components, session, words
 from app.figures import check as figures
-from app.study import Study
+from app.study import checking
+from app.study.checking import CheckRequest, Findings, LayerChecks
+from app.study.study import Study
 from rose.layer.checks import AGREE, AGREE_ROUGHLY, OVERFIT, Check
 from rose.layer.pattern import parse_sparsity
 from rose.model.checks import CHECKS, check_layers
@@ -17,12 +18,12 @@ from rose.model.checks import CHECKS, check_layers
 # Status is never colour alone: a word, and an icon of another shape for each.
 BADGES = {
     "pass": ":green-badge[:material/check_circle: pass]",
-    "look": ":orange-badge[:material/visibility: look]",
+    "look": ":orange-badge[:material/visibility: review]",
     "fail": ":red-badge[:material/error: fail]",
 }
-CELLS = {"pass": "✓ pass", "look": "◐ look", "fail": "✗ fail"}
+CELLS = {"pass": "✓ pass", "look": "◐ review", "fail": "✗ fail"}
 DEFAULT_METHODS = ["sparsegpt", "rose", "rose_global", "wanda"]
-NOT_KEPT = ". Nothing of it was kept, and nothing was changed."  # of a cancelled check
+NOT_KEPT = ". No results were kept, and nothing was changed."  # of a cancelled check
 KEPT_RUNS = 24
 ONE, ALL = "This layer", "All layers"
 MEASURES, OVERFITTING, SPARSITY = "Three measures", "Over-fitting", "Sparsity"
@@ -31,12 +32,12 @@ SECTIONS = {name: name for name in (ONE, MEASURES, OVERFITTING, SPARSITY, ALL)}
 
 def draw() -> None:
     st.title("Check: can these numbers be trusted?")
-    study = components.require_study("Checks of every layer's error, sparsity and inputs would be here.")
+    study = components.require_study("Checks of every layer's error, sparsity and inputs appear here.")
     view = components.section(SECTIONS, "check", "What to check")
     if view == ALL:  # also for a run that broke off at a layer with bad inputs
         _all_layers(study)
         return
-    study, layer = components.require_layer("Checks of one layer's error, sparsity and inputs would be here.")
+    study, layer = components.require_layer("Checks of one layer's error, sparsity and inputs appear here.")
     request = _choose(layer)
     run = _runs().get((study.created, request))
     if run is not None and run.job.status == "running":
@@ -53,7 +54,7 @@ def draw() -> None:
         st.caption(f"Measured on {findings.tokens} tokens in {components.duration(findings.seconds)}.")
 
 
-def _choose(layer: str) -> Request:
+def _choose(layer: str) -> CheckRequest:
     left, right = st.columns([3, 1])
     methods = left.multiselect(
         "Methods",
@@ -72,7 +73,7 @@ def _choose(layer: str) -> Request:
         bind="query-params",
         help="Pruned anew on ever more of the calibration tokens.",
     )
-    return Request(layer, tuple(methods), curve, session.threshold())
+    return CheckRequest(layer, tuple(methods), curve, session.threshold())
 
 
 def _label(method: str) -> str:
@@ -84,7 +85,7 @@ def _runs() -> dict[object, LayerChecks]:
     return st.session_state.setdefault("check_runs", {})
 
 
-def _offer(study: Study, request: Request, run: LayerChecks | None) -> None:
+def _offer(study: Study, request: CheckRequest, run: LayerChecks | None) -> None:
     """The way to the measurements that take a pass through the model."""
     if run is not None:
         components.job_status(run.job, "checks", NOT_KEPT)  # failed or cancelled
@@ -109,7 +110,7 @@ def _offer(study: Study, request: Request, run: LayerChecks | None) -> None:
     )
 
 
-def _start(study: Study, request: Request) -> None:
+def _start(study: Study, request: CheckRequest) -> None:
     runs = _runs()
     run = runs[(study.created, request)] = LayerChecks(study, request)
     while len(runs) > KEPT_RUNS:
@@ -138,8 +139,8 @@ def _table(checks: list[tuple[str, Check]], alt: str) -> None:
 
 
 def _verdict(statuses: list[str], noun: str) -> str:
-    """ "12 checks: eleven pass, one wants a look, none fails"."""
-    verbs = {"pass": ("passes", "pass"), "look": ("wants a look", "want a look"), "fail": ("fails", "fail")}
+    """ "12 checks: eleven pass, one needs review, none fails"."""
+    verbs = {"pass": ("passes", "pass"), "look": ("needs review", "need review"), "fail": ("fails", "fail")}
     parts = []
     for status, (one, several) in verbs.items():
         found = statuses.count(status)
@@ -157,7 +158,7 @@ def _one_layer(study: Study, layer: str, findings: Findings | None) -> None:
     _table(checks, f"Checks of {layer}")
 
 
-def _measures(study: Study, layer: str, findings: Findings, request: Request) -> None:
+def _measures(study: Study, layer: str, findings: Findings, request: CheckRequest) -> None:
     gaps = [measures.disagreement for measures in findings.measures]
     agree = sum(gap <= AGREE for gap in gaps)
     components.show(
@@ -187,7 +188,7 @@ def _measures(study: Study, layer: str, findings: Findings, request: Request) ->
     )
 
 
-def _overfitting(study: Study, layer: str, findings: Findings, request: Request) -> None:
+def _overfitting(study: Study, layer: str, findings: Findings, request: CheckRequest) -> None:
     drawing = figures.held_out_curve(
         findings.curve,
         method=request.curve_method,
@@ -213,11 +214,11 @@ def _overfitting(study: Study, layer: str, findings: Findings, request: Request)
     st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt=f"Error of {layer} by calibration length")
     st.caption(
         f"Relative errors; {study.setup.held_out} × {study.setup.length} held-out tokens that no fit has seen. "
-        f"A ratio up to {OVERFIT:g} passes. Where the held-out error no longer falls, more calibration is no use."
+        f"A ratio up to {OVERFIT:g} passes. Where the held-out error no longer falls, more calibration does not help."
     )
 
 
-def _sparsity(study: Study, layer: str, findings: Findings, request: Request) -> None:
+def _sparsity(study: Study, layer: str, findings: Findings, request: CheckRequest) -> None:
     components.show(
         figures.sparsity_by_method(findings.sparsity, layer=words.short_layer(layer), theme=session.theme()),
         "sparsity-by-method",
@@ -226,7 +227,7 @@ def _sparsity(study: Study, layer: str, findings: Findings, request: Request) ->
         {
             "Status": BADGES[found.check.status],
             "Method": _label(found.method),
-            "Asked": words.percent(found.requested, 3).replace(" ", "\u00a0"),
+            "Requested": words.percent(found.requested, 3).replace(" ", "\u00a0"),
             "Removed": words.percent(found.realised, 3).replace(" ", "\u00a0"),
             "Promised per": {"group": f"group of {study.setup.sparsity}"}.get(found.unit, found.unit),
             "Units": f"{found.units}",
@@ -258,7 +259,7 @@ def _all_layers(study: Study) -> None:
         return
     st.subheader(_verdict(list(table["status"]), "layer"), anchor=False)
     if study.job.status == "failed":
-        st.error(f"The run broke off: {study.job.message}", icon=":material/error:")
+        st.error(f"The run stopped early: {study.job.message}", icon=":material/error:")
     only = st.toggle("Only layers that do not pass", key="check_only", bind="query-params")
     shown = table[table["status"] != "pass"] if only else table
     if shown.empty:
@@ -281,8 +282,8 @@ def _all_layers(study: Study) -> None:
     left, right = st.columns([4, 1])
     left.caption(
         f"Select a row to choose its layer. Passes: no NaN or infinity; no dead column; at least as many tokens as "
-        f"columns; damping {setup.damping:g} as asked; the asked sparsity to half a weight per block; held-out error "
-        f"at most {OVERFIT:g} times the calibration error for every method that was measured."
+        f"columns; damping {setup.damping:g} as requested; the requested sparsity to half a weight per block; "
+        f"held-out error at most {OVERFIT:g} times the calibration error for every method that was measured."
     )
     right.download_button(
         "Table, CSV",

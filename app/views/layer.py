@@ -9,11 +9,12 @@ import pandas as pd
 import streamlit as st
 
 import rose
-from app import components, lab_widgets, session, tables, words
+from app import components, session, words
 from app.components import URL
 from app.figures import comparison, hessian, losses, maps, order_picture, overview, palette
 from app.figures.style import Drawing
-from app.study import Study
+from app.study import tables
+from app.study.study import Study
 
 SECTIONS = {
     "weights": "Weights",
@@ -71,7 +72,7 @@ def key_figures(study: Study, layer: str, plan: rose.OrderPlan, row: pd.Series) 
 
 def versus(saved: float, columnar: bool) -> str:
     if not columnar:
-        return "as SparseGPT"
+        return "same as SparseGPT"
     return f"{words.percent(abs(saved))} {'less' if saved >= 0 else 'more'}"
 
 
@@ -128,7 +129,7 @@ def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) ->
             ),
             "layer-diagonal",
         )
-    elif lab_widgets.finished(
+    elif components.finished(
         [lambda: study.spectrum(layer)], "layer-spectrum-work", (study.created, layer, "spectrum"), "spectrum"
     ):
         drawn = hessian.hessian_spectrum(
@@ -199,7 +200,7 @@ def error(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
     row = table.iloc[0]
     if not plan.is_columnar:
         st.caption(
-            f"Not columnar at {plan.threshold:.2f}, so ROSE does as SparseGPT here. Two-level order would give "
+            f"Not columnar at {plan.threshold:.2f}, so ROSE is the same as SparseGPT here. Two-level order would give "
             f"an error of {row['error_two_level']:.4f}, {versus(row['gain'], True)}."
         )
     error_numbers(records)

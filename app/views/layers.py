@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import components, session, tables, words
+from app import components, session, words
 from app.figures import overview as figures
 from app.figures import palette
-from app.study import Study
+from app.study import tables
+from app.study.study import Study
 
 # What the map can show: column of the overview table -> words on the button.
 METRICS = {

@@ -8,25 +8,27 @@ from collections.abc import Callable
 import streamlit as st
 
 import rose
-from app import components, lab, lab_widgets, lesson_texts, lessons, session, words
+from app import components, session, words
 from app.components import URL
 from app.figures import learn as figures
 from app.figures import losses, maps
 from app.figures import order_lab as order_figures
 from app.figures.race import sweep_race
 from app.figures.style import Drawing
-from app.lesson_texts import Lesson
-from app.lessons import Recipe, Subject
-from app.study import Study
+from app.lab import sweeps
+from app.lessons import subjects, texts
+from app.lessons.subjects import LayerDesign, Subject
+from app.lessons.texts import Lesson
+from app.study.study import Study
 from rose.layer.methods import BUDGETS
 
 # Of text and stage, pixels: nothing below them moves from step to step, and on a screen of 1280 × 800 nothing is cut.
 HEIGHT = 554
 SPLIT = (1, 1.55)
 TICK = 1.2  # seconds a block is shown while a sweep plays
-LABELS = [f"{number} {title}" for number, title in enumerate(lessons.TITLES, 1)]
-COLUMNAR = Recipe(strength=3.0)
-FLAT = Recipe(strength=0.0)
+LABELS = [f"{number} {title}" for number, title in enumerate(subjects.TITLES, 1)]
+COLUMNAR = LayerDesign(strength=3.0)
+FLAT = LayerDesign(strength=0.0)
 
 
 def draw_lesson(lesson: Lesson) -> None:
@@ -88,18 +90,18 @@ def ordered_stage(plan: rose.OrderPlan) -> Drawing:
 
 
 def importance_step() -> None:
-    plan = lessons.example()
-    example_step(lesson_texts.importance_lesson(plan), example_stage(plan, losses=False, mask=False), "importance")
+    plan = subjects.example()
+    example_step(texts.importance_lesson(plan), example_stage(plan, losses=False, mask=False), "importance")
 
 
 def pre_pruning_step() -> None:
-    plan = lessons.example()
-    example_step(lesson_texts.pre_pruning_lesson(plan), example_stage(plan, losses=False, mask=True), "pre-pruning")
+    plan = subjects.example()
+    example_step(texts.pre_pruning_lesson(plan), example_stage(plan, losses=False, mask=True), "pre-pruning")
 
 
 def losses_step() -> None:
-    plan = lessons.example()
-    example_step(lesson_texts.loss_lesson(plan), example_stage(plan, losses=True, mask=True), "losses")
+    plan = subjects.example()
+    example_step(texts.loss_lesson(plan), example_stage(plan, losses=True, mask=True), "losses")
 
 
 def example_step(lesson: Lesson, drawing: Drawing, key: str) -> None:
@@ -112,12 +114,12 @@ def example_step(lesson: Lesson, drawing: Drawing, key: str) -> None:
 
 def order_step() -> None:
     """Predict, then reveal."""
-    plan = lessons.example()
+    plan = subjects.example()
     left, stage = sides()
     revealed = bool(st.session_state.get("lesson_revealed"))
     with left:
         guess = st.session_state.get("lesson_guess")
-        draw_lesson(lesson_texts.order_lesson(plan, guess if revealed else None))
+        draw_lesson(texts.order_lesson(plan, guess if revealed else None))
         if not revealed:
             blocks = range(len(plan.block_width))
             guess = st.pills("Your guess", blocks, format_func=lambda b: f"Block {b + 1}", key="lesson_guess")
@@ -152,15 +154,15 @@ def forget_guess() -> None:
 def real_layer(columnar: bool) -> tuple[Study, str] | None:
     """The measured layer of highest, or of lowest, relative range, if there is one that can be recorded."""
     study = session.study()
-    found = lessons.extremes(study) if study is not None else None
+    found = subjects.extremes(study) if study is not None else None
     if study is None or found is None:
         return None
     layer = found[0] if columnar else found[1]
-    return (study, layer) if lab.trace_bytes(study, layer) <= lab.LARGEST_TRACE else None
+    return (study, layer) if sweeps.trace_bytes(study, layer) <= sweeps.LARGEST_TRACE else None
 
 
-def subject_of(chosen: tuple[Study, str] | None, recipe: Recipe) -> Subject:
-    return lessons.generated(recipe) if chosen is None else lessons.real(*chosen, session.threshold())
+def subject_of(chosen: tuple[Study, str] | None, design: LayerDesign) -> Subject:
+    return subjects.generated(design) if chosen is None else subjects.real(*chosen, session.threshold())
 
 
 def where_from(chosen: tuple[Study, str] | None, columnar: bool, plan: rose.OrderPlan) -> None:
@@ -186,13 +188,13 @@ def sweep_step(columnar: bool) -> None:
     with stage:
         pieces = [lambda order=order: subject.prune(order, "block", True) for order in orders]
         signature = (subject.name, chosen[0].created if chosen else None)
-        if not lab_widgets.finished(pieces, f"learn-sweeps-{columnar}", signature):
+        if not components.finished(pieces, f"learn-sweeps-{columnar}", signature):
             return
     natural, ordered = (subject.prune(order, "block", True) for order in orders)
     blocks = len(natural.order.widths)
     step = played_step(blocks)
     with left:
-        draw_lesson(lesson_texts.sweep_lesson(subject, natural, ordered, step))
+        draw_lesson(texts.sweep_lesson(subject, natural, ordered, step))
         where_from(chosen, columnar, subject.plan)
     with stage:
         play_controls(blocks)
@@ -265,36 +267,36 @@ def strength_step() -> None:
     left, stage = sides()
     with left:
         text = st.container()
-        recipe = choose_recipe()
-    here = lessons.generated(recipe)
-    points = lessons.strengths(recipe, lessons.STRENGTHS)
+        design = choose_design()
+    here = subjects.generated(design)
+    points = subjects.strengths(design, subjects.STRENGTHS)
     with text:
-        draw_lesson(lesson_texts.strength_lesson(recipe, points, here))
+        draw_lesson(texts.strength_lesson(design, points, here))
     with stage:
         views = {"gain": "Gain by strength", "weights": "Weights", "loss": "Block loss"}
         view = components.section(views, "lesson_view", "Stage")
         theme = session.theme()
         if view == "gain":
             threshold = here.plan.threshold
-            drawing = figures.strength_curve(points, threshold=threshold, marked=recipe.strength, theme=theme)
+            drawing = figures.strength_curve(points, threshold=threshold, marked=design.strength, theme=theme)
         elif view == "weights":
-            weight, _ = lessons.generate(recipe)
+            weight, _ = subjects.generate(design)
             drawing = maps.weight_map(
-                weight, widths=here.plan.block_width, marked_block=recipe.strong_block, layer=here.name, theme=theme
+                weight, widths=here.plan.block_width, marked_block=design.strong_block, layer=here.name, theme=theme
             )
         else:
-            drawing = losses.block_loss_bars(here.plan, marked_block=recipe.strong_block, layer=here.name, theme=theme)
+            drawing = losses.block_loss_bars(here.plan, marked_block=design.strong_block, layer=here.name, theme=theme)
         draw(drawing, "strength")
 
 
-def choose_recipe() -> Recipe:
+def choose_design() -> LayerDesign:
     strength = st.slider("Strength of one block", 0.0, 4.0, 2.0, 0.25, key="lesson_strength", bind=URL)
     first, second = st.columns(2)
     blocks = first.slider("Blocks", 3, 8, 6, key="lesson_blocks", bind=URL)
-    place = second.slider("Which block", 1, 8, 6, key="lesson_place", bind=URL, help="The last if there are fewer")
+    place = second.slider("Which block", 0, 7, 5, key="lesson_place", bind=URL, help="The last if there are fewer")
     rows = first.slider("Rows", 16, 96, 64, 16, key="lesson_rows", bind=URL)
     seed = second.number_input("Seed", 0, 9999, 0, key="lesson_seed", bind=URL)
-    return Recipe(rows, blocks, strength, place - 1, seed)
+    return LayerDesign(rows, blocks, strength, place, seed)
 
 
 # Step 8: two effects
@@ -310,17 +312,17 @@ def effects_step() -> None:
             chosen = chosen if kind == "real" else None
     subject = subject_of(chosen, COLUMNAR)
     with stage:
-        pairs = [(order, budget) for order in lessons.SEPARATED for budget in BUDGETS]
+        pairs = [(order, budget) for order in subjects.SEPARATED for budget in BUDGETS]
         pieces = [lambda pair=pair: subject.prune(pair[0], pair[1], False) for pair in pairs]
         signature = (subject.name, chosen[0].created if chosen else None)
-        if not lab_widgets.finished(pieces, "learn-effects", signature):
+        if not components.finished(pieces, "learn-effects", signature):
             return
         errors = {pair: subject.prune(pair[0], pair[1], False).relative_error for pair in pairs}
-        table = lessons.error_table(errors)
+        table = subjects.error_table(errors)
         name = subject.name if chosen is None else words.short_layer(subject.name)
         draw(order_figures.order_budget_matrix(table, layer=name, theme=session.theme()), "effects")
     with left:
-        draw_lesson(lesson_texts.effects_lesson(subject, errors))
+        draw_lesson(texts.effects_lesson(subject, errors))
         if chosen is not None or real_layer(columnar=True) is None:
             where_from(chosen, True, subject.plan)
 

@@ -9,24 +9,21 @@ import pandas as pd
 import streamlit as st
 
 import rose
-from app import components, recipes, session, words
+from app import components, session, shared, words
 from app.figures import comparison
 from app.figures import prune as figures
-from app.pruning import Outcome, PruningRun, layer_table, model_table
-from app.request import HELD_OUT, Keep, Request, estimate, run_name
-from app.results import over_seeds, read_results
-from app.setup import Setup, weights_size
+from app.runs import recipes
+from app.runs.pruning import EvaluatedModel, PruningRun, layer_table, model_table
+from app.runs.request import HELD_OUT, Keep, PruneRequest, estimate, run_name
+from app.runs.results import over_seeds, read_results
+from app.study.setup import Setup, weights_size
 from rose.layer.methods import RECOMMENDED
 from rose.model.calibration import SOURCES
 from rose.paths import expand
 
 FILE = "a file"
 PROMPT = "Python is a programming language that"
-KEEP: dict[Keep, str] = {
-    "nothing": "do not keep",
-    "zip": "for download, .zip",
-    "folder": "in a folder on this machine",
-}
+KEEP: dict[Keep, str] = {"nothing": "do not keep", "zip": "for download, .zip", "folder": "in a folder on this machine"}
 SUMMARY, LAYERS, TEXTS, DOWNLOADS, SEEDS = "Perplexity", "Layers", "Texts", "Downloads", "Over seeds"
 SECTIONS = {name: name for name in (SUMMARY, LAYERS, TEXTS, DOWNLOADS, SEEDS)}
 
@@ -35,7 +32,7 @@ def draw() -> None:
     st.title("Prune: what does the whole model lose?")
     setup, run = session.setup(), session.pruning()
     with st.expander(
-        "What to prune, and how to judge it",
+        "What to prune, and how to evaluate it",
         expanded=run is None,
         icon=":material/tune:",
         key="prune-settings",
@@ -54,7 +51,7 @@ def draw() -> None:
     if view == SEEDS:
         _seeds()
     elif run is None or run.dense is None:
-        st.info("Results show here as soon as the dense model and the first pruned copy have been judged.")
+        st.info("Results show here as soon as the dense model and the first pruned copy have been evaluated.")
     else:
         {SUMMARY: _summary, LAYERS: _layers, TEXTS: _texts, DOWNLOADS: _downloads}[view](run, run.models)
 
@@ -62,7 +59,7 @@ def draw() -> None:
 # Choices
 
 
-def _choose(setup: Setup) -> Request:
+def _choose(setup: Setup) -> PruneRequest:
     st.caption(
         f"Copies of **{setup.model}**, calibrated on {setup.samples} × {setup.length} tokens of {setup.text}, seed "
         f"{setup.seed}, block size {setup.block_size}, damping {setup.damping:g}. Other models and calibrations: "
@@ -102,7 +99,7 @@ def _choose(setup: Setup) -> Request:
         help="Calibrates each layer on the pruned layers before it in its own decoder block too. One forward pass for "
         "each decoder block instead of two, for more memory.",
     )
-    return Request(
+    return PruneRequest(
         methods=tuple(dict.fromkeys(methods)),
         sparsities=tuple(dict.fromkeys(sparsities.replace(",", " ").split())) or (setup.sparsity,),
         layers=layers.strip() or setup.layers,
@@ -139,12 +136,7 @@ def _evaluation(setup: Setup) -> tuple[str, int, int]:
         bind="query-params",
     )
     length = four.number_input(
-        "Tokens each",
-        min_value=2,
-        value=None,
-        placeholder=str(setup.length),
-        key="prune_length",
-        bind="query-params",
+        "Tokens each", min_value=2, value=None, placeholder=str(setup.length), key="prune_length", bind="query-params"
     )
     return path if text == FILE else text, windows or _default_windows(setup, text), length or setup.length
 
@@ -160,7 +152,7 @@ def _prompt_and_checkpoint() -> tuple[str, int, Keep, str]:
         value=PROMPT,
         key="prune_prompt",
         bind="query-params",
-        help="Every model writes on, always the most likely next token. Empty: none does.",
+        help="Every model continues it with the most likely next token each time. Leave it empty to skip this.",
     )
     new_tokens = two.number_input(
         "New tokens", min_value=1, max_value=500, value=30, key="prune_new_tokens", bind="query-params"
@@ -178,10 +170,10 @@ def _prompt_and_checkpoint() -> tuple[str, int, Keep, str]:
     return prompt, new_tokens, keep, folder
 
 
-def _offer(setup: Setup, request: Request, run: PruningRun | None) -> None:
+def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
     """What the run would take, and the button; or a sentence that says what to mend."""
     try:
-        skeleton = session.skeleton(setup.model)
+        skeleton = shared.skeleton(setup.model)
         request.check(setup, skeleton)
         cost = estimate(skeleton, setup, request)
         said = (
@@ -210,7 +202,7 @@ def _offer(setup: Setup, request: Request, run: PruningRun | None) -> None:
         right.caption(said)
 
 
-def _start(request: Request) -> None:
+def _start(request: PruneRequest) -> None:
     st.session_state["prune-settings"] = False  # makes room for the results
     session.start_pruning(request)
 
@@ -219,7 +211,7 @@ def _start(request: Request) -> None:
 
 
 def _wait(run: PruningRun) -> None:
-    finished = len(run.outcomes), run.dense is None
+    finished = len(run.copies), run.dense is None
 
     def poll() -> None:
         run.job.watch(session.viewer())
@@ -234,7 +226,7 @@ def _wait(run: PruningRun) -> None:
                     components.show(drawing, "prune-timeline-figure")
         components.cancel_button(run.job, "prune")
         # Last: a fragment that ends before it has drawn anything leaves a gap until the page is redrawn.
-        if run.job.status != "running" or (len(run.outcomes), run.dense is None) != finished:
+        if run.job.status != "running" or (len(run.copies), run.dense is None) != finished:
             st.rerun()  # what the page shows below has changed
 
     components.live(poll, 1.0)
@@ -245,17 +237,17 @@ def _timeline(pruned: list[dict[str, object]]) -> pd.DataFrame:
 
 
 def _ended(run: PruningRun) -> None:
-    finished = words.count(len(run.outcomes), "model")
+    finished = words.count(len(run.copies), "model")
     if run.job.status == "failed":
         st.error(run.job.message, icon=":material/error:")
-        if run.outcomes:
+        if run.copies:
             st.info(
                 f"{words.sentence(finished)} had been finished before; numbers, and checkpoints where asked for, are "
                 "below.",
                 icon=":material/inventory_2:",
             )
     elif run.job.status == "cancelled":
-        kept = [str(outcome.checkpoint) for outcome in run.outcomes if run.request.keep == "folder"]
+        kept = [str(model.checkpoint) for model in run.copies if run.request.keep == "folder"]
         components.stopped(
             run.job,
             f" after {finished}; the numbers of finished models are below, and temporary files are deleted."
@@ -266,19 +258,19 @@ def _ended(run: PruningRun) -> None:
 # Results
 
 
-def _summary(run: PruningRun, models: list[Outcome]) -> None:
+def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
     table = model_table(models)
     rows = [
         {
-            "Model": outcome.label,
-            "Perplexity": f"{outcome.perplexity:.2f}",
+            "Model": model.label,
+            "Perplexity": f"{model.perplexity:.2f}",
             "× dense": f"{row['ratio_to_dense']:.2f}",
             "Mean error, calibration": _error(row["mean_relative_error"]),
             "Mean error, held-out": _error(row["mean_held_out_error"]),
             "Weights removed": words.percent(row["removed_fraction"], 2),
-            "Pruning": "–" if outcome.report is None else components.duration(row["seconds"]),
+            "Pruning": "–" if model.report is None else components.duration(row["seconds"]),
         }
-        for outcome, (_, row) in zip(models, table.iterrows(), strict=True)
+        for model, (_, row) in zip(models, table.iterrows(), strict=True)
     ]
     st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt="Perplexity and errors of every model")
     where = (
@@ -290,10 +282,10 @@ def _summary(run: PruningRun, models: list[Outcome]) -> None:
         "that were pruned."
     )
     if run.request.evaluate == HELD_OUT and "measured" in run.request.methods:
-        st.caption("Measured order has chosen by these held-out windows, so its numbers are a little too good.")
+        st.caption("Measured order has chosen by these held-out windows, so its numbers are slightly optimistic.")
     dense, *pruned = models
     if pruned:
-        bars = table.iloc[1:].assign(run=[outcome.label for outcome in pruned])
+        bars = table.iloc[1:].assign(run=[model.label for model in pruned])
         components.show(figures.perplexity_bars(bars, dense=dense.perplexity, theme=session.theme()), "perplexity")
 
 
@@ -301,7 +293,7 @@ def _error(value: float | None) -> str:
     return "–" if value is None or pd.isna(value) else f"{value:.4f}"
 
 
-def _layers(run: PruningRun, models: list[Outcome]) -> None:
+def _layers(run: PruningRun, models: list[EvaluatedModel]) -> None:
     table = layer_table(models)
     if table.empty:
         st.info("The layers show here as soon as the first copy is pruned.")
@@ -332,18 +324,18 @@ def _layers(run: PruningRun, models: list[Outcome]) -> None:
     components.show(drawing, "layer-errors")
 
 
-def _texts(run: PruningRun, models: list[Outcome]) -> None:
+def _texts(run: PruningRun, models: list[EvaluatedModel]) -> None:
     if not run.request.prompt.strip():
         st.info("No prompt was given; give one above and prune again.")
         return
-    st.markdown("Always the most likely next token; the prompt was")
+    st.markdown("Continuations by the most likely next token. The prompt:")
     st.code(run.request.prompt, language=None, wrap_lines=True)
-    for outcome in models:
-        st.markdown(f"**{outcome.label}**, perplexity {outcome.perplexity:.2f}")
-        st.code(outcome.text or "(nothing: the text ended)", language=None, wrap_lines=True)
+    for model in models:
+        st.markdown(f"**{model.label}**, perplexity {model.perplexity:.2f}")
+        st.code(model.text or "(nothing: the text ended)", language=None, wrap_lines=True)
 
 
-def _downloads(run: PruningRun, models: list[Outcome]) -> None:
+def _downloads(run: PruningRun, models: list[EvaluatedModel]) -> None:
     pruned = models[1:]
     left, right = st.columns(2)
     left.download_button(
@@ -363,35 +355,35 @@ def _downloads(run: PruningRun, models: list[Outcome]) -> None:
         width="stretch",
         disabled=not pruned,
     )
-    for outcome in pruned:
-        _download_one(outcome)
+    for model in pruned:
+        _download_one(model)
 
 
-def _download_one(outcome: Outcome) -> None:
-    assert outcome.report is not None
-    name = run_name(outcome.method, outcome.sparsity)
+def _download_one(model: EvaluatedModel) -> None:
+    assert model.report is not None
+    name = run_name(model.method, model.sparsity)
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        st.markdown(f"**{outcome.label}**", width="stretch")
+        st.markdown(f"**{model.label}**", width="stretch")
         st.download_button(
-            "Report, JSON", outcome.report.to_json, f"{name}-report.json", on_click="ignore", key=f"{name}-report"
+            "Report, JSON", model.report.to_json, f"{name}-report.json", on_click="ignore", key=f"{name}-report"
         )
         st.download_button(
             "Layers, CSV",
-            outcome.report.layers.to_csv(index=False),
+            model.report.layers.to_csv(index=False),
             f"{name}-layers.csv",
             on_click="ignore",
             key=f"{name}-layers",
         )
-        if outcome.checkpoint is None:
+        if model.checkpoint is None:
             st.caption("checkpoint not kept")
-        elif not outcome.checkpoint.exists():
+        elif not model.checkpoint.exists():
             st.caption("checkpoint deleted")
-        elif outcome.checkpoint.is_dir():
-            st.caption(f"checkpoint in {outcome.checkpoint}")
+        elif model.checkpoint.is_dir():
+            st.caption(f"checkpoint in {model.checkpoint}")
         else:
             st.download_button(
-                f"Checkpoint, {components.size(outcome.checkpoint.stat().st_size)}",
-                functools.partial(Path.open, outcome.checkpoint, "rb"),  # read only for those who ask
+                f"Checkpoint, {components.size(model.checkpoint.stat().st_size)}",
+                functools.partial(Path.open, model.checkpoint, "rb"),  # read only for those who ask
                 f"{name}.zip",
                 on_click="ignore",
                 key=f"{name}-checkpoint",
@@ -410,7 +402,7 @@ def _seeds() -> None:
     )
     if upload is None and not path.strip():
         st.info(
-            "Perplexities after pruning wobble by several per cent between seeds. `python -m rose compare` runs "
+            "Perplexities after pruning vary by several per cent between seeds. `python -m rose compare` runs "
             "methods over several of them; give its rows.csv here to see means and spread."
         )
         return

@@ -9,10 +9,11 @@ from streamlit.delta_generator import DeltaGenerator
 from torch import nn
 
 import rose
-from app import components, preflight, session, words
-from app.preflight import Preflight
-from app.setup import LIMITS, Setup
-from app.study import Study
+from app import components, session, shared, words
+from app.study import preflight
+from app.study.preflight import Preflight
+from app.study.setup import LIMITS, Setup
+from app.study.study import Study
 from rose.layer.pattern import parse_sparsity
 from rose.model.calibration import DATASETS
 from rose.model.loading import DTYPES, PACKAGED
@@ -30,7 +31,7 @@ LAYERS = {
     "all": "All layers",
     "attention": "Attention output projections",
     "block": "One decoder block",
-    "own": "Own choice of names",
+    "own": "Layers by name",
 }
 PATTERNS = ["2:4", "4:8", "1:4"]
 PREFIX = "start_"  # of the keys of this page's widgets
@@ -204,7 +205,7 @@ def structure(model: str) -> nn.Module | None:
     if model in problems():
         return None
     try:
-        return session.skeleton(model)
+        return shared.skeleton(model)
     except rose.RoseError as problem:
         # Remembered, or every move of a slider would ask the network again.
         problems()[model] = str(problem)
@@ -234,7 +235,7 @@ def run_card(edited: Setup) -> None:
         expected = st.container(height=132, border=False)
         problem = found if fresh and isinstance(found, str) else ""
         own = study is not None and study.setup == edited
-        outdated = study is not None and own and session.is_outdated(study)
+        outdated = study is not None and own and shared.is_outdated(study)
         st.button(
             "Measure layers",
             type="primary",
@@ -267,7 +268,7 @@ def show_preflight(edited: Setup, found: Preflight | str) -> None:
     if isinstance(found, str):
         st.error(found, icon=":material/error:")
         if edited.model in problems():
-            st.button("Look again", icon=":material/refresh:", on_click=look_again, args=(edited.model,))
+            st.button("Try again", icon=":material/refresh:", on_click=look_again, args=(edited.model,))
         return
     tokens = words.whole((edited.samples + edited.held_out) * edited.length)
     st.markdown(

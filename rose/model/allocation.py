@@ -5,7 +5,9 @@ The total comes out exact whatever the layers' sizes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +32,39 @@ OWL_SPREAD = 0.08  # λ of OWL
 DENSITY_SPREAD = 0.1  # α of the sensitivity-aware allocation
 
 
+class Allocation(NamedTuple):
+    """`rule`: one of `ALLOCATIONS`; `spread`: α of "sensitivity", which the other rules do not use."""
+
+    rule: str
+    spread: float = DENSITY_SPREAD
+
+
+def parse_allocation(text: str) -> Allocation:
+    """Reads "uniform", "owl", "sensitivity", or "sensitivity:ALPHA" such as "sensitivity:0.05".
+
+    Raises:
+        RoseError: an unknown rule, or an α that is not a number from 0 to 1.
+    """
+    rule, colon, number = text.partition(":")
+    if rule not in ALLOCATIONS or (colon and rule != "sensitivity"):
+        raise RoseError(
+            f"The allocation must be one of {', '.join(ALLOCATIONS)}, or sensitivity:ALPHA such as sensitivity:0.05, "
+            f"not {text!r}."
+        )
+    if not colon:
+        return Allocation(rule)
+    try:
+        spread = float(number)
+    except ValueError:
+        spread = math.nan
+    if not 0 <= spread <= 1:  # also catches NaN
+        raise RoseError(f"The α of sensitivity must be a number from 0 to 1, not {number!r}.")
+    return Allocation(rule, spread)
+
+
 def check_allocation(allocation: str, pattern: Pattern) -> None:
     """Raises RoseError for an unknown allocation, or one that N:M leaves no room for."""
-    if allocation not in ALLOCATIONS:
-        raise RoseError(f"The allocation must be one of {', '.join(ALLOCATIONS)}, not {allocation!r}.")
-    if allocation != "uniform" and pattern.is_grouped:
+    if parse_allocation(allocation).rule != "uniform" and pattern.is_grouped:
         raise RoseError(f'{pattern} fixes the ratio of every layer; use a plain ratio, or allocation "uniform".')
 
 
@@ -54,7 +84,7 @@ def allocate(
         tokens: calibration tokens, (samples, length).
         layers: those that will be pruned; OWL's outliers and the total are over these.
         pattern: of the whole.
-        allocation: "uniform", "owl" or "sensitivity".
+        allocation: see `parse_allocation`.
         dense_blocks: gives statistics of the dense model by decoder block; only OWL asks for them.
         tick: called with the share done, 0 to 1; may raise to stop.
 
@@ -62,16 +92,18 @@ def allocate(
         RoseError: as `check_allocation`.
     """
     check_allocation(allocation, pattern)
-    if allocation == "uniform":
+    rule, spread = parse_allocation(allocation)
+    if rule == "uniform":
         return {layer.name: pattern for layer in layers}
     sizes = [layer.weight.numel() for layer in layers]
-    if allocation == "owl":
+    if rule == "owl":
         shares = _outlier_shares(dense_blocks())
         wanted = owl_ratios([shares[layer.block_index] for layer in layers], pattern.ratio)
     else:
         traces = hessian_traces(model, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)
-        sensitivities = [trace / size for trace, size in zip(traces, sizes, strict=True)]
-        wanted = sensitivity_ratios(sensitivities, pattern.ratio)
+        # Hutchinson's estimate may be negative, and so may a trace: the loss is not convex. The paper takes |mean|.
+        sensitivities = [abs(trace) / size for trace, size in zip(traces, sizes, strict=True)]
+        wanted = sensitivity_ratios(sensitivities, pattern.ratio, spread)
     ratios = exact_ratios(wanted, sizes, pattern.ratio)
     return {layer.name: Pattern(ratio) for layer, ratio in zip(layers, ratios, strict=True)}
 
@@ -176,13 +208,14 @@ def owl_ratios(shares: Sequence[float], ratio: float) -> list[float]:
     return [ratio - value + mean for value in scaled]
 
 
-def sensitivity_ratios(sensitivities: Sequence[float], ratio: float) -> list[float]:
+def sensitivity_ratios(sensitivities: Sequence[float], ratio: float, spread: float = DENSITY_SPREAD) -> list[float]:
     """Densities from 1 − ratio − α to 1 − ratio + α, linear in the rank of the sensitivity (Shao et al. 2024,
     section 3.3). Ties by position; a single layer gets the target.
 
     Args:
-        sensitivities: of each layer, larger = keep more.
+        sensitivities: of each layer, |mean trace of the loss Hessian| / size; larger = keep more.
         ratio: the target.
+        spread: α.
     """
     last = len(sensitivities) - 1
     if last < 1:
@@ -190,7 +223,7 @@ def sensitivity_ratios(sensitivities: Sequence[float], ratio: float) -> list[flo
     ranked = sorted(range(last + 1), key=lambda i: sensitivities[i])
     ratios = [0.0] * (last + 1)
     for rank, layer in enumerate(ranked):
-        ratios[layer] = ratio + DENSITY_SPREAD * (1 - 2 * rank / last)
+        ratios[layer] = ratio + spread * (1 - 2 * rank / last)
     return ratios
 
 

@@ -41,6 +41,7 @@ def _c4(split: str) -> str:
 
 DATASETS: dict[str, Callable[[str], str]] = {"wikitext2": _wikitext2, "c4": _c4, "ptb": _ptb}
 SOURCES = [*DATASETS, "packaged"]
+BOS = ("auto", "always", "never")  # whether windows begin with the beginning-of-sequence token, see `first_token`
 
 
 def _dataset(path: str, name: str | None, split: str, **options):  # type: ignore[no-untyped-def]
@@ -99,6 +100,32 @@ def _join_jsonl(path: Path, content: str) -> str:
     return "\n\n".join(texts)
 
 
+def first_token(tokenizer: PreTrainedTokenizerBase, bos: str = "auto") -> int | None:
+    """The beginning-of-sequence token that every window begins with; None where windows begin with the text.
+
+    Args:
+        tokenizer: the model's own.
+        bos: "auto", as the tokenizer encodes a user's text: where it puts a BOS in front, so do windows; "always"; or
+            "never".
+
+    Raises:
+        RoseError: another choice, or "always" where the tokenizer has no BOS token.
+    """
+    if bos not in BOS:
+        raise RoseError(f"bos must be one of {', '.join(BOS)}, not {bos!r}.")
+    token = tokenizer.bos_token_id
+    if bos == "never":
+        return None
+    if bos == "always":
+        if token is None:
+            raise RoseError('This tokenizer has no beginning-of-sequence token; choose bos "auto" or "never".')
+        return int(token)
+    # Only what stands in front matters: some tokenizers append an end-of-sequence token as well.
+    with_special, plain = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    puts_in_front = token is not None and with_special[:1] == [token] != plain[:1]
+    return int(token) if puts_in_front else None
+
+
 def load_tokens(
     source: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -107,6 +134,7 @@ def load_tokens(
     length: int = 2048,
     seed: int | None = 0,
     split: str = "train",
+    bos: str = "auto",
 ) -> Tensor:
     """Windows of a text as token ids.
 
@@ -120,6 +148,8 @@ def load_tokens(
         length: tokens per window, at least 2.
         seed: of the draw, or None.
         split: of a dataset; files and the packaged text have none.
+        bos: whether every window begins with a beginning-of-sequence token, see `first_token`. It is one of the
+            `length` tokens, and context only: perplexity counts the tokens after the first of each window.
 
     Returns:
         (samples, length) int64, never shorter than asked.
@@ -131,24 +161,52 @@ def load_tokens(
         raise RoseError(f"Need at least 1 sample of at least 2 tokens, not {samples} of {length}.")
     if samples is None and seed is not None:
         raise RoseError("All windows of a text come in order: give seed=None with samples=None.")
+    first = first_token(tokenizer, bos)
     text = load_text(source, split)
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
-    whole = len(ids) // length
+    width = length if first is None else length - 1  # of the text
+    whole = len(ids) // width
     if whole == 0 or (seed is None and samples is not None and samples > whole):
         raise RoseError(
             f"{source} has {len(ids)} tokens, too few for {samples or 1} windows of {length}; "
             "ask for fewer or shorter ones, or give a longer text."
         )
     if seed is None:
-        starts = torch.arange(whole if samples is None else samples) * length
+        starts = torch.arange(whole if samples is None else samples) * width
     else:
         assert samples is not None
-        starts = _random_starts(len(ids), samples, length, seed)
-    return ids[starts[:, None] + torch.arange(length)]
+        starts = _random_starts(len(ids), samples, width, seed)
+    windows = ids[starts[:, None] + torch.arange(width)]
+    return windows if first is None else torch.nn.functional.pad(windows, (1, 0), value=first)
+
+
+def cut_windows(samples: Tensor, windows: int, length: int, first: int | None) -> Tensor:
+    """Cuts samples, as from `load_tokens`, into shorter windows, none of which spans two samples.
+
+    Args:
+        samples: (samples, tokens).
+        windows: at most so many.
+        length: tokens per window.
+        first: what samples, and so windows, begin with; see `first_token`.
+
+    Returns:
+        (windows, length).
+    """
+    text = samples if first is None else samples[:, 1:]
+    width = length if first is None else length - 1
+    cut = text[:, : text.shape[1] // width * width].reshape(-1, width)[:windows]
+    return cut if first is None else torch.nn.functional.pad(cut, (1, 0), value=first)
 
 
 def load_calibration(
-    source: str, tokenizer: PreTrainedTokenizerBase, *, samples: int, held_out: int, length: int, seed: int
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    samples: int,
+    held_out: int,
+    length: int,
+    seed: int,
+    bos: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """Calibration and held-out windows of one draw, which do not overlap where the text is long enough.
 
@@ -160,7 +218,7 @@ def load_calibration(
     """
     if samples < 1 or held_out < 0:
         raise RoseError(f"Calibration needs at least 1 sample and 0 held-out ones, not {samples} and {held_out}.")
-    tokens = load_tokens(source, tokenizer, samples=samples + held_out, length=length, seed=seed)
+    tokens = load_tokens(source, tokenizer, samples=samples + held_out, length=length, seed=seed, bos=bos)
     return tokens[:samples], tokens[samples:] if held_out else None
 
 

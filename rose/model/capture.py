@@ -292,7 +292,7 @@ def visit_inputs(
     visit: Callable[[Tensor], Any],
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Shows what one layer of the dense model reads, batch after batch; memory holds one batch of it.
+    """Passes what one layer of the dense model reads to a callback, batch by batch; memory holds one batch of it.
 
     Args:
         visit: called with (tokens of the batch, in) float32 on the CPU, samples in order; may raise to stop.

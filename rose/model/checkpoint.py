@@ -36,6 +36,7 @@ from rose.layer.pattern import Pattern
 from rose.model.activations import Activations, DiskActivations, MemoryActivations
 from rose.model.distributed import all_agree, from_first, place, processes
 from rose.model.durable import GOES_ON, TEMPORARY, DamagedFile, digest, explained, read_tensors, write_tensors
+from rose.model.forward import bos_in_front
 from rose.model.residence import residence_of
 from rose.model.structure import LEFT, RIGHT, PrunableLayer, low_rank_tensors
 from rose.report import LayerRecord, write_atomically
@@ -225,7 +226,7 @@ def open_checkpoint(
 
 
 def _begin(folder: Path, lock: BaseFileLock, run: Callable[[], Mapping[str, Any]]) -> None:
-    """Takes the folder for this run alone. The system lets go of the lock when a process ends, however it ends."""
+    """Locks the folder for this run. The system releases the lock when the process ends, however it ends."""
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -236,7 +237,7 @@ def _begin(folder: Path, lock: BaseFileLock, run: Callable[[], Mapping[str, Any]
 
 
 def _claim(folder: Path, run: Mapping[str, Any]) -> None:
-    """Removes what a killed run left unfinished, and makes sure that the folder is this run's."""
+    """Removes unfinished files of a killed run, and checks that the folder belongs to this run."""
     path = folder / "run.json"
     with explained(folder):
         begun = path.exists()
@@ -275,7 +276,7 @@ def describe_run(
     settings: Settings,
     **others: Any,
 ) -> dict[str, Any]:
-    """All that the pruned weights depend on, but for the machine and the versions of libraries, as JSON has it."""
+    """Everything that the pruned weights depend on, except the machine and library versions, as JSON values."""
     return {
         "format": FORMAT,
         "method": settings.method,
@@ -288,6 +289,7 @@ def describe_run(
         "budget": settings.budget,
         "options": dict(settings.options),
         "layers": [layer.name for layer in layers],
+        "bos_token": bos_in_front(model, tokens),
         "tokens": digest({"tokens": tokens}),
         "held_out": None if held_out is None else digest({"tokens": held_out}),
         "model": residence_of(model).fingerprint(),

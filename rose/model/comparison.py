@@ -1,4 +1,4 @@
-"""Methods against each other on one model: every method, sparsity and calibration seed, one row per finished run.
+"""Comparison of methods on one model: every method, sparsity and calibration seed, one row per finished run.
 
 Perplexities after pruning wobble by several per cent from rounding alone, so every mean comes with its spread over
 seeds.
@@ -274,7 +274,7 @@ def mean_and_spread(mean: float, spread: float, seeds: int) -> str:
 
 
 class ComparisonFolder:
-    """Where a comparison keeps its rows, so that it can go on after an interruption.
+    """The folder of a comparison; its rows let an interrupted comparison resume.
 
     Files: settings.json, rows.csv (a line per finished run), summary.csv, summary.json, summary.md. Several processes
     may add rows at once; a lock lets them write one after another.
@@ -313,7 +313,7 @@ class ComparisonFolder:
         return read_rows(path) if path.exists() else []
 
     def add(self, row: ComparisonRow) -> None:
-        """Keeps one more row, beside those that other processes have added, and brings the summaries up to date.
+        """Keeps one more row, beside those that other processes have added, and updates the summaries.
 
         Raises:
             RoseError: the folder cannot be written any more.
@@ -325,7 +325,7 @@ class ComparisonFolder:
         except OSError as problem:
             raise RoseError(
                 f"{self.folder} cannot be written ({problem.strerror}); make room. Rows so far are kept, and the same "
-                "command goes on from there."
+                "command resumes from there."
             ) from problem
 
     def _write(self) -> None:

@@ -76,7 +76,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-GOES_ON = "make room or choose another folder. What it holds so far is kept, and the same command goes on from there."
+GOES_ON = "make room or choose another folder. What it holds so far is kept, and the same command resumes from there."
 
 
 @contextmanager

@@ -101,6 +101,13 @@ def check_tokens(model: nn.Module, tokens: Tensor) -> None:
         )
 
 
+def bos_in_front(model: nn.Module, tokens: Tensor) -> int | None:
+    """The model's beginning-of-sequence token where every sample, (samples, length), begins with it, else None."""
+    known = getattr(text_config(model), "bos_token_id", None)
+    first = tokens[0, 0].item()
+    return int(first) if first == known and bool((tokens[:, 0] == first).all()) else None
+
+
 def _first(output: Any) -> Tensor:
     """The hidden states of what a block returns: a tensor, or a sequence that begins with it."""
     return output[0] if isinstance(output, (tuple, list)) else output
@@ -207,11 +214,18 @@ class _Recorder:
 
 @contextlib.contextmanager
 def _replaced(blocks: nn.ModuleList, forwards: list[Callable[..., Any]]) -> Iterator[None]:
-    """Replaces the blocks' forward functions for a while."""
+    """Replaces the blocks' forward functions for a while.
+
+    A block may have a forward function of its own besides its class's: accelerate puts its hooks there.
+    """
+    own = [vars(block).get("forward") for block in blocks]
     for block, forward in zip(blocks, forwards, strict=True):
         block.forward = forward
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward  # the class's own shows again
+        for block, before in zip(blocks, own, strict=True):
+            if before is None:
+                del block.forward  # the class's own shows again
+            else:
+                block.forward = before

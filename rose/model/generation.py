@@ -1,4 +1,4 @@
-"""What a model writes: the same prompt continued by a dense and a pruned model shows what perplexity only counts."""
+"""Text generation: dense and pruned models continue the same prompt, which shows what perplexity cannot."""
 
 from __future__ import annotations
 

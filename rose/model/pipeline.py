@@ -19,10 +19,11 @@ from rose.layer.methods import LayerResult, Settings, make_settings, prune_with
 from rose.layer.methods.options import Value
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
-from rose.model.allocation import allocate, check_allocation
+from rose.model.allocation import allocate, check_allocation, parse_allocation
 from rose.model.capture import BlockStatistics, check_streams, start_walk, statistics_of, visit_blocks
 from rose.model.checkpoint import describe_run, open_checkpoint
 from rose.model.distributed import divide, exchange, from_first, send_weights
+from rose.model.forward import bos_in_front
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
 from rose.model.residence import is_streamed
 from rose.model.sequential import visit_sequentially
@@ -62,16 +63,16 @@ def prune_model(
         block_size, damping, threshold, order, budget, options: see `rose.prune_layer`.
         allocation: "uniform", the same ratio in every layer; "owl", by the outliers of each decoder block, which
             costs one more pass over the dense model; "sensitivity", by the curvature of the loss, which costs two
-            backward passes over 512 tokens of 16 samples. The whole comes out at the asked ratio. See
-            `rose.model.allocation`.
+            backward passes over 512 tokens of 16 samples. "sensitivity:0.05" spreads densities by α = 0.05 up and
+            down, not 0.1. The whole comes out at the asked ratio. See `rose.model.allocation`.
         true_sequential: calibrate each layer on the pruned layers before it in its own decoder block too (GPTQ's
             mode of that name). One pass for each decoder block, not two, for more memory; see `rose.model.sequential`.
         held_out: further tokens, (samples, length), on which each layer's error is measured too. Method "measured"
-            chooses by them, so that its held-out error is the best of several and no longer quite independent.
+            chooses by them, so its held-out error is the best of several and not an independent estimate.
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
-        checkpoint: a folder that keeps every finished decoder block. A run that was stopped or killed goes on from
-            there when it is called again with the same arguments and the dense model, and ends with the same bits
-            on the same machine. See `rose.model.checkpoint`.
+        checkpoint: a folder that keeps every finished decoder block. A run that was stopped or killed resumes
+            there when it is called again with the same arguments and the dense model; on the same machine its result
+            is bit-identical. See `rose.model.checkpoint`.
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per layer.
@@ -91,14 +92,15 @@ def prune_model(
         options=options,
     )
     check_allocation(allocation, settings.pattern)
-    if is_streamed(model) and allocation == "sensitivity":
+    rule = parse_allocation(allocation).rule
+    if is_streamed(model) and rule == "sensitivity":
         raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
     selected = select_layers(model, layers)
     for layer in selected:
         settings.pattern.check(layer.weight.shape[1], block_size)
     streams = check_streams(model, tokens, held_out)
     start = time.perf_counter()
-    share = ALLOCATION_SHARE[allocation]
+    share = ALLOCATION_SHARE[rule]
 
     chosen = {"allocation": allocation, "true_sequential": true_sequential}
     run = partial(describe_run, model, tokens, held_out, selected, settings, **chosen)
@@ -143,6 +145,7 @@ def prune_model(
         threshold=threshold,
         samples=tokens.shape[0],
         length=tokens.shape[1],
+        bos_token=bos_in_front(model, tokens),
         held_out_samples=0 if held_out is None else held_out.shape[0],
         device=str(walk.device),
         seconds=kept.seconds + time.perf_counter() - start,

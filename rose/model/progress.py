@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands.
+    """The state of a run.
 
     Attributes:
         stage: "allocate" (how layers share the sparsity), "embed", "calibrate", "prune" (a layer is done), "propagate",
@@ -19,7 +19,7 @@ class Progress:
         layer, relative_error: the layer just pruned and its error; None in other stages.
         layers_done, layers: how many layers are finished, of how many.
         fraction: share of the work done, 0 to 1.
-        seconds, remaining: since the start, and the estimated time left (None until it can be told).
+        seconds, remaining: since the start, and the estimated time left (None until it can be estimated).
     """
 
     stage: str
@@ -45,7 +45,7 @@ def part_callback(
 ) -> ProgressCallback | None:
     """A callback for one part of a run: its 0 to 1 is `low` to `high` of the whole, which began at `start`.
 
-    The time left is told from the speed of this part alone: one that goes on from a checkpoint begins in its middle.
+    The time left is estimated from the speed of this part alone, because a resumed part starts in its middle.
     """
     if callback is None:
         return None

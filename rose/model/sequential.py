@@ -3,11 +3,13 @@
 This is GPTQ's true-sequential mode: what calibration knows of a layer's inputs then comes from the pruned layers before
 it in the same decoder block too, and the outputs are those of the pruned block, so that a second pass is not needed.
 
-All batches of calibration go through the block side by side. Each is stopped where a layer is about to read inputs
-that not all batches have brought yet; once they have, the layer is pruned and they go on. A batch that stops keeps its
-call stack, so that this works for any decoder block, whatever its forward function looks like. Between stops every
-batch holds what its own forward pass holds: memory grows with the number of tokens by a few hidden states and the
-widest layer's inputs, where the two-pass mode needs one hidden state.
+All batches of calibration go through the block side by side. Each stops at every layer that is not pruned yet. Once all
+have stopped or finished, one layer is pruned and the batches at it go on. With routed experts batches stop at different
+layers. Then the layer that comes first in the block is pruned: batches that wait there may reach the later ones too.
+
+A batch that stops keeps its call stack, so that this works for any decoder block, whatever its forward function looks
+like. Between stops every batch holds what its own forward pass holds: memory grows with the number of tokens by a few
+hidden states and the widest layer's inputs, where the two-pass mode needs one hidden state.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.model.capture import BlockStatistics, Walk, no_input
 from rose.model.distributed import sum_statistics
@@ -32,7 +35,7 @@ def visit_sequentially(walk: Walk) -> Iterator[BlockStatistics]:
     """Visits one layer after another, in the order in which they run; each must be pruned before the next is asked for.
 
     Raises:
-        RoseError: a layer that no batch reaches.
+        RoseError: a layer that no batch reaches, or that batches reach in different orders.
     """
     residence, last = residence_of(walk.model), max(walk.by_block)
     for index in range(walk.first, last + 1):
@@ -54,13 +57,16 @@ class _Batch:
         stream: "calibration" or "held_out".
         route: its forward pass; a switch to it runs it until the next layer that is not pruned yet, or to its end.
         stopped_at: that layer.
-        inputs: what the layer reads; known by identity, so that layers that read one tensor share its statistics.
+        inputs: what the layer reads.
+        counted: the last inputs that went into statistics; known by identity, so that layers that read one tensor
+            share them.
     """
 
     stream: str
     route: greenlet
     stopped_at: PrunableLayer = field(init=False)
     inputs: Tensor | None = None
+    counted: Tensor | None = None
 
 
 class _Block:
@@ -68,31 +74,34 @@ class _Block:
 
     def __init__(self, walk: Walk, index: int, block: nn.Module, layers: list[PrunableLayer]) -> None:
         self.walk, self.index, self.block, self.layers = walk, index, block, layers
-        self.pruned: set[str] = set()
+        self.position = {layer.name: number for number, layer in enumerate(layers)}
+        self.readers: dict[str, list[_Batch]] = {}  # of each pruned layer: whose inputs it was calibrated on
         self.waiting: list[_Batch] = []
-        self.arriving: dict[str, dict[str, InputStatistics]] = {}  # [layer][stream], while batches come in
-        self.complete: dict[str, InputStatistics] = {}  # [stream], of the inputs that the batches go on with
+        self.statistics: dict[str, InputStatistics] = {}  # [stream], of the layer pruned last
+        self.last: list[_Batch] = []  # its readers
 
     @torch.no_grad()
     def visit(self) -> Iterator[BlockStatistics]:
         main = getcurrent()
-        hooks = [layer.module.register_forward_pre_hook(self._stop(main, layer)) for layer in self.layers]
         batches = [
             _Batch(stream, greenlet(partial(self._run, stream, number), main))
             for stream, arguments in self.walk.arguments.items()
             for number in range(len(arguments[self.index]))
         ]
+        by_route = {batch.route: batch for batch in batches}
+        hooks = [layer.module.register_forward_pre_hook(self._stop(main, by_route, layer)) for layer in self.layers]
         try:
             for batch in batches:
-                yield from self._go_on(batch)
+                self._go_on(batch)
             while self.waiting:
-                yield from self._open(self.waiting[0].stopped_at)
+                yield self._open(min((batch.stopped_at for batch in self.waiting), key=self._position))
+                self._pass_on()
         finally:
             for hook in hooks:
                 hook.remove()
             for batch in batches:
                 batch.route.throw()  # unwinds those that are still under way, where the run was stopped
-        missed = [layer.name for layer in self.layers if layer.name not in self.pruned]
+        missed = [layer.name for layer in self.layers if layer.name not in self.readers]
         if missed:
             raise no_input(missed[0])
 
@@ -102,53 +111,67 @@ class _Block:
         if self.index < max(self.walk.by_block):
             self.walk.activations.write(stream, number, output.to(hidden.device))
 
-    def _stop(self, main: greenlet, layer: PrunableLayer) -> Callable[..., None]:
+    def _stop(self, main: greenlet, by_route: dict[greenlet, _Batch], layer: PrunableLayer) -> Callable[..., None]:
         def stop(_module: nn.Module, args: tuple) -> None:
-            if layer.name not in self.pruned:
+            if layer.name not in self.readers:
                 main.switch(layer, args[0])
+            elif by_route[getcurrent()] not in self.readers[layer.name]:
+                raise RoseError(
+                    f"Different samples reach {layer.name} and other layers of its decoder block in different orders, "
+                    "so it cannot be calibrated on all of them in one pass; prune without true-sequential."
+                )
 
         return stop
 
-    def _go_on(self, batch: _Batch) -> Iterator[BlockStatistics]:
-        """Runs a batch until it must wait for the others, or to its end."""
-        while stopped := batch.route.switch():
-            self.walk.meter.tell("calibrate", self.index, self._work_done())
-            batch.stopped_at, inputs = stopped
-            if inputs is not batch.inputs:
-                batch.inputs = inputs
-                self._arrive(batch)
-                return
-            yield self._turn(batch.stopped_at)  # all batches have brought these inputs already
-        batch.inputs = None
-
-    def _arrive(self, batch: _Batch) -> None:
-        assert batch.inputs is not None
-        streams = self.arriving.setdefault(batch.stopped_at.name, {})
-        if batch.stream not in streams:
-            streams[batch.stream] = InputStatistics(batch.inputs.shape[-1], self.walk.device)
-        streams[batch.stream].update(batch.inputs)
+    def _go_on(self, batch: _Batch) -> None:
+        """Runs a batch to the next layer that is not pruned yet, or to its end."""
+        stopped = batch.route.switch()
+        if not stopped:
+            batch.inputs = batch.counted = None
+            return
+        batch.stopped_at, batch.inputs = stopped
+        if batch.counted is not batch.inputs:
+            batch.counted = None  # memory
         self.waiting.append(batch)
+        self.walk.meter.tell("calibrate", self.index, self._work_done())
 
-    def _open(self, layer: PrunableLayer) -> Iterator[BlockStatistics]:
-        """Every batch waits: prunes the layer that the first of them waits for, and lets those at it go on."""
-        self.complete = self.arriving.pop(layer.name)
-        sum_statistics(self.complete, layer.name)
-        yield self._turn(layer)
-        ready = [batch for batch in self.waiting if batch.stopped_at is layer]
-        self.waiting = [batch for batch in self.waiting if batch.stopped_at is not layer]
-        for batch in ready:
-            yield from self._go_on(batch)
+    def _position(self, layer: PrunableLayer) -> int:
+        return self.position[layer.name]
 
-    def _work_done(self) -> float:
-        """Fraction of this block's work, by the layers pruned."""
-        return 0.95 * len(self.pruned) / len(self.layers)
-
-    def _turn(self, layer: PrunableLayer) -> BlockStatistics:
-        """What is yielded when it is a layer's turn; from now on it counts as pruned."""
+    def _open(self, layer: PrunableLayer) -> BlockStatistics:
+        """What is handed out when a layer's turn has come; from now on it counts as pruned."""
+        readers = [batch for batch in self.waiting if batch.stopped_at is layer]
+        if not self._is_counted(readers):
+            self._count(readers, layer)
+        self.last = readers
         before = self._work_done()
-        self.pruned.add(layer.name)
+        self.readers[layer.name] = readers
         after = self._work_done()
-        known = {stream: {layer.name: found} for stream, found in self.complete.items()}
+        known = {stream: {layer.name: found} for stream, found in self.statistics.items()}
         return BlockStatistics(
             self.index, [layer], known.get("calibration", {}), known.get("held_out", {}), (before, after)
         )
+
+    def _is_counted(self, readers: list[_Batch]) -> bool:
+        """Whether these batches, and no others, have brought these very inputs to the layer pruned last."""
+        return set(readers) == set(self.last) and all(batch.inputs is batch.counted for batch in readers)
+
+    def _count(self, readers: list[_Batch], layer: PrunableLayer) -> None:
+        self.statistics = {}
+        for batch in readers:
+            assert batch.inputs is not None
+            if batch.stream not in self.statistics:
+                self.statistics[batch.stream] = InputStatistics(batch.inputs.shape[-1], self.walk.device)
+            self.statistics[batch.stream].update(batch.inputs)
+            batch.counted = batch.inputs
+        sum_statistics(self.statistics, layer.name)
+
+    def _pass_on(self) -> None:
+        """Lets the batches at the layer just pruned go on."""
+        ready, self.waiting = self.last, [batch for batch in self.waiting if batch not in self.last]
+        for batch in ready:
+            self._go_on(batch)
+
+    def _work_done(self) -> float:
+        """Fraction of this block's work, by the layers pruned."""
+        return 0.95 * len(self.readers) / len(self.layers)

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rose.errors import RoseError
+from rose.model.calibration import first_token
 from rose.model.forward import pick_device
 
 # What SparseGPT, Wanda, OWL and ROSE report. Names as in the harness; openbookqa is the papers' OBQA.
@@ -41,6 +42,7 @@ def zero_shot(
     tasks: Sequence[str] = TASKS,
     task_folder: str | Path | None = None,
     limit: int | None = None,
+    bos: str = "auto",
 ) -> pd.DataFrame:
     """Accuracy on multiple-choice tasks, without examples in the prompt.
 
@@ -53,21 +55,24 @@ def zero_shot(
         tasks: names in the harness.
         task_folder: a folder of further tasks as YAML files; then only these are known.
         limit: at most so many questions of each task, the first ones.
+        bos: whether every question begins with a beginning-of-sequence token, see `rose.model.calibration.first_token`.
 
     Returns:
         A row per task: task, questions, accuracy, accuracy_error (standard error), accuracy_norm (NaN where the
         task has none).
 
     Raises:
-        RoseError: lm-eval is not installed, an unknown task, a data set out of reach, or a task that has no accuracy.
+        RoseError: lm-eval is not installed, a `bos` that the tokenizer cannot do, an unknown task, a data set out of
+            reach, or a task that has no accuracy.
     """
     check_installed()
+    first = first_token(tokenizer, bos)
     if not tasks or (limit is not None and limit < 1):
         raise RoseError("Zero-shot needs at least one task, and a limit of at least 1.")
     home, device, was_training = next(model.parameters()).device, pick_device(), model.training
     model.to(device).eval()
     try:
-        found = _evaluate(model, tokenizer, _task_manager(tasks, task_folder), list(tasks), limit, device)
+        found = _evaluate(model, tokenizer, _task_manager(tasks, task_folder), list(tasks), limit, device, first)
     finally:
         model.train(was_training).to(home)
     return pd.DataFrame([_row(name, found["results"][name], found["n-samples"][name]) for name in tasks])
@@ -99,11 +104,27 @@ def _evaluate(
     tasks: list[str],
     limit: int | None,
     device: torch.device,
+    first: int | None,
 ) -> dict[str, Any]:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, device=str(device))
+    class Begun(HFLM):
+        """Every question begins as calibration does, with the one token or with none."""
+
+        def tok_encode(
+            self,
+            string: str,
+            add_special_tokens: bool | None = None,
+            left_truncate_len: int | None = None,
+            **_more: Any,
+        ) -> list[int]:
+            ids = super().tok_encode(string, add_special_tokens=False)
+            if first is not None and add_special_tokens is not False and ids[:1] != [first]:
+                ids = [first, *ids]
+            return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    wrapped = Begun(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, device=str(device))
     try:
         found = lm_eval.simple_evaluate(
             model=wrapped,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app import session
-from app.study import Study
+from app import shared
+from app.study.study import Study
 from tests.app.tiny_study import measured_study
 
 
@@ -17,4 +17,4 @@ def study() -> Study:
 @pytest.fixture
 def placed(study: Study) -> None:
     """The study where the app looks for it, whatever a test before has started in its place."""
-    session._studies()[study.setup] = study
+    shared.studies()[study.setup] = study

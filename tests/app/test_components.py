@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
 
 import app
+from app import components
 
 
 def test_a_live_part_shares_its_container_with_nothing() -> None:
@@ -34,3 +37,36 @@ def test_every_fragment_is_a_live_part() -> None:
     folder = Path(app.__file__).parent
     using = [path.name for path in folder.rglob("*.py") if "st.fragment" in path.read_text()]
     assert using == ["components.py"]
+
+
+def test_work_that_was_left_for_other_work_is_not_told_as_cancelled_later() -> None:
+    """A runs, B is looked at and is done at once, then A again: A is begun anew."""
+
+    def page() -> None:
+        import streamlit as st
+
+        from app import components
+
+        name, pieces = st.session_state["work"]
+        st.text("done" if components.finished(pieces, "slot", name) else "at work")
+
+    go_on = threading.Event()
+    app = AppTest.from_function(page)
+
+    def shown(name: str, *pieces: Callable[[], object]) -> list[str]:
+        app.session_state["work"] = (name, pieces)
+        app.run()
+        return [element.value for element in (*app.text, *app.warning)]
+
+    assert shown("A", lambda: go_on.wait(60), list) == ["at work"]
+    _, batch = app.session_state["slot-batch"]
+    assert shown("B") == ["done"]
+    go_on.set()
+    batch.job.wait(60)
+    assert batch.job.status == "cancelled"
+    assert shown("A", list) == ["done"]
+
+
+def test_durations_are_in_the_unit_that_people_would_use() -> None:
+    seconds = {45: "45 s", 300: "5 min", 7200: "2.0 h", 348.2 * 3600: "15 days"}
+    assert {one: components.duration(one) for one in seconds} == seconds

@@ -8,7 +8,7 @@ import pytest
 
 import rose
 from app import jobs
-from app.jobs import Job, acquire
+from app.jobs import Batch, Job, acquire
 
 SOON = 20.0  # seconds; an upper bound, not a delay
 
@@ -112,7 +112,7 @@ def test_waiting_for_a_lock_is_said() -> None:
     with lock:
         job.start()
         assert told.wait(SOON)
-        assert job.message == "Waiting until another run on this model has ended"
+        assert job.message == "Waiting for another run on this model to finish"
     job.wait(SOON)
     assert (job.status, job.message) == ("done", "Starting")
 
@@ -127,3 +127,22 @@ def test_waiting_for_a_lock_can_be_cancelled() -> None:
         job.wait(SOON)
     assert job.status == "cancelled"
     assert not lock.locked()
+
+
+def test_a_batch_stops_between_two_pieces() -> None:
+    started, go_on, made = threading.Event(), threading.Event(), []
+
+    def first() -> None:
+        started.set()
+        assert go_on.wait(10)
+        made.append(1)
+
+    batch = Batch([first, lambda: made.append(2)])
+    batch.job.watch("test")
+    batch.job.start()
+    assert started.wait(10)
+    batch.job.leave("test")
+    go_on.set()
+    batch.job.wait(10)
+    assert batch.job.status == "cancelled"
+    assert (made, batch.done) == ([1], 1)

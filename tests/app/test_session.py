@@ -2,108 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
+from types import SimpleNamespace
 
-import hypothesis.strategies as some
 import pytest
-from hypothesis import given
 
-import rose
 from app import session
-from app.study import Calibration, LoadedModel, Setup, Study
+from app.study.setup import Setup
 from tests.app.tiny_study import measured_study, open_page, texts
-
-SETUPS = some.builds(
-    Setup,
-    model=some.sampled_from(["smollm2-135m", "meta-llama/Llama-3.2-1B", "/models/my model", "a&b=ü"]),
-    text=some.sampled_from(["packaged", "c4", "~/a b.txt"]),
-    samples=some.integers(1, 10**4),
-    held_out=some.integers(0, 99),
-    layers=some.sampled_from(["*", "model.layers.3.* *.o_proj"]),
-    sparsity=some.sampled_from(["0.7", "2:4", "50%"]),
-    damping=some.floats(0, 1),
-)
-
-
-@given(SETUPS)
-def test_a_link_restores_the_setup(setup: Setup) -> None:
-    assert Setup.from_texts(setup.to_texts()) == setup
-
-
-def test_a_link_holds_only_what_differs() -> None:
-    assert Setup().to_texts() == {}
-    assert Setup(samples=3, sparsity="2:4").to_texts() == {"samples": "3", "sparsity": "2:4"}
-
-
-def test_other_parameters_of_a_link_are_left_alone() -> None:
-    assert Setup.from_texts({"section": "Losses", "samples": "3"}) == Setup(samples=3)
-
-
-@pytest.mark.parametrize(("name", "value"), [("samples", "many"), ("damping", "x"), ("seed", "1.5")])
-def test_an_unreadable_value_is_named(name: str, value: str) -> None:
-    with pytest.raises(rose.RoseError, match=f"{name}='{value}'"):
-        Setup.from_texts({name: value})
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"sparsity": "1.2"},
-        {"sparsity": "5:4"},
-        {"samples": 0},
-        {"length": 1},
-        {"held_out": -1},
-        {"block_size": 0},
-        {"damping": -0.1},
-        {"damping": float("nan")},
-        {"dtype": "int8"},
-        {"model": " "},
-        {"text": ""},
-    ],
-)
-def test_values_that_no_run_could_use_are_refused(changes: dict) -> None:
-    with pytest.raises(rose.RoseError):
-        replace(Setup(), **changes).check()
-
-
-def test_what_statistics_do_not_depend_on_is_not_in_their_key() -> None:
-    base = Setup()
-    free = {"sparsity": "0.5", "block_size": 64, "damping": 0.1}
-    assert replace(base, **free).calibration_key == base.calibration_key
-    for name in set(asdict(base)) - set(free):
-        other = replace(base, **{name: 7 if isinstance(getattr(base, name), int) else "other"})
-        assert other.calibration_key != base.calibration_key, name
-
-
-def unfinished(model: str, seed: int, status: str = "done") -> Study:
-    def load() -> LoadedModel:
-        raise AssertionError("never started")
-
-    study = Study(Setup(model=model, seed=seed), load, Calibration())
-    study.job.status = status  # type: ignore[assignment]
-    return study
-
-
-def kept(*studies: Study) -> list[Study]:
-    by_setup = {study.setup: study for study in studies}
-    session._forget(by_setup)
-    return list(by_setup.values())
-
-
-def test_the_studies_started_longest_ago_are_dropped() -> None:
-    studies = [unfinished("a", seed) for seed in range(6)]
-    assert kept(*studies) == studies[-session.KEPT_STUDIES :]
-
-
-def test_no_more_than_two_models_are_held() -> None:
-    a, b, c = (unfinished(model, 0) for model in "abc")
-    assert kept(a, b, c) == [b, c]
-
-
-def test_a_running_study_is_never_dropped() -> None:
-    running = unfinished("a", 0, "running")
-    others = [unfinished("b", seed) for seed in range(5)]
-    assert kept(running, *others)[0] is running
 
 
 def test_a_bad_link_is_explained_and_the_defaults_are_shown() -> None:
@@ -144,3 +50,21 @@ def test_a_value_that_no_widget_takes_is_explained(name: str, value: str, words:
 def test_a_threshold_in_a_link_is_kept_within_bounds(text: str, value: float) -> None:
     app = open_page("views/start.py", threshold=text)
     assert app.session_state["chosen_threshold"] == value
+
+
+def test_a_view_has_one_link_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parameters stand in the order of the set-up's fields, which no hash has a say in."""
+    query: dict[str, str] = {}
+    setup = Setup(model="a", samples=3, seed=2, sparsity="2:4", block_size=16)
+    state = {"setup": setup, "draft": replace(setup, dtype="bfloat16", damping=0.1), "chosen_layer": "b"}
+    streamlit = SimpleNamespace(query_params=query, session_state=State(state | {"chosen_threshold": 0.3}))
+    monkeypatch.setattr(session, "st", streamlit)
+    session.publish()
+    own = ["model", "samples", "seed", "sparsity", "block_size"]
+    assert list(query) == [*own, "layer", "threshold", "draft_dtype", "draft_damping"]
+
+
+class State(dict):
+    """As `st.session_state`: keys are attributes too."""
+
+    __getattr__ = dict.__getitem__

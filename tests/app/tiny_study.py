@@ -11,8 +11,9 @@ from streamlit.testing.v1.element_tree import Block
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import rose
-from app import session
-from app.study import Calibration, LoadedModel, Setup, Study
+from app import session, shared
+from app.study.setup import Setup
+from app.study.study import Calibration, LoadedModel, Study
 
 MAIN = str(Path(session.__file__).parent / "main.py")
 COLUMNAR = "model.layers.1.self_attn.o_proj"  # its last block of inputs is six times as strong as the others
@@ -53,15 +54,15 @@ def measured_study(held_out: int = 2, sparsity: str = "0.7") -> Study:
     study.job.start()
     study.job.wait(60)
     assert study.job.status == "done", study.job.message
-    session._studies()[setup] = study
+    shared.studies()[setup] = study
     return study
 
 
 def open_page(page: str, study: Study | None = None, layer: str = COLUMNAR, **query: str) -> AppTest:
     """The app on this page, with the study's set-up and this layer in the URL."""
     app = AppTest.from_file(MAIN, default_timeout=60)
-    shared = {} if study is None else study.setup.to_texts() | {"layer": layer}
-    for key, value in (shared | query).items():
+    linked = {} if study is None else study.setup.to_texts() | {"layer": layer}
+    for key, value in (linked | query).items():
         app.query_params[key] = value
     app.run()
     app.switch_page(page).run()

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from streamlit.testing.v1 import AppTest
 
-from app import session
-from app.study import Calibration, LoadedModel, Setup, Study
+from app import session, shared
+from app.study.setup import Setup
+from app.study.study import Calibration, LoadedModel, Study
 
 MAIN = str(Path(session.__file__).parent / "main.py")
 LAYERS = ("model.layers.18.self_attn.o_proj", "model.layers.18.mlp.down_proj")
@@ -37,14 +38,14 @@ REPEATS = 5
 
 def measured() -> Study:
     def load() -> LoadedModel:
-        return session._loaded_model.__wrapped__(SETUP.model, SETUP.dtype)
+        return shared._loaded_model.__wrapped__(SETUP.model, SETUP.dtype)
 
     study = Study(SETUP, load, Calibration())
     study.job.watch("benchmark")
     study.job.start()
     study.job.wait(600)
     assert study.job.status == "done", study.job.message
-    session._studies()[SETUP] = study
+    shared.studies()[SETUP] = study
     return study
 
 

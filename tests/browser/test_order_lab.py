@@ -68,7 +68,7 @@ def test_scrubbing_by_keyboard(open_page: Open, measured: str, scheme: str) -> N
     page.locator(".st-key-lab_step").get_by_role("slider").focus()
     page.keyboard.press("ArrowRight")
     expect(page.get_by_text("320 of 576 columns are still free")).to_be_visible()
-    expect(page.get_by_text("Lost without help")).to_be_visible()
+    expect(page.get_by_text("Loss without compensation")).to_be_visible()
     expect(page.get_by_text("of the damage", exact=False).first).to_be_visible()
 
 

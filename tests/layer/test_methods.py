@@ -446,4 +446,4 @@ def test_registry_entries_explain_themselves() -> None:
         assert method.name == name
         assert method.label
         assert method.summary.endswith(".")
-    assert set(SWEEPING) == {"rose", "rose_global", "rose_dealt", "sparsegpt", "sensitivity", "measured"}
+    assert set(SWEEPING) == {"rose", "rose_global", "rose_dealt", "sparsegpt", "isc", "measured"}

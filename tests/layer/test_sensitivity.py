@@ -5,19 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
+import rose
 from tests.layer.helpers import damped_by_hand, make_layer
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.7, "2:4", "1:4"])
 @pytest.mark.parametrize("seed", range(3))
-def test_masks_by_both_saliencies(sparsity: float | str, seed: int) -> None:
+@pytest.mark.parametrize("inverse", ["layer", "remaining"])
+def test_masks_by_both_saliencies(sparsity: float | str, seed: int, inverse: str) -> None:
     layer = make_layer(rows=6, columns=32, seed=seed)
-    result = layer.prune(method="sensitivity", sparsity=sparsity)
+    result = layer.prune(method="isc", sparsity=sparsity, options={"inverse": inverse})
     hessian = damped_by_hand(layer, result.added_damping)
     weight = layer.weight.double().clone()
     mask = torch.zeros_like(weight, dtype=torch.bool)
     inverses = [torch.linalg.inv(hessian[j:, j:]) for j in range(32)]
-    factor = hessian.diagonal() + 1 / torch.stack([inverse[0, 0] for inverse in inverses])
+    heads = torch.stack([found[0, 0] for found in inverses])
+    factor = hessian.diagonal() + 1 / (torch.linalg.inv(hessian).diagonal() if inverse == "layer" else heads)
     for j in range(32):
         if isinstance(sparsity, str) and j % 4 == 0:
             for row in range(6):
@@ -38,7 +41,29 @@ def test_masks_by_both_saliencies(sparsity: float | str, seed: int) -> None:
 def test_differs_from_sparsegpt() -> None:
     layer = make_layer(rows=20, columns=32, seed=5)
     for budget in ("block", "layer"):
-        ours = layer.prune(method="sensitivity", sparsity=0.6, budget=budget)
+        ours = layer.prune(method="isc", sparsity=0.6, budget=budget)
         theirs = layer.prune(method="sparsegpt", sparsity=0.6, budget=budget)
         assert ours.mask.sum() == theirs.mask.sum()
         assert not torch.equal(ours.mask, theirs.mask)
+
+
+def test_the_scale_of_the_inputs_does_not_matter_nor_with_the_whole_inverse_the_order() -> None:
+    layer = make_layer(rows=20, columns=32, seed=6)
+    hessian = layer.hessian
+    for inverse in ("layer", "remaining"):
+        options = {"inverse": inverse}
+        masks = [
+            rose.prune_layer(layer.weight, scale * hessian, method="isc", sparsity=0.6, options=options).mask
+            for scale in (1.0, 64.0)
+        ]
+        assert torch.equal(*masks)
+    # One block of all columns: the mask is chosen before anything is compensated.
+    reverse = torch.arange(31, -1, -1)
+    for inverse, same in (("layer", True), ("remaining", False)):
+        masks = [
+            rose.prune_layer(
+                layer.weight, hessian, method="isc", sparsity=0.6, order=order, options={"inverse": inverse}
+            ).mask
+            for order in (None, reverse)
+        ]
+        assert torch.equal(*masks) == same

@@ -17,7 +17,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import rose
 from rose.layer.methods import Method, Settings
 from rose.layer.methods.measured import CANDIDATES
-from rose.model.allocation import exact_ratios, hessian_traces, outlier_share, owl_ratios, sensitivity_ratios
+from rose.layer.pattern import Pattern
+from rose.model.allocation import allocate, exact_ratios, hessian_traces, outlier_share, owl_ratios, sensitivity_ratios
 from rose.model.structure import prunable_layers
 
 
@@ -89,7 +90,35 @@ def test_owl_ratios() -> None:
 
 def test_sensitivity_ratios() -> None:
     assert sensitivity_ratios([3.0, -1.0, 2.0], 0.5) == pytest.approx([0.4, 0.6, 0.5])
+    assert sensitivity_ratios([3.0, 1.0, 2.0], 0.5, spread=0.25) == pytest.approx([0.25, 0.75, 0.5])
     assert sensitivity_ratios([7.0], 0.5) == [0.5]
+
+
+def test_a_layer_with_a_negative_trace_keeps_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper ranks layers by |mean trace| / size."""
+    monkeypatch.setattr("rose.model.allocation.hessian_traces", lambda *_args, **_options: [1.0, -9.0, 2.0])
+    model = tiny_llama()
+    layers = [layer for layer in prunable_layers(model) if layer.projection == "self_attn.q_proj"]
+    found = allocate(model, some_tokens(), layers, Pattern(0.5), "sensitivity:0.125", list)
+    assert [found[layer.name].ratio for layer in layers] == [0.625, 0.375, 0.5]
+
+
+@pytest.mark.parametrize("text", ["sensitivity:", "sensitivity:x", "sensitivity:1.5", "sensitivity:nan"])
+def test_bad_spreads(text: str) -> None:
+    with pytest.raises(rose.RoseError, match="α of sensitivity must be a number from 0 to 1"):
+        rose.prune_model(tiny_llama(), some_tokens(), allocation=text)
+
+
+def test_the_spread_of_a_run() -> None:
+    spreads = {}
+    for allocation in ("sensitivity", "sensitivity:0.1", "sensitivity:0.25"):
+        report = rose.prune_model(
+            tiny_llama(), some_tokens(), method="magnitude", sparsity=0.5, block_size=8, allocation=allocation
+        )
+        assert report.summary["allocation"] == allocation
+        spreads[allocation] = np.ptp(report.layers["sparsity"])
+    assert spreads["sensitivity"] == spreads["sensitivity:0.1"] == pytest.approx(0.2, abs=0.01)
+    assert spreads["sensitivity:0.25"] == pytest.approx(0.5, abs=0.01)
 
 
 def exact_trace(model: PreTrainedModel, tokens: Tensor, name: str) -> float:
@@ -187,6 +216,8 @@ def test_bad_allocations() -> None:
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(rose.RoseError, match="one of uniform, owl, sensitivity"):
         rose.prune_model(model, tokens, allocation="random")
+    with pytest.raises(rose.RoseError, match="one of uniform, owl, sensitivity"):
+        rose.prune_model(model, tokens, allocation="owl:0.1")
     with pytest.raises(rose.RoseError, match="2:4 fixes the ratio"):
         rose.prune_model(model, tokens, sparsity="2:4", block_size=8, allocation="owl")
     with pytest.raises(rose.RoseError, match="has no option"):

@@ -9,12 +9,12 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import rose
-from rose.model.calibration import load_calibration, load_text, packaged_text
+from rose.model.calibration import cut_windows, load_calibration, load_text, packaged_text
 
 WORDS = 1000
 
@@ -108,6 +108,78 @@ def test_impossible_windows(
 ) -> None:
     with pytest.raises(rose.RoseError, match=message):
         rose.load_tokens(text, tokenizer, **options)
+
+
+# ---- the beginning of a window
+
+FIRST = WORDS + 1
+
+
+def beginning_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """The same with BOS and EOS tokens, put around a user's text as the template says."""
+    words = {f"w{i}": i for i in range(WORDS)} | {"[UNK]": WORDS, "[BOS]": FIRST, "[EOS]": FIRST + 1}
+    core = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("[BOS]", FIRST), ("[EOS]", FIRST + 1)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", bos_token="[BOS]", eos_token="[EOS]")
+
+
+@pytest.mark.parametrize(
+    ("template", "bos", "begins"),
+    [
+        ("[BOS] $A", "auto", True),
+        ("[BOS] $A [EOS]", "auto", True),
+        ("$A [EOS]", "auto", False),
+        ("$A", "auto", False),
+        ("$A", "always", True),
+        ("[BOS] $A", "always", True),
+        ("[BOS] $A [EOS]", "never", False),
+    ],
+)
+def test_windows_begin_as_asked(text: str, template: str, bos: str, begins: bool) -> None:
+    tokenizer = beginning_tokenizer(template)
+    drawn = rose.load_tokens(text, tokenizer, samples=7, length=50, bos=bos)
+    in_order = rose.load_tokens(text, tokenizer, samples=None, length=101, seed=None, bos=bos)
+    tokens, held_out = load_calibration(text, tokenizer, samples=5, held_out=2, length=50, seed=0, bos=bos)
+    assert held_out is not None
+    assert torch.equal(torch.cat([tokens, held_out]), drawn)
+    assert drawn.shape == (7, 50)
+    for windows in (drawn, in_order):
+        assert bool((windows[:, 0] == FIRST).all()) == begins
+        assert windows[:, int(begins) :].max() < WORDS  # no other special token
+        assert are_runs(windows[:, int(begins) :])
+    assert torch.equal(in_order[:, int(begins) :].flatten(), torch.arange(1000 if begins else 909))
+
+
+def test_windows_after_a_beginning_do_not_overlap(text: str) -> None:
+    tokens = rose.load_tokens(text, beginning_tokenizer("[BOS] $A"), samples=10, length=101)
+    assert len(tokens[:, 1:].unique()) == 1000
+    with pytest.raises(rose.RoseError, match="has 1000 tokens, too few for 11 windows of 101"):
+        rose.load_tokens(text, beginning_tokenizer("[BOS] $A"), samples=11, length=101, seed=None)
+
+
+def test_shorter_windows_begin_like_their_samples(text: str) -> None:
+    samples = rose.load_tokens(text, beginning_tokenizer("[BOS] $A"), samples=2, length=101, seed=None)
+    windows = cut_windows(samples, 5, 35, FIRST)
+    assert windows[:, 0].tolist() == [FIRST] * 4
+    assert windows[:, 1].tolist() == [0, 34, 100, 134]
+    assert are_runs(windows[:, 1:])
+    plain = cut_windows(samples[:, 1:], 5, 50, None)
+    assert torch.equal(plain, torch.arange(200).view(4, 50))
+
+
+def test_bad_beginnings(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(rose.RoseError, match="tokenizer has no beginning-of-sequence token; choose"):
+        rose.load_tokens(text, tokenizer, samples=1, length=10, bos="always")
+    with pytest.raises(rose.RoseError, match="bos must be one of auto, always, never, not 'maybe'"):
+        rose.load_tokens(text, tokenizer, samples=1, length=10, bos="maybe")
+
+
+def test_the_packaged_model_reads_text_without_a_beginning(packaged: Any) -> None:
+    tokens = [rose.load_tokens("packaged", packaged[1], samples=4, length=32, bos=bos) for bos in ("auto", "never")]
+    assert torch.equal(*tokens)
 
 
 def test_an_empty_file_is_too_short(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -255,7 +255,7 @@ def test_a_full_disk(
 
     with monkeypatch.context() as patch:
         patch.setattr(durable, step, sometimes)
-        with pytest.raises(rose.RoseError, match=r"No space left on device.*make room.*goes on from there"):
+        with pytest.raises(rose.RoseError, match=r"No space left on device.*make room.*resumes from there"):
             run(tmp_path)
     half_written = [path for path in tmp_path.rglob("*.tmp") if path.is_file()]
     assert not half_written

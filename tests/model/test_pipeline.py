@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -35,6 +36,33 @@ def changed(model: PreTrainedModel, before: dict[str, Tensor]) -> set[str]:
         for name, parameter in model.named_parameters()
         if not torch.equal(parameter, before[name])
     }
+
+
+def test_hooks_of_accelerate_stay_and_run() -> None:
+    """accelerate dispatches a model by giving modules a forward function of their own."""
+    model, plain = make_model("llama"), make_model("llama")
+    blocks = list(decoder_blocks(model)[1])
+    hooks = [CountingHook() for _ in blocks]
+    for block, hook in zip(blocks, hooks, strict=True):
+        add_hook_to_module(block, hook)
+    hooked = [block.forward for block in blocks]
+    rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+    assert [block.forward for block in blocks] == hooked
+    assert all(hook.calls > 0 for hook in hooks)  # the batches that calibrate pass through them too
+    calls = [hook.calls for hook in hooks]
+    logits(model)
+    assert [hook.calls - before for hook, before in zip(hooks, calls, strict=True)] == [1, 1]
+    rose.prune_model(plain, make_tokens(), sparsity=0.5, block_size=16)
+    assert all(torch.equal(model.get_parameter(name), p) for name, p in plain.named_parameters())
+
+
+class CountingHook(ModelHook):
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def pre_forward(self, _module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        self.calls += 1
+        return args, kwargs
 
 
 # ---- choosing layers

@@ -14,9 +14,11 @@ from transformers import PreTrainedModel
 
 import rose
 from rose.layer.error import relative_error
+from rose.model.capture import check_streams, start_walk
 from rose.model.durable import digest
-from rose.model.structure import PrunableLayer
-from tests.model.families import DENSE, logits, make_model, make_tokens
+from rose.model.sequential import visit_sequentially
+from rose.model.structure import PrunableLayer, select_layers
+from tests.model.families import DENSE, LENGTH, logits, make_model, make_tokens
 from tests.model.test_families import hooked_inputs
 
 pytestmark = pytest.mark.usefixtures("small_batches")
@@ -92,6 +94,73 @@ def test_only_chosen_layers() -> None:
     assert len(prune(model, layers=layers).layers) == 2
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert changed == ["model.layers.1.self_attn.k_proj.weight", "model.layers.1.mlp.down_proj.weight"]
+
+
+class Routed(nn.Module):
+    """Each sample goes to the two of three experts that the router scores highest for it.
+
+    `in_order`: experts run in the order of their numbers, else by score.
+    """
+
+    def __init__(self, gather: bool, in_order: bool = True) -> None:
+        super().__init__()
+        self.gather, self.in_order = gather, in_order
+        self.router = nn.Linear(32, 3, bias=False)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(32, 16, bias=False), nn.SiLU(), nn.Linear(16, 32, bias=False)) for _ in range(3)
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        chosen = self.router(hidden).mean(1).topk(2).indices  # (samples, 2)
+        if not self.in_order:
+            assert len(hidden) == 1
+            return sum((self.experts[int(number)](hidden) for number in chosen[0]), torch.zeros_like(hidden))
+        output = torch.zeros_like(hidden)
+        for number, expert in enumerate(self.experts):
+            here = (chosen == number).any(1)
+            if self.gather and here.any():
+                output[here] += expert(hidden[here])
+            elif not self.gather and here.all():  # one sample at a time: router and experts read one tensor
+                output = output + expert(hidden)
+        return output
+
+
+def routed_model(gather: bool, in_order: bool = True) -> Any:
+    model = make_model("llama")
+    torch.manual_seed(3)
+    for block in model.model.layers:
+        block.mlp = Routed(gather, in_order)
+    return model
+
+
+@pytest.mark.parametrize("gather", [True, False])
+def test_every_expert_sees_all_of_its_tokens(gather: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against plain hooks on a model in which the same layers are pruned; samples take different experts."""
+    monkeypatch.setattr("rose.model.forward.BATCH_TOKENS", LENGTH)  # one sample a batch
+    tokens, held_out = make_tokens(8), make_tokens(4, seed=3)
+    model, by_hand = routed_model(gather), routed_model(gather)
+    walk = start_walk(model, check_streams(model, tokens, held_out), select_layers(model, None), None)
+    pruned, expert_tokens = [], []
+    for block in visit_sequentially(walk):
+        (layer,) = block.layers
+        for stream, found in ((tokens, block.calibration), (held_out, block.held_out)):
+            inputs = hooked_inputs(by_hand, [layer.name], stream)[layer.name]
+            assert found[layer.name].tokens == len(inputs), layer.name
+            torch.testing.assert_close(found[layer.name].hessian, inputs.T @ inputs, rtol=1e-4, atol=1e-4)
+        pruned.append(layer.name)
+        if "experts" in layer.name:
+            expert_tokens.append(block.calibration[layer.name].tokens)
+        weight = rose.prune_layer(layer.weight, block.calibration[layer.name], sparsity=0.5, block_size=16).weight
+        layer.write(weight)
+        by_hand.get_submodule(layer.name).weight.data.copy_(weight)
+    assert pruned == [layer.name for layer in rose.prunable_layers(model)]
+    assert len(set(expert_tokens)) > 2  # or the routes would be no test
+
+
+def test_routes_that_no_order_of_layers_fits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rose.model.forward.BATCH_TOKENS", LENGTH)
+    with pytest.raises(rose.RoseError, match=r"different orders.*prune without true-sequential"):
+        rose.prune_model(routed_model(False, in_order=False), make_tokens(8), true_sequential=True, **OPTIONS)
 
 
 def test_a_stopped_run_leaves_no_hook_and_no_batch_under_way() -> None:

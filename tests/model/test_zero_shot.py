@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 import rose
 from rose.model.zero_shot import zero_shot
-from tests.tiny import save_tiny_llama
+from tests.tiny import BOS, save_tiny_llama
 
 QUESTIONS = 24
 TASK = """task: sums
@@ -60,11 +61,27 @@ def loaded(tmp_path_factory: pytest.TempPathFactory):
 
 
 @torch.no_grad()
-def log_likelihood(model, tokenizer, context: str, choice: str) -> float:
-    ids = tokenizer(f"{context} {choice}", return_tensors="pt")["input_ids"]
-    start = len(tokenizer(context)["input_ids"])
+def log_likelihood(model, tokenizer, context: str, choice: str, first: Sequence[int] = ()) -> float:
+    """`first`: what stands before the text."""
+    text = tokenizer(f"{context} {choice}", add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([[*first, *text]])
+    start = len(first) + len(tokenizer(context, add_special_tokens=False)["input_ids"])
     scores = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
     return float(scores[start - 1 :].gather(1, ids[0, start:, None]).sum())
+
+
+@pytest.mark.parametrize(("bos", "first"), [("auto", [BOS]), ("always", [BOS]), ("never", [])])
+def test_questions_begin_as_the_tokenizer_begins_text(
+    tmp_path: Path, folder: Path, questions: list[dict], bos: str, first: list[int]
+) -> None:
+    """Its tokenizer appends an end-of-text token too, which must not stand between a question and its answer."""
+    model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path / "tiny", bos=True)))
+    right = 0
+    for asked in questions:
+        scores = [log_likelihood(model, tokenizer, asked["question"], choice, first) for choice in asked["choices"]]
+        right += scores.index(max(scores)) == asked["answer"]
+    row = zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, bos=bos).iloc[0]
+    assert row["accuracy"] == pytest.approx(right / QUESTIONS)
 
 
 def test_accuracy_is_that_of_the_likeliest_answer(loaded, folder: Path, questions: list[dict]) -> None:

@@ -67,12 +67,12 @@ def prune_by_sweep(
     *,
     order: str,
     budget: str,
-    sum_saliency: bool = False,
+    sum_saliency: str | None = None,
 ) -> LayerResult:
     """A sweep with this order and budget, unless the settings override them.
 
     `order` "rose" is the two-level order on columnar layers and natural order on the others. `sum_saliency` chooses
-    masks by w² (H_jj + 1/U_jj²) instead of w²/U_jj².
+    masks by w² (H_jj + 1/[H⁻¹]_jj) instead of w²/U_jj², with H⁻¹ of the whole "layer" or of the columns "remaining".
     """
     return sweep_and_factor(weight, statistics, settings, order=order, budget=budget, sum_saliency=sum_saliency)[0]
 
@@ -84,7 +84,7 @@ def sweep_and_factor(
     *,
     order: str,
     budget: str,
-    sum_saliency: bool = False,
+    sum_saliency: str | None = None,
 ) -> tuple[LayerResult, DampedHessian, Tensor]:
     """As `prune_by_sweep`; also the damped Hessian, and U for the order visited, for what continues from there."""
     plan = _plan(weight, statistics, settings)
@@ -98,7 +98,9 @@ def sweep_and_factor(
     live = dense.masked_fill(damped.dead, 0) if pattern.ratio > 0 else dense
     divisor = None
     if sum_saliency:
-        divisor = (damped.matrix.diagonal()[visited.permutation] + factor.diagonal() ** -2).rsqrt()
+        # H⁻¹ = UᵀU; of the columns from j on, it has U_jj² at its head.
+        inverse = factor.square().sum(0) if sum_saliency == "layer" else factor.diagonal().square()
+        divisor = (damped.matrix.diagonal()[visited.permutation] + 1 / inverse).rsqrt()
     if budget == "layer" and not pattern.is_grouped:
         counts = layer_budget(live, factor, pattern, visited, divisor)
     else:  # N:M fixes how many weights every group gives up, so both budgets are the same

@@ -198,9 +198,9 @@ def test_sparsity_says_who_kept_the_promise() -> None:
     bad = RealisedSparsity("wanda", "row", 24, 0.7, 0.65, 2, 0, 0)
     assert title(check.sparsity_by_method([good])) == "SparseGPT removed what was asked"
     drawing = check.sparsity_by_method([good, bad])
-    assert title(drawing) == "One of 2 methods removed what was asked"
+    assert title(drawing) == "One of 2 methods removed what was requested"
     assert "two weights (Wanda, per row)" in drawing.caption
-    assert title(check.sparsity_by_method([bad, bad])) == "None of 2 methods removed what was asked"
+    assert title(check.sparsity_by_method([bad, bad])) == "None of 2 methods removed what was requested"
     assert list(drawing.figure.data[1].text) == ["70 %", "65 %"]
 
 
@@ -214,7 +214,7 @@ def test_sparsity_strip_counts_weights(records: pd.DataFrame) -> None:
 
 def test_damping_strip_marks_what_was_raised(records: pd.DataFrame) -> None:
     drawing = check.damping_strip(records, 0.01)
-    assert title(drawing) == "One of 12 layers needed more damping than asked"
+    assert title(drawing) == "One of 12 layers needed more damping than requested"
     raised = drawing.figure.data[1]
     assert list(raised.customdata) == ["model.layers.2.self_attn.q_proj"]
     assert raised.marker.symbol != drawing.figure.data[0].marker.symbol

@@ -1,0 +1,153 @@
+"""The order lab's section in which people make an order of their own, block by block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+import rose
+from app import components, session, words
+from app.figures import order_lab as figures
+from app.figures import order_picture
+from app.lab.controls import COLUMNS, DAMPING_NOTE, choose_budget, label, outcomes
+from app.lab.sweeps import BASELINE, WHOLE_BLOCK_ORDERS, Sweep, arrange, dense_energy, ratio, read_own, write_own
+from app.study.study import Study
+from rose.layer.order import order_names, visited_blocks
+
+TILE: dict[str, Any] = {"border": True, "height": "stretch", "delta_arrow": "off"}
+
+
+def own_state(study: Study, layer: str, plan: rose.OrderPlan) -> dict[str, Any]:
+    """The order at hand and what it was before: {"base", "steps", "past"}; a fresh one for every layer."""
+    place = (study.created, layer)
+    state = st.session_state.get("lab_own")
+    if state is None or state["place"] != place:
+        linked = read_own(st.query_params.get("own", ""), plan) if state is None else None
+        base, steps = linked or ("natural", list(range(len(plan.block_width))))
+        state = st.session_state.lab_own = {"place": place, "base": base, "steps": steps, "past": []}
+    return state
+
+
+def change_own(base: str, steps: list[int]) -> None:
+    """Callback: another order at hand; the former one can be had back."""
+    state = st.session_state.lab_own
+    if (base, steps) != (state["base"], state["steps"]):
+        state["past"] = [*state["past"], (state["base"], state["steps"])]
+        state["base"], state["steps"] = base, steps
+
+
+def move_own(block: int, to: int) -> None:
+    state = st.session_state.lab_own
+    steps = [step for step in state["steps"] if step != block]
+    steps.insert(to, block)
+    change_own(state["base"], steps)
+
+
+def undo_own() -> None:
+    state = st.session_state.lab_own
+    *state["past"], (state["base"], state["steps"]) = state["past"]
+
+
+def draw(study: Study, layer: str) -> None:
+    plan = study.plan(layer)
+    state = own_state(study, layer, plan)
+    left, stage = st.columns(COLUMNS)
+    with left:
+        block, budget = own_controls(plan, state)
+    order = arrange(plan, state["base"], state["steps"])
+    st.query_params["own"] = write_own(state["base"], state["steps"])
+    sweeps = [Sweep(order, budget), Sweep("natural", budget), Sweep("two_level", budget), Sweep(*BASELINE)]
+    with stage:
+        made = outcomes(study, layer, sweeps, "lab-own")
+        if made is None:
+            return
+        yours, natural, ordered, base = made
+        against = [("SparseGPT", base), ("natural order", natural), ("two-level order", ordered)]
+        against = against[1:] if base.sweep.key == natural.sweep.key else against
+        tiles = st.columns(1 + len(against))
+        tiles[0].metric("Your order", f"{yours.error:.5f}", "final error", delta_color="off", **TILE)
+        for tile, (name, other) in zip(tiles[1:], against, strict=True):
+            change = ratio(yours.error, other.error) - 1
+            text = f"yours: {100 * change:+.2f} %" if change else "yours: the same"
+            colour: Any = "off" if not change else "green" if change < 0 else "red"
+            tile.metric(words.sentence(name), f"{other.error:.5f}", text, delta_color=colour, **TILE)
+        # Where nothing has been moved, the order is still the named one.
+        results = {one.sweep.run_name: one.result for one in (natural, ordered)} | {"custom": yours.result}
+        energy, theme, name = dense_energy(study, layer), session.theme(), words.short_layer(layer)
+        marked = block if state["base"] in WHOLE_BLOCK_ORDERS else None
+        components.show(figures.error_curve(results, energy, layer=name, theme=theme), "lab-own-curve", height=430)
+        st.caption(DAMPING_NOTE)
+        components.show(
+            order_picture.order_picture(plan, order, layer=name, marked_block=marked, theme=theme), "lab-own-picture"
+        )
+
+
+def own_controls(plan: rose.OrderPlan, state: dict[str, Any]) -> tuple[int | None, str]:
+    """Widgets that change the order; returns the original block at hand, where it is one, and the budget."""
+    count = len(plan.block_width)
+    st.session_state.lab_own_base = state["base"].partition(":")[0]
+    st.selectbox(
+        "Start from",
+        order_names(),
+        key="lab_own_base",
+        format_func=label,
+        on_change=lambda: change_own(st.session_state.lab_own_base, list(range(count))),
+    )
+    base = rose.make_order(plan, state["base"])
+    visited = visited_blocks(plan, base)
+    losses = column_groups_loss(plan, base)
+
+    def describe(step: int) -> str:
+        name = f"Columns visited as {step + 1}." if visited[step] is None else f"Block {visited[step]}"
+        return f"{name} · loss {words.number(losses[step])} per column"
+
+    if st.session_state.get("lab_own_block") not in range(count):
+        st.session_state.lab_own_block = int(max(range(count), key=lambda step: losses[step]))
+    chosen = st.selectbox("Block to move", range(count), key="lab_own_block", format_func=describe)
+    now = state["steps"].index(chosen)
+    if count > 1:
+        st.session_state.lab_own_position = now + 1
+        st.slider(
+            "Position (1 is pruned first)",
+            1,
+            count,
+            key="lab_own_position",
+            on_change=lambda: move_own(chosen, st.session_state.lab_own_position - 1),
+        )
+    options: dict[str, Any] = {"width": "stretch"}
+    ways = {"first": ("first_page", 0), "earlier": ("chevron_left", now - 1)}
+    ways |= {"later": ("chevron_right", now + 1), "last": ("last_page", count - 1)}
+    for place, (way, (icon, to)) in zip(st.columns(4), ways.items(), strict=True):
+        place.button(
+            f":material/{icon}:",
+            key=f"lab-own-{way}",
+            on_click=move_own,
+            args=(chosen, to),
+            disabled=now == (0 if way in ("first", "earlier") else count - 1),
+            help=way.capitalize(),
+            **options,
+        )
+    undo, reset = st.columns(2)
+    undo.button(
+        "Undo", icon=":material/undo:", on_click=undo_own, disabled=not state["past"], key="lab-own-undo", **options
+    )
+    natural = ("natural", list(range(count)))
+    reset.button(
+        "Reset",
+        icon=":material/restart_alt:",
+        on_click=change_own,
+        args=natural,
+        disabled=(state["base"], state["steps"]) == natural,
+        key="lab-own-reset",
+        **options,
+    )
+    budget = choose_budget("lab_own_budget")
+    sequence = " → ".join(f"#{s + 1}" if visited[s] is None else str(visited[s]) for s in state["steps"])
+    st.caption(f"Blocks as visited: {sequence}")
+    return visited[chosen], budget
+
+
+def column_groups_loss(plan: rose.OrderPlan, order: rose.Order) -> list[float]:
+    """Mean column loss of each visited block."""
+    return [float(part.mean()) for part in plan.column_loss[order.permutation].split(list(order.widths))]

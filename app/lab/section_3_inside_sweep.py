@@ -1,0 +1,99 @@
+"""The order lab's section that goes through one sweep block by block."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import streamlit as st
+
+import rose
+from app import components, session, words
+from app.components import URL
+from app.figures import order_lab as figures
+from app.figures import sweep
+from app.lab.controls import COLUMNS, choose_budget, choose_seed, label
+from app.lab.sweeps import LARGEST_TRACE, ratio, trace_bytes
+from app.study.study import Study
+from rose.layer.order import order_names, visited_blocks
+
+Show = Literal["weights", "change"]
+Arrange = Literal["visited", "natural"]
+
+
+def draw(study: Study, layer: str) -> None:
+    left, stage = st.columns(COLUMNS)
+    plan = study.plan(layer)
+    count = len(plan.block_width)
+    with left:
+        known = order_names()
+        order = st.selectbox(
+            "Order", known, index=known.index("two_level"), format_func=label, key="lab_sweep_order", bind=URL
+        )
+        if order == "random":
+            order = f"random:{choose_seed('lab_sweep_seed')}"
+        budget = choose_budget("lab_sweep_budget")
+        if (st.session_state.get("lab_step") or 0) > count:  # of a layer with more blocks, or of a link
+            st.session_state.lab_step = count
+        step = st.slider("Blocks pruned", 0, count, min(1, count), key="lab_step", bind=URL)
+        show = components.choose("Show", {"weights": "|W|", "change": "Change"}, "lab_show")
+        play = st.toggle(
+            "Play in the browser",
+            key="lab_play",
+            bind=URL,
+            help="All steps as frames, with play and pause; columns as visited",
+        )
+        arrange = components.choose(
+            "Columns", {"visited": "As visited", "natural": "Natural"}, "lab_arrange", disabled=play
+        )
+    with stage:
+        needed = trace_bytes(study, layer)
+        if needed > LARGEST_TRACE:
+            st.warning(
+                f"Recording this sweep would take {components.size(needed)}; choose a larger block size on the start "
+                "page, or a smaller layer."
+            )
+            return
+        traced = [lambda: study.prune(layer, order=order, budget=budget, trace=True)]
+        if not components.finished(traced, "lab-sweep", (study.created, layer, order, budget)):
+            return
+        result = study.prune(layer, order=order, budget=budget, trace=True)
+        trace = cast(rose.SweepTrace, result.trace)
+        stage_of(result, trace, step, cast(Show, show), cast(Arrange, arrange), play, words.short_layer(layer))
+    with left:
+        step_numbers(result, trace, step)
+
+
+def stage_of(
+    result: rose.LayerResult, trace: rose.SweepTrace, step: int, show: Show, arrange: Arrange, play: bool, name: str
+) -> None:
+    theme = session.theme()
+    if play:
+        components.show(sweep.sweep_animation(trace, result.order, show=show, layer=name, theme=theme), "lab-animation")
+    else:
+        components.show(
+            sweep.sweep_frame(trace, result.order, step, show=show, arrange=arrange, layer=name, theme=theme),
+            "lab-frame",
+        )
+    marked = step - 1 if step else None
+    components.show(
+        figures.damage_split(trace, result.order, result.plan, step=marked, layer=name, theme=theme), "lab-damage"
+    )
+
+
+def step_numbers(result: rose.LayerResult, trace: rose.SweepTrace, step: int) -> None:
+    """Exact values of the block that was pruned last."""
+    if step == 0:
+        st.caption("Nothing is pruned yet. Move the slider.")
+        return
+    index = step - 1
+    lost, kept = float(trace.lost[index]), float(trace.error[index])
+    block = visited_blocks(result.plan, result.order)[index]
+    rows = {
+        "Just pruned": "mixed" if block is None else f"block {block}",
+        "Weights removed": words.whole(int(trace.removed[index])),
+        "Loss without compensation": words.number(lost),
+        "Compensated": f"{words.number(lost - kept)} ({words.percent(1 - ratio(kept, lost), 0)})",
+        "Remains": words.number(kept),
+        "Error so far": words.number(float(trace.error[:step].sum())),
+    }
+    st.markdown("\n".join(f"- {name}: **{value}**" for name, value in rows.items()))

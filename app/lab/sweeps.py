@@ -1,0 +1,190 @@
+"""Sweeps of one layer by many orders and budgets: what to sweep, and what comes out, kept small.
+
+No Streamlit here. A `rose.LayerResult` holds several matrices of the layer's size; of a sweep that only serves to be
+compared with others the numbers are enough, and these are kept with the study, one shelf a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+import torch
+
+import rose
+from app.figures import palette
+from app.study.study import Study
+from rose.layer.error import quadratic_form, relative_error
+from rose.layer.order import visited_blocks
+
+BASELINE = ("natural", "block")  # SparseGPT, which every other error is compared with
+# Orders that keep every column in its block, so that a block can be taken out and put elsewhere.
+WHOLE_BLOCK_ORDERS = ("natural", "columns", "blocks", "two_level")
+LARGEST_TRACE = 2e9  # bytes
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One sweep to make: order, budget, and a sparsity where it is not the study's."""
+
+    order: str | rose.Order
+    budget: str
+    sparsity: str | None = None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        order = self.order
+        name = order if isinstance(order, str) else (tuple(order.permutation.tolist()), order.widths)
+        return (name, self.budget, self.sparsity)
+
+    @property
+    def order_name(self) -> str:
+        return self.order if isinstance(self.order, str) else self.order.name
+
+    @property
+    def run_name(self) -> str:
+        """As the figures of sweeps name it: the order, and its budget where that is layer-wide."""
+        return self.order_name + (" + layer" if self.budget == "layer" else "")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a sweep.
+
+    Attributes:
+        sweep: what was asked.
+        result: as `rose.prune_layer` gave it, without weight, mask and trace.
+        held_out_error: relative error on held-out inputs; None where the study has none.
+        sparsity: realised, which a result without its mask no longer knows.
+    """
+
+    sweep: Sweep
+    result: rose.LayerResult
+    held_out_error: float | None
+    sparsity: float
+
+    @property
+    def error(self) -> float:
+        """Relative error on calibration inputs."""
+        return self.result.relative_error
+
+
+def outcome(study: Study, layer: str, sweep: Sweep) -> Outcome:
+    """Makes the sweep, unless it has been made before.
+
+    Raises:
+        RoseError: an order that does not fit the layer.
+    """
+    shelf = _shelf(study, layer)
+    if sweep.key not in shelf:
+        sparsity = sweep.sparsity or study.setup.sparsity
+        options = study.layer_options() | {"sparsity": sparsity}
+        result = rose.prune_layer(
+            study.weight(layer), study.statistics(layer), order=sweep.order, budget=sweep.budget, **options
+        )
+        held_out = study.held_out_statistics(layer)
+        other = None if held_out is None else relative_error(study.weight(layer), result.weight, held_out.hessian)
+        empty = torch.empty(0)
+        plan = study.plan(layer, sparsity=sparsity)  # one for all sweeps of this sparsity
+        slim = replace(result, weight=empty, mask=empty.bool(), plan=plan)
+        shelf[sweep.key] = Outcome(sweep, slim, other, result.sparsity)
+    return shelf[sweep.key]
+
+
+def missing(study: Study, layer: str, sweeps: Sequence[Sweep]) -> list[Sweep]:
+    """Those that have not been made yet."""
+    shelf = _shelf(study, layer)
+    return [sweep for sweep in sweeps if sweep.key not in shelf]
+
+
+def _shelf(study: Study, layer: str) -> dict[tuple[Any, ...], Outcome]:
+    return study.remember(("lab", layer), dict)
+
+
+def dense_energy(study: Study, layer: str) -> float:
+    """tr(W H Wᵀ) on calibration inputs: what relative errors are relative to."""
+    return study.remember(
+        ("energy", layer), lambda: quadratic_form(study.weight(layer), study.statistics(layer).hessian)
+    )
+
+
+def table(outcomes: Sequence[Outcome], base: Outcome) -> pd.DataFrame:
+    """One row per sweep, best first: errors, and their ratio to natural order with the block budget."""
+    rows = [
+        {
+            "order": palette.order_style(one.sweep.order_name).label,
+            "budget": one.sweep.budget,
+            "relative_error": one.error,
+            "to_baseline": ratio(one.error, base.error),
+            "held_out_error": one.held_out_error,
+            "held_out_to_baseline": None
+            if one.held_out_error is None or base.held_out_error is None
+            else ratio(one.held_out_error, base.held_out_error),
+            "sparsity": one.sparsity,
+        }
+        for one in outcomes
+    ]
+    made = pd.DataFrame(rows).sort_values("relative_error", kind="stable", ignore_index=True)
+    return made.dropna(axis="columns", how="all")
+
+
+def ratio(error: float, base: float) -> float:
+    """error / base; 1 where both are 0."""
+    if base > 0:
+        return error / base
+    return 1.0 if error <= 0 else float("inf")
+
+
+# Orders of one's own
+
+
+def arrange(plan: rose.OrderPlan, base: str, steps: Sequence[int]) -> rose.Order:
+    """The order named `base` with its steps in another sequence; `steps[k]` is the step of `base` visited at k.
+
+    Raises:
+        RoseError: `steps` does not name every step once.
+    """
+    order = rose.make_order(plan, base)
+    if sorted(steps) != list(range(len(order.widths))):
+        raise rose.RoseError(f"An order of your own must visit each of the {len(order.widths)} blocks exactly once.")
+    if list(steps) == sorted(steps):
+        return order
+    columns = order.permutation.split(list(order.widths))
+    made = rose.Order(torch.cat([columns[s] for s in steps]), tuple(order.widths[s] for s in steps), "custom")
+    return rose.make_order(plan, made)
+
+
+def read_own(text: str, plan: rose.OrderPlan) -> tuple[str, list[int]] | None:
+    """ "two_level:2.0.1" as a base order and its steps; None where it does not fit this layer, as in an old link."""
+    base, _, steps = text.rpartition(":")
+    try:
+        read = [int(step) for step in steps.split(".")]
+        arrange(plan, base, read)
+    except (ValueError, rose.RoseError):
+        return None
+    return base, read
+
+
+def write_own(base: str, steps: Sequence[int]) -> str:
+    """The text that `read_own` reads, for a URL."""
+    return f"{base}:{'.'.join(map(str, steps))}"
+
+
+def costliest_block(plan: rose.OrderPlan) -> int:
+    """The block that loses most per column in pre-pruning; the first of equals."""
+    return int(plan.loss_per_column.argmax())
+
+
+def positions(plan: rose.OrderPlan, base: str, block: int) -> list[rose.Order]:
+    """`base`, an order that keeps blocks whole, with this original block moved to every position in turn."""
+    order = rose.make_order(plan, base)
+    step = visited_blocks(plan, order).index(block)
+    return [rose.move_block(plan, order, step, to) for to in range(len(order.widths))]
+
+
+def trace_bytes(study: Study, layer: str) -> float:
+    """What recording the weights after every block takes."""
+    weight = study.weight(layer)
+    return 4.0 * weight.numel() * (len(study.plan(layer).block_width) + 1)

@@ -1,0 +1,170 @@
+"""What the lessons are about: the paper's worked example, a generated layer, and layers of a study.
+
+No Streamlit here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+import rose
+from app.lab.sweeps import dense_energy
+from app.study.study import Study
+from rose.layer.error import quadratic_form
+from rose.layer.order import plan_from_importance
+
+TITLES = (
+    "Importance",
+    "Pre-pruning",
+    "Losses",
+    "Order",
+    "Compensation",
+    "No effect",
+    "Strength",
+    "Two effects",
+)
+STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+SPARSITY = 0.7  # of the generated layer
+BLOCK_SIZE = 16
+TOKENS_PER_COLUMN = 4
+SHARED = 0.6  # share of an input channel's variance that other channels know about
+SEPARATED = ("natural", "two_level", "random:0", "global")  # orders of the last lesson
+
+
+# The paper's worked example: figure (b) of its overview illustration (arXiv 2603.05878)
+
+EXAMPLE_IMPORTANCE = (
+    (2.3, 1.2, 1.5, 2.4, 1.5, 1.0, 3.9, 4.6, 4.8),
+    (1.4, 1.9, 1.5, 1.8, 0.6, 1.4, 4.8, 4.2, 4.7),
+    (2.1, 1.6, 1.1, 2.2, 0.3, 1.1, 6.7, 5.1, 1.9),
+    (2.8, 1.0, 2.0, 0.7, 1.1, 1.8, 4.9, 4.8, 1.6),
+)
+
+
+@lru_cache(maxsize=1)
+def example() -> rose.OrderPlan:
+    """The example's losses and order: blocks of three columns, a third of the weights to go."""
+    return plan_from_importance(torch.tensor(EXAMPLE_IMPORTANCE), sparsity=1 / 3, block_size=3)
+
+
+# A generated layer
+
+
+@dataclass(frozen=True)
+class LayerDesign:
+    """A layer to be generated.
+
+    Attributes:
+        rows: output channels.
+        blocks: of 16 columns each.
+        strength: how much larger the weights of one block are: 0 not at all, 1 twice as large.
+        place: that block, counted from 0 on the left; the last one if there are fewer.
+        seed: of all random numbers.
+    """
+
+    rows: int = 64
+    blocks: int = 6
+    strength: float = 2.0
+    place: int = 5
+    seed: int = 0
+
+    @property
+    def strong_block(self) -> int:
+        return min(self.place, self.blocks - 1)
+
+
+def generate(design: LayerDesign) -> tuple[Tensor, rose.InputStatistics]:
+    """Weights, (rows, columns), and the statistics of inputs whose channels know of each other.
+
+    Inputs mix a few common sources with noise of their own, so that columns can stand in for one another, as in a
+    trained network; without that there would be nothing to compensate with.
+    """
+    generator = torch.Generator().manual_seed(design.seed)
+    columns = design.blocks * BLOCK_SIZE
+    tokens, sources = TOKENS_PER_COLUMN * columns, max(4, columns // 4)
+    common = torch.randn(tokens, sources, generator=generator) @ torch.randn(sources, columns, generator=generator)
+    own = torch.randn(tokens, columns, generator=generator)
+    statistics = rose.InputStatistics(columns)
+    statistics.update(common * (SHARED / sources) ** 0.5 + own * (1 - SHARED) ** 0.5)
+    weight = torch.randn(design.rows, columns, generator=generator)
+    start = design.strong_block * BLOCK_SIZE
+    weight[:, start : start + BLOCK_SIZE] *= 1 + design.strength
+    return weight, statistics
+
+
+# What a lesson looks at
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A layer, real or generated, ready to be pruned.
+
+    Attributes:
+        name: full name of the layer, or "generated layer".
+        plan: what pre-pruning says about it.
+        energy: tr(W H Wᵀ), what errors are relative to.
+        prune: (order, budget, trace) -> result; remembered.
+    """
+
+    name: str
+    plan: rose.OrderPlan
+    energy: float
+    prune: Callable[[str, str, bool], rose.LayerResult]
+
+
+@lru_cache(maxsize=64)
+def generated(design: LayerDesign) -> Subject:
+    """The generated layer as a subject."""
+    weight, statistics = generate(design)
+
+    @lru_cache(maxsize=16)
+    def prune(order: str, budget: str, trace: bool) -> rose.LayerResult:
+        return rose.prune_layer(
+            weight, statistics, sparsity=SPARSITY, block_size=BLOCK_SIZE, order=order, budget=budget, trace=trace
+        )
+
+    plan = rose.plan_order(weight, statistics, sparsity=SPARSITY, block_size=BLOCK_SIZE)
+    return Subject("generated layer", plan, quadratic_form(weight, statistics.hessian), prune)
+
+
+def real(study: Study, layer: str, threshold: float) -> Subject:
+    """A layer of a study as a subject."""
+    return Subject(
+        layer,
+        study.plan(layer, threshold),
+        dense_energy(study, layer),
+        lambda order, budget, trace: study.prune(layer, order=order, budget=budget, trace=trace),
+    )
+
+
+def extremes(study: Study) -> tuple[str, str] | None:
+    """Of the layers measured so far, those of highest and of lowest relative range; None before the first."""
+    records = study.records()
+    records = records[[study.has(layer) for layer in records["layer"]]]  # kept records come before their statistics
+    if not len(records):
+        return None
+    ranges = records.drop_duplicates("layer").set_index("layer")["relative_range"]
+    return str(ranges.idxmax()), str(ranges.idxmin())
+
+
+def strengths(design: LayerDesign, values: Sequence[float]) -> list[tuple[float, float, float]]:
+    """(strength, relative range, error of two-level order over that of natural order), block budget."""
+    points = []
+    for value in values:
+        subject = generated(LayerDesign(design.rows, design.blocks, value, design.place, design.seed))
+        natural, ordered = (subject.prune(order, "block", False).relative_error for order in ("natural", "two_level"))
+        points.append((value, subject.plan.relative_range, ordered / natural))
+    return points
+
+
+def error_table(errors: dict[tuple[str, str], float]) -> pd.DataFrame:
+    """Errors by (order, budget) as the rows that a figure reads."""
+    return pd.DataFrame(
+        [{"order": order, "budget": budget, "relative_error": error} for (order, budget), error in errors.items()]
+    )

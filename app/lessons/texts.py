@@ -1,0 +1,252 @@
+"""The sentences and formulas of the lessons. Every number in them is computed from the plan or result at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+import rose
+from app.lessons.subjects import LayerDesign, Subject
+from app.words import number, percent
+from rose.layer.order import visited_blocks
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What stands beside the stage: one claim, formulas, and what to look at."""
+
+    claim: str
+    formulas: tuple[str, ...]
+    text: str
+
+
+def importance_lesson(plan: rose.OrderPlan) -> Lesson:
+    """Lesson 1, on the worked example."""
+    score = plan.importance
+    rows, columns = score.shape
+    high, low = (divmod(int(flat), columns) for flat in (score.argmax(), score.argmin()))
+    gone, each = sum(_removed(plan)), _removed(plan)[0]
+    return Lesson(
+        "A weight matters by its own size and by the size of the input it meets.",
+        (
+            r"S_{ij} = |W_{ij}|\,\sqrt{\tfrac1T \textstyle\sum_t x_{jt}^2}",
+            rf"S_{{{high[0] + 1},{high[1] + 1}}} = {_entry(score, *high)}\qquad "
+            rf"S_{{{low[0] + 1},{low[1] + 1}}} = {_entry(score, *low)}",
+        ),
+        f"The stage shows the importance S of a layer with {rows} outputs (rows) and {columns} inputs (columns), in "
+        f"blocks of {plan.block_size} columns. It is the worked example of the ROSE paper, and all counts "
+        f"start at 1 as they do there. A third of the {score.numel()} weights are to be removed: {gone}, {each} "
+        f"in every block. The most important weight is {_entry(score, *high)}, the least important "
+        f"{_entry(score, *low)}.",
+    )
+
+
+def pre_pruning_lesson(plan: rose.OrderPlan) -> Lesson:
+    """Lesson 2, on the worked example."""
+    counts, widths = _removed(plan), plan.block_width
+    size = plan.importance.shape[0] * widths[0]
+    lost = [
+        sorted(round(x, 1) for x in block[block > 0].tolist())
+        for block in plan.potential_loss.split(list(widths), dim=1)
+    ]
+    worst = int(plan.block_loss.argmax())
+    spared = int(plan.block_loss.argmin())
+    return Lesson(
+        "The same share of weights does not mean the same loss.",
+        (
+            r"L_{ij} = \begin{cases} S_{ij} & \text{one of the } k \text{ smallest}\\"
+            r" 0 & \text{else}\end{cases}",
+            rf"k = \tfrac13 \cdot {plan.importance.shape[0]} \cdot {widths[0]} = {counts[0]}\ \text{{of }} {size}",
+        ),
+        f"Struck out are the {counts[0]} smallest of each block. Block {worst + 1} must give up "
+        f"{_listing(lost[worst])}; block {spared + 1} only {_listing(lost[spared])}. Nothing is removed yet: this "
+        "look ahead is called pre-pruning.",
+    )
+
+
+def loss_lesson(plan: rose.OrderPlan) -> Lesson:
+    """Lesson 3, on the worked example."""
+    losses = plan.block_loss
+    high, low = float(losses.max()), float(losses.min())
+    verdict = "above" if plan.is_columnar else "not above"
+    called = "columnar" if plan.is_columnar else "not columnar"
+    worst = int(losses.argmax())
+    columns = plan.column_loss.split(list(plan.block_width))[worst].tolist()
+    added = " + ".join(f"{x:.1f}" for x in columns)
+    return Lesson(
+        "Added up by block, the losses say whether the layer is columnar.",
+        (
+            r"\ell_j = \textstyle\sum_i L_{ij} \qquad B_b = \textstyle\sum_{j \in b} \ell_j",
+            rf"B_{{{worst + 1}}} = {added} = {high:.1f}",
+            rf"\begin{{aligned}} r &= \frac{{\max B - \min B}}{{\max B}}\\[8pt]"
+            rf" &= \frac{{{high:.1f} - {low:.1f}}}{{{high:.1f}}} = {plan.relative_range:.2f} \end{{aligned}}",
+        ),
+        f"The relative range r is {plan.relative_range:.2f}, {verdict} the threshold of {plan.threshold:g}: the layer "
+        f"is {called}. Loss is concentrated in block {worst + 1}, which holds "
+        f"{percent(high / float(losses.sum()), 0)} of it.",
+    )
+
+
+def order_lesson(plan: rose.OrderPlan, guess: int | None) -> Lesson:
+    """Lesson 4, on the worked example.
+
+    Args:
+        guess: the block that was said to go first, counted from 0; None before anything was said.
+    """
+    claim = "Which block should be pruned first?"
+    question = (
+        "Pruning goes block by block. When a weight is removed, the columns that have **not been pruned yet** are "
+        "adjusted to make up for it. The block that goes last has no columns left to compensate for it."
+    )
+    if guess is None:
+        return Lesson(claim, (), f"{question}\n\nChoose a block, then see what ROSE does.")
+    order = [int(b) for b in plan.block_order]
+    first, last = order[0], order[-1]
+    losses = [float(x) for x in plan.block_loss]
+    said = (
+        f"Yes: block {first + 1}."
+        if guess == first
+        else f"You said block {guess + 1}, which would lose {losses[guess]:.1f}. ROSE starts with block {first + 1}."
+    )
+    ranking = r" \;>\; ".join(rf"B_{{{b + 1}}} = {losses[b]:.1f}" for b in order)
+    columns = [int(j) + 1 for j in plan.permutation]
+    leading = columns[: plan.block_width[first]]
+    inside = r" \;>\; ".join(rf"\ell_{{{j}}} = {float(plan.column_loss[j - 1]):.1f}" for j in leading)
+    permutation = r",\,".join(map(str, columns))
+    return Lesson(
+        "What loses most goes first, while most columns are still free to help.",
+        (ranking, inside, rf"\pi = ({permutation})"),
+        f"**{said}** It would lose most, {losses[first]:.1f}, so it gets all the help there is; block {last + 1} loses "
+        f"only {losses[last]:.1f} and needs none. The same rule orders the columns inside each block. Both "
+        "together are the two-level order π of ROSE.",
+    )
+
+
+def sweep_lesson(subject: Subject, natural: rose.LayerResult, ordered: rose.LayerResult, step: int) -> Lesson:
+    """Lessons 5 and 6: one sweep in natural order beside one in two-level order, after `step` blocks.
+
+    Raises:
+        RoseError: the results carry no trace.
+    """
+    gain = 1 - ordered.relative_error / natural.relative_error if natural.relative_error > 0 else 0.0
+    blocks = len(subject.plan.block_width)
+    if subject.plan.is_columnar and gain > 0:
+        claim = f"On this columnar layer, two-level order saves {percent(gain)} of the error."
+    elif subject.plan.is_columnar:
+        claim = f"This layer is columnar, yet two-level order costs {percent(-gain)} more error."
+    else:
+        claim = f"Where no block stands out, the order changes the error by {_signed(-gain)}."
+    lines = [
+        _block_sentence(result, step, order, subject.energy)
+        for result, order in ((natural, "natural"), (ordered, "two-level"))
+    ]
+    done = f"{step} of {blocks} {'block' if blocks == 1 else 'blocks'} pruned."
+    now = "Nothing is pruned yet." if step == 0 else " ".join([done, *lines])
+    decision = "ROSE uses two-level order here" if subject.plan.is_columnar else "ROSE keeps natural order here"
+    return Lesson(
+        claim,
+        (
+            r"e = \frac{w_j}{U_{jj}} \qquad w_{j:} \leftarrow w_{j:} - e\,U_{j,j:}",
+            rf"\frac{{\text{{two-level}}}}{{\text{{natural}}}} = "
+            rf"\frac{{{ordered.relative_error:.5f}}}{{{natural.relative_error:.5f}}} = {1 - gain:.3f}",
+        ),
+        f"{now}\n\nAfter all blocks, two-level order has {_change(gain)} than natural order. Relative range "
+        f"{subject.plan.relative_range:.2f}: {decision}.",
+    )
+
+
+def strength_lesson(design: LayerDesign, points: Sequence[tuple[float, float, float]], here: Subject) -> Lesson:
+    """Lesson 7: from which strength on the order matters.
+
+    Args:
+        points: from `strengths`, ascending.
+    """
+    natural, ordered = (here.prune(order, "block", False).relative_error for order in ("natural", "two_level"))
+    crossing = next((strength for strength, spread, _ in points if spread > here.plan.threshold), None)
+    where = (
+        f"From a strength of {crossing:g} on (of those measured) the layer counts as columnar."
+        if crossing is not None
+        else "At none of the strengths measured does the layer count as columnar."
+    )
+    return Lesson(
+        "The more the loss concentrates in a block that comes late, the more the order matters.",
+        (
+            rf"W_{{:,\,\text{{block {design.strong_block}}}}} \leftarrow (1 + {design.strength:g})\,"
+            rf"W_{{:,\,\text{{block {design.strong_block}}}}}",
+            rf"r = {here.plan.relative_range:.2f}",
+            rf"\frac{{\text{{two-level}}}}{{\text{{natural}}}} = "
+            rf"\frac{{{ordered:.4f}}}{{{natural:.4f}}} = {ordered / natural:.3f}",
+        ),
+        f"A generated layer of {here.plan.importance.shape[0]} × {here.plan.importance.shape[1]} weights. Without any "
+        f"strong block the order changes the error by {_signed(points[0][2] - 1)}; at strength "
+        f"{points[-1][0]:g} by {_signed(points[-1][2] - 1)}. {where}",
+    )
+
+
+def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Lesson:
+    """Lesson 8: compensation and budget apart.
+
+    Args:
+        errors: relative error by (order, budget), for all of `SEPARATED` and both budgets.
+    """
+    base = errors["natural", "block"]
+    share = {key: value / base if base > 0 else 1.0 for key, value in errors.items()}
+    best = min(share, key=lambda key: share[key])
+    return Lesson(
+        "Two effects hide in an order: compensation and budget.",
+        (
+            r"\underbrace{\frac{\text{two-level order}}{\text{natural order}}}_{\text{compensation, block budget}}"
+            rf" = {share['two_level', 'block']:.3f}",
+            r"\underbrace{\frac{\text{layer budget}}{\text{block budget}}}_{\text{budget, natural order}}"
+            rf" = {share['natural', 'layer']:.3f}",
+        ),
+        "**Block budget**: every block gives up the same share. **Layer budget**: one threshold for the layer. Down a "
+        "column only the order changes, along a row only the budget.\n\nRandom order plans nothing, but mixes strong "
+        f"and weak columns in every block: {share['random:0', 'block']:.3f} and {share['random:0', 'layer']:.3f}. "
+        f"Global order packs the strong ones together: {share['global', 'block']:.3f} where they must give up their "
+        f"share, {share['global', 'layer']:.3f} where not. Lowest: {_called(best[0])} order, {best[1]} budget, "
+        f"{share[best]:.3f}.",
+    )
+
+
+def _block_sentence(result: rose.LayerResult, step: int, order: str, energy: float) -> str:
+    if result.trace is None:
+        raise rose.RoseError("This lesson needs a result with its trace; ask for trace=True.")
+    if step == 0:
+        return ""
+    lost, saved = float(result.trace.lost[step - 1]), float(result.trace.compensated[step - 1])
+    block = visited_blocks(result.plan, result.order)[step - 1]
+    assert block is not None  # both orders of the lesson keep blocks whole
+    share = percent(saved / lost if lost > 0 else 0.0, 0)
+    cost = number(lost / energy if energy > 0 else 0.0)
+    return (
+        f"In {order} order, block {block} was pruned last: without compensation it would have cost {cost}, of which "
+        f"{share} was compensated."
+    )
+
+
+def _removed(plan: rose.OrderPlan) -> list[int]:
+    return [plan.pattern.count(plan.importance.shape[0] * width) for width in plan.block_width]
+
+
+def _entry(matrix: Tensor, row: int, column: int) -> str:
+    return f"{float(matrix[row, column]):.1f}"
+
+
+def _listing(values: Sequence[float]) -> str:
+    texts = [f"{value:.1f}" for value in values]
+    return ", ".join(texts[:-1]) + f" and {texts[-1]}"
+
+
+def _change(gain: float) -> str:
+    return f"{percent(abs(gain))} {'less' if gain >= 0 else 'more'} error"
+
+
+def _signed(change: float) -> str:
+    return ("+" if change > 0 else "") + percent(change)
+
+
+def _called(order: str) -> str:
+    return order.partition(":")[0].replace("two_level", "two-level")

@@ -1,0 +1,347 @@
+"""Pruning copies of a whole model in the background: several methods and sparsities, one after another.
+
+No Streamlit here. The shared model is only copied, under its lock; one copy lives at a time, and of each nothing
+stays but its report, its perplexity, what it wrote, and the checkpoint where one was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import shutil
+import tempfile
+import threading
+import time
+import weakref
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import rose
+from app.jobs import Job, acquire
+from app.runs.request import HELD_OUT, PruneRequest, estimate_pair, evaluation_seconds, run_name
+from app.study.setup import Setup
+from app.study.study import LoadedModel
+from rose.layer.methods import get_method
+from rose.model.calibration import cut_windows, first_token
+from rose.model.generation import continue_prompt
+from rose.model.loading import check_output
+
+GRACE = 120.0  # seconds that checkpoints outlive a lost connection; longer than an unwatched job runs on
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """What became of one copy, or of the dense model, whose report is None.
+
+    Attributes:
+        method, sparsity: as asked; "dense" and "0".
+        perplexity: on the chosen windows.
+        text: the continuation of the prompt, empty without one.
+        report: of the pruning, with perplexities in its summary.
+        checkpoint: .zip file or folder, where one was kept.
+    """
+
+    method: str
+    sparsity: str
+    perplexity: float
+    text: str
+    report: rose.RunReport | None = None
+    checkpoint: Path | None = None
+
+    @property
+    def label(self) -> str:
+        return "Dense" if self.report is None else f"{rose.METHODS[self.method].label}, {self.sparsity}"
+
+
+def model_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
+    """One row per model, the dense one first: perplexity, its ratio to dense, mean errors, seconds."""
+    rows = []
+    for model in models:
+        summary = {} if model.report is None else model.report.summary
+        rows.append(
+            {
+                "method": model.method,
+                "sparsity": model.sparsity,
+                "perplexity": model.perplexity,
+                "ratio_to_dense": model.perplexity / models[0].perplexity,
+                "mean_relative_error": summary.get("mean_relative_error"),
+                "mean_held_out_error": summary.get("mean_held_out_error"),
+                "removed_fraction": summary.get("removed_fraction", 0.0),
+                "columnar_layers": summary.get("columnar_layers"),
+                "seconds": summary.get("seconds", 0.0),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def layer_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
+    """The pruned models' layers, one under the other; `sparsity` is realised, `asked` as it was asked for."""
+    tables = [model.report.layers.assign(asked=model.sparsity) for model in models if model.report]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+class PruningRun:
+    """One run over all pairs of a request, growing while its job runs.
+
+    Attributes:
+        setup, request: what was asked.
+        job: the background work.
+        dense: the model before pruning, None until measured.
+        copies: one per finished pair.
+        doing: the step at work, in words.
+        fraction: share of the estimated work done, 0 to 1.
+        pruned: layers of the copy at work that are done: layer, relative_error, seconds.
+        layers: how many it has in all.
+    """
+
+    def __init__(self, setup: Setup, request: PruneRequest, load: Callable[[], LoadedModel]) -> None:
+        self.setup, self.request = setup, request
+        self.dense: EvaluatedModel | None = None
+        self.copies: list[EvaluatedModel] = []
+        self.doing = "Loading the model"
+        self.fraction = 0.0
+        self.pruned: list[dict[str, Any]] = []
+        self.layers = 0
+        self._load = load
+        self._done = self._total = 0.0  # estimated seconds of finished steps, and of all
+        self._began = time.monotonic()
+        self._folder: Path | None = None
+        self._new_folder: Path | None = None  # where there was none before
+        self._farewell: threading.Timer | None = None
+        self.job = Job(self._run)
+
+    @property
+    def seconds(self) -> float:
+        """Since the run was made."""
+        return time.monotonic() - self._began
+
+    @property
+    def remaining(self) -> float | None:
+        """Estimated seconds left; None while there is nothing to go by."""
+        return self.seconds * (1 - self.fraction) / self.fraction if self.fraction > 0.01 else None
+
+    @property
+    def models(self) -> list[EvaluatedModel]:
+        """What is finished at this moment, the dense model first. The run goes on: ask once for what must agree."""
+        return ([self.dense] if self.dense else []) + self.copies
+
+    def _run(self, job: Job) -> None:
+        try:
+            self._work(job)
+        except rose.Cancelled:
+            self.discard()  # checkpoints of a run that was stopped would be looked for by nobody
+            raise
+        except BaseException:
+            self._drop_new_folder()  # finished checkpoints have cost hours, and are whole
+            raise
+
+    def _work(self, job: Job) -> None:
+        setup, request = self.setup, self.request
+        if request.keep == "folder":
+            base = request.target(*request.pairs[0]).parent
+            self._new_folder = None if base.exists() else base
+            check_output(request.target(*request.pairs[0]))  # not after an hour of pruning
+        loaded = self._load()
+        job.check()
+        tokens, held_out = setup.draw(loaded.tokenizer)
+        windows = self._windows(loaded.tokenizer, held_out)
+        costs = [estimate_pair(loaded.model, setup, request, method).seconds for method, _ in request.pairs]
+        evaluation = evaluation_seconds(loaded.model, request)
+        self._total = sum(costs) + evaluation * (len(costs) + 1)
+        model = self._copy(loaded, job)
+        self.dense = self._judge(model, loaded.tokenizer, windows, "dense", "0", None, evaluation, job)
+        for number, ((method, sparsity), cost) in enumerate(zip(request.pairs, costs, strict=True)):
+            if number:
+                model = self._copy(loaded, job)
+            self._say(f"Pruning by {get_method(method).label}, sparsity {sparsity}")
+            report = rose.prune_model(
+                model,
+                tokens,
+                method=method,
+                sparsity=sparsity,
+                layers=request.layer_patterns,
+                block_size=setup.block_size,
+                damping=setup.damping,
+                threshold=request.threshold,
+                true_sequential=request.true_sequential,
+                held_out=held_out,
+                progress=self._follower(job, cost),
+            )
+            self._done += cost
+            judged = self._judge(model, loaded.tokenizer, windows, method, sparsity, report, evaluation, job)
+            self.copies.append(judged)
+            del model  # before the next copy is made
+        self.fraction = 1.0
+
+    def _copy(self, loaded: LoadedModel, job: Job) -> PreTrainedModel:
+        acquire(loaded.lock, job)
+        try:
+            return copy.deepcopy(loaded.model)  # type: ignore[return-value]
+        finally:
+            loaded.lock.release()
+
+    def _windows(self, tokenizer: PreTrainedTokenizerBase, held_out: Tensor | None) -> Tensor:
+        request = self.request
+        if request.evaluate != HELD_OUT:
+            return rose.load_tokens(
+                request.evaluate,
+                tokenizer,
+                samples=request.windows,
+                length=request.window_length,
+                seed=None,
+                split="test",
+            )
+        assert held_out is not None  # as checked
+        return cut_windows(held_out, request.windows, request.window_length, first_token(tokenizer))
+
+    def _say(self, doing: str) -> None:
+        self.doing = doing
+
+    def _share(self, job: Job, cost: float) -> Callable[[float], None]:
+        """For a step of so many estimated seconds: takes its share done, moves the whole."""
+
+        def tell(share: float) -> None:
+            self.fraction = min(0.999, (self._done + cost * share) / self._total) if self._total else 0.0
+            job.check()
+
+        return tell
+
+    def _follower(self, job: Job, cost: float) -> Callable[[rose.Progress], None]:
+        share = self._share(job, cost)
+        self.pruned = []
+        last = time.monotonic()
+
+        def tell(progress: rose.Progress) -> None:
+            nonlocal last
+            self.layers = progress.layers
+            now = time.monotonic()
+            if progress.layer is not None:
+                self.pruned.append(
+                    {"layer": progress.layer, "relative_error": progress.relative_error, "seconds": now - last}
+                )
+            last = now
+            share(progress.fraction)
+
+        return tell
+
+    def _judge(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        windows: Tensor,
+        method: str,
+        sparsity: str,
+        report: rose.RunReport | None,
+        cost: float,
+        job: Job,
+    ) -> EvaluatedModel:
+        """Perplexity, continuation and checkpoint of one model."""
+        request = self.request
+        whose = "the dense model" if report is None else f"{get_method(method).label}, sparsity {sparsity}"
+        self._say(f"Perplexity of {whose}")
+        share = self._share(job, cost)
+        perplexity = rose.perplexity(model, windows, progress=share)
+        text = ""
+        if request.prompt.strip():
+            self._say(f"Prompt continued by {whose}")
+            text = continue_prompt(
+                model, tokenizer, request.prompt, new_tokens=request.new_tokens, tick=lambda: share(1.0)
+            )
+        self._done += cost
+        if report is None:
+            return EvaluatedModel(method, sparsity, perplexity, text)
+        assert self.dense is not None
+        report = report.with_summary(
+            model=self.setup.model,
+            dtype=self.setup.dtype,
+            calibration=self.setup.text,
+            seed=self.setup.seed,
+            evaluated_on=request.evaluate,
+            windows=request.windows,
+            window_length=request.window_length,
+            perplexity_before=self.dense.perplexity,
+            perplexity_after=perplexity,
+        )
+        checkpoint = self._save(model, tokenizer, method, sparsity, report, job)
+        return EvaluatedModel(method, sparsity, perplexity, text, report, checkpoint)
+
+    def _save(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        method: str,
+        sparsity: str,
+        report: rose.RunReport,
+        job: Job,
+    ) -> Path | None:
+        if self.request.keep == "nothing":
+            return None
+        self._say(f"Writing the checkpoint of {get_method(method).label}, sparsity {sparsity}")
+        job.check()
+        if self.request.keep == "folder":
+            target = self.request.target(method, sparsity)
+            check_output(target)
+            rose.save_model(model, tokenizer, target, report=report)
+            return target
+        folder = self._temporary() / run_name(method, sparsity)
+        rose.save_model(model, tokenizer, folder, report=report)
+        archive = folder.with_name(folder.name + ".zip")
+        try:
+            _pack(folder, archive, job)
+        except BaseException:
+            archive.unlink(missing_ok=True)
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return archive
+
+    def _temporary(self) -> Path:
+        """Made on first use; goes with this object, at the latest when the program ends."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="rose-pruned-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder
+
+    def let_go(self, after: float = GRACE) -> None:
+        """The viewer has gone: deletes the temporary checkpoints in a while, unless `hold` is called before."""
+        self.hold()
+        self._farewell = threading.Timer(after, self._expire, (after,))
+        self._farewell.daemon = True
+        self._farewell.start()
+
+    def hold(self) -> None:
+        """The viewer is (still, or again) there."""
+        if self._farewell is not None:
+            self._farewell.cancel()
+
+    def _expire(self, after: float) -> None:
+        if self.job.status == "running":
+            self.let_go(after)  # nobody watches it, so it will soon stop
+        else:
+            self.discard()
+
+    def discard(self) -> None:
+        """Deletes the temporary checkpoints; those in a folder that the user chose stay, each of them whole."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._drop_new_folder()
+
+    def _drop_new_folder(self) -> None:
+        if self._new_folder is not None:
+            with contextlib.suppress(OSError):  # not empty: it holds a finished checkpoint
+                self._new_folder.rmdir()
+
+
+def _pack(folder: Path, archive: Path, job: Job) -> None:
+    """Stored, not compressed: weights hardly shrink, and it would take minutes."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
+        for file in sorted(folder.iterdir()):
+            job.check()
+            packed.write(file, f"{folder.name}/{file.name}")

@@ -1,0 +1,119 @@
+"""What a run over the whole model is asked for, and what it will take. No Streamlit here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+import rose
+from app.study.setup import Setup, check_sparsity
+from rose.layer.methods import get_method
+from rose.model.cost import Cost, estimate_cost, estimate_evaluation, sweeps_of
+from rose.paths import expand
+
+HELD_OUT = "held out"  # the calibration's own held-out windows, in place of the name of a text
+Keep = Literal["nothing", "zip", "folder"]
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """What is to be pruned, and what each pruned model is asked.
+
+    Attributes:
+        methods, sparsities: every pair of them is run.
+        layers: names separated by spaces, `*` allowed.
+        threshold: of columnar layers.
+        true_sequential: see `rose.prune_model`.
+        evaluate: text for perplexity, as for `rose.load_tokens`, or `HELD_OUT`.
+        windows, window_length: of that text.
+        prompt, new_tokens: to be continued; an empty prompt leaves this out.
+        keep: checkpoints as "zip" in a temporary folder, in `folder` on this machine, or "nothing".
+        folder: path; each checkpoint is a folder in it.
+    """
+
+    methods: tuple[str, ...]
+    sparsities: tuple[str, ...]
+    layers: str = "*"
+    threshold: float = 0.5
+    true_sequential: bool = False
+    evaluate: str = HELD_OUT
+    windows: int = 4
+    window_length: int = 512
+    prompt: str = ""
+    new_tokens: int = 30
+    keep: Keep = "nothing"
+    folder: str = ""
+
+    @property
+    def layer_patterns(self) -> list[str] | None:
+        return None if self.layers.strip() in ("", "*") else self.layers.split()
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(method, sparsity) in the order in which they are run: all methods at one sparsity, then the next."""
+        return [(method, sparsity) for sparsity in self.sparsities for method in self.methods]
+
+    def target(self, method: str, sparsity: str) -> Path:
+        """Folder of one checkpoint."""
+        return expand(self.folder) / run_name(method, sparsity)
+
+    def check(self, setup: Setup, model: nn.Module) -> None:
+        """Raises RoseError for what no run could do, before any work; `model` may be a skeleton."""
+        if not self.methods or not self.sparsities:
+            raise rose.RoseError("Choose at least one method and one sparsity.")
+        for method in self.methods:
+            get_method(method)
+        for sparsity in self.sparsities:
+            check_sparsity(sparsity, setup.block_size, model, self.layer_patterns)
+        if not self.evaluate.strip():
+            raise rose.RoseError("Give the path of the text that perplexity is measured on.")
+        if self.windows < 1 or self.window_length < 2:
+            raise rose.RoseError("Perplexity needs at least 1 window of at least 2 tokens.")
+        if self.evaluate == HELD_OUT:
+            there = setup.held_out * (setup.length // self.window_length)
+            if there < self.windows:
+                raise rose.RoseError(
+                    f"This set-up holds out {setup.held_out} × {setup.length} tokens, which gives {there} windows of "
+                    f"{self.window_length}; ask for fewer or shorter ones, or choose another text."
+                )
+        if self.keep == "folder":
+            if not self.folder.strip():
+                raise rose.RoseError("Give the path of a folder for the checkpoints.")
+            if str(expand(self.folder)).startswith("~"):
+                raise rose.RoseError(f"No user on this machine matches the ~ in {self.folder}; give the full path.")
+            for pair in self.pairs:
+                target = self.target(*pair)
+                if target.exists():
+                    raise rose.RoseError(f"{target} already exists; choose another folder for the checkpoints.")
+
+
+def run_name(method: str, sparsity: str) -> str:
+    """For files and folders: "rose-0.7", "sparsegpt-2-4"."""
+    return f"{method}-{sparsity.replace(':', '-').replace('%', 'pct')}"
+
+
+def estimate_pair(model: nn.Module, setup: Setup, request: PruneRequest, method: str) -> Cost:
+    """Pruning one copy; `model` may be a skeleton."""
+    return estimate_cost(
+        model,
+        samples=setup.samples + setup.held_out,
+        length=setup.length,
+        layers=request.layer_patterns,
+        sweeps=sweeps_of([method]),
+        passes=1 if request.true_sequential else 2,
+    )
+
+
+def evaluation_seconds(model: nn.Module, request: PruneRequest) -> float:
+    new_tokens = request.new_tokens if request.prompt.strip() else 0
+    return estimate_evaluation(model, tokens=request.windows * request.window_length, new_tokens=new_tokens)
+
+
+def estimate(model: nn.Module, setup: Setup, request: PruneRequest) -> Cost:
+    """The whole run: every pair pruned and evaluated, and the dense model evaluated."""
+    costs = [estimate_pair(model, setup, request, method) for method, _ in request.pairs]
+    seconds = sum(cost.seconds for cost in costs) + (len(costs) + 1) * evaluation_seconds(model, request)
+    return Cost(seconds, max(cost.memory for cost in costs), costs[0].model_memory, costs[0].layers)

@@ -1,0 +1,140 @@
+"""What all browser sessions share: models, calibrations and studies. The only place with `st.cache_*`."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from functools import cache
+
+import streamlit as st
+from torch import nn
+
+import rose
+from app.runs.pruning import PruningRun
+from app.study import cache as disk
+from app.study.setup import Setup
+from app.study.study import Calibration, LoadedModel, Study
+from rose.model.loading import load_skeleton
+from rose.paths import expand
+
+KEPT_STUDIES = 4
+KEPT_MODELS = 2
+
+
+@st.cache_resource(max_entries=KEPT_MODELS, show_spinner=False)
+def _loaded_model(name: str, dtype: str) -> LoadedModel:
+    before = disk.model_identity(name)
+    model, tokenizer = rose.load_model(name, dtype=dtype)
+    is_here = expand(name).exists()  # or else it is loading that brings the files
+    return LoadedModel(model, tokenizer, threading.Lock(), before if is_here else disk.model_identity(name))
+
+
+def load(name: str, dtype: str) -> LoadedModel:
+    """The model that the name stands for now, from memory where its files are still those it was read from."""
+    loaded = _loaded_model(name, dtype)
+    if loaded.identity != disk.model_identity(name):
+        _loaded_model.clear(name, dtype)
+        loaded = _loaded_model(name, dtype)
+    return loaded
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _kept_calibration(key: tuple) -> Calibration:
+    return Calibration()
+
+
+def _calibration(key: tuple, files: disk.Files) -> Calibration:
+    """Of these files; one of earlier files is left to the studies that have it."""
+    if _kept_calibration(key).files not in (None, files):
+        _kept_calibration.clear(key)
+    return _kept_calibration(key)
+
+
+@st.cache_resource(show_spinner=False)
+def studies() -> dict[Setup, Study]:
+    """Every study that somebody started, the one started or joined last at the end."""
+    return {}
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _skeleton(name: str, identity: str | None) -> nn.Module:
+    return load_skeleton(name)
+
+
+def skeleton(name: str) -> nn.Module:
+    """The model's structure without weights, for layer names and cost estimates.
+
+    Raises:
+        RoseError: no such model.
+    """
+    return _skeleton(name, disk.model_identity(name))
+
+
+@st.cache_resource(show_spinner=False)
+def _start_lock() -> threading.Lock:
+    return threading.Lock()
+
+
+def is_outdated(finished: Study) -> bool:
+    """Whether the files of its model or text have been replaced since it was begun."""
+    return finished.job.status == "done" and finished.files != disk.files_of(finished.setup)
+
+
+def start(chosen: Setup, viewer: str) -> Study:
+    """Starts this set-up's study for a session, or joins the one that runs or has finished."""
+    with _start_lock():
+        known = studies()
+        current = known.pop(chosen, None)
+        # One that is being cancelled would end under whoever joins it; a new one waits until it has let go.
+        ended = current is not None and (current.job.is_cancelled or current.job.status in ("failed", "cancelled"))
+        fresh = current is None or ended or is_outdated(current)
+        if current is None or fresh:
+            files = disk.files_of(chosen)
+            calibration = _calibration(chosen.calibration_key, files)
+            current = Study(chosen, lambda: load(chosen.model, chosen.dtype), calibration, files)
+        current.job.watch(viewer)
+        known[chosen] = current
+        if fresh:
+            _forget(known)
+            current.job.start()
+    return current
+
+
+def _forget(studies: dict[Setup, Study]) -> None:
+    """Drops the studies that were started longest ago: each holds a model and the statistics of all its layers."""
+    newest: list[Study] = []
+    for one in reversed(list(studies.values())):
+        models = {(kept.setup.model, kept.setup.dtype, kept.files.model) for kept in [*newest, one]}
+        if one.job.status != "running" and (len(newest) >= KEPT_STUDIES or len(models) > KEPT_MODELS):
+            del studies[one.setup]
+        else:
+            newest.append(one)
+
+
+@cache
+def set_imports_apart() -> None:
+    """Takes the 400 000 objects of torch and transformers out of garbage collection, once per process.
+
+    A collection that looks at them takes 0.3 s in which no other thread runs. Without them it takes milliseconds, and
+    comes often enough to clear away what an ended session has left.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def _let_go(runs: list[PruningRun]) -> None:
+    for run in runs:
+        run.let_go()
+
+
+@st.cache_resource(scope="session", on_release=_let_go, show_spinner=False)
+def _held() -> list[PruningRun]:
+    """The run whose files a connected browser may still ask for; released when the connection ends."""
+    return []
+
+
+def hold(run: PruningRun) -> None:
+    """Keeps the files of a run while this session's browser is connected, and of none before it."""
+    if run not in _held():
+        run.hold()
+        _held()[:] = [run]

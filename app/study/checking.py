@@ -1,0 +1,165 @@
+"""The checks of one layer, run in the background: prune by several methods, then look at the layer's own inputs.
+
+No Streamlit here. Only numbers are kept; the inputs go by batch after batch.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from torch import Tensor
+
+import rose
+from app.jobs import Job, acquire
+from app.study.study import Study
+from rose.layer import error
+from rose.layer.checks import (
+    CalibrationCurve,
+    Check,
+    CurvePoint,
+    DirectError,
+    ErrorMeasures,
+    RealisedSparsity,
+    check_inputs,
+    check_overfitting,
+    measure_error,
+    prefix_lengths,
+    realised_sparsity,
+)
+from rose.model.capture import visit_inputs
+from rose.model.cost import Cost, estimate_cost, sweeps_of
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """What is to be checked.
+
+    Attributes:
+        layer: full dotted name.
+        methods: whose errors are measured three times.
+        curve_method: that is fitted to ever more of the calibration.
+        threshold: of columnar layers.
+    """
+
+    layer: str
+    methods: tuple[str, ...]
+    curve_method: str
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found.
+
+    Attributes:
+        measures, sparsity, held_out: one entry per method of the request; held-out error is relative, None without
+            held-out tokens.
+        curve: error against the length of the calibration.
+        tokens: calibration tokens that went by.
+        seconds: that it took.
+    """
+
+    measures: tuple[ErrorMeasures, ...]
+    sparsity: tuple[RealisedSparsity, ...]
+    held_out: tuple[float | None, ...]
+    curve: tuple[CurvePoint, ...]
+    tokens: int
+    seconds: float
+
+    def checks(self) -> list[tuple[str, Check]]:
+        """(method, check) for every method."""
+        found = []
+        for measures, sparsity, held_out in zip(self.measures, self.sparsity, self.held_out, strict=True):
+            overfitting = check_overfitting(measures.relative_error, held_out)
+            every = [measures.check, sparsity.check, *([overfitting] if overfitting else [])]
+            found += [(measures.method, check) for check in every]
+        return found
+
+
+class LayerChecks:
+    """One run of the checks of one layer.
+
+    Attributes:
+        request: what was asked.
+        job: the background work.
+        findings: None until it is done.
+    """
+
+    def __init__(self, study: Study, request: CheckRequest) -> None:
+        self.request = request
+        self.findings: Findings | None = None
+        self._study = study
+        self.job = Job(self._run)
+
+    def _run(self, job: Job) -> None:
+        began = time.perf_counter()
+        study, request = self._study, self.request
+        weight, statistics = study.weight(request.layer), study.statistics(request.layer)
+        held_out = study.held_out_statistics(request.layer)
+        results = {}
+        for method in request.methods:
+            job.message = f"Pruning {request.layer} by {rose.METHODS[method].label}"
+            job.check()
+            results[method] = study.prune(request.layer, method=method, threshold=request.threshold)
+        direct = DirectError(weight, {method: result.weight for method, result in results.items()})
+        curve = CalibrationCurve(
+            weight,
+            held_out,
+            prefix_lengths(study.setup.samples, study.setup.length),
+            method=request.curve_method,
+            threshold=request.threshold,
+            **study.layer_options(),
+        )
+        self._pass(job, direct, curve)
+        self.findings = Findings(
+            measures=tuple(
+                measure_error(weight, statistics, result, direct.errors[method]) for method, result in results.items()
+            ),
+            sparsity=tuple(realised_sparsity(result, study.setup.sparsity) for result in results.values()),
+            held_out=tuple(
+                None if held_out is None else error.relative_error(weight, result.weight, held_out.hessian)
+                for result in results.values()
+            ),
+            curve=tuple(curve.points),
+            tokens=direct.tokens,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _pass(self, job: Job, direct: DirectError, curve: CalibrationCurve) -> None:
+        """The calibration tokens through the dense model up to this layer, whose inputs feed both measurements."""
+        loaded, tokens = self._study.loaded, self._study.calibration.tokens
+        assert loaded is not None
+        assert tokens is not None
+        job.message = f"Running the model up to {self.request.layer}"
+
+        def visit(inputs: Tensor) -> None:
+            for sample in inputs.split(tokens.shape[1]):
+                direct.update(sample)
+                curve.update(sample)
+                job.check()
+
+        acquire(loaded.lock, job)
+        try:
+            visit_inputs(loaded.model, tokens, self.request.layer, visit, job.tell)
+        finally:
+            loaded.lock.release()
+
+
+def input_checks(study: Study, layer: str) -> list[Check]:
+    """What calibration gave this layer; needs no run."""
+    return study.remember(("input checks", layer), lambda: check_inputs(study.statistics(layer), study.setup.damping))
+
+
+def estimate(study: Study, request: CheckRequest) -> Cost:
+    """What the checks of one layer will take."""
+    assert study.loaded is not None
+    setup = study.setup
+    points = len(prefix_lengths(setup.samples, setup.length))
+    return estimate_cost(
+        study.loaded.model,
+        samples=setup.samples,
+        length=setup.length,
+        layers=[request.layer],
+        sweeps=sweeps_of([*request.methods, *[request.curve_method] * points]),
+    )

@@ -1,0 +1,325 @@
+"""A study: one model, one calibration, every layer measured. Filled in the background, read by all pages.
+
+No Streamlit here. `session` caches these objects; they are shared by all browser sessions and the model in them
+is never changed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, TypeVar
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+import rose
+from app.jobs import Job, acquire
+from app.study import cache
+from app.study.setup import MEASURED, Setup
+from rose.layer.hessian import condition_number, spectrum
+from rose.layer.order import replan
+from rose.model.capture import BlockStatistics, statistics_of
+from rose.model.pipeline import measure_layer
+from rose.model.structure import PrunableLayer, select_layers
+from rose.report import records_table
+
+# What a study remembers; the results asked for longest ago go first. Plots of small layers take kilobytes, recorded
+# sweeps of large ones gigabytes: one page shows two of them, each up to `lab.LARGEST_TRACE`, and must not have to make
+# them anew whenever it is drawn.
+KEPT_RESULTS = 96
+KEPT_BYTES = 5 * 10**9
+HOME = torch.device("cpu")  # where models of the app rest
+T = TypeVar("T")
+
+
+@dataclass
+class LoadedModel:
+    """A model in the shared cache. Take the lock to run it; never change it.
+
+    `identity` tells which files it was read from, see `cache.model_identity`; None where nobody has looked.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    lock: threading.Lock
+    identity: str | None = None
+
+
+class Calibration:
+    """Statistics of all chosen layers, shared by studies that differ only in what they do with them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # held by the study that fills it
+        self.complete = False
+        self.files: cache.Files | None = None  # that it was filled from
+        self.blocks: list[BlockStatistics] = []
+        self.tokens: Tensor | None = None
+        self.held_out: Tensor | None = None
+
+    def iterate(
+        self, setup: Setup, files: cache.Files, loaded: LoadedModel, job: Job
+    ) -> Iterator[tuple[BlockStatistics, BlockStatistics]]:
+        """Block by block: from memory where complete, else from the disk, else by running the model.
+
+        Yields each where its weights are now, which may be a GPU, and as it is kept: where they will be.
+        """
+        acquire(self.lock, job)
+        try:
+            if self.complete and self.files in (None, files):
+                yield from zip(self.blocks, self.blocks, strict=True)
+                return
+            self.complete, self.files, self.blocks = False, files, []
+            self.tokens, self.held_out = setup.draw(loaded.tokenizer)
+            folder = cache.folder_of(setup, files)
+            layers = select_layers(loaded.model, setup.layer_patterns)
+            kept = cache.read_blocks(folder, layers) if folder else None
+            if kept is not None:
+                self.blocks, self.complete = kept, True
+                yield from zip(kept, kept, strict=True)
+                return
+            acquire(loaded.lock, job)
+            try:
+                for block in rose.visit_blocks(
+                    loaded.model,
+                    self.tokens,
+                    layers=setup.layer_patterns,
+                    held_out=self.held_out,
+                    progress=job.tell,
+                ):
+                    self.blocks.append(block.to(HOME))
+                    yield block, self.blocks[-1]
+            finally:
+                loaded.lock.release()
+            self.complete = True
+            if folder:
+                job.message = "Keeping statistics for the next start"
+                cache.write_blocks(folder, self.blocks)
+        finally:
+            self.lock.release()
+
+
+class Study:
+    """The results of one set-up, growing while its job runs.
+
+    Attributes:
+        setup: what was asked.
+        files: what its names stood for when it was begun, or, of a model from the Hub, once it was loaded.
+        job: the background work.
+        layer_names: every layer of the study, known as soon as the model is loaded.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        load: Callable[[], LoadedModel],
+        calibration: Calibration,
+        files: cache.Files | None = None,
+    ) -> None:
+        self.setup = setup
+        self.files = files or cache.files_of(setup)
+        self.layer_names: list[str] = []
+        self.loaded: LoadedModel | None = None
+        self.calibration = calibration
+        self._load = load
+        self._lock = threading.Lock()
+        self._records: list[rose.LayerRecord] = []
+        self._condition: dict[str, float] = {}
+        self._layers: dict[str, tuple[PrunableLayer, rose.InputStatistics, rose.InputStatistics | None]] = {}
+        self._memory: OrderedDict[Any, Any] = OrderedDict()
+        self.created = time.time()
+        self.job = Job(self._run)
+
+    def _run(self, job: Job) -> None:
+        job.message = "Looking for earlier results"
+        kept = self._recall()
+        job.message = "Loading the model"
+        self.loaded = self._load()
+        job.check()
+        if self.loaded.identity not in (None, self.files.model):  # only loading brings a Hub's files, or newer ones
+            self.files = replace(self.files, model=self.loaded.identity)
+            kept = self._recall()
+        self.layer_names = [layer.name for layer in select_layers(self.loaded.model, self.setup.layer_patterns)]
+        job.message = "Measuring layers"
+        for block, kept_block in self.calibration.iterate(self.setup, self.files, self.loaded, job):
+            self._measure(block, kept_block, job)
+        if not kept and (folder := cache.folder_of(self.setup, self.files)):
+            cache.write_study(folder, self.setup, self._records, self._condition)
+
+    def _recall(self) -> bool:
+        """Shows what was kept for these files, and says whether anything was."""
+        folder = cache.folder_of(self.setup, self.files)
+        kept = cache.read_study(folder, self.setup) if folder else None
+        with self._lock:
+            self._records, self._condition = kept or ([], {})
+            self.layer_names = list(dict.fromkeys(record.layer for record in self._records))
+        return kept is not None
+
+    def _measure(self, block: BlockStatistics, kept: BlockStatistics, job: Job) -> None:
+        with self._lock:
+            known = {record.layer for record in self._records}
+        conditions: dict[int, float] = {}
+        for layer in block.layers:
+            job.check()
+            statistics, held_out = statistics_of(layer, block.calibration), block.held_out.get(layer.name)
+            if layer.name not in known:
+                if id(statistics) not in conditions:  # layers that share an input share its Hessian
+                    conditions[id(statistics)] = condition_number(statistics.hessian, self.setup.damping)
+                records = self._measure_layer(layer, statistics, held_out)
+                with self._lock:
+                    self._records += records
+                    self._condition[layer.name] = conditions[id(statistics)]
+            with self._lock:
+                self._layers[layer.name] = (layer, kept.calibration[layer.name], kept.held_out.get(layer.name))
+
+    def _measure_layer(
+        self, layer: PrunableLayer, statistics: rose.InputStatistics, held_out: rose.InputStatistics | None
+    ) -> list[rose.LayerRecord]:
+        records = []
+        for name, (method, threshold) in MEASURED.items():
+            options = self.layer_options() | {"method": method, "threshold": threshold}
+            records.append(replace(measure_layer(layer, statistics, held_out, **options), method=name))
+        return records
+
+    def layer_options(self) -> dict[str, Any]:
+        """Keyword arguments for `rose.prune_layer` that this set-up implies."""
+        return {
+            "sparsity": self.setup.sparsity,
+            "block_size": self.setup.block_size,
+            "damping": self.setup.damping,
+        }
+
+    def records(self) -> pd.DataFrame:
+        """What has been measured so far: one row per layer and method (see `rose.LayerRecord`)."""
+        with self._lock:
+            return records_table(list(self._records))
+
+    def overview(self, threshold: float) -> pd.DataFrame:
+        """One row per layer so far: relative range, columnar or not under this threshold, condition, errors, gain.
+
+        `error_NAME` is the relative error on calibration inputs, `held_out_NAME` that on held-out ones, of SparseGPT,
+        two-level order whether columnar or not, ROSE (two-level where columnar under this threshold), and ROSE global.
+        `gain` is the share of SparseGPT's error that two-level order saves (above 0: better).
+        """
+        table = self.records()
+        keys = ["layer", "block_index", "projection", "rows", "columns", "relative_range", "dead_columns", "damping"]
+        wide = table[table["method"] == "sparsegpt"][keys].set_index("layer")
+        for name in MEASURED:
+            rows = table[table["method"] == name].set_index("layer")
+            wide[f"error_{name}"] = rows["relative_error"]
+            wide[f"held_out_{name}"] = rows["held_out_error"]
+        with self._lock:
+            wide["condition"] = pd.Series(self._condition, dtype=float)
+        wide["is_columnar"] = wide["relative_range"] > threshold
+        for kind in ("error", "held_out"):
+            wide[f"{kind}_rose"] = wide[f"{kind}_two_level"].where(wide["is_columnar"], wide[f"{kind}_sparsegpt"])
+        natural = wide["error_sparsegpt"]
+        wide["gain"] = 1 - wide["error_two_level"] / natural.where(natural > 0)
+        return wide.reset_index()
+
+    def has(self, layer: str) -> bool:
+        """Whether this layer's statistics are there yet."""
+        with self._lock:
+            return layer in self._layers
+
+    def weight(self, layer: str) -> Tensor:
+        """W, (out, in), as the model holds it; do not change it."""
+        return self._layers[layer][0].weight.to(HOME)  # a copy only while its decoder block is on a GPU
+
+    def statistics(self, layer: str) -> rose.InputStatistics:
+        return self._layers[layer][1]
+
+    def held_out_statistics(self, layer: str) -> rose.InputStatistics | None:
+        return self._layers[layer][2]
+
+    def added_damping(self, layer: str) -> float:
+        """λ, absolute, that this layer was measured with."""
+        with self._lock:
+            relative = next(record.damping for record in self._records if record.layer == layer)
+        return relative * float(self.statistics(layer).diagonal.mean())
+
+    def spectrum(self, layer: str) -> Tensor:
+        """Eigenvalues of H, descending, (in,); remembered. Cubic in the number of columns."""
+        return self.remember(("spectrum", layer), lambda: spectrum(self.statistics(layer).hessian))
+
+    def plan(self, layer: str, threshold: float = 0.5, sparsity: str | None = None) -> rose.OrderPlan:
+        """Losses and order of one layer; remembered."""
+        base = self.remember(
+            ("plan", layer, sparsity),
+            lambda: rose.plan_order(
+                self.weight(layer),
+                self.statistics(layer),
+                sparsity=sparsity or self.setup.sparsity,
+                block_size=self.setup.block_size,
+            ),
+        )
+        # A slider over the threshold must not fill the memory with copies of the losses: these share them.
+        return self.remember(("plan", layer, sparsity, threshold), lambda: replan(base, threshold))
+
+    def prune(
+        self,
+        layer: str,
+        *,
+        method: str = "rose",
+        order: str | rose.Order | None = None,
+        budget: str | None = None,
+        sparsity: str | None = None,
+        threshold: float = 0.5,
+        trace: bool = False,
+    ) -> rose.LayerResult:
+        """Prunes one layer by one sweep or method on this study's statistics; remembered."""
+        key = order if order is None or isinstance(order, str) else (tuple(order.permutation.tolist()), order.widths)
+        options = self.layer_options() | {"sparsity": sparsity or self.setup.sparsity}
+        return self.remember(
+            ("prune", layer, method, key, budget, options["sparsity"], threshold, trace),
+            lambda: rose.prune_layer(
+                self.weight(layer),
+                self.statistics(layer),
+                method=method,
+                order=order,
+                budget=budget,
+                threshold=threshold,
+                trace=trace,
+                **options,
+            ),
+        )
+
+    def remember(self, key: Any, compute: Callable[[], T]) -> T:
+        """`compute()`, or what it gave for this key before."""
+        with self._lock:
+            if key in self._memory:
+                self._memory.move_to_end(key)
+                return self._memory[key]
+        value = compute()
+        with self._lock:
+            self._memory[key] = value
+            while len(self._memory) > 1 and (len(self._memory) > KEPT_RESULTS or held(self._memory) > KEPT_BYTES):
+                self._memory.popitem(last=False)
+        return value
+
+
+def held(results: Any) -> int:
+    """Bytes of all tensors in these results, however deep; memory that several of them share counts once."""
+    sizes: dict[int, int] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor):
+            # A view counts for itself: the diagonal of a Hessian lies in one that the study holds anyway.
+            place = value.untyped_storage().data_ptr()
+            sizes[place] = max(sizes.get(place, 0), value.nbytes)
+        elif isinstance(value, Mapping):
+            for part in list(value.values()):  # a shelf may grow meanwhile
+                visit(part)
+        elif isinstance(value, (list, tuple)):
+            for part in value:
+                visit(part)
+        elif is_dataclass(value):
+            visit(vars(value))
+
+    visit(results)
+    return sum(sizes.values())

@@ -1,0 +1,356 @@
+"""Pruning runs: the numbers are those of the engine, the shared model stays as it was, and nothing is left behind."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import shlex
+import threading
+import weakref
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import rose
+from app.jobs import Job
+from app.runs import pruning, recipes
+from app.runs.pruning import PruningRun, layer_table, model_table
+from app.runs.request import HELD_OUT, Keep, PruneRequest, estimate, run_name
+from app.runs.results import over_seeds, read_results
+from app.study.setup import Setup
+from app.study.study import LoadedModel
+from rose.cli import _parser
+from rose.model.generation import continue_prompt
+from rose.model.loading import load_skeleton
+from tests.tiny import save_tiny_llama
+
+REQUEST = PruneRequest(("sparsegpt", "rose"), ("0.5", "2:4"), windows=3, window_length=16, prompt="Hello", new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    folder = save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+    return Setup(model=str(folder), samples=4, length=32, held_out=2, block_size=16)
+
+
+@pytest.fixture(scope="module")
+def loaded(setup: Setup) -> LoadedModel:
+    return LoadedModel(*rose.load_model(setup.model), threading.Lock())
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary checkpoints go in these tests."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def finished(setup: Setup, request: PruneRequest, load: Callable[[], LoadedModel], status: str = "done") -> PruningRun:
+    run = PruningRun(setup, request, load)
+    run.job.watch("test")
+    run.job.start()
+    run.job.wait(120)
+    assert run.job.status == status, run.job.message
+    return run
+
+
+def weights(model: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def test_numbers_are_those_of_the_engine(setup: Setup, loaded: LoadedModel) -> None:
+    before = weights(loaded.model)
+    run = finished(setup, REQUEST, lambda: loaded)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(loaded.model), strict=True))
+    assert not loaded.lock.locked()
+    assert run.fraction == 1.0
+
+    drawn = rose.load_tokens("packaged", loaded.tokenizer, samples=6, length=32, seed=0)
+    windows = torch.cat([drawn[4, :16], drawn[4, 16:], drawn[5, :16]]).view(3, 16)
+    assert run.dense is not None
+    assert run.dense.perplexity == pytest.approx(rose.perplexity(loaded.model, windows), rel=1e-6)
+    assert run.dense.text == continue_prompt(loaded.model, loaded.tokenizer, "Hello", new_tokens=4)
+
+    pairs = [("sparsegpt", "0.5"), ("rose", "0.5"), ("sparsegpt", "2:4"), ("rose", "2:4")]
+    assert [(outcome.method, outcome.sparsity) for outcome in run.copies] == pairs
+    for outcome in run.copies:
+        model, tokenizer = rose.load_model(setup.model)
+        report = rose.prune_model(
+            model,
+            drawn[:4],
+            method=outcome.method,
+            sparsity=outcome.sparsity,
+            block_size=16,
+            held_out=drawn[4:],
+        )
+        assert outcome.report is not None
+        for name in ("relative_error", "held_out_error", "sparsity"):
+            assert list(outcome.report.layers[name]) == pytest.approx(list(report.layers[name]), rel=1e-4)
+        assert outcome.perplexity == pytest.approx(rose.perplexity(model, windows), rel=1e-4)
+        assert outcome.text == continue_prompt(model, tokenizer, "Hello", new_tokens=4)
+
+    table = model_table(run.models)
+    assert list(table["method"]) == ["dense", "sparsegpt", "rose", "sparsegpt", "rose"]
+    assert list(table["ratio_to_dense"]) == pytest.approx([p / run.dense.perplexity for p in table["perplexity"]])
+    assert list(table["removed_fraction"]) == pytest.approx([0, 0.5, 0.5, 0.5, 0.5], abs=1e-3)
+    assert len(layer_table(run.models)) == 4 * 3 * 7
+    assert set(layer_table(run.models)["asked"]) == {"0.5", "2:4"}
+
+
+def test_only_the_chosen_layers_are_pruned(setup: Setup, loaded: LoadedModel) -> None:
+    run = finished(setup, PruneRequest(("rose",), ("0.5",), "*.1.*.o_proj", windows=1, window_length=8), lambda: loaded)
+    assert list(layer_table(run.models)["layer"]) == ["model.layers.1.self_attn.o_proj"]
+    assert [row["layer"] for row in run.pruned] == ["model.layers.1.self_attn.o_proj"]
+
+
+def test_zip_is_a_checkpoint_that_loads(setup: Setup, loaded: LoadedModel, temporary: Path, tmp_path: Path) -> None:
+    run = finished(setup, replace(REQUEST, methods=("rose",), sparsities=("2:4",), keep="zip"), lambda: loaded)
+    archive = run.copies[0].checkpoint
+    assert archive is not None
+    assert archive.name == "rose-2-4.zip"
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path / "there")
+    folder = tmp_path / "there" / "rose-2-4"
+    model, _ = rose.load_model(str(folder))
+    weight = model.get_submodule("model.layers.0.mlp.up_proj").weight
+    assert (weight.view(len(weight), -1, 4).ne(0).sum(-1) <= 2).all()
+    summary = json.loads((folder / "report.json").read_text())["summary"]
+    assert summary["perplexity_after"] == run.copies[0].perplexity
+    # No unpacked second copy lies beside it; and when nobody holds the run any more, the file goes.
+    assert [p.name for p in archive.parent.iterdir()] == ["rose-2-4.zip"]
+    del run
+    gc.collect()
+    assert not list(temporary.iterdir())
+
+
+def test_folder_gets_one_checkpoint_per_pair(setup: Setup, loaded: LoadedModel, tmp_path: Path) -> None:
+    request = replace(REQUEST, sparsities=("0.5",), keep="folder", folder=str(tmp_path / "out"))
+    run = finished(setup, request, lambda: loaded)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["rose-0.5", "sparsegpt-0.5"]
+    model, tokenizer = rose.load_model(str(tmp_path / "out" / "rose-0.5"))
+    assert continue_prompt(model, tokenizer, "Hello", new_tokens=4) == run.copies[1].text
+    with pytest.raises(rose.RoseError, match="already exists"):
+        request.check(setup, load_skeleton(setup.model))
+
+
+@pytest.mark.parametrize("keep", ["zip", "folder"])
+def test_cancel_leaves_nothing_behind(
+    keep: Keep, setup: Setup, loaded: LoadedModel, temporary: Path, tmp_path: Path
+) -> None:
+    before = weights(loaded.model)
+    request = replace(REQUEST, keep=keep, folder=str(tmp_path / "out"))
+    run = PruningRun(setup, request, lambda: loaded)
+    stopping = {"zip": "Pruning by ROSE, sparsity 2:4", "folder": "Pruning by SparseGPT, sparsity 0.5"}[keep]
+
+    original = run._say
+
+    def say(doing: str) -> None:
+        original(doing)
+        if doing == stopping:
+            run.job.leave("test")
+
+    run._say = say  # type: ignore[method-assign]
+    run.job.watch("test")
+    run.job.start()
+    run.job.wait(120)
+    assert run.job.status == "cancelled"
+    assert len(run.copies) == (3 if keep == "zip" else 0)
+    assert not list(temporary.iterdir())
+    assert not (tmp_path / "out").exists()
+    assert not loaded.lock.locked()
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(loaded.model), strict=True))
+
+
+def test_a_failure_leaves_finished_checkpoints_and_nothing_half_done(
+    setup: Setup, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = pruning._pack
+
+    def full_at_the_second(folder: Path, archive: Path, job: Job) -> None:
+        pack(folder, archive, job)
+        if archive.name == "rose-0.5.zip":
+            raise rose.RoseError("The disk is full.")
+
+    monkeypatch.setattr(pruning, "_pack", full_at_the_second)
+    run = finished(setup, replace(REQUEST, keep="zip"), lambda: loaded, status="failed")
+    (outcome,) = run.copies
+    assert outcome.checkpoint is not None
+    assert [path.name for path in outcome.checkpoint.parent.iterdir()] == ["sparsegpt-0.5.zip"]
+
+
+def test_checkpoints_go_a_while_after_their_viewer(setup: Setup, loaded: LoadedModel) -> None:
+    request = PruneRequest(("rose",), ("0.5",), "*.1.*.o_proj", windows=1, window_length=8, keep="zip")
+    run = finished(setup, request, lambda: loaded)
+    archive = run.copies[0].checkpoint
+    assert archive is not None
+    run.let_go(after=60)
+    run.hold()
+    assert run._farewell is not None
+    run._farewell.join(10)  # cancelled, so it ends at once
+    assert archive.exists()
+    run.let_go(after=0.01)
+    run._farewell.join(10)
+    assert not archive.exists()
+
+
+def test_one_copy_at_a_time(setup: Setup, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[weakref.ref] = []
+    original = PruningRun._copy
+
+    def watched(run: PruningRun, *arguments: Any) -> nn.Module:
+        gc.collect()
+        assert not any(copy() is not None for copy in copies)
+        model = original(run, *arguments)
+        copies.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(PruningRun, "_copy", watched)
+    finished(setup, replace(REQUEST, sparsities=("0.5",)), lambda: loaded)
+    assert len(copies) == 2
+
+
+def test_a_text_of_ones_own_for_perplexity(setup: Setup, loaded: LoadedModel, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefgh" * 20)
+    request = PruneRequest(("magnitude",), ("0.5",), evaluate=str(text), windows=2, window_length=8)
+    run = finished(setup, request, lambda: loaded)
+    windows = loaded.tokenizer("abcdefgh" * 2, return_tensors="pt")["input_ids"].view(2, 8)
+    assert run.dense is not None
+    assert run.dense.perplexity == pytest.approx(rose.perplexity(loaded.model, windows), rel=1e-6)
+
+
+def test_what_cannot_be_pruned_is_one_sentence(setup: Setup, loaded: LoadedModel) -> None:
+    run = finished(setup, replace(REQUEST, layers="*.nothing"), lambda: loaded, status="failed")
+    assert "nothing" in run.job.message
+    assert not run.copies
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"methods": ()}, "at least one method"),
+        ({"methods": ("magic",)}, "no method named 'magic'"),
+        ({"sparsities": ("1.5",)}, "Sparsity must be"),
+        ({"windows": 9}, "gives 4 windows of 16"),
+        ({"window_length": 64}, "gives 0 windows of 64"),
+        ({"window_length": 1}, "at least 2 tokens"),
+        ({"keep": "folder"}, "path of a folder"),
+        ({"sparsities": ("0.5", "3:7")}, "3:7 needs a number of input columns divisible by 7"),
+        ({"layers": "*.nothing"}, "nothing"),
+        ({"evaluate": " "}, "path of the text"),
+    ],
+)
+def test_bad_requests_are_refused_before_any_work(change: dict, words: str, setup: Setup) -> None:
+    with pytest.raises(rose.RoseError, match=words):
+        replace(REQUEST, **change).check(setup, load_skeleton(setup.model))
+
+
+def test_command_lines_ask_for_the_same_run(setup: Setup) -> None:
+    setup = replace(setup, text="my text.txt", seed=3, held_out=1, damping=0.02, dtype="bfloat16")
+    request = replace(
+        REQUEST, layers="*.o_proj model.layers.0.*", threshold=0.4, evaluate="ptb", windows=7, window_length=32
+    )
+    lines = recipes.command_lines(setup, request).splitlines()
+    assert len(lines) == 4
+    for line, (method, sparsity) in zip(lines, request.pairs, strict=True):
+        words = shlex.split(line)
+        assert words[:3] == ["python", "-m", "rose"]
+        options = _parser().parse_args(words[3:])
+        assert (options.model, options.dtype, options.calibration) == (setup.model, "bfloat16", "my text.txt")
+        assert (options.samples, options.length, options.seed, options.held_out) == (4, 32, 3, 1)
+        assert (options.method, options.sparsity, options.threshold) == (method, sparsity, 0.4)
+        assert (options.block_size, options.damping) == (16, 0.02)
+        assert options.layers == ["*.o_proj", "model.layers.0.*"]
+        assert (options.evaluate, options.windows) == ("ptb", 7)
+        assert options.output == Path(run_name(method, sparsity))
+
+
+def test_windows_of_another_length_are_a_second_command(setup: Setup) -> None:
+    request = replace(REQUEST, methods=("rose",), sparsities=("0.5",), evaluate="ptb", windows=7, window_length=16)
+    first, second = recipes.command_lines(setup, request).splitlines()
+    assert "--evaluate" not in first
+    options = _parser().parse_args(shlex.split(second)[3:])
+    assert (options.model, options.text, options.length, options.windows) == ("rose-0.5", "ptb", 16, 7)
+
+
+@pytest.mark.parametrize("evaluate", [HELD_OUT, "packaged"])
+def test_python_code_gives_the_same_numbers(
+    evaluate: str, setup: Setup, loaded: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "by code")
+    request = replace(REQUEST, evaluate=evaluate, keep="folder", folder=folder)
+    exec(compile(recipes.python_code(setup, request), "code", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert sorted(p.name for p in Path(folder).iterdir()) == sorted(run_name(*pair) for pair in request.pairs)
+    run = finished(setup, replace(request, keep="nothing"), lambda: loaded)
+    assert run.dense is not None
+    found = [float(line.split()[2 if line.split()[0] != "dense" else 1]) for line in printed]
+    assert found == pytest.approx([outcome.perplexity for outcome in run.models], rel=1e-5)
+    for line, outcome in zip(printed, run.models, strict=True):
+        assert line.endswith(repr(outcome.text))
+
+
+def test_python_code_keeps_and_continues_only_what_was_asked_for(setup: Setup) -> None:
+    code = recipes.python_code(setup, REQUEST)
+    assert "save_model" not in code
+    assert "tokenizer('Hello'" in code
+    code = recipes.python_code(setup, replace(REQUEST, keep="zip", prompt=" "))
+    assert 'rose.save_model(model, tokenizer, f"{method}-{sparsity}"' in code
+    assert "continued" not in code
+
+
+def test_estimate_counts_every_pair(setup: Setup) -> None:
+    skeleton = load_skeleton(setup.model)
+    one = estimate(skeleton, setup, replace(REQUEST, methods=("rose",), sparsities=("0.5",)))
+    four = estimate(skeleton, setup, REQUEST)
+    assert 2 * one.seconds < four.seconds < 4 * one.seconds  # the dense model is judged once
+    assert four.memory == one.memory
+    assert four.layers == 21
+    slow = estimate(skeleton, setup, replace(REQUEST, methods=("oats",), sparsities=("0.5",)))
+    assert slow.seconds > one.seconds
+
+
+CSV = """method,sparsity,seed,perplexity,dense_perplexity,mean_held_out_error,seconds
+rose,0.7,0,20,10,0.1,5
+rose,0.7,1,26,10,0.3,7
+sparsegpt,0.7,0,30,10,,5
+rose,2:4,0,15,10,0.1,5
+"""
+
+
+def test_results_over_seeds() -> None:
+    table = over_seeds(read_results(io.BytesIO(CSV.encode())))
+    assert table[["method", "sparsity"]].values.tolist() == [["rose", "0.7"], ["sparsegpt", "0.7"], ["rose", "2:4"]]
+    first = table.iloc[0]
+    assert (first["seeds"], first["perplexity"], first["perplexity_spread"], first["seconds"]) == (2, 23, 3, 6)
+    assert (first["mean_held_out_error"], first["mean_held_out_error_spread"]) == pytest.approx((0.2, 0.1))
+    assert pd.isna(table["mean_held_out_error"][1])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("method,sparsity\nrose,0.7\n", "no column 'seed'"),
+        (CSV.splitlines()[0] + "\n", "no runs yet"),
+        (CSV.replace("26", "much"), "Row 2 has no method, sparsity, seed or perplexity"),
+        ("", "cannot be read as CSV"),
+    ],
+)
+def test_other_files_are_refused(text: str, words: str) -> None:
+    with pytest.raises(rose.RoseError, match=words):
+        read_results(io.BytesIO(text.encode()))
+
+
+def test_a_missing_file_is_refused() -> None:
+    with pytest.raises(rose.RoseError, match="check the path"):
+        read_results("/nowhere/rows.csv")

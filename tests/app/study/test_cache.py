@@ -1,0 +1,267 @@
+"""Results that are kept on disk: found again to the bit, only for what they belong to, and never in the way."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import rose
+from app.study import cache
+from app.study import study as study_module
+from app.study.setup import Setup
+from app.study.study import Calibration, LoadedModel, Study
+from tests.tiny import save_tiny_llama
+
+LAYER = "model.layers.1.self_attn.o_proj"
+SOON = 60.0
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    folder = save_tiny_llama(tmp_path / "model", blocks=2, hidden=32)
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"{number} and its square {number**2}." for number in range(150)))
+    return Setup(model=str(folder), text=str(text), samples=6, length=32, held_out=2, block_size=16, sparsity="0.6")
+
+
+def folder_of(setup: Setup) -> Path | None:
+    return cache.folder_of(setup, cache.files_of(setup))
+
+
+def run(setup: Setup, status: str = "done", watch: Callable[[Study], None] = lambda study: None) -> Study:
+    """A study as after a start of the app: nothing is in memory."""
+
+    def load() -> LoadedModel:
+        watch(study)
+        return LoadedModel(*rose.load_model(setup.model), threading.Lock())
+
+    study = Study(setup, load, Calibration())
+    study.job.watch("test")
+    study.job.start()
+    study.job.wait(SOON)
+    assert study.job.status == status, study.job.message
+    return study
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Counts passes through the model, and layers that are measured."""
+    counts = {"passes": 0, "layers": 0}
+    visit, measure = rose.visit_blocks, study_module.measure_layer
+
+    def counted_visit(*arguments, **options):
+        counts["passes"] += 1
+        return visit(*arguments, **options)
+
+    def counted_measure(*arguments, **options):
+        counts["layers"] += 1
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(rose, "visit_blocks", counted_visit)
+    monkeypatch.setattr(study_module, "measure_layer", counted_measure)
+    return counts
+
+
+def same(one: Study, other: Study) -> None:
+    assert one.records().equals(other.records())
+    assert one.overview(0.5).equals(other.overview(0.5))
+    for name in one.layer_names:
+        for a, b in (
+            (one.statistics(name), other.statistics(name)),
+            (one.held_out_statistics(name), other.held_out_statistics(name)),
+        ):
+            assert a is not None
+            assert b is not None
+            assert a.tokens == b.tokens
+            assert torch.equal(a.hessian, b.hessian)
+            assert torch.equal(a.mean, b.mean)
+
+
+def test_a_second_start_measures_nothing_and_shows_the_same(setup: Setup, runs: dict[str, int]) -> None:
+    first = run(setup)
+    assert runs == {"passes": 1, "layers": 3 * 14}
+    seen: list[tuple[int, bool]] = []
+    second = run(setup, watch=lambda study: seen.append((len(study.overview(0.5)), study.has(LAYER))))
+    assert runs == {"passes": 1, "layers": 3 * 14}
+    assert seen == [(14, False)]  # the overview is there before the model is loaded
+    same(first, second)
+    assert second.prune(LAYER).relative_error == first.prune(LAYER).relative_error
+    q, k = (f"model.layers.1.self_attn.{x}_proj" for x in "qk")
+    assert second.statistics(q) is second.statistics(k)  # what shared a Hessian still does
+    assert second.statistics(q) is not second.statistics(LAYER)
+
+
+def test_another_sparsity_shares_the_statistics(setup: Setup, runs: dict[str, int]) -> None:
+    run(setup)
+    other = run(replace(setup, sparsity="0.3"))
+    assert runs == {"passes": 1, "layers": 2 * 3 * 14}
+    assert other.records()["sparsity"].max() < 0.4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda setup: replace(setup, seed=1),
+        lambda setup: replace(setup, layers="*.o_proj"),
+        lambda setup: (Path(setup.text).write_text("Some other text. " * 300), setup)[1],
+        lambda setup: (save_tiny_llama(Path(setup.model), blocks=1, hidden=32), setup)[1],
+    ],
+)
+def test_what_results_depend_on_makes_them_new(
+    change: Callable[[Setup], Setup], setup: Setup, runs: dict[str, int]
+) -> None:
+    run(setup)
+    run(change(setup))
+    assert runs["passes"] == 2
+
+
+def test_results_are_kept_for_the_files_that_they_are_of(setup: Setup, runs: dict[str, int]) -> None:
+    """A model replaced after it was loaded: the next start must not take the old one's results for the new one's."""
+
+    def load() -> LoadedModel:
+        loaded = LoadedModel(*rose.load_model(setup.model), threading.Lock())
+        save_tiny_llama(Path(setup.model), blocks=1, hidden=32)
+        return loaded
+
+    study = Study(setup, load, Calibration())
+    study.job.watch("test")
+    study.job.start()
+    study.job.wait(SOON)
+    assert len(study.overview(0.5)) == 14
+    assert len(run(setup).overview(0.5)) == 7
+    assert runs["passes"] == 2
+
+
+def test_other_code_makes_them_new(setup: Setup, runs: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    run(setup)
+    monkeypatch.setattr(cache, "_version", lambda: "later")
+    run(setup)
+    assert runs["passes"] == 2
+
+
+def test_statistics_are_packed_to_half_and_unpacked_to_the_bit() -> None:
+    statistics = rose.InputStatistics(600)  # three panels
+    statistics.update(torch.randn(40, 600, generator=torch.Generator().manual_seed(0)))
+    packed = statistics.pack()
+    assert packed["panels"].numel() < 0.75 * 600**2
+    again = rose.InputStatistics.unpack(packed)
+    assert torch.equal(again.hessian, statistics.hessian)
+    assert torch.equal(again.variance, statistics.variance)
+    assert again.tokens == 40
+    for one in (statistics, again):
+        one.update(torch.ones(2, 600))
+    assert torch.equal(again.hessian, statistics.hessian)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [cut, flip, Path.unlink])
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [("block-00001*", {"passes": 2, "layers": 42}), ("study-*", {"passes": 1, "layers": 84})],
+)
+def test_damaged_files_are_found_anew(
+    pattern: str,
+    expected: dict[str, int],
+    harm: Callable[[Path], None],
+    setup: Setup,
+    root: Path,
+    runs: dict[str, int],
+) -> None:
+    first = run(setup)
+    (path,) = root.rglob(pattern)
+    harm(path)
+    second = run(setup)
+    assert runs == expected
+    assert len(second.records()) == len(first.records())
+    assert second.overview(0.5)["error_rose"].tolist() == first.overview(0.5)["error_rose"].tolist()
+    third = run(setup)  # the damage has been mended
+    assert runs == expected
+    same(second, third)
+
+
+def test_a_disk_that_takes_nothing_is_no_trouble(
+    setup: Setup, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cache, "write_tensors", full)
+    assert len(run(setup).overview(0.5)) == 14
+    assert "No space left on device" in caplog.text
+    assert not list(root.rglob("*.safetensors"))
+
+
+def test_a_cancelled_study_keeps_nothing(setup: Setup, root: Path) -> None:
+    def cancel(study: Study) -> None:
+        study.job.leave("test")
+
+    run(setup, "cancelled", watch=cancel)
+    assert not list(root.rglob("*.safetensors"))
+
+
+def test_the_calibration_used_longest_ago_goes_first(setup: Setup, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+    for seed in range(3):
+        run(replace(setup, seed=seed))
+        folders.append(folder_of(replace(setup, seed=seed)))
+        os.utime(folders[-1], (seed, seed))
+    size = sum(path.stat().st_size for path in folders[0].iterdir())
+    run(setup)  # seed 0 is used again
+    monkeypatch.setattr(cache, "LIMIT", int(3.5 * size))
+    run(replace(setup, seed=3))
+    assert [folder.exists() for folder in folders] == [True, False, True]
+    monkeypatch.setattr(cache, "LIMIT", size // 2)
+    run(replace(setup, seed=4))
+    large = folder_of(replace(setup, seed=4))
+    assert large is not None
+    assert [path.name.partition("-")[0] for path in large.iterdir()] == ["study"]  # records are small
+
+
+def test_where_results_are_kept(setup: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(cache.VARIABLE, "")
+    assert folder_of(setup) is None
+    monkeypatch.delenv(cache.VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = folder_of(setup)
+    assert folder is not None
+    assert folder.parent == tmp_path / "rose-explorer"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = folder_of(setup)
+    assert folder is not None
+    assert folder.parent == tmp_path / ".cache" / "rose-explorer"
+    assert folder_of(replace(setup, model="owner/not-on-this-machine")) is None
+    assert folder_of(replace(setup, text="missing.txt")) is None
+
+
+def test_everything_that_results_depend_on_makes_the_version() -> None:
+    """All of rose, however deep, the study's room, and the files of the methods that a study measures with."""
+    sources = cache._sources()
+    assert all(path.is_file() for path in sources)
+    parts = (rose.prune_layer, rose.visit_blocks, rose.METHODS["rose"].prune, Setup, Study, cache.write_blocks)
+    for part in parts:
+        assert Path(inspect.getfile(part)) in sources, part  # type: ignore[arg-type]
+    assert {path.parent.name for path in sources} >= {"rose", "layer", "model", "study"}

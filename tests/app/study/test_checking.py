@@ -1,0 +1,74 @@
+"""The checks of one layer: what they measure is what the engine gives, and the model is free again afterwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from app.study import checking
+from app.study.checking import CheckRequest, Findings, LayerChecks
+from app.study.study import Study
+from rose.layer.error import direct_error
+from rose.model.capture import visit_inputs
+from tests.app.tiny_study import COLUMNAR, measured_study
+
+METHODS = ("sparsegpt", "rose", "rose_global", "wanda")
+
+
+@pytest.fixture(scope="module")
+def findings(study: Study) -> Findings:
+    run = checked(study, CheckRequest(COLUMNAR, METHODS, "rose", 0.5))
+    assert run.findings is not None
+    return run.findings
+
+
+def checked(study: Study, request: CheckRequest) -> LayerChecks:
+    run = LayerChecks(study, request)
+    run.job.watch("test")
+    run.job.start()
+    run.job.wait(60)
+    assert run.job.status == "done", run.job.message
+    return run
+
+
+def test_direct_error_is_that_of_the_inputs(study: Study, findings: Findings) -> None:
+    assert study.loaded is not None
+    assert study.calibration.tokens is not None
+    seen: list[torch.Tensor] = []
+    visit_inputs(study.loaded.model, study.calibration.tokens, COLUMNAR, seen.append)
+    inputs = torch.cat(seen)
+    assert findings.tokens == len(inputs) == 8 * 32
+    for method, measures in zip(METHODS, findings.measures, strict=True):
+        pruned = study.prune(COLUMNAR, method=method).weight
+        assert measures.direct == pytest.approx(direct_error(study.weight(COLUMNAR), pruned, inputs), rel=1e-5)
+        assert measures.disagreement < 1e-4
+    assert not study.loaded.lock.locked()
+
+
+def test_the_last_point_of_the_curve_is_the_study_itself(study: Study, findings: Findings) -> None:
+    assert [point.tokens for point in findings.curve] == [32, 64, 128, 256]
+    result = study.prune(COLUMNAR, method="rose")
+    assert findings.curve[-1].calibration_error == pytest.approx(result.relative_error, rel=1e-3)
+    assert findings.curve[-1].held_out_error == pytest.approx(findings.held_out[1], rel=1e-3)
+
+
+def test_a_cancelled_run_says_nothing_and_frees_the_model(study: Study) -> None:
+    run = LayerChecks(study, CheckRequest(COLUMNAR, METHODS, "rose", 0.5))
+    run.job.leave("nobody")
+    run.job.start()
+    run.job.wait(60)
+    assert (run.job.status, run.findings) == ("cancelled", None)
+    assert study.loaded is not None
+    assert not study.loaded.lock.locked()
+
+
+def test_n_of_m_is_checked_in_its_groups() -> None:
+    run = checked(measured_study(sparsity="2:4"), CheckRequest(COLUMNAR, ("rose", "wanda"), "rose", 0.5))
+    assert run.findings is not None
+    assert [(found.unit, found.units, found.deviation) for found in run.findings.sparsity] == [("group", 1024, 0)] * 2
+
+
+def test_estimate_grows_with_the_methods(study: Study) -> None:
+    few = checking.estimate(study, CheckRequest(COLUMNAR, ("rose",), "rose", 0.5))
+    many = checking.estimate(study, CheckRequest(COLUMNAR, ("rose", "oats"), "rose", 0.5))
+    assert many.seconds > few.seconds

@@ -1,0 +1,73 @@
+"""A set-up: in links and out of them, and what no run could use."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import hypothesis.strategies as some
+import pytest
+from hypothesis import given
+
+import rose
+from app.study.setup import Setup
+
+SETUPS = some.builds(
+    Setup,
+    model=some.sampled_from(["smollm2-135m", "meta-llama/Llama-3.2-1B", "/models/my model", "a&b=ü"]),
+    text=some.sampled_from(["packaged", "c4", "~/a b.txt"]),
+    samples=some.integers(1, 10**4),
+    held_out=some.integers(0, 99),
+    layers=some.sampled_from(["*", "model.layers.3.* *.o_proj"]),
+    sparsity=some.sampled_from(["0.7", "2:4", "50%"]),
+    damping=some.floats(0, 1),
+)
+
+
+@given(SETUPS)
+def test_a_link_restores_the_setup(setup: Setup) -> None:
+    assert Setup.from_texts(setup.to_texts()) == setup
+
+
+def test_a_link_holds_only_what_differs() -> None:
+    assert Setup().to_texts() == {}
+    assert Setup(samples=3, sparsity="2:4").to_texts() == {"samples": "3", "sparsity": "2:4"}
+
+
+def test_other_parameters_of_a_link_are_left_alone() -> None:
+    assert Setup.from_texts({"section": "Losses", "samples": "3"}) == Setup(samples=3)
+
+
+@pytest.mark.parametrize(("name", "value"), [("samples", "many"), ("damping", "x"), ("seed", "1.5")])
+def test_an_unreadable_value_is_named(name: str, value: str) -> None:
+    with pytest.raises(rose.RoseError, match=f"{name}='{value}'"):
+        Setup.from_texts({name: value})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sparsity": "1.2"},
+        {"sparsity": "5:4"},
+        {"samples": 0},
+        {"length": 1},
+        {"held_out": -1},
+        {"block_size": 0},
+        {"damping": -0.1},
+        {"damping": float("nan")},
+        {"dtype": "int8"},
+        {"model": " "},
+        {"text": ""},
+    ],
+)
+def test_values_that_no_run_could_use_are_refused(changes: dict) -> None:
+    with pytest.raises(rose.RoseError):
+        replace(Setup(), **changes).check()
+
+
+def test_what_statistics_do_not_depend_on_is_not_in_their_key() -> None:
+    base = Setup()
+    free = {"sparsity": "0.5", "block_size": 64, "damping": 0.1}
+    assert replace(base, **free).calibration_key == base.calibration_key
+    for name in set(asdict(base)) - set(free):
+        other = replace(base, **{name: 7 if isinstance(getattr(base, name), int) else "other"})
+        assert other.calibration_key != base.calibration_key, name

@@ -1,0 +1,216 @@
+"""A study: what it measures is what the engine gives, it can be cancelled and begun anew, and studies share work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import rose
+from app.jobs import Job
+from app.study import study as study_module
+from app.study.setup import MEASURED, Setup
+from app.study.study import Calibration, LoadedModel, Study, held
+from tests.tiny import save_tiny_llama
+
+LAYERS = 21  # seven in each of three decoder blocks
+LAYER = "model.layers.1.self_attn.o_proj"
+SOON = 60.0
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return rose.load_model(str(save_tiny_llama(tmp_path_factory.mktemp("model"))))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(" ".join(f"{number} and its square {number**2}." for number in range(150)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def setup(text: Path) -> Setup:
+    return Setup(model="tiny", text=str(text), samples=6, length=32, held_out=2, block_size=16, sparsity="0.6")
+
+
+@pytest.fixture(scope="module")
+def load(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> Callable[[], LoadedModel]:
+    shared = LoadedModel(*loaded, threading.Lock())
+    return lambda: shared
+
+
+def run(study: Study, status: str = "done") -> Study:
+    study.job.watch("test")
+    study.job.start()
+    study.job.wait(SOON)
+    assert study.job.status == status, study.job.message
+    return study
+
+
+@pytest.fixture(scope="module")
+def study(setup: Setup, load: Callable[[], LoadedModel]) -> Study:
+    return run(Study(setup, load, Calibration()))
+
+
+def test_every_layer_is_measured_by_every_method(study: Study) -> None:
+    records = study.records()
+    assert len(records) == LAYERS * len(MEASURED)
+    assert set(records["method"]) == set(MEASURED)
+    assert records.groupby("method")["layer"].nunique().eq(LAYERS).all()
+    assert study.layer_names == list(records["layer"].unique())
+
+
+def test_errors_are_those_of_prune_layer_on_statistics_of_their_own(study: Study, setup: Setup) -> None:
+    assert study.loaded is not None
+    model, tokenizer = study.loaded.model, study.loaded.tokenizer
+    tokens = rose.load_tokens(setup.text, tokenizer, samples=8, length=32, seed=0)
+    statistics = rose.collect_statistics(model, tokens[:6], layers=[LAYER])[LAYER]
+    weight = model.get_submodule(LAYER).weight
+    for name, (method, threshold) in MEASURED.items():
+        expected = rose.prune_layer(
+            weight, statistics, method=method, threshold=threshold, sparsity="0.6", block_size=16
+        )
+        records = study.records()
+        row = records[(records["layer"] == LAYER) & (records["method"] == name)].iloc[0]
+        assert row["relative_error"] == pytest.approx(expected.relative_error, rel=1e-4)
+        assert row["relative_range"] == pytest.approx(expected.plan.relative_range, rel=1e-4)
+
+
+def test_held_out_tokens_are_not_among_the_calibration_tokens(study: Study) -> None:
+    tokens, held_out = study.calibration.tokens, study.calibration.held_out
+    assert tokens is not None
+    assert held_out is not None
+    assert (tokens.shape, held_out.shape) == ((6, 32), (2, 32))
+    assert not any(torch.equal(a, b) for a in tokens for b in held_out)
+    assert study.records()["held_out_error"].notna().all()
+
+
+def test_the_threshold_decides_which_error_rose_has(study: Study) -> None:
+    ranges = study.overview(0.5)["relative_range"]
+    threshold = float(ranges.median())
+    table = study.overview(threshold)
+    assert list(table["is_columnar"]) == list(ranges > threshold)
+    assert 0 < table["is_columnar"].sum() < LAYERS
+    for kind in ("error", "held_out"):
+        for _, row in table.iterrows():
+            source = "two_level" if row["is_columnar"] else "sparsegpt"
+            assert row[f"{kind}_rose"] == row[f"{kind}_{source}"]
+    expected = 1 - table["error_two_level"] / table["error_sparsegpt"]
+    assert table["gain"].to_numpy() == pytest.approx(expected.to_numpy())
+    assert (table["condition"] > 1).all()
+
+
+def test_measuring_does_not_change_the_model(
+    setup: Setup, load: Callable[[], LoadedModel], loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]
+) -> None:
+    before = {name: value.clone() for name, value in loaded[0].state_dict().items()}
+    run(Study(setup, load, Calibration()))
+    assert all(torch.equal(value, before[name]) for name, value in loaded[0].state_dict().items())
+
+
+def test_damping_and_spectrum_are_those_of_the_measurement(study: Study) -> None:
+    assert study.added_damping(LAYER) == pytest.approx(study.prune(LAYER).added_damping, rel=1e-5)
+    eigenvalues = study.spectrum(LAYER)
+    assert bool((eigenvalues.diff() <= 0).all())
+    assert float(eigenvalues.sum()) == pytest.approx(float(study.statistics(LAYER).diagonal.sum()), rel=1e-4)
+
+
+def test_results_are_remembered_by_all_that_changes_them(study: Study) -> None:
+    assert study.prune(LAYER) is study.prune(LAYER)
+    assert study.prune(LAYER, order="natural") is not study.prune(LAYER, order="two_level")
+    assert study.prune(LAYER, sparsity="0.5").sparsity == pytest.approx(0.5, abs=1e-3)
+    order = rose.make_order(study.plan(LAYER), "two_level")
+    assert study.prune(LAYER, order=order) is study.prune(LAYER, order=order)
+    assert study.plan(LAYER, 0.2) is study.plan(LAYER, 0.2)
+    assert study.plan(LAYER, 0.2) is not study.plan(LAYER, 0.3)
+
+
+def test_the_oldest_results_are_forgotten_first(
+    setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_module, "KEPT_RESULTS", 2)
+    study = Study(setup, load, Calibration())
+    computed: list[str] = []
+
+    def ask(key: str) -> str:
+        return study.remember(key, lambda: computed.append(key) or key)  # type: ignore[func-returns-value]
+
+    for key in ("a", "b", "a", "c", "a", "b"):  # asking for a again keeps it; b goes when c comes
+        assert ask(key) == key
+    assert computed == ["a", "b", "c", "b"]
+
+
+def test_results_are_forgotten_by_their_bytes(
+    setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_module, "KEPT_BYTES", 1000)
+    study = Study(setup, load, Calibration())
+    shared = torch.zeros(200)  # 800 bytes
+    study.remember("a", lambda: {"one": [shared], "other": (shared.view(2, 100), "text")})
+    study.remember("b", lambda: shared)
+    assert list(study._memory) == ["a", "b"]  # the same memory twice
+    study.remember("c", lambda: torch.zeros(30))
+    assert list(study._memory) == ["a", "b", "c"]
+    study.remember("d", lambda: torch.zeros(30))  # 1040 with the shared one, whoever holds it
+    assert list(study._memory) == ["c", "d"]
+    study.remember("e", lambda: torch.zeros(1000))  # alone too large, but asked for just now
+    assert list(study._memory) == ["e"]
+
+
+def test_a_recorded_sweep_counts_with_all_its_matrices(study: Study) -> None:
+    result = study.prune(LAYER, order="two_level", trace=True)
+    assert result.trace is not None
+    matrix = study.weight(LAYER).numel()
+    least = result.trace.weights.nbytes + 4 * matrix + matrix + 2 * 4 * matrix  # Ŵ, mask, and S and L of the plan
+    assert least <= held(result) < 1.1 * least
+
+
+def test_a_cancelled_run_leaves_nothing_locked_and_can_begin_anew(
+    setup: Setup, load: Callable[[], LoadedModel]
+) -> None:
+    calibration = Calibration()
+    study = Study(setup, load, calibration)
+
+    def cancel_in_the_second_block(progress: rose.Progress) -> None:
+        if progress.block_index == 1:
+            study.job.leave("test")
+        Job.tell(study.job, progress)
+
+    study.job.tell = cancel_in_the_second_block  # type: ignore[method-assign]
+    run(study, "cancelled")
+    assert 0 < len(study.overview(0.5)) < LAYERS
+    assert not calibration.complete
+    assert not calibration.lock.locked()
+    assert not load().lock.locked()
+    again = run(Study(setup, load, calibration))
+    assert len(again.overview(0.5)) == LAYERS
+
+
+def test_two_setups_share_a_calibration(
+    study: Study, setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: object, **options: object) -> None:
+        raise AssertionError("the model was run again")
+
+    monkeypatch.setattr(rose, "visit_blocks", never)
+    other = Setup(**{**setup.__dict__, "sparsity": "0.3", "block_size": 32})
+    assert other.calibration_key == setup.calibration_key
+    second = run(Study(other, load, study.calibration))
+    assert len(second.overview(0.5)) == LAYERS
+    assert (second.overview(0.5)["error_sparsegpt"] < study.overview(0.5)["error_sparsegpt"]).all()
+    assert second.statistics(LAYER) is study.statistics(LAYER)
+
+
+def test_a_model_that_cannot_be_loaded_is_told(setup: Setup) -> None:
+    def missing() -> LoadedModel:
+        raise rose.RoseError("There is no such model; choose another.")
+
+    study = run(Study(setup, missing, Calibration()), "failed")
+    assert study.job.message == "There is no such model; choose another."
+    assert study.layer_names == []

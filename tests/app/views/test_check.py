@@ -1,0 +1,256 @@
+"""The Check page: what it says about a layer is what the engine gives for it, and trouble is called by its name."""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+
+import rose
+from app import jobs, shared, words
+from app.study.checking import CheckRequest, Findings, LayerChecks
+from app.study.study import Calibration, LoadedModel, Study
+from tests.app.study.test_checking import METHODS, checked
+from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts, tiny_model
+
+PAGE = "views/check.py"
+
+
+@pytest.fixture(scope="module")
+def findings(study: Study) -> Findings:
+    run = checked(study, CheckRequest(COLUMNAR, METHODS, "rose", 0.5))
+    assert run.findings is not None
+    return run.findings
+
+
+def start(app: AppTest) -> LayerChecks:
+    """Presses the button; the run that it has begun."""
+    app.button(key="check-start").click().run()
+    (run,) = app.session_state["check_runs"].values()
+    return run
+
+
+def opened(study: Study, section: str) -> AppTest:
+    """The page in this section, after the button was pressed and the run has ended."""
+    app = open_page(PAGE, study, check=section)
+    start(app).job.wait(60)
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def table(app: AppTest) -> pd.DataFrame:
+    return app.table[0].value
+
+
+def test_before_the_run_the_inputs_are_judged_and_the_cost_is_told(study: Study) -> None:
+    app = open_page(PAGE, study)
+    assert list(table(app)["Check"]) == ["Finite inputs", "Live columns", "Enough tokens", "Damping as asked"]
+    assert "256 tokens for 64 columns" in list(table(app)["Found"])
+    assert app.subheader[0].value == "Four checks: four pass, none needs review, none fails"
+    assert "Prunes by four methods, then runs 8 × 32 tokens" in texts(app)
+    assert re.search(r"about \d+ s, \d+ MB of memory", texts(app))
+
+
+def test_this_layer_lists_every_check(study: Study, findings: Findings) -> None:
+    app = opened(study, "This layer")
+    shown = table(app)
+    assert len(shown) == 4 + 3 * len(METHODS)
+    for method, check in findings.checks():
+        row = shown[(shown["Of"] == rose.METHODS[method].label) & (shown["Check"] == check.name)].iloc[0]
+        assert {"look": "review"}.get(check.status, check.status) in row["Status"]
+        if check.name != "Measures agree":  # a rounding error has no digits to compare
+            assert row["Found"] == check.found
+        assert row["Passes"] == check.limit
+    statuses = [check.status for _, check in findings.checks()]
+    needs = ["none needs", "one needs", "two need", "three need", "four need"]
+    passed, looks = words.word(4 + statuses.count("pass")), needs[statuses.count("look")]
+    assert app.subheader[0].value == f"16 checks: {passed} pass, {looks} review, none fails"
+
+
+def test_three_measures(study: Study, findings: Findings) -> None:
+    app = opened(study, "Three measures")
+    shown = table(app)
+    for row, measures, held_out in zip(
+        shown.itertuples(index=False), findings.measures, findings.held_out, strict=True
+    ):
+        assert measures.direct is not None
+        assert [float(cell) for cell in row[2:5]] == pytest.approx(
+            [measures.quadratic_form, measures.sweep_sum, measures.direct], rel=1e-4
+        )
+        assert float(row[6]) == pytest.approx(measures.relative_error, abs=1e-4)
+        assert float(row[7]) == pytest.approx(held_out, abs=1e-4)
+    assert "within 0.001: **all four methods**" in texts(app)
+    assert len(figures(app)) == 1
+
+
+def test_overfitting(study: Study, findings: Findings) -> None:
+    app = opened(study, "Over-fitting")
+    shown = table(app)
+    assert list(shown["Calibration tokens"]) == ["32", "64", "128", "256"]
+    for cell, point in zip(shown["Held-out error"], findings.curve, strict=True):
+        assert float(cell) == pytest.approx(point.held_out_error, abs=1e-4)
+    assert len(figures(app)) == 1
+
+
+def test_sparsity(study: Study) -> None:
+    app = opened(study, "Sparsity")
+    shown = table(app)
+    assert list(shown["Promised per"]) == ["block", "block", "layer", "row"]
+    assert list(shown["Units"]) == ["4", "4", "1", "64"]
+    assert set(shown["Largest deviation, weights"]) == {"0"}
+    assert list(shown["Removed"]) == ["70.020\u00a0%", "70.020\u00a0%", "69.995\u00a0%", "70.312\u00a0%"]
+    assert len(figures(app)) == 1
+
+
+def test_nothing_held_out_is_said() -> None:
+    app = opened(measured_study(held_out=0), "Over-fitting")
+    assert "Nothing was held out in this set-up" in texts(app)
+    assert set(table(app)["Held-out error"]) == {"not measured"}
+
+
+def test_methods_can_be_chosen_and_none_is_a_sentence(study: Study) -> None:
+    app = open_page(PAGE, study)
+    app.multiselect(key="check_methods").set_value([]).run()
+    assert "Choose at least one method above." in texts(app)
+    app.multiselect(key="check_methods").set_value(["magnitude"]).run()
+    assert "Prunes by one method" in texts(app)
+
+
+def test_all_layers(study: Study) -> None:
+    app = open_page(PAGE, study, check="All layers")
+    shown = app.dataframe[0].value
+    assert len(shown) == 21
+    assert set(shown["Finite inputs"]) == {"✓ pass"}
+    looks = int((shown["Worst"] == "◐ review").sum())
+    assert app.subheader[0].value.startswith(f"21 layers: {words.word(21 - looks)} pass")
+    assert len(figures(app)) == 2
+    app.toggle(key="check_only").set_value(True).run()
+    if looks:
+        assert len(app.dataframe[0].value) == looks
+    else:
+        assert "Every layer passes every check." in [element.value for element in app.success]
+
+
+def test_a_run_that_broke_off_at_bad_inputs_shows_where() -> None:
+    """Infinite weights in decoder block 1 spoil all inputs after it."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("inf")
+    setup = replace(measured_study().setup, seed=99)
+    tokens = torch.randint(3, 128, (10, 32), generator=torch.Generator().manual_seed(1))
+    calibration = Calibration()
+    calibration.tokens, calibration.held_out = tokens[:8], tokens[8:]
+    calibration.blocks = list(rose.visit_blocks(model, calibration.tokens, held_out=calibration.held_out))
+    calibration.complete = True
+    study = Study(setup, lambda: LoadedModel(model, None, threading.Lock()), calibration)  # type: ignore[arg-type]
+    study.job.watch("test")
+    study.job.start()
+    study.job.wait(60)
+    assert study.job.status == "failed"
+    shared.studies()[setup] = study
+    app = open_page(PAGE, study, check="All layers")
+    shown = app.dataframe[0].value.set_index("Layer")
+    assert shown.loc["2 · self_attn.q_proj", "Finite inputs"] == "✗ fail"
+    assert "64 input columns saw NaN or infinity" in shown.loc["2 · self_attn.q_proj", "What did not pass"]
+    assert shown.loc["0 · self_attn.q_proj", "Finite inputs"] == "✓ pass"
+    assert "The run stopped early" in texts(app)
+
+
+def test_a_run_goes_on_while_other_pages_are_visited(study: Study) -> None:
+    assert study.loaded is not None
+    app = open_page(PAGE, study)
+    with study.loaded.lock:  # the run waits for the model
+        run = start(app)
+        run.job._watchers.clear()
+        app.switch_page("views/learn.py").run()
+        assert run.job._watchers
+        assert "Checks of 1 · self_attn.o_proj" in texts(app.sidebar)
+    run.job.wait(60)
+    assert run.job.status == "done"
+    app.run()
+    assert "Checks of" not in texts(app.sidebar)
+
+
+def test_a_run_that_ended_unwatched_is_told_apart_from_one_that_was_cancelled(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert study.loaded is not None
+    app = open_page(PAGE, study)
+    with study.loaded.lock:
+        run = start(app)
+        monkeypatch.setattr(jobs, "ABANDONED_AFTER", 0.0)
+        run.job.wait(60)
+    app.run()
+    assert "No page had been open for 90 s, so this was stopped." in texts(app)
+
+
+def test_a_cancel_that_another_session_outvotes_is_told(study: Study) -> None:
+    assert study.loaded is not None
+    app = open_page(PAGE, study)
+    with study.loaded.lock:
+        run = start(app)
+        run.job.watch("another session")
+        app.button(key="checks-cancel").click().run()
+        assert app.toast[0].value == "Another session is watching this run; it goes on."
+        run.job._watchers.clear()
+        app.button(key="checks-cancel").click().run()
+        assert not app.toast
+        run.job.wait(60)
+    assert run.job.status == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        ("running", "The first layers will show here as soon as they have been measured."),
+        ("cancelled", "The run ended before its first decoder block was measured. Start it again on the start page."),
+        ("failed", "was measured: The text cannot be read. Start it again on the start page."),
+    ],
+)
+def test_all_layers_before_the_first_block_waits_or_says_what_to_do(study: Study, status: str, says: str) -> None:
+    """Names are known before any block is, and the page is drawn once, not without end."""
+    begun = Study(replace(study.setup, seed=98), study._load, Calibration())
+    begun.layer_names = study.layer_names
+    begun.job.status, begun.job.message = status, "The text cannot be read."  # type: ignore[assignment]
+    shared.studies()[begun.setup] = begun
+    assert says in texts(open_page(PAGE, begun, check="All layers"))
+
+
+def test_without_a_study_the_page_says_what_to_do() -> None:
+    app = open_page(PAGE)
+    assert "Checks of every layer's error, sparsity and inputs appear here." in texts(app)
+
+
+def test_statuses_are_words_with_icons_not_only_colours(study: Study) -> None:
+    for cell in table(open_page(PAGE, study))["Status"]:
+        assert re.fullmatch(r":\w+-badge\[:material/\w+: (pass|review|fail)\]", cell)
+
+
+def test_what_was_found_on_files_that_were_replaced_is_not_shown(study: Study) -> None:
+    app = open_page(PAGE, study)
+    start(app).job.wait(60)
+    app.run()
+    assert not [button for button in app.button if button.key == "check-start"]
+    try:
+        measured_study()  # the same set-up, measured anew
+        app.run()
+        assert app.button(key="check-start")
+    finally:
+        shared.studies()[study.setup] = study
+
+
+def test_a_cancelled_check_says_that_nothing_was_kept(study: Study) -> None:
+    assert study.loaded is not None
+    app = open_page(PAGE, study)
+    with study.loaded.lock:
+        run = start(app)
+        app.button(key="checks-cancel").click().run()
+        run.job.wait(60)
+    app.run()
+    assert "Cancelled. No results were kept, and nothing was changed." in texts(app)

@@ -1,0 +1,207 @@
+"""The Layer page: every section draws, the marked block is marked everywhere, and the numbers are the engine's."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import rose
+from app import shared, words
+from app.figures import palette
+from app.study import tables
+from app.study.study import Calibration, Study
+from tests.app.tiny_study import BLOCK, COLUMNAR, WIDTH, figures, measured_study, open_page, texts
+
+pytestmark = pytest.mark.usefixtures("placed")
+
+PAGE = "views/layer.py"
+PLAIN = "model.layers.0.mlp.gate_proj"
+
+
+def title(figure: str) -> str:
+    return re.sub(r"<[^>]+>", " ", json.loads(figure)["layout"]["title"]["text"])
+
+
+def metrics(app) -> dict[str, tuple[str, str]]:  # type: ignore[no-untyped-def]
+    return {metric.label: (metric.value, metric.delta) for metric in app.metric}
+
+
+def test_key_figures_of_a_columnar_layer(study: Study) -> None:
+    app = open_page(PAGE, study)
+    plan = rose.plan_order(study.weight(COLUMNAR), study.statistics(COLUMNAR), sparsity=0.7, block_size=BLOCK)
+    assert plan.is_columnar
+    natural = study.prune(COLUMNAR, method="sparsegpt").relative_error
+    ordered = study.prune(COLUMNAR, method="rose").relative_error
+    shown = metrics(app)
+    assert shown["Relative range"] == (f"{plan.relative_range:.3f}", "columnar, above 0.50")
+    assert shown["Damping used"][0] == "0.01"
+    assert shown["Dead columns"][0] == "0"
+    assert shown["Error, SparseGPT"][0] == f"{natural:.4f}"
+    saved = 1 - ordered / natural
+    says = f"{abs(saved):.1%}".replace("%", " %") + (" less" if saved >= 0 else " more")
+    assert shown["Error, ROSE"] == (f"{ordered:.4f}", says)
+    hessian = study.statistics(COLUMNAR).hessian
+    eigenvalues = torch.linalg.eigvalsh(hessian + 0.01 * hessian.diagonal().mean() * torch.eye(WIDTH))
+    assert shown["Condition"][0] == words.number(float(eigenvalues[-1] / eigenvalues[0]))
+    assert f"{WIDTH} × {WIDTH} weights" in texts(app)
+
+
+def test_the_threshold_of_all_pages_decides(study: Study) -> None:
+    shown = metrics(open_page(PAGE, study, threshold="1"))
+    assert shown["Relative range"][1] == "not columnar, not above 1.00"
+    assert shown["Error, ROSE"] == (shown["Error, SparseGPT"][0], "same as SparseGPT")
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ({"section": "Weights"}, ["|W| of 1 · self_attn.o_proj"]),
+        ({"section": "Weights", "weights_as": "3-D surface"}, ["|W| of 1 · self_attn.o_proj as a surface"]),
+        ({"section": "Inputs"}, ["Hessian diagonal of 1 · self_attn.o_proj"]),
+        ({"section": "Inputs", "scale": "Logarithmic", "arrange": "Sorted"}, ["logarithmic scale"]),
+        ({"section": "Inputs", "hessian": "Spectrum"}, ["Eigenvalues of the Hessian of 1 · self_attn.o_proj"]),
+        ({"section": "Losses"}, ["Columnar: relative range", "Column loss of 1 · self_attn.o_proj"]),
+        ({"section": "Losses", "loss_map": "Importance"}, ["Columnar", "Importance S"]),
+        ({"section": "Losses", "loss_map": "Pre-pruning mask"}, ["Columnar", "Pre-pruning mask of 1 · self"]),
+        ({"section": "Losses", "loss_map": "Potential loss"}, ["Columnar", "Potential loss L of 1 · self_attn.o_proj"]),
+        ({"section": "Order"}, ["Two-level: pruning starts in block 3"]),
+        ({"section": "Error"}, ["less error than SparseGPT"]),
+        ({"section": "Compare layers"}, ["has the highest relative range", "error"]),
+    ],
+)
+def test_every_section_draws_only_its_own_figures(study: Study, query: dict[str, str], found: list[str]) -> None:
+    drawn = [re.sub(r"\s+", " ", title(figure)) for figure in figures(open_page(PAGE, study, **query))]
+    assert len(drawn) == len(found), drawn
+    for text, expected in zip(drawn, found, strict=True):
+        assert expected in text
+
+
+def marks(figure: str) -> int:
+    """How often the colour of what is chosen occurs."""
+    return figure.count(palette.MARK)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"section": "Weights"},
+        {"section": "Weights", "weights_as": "3-D surface"},
+        {"section": "Inputs"},
+        {"section": "Losses"},
+        {"section": "Order"},
+    ],
+)
+def test_the_chosen_block_is_marked_in_every_view(study: Study, query: dict[str, str]) -> None:
+    plain = figures(open_page(PAGE, study, **query))
+    marked = figures(open_page(PAGE, study, **query, block="Block 1"))
+    assert len(plain) == len(marked)
+    for before, after in zip(plain, marked, strict=True):
+        assert marks(after) > marks(before)
+
+
+def test_exact_values_of_the_chosen_block(study: Study) -> None:
+    app = open_page(PAGE, study, section="Losses", block="Block 3")
+    plan = study.plan(COLUMNAR, 0.5)
+    shown = app.main.dataframe[0].value
+    assert list(shown["column"]) == list(range(48, 64))
+    assert list(shown["position"]) == list(range(16))
+    assert list(shown["column_loss"]) == plan.column_loss[48:].tolist()
+    assert list(shown["hessian_diagonal"]) == study.statistics(COLUMNAR).diagonal[48:].tolist()
+    assert sorted(shown["step"]) == list(range(16))  # the costliest block goes first
+    for column, step, rank in zip(shown["column"], shown["step"], shown["rank"], strict=True):
+        assert int(plan.permutation[step]) == column
+        assert rank == 1 + int((plan.column_loss > plan.column_loss[column]).sum())
+    assert f"**Block 3**: columns 48 to 63, block loss {words.number(float(plan.block_loss[3]))}" in texts(app)
+
+
+def test_a_block_that_this_layer_does_not_have_is_not_marked(study: Study) -> None:
+    app = open_page(PAGE, study, layer="model.layers.0.mlp.down_proj", section="Losses", block="Block 5")
+    assert app.selectbox(key="block").value == "5"
+    app.sidebar.selectbox(key="layer_widget").set_value(COLUMNAR).run()
+    assert not app.exception
+    assert app.selectbox(key="block").value == "none"
+
+
+def test_a_column_is_followed(study: Study) -> None:
+    app = open_page(PAGE, study, section="Order")
+    plan = study.plan(COLUMNAR, 0.5)
+    first = int(plan.permutation[0])
+    assert any(f"Column {first} (block 3" in caption.value for caption in app.caption)
+    app.number_input(key="column").set_value(5).run()
+    step = int(plan.permutation.argsort()[5])
+    assert any(f"is pruned at step {step}." in caption.value for caption in app.caption)
+
+
+def test_orders_of_a_layer_that_is_not_columnar(study: Study) -> None:
+    app = open_page(PAGE, study, layer=PLAIN, section="Order")
+    assert "ROSE leaves the columns as they are" in texts(app)
+    assert "stay in their natural order" in title(figures(app)[0])
+    app.segmented_control(key="picture_order").set_value("two_level").run()
+    assert "ROSE leaves" not in texts(app)
+    order = rose.make_order(study.plan(PLAIN, 0.5), "two_level")
+    assert f"with column {int(order.permutation[0])}" in re.sub(r"\s+", " ", title(figures(app)[0]))
+
+
+def test_errors_on_calibration_and_held_out_tokens(study: Study) -> None:
+    app = open_page(PAGE, study, layer=PLAIN, section="Error")
+    row = study.overview(0.5).set_index("layer").loc[PLAIN]
+    shown = app.main.dataframe[0].value
+    assert list(shown["relative_error"]) == [row["error_sparsegpt"], row["error_sparsegpt"], row["error_rose_global"]]
+    assert list(shown["held_out_error"])[2] == row["held_out_rose_global"]
+    assert f"an error of {row['error_two_level']:.4f}" in texts(app)
+    app.segmented_control(key="error_on").set_value("held_out").run()
+    assert "on held-out tokens" in title(figures(app)[0])
+
+
+def test_without_held_out_tokens_only_calibration_is_offered() -> None:
+    app = open_page(PAGE, measured_study(held_out=0), section="Error")
+    assert len(app.segmented_control(key="error_on").options) == 1
+
+
+def test_several_layers_are_compared(study: Study) -> None:
+    app = open_page(PAGE, study, section="Compare layers")
+    table = study.overview(0.5).sort_values("relative_range", ascending=False, kind="stable")
+    first = app.multiselect(key="compare").value
+    assert first[0] == COLUMNAR
+    assert set(first) <= {COLUMNAR, *table["layer"].head(4)}
+    app.multiselect(key="compare").set_value([COLUMNAR, PLAIN]).run()
+    shown = app.main.dataframe[0].value
+    assert len(shown) == 6
+    bars = json.loads(figures(app)[0])["data"][0]
+    assert len(bars["y"]) == 2
+    app.multiselect(key="compare").set_value([]).run()
+    assert "Choose at least one layer." in texts(app)
+
+
+def test_column_table_of_a_narrow_last_block() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = torch.randn(6, 10, generator=generator), torch.randn(40, 10, generator=generator)
+    plan = rose.plan_order(weight, inputs.T @ inputs, sparsity=0.5, block_size=4, threshold=0.0)
+    table = tables.column_table(plan, rose.make_order(plan, "two_level"), 2)
+    assert list(table["column"]) == [8, 9]
+    assert list(table["rank"]) == [
+        1 + int(np.sum(plan.column_loss.numpy() > float(plan.column_loss[column]))) for column in (8, 9)
+    ]
+
+
+def test_a_page_that_has_nothing_to_show_yet_is_in_the_url_too(study: Study) -> None:
+    begun = Study(replace(study.setup, seed=97), study._load, Calibration())
+    begun.layer_names = study.layer_names
+    shared.studies()[begun.setup] = begun
+    app = open_page(PAGE, begun)
+    app.sidebar.selectbox(key="layer_widget").set_value(PLAIN).run()
+    assert f"{PLAIN} has not been measured yet" in texts(app)
+    assert app.query_params["layer"] == PLAIN
+
+
+def test_layers_of_another_model_are_not_what_is_compared(study: Study) -> None:
+    app = open_page(PAGE, study, section="Compare layers")
+    app.session_state["compare"] = ["transformer.h.0.mlp.c_proj"]
+    app.run()
+    assert not app.exception
+    assert app.multiselect(key="compare").value[0] == COLUMNAR

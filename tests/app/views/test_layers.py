@@ -1,0 +1,175 @@
+"""The Layers page: numbers are the study's, the threshold decides at once, results arrive while a run goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from app import shared, words
+from app.figures import palette
+from app.jobs import Job
+from app.study.cache import Files
+from app.study.setup import Setup
+from app.study.study import Calibration, LoadedModel, Study
+from rose.model.capture import BlockStatistics
+from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts
+
+pytestmark = pytest.mark.usefixtures("placed")
+
+PAGE = "views/layers.py"
+
+
+def titles(app) -> list[str]:  # type: ignore[no-untyped-def]
+    """The findings that the figures are titled with."""
+    texts = [json.loads(figure)["layout"]["title"]["text"] for figure in figures(app)]
+    return [re.findall(r"<b>(.*?)</b>", text)[0].replace("<br>", " ") for text in texts]
+
+
+def test_without_a_study_the_page_says_what_to_do() -> None:
+    app = open_page(PAGE)
+    assert "Here you see every layer of a model at a glance" in texts(app)
+    assert app.main.get("page_link")[0].proto.page == ""  # the start page is the default one
+
+
+def test_the_table_is_that_of_the_study(study: Study) -> None:
+    app = open_page(PAGE, study)
+    shown, expected = app.main.dataframe[0].value, study.overview(0.5)
+    assert len(shown) == 21
+    for column in ("relative_range", "gain", "error_sparsegpt", "error_rose", "held_out_rose_global", "condition"):
+        assert list(shown[column]) == list(expected[column])
+
+
+def test_columnar_layers_are_counted_and_named(study: Study) -> None:
+    app = open_page(PAGE, study)
+    columnar = study.overview(0.5).query("is_columnar")["layer"]
+    assert COLUMNAR in set(columnar)
+    named = ", ".join(words.short_layer(layer) for layer in columnar)
+    assert f"**{len(columnar)} of 21 layers are columnar** above 0.50: {named}." in texts(app)
+
+
+def test_each_figure_says_something_else_than_the_page(study: Study) -> None:
+    ranges = study.overview(0.5).set_index("layer")["relative_range"]
+    on_map, on_strip = titles(open_page(PAGE, study))
+    highest, closest = str(ranges.idxmax()), str((ranges - 0.5).abs().idxmin())
+    assert on_map.startswith(f"Relative range is highest in {words.short_layer(highest)}, ")
+    assert on_strip.startswith(f"{words.short_layer(closest)} lies closest to the threshold, ")
+
+
+def test_the_threshold_tells_at_once_which_layers_flip(study: Study) -> None:
+    ranges = study.overview(0.5).set_index("layer")["relative_range"].sort_values(ascending=False)
+    below = ranges[ranges <= 0.5]
+    threshold = round(float(below.iloc[0]) - 0.01, 2)  # the highest of them turns columnar
+    flipped = [layer for layer in study.layer_names if threshold < ranges[layer] <= 0.5]
+    assert flipped
+    app = open_page(PAGE, study)
+    app.slider(key="threshold_widget").set_value(threshold).run()
+    said = texts(app)
+    assert f"**{(ranges > threshold).sum()} of 21 layers are columnar** above {threshold:.2f}" in said
+    assert f"Against 0.50, {words.count(len(flipped), 'layer more', 'layers more')}: " in said
+    assert words.short_layer(flipped[0]) in said.split("Against")[1]
+    assert app.query_params["threshold"] == f"{threshold:g}"
+    shown = app.main.dataframe[0].value
+    assert shown["is_columnar"].sum() == (ranges > threshold).sum()
+
+
+def test_no_columnar_layer_is_said_too(study: Study) -> None:
+    assert "**0 of 21 layers are columnar** above 1.00." in texts(open_page(PAGE, study, threshold="1"))
+
+
+@pytest.mark.parametrize("metric", ["Hessian condition", "Two-level gain", "Error", "Held-out error"])
+def test_the_map_shows_what_was_chosen(study: Study, metric: str) -> None:
+    app = open_page(PAGE, study, metric=metric)
+    column = {"Hessian condition": "condition", "Two-level gain": "gain"}.get(metric)
+    column = column or {"Error": "error_rose", "Held-out error": "held_out_rose"}[metric]
+    values = study.overview(0.5).set_index("layer")[column]
+    if column == "gain":
+        better, worse = int((values > 0).sum()), int((values < 0).sum())
+        assert titles(app)[0] == (
+            f"Two-level order has less error than SparseGPT on {words.word(better)} of 21 layers, more on "
+            f"{words.word(worse) if worse else 'none'}"
+        )
+        return
+    top = f"{words.short_layer(str(values.idxmax()))}, {words.number(values.max())}"
+    assert titles(app)[0].endswith(top)
+
+
+def test_a_link_with_a_metric_of_another_version_shows_the_first(study: Study) -> None:
+    app = open_page(PAGE, study, metric="Predicted gain")
+    assert app.segmented_control(key="metric").value == "relative_range"
+
+
+def test_the_error_of_another_method_can_be_shown(study: Study) -> None:
+    app = open_page(PAGE, study, metric="Error", metric_method=palette.method_style("rose_global").label)
+    highest = study.overview(0.5)["error_rose_global"].max()
+    assert titles(app)[0].startswith("Relative error of ROSE global is highest")
+    assert titles(app)[0].endswith(words.number(highest))
+
+
+def test_held_out_errors_that_were_not_measured_are_explained() -> None:
+    app = open_page(PAGE, measured_study(held_out=0), metric="Held-out error")
+    assert "There are no held-out samples in this set-up" in texts(app)
+    assert len(figures(app)) == 1  # the strip stays
+
+
+def test_a_gain_that_nothing_can_have_is_explained() -> None:
+    app = open_page(PAGE, measured_study(sparsity="0"), metric="Two-level gain")
+    assert "SparseGPT makes no error in any layer at this sparsity" in texts(app)
+    assert "There are no held-out samples" not in texts(app)
+
+
+def test_a_layer_chosen_here_is_chosen_on_all_pages(study: Study) -> None:
+    app = open_page(PAGE, study)
+    other = "model.layers.2.mlp.down_proj"
+    app.selectbox(key="layers_pick").set_value(other).run()
+    app.run()
+    assert app.sidebar.selectbox(key="layer_widget").value == other
+    assert app.query_params["layer"] == other
+    app.switch_page("views/layer.py").run()
+    assert "2 · mlp.down_proj" in texts(app)
+
+
+class Halting(Calibration):
+    """Gives the first decoder block, then waits until it is told to go on."""
+
+    def __init__(self, whole: Calibration) -> None:
+        super().__init__()
+        self.whole, self.go_on, self.waiting = whole, threading.Event(), threading.Event()
+
+    def iterate(
+        self, setup: Setup, files: Files, loaded: LoadedModel, job: Job
+    ) -> Iterator[tuple[BlockStatistics, BlockStatistics]]:
+        first, *others = zip(self.whole.blocks, self.whole.blocks, strict=True)
+        yield first
+        self.waiting.set()
+        assert self.go_on.wait(60)
+        yield from others
+
+
+def test_results_arrive_while_the_run_goes_on(study: Study) -> None:
+    assert study.loaded is not None
+    loaded = study.loaded
+    calibration = Halting(study.calibration)
+    running = Study(replace(study.setup, seed=9), lambda: loaded, calibration)
+    shared.studies()[running.setup] = running
+    running.job.watch("test")
+    running.job.start()
+    try:
+        assert calibration.waiting.wait(60)
+        app = open_page(PAGE, running, metric="Two-level gain")
+        assert len(app.main.dataframe[0].value) == 7
+        assert "of 7 layers are columnar" in texts(app)
+        subtitle = json.loads(figures(app)[0])["layout"]["title"]["text"]
+        assert "blank: not yet (14 of<br>21)" in subtitle or "blank: not yet (14 of 21)" in subtitle
+        assert app.sidebar.button(key="study-cancel")
+    finally:
+        calibration.go_on.set()
+    running.job.wait(60)
+    app.run()
+    assert len(app.main.dataframe[0].value) == 21
+    assert app.segmented_control(key="metric").value == "gain"  # the page kept its state
+    assert "21 layers measured" in app.sidebar.caption[-1].value

@@ -1,0 +1,232 @@
+"""The lessons: the paper's digits appear, live numbers are those of `rose.prune_layer`, and pages turn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import rose
+from app.figures.race import sweep_race
+from app.lessons import subjects
+from app.lessons import texts as lesson_texts
+from app.lessons.subjects import LayerDesign
+from app.study.study import Study
+from tests.app.tiny_study import COLUMNAR, figures, open_page, texts
+
+PAGE = "views/learn.py"
+EXAMPLE = json.loads((Path(__file__).parents[2] / "fixtures" / "worked_example.json").read_text())
+LABELS = [f"{number} {title}" for number, title in enumerate(subjects.TITLES, 1)]
+
+
+def step(number: int, study: Study | None = None) -> AppTest:
+    app = open_page(PAGE, study)
+    app.button_group(key="lesson").set_value(LABELS[number - 1]).run()
+    assert not app.exception, app.exception
+    return app
+
+
+# The worked example
+
+
+def test_the_example_is_the_papers() -> None:
+    assert [list(row) for row in subjects.EXAMPLE_IMPORTANCE] == EXAMPLE["importance"]
+    plan = subjects.example()
+    assert plan.block_size == EXAMPLE["block_size"]
+    assert (plan.permutation + 1).tolist() == EXAMPLE["permutation_one_based"]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_every_number_of_the_example_is_printed(number: int) -> None:
+    (drawn,) = figures(step(number))
+    for row in EXAMPLE["importance"]:
+        for value in row:
+            assert f"{value:.1f}" in drawn
+    if number >= 3:
+        for value in [*EXAMPLE["column_loss"], *EXAMPLE["block_loss"]]:
+            assert f"{value:.1f}" in drawn
+
+
+def test_losses_and_relative_range_are_spelled_out() -> None:
+    shown = texts(step(3))
+    assert "B_{3} = 3.9 + 4.2 + 3.5 = 11.6" in shown
+    assert r"\frac{11.6 - 2.6}{11.6} = 0.78" in shown
+    assert "the layer is columnar" in shown
+
+
+@pytest.mark.parametrize(("guess", "answer"), [(0, "You said block 1, which would lose 4.7"), (2, "Yes: block 3.")])
+def test_predict_then_reveal(guess: int, answer: str) -> None:
+    app = step(4)
+    permutation = r",\,".join(map(str, EXAMPLE["permutation_one_based"]))
+    assert permutation not in texts(app)
+    assert app.button(key="lesson-reveal").disabled
+    app.button_group(key="lesson_guess").set_value(guess).run()
+    assert answer not in texts(app)
+    app.button(key="lesson-reveal").click().run()
+    assert answer in texts(app)
+    assert permutation in texts(app)
+    assert "Pruned in the order 8, 7, 9, 2, 1, 3, 6, 5, 4" in figures(app)[0].replace("\\u003cbr\\u003e", " ")
+    app.button(key="lesson-again").click().run()
+    assert permutation not in texts(app)
+
+
+# Turning pages
+
+
+def test_buttons_turn_every_page_there_and_back() -> None:
+    app = open_page(PAGE)
+    assert app.button(key="lesson-previous").disabled
+    claims = []
+    for label in LABELS:
+        assert app.button_group(key="lesson").value == label
+        claims.append(app.subheader[0].value)
+        assert len(figures(app)) == 1
+        if label != LABELS[-1]:
+            app.button(key="lesson-next").click().run()
+            assert not app.exception, app.exception
+    assert len(set(claims)) == len(LABELS)
+    assert app.button(key="lesson-next").disabled
+    app.button(key="lesson-previous").click().run()
+    assert app.button_group(key="lesson").value == LABELS[-2]
+
+
+def test_a_link_opens_its_step(study: Study) -> None:
+    app = open_page(PAGE, study, lesson=LABELS[4], lesson_step="2")
+    assert app.button_group(key="lesson").value == LABELS[4]
+    assert app.slider(key="lesson_step").value == 2
+    assert "2 of 4 blocks pruned" in texts(app)
+
+
+# Sweeps
+
+
+def test_without_a_model_a_generated_layer_stands_in() -> None:
+    app = step(5)
+    shown = texts(app)
+    assert "A generated layer" in shown
+    errors = [
+        subjects.generated(LayerDesign(strength=3.0)).prune(order, "block", False).relative_error
+        for order in ("natural", "two_level")
+    ]
+    assert rf"\frac{{{errors[1]:.5f}}}{{{errors[0]:.5f}}}" in shown
+    assert f"saves {100 * (1 - errors[1] / errors[0]):.1f} % of the error" in shown
+
+
+def test_the_columnar_and_the_flat_layer_of_a_study(study: Study) -> None:
+    ranges = study.overview(0.5).set_index("layer")["relative_range"]
+    highest, lowest = subjects.extremes(study) or ("", "")
+    assert highest == COLUMNAR == ranges.idxmax()
+    assert lowest == ranges.idxmin()
+    for number, layer in ((5, highest), (6, lowest)):
+        shown = texts(step(number, study))
+        result = [
+            rose.prune_layer(
+                study.weight(layer), study.statistics(layer), order=order, budget="block", sparsity=0.7, block_size=16
+            ).relative_error
+            for order in ("natural", "two_level")
+        ]
+        assert rf"\frac{{{result[1]:.5f}}}{{{result[0]:.5f}}}" in shown
+        decimals = f"{ranges[layer]:.2f}"
+        assert f"relative range, {decimals}, of 21 measured layers" in shown
+    assert "ROSE keeps natural order here" in shown
+
+
+def test_step_play_and_pause(study: Study) -> None:
+    app = step(5, study)
+    assert "Nothing is pruned yet" in texts(app)
+    app.button(key="lesson-forth").click().run()
+    assert "1 of 4 blocks pruned" in texts(app)
+    app.button(key="lesson-play").click().run()
+    assert app.button(key="lesson-play").label == "Pause"
+    app.session_state.lesson_ticked = 0.0  # as if the time of a block had passed
+    app.run()
+    assert "2 of 4 blocks pruned" in texts(app)
+    app.slider(key="lesson_step").set_value(3).run()  # the hand goes first
+    assert app.button(key="lesson-play").label == "Play"
+    assert "3 of 4 blocks pruned" in texts(app)
+    app.button(key="lesson-play").click().run()
+    app.session_state.lesson_ticked = 0.0
+    app.run()
+    assert app.slider(key="lesson_step").value == 4
+    assert app.button(key="lesson-play").label == "Play"  # it has come to the end
+    app.button(key="lesson-play").click().run()
+    assert app.slider(key="lesson_step").value == 0  # and begins anew
+    app.button(key="lesson-back")
+    app.button(key="lesson-next").click().run()
+    assert app.button(key="lesson-play").label == "Play"
+
+
+def test_damage_is_split_for_both_orders(study: Study) -> None:
+    subject = subjects.real(study, COLUMNAR, 0.5)
+    natural, ordered = (subject.prune(order, "block", True) for order in ("natural", "two_level"))
+    text = lesson_texts.sweep_lesson(subject, natural, ordered, 4).text
+    for result in (natural, ordered):
+        trace = result.trace
+        assert trace is not None
+        share = 100 * (1 - float(trace.error[-1] / trace.lost[-1]))
+        assert f"{share:.0f} % was compensated" in text
+    assert "In natural order, block 3 was pruned last" in text
+
+
+def test_race_shows_both_errors(study: Study) -> None:
+    subject = subjects.real(study, COLUMNAR, 0.5)
+    results = (subject.prune("natural", "block", True), subject.prune("two_level", "block", True))
+    drawing = sweep_race(results, 2, subject.energy)
+    for result in results:
+        expected = [0.0, *(result.block_error.double().cumsum(0) / subject.energy).tolist()]
+        assert drawing.data[result.order.name].tolist() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(rose.RoseError, match="steps 0 to 4"):
+        sweep_race(results, 5, subject.energy)
+    bare = subject.prune("natural", "block", False)
+    with pytest.raises(rose.RoseError, match="trace=True"):
+        sweep_race((bare, bare), 0, subject.energy)
+
+
+# The generated layer
+
+
+def test_sliders_change_the_generated_layer() -> None:
+    app = step(7)
+    before = texts(app)
+    app.slider(key="lesson_strength").set_value(0.5).run()
+    app.slider(key="lesson_blocks").set_value(4).run()
+    design = LayerDesign(blocks=4, strength=0.5, place=5)
+    subject = subjects.generated(design)
+    errors = [subject.prune(order, "block", False).relative_error for order in ("natural", "two_level")]
+    shown = texts(app)
+    assert shown != before
+    assert "64 × 64 weights" in shown
+    assert rf"\frac{{{errors[1]:.4f}}}{{{errors[0]:.4f}}}" in shown
+    for view in ("weights", "loss"):
+        app.button_group(key="lesson_view").set_value(view).run()
+        assert not app.exception
+        assert len(figures(app)) == 1
+
+
+# Two effects
+
+
+@pytest.mark.parametrize("source", ["real", "generated"])
+def test_compensation_and_budget_apart(study: Study, source: str) -> None:
+    app = step(8, study)
+    app.button_group(key="lesson_kind").set_value(source).run()
+    weight, statistics = (
+        (study.weight(COLUMNAR), study.statistics(COLUMNAR))
+        if source == "real"
+        else subjects.generate(LayerDesign(strength=3.0))
+    )
+
+    def error(order: str, budget: str) -> float:
+        return rose.prune_layer(
+            weight, statistics, order=order, budget=budget, sparsity=0.7, block_size=16
+        ).relative_error
+
+    base = error("natural", "block")
+    shown, (drawn,) = texts(app), figures(app)
+    for order in subjects.SEPARATED:
+        for budget in ("block", "layer"):
+            assert f'"{error(order, budget) / base:.3f}"' in drawn
+    assert f"compensation, block budget}}}} = {error('two_level', 'block') / base:.3f}" in shown
+    assert f"budget, natural order}}}} = {error('natural', 'layer') / base:.3f}" in shown

@@ -1,0 +1,216 @@
+"""The order lab: every error shown is the one that `rose.prune_layer` gives for that order and budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+from torch import Tensor
+
+import rose
+from app.lab.sweeps import Sweep, outcome, positions
+from app.study.study import Study
+from rose.layer.error import relative_error
+from tests.app.tiny_study import COLUMNAR, WIDTH, figures, measured_study, open_page, texts
+
+PAGE = "views/order_lab.py"
+
+
+def pruned(study: Study, order: str | Tensor | Sequence[int], budget: str, **changes: object) -> rose.LayerResult:
+    options = {"sparsity": 0.7, "block_size": 16} | changes
+    return rose.prune_layer(
+        study.weight(COLUMNAR), study.statistics(COLUMNAR).hessian, order=order, budget=budget, **options
+    )
+
+
+def section(study: Study, name: str, **query: str) -> AppTest:
+    return open_page(PAGE, study, lab_section=name, **query)
+
+
+def test_compare_shows_the_errors_of_prune_layer(study: Study) -> None:
+    app = section(study, "Compare orders")
+    names = {"Natural": "natural", "Two-level": "two_level", "Global": "global"}
+    table = app.dataframe[0].value
+    assert len(table) == 8
+    assert table["relative_error"].is_monotonic_increasing
+    base = pruned(study, "natural", "block")
+    held_out = study.held_out_statistics(COLUMNAR)
+    assert held_out is not None
+    for row in table.itertuples():
+        result = pruned(study, names.get(row.order, "random:0"), row.budget)
+        assert row.relative_error == pytest.approx(result.relative_error, rel=1e-4)
+        assert row.to_baseline == pytest.approx(result.relative_error / base.relative_error, rel=1e-4)
+        other = relative_error(study.weight(COLUMNAR), result.weight, held_out.hessian)
+        assert row.held_out_error == pytest.approx(other, rel=1e-4)
+    assert f"SparseGPT ({base.relative_error:.5f})" in texts(app)
+    assert len(figures(app)) == 1
+
+
+def test_another_seed_gives_another_random_order(study: Study) -> None:
+    app = section(study, "Compare orders")
+    app.multiselect(key="lab_orders").set_value(["random"]).run()
+    app.number_input(key="lab_seed").set_value(3).run()
+    table = app.dataframe[0].value.set_index("budget")
+    assert set(table["order"]) == {"Random, seed 3"}
+    expected = pruned(study, "random:3", "layer").relative_error
+    assert table.loc["layer", "relative_error"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_orders_the_page_says_what_to_do(study: Study) -> None:
+    app = section(study, "Compare orders")
+    app.multiselect(key="lab_orders").set_value([]).run()
+    assert "Choose at least one order" in texts(app)
+
+
+def own_error(app: AppTest) -> str:
+    return app.metric[0].value
+
+
+def test_moving_a_block_recomputes_at_once(study: Study) -> None:
+    app = section(study, "Your own order")
+    natural = list(range(WIDTH))
+    assert own_error(app) == f"{pruned(study, natural, 'block').relative_error:.5f}"
+    # The costliest block, 3, is chosen; take it to the front.
+    assert app.selectbox(key="lab_own_block").value == 3
+    app.slider(key="lab_own_position").set_value(1).run()
+    moved = natural[48:] + natural[:48]
+    assert own_error(app) == f"{pruned(study, moved, 'block').relative_error:.5f}"
+    assert "3 → 0 → 1 → 2" in texts(app)
+    assert app.query_params["own"] == "natural:3.0.1.2"
+    app.button(key="lab-own-later").click().run()
+    moved = natural[:16] + natural[48:] + natural[16:48]
+    assert own_error(app) == f"{pruned(study, moved, 'block').relative_error:.5f}"
+    app.button(key="lab-own-undo").click().run()
+    assert "3 → 0 → 1 → 2" in texts(app)
+    app.button(key="lab-own-reset").click().run()
+    assert own_error(app) == f"{pruned(study, natural, 'block').relative_error:.5f}"
+    app.button(key="lab-own-undo").click().run()
+    assert "3 → 0 → 1 → 2" in texts(app)
+
+
+def test_own_order_starts_from_any_order_and_with_any_budget(study: Study) -> None:
+    app = section(study, "Your own order")
+    app.selectbox(key="lab_own_base").set_value("global").run()
+    assert own_error(app) == f"{pruned(study, 'global', 'block').relative_error:.5f}"
+    app.button_group(key="lab_own_budget").set_value("layer").run()
+    assert own_error(app) == f"{pruned(study, 'global', 'layer').relative_error:.5f}"
+    names = [metric.label for metric in app.metric]
+    assert names == ["Your order", "SparseGPT", "Natural order", "Two-level order"]
+    assert app.metric[1].value == f"{pruned(study, 'natural', 'block').relative_error:.5f}"
+
+
+def test_own_order_comes_back_from_a_link(study: Study) -> None:
+    app = section(study, "Your own order", own="blocks:1.0.3.2")
+    plan = study.plan(COLUMNAR)
+    parts = rose.make_order(plan, "blocks").permutation.split(16)
+    expected = pruned(study, torch.cat([parts[i] for i in (1, 0, 3, 2)]), "block")
+    assert own_error(app) == f"{expected.relative_error:.5f}"
+
+
+@pytest.mark.parametrize("step", [0, 1, 4])
+def test_scrubbing_splits_the_damage(study: Study, step: int) -> None:
+    app = section(study, "Inside a sweep")
+    app.slider(key="lab_step").set_value(step).run()
+    assert len(figures(app)) == 2
+    shown = texts(app)
+    trace = pruned(study, "two_level", "block", trace=True).trace
+    assert trace is not None
+    removed = int(trace.removed[:step].sum())
+    assert f"{removed:,} of 4,096 weights are pruned so far".replace(",", " ") in shown
+    assert f"{WIDTH - 16 * step} of {WIDTH} columns are still free" in shown
+    if step:
+        share = 1 - float(trace.error[step - 1] / trace.lost[step - 1])
+        assert f"({100 * share:.0f} %)" in shown
+    else:
+        assert "Nothing is pruned yet" in shown
+
+
+def test_the_whole_sweep_plays_in_the_browser(study: Study) -> None:
+    app = section(study, "Inside a sweep")
+    assert not app.segmented_control(key="lab_arrange").disabled
+    app.toggle(key="lab_play").set_value(True).run()
+    assert not app.exception
+    assert app.segmented_control(key="lab_arrange").disabled  # frames have one order of columns
+    assert '"frames"' in figures(app)[0]
+
+
+def test_every_position_is_a_real_sweep(study: Study) -> None:
+    app = section(study, "Costliest block")
+    natural = list(range(WIDTH))
+    strong, others = natural[48:], natural[:48]
+    errors = [pruned(study, others[: 16 * to] + strong + others[16 * to :], "block").relative_error for to in range(4)]
+    plan = study.plan(COLUMNAR)
+    measured = [outcome(study, COLUMNAR, Sweep(order, "block")).error for order in positions(plan, "natural", 3)]
+    assert measured == pytest.approx(errors, rel=1e-4)
+    shown = texts(app)
+    assert "Block 3 would lose most per column" in shown
+    assert f"at position {1 + errors.index(min(errors))} and highest" in shown
+    assert errors[0] < errors[-1] / 2  # pruned first, the strong block finds help
+
+
+def test_the_ring_is_where_the_order_of_the_others_has_the_block(study: Study) -> None:
+    app = section(study, "Costliest block", lab_others="Two-level")
+    assert app.selectbox(key="lab_others").value == "two_level"
+    ring = json.loads(figures(app)[0])["data"][1]
+    assert (ring["x"], ring["name"]) == ([1], "its place in two-level order")  # block 3, the costliest, goes first
+
+
+def test_error_by_sparsity(study: Study) -> None:
+    app = section(study, "By sparsity")
+    table = app.dataframe[0].value
+    assert list(table.columns) == ["60 %", "70 %", "80 %", "90 %"]
+    for label, order in (("Natural", "natural"), ("Blocks only", "blocks")):
+        for level in (0.6, 0.9):
+            expected = pruned(study, order, "block", sparsity=level).relative_error
+            assert table.loc[label, f"{100 * level:.0f} %"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["calibration", "held_out"])
+def test_order_and_budget_apart(study: Study, kind: str) -> None:
+    app = section(study, "Order and budget")
+    app.button_group(key="lab_matrix_kind").set_value(kind).run()
+    held_out = study.held_out_statistics(COLUMNAR)
+    assert held_out is not None
+
+    def error(order: str, budget: str) -> float:
+        result = pruned(study, order, budget)
+        if kind == "calibration":
+            return result.relative_error
+        return relative_error(study.weight(COLUMNAR), result.weight, held_out.hessian)
+
+    base = error("natural", "block")
+    drawn = figures(app)[0]
+    for order in ("natural", "two_level", "hessian", "random:0", "global"):
+        for budget in ("block", "layer"):
+            assert f'"{error(order, budget) / base:.3f}"' in drawn, (order, budget)
+
+
+def test_without_held_out_tokens_the_table_has_no_column_for_them() -> None:
+    app = section(measured_study(held_out=0), "Compare orders")
+    assert "held_out_error" not in app.dataframe[0].value
+    assert "no held-out tokens" in texts(app)
+
+
+def test_under_a_fixed_pattern_the_page_says_that_budgets_agree() -> None:
+    app = section(measured_study(sparsity="2:4"), "Compare orders")
+    assert "both budgets are the same" in texts(app)
+    errors = app.dataframe[0].value.groupby("order")["relative_error"].nunique()
+    assert (errors == 1).all()
+
+
+def test_before_any_study_the_page_says_where_to_start() -> None:
+    assert "Here you try pruning orders" in texts(open_page(PAGE))
+
+
+def test_a_step_beyond_the_blocks_of_another_layer_is_its_last(study: Study) -> None:
+    wide = "model.layers.1.mlp.down_proj"  # six blocks of columns; the others have four
+    app = open_page(PAGE, study, layer=wide, lab_section="Inside a sweep")
+    app.slider(key="lab_step").set_value(6).run()
+    app.segmented_control(key="lab_section").set_value("compare").run()
+    app.sidebar.selectbox(key="layer_widget").set_value(COLUMNAR).run()
+    app.segmented_control(key="lab_section").set_value("sweep").run()
+    assert not app.exception
+    assert app.slider(key="lab_step").value == 4

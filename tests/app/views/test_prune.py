@@ -1,0 +1,307 @@
+"""The Prune page: the numbers of the run stand on it, the way from choices to results, and what it refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import rose
+from app import shared
+from app.runs.pruning import PruningRun
+from app.study.setup import Setup
+from rose.cli import _parser
+from rose.layer.methods import RECOMMENDED
+from tests.app.runs.test_pruning import CSV
+from tests.app.tiny_study import MAIN, figures, texts
+from tests.tiny import save_tiny_llama
+
+PAGE = "views/prune.py"
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    folder = save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+    return Setup(model=str(folder), samples=4, length=32, held_out=2, block_size=16)
+
+
+def opened(setup: Setup, **query: str) -> AppTest:
+    app = AppTest.from_file(MAIN, default_timeout=120)
+    for key, value in (setup.to_texts() | query).items():
+        app.query_params[key] = value
+    app.run()
+    app.switch_page(PAGE).run()
+    assert not app.exception, app.exception
+    return app
+
+
+def pruned(app: AppTest) -> tuple[AppTest, PruningRun]:
+    app.button(key="prune-start").click().run()
+    run: PruningRun = app.session_state["pruning"]
+    for _ in range(120):
+        run.job.watch("test")
+        run.job.wait(1)
+        if run.job.status != "running":
+            break
+    app.run()
+    assert not app.exception, app.exception
+    return app, run
+
+
+def view(app: AppTest, name: str) -> AppTest:
+    app.segmented_control(key="prune_view").set_value(name).run()
+    assert not app.exception, app.exception
+    return app
+
+
+def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
+    app = opened(setup)
+    assert "Three copies, 21 layers each: about" in texts(app)
+    app.multiselect(key="prune_methods").set_value(["sparsegpt", "rose"]).run()
+    assert "Two copies, 21 layers each: about" in texts(app)
+    assert "Results show here as soon as" in texts(app)
+    app.text_input(key="prune_sparsities").set_value("0.5 2:4").run()
+    app.number_input(key="prune_windows").set_value(3).run()
+    app.number_input(key="prune_length").set_value(16).run()
+    app.number_input(key="prune_new_tokens").set_value(5).run()
+    app.selectbox(key="prune_keep").set_value("folder").run()
+    assert "Give the path of a folder for the checkpoints." in texts(app)
+    assert app.button(key="prune-start").disabled
+    app.text_input(key="prune_folder").set_value(str(tmp_path / "out")).run()
+    assert "Four copies, 21 layers each" in texts(app)
+    app, run = pruned(app)
+    assert run.job.status == "done", run.job.message
+
+    shown = app.table[0].value
+    models = [run.dense, *run.copies]
+    assert list(shown["Model"]) == ["Dense", "SparseGPT, 0.5", "ROSE, 0.5", "SparseGPT, 2:4", "ROSE, 2:4"]
+    assert run.dense is not None
+    for row, outcome in zip(shown.to_dict("records"), models, strict=True):
+        assert outcome is not None
+        assert row["Perplexity"] == f"{outcome.perplexity:.2f}"
+        assert row["× dense"] == f"{outcome.perplexity / run.dense.perplexity:.2f}"
+        if outcome.report:
+            assert row["Mean error, calibration"] == f"{outcome.report.summary['mean_relative_error']:.4f}"
+            assert row["Mean error, held-out"] == f"{outcome.report.summary['mean_held_out_error']:.4f}"
+            assert row["Weights removed"] == "50.00 %"
+    assert "Perplexity on 3 × 16 tokens of held-out windows" in texts(app)
+    assert len(figures(app)) == 1
+
+    app = view(app, "Layers")
+    wide = json.loads(figures(app)[0])
+    assert {trace["name"] for trace in wide["data"]} == {"SparseGPT", "ROSE"}
+
+    app = view(app, "Texts")
+    codes = [block.value for block in app.code]
+    for outcome in models:
+        assert outcome is not None
+        assert outcome.text in codes
+        assert f"**{outcome.label}**, perplexity {outcome.perplexity:.2f}" in texts(app)
+
+    app = view(app, "Downloads")
+    for outcome in run.copies:
+        assert outcome.checkpoint is not None
+        assert f"checkpoint in {outcome.checkpoint}" in texts(app)
+        assert rose.load_model(str(outcome.checkpoint))
+    assert len(app.get("download_button")) == 2 + 2 * 4
+
+
+def test_the_commands_shown_ask_for_what_was_chosen(setup: Setup) -> None:
+    app = opened(setup, prune_sparsities="0.6", prune_layers="*.o_proj", prune_text="ptb", prune_windows="5")
+    commands, code = (block.value for block in app.code)
+    lines = [shlex.split(line)[3:] for line in commands.splitlines()]
+    options = [_parser().parse_args(line) for line in lines]
+    assert [o.method for o in options] == ["sparsegpt", "rose", RECOMMENDED]
+    assert {(o.sparsity, o.layers[0], o.evaluate, o.windows, o.length) for o in options} == {
+        ("0.6", "*.o_proj", "ptb", 5, 32)
+    }
+    compile(code, "code", "exec")
+    assert not any(o.true_sequential for o in options)
+    assert "true_sequential=False" in code
+    app.toggle(key="prune_true_sequential").set_value(True).run()
+    assert all("--true-sequential" in line for line in app.code[0].value.splitlines())
+    assert "true_sequential=True" in app.code[1].value
+    app.toggle(key="prune_true_sequential").set_value(False).run()
+    assert "rose.load_tokens('ptb', tokenizer, samples=5, length=32, seed=None" in code
+
+
+def test_only_chosen_layers_and_a_zip(setup: Setup) -> None:
+    app = opened(setup, prune_layers="model.layers.1.*", prune_windows="1", prune_prompt="")
+    app.selectbox(key="prune_keep").set_value("zip").run()
+    app.multiselect(key="prune_methods").set_value(["rose_global"]).run()
+    app.toggle(key="prune_true_sequential").set_value(True).run()
+    assert "One copy, seven layers" in texts(app)
+    app, run = pruned(app)
+    assert [len(outcome.report.layers) for outcome in run.copies if outcome.report] == [7]
+    assert all(outcome.report.summary["true_sequential"] for outcome in run.copies if outcome.report)
+    archive = run.copies[0].checkpoint
+    assert archive is not None
+    assert archive.exists()
+    assert len(view(app, "Downloads").get("download_button")) == 2 + 3
+
+    # The next run replaces this one, and its file goes.
+    app.selectbox(key="prune_keep").set_value("nothing").run()
+    app, _ = pruned(app)
+    assert not archive.exists()
+    assert "checkpoint not kept" in texts(app)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({"prune_sparsities": "2"}, "Sparsity must be a ratio"),
+        ({"prune_sparsities": "0.5 3:7"}, "3:7 needs a number of input columns divisible by 7"),
+        ({"prune_text": "a file"}, "path of the text that perplexity is measured on"),
+        ({"prune_windows": "50"}, "gives 2 windows of 32"),
+        ({"prune_layers": "nothing.*"}, "nothing.*"),
+        ({"model": "no-such-model"}, "no-such-model"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_a_sentence(setup: Setup, query: dict[str, str], words: str) -> None:
+    app = opened(setup, **query)
+    assert words in app.warning[0].value
+    assert app.button(key="prune-start").disabled
+
+
+def test_a_failing_run_says_why(setup: Setup) -> None:
+    app, run = pruned(opened(setup, prune_text="a file", prune_path="/nowhere/text.txt"))
+    assert run.job.status == "failed"
+    assert "/nowhere/text.txt cannot be read" in app.error[0].value
+    assert not app.button(key="prune-start").disabled
+
+
+def test_the_layers_of_the_copy_at_work_are_shown_with_their_data(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, halted, go_on = PruningRun._say, threading.Event(), threading.Event()
+
+    def say(run: PruningRun, doing: str) -> None:
+        original(run, doing)
+        if doing == "Perplexity of SparseGPT, sparsity 0.7":
+            halted.set()
+            assert go_on.wait(60)
+
+    monkeypatch.setattr(PruningRun, "_say", say)
+    app = opened(setup, prune_layers="model.layers.1.*.o_proj", prune_prompt="", prune_windows="1")
+    try:
+        app.button(key="prune-start").click().run()
+        assert halted.wait(60)
+        app.session_state["prune-timeline"] = True
+        app.session_state["prune-timeline-figure-downloads"] = True
+        app.run()
+        assert not app.exception, app.exception
+        assert "One of 1 layers is pruned" in figures(app)[0]
+        assert [button.label for button in app.get("download_button")] == ["Table, CSV", "Table, JSON", "Figure, HTML"]
+    finally:
+        go_on.set()
+    app.session_state["pruning"].job.wait(60)
+
+
+def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    prune_model = rose.prune_model
+
+    def failing(*arguments: Any, **options: Any) -> rose.RunReport:
+        if options["method"] == "rose":
+            raise rose.RoseError("No factor was found.")
+        return prune_model(*arguments, **options)
+
+    monkeypatch.setattr(rose, "prune_model", failing)
+    app = opened(setup, prune_layers="model.layers.1.*", prune_windows="1", prune_prompt="")
+    app.selectbox(key="prune_keep").set_value("zip").run()
+    app, run = pruned(app)
+    assert run.job.status == "failed"
+    assert "No factor was found." in app.error[0].value
+    assert "One model had been finished before" in texts(app)
+    assert list(app.table[0].value["Model"]) == ["Dense", "SparseGPT, 0.7"]
+    archive = run.copies[0].checkpoint
+    assert archive is not None
+    assert archive.exists()
+    assert len(view(app, "Downloads").get("download_button")) == 2 + 3
+
+
+def test_a_browser_that_comes_back_to_another_page_keeps_the_files_of_its_run(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, run = pruned(opened(setup, prune_layers="model.layers.1.*.o_proj", prune_windows="1", prune_prompt=""))
+    held: list[PruningRun] = []  # as after the end of a connection
+    monkeypatch.setattr(shared, "_held", lambda: held)
+    app.switch_page("views/learn.py").run()
+    assert held == [run]
+
+
+@pytest.mark.parametrize("section", ["Perplexity", "Layers", "Texts", "Downloads"])
+def test_a_model_that_is_finished_while_the_page_is_drawn_does_no_harm(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, section: str
+) -> None:
+    app, run = pruned(opened(setup, prune_layers="model.layers.1.*.o_proj", prune_windows="1"))
+    finished, reads = list(run.copies), itertools.count(1)
+    monkeypatch.setattr(PruningRun, "copies", property(lambda run: finished[: next(reads)]), raising=False)
+    view(app, section)
+
+
+def test_without_held_out_tokens_their_error_is_not_offered(setup: Setup) -> None:
+    setup = replace(setup, held_out=0)
+    app, _ = pruned(opened(setup, prune_text="packaged", prune_windows="1", prune_layers="model.layers.1.*.o_proj"))
+    app = view(app, "Layers")
+    assert app.segmented_control(key="prune_layers_error").options == ["calibration"]
+    assert len(figures(app)) == 1
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", "538 MB"), ("bfloat16", "269 MB")])
+def test_a_copy_is_as_large_as_its_type_makes_it(dtype: str, size: str) -> None:
+    assert f"besides the model {size} for one copy" in texts(opened(Setup(dtype=dtype)))
+
+
+def test_the_same_sparsity_twice_is_pruned_once(setup: Setup) -> None:
+    app = opened(setup, prune_sparsities="0.6, 0.5 0.6")
+    assert "Six copies, 21 layers each" in texts(app)
+    assert "for sparsity in ['0.6', '0.5']:" in app.code[1].value
+
+
+def test_a_cancelled_run_is_called_so(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run cancels itself when it comes to the second copy, as a person would by the button."""
+    original = PruningRun._say
+
+    def say(run: PruningRun, doing: str) -> None:
+        original(run, doing)
+        if doing.startswith("Pruning by ROSE"):
+            for viewer in list(run.job._watchers):
+                run.job.leave(viewer)
+            run.job._cancelled.set()
+
+    monkeypatch.setattr(PruningRun, "_say", say)
+    app, run = pruned(opened(setup, prune_prompt="", prune_windows="1"))
+    assert run.job.status == "cancelled"
+    assert "Cancelled after one model; the numbers of finished models are below" in texts(app)
+    assert list(app.table[0].value["Model"]) == ["Dense", "SparseGPT, 0.7"]
+
+
+def test_results_over_seeds(setup: Setup, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(CSV)
+    app = view(opened(setup), "Over seeds")
+    assert "python -m rose compare" in texts(app)
+    app.text_input(key="prune_results_path").set_value(str(file)).run()
+    assert "ROSE 23.0 ± 3.00, SparseGPT 30.0 ± 0" in texts(app)
+    assert "ROSE has the lowest mean perplexity" in figures(app)[0]
+    app.segmented_control(key="seeds_sparsity").set_value("2:4").run()
+    assert "ROSE 15.0 ± 0" in texts(app)
+    app.text_input(key="prune_results_path").set_value(str(tmp_path)).run()
+    assert "cannot be read as CSV" in app.error[0].value
+
+
+def test_choices_are_in_the_url(setup: Setup) -> None:
+    app = opened(
+        setup, prune_sparsities="0.6 2:4", prune_windows="2", prune_length="8", prune_view="Texts", prune_folder="~/out"
+    )
+    assert app.text_input(key="prune_sparsities").value == "0.6 2:4"
+    assert (app.number_input(key="prune_windows").value, app.number_input(key="prune_length").value) == (2, 8)
+    assert app.segmented_control(key="prune_view").value == "Texts"
+    assert app.text_input(key="prune_folder").value == "~/out"

@@ -1,0 +1,266 @@
+"""The Start page: defaults that run at once, honest estimates, errors with a way out, and a run with its results."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app import shared
+from app.study import preflight
+from app.study.preflight import layer_choice
+from app.study.setup import MEASURED, Setup
+from app.study.study import Study
+from rose.model.cost import estimate_cost
+from rose.model.loading import load_skeleton
+from tests.app.tiny_study import open_page, texts
+from tests.tiny import save_tiny_llama
+
+PAGE = "views/start.py"
+
+
+@pytest.fixture(autouse=True)
+def no_studies() -> None:
+    """All sessions share studies, tests must not."""
+    shared.studies().clear()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "squares.txt"
+    path.write_text(" ".join(f"{number} and its square {number**2}." for number in range(150)))
+    return path
+
+
+def small(folder: Path, text: Path, **more: str) -> AppTest:
+    """The page with a set-up that runs in a second."""
+    query = {"model": str(folder), "text": str(text), "samples": "4", "length": "32", "held_out": "2"}
+    return open_page(PAGE, **(query | {"block_size": "16"} | more))
+
+
+def button(app: AppTest) -> object:
+    return app.button(key="measure")
+
+
+def finish(app: AppTest) -> Study:
+    """Waits for the study of this session and draws the page again."""
+    study = shared.studies()[app.session_state["setup"]]
+    study.job.wait(60)
+    app.run()
+    assert not app.exception, app.exception
+    return study
+
+
+def test_the_defaults_can_be_run_at_once() -> None:
+    app = open_page(PAGE)
+    assert not button(app).disabled
+    assert app.session_state["setup"] == Setup()
+    assert "**210 layers**, 10 240 tokens" in texts(app)
+    assert next(link.proto.page for link in app.get("page_link")) == "learn"
+    assert not app.error
+
+
+def test_the_estimate_is_that_of_the_engine(folder: Path, text: Path) -> None:
+    skeleton = load_skeleton(str(folder))
+    setup = Setup(model=str(folder), text=str(text), samples=4, length=32, held_out=2, block_size=16)
+    found = preflight.preflight(setup, skeleton)
+    cost = estimate_cost(skeleton, samples=6, length=32, sweeps=len(MEASURED), keep_statistics=True)
+    assert found.cost == cost
+    assert found.needed == cost.memory + cost.model_memory
+    half = preflight.preflight(Setup(**{**setup.__dict__, "dtype": "bfloat16"}), skeleton)
+    assert half.needed == cost.memory + cost.model_memory // 2
+    assert found.available == pytest.approx(psutil.virtual_memory().available, rel=0.3)
+    assert "**21 layers**, 192 tokens" in texts(small(folder, text))
+
+
+def test_too_much_memory_is_said_before_the_run(folder: Path, text: Path) -> None:
+    app = small(folder, text, samples="4096", length="32768")
+    assert "will not fit into memory" in texts(app)
+    assert "bfloat16" in texts(app)
+
+
+def test_a_run_shows_its_results_and_leads_on(folder: Path, text: Path) -> None:
+    app = small(folder, text)
+    button(app).click().run()
+    study = finish(app)
+    assert study.job.status == "done"
+    columnar = int(study.overview(0.5)["is_columnar"].sum())
+    words = {0: "none", 1: "one", 2: "two", 3: "three"}
+    assert f"**21 of 21 layers measured**, {words[columnar]} columnar" in texts(app)
+    shown = app.main.dataframe[0].value
+    assert shown["layer"].iloc[0] == "2 · mlp.down_proj"
+    assert list(shown["relative_range"]) == list(study.overview(0.5)["relative_range"])[::-1][:4]
+    pages = [link.proto.page for link in app.main.get("page_link")]
+    assert pages == ["learn", "layers", "layer"]
+    assert button(app).disabled  # these choices are measured
+    assert "21 layers measured" in app.sidebar.caption[-1].value
+
+
+def test_recent_setups_come_back_with_one_click(folder: Path, text: Path) -> None:
+    app = small(folder, text)
+    first = app.session_state["setup"]
+    button(app).click().run()
+    finish(app)
+    app.slider(key="start_ratio").set_value(0.5).run()
+    assert app.session_state["setup"] == first  # only the draft has changed
+    assert not button(app).disabled
+    button(app).click().run()
+    finish(app)
+    second = app.session_state["setup"]
+    assert (first.sparsity, second.sparsity) == ("0.7", "0.5")
+    app.button(key="recent-0").click().run()
+    assert app.session_state["setup"] == first
+    assert app.slider(key="start_ratio").value == 0.7
+    assert "21 of 21 layers measured" in texts(app)
+    assert "sparsity 0.5" in app.button(key="recent-0").label
+
+
+def test_files_that_were_replaced_are_measured_anew(tmp_path: Path) -> None:
+    model, text = save_tiny_llama(tmp_path / "model"), tmp_path / "text.txt"
+    text.write_text("First one text. " * 50)
+    app = small(model, text)
+    button(app).click().run()
+    first = finish(app)
+    assert button(app).disabled
+    save_tiny_llama(model, blocks=2)
+    text.write_text("Then another one. " * 50)
+    app.run()
+    assert "The files of this model or text have been replaced since" in texts(app)
+    app.switch_page("views/layers.py").run()
+    assert "Its files have been replaced since" in texts(app.sidebar)  # on every page
+    app.switch_page(PAGE).run()
+    button(app).click().run()
+    second = finish(app)
+    assert "have been replaced" not in texts(app)
+    assert second is not first
+    assert (len(first.layer_names), len(second.layer_names)) == (21, 14)
+    assert second.calibration is not first.calibration
+    assert len(shared.skeleton(str(model)).model.layers) == 2
+    assert button(app).disabled
+
+
+def test_edits_survive_a_visit_to_another_page(folder: Path, text: Path) -> None:
+    app = small(folder, text)
+    app.number_input(key="start_samples").set_value(5).run()
+    app.segmented_control(key="start_kind").set_value("N:M").run()
+    app.switch_page("views/learn.py").run()
+    app.switch_page(PAGE).run()
+    assert app.number_input(key="start_samples").value == 5
+    assert app.session_state["setup"].sparsity == "2:4"
+    assert app.query_params["sparsity"] == "2:4"  # nothing was measured yet, so a link restores the edits
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model": "/no/such/folder"}, "There is no folder or file /no/such/folder; check the path."),
+        ({"model": "owner/unknown"}, "owner/unknown is not in the local cache and HF_HUB_OFFLINE is set"),
+        ({"layers": "*.nothing"}, "No prunable layer is named '*.nothing'; names look like"),
+        ({"sparsity": "2:4", "block_size": "10"}, "2:4 needs a block size divisible by 4, not 10; try 8."),
+    ],
+)
+def test_an_error_is_a_sentence_with_a_way_out(folder: Path, text: Path, change: dict[str, str], sentence: str) -> None:
+    app = small(folder, text, **change)
+    assert any(sentence in error.value for error in app.error), [error.value for error in app.error]
+    assert button(app).disabled
+
+
+def test_a_bad_sparsity_is_refused(folder: Path, text: Path) -> None:
+    app = small(folder, text, sparsity="2:4")
+    app.switch_page("views/learn.py").run()
+    app.session_state["draft"] = replace(app.session_state["setup"], sparsity="5:4")  # as if it had been typed
+    app.switch_page(PAGE).run()
+    assert "N:M such as 2:4, not '5:4'" in app.error[0].value
+    assert button(app).disabled
+    assert app.session_state["setup"].sparsity == "2:4"  # no link leads to what cannot run
+
+
+def test_a_model_that_appears_later_is_found_by_looking_again(tmp_path: Path, text: Path) -> None:
+    app = small(tmp_path / "late", text)
+    assert button(app).disabled
+    save_tiny_llama(tmp_path / "late")
+    app.run()
+    assert button(app).disabled  # the answer is remembered, so that sliders do not ask the network again
+    next(one for one in app.button if one.label == "Try again").click().run()
+    assert not button(app).disabled
+    assert "**21 layers**" in texts(app)
+
+
+def test_a_text_that_cannot_be_read_fails_with_its_sentence(folder: Path) -> None:
+    app = small(folder, Path("/no/such/text.txt"))
+    button(app).click().run()
+    assert finish(app).job.status == "failed"
+    assert any("/no/such/text.txt cannot be read" in error.value for error in app.main.error)
+    assert not button(app).disabled
+
+
+@pytest.mark.parametrize(
+    ("choice", "layers", "expected"),
+    [("attention", 3, "*.o_proj"), ("block", 7, "model.layers.1.*"), ("own", 6, "*.q_proj *.k_proj")],
+)
+def test_choices_of_layers(folder: Path, text: Path, choice: str, layers: int, expected: str) -> None:
+    app = small(folder, text)
+    app.selectbox(key="start_layers").set_value(choice).run()
+    if choice == "block":
+        app.number_input(key="start_block").set_value(1).run()
+    if choice == "own":
+        app.text_input(key="start_own").set_value(expected).run()
+    assert app.session_state["setup"].layers == expected
+    assert layer_choice(expected)[0] == choice
+    words = {3: "Three", 6: "Six", 7: "Seven"}
+    assert f"**{words[layers]} layers**" in texts(app)
+
+
+def test_cancel_ends_the_run_and_it_can_be_begun_anew(
+    folder: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = small(folder, text, seed="5")
+    loaded = shared._loaded_model(str(folder), "float32")
+    with loaded.lock:  # the run waits for the model
+        button(app).click().run()
+        study = shared.studies()[app.session_state["setup"]]
+        assert study.job.status == "running"
+        app.button(key="start-cancel").click().run()
+        study.job.wait(30)
+    assert study.job.status == "cancelled"
+    app.run()
+    assert any("Cancelled" in warning.value for warning in app.main.warning)
+    assert not button(app).disabled
+    button(app).click().run()
+    assert finish(app).job.status == "done"
+    assert "21 of 21 layers measured" in texts(app)
+
+
+def test_a_run_that_is_being_cancelled_is_not_joined(folder: Path, text: Path) -> None:
+    """It would end as cancelled under whoever has come back to it."""
+    app = small(folder, text, seed="6")
+    loaded = shared._loaded_model(str(folder), "float32")
+    with loaded.lock:  # both runs wait for the model
+        button(app).click().run()
+        first = shared.studies()[app.session_state["setup"]]
+        app.number_input(key="start_seed").set_value(7).run()
+        button(app).click().run()
+        assert first.job.is_cancelled
+        app.button(key="recent-0").click().run()
+        assert app.session_state["setup"].seed == 6
+    study = finish(app)
+    assert study is not first
+    assert study.job.status == "done"
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/model", "~nobody-of-this-name"])
+def test_a_home_of_nobody_is_a_sentence(name: str, folder: Path, text: Path) -> None:
+    app = small(Path(name), text)
+    assert any("There is no folder or file" in error.value for error in app.main.error)
+    app = small(folder, Path(f"{name}.txt"))
+    button(app).click().run()
+    assert finish(app).job.status == "failed"
+    assert any("cannot be read" in error.value for error in app.main.error)
