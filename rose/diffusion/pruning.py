@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rose.diffusion.loading import denoiser_of
-from rose.diffusion.steps import StepWeights
+from rose.diffusion.steps import StepWeights, check_steps
 from rose.diffusion.steps import step_weights as make_weights
 from rose.diffusion.structure import choose_layers, default_block_size, make_packages, study_denoiser
 from rose.diffusion.trajectory import Batch, Conditions, make_batches, run_pipeline
@@ -203,3 +204,44 @@ def _prune(layer: PrunableLayer, found: dict[str, InputStatistics], settings: Se
     layer.write(result.weight)
     layer.keep_low_rank(result.low_rank)
     return record_of(layer, result, None, time.perf_counter() - began)
+
+
+def step_diagonals(
+    pipeline: Any,
+    conditions: Conditions,
+    *,
+    steps: int = 20,
+    layers: Sequence[str] | None = None,
+    guidance: float | None = None,
+    batch: int = 32,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Each step's part of diag(H), Σ x_j² over its tokens, by layer name: (steps, in) float32.
+
+    The diagonal under any step weights α is their sum, α @ diagonals. The model is not changed; arguments as for
+    `prune_diffusion`.
+
+    Raises:
+        RoseError: bad input, before any work.
+    """
+    check_steps(steps)
+    batches = make_batches(pipeline, conditions, batch)
+    chosen = choose_layers(study_denoiser(pipeline, batches[0], guidance=guidance).layers, layers)
+    found = {layer.name: torch.zeros(steps, layer.weight.shape[1]) for layer in chosen}
+    now = 0
+
+    def begin(step: int, _steps: int, _x: Tensor) -> None:
+        nonlocal now
+        now = min(step, steps - 1)
+
+    def add(_module: Any, args: tuple, name: str) -> None:
+        found[name][now] += args[0].detach().flatten(0, -2).float().square().sum(0).cpu()
+
+    hooks = [layer.module.register_forward_pre_hook(partial(add, name=layer.name)) for layer in chosen]
+    try:
+        for one in batches:
+            run_pipeline(pipeline, one, steps=steps, seed=seed, guidance=guidance, watch=begin)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="folder with the four .gz files (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=FOLDER, help="default: where the package looks for it")
     parser.add_argument("--snapshot", type=Path, default=Path("garments.snapshot.pt"), help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=4000, help="of the denoiser (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2000, help="of the denoiser (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="pictures a step (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate (default: %(default)s)")
     parser.add_argument("--decay", type=float, default=0.998, help="of the mean of the weights (default: %(default)s)")
