@@ -55,6 +55,7 @@ def models(options: argparse.Namespace, console: Console) -> None:
     out = Console()
     out.print(table)
     out.print("Besides these: any Hub id of a causal language model, a checkpoint folder, or a .gguf file.")
+    out.print("For `diffuse`: garments, packaged, or any diffusers pipeline's folder or Hub id.", highlight=False)
     out.print(methods)
     out.print(f"Orders, for methods that sweep: {', '.join(order_names())}:SEED", highlight=False)
 

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="folder with the four .gz files (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=FOLDER, help="default: where the package looks for it")
     parser.add_argument("--snapshot", type=Path, default=Path("garments.snapshot.pt"), help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=2000, help="of the denoiser (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1650, help="of the denoiser (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="pictures a step (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate (default: %(default)s)")
     parser.add_argument("--decay", type=float, default=0.998, help="of the mean of the weights (default: %(default)s)")
@@ -158,7 +158,7 @@ def train_denoiser(options: argparse.Namespace, pictures: Tensor, classes: Tenso
         for name, value in model.state_dict().items():
             mean[name].lerp_(value, 1 - decay)
         running.append(float(loss.detach()))
-        if (step + 1) % 100 == 0 or step + 1 == options.steps:
+        if (step + 1) % 50 == 0 or step + 1 == options.steps:
             losses.append([step + 1, round(sum(running) / len(running), 5)])
             spent = seconds + time.perf_counter() - began
             print(f"step {step + 1}: loss {losses[-1][1]:.4f}, {spent:.0f} s", flush=True)
@@ -193,8 +193,8 @@ def denoising_loss(
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Share of the highest learning rate: a linear rise, a plateau, and a linear fall to zero over the last 30 %."""
-    return max(0.0, min(1.0, (step + 1) / WARM_UP, (steps - step) / (0.3 * steps)))
+    """Share of the highest learning rate: a linear rise, a plateau, and a linear fall to zero over the last 15 %."""
+    return max(0.0, min(1.0, (step + 1) / WARM_UP, (steps - step) / (0.15 * steps)))
 
 
 def keep(

@@ -1,4 +1,4 @@
-"""The packaged model: it draws garments, is pruned, saved, read again and measured; from Python and the command line."""
+"""The packaged model: it draws garments, is pruned, saved, read and measured; from Python and the command line."""
 
 from __future__ import annotations
 
