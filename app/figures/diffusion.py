@@ -124,7 +124,7 @@ def drift_curve(
             x=steps,
             y=values,
             mode="lines+markers",
-            line={"color": look.color, "width": 2.5},
+            line={"color": look.colour, "width": 2.5},
             name=look.label,
             hovertemplate="after %{x} steps<br>drift %{y:.3f}<extra></extra>",
         )

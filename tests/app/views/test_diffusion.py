@@ -18,9 +18,10 @@ PAGE = "views/diffusion.py"
 def finished() -> DiffusionRun:
     """A run without the app around it."""
     run = DiffusionRun(DiffusionRequest(method="wanda", samples=10), shared.dense_diffusion())
-    run.job.watch("test")
     run.job.start()
-    run.job.wait(240)
+    while run.job.status == "running":
+        run.job.watch("test")  # or it would be stopped as abandoned on a busy machine
+        run.job.wait(5)
     assert run.job.status == "done", run.job.message
     return run
 
