@@ -66,7 +66,7 @@ def pictures(
     )
     centres = [place * (width + GAP) + (width - 1) / 2 for place in range(count)]
     lines = [line * (height + GAP) + (height - 1) / 2 for line in range(len(rows))]
-    when = "pictures" if time is None else f"after {words.count(step, 'step')}, t = {time:g}"
+    when = "finished" if time is None else f"after {words.count(step, 'step')}, t = {time:g}"
     if drift is None:
         finding = "The dense model's pictures" if time is None else f"The dense model {when}"
     elif drift == 0:
@@ -74,7 +74,11 @@ def pictures(
     else:
         finding = f"{list(rows)[-1]}: {words.percent(drift)} away from the dense model's pictures"
     style.base(
-        figure, theme, finding, f"Grey pixels of {count} × {len(rows)} pictures, {when}", height=150 + 122 * len(rows)
+        figure,
+        theme,
+        finding,
+        f"{count} garments by each model, from the same noise; {when}",
+        height=130 + 100 * len(rows),
     )
     figure.update_xaxes(
         tickvals=centres, ticktext=list(names), showgrid=False, zeroline=False, showline=False, ticks=""
@@ -84,13 +88,15 @@ def pictures(
         ticktext=list(rows),
         autorange="reversed",
         scaleanchor="x",
+        constrain="domain",
+        constraintoward="top",
         showgrid=False,
         zeroline=False,
         showline=False,
         ticks="",
     )
     apart = "" if drift is None else f" They differ by {words.percent(drift)} of the dense pictures' norm."
-    caption = f"{words.count(count, 'picture')} by {' and '.join(rows)}, {when}.{apart}"
+    caption = f"{count} pictures by {' and '.join(rows)}, {when}.{apart}"
     data = pd.DataFrame(
         [
             {"model": label, "picture": name, "mean": float(picture.mean()), "norm": float(np.linalg.norm(picture))}
@@ -129,9 +135,10 @@ def drift_curve(
             hovertemplate="after %{x} steps<br>drift %{y:.3f}<extra></extra>",
         )
     )
-    half = len(times) // 2
-    share = values[half] / values[-1] if values[-1] else 0.0
-    finding = f"{look.label} drifts to {words.percent(values[-1])}; {words.percent(share, 0)} of it by half-way"
+    half, most = len(times) // 2, int(values.argmax())
+    finding = f"{look.label}'s pictures end {words.percent(values[-1])} away"
+    if most < len(times):
+        finding += f"; the drift was largest, {words.percent(values[most])}, after {words.count(most, 'step')}"
     if not values[-1]:
         finding = f"{look.label} draws the dense model's pictures"
     style.base(

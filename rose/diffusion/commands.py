@@ -31,6 +31,8 @@ from rose.model.forward import pick_device
 from rose.model.loading import DTYPES, check_output
 from rose.report import write_atomically
 
+PER_ROW = 10  # pictures in a sheet
+
 
 def add_parser(subparsers: Any) -> None:
     """Adds `diffuse` and its three commands."""
@@ -141,7 +143,8 @@ def sample(options: argparse.Namespace, console: Console) -> None:
                 tick=_tick(bar),
             )
         rows.append(drawn)
-    write_sheet(options.output, rows)
+    parts = zip(*(row.split(PER_ROW) for row in rows), strict=True)  # the same pictures of all models below each other
+    write_sheet(options.output, [row for part in parts for row in part])
     above = f", those of {options.beside} above" if options.beside else ""
     Console().print(f"{len(rows[0])} pictures are in {options.output}{above}", soft_wrap=True, highlight=False)
 

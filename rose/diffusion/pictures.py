@@ -23,9 +23,15 @@ def to_pixels(pictures: Tensor) -> np.ndarray:
 
 
 def make_sheet(rows: Sequence[Tensor], scale: int = 1) -> np.ndarray:
-    """A row of pictures for each tensor (n, channels, height, width), on white; `scale` repeats every pixel."""
+    """A row of pictures for each tensor (n, channels, height, width), on white; `scale` repeats every pixel.
+
+    A shorter row is filled up with white.
+    """
     parts = [torch.nn.functional.pad(row, (0, GAP, 0, GAP), value=1.0) for row in rows]
-    sheet = torch.cat([torch.cat(list(part), dim=-1) for part in parts], dim=-2)
+    lines = [torch.cat(list(part), dim=-1) for part in parts]
+    widest = max(line.shape[-1] for line in lines)
+    lines = [torch.nn.functional.pad(line, (0, widest - line.shape[-1]), value=1.0) for line in lines]
+    sheet = torch.cat(lines, dim=-2)
     pixels = to_pixels(sheet[None])[0]
     return pixels.repeat(scale, 0).repeat(scale, 1)
 

@@ -90,9 +90,9 @@ def test_more_pruning_moves_the_pictures_further(pipeline: Any, pruned: Path) ->
 def test_pictures_of_two_models_come_into_one_file(pruned: Path, tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "pictures.png"
     command = ["diffuse", "sample", "--model", str(pruned), "--beside", "garments", "--steps", "2"]
-    assert cli.main([*command, "--classes", "bag,Sneaker", "--count", "4", "--output", str(path)]) == 0
-    assert "4 pictures" in capsys.readouterr().out
-    assert Image.open(path).size == (4 * 30 * 4, 2 * 30 * 4)
+    assert cli.main([*command, "--classes", "bag,Sneaker", "--count", "12", "--output", str(path)]) == 0
+    assert "12 pictures" in capsys.readouterr().out
+    assert Image.open(path).size == (10 * 30 * 4, 4 * 30 * 4)  # ten of both models, and two
 
 
 def test_scores_from_the_command_line(pruned: Path, tmp_path: Path, capsys: Any) -> None:

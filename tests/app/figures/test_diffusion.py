@@ -25,11 +25,14 @@ def test_pictures_stand_in_rows_with_a_gap() -> None:
     assert "25" in drawing.figure.layout.title.text
 
 
-def test_titles_carry_the_share_of_the_drift() -> None:
-    drawing = diffusion.drift_curve([0, 0.1, 0.4], [900, 400], method="rose")
-    assert "40" in drawing.figure.layout.title.text
-    assert "25" in drawing.figure.layout.title.text  # a quarter of it by half-way
-    assert list(drawing.data["drift"]) == [0, 0.1, 0.4]
+def test_titles_say_where_the_drift_ends_and_where_it_was_largest() -> None:
+    rising = diffusion.drift_curve([0, 0.1, 0.4], [900, 400], method="rose")
+    assert "end 40" in rising.figure.layout.title.text
+    assert "largest" not in rising.figure.layout.title.text
+    assert list(rising.data["drift"]) == [0, 0.1, 0.4]
+    falling = diffusion.drift_curve([0, 0.5, 0.4], [900, 400], method="rose")
+    assert "largest" in falling.figure.layout.title.text
+    assert "50" in falling.figure.layout.title.text
 
 
 def test_weights_that_favour_one_step_show_its_diagonal() -> None:

@@ -55,7 +55,7 @@ def test_drift_weights_and_layers_are_of_this_run(finished: DiffusionRun) -> Non
     assert finished.report is not None
     assert finished.drift[0] == 0
     assert len(finished.drift) == STEPS + 1
-    assert "drifts to" in figures(view(finished, "Drift by step"))[0]
+    assert "pictures end" in figures(view(finished, "Drift by step"))[0]
     assert "Log decrease" in figures(view(finished, "Step weights"))[0]
     shown = view(finished, "Columnar layers")
     columnar = int((finished.report.layers["relative_range"] > 0.5).sum())
