@@ -134,7 +134,8 @@ def train_denoiser(options: argparse.Namespace, pictures: Tensor, classes: Tenso
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, options.steps))
     signal = DDIMScheduler(**SCHEDULER).alphas_cumprod
-    first, losses, seconds = 0, [], 0.0
+    first, seconds = 0, 0.0
+    losses: list[list[float]] = []  # step, and the mean loss since the one before
     if options.snapshot.is_file():
         kept = torch.load(options.snapshot)
         model.load_state_dict(kept["model"])
@@ -145,7 +146,8 @@ def train_denoiser(options: argparse.Namespace, pictures: Tensor, classes: Tenso
     epoch = iter(batches(len(pictures), options.batch, torch.Generator().manual_seed(options.seed + 1)))
     for _ in range(first):
         next(epoch)
-    began, running = time.perf_counter(), []
+    began = time.perf_counter()
+    running: list[float] = []
     for step in range(first, options.steps):
         chosen = next(epoch)
         loss = denoising_loss(model, signal, pictures[chosen], classes[chosen], generator)
@@ -205,7 +207,7 @@ def keep(
     generator: torch.Generator,
     mean: dict[str, Tensor],
     step: int,
-    losses: list,
+    losses: list[list[float]],
     seconds: float,
 ) -> None:
     """Writes a snapshot, whole or not at all."""

@@ -68,7 +68,7 @@ def make_batches(pipeline: Any, conditions: Conditions, size: int) -> list[Batch
     """
     if not isinstance(size, int) or size < 1:
         raise RoseError(f"A batch must hold at least one picture, not {size!r}.")
-    given = [] if isinstance(conditions, (str, Mapping)) else list(conditions)
+    given: list[Any] = [] if isinstance(conditions, (str, Mapping)) else list(conditions)
     whole = all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in given)
     if not given:
         raise RoseError("Say what to draw: a list of classes, of prompts, or of keyword arguments for the pipeline.")

@@ -14,6 +14,12 @@ from tests.app.tiny_study import figures, open_page, texts
 PAGE = "views/diffusion.py"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def warm() -> None:
+    """Imports, loads and draws before a page's clock runs."""
+    shared.dense_diffusion().trajectory(0)
+
+
 @pytest.fixture(scope="module")
 def finished() -> DiffusionRun:
     """A run without the app around it."""
