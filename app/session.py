@@ -15,6 +15,7 @@ import streamlit as st
 
 import rose
 from app import shared
+from app.diffusion.run import DiffusionRequest, DiffusionRun
 from app.jobs import Job
 from app.runs.pruning import PruningRun
 from app.runs.request import PruneRequest
@@ -197,6 +198,21 @@ def start_pruning(request: PruneRequest) -> None:
     st.session_state.pruning = shared.keep_pruning(run)
     _follow(run)
     run.job.start()
+
+
+def diffusion() -> DiffusionRun | None:
+    """This session's latest run over the packaged diffusion model."""
+    return st.session_state.get("diffusion_run")
+
+
+def start_diffusion(request: DiffusionRequest) -> None:
+    """Prunes a copy of the packaged diffusion model; an earlier run is stopped."""
+    earlier = diffusion()
+    if earlier is not None:
+        leave(earlier.job)
+    run = DiffusionRun(request, shared.dense_diffusion())
+    st.session_state.diffusion_run = run
+    start_job(run.job, lambda: f":material/blur_on: Pruning the diffusion model, {100 * run.fraction:.0f} % done")
 
 
 def layer() -> str | None:

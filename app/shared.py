@@ -11,6 +11,7 @@ import streamlit as st
 from torch import nn
 
 import rose
+from app.diffusion.run import DenseModel
 from app.runs.pruning import PruningRun
 from app.study import cache as disk
 from app.study.setup import Setup
@@ -178,3 +179,13 @@ def hold(run: PruningRun) -> None:
     if run not in _held():
         run.hold()
         _held()[:] = [run]
+
+
+@st.cache_resource(show_spinner=False)
+def dense_diffusion() -> DenseModel:
+    """The packaged diffusion model and the pictures it has drawn, for all sessions; never changed.
+
+    Raises:
+        RoseError: diffusers is not installed.
+    """
+    return DenseModel(rose.load_diffusion())

@@ -3,6 +3,11 @@
 Everything below is the public interface; the rest is private to its module.
 """
 
+from rose.diffusion.evaluation import DiffusionScores, evaluate_diffusion, evaluation_trajectory, trajectory_drift
+from rose.diffusion.loading import load_diffusion, save_diffusion
+from rose.diffusion.pruning import collect_diffusion_statistics, prune_diffusion, step_diagonals
+from rose.diffusion.steps import step_weights
+from rose.diffusion.trajectory import Trajectory, draw_pictures, record_trajectory
 from rose.errors import Cancelled, RoseError
 from rose.layer.methods import METHODS, LayerResult, Method, Settings, prune_layer, register
 from rose.layer.methods.options import Option
@@ -27,6 +32,7 @@ __all__ = [
     "METHODS",
     "STRUCTURED",
     "Cancelled",
+    "DiffusionScores",
     "InputStatistics",
     "LayerRecord",
     "LayerResult",
@@ -40,8 +46,14 @@ __all__ = [
     "RunReport",
     "Settings",
     "SweepTrace",
+    "Trajectory",
     "analyze_model",
+    "collect_diffusion_statistics",
     "collect_statistics",
+    "draw_pictures",
+    "evaluate_diffusion",
+    "evaluation_trajectory",
+    "load_diffusion",
     "load_model",
     "load_plugins",
     "load_tokens",
@@ -54,12 +66,18 @@ __all__ = [
     "prune_by_mask",
     "prune_by_score",
     "prune_by_sweep",
+    "prune_diffusion",
     "prune_layer",
     "prune_model",
     "prune_structured",
+    "record_trajectory",
     "register",
     "register_order",
+    "save_diffusion",
     "save_model",
     "sort_columns",
+    "step_diagonals",
+    "step_weights",
+    "trajectory_drift",
     "visit_blocks",
 ]

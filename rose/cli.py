@@ -1,4 +1,4 @@
-"""Command line: python -m rose models | analyze | prune | slim | compare | evaluate | app.
+"""Command line: python -m rose models | analyze | prune | slim | compare | evaluate | diffuse | app.
 
 Exit status: 0 done, 2 bad input (one line that says what and what to do), 130 cancelled. What the commands do is in
 `commands`.
@@ -16,6 +16,7 @@ from rich.console import Console
 
 import rose
 from rose import commands
+from rose.diffusion import commands as diffusion
 from rose.layer.methods import BUDGETS
 from rose.layer.order import order_names
 from rose.model.allocation import ALLOCATIONS, DENSITY_SPREAD
@@ -166,6 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
     evaluate.add_argument("--output", type=Path, metavar="FILE.csv", help="write the accuracies there")
     evaluate.set_defaults(run=commands.evaluate)
+
+    diffusion.add_parser(subparsers)
 
     app = subparsers.add_parser("app", help="open the app in a browser")
     app.add_argument("--port", type=int, default=8501, help="on this machine (default: %(default)s)")

@@ -58,6 +58,7 @@ def models(options: argparse.Namespace, console: Console) -> None:
     out = Console()
     out.print(table)
     out.print("Besides these: any Hub id of a causal language model, a checkpoint folder, or a .gguf file.")
+    out.print("For `diffuse`: garments, packaged, or any diffusers pipeline's folder or Hub id.", highlight=False)
     structured = Table("method", "what", title="Methods of slim, which make a model smaller")
     for one in rose.STRUCTURED.values():
         structured.add_row(one.name, one.summary)
@@ -181,7 +182,7 @@ def _save(report: rose.RunReport, folder: Path) -> None:
 
 def prune(options: argparse.Namespace, console: Console) -> None:
     check_output(options.output)
-    own = _method_options(options.option)
+    own = method_options(options.option)
     settings = _check_settings(options, options.method, order=options.order, budget=options.budget, options=own)
     check_allocation(options.allocation, settings.pattern)
     check_target(options.target, options.target_damping)
@@ -341,7 +342,7 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _method_options(texts: Sequence[str]) -> dict[str, str]:
+def method_options(texts: Sequence[str]) -> dict[str, str]:
     """Reads NAME=VALUE; the method itself says which names and values it takes."""
     pairs = [text.partition("=") for text in texts]
     for name, equals, value in pairs:

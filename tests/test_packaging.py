@@ -59,7 +59,8 @@ def test_the_wheel_has_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> 
     inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "rose").rglob("*.py")}
     pages = {f"rose_explorer/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "app").rglob("*.py")}
-    assert inside == modules | pages | {
+    model = {path.relative_to(ROOT).as_posix() for path in (ROOT / "rose/diffusion/tiny").iterdir()}
+    assert inside == modules | pages | model | {
         "rose/py.typed",
         "rose_explorer/app/.streamlit/config.toml",
         "rose_explorer/app/study/example.safetensors",
@@ -74,7 +75,7 @@ def test_its_requirements_are_those_of_the_files(wheel: zipfile.ZipFile) -> None
         name = re.split(r"[<>=\[; ]", requirement)[0]
         needed.setdefault(extra.group(1) if extra else "core", set()).add(name)
         assert re.search(r"[<>]", requirement.partition(";")[0]) or name.startswith("types-"), requirement
-    assert needed == {name: requirements(name) for name in ("core", "app", "eval", "dev")}
+    assert needed == {name: requirements(name) for name in ("core", "app", "diffusion", "eval", "dev")}
     assert text_of(wheel, "entry_points.txt").split() == ["[console_scripts]", "rose", "=", "rose.cli:main"]
 
 

@@ -28,11 +28,13 @@ class InputStatistics:
     Attributes:
         columns: number of input channels.
         tokens: number of input vectors seen.
+        total_weight: sum of their weights, which is `tokens` unless some count more than others; means divide by it.
     """
 
     def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
         self.columns = columns
         self.tokens = 0
+        self.total_weight = 0.0
         self._upper = torch.zeros(columns, columns, device=device)  # valid on and above the panel diagonal
         self._sum = torch.zeros(columns, device=device)
         self._hessian: Tensor | None = None
@@ -52,15 +54,20 @@ class InputStatistics:
         statistics._upper = hessian.detach().float()
         statistics._hessian = statistics._upper
         statistics._sum.fill_(float("nan"))  # a Hessian alone does not know the mean
-        statistics.tokens = tokens
+        statistics.tokens, statistics.total_weight = tokens, float(tokens)
         return statistics
 
-    def update(self, inputs: Tensor) -> None:
-        """Adds inputs of shape (..., in).
+    def update(self, inputs: Tensor, weight: float = 1.0) -> None:
+        """Adds inputs of shape (..., in) to H = Σ α xᵀx, each with the same weight α.
+
+        A weight tells that some inputs matter more, such as those of some denoising steps of a diffusion model
+        (OBS-Diff, arXiv 2510.06751).
 
         Raises:
-            RoseError: the last dimension is not `columns`.
+            RoseError: the last dimension is not `columns`, or a weight that is not a positive number.
         """
+        if not 0 < weight < float("inf"):
+            raise RoseError(f"The weight of inputs must be a positive number, not {weight}.")
         if self._upper is self._hessian:
             self._upper = self._upper.clone()  # of a ready Hessian, which is the caller's
         if inputs.shape[-1] != self.columns:
@@ -68,9 +75,10 @@ class InputStatistics:
         x = inputs.detach().reshape(-1, self.columns).to(self._upper)
         for start in range(0, self.columns, PANEL):
             end = min(start + PANEL, self.columns)
-            self._upper[start:end, start:].addmm_(x[:, start:end].T, x[:, start:])
-        self._sum += x.sum(0)
+            self._upper[start:end, start:].addmm_(x[:, start:end].T, x[:, start:], alpha=weight)
+        self._sum.add_(x.sum(0), alpha=weight)
         self.tokens += x.shape[0]
+        self.total_weight += weight * x.shape[0]
         self._hessian = None
 
     def to(self, device: torch.device | str) -> InputStatistics:
@@ -79,13 +87,13 @@ class InputStatistics:
         if upper is self._upper:
             return self
         moved = InputStatistics(self.columns, upper.device)
-        moved.tokens = self.tokens
+        moved.tokens, moved.total_weight = self.tokens, self.total_weight
         moved._upper, moved._sum = upper, self._sum.to(device)
         return moved
 
     def sum_over(self, add: Callable[[Tensor], Any]) -> None:
         """Lets `add` replace every accumulator by its sum over processes, in place; half of a symmetric H is sent."""
-        tokens = torch.tensor(self.tokens, device=self._sum.device)
+        counts = self._counts
         if self._upper is self._hessian:
             self._upper = self._upper.clone()  # of a Hessian that a caller may have
         for start in range(0, self.columns, PANEL):
@@ -93,14 +101,23 @@ class InputStatistics:
             add(panel)
             self._upper[start : start + PANEL, start:] = panel
         add(self._sum)
-        add(tokens)
-        self.tokens = int(tokens)
+        add(counts)
+        self._count(counts)
         self._hessian = None
+
+    @property
+    def _counts(self) -> Tensor:
+        """Tokens and their total weight, as one tensor to send or to keep; float64 counts exactly up to 2⁵³."""
+        return torch.tensor([self.tokens, self.total_weight], dtype=torch.float64, device=self._sum.device)
+
+    def _count(self, counts: Tensor) -> None:
+        known = counts.flatten().tolist()  # files of earlier versions hold the tokens alone
+        self.tokens, self.total_weight = int(known[0]), float(known[-1])
 
     def pack(self) -> dict[str, Tensor]:
         """Everything as flat tensors for a file; half of a symmetric H. `unpack` reads it."""
         panels = [self._upper[start : start + PANEL, start:].flatten() for start in range(0, self.columns, PANEL)]
-        return {"panels": torch.cat(panels), "sum": self._sum, "tokens": torch.tensor(self.tokens)}
+        return {"panels": torch.cat(panels), "sum": self._sum, "tokens": self._counts.cpu()}
 
     @classmethod
     def unpack(cls, packed: Mapping[str, Tensor]) -> InputStatistics:
@@ -110,12 +127,13 @@ class InputStatistics:
         sizes = [min(PANEL, statistics.columns - start) * (statistics.columns - start) for start in starts]
         for start, panel in zip(starts, packed["panels"].split(sizes), strict=True):
             statistics._upper[start : start + PANEL, start:] = panel.view(-1, statistics.columns - start)
-        statistics._sum, statistics.tokens = packed["sum"], int(packed["tokens"])
+        statistics._sum = packed["sum"]
+        statistics._count(packed["tokens"])
         return statistics
 
     @property
     def hessian(self) -> Tensor:
-        """H = XᵀX, float32 (in, in), the sum over tokens. Do not change it."""
+        """H = XᵀX, float32 (in, in), the weighted sum over tokens. Do not change it."""
         if self._hessian is None:
             upper = self._upper.triu()
             # In the place of the triangle: a model's statistics are most of what an app or a run holds.
@@ -130,12 +148,12 @@ class InputStatistics:
     @property
     def mean_square(self) -> Tensor:
         """Mean of x_j² over tokens, (in,); its root is the activation norm of Wanda and of the importance S."""
-        return self.diagonal / max(self.tokens, 1)
+        return self.diagonal / (self.total_weight or 1)
 
     @property
     def mean(self) -> Tensor:
         """Mean of x_j over tokens, (in,); NaN where only a Hessian is known."""
-        return self._sum / max(self.tokens, 1)
+        return self._sum / (self.total_weight or 1)
 
     @property
     def variance(self) -> Tensor:

@@ -78,15 +78,17 @@ class _Group:
     statistics: InputStatistics
 
 
-class _Collector:
+class Collector:
     """Forward hooks that gather the inputs of some layers; layers that read the same tensors share statistics.
 
     Inputs are counted at the end of each batch, when all readers of a tensor are known: routed experts may read the
     router's own tensor in one batch and not in the next. A group whose layers no longer read the same is split.
+    `weight` is that of the inputs that come next, see `InputStatistics.update`.
     """
 
     def __init__(self, layers: list[PrunableLayer], device: torch.device) -> None:
         self.device = device
+        self.weight = 1.0
         self.groups: list[_Group] = []
         self.readings: list[_Reading] = []
         self.hooks = [layer.module.register_forward_pre_hook(self._hook(layer.name)) for layer in layers]
@@ -117,7 +119,7 @@ class _Collector:
                     "cannot be counted; prune with true-sequential, or leave this layer out."
                 )
             for group in self._readers(reading):
-                group.statistics.update(reading.inputs)
+                group.statistics.update(reading.inputs, self.weight)
         self.readings.clear()
 
     def _readers(self, reading: _Reading) -> list[_Group]:
@@ -266,7 +268,7 @@ class Walk:
 
         `start`, `end`: share of the block's work before and after.
         """
-        collector = _Collector(layers, self.device)
+        collector = Collector(layers, self.device)
         batches = self.arguments[stream][index]
         try:
             for batch, arguments in enumerate(batches):

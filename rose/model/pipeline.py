@@ -214,7 +214,7 @@ def _prune_block(
         for stream in (block.calibration, block.held_out):
             stream.pop(layer.name, None)
         factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
-        return _record(layer, result, time.perf_counter() - began, target_damping=used, **errors), factors
+        return record_of(layer, result, time.perf_counter() - began, target_damping=used, **errors), factors
 
     done = exchange(owners, prune)
     records = [record for record, _ in done]
@@ -291,11 +291,9 @@ def _measure(
     settings: Settings,
 ) -> LayerRecord:
     began = time.perf_counter()
-    known = statistics_of(layer, statistics)
-    with _named(layer):
-        result = prune_with(layer.weight, known, replace(settings, held_out=held_out))
-    errors = _errors(layer, result, known, held_out, {})
-    return _record(layer, result, time.perf_counter() - began, **errors)
+    result = prune_one(layer, statistics, replace(settings, held_out=held_out))
+    errors = _errors(layer, result, statistics_of(layer, statistics), held_out, {})
+    return record_of(layer, result, time.perf_counter() - began, **errors)
 
 
 def held_out_error(layer: PrunableLayer, result: LayerResult, held_out: InputStatistics | None) -> float | None:
@@ -338,18 +336,29 @@ def _named(layer: PrunableLayer) -> Iterator[None]:
         raise RoseError(f"{layer.name}: {problem}") from problem
 
 
-def _record(
+def prune_one(layer: PrunableLayer, statistics: Mapping[str, InputStatistics], settings: Settings) -> LayerResult:
+    """Prunes one layer by what was gathered, without changing it.
+
+    Raises:
+        RoseError: it received no input, or cannot be pruned; the layer is named.
+    """
+    known = statistics_of(layer, statistics)
+    with _named(layer):
+        return prune_with(layer.weight, known, settings)
+
+
+def record_of(
     layer: PrunableLayer,
     result: LayerResult,
     seconds: float,
     *,
-    relative_error: float | None,
-    held_out_error: float | None,
-    target_error: float | None,
-    held_out_target_error: float | None,
+    relative_error: float | None = None,
+    held_out_error: float | None = None,
+    target_error: float | None = None,
+    held_out_target_error: float | None = None,
     target_damping: float | None = None,
 ) -> LayerRecord:
-    assert relative_error is not None
+    """The outcome of one layer in numbers; `relative_error` is the result's own where none is given."""
     rows, columns = result.weight.shape
     return LayerRecord(
         layer=layer.name,
@@ -361,7 +370,7 @@ def _record(
         sparsity=result.sparsity,
         relative_range=result.plan.relative_range,
         is_columnar=result.plan.is_columnar,
-        relative_error=relative_error,
+        relative_error=result.relative_error if relative_error is None else relative_error,
         held_out_error=held_out_error,
         target_error=target_error,
         held_out_target_error=held_out_target_error,

@@ -124,3 +124,31 @@ def test_moved_to_where_they_are_they_stay_the_same_object(device: str | torch.d
     """A second object over the same numbers would grow with the first, but for its count of tokens."""
     statistics = rose.InputStatistics(3)
     assert statistics.to(device) is statistics
+
+
+def test_weights_scale_what_inputs_count() -> None:
+    """A weight of 3 is the same as seeing the inputs three times; half a weight, as √½ of them."""
+    inputs = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    other = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+    weighted, repeated = rose.InputStatistics(5), rose.InputStatistics(5)
+    weighted.update(inputs, weight=3.0)
+    weighted.update(other)
+    for _ in range(3):
+        repeated.update(inputs)
+    repeated.update(other)
+    torch.testing.assert_close(weighted.hessian, repeated.hessian)
+    torch.testing.assert_close(weighted.mean, repeated.mean)
+    torch.testing.assert_close(weighted.mean_square, repeated.mean_square)
+    assert (weighted.tokens, weighted.total_weight) == (11, 25.0)
+    halved = rose.InputStatistics(5)
+    halved.update(inputs, weight=0.5)
+    torch.testing.assert_close(halved.hessian, (0.5**0.5 * inputs).T @ (0.5**0.5 * inputs))
+    again = rose.InputStatistics.unpack(weighted.pack())
+    assert (again.tokens, again.total_weight) == (11, 25.0)
+    assert torch.equal(again.mean, weighted.mean)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_weights_must_be_positive(weight: float) -> None:
+    with pytest.raises(rose.RoseError, match="positive number"):
+        rose.InputStatistics(2).update(torch.ones(1, 2), weight)

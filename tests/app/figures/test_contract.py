@@ -16,10 +16,12 @@ import pytest
 import torch
 
 import app.figures
+import rose
 from app.figures import (
     anatomy,
     check,
     comparison,
+    diffusion,
     hessian,
     learn,
     losses,
@@ -52,6 +54,9 @@ SEEDS = pd.DataFrame(
 ).assign(mean_held_out_error=0.1, seconds=1.0)
 MEASURES = [ErrorMeasures("sparsegpt", 2.0, 2.002, 2.001, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
 REALISED = [RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0)]
+PIXELS = np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 4, 4)
+ALPHA = {name: rose.step_weights(name, 3) for name in ("uniform", "log_decrease")}
+DIAGONALS = np.arange(1, 16, dtype=np.float32).reshape(3, 5)
 
 HEADS = pd.DataFrame(
     [(b, h, h // 2, f"model.layers.{b}.self_attn.o_proj", 0.01 * (1 + b + h)) for b in range(3) for h in range(4)],
@@ -129,6 +134,11 @@ FIGURES: dict[str, Draw] = {
     "layer_differences": lambda x, r, t: prune.layer_differences(r, theme=t),
     "perplexity_bars": lambda x, r, t: prune.perplexity_bars(PERPLEXITY, dense=20.7, theme=t),
     "progress_timeline": lambda x, r, t: prune.progress_timeline(r[r["method"] == "rose"], 30, theme=t),
+    "pictures": lambda x, r, t: diffusion.pictures(
+        {"Dense": PIXELS, "ROSE": -PIXELS}, ["bag", "coat"], 3, time=700.0, drift=0.2, theme=t
+    ),
+    "drift_curve": lambda x, r, t: diffusion.drift_curve([0, 0.1, 0.3], [999, 499], method="rose", marked=1, theme=t),
+    "step_weighting": lambda x, r, t: diffusion.step_weighting(ALPHA, DIAGONALS, "log_decrease", theme=t),
     "number_matrix": lambda x, r, t: learn.number_matrix(x.plan.importance[:4, :9], (3, 3, 3), theme=t),
     "strength_curve": lambda x, r, t: learn.strength_curve([(0, 0.1, 1.0), (2, 0.7, 0.9)], marked=1, theme=t),
 }

@@ -1,0 +1,1 @@
+"""What the page Diffusion computes and keeps."""

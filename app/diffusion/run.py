@@ -1,0 +1,139 @@
+"""The packaged diffusion model, pruned in the background, beside the dense one. No Streamlit here."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+import rose
+from app.jobs import Job, acquire
+from rose.diffusion.evaluation import classes_in_turn
+from rose.diffusion.garments import GARMENTS
+from rose.diffusion.steps import step_weights
+from rose.layer.methods import make_settings
+
+PICTURES = len(GARMENTS)  # shown: one of each class
+STEPS = 20
+# Shares of a run, for its progress; the rest draws the pruned pictures.
+DRAWN, PRUNED = 0.1, 0.9
+
+
+@dataclass(frozen=True)
+class DiffusionRequest:
+    """What to prune the packaged diffusion model to, and how.
+
+    Attributes:
+        method, sparsity, step_weights, packages: see `rose.prune_diffusion`.
+        samples: calibration pictures, the ten classes in turn.
+        noise: seed of the pictures that are shown; calibration has other noise.
+    """
+
+    method: str = "rose"
+    sparsity: str = "0.5"
+    step_weights: str = "log_decrease"
+    packages: int = 4
+    samples: int = 20
+    noise: int = 0
+
+    def check(self) -> None:
+        """Makes sure that this can run.
+
+        Raises:
+            RoseError: it cannot.
+        """
+        make_settings(self.method, sparsity=self.sparsity, block_size=36)
+        step_weights(self.step_weights, STEPS)
+
+
+class DenseModel:
+    """The dense model with what it has drawn and read; shared by all sessions, and never changed."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        self.lock = threading.Lock()  # a pipeline's scheduler and hooks belong to one trajectory at a time
+        self._drawn: dict[int, rose.Trajectory] = {}
+        self._diagonals: dict[str, Tensor] | None = None
+
+    def trajectory(self, noise: int) -> rose.Trajectory:
+        """From this noise to a picture of every class; drawn once."""
+        with self.lock:
+            return self._trajectory(noise)
+
+    def _trajectory(self, noise: int) -> rose.Trajectory:
+        if noise not in self._drawn:
+            self._drawn[noise] = draw(self.pipeline, noise)
+        return self._drawn[noise]
+
+    def diagonals(self) -> dict[str, Tensor]:
+        """Each step's part of diag(H), by layer: (steps, in)."""
+        with self.lock:
+            if self._diagonals is None:
+                self._diagonals = rose.step_diagonals(self.pipeline, classes_in_turn(PICTURES), steps=STEPS)
+            return self._diagonals
+
+    def copy(self, job: Job) -> Any:
+        """A pipeline of one's own."""
+        acquire(self.lock, job)
+        try:
+            return copy.deepcopy(self.pipeline)
+        finally:
+            self.lock.release()
+
+
+def draw(pipeline: Any, noise: int) -> rose.Trajectory:
+    """One picture of every class."""
+    return rose.record_trajectory(pipeline, classes_in_turn(PICTURES), steps=STEPS, seed=noise)
+
+
+class DiffusionRun:
+    """One pruned copy of the packaged model; its parts appear as they are made.
+
+    Attributes:
+        request: what was asked for.
+        dense, pruned: trajectories from the same noise; None until drawn.
+        report: of the pruning; None until it is done.
+        drift: by step, (steps + 1,); None until the pruned pictures are drawn.
+        job: the thread.
+    """
+
+    def __init__(self, request: DiffusionRequest, model: DenseModel) -> None:
+        self.request = request
+        self.dense: rose.Trajectory | None = None
+        self.pruned: rose.Trajectory | None = None
+        self.report: rose.RunReport | None = None
+        self.drift: Tensor | None = None
+        self.fraction = 0.0
+        self._model = model
+        self.job = Job(self._run)
+
+    def _run(self, job: Job) -> None:
+        job.message = "Drawing with the dense model"
+        self.dense = self._model.trajectory(self.request.noise)
+        self.fraction = DRAWN
+        job.message = "Pruning"
+        pipeline = self._model.copy(job)
+
+        def tell(progress: rose.Progress) -> None:
+            self.fraction = DRAWN + (PRUNED - DRAWN) * progress.fraction
+            job.tell(progress)
+
+        self.report = rose.prune_diffusion(
+            pipeline,
+            classes_in_turn(self.request.samples),
+            method=self.request.method,
+            sparsity=self.request.sparsity,
+            steps=STEPS,
+            step_weights=self.request.step_weights,
+            packages=self.request.packages,
+            seed=self.request.noise + 1,
+            progress=tell,
+        )
+        job.message = "Drawing with the pruned model"
+        job.check()
+        self.pruned = draw(pipeline, self.request.noise)
+        self.drift = rose.trajectory_drift(self.pruned, self.dense)
+        self.fraction = 1.0

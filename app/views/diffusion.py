@@ -1,0 +1,201 @@
+"""Diffusion: what does pruning do to a picture?"""
+
+from __future__ import annotations
+
+import numpy as np
+import streamlit as st
+
+import rose
+from app import components, session, shared, words
+from app.diffusion.run import PICTURES, STEPS, DenseModel, DiffusionRequest, DiffusionRun
+from app.figures import diffusion as figures
+from app.figures import overview
+from rose.diffusion.garments import GARMENTS
+from rose.diffusion.steps import STEP_WEIGHTS
+
+SPARSITIES = ("0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "2:4")
+VIEWS = {"pictures": "Pictures", "drift": "Drift by step", "weights": "Step weights", "layers": "Columnar layers"}
+
+
+def draw() -> None:
+    st.title("Diffusion: what does pruning do to a picture?")
+    st.caption(
+        "A packaged transformer of 1.8 million parameters draws garments from noise in "
+        f"{STEPS} denoising steps. Its layers are pruned by the same methods as those of a language model; their "
+        "Hessians are sums over the steps."
+    )
+    try:
+        model = shared.dense_diffusion()
+    except rose.RoseError as problem:
+        st.error(str(problem), icon=":material/extension_off:")
+        return
+    request = choose()
+    run = session.diffusion()
+    offer(request, run)
+    if run is not None and run.job.status == "running":
+        wait(run)
+    elif run is not None and run.job.status in ("failed", "cancelled"):
+        components.job_status(run.job, "diffusion", ". The dense model was not changed.")
+    view = components.section(VIEWS, "diffusion_view", "Results")
+    {"pictures": pictures, "drift": drift, "weights": weights, "layers": layers}[view](model, run, request)
+
+
+def choose() -> DiffusionRequest:
+    """What to prune, and the noise to draw from; all of it is in the URL."""
+    one, two, three, four = st.columns([2, 2, 2, 1])
+    method = one.selectbox(
+        "Method",
+        list(rose.METHODS),
+        index=list(rose.METHODS).index("rose"),
+        format_func=lambda name: rose.METHODS[name].label,
+        key="diffusion_method",
+        bind=components.URL,
+    )
+    sparsity = two.select_slider("Sparsity", SPARSITIES, "0.5", key="diffusion_sparsity", bind=components.URL)
+    alpha = three.selectbox(
+        "Step weights",
+        list(STEP_WEIGHTS),
+        format_func=figures.weighting,
+        key="diffusion_weights",
+        bind=components.URL,
+        help="How much each denoising step counts in the Hessians. OBS-Diff lets early, noisy steps count more.",
+    )
+    noise = four.number_input("Noise", 0, 9999, 0, key="diffusion_noise", bind=components.URL, help="Seed.")
+    return DiffusionRequest(method=method, sparsity=sparsity, step_weights=alpha, noise=int(noise))
+
+
+def offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
+    """The button, and how what is shown differs from what is chosen."""
+    left, right = st.columns([1, 3], vertical_alignment="center")
+    problem = ""
+    try:
+        request.check()
+    except rose.RoseError as wrong:
+        problem = str(wrong)
+    left.button(
+        "Prune and draw",
+        type="primary",
+        icon=":material/content_cut:",
+        on_click=session.start_diffusion,
+        args=(request,),
+        disabled=bool(problem) or (run is not None and run.job.status == "running"),
+        key="diffusion-start",
+        width="stretch",
+    )
+    if problem:
+        right.warning(problem, icon=":material/warning:")
+    elif run is None:
+        right.caption(f"Calibrates on {request.samples} pictures × {STEPS} steps; takes some seconds.")
+    elif run.request != request:
+        right.caption(f"Shown: {label(run)}. Prune again to see your choice.")
+    else:
+        right.caption(f"Shown: {label(run)}.")
+
+
+def label(run: DiffusionRun) -> str:
+    return (
+        f"{rose.METHODS[run.request.method].label}, {run.request.sparsity}, "
+        f"{figures.weighting(run.request.step_weights).lower()}, noise {run.request.noise}"
+    )
+
+
+def wait(run: DiffusionRun) -> None:
+    def poll() -> None:
+        run.job.watch(session.viewer())
+        progress = run.job.progress
+        left = ""
+        if progress is not None and progress.remaining is not None:
+            left = f", about {components.duration(progress.remaining)} left"
+        done = f", {progress.layers_done} of {progress.layers} layers" if progress is not None else ""
+        st.progress(run.fraction, text=f"{run.job.message}{done}{left}")
+        components.cancel_button(run.job, "diffusion")
+        if run.job.status != "running":
+            st.rerun()
+
+    components.live(poll, 0.5)
+
+
+def finished(run: DiffusionRun | None) -> DiffusionRun | None:
+    """The run, if it has ended well."""
+    return run if run is not None and run.job.status == "done" else None
+
+
+def pictures(model: DenseModel, run: DiffusionRun | None, request: DiffusionRequest) -> None:
+    done = finished(run)
+    dense = model.trajectory(request.noise if done is None else done.request.noise)
+    step = st.slider(
+        "Denoising steps done", 0, STEPS, STEPS, key="diffusion_step", bind=components.URL, help="0 is pure noise."
+    )
+    rows = {"Dense": at(dense, step)}
+    if done is not None and done.pruned is not None:
+        rows[f"{rose.METHODS[done.request.method].label} {done.request.sparsity}"] = at(done.pruned, step)
+    drawing = figures.pictures(
+        rows,
+        GARMENTS[:PICTURES],
+        step,
+        time=dense.times[step] if step < STEPS else None,
+        drift=None if done is None or done.drift is None else float(done.drift[step]),
+        theme=session.theme(),
+    )
+    components.show(drawing, "diffusion-pictures")
+    if done is None:
+        st.info("The pruned model's pictures will stand below these, from the same noise.")
+
+
+def at(trajectory: rose.Trajectory, step: int) -> np.ndarray:
+    """(n, 28, 28): x after so many steps."""
+    shown = trajectory.pictures if step == len(trajectory.states) else trajectory.states[step]
+    return shown[:, 0].numpy()
+
+
+def drift(_model: DenseModel, run: DiffusionRun | None, _request: DiffusionRequest) -> None:
+    done = finished(run)
+    if done is None or done.drift is None or done.dense is None:
+        st.info("Prune first: this shows how far the pruned model's pictures move away, step by step.")
+        return
+    drawing = figures.drift_curve(
+        done.drift.tolist(),
+        done.dense.times,
+        method=done.request.method,
+        marked=st.session_state.get("diffusion_step"),
+        theme=session.theme(),
+    )
+    components.show(drawing, "diffusion-drift")
+
+
+def weights(model: DenseModel, _run: DiffusionRun | None, request: DiffusionRequest) -> None:
+    diagonals = model.diagonals()
+    layer = st.selectbox(
+        "Layer", list(diagonals), key="diffusion_layer", bind=components.URL, format_func=words.short_layer
+    )
+    names = dict.fromkeys(["uniform", request.step_weights])
+    if request.step_weights == "uniform":
+        names = dict.fromkeys(STEP_WEIGHTS)
+    drawing = figures.step_weighting(
+        {name: rose.step_weights(name, STEPS) for name in names},
+        diagonals[layer].numpy(),
+        request.step_weights,
+        layer=layer,
+        theme=session.theme(),
+    )
+    components.show(drawing, "diffusion-weights")
+
+
+def layers(_model: DenseModel, run: DiffusionRun | None, _request: DiffusionRequest) -> None:
+    done = finished(run)
+    if done is None or done.report is None:
+        st.info("Prune first: this shows which layers were columnar as they were pruned.")
+        return
+    table = done.report.layers
+    columnar = table[table["relative_range"] > session.threshold()]
+    st.markdown(f"**{len(columnar)} of {len(table)} layers are columnar** above {session.threshold():.2f}.")
+    drawing = overview.model_map(table, threshold=session.threshold(), theme=session.theme())
+    components.show(drawing, "diffusion-map")
+    summary = done.report.summary
+    st.caption(
+        f"Blocks of {summary['block_size']} columns, one attention head. Pruned: {summary['weights']} of "
+        f"{summary['denoiser_weights']} weights; embeddings, modulation and the patch convolution stay dense."
+    )
+
+
+draw()

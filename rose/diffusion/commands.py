@@ -1,0 +1,235 @@
+"""Command line: python -m rose diffuse prune | sample | evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rose import terminal
+from rose.commands import method_options
+from rose.diffusion.evaluation import (
+    DiffusionScores,
+    check_garments,
+    classes_in_turn,
+    evaluate_diffusion,
+    evaluation_trajectory,
+)
+from rose.diffusion.garments import GARMENTS
+from rose.diffusion.loading import PACKAGED, check_installed, load_diffusion, save_diffusion
+from rose.diffusion.pictures import write_sheet
+from rose.diffusion.pruning import prune_diffusion
+from rose.diffusion.steps import STEP_WEIGHTS, check_steps, step_weights
+from rose.diffusion.trajectory import Conditions, draw_pictures
+from rose.errors import RoseError
+from rose.layer.methods import BUDGETS, METHODS, make_settings
+from rose.layer.order import order_names
+from rose.model.forward import pick_device
+from rose.model.loading import DTYPES, check_output
+from rose.report import write_atomically
+
+PER_ROW = 10  # pictures in a sheet
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `diffuse` and its three commands."""
+    diffuse = subparsers.add_parser("diffuse", help="prune a diffusion model, draw with it, measure it")
+    commands = diffuse.add_subparsers(required=True, metavar="prune | sample | evaluate")
+
+    pruning = commands.add_parser("prune", help="prune a pipeline's transformer or UNet and save the pipeline")
+    _common(pruning)
+    pruning.add_argument("--method", default="rose", help=f"{', '.join(METHODS)} (default: %(default)s)")
+    pruning.add_argument("--sparsity", default="0.5", help='ratio, or N:M such as "2:4" (default: %(default)s)')
+    pruning.add_argument("--step-weights", choices=STEP_WEIGHTS, default="log_decrease", help="default: %(default)s")
+    pruning.add_argument("--packages", type=int, default=4, help="pruned one after another (default: %(default)s)")
+    pruning.add_argument("--layers", nargs="+", metavar="NAME", help="only these layers; * matches any part")
+    pruning.add_argument("--block-size", type=int, help="columns per block (default: 128, fewer in a small model)")
+    pruning.add_argument("--damping", type=float, default=0.01, help="default: %(default)s")
+    pruning.add_argument("--threshold", type=float, default=0.5, help="of a columnar layer (default: %(default)s)")
+    pruning.add_argument("--order", help=f"override the method's order: {', '.join(order_names())}, random:SEED")
+    pruning.add_argument("--budget", choices=BUDGETS, help="override the method's budget")
+    pruning.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the method")
+    pruning.add_argument("--prompts", type=Path, metavar="FILE.txt", help="calibration prompts, one a line")
+    pruning.add_argument("--samples", type=int, default=50, help="calibration pictures (default: %(default)s)")
+    pruning.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the pipeline")
+    pruning.set_defaults(run=prune)
+
+    sampling = commands.add_parser("sample", help="draw pictures into a PNG file")
+    _common(sampling)
+    sampling.add_argument("--classes", metavar="A,B", help=f"of the packaged model: {', '.join(GARMENTS)}")
+    sampling.add_argument("--prompts", type=Path, metavar="FILE.txt", help="what to draw, one prompt a line")
+    sampling.add_argument("--count", type=int, default=10, help="pictures, classes in turn (default: %(default)s)")
+    sampling.add_argument("--beside", metavar="MODEL", help="draw the same from the same noise in a row above")
+    sampling.add_argument("--output", type=Path, required=True, metavar="FILE.png")
+    sampling.set_defaults(run=sample)
+
+    evaluating = commands.add_parser("evaluate", help="drift, denoising loss and Fréchet distance (packaged model)")
+    _common(evaluating)
+    evaluating.add_argument("--dense", default=PACKAGED, metavar="MODEL", help="to measure the drift from")
+    evaluating.add_argument("--count", type=int, default=200, help="pictures (default: %(default)s)")
+    evaluating.add_argument("--output", type=Path, metavar="FILE.json", help="write the scores there")
+    evaluating.set_defaults(run=evaluate)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=PACKAGED, help="packaged name, Hub id or folder (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's own)")
+
+
+def prune(options: argparse.Namespace, console: Console) -> None:
+    check_installed()
+    check_output(options.output)
+    names = ("method", "sparsity", "damping", "threshold", "order", "budget")
+    engine = {name: getattr(options, name) for name in names} | {"options": method_options(options.option)}
+    make_settings(**engine, block_size=options.block_size or 128)  # a typing mistake should not cost the loading
+    step_weights(options.step_weights, options.steps)
+    wanted = _read_prompts(options.prompts)
+    pipeline = _load(options, options.model, console)
+    with terminal.bar(console, "Pruning") as bar:
+        report = prune_diffusion(
+            pipeline,
+            _conditions(pipeline, wanted, None, options.samples),
+            steps=options.steps,
+            step_weights=options.step_weights,
+            packages=options.packages,
+            layers=options.layers,
+            block_size=options.block_size,
+            guidance=options.guidance,
+            seed=options.seed,
+            progress=terminal.follow(bar),
+            **engine,
+        )
+    report = report.with_summary(model=options.model, dtype=options.dtype)
+    with console.status(f"Writing {options.output}"):
+        save_diffusion(pipeline.to("cpu"), options.output, report=report)
+    terminal.print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error"]], "Layers")
+    summary, out = report.summary, Console()
+    out.print(
+        f"{summary['layers']} layers, {100 * summary['removed_fraction']:.2f} % of their weights removed, "
+        f"mean relative error {summary['mean_relative_error']:.4f}, {summary['columnar_layers']} columnar, "
+        f"{summary['seconds']:.0f} s"
+    )
+    dense = summary["convolutions_left_dense"]
+    out.print(
+        f"{summary['weights'] / summary['denoiser_weights']:.0%} of the denoiser's weights are in these layers; "
+        f"{dense} convolutional layers with {summary['convolution_weights_left_dense']} weights stay dense",
+        highlight=False,
+    )
+    out.print(f"Pipeline, report.json and layers.csv are in {options.output}", soft_wrap=True)
+
+
+def sample(options: argparse.Namespace, console: Console) -> None:
+    check_installed()
+    check_steps(options.steps)
+    _check_file(options.output)
+    wanted, classes = _read_prompts(options.prompts), _read_classes(options.classes)
+    rows = []
+    for name in ([options.beside] if options.beside else []) + [options.model]:
+        pipeline = _load(options, name, console)
+        conditions = _conditions(pipeline, wanted, classes, options.count)
+        with terminal.bar(console, f"Drawing with {name}") as bar:
+            drawn = draw_pictures(
+                pipeline,
+                conditions,
+                steps=options.steps,
+                seed=options.seed,
+                guidance=options.guidance,
+                tick=_tick(bar),
+            )
+        rows.append(drawn)
+    parts = zip(*(row.split(PER_ROW) for row in rows), strict=True)  # the same pictures of all models below each other
+    write_sheet(options.output, [row for part in parts for row in part])
+    above = f", those of {options.beside} above" if options.beside else ""
+    Console().print(f"{len(rows[0])} pictures are in {options.output}{above}", soft_wrap=True, highlight=False)
+
+
+def evaluate(options: argparse.Namespace, console: Console) -> None:
+    check_installed()
+    check_steps(options.steps)
+    if options.output:
+        _check_file(options.output)
+    given = {"pictures": options.count, "steps": options.steps, "seed": options.seed, "guidance": options.guidance}
+    pipeline = _load(options, options.model, console)
+    check_garments(pipeline)
+    with terminal.bar(console, f"Drawing with {options.dense}") as bar:
+        dense = evaluation_trajectory(_load(options, options.dense, console), **given, tick=_tick(bar))
+    with terminal.bar(console, f"Drawing with {options.model}") as bar:
+        scores = evaluate_diffusion(pipeline, dense, **given, tick=_tick(bar))
+    _print_scores(scores, options)
+    if options.output:
+        try:
+            write_atomically(options.output, (json.dumps(scores.to_dict(), indent=1) + "\n").encode())
+        except OSError as problem:
+            raise RoseError(f"{options.output} cannot be written ({problem.strerror}); make room.") from problem
+
+
+def _print_scores(scores: DiffusionScores, options: argparse.Namespace) -> None:
+    out = Console(highlight=False)
+    out.print(f"Drift from {options.dense} by step: {' '.join(f'{value:.3f}' for value in scores.drift)}")
+    losses = (f"{t}: {value:.4f}" for t, value in zip(scores.loss_times, scores.loss, strict=True))
+    out.print(f"Denoising loss by t: {', '.join(losses)}")
+    out.print(
+        f"Fréchet distance {scores.frechet:.3f} over {scores.pictures} pictures; the classifier recognizes "
+        f"{scores.accuracy:.0%}; {scores.seconds:.0f} s"
+    )
+
+
+def _load(options: argparse.Namespace, name: str, console: Console) -> Any:
+    with console.status(f"Loading {name}"):
+        return load_diffusion(name, dtype=options.dtype).to(pick_device())
+
+
+def _tick(bar: Any) -> Any:
+    task = bar.tasks[0].id
+    bar.update(task, total=100)
+    return lambda share: bar.update(task, completed=round(100 * share))
+
+
+def _conditions(pipeline: Any, prompts: list[str] | None, classes: list[int] | None, count: int) -> Conditions:
+    """What to draw: prompts or classes in turn, `count` in all."""
+    if count < 1:
+        raise RoseError(f"At least one picture must be drawn, not {count}.")
+    if prompts is not None:
+        return [prompts[k % len(prompts)] for k in range(count)]
+    if hasattr(pipeline, "tokenizer"):
+        raise RoseError(f"{type(pipeline).__name__} draws from prompts; give --prompts FILE.txt, one prompt a line.")
+    if classes is None:
+        return classes_in_turn(count)
+    return [classes[k % len(classes)] for k in range(count)]
+
+
+def _read_prompts(path: Path | None) -> list[str] | None:
+    if path is None:
+        return None
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as problem:
+        raise RoseError(f"The prompts in {path} cannot be read; give a text file with one prompt a line.") from problem
+    if not lines:
+        raise RoseError(f"{path} holds no prompt; write one a line.")
+    return lines
+
+
+def _read_classes(text: str | None) -> list[int] | None:
+    """Names of garments, or numbers as classes of other models have them."""
+    if text is None:
+        return None
+    known = {name.lower(): number for number, name in enumerate(GARMENTS)}
+    parts = [part.strip().lower() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if part not in known and not part.isdecimal():
+            raise RoseError(f"There is no class {part!r}; choose from {', '.join(GARMENTS)}, or give its number.")
+    if not parts:
+        raise RoseError("--classes names nothing; give at least one, or leave it out for all.")
+    return [known[part] if part in known else int(part) for part in parts]
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise RoseError(f"{path} cannot be written: name a file in a folder that exists.")

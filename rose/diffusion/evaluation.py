@@ -1,0 +1,196 @@
+"""What pruning does to a diffusion model: drift by step, denoising loss by t, and the Fréchet distance.
+
+The drift needs nothing but the two models. The loss and the distance are for the packaged model, which comes with real
+pictures and a classifier.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rose.diffusion.garments import GARMENTS, SIDE, Classifier, load_classifier, load_references
+from rose.diffusion.loading import denoiser_of
+from rose.diffusion.trajectory import Trajectory, record_trajectory
+from rose.errors import RoseError
+
+LOSS_TIMES = tuple(range(50, 1000, 100))  # of the scheduler's 1000
+FEATURE_BATCH = 500
+LEAST_PICTURES = Classifier.FEATURES + 1  # for a covariance of full rank
+
+
+@dataclass(frozen=True)
+class DiffusionScores:
+    """One model, measured.
+
+    Attributes:
+        drift: ‖x_t − x_t dense‖ / ‖x_t dense‖ before each step and, last, of the pictures; mean over pictures. Empty
+            without a dense model.
+        loss_times, loss: t, and the mean squared error of the predicted v there, on real pictures no training saw.
+        frechet: distance of the drawn pictures to real ones, in the classifier's features.
+        accuracy: share of pictures that the classifier takes for what was asked for.
+        pictures: drawn for the last two.
+        seconds: the measuring took.
+    """
+
+    drift: tuple[float, ...]
+    loss_times: tuple[int, ...]
+    loss: tuple[float, ...]
+    frechet: float
+    accuracy: float
+    pictures: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain entries, for JSON."""
+        return asdict(self)
+
+
+def evaluate_diffusion(
+    pipeline: Any,
+    dense: Trajectory | None = None,
+    *,
+    pictures: int = 200,
+    steps: int = 20,
+    seed: int = 0,
+    guidance: float | None = None,
+    tick: Callable[[float], Any] | None = None,
+) -> DiffusionScores:
+    """Measures the packaged model, pruned or not.
+
+    Args:
+        pipeline: what `load_diffusion` gives for "garments" or for a folder with a pruned one.
+        dense: the dense model's trajectory with the same pictures, steps, seed and guidance, from
+            `evaluation_trajectory`; None leaves the drift out.
+        pictures: drawn, the ten classes in turn.
+        steps, seed, guidance: see `rose.diffusion.trajectory.run_pipeline`.
+        tick: called with the share done, 0 to 1; may raise to stop.
+
+    Raises:
+        RoseError: another model, too few pictures for the Fréchet distance, or a dense trajectory of another run.
+    """
+    check_garments(pipeline)
+    if pictures < LEAST_PICTURES:
+        raise RoseError(f"The Fréchet distance needs at least {LEAST_PICTURES} pictures, not {pictures}.")
+    began = time.perf_counter()
+    own = evaluation_trajectory(pipeline, pictures=pictures, steps=steps, seed=seed, guidance=guidance, tick=tick)
+    if dense is not None and not torch.equal(dense.states[0], own.states[0]):
+        raise RoseError("The dense trajectory began with other noise; draw both with the same pictures and seed.")
+    classifier, references = load_classifier(), load_references()
+    drawn = own.pictures.clamp(-1, 1)
+    features = torch.cat([classifier.features(part) for part in drawn.split(FEATURE_BATCH)])
+    asked = torch.tensor(classes_in_turn(pictures))
+    accuracy = (classifier.head(features).argmax(1) == asked).float().mean()
+    distance = frechet_distance(
+        features.double().mean(0), features.double().T.cov(), references["mean"], references["covariance"]
+    )
+    loss = denoising_loss(pipeline, references["pictures"], references["classes"], seed=seed)
+    return DiffusionScores(
+        () if dense is None else tuple(trajectory_drift(own, dense).tolist()),
+        LOSS_TIMES,
+        tuple(loss.tolist()),
+        distance,
+        float(accuracy),
+        pictures,
+        time.perf_counter() - began,
+    )
+
+
+def evaluation_trajectory(
+    pipeline: Any,
+    *,
+    pictures: int = 200,
+    steps: int = 20,
+    seed: int = 0,
+    guidance: float | None = None,
+    tick: Callable[[float], Any] | None = None,
+) -> Trajectory:
+    """The pictures that `evaluate_diffusion` judges, and the way to them; arguments as there."""
+    return record_trajectory(
+        pipeline, classes_in_turn(pictures), steps=steps, seed=seed, guidance=guidance, batch=100, tick=tick
+    )
+
+
+def classes_in_turn(pictures: int) -> list[int]:
+    """So many classes: 0 to 9, again and again."""
+    return [number % len(GARMENTS) for number in range(pictures)]
+
+
+def check_garments(pipeline: Any) -> None:
+    """Makes sure that this is the packaged model, dense or pruned, whose pictures the classifier knows.
+
+    Raises:
+        RoseError: it is another one.
+    """
+    config = denoiser_of(pipeline).config
+    if getattr(config, "sample_size", None) != SIDE or getattr(config, "num_embeds_ada_norm", None) != len(GARMENTS):
+        raise RoseError(
+            "Loss and Fréchet distance are measured for the packaged model only, since they need its real pictures and "
+            "its classifier; for other pipelines compare trajectories."
+        )
+
+
+def trajectory_drift(pruned: Trajectory, dense: Trajectory) -> Tensor:
+    """‖x_t − x_t dense‖ / ‖x_t dense‖ before each step, and last of what was put out; mean over pictures.
+
+    Both must have begun with the same noise, so the first is 0.
+
+    Returns:
+        (steps + 1,)
+    """
+    ways = [(a, b) for a, b in zip(pruned.states, dense.states, strict=True)]
+    shares = []
+    for own, other in [*ways, (pruned.pictures, dense.pictures)]:
+        apart, size = (own - other).flatten(1).norm(dim=1), other.flatten(1).norm(dim=1)
+        shares.append((apart / size.clamp_min(torch.finfo(size.dtype).tiny)).mean())
+    return torch.stack(shares)
+
+
+@torch.no_grad()
+def denoising_loss(
+    pipeline: Any, pictures: Tensor, classes: Tensor, *, times: Sequence[int] = LOSS_TIMES, seed: int = 0
+) -> Tensor:
+    """Mean of (v̂ − v)² at each t: how well one step alone removes noise from real pictures.
+
+    Args:
+        pipeline: with the packaged model, which predicts v = √ᾱ·ε − √(1 − ᾱ)·x₀.
+        pictures, classes: (n, 1, 28, 28) between −1 and 1, (n,) int64.
+        times: t, of the scheduler's training steps.
+        seed: of the noise, the same at every t.
+
+    Returns:
+        (times,)
+    """
+    denoiser = denoiser_of(pipeline)
+    parameter = next(denoiser.parameters())
+    noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(seed))
+    losses = []
+    for t in times:
+        signal = float(pipeline.scheduler.alphas_cumprod[t])
+        a, b = signal**0.5, (1 - signal) ** 0.5
+        noisy = (a * pictures + b * noise).to(parameter)
+        at = torch.full((len(noisy),), t, device=parameter.device)
+        predicted = denoiser(noisy, timestep=at, class_labels=classes.to(parameter.device)).sample
+        losses.append((predicted.float().cpu() - (a * noise - b * pictures)).square().mean())
+    return torch.stack(losses)
+
+
+def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> float:
+    """‖μ − μ'‖² + tr(Σ + Σ' − 2 (Σ Σ')^½), of two normal distributions (Dowson and Landau 1982).
+
+    The trace of the root is that of (Σ^½ Σ' Σ^½)^½, which is symmetric.
+
+    Args:
+        mean, other_mean: (features,)
+        covariance, other_covariance: (features, features)
+    """
+    values, vectors = torch.linalg.eigh(covariance.double())
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    common = torch.linalg.eigvalsh(root @ other_covariance.double() @ root).clamp_min(0).sqrt().sum()
+    apart = (mean.double() - other_mean.double()).square().sum()
+    return float(apart + covariance.double().trace() + other_covariance.double().trace() - 2 * common)

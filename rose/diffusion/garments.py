@@ -1,0 +1,93 @@
+"""The packaged tiny diffusion model: ten classes of garments, 28 × 28 grey pixels, and the classifier that judges them.
+
+A class-conditional DiT (Peebles and Xie 2023, diffusers' `DiTTransformer2DModel`) in pixel space, trained on
+Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, MIT licence) by `rose.diffusion.train`, which also says how.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+GARMENTS = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+ANY = len(GARMENTS)  # the class that means "no class", for guidance
+SIDE = 28
+FOLDER = Path(__file__).with_name("tiny")
+DENOISER = {
+    "num_attention_heads": 4,
+    "attention_head_dim": 36,
+    "num_layers": 4,
+    "in_channels": 1,
+    "out_channels": 1,
+    "sample_size": SIDE,
+    "patch_size": 7,
+    "num_embeds_ada_norm": ANY,
+}
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": True,
+}
+
+
+class Classifier(nn.Module):
+    """A small convolutional network; its last hidden layer is the feature space of the Fréchet distance.
+
+    Pictures (n, 1, 28, 28) between −1 and 1 -> logits (n, 10).
+    """
+
+    FEATURES = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * 7 * 7, self.FEATURES),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(self.FEATURES, len(GARMENTS))
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """(n, 1, 28, 28) -> (n, 64)."""
+        return self.body(pictures)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.head(self.features(pictures))
+
+
+def load_classifier() -> Classifier:
+    """The packaged classifier, in evaluation mode."""
+    classifier = Classifier()
+    classifier.load_state_dict({k: v.float() for k, v in load_file(FOLDER / "classifier.safetensors").items()})
+    return classifier.eval().requires_grad_(False)
+
+
+def load_references() -> dict[str, Tensor]:
+    """What is known of real pictures that no training has seen.
+
+    Returns:
+        "mean" (64,) and "covariance" (64, 64) of the classifier's features over 10 000 of them; 256 "pictures",
+        (256, 1, 28, 28) between −1 and 1, with their "classes", (256,) int64.
+    """
+    found = load_file(FOLDER / "references.safetensors")
+    found["pictures"] = found["pictures"].float() / 127.5 - 1
+    found["classes"] = found["classes"].long()
+    return found
+
+
+def made() -> dict[str, Any]:
+    """How the packaged weights were made: seeds, steps, losses, versions."""
+    return json.loads((FOLDER / "made.json").read_text())

@@ -1,0 +1,174 @@
+"""Diffusion pipelines: the packaged one, a folder, or a Hub id; and saving a pruned one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from torch import nn
+
+from rose.diffusion.garments import FOLDER
+from rose.errors import RoseError
+from rose.model.loading import check_output, parse_dtype
+from rose.paths import expand
+from rose.report import RunReport, default_permissions
+
+PACKAGED = "garments"
+OWN_CLASS = "GarmentPipeline"  # what a saved pipeline's index calls the packaged model's
+
+
+def load_diffusion(name: str = PACKAGED, *, dtype: str | torch.dtype = "float32") -> Any:
+    """Loads a diffusion pipeline, on the CPU, with its denoiser in evaluation mode.
+
+    Args:
+        name: "garments" (packaged: 1.8 million parameters, ten classes of garments, 28 × 28 pixels), a folder that
+            `save_diffusion` or a diffusers pipeline's `save_pretrained` wrote, or a Hub id such as
+            "stabilityai/stable-diffusion-3-medium-diffusers".
+        dtype: "float32", "bfloat16" or "float16".
+
+    Returns:
+        A `diffusers.DiffusionPipeline`; calling it draws pictures.
+
+    Raises:
+        RoseError: diffusers is not installed, no such pipeline, missing or corrupt files, no network, or a pipeline
+            without a transformer or UNet.
+    """
+    check_installed()
+    wanted = parse_dtype(dtype)
+    pipeline = _load_packaged(wanted) if name == PACKAGED else _load(name, wanted)
+    pipeline.set_progress_bar_config(disable=True)  # callers draw their own
+    denoiser = denoiser_of(pipeline)
+    denoiser.requires_grad_(False)
+    denoiser.eval()
+    return pipeline
+
+
+def save_diffusion(pipeline: Any, folder: str | Path, *, report: RunReport | None = None) -> None:
+    """Writes a pipeline folder, whole or not at all; a pruned one loads as any other.
+
+    The report of the run that pruned it, where given, goes beside it (report.json, layers.csv, layers.parquet).
+
+    Raises:
+        RoseError: the folder exists and is not empty, or cannot be written.
+    """
+    folder = Path(folder)
+    check_output(folder)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        pipeline.save_pretrained(temporary)
+        if report is not None:
+            report.save(temporary)
+        for path in (temporary, *temporary.rglob("*")):
+            default_permissions(path)
+        if folder.exists():
+            folder.rmdir()  # empty, as checked
+        temporary.rename(folder)
+    except OSError as problem:
+        raise RoseError(f"The pipeline could not be written to {folder} ({problem}); free some space.") from problem
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_installed() -> None:
+    """Makes sure that diffusers is there, before any work.
+
+    Raises:
+        RoseError: it is not.
+    """
+    if find_spec("diffusers") is None:
+        raise RoseError("Diffusion models need diffusers; run: pip install 'rose-explorer[diffusion]'")
+
+
+def denoiser_of(pipeline: Any) -> nn.Module:
+    """The network that a pipeline asks at every step: its transformer or UNet, the component with the most linear
+    weights of those that are called `transformer` or `unet`, as diffusers' pipelines all call it.
+
+    Raises:
+        RoseError: it has none, or several.
+    """
+    parts = [getattr(pipeline, name, None) for name in ("transformer", "unet")]
+    found = [part for part in parts if isinstance(part, nn.Module)]
+    if len(found) != 1:
+        raise RoseError(
+            f"{type(pipeline).__name__} has {len(found) or 'no'} transformer or UNet; choose a pipeline with one."
+        )
+    if isinstance(getattr(pipeline, "transformer_2", None), nn.Module):
+        raise RoseError(f"{type(pipeline).__name__} has two transformers, one after the other; choose one with one.")
+    return found[0]
+
+
+def _load_packaged(dtype: torch.dtype) -> Any:
+    from diffusers import DDIMScheduler, DiTTransformer2DModel
+
+    from rose.diffusion.garment_pipeline import GarmentPipeline
+
+    with _quiet():
+        transformer = DiTTransformer2DModel.from_pretrained(FOLDER, dtype=dtype)
+        return GarmentPipeline(transformer, DDIMScheduler.from_pretrained(FOLDER))
+
+
+def _load(name: str, dtype: torch.dtype) -> Any:
+    from diffusers import DiffusionPipeline
+
+    from rose.diffusion.garment_pipeline import GarmentPipeline
+
+    folder = expand(name)
+    is_local = folder.exists()
+    kind: Any = DiffusionPipeline
+    if is_local:
+        index = _read_index(folder)
+        kind = GarmentPipeline if index.get("_class_name") == OWN_CLASS else DiffusionPipeline
+    else:
+        _check_hub_id(name)
+    try:
+        with _quiet():
+            return kind.from_pretrained(str(folder) if is_local else name, dtype=dtype, local_files_only=is_local)
+    except Exception as problem:  # diffusers, safetensors and the Hub each raise their own kinds
+        text = " ".join(str(problem).split())[:200]
+        what = "a file is missing or corrupt" if is_local else f"check the id and the network, or use {PACKAGED}"
+        raise RoseError(f"{name} cannot be loaded as a diffusion pipeline; {what} ({text}).") from problem
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / "model_index.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as problem:
+        raise RoseError(
+            f"{folder} holds no readable model_index.json, so it is not a diffusion pipeline; choose another folder, "
+            f"or {PACKAGED}."
+        ) from problem
+
+
+def _check_hub_id(name: str) -> None:
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise RoseError(f"There is no folder {name}; give a pipeline's folder, a Hub id owner/model, or {PACKAGED}.")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as problem:
+        raise RoseError(f"{name!r} is neither a folder nor a Hub id such as owner/model.") from problem
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars or advice from diffusers."""
+    from diffusers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

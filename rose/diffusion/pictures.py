@@ -1,0 +1,52 @@
+"""Pictures as a sheet, for files and screens."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rose.errors import RoseError
+from rose.report import write_atomically
+
+GAP = 2  # pixels between pictures
+
+
+def to_pixels(pictures: Tensor) -> np.ndarray:
+    """(n, channels, height, width) between −1 and 1 -> (n, height, width[, 3]) uint8; one channel is grey."""
+    pixels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+
+
+def make_sheet(rows: Sequence[Tensor], scale: int = 1) -> np.ndarray:
+    """A row of pictures for each tensor (n, channels, height, width), on white; `scale` repeats every pixel.
+
+    A shorter row is filled up with white.
+    """
+    parts = [torch.nn.functional.pad(row, (0, GAP, 0, GAP), value=1.0) for row in rows]
+    lines = [torch.cat(list(part), dim=-1) for part in parts]
+    widest = max(line.shape[-1] for line in lines)
+    lines = [torch.nn.functional.pad(line, (0, widest - line.shape[-1]), value=1.0) for line in lines]
+    sheet = torch.cat(lines, dim=-2)
+    pixels = to_pixels(sheet[None])[0]
+    return pixels.repeat(scale, 0).repeat(scale, 1)
+
+
+def write_sheet(path: Path, rows: Sequence[Tensor], scale: int = 4) -> None:
+    """Writes a PNG file, whole or not at all.
+
+    Raises:
+        RoseError: it cannot be written.
+    """
+    from PIL import Image  # comes with diffusers
+
+    buffer = io.BytesIO()
+    Image.fromarray(make_sheet(rows, scale)).save(buffer, format="png")
+    try:
+        write_atomically(path, buffer.getvalue())
+    except OSError as problem:
+        raise RoseError(f"{path} cannot be written ({problem.strerror}); choose another file.") from problem

@@ -1,0 +1,61 @@
+"""How much each denoising step counts in a layer's Hessian, H = Σ_t α_t X_tᵀX_t (OBS-Diff, arXiv 2510.06751)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rose.errors import RoseError
+
+STEP_WEIGHTS = ("log_decrease", "uniform", "log_increase", "linear")
+LOW, HIGH = 0.8, 1.2  # of the paper
+MAX_STEPS = 1000
+
+StepWeights = str | Sequence[float]
+
+
+def step_weights(kind: StepWeights, steps: int) -> tuple[float, ...]:
+    """α of each step, from the noisiest to the last.
+
+    "log_decrease", the paper's, is 0.8 + 0.4·ln(N − i)/ln N for i = 0 … N − 1: early steps count more, because their
+    errors are carried through all later ones. "log_increase" is its mirror image, "linear" falls from 1.2 to 0.8 in
+    equal steps, "uniform" is 1.
+
+    Args:
+        kind: one of `STEP_WEIGHTS`, or the weights themselves, a positive number for each step.
+        steps: how many.
+
+    Raises:
+        RoseError: an unknown name, weights that are not positive or not as many as steps, or a bad number of steps.
+    """
+    check_steps(steps)
+    if not isinstance(kind, str):
+        return _own_weights(kind, steps)
+    if kind not in STEP_WEIGHTS:
+        raise RoseError(f"The step weights must be one of {', '.join(STEP_WEIGHTS)}, not {kind!r}.")
+    if kind == "uniform" or steps == 1:
+        return (1.0,) * steps
+    if kind == "linear":
+        return tuple(HIGH - (HIGH - LOW) * i / (steps - 1) for i in range(steps))
+    falling = tuple(LOW + (HIGH - LOW) * math.log(steps - i) / math.log(steps) for i in range(steps))
+    return falling if kind == "log_decrease" else falling[::-1]
+
+
+def check_steps(steps: int) -> None:
+    """Makes sure that this is a number of denoising steps.
+
+    Raises:
+        RoseError: it is not a whole number from 1 to 1000.
+    """
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MAX_STEPS:
+        raise RoseError(f"The number of denoising steps must be a whole number from 1 to {MAX_STEPS}, not {steps!r}.")
+
+
+def _own_weights(given: Sequence[float], steps: int) -> tuple[float, ...]:
+    try:
+        weights = tuple(float(weight) for weight in given)
+    except (TypeError, ValueError) as problem:
+        raise RoseError(f"Step weights must be a name or a positive number for each step, not {given!r}.") from problem
+    if len(weights) != steps or not all(0 < weight < math.inf for weight in weights):
+        raise RoseError(f"Step weights of your own must be {steps} positive numbers, one for each step.")
+    return weights

@@ -1,0 +1,223 @@
+"""Trains the packaged tiny model and its classifier: python -m rose.diffusion.train --output FOLDER
+
+Seeded, on one thread by default, so that the same machine and versions give the same bits. Snapshots are kept beside
+the output, and the same command goes on from the last one. The pictures are Fashion-MNIST's four idx files, such as
+those of Debian's package `dataset-fashion-mnist`; nothing of them is needed to use the model.
+
+The denoiser learns v = √ᾱ·ε − √(1 − ᾱ)·x₀ (Salimans and Ho 2022) with a cosine schedule of zero terminal SNR
+(Nichol and Dhariwal 2021; Lin et al. 2024); a tenth of the classes are hidden, for guidance (Ho and Salimans 2022).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DDIMScheduler, DiTTransformer2DModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rose.diffusion.garments import ANY, DENOISER, FOLDER, SCHEDULER, SIDE, Classifier
+
+DATA = Path("/usr/share/datasets/fashion-mnist")
+HIDDEN_CLASSES = 0.1
+WARM_UP = 200
+HELD_OUT = 256  # real pictures that go along with the model
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains both networks and writes their folder."""
+    parser = argparse.ArgumentParser(description="Train the packaged diffusion model on Fashion-MNIST.")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with the four .gz files (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="default: where the package looks for it")
+    parser.add_argument("--snapshot", type=Path, default=Path("garments.snapshot.pt"), help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=1650, help="of the denoiser (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="pictures a step (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--decay", type=float, default=0.998, help="of the mean of the weights (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    if not (options.data / "train-images-idx3-ubyte.gz").is_file():
+        parser.error(f"{options.data} lacks train-images-idx3-ubyte.gz; install dataset-fashion-mnist or give --data")
+    torch.set_num_threads(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    pictures, classes = read_split(options.data, "train")
+    unseen, unseen_classes = read_split(options.data, "t10k")
+    path = options.output / "made.json"
+    facts: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if set(facts) != {"classifier"}:  # else a run that was stopped after its first part
+        facts["classifier"] = train_classifier(options, pictures, classes, unseen, unseen_classes)
+        path.write_text(json.dumps(facts))
+    facts["denoiser"] = train_denoiser(options, pictures, classes)
+    facts["versions"] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }
+    facts["data"] = "Fashion-MNIST (Xiao, Rasul and Vollgraf 2017), MIT licence"
+    path.write_text(json.dumps(facts, indent=1) + "\n")
+    options.snapshot.unlink(missing_ok=True)
+
+
+def read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
+    """Pictures (n, 1, 28, 28) between −1 and 1, and classes (n,) int64, from idx files (LeCun's format)."""
+    with gzip.open(folder / f"{split}-images-idx3-ubyte.gz") as file:
+        raw = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8, offset=16)
+    with gzip.open(folder / f"{split}-labels-idx1-ubyte.gz") as file:
+        labels = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8, offset=8)
+    return raw.view(-1, 1, SIDE, SIDE).float() / 127.5 - 1, labels.long()
+
+
+def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of one epoch after another, shuffled; an incomplete last batch is left out."""
+    while True:
+        yield from torch.randperm(count, generator=generator)[: count // size * size].split(size)
+
+
+def train_classifier(
+    options: argparse.Namespace, pictures: Tensor, classes: Tensor, unseen: Tensor, unseen_classes: Tensor
+) -> dict[str, Any]:
+    """Trains the judge for four epochs, and keeps what it sees in unseen pictures; returns its accuracy on them."""
+    path, epochs, batch = options.output / "classifier.safetensors", 4, 128
+    torch.manual_seed(options.seed)
+    generator = torch.Generator().manual_seed(options.seed)
+    classifier = Classifier()
+    steps = epochs * (len(pictures) // batch)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
+    for _, chosen in zip(range(steps), batches(len(pictures), batch, generator), strict=False):
+        loss = F.cross_entropy(classifier(pictures[chosen]), classes[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    # What is measured is what is kept: the weights as float16 has them.
+    stored = {name: value.half().contiguous() for name, value in classifier.state_dict().items()}
+    classifier.load_state_dict({name: value.float() for name, value in stored.items()})
+    with torch.no_grad():
+        parts = [classifier.features(part) for part in unseen.split(500)]
+        features = torch.cat(parts).double()
+        accuracy = (classifier.head(features.float()).argmax(1) == unseen_classes).float().mean()
+    references = {
+        "mean": features.mean(0),
+        "covariance": features.T.cov(),
+        "pictures": ((unseen[:HELD_OUT] + 1) * 127.5).round().byte(),
+        "classes": unseen_classes[:HELD_OUT].byte(),
+    }
+    save_file(stored, path)
+    save_file(
+        {name: value.contiguous() for name, value in references.items()}, path.with_name("references.safetensors")
+    )
+    print(f"classifier: accuracy {float(accuracy):.4f} on unseen pictures", flush=True)
+    return {"seed": options.seed, "steps": steps, "batch": batch, "accuracy_on_unseen_pictures": float(accuracy)}
+
+
+def train_denoiser(options: argparse.Namespace, pictures: Tensor, classes: Tensor) -> dict[str, Any]:
+    """Trains the DiT, going on from a snapshot where there is one; returns what made.json says of it."""
+    torch.manual_seed(options.seed)
+    generator = torch.Generator().manual_seed(options.seed)
+    model = DiTTransformer2DModel(**DENOISER)
+    # Its own dropout of classes draws anew in every block, so that no picture would be without a class in all of
+    # them: classes are hidden here, and the model stays in evaluation mode, which changes nothing else.
+    model.eval()
+    mean = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, options.steps))
+    signal = DDIMScheduler(**SCHEDULER).alphas_cumprod
+    first, seconds = 0, 0.0
+    losses: list[list[float]] = []  # step, and the mean loss since the one before
+    if options.snapshot.is_file():
+        kept = torch.load(options.snapshot)
+        model.load_state_dict(kept["model"])
+        optimizer.load_state_dict(kept["optimizer"])
+        schedule.load_state_dict(kept["schedule"])
+        generator.set_state(kept["generator"])
+        mean, first, losses, seconds = kept["mean"], kept["step"], kept["losses"], kept["seconds"]
+    epoch = iter(batches(len(pictures), options.batch, torch.Generator().manual_seed(options.seed + 1)))
+    for _ in range(first):
+        next(epoch)
+    began = time.perf_counter()
+    running: list[float] = []
+    for step in range(first, options.steps):
+        chosen = next(epoch)
+        loss = denoising_loss(model, signal, pictures[chosen], classes[chosen], generator)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        decay = min(options.decay, (step + 1) / (step + 10))
+        for name, value in model.state_dict().items():
+            mean[name].lerp_(value, 1 - decay)
+        running.append(float(loss.detach()))
+        if (step + 1) % 50 == 0 or step + 1 == options.steps:
+            losses.append([step + 1, round(sum(running) / len(running), 5)])
+            spent = seconds + time.perf_counter() - began
+            print(f"step {step + 1}: loss {losses[-1][1]:.4f}, {spent:.0f} s", flush=True)
+            running = []
+            keep(options.snapshot, model, optimizer, schedule, generator, mean, step + 1, losses, spent)
+    model.load_state_dict(mean)
+    model.half().save_pretrained(options.output)
+    DDIMScheduler(**SCHEDULER).save_pretrained(options.output)
+    return {
+        "seed": options.seed,
+        "steps": options.steps,
+        "batch": options.batch,
+        "learning_rate": options.rate,
+        "mean_of_weights_decay": options.decay,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "loss_by_step": losses,
+    }
+
+
+def denoising_loss(
+    model: nn.Module, signal: Tensor, pictures: Tensor, classes: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Mean of (v̂ − v)² at one random t for each picture."""
+    count = len(pictures)
+    times = torch.randint(len(signal), (count,), generator=generator)
+    noise = torch.randn(pictures.shape, generator=generator)
+    shown = torch.where(torch.rand(count, generator=generator) < HIDDEN_CLASSES, ANY, classes)
+    a, b = (part.sqrt().view(-1, 1, 1, 1) for part in (signal[times], 1 - signal[times]))
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = model(a * pictures + b * noise, times, shown).sample
+    return F.mse_loss(predicted.float(), a * noise - b * pictures)
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Share of the highest learning rate: a linear rise, a plateau, and a linear fall to zero over the last 15 %."""
+    return max(0.0, min(1.0, (step + 1) / WARM_UP, (steps - step) / (0.15 * steps)))
+
+
+def keep(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
+    generator: torch.Generator,
+    mean: dict[str, Tensor],
+    step: int,
+    losses: list[list[float]],
+    seconds: float,
+) -> None:
+    """Writes a snapshot, whole or not at all."""
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
+    state |= {"generator": generator.get_state(), "mean": mean, "step": step, "losses": losses, "seconds": seconds}
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""A pipeline's walk from noise to pictures, watched at its denoiser; nothing of a particular pipeline is assumed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rose.diffusion.loading import denoiser_of
+from rose.diffusion.steps import check_steps
+from rose.errors import RoseError
+
+Conditions = Sequence[int] | Sequence[str] | Sequence[Mapping[str, Any]]
+# Called before the denoiser, with the step, how many there are, and its input x_t.
+Watch = Callable[[int, int, Tensor], None]
+INPUT_NAMES = ("hidden_states", "sample")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures that are drawn together.
+
+    Attributes:
+        arguments: of the pipeline's call.
+        first: index of the first picture, or of the batch where its pictures cannot be counted.
+        count: pictures; None where the arguments do not tell.
+    """
+
+    arguments: Mapping[str, Any]
+    first: int
+    count: int | None
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What was seen on the way.
+
+    Attributes:
+        states: x_t before each step, (steps, n, ...) float32. A pipeline whose denoiser is asked several times a step
+            is seen at the first. Where guidance gives every picture twice, it is kept once if the pictures can be
+            counted.
+        times: t of each step, as the scheduler counts it.
+        pictures: what the pipeline put out, (n, ...) float32: pixels or latents.
+    """
+
+    states: Tensor
+    times: tuple[float, ...]
+    pictures: Tensor
+
+
+def make_batches(pipeline: Any, conditions: Conditions, size: int) -> list[Batch]:
+    """Cuts what is to be drawn into batches.
+
+    Args:
+        pipeline: says by its signature what it takes.
+        conditions: classes (whole numbers), prompts (texts), or ready keyword arguments of the pipeline, one mapping
+            for each batch.
+        size: pictures in a batch.
+
+    Raises:
+        RoseError: nothing to draw, a mixture, or something that this pipeline does not take.
+    """
+    if not isinstance(size, int) or size < 1:
+        raise RoseError(f"A batch must hold at least one picture, not {size!r}.")
+    given: list[Any] = [] if isinstance(conditions, (str, Mapping)) else list(conditions)
+    whole = all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in given)
+    if not given:
+        raise RoseError("Say what to draw: a list of classes, of prompts, or of keyword arguments for the pipeline.")
+    if all(isinstance(one, Mapping) for one in given):
+        batches = [Batch(dict(one), number, None) for number, one in enumerate(given)]
+    elif whole or all(isinstance(one, str) for one in given):
+        name = "class_labels" if whole else "prompt"
+        values = [int(one) for one in given] if whole else given
+        batches = [
+            Batch({name: part}, first, len(part))
+            for first in range(0, len(values), size)
+            if (part := values[first : first + size])
+        ]
+    else:
+        raise RoseError("Classes, prompts and keyword arguments cannot be mixed; give a list of one kind.")
+    taken = inspect.signature(pipeline.__call__).parameters
+    for name in {name for batch in batches for name in batch.arguments}:
+        if name not in taken:
+            raise RoseError(
+                f"{type(pipeline).__name__} takes no {name}; it takes {', '.join(list(taken)[:6])} and more."
+            )
+    _check_classes(pipeline, batches)
+    return batches
+
+
+def _check_classes(pipeline: Any, batches: Sequence[Batch]) -> None:
+    known = getattr(denoiser_of(pipeline).config, "num_embeds_ada_norm", None)
+    for batch in batches:
+        for label in batch.arguments.get("class_labels", ()) if known else ():
+            if not 0 <= int(label) < known:
+                raise RoseError(f"There is no class {label}; this model knows 0 to {known - 1}.")
+
+
+def run_pipeline(
+    pipeline: Any,
+    batch: Batch,
+    *,
+    steps: int,
+    seed: int = 0,
+    guidance: float | None = None,
+    watch: Watch | None = None,
+    output: str = "latent",
+) -> Tensor:
+    """Draws one batch; every picture has noise of its own, the same for every model and every batch size.
+
+    Args:
+        pipeline, batch, steps: what to draw, in how many denoising steps.
+        seed: of the noise.
+        guidance: `guidance_scale` of the pipeline; None leaves its default.
+        watch: see `Watch`; may raise to stop.
+        output: `output_type` of the pipeline: "latent" (or pixels where it knows no latents), "pt" for pixels.
+
+    Returns:
+        What the pipeline puts out, float32.
+    """
+    arguments = {"num_inference_steps": steps, "output_type": output, "return_dict": False, **batch.arguments}
+    arguments["generator"] = _generators(batch, seed)
+    if guidance is not None:
+        arguments["guidance_scale"] = guidance
+    with _watched(pipeline, watch), torch.no_grad():
+        drawn = pipeline(**arguments)[0]
+    return torch.as_tensor(drawn).float()
+
+
+def _generators(batch: Batch, seed: int) -> torch.Generator | list[torch.Generator]:
+    """One for each picture where they can be counted, so that noise does not depend on the batch size."""
+
+    def generator(number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed * 1_000_003 + number)
+
+    if batch.count is None:
+        return generator(batch.first)
+    return [generator(batch.first + number) for number in range(batch.count)]
+
+
+@contextmanager
+def _watched(pipeline: Any, watch: Watch | None) -> Iterator[None]:
+    """Calls `watch` before every call of the denoiser. A step begins where t changes, so that a pipeline may ask its
+    denoiser twice at one t, as some do for guidance."""
+    if watch is None:
+        yield
+        return
+    times: list[float] = []
+
+    def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        x, t = _read_input(args, kwargs)
+        if not times or times[-1] != t:
+            times.append(t)
+        steps = max(len(pipeline.scheduler.timesteps), len(times))
+        watch(len(times) - 1, steps, x)
+
+    hook = denoiser_of(pipeline).register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _read_input(args: tuple, kwargs: Mapping[str, Any]) -> tuple[Tensor, float]:
+    """x_t and t, from the arguments of a denoiser's call."""
+    x = args[0] if args else next(kwargs[name] for name in INPUT_NAMES if name in kwargs)
+    t = kwargs["timestep"] if "timestep" in kwargs else args[1]
+    return x, float(t.flatten()[0] if isinstance(t, Tensor) else t)
+
+
+def record_trajectory(
+    pipeline: Any,
+    conditions: Conditions,
+    *,
+    steps: int = 20,
+    seed: int = 0,
+    guidance: float | None = None,
+    batch: int = 32,
+    tick: Callable[[float], Any] | None = None,
+) -> Trajectory:
+    """Draws pictures and keeps x_t before every step; two models with the same seed start from the same noise.
+
+    Args:
+        pipeline, conditions, batch: see `make_batches`.
+        steps, seed, guidance: see `run_pipeline`.
+        tick: called with the share done, 0 to 1; may raise to stop.
+
+    Raises:
+        RoseError: bad input, before any work.
+    """
+    check_steps(steps)
+    batches = make_batches(pipeline, conditions, batch)
+    states: list[list[Tensor]] = []
+    pictures = []
+    for number, one in enumerate(batches):
+        seen: list[Tensor] = []
+
+        def watch(
+            step: int, total: int, x: Tensor, seen: list[Tensor] = seen, number: int = number, one: Batch = one
+        ) -> None:
+            if step == len(seen):
+                once = x[: one.count] if one.count is not None and len(x) == 2 * one.count else x
+                seen.append(once.detach().float().cpu())
+            if tick is not None:
+                tick((number + (step + 1) / total) / len(batches))
+
+        pictures.append(run_pipeline(pipeline, one, steps=steps, seed=seed, guidance=guidance, watch=watch).cpu())
+        states.append(seen)
+    times = tuple(float(t) for t in pipeline.scheduler.timesteps)
+    joined = torch.stack([torch.cat(parts) for parts in zip(*states, strict=True)])
+    return Trajectory(joined, times, torch.cat(pictures))
+
+
+def draw_pictures(
+    pipeline: Any,
+    conditions: Conditions,
+    *,
+    steps: int = 20,
+    seed: int = 0,
+    guidance: float | None = None,
+    batch: int = 32,
+    tick: Callable[[float], Any] | None = None,
+) -> Tensor:
+    """Pictures, (n, channels, height, width) float32 between −1 and 1; arguments as for `record_trajectory`.
+
+    Raises:
+        RoseError: bad input, before any work.
+    """
+    check_steps(steps)
+    batches = make_batches(pipeline, conditions, batch)
+    pictures = []
+    for number, one in enumerate(batches):
+
+        def watch(step: int, total: int, _x: Tensor, number: int = number) -> None:
+            if tick is not None:
+                tick((number + (step + 1) / total) / len(batches))
+
+        drawn = run_pipeline(pipeline, one, steps=steps, seed=seed, guidance=guidance, watch=watch, output="pt")
+        pictures.append(drawn.cpu() * 2 - 1)
+    return torch.cat(pictures)

@@ -1,0 +1,52 @@
+"""Figures of the page Diffusion say what the numbers say, and refuse what does not fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import rose
+from app.figures import diffusion
+from rose.diffusion.steps import STEP_WEIGHTS
+
+PIXELS = np.zeros((2, 4, 4), np.float32)
+
+
+def test_every_step_weighting_has_a_colour_and_a_dash() -> None:
+    assert set(diffusion.WEIGHT_COLOURS) == set(diffusion.WEIGHT_DASHES) == set(STEP_WEIGHTS)
+
+
+def test_pictures_stand_in_rows_with_a_gap() -> None:
+    drawing = diffusion.pictures({"Dense": PIXELS, "Wanda": PIXELS + 0.5}, ["a", "b"], 4, drift=0.25)
+    (sheet,) = drawing.figure.data
+    assert sheet.z.shape == (10, 10)
+    assert np.isnan(sheet.z[4:6]).all()
+    assert (sheet.z[6:, :4] == 0.5).all()
+    assert "25" in drawing.figure.layout.title.text
+
+
+def test_titles_say_where_the_drift_ends_and_where_it_was_largest() -> None:
+    rising = diffusion.drift_curve([0, 0.1, 0.4], [900, 400], method="rose")
+    assert "end 40" in rising.figure.layout.title.text
+    assert "largest" not in rising.figure.layout.title.text
+    assert list(rising.data["drift"]) == [0, 0.1, 0.4]
+    falling = diffusion.drift_curve([0, 0.5, 0.4], [900, 400], method="rose")
+    assert "largest" in falling.figure.layout.title.text
+    assert "50" in falling.figure.layout.title.text
+
+
+def test_weights_that_favour_one_step_show_its_diagonal() -> None:
+    diagonals = np.array([[1.0, 3.0], [3.0, 1.0]], np.float32)
+    drawing = diffusion.step_weighting({"uniform": (1, 1), "linear": (3, 1)}, diagonals, "linear")
+    assert list(drawing.data["diagonal_uniform"]) == [4, 4]
+    assert list(drawing.data["diagonal_linear"]) == [6, 10]
+    assert "25" in drawing.caption  # 6 and 10 against their mean 8
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(rose.RoseError, match="same number of pictures"):
+        diffusion.pictures({"Dense": PIXELS, "Wanda": PIXELS[:1]}, ["a", "b"], 0)
+    with pytest.raises(rose.RoseError, match="one value before each step"):
+        diffusion.drift_curve([0, 1], [900, 400], method="rose")
+    with pytest.raises(rose.RoseError, match="beside uniform"):
+        diffusion.step_weighting({"linear": (1, 1)}, np.ones((2, 3)), "linear")

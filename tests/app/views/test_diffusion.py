@@ -1,0 +1,102 @@
+"""The page Diffusion: pictures at once, pruned ones beside them, and every part of it from the same run."""
+
+from __future__ import annotations
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import rose
+from app import shared
+from app.diffusion.run import STEPS, DiffusionRequest, DiffusionRun
+from app.jobs import Job
+from tests.app.tiny_study import figures, open_page, texts
+
+PAGE = "views/diffusion.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm() -> None:
+    """Imports, loads and draws before a page's clock runs."""
+    shared.dense_diffusion().trajectory(0)
+
+
+@pytest.fixture(scope="module")
+def finished() -> DiffusionRun:
+    """A run without the app around it."""
+    run = DiffusionRun(DiffusionRequest(method="wanda", samples=10), shared.dense_diffusion())
+    run.job.start()
+    while run.job.status == "running":
+        run.job.watch("test")  # or it would be stopped as abandoned on a busy machine
+        run.job.wait(5)
+    assert run.job.status == "done", run.job.message
+    return run
+
+
+def view(run: DiffusionRun, name: str) -> AppTest:
+    """The page in this view, after the run."""
+    app = open_page(PAGE, None, diffusion_view=name)
+    app.session_state["diffusion_run"] = run
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def test_the_dense_pictures_are_there_at_once() -> None:
+    app = open_page(PAGE)
+    assert app.title[0].value == "Diffusion: what does pruning do to a picture?"
+    assert len(figures(app)) == 1
+    assert "The dense model" in figures(app)[0]
+
+
+def test_both_rows_start_from_the_same_noise(finished: DiffusionRun) -> None:
+    app = view(finished, "Pictures")
+    assert "away from the dense model" in figures(app)[0]
+    assert "Wanda 0.5" in figures(app)[0]
+    app.slider(key="diffusion_step").set_value(0).run()
+    assert "Both models start from the same noise" in figures(app)[0]
+
+
+def test_drift_weights_and_layers_are_of_this_run(finished: DiffusionRun) -> None:
+    assert finished.drift is not None
+    assert finished.report is not None
+    assert finished.drift[0] == 0
+    assert len(finished.drift) == STEPS + 1
+    assert "pictures end" in figures(view(finished, "Drift by step"))[0]
+    assert "Log decrease" in figures(view(finished, "Step weights"))[0]
+    shown = view(finished, "Columnar layers")
+    columnar = int((finished.report.layers["relative_range"] > 0.5).sum())
+    assert f"**{columnar} of 24 layers are columnar**" in texts(shown)
+
+
+def test_the_dense_model_stays_as_it_was(finished: DiffusionRun) -> None:
+    weights = shared.dense_diffusion().pipeline.transformer.state_dict()
+    fresh = rose.load_diffusion().transformer.state_dict()
+    assert all((weights[name] == fresh[name]).all() for name in fresh)
+
+
+def test_a_run_can_be_cancelled() -> None:
+    run = DiffusionRun(DiffusionRequest(), shared.dense_diffusion())
+    run.job.watch("test")
+    run.job.leave("test")
+    run.job.start()
+    run.job.wait(120)
+    assert run.job.status == "cancelled"
+    assert run.report is None
+
+
+def test_the_button_starts_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Job, "start", lambda self: self)
+    app = open_page(PAGE, None, diffusion_weights="Uniform")
+    app.selectbox(key="diffusion_method").set_value("sparsegpt").run()
+    app.button(key="diffusion-start").click().run()
+    assert not app.exception, app.exception
+    request = app.session_state["diffusion_run"].request
+    assert (request.method, request.step_weights, request.sparsity) == ("sparsegpt", "uniform", "0.5")
+
+
+def test_without_diffusers_the_page_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise rose.RoseError("Diffusion models need diffusers; run: pip install 'rose-explorer[diffusion]'")
+
+    monkeypatch.setattr(shared, "dense_diffusion", missing)
+    assert "pip install" in texts(open_page(PAGE))

@@ -1,0 +1,161 @@
+"""Tiny random diffusion pipelines of five families, built from diffusers' own classes: no file, no network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMPipeline,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    UNet2DModel,
+)
+from torch import Tensor
+
+from rose.diffusion.garment_pipeline import GarmentPipeline
+from rose.diffusion.garments import DENOISER, SCHEDULER
+
+Family = tuple[Any, list[Any]]  # a pipeline, and conditions for it
+
+
+def garments() -> Family:
+    """The packaged architecture, narrow and with random weights that do something: modulation starts at zero."""
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(**{**DENOISER, "attention_head_dim": 8, "num_layers": 2})
+    return GarmentPipeline(_stirred(model), DDIMScheduler(**SCHEDULER)), [0, 1, 2]
+
+
+def dit() -> Family:
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=1000,
+    )
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4)
+    return DiTPipeline(_stirred(model), vae, DDIMScheduler()), [3, 4]
+
+
+def pixart() -> Family:
+    torch.manual_seed(0)
+    model = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        cross_attention_dim=16,
+        sample_size=8,
+        patch_size=2,
+        caption_channels=12,
+        norm_num_groups=2,
+        use_additional_conditions=False,
+    )
+    pipeline = PixArtAlphaPipeline(None, None, None, _stirred(model), DDIMScheduler())
+    mask = torch.ones(2, 5, dtype=torch.int64)
+    conditions = {
+        "prompt_embeds": _noise(2, 5, 12),
+        "prompt_attention_mask": mask,
+        "negative_prompt": None,
+        "negative_prompt_embeds": _noise(2, 5, 12),
+        "negative_prompt_attention_mask": mask,
+        "use_resolution_binning": False,
+    }
+    return pipeline, [conditions]
+
+
+def sd3() -> Family:
+    torch.manual_seed(0)
+    model = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        caption_projection_dim=16,
+        pooled_projection_dim=10,
+        out_channels=4,
+        pos_embed_max_size=8,
+    )
+    pipeline = StableDiffusion3Pipeline(
+        _stirred(model), FlowMatchEulerDiscreteScheduler(), None, None, None, None, None, None, None
+    )
+    conditions = {
+        "prompt_embeds": _noise(2, 5, 12),
+        "pooled_prompt_embeds": _noise(2, 10),
+        "negative_prompt_embeds": _noise(2, 5, 12),
+        "negative_pooled_prompt_embeds": _noise(2, 10),
+    }
+    return pipeline, [conditions]
+
+
+def flux() -> Family:
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=10,
+        guidance_embeds=False,
+        axes_dims_rope=(2, 2, 4),
+    )
+    pipeline = FluxPipeline(FlowMatchEulerDiscreteScheduler(), None, None, None, None, None, _stirred(model))
+    conditions = {
+        "prompt_embeds": _noise(2, 5, 12),
+        "pooled_prompt_embeds": _noise(2, 10),
+        "height": 64,
+        "width": 64,
+    }
+    return pipeline, [conditions]
+
+
+def unet() -> Family:
+    torch.manual_seed(0)
+    model = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+        norm_num_groups=2,
+    )
+    return DDIMPipeline(_stirred(model), DDIMScheduler()), [{"batch_size": 3}]
+
+
+FAMILIES = {"garments": garments, "dit": dit, "pixart": pixart, "sd3": sd3, "flux": flux, "unet": unet}
+
+
+def _stirred(model: Any) -> Any:
+    """Modulation that starts at zero, as these models do before training, would hide what layers put out."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+def _noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2))

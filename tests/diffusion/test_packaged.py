@@ -1,0 +1,144 @@
+"""The packaged model: it draws garments, is pruned, saved, read and measured; from Python and the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import rose
+from rose import cli
+from rose.diffusion import loading
+from rose.diffusion.evaluation import classes_in_turn, frechet_distance
+from rose.diffusion.garments import FOLDER, load_classifier, load_references, made
+from rose.diffusion.loading import denoiser_of
+from tests.diffusion.pipelines import dit
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    """Shared: copy it before changing it."""
+    return rose.load_diffusion()
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the packaged model pruned at 50 % by the command line."""
+    folder = tmp_path_factory.mktemp("diffusion") / "pruned"
+    arguments = ["--samples", "10", "--steps", "5", "--sparsity", "0.5", "--output", str(folder)]
+    assert cli.main(["diffuse", "prune", *arguments]) == 0
+    return folder
+
+
+def test_the_files_are_small_and_say_how_they_were_made() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 5_000_000
+    facts = made()
+    assert facts["denoiser"]["steps"] == facts["denoiser"]["loss_by_step"][-1][0]
+    assert set(facts["versions"]) == {"python", "torch", "diffusers"}
+
+
+def test_it_draws_what_is_asked_for(pipeline: Any) -> None:
+    drawn = rose.draw_pictures(pipeline, classes_in_turn(50), steps=20, batch=50)
+    assert drawn.shape == (50, 1, 28, 28)
+    recognized = load_classifier()(drawn).argmax(1) == torch.tensor(classes_in_turn(50))
+    assert recognized.float().mean() > 0.7  # a tenth by chance
+
+
+def test_the_classifier_knows_real_pictures() -> None:
+    references = load_references()
+    recognized = load_classifier()(references["pictures"]).argmax(1) == references["classes"]
+    assert recognized.float().mean() > 0.85
+
+
+def test_frechet_distance_of_known_distributions() -> None:
+    """Equal covariances leave the means; diagonal ones, Σ (√a − √b)²."""
+    eye, zero = torch.eye(3).double(), torch.zeros(3).double()
+    assert frechet_distance(zero, eye, zero, eye) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(zero + 2, eye, zero, eye) == pytest.approx(12)
+    assert frechet_distance(zero, 4 * eye, zero, 9 * eye) == pytest.approx(3)
+
+
+def test_pruning_from_the_command_line_saves_a_pipeline_that_loads(pruned: Path) -> None:
+    weights = denoiser_of(rose.load_diffusion(str(pruned))).state_dict()
+    report = rose.RunReport.from_json((pruned / "report.json").read_text())
+    assert len(report.layers) == 24
+    for name in report.layers["layer"]:
+        assert (weights[f"{name}.weight"] == 0).float().mean() == pytest.approx(0.5, abs=0.001)
+    assert report.summary["convolutions_left_dense"] == 1
+    assert report.summary["step_weights"] == "log_decrease"
+
+
+def test_more_pruning_moves_the_pictures_further(pipeline: Any, pruned: Path) -> None:
+    dense = rose.evaluation_trajectory(pipeline, pictures=70, steps=5)
+    scores = rose.evaluate_diffusion(rose.load_diffusion(str(pruned)), dense, pictures=70, steps=5)
+    own = rose.evaluate_diffusion(pipeline, dense, pictures=70, steps=5)
+    assert scores.drift[0] == 0
+    assert len(scores.drift) == 6
+    assert 0 < scores.drift[1] < scores.drift[-1] < 1
+    assert own.drift == (0.0,) * 6
+    assert np.mean(scores.loss) > np.mean(own.loss)
+    assert scores.frechet > 0
+
+
+def test_pictures_of_two_models_come_into_one_file(pruned: Path, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "pictures.png"
+    command = ["diffuse", "sample", "--model", str(pruned), "--beside", "garments", "--steps", "2"]
+    assert cli.main([*command, "--classes", "bag,Sneaker", "--count", "12", "--output", str(path)]) == 0
+    assert "12 pictures" in capsys.readouterr().out
+    assert Image.open(path).size == (10 * 30 * 4, 4 * 30 * 4)  # ten of both models, and two
+
+
+def test_scores_from_the_command_line(pruned: Path, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "scores.json"
+    command = ["diffuse", "evaluate", "--model", str(pruned), "--count", "65", "--steps", "2", "--output", str(path)]
+    assert cli.main(command) == 0
+    scores = json.loads(path.read_text())
+    assert len(scores["drift"]) == 3
+    assert f"Fréchet distance {scores['frechet']:.3f}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["prune", "--output", "{here}"], "not an empty folder"),
+        (["prune", "--output", "{here}/new", "--method", "magic"], "no method named"),
+        (["prune", "--output", "{here}/new", "--steps", "0"], "denoising steps"),
+        (["prune", "--output", "{here}/new", "--option", "fast"], "NAME=VALUE"),
+        (["prune", "--output", "{here}/new", "--model", "{here}"], "no readable model_index.json"),
+        (["prune", "--output", "{here}/new", "--model", "nowhere"], "There is no folder nowhere"),
+        (["prune", "--output", "{here}/new", "--prompts", "{here}/none.txt"], "cannot be read"),
+        (["prune", "--output", "{here}/new", "--samples", "0"], "At least one picture"),
+        (["sample", "--output", "{here}/p.png", "--classes", "hat"], "no class 'hat'"),
+        (["sample", "--output", "{here}/none/p.png"], "a folder that exists"),
+        (["evaluate", "--count", "10"], "at least 65 pictures"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: list[str], says: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "kept.txt").write_text("")
+    assert cli.main(["diffuse", *(word.replace("{here}", str(tmp_path)) for word in arguments)]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert says in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_diffusers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    assert cli.main(["diffuse", "sample", "--output", "pictures.png"]) == 2
+    assert "pip install 'rose-explorer[diffusion]'" in capsys.readouterr().err
+
+
+def test_importing_rose_does_not_import_diffusers() -> None:
+    code = "import sys, rose, rose.cli; print('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_other_models_are_not_judged_by_the_classifier() -> None:
+    with pytest.raises(rose.RoseError, match="packaged model only"):
+        rose.evaluate_diffusion(dit()[0])

@@ -1,0 +1,166 @@
+"""The walk: weighted statistics along trajectories, packages one after another, the same engine."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import rose
+from rose.diffusion.loading import denoiser_of
+from rose.diffusion.structure import default_block_size, make_packages, study_denoiser
+from rose.diffusion.trajectory import make_batches, run_pipeline
+from tests.diffusion.pipelines import FAMILIES, garments
+
+TO_Q = "transformer_blocks.0.attn1.to_q"
+STEPS = 3
+
+
+def inputs_by_step(name: str) -> list[torch.Tensor]:
+    """What a layer reads at each step, gathered by plain hooks."""
+    pipeline, classes = garments()
+    found: list[torch.Tensor] = []
+    module = dict(denoiser_of(pipeline).named_modules())[name]
+    hook = module.register_forward_pre_hook(lambda _m, args: found.append(args[0].flatten(0, -2)))
+    run_pipeline(pipeline, make_batches(pipeline, classes, 8)[0], steps=STEPS)
+    hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["log_decrease", "uniform", "log_increase"])
+def test_the_hessian_is_the_weighted_sum_over_steps(kind: str) -> None:
+    pipeline, classes = garments()
+    found = rose.collect_diffusion_statistics(pipeline, classes, steps=STEPS, step_weights=kind)
+    parts = inputs_by_step(TO_Q)
+    assert len(parts) == STEPS
+    expected = sum(a * x.T @ x for a, x in zip(rose.step_weights(kind, STEPS), parts, strict=True))
+    torch.testing.assert_close(found[TO_Q].hessian, expected)
+    assert found[TO_Q] is found["transformer_blocks.0.attn1.to_k"], "q, k and v read one tensor"
+
+
+def test_step_diagonals_add_up_to_the_hessians() -> None:
+    pipeline, classes = garments()
+    diagonals = rose.step_diagonals(pipeline, classes, steps=STEPS)
+    statistics = rose.collect_diffusion_statistics(pipeline, classes, steps=STEPS, step_weights="linear")
+    alpha = torch.tensor(rose.step_weights("linear", STEPS))
+    assert set(diagonals) == set(statistics)
+    for name, parts in diagonals.items():
+        torch.testing.assert_close(alpha @ parts, statistics[name].diagonal)
+
+
+def test_layers_are_pruned_by_the_engine_itself() -> None:
+    pipeline, classes = garments()
+    dense = copy.deepcopy(pipeline)
+    settings = {"method": "rose", "sparsity": 0.6, "block_size": 8}
+    rose.prune_diffusion(pipeline, classes, steps=STEPS, packages=1, **settings)
+    statistics = rose.collect_diffusion_statistics(dense, classes, steps=STEPS)
+    weight = dict(denoiser_of(dense).named_modules())[TO_Q].weight
+    expected = rose.prune_layer(weight, statistics[TO_Q], **settings).weight
+    assert torch.equal(dict(denoiser_of(pipeline).named_modules())[TO_Q].weight, expected)
+
+
+def test_a_package_is_calibrated_on_the_pruned_ones_before_it() -> None:
+    """With two packages the second block's inputs come from a pruned first block; with one, from a dense one."""
+    pipeline, classes = garments()
+    dense = copy.deepcopy(pipeline)
+    settings = {"method": "sparsegpt", "sparsity": 0.6, "block_size": 8}
+    rose.prune_diffusion(pipeline, classes, steps=STEPS, packages=2, **settings)
+    name = "transformer_blocks.1.ff.net.2"
+    half = copy.deepcopy(dense)
+    rose.prune_diffusion(half, classes, steps=STEPS, packages=1, layers=["transformer_blocks.0.*"], **settings)
+    statistics = rose.collect_diffusion_statistics(half, classes, steps=STEPS)
+    weight = dict(denoiser_of(dense).named_modules())[name].weight
+    expected = rose.prune_layer(weight, statistics[name], **settings).weight
+    assert torch.equal(dict(denoiser_of(pipeline).named_modules())[name].weight, expected)
+
+
+def test_packages_are_runs_of_layers_in_forward_order() -> None:
+    pipeline, classes = garments()
+    layers = study_denoiser(pipeline, make_batches(pipeline, classes, 8)[0]).layers
+    packages = make_packages(layers, 5)
+    assert [layer for package in packages for layer in package] == layers
+    assert {len(package) for package in packages} == {2, 3}
+    assert len(make_packages(layers, 100)) == len(layers)
+    assert default_block_size(layers) == 8  # a quarter of 32
+
+
+@pytest.mark.parametrize("family", ["garments", "unet"])
+def test_semi_structured(family: str) -> None:
+    pipeline, conditions = FAMILIES[family]()
+    report = rose.prune_diffusion(pipeline, conditions, method="rose_dealt", sparsity="2:4", steps=2, packages=2)
+    modules = dict(denoiser_of(pipeline).named_modules())
+    for name in report.layers["layer"]:
+        groups = (modules[name].weight != 0).unflatten(1, (-1, 4)).sum(-1)
+        assert (groups <= 2).all()
+
+
+def test_progress_ends_whole_and_can_stop() -> None:
+    pipeline, classes = garments()
+    seen: list[rose.Progress] = []
+    rose.prune_diffusion(pipeline, classes, steps=2, packages=2, progress=seen.append)
+    assert [event.fraction for event in seen] == sorted(event.fraction for event in seen)
+    assert (seen[-1].stage, seen[-1].fraction, seen[-1].layers_done) == ("done", 1.0, 12)
+
+    def stop(progress: rose.Progress) -> None:
+        if progress.stage == "prune":
+            raise rose.Cancelled
+
+    stopped, _ = garments()
+    with pytest.raises(rose.Cancelled):
+        rose.prune_diffusion(stopped, classes, sparsity=0.5, steps=2, packages=2, progress=stop)
+    zeros = [float((layer.weight == 0).float().mean()) for layer in _linear(stopped)]
+    assert sum(share > 0.4 for share in zeros) == 1, "one layer was done, and is whole"
+    assert not [hook for module in denoiser_of(stopped).modules() for hook in module._forward_pre_hooks.values()]
+
+
+def _linear(pipeline: object) -> list[torch.nn.Linear]:
+    blocks = denoiser_of(pipeline).transformer_blocks
+    return [module for module in blocks.modules() if isinstance(module, torch.nn.Linear)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"method": "magic"}, "no method named"),
+        ({"sparsity": 1.5}, "ratio"),
+        ({"steps": 0}, "denoising steps"),
+        ({"packages": 0}, "number of packages"),
+        ({"step_weights": "late"}, "step weights"),
+        ({"layers": ["nothing"]}, "No prunable layer"),
+        ({"batch": 0}, "at least one picture"),
+        ({"sparsity": "2:4", "block_size": 6}, "block"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(settings: dict, says: str) -> None:
+    pipeline, classes = garments()
+    with pytest.raises(rose.RoseError, match=says):
+        rose.prune_diffusion(pipeline, classes, **settings)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "says"),
+    [
+        ([], "Say what to draw"),
+        ("a cat", "Say what to draw"),
+        ([1, "a cat"], "cannot be mixed"),
+        (["a cat"], "takes no prompt; it takes class_labels"),
+        ([10], "no class 10"),
+        ([{"colour": 3}], "takes no colour"),
+    ],
+)
+def test_bad_conditions_are_refused(conditions: list, says: str) -> None:
+    pipeline, _ = garments()
+    with pytest.raises(rose.RoseError, match=says):
+        rose.prune_diffusion(pipeline, conditions)
+
+
+def test_noise_does_not_depend_on_the_batch_size() -> None:
+    pipeline, classes = garments()
+    whole = rose.record_trajectory(pipeline, classes, steps=2, batch=3)
+    single = rose.record_trajectory(pipeline, classes, steps=2, batch=1)
+    assert torch.equal(whole.states[0], single.states[0])
+    torch.testing.assert_close(whole.pictures, single.pictures)
+    assert not torch.equal(whole.states[0][0], whole.states[0][1]), "every picture has noise of its own"
+    other = rose.record_trajectory(pipeline, classes, steps=2, seed=1)
+    assert not torch.equal(whole.states[0], other.states[0])

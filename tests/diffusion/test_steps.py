@@ -1,0 +1,39 @@
+"""Step weights are the paper's, and bad ones are refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+import rose
+
+
+def test_log_decrease_is_the_papers_formula() -> None:
+    weights = rose.step_weights("log_decrease", 10)
+    assert weights == pytest.approx([0.8 + 0.4 * math.log(10 - i) / math.log(10) for i in range(10)])
+    assert (weights[0], weights[-1]) == (pytest.approx(1.2), pytest.approx(0.8))
+
+
+def test_the_others() -> None:
+    assert rose.step_weights("log_increase", 7) == rose.step_weights("log_decrease", 7)[::-1]
+    assert rose.step_weights("uniform", 3) == (1.0, 1.0, 1.0)
+    assert rose.step_weights("linear", 5) == pytest.approx([1.2, 1.1, 1.0, 0.9, 0.8])
+    assert rose.step_weights([1, 2, 3], 3) == (1.0, 2.0, 3.0)
+    assert all(rose.step_weights(kind, 1) == (1.0,) for kind in ("log_decrease", "linear", "uniform"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "says"),
+    [
+        ("early", 5, "must be one of log_decrease"),
+        ([1.0, 0.0], 2, "positive numbers"),
+        ([1.0], 2, "2 positive numbers"),
+        (["a", "b"], 2, "a positive number for each step"),
+        ("uniform", 0, "from 1 to 1000"),
+        ("uniform", 2.5, "from 1 to 1000"),
+    ],
+)
+def test_bad_weights(kind: object, steps: object, says: str) -> None:
+    with pytest.raises(rose.RoseError, match=says):
+        rose.step_weights(kind, steps)  # type: ignore[arg-type]
