@@ -95,9 +95,11 @@ def make_batches(pipeline: Any, conditions: Conditions, size: int) -> list[Batch
 
 
 def _check_classes(pipeline: Any, batches: Sequence[Batch]) -> None:
-    known = getattr(denoiser_of(pipeline).config, "num_embeds_ada_norm", None)
+    known: int | None = getattr(denoiser_of(pipeline).config, "num_embeds_ada_norm", None)
+    if known is None:
+        return
     for batch in batches:
-        for label in batch.arguments.get("class_labels", ()) if known else ():
+        for label in batch.arguments.get("class_labels", ()):
             if not 0 <= int(label) < known:
                 raise RoseError(f"There is no class {label}; this model knows 0 to {known - 1}.")
 
