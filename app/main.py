@@ -22,6 +22,7 @@ page = st.navigation(
         st.Page("views/learn.py", title="Learn", icon=":material/school:"),
         st.Page("views/check.py", title="Check", icon=":material/fact_check:"),
         st.Page("views/prune.py", title="Prune", icon=":material/content_cut:"),
+        st.Page("views/depth.py", title="Depth", icon=":material/waterfall_chart:"),
     ]
 )
 sidebar.draw()

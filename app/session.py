@@ -163,9 +163,21 @@ def start_pruning(request: PruneRequest) -> None:
     if earlier is not None:
         leave(earlier.job)
         earlier.discard()
-    run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype))
+    run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.publish)
     st.session_state.pruning = run
     start_job(run.job, lambda: f":material/content_cut: Pruning, {100 * run.fraction:.0f} % done")
+
+
+def comparing() -> PruningRun | None:
+    """This session's latest comparison of targets, started on the Depth page."""
+    return st.session_state.get("comparing")
+
+
+def start_comparing(chosen: Setup, request: PruneRequest) -> None:
+    """Prunes copies of a set-up's model to see where they drift; its reports join those of the server."""
+    run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.publish)
+    st.session_state.comparing = run
+    start_job(run.job, lambda: f":material/waterfall_chart: Comparing targets, {100 * run.fraction:.0f} % done")
 
 
 def layer() -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections import deque
 from functools import cache
 
 import streamlit as st
@@ -19,6 +20,7 @@ from rose.paths import expand
 
 KEPT_STUDIES = 4
 KEPT_MODELS = 2
+KEPT_REPORTS = 40
 
 
 @st.cache_resource(max_entries=KEPT_MODELS, show_spinner=False)
@@ -109,6 +111,17 @@ def _forget(studies: dict[Setup, Study]) -> None:
             del studies[one.setup]
         else:
             newest.append(one)
+
+
+@st.cache_resource(show_spinner=False)
+def reports() -> deque[rose.RunReport]:
+    """Of the copies pruned on this server, the latest last."""
+    return deque(maxlen=KEPT_REPORTS)
+
+
+def publish(report: rose.RunReport) -> None:
+    """Lets every session see the report of a copy that is finished; called by the thread that pruned it."""
+    reports().append(report)
 
 
 @cache

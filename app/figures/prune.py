@@ -15,6 +15,12 @@ from app.figures.style import Drawing
 from rose import RoseError
 
 DUMBBELLS = 20
+ERROR_OF = {
+    "relative_error": "on calibration",
+    "held_out_error": "on held-out",
+    "target_error": "against the dense model's output on calibration",
+    "held_out_target_error": "against the dense model's output on held-out",
+}
 
 
 def layer_errors(
@@ -29,7 +35,7 @@ def layer_errors(
 
     Args:
         records: columns as in `rose.LayerRecord`.
-        column: "relative_error" or "held_out_error".
+        column: a key of `ERROR_OF`.
         kind: lines over all layers in model order, or dumbbells of the 20 layers on which methods differ most.
 
     Raises:
@@ -44,7 +50,7 @@ def layer_errors(
     looks = {method: palette.method_style(method) for method in methods}
     finding, caption = _compare(wide, looks)
     figure = go.Figure()
-    held = "held-out" if column == "held_out_error" else "calibration"
+    held = ERROR_OF[column]
     shown = wide if kind == "lines" else _most_different(wide)
     log = _spread(shown.to_numpy(np.float64)) > style.LOG_ABOVE
     scale = "; log scale, as errors spread over more than a factor of 10" if log else ""
@@ -54,7 +60,7 @@ def layer_errors(
             figure,
             theme,
             finding,
-            f"Relative error on {held} tokens, every layer{scale}",
+            f"Relative error {held} tokens, every layer{scale}",
             x="layer, in model order",
             y=style.ERROR,
             height=460,
@@ -70,7 +76,7 @@ def layer_errors(
             figure,
             theme,
             finding,
-            f"Relative error on {held} tokens, {words.count(len(shown), 'layer')} on which methods differ most{scale}",
+            f"Relative error {held} tokens, {words.count(len(shown), 'layer')} on which methods differ most{scale}",
             x=style.ERROR,
             y="decoder block · projection",
             height=max(320, 190 + 26 * len(shown)),
