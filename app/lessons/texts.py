@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 from torch import Tensor
 
 import rose
+from app.lessons.chain import KINDS, ChainDesign
 from app.lessons.subjects import LayerDesign, Subject
-from app.words import number, percent
+from app.words import count, number, percent, sentence, whole
 from rose.layer.order import visited_blocks
 
 
@@ -208,6 +210,35 @@ def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Le
         f"Global order packs the strong ones together: {share['global', 'block']:.3f} where they must give up their "
         f"share, {share['global', 'layer']:.3f} where not. Lowest: {_called(best[0])} order, {best[1]} budget, "
         f"{share[best]:.3f}.",
+    )
+
+
+def depth_lesson(design: ChainDesign, table: pd.DataFrame) -> Lesson:
+    """Lesson 9: compensation inside a layer, then between layers.
+
+    Args:
+        table: from `chain.drifts`.
+    """
+    last = table.groupby("run", sort=False)["drift"].last()
+    none, inside, between = (float(last[name]) for name in KINDS)
+    saved = percent(abs(1 - between / inside), 0)
+    claim = (
+        "Columns compensate inside a layer; layers can compensate for the layers before them."
+        if between < inside
+        else "With so few tokens, compensation between layers fits noise."
+    )
+    return Lesson(
+        claim,
+        (
+            r"\text{inside:}\quad \min_{\hat W}\ \lVert X_p W^\top - X_p \hat W^\top \rVert^2",
+            r"\text{between:}\quad \min_{\hat W}\ \lVert T - X_p \hat W^\top \rVert^2",
+            r"T = X_d W^\top + (h_d - h_p)",
+        ),
+        f"{sentence(count(design.layers, 'generated layer'))} add to one stream h; each is pruned on what the pruned "
+        f"layers before it make of {whole(design.tokens)} tokens. The drift of the stream from the dense one (d) after "
+        f"the last is **{number(none)}** without compensation and **{number(inside)}** with compensation inside each "
+        "layer, which takes the errors that it receives for the truth. Where each layer aims at the dense output T "
+        f"and so repairs them, it is **{number(between)}**: {saved} {'less' if between < inside else 'more'}.",
     )
 
 

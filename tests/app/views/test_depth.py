@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reports(folder: Path) -> dict[str, rose.RunReport]:
-    """By target, of one decoder block's output projections and all before the last."""
+    """By target, of the tiny model without half of its weights."""
     tokens = torch.randint(3, 60, (6, 16), generator=torch.Generator().manual_seed(0))
     found = {}
     for target in ("layer", "dense"):
