@@ -18,7 +18,7 @@ from app.figures.style import Drawing
 from rose import RoseError
 
 DRIFT = "drift ‖h_p − h_d‖² / ‖h_d‖²"
-HEIGHT = 440
+HEIGHT = 410
 ARISEN, PASSED = palette.ORANGE, palette.SLATE
 
 
@@ -27,6 +27,7 @@ def drift_curves(
     *,
     scale: Literal["linear", "log"] = "linear",
     place: str = "decoder block",
+    finding: str = "",
     theme: Theme = "light",
 ) -> Drawing:
     """Drift after every decoder block, one line a run.
@@ -35,6 +36,7 @@ def drift_curves(
         table: columns run, method, sparsity, target, block_index, drift.
         scale: of the drift; a logarithmic one shows where it starts.
         place: what drift is measured after.
+        finding: the title; what target dense changes if not given.
 
     Raises:
         RoseError: no run.
@@ -47,7 +49,7 @@ def drift_curves(
         _line(figure, rows, np.where(values > 0, values, np.nan) if scale == "log" else values, looks[str(name)], place)
     ends = table.groupby("run", sort=False)["drift"].last()
     ranked = ends.sort_values(kind="stable")
-    finding = _drift_finding(table, ends, place)
+    finding = finding or _drift_finding(table, ends, place)
     rise, steepest = _steepest(table.assign(run_end=table["run"].map(ends)))
     caption = (
         f"After the last {place}: {', '.join(f'{name} {words.number(float(v))}' for name, v in ranked.items())}. "

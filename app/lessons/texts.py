@@ -219,27 +219,35 @@ def depth_lesson(design: ChainDesign, table: pd.DataFrame) -> Lesson:
     Args:
         table: from `chain.drifts`.
     """
-    last = table.groupby("run", sort=False)["drift"].last()
-    none, inside, between = (float(last[name]) for name in KINDS)
+    none, inside, between = _ends(table)
     saved = percent(abs(1 - between / inside), 0)
-    claim = (
-        "Columns compensate inside a layer; layers can compensate for the layers before them."
-        if between < inside
-        else "With so few tokens, compensation between layers fits noise."
-    )
+    helps = between < inside
     return Lesson(
-        claim,
+        "Layers can compensate for the layers before them."
+        if helps
+        else "With so few tokens, compensation between layers fits noise.",
         (
-            r"\text{inside:}\quad \min_{\hat W}\ \lVert X_p W^\top - X_p \hat W^\top \rVert^2",
-            r"\text{between:}\quad \min_{\hat W}\ \lVert T - X_p \hat W^\top \rVert^2",
-            r"T = X_d W^\top + (h_d - h_p)",
+            r"\text{inside:}\ \min_{\hat W} \lVert X_p W^\top - X_p \hat W^\top \rVert^2",
+            r"\text{between:}\ \min_{\hat W} \lVert X_d W^\top + h_d - h_p - X_p \hat W^\top \rVert^2",
         ),
-        f"{sentence(count(design.layers, 'generated layer'))} add to one stream h; each is pruned on what the pruned "
-        f"layers before it make of {whole(design.tokens)} tokens. The drift of the stream from the dense one (d) after "
-        f"the last is **{number(none)}** without compensation and **{number(inside)}** with compensation inside each "
-        "layer, which takes the errors that it receives for the truth. Where each layer aims at the dense output T "
-        f"and so repairs them, it is **{number(between)}**: {saved} {'less' if between < inside else 'more'}.",
+        f"{sentence(count(design.layers, 'generated layer'))} add to one stream h (d dense, p pruned). Each is pruned "
+        f"on what those before it make of {whole(design.tokens)} tokens. Drift after the last: **{number(none)}** "
+        f"without compensation; **{number(inside)}** inside each layer, which takes the errors that it receives for "
+        f"the truth; **{number(between)}** where each aims at the dense output, {saved} {'less' if helps else 'more'}.",
     )
+
+
+def depth_finding(table: pd.DataFrame) -> str:
+    """The title of lesson 9's figure."""
+    _, inside, between = _ends(table)
+    verb = "takes" if between < inside else "brings"
+    return f"Compensation between layers {verb} the drift from {number(inside)} to {number(between)}"
+
+
+def _ends(table: pd.DataFrame) -> list[float]:
+    """Drift after the last layer, by kind of compensation."""
+    last = table.groupby("run", sort=False)["drift"].last()
+    return [float(last[name]) for name in KINDS]
 
 
 def _block_sentence(result: rose.LayerResult, step: int, order: str, energy: float) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 
 import rose
-from app.runs.pruning import case_label
 from app.runs.request import HELD_OUT, PruneRequest
 from app.study.setup import Setup
 from rose.paths import expand
@@ -85,9 +84,9 @@ def name_runs(reports: Sequence[rose.RunReport]) -> dict[str, rose.RunReport]:
 
 
 def _label(summary: dict[str, Any]) -> str:
-    method, sparsity = str(summary.get("method")), str(summary.get("sparsity"))
-    target = str(summary.get("target", "layer"))
-    return case_label(method, sparsity, target) if method in rose.METHODS else f"{method}, {sparsity}, target {target}"
+    method = str(summary.get("method"))
+    name = rose.METHODS[method].label if method in rose.METHODS else method
+    return f"{name}, {summary.get('sparsity')}, target {summary.get('target', 'layer')}"
 
 
 def _calibration(summary: dict[str, Any]) -> str:

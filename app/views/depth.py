@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import streamlit as st
 
@@ -24,45 +26,60 @@ def draw() -> None:
     comparison = session.comparing()
     if comparison is not None:
         _follow(comparison)
-    named = depth.name_runs([*(report for report in shared.reports() if depth.has_drift(report)), *_opened()])
+    with st.expander(
+        "More runs: open a saved one, or compare anew", icon=":material/folder_open:", key="depth-sources"
+    ):
+        left, right = st.columns([2, 1], vertical_alignment="bottom")
+        with left:
+            saved = _saved()
+    named = depth.name_runs([*(report for report in shared.reports() if depth.has_drift(report)), *saved])
     if not named:
         _empty()
         return
+    with right:
+        _compare_button()
     chosen = _choose(named)
     if not chosen:
         st.info("Choose at least one run.")
         return
     table = depth.drift_table({name: named[name] for name in chosen})
-    view = components.section(SECTIONS, "depth_view")
-    {DRIFT: _drift, ORIGIN: _origin, REPAIR: _repair}[view](table)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        view = components.section(SECTIONS, "depth_view", width="content")
+        option = _option(view, chosen)
+    if view == DRIFT:
+        components.show(figures.drift_curves(table, scale=option, theme=session.theme()), "depth-drift")
+    elif view == ORIGIN:
+        components.show(figures.drift_shares(table[table["run"] == option], theme=session.theme()), "depth-origin")
+        st.caption(
+            "Passed on: what the block's dense weights would have made of the drift that it received. Arisen: what "
+            "pruning its layers changed. Both are squared distances, so they add up to the drift only where they are "
+            "unrelated."
+        )
+    else:
+        components.show(figures.repaired_shares(table, theme=session.theme()), "depth-repair")
     _perplexities(table)
 
 
 # Runs
 
 
-def _opened() -> list[rose.RunReport]:
-    """The reports of the saved runs that the user names."""
-    with st.expander("Runs", icon=":material/folder_open:", key="depth-sources"):
-        one, two = st.columns([2, 1], vertical_alignment="bottom")
-        path = one.text_input(
-            "Open a saved run: its folder",
-            key="depth_path",
-            bind=URL,
-            placeholder="pruned/",
-            help="The folder that `rose prune` or the Prune page has written, or one that holds several such folders. "
-            "It must have been given held-out tokens: drift is measured on them.",
-        )
-        with two:
-            _compare_button()
-        st.caption("Runs of the Prune page of this server are in the list below as soon as a copy is finished.")
-        if not path.strip():
-            return []
-        try:
-            return depth.read_reports(path)
-        except rose.RoseError as problem:
-            st.error(str(problem), icon=":material/error:")
-            return []
+def _saved() -> list[rose.RunReport]:
+    """The reports in the folder that the user names."""
+    path = st.text_input(
+        "Folder of a saved run",
+        key="depth_path",
+        bind=URL,
+        placeholder="pruned/",
+        help="The folder that `rose prune` or the Prune page has written, or one that holds several such folders. "
+        "Held-out tokens must have been given: drift is measured on them.",
+    )
+    if not path.strip():
+        return []
+    try:
+        return depth.read_reports(path)
+    except rose.RoseError as problem:
+        st.error(str(problem), icon=":material/error:")
+        return []
 
 
 def _choose(named: dict[str, rose.RunReport]) -> list[str]:
@@ -73,16 +90,20 @@ def _choose(named: dict[str, rose.RunReport]) -> list[str]:
         kept = [name for name in state.get("depth_runs", []) if name in names]
         state.depth_runs = (kept + [name for name in names if name not in known])[-SHOWN:]
         state.depth_names = names
-    return st.multiselect("Runs to compare", names, key="depth_runs", help="Prune more copies on the Prune page.")
+    return st.multiselect(
+        "Runs to compare", names, key="depth_runs", help="Those pruned on this server, and saved ones."
+    )
 
 
 def _empty() -> None:
     with st.container(border=True, horizontal_alignment="center", gap="small"):
-        st.markdown("**How far the hidden states of a pruned model have moved from the dense model's, block by block**")
+        st.markdown("**How far the hidden states of a pruned model move from the dense model's, block by block**")
         st.markdown(
             "Compare two targets on the chosen model: each layer keeps its own output, as in the papers, or makes up "
-            "for the layers before it. Or prune on the Prune page, or open a saved run above."
+            "for the layers before it. Copies pruned on the Prune page show here too, and so do saved runs, above."
         )
+        with st.container(width=420):
+            _compare_button()
         st.page_link(PRUNE_PAGE, label="Prune copies of the model", icon=":material/content_cut:")
 
 
@@ -135,23 +156,14 @@ def _follow(run: PruningRun) -> None:
 # Sections
 
 
-def _drift(table: pd.DataFrame) -> None:
-    scale = components.choose("Scale", {"linear": "linear", "log": "log"}, "depth_scale", label_visibility="collapsed")
-    components.show(figures.drift_curves(table, scale=scale, theme=session.theme()), "depth-drift")
-
-
-def _origin(table: pd.DataFrame) -> None:
-    names = list(dict.fromkeys(table["run"]))
-    run = st.selectbox("Run", names, key="depth_run", label_visibility="collapsed") if len(names) > 1 else names[0]
-    components.show(figures.drift_shares(table[table["run"] == run], theme=session.theme()), "depth-origin")
-    st.caption(
-        "Passed on: what the block's dense weights would have made of the drift that it received. Arisen: what pruning "
-        "its layers changed. Both are squared distances, so they add up to the drift only where they are unrelated."
-    )
-
-
-def _repair(table: pd.DataFrame) -> None:
-    components.show(figures.repaired_shares(table, theme=session.theme()), "depth-repair")
+def _option(view: str, runs: list[str]) -> Any:
+    """What can be chosen in a section: the scale of drift, or the run whose shares are shown."""
+    if view == DRIFT:
+        scales = {"linear": "linear", "log": "log"}
+        return components.choose("Scale", scales, "depth_scale", label_visibility="collapsed", width="content")
+    if view == ORIGIN and len(runs) > 1:
+        return st.selectbox("Run", runs, key="depth_run", label_visibility="collapsed")
+    return runs[0]
 
 
 def _perplexities(table: pd.DataFrame) -> None:

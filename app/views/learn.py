@@ -335,16 +335,17 @@ def depth_step() -> None:
     left, stage = sides()
     with left:
         text = st.container()
-        sparsity = st.slider("Sparsity", 0.3, 0.9, 0.7, 0.1, key="lesson_chain_sparsity", bind=URL)
-        tokens = st.select_slider(
-            "Calibration tokens", (64, 128, 256, 512, 2048, 8192), 2048, key="lesson_chain_tokens", bind=URL
-        )
+        first, second = st.columns(2)
+    sparsity = first.slider("Sparsity", 0.3, 0.9, 0.7, 0.1, key="lesson_chain_sparsity", bind=URL)
+    tokens = second.select_slider("Tokens", (64, 128, 256, 512, 2048, 8192), 2048, key="lesson_chain_tokens", bind=URL)
     design = chain.ChainDesign(sparsity=sparsity, tokens=tokens)
     table = chain.drifts(design)
     with text:
         draw_lesson(texts.depth_lesson(design, table))
+    finding = texts.depth_finding(table)
+    drawing = depth_figures.drift_curves(table, place="layer", finding=finding, theme=session.theme())
     with stage:
-        draw(depth_figures.drift_curves(table, place="layer", theme=session.theme()), "depth")
+        draw(drawing, "depth")
 
 
 # The page

@@ -63,8 +63,8 @@ def test_the_table_is_what_the_reports_say(reports: dict[str, rose.RunReport]) -
     calibration = "(4 × 16 tokens)"
     assert list(named) == [
         "SparseGPT, 0.5, target layer",
-        f"SparseGPT, 0.5 {calibration}",
-        f"SparseGPT, 0.5 {calibration}, run 2",
+        f"SparseGPT, 0.5, target dense {calibration}",
+        f"SparseGPT, 0.5, target dense {calibration}, run 2",
     ]
     table = depth.drift_table(named)
     assert len(table) == 3 * len(reports["layer"].summary["drift"]) == 9
@@ -105,13 +105,16 @@ def test_runs_of_the_server_and_of_a_folder_in_one_chart(
     reports["dense"].save(tmp_path)
     app = opened(folder, depth_path=str(tmp_path))
     drawn = json.loads(figures(app)[0])
-    assert [trace["name"] for trace in drawn["data"]] == ["SparseGPT, 0.5, target layer", "SparseGPT, 0.5"]
+    assert [trace["name"] for trace in drawn["data"]] == [
+        "SparseGPT, 0.5, target layer",
+        "SparseGPT, 0.5, target dense",
+    ]
     assert [trace["line"]["dash"] for trace in drawn["data"]] == ["dash", "solid"]
     ends = {target: report.summary["drift"][-1]["drift"] for target, report in reports.items()}
     assert f"from {ends['layer']:.3g}" in " ".join(drawn["layout"]["title"]["text"].split("<br>"))
 
     app.segmented_control(key="depth_view").set_value("Where it arises").run()
-    app.selectbox(key="depth_run").set_value("SparseGPT, 0.5").run()
+    app.selectbox(key="depth_run").set_value("SparseGPT, 0.5, target dense").run()
     assert not app.exception, app.exception
     assert [trace["name"] for trace in json.loads(figures(app)[0])["data"]][:2] == ["passed on", "arisen in the block"]
     app.segmented_control(key="depth_view").set_value("What is repaired").run()
@@ -140,4 +143,4 @@ def test_an_empty_page_offers_a_comparison_that_fills_it(folder: Path, server: d
     assert [report.summary["target"] for report in server] == ["layer", "dense"]
     assert "target dense" in figures(app)[0].replace("\\u003cbr\\u003e", " ")
     for outcome in run.copies:
-        assert f"{outcome.label} {outcome.perplexity:.3g}" in texts(app)
+        assert f"SparseGPT, 0.5, target {outcome.target} {outcome.perplexity:.3g}" in texts(app)
