@@ -194,7 +194,7 @@ def start_pruning(request: PruneRequest) -> None:
     chosen, earlier = setup(), pruning()
     if earlier is not None and leave(earlier.job):  # else another session is watching it
         earlier.discard()
-    run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype))
+    run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.publish)
     st.session_state.pruning = shared.keep_pruning(run)
     _follow(run)
     run.job.start()
@@ -213,6 +213,18 @@ def start_diffusion(request: DiffusionRequest) -> None:
     run = DiffusionRun(request, shared.dense_diffusion())
     st.session_state.diffusion_run = run
     start_job(run.job, lambda: f":material/blur_on: Pruning the diffusion model, {100 * run.fraction:.0f} % done")
+
+
+def comparing() -> PruningRun | None:
+    """This session's latest comparison of targets, started on the Depth page."""
+    return st.session_state.get("comparing")
+
+
+def start_comparing(chosen: Setup, request: PruneRequest) -> None:
+    """Prunes copies of a set-up's model to see where they drift; its reports join those of the server."""
+    run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.publish)
+    st.session_state.comparing = run
+    start_job(run.job, lambda: f":material/waterfall_chart: Comparing targets, {100 * run.fraction:.0f} % done")
 
 
 def layer() -> str | None:

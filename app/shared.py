@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import uuid
+from collections import deque
 from functools import cache
 
 import streamlit as st
@@ -22,6 +23,7 @@ from rose.paths import expand
 KEPT_STUDIES = 4
 KEPT_MODELS = 2
 KEPT_RUNS = 8
+KEPT_REPORTS = 40
 
 
 @st.cache_resource(max_entries=KEPT_MODELS, show_spinner=False)
@@ -150,6 +152,17 @@ def keep_pruning(run: PruningRun) -> str:
     for other in ended[: max(0, len(known) - KEPT_RUNS)]:
         known.pop(other).discard()
     return name
+
+
+@st.cache_resource
+def reports() -> deque[rose.RunReport]:
+    """Of the copies pruned on this server, the latest last."""
+    return deque(maxlen=KEPT_REPORTS)
+
+
+def publish(report: rose.RunReport) -> None:
+    """Lets every session see the report of a copy that is finished; called by the thread that pruned it."""
+    reports().append(report)
 
 
 @cache

@@ -46,6 +46,13 @@ STATEMENTS = {
         "the loaded model's logits are the same to the last bit",
         r"70% of the pruned layers' weights are zero; the file is 1\.\d+ times as large as without",
     ),
+    "targets": (
+        r"one layer at 50%: W\* in place of W takes its error against T from 0\.\d+ to 0\.\d+",
+        r"three decoder blocks: target dense has 0\.\d+ times the drift of target layer",
+        r"against their own outputs the layers have 1\.\d+ times the error that target layer leaves",
+        r"whole model: drift is lower with target dense after \d+ of 30 decoder blocks",
+        r"perplexity with target dense is 0\.\d+ times that with target layer",
+    ),
     "your_own_method": (
         r"calibration: snake order beats two-level order in \d of 8 layers, dealt order in \d",
         r"held-out: RIA beats Wanda in \d of 8 layers",

@@ -150,6 +150,25 @@ def method_style(name: str) -> Style:
     return Style(METHOD_COLOURS.get(name) or _fallback(name), label, dash, _symbol(name, METHOD_COLOURS), pattern)
 
 
+def run_styles(runs: Sequence[tuple[str, str, str]]) -> dict[str, Style]:
+    """How runs of a whole model are drawn, by name: a colour for the method, a line for the target.
+
+    Target dense is a solid line with filled marks, target layer a dashed one with open marks. Runs that differ in
+    nothing but sparsity or tokens differ in their marks.
+
+    Args:
+        runs: (name, method, target).
+    """
+    styles: dict[str, Style] = {}
+    seen: dict[tuple[str, str], int] = {}
+    for name, method, target in runs:
+        number = seen[method, target] = seen.get((method, target), -1) + 1
+        symbol, is_dense = _SYMBOLS[number % len(_SYMBOLS)], target == "dense"
+        look = method_style(method)._replace(label=name, dash="solid" if is_dense else "dash")
+        styles[name] = look._replace(symbol=symbol if is_dense else f"{symbol}-open", pattern="" if is_dense else "/")
+    return styles
+
+
 def projection_styles(projections: Sequence[str]) -> dict[str, Style]:
     """A colour and a symbol for each kind of layer, by the place it has in the model."""
     return {

@@ -16,6 +16,12 @@ from app.runs.results import perplexity_ratio
 from rose import RoseError
 
 DUMBBELLS = 20
+ERROR_OF = {
+    "relative_error": "on calibration",
+    "held_out_error": "on held-out",
+    "target_error": "against the dense model's output on calibration",
+    "held_out_target_error": "against the dense model's output on held-out",
+}
 
 
 def layer_map(
@@ -30,7 +36,7 @@ def layer_map(
 
     Args:
         records: columns as in `rose.LayerRecord`.
-        column: "relative_error" or "held_out_error".
+        column: a key of `ERROR_OF`.
 
     Raises:
         RoseError: no row of this method with this error.
@@ -53,7 +59,7 @@ def layer_differences(records: pd.DataFrame, *, column: str = "relative_error", 
 
     Args:
         records: columns as in `rose.LayerRecord`.
-        column: "relative_error" or "held_out_error".
+        column: a key of `ERROR_OF`.
 
     Raises:
         RoseError: no row with this error, or no two methods that differ.
@@ -67,7 +73,7 @@ def layer_differences(records: pd.DataFrame, *, column: str = "relative_error", 
     looks = {method: palette.method_style(method) for method in methods}
     finding, caption = _compare(wide, looks)
     figure = go.Figure()
-    held = "held-out" if column == "held_out_error" else "calibration"
+    held = ERROR_OF[column]
     shown = _most_different(wide)
     log = _spread(shown.to_numpy(np.float64)) > style.LOG_ABOVE
     scale = "; log scale, as errors spread over more than a factor of 10" if log else ""
@@ -76,7 +82,7 @@ def layer_differences(records: pd.DataFrame, *, column: str = "relative_error", 
         figure,
         theme,
         finding,
-        f"Relative error on {held} tokens, {words.count(len(shown), 'layer')} on which methods differ most{scale}",
+        f"Relative error {held} tokens, {words.count(len(shown), 'layer')} on which methods differ most{scale}",
         x=style.ERROR,
         y="layer",
         height=max(320, 190 + 26 * len(shown)),

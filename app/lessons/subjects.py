@@ -28,6 +28,7 @@ TITLES = (
     "When order does not matter",
     "Strength",
     "Two effects",
+    "Between layers",
 )
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 SPARSITY = 0.7  # of the generated layer

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 from torch import Tensor
 
 import rose
+from app.lessons.chain import KINDS, ChainDesign
 from app.lessons.subjects import LayerDesign, Subject
-from app.words import number, percent
+from app.words import count, number, percent, sentence, whole
 from rose.layer.order import visited_blocks
 
 
@@ -238,6 +240,43 @@ def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Le
         f"share, {share['global', 'layer']:.3f} where not. Lowest: {_called(best[0])} order, {best[1]} budget, "
         f"{share[best]:.3f}.",
     )
+
+
+def depth_lesson(design: ChainDesign, table: pd.DataFrame) -> Lesson:
+    """Lesson 9: compensation inside a layer, then between layers.
+
+    Args:
+        table: from `chain.drifts`.
+    """
+    none, inside, between = _ends(table)
+    saved = percent(abs(1 - between / inside), 0)
+    helps = between < inside
+    return Lesson(
+        "Layers can compensate for the layers before them."
+        if helps
+        else "With so few tokens, compensation between layers fits noise.",
+        (
+            r"\text{inside:}\ \min_{\hat W} \lVert X_p W^\top - X_p \hat W^\top \rVert^2",
+            r"\text{between:}\ \min_{\hat W} \lVert X_d W^\top + h_d - h_p - X_p \hat W^\top \rVert^2",
+        ),
+        f"{sentence(count(design.layers, 'generated layer'))} add to one stream h (d dense, p pruned). Each is pruned "
+        f"on what those before it make of {whole(design.tokens)} tokens. Drift after the last: **{number(none)}** "
+        f"without compensation; **{number(inside)}** inside each layer, which takes the errors that it receives for "
+        f"the truth; **{number(between)}** where each aims at the dense output, {saved} {'less' if helps else 'more'}.",
+    )
+
+
+def depth_finding(table: pd.DataFrame) -> str:
+    """The title of lesson 9's figure."""
+    _, inside, between = _ends(table)
+    verb = "takes" if between < inside else "brings"
+    return f"Compensation between layers {verb} the drift from {number(inside)} to {number(between)}"
+
+
+def _ends(table: pd.DataFrame) -> list[float]:
+    """Drift after the last layer, by kind of compensation."""
+    last = table.groupby("run", sort=False)["drift"].last()
+    return [float(last[name]) for name in KINDS]
 
 
 def _block_sentence(result: rose.LayerResult, step: int, order: str, energy: float) -> str:

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
 from app.jobs import Job, acquire
-from app.runs.request import HELD_OUT, PruneRequest, estimate_pair, evaluation_seconds, run_name
+from app.runs.request import HELD_OUT, PruneRequest, estimate_case, evaluation_seconds, run_name
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.layer.methods import get_method
@@ -48,6 +48,7 @@ class EvaluatedModel:
         report: of the pruning, with perplexities in its summary.
         checkpoint: .zip file or folder, where one was kept.
         losses: mean loss a token of each window, by which models are compared.
+        target: what its layers were to put out.
     """
 
     method: str
@@ -57,10 +58,17 @@ class EvaluatedModel:
     report: rose.RunReport | None = None
     checkpoint: Path | None = None
     losses: tuple[float, ...] = ()
+    target: str = "dense"
 
     @property
     def label(self) -> str:
-        return "Dense" if self.report is None else f"{rose.METHODS[self.method].label}, {self.sparsity}"
+        return "Dense" if self.report is None else case_label(self.method, self.sparsity, self.target)
+
+
+def case_label(method: str, sparsity: str, target: str) -> str:
+    """ "ROSE, 0.7", or "ROSE, 0.7, target layer" where the target is not the usual one."""
+    label = f"{get_method(method).label}, {sparsity}"
+    return label if target == "dense" else f"{label}, target {target}"
 
 
 def model_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
@@ -76,6 +84,7 @@ def model_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
                 "ratio_to_dense": model.perplexity / models[0].perplexity,
                 "mean_relative_error": summary.get("mean_relative_error"),
                 "mean_held_out_error": summary.get("mean_held_out_error"),
+                "mean_held_out_target_error": _mean(model, "held_out_target_error"),
                 "removed_fraction": summary.get("removed_fraction", 0.0),
                 "columnar_layers": summary.get("columnar_layers"),
                 "seconds": summary.get("seconds", 0.0),
@@ -84,27 +93,39 @@ def model_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _mean(model: EvaluatedModel, column: str) -> float | None:
+    values = pd.Series(dtype=float) if model.report is None else model.report.layers[column].dropna()
+    return float(values.mean()) if len(values) else None
+
+
 def layer_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
     """The pruned models' layers, one under the other; `sparsity` is realised, `asked` as it was asked for."""
-    tables = [model.report.layers.assign(asked=model.sparsity) for model in models if model.report]
+    tables = [model.report.layers.assign(asked=model.sparsity, target=model.target) for model in models if model.report]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 class PruningRun:
-    """One run over all pairs of a request, growing while its job runs.
+    """One run over all copies of a request, growing while its job runs.
 
     Attributes:
         setup, request: what was asked.
         job: the background work.
         dense: the model before pruning, None until measured.
-        copies: one per finished pair.
+        copies: one per finished case.
         doing: the step at work, in words.
         fraction: share of the estimated work done, 0 to 1.
         pruned: layers of the copy at work that are done: layer, relative_error, seconds.
         layers: how many it has in all.
     """
 
-    def __init__(self, setup: Setup, request: PruneRequest, load: Callable[[], LoadedModel]) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        request: PruneRequest,
+        load: Callable[[], LoadedModel],
+        publish: Callable[[rose.RunReport], None] = lambda _report: None,
+    ) -> None:
+        """`publish` is told the report of every copy as it is finished."""
         self.setup, self.request = setup, request
         self.dense: EvaluatedModel | None = None
         self.copies: list[EvaluatedModel] = []
@@ -112,7 +133,7 @@ class PruningRun:
         self.fraction = 0.0
         self.pruned: list[dict[str, Any]] = []
         self.layers = 0
-        self._load = load
+        self._load, self._publish = load, publish
         self._done = self._total = 0.0  # estimated seconds of finished steps, and of all
         self._began = time.monotonic()
         self._folder: Path | None = None
@@ -148,22 +169,23 @@ class PruningRun:
     def _work(self, job: Job) -> None:
         setup, request = self.setup, self.request
         if request.keep == "folder":
-            base = request.target(*request.pairs[0]).parent
-            self._new_folder = None if base.exists() else base
-            check_output(request.target(*request.pairs[0]))  # not after an hour of pruning
+            first = request.output(*request.cases[0])
+            self._new_folder = None if first.parent.exists() else first.parent
+            check_output(first)  # not after an hour of pruning
         loaded = self._load()
         job.check()
         tokens, held_out = setup.draw(loaded.tokenizer)
         windows = self._windows(loaded.tokenizer, held_out)
-        costs = [estimate_pair(loaded.model, setup, request, method).seconds for method, _ in request.pairs]
+        costs = [estimate_case(loaded.model, setup, request, case[0], case[2]).seconds for case in request.cases]
         evaluation = evaluation_seconds(loaded.model, request)
         self._total = sum(costs) + evaluation * (len(costs) + 1)
         model = self._copy(loaded, job)
-        self.dense = self._judge(model, loaded.tokenizer, windows, "dense", "0", None, evaluation, job)
-        for number, ((method, sparsity), cost) in enumerate(zip(request.pairs, costs, strict=True)):
+        self.dense = self._judge(model, loaded.tokenizer, windows, ("dense", "0", ""), None, evaluation, job)
+        for number, (case, cost) in enumerate(zip(request.cases, costs, strict=True)):
             if number:
                 model = self._copy(loaded, job)
-            self._say(f"Pruning by {get_method(method).label}, sparsity {sparsity}")
+            method, sparsity, target = case
+            self._say(f"Pruning by {_named(case)}")
             report = rose.prune_model(
                 model,
                 tokens,
@@ -173,13 +195,16 @@ class PruningRun:
                 block_size=setup.block_size,
                 damping=setup.damping,
                 threshold=request.threshold,
+                target=target,
                 true_sequential=request.true_sequential,
                 held_out=held_out,
                 progress=self._follower(job, cost),
             )
             self._done += cost
-            judged = self._judge(model, loaded.tokenizer, windows, method, sparsity, report, evaluation, job)
+            judged = self._judge(model, loaded.tokenizer, windows, case, report, evaluation, job)
             self.copies.append(judged)
+            assert judged.report is not None
+            self._publish(judged.report)
             del model  # before the next copy is made
         self.fraction = 1.0
 
@@ -239,15 +264,15 @@ class PruningRun:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         windows: Tensor,
-        method: str,
-        sparsity: str,
+        case: tuple[str, str, str],
         report: rose.RunReport | None,
         cost: float,
         job: Job,
     ) -> EvaluatedModel:
         """Perplexity, continuation and checkpoint of one model."""
         request = self.request
-        whose = "the dense model" if report is None else f"{get_method(method).label}, sparsity {sparsity}"
+        method, sparsity, target = case
+        whose = "the dense model" if report is None else _named(case)
         self._say(f"Perplexity of {whose}")
         share = self._share(job, cost)
         losses = window_losses(model, windows, progress=share)
@@ -273,28 +298,27 @@ class PruningRun:
             perplexity_before=self.dense.perplexity,
             perplexity_after=perplexity,
         )
-        checkpoint = self._save(model, tokenizer, method, sparsity, report, job)
-        return EvaluatedModel(method, sparsity, perplexity, text, report, checkpoint, by_window)
+        checkpoint = self._save(model, tokenizer, case, report, job)
+        return EvaluatedModel(method, sparsity, perplexity, text, report, checkpoint, by_window, target)
 
     def _save(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        method: str,
-        sparsity: str,
+        case: tuple[str, str, str],
         report: rose.RunReport,
         job: Job,
     ) -> Path | None:
         if self.request.keep == "nothing":
             return None
-        self._say(f"Writing the checkpoint of {get_method(method).label}, sparsity {sparsity}")
+        self._say(f"Writing the checkpoint of {_named(case)}")
         job.check()
         if self.request.keep == "folder":
-            target = self.request.target(method, sparsity)
-            check_output(target)
-            rose.save_model(model, tokenizer, target, report=report)
-            return target
-        folder = self._temporary() / run_name(method, sparsity)
+            output = self.request.output(*case)
+            check_output(output)
+            rose.save_model(model, tokenizer, output, report=report)
+            return output
+        folder = self._temporary() / run_name(*case)
         rose.save_model(model, tokenizer, folder, report=report)
         archive = folder.with_name(folder.name + ".zip")
         try:
@@ -341,6 +365,13 @@ class PruningRun:
         if self._new_folder is not None:
             with contextlib.suppress(OSError):  # not empty: it holds a finished checkpoint
                 self._new_folder.rmdir()
+
+
+def _named(case: tuple[str, str, str]) -> str:
+    """What is at work, in words."""
+    method, sparsity, target = case
+    said = f"{get_method(method).label}, sparsity {sparsity}"
+    return said if target == "dense" else f"{said}, target {target}"
 
 
 def pack(folder: Path, archive: Path, job: Job) -> None:

@@ -10,10 +10,11 @@ from rose.paths import expand
 
 
 def command_lines(setup: Setup, request: PruneRequest) -> str:
-    """Commands that prune and evaluate as this request does, one per pair; each keeps a checkpoint in any case."""
+    """Commands that prune and evaluate as this request does, one per copy; each keeps a checkpoint in any case."""
     lines = []
-    for method, sparsity in request.pairs:
-        output = str(request.target(method, sparsity)) if request.keep == "folder" else run_name(method, sparsity)
+    for case in request.cases:
+        method, sparsity, target = case
+        output = str(request.output(*case)) if request.keep == "folder" else run_name(*case)
         options = {
             "--model": setup.model,
             "--dtype": setup.dtype,
@@ -24,6 +25,7 @@ def command_lines(setup: Setup, request: PruneRequest) -> str:
             "--held-out": setup.held_out,
             "--method": method,
             "--sparsity": sparsity,
+            "--target": target,
             "--block-size": setup.block_size,
             "--damping": setup.damping,
             "--threshold": request.threshold,
@@ -74,14 +76,15 @@ def python_code(setup: Setup, request: PruneRequest) -> str:
         + f'print("dense", rose.perplexity(dense, windows){", continued(dense)" if continues else ""})\n'
         f"for sparsity in {list(request.sparsities)}:\n"
         f"    for method in {list(request.methods)}:\n"
-        "        model = copy.deepcopy(dense)\n"
-        "        report = rose.prune_model(\n"
-        "            model, tokens, held_out=held_out, method=method, sparsity=sparsity, "
+        f"        for target in {list(request.targets)}:\n"
+        "            model = copy.deepcopy(dense)\n"
+        "            report = rose.prune_model(\n"
+        "                model, tokens, held_out=held_out, method=method, sparsity=sparsity, target=target, "
         f"layers={request.layer_patterns},\n"
-        f"            block_size={setup.block_size}, damping={setup.damping}, threshold={request.threshold},\n"
-        f"            true_sequential={request.true_sequential},\n"
-        "        )\n"
-        "        print(method, sparsity, rose.perplexity(model, windows), report.summary"
+        f"                block_size={setup.block_size}, damping={setup.damping}, threshold={request.threshold},\n"
+        f"                true_sequential={request.true_sequential},\n"
+        "            )\n"
+        "            print(method, sparsity, rose.perplexity(model, windows), report.summary"
         + (", continued(model))\n" if continues else ")\n")
         + ("" if request.keep == "nothing" else _saving(request))
     )
@@ -103,4 +106,6 @@ def _saving(request: PruneRequest) -> str:
     name = (f"{output!r} + " if request.keep == "folder" else "") + 'f"{method}-{sparsity}".replace(":", "-")'
     if any("%" in sparsity for sparsity in request.sparsities):
         name += '.replace("%", "pct")'
-    return f"        rose.save_model(model, tokenizer, {name}, report=report)\n"
+    if "layer" in request.targets:
+        name += ' + ("-layer" if target == "layer" else "")'
+    return f"            rose.save_model(model, tokenizer, {name}, report=report)\n"

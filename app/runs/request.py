@@ -12,6 +12,7 @@ import rose
 from app.study.setup import Setup, check_sparsity
 from rose.layer.methods import get_method
 from rose.model.cost import Cost, estimate_cost, estimate_evaluation, sweeps_of
+from rose.model.pipeline import check_target
 from rose.paths import expand
 
 HELD_OUT = "held out"  # the calibration's own held-out windows, in place of the name of a text
@@ -23,9 +24,10 @@ class PruneRequest:
     """What is to be pruned, and what each pruned model is asked.
 
     Attributes:
-        methods, sparsities: every pair of them is run.
+        methods, sparsities: every pair of them is run, with each of the targets.
         layers: names separated by spaces, `*` allowed.
         threshold: of columnar layers.
+        targets: what layers shall put out, "dense" or "layer"; see `rose.prune_model`.
         true_sequential: see `rose.prune_model`.
         evaluate: text for perplexity, as for `rose.load_tokens`, or `HELD_OUT`.
         windows, window_length: of that text.
@@ -46,6 +48,7 @@ class PruneRequest:
     new_tokens: int = 30
     keep: Keep = "nothing"
     folder: str = ""
+    targets: tuple[str, ...] = ("dense",)
 
     @property
     def layer_patterns(self) -> list[str] | None:
@@ -56,14 +59,23 @@ class PruneRequest:
         """(method, sparsity) in the order in which they are run: all methods at one sparsity, then the next."""
         return [(method, sparsity) for sparsity in self.sparsities for method in self.methods]
 
-    def target(self, method: str, sparsity: str) -> Path:
+    @property
+    def cases(self) -> list[tuple[str, str, str]]:
+        """(method, sparsity, target) of every copy, in the order in which they are run."""
+        return [(*pair, target) for pair in self.pairs for target in self.targets]
+
+    def output(self, method: str, sparsity: str, target: str = "dense") -> Path:
         """Folder of one checkpoint."""
-        return expand(self.folder) / run_name(method, sparsity)
+        return expand(self.folder) / run_name(method, sparsity, target)
 
     def check(self, setup: Setup, model: nn.Module) -> None:
         """Raises RoseError for what no run could do, before any work; `model` may be a skeleton."""
         if not self.methods or not self.sparsities:
             raise rose.RoseError("Choose at least one method and one sparsity.")
+        if not self.targets:
+            raise rose.RoseError("Choose at least one target: dense, or layer as in the papers.")
+        for target in self.targets:
+            check_target(target)
         for method in self.methods:
             get_method(method)
         for sparsity in self.sparsities:
@@ -84,18 +96,19 @@ class PruneRequest:
                 raise rose.RoseError("Give the path of a folder for the checkpoints.")
             if str(expand(self.folder)).startswith("~"):
                 raise rose.RoseError(f"No user on this machine matches the ~ in {self.folder}; give the full path.")
-            for pair in self.pairs:
-                target = self.target(*pair)
-                if target.exists():
-                    raise rose.RoseError(f"{target} already exists; choose another folder for the checkpoints.")
+            for case in self.cases:
+                output = self.output(*case)
+                if output.exists():
+                    raise rose.RoseError(f"{output} already exists; choose another folder for the checkpoints.")
 
 
-def run_name(method: str, sparsity: str) -> str:
-    """For files and folders: "rose-0.7", "sparsegpt-2-4"."""
-    return f"{method}-{sparsity.replace(':', '-').replace('%', 'pct')}"
+def run_name(method: str, sparsity: str, target: str = "dense") -> str:
+    """For files and folders: "rose-0.7", "sparsegpt-2-4", "rose-0.7-layer" where the target is not the usual one."""
+    name = f"{method}-{sparsity.replace(':', '-').replace('%', 'pct')}"
+    return name if target == "dense" else f"{name}-{target}"
 
 
-def estimate_pair(model: nn.Module, setup: Setup, request: PruneRequest, method: str) -> Cost:
+def estimate_case(model: nn.Module, setup: Setup, request: PruneRequest, method: str, target: str = "dense") -> Cost:
     """Pruning one copy; `model` may be a skeleton."""
     return estimate_cost(
         model,
@@ -103,7 +116,7 @@ def estimate_pair(model: nn.Module, setup: Setup, request: PruneRequest, method:
         length=setup.length,
         layers=request.layer_patterns,
         sweeps=sweeps_of([method]),
-        passes=1 if request.true_sequential else 2,
+        passes=1 if request.true_sequential and target == "layer" else 2,
     )
 
 
@@ -113,7 +126,7 @@ def evaluation_seconds(model: nn.Module, request: PruneRequest) -> float:
 
 
 def estimate(model: nn.Module, setup: Setup, request: PruneRequest) -> Cost:
-    """The whole run: every pair pruned and evaluated, and the dense model evaluated."""
-    costs = [estimate_pair(model, setup, request, method) for method, _ in request.pairs]
+    """The whole run: every case pruned and evaluated, and the dense model evaluated."""
+    costs = [estimate_case(model, setup, request, method, target) for method, _, target in request.cases]
     seconds = sum(cost.seconds for cost in costs) + (len(costs) + 1) * evaluation_seconds(model, request)
     return Cost(seconds, max(cost.memory for cost in costs), costs[0].model_memory, costs[0].layers)

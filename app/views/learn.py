@@ -1,4 +1,4 @@
-"""Learn: from a weight matrix to ROSE in eight steps, with live numbers. Works before any model is loaded."""
+"""Learn: from a weight matrix to ROSE in nine steps, with live numbers. Works before any model is loaded."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import streamlit as st
 import rose
 from app import components, session, words
 from app.components import URL
+from app.figures import depth as depth_figures
 from app.figures import learn as figures
 from app.figures import losses, maps
 from app.figures import order_lab as order_figures
 from app.figures.race import race_animation, sweep_race
 from app.figures.style import Drawing
 from app.lab import sweeps
+from app.lessons import chain, subjects, texts
 from app.lessons import projector as keys
-from app.lessons import subjects, texts
 from app.lessons.subjects import LayerDesign, Subject
 from app.lessons.texts import Lesson
 from app.study.study import Study
@@ -366,6 +367,26 @@ def effects_step() -> None:
         where_from(chosen, True, subject.plan)
 
 
+# Step 9: from layer to layer
+
+
+def depth_step() -> None:
+    left, stage = sides()
+    with left:
+        text = st.container()
+        first, second = st.columns(2)
+    sparsity = first.slider("Sparsity", 0.3, 0.9, 0.7, 0.1, key="lesson_chain_sparsity", bind=URL)
+    tokens = second.select_slider("Tokens", (64, 128, 256, 512, 2048, 8192), 2048, key="lesson_chain_tokens", bind=URL)
+    design = chain.ChainDesign(sparsity=sparsity, tokens=tokens)
+    table = chain.drifts(design)
+    with text:
+        draw_lesson(texts.depth_lesson(design, table))
+    finding = texts.depth_finding(table)
+    drawing = depth_figures.drift_curves(table, place="layer", finding=finding, theme=session.theme())
+    with stage:
+        draw(drawing, "depth")
+
+
 # The page
 
 
@@ -386,6 +407,7 @@ STEPS: tuple[Callable[[], None], ...] = (
     lambda: sweep_step(columnar=False),
     strength_step,
     effects_step,
+    depth_step,
 )
 
 

@@ -24,6 +24,13 @@ from rose.paths import expand
 FILE = "a file"
 PROMPT = "Python is a programming language that"
 KEEP: dict[Keep, str] = {"nothing": "do not keep", "zip": "for download, .zip", "folder": "in a folder on this machine"}
+TARGETS = {"dense": "dense model's output", "layer": "layer's own output"}
+ERRORS = {  # on, against -> column
+    ("calibration", "own output"): "relative_error",
+    ("held-out", "own output"): "held_out_error",
+    ("calibration", "dense model's output"): "target_error",
+    ("held-out", "dense model's output"): "held_out_target_error",
+}
 SUMMARY, LAYERS, TEXTS, DOWNLOADS, SEEDS = "Perplexity", "Layers", "Texts", "Downloads", "Over seeds"
 SECTIONS = {name: name for name in (SUMMARY, LAYERS, TEXTS, DOWNLOADS, SEEDS)}
 
@@ -93,12 +100,24 @@ def _choose(setup: Setup) -> PruneRequest:
     )
     text, windows, length = _evaluation(setup)
     prompt, new_tokens, keep, folder = _prompt_and_checkpoint()
-    true_sequential = st.toggle(
+    one, two = st.columns([1, 1], vertical_alignment="bottom")
+    targets = one.pills(
+        "Target",
+        list(TARGETS),
+        default=["dense"],
+        selection_mode="multi",
+        format_func=TARGETS.__getitem__,
+        key="prune_targets",
+        bind="query-params",
+        help="What each layer is to put out: what the dense model does there, so that it makes up for the layers "
+        "before it; or, as in the papers, what its own weights do on the pruned inputs. Choose both to compare them.",
+    )
+    true_sequential = two.toggle(
         "True-sequential",
         key="prune_true_sequential",
         bind="query-params",
         help="Calibrates each layer on the pruned layers before it in its own decoder block too. One forward pass for "
-        "each decoder block instead of two, for more memory.",
+        "each decoder block instead of two, for more memory. Target dense always does.",
     )
     return PruneRequest(
         methods=tuple(dict.fromkeys(methods)),
@@ -113,6 +132,7 @@ def _choose(setup: Setup) -> PruneRequest:
         new_tokens=new_tokens,
         keep=keep,
         folder=folder,
+        targets=tuple(name for name in TARGETS if name in targets),
     )
 
 
@@ -178,7 +198,7 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
         request.check(setup, skeleton)
         cost = estimate(skeleton, setup, request)
         said = (
-            f"{words.sentence(words.count(len(request.pairs), 'copy', 'copies'))}, "
+            f"{words.sentence(words.count(len(request.cases), 'copy', 'copies'))}, "
             f"{words.count(cost.layers, 'layer')} each: about {components.duration(max(1.0, cost.seconds))}; besides "
             f"the model {components.size(weights_size(cost, setup.dtype))} for one copy at a time and "
             f"{components.size(cost.memory)} for its calibration."
@@ -290,6 +310,7 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
             "× dense": f"{row['ratio_to_dense']:.2f}",
             "Mean error, calibration": _error(row["mean_relative_error"]),
             "Mean error, held-out": _error(row["mean_held_out_error"]),
+            "Against dense, held-out": _error(row["mean_held_out_target_error"]),
             "Weights removed": words.percent(row["removed_fraction"], 2),
             "Pruning": "–" if model.report is None else components.duration(row["seconds"]),
         }
@@ -301,12 +322,16 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
     )
     st.caption(
         f"Perplexity on {run.request.windows} × {run.request.window_length} tokens of {where}. Errors are relative, "
-        "means over layers, each on the inputs that the pruned blocks below it give. Weights removed: of the layers "
-        "that were pruned."
+        "means over layers, each on the inputs that the pruned blocks below it give: of the layer's own dense weights "
+        "on them, and against what the dense model puts out there, where that was the target. Weights removed: of the "
+        "layers that were pruned."
     )
     if run.request.evaluate == HELD_OUT and "measured" in run.request.methods:
         st.caption("Measured order has chosen by these held-out windows, so its numbers are slightly optimistic.")
     dense, *pruned = models
+    if any(model.report is not None and model.report.summary.get("drift") for model in pruned):
+        label = "Depth: where these models drift from the dense one"
+        st.page_link("views/depth.py", label=label, icon=":material/waterfall_chart:")
     if pruned:
         bars = table.iloc[1:].assign(run=[model.label for model in pruned])
         components.show(
@@ -327,19 +352,21 @@ def _layers(run: PruningRun, models: list[EvaluatedModel]) -> None:
     if table.empty:
         st.info("The layers show here as soon as the first copy is pruned.")
         return
-    errors = {"relative_error": "calibration"}
-    if table["held_out_error"].notna().any():
-        errors["held_out_error"] = "held-out"
+    known = {pair: column for pair, column in ERRORS.items() if table[column].notna().any()}
+    tokens, outputs = ({pair[place]: pair[place] for pair in known} for place in (0, 1))
     asked = {sparsity: sparsity for sparsity in table["asked"].unique()}
-    one, two, three = st.columns(3)
-    with one:
-        sparsity = components.choose("Sparsity", asked, "prune_layers_at")
-    with two:
-        column = components.choose("Error on", errors, "prune_layers_error")
-    with three:
-        kinds = {"map": "every layer", "dumbbell": "largest differences"}
-        kind = components.choose("Show", kinds, "prune_layers_as")
-    rows = table[table["asked"] == sparsity]
+    aimed = {target: TARGETS[target] for target in table["target"].unique()}
+    kinds = {"map": "every layer", "dumbbell": "largest differences"}
+    with st.container(horizontal=True):
+        sparsity = components.choose("Sparsity", asked, "prune_layers_at", width="content")
+        target = components.choose("Target", aimed, "prune_layers_target", width="content")
+        on = components.choose("Error on", tokens, "prune_layers_error", width="content")
+        against = components.choose("Error against", outputs, "prune_layers_against", width="content")
+        kind = components.choose("Show", kinds, "prune_layers_as", width="content")
+    rows, column = table[(table["asked"] == sparsity) & (table["target"] == target)], known[on, against]
+    if rows[column].isna().all():
+        st.info("Errors against the dense model's output are known where that was the target; choose it.")
+        return
     labels = {method: palette.method_style(method).label for method in dict.fromkeys(rows["method"])}
     try:
         if kind == "map":
@@ -393,7 +420,7 @@ def _downloads(run: PruningRun, models: list[EvaluatedModel]) -> None:
 
 def _download_one(model: EvaluatedModel) -> None:
     assert model.report is not None
-    name = run_name(model.method, model.sparsity)
+    name = run_name(model.method, model.sparsity, model.target)
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
         st.markdown(f"**{model.label}**", width="stretch")
         st.download_button(

@@ -21,6 +21,7 @@ from app.figures import (
     anatomy,
     check,
     comparison,
+    depth,
     diffusion,
     hessian,
     learn,
@@ -52,6 +53,14 @@ SEEDS = pd.DataFrame(
     [("sparsegpt", "0.7", 0, 30.0), ("rose", "0.7", 0, 28.0), ("rose", "0.7", 1, 29.0)],
     columns=["method", "sparsity", "seed", "perplexity"],
 ).assign(mean_held_out_error=0.1, seconds=1.0)
+DRIFTS = pd.DataFrame(
+    [
+        (f"SparseGPT, 0.7, target {target}", "sparsegpt", "0.7", target, block, drift, passed, arisen, passed - drift)
+        for target, factor in (("layer", 1.0), ("dense", 0.5))
+        for block, drift, passed, arisen in ((0, 0.1 * factor, 0.0, 0.1), (1, 0.3 * factor, 0.35 * factor, 0.1))
+    ],
+    columns=["run", "method", "sparsity", "target", "block_index", "drift", "passed_on", "arisen", "repaired"],
+).assign(repaired=lambda table: table["repaired"].clip(lower=0), perplexity=20.0)
 MEASURES = [ErrorMeasures("sparsegpt", 2.0, 2.002, 2.001, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
 REALISED = [RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0)]
 PIXELS = np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 4, 4)
@@ -132,6 +141,10 @@ FIGURES: dict[str, Draw] = {
     "damping_strip": lambda x, r, t: check.damping_strip(r, 0.01, marked_layer=NAME, theme=t),
     "layer_map": lambda x, r, t: prune.layer_map(r, "rose", theme=t),
     "layer_differences": lambda x, r, t: prune.layer_differences(r, theme=t),
+    "drift_curves": lambda x, r, t: depth.drift_curves(DRIFTS, theme=t),
+    "drift_curves_log": lambda x, r, t: depth.drift_curves(DRIFTS, scale="log", theme=t),
+    "drift_shares": lambda x, r, t: depth.drift_shares(DRIFTS[DRIFTS["target"] == "dense"], theme=t),
+    "repaired_shares": lambda x, r, t: depth.repaired_shares(DRIFTS, theme=t),
     "perplexity_bars": lambda x, r, t: prune.perplexity_bars(PERPLEXITY, dense=20.7, theme=t),
     "progress_timeline": lambda x, r, t: prune.progress_timeline(r[r["method"] == "rose"], 30, theme=t),
     "pictures": lambda x, r, t: diffusion.pictures(

@@ -11,8 +11,9 @@ from streamlit.testing.v1 import AppTest
 import rose
 from app.components import as_html
 from app.figures.race import race_animation, sweep_race
-from app.lessons import subjects
+from app.lessons import chain, subjects
 from app.lessons import texts as lesson_texts
+from app.lessons.chain import ChainDesign
 from app.lessons.subjects import LayerDesign
 from app.study.study import Study
 from rose.layer.error import quadratic_form
@@ -114,7 +115,7 @@ def test_a_link_with_a_title_of_before_opens_its_step_by_number() -> None:
     assert app.button_group(key="lesson").value == "6 When order does not matter"
     app.button(key="lesson-next").click().run()
     assert app.button_group(key="lesson").value == LABELS[6]
-    assert open_page(PAGE, lesson="9 Nothing").button_group(key="lesson").value == LABELS[0]
+    assert open_page(PAGE, lesson="10 Nothing").button_group(key="lesson").value == LABELS[0]
 
 
 # Sweeps
@@ -288,3 +289,27 @@ def test_compensation_and_budget_apart(study: Study, source: str) -> None:
             assert f'"{error(order, budget) / base:.3f}"' in drawn
     assert f"compensation, block budget}}}} = {error('two_level', 'block') / base:.3f}" in shown
     assert f"budget, natural order}}}} = {error('natural', 'layer') / base:.3f}" in shown
+
+
+# From layer to layer
+
+
+def test_layers_compensate_for_the_layers_before_them() -> None:
+    app = step(9)
+    ends = chain.drifts(ChainDesign()).groupby("run", sort=False)["drift"].last()
+    assert list(ends) == sorted(ends, reverse=True)  # each kind of compensation pays
+    shown = texts(app)
+    for value in ends:
+        assert f"**{value:.3g}**" in shown
+    assert f"{100 * (1 - ends['Between layers too'] / ends['Inside each layer']):.0f} % less" in shown
+    app.select_slider(key="lesson_chain_tokens").set_value(128).run()
+    assert not app.exception, app.exception
+    few = chain.drifts(ChainDesign(tokens=128)).groupby("run", sort=False)["drift"].last()
+    assert f"**{few['Between layers too']:.3g}**" in texts(app)
+
+
+def test_the_last_kind_is_the_engines_target() -> None:
+    """In the first layer both streams are the same, so all that sparsegpt does there is the same for both targets."""
+    table = chain.drifts(ChainDesign(layers=2)).set_index(["run", "block_index"])["drift"]
+    assert table["Between layers too", 1] == pytest.approx(table["Inside each layer", 1])
+    assert table["Between layers too", 2] < table["Inside each layer", 2]

@@ -323,3 +323,32 @@ def test_choices_are_in_the_url(setup: Setup) -> None:
     assert (app.number_input(key="prune_windows").value, app.number_input(key="prune_length").value) == (2, 8)
     assert app.segmented_control(key="prune_view").value == "Texts"
     assert app.text_input(key="prune_folder").value == "~/out"
+
+
+def test_both_targets_are_pruned_shown_and_said_in_the_recipes(setup: Setup) -> None:
+    app = opened(setup, prune_layers="model.layers.[01].*", prune_windows="1", prune_prompt="")
+    app.multiselect(key="prune_methods").set_value(["sparsegpt"]).run()
+    assert "--target dense" in app.code[0].value
+    app.button_group(key="prune_targets").set_value([]).run()
+    assert "Choose at least one target" in app.warning[0].value
+    app.button_group(key="prune_targets").set_value(["dense", "layer"]).run()
+    assert "Two copies, 14 layers each" in texts(app)
+    dense, layer = (_parser().parse_args(shlex.split(line)[3:]) for line in app.code[0].value.splitlines())
+    assert (dense.target, layer.target) == ("dense", "layer")
+    assert dense.output != layer.output
+    assert "for target in ['dense', 'layer']:" in app.code[1].value
+    app, run = pruned(app)
+    assert run.job.status == "done", run.job.message
+    shown = app.table[0].value.to_dict("records")
+    assert [row["Model"] for row in shown] == ["Dense", "SparseGPT, 0.7", "SparseGPT, 0.7, target layer"]
+    report = run.copies[0].report
+    assert report is not None
+    assert shown[1]["Against dense, held-out"] == f"{report.layers['held_out_target_error'].mean():.4f}"
+    assert shown[2]["Against dense, held-out"] == "–"
+    assert [report.summary["target"] for report in list(shared.reports())[-2:]] == ["dense", "layer"]
+
+    app = view(app, "Layers")
+    app.segmented_control(key="prune_layers_against").set_value("dense model's output").run()
+    assert "against the dense model" in figures(app)[0]
+    app.segmented_control(key="prune_layers_target").set_value("layer").run()
+    assert "are known where that was the target" in texts(app)

@@ -1,0 +1,220 @@
+"""Drift of pruned models along their decoder blocks: how far, where it arises, and how much of it is repaired.
+
+All numbers are on held-out tokens, relative to the dense model's hidden states; see `rose.model.dense.BlockDrift`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from app import words
+from app.figures import palette, style
+from app.figures.palette import Theme
+from app.figures.style import Drawing
+from rose import RoseError
+
+DRIFT = "drift ‖h_p − h_d‖² / ‖h_d‖²"
+HEIGHT = 410
+ARISEN, PASSED = palette.ORANGE, palette.SLATE
+
+
+def drift_curves(
+    table: pd.DataFrame,
+    *,
+    scale: Literal["linear", "log"] = "linear",
+    place: str = "decoder block",
+    finding: str = "",
+    theme: Theme = "light",
+) -> Drawing:
+    """Drift after every decoder block, one line a run.
+
+    Args:
+        table: columns run, method, sparsity, target, block_index, drift.
+        scale: of the drift; a logarithmic one shows where it starts.
+        place: what drift is measured after.
+        finding: the title; what target dense changes if not given.
+
+    Raises:
+        RoseError: no run.
+    """
+    _require(table)
+    looks = _looks(table)
+    figure = go.Figure()
+    for name, rows in table.groupby("run", sort=False):
+        values = rows["drift"].to_numpy(np.float64)
+        _line(figure, rows, np.where(values > 0, values, np.nan) if scale == "log" else values, looks[str(name)], place)
+    ends = table.groupby("run", sort=False)["drift"].last()
+    ranked = ends.sort_values(kind="stable")
+    finding = finding or _drift_finding(table, ends, place)
+    rise, steepest = _steepest(table.assign(run_end=table["run"].map(ends)))
+    caption = (
+        f"After the last {place}: {', '.join(f'{name} {words.number(float(v))}' for name, v in ranked.items())}. "
+        f"Steepest rise: {steepest['run']}, {place} {int(steepest['block_index'])}, by {words.number(rise)}."
+    )
+    what = f"Squared distance from the dense hidden states after every {place}, relative, mean over held-out tokens"
+    style.base(figure, theme, finding, what, x=place, y=DRIFT, height=HEIGHT, legend=True)
+    _block_axis(figure, table)
+    if scale == "log":
+        figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+    else:
+        figure.update_yaxes(rangemode="tozero")
+    alt = f"Line chart of drift by {place}, one line a run. {finding}. {caption}"
+    return Drawing(figure, caption, alt, table.reset_index(drop=True))
+
+
+def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
+    """Of one run: what of the drift each decoder block was passed on, and what arises in it.
+
+    Args:
+        table: columns as in `drift_curves`, and passed_on and arisen; of one run.
+
+    Raises:
+        RoseError: no run, or several.
+    """
+    _require(table)
+    if table["run"].nunique() != 1:
+        raise RoseError("Where drift arises is shown for one run; choose one.")
+    blocks = table["block_index"].to_numpy(np.int32)
+    figure = go.Figure()
+    kinds = (("passed_on", "passed on", PASSED, ""), ("arisen", "arisen in the block", ARISEN, "/"))
+    for column, name, colour, pattern in kinds:
+        figure.add_bar(
+            x=blocks,
+            y=table[column].to_numpy(np.float64),
+            name=name,
+            marker={"color": colour, "pattern": {"shape": pattern, "solidity": 0.3}},
+            hovertemplate=f"decoder block %{{x}}<br>{name} %{{y:.4g}}<extra></extra>",
+        )
+    figure.add_scatter(
+        x=blocks,
+        y=table["drift"].to_numpy(np.float64),
+        name="drift after the block",
+        mode="lines+markers",
+        line={"color": palette.INKS[theme].text, "width": 2},
+        marker={"size": 7},
+        hovertemplate="decoder block %{x}<br>drift %{y:.4g}<extra></extra>",
+    )
+    source = table.loc[table["arisen"].idxmax()]
+    total = float(table["arisen"].sum())
+    share = float(source["arisen"]) / total if total > 0 else 0.0
+    finding = f"Decoder block {int(source['block_index'])} adds most: {words.percent(share, 0)} of all that arises"
+    what = f"{table['run'].iloc[0]}: stack above the line, repaired in the block; stack below it, made worse"
+    style.base(figure, theme, finding, what, x="decoder block", y=DRIFT, height=HEIGHT, legend=True)
+    figure.update_layout(barmode="stack", bargap=0.15)
+    _block_axis(figure, table)
+    figure.update_yaxes(rangemode="tozero")
+    last = table.iloc[-1]
+    fixed = table["drift"] < table["passed_on"] + table["arisen"]
+    caption = (
+        f"In the last decoder block, {int(last['block_index'])}, {words.number(float(last['passed_on']))} is passed on "
+        f"and {words.number(float(last['arisen']))} arises; {words.number(float(last['drift']))} is left. "
+        f"Pruning a block works against the drift it receives in {words.out_of(int(fixed.sum()), len(table), 'block')}."
+    )
+    alt = f"Stacked bars of drift passed on and arisen, and a line of drift, by decoder block. {finding}. {caption}"
+    return Drawing(figure, caption, alt, table.reset_index(drop=True))
+
+
+def repaired_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
+    """How much of the drift that was passed on each decoder block's layers repaired, one line a run.
+
+    Args:
+        table: columns as in `drift_shares`, and repaired.
+
+    Raises:
+        RoseError: no run.
+    """
+    _require(table)
+    share = table["repaired"] / table["passed_on"].where(table["passed_on"] > 0)
+    table = table.assign(repaired_share=share.fillna(0.0))  # the first pruned block has received nothing
+    looks = _looks(table)
+    figure = go.Figure()
+    for name, rows in table.groupby("run", sort=False):
+        _line(figure, rows, rows["repaired_share"].to_numpy(np.float64), looks[str(name)], "decoder block", ".1%")
+    groups = table.groupby("run", sort=False)
+    count = groups["repaired"].agg(lambda column: int((column > 0).sum()))
+    blocks = groups.size()
+    best = str(groups["repaired_share"].mean().idxmax())
+    top = table.loc[table["repaired_share"].idxmax()]
+    if top["repaired_share"] > 0:
+        finding = (
+            f"{best}: {words.out_of(int(count[best]), int(blocks[best]), 'decoder block')} reduce the drift passed on"
+        )
+        most = (
+            f"The most is {words.percent(float(top['repaired_share']))}, by decoder block {int(top['block_index'])} of "
+            f"{top['run']}."
+        )
+    else:
+        finding = "No decoder block leaves less drift than was passed on to it"
+        most = "The most is 0 %."
+    listed = "; ".join(
+        f"{name} in {words.out_of(int(count[name]), int(blocks[name]), 'block')}, mean "
+        f"{words.percent(float(groups['repaired_share'].mean()[name]))}"
+        for name in count.index
+    )
+    caption = f"Repaired: {listed}. {most}"
+    what = (
+        "Drift that a pruned block leaves below what its dense weights would have passed on, as a share of the latter"
+    )
+    style.base(figure, theme, finding, what, x="decoder block", y="share repaired", height=HEIGHT, legend=True)
+    _block_axis(figure, table)
+    figure.update_yaxes(tickformat=".0%", rangemode="tozero")
+    alt = f"Line chart of the share of drift repaired by decoder block. {finding}. {caption}"
+    return Drawing(figure, caption, alt, table.reset_index(drop=True))
+
+
+def _require(table: pd.DataFrame) -> None:
+    if table.empty:
+        raise RoseError("No run is chosen; choose at least one, or prune a model with held-out tokens.")
+
+
+def _looks(table: pd.DataFrame) -> dict[str, palette.Style]:
+    runs = table.drop_duplicates("run")
+    return palette.run_styles(list(zip(runs["run"], runs["method"], runs["target"], strict=True)))
+
+
+def _line(
+    figure: go.Figure, rows: pd.DataFrame, values: np.ndarray, look: palette.Style, place: str, form: str = ".4g"
+) -> None:
+    figure.add_scatter(
+        x=rows["block_index"].to_numpy(np.int32),
+        y=values,
+        mode="lines+markers",
+        name=look.label,
+        line={"color": look.colour, "dash": look.dash, "width": 2.2},
+        marker={"symbol": look.symbol, "size": 8},
+        hovertemplate=f"{look.label}<br>{place} %{{x}}: %{{y:{form}}}<extra></extra>",
+    )
+
+
+def _block_axis(figure: go.Figure, table: pd.DataFrame) -> None:
+    low, high = int(table["block_index"].min()), int(table["block_index"].max())
+    step = max(1, round((high - low) / 15))
+    figure.update_xaxes(range=[low - 0.6, high + 0.6], tick0=low, dtick=step, zeroline=False)
+
+
+def _drift_finding(table: pd.DataFrame, ends: pd.Series, place: str) -> str:
+    """The story if it is there: dense against layer with all else equal; else the least drift."""
+    runs = table.drop_duplicates("run").set_index("run")
+    for _, pair in runs.groupby(["method", "sparsity"], sort=False):
+        by_target = {str(target): str(run) for run, target in pair["target"].items()}
+        if len(by_target) == len(pair) == 2:
+            layer, dense = (float(ends[by_target[target]]) for target in ("layer", "dense"))
+            verb = "takes" if dense < layer else "brings"
+            label = palette.method_style(str(pair["method"].iloc[0])).label
+            return (
+                f"{label}, {pair['sparsity'].iloc[0]}: target dense {verb} the last {place}'s drift from "
+                f"{words.number(layer)} to {words.number(dense)}"
+            )
+    best = str(ends.idxmin())
+    most = " least" if len(ends) > 1 else ""
+    return f"{best} drifts{most}: {words.number(float(ends[best]))} after the last {place}"
+
+
+def _steepest(table: pd.DataFrame) -> tuple[float, pd.Series]:
+    """The largest rise of drift from one block to the next, and its row."""
+    rise = table.groupby("run", sort=False)["drift"].diff().fillna(table["drift"])
+    return float(rise.max()), table.loc[rise.idxmax()]

@@ -1,0 +1,134 @@
+"""Where pruned models drift from the dense one: reports of runs as the table that the Depth page draws. No Streamlit.
+
+What is measured, and on which tokens, says `rose.model.dense.BlockDrift`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import rose
+from app.runs.request import HELD_OUT, PruneRequest
+from app.study.setup import Setup
+from rose.paths import expand
+
+REPORT = "report.json"
+COLUMNS = (
+    "run",
+    "method",
+    "sparsity",
+    "target",
+    "block_index",
+    "drift",
+    "passed_on",
+    "arisen",
+    "repaired",
+    "perplexity",
+)
+# Of the small comparison: enough tokens for the correction to pay, few enough to wait for.
+SAMPLES, LENGTH, HELD_OUT_SAMPLES = 16, 256, 4
+
+
+def has_drift(report: rose.RunReport) -> bool:
+    """Whether the run had held-out tokens, on which drift is measured."""
+    return bool(report.summary.get("drift"))
+
+
+def read_reports(path: str) -> list[rose.RunReport]:
+    """Reads a report.json, the one in a folder, or those in the folders of a folder.
+
+    Raises:
+        RoseError: nothing there, not a report, or a report without drift.
+    """
+    place = expand(path.strip())
+    files = [place] if place.is_file() else [place / REPORT] if (place / REPORT).is_file() else []
+    files = files or sorted(place.glob(f"*/{REPORT}"))
+    if not files:
+        raise rose.RoseError(f"There is no {REPORT} in {place}; give the folder that a prune has written.")
+    return [_read(file) for file in files]
+
+
+def _read(file: Path) -> rose.RunReport:
+    try:
+        report = rose.RunReport.from_json(file.read_text())
+    except (OSError, UnicodeDecodeError) as problem:
+        raise rose.RoseError(f"{file} cannot be read ({problem}); check the path.") from problem
+    if not has_drift(report):
+        raise rose.RoseError(f"{file} has no drift; prune again with held-out tokens (--held-out 4).")
+    try:
+        drift_table({"": report})
+    except (KeyError, TypeError, ValueError) as problem:
+        raise rose.RoseError(f"{file} is not a report of a pruned model ({problem!r}); choose another.") from problem
+    return report
+
+
+def name_runs(reports: Sequence[rose.RunReport]) -> dict[str, rose.RunReport]:
+    """A name for each run: method, sparsity and target, and what else is needed to tell it from the others."""
+    plain = [_label(report.summary) for report in reports]
+    twice = {name for name, count in Counter(plain).items() if count > 1}
+    named: dict[str, rose.RunReport] = {}
+    for report, name in zip(reports, plain, strict=True):
+        full = f"{name} ({_calibration(report.summary)})" if name in twice else name
+        number = 2
+        unique = full
+        while unique in named:
+            unique, number = f"{full}, run {number}", number + 1
+        named[unique] = report
+    return named
+
+
+def _label(summary: dict[str, Any]) -> str:
+    method = str(summary.get("method"))
+    name = rose.METHODS[method].label if method in rose.METHODS else method
+    return f"{name}, {summary.get('sparsity')}, target {summary.get('target', 'layer')}"
+
+
+def _calibration(summary: dict[str, Any]) -> str:
+    said = [f"{summary.get('samples')} × {summary.get('length')} tokens"]
+    said += [f"seed {summary['seed']}"] if "seed" in summary else []
+    return ", ".join(([Path(summary["model"]).name] if "model" in summary else []) + said)
+
+
+def drift_table(named: dict[str, rose.RunReport]) -> pd.DataFrame:
+    """One row per run and decoder block; `repaired` is passed_on − drift where positive."""
+    rows = [
+        {
+            "run": name,
+            "method": report.summary["method"],
+            "sparsity": str(report.summary["sparsity"]),
+            "target": report.summary.get("target", "layer"),
+            "block_index": int(entry["block_index"]),
+            **{part: float(entry[part]) for part in ("drift", "passed_on", "arisen")},
+            "repaired": max(0.0, float(entry["passed_on"]) - float(entry["drift"])),
+            "perplexity": report.summary.get("perplexity_after"),
+        }
+        for name, report in named.items()
+        for entry in report.summary["drift"]
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def small_comparison(setup: Setup) -> tuple[Setup, PruneRequest]:
+    """What tells "layer" and "dense" apart within a minute or two: SparseGPT with each target, on few tokens."""
+    few = replace(
+        setup,
+        samples=min(SAMPLES, setup.samples),
+        length=min(LENGTH, setup.length),
+        held_out=min(HELD_OUT_SAMPLES, setup.held_out) or 2,
+        layers="*",
+    )
+    request = PruneRequest(
+        ("sparsegpt",),
+        (setup.sparsity,),
+        evaluate=HELD_OUT,
+        windows=few.held_out,
+        window_length=few.length,
+        targets=("layer", "dense"),
+    )
+    return few, request

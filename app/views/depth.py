@@ -1,0 +1,178 @@
+"""Depth: where does the model lose its way?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+import rose
+from app import components, session, shared, words
+from app.components import URL
+from app.figures import depth as figures
+from app.runs import depth
+from app.runs.pruning import PruningRun
+from app.runs.request import estimate
+
+PRUNE_PAGE = "views/prune.py"
+DRIFT, ORIGIN, REPAIR = "Drift", "Where it arises", "What is repaired"
+SECTIONS = {name: name for name in (DRIFT, ORIGIN, REPAIR)}
+SHOWN = 6  # runs that are shown if nobody chooses; more lines cannot be told apart
+
+
+def draw() -> None:
+    st.title("Depth: where does the model lose its way?")
+    comparison = session.comparing()
+    if comparison is not None:
+        _follow(comparison)
+    with st.expander(
+        "More runs: open a saved one, or compare anew", icon=":material/folder_open:", key="depth-sources"
+    ):
+        left, right = st.columns([2, 1], vertical_alignment="bottom")
+        with left:
+            saved = _saved()
+    named = depth.name_runs([*(report for report in shared.reports() if depth.has_drift(report)), *saved])
+    if not named:
+        _empty()
+        return
+    with right:
+        _compare_button()
+    chosen = _choose(named)
+    if not chosen:
+        st.info("Choose at least one run.")
+        return
+    table = depth.drift_table({name: named[name] for name in chosen})
+    with st.container(horizontal=True, vertical_alignment="center"):
+        view = components.section(SECTIONS, "depth_view", width="content")
+        option = _option(view, chosen)
+    if view == DRIFT:
+        components.show(figures.drift_curves(table, scale=option, theme=session.theme()), "depth-drift")
+    elif view == ORIGIN:
+        components.show(figures.drift_shares(table[table["run"] == option], theme=session.theme()), "depth-origin")
+        st.caption(
+            "Passed on: what the block's dense weights would have made of the drift that it received. Arisen: what "
+            "pruning its layers changed. Both are squared distances, so they add up to the drift only where they are "
+            "unrelated."
+        )
+    else:
+        components.show(figures.repaired_shares(table, theme=session.theme()), "depth-repair")
+    _perplexities(table)
+
+
+# Runs
+
+
+def _saved() -> list[rose.RunReport]:
+    """The reports in the folder that the user names."""
+    path = st.text_input(
+        "Folder of a saved run",
+        key="depth_path",
+        bind=URL,
+        placeholder="pruned/",
+        help="The folder that `rose prune` or the Prune page has written, or one that holds several such folders. "
+        "Held-out tokens must have been given: drift is measured on them.",
+    )
+    if not path.strip():
+        return []
+    try:
+        return depth.read_reports(path)
+    except rose.RoseError as problem:
+        st.error(str(problem), icon=":material/error:")
+        return []
+
+
+def _choose(named: dict[str, rose.RunReport]) -> list[str]:
+    names = list(named)
+    state = st.session_state
+    if state.get("depth_names") != names:  # new runs join what is shown
+        known = state.get("depth_names", [])
+        kept = [name for name in state.get("depth_runs", []) if name in names]
+        state.depth_runs = (kept + [name for name in names if name not in known])[-SHOWN:]
+        state.depth_names = names
+    return st.multiselect(
+        "Runs to compare", names, key="depth_runs", help="Those pruned on this server, and saved ones."
+    )
+
+
+def _empty() -> None:
+    with st.container(border=True, horizontal_alignment="center", gap="small"):
+        st.markdown("**How far the hidden states of a pruned model move from the dense model's, block by block**")
+        st.markdown(
+            "Compare two targets on the chosen model: each layer keeps its own output, as in the papers, or makes up "
+            "for the layers before it. Copies pruned on the Prune page show here too, and so do saved runs, above."
+        )
+        with st.container(width=420):
+            _compare_button()
+        st.page_link(PRUNE_PAGE, label="Prune copies of the model", icon=":material/content_cut:")
+
+
+def _compare_button() -> None:
+    setup, request = depth.small_comparison(session.setup())
+    running = session.comparing()
+    problem, cost = "", ""
+    try:
+        skeleton = shared.skeleton(setup.model)
+        request.check(setup, skeleton)
+        cost = f"about {components.duration(max(1.0, estimate(skeleton, setup, request).seconds))}"
+    except rose.RoseError as wrong:
+        problem = str(wrong)
+    st.button(
+        f"Compare two targets{', ' + cost if cost else ''}",
+        key="depth-compare",
+        type="primary",
+        icon=":material/play_arrow:",
+        on_click=session.start_comparing,
+        args=(setup, request),
+        disabled=bool(problem) or (running is not None and running.job.status == "running"),
+        width="stretch",
+        help=problem
+        or f"SparseGPT at {setup.sparsity} with target layer and with target dense, on {setup.samples} × "
+        f"{setup.length} tokens of {setup.text}, drift on {setup.held_out} held-out samples of {setup.model}.",
+    )
+
+
+def _follow(run: PruningRun) -> None:
+    """The small comparison at work, or how it ended where it was not finished."""
+    status, finished = run.job.status, len(run.copies)
+    if status == "failed":
+        st.error(run.job.message, icon=":material/error:")
+    elif status == "cancelled":
+        components.stopped(run.job, f" after {words.count(finished, 'copy', 'copies')}; what is finished is shown.")
+    if status != "running":
+        return
+
+    def poll() -> None:
+        run.job.watch(session.viewer())
+        left = "" if run.remaining is None else f", about {components.duration(run.remaining)} left"
+        st.progress(run.fraction, text=f"{run.doing}. {components.duration(run.seconds)} so far{left}")
+        components.cancel_button(run.job, "depth")
+        if run.job.status != "running" or len(run.copies) != finished:
+            st.rerun()
+
+    components.live(poll, 1.0)
+
+
+# Sections
+
+
+def _option(view: str, runs: list[str]) -> Any:
+    """What can be chosen in a section: the scale of drift, or the run whose shares are shown."""
+    if view == DRIFT:
+        scales = {"linear": "linear", "log": "log"}
+        return components.choose("Scale", scales, "depth_scale", label_visibility="collapsed", width="content")
+    if view == ORIGIN and len(runs) > 1:
+        return st.selectbox("Run", runs, key="depth_run", label_visibility="collapsed")
+    return runs[0]
+
+
+def _perplexities(table: pd.DataFrame) -> None:
+    known = table.drop_duplicates("run").dropna(subset=["perplexity"])
+    if len(known):
+        listed = ", ".join(
+            f"{run} {words.number(float(value))}" for run, value in zip(known["run"], known["perplexity"], strict=True)
+        )
+        st.caption(f"Perplexity of the runs shown: {listed}.")
+
+
+draw()

@@ -1,0 +1,146 @@
+"""The Depth page: runs come from the server and from folders, and what is drawn is what their reports say."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from pathlib import Path
+
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+
+import rose
+from app import shared
+from app.runs import depth
+from app.runs.pruning import PruningRun
+from app.study.setup import Setup
+from tests.app.tiny_study import MAIN, figures, texts
+from tests.tiny import save_tiny_llama
+
+PAGE = "views/depth.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def reports(folder: Path) -> dict[str, rose.RunReport]:
+    """By target, of the tiny model without half of its weights."""
+    tokens = torch.randint(3, 60, (6, 16), generator=torch.Generator().manual_seed(0))
+    found = {}
+    for target in ("layer", "dense"):
+        model, _ = rose.load_model(str(folder))
+        found[target] = rose.prune_model(
+            model, tokens[:4], method="sparsegpt", sparsity=0.5, block_size=16, target=target, held_out=tokens[4:]
+        )
+    return found
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> deque[rose.RunReport]:
+    """The reports of the server, at first none."""
+    known: deque[rose.RunReport] = deque()
+    monkeypatch.setattr(shared, "reports", lambda: known)
+    return known
+
+
+def opened(folder: Path, **query: str) -> AppTest:
+    app = AppTest.from_file(MAIN, default_timeout=240)
+    setup = Setup(model=str(folder), samples=4, length=32, held_out=2, block_size=16, sparsity="0.5")
+    for key, value in (setup.to_texts() | query).items():
+        app.query_params[key] = value
+    app.run()
+    app.switch_page(PAGE).run()
+    assert not app.exception, app.exception
+    return app
+
+
+def test_the_table_is_what_the_reports_say(reports: dict[str, rose.RunReport]) -> None:
+    named = depth.name_runs([reports["layer"], reports["dense"], reports["dense"]])
+    calibration = "(4 × 16 tokens)"
+    assert list(named) == [
+        "SparseGPT, 0.5, target layer",
+        f"SparseGPT, 0.5, target dense {calibration}",
+        f"SparseGPT, 0.5, target dense {calibration}, run 2",
+    ]
+    table = depth.drift_table(named)
+    assert len(table) == 3 * len(reports["layer"].summary["drift"]) == 9
+    first = table[table["run"] == "SparseGPT, 0.5, target layer"]
+    assert list(first["drift"]) == [entry["drift"] for entry in reports["layer"].summary["drift"]]
+    assert list(first["repaired"]) == [max(0, e["passed_on"] - e["drift"]) for e in reports["layer"].summary["drift"]]
+
+
+def test_saved_runs_are_opened_one_or_several(reports: dict[str, rose.RunReport], tmp_path: Path) -> None:
+    for target, report in reports.items():
+        report.save(tmp_path / target)
+    assert len(depth.read_reports(str(tmp_path))) == 2
+    (one,) = depth.read_reports(str(tmp_path / "dense"))
+    assert one.summary["drift"] == reports["dense"].summary["drift"]
+    assert len(depth.read_reports(str(tmp_path / "dense" / "report.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no report.json in"),
+        ("{", "not a report written by rose"),
+        ('{"summary": {"method": "rose"}, "layers": []}', "has no drift; prune again with held-out tokens"),
+        ('{"summary": {"method": "rose", "drift": [{"drift": 1}]}, "layers": []}', "not a report of a pruned model"),
+    ],
+)
+def test_what_is_no_saved_run_is_refused(text: str | None, words: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "report.json").write_text(text)
+    with pytest.raises(rose.RoseError, match=words):
+        depth.read_reports(str(tmp_path))
+
+
+def test_runs_of_the_server_and_of_a_folder_in_one_chart(
+    folder: Path, reports: dict[str, rose.RunReport], server: deque[rose.RunReport], tmp_path: Path
+) -> None:
+    server.append(reports["layer"])
+    reports["dense"].save(tmp_path)
+    app = opened(folder, depth_path=str(tmp_path))
+    drawn = json.loads(figures(app)[0])
+    assert [trace["name"] for trace in drawn["data"]] == [
+        "SparseGPT, 0.5, target layer",
+        "SparseGPT, 0.5, target dense",
+    ]
+    assert [trace["line"]["dash"] for trace in drawn["data"]] == ["dash", "solid"]
+    ends = {target: report.summary["drift"][-1]["drift"] for target, report in reports.items()}
+    assert f"from {ends['layer']:.3g}" in " ".join(drawn["layout"]["title"]["text"].split("<br>"))
+
+    app.segmented_control(key="depth_view").set_value("Where it arises").run()
+    app.selectbox(key="depth_run").set_value("SparseGPT, 0.5, target dense").run()
+    assert not app.exception, app.exception
+    assert [trace["name"] for trace in json.loads(figures(app)[0])["data"]][:2] == ["passed on", "arisen in the block"]
+    app.segmented_control(key="depth_view").set_value("What is repaired").run()
+    assert len(figures(app)) == 1
+
+    app.multiselect(key="depth_runs").set_value([]).run()
+    assert "Choose at least one run." in texts(app)
+    app.text_input(key="depth_path").set_value("/nowhere").run()
+    assert "no report.json in /nowhere" in app.error[0].value
+
+
+def test_an_empty_page_offers_a_comparison_that_fills_it(folder: Path, server: deque[rose.RunReport]) -> None:
+    app = opened(folder)
+    assert "Compare two targets on the chosen model" in texts(app)
+    assert not figures(app)
+    app.button(key="depth-compare").click().run()
+    run: PruningRun = app.session_state["comparing"]
+    for _ in range(240):
+        run.job.watch("test")
+        run.job.wait(1)
+        if run.job.status != "running":
+            break
+    assert run.job.status == "done", run.job.message
+    app.run()
+    assert not app.exception, app.exception
+    assert [report.summary["target"] for report in server] == ["layer", "dense"]
+    assert "target dense" in figures(app)[0].replace("\\u003cbr\\u003e", " ")
+    for outcome in run.copies:
+        assert f"SparseGPT, 0.5, target {outcome.target} {outcome.perplexity:.3g}" in texts(app)
