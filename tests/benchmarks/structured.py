@@ -159,14 +159,16 @@ def summary(rows: pd.DataFrame) -> None:
 
 
 MEMORY = """
-import resource, sys, torch
+import sys, torch
 from transformers import AutoModelForCausalLM
 torch.set_num_threads(int(sys.argv[2]))
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 ids = torch.arange(256)[None] % model.config.vocab_size
 model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
 assert "rose" not in sys.modules
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# Not ru_maxrss: a process takes it over from the one that started it.
+status = open("/proc/self/status").read()
+print(1024 * int(status.split("VmHWM:")[1].split()[0]))
 """
 
 
