@@ -90,7 +90,7 @@ def parse_sparsity(sparsity: float | str | Pattern) -> Pattern:
     return Pattern(ratio=ratio)
 
 
-def _threshold(score: Tensor, count: int) -> Tensor:
+def kth_smallest(score: Tensor, count: int) -> Tensor:
     """The `count`-th smallest entry of every row, (..., columns) -> (..., 1). A selection: linear, unlike a sort."""
     if score.device.type == "cpu" and score.dtype == torch.float32:
         # NumPy selects with vector instructions, ten times as fast as torch.kthvalue.
@@ -112,7 +112,7 @@ def smallest_per_row(score: Tensor, count: int) -> Tensor:
     """Mask of exactly `count` smallest entries of every row (last dimension); ties go to the lower index."""
     if count <= 0:
         return torch.zeros_like(score, dtype=torch.bool)
-    threshold = _threshold(score, count)
+    threshold = kth_smallest(score, count)
     mask = score <= threshold
     if int(mask.sum()) == threshold.numel() * count:  # no ties, the ordinary case
         return mask

@@ -23,7 +23,14 @@ from tests.layer.helpers import (
 SWEEPING = [name for name, method in rose.METHODS.items() if method.sweeps]
 SELECTING = ["magnitude", "wanda"]  # remove the smallest scores and change nothing else
 # Over which unit a method promises its count, where that is not the block; "measured" chooses.
-BUDGET = {"wanda": "row", "dsnot": "row", "magnitude": "layer", "alps": "layer", "rose_global": "layer"}
+BUDGET = {
+    "wanda": "row",
+    "dsnot": "row",
+    "magnitude": "layer",
+    "alps": "layer",
+    "rose_admm": "layer",
+    "rose_global": "layer",
+}
 NO_MEAN = "needs the mean of the inputs, which a Hessian does not hold"
 FILLED = "its low-rank part fills removed weights"
 BOTH_PARTS = "counts parameters of two parts, see test_oats.py"

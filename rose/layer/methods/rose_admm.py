@@ -1,0 +1,128 @@
+"""ROSE ADMM: the mask revised a few times under a rising penalty, on correlations shrunk for want of tokens.
+
+ADMM for the layer problem is known (Meng et al. 2024, ALPS; Boža 2024, "Fast and Effective Weight Update for Pruned
+Large Language Models"), as is H scaled to a unit diagonal. Ours are the schedule, which is fixed beforehand and needs a
+few Cholesky factorizations instead of an eigendecomposition, and the shrinkage. A mask that is revised until it fits a
+few thousand tokens fits others less well, the more so the wider the layer.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+import torch
+from torch import Tensor, nn
+
+from rose.layer.methods import LayerResult, Settings, register
+from rose.layer.methods.alps import solve_on_support
+from rose.layer.methods.options import Option
+from rose.layer.methods.toolkit import damped_hessian, mask_by_score, measured_result, prune_by_mask
+from rose.layer.pattern import Pattern, kth_smallest
+from rose.layer.statistics import InputStatistics
+
+# Chosen on layers of the packaged model at 70 %; docs/solvers.md has what the others gave.
+FIRST_PENALTY, LAST_PENALTY = 0.2, 1.0  # relative to the diagonal of H; lower ones do not settle in so few iterations
+ITERATIONS = 20  # per unit of effort
+FINAL_STEPS = 3  # of conjugate gradients; the last iterate is all but solved
+SAMPLE = 2**15  # entries by which a threshold is found between two products
+MOST_SHRINKAGE = 0.5
+UNKNOWN_TOKENS = 0.05  # shrinkage for a Hessian that comes without its number of tokens
+
+
+@register(
+    "rose_admm",
+    "ROSE ADMM",
+    "Ours: revises the whole mask twenty times or more by ADMM under a rising penalty, and guards against over-fitting "
+    "by tokens per column.",
+    options={"effort": Option(default=1, summary="more iterations: 3 finds most of what there is", low=1, high=10)},
+    work=5,
+)
+def rose_admm(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """Mask by `find_mask`, then conjugate gradients on the kept weights; the mask is layer-wide, or N:M."""
+    if settings.pattern.ratio == 0:
+        nothing = torch.zeros_like(weight, dtype=torch.bool)
+        return prune_by_mask(weight, statistics, settings, nothing, budget="layer")
+    damped = damped_hessian(statistics, settings.damping)
+    scale = damped.matrix.diagonal().sqrt()
+    scaled = weight.float().masked_fill(damped.dead, 0) * scale
+    correlations = shrunk_correlations(damped.matrix, statistics.tokens)
+    schedule = penalties(int(settings.options["effort"]))
+    mask, start = find_mask(scaled, correlations, settings.pattern, schedule)
+    pruned = (solve_on_support(scaled, mask, correlations, start, FINAL_STEPS) / scale).to(weight.dtype)
+    return measured_result(weight, pruned, mask, statistics, settings, budget="layer")
+
+
+def shrunk_correlations(hessian: Tensor, tokens: int) -> Tensor:
+    """H scaled to a unit diagonal, what is off it divided by 1 + columns/tokens, (in, in).
+
+    The same as adding columns/tokens times its diagonal to H: linear shrinkage (Ledoit and Wolf 2004), with an
+    intensity that depends on the shape alone.
+
+    Args:
+        hessian: damped H, (in, in).
+        tokens: that H was summed over; 1 if it is not known, as one token fills no matrix.
+    """
+    shrinkage = UNKNOWN_TOKENS if tokens <= 1 else min(len(hessian) / tokens, MOST_SHRINKAGE)
+    scale = hessian.diagonal().sqrt()
+    correlations = hessian / scale / (scale.unsqueeze(1) * (1 + shrinkage))
+    correlations.fill_diagonal_(1)
+    return correlations
+
+
+def penalties(effort: int) -> list[float]:
+    """ρ of every iteration: a few equal runs, rising geometrically from a first ρ that is lower for more effort."""
+    iterations, runs = ITERATIONS * effort, 3 + effort
+    first = FIRST_PENALTY / effort**0.5
+    return [first * (LAST_PENALTY / first) ** (i * runs // iterations / (runs - 1)) for i in range(iterations)]
+
+
+def find_mask(weight: Tensor, matrix: Tensor, pattern: Pattern, schedule: list[float]) -> tuple[Tensor, Tensor]:
+    """ADMM between B, free to fit the outputs, and D, a sparse copy of it, with the scaled dual U.
+
+    B = W + (D − U − W) ρ (M + ρ I)⁻¹, D = B + U without its smallest entries, U += B − D. With S = B + U, D is what is
+    kept of S and U what is removed, so S alone is the state, and an iteration costs one product besides the selection.
+
+    Args:
+        weight: W, (out, in) float32.
+        matrix: M, (in, in), definite, with a unit diagonal.
+        schedule: ρ of every iteration.
+
+    Returns:
+        Mask, True = removed, (out, in); and D, (out, in).
+    """
+    kept = state = _keep_largest(weight, pattern)  # U is 0
+    last, inverse = 0.0, matrix
+    for penalty in schedule:
+        if penalty != last:
+            inverse = _inverse(matrix, penalty)
+            if last:
+                state = kept + (state - kept) * (last / penalty)  # U is the dual divided by ρ
+            last = penalty
+        reflected = torch.sub(kept, state, alpha=0.5).mul_(2).sub_(weight)  # D − U − W
+        state = torch.addmm(weight, reflected, inverse).add_(state).sub_(kept)
+        kept = _keep_largest(state, pattern)
+    mask = mask_by_score(state.abs(), pattern, "layer")
+    return mask, state.masked_fill(mask, 0)
+
+
+def _inverse(matrix: Tensor, penalty: float) -> Tensor:
+    """ρ (M + ρ I)⁻¹."""
+    raised = matrix.clone()
+    raised.diagonal().add_(penalty)
+    return torch.cholesky_inverse(torch.linalg.cholesky(raised)).mul_(penalty)
+
+
+def _keep_largest(state: Tensor, pattern: Pattern) -> Tensor:
+    """S without its smallest entries; in a large layer their number is only near the one that the pattern wants.
+
+    A threshold from a sample takes a tenth of the time of an exact one, and the mask is still being revised.
+    """
+    if pattern.is_grouped:
+        return state.masked_fill(mask_by_score(state.abs(), pattern, "layer"), 0)
+    score = state.abs().flatten()
+    step = score.numel() // SAMPLE
+    while step > 1 and gcd(step, state.shape[1]) > 1:  # or else the same columns would stand for all
+        step -= 1
+    sample = score[:: max(step, 1)].contiguous()
+    count = pattern.count(len(sample))
+    return nn.functional.hardshrink(state, float(kth_smallest(sample, count))) if count else state

@@ -1,0 +1,126 @@
+"""ROSE ADMM: the iteration against a literal one, the shrinkage by hand, masks against all masks."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import rose
+from rose.layer.error import quadratic_form
+from rose.layer.methods.rose_admm import SAMPLE, find_mask, penalties, shrunk_correlations
+from rose.layer.pattern import parse_sparsity
+from tests.layer.helpers import Layer, make_layer
+from tests.layer.test_alps import case, damped_hessian, least_squares
+
+
+def literal_admm(weight: np.ndarray, gram: np.ndarray, count: int, of: int, schedule: list[float]) -> np.ndarray:
+    """The mask by three variables, an explicit dual and sorts, float64."""
+
+    def removed(matrix: np.ndarray) -> np.ndarray:
+        runs = np.abs(matrix).reshape(-1, of or matrix.size)
+        mask = np.zeros(runs.shape, dtype=bool)
+        np.put_along_axis(mask, np.argsort(runs, axis=1, kind="stable")[:, :count], True, axis=1)
+        return mask.reshape(matrix.shape)
+
+    sparse, dual = np.where(removed(weight), 0, weight), np.zeros_like(weight)
+    for penalty in schedule:
+        free = (weight @ gram - dual + penalty * sparse) @ np.linalg.inv(gram + penalty * np.eye(len(gram)))
+        mask = removed(free + dual / penalty)
+        sparse = np.where(mask, 0, free + dual / penalty)
+        dual = dual + penalty * (free - sparse)
+    return mask
+
+
+@pytest.mark.parametrize(("sparsity", "count", "of"), [(0.5, 256, 0), (0.7, 358, 0), ("2:4", 2, 4), ("1:4", 3, 4)])
+@pytest.mark.parametrize("effort", [1, 3])
+def test_mask_is_that_of_a_literal_loop(sparsity: float | str, count: int, of: int, effort: int) -> None:
+    layer = make_layer(rows=16, columns=32, tokens=120, loud=6)
+    gram = shrunk_correlations(layer.hessian, 120)
+    mask, kept = find_mask(layer.weight, gram, parse_sparsity(sparsity), penalties(effort))
+    expected = literal_admm(layer.weight.double().numpy(), gram.double().numpy(), count, of, penalties(effort))
+    assert int(mask.sum()) == expected.sum()
+    assert (mask.numpy() != expected).mean() <= 0.01  # float32 may settle a near-tie the other way
+    assert kept[mask].eq(0).all()
+
+
+def test_penalties_rise_in_few_runs() -> None:
+    for effort in (1, 2, 3, 10):
+        schedule = penalties(effort)
+        assert len(schedule) == 20 * effort
+        assert schedule == sorted(schedule)
+        assert schedule[-1] == pytest.approx(1)
+        assert len(set(schedule)) == 3 + effort  # each costs a factorization
+    assert penalties(1)[0] == 0.2
+
+
+def test_shrinkage_is_columns_per_token() -> None:
+    layer = make_layer(columns=8, tokens=40)
+    by_hand = layer.hessian + 8 / 40 * layer.hessian.diagonal().diag()
+    scale = by_hand.diagonal().sqrt()
+    torch.testing.assert_close(shrunk_correlations(layer.hessian, 40), by_hand / scale / scale[:, None])
+    few, fewer = shrunk_correlations(layer.hessian, 3), shrunk_correlations(layer.hessian, 2)
+    assert torch.equal(few, fewer)  # bounded
+    many, unknown = shrunk_correlations(layer.hessian, 10**9), shrunk_correlations(layer.hessian, 1)
+    assert few[0, 1].abs() < unknown[0, 1].abs() < many[0, 1].abs()
+
+
+def error_of(result: rose.LayerResult) -> float:
+    return float(result.column_error.sum())
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.7, 0.9, "2:4", "1:4", "4:8"])
+def test_beats_sparsegpt_on_other_tokens(sparsity: float | str) -> None:
+    weight, inputs = case(20, rows=64, columns=64, tokens=1600)
+    layer, others = Layer(weight, inputs[:400]), inputs[400:]
+    errors = {}
+    for method in ("sparsegpt", "rose_admm"):
+        result = layer.prune(method=method, sparsity=sparsity, block_size=16)
+        errors[method] = quadratic_form(layer.weight - result.weight, others.T @ others)
+    assert errors["rose_admm"] < 0.97 * errors["sparsegpt"]
+
+
+def all_masks(rows: int, columns: int, count: int) -> list[Tensor]:
+    size = rows * columns
+    chosen = torch.tensor(list(itertools.combinations(range(size), count)))
+    masks = torch.zeros(len(chosen), size, dtype=torch.bool).scatter_(1, chosen, True)
+    return list(masks.view(-1, rows, columns))
+
+
+def test_is_near_the_best_of_all_masks() -> None:
+    ratios: dict[int, list[float]] = {1: [], 3: []}
+    for seed in range(4):
+        layer = make_layer(rows=2, columns=6, tokens=4000, seed=30 + seed)
+        matrix = damped_hessian(layer.inputs)
+        best = min(
+            quadratic_form(layer.weight - least_squares(layer.weight, mask, matrix).float(), matrix.float())
+            for mask in all_masks(2, 6, 6)
+        )
+        for effort, found in ratios.items():
+            found.append(error_of(layer.prune(method="rose_admm", sparsity=0.5, options={"effort": effort})) / best)
+    for found in ratios.values():
+        assert min(found) > 0.999  # nothing is below the optimum
+        assert sum(found) / len(found) < 1.15
+
+
+def test_exact_count_where_thresholds_come_from_a_sample() -> None:
+    layer = make_layer(rows=2 * SAMPLE // 48 + 200, columns=48)
+    assert layer.weight.numel() > 2 * SAMPLE
+    for sparsity in (0.5, 0.999):
+        mask = layer.prune(method="rose_admm", sparsity=sparsity).mask
+        assert int(mask.sum()) == round(sparsity * mask.numel())
+
+
+def test_more_effort_finds_no_worse() -> None:
+    layer = make_layer(rows=32, columns=64, tokens=5000, loud=8)
+    errors = [error_of(layer.prune(method="rose_admm", options={"effort": effort})) for effort in (1, 3)]
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("effort", [0, 11, 1.5, "much"])
+def test_effort_out_of_range(effort: float | str) -> None:
+    with pytest.raises(rose.RoseError, match="effort must be a whole number from 1 to 10"):
+        make_layer().prune(method="rose_admm", options={"effort": effort})
