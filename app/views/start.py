@@ -373,9 +373,7 @@ def beside(study: Study, table: pd.DataFrame) -> None:
         st.markdown(f"**{len(table)} of {len(study.layer_names)} layers measured**, {among} columnar")
     components.job_status(study.job, "start")
     if study.job.status == "failed" and study.can_go_on:
-        st.button(
-            "Measure the other layers", icon=":material/skip_next:", on_click=session.start, kwargs={"go_on": True}
-        )
+        st.button("Measure the other layers", icon=":material/skip_next:", on_click=measure_others)
     for layer, why in study.failed.items():
         st.warning(f"{words.short_layer(layer)} was left out: {why}", icon=":material/error:")
     if table.empty:
@@ -404,6 +402,10 @@ def beside(study: Study, table: pd.DataFrame) -> None:
     st.page_link("views/layer.py", label="See one layer in depth", icon=":material/layers:")
     if study.is_example:
         st.caption(example_note(study))
+
+
+def measure_others() -> None:
+    session.start(go_on=True)
 
 
 def look_into(layer: str) -> None:
