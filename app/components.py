@@ -170,7 +170,12 @@ def require_layer(what: str) -> tuple[Study, str]:
     if not study.has(layer):
         begin_restored(study)
         if study.job.status == "running":
-            st.info(f"{words.short_layer(layer)} will show here as soon as its inputs have been collected.")
+            known = any(record.layer == layer for record in study.all_records())
+            st.info(
+                f"{layer} will show here as soon as its inputs have been collected."
+                if known
+                else f"{layer} has not been measured yet; it will show here as soon as it is."
+            )
             wait_for(study, lambda: study.has(layer))
         else:
             st.warning(f"The run ended before it reached {layer}; start it again on the start page.")
