@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import streamlit as st
 
-from app import session, words
+from app import session
 from app.figures.style import Drawing
 from app.jobs import ABANDONED_AFTER, Batch, Job
 from app.study.study import Study
