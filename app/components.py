@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import streamlit as st
 
-from app import session, words
+from app import session
 from app.figures import style
 from app.figures.style import Drawing
 from app.jobs import ABANDONED_AFTER, Batch, Job
@@ -202,7 +202,12 @@ def require_layer(what: str) -> tuple[Study, str]:
     if not study.has(layer):
         begin_restored(study)
         if study.job.status == "running":
-            st.info(f"{words.short_layer(layer)} will show here as soon as its inputs have been collected.")
+            known = any(record.layer == layer for record in study.all_records())
+            st.info(
+                f"{layer} will show here as soon as its inputs have been collected."
+                if known
+                else f"{layer} has not been measured yet; it will show here as soon as it is."
+            )
             wait_for(study, lambda: study.has(layer))
         else:
             st.warning(f"The run ended before it reached {layer}; start it again on the start page.")

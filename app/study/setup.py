@@ -71,7 +71,8 @@ class Setup:
         Returns:
             The set-up, and a sentence for each value that was left out; unknown names are none.
         """
-        setup, problems = base or cls(), []
+        setup = base or cls()
+        problems: list[str] = []
         for name, former in asdict(setup).items():
             if name not in texts:
                 continue
