@@ -10,14 +10,16 @@ from __future__ import annotations
 import streamlit as st
 
 # The page is laid out for this many pixels; on a projector it is enlarged until it fills the screen.
-WIDTH, HEIGHT = 1080, 640
+WIDTH, HEIGHT = 1080, 668
+STAGE = 600  # of these, for a lesson
 
+ASIDE = '<style>:has(> [class*="st-key-lesson-projector-o"]) { position: absolute; }</style>'
 STYLE = """
 <style>
 [data-testid="stSidebar"], [data-testid="stHeader"], [data-testid="stExpandSidebarButton"] { display: none; }
 .stApp { zoom: var(--lesson-zoom, 1); }
 .stMainBlockContainer { padding: 0.6rem 1.5rem 0 !important; max-width: none; }
-.st-key-lesson-head { display: none; }
+:has(> .st-key-lesson-head) { display: none; }
 </style>
 """
 
@@ -57,7 +59,26 @@ SCRIPT = """
 """.replace("WIDTH", str(WIDTH)).replace("HEIGHT", str(HEIGHT))
 
 
+def fit(key: str, height: int) -> None:
+    """Makes a figure on an enlarged page take the room that it is given.
+
+    Plotly sizes itself by what it measures on the screen, enlarged pixels, and is then enlarged once more: what it
+    measures is made smaller by the same factor.
+
+    Args:
+        key: of the figure.
+        height: of it, pixels.
+    """
+    st.html(
+        f"<style>.st-key-{key} {{ height: {height}px; flex: none; }}"
+        f".st-key-{key} :is([data-testid=stFullScreenFrame], [data-testid=stPlotlyChart]) {{ overflow: visible; "
+        f"height: calc({height}px / var(--lesson-zoom)) !important; }}"
+        f".st-key-{key} [data-testid=stFullScreenFrame] {{ width: calc(100% / var(--lesson-zoom)) !important; }}"
+        f".st-key-{key} .js-plotly-plot {{ overflow: visible !important; }}</style>"
+    )
+
+
 def draw(on: bool) -> None:
     """The keys, and on a projector the style sheet."""
     with st.container(key="lesson-projector-on" if on else "lesson-projector-off", height=1, border=False):
-        st.html((STYLE if on else "") + SCRIPT, unsafe_allow_javascript=True)
+        st.html(ASIDE + (STYLE if on else "") + SCRIPT, unsafe_allow_javascript=True)

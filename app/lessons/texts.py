@@ -148,9 +148,10 @@ def sweep_lesson(
     done = f"{step} of {blocks} {'block' if blocks == 1 else 'blocks'} pruned."
     spread = f"Relative range {subject.plan.relative_range:.2f}"
     if not ended:
+        what = "A columnar layer" if subject.plan.is_columnar else "A layer whose blocks lose alike"
         first = [visited_blocks(subject.plan, result.order)[0] for result in (natural, ordered)]
         return Lesson(
-            "The same layer, pruned in two orders: how will they end?",
+            f"{what}, pruned in two orders: how will they end?",
             (formula,),
             f"{done if step else 'Nothing is pruned yet.'} Each weight that goes leaves an error e, and the columns to "
             f"its right absorb what they can. Natural order starts with block {first[0]}, two-level order with block "
@@ -197,17 +198,16 @@ def strength_lesson(design: LayerDesign, points: Sequence[tuple[float, float, fl
     natural, ordered = (here.prune(order, "block", False).relative_error for order in ("natural", "two_level"))
     crossing = next((strength for strength, spread, _ in points if spread > here.plan.threshold), None)
     where = (
-        f"From a strength of {crossing:g} on (of those measured) the layer counts as columnar."
+        f"It counts as columnar from strength {crossing:g} on."
         if crossing is not None
-        else "At none of the strengths measured does the layer count as columnar."
+        else "It counts as columnar at none of the strengths measured."
     )
     return Lesson(
         "The more the loss concentrates in a block that comes late, the more the order matters.",
         (
             rf"W_{{:,\,\text{{block {design.strong_block}}}}} \leftarrow (1 + {design.strength:g})\,"
             rf"W_{{:,\,\text{{block {design.strong_block}}}}}",
-            rf"r = {here.plan.relative_range:.2f}",
-            rf"\frac{{\text{{two-level}}}}{{\text{{natural}}}} = "
+            rf"r = {here.plan.relative_range:.2f} \qquad \frac{{\text{{two-level}}}}{{\text{{natural}}}} = "
             rf"\frac{{{ordered:.4f}}}{{{natural:.4f}}} = {ordered / natural:.3f}",
         ),
         f"A generated layer of {here.plan.importance.shape[0]} × {here.plan.importance.shape[1]} weights. Without any "
@@ -233,9 +233,9 @@ def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Le
             r"\underbrace{\frac{\text{layer budget}}{\text{block budget}}}_{\text{budget, natural order}}"
             rf" = {share['natural', 'layer']:.3f}",
         ),
-        "**Block budget**: every block gives up the same share. **Layer budget**: one threshold for the layer. Down a "
-        "column only the order changes, along a row only the budget.\n\nRandom order plans nothing, but mixes strong "
-        f"and weak columns in every block: {share['random:0', 'block']:.3f} and {share['random:0', 'layer']:.3f}. "
+        "**Block budget**: every block gives up the same share. **Layer budget**: one threshold for the layer.\n\n"
+        "Random order plans nothing, but mixes strong and weak columns in every block: "
+        f"{share['random:0', 'block']:.3f} and {share['random:0', 'layer']:.3f}. "
         f"Global order packs the strong ones together: {share['global', 'block']:.3f} where they must give up their "
         f"share, {share['global', 'layer']:.3f} where not. Lowest: {_called(best[0])} order, {best[1]} budget, "
         f"{share[best]:.3f}.",

@@ -41,8 +41,11 @@ def draw_lesson(lesson: Lesson) -> None:
     st.markdown(lesson.text)
 
 
-def draw(drawing: Drawing, key: str, height: int | None = None) -> None:
-    components.show(drawing, f"learn-{key}", height=height or "content")
+def draw(drawing: Drawing, key: str) -> None:
+    if projector:
+        drawing.figure.update_layout(hovermode=False)  # the pointer's place is not that of the enlarged figure
+        keys.fit(f"learn-{key}", drawing.figure.layout.height)
+    components.show(drawing, f"learn-{key}")
 
 
 # Steps 1 to 4: the worked example
@@ -169,8 +172,7 @@ def choose_subject(columnar: bool) -> tuple[Study, str] | None:
     """A real layer where one is measured and asked for; the generated one, None, is the same for every class."""
     measured = real_layer(columnar)
     if measured is None:
-        st.caption("A generated layer. With a model measured, a real one can stand here:")
-        st.page_link(components.START_PAGE, label="Measure a model", icon=":material/play_arrow:")
+        st.caption("A generated layer; once a model is measured, real ones can stand here.")
         return None
     kinds = {"generated": "Generated layer", "real": "Real layer"}
     return measured if components.section(kinds, "lesson_kind", "Layer") == "real" else None
@@ -225,7 +227,7 @@ def sweep_step(columnar: bool) -> None:
         name = subject.name if chosen is None else words.short_layer(subject.name)
         play_controls(blocks, (natural, ordered), subject.energy, name)
         theme = session.theme()
-        race = sweep_race((natural, ordered), step, subject.energy, layer=name, height=384, show_end=ended, theme=theme)
+        race = sweep_race((natural, ordered), step, subject.energy, layer=name, height=376, show_end=ended, theme=theme)
         draw(race, "race")
 
 
@@ -329,6 +331,7 @@ def strength_step() -> None:
             )
         else:
             drawing = losses.block_loss_bars(here.plan, marked_block=design.strong_block, layer=here.name, theme=theme)
+        drawing.figure.update_layout(height=372)
         draw(drawing, "strength")
 
 
@@ -337,8 +340,9 @@ def choose_design() -> LayerDesign:
     first, second = st.columns(2)
     blocks = first.slider("Blocks", 3, 8, 6, key="lesson_blocks", bind=URL)
     place = second.slider("Which block", 0, 7, 5, key="lesson_place", bind=URL, help="The last if there are fewer")
-    rows = first.slider("Rows", 16, 96, 64, 16, key="lesson_rows", bind=URL)
-    seed = second.number_input("Seed", 0, 9999, 0, key="lesson_seed", bind=URL)
+    with st.popover("Rows and seed", icon=":material/tune:"):
+        rows = st.slider("Rows", 16, 96, 64, 16, key="lesson_rows", bind=URL)
+        seed = st.number_input("Seed", 0, 9999, 0, key="lesson_seed", bind=URL)
     return LayerDesign(rows, blocks, strength, place, seed)
 
 
@@ -392,9 +396,10 @@ def depth_step() -> None:
 
 def sides() -> tuple[st.delta_generator.DeltaGenerator, st.delta_generator.DeltaGenerator]:
     left, right = st.columns(SPLIT)
+    height = keys.STAGE if projector else HEIGHT
     return (
-        left.container(height=HEIGHT, border=False, key="lesson-text"),
-        right.container(height=HEIGHT, border=True, key="lesson-stage"),
+        left.container(height=height, border=False, key="lesson-text"),
+        right.container(height=height, border=True, key="lesson-stage"),
     )
 
 

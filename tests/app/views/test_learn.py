@@ -9,6 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import rose
+from app import components
 from app.components import as_html
 from app.figures.race import race_animation, sweep_race
 from app.lessons import chain, subjects
@@ -22,6 +23,12 @@ from tests.app.tiny_study import COLUMNAR, figures, open_page, texts
 PAGE = "views/learn.py"
 EXAMPLE = json.loads((Path(__file__).parents[2] / "fixtures" / "worked_example.json").read_text())
 LABELS = [f"{number} {title}" for number, title in enumerate(subjects.TITLES, 1)]
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page waits for its sweeps: on a busy machine it would show their progress instead."""
+    monkeypatch.setattr(components, "PATIENCE", 50.0)
 
 
 def step(number: int, study: Study | None = None, **query: str) -> AppTest:

@@ -11,12 +11,19 @@ from streamlit.testing.v1 import AppTest
 from torch import Tensor
 
 import rose
+from app import components
 from app.lab.sweeps import Sweep, outcome, positions
 from app.study.study import Study
 from rose.layer.error import relative_error
 from tests.app.tiny_study import COLUMNAR, WIDTH, figures, measured_study, open_page, texts
 
 PAGE = "views/order_lab.py"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page waits for its sweeps: on a busy machine it would show their progress instead."""
+    monkeypatch.setattr(components, "PATIENCE", 50.0)
 
 
 def pruned(study: Study, order: str | Tensor | Sequence[int], budget: str, **changes: object) -> rose.LayerResult:
