@@ -44,7 +44,7 @@ def test_a_single_curve_names_the_jump(lab: SimpleNamespace) -> None:
     drawing = order_lab.error_curve({"natural": natural}, lab.energy)
     share = float(natural.block_error.max() / natural.block_error.sum())
     jump = int(natural.block_error.argmax()) + 1
-    assert title(drawing) == f"Natural (SparseGPT): block {jump} of 3 brings {100 * share:.0f} % of the error"
+    assert title(drawing) == f"Natural (SparseGPT): pruned block {jump} of 3 brings {100 * share:.0f} % of the error"
     with pytest.raises(rose.RoseError, match="at least one order"):
         order_lab.error_curve({}, 1.0)
 
@@ -98,7 +98,7 @@ def test_frame_shows_pruned_cells_as_blank_and_what_is_free(lab: SimpleNamespace
 def test_frame_of_changes(lab: SimpleNamespace) -> None:
     result = lab.results["natural"]
     start = sweep.sweep_frame(result.trace, result.order, 0, show="change")
-    assert title(start) == "Nothing is pruned yet; all of 3 blocks are free"
+    assert title(start) == "Nothing is pruned yet; all 3 blocks are free"
     assert not start.figure.data[0].z.any()
     after = sweep.sweep_frame(result.trace, result.order, 1, show="change").figure.data[0].z
     assert after == pytest.approx((result.trace.weights[1] - result.trace.weights[0]).abs().numpy())
@@ -196,7 +196,7 @@ def test_held_out_curve_says_how_far_the_fit_goes_beyond_its_tokens() -> None:
 def test_sparsity_says_who_kept_the_promise() -> None:
     good = RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0)
     bad = RealisedSparsity("wanda", "row", 24, 0.7, 0.65, 2, 0, 0)
-    assert title(check.sparsity_by_method([good])) == "SparseGPT removed what was asked"
+    assert title(check.sparsity_by_method([good])) == "SparseGPT removed what was requested"
     drawing = check.sparsity_by_method([good, bad])
     assert title(drawing) == "One of 2 methods removed what was requested"
     assert "two weights (Wanda, per row)" in drawing.caption
