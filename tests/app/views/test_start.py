@@ -62,6 +62,8 @@ def finish(app: AppTest) -> Study:
 
 def test_the_defaults_can_be_run_at_once() -> None:
     app = open_page(PAGE)
+    app.session_state["start-settings"] = True  # "Change set-up"
+    app.run()
     assert not button(app).disabled
     assert app.session_state["setup"] == Setup()
     assert "**210 layers**, 10 240 tokens" in texts(app)
