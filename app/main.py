@@ -29,9 +29,9 @@ button.picture {
   display: block; width: 100%; margin-bottom: 0.5rem; padding: 0.35rem 0.75rem; font: inherit; color: inherit;
   background: transparent; border: 1px solid currentColor; border-radius: 8px; cursor: pointer;
 }
+div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }  /* rather than hide what does not fit in a row */
 @media (max-width: 640px) {
   .stMainBlockContainer { padding: 4.5rem 1rem 4rem; }
-  div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }
 }
 </style>"""
 

@@ -290,7 +290,8 @@ def test_a_home_of_nobody_is_a_sentence(name: str, folder: Path, text: Path) -> 
 def test_what_makes_a_run_useless_is_said_before_it(
     folder: Path, text: Path, change: dict[str, str], sentence: str
 ) -> None:
-    app = small(folder, text, **change)
+    more = {name: value for name, value in change.items() if name != "text"}
+    app = small(folder, Path(change.get("text", text)), **more)
     assert any(sentence in warning.value for warning in app.main.warning), [one.value for one in app.main.warning]
     assert not button(app).disabled
 
