@@ -20,16 +20,18 @@ STYLE = """<style>
 .js-plotly-plot .modebar-container { top: auto !important; bottom: 0; }
 .js-plotly-plot .modebar { top: auto !important; bottom: 2px; }
 /* The selected button of a row is text on a tint of the primary colour, where only the text colour is readable. */
-button[data-testid="stBaseButton-segmented_controlActive"],
-button[data-testid="stBaseButton-segmented_controlActive"] p { color: inherit; font-weight: 600; }
+[data-testid="stButtonGroup"] :is([aria-checked="true"], [aria-pressed="true"], [data-selected="true"]),
+[data-testid="stButtonGroup"] :is([aria-checked="true"], [aria-pressed="true"], [data-selected="true"]) * {
+  color: var(--selected-text) !important;
+}
 .st-key-start-expected { min-height: 7rem; }  /* the button below does not move while the estimate is made */
 button.picture {
   display: block; width: 100%; margin-bottom: 0.5rem; padding: 0.35rem 0.75rem; font: inherit; color: inherit;
   background: transparent; border: 1px solid currentColor; border-radius: 8px; cursor: pointer;
 }
+div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }  /* rather than hide what does not fit in a row */
 @media (max-width: 640px) {
-  .stMainBlockContainer { padding: 3.25rem 1rem 4rem; }
-  div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }
+  .stMainBlockContainer { padding: 4.5rem 1rem 4rem; }
 }
 </style>"""
 
@@ -38,6 +40,8 @@ def draw() -> None:
     from app import session, sidebar  # seconds, where the server has not read them yet: the lines above show meanwhile
 
     session.begin()
+    ink = {"light": "#1E1B24", "dark": "#F0EDF5"}[session.theme()]  # as in .streamlit/config.toml
+    st.html(f"<style>:root {{ --selected-text: {ink}; }}</style>")
     page = st.navigation(
         [
             st.Page("views/start.py", title="Start", icon=":material/play_circle:", default=True),

@@ -192,7 +192,7 @@ def follow_pruning(name: str) -> None:
 def start_pruning(request: PruneRequest) -> None:
     """Prunes copies of the current set-up's model; an earlier run is stopped, and its temporary files go."""
     chosen, earlier = setup(), pruning()
-    if earlier is not None and leave(earlier.job):  # else another session is watching it
+    if earlier is not None and (leave(earlier.job) or earlier.job.status != "running"):  # else others watch it
         earlier.discard()
     run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.publish)
     st.session_state.pruning = shared.keep_pruning(run)

@@ -44,12 +44,14 @@ NAMED = 5  # most columnar layers that are listed
 def draw() -> None:
     st.title("Start: which model do you want to see inside?")
     text, learn = st.columns([2, 1], vertical_alignment="center")
-    text.markdown(
-        "ROSE Explorer shows what one-shot pruning does to a language model: which weights go, what that costs, and "
-        "when the pruning order matters."
-    )
     learn.page_link("views/learn.py", label="New to pruning? Learn how", icon=":material/school:")
     study = session.study()
+    is_there = study is not None and study.job.status in ("done", "kept")
+    text.markdown(
+        "Every layer below was pruned and measured: see which weights go, what that costs, and where the order matters."
+        if is_there
+        else "Choose a model and a text, and see in every layer which weights go and what that costs."
+    )
     if study is not None:
         picture(study)
     if study is not None and study.job.status in ("failed", "cancelled"):

@@ -62,6 +62,8 @@ def finish(app: AppTest) -> Study:
 
 def test_the_defaults_can_be_run_at_once() -> None:
     app = open_page(PAGE)
+    app.session_state["start-settings"] = True  # "Change set-up"
+    app.run()
     assert not button(app).disabled
     assert app.session_state["setup"] == Setup()
     assert "**210 layers**, 10 240 tokens" in texts(app)
@@ -288,7 +290,8 @@ def test_a_home_of_nobody_is_a_sentence(name: str, folder: Path, text: Path) -> 
 def test_what_makes_a_run_useless_is_said_before_it(
     folder: Path, text: Path, change: dict[str, str], sentence: str
 ) -> None:
-    app = small(folder, text, **change)
+    more = {name: value for name, value in change.items() if name != "text"}
+    app = small(folder, Path(change.get("text", text)), **more)
     assert any(sentence in warning.value for warning in app.main.warning), [one.value for one in app.main.warning]
     assert not button(app).disabled
 
