@@ -52,8 +52,8 @@ def draw() -> None:
         components.show(figures.drift_shares(table[table["run"] == option], theme=session.theme()), "depth-origin")
         st.caption(
             "Passed on: what the block's dense weights would have made of the drift that it received. Arisen: what "
-            "pruning its layers changed. Both are squared distances, so they add up to the drift only where they are "
-            "unrelated."
+            "pruning its layers changed. Both are squared distances, which add up only where the two are unrelated; "
+            "layers that repair earlier errors work against them."
         )
     else:
         components.show(figures.repaired_shares(table, theme=session.theme()), "depth-repair")
