@@ -102,7 +102,7 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     total = float(table["arisen"].sum())
     share = float(source["arisen"]) / total if total > 0 else 0.0
     finding = f"Decoder block {int(source['block_index'])} adds most: {words.percent(share, 0)} of all that arises"
-    what = f"{table['run'].iloc[0]}: stack above the line, repaired in the block; stack below it, made worse"
+    what = f"{table['run'].iloc[0]}: where the stack stands above the line, the two partly cancel; else they add up"
     style.base(figure, theme, finding, what, x="decoder block", y=DRIFT, height=HEIGHT, legend=True)
     figure.update_layout(barmode="stack", bargap=0.15)
     _block_axis(figure, table)
@@ -112,7 +112,7 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     caption = (
         f"In the last decoder block, {int(last['block_index'])}, {words.number(float(last['passed_on']))} is passed on "
         f"and {words.number(float(last['arisen']))} arises; {words.number(float(last['drift']))} is left. "
-        f"Pruning a block works against the drift it receives in {words.out_of(int(fixed.sum()), len(table), 'block')}."
+        f"The two partly cancel in {words.out_of(int(fixed.sum()), len(table), 'block')}."
     )
     alt = f"Stacked bars of drift passed on and arisen, and a line of drift, by decoder block. {finding}. {caption}"
     return Drawing(figure, caption, alt, table.reset_index(drop=True))

@@ -257,12 +257,13 @@ def depth_lesson(design: ChainDesign, table: pd.DataFrame) -> Lesson:
         else "With so few tokens, compensation between layers fits noise.",
         (
             r"\text{inside:}\ \min_{\hat W} \lVert X_p W^\top - X_p \hat W^\top \rVert^2",
-            r"\text{between:}\ \min_{\hat W} \lVert X_d W^\top + h_d - h_p - X_p \hat W^\top \rVert^2",
+            r"\text{between:}\ \min_{\hat W} \lVert T - X_p \hat W^\top \rVert^2",
+            r"T = X_d W^\top + h_d - h_p",
         ),
         f"{sentence(count(design.layers, 'generated layer'))} add to one stream h (d dense, p pruned). Each is pruned "
         f"on what those before it make of {whole(design.tokens)} tokens. Drift after the last: **{number(none)}** "
-        f"without compensation; **{number(inside)}** inside each layer, which takes the errors that it receives for "
-        f"the truth; **{number(between)}** where each aims at the dense output, {saved} {'less' if helps else 'more'}.",
+        f"without compensation; **{number(inside)}** inside each layer, which takes the errors it receives for the "
+        f"truth; **{number(between)}** where each aims at the dense output T, {saved} {'less' if helps else 'more'}.",
     )
 
 

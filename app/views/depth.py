@@ -52,8 +52,8 @@ def draw() -> None:
         components.show(figures.drift_shares(table[table["run"] == option], theme=session.theme()), "depth-origin")
         st.caption(
             "Passed on: what the block's dense weights would have made of the drift that it received. Arisen: what "
-            "pruning its layers changed. Both are squared distances, so they add up to the drift only where they are "
-            "unrelated."
+            "pruning its layers changed. Both are squared distances, which add up only where the two are unrelated; "
+            "layers that repair earlier errors work against them."
         )
     else:
         components.show(figures.repaired_shares(table, theme=session.theme()), "depth-repair")
@@ -85,9 +85,10 @@ def _saved() -> list[rose.RunReport]:
 def _choose(named: dict[str, rose.RunReport]) -> list[str]:
     names = list(named)
     state = st.session_state
-    if state.get("depth_names") != names:  # new runs join what is shown
-        known = state.get("depth_names", [])
-        kept = [name for name in state.get("depth_runs", []) if name in names]
+    chosen = state.get("depth_runs")  # gone when the page has been left
+    if chosen is None or state.get("depth_names") != names:  # new runs join what is shown
+        known = [] if chosen is None else state.get("depth_names", [])
+        kept = [name for name in chosen or [] if name in names]
         state.depth_runs = (kept + [name for name in names if name not in known])[-SHOWN:]
         state.depth_names = names
     return st.multiselect(

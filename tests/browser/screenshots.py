@@ -28,7 +28,9 @@ PAGES = {
         "prune_methods": ["ROSE dealt", "SparseGPT", "Wanda"],
         "prune_sparsities": "0.7",
         "prune_new_tokens": "12",
+        "prune_targets": ["dense model's output", "layer's own output"],
     },
+    "depth": {},  # of the run before
 }
 ALL_LAYERS = 900_000  # milliseconds, for measuring or pruning them on a busy machine
 RENDERING = 1500  # milliseconds, for what plotly draws after the script has ended

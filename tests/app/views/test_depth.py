@@ -120,6 +120,9 @@ def test_runs_of_the_server_and_of_a_folder_in_one_chart(
     app.segmented_control(key="depth_view").set_value("What is repaired").run()
     assert len(figures(app)) == 1
 
+    app.switch_page("views/start.py").run()
+    app.switch_page(PAGE).run()
+    assert "SparseGPT, 0.5, target layer" in app.multiselect(key="depth_runs").value
     app.multiselect(key="depth_runs").set_value([]).run()
     assert "Choose at least one run." in texts(app)
     app.text_input(key="depth_path").set_value("/nowhere").run()
