@@ -24,7 +24,7 @@ DIVERGING_LIGHT = [[0.0, "#542788"], [0.25, "#998ec3"], [0.5, "#e4e4e8"], [0.75,
 DIVERGING_DARK = [[0.0, "#c3b8f0"], [0.25, "#7a6bb5"], [0.5, "#3d3b48"], [0.75, "#c26a12"], [1.0, "#ffc471"]]
 MARK = "#f0338a"  # the chosen block or layer; on neither end of the scales above
 
-BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET, OLIVE = (
+BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET, RUST = (
     "#0973b2",
     "#d9580b",
     "#089975",
@@ -36,9 +36,9 @@ BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET, OLI
     "#2da2b2",
     "#b2099d",
     "#9189e5",
-    "#7d8a12",
+    "#a9431c",
 )
-PALETTE = (BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET, OLIVE)
+PALETTE = (BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET, RUST)
 
 ORDER_COLOURS = {
     "natural": BLUE,
@@ -57,7 +57,7 @@ METHOD_COLOURS = {
     "rose": ORANGE,
     "rose_global": GREEN,
     "rose_dealt": VIOLET,
-    "rose_admm": OLIVE,
+    "rose_admm": RUST,
     "wanda": TEAL,
     "magnitude": SLATE,
     "measured": AZURE,

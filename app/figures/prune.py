@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,9 @@ def layer_map(
     if method != style.BASELINE and len(base):
         name, values = f"saved_{method}", 1 - values / base.where(base > 0)
     made = rows[["layer", "block_index", "projection"]].assign(**{name: values.reindex(rows["layer"]).to_numpy()})
-    return overview.model_map(made, name, marked_layer=marked_layer, theme=theme)
+    drawing = overview.model_map(made, name, marked_layer=marked_layer, theme=theme)
+    said = f" Errors {ERROR_OF[column]} tokens."
+    return replace(drawing, caption=drawing.caption + said, alt=drawing.alt + said)
 
 
 def layer_differences(records: pd.DataFrame, *, column: str = "relative_error", theme: Theme = "light") -> Drawing:

@@ -25,6 +25,8 @@ PROMPT = "Python is a programming language that"
 def draw() -> None:
     st.title("Structures: which heads and channels can go?")
     study = components.require_study("Here you see what every head and every channel of a model costs")
+    if study.loaded is None:
+        components.begin_restored(study)
     if study.job.status == "running":
         st.info("This page fills as soon as all layers are measured.")
         components.wait_for(study, lambda: study.job.status != "running")

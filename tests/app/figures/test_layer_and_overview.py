@@ -55,7 +55,9 @@ def test_gain_against_range_counts_who_gains(layers: pd.DataFrame) -> None:
     line = drawing.figure.layout.shapes[0]
     assert (line.x0, line.x1) == (0.5, 0.5)
     held = overview.gain_scatter(layers.assign(held_out_gain=-0.1))
-    assert title(held) == "Two-level order lowers the held-out error of none of 12 layers; none of them are columnar"
+    assert (
+        title(held) == "Two-level order lowers the held-out error of none of twelve layers; none of them are columnar"
+    )
 
 
 def test_dead_columns_are_badged_with_the_range_without_them(layers: pd.DataFrame) -> None:

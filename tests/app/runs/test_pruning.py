@@ -174,14 +174,14 @@ def test_cancel_leaves_nothing_behind(
 def test_a_failure_leaves_finished_checkpoints_and_nothing_half_done(
     setup: Setup, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pack = pruning._pack
+    pack = pruning.pack
 
     def full_at_the_second(folder: Path, archive: Path, job: Job) -> None:
         pack(folder, archive, job)
         if archive.name == "rose-0.5.zip":
             raise rose.RoseError("The disk is full.")
 
-    monkeypatch.setattr(pruning, "_pack", full_at_the_second)
+    monkeypatch.setattr(pruning, "pack", full_at_the_second)
     run = finished(setup, replace(REQUEST, keep="zip"), lambda: loaded, status="failed")
     (outcome,) = run.copies
     assert outcome.checkpoint is not None

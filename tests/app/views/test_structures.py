@@ -24,7 +24,7 @@ PAGE = "views/structures.py"
 
 
 def test_without_a_study_the_page_says_what_to_do() -> None:
-    assert "what every head and every channel of a model costs" in texts(open_page(PAGE))
+    assert "what every head and every channel of a model costs" in texts(open_page(PAGE, seed="9"))
 
 
 def test_costs_are_those_of_the_engine(study: Study) -> None:
