@@ -5,6 +5,7 @@ The packaged model on the start page's own settings, all layers measured, in lig
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -28,9 +29,7 @@ PAGES = {
         "prune_methods": ["ROSE dealt", "SparseGPT", "Wanda"],
         "prune_sparsities": "0.7",
         "prune_new_tokens": "12",
-        "prune_targets": ["dense model's output", "layer's own output"],
     },
-    "depth": {},  # of the run before
 }
 ALL_LAYERS = 900_000  # milliseconds, for measuring or pruning them on a busy machine
 RENDERING = 1500  # milliseconds, for what plotly draws after the script has ended
@@ -73,6 +72,24 @@ def shoot_plugin(browser: Browser, folder: Path, pictures: Path) -> None:
         page.screenshot(path=pictures / "your_own_order.png")
 
 
+def shoot_depth(browser: Browser, folder: Path, pictures: Path) -> None:
+    """The page's own comparison of two targets, on a server that has pruned nothing else."""
+    with serve(folder / "depth.txt", ROSE_CACHE="") as address:
+        for scheme in ("light", "dark"):
+            page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})  # type: ignore[arg-type]
+            page.goto(f"{address}/depth")
+            settle(page)
+            if page.get_by_text("Compare two targets on the chosen model").is_visible():  # sessions share reports
+                page.get_by_role("button", name="Compare two targets").click()
+                finished = page.get_by_text(re.compile("^Perplexity of the runs shown: .* target dense"))
+                expect(finished).to_be_visible(timeout=ALL_LAYERS)
+                settle(page)
+            page.wait_for_timeout(RENDERING)
+            page.screenshot(path=pictures / f"depth-{scheme}.png")
+            print(pictures / f"depth-{scheme}.png", flush=True)
+            page.close()
+
+
 def main() -> None:
     pictures = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs/screenshots")
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
@@ -88,6 +105,7 @@ def main() -> None:
                 for name in PAGES:
                     shoot(page, address, name, pictures / f"{name}-{scheme}.png")
                 page.close()
+        shoot_depth(browser, Path(folder), pictures)
         shoot_plugin(browser, Path(folder), pictures)
 
 
