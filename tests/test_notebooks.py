@@ -16,6 +16,12 @@ MAX_BYTES = 500_000
 ALLOWED = {"rose", "torch", "numpy", "pandas", "matplotlib", "transformers", *sys.stdlib_module_names}
 # What a notebook is for, as a line that it must print.
 STATEMENTS = {
+    "diffusion": (
+        r"20 steps from noise to pictures of 28 x 28 pixels",
+        r"the least drift is SparseGPT's or ROSE's",
+        r"the median channel of the median layer moves by \d+\.\d percent",
+        r"\d+ of 24 layers are columnar; the largest relative range is 0\.\d+",
+    ),
     "pruning_order": (
         r"ranking at 70%, calibration: both < blocks < columns < none < columns ascending",
         r"ranking at 70%, held-out: both < blocks < columns < none < columns ascending",
