@@ -66,7 +66,7 @@ def test_all_layers_and_the_choice_of_one(open_page: Callable[..., Page], measur
     assert found, heading
     said = ["none", *map(words.word, range(1, MEASURED_LAYERS + 1))]
     assert sum(map(said.index, found.groups())) == MEASURED_LAYERS
-    expect(page.get_by_text("needed more damping than requested")).to_have_count(0)  # shown only where damping was raised
+    expect(page.get_by_text("needed more damping than requested")).to_have_count(0)  # no damping was raised
     section(page, "This layer")
     expect(
         page.get_by_text("1024 tokens for 576 columns").or_(page.get_by_text("1024 tokens for 1536"))
