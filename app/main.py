@@ -13,7 +13,8 @@ PRODUCT = (
     "pruning order matters</span></div>"
 )
 STYLE = """<style>
-.stMainBlockContainer { padding: 3.25rem 3rem 4rem; }  /* figures need the room */
+.stMainBlockContainer { padding: 0.75rem 3rem 4rem; }  /* figures need the room */
+.stMainBlockContainer h1 { padding: 0 0 0.5rem; }
 .product { display: flex; flex-wrap: wrap; gap: 0 0.75rem; font-size: 0.875rem; }
 .product span { opacity: 0.8; }
 /* Plotly's buttons stand in the lower right corner, where no title is. */

@@ -25,7 +25,7 @@ from app.study.study import Study
 from rose.layer.methods import BUDGETS
 
 # Of text and stage, pixels: nothing below them moves from step to step, and on a screen of 1280 × 800 nothing is cut.
-HEIGHT = 554
+HEIGHT = 560
 SPEEDS = {1.0: "1×", 0.5: "½×", 2.0: "2×", 4.0: "4×"}
 SPLIT = (1, 1.55)
 TICK = 1.2  # seconds a block is shown while a sweep plays at speed 1

@@ -83,7 +83,7 @@ def test_from_the_start_to_one_layer(open_page: OpenPage, expected: Expected, sc
     # Start: the estimate is there before the run, and follows the choices.
     estimate = page.get_by_text(re.compile(r"layers, .* tokens: about"))
     expect(estimate).to_contain_text("210 layers, 1 536 tokens")
-    choose(page, "Layers", "Own choice")
+    choose(page, "Layers", "Layers by name")
     names = page.get_by_role("textbox", name="Names")
     names.fill(f"{COLUMNAR_LAYER} model.layers.0.self_attn.*")
     names.press("Enter")
@@ -129,6 +129,8 @@ def test_from_the_start_to_one_layer(open_page: OpenPage, expected: Expected, sc
 def test_sections_of_a_layer(open_page: OpenPage, measured: str, expected: Expected, scheme: str) -> None:
     page = open_page("layer", f"{measured}&layer={COLUMNAR_LAYER}", scheme)
     assert float(metric(page, "Relative range").inner_text()) == pytest.approx(expected.relative_range, abs=2e-3)
+    expect_finding(page, "^The 29 columns with the largest weights lose little: their inputs are weak$")
+    section(page, "Inputs")
     expect_finding(page, "^The strongest input channel is ")
     section(page, "Losses")
     expect_finding(page, f"^Columnar: relative range {expected.relative_range:.2f}, above 0.50$")
@@ -182,4 +184,5 @@ def test_a_bad_set_up_is_explained(open_page: OpenPage) -> None:
     expect(page.get_by_role("button", name="Measure layers")).to_be_disabled()
     page.goto(page.url.split("?")[0] + "?samples=many")
     expect(page.get_by_text("The link has samples='many', which is not a whole number.")).to_be_visible()
+    page.get_by_text("Change set-up").click()
     expect(page.get_by_role("button", name="Measure layers")).to_be_enabled()

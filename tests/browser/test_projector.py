@@ -28,10 +28,10 @@ def test_a_clicker_turns_lessons_wherever_the_focus_is(open_page: Open) -> None:
     slider.focus()
     before = slider.get_attribute("aria-valuenow")
     page.keyboard.press("PageUp")
-    expect(page.get_by_text("6 No effect, of 8")).to_be_visible()
+    expect(page.get_by_text("6 When order does not matter, of 9")).to_be_visible()
     settle(page)
     page.keyboard.press("PageDown")
-    expect(page.get_by_text("7 Strength, of 8")).to_be_visible()
+    expect(page.get_by_text("7 Strength, of 9")).to_be_visible()
     settle(page)
     assert page.locator(".st-key-lesson_blocks").get_by_role("slider").get_attribute("aria-valuenow") == before
     page.keyboard.press("PageUp")
@@ -50,7 +50,7 @@ def test_nothing_of_a_lesson_is_cut_off(open_page: Open, size: tuple[int, int]) 
     page = open_page("learn", urlencode({"projector": "on"}))
     page.set_viewport_size({"width": size[0], "height": size[1]})
     for label in LABELS:
-        expect(page.get_by_text(f"{label}, of 8")).to_be_visible()
+        expect(page.get_by_text(f"{label}, of {len(LABELS)}")).to_be_visible()
         settle(page)
         below = page.get_by_role("button", name="Next").bounding_box()
         assert below is not None
