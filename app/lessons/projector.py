@@ -19,7 +19,7 @@ STYLE = """
 [data-testid="stSidebar"], [data-testid="stHeader"], [data-testid="stExpandSidebarButton"] { display: none; }
 .stApp { zoom: var(--lesson-zoom, 1); }
 .stMainBlockContainer { padding: 0.6rem 1.5rem 0 !important; max-width: none; }
-:has(> .st-key-lesson-head) { display: none; }
+:has(> .st-key-lesson-head), :has(> .stHtml .product) { display: none; }
 </style>
 """
 
