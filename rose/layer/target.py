@@ -36,7 +36,7 @@ EXPONENT = 1.5
 def target_damping(channels: int, tokens: int) -> float:
     """μ of the correction, relative to the mean of diag(H).
 
-    Fitted to perplexities of whole pruned models from 2 to 64 × 512 tokens; docs/targets.md has the study. In one layer
+    Fitted to perplexities of the packaged model, pruned with 2 to 32 × 512 tokens; see docs/targets.md. In one layer
     the noise of a least-squares fit falls as 1/tokens, and so would the best μ. In a model it falls faster, because the
     errors of a correction are read by all corrections above it. Generalized cross-validation looks at the squared
     error of one layer, damps the first layers too little and the last ones too much, and ends worse.
