@@ -42,20 +42,22 @@ class BlockTargets:
         self.writers = {layer.name: writers[layer.projection] for layer in layers if layer.projection in writers}
         self.dense: dict[BatchKey, _Seen] = {}
         self.pruned: dict[BatchKey, _Seen] = {}
-        self._modules = sorted({name for writer in self.writers.values() for name in _modules(writer)})
+        projections = {layer.name: layer.projection for layer in layers}
+        self._normed = {name for name, writer in self.writers.items() if writer.term.module != projections[name]}
+        modules = {name for writer in self.writers.values() for name in _modules_before(writer)}
+        self._modules = sorted(modules | {self.writers[name].term.module for name in self._normed})
         self._hooks: list[Any] = []
 
     @contextmanager
     def watch_dense(self, stream: str, batch: int, hidden: Tensor) -> Iterator[None]:
         """Keeps what the layers read, and what goes into the stream, while a dense batch runs."""
         seen = self.dense[stream, batch] = _Seen(hidden)
-        own = [name for name, writer in self.writers.items() if writer.term.module != _projection(self.layers, name)]
         hooks = [layer.module.register_forward_pre_hook(_keep_input(seen, layer.name)) for layer in self.layers]
         hooks += self._output_hooks(lambda: seen)
         hooks += [
             layer.module.register_forward_hook(_keep_output(lambda: seen, layer.name))
             for layer in self.layers
-            if layer.name in own
+            if layer.name in self._normed
         ]
         try:
             yield
@@ -138,17 +140,14 @@ class BlockTargets:
         for term in writer.before:
             lost = lost + term.scale * (dense.outputs[term.module].float() - pruned.outputs[term.module].float())
         lost = lost / writer.term.scale
-        if name in dense.outputs:  # a norm stands between the layer and the stream
+        if name in self._normed:  # a norm stands between the layer and the stream
             lost = lost * _inverse_slope(dense.outputs[name].float(), dense.outputs[writer.term.module].float())
         return lost
 
 
-def _modules(writer: Writer) -> set[str]:
-    return {term.module for term in (*writer.before, writer.term)} | ({writer.base} if writer.base else set())
-
-
-def _projection(layers: Sequence[PrunableLayer], name: str) -> str:
-    return next(layer.projection for layer in layers if layer.name == name)
+def _modules_before(writer: Writer) -> set[str]:
+    """Modules whose outputs make up the stream that the layer adds to."""
+    return {term.module for term in writer.before} | ({writer.base} if writer.base else set())
 
 
 def _inverse_slope(inputs: Tensor, outputs: Tensor) -> Tensor:
