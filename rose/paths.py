@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def expand(name: str | Path) -> Path:
-    """The path with ~ or ~user replaced; a ~ of nobody stays, so that it ends in "there is no such file"."""
+    """The path with ~ or ~user replaced; the ~ of an unknown user stays, so that opening it fails."""
     return Path(os.path.expanduser(name))

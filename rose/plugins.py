@@ -6,7 +6,7 @@ and the app load plugins when they start, from two places:
 - every file named by the environment variable ROSE_PLUGINS, separated as in PATH;
 - every installed package with an entry point in the group "rose.plugins", which names a module.
 
-A file runs with all rights of whoever starts the program, so none is ever looked for: only named ones are loaded.
+A file runs with all rights of whoever starts the program, so files are never searched for: only those named are loaded.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def load_plugins(*files: str | Path) -> None:
 
 @cache
 def _installed() -> EntryPoints:
-    """Looked for once: it reads the metadata of every installed package."""
+    """Cached, because it reads the metadata of every installed package."""
     return entry_points(group=GROUP)
 
 
@@ -88,7 +88,7 @@ def _run_file(path: Path) -> None:
 
 @contextmanager
 def _additions_only(name: str) -> Iterator[None]:
-    """What happens inside may add to the registries; if it fails, or changes what was there, nothing stays."""
+    """Lets the body add to the registries; restores them if it fails or replaces an existing entry."""
     registries: tuple[dict[str, Any], ...] = (METHODS, ORDERS)
     before = [dict(registry) for registry in registries]
     try:

@@ -95,7 +95,7 @@ class RunReport:
         """Reads what `to_json` wrote.
 
         Raises:
-            RoseError: not such a text.
+            RoseError: the text is not a report.
         """
         try:
             data = json.loads(text)

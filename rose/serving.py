@@ -1,4 +1,4 @@
-"""Starts the app, which comes with this package and is no part of it: nothing here imports it."""
+"""Starts the app, which is installed beside this package: nothing here imports it."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class DiffusionScores:
             without a dense model.
         loss_times, loss: t, and the mean squared error of the predicted v there, on real pictures no training saw.
         frechet: distance of the drawn pictures to real ones, in the classifier's features.
-        accuracy: share of pictures that the classifier takes for what was asked for.
+        accuracy: share of pictures that the classifier assigns to the requested class.
         pictures: drawn for the last two.
         seconds: the measuring took.
     """
@@ -117,7 +117,7 @@ def evaluation_trajectory(
 
 
 def classes_in_turn(pictures: int) -> list[int]:
-    """So many classes: 0 to 9, again and again."""
+    """This many class labels, 0 to 9 in turn."""
     return [number % len(GARMENTS) for number in range(pictures)]
 
 

@@ -89,7 +89,7 @@ def check_installed() -> None:
 
 
 def denoiser_of(pipeline: Any) -> nn.Module:
-    """The network that a pipeline asks at every step: its transformer or UNet, the component with the most linear
+    """The network that a pipeline calls at every step: its transformer or UNet, the component with the most linear
     weights of those that are called `transformer` or `unet`, as diffusers' pipelines all call it.
 
     Raises:

@@ -20,7 +20,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A denoiser's weights, sorted by what becomes of them.
+    """A denoiser's weights by what pruning does with them.
 
     Attributes:
         layers: prunable ones, in the order in which the denoiser calls them; `block_index` counts its blocks in that
@@ -41,7 +41,7 @@ class _Seen(Exception):
 
 
 def study_denoiser(pipeline: Any, batch: Batch, *, guidance: float | None = None) -> Anatomy:
-    """Asks the denoiser once, and notes what each linear layer reads.
+    """Calls the denoiser once, and records what each linear layer reads.
 
     Prunable is every linear layer inside a list of blocks that reads a sequence of tokens. Layers that read one vector
     for a whole picture (time and class embeddings, the modulation made from them) and layers outside the blocks stay

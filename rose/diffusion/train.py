@@ -1,7 +1,7 @@
 """Trains the packaged tiny model and its classifier: python -m rose.diffusion.train --output FOLDER
 
 Seeded, on one thread by default, so that the same machine and versions give the same bits. Snapshots are kept beside
-the output, and the same command goes on from the last one. The pictures are Fashion-MNIST's four idx files, such as
+the output, and the same command resumes from the last one. The pictures are Fashion-MNIST's four idx files, such as
 those of Debian's package `dataset-fashion-mnist`; nothing of them is needed to use the model.
 
 The denoiser learns v = √ᾱ·ε − √(1 − ᾱ)·x₀ (Salimans and Ho 2022) with a cosine schedule of zero terminal SNR
@@ -87,7 +87,7 @@ def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tenso
 def train_classifier(
     options: argparse.Namespace, pictures: Tensor, classes: Tensor, unseen: Tensor, unseen_classes: Tensor
 ) -> dict[str, Any]:
-    """Trains the judge for four epochs, and keeps what it sees in unseen pictures; returns its accuracy on them."""
+    """Trains the classifier for four epochs, keeps its features of unseen pictures, and returns its accuracy there."""
     path, epochs, batch = options.output / "classifier.safetensors", 4, 128
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
@@ -123,7 +123,7 @@ def train_classifier(
 
 
 def train_denoiser(options: argparse.Namespace, pictures: Tensor, classes: Tensor) -> dict[str, Any]:
-    """Trains the DiT, going on from a snapshot where there is one; returns what made.json says of it."""
+    """Trains the DiT, from a snapshot where there is one; returns what made.json says of it."""
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     model = DiTTransformer2DModel(**DENOISER)

@@ -60,7 +60,7 @@ class InputStatistics:
     def update(self, inputs: Tensor, weight: float = 1.0) -> None:
         """Adds inputs of shape (..., in) to H = Σ α xᵀx, each with the same weight α.
 
-        A weight tells that some inputs matter more, such as those of some denoising steps of a diffusion model
+        A weight makes some inputs count more, such as those of some denoising steps of a diffusion model
         (OBS-Diff, arXiv 2510.06751).
 
         Raises:

@@ -1,4 +1,4 @@
-"""What a run will take, told before it starts: floating-point work, time on this machine, memory."""
+"""Estimates before a run starts: floating-point work, time on this machine, memory."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def estimate_evaluation(model: nn.Module, *, tokens: int, new_tokens: int = 0) -
 
 
 def sweeps_of(methods: Sequence[str]) -> float:
-    """How many sweeps these methods amount to, for `estimate_cost`."""
+    """The work of these methods in sweeps, for `estimate_cost`."""
     return sum(get_method(method).work for method in methods)
 
 

@@ -1,7 +1,7 @@
 """One run over several processes: samples divided, statistics summed, a decoder block's layers divided.
 
 Every process calls the same function with the same arguments, as `torchrun` makes them do; the process group of
-`torch.distributed` is what tells that there are several. Without one, everything here does nothing. What is sent, and
+`torch.distributed` shows that there are several. Without one, everything here does nothing. What is sent, and
 how much of it, is derived in docs/distributed.md.
 """
 
@@ -107,7 +107,7 @@ def sum_statistics(statistics: Mapping[str, InputStatistics], where: str = "") -
 
     Args:
         statistics: by name.
-        where: this process stands, if the names do not tell.
+        where: position in the model for messages, if the names do not say.
 
     Raises:
         RoseError: the processes have not seen the same layers, or not the same layers together.
@@ -129,7 +129,7 @@ def sum_gaps(gaps: Mapping[str, InputGap | OutputGap], where: str) -> None:
     """Adds up the gaps of one layer over all processes, in place.
 
     Raises:
-        RoseError: the processes do not know the same of them.
+        RoseError: the processes have measured different ones.
     """
     if processes() == 1:
         return

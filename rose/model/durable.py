@@ -19,14 +19,14 @@ TEMPORARY = ".tmp"  # ends the name of what is still being written
 
 
 class DamagedFile(Exception):
-    """A file is missing, cut off, or does not hold what was once written."""
+    """A file is missing, truncated, or differs from what was written."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **facts: str) -> None:
     """Writes a safetensors file, whole or not at all, with texts and a digest of everything in its header.
 
     Raises:
-        OSError, SafetensorError: as the disk has it; nothing is left behind but what was there before.
+        OSError, SafetensorError: from the file system; an existing file stays as it was.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     temporary = path.with_name(path.name + TEMPORARY)
@@ -81,7 +81,7 @@ GOES_ON = "make room or choose another folder. What it holds so far is kept, and
 
 @contextmanager
 def explained(folder: Path, remedy: str = GOES_ON) -> Iterator[None]:
-    """Turns what a disk can answer into one sentence, with what to do."""
+    """Turns errors of the file system into one sentence that says what to do."""
     try:
         yield
     except (OSError, SafetensorError) as problem:

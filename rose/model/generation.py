@@ -39,7 +39,7 @@ def continue_prompt(
         raise RoseError("Give a prompt of at least one word, and ask for at least one new token.")
     encoded = tokenizer(prompt, return_tensors="pt")
     ids: torch.Tensor = encoded["input_ids"]
-    # The last new token is never read, but a model that has no place left for it has been asked for too much.
+    # The model never reads the last new token, but prompt and continuation together must fit into its context.
     check_tokens(model, ids.new_zeros(1, ids.shape[1] + new_tokens))
     check_tokens(model, ids)
 

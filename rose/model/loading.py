@@ -41,7 +41,7 @@ from rose.model.structure import low_rank_tensors
 from rose.paths import expand
 from rose.report import RunReport, default_permissions
 
-# Fields of a configuration that say what transformers does not know how to build, and who does:
+# Configuration fields that mark models which transformers cannot build, with the function that can:
 # (configuration, folder with safetensors files or None for no weights, dtype) -> model.
 BUILDERS: dict[str, Callable[[Any, Path | None, torch.dtype], PreTrainedModel]] = {}
 
@@ -392,7 +392,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def identify(name: str) -> str | None:
-    """Tells a model's files from those of any other or later model, without reading them: paths, sizes, times.
+    """Identifies a model's files without reading them, by paths, sizes and modification times.
 
     Returns:
         A text; None where there are no such files on this machine yet.

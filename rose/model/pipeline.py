@@ -227,7 +227,7 @@ def _prune_block(
 
 
 def _let_go(block: BlockStatistics) -> None:
-    """Drops what is left of a block's statistics, which the walk would hold while it runs the next block."""
+    """Drops a block's remaining statistics, which the walk would otherwise hold while it runs the next block."""
     block.calibration.clear()
     block.held_out.clear()
     block.gaps.clear()

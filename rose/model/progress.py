@@ -92,7 +92,7 @@ class Meter:
     def tell(
         self, stage: str, block_index: int, within: float, layer: str | None = None, relative_error: float | None = None
     ) -> None:
-        """`within`: share of this decoder block's work that is done."""
+        """Reports progress; `within`: share of this decoder block's work that is done."""
         if self.callback is None:
             return
         fraction = (block_index + within) / self.blocks

@@ -1,4 +1,4 @@
-"""Where decoder blocks live when they are not at work: in memory, or, for a model larger than that, in its files."""
+"""Where decoder blocks are kept between uses: in memory, or, for a model larger than that, in its files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ATTRIBUTE = "rose_residence"  # of a model whose blocks are not in memory
 
 
 class Residence:
-    """Decoder blocks in memory. One at a time moves to the device, and home again."""
+    """Decoder blocks in memory. One at a time moves to the device and back."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -61,7 +61,7 @@ class Residence:
         """
 
     def fingerprint(self) -> str:
-        """Tells these weights from others."""
+        """Identifies these weights."""
         return digest(self.model.state_dict())
 
 

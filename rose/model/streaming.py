@@ -1,7 +1,7 @@
 """Models larger than memory: decoder blocks are read from safetensors files one at a time, and written shard by shard.
 
-Parameters wait on PyTorch's meta device, which has shapes and no storage. A block's are read when its turn comes, and
-let go after it; pruned weights are kept in a folder (see `rose.model.checkpoint`) and laid over the dense ones when
+Parameters stay on PyTorch's meta device, which has shapes and no storage. A block's are read when its turn comes, and
+released after it; pruned weights are kept in a folder (see `rose.model.checkpoint`) and laid over the dense ones when
 the block is read again.
 """
 
@@ -152,7 +152,7 @@ class BlockFiles(Residence):
     def _present(
         self, module: nn.Module, prefix: str, device: torch.device, without: set[int] | None = None
     ) -> Iterator[None]:
-        """Reads the parameters of a module, and lets them go again; `without`: ids of those to leave out."""
+        """Reads the parameters of a module, and releases them afterwards; `without`: ids of those to leave out."""
         absent = []
         try:
             for owner_name, owner in module.named_modules():

@@ -1,4 +1,4 @@
-"""What the dense model puts out in one decoder block, held until the pruned batches come by: gaps to the dense targets.
+"""Gaps to the dense targets in one decoder block: what the dense model puts out, kept until pruned batches get there.
 
 The dense hidden states run through the block first, while its weights are dense. What each layer reads there is kept;
 when the pruned batches stop at a layer, both inputs are at hand, and for a layer that writes into the residual stream
@@ -74,7 +74,7 @@ class BlockTargets:
         self.pruned[key] = _Seen(hidden)
 
     def close(self) -> None:
-        """Lets go of everything."""
+        """Releases everything."""
         for hook in self._hooks:
             hook.remove()
         self.dense.clear()
@@ -89,7 +89,7 @@ class BlockTargets:
         return layer.name in self.writers
 
     def forget(self, layer: PrunableLayer) -> None:
-        """Lets go of what the layer read in the dense model."""
+        """Releases what the layer read in the dense model."""
         for seen in self.dense.values():
             seen.inputs.pop(layer.name, None)
 

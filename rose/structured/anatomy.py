@@ -1,4 +1,4 @@
-"""What can be taken out of a decoder block: attention heads and MLP channels, and the rows and columns they own."""
+"""What can be removed from a decoder block: attention heads and MLP channels, and the rows and columns they own."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def find_parts(model: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[Part
     """The parts of every decoder block, attention first; [block][part].
 
     Raises:
-        RoseError: an unknown kind, or a decoder block that has none such, or another number than the others.
+        RoseError: an unknown kind, or a decoder block without such parts, or with more or fewer than the others.
     """
     unknown = [kind for kind in kinds if kind not in PARTS]
     if unknown or not kinds:

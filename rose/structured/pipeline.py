@@ -1,7 +1,7 @@
 """A whole network made smaller, block by block: statistics, choice, compensation, and one cut at the end.
 
-While the walk goes on, what goes is only zero: an output projection whose columns are zero gives what the cut one will
-give, so that every layer is calibrated on the reduced parts before it (true-sequential), whatever the family's forward
+During the walk, removed units are only set to zero: an output projection with zero columns puts out what the cut one
+will, so that every layer is calibrated on the reduced parts before it (true-sequential), whatever the family's forward
 function expects of its sizes. The cut comes last and changes no output. A run that is stopped leaves the model as it
 was.
 """
@@ -87,7 +87,7 @@ class PartRecord:
 
 @dataclass(frozen=True)
 class SlimPlan:
-    """What a run is going to do.
+    """The shapes that a run will produce.
 
     Attributes:
         parts, shapes: [block][part].
@@ -135,7 +135,7 @@ def prune_structured(
             callback leaves it as it was.
         tokens: calibration tokens, (samples, length) int64.
         method: "obs", "slimllm", "wanda", "magnitude", or "depth", which drops decoder blocks.
-        ratio: share of the decoder blocks' parameters to take out, above 0 and below 1.
+        ratio: share of the decoder blocks' parameters to remove, above 0 and below 1.
         parts: "heads", "channels", or both; None means all that the model's configuration has numbers for.
         allocation: "uniform", the same shapes in every decoder block, which any program loads; "similarity" or
             "cost", shapes that differ, which `rose.load_model` reads.
@@ -200,7 +200,7 @@ def _table(records: Sequence[PartRecord]) -> pd.DataFrame:
 def check_request(
     model: nn.Module | None, ratio: float, allocation: str, recovery: str | None, damping: float, multiple: int
 ) -> None:
-    """Refuses what cannot be done before anything is loaded or computed; `model`: None where it is not there yet.
+    """Refuses bad requests before anything is loaded or computed; `model`: None where it is not loaded yet.
 
     Raises:
         RoseError: says what to change.
@@ -239,7 +239,7 @@ def plan_slimming(
         surveys: prices that are known already; else the dense model is priced, where the allocation asks for it.
 
     Raises:
-        RoseError: shapes that cannot be, or that the configuration cannot say.
+        RoseError: impossible shapes, or shapes that the configuration cannot express.
     """
     kinds = check_parts(model, parts)
     found = find_parts(model, kinds)

@@ -1,8 +1,8 @@
-"""The mathematics of taking columns out of one output projection: exact cost, greedy choice, compensation, error.
+"""The mathematics of removing columns of one output projection: exact cost, greedy choice, compensation, error.
 
 y = W x, x in units of `width` consecutive columns, which stay or go whole. All that is needed of the tokens is the
-second moment S = mean of x xᵀ = H/T and the mean μ. Where the projection may have a bias, a constant can be put back
-for nothing, so that what counts is the covariance C = S − μμᵀ; where it may not, S takes its place. Call it A.
+second moment S = mean of x xᵀ = H/T and the mean μ. Where the projection may have a bias, a constant can be restored
+at no cost, so that what counts is the covariance C = S − μμᵀ; where it may not, S takes its place. Call it A.
 
 Keeping the columns K, the best weights are those of least squares, Ŵ = W A_:K (A_KK)⁻¹, and with P = A⁻¹ the error
 that they leave when the columns R go is tr(W_R (P_RR)⁻¹ W_Rᵀ): Optimal Brain Surgeon (Hassibi and Stork 1992) for
@@ -112,12 +112,12 @@ def set_cost(problem: Problem, kept: Tensor) -> float:
 
 
 def greedy(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor) -> tuple[Tensor, Tensor]:
-    """Takes away the cheapest unit again and again, with inverse and weights renewed each time.
+    """Removes the cheapest unit again and again, with inverse and weights updated each time.
 
     Args:
         remove: how many go out of each pool.
         pools: indices of units that compete with one another.
-        gone: units that are away already, (units,) bool.
+        gone: units already removed, (units,) bool.
 
     Returns:
         Units in the order in which they went, and what each cost; both (removed,).

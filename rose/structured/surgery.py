@@ -1,7 +1,7 @@
-"""Cutting a model to other shapes, and its configuration with it.
+"""Cuts a model to other shapes, and its configuration with it.
 
-A configuration can say shapes that are the same in every decoder block, as far as its family has numbers for them;
-what it says is tried out on a model without weights. Other shapes are written into it as a record, `rose_shapes`,
+A configuration can express shapes that are the same in every decoder block, as far as its family has numbers for them;
+what it expresses is tried out on a model without weights. Other shapes are written into it as a record, `rose_shapes`,
 which `rose.load_model` reads.
 """
 
@@ -87,7 +87,7 @@ def add_bias(layer: PrunableLayer, bias: Tensor | None = None) -> None:
 
 
 def tell_modules(model: nn.Module, parts: Sequence[Part], shapes: Sequence[Shape], own_config: bool) -> None:
-    """Corrects what modules remember of their sizes. With `own_config` an attention gets a configuration of its own,
+    """Updates the sizes that modules store. With `own_config` an attention gets a configuration of its own,
     because some families look there when they run."""
     prefix, _ = decoder_blocks(model)
     for part, shape in zip(parts, shapes, strict=True):
@@ -110,7 +110,7 @@ def _set_known(module: Any, values: Mapping[str, int]) -> None:
             setattr(module, name, value)
 
 
-# What a configuration can say
+# What a configuration can express
 
 
 def reshaped_config(
@@ -150,13 +150,13 @@ def described_sizes(config: Any) -> dict[str, torch.Size]:
         read = type(config).from_dict(config.to_dict())
         with torch.device("meta"):
             model: nn.Module = AutoModelForCausalLM.from_config(read)
-    except Exception:  # every family checks itself in its own way; what it refuses cannot be said
+    except Exception:  # every family checks itself in its own way; what it refuses cannot be expressed
         return {}
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def can_say(model: nn.Module, parts: Sequence[Part], shapes: Mapping[str, Shape], biased: Sequence[str]) -> bool:
-    """Whether the configuration can say these shapes, with a bias in the output projections of the kinds `biased`."""
+    """Whether the configuration can express these shapes, with output biases in the kinds `biased`."""
     sizes = described_sizes(reshaped_config(model, shapes, biased))
     if not sizes:
         return False
@@ -216,10 +216,10 @@ def _parts_of_any(model: nn.Module) -> list[list[Part]]:
 
 
 def drop_blocks(model: Any, keep: Sequence[int]) -> None:
-    """Leaves only these decoder blocks, renumbered, and tells the configuration.
+    """Leaves only these decoder blocks, renumbered, and updates the configuration.
 
     Raises:
-        RoseError: the configuration cannot say it.
+        RoseError: the configuration cannot express it.
     """
     config = reshaped_config(model, {}, blocks=keep)
     path, blocks = decoder_blocks(model)
@@ -242,7 +242,7 @@ def _numbers(sizes: Mapping[str, torch.Size], path: str) -> set[str]:
     return {name.removeprefix(start).partition(".")[0] for name in sizes if name.startswith(start)}
 
 
-# Shapes that a configuration cannot say
+# Shapes that a configuration cannot express
 
 
 def record_of(parts: Sequence[Sequence[Part]], shapes: Sequence[Sequence[Shape]]) -> dict[str, Any]:

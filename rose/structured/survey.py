@@ -1,4 +1,4 @@
-"""What the dense model would lose by each unit: one pass that tells how much to take where."""
+"""What removing each unit of the dense model would cost: one pass that decides how much to remove where."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from rose.layer.methods.toolkit import mask_by_score, measured_result, prune_by_
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 
-SPARE = 8  # directions tracked beyond the rank, so that one that grows into it is known already
+SPARE = 8  # directions tracked beyond the rank, so that one that grows into it is already in the basis
 SUBSPACE_STEPS = 2
 
 

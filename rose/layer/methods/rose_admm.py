@@ -1,4 +1,4 @@
-"""ROSE ADMM: the mask revised a few times under a rising penalty, on correlations shrunk for want of tokens.
+"""ROSE ADMM: the mask revised a few times under a rising penalty, on correlations shrunk where tokens are few.
 
 ADMM for the layer problem is known (Meng et al. 2024, ALPS; Boža 2024, "Fast and Effective Weight Update for Pruned
 Large Language Models"), as is H scaled to a unit diagonal. Ours are the schedule, which is fixed beforehand and needs a
