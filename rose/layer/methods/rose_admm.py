@@ -8,6 +8,7 @@ few thousand tokens fits others less well, the more so the wider the layer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import gcd
 
 import torch
@@ -76,7 +77,13 @@ def penalties(effort: int) -> list[float]:
     return [first * (LAST_PENALTY / first) ** (i * runs // iterations / (runs - 1)) for i in range(iterations)]
 
 
-def find_mask(weight: Tensor, matrix: Tensor, pattern: Pattern, schedule: list[float]) -> tuple[Tensor, Tensor]:
+def find_mask(
+    weight: Tensor,
+    matrix: Tensor,
+    pattern: Pattern,
+    schedule: list[float],
+    seen: Callable[[Tensor], None] | None = None,
+) -> tuple[Tensor, Tensor]:
     """ADMM between B, free to fit the outputs, and D, a sparse copy of it, with the scaled dual U.
 
     B = W + (D − U − W) ρ (M + ρ I)⁻¹, D = B + U without its smallest entries, U += B − D. With S = B + U, D is what is
@@ -86,6 +93,7 @@ def find_mask(weight: Tensor, matrix: Tensor, pattern: Pattern, schedule: list[f
         weight: W, (out, in) float32.
         matrix: M, (in, in), definite, with a unit diagonal.
         schedule: ρ of every iteration.
+        seen: called with S after every iteration.
 
     Returns:
         Mask, True = removed, (out, in); and D, (out, in).
@@ -101,6 +109,8 @@ def find_mask(weight: Tensor, matrix: Tensor, pattern: Pattern, schedule: list[f
         reflected = torch.sub(kept, state, alpha=0.5).mul_(2).sub_(weight)  # D − U − W
         state = torch.addmm(weight, reflected, inverse).add_(state).sub_(kept)
         kept = _keep_largest(state, pattern)
+        if seen is not None:
+            seen(state)
     mask = mask_by_score(state.abs(), pattern, "layer")
     return mask, state.masked_fill(mask, 0)
 

@@ -1,0 +1,145 @@
+"""Solvers of the layer problem watched at work: what each would return if it stopped now, and the work done until then.
+
+A sweep fixes its mask as it goes; a refit solves for the weights of that mask; stages prune a little, refit, and prune
+on; ADMM revises the whole mask again and again. Work is counted in products W·H, out · in² multiplications each, and
+not in seconds, so that it is the same on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rose.errors import RoseError
+from rose.layer.hessian import DampedHessian
+from rose.layer.methods import Settings, make_settings, prune_with
+from rose.layer.methods.alps import solve_on_support
+from rose.layer.methods.rose_admm import FINAL_STEPS, find_mask, penalties, shrunk_correlations
+from rose.layer.methods.toolkit import damped_hessian, mask_by_score
+from rose.layer.pattern import parse_sparsity
+from rose.layer.statistics import InputStatistics, as_statistics
+
+REFIT_STEPS = 8  # of conjugate gradients, as in `rose.layer.methods.refit`
+STAGES = (0.4, 0.65, 0.85, 0.95, 1.0)  # of the weights that go in the end
+
+
+@dataclass(frozen=True)
+class State:
+    """What a solver would return if it stopped here.
+
+    Attributes:
+        step: what was done last, in words.
+        work: until here, in products W·H.
+        weight: Ŵ, (out, in) float32.
+        mask: True = removed, (out, in).
+        is_complete: whether all weights that must go are gone; before that, errors do not compare.
+    """
+
+    step: str
+    work: float
+    weight: Tensor
+    mask: Tensor
+    is_complete: bool = True
+
+
+def watch_solver(
+    name: str,
+    weight: Tensor,
+    statistics: InputStatistics,
+    *,
+    sparsity: str | float = 0.7,
+    order: str = "dealt",
+    block_size: int = 128,
+    damping: float = 0.01,
+) -> Iterator[State]:
+    """The states of one solver, in the order in which it goes through them.
+
+    Args:
+        name: one of `SOLVERS`.
+        weight: W, (out, in).
+        statistics: of the layer's input.
+        sparsity: a ratio, or N:M.
+        order: in which sweeps visit the columns; ADMM has none.
+        block_size, damping: as for `rose.prune_layer`.
+
+    Raises:
+        RoseError: an unknown solver, stages under N:M, or as `rose.prune_layer`.
+    """
+    if name not in SOLVERS:
+        raise RoseError(f"There is no solver {name!r}. Choose one of {', '.join(SOLVERS)}.")
+    if name == "stages" and parse_sparsity(sparsity).is_grouped:
+        raise RoseError("N:M cannot be reached in stages, because every group must give up the same whole number.")
+    method = "rose_admm" if name == "admm" else "sparsegpt"
+    settings = make_settings(
+        method, sparsity=sparsity, block_size=block_size, damping=damping, order=None if name == "admm" else order
+    )
+    with torch.no_grad():
+        known = as_statistics(statistics, weight)
+        damped = damped_hessian(known, damping)
+        live = weight.detach().float().masked_fill(damped.dead, 0)
+        yield from SOLVERS[name](live, known, damped, settings)
+
+
+def _factorization(weight: Tensor) -> float:
+    """Cholesky factor of H and its inverse: in³/6 multiplications each."""
+    return weight.shape[1] / (3 * weight.shape[0])
+
+
+def _sweep(weight: Tensor, known: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
+    """A sweep adds every column's error to all later ones: half a product."""
+    result = prune_with(weight, known, settings)
+    yield State("swept", _factorization(weight) + 0.5, result.weight, result.mask)
+
+
+def _refit(weight: Tensor, known: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
+    for swept in _sweep(weight, known, damped, settings):
+        yield swept
+        # From the start for each number of steps: a run of conjugate gradients cannot be taken up again.
+        for steps in range(1, REFIT_STEPS + 1):
+            solved = solve_on_support(weight, swept.mask, damped.matrix, swept.weight, steps)
+            yield State(f"refit, step {steps}", swept.work + 1 + steps, solved, swept.mask)
+
+
+def _stages(weight: Tensor, known: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
+    """Each sweep starts from the refitted weights of the last; pruned ones are 0 there, so they go first again."""
+    current, work = weight, 0.0
+    for number, share in enumerate(STAGES, 1):
+        ratio = settings.pattern.ratio * share
+        stage = make_settings(
+            "sparsegpt",
+            sparsity=ratio,
+            block_size=settings.block_size,
+            damping=settings.damping,
+            order=settings.order,
+        )
+        result = prune_with(current, known, stage)
+        current = solve_on_support(weight, result.mask, damped.matrix, result.weight, REFIT_STEPS)
+        work += _factorization(weight) + 0.5 + 1 + REFIT_STEPS
+        yield State(f"stage {number} of {len(STAGES)}", work, current, result.mask, share == 1)
+
+
+def _admm(weight: Tensor, known: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
+    """Iterations of `rose_admm`; each state is refitted as its last one would be, and the work for that is counted."""
+    scale = damped.matrix.diagonal().sqrt()
+    correlations = shrunk_correlations(damped.matrix, known.tokens)
+    schedule = penalties(int(settings.options["effort"]))
+    states: list[Tensor] = []
+    find_mask(weight * scale, correlations, settings.pattern, schedule, seen=states.append)
+    runs = 0
+    for number, (state, penalty) in enumerate(zip(states, schedule, strict=True), 1):
+        runs += number == 1 or penalty != schedule[number - 2]
+        mask = mask_by_score(state.abs(), settings.pattern, "layer")
+        solved = solve_on_support(weight * scale, mask, correlations, state, FINAL_STEPS) / scale
+        inverses = runs * 1.5 * _factorization(weight)  # a Cholesky factor, in³/6, and H⁻¹ from it, in³/3
+        yield State(f"iteration {number}", inverses + number + 1 + FINAL_STEPS, solved, mask)
+
+
+SOLVERS: dict[str, Callable[[Tensor, InputStatistics, DampedHessian, Settings], Iterator[State]]] = {
+    "sweep": _sweep,
+    "refit": _refit,
+    "stages": _stages,
+    "admm": _admm,
+}

@@ -1,0 +1,74 @@
+"""Solvers watched: their last states are what the methods return, and no state breaks its promise."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import rose
+from rose.layer.error import quadratic_form
+from rose.layer.methods.toolkit import damped_hessian
+from rose.layer.solvers import SOLVERS, STAGES, watch_solver
+from tests.layer.helpers import make_layer
+
+METHODS = {"sweep": ("sparsegpt", "natural"), "refit": ("rose_dealt", "dealt"), "admm": ("rose_admm", "natural")}
+
+
+def layer_of(rows: int = 48, columns: int = 64) -> tuple[torch.Tensor, rose.InputStatistics]:
+    layer = make_layer(rows=rows, columns=columns, tokens=400, loud=6)
+    statistics = rose.InputStatistics(columns)
+    statistics.update(layer.inputs)
+    return layer.weight, statistics
+
+
+@pytest.mark.parametrize("sparsity", [0.7, "2:4"])
+@pytest.mark.parametrize("name", list(METHODS))
+def test_last_state_is_what_the_method_returns(name: str, sparsity: float | str) -> None:
+    weight, statistics = layer_of()
+    method, order = METHODS[name]
+    *_, last = watch_solver(name, weight, statistics, sparsity=sparsity, order=order, block_size=16)
+    result = rose.prune_layer(weight, statistics, method=method, sparsity=sparsity, block_size=16)
+    assert torch.equal(last.mask, result.mask)
+    torch.testing.assert_close(last.weight, result.weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(SOLVERS))
+def test_states_keep_their_promise(name: str) -> None:
+    weight, statistics = layer_of()
+    states = list(watch_solver(name, weight, statistics, sparsity=0.7, block_size=16))
+    work = [state.work for state in states]
+    assert work == sorted(set(work))
+    for state in states:
+        assert state.weight[state.mask].eq(0).all()
+        if state.is_complete:
+            assert abs(int(state.mask.sum()) - round(0.7 * weight.numel())) <= 4  # a weight per block
+    assert states[-1].is_complete
+
+
+def test_a_refit_never_rises_and_stages_remove_more_and_more() -> None:
+    weight, statistics = layer_of()
+    matrix = damped_hessian(statistics, 0.01).matrix
+    errors = [quadratic_form(weight - state.weight, matrix) for state in watch_solver("refit", weight, statistics)]
+    assert all(after <= before * (1 + 1e-5) for before, after in itertools.pairwise(errors))
+    removed = [int(state.mask.sum()) for state in watch_solver("stages", weight, statistics)]
+    assert len(removed) == len(STAGES)
+    assert removed == sorted(set(removed))
+
+
+def test_work_is_counted_in_products() -> None:
+    weight, statistics = layer_of(rows=64, columns=64)
+    (swept,) = watch_solver("sweep", weight, statistics)
+    assert swept.work == pytest.approx(1 / 3 + 1 / 2)  # in³/3 and out · in²/2, of out · in²
+    *_, refitted = watch_solver("refit", weight, statistics)
+    assert refitted.work == pytest.approx(swept.work + 9)
+    *_, found = watch_solver("admm", weight, statistics)
+    assert found.work == pytest.approx(4 * 1 / 2 + 20 + 4)  # four penalties
+
+
+@pytest.mark.parametrize(("name", "sparsity", "said"), [("brute", 0.7, "no solver"), ("stages", "2:4", "in stages")])
+def test_refuses_in_a_sentence(name: str, sparsity: float | str, said: str) -> None:
+    weight, statistics = layer_of()
+    with pytest.raises(rose.RoseError, match=said):
+        next(watch_solver(name, weight, statistics, sparsity=sparsity))
