@@ -368,6 +368,11 @@ class Study:
             ),
         )
 
+    def knows(self, key: Any) -> bool:
+        """Whether `remember` has an answer for this key at once."""
+        with self._lock:
+            return key in self._memory
+
     def remember(self, key: Any, compute: Callable[[], T]) -> T:
         """`compute()`, or what it gave for this key before."""
         with self._lock:

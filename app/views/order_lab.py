@@ -15,6 +15,7 @@ from app.lab import (
     section_4_costliest_block,
     section_5_by_sparsity,
     section_6_order_and_budget,
+    section_7_solvers,
 )
 
 LABELS = {
@@ -24,6 +25,7 @@ LABELS = {
     "position": "Costliest block",
     "sparsity": "By sparsity",
     "budget": "Order and budget",
+    "solvers": "Race of solvers",
 }
 SECTIONS: dict[str, ModuleType] = {
     "compare": section_1_compare_orders,
@@ -32,6 +34,7 @@ SECTIONS: dict[str, ModuleType] = {
     "position": section_4_costliest_block,
     "sparsity": section_5_by_sparsity,
     "budget": section_6_order_and_budget,
+    "solvers": section_7_solvers,
 }
 
 st.title("Order lab: does the pruning order matter?")

@@ -34,6 +34,7 @@ from app.figures import (
     prune,
     race,
     shrinking,
+    solvers,
     structures,
     sweep,
 )
@@ -63,6 +64,10 @@ DRIFTS = pd.DataFrame(
 ).assign(repaired=lambda table: table["repaired"].clip(lower=0), perplexity=20.0)
 MEASURES = [ErrorMeasures("sparsegpt", 2.0, 2.002, 2.001, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
 REALISED = [RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0)]
+WAY = pd.DataFrame(
+    [("stage 1 of 2", 1.0, False, 0.1, 0.12), ("stage 2 of 2", 2.0, True, 0.2, 0.3)],
+    columns=["step", "work", "is_complete", "relative_error", "held_out_error"],
+)
 PIXELS = np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 4, 4)
 ALPHA = {name: rose.step_weights(name, 3) for name in ("uniform", "log_decrease")}
 DIAGONALS = np.arange(1, 16, dtype=np.float32).reshape(3, 5)
@@ -128,6 +133,10 @@ FIGURES: dict[str, Draw] = {
         x.results["two_level"].trace, x.results["two_level"].order, theme=t
     ),
     "sweep_race": lambda x, r, t: race.sweep_race((x.results["natural"], x.results["two_level"]), 2, x.energy, theme=t),
+    "solver_race": lambda x, r, t: solvers.solver_race({"sweep": ("One sweep", WAY)}, 3.0, held_out=True, theme=t),
+    "mask_changes": lambda x, r, t: solvers.mask_changes(
+        x.weight.numpy() > 0, x.weight.numpy() > 0.1, solver="ADMM", step="iteration 2", since="its last step", theme=t
+    ),
     "race_animation": lambda x, r, t: race.race_animation(
         (x.results["natural"], x.results["two_level"]), x.energy, theme=t
     ),

@@ -1,0 +1,151 @@
+"""Solvers of one layer's problem in a race: error against work done, and what became of the mask on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from app import words
+from app.figures import palette, shrinking, style
+from app.figures.palette import Theme
+from app.figures.style import Drawing
+
+LOOKS = {
+    "sweep": "sparsegpt",
+    "refit": "rose_dealt",
+    "stages": "rose_global",
+    "admm": "rose_admm",
+}  # colours of methods
+
+
+def solver_race(
+    ways: Mapping[str, tuple[str, pd.DataFrame]],
+    work: float,
+    *,
+    held_out: bool,
+    layer: str = "",
+    theme: Theme = "light",
+) -> Drawing:
+    """Error that each solver would leave if it stopped, against the work done; strong up to `work`, faint beyond.
+
+    Args:
+        ways: solver -> (label, a row per state: step, work, is_complete, relative_error, held_out_error).
+        work: so far, in products W·H.
+        held_out: whether errors are on held-out tokens.
+    """
+    column = "held_out_error" if held_out else "relative_error"
+    figure, ends = go.Figure(), []
+    last = max(float(table["work"].iloc[-1]) for _, table in ways.values())
+    for name, (label, table) in ways.items():
+        look = palette.method_style(LOOKS[name])
+        for part, strength in ((table, 0.35), (table[table["work"] <= work + 1e-9], 1.0)):
+            _line(figure, part, column, label, look, strength)
+        ends.append((float(table[column].iloc[-1]), label, look.colour))
+    top = 1.08 * max(float(table[column].max()) for _, table in ways.values()) or 1.0
+    tokens = "held-out" if held_out else "calibration"
+    style.base(
+        figure,
+        theme,
+        _finding(ways, work, column),
+        f"Error on {tokens} tokens if the solver stopped there{words.of(layer)}; open marks: weights still to go",
+        x="work done (products W·H)",
+        y=style.ERROR,
+        height=460,
+    )
+    figure.add_vline(x=work, line={"color": palette.MARK, "width": 2})
+    figure.update_xaxes(range=[0, last * 1.02], zeroline=False)
+    figure.update_yaxes(range=[0, top])
+    style.end_labels(figure, last * 1.02, ends, top)
+    best = {label: float(table.loc[table["is_complete"], column].min()) for label, table in ways.values()}
+    caption = "Lowest error: " + ", ".join(f"{label} {words.number(value)}" for label, value in best.items()) + "."
+    rows = pd.concat([table.assign(solver=label) for label, table in ways.values()], ignore_index=True)
+    alt = f"Line chart of the error of {words.count(len(ways), 'solver')} against work. {_finding(ways, work, column)}."
+    return Drawing(figure, caption, f"{alt} {caption}", rows)
+
+
+def _line(
+    figure: go.Figure, table: pd.DataFrame, column: str, label: str, look: palette.Style, strength: float
+) -> None:
+    marks = [look.symbol if complete else f"{look.symbol}-open" for complete in table["is_complete"]]
+    figure.add_scatter(
+        x=table["work"],
+        y=table[column],
+        mode="lines+markers",
+        name=label,
+        opacity=strength,
+        line={
+            "color": look.colour,
+            "width": 2.5 if strength == 1 else 1.5,
+            "dash": "solid" if strength == 1 else "dot",
+        },
+        marker={"symbol": marks, "size": 8 if strength == 1 else 5},
+        customdata=table["step"],
+        hovertemplate=f"{label}, %{{customdata}}<br>%{{x:.1f}} products<br>error %{{y:.4g}}<extra></extra>",
+    )
+
+
+def _finding(ways: Mapping[str, tuple[str, pd.DataFrame]], work: float, column: str) -> str:
+    """Who is ahead among those that could stop now; against the sweep where that is there."""
+    now: dict[str, float] = {}
+    for label, table in ways.values():
+        reached = table[(table["work"] <= work + 1e-9) & table["is_complete"]]
+        if len(reached):
+            now[label] = float(reached[column].iloc[-1])
+    after = f"After {words.number(work)} products"
+    if not now:
+        return f"{after} no solver has a result yet"
+    first, *others = sorted(now, key=now.__getitem__)
+    if not others:
+        return f"{after} only {_lower(first)} has a result"
+    base = ways["sweep"][0] if "sweep" in ways and ways["sweep"][0] in now and ways["sweep"][0] != first else others[0]
+    if now[base] <= now[first]:
+        return f"{after} {_lower(first)} and {_lower(base)} have the same error"
+    return f"{after} {_lower(first)} has {words.percent(1 - now[first] / now[base])} less error than {_lower(base)}"
+
+
+def _lower(label: str) -> str:
+    return label if label.isupper() else label[:1].lower() + label[1:]
+
+
+def mask_changes(
+    mask: np.ndarray,
+    before: np.ndarray,
+    *,
+    solver: str,
+    step: str,
+    since: str,
+    layer: str = "",
+    theme: Theme = "light",
+) -> Drawing:
+    """Where the mask differs from an earlier one: share of each cell's weights that were removed or put back.
+
+    Args:
+        mask, before: True = removed, (out, in) bool.
+        solver, step: what made the mask, in words.
+        since: what `before` is, in words.
+    """
+    removed, restored = mask & ~before, before & ~mask
+    rows, columns = mask.shape
+    small = shrinking.shrink((removed | restored).astype(np.float32), 192, "sum")
+    sizes = shrinking.shrink(np.ones_like(mask, dtype=np.float32), 192, "sum").array
+    shown = shrinking.Shrunk(small.array / sizes, *small[1:])
+    share = float((removed | restored).mean())
+    if not share:
+        finding = f"{solver}, {step}: the mask has not changed since {since}"
+    else:
+        finding = f"{solver}, {step}: {words.percent(share)} of the mask changed since {since}"
+    figure = go.Figure(style.heatmap(shown, "share changed", zmax=float(shown.array.max()) or 1.0))
+    what = f"Share of each cell's weights that changed sides{words.of(layer)}; a cell is {small.rows} × {small.columns}"
+    style.base(figure, theme, finding, f"{what} weights", x="input channel", y="output channel", height=420)
+    style.matrix_axes(figure, rows, columns)
+    across, gone, back = (removed | restored).sum(0), words.whole(int(removed.sum())), words.whole(int(restored.sum()))
+    most = int(across.argmax())
+    caption = (
+        f"{gone} weights removed and {back} put back since {since}. Column {most} changed most: "
+        f"{words.whole(int(across[most]))} of its {words.whole(rows)} weights."
+    )
+    table = pd.DataFrame({"column": np.arange(columns), "removed": removed.sum(0), "put_back": restored.sum(0)})
+    return Drawing(figure, caption, f"Heatmap of mask changes. {finding}. {caption}", table)

@@ -1,0 +1,88 @@
+"""The order lab's section that lets solvers race: a sweep, its refit, stages, and ADMM, which has no order at all."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import components, session, words
+from app.components import URL
+from app.figures import solvers as figures
+from app.lab.controls import COLUMNS, label
+from app.lab.solvers import LABELS, Watched, is_known, offered, watched
+from app.study.study import Study
+from rose.layer.order import order_names
+
+STEP = 0.5  # products
+
+
+def draw(study: Study, layer: str) -> None:
+    left, stage = st.columns(COLUMNS)
+    known = [name for name in order_names() if name != "random"]
+    with left:
+        names = st.pills(
+            "Solvers", offered(study), selection_mode="multi", default=offered(study), key="lab_solvers", bind=URL,
+            format_func=LABELS.__getitem__, wrap=True,
+        )  # fmt: skip
+        order = st.selectbox(
+            "Order of the sweeps",
+            known,
+            index=known.index("dealt"),
+            format_func=label,
+            key="lab_solver_order",
+            bind=URL,
+            help="ADMM revises the whole mask in every iteration and has no order.",
+        )
+    with stage:
+        if not names:
+            st.info("Choose at least one solver on the left.")
+            return
+        todo = [name for name in names if not is_known(study, layer, name, order)]
+        pieces = [lambda name=name: watched(study, layer, name, order) for name in todo]
+        if not components.finished(pieces, "lab-solvers", (study.created, layer, order, tuple(names)), "solver"):
+            return
+    ways = {name: watched(study, layer, name, order) for name in names}
+    most = max(float(way.table["work"].iloc[-1]) for way in ways.values())
+    last = round(most / STEP + 0.5) * STEP
+    with left:
+        if (st.session_state.get("lab_work") or 0) > last:  # of a wider layer
+            st.session_state.lab_work = last
+        work = st.slider("Work so far (products W·H)", 0.0, last, last, STEP, key="lab_work", bind=URL)
+        shown = components.choose(
+            "Mask of", {name: LABELS[name] for name in names}, "lab_mask_of", default=names[-1]
+        )  # fmt: skip
+        since = components.choose("Changed since", {"step": "Its last step", "sweep": "The sweep"}, "lab_mask_since")
+    with stage:
+        name = words.short_layer(layer)
+        components.show(
+            figures.solver_race(
+                {solver: (LABELS[solver], way.table) for solver, way in ways.items()},
+                work,
+                held_out=study.held_out_statistics(layer) is not None,
+                layer=name,
+                theme=session.theme(),
+            ),
+            "lab-solver-race",
+        )
+        _mask(study, layer, ways[shown], shown, order, since, work)
+
+
+def _mask(study: Study, layer: str, way: Watched, solver: str, order: str, since: str, work: float) -> None:
+    state = way.at(work)
+    if state < 0:
+        st.info(f"{LABELS[solver]} has no mask yet. Move the slider on.")
+        return
+    before, what = way.mask(state - 1), "its last step" if state else "the dense layer"
+    if since == "sweep":
+        before, what = watched(study, layer, "sweep", order).mask(0), "the sweep"
+    components.show(
+        figures.mask_changes(
+            way.mask(state),
+            before,
+            solver=LABELS[solver],
+            step=str(way.table["step"].iloc[state]),
+            since=what,
+            layer=words.short_layer(layer),
+            theme=session.theme(),
+        ),
+        "lab-mask-changes",
+    )
