@@ -45,12 +45,12 @@ def solver_race(
             _line(figure, part, column, label, look, strength)
         ends.append((float(table[column].iloc[-1]), label, look.colour))
     top = 1.08 * max(float(table[column].max()) for _, table in ways.values()) or 1.0
-    tokens = "held-out" if held_out else "calibration"
+    tokens = "Held-out" if held_out else "Calibration"
     style.base(
         figure,
         theme,
         _finding(ways, work, column),
-        f"Error on {tokens} tokens if the solver stopped there{words.of(layer)}; open marks: weights still to go",
+        f"{tokens} error{words.of(layer)} if the solver stopped there; open marks: weights still to be removed",
         x="work done (products W·H)",
         y=style.ERROR,
         height=460,
@@ -94,7 +94,7 @@ def _finding(ways: Mapping[str, tuple[str, pd.DataFrame]], work: float, column: 
         reached = table[(table["work"] <= work + 1e-9) & table["is_complete"]]
         if len(reached):
             now[label] = float(reached[column].iloc[-1])
-    after = f"After {words.number(work)} products"
+    after = f"After {work:g} products"
     if not now:
         return f"{after} no solver has a result yet"
     first, *others = sorted(now, key=now.__getitem__)

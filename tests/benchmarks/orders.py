@@ -11,6 +11,8 @@ layer and variant; a study whose file is there is only summarized again.
     samples     2 to 32 windows of calibration
     losses      the global order by other column losses, the layer budget by other saliencies
     grouped     N:M, where the budget is fixed and only groups can be ordered
+    revised     whether an order still matters where the mask is revised: four orders with a refit and in five stages,
+                and ADMM, which has none
     families    models of other families, trained here for some minutes on bytes of the text, with perplexity
 """
 
@@ -37,6 +39,7 @@ from rose.layer.methods import LayerResult
 from rose.layer.methods.refit import refit
 from rose.layer.order import make_order
 from rose.layer.pattern import smallest
+from rose.layer.solvers import watch_solver
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import sweep
 from rose.model.calibration import load_calibration, load_text
@@ -221,6 +224,22 @@ def grouped_study(text: Text) -> Iterator[Finding]:
             yield pattern, inputs, found
 
 
+def revised_study(text: Text) -> Iterator[Finding]:
+    for inputs in text.layers():
+        for ratio in ("0.5", "0.7"):
+            found = {BASE: inputs.error(swept(inputs, "natural", "block", sparsity=ratio).weight)}
+            for solver in ("refit", "stages"):
+                for order in ("natural", "two_level", "global", "dealt"):
+                    found[f"{order} {solver}"] = inputs.error(_solved(inputs, solver, ratio, order))
+            found["admm"] = inputs.error(_solved(inputs, "admm", ratio, "natural"))
+            yield ratio, inputs, found
+
+
+def _solved(inputs: Inputs, solver: str, sparsity: str, order: str) -> Tensor:
+    *_, last = watch_solver(solver, inputs.weight, inputs.calibration, sparsity=sparsity, order=order)
+    return last.weight
+
+
 # Other families: no trained model of another family can be had without a network, so small ones are trained on bytes.
 
 SMALL: dict[str, Callable[[], transformers.PretrainedConfig]] = {
@@ -250,7 +269,10 @@ def families_study(text: Text) -> Iterator[Finding]:
         print(f"{family}: dense perplexity per byte {rose.perplexity(model, test):.3f}", flush=True)
         print(_perplexities(model, calibration, test), flush=True)
         for inputs in layer_inputs(family, model, _windows(calibration, 64, 1), test, None):
-            yield family, inputs, pairs(inputs, "0.7", with_refit=REFITTED)
+            found = pairs(inputs, "0.7", with_refit=REFITTED)
+            for method in ("rose_admm", "alps"):
+                found[method] = inputs.error(rose.prune_layer(inputs.weight, inputs.calibration, method=method).weight)
+            yield family, inputs, found
 
 
 def train(config: transformers.PretrainedConfig, content: Tensor) -> nn.Module:
@@ -277,7 +299,7 @@ def _windows(content: Tensor, count: int, seed: int) -> Tensor:
 def _perplexities(model: nn.Module, calibration: Tensor, test: Tensor) -> str:
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     lines = []
-    for method in ("sparsegpt", "rose", "rose_global", "rose_dealt"):
+    for method in ("sparsegpt", "rose", "rose_global", "rose_dealt", "rose_admm", "alps"):
         values = []
         for seed in (1, 2, 3):
             rose.prune_model(model, _windows(calibration, 64, seed), method=method, target="layer")
@@ -294,6 +316,7 @@ STUDIES: dict[str, Callable[[Text], Iterator[Finding]]] = {
     "samples": samples_study,
     "losses": losses_study,
     "grouped": grouped_study,
+    "revised": revised_study,
     "families": families_study,
 }
 

@@ -1,8 +1,8 @@
 """Solvers of the layer problem, layer by layer: python -m tests.benchmarks.solvers --output FILE.csv.
 
-Held-out error of every prunable layer of the packaged model on the dense model's inputs, and seconds of processor time
-on one thread (the clock would count what else the machine does), both also relative to SparseGPT's on the same layer.
-Each line is written as soon as it is known, and a run that is started again continues where it stopped.
+Held-out error of every prunable layer of a model, the packaged one by default, on the dense model's inputs, and seconds
+of processor time on one thread (the clock would count what else the machine does), both also relative to SparseGPT's on
+the same layer. Each line is written as soon as it is known, and a run that is started again continues where it stopped.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rose.layer import error
 from rose.layer.statistics import InputStatistics
 from rose.model.calibration import load_calibration
 from rose.model.capture import visit_blocks
+from rose.model.structure import decoder_blocks
 
 VARIANTS: dict[str, tuple[str, dict[str, float | str]]] = {
     "sparsegpt": ("sparsegpt", {}),
@@ -50,10 +51,11 @@ def run(options: argparse.Namespace) -> None:
     if file.exists():
         known = read(file)
         done = set(zip(known["setting"], known["layer"], known["variant"], strict=True))
-    model, tokenizer = rose.load_model("smollm2-135m")
+    model, tokenizer = rose.load_model(options.model)
+    prefix, blocks = decoder_blocks(model)
     most = max(MOST_SAMPLES, *options.samples)
     tokens, _ = load_calibration(options.text, tokenizer, samples=HELD_OUT + most, held_out=0, length=512, seed=0)
-    layers = None if options.every == 1 else [f"model.layers.{block}.*" for block in range(0, 30, options.every)]
+    layers = None if options.every == 1 else [f"{prefix}.{block}.*" for block in range(0, len(blocks), options.every)]
     for samples in options.samples:
         calibration = tokens[HELD_OUT : HELD_OUT + samples]
         for block in visit_blocks(model, calibration, layers=layers, held_out=tokens[:HELD_OUT]):
@@ -101,6 +103,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.solvers", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.csv")
+    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--text", default="packaged", help="calibration and held-out text (default: %(default)s)")
     parser.add_argument("--sparsity", nargs="+", default=["0.7"], help="ratios or N:M (default: 0.7)")
     parser.add_argument("--samples", nargs="+", type=int, default=[16], help="calibration windows (default: 16)")
