@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer.hessian import check_damping
 from rose.layer.statistics import InputStatistics
+from rose.layer.target import corrected_weight
 from rose.model.capture import BlockStatistics, check_streams, start_walk
+from rose.model.checkpoint import Storage
+from rose.model.dense import BlockDrift, dense_streams
 from rose.model.distributed import is_launched, processes
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.residence import is_streamed
@@ -55,9 +58,6 @@ from rose.structured.surgery import (
 from rose.structured.survey import BlockSurvey, make_problem, survey
 
 SURVEY_SHARE = 0.3  # of a run that prices its parts first; only the progress bar depends on it
-
-# (layer's name, W (out, in), statistics) -> the weight whose output the kept columns should give
-Target = Callable[[str, Tensor, InputStatistics], Tensor]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def prune_structured(
     damping: float = 0.01,
     multiple: int = 8,
     held_out: Tensor | None = None,
-    target: Target | None = None,
+    target: str = "dense",
+    target_damping: float | None = None,
     surveys: Sequence[BlockSurvey] | None = None,
     progress: ProgressCallback | None = None,
 ) -> RunReport:
@@ -143,7 +144,10 @@ def prune_structured(
         damping: added to the diagonal of the inputs' second moments, relative to its mean.
         multiple: the number of kept channels is a multiple of this, which matrix products like.
         held_out: further tokens, (samples, length), on which each part's error is measured too.
-        target: gives what a projection's kept columns should reproduce in place of its own weight.
+        target: "dense", what the dense model puts out there: output projections are corrected for what the reduced
+            parts before them have lost; "layer", what the layer's own weight makes of the reduced inputs, as in the
+            papers. See `rose.layer.target`.
+        target_damping: μ of that correction; None chooses it by the tokens, see `rose.layer.target.target_damping`.
         surveys: what `rose.structured.survey.survey` found on the dense model, where it is known already.
         progress: called with a `Progress` after every step; may raise to stop the run.
 
@@ -169,7 +173,7 @@ def prune_structured(
             multiple=multiple, surveys=surveys, progress=surveying,
         )  # fmt: skip
         walking = part_callback(progress, start, SURVEY_SHARE, 1) if plan.surveys and not surveys else progress
-        run = SlimRun(model, plan, chosen, recovered, damping, target)
+        run = SlimRun(model, plan, chosen, recovered, damping, target, target_damping)
         records = run.walk(tokens, held_out, walking)
         facts = {"allocation": allocation, "uniform": plan.uniform}
     after = block_parameters(model)
@@ -332,10 +336,12 @@ class SlimRun:
     method: StructuredMethod
     recovery: str
     damping: float
-    target: Target | None
+    target: str
+    target_damping: float | None
     cuts: list[Cut] = field(default_factory=list)
     originals: list[tuple[Any, nn.Parameter, nn.Parameter | None]] = field(default_factory=list)
     sources: dict[str, Tensor] = field(default_factory=dict)
+    drifts: list[BlockDrift] = field(default_factory=list)
 
     def walk(self, tokens: Tensor, held_out: Tensor | None, progress: ProgressCallback | None) -> list[PartRecord]:
         """Reduces every part, then cuts the model."""
@@ -351,7 +357,9 @@ class SlimRun:
         if self.method.looks_at_inputs:
             names += [row.layer.name for part, _ in wanted.values() for row in part.rows if part.kind != HEADS]
         streams = check_streams(self.model, tokens, held_out)
-        walk = start_walk(self.model, streams, select_layers(self.model, sorted(set(names))), progress)
+        kept = Storage()
+        dense = dense_streams(streams, self.target == "dense", kept.dense_activations)
+        walk = start_walk(self.model, streams, select_layers(self.model, sorted(set(names))), progress, kept, dense)
         records = []
         try:
             for block in visit_sequentially(walk):
@@ -367,6 +375,7 @@ class SlimRun:
             raise
         records.sort(key=lambda record: (record.block_index, PARTS.index(record.part)))
         self._cut()
+        self.drifts = [kept.drifts[index] for index in sorted(kept.drifts)]
         walk.meter.tell("done", max(walk.by_block), 1.0)
         return records
 
@@ -374,7 +383,7 @@ class SlimRun:
         began = time.perf_counter()
         layer = part.output
         dense = layer.weight.float().clone()
-        problem = self._problem(part, dense, block.calibration[layer.name])
+        problem = self._problem(part, block)
         try:
             choice = choose(self.method, problem, shape)
             weight, bias = recover(problem, choice.kept, self.recovery)
@@ -399,7 +408,8 @@ class SlimRun:
             swapped=swapped, seconds=time.perf_counter() - began,
         )  # fmt: skip
 
-    def _problem(self, part: Part, dense: Tensor, statistics: InputStatistics) -> Problem:
+    def _problem(self, part: Part, block: BlockStatistics) -> Problem:
+        statistics = block.calibration[part.output.name]
         sources: tuple[tuple[Tensor, Tensor], ...] = ()
         if self.method.looks_at_inputs and part.kind != HEADS:
             sources = tuple(
@@ -407,9 +417,11 @@ class SlimRun:
                 for rows in part.rows
             )
         problem = make_problem(part, statistics, part.kind in self.plan.biased, self.damping, sources)
-        if self.target is None:
+        gap = block.gaps.get("calibration", {}).get(part.output.name)
+        if gap is None:
             return problem
-        return dataclasses.replace(problem, weight=self.target(part.output.name, dense, statistics))
+        aim, _ = corrected_weight(part.output.weight, statistics, gap, self.target_damping)
+        return dataclasses.replace(problem, weight=aim)
 
     def _write(self, part: Part, weight: Tensor, bias: Tensor | None) -> None:
         module: Any = part.output.module

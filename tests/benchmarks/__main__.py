@@ -31,7 +31,7 @@ from rose.layer.sweep import block_budget, sweep
 from rose.model.cost import matmul_rate, statistics_groups
 from tests.benchmarks import distributed, killed, memory
 from tests.benchmarks.profiling import profile
-from tests.benchmarks.reference import load_reference, reference_layer, reference_model
+from tests.benchmarks.reference import load_reference, reference_layer, reference_model, time_to_quality
 from tests.benchmarks.timing import Row, forward_passes, packaged_model, timed
 
 
@@ -135,6 +135,7 @@ def main() -> None:
         benchmarks = {
             "reference_layer": partial(reference_layer, official, options.quick),
             "reference_model": partial(reference_model, official, tokens),
+            "time_to_quality": partial(time_to_quality, official, tokens),
         }
     for name in options.names:
         if name not in benchmarks:

@@ -22,12 +22,14 @@ from torch import Tensor, nn
 
 import rose
 from rose.layer.hessian import damp
+from rose.model.calibration import cut_windows, load_calibration
 from rose.model.structure import prunable_layers
 from tests.benchmarks.timing import Row, forward_passes, packaged_model, timed
 
 SHAPES = ((576, 576), (576, 1536), (1536, 576), (2048, 2048), (4096, 4096), (4096, 11008))  # (out, in)
 BLOCK_SIZE = 128
 SPARSITY = 0.7
+JUDGED = 24  # windows of 512 tokens that perplexity is measured on
 NO_TIME = float("nan")
 
 
@@ -168,3 +170,30 @@ def reference_model(official: ModuleType, tokens_per_run: tuple[int, int]) -> li
         (f"  equal entries of the first decoder block's masks: {agreement:.5f}", NO_TIME, "", NO_TIME),
         (f"rose, authors ({rose_runs})", NO_TIME, "", NO_TIME),
     ]
+
+
+def time_to_quality(official: ModuleType, tokens_per_run: tuple[int, int]) -> list[Row]:
+    """The authors' SparseGPT on all tokens, and our recommended method on ever more of them until it is as good.
+
+    Everything by default otherwise: dense targets, and forward passes in bfloat16 where the processor gains from it.
+    """
+    samples, length = tokens_per_run
+    model, tokenizer = rose.load_model("smollm2-135m")
+    tokens, windows = load_calibration(
+        "packaged", tokenizer, samples=samples, held_out=JUDGED * 512 // length, length=length, seed=0
+    )
+    assert windows is not None
+    dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    theirs = timed(lambda: prune_by_reference(official, model, tokens, "sparsegpt"))
+    goal = rose.perplexity(model, windows)
+    rows = [(f"sparsegpt, authors, {samples} × {length} tokens: perplexity {goal:.1f}", theirs, "", NO_TIME)]
+    for count in (2, 4, 8, 16, 32, 64):
+        few = cut_windows(tokens, count, 512)
+        model.load_state_dict(dense)
+        ours = timed(lambda: rose.prune_model(model, few, method=rose.RECOMMENDED, sparsity=SPARSITY))  # noqa: B023
+        reached = rose.perplexity(model, windows)
+        name = f"{rose.RECOMMENDED}, {count} × 512 tokens: perplexity {reached:.1f}"
+        rows.append((name, ours, "authors", ours / theirs))
+        if reached <= goal:
+            break
+    return rows
