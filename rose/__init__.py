@@ -9,7 +9,7 @@ from rose.diffusion.pruning import collect_diffusion_statistics, prune_diffusion
 from rose.diffusion.steps import step_weights
 from rose.diffusion.trajectory import Trajectory, draw_pictures, record_trajectory
 from rose.errors import Cancelled, RoseError
-from rose.layer.methods import METHODS, LayerResult, Method, Settings, prune_layer, register
+from rose.layer.methods import METHODS, RECOMMENDED, LayerResult, Method, Settings, prune_layer, register
 from rose.layer.methods.options import Option
 from rose.layer.methods.toolkit import measured_result, prune_by_mask, prune_by_score, prune_by_sweep
 from rose.layer.order import Order, OrderPlan, make_order, move_block, plan_order, register_order, sort_columns
@@ -30,6 +30,7 @@ from rose.structured.pipeline import prune_structured
 
 __all__ = [
     "METHODS",
+    "RECOMMENDED",
     "STRUCTURED",
     "Cancelled",
     "DiffusionScores",

@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _stream_option(prune)
     _calibration_options(prune)
     _pruning_options(prune)
-    prune.add_argument("--method", default="rose", help=f"{', '.join(rose.METHODS)} (default: %(default)s)")
+    prune.add_argument("--method", default=rose.RECOMMENDED, help=f"{', '.join(rose.METHODS)} (default: %(default)s)")
     prune.add_argument("--order", help=f"override the method's order: {', '.join(order_names())}, random:SEED")
     prune.add_argument("--budget", choices=BUDGETS, help="override the method's budget")
     prune.add_argument(

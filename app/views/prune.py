@@ -82,7 +82,7 @@ def _choose(setup: Setup) -> PruneRequest:
         key="prune_methods",
         bind="query-params",
         help=f"Each prunes a fresh copy, one after another. Recommended for use: {rose.METHODS[RECOMMENDED].label}, "
-        "which has the least error among the quick ones; ALPS has less, for five times its work.",
+        "whose models have the lowest perplexity of all that take at most twice SparseGPT's time.",
     )
     sparsities = two.text_input(
         "Sparsities",

@@ -26,9 +26,9 @@ from rose.layer.statistics import InputStatistics, as_statistics, is_finite
 from rose.layer.sweep import SweepTrace
 
 BUDGETS = ("block", "layer")
-# For people who want a pruned model rather than a comparison: the least error among our own methods, for the cost of
-# about four sweeps. `python -m tests.benchmarks.orders` and `python -m rose compare` measure it.
-RECOMMENDED = "rose_dealt"
+# For people who want a pruned model rather than a comparison: the lowest perplexity of all that take at most twice as
+# long as SparseGPT to prune a model. `python -m rose compare` measures it; see docs/results.md.
+RECOMMENDED = "rose_admm"
 _FIRST = ("rose", "sparsegpt", "magnitude_and_wanda")  # the order of every list; others by name
 
 
