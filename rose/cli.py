@@ -124,6 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     slim.add_argument(
         "--multiple", type=int, default=8, help="kept channels are a multiple of this (default: %(default)s)"
     )
+    _target_options(slim)
+    slim.add_argument("--prune", metavar="SPARSITY", help="then prune what is left: a ratio, or N:M")
+    slim.add_argument(
+        "--prune-method", default=rose.RECOMMENDED, metavar="METHOD", help="by this (default: %(default)s)"
+    )
     slim.add_argument("--evaluate", metavar="TEXT", help="measure perplexity on this text before and after")
     _window_options(slim)
     slim.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the checkpoint")
@@ -243,6 +248,16 @@ def _walk_options(parser: argparse.ArgumentParser) -> None:
         help=f"how layers share the sparsity: {', '.join(ALLOCATIONS)}; sensitivity:ALPHA sets how far layers may "
         f"differ, sensitivity is sensitivity:{DENSITY_SPREAD:g} (default: %(default)s)",
     )
+    _target_options(parser)
+    parser.add_argument(
+        "--true-sequential",
+        action="store_true",
+        help="with target layer, calibrate each layer on the pruned ones before it in its decoder block, as dense "
+        "always does; faster, for more memory",
+    )
+
+
+def _target_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         choices=TARGETS,
@@ -256,12 +271,6 @@ def _walk_options(parser: argparse.ArgumentParser) -> None:
         metavar="MU",
         help="of the correction towards the dense model, relative to the mean Hessian diagonal (default: by the number "
         "of tokens)",
-    )
-    parser.add_argument(
-        "--true-sequential",
-        action="store_true",
-        help="with target layer, calibrate each layer on the pruned ones before it in its decoder block, as dense "
-        "always does; faster, for more memory",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 import rose
 from rose import terminal
@@ -209,6 +209,23 @@ def prune(options: argparse.Namespace, console: Console) -> None:
             checkpoint=options.checkpoint,
             **_engine_options(options),
         )
+    report = _conclude(options, console, model, tokenizer, report, windows, before)
+    terminal.print_table(
+        report.layers[["layer", "sparsity", "relative_range", "relative_error", "held_out_error"]], "Layers"
+    )
+    terminal.print_summary(report, options.output)
+
+
+def _conclude(
+    options: argparse.Namespace,
+    console: Console,
+    model: nn.Module,
+    tokenizer: Any,
+    report: rose.RunReport,
+    windows: Tensor | None,
+    before: float | None,
+) -> rose.RunReport:
+    """Evaluates the model, saves it with its report, and returns the report with all that the command knows."""
     after = None if windows is None else from_first(lambda: _perplexity(model, windows, console, "Perplexity after"))
     report = report.with_summary(
         model=options.model,
@@ -223,15 +240,15 @@ def prune(options: argparse.Namespace, console: Console) -> None:
     )
     with console.status(f"Writing {options.output}"):
         from_first(lambda: rose.save_model(model, tokenizer, options.output, report=report))
-    terminal.print_table(
-        report.layers[["layer", "sparsity", "relative_range", "relative_error", "held_out_error"]], "Layers"
-    )
-    terminal.print_summary(report, options.output)
+    return report
 
 
 def slim(options: argparse.Namespace, console: Console) -> None:
     structured_method(options.method)
     check_request(None, options.ratio, options.allocation, options.recovery, options.damping, options.multiple)
+    check_target(options.target, options.target_damping)
+    if options.prune:
+        make_settings(options.prune_method, sparsity=options.prune, damping=options.damping)
     check_output(options.output)
     if options.allocation != "uniform" and options.method != "depth":
         console.print(
@@ -255,28 +272,48 @@ def slim(options: argparse.Namespace, console: Console) -> None:
             recovery=options.recovery,
             damping=options.damping,
             multiple=options.multiple,
+            target=options.target,
+            target_damping=options.target_damping,
             held_out=held_out,
             progress=terminal.follow(bar),
         )
-    after = None if windows is None else _perplexity(model, windows, console, "Perplexity after")
-    report = report.with_summary(
-        model=options.model,
-        dtype=options.dtype,
-        calibration=options.calibration,
-        seed=options.seed,
-        evaluated_on=options.evaluate,
-        windows=0 if windows is None else len(windows),
-        perplexity_before=before,
-        perplexity_after=after,
-    )
-    with console.status(f"Writing {options.output}"):
-        rose.save_model(model, tokenizer, options.output, report=report)
-    if len(report.layers):
+    parts = report.layers
+    if options.prune:
+        report = _prune_what_is_left(options, console, model, tokens, held_out, report, windows)
+    report = _conclude(options, console, model, tokenizer, report, windows, before)
+    if len(parts):
         terminal.print_table(
-            report.layers[["layer", "kept_units", "units", "relative_error", "held_out_error", "unrecovered_error"]],
+            parts[["layer", "kept_units", "units", "relative_error", "held_out_error", "unrecovered_error"]],
             "Parts",
         )
     terminal.print_slimmed(report, options.output)
+
+
+def _prune_what_is_left(
+    options: argparse.Namespace,
+    console: Console,
+    model: nn.Module,
+    tokens: Tensor,
+    held_out: Tensor | None,
+    slimmed: rose.RunReport,
+    windows: Tensor | None,
+) -> rose.RunReport:
+    """One report of both: the rows of parts, then those of layers; the second run's settings under "pruned"."""
+    between = None if windows is None else _perplexity(model, windows, console, "Perplexity between")
+    with terminal.bar(console, "Pruning") as bar:
+        pruned = rose.prune_model(
+            model,
+            tokens,
+            method=options.prune_method,
+            sparsity=options.prune,
+            damping=options.damping,
+            target=options.target,
+            target_damping=options.target_damping,
+            held_out=held_out,
+            progress=terminal.follow(bar),
+        )
+    both = pd.concat([slimmed.layers, pruned.layers], ignore_index=True)
+    return rose.RunReport(both, slimmed.summary | {"pruned": pruned.summary, "perplexity_slimmed": between})
 
 
 def compare(options: argparse.Namespace, console: Console) -> None:

@@ -377,6 +377,19 @@ def test_slim_writes_a_smaller_checkpoint_that_prune_goes_on_with(checkpoint, tm
     assert (pd.read_csv(tmp_path / "both" / "layers.csv")["sparsity"] - 0.5).abs().max() < 0.01
 
 
+def test_slim_and_prune_in_one_report(checkpoint, tmp_path, capsys):
+    settings = ("--ratio", "0.3", "--prune", "2:4", "--prune-method", "wanda", "--target", "layer")
+    assert slim(checkpoint, tmp_path / "both", *settings, "--evaluate", "packaged", "--windows", "2") == 0
+    assert "Then 50.0 % of the weights of 21 layers pruned by wanda" in " ".join(capsys.readouterr().out.split())
+    report = rose.RunReport.from_json((tmp_path / "both" / "report.json").read_text())
+    assert report.summary["pruned"]["sparsity"] == "2:4"
+    assert report.summary["perplexity_slimmed"] != report.summary["perplexity_after"]
+    assert report.layers["part"].notna().sum() == 3  # the channels of three decoder blocks
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "both")
+    for layer in rose.prunable_layers(model):
+        assert layer.weight.reshape(-1, 4).eq(0).sum(1).eq(2).all()
+
+
 def test_slim_says_before_the_run_that_shapes_will_differ(checkpoint, tmp_path, capsys):
     assert slim(checkpoint, tmp_path / "slim", "--ratio", "0.3", "--allocation", "cost") == 0
     told = capsys.readouterr()
@@ -393,6 +406,9 @@ def test_slim_says_before_the_run_that_shapes_will_differ(checkpoint, tmp_path, 
         (["--ratio", "2"], "ratio must be above 0 and below 1"),
         (["--method", "nothing"], "no structured method"),
         (["--damping", "-1"], "Damping"),
+        (["--target", "layer", "--target-damping", "1"], "Only target dense"),
+        (["--prune", "5:4"], "5:4"),
+        (["--prune", "0.5", "--prune-method", "nothing"], "nothing"),
     ],
 )
 def test_slim_refuses_before_it_loads_anything(tmp_path, capsys, options, message):

@@ -26,6 +26,7 @@ from rose.model.capture import BlockStatistics, check_streams, start_walk
 from rose.model.checkpoint import Storage
 from rose.model.dense import BlockDrift, dense_streams
 from rose.model.distributed import is_launched, processes
+from rose.model.pipeline import check_target
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.residence import is_streamed
 from rose.model.sequential import visit_sequentially
@@ -159,12 +160,13 @@ def prune_structured(
     """
     chosen = structured_method(method)
     start = time.perf_counter()
+    check_target(target, target_damping)
     check_request(model, ratio, allocation, recovery, damping, multiple)
     check_streams(model, tokens, held_out)
     before, whole = block_parameters(model), _parameters(model)
     if chosen.select is None:
         records, facts = _drop(model, tokens, ratio, progress), {"allocation": "blocks", "uniform": True}
-        recovered = "none"
+        recovered, drifts = "none", []
     else:
         recovered = recovery or chosen.recovery
         surveying = part_callback(progress, start, 0, SURVEY_SHARE, "allocate")
@@ -174,7 +176,7 @@ def prune_structured(
         )  # fmt: skip
         walking = part_callback(progress, start, SURVEY_SHARE, 1) if plan.surveys and not surveys else progress
         run = SlimRun(model, plan, chosen, recovered, damping, target, target_damping)
-        records = run.walk(tokens, held_out, walking)
+        records, drifts = run.walk(tokens, held_out, walking), run.drifts
         facts = {"allocation": allocation, "uniform": plan.uniform}
     after = block_parameters(model)
     errors = [record.relative_error for record in records]
@@ -183,6 +185,7 @@ def prune_structured(
         _table(records),
         {
             "method": method, "ratio": ratio, **facts, "recovery": recovered, "damping": damping, "multiple": multiple,
+            "target": target, "target_damping": target_damping, "drift": [dataclasses.asdict(one) for one in drifts],
             "samples": tokens.shape[0], "length": tokens.shape[1],
             "held_out_samples": 0 if held_out is None else held_out.shape[0],
             "block_parameters": before, "kept_block_parameters": after, "removed_fraction": 1 - after / before,

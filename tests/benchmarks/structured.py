@@ -2,7 +2,8 @@
 
 quality --calibration TEXT --evaluate TEXT --output FOLDER
     perplexity against parameters of every variant, ratio and calibration draw. Each row is appended to
-    FOLDER/rows.csv as it comes; the same command goes on where it was. A variant is METHOD@ALLOCATION/RECOVERY.
+    FOLDER/rows.csv as it comes; the same command goes on where it was. A variant is METHOD@ALLOCATION/RECOVERY, towards
+    the dense model where "+dense" follows.
 speed DENSE SLIM
     two checkpoint folders in pairs, turn by turn in one process: prefill and decode in tokens per second; file
     size; and peak memory, each model in a process of its own that has only transformers.
@@ -44,7 +45,9 @@ VARIANTS = (
     "slimllm@uniform/exact",
     "depth@uniform/none",
     "obs@uniform/exact",
+    "obs@uniform/exact+dense",
     "obs@cost/exact",
+    "obs@cost/exact+dense",
 )
 RATIOS = (0.2, 0.1, 0.3, 0.4, 0.5)
 
@@ -120,7 +123,8 @@ def one_run(
     variant: str,
     ratio: float,
 ) -> Row:
-    method, _, rest = variant.partition("@")
+    rest, _, target = variant.partition("+")
+    method, _, rest = rest.partition("@")
     allocation, _, recovery = rest.partition("/")
     model, start = copy.deepcopy(dense), time.perf_counter()
     report = rose.prune_structured(
@@ -130,6 +134,7 @@ def one_run(
         ratio=ratio,
         allocation=allocation,
         recovery=recovery,
+        target=target or "layer",
         held_out=held_out,
         surveys=surveys,
     )

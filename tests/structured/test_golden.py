@@ -64,7 +64,7 @@ def test_the_whole_run_keeps_what_theirs_keeps_and_puts_out_the_same(
         for (heads, channels), ratio in zip(parts, RATIOS, strict=True)
     ]
     plan = SlimPlan(parts, shapes, ("heads", "channels"), uniform=False)
-    run = SlimRun(dense, plan, structured_method("slimllm"), "linear", 0.01, None)
+    run = SlimRun(dense, plan, structured_method("slimllm"), "linear", 0.01, "layer", None)
     run.walk(tokens_of(golden), None, None)
     for cut in run.cuts:
         theirs = golden[f"{cut.part.block_index}/{cut.part.kind}"]

@@ -104,7 +104,7 @@ def test_the_cut_model_puts_out_what_zeroed_columns_do(family: str, shape: Shape
     zeroed = copy.deepcopy(model)
     parts = find_parts(model, [HEADS])
     plan = SlimPlan(parts, [[shape]] * len(parts), (), uniform=False)
-    run = SlimRun(model, plan, structured_method("magnitude"), "none", 0.01, None)
+    run = SlimRun(model, plan, structured_method("magnitude"), "none", 0.01, "layer", None)
     run.walk(make_tokens(), None, None)
     for cut, (before,) in zip(run.cuts, find_parts(zeroed, [HEADS]), strict=True):
         assert int(cut.kept.sum()) == shape.units
@@ -173,11 +173,16 @@ def test_a_stopped_run_leaves_the_model_as_it_was() -> None:
     assert set(model.state_dict()) == names
 
 
-def test_a_target_is_what_the_kept_columns_reproduce() -> None:
-    """The hook for corrected weights: towards zero, nothing of the output is left."""
-    model = make_model("llama")
-    slim(model, parts=[CHANNELS], target=lambda _name, weight, _statistics: 0 * weight)
-    assert all(not block.mlp.down_proj.weight.any() for block in model.model.layers)
+def test_dense_targets_come_nearer_to_the_dense_model() -> None:
+    """On the very tokens of calibration, and with hardly any damping, so that it must hold."""
+    dense = logits(make_model("llama"))
+    distance = {}
+    for target, damping in (("layer", None), ("dense", 0.01)):
+        model = make_model("llama")
+        report = slim(model, target=target, target_damping=damping, held_out=make_tokens(2))
+        distance[target] = float((logits(model) - dense).norm())
+        assert len(report.summary["drift"]) == len(model.model.layers)
+    assert distance["dense"] < distance["layer"]
 
 
 def test_similarity_gives_the_published_ratios() -> None:
