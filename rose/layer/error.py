@@ -34,11 +34,14 @@ def quadratic_form(change: Tensor, hessian: Tensor) -> float:
 
 def relative_error(weight: Tensor, pruned: Tensor, hessian: Tensor) -> float:
     """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ); 0 where the layer put out nothing before and puts out nothing now."""
-    dense = quadratic_form(weight, hessian)
-    change = quadratic_form(weight.float() - pruned.float(), hessian)
+    return ratio(quadratic_form(weight.float() - pruned.float(), hessian), quadratic_form(weight, hessian))
+
+
+def ratio(change: float, dense: float) -> float:
+    """change / dense of two energies; 0 where both are 0, and at least 0, for rounding can leave `change` below it."""
     if dense <= 0:
         return 0.0 if change <= 0 else float("inf")
-    return max(change, 0.0) / dense  # rounding can leave a tiny negative numerator
+    return max(change, 0.0) / dense
 
 
 def direct_error(weight: Tensor, pruned: Tensor, inputs: Tensor) -> float:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rose.layer.error import quadratic_form
+from rose.layer.error import quadratic_form, ratio
 from rose.layer.hessian import check_damping, damp
 from rose.layer.statistics import InputStatistics
 
@@ -117,7 +117,7 @@ class OutputGap:
         x = pruned.detach().reshape(-1, self.cross.shape[1]).to(self.cross)
         g = gap.detach().reshape(-1, self.cross.shape[0]).to(self.cross)
         self.cross.addmm_(g.T, x)
-        self.square += g.square().sum(dtype=torch.float64)
+        self.square += torch.dot(g.flatten(), g.flatten())
 
     def sum_over(self, add: Callable[[Tensor], Any]) -> None:
         """Lets `add` replace every accumulator by its sum over processes, in place."""
@@ -163,21 +163,18 @@ def corrected_weight(
     return weight.float() + gap.correction(weight, statistics.hessian, damping), damping
 
 
-def target_error(weight: Tensor, pruned: Tensor, hessian: Tensor, gap: Gap) -> float:
-    """‖T − X_p Ŵᵀ‖² / ‖T‖², from H and the gap alone; 0 where the target and the output are 0.
+def target_error(weight: Tensor, pruned: Tensor, gap: Gap, *, change_energy: float, dense_energy: float) -> float:
+    """‖T − X_p Ŵᵀ‖² / ‖T‖², from the gap and two quadratic forms; 0 where the target and the output are 0.
 
     Args:
         weight: W, (out, in), the dense weight that the gap belongs to.
         pruned: Ŵ, (out, in).
-        hessian: H of the pruned inputs, (in, in).
         gap: of the same tokens.
+        change_energy: tr((W − Ŵ) H (W − Ŵ)ᵀ), H of the pruned inputs; any error of the layer needs it.
+        dense_energy: tr(W H Wᵀ).
     """
-    change = weight.float() - pruned.float()
-    missed = gap.square + 2 * _inner(gap.cross, change) + quadratic_form(change, hessian)
-    target = gap.square + 2 * _inner(gap.cross, weight) + quadratic_form(weight, hessian)
-    if target <= 0:
-        return 0.0 if missed <= 0 else float("inf")
-    return max(missed, 0.0) / target
+    missed = gap.square + 2 * _inner(gap.cross, weight.float() - pruned.float()) + change_energy
+    return ratio(missed, gap.square + 2 * _inner(gap.cross, weight) + dense_energy)
 
 
 def _inner(one: Tensor, other: Tensor) -> float:

@@ -310,21 +310,22 @@ def _errors(
 ) -> dict[str, float | None]:
     """Relative errors against the layer's own dense output and against its dense target; None where not known."""
     weight = layer.weight
-
-    def target(stream: str, statistics: InputStatistics | None) -> float | None:
+    found: dict[str, float | None] = {}
+    for stream, prefix, statistics in (("calibration", "", known), ("held_out", "held_out_", held_out)):
         gap = gaps.get(stream, {}).get(layer.name)
-        if gap is None or statistics is None:
-            return None
-        return target_error(weight, result.weight, statistics.hessian, gap.of(weight))
-
-    corrected = layer.name in gaps.get("calibration", {})
-    own = error.relative_error(weight, result.weight, known.hessian) if corrected else result.relative_error
-    return {
-        "relative_error": own,
-        "held_out_error": held_out_error(layer, result, held_out),
-        "target_error": target("calibration", known),
-        "held_out_target_error": target("held_out", held_out),
-    }
+        own = target = None
+        if statistics is not None and gap is not None:
+            change = error.quadratic_form(weight.float() - result.weight.float(), statistics.hessian)
+            dense = error.quadratic_form(weight, statistics.hessian)
+            own = error.ratio(change, dense)
+            of_layer = gap.of(weight)
+            target = target_error(weight, result.weight, of_layer, change_energy=change, dense_energy=dense)
+        elif stream == "calibration":
+            own = result.relative_error
+        else:
+            own = held_out_error(layer, result, statistics)
+        found |= {f"{prefix or 'relative_'}error": own, f"{prefix}target_error": target}
+    return found
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import rose
+from rose.layer.error import quadratic_form
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_damping, target_error
 
 ROWS, COLUMNS, TOKENS = 6, 12, 80
@@ -48,7 +49,9 @@ def test_error_against_the_target_is_that_on_tokens(case: dict[str, Tensor], kin
     found = gaps(case, parts)
     gap, target = found[kind], found[kind + 2]
     pruned = case["weight"] * (torch.rand(ROWS, COLUMNS) < 0.5)
-    error = target_error(case["weight"], pruned, statistics_of(case["pruned"]).hessian, gap.of(case["weight"]))
+    weight, hessian = case["weight"], statistics_of(case["pruned"]).hessian
+    change, dense = quadratic_form(weight - pruned, hessian), quadratic_form(weight, hessian)
+    error = target_error(weight, pruned, gap.of(weight), change_energy=change, dense_energy=dense)
     direct = (target - case["pruned"] @ pruned.T).square().sum() / target.square().sum()
     assert error == pytest.approx(float(direct), rel=1e-4)
 
