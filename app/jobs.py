@@ -17,11 +17,11 @@ from rose import Cancelled, Progress, RoseError
 
 logger = logging.getLogger(__name__)
 
-# "kept": not started, as what it would find is there already.
+# "kept": not started, because its results are there already.
 Status = Literal["running", "done", "cancelled", "failed", "kept"]
 # Seconds without a page asking. An open page polls every second, but browsers wake hidden tabs only once a minute.
 ABANDONED_AFTER = 90.0
-LOOKING = 10.0  # seconds since the last poll of somebody whom a cancel by another would disturb
+LOOKING = 10.0  # seconds since its last poll in which a session counts as watching when another one cancels
 
 
 class Job:

@@ -30,12 +30,12 @@ KEPT_REPORTS = 40
 def _loaded_model(name: str, dtype: str) -> LoadedModel:
     before = disk.model_identity(name)
     model, tokenizer = rose.load_model(name, dtype=dtype)
-    is_here = expand(name).exists()  # or else it is loading that brings the files
+    is_here = expand(name).exists()  # else loading downloads the files
     return LoadedModel(model, tokenizer, threading.Lock(), before if is_here else disk.model_identity(name))
 
 
 def load(name: str, dtype: str) -> LoadedModel:
-    """The model that the name stands for now, from memory where its files are still those it was read from."""
+    """The model of this name, from memory unless its files have changed since it was read."""
     loaded = _loaded_model(name, dtype)
     if loaded.identity != disk.model_identity(name):
         _loaded_model.clear(name, dtype)
@@ -49,7 +49,7 @@ def _kept_calibration(key: tuple) -> Calibration:
 
 
 def _calibration(key: tuple, files: disk.Files) -> Calibration:
-    """Of these files; one of earlier files is left to the studies that have it."""
+    """The calibration of these files; that of earlier files is left to the studies that hold it."""
     if _kept_calibration(key).files not in (None, files):
         _kept_calibration.clear(key)
     return _kept_calibration(key)
@@ -111,7 +111,7 @@ def start(chosen: Setup, viewer: str, *, go_on: bool = False) -> Study:
     with _start_lock():
         known = studies()
         current = known.pop(chosen, None)
-        # One that is being cancelled would end under whoever joins it; a new one waits until it has let go.
+        # Whoever joined a study that is being cancelled would see it end; a new one waits until it has.
         ended = current is not None and (current.job.is_cancelled or current.job.status in ("failed", "cancelled"))
         fresh = current is None or ended or is_outdated(current)
         if current is None or fresh:
@@ -140,7 +140,7 @@ def _forget(studies: dict[Setup, Study]) -> None:
 
 @st.cache_resource(show_spinner=False)
 def prunings() -> dict[str, PruningRun]:
-    """Every run over copies of a model by the name that links give it, the latest at the end."""
+    """The pruning runs by the name that links use, the latest last."""
     return {}
 
 

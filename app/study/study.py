@@ -111,7 +111,8 @@ class Study:
 
     Attributes:
         setup: what was asked.
-        files: what its names stood for when it was begun, or, of a model from the Hub, once it was loaded.
+        files: the files that it names, as they were when it was started, or, for a model from the Hub, once it was
+            loaded.
         go_on: whether a layer that cannot be measured is put into `failed` instead of ending the run.
         failed: layers that could not be measured, and why.
         kept: what was found on disk; None where nothing was.

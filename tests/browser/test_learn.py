@@ -71,7 +71,7 @@ def test_strength_and_effects(open_page: Open, scheme: str) -> None:
     expect(page.get_by_text("A generated layer of 64 × 112 weights")).to_be_visible()
     settle(page)
     page.get_by_role("button", name="Next").click()
-    expect(page.get_by_role("heading", name="Two effects hide in an order")).to_be_visible()
+    expect(page.get_by_role("heading", name="An order has two effects")).to_be_visible()
     expect(page.get_by_text("Lowest: global order, layer budget")).to_be_visible()
 
 

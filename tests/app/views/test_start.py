@@ -138,9 +138,9 @@ def test_files_that_were_replaced_are_measured_anew(tmp_path: Path) -> None:
     save_tiny_llama(model, blocks=2)
     text.write_text("Then another one. " * 50)
     app.run()
-    assert "The files of this model or text have been replaced since" in texts(app)
+    assert "The files of this model or text have changed since" in texts(app)
     app.switch_page("views/layers.py").run()
-    assert "Its files have been replaced since" in texts(app.sidebar)  # on every page
+    assert "Its files have changed since" in texts(app.sidebar)  # on every page
     app.switch_page(PAGE).run()
     button(app).click().run()
     second = finish(app)
