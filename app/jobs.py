@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import threading
 import time
@@ -123,6 +124,7 @@ class Job:
 
 def return_memory() -> None:
     """Gives freed memory back to the system: glibc keeps what a thread has freed for the next one."""
+    gc.collect()  # studies and their jobs refer to one another
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

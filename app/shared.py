@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import uuid
+import weakref
 from collections import deque
 from functools import cache
 
@@ -16,11 +17,12 @@ from app.diffusion.run import DenseModel
 from app.runs.pruning import PruningRun
 from app.study import cache as disk
 from app.study.setup import Setup
-from app.study.study import Calibration, LoadedModel, Study
+from app.study.study import Calibration, LoadedModel, Study, held_by
 from rose.model.loading import load_skeleton
 from rose.paths import expand
 
 KEPT_STUDIES = 4
+OLDER_BYTES = 10**9  # of statistics and results, held by all studies but the newest
 KEPT_MODELS = 2
 KEPT_RUNS = 8
 KEPT_REPORTS = 40
@@ -43,16 +45,17 @@ def load(name: str, dtype: str) -> LoadedModel:
     return loaded
 
 
-@st.cache_resource(max_entries=2, show_spinner=False)
-def _kept_calibration(key: tuple) -> Calibration:
-    return Calibration()
+@st.cache_resource(show_spinner=False)
+def _calibrations() -> weakref.WeakValueDictionary[tuple, Calibration]:
+    return weakref.WeakValueDictionary()  # studies hold them: one that no study needs is gone
 
 
 def _calibration(key: tuple, files: disk.Files) -> Calibration:
     """The calibration of these files; that of earlier files is left to the studies that hold it."""
-    if _kept_calibration(key).files not in (None, files):
-        _kept_calibration.clear(key)
-    return _kept_calibration(key)
+    found = _calibrations().get(key)
+    if found is None or found.files not in (None, files):
+        found = _calibrations()[key] = Calibration()
+    return found
 
 
 @st.cache_resource(show_spinner=False)
@@ -126,13 +129,17 @@ def start(chosen: Setup, viewer: str, *, go_on: bool = False) -> Study:
 
 
 def _forget(studies: dict[Setup, Study]) -> None:
-    """Drops the studies that were started longest ago: each holds a model and the statistics of all its layers."""
+    """Drops the studies that were started longest ago: each holds a model and the statistics of all its layers.
+
+    What is dropped is on the disk, from where it comes back when somebody looks at it again.
+    """
     newest: list[Study] = []
     for one in reversed(list(studies.values())):
         if one.job.status == "kept":
             continue  # it holds neither
         models = {(kept.setup.model, kept.setup.dtype, kept.files.model) for kept in [*newest, one]}
-        if one.job.status != "running" and (len(newest) >= KEPT_STUDIES or len(models) > KEPT_MODELS):
+        large = newest and held_by([*newest[1:], one]) > OLDER_BYTES
+        if one.job.status != "running" and (len(newest) >= KEPT_STUDIES or len(models) > KEPT_MODELS or large):
             del studies[one.setup]
         else:
             newest.append(one)

@@ -130,7 +130,7 @@ def test_all_layers(study: Study) -> None:
     looks = int((shown["Worst"] == "◐ review").sum())
     assert app.header[0].value.endswith(f", {words.word(21 - looks)} pass")
     assert len(figures(app)) == 1
-    assert "No layer needed more damping than the 0.01" in texts(app)
+    assert "No layer needed more damping than the requested 0.01" in texts(app)
     app.toggle(key="check_only").set_value(True).run()
     if looks:
         assert len(app.dataframe[0].value) == looks

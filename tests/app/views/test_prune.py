@@ -237,7 +237,7 @@ def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch
     app, run = pruned(app)
     assert run.job.status == "failed"
     assert "No factor was found." in app.error[0].value
-    assert "One model had been finished before" in texts(app)
+    assert "One model finished before that" in texts(app)
     assert list(app.table[0].value["Model"]) == ["Dense", "SparseGPT, 0.7"]
     archive = run.copies[0].checkpoint
     assert archive is not None
