@@ -145,7 +145,7 @@ def table(outcomes: Sequence[Outcome], base: Outcome) -> pd.DataFrame:
             }
         )
     made_table = pd.DataFrame(rows).sort_values("relative_error", kind="stable", ignore_index=True)
-    return made_table.dropna(axis="columns", how="all")
+    return made_table.dropna(axis="columns", how="all").fillna({"seeds": ""})
 
 
 def ratio(error: float, base: float) -> float:
