@@ -128,7 +128,7 @@ def _seeds(table: pd.DataFrame, by: list[str]) -> tuple[int, str]:
     if count < 2:
         return count, ""
     apart = float((groups.max() / groups.min() - 1).max())
-    return count, f" Its {words.count(count, 'seed')} lie up to {words.percent(apart)} apart."
+    return count, f" The {words.count(count, 'seed')} of random order lie up to {words.percent(apart)} apart."
 
 
 def _band(figure: go.Figure, curves: np.ndarray, look: palette.Style) -> None:
