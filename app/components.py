@@ -80,6 +80,13 @@ def show(
     """
     if wide:
         style.widen_title(drawing.figure)
+    layout = (
+        drawing.figure.layout
+    )  # a figure's own title cannot break its lines: this one takes its place on narrow screens
+    st.html(
+        f'<div class="narrow-title" style="margin-bottom: -{layout.margin.t}px"><b>{layout.meta["finding"]}</b><br>'
+        f"{layout.meta['what']}</div>"
+    )
     st.plotly_chart(
         drawing.figure,
         key=key,
@@ -105,7 +112,7 @@ def show(
 
 
 def downloads(drawing: Drawing, key: str) -> None:
-    """The figure and its data as files; the page works without a network, and so does what it hands out."""
+    """The figure and its data as files, which work without a network."""
     table = drawing.data
     files = {
         "Table, CSV": ("csv", table.to_csv(index=False)),
@@ -163,7 +170,7 @@ def live(draw: Callable[[], None], every: float | None) -> None:
 
 
 def empty(what: str) -> None:
-    """An empty page: what would be here, and the way to it."""
+    """An empty page: what would be here, and a link to get it."""
     with st.container(border=True, height=280, horizontal_alignment="center", vertical_alignment="center"):
         st.markdown(f"**{what}**", width="content")
         st.page_link(START_PAGE, label="Choose a model and measure its layers", icon=":material/play_arrow:")
@@ -174,7 +181,7 @@ def require_study(what: str) -> Study:
     study = session.study()
     if study is None or not study.layer_names:
         if study is not None and study.job.status == "running":
-            st.info("The model is being loaded; this page fills as soon as the first layers are measured.")
+            st.info("The model is loading; results appear here as soon as the first layers are measured.")
             wait_for(study, lambda: bool(study.layer_names))
         else:
             empty(what)
@@ -183,7 +190,7 @@ def require_study(what: str) -> Study:
 
 
 def begin_restored(study: Study) -> None:
-    """Collects what a study from disk does not hold, its layers' inputs: pages that go beyond its numbers need them."""
+    """Collects the input statistics that a study from disk lacks, for pages that need more than its numbers."""
     if study.job.status == "kept":
         session.start()
         st.rerun()
@@ -204,9 +211,9 @@ def require_layer(what: str) -> tuple[Study, str]:
         if study.job.status == "running":
             known = any(record.layer == layer for record in study.all_records())
             st.info(
-                f"{layer} will show here as soon as its inputs have been collected."
+                f"{layer} appears here as soon as its inputs are collected."
                 if known
-                else f"{layer} has not been measured yet; it will show here as soon as it is."
+                else f"{layer} has not been measured yet; it appears here as soon as it is."
             )
             wait_for(study, lambda: study.has(layer))
         else:
@@ -216,9 +223,9 @@ def require_layer(what: str) -> tuple[Study, str]:
 
 
 def wait_for(study: Study, ready: Callable[[], bool]) -> None:
-    """Redraws the page once what it waits for is ready, or the run has ended.
+    """Redraws the page once `ready()` holds or the run has ended.
 
-    The page must not call this again when it is drawn for either, or it would be drawn without end.
+    The page must not call this again then, or it would be redrawn forever.
     """
 
     def poll() -> None:
@@ -241,7 +248,7 @@ def job_status(job: Job, key: str, rest: str = KEPT) -> None:
         if progress is None:
             st.progress(0.0, text=f"{job.message} …, {duration(job.seconds)} so far")
         else:
-            since = job.since_progress  # a large block takes long: the clock goes on meanwhile
+            since = job.since_progress  # a large block takes long; the clock must not stand still meanwhile
             left = "" if progress.remaining is None else f", about {duration(max(1, progress.remaining - since))} left"
             where = f"Decoder block {progress.block_index} (0 to {progress.blocks - 1})"
             rate = ""
@@ -266,7 +273,7 @@ def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object, n
     known, batch = st.session_state.get(slot, (None, None))
     if batch is not None and known != signature:
         session.leave(batch.job)
-        del st.session_state[slot]  # or its end would be told to whoever comes back to what it was for
+        del st.session_state[slot]  # or whoever comes back to the former signature would be told of its end
         batch = None
     if batch is None:
         if not pieces:
@@ -304,8 +311,8 @@ def _progress(batch: Batch, key: str, slot: str, noun: str) -> None:
         if job.status == "failed":
             st.error(job.message, icon=":material/error:")
         else:
-            stopped(job, f" after {made()}; what was made is kept.")
-        if st.button("Make what remains", key=f"{key}-again", icon=":material/refresh:"):
+            stopped(job, f" after {made()}; finished ones are kept.")
+        if st.button("Run the rest", key=f"{key}-again", icon=":material/refresh:"):
             del st.session_state[slot]
             st.rerun()
 
@@ -330,7 +337,7 @@ def stopped(job: Job, rest: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds in a readable unit."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -341,5 +348,5 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as people say them."""
+    """Bytes in a readable unit."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import threading
 import time
@@ -17,11 +18,11 @@ from rose import Cancelled, Progress, RoseError
 
 logger = logging.getLogger(__name__)
 
-# "kept": not started, as what it would find is there already.
+# "kept": not started, because its results are there already.
 Status = Literal["running", "done", "cancelled", "failed", "kept"]
 # Seconds without a page asking. An open page polls every second, but browsers wake hidden tabs only once a minute.
 ABANDONED_AFTER = 90.0
-LOOKING = 10.0  # seconds since the last poll of somebody whom a cancel by another would disturb
+LOOKING = 10.0  # seconds since its last poll in which a session counts as watching when another one cancels
 
 
 class Job:
@@ -123,6 +124,7 @@ class Job:
 
 def return_memory() -> None:
     """Gives freed memory back to the system: glibc keeps what a thread has freed for the next one."""
+    gc.collect()  # studies and their jobs refer to one another
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

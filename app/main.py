@@ -25,16 +25,37 @@ STYLE = """<style>
 [data-testid="stButtonGroup"] :is([aria-checked="true"], [aria-pressed="true"], [data-selected="true"]) * {
   color: var(--selected-text) !important;
 }
+/* Streamlit's own colours for captions, and for a slider's value in the dark, lie below a contrast of 4.5:1. */
+[data-testid="stSliderThumbValue"] { color: var(--selected-text) !important; }
+[data-testid="stCaptionContainer"] { color: var(--selected-text) !important; opacity: 0.76; }
 .st-key-start-expected { min-height: 7rem; }  /* the button below does not move while the estimate is made */
 button.picture {
   display: block; width: 100%; margin-bottom: 0.5rem; padding: 0.35rem 0.75rem; font: inherit; color: inherit;
   background: transparent; border: 1px solid currentColor; border-radius: 8px; cursor: pointer;
 }
 div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }  /* rather than hide what does not fit in a row */
+[data-testid="stElementContainer"]:has(.narrow-title) { display: none; }
+@media (max-width: 1000px) {
+  [data-testid="stElementContainer"]:has(.narrow-title) { display: block; position: relative; z-index: 1; }
+  .js-plotly-plot .gtitle { visibility: hidden; }
+}
 @media (max-width: 640px) {
   .stMainBlockContainer { padding: 4.5rem 1rem 4rem; }
 }
 </style>"""
+# Page Down would move a slider with the focus by ten steps; it scrolls the page instead, and on Learn turns lessons.
+KEYS = """<script>
+if (!window.pageKeys) {
+  window.pageKeys = true;
+  addEventListener("keydown", (event) => {
+    const way = {PageDown: 1, PageUp: -1}[event.key];
+    if (!way || !event.target.matches("input[type=range]") || document.querySelector(".st-key-lesson-next")) return;
+    document.querySelector("[data-testid=stMain]").scrollBy(0, 0.9 * way * innerHeight);
+    event.preventDefault();
+    event.stopImmediatePropagation();
+  }, true);
+}
+</script>"""
 
 
 def draw() -> None:
@@ -66,6 +87,6 @@ def draw() -> None:
 
 
 st.set_page_config(page_title="ROSE Explorer", page_icon=":material/local_florist:", layout="wide")
-st.html(STYLE)
+st.html(STYLE + KEYS, unsafe_allow_javascript=True)
 st.html(PRODUCT)
 draw()

@@ -29,7 +29,7 @@ DRAFT = "draft_"  # in the URL, before the names of choices that were edited sin
 
 
 def viewer() -> str:
-    """Names this browser session towards background jobs."""
+    """The name of this browser session for background jobs."""
     return st.session_state.setdefault("viewer", uuid.uuid4().hex)
 
 
@@ -37,7 +37,7 @@ def start_job(job: Job, tell: Callable[[], str]) -> None:
     """Starts background work of this session, which the sidebar keeps alive on every page.
 
     Args:
-        tell: says, for the sidebar, what it is and how far it is.
+        tell: what the work is and its progress, for the sidebar.
     """
     job.watch(viewer())
     job.start()
@@ -45,14 +45,14 @@ def start_job(job: Job, tell: Callable[[], str]) -> None:
 
 
 def running_jobs() -> list[tuple[Job, Callable[[], str]]]:
-    """The work of this session that `start_job` has started and that goes on."""
+    """The work of this session that is still running."""
     started = st.session_state.get("jobs", [])
     st.session_state.jobs = [(job, tell) for job, tell in started if job.status == "running" and not job.is_cancelled]
     return st.session_state.jobs
 
 
 def leave(job: Job) -> bool:
-    """Cancels work for this session; says whether it stops, which it does not while another session watches it."""
+    """Cancels work for this session; returns whether it stops, as it does not while another session watches it."""
     return job.leave(viewer())
 
 
@@ -71,7 +71,8 @@ def begin() -> None:
     edits = {key.removeprefix(DRAFT): value for key, value in texts.items() if key.startswith(DRAFT)}
     st.session_state.setup, problems = Setup.read(texts)
     st.session_state.draft, further = Setup.read(edits, st.session_state.setup)
-    st.session_state.chosen_layer, st.session_state.pruning = texts.get("layer"), texts.get("run")
+    st.session_state.chosen_layer = st.session_state.linked_layer = texts.get("layer")
+    st.session_state.pruning = texts.get("run")
     st.session_state.chosen_threshold, unreadable = _read_threshold(texts)
     st.session_state.link_problem = " ".join([*problems, *further, *unreadable])
 
@@ -89,7 +90,7 @@ def _read_threshold(texts: dict[str, str]) -> tuple[float, list[str]]:
 
 
 def _follow_history(texts: dict[str, str]) -> None:
-    """The browser's Back and Forward: a URL that is not the one last written has the layer that was chosen then."""
+    """Follows the browser's Back and Forward: a URL other than the one last written names the layer chosen then."""
     there = texts.get("layer")
     if there and there != st.session_state.get("published_layer", there):
         choose_layer(there)
@@ -115,7 +116,7 @@ def publish() -> None:
 
 
 def _edits() -> dict[str, str]:
-    """What the draft has otherwise than the set-up; nothing where no link should lead to it, as it cannot run."""
+    """Where the draft differs from the set-up; nothing if it cannot run, as no link should lead to it."""
     try:
         draft().check()
     except rose.RoseError:
@@ -167,7 +168,7 @@ def study() -> Study | None:
 
 
 def pruning() -> PruningRun | None:
-    """The run over copies of a model that this session, or the link it came by, has started; the server keeps it."""
+    """The pruning run that this session started or its link names; the server keeps it."""
     run = shared.prunings().get(st.session_state.get("pruning") or "")
     if run is not None:
         shared.hold(run)
@@ -185,7 +186,7 @@ def _follow(run: PruningRun) -> None:
 
 
 def follow_pruning(name: str) -> None:
-    """Looks at another run that the server has."""
+    """Looks at another of the server's runs."""
     st.session_state.pruning = name
 
 
@@ -239,6 +240,8 @@ def choose_layer(name: str, *, by_default: bool = False) -> None:
         by_default: nobody asked for it, so another one may take its place once more has been measured.
     """
     st.session_state.chosen_layer = name
+    if not by_default:
+        st.session_state.link_problem = ""  # has been read
     st.session_state.layer_by_default = by_default
 
 

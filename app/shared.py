@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import uuid
+import weakref
 from collections import deque
 from functools import cache
 
@@ -16,11 +17,12 @@ from app.diffusion.run import DenseModel
 from app.runs.pruning import PruningRun
 from app.study import cache as disk
 from app.study.setup import Setup
-from app.study.study import Calibration, LoadedModel, Study
+from app.study.study import Calibration, LoadedModel, Study, held_by
 from rose.model.loading import load_skeleton
 from rose.paths import expand
 
 KEPT_STUDIES = 4
+OLDER_BYTES = 10**9  # of statistics and results, held by all studies but the newest
 KEPT_MODELS = 2
 KEPT_RUNS = 8
 KEPT_REPORTS = 40
@@ -30,12 +32,12 @@ KEPT_REPORTS = 40
 def _loaded_model(name: str, dtype: str) -> LoadedModel:
     before = disk.model_identity(name)
     model, tokenizer = rose.load_model(name, dtype=dtype)
-    is_here = expand(name).exists()  # or else it is loading that brings the files
+    is_here = expand(name).exists()  # else loading downloads the files
     return LoadedModel(model, tokenizer, threading.Lock(), before if is_here else disk.model_identity(name))
 
 
 def load(name: str, dtype: str) -> LoadedModel:
-    """The model that the name stands for now, from memory where its files are still those it was read from."""
+    """The model of this name, from memory unless its files have changed since it was read."""
     loaded = _loaded_model(name, dtype)
     if loaded.identity != disk.model_identity(name):
         _loaded_model.clear(name, dtype)
@@ -43,16 +45,17 @@ def load(name: str, dtype: str) -> LoadedModel:
     return loaded
 
 
-@st.cache_resource(max_entries=2, show_spinner=False)
-def _kept_calibration(key: tuple) -> Calibration:
-    return Calibration()
+@st.cache_resource(show_spinner=False)
+def _calibrations() -> weakref.WeakValueDictionary[tuple, Calibration]:
+    return weakref.WeakValueDictionary()  # studies hold them: one that no study needs is gone
 
 
 def _calibration(key: tuple, files: disk.Files) -> Calibration:
-    """Of these files; one of earlier files is left to the studies that have it."""
-    if _kept_calibration(key).files not in (None, files):
-        _kept_calibration.clear(key)
-    return _kept_calibration(key)
+    """The calibration of these files; that of earlier files is left to the studies that hold it."""
+    found = _calibrations().get(key)
+    if found is None or found.files not in (None, files):
+        found = _calibrations()[key] = Calibration()
+    return found
 
 
 @st.cache_resource(show_spinner=False)
@@ -111,7 +114,7 @@ def start(chosen: Setup, viewer: str, *, go_on: bool = False) -> Study:
     with _start_lock():
         known = studies()
         current = known.pop(chosen, None)
-        # One that is being cancelled would end under whoever joins it; a new one waits until it has let go.
+        # Whoever joined a study that is being cancelled would see it end; a new one waits until it has.
         ended = current is not None and (current.job.is_cancelled or current.job.status in ("failed", "cancelled"))
         fresh = current is None or ended or is_outdated(current)
         if current is None or fresh:
@@ -126,13 +129,17 @@ def start(chosen: Setup, viewer: str, *, go_on: bool = False) -> Study:
 
 
 def _forget(studies: dict[Setup, Study]) -> None:
-    """Drops the studies that were started longest ago: each holds a model and the statistics of all its layers."""
+    """Drops the studies that were started longest ago: each holds a model and the statistics of all its layers.
+
+    What is dropped is on the disk, from where it comes back when somebody looks at it again.
+    """
     newest: list[Study] = []
     for one in reversed(list(studies.values())):
         if one.job.status == "kept":
             continue  # it holds neither
         models = {(kept.setup.model, kept.setup.dtype, kept.files.model) for kept in [*newest, one]}
-        if one.job.status != "running" and (len(newest) >= KEPT_STUDIES or len(models) > KEPT_MODELS):
+        large = newest and held_by([*newest[1:], one]) > OLDER_BYTES
+        if one.job.status != "running" and (len(newest) >= KEPT_STUDIES or len(models) > KEPT_MODELS or large):
             del studies[one.setup]
         else:
             newest.append(one)
@@ -140,7 +147,7 @@ def _forget(studies: dict[Setup, Study]) -> None:
 
 @st.cache_resource(show_spinner=False)
 def prunings() -> dict[str, PruningRun]:
-    """Every run over copies of a model by the name that links give it, the latest at the end."""
+    """The pruning runs by the name that links use, the latest last."""
     return {}
 
 

@@ -34,6 +34,11 @@ def _choose_layer(study: Study) -> None:
         st.session_state.get("layer_by_default") and study.job.status in ("done", "kept")
     ):
         session.choose_layer(study.most_columnar() or names[0], by_default=True)
+    linked = st.session_state.pop("linked_layer", None)
+    if linked is not None and linked not in names:
+        st.session_state.link_problem += (
+            f" The link asks for the layer {linked}, which was not measured here; another one is shown."
+        )
     st.session_state.layer_widget = session.layer()
     st.selectbox(
         "Layer",
@@ -41,12 +46,12 @@ def _choose_layer(study: Study) -> None:
         key="layer_widget",
         format_func=words.short_layer,
         on_change=lambda: session.choose_layer(st.session_state.layer_widget),
-        help="Every page but Learn shows this layer. Type to search.",
+        help="The pages about single layers show this one. Type to search.",
     )
 
 
 def _running() -> None:
-    """Keeps this session's background work alive on every page, and says how far it is."""
+    """Keeps this session's background work alive on every page, and shows its progress."""
     session.pruning()  # a browser that has come back, to whatever page, keeps the files of its run
     if not session.running_jobs():
         return
@@ -64,7 +69,9 @@ def _status(study: Study) -> None:
         layers = words.sentence(words.count(len(study.layer_names), "layer"))
         st.caption(f":material/check_circle: {layers} measured")
         if shared.is_outdated(study):
-            st.warning("Its files have been replaced since: start page, Measure layers.", icon=":material/update:")
+            st.warning(
+                "Its files have changed since: measure the layers again on the start page.", icon=":material/update:"
+            )
         return
 
     started_running = study.job.status == "running"

@@ -40,7 +40,7 @@ class DiffusionRequest:
     noise: int = 0
 
     def check(self) -> None:
-        """Makes sure that this can run.
+        """Checks the request before any work.
 
         Raises:
             RoseError: it cannot.
@@ -50,7 +50,7 @@ class DiffusionRequest:
 
 
 class DenseModel:
-    """The dense model with what it has drawn and read; shared by all sessions, and never changed."""
+    """The dense model with its cached trajectories and diagonals; shared by all sessions, and never changed."""
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
@@ -76,7 +76,7 @@ class DenseModel:
             return self._diagonals
 
     def copy(self, job: Job) -> Any:
-        """A pipeline of one's own."""
+        """A copy of the pipeline."""
         acquire(self.lock, job)
         try:
             return copy.deepcopy(self.pipeline)

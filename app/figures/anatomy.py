@@ -138,9 +138,9 @@ def _why(table: pd.DataFrame, plan: OrderPlan) -> tuple[str, str]:
     ranks = table.rank()
     by_weight, by_input = (_correlation(ranks["column loss"], ranks[name]) for name in ("weight norm", "input norm"))
     leader, other = ("input norm", "weight norm") if abs(by_input) >= abs(by_weight) else ("weight norm", "input norm")
-    finding = f"Column loss goes with the {leader} rather than the {other}"
+    finding = f"Column loss follows the {leader} rather than the {other}"
     if abs(abs(by_weight) - abs(by_input)) < 0.1:
-        finding = "Column loss goes with weight norm and input norm alike"
+        finding = "Column loss follows weight norm and input norm alike"
     count = max(1, round(STRONG * len(table)))
     strong = table.nlargest(count, "weight norm")
     loss = _times(strong["column loss"].mean(), table["column loss"].mean())
@@ -150,11 +150,11 @@ def _why(table: pd.DataFrame, plan: OrderPlan) -> tuple[str, str]:
     says = f"{who} {verb} {words.number(loss)} times the mean column loss"
     if loss < 1 / APART and norm < 1 / APART:
         finding = f"{who} {verb} little: {'its input is' if count == 1 else 'their inputs are'} weak"
-        says += f", because the median of their inputs is only {words.number(norm)} times that of all"
+        says += f", because their median input norm is only {words.number(norm)} times that of all columns"
     elif loss > APART and norm > APART:
-        says += f": the median of their inputs is {words.number(norm)} times that of all"
+        says += f": their median input norm is {words.number(norm)} times that of all columns"
     else:
-        says += f"; the median of their inputs is {words.number(norm)} times that of all"
+        says += f"; their median input norm is {words.number(norm)} times that of all columns"
     worst = int(table["column loss"].idxmax())
     times = {name: words.number(_times(table.loc[worst, name], table[name].median())) for name in STRIPS[:2]}
     most = (

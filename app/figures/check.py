@@ -258,7 +258,7 @@ def sparsity_strip(records: pd.DataFrame, requested: float, *, theme: Theme = "l
     )
     limit = max(1.0, worst * 1.2)
     figure.update_yaxes(range=[-limit, limit])
-    figure.update_xaxes(zeroline=False)
+    figure.update_xaxes(dtick=style.whole_step(records["layer"].nunique()), zeroline=False)
     caption = (
         f"{len(table)} results; the largest difference is {words.number(worst)} of "
         f"{words.whole(int(sizes[np.abs(off).argmax()]))} weights, or {words.number(100 * share)} %."
@@ -306,7 +306,7 @@ def damping_strip(
         y="λ / mean H<sub>jj</sub>",
         legend=True,
     )
-    figure.update_xaxes(zeroline=False)
+    figure.update_xaxes(dtick=style.whole_step(len(rows)), zeroline=False)
     positive = values[values > 0]
     low, high = (positive.min(), positive.max()) if len(positive) else (1e-4, 1.0)
     figure.update_yaxes(type="log", dtick=1, exponentformat="power", range=[np.log10(low / 10), np.log10(high * 10)])
@@ -338,4 +338,4 @@ def _marks_by_method(figure: go.Figure, records: pd.DataFrame, y: np.ndarray, ho
 
 def _some(records: pd.DataFrame) -> None:
     if records.empty:
-        raise RoseError("No layer has been measured yet; start an analysis.")
+        raise RoseError("No layer has been measured yet; measure layers on the start page.")

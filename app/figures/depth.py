@@ -67,7 +67,7 @@ def drift_curves(
 
 
 def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
-    """Of one run: what of the drift each decoder block was passed on, and what arises in it.
+    """Drift of one run by decoder block: what is passed on to each block, and what arises in it.
 
     Args:
         table: columns as in `drift_curves`, and passed_on and arisen; of one run.
@@ -192,8 +192,7 @@ def _line(
 
 def _block_axis(figure: go.Figure, table: pd.DataFrame) -> None:
     low, high = int(table["block_index"].min()), int(table["block_index"].max())
-    step = max(1, round((high - low) / 15))
-    figure.update_xaxes(range=[low - 0.6, high + 0.6], tick0=low, dtick=step, zeroline=False)
+    figure.update_xaxes(range=[low - 0.6, high + 0.6], dtick=style.whole_step(high - low + 1), zeroline=False)
 
 
 def _drift_finding(table: pd.DataFrame, ends: pd.Series, place: str) -> str:

@@ -150,6 +150,7 @@ def drift_curve(
         y="drift",
     )
     figure.update_yaxes(rangemode="tozero")
+    figure.update_xaxes(dtick=style.whole_step(len(times)))
     if marked is not None:
         figure.add_vline(x=marked, line={"color": palette.MARK, "width": 2})
     caption = f"Drift {values[half]:.3f} after {words.count(half, 'step')}, {values[-1]:.3f} of the finished pictures."
@@ -206,7 +207,9 @@ def step_weighting(
         height=430,
         legend=True,
     )
-    figure.update_xaxes(title_text="step, noisiest first", row=1, col=1)
+    figure.update_xaxes(
+        title_text="step, noisiest first", dtick=style.whole_step(len(weights["uniform"])), row=1, col=1
+    )
     figure.update_xaxes(title_text="input channel, by rank", row=1, col=2)
     figure.update_yaxes(title_text="α", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title_text="diag(H) / mean", rangemode="tozero", row=1, col=2)

@@ -54,8 +54,7 @@ def column_loss_map(
     )
     figure.update_layout(plot_bgcolor=palette.INKS[theme].blank)
     style.matrix_axes(figure, len(widths), max(widths))
-    if len(widths) <= 16:
-        figure.update_yaxes(dtick=1)
+    figure.update_yaxes(dtick=style.whole_step(len(widths)))
     if marked_block is not None:
         style.block_span(widths, marked_block)
         style.outline(figure, -0.5, widths[marked_block] - 0.5, marked_block - 0.5, marked_block + 0.5)
@@ -123,8 +122,7 @@ def block_loss_bars(
         y=unit,
     )
     figure.update_yaxes(rangemode="tozero")
-    if len(values) <= 33:
-        figure.update_xaxes(dtick=1)
+    figure.update_xaxes(dtick=style.whole_step(len(values)))
     caption = (
         f"Block {int(values.argmax())} has the highest {unit}, {words.number(largest)}, and block "
         f"{int(values.argmin())} the lowest, {words.number(smallest)}: relative range "

@@ -80,7 +80,7 @@ def error_curve(
     )
     top = 1.06 * max(float(curve.max()) for curve in curves.values())
     figure.update_yaxes(range=[0, top or 1])
-    figure.update_xaxes(range=[-0.02 * blocks, blocks * 1.02], dtick=1 if blocks <= 16 else None, zeroline=False)
+    figure.update_xaxes(range=[-0.02 * blocks, blocks * 1.02], dtick=style.whole_step(blocks), zeroline=False)
     style.end_labels(figure, blocks, ends, top or 1)
     listed = ", ".join(f"{run_style(n).label} {words.number(v)}" for n, v in sorted(final.items(), key=lambda i: i[1]))
     caption = f"Final error, lowest first: {listed}."
@@ -128,7 +128,7 @@ def _seeds(table: pd.DataFrame, by: list[str]) -> tuple[int, str]:
     if count < 2:
         return count, ""
     apart = float((groups.max() / groups.min() - 1).max())
-    return count, f" Its {words.count(count, 'seed')} lie up to {words.percent(apart)} apart."
+    return count, f" The {words.count(count, 'seed')} of random order lie up to {words.percent(apart)} apart."
 
 
 def _band(figure: go.Figure, curves: np.ndarray, look: palette.Style) -> None:
@@ -161,9 +161,9 @@ def _against_random(curves: Mapping[str, np.ndarray]) -> str:
     )
     if better:
         text += (
-            " A random order plans nothing, but it mixes strong and weak columns in every block, so that no block has "
-            "to give up its share from strong columns alone. That is an effect of the budget, not of compensation: "
-            "the layer budget has it in any order."
+            " A random order ignores the losses, but it mixes strong and weak columns in every block, so no block has "
+            "to give up its share from strong columns alone. That is an effect of the budget, not of compensation: the "
+            "layer budget gives it to any order."
         )
     return text
 
@@ -220,15 +220,13 @@ def damage_split(
     total = float(error.sum() + compensated.sum())
     share = float(compensated.sum()) / total if total > 0 else 0.0
     last = compensated[-1] / (error[-1] + compensated[-1]) if error[-1] + compensated[-1] > 0 else 0.0
-    finding = (
-        f"Compensation absorbs {words.percent(share, 0)} of the damage, {words.percent(last, 0)} in the last block"
-    )
+    finding = f"Compensation absorbs {words.percent(share, 0)} of the error, {words.percent(last, 0)} in the last block"
     style.base(
         figure,
         theme,
         finding,
-        f"Damage of each block{words.of(layer)}, damping included, in the order visited: what remained, and what other "
-        "columns absorbed",
+        f"Squared error of each block{words.of(layer)}, damping included, in the order visited: what remained, and "
+        f"what other columns absorbed",
         x="pruned block (visited first to last)",
         y="squared error  Σ e²",
         legend=True,
@@ -244,7 +242,7 @@ def damage_split(
         f"Without compensation the {len(error)} blocks would have cost {words.number(total)}; "
         f"{words.number(float(error.sum()))} remained."
     )
-    alt = f"Stacked bars of the damage by pruned block. {finding}. {caption}"
+    alt = f"Stacked bars of the error by pruned block. {finding}. {caption}"
     table = pd.DataFrame(
         {
             "step": steps + 1,
@@ -313,7 +311,7 @@ def position_curve(
         legend=True,
     )
     figure.update_yaxes(range=[0, float(y.max()) * 1.1 or 1])
-    figure.update_xaxes(dtick=1 if len(x) <= 20 else None)
+    figure.update_xaxes(dtick=style.whole_step(len(x)))
     caption = (
         f"The error is lowest, {words.number(float(y.min()))}, at position {best + 1} and highest, "
         f"{words.number(float(y.max()))}, at position {worst + 1} of {len(x)}."
@@ -442,7 +440,7 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
         theme,
         finding,
         f"Final error{words.of(layer)} ÷ SparseGPT's (natural order, block budget); below 1: less error",
-        x="who decides how many weights a block gives up",
+        x="how many weights each block gives up",
         height=190 + 52 * len(labels),
     )
     for row, label in enumerate(labels):

@@ -61,7 +61,7 @@ def per_layer(table: pd.DataFrame, name: str) -> pd.DataFrame:
         RoseError: the table does not have this number.
     """
     if name not in table.columns:
-        raise RoseError(f"There is no {metric(name).label.lower()} in these results; analyze the model first.")
+        raise RoseError(f"There is no {metric(name).label.lower()} in these results; measure the model first.")
     rows = table[["layer", "block_index", "projection"]]
     return rows.assign(value=table[name].astype(float)).reset_index(drop=True)
 
@@ -122,7 +122,10 @@ def model_map(
         height=180 + 34 * max(3, len(projections)),
     )
     figure.update_xaxes(
-        range=[min(blocks) - 0.5, max(blocks) + 0.5], showgrid=False, zeroline=False, dtick=_dtick(len(blocks))
+        range=[min(blocks) - 0.5, max(blocks) + 0.5],
+        showgrid=False,
+        zeroline=False,
+        dtick=style.whole_step(len(blocks)),
     )
     figure.update_yaxes(
         categoryorder="array", categoryarray=projections, range=[len(projections) - 0.5, -0.5], showgrid=False, ticks=""
@@ -204,7 +207,7 @@ def _grid(rows: pd.DataFrame, layers: Sequence[str]) -> pd.DataFrame:
             projections.append(next((p for p in seen if layer.endswith("." + p)), projection))
     projections = list(dict.fromkeys([*projections, *seen]))
     if not projections:
-        raise RoseError("No layer has been measured yet; start an analysis.")
+        raise RoseError("No layer has been measured yet; measure layers on the start page.")
     return grid.reindex(index=projections, columns=range(min(blocks), max(blocks) + 1))
 
 
@@ -272,10 +275,6 @@ def _map_caption(rows: pd.DataFrame, known: Metric, waiting: int) -> str:
     return text + (f" {words.sentence(words.count(waiting, 'layer'))} still to come." if waiting else "")
 
 
-def _dtick(blocks: int) -> int:
-    return next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, 1000) if blocks / step <= 16 or step == 1000)
-
-
 def gain_scatter(
     table: pd.DataFrame, *, threshold: float = 0.5, marked_layer: str | None = None, theme: Theme = "light"
 ) -> Drawing:
@@ -293,7 +292,9 @@ def gain_scatter(
     column = "held_out_gain" if held else "gain"
     rows = table.dropna(subset=["relative_range", column])
     if rows.empty:
-        raise RoseError("No layer here has both a relative range and a gain; measure some, or choose fewer filters.")
+        raise RoseError(
+            "No layer here has both a relative range and a gain; measure more layers, or use fewer filters."
+        )
     looks = palette.projection_styles(list(dict.fromkeys(table["projection"])))
     figure = go.Figure()
     for projection, part in rows.groupby("projection", sort=False):
@@ -331,9 +332,10 @@ def gain_scatter(
     kind = "held-out " if held else ""
     finding = (
         f"Two-level order lowers the {kind}error of {words.word(len(better)) if len(better) else 'none'} of "
-        f"{words.count(len(rows), 'layer')}; {words.word(both) if both else 'none'} of them "
-        f"{'is' if both == 1 else 'are'} columnar"
+        f"{words.count(len(rows), 'layer')}"
     )
+    if len(better):
+        finding += f"; {words.word(both) if both else 'none'} of them {'is' if both == 1 else 'are'} columnar"
     style.base(
         figure,
         theme,
@@ -382,7 +384,7 @@ def range_bars(
     rows = per_layer(table, "relative_range").dropna(subset=["value"])
     rows = rows.sort_values("value", ascending=False, kind="stable")
     if rows.empty:
-        raise RoseError("No layer has been measured yet; start an analysis.")
+        raise RoseError("No layer has been measured yet; measure layers on the start page.")
     colours = [
         palette.MARK if layer == marked_layer else (palette.TEAL if value > threshold else palette.SLATE)
         for layer, value in zip(rows["layer"], rows["value"], strict=True)

@@ -283,7 +283,7 @@ def progress_timeline(records: pd.DataFrame, total: int, *, theme: Theme = "ligh
         y=style.ERROR,
         legend=len(records) > 0,
     )
-    figure.update_xaxes(range=[0, total + 1], zeroline=False)
+    figure.update_xaxes(range=[0, total + 1], dtick=style.whole_step(total), zeroline=False)
     top = float(errors.max()) * 1.08 if done else 1.0
     figure.update_yaxes(range=[0, top or 1.0])
     if not done:

@@ -73,8 +73,9 @@ def sweep_race(
     what = f"|W|{words.of(layer)}, columns as visited; dimmed: pruned, bright: free to compensate"
     style.base(figure, theme, finding, what, height=height)
     figure.update_layout(plot_bgcolor="rgba(0,0,0,0)")
-    figure.update_xaxes(title_text="pruned blocks", range=[-0.1, blocks + 0.1], row=2, col=1)
-    figure.update_xaxes(dtick=1 if blocks <= 16 else None, row=2, col=1)
+    figure.update_xaxes(
+        title_text="pruned blocks", range=[-0.1, blocks + 0.1], dtick=style.whole_step(blocks), row=2, col=1
+    )
     figure.update_yaxes(range=[0, max(final) * 1.08 or 1], title_text="error so far", row=2, col=1)
     for annotation in figure.layout.annotations[:2]:
         annotation.update(yshift=2)

@@ -40,13 +40,13 @@ def head_map(table: pd.DataFrame, *, marked_block: int | None = None, theme: The
         figure,
         theme,
         finding,
-        "Relative error of the attention's output once one head alone is gone and the others make up for it",
+        "Relative error of the attention's output without one head, after the others compensate",
         x="decoder block",
         y="query head",
         height=150 + max(220, 24 * len(grid)),
     )
-    figure.update_yaxes(dtick=1 if len(grid) <= 16 else 4, autorange="reversed", showgrid=False, zeroline=False)
-    figure.update_xaxes(dtick=1 if len(grid.columns) <= 16 else 5, showgrid=False, zeroline=False)
+    figure.update_yaxes(dtick=style.whole_step(len(grid)), autorange="reversed", showgrid=False, zeroline=False)
+    figure.update_xaxes(dtick=style.whole_step(len(grid.columns)), showgrid=False, zeroline=False)
     if marked_block is not None and marked_block in grid.columns:
         style.outline(figure, marked_block - 0.5, marked_block + 0.5, -0.5, len(grid) - 0.5)
     caption = (
@@ -57,7 +57,7 @@ def head_map(table: pd.DataFrame, *, marked_block: int | None = None, theme: The
 
 
 def channel_curve(table: pd.DataFrame, cut: int, *, block: int, theme: Theme = "light") -> Drawing:
-    """Channels of one MLP in the order in which they go, each with its cost alone and the error of all so far.
+    """Channels of one MLP in the order of removal, each with its own cost and the error of all removed so far.
 
     Args:
         table: channel, alone, together.
@@ -98,7 +98,7 @@ def channel_curve(table: pd.DataFrame, cut: int, *, block: int, theme: Theme = "
     alone = float(table["alone"].iloc[:cut].sum())
     caption = (
         f"At the line the error is {words.number(error)}; the same channels' costs one by one add up to "
-        f"{words.number(alone)}, because channels that go together can no longer make up for one another."
+        f"{words.number(alone)}, because channels that are removed together cannot compensate for one another."
     )
     if alone > error:
         caption = (
@@ -132,7 +132,7 @@ def recovery_bars(table: pd.DataFrame, *, what: str, theme: Theme = "light") -> 
         figure,
         theme,
         f"Least squares {verb} {share} of the error",
-        f"{what}: relative error by what is done for the columns that stay; the title is of {held} tokens",
+        f"{what}: relative error by recovery of the columns that stay; the title is of {held} tokens",
         x="recovery",
         y=style.ERROR,
         height=400,
@@ -170,7 +170,7 @@ def trade_off(table: pd.DataFrame, ratio: float, *, theme: Theme = "light") -> D
     style.base(
         figure,
         theme,
-        f"{words.percent(row['removed'])} out: at best {row['speedup']:.2f} times as fast, mean error "
+        f"{words.percent(row['removed'])} removed: at best {row['speedup']:.2f} times as fast, mean error "
         f"{words.percent(row['error'])}",
         "Mean relative error of all parts, predicted on the dense model's inputs, by the share of their parameters",
         x="parameters of heads and channels taken out, %",

@@ -269,6 +269,11 @@ def block_span(widths: Sequence[int], block: int) -> tuple[int, int]:
     return start, start + widths[block]
 
 
+def whole_step(count: int) -> int:
+    """Distance of ticks on an axis that counts up to `count`: never a fraction, at most 16 ticks."""
+    return next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, 1000) if count / step <= 16 or step == 1000)
+
+
 def note(figure: go.Figure, text: str, theme: Theme, **where: Any) -> None:
     """A short text inside the plot, legible over lines and bars."""
     options = {"showarrow": False, "bgcolor": INKS[theme].hover, "opacity": 0.85, "borderpad": 2} | where

@@ -42,7 +42,7 @@ def choose_seed(key: str) -> int:
 
 
 def choose_orders(key: str, default: list[str]) -> list[str]:
-    """Names of orders; random ones by all of their seeds."""
+    """Names of the chosen orders; random stands for all of its seeds."""
     chosen = st.multiselect(
         "Orders",
         order_names(),

@@ -19,7 +19,7 @@ TILE: dict[str, Any] = {"border": True, "height": "stretch", "delta_arrow": "off
 
 
 def own_state(study: Study, layer: str, plan: rose.OrderPlan) -> dict[str, Any]:
-    """The order at hand and what it was before: {"base", "steps", "past"}; a fresh one for every layer."""
+    """The current order and its history: {"base", "steps", "past"}; a fresh one for every layer."""
     place = (study.created, layer)
     state = st.session_state.get("lab_own")
     if state is None or state["place"] != place:
@@ -30,7 +30,7 @@ def own_state(study: Study, layer: str, plan: rose.OrderPlan) -> dict[str, Any]:
 
 
 def change_own(base: str, steps: list[int]) -> None:
-    """Callback: another order at hand; the former one can be had back."""
+    """Callback: changes the order; the former one can be restored."""
     state = st.session_state.lab_own
     if (base, steps) != (state["base"], state["steps"]):
         state["past"] = [*state["past"], (state["base"], state["steps"])]
@@ -83,7 +83,7 @@ def draw(study: Study, layer: str) -> None:
 
 
 def own_controls(plan: rose.OrderPlan, state: dict[str, Any]) -> tuple[int | None, str]:
-    """Widgets that change the order; returns the original block at hand, where it is one, and the budget."""
+    """Widgets that change the order; returns the block to move, None if it is not an original one, and the budget."""
     count = len(plan.block_width)
     st.session_state.lab_own_base = state["base"].partition(":")[0]
     st.selectbox(

@@ -39,8 +39,8 @@ def draw(study: Study, layer: str) -> None:
         )  # fmt: skip
         budget = choose_budget("lab_position_budget")
         st.caption(
-            f"Block {worst} would lose most per column. One sweep for each of {len(losses)} positions; the others keep "
-            "their order among themselves."
+            f"Block {worst} would lose most per column. One sweep for each of {len(losses)} positions; the other "
+            f"blocks keep their relative order."
         )
     with stage:
         if len(losses) < 2:

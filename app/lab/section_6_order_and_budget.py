@@ -23,8 +23,8 @@ def draw(study: Study, layer: str) -> None:
         held_out = {"held_out": "Held-out"} if study.held_out_statistics(layer) is not None else {}
         error_on = components.choose("Error on", {"calibration": "Calibration"} | held_out, "lab_matrix_kind")
         st.markdown(
-            "Two effects hide in an order. **Compensation**: columns pruned early find more free columns to repair the "
-            "damage. **Budget**: a block that must give up the same share as every other cannot protect important "
+            "An order has two effects. **Compensation**: columns pruned early have more free columns left to absorb "
+            "their error. **Budget**: a block that must give up the same share as every other cannot protect important "
             "columns. Down a column only the order changes, along a row only the budget."
         )
     with stage:

@@ -1,7 +1,7 @@
 """Sweeps of one layer by many orders and budgets: what to sweep, and what comes out, kept small.
 
-No Streamlit here. A `rose.LayerResult` holds several matrices of the layer's size; of a sweep that only serves to be
-compared with others the numbers are enough, and these are kept with the study, one shelf a layer.
+No Streamlit here. A `rose.LayerResult` holds several matrices of the layer's size; to compare sweeps, their numbers are
+enough; these are kept with the study, one shelf a layer.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a sweep.
+    """The result of a sweep.
 
     Attributes:
         sweep: what was asked.
@@ -145,7 +145,7 @@ def table(outcomes: Sequence[Outcome], base: Outcome) -> pd.DataFrame:
             }
         )
     made_table = pd.DataFrame(rows).sort_values("relative_error", kind="stable", ignore_index=True)
-    return made_table.dropna(axis="columns", how="all")
+    return made_table.dropna(axis="columns", how="all").fillna({"seeds": ""})
 
 
 def ratio(error: float, base: float) -> float:

@@ -1,4 +1,4 @@
-"""Layers one after another on a residual stream, small enough to be pruned while somebody looks. No Streamlit here.
+"""Layers one after another on a residual stream, small enough to be pruned while the page is drawn. No Streamlit here.
 
 Each layer adds W norm(h) to the stream h. So errors of the first layers reach all later ones, as in a transformer.
 """
@@ -44,7 +44,7 @@ class ChainDesign:
 
 
 def norm(hidden: Tensor) -> Tensor:
-    """Every token at the same length, √width: what a layer reads."""
+    """Scales every token to length √width: what a layer reads."""
     return hidden / hidden.square().mean(-1, keepdim=True).sqrt()
 
 

@@ -34,7 +34,7 @@ STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 SPARSITY = 0.7  # of the generated layer
 BLOCK_SIZE = 16
 TOKENS_PER_COLUMN = 4
-SHARED = 0.6  # share of an input channel's variance that other channels know about
+SHARED = 0.6  # share of an input channel's variance that it has in common with others
 SEPARATED = ("natural", "two_level", "random:0", "global")  # orders of the last lesson
 
 
@@ -81,7 +81,7 @@ class LayerDesign:
 
 
 def generate(design: LayerDesign) -> tuple[Tensor, rose.InputStatistics]:
-    """Weights, (rows, columns), and the statistics of inputs whose channels know of each other.
+    """Weights, (rows, columns), and the statistics of correlated inputs.
 
     Inputs mix a few common sources with noise of their own, so that columns can stand in for one another, as in a
     trained network; without that there would be nothing to compensate with.

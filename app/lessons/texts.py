@@ -120,8 +120,9 @@ def order_lesson(plan: rose.OrderPlan, guess: int | None) -> Lesson:
     return Lesson(
         "What loses most goes first, while most columns are still free to help.",
         (ranking, inside, rf"\pi = ({permutation})"),
-        f"**{said}** It would lose most, {losses[first]:.1f}, so it gets all the help there is; block {last + 1} loses "
-        f"only {losses[last]:.1f} and needs none. The same rule orders the columns inside each block. Both "
+        f"**{said}** It would lose most, {losses[first]:.1f}, so it goes while every other column can still "
+        f"compensate; block {last + 1} loses only {losses[last]:.1f} and can go last. The same rule orders the columns "
+        f"inside each block. Both "
         "together are the two-level order π of ROSE.",
     )
 
@@ -136,7 +137,7 @@ def sweep_lesson(
     """Lessons 5 and 6: one sweep in natural order beside one in two-level order, after `step` blocks.
 
     Args:
-        ended: whether the end has been seen; before that the lesson does not tell it.
+        ended: whether the user has seen the end; before that the lesson does not give it away.
         bet: what was said before, a key of `BETS`.
 
     Raises:
@@ -153,7 +154,7 @@ def sweep_lesson(
         return Lesson(
             f"{what}, pruned in two orders: how will they end?",
             (formula,),
-            f"{done if step else 'Nothing is pruned yet.'} Each weight that goes leaves an error e, and the columns to "
+            f"{done if step else 'Nothing is pruned yet.'} Each removed weight leaves an error e, and the columns to "
             f"its right absorb what they can. Natural order starts with block {first[0]}, two-level order with block "
             f"{first[1]}. {spread}.\n\nAfter all blocks, compared with natural order, two-level order will have …",
         )
@@ -226,7 +227,7 @@ def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Le
     share = {key: value / base if base > 0 else 1.0 for key, value in errors.items()}
     best = min(share, key=lambda key: share[key])
     return Lesson(
-        "Two effects hide in an order: compensation and budget.",
+        "An order has two effects: compensation and budget.",
         (
             r"\underbrace{\frac{\text{two-level order}}{\text{natural order}}}_{\text{compensation, block budget}}"
             rf" = {share['two_level', 'block']:.3f}",
@@ -234,10 +235,10 @@ def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Le
             rf" = {share['natural', 'layer']:.3f}",
         ),
         "**Block budget**: every block gives up the same share. **Layer budget**: one threshold for the layer.\n\n"
-        "Random order plans nothing, but mixes strong and weak columns in every block: "
+        "Random order ignores the losses, but mixes strong and weak columns in every block: "
         f"{share['random:0', 'block']:.3f} and {share['random:0', 'layer']:.3f}. "
-        f"Global order packs the strong ones together: {share['global', 'block']:.3f} where they must give up their "
-        f"share, {share['global', 'layer']:.3f} where not. Lowest: {_called(best[0])} order, {best[1]} budget, "
+        f"Global order packs the strong ones together: {share['global', 'block']:.3f} with the block budget, "
+        f"{share['global', 'layer']:.3f} with the layer budget. Lowest: {_called(best[0])} order, {best[1]} budget, "
         f"{share[best]:.3f}.",
     )
 
@@ -260,10 +261,11 @@ def depth_lesson(design: ChainDesign, table: pd.DataFrame) -> Lesson:
             r"\text{between:}\ \min_{\hat W} \lVert T - X_p \hat W^\top \rVert^2",
             r"T = X_d W^\top + h_d - h_p",
         ),
-        f"{sentence(count(design.layers, 'generated layer'))} add to one stream h (d dense, p pruned). Each is pruned "
-        f"on what those before it make of {whole(design.tokens)} tokens. Drift after the last: **{number(none)}** "
-        f"without compensation; **{number(inside)}** inside each layer, which takes the errors it receives for the "
-        f"truth; **{number(between)}** where each aims at the dense output T, {saved} {'less' if helps else 'more'}.",
+        f"{sentence(count(design.layers, 'generated layer'))} add to one stream h (d: dense, p: pruned). Each is "
+        f"pruned on the inputs that the pruned layers before it give, from {whole(design.tokens)} tokens. Drift after "
+        f"the last: **{number(none)}** "
+        f"without compensation; **{number(inside)}** inside each layer, which ignores the errors it receives; "
+        f"**{number(between)}** where each aims at the dense output T, {saved} {'less' if helps else 'more'}.",
     )
 
 
@@ -291,7 +293,7 @@ def _block_sentence(result: rose.LayerResult, step: int, order: str, energy: flo
     share = percent(saved / lost if lost > 0 else 0.0, 0)
     cost = number(lost / energy if energy > 0 else 0.0)
     return (
-        f"In {order} order, block {block} was pruned last: without compensation it would have cost {cost}, of which "
+        f"In {order} order, block {block} was just pruned: without compensation it would have cost {cost}, of which "
         f"{share} was compensated."
     )
 

@@ -1,6 +1,6 @@
 """Where pruned models drift from the dense one: reports of runs as the table that the Depth page draws. No Streamlit.
 
-What is measured, and on which tokens, says `rose.model.dense.BlockDrift`.
+See `rose.model.dense.BlockDrift` for what is measured, and on which tokens.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read_reports(path: str) -> list[rose.RunReport]:
     files = [place] if place.is_file() else [place / REPORT] if (place / REPORT).is_file() else []
     files = files or sorted(place.glob(f"*/{REPORT}"))
     if not files:
-        raise rose.RoseError(f"There is no {REPORT} in {place}; give the folder that a prune has written.")
+        raise rose.RoseError(f"There is no {REPORT} in {place}; give the folder that a prune run has written.")
     return [_read(file) for file in files]
 
 
@@ -69,7 +69,7 @@ def _read(file: Path) -> rose.RunReport:
 
 
 def name_runs(reports: Sequence[rose.RunReport]) -> dict[str, rose.RunReport]:
-    """A name for each run: method, sparsity and target, and what else is needed to tell it from the others."""
+    """A name for each run: method, sparsity and target, and whatever else tells it from the others."""
     plain = [_label(report.summary) for report in reports]
     twice = {name for name, count in Counter(plain).items() if count > 1}
     named: dict[str, rose.RunReport] = {}
@@ -115,7 +115,7 @@ def drift_table(named: dict[str, rose.RunReport]) -> pd.DataFrame:
 
 
 def small_comparison(setup: Setup) -> tuple[Setup, PruneRequest]:
-    """What tells "layer" and "dense" apart within a minute or two: SparseGPT with each target, on few tokens."""
+    """A comparison of "layer" and "dense" that takes a minute or two: SparseGPT with each target, on few tokens."""
     few = replace(
         setup,
         samples=min(SAMPLES, setup.samples),

@@ -1,7 +1,7 @@
 """Pruning copies of a whole model in the background: several methods and sparsities, one after another.
 
-No Streamlit here. The shared model is only copied, under its lock; one copy lives at a time, and of each nothing
-stays but its report, its perplexity, what it wrote, and the checkpoint where one was asked for.
+No Streamlit here. The shared model is only copied, under its lock; one copy exists at a time, and only its report,
+perplexity, text and requested checkpoint are kept.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GRACE = 120.0  # seconds that checkpoints outlive a lost connection; longer than
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """What became of one copy, or of the dense model, whose report is None.
+    """Results of one copy, or of the dense model, whose report is None.
 
     Attributes:
         method, sparsity: as asked; "dense" and "0".
@@ -160,7 +160,7 @@ class PruningRun:
         try:
             self._work(job)
         except rose.Cancelled:
-            self.discard()  # checkpoints of a run that was stopped would be looked for by nobody
+            self.discard()  # nobody would look for the checkpoints of a stopped run
             raise
         except BaseException:
             self._drop_new_folder()  # finished checkpoints have cost hours, and are whole
@@ -233,7 +233,7 @@ class PruningRun:
         self.doing = doing
 
     def _share(self, job: Job, cost: float) -> Callable[[float], None]:
-        """For a step of so many estimated seconds: takes its share done, moves the whole."""
+        """Progress callback of a step of this many estimated seconds; moves the progress of the whole run."""
 
         def tell(share: float) -> None:
             self.fraction = min(0.999, (self._done + cost * share) / self._total) if self._total else 0.0
@@ -331,7 +331,7 @@ class PruningRun:
         return archive
 
     def _temporary(self) -> Path:
-        """Made on first use; goes with this object, at the latest when the program ends."""
+        """Created on first use; deleted with this object, at the latest when the program ends."""
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="rose-pruned-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -345,7 +345,7 @@ class PruningRun:
         self._farewell.start()
 
     def hold(self) -> None:
-        """The viewer is (still, or again) there."""
+        """The viewer is there, still or again."""
         if self._farewell is not None:
             self._farewell.cancel()
 

@@ -1,4 +1,4 @@
-"""What a run over the whole model is asked for, and what it will take. No Streamlit here."""
+"""The settings of a run over the whole model, and what it will take. No Streamlit here."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Slimming:
         )
         label = f"{request.method}, {request.ratio:.0%} out"
         slim = self._judge(label, model, loaded.tokenizer, held_out, job)
-        self.doing = "Speed, both models in turns"
+        self.doing = "Measuring the speed of both models"
         acquire(loaded.lock, job)
         try:
             speeds = _speeds([loaded.model, model], job)
@@ -118,7 +118,7 @@ class Slimming:
         if self.request.prompt.strip():
             text = continue_prompt(model, tokenizer, self.request.prompt, new_tokens=self.request.new_tokens, tick=tick)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        return Outcome(label, parameters, perplexity, 0.0, text)  # speed: later, both in turns
+        return Outcome(label, parameters, perplexity, 0.0, text)  # speed: measured later, for both at once
 
     def _write(self, model: Any, tokenizer: Any, report: rose.RunReport, job: Job) -> None:
         self.doing = "Writing the checkpoint"
@@ -141,7 +141,8 @@ class Slimming:
 
 @torch.no_grad()
 def _speeds(models: Sequence[Any], job: Job) -> list[float]:
-    """Tokens per second of reading a prompt; the models in turns, so that other work disturbs them alike, best turn."""
+    """Tokens per second of reading a prompt; the models take turns, so that other work disturbs both alike, and the
+    best turn counts."""
     best = [float("inf")] * len(models)
     for _ in range(TURNS):
         for number, model in enumerate(models):

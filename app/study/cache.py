@@ -47,14 +47,14 @@ logger = logging.getLogger(__name__)
 VARIABLE = "ROSE_CACHE"
 EXAMPLE = Path(__file__).with_name("example.safetensors")
 EXAMPLE_FORMAT = "1"  # of that file; another one is not read
-LIMIT = 3 * 10**9  # bytes of everything that is kept; the calibrations used longest ago go first
+LIMIT = 3 * 10**9  # bytes of everything that is kept; the least recently used calibrations go first
 
 
 @dataclass(frozen=True)
 class Files:
-    """What the names of a model and a text stood for at one moment; None for what was not on this machine.
+    """Identities of a model's and a text's files at one moment; None for what was not on this machine.
 
-    A name stays while its file is replaced: results belong to files.
+    Results belong to files, not to names, under which a file may be replaced.
     """
 
     model: str | None
@@ -86,7 +86,7 @@ class Kept:
 
 
 def files_of(setup: Setup) -> Files:
-    """What this set-up's names stand for now."""
+    """The files that this set-up names, as they are now."""
     return Files(model_identity(setup.model), _text_identity(setup.text))
 
 
@@ -99,7 +99,7 @@ def folder_of(setup: Setup, files: Files) -> Path | None:
 
 
 def recall(setup: Setup, files: Files) -> Kept | None:
-    """What is on disk for this set-up and these files: the user's own results, else the example that comes along."""
+    """What is on disk for this set-up and these files: the user's own results, else the packaged example."""
     folder = folder_of(setup, files)
     return (read_study(folder, setup) if folder else None) or read_example(setup)
 
@@ -121,7 +121,7 @@ def _read_records(facts: Mapping[str, str]) -> list[rose.LayerRecord]:
 def write_study(
     folder: Path, setup: Setup, records: Sequence[rose.LayerRecord], condition: Mapping[str, float]
 ) -> None:
-    """Keeps what was measured; where the disk does not take it, says so in the log and goes on."""
+    """Keeps what was measured; if it cannot be written, logs that and goes on."""
     texts = json.dumps([dataclasses.asdict(record) for record in records])
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def write_example(kept: Kept, path: Path = EXAMPLE) -> None:
     """Writes what `read_example` reads.
 
     Raises:
-        OSError, SafetensorError: as the disk has it.
+        OSError, SafetensorError: the file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     for layer, streams in kept.statistics.items():
@@ -180,12 +180,12 @@ def write_example(kept: Kept, path: Path = EXAMPLE) -> None:
 
 @cache
 def text_digest() -> str:
-    """Tells the packaged text of this Python from that of another."""
+    """Identifies the packaged text, which differs between Python releases."""
     return _digest(packaged_text())
 
 
 def read_blocks(folder: Path, layers: Sequence[PrunableLayer]) -> list[BlockStatistics] | None:
-    """Statistics of these layers by decoder block; None where they are not there, or not whole."""
+    """Statistics of these layers by decoder block; None where they are missing or damaged."""
     try:
         blocks = [_read_block(folder, index, chosen) for index, chosen in blocks_of(layers).items()]
     except DamagedFile:
@@ -194,7 +194,7 @@ def read_blocks(folder: Path, layers: Sequence[PrunableLayer]) -> list[BlockStat
 
 
 def write_blocks(folder: Path, blocks: Sequence[BlockStatistics]) -> None:
-    """Keeps statistics, and makes room for them; where the disk does not take them, says so in the log and goes on."""
+    """Keeps statistics, and makes room for them; if they cannot be written, logs that and goes on."""
     size = sum(tensor.numel() * tensor.itemsize for block in blocks for tensor in _pack(block)[0].values())
     if size > LIMIT:
         logger.info("Statistics of %.1f GB are too large to be kept for the next start", size / 1e9)
@@ -210,7 +210,8 @@ def write_blocks(folder: Path, blocks: Sequence[BlockStatistics]) -> None:
 
 
 def _pack(block: BlockStatistics) -> tuple[dict[str, Tensor], dict[str, dict[str, int]]]:
-    """Tensors of a block's statistics, and for each stream which layer reads which of them: sharing survives."""
+    """Tensors of a block's statistics, and which layer reads which of them, by stream, so that layers go on sharing
+    them."""
     tensors: dict[str, Tensor] = {}
     owners = {}
     for stream, found in (("calibration", block.calibration), ("held_out", block.held_out)):
@@ -235,7 +236,7 @@ def _unpack(tensors: Mapping[str, Tensor], prefix: str) -> rose.InputStatistics:
 
 
 def _make_room(folder: Path, size: int) -> None:
-    """Removes whole calibrations, the one used longest ago first, until so many more bytes are within the limit."""
+    """Removes whole calibrations, the least recently used first, until this many more bytes fit within the limit."""
     others = sorted((one for one in folder.parent.iterdir() if one.is_dir() and one != folder), key=_used)
     sizes = {one: sum(file.stat().st_size for file in one.iterdir()) for one in others}
     for one in others:
@@ -257,7 +258,7 @@ def _root() -> Path | None:
 
 
 def model_identity(name: str) -> str | None:
-    """Tells a model from any other or later one; None where it is not on this machine, or just being written."""
+    """Identifies a model's files; None where it is not on this machine, or just being written."""
     try:
         return identify(name)
     except OSError:
@@ -265,7 +266,7 @@ def model_identity(name: str) -> str | None:
 
 
 def _text_identity(text: str) -> str | None:
-    """Tells a calibration text from any other or later one; None where there is no such file."""
+    """Identifies a calibration text; None where there is no such file."""
     if text == "packaged":
         return f"{text} of Python {sys.version}"
     if text in DATASETS:
@@ -279,7 +280,7 @@ def _text_identity(text: str) -> str | None:
 
 @cache
 def _version() -> str:
-    """Of all code that results depend on, as on disk, and of torch and transformers."""
+    """A digest of all code that results depend on, and of the versions of torch and transformers."""
     found = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
     for path in _sources():
         found.update(path.read_bytes())

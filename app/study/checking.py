@@ -1,6 +1,6 @@
 """The checks of one layer, run in the background: prune by several methods, then look at the layer's own inputs.
 
-No Streamlit here. Only numbers are kept; the inputs go by batch after batch.
+No Streamlit here. Only numbers are kept; inputs are processed batch by batch.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Findings:
         measures, sparsity, held_out: one entry per method of the request; held-out error is relative, None without
             held-out tokens.
         curve: error against the length of the calibration.
-        tokens: calibration tokens that went by.
+        tokens: calibration tokens that were measured on.
         seconds: that it took.
     """
 
@@ -127,7 +127,7 @@ class LayerChecks:
         )
 
     def _pass(self, job: Job, direct: DirectError, curve: CalibrationCurve) -> None:
-        """The calibration tokens through the dense model up to this layer, whose inputs feed both measurements."""
+        """Runs the calibration tokens through the dense model up to this layer, whose inputs feed both measurements."""
         loaded, tokens = self._study.loaded, self._study.calibration.tokens
         assert loaded is not None
         assert tokens is not None
@@ -147,12 +147,12 @@ class LayerChecks:
 
 
 def input_checks(study: Study, layer: str) -> list[Check]:
-    """What calibration gave this layer; needs no run."""
+    """Checks of this layer's calibration; they need no run."""
     return study.remember(("input checks", layer), lambda: check_inputs(study.statistics(layer), study.setup.damping))
 
 
 def estimate(study: Study, request: CheckRequest) -> Cost:
-    """What the checks of one layer will take."""
+    """What the checks of one layer cost."""
     assert study.loaded is not None
     setup = study.setup
     points = len(prefix_lengths(setup.samples, setup.length))

@@ -1,7 +1,7 @@
 """Makes the finished study that comes with the app: python -m app.study.example. Takes a minute or two.
 
 It measures all layers of the packaged model on the start page's own settings, as the app would, and keeps every
-number, and the statistics of the most columnar layers, about 4 MB in all. Make it anew whenever what a study measures
+number, and the statistics of the most columnar layers, about 6 MB in all. Run it again whenever what a study measures
 has changed; `tests/app/study/test_example.py` compares it with a fresh measurement.
 """
 

@@ -85,7 +85,7 @@ def check_text(text: str) -> None:
     if path.suffix not in (".txt", ".jsonl"):
         raise rose.RoseError(f"Unknown text {text!r}; give one of {', '.join(SOURCES)}, or a .txt or .jsonl file.")
     if not path.is_file():
-        raise rose.RoseError(f"The file {path} cannot be read, as there is none; check the path.")
+        raise rose.RoseError(f"There is no file {path}; check the path.")
 
 
 def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:
@@ -98,7 +98,7 @@ def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:
     share = parse_sparsity(setup.sparsity).ratio
     if share in (0, 1):
         what = "nothing, so every error will be 0" if share == 0 else "every weight, so every relative error will be 1"
-        found.append(f"Sparsity {share:g} removes {what}. Choose one between them to see a difference.")
+        found.append(f"Sparsity {share:g} removes {what}. Choose a sparsity between 0 and 1.")
     narrow = sum(width <= setup.block_size for width in widths)
     if narrow:
         found.append(

@@ -1,4 +1,4 @@
-"""What a study says of heads and channels: their costs on the statistics that it has measured. No Streamlit here."""
+"""What heads and channels cost, on the statistics of a study. No Streamlit here."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Structures:
         self.study, model = study, study.loaded.model
         self.kinds = kinds_of(model)
         if not self.kinds:
-            raise rose.RoseError("Neither heads nor channels of this model can be taken out; choose another model.")
+            raise rose.RoseError("Neither heads nor channels of this model can be removed; choose another model.")
         self.parts = {(part.kind, part.block_index): part for one in find_parts(model, self.kinds) for part in one}
         missing = [part.output.name for part in self.parts.values() if not study.has(part.output.name)]
         if missing:
@@ -79,7 +79,7 @@ class Structures:
         )
 
     def pieces(self) -> list[Callable[[], object]]:
-        """What is to be computed before a page can show all: one piece a part."""
+        """What must be computed before the page can show everything: one piece a part."""
         return [partial(self.priced, part) for part in self.parts.values()]
 
     def head_costs(self) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -111,7 +111,8 @@ class Study:
 
     Attributes:
         setup: what was asked.
-        files: what its names stood for when it was begun, or, of a model from the Hub, once it was loaded.
+        files: the files that it names, as they were when it was started, or, for a model from the Hub, once it was
+            loaded.
         go_on: whether a layer that cannot be measured is put into `failed` instead of ending the run.
         failed: layers that could not be measured, and why.
         kept: what was found on disk; None where nothing was.
@@ -387,6 +388,14 @@ class Study:
             ):
                 self._memory.popitem(last=False)
         return value
+
+
+def held_by(studies: Sequence[Study]) -> int:
+    """Bytes of statistics and remembered results of these studies; what they share counts once."""
+    blocks = [block for study in studies for block in study.calibration.blocks]
+    every = [one for block in blocks for found in (block.calibration, block.held_out) for one in found.values()]
+    statistics = {id(one): 4 * one.columns**2 for one in every}
+    return sum(statistics.values()) + held([study._memory for study in studies])
 
 
 def held(results: Any) -> int:

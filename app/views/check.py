@@ -66,7 +66,7 @@ def _choose(layer: str) -> CheckRequest:
         format_func=_label,
         key="check_methods",
         bind="query-params",
-        help="Each prunes the layer; the error that it reports is measured in three independent ways.",
+        help="Each method prunes the layer; its error is then measured in three independent ways.",
     )
     curve = right.selectbox(
         "Over-fitting curve of",
@@ -74,7 +74,7 @@ def _choose(layer: str) -> CheckRequest:
         format_func=_label,
         key="check_curve",
         bind="query-params",
-        help="Pruned anew on ever more of the calibration tokens.",
+        help="The layer is pruned again on more and more of the calibration tokens.",
     )
     return CheckRequest(layer, tuple(methods), curve, session.threshold())
 
@@ -89,7 +89,7 @@ def _runs() -> dict[object, LayerChecks]:
 
 
 def _offer(study: Study, request: CheckRequest, run: LayerChecks | None) -> None:
-    """The way to the measurements that take a pass through the model."""
+    """The button for measurements that need a pass through the model, with their cost."""
     if run is not None:
         components.job_status(run.job, "checks", NOT_KEPT)  # failed or cancelled
     if not request.methods:
@@ -157,7 +157,7 @@ def _one_layer(study: Study, layer: str, findings: Findings | None) -> None:
         checks += [(_label(method), check) for method, check in findings.checks()]
     order = ["fail", "look", "pass"]
     checks.sort(key=lambda pair: order.index(pair[1].status))
-    st.subheader(_verdict([check.status for _, check in checks], "check"), anchor=False)
+    st.header(_verdict([check.status for _, check in checks], "check"), anchor=False)
     _table(checks, f"Checks of {layer}")
 
 
@@ -167,6 +167,7 @@ def _measures(study: Study, layer: str, findings: Findings, request: CheckReques
     components.show(
         figures.error_measures(findings.measures, layer=words.short_layer(layer), theme=session.theme()),
         "three-measures",
+        wide=True,
     )
     st.markdown(f"Agreement within {AGREE:g}: **{words.out_of(agree, len(gaps), 'method')}**.")
     rows = [
@@ -184,10 +185,10 @@ def _measures(study: Study, layer: str, findings: Findings, request: CheckReques
     ]
     st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt=f"Three measures of the error of {layer}")
     st.caption(
-        f"Squared error of the layer's outputs, summed over {findings.tokens} calibration tokens: from the Hessian "
-        "alone; from what the sweep itself counted, less its damping; and from the tokens, without a Hessian. "
+        f"Squared error of the layer's outputs, summed over {findings.tokens} calibration tokens and computed three "
+        f"ways: from the Hessian, from the sweep's own sum minus its damping, and from the tokens without a Hessian. "
         f"Disagreement is (largest − smallest) / largest: up to {AGREE:g} passes, above {AGREE_ROUGHLY:g} fails. "
-        "Relative errors are shares of the dense output's square."
+        "Relative errors are divided by the squared norm of the dense output."
     )
 
 
@@ -199,7 +200,7 @@ def _overfitting(study: Study, layer: str, findings: Findings, request: CheckReq
         requested=study.setup.damping,
         theme=session.theme(),
     )
-    components.show(drawing, "held-out-curve")
+    components.show(drawing, "held-out-curve", wide=True)
     rows = [
         {
             "Calibration tokens": f"{point.tokens}",
@@ -213,11 +214,11 @@ def _overfitting(study: Study, layer: str, findings: Findings, request: CheckReq
         for point in findings.curve
     ]
     if findings.curve[-1].held_out_error is None:
-        st.info("Nothing was held out in this set-up; ask for held-out samples on the start page.")
+        st.info("Nothing was held out in this set-up; add held-out samples on the start page.")
     st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt=f"Error of {layer} by calibration length")
     st.caption(
-        f"Relative errors; {study.setup.held_out} × {study.setup.length} held-out tokens that no fit has seen. "
-        f"A ratio up to {OVERFIT:g} passes. Where the held-out error no longer falls, more calibration does not help."
+        f"Relative errors; {study.setup.held_out} × {study.setup.length} held-out tokens, not used for pruning. A "
+        f"ratio up to {OVERFIT:g} passes. Where the held-out error no longer falls, more calibration does not help."
     )
 
 
@@ -225,6 +226,7 @@ def _sparsity(study: Study, layer: str, findings: Findings, request: CheckReques
     components.show(
         figures.sparsity_by_method(findings.sparsity, layer=words.short_layer(layer), theme=session.theme()),
         "sparsity-by-method",
+        wide=True,
     )
     rows = [
         {
@@ -242,9 +244,9 @@ def _sparsity(study: Study, layer: str, findings: Findings, request: CheckReques
     ]
     st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt=f"Sparsity of {layer}")
     st.caption(
-        "Every method promises its count somewhere else: SparseGPT and ROSE in every block, Wanda in every row, a "
-        "layer-wide budget in the whole layer, N:M in every group. The deviation is the largest difference from that "
-        "count. Counts are rounded to whole weights, so the shares need not be equal to the last digit."
+        "Each method fixes the number of removed weights per unit: SparseGPT and ROSE per block, Wanda per row, a "
+        "layer budget per layer, N:M per group. The deviation is the largest difference from that number. Counts are "
+        "rounded to whole weights, so the shares may differ in the last digit."
     )
 
 
@@ -261,7 +263,7 @@ def _all_layers(study: Study) -> None:
         _nothing_yet(study)
         return
     table = rank_layers(table)
-    st.subheader(_verdict(list(table["status"]), "layer"), anchor=False)
+    st.header(_verdict(list(table["status"]), "layer"), anchor=False)
     _tell_tokens(study, table)
     _tell_overfitting(table)
     for layer, why in study.failed.items():
@@ -292,9 +294,10 @@ def _all_layers(study: Study) -> None:
     )
     left, right = st.columns([4, 1])
     left.caption(
-        f"Select a row to choose its layer. Passes: no NaN or infinity; no dead column; at least as many tokens as "
+        f"Select a row to choose its layer. To pass, a layer needs no NaN or infinity; no dead column; at least as "
+        f"many tokens as "
         f"columns; damping {setup.damping:g} as requested; the requested sparsity to half a weight per block; "
-        f"held-out error at most {OVERFIT:g} times the calibration error for every method that was measured."
+        f"a held-out error of at most {OVERFIT:g} times the calibration error for every measured method."
     )
     right.download_button(
         "Table, CSV",
@@ -306,19 +309,19 @@ def _all_layers(study: Study) -> None:
     )
     if not records.empty:
         ratio = parse_sparsity(setup.sparsity).ratio
-        components.show(figures.sparsity_strip(records, ratio, theme=session.theme()), "sparsity-of-layers")
+        components.show(figures.sparsity_strip(records, ratio, theme=session.theme()), "sparsity-of-layers", wide=True)
         if (records["damping"] > setup.damping * 1.0001).any():
             drawing = figures.damping_strip(records, setup.damping, marked_layer=session.layer(), theme=session.theme())
-            components.show(drawing, "damping-of-layers")
+            components.show(drawing, "damping-of-layers", wide=True)
         else:
-            st.caption(f"No layer needed more damping than the {setup.damping:g} that was asked for.")
+            st.caption(f"No layer needed more damping than the requested {setup.damping:g}.")
 
 
 def rank_layers(table: pd.DataFrame) -> pd.DataFrame:
-    """Failures first, then reviews, then passes; over-fitting and few tokens are no defects of a layer.
+    """Failures first, then reviews, then passes; over-fitting and too few tokens are not defects of a layer.
 
-    They are told apart, of all layers at once: a calibration that is too short would otherwise raise as many alarms as
-    there are layers, in which a layer with NaN could not be found.
+    They are reported once for all layers: a short calibration would otherwise raise an alarm for every layer and hide
+    the one with NaN.
     """
     defects = [name for name in CHECKS if name not in (TOKENS, FITTING)]
     worst = table[defects].apply(lambda row: max(row, key=lambda one: RANK.get(one, 0)), axis=1)
@@ -332,7 +335,7 @@ def _tell_tokens(study: Study, table: pd.DataFrame) -> None:
         tokens = study.setup.samples * study.setup.length
         st.warning(
             f"{words.whole(tokens)} calibration tokens are too few for {words.out_of(len(few), len(table), 'layer')}, "
-            "which have more columns than that. Their errors look smaller than they are: ask for more samples.",
+            "which have more columns than that. Their errors look smaller than they are; use more samples.",
             icon=":material/data_usage:",
         )
 
@@ -342,16 +345,16 @@ def _tell_overfitting(table: pd.DataFrame) -> None:
     if len(over):
         st.info(
             f"Over-fitting: on {words.out_of(len(over), len(table), 'layer')} the held-out error is more than "
-            f"{OVERFIT:g} times the calibration error. That says how far the calibration carries, not that a layer is "
-            "wrong; more samples lower it.",
+            f"{OVERFIT:g} times the calibration error. This says how well the calibration generalizes, not that a "
+            f"layer is wrong; more samples reduce it.",
             icon=":material/query_stats:",
         )
 
 
 def _nothing_yet(study: Study) -> None:
-    """In place of the table while the first decoder block has not been measured, or where it never was."""
+    """Shown instead of the table until the first decoder block is measured, or if it never was."""
     if study.job.status == "running":
-        st.info("The first layers will show here as soon as they have been measured.")
+        st.info("The first layers appear here as soon as they are measured.")
         components.wait_for(study, lambda: bool(study.calibration.blocks))
         return
     why = f": {study.job.message}" if study.job.status == "failed" else "."

@@ -47,16 +47,18 @@ def draw() -> None:
         view = components.section(SECTIONS, "depth_view", width="content")
         option = _option(view, chosen)
     if view == DRIFT:
-        components.show(figures.drift_curves(table, scale=option, theme=session.theme()), "depth-drift")
+        components.show(figures.drift_curves(table, scale=option, theme=session.theme()), "depth-drift", wide=True)
     elif view == ORIGIN:
-        components.show(figures.drift_shares(table[table["run"] == option], theme=session.theme()), "depth-origin")
+        components.show(
+            figures.drift_shares(table[table["run"] == option], theme=session.theme()), "depth-origin", wide=True
+        )
         st.caption(
-            "Passed on: what the block's dense weights would have made of the drift that it received. Arisen: what "
-            "pruning its layers changed. Both are squared distances, which add up only where the two are unrelated; "
-            "layers that repair earlier errors work against them."
+            "Passed on: the drift that the block would hand on with its dense weights. Arisen: what pruning its layers "
+            "changes. Both are squared distances, so they add up only where the two are uncorrelated; layers that "
+            "repair earlier errors cancel part of them."
         )
     else:
-        components.show(figures.repaired_shares(table, theme=session.theme()), "depth-repair")
+        components.show(figures.repaired_shares(table, theme=session.theme()), "depth-repair", wide=True)
     _perplexities(table)
 
 
@@ -70,8 +72,8 @@ def _saved() -> list[rose.RunReport]:
         key="depth_path",
         bind=URL,
         placeholder="pruned/",
-        help="The folder that `rose prune` or the Prune page has written, or one that holds several such folders. "
-        "Held-out tokens must have been given: drift is measured on them.",
+        help="A folder written by `rose prune` or the Prune page, or one that holds several such folders. The run "
+        "needs held-out tokens: drift is measured on them.",
     )
     if not path.strip():
         return []
@@ -91,17 +93,16 @@ def _choose(named: dict[str, rose.RunReport]) -> list[str]:
         kept = [name for name in chosen or [] if name in names]
         state.depth_runs = (kept + [name for name in names if name not in known])[-SHOWN:]
         state.depth_names = names
-    return st.multiselect(
-        "Runs to compare", names, key="depth_runs", help="Those pruned on this server, and saved ones."
-    )
+    return st.multiselect("Runs to compare", names, key="depth_runs", help="Runs on this server, and saved ones.")
 
 
 def _empty() -> None:
     with st.container(border=True, horizontal_alignment="center", gap="small"):
         st.markdown("**How far the hidden states of a pruned model move from the dense model's, block by block**")
         st.markdown(
-            "Compare two targets on the chosen model: each layer keeps its own output, as in the papers, or makes up "
-            "for the layers before it. Copies pruned on the Prune page show here too, and so do saved runs, above."
+            "Compare two targets on the chosen model: each layer keeps its own output, as in the papers, or "
+            "compensates for the layers before it. Copies pruned on the Prune page appear here too, and so do saved "
+            "runs opened above."
         )
         with st.container(width=420):
             _compare_button()
@@ -134,7 +135,7 @@ def _compare_button() -> None:
 
 
 def _follow(run: PruningRun) -> None:
-    """The small comparison at work, or how it ended where it was not finished."""
+    """Progress of the small comparison, or why it did not finish."""
     status, finished = run.job.status, len(run.copies)
     if status == "failed":
         st.error(run.job.message, icon=":material/error:")

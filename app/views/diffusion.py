@@ -65,7 +65,7 @@ def choose() -> DiffusionRequest:
 
 
 def offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
-    """The button, and how what is shown differs from what is chosen."""
+    """The button, and a note where the choice differs from what is shown."""
     left, right = st.columns([1, 3], vertical_alignment="center")
     problem = ""
     try:
@@ -85,7 +85,7 @@ def offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
     if problem:
         right.warning(problem, icon=":material/warning:")
     elif run is None:
-        right.caption(f"Calibrates on {request.samples} pictures × {STEPS} steps; takes some seconds.")
+        right.caption(f"Calibrates on {request.samples} pictures × {STEPS} steps; takes a few seconds.")
     elif run.request != request:
         right.caption(f"Shown: {label(run)}. Prune again to see your choice.")
     else:
@@ -116,7 +116,7 @@ def wait(run: DiffusionRun) -> None:
 
 
 def finished(run: DiffusionRun | None) -> DiffusionRun | None:
-    """The run, if it has ended well."""
+    """The run, if it has finished."""
     return run if run is not None and run.job.status == "done" else None
 
 
@@ -137,13 +137,13 @@ def pictures(model: DenseModel, run: DiffusionRun | None, request: DiffusionRequ
         drift=None if done is None or done.drift is None else float(done.drift[step]),
         theme=session.theme(),
     )
-    components.show(drawing, "diffusion-pictures")
+    components.show(drawing, "diffusion-pictures", wide=True)
     if done is None:
-        st.info("The pruned model's pictures will stand below these, from the same noise.")
+        st.info("The pruned model's pictures will appear below these, drawn from the same noise.")
 
 
 def at(trajectory: rose.Trajectory, step: int) -> np.ndarray:
-    """(n, 28, 28): x after so many steps."""
+    """x after this many steps, (n, 28, 28)."""
     shown = trajectory.pictures if step == len(trajectory.states) else trajectory.states[step]
     return shown[:, 0].numpy()
 
@@ -151,7 +151,7 @@ def at(trajectory: rose.Trajectory, step: int) -> np.ndarray:
 def drift(_model: DenseModel, run: DiffusionRun | None, _request: DiffusionRequest) -> None:
     done = finished(run)
     if done is None or done.drift is None or done.dense is None:
-        st.info("Prune first: this shows how far the pruned model's pictures move away, step by step.")
+        st.info("Prune first: this shows how far the pruned model's pictures drift, step by step.")
         return
     drawing = figures.drift_curve(
         done.drift.tolist(),
@@ -160,7 +160,7 @@ def drift(_model: DenseModel, run: DiffusionRun | None, _request: DiffusionReque
         marked=st.session_state.get("diffusion_step"),
         theme=session.theme(),
     )
-    components.show(drawing, "diffusion-drift")
+    components.show(drawing, "diffusion-drift", wide=True)
 
 
 def weights(model: DenseModel, _run: DiffusionRun | None, request: DiffusionRequest) -> None:
@@ -178,19 +178,19 @@ def weights(model: DenseModel, _run: DiffusionRun | None, request: DiffusionRequ
         layer=layer,
         theme=session.theme(),
     )
-    components.show(drawing, "diffusion-weights")
+    components.show(drawing, "diffusion-weights", wide=True)
 
 
 def layers(_model: DenseModel, run: DiffusionRun | None, _request: DiffusionRequest) -> None:
     done = finished(run)
     if done is None or done.report is None:
-        st.info("Prune first: this shows which layers were columnar as they were pruned.")
+        st.info("Prune first: this shows which layers were columnar when they were pruned.")
         return
     table = done.report.layers
     columnar = table[table["relative_range"] > session.threshold()]
     st.markdown(f"**{len(columnar)} of {len(table)} layers are columnar** above {session.threshold():.2f}.")
     drawing = overview.model_map(table, threshold=session.threshold(), theme=session.theme())
-    components.show(drawing, "diffusion-map")
+    components.show(drawing, "diffusion-map", wide=True)
     summary = done.report.summary
     st.caption(
         f"Blocks of {summary['block_size']} columns, one attention head. Pruned: {summary['weights']} of "

@@ -114,7 +114,7 @@ def choose_block(plan: rose.OrderPlan) -> int | None:
 
 
 def look(layer: str, block: int | None = None) -> dict[str, Any]:
-    """What all figures of one layer are told."""
+    """Arguments that all figures of one layer share."""
     return {"layer": words.short_layer(layer), "marked_block": block, "theme": session.theme()}
 
 
@@ -131,9 +131,13 @@ def why(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> No
 def weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     weight = study.weight(layer)
     if components.choose("As", {"map": "Heatmap", "surface": "3-D surface"}, "weights_as") == "map":
-        components.show(maps.weight_map(weight, widths=plan.block_width, **look(layer, block)), "layer-weights")
+        components.show(
+            maps.weight_map(weight, widths=plan.block_width, **look(layer, block)), "layer-weights", wide=True
+        )
     else:
-        components.show(maps.weight_surface(weight, widths=plan.block_width, **look(layer, block)), "layer-surface")
+        components.show(
+            maps.weight_surface(weight, widths=plan.block_width, **look(layer, block)), "layer-surface", wide=True
+        )
 
 
 def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
@@ -154,6 +158,7 @@ def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) ->
                 **look(layer, block),
             ),
             "layer-diagonal",
+            wide=True,
         )
     elif components.finished(
         [lambda: study.spectrum(layer)], "layer-spectrum-work", (study.created, layer, "spectrum"), "spectrum"
@@ -161,7 +166,7 @@ def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) ->
         drawn = hessian.hessian_spectrum(
             study.spectrum(layer), added=added, layer=words.short_layer(layer), theme=session.theme()
         )
-        components.show(drawn, "layer-spectrum")
+        components.show(drawn, "layer-spectrum", wide=True)
 
 
 LOSS_MAPS: dict[str, tuple[str, Callable[..., Drawing]]] = {
@@ -173,9 +178,9 @@ LOSS_MAPS: dict[str, tuple[str, Callable[..., Drawing]]] = {
 
 
 def pre_pruning(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    components.show(losses.block_loss_bars(plan, **look(layer, block)), "layer-bars", on_select=pick_block)
+    components.show(losses.block_loss_bars(plan, **look(layer, block)), "layer-bars", on_select=pick_block, wide=True)
     shown = components.choose("Map of", {name: label for name, (label, _) in LOSS_MAPS.items()}, "loss_map")
-    components.show(LOSS_MAPS[shown][1](plan, **look(layer, block)), f"layer-{shown}")
+    components.show(LOSS_MAPS[shown][1](plan, **look(layer, block)), f"layer-{shown}", wide=True)
 
 
 def pick_block() -> None:
@@ -205,6 +210,7 @@ def order(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
     components.show(
         order_picture.order_picture(plan, shown_order(plan, name), marked_column=followed, **look(layer, block)),
         "layer-order",
+        wide=True,
     )
     if name == "rose" and not plan.is_columnar:
         st.caption(
@@ -222,7 +228,7 @@ def error(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
     table = table[table["layer"] == layer]
     column = choose_error(table)
     records = tables.error_records(table)
-    components.show(comparison.method_errors(records, column=column, theme=session.theme()), "layer-errors")
+    components.show(comparison.method_errors(records, column=column, theme=session.theme()), "layer-errors", wide=True)
     row = table.iloc[0]
     if not plan.is_columnar:
         st.caption(
@@ -258,7 +264,7 @@ def error_numbers(records: pd.DataFrame) -> None:
 
 
 def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    """Several layers side by side; the chosen one among them unless it is taken out."""
+    """Several layers side by side, with the chosen one unless the user removes it."""
     table = measured(study)
     known = table.sort_values("relative_range", ascending=False, kind="stable")["layer"].tolist()
     first = [layer, *(name for name in known if name != layer)][:COMPARED]
@@ -271,17 +277,19 @@ def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
         format_func=words.short_layer,
         key="compare",
         bind=URL,
-        help="At first the chosen layer and those with the highest relative range.",
+        help="Default: the chosen layer and those with the highest relative range.",
     )
     if not chosen:
         st.info("Choose at least one layer.")
         return
     rows = table[table["layer"].isin(chosen)]
     ranges = overview.range_bars(rows, threshold=session.threshold(), marked_layer=layer, theme=session.theme())
-    components.show(ranges, "compare-ranges")
+    components.show(ranges, "compare-ranges", wide=True)
     column = choose_error(rows)
     records = tables.error_records(rows)
-    components.show(comparison.method_errors(records, column=column, theme=session.theme()), "compare-errors")
+    components.show(
+        comparison.method_errors(records, column=column, theme=session.theme()), "compare-errors", wide=True
+    )
     error_numbers(records)
 
 
@@ -300,7 +308,7 @@ VIEWS = {
 
 
 def exact(plan: rose.OrderPlan, block: int) -> None:
-    """What the figures show of the marked block, as numbers."""
+    """The marked block in numbers."""
     name = st.session_state.get("picture_order") or "rose"
     made = shown_order(plan, name)
     table = tables.column_table(plan, made, block)

@@ -26,12 +26,12 @@ METRICS = {
     "held_out": "Held-out error",
 }
 MEANING = {
-    "relative_range": "How unevenly the blocks of a layer would lose: (max − min) / max of block loss.",
+    "relative_range": "How unevenly loss is spread over a layer's blocks: (max − min) / max of block loss.",
     "condition": "Largest over smallest eigenvalue of the damped Hessian.",
-    "held_out_gain": "Held-out error that two-level order saves against SparseGPT in every layer; below 0 it costs.",
-    "gain": "Error that two-level order saves against SparseGPT in every layer, columnar or not; below 0 it costs.",
+    "held_out_gain": "Share of SparseGPT's held-out error that two-level order saves; negative: it adds error.",
+    "gain": "Share of SparseGPT's error that two-level order saves, columnar or not; negative: it adds error.",
     "error": "Relative error on calibration tokens, ‖ΔW Xᵀ‖² / ‖W Xᵀ‖².",
-    "held_out": "Relative error on tokens that nothing was fitted to.",
+    "held_out": "Relative error on tokens not used for pruning.",
 }
 ERRORS = ("error", "held_out")
 NAMED = 6  # layers that a sentence lists
@@ -48,7 +48,7 @@ def draw() -> None:
         if st.session_state.pop("layer_picked", False) or (running and study.job.status != "running"):
             st.rerun()
         if table.empty:
-            st.info("The first layers are being measured; they will show here as they arrive.")
+            st.info("The first layers are being measured and appear here as they finish.")
             return
         results(study, table, metric, threshold)
 
@@ -111,12 +111,12 @@ def nothing_in(metric: str) -> str:
     if metric == "held_out_gain":
         return "There are no held-out samples in this set-up; ask for some on the start page."
     if metric == "gain":
-        return "SparseGPT makes no error in any layer at this sparsity, so there is none that an order could save."
+        return "SparseGPT makes no error in any layer at this sparsity, so there is none for an order to save."
     return "No layer measured so far has a value here."
 
 
 def flips(table: pd.DataFrame, threshold: float) -> None:
-    """How many layers are columnar, and which change sides against the usual threshold."""
+    """How many layers are columnar, and which the default threshold would judge otherwise."""
     columnar = table[table["is_columnar"]]
     text = f"**{len(columnar)} of {len(table)} layers are columnar** above {threshold:.2f}"
     text += f": {listed(columnar['layer'])}." if len(columnar) else "."
@@ -250,7 +250,7 @@ def exact(table: pd.DataFrame) -> None:
         alt="All layers measured so far with relative range, errors and Hessian condition",
     )  # fmt: skip
     left, middle, right = st.columns([4, 1, 1], vertical_alignment="center")
-    left.caption("Sort by a click on a heading. ROSE is two-level order where columnar, else SparseGPT.")
+    left.caption("Click a heading to sort. ROSE is two-level order where columnar, else SparseGPT.")
     middle.download_button(
         "CSV", lambda: table.to_csv(index=False), "layers.csv", icon=":material/download:", width="stretch",
         on_click="ignore", key="layers-csv",

@@ -35,7 +35,7 @@ FLAT = LayerDesign(strength=0.0)
 
 
 def draw_lesson(lesson: Lesson) -> None:
-    st.subheader(lesson.claim, anchor=False)
+    st.header(lesson.claim, anchor=False)
     for formula in lesson.formulas:
         st.latex(formula)
     st.markdown(lesson.text)
@@ -52,7 +52,7 @@ def draw(drawing: Drawing, key: str) -> None:
 
 
 def steady(drawing: Drawing) -> Drawing:
-    """The same matrix at the same place in every step, whether or not its losses stand below it."""
+    """Keeps the matrix at the same place in every step, with or without losses below it."""
     drawing.figure.update_layout(height=428, margin={"l": 110, "t": 100})
     drawing.figure.update_yaxes(range=[5.9, -0.6], automargin=False)
     return drawing
@@ -169,10 +169,10 @@ def real_layer(columnar: bool) -> tuple[Study, str] | None:
 
 
 def choose_subject(columnar: bool) -> tuple[Study, str] | None:
-    """A real layer where one is measured and asked for; the generated one, None, is the same for every class."""
+    """A measured layer where the user asks for one; None for the generated one, which is the same for every class."""
     measured = real_layer(columnar)
     if measured is None:
-        st.caption("A generated layer; once a model is measured, real ones can stand here.")
+        st.caption("A generated layer. Once a model is measured, you can choose a real one.")
         return None
     kinds = {"generated": "Generated layer", "real": "Real layer"}
     return measured if components.section(kinds, "lesson_kind", "Layer") == "real" else None
@@ -196,7 +196,7 @@ def where_from(chosen: tuple[Study, str] | None, columnar: bool, plan: rose.Orde
 
 
 def sweep_step(columnar: bool) -> None:
-    """Two sweeps, block by block; what they end at is told only once they have been seen to end."""
+    """Two sweeps, block by block; the result is told only after the user has seen the end."""
     left, stage = sides()
     with left:
         text = st.container()
@@ -232,7 +232,7 @@ def sweep_step(columnar: bool) -> None:
 
 
 def played_step(blocks: int) -> int:
-    """The step to show now; one further where the sweep is playing and its time has come."""
+    """The step to show now; one more where the sweep plays and the tick has passed."""
     state = st.session_state
     step = min(state.get("lesson_step", linked_step()), blocks)
     if playing() and time.monotonic() - state.lesson_ticked >= 0.8 * tick():
@@ -275,7 +275,7 @@ def go(by: int, blocks: int) -> None:
 
 
 def play_controls(blocks: int, results: tuple[rose.LayerResult, rose.LayerResult], energy: float, name: str) -> None:
-    """Play and pause, a block back and on, where it stands, how fast, and all of it as a file."""
+    """Play and pause, one block back or forward, position, speed, and the whole sweep as a file."""
     start, back, forth, where, speed, file = st.columns([2.1, 0.8, 0.8, 2.6, 1.5, 0.8], vertical_alignment="bottom")
     step = st.session_state.lesson_step
     icon = ":material/pause:" if playing() else ":material/play_arrow:"
@@ -287,10 +287,10 @@ def play_controls(blocks: int, results: tuple[rose.LayerResult, rose.LayerResult
         disabled=step == 0, width="stretch",
     )  # fmt: skip
     forth.button(
-        ":material/chevron_right:", key="lesson-forth", help="One block on", on_click=go, args=(1, blocks),
+        ":material/chevron_right:", key="lesson-forth", help="One block forward", on_click=go, args=(1, blocks),
         disabled=step == blocks, width="stretch",
     )  # fmt: skip
-    # The hand goes first: whoever moves the slider stops the play.
+    # Moving the slider by hand stops the play.
     where.slider("Blocks pruned", 0, blocks, key="lesson_step", on_change=pause, bind=URL)
     speed.selectbox("Speed", list(SPEEDS), format_func=SPEEDS.__getitem__, key="lesson_speed")
     theme = session.theme()
@@ -339,7 +339,9 @@ def choose_design() -> LayerDesign:
     strength = st.slider("Strength of one block", 0.0, 4.0, 2.0, 0.25, key="lesson_strength", bind=URL)
     first, second = st.columns(2)
     blocks = first.slider("Blocks", 3, 8, 6, key="lesson_blocks", bind=URL)
-    place = second.slider("Which block", 0, 7, 5, key="lesson_place", bind=URL, help="The last if there are fewer")
+    place = second.slider(
+        "Which block", 0, 7, 5, key="lesson_place", bind=URL, help="The last block if there are fewer"
+    )
     with st.popover("Rows and seed", icon=":material/tune:"):
         rows = st.slider("Rows", 16, 96, 64, 16, key="lesson_rows", bind=URL)
         seed = st.number_input("Seed", 0, 9999, 0, key="lesson_seed", bind=URL)
@@ -424,7 +426,7 @@ def turn(by: int) -> None:
 
 
 def renamed_lesson() -> str | None:
-    """The lesson that an older link names, found by its number, as its title has changed since."""
+    """The lesson that an old link names by a former title, found by its number."""
     linked = st.query_params.get("lesson", "")
     same = [label for label in LABELS if label.partition(" ")[0] == linked.partition(" ")[0]]
     return same[0] if same and linked not in LABELS else None
@@ -486,8 +488,8 @@ with middle.container(horizontal=True, horizontal_alignment="center", vertical_a
         args=(not projector,),
         help="Escape"
         if projector
-        else "Fills the window; F11 hides the browser too. Arrows and space drive it, and so "
-        "does a presenter's clicker.",
+        else "Fills the window; press F11 to hide the browser too. Works with arrow keys, space and a presenter's "
+        "clicker.",
     )
 forth.button(
     "Next", icon=":material/arrow_forward:", icon_position="right", key="lesson-next", on_click=turn,

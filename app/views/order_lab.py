@@ -50,7 +50,9 @@ section = components.section(LABELS, "lab_section")
 if section != "own" and "own" in st.query_params:
     del st.query_params["own"]
 if plan.pattern.is_grouped and section != "sparsity":
-    st.caption(f"Under {plan.pattern} every group of columns gives up the same number: both budgets are the same.")
+    st.caption(
+        f"Under {plan.pattern} every group of columns loses the same number of weights, so both budgets are the same."
+    )
 try:
     SECTIONS[section].draw(study, layer)
 except rose.RoseError as problem:

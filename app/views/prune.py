@@ -59,7 +59,7 @@ def draw() -> None:
     if view == SEEDS:
         _seeds()
     elif run is None or run.dense is None:
-        st.info("Results show here as soon as the dense model and the first pruned copy have been evaluated.")
+        st.info("Results appear here as soon as the dense model and the first pruned copy have been evaluated.")
     else:
         {SUMMARY: _summary, LAYERS: _layers, TEXTS: _texts, DOWNLOADS: _downloads}[view](run, run.models)
 
@@ -70,8 +70,7 @@ def draw() -> None:
 def _choose(setup: Setup) -> PruneRequest:
     st.caption(
         f"Copies of **{setup.model}**, calibrated on {setup.samples} × {setup.length} tokens of {setup.text}, seed "
-        f"{setup.seed}, block size {setup.block_size}, damping {setup.damping:g}. Other models and calibrations: "
-        "start page."
+        f"{setup.seed}, block size {setup.block_size}, damping {setup.damping:g}. Change these on the start page."
     )
     one, two, three = st.columns([3, 1, 1])
     methods = one.multiselect(
@@ -81,7 +80,7 @@ def _choose(setup: Setup) -> PruneRequest:
         format_func=lambda name: rose.METHODS[name].label,
         key="prune_methods",
         bind="query-params",
-        help=f"Each prunes a fresh copy, one after another. Recommended for use: {rose.METHODS[RECOMMENDED].label}, "
+        help=f"Each method prunes its own copy, one after another. Recommended: {rose.METHODS[RECOMMENDED].label}, "
         "whose models have the lowest perplexity of all that take at most twice SparseGPT's time.",
     )
     sparsities = two.text_input(
@@ -89,7 +88,7 @@ def _choose(setup: Setup) -> PruneRequest:
         placeholder=setup.sparsity,
         key="prune_sparsities",
         bind="query-params",
-        help='Ratios or N:M, separated by spaces: "0.5 0.7 2:4". Every method at each of them.',
+        help='Ratios or N:M, separated by spaces: "0.5 0.7 2:4". Every method runs at each of them.',
     )
     layers = three.text_input(
         "Layers",
@@ -109,15 +108,16 @@ def _choose(setup: Setup) -> PruneRequest:
         format_func=TARGETS.__getitem__,
         key="prune_targets",
         bind="query-params",
-        help="What each layer is to put out: what the dense model does there, so that it makes up for the layers "
-        "before it; or, as in the papers, what its own weights do on the pruned inputs. Choose both to compare them.",
+        help="What each layer is fitted to. Dense model's output: the layer also compensates for the pruned layers "
+        "before it. Layer's own output, as in the papers: what its dense weights give on the pruned inputs. Choose "
+        "both to compare them.",
     )
     true_sequential = two.toggle(
         "True-sequential",
         key="prune_true_sequential",
         bind="query-params",
-        help="Calibrates each layer on the pruned layers before it in its own decoder block too. One forward pass for "
-        "each decoder block instead of two, for more memory. Target dense always does.",
+        help="Calibrates each layer after the layers before it in the same decoder block have been pruned. One forward "
+        "pass per decoder block instead of two, but more memory. Always on with target dense.",
     )
     return PruneRequest(
         methods=tuple(dict.fromkeys(methods)),
@@ -144,8 +144,8 @@ def _evaluation(setup: Setup) -> tuple[str, int, int]:
         format_func=lambda name: "held-out windows of the calibration" if name == HELD_OUT else name,
         key="prune_text",
         bind="query-params",
-        help="Held-out windows are of the same text as the calibration, and no fit has seen them. Of a data set it is "
-        "the test part. The packaged text has no such part: its first windows may be calibration text too.",
+        help="Held-out windows come from the calibration text but are not used for pruning. Data sets use their test "
+        "split. The packaged text has none: its first windows may overlap the calibration.",
     )
     path = two.text_input("Path of a .txt or .jsonl file", key="prune_path", bind="query-params", disabled=text != FILE)
     windows = three.number_input(
@@ -173,7 +173,7 @@ def _prompt_and_checkpoint() -> tuple[str, int, Keep, str]:
         value=PROMPT,
         key="prune_prompt",
         bind="query-params",
-        help="Every model continues it with the most likely next token each time. Leave it empty to skip this.",
+        help="Every model continues it, always with the most likely next token. Leave it empty to skip this.",
     )
     new_tokens = two.number_input(
         "New tokens", min_value=1, max_value=500, value=30, key="prune_new_tokens", bind="query-params"
@@ -192,7 +192,7 @@ def _prompt_and_checkpoint() -> tuple[str, int, Keep, str]:
 
 
 def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
-    """What the run would take, and the button; or a sentence that says what to mend."""
+    """What the run would take, and the button; or a sentence that says what to fix."""
     try:
         skeleton = shared.skeleton(setup.model)
         request.check(setup, skeleton)
@@ -232,7 +232,7 @@ def _start(request: PruneRequest) -> None:
 
 
 def _others() -> None:
-    """Ways to the runs of this server that this page does not show: a run outlives the page that began it."""
+    """Buttons for the server's other runs: a run outlives the page that started it."""
     others = [
         (name, run)
         for name, run in shared.prunings().items()
@@ -266,7 +266,7 @@ def _wait(run: PruningRun) -> None:
             label = f"This copy so far: {len(pruned)} of {run.layers} layers"
             with st.expander(label, key="prune-timeline", on_change="rerun") as shown:
                 if shown.open:
-                    components.show(drawing, "prune-timeline-figure")
+                    components.show(drawing, "prune-timeline-figure", wide=True)
         components.cancel_button(run.job, "prune")
         # Last: a fragment that ends before it has drawn anything leaves a gap until the page is redrawn.
         if run.job.status != "running" or (len(run.copies), run.dense is None) != finished:
@@ -285,8 +285,7 @@ def _ended(run: PruningRun) -> None:
         st.error(run.job.message, icon=":material/error:")
         if run.copies:
             st.info(
-                f"{words.sentence(finished)} had been finished before; numbers, and checkpoints where asked for, are "
-                "below.",
+                f"{words.sentence(finished)} finished before that; numbers and requested checkpoints are below.",
                 icon=":material/inventory_2:",
             )
     elif run.job.status == "cancelled":
@@ -322,12 +321,12 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
     )
     st.caption(
         f"Perplexity on {run.request.windows} × {run.request.window_length} tokens of {where}. Errors are relative, "
-        "means over layers, each on the inputs that the pruned blocks below it give: of the layer's own dense weights "
-        "on them, and against what the dense model puts out there, where that was the target. Weights removed: of the "
-        "layers that were pruned."
+        f"averaged over layers, on the inputs that each layer gets from the pruned blocks before it: against the "
+        f"output of its own dense weights, and, where that was the target, against the dense model's output. Weights "
+        f"removed: share of the pruned layers' weights."
     )
     if run.request.evaluate == HELD_OUT and "measured" in run.request.methods:
-        st.caption("Measured order has chosen by these held-out windows, so its numbers are slightly optimistic.")
+        st.caption("Measured order chose its order on these held-out windows, so its numbers are slightly optimistic.")
     dense, *pruned = models
     if any(model.report is not None and model.report.summary.get("drift") for model in pruned):
         label = "Depth: where these models drift from the dense one"
@@ -350,7 +349,7 @@ def _error(value: float | None) -> str:
 def _layers(run: PruningRun, models: list[EvaluatedModel]) -> None:
     table = layer_table(models)
     if table.empty:
-        st.info("The layers show here as soon as the first copy is pruned.")
+        st.info("Layers appear here as soon as the first copy is pruned.")
         return
     known = {pair: column for pair, column in ERRORS.items() if table[column].notna().any()}
     tokens, outputs = ({pair[place]: pair[place] for pair in known} for place in (0, 1))
@@ -365,7 +364,7 @@ def _layers(run: PruningRun, models: list[EvaluatedModel]) -> None:
         kind = components.choose("Show", kinds, "prune_layers_as", width="content")
     rows, column = table[(table["asked"] == sparsity) & (table["target"] == target)], known[on, against]
     if rows[column].isna().all():
-        st.info("Errors against the dense model's output are known where that was the target; choose it.")
+        st.info("Errors against the dense model's output are measured only with that target; choose it above.")
         return
     labels = {method: palette.method_style(method).label for method in dict.fromkeys(rows["method"])}
     try:
@@ -385,7 +384,7 @@ def _layers(run: PruningRun, models: list[EvaluatedModel]) -> None:
 
 def _texts(run: PruningRun, models: list[EvaluatedModel]) -> None:
     if not run.request.prompt.strip():
-        st.info("No prompt was given; give one above and prune again.")
+        st.info("No prompt was given; enter one above and prune again.")
         return
     st.markdown("Continuations by the most likely next token. The prompt:")
     st.code(run.request.prompt, language=None, wrap_lines=True)
@@ -461,8 +460,8 @@ def _seeds() -> None:
     )
     if upload is None and not path.strip():
         st.info(
-            "Perplexities after pruning vary by several per cent between seeds. `python -m rose compare` runs "
-            "methods over several of them; give its rows.csv here to see means and spread."
+            "Perplexities after pruning vary by several per cent between calibration seeds. `python -m rose compare` "
+            "runs methods over several seeds; open its rows.csv here to see means and spread."
         )
         return
     try:
@@ -477,7 +476,9 @@ def _seeds() -> None:
     with right:
         column = components.choose("Compare", comparison.MEASURES, "seeds_column")
     try:
-        components.show(comparison.over_seeds_bars(table, sparsity, column=column, theme=session.theme()), "over-seeds")
+        components.show(
+            comparison.over_seeds_bars(table, sparsity, column=column, theme=session.theme()), "over-seeds", wide=True
+        )
     except rose.RoseError as problem:
         st.info(str(problem))
     st.dataframe(over_seeds(table), hide_index=True, alt="Means and spread by method and sparsity")

@@ -165,7 +165,7 @@ def choose_calibration() -> dict[str, Any]:
     one, two, three = st.columns(3)
     samples = number(one, "samples", help="Windows of text that calibrate the pruning.")
     length = number(two, "length")
-    held_out = number(three, "held_out", help="Errors are measured on them too, but nothing is fitted.")
+    held_out = number(three, "held_out", help="Not used for pruning; errors are measured on them too.")
     return {"text": text, "samples": samples, "length": length, "seed": seed_number, "held_out": held_out}
 
 
@@ -200,7 +200,7 @@ def draft_pattern() -> str:
 
 
 def choose_layers(choice: str, model: str) -> str:
-    """Name patterns for a choice; the space beside it holds what the choice needs."""
+    """Name patterns for a choice, and the widgets that the choice needs."""
     if choice == "all":
         st.text_input("Names", "*", disabled=True, help="All linear layers inside the decoder blocks.")
         return "*"
@@ -274,7 +274,7 @@ def run_card(edited: Setup, *, is_shown: bool) -> None:
         )
         if outdated:
             st.warning(
-                "The files of this model or text have been replaced since; measure the layers again.",
+                "The files of this model or text have changed since; measure the layers again.",
                 icon=":material/update:",
             )
         if fresh:
@@ -342,7 +342,7 @@ def picture(study: Study) -> None:
             beside(study, table)
         with left:
             if table.empty:
-                st.info("The first layers will show here as soon as they have been measured.")
+                st.info("The first layers appear here as soon as they are measured.")
                 return
             drawing = overview.model_map(
                 table,
@@ -420,10 +420,10 @@ def example_note(study: Study) -> str:
     assert study.kept is not None
     text = f"It came with the app, measured with {study.kept.made_with}. "
     if not study.kept.is_exact:
-        return text + "The packaged text of your Python differs, so opening a layer measures it anew on yours."
+        return text + "The packaged text of your Python differs, so each layer is measured again on it when opened."
     return text + (
         f"{words.sentence(words.count(len(study.kept.statistics), 'layer'))} open as soon as the model is loaded, the "
-        "others as their inputs have been collected."
+        "others once their inputs are collected."
     )
 
 

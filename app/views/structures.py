@@ -28,7 +28,7 @@ def draw() -> None:
     if study.loaded is None:
         components.begin_restored(study)
     if study.job.status == "running":
-        st.info("This page fills as soon as all layers are measured.")
+        st.info("Results appear here once all layers are measured.")
         components.wait_for(study, lambda: study.job.status != "running")
         st.stop()
     try:
@@ -47,13 +47,13 @@ def draw() -> None:
 
 
 def _chosen_block(known: Structures) -> int:
-    """That of the layer which all pages show."""
+    """The decoder block of the chosen layer."""
     block, _ = words.place_of(session.layer() or "")
     return block if block in known.blocks else known.blocks[0]
 
 
 def _block(known: Structures) -> int:
-    """A choice of decoder block; the layer that all pages show follows into it."""
+    """A choice of decoder block; the chosen layer moves to it."""
     st.session_state.structures_block = _chosen_block(known)
 
     def follow() -> None:
@@ -67,17 +67,22 @@ def _block(known: Structures) -> int:
 
 def _map(known: Structures) -> None:
     if HEADS not in known.kinds:
-        st.info("The configuration of this model has no number for its heads apart from their size; channels can go.")
+        st.info(
+            "This model's configuration ties the number of heads to their size, so heads must stay; channels can "
+            "be removed."
+        )
         return
     table = known.head_costs()
     components.show(
-        figures.head_map(table, marked_block=_chosen_block(known), theme=session.theme()), "structures-heads"
+        figures.head_map(table, marked_block=_chosen_block(known), theme=session.theme()),
+        "structures-heads",
+        wide=True,
     )
     part = known.part(HEADS, known.blocks[0])
     if part.shape.per_group > 1:
         st.caption(
-            f"{part.shape.per_group} query heads share one key-value head: either a whole group goes, or the same "
-            "number of query heads out of every group."
+            f"{part.shape.per_group} query heads share one key-value head: remove whole groups, or the same number of "
+            f"query heads from every group."
         )
 
 
@@ -85,7 +90,9 @@ def _channels(known: Structures, block: int) -> None:
     table = known.channel_costs(block)
     count = len(table)
     cut = st.slider("Channels to take out", 0, count - 1, count // 4, key="structures_cut", bind="query-params")
-    components.show(figures.channel_curve(table, cut, block=block, theme=session.theme()), "structures-channels")
+    components.show(
+        figures.channel_curve(table, cut, block=block, theme=session.theme()), "structures-channels", wide=True
+    )
 
 
 def _head_shape(known: Structures, block: int) -> Shape:
@@ -97,7 +104,7 @@ def _head_shape(known: Structures, block: int) -> Shape:
 
 def _swaps(known: Structures, block: int) -> None:
     if HEADS not in known.kinds:
-        st.info("The heads of this model stay, so there is nothing to swap.")
+        st.info("This model's heads cannot be removed, so there is nothing to swap.")
         return
     shape = _head_shape(known, block)
     found = known.study.remember(("swaps", block, shape), lambda: known.swapped(block, shape))
@@ -116,8 +123,8 @@ def _swaps(known: Structures, block: int) -> None:
     first, second = found
     changed = "keep the same heads" if first.after == second.after else "keep different heads"
     st.caption(
-        f"The two methods {changed}. A head that went tries the place of each that stayed, and takes the best where "
-        "that improves the method's own measure. Errors are relative, after least squares, whatever the method."
+        f"The two methods {changed}. A swap puts a removed head back in place of a kept one where that improves the "
+        f"method's own measure. Errors are relative, after least squares for both."
     )
 
 
@@ -133,14 +140,16 @@ def _recovery(known: Structures, block: int) -> None:
         shape = Shape(1, max(1, round(part.shape.units * (1 - share / 100))))
         what = f"MLP of decoder block {block}, {shape.units} of {part.shape.units} channels kept"
     components.show(
-        figures.recovery_bars(known.recovered(part, shape), what=what, theme=session.theme()), "structures-recovery"
+        figures.recovery_bars(known.recovered(part, shape), what=what, theme=session.theme()),
+        "structures-recovery",
+        wide=True,
     )
 
 
 def _trade_off(known: Structures) -> None:
     table = known.study.remember("structures trade-off", lambda: known.trade_off(RATIOS))
     percent = st.slider("Take out, %", 0, 60, 20, step=5, key="structures_ratio", bind="query-params")
-    components.show(figures.trade_off(table, percent / 100, theme=session.theme()), "structures-trade")
+    components.show(figures.trade_off(table, percent / 100, theme=session.theme()), "structures-trade", wide=True)
 
 
 # Making it smaller
@@ -183,7 +192,7 @@ def _slim(known: Structures) -> None:
         disabled=run is not None and run.job.status == "running",
     )
     if run is None:
-        st.info("Size, speed, perplexity and text of the smaller model show here beside those of the dense one.")
+        st.info("Size, speed, perplexity and text of the smaller model appear here beside those of the dense one.")
     elif run.job.status == "running":
         _wait(run)
     elif run.job.status == "failed":
@@ -222,7 +231,7 @@ def _outcome(run: Slimming) -> None:
             "Model": one.label,
             "Parameters": words.whole(one.parameters),
             "Perplexity, held-out": "–" if one.perplexity is None else f"{one.perplexity:.2f}",
-            "Reads, tokens per second": words.whole(round(one.speed)),
+            "Prompt speed, tokens per second": words.whole(round(one.speed)),
         }
         for one in run.outcomes
     ]

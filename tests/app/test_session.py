@@ -41,6 +41,15 @@ def test_back_brings_the_layer_of_its_url() -> None:
     assert app.sidebar.selectbox(key="layer_widget").value == COLUMNAR
 
 
+def test_a_link_to_a_layer_that_is_not_there_is_explained_until_another_is_chosen() -> None:
+    missing = "model.layers.99.self_attn.o_proj"
+    app = open_page("views/layers.py", measured_study(), layer=missing)
+    assert f"The link asks for the layer {missing}, which was not measured here" in texts(app)
+    assert app.session_state["chosen_layer"] == COLUMNAR
+    app.sidebar.selectbox(key="layer_widget").set_value("model.layers.0.self_attn.q_proj").run()
+    assert missing not in texts(app)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
+import pytest
+
 from app import shared
+from app.study.cache import Files
 from app.study.setup import Setup
-from app.study.study import Calibration, LoadedModel, Study
+from app.study.study import Calibration, LoadedModel, Study, held_by
+from rose import InputStatistics
+from rose.model.capture import BlockStatistics
 
 
 def unfinished(model: str, seed: int, status: str = "done") -> Study:
@@ -30,6 +38,26 @@ def test_the_studies_started_longest_ago_are_dropped() -> None:
 def test_no_more_than_two_models_are_held() -> None:
     a, b, c = (unfinished(model, 0) for model in "abc")
     assert kept(a, b, c) == [b, c]
+
+
+def test_older_studies_share_a_budget_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = InputStatistics(1000)
+    large = [unfinished("a", seed) for seed in range(3)]
+    for study in large:
+        study.calibration.blocks = [BlockStatistics(0, [], {"q": one, "k": one}, {"q": InputStatistics(500)})]
+    assert held_by(large) == 4 * 1000**2 + 3 * 4 * 500**2
+    monkeypatch.setattr(shared, "OLDER_BYTES", 5 * 10**6)
+    assert kept(*large) == large[-2:]
+
+
+def test_a_calibration_goes_with_its_studies() -> None:
+    key, files = ("a model",), Files("identity", "text")
+    calibration = shared._calibration(key, files)
+    assert shared._calibration(key, files) is calibration
+    gone = weakref.ref(calibration)
+    del calibration
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_running_study_is_never_dropped() -> None:

@@ -72,7 +72,7 @@ def open_page(page: str, study: Study | None = None, layer: str = COLUMNAR, **qu
 
 def texts(app: AppTest | Block) -> str:
     """All that can be read on the page except inside figures."""
-    kinds = (app.title, app.subheader, app.markdown, app.caption, app.info, app.warning, app.error, app.latex)
+    kinds = (app.title, app.header, app.markdown, app.caption, app.info, app.warning, app.error, app.latex)
     return "\n".join(str(element.value) for kind in kinds for element in kind)
 
 

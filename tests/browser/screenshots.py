@@ -22,6 +22,7 @@ PAGES = {
     "layers": {},
     "layer": {},
     "order_lab": {},
+    "structures": {},
     "learn": {},
     "check": {},
     "prune": {
@@ -30,6 +31,7 @@ PAGES = {
         "prune_sparsities": "0.7",
         "prune_new_tokens": "12",
     },
+    "diffusion": {},
 }
 ALL_LAYERS = 900_000  # milliseconds, for measuring or pruning them on a busy machine
 RENDERING = 1500  # milliseconds, for what plotly draws after the script has ended
@@ -44,6 +46,10 @@ def shoot(page: Page, address: str, name: str, path: Path) -> None:
     settle(page)
     if name == "prune" and page.get_by_role("button", name="Prune", exact=True).is_enabled():
         prune(page, ALL_LAYERS)
+    if name == "diffusion":
+        page.get_by_role("button", name="Prune and draw").click()
+        expect(page.locator(".gtitle", has_text="away from")).to_be_visible(timeout=ALL_LAYERS)
+    expect(page.locator(".gtitle").first).to_be_visible(timeout=ALL_LAYERS)
     page.wait_for_timeout(RENDERING)
     page.screenshot(path=path)
     print(path, flush=True)

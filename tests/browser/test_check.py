@@ -61,7 +61,7 @@ def test_three_measures_of_a_columnar_layer(scheme: str, open_page: Callable[...
 
 def test_all_layers_and_the_choice_of_one(open_page: Callable[..., Page], measured: str) -> None:
     page = open_page("check", f"{measured}&check=All+layers")
-    heading = page.get_by_role("heading", level=3).inner_text()
+    heading = page.get_by_role("heading", level=2).inner_text()
     found = re.match(r"Twelve layers: none fails, (\w+) needs? review, (\w+) pass(?:es)?", heading)
     assert found, heading
     said = ["none", *map(words.word, range(1, MEASURED_LAYERS + 1))]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
+import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
 from app.study.cache import EXAMPLE, read_example
@@ -85,6 +87,32 @@ def test_a_narrow_screen_shows_every_button(open_page: OpenPage, measured: str) 
     for name in ("Relative range", "Hessian condition", "Held-out gain", "Two-level gain", "Error", "Held-out error"):
         button = page.get_by_test_id("stMain").get_by_role("radio", name=name, exact=True)
         expect(button).to_be_in_viewport(ratio=1)
+    title = page.locator(".narrow-title").first  # in place of the figure's own, which cannot break its lines
+    expect(title).to_contain_text("Relative range is highest in")
+    expect(title).to_be_in_viewport(ratio=1)
+    assert title.evaluate("one => one.scrollWidth <= one.clientWidth")
+
+
+def test_page_down_scrolls_and_leaves_a_focused_slider_alone(open_page: OpenPage, measured: str) -> None:
+    page = open_page("layers", f"{measured}&layer={COLUMNAR_LAYER}")
+    slider = page.get_by_role("slider", name=re.compile("Columnar above"))
+    slider.focus()
+    page.keyboard.press("PageDown")
+    page.wait_for_function("document.querySelector('[data-testid=stMain]').scrollTop > 0")
+    settle(page)
+    assert slider.input_value() == "0.5"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_have_no_serious_violation_of_accessibility(scheme: str, open_page: OpenPage, measured: str) -> None:
+    page = open_page("", measured, scheme)
+    for name in ("Start", "Layers", "Learn", "Check", "Prune", "Diffusion"):
+        page.get_by_role("link", name=name, exact=True).click()
+        expect(page.get_by_role("heading", level=1)).to_contain_text(name)
+        settle(page)
+        found = Axe().run(page).response["violations"]
+        serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
+        assert not serious, (name, serious)
 
 
 def test_no_toolbar_stands_on_a_title(open_page: OpenPage, measured: str) -> None:

@@ -54,7 +54,7 @@ def test_a_sweep_plays_to_its_end(open_page: Open, measured: str) -> None:
     expect(page.get_by_role("button", name="Pause")).to_be_visible()
     expect(page.get_by_text("2 of 5 blocks pruned")).to_be_visible()
     expect(page.get_by_text("5 of 5 blocks pruned")).to_be_visible()
-    saved = re.search(r"saves (\d+\.\d) % of the error", page.locator("h3").first.inner_text().replace("\xa0", " "))
+    saved = re.search(r"saves (\d+\.\d) % of the error", page.locator("h2").first.inner_text().replace("\xa0", " "))
     assert saved  # told once it has been seen
     assert float(saved.group(1)) > 5
     expect(page.get_by_role("button", name="Play")).to_be_visible()
@@ -71,7 +71,7 @@ def test_strength_and_effects(open_page: Open, scheme: str) -> None:
     expect(page.get_by_text("A generated layer of 64 × 112 weights")).to_be_visible()
     settle(page)
     page.get_by_role("button", name="Next").click()
-    expect(page.get_by_role("heading", name="Two effects hide in an order")).to_be_visible()
+    expect(page.get_by_role("heading", name="An order has two effects")).to_be_visible()
     expect(page.get_by_text("Lowest: global order, layer budget")).to_be_visible()
 
 

@@ -69,7 +69,7 @@ def test_scrubbing_by_keyboard(open_page: Open, measured: str, scheme: str) -> N
     page.keyboard.press("ArrowRight")
     expect(page.get_by_text("320 of 576 columns are still free")).to_be_visible()
     expect(page.get_by_text("Loss without compensation")).to_be_visible()
-    expect(page.get_by_text("of the damage", exact=False).first).to_be_visible()
+    expect(page.get_by_text("of the error", exact=False).first).to_be_visible()
 
 
 def test_every_position_of_the_costliest_block(open_page: Open, measured: str) -> None:

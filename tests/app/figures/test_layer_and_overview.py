@@ -108,9 +108,9 @@ def test_bars_are_sorted_and_answer_with_names(layers: pd.DataFrame) -> None:
 def test_missing_metric_or_layers(layers: pd.DataFrame) -> None:
     with pytest.raises(rose.RoseError, match="no hessian condition"):
         overview.model_map(layers.drop(columns="condition"), "condition")
-    with pytest.raises(rose.RoseError, match="start an analysis"):
+    with pytest.raises(rose.RoseError, match="measure layers on the start page"):
         overview.range_bars(layers.head(0))
-    with pytest.raises(rose.RoseError, match="choose fewer filters"):
+    with pytest.raises(rose.RoseError, match="use fewer filters"):
         overview.gain_scatter(layers.head(0))
 
 

@@ -52,7 +52,7 @@ def test_before_the_run_the_inputs_are_judged_and_the_cost_is_told(study: Study)
     app = open_page(PAGE, study)
     assert list(table(app)["Check"]) == ["Finite inputs", "Live columns", "Enough tokens", "Damping as asked"]
     assert "256 tokens for 64 columns" in list(table(app)["Found"])
-    assert app.subheader[0].value == "Four checks: none fails, none needs review, four pass"
+    assert app.header[0].value == "Four checks: none fails, none needs review, four pass"
     assert "Prunes by four methods, then runs 8 × 32 tokens" in texts(app)
     assert re.search(r"about \d+ s, \d+ MB of memory", texts(app))
 
@@ -70,7 +70,7 @@ def test_this_layer_lists_every_check(study: Study, findings: Findings) -> None:
     statuses = [check.status for _, check in findings.checks()]
     needs = ["none needs", "one needs", "two need", "three need", "four need"]
     passed, looks = words.word(4 + statuses.count("pass")), needs[statuses.count("look")]
-    assert app.subheader[0].value == f"16 checks: none fails, {looks} review, {passed} pass"
+    assert app.header[0].value == f"16 checks: none fails, {looks} review, {passed} pass"
 
 
 def test_three_measures(study: Study, findings: Findings) -> None:
@@ -128,9 +128,9 @@ def test_all_layers(study: Study) -> None:
     assert len(shown) == 21
     assert set(shown["Finite inputs"]) == {"✓ pass"}
     looks = int((shown["Worst"] == "◐ review").sum())
-    assert app.subheader[0].value.endswith(f", {words.word(21 - looks)} pass")
+    assert app.header[0].value.endswith(f", {words.word(21 - looks)} pass")
     assert len(figures(app)) == 1
-    assert "No layer needed more damping than the 0.01" in texts(app)
+    assert "No layer needed more damping than the requested 0.01" in texts(app)
     app.toggle(key="check_only").set_value(True).run()
     if looks:
         assert len(app.dataframe[0].value) == looks
@@ -212,7 +212,7 @@ def test_a_cancel_that_another_session_outvotes_is_told(study: Study) -> None:
 @pytest.mark.parametrize(
     ("status", "says"),
     [
-        ("running", "The first layers will show here as soon as they have been measured."),
+        ("running", "The first layers appear here as soon as they are measured."),
         ("cancelled", "The run ended before its first decoder block was measured. Start it again on the start page."),
         ("failed", "was measured: The text cannot be read. Start it again on the start page."),
     ],

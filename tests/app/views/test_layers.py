@@ -67,7 +67,7 @@ def test_filters_choose_what_the_scatter_and_the_table_show(study: Study) -> Non
     assert "3 of 21 layers pass the filter." in texts(app)
     assert "of three layers; " in titles(app)[1]
     app.slider(key="filter_range").set_value((0.99, 1.0)).run()
-    assert "choose fewer filters" in texts(app)
+    assert "use fewer filters" in texts(app)
 
 
 def test_the_threshold_tells_at_once_which_layers_flip(study: Study) -> None:

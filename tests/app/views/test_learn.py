@@ -99,7 +99,7 @@ def test_buttons_turn_every_page_there_and_back() -> None:
     claims = []
     for label in LABELS:
         assert app.button_group(key="lesson").value == label
-        claims.append(app.subheader[0].value)
+        claims.append(app.header[0].value)
         assert len(figures(app)) == 1
         if label != LABELS[-1]:
             app.button(key="lesson-next").click().run()
@@ -152,7 +152,7 @@ def test_the_end_is_told_only_once_it_has_been_seen() -> None:
     app.button(key="lesson-back").click().run()
     assert "saves" in texts(app)
     app.button(key="lesson-next").click().run()
-    assert "how will they end?" in app.subheader[0].value
+    assert "how will they end?" in app.header[0].value
 
 
 def test_the_columnar_and_the_flat_layer_of_a_study(study: Study) -> None:

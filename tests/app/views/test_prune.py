@@ -72,7 +72,7 @@ def test_the_url_finds_a_run_again(setup: Setup) -> None:
     again = opened(setup, run=name_of(app))
     assert len(again.table[0].value) == 2  # the dense model and the pruned one
     elsewhere = opened(setup)
-    assert "Results show here as soon as" in texts(elsewhere)
+    assert "Results appear here as soon as" in texts(elsewhere)
     button = elsewhere.button(key=f"prune-run-{name_of(app)}")
     assert button.label.endswith("SparseGPT at 0.7, done")
     button.click().run()
@@ -84,7 +84,7 @@ def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
     assert "Three copies, 21 layers each: about" in texts(app)
     app.multiselect(key="prune_methods").set_value(["sparsegpt", "rose"]).run()
     assert "Two copies, 21 layers each: about" in texts(app)
-    assert "Results show here as soon as" in texts(app)
+    assert "Results appear here as soon as" in texts(app)
     app.text_input(key="prune_sparsities").set_value("0.5 2:4").run()
     app.number_input(key="prune_windows").set_value(3).run()
     app.number_input(key="prune_length").set_value(16).run()
@@ -237,7 +237,7 @@ def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch
     app, run = pruned(app)
     assert run.job.status == "failed"
     assert "No factor was found." in app.error[0].value
-    assert "One model had been finished before" in texts(app)
+    assert "One model finished before that" in texts(app)
     assert list(app.table[0].value["Model"]) == ["Dense", "SparseGPT, 0.7"]
     archive = run.copies[0].checkpoint
     assert archive is not None
@@ -352,4 +352,4 @@ def test_both_targets_are_pruned_shown_and_said_in_the_recipes(setup: Setup) -> 
     app.segmented_control(key="prune_layers_against").set_value("dense model's output").run()
     assert "Errors against the dense model's output on" in texts(app)
     app.segmented_control(key="prune_layers_target").set_value("layer").run()
-    assert "are known where that was the target" in texts(app)
+    assert "are measured only with that target" in texts(app)

@@ -138,9 +138,9 @@ def test_files_that_were_replaced_are_measured_anew(tmp_path: Path) -> None:
     save_tiny_llama(model, blocks=2)
     text.write_text("Then another one. " * 50)
     app.run()
-    assert "The files of this model or text have been replaced since" in texts(app)
+    assert "The files of this model or text have changed since" in texts(app)
     app.switch_page("views/layers.py").run()
-    assert "Its files have been replaced since" in texts(app.sidebar)  # on every page
+    assert "Its files have changed since" in texts(app.sidebar)  # on every page
     app.switch_page(PAGE).run()
     button(app).click().run()
     second = finish(app)
@@ -201,7 +201,7 @@ def test_a_model_that_appears_later_is_found_by_looking_again(tmp_path: Path, te
 
 def test_a_text_that_is_not_there_is_said_before_the_run(folder: Path) -> None:
     app = small(folder, Path("/no/such/text.txt"))
-    assert any("/no/such/text.txt cannot be read" in error.value for error in app.main.error)
+    assert any("There is no file /no/such/text.txt" in error.value for error in app.main.error)
     assert button(app).disabled
 
 
@@ -273,7 +273,7 @@ def test_a_home_of_nobody_is_a_sentence(name: str, folder: Path, text: Path) -> 
     app = small(Path(name), text)
     assert any("There is no folder or file" in error.value for error in app.main.error)
     app = small(folder, Path(f"{name}.txt"))
-    assert any("cannot be read" in error.value for error in app.main.error)
+    assert any("There is no file" in error.value for error in app.main.error)
     assert button(app).disabled
 
 
