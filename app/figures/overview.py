@@ -122,7 +122,7 @@ def model_map(
         height=180 + 34 * max(3, len(projections)),
     )
     figure.update_xaxes(
-        range=[min(blocks) - 0.5, max(blocks) + 0.5], showgrid=False, zeroline=False, dtick=_dtick(len(blocks))
+        range=[min(blocks) - 0.5, max(blocks) + 0.5], showgrid=False, zeroline=False, dtick=block_step(len(blocks))
     )
     figure.update_yaxes(
         categoryorder="array", categoryarray=projections, range=[len(projections) - 0.5, -0.5], showgrid=False, ticks=""
@@ -272,7 +272,8 @@ def _map_caption(rows: pd.DataFrame, known: Metric, waiting: int) -> str:
     return text + (f" {words.sentence(words.count(waiting, 'layer'))} still to come." if waiting else "")
 
 
-def _dtick(blocks: int) -> int:
+def block_step(blocks: int) -> int:
+    """Between the numbers on an axis of so many decoder blocks."""
     return next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, 1000) if blocks / step <= 16 or step == 1000)
 
 

@@ -23,6 +23,7 @@ from rose.model.forward import pick_device
 # What SparseGPT, Wanda, OWL and ROSE report. Names as in the harness; openbookqa is the papers' OBQA.
 TASKS = ("boolq", "winogrande", "piqa", "openbookqa", "hellaswag", "arc_easy", "arc_challenge")
 BATCH = 8  # sequences at a time
+FILE = "zero_shot.csv"  # in the folder of a model, its accuracies
 
 
 def check_installed() -> None:
