@@ -29,6 +29,7 @@ from app.figures import runs as run_figures
 from app.figures.style import Drawing
 from app.runs import depth, pairs
 from app.runs.finished import SLIM, FinishedRun, name_apart, read_runs, settings_of
+from app.runs.request import HELD_OUT
 from rose.report import versions, write_atomically
 
 LIMIT = 5 * 10**6  # bytes, so that it can be sent by mail
@@ -275,7 +276,8 @@ def _error_findings(run: FinishedRun) -> list[str]:
     threshold = _known(run.summary.get("threshold"))
     above = f" (relative range above {threshold:g})" if threshold is not None else ""
     count = words.word(int(columnar)) if columnar else "none"
-    return [said, f"{words.sentence(count)} of {words.count(len(run.layers), 'layer')} are columnar{above}."]
+    are = "is" if columnar == 1 else "are"
+    return [said, f"{words.sentence(count)} of {words.count(len(run.layers), 'layer')} {are} columnar{above}."]
 
 
 def best_measure(run: FinishedRun) -> str | None:
@@ -326,7 +328,7 @@ def _numbers(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     for name, read in pairs.NUMBERS.items():
         values = [pairs.as_number(read(run)) for run in runs]
         if not all(value != value for value in values):
-            rows.append([name, *(words.number(value) for value in values)])
+            rows.append([name, *(pairs.said(name, value) for value in values)])
     return pd.DataFrame(rows, columns=["", *(run.name for run in runs)])
 
 
@@ -373,6 +375,8 @@ def command_of(run: FinishedRun) -> str:
     for option, name in names.items():
         if option not in left_out and known.get(name) is not None:
             parts += [option, f"{known[name]:g}" if isinstance(known[name], float) else str(known[name])]
+    if run.kind != "study" and known.get("evaluated_on") not in (None, HELD_OUT):
+        parts += ["--evaluate", str(known["evaluated_on"]), "--windows", str(known.get("windows"))]
     if run.kind == "study":
         parts += ["--methods", "rose" if run.method == "two_level" else run.method]
     return shlex.join([*parts, "--output", "pruned/" if run.kind != "study" else "study/"])

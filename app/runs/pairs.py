@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 import rose
+from app import words
 from app.runs.finished import SLIM, FinishedRun, settings_of
 
 MEASURES = {  # column of the layers -> in words, as they follow "the"
@@ -120,6 +121,7 @@ def _removed(run: FinishedRun) -> Any:
     return run.summary.get("removed_fraction")
 
 
+COUNT = "Columnar layers"
 NUMBERS = {
     "Perplexity": lambda run: run.summary.get("perplexity_after"),
     "Perplexity of the dense model": lambda run: run.summary.get("perplexity_before"),
@@ -129,7 +131,7 @@ NUMBERS = {
     "Mean error on calibration": lambda run: _mean(run, "relative_error"),
     "Mean held-out error against the dense model": lambda run: _mean(run, "held_out_target_error"),
     "Weights removed": _removed,
-    "Columnar layers": lambda run: run.summary.get("columnar_layers"),
+    COUNT: lambda run: run.summary.get("columnar_layers"),
     "Seconds": lambda run: run.summary.get("seconds"),
 }
 
@@ -142,6 +144,11 @@ def numbers(first: FinishedRun, second: FinishedRun) -> pd.DataFrame:
         if not (math.isnan(one) and math.isnan(two)):
             rows.append({"number": name, "first": one, "second": two, "change": two / one - 1 if one > 0 else math.nan})
     return pd.DataFrame(rows, columns=["number", "first", "second", "change"])
+
+
+def said(name: str, value: float) -> str:
+    """A total in words: counts are whole."""
+    return words.whole(int(value)) if name == COUNT and value.is_integer() else words.number(value)
 
 
 def as_number(value: Any) -> float:

@@ -12,7 +12,7 @@ import rose
 from app import components, session, shared, words
 from app.figures import comparison, palette, style
 from app.figures import prune as figures
-from app.runs import recipes
+from app.runs import finished, recipes
 from app.runs.pruning import EvaluatedModel, PruningRun, layer_table, model_table
 from app.runs.request import HELD_OUT, Keep, PruneRequest, estimate, run_name
 from app.runs.results import over_seeds, read_results
@@ -396,7 +396,7 @@ def _texts(run: PruningRun, models: list[EvaluatedModel]) -> None:
 
 def _downloads(run: PruningRun, models: list[EvaluatedModel]) -> None:
     pruned = models[1:]
-    left, right = st.columns(2)
+    left, right, last = st.columns(3)
     left.download_button(
         "All models, CSV",
         model_table(models).to_csv(index=False),
@@ -414,6 +414,15 @@ def _downloads(run: PruningRun, models: list[EvaluatedModel]) -> None:
         width="stretch",
         disabled=not pruned,
     )
+    with last:
+        reports = [model.report for model in pruned if model.report is not None]
+        components.report_button(
+            lambda: [finished.run_of(report) for report in reports],
+            "pruned",
+            "prune-report",
+            width="stretch",
+            disabled=not reports,
+        )
     for model in pruned:
         _download_one(model)
 

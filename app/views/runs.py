@@ -43,6 +43,7 @@ def draw() -> None:
     view = components.section(SECTIONS, "runs_view", "What is shown")
     {DIFFERENCE: _difference, MAPS: _maps, NUMBERS: _numbers, DRIFT: _drift, SETTINGS: _settings}[view](chosen)
     _remarks(chosen, view)
+    components.report_button(lambda: [chosen.first, chosen.second], "runs", "runs-report")
 
 
 # Runs
@@ -153,8 +154,10 @@ def _numbers(chosen: Pair) -> None:
     shown = pd.DataFrame(
         {
             "": table["number"],
-            chosen.first.name: table["first"].map(words.number),
-            chosen.second.name: table["second"].map(words.number),
+            **{
+                run.name: [pairs.said(name, value) for name, value in zip(table["number"], table[which], strict=True)]
+                for run, which in ((chosen.first, "first"), (chosen.second, "second"))
+            },
             "B against A": table["change"].map(_signed),
         }
     )

@@ -31,7 +31,7 @@ def test_one_run_with_its_findings_figures_settings_and_command(tmp_path: Path, 
         "SparseGPT at 0.7 takes perplexity from 20.0 to 30.0, 1.50 times the dense model's.",
         "The held-out error of SparseGPT at 0.7 is 0.400 on average over six layers, highest in 2 · self_attn.o_proj "
         "(0.600).",
-        "One of six layers are columnar.",
+        "One of six layers is columnar.",
         "After the last decoder block the drift of SparseGPT at 0.7 from the dense model is 0.300",
     ):
         assert html.escape(sentence) in text
