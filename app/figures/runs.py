@@ -110,14 +110,17 @@ def difference_finding(rows: pd.DataFrame, names: tuple[str, str], measure: str)
         return finding
     if abs(change) < 5e-4:
         return f"{finding}; on average the two are equal"
-    return f"{finding}; on average it is {_share(abs(change))} {'lower' if change < 0 else 'higher'}"
+    on_average = "lower" if change < 0 else "higher"
+    return f"{finding}; {'' if on_average == way else 'yet '}on average it is {_share(abs(change))} {on_average}"
 
 
 def _difference_caption(rows: pd.DataFrame, names: tuple[str, str], text: object) -> str:
     less, more = sides(rows)
     same = len(rows) - less - more
-    parts = [f"lower in {words.word(less)}", f"higher in {words.word(more)}", f"equal in {words.word(same)}"]
-    caption = f"{names[1]} is {', '.join(parts[:2])} and {parts[2]} of {words.count(len(rows), 'layer')}"
+    parts = [
+        f"{way} in {words.word(some)}" for way, some in (("lower", less), ("higher", more), ("equal", same)) if some
+    ]
+    caption = f"Of {words.count(len(rows), 'layer')} {names[1]} is {', '.join(parts)}"
     known = rows.dropna(subset=["value"])
     if less or more:
         low, high = known.loc[known["value"].idxmin()], known.loc[known["value"].idxmax()]

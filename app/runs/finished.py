@@ -104,7 +104,7 @@ def runs_of_analysis(report: rose.RunReport, place: str) -> list[FinishedRun]:
             raise rose.RoseError(f"{str(method)[:40]!r} is no name of a method; choose another report.")
         summary = {name: value for name, value in report.summary.items() if name not in ("methods", "layers")}
         summary |= {"method": str(method)} | _totals(rows)
-        name = f"{method_label(str(method))} at {_plain(summary.get('sparsity'))}, study"
+        name = f"{method_label(str(method))} at {_plain(summary.get('sparsity'))} (study)"
         runs.append(FinishedRun(name, "study", _layers(rows), summary, None, place))
     return runs
 
@@ -131,7 +131,7 @@ def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
     }
     runs = []
     for method, rows in records.groupby("method", sort=False):
-        name = f"{method_label(str(method))} at {setup.sparsity}, study"
+        name = f"{method_label(str(method))} at {setup.sparsity} (study)"
         summary = {"method": str(method), **shared, **_totals(rows)}
         runs.append(FinishedRun(name, "study", _layers(rows), summary))
     return runs
@@ -304,14 +304,19 @@ def name_apart(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
     named: dict[str, FinishedRun] = {}
     for run, name in zip(runs, names, strict=True):
         if run.place != "this server":
-            name = f"{name} ({_plain(Path(run.place).resolve().name)})"
+            name = _with(name, _plain(Path(run.place).resolve().name))
         elif names.count(name) > 1:
-            name = f"{name} ({_plain(Path(str(run.summary.get('model', 'model'))).name)})"
+            name = _with(name, _plain(Path(str(run.summary.get("model", "model"))).name))
         number, unique = 2, name
         while unique in named:
             unique, number = f"{name}, run {number}", number + 1
         named[unique] = replace(run, name=unique)
     return named
+
+
+def _with(name: str, more: str) -> str:
+    """ "ROSE at 0.7 (folder)", or "ROSE at 0.7 (study, folder)"."""
+    return f"{name[:-1]}, {more})" if name.endswith(")") else f"{name} ({more})"
 
 
 def settings_of(run: FinishedRun) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import zipfile
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 import rose
 from app import words
 from app.jobs import Job, acquire
+from app.runs.finished import REPORT, read_report
 from app.runs.pruning import PruningRun
 from app.study.setup import Setup
 from app.study.study import LoadedModel
@@ -63,7 +65,10 @@ def saved_checkpoint(path: str) -> Checkpoint:
         raise rose.RoseError(
             f"There is no model in {place}; give a folder that `rose prune` or `rose slim` has written."
         )
-    return Checkpoint(place.resolve().name, place)
+    if (place / REPORT).is_file():
+        with contextlib.suppress(rose.RoseError):  # a model without a readable report can be read all the same
+            return Checkpoint(read_report(place / REPORT)[0].name, place)
+    return Checkpoint(place.resolve().name[:40], place)
 
 
 class TextReading:

@@ -274,7 +274,7 @@ def _next(run: TextReading, encoded: EncodedText, known: dict[str, Any], number:
     st.dataframe(table, hide_index=True, key="text-next", height="content", column_config=chances,
                  alt="The ten likeliest tokens of every model")  # fmt: skip
     given = ", ".join(
-        f"{_plain(name)} {words.percent(float(np.exp(-one.losses[number - 1])))}" for name, one in known.items()
+        f"{_plain(name)} {words.number(100 * float(np.exp(-one.losses[number - 1])))} %" for name, one in known.items()
     )
     st.caption(f"The text goes on with “{_plain(reading.visible(encoded.pieces[number]))}”: {given}.")
 

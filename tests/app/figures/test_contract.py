@@ -77,6 +77,10 @@ RECOVERED = pd.DataFrame(
     [(how, tokens, 0.1) for how in ("none", "bias", "linear", "exact") for tokens in ("calibration", "held-out")],
     columns=["recovery", "tokens", "relative_error"],
 )
+ACCURACY = pd.DataFrame(
+    [("piqa", 100, 0.6, 0.05, "Dense", "dense"), ("piqa", 100, 0.5, 0.05, "ROSE at 0.7", "rose")],
+    columns=["task", "questions", "accuracy", "accuracy_error", "run", "method"],
+)
 TWO_RUNS = pd.DataFrame(
     [(f"model.layers.{b}.{p}", b, p, 0.1 * (b + 1), 0.08 * (b + 1)) for b in range(3) for p in ("o_proj", "up_proj")],
     columns=["layer", "block_index", "projection", "first", "second"],
@@ -151,6 +155,7 @@ FIGURES: dict[str, Draw] = {
     "drift_shares": lambda x, r, t: depth.drift_shares(DRIFTS[DRIFTS["target"] == "dense"], theme=t),
     "repaired_shares": lambda x, r, t: depth.repaired_shares(DRIFTS, theme=t),
     "perplexity_bars": lambda x, r, t: prune.perplexity_bars(PERPLEXITY, dense=20.7, theme=t),
+    "accuracy_bars": lambda x, r, t: prune.accuracy_bars(ACCURACY, theme=t),
     "run_maps": lambda x, r, t: runs.run_maps(TWO_RUNS, ("A", "B"), "held-out error", theme=t),
     "run_difference": lambda x, r, t: runs.run_difference(TWO_RUNS, ("A", "B"), "held-out error", theme=t),
     "run_difference_share": lambda x, r, t: runs.run_difference(

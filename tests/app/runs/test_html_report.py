@@ -54,7 +54,7 @@ def test_two_runs_are_put_side_by_side_and_an_analysis_has_all_its_methods(tmp_p
     settings = {"methods": ["sparsegpt", "rose"], "sparsity": "0.7", "model": "tiny", "samples": 4, "length": 16}
     rose.RunReport(both, settings).save(tmp_path / "study")
     findings = html_report.write_report([str(tmp_path / "study")], tmp_path / "study.html")
-    assert findings[0].startswith("ROSE at 0.7, study has the lower held-out error in six of six layers")
+    assert findings[0].startswith("ROSE at 0.7 (study) has the lower held-out error in six of six layers")
     assert html.escape("rose analyze --model tiny --samples 4") in (tmp_path / "study.html").read_text()
 
 

@@ -49,7 +49,7 @@ def test_a_run_of_the_command_line_beside_one_of_the_server(server: deque[rose.R
     assert {key: app.selectbox(key=key).value for key in names} == names
     assert "has the lower held-out error in six of six layers; on average it is 20 % lower" in finding(app)
     app.segmented_control(key="runs_as").set_value("B − A").run()
-    assert "lower in six, higher in no and equal in no of six layers" in texts(app)
+    assert "Of six layers ROSE at 0.7 (by_hand) is lower in six;" in texts(app)
     assert "−0.120 (2 · self_attn.o_proj)" in texts(app)
 
     app.segmented_control(key="runs_view").set_value("Both maps").run()
@@ -76,7 +76,7 @@ def test_a_study_holds_runs(placed: None, study, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(shared, "reports", lambda: deque())
     app = open_page(PAGE, study)
     assert app.selectbox(key="runs_a").options == [
-        f"{name} at 0.7, study" for name in ("SparseGPT", "ROSE", "ROSE global")
+        f"{name} at 0.7 (study)" for name in ("SparseGPT", "ROSE", "ROSE global")
     ]
     overview = study.overview(0.5)
     lower = int((overview["held_out_rose"] < overview["held_out_sparsegpt"]).sum())
