@@ -171,6 +171,7 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
     both = pairs.pair(*runs) if len(runs) == 2 else None
     findings = [sentence for run in runs for sentence in run_findings(run)]
     drawings: list[Drawing] = []
+    mapped = False  # whether the errors of every layer are shown already
     tables = {"Numbers": _numbers(runs)}
     if both is not None:
         measure = next(iter(both.measures), None)
@@ -180,10 +181,11 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
             findings.insert(0, run_figures.difference_finding(rows, names, label) + ".")
             drawings.append(run_figures.run_difference(rows, names, label, as_share=True))
             drawings.append(run_figures.run_maps(rows, names, label))
+            mapped = True
         tables["Settings that differ"] = _named(pairs.settings(*runs), runs)
         if pairs.windows_differ(*runs):
             findings.append("The two perplexities were measured on different windows: do not compare them.")
-    drawings += _figures(runs)
+    drawings += _figures(runs, errors=not mapped)
     for run in runs:
         if run.zero_shot is not None:
             tables[f"Zero-shot accuracy of {run.name}"] = run.zero_shot
@@ -295,7 +297,8 @@ def _known(value: Any) -> float | None:
 # Figures and tables
 
 
-def _figures(runs: Sequence[FinishedRun]) -> list[Drawing]:
+def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
+    """Those of every run; `errors`: also the map of each."""
     found: list[Drawing] = []
     pruned = [run for run in runs if _known(run.summary.get("perplexity_after"))]
     if len(pruned) > 1 and len({run.summary.get("perplexity_before") for run in pruned}) == 1:
@@ -309,7 +312,7 @@ def _figures(runs: Sequence[FinishedRun]) -> list[Drawing]:
         found.append(prune.perplexity_bars(bars, dense=_known(pruned[0].summary.get("perplexity_before"))))
     ranged = next((run for run in runs if run.layers["relative_range"].notna().any()), None)
     for run in runs:
-        if (measure := best_measure(run)) is not None:
+        if errors and (measure := best_measure(run)) is not None:
             found.append(prune.layer_map(run.layers.assign(method=run.method), run.method, column=measure))
     if ranged is not None:
         threshold = _known(ranged.summary.get("threshold"))

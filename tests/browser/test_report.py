@@ -35,7 +35,7 @@ def test_the_report_needs_no_network(browser: Browser, folders: list[str], tmp_p
     page.goto(output.as_uri())
     figures = page.locator("figure")
     expect(page.locator("body[data-drawn]")).to_be_attached(timeout=PATIENCE)
-    assert figures.count() == 9
+    assert figures.count() == 7
     for figure in figures.all():
         plot = figure.locator(".cartesianlayer .subplot").first
         expect(plot).to_be_attached()
