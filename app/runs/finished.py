@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,6 +130,8 @@ def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
         "damping": setup.damping,
         "threshold": threshold,
     }
+    if study.is_example and study.kept is not None:
+        shared["made_with"] = study.kept.made_with
     runs = []
     for method, rows in records.groupby("method", sort=False):
         name = f"{method_label(str(method))} at {setup.sparsity} (study)"
@@ -259,7 +262,9 @@ def _checked_drift(summary: dict[str, Any]) -> dict[str, Any]:
             {"block_index": int(entry["block_index"]), **{part: float(entry[part]) for part in parts}}
             for entry in drift
         ]
-    except (KeyError, TypeError, ValueError) as problem:
+        if not all(0 <= entry["block_index"] <= MOST_BLOCKS and isfinite(sum(entry.values())) for entry in entries):
+            raise ValueError(drift)
+    except (KeyError, TypeError, ValueError, OverflowError) as problem:
         raise rose.RoseError("Its drift is not that of decoder blocks; choose another report.") from problem
     return {**summary, "drift": entries}
 

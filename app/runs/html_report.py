@@ -7,6 +7,7 @@ reader's browser unpacks it. Everything that comes from a run is escaped: the ru
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import secrets
 import shlex
@@ -123,7 +124,7 @@ class Report:
         drawings: with their titles, which become headings.
         tables: heading -> table; texts left, numbers right.
         layers: all rows, folded.
-        commands: that made the runs, by the run's name.
+        commands: that made the runs, by the runs' names.
         versions: of the programs that made them, by the run's name.
     """
 
@@ -185,6 +186,8 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
         tables["Settings that differ"] = _named(pairs.settings(*runs), runs)
         if pairs.windows_differ(*runs):
             findings.append("The two perplexities were measured on different windows: do not compare them.")
+    elif len(runs) > 2:
+        findings = _against_first(runs) + findings
     drawings += _figures(runs, errors=not mapped)
     for run in runs:
         if run.zero_shot is not None:
@@ -199,9 +202,36 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
         drawings=drawings[:MOST_FIGURES],
         tables={name: table for name, table in tables.items() if len(table)},
         layers=layers[columns] if len(layers) else layers,
-        commands={run.name: command_of(run) for run in runs},
+        commands=_commands(runs),
         versions={run.name: versions_of(run) for run in runs},
     )
+
+
+def _against_first(runs: Sequence[FinishedRun]) -> list[str]:
+    """What distinguishes each run from the first, where their layers match."""
+    found = []
+    for run in runs[1:]:
+        with contextlib.suppress(rose.RoseError):
+            both = pairs.pair(runs[0], run)
+            if measure := next(iter(both.measures), None):
+                names = (runs[0].name, run.name)
+                said = run_figures.difference_finding(both.rows(measure), names, pairs.MEASURES[measure])
+                found.append(f"Against {runs[0].name}: {said}.")
+    return found
+
+
+def _commands(runs: Sequence[FinishedRun]) -> dict[str, str]:
+    """By the names of the runs that each has made: an analysis makes several."""
+    measured = [run for run in runs if run.kind == "study"]
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        beside = [one.method for one in measured if _origin(one) == _origin(run)]
+        names.setdefault(command_of(run, beside if run.kind == "study" else ()), []).append(run.name)
+    return {", ".join(made): command for command, made in names.items()}
+
+
+def _origin(run: FinishedRun) -> tuple[str, Any]:
+    return run.place, run.summary.get("model")
 
 
 def _title(runs: Sequence[FinishedRun]) -> str:
@@ -278,8 +308,10 @@ def _error_findings(run: FinishedRun) -> list[str]:
     threshold = _known(run.summary.get("threshold"))
     above = f" (relative range above {threshold:g})" if threshold is not None else ""
     count = words.word(int(columnar)) if columnar else "none"
-    are = "is" if columnar == 1 else "are"
-    return [said, f"{words.sentence(count)} of {words.count(len(run.layers), 'layer')} {are} columnar{above}."]
+    some = f"{count} of {words.count(len(run.layers), 'layer')}"
+    if run.kind == "study":  # the same for all of its methods
+        return [said, f"{words.sentence(some)} {'is' if columnar == 1 else 'are'} columnar{above}."]
+    return [said, f"{run.name} found {some} columnar{above}."]
 
 
 def best_measure(run: FinishedRun) -> str | None:
@@ -291,7 +323,10 @@ def best_measure(run: FinishedRun) -> str | None:
 
 
 def _known(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """A number that a figure can draw."""
+    return (
+        float(value) if isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < 1e300 else None
+    )
 
 
 # Figures and tables
@@ -347,8 +382,12 @@ def _named(table: pd.DataFrame, runs: Sequence[FinishedRun]) -> pd.DataFrame:
     return table.set_axis(["", *(run.name for run in runs)], axis=1)
 
 
-def command_of(run: FinishedRun) -> str:
-    """As the command line has noted it; else made from the settings, or empty where they do not say."""
+def command_of(run: FinishedRun, methods: Sequence[str] = ()) -> str:
+    """As the command line has noted it; else made from the settings, or empty where they do not say.
+
+    Args:
+        methods: of an analysis, all that it has measured.
+    """
     noted = run.summary.get("command")
     if isinstance(noted, str):
         return noted
@@ -381,7 +420,7 @@ def command_of(run: FinishedRun) -> str:
     if run.kind != "study" and known.get("evaluated_on") not in (None, HELD_OUT):
         parts += ["--evaluate", str(known["evaluated_on"]), "--windows", str(known.get("windows"))]
     if run.kind == "study":
-        parts += ["--methods", "rose" if run.method == "two_level" else run.method]
+        parts += ["--methods", ",".join(methods or [run.method])]
     return shlex.join([*parts, "--output", "pruned/" if run.kind != "study" else "study/"])
 
 
@@ -390,6 +429,8 @@ def versions_of(run: FinishedRun) -> str:
     noted = run.summary.get("made_with")
     if noted is None and run.place == "this server":
         noted = versions()
+    if isinstance(noted, str):
+        return noted[:200]
     if not isinstance(noted, dict):
         return "not recorded"
     return ", ".join(f"{str(name)[:40]} {str(version)[:40]}" for name, version in list(noted.items())[:20])

@@ -94,6 +94,11 @@ PRUNED = {"method": "sparsegpt", "sparsity": "0.7"}
         (PRUNED, [ROW | {"block_index": 10**9}], "whole number from 0 to 4096"),
         (PRUNED, [ROW | {"block_index": "x"}], "whole number from 0 to 4096"),
         (PRUNED | {"drift": [{"drift": 1}]}, [ROW], "drift is not that of decoder blocks"),
+        (
+            PRUNED | {"drift": [{"block_index": 10**9, "drift": 1, "passed_on": 1, "arisen": 1}]},
+            [ROW],
+            "drift is not that of decoder blocks",
+        ),
         ({"methods": ["x"]}, [ROW | {"method": "<b>"}], "no name of a method"),
         ({"methods": ["x"]}, [], "has no layers"),
     ],

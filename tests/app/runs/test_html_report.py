@@ -31,7 +31,7 @@ def test_one_run_with_its_findings_figures_settings_and_command(tmp_path: Path, 
         "SparseGPT at 0.7 takes perplexity from 20.0 to 30.0, 1.50 times the dense model's.",
         "The held-out error of SparseGPT at 0.7 is 0.400 on average over six layers, highest in 2 · self_attn.o_proj "
         "(0.600).",
-        "One of six layers is columnar.",
+        "SparseGPT at 0.7 found one of six layers columnar.",
         "After the last decoder block the drift of SparseGPT at 0.7 from the dense model is 0.300",
     ):
         assert html.escape(sentence) in text
@@ -56,6 +56,20 @@ def test_two_runs_are_put_side_by_side_and_an_analysis_has_all_its_methods(tmp_p
     findings = html_report.write_report([str(tmp_path / "study")], tmp_path / "study.html")
     assert findings[0].startswith("ROSE at 0.7 (study) has the lower held-out error in six of six layers")
     assert html.escape("rose analyze --model tiny --samples 4") in (tmp_path / "study.html").read_text()
+
+
+def test_several_runs_are_compared_with_the_first_and_an_analysis_has_one_command() -> None:
+    both = pd.concat([made_report(name, f).layers for name, f in (("sparsegpt", 1), ("rose", 0.9), ("wanda", 2))])
+    settings = {"methods": [], "sparsity": "0.7", "model": "tiny"}
+    report = html_report.report_of(finished.runs_of_analysis(rose.RunReport(both, settings), "here"))
+    assert report.findings[:2] == [
+        "Against SparseGPT at 0.7 (study): ROSE at 0.7 (study) has the lower held-out error in six of six layers; on "
+        "average it is 10 % lower.",
+        "Against SparseGPT at 0.7 (study): Wanda at 0.7 (study) has the higher held-out error in six of six layers; on "
+        "average it is 100 % higher.",
+    ]
+    (command,) = report.commands.values()
+    assert command.endswith("--sparsity 0.7 --methods sparsegpt,rose,wanda --output study/")
 
 
 def test_nothing_of_a_foreign_run_acts() -> None:

@@ -72,6 +72,14 @@ def test_different_shapes_are_refused(server: deque[rose.RunReport], tmp_path: P
     assert "Choose two different runs." in texts(app)
 
 
+def test_a_link_to_runs_that_are_gone_shows_others(server: deque[rose.RunReport]) -> None:
+    server += [made_report(), made_report("rose", 0.8)]
+    app = open_page(PAGE, runs_b="Gone at 0.7", runs_measure="nothing")
+    assert app.selectbox(key="runs_b").value == "SparseGPT at 0.7"
+    assert app.selectbox(key="runs_measure").value == "held_out_error"
+    assert len(figures(app)) == 1
+
+
 def test_a_study_holds_runs(placed: None, study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "reports", lambda: deque())
     app = open_page(PAGE, study)
