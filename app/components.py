@@ -133,6 +133,33 @@ def pictures(key: str) -> None:
     st.html(buttons + PICTURES, unsafe_allow_javascript=True)
 
 
+def report_button(runs: Callable[[], Sequence[Any]], name: str, key: str, **more: Any) -> None:
+    """Hands out finished runs as one HTML file; it is made only for those who ask.
+
+    Args:
+        runs: gives the `app.runs.finished.FinishedRun`s.
+        name: of the file, without its ending.
+        more: of `st.download_button`.
+    """
+
+    def make() -> str:
+        from app.runs import html_report  # with all figures: no page waits for it
+
+        return html_report.to_html(html_report.report_of(runs()))
+
+    st.download_button(
+        "Report, HTML",
+        make,
+        f"{name}.html",
+        mime="text/html",
+        icon=":material/description:",
+        on_click="ignore",
+        key=key,
+        help="One file to send: findings, interactive figures, settings and versions. It needs no network.",
+        **more,
+    )
+
+
 # Arrows step through the frames of an animation in its HTML file; Plotly itself only plays them.
 STEP_BY_KEY = """
 const plot = document.getElementById("{plot_id}"), frames = plot._transitionData._frames.map((one) => one.name);

@@ -1,4 +1,4 @@
-"""Command line: python -m rose models | analyze | prune | slim | compare | evaluate | diffuse | app.
+"""Command line: python -m rose models | analyze | prune | slim | compare | evaluate | report | diffuse | app.
 
 Exit status: 0 done, 2 bad input (one line that says what and what to do), 130 cancelled. What the commands do is in
 `commands`.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import io
+import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         choose_gpu()
         rose.load_plugins()  # first, because help texts list methods and orders
         options = _parser().parse_args(arguments)
+        options.command = shlex.join(["rose", *(sys.argv[1:] if arguments is None else arguments)])  # for the report
         with process_group() if options.divided else nullcontext(), _silence() if rank > 0 else nullcontext():
             options.run(options, console)
     except rose.RoseError as problem:
@@ -172,6 +175,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
     evaluate.add_argument("--output", type=Path, metavar="FILE.csv", help="write the accuracies there")
     evaluate.set_defaults(run=commands.evaluate)
+
+    report = subparsers.add_parser("report", help="write a finished run, or two side by side, as one HTML file")
+    report.add_argument("folders", nargs="+", metavar="FOLDER", help="that analyze, prune or slim has written")
+    report.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="needs no network to be read")
+    report.set_defaults(run=commands.report)
 
     diffusion.add_parser(subparsers)
 

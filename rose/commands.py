@@ -11,6 +11,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 import rose
 from rose import terminal
@@ -25,8 +26,8 @@ from rose.model.loading import PACKAGED, check_output, parse_dtype
 from rose.model.memory import estimate_memory
 from rose.model.pipeline import check_target
 from rose.model.zero_shot import TASKS, check_installed, zero_shot
-from rose.report import records_table, write_atomically
-from rose.serving import serve
+from rose.report import records_table, versions, write_atomically
+from rose.serving import serve, write_report
 from rose.structured.methods import structured_method
 from rose.structured.pipeline import check_parts, check_request
 
@@ -44,6 +45,16 @@ def app(options: argparse.Namespace, console: Console) -> None:
         return
     if status:
         raise SystemExit(status)
+
+
+def report(options: argparse.Namespace, console: Console) -> None:
+    with console.status("Drawing"):
+        findings = write_report(options.folders, options.output)
+    out = Console()
+    for finding in findings:
+        out.print(finding, highlight=False, markup=False, soft_wrap=True)
+    size = options.output.stat().st_size / 1e6
+    out.print(f"Written to {options.output}, {size:.1f} MB", highlight=False, markup=False, soft_wrap=True)
 
 
 def models(options: argparse.Namespace, console: Console) -> None:
@@ -112,6 +123,11 @@ def _engine_options(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
+def _made(options: argparse.Namespace) -> dict[str, Any]:
+    """By what command, and with which programs, for those who are sent the report."""
+    return {"command": options.command, "made_with": versions()}
+
+
 def analyze(options: argparse.Namespace, console: Console) -> None:
     methods = _split(options.methods, "--methods")
     for method in methods:
@@ -145,6 +161,7 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
             held_out_samples=options.held_out,
             seed=options.seed,
             methods=methods,
+            **_made(options),
             **_engine_options(options),
         )
         from_first(lambda: _save(report, options.output))
@@ -219,7 +236,7 @@ def prune(options: argparse.Namespace, console: Console) -> None:
 def _conclude(
     options: argparse.Namespace,
     console: Console,
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: Any,
     report: rose.RunReport,
     windows: Tensor | None,
@@ -237,6 +254,7 @@ def _conclude(
         windows=0 if windows is None else len(windows),
         perplexity_before=before,
         perplexity_after=after,
+        **_made(options),
     )
     with console.status(f"Writing {options.output}"):
         from_first(lambda: rose.save_model(model, tokenizer, options.output, report=report))

@@ -6,9 +6,11 @@ import dataclasses
 import json
 import math
 import os
+import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,17 @@ def records_table(records: Sequence[LayerRecord]) -> pd.DataFrame:
 def _with_floats(table: pd.DataFrame) -> pd.DataFrame:
     """Columns that may be empty as floats: None everywhere has no dtype."""
     return table.astype({name: float for name in OPTIONAL if name in table})
+
+
+def versions() -> dict[str, str]:
+    """Of the programs that results depend on, for reports; of rose in a checkout, "checkout"."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "rose-explorer"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "checkout"
+    return found
 
 
 def default_permissions(path: Path) -> None:

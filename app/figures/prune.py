@@ -228,6 +228,60 @@ def perplexity_bars(
     return Drawing(figure, caption, alt, data if dense is None else data.assign(dense_perplexity=dense))
 
 
+def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
+    """Zero-shot accuracy of every model on every task, with standard errors.
+
+    Args:
+        table: one row per model and task: task, questions, accuracy, accuracy_error, run, method; the dense model has
+            the method "dense".
+
+    Raises:
+        RoseError: no accuracy.
+    """
+    if table.empty:
+        raise RoseError("No zero-shot task has been answered yet; choose tasks and prune.")
+    tasks = list(dict.fromkeys(table["task"]))
+    figure = go.Figure()
+    means: dict[str, float] = {}
+    for name, rows in table.groupby("run", sort=False):
+        method = str(rows["method"].iloc[0])
+        look = _run_look(str(name), method)
+        values = rows.set_index("task").reindex(tasks)
+        means[str(name)] = float(values["accuracy"].mean())
+        figure.add_bar(
+            x=tasks,
+            y=values["accuracy"].to_numpy(np.float64),
+            error_y={"array": values["accuracy_error"].to_numpy(np.float64), "color": palette.INKS[theme].text},
+            name=look.label,
+            marker={
+                "color": palette.INKS[theme].muted if method == "dense" else look.colour,
+                "pattern": {"shape": look.pattern, "solidity": 0.4},
+            },
+            hovertemplate=f"{look.label}<br>%{{x}}: %{{y:.1%}}<extra></extra>",
+        )
+    dense = [str(name) for name in table.loc[table["method"] == "dense", "run"].unique()]
+    pruned = {name: mean for name, mean in means.items() if name not in dense}
+    over = f"mean over {words.count(len(tasks), 'task')}"
+    if not pruned:
+        finding = f"The dense model answers {words.percent(means[dense[0]])} correctly, {over}"
+    else:
+        best = max(pruned, key=pruned.__getitem__)
+        finding = f"{best} answers {words.percent(pruned[best])} correctly, {over}"
+        if dense:
+            finding += f"; the dense model {words.percent(means[dense[0]])}"
+    asked = table.drop_duplicates("task")["questions"]
+    what = f"Share of questions answered correctly, {words.whole(int(asked.sum()))} in all; lines: standard error"
+    style.base(figure, theme, finding, what, y="accuracy", legend=True)
+    figure.update_yaxes(
+        range=[0, min(1.0, 1.15 * float((table["accuracy"] + table["accuracy_error"].fillna(0)).max()))]
+    )
+    figure.update_yaxes(tickformat=".0%")
+    ranked = sorted(means.items(), key=lambda pair: -pair[1])
+    caption = f"Mean accuracy: {', '.join(f'{name} {words.percent(mean)}' for name, mean in ranked)}."
+    alt = f"Bar chart of zero-shot accuracy by task. {finding}. {caption}"
+    return Drawing(figure, caption, alt, table.reset_index(drop=True))
+
+
 def _against_best(
     values: np.ndarray, looks: Sequence[palette.Style], losses: Sequence[Sequence[float]]
 ) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
 from app.jobs import Job, acquire
-from app.runs.request import HELD_OUT, PruneRequest, estimate_case, evaluation_seconds, run_name
+from app.runs.request import HELD_OUT, PruneRequest, estimate_case, evaluation_seconds, run_name, task_seconds
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.layer.methods import get_method
@@ -33,6 +33,8 @@ from rose.model.calibration import cut_windows, first_token
 from rose.model.evaluation import perplexity_of, window_losses
 from rose.model.generation import continue_prompt
 from rose.model.loading import check_output
+from rose.model.zero_shot import zero_shot
+from rose.paths import expand
 
 GRACE = 120.0  # seconds that checkpoints outlive a lost connection; longer than an unwatched job runs on
 
@@ -49,6 +51,7 @@ class EvaluatedModel:
         checkpoint: .zip file or folder, where one was kept.
         losses: mean loss a token of each window, by which models are compared.
         target: what its layers were to put out.
+        zero_shot: accuracies by task, see `rose.model.zero_shot.zero_shot`; None where none was asked for.
     """
 
     method: str
@@ -59,6 +62,7 @@ class EvaluatedModel:
     checkpoint: Path | None = None
     losses: tuple[float, ...] = ()
     target: str = "dense"
+    zero_shot: pd.DataFrame | None = None
 
     @property
     def label(self) -> str:
@@ -96,6 +100,18 @@ def model_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
 def _mean(model: EvaluatedModel, column: str) -> float | None:
     values = pd.Series(dtype=float) if model.report is None else model.report.layers[column].dropna()
     return float(values.mean()) if len(values) else None
+
+
+def accuracy_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
+    """One row per model and task: task, questions, accuracy, accuracy_error (standard error), run, method."""
+    tables = [
+        model.zero_shot[["task", "questions", "accuracy", "accuracy_error"]].assign(
+            run=model.label, method=model.method
+        )
+        for model in models
+        if model.zero_shot is not None
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def layer_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
@@ -274,7 +290,8 @@ class PruningRun:
         method, sparsity, target = case
         whose = "the dense model" if report is None else _named(case)
         self._say(f"Perplexity of {whose}")
-        share = self._share(job, cost)
+        asking = task_seconds(model, request)
+        share = self._share(job, cost - asking)
         losses = window_losses(model, windows, progress=share)
         perplexity, by_window = perplexity_of(losses), tuple(losses.tolist())
         text = ""
@@ -283,9 +300,11 @@ class PruningRun:
             text = continue_prompt(
                 model, tokenizer, request.prompt, new_tokens=request.new_tokens, tick=lambda: share(1.0)
             )
-        self._done += cost
+        self._done += cost - asking
+        answered = self._answers(model, tokenizer, whose, self._share(job, asking))
+        self._done += asking
         if report is None:
-            return EvaluatedModel(method, sparsity, perplexity, text, losses=by_window)
+            return EvaluatedModel(method, sparsity, perplexity, text, losses=by_window, zero_shot=answered)
         assert self.dense is not None
         report = report.with_summary(
             model=self.setup.model,
@@ -297,9 +316,23 @@ class PruningRun:
             window_length=request.window_length,
             perplexity_before=self.dense.perplexity,
             perplexity_after=perplexity,
+            **({} if answered is None else {"zero_shot": _rows(answered)}),
         )
         checkpoint = self._save(model, tokenizer, case, report, job)
-        return EvaluatedModel(method, sparsity, perplexity, text, report, checkpoint, by_window, target)
+        return EvaluatedModel(method, sparsity, perplexity, text, report, checkpoint, by_window, target, answered)
+
+    def _answers(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, whose: str, share: Callable[[float], None]
+    ) -> pd.DataFrame | None:
+        """Zero-shot accuracies where tasks were asked for."""
+        request = self.request
+        if not request.tasks:
+            return None
+        self._say(f"Zero-shot tasks answered by {whose}")
+        folder = expand(request.task_folder.strip()) if request.task_folder.strip() else None
+        return zero_shot(
+            model, tokenizer, tasks=request.tasks, task_folder=folder, limit=request.questions, progress=share
+        )
 
     def _save(
         self,
@@ -365,6 +398,11 @@ class PruningRun:
         if self._new_folder is not None:
             with contextlib.suppress(OSError):  # not empty: it holds a finished checkpoint
                 self._new_folder.rmdir()
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """For JSON, which does not know NaN."""
+    return table.astype(object).where(table.notna(), None).to_dict(orient="records")
 
 
 def _named(case: tuple[str, str, str]) -> str:

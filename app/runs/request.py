@@ -13,8 +13,10 @@ from app.study.setup import Setup, check_sparsity
 from rose.layer.methods import get_method
 from rose.model.cost import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.pipeline import check_target
+from rose.model.zero_shot import is_installed
 from rose.paths import expand
 
+QUESTION_TOKENS = 250  # with all its answers: between winogrande's 60 and hellaswag's 400
 HELD_OUT = "held out"  # the calibration's own held-out windows, in place of the name of a text
 Keep = Literal["nothing", "zip", "folder"]
 
@@ -34,6 +36,9 @@ class PruneRequest:
         prompt, new_tokens: to be continued; an empty prompt leaves this out.
         keep: checkpoints as "zip" in a temporary folder, in `folder` on this machine, or "nothing".
         folder: path; each checkpoint is a folder in it.
+        tasks: zero-shot tasks that every model answers, see `rose.model.zero_shot`; none leaves this out.
+        task_folder: of further tasks; empty for those of lm-eval.
+        questions: of each task, the first ones.
     """
 
     methods: tuple[str, ...]
@@ -49,6 +54,9 @@ class PruneRequest:
     keep: Keep = "nothing"
     folder: str = ""
     targets: tuple[str, ...] = ("dense",)
+    tasks: tuple[str, ...] = ()
+    task_folder: str = ""
+    questions: int = 100
 
     @property
     def layer_patterns(self) -> list[str] | None:
@@ -91,6 +99,12 @@ class PruneRequest:
                     f"This set-up holds out {setup.held_out} × {setup.length} tokens, which gives {there} windows of "
                     f"{self.window_length}; ask for fewer or shorter ones, or choose another text."
                 )
+        if self.tasks and not is_installed():
+            raise rose.RoseError("Zero-shot tasks need lm-eval; run: pip install -r requirements-eval.txt")
+        if self.tasks and self.task_folder.strip() and not expand(self.task_folder.strip()).is_dir():
+            raise rose.RoseError(
+                f"There is no folder {self.task_folder}; give one that holds task definitions (.yaml)."
+            )
         if self.keep == "folder":
             if not self.folder.strip():
                 raise rose.RoseError("Give the path of a folder for the checkpoints.")
@@ -121,8 +135,16 @@ def estimate_case(model: nn.Module, setup: Setup, request: PruneRequest, method:
 
 
 def evaluation_seconds(model: nn.Module, request: PruneRequest) -> float:
+    """Perplexity, continuation and tasks of one model."""
     new_tokens = request.new_tokens if request.prompt.strip() else 0
-    return estimate_evaluation(model, tokens=request.windows * request.window_length, new_tokens=new_tokens)
+    tokens = request.windows * request.window_length
+    return estimate_evaluation(model, tokens=tokens, new_tokens=new_tokens) + task_seconds(model, request)
+
+
+def task_seconds(model: nn.Module, request: PruneRequest) -> float:
+    """Zero-shot tasks of one model; a rough guess, as questions differ in length."""
+    tokens = len(request.tasks) * request.questions * QUESTION_TOKENS
+    return estimate_evaluation(model, tokens=tokens, new_tokens=0) if tokens else 0.0
 
 
 def estimate(model: nn.Module, setup: Setup, request: PruneRequest) -> Cost:

@@ -13,6 +13,7 @@ import rose
 from app import components, session, words
 from app.figures import overview as figures
 from app.figures import palette
+from app.runs import finished
 from app.study import tables
 from app.study.study import Study
 
@@ -101,7 +102,7 @@ def results(study: Study, table: pd.DataFrame, metric: str, threshold: float) ->
     except rose.RoseError as problem:
         st.info(str(problem))
     pick_by_name(study, table)
-    exact(chosen)
+    exact(study, chosen, threshold)
 
 
 def nothing_in(metric: str) -> str:
@@ -204,7 +205,7 @@ def pick_by_name(study: Study, table: pd.DataFrame) -> None:
 # Exact numbers
 
 
-def exact(table: pd.DataFrame) -> None:
+def exact(study: Study, table: pd.DataFrame, threshold: float) -> None:
     """All numbers, sortable; a chosen row is the chosen layer."""
     errors = [f"{kind}_{method}" for kind in ERRORS for method in tables.SHOWN_METHODS]
     errors = [name for name in errors if table[name].notna().any()]
@@ -249,7 +250,7 @@ def exact(table: pd.DataFrame) -> None:
         selection_mode="single-row",
         alt="All layers measured so far with relative range, errors and Hessian condition",
     )  # fmt: skip
-    left, middle, right = st.columns([4, 1, 1], vertical_alignment="center")
+    left, middle, right, last = st.columns([3, 1, 1, 1], vertical_alignment="center")
     left.caption("Click a heading to sort. ROSE is two-level order where columnar, else SparseGPT.")
     middle.download_button(
         "CSV", lambda: table.to_csv(index=False), "layers.csv", icon=":material/download:", width="stretch",
@@ -264,6 +265,10 @@ def exact(table: pd.DataFrame) -> None:
         on_click="ignore",
         key="layers-json",
     )
+    with last:
+        components.report_button(
+            lambda: finished.runs_of_study(study, threshold), "layers", "layers-report", width="stretch"
+        )
 
 
 draw()

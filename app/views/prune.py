@@ -12,12 +12,13 @@ import rose
 from app import components, session, shared, words
 from app.figures import comparison, palette, style
 from app.figures import prune as figures
-from app.runs import recipes
-from app.runs.pruning import EvaluatedModel, PruningRun, layer_table, model_table
+from app.runs import finished, recipes
+from app.runs.pruning import EvaluatedModel, PruningRun, accuracy_table, layer_table, model_table
 from app.runs.request import HELD_OUT, Keep, PruneRequest, estimate, run_name
 from app.runs.results import over_seeds, read_results
 from app.study.setup import Setup, weights_size
 from rose.layer.methods import RECOMMENDED
+from rose.model import zero_shot
 from rose.model.calibration import SOURCES
 from rose.paths import expand
 
@@ -31,8 +32,9 @@ ERRORS = {  # on, against -> column
     ("calibration", "dense model's output"): "target_error",
     ("held-out", "dense model's output"): "held_out_target_error",
 }
-SUMMARY, LAYERS, TEXTS, DOWNLOADS, SEEDS = "Perplexity", "Layers", "Texts", "Downloads", "Over seeds"
-SECTIONS = {name: name for name in (SUMMARY, LAYERS, TEXTS, DOWNLOADS, SEEDS)}
+SUMMARY, LAYERS, TEXTS, TASKS = "Perplexity", "Layers", "Texts", "Zero-shot"
+DOWNLOADS, SEEDS = "Downloads", "Over seeds"
+SECTIONS = {name: name for name in (SUMMARY, LAYERS, TEXTS, TASKS, DOWNLOADS, SEEDS)}
 
 
 def draw() -> None:
@@ -61,7 +63,8 @@ def draw() -> None:
     elif run is None or run.dense is None:
         st.info("Results appear here as soon as the dense model and the first pruned copy have been evaluated.")
     else:
-        {SUMMARY: _summary, LAYERS: _layers, TEXTS: _texts, DOWNLOADS: _downloads}[view](run, run.models)
+        pages = {SUMMARY: _summary, LAYERS: _layers, TEXTS: _texts, TASKS: _accuracies, DOWNLOADS: _downloads}
+        pages[view](run, run.models)
 
 
 # Choices
@@ -99,6 +102,7 @@ def _choose(setup: Setup) -> PruneRequest:
     )
     text, windows, length = _evaluation(setup)
     prompt, new_tokens, keep, folder = _prompt_and_checkpoint()
+    tasks, task_folder, questions = _tasks()
     one, two = st.columns([1, 1], vertical_alignment="bottom")
     targets = one.pills(
         "Target",
@@ -133,6 +137,9 @@ def _choose(setup: Setup) -> PruneRequest:
         keep=keep,
         folder=folder,
         targets=tuple(name for name in TARGETS if name in targets),
+        tasks=tasks,
+        task_folder=task_folder,
+        questions=questions,
     )
 
 
@@ -189,6 +196,37 @@ def _prompt_and_checkpoint() -> tuple[str, int, Keep, str]:
         help="Each checkpoint is a new folder in it, with its report.",
     )
     return prompt, new_tokens, keep, folder
+
+
+def _tasks() -> tuple[tuple[str, ...], str, int]:
+    """Zero-shot tasks, or a sentence on how to get them."""
+    if not zero_shot.is_installed():
+        st.caption("Zero-shot tasks need lm-eval, which is not installed; run `pip install -r requirements-eval.txt`.")
+        return (), "", PruneRequest.questions
+    one, two, three = st.columns([2, 1, 2], vertical_alignment="bottom")
+    tasks = one.text_input(
+        "Zero-shot tasks",
+        key="prune_tasks",
+        bind="query-params",
+        placeholder="none",
+        help=f"Names of lm-eval's tasks, separated by spaces: {' '.join(zero_shot.TASKS)}. Every model answers them; "
+        "their questions come from the Hub, unless they were loaded before.",
+    )
+    questions = two.number_input(
+        "Questions each",
+        min_value=1,
+        value=PruneRequest.questions,
+        key="prune_questions",
+        bind="query-params",
+        help="The first so many of each task. With 100 of them the standard error is about 5 points.",
+    )
+    folder = three.text_input(
+        "Folder of tasks of your own",
+        key="prune_task_folder",
+        bind="query-params",
+        help="Task definitions for lm-eval (.yaml), in place of its own: then nothing comes from the network.",
+    )
+    return tuple(dict.fromkeys(tasks.replace(",", " ").split())), folder, questions
 
 
 def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
@@ -340,6 +378,8 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
             "perplexity",
             wide=True,
         )
+        reports = [model.report for model in pruned if model.report is not None]
+        components.report_button(lambda: [finished.run_of(report) for report in reports], "pruned", "prune-report")
 
 
 def _error(value: float | None) -> str:
@@ -391,6 +431,14 @@ def _texts(run: PruningRun, models: list[EvaluatedModel]) -> None:
     for model in models:
         st.markdown(f"**{model.label}**, perplexity {model.perplexity:.2f}")
         st.code(model.text or "(nothing: the text ended)", language=None, wrap_lines=True)
+
+
+def _accuracies(run: PruningRun, models: list[EvaluatedModel]) -> None:
+    table = accuracy_table(models)
+    if table.empty:
+        st.info("No zero-shot tasks were asked for; name some above and prune again.")
+        return
+    components.show(figures.accuracy_bars(table, theme=session.theme()), "accuracies", wide=True)
 
 
 def _downloads(run: PruningRun, models: list[EvaluatedModel]) -> None:

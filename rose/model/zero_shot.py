@@ -7,7 +7,8 @@ A pruned model's perplexity can look harmless while its answers are not; papers 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,22 @@ from rose.model.forward import pick_device
 # What SparseGPT, Wanda, OWL and ROSE report. Names as in the harness; openbookqa is the papers' OBQA.
 TASKS = ("boolq", "winogrande", "piqa", "openbookqa", "hellaswag", "arc_easy", "arc_challenge")
 BATCH = 8  # sequences at a time
+FILE = "zero_shot.csv"  # in the folder of a model, its accuracies
 
 
 def check_installed() -> None:
-    """Raises RoseError where lm-eval is missing."""
+    """Raises RoseError where lm-eval is missing. Reads all of it, which takes seconds; see `is_installed`."""
     try:
         import lm_eval.models.huggingface  # noqa: F401
     except ImportError as problem:
         raise RoseError(
             f"Zero-shot tasks need lm-eval ({problem}); run: pip install -r requirements-eval.txt"
         ) from problem
+
+
+def is_installed() -> bool:
+    """Whether lm-eval is there, without reading it."""
+    return find_spec("lm_eval") is not None
 
 
 def zero_shot(
@@ -43,6 +50,7 @@ def zero_shot(
     task_folder: str | Path | None = None,
     limit: int | None = None,
     bos: str = "auto",
+    progress: Callable[[float], Any] = lambda _share: None,
 ) -> pd.DataFrame:
     """Accuracy on multiple-choice tasks, without examples in the prompt.
 
@@ -56,6 +64,7 @@ def zero_shot(
         task_folder: a folder of further tasks as YAML files; then only these are known.
         limit: at most so many questions of each task, the first ones.
         bos: whether every question begins with a beginning-of-sequence token, see `rose.model.calibration.first_token`.
+        progress: called with the share done, 0 to 1, before each batch of answers; may raise to stop.
 
     Returns:
         A row per task: task, questions, accuracy, accuracy_error (standard error), accuracy_norm (NaN where the
@@ -72,7 +81,8 @@ def zero_shot(
     home, device, was_training = next(model.parameters()).device, pick_device(), model.training
     model.to(device).eval()
     try:
-        found = _evaluate(model, tokenizer, _task_manager(tasks, task_folder), list(tasks), limit, device, first)
+        manager = _task_manager(tasks, task_folder)
+        found = _evaluate(model, tokenizer, manager, list(tasks), limit, device, first, progress)
     finally:
         model.train(was_training).to(home)
     return pd.DataFrame([_row(name, found["results"][name], found["n-samples"][name]) for name in tasks])
@@ -105,6 +115,7 @@ def _evaluate(
     limit: int | None,
     device: torch.device,
     first: int | None,
+    progress: Callable[[float], Any],
 ) -> dict[str, Any]:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -123,6 +134,15 @@ def _evaluate(
             if first is not None and add_special_tokens is not False and ids[:1] != [first]:
                 ids = [first, *ids]
             return ids[-left_truncate_len:] if left_truncate_len else ids
+
+        def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **more: Any) -> list[Any]:
+            self.batches, self.run = math.ceil(len(requests) / BATCH), 0
+            return super()._loglikelihood_tokens(requests, *args, **more)
+
+        def _model_call(self, *args: Any, **more: Any) -> Any:
+            progress(min(1.0, self.run / max(1, self.batches)))
+            self.run += 1
+            return super()._model_call(*args, **more)
 
     wrapped = Begun(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, device=str(device))
     try:

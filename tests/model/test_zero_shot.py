@@ -134,3 +134,19 @@ def test_a_group_of_tasks_is_refused_before_it_runs(loaded, tmp_path: Path) -> N
     (tmp_path / "arithmetic.yaml").write_text("group: arithmetic\ntask:\n  - sums\n")
     with pytest.raises(rose.RoseError, match="arithmetic stands for several tasks; name those"):
         zero_shot(*loaded, tasks=["arithmetic"], task_folder=tmp_path)
+
+
+def test_progress_is_told_and_may_stop(loaded, folder: Path) -> None:
+    model, tokenizer = loaded
+    shares: list[float] = []
+    zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[0] == 0.0
+    assert 0.5 < shares[-1] < 1.0
+
+    def stop(share: float) -> None:
+        if share > 0.3:
+            raise rose.Cancelled
+
+    with pytest.raises(rose.Cancelled):
+        zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, progress=stop)

@@ -33,6 +33,7 @@ from app.figures import (
     palette,
     prune,
     race,
+    runs,
     shrinking,
     solvers,
     structures,
@@ -80,6 +81,14 @@ CHANNELS = pd.DataFrame({"channel": [2, 0, 1], "alone": [0.01, 0.02, 0.3], "toge
 RECOVERED = pd.DataFrame(
     [(how, tokens, 0.1) for how in ("none", "bias", "linear", "exact") for tokens in ("calibration", "held-out")],
     columns=["recovery", "tokens", "relative_error"],
+)
+ACCURACY = pd.DataFrame(
+    [("piqa", 100, 0.6, 0.05, "Dense", "dense"), ("piqa", 100, 0.5, 0.05, "ROSE at 0.7", "rose")],
+    columns=["task", "questions", "accuracy", "accuracy_error", "run", "method"],
+)
+TWO_RUNS = pd.DataFrame(
+    [(f"model.layers.{b}.{p}", b, p, 0.1 * (b + 1), 0.08 * (b + 1)) for b in range(3) for p in ("o_proj", "up_proj")],
+    columns=["layer", "block_index", "projection", "first", "second"],
 )
 TRADE = pd.DataFrame(
     [(0.0, 0.0, 0.0, 1.0, 96, 4), (0.2, 0.21, 0.03, 1.27, 70, 4)],
@@ -155,6 +164,12 @@ FIGURES: dict[str, Draw] = {
     "drift_shares": lambda x, r, t: depth.drift_shares(DRIFTS[DRIFTS["target"] == "dense"], theme=t),
     "repaired_shares": lambda x, r, t: depth.repaired_shares(DRIFTS, theme=t),
     "perplexity_bars": lambda x, r, t: prune.perplexity_bars(PERPLEXITY, dense=20.7, theme=t),
+    "accuracy_bars": lambda x, r, t: prune.accuracy_bars(ACCURACY, theme=t),
+    "run_maps": lambda x, r, t: runs.run_maps(TWO_RUNS, ("A", "B"), "held-out error", theme=t),
+    "run_difference": lambda x, r, t: runs.run_difference(TWO_RUNS, ("A", "B"), "held-out error", theme=t),
+    "run_difference_share": lambda x, r, t: runs.run_difference(
+        TWO_RUNS, ("A", "B"), "held-out error", as_share=True, theme=t
+    ),
     "progress_timeline": lambda x, r, t: prune.progress_timeline(r[r["method"] == "rose"], 30, theme=t),
     "pictures": lambda x, r, t: diffusion.pictures(
         {"Dense": PIXELS, "ROSE": -PIXELS}, ["bag", "coat"], 3, time=700.0, drift=0.2, theme=t

@@ -22,7 +22,7 @@ from torch import nn
 import rose
 from app.jobs import Job
 from app.runs import pruning, recipes
-from app.runs.pruning import PruningRun, layer_table, model_table
+from app.runs.pruning import PruningRun, accuracy_table, layer_table, model_table
 from app.runs.request import HELD_OUT, Keep, PruneRequest, estimate, run_name
 from app.runs.results import over_seeds, read_results
 from app.study.setup import Setup
@@ -30,6 +30,7 @@ from app.study.study import LoadedModel
 from rose.cli import _parser
 from rose.model.generation import continue_prompt
 from rose.model.loading import load_skeleton
+from rose.model.zero_shot import zero_shot
 from tests.tiny import save_tiny_llama
 
 REQUEST = PruneRequest(("sparsegpt", "rose"), ("0.5", "2:4"), windows=3, window_length=16, prompt="Hello", new_tokens=4)
@@ -354,3 +355,51 @@ def test_other_files_are_refused(text: str, words: str) -> None:
 def test_a_missing_file_is_refused() -> None:
     with pytest.raises(rose.RoseError, match="check the path"):
         read_results("/nowhere/rows.csv")
+
+
+TASK = """task: sums
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: ["two", "three"]
+doc_to_target: answer
+metric_list:
+  - metric: acc
+"""
+
+
+def test_every_model_answers_the_tasks(
+    setup: Setup, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", None)
+    rows = [{"question": f"{n} and one is", "answer": n % 2} for n in range(6)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "sums.yaml").write_text(TASK.format(file=tmp_path / "sums.jsonl"))
+    request = replace(
+        REQUEST, methods=("magnitude",), sparsities=("0.5",), prompt="", tasks=("sums",), task_folder=str(tmp_path)
+    )
+    asked = replace(request, questions=4)
+    run = finished(setup, asked, lambda: loaded)
+    expected = zero_shot(loaded.model, loaded.tokenizer, tasks=["sums"], task_folder=tmp_path, limit=4)
+    assert run.dense is not None
+    assert run.dense.zero_shot is not None
+    pd.testing.assert_frame_equal(run.dense.zero_shot, expected)
+    table = accuracy_table(run.models)
+    assert table["run"].tolist() == ["Dense", run.copies[0].label]
+    assert table["questions"].tolist() == [4, 4]
+    report = run.copies[0].report
+    assert report is not None
+    (row,) = json.loads(report.to_json())["summary"]["zero_shot"]
+    assert (row["task"], row["accuracy"], row["accuracy_norm"]) == ("sums", table["accuracy"].iloc[1], None)
+
+    skeleton = load_skeleton(setup.model)
+    assert estimate(skeleton, setup, asked).seconds > estimate(skeleton, setup, replace(asked, tasks=())).seconds
+    with pytest.raises(rose.RoseError, match="There is no folder /nowhere"):
+        replace(asked, task_folder="/nowhere").check(setup, skeleton)
+    monkeypatch.setattr("app.runs.request.is_installed", lambda: False)
+    with pytest.raises(rose.RoseError, match=r"pip install -r requirements-eval\.txt"):
+        asked.check(setup, skeleton)

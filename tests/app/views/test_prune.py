@@ -353,3 +353,15 @@ def test_both_targets_are_pruned_shown_and_said_in_the_recipes(setup: Setup) -> 
     assert "Errors against the dense model's output on" in texts(app)
     app.segmented_control(key="prune_layers_target").set_value("layer").run()
     assert "are measured only with that target" in texts(app)
+
+
+def test_tasks_are_offered_only_where_they_can_be_run(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = opened(setup, prune_tasks="piqa, boolq piqa", prune_questions="7")
+    assert app.text_input(key="prune_tasks").value == "piqa, boolq piqa"
+    monkeypatch.setattr("rose.model.zero_shot.is_installed", lambda: False)
+    app = opened(setup)
+    assert "run `pip install -r requirements-eval.txt`" in texts(app)
+    assert not [box for box in app.text_input if box.key == "prune_tasks"]
+    app, _ = pruned(opened(setup, prune_methods="Magnitude", prune_layers="model.layers.1.*.o_proj", prune_prompt=""))
+    assert [button.proto.label for button in app.get("download_button")] == ["Report, HTML"]
+    assert "No zero-shot tasks were asked for" in texts(view(app, "Zero-shot"))

@@ -1,0 +1,201 @@
+"""A user's own text, read by the dense model and by pruned ones in the background. No Streamlit here."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedTokenizerBase
+
+import rose
+from app import words
+from app.jobs import Job, acquire
+from app.runs.finished import REPORT, read_report
+from app.runs.pruning import PruningRun
+from app.study.setup import Setup
+from app.study.study import LoadedModel
+from rose.model.surprise import EncodedText, Reading, encode_text, read_text
+from rose.paths import expand
+
+LIMIT = 512  # tokens of a text
+MOST = 2  # pruned models beside each other
+DENSE = "Dense"
+COLUMNS = ("number", "token", "before")  # of the table of tokens, besides one for each model
+CONTEXT = 30  # characters before a token that the table shows
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pruned model on disk: a folder, or the .zip that the Prune page keeps for download."""
+
+    name: str
+    place: Path
+
+
+def kept_checkpoints(runs: Sequence[PruningRun], model: str) -> dict[str, Checkpoint]:
+    """What the server has kept of pruned copies of this model, the latest first, by name."""
+    found: dict[str, Checkpoint] = {}
+    for run in reversed(runs):
+        for copy in reversed(run.copies):
+            if run.setup.model == model and copy.checkpoint is not None and copy.checkpoint.exists():
+                name, number = copy.label, 2
+                while name in found:
+                    name, number = f"{copy.label}, run {number}", number + 1
+                found[name] = Checkpoint(name, copy.checkpoint)
+    return found
+
+
+def saved_checkpoint(path: str) -> Checkpoint:
+    """A folder that the user names.
+
+    Raises:
+        RoseError: not a checkpoint.
+    """
+    place = expand(path.strip())
+    if not (place / "config.json").is_file():
+        raise rose.RoseError(
+            f"There is no model in {place}; give a folder that `rose prune` or `rose slim` has written."
+        )
+    if (place / REPORT).is_file():
+        with contextlib.suppress(rose.RoseError):  # a model without a readable report can be read all the same
+            return Checkpoint(read_report(place / REPORT)[0].name, place)
+    return Checkpoint(place.resolve().name[:40], place)
+
+
+class TextReading:
+    """One text read by several models; grows while its job runs.
+
+    Attributes:
+        setup, text, checkpoints: what was asked.
+        encoded: the text as tokens, None until the dense model is loaded.
+        readings: by model, the dense one first.
+        doing, fraction: the step at work.
+    """
+
+    def __init__(
+        self, setup: Setup, text: str, checkpoints: Sequence[Checkpoint], load: Callable[[], LoadedModel]
+    ) -> None:
+        self.setup, self.text, self.checkpoints = setup, text, tuple(checkpoints)
+        self.encoded: EncodedText | None = None
+        self.readings: dict[str, Reading] = {}
+        self.doing, self.fraction = "Loading the dense model", 0.0
+        self._load = load
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.job = Job(self._run)
+
+    def answers(self, setup: Setup, text: str, checkpoints: Sequence[Checkpoint]) -> bool:
+        """Whether this is what was asked for."""
+        return (self.setup.model, self.text, self.checkpoints) == (setup.model, text, tuple(checkpoints))
+
+    def _run(self, job: Job) -> None:
+        loaded = self._load()
+        job.check()
+        self._tokenizer = loaded.tokenizer
+        encoded = encode_text(loaded.tokenizer, self.text, limit=LIMIT)
+        acquire(loaded.lock, job)
+        try:
+            self.doing = "The dense model reads"
+            dense = read_text(loaded.model, encoded.tokens, tick=job.check)
+        finally:
+            loaded.lock.release()
+        self.encoded, self.readings[DENSE] = encoded, dense
+        for number, checkpoint in enumerate(self.checkpoints, 1):
+            self.fraction = number / (1 + len(self.checkpoints))
+            self.doing = f"{checkpoint.name} is loaded and reads"
+            job.check()
+            self.readings[checkpoint.name] = self._read(checkpoint, encoded, job)
+        self.fraction = 1.0
+
+    def _read(self, checkpoint: Checkpoint, encoded: EncodedText, job: Job) -> Reading:
+        with tempfile.TemporaryDirectory(prefix="rose-text-") as temporary:
+            folder = checkpoint.place
+            if folder.suffix == ".zip":
+                folder = _unpack(folder, Path(temporary), job)
+            model, tokenizer = rose.load_model(str(folder), dtype=self.setup.dtype)
+            job.check()
+            if not torch.equal(encode_text(tokenizer, self.text).tokens, encoded.tokens):
+                raise rose.RoseError(
+                    f"{checkpoint.name} cuts this text into other tokens than {self.setup.model} does; choose a model "
+                    "pruned from it, or its dense model on the start page."
+                )
+            return read_text(model, encoded.tokens, tick=job.check)
+
+    def token(self, number: int) -> str:
+        """The text of a token of the vocabulary."""
+        assert self._tokenizer is not None
+        return str(self._tokenizer.decode([number]))
+
+
+def _unpack(archive: Path, folder: Path, job: Job) -> Path:
+    """Unpacks what `app.runs.pruning.pack` has packed: one folder of files."""
+    with zipfile.ZipFile(archive) as packed:
+        for entry in packed.infolist():
+            job.check()
+            with packed.open(entry) as source, (folder / Path(entry.filename).name).open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+    return folder
+
+
+# What was found
+
+
+def losses(encoded: EncodedText, reading: Reading) -> np.ndarray:
+    """(tokens,) nats; NaN for the first, which nothing predicts."""
+    assert len(reading.losses) == len(encoded.pieces) - 1
+    return np.concatenate([[np.nan], reading.losses.numpy()])
+
+
+def token_table(encoded: EncodedText, readings: dict[str, Reading]) -> pd.DataFrame:
+    """A row per predicted token: number, token, before, and of every model its loss, of the pruned ones the change."""
+    known = {name: losses(encoded, reading) for name, reading in readings.items()}
+    starts = np.cumsum([0, *(len(piece) for piece in encoded.pieces)])
+    text = "".join(encoded.pieces)
+    table = pd.DataFrame(
+        {
+            "number": range(len(encoded.pieces)),
+            "token": [visible(piece) for piece in encoded.pieces],
+            "before": [visible(text[max(0, start - CONTEXT) : start]) for start in starts[:-1]],
+            **known,
+            **{f"{name} − dense": values - known[DENSE] for name, values in known.items() if name != DENSE},
+        }
+    )
+    return table.iloc[1:].reset_index(drop=True)
+
+
+def visible(text: str) -> str:
+    """Line ends as a sign, so that a token of nothing else can be seen."""
+    return text.replace("\n", "↵")
+
+
+def next_tokens(run: TextReading, number: int, readings: dict[str, Reading]) -> pd.DataFrame:
+    """What each model expected in the place of a token: rank, and of each model its token and that one's chance.
+
+    Args:
+        number: of the token, from 1: nothing predicts the first.
+    """
+    columns: dict[str, Any] = {"rank": range(1, next(iter(readings.values())).likely.shape[1] + 1)}
+    for name, reading in readings.items():
+        columns[name] = [f"“{visible(run.token(int(one)))}”" for one in reading.likely[number - 1]]
+        columns[f"{name}, chance"] = reading.chances[number - 1].tolist()
+    return pd.DataFrame(columns)
+
+
+def finding(encoded: EncodedText, dense: Reading, name: str, reading: Reading) -> str:
+    """ "ROSE, 0.7 is more surprised than the dense model at 61 of 92 tokens; a token costs it 3.8 nats, not 2.9"."""
+    gap = (reading.losses - dense.losses).numpy()
+    more, total = int((gap > 0).sum()), len(gap)
+    before, after = float(dense.losses.mean()), float(reading.losses.mean())
+    ratio = float(np.exp(min(after - before, 700.0)))
+    return (
+        f"{name} is more surprised than the dense model at {words.word(more)} of {words.count(total, 'token')}: "
+        f"{words.number(after)} nats a token instead of {words.number(before)}, perplexity × {words.number(ratio)}"
+    )

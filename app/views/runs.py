@@ -1,0 +1,232 @@
+"""Runs: how do two of them differ?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+import rose
+from app import components, session, shared, words
+from app.components import URL
+from app.figures import depth as depth_figures
+from app.figures import runs as figures
+from app.runs import depth, finished, pairs
+from app.runs.finished import FinishedRun
+from app.runs.pairs import Pair
+
+PRUNE_PAGE = "views/prune.py"
+DIFFERENCE, MAPS, NUMBERS, DRIFT, SETTINGS = "Difference", "Both maps", "Numbers", "Drift", "Settings"
+SECTIONS = {name: name for name in (DIFFERENCE, MAPS, NUMBERS, DRIFT, SETTINGS)}
+STUDY = (
+    "A study measures each layer by itself on the dense model's inputs; a pruned model's layers get the inputs that "
+    "the pruned ones below give."
+)
+
+
+def draw() -> None:
+    st.title("Runs: how do two of them differ?")
+    named = finished.name_apart(_offered())
+    if len(named) < 2:
+        _empty(named)
+        return
+    first, second = _choose(named)
+    if first == second:
+        st.info("Choose two different runs.")
+        return
+    try:
+        chosen = pairs.pair(named[first], named[second])
+    except rose.RoseError as problem:
+        st.error(str(problem), icon=":material/error:")
+        return
+    view = components.section(SECTIONS, "runs_view", "What is shown")
+    {DIFFERENCE: _difference, MAPS: _maps, NUMBERS: _numbers, DRIFT: _drift, SETTINGS: _settings}[view](chosen)
+    _remarks(chosen, view)
+    components.report_button(lambda: [chosen.first, chosen.second], "runs", "runs-report")
+
+
+# Runs
+
+
+def _offered() -> list[FinishedRun]:
+    """Those of folders, those pruned on this server, and its studies."""
+    opened = _opened()
+    pruned = [finished.run_of(report) for report in shared.reports()]
+    current = session.study()
+    studies = list({id(one): one for one in [current, *shared.studies().values()] if one is not None}.values())
+    measured = [
+        run
+        for study in studies
+        if study.job.status in ("done", "kept")
+        for run in finished.runs_of_study(study, session.threshold())
+    ]
+    return [*opened, *reversed(pruned), *measured]
+
+
+def _opened() -> list[FinishedRun]:
+    """The runs in the folders that the user names."""
+    path = st.text_input(
+        "Folders of saved runs",
+        key="runs_path",
+        bind=URL,
+        placeholder="pruned/; slim/",
+        help="Folders that `rose prune`, `rose slim`, `rose analyze` or the Prune page have written, or one that holds "
+        "several such folders; separated by semicolons. They are read, nothing in them is run.",
+    )
+    runs: list[FinishedRun] = []
+    for one in filter(None, (part.strip() for part in path.split(";"))):
+        try:
+            runs += finished.read_runs(one)
+        except rose.RoseError as problem:
+            st.error(str(problem), icon=":material/error:")
+    return runs
+
+
+def _choose(named: dict[str, FinishedRun]) -> tuple[str, str]:
+    names = list(named)
+    chosen = []
+    for column, key, label, place in zip(st.columns(2), ("runs_a", "runs_b"), ("Run A", "Run B"), (0, 1), strict=True):
+        if st.session_state.get(key) not in (None, *names):
+            del st.session_state[key]  # its folder has been closed
+        chosen.append(column.selectbox(label, names, index=place, key=key, bind=URL))
+    return chosen[0], chosen[1]
+
+
+def _empty(named: dict[str, FinishedRun]) -> None:
+    with st.container(border=True, horizontal_alignment="center", gap="small"):
+        st.markdown("**Two runs side by side: methods, sparsities, calibrations, or models of the same shape**")
+        one = f"One run is here, {next(iter(named))}; a second is missing. " if named else ""
+        st.text(
+            f"{one}Open the folders of saved runs above, also those written on another machine; prune copies of a "
+            "model; or measure its layers: a study holds three methods."
+        )
+        st.page_link(PRUNE_PAGE, label="Prune copies of the model", icon=":material/content_cut:")
+        st.page_link(components.START_PAGE, label="Measure its layers", icon=":material/play_arrow:")
+
+
+# Sections
+
+
+def _measure(chosen: Pair) -> str | None:
+    """What the maps show; None where no layer has a number in both."""
+    measures = chosen.measures
+    if not measures:
+        st.info(
+            "No layer has a number in both runs: where whole decoder blocks were taken out there are none to compare. "
+            "Their totals are under Numbers."
+        )
+        return None
+    if st.session_state.get("runs_measure") not in (None, *measures):
+        del st.session_state["runs_measure"]
+    labels = {name: words.sentence(label) for name, label in measures.items()}
+    return st.selectbox("Of", list(labels), format_func=labels.__getitem__, key="runs_measure", bind=URL)
+
+
+def _names(chosen: Pair) -> tuple[str, str]:
+    return chosen.first.name, chosen.second.name
+
+
+def _difference(chosen: Pair) -> None:
+    left, right = st.columns(2, vertical_alignment="bottom")
+    with left:
+        measure = _measure(chosen)
+    if measure is None:
+        return
+    with right:
+        kinds = {"share": "per cent of A", "plain": "B − A"}
+        kind = components.choose("As", kinds, "runs_as")
+    drawing = figures.run_difference(
+        chosen.rows(measure), _names(chosen), pairs.MEASURES[measure], as_share=kind == "share", theme=session.theme()
+    )
+    components.show(drawing, "runs-difference", wide=True)
+
+
+def _maps(chosen: Pair) -> None:
+    measure = _measure(chosen)
+    if measure is not None:
+        drawing = figures.run_maps(chosen.rows(measure), _names(chosen), pairs.MEASURES[measure], theme=session.theme())
+        components.show(drawing, "runs-maps", wide=True)
+
+
+def _numbers(chosen: Pair) -> None:
+    table = pairs.numbers(chosen.first, chosen.second)
+    shown = pd.DataFrame(
+        {
+            "": table["number"],
+            **{
+                run.name: [pairs.said(name, value) for name, value in zip(table["number"], table[which], strict=True)]
+                for run, which in ((chosen.first, "first"), (chosen.second, "second"))
+            },
+            "B against A": table["change"].map(_signed),
+        }
+    )
+    st.dataframe(shown, hide_index=True, key="runs-numbers", height="content", alt="Totals of both runs")
+    if pairs.windows_differ(chosen.first, chosen.second):
+        st.warning(
+            "The two perplexities were measured on different windows, or of different dense models: do not compare "
+            "them.",
+            icon=":material/warning:",
+        )
+    accuracies = pairs.accuracies(chosen.first, chosen.second)
+    if accuracies is not None:
+        named = accuracies.rename(columns={"first": chosen.first.name, "second": chosen.second.name})
+        formats: dict[str, Any] = {name: st.column_config.NumberColumn(format="%.3f") for name in _names(chosen)}
+        formats["points"] = st.column_config.NumberColumn("B − A, points", format="%+.1f")
+        st.dataframe(
+            named,
+            hide_index=True,
+            key="runs-accuracies",
+            height="content",
+            column_config=formats,
+            alt="Zero-shot accuracy by task",
+        )
+    _download("Numbers, CSV", table, "numbers.csv", "runs-numbers-csv")
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "") + words.percent(value)
+
+
+def _drift(chosen: Pair) -> None:
+    known = {
+        run.name: rose.RunReport(run.layers, run.summary) for run in (chosen.first, chosen.second) if run.has_drift
+    }
+    if not known:
+        st.info("Neither run has drift: it is measured on held-out tokens while a model is pruned (--held-out 4).")
+        return
+    scale = components.choose("Scale", {"linear": "linear", "log": "log"}, "runs_scale")
+    drawing = depth_figures.drift_curves(depth.drift_table(known), scale=scale, theme=session.theme())
+    components.show(drawing, "runs-drift", wide=True)
+    if len(known) == 1:
+        st.caption("The other run has no drift.")
+
+
+def _settings(chosen: Pair) -> None:
+    every = st.toggle("Also those that are the same", key="runs_every", bind=URL)
+    table = pairs.settings(chosen.first, chosen.second, only_different=not every)
+    if table.empty:
+        st.info("The settings of the two runs do not differ.")
+        return
+    names = {"setting": "Setting", "first": chosen.first.name, "second": chosen.second.name}
+    shown = table.rename(columns=names)
+    st.dataframe(shown, hide_index=True, key="runs-settings", height="content", alt="Settings of both runs")
+    _download("Settings, CSV", shown, "settings.csv", "runs-settings-csv")
+
+
+def _download(label: str, table: pd.DataFrame, name: str, key: str) -> None:
+    st.download_button(label, table.to_csv(index=False), name, icon=":material/download:", on_click="ignore", key=key)
+
+
+def _remarks(chosen: Pair, view: str) -> None:
+    """What one must know to read the numbers."""
+    if view not in (DIFFERENCE, MAPS):
+        return
+    if chosen.left_out:
+        left = words.sentence(words.count(chosen.left_out, "layer"))
+        st.caption(f"{left} that only one of the runs has {'is' if chosen.left_out == 1 else 'are'} left out.")
+    if (chosen.first.kind == "study") != (chosen.second.kind == "study"):
+        st.caption(STUDY)
+
+
+draw()

@@ -1,0 +1,282 @@
+"""Text: what does it do to what I write?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+import rose
+from app import components, session, shared, words
+from app.components import URL
+from app.figures import coloured_text as coloured
+from app.runs import reading
+from app.runs.reading import DENSE, LIMIT, MOST, Checkpoint, TextReading
+from rose.model.surprise import EncodedText
+
+PRUNE_PAGE = "views/prune.py"
+SAMPLE = (
+    "Pruning removes weights from a trained network. The first heart transplant was performed in Cape Town in 1967 by "
+    "Christiaan Barnard. If a train leaves at 9:40 and takes two and a half hours, it arrives at 12:10. She said that "
+    "she would rather read the letter herself than have it read to her."
+)
+COLOURS = {"change": "change against dense", "loss": "surprise itself"}
+MEANING = (
+    "Surprise is −log p of a token given those before it, in nats: what perplexity averages. Orange: the pruned model "
+    "expects the token less than the dense one does; purple: it expects it more."
+)
+
+
+def draw() -> None:
+    st.title("Text: what does it do to what I write?")
+    setup = session.setup()
+    text, checkpoints = _ask()
+    run: TextReading | None = st.session_state.get("reading")
+    _offer(text, checkpoints, run)
+    if run is None:
+        if not checkpoints:
+            _empty()
+        return
+    if run.job.status == "running":
+        _wait(run)
+    elif run.job.status == "failed":
+        st.error(run.job.message, icon=":material/error:")
+    elif run.job.status == "cancelled":
+        components.stopped(run.job, "; what was read is shown.")
+    elif not run.answers(setup, text, checkpoints):
+        st.caption("What is shown was read before the choices above were changed; press Read again.")
+    encoded, known = run.encoded, dict(run.readings)
+    if encoded is not None and len(known) > 1:
+        _results(run, encoded, known)
+
+
+# Choices
+
+
+def _ask() -> tuple[str, list[Checkpoint]]:
+    text = st.text_area(
+        "Your text",
+        SAMPLE,
+        key="text_written",
+        bind=URL,
+        height=130,
+        max_chars=8 * LIMIT,
+        help=f"At most {LIMIT} tokens. It stays on this machine.",
+    )
+    kept = reading.kept_checkpoints(list(shared.prunings().values()), session.setup().model)
+    left, right = st.columns(2, vertical_alignment="bottom")
+    chosen = left.multiselect(
+        "Models pruned on this server",
+        list(kept),
+        default=list(kept)[:1],
+        max_selections=MOST,
+        key="text_models",
+        placeholder="none kept" if not kept else "choose",
+        disabled=not kept,
+        help="Those whose checkpoint was kept on the Prune page.",
+    )
+    path = right.text_input(
+        "Folders of saved models",
+        key="text_path",
+        bind=URL,
+        placeholder="pruned/; slim/",
+        help="Folders that `rose prune` or `rose slim` has written, separated by semicolons.",
+    )
+    checkpoints = [kept[name] for name in chosen if name in kept]
+    for one in filter(None, (part.strip() for part in path.split(";"))):
+        try:
+            checkpoints.append(reading.saved_checkpoint(one))
+        except rose.RoseError as problem:
+            st.error(str(problem), icon=":material/error:")
+    return text, _apart(checkpoints)
+
+
+def _apart(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """With names that differ, from each other and from other columns of the table."""
+    names = {DENSE, *reading.COLUMNS}
+    result = []
+    for checkpoint in checkpoints:
+        name, number = checkpoint.name, 2
+        while name in names:
+            name, number = f"{checkpoint.name} ({number})", number + 1
+        names.add(name)
+        result.append(Checkpoint(name, checkpoint.place))
+    return result
+
+
+def _offer(text: str, checkpoints: list[Checkpoint], run: TextReading | None) -> None:
+    setup = session.setup()
+    problem = ""
+    if not text.strip():
+        problem = "Write a text first."
+    elif len(checkpoints) > MOST:
+        problem = f"At most {words.count(MOST, 'model')} beside the dense one; take some out."
+    left, right = st.columns([1, 3], vertical_alignment="center")
+    left.button(
+        "Read",
+        type="primary",
+        icon=":material/chrome_reader_mode:",
+        key="text-read",
+        on_click=_start,
+        args=(text, checkpoints),
+        disabled=bool(problem) or not checkpoints or (run is not None and run.job.status == "running"),
+        width="stretch",
+    )
+    if problem:
+        right.warning(problem, icon=":material/warning:")
+    elif checkpoints:
+        models = words.count(len(checkpoints), "pruned model")
+        right.caption(
+            f"The dense {setup.model} and {models} read it once each: about as long as it takes to load them."
+        )
+
+
+def _start(text: str, checkpoints: list[Checkpoint]) -> None:
+    setup, earlier = session.setup(), st.session_state.get("reading")
+    if earlier is not None:
+        session.leave(earlier.job)
+    run = TextReading(setup, text, checkpoints, lambda: shared.load(setup.model, setup.dtype))
+    st.session_state.reading = run
+    session.start_job(run.job, lambda: f":material/chrome_reader_mode: Reading, {100 * run.fraction:.0f} % done")
+
+
+def _empty() -> None:
+    with st.container(border=True, horizontal_alignment="center", gap="small"):
+        st.markdown("**Your own text, token by token: where the pruned model is more surprised than the dense one**")
+        st.text(
+            "It takes a pruned model: prune a copy and keep its checkpoint, or give the folder of one that was pruned "
+            "on the command line."
+        )
+        if st.button("Prune copies and keep them", icon=":material/content_cut:", key="text-prune"):
+            st.session_state.prune_keep = "zip"
+            st.switch_page(PRUNE_PAGE)
+
+
+def _wait(run: TextReading) -> None:
+    read = len(run.readings)
+
+    def poll() -> None:
+        run.job.watch(session.viewer())
+        st.progress(run.fraction, text=f"{run.doing}. {components.duration(run.job.seconds)} so far")
+        components.cancel_button(run.job, "text")
+        if run.job.status != "running" or len(run.readings) != read:
+            st.rerun()
+
+    components.live(poll, 0.5)
+
+
+# Results
+
+
+def _results(run: TextReading, encoded: EncodedText, known: dict[str, Any]) -> None:
+    pruned = {name: one for name, one in known.items() if name != DENSE}
+    for name, one in pruned.items():
+        st.markdown(f"**{_plain(reading.finding(encoded, known[DENSE], name, one))}.**")
+    table = reading.token_table(encoded, known)
+    number = _chosen(encoded, table)
+    kind = components.choose("Colour", COLOURS, "text_colour")
+    _texts(encoded, known, number, kind)
+    left, right = st.columns(2)
+    with left:
+        _worst(table, pruned)
+    with right:
+        _next(run, encoded, known, number)
+
+
+def _plain(text: str) -> str:
+    """Names of folders are not to be read as markup."""
+    return "".join(f"\\{sign}" if sign in "\\*_`$[]<>:~#" else sign for sign in text)
+
+
+def _texts(encoded: EncodedText, known: dict[str, Any], number: int, kind: str) -> None:
+    change = kind == "change"
+    values = {name: reading.losses(encoded, one) for name, one in known.items()}
+    if change:
+        values = {name: one - values[DENSE] for name, one in values.items() if name != DENSE}
+    end, theme = coloured.scale_end(*values.values()), session.theme()
+    st.html(coloured.legend(end, theme, change=change))
+    for column, (name, one) in zip(st.columns(len(values)), values.items(), strict=True):
+        with column:
+            said = "minus dense" if change else f"{words.number(float(np.nanmean(one)))} nats a token"
+            st.markdown(f"**{_plain(name)}**, {said}")
+            st.html(coloured.coloured_text(encoded.pieces, one, end=end, theme=theme, change=change, marked=number))
+    st.caption(MEANING)
+
+
+def _chosen(encoded: EncodedText, table: pd.DataFrame) -> int:
+    """The token that the tables and the outline show: a chosen row, or the worst one at first."""
+    numbers = table["number"].tolist()
+    state, text = st.session_state, encoded.pieces
+    if state.get("text_of") != text:  # another text has other tokens
+        changes = [name for name in table.columns if name.endswith("− dense")]
+        worst = table[changes].max(axis=1).idxmax()
+        if state.get("text_of") is not None or state.get("text_token") not in numbers:
+            state.text_token = int(table["number"].iloc[worst])
+        state.text_of = text
+    return int(state.text_token)
+
+
+def _worst(table: pd.DataFrame, pruned: dict[str, Any]) -> None:
+    st.markdown("**Tokens, the largest change first**")
+    changes = [f"{name} − dense" for name in pruned]
+    ranked = table.sort_values(changes[0], ascending=False, kind="stable", ignore_index=True)
+    nats = {name: st.column_config.NumberColumn(format="%.2f") for name in [DENSE, *pruned]}
+    gaps = {name: st.column_config.NumberColumn(format="%+.2f") for name in changes}
+
+    def pick() -> None:
+        rows = st.session_state["text-tokens"].selection.rows
+        if rows and rows[0] < len(ranked):
+            st.session_state.text_token = int(ranked["number"].iloc[rows[0]])
+
+    st.dataframe(
+        ranked,
+        hide_index=True,
+        height=420,
+        key="text-tokens",
+        on_select=pick,
+        selection_mode="single-row",
+        column_order=["token", *changes, *nats, "before", "number"],
+        column_config={
+            "token": st.column_config.TextColumn("Token", pinned=True),
+            "before": st.column_config.TextColumn("After"),
+            "number": st.column_config.NumberColumn("Number"),
+            **nats,
+            **gaps,
+        },
+        alt="Tokens with their surprise in nats under every model",
+    )
+    st.download_button(
+        "Tokens, CSV",
+        table.to_csv(index=False),
+        "tokens.csv",
+        icon=":material/download:",
+        on_click="ignore",
+        key="text-tokens-csv",
+    )
+
+
+def _next(run: TextReading, encoded: EncodedText, known: dict[str, Any], number: int) -> None:
+    st.markdown("**What the models expected instead**")
+    numbers = [at for at in range(1, len(encoded.pieces)) if encoded.pieces[at]]
+    if number not in numbers:
+        number = st.session_state.text_token = numbers[0]
+    st.selectbox(
+        "Token",
+        numbers,
+        format_func=lambda at: f"{at} · “{reading.visible(encoded.pieces[at])}”",
+        key="text_token",
+        help="Choose it here, or a row of the table.",
+    )
+    table = reading.next_tokens(run, number, known)
+    chances = {f"{name}, chance": st.column_config.NumberColumn(f"{name}, chance", format="percent") for name in known}
+    st.dataframe(table, hide_index=True, key="text-next", height="content", column_config=chances,
+                 alt="The ten likeliest tokens of every model")  # fmt: skip
+    given = ", ".join(
+        f"{_plain(name)} {words.number(100 * float(np.exp(-one.losses[number - 1])))} %" for name, one in known.items()
+    )
+    st.caption(f"The text goes on with “{_plain(reading.visible(encoded.pieces[number]))}”: {given}.")
+
+
+draw()

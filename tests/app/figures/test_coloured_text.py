@@ -1,0 +1,55 @@
+"""Coloured text can be read on every colour, says its numbers, and is text and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from plotly.colors import hex_to_rgb
+
+from app.figures import coloured_text as coloured
+from app.figures.palette import INKS, Theme
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2.2."""
+    parts = [part / 255 for part in hex_to_rgb(colour)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("change", [True, False])
+def test_the_ink_can_be_read_on_every_colour(theme: Theme, change: bool) -> None:
+    colours = [coloured.background(value, 2.0, theme, change=change) for value in np.linspace(-3, 3, 61)]
+    assert min(contrast(colour, INKS[theme].text) for colour in colours) >= 4.5
+    assert coloured.background(np.nan, 2.0, theme, change=change) == INKS[theme].page
+    assert contrast(colours[-1], INKS[theme].page) > 1.5  # and the colour be seen
+    assert colours[-1] == colours[-5]  # beyond the end
+
+
+def test_text_is_escaped_and_numbers_are_told() -> None:
+    html = coloured.coloured_text(
+        ["<script>", "a\n", "", "'\"&"], np.array([np.nan, 1.5, 9.0, -0.25]), end=2.0, theme="light", marked=1
+    )
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert "↵" in html
+    assert "+1.50 nats" in html
+    assert "−0.250 nats" in html
+    assert "&#x27;&quot;&amp;" in html
+    assert html.count("outline:2px") == 1
+    assert "9.00" not in html  # a token without text of its own
+
+
+def test_one_token_does_not_make_all_others_pale() -> None:
+    values = np.concatenate([np.linspace(-1, 1, 99), [100.0]])
+    assert coloured.scale_end(values) < 5
+    assert coloured.scale_end(np.array([0.01, np.nan])) == coloured.LEAST
+    legend = coloured.legend(2.0, "light")
+    assert "−2.00 or less" in legend
+    assert "+2.00 nats or more" in legend

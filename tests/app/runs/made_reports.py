@@ -1,0 +1,63 @@
+"""Reports of runs that nobody has made, with errors to choose: quick to have, and exactly known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import rose
+
+PROJECTIONS = {"self_attn.o_proj": (8, 8), "mlp.down_proj": (8, 16)}
+
+
+def made_report(
+    method: str = "sparsegpt", factor: float = 1.0, *, blocks: int = 3, width: int = 8, **summary: Any
+) -> rose.RunReport:
+    """A run over so many decoder blocks of two layers, their errors times `factor`."""
+    records = [
+        rose.LayerRecord(
+            layer=f"model.layers.{block}.{projection}",
+            block_index=block,
+            projection=projection,
+            rows=width,
+            columns=columns,
+            method=method,
+            sparsity=0.7,
+            relative_range=0.6 if projection.endswith("o_proj") and block == 1 else 0.1,
+            is_columnar=projection.endswith("o_proj") and block == 1,
+            relative_error=0.1 * factor * (1 + block),
+            held_out_error=0.2 * factor * (1 + block),
+            damping=0.01,
+            dead_columns=0,
+            seconds=0.5,
+            order="natural",
+            budget="block",
+        )
+        for block in range(blocks)
+        for projection, (_, columns) in PROJECTIONS.items()
+    ]
+    drift = [
+        {"block_index": block, "drift": 0.1 * factor * (1 + block), "passed_on": 0.05 * block, "arisen": 0.05}
+        for block in range(blocks)
+    ]
+    settings = {
+        "model": "tiny",
+        "method": method,
+        "sparsity": "0.7",
+        "target": "dense",
+        "samples": 4,
+        "length": 16,
+        "seed": 0,
+        "damping": 0.01,
+        "seconds": 3.0,
+        "drift": drift,
+        "perplexity_before": 20.0,
+        "perplexity_after": 20.0 + 10.0 * factor,
+        "windows": 4,
+    }
+    return rose.RunReport.from_records(records, **(settings | summary))
+
+
+def saved(folder: Path, report: rose.RunReport) -> Path:
+    report.save(folder)
+    return folder

@@ -1,0 +1,175 @@
+"""Finished runs come in one form from folders and studies; a folder that somebody else wrote is checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import rose
+from app.runs import finished, pairs
+from tests.app.runs.made_reports import made_report, saved
+
+SLIM_ROW = {
+    "block_index": 0,
+    "part": "heads",
+    "layer": "model.layers.0.self_attn.o_proj",
+    "method": "obs",
+    "parameters": 100,
+    "kept_parameters": 80,
+    "relative_error": 0.03,
+    "held_out_error": None,
+    "seconds": 0.1,
+}
+
+
+def report_file(folder: Path, summary: object, layers: object) -> Path:
+    (folder / "report.json").write_text(json.dumps({"summary": summary, "layers": layers}))
+    return folder
+
+
+def test_a_pruned_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
+    report = made_report()
+    (run,) = finished.read_runs(str(saved(tmp_path / "here", report)))
+    assert (run.name, run.kind, run.method) == ("SparseGPT at 0.7", "prune", "sparsegpt")
+    assert run.layers["held_out_error"].tolist() == report.layers["held_out_error"].tolist()
+    assert run.summary["drift"] == report.summary["drift"]
+    assert run.zero_shot is None
+    assert list(finished.name_apart([run])) == ["SparseGPT at 0.7 (here)"]
+
+
+def test_a_folder_of_folders_gives_all_runs_and_an_analysis_one_for_each_method(tmp_path: Path) -> None:
+    saved(tmp_path / "a", made_report())
+    both = pd.concat([made_report().layers, made_report("rose", 0.5).layers], ignore_index=True)
+    rose.RunReport(both, {"methods": ["sparsegpt", "rose"], "sparsity": "0.7", "model": "tiny"}).save(tmp_path / "b")
+    runs = finished.read_runs(str(tmp_path))
+    assert [(run.kind, run.method) for run in runs] == [
+        ("prune", "sparsegpt"),
+        ("study", "sparsegpt"),
+        ("study", "rose"),
+    ]
+    assert runs[2].summary["mean_held_out_error"] == pytest.approx(0.2)
+    assert len(finished.name_apart(runs)) == 3
+
+
+def test_a_slimmed_model_is_read_with_what_went(tmp_path: Path) -> None:
+    (run,) = finished.read_runs(str(report_file(tmp_path, {"method": "obs", "ratio": 0.2}, [SLIM_ROW])))
+    assert (run.name, run.kind) == ("obs, 20 % out", "slim")
+    assert run.layers["sparsity"].tolist() == pytest.approx([0.2])
+    assert run.layers["projection"].tolist() == ["self_attn.o_proj"]
+    report_file(tmp_path, {"method": "depth", "ratio": 0.2}, [])
+    (blocks,) = finished.read_runs(str(tmp_path))
+    assert blocks.layers.empty
+    assert not pairs.pair(run, blocks).measures
+
+
+def test_accuracies_are_taken_from_the_file_beside_the_report(tmp_path: Path) -> None:
+    saved(tmp_path, made_report())
+    table = pd.DataFrame({"task": ["piqa"], "questions": [10], "accuracy": [0.5], "accuracy_error": [0.1]})
+    table.to_csv(tmp_path / "zero_shot.csv", index=False)
+    (run,) = finished.read_runs(str(tmp_path))
+    assert run.zero_shot is not None
+    assert run.zero_shot["accuracy"].tolist() == [0.5]
+    (tmp_path / "zero_shot.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(rose.RoseError, match="zero-shot table needs the columns task"):
+        finished.read_runs(str(tmp_path))
+
+
+ROW = json.loads(made_report(blocks=1).to_json())["layers"][0]
+PRUNED = {"method": "sparsegpt", "sparsity": "0.7"}
+
+
+@pytest.mark.parametrize(
+    ("summary", "layers", "words"),
+    [
+        ([], [ROW], "no table of settings"),
+        ({}, [ROW], "names no method"),
+        ({"method": "<script>"}, [ROW], "names no method"),
+        (PRUNED, "rows", "not a report written by rose"),
+        (PRUNED, [{"a": 1}], "name no layer"),
+        (PRUNED, [ROW | {"layer": "<img src=x>"}], "layer name that no model has"),
+        (PRUNED, [ROW, ROW], "there twice"),
+        (PRUNED, [ROW | {"block_index": 10**9}], "whole number from 0 to 4096"),
+        (PRUNED, [ROW | {"block_index": "x"}], "whole number from 0 to 4096"),
+        (PRUNED | {"drift": [{"drift": 1}]}, [ROW], "drift is not that of decoder blocks"),
+        (
+            PRUNED | {"drift": [{"block_index": 10**9, "drift": 1, "passed_on": 1, "arisen": 1}]},
+            [ROW],
+            "drift is not that of decoder blocks",
+        ),
+        ({"methods": ["x"]}, [ROW | {"method": "<b>"}], "no name of a method"),
+        ({"methods": ["x"]}, [], "has no layers"),
+    ],
+)
+def test_what_rose_has_not_written_is_refused_in_one_sentence(
+    summary: object, layers: object, words: str, tmp_path: Path
+) -> None:
+    report_file(tmp_path, summary, layers)
+    with pytest.raises(rose.RoseError, match=words) as told:
+        finished.read_runs(str(tmp_path))
+    assert str(tmp_path) in str(told.value)
+
+
+def test_no_report_and_no_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(rose.RoseError, match=r"no report\.json in .*; give a folder"):
+        finished.read_runs(str(tmp_path))
+    (tmp_path / "report.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(rose.RoseError, match="cannot be read"):
+        finished.read_runs(str(tmp_path))
+    (tmp_path / "report.json").write_text("[" * 200_000)
+    with pytest.raises(rose.RoseError, match=r"report\.json"):
+        finished.read_runs(str(tmp_path))
+
+
+def test_a_name_from_a_file_holds_nothing_that_a_page_obeys() -> None:
+    run = finished.run_of(made_report(sparsity="[x](http://a)<b>"), "/tmp/![a](b)<i>")
+    (name,) = finished.name_apart([run])
+    assert not set(name.replace("(", "", 1)) & set("<>[]!`$*")
+
+
+def test_two_runs_are_put_side_by_side() -> None:
+    one, two = finished.run_of(made_report()), finished.run_of(made_report("rose", 0.8))
+    both = pairs.pair(one, two)
+    rows = both.rows("held_out_error")
+    assert len(rows) == 6
+    assert both.left_out == 0
+    assert pairs.sides(rows) == (6, 0)
+    assert pairs.mean_change(rows["first"].to_numpy(), rows["second"].to_numpy()) == pytest.approx(-0.2)
+    assert pairs.mean_change(rows["second"].to_numpy(), rows["first"].to_numpy()) == pytest.approx(1 / 0.8 - 1)
+    assert pairs.sides(both.rows("relative_range")) == (0, 0)
+    numbers = pairs.numbers(one, two).set_index("number")
+    assert numbers.loc["Perplexity", ["first", "second"]].tolist() == [30.0, 28.0]
+    assert numbers.loc["Drift after the last decoder block", "change"] == pytest.approx(-0.2)
+    assert pairs.settings(one, two)["setting"].tolist() == ["method"]
+    assert "sparsity" in pairs.settings(one, two, only_different=False)["setting"].tolist()
+
+
+def test_models_of_different_shapes_are_refused_and_chosen_layers_are_not() -> None:
+    one = finished.run_of(made_report())
+    with pytest.raises(rose.RoseError, match=r"different shapes: model.* is 8 × 8 .* 16 × 8"):
+        pairs.pair(one, finished.run_of(made_report(width=16)))
+    with pytest.raises(rose.RoseError, match="different models, 6 layers in one and 8 in the other"):
+        pairs.pair(one, finished.run_of(made_report(blocks=4, model="another")))
+    some = made_report()
+    some = rose.RunReport(some.layers[some.layers["projection"] == "mlp.down_proj"], some.summary)
+    assert pairs.pair(one, finished.run_of(some)).left_out == 3
+
+
+def test_perplexities_on_different_windows_are_told_apart() -> None:
+    one = finished.run_of(made_report())
+    assert not pairs.windows_differ(one, finished.run_of(made_report("rose")))
+    assert pairs.windows_differ(one, finished.run_of(made_report("rose", perplexity_before=25.0)))
+    assert not pairs.windows_differ(one, finished.run_of(made_report("rose", perplexity_after=None)))
+
+
+def test_accuracies_of_both_by_task() -> None:
+    def run(accuracy: float, **more: object) -> finished.FinishedRun:
+        rows = [{"task": "piqa", "questions": 10, "accuracy": accuracy} | more]
+        return finished.run_of(made_report(zero_shot=rows))
+
+    table = pairs.accuracies(run(0.5), run(0.6))
+    assert table is not None
+    assert table["points"].tolist() == pytest.approx([10.0])
+    assert pairs.accuracies(run(0.5), run(0.6, questions=20)) is None

@@ -1,0 +1,115 @@
+"""The HTML report says what the runs say, fits in a mail, and lets nothing of a foreign run act."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import rose
+from app.runs import finished, html_report
+from rose import cli
+from tests.app.runs.made_reports import made_report, saved
+
+
+def figures(text: str) -> list[dict]:
+    return [json.loads(found) for found in re.findall(r"<script type='application/json'>(.*?)</script>", text)]
+
+
+def test_one_run_with_its_findings_figures_settings_and_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = saved(tmp_path / "run", made_report(command="rose prune --method sparsegpt", made_with={"torch": "9.9"}))
+    output = tmp_path / "report.html"
+    assert cli.main(["report", str(folder), "--output", str(output)]) == 0
+    said = capsys.readouterr().out
+    text = output.read_text()
+    assert len(text.encode()) < html_report.LIMIT
+    for sentence in (
+        "SparseGPT at 0.7 takes perplexity from 20.0 to 30.0, 1.50 times the dense model's.",
+        "The held-out error of SparseGPT at 0.7 is 0.400 on average over six layers, highest in 2 · self_attn.o_proj "
+        "(0.600).",
+        "SparseGPT at 0.7 found one of six layers columnar.",
+        "After the last decoder block the drift of SparseGPT at 0.7 from the dense model is 0.300",
+    ):
+        assert html.escape(sentence) in text
+        assert sentence in said
+    assert len(figures(text)) == 4  # errors, relative range, drift, where it arises
+    assert all(figure["layout"]["title"] == {} or "title" not in figure["layout"] for figure in figures(text))
+    assert "<pre>rose prune --method sparsegpt</pre>" in text
+    assert "torch 9.9" in text
+    assert "<td>calibration" not in text
+    assert "<td>seed</td><td>0</td>" in text
+
+
+def test_two_runs_are_put_side_by_side_and_an_analysis_has_all_its_methods(tmp_path: Path) -> None:
+    one, two = saved(tmp_path / "a", made_report()), saved(tmp_path / "b", made_report("rose", 0.8))
+    findings = html_report.write_report([str(one), str(two)], tmp_path / "both.html")
+    assert findings[0].startswith(
+        "ROSE at 0.7 has the lower held-out error in six of six layers; on average it is 20 %"
+    )
+    both = pd.concat([made_report().layers, made_report("rose", 0.5).layers], ignore_index=True)
+    settings = {"methods": ["sparsegpt", "rose"], "sparsity": "0.7", "model": "tiny", "samples": 4, "length": 16}
+    rose.RunReport(both, settings).save(tmp_path / "study")
+    findings = html_report.write_report([str(tmp_path / "study")], tmp_path / "study.html")
+    assert findings[0].startswith("ROSE at 0.7 (study) has the lower held-out error in six of six layers")
+    assert html.escape("rose analyze --model tiny --samples 4") in (tmp_path / "study.html").read_text()
+
+
+def test_several_runs_are_compared_with_the_first_and_an_analysis_has_one_command() -> None:
+    both = pd.concat([made_report(name, f).layers for name, f in (("sparsegpt", 1), ("rose", 0.9), ("wanda", 2))])
+    settings = {"methods": [], "sparsity": "0.7", "model": "tiny"}
+    report = html_report.report_of(finished.runs_of_analysis(rose.RunReport(both, settings), "here"))
+    assert report.findings[:2] == [
+        "Against SparseGPT at 0.7 (study): ROSE at 0.7 (study) has the lower held-out error in six of six layers; on "
+        "average it is 10 % lower.",
+        "Against SparseGPT at 0.7 (study): Wanda at 0.7 (study) has the higher held-out error in six of six layers; on "
+        "average it is 100 % higher.",
+    ]
+    (command,) = report.commands.values()
+    assert command.endswith("--sparsity 0.7 --methods sparsegpt,rose,wanda --output study/")
+
+
+def test_nothing_of_a_foreign_run_acts() -> None:
+    evil = "</script><img src=x onerror=alert(1)>"
+    report = made_report(model=evil, calibration=evil, evaluated_on=evil, command=evil, made_with={evil: evil})
+    rows = [{"task": evil, "questions": 10, "accuracy": 0.5}]
+    text = html_report.to_html(html_report.report_of([finished.run_of(report.with_summary(zero_shot=rows))]))
+    assert "onerror" in text
+    assert "<img" not in text
+    for figure in figures(text):
+        assert "<img" not in json.dumps(figure)
+    assert len(re.findall("</script>", text)) == len(re.findall("<script", text))
+    assert "default-src &#x27;none&#x27;" in text or "default-src 'none'" in text
+
+
+def test_what_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = str(saved(tmp_path / "a", made_report()))
+    assert cli.main(["report", folder, "--output", str(tmp_path / "report.pdf")]) == 2
+    assert "ends in .html" in capsys.readouterr().err
+    assert cli.main(["report", folder, "--output", str(tmp_path / "nowhere" / "report.html")]) == 2
+    assert "There is no folder" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path / "none"), "--output", str(tmp_path / "report.html")]) == 2
+    assert "no report.json" in capsys.readouterr().err
+    other = str(saved(tmp_path / "b", made_report(width=16)))
+    assert cli.main(["report", folder, other, "--output", str(tmp_path / "report.html")]) == 2
+    assert "different shapes" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_missing_plotly_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from rose import serving
+
+    monkeypatch.setattr(serving, "find_spec", lambda name: None if name == "plotly" else object())
+    with pytest.raises(rose.RoseError, match=r"A report needs plotly; install them with .*rose-explorer\[app\]"):
+        serving.write_report([str(tmp_path)], tmp_path / "report.html")
+
+
+def test_a_command_is_made_from_settings_where_none_was_noted() -> None:
+    run = finished.run_of(made_report(held_out_samples=2))
+    command = html_report.command_of(run)
+    assert command.startswith("python -m rose prune --model tiny --samples 4 --length 16 --seed 0 --held-out 2")
+    assert "--method sparsegpt --sparsity 0.7 --target dense" in command
+    cli._parser().parse_args(command.split()[3:])

@@ -1,0 +1,96 @@
+"""A text is read by the dense model and by checkpoints, and the tables say what the models said."""
+
+from __future__ import annotations
+
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rose
+from app.jobs import Job
+from app.runs import reading
+from app.runs.pruning import pack
+from app.runs.reading import DENSE, Checkpoint, TextReading
+from app.study.setup import Setup
+from app.study.study import LoadedModel
+from rose.model.surprise import encode_text, read_text
+from tests.tiny import save_tiny_llama
+
+TEXT = "A rose is a rose.\nIs it?"
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("dense"))
+
+
+@pytest.fixture(scope="module")
+def pruned(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model without half of its weights."""
+    model, tokenizer = rose.load_model(str(dense))
+    tokens = rose.load_tokens("packaged", tokenizer, samples=4, length=32)
+    rose.prune_model(model, tokens, method="magnitude", sparsity=0.5)
+    folder = tmp_path_factory.mktemp("out") / "pruned"
+    rose.save_model(model, tokenizer, folder)
+    return folder
+
+
+def read(dense: Path, checkpoints: list[Checkpoint], text: str = TEXT) -> TextReading:
+    def load() -> LoadedModel:
+        return LoadedModel(*rose.load_model(str(dense)), threading.Lock())
+
+    run = TextReading(Setup(model=str(dense)), text, checkpoints, load)
+    run.job.watch("test")
+    run.job.start()
+    run.job.wait(60)
+    return run
+
+
+def test_dense_and_pruned_read_the_same_text(dense: Path, pruned: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "pruned.zip"
+    pack(pruned, archive, Job(lambda _job: None))
+    run = read(dense, [Checkpoint("folder", pruned), Checkpoint("zip", archive)])
+    assert run.job.status == "done", run.job.message
+    assert list(run.readings) == [DENSE, "folder", "zip"]
+    model, tokenizer = rose.load_model(str(pruned))
+    expected = read_text(model, encode_text(tokenizer, TEXT).tokens).losses
+    for name in ("folder", "zip"):
+        np.testing.assert_allclose(run.readings[name].losses, expected, rtol=1e-5)
+    encoded = run.encoded
+    assert encoded is not None
+    table = reading.token_table(encoded, run.readings)
+    assert len(table) == len(TEXT) - 1  # nothing predicts the first
+    np.testing.assert_allclose(table["folder"] - table[DENSE], table["folder − dense"])
+    assert table["token"].tolist()[16] == "↵"
+    assert table["before"].iloc[-1] == "A rose is a rose.↵Is it"
+    more = int((table["folder − dense"] > 0).sum())
+    said = reading.finding(encoded, run.readings[DENSE], "folder", run.readings["folder"])
+    assert f"at {more} of {len(TEXT) - 1} tokens" in said
+    chances = reading.next_tokens(run, 3, run.readings)
+    assert len(chances) == 10
+    assert chances["folder, chance"].is_monotonic_decreasing
+    assert 0 < chances[f"{DENSE}, chance"].sum() < 1
+
+
+def test_what_cannot_be_read_says_why(dense: Path, pruned: Path, tmp_path: Path) -> None:
+    assert "more than 512" in read(dense, [], "a" * 600).job.message
+    other = save_tiny_llama(tmp_path / "other", bos=True)
+    run = read(dense, [Checkpoint("other", other)])
+    assert (run.job.status, "into other tokens" in run.job.message) == ("failed", True)
+    assert list(run.readings) == [DENSE]
+    with pytest.raises(rose.RoseError, match="There is no model in"):
+        reading.saved_checkpoint(str(tmp_path))
+    assert reading.saved_checkpoint(str(pruned)).name == "pruned"
+
+
+def test_an_archive_is_unpacked_into_its_own_folder_only(tmp_path: Path) -> None:
+    archive, folder = tmp_path / "evil.zip", tmp_path / "inside"
+    folder.mkdir()
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("../../outside.txt", "no")
+    reading._unpack(archive, folder, Job(lambda _job: None))
+    assert [path.name for path in tmp_path.rglob("outside.txt")] == ["outside.txt"]
+    assert (folder / "outside.txt").exists()

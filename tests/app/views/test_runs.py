@@ -1,0 +1,92 @@
+"""The Runs page: folders of the command line beside runs of the server, and what is drawn is what their reports say."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import rose
+from app import shared
+from tests.app.runs.made_reports import made_report, saved
+from tests.app.tiny_study import figures, open_page, texts
+
+PAGE = "views/runs.py"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> deque[rose.RunReport]:
+    """The reports of the server, at first none."""
+    known: deque[rose.RunReport] = deque()
+    monkeypatch.setattr(shared, "reports", lambda: known)
+    monkeypatch.setattr(shared, "studies", dict)
+    monkeypatch.setattr(shared, "find", lambda _setup: None)
+    return known
+
+
+def finding(app: AppTest) -> str:
+    return json.loads(figures(app)[0])["layout"]["title"]["text"].replace("<br>", " ")
+
+
+def test_an_empty_page_says_what_to_do(server: deque[rose.RunReport]) -> None:
+    app = open_page(PAGE)
+    assert "Open the folders of saved runs above" in "\n".join(text.value for text in app.text)
+    server.append(made_report())
+    app.run()
+    assert "One run is here, SparseGPT at 0.7" in "\n".join(text.value for text in app.text)
+    app.text_input(key="runs_path").set_value("/nowhere").run()
+    assert "no report.json in /nowhere" in app.error[0].value
+
+
+def test_a_run_of_the_command_line_beside_one_of_the_server(server: deque[rose.RunReport], tmp_path: Path) -> None:
+    server.append(made_report())
+    path = str(saved(tmp_path / "by_hand", made_report("rose", 0.8, seed=1)))
+    names = {"runs_a": "SparseGPT at 0.7", "runs_b": "ROSE at 0.7 (by_hand)"}
+    app = open_page(PAGE, runs_path=path, **names)
+    assert {key: app.selectbox(key=key).value for key in names} == names
+    assert "has the lower held-out error in six of six layers; on average it is 20 % lower" in finding(app)
+    app.segmented_control(key="runs_as").set_value("B − A").run()
+    assert "Of six layers ROSE at 0.7 (by_hand) is lower in six;" in texts(app)
+    assert "−0.120 (2 · self_attn.o_proj)" in texts(app)
+
+    app.segmented_control(key="runs_view").set_value("Both maps").run()
+    assert "Both runs have the highest held-out error in 2 · self_attn.o_proj: 0.600 and 0.480" in finding(app)
+    app.segmented_control(key="runs_view").set_value("Numbers").run()
+    table = app.dataframe[0].value.set_index("")
+    assert table.loc["Perplexity"].tolist() == ["30.0", "28.0", "−6.7 %"]
+    app.segmented_control(key="runs_view").set_value("Drift").run()
+    assert len(figures(app)) == 1
+    app.segmented_control(key="runs_view").set_value("Settings").run()
+    assert app.dataframe[0].value["Setting"].tolist() == ["method", "seed"]
+    assert not app.exception, app.exception
+
+
+def test_different_shapes_are_refused(server: deque[rose.RunReport], tmp_path: Path) -> None:
+    server += [made_report(), made_report(width=16)]
+    app = open_page(PAGE)
+    assert "different shapes" in app.error[0].value
+    app.selectbox(key="runs_b").set_value(app.selectbox(key="runs_a").value).run()
+    assert "Choose two different runs." in texts(app)
+
+
+def test_a_link_to_runs_that_are_gone_shows_others(server: deque[rose.RunReport]) -> None:
+    server += [made_report(), made_report("rose", 0.8)]
+    app = open_page(PAGE, runs_b="Gone at 0.7", runs_measure="nothing")
+    assert app.selectbox(key="runs_b").value == "SparseGPT at 0.7"
+    assert app.selectbox(key="runs_measure").value == "held_out_error"
+    assert len(figures(app)) == 1
+
+
+def test_a_study_holds_runs(placed: None, study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "reports", lambda: deque())
+    app = open_page(PAGE, study)
+    assert app.selectbox(key="runs_a").options == [
+        f"{name} at 0.7 (study)" for name in ("SparseGPT", "ROSE", "ROSE global")
+    ]
+    overview = study.overview(0.5)
+    lower = int((overview["held_out_rose"] < overview["held_out_sparsegpt"]).sum())
+    assert lower
+    assert f"has the lower held-out error in {('no', 'one', 'two', 'three')[lower]} of 21 layers" in finding(app)

@@ -1,0 +1,105 @@
+"""The Text page: a saved model reads the user's text, and what is coloured and listed is what was read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import rose
+from app import shared
+from app.runs.reading import DENSE, TextReading
+from app.study.setup import Setup
+from tests.app.tiny_study import MAIN, texts
+from tests.tiny import save_tiny_llama
+
+PAGE = "views/text.py"
+WRITTEN = "<b>A rose</b> is a rose."
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("dense"))
+
+
+@pytest.fixture(scope="module")
+def pruned(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model, tokenizer = rose.load_model(str(dense))
+    tokens = rose.load_tokens("packaged", tokenizer, samples=4, length=32)
+    report = rose.prune_model(model, tokens, method="magnitude", sparsity=0.5, block_size=16)
+    folder = tmp_path_factory.mktemp("out") / "by_hand"
+    rose.save_model(model, tokenizer, folder, report=report)
+    return folder
+
+
+@pytest.fixture
+def no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "prunings", dict)
+
+
+def opened(dense: Path, **query: str) -> AppTest:
+    app = AppTest.from_file(MAIN, default_timeout=120)
+    for key, value in (Setup(model=str(dense)).to_texts() | query).items():
+        app.query_params[key] = value
+    app.run()
+    app.switch_page(PAGE).run()
+    assert not app.exception, app.exception
+    return app
+
+
+def read(app: AppTest) -> TextReading:
+    app.button(key="text-read").click().run()
+    run: TextReading = app.session_state["reading"]
+    for _ in range(60):
+        run.job.watch("test")
+        run.job.wait(1)
+        if run.job.status != "running":
+            break
+    app.run()
+    assert not app.exception, app.exception
+    return run
+
+
+def html(app: AppTest) -> str:
+    return "\n".join(element.proto.body for element in app.get("html"))
+
+
+def test_an_empty_page_leads_to_pruning(dense: Path, no_runs: None) -> None:
+    app = opened(dense)
+    assert "It takes a pruned model" in "\n".join(text.value for text in app.text)
+    assert app.button(key="text-read").disabled
+    app.text_input(key="text_path").set_value("/nowhere").run()
+    assert "There is no model in /nowhere" in app.error[0].value
+    app.button(key="text-prune").click().run()
+    assert not app.exception, app.exception
+    assert app.selectbox(key="prune_keep").value == "zip"
+
+
+def test_a_saved_model_reads_the_text(dense: Path, pruned: Path, no_runs: None) -> None:
+    app = opened(dense, text_path=str(pruned), text_written=WRITTEN)
+    run = read(app)
+    assert run.job.status == "done", run.job.message
+    name = "Magnitude at 0.5"
+    assert list(run.readings) == [DENSE, name]
+    gap = run.readings[name].losses - run.readings[DENSE].losses
+    assert f"more surprised than the dense model at {int((gap > 0).sum())} of 23 tokens" in texts(app)
+    assert "&lt;</span>" in html(app)
+    assert "<b>" not in html(app).partition("white-space:pre-wrap")[2]
+    tokens = app.dataframe[0].value
+    assert tokens[f"{name} − dense"].iloc[0] == pytest.approx(float(gap.max()))
+    assert app.selectbox(key="text_token").value == int(gap.argmax()) + 1
+    assert len(app.dataframe[1].value) == 10
+
+    app.selectbox(key="text_token").set_value(5).run()
+    assert app.dataframe[1].value[f"{DENSE}, chance"].tolist() == run.readings[DENSE].chances[4].tolist()
+    app.segmented_control(key="text_colour").set_value("surprise itself").run()
+    assert html(app).count("white-space:pre-wrap") == 2
+    app.text_area(key="text_written").set_value("Another text").run()
+    assert "press Read again" in texts(app)
+
+
+def test_a_text_that_is_too_long_is_refused(dense: Path, pruned: Path, no_runs: None) -> None:
+    app = opened(dense, text_path=str(pruned), text_written="a" * 600)
+    read(app)
+    assert "has 600 tokens, more than 512; shorten it." in app.error[0].value

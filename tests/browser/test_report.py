@@ -1,0 +1,62 @@
+"""The HTML report draws its figures from the disk, without a network, and the Runs page opens what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from app.runs import html_report
+from tests.app.runs.made_reports import made_report, saved
+from tests.browser.conftest import PATIENCE, expect_finding
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[str]:
+    return [
+        str(saved(tmp_path / name, made_report(name, factor))) for name, factor in (("sparsegpt", 1), ("rose", 0.8))
+    ]
+
+
+@pytest.mark.parametrize("width", [1280, 480])
+def test_the_report_needs_no_network(browser: Browser, folders: list[str], tmp_path: Path, width: int) -> None:
+    output = tmp_path / "report.html"
+    html_report.write_report(folders, output)
+    context = browser.new_context(offline=True, viewport={"width": width, "height": 800})
+    page = context.new_page()
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(output.as_uri())
+    figures = page.locator("figure")
+    expect(page.locator("body[data-drawn]")).to_be_attached(timeout=PATIENCE)
+    assert figures.count() == 7
+    for figure in figures.all():
+        plot = figure.locator(".cartesianlayer .subplot").first
+        expect(plot).to_be_attached()
+        box = figure.bounding_box()
+        assert box is not None
+        assert box["width"] <= width
+        assert box["height"] > 150
+    heading = page.get_by_role("heading", name="has the lower held-out error in six of six layers")
+    expect(heading).to_be_visible()
+    expect(page.locator("noscript, .plain").first).to_be_hidden()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert not said, said
+    assert asked == [output.as_uri()]
+    context.close()
+
+
+def test_folders_are_put_side_by_side(open_page: Callable[..., Page], folders: list[str], tmp_path: Path) -> None:
+    page = open_page("runs", urlencode({"runs_path": "; ".join(folders)}))
+    expect_finding(page, "has the lower held-out error in six of six layers; on average it is 20 % lower")
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Report, HTML").click()
+    text = Path(waiting.value.path()).read_text()
+    assert "has the lower held-out error in six of six layers" in text
+    assert text.startswith("<!doctype html>")
