@@ -1,4 +1,4 @@
-"""Command line: python -m rose models | analyze | prune | slim | compare | evaluate | diffuse | app.
+"""Command line: python -m rose models | analyze | prune | slim | compare | damage | evaluate | diffuse | app.
 
 Exit status: 0 done, 2 bad input (one line that says what and what to do), 130 cancelled. What the commands do is in
 `commands`.
@@ -21,6 +21,7 @@ from rose.layer.methods import BUDGETS
 from rose.layer.order import order_names
 from rose.model.allocation import ALLOCATIONS, DENSITY_SPREAD
 from rose.model.calibration import BOS, SOURCES
+from rose.model.damage import UNITS
 from rose.model.distributed import choose_gpu, launched_place, process_group
 from rose.model.loading import DTYPES
 from rose.model.pipeline import TARGETS
@@ -150,6 +151,37 @@ def _parser() -> argparse.ArgumentParser:
         help="rows and summaries; the same command resumes an interrupted run",
     )
     compare.set_defaults(run=commands.compare)
+
+    damage = subparsers.add_parser("damage", help="what the model loses by each layer or decoder block alone")
+    _model_options(damage)
+    _calibration_options(damage)
+    _pruning_options(damage)
+    damage.add_argument("--method", default="rose", help=f"{', '.join(rose.METHODS)} (default: %(default)s)")
+    damage.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method, see `models`"
+    )
+    damage.add_argument(
+        "--units", choices=UNITS, default="layers", help="prune layers or decoder blocks alone (default: %(default)s)"
+    )
+    damage.add_argument(
+        "--restore",
+        metavar="FOLDER",
+        help="give the units of this pruned model the dense weights of --model back, instead of pruning",
+    )
+    damage.add_argument(
+        "--evaluate",
+        metavar="TEXT",
+        help="measure loss on this text (default: the calibration text's held-out windows)",
+    )
+    _window_options(damage)
+    damage.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="rows.csv and summary.json; the same command resumes an interrupted run",
+    )
+    damage.set_defaults(run=commands.damage, samples=16, length=512, held_out=8)
 
     evaluate = subparsers.add_parser("evaluate", help="perplexity and zero-shot accuracy of a model")
     _model_options(evaluate)
