@@ -210,7 +210,7 @@ def visit_damage(
             calibrated on what it reads in the model as it is, all else unpruned.
         units: "layers", each alone; "blocks", all chosen layers of a decoder block together.
         layers: names, `*` allowed; None means every prunable layer.
-        restore: weights by layer name, (out, in), that are put back into the pruned `model`, one unit at a time; nothing
+        restore: weights by layer name, (out, in), put back into the pruned `model`, one unit at a time; nothing
             is pruned then. Errors are those of the pruned layers against these.
         done: units that are not measured again. They are pruned again, because the last record needs them all.
         progress: called with a `Progress` of stage "damage", whose layers are units; may raise to stop.
