@@ -18,7 +18,8 @@ from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import SweepTrace
 from rose.model.calibration import load_tokens
 from rose.model.capture import collect_statistics, visit_blocks
-from rose.model.damage import DamageReport, damage
+from rose.model.damage import damage
+from rose.model.damage_rows import DamageReport
 from rose.model.evaluation import perplexity
 from rose.model.loading import load_model, save_model
 from rose.model.pipeline import analyze_model, prune_model

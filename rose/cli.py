@@ -273,7 +273,8 @@ def _walk_options(parser: argparse.ArgumentParser) -> None:
         default="uniform",
         metavar="RULE",
         help=f"how layers share the sparsity: {', '.join(ALLOCATIONS)}; sensitivity:ALPHA sets how far layers may "
-        f"differ, sensitivity is sensitivity:{DENSITY_SPREAD:g} (default: %(default)s)",
+        f"differ, sensitivity is sensitivity:{DENSITY_SPREAD:g}; damage:FOLDER goes by what `rose damage` has measured "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--target",

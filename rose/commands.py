@@ -20,7 +20,8 @@ from rose.model.allocation import check_allocation
 from rose.model.calibration import load_calibration
 from rose.model.comparison import SETTINGS, ComparisonFolder, compare_methods, plan_comparison
 from rose.model.cost import estimate_damage, sweeps_of
-from rose.model.damage import WHOLE, DamageFolder, DamageReport, visit_damage
+from rose.model.damage import visit_damage
+from rose.model.damage_rows import WHOLE, DamageFolder, DamageReport
 from rose.model.distributed import from_first, launched_place
 from rose.model.forward import bos_in_front
 from rose.model.loading import PACKAGED, check_output, parse_dtype

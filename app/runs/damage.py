@@ -21,7 +21,8 @@ from app.study.setup import Setup, check_sparsity
 from app.study.study import LoadedModel
 from rose.layer.methods import get_method
 from rose.model.cost import Cost, estimate_damage, sweeps_of
-from rose.model.damage import UNITS, WHOLE, DamageRecord, DamageReport, damage_table, describe_damage, visit_damage
+from rose.model.damage import UNITS, describe_damage, visit_damage
+from rose.model.damage_rows import WHOLE, DamageRecord, DamageReport, damage_table
 from rose.model.structure import decoder_blocks, select_layers
 from rose.paths import expand
 

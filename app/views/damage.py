@@ -13,7 +13,7 @@ from app import components, session, shared, words
 from app.components import URL
 from app.figures import damage as figures
 from app.runs.damage import DamageRequest, DamageRun
-from rose.model.damage import correlations
+from rose.model.damage_rows import correlations
 
 INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}
 UNITS = {"blocks": "Decoder blocks", "layers": "Layers"}
@@ -137,8 +137,8 @@ def empty() -> None:
     with st.container(border=True, horizontal_alignment="center", gap="small"):
         st.markdown("**Does a layer's error say what the model loses?**")
         st.markdown(
-            "Every layer, or every decoder block, is changed alone, and the loss measured on held-out text. You see which "
-            "ones the model feels, and how well their errors would have told."
+            "Every layer, or every decoder block, is changed alone, and the loss measured on held-out text. You see "
+            "which ones the model feels, and how well their errors would have told."
         )
         st.page_link(PRUNE_PAGE, label="Prune whole copies of the model", icon=":material/content_cut:")
 

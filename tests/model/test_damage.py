@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import rose
 from rose.model import evaluation
-from rose.model.damage import (
+from rose.model.damage import visit_damage
+from rose.model.damage_rows import (
     WHOLE,
     DamageRecord,
     DamageReport,
@@ -21,7 +22,6 @@ from rose.model.damage import (
     damage_table,
     outliers,
     rank_correlation,
-    visit_damage,
 )
 from rose.model.evaluation import window_losses
 from tests.model.families import LENGTH, VOCABULARY, make_model, make_tokens
