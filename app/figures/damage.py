@@ -54,7 +54,8 @@ def damage_map(
     Raises:
         RoseError: nothing measured yet.
     """
-    drawing = overview.model_map(as_layers(table), value, layers=units, marked_layer=marked, theme=theme)
+    names = [unit if words.place_of(unit)[1] else f"{unit}.{WHOLE_BLOCK}" for unit in units]
+    drawing = overview.model_map(as_layers(table), value, layers=names, marked_layer=marked, theme=theme)
     drawing.figure.update_layout(height=max(300, drawing.figure.layout.height))
     return drawing
 

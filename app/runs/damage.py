@@ -16,6 +16,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 import rose
+from app import words
 from app.jobs import Job, acquire
 from app.study.setup import Setup, check_sparsity
 from app.study.study import LoadedModel
@@ -75,6 +76,15 @@ class DamageRequest:
             return [layer.name for layer in layers]
         prefix, _ = decoder_blocks(model)
         return [f"{prefix}.{index}" for index in sorted({layer.block_index for layer in layers})]
+
+
+def layer_of(unit: str, layers: Sequence[str], chosen: str | None) -> str:
+    """The layer that a unit stands for: itself, or of a decoder block the one of the chosen layer's projection."""
+    if unit in layers:
+        return unit
+    inside = [name for name in layers if name.startswith(unit + ".")]
+    projection = words.place_of(chosen or "")[1]
+    return next((name for name in inside if name == f"{unit}.{projection}"), inside[0])
 
 
 class DamageRun:
@@ -142,7 +152,7 @@ class DamageRun:
                 loaded.lock.release()
             options |= {"method": request.method, "sparsity": setup.sparsity, "block_size": setup.block_size}
             options["damping"] = setup.damping
-        self._told = self._describe(model, tokens, held_out, options)
+        self._told = self._describe(model, tokens, held_out)
         job.message = "Measuring the loss without a change"
         done = {record.unit for record in self.records}
         for record in visit_damage(
@@ -157,9 +167,17 @@ class DamageRun:
                 self._records.append(record)
         self.fraction = 1.0
 
-    def _describe(self, model: nn.Module, tokens: Tensor, held_out: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    def _describe(self, model: nn.Module, tokens: Tensor, held_out: Tensor) -> dict[str, Any]:
         setup = self.setup
-        told = describe_damage(model, tokens, held_out, **options)
+        told = describe_damage(
+            model,
+            tokens,
+            held_out,
+            method=self.request.method,
+            sparsity=setup.sparsity,
+            units=self.request.units,
+            restore=bool(self.request.restore),
+        )
         more = {"model": setup.model, "dtype": setup.dtype, "calibration": setup.text, "seed": setup.seed}
         return told | more | ({"restore": self.request.restore} if self.request.restore else {})
 

@@ -12,7 +12,7 @@ import rose
 from app import components, session, shared, words
 from app.components import URL
 from app.figures import damage as figures
-from app.runs.damage import DamageRequest, DamageRun
+from app.runs.damage import DamageRequest, DamageRun, layer_of
 from rose.model.damage_rows import correlations
 
 INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}
@@ -278,17 +278,9 @@ def pick(chart: str, request: DamageRequest) -> None:
     if points:
         found = points[0].get("customdata")
         unit = found[0] if isinstance(found, list) else found
-        session.choose_layer(_layer_of(unit, request))
+        names = [layer.name for layer in rose.prunable_layers(shared.skeleton(session.setup().model))]
+        session.choose_layer(layer_of(unit, names, session.layer()))
         st.session_state.damage_picked = True
-
-
-def _layer_of(unit: str, request: DamageRequest) -> str:
-    if request.units == "layers":
-        return unit
-    names = [layer.name for layer in rose.prunable_layers(shared.skeleton(session.setup().model))]
-    inside = [name for name in names if name.startswith(unit + ".")]
-    wanted = words.place_of(session.layer() or "")[1]
-    return next((name for name in inside if wanted and name.endswith("." + wanted)), inside[0])
 
 
 def chosen_unit(request: DamageRequest, names: list[str]) -> str | None:

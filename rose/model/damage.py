@@ -45,19 +45,42 @@ def damage(
     tokens: Tensor,
     *,
     held_out: Tensor | None = None,
+    method: str = "rose",
+    sparsity: float | str | Pattern = 0.7,
+    units: str = "layers",
+    layers: Sequence[str] | None = None,
+    restore: Mapping[str, Tensor] | None = None,
+    block_size: int = 128,
+    damping: float = 0.01,
+    threshold: float = 0.5,
+    order: str | None = None,
+    budget: str | None = None,
+    options: Mapping[str, Value] | None = None,
+    done: Collection[str] = (),
     record: Callable[[DamageRecord], Any] = lambda _record: None,
-    **options: Any,
+    progress: ProgressCallback | None = None,
 ) -> DamageReport:
     """What the model loses by each layer or decoder block alone: the change of loss when only it is pruned.
 
     Args:
         model: a transformers causal language model; moved to the device and back. Its weights are changed one unit at a
             time and put back, to the bit, also after an error or a cancel.
-        tokens: calibration tokens, (samples, length) int64.
+        tokens: calibration tokens, (samples, length) int64. Every layer is calibrated on what it reads in the model as
+            it is, nothing else pruned.
         held_out: windows that loss and errors are measured on, (windows, length); None keeps the last quarter of
             `tokens` for that.
-        record: called with every unit's record as it comes; may raise to stop.
-        options: see `visit_damage`.
+        method, sparsity, block_size, damping, threshold, order, budget, options: see `rose.prune_layer`.
+        units: "layers", each alone; "blocks", all chosen layers of a decoder block together.
+        layers: names, `*` allowed; None means every prunable layer.
+        restore: weights by layer name, (out, in), put back into the pruned `model`, one unit at a time; nothing is
+            pruned then. Errors are those of the pruned layers against these.
+        done: units that are not measured again. They are pruned again, because the last record needs them all.
+        record: called with every unit's record as it comes, and at the end with that of all units at once, whose
+            `unit` is "*"; may raise to stop.
+        progress: called with a `Progress` of stage "damage", whose layers are units; may raise to stop.
+
+    Returns:
+        A `DamageReport`; its `units` is a DataFrame with one row per unit, losses in nats per token.
 
     Raises:
         RoseError: bad input, before any work; or a layer that cannot be pruned, which is named.
@@ -68,10 +91,30 @@ def damage(
             raise RoseError("One sample cannot both calibrate and measure; give more, or held-out tokens.")
         tokens, held_out = tokens[:-kept], tokens[-kept:]
     records = []
-    for one in visit_damage(model, tokens, held_out=held_out, **options):
+    for one in visit_damage(
+        model,
+        tokens,
+        held_out=held_out,
+        method=method,
+        sparsity=sparsity,
+        units=units,
+        layers=layers,
+        restore=restore,
+        block_size=block_size,
+        damping=damping,
+        threshold=threshold,
+        order=order,
+        budget=budget,
+        options=options,
+        done=done,
+        progress=progress,
+    ):
         record(one)
         records.append(one)
-    return DamageReport.from_records(records, **describe_damage(model, tokens, held_out, **options))
+    told = describe_damage(
+        model, tokens, held_out, method=method, sparsity=sparsity, units=units, restore=restore is not None
+    )
+    return DamageReport.from_records(records, **told)
 
 
 def describe_damage(
@@ -79,18 +122,16 @@ def describe_damage(
     tokens: Tensor,
     held_out: Tensor,
     *,
-    method: str = "rose",
-    sparsity: float | str | Pattern = 0.7,
-    units: str = "layers",
-    restore: Mapping[str, Tensor] | None = None,
-    **_more: Any,
+    method: str,
+    sparsity: float | str | Pattern,
+    units: str,
+    restore: bool,
 ) -> dict[str, Any]:
-    """The settings of a measurement, for its summary; arguments as for `visit_damage`."""
-    pruned = {} if restore is not None else {"method": method, "sparsity": str(sparsity)}
+    """The settings of a measurement, for its summary; arguments as for `damage`."""
     return {
-        "intervention": "prune" if restore is None else "restore",
+        "intervention": "restore" if restore else "prune",
         "units": units,
-        **pruned,
+        **({} if restore else {"method": method, "sparsity": str(sparsity)}),
         "samples": tokens.shape[0],
         "length": tokens.shape[1],
         "windows": held_out.shape[0],
@@ -123,18 +164,10 @@ def visit_damage(
     While a record is out, the model's weights are what they were. Closing the iterator stops the work.
 
     Args:
-        model, tokens, held_out: see `damage`.
-        method, sparsity, block_size, damping, threshold, order, budget, options: see `rose.prune_layer`. Every layer is
-            calibrated on what it reads in the model as it is, all else unpruned.
-        units: "layers", each alone; "blocks", all chosen layers of a decoder block together.
-        layers: names, `*` allowed; None means every prunable layer.
-        restore: weights by layer name, (out, in), put back into the pruned `model`, one unit at a time; nothing
-            is pruned then. Errors are those of the pruned layers against these.
-        done: units that are not measured again. They are pruned again, because the last record needs them all.
-        progress: called with a `Progress` of stage "damage", whose layers are units; may raise to stop.
+        all: as for `damage`.
 
     Raises:
-        RoseError: bad input, before any work; or a layer that cannot be pruned, which is named.
+        RoseError: as `damage`.
     """
     settings = make_settings(
         method,
