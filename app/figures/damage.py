@@ -105,7 +105,7 @@ def damage_scatter(
             "<extra></extra>",
         )
     found = outliers(rows, predictor, NAMED)
-    _name(figure, found[found["damage"] > 0], predictor)
+    _name(figure, found[(found["damage"] > 0) & (found[predictor] > 0)].fillna({"standard_error": 0.0}), predictor)
     chosen = shown[shown["unit"] == marked]
     if len(chosen):
         figure.add_scatter(
@@ -145,17 +145,15 @@ def _decades(values: pd.Series) -> str | int:
 
 
 def _name(figure: go.Figure, found: pd.DataFrame, predictor: str) -> None:
-    figure.add_scatter(
-        x=found[predictor].to_numpy(np.float64),
-        y=found["damage"].to_numpy(np.float64),
-        mode="text",
-        text=[words.short_layer(unit) for unit in found["unit"]],
-        textposition="top center",
-        textfont={"size": style.FONT_SIZE},
-        hoverinfo="skip",
-        showlegend=False,
-        cliponaxis=False,
-    )
+    """Writes the names of outliers above their marks, clear of error bars' ends where there is room."""
+    for row in found.to_dict("records"):
+        figure.add_annotation(
+            x=math.log10(row[predictor]),  # annotations of a logarithmic axis are placed by exponent
+            y=math.log10(row["damage"] + max(0.0, row["standard_error"])),
+            text=words.short_layer(row["unit"]),
+            showarrow=False,
+            yshift=14,
+        )
 
 
 def strength(rho: float) -> str:

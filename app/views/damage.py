@@ -202,7 +202,7 @@ def together(run: DamageRun, request: DamageRequest) -> None:
         return
     every, alone = summary["together"], summary["sum_of_damages"]
     verb = "cost" if not request.restore else "give back"
-    share = f", {words.percent(alone / every, 0)} of it" if every > 0 else ""
+    share = f", {words.percent(alone / every, 0)} of it".replace(" %", "\u00a0%") if every > 0 else ""
     st.markdown(
         f"{base} **All units at once {verb} {words.number(every)} nats; each alone, they add up to "
         f"{words.number(alone)}{share}.**"
