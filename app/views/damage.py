@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -180,7 +181,7 @@ def results(run: DamageRun, request: DamageRequest, table: pd.DataFrame) -> None
         with place:
             key = f"damage-map-{'damage' if value == 'damage' else 'error'}"
             drawing = figures.damage_map(table, value, units=names, marked=marked, theme=session.theme())
-            components.show(drawing, key, on_select=lambda key=key: pick(key, request))
+            components.show(drawing, key, on_select=partial(pick, key, request))
     try:
         scatter = figures.damage_scatter(table, predictor, marked=marked, theme=session.theme())
         components.show(scatter, "damage-scatter", on_select=lambda: pick("damage-scatter", request), wide=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -322,6 +322,7 @@ class _Run:
                 base = self._losses(0, "")
             names = [layer.name for layer in selected]
             visits = visit_blocks(model, tokens, layers=names, held_out=self.windows, progress=self._walked)
+            assert isinstance(visits, Generator)
             stack.enter_context(closing(visits))  # before the model goes home, where this iterator is closed
             by_block = {
                 index: [unit for unit in self.units if unit.block_index == index] for index in range(self.blocks)

@@ -297,7 +297,7 @@ class Boundaries:
 
         hook = self.blocks[index].register_forward_hook(seen)
         try:
-            with _replaced(self.blocks[:index], [stand_in(number) for number in range(index)]):  # type: ignore[arg-type]
+            with _replaced(self.blocks[:index], [stand_in(number) for number in range(index)]):
                 yield
         finally:
             hook.remove()
