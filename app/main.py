@@ -75,6 +75,7 @@ def draw() -> None:
             st.Page("views/check.py", title="Check", icon=":material/fact_check:"),
             st.Page("views/prune.py", title="Prune", icon=":material/content_cut:"),
             st.Page("views/depth.py", title="Depth", icon=":material/stacked_line_chart:"),
+            st.Page("views/damage.py", title="Damage", icon=":material/healing:"),
             st.Page("views/runs.py", title="Runs", icon=":material/compare:"),
             st.Page("views/text.py", title="Text", icon=":material/chrome_reader_mode:"),
             st.Page("views/diffusion.py", title="Diffusion", icon=":material/image:"),

@@ -17,6 +17,7 @@ import rose
 from app import shared
 from app.diffusion.run import DiffusionRequest, DiffusionRun
 from app.jobs import Job
+from app.runs.damage import DamageRequest, DamageRun
 from app.runs.pruning import PruningRun
 from app.runs.request import PruneRequest
 from app.study.setup import Setup
@@ -226,6 +227,22 @@ def start_comparing(chosen: Setup, request: PruneRequest) -> None:
     run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.publish)
     st.session_state.comparing = run
     start_job(run.job, lambda: f":material/waterfall_chart: Comparing targets, {100 * run.fraction:.0f} % done")
+
+
+def damage(request: DamageRequest) -> DamageRun | None:
+    """The measurement of damage with the current set-up that some session has started; None where there is none."""
+    return shared.damages().get((setup(), request))
+
+
+def start_damage(request: DamageRequest) -> None:
+    """Measures damage with the current set-up, or joins those who do."""
+    run = shared.start_damage(setup(), request, viewer())
+    if run.job.status == "running" and all(job is not run.job for job, _ in running_jobs()):
+        run.job.watch(viewer())
+        st.session_state.jobs = [
+            *running_jobs(),
+            (run.job, lambda: f":material/healing: Measuring damage, {100 * run.fraction:.0f} % done"),
+        ]
 
 
 def layer() -> str | None:

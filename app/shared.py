@@ -14,6 +14,7 @@ from torch import nn
 
 import rose
 from app.diffusion.run import DenseModel
+from app.runs.damage import DamageRequest, DamageRun
 from app.runs.pruning import PruningRun
 from app.study import cache as disk
 from app.study.setup import Setup
@@ -25,6 +26,7 @@ KEPT_STUDIES = 4
 OLDER_BYTES = 10**9  # of statistics and results, held by all studies but the newest
 KEPT_MODELS = 2
 KEPT_RUNS = 8
+KEPT_DAMAGES = 16
 KEPT_REPORTS = 40
 
 
@@ -159,6 +161,30 @@ def keep_pruning(run: PruningRun) -> str:
     for other in ended[: max(0, len(known) - KEPT_RUNS)]:
         known.pop(other).discard()
     return name
+
+
+@st.cache_resource(show_spinner=False)
+def damages() -> dict[tuple[Setup, DamageRequest], DamageRun]:
+    """Every measurement of damage that somebody started, the latest at the end."""
+    return {}
+
+
+def start_damage(chosen: Setup, request: DamageRequest, viewer: str) -> DamageRun:
+    """Starts a measurement for a session, joins the one that runs or has finished, or goes on with one that ended."""
+    with _start_lock():
+        known = damages()
+        current = known.pop((chosen, request), None)
+        stopped = current is not None and (current.job.is_cancelled or current.job.status in ("failed", "cancelled"))
+        if current is None or stopped:
+            earlier = () if current is None else current.records
+            current = DamageRun(chosen, request, lambda: load(chosen.model, chosen.dtype), earlier)
+            current.job.watch(viewer)
+            current.job.start()
+        known[chosen, request] = current
+        ended = [key for key, one in known.items() if one.job.status != "running"]
+        for key in ended[: max(0, len(known) - KEPT_DAMAGES)]:
+            del known[key]
+    return current
 
 
 @st.cache_resource

@@ -74,9 +74,12 @@ def place_of(layer: str) -> tuple[int | None, str]:
 
 
 def short_layer(layer: str) -> str:
-    """ "model.layers.18.self_attn.o_proj" -> "18 · self_attn.o_proj"; a name without a number stays as it is.
+    """ "model.layers.18.self_attn.o_proj" -> "18 · self_attn.o_proj", "model.layers.18" -> "block 18"; a name without
+    a number stays as it is.
 
     All of the projection's name: GPT-2 has an attn.c_proj and an mlp.c_proj in every decoder block.
     """
     block, projection = place_of(layer)
-    return layer if block is None else f"{block} · {projection}"
+    if block is None:
+        return layer
+    return f"{block} · {projection}" if projection else f"block {block}"

@@ -18,6 +18,8 @@ from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import SweepTrace
 from rose.model.calibration import load_tokens
 from rose.model.capture import collect_statistics, visit_blocks
+from rose.model.damage import damage
+from rose.model.damage_rows import DamageReport
 from rose.model.evaluation import perplexity
 from rose.model.loading import load_model, save_model
 from rose.model.pipeline import analyze_model, prune_model
@@ -33,6 +35,7 @@ __all__ = [
     "RECOMMENDED",
     "STRUCTURED",
     "Cancelled",
+    "DamageReport",
     "DiffusionScores",
     "InputStatistics",
     "LayerRecord",
@@ -51,6 +54,7 @@ __all__ = [
     "analyze_model",
     "collect_diffusion_statistics",
     "collect_statistics",
+    "damage",
     "draw_pictures",
     "evaluate_diffusion",
     "evaluation_trajectory",

@@ -1,4 +1,4 @@
-"""Command line: python -m rose models | analyze | prune | slim | compare | evaluate | report | diffuse | app.
+"""Command line: python -m rose models | analyze | prune | slim | compare | damage | evaluate | report | diffuse | app.
 
 Exit status: 0 done, 2 bad input (one line that says what and what to do), 130 cancelled. What the commands do is in
 `commands`.
@@ -23,6 +23,7 @@ from rose.layer.methods import BUDGETS
 from rose.layer.order import order_names
 from rose.model.allocation import ALLOCATIONS, DENSITY_SPREAD
 from rose.model.calibration import BOS, SOURCES
+from rose.model.damage import UNITS
 from rose.model.distributed import choose_gpu, launched_place, process_group
 from rose.model.loading import DTYPES
 from rose.model.pipeline import TARGETS
@@ -159,6 +160,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.set_defaults(run=commands.compare)
 
+    damage = subparsers.add_parser("damage", help="what the model loses by each layer or decoder block alone")
+    _model_options(damage)
+    _calibration_options(damage)
+    _pruning_options(damage)
+    damage.add_argument("--method", default="rose", help=f"{', '.join(rose.METHODS)} (default: %(default)s)")
+    damage.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method, see `models`"
+    )
+    damage.add_argument(
+        "--units", choices=UNITS, default="layers", help="prune layers or decoder blocks alone (default: %(default)s)"
+    )
+    damage.add_argument(
+        "--restore",
+        metavar="FOLDER",
+        help="give the units of this pruned model the dense weights of --model back, instead of pruning",
+    )
+    damage.add_argument(
+        "--evaluate",
+        metavar="TEXT",
+        help="measure loss on this text (default: the calibration text's held-out windows)",
+    )
+    _window_options(damage)
+    damage.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="rows.csv and summary.json; the same command resumes an interrupted run",
+    )
+    damage.set_defaults(run=commands.damage, samples=16, length=512, held_out=8)
+
     evaluate = subparsers.add_parser("evaluate", help="perplexity and zero-shot accuracy of a model")
     _model_options(evaluate)
     evaluate.add_argument("--text", metavar="TEXT", help=f"measure perplexity on it: {_text_help()}")
@@ -254,7 +286,8 @@ def _walk_options(parser: argparse.ArgumentParser) -> None:
         default="uniform",
         metavar="RULE",
         help=f"how layers share the sparsity: {', '.join(ALLOCATIONS)}; sensitivity:ALPHA sets how far layers may "
-        f"differ, sensitivity is sensitivity:{DENSITY_SPREAD:g} (default: %(default)s)",
+        f"differ, sensitivity is sensitivity:{DENSITY_SPREAD:g}; damage:FOLDER goes by what `rose damage` has measured "
+        "(default: %(default)s)",
     )
     _target_options(parser)
     parser.add_argument(

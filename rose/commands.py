@@ -20,6 +20,9 @@ from rose.layer.order import order_names
 from rose.model.allocation import check_allocation
 from rose.model.calibration import load_calibration
 from rose.model.comparison import SETTINGS, ComparisonFolder, compare_methods, plan_comparison
+from rose.model.cost import estimate_damage, sweeps_of
+from rose.model.damage import visit_damage
+from rose.model.damage_rows import WHOLE, DamageFolder, DamageReport
 from rose.model.distributed import from_first, launched_place
 from rose.model.forward import bos_in_front
 from rose.model.loading import PACKAGED, check_output, parse_dtype
@@ -35,6 +38,12 @@ from rose.structured.pipeline import check_parts, check_request
 COMPARISON_SETTINGS = (
     *("model", "dtype", "calibration", "samples", "length", "held_out", "layers", "block_size", "damping", "threshold"),
     *("allocation", "target", "target_damping", "true_sequential", "evaluate", "windows", "bos"),
+)
+
+# Settings of a folder of damages; with any other the rows would not belong together.
+DAMAGE_SETTINGS = (
+    *("model", "dtype", "calibration", "samples", "length", "seed", "held_out", "bos", "layers", "block_size"),
+    *("damping", "threshold", "sparsity", "method", "option", "units", "restore", "evaluate", "windows"),
 )
 
 
@@ -381,6 +390,58 @@ def compare(options: argparse.Namespace, console: Console) -> None:
         folder.rows, f"Perplexity on {options.evaluate}, {len(windows)} windows; dense {dense:.2f}"
     )
     out.print(f"Rows and summaries are in {options.output}", soft_wrap=True)
+
+
+def damage(options: argparse.Namespace, console: Console) -> None:
+    own = method_options(options.option)
+    _check_settings(options, options.method, options=own)
+    if options.evaluate is None and options.held_out < 1:
+        raise rose.RoseError("Loss needs windows: give --evaluate TEXT, or --held-out of at least 1.")
+    folder = DamageFolder(options.output, {name: getattr(options, name) for name in DAMAGE_SETTINGS})
+    options.rows = options.output
+    if not any(row.unit == WHOLE for row in folder.rows):
+        model, tokenizer = _load(options, console)
+        restore = None
+        if options.restore is not None:
+            restore = {layer.name: layer.weight for layer in rose.prunable_layers(model)}
+            with console.status(f"Loading {options.restore}"):
+                model, _ = rose.load_model(options.restore, dtype=options.dtype)
+        tokens, windows = _tokens(options, tokenizer, options.seed)
+        if options.evaluate is not None:
+            windows = _windows(options, options.evaluate, tokenizer)
+        assert windows is not None
+        cost = estimate_damage(
+            model,
+            samples=len(tokens),
+            length=tokens.shape[1],
+            windows=len(windows),
+            window_length=windows.shape[1],
+            layers=options.layers,
+            units=options.units,
+            sweeps=0 if restore else sweeps_of([options.method]),
+        )
+        console.print(f"About {cost.seconds / 60:.0f} min on this machine, if nothing else runs", highlight=False)
+        with terminal.bar(console, "Measuring") as bar:
+            for row in visit_damage(
+                model,
+                tokens,
+                held_out=windows,
+                method=options.method,
+                options=own,
+                units=options.units,
+                restore=restore,
+                done={row.unit for row in folder.rows},
+                progress=terminal.follow(bar),
+                **_engine_options(options),
+            ):
+                folder.add(row)
+                if row.unit != WHOLE:
+                    console.print(
+                        f"{row.unit}: loss {row.delta_loss:+.4f} ± {row.standard_error:.4f}, error "
+                        f"{row.held_out_error:.4f}",
+                        highlight=False,
+                    )
+    terminal.print_damage(DamageReport.from_records(folder.rows), options.output)
 
 
 def _split(text: str, option: str) -> list[str]:

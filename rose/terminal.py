@@ -16,6 +16,7 @@ from rich.table import Table
 
 import rose
 from rose.model.comparison import ComparisonRow, mean_and_spread, summarize
+from rose.model.damage_rows import PREDICTORS, DamageReport, correlations, outliers
 
 MAX_ROWS = 40  # of a table on the terminal; files have them all
 NARROW: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}  # tables of numbers, to fit into 80 columns
@@ -128,3 +129,24 @@ def _print_perplexity(out: Console, summary: Mapping[str, Any]) -> None:
         before, after = summary["perplexity_before"], summary["perplexity_after"]
         text, windows = summary["evaluated_on"], summary["windows"]
         out.print(f"Perplexity on {text}, {windows} windows: {before:.2f} before, {after:.2f} after")
+
+
+def print_damage(report: DamageReport, folder: Path) -> None:
+    """What the model loses by its units, and how well error told; `folder` is where the rows are."""
+    out, table, summary = Console(), report.units, report.summary
+    ranked = table.sort_values("damage", ascending=False)
+    print_table(ranked[["unit", "held_out_error", "drift", "damage", "standard_error"]], "Damage, nats per token")
+    told = correlations(table)
+    told.insert(0, "units ranked", (told["group"] + " " + told["name"]).str.strip())
+    print_table(told[["units ranked", "units", *PREDICTORS]], "Rank correlation of damage with")
+    found = outliers(table)
+    if len(found):
+        out.print(f"Small error, large damage: {', '.join(found['unit'])}", highlight=False, soft_wrap=True)
+    if summary["together"] is not None:
+        out.print(
+            f"All at once cost {summary['together']:.3f} nats per token, the sum of each alone is "
+            f"{summary['sum_of_damages']:.3f}; loss without a change {summary['base_loss']:.3f}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    out.print(f"Rows and summary are in {folder}", soft_wrap=True)

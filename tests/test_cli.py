@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rose
 from rose import cli
-from rose.model import pipeline
+from rose.model import damage_rows, pipeline
 from rose.model.comparison import ComparisonFolder, ComparisonRow
 from tests.tiny import BOS, save_tiny_llama
 
@@ -415,3 +415,54 @@ def test_slim_refuses_before_it_loads_anything(tmp_path, capsys, options, messag
     assert slim("no/such/model/anywhere", tmp_path / "slim", *options) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "slim").exists()
+
+
+# ---- damage
+
+DAMAGE = ["--samples", "2", "--length", "32", "--held-out", "2", "--block-size", "16", "--method", "sparsegpt"]
+
+
+def test_damage_writes_rows_as_they_come_and_resumes(checkpoint, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "damage"
+    command = ["damage", "--model", checkpoint, *DAMAGE, "--sparsity", "0.5", "--units", "blocks", "--output", output]
+    real, calls = damage_rows.DamageFolder.add, 0
+
+    def stopped(folder, row):
+        nonlocal calls
+        calls += 1
+        real(folder, row)
+        if calls == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(damage_rows.DamageFolder, "add", stopped)
+    assert run(*command) == 130
+    assert f"the same command resumes from {output}" in " ".join(capsys.readouterr().err.split())
+    first = pd.read_csv(output / "rows.csv")
+    assert list(first["unit"]) == ["model.layers.0", "model.layers.1"]
+    assert run(*command) == 0
+    rows = pd.read_csv(output / "rows.csv")
+    assert list(rows["unit"]) == ["model.layers.0", "model.layers.1", "model.layers.2", "*"]
+    pd.testing.assert_frame_equal(rows.head(2), first)
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["together"] == rows["damage"].iloc[-1]
+    assert summary["sum_of_damages"] == pytest.approx(rows["damage"].iloc[:3].sum())
+    assert summary["method"] == "sparsegpt"
+    shown = capsys.readouterr().out
+    assert "All at once cost" in shown
+    assert run(*command) == 0  # nothing is left to measure
+    assert pd.read_csv(output / "rows.csv").equals(rows)
+    other = [*command[:-1], tmp_path / "other", "--sparsity", "1.5"]
+    assert run(*other) == 2
+    assert run(*command, "--seed", "7") == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_damage_restores_a_pruned_checkpoint(checkpoint, tmp_path):
+    assert prune(checkpoint, tmp_path / "pruned", "--sparsity", "0.5", "--target", "layer") == 0
+    output = tmp_path / "damage"
+    restore = ["--restore", tmp_path / "pruned", "--layers", "*.o_proj"]
+    assert run("damage", "--model", checkpoint, *DAMAGE, *restore, "--output", output) == 0
+    rows = pd.read_csv(output / "rows.csv")
+    assert len(rows) == 4
+    assert (rows["damage"] == -rows["delta_loss"]).all()
+    assert rows["sparsity"].iloc[:3].tolist() == pytest.approx([0.5] * 3, abs=1e-3)

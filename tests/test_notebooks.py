@@ -53,6 +53,12 @@ STATEMENTS = {
         r"whole model: drift is lower with target dense after \d+ of 30 decoder blocks",
         r"perplexity with target dense is 0\.\d+ times that with target layer",
     ),
+    "damage": (
+        r"of 12 decoder blocks, number \d+ costs most and \d+ costs least",
+        r"all at once cost \d\.\d\d times the sum of each alone",
+        r"rank correlation with damage: -?0\.\d\d of error, -?0\.\d\d of drift",
+        r"restoring all 7 layers of block 18 gives \d\.\d{3} nats back",
+    ),
     "your_own_method": (
         r"calibration: snake order beats two-level order in \d of 8 layers, dealt order in \d",
         r"held-out: RIA beats Wanda in \d of 8 layers",

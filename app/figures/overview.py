@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ class Metric:
 
     label: str
     unit: str
-    kind: str = "magnitude"  # "magnitude", "change" (centred on 0) or "log"
+    kind: str = "magnitude"  # "magnitude", "change" (centred on 0), "log", or "root" (of magnitudes; below 0 as 0)
 
     def text(self, value: float) -> str:
         return words.percent(value) if self.kind == "change" else words.number(value)
@@ -36,6 +37,12 @@ METRICS = {
     "condition": Metric("Hessian condition", "condition number", "log"),
     "gain": Metric("Gain of two-level order over SparseGPT", "error saved", "change"),
     "held_out_gain": Metric("Held-out gain of two-level order over SparseGPT", "held-out error saved", "change"),
+    # of a table of damages
+    "damage": Metric("Damage", "nats per token", "root"),
+    "relative_error": Metric("Calibration error", "relative error"),
+    "held_out_error": Metric("Held-out error", "relative error"),
+    "output_error": Metric("Output error", "‖ΔW x‖²", "log"),
+    "drift": Metric("Drift after the decoder block", "‖Δh‖² / ‖h‖²", "log"),
 }
 ERRORS = {"error_": "Relative error", "held_out_": "Held-out error"}
 
@@ -95,7 +102,7 @@ def model_map(
     values = grid.to_numpy(np.float64)
     figure = go.Figure()
     figure.add_heatmap(
-        z=(np.log10(np.where(values > 0, values, np.nan)) if known.kind == "log" else values).astype(np.float32),
+        z=_scaled(values, known.kind).astype(np.float32),
         x=np.array(blocks, np.int32),
         y=projections,
         xgap=1,
@@ -137,6 +144,13 @@ def model_map(
     caption = _map_caption(rows, known, waiting) + dead
     alt = f"Map of {known.label.lower()} by decoder block and projection. {finding}. {caption}"
     return Drawing(figure, caption, alt, rows.rename(columns={"value": name}))
+
+
+def _scaled(values: np.ndarray, kind: str) -> np.ndarray:
+    """Values as the colour scale takes them."""
+    if kind == "log":
+        return np.log10(np.where(values > 0, values, np.nan))
+    return np.sqrt(np.where(values < 0, 0.0, values)) if kind == "root" else values
 
 
 def _answer_clicks(figure: go.Figure, rows: pd.DataFrame, known: Metric) -> None:
@@ -227,6 +241,12 @@ def _colours(known: Metric, values: np.ndarray, name: str, theme: Theme) -> dict
             f"{known.unit} (log)", tickvals=ticks.tolist(), ticktext=[words.number(10.0**t) for t in ticks]
         )
         return {"colorscale": palette.SEQUENTIAL, "zmin": low, "zmax": max(high, low + 1e-6), "colorbar": bar}
+    if known.kind == "root":
+        ticks = np.linspace(0, 1, 5) ** 2 * (largest or 1.0)
+        texts = [f"{float(f'{tick:.1g}'):g}" for tick in ticks]  # at rounded values, or the texts would be wrong
+        places = np.sqrt([float(text) for text in texts]).tolist()
+        bar = style.colourbar(f"{known.unit} (root scale)", tickvals=places, ticktext=texts)
+        return {"colorscale": palette.SEQUENTIAL, "zmin": 0, "zmax": math.sqrt(largest or 1.0), "colorbar": bar}
     top = 1.0 if name == "relative_range" else largest or 1.0
     return {"colorscale": palette.SEQUENTIAL, "zmin": 0, "zmax": top, "colorbar": style.colourbar(known.unit)}
 

@@ -1,4 +1,4 @@
-"""Which ratio each layer of a model gets: the same, by outliers (OWL), or by the curvature of the loss.
+"""Which ratio each layer of a model gets: the same, by outliers (OWL), by the curvature of the loss, or by damage.
 
 The total comes out exact whatever the layers' sizes.
 """
@@ -17,11 +17,14 @@ from rose.errors import RoseError
 from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
 from rose.model.capture import BlockStatistics, no_input, statistics_of
+from rose.model.damage_rows import DamageRecord, read_damages
 from rose.model.forward import pick_device
 from rose.model.progress import ALLOCATION_SHARE
 from rose.model.structure import PrunableLayer
+from rose.paths import expand
 
 ALLOCATIONS = tuple(ALLOCATION_SHARE)
+BY_DAMAGE = "damage"  # one more rule, which needs a folder: damage:FOLDER
 
 # Hutchinson's probes: one for each of so many windows, and so much of each. A second derivative costs about four
 # forward passes, and keeps every attention matrix: 7 GB for 512 tokens of the packaged model.
@@ -30,26 +33,35 @@ TRACE_SAMPLES, TRACE_LENGTH = 16, 512
 OUTLIER_FACTOR = 5.0  # M of OWL
 OWL_SPREAD = 0.08  # λ of OWL
 DENSITY_SPREAD = 0.1  # α of the sensitivity-aware allocation
+# How fast damage grows with sparsity, d(s) ∝ exp(g·s). From the loss of the whole packaged model in docs/results.md:
+# SparseGPT's rises 3.7-fold from 50 to 70 %, g = 6.5, and 2.9-fold from 60 to 80 %, g = 5.3.
+DAMAGE_GROWTH = 6.0
+DAMAGE_SPREAD = 0.15  # how far a layer may be from the target: beyond, the measurement at one sparsity says little
 
 
 class Allocation(NamedTuple):
-    """`rule`: one of `ALLOCATIONS`; `spread`: α of "sensitivity", which the other rules do not use."""
+    """`rule`: one of `ALLOCATIONS`, or `BY_DAMAGE`; `spread`: α of "sensitivity"; `folder`: of measured damages."""
 
     rule: str
     spread: float = DENSITY_SPREAD
+    folder: str = ""
 
 
 def parse_allocation(text: str) -> Allocation:
-    """Reads "uniform", "owl", "sensitivity", or "sensitivity:ALPHA" such as "sensitivity:0.05".
+    """Reads "uniform", "owl", "sensitivity", "sensitivity:ALPHA" such as "sensitivity:0.05", or "damage:FOLDER".
 
     Raises:
-        RoseError: an unknown rule, or an α that is not a number from 0 to 1.
+        RoseError: an unknown rule, an α that is not a number from 0 to 1, or no folder of damages.
     """
     rule, colon, number = text.partition(":")
+    if rule == BY_DAMAGE:
+        if not number.strip():
+            raise RoseError("Allocation by damage needs a folder that rose damage has written: damage:FOLDER.")
+        return Allocation(rule, folder=number.strip())
     if rule not in ALLOCATIONS or (colon and rule != "sensitivity"):
         raise RoseError(
-            f"The allocation must be one of {', '.join(ALLOCATIONS)}, or sensitivity:ALPHA such as sensitivity:0.05, "
-            f"not {text!r}."
+            f"The allocation must be one of {', '.join(ALLOCATIONS)}, sensitivity:ALPHA such as sensitivity:0.05, or "
+            f"damage:FOLDER, not {text!r}."
         )
     if not colon:
         return Allocation(rule)
@@ -63,9 +75,16 @@ def parse_allocation(text: str) -> Allocation:
 
 
 def check_allocation(allocation: str, pattern: Pattern) -> None:
-    """Raises RoseError for an unknown allocation, or one that N:M leaves no room for."""
-    if parse_allocation(allocation).rule != "uniform" and pattern.is_grouped:
+    """Raises RoseError for an unknown allocation, damages that are not there, or one that N:M leaves no room for."""
+    rule, _, folder = parse_allocation(allocation)
+    if rule != "uniform" and pattern.is_grouped:
         raise RoseError(f'{pattern} fixes the ratio of every layer; use a plain ratio, or allocation "uniform".')
+    if rule == BY_DAMAGE:
+        _damages(folder)
+
+
+def _damages(folder: str) -> list[DamageRecord]:
+    return read_damages(expand(folder) / "rows.csv")
 
 
 def allocate(
@@ -92,13 +111,15 @@ def allocate(
         RoseError: as `check_allocation`.
     """
     check_allocation(allocation, pattern)
-    rule, spread = parse_allocation(allocation)
+    rule, spread, folder = parse_allocation(allocation)
     if rule == "uniform":
         return {layer.name: pattern for layer in layers}
     sizes = [layer.weight.numel() for layer in layers]
     if rule == "owl":
         shares = _outlier_shares(dense_blocks())
         wanted = owl_ratios([shares[layer.block_index] for layer in layers], pattern.ratio)
+    elif rule == BY_DAMAGE:
+        wanted = damage_ratios(_damage_densities(_damages(folder), layers), pattern.ratio)
     else:
         traces = hessian_traces(model, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)
         # Hutchinson's estimate may be negative, and so may a trace: the loss is not convex. The paper takes |mean|.
@@ -225,6 +246,43 @@ def sensitivity_ratios(sensitivities: Sequence[float], ratio: float, spread: flo
     for rank, layer in enumerate(ranked):
         ratios[layer] = ratio + spread * (1 - 2 * rank / last)
     return ratios
+
+
+def _damage_densities(records: Sequence[DamageRecord], layers: Sequence[PrunableLayer]) -> list[float]:
+    """Damage per weight of each layer, its own or its decoder block's; what chance could have made counts as chance.
+
+    Raises:
+        RoseError: a layer whose damage has not been measured.
+    """
+    known = {record.unit: record for record in records}
+    densities = []
+    for layer in layers:
+        block = layer.name.removesuffix("." + layer.projection)
+        record = known.get(layer.name) or known.get(block)
+        if record is None:
+            raise RoseError(f"The damage of {layer.name} has not been measured; measure it, or leave the layer out.")
+        noise = 0.0 if math.isnan(record.standard_error) else record.standard_error
+        densities.append(max(record.damage, noise) / record.weights)
+    return densities
+
+
+def damage_ratios(densities: Sequence[float], ratio: float) -> list[float]:
+    """Ratios that make the sum of damages least where each grows as d·exp(g(s − ratio)) with its sparsity s.
+
+    With n weights in a layer and one total of n·s, Lagrange's condition is g·d·exp(g(s − ratio)) = λn for every layer,
+    so s falls with the logarithm of damage per weight: s = const − ln(d/n)/g. Layers stay within `DAMAGE_SPREAD` of
+    the target; single damages are taken to add up, which docs/damage.md checks. Our own.
+
+    Args:
+        densities: damage per weight, d/n, of each layer; 0 where none was measured.
+        ratio: the target, at which damage was measured.
+    """
+    known = [math.log(density) for density in densities if density > 0]
+    if not known:
+        return [ratio] * len(densities)
+    middle, least = sum(known) / len(known), min(known)
+    logs = [math.log(density) if density > 0 else least for density in densities]
+    return [ratio - min(max((log - middle) / DAMAGE_GROWTH, -DAMAGE_SPREAD), DAMAGE_SPREAD) for log in logs]
 
 
 def exact_ratios(wanted: Sequence[float], sizes: Sequence[int], ratio: float) -> list[float]:

@@ -7,7 +7,6 @@ seeds.
 from __future__ import annotations
 
 import dataclasses
-import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ from typing import Any
 import pandas as pd
 import psutil
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from rose.errors import RoseError
@@ -30,8 +28,8 @@ from rose.model.allocation import check_allocation
 from rose.model.evaluation import perplexity
 from rose.model.pipeline import prune_model
 from rose.model.progress import ProgressCallback
+from rose.model.rows import RowsFolder
 from rose.model.structure import prunable_layers
-from rose.report import write_atomically
 
 SETTINGS = ("allocation", "block_size", "damping", "threshold")  # of `prune_model` that can be checked before it runs
 SAMPLE_SECONDS = 0.1  # how often memory is looked at
@@ -273,70 +271,25 @@ def mean_and_spread(mean: float, spread: float, seeds: int) -> str:
     return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if seeds > 1 else "")
 
 
-class ComparisonFolder:
+class ComparisonFolder(RowsFolder[ComparisonRow]):
     """The folder of a comparison; its rows let an interrupted comparison resume.
 
-    Files: settings.json, rows.csv (a line per finished run), summary.csv, summary.json, summary.md. Several processes
-    may add rows at once; a lock lets them write one after another.
+    Files: settings.json, rows.csv (a line per finished run), summary.csv, summary.json, summary.md.
     """
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
-        """Opens the folder of a comparison with these settings, new or begun.
+    holds = "comparison"
 
-        Raises:
-            RoseError: it belongs to a comparison with other settings, or cannot be read or written.
-        """
-        self.folder = Path(folder)
-        text = json.dumps(dict(settings), indent=1, sort_keys=True)
-        self._lock = FileLock(self.folder / ".lock")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with self._lock:
-                for unfinished in self.folder.glob("*.tmp"):  # of a process that was killed
-                    unfinished.unlink()
-                self._claim(text)
-                self.rows = self._read()
-        except OSError as problem:
-            raise RoseError(f"The folder {folder} cannot be used ({problem.strerror}); choose another.") from problem
+    def read(self, path: Path) -> list[ComparisonRow]:
+        return read_rows(path)
 
-    def _claim(self, text: str) -> None:
-        path = self.folder / "settings.json"
-        if not path.exists():
-            if any(item.name != ".lock" for item in self.folder.iterdir()):
-                raise RoseError(f"{self.folder} is not empty and holds no comparison; choose another folder.")
-            write_atomically(path, text.encode())
-        elif path.read_text() != text:
-            raise RoseError(f"{self.folder} holds a comparison with other settings; choose another folder.")
-
-    def _read(self) -> list[ComparisonRow]:
-        path = self.folder / "rows.csv"
-        return read_rows(path) if path.exists() else []
-
-    def add(self, row: ComparisonRow) -> None:
-        """Keeps one more row, beside those that other processes have added, and updates the summaries.
-
-        Raises:
-            RoseError: the folder cannot be written any more.
-        """
-        try:
-            with self._lock:
-                self.rows = [*self._read(), row]
-                self._write()
-        except OSError as problem:
-            raise RoseError(
-                f"{self.folder} cannot be written ({problem.strerror}); make room. Rows so far are kept, and the same "
-                "command resumes from there."
-            ) from problem
-
-    def _write(self) -> None:
+    def texts(self) -> dict[str, str]:
         summary = summarize(self.rows)
-        for name, text in {
+        return {
             "rows.csv": rows_table(self.rows).to_csv(index=False),
             "summary.csv": summary.to_csv(index=False),
             "summary.json": summary.to_json(orient="records", indent=1),
             "summary.md": to_markdown(self.rows),
-        }.items():
-            write_atomically(self.folder / name, text.encode())
+        }
 
 
 def read_rows(path: str | Path) -> list[ComparisonRow]:

@@ -102,6 +102,47 @@ def estimate_evaluation(model: nn.Module, *, tokens: int, new_tokens: int = 0) -
     return work / matmul_rate()
 
 
+def pass_work(model: nn.Module, tokens: int) -> list[float]:
+    """Floating-point operations of a pass over so many tokens that begins at each decoder block; shapes alone count."""
+    _, blocks = decoder_blocks(model)
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    weights = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    last = 0 if head is None else sum(p.numel() for p in head.parameters())
+    return [2.0 * tokens * (sum(weights[index:]) + last) for index in range(len(blocks))]
+
+
+def estimate_damage(
+    model: nn.Module,
+    *,
+    samples: int,
+    length: int,
+    windows: int,
+    window_length: int,
+    layers: Sequence[str] | None = None,
+    units: str = "layers",
+    sweeps: float = 1,
+) -> Cost:
+    """Estimates `rose.damage`: a calibration, and for every unit a pass from its decoder block on.
+
+    Args:
+        model: the model or its skeleton.
+        samples, length: calibration tokens.
+        windows, window_length: those that loss is measured on.
+        layers, units, sweeps: as for `rose.damage` and `estimate_cost`; no sweep where units are restored.
+    """
+    held_out = windows * window_length
+    tokens = samples * length + held_out
+    calibration = estimate_cost(model, samples=1, length=tokens, layers=layers, sweeps=sweeps)
+    chosen = select_layers(model, layers)
+    indices = [layer.block_index for layer in chosen]
+    work = pass_work(model, held_out)
+    passes = 2 * work[0] + sum(work[index] for index in (indices if units == "layers" else set(indices)))
+    seconds = calibration.seconds + passes / FORWARD_EFFICIENCY / matmul_rate()
+    hidden = 4 * len(set(indices)) * held_out * hidden_size(model)
+    changed = 4 * sum(layer.weight.numel() for layer in chosen)
+    return Cost(seconds, calibration.memory + hidden + changed, calibration.model_memory, len(chosen))
+
+
 def sweeps_of(methods: Sequence[str]) -> float:
     """The work of these methods in sweeps, for `estimate_cost`."""
     return sum(get_method(method).work for method in methods)

@@ -63,9 +63,11 @@ def window_losses(model: nn.Module, tokens: Tensor, *, progress: Callable[[float
         for windows in tokens.split(batch):
             windows = windows.to(device)
             logits = model(input_ids=windows, use_cache=False).logits[:, :-1]
-            # Classes second, as cross_entropy wants them; (windows, length − 1).
-            losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), windows[:, 1:], reduction="none")
-            done.append(losses.double().mean(1).cpu())
+            # (tokens, vocabulary): along the last, contiguous dimension the CPU takes a quarter of the time.
+            losses = nn.functional.cross_entropy(
+                logits.float().flatten(0, 1), windows[:, 1:].flatten(), reduction="none"
+            )
+            done.append(losses.double().view(len(windows), -1).mean(1).cpu())
             if progress:
                 progress(sum(map(len, done)) / len(tokens))
     finally:

@@ -11,7 +11,7 @@ of the real model shows whether it does; a family that does not is refused rathe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -229,3 +229,75 @@ def _replaced(blocks: nn.ModuleList, forwards: list[Callable[..., Any]]) -> Iter
                 del block.forward  # the class's own shows again
             else:
                 block.forward = before
+
+
+class Boundaries:
+    """What decoder blocks put out in a forward pass over some batches, so that later passes can begin behind any.
+
+    A later pass is the model's own, with the blocks before the first one that changed replaced by what they put out
+    before: the same numbers, to the bit, for the price of the blocks that remain and the output head.
+
+    Attributes:
+        outputs: [block][batch] -> hidden states after it, of the wanted blocks.
+    """
+
+    def __init__(self, model: nn.Module, wanted: Collection[int]) -> None:
+        """`wanted`: the decoder blocks whose outputs are kept.
+
+        Raises:
+            RoseError: the model has no decoder blocks.
+        """
+        self.blocks = decoder_blocks(model)[1]
+        self.outputs: dict[int, list[Tensor]] = {index: [] for index in wanted}
+        self._others: dict[int, Any] = {}  # what a block returns besides hidden states, if it does
+
+    @contextlib.contextmanager
+    def record(self) -> Iterator[None]:
+        """While this lasts, a forward pass leaves the outputs of the wanted blocks."""
+
+        def watch(index: int) -> Callable[..., None]:
+            def seen(_module: nn.Module, _args: tuple, output: Any) -> None:
+                self._others[index] = output if isinstance(output, Tensor) else (None, *output[1:])
+                if index in self.outputs:
+                    self.outputs[index].append(_first(output))
+
+            return seen
+
+        hooks = [block.register_forward_hook(watch(index)) for index, block in enumerate(self.blocks)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextlib.contextmanager
+    def resume(self, index: int, watch: Callable[[int, Tensor], None]) -> Iterator[None]:
+        """While this lasts, a forward pass over the same batches begins with decoder block `index`.
+
+        Args:
+            index: the first block that runs; the output of the one before it is among those kept.
+            watch: takes (batch, hidden states) after block `index`.
+        """
+        calls = 0
+
+        def stand_in(number: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                hidden, _ = _split(args, kwargs)
+                if number == index - 1:
+                    hidden = self.outputs[number][calls].to(hidden.device)
+                others = self._others[number]
+                return hidden if isinstance(others, Tensor) else (hidden, *others[1:])
+
+            return forward
+
+        def seen(_module: nn.Module, _args: tuple, output: Any) -> None:
+            nonlocal calls
+            watch(calls, _first(output))
+            calls += 1
+
+        hook = self.blocks[index].register_forward_hook(seen)
+        try:
+            with _replaced(self.blocks[:index], [stand_in(number) for number in range(index)]):
+                yield
+        finally:
+            hook.remove()

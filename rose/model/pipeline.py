@@ -71,7 +71,8 @@ def prune_model(
         allocation: "uniform", the same ratio in every layer; "owl", by the outliers of each decoder block, which
             costs one more pass over the dense model; "sensitivity", by the curvature of the loss, which costs two
             backward passes over 512 tokens of 16 samples. "sensitivity:0.05" spreads densities by α = 0.05 up and
-            down, not 0.1. The whole comes out at the asked ratio. See `rose.model.allocation`.
+            down, not 0.1. "damage:FOLDER", by what `rose damage` has measured there. The whole comes out at the asked
+            ratio. See `rose.model.allocation`.
         target: "dense", what the dense model puts out there: each layer is corrected for what the pruned layers before
             it have lost, and then pruned. "layer", what the layer's own weight makes of the pruned inputs, as in the
             papers. See `rose.layer.target`.
@@ -116,7 +117,7 @@ def prune_model(
     streams = check_streams(model, tokens, held_out)
     sequential = true_sequential or target == "dense"
     start = time.perf_counter()
-    share = ALLOCATION_SHARE[rule]
+    share = ALLOCATION_SHARE.get(rule, 0.0)
 
     chosen = {
         "allocation": allocation,

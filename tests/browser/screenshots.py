@@ -96,6 +96,24 @@ def shoot_depth(browser: Browser, folder: Path, pictures: Path) -> None:
             page.close()
 
 
+def shoot_damage(browser: Browser, folder: Path, pictures: Path) -> None:
+    """All decoder blocks of the packaged model, each pruned alone."""
+    with serve(folder / "damage.txt", ROSE_CACHE="") as address:
+        for scheme in ("light", "dark"):
+            page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})  # type: ignore[arg-type]
+            page.goto(f"{address}/damage")
+            settle(page)
+            start = page.get_by_role("button", name=re.compile("Measure damage"))
+            if start.count():  # sessions share what was measured
+                start.click()
+            expect(page.get_by_text("All units at once cost")).to_be_visible(timeout=ALL_LAYERS)
+            settle(page)
+            page.wait_for_timeout(RENDERING)
+            page.screenshot(path=pictures / f"damage-{scheme}.png")
+            print(pictures / f"damage-{scheme}.png", flush=True)
+            page.close()
+
+
 def main() -> None:
     pictures = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs/screenshots")
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
@@ -112,6 +130,7 @@ def main() -> None:
                     shoot(page, address, name, pictures / f"{name}-{scheme}.png")
                 page.close()
         shoot_depth(browser, Path(folder), pictures)
+        shoot_damage(browser, Path(folder), pictures)
         shoot_plugin(browser, Path(folder), pictures)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,19 @@ import rose
 from rose.layer.methods import Method, Settings
 from rose.layer.methods.measured import CANDIDATES
 from rose.layer.pattern import Pattern
-from rose.model.allocation import allocate, exact_ratios, hessian_traces, outlier_share, owl_ratios, sensitivity_ratios
+from rose.model.allocation import (
+    DAMAGE_GROWTH,
+    DAMAGE_SPREAD,
+    allocate,
+    check_allocation,
+    damage_ratios,
+    exact_ratios,
+    hessian_traces,
+    outlier_share,
+    owl_ratios,
+    sensitivity_ratios,
+)
+from rose.model.damage_rows import damage_table
 from rose.model.structure import prunable_layers
 
 
@@ -253,3 +266,47 @@ def test_measured_is_given_the_held_out_inputs(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(rose.METHODS, "spy", Method("spy", "Spy", "", spy, sweeps=False))
     rose.prune_model(tiny_llama(1), some_tokens(8), method="spy", sparsity=0.5, block_size=8, held_out=some_tokens(3))
     assert seen == [(8 * 16, 3 * 16)] * 7
+
+
+# ---- by measured damage
+
+
+def test_damage_is_equalized_at_the_margin() -> None:
+    """Lagrange's condition: what one weight more costs is the same in every layer within the bounds."""
+    damages, sizes = [0.02, 0.05, 0.04], [100, 300, 100]
+    ratios = damage_ratios([d / n for d, n in zip(damages, sizes, strict=True)], 0.5)
+    slopes = [
+        DAMAGE_GROWTH * d * math.exp(DAMAGE_GROWTH * (s - 0.5)) / n
+        for d, n, s in zip(damages, sizes, ratios, strict=True)
+    ]
+    assert max(ratios) - min(ratios) < 2 * DAMAGE_SPREAD
+    assert slopes == pytest.approx([slopes[0]] * 3)
+    assert damage_ratios([0.0, 0.0], 0.5) == [0.5, 0.5]
+    assert damage_ratios([1e-9, 1.0], 0.5) == pytest.approx([0.5 + DAMAGE_SPREAD, 0.5 - DAMAGE_SPREAD])
+
+
+@pytest.mark.parametrize("units", ["layers", "blocks"])
+def test_a_model_is_pruned_by_its_damages(units: str, tmp_path: Path) -> None:
+    model, tokens = tiny_llama(), some_tokens()
+    report = rose.damage(model, tokens, sparsity=0.5, block_size=8, units=units)
+    report.units.to_csv(tmp_path / "rows.csv", index=False)
+    patterns = allocate(model, tokens, prunable_layers(model), Pattern(0.5), f"damage:{tmp_path}", list)
+    costliest = report.units.loc[(report.units["damage"] / report.units["weights"]).idxmax(), "unit"]
+    chosen = {
+        layer: p.ratio for layer, p in patterns.items() if layer == costliest or layer.startswith(f"{costliest}.")
+    }
+    assert max(chosen.values()) == pytest.approx(min(p.ratio for p in patterns.values()), abs=0.01)
+    pruned = rose.prune_model(model, tokens, sparsity=0.5, block_size=8, allocation=f"damage:{tmp_path}")
+    # Methods round in blocks of eight columns.
+    assert pruned.summary["removed_fraction"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_damages_that_are_not_there_are_told_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(rose.RoseError, match="damage:FOLDER"):
+        check_allocation("damage", Pattern(0.5))
+    with pytest.raises(rose.RoseError, match=r"rows\.csv is not a table of damages"):
+        check_allocation(f"damage:{tmp_path}", Pattern(0.5))
+    damage_table([]).to_csv(tmp_path / "rows.csv", index=False)
+    model = tiny_llama()
+    with pytest.raises(rose.RoseError, match=r"damage of model\.layers\.0\.self_attn\.q_proj has not been measured"):
+        rose.prune_model(model, some_tokens(), sparsity=0.5, block_size=8, allocation=f"damage:{tmp_path}")

@@ -21,6 +21,7 @@ from app.figures import (
     anatomy,
     check,
     comparison,
+    damage,
     depth,
     diffusion,
     hessian,
@@ -63,6 +64,19 @@ DRIFTS = pd.DataFrame(
     ],
     columns=["run", "method", "sparsity", "target", "block_index", "drift", "passed_on", "arisen", "repaired"],
 ).assign(repaired=lambda table: table["repaired"].clip(lower=0), perplexity=20.0)
+DAMAGES = pd.DataFrame(
+    [
+        (f"model.layers.{block}.{kind}", block, kind, error, error, 10 * error, error / 9, cost, 0.001)
+        for block, kind, error, cost in (
+            *((0, "mlp.up_proj", 0.01, 0.5), (0, "mlp.down_proj", 0.02, 0.01), (1, "mlp.up_proj", 0.03, 0.02)),
+            *((1, "mlp.down_proj", 0.04, -0.001), (2, "mlp.up_proj", 0.05, 0.03), (2, "mlp.down_proj", 0.06, 0.04)),
+        )
+    ],
+    columns=[
+        *("unit", "block_index", "projection", "relative_error", "held_out_error", "output_error", "drift", "damage"),
+        "standard_error",
+    ],
+)
 MEASURES = [ErrorMeasures("sparsegpt", 2.0, 2.002, 2.001, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
 REALISED = [RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0)]
 WAY = pd.DataFrame(
@@ -163,6 +177,9 @@ FIGURES: dict[str, Draw] = {
     "drift_curves_log": lambda x, r, t: depth.drift_curves(DRIFTS, scale="log", theme=t),
     "drift_shares": lambda x, r, t: depth.drift_shares(DRIFTS[DRIFTS["target"] == "dense"], theme=t),
     "repaired_shares": lambda x, r, t: depth.repaired_shares(DRIFTS, theme=t),
+    "damage_map": lambda x, r, t: damage.damage_map(DAMAGES, marked="model.layers.1.mlp.up_proj", theme=t),
+    "damage_map_error": lambda x, r, t: damage.damage_map(DAMAGES, "held_out_error", theme=t),
+    "damage_scatter": lambda x, r, t: damage.damage_scatter(DAMAGES, marked="model.layers.1.mlp.up_proj", theme=t),
     "perplexity_bars": lambda x, r, t: prune.perplexity_bars(PERPLEXITY, dense=20.7, theme=t),
     "accuracy_bars": lambda x, r, t: prune.accuracy_bars(ACCURACY, theme=t),
     "run_maps": lambda x, r, t: runs.run_maps(TWO_RUNS, ("A", "B"), "held-out error", theme=t),

@@ -1,0 +1,191 @@
+"""What the model loses by each layer or decoder block alone, beside the error that was made there.
+
+Tables are those of `rose.model.damage_rows`: one row per unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from app import words
+from app.figures import overview, palette, style
+from app.figures.palette import Theme
+from app.figures.style import Drawing
+from rose import RoseError
+from rose.model.damage_rows import outliers, rank_correlation
+
+WHOLE_BLOCK = "all layers"  # in place of a projection, where whole decoder blocks were changed
+# What could tell damage in advance: column -> in words, and its axis.
+PREDICTORS = {
+    "held_out_error": ("held-out error", "held-out relative error"),
+    "relative_error": ("calibration error", "relative error on calibration tokens"),
+    "output_error": ("output error", "output error ‖ΔW x‖², per token"),
+    "drift": ("drift", "drift of the stream after the decoder block, ‖Δh‖² / ‖h‖²"),
+}
+NAMED = 5  # outliers that are named in the plot
+FEW = 40  # units up to which error bars can be told apart
+
+
+def as_layers(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with columns `layer` and `projection` as maps expect them; a decoder block has one row of its own."""
+    return table.assign(layer=table["unit"], projection=table["projection"].replace("", WHOLE_BLOCK))
+
+
+def damage_map(
+    table: pd.DataFrame,
+    value: str = "damage",
+    *,
+    units: Sequence[str] = (),
+    marked: str | None = None,
+    theme: Theme = "light",
+) -> Drawing:
+    """Damage, or one of `PREDICTORS`, by decoder block and projection; marks answer clicks with the unit's name.
+
+    Args:
+        table: the units measured so far.
+        units: names of all units to come, so that the map keeps its size.
+        marked: the unit to be outlined.
+
+    Raises:
+        RoseError: nothing measured yet.
+    """
+    names = [unit if words.place_of(unit)[1] else f"{unit}.{WHOLE_BLOCK}" for unit in units]
+    drawing = overview.model_map(as_layers(table), value, layers=names, marked_layer=marked, theme=theme)
+    drawing.figure.update_layout(height=max(300, drawing.figure.layout.height))
+    return drawing
+
+
+def damage_scatter(
+    table: pd.DataFrame, predictor: str = "held_out_error", *, marked: str | None = None, theme: Theme = "light"
+) -> Drawing:
+    """A predictor against damage, one mark a unit; the title states their rank correlation, outliers are named.
+
+    Both axes are logarithmic, because both spread over decades. Units without damage have no place there; the caption
+    counts them. Marks answer clicks; their `customdata` is the unit's name.
+
+    Args:
+        table: the units measured so far.
+        predictor: one of `PREDICTORS`.
+        marked: the unit to be ringed.
+
+    Raises:
+        RoseError: no unit has cost anything yet.
+    """
+    name, axis = PREDICTORS[predictor]
+    rows = as_layers(table)
+    shown = rows[(rows["damage"] > 0) & (rows[predictor] > 0)]
+    if shown.empty:
+        raise RoseError("No unit measured so far has cost the model anything.")
+    figure = go.Figure()
+    looks = palette.projection_styles(list(dict.fromkeys(rows["projection"])))
+    for projection, part in shown.groupby("projection", sort=False):
+        look = looks[str(projection)]
+        spread = part["standard_error"].fillna(0.0).to_numpy(np.float64)
+        cost = part["damage"].to_numpy(np.float64)
+        figure.add_scatter(
+            x=part[predictor].to_numpy(np.float64),
+            y=cost,
+            error_y={
+                "array": spread,
+                "arrayminus": np.minimum(spread, 0.9 * cost),  # a logarithmic axis has no 0
+                "visible": len(shown) <= FEW,
+                "thickness": 1,
+                "width": 3,
+            },
+            customdata=np.column_stack([part["unit"], [words.number(s) for s in spread]]),
+            mode="markers",
+            name=str(projection),
+            marker={"color": look.colour, "symbol": look.symbol, "size": 10, "opacity": 0.85},
+            hovertemplate=f"%{{customdata[0]}}<br>{name} %{{x:.4g}}<br>damage %{{y:.4g}} ± %{{customdata[1]}} nats"
+            "<extra></extra>",
+        )
+    found = outliers(rows, predictor, NAMED)
+    _name(figure, found[(found["damage"] > 0) & (found[predictor] > 0)].fillna({"standard_error": 0.0}), predictor)
+    chosen = shown[shown["unit"] == marked]
+    if len(chosen):
+        figure.add_scatter(
+            x=chosen[predictor].to_numpy(np.float64),
+            y=chosen["damage"].to_numpy(np.float64),
+            mode="markers",
+            marker={"symbol": "circle-open", "size": 20, "color": palette.MARK, "line": {"width": 2.5}},
+            hoverinfo="skip",
+            name="chosen",
+        )
+    many = shown["projection"].nunique() > 1
+    rho = rank_correlation(rows, predictor)
+    unit = "decoder blocks" if WHOLE_BLOCK in set(rows["projection"]) else "layers"
+    finding = _finding(name, unit, rho, found)
+    style.base(
+        figure,
+        theme,
+        finding,
+        f"{words.sentence(name)} against damage, one mark {'a decoder block' if unit != 'layers' else 'a layer'}, both "
+        "axes logarithmic; damage: nats per token that the model loses by it alone",
+        x=axis,
+        y="damage, nats per token",
+        height=520,
+        legend=many or len(chosen) > 0,
+    )
+    figure.update_xaxes(type="log", exponentformat="power", dtick=_decades(shown[predictor]))
+    figure.update_yaxes(type="log", exponentformat="power", dtick=_decades(shown["damage"]))
+    caption = _caption(rows, shown, unit, found)
+    alt = f"Scatter chart of {name} against damage. {finding}. {caption}"
+    columns = ["unit", "block_index", "projection", predictor, "damage", "standard_error"]
+    return Drawing(figure, caption, alt, rows[columns].reset_index(drop=True))
+
+
+def _decades(values: pd.Series) -> str | int:
+    """Ticks of a logarithmic axis: 1, 2 and 5 where it spans few decades."""
+    return "D2" if float(values.max()) / float(values.min()) < 30 else 1
+
+
+def _name(figure: go.Figure, found: pd.DataFrame, predictor: str) -> None:
+    """Writes the names of outliers above their marks, clear of error bars' ends where there is room."""
+    for row in found.to_dict("records"):
+        figure.add_annotation(
+            x=math.log10(row[predictor]),  # annotations of a logarithmic axis are placed by exponent
+            y=math.log10(row["damage"] + max(0.0, row["standard_error"])),
+            text=words.short_layer(row["unit"]),
+            showarrow=False,
+            yshift=14,
+        )
+
+
+def strength(rho: float) -> str:
+    """A rank correlation as a verb phrase."""
+    if math.isnan(rho):
+        return "cannot be compared with damage yet"
+    value = f"rank correlation {rho:.2f}".replace("-", "−")
+    size = abs(rho)
+    how = "hardly tells" if size < 0.3 else "partly tells" if size < 0.7 else "tells"
+    return f"{how} {{}} the model feels: {value}"
+
+
+def _finding(name: str, unit: str, rho: float, found: pd.DataFrame) -> str:
+    text = f"{words.sentence(name)} {strength(rho)}".format(f"which {unit}")
+    if len(found):
+        text += f"; small error, large damage: {words.short_layer(found['unit'].iloc[0])}"
+    return text
+
+
+def _caption(rows: pd.DataFrame, shown: pd.DataFrame, unit: str, found: pd.DataFrame) -> str:
+    top = rows.loc[rows["damage"].idxmax()]
+    text = (
+        f"Of {len(rows)} {unit}, {words.short_layer(top['unit'])} costs most: {words.number(float(top['damage']))} ± "
+        f"{words.number(float(top['standard_error']))} nats per token (standard error over windows)."
+    )
+    if len(found):
+        listed = ", ".join(
+            f"{words.short_layer(row.unit)} ({words.number(float(row.damage))})" for row in found.itertuples()
+        )
+        text += f" Small error, large damage: {listed}."
+    hidden = len(rows) - len(shown)
+    if hidden:
+        are = "is" if hidden == 1 else "are"
+        text += f" {words.sentence(words.word(hidden))} cost nothing and {are} not shown."
+    return text

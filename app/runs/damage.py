@@ -1,0 +1,198 @@
+"""What a model loses by each layer or decoder block alone, measured in the background on a copy. No Streamlit here."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor, nn
+
+import rose
+from app import words
+from app.jobs import Job, acquire
+from app.study.setup import Setup, check_sparsity
+from app.study.study import LoadedModel
+from rose.layer.methods import get_method
+from rose.model.cost import Cost, estimate_damage, sweeps_of
+from rose.model.damage import UNITS, describe_damage, visit_damage
+from rose.model.damage_rows import WHOLE, DamageRecord, DamageReport, damage_table
+from rose.model.structure import decoder_blocks, select_layers
+from rose.paths import expand
+
+
+@dataclass(frozen=True)
+class DamageRequest:
+    """What is changed alone, and how.
+
+    Attributes:
+        units: "layers" or "blocks".
+        method: what each unit is pruned by; the sparsity is the set-up's.
+        restore: a pruned checkpoint, folder or .zip, whose units get their dense weights back; "" prunes instead.
+    """
+
+    units: str = "blocks"
+    method: str = "sparsegpt"
+    restore: str = ""
+
+    def check(self, setup: Setup, model: nn.Module) -> None:
+        """Raises RoseError for what no run could do, before any work; `model` may be a skeleton."""
+        if self.units not in UNITS:
+            raise rose.RoseError(f"The units must be one of {', '.join(UNITS)}, not {self.units!r}.")
+        if setup.held_out < 1:
+            raise rose.RoseError("Loss is measured on held-out samples; ask for some on the start page.")
+        if self.restore:
+            place = expand(self.restore)
+            if not place.exists():
+                raise rose.RoseError(f"There is nothing at {place}; give the folder of a pruned checkpoint.")
+        else:
+            get_method(self.method)
+            check_sparsity(setup.sparsity, setup.block_size, model, setup.layer_patterns)
+
+    def estimate(self, setup: Setup, model: nn.Module) -> Cost:
+        """`model` may be a skeleton."""
+        return estimate_damage(
+            model,
+            samples=setup.samples,
+            length=setup.length,
+            windows=setup.held_out,
+            window_length=setup.length,
+            layers=setup.layer_patterns,
+            units=self.units,
+            sweeps=0 if self.restore else sweeps_of([self.method]),
+        )
+
+    def names(self, setup: Setup, model: nn.Module) -> list[str]:
+        """The units to come, in the order in which they are measured."""
+        layers = select_layers(model, setup.layer_patterns)
+        if self.units == "layers":
+            return [layer.name for layer in layers]
+        prefix, _ = decoder_blocks(model)
+        return [f"{prefix}.{index}" for index in sorted({layer.block_index for layer in layers})]
+
+
+def layer_of(unit: str, layers: Sequence[str], chosen: str | None) -> str:
+    """The layer that a unit stands for: itself, or of a decoder block the one of the chosen layer's projection."""
+    if unit in layers:
+        return unit
+    inside = [name for name in layers if name.startswith(unit + ".")]
+    projection = words.place_of(chosen or "")[1]
+    return next((name for name in inside if name == f"{unit}.{projection}"), inside[0])
+
+
+class DamageRun:
+    """One measurement, growing while its job runs; a copy of the model is changed, and goes at the end.
+
+    Attributes:
+        setup, request: what was asked.
+        job: the background work.
+        fraction: share of the work done, 0 to 1.
+        remaining: estimated seconds left; None while there is nothing to go by.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        request: DamageRequest,
+        load: Callable[[], LoadedModel],
+        earlier: Sequence[DamageRecord] = (),
+    ) -> None:
+        """`earlier`: records of the same measurement, which was stopped."""
+        self.setup, self.request = setup, request
+        self.fraction = 0.0
+        self.remaining: float | None = None
+        self._told: dict[str, Any] = {}
+        self._records = list(earlier)
+        self._lock = threading.Lock()
+        self._load = load
+        self._began = time.monotonic()
+        self.job = Job(self._run)
+
+    @property
+    def records(self) -> list[DamageRecord]:
+        """What is measured so far."""
+        with self._lock:
+            return list(self._records)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per unit measured so far."""
+        return damage_table([record for record in self.records if record.unit != WHOLE])
+
+    @property
+    def report(self) -> DamageReport:
+        """Of what is measured so far, with the settings, for download."""
+        return DamageReport.from_records(self.records, **self._told)
+
+    def _run(self, job: Job) -> None:
+        setup, request = self.setup, self.request
+        loaded = self._load()
+        job.check()
+        tokens, held_out = setup.draw(loaded.tokenizer)
+        assert held_out is not None  # as checked
+        options: dict[str, Any] = {"units": request.units, "layers": setup.layer_patterns}
+        if request.restore:
+            model, restore = self._pruned(job), {}
+            # Only read; the shared model stays as it is.
+            for layer in rose.prunable_layers(loaded.model):
+                restore[layer.name] = layer.weight
+            options["restore"] = restore
+        else:
+            acquire(loaded.lock, job)
+            try:
+                model = copy.deepcopy(loaded.model)
+            finally:
+                loaded.lock.release()
+            options |= {"method": request.method, "sparsity": setup.sparsity, "block_size": setup.block_size}
+            options["damping"] = setup.damping
+        self._told = self._describe(model, tokens, held_out)
+        job.message = "Measuring the loss without a change"
+        done = {record.unit for record in self.records}
+        for record in visit_damage(
+            model,
+            tokens,
+            held_out=held_out,
+            done=done,
+            progress=lambda progress: self._follow(progress, job),
+            **options,
+        ):
+            with self._lock:
+                self._records.append(record)
+        self.fraction = 1.0
+
+    def _describe(self, model: nn.Module, tokens: Tensor, held_out: Tensor) -> dict[str, Any]:
+        setup = self.setup
+        told = describe_damage(
+            model,
+            tokens,
+            held_out,
+            method=self.request.method,
+            sparsity=setup.sparsity,
+            units=self.request.units,
+            restore=bool(self.request.restore),
+        )
+        more = {"model": setup.model, "dtype": setup.dtype, "calibration": setup.text, "seed": setup.seed}
+        return told | more | ({"restore": self.request.restore} if self.request.restore else {})
+
+    def _follow(self, progress: rose.Progress, job: Job) -> None:
+        self.fraction, self.remaining = progress.fraction, progress.remaining
+        job.tell(progress)
+
+    def _pruned(self, job: Job) -> nn.Module:
+        """The pruned model, from its folder or from an archive that the Prune page has written."""
+        place = expand(self.request.restore)
+        job.message = "Reading the pruned model"
+        if not zipfile.is_zipfile(place):
+            return rose.load_model(str(place), dtype=self.setup.dtype)[0]
+        with tempfile.TemporaryDirectory(prefix="rose-damage-") as folder:
+            with zipfile.ZipFile(place) as archive:
+                archive.extractall(folder)
+            (inside,) = Path(folder).iterdir()
+            return rose.load_model(str(inside), dtype=self.setup.dtype)[0]

@@ -1,0 +1,302 @@
+"""Damage: which layers does the model feel?"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+import rose
+from app import components, session, shared, words
+from app.components import URL
+from app.figures import damage as figures
+from app.runs.damage import DamageRequest, DamageRun, layer_of
+from rose.model.damage_rows import correlations
+
+INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}
+UNITS = {"blocks": "Decoder blocks", "layers": "Layers"}
+MEASURES = {name: words.sentence(said) for name, (said, _) in figures.PREDICTORS.items()}
+MEANING = {
+    "prune": "One unit is pruned, everything else stays dense: its damage is what the loss rises by.",
+    "restore": "The model is pruned, one unit gets its dense weights back: its damage is what the loss falls by.",
+}
+OTHER = "Another folder"
+PRUNE_PAGE, LAYER_PAGE = "views/prune.py", "views/layer.py"
+NO_RUN = "No pruned model is chosen: prune one on the Prune page and keep its checkpoint, or give the folder of one."
+
+
+def draw() -> None:
+    st.title("Damage: which layers does the model feel?")
+    request = choose()
+    run = None if request is None else session.damage(request)
+    start(request, run)
+    if request is None or run is None:
+        empty()
+        return
+    running = run.job.status == "running"
+
+    def arriving() -> None:
+        if st.session_state.pop("damage_picked", False) or (running and run.job.status != "running"):
+            st.rerun()
+        status(run)
+        table = run.table
+        if table.empty:
+            if running:
+                st.info("The first units are being measured; they will show here as they arrive.")
+            return
+        results(run, request, table)
+
+    components.live(arriving, 2.0 if running else None)
+
+
+# What is asked
+
+
+def choose() -> DamageRequest | None:
+    """What is changed alone; None where a pruned model is still to be chosen."""
+    left, middle, right = st.columns(3)
+    with left:
+        how = components.choose("Change", INTERVENTIONS, "damage_how")
+    with middle:
+        units = components.choose("Unit", UNITS, "damage_units")
+    with right:
+        if how == "restore":
+            place = pruned()
+            request = DamageRequest(units, restore=place) if place else None
+        else:
+            methods = {name: method.label for name, method in rose.METHODS.items()}
+            st.session_state.setdefault("damage_method", "sparsegpt")
+            method = st.selectbox(
+                "Method", list(methods), format_func=methods.__getitem__, key="damage_method", bind=URL
+            )
+            request = DamageRequest(units, method)
+    setup = session.setup()
+    at = f" Sparsity {setup.sparsity}," if how == "prune" else ""
+    st.caption(
+        f"{MEANING[how]}{at} {setup.samples} × {setup.length} tokens calibrate, {setup.held_out} × {setup.length} held "
+        "out measure the loss, as chosen on the start page."
+    )
+    return request
+
+
+def pruned() -> str:
+    """The checkpoint whose units are restored: of a copy pruned in this session, or in a folder."""
+    run = session.pruning()
+    copies = {
+        model.label: str(model.checkpoint)
+        for model in ([] if run is None or run.setup.model != session.setup().model else run.models)
+        if model.checkpoint is not None and model.checkpoint.exists()
+    }
+    if copies:
+        chosen = st.selectbox("Pruned model", [*copies, OTHER], key="damage_copy")
+        if chosen != OTHER:
+            return copies[chosen]
+    return st.text_input(
+        "Folder of a pruned model",
+        key="damage_path",
+        bind=URL,
+        placeholder="pruned/",
+        help="A checkpoint that `rose prune` or the Prune page has written, of the model chosen on the start page.",
+    ).strip()
+
+
+def start(request: DamageRequest | None, run: DamageRun | None) -> None:
+    """The button that starts or goes on, with what it will take."""
+    if run is not None and run.job.status in ("running", "done"):
+        return
+    setup = session.setup()
+    problem, cost = (NO_RUN if request is None else ""), ""
+    if request is not None:
+        try:
+            skeleton = shared.skeleton(setup.model)
+            request.check(setup, skeleton)
+            estimated = request.estimate(setup, skeleton)
+            cost = f", about {components.duration(max(1.0, estimated.seconds))}"
+            cost += f" and {components.size(estimated.memory + estimated.model_memory)}"
+        except rose.RoseError as wrong:
+            problem = str(wrong)
+    label = "Go on measuring" if run is not None and run.records else f"Measure damage{cost}"
+    with st.container(width=420):
+        st.button(
+            label,
+            key="damage-start",
+            type="primary",
+            icon=":material/play_arrow:",
+            on_click=session.start_damage,
+            args=(request,),
+            disabled=bool(problem),
+            width="stretch",
+        )
+    if problem:
+        st.caption(problem)
+
+
+def empty() -> None:
+    with st.container(border=True, horizontal_alignment="center", gap="small"):
+        st.markdown("**Does a layer's error say what the model loses?**")
+        st.markdown(
+            "Every layer, or every decoder block, is changed alone, and the loss measured on held-out text. You see "
+            "which ones the model feels, and how well their errors would have told."
+        )
+        st.page_link(PRUNE_PAGE, label="Prune whole copies of the model", icon=":material/content_cut:")
+
+
+def status(run: DamageRun) -> None:
+    """Progress and cancel, or how it ended where it was not finished."""
+    job = run.job
+    if job.status == "running":
+        job.watch(session.viewer())
+        progress = job.progress
+        if progress is None:
+            st.progress(0.0, text=f"{job.message} …, {components.duration(job.seconds)} so far")
+        else:
+            left = "" if run.remaining is None else f", about {components.duration(max(1, run.remaining))} left"
+            rate = f", {progress.layers_done / job.seconds:.2g} a second" if progress.layers_done else ""
+            st.progress(
+                run.fraction,
+                text=f"{progress.layers_done} of {words.count(progress.layers, 'unit')} measured, "
+                f"{components.duration(job.seconds)} so far{left}{rate}",
+            )
+        components.cancel_button(job, "damage")
+    elif job.status == "failed":
+        st.error(job.message, icon=":material/error:")
+    elif job.status == "cancelled":
+        components.stopped(job, f" after {words.count(len(run.table), 'unit')}; what is measured is kept.")
+
+
+# Results
+
+
+def results(run: DamageRun, request: DamageRequest, table: pd.DataFrame) -> None:
+    together(run, request)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        predictor = components.choose("Compare damage with", MEASURES, "damage_predictor")
+    names = request.names(run.setup, shared.skeleton(run.setup.model))
+    marked = chosen_unit(request, names)
+    left, right = st.columns(2)
+    for place, value in ((left, "damage"), (right, predictor)):
+        with place:
+            key = f"damage-map-{'damage' if value == 'damage' else 'error'}"
+            drawing = figures.damage_map(table, value, units=names, marked=marked, theme=session.theme())
+            components.show(drawing, key, on_select=partial(pick, key, request))
+    try:
+        scatter = figures.damage_scatter(table, predictor, marked=marked, theme=session.theme())
+        components.show(scatter, "damage-scatter", on_select=lambda: pick("damage-scatter", request), wide=True)
+    except rose.RoseError as problem:
+        st.info(str(problem))
+    to_layer()
+    if len(table) > 2:
+        told(table)
+    exact(run, table)
+
+
+def together(run: DamageRun, request: DamageRequest) -> None:
+    """Whether single damages add up to that of all units at once."""
+    summary = run.report.summary
+    base = f"Loss without a change: {summary['base_loss']:.3f} nats per token (perplexity "
+    base += f"{words.number(summary['base_perplexity'])})."
+    if summary["together"] is None:
+        st.markdown(base)
+        return
+    every, alone = summary["together"], summary["sum_of_damages"]
+    verb = "cost" if not request.restore else "give back"
+    share = f", {words.percent(alone / every, 0)} of it".replace(" %", "\u00a0%") if every > 0 else ""
+    st.markdown(
+        f"{base} **All units at once {verb} {words.number(every)} nats; each alone, they add up to "
+        f"{words.number(alone)}{share}.**"
+    )
+
+
+def told(table: pd.DataFrame) -> None:
+    """How well each measure ranks the units by damage, overall and within groups."""
+    found = correlations(table)
+    found["name"] = found["name"].where(found["name"] != "", "all units")
+    column = st.column_config.NumberColumn
+    with st.expander("How well each error tells, by projection and depth", icon=":material/query_stats:"):
+        st.dataframe(
+            found,
+            hide_index=True,
+            column_config={
+                "group": "Among",
+                "name": "Which",
+                "units": "Units",
+                **{name: column(said, format="%.2f") for name, said in MEASURES.items()},
+            },
+            key="damage-correlations",
+            alt="Rank correlations of damage with each error, overall and within groups",
+        )
+        st.caption(
+            "Spearman's rank correlation with damage: 1 where the measure ranks the units exactly as damage does."
+        )
+
+
+def exact(run: DamageRun, table: pd.DataFrame) -> None:
+    column = st.column_config.NumberColumn
+    st.dataframe(
+        table,
+        hide_index=True,
+        height=380,
+        column_order=[
+            *("unit", "damage", "standard_error", "perplexity_ratio", *MEASURES, "sparsity", "weights"),
+        ],
+        column_config={
+            "unit": st.column_config.TextColumn("Unit", pinned=True),
+            "damage": column("Damage, nats per token", format="%.4f"),
+            "standard_error": column("Standard error", format="%.4f"),
+            "perplexity_ratio": column("Perplexity ratio", format="%.4f"),
+            **{name: column(said, format="%.4g") for name, said in MEASURES.items()},
+            "sparsity": column("Removed", format="%.3f"),
+            "weights": column("Weights", format="localized"),
+        },
+        key="damage-table",
+        alt="All units measured so far with damage and errors",
+    )
+    with st.container(horizontal=True):
+        files = {
+            "CSV": ("damage.csv", table.to_csv(index=False)),
+            "JSON": ("damage.json", json.dumps(_as_json(run), indent=1)),
+        }
+        for label, (name, content) in files.items():
+            st.download_button(
+                label, content, name, icon=":material/download:", on_click="ignore", key=f"damage-{label.lower()}"
+            )
+
+
+def _as_json(run: DamageRun) -> dict[str, Any]:
+    report = run.report
+    return {"summary": report.summary, "units": json.loads(report.units.to_json(orient="records", double_precision=15))}
+
+
+# Choosing a layer
+
+
+def pick(chart: str, request: DamageRequest) -> None:
+    """A click on a mark chooses its layer for all pages; of a decoder block, the layer of the chosen projection."""
+    points = st.session_state[chart].selection.points
+    if points:
+        found = points[0].get("customdata")
+        unit = found[0] if isinstance(found, list) else found
+        names = [layer.name for layer in rose.prunable_layers(shared.skeleton(session.setup().model))]
+        session.choose_layer(layer_of(unit, names, session.layer()))
+        st.session_state.damage_picked = True
+
+
+def chosen_unit(request: DamageRequest, names: list[str]) -> str | None:
+    layer = session.layer() or ""
+    return next((name for name in names if layer == name or layer.startswith(name + ".")), None)
+
+
+def to_layer() -> None:
+    layer = session.layer()
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if layer is None:
+            st.caption("Click a mark to choose its layer for all pages.", width="content")
+        else:
+            st.caption(f"Chosen layer: {words.short_layer(layer)}.", width="content")
+            st.page_link(LAYER_PAGE, label="See this layer in depth", icon=":material/layers:")
+
+
+draw()

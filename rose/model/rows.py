@@ -1,0 +1,85 @@
+"""A folder that keeps the rows of a measurement as they come, so that an interrupted one resumes there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from filelock import FileLock
+
+from rose.errors import RoseError
+from rose.report import write_atomically
+
+Row = TypeVar("Row")
+
+
+class RowsFolder(Generic[Row]):
+    """Files: settings.json, rows.csv (a line per row), and what else is written with each row.
+
+    Several processes may add rows at once; a lock lets them write one after another.
+
+    Attributes:
+        holds: what such a folder holds, in a sentence.
+        rows: those that are there.
+    """
+
+    holds = "measurement"
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
+        """Opens the folder of a measurement with these settings, new or begun.
+
+        Raises:
+            RoseError: it belongs to one with other settings, or cannot be read or written.
+        """
+        self.folder = Path(folder)
+        text = json.dumps(dict(settings), indent=1, sort_keys=True)
+        self._lock = FileLock(self.folder / ".lock")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._lock:
+                for unfinished in self.folder.glob("*.tmp"):  # of a process that was killed
+                    unfinished.unlink()
+                self._claim(text)
+                self.rows = self._read()
+        except OSError as problem:
+            raise RoseError(f"The folder {folder} cannot be used ({problem.strerror}); choose another.") from problem
+
+    def _claim(self, text: str) -> None:
+        path = self.folder / "settings.json"
+        if not path.exists():
+            if any(item.name != ".lock" for item in self.folder.iterdir()):
+                raise RoseError(f"{self.folder} is not empty and holds no {self.holds}; choose another folder.")
+            write_atomically(path, text.encode())
+        elif path.read_text() != text:
+            raise RoseError(f"{self.folder} holds a {self.holds} with other settings; choose another folder.")
+
+    def _read(self) -> list[Row]:
+        path = self.folder / "rows.csv"
+        return self.read(path) if path.exists() else []
+
+    def read(self, path: Path) -> list[Row]:
+        """Reads a rows.csv."""
+        raise NotImplementedError
+
+    def texts(self) -> dict[str, str]:
+        """What is written with each row: file name -> content, rows.csv among them."""
+        raise NotImplementedError
+
+    def add(self, row: Row) -> None:
+        """Keeps one more row, beside those that other processes have added, and updates the other files.
+
+        Raises:
+            RoseError: the folder cannot be written any more.
+        """
+        try:
+            with self._lock:
+                self.rows = [*self._read(), row]
+                for name, text in self.texts().items():
+                    write_atomically(self.folder / name, text.encode())
+        except OSError as problem:
+            raise RoseError(
+                f"{self.folder} cannot be written ({problem.strerror}); make room. Rows so far are kept, and the same "
+                "command resumes from there."
+            ) from problem

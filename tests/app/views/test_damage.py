@@ -1,0 +1,174 @@
+"""The Damage page: it says what it will take, fills, can be stopped and go on, and shows what was measured."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import rose
+from app import shared
+from app.runs.damage import DamageRequest, DamageRun, layer_of
+from app.study.setup import Setup
+from rose.model.damage_rows import WHOLE, rank_correlation
+from tests.app.tiny_study import MAIN, figures, texts
+from tests.tiny import save_tiny_llama
+
+PAGE = "views/damage.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+def setup_of(folder: Path) -> Setup:
+    return Setup(model=str(folder), samples=3, length=32, held_out=2, block_size=16, sparsity="0.5")
+
+
+def opened(folder: Path, **query: str) -> AppTest:
+    app = AppTest.from_file(MAIN, default_timeout=240)
+    for key, value in (setup_of(folder).to_texts() | query).items():
+        app.query_params[key] = value
+    app.run()
+    app.switch_page(PAGE).run()
+    assert not app.exception, app.exception
+    return app
+
+
+def finished(run: DamageRun) -> DamageRun:
+    for _ in range(240):
+        run.job.watch("test")
+        run.job.wait(1)
+        if run.job.status != "running":
+            break
+    assert run.job.status == "done", run.job.message
+    return run
+
+
+def run_of(folder: Path, request: DamageRequest) -> DamageRun:
+    return finished(shared.damages()[setup_of(folder), request])
+
+
+def title(figure: str) -> str:
+    return json.loads(figure)["layout"]["title"]["text"].replace("<br>", " ")
+
+
+def test_an_empty_page_says_what_it_will_take_and_fills(folder: Path) -> None:
+    shared.damages().clear()
+    app = opened(folder, damage_units="Layers")
+    assert "Does a layer's error say what the model loses?" in texts(app)
+    assert "2 × 32 held out measure the loss" in texts(app)
+    assert not figures(app)
+    button = app.button(key="damage-start")
+    assert button.label.startswith("Measure damage, about ")
+    button.click().run()
+    run = run_of(folder, DamageRequest("layers"))
+    app.run()
+    assert not app.exception, app.exception
+    damage_map, error_map, scatter = figures(app)
+    table = run.table
+    top = table.loc[table["damage"].idxmax()]
+    assert f"Damage is highest in {int(top['block_index'])} · {top['projection']}" in title(damage_map)
+    assert "Held-out error is highest in" in title(error_map)
+    assert f"rank correlation {rank_correlation(table):.2f}".replace("-", "−") in title(scatter)
+    marks = [len(trace["customdata"]) for trace in json.loads(damage_map)["data"] if trace["type"] == "scatter"]
+    assert marks[0] == len(table) == 21
+    summary = run.report.summary
+    assert f"perplexity {summary['base_perplexity']:.3g}" in texts(app)
+    assert "All units at once cost" in texts(app)
+    assert list(app.dataframe[1].value["damage"]) == list(table["damage"])
+    assert "all" in set(app.dataframe[0].value["group"])
+
+    app.segmented_control(key="damage_predictor").set_value("drift").run()
+    assert f"{rank_correlation(table, 'drift'):.2f}".replace("-", "−") in title(figures(app)[2])
+    again = opened(folder, damage_units="Layers")  # another session finds it
+    assert len(figures(again)) == 3
+    assert "Measuring" not in texts(again)
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(folder: Path) -> None:
+    """What is in the way of a cancel in a test is speed: here it is stopped by its own callback."""
+    setup, request = setup_of(folder), DamageRequest("blocks")
+    run = DamageRun(setup, request, lambda: shared.load(setup.model, setup.dtype))
+    follow = run._follow
+
+    def stop(progress: rose.Progress, job: object) -> None:
+        follow(progress, run.job)
+        if progress.layers_done == 2:
+            run.job.leave("test")
+
+    run._follow = stop  # type: ignore[method-assign]
+    run.job.watch("test")
+    run.job.start()
+    run.job.wait(120)
+    assert run.job.status == "cancelled"
+    assert [record.unit for record in run.records] == ["model.layers.0", "model.layers.1"]
+    shared.damages()[setup, request] = run
+    app = opened(folder)
+    assert "Cancelled after two units; what is measured is kept." in app.warning[0].value
+    cells = json.loads(figures(app)[0])
+    assert [trace["customdata"] for trace in cells["data"] if "customdata" in trace] == [list(run.table["unit"])]
+    assert cells["layout"]["yaxis"]["categoryarray"] == ["all layers"]
+    app.button(key="damage-start").click().run()
+    rest = run_of(folder, request)
+    assert rest is not run
+    assert [record.unit for record in rest.records] == [*(f"model.layers.{i}" for i in range(3)), WHOLE]
+    assert rest.records[:2] == run.records
+    app.run()
+    assert not app.exception, app.exception
+    assert len(run_of(folder, request).table) == 3
+
+
+def test_units_of_a_pruned_model_get_their_dense_weights_back(folder: Path, tmp_path: Path) -> None:
+    model, tokenizer = rose.load_model(str(folder))
+    tokens, held_out = setup_of(folder).draw(tokenizer)
+    report = rose.prune_model(model, tokens, sparsity=0.5, block_size=16, held_out=held_out)
+    rose.save_model(model, tokenizer, tmp_path / "pruned", report=report)
+    app = opened(folder, damage_how="Restore alone")
+    assert app.button(key="damage-start").disabled
+    assert "prune one on the Prune page and keep its checkpoint" in texts(app)
+    app.text_input(key="damage_path").set_value("/nowhere").run()
+    assert "There is nothing at /nowhere" in texts(app)
+    app.text_input(key="damage_path").set_value(str(tmp_path / "pruned")).run()
+    app.button(key="damage-start").click().run()
+    run = run_of(folder, DamageRequest("blocks", restore=str(tmp_path / "pruned")))
+    app.run()
+    assert not app.exception, app.exception
+    table = run.table
+    assert list(table["damage"]) == list(-table["delta_loss"])
+    assert "All units at once give back" in texts(app)
+    dense, _ = rose.load_model(str(folder))
+    expected = rose.perplexity(dense, held_out)
+    assert run.records[-1].loss == pytest.approx(math.log(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"held_out": "0"}, "ask for some on the start page"), ({"sparsity": "2:4", "block_size": "3"}, "3")],
+)
+def test_what_cannot_run_is_told_before(folder: Path, change: dict[str, str], words: str) -> None:
+    app = opened(folder, **change)
+    assert app.button(key="damage-start").disabled
+    assert words in texts(app)
+
+
+def test_the_shared_model_is_not_changed(folder: Path) -> None:
+    setup = setup_of(folder)
+    loaded = shared.load(setup.model, setup.dtype)
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    run = DamageRun(setup, DamageRequest("blocks"), lambda: loaded)
+    run.job.watch("test")
+    run.job.start()
+    finished(run)
+    assert all(bool((tensor == before[name]).all()) for name, tensor in loaded.model.state_dict().items())
+
+
+def test_a_decoder_block_stands_for_its_layer_of_the_chosen_projection() -> None:
+    layers = [f"model.layers.{block}.{name}" for block in (1, 11) for name in ("self_attn.q_proj", "mlp.up_proj")]
+    assert layer_of("model.layers.1", layers, "model.layers.11.mlp.up_proj") == "model.layers.1.mlp.up_proj"
+    assert layer_of("model.layers.11", layers, None) == "model.layers.11.self_attn.q_proj"
+    assert layer_of(layers[1], layers, layers[2]) == layers[1]

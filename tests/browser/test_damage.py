@@ -1,0 +1,27 @@
+"""The Damage page in a browser: two decoder blocks of the packaged model are measured, and a mark is followed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from urllib.parse import urlencode
+
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import RUN_PATIENCE, click_mark, expect_finding, settle
+
+SMALL = {"layers": "model.layers.28.* model.layers.29.*", "samples": "2", "length": "128", "held_out": "2"}
+
+
+def test_damage_is_measured_and_a_mark_leads_to_its_layer(open_page: Callable[..., Page]) -> None:
+    page = open_page("damage", urlencode(SMALL))
+    expect(page.get_by_text("Does a layer's error say what the model loses?")).to_be_visible()
+    page.get_by_role("button", name=re.compile("Measure damage, about")).click()
+    expect(page.get_by_text("All units at once cost")).to_be_visible(timeout=RUN_PATIENCE)
+    settle(page)
+    expect_finding(page, "^Damage is highest in block (28|29)", at=0)
+    expect_finding(page, "^Held-out error is highest in block (28|29)", at=1)
+    expect_finding(page, "damage", at=2)
+    click_mark(page, page.locator(".st-key-damage-map-damage .scatterlayer .point").nth(1))
+    expect(page.get_by_text(re.compile("^Chosen layer: 29 · "))).to_be_visible()
+    assert "layer=model.layers.29." in page.url
