@@ -73,6 +73,13 @@ def place_of(layer: str) -> tuple[int | None, str]:
     return (None, layer) if index is None else (int(parts[index]), ".".join(parts[index + 1 :]))
 
 
+def expert_of(projection: str) -> tuple[str, int] | None:
+    """Which matrix of which expert: "mlp.experts.3.gate_proj" -> ("mlp.experts.*.gate_proj", 3); None for no expert."""
+    parts = projection.split(".")
+    at = next((i for i, part in enumerate(parts) if part.isdecimal() and "expert" in parts[i - 1]), None)
+    return None if not at else (".".join([*parts[:at], "*", *parts[at + 1 :]]), int(parts[at]))
+
+
 def short_layer(layer: str) -> str:
     """ "model.layers.18.self_attn.o_proj" -> "18 · self_attn.o_proj", "model.layers.18" -> "block 18"; a name without
     a number stays as it is.

@@ -27,6 +27,7 @@ from rose.model.damage import UNITS
 from rose.model.distributed import choose_gpu, launched_place, process_group
 from rose.model.loading import DTYPES
 from rose.model.pipeline import TARGETS
+from rose.model.precision import COMPUTE
 from rose.model.zero_shot import TASKS
 from rose.structured.anatomy import PARTS
 from rose.structured.problem import RECOVERIES
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     analyze = subparsers.add_parser("analyze", help="which layers are columnar, and how order changes their error")
     _model_options(analyze)
     _stream_option(analyze)
+    _compute_option(analyze)
     _calibration_options(analyze)
     _pruning_options(analyze)
     analyze.add_argument(
@@ -87,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     prune = subparsers.add_parser("prune", help="prune a model and save the checkpoint")
     _model_options(prune)
     _stream_option(prune)
+    _compute_option(prune)
     _calibration_options(prune)
     _pruning_options(prune)
     prune.add_argument("--method", default=rose.RECOMMENDED, help=f"{', '.join(rose.METHODS)} (default: %(default)s)")
@@ -140,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = subparsers.add_parser("compare", help="compare methods over sparsities and calibration seeds")
     _model_options(compare)
+    _compute_option(compare)
     _calibration_options(compare, seeds=True)
     _pruning_options(compare, sparsity="0.5,0.6,0.7")
     compare.add_argument(
@@ -193,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = subparsers.add_parser("evaluate", help="perplexity and zero-shot accuracy of a model")
     _model_options(evaluate)
+    _compute_option(evaluate, "float32")
     evaluate.add_argument("--text", metavar="TEXT", help=f"measure perplexity on it: {_text_help()}")
     evaluate.add_argument("--length", type=int, default=2048, help="tokens per window (default: %(default)s)")
     _window_options(evaluate)
@@ -233,6 +238,16 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code from the model's repository")
+
+
+def _compute_option(parser: argparse.ArgumentParser, default: str = "auto") -> None:
+    parser.add_argument(
+        "--compute",
+        choices=COMPUTE,
+        default=default,
+        help="number format of matrix products in forward passes; auto: bfloat16 where this processor gains from it "
+        "(default: %(default)s)",
+    )
 
 
 def _stream_option(parser: argparse.ArgumentParser) -> None:
@@ -295,6 +310,13 @@ def _walk_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with target layer, calibrate each layer on the pruned ones before it in its decoder block, as dense "
         "always does; faster, for more memory",
+    )
+    parser.add_argument(
+        "--min-expert-tokens",
+        type=int,
+        default=1,
+        metavar="N",
+        help="leave experts dense that fewer calibration tokens are routed to (default: %(default)s)",
     )
 
 

@@ -27,7 +27,7 @@ from rose.model.distributed import from_first, launched_place
 from rose.model.forward import bos_in_front
 from rose.model.loading import PACKAGED, check_output, parse_dtype
 from rose.model.memory import estimate_memory
-from rose.model.pipeline import check_target
+from rose.model.pipeline import check_expert_tokens, check_target
 from rose.model.zero_shot import TASKS, check_installed, zero_shot
 from rose.report import records_table, versions, write_atomically
 from rose.serving import serve, write_report
@@ -152,6 +152,7 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
                 tokens,
                 methods=methods,
                 held_out=held_out,
+                compute=options.compute,
                 progress=terminal.follow(bar),
                 **_engine_options(options),
             )
@@ -212,6 +213,7 @@ def prune(options: argparse.Namespace, console: Console) -> None:
     settings = _check_settings(options, options.method, order=options.order, budget=options.budget, options=own)
     check_allocation(options.allocation, settings.pattern)
     check_target(options.target, options.target_damping)
+    check_expert_tokens(options.min_expert_tokens)
     if options.stream and options.evaluate:
         raise rose.RoseError("--evaluate needs the whole model in memory; leave it out, or leave --stream out.")
     model, tokenizer = _load(options, console, stream=options.stream, scratch=options.output.parent)
@@ -230,7 +232,9 @@ def prune(options: argparse.Namespace, console: Console) -> None:
             target=options.target,
             target_damping=options.target_damping,
             true_sequential=options.true_sequential,
+            min_expert_tokens=options.min_expert_tokens,
             held_out=held_out,
+            compute=options.compute,
             progress=terminal.follow(bar),
             checkpoint=options.checkpoint,
             **_engine_options(options),
@@ -347,8 +351,11 @@ def compare(options: argparse.Namespace, console: Console) -> None:
     methods, sparsities = _split(options.methods, "--methods"), _split(options.sparsity, "--sparsity")
     seeds = [_whole(seed) for seed in _split(options.seeds, "--seeds")]
     check_target(options.target, options.target_damping)
+    check_expert_tokens(options.min_expert_tokens)
     plan_comparison(methods, sparsities, **{name: getattr(options, name) for name in SETTINGS})
     settings = {name: str(getattr(options, name)) for name in COMPARISON_SETTINGS}
+    if options.min_expert_tokens > 1:  # folders of earlier versions do not know it
+        settings["min_expert_tokens"] = str(options.min_expert_tokens)
     folder = ComparisonFolder(options.output, settings)
     options.rows = options.output
     model, tokenizer = _load(options, console)
@@ -376,6 +383,8 @@ def compare(options: argparse.Namespace, console: Console) -> None:
             target=options.target,
             target_damping=options.target_damping,
             true_sequential=options.true_sequential,
+            min_expert_tokens=options.min_expert_tokens,
+            compute=options.compute,
             **engine,
         ):
             folder.add(row)
@@ -473,12 +482,15 @@ def _windows(options: argparse.Namespace, text: str, tokenizer: Any) -> Tensor:
     )
 
 
-def _perplexity(model: Any, windows: Tensor, console: Console, what: str) -> float:
+def _perplexity(model: Any, windows: Tensor, console: Console, what: str, compute: str = "float32") -> float:
     with terminal.bar(console, what) as bar:
         task = bar.tasks[0].id
         bar.update(task, total=len(windows))
         return rose.perplexity(
-            model, windows, progress=lambda share: bar.update(task, completed=round(share * len(windows)))
+            model,
+            windows,
+            compute=compute,
+            progress=lambda share: bar.update(task, completed=round(share * len(windows))),
         )
 
 
@@ -492,7 +504,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     model, tokenizer = _load(options, console)
     if options.text is not None:
         windows = _windows(options, options.text, tokenizer)
-        value = _perplexity(model, windows, console, "Perplexity")
+        value = _perplexity(model, windows, console, "Perplexity", options.compute)
         Console().print(
             f"Perplexity of {options.model} on {options.text}, {len(windows)} windows of {options.length}: {value:.3f}"
         )

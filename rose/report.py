@@ -26,7 +26,8 @@ class LayerRecord:
     `relative_error` and `held_out_error` are against what the layer's dense weight puts out on the same, pruned inputs;
     `target_error` and `held_out_target_error` against the dense model's output, where that was the target (see
     `rose.layer.target`). Held-out ones are None where no held-out tokens were given. `damping` and `target_damping` are
-    relative to the mean of diag(H).
+    relative to the mean of diag(H). `tokens` of calibration have reached the layer: few or none where it
+    is of an expert, which may then have been left dense, with sparsity 0.
     `order` and `budget` are those used, which tells what ROSE decided and what "measured" chose.
     """
 
@@ -49,6 +50,7 @@ class LayerRecord:
     target_error: float | None = None
     held_out_target_error: float | None = None
     target_damping: float | None = None
+    tokens: int | None = None
 
 
 OPTIONAL = ("held_out_error", "target_error", "held_out_target_error", "target_damping")  # of a record

@@ -120,6 +120,12 @@ def print_summary(report: rose.RunReport, folder: Path) -> None:
         f"{summary['layers']} layers, {100 * summary['removed_fraction']:.2f} % of their weights removed, "
         f"mean relative error {summary['mean_relative_error']:.4f}, {summary['seconds']:.0f} s"
     )
+    if summary.get("experts_left_dense"):
+        out.print(
+            f"{summary['experts_left_dense']} layers of experts stayed dense, because fewer than "
+            f"{summary['min_expert_tokens']} calibration tokens were routed to them",
+            highlight=False,
+        )
     _print_perplexity(out, summary)
     out.print(f"Checkpoint, report.json and layers.csv are in {folder}", soft_wrap=True)
 

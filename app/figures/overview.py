@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +79,14 @@ def model_map(
     *,
     threshold: float = 0.5,
     layers: Sequence[str] = (),
+    experts: str | None = None,
     marked_layer: str | None = None,
     theme: Theme = "light",
 ) -> Drawing:
     """Any number per layer as a map of decoder block × projection; layers without a number yet stay blank.
+
+    Experts share one row for each of their projections, with the value that is largest; `experts` shows one such row
+    in full, decoder block × expert.
 
     Invisible marks in the cells answer clicks; their `customdata` is the layer's name.
 
@@ -91,13 +95,19 @@ def model_map(
         name: a column of it.
         threshold: on the relative range, for which columnar layers are ringed.
         layers: names of all layers to come, so that the map keeps its size while results arrive.
+        experts: one of `expert_kinds`.
 
     Raises:
         RoseError: the table does not have this number.
     """
-    rows = per_layer(table, name)
     known = metric(name)
-    grid = _grid(rows, layers)
+    if experts is not None:
+        table = table[[_is_of(projection, experts) for projection in table["projection"]]]
+        layers = [layer for layer in layers if _is_of(words.place_of(layer)[1], experts)]
+    every = per_layer(table, name)
+    rows, folded = _rows(every, experts)
+    row_of = dict(zip(every["layer"], rows.attrs["row"], strict=True))
+    grid = _grid(rows, [(words.place_of(layer)[0], _row(words.place_of(layer)[1], experts)) for layer in layers])
     projections, blocks = list(grid.index), [int(b) for b in grid.columns]
     values = grid.to_numpy(np.float64)
     figure = go.Figure()
@@ -111,22 +121,22 @@ def model_map(
         **_colours(known, values, name, theme),
     )
     _answer_clicks(figure, rows, known)
-    expected = max(len(rows), len(set(layers)))
-    waiting = expected - int(rows["value"].notna().sum())
-    finding, ringed = _map_finding(rows, name, known, threshold)
+    expected = max(len(every), len(set(layers)))
+    waiting = expected - int(every["value"].notna().sum())
+    finding, ringed = _map_finding(every, name, known, threshold)
     if ringed is not None and len(ringed):
-        _ring(figure, ringed, threshold, 11 if len(blocks) <= 20 else 8)
-    dead = _dead(figure, table)
+        _ring(figure, _shown(ringed, row_of), threshold, 11 if len(blocks) <= 20 else 8)
+    dead = _dead(figure, _shown(table, row_of))
     rings = f"; ringed: columnar, above {threshold:.2f}" if ringed is not None else ""
     blank = f"; blank: not yet ({waiting} of {expected})" if waiting else ""
     style.base(
         figure,
         theme,
         finding,
-        f"{known.label} of every layer{rings}{'; ×: dead columns' if dead else ''}{blank}",
+        f"{known.label} of {_which(experts, folded)}{rings}{'; ×: dead columns' if dead else ''}{blank}",
         x="decoder block",
         y="",
-        height=180 + 34 * max(3, len(projections)),
+        height=180 + round(34 * max(3, len(projections)) * min(1, 24 / len(projections))),
     )
     figure.update_xaxes(
         range=[min(blocks) - 0.5, max(blocks) + 0.5],
@@ -137,13 +147,55 @@ def model_map(
     figure.update_yaxes(
         categoryorder="array", categoryarray=projections, range=[len(projections) - 0.5, -0.5], showgrid=False, ticks=""
     )
-    if marked_layer is not None and (rows["layer"] == marked_layer).any():
-        at = rows[rows["layer"] == marked_layer].iloc[0]
-        row = projections.index(at["projection"])
+    if marked_layer is not None and marked_layer in row_of:
+        at = every[every["layer"] == marked_layer].iloc[0]
+        row = projections.index(row_of[marked_layer])
         style.outline(figure, at["block_index"] - 0.5, at["block_index"] + 0.5, row - 0.5, row + 0.5)
-    caption = _map_caption(rows, known, waiting) + dead
-    alt = f"Map of {known.label.lower()} by decoder block and projection. {finding}. {caption}"
-    return Drawing(figure, caption, alt, rows.rename(columns={"value": name}))
+    caption = _map_caption(every, known, waiting) + dead
+    axis = "projection" if experts is None else "expert"
+    alt = f"Map of {known.label.lower()} by decoder block and {axis}. {finding}. {caption}"
+    return Drawing(figure, caption, alt, every.rename(columns={"value": name}))
+
+
+def expert_kinds(layers: Sequence[str]) -> list[str]:
+    """The projections of experts among these layers, such as "mlp.experts.*.gate_proj"; none in a dense model."""
+    found = [words.expert_of(words.place_of(layer)[1]) for layer in layers]
+    return list(dict.fromkeys(one[0] for one in found if one is not None))
+
+
+def _is_of(projection: str, experts: str) -> bool:
+    found = words.expert_of(projection)
+    return found is not None and found[0] == experts
+
+
+def _row(projection: str, experts: str | None) -> str:
+    """The row of the map that a projection is in."""
+    found = words.expert_of(projection)
+    if found is None:
+        return projection
+    return found[0] if experts is None else f"expert {found[1]}"
+
+
+def _rows(every: pd.DataFrame, experts: str | None) -> tuple[pd.DataFrame, int]:
+    """One row for each cell of the map, of its layers that with the largest value; and how many were left out."""
+    row = [_row(projection, experts) for projection in every["projection"]]
+    rows = every.assign(projection=row)
+    # Of a change the largest either way: a mean would hide both.
+    order = rows["value"].abs().fillna(-1).sort_values(ascending=False, kind="stable").index
+    kept = rows.loc[order].drop_duplicates(["block_index", "projection"]).sort_index().reset_index(drop=True)
+    kept.attrs["row"] = row
+    return kept, len(rows) - len(kept)
+
+
+def _shown(layers: pd.DataFrame, row_of: Mapping[str, str]) -> pd.DataFrame:
+    """The layers with the row of the map that each is in."""
+    return layers.assign(projection=[row_of[layer] for layer in layers["layer"]])
+
+
+def _which(experts: str | None, folded: int) -> str:
+    if experts is not None:
+        return f"every expert's {experts.rpartition('.')[2]}"
+    return "every layer, of experts the largest" if folded else "every layer"
 
 
 def _scaled(values: np.ndarray, kind: str) -> np.ndarray:
@@ -208,17 +260,17 @@ def _dead(figure: go.Figure, table: pd.DataFrame) -> str:
     return f"{says}; without them the relative range is {listed}{' …' if len(known) > len(first) else ''}."
 
 
-def _grid(rows: pd.DataFrame, layers: Sequence[str]) -> pd.DataFrame:
-    """Projection × decoder block, in the model's own order, with every layer to come."""
+def _grid(rows: pd.DataFrame, places: Sequence[tuple[int | None, str]]) -> pd.DataFrame:
+    """Projection × decoder block, in the model's own order; `places`: blocks and rows of all layers to come."""
     grid = rows.pivot_table(index="projection", columns="block_index", values="value", sort=False, dropna=False)
     seen = list(dict.fromkeys(rows["projection"]))
     projections: list[str] = []
     blocks = [int(b) for b in rows["block_index"]]
-    for layer in layers:
-        block, projection = words.place_of(layer)
+    for block, projection in places:
         if block is not None:
             blocks.append(block)
-            projections.append(next((p for p in seen if layer.endswith("." + p)), projection))
+            # A block may be named by more than a number, and then the rest of the name is longer.
+            projections.append(next((p for p in seen if f".{projection}".endswith("." + p)), projection))
     projections = list(dict.fromkeys([*projections, *seen]))
     if not projections:
         raise RoseError("No layer has been measured yet; measure layers on the start page.")

@@ -25,7 +25,7 @@ from app.study.setup import MEASURED, Setup
 from rose.layer.hessian import condition_number, spectrum
 from rose.layer.order import live_range, replan
 from rose.model.capture import BlockStatistics, statistics_of
-from rose.model.pipeline import measure_layer
+from rose.model.pipeline import is_left_dense, measure_layer
 from rose.model.structure import PrunableLayer, select_layers
 from rose.report import records_table
 
@@ -115,6 +115,7 @@ class Study:
             loaded.
         go_on: whether a layer that cannot be measured is put into `failed` instead of ending the run.
         failed: layers that could not be measured, and why.
+        left_dense: layers of experts to which no calibration token was routed.
         kept: what was found on disk; None where nothing was.
         job: the background work.
         layer_names: every layer of the study, known as soon as the model is loaded.
@@ -144,6 +145,7 @@ class Study:
         self.go_on = False
         self._failed_at: str | None = None
         self.failed: dict[str, str] = {}
+        self.left_dense: list[str] = []
         self.kept: cache.Kept | None = None
         self.created = time.time()
         self.job = Job(self._run)
@@ -205,6 +207,9 @@ class Study:
         conditions: dict[int, float] = {}
         for layer in block.layers:
             job.check()
+            if is_left_dense(layer, block.calibration):
+                self.left_dense.append(layer.name)
+                continue
             statistics, held_out = statistics_of(layer, block.calibration), block.held_out.get(layer.name)
             if layer.name not in known:
                 if id(statistics) not in conditions:  # layers that share an input share its Hessian

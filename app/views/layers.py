@@ -91,6 +91,7 @@ def results(study: Study, table: pd.DataFrame, metric: str, threshold: float) ->
             metric,
             threshold=threshold,
             layers=study.layer_names,
+            experts=choose_experts(study),
             marked_layer=session.layer(),
             theme=session.theme(),
         )
@@ -103,6 +104,15 @@ def results(study: Study, table: pd.DataFrame, metric: str, threshold: float) ->
         st.info(str(problem))
     pick_by_name(study, table)
     exact(study, chosen, threshold)
+
+
+def choose_experts(study: Study) -> str | None:
+    """Which projection of the experts the map shows one by one, where the model has any."""
+    kinds = figures.expert_kinds(study.layer_names)
+    if not kinds:
+        return None
+    labels = {"": "Largest of all"} | {kind: kind.rpartition(".")[2] for kind in kinds}
+    return components.section(labels, "experts", "Experts", default="") or None
 
 
 def nothing_in(metric: str) -> str:

@@ -383,6 +383,11 @@ def beside(study: Study, table: pd.DataFrame) -> None:
         st.button("Measure the other layers", icon=":material/skip_next:", on_click=measure_others)
     for layer, why in study.failed.items():
         st.warning(f"{words.short_layer(layer)} was left out: {why}", icon=":material/error:")
+    if study.left_dense:
+        none = words.count(len(study.left_dense), "layer")
+        st.caption(
+            f"No calibration token was routed to {none} of experts, which stay dense; more samples may reach them."
+        )
     if table.empty:
         return
     best = table.sort_values("relative_range", ascending=False, kind="stable").head(NAMED)

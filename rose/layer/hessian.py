@@ -99,6 +99,21 @@ def condition_number(hessian: Tensor, damping: float = 0.01) -> float:
     return float(values[0] / values[-1].clamp_min(torch.finfo(torch.float32).tiny)) if len(values) else 1.0
 
 
+def sampling_damping(columns: int, tokens: int) -> float:
+    """The damping for an H from few tokens, relative to the mean of diag(H): columns/tokens, at most `MAX_DAMPING`.
+
+    What a sweep compensates by is a regression of the removed inputs on those that stay. With n coefficients β, noise
+    σ² and t samples, XᵀX is best damped by n·σ²/‖β‖² (Hoerl, Kennard and Baldwin 1975). Where about as much of an input
+    is explained by the others as is not, σ² = m·‖β‖² with m the mean square of an input, and t·m is the mean of
+    diag(H): λ = n·m = (n/t)·mean(diag H). docs/experts.md has what was measured.
+
+    Args:
+        columns: of the layer, n.
+        tokens: that H is the sum over, t.
+    """
+    return min(MAX_DAMPING, columns / max(tokens, 1))
+
+
 def check_damping(damping: float) -> None:
     """Raises RoseError unless 0 ≤ damping < ∞."""
     if not 0 <= damping < float("inf"):

@@ -6,7 +6,7 @@ The total comes out exact whatever the layers' sizes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
 from rose.model.capture import BlockStatistics, no_input, statistics_of
 from rose.model.damage_rows import DamageRecord, read_damages
+from rose.model.experts import ExpertLinear, experts_apart
 from rose.model.forward import pick_device
 from rose.model.progress import ALLOCATION_SHARE
 from rose.model.structure import PrunableLayer
@@ -133,7 +134,11 @@ def _outlier_shares(blocks: Iterable[BlockStatistics]) -> dict[int, float]:
     """Outlier share of each decoder block, by its index."""
     shares = {}
     for block in blocks:
-        known = [(layer.weight, statistics_of(layer, block.calibration).mean_square) for layer in block.layers]
+        known = [
+            (layer.weight, statistics_of(layer, block.calibration).mean_square)
+            for layer in block.layers
+            if not layer.is_expert or layer.name in block.calibration  # no token may have come to an expert
+        ]
         shares[block.block_index] = outlier_share([importance(w.to(x.device), x) for w, x in known])
     return shares
 
@@ -165,7 +170,7 @@ def hessian_traces(
     """
     if tokens.shape[1] < 2:
         raise RoseError("Sensitivity needs samples of at least 2 tokens; give longer ones.")
-    weights: dict[str, Tensor] = {layer.name: layer.module.weight for layer in layers}  # type: ignore[misc]
+    weights = {layer.name: _parameter(layer) for layer in layers}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     was_training, home, device = model.training, next(model.parameters()).device, pick_device()
     generator = torch.Generator().manual_seed(seed)
@@ -176,10 +181,13 @@ def hessian_traces(
             parameter.requires_grad_(False)
         for weight in weights.values():
             weight.requires_grad_(True)
-        for number, window in enumerate(tokens):
-            for _ in range(probes):
-                totals += _probe(model, window.to(device), weights, generator)
-            tick((number + 1) / len(tokens))
+        # Not every kernel for fused experts has a second derivative.
+        with experts_apart(model):
+            for number, window in enumerate(tokens):
+                for _ in range(probes):
+                    products = _probe(model, window.to(device), weights, generator)
+                    totals += torch.tensor([_sum_of(layer, products[layer.name]) for layer in layers]).double()
+                tick((number + 1) / len(tokens))
     finally:
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
@@ -187,23 +195,39 @@ def hessian_traces(
     return (totals / (len(tokens) * probes)).tolist()
 
 
-def _probe(model: nn.Module, window: Tensor, named: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-    """vᵀ(∇²loss)v restricted to each layer's weight, for one draw of signs, (layers,) float64."""
-    weights = list(named.values())
+def _parameter(layer: PrunableLayer) -> Tensor:
+    """The parameter that the layer's weight is, or, for an expert, is a part of."""
+    weight = layer.module.fused if isinstance(layer.module, ExpertLinear) else layer.module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _sum_of(layer: PrunableLayer, products: Tensor) -> float:
+    """The sum over the layer's own part of a tensor of its parameter's shape."""
+    own = layer.module.part_of(products) if isinstance(layer.module, ExpertLinear) else products
+    return float(own.sum(dtype=torch.float32))
+
+
+def _probe(
+    model: nn.Module, window: Tensor, named: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """v ⊙ (∇²loss)v of each layer's parameter, for one draw of signs v; its sums are vᵀ(∇²loss)v."""
+    unique = {id(weight): weight for weight in named.values()}
+    weights = list(unique.values())
     # The fused attention kernels have no second derivative.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
         loss = nn.functional.cross_entropy(logits.float(), window[1:])
         gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
-        for name, gradient in zip(named, gradients, strict=True):
-            if gradient is None:
+        missed = [weight for weight, gradient in zip(unique, gradients, strict=True) if gradient is None]
+        for name, weight in named.items():
+            if id(weight) in missed:
                 raise no_input(name)
         signs = [torch.randint(0, 2, weight.shape, generator=generator).mul(2).sub(1).to(weight) for weight in weights]
         slope = torch.stack([(g * v).sum().float() for g, v in zip(gradients, signs, strict=True)]).sum()
         products = torch.autograd.grad(slope, weights)
-    return torch.tensor(
-        [float((v * p).sum(dtype=torch.float32)) for v, p in zip(signs, products, strict=True)]
-    ).double()
+    found = {key: v * p for key, v, p in zip(unique, signs, products, strict=True)}
+    return {name: found[id(weight)] for name, weight in named.items()}
 
 
 def outlier_share(scores: Sequence[Tensor]) -> float:

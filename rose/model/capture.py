@@ -21,7 +21,9 @@ from rose.model.activations import Activations
 from rose.model.checkpoint import Storage, blocks_of
 from rose.model.dense import HELD_OUT, BlockDrift, DenseStreams, Watch
 from rose.model.distributed import my_samples, sum_statistics
+from rose.model.experts import experts_apart
 from rose.model.forward import Arguments, check_tokens, pick_device, record_inputs, run_block, split_batches
+from rose.model.precision import compute_dtype
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.residence import residence_of
 from rose.model.residual import find_writers
@@ -165,6 +167,7 @@ class Walk:
         done: blocks below this one are pruned already and are only run.
         dense: hidden states of the dense model beside them, where they are needed.
         drifted: takes the drift after each decoder block.
+        compute: the format of forward passes, see `run_block`.
         few: by decoder block, arguments of a pass over a few tokens, and those tokens' hidden states; given where
             targets are dense.
     """
@@ -180,11 +183,12 @@ class Walk:
     dense: DenseStreams | None = None
     drifted: Callable[[BlockDrift], None] = field(default=lambda _drift: None)
     few: tuple[list[list[Arguments]], Tensor] | None = None
+    compute: torch.dtype | None = None
 
     def visit(self, propagate_again: bool) -> Iterator[BlockStatistics]:
         residence, last = residence_of(self.model), max(self.by_block)
         for index in range(self.first, last + 1):
-            with residence.visit(index, self.device) as block:
+            with residence.visit(index, self.device) as block, experts_apart(block):
                 layers = self.by_block.get(index, []) if index >= self.done else []
                 # A pruned block must run twice: once to see its inputs, once to pass on what it now puts out.
                 twice = propagate_again and bool(layers)
@@ -231,7 +235,8 @@ class Walk:
         if self.dense:
             batches = {stream: len(arguments[index]) for stream, arguments in self.arguments.items()}
             self.dense.begin(index, self.activations, batches)
-            self.dense.run(block, index, self.activations, self.arguments, self.device, *([watch] if watch else []))
+            more: dict[str, Any] = {"watch": watch} if watch else {}
+            self.dense.run(block, index, self.activations, self.arguments, self.device, compute=self.compute, **more)
 
     def put_out(self, stream: str, batch: int, index: int, output: Tensor) -> None:
         """Keeps what a block puts out for one batch, for the next one and for drift."""
@@ -273,7 +278,7 @@ class Walk:
         try:
             for batch, arguments in enumerate(batches):
                 hidden = self.activations.read(stream, batch)
-                output = run_block(block, hidden, arguments, self.device)
+                output = run_block(block, hidden, arguments, self.device, self.compute)
                 collector.end_batch()
                 if keep:
                     self.put_out(stream, batch, index, output.to(hidden.device))
@@ -281,7 +286,7 @@ class Walk:
         finally:
             collector.close()
         found = collector.result()
-        sum_statistics(found)
+        sum_statistics(found, routed=[layer.name for layer in layers if layer.is_expert])
         return found
 
 
@@ -309,7 +314,7 @@ def statistics_of(layer: PrunableLayer, found: Mapping[str, InputStatistics]) ->
 
 
 def no_input(name: str) -> RoseError:
-    """For a layer that the model did not call, such as an expert that no token was sent to."""
+    """For a layer that the model did not call."""
     return RoseError(f"{name} received no input during calibration; leave it out of the layers to prune.")
 
 
@@ -320,11 +325,12 @@ def start_walk(
     progress: ProgressCallback | None,
     kept: Storage | None = None,
     dense: DenseStreams | None = None,
+    compute: torch.dtype | None = None,
 ) -> Walk:
     """Records the inputs of the first decoder block, or resumes from a checkpoint.
 
     `streams`: as from `check_streams`; `layers`: as from `select_layers`; `dense`: the hidden states of the dense model
-    that travel along, if any do.
+    that travel along, if any do; `compute`: see `run_block`.
     """
     kept = kept or Storage()
     by_block = blocks_of(layers)
@@ -332,6 +338,7 @@ def start_walk(
     meter = Meter(progress, blocks, len(layers))
     meter.layers_done = sum(len(found) for index, found in by_block.items() if index < kept.done)
     walk = Walk(model, pick_device(), meter, by_block, {}, kept.activations, blocks, kept.done, dense, kept.add_drift)
+    walk.compute = compute
     if dense and kept.done:
         dense.position = kept.done
     if kept.done >= blocks and not (dense and HELD_OUT in dense.names and blocks - 1 not in kept.drifts):
@@ -362,6 +369,7 @@ def visit_blocks(
     *,
     layers: Sequence[str] | None = None,
     held_out: Tensor | None = None,
+    compute: str = "float32",
     progress: ProgressCallback | None = None,
 ) -> Iterator[BlockStatistics]:
     """Statistics of the dense model's layers, one decoder block after another; the model is not changed.
@@ -369,8 +377,9 @@ def visit_blocks(
     Memory holds one decoder block's statistics at a time, so that any number of layers can be analyzed.
     Arguments as for `prune_model`.
     """
-    streams = check_streams(model, tokens, held_out)
-    yield from start_walk(model, streams, select_layers(model, layers), progress).visit_dense()
+    streams, selected = check_streams(model, tokens, held_out), select_layers(model, layers)
+    dtype = compute_dtype(compute, model, pick_device()) if compute != "float32" else None
+    yield from start_walk(model, streams, selected, progress, compute=dtype).visit_dense()
 
 
 def collect_statistics(

@@ -78,6 +78,7 @@ class DenseStreams:
         arguments: Mapping[str, Sequence[Sequence[Arguments]]],
         device: torch.device,
         watch: Watch = lambda _stream, _batch, _hidden: nullcontext(),
+        compute: torch.dtype | None = None,
     ) -> None:
         """Runs a decoder block with its dense weights, before it is pruned.
 
@@ -85,16 +86,17 @@ class DenseStreams:
             pruned: the pruned model's inputs of this block.
             arguments: by stream, [block][batch].
             watch: entered around the pass of each batch, with its stream, number and input.
+            compute: see `run_block`.
         """
         for stream in self.names:
             for batch, others in enumerate(arguments[stream][index]):
                 hidden = self.activations.read(stream, batch)
                 with watch(stream, batch, hidden):
-                    output = run_block(block, hidden, others, device)
+                    output = run_block(block, hidden, others, device, compute)
                 self.activations.write(stream, batch, output.to(hidden.device))
                 if stream == HELD_OUT:
                     received = pruned.read(stream, batch)
-                    passed = run_block(block, received, others, device)
+                    passed = run_block(block, received, others, device, compute)
                     self.activations.write(PASSED_ON, batch, passed.to(received.device))
         self.activations.advance(index + 1)
         self.position = index + 1

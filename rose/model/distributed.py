@@ -20,6 +20,7 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap
+from rose.model.forward import pick_device
 from rose.model.structure import PrunableLayer
 
 T = TypeVar("T")
@@ -102,18 +103,20 @@ def my_samples(tokens: Tensor, what: str) -> Tensor:
     return tokens.tensor_split(processes())[place()]
 
 
-def sum_statistics(statistics: Mapping[str, InputStatistics], where: str = "") -> None:
+def sum_statistics(statistics: dict[str, InputStatistics], where: str = "", routed: Sequence[str] = ()) -> None:
     """Adds up what all processes have seen, in place; shared objects once.
 
     Args:
-        statistics: by name.
+        statistics: by name. Those of routed layers that only other processes have seen are added.
         where: position in the model for messages, if the names do not say.
+        routed: layers that the samples of some processes may not reach.
 
     Raises:
         RoseError: the processes have not seen the same layers, or not the same layers together.
     """
     if processes() == 1:
         return
+    _add_unseen(statistics, routed)
     names = sorted(statistics)
     shared = [next(other for other in names if statistics[other] is statistics[name]) for name in names]
     if not all_agree((where, names, shared)):
@@ -123,6 +126,39 @@ def sum_statistics(statistics: Mapping[str, InputStatistics], where: str = "") -
         )
     for one in {id(statistics[name]): statistics[name] for name in names}.values():
         one.sum_over(dist.all_reduce)
+
+
+def _add_unseen(statistics: dict[str, InputStatistics], routed: Sequence[str]) -> None:
+    """Adds empty statistics for routed layers that the samples of other processes have reached."""
+    if not routed:
+        return
+    seen = {name: (id(statistics[name]), statistics[name].columns) for name in routed if name in statistics}
+    told: list[Any] = [None] * processes()
+    dist.all_gather_object(told, seen)
+    device = pick_device()
+    for other in told:
+        groups: dict[int, InputStatistics] = {}
+        for name, (group, columns) in other.items():
+            if name not in statistics:
+                statistics[name] = groups.setdefault(group, InputStatistics(columns, device))
+
+
+def first_of_all(number: int | None) -> int | None:
+    """The smallest number that any process has; None where none has one."""
+    if processes() == 1:
+        return number
+    told: list[Any] = [None] * processes()
+    dist.all_gather_object(told, number)
+    return min((other for other in told if other is not None), default=None)
+
+
+def everywhere(value: bool) -> bool:
+    """Whether this is so in every process."""
+    if processes() == 1:
+        return value
+    told: list[Any] = [None] * processes()
+    dist.all_gather_object(told, value)
+    return all(told)
 
 
 def sum_gaps(gaps: Mapping[str, InputGap | OutputGap], where: str) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from rose.errors import RoseError
+from rose.model.precision import computing
 from rose.model.residence import residence_of
 from rose.model.structure import decoder_blocks, text_config
 
@@ -33,10 +34,17 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def run_block(block: nn.Module, hidden: Tensor, arguments: Arguments, device: torch.device) -> Tensor:
-    """A block's output on one batch, on `device`, for hidden states and other arguments that may be elsewhere."""
+def run_block(
+    block: nn.Module, hidden: Tensor, arguments: Arguments, device: torch.device, compute: torch.dtype | None = None
+) -> Tensor:
+    """A block's output on one batch, on `device`, for hidden states and other arguments that may be elsewhere.
+
+    `compute`: see `rose.model.precision.compute_dtype`.
+    """
     args, kwargs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, arguments)
-    return _first(block(hidden.to(device), *args, **kwargs))
+    with computing(device, compute):
+        output = _first(block(hidden.to(device), *args, **kwargs))
+    return output.to(hidden.dtype)
 
 
 @torch.no_grad()

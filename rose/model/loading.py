@@ -37,7 +37,7 @@ from transformers.utils import logging as transformers_logging
 from rose.errors import RoseError
 from rose.model.residence import is_streamed
 from rose.model.streaming import build_streamed, write_streamed
-from rose.model.structure import low_rank_tensors
+from rose.model.structure import low_rank_tensors, named_layers
 from rose.paths import expand
 from rose.report import RunReport, default_permissions
 
@@ -198,7 +198,7 @@ def save_model(
             else:
                 model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-        factors = low_rank_tensors(model.named_modules())
+        factors = low_rank_tensors(named_layers(model))
         if factors:
             plain = {name: factor.detach().cpu().contiguous() for name, factor in factors.items()}
             save_file(plain, temporary / "low_rank.safetensors")

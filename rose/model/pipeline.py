@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer import error
+from rose.layer.hessian import sampling_damping
 from rose.layer.methods import LayerResult, Settings, make_settings, prune_with
 from rose.layer.methods.options import Value
 from rose.layer.pattern import Pattern
@@ -26,7 +28,8 @@ from rose.model.capture import BlockStatistics, check_streams, start_walk, stati
 from rose.model.checkpoint import describe_run, open_checkpoint
 from rose.model.dense import dense_streams
 from rose.model.distributed import divide, exchange, from_first, send_weights
-from rose.model.forward import bos_in_front
+from rose.model.forward import bos_in_front, pick_device
+from rose.model.precision import compute_dtype
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
 from rose.model.residence import is_streamed
 from rose.model.sequential import visit_sequentially
@@ -53,7 +56,9 @@ def prune_model(
     target: str = "dense",
     target_damping: float | None = None,
     true_sequential: bool = False,
+    min_expert_tokens: int = 1,
     held_out: Tensor | None = None,
+    compute: str = "auto",
     progress: ProgressCallback | None = None,
     checkpoint: str | Path | None = None,
 ) -> RunReport:
@@ -81,9 +86,13 @@ def prune_model(
         true_sequential: calibrate each layer on the pruned layers before it in its own decoder block too (GPTQ's mode
             of that name); target "dense" always does. One pass for each decoder block instead of two, for more memory;
             see `rose.model.sequential`.
+        min_expert_tokens: experts that fewer calibration tokens are routed to stay dense; those without any always do.
+            Others of few tokens get a larger damping, see `rose.layer.hessian.sampling_damping`.
         held_out: further tokens, (samples, length), on which each layer's error and the drift of the residual stream
             are measured too. Method "measured" chooses by them, so its held-out error is the best of several and not an
             independent estimate.
+        compute: in which format forward passes multiply matrices: "float32", the papers' way, "bfloat16", or "auto",
+            the faster of the two on this processor. Everything else is float32 anyway. See `rose.model.precision`.
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
         checkpoint: a folder that keeps every finished decoder block. A run that was stopped or killed resumes
             there when it is called again with the same arguments and the dense model; on the same machine its result
@@ -114,25 +123,32 @@ def prune_model(
     for layer in selected:
         settings.pattern.check(layer.weight.shape[1], block_size)
     check_target(target, target_damping)
+    check_expert_tokens(min_expert_tokens)
+    dtype = compute_dtype(compute, model, pick_device())
     streams = check_streams(model, tokens, held_out)
     sequential = true_sequential or target == "dense"
     start = time.perf_counter()
     share = ALLOCATION_SHARE.get(rule, 0.0)
 
-    chosen = {
+    chosen: dict[str, Any] = {
         "allocation": allocation,
         "target": target,
         "target_damping": target_damping,
         "true_sequential": sequential,
     }
-    run = partial(describe_run, model, tokens, held_out, selected, settings, **chosen)
+    if any(layer.is_expert for layer in selected):
+        chosen["min_expert_tokens"] = min_expert_tokens
+    computed = {"compute": str(dtype).removeprefix("torch.")}
+    rounded = dtype != next(model.parameters()).dtype  # by more than the weights are
+    more = computed if rounded else {}  # checkpoints of earlier versions do not know it
+    run = partial(describe_run, model, tokens, held_out, selected, settings, **chosen, **more)
 
     def dense_patterns() -> dict[str, Pattern]:
         dense = part_callback(progress, start, 0, share, "allocate")
         own = {"calibration": streams["calibration"]}
 
         def visit() -> Iterator[BlockStatistics]:
-            return start_walk(model, own, selected, dense).visit_dense()
+            return start_walk(model, own, selected, dense, compute=dtype).visit_dense()
 
         tick = share_callback(progress, len(selected), start, share)
         found = allocate(model, tokens, selected, settings.pattern, allocation, visit, tick)
@@ -143,10 +159,10 @@ def prune_model(
         dense = dense_streams(streams, target == "dense", kept.dense_activations)
         records = kept.restore(selected, dense.batches(streams) if dense else {})
         walking = part_callback(progress, start, share, 1) if share else progress
-        walk = start_walk(model, streams, selected, walking, kept, dense)
+        walk = start_walk(model, streams, selected, walking, kept, dense, dtype)
         done: list[LayerRecord] = []
         for block in visit_sequentially(walk) if sequential else walk.visit(propagate_again=True):
-            done += _prune_block(block, settings, patterns, target_damping, walk.meter)
+            done += _prune_block(block, settings, patterns, target_damping, min_expert_tokens, walk.meter)
             layers_of_block = walk.by_block[block.block_index]
             if len(done) == len(layers_of_block):
                 names = [layer.name for layer in layers_of_block]
@@ -156,11 +172,17 @@ def prune_model(
                 done = []
         kept.finish()
     walk.meter.tell("done", max(walk.by_block), 1.0)
+    experts = {layer.name for layer in selected if layer.is_expert}
+    if experts:
+        reached = [record.tokens or 0 for record in records if record.layer in experts]
+        chosen["experts_left_dense"] = sum(tokens < min_expert_tokens for tokens in reached)
+        chosen["fewest_expert_tokens"] = min(reached)
     return RunReport.from_records(
         records,
         method=method,
         sparsity=str(settings.pattern),
         **chosen,
+        **computed,
         options=settings.options,
         block_size=block_size,
         damping=damping,
@@ -173,6 +195,12 @@ def prune_model(
         device=str(walk.device),
         seconds=kept.seconds + time.perf_counter() - start,
     )
+
+
+def check_expert_tokens(fewest: int) -> None:
+    """Raises RoseError unless a number of tokens is whole and at least 1."""
+    if not isinstance(fewest, int) or fewest < 1:
+        raise RoseError(f"Experts need at least 1 token to be pruned by, not {fewest!r}; give a whole number.")
 
 
 def check_target(target: str, damping: float | None = None) -> None:
@@ -189,6 +217,7 @@ def _prune_block(
     settings: Settings,
     patterns: Mapping[str, Pattern],
     target_damping: float | None,
+    min_expert_tokens: int,
     meter: Meter,
 ) -> list[LayerRecord]:
     """Prunes one decoder block's layers in place; several processes prune some each."""
@@ -197,9 +226,12 @@ def _prune_block(
 
     def prune(number: int) -> tuple[LayerRecord, LowRank | None]:
         layer, began = block.layers[number], time.perf_counter()
+        if is_left_dense(layer, block.calibration, min_expert_tokens):
+            meter.layers_done += 1
+            return dense_record(layer, block.calibration.pop(layer.name, None), settings), None
         held_out = block.held_out.get(layer.name)
-        wanted = replace(settings, pattern=patterns[layer.name], held_out=held_out)
         known = statistics_of(layer, block.calibration)
+        wanted = _for_layer(replace(settings, pattern=patterns[layer.name], held_out=held_out), layer, known)
         gap = block.gaps.get("calibration", {}).get(layer.name)
         with _named(layer):
             aim, used = corrected_weight(layer.weight, known, gap, target_damping) if gap else (layer.weight, None)
@@ -215,7 +247,8 @@ def _prune_block(
         for stream in (block.calibration, block.held_out):
             stream.pop(layer.name, None)
         factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
-        return record_of(layer, result, time.perf_counter() - began, target_damping=used, **errors), factors
+        seconds = time.perf_counter() - began
+        return record_of(layer, result, seconds, tokens=known.tokens, target_damping=used, **errors), factors
 
     done = exchange(owners, prune)
     records = [record for record, _ in done]
@@ -245,6 +278,7 @@ def analyze_model(
     damping: float = 0.01,
     threshold: float = 0.5,
     held_out: Tensor | None = None,
+    compute: str = "auto",
     progress: ProgressCallback | None = None,
 ) -> Iterator[LayerRecord]:
     """Prunes every chosen layer by each method on the dense model's inputs; yields records as decoder blocks are done.
@@ -256,7 +290,7 @@ def analyze_model(
         make_settings(method, sparsity=sparsity, block_size=block_size, damping=damping, threshold=threshold)
         for method in dict.fromkeys(methods)
     ]
-    for block in visit_blocks(model, tokens, layers=layers, held_out=held_out, progress=progress):
+    for block in visit_blocks(model, tokens, layers=layers, held_out=held_out, compute=compute, progress=progress):
         owners = divide(block.layers, block.calibration)
         for records in exchange(owners, partial(_measure_all, block, settings)):
             yield from records
@@ -266,6 +300,8 @@ def analyze_model(
 def _measure_all(block: BlockStatistics, settings: Sequence[Settings], number: int) -> list[LayerRecord]:
     layer = block.layers[number]
     held_out = block.held_out.get(layer.name)
+    if is_left_dense(layer, block.calibration):
+        return [dense_record(layer, None, each) for each in settings]
     return [_measure(layer, block.calibration, held_out, each) for each in settings]
 
 
@@ -293,8 +329,9 @@ def _measure(
 ) -> LayerRecord:
     began = time.perf_counter()
     result = prune_one(layer, statistics, replace(settings, held_out=held_out))
-    errors = _errors(layer, result, statistics_of(layer, statistics), held_out, {})
-    return record_of(layer, result, time.perf_counter() - began, **errors)
+    known = statistics_of(layer, statistics)
+    errors = _errors(layer, result, known, held_out, {})
+    return record_of(layer, result, time.perf_counter() - began, tokens=known.tokens, **errors)
 
 
 def held_out_error(layer: PrunableLayer, result: LayerResult, held_out: InputStatistics | None) -> float | None:
@@ -346,7 +383,44 @@ def prune_one(layer: PrunableLayer, statistics: Mapping[str, InputStatistics], s
     """
     known = statistics_of(layer, statistics)
     with _named(layer):
-        return prune_with(layer.weight, known, settings)
+        return prune_with(layer.weight, known, _for_layer(settings, layer, known))
+
+
+def _for_layer(settings: Settings, layer: PrunableLayer, known: InputStatistics) -> Settings:
+    """The settings with the damping that an expert's few tokens call for."""
+    if not layer.is_expert:
+        return settings
+    return replace(settings, damping=max(settings.damping, sampling_damping(known.columns, known.tokens)))
+
+
+def is_left_dense(layer: PrunableLayer, statistics: Mapping[str, InputStatistics], fewest: int = 1) -> bool:
+    """Whether an expert stays as it is, because fewer than `fewest` tokens were routed to it."""
+    known = statistics.get(layer.name)
+    return layer.is_expert and (known is None or known.tokens < fewest)
+
+
+def dense_record(layer: PrunableLayer, known: InputStatistics | None, settings: Settings) -> LayerRecord:
+    """The record of a layer that was left dense; `known`: of its few tokens, if there were any."""
+    rows, columns = layer.weight.shape
+    return LayerRecord(
+        layer=layer.name,
+        block_index=layer.block_index,
+        projection=layer.projection,
+        rows=rows,
+        columns=columns,
+        method=settings.method,
+        sparsity=0.0,
+        relative_range=0.0,
+        is_columnar=False,
+        relative_error=0.0,
+        held_out_error=None,
+        damping=settings.damping,
+        dead_columns=0 if known is None else int(known.dead.sum()),
+        seconds=0.0,
+        order="natural",
+        budget="layer",
+        tokens=0 if known is None else known.tokens,
+    )
 
 
 def record_of(
@@ -359,6 +433,7 @@ def record_of(
     target_error: float | None = None,
     held_out_target_error: float | None = None,
     target_damping: float | None = None,
+    tokens: int | None = None,
 ) -> LayerRecord:
     """The outcome of one layer in numbers; `relative_error` is the result's own where none is given."""
     rows, columns = result.weight.shape
@@ -382,4 +457,5 @@ def record_of(
         seconds=seconds,
         order=result.order.name,
         budget=result.budget,
+        tokens=tokens,
     )

@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.model.capture import BlockStatistics, Walk, no_input
-from rose.model.distributed import sum_gaps, sum_statistics
+from rose.model.distributed import everywhere, first_of_all, sum_gaps, sum_statistics
+from rose.model.experts import experts_apart
 from rose.model.forward import run_block
+from rose.model.precision import plainly
 from rose.model.residence import residence_of
 from rose.model.structure import PrunableLayer
 from rose.model.targets import BatchKey, Gaps
@@ -40,7 +42,7 @@ def visit_sequentially(walk: Walk) -> Iterator[BlockStatistics]:
     """
     residence, last = residence_of(walk.model), max(walk.by_block)
     for index in range(walk.first, last + 1):
-        with residence.visit(index, walk.device) as block:
+        with residence.visit(index, walk.device) as block, experts_apart(block):
             layers = walk.by_block.get(index, []) if index >= walk.done else []
             if layers:
                 yield from _Block(walk, index, block, layers).visit()
@@ -58,6 +60,7 @@ class _Batch:
         route: its forward pass; a switch to it runs it until the next layer that is not pruned yet, or to its end.
         stopped_at: that layer.
         inputs: what the layer reads.
+        tokens: their numbers in the batch, where the layer is of an expert.
         counted: the last inputs that went into statistics; known by identity, so that layers that read one tensor
             share them.
     """
@@ -66,6 +69,7 @@ class _Batch:
     route: greenlet
     stopped_at: PrunableLayer = field(init=False)
     inputs: Tensor | None = None
+    tokens: Tensor | None = None
     counted: Tensor | None = None
 
     @property
@@ -102,8 +106,8 @@ class _Block:
                 self.targets.watch_pruned(lambda: by_route[getcurrent()].key)
             for batch in batches:
                 self._go_on(batch)
-            while self.waiting:
-                yield self._open(min((batch.stopped_at for batch in self.waiting), key=self._position))
+            while (turn := first_of_all(self._first())) is not None:
+                yield self._open(self.layers[turn % len(self.layers)])
                 self._pass_on()
         finally:
             for hook in hooks:
@@ -112,21 +116,25 @@ class _Block:
                 self.targets.close()
             for batch in batches:
                 batch.route.throw()  # unwinds those that are still under way, where the run was stopped
-        missed = [layer.name for layer in self.layers if layer.name not in self.readers]
-        if missed:
-            raise no_input(missed[0])
+        for layer in self.layers:
+            if layer.name not in self.readers:
+                if not layer.is_expert:
+                    raise no_input(layer.name)
+                yield BlockStatistics(self.index, [layer], {}, work=(self._work_done(), self._work_done()))
 
     def _run(self, stream: str, number: int) -> None:
         hidden = self.walk.activations.read(stream, number)
         if self.targets:
             self.targets.enter((stream, number), hidden)
-        output = run_block(self.block, hidden, self.walk.arguments[stream][self.index][number], self.walk.device)
+        walk = self.walk
+        output = run_block(self.block, hidden, walk.arguments[stream][self.index][number], walk.device, walk.compute)
         self.walk.put_out(stream, number, self.index, output.to(hidden.device))
 
     def _stop(self, main: greenlet, by_route: dict[greenlet, _Batch], layer: PrunableLayer) -> Callable[..., None]:
         def stop(_module: nn.Module, args: tuple) -> None:
             if layer.name not in self.readers:
-                main.switch(layer, args[0])
+                with plainly(self.walk.device):  # layers are pruned in float32
+                    main.switch(layer, *args)
             elif by_route[getcurrent()] not in self.readers[layer.name]:
                 raise RoseError(
                     f"Different samples reach {layer.name} and other layers of its decoder block in different orders, "
@@ -139,21 +147,30 @@ class _Block:
         """Runs a batch to the next layer that is not pruned yet, or to its end."""
         stopped = batch.route.switch()
         if not stopped:
-            batch.inputs = batch.counted = None
+            batch.inputs = batch.counted = batch.tokens = None
             return
-        batch.stopped_at, batch.inputs = stopped
+        batch.stopped_at, batch.inputs, *more = stopped
+        batch.tokens = more[0] if more else None
         if batch.counted is not batch.inputs:
             batch.counted = None  # memory
         self.waiting.append(batch)
         self.walk.meter.tell("calibrate", self.index, self._work_done())
 
-    def _position(self, layer: PrunableLayer) -> int:
-        return self.position[layer.name]
+    def _first(self) -> int | None:
+        """The layer whose turn it is, of those that batches of this process wait at; experts before all others.
+
+        Every batch comes to a layer that is no expert's, so that the others wait there until the last one is there.
+        """
+        waited_at = {batch.stopped_at.name: batch.stopped_at for batch in self.waiting}
+        later = len(self.layers)
+        return min(
+            (self.position[name] + (0 if layer.is_expert else later) for name, layer in waited_at.items()), default=None
+        )
 
     def _open(self, layer: PrunableLayer) -> BlockStatistics:
         """What is handed out when a layer's turn has come; from now on it counts as pruned."""
         readers = [batch for batch in self.waiting if batch.stopped_at is layer]
-        if not self._is_counted(readers):
+        if not everywhere(self._is_counted(readers)):
             self._count(readers, layer)
         self.last = readers
         before = self._work_done()
@@ -174,7 +191,9 @@ class _Block:
             gaps = {}
             for stream in self.statistics:
                 inputs = {
-                    batch.key: batch.inputs for batch in readers if batch.stream == stream and batch.inputs is not None
+                    batch.key: (batch.inputs, batch.tokens)
+                    for batch in readers
+                    if batch.stream == stream and batch.inputs is not None
                 }
                 gap = self.targets.gap(layer, inputs)
                 if gap is not None:
@@ -197,7 +216,7 @@ class _Block:
                 self.statistics[batch.stream] = InputStatistics(batch.inputs.shape[-1], self.walk.device)
             self.statistics[batch.stream].update(batch.inputs)
             batch.counted = batch.inputs
-        sum_statistics(self.statistics, layer.name)
+        sum_statistics(self.statistics, layer.name, list(self.walk.arguments) if layer.is_expert else ())
 
     def _pass_on(self) -> None:
         """Lets the batches at the layer just pruned go on."""

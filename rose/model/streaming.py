@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rose.errors import RoseError
+from rose.model.conversion import Conversion
 from rose.model.residence import ATTRIBUTE, Residence
 from rose.model.structure import prunable_layers
 
@@ -53,7 +55,7 @@ class BlockFiles(Residence):
 
     Attributes:
         folder: of the checkpoint.
-        keys: name in the model -> name in the files.
+        keys: name in the model -> names in the files, several where it is made of pieces, such as single experts.
         files: name in the files -> file.
     """
 
@@ -62,7 +64,8 @@ class BlockFiles(Residence):
         self.folder, self.dtype = folder, dtype
         self.prefix = next(name for name, module in model.named_modules() if module is self.blocks)
         self.files = _files(folder)
-        self.keys = _match(model, self.files)
+        self._conversion = Conversion(model, self.files)
+        self.keys = _match(model, self.files, self._conversion)
         self._read_buffers()
         self._pruned: Callable[[int], Mapping[str, Tensor]] = lambda _index: {}
         self._checkpoint: Path | None = None  # of the run that pruned it, where there was one
@@ -145,8 +148,9 @@ class BlockFiles(Residence):
     def _read_buffers(self) -> None:
         """Buffers stay in memory, being small; those that a checkpoint holds are taken from it."""
         for name, buffer in self.model.named_buffers():
-            if name in self.files and name in self.model.state_dict():
-                buffer.copy_(self.read(name))
+            key = next(iter(self._conversion.pieces.get(name, [name])))
+            if key in self.files and name in self.model.state_dict():
+                buffer.copy_(self.read(key))
 
     @contextmanager
     def _present(
@@ -160,24 +164,41 @@ class BlockFiles(Residence):
                     name = prefix + (f"{owner_name}." if owner_name else "") + leaf
                     if parameter is not None and parameter.is_meta and id(parameter) not in (without or ()):
                         absent.append((owner, leaf, parameter))
-                        value = self.read(self.keys[name]).to(device)
+                        value = self._parameter(name, parameter.dtype).to(device)
                         owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
             yield
         finally:
             for owner, leaf, parameter in absent:
                 owner._parameters[leaf] = parameter
 
+    def _parameter(self, name: str, dtype: torch.dtype) -> Tensor:
+        """One parameter, put together where the files hold it in pieces."""
+        read = partial(self.read, dtype=dtype)
+        return self._conversion.join(name, read) if self._is_joined(name) else read(self.keys[name][0])
+
+    def _is_joined(self, name: str) -> bool:
+        return self.keys[name] == self._conversion.pieces.get(name) and self._conversion.is_made(name)
+
     def split_keys(self) -> tuple[list[list[str]], list[list[str]]]:
-        """Names in the files by decoder block, and one by one the rest: embeddings, head, last norm."""
+        """Names in the model of each decoder block's parameters, and, one by one, names in the files of the rest:
+        embeddings, head, last norm."""
         prefix = f"{self.prefix}."
-        inside = {key: name.removeprefix(prefix) for name, key in self.keys.items() if name.startswith(prefix)}
         blocks: list[list[str]] = [[] for _ in self.blocks]
-        for key, name in inside.items():
-            blocks[int(name.partition(".")[0])].append(key)
+        inside = set()
+        for name, keys in self.keys.items():
+            if name.startswith(prefix):
+                blocks[int(name.removeprefix(prefix).partition(".")[0])].append(name)
+                inside |= set(keys)
         return blocks, [[key] for key in self.files if key not in inside]
 
-    def read(self, key: str) -> Tensor:
-        """One tensor of the files, a copy, in the model's dtype.
+    def divide(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters by name in the model -> tensors by name in the files."""
+        joined = {name: value for name, value in parameters.items() if self._is_joined(name)}
+        whole = {self.keys[name][0]: value for name, value in parameters.items() if name not in joined}
+        return whole | (self._conversion.divide(joined) if joined else {})
+
+    def read(self, key: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One tensor of the files, a copy, in the model's dtype or another one.
 
         Raises:
             RoseError: the file has been damaged or removed since.
@@ -186,7 +207,7 @@ class BlockFiles(Residence):
             # Opened anew each time: pages of an open file would stay in memory beside the copies.
             with safe_open(self.files[key], "pt") as file:
                 tensor = file.get_tensor(key)
-                return tensor.to(self.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+                return tensor.to((dtype or self.dtype) if tensor.is_floating_point() else tensor.dtype, copy=True)
         except (OSError, SafetensorError) as problem:
             raise RoseError(f"{self.files[key]} cannot be read any more ({problem}); restore it.") from problem
 
@@ -213,21 +234,30 @@ def _files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _match(model: PreTrainedModel, files: Mapping[str, Path]) -> dict[str, str]:
+def _match(model: PreTrainedModel, files: Mapping[str, Path], conversion: Conversion) -> dict[str, list[str]]:
     """Names in the body of the model -> names in the files, which may lack or have the body's prefix."""
     body: Any = model.base_model
     prefix = _name_of(model, body)
     found = {}
     for name, parameter in body.named_parameters():
-        key = prefix + name if prefix + name in files else name
-        if key not in files:
-            raise RoseError(f"The files have no tensor named {prefix + name}; load the model whole, and save it once.")
-        with safe_open(files[key], "pt") as file:
-            shape = tuple(file.get_slice(key).get_shape())
-        if shape != tuple(parameter.shape):
-            raise RoseError(f"{key} is of shape {shape} in the files, but the model needs {tuple(parameter.shape)}.")
-        found[prefix + name] = key
+        name = prefix + name
+        key = name if name in files else name.removeprefix(prefix)
+        keys = [key] if key in files else conversion.pieces.get(name, [])
+        if not keys:
+            raise RoseError(f"The files have no tensor named {name}; load the model whole, and save it once.")
+        shapes = [_shape(files[key], key) for key in keys]
+        joined = key not in files and conversion.is_made(name)
+        if sum(map(math.prod, shapes)) != parameter.numel() or (not joined and shapes != [tuple(parameter.shape)]):
+            raise RoseError(
+                f"{keys[0]} is of shape {shapes[0]} in the files, but the model needs {tuple(parameter.shape)}."
+            )
+        found[name] = keys
     return found
+
+
+def _shape(path: Path, key: str) -> tuple[int, ...]:
+    with safe_open(path, "pt") as file:
+        return tuple(file.get_slice(key).get_shape())
 
 
 def write_streamed(model: PreTrainedModel, folder: Path) -> None:
@@ -240,19 +270,18 @@ def write_streamed(model: PreTrainedModel, folder: Path) -> None:
     """
     stream: BlockFiles = getattr(model, ATTRIBUTE)
     blocks, rest = stream.split_keys()
-    names = {key: name for name, key in stream.keys.items()}
     shards, size = len(blocks) + len(rest), 0
     weights: dict[str, str] = {}
     for number, keys in enumerate([*blocks, *rest]):
         file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
         if number < len(blocks):
             with stream.visit(number, torch.device("cpu")):
-                tensors = {key: model.get_parameter(names[key]).detach() for key in keys}
+                tensors = stream.divide({name: model.get_parameter(name).detach() for name in keys})
         else:
             tensors = {key: stream.read(key) for key in keys}
         save_file(tensors, folder / file, {"format": "pt"})
         size += sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
-        weights |= dict.fromkeys(keys, file)
+        weights |= dict.fromkeys(tensors, file)
         del tensors  # before the next ones are read
     index = {"metadata": {"total_size": size}, "weight_map": weights}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
+from rose.model.experts import ExpertLinear, expert_layers, is_experts, routers
 
 LowRank = tuple[Tensor, Tensor]
 LOW_RANK = "rose_low_rank"  # of a module
@@ -22,10 +23,11 @@ class PrunableLayer:
     """A linear layer inside a decoder block.
 
     Attributes:
-        name: dotted name in the model, such as "model.layers.0.self_attn.o_proj".
+        name: dotted name in the model, such as "model.layers.0.self_attn.o_proj"; a matrix of an expert is
+            "model.layers.0.mlp.experts.3.gate_proj", whether or not the model keeps it by itself.
         block_index: which decoder block it is in.
         projection: the name within the block, such as "self_attn.o_proj".
-        module: `nn.Linear`, a subclass of it, or GPT-2's Conv1D.
+        module: `nn.Linear`, a subclass of it, GPT-2's Conv1D, or an `ExpertLinear`.
     """
 
     name: str
@@ -46,6 +48,11 @@ class PrunableLayer:
         self.weight.copy_(weight)
 
     @property
+    def is_expert(self) -> bool:
+        """Whether it is a matrix of a fused expert, which only the tokens routed to it reach, perhaps none."""
+        return isinstance(self.module, ExpertLinear)
+
+    @property
     def low_rank(self) -> LowRank | None:
         """Factors (out, rank) and (rank, in) whose product W contains besides a sparse part, as the last pruning left
         it; None where it only removed weights."""
@@ -57,6 +64,14 @@ class PrunableLayer:
             setattr(self.module, LOW_RANK, factors)
         elif self.low_rank is not None:
             delattr(self.module, LOW_RANK)
+
+
+def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules by name, those that stand for matrices of fused experts among them."""
+    for name, module in model.named_modules():
+        yield name, module
+        for expert in expert_layers(module) if is_experts(module) else ():
+            yield f"{name}.{expert.name}", expert
 
 
 def low_rank_tensors(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Tensor]:
@@ -102,27 +117,31 @@ def hidden_size(model: nn.Module) -> int:
 
 
 def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
-    """Every linear layer inside the decoder blocks, in forward registration order.
+    """Every linear layer inside the decoder blocks, in forward registration order; each matrix of an expert is one.
 
-    Embeddings and the output head are outside the blocks and stay dense, as in the papers.
+    Embeddings and the output head are outside the blocks and stay dense, as in the papers; so do the routers of fused
+    experts.
 
     Raises:
-        RoseError: the family keeps its experts in fused 3-D weights, which is not supported yet.
+        RoseError: the family keeps its experts in fused weights of another layout than those of `rose.model.experts`.
     """
     prefix, blocks = decoder_blocks(model)
     layers = []
     for index, block in enumerate(blocks):
+        left_out, experts = routers(block), {name for name, module in block.named_modules() if is_experts(module)}
         fused = [name for name, p in block.named_parameters() if p.squeeze().ndim == 3 and "conv" not in name]
-        if fused:
+        unknown = [name for name in fused if name.rpartition(".")[0] not in experts]
+        if unknown:
             raise RoseError(
-                f"{type(model).__name__} keeps fused three-dimensional weights ({fused[0]}), as mixtures of experts "
-                "do; such families are not supported yet, so choose a dense model."
+                f"{type(model).__name__} keeps fused three-dimensional weights ({unknown[0]}), as mixtures of experts "
+                "do; this layout of them is not supported yet, so choose another model."
             )
-        layers += [
-            PrunableLayer(f"{prefix}.{index}.{name}", index, name, module)
-            for name, module in block.named_modules()
-            if isinstance(module, (nn.Linear, Conv1D))
-        ]
+        for name, module in block.named_modules():
+            if isinstance(module, (nn.Linear, Conv1D)) and module not in left_out:
+                layers.append(PrunableLayer(f"{prefix}.{index}.{name}", index, name, module))
+            for expert in expert_layers(module) if name in experts else ():
+                part = f"{name}.{expert.name}"
+                layers.append(PrunableLayer(f"{prefix}.{index}.{part}", index, part, expert))
     return layers
 
 

@@ -21,6 +21,7 @@ from rose.model.structure import PrunableLayer
 
 BatchKey = tuple[str, int]  # stream, number
 Gaps = dict[str, InputGap | OutputGap]  # of one layer, by stream
+Read = tuple[Tensor, Tensor | None]  # what a layer reads, and, for an expert, which tokens of the batch these are
 Pairs = Mapping[BatchKey, tuple[Tensor, Tensor]]  # what a layer reads in the pruned and in the dense model
 LEAST_SLOPE = 0.1  # of a norm's mean squared slope: channels that it nearly mutes are not asked to repair the stream
 
@@ -30,7 +31,7 @@ class _Seen:
     """What one batch has shown of one pass through the block: its input, layers' inputs, outputs by module."""
 
     hidden: Tensor
-    inputs: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[str, Read] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -93,23 +94,30 @@ class BlockTargets:
         for seen in self.dense.values():
             seen.inputs.pop(layer.name, None)
 
-    def _pairs(self, layer: PrunableLayer, batches: Mapping[BatchKey, Tensor]) -> Pairs | None:
-        """Pruned and dense inputs of the same tokens; None where the two models send tokens to different experts."""
+    def _pairs(self, layer: PrunableLayer, batches: Mapping[BatchKey, Read]) -> Pairs | None:
+        """Pruned and dense inputs of the same tokens; None where it cannot be told which tokens they are of.
+
+        Of an expert, those that both models send there; what only the pruned model sends has no gap.
+        """
         found = {}
-        for key, inputs in batches.items():
+        for key, (inputs, tokens) in batches.items():
             seen = self.dense[key]
-            dense = seen.inputs.get(layer.name)
-            tokens = seen.hidden.shape[:-1].numel()
-            if dense is None or dense.shape != inputs.shape or inputs.shape[:-1].numel() != tokens:
+            dense, known = seen.inputs.get(layer.name, (None, None))
+            total = seen.hidden.shape[:-1].numel()
+            if tokens is not None:
+                if dense is not None and known is not None:
+                    found[key] = _both(inputs, tokens, dense, known, total)
+            elif dense is None or dense.shape != inputs.shape or inputs.shape[:-1].numel() != total:
                 return None
-            found[key] = (inputs, dense)
+            else:
+                found[key] = (inputs, dense)
         return found
 
-    def gap(self, layer: PrunableLayer, batches: Mapping[BatchKey, Tensor]) -> InputGap | OutputGap | None:
+    def gap(self, layer: PrunableLayer, batches: Mapping[BatchKey, Read]) -> InputGap | OutputGap | None:
         """How far the layer's dense weight is from its target on these inputs; None where that is not known.
 
         Args:
-            batches: what the layer reads in the pruned model.
+            batches: what the layer reads in the pruned model, and which tokens these are where it is of an expert.
         """
         pairs = self._pairs(layer, batches)
         if pairs is None:
@@ -145,6 +153,14 @@ class BlockTargets:
         return lost
 
 
+def _both(inputs: Tensor, tokens: Tensor, dense: Tensor, known: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """The rows of `inputs` and `dense` that belong to the same of `total` tokens; `tokens` and `known` number them."""
+    rows = torch.full((total,), -1, device=known.device)
+    rows[known] = torch.arange(len(known), device=known.device)
+    rows = rows[tokens]
+    return inputs[rows >= 0], dense[rows[rows >= 0]]
+
+
 def _modules_before(writer: Writer) -> set[str]:
     """Modules whose outputs make up the stream that the layer adds to."""
     return {term.module for term in writer.before} | ({writer.base} if writer.base else set())
@@ -161,7 +177,7 @@ def _inverse_slope(inputs: Tensor, outputs: Tensor) -> Tensor:
 
 def _keep_input(seen: _Seen, name: str) -> Callable[..., None]:
     def keep(_module: nn.Module, args: tuple) -> None:
-        seen.inputs[name] = args[0]
+        seen.inputs[name] = args[0], args[1] if len(args) > 1 else None
 
     return keep
 

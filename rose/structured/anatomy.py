@@ -118,7 +118,7 @@ def find_parts(model: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[Part
     if unknown or not kinds:
         raise RoseError(f"Parts are {' and '.join(PARTS)}, not {', '.join(unknown) or 'nothing'}.")
     by_block: dict[int, list[PrunableLayer]] = {}
-    for layer in prunable_layers(model):
+    for layer in _layers_of(model):
         by_block.setdefault(layer.block_index, []).append(layer)
     found = []
     for index in sorted(by_block):
@@ -150,7 +150,17 @@ def kinds_of(model: nn.Module) -> tuple[str, ...]:
         except RoseError:
             continue
         kinds.append(kind)
-    return tuple(kinds) if prunable_layers(model) else ()
+    return tuple(kinds) if _layers_of(model) else ()
+
+
+def _layers_of(model: nn.Module) -> list[PrunableLayer]:
+    layers = prunable_layers(model)
+    if any(layer.is_expert for layer in layers):
+        raise RoseError(
+            f"{type(model).__name__} is a mixture of experts, which cannot be made smaller yet; choose a dense model, "
+            "or remove single weights by prune."
+        )
+    return layers
 
 
 def _find(model: nn.Module, kind: str, layers: Sequence[PrunableLayer]) -> Part | None:

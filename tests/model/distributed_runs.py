@@ -127,6 +127,8 @@ def everything(folder: Path) -> dict[str, Any]:
             "gpt2": prune("gpt2"),
             "bfloat16": prune("llama", torch.bfloat16, layers=["*.0.*"]),
             "true_sequential": prune("llama", true_sequential=True),
+            "experts": prune("sparse_experts", layers=["*.0.*"]),
+            "experts_apart": prune("sparse_experts", layers=["*.1.*"], target="layer"),
             "pretended": pretended(),
         },
         "analyzed": analyze(),

@@ -62,10 +62,52 @@ DENSE: dict[str, Callable[[], PretrainedConfig]] = {
 UNCHAINED: dict[str, Callable[[], PretrainedConfig]] = {
     "xlm": lambda: transformers.XLMConfig(vocab_size=VOCABULARY, emb_dim=32, n_layers=2, n_heads=4),
 }
+_DEEPSEEK: dict[str, Any] = {
+    **_GATED,
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,  # the first decoder block has no experts
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_group": 2,
+    "topk_group": 1,
+}
 EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {
     "mixtral": lambda: transformers.MixtralConfig(**_GATED, num_local_experts=4),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
         **_GATED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+    ),
+    "qwen2_moe": lambda: transformers.Qwen2MoeConfig(
+        **_GATED,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=24,
+    ),
+    "olmoe": lambda: transformers.OlmoeConfig(**_GATED, num_experts=4, num_experts_per_tok=2),
+    "deepseek_v2": lambda: transformers.DeepseekV2Config(**_DEEPSEEK),
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(**_DEEPSEEK),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **_GATED, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW
+    ),
+}
+SPARSE_EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {  # so many that few tokens come to each
+    "sparse_experts": lambda: transformers.Qwen3MoeConfig(
+        **_GATED, num_experts=24, num_experts_per_tok=2, moe_intermediate_size=16
+    ),
+}
+UNKNOWN_EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {
+    "jetmoe": lambda: transformers.JetMoeConfig(
+        **{**_GATED, "num_attention_heads": 4}, num_local_experts=4, num_experts_per_tok=2, kv_channels=8
+    ),
+    "llama4": lambda: transformers.Llama4TextConfig(
+        **_GATED, num_local_experts=4, intermediate_size_mlp=56, head_dim=8
     ),
 }
 
@@ -73,7 +115,9 @@ EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {
 def make_model(family: str, seed: int = 0, **options: Any) -> Any:
     """A random model in evaluation mode; `options` as for `AutoModelForCausalLM.from_config`."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config((DENSE | EXPERTS | UNCHAINED)[family](), **options)
+    model = AutoModelForCausalLM.from_config(
+        (DENSE | EXPERTS | SPARSE_EXPERTS | UNKNOWN_EXPERTS | UNCHAINED)[family](), **options
+    )
     # Random initial weights make every block a small correction; larger ones let errors show.
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -67,7 +67,10 @@ def test_statistics_are_summed(several: Found, alone: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("run", "tolerance"),
-    [("llama", 1e-3), ("gpt2", 1e-3), ("bfloat16", 3e-2), ("true_sequential", 1e-3), ("pretended", 1e-3)],
+    [
+        *(("llama", 1e-3), ("gpt2", 1e-3), ("bfloat16", 3e-2), ("true_sequential", 1e-3), ("pretended", 1e-3)),
+        *(("experts", 1e-3), ("experts_apart", 1e-3)),
+    ],
 )
 def test_pruned_as_by_one_process(run: str, tolerance: float, several: Found, alone: dict[str, Any]) -> None:
     found, expected = several[0]["pruned"][run], alone["pruned"][run]
