@@ -236,7 +236,7 @@ BAD = {
     "too long": (["--length", "300"], "longer than the model"),
     "held out": (["--held-out", "-1"], "0 held-out ones"),
     "block size": (["--block-size", "0"], "block size"),
-    "order": (["--order", "sideways"], "no order named"),
+    "order": (["--method", "rose", "--order", "sideways"], "no order named"),
     "option": (["--option", "speed"], "NAME=VALUE"),
     "option of another method": (["--option", "rank_ratio=0.3"], "no option"),
 }

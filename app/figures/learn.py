@@ -240,3 +240,42 @@ def strength_curve(
     caption = f"At strength {words.number(float(table['strength'].iloc[0]))} it saves {words.percent(first)}; {where}."
     alt = f"Line chart of the error saved by two-level order against columnar strength. {finding}. {caption}"
     return Drawing(figure, caption, alt, table)
+
+
+def size_bars(table: pd.DataFrame, *, what: str, theme: Theme = "light") -> Drawing:
+    """Error by the size of what is removed, before and after compensation.
+
+    Args:
+        table: a row per size: size (as shown), removed, units, dropped, compensated.
+        what: is removed, in words.
+    """
+    figure = go.Figure()
+    bars = (("dropped", "Removed, nothing compensated", palette.SLATE), ("compensated", "Compensated", palette.GREEN))
+    for column, label, colour in bars:
+        figure.add_bar(
+            x=table["size"],
+            y=table[column],
+            name=label,
+            marker_color=colour,
+            text=[words.number(value) for value in table[column]],
+            textposition="outside",
+            customdata=table[["removed", "units"]],
+            hovertemplate=f"%{{customdata[0]}} of %{{customdata[1]}} %{{x}}<br>{label}: %{{y:.4g}}<extra></extra>",
+        )
+    best, worst = table["compensated"].idxmin(), table["compensated"].idxmax()
+    low, high = table.loc[best], table.loc[worst]
+    if low["compensated"] > 0:
+        times = words.number(high["compensated"] / low["compensated"])
+        finding = (
+            f"{words.sentence(str(high['size']).lower())} cost {times} times as much as {str(low['size']).lower()}"
+        )
+    else:
+        finding = f"{words.sentence(str(low['size']).lower())} cost nothing"
+    style.base(figure, theme, finding, f"Relative error of the outputs when {what}", y=style.ERROR, legend=True)
+    figure.update_yaxes(range=[0, 1.15 * float(table["dropped"].max()) or 1])
+    listed = "; ".join(
+        f"{row.size}: {words.number(row.dropped)} and {words.number(row.compensated)}"
+        for row in table.itertuples(index=False)
+    )
+    caption = f"Error before and after compensation. {listed}."
+    return Drawing(figure, caption, f"Bar chart of the error by size. {finding}. {caption}", table)

@@ -29,6 +29,7 @@ TITLES = (
     "Strength",
     "Two effects",
     "Between layers",
+    "Sizes",
 )
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 SPARSITY = 0.7  # of the generated layer

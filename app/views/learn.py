@@ -1,4 +1,4 @@
-"""Learn: from a weight matrix to ROSE in nine steps, with live numbers. Works before any model is loaded."""
+"""Learn: from a weight matrix to ROSE in ten steps, with live numbers. Works before any model is loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.figures import order_lab as order_figures
 from app.figures.race import race_animation, sweep_race
 from app.figures.style import Drawing
 from app.lab import sweeps
-from app.lessons import chain, subjects, texts
+from app.lessons import chain, sizes, subjects, texts
 from app.lessons import projector as keys
 from app.lessons.subjects import LayerDesign, Subject
 from app.lessons.texts import Lesson
@@ -393,6 +393,26 @@ def depth_step() -> None:
         draw(drawing, "depth")
 
 
+# Step 10: weights, columns, heads
+
+
+def sizes_step() -> None:
+    left, stage = sides()
+    with left:
+        text = st.container()
+        heads = st.select_slider(
+            "Share removed", range(1, sizes.HEADS), 2, key="lesson_share", bind=URL,
+            format_func=lambda count: f"{count} of {sizes.HEADS}",
+        )  # fmt: skip
+    table = sizes.errors(heads)
+    with text:
+        draw_lesson(texts.sizes_lesson(table))
+    shown = table.assign(size=table["size"].map(sizes.SIZES))
+    what = f"{heads} of {sizes.HEADS} parts of the layer go"
+    with stage:
+        draw(figures.size_bars(shown, what=what, theme=session.theme()), "sizes")
+
+
 # The page
 
 
@@ -415,6 +435,7 @@ STEPS: tuple[Callable[[], None], ...] = (
     strength_step,
     effects_step,
     depth_step,
+    sizes_step,
 )
 
 

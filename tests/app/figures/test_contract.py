@@ -83,6 +83,10 @@ WAY = pd.DataFrame(
     [("stage 1 of 2", 1.0, False, 0.1, 0.12), ("stage 2 of 2", 2.0, True, 0.2, 0.3)],
     columns=["step", "work", "is_complete", "relative_error", "held_out_error"],
 )
+THREE_SIZES = pd.DataFrame(
+    [("Weights", 40, 120, 0.1, 0.05), ("Heads", 2, 6, 0.3, 0.2)],
+    columns=["size", "removed", "units", "dropped", "compensated"],
+)
 PIXELS = np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 4, 4)
 ALPHA = {name: rose.step_weights(name, 3) for name in ("uniform", "log_decrease")}
 DIAGONALS = np.arange(1, 16, dtype=np.float32).reshape(3, 5)
@@ -194,6 +198,7 @@ FIGURES: dict[str, Draw] = {
     "drift_curve": lambda x, r, t: diffusion.drift_curve([0, 0.1, 0.3], [999, 499], method="rose", marked=1, theme=t),
     "step_weighting": lambda x, r, t: diffusion.step_weighting(ALPHA, DIAGONALS, "log_decrease", theme=t),
     "number_matrix": lambda x, r, t: learn.number_matrix(x.plan.importance[:4, :9], (3, 3, 3), theme=t),
+    "size_bars": lambda x, r, t: learn.size_bars(THREE_SIZES, what="a third goes", theme=t),
     "strength_curve": lambda x, r, t: learn.strength_curve([(0, 0.1, 1.0), (2, 0.7, 0.9)], marked=1, theme=t),
 }
 
