@@ -233,6 +233,7 @@ def damage_split(
     )
     figure.update_layout(barmode="stack")
     figure.update_yaxes(rangemode="tozero")
+    figure.update_xaxes(dtick=style.whole_step(len(error)))
     if len(error) <= 24:
         figure.update_xaxes(
             tickvals=(steps + 1).tolist(),

@@ -404,10 +404,9 @@ def gain_scatter(
     kind = "held-out " if held else ""
     finding = (
         f"Two-level order lowers the {kind}error of {words.word(len(better)) if len(better) else 'none'} of "
-        f"{words.count(len(rows), 'layer')}"
+        f"{words.count(len(rows), 'layer')}; {words.word(both) if both else 'none'} of them "
+        f"{'is' if both == 1 else 'are'} columnar"
     )
-    if len(better):
-        finding += f"; {words.word(both) if both else 'none'} of them {'is' if both == 1 else 'are'} columnar"
     style.base(
         figure,
         theme,

@@ -234,12 +234,12 @@ def sweep_step(columnar: bool) -> None:
 def played_step(blocks: int) -> int:
     """The step to show now; one more where the sweep plays and the tick has passed."""
     state = st.session_state
-    step = min(state.get("lesson_step", linked_step()), blocks)
+    step = min(state.get("lesson_at", linked_step()), blocks)
     if playing() and time.monotonic() - state.lesson_ticked >= 0.8 * tick():
         step, state.lesson_ticked = min(step + 1, blocks), time.monotonic()
         if step == blocks:
             state.lesson_playing = False
-    state.lesson_step = step
+    state.lesson_at = state.lesson_step = step
     return step
 
 
@@ -260,24 +260,28 @@ def tick() -> float:
 
 def play(blocks: int) -> None:
     state = st.session_state
-    state.lesson_playing, state.lesson_ticked = not playing(), time.monotonic()
-    if playing() and state.get("lesson_step", 0) >= blocks:
-        state.lesson_step = 0
+    state.lesson_playing, state.lesson_ticked = not playing(), 0.0 if playing() else time.monotonic()
+    if playing() and state.get("lesson_at", 0) >= blocks:
+        state.lesson_at = 0
 
 
-def pause() -> None:
-    st.session_state.lesson_playing = False
+def moved() -> None:
+    """The slider has been moved by hand, which ends the play, or a busy browser repeats what it showed a moment ago."""
+    state = st.session_state
+    is_recent = time.monotonic() - state.get("lesson_ticked", 0.0) < 5 * TICK
+    if not (is_recent and state.lesson_at - 3 < state.lesson_step < state.lesson_at):
+        state.lesson_playing, state.lesson_at = False, state.lesson_step
 
 
 def go(by: int, blocks: int) -> None:
     state = st.session_state
-    state.lesson_playing, state.lesson_step = False, min(max(state.lesson_step + by, 0), blocks)
+    state.lesson_playing, state.lesson_at = False, min(max(state.lesson_at + by, 0), blocks)
 
 
 def play_controls(blocks: int, results: tuple[rose.LayerResult, rose.LayerResult], energy: float, name: str) -> None:
     """Play and pause, one block back or forward, position, speed, and the whole sweep as a file."""
     start, back, forth, where, speed, file = st.columns([2.1, 0.8, 0.8, 2.6, 1.5, 0.8], vertical_alignment="bottom")
-    step = st.session_state.lesson_step
+    step = st.session_state.lesson_at
     icon = ":material/pause:" if playing() else ":material/play_arrow:"
     start.button(
         "Pause" if playing() else "Play", icon=icon, key="lesson-play", on_click=play, args=(blocks,), width="stretch"
@@ -290,8 +294,7 @@ def play_controls(blocks: int, results: tuple[rose.LayerResult, rose.LayerResult
         ":material/chevron_right:", key="lesson-forth", help="One block forward", on_click=go, args=(1, blocks),
         disabled=step == blocks, width="stretch",
     )  # fmt: skip
-    # Moving the slider by hand stops the play.
-    where.slider("Blocks pruned", 0, blocks, key="lesson_step", on_change=pause, bind=URL)
+    where.slider("Blocks pruned", 0, blocks, key="lesson_step", on_change=moved, bind=URL)
     speed.selectbox("Speed", list(SPEEDS), format_func=SPEEDS.__getitem__, key="lesson_speed")
     theme = session.theme()
     file.download_button(
@@ -456,7 +459,7 @@ def renamed_lesson() -> str | None:
 def turned() -> None:
     """Callback: another lesson starts from the beginning."""
     state = st.session_state
-    state.lesson_playing, state.lesson_step = False, 0
+    state.lesson_playing, state.lesson_at = False, 0
     state.lesson_ended = state.lesson_bet = None
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import torch
 
@@ -44,6 +45,9 @@ from app.figures.style import Drawing
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 from tests.app.figures.conftest import by_layer
 
+COUNTED = re.compile(
+    r"(decoder |pruned )?blocks?(?! loss)|query head|layers? pruned|layer, in|denoising steps|step, noisiest"
+)
 NAME = "model.layers.1.self_attn.o_proj"
 CURVE = [CurvePoint(256, 0.02, 0.09, 0.01), CurvePoint(512, 0.03, 0.06, 0.01)]
 POSITIONS = pd.DataFrame({"position": [0, 1, 2], "relative_error": [0.10, 0.12, 0.15]})
@@ -238,6 +242,7 @@ def test_every_figure(name: str, theme: palette.Theme, lab: SimpleNamespace, rec
     assert layout.template.layout.paper_bgcolor == palette.INKS[theme].page
     _large_enough(figure.to_plotly_json())
     _typed_arrays(drawing)
+    _whole_ticks(figure)
     pd.testing.assert_frame_equal(records, before)
 
 
@@ -252,6 +257,14 @@ def _large_enough(tree: object) -> None:
     elif isinstance(tree, (list, tuple)):
         for value in tree:
             _large_enough(value)
+
+
+def _whole_ticks(figure: go.Figure) -> None:
+    """No fractions on an axis that counts: blocks, heads, layers, steps."""
+    for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
+        if COUNTED.match(axis.title.text or ""):
+            assert axis.dtick >= 1, axis.title.text
+            assert axis.dtick == int(axis.dtick), axis.title.text
 
 
 def _typed_arrays(drawing: Drawing) -> None:
