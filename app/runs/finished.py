@@ -83,7 +83,9 @@ def run_of(report: rose.RunReport, place: str = "this server") -> FinishedRun:
         raise rose.RoseError("This report names no method; choose one of `rose prune`, `rose slim` or `rose analyze`.")
     kind: Kind = "slim" if "ratio" in summary else "prune"
     asked = f"{_fraction(summary['ratio'])} out" if kind == SLIM else _plain(summary.get("sparsity"))
-    name = f"{method_label(summary['method'])} at {asked}" if kind == "prune" else f"{summary['method']}, {asked}"
+    name = (
+        f"{method_label(summary['method'])} at {asked}" if kind == "prune" else f"Slim by {summary['method']}, {asked}"
+    )
     if kind == "prune" and summary.get("target", "layer") != "dense":
         name += ", target layer"
     rows = summary.get("zero_shot")

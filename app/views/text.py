@@ -23,10 +23,11 @@ SAMPLE = (
     "she would rather read the letter herself than have it read to her."
 )
 COLOURS = {"change": "change against dense", "loss": "surprise itself"}
-MEANING = (
-    "Surprise is −log p of a token given those before it, in nats: what perplexity averages. Orange: the pruned model "
-    "expects the token less than the dense one does; purple: it expects it more."
-)
+SURPRISE = "Surprise is −log p of a token given those before it, in nats: what perplexity averages. "
+MEANING = {
+    "change": "Orange: the pruned model expects the token less than the dense one does; purple: it expects it more.",
+    "loss": "The stronger the colour, the less the model expects the token.",
+}
 
 
 def draw() -> None:
@@ -202,7 +203,7 @@ def _texts(encoded: EncodedText, known: dict[str, Any], number: int, kind: str) 
             said = "minus dense" if change else f"{words.number(float(np.nanmean(one)))} nats a token"
             st.markdown(f"**{_plain(name)}**, {said}")
             st.html(coloured.coloured_text(encoded.pieces, one, end=end, theme=theme, change=change, marked=number))
-    st.caption(MEANING)
+    st.caption(SURPRISE + MEANING[kind])
 
 
 def _chosen(encoded: EncodedText, table: pd.DataFrame) -> int:
@@ -270,11 +271,30 @@ def _next(run: TextReading, encoded: EncodedText, known: dict[str, Any], number:
         help="Choose it here, or a row of the table.",
     )
     table = reading.next_tokens(run, number, known)
-    chances = {f"{name}, chance": st.column_config.NumberColumn(f"{name}, chance", format="percent") for name in known}
-    st.dataframe(table, hide_index=True, key="text-next", height="content", column_config=chances,
-                 alt="The ten likeliest tokens of every model")  # fmt: skip
+    shown = {
+        name: [
+            f"{token} {words.percent(chance)}"
+            for token, chance in zip(table[name], table[f"{name}, chance"], strict=True)
+        ]
+        for name in known
+    }
+    st.dataframe(
+        pd.DataFrame({"Rank": table["rank"], **shown}),
+        hide_index=True,
+        key="text-next",
+        height="content",
+        alt="The ten likeliest tokens of every model, with their probabilities",
+    )
     given = ", ".join(
         f"{_plain(name)} {words.number(100 * float(np.exp(-one.losses[number - 1])))} %" for name, one in known.items()
+    )
+    st.download_button(
+        "Expected tokens, CSV",
+        table.to_csv(index=False),
+        "expected.csv",
+        icon=":material/download:",
+        on_click="ignore",
+        key="text-next-csv",
     )
     st.caption(f"The text goes on with “{_plain(reading.visible(encoded.pieces[number]))}”: {given}.")
 

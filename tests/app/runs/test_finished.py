@@ -56,7 +56,7 @@ def test_a_folder_of_folders_gives_all_runs_and_an_analysis_one_for_each_method(
 
 def test_a_slimmed_model_is_read_with_what_went(tmp_path: Path) -> None:
     (run,) = finished.read_runs(str(report_file(tmp_path, {"method": "obs", "ratio": 0.2}, [SLIM_ROW])))
-    assert (run.name, run.kind) == ("obs, 20 % out", "slim")
+    assert (run.name, run.kind) == ("Slim by obs, 20 % out", "slim")
     assert run.layers["sparsity"].tolist() == pytest.approx([0.2])
     assert run.layers["projection"].tolist() == ["self_attn.o_proj"]
     report_file(tmp_path, {"method": "depth", "ratio": 0.2}, [])
