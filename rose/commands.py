@@ -104,6 +104,7 @@ def _tell_memory(options: argparse.Namespace, model: Any, console: Console) -> N
         model,
         samples=samples,
         length=options.length,
+        layers=options.layers,
         dtype=parse_dtype(options.dtype),
         on_disk=on_disk,
         sequential=getattr(options, "true_sequential", False),

@@ -125,7 +125,8 @@ def model_map(
     waiting = expected - int(every["value"].notna().sum())
     finding, ringed = _map_finding(every, name, known, threshold)
     if ringed is not None and len(ringed):
-        _ring(figure, _shown(ringed, row_of), threshold, 11 if len(blocks) <= 20 else 8)
+        cells = _shown(ringed, row_of).drop_duplicates(["block_index", "projection"])
+        _ring(figure, cells, threshold, 11 if len(blocks) <= 20 else 8)
     dead = _dead(figure, _shown(table, row_of))
     rings = f"; ringed: columnar, above {threshold:.2f}" if ringed is not None else ""
     blank = f"; blank: not yet ({waiting} of {expected})" if waiting else ""

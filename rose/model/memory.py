@@ -5,14 +5,18 @@ See docs/memory.md for the derivation; tests/benchmarks/memory.py compares with 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from rose.model import forward
+from rose.model.checkpoint import blocks_of
 from rose.model.cost import statistics_groups
-from rose.model.structure import decoder_blocks, hidden_size, prunable_layers
+from rose.model.experts import ExpertLinear
+from rose.model.structure import PrunableLayer, decoder_blocks, hidden_size, prunable_layers, select_layers, text_config
 
 # Matrices of the Hessian's size that are alive at once while its inverse is factorized: XᵀX in panels and whole,
 # damped, its Cholesky factor, that of the order visited where that is not the natural one, its inverse, and a copy for
@@ -61,6 +65,7 @@ def estimate_memory(
     *,
     samples: int,
     length: int,
+    layers: Sequence[str] | None = None,
     dtype: torch.dtype = torch.float32,
     on_disk: bool = False,
     sequential: bool = False,
@@ -71,27 +76,31 @@ def estimate_memory(
     Args:
         model: streamed, or a skeleton; only shapes are read.
         samples, length: calibration tokens, held-out ones included.
+        layers: names of those at work, `*` allowed; None means all.
         dtype: of the weights and hidden states.
         on_disk: hidden states are kept on disk, as with a checkpoint.
         sequential: each layer is calibrated on the pruned ones before it in its decoder block.
         dense_targets: layers are pruned towards the dense model, which is always sequential.
     """
     _, blocks = decoder_blocks(model)
-    layers = prunable_layers(model)
+    every, chosen = prunable_layers(model), select_layers(model, layers)
     body = getattr(model, "base_model", model)
     sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
     outside = sum(parameter.numel() for parameter in body.parameters()) - sum(sizes)
     tokens = samples * length
     at_once = min(tokens, max(length, forward.BATCH_TOKENS // length * length))
     width = hidden_size(model)
-    widest = max(max(layer.weight.shape) for layer in layers)
-    inputs = [statistics_groups([x for x in layers if x.block_index == index]) for index in range(len(blocks))]
-    groups = [sum(4 * columns**2 for columns in widths) for widths in inputs]
+    widest = max(max(layer.weight.shape) for layer in every)
+    by_block = list(blocks_of(chosen).values())
+    inputs = [statistics_groups(found) for found in by_block]
+    # Where each layer is pruned before it runs, only its own statistics are there.
+    gathered = max if sequential or dense_targets else sum
+    groups = [gathered(4 * columns**2 for columns in widths) for widths in inputs]
     squares = HESSIANS_AT_WORK + (GAPS_AT_WORK if dense_targets else 0)
-    work = [4 * (squares * layer.weight.shape[1] ** 2 + WEIGHTS_AT_WORK * layer.weight.numel()) for layer in layers]
+    work = [4 * (squares * layer.weight.shape[1] ** 2 + WEIGHTS_AT_WORK * layer.weight.numel()) for layer in chosen]
     channels = HIDDEN_STATES_WAITING * width + widest if sequential or dense_targets else 0
     if dense_targets:  # what the layers read in the dense model
-        channels += max(map(sum, inputs)) + width
+        channels += max(_read_by_a_token(model, found) for found in by_block) + width
     return Memory(
         block=dtype.itemsize * max(sizes),
         embedding=dtype.itemsize * outside,
@@ -101,3 +110,12 @@ def estimate_memory(
         activations=(1 + dense_targets) * dtype.itemsize * (at_once if on_disk else tokens) * width,
         waiting=dtype.itemsize * tokens * channels,
     )
+
+
+def _read_by_a_token(model: nn.Module, layers: Sequence[PrunableLayer]) -> int:
+    """Channels that the layers of one decoder block read for each token, which visits only some of the experts."""
+    plain = sum(statistics_groups([layer for layer in layers if not layer.is_expert]))
+    experts = sum(statistics_groups([layer for layer in layers if layer.is_expert]))
+    number = max((len(layer.module.fused) for layer in layers if isinstance(layer.module, ExpertLinear)), default=1)
+    visited = getattr(text_config(model), "num_experts_per_tok", None) or number
+    return plain + math.ceil(experts * min(visited, number) / number)

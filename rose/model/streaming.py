@@ -173,7 +173,7 @@ class BlockFiles(Residence):
 
     def _parameter(self, name: str, dtype: torch.dtype) -> Tensor:
         """One parameter, put together where the files hold it in pieces."""
-        read = partial(self.read, dtype=dtype)
+        read = self.read if dtype == self.dtype else partial(self.read, dtype=dtype)
         return self._conversion.join(name, read) if self._is_joined(name) else read(self.keys[name][0])
 
     def _is_joined(self, name: str) -> bool:

@@ -77,8 +77,13 @@ def write_random_llama(folder: Path, hidden: int, blocks: int, dtype: torch.dtyp
     return size
 
 
-def prune(folder: Path, samples: int, length: int, dtype: str, checkpoint: Path | None) -> dict[str, float]:
-    """Prunes and saves in this process; returns its peak memory above what libraries take, and the seconds."""
+def prune(
+    folder: Path, samples: int, length: int, dtype: str, checkpoint: Path | None, target: str
+) -> dict[str, float]:
+    """Prunes and saves in this process; returns its peak memory above what libraries take, and the seconds.
+
+    `target`: "layer", "dense", or "none" to analyze the attention output projections, without pruning.
+    """
     rose.prune_layer(torch.randn(64, 64), torch.eye(64))  # libraries set themselves up
     before, start, peak, ended = anonymous_memory(), time.perf_counter(), 0, threading.Event()
 
@@ -93,14 +98,24 @@ def prune(folder: Path, samples: int, length: int, dtype: str, checkpoint: Path 
         model, tokenizer = rose.load_model(str(folder), stream=True, dtype=dtype, scratch=folder)
         tokens = torch.randint(0, 256, (samples, length), generator=torch.Generator().manual_seed(0))
         last = model.config.num_hidden_layers - 1
-        layers = ["*.layers.0.*", f"*.layers.{last}.*", "*.v_proj"]
-        rose.prune_model(model, tokens, sparsity=0.5, target="layer", layers=layers, checkpoint=checkpoint)
-        rose.save_model(model, tokenizer, folder / "pruned")
+        if target == "none":
+            layers = ["*o_proj"]
+            list(rose.analyze_model(model, tokens, sparsity=0.5, layers=layers))
+        else:
+            layers = ["*.layers.0.*", f"*.layers.{last}.*", "*.v_proj"]
+            rose.prune_model(model, tokens, sparsity=0.5, target=target, layers=layers, checkpoint=checkpoint)
+            rose.save_model(model, tokenizer, folder / "pruned")
     finally:
         ended.set()
         watcher.join()
     parts = estimate_memory(
-        model, samples=samples, length=length, dtype=getattr(torch, dtype), on_disk=checkpoint is not None
+        model,
+        samples=samples,
+        length=length,
+        layers=layers,
+        dtype=getattr(torch, dtype),
+        on_disk=checkpoint is not None,
+        dense_targets=target == "dense",
     )
     return {"measured": peak - before, "peak": parts.peak, "seconds": time.perf_counter() - start, **asdict(parts)}
 
@@ -140,6 +155,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--dtype", default=DTYPE, choices=["float32", "bfloat16"])
+    parser.add_argument(
+        "--target", default="layer", choices=["layer", "dense", "none"], help="none: only analyze the *o_proj"
+    )
     parser.add_argument("--checkpoint", action="store_true", help="hidden states on disk")
     parser.add_argument("--folder", help=argparse.SUPPRESS)  # of the model; the fresh process is told by it
     options = parser.parse_args()
@@ -148,7 +166,7 @@ def main() -> None:
     if options.folder:
         folder = Path(options.folder)
         kept = folder / "kept" if options.checkpoint else None
-        print(json.dumps(prune(folder, options.samples, options.length, options.dtype, kept)))
+        print(json.dumps(prune(folder, options.samples, options.length, options.dtype, kept, options.target)))
         return None
     report(*stream_and_prune(options.hidden, options.blocks, options.dtype, sys.argv[1:]))
     return None
@@ -185,7 +203,7 @@ def report(size: int, found: dict[str, float]) -> None:
     console = Console()
     console.print(f"{size / 1e9:.2f} GB of weights, pruned and written in {found['seconds']:.0f} s")
     shown = Table("what", "MB")
-    for name in ("block", "embedding", "hessians", "batch", "work", "activations", "peak", "measured"):
+    for name in ("block", "embedding", "hessians", "batch", "work", "activations", "waiting", "peak", "measured"):
         shown.add_row({"peak": "peak by the formula"}.get(name, name), f"{found[name] / 1e6:.0f}")
     console.print(shown)
     console.print(f"measured / formula: {found['measured'] / found['peak']:.3f}")

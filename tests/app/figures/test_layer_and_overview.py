@@ -40,6 +40,52 @@ def test_map_rings_columnar_layers_and_leaves_the_rest_blank(layers: pd.DataFram
     assert list(zip(rings.x, rings.y, strict=True)) == [(1, "self_attn.o_proj"), (3, "self_attn.o_proj")]
 
 
+def expert_table() -> pd.DataFrame:
+    """Two decoder blocks, attention and three experts; the largest of block 0 is expert 2's, of block 1 expert 0's."""
+    rows = []
+    for block in range(2):
+        for projection, values in (("self_attn.o_proj", [0.3]), ("mlp.experts.{}.gate_proj", [0.7, 0.1, 0.9])):
+            for expert, value in enumerate(values):
+                name = projection.format(expert)
+                value = value if block == 0 or "expert" not in name else 1 - value - 0.05
+                rows.append((f"model.layers.{block}.{name}", block, name, value))
+    return pd.DataFrame(rows, columns=["layer", "block_index", "projection", "relative_range"])
+
+
+def test_experts_share_a_row_by_their_largest_value() -> None:
+    table = expert_table()
+    names = [*table["layer"], "model.layers.2.mlp.experts.1.gate_proj"]
+    drawing = overview.model_map(table, layers=names, marked_layer="model.layers.0.mlp.experts.1.gate_proj")
+    heat, marks, rings = drawing.figure.data
+    assert list(heat.y) == ["self_attn.o_proj", "mlp.experts.*.gate_proj"]
+    assert heat.z.shape == (2, 3)
+    assert heat.z[1, :2].tolist() == pytest.approx([0.9, 0.85])
+    assert np.isnan(heat.z[:, 2]).all()
+    assert "model.layers.0.mlp.experts.2.gate_proj" in marks.customdata
+    assert "model.layers.1.mlp.experts.1.gate_proj" in marks.customdata
+    assert len(marks.customdata) == 4
+    assert list(zip(rings.x, rings.y, strict=True)) == [(b, "mlp.experts.*.gate_proj") for b in (0, 1)]
+    assert "of experts the largest" in below(drawing)
+    assert "not yet (1 of 9)" in below(drawing)
+    frame = [shape for shape in drawing.figure.layout.shapes if shape.type == "rect"]
+    assert [(frame[0].x0, frame[0].y0, frame[0].y1)] == [(-0.5, 0.5, 1.5)]
+    assert len(drawing.data) == 8  # the download has every expert
+
+
+def test_experts_one_by_one_have_an_axis() -> None:
+    table = expert_table()
+    assert overview.expert_kinds(list(table["layer"])) == ["mlp.experts.*.gate_proj"]
+    assert overview.expert_kinds(ALL) == []
+    drawing = overview.model_map(table, layers=list(table["layer"]), experts="mlp.experts.*.gate_proj")
+    heat, marks, *_ = drawing.figure.data
+    assert list(heat.y) == ["expert 0", "expert 1", "expert 2"]
+    assert heat.z.ravel().tolist() == pytest.approx([0.7, 0.25, 0.1, 0.85, 0.9, 0.05])
+    assert len(marks.customdata) == 6
+    assert "of every expert's gate_proj" in below(drawing)
+    many = pd.concat([table.assign(projection=[f"mlp.experts.{k}.up_proj"] * 8, layer=f"{k}") for k in range(128)])
+    assert overview.model_map(many, experts="mlp.experts.*.up_proj").figure.layout.height < 1100
+
+
 def test_the_threshold_moves_the_count(layers: pd.DataFrame) -> None:
     one = overview.model_map(layers, threshold=0.75)
     assert title(one).endswith("; the columnar layer lies in decoder block 3")
@@ -169,7 +215,8 @@ def test_mask_counts_exactly_what_the_pattern_asks(lab: SimpleNamespace) -> None
 
 
 def test_mask_of_a_large_layer_counts_per_cell() -> None:
-    plan = rose.plan_order(torch.rand(1030, 520), torch.eye(520), sparsity=0.7, block_size=128)
+    weight = 1 - torch.rand(1030, 520)  # without a 0, which has no importance and counts as removed
+    plan = rose.plan_order(weight, torch.eye(520), sparsity=0.7, block_size=128)
     heat = maps.prepruning_mask(plan).figure.data[0]
     assert heat.z.shape == (344, 260)
     assert heat.zmax == 6

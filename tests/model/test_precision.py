@@ -1,0 +1,137 @@
+"""Forward passes in bfloat16: only their matrix products are rounded, and only where that was asked for or pays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rose
+from rose.model import precision
+from rose.model.durable import digest
+from rose.model.precision import bfloat16_gain, compute_dtype
+from tests.model.families import make_model, make_tokens
+
+pytestmark = pytest.mark.usefixtures("small_batches")
+OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16}
+CPU = torch.device("cpu")
+
+
+def test_auto_is_what_the_processor_is_faster_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama")
+    assert compute_dtype("auto", model, CPU) == torch.float32  # the tests' own setting
+    monkeypatch.delenv(precision.VARIABLE)
+    for gain, expected in ((0.2, torch.float32), (2.0, torch.bfloat16)):
+        monkeypatch.setattr(precision, "bfloat16_gain", lambda gain=gain: gain)
+        assert compute_dtype("auto", model, CPU) == expected
+        assert compute_dtype("auto", model, torch.device("cuda")) == torch.float32
+        assert compute_dtype("auto", make_model("llama").bfloat16(), CPU) == torch.bfloat16
+        assert compute_dtype("auto", make_model("llama").half(), CPU) == torch.float16
+    monkeypatch.setenv(precision.VARIABLE, "float64")
+    with pytest.raises(rose.RoseError, match="ROSE_COMPUTE must be one of float32, bfloat16, not 'float64'"):
+        compute_dtype("auto", model, CPU)
+
+
+def test_the_gain_is_measured_once() -> None:
+    gain = bfloat16_gain()
+    assert gain > 0
+    assert bfloat16_gain() is gain
+
+
+def test_bad_words_are_refused_before_any_work() -> None:
+    with pytest.raises(rose.RoseError, match="computed in one of auto, float32, bfloat16, not in 'int8'"):
+        rose.prune_model(make_model("llama"), make_tokens(), compute="int8")
+    with pytest.raises(rose.RoseError, match=r"The weights are torch.bfloat16, so float32 has nothing to add"):
+        rose.prune_model(make_model("llama").bfloat16(), make_tokens(), compute="float32")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "mixtral"])
+@pytest.mark.parametrize("target", ["dense", "layer"])
+def test_pruned_nearly_as_in_float32(family: str, target: str) -> None:
+    tables, models = [], []
+    for compute in ("float32", "bfloat16"):
+        model = make_model(family)
+        # Of mixtures of experts the routes may differ, where two experts are nearly equal.
+        layers = ["*.0.self_attn.*"] if family == "mixtral" else None
+        report = rose.prune_model(
+            model,
+            make_tokens(),
+            target=target,
+            held_out=make_tokens(2, seed=3),
+            compute=compute,
+            layers=layers,
+            **OPTIONS,
+        )
+        assert report.summary["compute"] == compute
+        tables.append(report.layers)
+        models.append(model)
+    assert {parameter.dtype for parameter in models[1].parameters()} == {torch.float32}
+    assert (tables[1]["sparsity"] == 0.5).all()
+    means = [table["relative_error"].mean() for table in tables]  # single layers lose other weights near ties
+    assert means[1] == pytest.approx(means[0], rel=0.05)
+    assert digest(models[0].state_dict()) != digest(models[1].state_dict())  # or nothing was rounded
+
+
+def test_statistics_and_pruning_are_float32() -> None:
+    """With products of 8 significant bits in the sums, H would be off by far more than its inputs are."""
+    model, tokens = make_model("llama"), make_tokens()
+    exact = rose.collect_statistics(model, tokens)
+    for block in rose.visit_blocks(model, tokens, compute="bfloat16"):
+        assert not torch.is_autocast_enabled("cpu")
+        for name, found in block.calibration.items():
+            assert found.hessian.dtype == torch.float32
+            difference = (found.hessian - exact[name].hessian).abs().max() / exact[name].hessian.abs().max()
+            assert difference < 0.02, name
+            if name == "model.layers.0.self_attn.q_proj":
+                assert difference == 0  # nothing before it is a matrix product
+
+
+def test_nothing_is_rounded_while_a_layer_is_pruned() -> None:
+    """Batches wait inside their forward pass; what goes on meanwhile is no part of it."""
+    seen = []
+
+    def look(progress: rose.Progress) -> None:
+        seen.append((progress.stage, torch.is_autocast_enabled("cpu")))
+
+    rose.prune_model(make_model("llama"), make_tokens(), compute="bfloat16", progress=look, **OPTIONS)
+    assert ("prune", False) in seen
+    assert not any(enabled for _, enabled in seen)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_weights_are_not_remembered_as_they_were_before_pruning() -> None:
+    """Autocast would keep the cast weights of a model that can be trained, and batches go on with pruned ones."""
+    found = []
+    for trained in (False, True):
+        model = make_model("llama").requires_grad_(trained)
+        rose.prune_model(model, make_tokens(), compute="bfloat16", **OPTIONS)
+        found.append(digest(model.state_dict()))
+    assert found[0] == found[1]
+
+
+def test_a_checkpoint_belongs_to_one_format(tmp_path: Path) -> None:
+    def stop(progress: rose.Progress) -> None:
+        if progress.block_index == 1 and progress.stage == "prune":
+            raise rose.Cancelled
+
+    rounded: dict[str, Any] = {**OPTIONS, "compute": "bfloat16"}
+    undisturbed = make_model("llama")
+    rose.prune_model(undisturbed, make_tokens(), **rounded)
+    with pytest.raises(rose.Cancelled):
+        rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path, progress=stop, **rounded)
+    with pytest.raises(rose.RoseError, match="compute was bfloat16 there and is None now"):
+        rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path, **OPTIONS)
+    model = make_model("llama")
+    rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **rounded)
+    assert digest(model.state_dict()) == digest(undisturbed.state_dict())
+
+
+def test_perplexity_is_exact_unless_asked_otherwise() -> None:
+    model, tokens = make_model("llama"), make_tokens()
+    exact = rose.perplexity(model, tokens)
+    assert rose.perplexity(model, tokens, compute="float32") == exact
+    rounded = rose.perplexity(model, tokens, compute="bfloat16")
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.02)
