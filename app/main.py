@@ -35,6 +35,7 @@ button.picture {
 }
 div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }  /* rather than hide what does not fit in a row */
 [data-testid="stElementContainer"]:has(.narrow-title) { display: none; }
+@media (min-width: 1000px) { .katex-display { overflow: visible !important; } }  /* not scrolled by a pixel or two */
 @media (max-width: 1000px) {
   [data-testid="stElementContainer"]:has(.narrow-title) { display: block; position: relative; z-index: 1; }
   .js-plotly-plot .gtitle { visibility: hidden; }
@@ -90,6 +91,6 @@ def draw() -> None:
 
 
 st.set_page_config(page_title="ROSE Explorer", page_icon=":material/local_florist:", layout="wide")
-st.html(STYLE + KEYS, unsafe_allow_javascript=True)
-st.html(PRODUCT)
+st.html(STYLE)
+st.html(PRODUCT + KEYS, unsafe_allow_javascript=True)
 draw()
