@@ -143,9 +143,9 @@ def report_button(runs: Callable[[], Sequence[Any]], name: str, key: str, **more
     """
 
     def make() -> str:
-        from app.runs import html_report  # with all figures: no page waits for it
+        from app.runs import html_page, html_report  # with all figures: no page waits for them
 
-        return html_report.to_html(html_report.report_of(runs()))
+        return html_page.to_html(html_report.report_of(runs()))
 
     st.download_button(
         "Report, HTML",

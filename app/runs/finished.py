@@ -289,7 +289,7 @@ def _accuracies(table: pd.DataFrame) -> pd.DataFrame:
     """
     if not {"task", "questions", "accuracy"} <= set(table.columns):
         raise rose.RoseError("Its zero-shot table needs the columns task, questions and accuracy.")
-    result = pd.DataFrame({"task": [str(task)[:80] for task in table["task"]]})
+    result = pd.DataFrame({"task": [_plain(task) for task in table["task"]]})
     for name in ("questions", "accuracy", "accuracy_error", "accuracy_norm"):
         values = pd.to_numeric(table[name], errors="coerce") if name in table else float("nan")
         result[name] = pd.Series(values, index=table.index, dtype=float).to_numpy()

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import rose
-from app.runs import finished, html_report
+from app.runs import finished, html_page, html_report
 from rose import cli
 from tests.app.runs.made_reports import made_report, saved
 
@@ -26,7 +26,7 @@ def test_one_run_with_its_findings_figures_settings_and_command(tmp_path: Path, 
     assert cli.main(["report", str(folder), "--output", str(output)]) == 0
     said = capsys.readouterr().out
     text = output.read_text()
-    assert len(text.encode()) < html_report.LIMIT
+    assert len(text.encode()) < html_page.LIMIT
     for sentence in (
         "SparseGPT at 0.7 takes perplexity from 20.0 to 30.0, 1.50 times the dense model's.",
         "The held-out error of SparseGPT at 0.7 is 0.400 on average over six layers, highest in 2 · self_attn.o_proj "
@@ -76,7 +76,7 @@ def test_nothing_of_a_foreign_run_acts() -> None:
     evil = "</script><img src=x onerror=alert(1)>"
     report = made_report(model=evil, calibration=evil, evaluated_on=evil, command=evil, made_with={evil: evil})
     rows = [{"task": evil, "questions": 10, "accuracy": 0.5}]
-    text = html_report.to_html(html_report.report_of([finished.run_of(report.with_summary(zero_shot=rows))]))
+    text = html_page.to_html(html_report.report_of([finished.run_of(report.with_summary(zero_shot=rows))]))
     assert "onerror" in text
     assert "<img" not in text
     for figure in figures(text):

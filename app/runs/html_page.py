@@ -1,0 +1,224 @@
+"""One HTML file with figures and tables, to be read without a network and to be sent. No Streamlit here.
+
+The file needs no network and may not use one: its policy forbids it. Plotly's script goes along compressed, and the
+reader's browser unpacks it. All text is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from html import escape
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+import rose
+from app import words
+from app.figures import style
+from app.figures.style import Drawing
+from rose.report import versions
+
+LIMIT = 5 * 10**6  # bytes, so that it can be sent by mail
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'nonce-{nonce}'; \
+style-src 'unsafe-inline'; img-src data: blob:">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light; --ink: #1a1c22; --muted: #555b66; --line: #d5d8de; }}
+body {{ font: 16px/1.5 "Source Sans", "Segoe UI", system-ui, sans-serif; color: var(--ink); background: #fff;
+  max-width: 1080px; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }}
+h1 {{ font-size: 1.75rem; line-height: 1.25; margin: 0 0 .25rem; }}
+h2 {{ font-size: 1.25rem; margin: 2.5rem 0 .5rem; }}
+h3 {{ font-size: 1.1rem; line-height: 1.35; margin: 2rem 0 0; }}
+p {{ margin: .25rem 0 .75rem; }}
+.what, .caption, footer {{ color: var(--muted); }}
+.findings li {{ margin: .3rem 0; }}
+figure {{ margin: 0; overflow: hidden; }}
+.scroll {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ text-align: left; vertical-align: top; padding: .25rem .9rem .25rem 0; }}
+th, td {{ border-bottom: 1px solid var(--line); }}
+td.number, th.number {{ text-align: right; }}
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere; padding: .75rem; border: 1px solid var(--line); }}
+summary {{ cursor: pointer; }}
+a {{ color: #0b5f94; }}
+.plain {{ display: none; }}
+.undrawn .plain {{ display: block; }}
+@page {{ margin: 15mm; }}
+@media print {{
+  body {{ max-width: none; padding: 0; font-size: 11pt; }}
+  .data, details:not([open]) {{ display: none; }}
+  h2, h3 {{ break-after: avoid; }}
+  section, tr, figure {{ break-inside: avoid; }}
+}}
+</style>
+</head>
+<body>
+<header><h1>{title}</h1><p class="what">{subtitle}</p></header>
+<noscript><p>The figures need JavaScript; findings and numbers are here without it.</p></noscript>
+<p class="plain">The figures could not be drawn: this browser is too old to unpack them. Findings and numbers are
+here.</p>
+<main>
+{body}
+</main>
+<footer><p>{made}</p></footer>
+<script type="text/plain" id="plotly">{plotly}</script>
+<script nonce="{nonce}">{script}</script>
+</body>
+</html>
+"""
+SCRIPT = """
+(async () => {
+  const nonce = document.currentScript.nonce;
+  const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (one) => one.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.nonce = nonce;
+  script.textContent = await new Response(stream).text();
+  document.head.append(script);
+  const places = [...document.querySelectorAll("figure")];
+  const look = { responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg" },
+    modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
+  for (const place of places) {
+    const drawn = JSON.parse(place.nextElementSibling.textContent);
+    await Plotly.newPlot(place, drawn.data, drawn.layout, look);
+  }
+  window.addEventListener("beforeprint", () => places.forEach((place) => Plotly.relayout(place, { width: 660 })));
+  window.addEventListener("afterprint", () => places.forEach((place) => Plotly.relayout(place, { width: null })));
+  document.body.dataset.drawn = places.length;
+})().catch((problem) => {
+  document.body.classList.add("undrawn");
+  console.error(problem);
+});
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What goes into the file.
+
+    Attributes:
+        title, subtitle: what was run, and on what.
+        findings: sentences.
+        drawings: with their titles, which become headings.
+        tables: heading -> table; texts left, numbers right.
+        layers: all rows, folded.
+        commands: that made the runs, by the runs' names.
+        versions: of the programs that made them, by the run's name.
+    """
+
+    title: str
+    subtitle: str
+    findings: list[str]
+    drawings: list[Drawing]
+    tables: dict[str, pd.DataFrame]
+    layers: pd.DataFrame
+    commands: dict[str, str]
+    versions: dict[str, str]
+
+
+def to_html(report: Report) -> str:
+    """The file.
+
+    Raises:
+        RoseError: it would be larger than 5 MB.
+    """
+    nonce = secrets.token_hex(16)
+    body = [_list("Findings", report.findings)]
+    body += [_figure(drawing, f"figure-{number}") for number, drawing in enumerate(report.drawings, 1)]
+    body += [f"<h2>{escape(name)}</h2>{_table(table)}" for name, table in report.tables.items()]
+    if len(report.layers):
+        rows = words.count(len(report.layers), "row")
+        body.append(
+            f"<h2>Layers</h2><p class='data'>{_link(report.layers, 'layers.csv')}</p>"
+            f"<details><summary>All layers, {escape(rows)}</summary>{_table(report.layers)}</details>"
+        )
+    body.append("<h2>How it was made</h2>" + _made(report))
+    here = ", ".join(f"{name} {version}" for name, version in versions().items())
+    text = PAGE.format(
+        nonce=nonce,
+        title=escape(report.title),
+        subtitle=escape(report.subtitle),
+        body="\n".join(body),
+        made=escape(f"Written by ROSE Explorer ({here})."),
+        plotly=_packed_plotly(),
+        script=SCRIPT,
+    )
+    if len(text.encode()) > LIMIT:
+        raise rose.RoseError(
+            f"The report would take {len(text.encode()) / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}; report fewer runs."
+        )
+    return text
+
+
+@cache
+def _packed_plotly() -> str:
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+
+
+def _list(heading: str, sentences: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f"<h2>{heading}</h2><ul class='findings'>{items}</ul>" if items else ""
+
+
+def _figure(drawing: Drawing, name: str) -> str:
+    """The title becomes a heading, which wraps with the page, and the plot keeps its size."""
+    said = drawing.figure.layout.meta
+    figure = go.Figure(drawing.figure)
+    freed = 10 + round(1.35 * style.TITLE_SIZE * said["lines"])
+    figure.update_layout(
+        title=None, margin_t=figure.layout.margin.t - freed, height=figure.layout.height - freed, autosize=True
+    )
+    drawn = figure.to_json().replace("<", "\\u003c")  # no text in it can end the script that holds it
+    return (
+        f"<section><h3>{escape(said['finding'])}</h3><p class='what'>{escape(said['what'])}</p>"
+        f"<figure id='{name}' role='img' aria-label='{escape(drawing.alt)}'></figure>"
+        f"<script type='application/json'>{drawn}</script>"
+        f"<p class='caption'>{escape(drawing.caption)} "
+        f"<span class='data'>{_link(drawing.data, f'{name}.csv')}</span></p></section>"
+    )
+
+
+def _link(table: pd.DataFrame, name: str) -> str:
+    packed = base64.b64encode(table.to_csv(index=False).encode()).decode()
+    return f"<a download='{name}' href='data:text/csv;base64,{packed}'>Data, CSV</a>"
+
+
+def _table(table: pd.DataFrame) -> str:
+    numeric = [pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in table.dtypes]
+    marks = ["<{0} class='number'>" if is_number else "<{0}>" for is_number in numeric]
+    head = "".join(mark.format("th") + escape(str(name)) + "</th>" for mark, name in zip(marks, table, strict=True))
+    rows = [
+        "".join(mark.format("td") + escape(_cell(value)) + "</td>" for mark, value in zip(marks, row, strict=True))
+        for row in table.itertuples(index=False, name=None)
+    ]
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.0f}" if value.is_integer() else f"{value:.4g}"
+    return "–" if value is None else str(value)
+
+
+def _made(report: Report) -> str:
+    commands = [
+        f"<p>{escape(name)}</p><pre>{escape(command)}</pre>" for name, command in report.commands.items() if command
+    ]
+    made = "".join(f"<li>{escape(name)}: {escape(text)}</li>" for name, text in report.versions.items())
+    return f"{''.join(commands)}<p>Made with</p><ul>{made}</ul>"
