@@ -32,9 +32,12 @@ def quadratic_form(change: Tensor, hessian: Tensor) -> float:
     return float(total)
 
 
-def relative_error(weight: Tensor, pruned: Tensor, hessian: Tensor) -> float:
-    """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ); 0 where the layer put out nothing before and puts out nothing now."""
-    dense = quadratic_form(weight, hessian)
+def relative_error(weight: Tensor, pruned: Tensor, hessian: Tensor, dense: float | None = None) -> float:
+    """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ); 0 where the layer put out nothing before and puts out nothing now.
+
+    `dense`: tr(W H Wᵀ), where that is known already.
+    """
+    dense = quadratic_form(weight, hessian) if dense is None else dense
     change = quadratic_form(weight.float() - pruned.float(), hessian)
     if dense <= 0:
         return 0.0 if change <= 0 else float("inf")
