@@ -27,7 +27,7 @@ from rose.model.damage import UNITS
 from rose.model.distributed import choose_gpu, launched_place, process_group
 from rose.model.loading import DTYPES
 from rose.model.pipeline import TARGETS
-from rose.model.precision import COMPUTE
+from rose.model.precision import COMPUTE, DEFAULT
 from rose.model.zero_shot import TASKS
 from rose.structured.anatomy import PARTS
 from rose.structured.problem import RECOVERIES
@@ -240,7 +240,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code from the model's repository")
 
 
-def _compute_option(parser: argparse.ArgumentParser, default: str = "auto") -> None:
+def _compute_option(parser: argparse.ArgumentParser, default: str = DEFAULT) -> None:
     parser.add_argument(
         "--compute",
         choices=COMPUTE,

@@ -23,6 +23,7 @@ from app.jobs import Job, acquire
 from app.study import cache
 from app.study.setup import MEASURED, Setup
 from rose.layer.hessian import condition_number, spectrum
+from rose.layer.methods import Known
 from rose.layer.order import live_range, replan
 from rose.model.capture import BlockStatistics, statistics_of
 from rose.model.pipeline import is_left_dense, measure_layer
@@ -241,9 +242,9 @@ class Study:
     def _measure_layer(
         self, layer: PrunableLayer, statistics: rose.InputStatistics, held_out: rose.InputStatistics | None
     ) -> list[rose.LayerRecord]:
-        records = []
+        records, known = [], Known(layer.weight)
         for name, (method, threshold) in MEASURED.items():
-            options = self.layer_options() | {"method": method, "threshold": threshold}
+            options = self.layer_options() | {"method": method, "threshold": threshold, "known": known}
             records.append(replace(measure_layer(layer, statistics, held_out, **options), method=name))
         return records
 

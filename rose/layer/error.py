@@ -32,9 +32,13 @@ def quadratic_form(change: Tensor, hessian: Tensor) -> float:
     return float(total)
 
 
-def relative_error(weight: Tensor, pruned: Tensor, hessian: Tensor) -> float:
-    """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ); 0 where the layer put out nothing before and puts out nothing now."""
-    return ratio(quadratic_form(weight.float() - pruned.float(), hessian), quadratic_form(weight, hessian))
+def relative_error(weight: Tensor, pruned: Tensor, hessian: Tensor, dense: float | None = None) -> float:
+    """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ); 0 where the layer put out nothing before and puts out nothing now.
+
+    `dense`: tr(W H Wᵀ), where that is known already.
+    """
+    dense = quadratic_form(weight, hessian) if dense is None else dense
+    return ratio(quadratic_form(weight.float() - pruned.float(), hessian), dense)
 
 
 def ratio(change: float, dense: float) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer import error
 from rose.layer.hessian import sampling_damping
-from rose.layer.methods import LayerResult, Settings, make_settings, prune_with
+from rose.layer.methods import Known, LayerResult, Settings, make_settings, prune_with
 from rose.layer.methods.options import Value
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
@@ -29,7 +29,7 @@ from rose.model.checkpoint import describe_run, open_checkpoint
 from rose.model.dense import dense_streams
 from rose.model.distributed import divide, exchange, from_first, send_weights
 from rose.model.forward import bos_in_front, pick_device
-from rose.model.precision import compute_dtype
+from rose.model.precision import DEFAULT, compute_dtype
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
 from rose.model.residence import is_streamed
 from rose.model.sequential import visit_sequentially
@@ -58,7 +58,7 @@ def prune_model(
     true_sequential: bool = False,
     min_expert_tokens: int = 1,
     held_out: Tensor | None = None,
-    compute: str = "auto",
+    compute: str = DEFAULT,
     progress: ProgressCallback | None = None,
     checkpoint: str | Path | None = None,
 ) -> RunReport:
@@ -278,7 +278,7 @@ def analyze_model(
     damping: float = 0.01,
     threshold: float = 0.5,
     held_out: Tensor | None = None,
-    compute: str = "auto",
+    compute: str = DEFAULT,
     progress: ProgressCallback | None = None,
 ) -> Iterator[LayerRecord]:
     """Prunes every chosen layer by each method on the dense model's inputs; yields records as decoder blocks are done.
@@ -302,7 +302,8 @@ def _measure_all(block: BlockStatistics, settings: Sequence[Settings], number: i
     held_out = block.held_out.get(layer.name)
     if is_left_dense(layer, block.calibration):
         return [dense_record(layer, None, each) for each in settings]
-    return [_measure(layer, block.calibration, held_out, each) for each in settings]
+    known = Known(layer.weight)  # methods share what does not depend on them
+    return [_measure(layer, block.calibration, held_out, replace(each, known=known)) for each in settings]
 
 
 def measure_layer(
@@ -315,10 +316,14 @@ def measure_layer(
     block_size: int = 128,
     damping: float = 0.01,
     threshold: float = 0.5,
+    known: Known | None = None,
 ) -> LayerRecord:
-    """Prunes one layer, without changing it, and returns the outcome in numbers. Arguments as for `prune_model`."""
+    """Prunes one layer, without changing it, and returns the outcome in numbers. Arguments as for `prune_model`.
+
+    `known`: shared by the methods that are compared on this layer, with these statistics; see `Known`.
+    """
     settings = make_settings(method, sparsity=sparsity, block_size=block_size, damping=damping, threshold=threshold)
-    return _measure(layer, {layer.name: statistics}, held_out, settings)
+    return _measure(layer, {layer.name: statistics}, held_out, replace(settings, known=known))
 
 
 def _measure(
@@ -330,13 +335,18 @@ def _measure(
     began = time.perf_counter()
     result = prune_one(layer, statistics, replace(settings, held_out=held_out))
     known = statistics_of(layer, statistics)
-    errors = _errors(layer, result, known, held_out, {})
+    errors = _errors(layer, result, known, held_out, {}, settings.known)
     return record_of(layer, result, time.perf_counter() - began, tokens=known.tokens, **errors)
 
 
-def held_out_error(layer: PrunableLayer, result: LayerResult, held_out: InputStatistics | None) -> float | None:
+def held_out_error(
+    layer: PrunableLayer, result: LayerResult, held_out: InputStatistics | None, shared: Known | None = None
+) -> float | None:
     """Relative error on held-out inputs, against the weight that the layer has now; None without such inputs."""
-    return None if held_out is None else error.relative_error(layer.weight, result.weight, held_out.hessian)
+    if held_out is None:
+        return None
+    dense = shared.energy(layer.weight, held_out) if shared else None
+    return error.relative_error(layer.weight, result.weight, held_out.hessian, dense)
 
 
 def _errors(
@@ -345,6 +355,7 @@ def _errors(
     known: InputStatistics,
     held_out: InputStatistics | None,
     gaps: Mapping[str, Mapping[str, InputGap | OutputGap]],
+    shared: Known | None = None,
 ) -> dict[str, float | None]:
     """Relative errors against the layer's own dense output and against its dense target; None where not known."""
     weight = layer.weight
@@ -361,7 +372,7 @@ def _errors(
         elif stream == "calibration":
             own = result.relative_error
         else:
-            own = held_out_error(layer, result, statistics)
+            own = held_out_error(layer, result, statistics, shared)
         found |= {f"{prefix or 'relative_'}error": own, f"{prefix}target_error": target}
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import weakref
 from functools import partial
 from types import SimpleNamespace
@@ -611,6 +612,19 @@ def test_routed_experts_share_statistics_only_while_they_read_the_same(
     assert set(statistics) == {layer.name for layer in rose.prunable_layers(model)}
     assert len({statistics[f"model.layers.0.mlp.experts.{number}.0"].tokens for number in range(3)}) > 1
     assert statistics["model.layers.0.self_attn.q_proj"] is statistics["model.layers.0.self_attn.v_proj"]
+
+
+@pytest.mark.parametrize("sparsity", [0.5, "2:4"])
+def test_methods_that_share_a_plan_find_what_they_would_find_alone(sparsity: Any) -> None:
+    model, held_out = make_model("llama"), make_tokens(2, seed=3)
+    methods = ["sparsegpt", "rose", "wanda", "oats", "measured", "rose_dealt"]
+    options: dict[str, Any] = {"held_out": held_out, "sparsity": sparsity, "layers": ["*.0.*"], "block_size": 16}
+    together = list(rose.analyze_model(model, make_tokens(), methods=methods, **options))
+    alone = [record for one in methods for record in rose.analyze_model(model, make_tokens(), methods=[one], **options)]
+    plain = {(record.layer, record.method): dataclasses.replace(record, seconds=0.0) for record in alone}
+    assert len(together) == len(plain) == 6 * 7
+    for record in together:
+        assert dataclasses.replace(record, seconds=0.0) == plain[record.layer, record.method]
 
 
 def test_a_layer_called_twice_on_one_tensor_has_read_it_twice() -> None:

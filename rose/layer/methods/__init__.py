@@ -18,6 +18,7 @@ from typing import Literal
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.layer.error import quadratic_form
 from rose.layer.hessian import check_damping
 from rose.layer.methods.options import Option, Value, complete_options
 from rose.layer.order import Order, OrderPlan, check_order_name, check_threshold
@@ -30,6 +31,33 @@ BUDGETS = ("block", "layer")
 # long as SparseGPT to prune a model. `python -m rose compare` measures it; see docs/results.md.
 RECOMMENDED = "rose_admm"
 _FIRST = ("rose", "sparsegpt", "magnitude_and_wanda")  # the order of every list; others by name
+
+
+@dataclass
+class Known:
+    """What methods that are compared on one layer share; each fills in what it is the first to need.
+
+    Attributes:
+        weight: W, (out, in), as the model holds it; of anything else nothing is known.
+        plan: of this W and H, for one pattern and block size.
+        energies: tr(W H Wᵀ) by the `id` of the statistics.
+    """
+
+    weight: Tensor
+    plan: OrderPlan | None = None
+    energies: dict[int, float] = field(default_factory=dict)
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether this is the very W. Some methods also measure weights that they have made from it."""
+        return weight.data_ptr() == self.weight.data_ptr() and weight.shape == self.weight.shape
+
+    def energy(self, weight: Tensor, statistics: InputStatistics) -> float:
+        """tr(W H Wᵀ), for W computed once."""
+        if not self.is_of(weight):
+            return quadratic_form(weight, statistics.hessian)
+        if id(statistics) not in self.energies:
+            self.energies[id(statistics)] = quadratic_form(weight, statistics.hessian)
+        return self.energies[id(statistics)]
 
 
 @dataclass(frozen=True)
@@ -48,6 +76,7 @@ class Settings:
             alone.
         options: the method's own options, complete and checked; see `Method.options`.
         held_out: inputs that calibration has not seen, for methods that choose by measuring.
+        known: what earlier methods have found out about the very layer; one object a layer.
     """
 
     method: str
@@ -60,6 +89,7 @@ class Settings:
     trace: bool | Literal["errors"] = False
     options: Mapping[str, Value] = field(default_factory=dict)
     held_out: InputStatistics | None = None
+    known: Known | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

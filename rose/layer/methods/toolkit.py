@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from threading import Lock
 from weakref import WeakKeyDictionary
 
@@ -51,13 +52,24 @@ def _factorize(statistics: InputStatistics, damping: float, order: Order) -> tup
 
 
 def _plan(weight: Tensor, statistics: InputStatistics, settings: Settings) -> OrderPlan:
-    return plan_order(
+    known = settings.known if settings.known and settings.known.is_of(weight) else None
+    if known and known.plan and (known.plan.pattern, known.plan.block_size) == (settings.pattern, settings.block_size):
+        return replace(known.plan, threshold=settings.threshold)
+    plan = plan_order(
         weight,
         statistics,
         sparsity=settings.pattern,
         block_size=settings.block_size,
         threshold=settings.threshold,
     )
+    if known:
+        known.plan = plan
+    return plan
+
+
+def _relative_error(weight: Tensor, pruned: Tensor, statistics: InputStatistics, settings: Settings) -> float:
+    dense = settings.known.energy(weight, statistics) if settings.known else None
+    return error.relative_error(weight, pruned, statistics.hessian, dense)
 
 
 def prune_by_sweep(
@@ -119,7 +131,7 @@ def sweep_and_factor(
     result = LayerResult(
         weight=pruned,
         mask=swept.mask,
-        relative_error=error.relative_error(weight, pruned, statistics.hessian),
+        relative_error=_relative_error(weight, pruned, statistics, settings),
         column_error=swept.column_error,
         block_error=swept.block_error,
         plan=plan,
@@ -186,7 +198,7 @@ def measured_result(
     return LayerResult(
         weight=pruned,
         mask=mask,
-        relative_error=error.relative_error(weight, pruned, statistics.hessian),
+        relative_error=_relative_error(weight, pruned, statistics, settings),
         column_error=columns,
         block_error=block_sums(columns, natural.widths),
         plan=plan,
