@@ -212,6 +212,7 @@ class PruningRun:
                 damping=setup.damping,
                 threshold=request.threshold,
                 target=target,
+                target_damping=request.damping_of(target),
                 true_sequential=request.true_sequential,
                 held_out=held_out,
                 progress=self._follower(job, cost),

@@ -30,6 +30,8 @@ def command_lines(setup: Setup, request: PruneRequest) -> str:
             "--damping": setup.damping,
             "--threshold": request.threshold,
         }
+        if (damping := request.damping_of(target)) is not None:
+            options["--target-damping"] = damping
         same_length = request.evaluate != HELD_OUT and request.window_length == setup.length
         if same_length:
             options |= {"--evaluate": request.evaluate, "--windows": request.windows}
@@ -83,7 +85,12 @@ def python_code(setup: Setup, request: PruneRequest) -> str:
         f"layers={request.layer_patterns},\n"
         f"                block_size={setup.block_size}, damping={setup.damping}, threshold={request.threshold},\n"
         f"                true_sequential={request.true_sequential},\n"
-        "            )\n"
+        + (
+            ""
+            if request.target_damping is None
+            else f'                target_damping={request.target_damping} if target == "dense" else None,\n'
+        )
+        + "            )\n"
         "            print(method, sparsity, rose.perplexity(model, windows), report.summary"
         + (", continued(model))\n" if continues else ")\n")
         + ("" if request.keep == "nothing" else _saving(request))

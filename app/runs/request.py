@@ -30,6 +30,7 @@ class PruneRequest:
         layers: names separated by spaces, `*` allowed.
         threshold: of columnar layers.
         targets: what layers shall put out, "dense" or "layer"; see `rose.prune_model`.
+        target_damping: of the correction where the target is dense; None chooses it by the tokens.
         true_sequential: see `rose.prune_model`.
         evaluate: text for perplexity, as for `rose.load_tokens`, or `HELD_OUT`.
         windows, window_length: of that text.
@@ -54,6 +55,7 @@ class PruneRequest:
     keep: Keep = "nothing"
     folder: str = ""
     targets: tuple[str, ...] = ("dense",)
+    target_damping: float | None = None
     tasks: tuple[str, ...] = ()
     task_folder: str = ""
     questions: int = 100
@@ -72,6 +74,10 @@ class PruneRequest:
         """(method, sparsity, target) of every copy, in the order in which they are run."""
         return [(*pair, target) for pair in self.pairs for target in self.targets]
 
+    def damping_of(self, target: str) -> float | None:
+        """μ for this target: only dense targets have a correction to damp."""
+        return self.target_damping if target == "dense" else None
+
     def output(self, method: str, sparsity: str, target: str = "dense") -> Path:
         """Folder of one checkpoint."""
         return expand(self.folder) / run_name(method, sparsity, target)
@@ -83,7 +89,7 @@ class PruneRequest:
         if not self.targets:
             raise rose.RoseError("Choose at least one target: dense, or layer as in the papers.")
         for target in self.targets:
-            check_target(target)
+            check_target(target, self.damping_of(target))
         for method in self.methods:
             get_method(method)
         for sparsity in self.sparsities:

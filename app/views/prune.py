@@ -103,7 +103,7 @@ def _choose(setup: Setup) -> PruneRequest:
     text, windows, length = _evaluation(setup)
     prompt, new_tokens, keep, folder = _prompt_and_checkpoint()
     tasks, task_folder, questions = _tasks()
-    one, two = st.columns([1, 1], vertical_alignment="bottom")
+    one, two, three = st.columns([3, 2, 2], vertical_alignment="bottom")
     targets = one.pills(
         "Target",
         list(TARGETS),
@@ -116,7 +116,17 @@ def _choose(setup: Setup) -> PruneRequest:
         "before it. Layer's own output, as in the papers: what its dense weights give on the pruned inputs. Choose "
         "both to compare them.",
     )
-    true_sequential = two.toggle(
+    damping = two.number_input(
+        "Damping of the correction",
+        min_value=0.0,
+        value=None,
+        placeholder="by the number of tokens",
+        key="prune_target_damping",
+        bind="query-params",
+        help="μ, relative to the mean Hessian diagonal, where the target is the dense model. Few tokens need a "
+        "large one.",
+    )
+    true_sequential = three.toggle(
         "True-sequential",
         key="prune_true_sequential",
         bind="query-params",
@@ -137,6 +147,7 @@ def _choose(setup: Setup) -> PruneRequest:
         keep=keep,
         folder=folder,
         targets=tuple(name for name in TARGETS if name in targets),
+        target_damping=damping,
         tasks=tasks,
         task_folder=task_folder,
         questions=questions,

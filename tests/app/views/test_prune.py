@@ -338,6 +338,11 @@ def test_both_targets_are_pruned_shown_and_said_in_the_recipes(setup: Setup) -> 
     assert (dense.target, layer.target) == ("dense", "layer")
     assert dense.output != layer.output
     assert "for target in ['dense', 'layer']:" in app.code[1].value
+    app.number_input(key="prune_target_damping").set_value(2.5).run()
+    dense, layer = (_parser().parse_args(shlex.split(line)[3:]) for line in app.code[0].value.splitlines())
+    assert (dense.target_damping, layer.target_damping) == (2.5, None)
+    assert 'target_damping=2.5 if target == "dense" else None' in app.code[1].value
+    compile(app.code[1].value, "script", "exec")
     app, run = pruned(app)
     assert run.job.status == "done", run.job.message
     shown = app.table[0].value.to_dict("records")
@@ -347,6 +352,7 @@ def test_both_targets_are_pruned_shown_and_said_in_the_recipes(setup: Setup) -> 
     assert shown[1]["Against dense, held-out"] == f"{report.layers['held_out_target_error'].mean():.4f}"
     assert shown[2]["Against dense, held-out"] == "–"
     assert [report.summary["target"] for report in list(shared.reports())[-2:]] == ["dense", "layer"]
+    assert report.layers["target_damping"].eq(2.5).all()
 
     app = view(app, "Layers")
     app.segmented_control(key="prune_layers_against").set_value("dense model's output").run()
