@@ -1,4 +1,4 @@
-"""Around every page: the set-up at hand, the run in progress, and the layer that all pages show."""
+"""Beside every page: the current set-up, the run in progress, and the chosen layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sentences and formulas of the lessons. Every number in them is computed from the plan or result at hand."""
+"""The sentences and formulas of the lessons. Every number in them is computed from a plan or result."""
 
 from __future__ import annotations
 
@@ -236,10 +236,10 @@ def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Le
         ),
         "**Block budget**: every block gives up the same share. **Layer budget**: one threshold for the layer.\n\n"
         "Random order ignores the losses, but mixes strong and weak columns in every block: "
-        f"{share['random:0', 'block']:.3f} and {share['random:0', 'layer']:.3f}. "
-        f"Global order packs the strong ones together: {share['global', 'block']:.3f} with the block budget, "
-        f"{share['global', 'layer']:.3f} with the layer budget. Lowest: {_called(best[0])} order, {best[1]} budget, "
-        f"{share[best]:.3f}.",
+        f"{share['random:0', 'block']:.3f} under the block budget, {share['random:0', 'layer']:.3f} under the layer "
+        "budget. "
+        f"Global order packs the strong ones together: {share['global', 'block']:.3f} and "
+        f"{share['global', 'layer']:.3f}. Lowest: {_called(best[0])} order, {best[1]} budget, {share[best]:.3f}.",
     )
 
 

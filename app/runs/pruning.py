@@ -50,7 +50,7 @@ class EvaluatedModel:
         report: of the pruning, with perplexities in its summary.
         checkpoint: .zip file or folder, where one was kept.
         losses: mean loss a token of each window, by which models are compared.
-        target: what its layers were to put out.
+        target: what its layers were fitted to.
         zero_shot: accuracies by task, see `rose.model.zero_shot.zero_shot`; None where none was asked for.
     """
 

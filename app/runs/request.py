@@ -29,7 +29,7 @@ class PruneRequest:
         methods, sparsities: every pair of them is run, with each of the targets.
         layers: names separated by spaces, `*` allowed.
         threshold: of columnar layers.
-        targets: what layers shall put out, "dense" or "layer"; see `rose.prune_model`.
+        targets: what layers are fitted to, "dense" or "layer"; see `rose.prune_model`.
         target_damping: of the correction where the target is dense; None chooses it by the tokens.
         true_sequential: see `rose.prune_model`.
         evaluate: text for perplexity, as for `rose.load_tokens`, or `HELD_OUT`.

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "ROSE_CACHE"
 EXAMPLE = Path(__file__).with_name("example.safetensors")
-EXAMPLE_FORMAT = "1"  # of that file; another one is not read
+EXAMPLE_FORMAT = "1"  # of that file; other formats are not read
 LIMIT = 3 * 10**9  # bytes of everything that is kept; the least recently used calibrations go first
 
 

@@ -16,7 +16,7 @@ from rose.model.loading import parse_dtype
 from rose.model.structure import select_layers
 
 # What every layer is measured with: name in the table -> method and threshold. Two-level order is measured on all
-# layers, columnar or not, so that the threshold can move without pruning anything anew.
+# layers, columnar or not, so that the threshold can move without pruning anything again.
 MEASURED = {"sparsegpt": ("sparsegpt", 0.5), "two_level": ("rose", 0.0), "rose_global": ("rose_global", 0.5)}
 
 # Name of a choice -> its label, the least and the most that the start page offers and a link may ask for.

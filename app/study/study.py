@@ -32,7 +32,7 @@ from rose.report import records_table
 
 # What a study remembers; the results asked for longest ago go first. Plots of small layers take kilobytes, recorded
 # sweeps of large ones gigabytes: one page shows two of them, each up to `lab.LARGEST_TRACE`, and must not have to make
-# them anew whenever it is drawn. So the latest stay whatever their size, and older ones only within a modest sum.
+# them again whenever it is drawn. So the latest stay whatever their size, and older ones only within a modest sum.
 KEPT_RESULTS = 96
 KEPT_LATEST = 8
 KEPT_BYTES = 5 * 10**8

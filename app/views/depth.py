@@ -27,7 +27,7 @@ def draw() -> None:
     if comparison is not None:
         _follow(comparison)
     with st.expander(
-        "More runs: open a saved one, or compare anew", icon=":material/folder_open:", key="depth-sources"
+        "More runs: open a saved one, or run a comparison", icon=":material/folder_open:", key="depth-sources"
     ):
         left, right = st.columns([2, 1], vertical_alignment="bottom")
         with left:
