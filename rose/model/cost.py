@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from rose.layer.methods import get_method
+from rose.model.experts import ExpertLinear
 from rose.model.forward import pick_device
-from rose.model.structure import PrunableLayer, decoder_blocks, hidden_size, select_layers
+from rose.model.structure import PrunableLayer, decoder_blocks, hidden_size, select_layers, text_config
 
 # Real passes reach part of the rate of one large matrix product: attention, norms and small layers run slower.
 # Ratio measured with the packaged model; tests/benchmarks prints it anew.
@@ -76,9 +77,14 @@ def estimate_cost(
     visited = max(layer.block_index for layer in chosen) + 1
     tokens = samples * length
     weights = sum(p.numel() for index in range(visited) for p in blocks[index].parameters())
+    every = [layer for layer in select_layers(model, None) if layer.block_index < visited]
+    share = expert_share(model, every)
+    weights -= round((1 - share) * sum(layer.weight.numel() for layer in every if layer.is_expert))
     groups = statistics_groups(chosen)
     forward = passes * 2 * weights * tokens
-    hessian = sum(1.2 * columns**2 * tokens for columns in groups)
+    plain = statistics_groups([layer for layer in chosen if not layer.is_expert])
+    routed = statistics_groups([layer for layer in chosen if layer.is_expert])
+    hessian = 1.2 * tokens * (sum(c**2 for c in plain) + share * sum(c**2 for c in routed))
     sweep = sweeps * sum(layer.weight.numel() * layer.weight.shape[1] for layer in chosen)
     seconds = ((forward + hessian) / FORWARD_EFFICIENCY + sweep / SWEEP_EFFICIENCY) / matmul_rate()
     kept = sum(4 * columns**2 for columns in groups)
@@ -156,6 +162,13 @@ def statistics_groups(layers: Sequence[PrunableLayer]) -> list[int]:
     """
     seen = {(x.block_index, x.projection.rpartition(".")[0], x.weight.shape[1], _is_output(x)) for x in layers}
     return [columns for _, _, columns, _ in seen]
+
+
+def expert_share(model: nn.Module, layers: Sequence[PrunableLayer]) -> float:
+    """The share of its experts that a token visits; 1 without experts, or where the configuration does not say."""
+    number = max((len(layer.module.fused) for layer in layers if isinstance(layer.module, ExpertLinear)), default=1)
+    visited = getattr(text_config(model), "num_experts_per_tok", None) or number
+    return min(visited, number) / number
 
 
 def _is_output(layer: PrunableLayer) -> bool:

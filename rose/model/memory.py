@@ -14,9 +14,8 @@ from torch import nn
 
 from rose.model import forward
 from rose.model.checkpoint import blocks_of
-from rose.model.cost import statistics_groups
-from rose.model.experts import ExpertLinear
-from rose.model.structure import PrunableLayer, decoder_blocks, hidden_size, prunable_layers, select_layers, text_config
+from rose.model.cost import expert_share, statistics_groups
+from rose.model.structure import PrunableLayer, decoder_blocks, hidden_size, prunable_layers, select_layers
 
 # Matrices of the Hessian's size that are alive at once while its inverse is factorized: XᵀX in panels and whole,
 # damped, its Cholesky factor, that of the order visited where that is not the natural one, its inverse, and a copy for
@@ -116,6 +115,4 @@ def _read_by_a_token(model: nn.Module, layers: Sequence[PrunableLayer]) -> int:
     """Channels that the layers of one decoder block read for each token, which visits only some of the experts."""
     plain = sum(statistics_groups([layer for layer in layers if not layer.is_expert]))
     experts = sum(statistics_groups([layer for layer in layers if layer.is_expert]))
-    number = max((len(layer.module.fused) for layer in layers if isinstance(layer.module, ExpertLinear)), default=1)
-    visited = getattr(text_config(model), "num_experts_per_tok", None) or number
-    return plain + math.ceil(experts * min(visited, number) / number)
+    return plain + math.ceil(expert_share(model, layers) * experts)

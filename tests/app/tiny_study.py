@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Block
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import rose
 from app import session, shared
@@ -40,13 +40,16 @@ def tiny_model() -> LlamaForCausalLM:
     return model
 
 
-def measured_study(held_out: int = 2, sparsity: str = "0.7") -> Study:
+def measured_study(
+    held_out: int = 2, sparsity: str = "0.7", samples: int = 8, model: PreTrainedModel | None = None
+) -> Study:
     """The study, finished, and placed where the app looks for the one of its set-up."""
-    setup = Setup(model="tiny", samples=8, length=32, held_out=held_out, block_size=BLOCK, sparsity=sparsity)
-    model = tiny_model()
-    tokens = torch.randint(3, 128, (8 + held_out, 32), generator=torch.Generator().manual_seed(1))
+    setup = Setup(model="tiny", samples=samples, length=32, held_out=held_out, block_size=BLOCK, sparsity=sparsity)
+    model = model or tiny_model()
+    known = model.config.vocab_size
+    tokens = torch.randint(3, known, (samples + held_out, 32), generator=torch.Generator().manual_seed(1))
     calibration = Calibration()
-    calibration.tokens, calibration.held_out = tokens[:8], tokens[8:] if held_out else None
+    calibration.tokens, calibration.held_out = tokens[:samples], tokens[samples:] if held_out else None
     calibration.blocks = list(rose.visit_blocks(model, calibration.tokens, held_out=calibration.held_out))
     calibration.complete = True
     study = Study(setup, lambda: LoadedModel(model, None, threading.Lock()), calibration)  # type: ignore[arg-type]

@@ -31,6 +31,23 @@ def test_on_disk_only_a_batch_of_hidden_states_is_in_memory() -> None:
     assert few.activations == 4 * 3 * 24 * 32
 
 
+def test_only_the_layers_named_count() -> None:
+    memory = estimate_memory(make_model("llama"), samples=3, length=24, layers=["*o_proj"])
+    assert memory.hessians == 4 * 32**2
+    assert memory.work == 4 * (7 * 32**2 + 3 * 32 * 32)
+    assert memory.batch == 4 * 4 * (3 * 24) * 56  # the whole block runs
+
+
+@pytest.mark.parametrize("dense_targets", [False, True])
+def test_experts_have_hessians_of_their_own_and_few_tokens_each(dense_targets: bool) -> None:
+    model = make_model("sparse_experts")  # 24 experts of width 16, two for each token
+    memory = estimate_memory(model, samples=3, length=24, dense_targets=dense_targets)
+    alone = 4 * 32**2
+    assert memory.hessians == (alone if dense_targets else 4 * (2 * 32**2 + 24 * (32**2 + 16**2)))
+    waiting = 3 * 32 + 32 + (2 * 32 + 2 * (32 + 16)) + 32  # what waits; inputs of attention and of two experts; stream
+    assert memory.waiting == (4 * 3 * 24 * waiting if dense_targets else 0)
+
+
 def test_a_large_vocabulary_counts_at_the_start() -> None:
     model = make_model("llama")
     model.resize_token_embeddings(100_000)

@@ -18,6 +18,7 @@ from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
 from rose.model.capture import BlockStatistics
 from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts
+from tests.model.families import make_model
 
 pytestmark = pytest.mark.usefixtures("placed")
 
@@ -58,6 +59,26 @@ def test_each_figure_says_something_else_than_the_page(study: Study) -> None:
     highest, better = str(ranges.idxmax()), int((study.overview(0.5)["held_out_gain"] > 0).sum())
     assert on_map.startswith(f"Relative range is highest in {words.short_layer(highest)}, ")
     assert on_scatter.startswith(f"Two-level order lowers the held-out error of {words.word(better)} of 21 layers; ")
+
+
+def test_experts_share_rows_or_have_an_axis_of_their_own() -> None:
+    study = measured_study(samples=1, model=make_model("sparse_experts"))
+    assert study.left_dense  # no token came there
+    measured = study.overview(0.5)
+    assert len(measured) == 2 * (4 + 3 * 24) - len(study.left_dense)
+    layer = str(measured["layer"].iloc[0])
+    app = open_page(PAGE, study, layer=layer)
+    rows = json.loads(figures(app)[0])["data"][0]["y"]
+    assert [row for row in rows if "experts" in row] == [
+        f"mlp.experts.*.{part}_proj" for part in ("gate", "up", "down")
+    ]
+    app.segmented_control(key="experts").set_value("mlp.experts.*.down_proj").run()
+    assert not app.exception
+    rows = json.loads(figures(app)[0])["data"][0]["y"]
+    assert rows == [f"expert {number}" for number in range(24)]
+    assert f"No calibration token was routed to {len(study.left_dense)} layers" in texts(
+        open_page("views/start.py", study, layer=layer)
+    )
 
 
 def test_filters_choose_what_the_scatter_and_the_table_show(study: Study) -> None:
