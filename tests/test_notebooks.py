@@ -54,10 +54,10 @@ STATEMENTS = {
         r"perplexity with target dense is 0\.\d+ times that with target layer",
     ),
     "damage": (
-        r"of 12 decoder blocks, number \d+ costs most and \d+ costs least",
+        r"of 4 decoder blocks, number \d+ costs most, \d+\.\d times the median",
         r"all at once cost \d\.\d\d times the sum of each alone",
         r"rank correlation with damage: -?0\.\d\d of error, -?0\.\d\d of drift",
-        r"restoring all 7 layers of block 18 gives \d\.\d{3} nats back",
+        r"restoring all 7 layers of block 29 gives \d\.\d{3} nats back",
     ),
     "your_own_method": (
         r"calibration: snake order beats two-level order in \d of 8 layers, dealt order in \d",
