@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rose.model.experts import is_experts
 from rose.model.structure import PrunableLayer
 
 add, mul, aten = torch.ops.aten.add, torch.ops.aten.mul, torch.ops.aten
@@ -70,7 +71,12 @@ def find_writers(
     """
     trace = _Trace(hidden)
     names = {layer.projection for layer in layers}
-    inside = {name: module for name, module in block.named_modules() if name}
+    # What routed experts put out is a term of the stream that no one layer writes, and no stream of its own.
+    inside = {
+        name: module
+        for name, module in block.named_modules()
+        if name and not any(is_experts(part) for part in module.modules())
+    }
     hooks = [module.register_forward_hook(trace.after(name, name in names)) for name, module in inside.items()]
     try:
         with torch.no_grad(), trace:

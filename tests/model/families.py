@@ -93,6 +93,9 @@ EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {
     "olmoe": lambda: transformers.OlmoeConfig(**_GATED, num_experts=4, num_experts_per_tok=2),
     "deepseek_v2": lambda: transformers.DeepseekV2Config(**_DEEPSEEK),
     "deepseek_v3": lambda: transformers.DeepseekV3Config(**_DEEPSEEK),
+    "ernie4_5_moe": lambda: transformers.Ernie4_5_MoeConfig(  # shared experts run before the others
+        **_GATED, moe_num_experts=4, moe_k=2, moe_num_shared_experts=1, moe_intermediate_size=16
+    ),
     "gpt_oss": lambda: transformers.GptOssConfig(
         **_GATED, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW
     ),
