@@ -49,7 +49,7 @@ def shoot(page: Page, address: str, name: str, path: Path) -> None:
     if name == "diffusion":
         page.get_by_role("button", name="Prune and draw").click()
         expect(page.locator(".gtitle", has_text="away from")).to_be_visible(timeout=ALL_LAYERS)
-    if name == "structures":  # costs are computed first
+    if name in ("order_lab", "structures"):  # sweeps and costs are computed first
         expect(page.locator(".gtitle").first).to_be_visible(timeout=ALL_LAYERS)
     page.wait_for_timeout(RENDERING)
     page.screenshot(path=path)
