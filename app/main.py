@@ -80,7 +80,8 @@ def draw() -> None:
             st.Page("views/runs.py", title="Runs", icon=":material/compare:"),
             st.Page("views/text.py", title="Text", icon=":material/chrome_reader_mode:"),
             st.Page("views/diffusion.py", title="Diffusion", icon=":material/image:"),
-        ]
+        ],
+        expanded=True,
     )
     sidebar.draw()
     session.publish()  # a page that has nothing to show yet stops the script: after `st.stop` nothing gets into the URL
