@@ -56,7 +56,7 @@ STATEMENTS = {
     "damage": (
         r"of 4 decoder blocks, number \d+ costs most, \d+\.\d times the median",
         r"all at once cost \d\.\d\d times the sum of each alone",
-        r"rank correlation with damage: -?0\.\d\d of error, -?0\.\d\d of drift",
+        r"drift ranks these 14 layers better than error does, at 0\.\d\d",
         r"restoring all 7 layers of block 29 gives \d\.\d{3} nats back",
     ),
     "your_own_method": (
