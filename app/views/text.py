@@ -64,7 +64,7 @@ def _ask() -> tuple[str, list[Checkpoint]]:
         bind=URL,
         height=130,
         max_chars=8 * LIMIT,
-        help=f"At most {LIMIT} tokens. It stays on this machine.",
+        help=f"At most {LIMIT} tokens. It stays on this machine, and in the link of this page.",
     )
     kept = reading.kept_checkpoints(list(shared.prunings().values()), session.setup().model)
     left, right = st.columns(2, vertical_alignment="bottom")
