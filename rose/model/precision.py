@@ -61,14 +61,14 @@ def compute_dtype(compute: str, model: nn.Module, device: torch.device) -> torch
         device: "auto" leaves float32 to GPUs, which have a switch of their own for it.
 
     Raises:
-        RoseError: another word, or float32 for weights of less precision.
+        RoseError: another word, or bfloat16 for float16 weights.
     """
     check_compute(compute)
     _, blocks = decoder_blocks(model)
     stored = next(blocks.parameters()).dtype
     if stored != torch.float32:
-        if compute not in ("auto", str(stored).removeprefix("torch.")):
-            raise RoseError(f"The weights are {stored}, so {compute} has nothing to add; load the model in float32.")
+        if compute == "bfloat16" and stored != torch.bfloat16:
+            raise RoseError(f"The weights are {stored}; load the model in bfloat16 to compute in it.")
         return stored
     if compute == "auto":
         compute = os.environ.get(VARIABLE) or _faster(device)
