@@ -77,6 +77,19 @@ def compute_dtype(compute: str, model: nn.Module, device: torch.device) -> torch
     return torch.bfloat16 if compute == "bfloat16" else torch.float32
 
 
+def rounding(compute: str, model: nn.Module, device: torch.device) -> torch.dtype | None:
+    """The format to which products of float32 weights are rounded; None where weights compute as they are.
+
+    Raises:
+        RoseError: as `compute_dtype`.
+    """
+    if compute == "float32":
+        return None
+    dtype = compute_dtype(compute, model, device)
+    _, blocks = decoder_blocks(model)
+    return None if dtype == next(blocks.parameters()).dtype else dtype
+
+
 def _faster(device: torch.device) -> str:
     return "bfloat16" if device.type == "cpu" and bfloat16_gain() > ENOUGH else "float32"
 
