@@ -23,7 +23,7 @@ from rose.model.dense import HELD_OUT, BlockDrift, DenseStreams, Watch
 from rose.model.distributed import my_samples, sum_statistics
 from rose.model.experts import experts_apart
 from rose.model.forward import Arguments, check_tokens, pick_device, record_inputs, run_block, split_batches
-from rose.model.precision import compute_dtype
+from rose.model.precision import rounding
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.residence import residence_of
 from rose.model.residual import find_writers
@@ -378,7 +378,7 @@ def visit_blocks(
     Arguments as for `prune_model`.
     """
     streams, selected = check_streams(model, tokens, held_out), select_layers(model, layers)
-    dtype = compute_dtype(compute, model, pick_device()) if compute != "float32" else None
+    dtype = rounding(compute, model, pick_device())
     yield from start_walk(model, streams, selected, progress, compute=dtype).visit_dense()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.model.forward import check_tokens, pick_device
-from rose.model.precision import compute_dtype, computing
+from rose.model.precision import computing, rounding
 
 LOGIT_ELEMENTS = 2**27  # 512 MB of float32 logits at a time
 
@@ -68,7 +68,7 @@ def window_losses(
     if tokens.shape[1] < 2:
         raise RoseError("Perplexity needs windows of at least 2 tokens; give longer ones.")
     home, device = next(model.parameters()).device, pick_device()
-    dtype = compute_dtype(compute, model, device) if compute != "float32" else None
+    dtype = rounding(compute, model, device)
     was_training = model.training
     model.to(device).eval()
     vocabulary: int = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]

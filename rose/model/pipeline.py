@@ -29,7 +29,7 @@ from rose.model.checkpoint import describe_run, open_checkpoint
 from rose.model.dense import dense_streams
 from rose.model.distributed import divide, exchange, from_first, send_weights
 from rose.model.forward import bos_in_front, pick_device
-from rose.model.precision import DEFAULT, compute_dtype
+from rose.model.precision import DEFAULT, compute_dtype, rounding
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
 from rose.model.residence import is_streamed
 from rose.model.sequential import visit_sequentially
@@ -124,7 +124,7 @@ def prune_model(
         settings.pattern.check(layer.weight.shape[1], block_size)
     check_target(target, target_damping)
     check_expert_tokens(min_expert_tokens)
-    dtype = compute_dtype(compute, model, pick_device())
+    dtype, rounded = compute_dtype(compute, model, pick_device()), rounding(compute, model, pick_device())
     streams = check_streams(model, tokens, held_out)
     sequential = true_sequential or target == "dense"
     start = time.perf_counter()
@@ -139,7 +139,6 @@ def prune_model(
     if any(layer.is_expert for layer in selected):
         chosen["min_expert_tokens"] = min_expert_tokens
     computed = {"compute": str(dtype).removeprefix("torch.")}
-    rounded = dtype != next(model.parameters()).dtype  # by more than the weights are
     more = computed if rounded else {}  # checkpoints of earlier versions do not know it
     run = partial(describe_run, model, tokens, held_out, selected, settings, **chosen, **more)
 
@@ -148,7 +147,7 @@ def prune_model(
         own = {"calibration": streams["calibration"]}
 
         def visit() -> Iterator[BlockStatistics]:
-            return start_walk(model, own, selected, dense, compute=dtype).visit_dense()
+            return start_walk(model, own, selected, dense, compute=rounded).visit_dense()
 
         tick = share_callback(progress, len(selected), start, share)
         found = allocate(model, tokens, selected, settings.pattern, allocation, visit, tick)
@@ -159,7 +158,7 @@ def prune_model(
         dense = dense_streams(streams, target == "dense", kept.dense_activations)
         records = kept.restore(selected, dense.batches(streams) if dense else {})
         walking = part_callback(progress, start, share, 1) if share else progress
-        walk = start_walk(model, streams, selected, walking, kept, dense, dtype)
+        walk = start_walk(model, streams, selected, walking, kept, dense, rounded)
         done: list[LayerRecord] = []
         for block in visit_sequentially(walk) if sequential else walk.visit(propagate_again=True):
             done += _prune_block(block, settings, patterns, target_damping, min_expert_tokens, walk.meter)

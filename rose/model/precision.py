@@ -61,20 +61,33 @@ def compute_dtype(compute: str, model: nn.Module, device: torch.device) -> torch
         device: "auto" leaves float32 to GPUs, which have a switch of their own for it.
 
     Raises:
-        RoseError: another word, or float32 for weights of less precision.
+        RoseError: another word, or bfloat16 for float16 weights.
     """
     check_compute(compute)
     _, blocks = decoder_blocks(model)
     stored = next(blocks.parameters()).dtype
     if stored != torch.float32:
-        if compute not in ("auto", str(stored).removeprefix("torch.")):
-            raise RoseError(f"The weights are {stored}, so {compute} has nothing to add; load the model in float32.")
+        if compute == "bfloat16" and stored != torch.bfloat16:
+            raise RoseError(f"The weights are {stored}; load the model in bfloat16 to compute in it.")
         return stored
     if compute == "auto":
         compute = os.environ.get(VARIABLE) or _faster(device)
         if compute not in COMPUTE[1:]:
             raise RoseError(f"{VARIABLE} must be one of {', '.join(COMPUTE[1:])}, not {compute!r}.")
     return torch.bfloat16 if compute == "bfloat16" else torch.float32
+
+
+def rounding(compute: str, model: nn.Module, device: torch.device) -> torch.dtype | None:
+    """The format to which products of float32 weights are rounded; None where weights compute as they are.
+
+    Raises:
+        RoseError: as `compute_dtype`.
+    """
+    if compute == "float32":
+        return None
+    dtype = compute_dtype(compute, model, device)
+    _, blocks = decoder_blocks(model)
+    return None if dtype == next(blocks.parameters()).dtype else dtype
 
 
 def _faster(device: torch.device) -> str:

@@ -43,7 +43,7 @@ def prune(family: str, dtype: torch.dtype = torch.float32, **options: Any) -> di
         "same": all_agree(digest(model.state_dict())),
         "layers": report.layers["layer"].tolist(),
         "errors": report.layers["relative_error"].tolist(),
-        "held_out": report.layers["held_out_error"].tolist(),
+        "held_out": report.layers["held_out_error"].fillna(-1.0).tolist(),  # none came to some experts
         "sparsity": report.layers["sparsity"].tolist(),
         "masks": {layer.name: layer.weight.eq(0).flatten().int().tolist() for layer in rose.prunable_layers(model)},
     }

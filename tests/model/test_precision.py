@@ -43,8 +43,13 @@ def test_the_gain_is_measured_once() -> None:
 def test_bad_words_are_refused_before_any_work() -> None:
     with pytest.raises(rose.RoseError, match="computed in one of auto, float32, bfloat16, not in 'int8'"):
         rose.prune_model(make_model("llama"), make_tokens(), compute="int8")
-    with pytest.raises(rose.RoseError, match=r"The weights are torch.bfloat16, so float32 has nothing to add"):
-        rose.prune_model(make_model("llama").bfloat16(), make_tokens(), compute="float32")
+    with pytest.raises(rose.RoseError, match=r"The weights are torch.float16; load the model in bfloat16"):
+        rose.prune_model(make_model("llama").half(), make_tokens(), compute="bfloat16")
+
+
+def test_weights_of_less_precision_compute_as_they_are() -> None:
+    report = rose.prune_model(make_model("llama").bfloat16(), make_tokens(), compute="float32", **OPTIONS)
+    assert report.summary["compute"] == "bfloat16"
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "mixtral"])
