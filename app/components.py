@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -83,9 +85,11 @@ def show(
     layout = (
         drawing.figure.layout
     )  # a figure's own title cannot break its lines: this one takes its place on narrow screens
+    said = (html.escape(re.sub("<.*?>", "", layout.meta[part])) for part in ("finding", "what"))
     st.html(
-        f'<div class="narrow-title" style="margin-bottom: -{layout.margin.t}px"><b>{layout.meta["finding"]}</b><br>'
-        f"{layout.meta['what']}</div>"
+        '<div class="narrow-title" data-finding="{}" data-what="{}" style="margin-bottom: -{}px"></div>'.format(
+            *said, layout.margin.t
+        )
     )
     st.plotly_chart(
         drawing.figure,

@@ -34,6 +34,8 @@ button.picture {
   background: transparent; border: 1px solid currentColor; border-radius: 8px; cursor: pointer;
 }
 div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }  /* rather than hide what does not fit in a row */
+.narrow-title::before { content: attr(data-finding); display: block; font-weight: 700; }
+.narrow-title::after { content: attr(data-what); }
 [data-testid="stElementContainer"]:has(.narrow-title) { display: none; }
 @media (min-width: 1000px) { .katex-display { overflow: visible !important; } }  /* not scrolled by a pixel or two */
 @media (max-width: 1000px) {
