@@ -53,7 +53,7 @@ class LayerRecord:
     tokens: int | None = None
 
 
-OPTIONAL = ("held_out_error", "target_error", "held_out_target_error", "target_damping")  # of a record
+OPTIONAL = ("tokens", "held_out_error", "target_error", "held_out_target_error", "target_damping")  # of a record
 
 
 @dataclass(frozen=True)
