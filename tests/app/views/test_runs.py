@@ -82,7 +82,7 @@ def test_a_link_to_runs_that_are_gone_shows_others(server: deque[rose.RunReport]
 
 def test_a_study_holds_runs(placed: None, study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "reports", lambda: deque())
-    shared.studies().clear()  # or those of other tests are offered too
+    monkeypatch.setattr(shared, "studies", lambda: {study.setup: study})  # no others, of other tests
     app = open_page(PAGE, study)
     assert app.selectbox(key="runs_a").options == [
         f"{name} at 0.7 (study)" for name in ("SparseGPT", "ROSE", "ROSE global")
