@@ -283,15 +283,15 @@ def sizes_lesson(table: pd.DataFrame) -> Lesson:
     return Lesson(
         "One formula prices a weight, a column and a head.",
         (
-            r"P = H^{-1}\qquad \text{cost of } R = \operatorname{tr}\left(W_R\,(P_{RR})^{-1}\,W_R^{\top}\right)",
-            r"\text{one weight: } \frac{w^2}{P_{jj}}",
+            r"\text{cost of } R = \operatorname{tr}\left(W_R\,P_{RR}^{-1}\,W_R^{\top}\right)",
+            r"P = H^{-1}\qquad \text{one weight: } w^2 / P_{jj}",
         ),
         f"The same share of a generated layer is removed three times: {whole(row['weights']['removed'])} single "
         f"weights, {row['columns']['removed']} of {row['columns']['units']} columns, or {row['heads']['removed']} of "
         f"{row['heads']['units']} heads of {row['columns']['units'] // row['heads']['units']} columns. What stays is "
         f"solved by least squares, which takes {percent(saved['weights'], 0)}, {percent(saved['columns'], 0)} and "
-        f"{percent(saved['heads'], 0)} of the error away. Small pieces can be chosen, large ones only taken as they "
-        "are; but a model without columns and heads is smaller and faster in every program, and zeros alone make it "
+        f"{percent(saved['heads'], 0)} of the error away. Weights are picked one by one, columns and heads go whole "
+        "and cost more; but a model without them is smaller and faster in every program, and zeros alone make it "
         "neither.",
     )
 
