@@ -10,5 +10,7 @@ The mathematics, in the order in which to read it:
 6. `sweep`: masks and compensation, block by block.
 7. `error`: three ways to measure what pruning did.
 8. `methods`: the registry, what methods are made of (`methods.toolkit`), and a file for each method or family.
-9. `checks`: whether the numbers of a layer can be trusted.
+9. `target`: the weight to prune where a layer aims at the dense model's output.
+10. `solvers`: what some methods would return if they stopped earlier.
+11. `checks`: whether the numbers of a layer can be trusted.
 """
