@@ -61,16 +61,7 @@ def is_known(study: Study, layer: str, solver: str, order: str) -> bool:
 
 def _watch(study: Study, layer: str, solver: str, order: str) -> Watched:
     weight, statistics, held_out = study.weight(layer), study.statistics(layer), study.held_out_statistics(layer)
-    options = study.layer_options()
-    states = watch_solver(
-        solver,
-        weight,
-        statistics,
-        sparsity=options["sparsity"],
-        order=order,
-        block_size=options["block_size"],
-        damping=options["damping"],
-    )
+    states = watch_solver(solver, weight, statistics, order=order, **study.layer_options())
     rows, masks, last = [], [], None
     for state in states:
         mask = state.mask.cpu().numpy()

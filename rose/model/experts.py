@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rose.model.replacing import replaced_forwards
+
 KNOWN = "rose_experts"  # attribute of a module with fused experts: its `ExpertLinear`s
 LAYOUT = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm")
 
@@ -123,17 +125,8 @@ def routers(block: nn.Module) -> set[nn.Module]:
 def experts_apart(block: nn.Module) -> Iterator[None]:
     """While this lasts, fused experts inside `block` run one by one, through their `ExpertLinear`s."""
     changed = [module for module in block.modules() if is_experts(module)]
-    own = [vars(module).get("forward") for module in changed]
-    for module in changed:
-        module.forward = partial(_run, module)
-    try:
+    with replaced_forwards(changed, [partial(_run, module) for module in changed]):
         yield
-    finally:
-        for module, before in zip(changed, own, strict=True):
-            if before is None:
-                del module.forward  # the class's own shows again
-            else:
-                module.forward = before
 
 
 def _run(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from rose.errors import RoseError
 from rose.model.precision import computing
+from rose.model.replacing import replaced_forwards
 from rose.model.residence import residence_of
 from rose.model.structure import decoder_blocks, text_config
 
@@ -145,7 +146,7 @@ def _record(
     tick: Callable[[], None] = lambda: None,
 ) -> list[list[Arguments]]:
     recorder = _Recorder(len(blocks), keep)
-    with _replaced(blocks, [recorder.stand_in(index, output) for index, output in enumerate(outputs)]):
+    with replaced_forwards(blocks, [recorder.stand_in(index, output) for index, output in enumerate(outputs)]):
         for batch in batches:
             body(input_ids=batch.to(next(body.parameters()).device), use_cache=False)
             tick()
@@ -220,25 +221,6 @@ class _Recorder:
         return tensor
 
 
-@contextlib.contextmanager
-def _replaced(blocks: nn.ModuleList, forwards: list[Callable[..., Any]]) -> Iterator[None]:
-    """Replaces the blocks' forward functions for a while.
-
-    A block may have a forward function of its own besides its class's: accelerate puts its hooks there.
-    """
-    own = [vars(block).get("forward") for block in blocks]
-    for block, forward in zip(blocks, forwards, strict=True):
-        block.forward = forward
-    try:
-        yield
-    finally:
-        for block, before in zip(blocks, own, strict=True):
-            if before is None:
-                del block.forward  # the class's own shows again
-            else:
-                block.forward = before
-
-
 class Boundaries:
     """What decoder blocks put out in a forward pass over some batches, so that later passes can begin behind any.
 
@@ -305,7 +287,7 @@ class Boundaries:
 
         hook = self.blocks[index].register_forward_hook(seen)
         try:
-            with _replaced(self.blocks[:index], [stand_in(number) for number in range(index)]):
+            with replaced_forwards(self.blocks[:index], [stand_in(number) for number in range(index)]):
                 yield
         finally:
             hook.remove()
