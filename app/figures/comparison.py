@@ -94,6 +94,81 @@ def over_seeds_bars(
     return Drawing(figure, caption, alt, means)
 
 
+def time_and_perplexity(
+    table: pd.DataFrame, *, dense: float | None = None, time: str = "time of pruning, s", theme: Theme = "light"
+) -> Drawing:
+    """What each run costs and what it is worth, with the Pareto front: the runs that no other is as good as on both.
+
+    Args:
+        table: `method`, `seconds` and `perplexity` of each run; a `run` names a mark better than its method, and
+            `lowest` and `highest` perplexity give it a range. With target "layer" in `target` a mark is open.
+        dense: perplexity before pruning.
+        time: title of the axis, where `seconds` are in another unit.
+
+    Raises:
+        RoseError: no run with both numbers.
+    """
+    known = np.isfinite(table[["seconds", "perplexity"]].to_numpy(np.float64)).all(axis=1)
+    rows = table[known].sort_values(["seconds", "perplexity"], kind="stable").reset_index(drop=True)
+    if rows.empty:
+        raise RoseError("No run has both a time and a perplexity; prune a model and evaluate it.")
+    rows["on_front"] = rows["perplexity"] < rows["perplexity"].cummin().shift(fill_value=np.inf)
+    front = rows[rows["on_front"]]
+    names = rows["run" if "run" in rows.columns else "method"].astype(str)
+    looks = [
+        palette.method_style(method)._replace(label=name if name != method else palette.method_style(method).label)
+        for name, method in zip(names, rows["method"], strict=True)
+    ]
+    figure = go.Figure()
+    right = 1.12 * float(rows["seconds"].max())
+    figure.add_scatter(
+        x=[*front["seconds"], right],
+        y=[*front["perplexity"], front["perplexity"].iloc[-1]],
+        mode="lines",
+        line={"shape": "hv", "dash": "dot", "width": 2, "color": palette.INKS[theme].muted},
+        name="Pareto front",
+        hoverinfo="skip",
+    )
+    for look, (_, row) in zip(looks, rows.iterrows(), strict=True):
+        figure.add_scatter(
+            x=[row["seconds"]],
+            y=[row["perplexity"]],
+            error_y=_reach(row),
+            mode="markers",
+            name=look.label,
+            marker={"color": look.colour, "symbol": _mark(look, row), "size": 13, "line": {"width": 2}},
+            hovertemplate=f"{look.label}<br>perplexity %{{y:.4g}}<br>{time} %{{x:.4g}}<extra></extra>",
+        )
+    if dense is not None:
+        style.level(figure, dense, (0, right), "dense", theme)
+    best = ", ".join(look.label for look, is_on in zip(looks, rows["on_front"], strict=True) if is_on)
+    finding = f"Pareto front: {best}" if len(rows) > 1 else f"{best}: perplexity {words.number(front['perplexity'][0])}"
+    levels = [*rows["perplexity"], *([] if dense is None else [dense])]
+    log = max(levels) / min(levels) > style.LOG_ABOVE
+    what = "Perplexity against time, lower is better in both; dotted: for its time, no run is lower"
+    style.base(figure, theme, finding, what + ("; log scale" if log else ""), x=time, y="perplexity", legend=True)
+    figure.update_xaxes(range=[0, right])
+    figure.update_yaxes(**({"type": "log"} if log else {}))
+    caption = "Fastest first: " + ", ".join(
+        f"{look.label} {words.number(row['perplexity'])} at {words.number(row['seconds'])}"
+        for look, (_, row) in zip(looks, rows.iterrows(), strict=True)
+    )
+    alt = f"Scatter chart of perplexity against {time}. {finding}. {caption}."
+    return Drawing(figure, f"{caption}.", alt, rows)
+
+
+def _mark(look: palette.Style, row: pd.Series) -> str:
+    return look.symbol.removesuffix("-open") + "-open" if row.get("target") == "layer" else look.symbol
+
+
+def _reach(row: pd.Series) -> dict[str, object] | None:
+    """Whiskers from the lowest to the highest value, where these are known."""
+    if "lowest" not in row:
+        return None
+    up, down = row["highest"] - row["perplexity"], row["perplexity"] - row["lowest"]
+    return {"type": "data", "symmetric": False, "array": [up], "arrayminus": [down], "thickness": 1.5, "width": 6}
+
+
 def method_errors(records: pd.DataFrame, *, column: str = "relative_error", theme: Theme = "light") -> Drawing:
     """Relative error of several methods on one or several layers, as bars.
 

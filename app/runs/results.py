@@ -57,6 +57,17 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     return result.reset_index()
 
 
+def time_and_perplexity(table: pd.DataFrame, sparsity: str) -> pd.DataFrame:
+    """One row per method at one sparsity: mean, `lowest` and `highest` perplexity, and the median of `seconds`.
+
+    The median, as a pause of the machine makes single times too long.
+    """
+    groups = table[table["sparsity"] == sparsity].groupby("method", sort=False)
+    perplexity = groups["perplexity"]
+    means = groups.agg(perplexity=("perplexity", "mean"), seconds=("seconds", "median"))
+    return means.assign(lowest=perplexity.min(), highest=perplexity.max()).reset_index()
+
+
 CONFIDENCE = 0.95
 
 

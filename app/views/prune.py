@@ -15,7 +15,7 @@ from app.figures import prune as figures
 from app.runs import finished, recipes
 from app.runs.pruning import EvaluatedModel, PruningRun, accuracy_table, layer_table, model_table
 from app.runs.request import HELD_OUT, Keep, PruneRequest, estimate, run_name
-from app.runs.results import over_seeds, read_results
+from app.runs.results import over_seeds, read_results, time_and_perplexity
 from app.study.setup import Setup, weights_size
 from rose.layer.methods import RECOMMENDED
 from rose.model import zero_shot
@@ -389,8 +389,20 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
             "perplexity",
             wide=True,
         )
+        _time_and_perplexity(run, bars.assign(target=[model.target for model in pruned]))
         reports = [model.report for model in pruned if model.report is not None]
         components.report_button(lambda: [finished.run_of(report) for report in reports], "pruned", "prune-report")
+
+
+def _time_and_perplexity(run: PruningRun, table: pd.DataFrame) -> None:
+    """What a method's lower perplexity costs, among copies of one sparsity."""
+    several = {asked: asked for asked, rows in table.groupby("sparsity", sort=False) if len(rows) > 1}
+    if not several or run.dense is None:
+        return
+    asked = components.choose("Sparsity", several, "prune_time_at") if len(several) > 1 else next(iter(several))
+    rows = table[table["sparsity"] == asked]
+    drawing = comparison.time_and_perplexity(rows, dense=run.dense.perplexity, theme=session.theme())
+    components.show(drawing, "time-and-perplexity", wide=True)
 
 
 def _error(value: float | None) -> str:
@@ -537,6 +549,11 @@ def _seeds() -> None:
     try:
         components.show(
             comparison.over_seeds_bars(table, sparsity, column=column, theme=session.theme()), "over-seeds", wide=True
+        )
+        components.show(
+            comparison.time_and_perplexity(time_and_perplexity(table, sparsity), theme=session.theme()),
+            "time-and-perplexity-over-seeds",
+            wide=True,
         )
     except rose.RoseError as problem:
         st.info(str(problem))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,9 @@ import torch
 
 import rose
 from rose.model.precision import bfloat16_gain, computing
+from tests.benchmarks.timing import processor_seconds
 
 FORMATS = (torch.float32, torch.bfloat16)
-
-
-def processor_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that all threads together were at work, which other programs disturb little; and what came out."""
-    start = time.process_time()
-    result = work()
-    return time.process_time() - start, result
 
 
 def main() -> None:
@@ -36,7 +28,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--windows", type=int, default=24)
-    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--method", default="sparsegpt")
     parser.add_argument("--output", type=Path, default=Path("compute.csv"))
     options = parser.parse_args()
@@ -49,7 +41,8 @@ def main() -> None:
         with options.output.open("a") as file:
             csv.writer(file).writerow(row)
 
-    note("what", "draw", "compute", "seconds", "perplexity", "mean_relative_error")
+    if not options.output.exists():
+        note("what", "draw", "compute", "seconds", "perplexity", "mean_relative_error")
     note("one matrix product, bfloat16 against float32", "", "", round(1 / bfloat16_gain(), 3))
     body = model.base_model
     for pair in range(3):
@@ -58,7 +51,7 @@ def main() -> None:
                 seconds, _ = processor_seconds(lambda: body(input_ids=windows[:2], use_cache=False))
             note("forward", pair, str(dtype), round(seconds, 2))
     note("dense", "", "float32", "", rose.perplexity(model, windows))
-    for draw in range(options.draws):
+    for draw in options.draws:
         tokens = rose.load_tokens(
             options.calibration, tokenizer, samples=options.samples, length=options.length, seed=draw
         )

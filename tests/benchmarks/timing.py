@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,13 @@ def timed(work: Callable[[], object], repeats: int = 1) -> float:
         work()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def processor_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that all threads together were at work, which other programs disturb little; and what came out."""
+    start = time.process_time()
+    result = work()
+    return time.process_time() - start, result
 
 
 @torch.no_grad()

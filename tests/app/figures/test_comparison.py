@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 import rose
-from app.figures.comparison import over_seeds_bars
+from app.figures.comparison import over_seeds_bars, time_and_perplexity
+from app.runs import results as runs
 
 
 def results(perplexities: dict[str, list[float]]) -> pd.DataFrame:
@@ -61,3 +62,35 @@ def test_what_is_not_there_is_refused() -> None:
         over_seeds_bars(table, "0.5")
     with pytest.raises(rose.RoseError, match="held-out"):
         over_seeds_bars(table, "0.7", column="mean_held_out_error")
+
+
+def costs(*rows: tuple[str, float, float], **more: object) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["method", "seconds", "perplexity"]).assign(**more)
+
+
+def test_pareto_front_is_of_the_runs_that_no_other_beats_on_both() -> None:
+    table = costs(("alps", 9, 55), ("wanda", 1, 80), ("rose", 2.5, 66), ("sparsegpt", 2, 60), ("rose_admm", 4, 55))
+    drawing = time_and_perplexity(table, dense=20)
+    assert list(drawing.data["method"]) == ["wanda", "sparsegpt", "rose", "rose_admm", "alps"]
+    # ROSE is slower and worse than SparseGPT; ALPS is no better than ROSE + ADMM, for more time.
+    assert list(drawing.data["on_front"]) == [True, True, False, True, False]
+    labels = ", ".join(rose.METHODS[method].label for method in ("wanda", "sparsegpt", "rose_admm"))
+    assert f"Pareto front: {labels}" in drawing.figure.layout.title.text.replace("<br>", " ")
+    front = drawing.figure.data[0]
+    assert list(front.y) == [80, 60, 55, 55]
+    assert front.x[-1] > 9
+
+
+def test_ranges_and_targets_of_timed_runs() -> None:
+    table = costs(("rose", 1, 20), ("rose", 2, 30), target=["dense", "layer"], lowest=[18, 29], highest=[21, 34])
+    first, second = time_and_perplexity(table).figure.data[1:]
+    assert (first.error_y.array[0], first.error_y.arrayminus[0]) == (1, 2)
+    assert second.marker.symbol == f"{first.marker.symbol}-open"
+    with pytest.raises(rose.RoseError, match="both a time and a perplexity"):
+        time_and_perplexity(costs(("rose", np.nan, 20.0)))
+
+
+def test_runs_over_seeds_take_the_median_time() -> None:
+    table = results({"rose": [20, 23, 29], "wanda": [90]}).assign(seconds=[1.0, 100.0, 2.0, 1.0])
+    first = runs.time_and_perplexity(table, "0.7").iloc[0]
+    assert tuple(first[["method", "perplexity", "seconds", "lowest", "highest"]]) == ("rose", 24, 2, 20, 29)

@@ -150,6 +150,9 @@ FIGURES: dict[str, Draw] = {
     "trade_off": lambda x, r, t: structures.trade_off(TRADE, 0.2, theme=t),
     "method_errors": lambda x, r, t: comparison.method_errors(r, theme=t),
     "over_seeds_bars": lambda x, r, t: comparison.over_seeds_bars(SEEDS, "0.7", theme=t),
+    "time_and_perplexity": lambda x, r, t: comparison.time_and_perplexity(
+        SEEDS.assign(seconds=[1.0, 2.0, 3.0]), dense=20.0, theme=t
+    ),
     "error_curve": lambda x, r, t: order_lab.error_curve(x.results, x.energy, theme=t),
     "damage_split": lambda x, r, t: order_lab.damage_split(
         x.results["two_level"].trace, x.results["two_level"].order, x.plan, step=1, theme=t

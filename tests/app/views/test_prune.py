@@ -110,7 +110,9 @@ def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
             assert row["Mean error, held-out"] == f"{outcome.report.summary['mean_held_out_error']:.4f}"
             assert row["Weights removed"] == "50.00 %"
     assert "Perplexity on 3 × 16 tokens of held-out windows" in texts(app)
-    assert len(figures(app)) == 1
+    titles = [json.loads(drawn)["layout"]["title"]["text"] for drawn in figures(app)]
+    assert len(titles) == 2
+    assert "Pareto front: " in titles[1]
 
     app = view(app, "Layers")
     (drawn,) = json.loads(figures(app)[0])["data"][:1]

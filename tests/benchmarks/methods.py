@@ -1,0 +1,66 @@
+"""What each method costs in a whole prune, as a ratio to SparseGPT: python -m tests.benchmarks.methods.
+
+Processor seconds of the first decoder blocks, all methods in turn in every round, so that what disturbs the machine
+disturbs them alike. A row is written as soon as it is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import rose
+from tests.benchmarks.timing import processor_seconds
+
+METHODS = ("sparsegpt", "wanda", "rose", "rose_global", "rose_dealt", "rose_admm", "alps")
+
+
+def ratios(rows: pd.DataFrame) -> pd.DataFrame:
+    """Median over rounds of each method's seconds over those of SparseGPT in the same round.
+
+    Args:
+        rows: method, target, round, seconds; SparseGPT with target dense in every round.
+    """
+    base = rows[(rows["method"] == "sparsegpt") & (rows["target"] == "dense")].set_index("round")["seconds"]
+    shares = rows.assign(ratio=rows["seconds"] / rows["round"].map(base))
+    return shares.groupby(["method", "target"], sort=False)["ratio"].median().reset_index()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.methods", description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--calibration", default="packaged")
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--blocks", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sparsity", default="0.7")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--targets", nargs="+", default=["dense", "layer"])
+    parser.add_argument("--output", type=Path, default=Path("times.csv"))
+    options = parser.parse_args()
+    model, tokenizer = rose.load_model(options.model, dtype=torch.bfloat16)
+    tokens = rose.load_tokens(options.calibration, tokenizer, samples=options.samples, length=options.length)
+    layers = [layer.name for layer in rose.prunable_layers(model) if layer.block_index < options.blocks]
+    dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for turn in range(options.rounds):
+        for method in options.methods:
+            for target in options.targets:
+                seconds, _ = processor_seconds(
+                    lambda method=method, target=target: rose.prune_model(
+                        model, tokens, method=method, sparsity=options.sparsity, layers=layers, target=target
+                    )
+                )
+                model.load_state_dict(dense)
+                row = {"method": method, "target": target, "round": turn, "seconds": round(seconds, 2)}
+                is_first = not options.output.exists()
+                pd.DataFrame([row]).to_csv(options.output, mode="a", header=is_first, index=False)
+                print(*row.values(), flush=True)
+    print(ratios(pd.read_csv(options.output)).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
