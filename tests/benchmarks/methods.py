@@ -32,6 +32,7 @@ def ratios(rows: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.methods", description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--calibration", default="packaged")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--length", type=int, default=512)
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=["dense", "layer"])
     parser.add_argument("--output", type=Path, default=Path("times.csv"))
     options = parser.parse_args()
-    model, tokenizer = rose.load_model(options.model, dtype=torch.bfloat16)
+    model, tokenizer = rose.load_model(options.model, dtype=getattr(torch, options.dtype))
     tokens = rose.load_tokens(options.calibration, tokenizer, samples=options.samples, length=options.length)
     layers = [layer.name for layer in rose.prunable_layers(model) if layer.block_index < options.blocks]
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
