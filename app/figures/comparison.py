@@ -16,6 +16,7 @@ from app.runs.results import over_seeds
 from rose import RoseError
 
 Measure = Literal["perplexity", "mean_held_out_error"]
+NAMED = 4  # runs in a title
 MEASURES: dict[Measure, str] = {"perplexity": "perplexity", "mean_held_out_error": "mean relative error, held-out"}
 
 
@@ -141,14 +142,22 @@ def time_and_perplexity(
         )
     if dense is not None:
         style.level(figure, dense, (0, right), "dense", theme)
-    best = ", ".join(look.label for look, is_on in zip(looks, rows["on_front"], strict=True) if is_on)
-    finding = f"Pareto front: {best}" if len(rows) > 1 else f"{best}: perplexity {words.number(front['perplexity'][0])}"
+    best = [look.label for look, is_on in zip(looks, rows["on_front"], strict=True) if is_on]
+    lowest = f"{best[-1]} has the lowest perplexity, {words.number(front['perplexity'].iloc[-1])}"
+    if len(rows) == 1:
+        finding = lowest
+    elif len(best) <= NAMED:
+        finding = f"Pareto front: {', '.join(best)}"
+    else:
+        finding = f"{lowest}; {words.out_of(len(best), len(rows), 'run')} lie on the Pareto front"
     levels = [*rows["perplexity"], *([] if dense is None else [dense])]
     log = max(levels) / min(levels) > style.LOG_ABOVE
     what = "Perplexity against time, lower is better in both; dotted: for its time, no run is lower"
     style.base(figure, theme, finding, what + ("; log scale" if log else ""), x=time, y="perplexity", legend=True)
     figure.update_xaxes(range=[0, right])
-    figure.update_yaxes(**({"type": "log"} if log else {}))
+    if log:
+        ticks = [digit * 10**power for power in range(-2, 9) for digit in (1, 2, 5)]
+        figure.update_yaxes(type="log", tickvals=ticks, ticktext=[words.number(tick) for tick in ticks])
     caption = "Fastest first: " + ", ".join(
         f"{look.label} {words.number(row['perplexity'])} at {words.number(row['seconds'])}"
         for look, (_, row) in zip(looks, rows.iterrows(), strict=True)

@@ -13,6 +13,8 @@ import pandas as pd
 import torch
 
 import rose
+from app.runs.results import read_results, time_and_perplexity
+from rose.layer.methods import get_method
 from tests.benchmarks.timing import processor_seconds
 
 METHODS = ("sparsegpt", "wanda", "rose", "rose_global", "rose_dealt", "rose_admm", "alps")
@@ -27,6 +29,23 @@ def ratios(rows: pd.DataFrame) -> pd.DataFrame:
     base = rows[(rows["method"] == "sparsegpt") & (rows["target"] == "dense")].set_index("round")["seconds"]
     shares = rows.assign(ratio=rows["seconds"] / rows["round"].map(base))
     return shares.groupby(["method", "target"], sort=False)["ratio"].median().reset_index()
+
+
+def costs_and_worths(times: pd.DataFrame, results: dict[str, Path], sparsity: str) -> pd.DataFrame:
+    """Time and perplexity of all that was measured in both ways, for `app.figures.comparison.time_and_perplexity`.
+
+    Args:
+        times: as for `ratios`, which become the `seconds`.
+        results: by target, the rows.csv of `python -m rose compare`.
+    """
+    tables = []
+    for target, path in results.items():
+        found = time_and_perplexity(read_results(str(path)), sparsity)
+        known = ratios(times[times["target"].isin([target, "dense"])])
+        of = known[known["target"] == target].set_index("method")["ratio"]
+        labels = [get_method(name).label + (", target layer" if target == "layer" else "") for name in found["method"]]
+        tables.append(found.assign(seconds=found["method"].map(of), target=target, run=labels))
+    return pd.concat(tables, ignore_index=True).dropna(subset="seconds")
 
 
 def main() -> None:

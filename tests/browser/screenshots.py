@@ -12,8 +12,13 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import nbformat
+import pandas as pd
 from playwright.sync_api import Browser, Page, expect
 
+from app.figures.comparison import time_and_perplexity
+from app.figures.palette import Theme
+from app.figures.style import widen_title
+from tests.benchmarks.methods import costs_and_worths
 from tests.browser.conftest import COLUMNAR_LAYER, ROOT, SETUP, chromium, measure, serve, settle
 from tests.browser.test_prune import prune
 
@@ -115,6 +120,29 @@ def shoot_damage(browser: Browser, folder: Path, pictures: Path) -> None:
             page.close()
 
 
+def shoot_pareto(browser: Browser, folder: Path, pictures: Path) -> None:
+    """Time against perplexity of all methods with both targets, from what docs/results.md reports."""
+    results = ROOT / "docs/results"
+    table = costs_and_worths(
+        pd.read_csv(results / "methods-times.csv"),
+        {"dense": results / "dense/rows.csv", "layer": results / "rows.csv"},
+        "0.7",
+    )
+    dense = float(pd.read_csv(results / "dense/rows.csv")["dense_perplexity"].iloc[0])
+    themes: tuple[Theme, ...] = ("light", "dark")
+    for theme in themes:
+        page = browser.new_page(viewport={"width": 1100, "height": 620})
+        drawing = time_and_perplexity(table, dense=dense, time="time of pruning, of SparseGPT's", theme=theme)
+        widen_title(drawing.figure)
+        drawing.figure.update_layout(height=600)
+        file = folder / f"pareto-{theme}.html"
+        drawing.figure.write_html(file)
+        page.goto(file.as_uri())
+        page.wait_for_timeout(RENDERING)
+        page.screenshot(path=pictures / f"pareto-{theme}.png")
+        page.close()
+
+
 def main() -> None:
     pictures = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs/screenshots")
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
@@ -130,6 +158,7 @@ def main() -> None:
                 for name in PAGES:
                     shoot(page, address, name, pictures / f"{name}-{scheme}.png")
                 page.close()
+        shoot_pareto(browser, Path(folder), pictures)
         shoot_depth(browser, Path(folder), pictures)
         shoot_damage(browser, Path(folder), pictures)
         shoot_plugin(browser, Path(folder), pictures)

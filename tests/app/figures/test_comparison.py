@@ -81,6 +81,16 @@ def test_pareto_front_is_of_the_runs_that_no_other_beats_on_both() -> None:
     assert front.x[-1] > 9
 
 
+def test_a_long_front_is_counted_not_listed() -> None:
+    names = ("wanda", "sparsegpt", "rose", "rose_global", "rose_dealt", "magnitude")
+    table = costs(*((name, 1 + i, 50 - i) for i, name in enumerate(names[:5])), (names[5], 9, 400))
+    drawing = time_and_perplexity(table)
+    said = drawing.figure.layout.title.text.replace("<br>", " ")
+    assert "ROSE dealt has the lowest perplexity, 46.0; five of six runs lie on the Pareto front" in said
+    assert drawing.figure.layout.yaxis.type is None  # less than a factor of ten
+    assert time_and_perplexity(table, dense=20).figure.layout.yaxis.type == "log"
+
+
 def test_ranges_and_targets_of_timed_runs() -> None:
     table = costs(("rose", 1, 20), ("rose", 2, 30), target=["dense", "layer"], lowest=[18, 29], highest=[21, 34])
     first, second = time_and_perplexity(table).figure.data[1:]
