@@ -75,7 +75,6 @@ def _ask() -> tuple[str, list[Checkpoint]]:
         max_selections=MOST,
         key="text_models",
         placeholder="none kept" if not kept else "choose",
-        disabled=not kept,
         help="Those whose checkpoint was kept on the Prune page.",
     )
     path = right.text_input(

@@ -19,6 +19,21 @@ from tests.browser.conftest import COLUMNAR_LAYER, PATIENCE, RUN_PATIENCE, expec
 from tests.browser.test_prune import SMALL
 
 OpenPage = Callable[..., Page]
+PAGES = (
+    "Start",
+    "Layers",
+    "Layer",
+    "Order lab",
+    "Structures",
+    "Learn",
+    "Check",
+    "Prune",
+    "Depth",
+    "Damage",
+    "Runs",
+    "Text",
+    "Diffusion",
+)
 
 
 def chosen_layer(page: Page) -> Locator:
@@ -106,7 +121,7 @@ def test_page_down_scrolls_and_leaves_a_focused_slider_alone(open_page: OpenPage
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_have_no_serious_violation_of_accessibility(scheme: str, open_page: OpenPage, measured: str) -> None:
     page = open_page("", measured, scheme)
-    for name in ("Start", "Layers", "Learn", "Check", "Prune", "Diffusion"):
+    for name in PAGES:
         page.get_by_role("link", name=name, exact=True).click()
         expect(page.get_by_role("heading", level=1)).to_contain_text(name)
         settle(page)
