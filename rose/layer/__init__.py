@@ -12,5 +12,6 @@ The mathematics, in the order in which to read it:
 8. `methods`: the registry, what methods are made of (`methods.toolkit`), and a file for each method or family.
 9. `target`: the weight to prune where a layer aims at the dense model's output.
 10. `solvers`: what some methods would return if they stopped earlier.
-11. `checks`: whether the numbers of a layer can be trusted.
+11. `bound`: how low the error could be at best.
+12. `checks`: whether the numbers of a layer can be trusted.
 """
