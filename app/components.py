@@ -220,6 +220,18 @@ def require_study(what: str) -> Study:
     return study
 
 
+def require_weights() -> None:
+    """Ends a page that runs the whole model, where its weights stay on disk."""
+    if session.setup().stream:
+        st.info(
+            "The weights of this model stay on disk, and this page needs all of them in memory. A terminal can prune "
+            "it as it is, with `rose prune --stream`; or choose a set-up with the weights in memory.",
+            icon=":material/hard_drive:",
+        )
+        st.page_link(START_PAGE, label="Change the set-up", icon=":material/tune:")
+        st.stop()
+
+
 def begin_restored(study: Study) -> None:
     """Collects the input statistics that a study from disk lacks, for pages that need more than its numbers."""
     if study.job.status == "kept":

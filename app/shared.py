@@ -31,19 +31,19 @@ KEPT_REPORTS = 40
 
 
 @st.cache_resource(max_entries=KEPT_MODELS, show_spinner=False)
-def _loaded_model(name: str, dtype: str) -> LoadedModel:
+def _loaded_model(name: str, dtype: str, stream: bool) -> LoadedModel:
     before = disk.model_identity(name)
-    model, tokenizer = rose.load_model(name, dtype=dtype)
+    model, tokenizer = rose.load_model(name, dtype=dtype, stream=stream)
     is_here = expand(name).exists()  # else loading downloads the files
     return LoadedModel(model, tokenizer, threading.Lock(), before if is_here else disk.model_identity(name))
 
 
-def load(name: str, dtype: str) -> LoadedModel:
+def load(name: str, dtype: str, *, stream: bool = False) -> LoadedModel:
     """The model of this name, from memory unless its files have changed since it was read."""
-    loaded = _loaded_model(name, dtype)
+    loaded = _loaded_model(name, dtype, stream)
     if loaded.identity != disk.model_identity(name):
-        _loaded_model.clear(name, dtype)
-        loaded = _loaded_model(name, dtype)
+        _loaded_model.clear(name, dtype, stream)
+        loaded = _loaded_model(name, dtype, stream)
     return loaded
 
 
@@ -93,7 +93,7 @@ def is_outdated(finished: Study) -> bool:
 def _new(chosen: Setup) -> Study:
     files = disk.files_of(chosen)
     calibration = _calibration(chosen.calibration_key, files)
-    return Study(chosen, lambda: load(chosen.model, chosen.dtype), calibration, files)
+    return Study(chosen, lambda: load(chosen.model, chosen.dtype, stream=chosen.stream), calibration, files)
 
 
 def find(chosen: Setup) -> Study | None:

@@ -57,6 +57,49 @@ def run_maps(rows: pd.DataFrame, names: tuple[str, str], measure: str, *, theme:
     return Drawing(figure, caption, alt, _named(rows, names))
 
 
+def maps_apart(
+    rows: tuple[pd.DataFrame, pd.DataFrame], names: tuple[str, str], measure: str, *, theme: Theme = "light"
+) -> Drawing:
+    """The same number of every layer of two different models: two maps with axes of their own, on one scale.
+
+    Args:
+        rows: of each, layer, block_index, projection, value.
+        names: of the two runs, with their models.
+        measure: the number in words, as it follows "the".
+
+    Raises:
+        RoseError: no layer.
+    """
+    for one in rows:
+        _require(one, measure)
+    top = max(float(one["value"].max()) for one in rows) or 1.0
+    tall = [max(3, one["projection"].nunique()) for one in rows]
+    figure = make_subplots(rows=2, cols=1, row_heights=tall, vertical_spacing=0.2, subplot_titles=names)
+    for number, one in enumerate(rows, 1):
+        _map(figure, one, measure, words.number, number, coloraxis="coloraxis")
+        figure.update_xaxes(title_text="decoder block", row=number, col=1)
+    worst = [one.loc[one["value"].idxmax()] for one in rows]
+    places = [
+        f"in {words.short_layer(at['layer'])} of {name}, {words.number(at['value'])}"
+        for at, name in zip(worst, names, strict=True)
+    ]
+    finding = f"The highest {measure} is {places[0]}, and {places[1]}"
+    what = f"{words.sentence(measure)} of every layer of two models, on one scale from 0 to {words.number(top)}"
+    style.base(figure, theme, finding, what, height=270 + ROW * sum(tall))
+    bar = style.colourbar(measure)
+    figure.update_layout(coloraxis={"colorscale": palette.SEQUENTIAL, "cmin": 0, "cmax": top, "colorbar": bar})
+    figure.update_annotations(font={"size": style.FONT_SIZE + 1, "color": palette.INKS[theme].text})
+    figure.update_layout(margin_t=figure.layout.margin.t + 22)
+    means = [f"{words.number(float(one['value'].mean()))} over {words.count(len(one), 'layer')}" for one in rows]
+    caption = (
+        "Two models, so no layer of one corresponds to one of the other: what compares is where in each model the "
+        f"{measure} is high, and how high. Mean: {names[0]} {means[0]}; {names[1]} {means[1]}."
+    )
+    alt = f"Two maps of {measure} by decoder block and projection, of two models. {finding}. {caption}"
+    table = pd.concat([one.assign(run=name) for one, name in zip(rows, names, strict=True)], ignore_index=True)
+    return Drawing(figure, caption, alt, table.rename(columns={"value": measure}))
+
+
 def run_difference(
     rows: pd.DataFrame, names: tuple[str, str], measure: str, *, as_share: bool = False, theme: Theme = "light"
 ) -> Drawing:

@@ -326,6 +326,12 @@ def _with(name: str, more: str) -> str:
     return f"{name[:-1]}, {more})" if name.endswith(")") else f"{name} ({more})"
 
 
+def with_model(run: FinishedRun) -> str:
+    """The run's name, and the model's unless the name has it."""
+    model = _plain(Path(str(run.summary.get("model", ""))).name)
+    return run.name if model in run.name else _with(run.name, model)
+
+
 def settings_of(run: FinishedRun) -> dict[str, str]:
     """What was asked for, as texts, in the order in which the report has it."""
     return {

@@ -24,6 +24,10 @@ MEASURES = {  # column of the layers -> in words, as they follow "the"
 SAME = 1e-9  # relative difference below which two numbers are the same
 
 
+class DifferentModels(rose.RoseError):
+    """Runs of which the layers do not correspond: their maps can be looked at side by side, not subtracted."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """Two runs of which the layers match.
@@ -56,7 +60,7 @@ def pair(first: FinishedRun, second: FinishedRun) -> Pair:
     """Puts two runs side by side.
 
     Raises:
-        RoseError: their layers have different shapes, or they have none in common.
+        DifferentModels: their layers have different shapes, or they have none in common.
     """
     columns = list(MEASURES)
     one, two = first.layers, second.layers
@@ -70,21 +74,40 @@ def pair(first: FinishedRun, second: FinishedRun) -> Pair:
         if len(wrong):
             at = wrong.iloc[0]
             sizes = [f"{at[f'rows_{which}']:.0f} × {at[f'columns_{which}']:.0f}" for which in ("first", "second")]
-            raise rose.RoseError(
+            raise DifferentModels(
                 f"These are models of different shapes: {at['layer']} is {sizes[0]} in one and {sizes[1]} in the "
                 "other; choose runs on models of the same shape."
             )
     if both.empty:
-        raise rose.RoseError("These runs have no layer in common; choose runs on models of the same shape.")
+        raise DifferentModels("These runs have no layer in common; choose runs on models of the same shape.")
     names = [run.summary.get("model") for run in (first, second)]
     if names[0] != names[1] and left_out and SLIM not in (first.kind, second.kind):
-        raise rose.RoseError(
+        raise DifferentModels(
             f"These are different models, {len(one)} layers in one and {len(two)} in the other; choose runs on models "
             "of the same shape."
         )
     kept = ["layer", *(f"{name}_{which}" for name in columns for which in ("first", "second"))]
     where = both[["block_index_first", "projection_first"]].set_axis(["block_index", "projection"], axis=1)
     return Pair(first, second, pd.concat([both[kept[:1]], where, both[kept[1:]]], axis=1), left_out)
+
+
+def rows_apart(first: FinishedRun, second: FinishedRun, measure: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The layers of two different models that know this number, each as layer, block_index, projection, value."""
+    columns = ["layer", "block_index", "projection", measure]
+    one, two = (
+        run.layers[columns].set_axis([*columns[:3], "value"], axis=1).dropna().reset_index(drop=True)
+        if measure in run.layers
+        else pd.DataFrame(columns=[*columns[:3], "value"])
+        for run in (first, second)
+    )
+    return one, two
+
+
+def measures_apart(first: FinishedRun, second: FinishedRun) -> dict[str, str]:
+    """Those of `MEASURES` that both runs know for some layer of theirs."""
+    return {
+        name: label for name, label in MEASURES.items() if all(len(rows) for rows in rows_apart(first, second, name))
+    }
 
 
 def mean_change(first: np.ndarray, second: np.ndarray) -> float:

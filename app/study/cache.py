@@ -144,7 +144,7 @@ def read_example(setup: Setup) -> Kept | None:
     if setup != Setup() or (found := _example()) is None:
         return None
     tensors, facts = found
-    if facts["format"] != EXAMPLE_FORMAT or json.loads(facts["setup"]) != dataclasses.asdict(setup):
+    if facts["format"] != EXAMPLE_FORMAT or Setup(**json.loads(facts["setup"])) != setup:
         return None
     statistics: LayerStatistics = {}
     for layer in json.loads(facts["layers"]):

@@ -23,7 +23,9 @@ from app import words
 from app.study.setup import MEASURED, Setup, check_sparsity, weights_size
 from rose.layer.pattern import parse_sparsity
 from rose.model.calibration import DATASETS, SOURCES
-from rose.model.cost import Cost, estimate_cost
+from rose.model.cost import Cost, estimate_cost, statistics_groups
+from rose.model.loading import PACKAGED, parse_dtype
+from rose.model.memory import estimate_memory
 from rose.model.structure import decoder_blocks, select_layers
 from rose.paths import expand
 
@@ -73,8 +75,33 @@ def preflight(setup: Setup, skeleton: nn.Module) -> Preflight:
         keep_statistics=True,
     )
     widths = [layer.weight.shape[1] for layer in select_layers(skeleton, setup.layer_patterns)]
-    needed = weights_size(cost, setup.dtype) + cost.memory
+    needed = streaming_memory(setup, skeleton) if setup.stream else weights_size(cost, setup.dtype) + cost.memory
     return Preflight(cost, needed, psutil.virtual_memory().available, tuple(warnings(setup, widths)))
+
+
+def streaming_memory(setup: Setup, skeleton: nn.Module) -> int:
+    """Bytes that measuring a streamed model takes: one decoder block at a time, and the statistics of all layers.
+
+    Raises:
+        RoseError: the decoder blocks of this model are not in safetensors files of one shape.
+    """
+    if not can_stream(setup.model):
+        raise rose.RoseError(f"{setup.model} is no safetensors checkpoint, so its weights cannot stay on disk.")
+    at_once = estimate_memory(
+        skeleton,
+        samples=setup.samples + setup.held_out,
+        length=setup.length,
+        layers=setup.layer_patterns,
+        dtype=parse_dtype(setup.dtype),
+    )
+    kept = sum(4 * columns**2 for columns in statistics_groups(select_layers(skeleton, setup.layer_patterns)))
+    return at_once.peak + kept * (2 if setup.held_out else 1)
+
+
+def can_stream(model: str) -> bool:
+    """Whether a model may be in safetensors files: those of a Hub id are not known yet."""
+    path = expand(model)
+    return model not in PACKAGED and path.suffix != ".gguf" and (not path.is_dir() or any(path.glob("*.safetensors")))
 
 
 def check_text(text: str) -> None:

@@ -41,6 +41,7 @@ class Setup:
         layers: names separated by spaces, `*` allowed.
         sparsity: a ratio or N:M.
         block_size, damping: see `rose.prune_layer`.
+        stream: leave the weights on disk and read one decoder block at a time; the numbers are the same.
     """
 
     model: str = "smollm2-135m"
@@ -54,6 +55,7 @@ class Setup:
     sparsity: str = "0.7"
     block_size: int = 128
     damping: float = 0.01
+    stream: bool = False
 
     @property
     def calibration_key(self) -> tuple[Any, ...]:
@@ -117,6 +119,10 @@ class Setup:
 
 
 def _read(name: str, text: str, kind: type) -> Any:
+    if kind is bool:
+        if text not in ("True", "False"):
+            raise rose.RoseError(f"The link has {name}={text!r}, which is neither True nor False.")
+        return text == "True"
     try:
         return kind(text)
     except ValueError:

@@ -27,6 +27,7 @@ from rose.layer.methods import Known
 from rose.layer.order import live_range, replan
 from rose.model.capture import BlockStatistics, statistics_of
 from rose.model.pipeline import is_left_dense, measure_layer
+from rose.model.residence import is_streamed, residence_of
 from rose.model.structure import PrunableLayer, select_layers
 from rose.report import records_table
 
@@ -75,7 +76,7 @@ class Calibration:
         acquire(self.lock, job)
         try:
             if self.complete and self.files in (None, files):
-                yield from zip(self.blocks, self.blocks, strict=True)
+                yield from _again(self.blocks, loaded, job)
                 return
             self.complete, self.files, self.blocks = False, files, []
             self.tokens, self.held_out = setup.draw(loaded.tokenizer)
@@ -84,7 +85,7 @@ class Calibration:
             kept = cache.read_blocks(folder, layers) if folder else None
             if kept is not None:
                 self.blocks, self.complete = kept, True
-                yield from zip(kept, kept, strict=True)
+                yield from _again(kept, loaded, job)
                 return
             acquire(loaded.lock, job)
             try:
@@ -105,6 +106,24 @@ class Calibration:
                 cache.write_blocks(folder, self.blocks)
         finally:
             self.lock.release()
+
+
+def _again(
+    blocks: list[BlockStatistics], loaded: LoadedModel, job: Job
+) -> Iterator[tuple[BlockStatistics, BlockStatistics]]:
+    """Known statistics of each decoder block, while its weights are in memory."""
+    if not is_streamed(loaded.model):
+        yield from zip(blocks, blocks, strict=True)
+        return
+    own = {layer.name: layer for layer in select_layers(loaded.model, None)}  # not those of a model read earlier
+    acquire(loaded.lock, job)
+    try:
+        for block in blocks:
+            with residence_of(loaded.model).visit(block.block_index, HOME):
+                here = replace(block, layers=[own[layer.name] for layer in block.layers])
+                yield here, here
+    finally:
+        loaded.lock.release()
 
 
 class Study:
@@ -304,8 +323,12 @@ class Study:
             return layer in self._layers
 
     def weight(self, layer: str) -> Tensor:
-        """W, (out, in), as the model holds it; do not change it."""
-        return self._layers[layer][0].weight.to(HOME)  # a copy only while its decoder block is on a GPU
+        """W, (out, in), as the model holds it; do not change it. Read from its file where the model streams."""
+        found = self._layers[layer][0]
+        if self.loaded is not None and is_streamed(self.loaded.model):
+            residence = residence_of(self.loaded.model)
+            return self.remember(("weight", layer), lambda: residence.read_weight(found))
+        return found.weight.to(HOME)  # a copy only while its decoder block is on a GPU
 
     def statistics(self, layer: str) -> rose.InputStatistics:
         return self._layers[layer][1]

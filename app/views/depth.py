@@ -114,6 +114,8 @@ def _compare_button() -> None:
     running = session.comparing()
     problem, cost = "", ""
     try:
+        if setup.stream:
+            raise rose.RoseError("The weights of this model stay on disk; a comparison needs them in memory.")
         skeleton = shared.skeleton(setup.model)
         request.check(setup, skeleton)
         cost = f"about {components.duration(max(1.0, estimate(skeleton, setup, request).seconds))}"

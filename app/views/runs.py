@@ -35,15 +35,30 @@ def draw() -> None:
     if first == second:
         st.info("Choose two different runs.")
         return
+    view = components.section(SECTIONS, "runs_view", "What is shown")
     try:
         chosen = pairs.pair(named[first], named[second])
-    except rose.RoseError as problem:
-        st.error(str(problem), icon=":material/error:")
+    except pairs.DifferentModels as problem:
+        _apart(Pair(named[first], named[second], pd.DataFrame(), 0), view, str(problem))
         return
-    view = components.section(SECTIONS, "runs_view", "What is shown")
     {DIFFERENCE: _difference, MAPS: _maps, NUMBERS: _numbers, DRIFT: _drift, SETTINGS: _settings}[view](chosen)
     _remarks(chosen, view)
     components.report_button(lambda: [chosen.first, chosen.second], "runs", "runs-report")
+
+
+def _apart(chosen: Pair, view: str, problem: str) -> None:
+    """Two models: their maps stand side by side, but there is nothing to subtract."""
+    if view == DIFFERENCE:
+        st.error(f"{problem} Or see {MAPS}, each with axes of its own.", icon=":material/error:")
+    elif view == MAPS:
+        measure = _measure(pairs.measures_apart(chosen.first, chosen.second))
+        if measure is not None:
+            names = (finished.with_model(chosen.first), finished.with_model(chosen.second))
+            rows = pairs.rows_apart(chosen.first, chosen.second, measure)
+            drawing = figures.maps_apart(rows, names, pairs.MEASURES[measure], theme=session.theme())
+            components.show(drawing, "runs-apart", wide=True)
+    else:
+        {NUMBERS: _numbers, DRIFT: _drift, SETTINGS: _settings}[view](chosen)
 
 
 # Runs
@@ -95,7 +110,7 @@ def _choose(named: dict[str, FinishedRun]) -> tuple[str, str]:
 
 def _empty(named: dict[str, FinishedRun]) -> None:
     with st.container(border=True, horizontal_alignment="center", gap="small"):
-        st.markdown("**Two runs side by side: methods, sparsities, calibrations, or models of the same shape**")
+        st.markdown("**Two runs side by side: methods, sparsities, calibrations, or models**")
         one = f"One run is here, {next(iter(named))}; a second is missing. " if named else ""
         st.text(
             f"{one}Open the folders of saved runs above, also those written on another machine; prune copies of a "
@@ -108,9 +123,8 @@ def _empty(named: dict[str, FinishedRun]) -> None:
 # Sections
 
 
-def _measure(chosen: Pair) -> str | None:
+def _measure(measures: dict[str, str]) -> str | None:
     """What the maps show; None where no layer has a number in both."""
-    measures = chosen.measures
     if not measures:
         st.info(
             "No layer has a number in both runs: where whole decoder blocks were taken out there are none to compare. "
@@ -130,7 +144,7 @@ def _names(chosen: Pair) -> tuple[str, str]:
 def _difference(chosen: Pair) -> None:
     left, right = st.columns(2, vertical_alignment="bottom")
     with left:
-        measure = _measure(chosen)
+        measure = _measure(chosen.measures)
     if measure is None:
         return
     with right:
@@ -143,7 +157,7 @@ def _difference(chosen: Pair) -> None:
 
 
 def _maps(chosen: Pair) -> None:
-    measure = _measure(chosen)
+    measure = _measure(chosen.measures)
     if measure is not None:
         drawing = figures.run_maps(chosen.rows(measure), _names(chosen), pairs.MEASURES[measure], theme=session.theme())
         components.show(drawing, "runs-maps", wide=True)

@@ -14,7 +14,7 @@ from app import components, session, shared, words
 from app.figures import overview
 from app.study import preflight
 from app.study.preflight import Preflight
-from app.study.setup import LIMITS, Setup
+from app.study.setup import LIMITS, Setup, weights_size
 from app.study.study import Study
 from rose.layer.pattern import parse_sparsity
 from rose.model.calibration import DATASETS
@@ -83,12 +83,12 @@ def choose(draft: Setup) -> Setup:
     """The set-up as the widgets have it; they start from the draft."""
     seed(draft)
     with st.container(border=True):
-        model, dtype = choose_model()
+        model, dtype, stream = choose_model()
     with st.container(border=True):
         calibration = choose_calibration()
     with st.container(border=True):
         pruning = choose_pruning(model)
-    return Setup(model=model, dtype=dtype, **calibration, **pruning)
+    return Setup(model=model, dtype=dtype, stream=stream, **calibration, **pruning)
 
 
 def seed(draft: Setup) -> None:
@@ -99,6 +99,7 @@ def seed(draft: Setup) -> None:
         "model": draft.model if draft.model in PACKAGED else OTHER,
         "model_name": "" if draft.model in PACKAGED else draft.model,
         "dtype": draft.dtype,
+        "stream": draft.stream,
         "text": draft.text if draft.text in SOURCES else FILE,
         "path": "" if draft.text in SOURCES else draft.text,
         "samples": draft.samples,
@@ -136,7 +137,7 @@ def number(place: DeltaGenerator, name: str, **more: Any) -> Any:
     return place.number_input(label, least, most, **more, **key(name))
 
 
-def choose_model() -> tuple[str, str]:
+def choose_model() -> tuple[str, str, bool]:
     left, right = st.columns([2, 1])
     name = left.selectbox(
         "Model",
@@ -151,9 +152,16 @@ def choose_model() -> tuple[str, str]:
             placeholder="meta-llama/Llama-3.2-1B, ~/models/mine or ~/models/mine.gguf",
             **key("model_name"),
         )
+        stream = st.toggle(
+            "Leave the weights on disk",
+            help="For models larger than memory, in safetensors files: one decoder block at a time is read. The "
+            "numbers are the same. Pages that run the whole model do not work with it.",
+            **key("stream"),
+        )
     else:
+        stream = False
         st.caption(PACKAGED[name].description)
-    return (name or "").strip(), dtype
+    return (name or "").strip(), dtype, stream
 
 
 def choose_calibration() -> dict[str, Any]:
@@ -299,9 +307,15 @@ def show_preflight(edited: Setup, found: Preflight | str) -> None:
         f"**{components.duration(max(1.0, found.cost.seconds))}** after loading, **{components.size(found.needed)}** "
         f"of memory of {components.size(found.available)} free."
     )
+    if edited.stream:
+        st.caption(
+            f"The weights, {components.size(weights_size(found.cost, edited.dtype))}, stay on disk. In memory are one "
+            "decoder block at a time and the statistics of all these layers."
+        )
     if not found.fits:
+        spare = "" if edited.stream or not preflight.can_stream(edited.model) else " Or leave the weights on disk."
         st.error(
-            "This will not fit into memory. Choose fewer layers, fewer samples, bfloat16 or a smaller model.",
+            f"This will not fit into memory. Choose fewer layers, fewer samples, bfloat16 or a smaller model.{spare}",
             icon=":material/memory:",
         )
     for warning in found.warnings:

@@ -24,6 +24,7 @@ PROMPT = "Python is a programming language that"
 
 def draw() -> None:
     st.title("Structures: which heads and channels can go?")
+    components.require_weights()
     study = components.require_study("Here you see what every head and every channel of a model costs")
     if study.loaded is None:
         components.begin_restored(study)

@@ -32,6 +32,7 @@ MEANING = {
 
 def draw() -> None:
     st.title("Text: what does it do to what I write?")
+    components.require_weights()
     setup = session.setup()
     text, checkpoints = _ask()
     run: TextReading | None = st.session_state.get("reading")

@@ -8,13 +8,11 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import gguf as gguf_format
 import psutil
 import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
@@ -31,10 +29,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers import modeling_gguf_pytorch_utils as gguf
 from transformers.utils import logging as transformers_logging
 
 from rose.errors import RoseError
+from rose.model.gguf_file import frugal_reading
 from rose.model.residence import is_streamed
 from rose.model.streaming import build_streamed, write_streamed
 from rose.model.structure import low_rank_tensors, named_layers
@@ -350,28 +348,14 @@ def _hub_problem(name: str, problem: Exception, text: str) -> str:
     return f"{name} cannot be loaded from the Hub ({text[:200]})."
 
 
-def _no_bar(items: Iterable[Any], **_options: Any) -> Iterable[Any]:
-    return items
-
-
 _patching = threading.RLock()  # what `_quiet` changes is shared by all threads
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars or advice from transformers: our callers draw their own.
-
-    A GGUF file's metadata is read once. On its way to a model and a tokenizer transformers asks for it four times,
-    and each takes seconds of pure Python.
-    """
-    with _patching:
-        reader = gguf_format.GGUFReader
-        gguf_format.GGUFReader = lru_cache(maxsize=1)(reader)  # type: ignore[assignment, misc]
-        try:
-            with _without_bars():
-                yield
-        finally:
-            gguf_format.GGUFReader = reader  # type: ignore[misc]
+    """No progress bars or advice from transformers, as our callers draw their own; and GGUF files read our way."""
+    with _patching, frugal_reading(), _without_bars():
+        yield
 
 
 @contextlib.contextmanager
@@ -380,12 +364,9 @@ def _without_bars() -> Iterator[None]:
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    # The GGUF reader draws a bar of tqdm's own, past the setting above.
-    bar, gguf.tqdm = gguf.tqdm, _no_bar
     try:
         yield
     finally:
-        gguf.tqdm = bar
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()

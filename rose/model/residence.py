@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.model.durable import digest
-from rose.model.structure import decoder_blocks
+from rose.model.structure import PrunableLayer, decoder_blocks
 
 ATTRIBUTE = "rose_residence"  # of a model whose blocks are not in memory
 
@@ -59,6 +59,10 @@ class Residence:
         Raises:
             RoseError: another run has pruned this model, whose weights would be lost.
         """
+
+    def read_weight(self, layer: PrunableLayer) -> Tensor:
+        """W of one layer, (out, in), dense; not to be changed. Works while another thread visits its decoder block."""
+        return layer.weight
 
     def fingerprint(self) -> str:
         """Identifies these weights."""

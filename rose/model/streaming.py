@@ -7,6 +7,7 @@ the block is read again.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rose.errors import RoseError
 from rose.model.conversion import Conversion
 from rose.model.residence import ATTRIBUTE, Residence
-from rose.model.structure import prunable_layers
+from rose.model.structure import PrunableLayer, named_layers, prunable_layers
 
 SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a shard, for its fingerprint: reading all of 140 GB would take minutes
 
@@ -131,6 +133,13 @@ class BlockFiles(Residence):
         if self._finished and (checkpoint is None or checkpoint != self._checkpoint):
             raise RoseError("This streamed model has been pruned already; save it, and load what was saved.")
         self._pruned, self._finished, self._checkpoint = pruned, finished, checkpoint
+
+    def read_weight(self, layer: PrunableLayer) -> Tensor:
+        # A twin: parameters of the block itself come and go with whoever visits it.
+        twin = copy.deepcopy(self.blocks[layer.block_index])
+        with self._present(twin, f"{self.prefix}.{layer.block_index}.", torch.device("cpu")):
+            parts = dict(named_layers(twin))
+            return replace(layer, module=parts[layer.projection]).weight.clone()
 
     def fingerprint(self) -> str:
         """Over dtype, headers, sizes, and samples of every file: a fine-tuned copy differs everywhere."""

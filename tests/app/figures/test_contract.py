@@ -194,6 +194,12 @@ FIGURES: dict[str, Draw] = {
     "perplexity_bars": lambda x, r, t: prune.perplexity_bars(PERPLEXITY, dense=20.7, theme=t),
     "accuracy_bars": lambda x, r, t: prune.accuracy_bars(ACCURACY, theme=t),
     "run_maps": lambda x, r, t: runs.run_maps(TWO_RUNS, ("A", "B"), "held-out error", theme=t),
+    "maps_apart": lambda x, r, t: runs.maps_apart(
+        (TWO_RUNS.rename(columns={"first": "value"}), TWO_RUNS[1:].rename(columns={"second": "value"})),
+        ("A", "B"),
+        "held-out error",
+        theme=t,
+    ),
     "run_difference": lambda x, r, t: runs.run_difference(TWO_RUNS, ("A", "B"), "held-out error", theme=t),
     "run_difference_share": lambda x, r, t: runs.run_difference(
         TWO_RUNS, ("A", "B"), "held-out error", as_share=True, theme=t

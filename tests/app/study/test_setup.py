@@ -37,7 +37,7 @@ def test_other_parameters_of_a_link_are_left_alone() -> None:
     assert Setup.read({"section": "Losses", "samples": "3"}) == (Setup(samples=3), [])
 
 
-@pytest.mark.parametrize(("name", "value"), [("samples", "many"), ("damping", "x"), ("seed", "1.5")])
+@pytest.mark.parametrize(("name", "value"), [("samples", "many"), ("damping", "x"), ("seed", "1.5"), ("stream", "yes")])
 def test_an_unreadable_value_is_named(name: str, value: str) -> None:
     setup, (problem,) = Setup.read({name: value, "held_out": "3"})
     assert f"{name}='{value}'" in problem
@@ -67,7 +67,7 @@ def test_values_that_no_run_could_use_are_refused(changes: dict) -> None:
 
 def test_what_statistics_do_not_depend_on_is_not_in_their_key() -> None:
     base = Setup()
-    free = {"sparsity": "0.5", "block_size": 64, "damping": 0.1}
+    free = {"sparsity": "0.5", "block_size": 64, "damping": 0.1, "stream": True}
     assert replace(base, **free).calibration_key == base.calibration_key
     for name in set(asdict(base)) - set(free):
         other = replace(base, **{name: 7 if isinstance(getattr(base, name), int) else "other"})

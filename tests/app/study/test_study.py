@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ import rose
 from app.jobs import Job
 from app.study import study as study_module
 from app.study.setup import MEASURED, Setup
-from app.study.study import Calibration, LoadedModel, Study, held
+from app.study.study import HOME, Calibration, LoadedModel, Study, held
+from rose.model.residence import residence_of
 from tests.tiny import save_tiny_llama
 
 LAYERS = 21  # seven in each of three decoder blocks
@@ -215,3 +217,33 @@ def test_a_model_that_cannot_be_loaded_is_told(setup: Setup) -> None:
     study = run(Study(setup, missing, Calibration()), "failed")
     assert study.job.message == "There is no such model; choose another."
     assert study.layer_names == []
+
+
+# ---- weights that stay on disk
+
+
+def test_a_streamed_study_is_the_same(setup: Setup, tmp_path: Path) -> None:
+    folder = str(save_tiny_llama(tmp_path / "model"))
+    chosen, calibration = replace(setup, model=folder), Calibration()
+    whole = run(Study(chosen, lambda: LoadedModel(*rose.load_model(folder), threading.Lock()), Calibration()))
+    streamed = LoadedModel(*rose.load_model(folder, stream=True), threading.Lock())
+    study = run(Study(replace(chosen, stream=True), lambda: streamed, calibration))
+    assert study.records().drop(columns="seconds").equals(whole.records().drop(columns="seconds"))
+    assert torch.equal(study.weight(LAYER), whole.weight(LAYER))
+    assert torch.equal(study.prune(LAYER).weight, whole.prune(LAYER).weight)
+    assert all(parameter.is_meta for parameter in streamed.model.model.layers.parameters())
+    other = run(Study(replace(chosen, stream=True, sparsity="0.3"), lambda: streamed, calibration))  # same statistics
+    assert len(other.records()) == len(whole.records())
+    assert other.records()["relative_error"].mean() < study.records()["relative_error"].mean()
+
+
+def test_weights_are_read_while_a_decoder_block_is_visited(tmp_path: Path) -> None:
+    folder = str(save_tiny_llama(tmp_path / "model"))
+    model, _ = rose.load_model(folder, stream=True)
+    whole, _ = rose.load_model(folder)
+    layer = next(one for one in rose.prunable_layers(model) if one.name == LAYER)
+    stream = residence_of(model)
+    with stream.visit(1, HOME):
+        assert torch.equal(stream.read_weight(layer), whole.get_submodule(LAYER).weight)
+        assert not layer.weight.is_meta
+    assert torch.equal(stream.read_weight(layer), whole.get_submodule(LAYER).weight)

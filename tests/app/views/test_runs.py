@@ -72,6 +72,27 @@ def test_different_shapes_are_refused(server: deque[rose.RunReport], tmp_path: P
     assert "Choose two different runs." in texts(app)
 
 
+def test_two_models_stand_side_by_side(server: deque[rose.RunReport]) -> None:
+    server += [made_report("rose", 2.0, blocks=2, model="small/one"), made_report(blocks=5, width=16, model="two")]
+    app = open_page(PAGE, runs_view="Both maps")
+    assert not app.error
+    said = finding(app)
+    assert "in 4 · self_attn.o_proj of SparseGPT at 0.7 (two), 1.00" in said
+    assert "in 1 · self_attn.o_proj of ROSE at 0.7 (one), 0.800" in said
+    drawn = json.loads(figures(app)[0])
+    maps = [trace for trace in drawn["data"] if trace["type"] == "heatmap"]
+    assert [one["coloraxis"] for one in maps] == ["coloraxis", "coloraxis"]
+    assert drawn["layout"]["coloraxis"]["cmax"] == 1.0
+    assert drawn["layout"]["xaxis"]["range"] == [-0.5, 4.5]
+    assert drawn["layout"]["xaxis2"]["range"] == [-0.5, 1.5]
+    assert "no layer of one corresponds to one of the other" in texts(app)
+    app.segmented_control(key="runs_view").set_value("Numbers").run()
+    assert len(app.dataframe) == 1
+    app.segmented_control(key="runs_view").set_value("Difference").run()
+    assert "different" in app.error[0].value
+    assert not app.exception, app.exception
+
+
 def test_a_link_to_runs_that_are_gone_shows_others(server: deque[rose.RunReport]) -> None:
     server += [made_report(), made_report("rose", 0.8)]
     app = open_page(PAGE, runs_b="Gone at 0.7", runs_measure="nothing")

@@ -9,14 +9,16 @@ import psutil
 import pytest
 from streamlit.testing.v1 import AppTest
 
+import rose
 from app import shared
 from app.study import preflight
 from app.study.preflight import layer_choice
 from app.study.setup import MEASURED, Setup
 from app.study.study import Study
 from app.words import short_layer
-from rose.model.cost import estimate_cost
+from rose.model.cost import estimate_cost, statistics_groups
 from rose.model.loading import load_skeleton
+from rose.model.memory import estimate_memory
 from tests.app.tiny_study import figures, open_page, texts
 from tests.tiny import save_tiny_llama
 
@@ -82,6 +84,24 @@ def test_the_estimate_is_that_of_the_engine(folder: Path, text: Path) -> None:
     assert half.needed == cost.memory + cost.model_memory // 2
     assert found.available == pytest.approx(psutil.virtual_memory().available, rel=0.3)
     assert "**21 layers**, 192 tokens" in texts(small(folder, text))
+
+
+def test_weights_can_stay_on_disk(folder: Path, text: Path) -> None:
+    chosen = Setup(model=str(folder), text=str(text), samples=4, length=32, held_out=2, block_size=16, stream=True)
+    skeleton = load_skeleton(str(folder))
+    found = preflight.preflight(chosen, skeleton)
+    statistics = sum(4 * columns**2 for columns in statistics_groups(rose.prunable_layers(skeleton)))
+    assert found.needed == estimate_memory(skeleton, samples=6, length=32).peak + 2 * statistics
+    with pytest.raises(rose.RoseError, match="is no safetensors checkpoint"):
+        preflight.preflight(replace(chosen, model="smollm2-135m"), skeleton)
+    app = small(folder, text)
+    app.toggle(key="start_stream").set_value(True).run()
+    assert "stay on disk" in texts(app)
+    button(app).click().run()
+    study = finish(app)
+    assert study.setup.stream
+    assert study.job.status == "done", study.job.message
+    assert "rose prune --stream" in texts(open_page("views/prune.py", **study.setup.to_texts()))
 
 
 def test_too_much_memory_is_said_before_the_run(folder: Path, text: Path) -> None:

@@ -1,0 +1,147 @@
+"""GGUF files, read a tensor at a time: loading takes the memory of the weights in the wanted dtype, and little more.
+
+transformers parses the metadata of such a file several times on the way to a model and a tokenizer, keeps them as
+Python objects all the while, and makes several float32 copies of a tensor. Here the metadata are parsed once and let
+go, and each tensor is dequantized, converted and released before the next one. Names, permutations and configurations
+remain those of transformers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf.gguf_reader import ReaderTensor
+from torch import Tensor, nn
+from transformers import modeling_gguf_pytorch_utils as reading
+
+Parsed = dict[str, dict[str, Any]]  # "config", "tokenizer", ..., as transformers has them; "tensors" where asked for
+
+
+PIECE = 2**20  # numbers dequantized at once
+
+
+@contextlib.contextmanager
+def frugal_reading() -> Iterator[None]:
+    """Lets transformers read GGUF files through this module. Not for several threads at a time."""
+    reader, load = gguf.GGUFReader, reading.load_gguf_checkpoint
+    file = _File()
+    gguf.GGUFReader = file.reader  # type: ignore[assignment, misc]
+    reading.load_gguf_checkpoint = file.load
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, reading.load_gguf_checkpoint = reader, load  # type: ignore[misc]
+
+
+def read_tensors(
+    tensors: Sequence[ReaderTensor],
+    architecture: str,
+    config: dict[str, Any],
+    model: nn.Module,
+    dtype: torch.dtype | None,
+) -> dict[str, Tensor]:
+    """All weights of a GGUF file that a model has.
+
+    The largest are read first: while the float32 copy of one exists, there is little else yet.
+
+    Args:
+        tensors: as the gguf library's reader lists them.
+        architecture: as the file has it, such as "qwen2moe".
+        config: the file's configuration in the words of transformers.
+        model: only its names are read; its parameters may be on the meta device.
+        dtype: of the weights; None leaves them in float32.
+
+    Returns:
+        name in the model -> weight.
+    """
+    processor = reading.TENSOR_PROCESSORS.get(architecture, reading.TensorProcessor)(config=config)
+    names = reading.get_gguf_hf_weights_map(model, processor)
+    awaited = Counter(names.values())  # the gate and the up of experts are two tensors in a file, one in a model
+    found: dict[str, Tensor] = {}
+    for tensor in sorted(tensors, key=lambda tensor: -tensor.n_elements):
+        result = processor.process(
+            weights=_dequantized(tensor),
+            name=tensor.name,
+            tensor_key_mapping=names,
+            parsed_parameters={"tensors": found},  # where processors put what they merge or split, in float32
+        )
+        if result.name in names:
+            found[names[result.name]] = _converted(result.weights, dtype)
+        elif (merged := names.get(tensor.name.removesuffix(".weight"))) in found:
+            awaited[merged] -= 1
+            if awaited[merged] == 0:
+                found[merged] = found[merged].to(dtype)
+        del result  # before the next one is there
+    return found
+
+
+def _dequantized(tensor: ReaderTensor) -> np.ndarray:
+    """Float32 values in the order of PyTorch's axes; in pieces, as the library needs twice the memory of its result."""
+    data, kind = tensor.data, tensor.tensor_type
+    step = len(data) * PIECE // tensor.n_elements
+    if data.ndim == 1 or step >= len(data):
+        return gguf.dequantize(data, kind)
+    values = np.empty(tensor.shape[::-1], np.float32)
+    for start in range(0, len(data), max(step, 1)):
+        rows = slice(start, start + max(step, 1))
+        values[rows] = gguf.dequantize(data[rows], kind)
+    return values
+
+
+def _converted(weights: np.ndarray, dtype: torch.dtype | None) -> Tensor:
+    """A tensor of its own memory: float32 values of the file arrive here as a view of its pages."""
+    tensor = torch.from_numpy(weights if weights.flags.writeable else np.copy(weights))
+    return tensor if dtype is None else tensor.to(dtype)
+
+
+class _Reader(gguf.GGUFReader):
+    """Fields are views of a plain array. Those of a memory map are large and slow to make, and the strings of a
+    vocabulary are hundreds of thousands of them."""
+
+    @property  # type: ignore[override]
+    def data(self) -> np.ndarray:
+        return self._data
+
+    @data.setter
+    def data(self, mapped: np.ndarray) -> None:
+        self._data = mapped.view(np.ndarray)
+
+
+class _File:
+    """What transformers has asked of the file that it reads."""
+
+    def __init__(self) -> None:
+        self._path: str | None = None
+        self._parsed: Parsed = {}
+        self._tensors: Sequence[ReaderTensor] = []
+        self._architecture = ""
+        self._load = reading.load_gguf_checkpoint
+
+    def reader(self, path: str) -> _Reader:
+        """Stands in for `gguf.GGUFReader`, and remembers where the tensors are."""
+        reader = _Reader(path)
+        self._tensors, self._architecture = reader.tensors, reading.read_field(reader, "general.architecture")[0]
+        return reader
+
+    def load(
+        self,
+        path: str,
+        return_tensors: bool = False,
+        model_to_load: nn.Module | None = None,
+        torch_dtype: torch.dtype | None = None,
+    ) -> Parsed:
+        """Stands in for `load_gguf_checkpoint` of transformers; callers may change what they are given."""
+        if path != self._path:
+            self._parsed, self._path = self._load(path), path
+        parsed = {part: dict(entries) for part, entries in self._parsed.items()}
+        if return_tensors and model_to_load is not None:
+            parsed["tensors"] = read_tensors(
+                self._tensors, self._architecture, parsed["config"], model_to_load, torch_dtype
+            )
+        return parsed
