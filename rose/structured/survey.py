@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from rose.layer.statistics import InputStatistics
-from rose.model.capture import visit_blocks
+from rose.model.capture import check_streams, start_walk
+from rose.model.checkpoint import blocks_of
 from rose.model.progress import ProgressCallback
-from rose.model.structure import decoder_blocks
+from rose.model.structure import PrunableLayer, decoder_blocks, prunable_layers, select_layers
 from rose.structured.anatomy import HEADS, Part, Shape
 from rose.structured.problem import Problem, greedy, unit_costs
 
@@ -100,20 +101,30 @@ def survey(
         biases: kinds of parts whose output projections may have a bias.
 
     Raises:
-        RoseError: as `visit_blocks`.
+        RoseError: as `rose.model.capture.visit_blocks`.
     """
-    watch = _Watch(model)
-    names = [part.output.name for of_block in parts for part in of_block] or None
+    names = [part.output.name for of_block in parts for part in of_block]
+    walk = start_walk(model, check_streams(model, tokens, None), _layers(model, names), progress)
+    watch = _Watch(model)  # only now: recording the inputs calls the blocks too, as stand-ins
     try:
-        for block in visit_blocks(model, tokens, layers=names, progress=progress):
+        for block in walk.visit_dense():
             index = block.block_index
             priced = [
                 price_part(part, block.calibration[part.output.name], part.kind in biases, damping)
                 for part in (parts[index] if parts else [])
             ]
+            block.calibration.clear()  # the walk would otherwise hold them while it runs the next block
             yield BlockSurvey(index, watch.similarity(index), watch.stream(index), priced)
     finally:
         watch.close()
+
+
+def _layers(model: nn.Module, names: Sequence[str]) -> list[PrunableLayer]:
+    """The layers of these names; without any, the smallest of each decoder block, so that it is visited."""
+    if names:
+        return select_layers(model, names)
+    by_block = blocks_of(prunable_layers(model))
+    return [min(layers, key=lambda layer: layer.weight.numel()) for layers in by_block.values()]
 
 
 def make_problem(

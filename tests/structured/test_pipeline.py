@@ -146,6 +146,21 @@ def test_reported_errors_are_those_of_the_model_on_tokens() -> None:
     assert report.layers["relative_error"].iloc[0] == pytest.approx(error, rel=1e-3)
 
 
+def test_the_survey_sees_what_the_model_does() -> None:
+    """Similarity and mean square by decoder block, against hooks in the model's own forward pass."""
+    model, seen = make_model("llama"), []
+
+    def watch(_block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        before, after = args[0] if args else kwargs["hidden_states"], output[0] if isinstance(output, tuple) else output
+        seen.append((torch.cosine_similarity(before, after, dim=-1).mean(), after.square().sum(-1).mean()))
+
+    found = [(one.similarity, one.stream) for one in survey(model, make_tokens(), [])]
+    for block in model.model.layers:
+        block.register_forward_hook(watch, with_kwargs=True)
+    logits(model)
+    assert found == [pytest.approx([float(value) for value in one], rel=1e-4) for one in seen]
+
+
 def test_depth_drops_the_blocks_that_change_least(tmp_path: Path) -> None:
     model = make_model("gemma3")
     similar = [one.similarity for one in survey(model, make_tokens(), [])]
