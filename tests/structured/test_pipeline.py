@@ -259,15 +259,3 @@ def test_heads_of_a_family_that_cannot_say_them_are_refused() -> None:
         slim(make_model("gpt2"), parts=[HEADS, CHANNELS])
     with pytest.raises(rose.RoseError, match="is a mixture of experts, which cannot be made smaller yet"):
         slim(make_model(next(iter(EXPERTS))))
-
-
-def test_a_launcher_and_streaming_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model("llama")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    with pytest.raises(rose.RoseError, match="runs in one process; start it without torchrun"):
-        slim(model)
-    monkeypatch.undo()
-    monkeypatch.setattr("rose.structured.pipeline.is_streamed", lambda _model: True)
-    with pytest.raises(rose.RoseError, match="needs the whole model in memory"):
-        slim(model)
