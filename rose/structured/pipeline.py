@@ -38,7 +38,7 @@ from rose.model.pipeline import check_target
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.residence import is_streamed, residence_of
 from rose.model.sequential import visit_sequentially
-from rose.model.structure import PrunableLayer, decoder_blocks, prunable_layers, select_layers
+from rose.model.structure import PrunableLayer, decoder_blocks, named, prunable_layers, select_layers
 from rose.report import RunReport
 from rose.structured.anatomy import HEADS, PARTS, Part, Shape, block_parameters, find_parts, kinds_of
 from rose.structured.methods import StructuredMethod, choose, structured_method
@@ -515,12 +515,10 @@ class SlimRun:
         began = time.perf_counter()
         layer = part.output
         dense = layer.weight.float()
-        problem = self._problem(part, block)
-        try:
+        with named(layer):
+            problem = self._problem(part, block)
             choice = choose(self.method, problem, shape)
             weight, bias = recover(problem, choice.kept, self.recovery)
-        except RoseError as trouble:
-            raise RoseError(f"{layer.name}: {trouble}") from trouble
         weight = weight.to(layer.weight.dtype)
         written = weight.float()
         unrecovered = recover(problem, choice.kept, "none")[0]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from rose.layer.statistics import InputStatistics
 from rose.model.capture import check_streams, start_walk
 from rose.model.checkpoint import blocks_of
-from rose.model.distributed import from_first, processes, sum_tensor
+from rose.model.distributed import from_first, sum_tensor
 from rose.model.forward import pick_device
 from rose.model.progress import ProgressCallback
-from rose.model.structure import PrunableLayer, decoder_blocks, prunable_layers, select_layers
+from rose.model.structure import PrunableLayer, decoder_blocks, named, prunable_layers, select_layers
 from rose.structured.anatomy import HEADS, Part, Shape
 from rose.structured.problem import Problem, greedy, unit_costs
 
@@ -124,11 +124,10 @@ def survey(
 
 def _from_first(part: Part, price: Callable[[], PartSurvey]) -> PartSurvey:
     """The first process prices for all of them; what it sends has numbers only."""
-    if processes() == 1:
-        return price()
 
     def numbers() -> tuple[Any, ...]:
-        found = price()
+        with named(part.output):
+            found = price()
         return found.unit_costs, found.energy, found.costs, found.order
 
     return PartSurvey(part, *from_first(numbers))
