@@ -102,16 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--evaluate", metavar="TEXT", help="measure perplexity on this text before and after")
     _window_options(prune)
     prune.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the checkpoint")
-    prune.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="DIR",
-        help="keep finished decoder blocks here; the same command resumes an interrupted run",
-    )
+    _checkpoint_option(prune)
     prune.set_defaults(run=commands.prune, divided=True)
 
     slim = subparsers.add_parser("slim", help="make a model smaller and faster: take heads, channels or blocks out")
     _model_options(slim)
+    _stream_option(slim)
     _calibration_options(slim)
     slim.add_argument("--method", default="obs", help=f"{', '.join(rose.STRUCTURED)} (default: %(default)s)")
     slim.add_argument(
@@ -139,7 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     slim.add_argument("--evaluate", metavar="TEXT", help="measure perplexity on this text before and after")
     _window_options(slim)
     slim.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the checkpoint")
-    slim.set_defaults(run=commands.slim)
+    _checkpoint_option(slim)
+    slim.set_defaults(run=commands.slim, divided=True)
 
     compare = subparsers.add_parser("compare", help="compare methods over sparsities and calibration seeds")
     _model_options(compare)
@@ -253,6 +250,15 @@ def _compute_option(parser: argparse.ArgumentParser, default: str = DEFAULT) -> 
 def _stream_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stream", action="store_true", help="read decoder blocks from safetensors files one at a time, for big models"
+    )
+
+
+def _checkpoint_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="keep finished decoder blocks here; the same command resumes an interrupted run",
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from rose.model.damage_rows import WHOLE, DamageFolder, DamageReport
 from rose.model.distributed import from_first, launched_place
 from rose.model.forward import bos_in_front
 from rose.model.loading import PACKAGED, check_output, parse_dtype
-from rose.model.memory import estimate_memory
+from rose.model.memory import Memory, estimate_memory
 from rose.model.pipeline import check_expert_tokens, check_target
 from rose.model.zero_shot import TASKS, check_installed, zero_shot
 from rose.report import records_table, versions, write_atomically
 from rose.serving import serve, write_report
+from rose.structured.memory import estimate_slim_memory
 from rose.structured.methods import structured_method
 from rose.structured.pipeline import check_parts, check_request
 
@@ -91,27 +93,23 @@ def _load(options: argparse.Namespace, console: Console, *, stream: bool = False
     more |= {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code, "stream": stream}
     with console.status(f"Loading {options.model}"):
         model, tokenizer = rose.load_model(options.model, **more)
-    if stream:
-        _tell_memory(options, model, console)
     return model, tokenizer
 
 
-def _tell_memory(options: argparse.Namespace, model: Any, console: Console) -> None:
+def _tell_memory(options: argparse.Namespace, estimate: Callable[..., Memory], model: Any, console: Console) -> None:
     """Prints the memory that a streamed run will need."""
-    samples = options.samples + options.held_out
-    on_disk = getattr(options, "checkpoint", None) is not None
-    memory = estimate_memory(
+    if not options.stream:
+        return
+    peak = estimate(
         model,
-        samples=samples,
+        samples=options.samples + options.held_out,
         length=options.length,
-        layers=options.layers,
         dtype=parse_dtype(options.dtype),
-        on_disk=on_disk,
-        sequential=getattr(options, "true_sequential", False),
+        on_disk=getattr(options, "checkpoint", None) is not None,
         dense_targets=getattr(options, "target", "layer") == "dense",
-    )
+    ).peak
     console.print(
-        f"Streaming: about {memory.peak / 1e9:.1f} GB at the peak, besides Python and its libraries", highlight=False
+        f"Streaming: about {peak / 1e9:.1f} GB at the peak, besides Python and its libraries", highlight=False
     )
 
 
@@ -145,6 +143,7 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
     if options.output:
         check_output(options.output)
     model, tokenizer = _load(options, console, stream=options.stream)
+    _tell_memory(options, partial(estimate_memory, layers=options.layers), model, console)
     tokens, held_out = _tokens(options, tokenizer, options.seed)
     with terminal.bar(console, "Analyzing") as bar:
         records = list(
@@ -208,6 +207,11 @@ def _save(report: rose.RunReport, folder: Path) -> None:
         raise rose.RoseError(f"The report cannot be written to {folder} ({problem.strerror}); make room.") from problem
 
 
+def _check_evaluation(options: argparse.Namespace) -> None:
+    if options.stream and options.evaluate:
+        raise rose.RoseError("--evaluate needs the whole model in memory; leave it out, or leave --stream out.")
+
+
 def prune(options: argparse.Namespace, console: Console) -> None:
     check_output(options.output)
     own = method_options(options.option)
@@ -215,9 +219,10 @@ def prune(options: argparse.Namespace, console: Console) -> None:
     check_allocation(options.allocation, settings.pattern)
     check_target(options.target, options.target_damping)
     check_expert_tokens(options.min_expert_tokens)
-    if options.stream and options.evaluate:
-        raise rose.RoseError("--evaluate needs the whole model in memory; leave it out, or leave --stream out.")
+    _check_evaluation(options)
     model, tokenizer = _load(options, console, stream=options.stream, scratch=options.output.parent)
+    estimate = partial(estimate_memory, layers=options.layers, sequential=options.true_sequential)
+    _tell_memory(options, estimate, model, console)
     tokens, held_out = _tokens(options, tokenizer, options.seed)
     windows = _windows(options, options.evaluate, tokenizer) if options.evaluate else None
     before = None if windows is None else from_first(lambda: _perplexity(model, windows, console, "Perplexity before"))
@@ -277,22 +282,24 @@ def _conclude(
 
 def slim(options: argparse.Namespace, console: Console) -> None:
     structured_method(options.method)
-    check_request(None, options.ratio, options.allocation, options.recovery, options.damping, options.multiple)
+    check_request(options.ratio, options.allocation, options.recovery, options.damping, options.multiple)
     check_target(options.target, options.target_damping)
     if options.prune:
         make_settings(options.prune_method, sparsity=options.prune, damping=options.damping)
     check_output(options.output)
+    _check_evaluation(options)
     if options.allocation != "uniform" and options.method != "depth":
         console.print(
             "The decoder blocks will differ in shape: rose.load_model reads the result, plain transformers does not.",
             soft_wrap=True,
         )
-    model, tokenizer = _load(options, console)
-    if options.method != "depth":
-        check_parts(model, options.parts)
+    model, tokenizer = _load(options, console, stream=options.stream, scratch=options.output.parent)
+    kinds = None if options.method == "depth" else check_parts(model, options.parts)
+    estimate = partial(estimate_slim_memory, method=options.method, parts=kinds)
+    _tell_memory(options, partial(_larger, estimate) if options.prune else estimate, model, console)
     tokens, held_out = _tokens(options, tokenizer, options.seed)
     windows = _windows(options, options.evaluate, tokenizer) if options.evaluate else None
-    before = None if windows is None else _perplexity(model, windows, console, "Perplexity before")
+    before = None if windows is None else from_first(lambda: _perplexity(model, windows, console, "Perplexity before"))
     with terminal.bar(console, "Slimming") as bar:
         report = rose.prune_structured(
             model,
@@ -308,6 +315,7 @@ def slim(options: argparse.Namespace, console: Console) -> None:
             target_damping=options.target_damping,
             held_out=held_out,
             progress=terminal.follow(bar),
+            checkpoint=options.checkpoint,
         )
     parts = report.layers
     if options.prune:
@@ -321,6 +329,11 @@ def slim(options: argparse.Namespace, console: Console) -> None:
     terminal.print_slimmed(report, options.output)
 
 
+def _larger(estimate: Callable[..., Memory], model: Any, **sizes: Any) -> Memory:
+    """The larger of two estimates, where the model is then pruned."""
+    return max(estimate(model, **sizes), estimate_memory(model, **sizes), key=lambda memory: memory.peak)
+
+
 def _prune_what_is_left(
     options: argparse.Namespace,
     console: Console,
@@ -331,7 +344,9 @@ def _prune_what_is_left(
     windows: Tensor | None,
 ) -> rose.RunReport:
     """One report of both: the rows of parts, then those of layers; the second run's settings under "pruned"."""
-    between = None if windows is None else _perplexity(model, windows, console, "Perplexity between")
+    between = None
+    if windows is not None:
+        between = from_first(lambda: _perplexity(model, windows, console, "Perplexity between"))
     with terminal.bar(console, "Pruning") as bar:
         pruned = rose.prune_model(
             model,
@@ -343,6 +358,7 @@ def _prune_what_is_left(
             target_damping=options.target_damping,
             held_out=held_out,
             progress=terminal.follow(bar),
+            checkpoint=options.checkpoint and options.checkpoint / "pruned",
         )
     both = pd.concat([slimmed.layers, pruned.layers], ignore_index=True)
     return rose.RunReport(both, slimmed.summary | {"pruned": pruned.summary, "perplexity_slimmed": between})

@@ -17,6 +17,7 @@ import rose
 from rose import cli
 from rose.model import damage_rows, pipeline
 from rose.model.comparison import ComparisonFolder, ComparisonRow
+from rose.model.durable import digest
 from tests.tiny import BOS, save_tiny_llama
 
 CALIBRATION = ["--samples", "4", "--length", "48", "--held-out", "2", "--block-size", "16"]
@@ -390,6 +391,18 @@ def test_slim_and_prune_in_one_report(checkpoint, tmp_path, capsys):
         assert layer.weight.reshape(-1, 4).eq(0).sum(1).eq(2).all()
 
 
+def test_slim_streams_and_resumes(checkpoint, tmp_path, capsys):
+    settings = ("--ratio", "0.3", "--prune", "0.5", "--checkpoint", str(tmp_path / "kept"))
+    assert slim(checkpoint, tmp_path / "slim", *settings, "--stream") == 0
+    assert "Streaming: about 0.0 GB at the peak" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "kept" / "pruned" / "block-00000.safetensors").exists()
+    assert slim(checkpoint, tmp_path / "again", *settings, "--stream") == 0
+    whole = ("--ratio", "0.3", "--prune", "0.5")
+    assert slim(checkpoint, tmp_path / "whole", *whole) == 0
+    models = [AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("whole", "slim", "again")]
+    assert len({digest(model.state_dict()) for model in models}) == 1
+
+
 def test_slim_says_before_the_run_that_shapes_will_differ(checkpoint, tmp_path, capsys):
     assert slim(checkpoint, tmp_path / "slim", "--ratio", "0.3", "--allocation", "cost") == 0
     told = capsys.readouterr()
@@ -409,6 +422,7 @@ def test_slim_says_before_the_run_that_shapes_will_differ(checkpoint, tmp_path, 
         (["--target", "layer", "--target-damping", "1"], "Only target dense"),
         (["--prune", "5:4"], "5:4"),
         (["--prune", "0.5", "--prune-method", "nothing"], "nothing"),
+        (["--stream", "--evaluate", "packaged"], "--evaluate needs the whole model in memory"),
     ],
 )
 def test_slim_refuses_before_it_loads_anything(tmp_path, capsys, options, message):

@@ -3,7 +3,7 @@
 The folder holds
 
     run.json                    what the run is: settings, digests of tokens and of the dense weights
-    allocation.safetensors      the pattern of each layer
+    allocation.safetensors      what was decided on the dense model: the pattern of each layer, or the shapes to cut to
     block-00007.safetensors     pruned weights of one decoder block's layers, their records, the time spent so far
     activations-00008/          the inputs of the decoder block that comes next, a file per batch
     dense/activations-00008/    the same of the dense model, where targets are dense or drift is measured
@@ -23,6 +23,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -38,15 +39,26 @@ from rose.layer.pattern import Pattern
 from rose.model.activations import Activations, DiskActivations, MemoryActivations
 from rose.model.dense import HELD_OUT, BlockDrift
 from rose.model.distributed import all_agree, from_first, place, processes
-from rose.model.durable import GOES_ON, TEMPORARY, DamagedFile, digest, explained, read_tensors, write_tensors
+from rose.model.durable import (
+    GOES_ON,
+    TEMPORARY,
+    DamagedFile,
+    digest,
+    explained,
+    known_digest,
+    read_tensors,
+    write_tensors,
+)
 from rose.model.forward import bos_in_front
 from rose.model.residence import residence_of
-from rose.model.structure import LEFT, RIGHT, PrunableLayer, low_rank_tensors
+from rose.model.structure import LEFT, RIGHT, PrunableLayer, low_rank_tensors, prunable_layers
 from rose.report import LayerRecord, write_atomically
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2  # raise it where an older folder would no longer give the same weights
+
+FinishedBlock = tuple[int, dict[str, Tensor], list[dict[str, Any]]]  # its index, what was kept of it, its records
 
 
 class Storage:
@@ -66,16 +78,41 @@ class Storage:
         self.dense_activations: Activations = MemoryActivations()
         self.drifts: dict[int, BlockDrift] = {}
 
+    def remember(self, compute: Callable[[], str]) -> str:
+        """What was decided on the dense model about all layers, as text; computed unless it is known."""
+        return compute()
+
     def patterns(self, compute: Callable[[], dict[str, Pattern]]) -> dict[str, Pattern]:
         """Patterns of the layers, computed on the dense model unless they are known."""
-        return compute()
+        text = self.remember(
+            lambda: json.dumps({name: dataclasses.astuple(pattern) for name, pattern in compute().items()})
+        )
+        return {name: Pattern(*values) for name, values in json.loads(text).items()}
+
+    def finished_blocks(self, blocks: Sequence[int], dense: Mapping[str, int]) -> Iterator[FinishedBlock]:
+        """What was kept of the decoder blocks that an earlier run has finished, in their order.
+
+        Args:
+            blocks: those at work.
+            dense: the streams of the dense model that must be there to go on, with their numbers of batches.
+        """
+        yield from ()
 
     def restore(self, layers: Sequence[PrunableLayer], dense: Mapping[str, int]) -> list[LayerRecord]:
         """Writes the pruned weights of finished blocks into the model and returns their records.
 
-        `dense`: the streams of the dense model that must be there to go on, with their numbers of batches.
+        `dense`: see `finished_blocks`.
         """
-        return []
+        records: list[LayerRecord] = []
+        by_block = blocks_of(layers)
+        for index, tensors, of_block in self.finished_blocks(list(by_block), dense):
+            for layer in by_block[index]:
+                if not layer.weight.is_meta:  # a streamed block is laid over when it is read
+                    layer.write(tensors[layer.name])
+                if layer.name + LEFT in tensors:
+                    layer.keep_low_rank((tensors[layer.name + LEFT], tensors[layer.name + RIGHT]))
+            records += [LayerRecord(**record) for record in of_block]
+        return records
 
     def add_drift(self, drift: BlockDrift) -> None:
         """Keeps the drift after one decoder block."""
@@ -86,7 +123,15 @@ class Storage:
         return None
 
     def add(self, index: int, layers: Sequence[PrunableLayer], records: Sequence[LayerRecord], seconds: float) -> None:
-        """Keeps a finished decoder block; `seconds`: spent since the run began."""
+        """Keeps a finished decoder block's pruned layers; `seconds`: spent since the run began."""
+        weights = {layer.name: layer.weight for layer in layers}
+        factors = low_rank_tensors((layer.name, layer.module) for layer in layers)
+        self.keep(index, weights | factors, [dataclasses.asdict(record) for record in records], seconds)
+
+    def keep(
+        self, index: int, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], seconds: float
+    ) -> None:
+        """Keeps all that is needed of a finished decoder block; `seconds`: spent since the run began."""
 
     def finish(self) -> None:
         """Called when the run is over."""
@@ -106,23 +151,25 @@ class DiskStorage(Storage):
         self.folder = folder
         self.finished: set[int] = set()
 
-    def add(self, index: int, layers: Sequence[PrunableLayer], records: Sequence[LayerRecord], seconds: float) -> None:
-        texts = json.dumps([dataclasses.asdict(record) for record in records])
+    def keep(
+        self, index: int, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], seconds: float
+    ) -> None:
         with explained(self.folder, self.remedy):
-            weights = {layer.name: layer.weight for layer in layers}
-            factors = low_rank_tensors((layer.name, layer.module) for layer in layers)
-            write_tensors(self._path(index), weights | factors, records=texts, seconds=repr(seconds))
+            write_tensors(self._path(index), tensors, records=json.dumps(list(records)), seconds=repr(seconds))
         self.finished.add(index)
 
-    def weights(self, index: int) -> dict[str, Tensor]:
-        """Pruned weights of a finished decoder block by layer name; nothing for another one."""
+    def read(self, index: int) -> dict[str, Tensor]:
+        """What was kept of a finished decoder block; nothing for another one."""
         if index not in self.finished:
             return {}
         try:
-            found = read_tensors(self._path(index))[0]
-            return {name: tensor for name, tensor in found.items() if not name.endswith((LEFT, RIGHT))}
+            return read_tensors(self._path(index))[0]
         except DamagedFile as problem:
             raise RoseError(f"{problem}, although the run had written it; start the run again.") from problem
+
+    def identity(self) -> str:
+        """Identifies all that was kept."""
+        return " ".join(known_digest(self._path(index)) for index in sorted(self.finished))
 
     def _path(self, index: int) -> Path:
         return self.folder / f"block-{index:05d}.safetensors"
@@ -140,46 +187,35 @@ class Checkpoint(DiskStorage):
         # Two rounds: a decoder block that is begun again needs its dense inputs, although its outputs are there too.
         self.dense_activations: DiskActivations = DiskActivations(own / "dense", keep=2)
 
-    def patterns(self, compute: Callable[[], dict[str, Pattern]]) -> dict[str, Pattern]:
-        known = from_first(self._read_patterns)
+    def remember(self, compute: Callable[[], str]) -> str:
+        known = from_first(self._read_decided)
         if known is not None:
             return known
         found = compute()  # nothing is restored yet, so the model is dense
-        from_first(partial(self._write_patterns, found))
+        from_first(partial(self._write_decided, found))
         return found
 
     @property
-    def _patterns_path(self) -> Path:
+    def _decided_path(self) -> Path:
         return self.folder / "allocation.safetensors"
 
-    def _read_patterns(self) -> dict[str, Pattern] | None:
+    def _read_decided(self) -> str | None:
         try:
-            known = json.loads(read_tensors(self._patterns_path)[1]["patterns"])
+            return read_tensors(self._decided_path)[1]["patterns"]
         except DamagedFile:
             return None
-        return {name: Pattern(*values) for name, values in known.items()}
 
-    def _write_patterns(self, found: Mapping[str, Pattern]) -> None:
-        text = json.dumps({name: dataclasses.astuple(pattern) for name, pattern in found.items()})
+    def _write_decided(self, text: str) -> None:
         with explained(self.folder):
-            write_tensors(self._patterns_path, {}, patterns=text)
+            write_tensors(self._decided_path, {}, patterns=text)
 
-    def restore(self, layers: Sequence[PrunableLayer], dense: Mapping[str, int]) -> list[LayerRecord]:
+    def finished_blocks(self, blocks: Sequence[int], dense: Mapping[str, int]) -> Iterator[FinishedBlock]:
         self.drifts = self._read_drifts()
-        records: list[LayerRecord] = []
-        for index, chosen in blocks_of(layers).items():
-            if index not in self._whole_blocks(tuple(blocks_of(layers)), tuple(dense.items())):
-                break
-            weights, facts = read_tensors(self._path(index))
-            for layer in chosen:
-                if not layer.weight.is_meta:  # a streamed block is laid over when it is read
-                    layer.write(weights[layer.name])
-                if layer.name + LEFT in weights:
-                    layer.keep_low_rank((weights[layer.name + LEFT], weights[layer.name + RIGHT]))
+        for index in self._whole_blocks(tuple(blocks), tuple(dense.items())):
+            tensors, facts = read_tensors(self._path(index))
             self.finished.add(index)
-            records += [LayerRecord(**record) for record in json.loads(facts["records"])]
             self.done, self.seconds = index + 1, float(facts["seconds"])
-        return records
+            yield index, tensors, json.loads(facts["records"])
 
     @cache  # noqa: B019  a checkpoint lives as long as its run
     def _whole_blocks(self, blocks: tuple[int, ...], dense: tuple[tuple[str, int], ...]) -> list[int]:
@@ -213,8 +249,10 @@ class Checkpoint(DiskStorage):
         found = self.activations.resume(self.done, batches)
         return found if all_agree(found) else None
 
-    def add(self, index: int, layers: Sequence[PrunableLayer], records: Sequence[LayerRecord], seconds: float) -> None:
-        from_first(partial(super().add, index, layers, records, seconds))
+    def keep(
+        self, index: int, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], seconds: float
+    ) -> None:
+        from_first(partial(super().keep, index, tensors, records, seconds))
         self.finished.add(index)
 
     @property
@@ -254,7 +292,10 @@ def blocks_of(layers: Sequence[PrunableLayer]) -> dict[int, list[PrunableLayer]]
 
 @contextmanager
 def open_checkpoint(
-    model: nn.Module, folder: str | Path | None, run: Callable[[], Mapping[str, Any]]
+    model: nn.Module,
+    folder: str | Path | None,
+    run: Callable[[], Mapping[str, Any]],
+    write: Callable[[Mapping[str, Tensor]], None] | None = None,
 ) -> Iterator[Storage]:
     """The checkpoint in this folder, new or begun; without a folder, one that keeps no more than it must.
 
@@ -262,17 +303,20 @@ def open_checkpoint(
         model: a streamed one reads the pruned weights back from here.
         folder: new, empty, or that of the same run.
         run: describes the run, see `describe_run`; only asked where there is a folder.
+        write: lays what was kept of a finished decoder block over a streamed one that has just been read; None writes
+            the weights of its layers.
 
     Raises:
         RoseError: the folder belongs to another run, is in use, or cannot be written.
     """
     residence = residence_of(model)
+    write = write or partial(_write_layers, {layer.name: layer for layer in prunable_layers(model)})
     if folder is None:
         if residence.scratch is None:
             yield Storage()
         else:
-            scratch = DiskStorage(residence.scratch)
-            residence.overlay(scratch.weights, scratch.finished, None)
+            scratch = DiskStorage(Path(tempfile.mkdtemp(dir=residence.scratch)))
+            residence.overlay(lambda index: write(scratch.read(index)), scratch.finished, None)
             yield scratch
         return
     folder = Path(folder)
@@ -280,10 +324,17 @@ def open_checkpoint(
     try:
         from_first(partial(_begin, folder, lock, run))
         kept = Checkpoint(folder)
-        residence.overlay(kept.weights, kept.finished, folder.resolve())
+        residence.overlay(lambda index: write(kept.read(index)), kept.finished, folder.resolve())
         yield kept
     finally:
         lock.release()
+
+
+def _write_layers(layers: Mapping[str, PrunableLayer], tensors: Mapping[str, Tensor]) -> None:
+    """Writes the weights that go by a layer's name; low-rank factors are kept elsewhere."""
+    for name, tensor in tensors.items():
+        if name in layers:
+            layers[name].write(tensor)
 
 
 def _begin(folder: Path, lock: BaseFileLock, run: Callable[[], Mapping[str, Any]]) -> None:
@@ -315,6 +366,7 @@ def _claim(folder: Path, run: Mapping[str, Any]) -> None:
     except (ValueError, TypeError) as problem:
         raise RoseError(f"{path} is damaged; choose another folder, or remove this one.") from problem
     if changed:
+        changed.sort(key=lambda name: name != "command")  # it explains the others
         raise RoseError(
             f"The checkpoint in {folder} belongs to another run: {_difference(changed[0], run, before)}. "
             "Choose another folder, or the settings that it was begun with."
@@ -322,6 +374,8 @@ def _claim(folder: Path, run: Mapping[str, Any]) -> None:
 
 
 def _difference(name: str, run: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    if name == "command":
+        return f"that of {before.get(name, 'prune')}, not of {run.get(name, 'prune')}"
     if name == "model":
         return "the model's weights differ (it must be loaded dense, as it was when the run began)"
     if name in ("tokens", "held_out", "layers", "format"):
@@ -350,6 +404,13 @@ def describe_run(
         "budget": settings.budget,
         "options": dict(settings.options),
         "layers": [layer.name for layer in layers],
+        **describe_inputs(model, tokens, held_out),
+    }
+
+
+def describe_inputs(model: nn.Module, tokens: Tensor, held_out: Tensor | None) -> dict[str, Any]:
+    """What a run is given, as JSON values."""
+    return {
         "bos_token": bos_in_front(model, tokens),
         "tokens": digest({"tokens": tokens}),
         "held_out": None if held_out is None else digest({"tokens": held_out}),

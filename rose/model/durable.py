@@ -57,6 +57,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, facts
 
 
+def known_digest(path: Path) -> str:
+    """The digest in the header of a file from `write_tensors`."""
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {})["digest"]
+
+
 def digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> str:
     """SHA-256 over names, dtypes, shapes and bytes, whatever the order of the mapping."""
     found = hashlib.sha256(repr(sorted((facts or {}).items())).encode())

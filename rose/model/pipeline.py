@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,7 @@ from rose.model.precision import DEFAULT, compute_dtype, rounding
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
 from rose.model.residence import is_streamed
 from rose.model.sequential import visit_sequentially
-from rose.model.structure import LowRank, PrunableLayer, select_layers
+from rose.model.structure import LowRank, PrunableLayer, named, select_layers
 from rose.report import LayerRecord, RunReport
 
 TARGETS = ("dense", "layer")
@@ -232,7 +231,7 @@ def _prune_block(
         known = statistics_of(layer, block.calibration)
         wanted = _for_layer(replace(settings, pattern=patterns[layer.name], held_out=held_out), layer, known)
         gap = block.gaps.get("calibration", {}).get(layer.name)
-        with _named(layer):
+        with named(layer):
             aim, used = corrected_weight(layer.weight, known, gap, target_damping) if gap else (layer.weight, None)
             # Corrected targets are float32; the layer keeps its own dtype.
             result = prune_with(aim.to(layer.weight.dtype), known, wanted)
@@ -376,15 +375,6 @@ def _errors(
     return found
 
 
-@contextmanager
-def _named(layer: PrunableLayer) -> Iterator[None]:
-    """Puts the layer's name in front of what is wrong with it."""
-    try:
-        yield
-    except RoseError as problem:
-        raise RoseError(f"{layer.name}: {problem}") from problem
-
-
 def prune_one(layer: PrunableLayer, statistics: Mapping[str, InputStatistics], settings: Settings) -> LayerResult:
     """Prunes one layer by what was gathered, without changing it.
 
@@ -392,7 +382,7 @@ def prune_one(layer: PrunableLayer, statistics: Mapping[str, InputStatistics], s
         RoseError: it received no input, or cannot be pruned; the layer is named.
     """
     known = statistics_of(layer, statistics)
-    with _named(layer):
+    with named(layer):
         return prune_with(layer.weight, known, _for_layer(settings, layer, known))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -46,19 +46,33 @@ class Residence:
         """While this lasts, everything but the decoder blocks and the head works."""
         return nullcontext()
 
-    def overlay(
-        self, pruned: Callable[[int], Mapping[str, Tensor]], finished: Collection[int], checkpoint: Path | None
-    ) -> None:
-        """Says where the pruned weights of a decoder block are found; memory has them already.
+    def overlay(self, revise: Callable[[int], None], finished: Collection[int], checkpoint: Path | None) -> None:
+        """Says how to lay what a run has made of a decoder block over the one in the files; memory has it already.
 
         Args:
-            pruned: decoder block -> weights by layer name.
-            finished: decoder blocks that have such; grows with the run.
-            checkpoint: the folder that keeps them for good, if one does.
+            revise: changes the decoder block of this index, which has just been read.
+            finished: decoder blocks that the run has changed; grows with it.
+            checkpoint: the folder that keeps the changes for good, if one does.
 
         Raises:
             RoseError: another run has pruned this model, whose weights would be lost.
         """
+
+    def withdraw(self) -> None:
+        """Drops the overlay: decoder blocks are again what they were before the run."""
+
+    def settle(self, revise: Callable[[int], None], identity: str) -> None:
+        """Drops the overlay too, but from now on decoder blocks are what `revise` makes of them, and later runs begin
+        there. The model's parameters have the shapes and names already that they will then have.
+
+        `identity`: identifies the change.
+        """
+
+    def check_renumbering(self) -> None:
+        """Raises RoseError where decoder blocks cannot be left out of the files that will be written."""
+
+    def renumber(self, kept: Sequence[int]) -> None:
+        """The model has only these of its decoder blocks left, in this order."""
 
     def read_weight(self, layer: PrunableLayer) -> Tensor:
         """W of one layer, (out, in), dense; not to be changed. Works while another thread visits its decoder block."""

@@ -14,7 +14,7 @@ hidden states and the widest layer's inputs, where the two-pass mode needs one h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -34,7 +34,7 @@ from rose.model.structure import PrunableLayer
 from rose.model.targets import BatchKey, Gaps
 
 
-def visit_sequentially(walk: Walk) -> Iterator[BlockStatistics]:
+def visit_sequentially(walk: Walk) -> Generator[BlockStatistics, None, None]:
     """Visits one layer after another, in the order in which they run; each must be pruned before the next is asked for.
 
     Raises:

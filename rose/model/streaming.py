@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rose.errors import RoseError
 from rose.model.conversion import Conversion
 from rose.model.residence import ATTRIBUTE, Residence
-from rose.model.structure import PrunableLayer, named_layers, prunable_layers
+from rose.model.structure import PrunableLayer, decoder_blocks, named_layers
 
 SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a shard, for its fingerprint: reading all of 140 GB would take minutes
 
@@ -48,6 +48,7 @@ def build_streamed(
         raise RoseError(f"{folder} holds quantized weights, which cannot be streamed; load the model whole.")
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    model.tie_weights()  # emptied one by one, they no longer are; a tied head must not count twice
     setattr(model, ATTRIBUTE, BlockFiles(model, folder, dtype, scratch))
     return model
 
@@ -68,11 +69,15 @@ class BlockFiles(Residence):
         self.files = _files(folder)
         self._conversion = Conversion(model, self.files)
         self.keys = _match(model, self.files, self._conversion)
+        self._outside = self._keys_outside()
         self._read_buffers()
-        self._pruned: Callable[[int], Mapping[str, Tensor]] = lambda _index: {}
+        self._revise: Callable[[int], None] = _leave
         self._checkpoint: Path | None = None  # of the run that pruned it, where there was one
         self._finished: Collection[int] = ()
-        self._layers = {layer.name: layer for layer in prunable_layers(model)}
+        self._settled: list[Callable[[int], None]] = []
+        self._identity = ""  # of all that was settled
+        self._added: dict[str, nn.Parameter] = {}  # parameters that the files lack, on the meta device
+        self._numbers = list(range(len(self.blocks)))  # of the decoder blocks in the files
         self._temporary = partial(tempfile.TemporaryDirectory, dir=scratch, prefix="rose-pruned-")
 
     @cached_property
@@ -87,8 +92,9 @@ class BlockFiles(Residence):
     def visit(self, index: int, device: torch.device) -> Iterator[nn.Module]:
         block = self.blocks[index]
         with self._present(block, f"{self.prefix}.{index}.", device):
-            for name, weight in self._pruned(index).items():
-                self._layers[name].write(weight.to(device))
+            for revise in (*self._settled, self._revise):
+                revise(index)
+            self._fill(f"{self.prefix}.{index}.", device)
             was_training = block.training
             block.to(device).eval()  # the buffers too
             try:
@@ -127,12 +133,49 @@ class BlockFiles(Residence):
         with self._present(body, _name_of(self.model, body), torch.device("cpu"), without=inside):
             yield
 
-    def overlay(
-        self, pruned: Callable[[int], Mapping[str, Tensor]], finished: Collection[int], checkpoint: Path | None
-    ) -> None:
+    def overlay(self, revise: Callable[[int], None], finished: Collection[int], checkpoint: Path | None) -> None:
         if self._finished and (checkpoint is None or checkpoint != self._checkpoint):
             raise RoseError("This streamed model has been pruned already; save it, and load what was saved.")
-        self._pruned, self._finished, self._checkpoint = pruned, finished, checkpoint
+        self._revise, self._finished, self._checkpoint = revise, finished, checkpoint
+
+    def withdraw(self) -> None:
+        self._revise, self._finished, self._checkpoint = _leave, (), None
+
+    def settle(self, revise: Callable[[int], None], identity: str) -> None:
+        self.withdraw()
+        self._settled.append(revise)
+        self._identity += identity
+        for name, parameter in self.blocks.named_parameters(prefix=self.prefix):
+            if name not in self.keys:
+                weight = self.keys[name.removesuffix("bias") + "weight"][0]
+                self.keys[name] = [weight.removesuffix("weight") + "bias"]
+            elif name not in self._added:
+                continue
+            self._added[name] = parameter  # of the size that it has now
+
+    def renumber(self, kept: Sequence[int]) -> None:
+        _, self.blocks = decoder_blocks(self.model)
+        self._numbers = [self._numbers[old] for old in kept]
+        self._settled = [partial(_renumbered, revise, list(kept)) for revise in self._settled]
+        self._identity += f"blocks {list(kept)}"
+        keys, added = self.keys, self._added
+        self.keys = {name: found for name, found in keys.items() if not name.startswith(f"{self.prefix}.")}
+        self._added = {}
+        for name, _ in self.blocks.named_parameters(prefix=self.prefix):
+            number, rest = self._place(name)
+            old = f"{self.prefix}.{kept[number]}.{rest}"
+            self.keys[name] = keys[old]
+            if old in added:
+                self._added[name] = added[old]
+
+    def check_renumbering(self) -> None:
+        stored = self.model.state_dict()
+        for name, _ in self.blocks.named_buffers(prefix=self.prefix):
+            if name in stored:
+                raise RoseError(
+                    f"{type(self.model).__name__} stores {name} beside its weights, so its decoder blocks cannot be "
+                    "renumbered in files; load it whole."
+                )
 
     def read_weight(self, layer: PrunableLayer) -> Tensor:
         # A twin: parameters of the block itself come and go with whoever visits it.
@@ -143,7 +186,7 @@ class BlockFiles(Residence):
 
     def fingerprint(self) -> str:
         """Over dtype, headers, sizes, and samples of every file: a fine-tuned copy differs everywhere."""
-        found = hashlib.sha256(str(self.dtype).encode())
+        found = hashlib.sha256((str(self.dtype) + self._identity).encode())
         for path in sorted(set(self.files.values())):
             size = path.stat().st_size
             found.update(f"{path.name} {size}".encode())
@@ -166,45 +209,77 @@ class BlockFiles(Residence):
         self, module: nn.Module, prefix: str, device: torch.device, without: set[int] | None = None
     ) -> Iterator[None]:
         """Reads the parameters of a module, and releases them afterwards; `without`: ids of those to leave out."""
-        absent = []
+        before = [(owner, dict(owner._parameters)) for owner in module.modules()]
         try:
             for owner_name, owner in module.named_modules():
                 for leaf, parameter in list(owner._parameters.items()):
                     name = prefix + (f"{owner_name}." if owner_name else "") + leaf
-                    if parameter is not None and parameter.is_meta and id(parameter) not in (without or ()):
-                        absent.append((owner, leaf, parameter))
+                    if parameter is None or not parameter.is_meta or id(parameter) in (without or ()):
+                        continue
+                    owner._parameters[leaf] = None
+                    if name not in self._added:
                         value = self._parameter(name, parameter.dtype).to(device)
                         owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
             yield
         finally:
-            for owner, leaf, parameter in absent:
-                owner._parameters[leaf] = parameter
+            for owner, parameters in before:  # those that were added meanwhile go too
+                owner._parameters.clear()
+                owner._parameters.update(parameters)
+
+    def _fill(self, prefix: str, device: torch.device) -> None:
+        """Parameters that the files lack and that no revision has given are zero."""
+        for name, absent in self._added.items():
+            if name.startswith(prefix):
+                owner, _, leaf = name.rpartition(".")
+                parameters = self.model.get_submodule(owner)._parameters
+                if parameters[leaf] is None:
+                    zeros = torch.zeros(absent.shape, dtype=absent.dtype, device=device)
+                    parameters[leaf] = nn.Parameter(zeros, requires_grad=False)
 
     def _parameter(self, name: str, dtype: torch.dtype) -> Tensor:
         """One parameter, put together where the files hold it in pieces."""
         read = self.read if dtype == self.dtype else partial(self.read, dtype=dtype)
-        return self._conversion.join(name, read) if self._is_joined(name) else read(self.keys[name][0])
+        return self._conversion.join(self._original(name), read) if self._is_joined(name) else read(self.keys[name][0])
 
     def _is_joined(self, name: str) -> bool:
-        return self.keys[name] == self._conversion.pieces.get(name) and self._conversion.is_made(name)
+        original = self._original(name)
+        return self.keys[name] == self._conversion.pieces.get(original) and self._conversion.is_made(original)
+
+    def _place(self, name: str) -> tuple[int, str]:
+        """The decoder block of a parameter, and its name there."""
+        number, _, rest = name.removeprefix(f"{self.prefix}.").partition(".")
+        return int(number), rest
+
+    def _original(self, name: str) -> str:
+        """What a parameter was called before decoder blocks were renumbered."""
+        if not name.startswith(f"{self.prefix}."):
+            return name
+        number, rest = self._place(name)
+        return f"{self.prefix}.{self._numbers[number]}.{rest}"
+
+    def _keys_outside(self) -> list[str]:
+        """Names in the files of what is in no decoder block: embeddings, head, last norm."""
+        inside = {key for name, keys in self.keys.items() if name.startswith(f"{self.prefix}.") for key in keys}
+        return [key for key in self.files if key not in inside]
 
     def split_keys(self) -> tuple[list[list[str]], list[list[str]]]:
-        """Names in the model of each decoder block's parameters, and, one by one, names in the files of the rest:
-        embeddings, head, last norm."""
-        prefix = f"{self.prefix}."
+        """Names in the model of each decoder block's parameters, and, one by one, names in the files of the rest."""
         blocks: list[list[str]] = [[] for _ in self.blocks]
-        inside = set()
-        for name, keys in self.keys.items():
-            if name.startswith(prefix):
-                blocks[int(name.removeprefix(prefix).partition(".")[0])].append(name)
-                inside |= set(keys)
-        return blocks, [[key] for key in self.files if key not in inside]
+        for name in self.keys:
+            if name.startswith(f"{self.prefix}."):
+                blocks[self._place(name)[0]].append(name)
+        return blocks, [[key] for key in self._outside]
 
     def divide(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters by name in the model -> tensors by name in the files."""
         joined = {name: value for name, value in parameters.items() if self._is_joined(name)}
-        whole = {self.keys[name][0]: value for name, value in parameters.items() if name not in joined}
+        whole = {self._written(name): value for name, value in parameters.items() if name not in joined}
         return whole | (self._conversion.divide(joined) if joined else {})
+
+    def _written(self, name: str) -> str:
+        """The name under which a parameter of a decoder block is written: that in the files, with its new number."""
+        number, _ = self._place(name)
+        return self.keys[name][0].replace(f".{self._numbers[number]}.", f".{number}.", 1)
 
     def read(self, key: str, dtype: torch.dtype | None = None) -> Tensor:
         """One tensor of the files, a copy, in the model's dtype or another one.
@@ -219,6 +294,14 @@ class BlockFiles(Residence):
                 return tensor.to((dtype or self.dtype) if tensor.is_floating_point() else tensor.dtype, copy=True)
         except (OSError, SafetensorError) as problem:
             raise RoseError(f"{self.files[key]} cannot be read any more ({problem}); restore it.") from problem
+
+
+def _leave(_index: int) -> None:
+    """Leaves a decoder block as it is in the files."""
+
+
+def _renumbered(revise: Callable[[int], None], numbers: Sequence[int], index: int) -> None:
+    revise(numbers[index])
 
 
 def _name_of(model: nn.Module, part: nn.Module) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,15 @@ class PrunableLayer:
             setattr(self.module, LOW_RANK, factors)
         elif self.low_rank is not None:
             delattr(self.module, LOW_RANK)
+
+
+@contextmanager
+def named(layer: PrunableLayer) -> Iterator[None]:
+    """Puts the layer's name in front of what is wrong with it."""
+    try:
+        yield
+    except RoseError as problem:
+        raise RoseError(f"{layer.name}: {problem}") from problem
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -4,14 +4,22 @@ During the walk, removed units are only set to zero: an output projection with z
 will, so that every layer is calibrated on the reduced parts before it (true-sequential), whatever the family's forward
 function expects of its sizes. The cut comes last and changes no output. A run that is stopped leaves the model as it
 was.
+
+What is kept of a finished decoder block, on disk where there is a checkpoint or a streamed model, are the output
+projections with zeros, their biases, and which units stay. A streamed model is cut on the meta device; from then on a
+decoder block that is read gets what was kept, and is cut.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -23,14 +31,14 @@ from rose.layer.hessian import check_damping
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import corrected_weight
 from rose.model.capture import BlockStatistics, check_streams, start_walk
-from rose.model.checkpoint import Storage
+from rose.model.checkpoint import FORMAT, DiskStorage, Storage, describe_inputs, open_checkpoint
 from rose.model.dense import BlockDrift, dense_streams
-from rose.model.distributed import is_launched, processes
+from rose.model.distributed import from_first
 from rose.model.pipeline import check_target
 from rose.model.progress import Meter, ProgressCallback, part_callback
-from rose.model.residence import is_streamed
+from rose.model.residence import is_streamed, residence_of
 from rose.model.sequential import visit_sequentially
-from rose.model.structure import decoder_blocks, select_layers
+from rose.model.structure import PrunableLayer, decoder_blocks, named, prunable_layers, select_layers
 from rose.report import RunReport
 from rose.structured.anatomy import HEADS, PARTS, Part, Shape, block_parameters, find_parts, kinds_of
 from rose.structured.methods import StructuredMethod, choose, structured_method
@@ -59,6 +67,9 @@ from rose.structured.surgery import (
 from rose.structured.survey import BlockSurvey, make_problem, survey
 
 SURVEY_SHARE = 0.3  # of a run that prices its parts first; only the progress bar depends on it
+BIAS, KEPT = ".bias", ".kept"  # end the names of what is kept beside an output projection
+
+Wanted = dict[int, dict[str, tuple[Part, Shape]]]  # [block][output projection]: what it will be
 
 
 @dataclass(frozen=True)
@@ -129,12 +140,13 @@ def prune_structured(
     target_damping: float | None = None,
     surveys: Sequence[BlockSurvey] | None = None,
     progress: ProgressCallback | None = None,
+    checkpoint: str | Path | None = None,
 ) -> RunReport:
     """Makes a model smaller, in place: attention heads and MLP channels, or whole decoder blocks, are cut out.
 
     Args:
-        model: a transformers causal language model in memory. Changed when all is done; a run that is stopped by its
-            callback leaves it as it was.
+        model: a transformers causal language model. Changed when all is done; a run that is stopped by its callback
+            leaves it as it was. One that `load_model` streams is cut when it is saved or read again.
         tokens: calibration tokens, (samples, length) int64.
         method: "obs", "slimllm", "wanda", "magnitude", or "depth", which drops decoder blocks.
         ratio: share of the decoder blocks' parameters to remove, above 0 and below 1.
@@ -151,48 +163,60 @@ def prune_structured(
         target_damping: μ of that correction; None chooses it by the tokens, see `rose.layer.target.target_damping`.
         surveys: what `rose.structured.survey.survey` found on the dense model, where it is known already.
         progress: called with a `Progress` after every step; may raise to stop the run.
+        checkpoint: a folder that keeps the shapes chosen and every finished decoder block. A run that was stopped or
+            killed resumes there when it is called again with the same arguments and the dense model; on the same
+            machine its result is bit-identical. See `rose.model.checkpoint`.
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per part, columns as in `PartRecord`.
 
     Raises:
-        RoseError: bad input, or a family or shapes that cannot be cut, before any work.
+        RoseError: bad input, or a family or shapes that cannot be cut, before any work; a checkpoint that belongs to
+            another run or cannot be written.
     """
     chosen = structured_method(method)
     start = time.perf_counter()
     check_target(target, target_damping)
-    check_request(model, ratio, allocation, recovery, damping, multiple)
+    check_request(ratio, allocation, recovery, damping, multiple)
     check_streams(model, tokens, held_out)
+    recovered = recovery or chosen.recovery
     before, whole = block_parameters(model), _parameters(model)
-    if chosen.select is None:
-        records, facts = _drop(model, tokens, ratio, progress), {"allocation": "blocks", "uniform": True}
-        recovered, drifts = "none", []
-    else:
-        recovered = recovery or chosen.recovery
-        surveying = part_callback(progress, start, 0, SURVEY_SHARE, "allocate")
-        plan = plan_slimming(
-            model, tokens, ratio=ratio, parts=parts, allocation=allocation, recovery=recovered, damping=damping,
-            multiple=multiple, surveys=surveys, progress=surveying,
-        )  # fmt: skip
-        walking = part_callback(progress, start, SURVEY_SHARE, 1) if plan.surveys and not surveys else progress
-        run = SlimRun(model, plan, chosen, recovered, damping, target, target_damping)
-        records, drifts = run.walk(tokens, held_out, walking), run.drifts
-        facts = {"allocation": allocation, "uniform": plan.uniform}
+    settings = {
+        "method": method, "ratio": ratio, "allocation": allocation, "recovery": recovered, "damping": damping,
+        "multiple": multiple, "target": target, "target_damping": target_damping,
+    }  # fmt: skip
+    kinds = check_parts(model, parts) if chosen.select else _check_drop(model, ratio)
+    described = partial(_describe, model, tokens, held_out, kinds, settings)
+    drifts: list[BlockDrift] = []
+    with open_checkpoint(model, checkpoint, described, partial(lay_over, _by_name(model))) as kept, _withdrawing(model):
+        if chosen.select is None:
+            _drop(model, tokens, ratio, kept, progress)
+            records, recovered, facts = [], "none", {"allocation": "blocks", "uniform": True}
+        else:
+            surveying = part_callback(progress, start, 0, SURVEY_SHARE, "allocate")
+            plan = plan_slimming(
+                model, tokens, ratio=ratio, parts=kinds, allocation=allocation, recovery=recovered, damping=damping,
+                multiple=multiple, surveys=surveys, progress=surveying, remember=kept.remember,
+            )  # fmt: skip
+            walking = part_callback(progress, start, SURVEY_SHARE, 1) if plan.surveys and not surveys else progress
+            run = SlimRun(model, plan, chosen, recovered, damping, target, target_damping, kept)
+            records, drifts = run.walk(tokens, held_out, walking), run.drifts
+            facts = {"allocation": allocation, "uniform": plan.uniform}
+        kept.finish()
     after = block_parameters(model)
     errors = [record.relative_error for record in records]
     held = [record.held_out_error for record in records if record.held_out_error is not None]
     return RunReport(
         _table(records),
         {
-            "method": method, "ratio": ratio, **facts, "recovery": recovered, "damping": damping, "multiple": multiple,
-            "target": target, "target_damping": target_damping, "drift": [dataclasses.asdict(one) for one in drifts],
+            **settings, **facts, "recovery": recovered, "drift": [dataclasses.asdict(one) for one in drifts],
             "samples": tokens.shape[0], "length": tokens.shape[1],
             "held_out_samples": 0 if held_out is None else held_out.shape[0],
             "block_parameters": before, "kept_block_parameters": after, "removed_fraction": 1 - after / before,
             "parameters": whole, "kept_parameters": _parameters(model),
             "mean_relative_error": sum(errors) / len(errors) if errors else None,
             "mean_held_out_error": sum(held) / len(held) if held else None,
-            "seconds": time.perf_counter() - start,
+            "seconds": kept.seconds + time.perf_counter() - start,
         },
     )  # fmt: skip
 
@@ -204,10 +228,30 @@ def _table(records: Sequence[PartRecord]) -> pd.DataFrame:
     return table.astype({"held_out_error": float})
 
 
-def check_request(
-    model: nn.Module | None, ratio: float, allocation: str, recovery: str | None, damping: float, multiple: int
-) -> None:
-    """Refuses bad requests before anything is loaded or computed; `model`: None where it is not loaded yet.
+def _describe(
+    model: nn.Module, tokens: Tensor, held_out: Tensor | None, kinds: Sequence[str], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that the result depends on, except the machine and library versions, as JSON values."""
+    return {
+        "command": "slim",
+        "format": FORMAT,
+        "parts": list(kinds),
+        **settings,
+        **describe_inputs(model, tokens, held_out),
+    }
+
+
+@contextmanager
+def _withdrawing(model: nn.Module) -> Iterator[None]:
+    """A streamed model whose run was stopped is what it was; what was settled stays."""
+    try:
+        yield
+    finally:
+        residence_of(model).withdraw()
+
+
+def check_request(ratio: float, allocation: str, recovery: str | None, damping: float, multiple: int) -> None:
+    """Refuses bad requests before anything is loaded or computed.
 
     Raises:
         RoseError: says what to change.
@@ -221,10 +265,6 @@ def check_request(
     if multiple < 1:
         raise RoseError(f"Kept channels must be a multiple of at least 1, not {multiple}.")
     check_damping(damping)
-    if model is not None and is_streamed(model):
-        raise RoseError("Structured pruning needs the whole model in memory; load it without streaming.")
-    if processes() > 1 or is_launched():
-        raise RoseError("Structured pruning runs in one process; start it without torchrun.")
 
 
 def plan_slimming(
@@ -239,11 +279,13 @@ def plan_slimming(
     multiple: int = 8,
     surveys: Sequence[BlockSurvey] | None = None,
     progress: ProgressCallback | None = None,
+    remember: Callable[[Callable[[], str]], str] = lambda compute: compute(),
 ) -> SlimPlan:
     """Which shapes the decoder blocks will have; the model is not changed. Arguments as for `prune_structured`.
 
     Args:
         surveys: prices that are known already; else the dense model is priced, where the allocation asks for it.
+        remember: the shapes as text that an earlier run has kept, else what it is given to compute.
 
     Raises:
         RoseError: impossible shapes, or shapes that the configuration cannot express.
@@ -261,22 +303,30 @@ def plan_slimming(
             "not load the result; allow shapes that rose alone reads (allocation cost), or choose the method depth."
         )
 
-    def priced(with_parts: bool) -> list[BlockSurvey]:
-        if surveys is not None:
-            return list(surveys)
-        of_blocks: Sequence[Sequence[Part]] = found if with_parts else []
-        return list(survey(model, tokens, of_blocks, biases=biased, damping=damping, progress=progress))
-
     known: list[BlockSurvey] | None = None
-    if allocation == "similarity":
-        known = priced(with_parts=False)
-        shapes = _similar(found, [one.similarity for one in known], ratio, wanted, multiple)
-    elif allocation == "cost":
-        known = priced(with_parts=True)
-        shapes = cost_shapes(known, wanted, multiple)
-    else:
-        known = priced(with_parts=True) if len(kinds) > 1 else None
-        shapes = uniform_shapes(found, known, wanted, multiple, lambda chosen: can_say(model, found[0], chosen, biased))
+
+    def priced(with_parts: bool) -> list[BlockSurvey]:
+        nonlocal known
+        if surveys is None:
+            of_blocks: Sequence[Sequence[Part]] = found if with_parts else []
+            known = list(survey(model, tokens, of_blocks, biases=biased, damping=damping, progress=progress))
+        else:
+            known = list(surveys)
+        return known
+
+    def find() -> str:
+        if allocation == "similarity":
+            similarities = [one.similarity for one in priced(with_parts=False)]
+            shapes = _similar(found, similarities, ratio, wanted, multiple)
+        elif allocation == "cost":
+            shapes = cost_shapes(priced(with_parts=True), wanted, multiple)
+        else:
+            prices = priced(with_parts=True) if len(kinds) > 1 else None
+            allowed = partial(can_say, model, found[0], biased=biased)
+            shapes = uniform_shapes(found, prices, wanted, multiple, allowed)
+        return json.dumps([[dataclasses.astuple(shape) for shape in of_block] for of_block in shapes])
+
+    shapes = [[Shape(*shape) for shape in of_block] for of_block in json.loads(remember(find))]
     return SlimPlan(found, shapes, biased, uniform, known)
 
 
@@ -318,16 +368,38 @@ def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _drop(model: nn.Module, tokens: Tensor, ratio: float, progress: ProgressCallback | None) -> list[PartRecord]:
+def _check_drop(model: nn.Module, ratio: float) -> tuple[str, ...]:
+    """Raises RoseError unless this share of the decoder blocks can go; they have no parts to choose, hence ()."""
+    _, blocks = decoder_blocks(model)
+    if not 0 < round(ratio * len(blocks)) < len(blocks):
+        raise RoseError(f"{ratio:g} of {len(blocks)} decoder blocks is not a whole one; ask for a larger ratio.")
+    residence_of(model).check_renumbering()
+    return ()
+
+
+def _drop(model: nn.Module, tokens: Tensor, ratio: float, kept: Storage, progress: ProgressCallback | None) -> None:
     """Drops the decoder blocks whose output is most like their input (ShortGPT, Men et al. 2024, arXiv 2403.03853)."""
     _, blocks = decoder_blocks(model)
-    count = round(ratio * len(blocks))
-    if not 0 < count < len(blocks):
-        raise RoseError(f"{ratio:g} of {len(blocks)} decoder blocks is not a whole one; ask for a larger ratio.")
-    found = sorted(survey(model, tokens, [], progress=progress), key=lambda one: -one.similarity)
-    gone = {one.block_index for one in found[:count]}
-    drop_blocks(model, [index for index in range(len(blocks)) if index not in gone])
-    return []
+
+    def find() -> str:
+        found = sorted(survey(model, tokens, [], progress=progress), key=lambda one: -one.similarity)
+        gone = {one.block_index for one in found[: round(ratio * len(blocks))]}
+        return json.dumps([index for index in range(len(blocks)) if index not in gone])
+
+    left = json.loads(kept.remember(find))
+    residence = residence_of(model)
+    drop_blocks(model, left)
+    residence.renumber(left)
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """One part reduced: units that stay, the output projection in the model's dtype, what its bias gains."""
+
+    kept: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    record: PartRecord
 
 
 @dataclass
@@ -341,37 +413,25 @@ class SlimRun:
     damping: float
     target: str
     target_damping: float | None
+    kept: Storage = field(default_factory=Storage)
     cuts: list[Cut] = field(default_factory=list)
     originals: list[tuple[Any, nn.Parameter, nn.Parameter | None]] = field(default_factory=list)
     sources: dict[str, Tensor] = field(default_factory=dict)
     drifts: list[BlockDrift] = field(default_factory=list)
+    records: list[PartRecord] = field(default_factory=list)  # of the decoder block at work
+    start: float = field(default_factory=time.perf_counter)
 
     def walk(self, tokens: Tensor, held_out: Tensor | None, progress: ProgressCallback | None) -> list[PartRecord]:
         """Reduces every part, then cuts the model."""
-        wanted = {
-            part.output.name: (part, shape)
-            for parts, shapes in zip(self.plan.parts, self.plan.shapes, strict=True)
-            for part, shape in zip(parts, shapes, strict=True)
-            if shape != part.shape
-        }
-        if not wanted:
-            raise RoseError("At this ratio nothing would go; ask for a larger one, or for a smaller multiple.")
-        names = list(wanted)
-        if self.method.looks_at_inputs:
-            names += [row.layer.name for part, _ in wanted.values() for row in part.rows if part.kind != HEADS]
+        kept, wanted = self.kept, self._wanted()
         streams = check_streams(self.model, tokens, held_out)
-        kept = Storage()
         dense = dense_streams(streams, self.target == "dense", kept.dense_activations)
-        walk = start_walk(self.model, streams, select_layers(self.model, sorted(set(names))), progress, kept, dense)
-        records = []
         try:
-            for block in visit_sequentially(walk):
-                for layer in block.layers:
-                    if layer.name in wanted:
-                        records.append(self._reduce(*wanted[layer.name], block, walk.meter))
-                    else:
-                        self.sources[layer.name] = block.calibration[layer.name].mean_square.sqrt()
-                    walk.meter.layers_done += 1
+            records = self._go_on(wanted, dense.batches(streams) if dense else {})
+            walk = start_walk(self.model, streams, self._layers(wanted), progress, kept, dense)
+            with closing(visit_sequentially(walk)) as visits:
+                for block in visits:
+                    records += self._visit(block, wanted, walk.meter)
         except BaseException:
             for module, weight, bias in self.originals:
                 module.weight, module.bias = weight, bias
@@ -382,26 +442,91 @@ class SlimRun:
         walk.meter.tell("done", max(walk.by_block), 1.0)
         return records
 
+    def _wanted(self) -> Wanted:
+        """The parts that change, by decoder block."""
+        found: Wanted = {}
+        for parts, shapes in zip(self.plan.parts, self.plan.shapes, strict=True):
+            for part, shape in zip(parts, shapes, strict=True):
+                if shape != part.shape:
+                    found.setdefault(part.block_index, {})[part.output.name] = part, shape
+        if not found:
+            raise RoseError("At this ratio nothing would go; ask for a larger one, or for a smaller multiple.")
+        return found
+
+    def _layers(self, wanted: Wanted) -> list[PrunableLayer]:
+        """The layers whose inputs the method looks at."""
+        parts = [part for of_block in wanted.values() for part, _ in of_block.values()]
+        names = {part.output.name for part in parts}
+        if self.method.looks_at_inputs:
+            names |= {row.layer.name for part in parts for row in part.rows if part.kind != HEADS}
+        return select_layers(self.model, sorted(names))
+
+    def _go_on(self, wanted: Wanted, dense: Mapping[str, int]) -> list[PartRecord]:
+        """Takes over what an earlier run has finished; a streamed decoder block is laid over when it is read."""
+        records: list[PartRecord] = []
+        layers = _by_name(self.model)
+        for index, tensors, of_block in self.kept.finished_blocks(list(wanted), dense):
+            for part, shape in wanted[index].values():
+                self.cuts.append(Cut(part, tensors[part.output.name + KEPT], shape))
+                self._renew(part)
+            if not is_streamed(self.model):
+                lay_over(layers, tensors)
+            records += [PartRecord(**record) for record in of_block]
+        return records
+
+    def _visit(self, block: BlockStatistics, wanted: Wanted, meter: Meter) -> list[PartRecord]:
+        """Reduces the parts whose output projections are next; keeps the decoder block once all of its are done."""
+        index = block.block_index
+        for layer in block.layers:
+            if layer.name in wanted[index]:
+                self.records.append(self._reduce(*wanted[index][layer.name], block, meter))
+            else:
+                self.sources[layer.name] = block.calibration[layer.name].mean_square.sqrt()
+            meter.layers_done += 1
+        if len(self.records) < len(wanted[index]):
+            return []
+        done, self.records = self.records, []
+        self.sources.clear()
+        seconds = self.kept.seconds + time.perf_counter() - self.start
+        self.kept.keep(index, self._tensors(index), [dataclasses.asdict(record) for record in done], seconds)
+        return done
+
+    def _tensors(self, index: int) -> dict[str, Tensor]:
+        """What must be kept of a decoder block: its output projections, and which units stay."""
+        found: dict[str, Tensor] = {}
+        for cut in self.cuts:
+            layer = cut.part.output
+            if layer.block_index == index:
+                found |= {layer.name: layer.weight, layer.name + KEPT: cut.kept}
+                bias = getattr(layer.module, "bias", None)
+                if isinstance(bias, Tensor):
+                    found[layer.name + BIAS] = bias.detach()
+        return found
+
     def _reduce(self, part: Part, shape: Shape, block: BlockStatistics, meter: Meter) -> PartRecord:
+        """Reduces one part; the first process solves for all, so that they go on with the same numbers."""
+        found = from_first(partial(self._solve, part, shape, block))
+        self._write(part, found.weight, found.bias)
+        self.cuts.append(Cut(part, found.kept, shape))
+        meter.tell("prune", block.block_index, block.work[1], part.output.name, found.record.relative_error)
+        return found.record
+
+    def _solve(self, part: Part, shape: Shape, block: BlockStatistics) -> _Solution:
         began = time.perf_counter()
         layer = part.output
-        dense = layer.weight.float().clone()
-        problem = self._problem(part, block)
-        try:
+        dense = layer.weight.float()
+        with named(layer):
+            problem = self._problem(part, block)
             choice = choose(self.method, problem, shape)
             weight, bias = recover(problem, choice.kept, self.recovery)
-        except RoseError as trouble:
-            raise RoseError(f"{layer.name}: {trouble}") from trouble
-        self._write(part, weight, bias)
-        self.cuts.append(Cut(part, choice.kept, shape))
-        written = layer.weight.float()
+        weight = weight.to(layer.weight.dtype)
+        written = weight.float()
         unrecovered = recover(problem, choice.kept, "none")[0]
         scale = _energy(dense, block.calibration[layer.name])
         known = block.held_out.get(layer.name)
         relative = _error(dense, written, bias, block.calibration[layer.name]) / scale
-        meter.tell("prune", block.block_index, block.work[1], layer.name, relative)
         swapped = 0 if choice.before_swaps is None else int((choice.before_swaps & ~choice.kept).sum())
-        return PartRecord(
+        record = PartRecord(
             block_index=part.block_index, part=part.kind, layer=layer.name, method=self.method.name,
             recovery=self.recovery, units=part.shape.units, kept_units=shape.units, groups=part.shape.groups,
             kept_groups=shape.groups, parameters=part.parameters(part.shape), kept_parameters=part.parameters(shape),
@@ -410,6 +535,7 @@ class SlimRun:
             held_out_error=None if known is None else _error(dense, written, bias, known) / _energy(dense, known),
             swapped=swapped, seconds=time.perf_counter() - began,
         )  # fmt: skip
+        return _Solution(choice.kept, weight.cpu(), None if bias is None else bias.cpu(), record)
 
     def _problem(self, part: Part, block: BlockStatistics) -> Problem:
         statistics = block.calibration[part.output.name]
@@ -427,15 +553,22 @@ class SlimRun:
         return dataclasses.replace(problem, weight=aim)
 
     def _write(self, part: Part, weight: Tensor, bias: Tensor | None) -> None:
-        module: Any = part.output.module
-        # New parameters, so that the old ones can come back if the run is stopped.
-        self.originals.append((module, module.weight, getattr(module, "bias", None)))
-        module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
+        self._renew(part)
         part.output.write(weight)
         if part.kind in self.plan.biased:
             add_bias(part.output, bias)
 
+    def _renew(self, part: Part) -> None:
+        """New parameters, so that the old ones can come back if the run is stopped; files have them anyway."""
+        if not is_streamed(self.model):
+            module: Any = part.output.module
+            self.originals.append((module, module.weight, getattr(module, "bias", None)))
+            module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
+
     def _cut(self) -> None:
+        for cut in self.cuts:
+            if cut.part.kind in self.plan.biased:
+                add_bias(cut.part.output)  # a streamed one has none yet
         cut_parts(self.cuts)
         for parts, shapes in zip(self.plan.parts, self.plan.shapes, strict=True):
             tell_modules(self.model, parts, shapes, own_config=not self.plan.uniform)
@@ -446,6 +579,28 @@ class SlimRun:
         else:
             config: Any = self.model.config
             setattr(config, RECORD, record_of(self.plan.parts, self.plan.shapes))
+        if isinstance(self.kept, DiskStorage):
+            revise = partial(_lay_over_and_cut, _by_name(self.model), self.kept, self.cuts)
+            residence_of(self.model).settle(revise, self.kept.identity())
+
+
+def _by_name(model: nn.Module) -> dict[str, PrunableLayer]:
+    return {layer.name: layer for layer in prunable_layers(model)}
+
+
+def lay_over(layers: Mapping[str, PrunableLayer], tensors: Mapping[str, Tensor]) -> None:
+    """Writes output projections that were kept, with their biases, into the layers; units that go are zero there."""
+    for name in layers.keys() & tensors.keys():
+        module: Any = layers[name].module
+        layers[name].write(tensors[name])
+        if name + BIAS in tensors:
+            module.bias = nn.Parameter(tensors[name + BIAS].to(module.weight.device), requires_grad=False)
+
+
+def _lay_over_and_cut(layers: Mapping[str, PrunableLayer], kept: DiskStorage, cuts: Sequence[Cut], index: int) -> None:
+    """What becomes of a streamed decoder block once the run is over."""
+    lay_over(layers, kept.read(index))
+    cut_parts([cut for cut in cuts if cut.part.block_index == index])
 
 
 def _energy(weight: Tensor, statistics: InputStatistics) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from rose.errors import RoseError
 from rose.structured.anatomy import CHANNELS, HEADS, Part, Shape
@@ -94,7 +95,8 @@ def total_cost(surveys: Sequence[BlockSurvey], chosen: Mapping[str, Shape]) -> f
 def similarity_ratios(similarities: Sequence[float], ratio: float) -> list[float]:
     """Ratios of decoder blocks by SlimLLM, section 3.4: ratio · n · softmax(α cos) over the K most similar of n blocks.
 
-    K and α are the published ones for 20 % (26 of 32, 10) and 50 % (30 of 32, 7), and in proportion between.
+    K and α are the published ones for 20 % (26 of 32, 10) and 50 % (30 of 32, 7), and in proportion between. No decoder
+    block loses more than `MOST`.
     """
     between = min(max((ratio - 0.2) / 0.3, 0.0), 1.0)
     count = max(1, round(len(similarities) * (26 + 4 * between) / 32))
@@ -102,7 +104,19 @@ def similarity_ratios(similarities: Sequence[float], ratio: float) -> list[float
     chosen = values.argsort(descending=True)[:count]
     shares = torch.zeros(len(similarities), dtype=torch.float64)
     shares[chosen] = (values[chosen] * (10 - 3 * between)).softmax(0)
-    return (ratio * len(similarities) * shares).clamp(max=MOST).tolist()
+    return _at_most(shares, ratio * len(similarities)).tolist()
+
+
+def _at_most(shares: Tensor, total: float) -> Tensor:
+    """`total` divided in proportion to shares, none above `MOST`; what that cuts off goes to the others."""
+    full = torch.zeros(len(shares), dtype=torch.bool)
+    while True:
+        left = max(total - MOST * int(full.sum()), 0.0)
+        divided = left * shares / shares[~full].sum().clamp_min(1e-30)
+        divided[full] = MOST
+        if not (divided > MOST).any():
+            return divided
+        full |= divided > MOST
 
 
 def similarity_shapes(parts: Sequence[Sequence[Part]], ratios: Sequence[float], multiple: int) -> Shapes:

@@ -83,7 +83,8 @@ def add_bias(layer: PrunableLayer, bias: Tensor | None = None) -> None:
         rows = layer.weight.shape[0]
         module.bias = nn.Parameter(torch.zeros(rows, dtype=module.weight.dtype, device=module.weight.device), False)
     if bias is not None:
-        module.bias = nn.Parameter((module.bias.detach().float() + bias).to(module.weight.dtype), False)
+        total = module.bias.detach().float() + bias.to(module.bias.device)
+        module.bias = nn.Parameter(total.to(module.weight.dtype), False)
 
 
 def tell_modules(model: nn.Module, parts: Sequence[Part], shapes: Sequence[Shape], own_config: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from rose.layer.statistics import InputStatistics
-from rose.model.capture import visit_blocks
+from rose.model.capture import check_streams, start_walk
+from rose.model.checkpoint import blocks_of
+from rose.model.distributed import from_first, sum_tensor
+from rose.model.forward import pick_device
 from rose.model.progress import ProgressCallback
-from rose.model.structure import decoder_blocks
+from rose.model.structure import PrunableLayer, decoder_blocks, named, prunable_layers, select_layers
 from rose.structured.anatomy import HEADS, Part, Shape
 from rose.structured.problem import Problem, greedy, unit_costs
 
@@ -77,11 +80,12 @@ class _Watch:
         for hook in self.hooks:
             hook.remove()
 
-    def similarity(self, index: int) -> float:
-        return self.cosines[index] / max(self.tokens[index], 1)
-
-    def stream(self, index: int) -> float:
-        return self.squares[index] / max(self.tokens[index], 1)
+    def means(self, index: int) -> tuple[float, float]:
+        """Similarity and mean square of one decoder block, over the tokens of all processes."""
+        sums = [self.cosines[index], self.squares[index], float(self.tokens[index])]
+        total = torch.tensor(sums, dtype=torch.float64, device=pick_device())
+        sum_tensor(total)
+        return float(total[0] / total[2]), float(total[1] / total[2])
 
 
 def survey(
@@ -100,20 +104,41 @@ def survey(
         biases: kinds of parts whose output projections may have a bias.
 
     Raises:
-        RoseError: as `visit_blocks`.
+        RoseError: as `rose.model.capture.visit_blocks`.
     """
-    watch = _Watch(model)
-    names = [part.output.name for of_block in parts for part in of_block] or None
+    names = [part.output.name for of_block in parts for part in of_block]
+    walk = start_walk(model, check_streams(model, tokens, None), visited_layers(model, names), progress)
+    watch = _Watch(model)  # only now: recording the inputs calls the blocks too, as stand-ins
     try:
-        for block in visit_blocks(model, tokens, layers=names, progress=progress):
+        for block in walk.visit_dense():
             index = block.block_index
-            priced = [
-                price_part(part, block.calibration[part.output.name], part.kind in biases, damping)
-                for part in (parts[index] if parts else [])
-            ]
-            yield BlockSurvey(index, watch.similarity(index), watch.stream(index), priced)
+            priced = []
+            for part in parts[index] if parts else []:
+                price = partial(price_part, part, block.calibration[part.output.name], part.kind in biases, damping)
+                priced.append(_from_first(part, price))
+            block.calibration.clear()  # the walk would otherwise hold them while it runs the next block
+            yield BlockSurvey(index, *watch.means(index), priced)
     finally:
         watch.close()
+
+
+def _from_first(part: Part, price: Callable[[], PartSurvey]) -> PartSurvey:
+    """The first process prices for all of them; what it sends has numbers only."""
+
+    def numbers() -> tuple[Any, ...]:
+        with named(part.output):
+            found = price()
+        return found.unit_costs, found.energy, found.costs, found.order
+
+    return PartSurvey(part, *from_first(numbers))
+
+
+def visited_layers(model: nn.Module, names: Sequence[str]) -> list[PrunableLayer]:
+    """The layers of these names; without any, the smallest of each decoder block, so that it is visited."""
+    if names:
+        return select_layers(model, names)
+    by_block = blocks_of(prunable_layers(model))
+    return [min(layers, key=lambda layer: layer.weight.numel()) for layers in by_block.values()]
 
 
 def make_problem(

@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,6 +29,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import rose
 from rose.model.memory import estimate_memory
+from rose.structured.memory import estimate_slim_memory
 from tests.benchmarks.timing import Row
 from tests.tiny import byte_tokenizer
 
@@ -85,7 +87,8 @@ def prune(
 ) -> dict[str, float]:
     """Prunes and saves in this process; returns its peak memory above what libraries take, and the seconds.
 
-    `target`: "layer", "dense", or "none" to analyze the attention output projections, without pruning.
+    `target`: "layer", "dense", "none" to analyze the attention output projections, without pruning, or "slim" to take
+    heads and channels out, towards the dense model.
     """
     rose.prune_layer(torch.randn(64, 64), torch.eye(64))  # libraries set themselves up
     before, start, peak, ended = anonymous_memory(), time.perf_counter(), 0, threading.Event()
@@ -101,25 +104,29 @@ def prune(
         model, tokenizer = rose.load_model(str(folder), stream=True, dtype=dtype, scratch=folder)
         tokens = torch.randint(0, 256, (samples, length), generator=torch.Generator().manual_seed(0))
         last = model.config.num_hidden_layers - 1
-        if target == "none":
+        sizes: dict[str, Any] = {
+            "samples": samples,
+            "length": length,
+            "dtype": getattr(torch, dtype),
+            "on_disk": checkpoint is not None,
+        }
+        if target == "slim":
+            rose.prune_structured(model, tokens, ratio=0.25, checkpoint=checkpoint)
+            rose.save_model(model, tokenizer, folder / "pruned")
+            model, _ = rose.load_model(str(folder), stream=True, dtype=dtype)  # of the sizes that it had
+            parts = estimate_slim_memory(model, **sizes, parts=["heads", "channels"])
+        elif target == "none":
             layers = ["*o_proj"]
             list(rose.analyze_model(model, tokens, sparsity=0.5, layers=layers))
+            parts = estimate_memory(model, **sizes, layers=layers)
         else:
             layers = ["*.layers.0.*", f"*.layers.{last}.*", "*.v_proj"]
             rose.prune_model(model, tokens, sparsity=0.5, target=target, layers=layers, checkpoint=checkpoint)
             rose.save_model(model, tokenizer, folder / "pruned")
+            parts = estimate_memory(model, **sizes, layers=layers, dense_targets=target == "dense")
     finally:
         ended.set()
         watcher.join()
-    parts = estimate_memory(
-        model,
-        samples=samples,
-        length=length,
-        layers=layers,
-        dtype=getattr(torch, dtype),
-        on_disk=checkpoint is not None,
-        dense_targets=target == "dense",
-    )
     return {"measured": peak - before, "peak": parts.peak, "seconds": time.perf_counter() - start, **asdict(parts)}
 
 
@@ -159,7 +166,10 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--dtype", default=DTYPE, choices=["float32", "bfloat16"])
     parser.add_argument(
-        "--target", default="layer", choices=["layer", "dense", "none"], help="none: only analyze the *o_proj"
+        "--target",
+        default="layer",
+        choices=["layer", "dense", "none", "slim"],
+        help="none: only analyze the *o_proj; slim: take a quarter of the decoder blocks' parameters out",
     )
     parser.add_argument("--checkpoint", action="store_true", help="hidden states on disk")
     parser.add_argument("--folder", help=argparse.SUPPRESS)  # of the model; the fresh process is told by it

@@ -49,6 +49,24 @@ def prune(family: str, dtype: torch.dtype = torch.float32, **options: Any) -> di
     }
 
 
+def slim(family: str, **options: Any) -> dict[str, Any]:
+    """Shapes and errors of every part, and whether all processes have the same model."""
+    model = make_model(family)
+    held_out = OPTIONS["held_out"]
+    report = rose.prune_structured(
+        model, make_tokens(SAMPLES), **{"ratio": 0.3, "multiple": 4, "held_out": held_out} | options
+    )
+    table = report.layers
+    return {
+        "same": all_agree(digest(model.state_dict())),
+        "kept": table[["layer", "kept_units"]].to_numpy().tolist(),
+        "errors": table["relative_error"].tolist(),
+        "held_out": table["held_out_error"].tolist(),
+        "drift": [one["drift"] for one in report.summary["drift"]],
+        "parameters": report.summary["kept_parameters"],
+    }
+
+
 def pretended() -> dict[str, Any]:
     """The same on pretended GPUs, whose tensors alone nccl would send."""
     sent: list[str] = []
@@ -67,6 +85,7 @@ def pretended() -> dict[str, Any]:
         mock.patch("torch.distributed.broadcast", over_nccl(dist.broadcast)),
     ):
         prune("llama")  # gaps and drift are sent too
+        slim("llama")
         found = prune("llama", method="rose_dealt", allocation="owl", target="layer")
     return found | {"sent": sorted(set(sent))}
 
@@ -93,6 +112,14 @@ def prune_a_broken_layer() -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
     rose.prune_model(model, make_tokens(SAMPLES), **OPTIONS)
+
+
+def slim_a_broken_layer() -> None:
+    """The first process alone solves, and meets the error."""
+    model = make_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    rose.prune_structured(model, make_tokens(SAMPLES), ratio=0.3, multiple=4)
 
 
 def reach_different_layers() -> None:
@@ -131,11 +158,18 @@ def everything(folder: Path) -> dict[str, Any]:
             "experts_apart": prune("sparse_experts", layers=["*.1.*"], target="layer"),
             "pretended": pretended(),
         },
+        "slimmed": {
+            "llama": slim("llama"),
+            "similarity": slim("llama", method="slimllm", allocation="similarity"),
+            "gpt2": slim("gpt2", allocation="cost", target="layer"),
+            "depth": slim("gemma3", method="depth", ratio=0.25),
+        },
         "analyzed": analyze(),
         "gone_on": stopped_and_gone_on(folder / "kept"),
         "too_few": refused(lambda: prune("llama", held_out=make_tokens(1))),
         "other_run": refused(lambda: prune("llama", checkpoint=folder / "kept")),
         "broken": refused(prune_a_broken_layer),
+        "broken_slim": refused(slim_a_broken_layer),
         "parted": refused(reach_different_layers),
     }
 
@@ -145,9 +179,9 @@ def main(folder: Path) -> int:
         found = everything(folder)
         if place() == 0:
             (folder / "found.json").write_text(json.dumps(found))
-        return cli.main(
-            ["prune", "--model", str(folder / "model"), *CALIBRATION, "--stream", "--output", str(folder / "out")]
-        )
+        model = ["--model", str(folder / "model"), "--stream"]
+        slimmed = cli.main(["slim", *model, *CALIBRATION[:-4], "--ratio", "0.3", "--output", str(folder / "slim")])
+        return slimmed or cli.main(["prune", *model, *CALIBRATION, "--output", str(folder / "out")])
 
 
 if __name__ == "__main__":

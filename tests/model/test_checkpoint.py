@@ -57,7 +57,7 @@ def undisturbed() -> tuple[str, rose.RunReport]:
 
 
 def test_killed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.model.killed_runs", str(tmp_path), "24", "5"]
+    command = [sys.executable, "-m", "tests.model.killed_runs", "prune", str(tmp_path), "24", "5"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import rose
 from rose import cli
@@ -83,6 +84,15 @@ def test_pruned_as_by_one_process(run: str, tolerance: float, several: Found, al
         assert (torch.tensor(mask) == torch.tensor(expected["masks"][name])).float().mean() > 0.98, name
 
 
+@pytest.mark.parametrize("run", ["llama", "similarity", "gpt2", "depth"])
+def test_slimmed_as_by_one_process(run: str, several: Found, alone: dict[str, Any]) -> None:
+    found, expected = several[0]["slimmed"][run], alone["slimmed"][run]
+    assert found["same"]
+    assert (found["kept"], found["parameters"]) == (expected["kept"], expected["parameters"])
+    for name in ("errors", "held_out", "drift"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-3), name
+
+
 def test_gpus_send_what_is_on_them(several: Found) -> None:
     assert several[0]["pruned"]["pretended"]["sent"] == ["all_reduce", "broadcast"]
 
@@ -126,11 +136,13 @@ def test_errors_reach_every_process(several: Found) -> None:
     assert "belongs to another run" in found["other_run"]
     assert found["broken"].startswith("model.layers.1.mlp.up_proj: W holds NaN")
     assert "did not reach the same layers" in found["parted"]
+    assert found["broken_slim"].startswith("model.layers.1.mlp.down_proj: ")
 
 
 def test_the_command_line_writes_and_prints_once(several: Found, tmp_path: Path) -> None:
     _, folder, printed = several
     assert printed.count("14 layers, 50.00 % of their weights removed") == 1
+    assert printed.count("of the decoder blocks taken out") == 1
     arguments = ["prune", "--model", str(folder / "model"), *CALIBRATION, "--output", str(tmp_path / "out")]
     assert cli.main(arguments) == 0
     one = load_file(tmp_path / "out" / "model.safetensors")
@@ -144,6 +156,15 @@ def test_the_command_line_writes_and_prints_once(several: Found, tmp_path: Path)
     report = rose.RunReport.from_json((folder / "out" / "report.json").read_text())
     assert len(report.layers) == 14
     assert report.summary["samples"] == 9
+
+
+def test_the_command_line_slims_as_one_process_does(several: Found, tmp_path: Path) -> None:
+    _, folder, _ = several
+    arguments = ["slim", "--model", str(folder / "model"), *CALIBRATION[:-4], "--ratio", "0.3"]
+    assert cli.main([*arguments, "--output", str(tmp_path / "slim")]) == 0
+    one, other = (AutoModelForCausalLM.from_pretrained(path / "slim") for path in (tmp_path, folder))
+    for (name, weight), wanted in zip(other.state_dict().items(), one.state_dict().values(), strict=True):
+        torch.testing.assert_close(weight, wanted, rtol=1e-2, atol=1e-3, msg=name)
 
 
 # ---- who does what

@@ -146,6 +146,21 @@ def test_reported_errors_are_those_of_the_model_on_tokens() -> None:
     assert report.layers["relative_error"].iloc[0] == pytest.approx(error, rel=1e-3)
 
 
+def test_the_survey_sees_what_the_model_does() -> None:
+    """Similarity and mean square by decoder block, against hooks in the model's own forward pass."""
+    model, seen = make_model("llama"), []
+
+    def watch(_block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        before, after = args[0] if args else kwargs["hidden_states"], output[0] if isinstance(output, tuple) else output
+        seen.append((torch.cosine_similarity(before, after, dim=-1).mean(), after.square().sum(-1).mean()))
+
+    found = [(one.similarity, one.stream) for one in survey(model, make_tokens(), [])]
+    for block in model.model.layers:
+        block.register_forward_hook(watch, with_kwargs=True)
+    logits(model)
+    assert found == [pytest.approx([float(value) for value in one], rel=1e-4) for one in seen]
+
+
 def test_depth_drops_the_blocks_that_change_least(tmp_path: Path) -> None:
     model = make_model("gemma3")
     similar = [one.similarity for one in survey(model, make_tokens(), [])]
@@ -244,15 +259,3 @@ def test_heads_of_a_family_that_cannot_say_them_are_refused() -> None:
         slim(make_model("gpt2"), parts=[HEADS, CHANNELS])
     with pytest.raises(rose.RoseError, match="is a mixture of experts, which cannot be made smaller yet"):
         slim(make_model(next(iter(EXPERTS))))
-
-
-def test_a_launcher_and_streaming_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model("llama")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    with pytest.raises(rose.RoseError, match="runs in one process; start it without torchrun"):
-        slim(model)
-    monkeypatch.undo()
-    monkeypatch.setattr("rose.structured.pipeline.is_streamed", lambda _model: True)
-    with pytest.raises(rose.RoseError, match="needs the whole model in memory"):
-        slim(model)

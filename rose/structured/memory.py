@@ -1,0 +1,63 @@
+"""Peak memory of making a streamed model smaller, by the formula in docs/memory.md; see `rose.model.memory`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from rose.model.memory import Memory, estimate_memory
+from rose.structured.anatomy import HEADS, find_parts
+from rose.structured.methods import structured_method
+from rose.structured.survey import visited_layers
+
+# Matrices of the size of A that are alive at once while one output projection is reduced: H, its mean S, A, A damped,
+# its inverse, and three parts of A with their Cholesky factor (least squares), or two copies of the inverse (greedy).
+SQUARES_AT_WORK = 8
+# Float32 matrices of the weight's size: W, its target and its gap, W compensated, reduced, and only masked.
+WEIGHTS_AT_WORK = 6
+
+
+def estimate_slim_memory(
+    model: nn.Module,
+    *,
+    samples: int,
+    length: int,
+    method: str = "obs",
+    parts: Sequence[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    on_disk: bool = False,
+    dense_targets: bool = True,
+) -> Memory:
+    """What `prune_structured` takes for a streamed model, besides the interpreter and its libraries.
+
+    Args:
+        model: streamed, or a skeleton; only shapes are read.
+        samples, length: calibration tokens, held-out ones included.
+        method: a structured method; "depth" only measures similarity.
+        parts: kinds of parts that may go, as from `check_parts`.
+        dtype: of the weights and hidden states.
+        on_disk: hidden states are kept on disk, as with a checkpoint.
+        dense_targets: output projections are corrected towards the dense model.
+
+    Raises:
+        RoseError: parts that the model lacks.
+    """
+    chosen = structured_method(method)
+    estimate = partial(estimate_memory, model, samples=samples, length=length, dtype=dtype)
+    if chosen.select is None:
+        names = [layer.name for layer in visited_layers(model, [])]
+        return estimate(layers=names)
+    found = [part for of_block in find_parts(model, parts or ()) for part in of_block]
+    names = [part.output.name for part in found]
+    if chosen.looks_at_inputs:
+        names += [rows.layer.name for part in found for rows in part.rows if part.kind != HEADS]
+    base = estimate(layers=names, on_disk=on_disk, sequential=True, dense_targets=dense_targets)
+    work = [
+        4 * (SQUARES_AT_WORK * part.output.weight.shape[1] ** 2 + WEIGHTS_AT_WORK * part.output.weight.numel())
+        for part in found
+    ]
+    return dataclasses.replace(base, work=max(work))
