@@ -81,21 +81,15 @@ def evaluate_diffusion(
     own = evaluation_trajectory(pipeline, pictures=pictures, steps=steps, seed=seed, guidance=guidance, tick=tick)
     if dense is not None and not torch.equal(dense.states[0], own.states[0]):
         raise RoseError("The dense trajectory began with other noise; draw both with the same pictures and seed.")
-    classifier, references = load_classifier(), load_references()
-    drawn = own.pictures.clamp(-1, 1)
-    features = torch.cat([classifier.features(part) for part in drawn.split(FEATURE_BATCH)])
-    asked = torch.tensor(classes_in_turn(pictures))
-    accuracy = (classifier.head(features).argmax(1) == asked).float().mean()
-    distance = frechet_distance(
-        features.double().mean(0), features.double().T.cov(), references["mean"], references["covariance"]
-    )
+    distance, accuracy = judge_pictures(own.pictures)
+    references = load_references()
     loss = denoising_loss(pipeline, references["pictures"], references["classes"], seed=seed)
     return DiffusionScores(
         () if dense is None else tuple(trajectory_drift(own, dense).tolist()),
         LOSS_TIMES,
         tuple(loss.tolist()),
         distance,
-        float(accuracy),
+        accuracy,
         pictures,
         time.perf_counter() - began,
     )
@@ -114,6 +108,22 @@ def evaluation_trajectory(
     return record_trajectory(
         pipeline, classes_in_turn(pictures), steps=steps, seed=seed, guidance=guidance, batch=100, tick=tick
     )
+
+
+def judge_pictures(pictures: Tensor) -> tuple[float, float]:
+    """Fréchet distance to real pictures in the classifier's features, and the share that it assigns to the class.
+
+    Args:
+        pictures: (n, 1, 28, 28), the ten classes in turn; values outside −1 to 1 are cut off.
+    """
+    classifier, references = load_classifier(), load_references()
+    features = torch.cat([classifier.features(part) for part in pictures.clamp(-1, 1).split(FEATURE_BATCH)])
+    asked = torch.tensor(classes_in_turn(len(pictures)))
+    accuracy = (classifier.head(features).argmax(1) == asked).float().mean()
+    distance = frechet_distance(
+        features.double().mean(0), features.double().T.cov(), references["mean"], references["covariance"]
+    )
+    return distance, float(accuracy)
 
 
 def classes_in_turn(pictures: int) -> list[int]:
