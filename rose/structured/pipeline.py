@@ -14,13 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.hessian import check_damping
-from rose.layer.statistics import InputStatistics
 from rose.layer.target import corrected_weight
 from rose.model.capture import BlockStatistics, check_streams, start_walk
 from rose.model.checkpoint import Storage
@@ -33,8 +30,9 @@ from rose.model.sequential import visit_sequentially
 from rose.model.structure import decoder_blocks, select_layers
 from rose.report import RunReport
 from rose.structured.anatomy import HEADS, PARTS, Part, Shape, block_parameters, find_parts, kinds_of
-from rose.structured.methods import StructuredMethod, choose, structured_method
-from rose.structured.problem import RECOVERIES, Problem, error, recover
+from rose.structured.methods import StructuredMethod, structured_method
+from rose.structured.problem import RECOVERIES, Problem
+from rose.structured.reduction import Original, PartRecord, parts_table, put_back, reduce_part
 from rose.structured.shapes import (
     ALLOCATIONS,
     Shapes,
@@ -46,7 +44,6 @@ from rose.structured.shapes import (
 from rose.structured.surgery import (
     RECORD,
     Cut,
-    add_bias,
     apply_config,
     can_bias,
     can_say,
@@ -59,31 +56,6 @@ from rose.structured.surgery import (
 from rose.structured.survey import BlockSurvey, make_problem, survey
 
 SURVEY_SHARE = 0.3  # of a run that prices its parts first; only the progress bar depends on it
-
-
-@dataclass(frozen=True)
-class PartRecord:
-    """One part of a decoder block in numbers; errors are relative to the mean square of the dense projection's output.
-
-    `unrecovered_error` is that of the kept columns as they were; `units` counts query heads or channels.
-    """
-
-    block_index: int
-    part: str
-    layer: str
-    method: str
-    recovery: str
-    units: int
-    kept_units: int
-    groups: int
-    kept_groups: int
-    parameters: int
-    kept_parameters: int
-    relative_error: float
-    unrecovered_error: float
-    held_out_error: float | None
-    swapped: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -182,7 +154,7 @@ def prune_structured(
     errors = [record.relative_error for record in records]
     held = [record.held_out_error for record in records if record.held_out_error is not None]
     return RunReport(
-        _table(records),
+        parts_table(records),
         {
             "method": method, "ratio": ratio, **facts, "recovery": recovered, "damping": damping, "multiple": multiple,
             "target": target, "target_damping": target_damping, "drift": [dataclasses.asdict(one) for one in drifts],
@@ -195,13 +167,6 @@ def prune_structured(
             "seconds": time.perf_counter() - start,
         },
     )  # fmt: skip
-
-
-def _table(records: Sequence[PartRecord]) -> pd.DataFrame:
-    """One row per record; the columns are there even when no record is."""
-    names = [entry.name for entry in dataclasses.fields(PartRecord)]
-    table = pd.DataFrame([dataclasses.asdict(record) for record in records], columns=names)
-    return table.astype({"held_out_error": float})
 
 
 def check_request(
@@ -342,7 +307,7 @@ class SlimRun:
     target: str
     target_damping: float | None
     cuts: list[Cut] = field(default_factory=list)
-    originals: list[tuple[Any, nn.Parameter, nn.Parameter | None]] = field(default_factory=list)
+    originals: list[Original] = field(default_factory=list)
     sources: dict[str, Tensor] = field(default_factory=dict)
     drifts: list[BlockDrift] = field(default_factory=list)
 
@@ -373,8 +338,7 @@ class SlimRun:
                         self.sources[layer.name] = block.calibration[layer.name].mean_square.sqrt()
                     walk.meter.layers_done += 1
         except BaseException:
-            for module, weight, bias in self.originals:
-                module.weight, module.bias = weight, bias
+            put_back(self.originals)
             raise
         records.sort(key=lambda record: (record.block_index, PARTS.index(record.part)))
         self._cut()
@@ -385,31 +349,14 @@ class SlimRun:
     def _reduce(self, part: Part, shape: Shape, block: BlockStatistics, meter: Meter) -> PartRecord:
         began = time.perf_counter()
         layer = part.output
-        dense = layer.weight.float().clone()
-        problem = self._problem(part, block)
-        try:
-            choice = choose(self.method, problem, shape)
-            weight, bias = recover(problem, choice.kept, self.recovery)
-        except RoseError as trouble:
-            raise RoseError(f"{layer.name}: {trouble}") from trouble
-        self._write(part, weight, bias)
-        self.cuts.append(Cut(part, choice.kept, shape))
-        written = layer.weight.float()
-        unrecovered = recover(problem, choice.kept, "none")[0]
-        scale = _energy(dense, block.calibration[layer.name])
-        known = block.held_out.get(layer.name)
-        relative = _error(dense, written, bias, block.calibration[layer.name]) / scale
-        meter.tell("prune", block.block_index, block.work[1], layer.name, relative)
-        swapped = 0 if choice.before_swaps is None else int((choice.before_swaps & ~choice.kept).sum())
-        return PartRecord(
-            block_index=part.block_index, part=part.kind, layer=layer.name, method=self.method.name,
-            recovery=self.recovery, units=part.shape.units, kept_units=shape.units, groups=part.shape.groups,
-            kept_groups=shape.groups, parameters=part.parameters(part.shape), kept_parameters=part.parameters(shape),
-            relative_error=relative,
-            unrecovered_error=_error(dense, unrecovered, None, block.calibration[layer.name]) / scale,
-            held_out_error=None if known is None else _error(dense, written, bias, known) / _energy(dense, known),
-            swapped=swapped, seconds=time.perf_counter() - began,
+        record, cut = reduce_part(
+            part, shape, self._problem(part, block), self.method, self.recovery, self.originals,
+            with_bias=part.kind in self.plan.biased, statistics=block.calibration[layer.name],
+            held_out=block.held_out.get(layer.name),
         )  # fmt: skip
+        self.cuts.append(cut)
+        meter.tell("prune", block.block_index, block.work[1], layer.name, record.relative_error)
+        return dataclasses.replace(record, seconds=time.perf_counter() - began)
 
     def _problem(self, part: Part, block: BlockStatistics) -> Problem:
         statistics = block.calibration[part.output.name]
@@ -426,15 +373,6 @@ class SlimRun:
         aim, _ = corrected_weight(part.output.weight, statistics, gap, self.target_damping)
         return dataclasses.replace(problem, weight=aim)
 
-    def _write(self, part: Part, weight: Tensor, bias: Tensor | None) -> None:
-        module: Any = part.output.module
-        # New parameters, so that the old ones can come back if the run is stopped.
-        self.originals.append((module, module.weight, getattr(module, "bias", None)))
-        module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
-        part.output.write(weight)
-        if part.kind in self.plan.biased:
-            add_bias(part.output, bias)
-
     def _cut(self) -> None:
         cut_parts(self.cuts)
         for parts, shapes in zip(self.plan.parts, self.plan.shapes, strict=True):
@@ -446,12 +384,3 @@ class SlimRun:
         else:
             config: Any = self.model.config
             setattr(config, RECORD, record_of(self.plan.parts, self.plan.shapes))
-
-
-def _energy(weight: Tensor, statistics: InputStatistics) -> float:
-    zero = torch.zeros_like(weight)
-    return max(error(weight, zero, None, statistics.hessian / statistics.tokens, statistics.mean), 1e-30)
-
-
-def _error(dense: Tensor, written: Tensor, bias: Tensor | None, statistics: InputStatistics) -> float:
-    return error(dense, written, bias, statistics.hessian / statistics.tokens, statistics.mean)
