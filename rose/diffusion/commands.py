@@ -17,6 +17,7 @@ from rose.diffusion.evaluation import (
     classes_in_turn,
     evaluate_diffusion,
     evaluation_trajectory,
+    is_garments,
 )
 from rose.diffusion.garments import GARMENTS
 from rose.diffusion.loading import PACKAGED, check_installed, load_diffusion, save_diffusion
@@ -214,7 +215,14 @@ def sample(options: argparse.Namespace, console: Console) -> None:
     parts = zip(*(row.split(PER_ROW) for row in rows), strict=True)  # the same pictures of all models below each other
     write_sheet(options.output, [row for part in parts for row in part])
     above = f", those of {options.beside} above" if options.beside else ""
-    Console().print(f"{len(rows[0])} pictures are in {options.output}{above}", soft_wrap=True, highlight=False)
+    what = f": {_names(conditions)}" if is_garments(pipeline) else ""
+    Console().print(f"{len(rows[0])} pictures are in {options.output}{above}{what}", soft_wrap=True, highlight=False)
+
+
+def _names(classes: Conditions) -> str:
+    """Of the garments of a row, from left to right."""
+    names = [GARMENTS[one] for one in classes if isinstance(one, int)]
+    return ", ".join(names[:PER_ROW]) + (", and so on" if len(names) > PER_ROW else "")
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> None:

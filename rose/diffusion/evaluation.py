@@ -131,14 +131,21 @@ def classes_in_turn(pictures: int) -> list[int]:
     return [number % len(GARMENTS) for number in range(pictures)]
 
 
+def is_garments(pipeline: Any) -> bool:
+    """Whether this is the packaged model, dense or pruned."""
+    config = denoiser_of(pipeline).config
+    return getattr(config, "sample_size", None) == SIDE and getattr(config, "num_embeds_ada_norm", None) == len(
+        GARMENTS
+    )
+
+
 def check_garments(pipeline: Any) -> None:
     """Makes sure that this is the packaged model, dense or pruned, whose pictures the classifier knows.
 
     Raises:
         RoseError: it is another one.
     """
-    config = denoiser_of(pipeline).config
-    if getattr(config, "sample_size", None) != SIDE or getattr(config, "num_embeds_ada_norm", None) != len(GARMENTS):
+    if not is_garments(pipeline):
         raise RoseError(
             "Loss and Fréchet distance are measured for the packaged model only, since they need its real pictures and "
             "its classifier; for other pipelines compare trajectories."

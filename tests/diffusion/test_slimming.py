@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import rose
+from rose import cli
 from rose.diffusion.loading import denoiser_of
 from rose.diffusion.parts import RECORD, find_parts
 from rose.diffusion.structure import study_denoiser
@@ -165,3 +166,13 @@ def test_a_run_that_is_stopped_leaves_the_model_as_it_was() -> None:
     after = denoiser_of(pipeline).state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--ratio", "0.3", "--samples", "10", "--steps", "2", "--output", str(tmp_path / "small")]
+    assert cli.main(["diffuse", "slim", *options]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1,795,585 parameters before, 1,499,505 after: 29.6 % of heads and channels taken out" in said
+    assert rose.load_diffusion(str(tmp_path / "small")).transformer.config[RECORD]["transformer_blocks.0.attn1"] == 3
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    assert report["summary"]["kept_parameters"] == 1_499_505
