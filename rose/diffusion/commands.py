@@ -138,17 +138,18 @@ def prune(options: argparse.Namespace, console: Console) -> None:
     with console.status(f"Writing {options.output}"):
         save_diffusion(pipeline.to("cpu"), options.output, report=report)
     terminal.print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error"]], "Layers")
-    summary, out = report.summary, Console()
+    summary, out = report.summary, Console(highlight=False)
     out.print(
-        f"{summary['layers']} layers, {100 * summary['removed_fraction']:.2f} % of their weights removed, "
+        f"{summary['layers']} layers, {100 * summary['removed_fraction']:.1f} % of their weights removed, "
         f"mean relative error {summary['mean_relative_error']:.4f}, {summary['columnar_layers']} columnar, "
-        f"{summary['seconds']:.0f} s"
+        f"{summary['seconds']:.0f} s",
+        soft_wrap=True,
     )
-    dense = summary["convolutions_left_dense"]
     out.print(
-        f"{summary['weights'] / summary['denoiser_weights']:.0%} of the denoiser's weights are in these layers; "
-        f"{dense} convolutional layers with {summary['convolution_weights_left_dense']} weights stay dense",
-        highlight=False,
+        f"These layers hold {100 * summary['weights'] / summary['denoiser_weights']:.0f} % of the denoiser's "
+        f"{summary['denoiser_weights']:,} weights; embeddings, modulation and {summary['convolutions_left_dense']} "
+        f"convolutions ({summary['convolution_weights_left_dense']:,} weights) stay dense",
+        soft_wrap=True,
     )
     out.print(f"Pipeline, report.json and layers.csv are in {options.output}", soft_wrap=True)
 
@@ -247,12 +248,15 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
 
 def _print_scores(scores: DiffusionScores, options: argparse.Namespace) -> None:
     out = Console(highlight=False)
-    out.print(f"Drift from {options.dense} by step: {' '.join(f'{value:.3f}' for value in scores.drift)}")
+    out.print(
+        f"Drift from {options.dense} by step: {' '.join(f'{value:.3f}' for value in scores.drift)}", soft_wrap=True
+    )
     losses = (f"{t}: {value:.4f}" for t, value in zip(scores.loss_times, scores.loss, strict=True))
-    out.print(f"Denoising loss by t: {', '.join(losses)}")
+    out.print(f"Denoising loss by t: {', '.join(losses)}", soft_wrap=True)
     out.print(
         f"Fréchet distance {scores.frechet:.3f} over {scores.pictures} pictures; the classifier recognizes "
-        f"{scores.accuracy:.0%}; {scores.seconds:.0f} s"
+        f"{scores.accuracy:.0%}; {scores.seconds:.0f} s",
+        soft_wrap=True,
     )
 
 
