@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sparsities", nargs="+", default=SPARSITIES)
     parser.add_argument("--weights", nargs="+", default=WEIGHTS, help=f"of rose, or {', '.join(STEEP)}")
     parser.add_argument("--draws", nargs="+", type=int, default=DRAWS)
+    parser.add_argument("--noises", nargs="+", type=int, default=NOISES, help="seeds of evaluation noise")
     parser.add_argument("--pictures", type=int, default=40, help="tens, judged for each noise (default: %(default)s)")
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     done = {tuple(row[name] for name in KEY) for row in rows}
     missing = [one for one in wanted if tuple(one.values()) not in done]
     model = rose.load_diffusion()
-    dense = {noise: _trajectory(model, options.pictures, noise) for noise in NOISES} if missing else {}
+    dense = {noise: _trajectory(model, options.pictures, noise) for noise in options.noises} if missing else {}
     nothing = {"sparsity": "0", "method": "dense", "step_weights": "-", "draw": -1}
     if missing and tuple(nothing.values()) not in done:
         rows += [nothing | row for row in measure(model, dense, options.pictures)]
@@ -119,7 +120,7 @@ def measure(model: Any, dense: dict[int, rose.Trajectory], pictures: int) -> lis
     references = load_references()
     loss = denoising_loss(model, references["pictures"][:REAL], references["classes"][:REAL], seed=NOISES[0])
     losses = {f"loss_{t}": float(value) for t, value in zip(LOSS_TIMES, loss, strict=True)}
-    own = {noise: _trajectory(model, pictures, noise) for noise in NOISES}
+    own = {noise: _trajectory(model, pictures, noise) for noise in dense}
     distance, accuracy = judge_pictures(torch.cat([one.pictures for one in own.values()]))
     shared = {"loss": float(loss.mean()), "frechet": distance, "accuracy": accuracy, **losses}
     rows = []
