@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from rose import terminal
-from rose.commands import method_options
+from rose.commands import made, method_options
 from rose.diffusion.evaluation import (
     DiffusionScores,
     check_garments,
@@ -134,7 +134,7 @@ def prune(options: argparse.Namespace, console: Console) -> None:
             progress=terminal.follow(bar),
             **engine,
         )
-    report = report.with_summary(model=options.model, dtype=options.dtype)
+    report = report.with_summary(model=options.model, dtype=options.dtype, **made(options))
     with console.status(f"Writing {options.output}"):
         save_diffusion(pipeline.to("cpu"), options.output, report=report)
     terminal.print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error"]], "Layers")
@@ -179,7 +179,7 @@ def slim(options: argparse.Namespace, console: Console) -> None:
             seed=options.seed,
             progress=terminal.follow(bar),
         )
-    report = report.with_summary(model=options.model, dtype=options.dtype)
+    report = report.with_summary(model=options.model, dtype=options.dtype, **made(options))
     with console.status(f"Writing {options.output}"):
         save_diffusion(pipeline.to("cpu"), options.output, report=report)
     shown = ["layer", "kept_units", "units", "relative_error", "unrecovered_error"]

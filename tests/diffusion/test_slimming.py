@@ -176,3 +176,4 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert rose.load_diffusion(str(tmp_path / "small")).transformer.config[RECORD]["transformer_blocks.0.attn1"] == 3
     report = json.loads((tmp_path / "small" / "report.json").read_text())
     assert report["summary"]["kept_parameters"] == 1_499_505
+    assert "diffuse slim --ratio 0.3" in report["summary"]["command"]
