@@ -6,6 +6,7 @@ Everything below is the public interface; the rest is private to its module.
 from rose.diffusion.evaluation import DiffusionScores, evaluate_diffusion, evaluation_trajectory, trajectory_drift
 from rose.diffusion.loading import load_diffusion, save_diffusion
 from rose.diffusion.pruning import collect_diffusion_statistics, prune_diffusion, step_diagonals
+from rose.diffusion.slimming import prune_diffusion_structured
 from rose.diffusion.steps import step_weights
 from rose.diffusion.trajectory import Trajectory, draw_pictures, record_trajectory
 from rose.errors import Cancelled, RoseError
@@ -72,6 +73,7 @@ __all__ = [
     "prune_by_score",
     "prune_by_sweep",
     "prune_diffusion",
+    "prune_diffusion_structured",
     "prune_layer",
     "prune_model",
     "prune_structured",

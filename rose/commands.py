@@ -131,7 +131,7 @@ def _engine_options(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
-def _made(options: argparse.Namespace) -> dict[str, Any]:
+def made(options: argparse.Namespace) -> dict[str, Any]:
     """By what command, and with which programs, for those who are sent the report."""
     return {"command": options.command, "made_with": versions()}
 
@@ -171,7 +171,7 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
             held_out_samples=options.held_out,
             seed=options.seed,
             methods=methods,
-            **_made(options),
+            **made(options),
             **_engine_options(options),
         )
         from_first(lambda: _save(report, options.output))
@@ -273,7 +273,7 @@ def _conclude(
         windows=0 if windows is None else len(windows),
         perplexity_before=before,
         perplexity_after=after,
-        **_made(options),
+        **made(options),
     )
     with console.status(f"Writing {options.output}"):
         from_first(lambda: rose.save_model(model, tokenizer, options.output, report=report))

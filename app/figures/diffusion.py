@@ -77,8 +77,8 @@ def pictures(
         figure,
         theme,
         finding,
-        f"{count} garments by each model, from the same noise; {when}",
-        height=130 + 100 * len(rows),
+        f"{count} garments, {'both models from the same noise' if len(rows) > 1 else 'from noise'}; {when}",
+        height=120 + 84 * len(rows),
     )
     figure.update_xaxes(
         tickvals=centres, ticktext=list(names), showgrid=False, zeroline=False, showline=False, ticks=""
@@ -96,7 +96,8 @@ def pictures(
         ticks="",
     )
     apart = "" if drift is None else f" They differ by {words.percent(drift)} of the dense pictures' norm."
-    caption = f"{count} pictures by {' and '.join(rows)}, {when}.{apart}"
+    models = " and ".join("the dense model" if label == "Dense" else label for label in rows)
+    caption = f"{count} pictures by {models}, {when}.{apart}"
     data = pd.DataFrame(
         [
             {"model": label, "picture": name, "mean": float(picture.mean()), "norm": float(np.linalg.norm(picture))}

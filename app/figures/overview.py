@@ -81,6 +81,7 @@ def model_map(
     layers: Sequence[str] = (),
     experts: str | None = None,
     marked_layer: str | None = None,
+    block: str = "decoder block",
     theme: Theme = "light",
 ) -> Drawing:
     """Any number per layer as a map of decoder block × projection; layers without a number yet stay blank.
@@ -96,6 +97,7 @@ def model_map(
         threshold: on the relative range, for which columnar layers are ringed.
         layers: names of all layers to come, so that the map keeps its size while results arrive.
         experts: one of `expert_kinds`.
+        block: what a block of the model is called.
 
     Raises:
         RoseError: the table does not have this number.
@@ -123,7 +125,7 @@ def model_map(
     _answer_clicks(figure, rows, known)
     expected = max(len(every), len(set(layers)))
     waiting = expected - int(every["value"].notna().sum())
-    finding, ringed = _map_finding(every, name, known, threshold)
+    finding, ringed = _map_finding(every, name, known, threshold, block)
     if ringed is not None and len(ringed):
         cells = _shown(ringed, row_of).drop_duplicates(["block_index", "projection"])
         _ring(figure, cells, threshold, 11 if len(blocks) <= 20 else 8)
@@ -135,7 +137,7 @@ def model_map(
         theme,
         finding,
         f"{known.label} of {_which(experts, folded)}{rings}{'; ×: dead columns' if dead else ''}{blank}",
-        x="decoder block",
+        x=block,
         y="",
         height=180 + round(34 * max(3, len(projections)) * min(1, 24 / len(projections))),
     )
@@ -154,7 +156,7 @@ def model_map(
         style.outline(figure, at["block_index"] - 0.5, at["block_index"] + 0.5, row - 0.5, row + 0.5)
     caption = _map_caption(every, known, waiting) + dead
     axis = "projection" if experts is None else "expert"
-    alt = f"Map of {known.label.lower()} by decoder block and {axis}. {finding}. {caption}"
+    alt = f"Map of {known.label.lower()} by {block} and {axis}. {finding}. {caption}"
     return Drawing(figure, caption, alt, every.rename(columns={"value": name}))
 
 
@@ -304,7 +306,9 @@ def _colours(known: Metric, values: np.ndarray, name: str, theme: Theme) -> dict
     return {"colorscale": palette.SEQUENTIAL, "zmin": 0, "zmax": top, "colorbar": style.colourbar(known.unit)}
 
 
-def _map_finding(rows: pd.DataFrame, name: str, known: Metric, threshold: float) -> tuple[str, pd.DataFrame | None]:
+def _map_finding(
+    rows: pd.DataFrame, name: str, known: Metric, threshold: float, block: str
+) -> tuple[str, pd.DataFrame | None]:
     """The title, and for relative range the columnar layers."""
     measured = rows.dropna(subset=["value"])
     if measured.empty:
@@ -323,16 +327,16 @@ def _map_finding(rows: pd.DataFrame, name: str, known: Metric, threshold: float)
     if name != "relative_range":
         return finding, None
     columnar = measured[measured["value"] > threshold]
-    return f"{finding}; {_where_columnar(columnar)}", columnar
+    return f"{finding}; {_where_columnar(columnar, block)}", columnar
 
 
-def _where_columnar(columnar: pd.DataFrame) -> str:
+def _where_columnar(columnar: pd.DataFrame, block: str) -> str:
     """ "columnar layers lie in decoder blocks 4 to 25"."""
     if columnar.empty:
         return "no layer is columnar"
     first, last = columnar["block_index"].min(), columnar["block_index"].max()
     lie = "the columnar layer lies" if len(columnar) == 1 else "columnar layers lie"
-    return f"{lie} in decoder block {first}" if first == last else f"{lie} in decoder blocks {first} to {last}"
+    return f"{lie} in {block} {first}" if first == last else f"{lie} in {block}s {first} to {last}"
 
 
 def _map_caption(rows: pd.DataFrame, known: Metric, waiting: int) -> str:

@@ -138,6 +138,9 @@ def _title(runs: Sequence[FinishedRun]) -> str:
 def _subtitle(runs: Sequence[FinishedRun]) -> str:
     def said(run: FinishedRun) -> str:
         known = run.summary
+        if "step_weights" in known:  # of a diffusion model
+            drawn = f"{known.get('samples') or '?'} pictures × {known.get('steps', '?')} steps"
+            return f"{known.get('model', 'a model')}, calibrated on {drawn}"
         text = (
             f"{known.get('model', 'a model')}, calibrated on {known.get('samples', '?')} × {known.get('length', '?')}"
         )

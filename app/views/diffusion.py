@@ -32,9 +32,7 @@ def draw() -> None:
     request = choose()
     run = session.diffusion()
     offer(request, run)
-    if run is not None and run.job.status == "running":
-        wait(run)
-    elif run is not None and run.job.status in ("failed", "cancelled"):
+    if run is not None and run.job.status in ("failed", "cancelled"):
         components.job_status(run.job, "diffusion", ". The dense model was not changed.")
     view = components.section(VIEWS, "diffusion_view", "Results")
     {"pictures": pictures, "drift": drift, "weights": weights, "layers": layers}[view](model, run, request)
@@ -65,8 +63,9 @@ def choose() -> DiffusionRequest:
 
 
 def offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
-    """The button, and a note where the choice differs from what is shown."""
+    """The button, and beside it the progress, or what is shown."""
     left, right = st.columns([1, 3], vertical_alignment="center")
+    running = run is not None and run.job.status == "running"
     problem = ""
     try:
         request.check()
@@ -78,11 +77,14 @@ def offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
         icon=":material/content_cut:",
         on_click=session.start_diffusion,
         args=(request,),
-        disabled=bool(problem) or (run is not None and run.job.status == "running"),
+        disabled=bool(problem) or running,
         key="diffusion-start",
         width="stretch",
     )
-    if problem:
+    if run is not None and running:
+        with right:
+            wait(run)
+    elif problem:
         right.warning(problem, icon=":material/warning:")
     elif run is None:
         right.caption(f"Calibrates on {request.samples} pictures × {STEPS} steps; takes a few seconds.")
@@ -107,8 +109,10 @@ def wait(run: DiffusionRun) -> None:
         if progress is not None and progress.remaining is not None:
             left = f", about {components.duration(progress.remaining)} left"
         done = f", {progress.layers_done} of {progress.layers} layers" if progress is not None else ""
-        st.progress(run.fraction, text=f"{run.job.message}{done}{left}")
-        components.cancel_button(run.job, "diffusion")
+        bar, stop = st.columns([4, 1], vertical_alignment="center")
+        bar.progress(run.fraction, text=f"{run.job.message}{done}{left}")
+        with stop:
+            components.cancel_button(run.job, "diffusion")
         if run.job.status != "running":
             st.rerun()
 
@@ -189,7 +193,7 @@ def layers(_model: DenseModel, run: DiffusionRun | None, _request: DiffusionRequ
     table = done.report.layers
     columnar = table[table["relative_range"] > session.threshold()]
     st.markdown(f"**{len(columnar)} of {len(table)} layers are columnar** above {session.threshold():.2f}.")
-    drawing = overview.model_map(table, threshold=session.threshold(), theme=session.theme())
+    drawing = overview.model_map(table, threshold=session.threshold(), block="block", theme=session.theme())
     components.show(drawing, "diffusion-map", wide=True)
     summary = done.report.summary
     st.caption(

@@ -1,4 +1,4 @@
-"""Command line: python -m rose diffuse prune | sample | evaluate."""
+"""Command line: python -m rose diffuse prune | slim | sample | evaluate."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from typing import Any
 from rich.console import Console
 
 from rose import terminal
-from rose.commands import method_options
+from rose.commands import made, method_options
 from rose.diffusion.evaluation import (
     DiffusionScores,
     check_garments,
     classes_in_turn,
     evaluate_diffusion,
     evaluation_trajectory,
+    is_garments,
 )
 from rose.diffusion.garments import GARMENTS
 from rose.diffusion.loading import PACKAGED, check_installed, load_diffusion, save_diffusion
 from rose.diffusion.pictures import write_sheet
 from rose.diffusion.pruning import prune_diffusion
+from rose.diffusion.slimming import prune_diffusion_structured
 from rose.diffusion.steps import STEP_WEIGHTS, check_steps, step_weights
 from rose.diffusion.trajectory import Conditions, draw_pictures
 from rose.errors import RoseError
@@ -30,21 +32,24 @@ from rose.layer.order import order_names
 from rose.model.forward import pick_device
 from rose.model.loading import DTYPES, check_output
 from rose.report import write_atomically
+from rose.structured.anatomy import PARTS
+from rose.structured.methods import STRUCTURED, structured_method
+from rose.structured.pipeline import check_request
+from rose.structured.problem import RECOVERIES
 
 PER_ROW = 10  # pictures in a sheet
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds `diffuse` and its three commands."""
+    """Adds `diffuse` and its commands."""
     diffuse = subparsers.add_parser("diffuse", help="prune a diffusion model, draw with it, measure it")
-    commands = diffuse.add_subparsers(required=True, metavar="prune | sample | evaluate")
+    commands = diffuse.add_subparsers(required=True, metavar="prune | slim | sample | evaluate")
 
     pruning = commands.add_parser("prune", help="prune a pipeline's transformer or UNet and save the pipeline")
     _common(pruning)
     pruning.add_argument("--method", default="rose", help=f"{', '.join(METHODS)} (default: %(default)s)")
     pruning.add_argument("--sparsity", default="0.5", help='ratio, or N:M such as "2:4" (default: %(default)s)')
-    pruning.add_argument("--step-weights", choices=STEP_WEIGHTS, default="log_decrease", help="default: %(default)s")
-    pruning.add_argument("--packages", type=int, default=4, help="pruned one after another (default: %(default)s)")
+    _calibration(pruning)
     pruning.add_argument("--layers", nargs="+", metavar="NAME", help="only these layers; * matches any part")
     pruning.add_argument("--block-size", type=int, help="columns per block (default: 128, fewer in a small model)")
     pruning.add_argument("--damping", type=float, default=0.01, help="default: %(default)s")
@@ -52,11 +57,28 @@ def add_parser(subparsers: Any) -> None:
     pruning.add_argument("--order", help=f"override the method's order: {', '.join(order_names())}, random:SEED")
     pruning.add_argument("--budget", choices=BUDGETS, help="override the method's budget")
     pruning.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the method")
-    pruning.add_argument("--prompts", type=Path, metavar="FILE.txt", help="calibration prompts, one a line")
-    pruning.add_argument("--samples", type=int, default=50, help="calibration pictures (default: %(default)s)")
     pruning.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the pipeline")
     pruning.set_defaults(run=prune)
 
+    slimming = commands.add_parser("slim", help="make a transformer smaller: take heads and channels out")
+    _common(slimming)
+    of_parts = [name for name, one in STRUCTURED.items() if one.select is not None]
+    slimming.add_argument("--method", default="obs", help=f"{', '.join(of_parts)} (default: %(default)s)")
+    slimming.add_argument(
+        "--ratio",
+        type=float,
+        default=0.2,
+        help="share of attention and feed-forwards (default: %(default)s)",
+    )
+    _calibration(slimming)
+    slimming.add_argument("--parts", nargs="+", choices=PARTS, help="what may go (default: both)")
+    slimming.add_argument("--recovery", choices=RECOVERIES, help="override how the method repairs what stays")
+    slimming.add_argument("--damping", type=float, default=0.01, help="default: %(default)s")
+    slimming.add_argument(
+        "--multiple", type=int, default=8, help="kept channels are a multiple of this (default: %(default)s)"
+    )
+    slimming.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the pipeline")
+    slimming.set_defaults(run=slim)
     sampling = commands.add_parser("sample", help="draw pictures into a PNG file")
     _common(sampling)
     sampling.add_argument("--classes", metavar="A,B", help=f"of the packaged model: {', '.join(GARMENTS)}")
@@ -82,6 +104,13 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's own)")
 
 
+def _calibration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--step-weights", choices=STEP_WEIGHTS, default="log_decrease", help="default: %(default)s")
+    parser.add_argument("--packages", type=int, default=4, help="pruned one after another (default: %(default)s)")
+    parser.add_argument("--prompts", type=Path, metavar="FILE.txt", help="calibration prompts, one a line")
+    parser.add_argument("--samples", type=int, default=50, help="calibration pictures (default: %(default)s)")
+
+
 def prune(options: argparse.Namespace, console: Console) -> None:
     check_installed()
     check_output(options.output)
@@ -105,23 +134,64 @@ def prune(options: argparse.Namespace, console: Console) -> None:
             progress=terminal.follow(bar),
             **engine,
         )
-    report = report.with_summary(model=options.model, dtype=options.dtype)
+    report = report.with_summary(model=options.model, dtype=options.dtype, **made(options))
     with console.status(f"Writing {options.output}"):
         save_diffusion(pipeline.to("cpu"), options.output, report=report)
     terminal.print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error"]], "Layers")
-    summary, out = report.summary, Console()
+    summary, out = report.summary, Console(highlight=False)
     out.print(
-        f"{summary['layers']} layers, {100 * summary['removed_fraction']:.2f} % of their weights removed, "
+        f"{summary['layers']} layers, {100 * summary['removed_fraction']:.1f} % of their weights removed, "
         f"mean relative error {summary['mean_relative_error']:.4f}, {summary['columnar_layers']} columnar, "
-        f"{summary['seconds']:.0f} s"
+        f"{summary['seconds']:.0f} s",
+        soft_wrap=True,
     )
-    dense = summary["convolutions_left_dense"]
     out.print(
-        f"{summary['weights'] / summary['denoiser_weights']:.0%} of the denoiser's weights are in these layers; "
-        f"{dense} convolutional layers with {summary['convolution_weights_left_dense']} weights stay dense",
-        highlight=False,
+        f"These layers hold {100 * summary['weights'] / summary['denoiser_weights']:.0f} % of the denoiser's "
+        f"{summary['denoiser_weights']:,} weights; embeddings, modulation and {summary['convolutions_left_dense']} "
+        f"convolutions ({summary['convolution_weights_left_dense']:,} weights) stay dense",
+        soft_wrap=True,
     )
     out.print(f"Pipeline, report.json and layers.csv are in {options.output}", soft_wrap=True)
+
+
+def slim(options: argparse.Namespace, console: Console) -> None:
+    check_installed()
+    structured_method(options.method)
+    check_request(options.ratio, "uniform", options.recovery, options.damping, options.multiple)
+    check_output(options.output)
+    step_weights(options.step_weights, options.steps)
+    wanted = _read_prompts(options.prompts)
+    pipeline = _load(options, options.model, console)
+    with terminal.bar(console, "Slimming") as bar:
+        report = prune_diffusion_structured(
+            pipeline,
+            _conditions(pipeline, wanted, None, options.samples),
+            method=options.method,
+            ratio=options.ratio,
+            parts=options.parts,
+            recovery=options.recovery,
+            damping=options.damping,
+            multiple=options.multiple,
+            steps=options.steps,
+            step_weights=options.step_weights,
+            packages=options.packages,
+            guidance=options.guidance,
+            seed=options.seed,
+            progress=terminal.follow(bar),
+        )
+    report = report.with_summary(model=options.model, dtype=options.dtype, **made(options))
+    with console.status(f"Writing {options.output}"):
+        save_diffusion(pipeline.to("cpu"), options.output, report=report)
+    shown = ["layer", "kept_units", "units", "relative_error", "unrecovered_error"]
+    terminal.print_table(report.layers[shown], "Parts")
+    summary, out = report.summary, Console(highlight=False)
+    out.print(
+        f"{summary['parameters']:,} parameters before, {summary['kept_parameters']:,} after: "
+        f"{100 * summary['removed_fraction']:.1f} % of {' and '.join(summary['parts'])} taken out, "
+        f"{summary['seconds']:.0f} s",
+        soft_wrap=True,
+    )
+    out.print(f"Pipeline, report.json and layers.csv are in {options.output}, for rose.load_diffusion", soft_wrap=True)
 
 
 def sample(options: argparse.Namespace, console: Console) -> None:
@@ -146,7 +216,14 @@ def sample(options: argparse.Namespace, console: Console) -> None:
     parts = zip(*(row.split(PER_ROW) for row in rows), strict=True)  # the same pictures of all models below each other
     write_sheet(options.output, [row for part in parts for row in part])
     above = f", those of {options.beside} above" if options.beside else ""
-    Console().print(f"{len(rows[0])} pictures are in {options.output}{above}", soft_wrap=True, highlight=False)
+    what = f": {_names(conditions)}" if is_garments(pipeline) else ""
+    Console().print(f"{len(rows[0])} pictures are in {options.output}{above}{what}", soft_wrap=True, highlight=False)
+
+
+def _names(classes: Conditions) -> str:
+    """Of the garments of a row, from left to right."""
+    names = [GARMENTS[one] for one in classes if isinstance(one, int)]
+    return ", ".join(names[:PER_ROW]) + (", and so on" if len(names) > PER_ROW else "")
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> None:
@@ -171,12 +248,15 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
 
 def _print_scores(scores: DiffusionScores, options: argparse.Namespace) -> None:
     out = Console(highlight=False)
-    out.print(f"Drift from {options.dense} by step: {' '.join(f'{value:.3f}' for value in scores.drift)}")
+    out.print(
+        f"Drift from {options.dense} by step: {' '.join(f'{value:.3f}' for value in scores.drift)}", soft_wrap=True
+    )
     losses = (f"{t}: {value:.4f}" for t, value in zip(scores.loss_times, scores.loss, strict=True))
-    out.print(f"Denoising loss by t: {', '.join(losses)}")
+    out.print(f"Denoising loss by t: {', '.join(losses)}", soft_wrap=True)
     out.print(
         f"Fréchet distance {scores.frechet:.3f} over {scores.pictures} pictures; the classifier recognizes "
-        f"{scores.accuracy:.0%}; {scores.seconds:.0f} s"
+        f"{scores.accuracy:.0%}; {scores.seconds:.0f} s",
+        soft_wrap=True,
     )
 
 

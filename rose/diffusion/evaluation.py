@@ -81,21 +81,15 @@ def evaluate_diffusion(
     own = evaluation_trajectory(pipeline, pictures=pictures, steps=steps, seed=seed, guidance=guidance, tick=tick)
     if dense is not None and not torch.equal(dense.states[0], own.states[0]):
         raise RoseError("The dense trajectory began with other noise; draw both with the same pictures and seed.")
-    classifier, references = load_classifier(), load_references()
-    drawn = own.pictures.clamp(-1, 1)
-    features = torch.cat([classifier.features(part) for part in drawn.split(FEATURE_BATCH)])
-    asked = torch.tensor(classes_in_turn(pictures))
-    accuracy = (classifier.head(features).argmax(1) == asked).float().mean()
-    distance = frechet_distance(
-        features.double().mean(0), features.double().T.cov(), references["mean"], references["covariance"]
-    )
+    distance, accuracy = judge_pictures(own.pictures)
+    references = load_references()
     loss = denoising_loss(pipeline, references["pictures"], references["classes"], seed=seed)
     return DiffusionScores(
         () if dense is None else tuple(trajectory_drift(own, dense).tolist()),
         LOSS_TIMES,
         tuple(loss.tolist()),
         distance,
-        float(accuracy),
+        accuracy,
         pictures,
         time.perf_counter() - began,
     )
@@ -116,9 +110,33 @@ def evaluation_trajectory(
     )
 
 
+def judge_pictures(pictures: Tensor) -> tuple[float, float]:
+    """Fréchet distance to real pictures in the classifier's features, and the share that it assigns to the class.
+
+    Args:
+        pictures: (n, 1, 28, 28), the ten classes in turn; values outside −1 to 1 are cut off.
+    """
+    classifier, references = load_classifier(), load_references()
+    features = torch.cat([classifier.features(part) for part in pictures.clamp(-1, 1).split(FEATURE_BATCH)])
+    asked = torch.tensor(classes_in_turn(len(pictures)))
+    accuracy = (classifier.head(features).argmax(1) == asked).float().mean()
+    distance = frechet_distance(
+        features.double().mean(0), features.double().T.cov(), references["mean"], references["covariance"]
+    )
+    return distance, float(accuracy)
+
+
 def classes_in_turn(pictures: int) -> list[int]:
     """This many class labels, 0 to 9 in turn."""
     return [number % len(GARMENTS) for number in range(pictures)]
+
+
+def is_garments(pipeline: Any) -> bool:
+    """Whether this is the packaged model, dense or pruned."""
+    config = denoiser_of(pipeline).config
+    return getattr(config, "sample_size", None) == SIDE and getattr(config, "num_embeds_ada_norm", None) == len(
+        GARMENTS
+    )
 
 
 def check_garments(pipeline: Any) -> None:
@@ -127,8 +145,7 @@ def check_garments(pipeline: Any) -> None:
     Raises:
         RoseError: it is another one.
     """
-    config = denoiser_of(pipeline).config
-    if getattr(config, "sample_size", None) != SIDE or getattr(config, "num_embeds_ada_norm", None) != len(GARMENTS):
+    if not is_garments(pipeline):
         raise RoseError(
             "Loss and Fréchet distance are measured for the packaged model only, since they need its real pictures and "
             "its classifier; for other pipelines compare trajectories."

@@ -17,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 from rose.diffusion.garments import FOLDER
+from rose.diffusion.parts import read_reshaped
 from rose.errors import RoseError
 from rose.model.loading import check_output, parse_dtype
 from rose.paths import expand
@@ -131,7 +132,11 @@ def _load(name: str, dtype: torch.dtype) -> Any:
         _check_hub_id(name)
     try:
         with _quiet():
-            return kind.from_pretrained(str(folder) if is_local else name, dtype=dtype, local_files_only=is_local)
+            reshaped = read_reshaped(folder, dtype) if is_local else {}
+            source = str(folder) if is_local else name
+            return kind.from_pretrained(source, dtype=dtype, local_files_only=is_local, **reshaped)
+    except RoseError:
+        raise
     except Exception as problem:  # diffusers, safetensors and the Hub each raise their own kinds
         text = " ".join(str(problem).split())[:200]
         what = "a file is missing or corrupt" if is_local else f"check the id and the network, or use {PACKAGED}"

@@ -17,9 +17,14 @@ from torch import Tensor
 from rose.diffusion.loading import denoiser_of
 from rose.diffusion.steps import StepWeights, check_steps
 from rose.diffusion.steps import step_weights as make_weights
-from rose.diffusion.structure import choose_layers, default_block_size, make_packages, study_denoiser
+from rose.diffusion.structure import (
+    check_packages,
+    choose_layers,
+    default_block_size,
+    make_packages,
+    study_denoiser,
+)
 from rose.diffusion.trajectory import Batch, Conditions, make_batches, run_pipeline
-from rose.errors import RoseError
 from rose.layer.methods import Settings, make_settings
 from rose.layer.methods.options import Value
 from rose.layer.pattern import Pattern
@@ -95,8 +100,7 @@ def prune_diffusion(
     }
     make_settings(**engine, block_size=128 if block_size is None else block_size)
     weights = make_weights(step_weights, steps)
-    if not isinstance(packages, int) or isinstance(packages, bool) or packages < 1:
-        raise RoseError(f"The number of packages must be a whole number of at least 1, not {packages!r}.")
+    check_packages(packages)
     batches = make_batches(pipeline, conditions, batch)
     start = time.perf_counter()
     anatomy = study_denoiser(pipeline, batches[0], guidance=guidance)
@@ -114,7 +118,7 @@ def prune_diffusion(
         def tick(share: float, number: int = number) -> None:
             meter.tell("calibrate", number, CALIBRATION_SHARE * share)
 
-        found = _watch(package, batches, weights, run, tick)
+        found = gather(package, batches, weights, run, tick)
         for k, layer in enumerate(package):
             records.append(_prune(layer, found, settings))
             meter.layers_done += 1
@@ -169,10 +173,10 @@ def collect_diffusion_statistics(
     batches = make_batches(pipeline, conditions, batch)
     chosen = choose_layers(study_denoiser(pipeline, batches[0], guidance=guidance).layers, layers)
     run = partial(run_pipeline, pipeline, steps=steps, seed=seed, guidance=guidance)
-    return _watch(chosen, batches, weights, run, tick)
+    return gather(chosen, batches, weights, run, tick)
 
 
-def _watch(
+def gather(
     layers: list[PrunableLayer],
     batches: Sequence[Batch],
     weights: Sequence[float],

@@ -5,15 +5,18 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
 
+from rose.diffusion.blocks import block_of, outermost_lists
 from rose.diffusion.loading import denoiser_of
 from rose.diffusion.trajectory import Batch, run_pipeline
 from rose.errors import RoseError
 from rose.model.structure import PrunableLayer
+
+One = TypeVar("One")
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -55,12 +58,11 @@ def study_denoiser(pipeline: Any, batch: Batch, *, guidance: float | None = None
         RoseError: no layer is prunable.
     """
     denoiser = denoiser_of(pipeline)
-    lists = [name for name, module in denoiser.named_modules() if isinstance(module, nn.ModuleList)]
-    outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+    outermost = outermost_lists(denoiser)
     called: dict[str, nn.Module] = {}
     hooks = []
     for name, module in denoiser.named_modules():
-        if isinstance(module, nn.Linear) and _block_of(name, outermost):
+        if isinstance(module, nn.Linear) and block_of(name, outermost):
 
             def seen(module: nn.Module, args: tuple, name: str = name) -> None:
                 if isinstance(args[0], Tensor) and args[0].ndim >= 3:
@@ -86,7 +88,7 @@ def study_denoiser(pipeline: Any, batch: Batch, *, guidance: float | None = None
     blocks: dict[str, int] = {}
     layers = []
     for name, module in called.items():
-        block = _block_of(name, outermost)
+        block = block_of(name, outermost)
         index = blocks.setdefault(block, len(blocks))
         layers.append(PrunableLayer(name, index, name.removeprefix(f"{block}."), module))
     convolutions = [module for module in denoiser.modules() if isinstance(module, CONVOLUTIONS)]
@@ -96,14 +98,6 @@ def study_denoiser(pipeline: Any, batch: Batch, *, guidance: float | None = None
         sum(module.weight.numel() for module in convolutions),
         sum(parameter.numel() for parameter in denoiser.parameters()),
     )
-
-
-def _block_of(name: str, lists: Sequence[str]) -> str:
-    """The block that a layer is in, such as "transformer_blocks.3"; "" outside all lists of blocks."""
-    for prefix in lists:
-        if name.startswith(f"{prefix}."):
-            return f"{prefix}.{name.removeprefix(f'{prefix}.').partition('.')[0]}"
-    return ""
 
 
 def choose_layers(layers: Sequence[PrunableLayer], names: Sequence[str] | None) -> list[PrunableLayer]:
@@ -127,10 +121,16 @@ def choose_layers(layers: Sequence[PrunableLayer], names: Sequence[str] | None) 
     return [layer for layer in layers if layer.name in chosen]
 
 
-def make_packages(layers: Sequence[PrunableLayer], packages: int) -> list[list[PrunableLayer]]:
-    """Runs of layers as equal in number as can be, in the order of the forward pass; at most one for each layer."""
+def make_packages(layers: Sequence[One], packages: int) -> list[list[One]]:
+    """Runs of layers, or of other parts, as equal in number as can be, in their order; at most one for each."""
     parts = np.array_split(np.arange(len(layers)), min(packages, len(layers)))
     return [[layers[k] for k in part] for part in parts]
+
+
+def check_packages(packages: int) -> None:
+    """Raises RoseError unless this is a whole number of at least 1."""
+    if not isinstance(packages, int) or isinstance(packages, bool) or packages < 1:
+        raise RoseError(f"The number of packages must be a whole number of at least 1, not {packages!r}.")
 
 
 def default_block_size(layers: Sequence[PrunableLayer]) -> int:

@@ -22,13 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.hessian import check_damping
-from rose.layer.statistics import InputStatistics
 from rose.layer.target import corrected_weight
 from rose.model.capture import BlockStatistics, check_streams, start_walk
 from rose.model.checkpoint import FORMAT, DiskStorage, Storage, describe_inputs, open_checkpoint
@@ -41,8 +38,18 @@ from rose.model.sequential import visit_sequentially
 from rose.model.structure import PrunableLayer, decoder_blocks, named, prunable_layers, select_layers
 from rose.report import RunReport
 from rose.structured.anatomy import HEADS, PARTS, Part, Shape, block_parameters, find_parts, kinds_of
-from rose.structured.methods import StructuredMethod, choose, structured_method
-from rose.structured.problem import RECOVERIES, Problem, error, recover
+from rose.structured.methods import StructuredMethod, structured_method
+from rose.structured.problem import RECOVERIES, Problem
+from rose.structured.reduction import (
+    Original,
+    PartRecord,
+    Solution,
+    parts_table,
+    put_back,
+    renew,
+    solve_part,
+    write_part,
+)
 from rose.structured.shapes import (
     ALLOCATIONS,
     Shapes,
@@ -70,31 +77,6 @@ SURVEY_SHARE = 0.3  # of a run that prices its parts first; only the progress ba
 BIAS, KEPT = ".bias", ".kept"  # end the names of what is kept beside an output projection
 
 Wanted = dict[int, dict[str, tuple[Part, Shape]]]  # [block][output projection]: what it will be
-
-
-@dataclass(frozen=True)
-class PartRecord:
-    """One part of a decoder block in numbers; errors are relative to the mean square of the dense projection's output.
-
-    `unrecovered_error` is that of the kept columns as they were; `units` counts query heads or channels.
-    """
-
-    block_index: int
-    part: str
-    layer: str
-    method: str
-    recovery: str
-    units: int
-    kept_units: int
-    groups: int
-    kept_groups: int
-    parameters: int
-    kept_parameters: int
-    relative_error: float
-    unrecovered_error: float
-    held_out_error: float | None
-    swapped: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -207,7 +189,7 @@ def prune_structured(
     errors = [record.relative_error for record in records]
     held = [record.held_out_error for record in records if record.held_out_error is not None]
     return RunReport(
-        _table(records),
+        parts_table(records),
         {
             **settings, **facts, "recovery": recovered, "drift": [dataclasses.asdict(one) for one in drifts],
             "samples": tokens.shape[0], "length": tokens.shape[1],
@@ -219,13 +201,6 @@ def prune_structured(
             "seconds": kept.seconds + time.perf_counter() - start,
         },
     )  # fmt: skip
-
-
-def _table(records: Sequence[PartRecord]) -> pd.DataFrame:
-    """One row per record; the columns are there even when no record is."""
-    names = [entry.name for entry in dataclasses.fields(PartRecord)]
-    table = pd.DataFrame([dataclasses.asdict(record) for record in records], columns=names)
-    return table.astype({"held_out_error": float})
 
 
 def _describe(
@@ -392,16 +367,6 @@ def _drop(model: nn.Module, tokens: Tensor, ratio: float, kept: Storage, progres
     residence.renumber(left)
 
 
-@dataclass(frozen=True)
-class _Solution:
-    """One part reduced: units that stay, the output projection in the model's dtype, what its bias gains."""
-
-    kept: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    record: PartRecord
-
-
 @dataclass
 class SlimRun:
     """One walk through the model by a plan."""
@@ -415,7 +380,7 @@ class SlimRun:
     target_damping: float | None
     kept: Storage = field(default_factory=Storage)
     cuts: list[Cut] = field(default_factory=list)
-    originals: list[tuple[Any, nn.Parameter, nn.Parameter | None]] = field(default_factory=list)
+    originals: list[Original] = field(default_factory=list)
     sources: dict[str, Tensor] = field(default_factory=dict)
     drifts: list[BlockDrift] = field(default_factory=list)
     records: list[PartRecord] = field(default_factory=list)  # of the decoder block at work
@@ -433,8 +398,7 @@ class SlimRun:
                 for block in visits:
                     records += self._visit(block, wanted, walk.meter)
         except BaseException:
-            for module, weight, bias in self.originals:
-                module.weight, module.bias = weight, bias
+            put_back(self.originals)
             raise
         records.sort(key=lambda record: (record.block_index, PARTS.index(record.part)))
         self._cut()
@@ -506,36 +470,21 @@ class SlimRun:
     def _reduce(self, part: Part, shape: Shape, block: BlockStatistics, meter: Meter) -> PartRecord:
         """Reduces one part; the first process solves for all, so that they go on with the same numbers."""
         found = from_first(partial(self._solve, part, shape, block))
-        self._write(part, found.weight, found.bias)
+        self._renew(part)
+        write_part(part, found, with_bias=part.kind in self.plan.biased)
         self.cuts.append(Cut(part, found.kept, shape))
         meter.tell("prune", block.block_index, block.work[1], part.output.name, found.record.relative_error)
         return found.record
 
-    def _solve(self, part: Part, shape: Shape, block: BlockStatistics) -> _Solution:
+    def _solve(self, part: Part, shape: Shape, block: BlockStatistics) -> Solution:
         began = time.perf_counter()
         layer = part.output
-        dense = layer.weight.float()
+        statistics, known = block.calibration[layer.name], block.held_out.get(layer.name)
         with named(layer):
             problem = self._problem(part, block)
-            choice = choose(self.method, problem, shape)
-            weight, bias = recover(problem, choice.kept, self.recovery)
-        weight = weight.to(layer.weight.dtype)
-        written = weight.float()
-        unrecovered = recover(problem, choice.kept, "none")[0]
-        scale = _energy(dense, block.calibration[layer.name])
-        known = block.held_out.get(layer.name)
-        relative = _error(dense, written, bias, block.calibration[layer.name]) / scale
-        swapped = 0 if choice.before_swaps is None else int((choice.before_swaps & ~choice.kept).sum())
-        record = PartRecord(
-            block_index=part.block_index, part=part.kind, layer=layer.name, method=self.method.name,
-            recovery=self.recovery, units=part.shape.units, kept_units=shape.units, groups=part.shape.groups,
-            kept_groups=shape.groups, parameters=part.parameters(part.shape), kept_parameters=part.parameters(shape),
-            relative_error=relative,
-            unrecovered_error=_error(dense, unrecovered, None, block.calibration[layer.name]) / scale,
-            held_out_error=None if known is None else _error(dense, written, bias, known) / _energy(dense, known),
-            swapped=swapped, seconds=time.perf_counter() - began,
-        )  # fmt: skip
-        return _Solution(choice.kept, weight.cpu(), None if bias is None else bias.cpu(), record)
+            found = solve_part(part, shape, problem, self.method, self.recovery, statistics=statistics, held_out=known)
+        record = dataclasses.replace(found.record, seconds=time.perf_counter() - began)
+        return Solution(found.kept, found.weight.cpu(), None if found.bias is None else found.bias.cpu(), record)
 
     def _problem(self, part: Part, block: BlockStatistics) -> Problem:
         statistics = block.calibration[part.output.name]
@@ -552,18 +501,10 @@ class SlimRun:
         aim, _ = corrected_weight(part.output.weight, statistics, gap, self.target_damping)
         return dataclasses.replace(problem, weight=aim)
 
-    def _write(self, part: Part, weight: Tensor, bias: Tensor | None) -> None:
-        self._renew(part)
-        part.output.write(weight)
-        if part.kind in self.plan.biased:
-            add_bias(part.output, bias)
-
     def _renew(self, part: Part) -> None:
-        """New parameters, so that the old ones can come back if the run is stopped; files have them anyway."""
+        """Lets the old weights come back if the run is stopped; files have them anyway."""
         if not is_streamed(self.model):
-            module: Any = part.output.module
-            self.originals.append((module, module.weight, getattr(module, "bias", None)))
-            module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
+            renew(part, self.originals)
 
     def _cut(self) -> None:
         for cut in self.cuts:
@@ -601,12 +542,3 @@ def _lay_over_and_cut(layers: Mapping[str, PrunableLayer], kept: DiskStorage, cu
     """What becomes of a streamed decoder block once the run is over."""
     lay_over(layers, kept.read(index))
     cut_parts([cut for cut in cuts if cut.part.block_index == index])
-
-
-def _energy(weight: Tensor, statistics: InputStatistics) -> float:
-    zero = torch.zeros_like(weight)
-    return max(error(weight, zero, None, statistics.hessian / statistics.tokens, statistics.mean), 1e-30)
-
-
-def _error(dense: Tensor, written: Tensor, bias: Tensor | None, statistics: InputStatistics) -> float:
-    return error(dense, written, bias, statistics.hessian / statistics.tokens, statistics.mean)

@@ -151,7 +151,7 @@ def make_problem(
     """The problem of one part's output projection, on these statistics."""
     return Problem(
         weight=part.output.weight.float(),
-        second=statistics.hessian / statistics.tokens,
+        second=statistics.hessian / statistics.total_weight,
         mean=statistics.mean,
         shape=part.shape,
         width=part.width,

@@ -91,7 +91,9 @@ def test_pictures_of_two_models_come_into_one_file(pruned: Path, tmp_path: Path,
     path = tmp_path / "pictures.png"
     command = ["diffuse", "sample", "--model", str(pruned), "--beside", "garments", "--steps", "2"]
     assert cli.main([*command, "--classes", "bag,Sneaker", "--count", "12", "--output", str(path)]) == 0
-    assert "12 pictures" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "12 pictures" in said
+    assert "garments above: bag, sneaker, bag" in said
     assert Image.open(path).size == (10 * 30 * 4, 4 * 30 * 4)  # ten of both models, and two
 
 
@@ -115,6 +117,8 @@ def test_scores_from_the_command_line(pruned: Path, tmp_path: Path, capsys: Any)
         (["prune", "--output", "{here}/new", "--model", "nowhere"], "There is no folder nowhere"),
         (["prune", "--output", "{here}/new", "--prompts", "{here}/none.txt"], "cannot be read"),
         (["prune", "--output", "{here}/new", "--samples", "0"], "At least one picture"),
+        (["slim", "--output", "{here}/new", "--ratio", "1.5"], "ratio must be above 0"),
+        (["slim", "--output", "{here}/new", "--method", "depth"], "drops whole blocks"),
         (["sample", "--output", "{here}/p.png", "--classes", "hat"], "no class 'hat'"),
         (["sample", "--output", "{here}/none/p.png"], "a folder that exists"),
         (["evaluate", "--count", "10"], "at least 65 pictures"),

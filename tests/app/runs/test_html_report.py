@@ -107,6 +107,14 @@ def test_a_missing_plotly_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         serving.write_report([str(tmp_path)], tmp_path / "report.html")
 
 
+def test_a_diffusion_model_was_calibrated_on_pictures(tmp_path: Path) -> None:
+    report = made_report(step_weights="uniform", steps=20, samples=50, command="rose diffuse prune --output x")
+    html_report.write_report([str(saved(tmp_path / "run", report))], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "tiny, calibrated on 50 pictures × 20 steps" in text
+    assert "<pre>rose diffuse prune --output x</pre>" in text
+
+
 def test_a_command_is_made_from_settings_where_none_was_noted() -> None:
     run = finished.run_of(made_report(held_out_samples=2))
     command = html_report.command_of(run)

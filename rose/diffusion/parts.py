@@ -1,0 +1,180 @@
+"""Attention heads and feed-forward channels of a diffusers transformer, and files of one whose shapes were changed.
+
+No configuration of diffusers' transformers has a number for them: the heads give the width of the whole model, and
+the feed-forward is a fixed multiple of it. So what is left of each part is written into the configuration as a record,
+`rose_shapes`, which `rose.load_diffusion` reads; diffusers by itself refuses such a file, since its weights do not fit.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rose.diffusion.blocks import block_of, outermost_lists
+from rose.errors import RoseError
+from rose.model.structure import PrunableLayer
+from rose.structured.anatomy import CHANNELS, HEADS, PARTS, Part, Rows, Shape
+from rose.structured.surgery import Cut, cut_parts
+
+RECORD = "rose_shapes"  # of a configuration: {module: heads or channels}
+COMPONENTS = ("transformer", "unet")
+PLAIN = ("AttnProcessor", "AttnProcessor2_0")  # attention that reads the number of heads where `tell` writes it
+ACTIVATIONS = {"GELU": 1, "ApproximateGELU": 1, "LinearActivation": 1, "GEGLU": 2, "SwiGLU": 2}  # rows a channel
+
+
+def find_parts(denoiser: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[Part]]:
+    """The parts of every block, in the order of the forward pass; [block][part].
+
+    Known are diffusers' `Attention` with a head's queries, keys and values side by side (not the joint attention of
+    two streams, whose heads two output projections share) and its `FeedForward`.
+
+    Raises:
+        RoseError: an unknown kind, or a block without such a part.
+    """
+    unknown = [kind for kind in kinds if kind not in PARTS]
+    if unknown or not kinds:
+        raise RoseError(f"Parts are {' and '.join(PARTS)}, not {', '.join(unknown) or 'nothing'}.")
+    lists = outermost_lists(denoiser)
+    found: dict[str, list[Part]] = {}
+    for name, module in denoiser.named_modules():
+        block = block_of(name, lists)
+        if not block:
+            continue
+        of_block = found.setdefault(block, [])
+        part = _part(name, module, block, len(found) - 1)
+        if part is not None and part.kind in kinds:
+            of_block.append(part)
+    for block, of_block in found.items():
+        missing = [kind for kind in kinds if kind not in {part.kind for part in of_block}]
+        if missing:
+            known = [kind for kind in kinds if kind not in missing]
+            advice = f"try {known[0]} alone, or remove single weights" if known else "remove single weights"
+            raise RoseError(
+                f"The {missing[0]} of {type(denoiser).__name__} cannot be taken out, as {block} has none that are "
+                f"known; {advice} by prune_diffusion."
+            )
+    if not found:
+        raise RoseError(f"{type(denoiser).__name__} has no blocks that could be made smaller.")
+    return list(found.values())
+
+
+def _part(name: str, module: Any, block: str, index: int) -> Part | None:
+    from diffusers.models.attention import FeedForward
+    from diffusers.models.attention_processor import Attention
+
+    def layer(of: str, linear: nn.Module) -> PrunableLayer:
+        full = f"{name}.{of}"
+        return PrunableLayer(full, index, full.removeprefix(f"{block}."), linear)
+
+    if isinstance(module, Attention) and _is_plain(module):
+        width = module.to_q.weight.shape[0] // module.heads
+        rows = tuple(
+            Rows(layer(of, getattr(module, of)), 0, width, shared)
+            for of, shared in (("to_q", False), ("to_k", True), ("to_v", True))
+        )
+        shape = Shape(module.heads, 1)
+        return Part(HEADS, index, layer("to_out.0", module.to_out[0]), rows, shape, width, name)
+    if isinstance(module, FeedForward) and type(module.net[0]).__name__ in ACTIVATIONS:
+        count = module.net[2].weight.shape[1]
+        made = layer("net.0.proj", module.net[0].proj)
+        starts = range(0, ACTIVATIONS[type(module.net[0]).__name__] * count, count)
+        rows = tuple(Rows(made, start, 1, False) for start in starts)
+        return Part(CHANNELS, index, layer("net.2", module.net[2]), rows, Shape(1, count), 1, name)
+    return None
+
+
+def _is_plain(attention: Any) -> bool:
+    """Whether heads lie side by side in queries, keys, values and one output projection, and nothing else knows
+    their number."""
+    layers = [getattr(attention, name, None) for name in ("to_q", "to_k", "to_v")]
+    if attention.to_out is None or not all(isinstance(layer, nn.Linear) for layer in layers):
+        return False
+    sizes = {layer.weight.shape[0] for layer in layers}  # type: ignore[union-attr]
+    width = attention.to_q.weight.shape[0] // attention.heads
+    norms = [norm for norm in (attention.norm_q, attention.norm_k) if norm is not None]
+    return (
+        sizes == {attention.to_out[0].weight.shape[1]}
+        and type(attention.processor).__name__ in PLAIN
+        and getattr(attention, "to_add_out", None) is None
+        and getattr(attention, "add_k_proj", None) is None
+        and all(parameter.shape == (width,) for norm in norms for parameter in norm.parameters())
+    )
+
+
+def reshape(denoiser: nn.Module, cuts: Sequence[Cut]) -> None:
+    """Takes everything else out of the layers, in place, and lets the modules and the configuration know."""
+    cut_parts(cuts)
+    for cut in cuts:
+        if cut.part.kind == HEADS:
+            owner: Any = denoiser.get_submodule(cut.part.owner)
+            owner.heads = owner.sliceable_head_dim = cut.shape.units
+            owner.inner_dim = owner.inner_kv_dim = cut.shape.units * cut.part.width
+    config: Any = denoiser
+    known = dict(getattr(config.config, RECORD, None) or {})
+    config.register_to_config(**{RECORD: known | {cut.part.owner: cut.shape.units for cut in cuts}})
+
+
+def apply_record(denoiser: nn.Module, record: Mapping[str, int]) -> None:
+    """Gives a denoiser of its family's usual shapes those of a record; which values the weights have does not matter.
+
+    Raises:
+        RoseError: a record that does not fit the denoiser.
+    """
+    lists = outermost_lists(denoiser)
+    cuts = []
+    for name, units in dict(record).items():
+        block = block_of(name, lists)
+        try:
+            part = _part(name, denoiser.get_submodule(name), block, 0)
+        except AttributeError:
+            part = None
+        if part is None or not isinstance(units, int) or not 0 < units <= part.shape.units:
+            raise RoseError(f"The shapes in the configuration do not fit the model ({name}: {units!r}); save it again.")
+        shape = Shape(units, 1) if part.kind == HEADS else Shape(1, units)
+        cuts.append(Cut(part, torch.arange(part.shape.units, device="cpu") < units, shape))
+    reshape(denoiser, cuts)
+
+
+def read_reshaped(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Components of a pipeline folder whose configuration has a record, loaded, by name; nothing where none has.
+
+    Raises:
+        RoseError: a record that cannot be read, or that does not fit.
+    """
+    import diffusers
+
+    found: dict[str, Any] = {}
+    for name in COMPONENTS:
+        path = folder / name / "config.json"
+        try:
+            config = json.loads(path.read_text())
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as problem:
+            raise RoseError(f"{path} cannot be read ({problem}); save the pipeline again.") from problem
+        record = config.get(RECORD) if isinstance(config, dict) else None
+        if record is None:
+            continue
+        family: Any = getattr(diffusers, str(config.get("_class_name")), None)
+        if family is None or not isinstance(record, dict):
+            raise RoseError(f"{path} names no model of diffusers, or no shapes; save the pipeline again.")
+        found[name] = _read(family, record, path.parent, dtype)
+    return found
+
+
+def _read(family: Any, record: Mapping[str, int], folder: Path, dtype: torch.dtype) -> Any:
+    @functools.wraps(family.__init__)  # diffusers reads from the signature what the configuration may hold
+    def build(self: Any, *args: Any, **options: Any) -> None:
+        family.__init__(self, *args, **options)
+        apply_record(self, record)
+
+    reshaped: Any = type(family.__name__, (family,), {"__init__": build, "__module__": family.__module__})
+    model = reshaped.from_pretrained(folder, dtype=dtype)
+    model.__class__ = family
+    return model

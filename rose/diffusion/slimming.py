@@ -1,0 +1,207 @@
+"""A diffusion transformer made smaller, package by package: heads and channels taken out (OBS-Diff, arXiv 2510.06751).
+
+The units are chosen and the rest is compensated by the engine of `rose.structured`. The inputs of output projections
+come from trajectories whose steps count as `step_weights` says. Removed units are only set to zero until the end, so
+that a run that is stopped leaves the model as it was; the cut then changes no output.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from rose.diffusion.loading import denoiser_of
+from rose.diffusion.parts import find_parts, reshape
+from rose.diffusion.pruning import CALIBRATION_SHARE, gather
+from rose.diffusion.steps import StepWeights
+from rose.diffusion.steps import step_weights as make_weights
+from rose.diffusion.structure import check_packages, make_packages
+from rose.diffusion.trajectory import Conditions, make_batches, run_pipeline
+from rose.errors import RoseError
+from rose.layer.statistics import InputStatistics
+from rose.model.distributed import is_launched, processes
+from rose.model.progress import Meter, ProgressCallback
+from rose.model.structure import PrunableLayer, named
+from rose.report import RunReport
+from rose.structured.anatomy import CHANNELS, HEADS, PARTS, Part, Shape
+from rose.structured.methods import StructuredMethod, structured_method
+from rose.structured.pipeline import check_request
+from rose.structured.reduction import Original, PartRecord, parts_table, put_back, renew, solve_part, write_part
+from rose.structured.shapes import channels_for, head_shapes
+from rose.structured.surgery import Cut
+from rose.structured.survey import make_problem
+
+Wanted = list[tuple[Part, Shape]]
+
+
+def prune_diffusion_structured(
+    pipeline: Any,
+    conditions: Conditions,
+    *,
+    method: str = "obs",
+    ratio: float = 0.2,
+    parts: Sequence[str] | None = None,
+    recovery: str | None = None,
+    damping: float = 0.01,
+    multiple: int = 8,
+    steps: int = 20,
+    step_weights: StepWeights = "log_decrease",
+    packages: int = 4,
+    guidance: float | None = None,
+    batch: int = 32,
+    seed: int = 0,
+    progress: ProgressCallback | None = None,
+) -> RunReport:
+    """Makes a pipeline's transformer smaller, in place: attention heads and feed-forward channels are cut out.
+
+    For transformers of diffusers whose blocks have ordinary attention and feed-forwards (DiT, PixArt); joint attention
+    of two streams keeps its heads (SD3: channels alone), and what is not known is refused. Every block gives the same
+    share. `save_diffusion` keeps the result, and `load_diffusion` reads it; diffusers alone does not, because its
+    configurations have no number for these shapes.
+
+    Args:
+        pipeline, conditions, steps, step_weights, packages, guidance, batch, seed: see `prune_diffusion`.
+        method: "obs", "slimllm", "wanda" or "magnitude", see `rose.STRUCTURED`.
+        ratio: share of the parameters of attention and feed-forwards (those of `parts`) to remove, above 0 and below
+            1. Heads go to the nearest whole number, and channels make up for the rest.
+        parts: "heads", "channels", or both; None means both.
+        recovery: "none", "bias", "linear" or "exact"; None means the method's own. Only projections that have a bias
+            get one.
+        damping: added to the diagonal of the inputs' second moments, relative to its mean.
+        multiple: the number of kept channels is a multiple of this.
+        progress: called with a `Progress` after every denoising step and every part. May raise to stop the run, which
+            leaves the model as it was.
+
+    Returns:
+        A `RunReport`; its `layers` is a DataFrame with one row per part, columns as in
+        `rose.structured.reduction.PartRecord`.
+
+    Raises:
+        RoseError: bad input, or a denoiser that cannot be made smaller, before any work.
+    """
+    start = time.perf_counter()
+    chosen = structured_method(method)
+    if chosen.select is None:
+        raise RoseError(f"{method} drops whole blocks, which is not for diffusion models; choose obs.")
+    if processes() > 1 or is_launched():
+        raise RoseError("A diffusion model is made smaller in one process; start it without torchrun.")
+    check_request(ratio, "uniform", recovery, damping, multiple)
+    weights = make_weights(step_weights, steps)
+    check_packages(packages)
+    batches = make_batches(pipeline, conditions, batch)
+    denoiser = denoiser_of(pipeline)
+    kinds = PARTS if parts is None else tuple(parts)
+    found = find_parts(denoiser, kinds)
+    wanted = [one for of_block in found for one in _shapes(of_block, ratio, multiple)]
+    wanted = [(part, shape) for part, shape in wanted if shape != part.shape]
+    if not wanted:
+        raise RoseError("At this ratio nothing would go; ask for a larger one, or for a smaller multiple.")
+    before = _parameters(denoiser)
+    runs = make_packages(wanted, packages)
+    meter = Meter(progress, len(runs), len(wanted))
+    run = partial(run_pipeline, pipeline, steps=steps, seed=seed, guidance=guidance)
+    how = recovery or chosen.recovery
+    records, cuts = [], []
+    originals: list[Original] = []
+    try:
+        for number, package in enumerate(runs):
+
+            def tick(share: float, number: int = number) -> None:
+                meter.tell("calibrate", number, CALIBRATION_SHARE * share)
+
+            statistics = gather(_read_by(package, chosen), batches, weights, run, tick)
+            for k, (part, shape) in enumerate(package):
+                record, cut = _reduce(part, shape, statistics, chosen, how, damping, originals)
+                records.append(record)
+                cuts.append(cut)
+                meter.layers_done += 1
+                within = CALIBRATION_SHARE + (1 - CALIBRATION_SHARE) * (k + 1) / len(package)
+                meter.tell("prune", number, within, record.layer, record.relative_error)
+    except BaseException:
+        put_back(originals)
+        raise
+    reshape(denoiser, cuts)
+    meter.tell("done", len(runs) - 1, 1.0)
+    whole = sum(part.parameters(part.shape) for of_block in found for part in of_block)
+    gone = sum(record.parameters - record.kept_parameters for record in records)
+    return RunReport(
+        parts_table(records),
+        {
+            "pipeline": type(pipeline).__name__, "denoiser": type(denoiser).__name__, "method": method, "ratio": ratio,
+            "parts": list(kinds), "recovery": how, "damping": damping, "multiple": multiple, "steps": steps,
+            "step_weights": step_weights if isinstance(step_weights, str) else list(weights), "packages": len(runs),
+            "samples": sum(one.count for one in batches if one.count) or None, "guidance": guidance, "seed": seed,
+            "part_parameters": whole, "removed_fraction": gone / whole,
+            "parameters": before, "kept_parameters": _parameters(denoiser),
+            "mean_relative_error": sum(record.relative_error for record in records) / len(records),
+            "seconds": time.perf_counter() - start,
+        },
+    )  # fmt: skip
+
+
+def _shapes(parts: Sequence[Part], ratio: float, multiple: int) -> Wanted:
+    """What a block keeps: heads as near to the ratio as they can, channels by what is then left to save.
+
+    Raises:
+        RoseError: the channels cannot save that much.
+    """
+    left = ratio * sum(part.parameters(part.shape) for part in parts)
+    wanted: Wanted = []
+    for part in parts:
+        if part.kind == HEADS:
+            aim = ratio * part.parameters(part.shape)
+            shape = min(head_shapes(part.shape), key=lambda shape: (abs(part.saved(shape) - aim), -shape.units))
+            left -= part.saved(shape)
+            wanted.append((part, shape))
+    channels = [part for part in parts if part.kind == CHANNELS]
+    whole = sum(part.parameters(part.shape) for part in channels)
+    for part in channels:
+        kept = channels_for(part, max(left, 0.0) * part.parameters(part.shape) / whole, multiple)
+        if kept is None:
+            raise RoseError("The channels cannot save that much; ask for a smaller ratio.")
+        wanted.append((part, kept))
+    return [next(one for one in wanted if one[0] is part) for part in parts]
+
+
+def _read_by(package: Wanted, method: StructuredMethod) -> list[PrunableLayer]:
+    """The layers whose inputs are needed."""
+    layers = {part.output.name: part.output for part, _ in package}
+    if method.looks_at_inputs:
+        layers |= {rows.layer.name: rows.layer for part, _ in package if part.kind == CHANNELS for rows in part.rows}
+    return list(layers.values())
+
+
+def _reduce(
+    part: Part,
+    shape: Shape,
+    statistics: dict[str, InputStatistics],
+    method: StructuredMethod,
+    recovery: str,
+    damping: float,
+    originals: list[Original],
+) -> tuple[PartRecord, Cut]:
+    sources: tuple[tuple[Tensor, Tensor], ...] = ()
+    if method.looks_at_inputs and part.kind == CHANNELS:
+        sources = tuple(
+            (
+                rows.layer.weight[rows.start : rows.start + part.shape.units].float(),
+                statistics[rows.layer.name].mean_square.sqrt(),
+            )
+            for rows in part.rows
+        )
+    of_part = statistics[part.output.name]
+    with_bias = recovery != "none" and getattr(part.output.module, "bias", None) is not None
+    problem = make_problem(part, of_part, with_bias, damping, sources)
+    with named(part.output):
+        found = solve_part(part, shape, problem, method, recovery, statistics=of_part)
+    renew(part, originals)
+    write_part(part, found, with_bias=with_bias)
+    return found.record, Cut(part, found.kept, shape)
+
+
+def _parameters(denoiser: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in denoiser.parameters())

@@ -1,0 +1,136 @@
+"""One part reduced to a shape: units chosen, the rest compensated, removed columns set to zero until the cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from rose.layer.statistics import InputStatistics
+from rose.structured.anatomy import Part, Shape
+from rose.structured.methods import StructuredMethod, choose
+from rose.structured.problem import Problem, error, recover
+from rose.structured.surgery import add_bias
+
+Original = tuple[Any, nn.Parameter, nn.Parameter | None]  # a module with its weight and bias
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """One part of a decoder block in numbers; errors are relative to the mean square of the dense projection's output.
+
+    `unrecovered_error` is that of the kept columns as they were; `units` counts query heads or channels.
+    """
+
+    block_index: int
+    part: str
+    layer: str
+    method: str
+    recovery: str
+    units: int
+    kept_units: int
+    groups: int
+    kept_groups: int
+    parameters: int
+    kept_parameters: int
+    relative_error: float
+    unrecovered_error: float
+    held_out_error: float | None
+    swapped: int
+    seconds: float
+
+
+def parts_table(records: Sequence[PartRecord]) -> pd.DataFrame:
+    """One row per record; the columns are there even when no record is."""
+    names = [entry.name for entry in dataclasses.fields(PartRecord)]
+    table = pd.DataFrame([dataclasses.asdict(record) for record in records], columns=names)
+    return table.astype({"held_out_error": float})
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A part reduced: units that stay, the output projection in the layer's dtype, what its bias gains; in numbers.
+
+    Columns of `weight` that belong to removed units are zero.
+    """
+
+    kept: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    record: PartRecord
+
+
+def solve_part(
+    part: Part,
+    shape: Shape,
+    problem: Problem,
+    method: StructuredMethod,
+    recovery: str,
+    *,
+    statistics: InputStatistics,
+    held_out: InputStatistics | None = None,
+) -> Solution:
+    """Chooses the units of a part and compensates for the others; nothing is changed yet.
+
+    Args:
+        part, shape: what to reduce, and to what.
+        problem: of its output projection, see `make_problem`.
+        statistics, held_out: what errors are measured on.
+
+    Raises:
+        RoseError: statistics that cannot be inverted.
+    """
+    began = time.perf_counter()
+    layer = part.output
+    dense = layer.weight.float()
+    choice = choose(method, problem, shape)
+    weight, bias = recover(problem, choice.kept, recovery)
+    weight = weight.to(layer.weight.dtype)
+    written = weight.float()
+    unrecovered = recover(problem, choice.kept, "none")[0]
+    scale = _energy(dense, statistics)
+    record = PartRecord(
+        block_index=part.block_index, part=part.kind, layer=layer.name, method=method.name,
+        recovery=recovery, units=part.shape.units, kept_units=shape.units, groups=part.shape.groups,
+        kept_groups=shape.groups, parameters=part.parameters(part.shape), kept_parameters=part.parameters(shape),
+        relative_error=_error(dense, written, bias, statistics) / scale,
+        unrecovered_error=_error(dense, unrecovered, None, statistics) / scale,
+        held_out_error=None if held_out is None else _error(dense, written, bias, held_out) / _energy(dense, held_out),
+        swapped=0 if choice.before_swaps is None else int((choice.before_swaps & ~choice.kept).sum()),
+        seconds=time.perf_counter() - began,
+    )  # fmt: skip
+    return Solution(choice.kept, weight, bias, record)
+
+
+def renew(part: Part, originals: list[Original]) -> None:
+    """Gives the output projection a new parameter; `originals` gets it as it was, for `put_back`."""
+    module: Any = part.output.module
+    originals.append((module, module.weight, getattr(module, "bias", None)))
+    module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
+
+
+def write_part(part: Part, solution: Solution, *, with_bias: bool) -> None:
+    """Writes the output projection, and its bias where it may have one."""
+    part.output.write(solution.weight)
+    if with_bias:
+        add_bias(part.output, solution.bias)
+
+
+def put_back(originals: Sequence[Original]) -> None:
+    """Undoes what was written since `renew`."""
+    for module, weight, bias in originals:
+        module.weight, module.bias = weight, bias
+
+
+def _energy(weight: Tensor, statistics: InputStatistics) -> float:
+    return max(_error(weight, torch.zeros_like(weight), None, statistics), 1e-30)
+
+
+def _error(dense: Tensor, written: Tensor, bias: Tensor | None, statistics: InputStatistics) -> float:
+    return error(dense, written, bias, statistics.hessian / statistics.total_weight, statistics.mean)

@@ -1,0 +1,179 @@
+"""Heads and channels taken out of diffusion transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import rose
+from rose import cli
+from rose.diffusion.loading import denoiser_of
+from rose.diffusion.parts import RECORD, find_parts
+from rose.diffusion.structure import study_denoiser
+from rose.diffusion.trajectory import make_batches
+from rose.errors import RoseError
+from rose.structured.problem import error
+from tests.diffusion.pipelines import FAMILIES
+
+
+def slim(family: str, **options: Any) -> tuple[Any, list[Any], rose.RunReport]:
+    pipeline, conditions = FAMILIES[family]()
+    report = rose.prune_diffusion_structured(
+        pipeline, conditions, **{"ratio": 0.5, "steps": 2, "packages": 2, "multiple": 1, **options}
+    )
+    return pipeline, conditions, report
+
+
+def drawn(pipeline: Any, conditions: list[Any]) -> Tensor:
+    return rose.record_trajectory(pipeline, conditions, steps=2).pictures
+
+
+@pytest.mark.parametrize("family", ["garments", "dit", "pixart"])
+def test_a_transformer_becomes_as_much_smaller_as_was_asked(family: str) -> None:
+    pipeline, conditions, report = slim(family)
+    dense, _ = FAMILIES[family]()
+    before, after = (sum(p.numel() for p in denoiser_of(one).parameters()) for one in (dense, pipeline))
+    assert report.summary["removed_fraction"] == pytest.approx(0.5, abs=0.02)
+    assert (before, after) == (report.summary["parameters"], report.summary["kept_parameters"])
+    gone = report.layers["parameters"].sum() - report.layers["kept_parameters"].sum()
+    assert before - after == gone
+    assert drawn(pipeline, conditions).isfinite().all()
+    kinds = [part.kind for part in find_parts(denoiser_of(pipeline))[0]]
+    assert kinds == (["heads", "heads", "channels"] if family == "pixart" else ["heads", "channels"])
+
+
+@pytest.mark.parametrize("method", ["obs", "slimllm", "wanda", "magnitude"])
+def test_errors_are_those_on_the_inputs_of_the_dense_model(method: str) -> None:
+    """In one package every part reads the dense model's inputs, so that errors follow from its statistics."""
+    pipeline, conditions, report = slim("garments", method=method, packages=1, parts=["channels"])
+    dense, _ = FAMILIES["garments"]()
+    names = list(report.layers["layer"])
+    statistics = rose.collect_diffusion_statistics(dense, conditions, steps=2, layers=names)
+    for row in report.layers.itertuples():
+        old, new = (denoiser_of(one).get_submodule(row.layer) for one in (dense, pipeline))
+        # A dense channel stays where its row of the layer before is still there.
+        rows_old, rows_new = (
+            denoiser_of(one).get_submodule(row.layer.replace("net.2", "net.0.proj")).weight for one in (dense, pipeline)
+        )
+        kept = torch.cdist(rows_new, rows_old).argmin(1)
+        full = torch.zeros_like(old.weight)
+        full[:, kept] = new.weight
+        found = statistics[row.layer]
+        second = found.hessian / found.total_weight
+        missed = error(old.weight, full, new.bias - old.bias, second, found.mean)
+        scale = error(old.weight, torch.zeros_like(full), None, second, found.mean)
+        assert row.relative_error == pytest.approx(missed / scale, rel=1e-3, abs=1e-6)
+
+
+def test_the_cut_changes_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removed units set to zero, and removed units gone, draw the same."""
+    pipeline, conditions = FAMILIES["pixart"]()
+    seen: list[Tensor] = []
+    from rose.diffusion import slimming
+
+    def cut(denoiser: Any, cuts: Any) -> None:
+        seen.append(drawn(pipeline, conditions))
+        reshape(denoiser, cuts)
+
+    reshape = slimming.reshape
+    monkeypatch.setattr(slimming, "reshape", cut)
+    rose.prune_diffusion_structured(pipeline, conditions, ratio=0.5, steps=2, multiple=1)
+    assert not torch.equal(seen[0], drawn(FAMILIES["pixart"]()[0], conditions))
+    torch.testing.assert_close(drawn(pipeline, conditions), seen[0], atol=1e-5, rtol=1e-4)
+
+
+def test_least_squares_leaves_less_error_than_the_kept_columns() -> None:
+    _, _, report = slim("garments")
+    assert (report.layers["relative_error"] < report.layers["unrecovered_error"]).all()
+
+
+def test_a_slimmed_pipeline_is_saved_and_read_and_made_smaller_again(tmp_path: Path) -> None:
+    pipeline, conditions, report = slim("garments", ratio=0.3)
+    rose.save_diffusion(pipeline, tmp_path / "small", report=report)
+    again = rose.load_diffusion(str(tmp_path / "small"))
+    assert type(denoiser_of(again)) is type(denoiser_of(pipeline))
+    assert torch.equal(drawn(again, conditions), drawn(pipeline, conditions))
+    second = rose.prune_diffusion_structured(again, conditions, ratio=0.3, steps=2, multiple=1)
+    assert second.summary["kept_parameters"] < report.summary["kept_parameters"]
+    rose.save_diffusion(again, tmp_path / "smaller")
+    last = rose.load_diffusion(str(tmp_path / "smaller"))
+    assert torch.equal(drawn(last, conditions), drawn(again, conditions))
+    assert len(study_denoiser(last, make_batches(last, conditions, 2)[0]).layers) == 12
+
+
+def test_a_record_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    pipeline, _, _ = slim("garments", ratio=0.3)
+    rose.save_diffusion(pipeline, tmp_path / "small")
+    path = tmp_path / "small" / "transformer" / "config.json"
+    config = json.loads(path.read_text())
+    for bad in ({"transformer_blocks.0.attn1": 99}, {"nowhere": 1}, {"transformer_blocks.0.ff": "many"}):
+        path.write_text(json.dumps(config | {RECORD: bad}))
+        with pytest.raises(RoseError, match="do not fit the model"):
+            rose.load_diffusion(str(tmp_path / "small"))
+    path.write_text(json.dumps(config | {RECORD: 3}))
+    with pytest.raises(RoseError, match="no shapes"):
+        rose.load_diffusion(str(tmp_path / "small"))
+
+
+def test_joint_attention_keeps_its_heads() -> None:
+    with pytest.raises(RoseError, match=r"heads of SD3Transformer2DModel .* try channels alone"):
+        slim("sd3")
+    pipeline, conditions, report = slim("sd3", parts=["channels"])
+    assert set(report.layers["part"]) == {"channels"}
+    assert drawn(pipeline, conditions).isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["flux", "unet"])
+def test_what_is_not_known_is_refused(family: str) -> None:
+    with pytest.raises(RoseError, match="cannot be taken out"):
+        slim(family)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "depth"}, "drops whole blocks"),
+        ({"method": "nothing"}, "no structured method"),
+        ({"ratio": 1.5}, "ratio"),
+        ({"parts": ["tails"]}, "Parts are"),
+        ({"parts": []}, "Parts are"),
+        ({"packages": 0}, "packages"),
+        ({"recovery": "magic"}, "recovery"),
+        ({"ratio": 0.001, "parts": ["heads"]}, "nothing would go"),
+        ({"ratio": 0.97, "parts": ["channels"]}, "cannot save that much"),
+    ],
+)
+def test_bad_input_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RoseError, match=message):
+        slim("garments", **options)
+
+
+def test_a_run_that_is_stopped_leaves_the_model_as_it_was() -> None:
+    pipeline, conditions = FAMILIES["garments"]()
+    before = {name: value.clone() for name, value in denoiser_of(pipeline).state_dict().items()}
+
+    def stop(progress: rose.Progress) -> None:
+        if progress.layers_done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rose.prune_diffusion_structured(pipeline, conditions, ratio=0.5, steps=2, multiple=1, progress=stop)
+    after = denoiser_of(pipeline).state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--ratio", "0.3", "--samples", "10", "--steps", "2", "--output", str(tmp_path / "small")]
+    assert cli.main(["diffuse", "slim", *options]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1,795,585 parameters before, 1,499,505 after: 29.6 % of heads and channels taken out" in said
+    assert rose.load_diffusion(str(tmp_path / "small")).transformer.config[RECORD]["transformer_blocks.0.attn1"] == 3
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    assert report["summary"]["kept_parameters"] == 1_499_505
+    assert "diffuse slim --ratio 0.3" in report["summary"]["command"]
