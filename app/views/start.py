@@ -313,9 +313,10 @@ def show_preflight(edited: Setup, found: Preflight | str) -> None:
             "decoder block at a time and the statistics of all these layers."
         )
     if not found.fits:
-        spare = "" if edited.stream or not preflight.can_stream(edited.model) else " Or leave the weights on disk."
+        can_stream = preflight.can_stream(edited.model) and not edited.stream
+        spare = ", or leave the weights on disk" if can_stream else ""
         st.error(
-            f"This will not fit into memory. Choose fewer layers, fewer samples, bfloat16 or a smaller model.{spare}",
+            f"This will not fit into memory. Choose fewer layers, fewer samples, bfloat16 or a smaller model{spare}.",
             icon=":material/memory:",
         )
     for warning in found.warnings:
