@@ -26,6 +26,8 @@ HESSIANS_AT_WORK = 7
 WEIGHTS_AT_WORK = 3
 # With dense targets also DᵀX and DᵀD of the gap, in panels and whole, and the correction; see `rose.layer.target`.
 GAPS_AT_WORK = 4
+# A layer that reads anything but the residual stream writes into it, and its gap and correction have the weight's size.
+GAPS_OF_A_WRITER = 2
 # Hidden states that a batch has alive where it waits inside a block: the residual stream, a norm of it, an output.
 HIDDEN_STATES_WAITING = 3
 # Activations of a gated feed-forward layer's width that one batch has alive at once.
@@ -95,8 +97,7 @@ def estimate_memory(
     # Where each layer is pruned before it runs, only its own statistics are there.
     gathered = max if sequential or dense_targets else sum
     groups = [gathered(4 * columns**2 for columns in widths) for widths in inputs]
-    squares = HESSIANS_AT_WORK + (GAPS_AT_WORK if dense_targets else 0)
-    work = [4 * (squares * layer.weight.shape[1] ** 2 + WEIGHTS_AT_WORK * layer.weight.numel()) for layer in chosen]
+    work = [_work(layer, width, dense_targets) for layer in chosen]
     channels = HIDDEN_STATES_WAITING * width + widest if sequential or dense_targets else 0
     if dense_targets:  # what the layers read in the dense model
         channels += max(_read_by_a_token(model, found) for found in by_block) + width
@@ -109,6 +110,17 @@ def estimate_memory(
         activations=(1 + dense_targets) * dtype.itemsize * (at_once if on_disk else tokens) * width,
         waiting=dtype.itemsize * tokens * channels,
     )
+
+
+def _work(layer: PrunableLayer, width: int, dense_targets: bool) -> int:
+    """Bytes of the float32 matrices that pruning one layer takes."""
+    columns = layer.weight.shape[1]
+    squares, weights = HESSIANS_AT_WORK, WEIGHTS_AT_WORK
+    if dense_targets and columns == width:
+        squares += GAPS_AT_WORK
+    elif dense_targets:
+        weights += GAPS_OF_A_WRITER
+    return 4 * (squares * columns**2 + weights * layer.weight.numel())
 
 
 def _read_by_a_token(model: nn.Module, layers: Sequence[PrunableLayer]) -> int:
