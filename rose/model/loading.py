@@ -98,8 +98,8 @@ def load_model(
         dtype: "float32", "bfloat16" or "float16"; a GGUF file is dequantized into it.
         trust_remote_code: run Python code that the repository carries. Off unless you ask for it.
         stream: leave the weights in their safetensors files, and read one decoder block at a time; for models larger
-            than memory. `analyze_model`, `prune_model`, `visit_blocks`, `collect_statistics` and `save_model` take
-            such a model as any other; its forward pass does not work.
+            than memory. `analyze_model`, `prune_model`, `prune_structured`, `visit_blocks`, `collect_statistics` and
+            `save_model` take such a model as any other; its forward pass does not work.
         scratch: existing folder for the pruned weights of a streamed model without a checkpoint; by default the
             system's folder for temporary files, which may itself be in memory.
 

@@ -15,6 +15,7 @@ import rose
 from rose.model import streaming
 from rose.model.durable import digest
 from rose.model.structure import decoder_blocks
+from rose.structured.memory import estimate_slim_memory
 from tests.model.families import DENSE, logits, make_model, make_tokens
 from tests.structured.test_pipeline import UNSAID
 from tests.tiny import byte_tokenizer
@@ -122,6 +123,19 @@ def test_one_block_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
     rose.prune_structured(model, make_tokens(), **OPTIONS)
     rose.save_model(model, tokenizer, tmp_path / "out")
     assert max(most) == 1
+
+
+def test_memory_by_the_formula() -> None:
+    """Hidden size 32, 56 channels, float32; see docs/memory.md."""
+    model, tokens = make_model("llama"), {"samples": 4, "length": 24}
+    memory = estimate_slim_memory(model, **tokens, parts=["heads", "channels"])
+    assert memory.work == 4 * (8 * 56**2 + 6 * 32 * 56)
+    assert memory.hessians == 4 * 56**2
+    assert memory.waiting == 4 * 96 * (3 * 32 + 56 + (32 + 56) + 32)
+    heads = estimate_slim_memory(model, **tokens, parts=["heads"], dense_targets=False)
+    assert (heads.work, heads.hessians) == (4 * (8 * 32**2 + 6 * 32 * 32), 4 * 32**2)
+    depth = estimate_slim_memory(model, **tokens, method="depth")
+    assert (depth.hessians, depth.waiting) == (4 * 32**2, 0)
 
 
 def test_a_stopped_run_leaves_a_streamed_model_as_it_was(tmp_path: Path) -> None:

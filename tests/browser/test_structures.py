@@ -1,0 +1,50 @@
+"""The Structures page in a browser: a tiny model is measured, made smaller, compared, and its download loads."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlencode
+
+from playwright.sync_api import Page, expect
+from transformers import AutoModelForCausalLM
+
+from tests.browser.conftest import PATIENCE, RUN_PATIENCE, measure, settle
+from tests.browser.test_check import rows, section
+from tests.tiny import save_tiny_llama
+
+
+def test_a_model_is_made_smaller_from_the_button_to_the_download(
+    open_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    query = {
+        "model": str(save_tiny_llama(tmp_path / "tiny")),
+        "samples": "2",
+        "length": "64",
+        "held_out": "1",
+        "block_size": "32",
+    }
+    page = open_page("", urlencode(query))
+    measure(page)
+    page.get_by_role("link", name="Structures").click()
+    expect(page.get_by_role("radio", name="Make it smaller")).to_be_visible(timeout=RUN_PATIENCE)
+    section(page, "Make it smaller")
+    button = page.get_by_role("button", name="Make a smaller copy")
+    expect(button).to_be_enabled(timeout=RUN_PATIENCE)
+    button.click()
+    download = page.get_by_role("button", name="Checkpoint, ")
+    expect(download).to_be_visible(timeout=RUN_PATIENCE)
+    settle(page)
+    dense, slim = rows(page)
+    assert dense[0] == "Dense"
+    assert slim[0] == "obs, 20% out"
+    parameters = [int("".join(filter(str.isdigit, one[1]))) for one in (dense, slim)]
+    assert parameters[1] < parameters[0]
+    assert all(float(one[2]) > 1 for one in (dense, slim))
+    with page.expect_download(timeout=PATIENCE) as waiting:
+        download.click()
+    with zipfile.ZipFile(waiting.value.path()) as packed:
+        packed.extractall(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "slim-obs-0.2")
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters[1]
