@@ -19,7 +19,6 @@ from tests.benchmarks.compute import processor_seconds
 from tests.benchmarks.timing import forward_passes, packaged_model
 
 SIZES = (4096, 2048)
-LAYERS = [f"model.layers.{index}.*" for index in range(4)]  # of 30: each decoder block costs the same
 
 
 def faults() -> int:
@@ -31,19 +30,22 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--blocks", type=int, default=4, help="decoder blocks, of 30 that cost the same")
+    parser.add_argument("--skip", type=int, default=0, help="so many of the comparisons")
     options = parser.parse_args()
+    layers = [f"model.layers.{index}.*" for index in range(options.blocks)]
     model, tokens = packaged_model((options.samples, options.length))
     works: dict[str, Callable[[], Any]] = {
         "a bare forward pass": lambda: forward_passes(model, tokens, 1),
-        "statistics of four decoder blocks": lambda: list(rose.visit_blocks(model, tokens, layers=LAYERS)),
-        "pruning four decoder blocks, target dense": lambda: rose.prune_model(
-            copy.deepcopy(model), tokens, method="sparsegpt", sparsity=0.7, layers=LAYERS
+        "statistics": lambda: list(rose.visit_blocks(model, tokens, layers=layers)),
+        "pruning, target dense": lambda: rose.prune_model(
+            copy.deepcopy(model), tokens, method="sparsegpt", sparsity=0.7, layers=layers
         ),
-        "the same, target layer": lambda: rose.prune_model(
-            copy.deepcopy(model), tokens, method="sparsegpt", sparsity=0.7, layers=LAYERS, target="layer"
+        "pruning, target layer": lambda: rose.prune_model(
+            copy.deepcopy(model), tokens, method="sparsegpt", sparsity=0.7, layers=layers, target="layer"
         ),
     }
-    for name, work in works.items():
+    for name, work in list(works.items())[options.skip :]:
         ratios, fault_ratios = [], []
         for number in range(options.pairs):
             seconds, missed = {}, {}
