@@ -112,15 +112,16 @@ def _again(
     blocks: list[BlockStatistics], loaded: LoadedModel, job: Job
 ) -> Iterator[tuple[BlockStatistics, BlockStatistics]]:
     """Known statistics of each decoder block, while its weights are in memory."""
+    # Not the layers of the model that was read then: its weights may have been left on disk.
+    own = {layer.name: layer for layer in select_layers(loaded.model, None)}
+    known = [replace(block, layers=[own[layer.name] for layer in block.layers]) for block in blocks]
     if not is_streamed(loaded.model):
-        yield from zip(blocks, blocks, strict=True)
+        yield from zip(known, known, strict=True)
         return
-    own = {layer.name: layer for layer in select_layers(loaded.model, None)}  # not those of a model read earlier
     acquire(loaded.lock, job)
     try:
-        for block in blocks:
-            with residence_of(loaded.model).visit(block.block_index, HOME):
-                here = replace(block, layers=[own[layer.name] for layer in block.layers])
+        for here in known:
+            with residence_of(loaded.model).visit(here.block_index, HOME):
                 yield here, here
     finally:
         loaded.lock.release()

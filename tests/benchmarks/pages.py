@@ -38,7 +38,7 @@ REPEATS = 5
 
 def measured() -> Study:
     def load() -> LoadedModel:
-        return shared._loaded_model.__wrapped__(SETUP.model, SETUP.dtype)
+        return shared._loaded_model.__wrapped__(SETUP.model, SETUP.dtype, SETUP.stream)
 
     study = Study(SETUP, load, Calibration())
     study.job.watch("benchmark")

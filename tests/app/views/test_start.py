@@ -255,7 +255,7 @@ def test_cancel_ends_the_run_and_it_can_be_begun_anew(
     folder: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = small(folder, text, seed="5")
-    loaded = shared._loaded_model(str(folder), "float32")
+    loaded = shared._loaded_model(str(folder), "float32", False)
     with loaded.lock:  # the run waits for the model
         button(app).click().run()
         study = shared.studies()[app.session_state["setup"]]
@@ -274,7 +274,7 @@ def test_cancel_ends_the_run_and_it_can_be_begun_anew(
 def test_a_run_that_is_being_cancelled_is_not_joined(folder: Path, text: Path) -> None:
     """It would end as cancelled under whoever has come back to it."""
     app = small(folder, text, seed="6")
-    loaded = shared._loaded_model(str(folder), "float32")
+    loaded = shared._loaded_model(str(folder), "float32", False)
     with loaded.lock:  # both runs wait for the model
         button(app).click().run()
         first = shared.studies()[app.session_state["setup"]]
