@@ -172,7 +172,7 @@ def _numbers(chosen: Pair) -> None:
                 run.name: [pairs.said(name, value) for name, value in zip(table["number"], table[which], strict=True)]
                 for run, which in ((chosen.first, "first"), (chosen.second, "second"))
             },
-            "B against A": table["change"].map(_signed),
+            "B against A": [_against(row) for _, row in table.iterrows()],
         }
     )
     st.dataframe(shown, hide_index=True, key="runs-numbers", height="content", alt="Totals of both runs")
@@ -198,8 +198,14 @@ def _numbers(chosen: Pair) -> None:
     _download("Numbers, CSV", table, "numbers.csv", "runs-numbers-csv")
 
 
-def _signed(value: float) -> str:
-    return ("+" if value > 0 else "") + words.percent(value)
+def _against(row: pd.Series) -> str:
+    """In per cent; of a count, by how many."""
+    if row["number"] == pairs.COUNT:
+        more = row["second"] - row["first"]
+        if pd.isna(more):
+            return "–"
+        return f"{'+' if more > 0 else '−' if more < 0 else ''}{words.whole(round(abs(more)))}"
+    return ("+" if row["change"] > 0 else "") + words.percent(row["change"])
 
 
 def _drift(chosen: Pair) -> None:

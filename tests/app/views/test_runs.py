@@ -57,6 +57,8 @@ def test_a_run_of_the_command_line_beside_one_of_the_server(server: deque[rose.R
     app.segmented_control(key="runs_view").set_value("Numbers").run()
     table = app.dataframe[0].value.set_index("")
     assert table.loc["Perplexity"].tolist() == ["30.0", "28.0", "−6.7 %"]
+    first, second, more = table.loc["Columnar layers"]
+    assert int(more.replace("−", "-")) == int(second) - int(first)  # a count, not per cent
     app.segmented_control(key="runs_view").set_value("Drift").run()
     assert len(figures(app)) == 1
     app.segmented_control(key="runs_view").set_value("Settings").run()
