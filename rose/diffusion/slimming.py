@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from rose.diffusion.loading import denoiser_of
 from rose.diffusion.parts import find_parts, reshape
@@ -30,7 +30,16 @@ from rose.report import RunReport
 from rose.structured.anatomy import CHANNELS, HEADS, PARTS, Part, Shape
 from rose.structured.methods import StructuredMethod, structured_method
 from rose.structured.pipeline import check_request
-from rose.structured.reduction import Original, PartRecord, parts_table, put_back, renew, solve_part, write_part
+from rose.structured.reduction import (
+    Original,
+    PartRecord,
+    parts_table,
+    put_back,
+    renew,
+    solve_part,
+    sources_of,
+    write_part,
+)
 from rose.structured.shapes import channels_for, head_shapes
 from rose.structured.surgery import Cut
 from rose.structured.survey import make_problem
@@ -184,15 +193,7 @@ def _reduce(
     damping: float,
     originals: list[Original],
 ) -> tuple[PartRecord, Cut]:
-    sources: tuple[tuple[Tensor, Tensor], ...] = ()
-    if method.looks_at_inputs and part.kind == CHANNELS:
-        sources = tuple(
-            (
-                rows.layer.weight[rows.start : rows.start + part.shape.units].float(),
-                statistics[rows.layer.name].mean_square.sqrt(),
-            )
-            for rows in part.rows
-        )
+    sources = sources_of(part, method, lambda name: statistics[name].mean_square.sqrt())
     of_part = statistics[part.output.name]
     with_bias = recovery != "none" and getattr(part.output.module, "bias", None) is not None
     problem = make_problem(part, of_part, with_bias, damping, sources)

@@ -48,6 +48,7 @@ from rose.structured.reduction import (
     put_back,
     renew,
     solve_part,
+    sources_of,
     write_part,
 )
 from rose.structured.shapes import (
@@ -488,12 +489,7 @@ class SlimRun:
 
     def _problem(self, part: Part, block: BlockStatistics) -> Problem:
         statistics = block.calibration[part.output.name]
-        sources: tuple[tuple[Tensor, Tensor], ...] = ()
-        if self.method.looks_at_inputs and part.kind != HEADS:
-            sources = tuple(
-                (rows.layer.weight[rows.start : rows.start + part.shape.units].float(), self.sources[rows.layer.name])
-                for rows in part.rows
-            )
+        sources = sources_of(part, self.method, self.sources.__getitem__)
         problem = make_problem(part, statistics, part.kind in self.plan.biased, self.damping, sources)
         gap = block.gaps.get("calibration", {}).get(part.output.name)
         if gap is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.layer.statistics import InputStatistics
-from rose.structured.anatomy import Part, Shape
+from rose.structured.anatomy import HEADS, Part, Shape
 from rose.structured.methods import StructuredMethod, choose
 from rose.structured.problem import Problem, error, recover
 from rose.structured.surgery import add_bias
@@ -64,6 +64,22 @@ class Solution:
     weight: Tensor
     bias: Tensor | None
     record: PartRecord
+
+
+def sources_of(
+    part: Part, method: StructuredMethod, size: Callable[[str], Tensor]
+) -> tuple[tuple[Tensor, Tensor], ...]:
+    """What makes a part's channels, for methods that look there: rows of weights, (units, in), and input sizes, (in,).
+
+    Args:
+        size: the root mean square of every input of the layer of this name.
+    """
+    if not method.looks_at_inputs or part.kind == HEADS:
+        return ()
+    return tuple(
+        (rows.layer.weight[rows.start : rows.start + part.shape.units].float(), size(rows.layer.name))
+        for rows in part.rows
+    )
 
 
 def solve_part(
