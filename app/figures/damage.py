@@ -27,6 +27,12 @@ PREDICTORS = {
     "output_error": ("output error", "output error ‖ΔW x‖², per token"),
     "drift": ("drift", "drift of the stream after the decoder block, ‖Δh‖² / ‖h‖²"),
 }
+BAR = palette.TEAL
+SUMMED = {  # what one number of a decoder block is made of
+    "held_out_error": ", mean over its layers",
+    "relative_error": ", mean over its layers",
+    "output_error": ", sum over its layers",
+}
 NAMED = 5  # outliers that are named in the plot
 FEW = 40  # units up to which error bars can be told apart
 
@@ -34,6 +40,60 @@ FEW = 40  # units up to which error bars can be told apart
 def as_layers(table: pd.DataFrame) -> pd.DataFrame:
     """The table with columns `layer` and `projection` as maps expect them; a decoder block has one row of its own."""
     return table.assign(layer=table["unit"], projection=table["projection"].replace("", WHOLE_BLOCK))
+
+
+def damage_bars(
+    table: pd.DataFrame,
+    value: str = "damage",
+    *,
+    units: Sequence[str] = (),
+    marked: str | None = None,
+    theme: Theme = "light",
+) -> Drawing:
+    """Damage, or one of `PREDICTORS`, of whole decoder blocks, one bar each, from block 0 up; bars answer clicks.
+
+    Whiskers are one standard error of the damage over windows. Arguments and errors as for `damage_map`.
+    """
+    if table.empty:
+        raise RoseError("No decoder block has been measured yet.")
+    rows = table.sort_values("block_index").reset_index(drop=True)
+    name, axis = ("damage", "nats per token") if value == "damage" else PREDICTORS[value]
+    heights = rows[value].to_numpy(np.float64)
+    spread = rows["standard_error"].to_numpy(np.float64) if value == "damage" else None
+    chosen = (rows["unit"] == marked).to_numpy()
+    figure = go.Figure()
+    figure.add_bar(
+        x=rows["block_index"].to_numpy(np.int32),
+        y=heights,
+        error_y=None if spread is None else {"array": spread, "thickness": 1, "width": 3},
+        customdata=rows["unit"],
+        marker={
+            "color": BAR,
+            "line": {"color": palette.MARK, "width": np.where(chosen, 3, 0)},
+        },
+        hovertemplate=f"decoder block %{{x}}<br>{name} %{{y:.4g}}<extra></extra>",
+    )
+    top, low = int(np.nanargmax(heights)), int(np.nanargmin(heights))
+    finding = f"{words.sentence(name)} is highest in {_block(rows, top)}, {words.number(heights[top])}"
+    what = f"{words.sentence(name)} of every decoder block{SUMMED.get(value, '')}"
+    style.base(figure, theme, finding, what, x="decoder block", y=axis, height=360)
+    places = [int(index) for index in rows["block_index"]] + [words.place_of(unit)[0] or 0 for unit in units]
+    first, last = min(places), max(places)
+    figure.update_xaxes(range=[first - 0.6, last + 0.6], dtick=style.whole_step(last - first + 1), tick0=0)
+    figure.update_yaxes(rangemode="tozero")
+    caption = (
+        f"{words.sentence(name)} runs from {words.number(heights[low])} ({_block(rows, low)}) to "
+        f"{words.number(heights[top])} ({_block(rows, top)}), median {words.number(float(np.nanmedian(heights)))}."
+    )
+    if spread is not None:
+        caption += " Whiskers: one standard error over windows."
+    alt = f"Bar chart of {name} by decoder block. {finding}. {caption}"
+    columns = ["unit", "block_index", value, *(["standard_error"] if spread is not None else [])]
+    return Drawing(figure, caption, alt, rows[columns])
+
+
+def _block(rows: pd.DataFrame, number: int) -> str:
+    return f"block {int(rows['block_index'].iloc[number])}"
 
 
 def damage_map(
@@ -44,18 +104,17 @@ def damage_map(
     marked: str | None = None,
     theme: Theme = "light",
 ) -> Drawing:
-    """Damage, or one of `PREDICTORS`, by decoder block and projection; marks answer clicks with the unit's name.
+    """Damage of layers, or one of `PREDICTORS`, by decoder block and projection; marks answer clicks with the unit.
 
     Args:
         table: the units measured so far.
-        units: names of all units to come, so that the map keeps its size.
+        units: names of all units to come, so that the picture keeps its size.
         marked: the unit to be outlined.
 
     Raises:
         RoseError: nothing measured yet.
     """
-    names = [unit if words.place_of(unit)[1] else f"{unit}.{WHOLE_BLOCK}" for unit in units]
-    drawing = overview.model_map(as_layers(table), value, layers=names, marked_layer=marked, theme=theme)
+    drawing = overview.model_map(as_layers(table), value, layers=list(units), marked_layer=marked, theme=theme)
     drawing.figure.update_layout(height=max(300, drawing.figure.layout.height))
     return drawing
 

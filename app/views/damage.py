@@ -181,7 +181,8 @@ def results(run: DamageRun, request: DamageRequest, table: pd.DataFrame) -> None
     for place, value in ((left, "damage"), (right, predictor)):
         with place:
             key = f"damage-map-{'damage' if value == 'damage' else 'error'}"
-            drawing = figures.damage_map(table, value, units=names, marked=marked, theme=session.theme())
+            draw = figures.damage_bars if request.units == "blocks" else figures.damage_map
+            drawing = draw(table, value, units=names, marked=marked, theme=session.theme())
             components.show(drawing, key, on_select=partial(pick, key, request))
     try:
         scatter = figures.damage_scatter(table, predictor, marked=marked, theme=session.theme())

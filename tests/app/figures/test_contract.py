@@ -81,6 +81,7 @@ DAMAGES = pd.DataFrame(
         "standard_error",
     ],
 )
+BLOCK_DAMAGES = DAMAGES[::2].assign(unit=["model.layers.0", "model.layers.1", "model.layers.2"], projection="")
 MEASURES = [ErrorMeasures("sparsegpt", 2.0, 2.002, 2.001, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
 REALISED = [RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0)]
 WAY = pd.DataFrame(
@@ -190,6 +191,8 @@ FIGURES: dict[str, Draw] = {
     "repaired_shares": lambda x, r, t: depth.repaired_shares(DRIFTS, theme=t),
     "damage_map": lambda x, r, t: damage.damage_map(DAMAGES, marked="model.layers.1.mlp.up_proj", theme=t),
     "damage_map_error": lambda x, r, t: damage.damage_map(DAMAGES, "held_out_error", theme=t),
+    "damage_bars": lambda x, r, t: damage.damage_bars(BLOCK_DAMAGES, marked="model.layers.1", theme=t),
+    "damage_bars_error": lambda x, r, t: damage.damage_bars(BLOCK_DAMAGES, "held_out_error", theme=t),
     "damage_scatter": lambda x, r, t: damage.damage_scatter(DAMAGES, marked="model.layers.1.mlp.up_proj", theme=t),
     "perplexity_bars": lambda x, r, t: prune.perplexity_bars(PERPLEXITY, dense=20.7, theme=t),
     "accuracy_bars": lambda x, r, t: prune.accuracy_bars(ACCURACY, theme=t),
