@@ -11,7 +11,7 @@ from torch import Tensor
 
 import rose
 from rose.layer.error import quadratic_form
-from rose.layer.methods.alps import find_support, solve_on_support
+from rose.layer.methods.alps import find_support, shifted_inverse, solve_on_support
 from rose.layer.pattern import parse_sparsity
 
 
@@ -35,6 +35,13 @@ def least_squares(weight: Tensor, mask: Tensor, matrix: Tensor) -> Tensor:
     for i, (row, gone) in enumerate(zip(weight.double().numpy(), mask.numpy(), strict=True)):
         best[i, ~gone] = np.linalg.lstsq(root[:, ~gone], root @ row, rcond=None)[0]
     return torch.from_numpy(best)
+
+
+@pytest.mark.parametrize("penalty", [0.1, 1e-8])  # the second is lost in float32, where the matrix is singular
+def test_shifted_inverse(penalty: float) -> None:
+    matrix = torch.block_diag(torch.ones(2, 2), torch.ones(3, 3))
+    exact = torch.linalg.inv(matrix.double() + penalty * torch.eye(5))
+    torch.testing.assert_close(shifted_inverse(matrix, penalty), exact.float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -39,12 +39,12 @@ def alps(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     scale = damped.matrix.diagonal().sqrt()
     matrix = damped.matrix / scale / scale.unsqueeze(1)
     matrix.diagonal()[damped.dead] = 1  # of whatever scale H is, to the last bit
-    mask, start = find_support(live * scale, matrix, settings.pattern, damped.dead)
+    mask, start = find_support(live * scale, matrix, settings.pattern)
     pruned = solve_on_support(live, mask, damped.matrix, start / scale, FINAL_STEPS).to(weight.dtype)
     return measured_result(weight, pruned, mask, statistics, settings, budget="layer")
 
 
-def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern, dead: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """ADMM between B, free to fit the outputs, and D, a sparse copy of it, under a penalty ρ that grows.
 
     B = (W M − V + ρ D)(M + ρ I)⁻¹, D = B + V/ρ without its smallest entries, V += ρ (B − D). Every third iteration
@@ -54,23 +54,17 @@ def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern, dead: Tensor 
     Args:
         weight: W, (out, in) float32.
         matrix: M, (in, in), definite, with a unit diagonal.
-        dead: columns whose weights are zero and stay zero, (in,) bool; M couples them with no other.
 
     Returns:
         Mask of D, True = removed, (out, in); and B, (out, in), from which to start the final solve.
     """
-    # ρ may become far smaller than the rounding of a float32 eigendecomposition.
-    values, vectors = torch.linalg.eigh(matrix.double())
-    values, vectors = values.to(matrix), vectors.to(matrix)
-    if dead is not None:
-        vectors[dead] = 0  # or rounding gives dead columns weights, of which the largest would be kept
     target = weight @ matrix
     removed = mask_by_score(weight.abs(), pattern, "layer")
     kept = max(1, removed.numel() - int(removed.sum()))
     start = weight.masked_fill(removed, 0)
     penalty, has_moved = FIRST_PENALTY, False
     free, sparse, dual, last = weight, start, torch.zeros_like(weight), removed
-    inverse = (vectors / (values + penalty)) @ vectors.T
+    inverse = shifted_inverse(matrix, penalty)
     for iteration in range(1, ITERATIONS + 1):
         free = (target - dual + penalty * sparse) @ inverse
         shifted = free + dual / penalty
@@ -94,8 +88,30 @@ def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern, dead: Tensor 
                 break
             sparse, dual = start, torch.zeros_like(weight)
         penalty = min(penalty, MOST_PENALTY)
-        inverse = (vectors / (values + penalty)) @ vectors.T
+        inverse = shifted_inverse(matrix, penalty)
     return removed, free
+
+
+def shifted_inverse(matrix: Tensor, penalty: float) -> Tensor:
+    """(M + ρ I)⁻¹, (in, in), from a Cholesky factor of its own for every ρ.
+
+    The authors decompose M into eigenvectors once, in float64: as long as nine such inverses, and then each costs as
+    much as one of these.
+
+    Args:
+        matrix: M, (in, in) float32, definite.
+        penalty: ρ, at least 0.
+    """
+    factor, failed = torch.linalg.cholesky_ex(_raised(matrix, penalty))
+    if failed:  # definite by less than float32 tells
+        return torch.cholesky_inverse(torch.linalg.cholesky(_raised(matrix.double(), penalty))).to(matrix)
+    return torch.cholesky_inverse(factor)
+
+
+def _raised(matrix: Tensor, penalty: float) -> Tensor:
+    raised = matrix.clone()
+    raised.diagonal().add_(penalty)
+    return raised
 
 
 def solve_on_support(weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor, steps: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.methods.alps import solve_on_support
+from rose.layer.methods.alps import shifted_inverse, solve_on_support
 from rose.layer.methods.options import Option
 from rose.layer.methods.toolkit import damped_hessian, mask_by_score, measured_result, prune_by_mask
 from rose.layer.pattern import Pattern, kth_smallest
@@ -102,7 +102,7 @@ def find_mask(
     last, inverse = 0.0, matrix
     for penalty in schedule:
         if penalty != last:
-            inverse = _inverse(matrix, penalty)
+            inverse = shifted_inverse(matrix, penalty).mul_(penalty)
             if last:
                 state = kept + (state - kept) * (last / penalty)  # U is the dual divided by ρ
             last = penalty
@@ -113,13 +113,6 @@ def find_mask(
             seen(state)
     mask = mask_by_score(state.abs(), pattern, "layer")
     return mask, state.masked_fill(mask, 0)
-
-
-def _inverse(matrix: Tensor, penalty: float) -> Tensor:
-    """ρ (M + ρ I)⁻¹."""
-    raised = matrix.clone()
-    raised.diagonal().add_(penalty)
-    return torch.cholesky_inverse(torch.linalg.cholesky(raised)).mul_(penalty)
 
 
 def _keep_largest(state: Tensor, pattern: Pattern) -> Tensor:
