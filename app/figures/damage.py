@@ -65,7 +65,9 @@ def damage_bars(
     figure.add_bar(
         x=rows["block_index"].to_numpy(np.int32),
         y=heights,
-        error_y=None if spread is None else {"array": spread, "thickness": 1, "width": 3},
+        error_y=None
+        if spread is None
+        else {"array": spread, "thickness": 1, "width": 3, "color": palette.INKS[theme].muted},
         customdata=rows["unit"],
         marker={
             "color": BAR,
