@@ -62,7 +62,8 @@ def analysis(tokens_per_run: tuple[int, int]) -> list[Row]:
     model, tokens = packaged_model(tokens_per_run)
     bare = timed(lambda: forward_passes(model, tokens, 1))
     collected = timed(lambda: rose.collect_statistics(model, tokens))
-    analyzed = timed(lambda: list(rose.analyze_model(model, tokens)))
+    analyzed = timed(lambda: list(rose.analyze_model(model, tokens, compute="float32")))
+    rounded = timed(lambda: list(rose.analyze_model(model, tokens, compute="bfloat16")))
     layers = rose.prunable_layers(model)
     products = 2 * sum(layer.weight.numel() for layer in layers) * tokens.numel() / matmul_rate()
     hessians = sum(columns**2 for columns in statistics_groups(layers)) * tokens.numel() / matmul_rate()
@@ -72,6 +73,7 @@ def analysis(tokens_per_run: tuple[int, int]) -> list[Row]:
         ("  half of every XᵀX at that speed", hessians, "one bare forward pass", hessians / bare),
         ("collect_statistics, 210 layers", collected, "one bare forward pass", collected / bare),
         ("analyze_model, SparseGPT and ROSE", analyzed, "one bare forward pass", analyzed / bare),
+        ("  the same, forward passes in bfloat16", rounded, "analyze_model", rounded / analyzed),
     ]
 
 
