@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from rose.layer.methods import BUDGETS, METHODS, make_settings
 from rose.layer.order import order_names
 from rose.model.forward import pick_device
 from rose.model.loading import DTYPES, check_output
-from rose.report import write_atomically
+from rose.report import RunReport, write_atomically
 from rose.structured.anatomy import PARTS
 from rose.structured.methods import STRUCTURED, structured_method
 from rose.structured.pipeline import check_request
@@ -112,31 +113,11 @@ def _calibration(parser: argparse.ArgumentParser) -> None:
 
 
 def prune(options: argparse.Namespace, console: Console) -> None:
-    check_installed()
-    check_output(options.output)
     names = ("method", "sparsity", "damping", "threshold", "order", "budget")
     engine = {name: getattr(options, name) for name in names} | {"options": method_options(options.option)}
     make_settings(**engine, block_size=options.block_size or 128)  # a typing mistake should not cost the loading
-    step_weights(options.step_weights, options.steps)
-    wanted = _read_prompts(options.prompts)
-    pipeline = _load(options, options.model, console)
-    with terminal.bar(console, "Pruning") as bar:
-        report = prune_diffusion(
-            pipeline,
-            _conditions(pipeline, wanted, None, options.samples),
-            steps=options.steps,
-            step_weights=options.step_weights,
-            packages=options.packages,
-            layers=options.layers,
-            block_size=options.block_size,
-            guidance=options.guidance,
-            seed=options.seed,
-            progress=terminal.follow(bar),
-            **engine,
-        )
-    report = report.with_summary(model=options.model, dtype=options.dtype, **made(options))
-    with console.status(f"Writing {options.output}"):
-        save_diffusion(pipeline.to("cpu"), options.output, report=report)
+    settings = engine | {"layers": options.layers, "block_size": options.block_size}
+    report = _changed(options, console, "Pruning", prune_diffusion, settings)
     terminal.print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error"]], "Layers")
     summary, out = report.summary, Console(highlight=False)
     out.print(
@@ -155,33 +136,11 @@ def prune(options: argparse.Namespace, console: Console) -> None:
 
 
 def slim(options: argparse.Namespace, console: Console) -> None:
-    check_installed()
     structured_method(options.method)
     check_request(options.ratio, "uniform", options.recovery, options.damping, options.multiple)
-    check_output(options.output)
-    step_weights(options.step_weights, options.steps)
-    wanted = _read_prompts(options.prompts)
-    pipeline = _load(options, options.model, console)
-    with terminal.bar(console, "Slimming") as bar:
-        report = prune_diffusion_structured(
-            pipeline,
-            _conditions(pipeline, wanted, None, options.samples),
-            method=options.method,
-            ratio=options.ratio,
-            parts=options.parts,
-            recovery=options.recovery,
-            damping=options.damping,
-            multiple=options.multiple,
-            steps=options.steps,
-            step_weights=options.step_weights,
-            packages=options.packages,
-            guidance=options.guidance,
-            seed=options.seed,
-            progress=terminal.follow(bar),
-        )
-    report = report.with_summary(model=options.model, dtype=options.dtype, **made(options))
-    with console.status(f"Writing {options.output}"):
-        save_diffusion(pipeline.to("cpu"), options.output, report=report)
+    names = ("method", "ratio", "parts", "recovery", "damping", "multiple")
+    settings = {name: getattr(options, name) for name in names}
+    report = _changed(options, console, "Slimming", prune_diffusion_structured, settings)
     shown = ["layer", "kept_units", "units", "relative_error", "unrecovered_error"]
     terminal.print_table(report.layers[shown], "Parts")
     summary, out = report.summary, Console(highlight=False)
@@ -192,6 +151,37 @@ def slim(options: argparse.Namespace, console: Console) -> None:
         soft_wrap=True,
     )
     out.print(f"Pipeline, report.json and layers.csv are in {options.output}, for rose.load_diffusion", soft_wrap=True)
+
+
+def _changed(
+    options: argparse.Namespace,
+    console: Console,
+    title: str,
+    change: Callable[..., RunReport],
+    settings: Mapping[str, Any],
+) -> RunReport:
+    """Loads the pipeline, changes it with a progress bar, and writes it with its report."""
+    check_installed()
+    check_output(options.output)
+    step_weights(options.step_weights, options.steps)
+    wanted = _read_prompts(options.prompts)
+    pipeline = _load(options, options.model, console)
+    with terminal.bar(console, title) as bar:
+        report = change(
+            pipeline,
+            _conditions(pipeline, wanted, None, options.samples),
+            steps=options.steps,
+            step_weights=options.step_weights,
+            packages=options.packages,
+            guidance=options.guidance,
+            seed=options.seed,
+            progress=terminal.follow(bar),
+            **settings,
+        )
+    report = report.with_summary(model=options.model, dtype=options.dtype, **made(options))
+    with console.status(f"Writing {options.output}"):
+        save_diffusion(pipeline.to("cpu"), options.output, report=report)
+    return report
 
 
 def sample(options: argparse.Namespace, console: Console) -> None:
