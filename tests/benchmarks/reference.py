@@ -15,6 +15,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import torch
@@ -146,27 +147,26 @@ def reference_model(official: ModuleType, tokens_per_run: tuple[int, int]) -> li
     theirs = timed(lambda: prune_by_reference(official, model, tokens, "sparsegpt"))
     their_masks = first_masks(model)
     model.load_state_dict(dense)
-    ours = timed(lambda: rose.prune_model(model, tokens, method="sparsegpt", sparsity=SPARSITY, target="layer"))
-    agreement = float((first_masks(model) == their_masks).float().mean())
-    model.load_state_dict(dense)
-    one_pass = timed(
-        lambda: rose.prune_model(
-            model, tokens, method="sparsegpt", sparsity=SPARSITY, target="layer", true_sequential=True
-        )
-    )
-    model.load_state_dict(dense)
+    rows: list[Row] = [
+        ("two bare forward passes", bare, "authors", bare / theirs),
+        ("sparsegpt, authors", theirs, "two bare forward passes", theirs / bare),
+    ]
+    for compute in ("float32", "bfloat16"):
+        for mode in ({"target": "layer"}, {"target": "layer", "true_sequential": True}, {"target": "dense"}):
+            settings: dict[str, Any] = {"method": "sparsegpt", "sparsity": SPARSITY, "compute": compute, **mode}
+            ours = timed(lambda: rose.prune_model(model, tokens, **settings))  # noqa: B023  called at once
+            if len(rows) == 2:  # the authors' own protocol
+                agreement = float((first_masks(model) == their_masks).float().mean())
+            name = " ".join(f"{name}={value}" for name, value in mode.items())
+            rows.append((f"sparsegpt, prune_model {name} compute={compute}", ours, "authors", ours / theirs))
+            model.load_state_dict(dense)
     try:
         prune_by_reference(official, model, tokens[:1], "rose")
         rose_runs = "runs"
     except IndexError:
         rose_runs = "index error: 576 columns do not divide by 128"
     return [
-        ("two bare forward passes", bare, "", NO_TIME),
-        ("sparsegpt, authors", theirs, "two bare forward passes", theirs / bare),
-        ("sparsegpt, prune_model", ours, "two bare forward passes", ours / bare),
-        ("  the same", ours, "authors", ours / theirs),
-        ("sparsegpt, prune_model true-sequential", one_pass, "two bare forward passes", one_pass / bare),
-        ("  the same", one_pass, "authors", one_pass / theirs),
+        *rows,
         (f"  equal entries of the first decoder block's masks: {agreement:.5f}", NO_TIME, "", NO_TIME),
         (f"rose, authors ({rose_runs})", NO_TIME, "", NO_TIME),
     ]
