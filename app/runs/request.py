@@ -13,6 +13,7 @@ from app.study.setup import Setup, check_sparsity
 from rose.layer.methods import get_method
 from rose.model.cost import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.pipeline import check_target
+from rose.model.precision import DEFAULT as COMPUTED
 from rose.model.zero_shot import is_installed
 from rose.paths import expand
 
@@ -137,6 +138,7 @@ def estimate_case(model: nn.Module, setup: Setup, request: PruneRequest, method:
         layers=request.layer_patterns,
         sweeps=sweeps_of([method]),
         passes=1 if request.true_sequential and target == "layer" else 2,
+        compute=COMPUTED,
     )
 
 

@@ -373,7 +373,7 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
         f"Perplexity on {run.request.windows} × {run.request.window_length} tokens of {where}. Errors are relative, "
         f"averaged over layers, on the inputs that each layer gets from the pruned blocks before it: against the "
         f"output of its own dense weights, and, where that was the target, against the dense model's output. Weights "
-        f"removed: share of the pruned layers' weights."
+        f"removed: share of the pruned layers' weights.{_computed(models)}"
     )
     if run.request.evaluate == HELD_OUT and "measured" in run.request.methods:
         st.caption("Measured order chose its order on these held-out windows, so its numbers are slightly optimistic.")
@@ -393,6 +393,12 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
         _time_and_perplexity(run, bars.assign(target=[model.target for model in pruned]))
         reports = [model.report for model in pruned if model.report is not None]
         components.report_button(lambda: [finished.run_of(report) for report in reports], "pruned", "prune-report")
+
+
+def _computed(models: list[EvaluatedModel]) -> str:
+    """What is to be said of forward passes that were not in float32."""
+    rounded = any(model.report is not None and model.report.summary.get("compute") == "bfloat16" for model in models)
+    return " Pruning computed its forward passes in bfloat16; perplexity is in float32." if rounded else ""
 
 
 def _time_and_perplexity(run: PruningRun, table: pd.DataFrame) -> None:

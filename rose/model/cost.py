@@ -13,11 +13,13 @@ from torch import nn
 from rose.layer.methods import get_method
 from rose.model.experts import ExpertLinear
 from rose.model.forward import pick_device
+from rose.model.precision import bfloat16_gain, rounding
 from rose.model.structure import PrunableLayer, decoder_blocks, hidden_size, select_layers, text_config
 
 # Real passes reach part of the rate of one large matrix product: attention, norms and small layers run slower.
 # Ratio measured with the packaged model; tests/benchmarks prints it anew.
 FORWARD_EFFICIENCY = 0.6
+NO_PRODUCTS = 0.3  # share of a pass in float32 that is not matrix products, and stays as it is in bfloat16
 SWEEP_EFFICIENCY = 0.085  # a layer's whole prune; see docs/speed.md
 TOKEN_EFFICIENCY = 0.05  # one token at a time is bound by memory
 
@@ -61,6 +63,7 @@ def estimate_cost(
     sweeps: float = 1,
     passes: int = 1,
     keep_statistics: bool = False,
+    compute: str = "float32",
 ) -> Cost:
     """Estimates a calibration with `sweeps` prunings of every chosen layer.
 
@@ -71,6 +74,7 @@ def estimate_cost(
         sweeps: prunings per layer (methods, orders).
         passes: forward passes per decoder block: 1 to analyze, 2 to prune.
         keep_statistics: all layers' statistics stay in memory, as the app keeps them.
+        compute: of forward passes, see `rose.prune_model`.
     """
     chosen = select_layers(model, layers)
     _, blocks = decoder_blocks(model)
@@ -81,7 +85,7 @@ def estimate_cost(
     share = expert_share(model, every)
     weights -= round((1 - share) * sum(layer.weight.numel() for layer in every if layer.is_expert))
     groups = statistics_groups(chosen)
-    forward = passes * 2 * weights * tokens
+    forward = passes * 2 * weights * tokens * _pass_share(model, compute)
     plain = statistics_groups([layer for layer in chosen if not layer.is_expert])
     routed = statistics_groups([layer for layer in chosen if layer.is_expert])
     hessian = 1.2 * tokens * (sum(c**2 for c in plain) + share * sum(c**2 for c in routed))
@@ -93,6 +97,12 @@ def estimate_cost(
     hidden = 2 * 4 * tokens * hidden_size(model)
     total = sum(p.numel() for p in model.parameters())
     return Cost(seconds, kept + hidden, 4 * total, len(chosen))
+
+
+def _pass_share(model: nn.Module, compute: str) -> float:
+    """Time of a pass of float32 weights in this format, over that in float32."""
+    rounded = rounding(compute, model, pick_device())
+    return NO_PRODUCTS + (1 - NO_PRODUCTS) / bfloat16_gain() if rounded else 1.0
 
 
 def estimate_evaluation(model: nn.Module, *, tokens: int, new_tokens: int = 0) -> float:

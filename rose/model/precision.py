@@ -20,7 +20,7 @@ from rose.errors import RoseError
 from rose.model.structure import decoder_blocks
 
 COMPUTE = ("auto", "float32", "bfloat16")
-DEFAULT = "float32"  # until perplexities after pruning are shown to be alike; tests/benchmarks/compute.py measures
+DEFAULT = "auto"  # perplexities after pruning are alike, see docs/speed.md
 VARIABLE = "ROSE_COMPUTE"  # what "auto" means, where it is set
 ENOUGH = 1.3  # times as fast in bfloat16: less is not worth another rounding
 SIZE, REPEATS = 1024, 5

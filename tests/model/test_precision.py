@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rose
-from rose.model import precision
+from rose.model import cost, precision
 from rose.model.durable import digest
 from rose.model.precision import bfloat16_gain, compute_dtype
 from tests.model.families import make_model, make_tokens
@@ -32,6 +32,24 @@ def test_auto_is_what_the_processor_is_faster_in(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv(precision.VARIABLE, "float64")
     with pytest.raises(rose.RoseError, match="ROSE_COMPUTE must be one of float32, bfloat16, not 'float64'"):
         compute_dtype("auto", model, CPU)
+
+
+def test_auto_is_the_default_and_the_report_says_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(precision.VARIABLE, "bfloat16")
+    assert rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS).summary["compute"] == "bfloat16"
+    monkeypatch.setenv(precision.VARIABLE, "float32")
+    assert rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS).summary["compute"] == "float32"
+
+
+def test_an_estimate_knows_how_fast_passes_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "bfloat16_gain", lambda: 4.0)
+    model = make_model("llama")
+    slow, fast = (
+        cost.estimate_cost(model, samples=4, length=256, sweeps=0, compute=compute).seconds
+        for compute in ("float32", "bfloat16")
+    )
+    assert cost.NO_PRODUCTS < fast / slow < 1
+    assert cost.estimate_cost(model, samples=4, length=256, sweeps=0, compute="auto").seconds == slow
 
 
 def test_the_gain_is_measured_once() -> None:
