@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -24,13 +25,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 import rose
+from app.figures import palette, style
+from app.figures.palette import Theme
 from rose.model.calibration import load_calibration
 from rose.report import write_atomically
 from rose.structured.anatomy import find_parts
@@ -50,6 +55,7 @@ VARIANTS = (
     "obs@cost/exact+dense",
 )
 RATIOS = (0.2, 0.1, 0.3, 0.4, 0.5)
+MOST_PERPLEXITY = 3000.0  # of the picture
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,43 @@ assert "rose" not in sys.modules
 status = open("/proc/self/status").read()
 print(1024 * int(status.split("VmHWM:")[1].split()[0]))
 """
+
+
+def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
+    """Perplexity against parameters: a line a variant, means over draws, with the range over them."""
+    dense = rows[rows["variant"] == "dense"].iloc[0]
+    slim = rows[(rows["variant"] != "dense") & np.isfinite(rows["perplexity"])]
+    figure = go.Figure()
+    means = slim.groupby(["variant", "ratio"])[["parameters", "perplexity"]].mean().reset_index()
+    for number, (variant, part) in enumerate(means.groupby("variant", sort=False)):
+        every = slim[slim["variant"] == variant].groupby("ratio")["perplexity"]
+        figure.add_scatter(
+            x=part["parameters"] / 1e6,
+            y=part["perplexity"],
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": every.max().to_numpy() - part["perplexity"].to_numpy(),
+                "arrayminus": part["perplexity"].to_numpy() - every.min().to_numpy(),
+                "thickness": 1.2,
+            },
+            mode="lines+markers",
+            name=str(variant),
+            line={"width": 2, "color": palette.PALETTE[number], "dash": "solid" if "obs" in str(variant) else "dash"},
+            marker={"size": 9},
+        )
+    lowest = means.loc[means.groupby("ratio")["perplexity"].idxmin()].sort_values("ratio")
+    best = ", ".join(f"{row.variant} at {row.ratio:.0%}" for row in lowest.itertuples())
+    figure.add_hline(y=dense["perplexity"], line={"dash": "dot", "color": palette.INKS[theme].muted})
+    what = "Perplexity against parameters, means and ranges over draws; log scale; dotted: dense"
+    style.base(
+        figure, theme, f"Lowest: {best}", what, x="parameters, millions", y="perplexity", height=560, legend=True
+    )
+    top = math.log10(min(float(means["perplexity"].max()) * 1.2, MOST_PERPLEXITY))
+    ticks = [digit * 10**power for power in range(1, 4) for digit in (1, 2, 3, 5)]
+    bottom = math.log10(float(dense["perplexity"]) * 0.9)
+    figure.update_yaxes(type="log", range=[bottom, top], tickvals=ticks, ticktext=[str(tick) for tick in ticks])
+    return figure
 
 
 def speed(options: argparse.Namespace) -> None:

@@ -13,11 +13,13 @@ from urllib.parse import urlencode
 
 import nbformat
 import pandas as pd
+import plotly.graph_objects as go
 from playwright.sync_api import Browser, Page, expect
 
 from app.figures.comparison import time_and_perplexity
 from app.figures.palette import Theme
 from app.figures.style import widen_title
+from tests.benchmarks import structured
 from tests.benchmarks.methods import costs_and_worths
 from tests.browser.conftest import COLUMNAR_LAYER, ROOT, SETUP, chromium, measure, serve, settle
 from tests.browser.test_prune import prune
@@ -39,6 +41,7 @@ PAGES = {
     "diffusion": {},
 }
 ALL_LAYERS = 900_000  # milliseconds, for measuring or pruning them on a busy machine
+THEMES: tuple[Theme, ...] = ("light", "dark")
 RENDERING = 1500  # milliseconds, for what plotly draws after the script has ended
 
 
@@ -121,7 +124,7 @@ def shoot_damage(browser: Browser, folder: Path, pictures: Path) -> None:
 
 
 def shoot_pareto(browser: Browser, folder: Path, pictures: Path) -> None:
-    """Time against perplexity of all methods with both targets, from what docs/results.md reports."""
+    """Time and size against perplexity, from what docs/results.md and docs/structured.md report."""
     results = ROOT / "docs/results"
     table = costs_and_worths(
         pd.read_csv(results / "methods-times.csv"),
@@ -129,18 +132,23 @@ def shoot_pareto(browser: Browser, folder: Path, pictures: Path) -> None:
         "0.7",
     )
     dense = float(pd.read_csv(results / "dense/rows.csv")["dense_perplexity"].iloc[0])
-    themes: tuple[Theme, ...] = ("light", "dark")
-    for theme in themes:
-        page = browser.new_page(viewport={"width": 1100, "height": 620})
+    for theme in THEMES:
         drawing = time_and_perplexity(table, dense=dense, time="time of pruning, of SparseGPT's", theme=theme)
-        widen_title(drawing.figure)
-        drawing.figure.update_layout(height=600)
-        file = folder / f"pareto-{theme}.html"
-        drawing.figure.write_html(file)
-        page.goto(file.as_uri())
-        page.wait_for_timeout(RENDERING)
-        page.screenshot(path=pictures / f"pareto-{theme}.png")
-        page.close()
+        shoot_figure(browser, drawing.figure, folder, pictures / f"pareto-{theme}.png")
+        sizes = structured.picture(pd.read_csv(results / "structured.csv"), theme)
+        shoot_figure(browser, sizes, folder, pictures / f"slim-{theme}.png")
+
+
+def shoot_figure(browser: Browser, figure: go.Figure, folder: Path, picture: Path) -> None:
+    page = browser.new_page(viewport={"width": 1100, "height": 620})
+    widen_title(figure)
+    figure.update_layout(height=600)
+    file = folder / f"{picture.stem}.html"
+    figure.write_html(file)
+    page.goto(file.as_uri())
+    page.wait_for_timeout(RENDERING)
+    page.screenshot(path=picture)
+    page.close()
 
 
 def main() -> None:
