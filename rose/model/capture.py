@@ -20,10 +20,10 @@ from rose.layer.target import InputGap, OutputGap
 from rose.model.activations import Activations
 from rose.model.checkpoint import Storage, blocks_of
 from rose.model.dense import HELD_OUT, BlockDrift, DenseStreams, Watch
-from rose.model.distributed import my_samples, sum_statistics
+from rose.model.distributed import from_first, my_samples, sum_statistics
 from rose.model.experts import experts_apart
 from rose.model.forward import Arguments, check_tokens, pick_device, record_inputs, run_block, split_batches
-from rose.model.precision import rounding
+from rose.model.precision import decided, rounding
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.residence import residence_of
 from rose.model.residual import find_writers
@@ -378,7 +378,7 @@ def visit_blocks(
     Arguments as for `prune_model`.
     """
     streams, selected = check_streams(model, tokens, held_out), select_layers(model, layers)
-    dtype = rounding(compute, model, pick_device())
+    dtype = rounding(from_first(partial(decided, compute, model, pick_device())), model, pick_device())
     yield from start_walk(model, streams, selected, progress, compute=dtype).visit_dense()
 
 

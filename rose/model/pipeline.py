@@ -28,7 +28,7 @@ from rose.model.checkpoint import describe_run, open_checkpoint
 from rose.model.dense import dense_streams
 from rose.model.distributed import divide, exchange, from_first, send_weights
 from rose.model.forward import bos_in_front, pick_device
-from rose.model.precision import DEFAULT, compute_dtype, rounding
+from rose.model.precision import DEFAULT, compute_dtype, decided, rounding
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
 from rose.model.residence import is_streamed
 from rose.model.sequential import visit_sequentially
@@ -124,6 +124,7 @@ def prune_model(
         settings.pattern.check(layer.weight.shape[1], block_size)
     check_target(target, target_damping)
     check_expert_tokens(min_expert_tokens)
+    compute = from_first(partial(decided, compute, model, pick_device()))
     dtype, rounded = compute_dtype(compute, model, pick_device()), rounding(compute, model, pick_device())
     streams = check_streams(model, tokens, held_out)
     sequential = true_sequential or target == "dense"

@@ -90,6 +90,20 @@ def rounding(compute: str, model: nn.Module, device: torch.device) -> torch.dtyp
     return None if dtype == next(blocks.parameters()).dtype else dtype
 
 
+def decided(compute: str, model: nn.Module, device: torch.device) -> str:
+    """What "auto" comes to, "float32" or "bfloat16"; other words as they are.
+
+    Several processes must not decide each for itself, because what is measured differs from one to the next.
+
+    Raises:
+        RoseError: as `compute_dtype`.
+    """
+    check_compute(compute)
+    if compute != "auto":
+        return compute
+    return "float32" if rounding(compute, model, device) is None else "bfloat16"
+
+
 def _faster(device: torch.device) -> str:
     return "bfloat16" if device.type == "cpu" and bfloat16_gain() > ENOUGH else "float32"
 

