@@ -86,7 +86,12 @@ def name_runs(reports: Sequence[rose.RunReport]) -> dict[str, rose.RunReport]:
 def _label(summary: dict[str, Any]) -> str:
     method = str(summary.get("method"))
     name = rose.METHODS[method].label if method in rose.METHODS else method
-    return f"{name}, {summary.get('sparsity')}, target {summary.get('target', 'layer')}"
+    return f"{name}, {_asked(summary)}, target {summary.get('target', 'layer')}"
+
+
+def _asked(summary: dict[str, Any]) -> str:
+    """The sparsity, or, where heads and channels were taken out, the share of parameters that went."""
+    return f"{float(summary['ratio']):.0%} out" if "ratio" in summary else str(summary.get("sparsity"))
 
 
 def _calibration(summary: dict[str, Any]) -> str:
@@ -101,7 +106,7 @@ def drift_table(named: dict[str, rose.RunReport]) -> pd.DataFrame:
         {
             "run": name,
             "method": report.summary["method"],
-            "sparsity": str(report.summary["sparsity"]),
+            "sparsity": _asked(report.summary),
             "target": report.summary.get("target", "layer"),
             "block_index": int(entry["block_index"]),
             **{part: float(entry[part]) for part in ("drift", "passed_on", "arisen")},
