@@ -91,7 +91,7 @@ def _label(summary: dict[str, Any]) -> str:
 
 def _asked(summary: dict[str, Any]) -> str:
     """The sparsity, or, where heads and channels were taken out, the share of parameters that went."""
-    return f"{float(summary['ratio']):.0%} out" if "ratio" in summary else str(summary.get("sparsity"))
+    return f"{100 * float(summary['ratio']):.0f} % out" if "ratio" in summary else str(summary.get("sparsity"))
 
 
 def _calibration(summary: dict[str, Any]) -> str:

@@ -15,5 +15,5 @@ def test_pruned_and_slimmed_runs_stand_in_one_table() -> None:
     pruned = rose.RunReport(pd.DataFrame(), {"method": "rose", "sparsity": "0.5", "target": "dense", "drift": DRIFT})
     slimmed = rose.RunReport(pd.DataFrame(), {"method": "obs", "ratio": 0.2, "target": "dense", "drift": DRIFT})
     table = drift_table({"A": pruned, "B": slimmed})
-    assert list(table["sparsity"]) == ["0.5", "20% out"]
+    assert list(table["sparsity"]) == ["0.5", "20 % out"]
     assert list(table["drift"]) == [0.1, 0.1]
