@@ -22,6 +22,8 @@ from tests.pretend import on_cpu, pretend_cuda
 
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(5, seed=3)}
 CALIBRATION = ["--samples", "9", "--length", "24", "--held-out", "4", "--block-size", "16", "--sparsity", "0.5"]
+# A mask that is revised twenty times, as the default method does, spreads what rounding does to near ties.
+SWEPT = ["--method", "rose"]
 SAMPLES = 9  # not a multiple of two or four
 
 
@@ -181,7 +183,7 @@ def main(folder: Path) -> int:
             (folder / "found.json").write_text(json.dumps(found))
         model = ["--model", str(folder / "model"), "--stream"]
         slimmed = cli.main(["slim", *model, *CALIBRATION[:-4], "--ratio", "0.3", "--output", str(folder / "slim")])
-        return slimmed or cli.main(["prune", *model, *CALIBRATION, "--output", str(folder / "out")])
+        return slimmed or cli.main(["prune", *model, *CALIBRATION, *SWEPT, "--output", str(folder / "out")])
 
 
 if __name__ == "__main__":
