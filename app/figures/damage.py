@@ -58,13 +58,12 @@ def damage_bars(
         raise RoseError("No decoder block has been measured yet.")
     rows = table.sort_values("block_index").reset_index(drop=True)
     name, axis = ("damage", "nats per token") if value == "damage" else PREDICTORS[value]
-    heights = rows[value].to_numpy(np.float64)
     spread = rows["standard_error"].to_numpy(np.float64) if value == "damage" else None
     chosen = (rows["unit"] == marked).to_numpy()
     figure = go.Figure()
     figure.add_bar(
         x=rows["block_index"].to_numpy(np.int32),
-        y=heights,
+        y=rows[value].to_numpy(np.float64),
         error_y=None
         if spread is None
         else {"array": spread, "thickness": 1, "width": 3, "color": palette.INKS[theme].muted},
@@ -75,27 +74,20 @@ def damage_bars(
         },
         hovertemplate=f"decoder block %{{x}}<br>{name} %{{y:.4g}}<extra></extra>",
     )
-    top, low = int(np.nanargmax(heights)), int(np.nanargmin(heights))
-    finding = f"{words.sentence(name)} is highest in {_block(rows, top)}, {words.number(heights[top])}"
+    top = rows.loc[rows[value].idxmax()]
+    finding = f"{words.sentence(name)} is highest in {words.short_layer(top['unit'])}, {words.number(top[value])}"
     what = f"{words.sentence(name)} of every decoder block{SUMMED.get(value, '')}"
     style.base(figure, theme, finding, what, x="decoder block", y=axis, height=360)
     places = [int(index) for index in rows["block_index"]] + [words.place_of(unit)[0] or 0 for unit in units]
     first, last = min(places), max(places)
     figure.update_xaxes(range=[first - 0.6, last + 0.6], dtick=style.whole_step(last - first + 1), tick0=0)
     figure.update_yaxes(rangemode="tozero")
-    caption = (
-        f"{words.sentence(name)} runs from {words.number(heights[low])} ({_block(rows, low)}) to "
-        f"{words.number(heights[top])} ({_block(rows, top)}), median {words.number(float(np.nanmedian(heights)))}."
-    )
+    caption = overview.range_of(words.sentence(name), rows.set_index("unit")[value])
     if spread is not None:
         caption += " Whiskers: one standard error over windows."
     alt = f"Bar chart of {name} by decoder block. {finding}. {caption}"
     columns = ["unit", "block_index", value, *(["standard_error"] if spread is not None else [])]
     return Drawing(figure, caption, alt, rows[columns])
-
-
-def _block(rows: pd.DataFrame, number: int) -> str:
-    return f"block {int(rows['block_index'].iloc[number])}"
 
 
 def damage_map(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -339,16 +339,20 @@ def _where_columnar(columnar: pd.DataFrame, block: str) -> str:
     return f"{lie} in {block} {first}" if first == last else f"{lie} in {block}s {first} to {last}"
 
 
+def range_of(label: str, values: pd.Series, text: Callable[[float], str] = words.number) -> str:
+    """A sentence with the lowest, the highest and the median value; the index names layers or decoder blocks."""
+    ends = [
+        (text(values.iloc[at]), words.short_layer(str(values.index[at]))) for at in (values.argmin(), values.argmax())
+    ]
+    (low, lowest), (high, highest) = ends
+    return f"{label} runs from {low} ({lowest}) to {high} ({highest}), median {text(float(values.median()))}."
+
+
 def _map_caption(rows: pd.DataFrame, known: Metric, waiting: int) -> str:
     measured = rows.dropna(subset=["value"])
     if measured.empty:
         return "No layer has this number yet."
-    low, high = measured.loc[measured["value"].idxmin()], measured.loc[measured["value"].idxmax()]
-    text = (
-        f"{known.label} runs from {known.text(low['value'])} ({words.short_layer(low['layer'])}) to "
-        f"{known.text(high['value'])} ({words.short_layer(high['layer'])}), median "
-        f"{known.text(float(measured['value'].median()))}."
-    )
+    text = range_of(known.label, measured.set_index("layer")["value"], known.text)
     return text + (f" {words.sentence(words.count(waiting, 'layer'))} still to come." if waiting else "")
 
 

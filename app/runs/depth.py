@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 import rose
+from app.runs.finished import asked_of
 from app.runs.request import HELD_OUT, PruneRequest
 from app.study.setup import Setup
 from rose.paths import expand
@@ -86,12 +87,7 @@ def name_runs(reports: Sequence[rose.RunReport]) -> dict[str, rose.RunReport]:
 def _label(summary: dict[str, Any]) -> str:
     method = str(summary.get("method"))
     name = rose.METHODS[method].label if method in rose.METHODS else method
-    return f"{name}, {_asked(summary)}, target {summary.get('target', 'layer')}"
-
-
-def _asked(summary: dict[str, Any]) -> str:
-    """The sparsity, or, where heads and channels were taken out, the share of parameters that went."""
-    return f"{100 * float(summary['ratio']):.0f} % out" if "ratio" in summary else str(summary.get("sparsity"))
+    return f"{name}, {asked_of(summary)}, target {summary.get('target', 'layer')}"
 
 
 def _calibration(summary: dict[str, Any]) -> str:
@@ -106,7 +102,7 @@ def drift_table(named: dict[str, rose.RunReport]) -> pd.DataFrame:
         {
             "run": name,
             "method": report.summary["method"],
-            "sparsity": _asked(report.summary),
+            "sparsity": asked_of(report.summary),
             "target": report.summary.get("target", "layer"),
             "block_index": int(entry["block_index"]),
             **{part: float(entry[part]) for part in ("drift", "passed_on", "arisen")},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -72,6 +72,11 @@ def method_label(method: str) -> str:
     return rose.METHODS[method].label if method in rose.METHODS else method.replace("_", " ")
 
 
+def asked_of(summary: Mapping[str, Any]) -> str:
+    """The sparsity of a run, or, where heads and channels were taken out, the share of parameters that was to go."""
+    return f"{_fraction(summary['ratio'])} out" if "ratio" in summary else _plain(summary.get("sparsity"))
+
+
 def run_of(report: rose.RunReport, place: str = "this server") -> FinishedRun:
     """A run that has changed a model.
 
@@ -82,7 +87,7 @@ def run_of(report: rose.RunReport, place: str = "this server") -> FinishedRun:
     if not isinstance(summary.get("method"), str) or not _NAME.fullmatch(summary["method"]):
         raise rose.RoseError("This report names no method; choose one of `rose prune`, `rose slim` or `rose analyze`.")
     kind: Kind = "slim" if "ratio" in summary else "prune"
-    asked = f"{_fraction(summary['ratio'])} out" if kind == SLIM else _plain(summary.get("sparsity"))
+    asked = asked_of(summary)
     name = (
         f"{method_label(summary['method'])} at {asked}" if kind == "prune" else f"Slim by {summary['method']}, {asked}"
     )
