@@ -13,7 +13,7 @@ layer and variant; a study whose file is there is only summarized again.
     grouped     N:M, where the budget is fixed and only groups can be ordered
     revised     whether an order still matters where the mask is revised: four orders with a refit and in five stages,
                 and ADMM, which has none
-    families    models of other families, trained here for some minutes on bytes of the text, with perplexity
+    families    models of other families, trained here for some minutes on bytes of the text
 """
 
 from __future__ import annotations
@@ -259,16 +259,12 @@ STEPS, BATCH, WINDOW = 600, 16, 256
 
 
 def families_study(text: Text) -> Iterator[Finding]:
-    """Layers of each family; the perplexities are printed, mean and half range over three draws."""
-    content = torch.frombuffer(bytearray(load_text(text.source).encode()), dtype=torch.uint8).long()
-    training, rest = content[: len(content) * 8 // 10], content[len(content) * 8 // 10 :]
-    calibration, evaluation = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+    """Layers of each family; whole models: `tests.benchmarks.models`."""
+    training, calibration, evaluation = bytes_of(text.source)
     for family, config in SMALL.items():
         model = train(config(), training)
-        test = _windows(evaluation, 64, seed=0)
-        print(f"{family}: dense perplexity per byte {rose.perplexity(model, test):.3f}", flush=True)
-        print(_perplexities(model, calibration, test), flush=True)
-        for inputs in layer_inputs(family, model, _windows(calibration, 64, 1), test, None):
+        test = byte_windows(evaluation, 64, seed=0)
+        for inputs in layer_inputs(family, model, byte_windows(calibration, 64, 1), test, None):
             found = pairs(inputs, "0.7", with_refit=REFITTED)
             for method in ("rose_admm", "alps"):
                 found[method] = inputs.error(rose.prune_layer(inputs.weight, inputs.calibration, method=method).weight)
@@ -282,7 +278,7 @@ def train(config: transformers.PretrainedConfig, content: Tensor) -> nn.Module:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=STEPS)
     for step in track(range(STEPS), f"training {config.model_type}", console=Console(stderr=True)):
-        windows = _windows(content, BATCH, seed=step)
+        windows = byte_windows(content, BATCH, seed=step)
         model(input_ids=windows, labels=windows).loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -291,22 +287,16 @@ def train(config: transformers.PretrainedConfig, content: Tensor) -> nn.Module:
     return model.eval()
 
 
-def _windows(content: Tensor, count: int, seed: int) -> Tensor:
+def bytes_of(source: str) -> tuple[Tensor, Tensor, Tensor]:
+    """A text's bytes to train on, eight tenths of it, to calibrate on, and to judge by, (bytes,) int64 each."""
+    content = torch.frombuffer(bytearray(load_text(source).encode()), dtype=torch.uint8).long()
+    training, rest = content[: len(content) * 8 // 10], content[len(content) * 8 // 10 :]
+    return training, rest[: len(rest) // 2], rest[len(rest) // 2 :]
+
+
+def byte_windows(content: Tensor, count: int, seed: int) -> Tensor:
     starts = torch.randint(len(content) - WINDOW, (count,), generator=torch.Generator().manual_seed(seed))
     return content[starts[:, None] + torch.arange(WINDOW)]
-
-
-def _perplexities(model: nn.Module, calibration: Tensor, test: Tensor) -> str:
-    dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    lines = []
-    for method in ("sparsegpt", "rose", "rose_global", "rose_dealt", "rose_admm", "alps"):
-        values = []
-        for seed in (1, 2, 3):
-            rose.prune_model(model, _windows(calibration, 64, seed), method=method, target="layer")
-            values.append(rose.perplexity(model, test))
-            model.load_state_dict(dense)
-        lines.append(f"  {method} {sum(values) / 3:.3f} ± {(max(values) - min(values)) / 2:.3f}")
-    return "\n".join(lines)
 
 
 STUDIES: dict[str, Callable[[Text], Iterator[Finding]]] = {
