@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
@@ -90,9 +91,9 @@ def prune_model(
         held_out: further tokens, (samples, length), on which each layer's error and the drift of the residual stream
             are measured too. Method "measured" chooses by them, so its held-out error is the best of several and not an
             independent estimate.
-        compute: in which format forward passes multiply matrices: "auto", the faster one on this processor, "float32",
-            the papers' way, which gives the same on every machine, or "bfloat16". Everything else is float32 anyway.
-            See `rose.model.precision`.
+        compute: in which format forward passes, and searches that make good their own rounding (`Settings.search`),
+            multiply matrices: "auto", the faster one on this processor, "float32", the papers' way, which gives the
+            same on every machine, or "bfloat16". Everything else is float32 anyway. See `rose.model.precision`.
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
         checkpoint: a folder that keeps every finished decoder block. A run that was stopped or killed resumes
             there when it is called again with the same arguments and the dense model; on the same machine its result
@@ -126,6 +127,7 @@ def prune_model(
     check_expert_tokens(min_expert_tokens)
     compute = from_first(partial(decided, compute, model, pick_device()))
     dtype, rounded = compute_dtype(compute, model, pick_device()), rounding(compute, model, pick_device())
+    settings = replace(settings, search=rounded or torch.float32)
     streams = check_streams(model, tokens, held_out)
     sequential = true_sequential or target == "dense"
     start = time.perf_counter()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,17 +19,19 @@ from rich.table import Table
 
 import rose
 from rose.layer import error
+from rose.layer.methods import make_settings, prune_with
 from rose.layer.statistics import InputStatistics
 from rose.model.calibration import load_calibration
 from rose.model.capture import visit_blocks
 from rose.model.structure import decoder_blocks
 
-VARIANTS: dict[str, tuple[str, dict[str, float | str]]] = {
-    "sparsegpt": ("sparsegpt", {}),
-    "rose_dealt": ("rose_dealt", {}),
-    "rose_admm": ("rose_admm", {}),
-    "rose_admm, effort 3": ("rose_admm", {"effort": 3}),
-    "alps": ("alps", {}),
+VARIANTS: dict[str, tuple[str, dict[str, float | str], torch.dtype]] = {
+    "sparsegpt": ("sparsegpt", {}, torch.float32),
+    "rose_dealt": ("rose_dealt", {}, torch.float32),
+    "rose_admm": ("rose_admm", {}, torch.float32),
+    "rose_admm, bfloat16": ("rose_admm", {}, torch.bfloat16),
+    "rose_admm, effort 3": ("rose_admm", {"effort": 3}, torch.float32),
+    "alps": ("alps", {}, torch.float32),
 }
 BASE = "sparsegpt"
 HELD_OUT, MOST_SAMPLES = 16, 64  # windows; the same ones are held out whatever is calibrated on
@@ -37,10 +40,11 @@ COLUMNS = ["setting", "layer", "projection", "variant", "error", "seconds"]
 
 def measure(variant: str, weight: torch.Tensor, known: InputStatistics, sparsity: str) -> tuple[torch.Tensor, float]:
     """Ŵ and seconds; with statistics of its own, so that every method pays for its factorization."""
-    method, options = VARIANTS[variant]
+    method, options, search = VARIANTS[variant]
+    settings = replace(make_settings(method, sparsity=sparsity, options=options), search=search)
     own = InputStatistics.from_hessian(known.hessian, tokens=known.tokens)
     start = time.process_time()
-    result = rose.prune_layer(weight, own, method=method, sparsity=sparsity, options=options)
+    result = prune_with(weight, own, settings)
     return result.weight, time.process_time() - start
 
 

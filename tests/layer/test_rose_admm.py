@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import rose
 from rose.layer.error import quadratic_form
+from rose.layer.methods import make_settings, prune_with
 from rose.layer.methods.rose_admm import SAMPLE, find_mask, penalties, shrunk_correlations
 from rose.layer.pattern import parse_sparsity
 from tests.layer.helpers import Layer, make_layer
@@ -45,6 +47,21 @@ def test_mask_is_that_of_a_literal_loop(sparsity: float | str, count: int, of: i
     assert int(mask.sum()) == expected.sum()
     assert (mask.numpy() != expected).mean() <= 0.01  # float32 may settle a near-tie the other way
     assert kept[mask].eq(0).all()
+
+
+@pytest.mark.parametrize("sparsity", [0.7, "2:4"])
+def test_search_in_bfloat16_ends_as_low(sparsity: float | str) -> None:
+    weight, inputs = case(20, rows=64, columns=64, tokens=1600)
+    layer = Layer(weight, inputs)
+    settings = make_settings("rose_admm", sparsity=sparsity)
+    exact, rounded = (
+        prune_with(layer.weight, layer.hessian, replace(settings, search=dtype))
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert int(rounded.mask.sum()) == int(exact.mask.sum())
+    assert rounded.weight.dtype == torch.float32
+    assert 0 < float((rounded.mask != exact.mask).float().mean()) < 0.05  # it was rounded, and hardly anything moved
+    assert rounded.relative_error == pytest.approx(exact.relative_error, rel=0.03)
 
 
 def test_penalties_rise_in_few_runs() -> None:

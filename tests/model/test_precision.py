@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import rose
+from rose.layer.methods import rose_admm
 from rose.model import capture, cost, pipeline, precision
 from rose.model.durable import digest
 from rose.model.precision import bfloat16_gain, compute_dtype
@@ -139,6 +140,19 @@ def test_nothing_is_rounded_while_a_layer_is_pruned() -> None:
     assert ("prune", False) in seen
     assert not any(enabled for _, enabled in seen)
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_a_search_multiplies_in_the_format_of_the_passes(compute: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, find = set(), rose_admm.find_mask
+
+    def watch(*arguments: Any, dtype: torch.dtype) -> Any:
+        seen.add(dtype)
+        return find(*arguments, dtype=dtype)
+
+    monkeypatch.setattr(rose_admm, "find_mask", watch)
+    rose.prune_model(make_model("llama"), make_tokens(), method="rose_admm", compute=compute, **OPTIONS)
+    assert seen == {getattr(torch, compute)}
 
 
 def test_weights_are_not_remembered_as_they_were_before_pruning() -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from rose.errors import RoseError
@@ -76,6 +77,8 @@ class Settings:
             alone.
         options: the method's own options, complete and checked; see `Method.options`.
         held_out: inputs that calibration has not seen, for methods that choose by measuring.
+        search: number format of the products of a search that makes good its own rounding (`rose_admm`); weights, H
+            and what is measured are float32 in any case.
         known: what earlier methods have found out about the very layer; one object a layer.
     """
 
@@ -89,6 +92,7 @@ class Settings:
     trace: bool | Literal["errors"] = False
     options: Mapping[str, Value] = field(default_factory=dict)
     held_out: InputStatistics | None = None
+    search: torch.dtype = torch.float32
     known: Known | None = field(default=None, repr=False, compare=False)
 
 

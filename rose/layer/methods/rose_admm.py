@@ -48,7 +48,7 @@ def rose_admm(weight: Tensor, statistics: InputStatistics, settings: Settings) -
     scaled = weight.float().masked_fill(damped.dead, 0) * scale
     correlations = shrunk_correlations(damped.matrix, statistics.tokens)
     schedule = penalties(int(settings.options["effort"]))
-    mask, start = find_mask(scaled, correlations, settings.pattern, schedule)
+    mask, start = find_mask(scaled, correlations, settings.pattern, schedule, dtype=settings.search)
     pruned = (solve_on_support(scaled, mask, correlations, start, FINAL_STEPS) / scale).to(weight.dtype)
     return measured_result(weight, pruned, mask, statistics, settings, budget="layer")
 
@@ -83,6 +83,7 @@ def find_mask(
     pattern: Pattern,
     schedule: list[float],
     seen: Callable[[Tensor], None] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """ADMM between B, free to fit the outputs, and D, a sparse copy of it, with the scaled dual U.
 
@@ -94,6 +95,8 @@ def find_mask(
         matrix: M, (in, in), definite, with a unit diagonal.
         schedule: ρ of every iteration.
         seen: called with S after every iteration.
+        dtype: of the product. The iterations that follow make good what bfloat16 rounds off, and the conjugate
+            gradients at the end are float32 (docs/solvers.md has the errors).
 
     Returns:
         Mask, True = removed, (out, in); and D, (out, in).
@@ -102,12 +105,16 @@ def find_mask(
     last, inverse = 0.0, matrix
     for penalty in schedule:
         if penalty != last:
-            inverse = shifted_inverse(matrix, penalty).mul_(penalty)
+            inverse = shifted_inverse(matrix, penalty).mul_(penalty).to(dtype)
             if last:
                 state = kept + (state - kept) * (last / penalty)  # U is the dual divided by ρ
             last = penalty
         reflected = torch.sub(kept, state, alpha=0.5).mul_(2).sub_(weight)  # D − U − W
-        state = torch.addmm(weight, reflected, inverse).add_(state).sub_(kept)
+        if dtype == torch.float32:
+            free = torch.addmm(weight, reflected, inverse)  # B
+        else:
+            free = weight + reflected.to(dtype) @ inverse
+        state = free.add_(state).sub_(kept)
         kept = _keep_largest(state, pattern)
         if seen is not None:
             seen(state)
