@@ -19,7 +19,7 @@ from torch import nn
 from rose.diffusion.blocks import block_of, outermost_lists
 from rose.errors import RoseError
 from rose.model.structure import PrunableLayer
-from rose.structured.anatomy import CHANNELS, HEADS, PARTS, Part, Rows, Shape
+from rose.structured.anatomy import CHANNELS, HEADS, PARTS, Part, Rows, Shape, check_kinds
 from rose.structured.surgery import Cut, cut_parts
 
 RECORD = "rose_shapes"  # of a configuration: {module: heads or channels}
@@ -37,9 +37,7 @@ def find_parts(denoiser: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[P
     Raises:
         RoseError: an unknown kind, or a block without such a part.
     """
-    unknown = [kind for kind in kinds if kind not in PARTS]
-    if unknown or not kinds:
-        raise RoseError(f"Parts are {' and '.join(PARTS)}, not {', '.join(unknown) or 'nothing'}.")
+    check_kinds(kinds)
     lists = outermost_lists(denoiser)
     found: dict[str, list[Part]] = {}
     for name, module in denoiser.named_modules():

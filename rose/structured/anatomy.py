@@ -108,15 +108,20 @@ def spread(flags: Tensor, width: int) -> Tensor:
     return flags.repeat_interleave(width)
 
 
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Raises RoseError unless these are one or more of `PARTS`."""
+    unknown = [kind for kind in kinds if kind not in PARTS]
+    if unknown or not kinds:
+        raise RoseError(f"Parts are {' and '.join(PARTS)}, not {', '.join(unknown) or 'nothing'}.")
+
+
 def find_parts(model: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[Part]]:
     """The parts of every decoder block, attention first; [block][part].
 
     Raises:
         RoseError: an unknown kind, or a decoder block without such parts, or with more or fewer than the others.
     """
-    unknown = [kind for kind in kinds if kind not in PARTS]
-    if unknown or not kinds:
-        raise RoseError(f"Parts are {' and '.join(PARTS)}, not {', '.join(unknown) or 'nothing'}.")
+    check_kinds(kinds)
     by_block: dict[int, list[PrunableLayer]] = {}
     for layer in _layers_of(model):
         by_block.setdefault(layer.block_index, []).append(layer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -87,39 +88,34 @@ def shoot_plugin(browser: Browser, folder: Path, pictures: Path) -> None:
         page.screenshot(path=pictures / "your_own_order.png")
 
 
-def shoot_depth(browser: Browser, folder: Path, pictures: Path) -> None:
-    """The page's own comparison of two targets, on a server that has pruned nothing else."""
-    with serve(folder / "depth.txt", ROSE_CACHE="") as address:
-        for scheme in ("light", "dark"):
-            page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})  # type: ignore[arg-type]
-            page.goto(f"{address}/depth")
-            settle(page)
-            if page.get_by_text("Compare two targets on the chosen model").is_visible():  # sessions share reports
-                page.get_by_role("button", name="Compare two targets").click()
-                finished = page.get_by_text(re.compile("^Perplexity of the runs shown: .* target dense"))
-                expect(finished).to_be_visible(timeout=ALL_LAYERS)
-                settle(page)
-            page.wait_for_timeout(RENDERING)
-            page.screenshot(path=pictures / f"depth-{scheme}.png")
-            print(pictures / f"depth-{scheme}.png", flush=True)
-            page.close()
+def compare_targets(page: Page) -> None:
+    """The Depth page's own comparison of two targets, on a server that has pruned nothing else."""
+    if page.get_by_text("Compare two targets on the chosen model").is_visible():  # sessions share reports
+        page.get_by_role("button", name="Compare two targets").click()
+        finished = page.get_by_text(re.compile("^Perplexity of the runs shown: .* target dense"))
+        expect(finished).to_be_visible(timeout=ALL_LAYERS)
 
 
-def shoot_damage(browser: Browser, folder: Path, pictures: Path) -> None:
+def measure_damage(page: Page) -> None:
     """All decoder blocks of the packaged model, each pruned alone."""
-    with serve(folder / "damage.txt", ROSE_CACHE="") as address:
+    start = page.get_by_role("button", name=re.compile("Measure damage"))
+    if start.count():  # sessions share what was measured
+        start.click()
+    expect(page.get_by_text("All units at once cost")).to_be_visible(timeout=ALL_LAYERS)
+
+
+def shoot_measured(browser: Browser, folder: Path, pictures: Path, name: str, fill: Callable[[Page], None]) -> None:
+    """A page behind a measurement that takes minutes, on a server of its own."""
+    with serve(folder / f"{name}.txt", ROSE_CACHE="") as address:
         for scheme in ("light", "dark"):
             page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})  # type: ignore[arg-type]
-            page.goto(f"{address}/damage")
+            page.goto(f"{address}/{name}")
             settle(page)
-            start = page.get_by_role("button", name=re.compile("Measure damage"))
-            if start.count():  # sessions share what was measured
-                start.click()
-            expect(page.get_by_text("All units at once cost")).to_be_visible(timeout=ALL_LAYERS)
+            fill(page)
             settle(page)
             page.wait_for_timeout(RENDERING)
-            page.screenshot(path=pictures / f"damage-{scheme}.png")
-            print(pictures / f"damage-{scheme}.png", flush=True)
+            page.screenshot(path=pictures / f"{name}-{scheme}.png")
+            print(pictures / f"{name}-{scheme}.png", flush=True)
             page.close()
 
 
@@ -167,8 +163,8 @@ def main() -> None:
                     shoot(page, address, name, pictures / f"{name}-{scheme}.png")
                 page.close()
         shoot_pareto(browser, Path(folder), pictures)
-        shoot_depth(browser, Path(folder), pictures)
-        shoot_damage(browser, Path(folder), pictures)
+        shoot_measured(browser, Path(folder), pictures, "depth", compare_targets)
+        shoot_measured(browser, Path(folder), pictures, "damage", measure_damage)
         shoot_plugin(browser, Path(folder), pictures)
 
 
