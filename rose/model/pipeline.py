@@ -127,7 +127,7 @@ def prune_model(
     check_expert_tokens(min_expert_tokens)
     compute = from_first(partial(decided, compute, model, pick_device()))
     dtype, rounded = compute_dtype(compute, model, pick_device()), rounding(compute, model, pick_device())
-    settings = replace(settings, search=rounded or torch.float32)
+    settings = replace(settings, search=torch.bfloat16 if compute == "bfloat16" else torch.float32)
     streams = check_streams(model, tokens, held_out)
     sequential = true_sequential or target == "dense"
     start = time.perf_counter()
@@ -143,6 +143,8 @@ def prune_model(
         chosen["min_expert_tokens"] = min_expert_tokens
     computed = {"compute": str(dtype).removeprefix("torch.")}
     more = computed if rounded else {}  # checkpoints of earlier versions do not know it
+    if settings.search != torch.float32 and not rounded:
+        more = {"search": str(settings.search).removeprefix("torch.")}
     run = partial(describe_run, model, tokens, held_out, selected, settings, **chosen, **more)
 
     def dense_patterns() -> dict[str, Pattern]:

@@ -98,10 +98,13 @@ def decided(compute: str, model: nn.Module, device: torch.device) -> str:
     Raises:
         RoseError: as `compute_dtype`.
     """
-    check_compute(compute)
+    dtype = compute_dtype(compute, model, device)
     if compute != "auto":
         return compute
-    return "float32" if rounding(compute, model, device) is None else "bfloat16"
+    _, blocks = decoder_blocks(model)
+    if next(blocks.parameters()).dtype == torch.bfloat16:  # as passes are anyway, but the rest only where it pays
+        return os.environ.get(VARIABLE) or _faster(device)
+    return "bfloat16" if dtype == torch.bfloat16 else "float32"
 
 
 def _faster(device: torch.device) -> str:

@@ -142,8 +142,21 @@ def test_nothing_is_rounded_while_a_layer_is_pruned() -> None:
     assert not torch.is_autocast_enabled("cpu")
 
 
-@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
-def test_a_search_multiplies_in_the_format_of_the_passes(compute: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("stored", "compute", "gain", "expected"),
+    [
+        (torch.float32, "float32", 2.0, torch.float32),
+        (torch.float32, "bfloat16", 2.0, torch.bfloat16),
+        (torch.float32, "auto", 2.0, torch.bfloat16),
+        (torch.float32, "auto", 0.5, torch.float32),
+        (torch.bfloat16, "auto", 2.0, torch.bfloat16),
+        (torch.bfloat16, "auto", 0.5, torch.float32),  # where bfloat16 is emulated
+        (torch.bfloat16, "float32", 2.0, torch.float32),
+    ],
+)
+def test_a_search_multiplies_in_the_format_that_pays(
+    stored: torch.dtype, compute: str, gain: float, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen, find = set(), rose_admm.find_mask
 
     def watch(*arguments: Any, dtype: torch.dtype) -> Any:
@@ -151,8 +164,11 @@ def test_a_search_multiplies_in_the_format_of_the_passes(compute: str, monkeypat
         return find(*arguments, dtype=dtype)
 
     monkeypatch.setattr(rose_admm, "find_mask", watch)
-    rose.prune_model(make_model("llama"), make_tokens(), method="rose_admm", compute=compute, **OPTIONS)
-    assert seen == {getattr(torch, compute)}
+    monkeypatch.delenv(precision.VARIABLE)
+    monkeypatch.setattr(precision, "bfloat16_gain", lambda: gain)
+    model = make_model("llama").to(stored)
+    rose.prune_model(model, make_tokens(), method="rose_admm", compute=compute, **OPTIONS)
+    assert seen == {expected}
 
 
 def test_weights_are_not_remembered_as_they_were_before_pruning() -> None:
