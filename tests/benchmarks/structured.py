@@ -183,6 +183,15 @@ print(1024 * int(status.split("VmHWM:")[1].split()[0]))
 """
 
 
+def label(variant: str) -> str:
+    """A variant in words: "obs@uniform/exact+dense" is "obs, uniform, target dense"."""
+    rest, _, target = variant.partition("+")
+    method, _, how = rest.partition("@")
+    if rest == "slimllm@similarity/linear":
+        return "slimllm as published"
+    return ", ".join([method, how.partition("/")[0], *([f"target {target}"] if target else [])])
+
+
 def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
     """Perplexity against parameters: a line a variant, means over draws, with the range over them."""
     dense = rows[rows["variant"] == "dense"].iloc[0]
@@ -202,17 +211,19 @@ def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
                 "thickness": 1.2,
             },
             mode="lines+markers",
-            name=str(variant),
+            name=label(str(variant)),
             line={"width": 2, "color": palette.PALETTE[number], "dash": "solid" if "obs" in str(variant) else "dash"},
             marker={"size": 9},
         )
     lowest = means.loc[means.groupby("ratio")["perplexity"].idxmin()].sort_values("ratio")
-    best = ", ".join(f"{row.variant} at {row.ratio:.0%}" for row in lowest.itertuples())
+    methods = lowest["variant"].str.split("@").str[0].unique()
+    if len(methods) == 1:
+        best = f"{methods[0]} has the lowest perplexity at every size"
+    else:
+        best = "Lowest: " + ", ".join(f"{label(row.variant)} at {row.ratio:.0%}" for row in lowest.itertuples())
     figure.add_hline(y=dense["perplexity"], line={"dash": "dot", "color": palette.INKS[theme].muted})
     what = "Perplexity against parameters, means and ranges over draws; log scale; dotted: dense"
-    style.base(
-        figure, theme, f"Lowest: {best}", what, x="parameters, millions", y="perplexity", height=560, legend=True
-    )
+    style.base(figure, theme, best, what, x="parameters, millions", y="perplexity", height=560, legend=True)
     top = math.log10(min(float(means["perplexity"].max()) * 1.2, MOST_PERPLEXITY))
     ticks = [digit * 10**power for power in range(1, 4) for digit in (1, 2, 3, 5)]
     bottom = math.log10(float(dense["perplexity"]) * 0.9)
