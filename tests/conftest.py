@@ -15,8 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
 
-LONGEST = ("browser", "test_notebooks.py")
-
 # Derandomized, so that a run says the same thing twice; `--hypothesis-profile=search` looks for new trouble.
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=40)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=400)
@@ -31,21 +29,14 @@ def packaged() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says which tests stay together where several workers divide them: those that share what they prepare.
-
-    The longest groups come first, or one worker would still have all of them to do when the others are through.
-    """
+    """Says which tests stay together where several workers divide them: those that share what they prepare."""
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: LONGEST.index(_area(item)) if _area(item) in LONGEST else len(LONGEST))
-
-
-def _area(item: pytest.Item) -> str:
-    return item.path.relative_to(Path(__file__).parent).parts[0]
 
 
 def _group(item: pytest.Item) -> str:
     """A file's tests are a group; browser tests are one, as they share a server; a notebook is one of its own."""
-    if _area(item) == "browser":
-        return "browser"
-    return item.name if _area(item) == "test_notebooks.py" else str(item.path)
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    if folder == "browser":
+        return folder
+    return item.name if folder == "test_notebooks.py" else str(item.path)

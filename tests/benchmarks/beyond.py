@@ -21,6 +21,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 import rose
 from rose.model.calibration import load_calibration
 from rose.model.targets import BlockTargets
-from rose.report import write_atomically
+from tests.benchmarks.resuming import resume
 
 VARIANTS = ("layer", "dense", "dense without R")
 SAMPLES, WINDOWS, LENGTH = 16, 24, 512
@@ -169,14 +170,7 @@ def main() -> None:
         for method in options.methods
         for variant in options.variants
     ]
-    path = options.output / "rows.csv"
-    options.output.mkdir(parents=True, exist_ok=True)
-    rows = pd.read_csv(path, keep_default_na=False).to_dict("records") if path.exists() else []
-    for row in runs(options, {tuple(row[name] for name in KEY) for row in rows}):
-        rows.append(row)
-        write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
-        print(row, flush=True)
-    summary(pd.DataFrame(rows))
+    summary(resume(options.output, KEY, partial(runs, options)))
 
 
 def summary(rows: pd.DataFrame) -> None:

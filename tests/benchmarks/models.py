@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from torch import Tensor, nn
 
 import rose
 from rose.model.calibration import load_calibration
-from rose.report import write_atomically
 from tests.benchmarks.orders import SMALL, byte_windows, bytes_of, train
+from tests.benchmarks.resuming import resume
 
 METHODS = ("sparsegpt", "rose", "rose_global", "rose_dealt", "rose_admm", "alps")
 TARGETS = ("layer", "dense")
@@ -90,14 +91,7 @@ def main() -> None:
     parser.add_argument("--sparsity", default="0.7")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    path = options.output / "rows.csv"
-    options.output.mkdir(parents=True, exist_ok=True)
-    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
-    for row in runs(options, {tuple(row[name] for name in KEY) for row in rows}):
-        rows.append(row)
-        write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
-        print(row, flush=True)
-    summary(pd.DataFrame(rows))
+    summary(resume(options.output, KEY, partial(runs, options)))
 
 
 def summary(rows: pd.DataFrame) -> None:
