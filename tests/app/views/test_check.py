@@ -20,6 +20,8 @@ from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, t
 
 PAGE = "views/check.py"
 
+pytestmark = pytest.mark.usefixtures("placed")
+
 
 @pytest.fixture(scope="module")
 def findings(study: Study) -> Findings:
@@ -141,24 +143,24 @@ def test_all_layers(study: Study) -> None:
         assert says in [element.value for element in app.success]
 
 
-def test_a_run_that_broke_off_at_bad_inputs_shows_where() -> None:
+def test_a_run_that_broke_off_at_bad_inputs_shows_where(study: Study) -> None:
     """Infinite weights in decoder block 1 spoil all inputs after it."""
     model = tiny_model()
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = float("inf")
-    setup = replace(measured_study().setup, seed=99)
+    setup = replace(study.setup, seed=99)
     tokens = torch.randint(3, 128, (10, 32), generator=torch.Generator().manual_seed(1))
     calibration = Calibration()
     calibration.tokens, calibration.held_out = tokens[:8], tokens[8:]
     calibration.blocks = list(rose.visit_blocks(model, calibration.tokens, held_out=calibration.held_out))
     calibration.complete = True
-    study = Study(setup, lambda: LoadedModel(model, None, threading.Lock()), calibration)  # type: ignore[arg-type]
-    study.job.watch("test")
-    study.job.start()
-    study.job.wait(60)
-    assert study.job.status == "failed"
-    shared.studies()[setup] = study
-    app = open_page(PAGE, study, check="All layers")
+    failing = Study(setup, lambda: LoadedModel(model, None, threading.Lock()), calibration)  # type: ignore[arg-type]
+    failing.job.watch("test")
+    failing.job.start()
+    failing.job.wait(60)
+    assert failing.job.status == "failed"
+    shared.studies()[setup] = failing
+    app = open_page(PAGE, failing, check="All layers")
     shown = app.dataframe[0].value.set_index("Layer")
     assert shown.loc["2 · self_attn.q_proj", "Finite inputs"] == "✗ fail"
     assert "64 input columns saw NaN or infinity" in shown.loc["2 · self_attn.q_proj", "What did not pass"]
@@ -241,12 +243,9 @@ def test_what_was_found_on_files_that_were_replaced_is_not_shown(study: Study) -
     start(app).job.wait(60)
     app.run()
     assert not [button for button in app.button if button.key == "check-start"]
-    try:
-        measured_study()  # the same set-up, measured anew
-        app.run()
-        assert app.button(key="check-start")
-    finally:
-        shared.studies()[study.setup] = study
+    measured_study()  # the same set-up, measured anew
+    app.run()
+    assert app.button(key="check-start")
 
 
 def test_a_cancelled_check_says_that_nothing_was_kept(study: Study) -> None:
