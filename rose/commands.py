@@ -107,6 +107,7 @@ def _tell_memory(options: argparse.Namespace, estimate: Callable[..., Memory], m
         dtype=parse_dtype(options.dtype),
         on_disk=getattr(options, "checkpoint", None) is not None,
         dense_targets=getattr(options, "target", "layer") == "dense",
+        held_out=options.held_out > 0,
     ).peak
     console.print(
         f"Streaming: about {peak / 1e9:.1f} GB at the peak, besides Python and its libraries", highlight=False

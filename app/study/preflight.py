@@ -93,6 +93,7 @@ def streaming_memory(setup: Setup, skeleton: nn.Module) -> int:
         length=setup.length,
         layers=setup.layer_patterns,
         dtype=parse_dtype(setup.dtype),
+        held_out=setup.held_out > 0,
     )
     kept = sum(4 * columns**2 for columns in statistics_groups(select_layers(skeleton, setup.layer_patterns)))
     return at_once.peak + kept * (2 if setup.held_out else 1)

@@ -137,7 +137,7 @@ def measure_error(
         direct: from `DirectError` on the same tokens.
     """
     hessian = statistics.hessian
-    change = weight.float() - result.weight.float()
+    change = error.difference(weight, result.weight)
     # Dead columns are cleared before the sweep begins, at no cost, so they are no part of its account.
     live = change.masked_fill(statistics.dead, 0)
     return ErrorMeasures(

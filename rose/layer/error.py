@@ -38,7 +38,12 @@ def relative_error(weight: Tensor, pruned: Tensor, hessian: Tensor, dense: float
     `dense`: tr(W H Wᵀ), where that is known already.
     """
     dense = quadratic_form(weight, hessian) if dense is None else dense
-    return ratio(quadratic_form(weight.float() - pruned.float(), hessian), dense)
+    return ratio(quadratic_form(difference(weight, pruned), hessian), dense)
+
+
+def difference(weight: Tensor, pruned: Tensor) -> Tensor:
+    """W − Ŵ in float32, (out, in), without a float32 copy of either that would be in memory beside it."""
+    return weight.to(torch.float32, copy=True).sub_(pruned)
 
 
 def ratio(change: float, dense: float) -> float:

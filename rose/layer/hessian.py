@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 MAX_DAMPING = 1.0  # relative to the mean diagonal; beyond it the damping outweighs H
 FIRST_RESCUE = 1e-4  # the least raised damping: tenfold of 0 would stay 0
+IN_PANELS = 1024  # columns from which on a Cholesky factorization in panels is the faster one
 
 
 @dataclass(frozen=True)
@@ -66,20 +67,46 @@ class DampedHessian:
         return _reversed_inverse(lower)
 
 
+def cholesky(matrix: Tensor) -> tuple[Tensor, bool]:
+    """The lower Cholesky factor, (in, in), and whether there is one.
+
+    In panels where the matrix is large: torch then spends more time on clearing the upper triangle than on the factor
+    (docs/speed.md).
+
+    Args:
+        matrix: (in, in), symmetric; overwritten.
+    """
+    if len(matrix) < IN_PANELS or matrix.is_cuda:
+        lower, info = torch.linalg.cholesky_ex(matrix)
+        return lower, not info.item()
+    for start in range(0, len(matrix), PANEL):
+        end = min(start + PANEL, len(matrix))
+        first, info = torch.linalg.cholesky_ex(matrix[start:end, start:end])
+        if info.item():
+            return matrix, False
+        matrix[start:end, start:end] = first.T
+        matrix[end:, start:end] = 0
+        panel = matrix[start:end, end:]
+        panel.copy_(torch.linalg.solve_triangular(first, panel, upper=False))
+        for row in range(end, len(matrix), PANEL):
+            rows = slice(row - end, row - end + PANEL)
+            matrix[row : row + PANEL, row:].addmm_(panel[:, rows].T, panel[:, row - end :], alpha=-1)
+    return matrix.T, True
+
+
 def _cholesky(matrix: Tensor, dead: Tensor, mean: float) -> Tensor | None:
     """The lower Cholesky factor, (in, in); None where the matrix is not definite beyond rounding.
 
     A near-singular matrix can pass with pivots that are rounding noise; its inverse would be noise too.
 
     Args:
-        matrix: damped H, its rows and columns in some order.
+        matrix: damped H, its rows and columns in some order; overwritten.
         dead: in the same order, (in,) bool; a dead column's pivot says nothing of H.
         mean: of diag(H).
     """
-    lower, info = torch.linalg.cholesky_ex(matrix)
+    lower, is_definite = cholesky(matrix)
     pivots = lower.diagonal()[~dead] ** 2
-    sound = not info.item() and bool((pivots > torch.finfo(torch.float32).eps * mean).all())
-    return lower if sound else None
+    return lower if is_definite and bool((pivots > torch.finfo(torch.float32).eps * mean).all()) else None
 
 
 def spectrum(hessian: Tensor) -> Tensor:

@@ -17,13 +17,14 @@ from rose.model.checkpoint import blocks_of
 from rose.model.cost import expert_share, statistics_groups
 from rose.model.structure import PrunableLayer, decoder_blocks, hidden_size, prunable_layers, select_layers
 
-# Matrices of the Hessian's size that are alive at once while its inverse is factorized: XᵀX in panels and whole,
-# damped, its Cholesky factor, that of the order visited where that is not the natural one, its inverse, and a copy for
-# the solver.
-HESSIANS_AT_WORK = 7
-# Float32 matrices of the weight's size beside the block itself: importance, potential loss, the weight without its dead
-# columns. Methods that sweep and stop there have no more.
-WEIGHTS_AT_WORK = 3
+# Float32 matrices alive at once in the two stages of pruning a layer, of the Hessian's size and of the weight's.
+# Factorizing: H, H damped, its Cholesky factor, and in the order visited H, its factor and the inverse; importance and
+# potential loss.
+FACTORIZING = (6, 2)
+# Sweeping: H, H damped, its Cholesky factor and the inverse; importance, potential loss, the weight without its dead
+# columns, swept and in the original order, and one of the weight as it was. Methods that sweep and stop there have no
+# more.
+SWEEPING = (4, 6)
 # With dense targets also DᵀX and DᵀD of the gap, in panels and whole, and the correction; see `rose.layer.target`.
 GAPS_AT_WORK = 4
 # A layer that reads anything but the residual stream writes into it, and its gap and correction have the weight's size.
@@ -71,6 +72,7 @@ def estimate_memory(
     on_disk: bool = False,
     sequential: bool = False,
     dense_targets: bool = False,
+    held_out: bool = False,
 ) -> Memory:
     """What `prune_model` takes for a streamed model, besides the interpreter and its libraries.
 
@@ -82,6 +84,7 @@ def estimate_memory(
         on_disk: hidden states are kept on disk, as with a checkpoint.
         sequential: each layer is calibrated on the pruned ones before it in its decoder block.
         dense_targets: layers are pruned towards the dense model, which is always sequential.
+        held_out: some of the samples are held out, and have statistics of their own.
     """
     _, blocks = decoder_blocks(model)
     every, chosen = prunable_layers(model), select_layers(model, layers)
@@ -96,8 +99,8 @@ def estimate_memory(
     inputs = [statistics_groups(found) for found in by_block]
     # Where each layer is pruned before it runs, only its own statistics are there.
     gathered = max if sequential or dense_targets else sum
-    groups = [gathered(4 * columns**2 for columns in widths) for widths in inputs]
-    work = [_work(layer, width, dense_targets) for layer in chosen]
+    groups = [(1 + held_out) * gathered(4 * columns**2 for columns in widths) for widths in inputs]
+    work = [_work(layer, width, dense_targets, held_out) for layer in chosen]
     channels = HIDDEN_STATES_WAITING * width + widest if sequential or dense_targets else 0
     if dense_targets:  # what the layers read in the dense model
         channels += max(_read_by_a_token(model, found) for found in by_block) + width
@@ -112,15 +115,15 @@ def estimate_memory(
     )
 
 
-def _work(layer: PrunableLayer, width: int, dense_targets: bool) -> int:
+def _work(layer: PrunableLayer, width: int, dense_targets: bool, held_out: bool) -> int:
     """Bytes of the float32 matrices that pruning one layer takes."""
-    columns = layer.weight.shape[1]
-    squares, weights = HESSIANS_AT_WORK, WEIGHTS_AT_WORK
+    columns, numbers = layer.weight.shape[1], layer.weight.numel()
+    squares, weights = int(held_out), 0
     if dense_targets and columns == width:
         squares += GAPS_AT_WORK
     elif dense_targets:
         weights += GAPS_OF_A_WRITER
-    return 4 * (squares * columns**2 + weights * layer.weight.numel())
+    return 4 * max((squares + h) * columns**2 + (weights + w) * numbers for h, w in (FACTORIZING, SWEEPING))
 
 
 def _read_by_a_token(model: nn.Module, layers: Sequence[PrunableLayer]) -> int:

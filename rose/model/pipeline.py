@@ -235,7 +235,8 @@ def _prune_block(
             return dense_record(layer, block.calibration.pop(layer.name, None), settings), None
         held_out = block.held_out.get(layer.name)
         known = statistics_of(layer, block.calibration)
-        wanted = _for_layer(replace(settings, pattern=patterns[layer.name], held_out=held_out), layer, known)
+        own = replace(settings, pattern=patterns[layer.name], held_out=held_out, measures=False)
+        wanted = _for_layer(own, layer, known)
         gap = block.gaps.get("calibration", {}).get(layer.name)
         with named(layer):
             aim, used = corrected_weight(layer.weight, known, gap, target_damping) if gap else (layer.weight, None)
@@ -246,7 +247,7 @@ def _prune_block(
         meter.layers_done += 1
         before_all, after_all = block.work
         within = before_all + (after_all - before_all) * (number + 1) / len(block.layers)
-        meter.tell("prune", block.block_index, within, layer.name, result.relative_error)
+        meter.tell("prune", block.block_index, within, layer.name, errors["relative_error"])
         # With the last layer that reads them, statistics and their factors go: they are the largest thing in memory.
         for stream in (block.calibration, block.held_out):
             stream.pop(layer.name, None)
@@ -337,20 +338,20 @@ def _measure(
     settings: Settings,
 ) -> LayerRecord:
     began = time.perf_counter()
-    result = prune_one(layer, statistics, replace(settings, held_out=held_out))
+    result = prune_one(layer, statistics, replace(settings, held_out=held_out, measures=False))
     known = statistics_of(layer, statistics)
     errors = _errors(layer, result, known, held_out, {}, settings.known)
     return record_of(layer, result, time.perf_counter() - began, tokens=known.tokens, **errors)
 
 
-def held_out_error(
-    layer: PrunableLayer, result: LayerResult, held_out: InputStatistics | None, shared: Known | None = None
+def error_of(
+    layer: PrunableLayer, result: LayerResult, statistics: InputStatistics | None, shared: Known | None = None
 ) -> float | None:
-    """Relative error on held-out inputs, against the weight that the layer has now; None without such inputs."""
-    if held_out is None:
+    """Relative error on these inputs, against the weight that the layer has now; None without inputs."""
+    if statistics is None:
         return None
-    dense = shared.energy(layer.weight, held_out) if shared else None
-    return error.relative_error(layer.weight, result.weight, held_out.hessian, dense)
+    dense = shared.energy(layer.weight, statistics) if shared else None
+    return error.relative_error(layer.weight, result.weight, statistics.hessian, dense)
 
 
 def _errors(
@@ -368,15 +369,13 @@ def _errors(
         gap = gaps.get(stream, {}).get(layer.name)
         own = target = None
         if statistics is not None and gap is not None:
-            change = error.quadratic_form(weight.float() - result.weight.float(), statistics.hessian)
+            change = error.quadratic_form(error.difference(weight, result.weight), statistics.hessian)
             dense = error.quadratic_form(weight, statistics.hessian)
             own = error.ratio(change, dense)
             of_layer = gap.of(weight)
             target = target_error(weight, result.weight, of_layer, change_energy=change, dense_energy=dense)
-        elif stream == "calibration":
-            own = result.relative_error
         else:
-            own = held_out_error(layer, result, statistics, shared)
+            own = error_of(layer, result, statistics, shared)
         found |= {f"{prefix or 'relative_'}error": own, f"{prefix}target_error": target}
     return found
 

@@ -31,6 +31,7 @@ def estimate_slim_memory(
     dtype: torch.dtype = torch.float32,
     on_disk: bool = False,
     dense_targets: bool = True,
+    held_out: bool = False,
 ) -> Memory:
     """What `prune_structured` takes for a streamed model, besides the interpreter and its libraries.
 
@@ -42,12 +43,13 @@ def estimate_slim_memory(
         dtype: of the weights and hidden states.
         on_disk: hidden states are kept on disk, as with a checkpoint.
         dense_targets: output projections are corrected towards the dense model.
+        held_out: some of the samples are held out, and have statistics of their own.
 
     Raises:
         RoseError: parts that the model lacks.
     """
     chosen = structured_method(method)
-    estimate = partial(estimate_memory, model, samples=samples, length=length, dtype=dtype)
+    estimate = partial(estimate_memory, model, samples=samples, length=length, dtype=dtype, held_out=held_out)
     if chosen.select is None:
         names = [layer.name for layer in visited_layers(model, [])]
         return estimate(layers=names)
@@ -56,8 +58,9 @@ def estimate_slim_memory(
     if chosen.looks_at_inputs:
         names += [rows.layer.name for part in found for rows in part.rows if part.kind != HEADS]
     base = estimate(layers=names, on_disk=on_disk, sequential=True, dense_targets=dense_targets)
+    squares = SQUARES_AT_WORK + held_out
     work = [
-        4 * (SQUARES_AT_WORK * part.output.weight.shape[1] ** 2 + WEIGHTS_AT_WORK * part.output.weight.numel())
+        4 * (squares * part.output.weight.shape[1] ** 2 + WEIGHTS_AT_WORK * part.output.weight.numel())
         for part in found
     ]
     return dataclasses.replace(base, work=max(work))

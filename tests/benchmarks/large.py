@@ -97,6 +97,7 @@ def main() -> None:
             layers=layers,
             dtype=torch.bfloat16,
             dense_targets=is_dense,
+            held_out=HELD_OUT > 0,
         ).peak
         measured = peak - libraries
         print(json.dumps({"run": name, "measured": measured, "formula": formula, "seconds": seconds}), flush=True)

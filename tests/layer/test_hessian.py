@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rose
-from rose.layer.hessian import MAX_DAMPING, DampedHessian, condition_number, damp, spectrum
+from rose.layer.hessian import IN_PANELS, MAX_DAMPING, DampedHessian, cholesky, condition_number, damp, spectrum
 from rose.layer.methods.toolkit import damped_hessian
 from rose.layer.statistics import PANEL
 from tests.layer.helpers import Layer, layers, make_layer
@@ -38,6 +38,23 @@ def test_factor_wider_than_a_panel(columns: int, natural: bool) -> None:
     inverse = torch.linalg.inv(damped.matrix[permutation][:, permutation].double())
     expected = torch.linalg.cholesky(inverse, upper=True)
     torch.testing.assert_close(factor.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("columns", [IN_PANELS - 1, IN_PANELS, IN_PANELS + PANEL + 37])
+def test_cholesky_factor_in_panels(columns: int) -> None:
+    inputs = torch.randn(2 * columns, columns, generator=torch.Generator().manual_seed(0))
+    matrix = inputs.T @ inputs / len(inputs)
+    lower, is_definite = cholesky(matrix.clone())
+    assert is_definite
+    assert torch.equal(lower, lower.tril())
+    torch.testing.assert_close(lower.double(), torch.linalg.cholesky(matrix.double()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("column", [3, IN_PANELS - 1])
+def test_no_cholesky_factor_in_panels_of_an_indefinite_matrix(column: int) -> None:
+    matrix = torch.eye(IN_PANELS)
+    matrix[column, column] = -1
+    assert not cholesky(matrix)[1]
 
 
 def test_damping_is_relative_to_the_mean_diagonal() -> None:

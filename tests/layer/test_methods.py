@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +13,7 @@ from torch import Tensor
 
 import rose
 from rose.layer.error import relative_error
+from rose.layer.methods import make_settings, prune_with
 from tests.layer.helpers import (
     ORDERS,
     Layer,
@@ -324,6 +328,22 @@ def test_inputs_are_not_changed(method: str, trace: bool) -> None:
     ready = hessian.clone()
     rose.prune_layer(layer.weight, ready, method=method, block_size=8, trace=trace)
     assert torch.equal(ready, hessian)
+
+
+@every_method()
+@pytest.mark.parametrize("sparsity", ["0.6", "2:4"])
+def test_without_measures_the_weights_are_the_same(method: str, sparsity: str) -> None:
+    layer = make_layer(dead=[3], loud=8)
+    settings = make_settings(method, sparsity=sparsity, block_size=8)
+    measured = prune_with(layer.weight, layer.statistics, settings)
+    plain = prune_with(layer.weight, layer.statistics, replace(settings, measures=False))
+    assert torch.equal(plain.weight, measured.weight)
+    assert torch.equal(plain.mask, measured.mask)
+    assert measured.relative_error > 0
+    assert math.isnan(plain.relative_error)
+    of_sweep = rose.METHODS[method].sweeps and method != "rose_dealt"  # which refits
+    assert plain.column_error.isnan().any() != of_sweep
+    assert plain.block_error.isnan().any() != of_sweep
 
 
 @every_method()

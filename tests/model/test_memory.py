@@ -17,7 +17,7 @@ def test_parts_of_a_tiny_llama(dtype: torch.dtype, size: int) -> None:
     assert memory.block == size * BLOCK
     assert memory.embedding == size * (VOCABULARY * 32 + 32)
     assert memory.hessians == 4 * (3 * 32**2 + 56**2)  # q, k, v; o; gate, up; down
-    assert memory.work == 4 * (7 * 56**2 + 3 * 32 * 56)
+    assert memory.work == 4 * (4 * 56**2 + 6 * 32 * 56)  # sweeping a layer that is not much wider than high
     assert memory.activations == size * 500 * 24 * 32
     assert memory.batch == size * 4 * (170 * 24) * 56  # 170 samples of 24 tokens are just below 4096
     assert memory.peak == memory.block + memory.activations + memory.hessians + memory.batch
@@ -34,8 +34,21 @@ def test_on_disk_only_a_batch_of_hidden_states_is_in_memory() -> None:
 def test_only_the_layers_named_count() -> None:
     memory = estimate_memory(make_model("llama"), samples=3, length=24, layers=["*o_proj"])
     assert memory.hessians == 4 * 32**2
-    assert memory.work == 4 * (7 * 32**2 + 3 * 32 * 32)
+    assert memory.work == 4 * (4 + 6) * 32**2
     assert memory.batch == 4 * 4 * (3 * 24) * 56  # the whole block runs
+
+
+def test_a_wide_layer_needs_most_while_its_hessian_is_factorized() -> None:
+    model = make_model("llama")
+    model.model.layers[0].mlp.down_proj = torch.nn.Linear(320, 32, bias=False)
+    memory = estimate_memory(model, samples=3, length=24, layers=["*.0.mlp.down_proj"])
+    assert memory.work == 4 * (6 * 320**2 + 2 * 32 * 320)
+
+
+def test_held_out_samples_have_statistics_of_their_own() -> None:
+    plain, held_out = (estimate_memory(make_model("llama"), samples=3, length=24, held_out=x) for x in (False, True))
+    assert held_out.hessians == 2 * plain.hessians
+    assert held_out.work == plain.work + 4 * 56**2
 
 
 @pytest.mark.parametrize("dense_targets", [False, True])

@@ -80,6 +80,9 @@ class Settings:
         search: number format of the products of a search that makes good its own rounding (`rose_admm`); weights, H
             and what is measured are float32 in any case.
         known: what earlier methods have found out about the very layer; one object a layer.
+        measures: whether the result says what pruning did. Whoever prunes a model measures against other targets, and
+            reads no errors of columns: without them `relative_error` is NaN, and so are the errors of columns and
+            blocks where they do not come with a sweep.
     """
 
     method: str
@@ -94,6 +97,7 @@ class Settings:
     held_out: InputStatistics | None = None
     search: torch.dtype = torch.float32
     known: Known | None = field(default=None, repr=False, compare=False)
+    measures: bool = True
 
 
 @dataclass(frozen=True)

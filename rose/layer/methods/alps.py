@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rose.layer.hessian import cholesky
 from rose.layer.methods import LayerResult, Settings, register
 from rose.layer.methods.toolkit import damped_hessian, mask_by_score, measured_result, prune_by_mask
 from rose.layer.pattern import Pattern
@@ -102,8 +103,8 @@ def shifted_inverse(matrix: Tensor, penalty: float) -> Tensor:
         matrix: M, (in, in) float32, definite.
         penalty: ρ, at least 0.
     """
-    factor, failed = torch.linalg.cholesky_ex(_raised(matrix, penalty))
-    if failed:  # definite by less than float32 tells
+    factor, is_definite = cholesky(_raised(matrix, penalty))
+    if not is_definite:  # by less than float32 tells
         return torch.cholesky_inverse(torch.linalg.cholesky(_raised(matrix.double(), penalty))).to(matrix)
     return torch.cholesky_inverse(factor)
 

@@ -8,6 +8,7 @@ of ALPS, Meng et al. 2024, section 3.3).
 from __future__ import annotations
 
 from dataclasses import replace
+from math import nan
 
 from torch import Tensor
 
@@ -36,7 +37,7 @@ def rose_dealt(weight: Tensor, statistics: InputStatistics, settings: Settings) 
     block holds the same mixture of columns.
     """
     swept, damped, factor = sweep_and_factor(weight, statistics, settings, order="dealt", budget="block")
-    return _refit(weight, statistics, swept, damped, factor)
+    return _refit(weight, statistics, swept, damped, factor, settings.measures)
 
 
 def refit(weight: Tensor, statistics: InputStatistics, result: LayerResult) -> LayerResult:
@@ -60,11 +61,16 @@ def _refit(
     result: LayerResult,
     damped: DampedHessian,
     factor: Tensor,
+    measures: bool = True,
 ) -> LayerResult:
     if not result.mask.any():
         return result  # nothing to compensate; dead columns stay as they are too
     live = weight.float().masked_fill(damped.dead, 0)
     solved = solve_on_support(live, result.mask, damped.matrix, result.weight.float(), STEPS).to(weight.dtype)
+    if not measures:  # what the sweep did to columns is not what these weights do
+        return replace(
+            result, weight=solved, column_error=result.column_error * nan, block_error=result.block_error * nan
+        )
     order = result.order
     change = (live - solved.float())[:, order.permutation]
     columns = error.column_error(change, factor)

@@ -109,12 +109,12 @@ def find_mask(
             if last:
                 state = kept + (state - kept) * (last / penalty)  # U is the dual divided by ρ
             last = penalty
-        reflected = torch.sub(kept, state, alpha=0.5).mul_(2).sub_(weight)  # D − U − W
+        shifted = (state - kept).add_(weight)  # U + W
+        reflected = kept - shifted
         if dtype == torch.float32:
-            free = torch.addmm(weight, reflected, inverse)  # B
+            state = shifted.addmm_(reflected, inverse)  # B + U
         else:
-            free = weight + reflected.to(dtype) @ inverse
-        state = free.add_(state).sub_(kept)
+            state = shifted.add_(reflected.to(dtype) @ inverse)
         kept = _keep_largest(state, pattern)
         if seen is not None:
             seen(state)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import nan
 from threading import Lock
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from rose.errors import RoseError
@@ -68,6 +70,8 @@ def _plan(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Or
 
 
 def _relative_error(weight: Tensor, pruned: Tensor, statistics: InputStatistics, settings: Settings) -> float:
+    if not settings.measures:
+        return nan
     dense = settings.known.energy(weight, statistics) if settings.known else None
     return error.relative_error(weight, pruned, statistics.hessian, dense)
 
@@ -105,9 +109,10 @@ def sweep_and_factor(
     budget = settings.budget or budget
     pattern = settings.pattern
     damped, factor = _factorize(statistics, settings.damping, visited)
-    dense = weight.float()
-    # Dead columns never carried a signal: their weights cost nothing, so they are the first to go.
-    live = dense.masked_fill(damped.dead, 0) if pattern.ratio > 0 else dense
+    live = weight.float()
+    if pattern.ratio > 0:
+        # Dead columns never carried a signal: their weights cost nothing, so they are the first to go.
+        live = live.masked_fill(damped.dead, 0)
     divisor = None
     if sum_saliency:
         # H⁻¹ = UᵀU; of the columns from j on, it has U_jj² at its head.
@@ -127,6 +132,7 @@ def sweep_and_factor(
         divisor,
         keep_weights=settings.trace != "errors",
     )
+    del live  # with a large layer, each of its size that is let go counts
     pruned = swept.weight.to(weight.dtype)
     result = LayerResult(
         weight=pruned,
@@ -192,8 +198,11 @@ def measured_result(
     """
     plan = _plan(weight, statistics, settings)
     damped = damped_hessian(statistics, settings.damping)
-    live_change = (weight.float() - pruned.float()).masked_fill(damped.dead, 0)
-    columns = error.column_error(live_change, damped.natural_factor)
+    if settings.measures:
+        live_change = error.difference(weight, pruned).masked_fill_(damped.dead, 0)
+        columns = error.column_error(live_change, damped.natural_factor)
+    else:
+        columns = weight.new_full((weight.shape[1],), nan, dtype=torch.float32)
     natural = make_order(plan, "natural")
     return LayerResult(
         weight=pruned,
