@@ -13,7 +13,7 @@ app: $(VENV)/installed
 # A worker for each processor, but at most four, as each holds the packaged model; one thread each, or they would
 # wait for one another. tests/conftest.py says which tests stay together.
 test: check browser
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --durations 10
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
