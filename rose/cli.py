@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     slim.add_argument(
         "--multiple", type=int, default=8, help="kept channels are a multiple of this (default: %(default)s)"
     )
-    _target_options(slim)
+    _target_options(slim, None, "layer; dense for what --prune does then")
     slim.add_argument("--prune", metavar="SPARSITY", help="then prune what is left: a ratio, or N:M")
     slim.add_argument(
         "--prune-method", default=rose.RECOMMENDED, metavar="METHOD", help="by this (default: %(default)s)"
@@ -310,7 +310,7 @@ def _walk_options(parser: argparse.ArgumentParser) -> None:
         f"differ, sensitivity is sensitivity:{DENSITY_SPREAD:g}; damage:FOLDER goes by what `rose damage` has measured "
         "(default: %(default)s)",
     )
-    _target_options(parser)
+    _target_options(parser, "dense", "dense")
     parser.add_argument(
         "--true-sequential",
         action="store_true",
@@ -326,13 +326,13 @@ def _walk_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _target_options(parser: argparse.ArgumentParser) -> None:
+def _target_options(parser: argparse.ArgumentParser, default: str | None, says: str) -> None:
     parser.add_argument(
         "--target",
         choices=TARGETS,
-        default="dense",
+        default=default,
         help="what each layer is to put out: what the dense model does there, or, as in the papers, what its own "
-        "weights do on the pruned inputs (default: %(default)s)",
+        f"weights do on the pruned inputs (default: {says})",
     )
     parser.add_argument(
         "--target-damping",

@@ -284,7 +284,8 @@ def _conclude(
 def slim(options: argparse.Namespace, console: Console) -> None:
     structured_method(options.method)
     check_request(options.ratio, options.allocation, options.recovery, options.damping, options.multiple)
-    check_target(options.target, options.target_damping)
+    target, target_of_rest = options.target or "layer", options.target or "dense"
+    check_target(target_of_rest if options.prune else target, options.target_damping)
     if options.prune:
         make_settings(options.prune_method, sparsity=options.prune, damping=options.damping)
     check_output(options.output)
@@ -297,7 +298,9 @@ def slim(options: argparse.Namespace, console: Console) -> None:
     model, tokenizer = _load(options, console, stream=options.stream, scratch=options.output.parent)
     kinds = None if options.method == "depth" else check_parts(model, options.parts)
     estimate = partial(estimate_slim_memory, method=options.method, parts=kinds)
-    _tell_memory(options, partial(_larger, estimate) if options.prune else estimate, model, console)
+    if options.prune:
+        estimate = partial(_larger, estimate, target_of_rest)
+    _tell_memory(options, estimate, model, console)
     tokens, held_out = _tokens(options, tokenizer, options.seed)
     windows = _windows(options, options.evaluate, tokenizer) if options.evaluate else None
     before = None if windows is None else from_first(lambda: _perplexity(model, windows, console, "Perplexity before"))
@@ -312,15 +315,15 @@ def slim(options: argparse.Namespace, console: Console) -> None:
             recovery=options.recovery,
             damping=options.damping,
             multiple=options.multiple,
-            target=options.target,
-            target_damping=options.target_damping,
+            target=target,
+            target_damping=options.target_damping if target == "dense" else None,
             held_out=held_out,
             progress=terminal.follow(bar),
             checkpoint=options.checkpoint,
         )
     parts = report.layers
     if options.prune:
-        report = _prune_what_is_left(options, console, model, tokens, held_out, report, windows)
+        report = _prune_what_is_left(options, target_of_rest, console, model, tokens, held_out, report, windows)
     report = _conclude(options, console, model, tokenizer, report, windows, before)
     if len(parts):
         terminal.print_table(
@@ -330,13 +333,15 @@ def slim(options: argparse.Namespace, console: Console) -> None:
     terminal.print_slimmed(report, options.output)
 
 
-def _larger(estimate: Callable[..., Memory], model: Any, **sizes: Any) -> Memory:
-    """The larger of two estimates, where the model is then pruned."""
-    return max(estimate(model, **sizes), estimate_memory(model, **sizes), key=lambda memory: memory.peak)
+def _larger(estimate: Callable[..., Memory], target: str, model: Any, **sizes: Any) -> Memory:
+    """The larger of two estimates, where the model is then pruned, towards a target of its own."""
+    pruned = estimate_memory(model, **sizes | {"dense_targets": target == "dense"})
+    return max(estimate(model, **sizes), pruned, key=lambda memory: memory.peak)
 
 
 def _prune_what_is_left(
     options: argparse.Namespace,
+    target: str,
     console: Console,
     model: nn.Module,
     tokens: Tensor,
@@ -355,7 +360,7 @@ def _prune_what_is_left(
             method=options.prune_method,
             sparsity=options.prune,
             damping=options.damping,
-            target=options.target,
+            target=target,
             target_damping=options.target_damping,
             held_out=held_out,
             progress=terminal.follow(bar),

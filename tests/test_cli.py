@@ -378,12 +378,14 @@ def test_slim_writes_a_smaller_checkpoint_that_prune_goes_on_with(checkpoint, tm
     assert (pd.read_csv(tmp_path / "both" / "layers.csv")["sparsity"] - 0.5).abs().max() < 0.01
 
 
-def test_slim_and_prune_in_one_report(checkpoint, tmp_path, capsys):
-    settings = ("--ratio", "0.3", "--prune", "2:4", "--prune-method", "wanda", "--target", "layer")
+@pytest.mark.parametrize(("chosen", "targets"), [((), ("layer", "dense")), (("--target", "layer"), ("layer", "layer"))])
+def test_slim_and_prune_in_one_report(checkpoint, tmp_path, capsys, chosen, targets):
+    settings = ("--ratio", "0.3", "--prune", "2:4", "--prune-method", "wanda", *chosen)
     assert slim(checkpoint, tmp_path / "both", *settings, "--evaluate", "packaged", "--windows", "2") == 0
     assert "Then 50.0 % of the weights of 21 layers pruned by wanda" in " ".join(capsys.readouterr().out.split())
     report = rose.RunReport.from_json((tmp_path / "both" / "report.json").read_text())
     assert report.summary["pruned"]["sparsity"] == "2:4"
+    assert (report.summary["target"], report.summary["pruned"]["target"]) == targets
     assert report.summary["perplexity_slimmed"] != report.summary["perplexity_after"]
     assert report.layers["part"].notna().sum() == 3  # the channels of three decoder blocks
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "both")

@@ -119,7 +119,7 @@ def prune_structured(
     damping: float = 0.01,
     multiple: int = 8,
     held_out: Tensor | None = None,
-    target: str = "dense",
+    target: str = "layer",
     target_damping: float | None = None,
     surveys: Sequence[BlockSurvey] | None = None,
     progress: ProgressCallback | None = None,
@@ -140,9 +140,10 @@ def prune_structured(
         damping: added to the diagonal of the inputs' second moments, relative to its mean.
         multiple: the number of kept channels is a multiple of this, which matrix products like.
         held_out: further tokens, (samples, length), on which each part's error is measured too.
-        target: "dense", what the dense model puts out there: output projections are corrected for what the reduced
-            parts before them have lost; "layer", what the layer's own weight makes of the reduced inputs, as in the
-            papers. See `rose.layer.target`.
+        target: "layer", what the layer's own weight makes of the reduced inputs, as in the papers; "dense", what the
+            dense model puts out there: output projections are corrected for what the reduced parts before them have
+            lost, see `rose.layer.target`. Unlike single weights, whole columns gain nothing by that in the mean
+            (docs/structured.md).
         target_damping: μ of that correction; None chooses it by the tokens, see `rose.layer.target.target_damping`.
         surveys: what `rose.structured.survey.survey` found on the dense model, where it is known already.
         progress: called with a `Progress` after every step; may raise to stop the run.

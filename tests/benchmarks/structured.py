@@ -198,6 +198,9 @@ def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
     slim = rows[(rows["variant"] != "dense") & np.isfinite(rows["perplexity"])]
     figure = go.Figure()
     means = slim.groupby(["variant", "ratio"])[["parameters", "perplexity"]].mean().reset_index()
+    beyond = means.groupby("variant")["perplexity"].transform("min") > MOST_PERPLEXITY
+    hidden = ", ".join(label(variant) for variant in means["variant"][beyond].unique())
+    means = means[~beyond]
     for number, (variant, part) in enumerate(means.groupby("variant", sort=False)):
         every = slim[slim["variant"] == variant].groupby("ratio")["perplexity"]
         figure.add_scatter(
@@ -223,6 +226,7 @@ def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
         best = "Lowest: " + ", ".join(f"{label(row.variant)} at {row.ratio:.0%}" for row in lowest.itertuples())
     figure.add_hline(y=dense["perplexity"], line={"dash": "dot", "color": palette.INKS[theme].muted})
     what = "Perplexity against parameters, means and ranges over draws; log scale; dotted: dense"
+    what += f"; beyond the scale: {hidden}" if hidden else ""
     style.base(figure, theme, best, what, x="parameters, millions", y="perplexity", height=560, legend=True)
     top = math.log10(min(float(means["perplexity"].max()) * 1.2, MOST_PERPLEXITY))
     ticks = [digit * 10**power for power in range(1, 4) for digit in (1, 2, 3, 5)]

@@ -56,7 +56,7 @@ def slim(family: str, **options: Any) -> dict[str, Any]:
     model = make_model(family)
     held_out = OPTIONS["held_out"]
     report = rose.prune_structured(
-        model, make_tokens(SAMPLES), **{"ratio": 0.3, "multiple": 4, "held_out": held_out} | options
+        model, make_tokens(SAMPLES), **{"ratio": 0.3, "multiple": 4, "target": "dense", "held_out": held_out} | options
     )
     table = report.layers
     return {

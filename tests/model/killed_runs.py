@@ -39,7 +39,13 @@ def slim(checkpoint: Path | None) -> str:
     """The same for a model that gets smaller."""
     model = make_model("gemma3")
     report = rose.prune_structured(
-        model, make_tokens(), ratio=0.3, multiple=4, held_out=make_tokens(2, seed=3), checkpoint=checkpoint
+        model,
+        make_tokens(),
+        ratio=0.3,
+        multiple=4,
+        target="dense",
+        held_out=make_tokens(2, seed=3),
+        checkpoint=checkpoint,
     )
     return digest(model.state_dict(), {"report": report.layers.drop(columns="seconds").to_csv()})
 

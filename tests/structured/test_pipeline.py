@@ -31,7 +31,7 @@ METHODS = [name for name, method in rose.STRUCTURED.items() if method.select]
 
 
 def slim(model: nn.Module, **options: Any) -> rose.RunReport:
-    return rose.prune_structured(model, make_tokens(), **{"ratio": 0.3, "multiple": 4} | options)
+    return rose.prune_structured(model, make_tokens(), **{"ratio": 0.3, "multiple": 4, "target": "dense"} | options)
 
 
 def reload(model: Any, folder: Path, plain: bool) -> Any:

@@ -21,7 +21,7 @@ from tests.structured.test_pipeline import UNSAID
 from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("small_batches")
-OPTIONS: dict[str, Any] = {"ratio": 0.3, "multiple": 4, "held_out": make_tokens(2, seed=3)}
+OPTIONS: dict[str, Any] = {"ratio": 0.3, "multiple": 4, "target": "dense", "held_out": make_tokens(2, seed=3)}
 
 
 def save(family: str, folder: Path, **options: Any) -> str:
