@@ -55,7 +55,7 @@ def ratio(change: float, dense: float) -> float:
 
 def direct_error(weight: Tensor, pruned: Tensor, inputs: Tensor) -> float:
     """‖(W − Ŵ)Xᵀ‖² on inputs of shape (tokens, in)."""
-    return float((inputs.float() @ (weight.float() - pruned.float()).T).square().sum(dtype=torch.float64))
+    return float((inputs.float() @ difference(weight, pruned).T).square().sum(dtype=torch.float64))
 
 
 def sweep_error(column_error: Tensor, change: Tensor, added: float) -> float:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rose.layer.error import quadratic_form, ratio
+from rose.layer.error import difference, quadratic_form, ratio
 from rose.layer.hessian import check_damping, damp
 from rose.layer.statistics import InputStatistics
 
@@ -173,7 +173,7 @@ def target_error(weight: Tensor, pruned: Tensor, gap: Gap, *, change_energy: flo
         change_energy: tr((W − Ŵ) H (W − Ŵ)ᵀ), H of the pruned inputs; any error of the layer needs it.
         dense_energy: tr(W H Wᵀ).
     """
-    missed = gap.square + 2 * _inner(gap.cross, weight.float() - pruned.float()) + change_energy
+    missed = gap.square + 2 * _inner(gap.cross, difference(weight, pruned)) + change_energy
     return ratio(missed, gap.square + 2 * _inner(gap.cross, weight) + dense_energy)
 
 

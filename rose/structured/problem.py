@@ -18,6 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from rose.layer.error import difference
 from rose.layer.hessian import damp
 from rose.structured.anatomy import Shape, spread
 
@@ -267,7 +268,7 @@ def _slopes(problem: Problem, pruned: Tensor) -> Tensor:
 
 def error(weight: Tensor, pruned: Tensor, bias: Tensor | None, second: Tensor, mean: Tensor) -> float:
     """Mean of ‖Wx − Ŵx − b‖² over tokens, from S and μ."""
-    change = weight.float() - pruned.float()
+    change = difference(weight, pruned)
     total = quadratic(change, second)
     if bias is not None:
         total += float((bias * (bias - 2 * (change @ mean))).sum(dtype=torch.float64))

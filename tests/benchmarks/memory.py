@@ -111,7 +111,7 @@ def prune(
             "on_disk": checkpoint is not None,
         }
         if target == "slim":
-            rose.prune_structured(model, tokens, ratio=0.25, checkpoint=checkpoint)
+            rose.prune_structured(model, tokens, ratio=0.25, target="dense", checkpoint=checkpoint)
             rose.save_model(model, tokenizer, folder / "pruned")
             model, _ = rose.load_model(str(folder), stream=True, dtype=dtype)  # of the sizes that it had
             parts = estimate_slim_memory(model, **sizes, parts=["heads", "channels"])
