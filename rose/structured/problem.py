@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from rose.layer.error import difference
-from rose.layer.hessian import damp
+from rose.layer.hessian import DampedHessian, damp
 from rose.structured.anatomy import Shape, spread
 
 LAZY = 64  # removals between two full updates of the inverse: the rest are products of matrices, not of vectors
+COMPACT = 0.9  # share of columns left at which those that went are cut out of the inverse; a copy costs that little
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,16 @@ class Problem:
         Raises:
             RoseError: it stays indefinite however much is added.
         """
-        return damp(self.moment, self.damping).matrix
+        return self._factorized.matrix
 
     @cached_property
     def inverse(self) -> Tensor:
         """P, the inverse of the damped A, (in, in)."""
-        return torch.cholesky_inverse(torch.linalg.cholesky(self.damped))
+        return torch.cholesky_inverse(self._factorized.lower).flip(0, 1)
+
+    @cached_property
+    def _factorized(self) -> DampedHessian:
+        return damp(self.moment, self.damping)
 
     @cached_property
     def energy(self) -> float:
@@ -163,7 +168,8 @@ def _greedy_columns(problem: Problem, remove: int) -> tuple[Tensor, Tensor]:
     the root of its pivot, and g that of W. Only the diagonal of P and the norms of W's columns are kept up to date.
     """
     inverse, weight = problem.inverse.clone(), problem.weight.clone()
-    live = torch.ones(len(inverse), dtype=torch.bool, device=inverse.device)
+    columns = torch.arange(len(inverse), device=inverse.device)  # those of `inverse` and `weight`
+    live = torch.ones_like(columns, dtype=torch.bool)
     order: list[int] = []
     costs: list[float] = []
     while len(order) < remove:
@@ -181,10 +187,12 @@ def _greedy_columns(problem: Problem, remove: int) -> tuple[Tensor, Tensor]:
             diagonal = diagonal - factor.square()
             factors[step], moves[step] = factor, move
             live[unit] = False
-            order.append(unit)
+            order.append(int(columns[unit]))
             costs.append(float(price[unit]))
-        inverse -= factors.T @ factors
-        weight -= moves.T @ factors
+        inverse.addmm_(factors.T, factors, alpha=-1)
+        weight.addmm_(moves.T, factors, alpha=-1)
+        if live.sum() < COMPACT * len(live):
+            inverse, weight, columns, live = inverse[live][:, live], weight[:, live], columns[live], live[live]
     return torch.tensor(order, dtype=torch.long), torch.tensor(costs, dtype=torch.float64)
 
 
