@@ -30,7 +30,7 @@ def estimate_slim_memory(
     parts: Sequence[str] | None = None,
     dtype: torch.dtype = torch.float32,
     on_disk: bool = False,
-    dense_targets: bool = True,
+    dense_targets: bool = False,
     held_out: bool = False,
 ) -> Memory:
     """What `prune_structured` takes for a streamed model, besides the interpreter and its libraries.

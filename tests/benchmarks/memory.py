@@ -114,7 +114,7 @@ def prune(
             rose.prune_structured(model, tokens, ratio=0.25, target="dense", checkpoint=checkpoint)
             rose.save_model(model, tokenizer, folder / "pruned")
             model, _ = rose.load_model(str(folder), stream=True, dtype=dtype)  # of the sizes that it had
-            parts = estimate_slim_memory(model, **sizes, parts=["heads", "channels"])
+            parts = estimate_slim_memory(model, **sizes, parts=["heads", "channels"], dense_targets=True)
         elif target == "none":
             layers = ["*o_proj"]
             list(rose.analyze_model(model, tokens, sparsity=0.5, layers=layers))
