@@ -14,7 +14,7 @@ import rose
 from app.study.study import Study
 from rose.structured.anatomy import CHANNELS, HEADS, Part, Shape, find_parts, kinds_of
 from rose.structured.methods import choose, structured_method
-from rose.structured.problem import RECOVERIES, Problem, error, recover, set_cost
+from rose.structured.problem import RECOVERIES, Problem, recover, relative_errors, set_cost
 from rose.structured.shapes import channels_for, head_shapes
 from rose.structured.surgery import can_bias
 from rose.structured.survey import PartSurvey, make_problem, price_part
@@ -123,13 +123,15 @@ class Structures:
             problem = self.problem(part)
             kept = choose(structured_method("obs"), problem, shape).kept
             held_out = self.study.held_out_statistics(part.output.name)
-            rows = []
-            for how in RECOVERIES:
-                weight, bias = recover(problem, kept, how)
-                rows.append((how, "calibration", _relative(problem, weight, bias, problem.second, problem.mean)))
-                if held_out is not None:
-                    second = held_out.hessian / held_out.tokens
-                    rows.append((how, "held-out", _relative(problem, weight, bias, second, held_out.mean)))
+            moments = [("calibration", problem.second, problem.mean)]
+            if held_out is not None:
+                moments.append(("held-out", held_out.hessian / held_out.tokens, held_out.mean))
+            tried = [recover(problem, kept, how) for how in RECOVERIES]
+            rows = [
+                (how, tokens, error)
+                for tokens, second, mean in moments
+                for how, error in zip(RECOVERIES, relative_errors(problem.weight, second, mean, tried), strict=True)
+            ]
             return pd.DataFrame(rows, columns=["recovery", "tokens", "relative_error"])
 
         return self.study.remember(("recovered", part.output.name, shape), compute)
@@ -162,8 +164,3 @@ class Structures:
 
 def _numbers(kept: Tensor) -> tuple[int, ...]:
     return tuple(torch.arange(len(kept))[kept].tolist())
-
-
-def _relative(problem: Problem, weight: Tensor, bias: Tensor | None, second: Tensor, mean: Tensor) -> float:
-    zero = torch.zeros_like(problem.weight)
-    return error(problem.weight, weight, bias, second, mean) / error(problem.weight, zero, None, second, mean)

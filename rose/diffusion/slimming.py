@@ -194,11 +194,10 @@ def _reduce(
     originals: list[Original],
 ) -> tuple[PartRecord, Cut]:
     sources = sources_of(part, method, lambda name: statistics[name].mean_square.sqrt())
-    of_part = statistics[part.output.name]
     with_bias = recovery != "none" and getattr(part.output.module, "bias", None) is not None
-    problem = make_problem(part, of_part, with_bias, damping, sources)
+    problem = make_problem(part, statistics[part.output.name], with_bias, damping, sources)
     with named(part.output):
-        found = solve_part(part, shape, problem, method, recovery, statistics=of_part)
+        found = solve_part(part, shape, problem, method, recovery)
     renew(part, originals)
     write_part(part, found, with_bias=with_bias)
     return found.record, Cut(part, found.kept, shape)

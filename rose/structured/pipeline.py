@@ -481,10 +481,10 @@ class SlimRun:
     def _solve(self, part: Part, shape: Shape, block: BlockStatistics) -> Solution:
         began = time.perf_counter()
         layer = part.output
-        statistics, known = block.calibration[layer.name], block.held_out.get(layer.name)
         with named(layer):
             problem = self._problem(part, block)
-            found = solve_part(part, shape, problem, self.method, self.recovery, statistics=statistics, held_out=known)
+            held_out = block.held_out.get(layer.name)
+            found = solve_part(part, shape, problem, self.method, self.recovery, held_out)
         record = dataclasses.replace(found.record, seconds=time.perf_counter() - began)
         return Solution(found.kept, found.weight.cpu(), None if found.bias is None else found.bias.cpu(), record)
 

@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rose.layer.error import difference
+from rose.layer.error import difference, quadratic_form
 from rose.layer.hessian import DampedHessian, damp
 from rose.structured.anatomy import Shape, spread
 
@@ -77,7 +77,7 @@ class Problem:
     @cached_property
     def energy(self) -> float:
         """tr(W S Wᵀ), the mean square of y, summed over output channels."""
-        return quadratic(self.weight, self.second)
+        return quadratic_form(self.weight, self.second)
 
     @property
     def columns(self) -> Tensor:
@@ -91,11 +91,6 @@ class Problem:
     def mask(self, kept: Tensor) -> Tensor:
         """Columns of the kept units, (in,) bool; `kept`: (units,) bool."""
         return spread(kept, self.width).to(self.weight.device)
-
-
-def quadratic(weight: Tensor, moment: Tensor) -> float:
-    """tr(W A Wᵀ)."""
-    return float(((weight @ moment) * weight).sum(dtype=torch.float64))
 
 
 def unit_costs(problem: Problem) -> Tensor:
@@ -277,7 +272,16 @@ def _slopes(problem: Problem, pruned: Tensor) -> Tensor:
 def error(weight: Tensor, pruned: Tensor, bias: Tensor | None, second: Tensor, mean: Tensor) -> float:
     """Mean of ‖Wx − Ŵx − b‖² over tokens, from S and μ."""
     change = difference(weight, pruned)
-    total = quadratic(change, second)
+    touched = change.any(0)  # where nothing is refitted, the columns that went alone
+    total = quadratic_form(change[:, touched], second[touched][:, touched])
     if bias is not None:
         total += float((bias * (bias - 2 * (change @ mean))).sum(dtype=torch.float64))
     return max(total, 0.0)
+
+
+def relative_errors(
+    weight: Tensor, second: Tensor, mean: Tensor, tried: Sequence[tuple[Tensor, Tensor | None]]
+) -> list[float]:
+    """`error` of each (Ŵ, b), relative to tr(W S Wᵀ), the mean square of y."""
+    scale = max(quadratic_form(weight, second), 1e-30)
+    return [error(weight, pruned, bias, second, mean) / scale for pruned, bias in tried]

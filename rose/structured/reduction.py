@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from rose.layer.statistics import InputStatistics
 from rose.structured.anatomy import HEADS, Part, Shape
 from rose.structured.methods import StructuredMethod, choose
-from rose.structured.problem import Problem, error, recover
+from rose.structured.problem import Problem, recover, relative_errors
 from rose.structured.surgery import add_bias
 
 Original = tuple[Any, nn.Parameter, nn.Parameter | None]  # a module with its weight and bias
@@ -88,8 +87,6 @@ def solve_part(
     problem: Problem,
     method: StructuredMethod,
     recovery: str,
-    *,
-    statistics: InputStatistics,
     held_out: InputStatistics | None = None,
 ) -> Solution:
     """Chooses the units of a part and compensates for the others; nothing is changed yet.
@@ -97,7 +94,7 @@ def solve_part(
     Args:
         part, shape: what to reduce, and to what.
         problem: of its output projection, see `make_problem`.
-        statistics, held_out: what errors are measured on.
+        held_out: further inputs, to measure errors on.
 
     Raises:
         RoseError: statistics that cannot be inverted.
@@ -110,14 +107,16 @@ def solve_part(
     weight = weight.to(layer.weight.dtype)
     written = weight.float()
     unrecovered = recover(problem, choice.kept, "none")[0]
-    scale = _energy(dense, statistics)
+    after, before = relative_errors(dense, problem.second, problem.mean, [(written, bias), (unrecovered, None)])
+    held = None
+    if held_out is not None:
+        second = held_out.hessian / held_out.total_weight
+        (held,) = relative_errors(dense, second, held_out.mean, [(written, bias)])
     record = PartRecord(
         block_index=part.block_index, part=part.kind, layer=layer.name, method=method.name,
         recovery=recovery, units=part.shape.units, kept_units=shape.units, groups=part.shape.groups,
         kept_groups=shape.groups, parameters=part.parameters(part.shape), kept_parameters=part.parameters(shape),
-        relative_error=_error(dense, written, bias, statistics) / scale,
-        unrecovered_error=_error(dense, unrecovered, None, statistics) / scale,
-        held_out_error=None if held_out is None else _error(dense, written, bias, held_out) / _energy(dense, held_out),
+        relative_error=after, unrecovered_error=before, held_out_error=held,
         swapped=0 if choice.before_swaps is None else int((choice.before_swaps & ~choice.kept).sum()),
         seconds=time.perf_counter() - began,
     )  # fmt: skip
@@ -142,11 +141,3 @@ def put_back(originals: Sequence[Original]) -> None:
     """Undoes what was written since `renew`."""
     for module, weight, bias in originals:
         module.weight, module.bias = weight, bias
-
-
-def _energy(weight: Tensor, statistics: InputStatistics) -> float:
-    return max(_error(weight, torch.zeros_like(weight), None, statistics), 1e-30)
-
-
-def _error(dense: Tensor, written: Tensor, bias: Tensor | None, statistics: InputStatistics) -> float:
-    return error(dense, written, bias, statistics.hessian / statistics.total_weight, statistics.mean)

@@ -42,6 +42,7 @@ PAGES = {
     "diffusion": {},
 }
 ALL_LAYERS = 900_000  # milliseconds, for measuring or pruning them on a busy machine
+SLIMMED = {"slim": "structured.csv", "slim-qwen": "qwen2.5-coder-0.5b-structured.csv"}  # [picture]: its results
 THEMES: tuple[Theme, ...] = ("light", "dark")
 RENDERING = 1500  # milliseconds, for what plotly draws after the script has ended
 
@@ -131,8 +132,9 @@ def shoot_pareto(browser: Browser, folder: Path, pictures: Path) -> None:
     for theme in THEMES:
         drawing = time_and_perplexity(table, dense=dense, time="time of pruning, of SparseGPT's", theme=theme)
         shoot_figure(browser, drawing.figure, folder, pictures / f"pareto-{theme}.png")
-        sizes = structured.picture(pd.read_csv(results / "structured.csv"), theme)
-        shoot_figure(browser, sizes, folder, pictures / f"slim-{theme}.png")
+        for name, file in SLIMMED.items():
+            sizes = structured.picture(pd.read_csv(results / file), theme)
+            shoot_figure(browser, sizes, folder, pictures / f"{name}-{theme}.png")
 
 
 def shoot_figure(browser: Browser, figure: go.Figure, folder: Path, picture: Path) -> None:
