@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from rose.layer.error import difference, quadratic_form
-from rose.layer.hessian import DampedHessian, damp
+from rose.layer.hessian import damp
 from rose.structured.anatomy import Shape, spread
 
 LAZY = 64  # removals between two full updates of the inverse: the rest are products of matrices, not of vectors
-COMPACT = 0.9  # share of columns left at which those that went are cut out of the inverse; a copy costs that little
+COMPACT = 0.75  # share of columns left at which those that went are cut out of the inverse, to save time and memory
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,14 @@ class Problem:
         Raises:
             RoseError: it stays indefinite however much is added.
         """
-        return self._factorized.matrix
+        return damp(self.moment, self.damping).matrix
 
     @cached_property
     def inverse(self) -> Tensor:
         """P, the inverse of the damped A, (in, in)."""
-        return torch.cholesky_inverse(self._factorized.lower).flip(0, 1)
-
-    @cached_property
-    def _factorized(self) -> DampedHessian:
-        return damp(self.moment, self.damping)
+        factorized = damp(self.moment, self.damping)
+        self.__dict__["damped"] = factorized.matrix  # not to be factorized again; the factor itself is not kept
+        return torch.cholesky_inverse(factorized.lower).flip(0, 1)
 
     @cached_property
     def energy(self) -> float:
