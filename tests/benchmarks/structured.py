@@ -197,7 +197,8 @@ def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
     dense = rows[rows["variant"] == "dense"].iloc[0]
     slim = rows[(rows["variant"] != "dense") & np.isfinite(rows["perplexity"])]
     figure = go.Figure()
-    means = slim.groupby(["variant", "ratio"])[["parameters", "perplexity"]].mean().reset_index()
+    grouped = slim.groupby(["variant", "ratio"])
+    means = grouped[["parameters", "perplexity"]].mean().assign(draws=grouped.size()).reset_index()
     beyond = means.groupby("variant")["perplexity"].transform("min") > MOST_PERPLEXITY
     hidden = ", ".join(label(variant) for variant in means["variant"][beyond].unique())
     means = means[~beyond]
@@ -218,12 +219,14 @@ def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
             line={"width": 2, "color": palette.PALETTE[number], "dash": "solid" if "obs" in str(variant) else "dash"},
             marker={"size": 9},
         )
-    lowest = means.loc[means.groupby("ratio")["perplexity"].idxmin()].sort_values("ratio")
+    compared = means[means["draws"] == means.groupby("ratio")["draws"].transform("max")]  # means over fewer say less
+    lowest = compared.loc[compared.groupby("ratio")["perplexity"].idxmin()].sort_values("ratio")
     methods = lowest["variant"].str.split("@").str[0].unique()
     if len(methods) == 1:
         best = f"{methods[0]} has the lowest perplexity at every size"
     else:
-        best = "Lowest: " + ", ".join(f"{label(row.variant)} at {row.ratio:.0%}" for row in lowest.itertuples())
+        where = lowest.groupby("variant", sort=False)["ratio"].apply(lambda ratios: [f"{one:.0%}" for one in ratios])
+        best = "Lowest: " + "; ".join(f"{label(str(name))} at {', '.join(at)}" for name, at in where.items())
     figure.add_hline(y=dense["perplexity"], line={"dash": "dot", "color": palette.INKS[theme].muted})
     what = "Perplexity against parameters, means and ranges over draws; log scale; dotted: dense"
     what += f"; beyond the scale: {hidden}" if hidden else ""
