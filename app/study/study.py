@@ -300,8 +300,8 @@ class Study:
             rows = table[table["method"] == name].set_index("layer")
             wide[f"error_{name}"] = rows["relative_error"]
             wide[f"held_out_{name}"] = rows["held_out_error"]
-        with self._lock:
-            wide["condition"] = pd.Series(self._condition, dtype=float)
+        with self._lock:  # a layer that was finished since `records` has no row; an empty table would take it for one
+            wide["condition"] = pd.Series(self._condition, dtype=float).reindex(wide.index)
         wide["is_columnar"] = wide["relative_range"] > threshold
         for kind in ("error", "held_out"):
             wide[f"{kind}_rose"] = wide[f"{kind}_two_level"].where(wide["is_columnar"], wide[f"{kind}_sparsegpt"])

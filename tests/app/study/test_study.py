@@ -195,6 +195,16 @@ def test_a_cancelled_run_leaves_nothing_locked_and_can_begin_anew(
     assert len(again.overview(0.5)) == LAYERS
 
 
+def test_a_first_layer_finished_while_the_table_is_made_is_no_row_of_it(
+    setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(setup, load, Calibration())
+    before = study.records()
+    run(study)
+    monkeypatch.setattr(study, "records", lambda: before)
+    assert study.overview(0.5).empty
+
+
 def test_two_setups_share_a_calibration(
     study: Study, setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
