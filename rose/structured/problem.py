@@ -271,7 +271,10 @@ def error(weight: Tensor, pruned: Tensor, bias: Tensor | None, second: Tensor, m
     """Mean of ‖Wx − Ŵx − b‖² over tokens, from S and μ."""
     change = difference(weight, pruned)
     touched = change.any(0)  # where nothing is refitted, the columns that went alone
-    total = quadratic_form(change[:, touched], second[touched][:, touched])
+    if touched.all():
+        total = quadratic_form(change, second)
+    else:
+        total = quadratic_form(change[:, touched], second[touched][:, touched])
     if bias is not None:
         total += float((bias * (bias - 2 * (change @ mean))).sum(dtype=torch.float64))
     return max(total, 0.0)
