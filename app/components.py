@@ -339,7 +339,7 @@ def _progress(batch: Batch, key: str, slot: str, noun: str) -> None:
     running = batch.job.status == "running"
 
     def made() -> str:
-        return f"{batch.done} of {batch.total} {noun if batch.total == 1 else noun + 's'} made"
+        return f"{batch.done} of {batch.total} {noun if batch.total == 1 else noun + 's'} done"
 
     def poll() -> None:
         job = batch.job

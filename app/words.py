@@ -81,12 +81,13 @@ def expert_of(projection: str) -> tuple[str, int] | None:
 
 
 def short_layer(layer: str) -> str:
-    """ "model.layers.18.self_attn.o_proj" -> "18 · self_attn.o_proj", "model.layers.18" -> "block 18"; a name without
-    a number stays as it is.
+    """ "model.layers.18.self_attn.o_proj" -> "18 · self_attn.o_proj", "model.layers.18" -> "decoder block 18".
+
+    A name without a number stays as it is.
 
     All of the projection's name: GPT-2 has an attn.c_proj and an mlp.c_proj in every decoder block.
     """
     block, projection = place_of(layer)
     if block is None:
         return layer
-    return f"{block} · {projection}" if projection else f"block {block}"
+    return f"{block} · {projection}" if projection else f"decoder block {block}"

@@ -18,6 +18,7 @@ from rose import OrderPlan
 STRIPS = ("weight norm", "input norm", "importance", "column loss")
 GAP = 0.035  # between strips, of the height of the plot
 STRONG = 0.05  # share of the columns that count as those with the largest weights
+FOLLOWS = 0.3  # rank correlation below which loss follows nothing
 APART = 2.0  # factor from which on the caption calls two sizes different
 
 
@@ -137,9 +138,11 @@ def _why(table: pd.DataFrame, plan: OrderPlan) -> tuple[str, str]:
     """Title and caption: whether loss goes with the weights or with the inputs, in numbers."""
     ranks = table.rank()
     by_weight, by_input = (_correlation(ranks["column loss"], ranks[name]) for name in ("weight norm", "input norm"))
-    leader, other = ("input norm", "weight norm") if abs(by_input) >= abs(by_weight) else ("weight norm", "input norm")
+    leader, other = ("input norm", "weight norm") if by_input >= by_weight else ("weight norm", "input norm")
     finding = f"Column loss follows the {leader} rather than the {other}"
-    if abs(abs(by_weight) - abs(by_input)) < 0.1:
+    if max(by_weight, by_input) < FOLLOWS:
+        finding = "Column loss follows neither weight norm nor input norm"
+    elif abs(by_weight - by_input) < 0.1:
         finding = "Column loss follows weight norm and input norm alike"
     count = max(1, round(STRONG * len(table)))
     strong = table.nlargest(count, "weight norm")

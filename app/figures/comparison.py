@@ -157,9 +157,9 @@ def time_and_perplexity(
     figure.update_xaxes(range=[0, right])
     if log:
         ticks = [digit * 10**power for power in range(-2, 9) for digit in (1, 2, 5)]
-        figure.update_yaxes(type="log", tickvals=ticks, ticktext=[words.number(tick) for tick in ticks])
-    caption = "Fastest first: " + ", ".join(
-        f"{look.label} {words.number(row['perplexity'])} at {words.number(row['seconds'])}"
+        figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+    caption = f"Perplexity at {time}, fastest first: " + "; ".join(
+        f"{look.label}: {words.number(row['perplexity'])} at {words.number(row['seconds'])}"
         for look, (_, row) in zip(looks, rows.iterrows(), strict=True)
     )
     alt = f"Scatter chart of perplexity against {time}. {finding}. {caption}."

@@ -237,8 +237,8 @@ def _caption(rows: pd.DataFrame, shown: pd.DataFrame, unit: str, found: pd.DataF
             f"{words.short_layer(row.unit)} ({words.number(float(row.damage))})" for row in found.itertuples()
         )
         text += f" Small error, large damage: {listed}."
-    hidden = len(rows) - len(shown)
-    if hidden:
-        are = "is" if hidden == 1 else "are"
-        text += f" {words.sentence(words.word(hidden))} cost nothing and {are} not shown."
+    free = int((rows["damage"] <= 0).sum())
+    for hidden, why in ((free, "not raising the loss"), (len(rows) - len(shown) - free, "without the other value")):
+        if hidden:
+            text += f" Not shown: {words.word(hidden)} {why}."
     return text

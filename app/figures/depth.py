@@ -17,7 +17,7 @@ from app.figures.palette import Theme
 from app.figures.style import Drawing
 from rose import RoseError
 
-DRIFT = "drift ‖h_p − h_d‖² / ‖h_d‖²"
+DRIFT = "drift ‖h<sub>p</sub> − h<sub>d</sub>‖² / ‖h<sub>d</sub>‖²"
 HEIGHT = 410
 ARISEN, PASSED = palette.ORANGE, palette.SLATE
 
@@ -52,10 +52,13 @@ def drift_curves(
     finding = finding or _drift_finding(table, ends, place)
     rise, steepest = _steepest(table.assign(run_end=table["run"].map(ends)))
     caption = (
-        f"After the last {place}: {', '.join(f'{name} {words.number(float(v))}' for name, v in ranked.items())}. "
+        f"After the last {place}: {'; '.join(f'{name}: {words.number(float(v))}' for name, v in ranked.items())}. "
         f"Steepest rise: {steepest['run']}, {place} {int(steepest['block_index'])}, by {words.number(rise)}."
     )
-    what = f"Squared distance from the dense hidden states after every {place}, relative, mean over held-out tokens"
+    what = (
+        f"Squared distance of hidden states, pruned (p) from dense (d), after every {place}, relative to the dense; "
+        "mean over held-out tokens"
+    )
     style.base(figure, theme, finding, what, x=place, y=DRIFT, height=HEIGHT, legend=True)
     _block_axis(figure, table)
     if scale == "log":
@@ -198,14 +201,15 @@ def _block_axis(figure: go.Figure, table: pd.DataFrame) -> None:
 def _drift_finding(table: pd.DataFrame, ends: pd.Series, place: str) -> str:
     """The story if it is there: dense against layer with all else equal; else the least drift."""
     runs = table.drop_duplicates("run").set_index("run")
-    for _, pair in runs.groupby(["method", "sparsity"], sort=False):
+    alike = [column for column in ("method", "sparsity", "calibration") if column in runs]
+    for _, pair in runs.groupby(alike, sort=False):
         by_target = {str(target): str(run) for run, target in pair["target"].items()}
         if len(by_target) == len(pair) == 2:
             layer, dense = (float(ends[by_target[target]]) for target in ("layer", "dense"))
             verb = "takes" if dense < layer else "brings"
             label = palette.method_style(str(pair["method"].iloc[0])).label
             return (
-                f"{label}, {pair['sparsity'].iloc[0]}: target dense {verb} the last {place}'s drift from "
+                f"{label} at {pair['sparsity'].iloc[0]}: target dense {verb} the last {place}'s drift from "
                 f"{words.number(layer)} to {words.number(dense)}"
             )
     best = str(ends.idxmin())

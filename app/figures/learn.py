@@ -62,7 +62,7 @@ def number_matrix(
     extra = _loss_rows(figure, rows, widths, column_loss, block_loss)
     _outline_blocks(figure, rows, widths, marked_block, theme)
     what = f"Importance S, {rows} outputs × {width} inputs in {words.count(len(widths), 'block')}"
-    what += "; grey and struck: removed" if count else ""
+    what += "; grey and struck: to be removed" if count else ""
     height = 150 + 50 * (rows + len(extra))
     style.base(figure, theme, finding or f"The largest importance S is {largest}", what, x="", y="", height=height)
     bare = {"showgrid": False, "zeroline": False, "showline": False, "ticks": "", "fixedrange": True}
@@ -78,7 +78,7 @@ def number_matrix(
     figure.update_layout(margin={"t": figure.layout.margin.t + 26, "b": 16})
     caption = f"Importance S runs from {matrix.min():.1f} to {largest}."
     if count:
-        caption += f" {count} of {matrix.size} are removed."
+        caption += f" {count} of {matrix.size} are to be removed."
     table = pd.DataFrame(matrix, columns=[f"column {h}" for h in headings])
     table.insert(0, "output", np.arange(rows) + 1)
     return Drawing(figure, caption, f"Matrix with all numbers printed. {caption}", table)

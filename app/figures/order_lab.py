@@ -15,8 +15,12 @@ from app.figures.style import Drawing
 from rose import METHODS, LayerResult, Order, OrderPlan, RoseError, SweepTrace
 from rose.layer.order import visited_blocks
 
-# An order alone is no method: these are sweeps in an order with a budget.
-METHOD_OF_RUN = {("natural", "block"): "sparsegpt", ("two_level", "block"): "rose", ("global", "layer"): "rose_global"}
+# Sweeps, by order and budget, that a method makes of every layer; ROSE visits only columnar layers in its order.
+NAME_OF_RUN = {
+    ("natural", "block"): METHODS["sparsegpt"].label,
+    ("two_level", "block"): "ROSE's order",
+    ("global", "layer"): METHODS["rose_global"].label,
+}
 
 RANDOM = "random"
 
@@ -59,7 +63,7 @@ def error_curve(
             marker={"symbol": look.symbol, "size": 8},
             hovertemplate=f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}<extra></extra>",
         )
-        ends.append((float(mean[-1]), look.label.replace(", mean of ", "<br>mean of "), look.colour))
+        ends.append((float(mean[-1]), look.label.replace(", mean of ", "<br>mean of "), look.colour, look.dash))
     best, worst = min(final, key=final.__getitem__), max(final, key=final.__getitem__)
     blocks = max(len(curve) for curve in curves.values()) - 1
     if len(final) == 1:
@@ -69,14 +73,15 @@ def error_curve(
         finding = f"{run_style(best).label}: step {jump + 1} of {blocks} brings {words.percent(share, 0)} of the error"
     else:
         finding = f"{run_style(best).label} ends lowest, at {words.number(final[best])}"
+    dotted = "; dotted: layer budget" if any(name.endswith(" + layer") for name in final) else ""
     style.base(
         figure,
         theme,
         finding,
-        f"Error so far after each pruned block{words.of(layer)}; a line ends at the final error",
+        f"Error so far after each pruned block{words.of(layer)}; a line ends at the final error{dotted}",
         x="pruned blocks",
         y=style.ERROR,
-        height=max(420, 200 + style.LABEL_LINE * sum(1 + text.count("<br>") for _, text, _ in ends)),
+        height=max(420, 200 + style.LABEL_LINE * sum(1 + text.count("<br>") for _, text, *_ in ends)),
     )
     top = 1.06 * max(float(curve.max()) for curve in curves.values())
     figure.update_yaxes(range=[0, top or 1])
@@ -148,7 +153,7 @@ def _band(figure: go.Figure, curves: np.ndarray, look: palette.Style) -> None:
 
 
 def _against_random(curves: Mapping[str, np.ndarray]) -> str:
-    """How many random orders end below ROSE, and why that can be; nothing where there is nothing to compare."""
+    """How many random orders end below ROSE's, and why that can be; nothing where there is nothing to compare."""
     seeds = [float(curve[-1]) for name, curve in curves.items() if name.startswith(f"{RANDOM}:") and " + " not in name]
     if "two_level" not in curves or len(seeds) < 2:
         return ""
@@ -157,7 +162,7 @@ def _against_random(curves: Mapping[str, np.ndarray]) -> str:
     text = (
         f" Random orders under the block budget end between {words.number(min(seeds))} and {words.number(max(seeds))}; "
         f"{words.out_of(better, len(seeds), 'seed')} {'ends' if better == 1 else 'end'} below "
-        f"{METHODS['rose'].label} ({words.number(rose)})."
+        f"{NAME_OF_RUN['two_level', 'block']} ({words.number(rose)})."
     )
     if better:
         text += (
@@ -171,12 +176,11 @@ def _against_random(curves: Mapping[str, np.ndarray]) -> str:
 def run_style(name: str) -> palette.Style:
     """A sweep named by its order, with the block budget, or "global + layer": the order's colour, with another dash.
 
-    It has the name of the method that it is, where it is one.
+    It has the name of the method that makes this sweep, where one does.
     """
     order, _, budget = name.partition(" + ")
     look = palette.order_style(order)
-    method = METHOD_OF_RUN.get((order, budget or "block"))
-    label = METHODS[method].label if method else f"{look.label}, {budget or 'block'} budget"
+    label = NAME_OF_RUN.get((order, budget or "block"), f"{look.label}, {budget or 'block'} budget")
     if budget != "layer":
         return look._replace(label=label)
     return look._replace(label=label, dash={"solid": "dot", "dash": "dashdot", "longdash": "longdashdot"}[look.dash])
@@ -401,6 +405,8 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
     wide = table.pivot_table(index="order", columns="budget", values="relative_error", sort=False)
     if "natural" not in wide.index or "block" not in wide.columns:
         raise RoseError("Everything is compared with natural order and block budget; include that pair.")
+    if not float(wide.loc["natural", "block"]) > 0:
+        raise RoseError("SparseGPT makes no error here, so nothing can be compared with it; choose a sparsity above 0.")
     ratio = wide / wide.loc["natural", "block"]
     budgets = [b for b in ("block", "layer") if b in ratio.columns] + [
         b for b in ratio.columns if b not in ("block", "layer")
@@ -414,7 +420,7 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
         labels[list(ratio.index).index(RANDOM)] = _mean_label(palette.order_style(RANDOM).label, seeds)
     ink = palette.INKS[theme]
     printed = np.array([[("–" if np.isnan(v) else f"{v:.3f}") for v in row] for row in ratio.to_numpy(np.float64)])
-    methods = [[METHOD_OF_RUN.get((str(o), b), "") for b in budgets] for o in ratio.index]
+    names = [[NAME_OF_RUN.get((str(o), b), "") for b in budgets] for o in ratio.index]
     figure = go.Figure(
         go.Heatmap(
             z=change.astype(np.float32),
@@ -445,12 +451,10 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
         height=190 + 52 * len(labels),
     )
     for row, label in enumerate(labels):
-        for column, method in enumerate(methods[row]):
-            if method:
+        for column, text in enumerate(names[row]):
+            if text:
                 shade = "#1a1c22" if theme == "light" else "#f2f3f5"
-                figure.add_annotation(
-                    x=column, y=label, text=METHODS[method].label, showarrow=False, yshift=-19, font={"color": shade}
-                )
+                figure.add_annotation(x=column, y=label, text=text, showarrow=False, yshift=-19, font={"color": shade})
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", linecolor=ink.grid)
     figure.update_xaxes(showgrid=False, ticks="", linecolor=ink.grid)
     order_effect = 1 - float(ratio["block"].min())
@@ -466,9 +470,9 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
 
 
 def _run(order: str, budget: str) -> str:
-    """ "ROSE global", or "two-level order with the layer budget" where the pair is no method."""
-    method = METHOD_OF_RUN.get((order, budget))
-    return METHODS[method].label if method else f"{palette.order_style(order).label} order with the {budget} budget"
+    """ "ROSE global", or "two-level order with the layer budget" where the pair has no name of its own."""
+    label = palette.order_style(order).label
+    return NAME_OF_RUN.get((order, budget), f"{label} order with the {budget} budget")
 
 
 def _need(table: pd.DataFrame, columns: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from app.figures.palette import Theme
 from app.figures.style import Drawing
 from rose import RoseError
 
+LISTED_BLOCKS = 6  # decoder blocks that a title names one by one
 DEAD_NAMED = 4  # layers with dead columns that a caption names
 
 
@@ -331,12 +332,16 @@ def _map_finding(
 
 
 def _where_columnar(columnar: pd.DataFrame, block: str) -> str:
-    """ "columnar layers lie in decoder blocks 4 to 25"."""
+    """ "columnar layers lie in decoder blocks 4, 5 and 18", or "… 4 to 25" where they are many."""
     if columnar.empty:
         return "no layer is columnar"
-    first, last = columnar["block_index"].min(), columnar["block_index"].max()
+    places = sorted(int(index) for index in columnar["block_index"].unique())
     lie = "the columnar layer lies" if len(columnar) == 1 else "columnar layers lie"
-    return f"{lie} in {block} {first}" if first == last else f"{lie} in {block}s {first} to {last}"
+    if len(places) == 1:
+        return f"{lie} in {block} {places[0]}"
+    if len(places) > LISTED_BLOCKS:
+        return f"{lie} in {len(places)} {block}s from {places[0]} to {places[-1]}"
+    return f"{lie} in {block}s {', '.join(map(str, places[:-1]))} and {places[-1]}"
 
 
 def range_of(label: str, values: pd.Series, text: Callable[[float], str] = words.number) -> str:

@@ -221,7 +221,7 @@ def perplexity_bars(
     else:
         figure.update_yaxes(range=[0, largest * 1.12])
     ordered = sorted(zip(values, looks, strict=True), key=lambda pair: pair[0])
-    caption = "Lowest first: " + ", ".join(f"{look.label} {words.number(float(v))}" for v, look in ordered)
+    caption = "Lowest first: " + "; ".join(f"{look.label}: {words.number(float(v))}" for v, look in ordered)
     caption += (f"; dense {words.number(dense)}." if dense is not None else ".") + paired
     alt = f"Bar chart of perplexity. {finding}. {caption}"
     data = rows.reset_index(drop=True)
@@ -292,8 +292,8 @@ def _against_best(
     windows = len(losses[best])
     if windows < 2:
         return " or ".join(unclear), " A single window cannot tell a difference from chance; evaluate on more of them."
-    listed = ", ".join(
-        f"{looks[other].label} {ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
+    listed = "; ".join(
+        f"{looks[other].label}: {ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
         for other, ratio in ratios.items()
     )
     return (

@@ -43,7 +43,7 @@ def solver_race(
         look = palette.method_style(LOOKS[name])
         for part, strength in ((table, 0.35), (table[table["work"] <= work + 1e-9], 1.0)):
             _line(figure, part, column, label, look, strength)
-        ends.append((float(table[column].iloc[-1]), label, look.colour))
+        ends.append((float(table[column].iloc[-1]), label, look.colour, look.dash))
     top = 1.08 * max(float(table[column].max()) for _, table in ways.values()) or 1.0
     tokens = "Held-out" if held_out else "Calibration"
     style.base(

@@ -169,35 +169,36 @@ def _wrap(text: str, width: int) -> list[str]:
     return [line.replace("\u00a0", " ") for line in textwrap.wrap(held, width)]
 
 
-def end_labels(figure: go.Figure, x: float, ends: Sequence[tuple[float, str, str]], top: float) -> None:
+def end_labels(figure: go.Figure, x: float, ends: Sequence[tuple[float, str, str, str]], top: float) -> None:
     """Names of lines at their right ends, moved apart where they would overlap; makes room for them on the right.
 
     Args:
         figure: with its height and margins set, and a y axis from 0 to `top`.
         x: where all lines end.
-        ends: (y, text, colour) of each.
+        ends: (y, text, colour, dash) of each.
     """
     plot = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
     ordered = sorted(ends, key=lambda end: end[0])
-    heights = [LABEL_LINE * (1 + text.count("<br>")) * top / plot for _, text, _ in ordered]
-    middles = [y for y, _, _ in ordered]
+    heights = [LABEL_LINE * (1 + text.count("<br>")) * top / plot for _, text, *_ in ordered]
+    middles = [y for y, *_ in ordered]
     for i in range(1, len(middles)):  # upwards
         middles[i] = max(middles[i], middles[i - 1] + (heights[i] + heights[i - 1]) / 2)
     ceiling = top
     for i in reversed(range(len(middles))):  # and down again where the uppermost would leave the plot
         middles[i] = min(middles[i], ceiling - heights[i] / 2)
         ceiling = middles[i] - heights[i] / 2
-    for middle, (_, text, colour) in zip(middles, ordered, strict=True):
+    for middle, (_, text, colour, dash) in zip(middles, ordered, strict=True):
         figure.add_annotation(
             x=x,
             y=middle,
-            text=f'<span style="color:{colour}">■</span> {text}',  # text itself in ink: colours are too light to read
+            # The text itself is in ink: colours are too light to read.
+            text=f'<span style="color:{colour}">{"┅" if "dot" in dash else "━"}</span> {text}',
             showarrow=False,
             xanchor="left",
             xshift=10,
             align="left",
         )
-    longest = max(len(line) for _, text, _ in ends for line in text.split("<br>"))
+    longest = max(len(line) for _, text, *_ in ends for line in text.split("<br>"))
     figure.update_layout(margin_r=round(36 + CHARACTER * longest))
 
 

@@ -39,9 +39,8 @@ def importance_lesson(plan: rose.OrderPlan) -> Lesson:
         ),
         f"The stage shows the importance S of a layer with {rows} outputs (rows) and {columns} inputs (columns), in "
         f"blocks of {plan.block_size} columns. It is the worked example of the ROSE paper, and all counts "
-        f"start at 1 as they do there. A third of the {score.numel()} weights are to be removed: {gone}, {each} "
-        f"in every block. The most important weight is {_entry(score, *high)}, the least important "
-        f"{_entry(score, *low)}.",
+        f"start at 1 as they do there. A third of the {score.numel()} weights are to be removed: {gone} in all, {each} "
+        f"in every block. The largest importance is {_entry(score, *high)}, the smallest {_entry(score, *low)}.",
     )
 
 
@@ -155,8 +154,9 @@ def sweep_lesson(
             f"{what}, pruned in two orders: how will they end?",
             (formula,),
             f"{done if step else 'Nothing is pruned yet.'} Each removed weight leaves an error e, and the columns to "
-            f"its right absorb what they can. Natural order starts with block {first[0]}, two-level order with block "
-            f"{first[1]}. {spread}.\n\nAfter all blocks, compared with natural order, two-level order will have …",
+            f"its right absorb what they can (U is the upper Cholesky factor of H⁻¹). Natural order starts with block "
+            f"{first[0]}, two-level order with block {first[1]}; from here on blocks are counted from 0, as in the "
+            f"rest of the app. {spread}.\n\nAfter all blocks, compared with natural order, two-level order will have …",
         )
     if subject.plan.is_columnar and gain > 0:
         claim = f"On this columnar layer, two-level order saves {percent(gain)} of the error."

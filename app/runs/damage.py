@@ -25,7 +25,7 @@ from rose.model.cost import Cost, estimate_damage, sweeps_of
 from rose.model.damage import UNITS, describe_damage, visit_damage
 from rose.model.damage_rows import WHOLE, DamageRecord, DamageReport, damage_table
 from rose.model.structure import decoder_blocks, select_layers
-from rose.paths import expand
+from rose.paths import expand, reachable
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class DamageRequest:
         if setup.held_out < 1:
             raise rose.RoseError("Loss is measured on held-out samples; ask for some on the start page.")
         if self.restore:
-            place = expand(self.restore)
+            place = reachable(self.restore)
             if not place.exists():
                 raise rose.RoseError(f"There is nothing at {place}; give the folder of a pruned checkpoint.")
         else:

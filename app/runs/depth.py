@@ -14,17 +14,17 @@ from typing import Any
 import pandas as pd
 
 import rose
-from app.runs.finished import asked_of
+from app import words
+from app.runs.finished import asked_of, report_files
 from app.runs.request import HELD_OUT, PruneRequest
 from app.study.setup import Setup
-from rose.paths import expand
 
-REPORT = "report.json"
 COLUMNS = (
     "run",
     "method",
     "sparsity",
     "target",
+    "calibration",
     "block_index",
     "drift",
     "passed_on",
@@ -41,27 +41,31 @@ def has_drift(report: rose.RunReport) -> bool:
     return bool(report.summary.get("drift"))
 
 
-def read_reports(path: str) -> list[rose.RunReport]:
+def read_reports(path: str) -> tuple[list[rose.RunReport], list[str]]:
     """Reads a report.json, the one in a folder, or those in the folders of a folder.
 
+    Returns:
+        The reports, and the names of folders left out because their runs have no drift.
+
     Raises:
-        RoseError: nothing there, not a report, or a report without drift.
+        RoseError: nothing there, not a report, or no report with drift.
     """
-    place = expand(path.strip())
-    files = [place] if place.is_file() else [place / REPORT] if (place / REPORT).is_file() else []
-    files = files or sorted(place.glob(f"*/{REPORT}"))
-    if not files:
-        raise rose.RoseError(f"There is no {REPORT} in {place}; give the folder that a prune run has written.")
-    return [_read(file) for file in files]
+    found = {file: _read(file) for file in report_files(path)}
+    kept = [report for report in found.values() if report is not None]
+    without = [file.parent.name for file, report in found.items() if report is None]
+    if not kept:
+        raise rose.RoseError(f"{next(iter(found))} has no drift; prune again with held-out tokens (--held-out 4).")
+    return kept, without
 
 
-def _read(file: Path) -> rose.RunReport:
+def _read(file: Path) -> rose.RunReport | None:
+    """The report; None where it has no drift."""
     try:
         report = rose.RunReport.from_json(file.read_text())
     except (OSError, UnicodeDecodeError) as problem:
         raise rose.RoseError(f"{file} cannot be read ({problem}); check the path.") from problem
     if not has_drift(report):
-        raise rose.RoseError(f"{file} has no drift; prune again with held-out tokens (--held-out 4).")
+        return None
     try:
         drift_table({"": report})
     except (KeyError, TypeError, ValueError) as problem:
@@ -70,12 +74,19 @@ def _read(file: Path) -> rose.RunReport:
 
 
 def name_runs(reports: Sequence[rose.RunReport]) -> dict[str, rose.RunReport]:
-    """A name for each run: method, sparsity and target, and whatever else tells it from the others."""
+    """A name for each run: method, sparsity and target, and whatever else tells it from the others.
+
+    Models, and how many layers were pruned, are named wherever they are not the same in all runs.
+    """
     plain = [_label(report.summary) for report in reports]
     twice = {name for name, count in Counter(plain).items() if count > 1}
+    models, layers = ({tell(report) for report in reports} for tell in (_model, _layers))
     named: dict[str, rose.RunReport] = {}
     for report, name in zip(reports, plain, strict=True):
-        full = f"{name} ({_calibration(report.summary)})" if name in twice else name
+        said = [_model(report)] if name in twice or len(models) > 1 else []
+        said += [_layers(report)] if len(layers) > 1 else []
+        said += [_calibration(report.summary)] if name in twice else []
+        full = f"{name} ({', '.join(filter(None, said))})" if any(said) else name
         number = 2
         unique = full
         while unique in named:
@@ -87,13 +98,21 @@ def name_runs(reports: Sequence[rose.RunReport]) -> dict[str, rose.RunReport]:
 def _label(summary: dict[str, Any]) -> str:
     method = str(summary.get("method"))
     name = rose.METHODS[method].label if method in rose.METHODS else method
-    return f"{name}, {asked_of(summary)}, target {summary.get('target', 'layer')}"
+    return f"{name} at {asked_of(summary)}, target {summary.get('target', 'layer')}"
+
+
+def _model(report: rose.RunReport) -> str:
+    return Path(report.summary["model"]).name if "model" in report.summary else ""
+
+
+def _layers(report: rose.RunReport) -> str:
+    return words.count(len(report.layers), "layer")
 
 
 def _calibration(summary: dict[str, Any]) -> str:
     said = [f"{summary.get('samples')} × {summary.get('length')} tokens"]
     said += [f"seed {summary['seed']}"] if "seed" in summary else []
-    return ", ".join(([Path(summary["model"]).name] if "model" in summary else []) + said)
+    return ", ".join(said)
 
 
 def drift_table(named: dict[str, rose.RunReport]) -> pd.DataFrame:
@@ -104,6 +123,7 @@ def drift_table(named: dict[str, rose.RunReport]) -> pd.DataFrame:
             "method": report.summary["method"],
             "sparsity": asked_of(report.summary),
             "target": report.summary.get("target", "layer"),
+            "calibration": ", ".join(filter(None, (_model(report), _layers(report), _calibration(report.summary)))),
             "block_index": int(entry["block_index"]),
             **{part: float(entry[part]) for part in ("drift", "passed_on", "arisen")},
             "repaired": max(0.0, float(entry["passed_on"]) - float(entry["drift"])),

@@ -172,6 +172,15 @@ def read_runs(path: str) -> list[FinishedRun]:
     Raises:
         RoseError: nothing there, or not what `rose` writes; says which file.
     """
+    return [run for file in report_files(path) for run in read_report(file)]
+
+
+def report_files(path: str) -> list[Path]:
+    """A report.json, the one in a folder, or those in the folders of a folder.
+
+    Raises:
+        RoseError: nothing there, too many, or a path that cannot be looked at.
+    """
     place = expand(path.strip())
     try:
         files = [place] if place.is_file() else [place / REPORT] if (place / REPORT).is_file() else []
@@ -184,7 +193,7 @@ def read_runs(path: str) -> list[FinishedRun]:
         )
     if len(files) > MOST_RUNS:
         raise rose.RoseError(f"{place} holds {len(files)} runs; give a folder of at most {MOST_RUNS}, or a single one.")
-    return [run for file in files for run in read_report(file)]
+    return files
 
 
 def read_report(file: Path) -> list[FinishedRun]:

@@ -70,8 +70,8 @@ class EvaluatedModel:
 
 
 def case_label(method: str, sparsity: str, target: str) -> str:
-    """ "ROSE, 0.7", or "ROSE, 0.7, target layer" where the target is not the usual one."""
-    label = f"{get_method(method).label}, {sparsity}"
+    """ "ROSE at 0.7", or "ROSE at 0.7, target layer" where the target is not the usual one."""
+    label = f"{get_method(method).label} at {sparsity}"
     return label if target == "dense" else f"{label}, target {target}"
 
 

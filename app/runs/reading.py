@@ -24,7 +24,7 @@ from app.runs.pruning import PruningRun
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.surprise import EncodedText, Reading, encode_text, read_text
-from rose.paths import expand
+from rose.paths import reachable
 
 LIMIT = 512  # tokens of a text
 MOST = 2  # pruned models beside each other
@@ -60,7 +60,7 @@ def saved_checkpoint(path: str) -> Checkpoint:
     Raises:
         RoseError: not a checkpoint.
     """
-    place = expand(path.strip())
+    place = reachable(path.strip())
     if not (place / "config.json").is_file():
         raise rose.RoseError(
             f"There is no model in {place}; give a folder that `rose prune` or `rose slim` has written."

@@ -15,7 +15,7 @@ from rose.model.cost import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.pipeline import check_target
 from rose.model.precision import DEFAULT as COMPUTED
 from rose.model.zero_shot import is_installed
-from rose.paths import expand
+from rose.paths import expand, reachable
 
 QUESTION_TOKENS = 250  # with all its answers: between winogrande's 60 and hellaswag's 400
 HELD_OUT = "held out"  # the calibration's own held-out windows, in place of the name of a text
@@ -108,7 +108,7 @@ class PruneRequest:
                 )
         if self.tasks and not is_installed():
             raise rose.RoseError("Zero-shot tasks need lm-eval; run: pip install -r requirements-eval.txt")
-        if self.tasks and self.task_folder.strip() and not expand(self.task_folder.strip()).is_dir():
+        if self.tasks and self.task_folder.strip() and not reachable(self.task_folder.strip()).is_dir():
             raise rose.RoseError(
                 f"There is no folder {self.task_folder}; give one that holds task definitions (.yaml)."
             )
@@ -119,7 +119,7 @@ class PruneRequest:
                 raise rose.RoseError(f"No user on this machine matches the ~ in {self.folder}; give the full path.")
             for case in self.cases:
                 output = self.output(*case)
-                if output.exists():
+                if reachable(output).exists():
                     raise rose.RoseError(f"{output} already exists; choose another folder for the checkpoints.")
 
 

@@ -27,7 +27,7 @@ from rose.model.cost import Cost, estimate_cost, statistics_groups
 from rose.model.loading import PACKAGED, parse_dtype
 from rose.model.memory import estimate_memory
 from rose.model.structure import decoder_blocks, select_layers
-from rose.paths import expand
+from rose.paths import reachable
 
 LayerChoice = Literal["all", "attention", "block", "own"]
 
@@ -101,7 +101,7 @@ def streaming_memory(setup: Setup, skeleton: nn.Module) -> int:
 
 def can_stream(model: str) -> bool:
     """Whether a model may be in safetensors files: those of a Hub id are not known yet."""
-    path = expand(model)
+    path = reachable(model)
     return model not in PACKAGED and path.suffix != ".gguf" and (not path.is_dir() or any(path.glob("*.safetensors")))
 
 
@@ -109,7 +109,7 @@ def check_text(text: str) -> None:
     """Raises RoseError for a calibration file that is not there, before a model is loaded for it."""
     if text in SOURCES:
         return
-    path = expand(text)
+    path = reachable(text)
     if path.suffix not in (".txt", ".jsonl"):
         raise rose.RoseError(f"Unknown text {text!r}; give one of {', '.join(SOURCES)}, or a .txt or .jsonl file.")
     if not path.is_file():

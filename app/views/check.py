@@ -105,6 +105,7 @@ def _offer(study: Study, request: CheckRequest, run: LayerChecks | None) -> None
         args=(study, request),
         key="check-start",
         disabled=study.calibration.tokens is None,
+        help="The calibration tokens are not drawn yet." if study.calibration.tokens is None else None,
     )
     right.caption(
         f"Prunes by {words.count(len(request.methods), 'method')}, then runs {study.setup.samples} × "
@@ -135,7 +136,7 @@ def _wait(run: LayerChecks) -> None:
 
 def _table(checks: list[tuple[str, Check]], alt: str) -> None:
     rows = [
-        {"Status": BADGES[check.status], "Check": check.name, "Of": of, "Found": check.found, "Passes": check.limit}
+        {"Status": BADGES[check.status], "Check": check.name, "Of": of, "Found": check.found, "To pass": check.limit}
         for of, check in checks
     ]
     st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt=alt)
@@ -282,22 +283,22 @@ def _all_layers(study: Study) -> None:
     for column in ("status", *CHECKS):
         cells[column] = cells[column].map(lambda status: CELLS.get(status, status))
     st.dataframe(
-        cells.rename(columns={"layer": "Layer", "status": "Worst", "found": "What did not pass"}),
+        cells.rename(columns={"layer": "Layer", "status": "Defects", "found": "What did not pass"}),
         hide_index=True,
         key="check_table",
         on_select=lambda: _pick(list(shown["layer"])),
         selection_mode="single-row",
-        column_order=["Layer", "Worst", "What did not pass", *CHECKS],
+        column_order=["Layer", "Defects", "What did not pass", *CHECKS],
         column_config={"What did not pass": st.column_config.TextColumn(width="large")},
         height=min(430, 38 + 35 * len(cells)),
         alt="Checks of all layers",
     )
     left, right = st.columns([4, 1])
     left.caption(
-        f"Select a row to choose its layer. To pass, a layer needs no NaN or infinity; no dead column; at least as "
-        f"many tokens as "
-        f"columns; damping {setup.damping:g} as requested; the requested sparsity to half a weight per block; "
-        f"a held-out error of at most {OVERFIT:g} times the calibration error for every measured method."
+        f"Select a row to choose its layer. A layer without defects has no NaN or infinity, no dead column, damping "
+        f"{setup.damping:g} as requested, the requested sparsity to half a weight per block, and no held-out error "
+        f"above 1. Apart from defects, a layer should have at least as many tokens as columns, and a held-out error "
+        f"of at most {OVERFIT:g} times the calibration error by every measured method."
     )
     right.download_button(
         "Table, CSV",
@@ -318,13 +319,14 @@ def _all_layers(study: Study) -> None:
 
 
 def rank_layers(table: pd.DataFrame) -> pd.DataFrame:
-    """Failures first, then reviews, then passes; over-fitting and too few tokens are not defects of a layer.
+    """Failures first, then reviews, then passes; some over-fitting and too few tokens are not defects of a layer.
 
     They are reported once for all layers: a short calibration would otherwise raise an alarm for every layer and hide
-    the one with NaN.
+    the one with NaN. A held-out error above 1, which fails, is a defect: no output at all would be better.
     """
-    defects = [name for name in CHECKS if name not in (TOKENS, FITTING)]
-    worst = table[defects].apply(lambda row: max(row, key=lambda one: RANK.get(one, 0)), axis=1)
+    defects = [name for name in CHECKS if name != TOKENS]
+    judged = table.assign(**{FITTING: table[FITTING].replace("look", "pass")})
+    worst = judged[defects].apply(lambda row: max(row, key=lambda one: RANK.get(one, 0)), axis=1)
     ranked = table.assign(status=worst.where(worst != "not measured", "pass"))
     return ranked.sort_values("status", key=lambda one: -one.map(RANK), kind="stable", ignore_index=True)
 

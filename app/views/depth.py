@@ -78,10 +78,13 @@ def _saved() -> list[rose.RunReport]:
     if not path.strip():
         return []
     try:
-        return depth.read_reports(path)
+        reports, without = depth.read_reports(path)
     except rose.RoseError as problem:
         st.error(str(problem), icon=":material/error:")
         return []
+    if without:
+        st.caption(f"Left out, as they have no drift: {', '.join(without)}. Prune again with held-out tokens.")
+    return reports
 
 
 def _choose(named: dict[str, rose.RunReport]) -> list[str]:
@@ -93,7 +96,13 @@ def _choose(named: dict[str, rose.RunReport]) -> list[str]:
         kept = [name for name in chosen or [] if name in names]
         state.depth_runs = (kept + [name for name in names if name not in known])[-SHOWN:]
         state.depth_names = names
-    return st.multiselect("Runs to compare", names, key="depth_runs", help="Runs on this server, and saved ones.")
+    return st.multiselect(
+        "Runs to compare",
+        names,
+        key="depth_runs",
+        help="Runs on this server, and saved ones. Target layer: each layer keeps its own output on the pruned inputs, "
+        "as in the papers. Target dense: it aims at the dense model's output, and so repairs what came before it.",
+    )
 
 
 def _empty() -> None:
@@ -132,7 +141,7 @@ def _compare_button() -> None:
         width="stretch",
         help=problem
         or f"SparseGPT at {setup.sparsity} with target layer and with target dense, on {setup.samples} × "
-        f"{setup.length} tokens of {setup.text}, drift on {setup.held_out} held-out samples of {setup.model}.",
+        f"{setup.length} tokens of {setup.text}, drift on {setup.held_out} held-out samples of it.",
     )
 
 
@@ -173,8 +182,8 @@ def _option(view: str, runs: list[str]) -> Any:
 def _perplexities(table: pd.DataFrame) -> None:
     known = table.drop_duplicates("run").dropna(subset=["perplexity"])
     if len(known):
-        listed = ", ".join(
-            f"{run} {words.number(float(value))}" for run, value in zip(known["run"], known["perplexity"], strict=True)
+        listed = "; ".join(
+            f"{run}: {words.number(float(value))}" for run, value in zip(known["run"], known["perplexity"], strict=True)
         )
         st.caption(f"Perplexity of the runs shown: {listed}.")
 

@@ -84,7 +84,7 @@ def results(study: Study, table: pd.DataFrame, metric: str, threshold: float) ->
     flips(table, threshold)
     shown = table if table[metric].notna().any() else None
     if shown is None:
-        st.info(nothing_in(metric))
+        st.info(nothing_in(metric, has_held_out=bool(study.setup.held_out)))
     else:
         drawing = figures.model_map(
             table,
@@ -115,13 +115,11 @@ def choose_experts(study: Study) -> str | None:
     return components.section(labels, "experts", "Experts", default="") or None
 
 
-def nothing_in(metric: str) -> str:
+def nothing_in(metric: str, *, has_held_out: bool) -> str:
     """Why no layer has a value to show."""
-    if metric.startswith("held_out"):
+    if metric.startswith("held_out") and not has_held_out:
         return "There are no held-out samples in this set-up; ask for some on the start page."
-    if metric == "held_out_gain":
-        return "There are no held-out samples in this set-up; ask for some on the start page."
-    if metric == "gain":
+    if metric in ("gain", "held_out_gain"):
         return "SparseGPT makes no error in any layer at this sparsity, so there is none for an order to save."
     return "No layer measured so far has a value here."
 

@@ -40,7 +40,7 @@ SECTIONS: dict[str, ModuleType] = {
 st.title("Order lab: does the pruning order matter?")
 study, layer = components.require_layer("Here you try pruning orders on a real layer")
 plan = study.plan(layer, session.threshold())
-columnar = "columnar" if plan.is_columnar else "not columnar"
+columnar = "columnar" if plan.is_columnar else "not columnar: ROSE itself keeps natural order here"
 st.caption(
     f"**{words.short_layer(layer)}** · {plan.importance.shape[0]} × {plan.importance.shape[1]} weights in "
     f"{words.count(len(plan.block_width), 'block')} · sparsity {plan.pattern} · relative range "

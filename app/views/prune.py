@@ -85,7 +85,8 @@ def _choose(setup: Setup) -> PruneRequest:
         key="prune_methods",
         bind="query-params",
         help=f"Each method prunes its own copy, one after another. Recommended: {rose.METHODS[RECOMMENDED].label}, "
-        "whose models have the lowest perplexity of all that take at most twice SparseGPT's time.",
+        "whose models have the lowest perplexity of all that take at most twice SparseGPT's time.\n\n"
+        + "\n".join(f"- **{method.label}**: {method.summary}" for method in rose.METHODS.values()),
     )
     sparsities = two.text_input(
         "Sparsities",
@@ -124,6 +125,7 @@ def _choose(setup: Setup) -> PruneRequest:
         placeholder="by the number of tokens",
         key="prune_target_damping",
         bind="query-params",
+        disabled="dense" not in targets,
         help="μ, relative to the mean Hessian diagonal, where the target is the dense model. Few tokens need a "
         "large one.",
     )
@@ -131,6 +133,7 @@ def _choose(setup: Setup) -> PruneRequest:
         "True-sequential",
         key="prune_true_sequential",
         bind="query-params",
+        disabled="layer" not in targets,
         help="Calibrates each layer after the layers before it in the same decoder block have been pruned. One forward "
         "pass per decoder block instead of two, but more memory. Always on with target dense.",
     )
@@ -198,7 +201,13 @@ def _prompt_and_checkpoint() -> tuple[str, int, Keep, str]:
         "New tokens", min_value=1, max_value=500, value=30, key="prune_new_tokens", bind="query-params"
     )
     keep: Keep = three.selectbox(
-        "Checkpoints", list(KEEP), format_func=KEEP.__getitem__, key="prune_keep", bind="query-params"
+        "Checkpoints",
+        list(KEEP),
+        format_func=KEEP.__getitem__,
+        key="prune_keep",
+        bind="query-params",
+        help="A .zip is kept until you prune again, or until two minutes after this page is closed; choose a folder to "
+        "keep it.",
     )
     folder = four.text_input(
         "Folder on this machine",
@@ -360,8 +369,8 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
             "Mean error, calibration": _error(row["mean_relative_error"]),
             "Mean error, held-out": _error(row["mean_held_out_error"]),
             "Against dense, held-out": _error(row["mean_held_out_target_error"]),
-            "Weights removed": words.percent(row["removed_fraction"], 2),
-            "Pruning": "–" if model.report is None else components.duration(row["seconds"]),
+            "Removed of these layers": words.percent(row["removed_fraction"], 2),
+            "Pruning time": "–" if model.report is None else components.duration(row["seconds"]),
         }
         for model, (_, row) in zip(models, table.iterrows(), strict=True)
     ]
@@ -369,11 +378,14 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
     where = (
         "held-out windows of the calibration text" if run.request.evaluate == HELD_OUT else f"{run.request.evaluate}"
     )
+    setup, request = run.setup, run.request
     st.caption(
-        f"Perplexity on {run.request.windows} × {run.request.window_length} tokens of {where}. Errors are relative, "
-        f"averaged over layers, on the inputs that each layer gets from the pruned blocks before it: against the "
-        f"output of its own dense weights, and, where that was the target, against the dense model's output. Weights "
-        f"removed: share of the pruned layers' weights.{_computed(models)}"
+        f"{setup.model}, {_pruned_part(run, models)}, calibrated on {setup.samples} × {setup.length} tokens of "
+        f"{setup.text}, seed {setup.seed}. Perplexity on {request.windows} × {request.window_length} tokens of "
+        f"{where}. "
+        "Errors are relative, averaged over layers, on the inputs that each layer gets from the pruned blocks before "
+        f"it: against the output of its own dense weights, and, where that was the target, against the dense model's "
+        f"output. Pruning time includes calibration.{_computed(models)}"
     )
     if run.request.evaluate == HELD_OUT and "measured" in run.request.methods:
         st.caption("Measured order chose its order on these held-out windows, so its numbers are slightly optimistic.")
@@ -393,6 +405,14 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
         _time_and_perplexity(run, bars.assign(target=[model.target for model in pruned]))
         reports = [model.report for model in pruned if model.report is not None]
         components.report_button(lambda: [finished.run_of(report) for report in reports], "pruned", "prune-report")
+
+
+def _pruned_part(run: PruningRun, models: list[EvaluatedModel]) -> str:
+    """ "all 210 layers pruned", or which of them."""
+    pruned = next((len(model.report.layers) for model in models if model.report is not None), 0)
+    if run.request.layers == "*":
+        return f"all {words.count(pruned, 'layer')} pruned"
+    return f"{words.count(pruned, 'layer')} pruned ({run.request.layers})"
 
 
 def _computed(models: list[EvaluatedModel]) -> str:

@@ -213,7 +213,15 @@ def choose_layers(choice: str, model: str) -> str:
         st.text_input("Names", "*", disabled=True, help="All linear layers inside the decoder blocks.")
         return "*"
     if choice == "own":
-        return st.text_input("Names", help="Separated by spaces; * matches any part.", **key("own")).strip() or "*"
+        return (
+            st.text_input(
+                "Names",
+                placeholder="* (all layers)",
+                help='Separated by spaces; * matches any part: "*.o_proj". Empty: all layers.',
+                **key("own"),
+            ).strip()
+            or "*"
+        )
     known = structure(model)
     if choice == "attention":
         patterns = preflight.attention_outputs(known) if known is not None else preflight.ATTENTION_OUTPUTS[0]
@@ -278,6 +286,7 @@ def run_card(edited: Setup, *, is_shown: bool) -> None:
             on_click=begin,
             args=(edited,),
             disabled=bool(cannot) or ended,
+            help="These are being measured, or have been; change something above." if ended else None,
             key="measure",
         )
         if outdated:

@@ -11,7 +11,7 @@ import streamlit as st
 import rose
 from app import components, session, shared, words
 from app.figures import structures as figures
-from app.runs.slimming import Slimming, SlimRequest
+from app.runs.slimming import TOKENS, TURNS, Slimming, SlimRequest
 from app.study.structures import Structures
 from rose.structured.anatomy import CHANNELS, HEADS, Shape
 from rose.structured.shapes import ALLOCATIONS, head_shapes
@@ -109,7 +109,7 @@ def _swaps(known: Structures, block: int) -> None:
         return
     shape = _head_shape(known, block)
     found = known.study.remember(("swaps", block, shape), lambda: known.swapped(block, shape))
-    labels = {"slimllm": "SlimLLM, by correlation", "obs": "Exact cost"}
+    labels = {"slimllm": "slimllm, by correlation", "obs": "obs, by exact cost"}
     rows = [
         {
             "Method": labels[one.method],
@@ -242,7 +242,9 @@ def _outcome(run: Slimming) -> None:
     st.caption(
         f"{words.percent(said['removed_fraction'])} of the decoder blocks' parameters are gone, "
         f"{words.percent(1 - slim.parameters / dense.parameters)} of the whole model's; it reads "
-        f"{slim.speed / dense.speed:.2f} times as fast here, on {words.count(run.setup.held_out, 'held-out window')}."
+        f"a prompt of {TOKENS} tokens {slim.speed / dense.speed:.2f} times as fast here, in the best of "
+        f"{words.word(TURNS)} turns. "
+        + (f"Perplexity is on {run.setup.held_out} × {run.setup.length} held-out tokens." if run.setup.held_out else "")
     )
     if run.request.prompt.strip():
         for one in run.outcomes:

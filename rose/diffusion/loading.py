@@ -20,7 +20,7 @@ from rose.diffusion.garments import FOLDER
 from rose.diffusion.parts import read_reshaped
 from rose.errors import RoseError
 from rose.model.loading import check_output, parse_dtype
-from rose.paths import expand
+from rose.paths import reachable
 from rose.report import RunReport, default_permissions
 
 PACKAGED = "garments"
@@ -122,7 +122,7 @@ def _load(name: str, dtype: torch.dtype) -> Any:
 
     from rose.diffusion.garment_pipeline import GarmentPipeline
 
-    folder = expand(name)
+    folder = reachable(name)
     is_local = folder.exists()
     kind: Any = DiffusionPipeline
     if is_local:

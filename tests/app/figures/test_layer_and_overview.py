@@ -28,7 +28,7 @@ def below(drawing: style.Drawing) -> str:
 def test_map_rings_columnar_layers_and_leaves_the_rest_blank(layers: pd.DataFrame) -> None:
     drawing = overview.model_map(layers, layers=ALL)
     assert title(drawing) == (
-        "Relative range is highest in 3 · self_attn.o_proj, 0.900; columnar layers lie in decoder blocks 1 to 3"
+        "Relative range is highest in 3 · self_attn.o_proj, 0.900; columnar layers lie in decoder blocks 1 and 3"
     )
     assert "not yet (3 of 15)" in below(drawing)
     assert drawing.caption.endswith("Three layers still to come.")

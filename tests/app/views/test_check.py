@@ -68,7 +68,7 @@ def test_this_layer_lists_every_check(study: Study, findings: Findings) -> None:
         assert {"look": "review"}.get(check.status, check.status) in row["Status"]
         if check.name != "Measures agree":  # a rounding error has no digits to compare
             assert row["Found"] == check.found
-        assert row["Passes"] == check.limit
+        assert row["To pass"] == check.limit
     statuses = [check.status for _, check in findings.checks()]
     needs = ["none needs", "one needs", "two need", "three need", "four need"]
     passed, looks = words.word(4 + statuses.count("pass")), needs[statuses.count("look")]
@@ -129,7 +129,7 @@ def test_all_layers(study: Study) -> None:
     shown = app.dataframe[0].value
     assert len(shown) == 21
     assert set(shown["Finite inputs"]) == {"✓ pass"}
-    looks = int((shown["Worst"] == "◐ review").sum())
+    looks = int((shown["Defects"] == "◐ review").sum())
     assert app.header[0].value.endswith(f", {words.word(21 - looks)} pass")
     assert len(figures(app)) == 1
     assert "No layer needed more damping than the requested 0.01" in texts(app)

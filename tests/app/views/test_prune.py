@@ -99,7 +99,7 @@ def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
 
     shown = app.table[0].value
     models = [run.dense, *run.copies]
-    assert list(shown["Model"]) == ["Dense", "SparseGPT, 0.5", "ROSE, 0.5", "SparseGPT, 2:4", "ROSE, 2:4"]
+    assert list(shown["Model"]) == ["Dense", "SparseGPT at 0.5", "ROSE at 0.5", "SparseGPT at 2:4", "ROSE at 2:4"]
     assert run.dense is not None
     for row, outcome in zip(shown.to_dict("records"), models, strict=True):
         assert outcome is not None
@@ -108,7 +108,7 @@ def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
         if outcome.report:
             assert row["Mean error, calibration"] == f"{outcome.report.summary['mean_relative_error']:.4f}"
             assert row["Mean error, held-out"] == f"{outcome.report.summary['mean_held_out_error']:.4f}"
-            assert row["Weights removed"] == "50.00 %"
+            assert row["Removed of these layers"] == "50.00 %"
     assert "Perplexity on 3 × 16 tokens of held-out windows" in texts(app)
     titles = [json.loads(drawn)["layout"]["title"]["text"] for drawn in figures(app)]
     assert len(titles) == 2
@@ -146,6 +146,8 @@ def test_the_commands_shown_ask_for_what_was_chosen(setup: Setup) -> None:
     compile(code, "code", "exec")
     assert not any(o.true_sequential for o in options)
     assert "true_sequential=False" in code
+    assert app.toggle(key="prune_true_sequential").disabled  # dense targets are always so
+    app.button_group(key="prune_targets").set_value(["layer", "dense"]).run()
     app.toggle(key="prune_true_sequential").set_value(True).run()
     assert all("--true-sequential" in line for line in app.code[0].value.splitlines())
     assert "true_sequential=True" in app.code[1].value
@@ -157,6 +159,7 @@ def test_only_chosen_layers_and_a_zip(setup: Setup) -> None:
     app = opened(setup, prune_layers="model.layers.1.*", prune_windows="1", prune_prompt="")
     app.selectbox(key="prune_keep").set_value("zip").run()
     app.multiselect(key="prune_methods").set_value(["rose_global"]).run()
+    app.button_group(key="prune_targets").set_value(["layer"]).run()
     app.toggle(key="prune_true_sequential").set_value(True).run()
     assert "One copy, seven layers" in texts(app)
     app, run = pruned(app)
@@ -240,7 +243,7 @@ def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch
     assert run.job.status == "failed"
     assert "No factor was found." in app.error[0].value
     assert "One model finished before that" in texts(app)
-    assert list(app.table[0].value["Model"]) == ["Dense", "SparseGPT, 0.7"]
+    assert list(app.table[0].value["Model"]) == ["Dense", "SparseGPT at 0.7"]
     archive = run.copies[0].checkpoint
     assert archive is not None
     assert archive.exists()
@@ -301,7 +304,7 @@ def test_a_cancelled_run_is_called_so(setup: Setup, monkeypatch: pytest.MonkeyPa
     app, run = pruned(opened(setup, prune_prompt="", prune_windows="1"))
     assert run.job.status == "cancelled"
     assert "Cancelled after one model; the numbers of finished models are below" in texts(app)
-    assert list(app.table[0].value["Model"]) == ["Dense", "SparseGPT, 0.7"]
+    assert list(app.table[0].value["Model"]) == ["Dense", "SparseGPT at 0.7"]
 
 
 def test_results_over_seeds(setup: Setup, tmp_path: Path) -> None:
@@ -348,7 +351,7 @@ def test_both_targets_are_pruned_shown_and_said_in_the_recipes(setup: Setup) -> 
     app, run = pruned(app)
     assert run.job.status == "done", run.job.message
     shown = app.table[0].value.to_dict("records")
-    assert [row["Model"] for row in shown] == ["Dense", "SparseGPT, 0.7", "SparseGPT, 0.7, target layer"]
+    assert [row["Model"] for row in shown] == ["Dense", "SparseGPT at 0.7", "SparseGPT at 0.7, target layer"]
     report = run.copies[0].report
     assert report is not None
     assert shown[1]["Against dense, held-out"] == f"{report.layers['held_out_target_error'].mean():.4f}"
