@@ -87,7 +87,7 @@ def error_curve(
     figure.update_yaxes(range=[0, top or 1])
     figure.update_xaxes(range=[-0.02 * blocks, blocks * 1.02], dtick=style.whole_step(blocks), zeroline=False)
     style.end_labels(figure, blocks, ends, top or 1)
-    listed = ", ".join(f"{run_style(n).label} {words.number(v)}" for n, v in sorted(final.items(), key=lambda i: i[1]))
+    listed = "; ".join(f"{run_style(n).label}: {words.number(v)}" for n, v in sorted(final.items(), key=lambda i: i[1]))
     caption = f"Final error, lowest first: {listed}."
     if len(final) > 1 and final[worst] > 0:
         caption += f" The lowest is {words.percent(1 - final[best] / final[worst])} below the highest."
@@ -383,7 +383,7 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", t
     )
     figure.update_xaxes(tickvals=list(range(len(groups))), ticktext=groups, showgrid=False)
     figure.update_yaxes(rangemode="tozero")
-    ranked = ", ".join(f"{labels[str(n)]} {mean[n]:.3f}" for n in mean.sort_values().index)
+    ranked = "; ".join(f"{labels[str(n)]}: {mean[n]:.3f}" for n in mean.sort_values().index)
     caption = (
         f"Mean over {words.count(len(groups), 'sparsity', 'sparsities')}, relative to {labels['natural']}: {ranked}."
         + spread

@@ -131,8 +131,8 @@ def prune(
 
 
 def table() -> Table:
-    """What LLaMA's sizes take, 128 samples of 2048 tokens in bfloat16."""
-    shown = Table("model", "weights", "one block", "Hessian at work", "hidden states", "peak", "peak, states on disk")
+    """What LLaMA's sizes take in bfloat16, by target and number of samples of 2048 tokens."""
+    shown = Table("model", "weights", "target, samples", "one block", "work", "activations", "peak", "states on disk")
     for name, hidden, inner, blocks, heads in (
         ("7B", 4096, 11008, 32, 32),
         ("13B", 5120, 13824, 40, 40),
@@ -147,13 +147,16 @@ def table() -> Table:
         )
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-        memory, disk = (
-            estimate_memory(model, samples=128, length=2048, dtype=torch.bfloat16, on_disk=on_disk)
-            for on_disk in (False, True)
-        )
         weights = 2 * sum(parameter.numel() for parameter in model.parameters())
-        sizes = (weights, memory.block, memory.work, memory.activations, memory.peak, disk.peak)
-        shown.add_row(name, *(f"{size / 1e9:.1f} GB" for size in sizes))
+        for target, samples in (("layer", 128), ("dense", 128), ("dense", 16)):
+            options: dict[str, Any] = {"dtype": torch.bfloat16, "dense_targets": target == "dense"}
+            memory, disk = (
+                estimate_memory(model, samples=samples, length=2048, on_disk=on_disk, **options)
+                for on_disk in (False, True)
+            )
+            sizes = (memory.block, memory.work, memory.activations + memory.waiting, memory.peak, disk.peak)
+            cells = [f"{size / 1e9:.1f} GB" for size in (weights, *sizes)]
+            shown.add_row(name, cells[0], f"{target}, {samples}", *cells[1:])
     return shown
 
 

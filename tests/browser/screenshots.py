@@ -59,8 +59,9 @@ def shoot(page: Page, address: str, name: str, path: Path) -> None:
     if name == "diffusion":
         page.get_by_role("button", name="Prune and draw").click()
         expect(page.locator(".gtitle", has_text="away from")).to_be_visible(timeout=ALL_LAYERS)
-    if name in ("order_lab", "structures"):  # sweeps and costs are computed first
+    if name in ("layer", "order_lab", "structures"):  # sweeps and costs are computed first
         expect(page.locator(".gtitle").first).to_be_visible(timeout=ALL_LAYERS)
+    expect(page.get_by_test_id("stSidebar").get_by_role("progressbar")).to_have_count(0, timeout=ALL_LAYERS)
     page.wait_for_timeout(RENDERING)
     page.screenshot(path=path)
     print(path, flush=True)
@@ -142,8 +143,9 @@ def shoot_figure(browser: Browser, figure: go.Figure, folder: Path, picture: Pat
     widen_title(figure)
     figure.update_layout(height=600)
     file = folder / f"{picture.stem}.html"
-    figure.write_html(file)
+    figure.write_html(file, config={"displayModeBar": False})
     page.goto(file.as_uri())
+    page.add_style_tag(content="body { margin: 0 }")
     page.wait_for_timeout(RENDERING)
     page.screenshot(path=picture)
     page.close()
