@@ -459,8 +459,14 @@ def example_note(study: Study) -> str:
 def describe(setup: Setup) -> str:
     text = setup.text if setup.text in DATASETS or setup.text == "packaged" else setup.text.rsplit("/", 1)[-1]
     model = setup.model if setup.model in PACKAGED else setup.model.rstrip("/").rsplit("/", 1)[-1]
-    layers = LAYERS[preflight.layer_choice(setup.layers)[0]].lower()
-    return f"{model}, {layers}, {text} {setup.samples} × {setup.length}, sparsity {setup.sparsity}"
+    choice, block = preflight.layer_choice(setup.layers)
+    layers = {"block": f"decoder block {block}", "own": setup.layers}.get(choice, LAYERS[choice].lower())
+    usual = Setup()
+    phrases = {"seed": "seed {}", "held_out": "{} held out", "block_size": "block size {}", "damping": "damping {:g}"}
+    unusual = [name for name in phrases if getattr(setup, name) != getattr(usual, name)]
+    other = [phrases[name].format(getattr(setup, name)) for name in unusual]
+    sizes = f"{text} {setup.samples} × {setup.length}"
+    return ", ".join([model, layers, sizes, f"sparsity {setup.sparsity}", *other])
 
 
 def recent() -> None:

@@ -145,7 +145,9 @@ def test_recent_setups_come_back_with_one_click(folder: Path, text: Path) -> Non
     assert app.session_state["setup"] == first
     assert app.slider(key="start_ratio").value == 0.7
     assert "21 of 21 layers measured" in texts(app)
-    assert "sparsity 0.5" in app.button(key="recent-0").label
+    assert app.button(key="recent-0").label.endswith(
+        f"sparsity 0.5, {second.held_out} held out, block size {second.block_size}"
+    )
 
 
 def test_files_that_were_replaced_are_measured_anew(tmp_path: Path) -> None:
