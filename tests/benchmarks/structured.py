@@ -183,6 +183,16 @@ print(1024 * int(status.split("VmHWM:")[1].split()[0]))
 """
 
 
+# One colour a method, as on the app's pages where it prunes single weights too; marks tell its variants apart.
+COLOURS = {
+    "obs": palette.AZURE,
+    "slimllm": palette.ORANGE,
+    "depth": palette.PURPLE,
+    **{name: palette.METHOD_COLOURS[name] for name in ("wanda", "magnitude")},
+}
+SYMBOLS = ("circle", "square-open", "diamond-open")
+
+
 def label(variant: str) -> str:
     """A variant in words: "obs@uniform/exact+dense" is "obs, uniform, target dense"."""
     rest, _, target = variant.partition("+")
@@ -202,7 +212,11 @@ def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
     beyond = means.groupby("variant")["perplexity"].transform("min") > MOST_PERPLEXITY
     hidden = ", ".join(label(variant) for variant in means["variant"][beyond].unique())
     means = means[~beyond]
-    for number, (variant, part) in enumerate(means.groupby("variant", sort=False)):
+    drawn: list[str] = []
+    for variant, part in means.groupby("variant", sort=False):
+        method = str(variant).partition("@")[0]
+        place, shade = drawn.count(method), COLOURS[method]
+        drawn.append(method)
         every = slim[slim["variant"] == variant].groupby("ratio")["perplexity"]
         figure.add_scatter(
             x=part["parameters"] / 1e6,
@@ -216,8 +230,8 @@ def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
             },
             mode="lines+markers",
             name=label(str(variant)),
-            line={"width": 2, "color": palette.PALETTE[number], "dash": "solid" if "obs" in str(variant) else "dash"},
-            marker={"size": 9},
+            line={"width": 2, "color": shade, "dash": "solid" if method == "obs" else "dash"},
+            marker={"size": 9, "symbol": SYMBOLS[place % len(SYMBOLS)]},
         )
     compared = means[means["draws"] == means.groupby("ratio")["draws"].transform("max")]  # means over fewer say less
     lowest = compared.loc[compared.groupby("ratio")["perplexity"].idxmin()].sort_values("ratio")

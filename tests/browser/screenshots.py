@@ -145,9 +145,8 @@ def shoot_figure(browser: Browser, figure: go.Figure, folder: Path, picture: Pat
     file = folder / f"{picture.stem}.html"
     figure.write_html(file, config={"displayModeBar": False})
     page.goto(file.as_uri())
-    page.add_style_tag(content="body { margin: 0 }")
     page.wait_for_timeout(RENDERING)
-    page.screenshot(path=picture)
+    page.locator(".plotly-graph-div").screenshot(path=picture)
     page.close()
 
 
