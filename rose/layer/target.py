@@ -71,10 +71,15 @@ class InputGap:
     """How the inputs of a layer differ between the dense and the pruned model: D = X_d − X_p, streamed.
 
     Layers that read the same tensor share one object: G = D Wᵀ for each of them.
+
+    Args:
+        columns: of the layers.
+        device: where they are.
+        dtype: in which DᵀX_p is multiplied, see `_add_product`; sums are float32.
     """
 
-    def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
-        self.channels = columns
+    def __init__(self, columns: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        self.channels, self.dtype = columns, dtype
         self.cross = torch.zeros(columns, columns, device=device)  # DᵀX_p
         self.difference = InputStatistics(columns, device)
         self._correction: tuple[float, Tensor] | None = None  # the last damping, and DᵀX_p (H + λI)⁻¹
@@ -84,7 +89,7 @@ class InputGap:
         x = pruned.detach().reshape(-1, self.difference.columns).to(self.cross)
         difference = dense.detach().reshape(x.shape).to(x) - x
         self.difference.update(difference)
-        self.cross.addmm_(difference.T, x)
+        _add_product(self.cross, difference, x, self.dtype)
         self._correction = None
 
     def sum_over(self, add: Callable[[Tensor], Any]) -> None:
@@ -105,10 +110,18 @@ class InputGap:
 
 
 class OutputGap:
-    """The gap of one layer that writes into the residual stream: G = D Wᵀ + R, streamed."""
+    """The gap of one layer that writes into the residual stream: G = D Wᵀ + R, streamed.
 
-    def __init__(self, rows: int, columns: int, device: torch.device | str = "cpu") -> None:
-        self.channels = rows
+    Args:
+        rows, columns: of the layer.
+        device: where it is.
+        dtype: in which GᵀX_p is multiplied, see `_add_product`; sums are float32.
+    """
+
+    def __init__(
+        self, rows: int, columns: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.channels, self.dtype = rows, dtype
         self.cross = torch.zeros(rows, columns, device=device)
         self.square = torch.zeros((), dtype=torch.float64, device=device)
 
@@ -116,7 +129,7 @@ class OutputGap:
         """Adds X_p, (..., in), and G, (..., out), of the same tokens."""
         x = pruned.detach().reshape(-1, self.cross.shape[1]).to(self.cross)
         g = gap.detach().reshape(-1, self.cross.shape[0]).to(self.cross)
-        self.cross.addmm_(g.T, x)
+        _add_product(self.cross, g, x, self.dtype)
         self.square += torch.dot(g.flatten(), g.flatten())
 
     def sum_over(self, add: Callable[[Tensor], Any]) -> None:
@@ -131,6 +144,18 @@ class OutputGap:
     def correction(self, _weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
         """GᵀX_p (H + λI)⁻¹, (out, in)."""
         return _times_inverse(self.cross, hessian, damping)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:
+    """Adds leftᵀ right to `total`; float32 tensors, tokens as rows.
+
+    The factors may be rounded to bfloat16: its independent errors of one part in 500 average out over tokens as
+    sampling noise does, and are so much smaller than it. H, which is inverted, has no such freedom.
+    """
+    if dtype == torch.float32:
+        total.addmm_(left.T, right)
+    else:
+        total.add_(left.to(dtype).T @ right.to(dtype))
 
 
 def _times_inverse(cross: Tensor, hessian: Tensor, damping: float) -> Tensor:

@@ -168,6 +168,7 @@ class Walk:
         dense: hidden states of the dense model beside them, where they are needed.
         drifted: takes the drift after each decoder block.
         compute: the format of forward passes, see `run_block`.
+        products: the format in which gaps to dense targets are multiplied.
         few: by decoder block, arguments of a pass over a few tokens, and those tokens' hidden states; given where
             targets are dense.
     """
@@ -184,6 +185,7 @@ class Walk:
     drifted: Callable[[BlockDrift], None] = field(default=lambda _drift: None)
     few: tuple[list[list[Arguments]], Tensor] | None = None
     compute: torch.dtype | None = None
+    products: torch.dtype = torch.float32
 
     def visit(self, propagate_again: bool) -> Iterator[BlockStatistics]:
         residence, last = residence_of(self.model), max(self.by_block)
@@ -228,7 +230,7 @@ class Walk:
         arguments, hidden = self.few
         hidden = hidden.clone().to(self.device)
         run = partial(run_block, block, hidden, arguments[index][0], self.device)
-        return BlockTargets(block, layers, find_writers(block, layers, run, hidden))
+        return BlockTargets(block, layers, find_writers(block, layers, run, hidden), self.products)
 
     def run_dense(self, block: nn.Module, index: int, watch: Watch | None = None) -> None:
         """Runs a block that is still dense on the dense hidden states, where there are any; see `DenseStreams.run`."""
@@ -326,11 +328,12 @@ def start_walk(
     kept: Storage | None = None,
     dense: DenseStreams | None = None,
     compute: torch.dtype | None = None,
+    products: torch.dtype = torch.float32,
 ) -> Walk:
     """Records the inputs of the first decoder block, or resumes from a checkpoint.
 
     `streams`: as from `check_streams`; `layers`: as from `select_layers`; `dense`: the hidden states of the dense model
-    that travel along, if any do; `compute`: see `run_block`.
+    that travel along, if any do; `compute`, `products`: see `Walk`.
     """
     kept = kept or Storage()
     by_block = blocks_of(layers)
@@ -338,7 +341,7 @@ def start_walk(
     meter = Meter(progress, blocks, len(layers))
     meter.layers_done = sum(len(found) for index, found in by_block.items() if index < kept.done)
     walk = Walk(model, pick_device(), meter, by_block, {}, kept.activations, blocks, kept.done, dense, kept.add_drift)
-    walk.compute = compute
+    walk.compute, walk.products = compute, products
     if dense and kept.done:
         dense.position = kept.done
     if kept.done >= blocks and not (dense and HELD_OUT in dense.names and blocks - 1 not in kept.drifts):

@@ -127,7 +127,10 @@ def prune_model(
     check_expert_tokens(min_expert_tokens)
     compute = from_first(partial(decided, compute, model, pick_device()))
     dtype, rounded = compute_dtype(compute, model, pick_device()), rounding(compute, model, pick_device())
-    settings = replace(settings, search=torch.bfloat16 if compute == "bfloat16" else torch.float32)
+    products = (
+        torch.bfloat16 if compute == "bfloat16" else torch.float32
+    )  # of those that bear rounding: not H, no sweep
+    settings = replace(settings, search=products)
     streams = check_streams(model, tokens, held_out)
     sequential = true_sequential or target == "dense"
     start = time.perf_counter()
@@ -163,7 +166,7 @@ def prune_model(
         dense = dense_streams(streams, target == "dense", kept.dense_activations)
         records = kept.restore(selected, dense.batches(streams) if dense else {})
         walking = part_callback(progress, start, share, 1) if share else progress
-        walk = start_walk(model, streams, selected, walking, kept, dense, rounded)
+        walk = start_walk(model, streams, selected, walking, kept, dense, rounded, products)
         done: list[LayerRecord] = []
         for block in visit_sequentially(walk) if sequential else walk.visit(propagate_again=True):
             done += _prune_block(block, settings, patterns, target_damping, min_expert_tokens, walk.meter)

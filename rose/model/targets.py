@@ -36,10 +36,16 @@ class _Seen:
 
 
 class BlockTargets:
-    """The dense targets of one decoder block's layers."""
+    """The dense targets of one decoder block's layers; `products` is the format in which gaps are multiplied."""
 
-    def __init__(self, block: nn.Module, layers: Sequence[PrunableLayer], writers: Mapping[str, Writer]) -> None:
-        self.block, self.layers = block, layers
+    def __init__(
+        self,
+        block: nn.Module,
+        layers: Sequence[PrunableLayer],
+        writers: Mapping[str, Writer],
+        products: torch.dtype = torch.float32,
+    ) -> None:
+        self.block, self.layers, self.products = block, layers, products
         self.writers = {layer.name: writers[layer.projection] for layer in layers if layer.projection in writers}
         self.dense: dict[BatchKey, _Seen] = {}
         self.pruned: dict[BatchKey, _Seen] = {}
@@ -124,15 +130,15 @@ class BlockTargets:
             return None
         if self.writes(layer):
             return self._output_gap(layer, pairs)
-        gap = InputGap(layer.weight.shape[1], layer.weight.device)
+        gap = InputGap(layer.weight.shape[1], layer.weight.device, self.products)
         for pruned, dense in pairs.values():
             gap.update(pruned, dense)
         return gap
 
     def _output_gap(self, layer: PrunableLayer, pairs: Pairs) -> OutputGap:
         """The gap of a layer that writes into the stream: what its inputs lack, and what the stream has lost."""
-        weight = layer.weight
-        gap = OutputGap(weight.shape[0], weight.shape[1], weight.device)
+        weight = layer.weight if layer.weight.dtype != torch.float32 else layer.weight.to(self.products)
+        gap = OutputGap(weight.shape[0], weight.shape[1], weight.device, self.products)
         for key, (pruned, dense) in pairs.items():
             difference = (dense.float() - pruned.float()).to(weight.dtype)
             own = nn.functional.linear(difference, weight).float()

@@ -31,10 +31,12 @@ def statistics_of(inputs: Tensor) -> rose.InputStatistics:
     return statistics
 
 
-def gaps(case: dict[str, Tensor], parts: int = 1) -> tuple[InputGap, OutputGap, Tensor, Tensor]:
+def gaps(
+    case: dict[str, Tensor], parts: int = 1, dtype: torch.dtype = torch.float32
+) -> tuple[InputGap, OutputGap, Tensor, Tensor]:
     """Both kinds of gap, streamed in parts, and the targets that they belong to."""
-    ours = InputGap(COLUMNS)
-    streamed = OutputGap(ROWS, COLUMNS)
+    ours = InputGap(COLUMNS, dtype=dtype)
+    streamed = OutputGap(ROWS, COLUMNS, dtype=dtype)
     own = (case["dense"] - case["pruned"]) @ case["weight"].T
     for x, d, g in zip(*(t.chunk(parts) for t in (case["pruned"], case["dense"], own + case["lost"])), strict=True):
         ours.update(x, d)
@@ -102,6 +104,15 @@ def test_without_a_gap_the_weight_stays(case: dict[str, Tensor]) -> None:
     gap, _, _, _ = gaps(case)
     corrected, _ = corrected_weight(case["weight"], statistics_of(case["pruned"]), gap)
     assert torch.equal(corrected, case["weight"])
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["input gap", "output gap"])
+def test_rounded_products_are_off_by_far_less_than_other_tokens_would_be(case: dict[str, Tensor], kind: int) -> None:
+    exact, rounded = (gaps(case, 3, dtype)[kind] for dtype in (torch.float32, torch.bfloat16))
+    assert rounded.cross.dtype == torch.float32
+    half = gaps({name: value[: TOKENS // 2] if len(value) == TOKENS else value for name, value in case.items()})[kind]
+    off, sampling = rounded.cross - exact.cross, 2 * half.cross - exact.cross
+    assert 0 < off.norm() < 0.01 * sampling.norm()
 
 
 def test_more_tokens_need_less_damping() -> None:

@@ -10,7 +10,7 @@ import torch
 
 import rose
 from rose.layer.methods import rose_admm
-from rose.model import capture, cost, pipeline, precision
+from rose.model import capture, cost, pipeline, precision, targets
 from rose.model.durable import digest
 from rose.model.precision import bfloat16_gain, compute_dtype
 from tests.model.families import make_model, make_tokens
@@ -113,6 +113,20 @@ def test_pruned_nearly_as_in_float32(family: str, target: str) -> None:
     means = [table["relative_error"].mean() for table in tables]  # single layers lose other weights near ties
     assert means[1] == pytest.approx(means[0], rel=0.05)
     assert digest(models[0].state_dict()) != digest(models[1].state_dict())  # or nothing was rounded
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_gaps_are_multiplied_in_bfloat16_where_forward_passes_may_be(
+    dtype: torch.dtype, compute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    for name in ("InputGap", "OutputGap"):
+        kind = getattr(targets, name)
+        monkeypatch.setattr(targets, name, lambda *args, kind=kind: made.append(args[-1]) or kind(*args))
+    rose.prune_model(make_model("llama").to(dtype), make_tokens(), target="dense", compute=compute, **OPTIONS)
+    assert len(made) > 5
+    assert set(made) == {getattr(torch, compute)}
 
 
 def test_statistics_and_pruning_are_float32() -> None:
