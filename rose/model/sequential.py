@@ -35,7 +35,9 @@ from rose.model.targets import BatchKey, Gaps
 
 
 def visit_sequentially(walk: Walk) -> Generator[BlockStatistics, None, None]:
-    """Visits one layer after another, in the order in which they run; each must be pruned before the next is asked for.
+    """Visits layers in the order in which they run; what is visited must be pruned before the next is asked for.
+
+    One after another, except for those that read the same tensors, which come together where targets are dense.
 
     Raises:
         RoseError: a layer that no batch reaches, or that batches reach in different orders.
@@ -168,18 +170,25 @@ class _Block:
         )
 
     def _open(self, layer: PrunableLayer) -> BlockStatistics:
-        """What is handed out when a layer's turn has come; from now on it counts as pruned."""
+        """What is handed out when a layer's turn has come; from now on it counts as pruned.
+
+        With it come the layers that are known to read the same tensors, so that several processes can share them.
+        """
         readers = [batch for batch in self.waiting if batch.stopped_at is layer]
         if not everywhere(self._is_counted(readers)):
             self._count(readers, layer)
         self.last = readers
         before = self._work_done()
-        self.readers[layer.name] = readers
+        layers = self.targets.alike(layer) if self.targets else [layer]
+        self.readers |= {one.name: readers for one in layers}
         after = self._work_done()
-        known = {stream: {layer.name: found} for stream, found in self.statistics.items()}
-        gaps = {stream: {layer.name: gap} for stream, gap in self._gaps(layer, readers).items()}
+        known = {stream: {one.name: found for one in layers} for stream, found in self.statistics.items()}
+        gaps: dict[str, Gaps] = {}
+        for one in layers:
+            for stream, gap in self._gaps(one, readers).items():
+                gaps.setdefault(stream, {})[one.name] = gap
         return BlockStatistics(
-            self.index, [layer], known.get("calibration", {}), known.get("held_out", {}), (before, after), gaps
+            self.index, layers, known.get("calibration", {}), known.get("held_out", {}), (before, after), gaps
         )
 
     def _gaps(self, layer: PrunableLayer, readers: list[_Batch]) -> Gaps:

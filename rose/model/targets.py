@@ -95,6 +95,22 @@ class BlockTargets:
         """Whether the layer writes into the residual stream."""
         return layer.name in self.writers
 
+    def alike(self, layer: PrunableLayer) -> list[PrunableLayer]:
+        """The layer and the others that read the very same tensors: they can be pruned together.
+
+        Alone stay experts, whose tokens differ by batch, and layers that write into the stream, whose targets need
+        what was added to it before.
+        """
+        read = [seen.inputs for seen in self.dense.values()]
+        if layer.is_expert or self.writes(layer) or not all(layer.name in inputs for inputs in read):
+            return [layer]
+        others = [other for other in self.layers if not (other.is_expert or self.writes(other))]
+        return [
+            other
+            for other in others
+            if all(inputs.get(other.name, (None, None))[0] is inputs[layer.name][0] for inputs in read)
+        ]
+
     def forget(self, layer: PrunableLayer) -> None:
         """Releases what the layer read in the dense model."""
         for seen in self.dense.values():

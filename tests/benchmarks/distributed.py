@@ -1,7 +1,8 @@
 """One prune by one and by several processes: python -m tests.benchmarks.distributed [--processes 1,2].
 
 Each process has one thread. On a machine with fewer free cores than processes only the processor time of each process
-says how the work divides. Volume is what each process sends by the formula of docs/distributed.md.
+says how the work divides. Volume is what each process sends by the formula of docs/distributed.md, which is for target
+layer.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
@@ -23,6 +25,7 @@ from rose.layer.statistics import PANEL
 from rose.model.cost import statistics_groups
 from rose.model.distributed import exchange, from_first, place, process_group, processes
 from rose.model.loading import load_skeleton
+from rose.model.pipeline import TARGETS
 from rose.model.structure import prunable_layers
 from tests.benchmarks.timing import Row
 
@@ -37,12 +40,14 @@ def volume(model: nn.Module, processes: int, itemsize: int = 4) -> float:
     return 2 * (processes - 1) / processes * hessians + (processes - 1) / processes * weights
 
 
-def prune(processes: int, samples: int, length: int) -> tuple[float, list[float]]:
-    """Seconds that pruning the packaged model takes, and processor seconds of each process."""
+def prune(processes: int, options: Sequence[str] = ()) -> tuple[float, list[float]]:
+    """Seconds that pruning the packaged model takes, and processor seconds of each process.
+
+    `options`: of this program, as for the command line.
+    """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *launcher, "-m", "tests.benchmarks.distributed", "--samples", str(samples)]
     done = subprocess.run(
-        [*command, "--length", str(length), "--one"],
+        [sys.executable, *launcher, "-m", "tests.benchmarks.distributed", *options, "--one"],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -51,15 +56,15 @@ def prune(processes: int, samples: int, length: int) -> tuple[float, list[float]
     return json.loads(done.stdout)
 
 
-def one_of_several(samples: int, length: int) -> None:
+def one_of_several(options: argparse.Namespace) -> None:
     """What each process does; the first prints."""
     torch.set_num_threads(1)
     with process_group():
         model, tokenizer = rose.load_model("smollm2-135m")
-        tokens = rose.load_tokens("packaged", tokenizer, samples=samples, length=length)
+        tokens = rose.load_tokens("packaged", tokenizer, samples=options.samples, length=options.length)
         from_first(lambda: None)  # all begin at once
         start, worked = time.perf_counter(), time.process_time()
-        rose.prune_model(model, tokens, target="layer")
+        rose.prune_model(model, tokens, method=options.method, target=options.target)
         mine = time.process_time() - worked
         every = exchange(list(range(processes())), lambda _number: mine)
         if place() == 0:
@@ -68,7 +73,7 @@ def one_of_several(samples: int, length: int) -> None:
 
 def rows() -> list[Row]:
     """One process and two; the busiest one's processor time, as there may be fewer free cores than processes."""
-    (alone, (worked,)), (together, every) = (prune(count, SAMPLES, LENGTH) for count in (1, 2))
+    (alone, (worked,)), (together, every) = (prune(count) for count in (1, 2))
     return [
         ("one process, one thread", alone, "", 1.0),
         ("two processes, one thread each", together, "one process", together / alone),
@@ -82,15 +87,17 @@ def main() -> None:
     parser.add_argument("--processes", default="1,2")
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--length", type=int, default=LENGTH)
+    parser.add_argument("--method", default="rose")
+    parser.add_argument("--target", default="layer", choices=TARGETS)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # this is one of the processes
     options = parser.parse_args()
     if options.one:
-        return one_of_several(options.samples, options.length)
+        return one_of_several(options)
     model = load_skeleton("smollm2-135m")
     table = Table("processes", "seconds", "processor seconds of each", "against one", "sent by each")
     first = None
     for count in map(int, options.processes.split(",")):
-        seconds, every = prune(count, options.samples, options.length)
+        seconds, every = prune(count, sys.argv[1:])
         first = first or max(every)
         shown = ", ".join(f"{one:.0f}" for one in every)
         table.add_row(
@@ -98,7 +105,7 @@ def main() -> None:
             f"{seconds:.0f}",
             shown,
             f"{first / max(every):.2f} times",
-            f"{volume(model, count) / 1e9:.2f} GB",
+            f"{volume(model, count) / 1e9:.2f} GB" if options.target == "layer" else "",
         )
     Console().print(table)
     return None

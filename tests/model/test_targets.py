@@ -89,8 +89,7 @@ def test_gaps_are_those_of_two_whole_models(family: str) -> None:
     along = dense_streams(streams, True, MemoryActivations())
     walk = start_walk(model, streams, select_layers(model, None), None, None, along)
     written = {}
-    for block in visit_sequentially(walk):
-        (layer,) = block.layers
+    for block, layer in ((found, layer) for found in visit_sequentially(walk) for layer in found.layers):
         gap = block.gaps["calibration"][layer.name].of(layer.weight)
         x_dense = hooked_inputs(dense, [layer.name], tokens)[layer.name]
         as_pruned = make_model(family)  # without the hooks of the walk
@@ -104,6 +103,30 @@ def test_gaps_are_those_of_two_whole_models(family: str) -> None:
         assert gap.square == pytest.approx(float(found.square().sum()), rel=1e-3, abs=1e-4)
         layer.write(rose.prune_layer(layer.weight, block.calibration[layer.name], **OPTIONS).weight)
     assert len(written) == 2 * len(walk.by_block)
+
+
+GROUPS = {
+    "llama": [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]],
+    "gpt2": [["c_attn"], ["c_proj"], ["c_fc"], ["c_proj"]],
+    "falcon": [["query_key_value", "dense_h_to_4h"], ["dense"], ["dense_4h_to_h"]],
+}
+
+
+@pytest.mark.parametrize("family", GROUPS)
+def test_layers_that_read_the_same_come_together(family: str) -> None:
+    """Several processes share them; by themselves, in a parallel decoder block, they come one by one."""
+    tokens = make_tokens(4)
+    for is_dense in (True, False):
+        model = make_model(family)
+        streams = check_streams(model, tokens, None)
+        along = dense_streams(streams, is_dense, MemoryActivations())
+        walk = start_walk(model, streams, select_layers(model, None), None, None, along)
+        found = [
+            [layer.projection.rpartition(".")[2] for layer in block.layers]
+            for block in visit_sequentially(walk)
+            if block.block_index == 0
+        ]
+        assert sorted(found) == sorted(GROUPS[family]) if is_dense else all(len(names) == 1 for names in found)
 
 
 def lost_by_the_stream(family: str, dense: nn.Module, model: nn.Module, layer: Any, tokens: Tensor) -> Tensor:
@@ -143,8 +166,7 @@ def test_the_corrected_weight_is_what_is_pruned() -> None:
     streams = check_streams(again, make_tokens(), None)
     along = dense_streams(streams, True, MemoryActivations())
     walk = start_walk(again, streams, select_layers(again, None), None, None, along)
-    for block in visit_sequentially(walk):
-        (layer,) = block.layers
+    for block, layer in ((found, layer) for found in visit_sequentially(walk) for layer in found.layers):
         known = block.calibration[layer.name]
         aim, used = corrected_weight(layer.weight, known, block.gaps["calibration"][layer.name], 0.3)
         assert used == 0.3
