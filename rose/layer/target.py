@@ -28,24 +28,27 @@ from rose.layer.error import difference, quadratic_form, ratio
 from rose.layer.hessian import check_damping, damp
 from rose.layer.statistics import InputStatistics
 
-# λ = μ · mean of diag(H), with μ = (ENOUGH_TOKENS · channels / tokens)^EXPONENT.
+# λ = μ · mean of diag(H), with μ = (ENOUGH_TOKENS · channels / tokens)^EXPONENT, twice the exponent below FEW_TOKENS.
 ENOUGH_TOKENS = 8.2  # for each channel of the residual stream, to correct with μ = 1
+FEW_TOKENS = 4  # for each channel
 EXPONENT = 1.5
 
 
 def target_damping(channels: int, tokens: int) -> float:
     """μ of the correction, relative to the mean of diag(H).
 
-    Fitted to perplexities of the packaged model, pruned with 2 to 32 × 512 tokens; see docs/targets.md. In one layer
+    Fitted to perplexities of the packaged model, pruned with 1 to 32 × 512 tokens; see docs/targets.md. In one layer
     the noise of a least-squares fit falls as 1/tokens, and so would the best μ. In a model it falls faster, because the
-    errors of a correction are read by all corrections above it. Generalized cross-validation looks at the squared
-    error of one layer, damps the first layers too little and the last ones too much, and ends worse.
+    errors of a correction are read by all corrections above it, and faster still with few tokens for each channel, when
+    layers have more columns than tokens and can fit any noise. Generalized cross-validation looks at the squared error
+    of one layer, damps the first layers too little and the last ones too much, and ends worse.
 
     Args:
         channels: of the residual stream, which the layer reads or writes.
         tokens: of calibration.
     """
-    return (ENOUGH_TOKENS * channels / tokens) ** EXPONENT
+    share = channels / tokens
+    return (ENOUGH_TOKENS * share * max(1.0, FEW_TOKENS * share)) ** EXPONENT
 
 
 def check_target_damping(damping: float | None) -> None:

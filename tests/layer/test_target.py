@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -118,6 +120,14 @@ def test_rounded_products_are_off_by_far_less_than_other_tokens_would_be(case: d
 def test_more_tokens_need_less_damping() -> None:
     few, many = target_damping(576, 1024), target_damping(576, 32768)
     assert few > 1 > many > 0
+
+
+def test_with_few_tokens_for_each_channel_damping_grows_faster() -> None:
+    def slope(tokens: int) -> float:
+        return math.log2(target_damping(100, tokens) / target_damping(100, 2 * tokens))
+
+    assert slope(400) == pytest.approx(slope(6400)) == pytest.approx(1.5)
+    assert slope(50) == pytest.approx(slope(200)) == pytest.approx(3)
 
 
 def test_a_negative_damping_is_refused(case: dict[str, Tensor]) -> None:
