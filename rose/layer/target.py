@@ -30,7 +30,7 @@ from rose.layer.statistics import InputStatistics
 
 # λ = μ · mean of diag(H), with μ = (ENOUGH_TOKENS · channels / tokens)^EXPONENT, twice the exponent below FEW_TOKENS.
 ENOUGH_TOKENS = 8.2  # for each channel of the residual stream, to correct with μ = 1
-FEW_TOKENS = 4  # for each channel
+FEW_TOKENS = 2  # for each channel
 EXPONENT = 1.5
 
 
