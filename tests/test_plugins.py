@@ -219,7 +219,7 @@ def test_the_app_prunes_by_it(named: Path, checkpoint: str) -> None:
     run.job.wait(60)
     assert run.job.status == "done", run.job.message
     (outcome,) = run.copies
-    assert outcome.label == "Largest first, 0.5"
+    assert outcome.label == "Largest first at 0.5"
     bars = prune.perplexity_bars(model_table(run.models).iloc[1:], dense=outcome.perplexity)
     assert "Largest first" in bars.caption
     assert "Largest first" in prune.layer_map(layer_table(run.models), outcome.method).figure.to_json()

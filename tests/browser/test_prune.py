@@ -45,7 +45,7 @@ def test_perplexity_texts_and_report(scheme: str, sparsity: str, removed: str, o
     expect(page.get_by_test_id("stTable").locator("tbody tr")).to_have_count(2)
     dense, pruned = rows(page)
     assert dense[0] == "Dense"
-    assert pruned[0] == f"SparseGPT, {sparsity}"
+    assert pruned[0] == f"SparseGPT at {sparsity}"
     before, after = float(dense[1]), float(pruned[1])
     assert 2 < before < 200
     assert float(pruned[2]) == pytest.approx(after / before, abs=0.01)
@@ -55,7 +55,7 @@ def test_perplexity_texts_and_report(scheme: str, sparsity: str, removed: str, o
     expect(page.get_by_text("Perplexity on 2 × 64 tokens of held-out windows")).to_be_visible()
 
     section(page, "Texts")
-    expect(page.get_by_text(f"SparseGPT, {sparsity}, perplexity {pruned[1]}")).to_be_visible()
+    expect(page.get_by_text(f"SparseGPT at {sparsity}, perplexity {pruned[1]}")).to_be_visible()
     prompt, *written = page.get_by_test_id("stCode").all_inner_texts()
     assert prompt.strip() == "Python is a programming language that"
     assert len(written) == 2
