@@ -360,7 +360,7 @@ def _ended(run: PruningRun) -> None:
 
 
 def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
-    table = model_table(models)
+    setup, request, table = run.setup, run.request, model_table(models)
     rows = [
         {
             "Model": model.label,
@@ -375,10 +375,7 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
         for model, (_, row) in zip(models, table.iterrows(), strict=True)
     ]
     st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt="Perplexity and errors of every model")
-    where = (
-        "held-out windows of the calibration text" if run.request.evaluate == HELD_OUT else f"{run.request.evaluate}"
-    )
-    setup, request = run.setup, run.request
+    where = "held-out windows of the calibration text" if request.evaluate == HELD_OUT else request.evaluate
     st.caption(
         f"{setup.model}, {_pruned_part(run, models)}, calibrated on {setup.samples} × {setup.length} tokens of "
         f"{setup.text}, seed {setup.seed}. Perplexity on {request.windows} × {request.window_length} tokens of "
@@ -387,7 +384,7 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
         f"it: against the output of its own dense weights, and, where that was the target, against the dense model's "
         f"output. Pruning time includes calibration.{_computed(models)}"
     )
-    if run.request.evaluate == HELD_OUT and "measured" in run.request.methods:
+    if request.evaluate == HELD_OUT and "measured" in request.methods:
         st.caption("Measured order chose its order on these held-out windows, so its numbers are slightly optimistic.")
     dense, *pruned = models
     if any(model.report is not None and model.report.summary.get("drift") for model in pruned):

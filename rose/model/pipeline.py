@@ -91,8 +91,8 @@ def prune_model(
         held_out: further tokens, (samples, length), on which each layer's error and the drift of the residual stream
             are measured too. Method "measured" chooses by them, so its held-out error is the best of several and not an
             independent estimate.
-        compute: in which format forward passes, and searches that make good their own rounding (`Settings.search`),
-            multiply matrices: "auto", the faster one on this processor, "float32", the papers' way, which gives the
+        compute: in which format forward passes, gaps to dense targets, and searches that make good their own rounding
+            (`Settings.search`), multiply matrices: "auto", the faster one on this processor, "float32", the papers' way, which gives the
             same on every machine, or "bfloat16". Everything else is float32 anyway. See `rose.model.precision`.
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
         checkpoint: a folder that keeps every finished decoder block. A run that was stopped or killed resumes

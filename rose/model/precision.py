@@ -2,7 +2,8 @@
 
 Processors with bfloat16 instructions multiply matrices in it about twice as fast as in float32. Weights and the
 residual stream stay float32 there; only the matrix products inside the decoder blocks are rounded (`torch.autocast`).
-Statistics, sweeps and errors are always float32: what the forward passes give them is all that changes.
+Products that bear the same rounding, those of gaps to dense targets and of a search that makes good its own, follow.
+H, sweeps and errors are always float32: what the forward passes give them is all that changes.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ This is GPTQ's true-sequential mode: what calibration knows of a layer's inputs 
 it in the same decoder block too, and the outputs are those of the pruned block, so that a second pass is not needed.
 
 All batches of calibration go through the block side by side. Each stops at every layer that is not pruned yet. Once all
-have stopped or finished, one layer is pruned and the batches at it go on. With routed experts batches stop at different
+have stopped or finished, one layer is pruned, with dense targets together with others that read the same tensors, and
+the batches at it go on. With routed experts batches stop at different
 layers. Then the layer that comes first in the block is pruned: batches that wait there may reach the later ones too.
 
 A batch that stops keeps its call stack, so that this works for any decoder block, whatever its forward function looks
