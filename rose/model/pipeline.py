@@ -93,7 +93,8 @@ def prune_model(
             independent estimate.
         compute: in which format forward passes, gaps to dense targets, and searches that make good their own rounding
             (`Settings.search`), multiply matrices: "auto", the faster one on this processor, "float32", the papers'
-            way, which gives the same on every machine, or "bfloat16". Everything else is float32 anyway. See `rose.model.precision`.
+            way, which gives the same on every machine, or "bfloat16". Everything else is float32 anyway.
+            See `rose.model.precision`.
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
         checkpoint: a folder that keeps every finished decoder block. A run that was stopped or killed resumes
             there when it is called again with the same arguments and the dense model; on the same machine its result
