@@ -156,7 +156,8 @@ class BlockTargets:
         weight = layer.weight if layer.weight.dtype != torch.float32 else layer.weight.to(self.products)
         gap = OutputGap(weight.shape[0], weight.shape[1], weight.device, self.products)
         for key, (pruned, dense) in pairs.items():
-            difference = (dense.float() - pruned.float()).to(weight.dtype)
+            wide = torch.promote_types(pruned.dtype, weight.dtype)  # rounded once, as in `InputGap.update`
+            difference = (dense.to(wide) - pruned.to(wide)).to(weight.dtype)
             own = nn.functional.linear(difference, weight).float()
             lost = self._lost(layer.name, key, weight.device)
             gap.update(pruned, own + lost.view(own.shape))

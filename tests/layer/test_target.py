@@ -112,9 +112,21 @@ def test_without_a_gap_the_weight_stays(case: dict[str, Tensor]) -> None:
 def test_rounded_products_are_off_by_far_less_than_other_tokens_would_be(case: dict[str, Tensor], kind: int) -> None:
     exact, rounded = (gaps(case, 3, dtype)[kind] for dtype in (torch.float32, torch.bfloat16))
     assert rounded.cross.dtype == torch.float32
+    assert rounded.of(case["weight"]).square == pytest.approx(exact.of(case["weight"]).square, rel=2e-3)
     half = gaps({name: value[: TOKENS // 2] if len(value) == TOKENS else value for name, value in case.items()})[kind]
     off, sampling = rounded.cross - exact.cross, 2 * half.cross - exact.cross
     assert 0 < off.norm() < 0.01 * sampling.norm()
+
+
+def test_inputs_in_bfloat16_are_subtracted_before_they_are_rounded_again(case: dict[str, Tensor]) -> None:
+    case |= {name: case[name].bfloat16().float() for name in ("pruned", "dense")}
+    narrow = {name: case[name].bfloat16() for name in ("pruned", "dense")}
+    for dtype in (torch.float32, torch.bfloat16):
+        wanted, found = InputGap(COLUMNS, dtype=dtype), InputGap(COLUMNS, dtype=dtype)
+        wanted.update(case["pruned"], case["dense"])
+        found.update(narrow["pruned"], narrow["dense"])
+        assert torch.equal(wanted.cross, found.cross)
+        assert torch.equal(wanted.difference.hessian, found.difference.hessian)
 
 
 def test_more_tokens_need_less_damping() -> None:

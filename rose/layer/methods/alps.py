@@ -27,7 +27,7 @@ FINAL_STEPS = 10  # of conjugate gradients
 @register(
     "alps",
     "ALPS",
-    "ADMM on the whole layer, then conjugate gradients on the kept weights (Meng et al. 2024); slow, lowest error.",
+    "ADMM on the whole layer, then conjugate gradients on the kept weights (Meng et al. 2024); slow, low error.",
     work=18,
 )
 def alps(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
