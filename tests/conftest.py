@@ -20,6 +20,8 @@ hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, m
 hypothesis.settings.register_profile("search", deadline=None, max_examples=400)
 hypothesis.settings.load_profile("suite")
 
+LONG = ("browser", "test_notebooks.py")  # below this folder, in the order in which they are run
+
 
 @pytest.fixture(scope="session")
 def packaged() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -27,16 +29,29 @@ def packaged() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return rose.load_model("smollm2-135m")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than processors, as browser tests wait much of their time."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says which tests stay together where several workers divide them: those that share what they prepare."""
+    """Says which tests stay together where several workers divide them: those that share what they prepare.
+
+    The long groups come first, or one worker would still be busy with them when the others have nothing left to do.
+    """
+    items.sort(key=lambda item: LONG.index(_part(item)) if _part(item) in LONG else len(LONG))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
 
 
+def _part(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
+
+
 def _group(item: pytest.Item) -> str:
     """A file's tests are a group; browser tests are one, as they share a server; a notebook is one of its own."""
-    folder = item.path.relative_to(Path(__file__).parent).parts[0]
-    if folder == "browser":
-        return folder
-    return item.name if folder == "test_notebooks.py" else str(item.path)
+    part = _part(item)
+    if part == "browser":
+        return part
+    return item.name if part == "test_notebooks.py" else str(item.path)
