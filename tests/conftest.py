@@ -29,11 +29,6 @@ def packaged() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return rose.load_model("smollm2-135m")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than processors, as browser tests wait much of their time."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Says which tests stay together where several workers divide them: those that share what they prepare.
