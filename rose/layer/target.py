@@ -70,6 +70,18 @@ class Gap:
     square: float
 
 
+def input_difference(dense: Tensor, pruned: Tensor, dtype: torch.dtype) -> Tensor:
+    """D = X_d − X_p in a format, rounded once.
+
+    Inputs that are no wider than it lose nothing by a difference in their own format.
+
+    Args:
+        dense, pruned: X_d and X_p, (..., in) each, of the same tokens.
+    """
+    wide = torch.promote_types(pruned.dtype, dtype)
+    return (dense.to(pruned.device, wide) - pruned.to(wide)).to(dtype)
+
+
 class InputGap:
     """How the inputs of a layer differ between the dense and the pruned model: D = X_d − X_p, streamed.
 
@@ -89,12 +101,10 @@ class InputGap:
 
     def update(self, pruned: Tensor, dense: Tensor) -> None:
         """Adds X_p and X_d, (..., in) each, of the same tokens."""
-        # Inputs no wider than the products lose nothing by a difference in their own format: D is rounded once.
-        wide = torch.promote_types(pruned.dtype, self.dtype)
-        x = pruned.detach().reshape(-1, self.difference.columns).to(self.cross.device, wide)
-        difference = (dense.detach().reshape(x.shape).to(x) - x).to(self.dtype)
-        self.difference.update(difference)
-        add_product(self.cross, difference, x.to(self.dtype))
+        x = pruned.detach().reshape(-1, self.difference.columns).to(self.cross.device)
+        change = input_difference(dense.detach().reshape(x.shape), x, self.dtype)
+        self.difference.update(change)
+        add_product(self.cross, change, x.to(self.dtype))
         self._correction = None
 
     def sum_over(self, add: Callable[[Tensor], Any]) -> None:

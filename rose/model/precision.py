@@ -3,7 +3,8 @@
 Processors with bfloat16 instructions multiply matrices in it about twice as fast as in float32. Weights and the
 residual stream stay float32 there; only the matrix products inside the decoder blocks are rounded (`torch.autocast`).
 Products that bear the same rounding, those of gaps to dense targets and of a search that makes good its own, follow.
-H, sweeps and errors are always float32: what the forward passes give them is all that changes.
+H, sweeps and errors against a layer's own output are always float32: what the forward passes give them is all that
+changes. Errors against a dense target are made of the gaps.
 """
 
 from __future__ import annotations

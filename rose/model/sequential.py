@@ -5,8 +5,8 @@ it in the same decoder block too, and the outputs are those of the pruned block,
 
 All batches of calibration go through the block side by side. Each stops at every layer that is not pruned yet. Once all
 have stopped or finished, one layer is pruned, with dense targets together with others that read the same tensors, and
-the batches at it go on. With routed experts batches stop at different
-layers. Then the layer that comes first in the block is pruned: batches that wait there may reach the later ones too.
+the batches at it go on. With routed experts batches stop at different layers. Then the layer that comes first in the
+block is pruned: batches that wait there may reach the later ones too.
 
 A batch that stops keeps its call stack, so that this works for any decoder block, whatever its forward function looks
 like. Between stops every batch holds what its own forward pass holds: memory grows with the number of tokens by a few

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rose.layer.target import InputGap, OutputGap
+from rose.layer.target import InputGap, OutputGap, input_difference
 from rose.model.residual import Writer
 from rose.model.structure import PrunableLayer
 
@@ -156,9 +156,7 @@ class BlockTargets:
         weight = layer.weight if layer.weight.dtype != torch.float32 else layer.weight.to(self.products)
         gap = OutputGap(weight.shape[0], weight.shape[1], weight.device, self.products)
         for key, (pruned, dense) in pairs.items():
-            wide = torch.promote_types(pruned.dtype, weight.dtype)  # rounded once, as in `InputGap.update`
-            difference = (dense.to(wide) - pruned.to(wide)).to(weight.dtype)
-            own = nn.functional.linear(difference, weight).float()
+            own = nn.functional.linear(input_difference(dense, pruned, weight.dtype), weight).float()
             lost = self._lost(layer.name, key, weight.device)
             gap.update(pruned, own + lost.view(own.shape))
         return gap
