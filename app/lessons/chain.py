@@ -92,7 +92,7 @@ def _prune(design: ChainDesign, method: str, target: str) -> list[dict[str, floa
             gap = OutputGap(WIDTH, WIDTH)
             lost = (x_dense - x_pruned) @ weight.T + dense - pruned
             gap.update(x_pruned[HELD_OUT:], lost[HELD_OUT:])
-            aim, _ = corrected_weight(weight, statistics, gap)
+            aim, _ = corrected_weight(weight, statistics, gap, blocks=design.layers)
         result = rose.prune_layer(aim, statistics, method=method, sparsity=design.sparsity, block_size=BLOCK_SIZE)
         dense = dense + x_dense @ weight.T
         pruned = pruned + x_pruned @ result.weight.T

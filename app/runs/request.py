@@ -31,7 +31,7 @@ class PruneRequest:
         layers: names separated by spaces, `*` allowed.
         threshold: of columnar layers.
         targets: what layers are fitted to, "dense" or "layer"; see `rose.prune_model`.
-        target_damping: of the correction where the target is dense; None chooses it by the tokens.
+        target_damping: of the correction where the target is dense; None leaves it to the engine.
         true_sequential: see `rose.prune_model`.
         evaluate: text for perplexity, as for `rose.load_tokens`, or `HELD_OUT`.
         windows, window_length: of that text.

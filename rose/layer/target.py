@@ -28,27 +28,30 @@ from rose.layer.error import difference, quadratic_form, ratio
 from rose.layer.hessian import check_damping, damp
 from rose.layer.statistics import InputStatistics, add_product
 
-# λ = μ · mean of diag(H), with μ = (ENOUGH_TOKENS · channels / tokens)^EXPONENT, twice the exponent below FEW_TOKENS.
-ENOUGH_TOKENS = 8.2  # for each channel of the residual stream, to correct with μ = 1
-FEW_TOKENS = 2  # for each channel
+# λ = μ · mean of diag(H), with μ = z^EXPONENT for z = TOKENS · channels · blocks / tokens, and twice the exponent from
+# z = MANY on.
+TOKENS = 0.273  # for each channel of the residual stream and each decoder block, to correct with μ = 1
+MANY = 4.1
 EXPONENT = 1.5
+LEAST = 0.01  # that of a sweep, which inverts the same H
 
 
-def target_damping(channels: int, tokens: int) -> float:
+def target_damping(channels: int, tokens: int, blocks: int = 1) -> float:
     """μ of the correction, relative to the mean of diag(H).
 
-    Fitted to perplexities of the packaged model, pruned with 1 to 32 × 512 tokens; see docs/targets.md. In one layer
-    the noise of a least-squares fit falls as 1/tokens, and so would the best μ. In a model it falls faster, because the
-    errors of a correction are read by all corrections above it, and faster still with few tokens for each channel, when
-    layers have more columns than tokens and can fit any noise. Generalized cross-validation looks at the squared error
-    of one layer, damps the first layers too little and the last ones too much, and ends worse.
+    In one layer the noise of a least-squares fit falls as 1/tokens, and so would the best μ. In a model the noise of
+    one correction is read by all corrections above it: the best μ grows with the number of decoder blocks, and falls
+    faster than 1/tokens. Fitted to perplexities of the packaged model with 1 to 64 × 512 tokens, and tried on fewer
+    decoder blocks, on smaller models and on a larger one; see docs/targets.md. Generalized cross-validation looks at
+    the squared error of one layer, damps the first layers too little and the last ones too much, and ends worse.
 
     Args:
         channels: of the residual stream, which the layer reads or writes.
         tokens: of calibration.
+        blocks: decoder blocks whose layers are corrected, one after another.
     """
-    share = channels / tokens
-    return (ENOUGH_TOKENS * share * max(1.0, FEW_TOKENS * share)) ** EXPONENT
+    noise = TOKENS * channels * blocks / tokens
+    return max(LEAST, (noise * max(1.0, noise / MANY)) ** EXPONENT)
 
 
 def check_target_damping(damping: float | None) -> None:
@@ -170,7 +173,11 @@ def _times_inverse(cross: Tensor, hessian: Tensor, damping: float) -> Tensor:
 
 
 def corrected_weight(
-    weight: Tensor, statistics: InputStatistics, gap: InputGap | OutputGap, damping: float | None = None
+    weight: Tensor,
+    statistics: InputStatistics,
+    gap: InputGap | OutputGap,
+    damping: float | None = None,
+    blocks: int = 1,
 ) -> tuple[Tensor, float]:
     """W*, the weight whose outputs on the pruned inputs are nearest to the target, and the μ that was used.
 
@@ -179,6 +186,7 @@ def corrected_weight(
         statistics: of the pruned inputs X_p.
         gap: streamed over the same tokens.
         damping: μ relative to the mean of diag(H); None means `target_damping`.
+        blocks: see `target_damping`.
 
     Returns:
         W* in float32, (out, in), and μ.
@@ -188,7 +196,7 @@ def corrected_weight(
     """
     check_target_damping(damping)
     if damping is None:
-        damping = target_damping(gap.channels, statistics.tokens)
+        damping = target_damping(gap.channels, statistics.tokens, blocks)
     return weight.float() + gap.correction(weight, statistics.hessian, damping), damping
 
 

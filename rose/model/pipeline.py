@@ -6,7 +6,7 @@ Every layer is calibrated on the outputs of the already pruned blocks below it, 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -81,8 +81,8 @@ def prune_model(
         target: "dense", what the dense model puts out there: each layer is corrected for what the pruned layers before
             it have lost, and then pruned. "layer", what the layer's own weight makes of the pruned inputs, as in the
             papers. See `rose.layer.target`.
-        target_damping: μ of that correction, relative to the mean of diag(H); None chooses it by the tokens that there
-            are, see `rose.layer.target.target_damping`.
+        target_damping: μ of that correction, relative to the mean of diag(H); None chooses it by the numbers of tokens
+            and of decoder blocks to prune, see `rose.layer.target.target_damping`.
         true_sequential: calibrate each layer on the pruned layers before it in its own decoder block too (GPTQ's mode
             of that name); target "dense" always does. One pass for each decoder block instead of two, for more memory;
             see `rose.model.sequential`.
@@ -168,9 +168,10 @@ def prune_model(
         records = kept.restore(selected, dense.batches(streams) if dense else {})
         walking = part_callback(progress, start, share, 1) if share else progress
         walk = start_walk(model, streams, selected, walking, kept, dense, rounded, products)
+        correct = partial(corrected_weight, damping=target_damping, blocks=len(walk.by_block))
         done: list[LayerRecord] = []
         for block in visit_sequentially(walk) if sequential else walk.visit(propagate_again=True):
-            done += _prune_block(block, settings, patterns, target_damping, min_expert_tokens, walk.meter)
+            done += _prune_block(block, settings, patterns, correct, min_expert_tokens, walk.meter)
             layers_of_block = walk.by_block[block.block_index]
             if len(done) == len(layers_of_block):
                 names = [layer.name for layer in layers_of_block]
@@ -224,7 +225,7 @@ def _prune_block(
     block: BlockStatistics,
     settings: Settings,
     patterns: Mapping[str, Pattern],
-    target_damping: float | None,
+    correct: Callable[..., tuple[Tensor, float]],
     min_expert_tokens: int,
     meter: Meter,
 ) -> list[LayerRecord]:
@@ -243,7 +244,7 @@ def _prune_block(
         wanted = _for_layer(own, layer, known)
         gap = block.gaps.get("calibration", {}).get(layer.name)
         with named(layer):
-            aim, used = corrected_weight(layer.weight, known, gap, target_damping) if gap else (layer.weight, None)
+            aim, used = correct(layer.weight, known, gap) if gap else (layer.weight, None)
             # Corrected targets are float32; the layer keeps its own dtype.
             result = prune_with(aim.to(layer.weight.dtype), known, wanted)
         errors = _errors(layer, result, known, held_out, block.gaps)

@@ -144,7 +144,7 @@ def prune_structured(
             dense model puts out there: output projections are corrected for what the reduced parts before them have
             lost, see `rose.layer.target`. Unlike single weights, whole columns gain nothing by that in the mean
             (docs/structured.md).
-        target_damping: μ of that correction; None chooses it by the tokens, see `rose.layer.target.target_damping`.
+        target_damping: μ of that correction; None chooses it, see `rose.layer.target.target_damping`.
         surveys: what `rose.structured.survey.survey` found on the dense model, where it is known already.
         progress: called with a `Progress` after every step; may raise to stop the run.
         checkpoint: a folder that keeps the shapes chosen and every finished decoder block. A run that was stopped or
@@ -495,7 +495,7 @@ class SlimRun:
         gap = block.gaps.get("calibration", {}).get(part.output.name)
         if gap is None:
             return problem
-        aim, _ = corrected_weight(part.output.weight, statistics, gap, self.target_damping)
+        aim, _ = corrected_weight(part.output.weight, statistics, gap, self.target_damping, len(self._wanted()))
         return dataclasses.replace(problem, weight=aim)
 
     def _renew(self, part: Part) -> None:

@@ -15,9 +15,7 @@ import pandas as pd
 from torch import nn
 
 import rose
-from rose.layer.target import target_damping
 from rose.model.calibration import load_calibration
-from rose.model.structure import hidden_size
 from rose.report import write_atomically
 
 LAYER, RULE = "layer", "rule"
@@ -86,8 +84,8 @@ def _run(model: nn.Module, tokenizer: Any, options: Any, samples: int, seed: int
         target_damping=fixed,
         held_out=held_out,
     )
-    mu = target_damping(hidden_size(model), tokens.numel()) if damping == RULE else fixed
-    return {"mu": float("nan") if mu is None else mu, "final_drift": report.summary["drift"][-1]["drift"]}
+    mu = float("nan") if damping == LAYER else report.layers["target_damping"].median()
+    return {"mu": mu, "final_drift": report.summary["drift"][-1]["drift"]}
 
 
 if __name__ == "__main__":

@@ -130,16 +130,25 @@ def test_inputs_in_bfloat16_are_subtracted_before_they_are_rounded_again(case: d
 
 
 def test_more_tokens_need_less_damping() -> None:
-    few, many = target_damping(576, 1024), target_damping(576, 32768)
+    few, many = target_damping(576, 1024, 30), target_damping(576, 32768, 30)
     assert few > 1 > many > 0
 
 
-def test_with_few_tokens_for_each_channel_damping_grows_faster() -> None:
-    def slope(tokens: int) -> float:
-        return math.log2(target_damping(100, tokens) / target_damping(100, 2 * tokens))
+def test_with_few_tokens_for_what_is_corrected_damping_grows_faster() -> None:
+    def slope(tokens: int, blocks: int = 30) -> float:
+        return math.log2(target_damping(100, tokens, blocks) / target_damping(100, 2 * tokens, blocks))
 
     assert slope(200) == pytest.approx(slope(6400)) == pytest.approx(1.5)
-    assert slope(50) == pytest.approx(slope(100)) == pytest.approx(3)
+    assert slope(25) == pytest.approx(slope(50)) == pytest.approx(slope(25, blocks=15)) == pytest.approx(3)
+
+
+def test_more_decoder_blocks_need_more_damping() -> None:
+    """The noise of a correction is read by those above it."""
+    assert target_damping(576, 2048, 30) == pytest.approx(5**1.5 * target_damping(576, 2048, 6))
+
+
+def test_damping_is_never_below_that_of_the_sweep() -> None:
+    assert target_damping(64, 10**6) == rose.prune_layer(torch.randn(8, 8), torch.eye(8), sparsity=0.5).damping
 
 
 def test_a_negative_damping_is_refused(case: dict[str, Tensor]) -> None:
