@@ -1,8 +1,8 @@
 """The damping of dense targets on whole models: python -m tests.benchmarks.targets --output FOLDER ...
 
-Perplexity of the pruned model by the number of calibration tokens, the damping μ and the seed of the draw: with target
-layer, with μ by rule, and with fixed ones. A line of FOLDER/damping.csv for each run, as it comes; the same command
-resumes where the lines end.
+Perplexity of the pruned model by the number of calibration tokens, the decoder blocks that are pruned, the damping μ
+and the seed of the draw: with target layer, with μ by rule, and with fixed ones. A line of FOLDER/damping.csv for each
+run, as it comes; the same command resumes where the lines end.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from torch import nn
 
 import rose
 from rose.model.calibration import load_calibration
+from rose.model.structure import prunable_layers
 from rose.report import write_atomically
 
 LAYER, RULE = "layer", "rule"
-COLUMNS = ["model", "method", "sparsity", "tokens", "seed", "damping", "mu", "perplexity", "final_drift"]
+COLUMNS = ["model", "method", "sparsity", "blocks", "tokens", "seed", "damping", "mu", "perplexity", "final_drift"]
 
 
 def main() -> None:
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--evaluate", default="packaged", help="text to measure perplexity on")
     parser.add_argument("--method", default="sparsegpt")
     parser.add_argument("--sparsity", default="0.7")
+    parser.add_argument("--blocks", type=int, help="prune the first so many decoder blocks alone")
     parser.add_argument("--samples", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64], help="of --length tokens each")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--windows", type=int, default=24)
@@ -46,6 +48,7 @@ def main() -> None:
         pd.read_csv(path, dtype={"damping": str, "sparsity": str}) if path.exists() else pd.DataFrame(columns=COLUMNS)
     )
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    layers = [layer for layer in prunable_layers(model) if options.blocks is None or layer.block_index < options.blocks]
     for seed in options.seeds:
         for samples in options.samples:
             for damping in options.damping:
@@ -53,23 +56,28 @@ def main() -> None:
                     "model": options.model,
                     "method": options.method,
                     "sparsity": options.sparsity,
+                    "blocks": len({layer.block_index for layer in layers}),
                     "tokens": samples * options.length,
                     "seed": seed,
                     "damping": damping,
                 }
                 if (rows[list(key)] == pd.Series(key)).all(axis=1).any():
                     continue
-                row = key | _run(model, tokenizer, options, samples, seed, damping)
+                row = key | _run(model, tokenizer, options, [layer.name for layer in layers], samples, seed, damping)
                 row["perplexity"] = rose.perplexity(model, windows)
                 model.load_state_dict(dense)
                 rows = pd.concat([rows, pd.DataFrame([row])], ignore_index=True)[COLUMNS]
                 write_atomically(path, rows.to_csv(index=False).encode())
                 print(f"{row['tokens']} tokens, seed {seed}, {damping}: {row['perplexity']:.1f}", flush=True)
-    table = rows.pivot_table(index="damping", columns="tokens", values="perplexity", aggfunc=["mean", "count"])
+    table = rows.pivot_table(
+        index="damping", columns=["blocks", "tokens"], values="perplexity", aggfunc=["mean", "count"]
+    )
     print(table.round(1).to_string())
 
 
-def _run(model: nn.Module, tokenizer: Any, options: Any, samples: int, seed: int, damping: str) -> dict[str, float]:
+def _run(
+    model: nn.Module, tokenizer: Any, options: Any, layers: list[str], samples: int, seed: int, damping: str
+) -> dict[str, float]:
     """Prunes the model; μ and the drift after the last decoder block."""
     tokens, held_out = load_calibration(
         options.calibration, tokenizer, samples=samples, held_out=4, length=options.length, seed=seed
@@ -80,6 +88,7 @@ def _run(model: nn.Module, tokenizer: Any, options: Any, samples: int, seed: int
         tokens,
         method=options.method,
         sparsity=options.sparsity,
+        layers=layers,
         target="layer" if damping == LAYER else "dense",
         target_damping=fixed,
         held_out=held_out,
