@@ -338,8 +338,8 @@ def _target_options(parser: argparse.ArgumentParser, default: str | None, says: 
         "--target-damping",
         type=float,
         metavar="MU",
-        help="of the correction towards the dense model, relative to the mean Hessian diagonal (default: by the number "
-        "of tokens)",
+        help="of the correction towards the dense model, relative to the mean Hessian diagonal (default: by the "
+        "numbers of tokens and of decoder blocks to prune)",
     )
 
 

@@ -122,12 +122,12 @@ def _choose(setup: Setup) -> PruneRequest:
         "Damping of the correction",
         min_value=0.0,
         value=None,
-        placeholder="by the number of tokens",
+        placeholder="automatic",
         key="prune_target_damping",
         bind="query-params",
         disabled="dense" not in targets,
-        help="μ, relative to the mean Hessian diagonal, where the target is the dense model. Few tokens need a "
-        "large one.",
+        help="μ, relative to the mean Hessian diagonal, where the target is the dense model. Few tokens need a large "
+        "one, and so do many decoder blocks: each corrects for the noise of those before it. Automatic goes by both.",
     )
     true_sequential = three.toggle(
         "True-sequential",
