@@ -11,6 +11,7 @@ import rose
 from app import shared
 from app.runs.reading import DENSE, TextReading
 from app.study.setup import Setup
+from app.words import word
 from tests.app.tiny_study import MAIN, texts
 from tests.tiny import save_tiny_llama
 
@@ -83,7 +84,7 @@ def test_a_saved_model_reads_the_text(dense: Path, pruned: Path, no_runs: None) 
     name = "Magnitude at 0.5"
     assert list(run.readings) == [DENSE, name]
     gap = run.readings[name].losses - run.readings[DENSE].losses
-    assert f"more surprised than the dense model at {int((gap > 0).sum())} of 23 tokens" in texts(app)
+    assert f"more surprised than the dense model at {word(int((gap > 0).sum()))} of 23 tokens" in texts(app)
     assert "&lt;</span>" in html(app)
     assert "<b>" not in html(app).partition("white-space:pre-wrap")[2]
     tokens = app.dataframe[0].value
