@@ -127,7 +127,7 @@ def _choose(setup: Setup) -> PruneRequest:
         bind="query-params",
         disabled="dense" not in targets,
         help="μ, relative to the mean Hessian diagonal, where the target is the dense model. Few tokens need a large "
-        "one, and so do many decoder blocks: each corrects for the noise of those before it. Automatic goes by both.",
+        "one, and so do many decoder blocks: a correction reads the noise of those before it. Automatic goes by both.",
     )
     true_sequential = three.toggle(
         "True-sequential",

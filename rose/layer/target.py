@@ -42,8 +42,8 @@ def target_damping(channels: int, tokens: int, blocks: int = 1) -> float:
     In one layer the noise of a least-squares fit falls as 1/tokens, and so would the best μ. In a model the noise of
     one correction is read by all corrections above it: the best μ grows with the number of decoder blocks, and falls
     faster than 1/tokens. Fitted to perplexities of the packaged model with 1 to 64 × 512 tokens, and tried on fewer
-    decoder blocks, on smaller models and on a larger one; see docs/targets.md. Generalized cross-validation looks at
-    the squared error of one layer, damps the first layers too little and the last ones too much, and ends worse.
+    decoder blocks and on a wider model; see docs/targets.md. Generalized cross-validation looks at the squared error of
+    one layer, damps the first layers too little and the last ones too much, and ends worse.
 
     Args:
         channels: of the residual stream, which the layer reads or writes.

@@ -63,12 +63,10 @@ class Reconstruction:
         precise = copy.deepcopy(block).float().requires_grad_()
         compute = torch.bfloat16 if walk.products == torch.bfloat16 else None
         losses = partial(self._losses, walk, precise, index, compute)
-        best, kept = self._mean(losses(APART)), _weights(precise)
-        before = best
-        weights = list(kept)
-        masks = {name: kept[name] != 0 for name in weights}
-        parameters = [parameter for name, parameter in precise.named_parameters() if name in masks]
-        optimizer = torch.optim.Adam(parameters, lr=self.rate, betas=(0.9, 0.95))
+        weights = _matrices(precise)
+        kept, masks = _copies(weights), [weight != 0 for weight in weights]
+        before = best = self._mean(losses(APART))
+        optimizer = torch.optim.Adam(weights, lr=self.rate, betas=(0.9, 0.95))
         steps = self.epochs * len(self.inputs[CALIBRATION])
         fall = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         for _ in range(self.epochs):
@@ -78,12 +76,14 @@ class Reconstruction:
                     loss.backward()
                     optimizer.step()
                     fall.step()
-                    _set(precise, {name: tensor * masks[name] for name, tensor in _weights(precise).items()})
+                    for weight, mask in zip(weights, masks, strict=True):
+                        weight.data.mul_(mask)
             missed = self._mean(losses(APART))
             if missed < best:
-                best, kept = missed, _weights(precise)
+                best, kept = missed, _copies(weights)
         self.improved.append(best / before)
-        _set(block, kept)
+        for weight, trained in zip(_matrices(block), kept, strict=True):
+            weight.copy_(trained)
         self._run_again(walk, block, index)
         self.leave(walk, index)
 
@@ -110,16 +110,13 @@ class Reconstruction:
                 walk.put_out(stream, batch, index, output)
 
 
-def _weights(block: nn.Module) -> dict[str, Tensor]:
-    """Copies of the weights that are trained: matrices, so no norms."""
-    return {name: tensor.detach().clone() for name, tensor in block.named_parameters() if tensor.ndim == 2}
+def _matrices(block: nn.Module) -> list[nn.Parameter]:
+    """The weights that are trained; norms are not."""
+    return [parameter for parameter in block.parameters() if parameter.ndim == 2]
 
 
-@torch.no_grad()
-def _set(block: nn.Module, weights: dict[str, Tensor]) -> None:
-    for name, parameter in block.named_parameters():
-        if name in weights:
-            parameter.copy_(weights[name])
+def _copies(weights: list[nn.Parameter]) -> list[Tensor]:
+    return [weight.detach().clone() for weight in weights]
 
 
 @contextlib.contextmanager

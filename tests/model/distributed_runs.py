@@ -154,7 +154,8 @@ def everything(folder: Path) -> dict[str, Any]:
         "pruned": {
             "llama": prune("llama"),
             "gpt2": prune("gpt2"),
-            "bfloat16": prune("llama", torch.bfloat16, layers=["*.0.*"]),
+            # Of one decoder block the correction is damped so little that it amplifies the rounding of bfloat16.
+            "bfloat16": prune("llama", torch.bfloat16, layers=["*.0.*"], target_damping=1.0),
             "true_sequential": prune("llama", true_sequential=True),
             "experts": prune("sparse_experts", layers=["*.0.*"]),
             "experts_apart": prune("sparse_experts", layers=["*.1.*"], target="layer"),
