@@ -247,9 +247,7 @@ def prune(options: argparse.Namespace, console: Console) -> None:
             **_engine_options(options),
         )
     report = _conclude(options, console, model, tokenizer, report, windows, before)
-    terminal.print_table(
-        report.layers[["layer", "sparsity", "relative_range", "relative_error", "held_out_error"]], "Layers"
-    )
+    terminal.print_pruned(report)
     terminal.print_summary(report, options.output)
 
 

@@ -25,9 +25,10 @@ class LayerRecord:
 
     `relative_error` and `held_out_error` are against what the layer's dense weight puts out on the same, pruned inputs;
     `target_error` and `held_out_target_error` against the dense model's output, where that was the target (see
-    `rose.layer.target`). Held-out ones are None where no held-out tokens were given. `damping` and `target_damping` are
-    relative to the mean of diag(H). `tokens` of calibration have reached the layer: few or none where it
-    is of an expert, which may then have been left dense, with sparsity 0.
+    `rose.layer.target`). `target` says which one that was: "layer", its own output; "dense"; or "dense and stream",
+    which makes good what the residual stream has lost, too. Held-out ones are None where no held-out tokens were given.
+    `damping` and `target_damping` are relative to the mean of diag(H). `tokens` of calibration have reached the layer:
+    few or none where it is of an expert, which may then have been left dense, with sparsity 0.
     `order` and `budget` are those used, which tells what ROSE decided and what "measured" chose.
     """
 
@@ -51,6 +52,7 @@ class LayerRecord:
     held_out_target_error: float | None = None
     target_damping: float | None = None
     tokens: int | None = None
+    target: str = "layer"
 
 
 OPTIONAL = ("tokens", "held_out_error", "target_error", "held_out_target_error", "target_damping")  # of a record
@@ -80,6 +82,8 @@ class RunReport:
             "removed_fraction": float((table["sparsity"] * sizes).sum() / sizes.sum()),
             "mean_relative_error": float(table["relative_error"].mean()),
             "mean_held_out_error": _mean_or_none(table["held_out_error"]),
+            "mean_target_error": _mean_or_none(table["target_error"]),
+            "mean_held_out_target_error": _mean_or_none(table["held_out_target_error"]),
             "layers_with_raised_damping": int((table["damping"] > settings.get("damping", 0)).sum()),
         }
         return cls(table, {**settings, **totals})

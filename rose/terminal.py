@@ -68,6 +68,16 @@ def print_table(table: pd.DataFrame, title: str) -> None:
         out.print(f"… and {len(table) - MAX_ROWS} more layers")
 
 
+def print_pruned(report: rose.RunReport) -> None:
+    """Every pruned layer: its sparsity and errors, on held-out tokens where there are any."""
+    table = report.layers
+    errors = ["relative_error", "held_out_error"]
+    if report.summary["target"] == "dense":
+        held_out = table["held_out_target_error"].notna().any()
+        errors = ["held_out_error", "held_out_target_error"] if held_out else ["relative_error", "target_error"]
+    print_table(table[["layer", "sparsity", "relative_range", *errors]], "Layers")
+
+
 def print_comparison(rows: Sequence[ComparisonRow], title: str) -> None:
     """Perplexity, error, time and memory of every method: what fits into 80 columns; the rest is in the files."""
     summary = summarize(rows)
@@ -78,6 +88,7 @@ def print_comparison(rows: Sequence[ComparisonRow], title: str) -> None:
         "perplexity": map(mean_and_spread, summary["perplexity"], summary["spread"], summary["seeds"]),
         "error": summary["mean_relative_error"].map("{:.4f}".format),
         "held-out": held_out.map("{:.4f}".format).where(held_out.notna(), "–"),
+        "drift": summary["drift"].map("{:.3f}".format).where(summary["drift"].notna(), "–"),
         "time": summary["seconds"].map("{:.0f} s".format),
         "memory": (summary["peak_memory"] / 1e9).map("{:.1f} GB".format),
     }
@@ -118,8 +129,14 @@ def print_summary(report: rose.RunReport, folder: Path) -> None:
     out, summary = Console(), report.summary
     out.print(
         f"{summary['layers']} layers, {100 * summary['removed_fraction']:.2f} % of their weights removed, "
-        f"mean relative error {summary['mean_relative_error']:.4f}, {summary['seconds']:.0f} s"
+        f"{summary['seconds']:.0f} s",
+        soft_wrap=True,
     )
+    errors = f"Mean relative error on calibration tokens: {summary['mean_relative_error']:.4f} of layers' own outputs"
+    if summary["mean_target_error"] is not None:
+        errors += f", {summary['mean_target_error']:.4f} of the dense model's, which were the target"
+    out.print(errors, soft_wrap=True)
+    _print_targets(out, report)
     if summary.get("experts_left_dense"):
         out.print(
             f"{summary['experts_left_dense']} layers of experts stayed dense, because fewer than "
@@ -128,6 +145,37 @@ def print_summary(report: rose.RunReport, folder: Path) -> None:
         )
     _print_perplexity(out, summary)
     out.print(f"Checkpoint, report.json and layers.csv are in {folder}", soft_wrap=True)
+
+
+def _print_targets(out: Console, report: rose.RunReport) -> None:
+    """How far the residual stream is from that of the dense model, and where it could not be corrected."""
+    table, drift = report.layers, report.summary["drift"]
+    if drift:
+        out.print(
+            f"Drift of the residual stream after the last decoder block, held-out: {drift[-1]['drift']:.4f}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if report.summary["target"] != "dense":
+        return
+    pruned = table[table["sparsity"] > 0]
+    repaired = set(pruned.loc[pruned["target"] == "dense and stream", "block_index"])
+    blocks = set(pruned["block_index"])
+    if blocks - repaired:
+        out.print(
+            f"In {len(blocks - repaired)} of {len(blocks)} decoder blocks no pruned layer is known to write into the "
+            "residual stream: what it has lost is not made good there",
+            highlight=False,
+            soft_wrap=True,
+        )
+    own = int((pruned["target"] == "layer").sum())
+    if own:
+        out.print(
+            f"{own} layers kept their own output as target, as the tokens that they read in the dense model are not "
+            "known",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _print_perplexity(out: Console, summary: Mapping[str, Any]) -> None:

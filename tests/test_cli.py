@@ -82,6 +82,20 @@ def test_prune_measures_perplexity_before_and_after(checkpoint, tmp_path, capsys
     assert summary["perplexity_after"] == pytest.approx(rose.perplexity(after, windows), rel=1e-4)
 
 
+def test_prune_tells_what_the_residual_stream_has_lost_and_where_it_is_not_made_good(checkpoint, tmp_path, capsys):
+    said = {}
+    for name, more in {"all": [], "queries": ["--layers", "*q_proj"], "own": ["--target", "layer"]}.items():
+        assert prune(checkpoint, tmp_path / name, *more) == 0
+        said[name] = " ".join(capsys.readouterr().out.split())
+        summary = json.loads((tmp_path / name / "report.json").read_text())["summary"]
+        assert ("of the dense model's" in said[name]) == (name != "own")
+        if name != "own":
+            assert f"{summary['mean_target_error']:.4f} of the dense model's" in said[name]
+            assert f"last decoder block, held-out: {summary['drift'][-1]['drift']:.4f}" in said[name]
+    lost = "In 3 of 3 decoder blocks no pruned layer is known to write into the residual stream"
+    assert [lost in text for text in said.values()] == [False, True, False]
+
+
 def test_the_command_line_prunes_as_python_does(checkpoint, tmp_path):
     assert prune(checkpoint, tmp_path / "out", "--method", "rose_global", "--layers", "*o_proj", "--seed", "3") == 0
     model, tokenizer = rose.load_model(checkpoint)
@@ -184,6 +198,9 @@ def test_compare_goes_on_where_it_was_interrupted(checkpoint, tmp_path, capsys):
     rows = pd.read_csv(output / "rows.csv")
     assert len(rows) == 8
     assert len(rows.drop_duplicates(["method", "sparsity", "seed"])) == 8
+    errors = rows[["mean_held_out_target_error", "drift"]]
+    assert (errors > 0).all(None)
+    assert errors["drift"].nunique() > 4
     summary = pd.read_csv(output / "summary.csv").set_index(["method", "sparsity"])
     values = rows[(rows["method"] == "wanda") & (rows["sparsity"] == "2:4")]["perplexity"]
     assert summary.loc[("wanda", "2:4"), "perplexity"] == pytest.approx(values.mean())

@@ -28,30 +28,28 @@ from rose.layer.error import difference, quadratic_form, ratio
 from rose.layer.hessian import check_damping, damp
 from rose.layer.statistics import InputStatistics, add_product
 
-# λ = μ · mean of diag(H), with μ = z^EXPONENT for z = TOKENS · channels · blocks / tokens, and twice the exponent from
-# z = MANY on.
-TOKENS = 0.273  # for each channel of the residual stream and each decoder block, to correct with μ = 1
-MANY = 4.1
-EXPONENT = 1.5
+# λ = μ · mean of diag(H), with μ = z + CUBIC · z³ for z = LINEAR · channels · blocks / tokens.
+LINEAR, CUBIC = 0.273, 0.1
 LEAST = 0.01  # that of a sweep, which inverts the same H
 
 
 def target_damping(channels: int, tokens: int, blocks: int = 1) -> float:
     """μ of the correction, relative to the mean of diag(H).
 
-    In one layer the noise of a least-squares fit falls as 1/tokens, and so would the best μ. In a model the noise of
-    one correction is read by all corrections above it: the best μ grows with the number of decoder blocks, and falls
-    faster than 1/tokens. Fitted to perplexities of the packaged model with 1 to 64 × 512 tokens, and tried on fewer
-    decoder blocks and on a wider model; see docs/targets.md. Generalized cross-validation looks at the squared error of
-    one layer, damps the first layers too little and the last ones too much, and ends worse.
+    In one layer the noise of a least-squares fit falls as 1/tokens, and so does the best μ. In a model the noise of one
+    correction is read by all corrections above it: the best μ grows with the number of decoder blocks, and with few
+    tokens faster than 1/tokens. Both numbers were fitted to perplexities of the packaged model with 1 to 64 × 512
+    tokens, and tried on 1 to 10 of its decoder blocks and on a wider model; see docs/targets.md. Generalized
+    cross-validation looks at the squared error of one layer, damps the first layers too little and the last ones too
+    much, and ends worse.
 
     Args:
         channels: of the residual stream, which the layer reads or writes.
         tokens: of calibration.
         blocks: decoder blocks whose layers are corrected, one after another.
     """
-    noise = TOKENS * channels * blocks / tokens
-    return max(LEAST, (noise * max(1.0, noise / MANY)) ** EXPONENT)
+    noise = LINEAR * channels * blocks / tokens
+    return max(LEAST, noise + CUBIC * noise**3)
 
 
 def check_target_damping(damping: float | None) -> None:

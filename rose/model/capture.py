@@ -27,7 +27,7 @@ from rose.model.precision import decided, rounding
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.residence import residence_of
 from rose.model.residual import find_writers
-from rose.model.structure import PrunableLayer, select_layers
+from rose.model.structure import PrunableLayer, prunable_layers, select_layers
 from rose.model.targets import BlockTargets
 
 TRACED_TOKENS = 8  # enough to see which layers write into the residual stream
@@ -230,7 +230,9 @@ class Walk:
         arguments, hidden = self.few
         hidden = hidden.clone().to(self.device)
         run = partial(run_block, block, hidden, arguments[index][0], self.device)
-        return BlockTargets(block, layers, find_writers(block, layers, run, hidden), self.products)
+        # What layers that are not pruned add to the stream belongs to it all the same.
+        every = [layer for layer in prunable_layers(self.model) if layer.block_index == index]
+        return BlockTargets(block, layers, find_writers(block, every, run, hidden), self.products)
 
     def run_dense(self, block: nn.Module, index: int, watch: Watch | None = None) -> None:
         """Runs a block that is still dense on the dense hidden states, where there are any; see `DenseStreams.run`."""

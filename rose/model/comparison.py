@@ -96,7 +96,11 @@ def plan_comparison(
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One finished run. Errors are relative, means over layers; `seconds` is pruning alone; memory in bytes."""
+    """One finished run. Errors are relative, means over layers; `seconds` is pruning alone; memory in bytes.
+
+    `drift` of the residual stream is that after the last decoder block, None without held-out samples; comparisons of
+    earlier versions have neither it nor errors against dense targets.
+    """
 
     method: str
     sparsity: str
@@ -108,6 +112,12 @@ class ComparisonRow:
     removed_fraction: float
     seconds: float
     peak_memory: int
+    mean_target_error: float | None = None
+    mean_held_out_target_error: float | None = None
+    drift: float | None = None
+
+
+OPTIONAL = ("mean_held_out_error", "mean_target_error", "mean_held_out_target_error", "drift")  # of a row
 
 
 def compare_methods(
@@ -195,6 +205,9 @@ def _run(
         removed_fraction=report.summary["removed_fraction"],
         seconds=report.summary["seconds"],
         peak_memory=memory,
+        mean_target_error=report.summary["mean_target_error"],
+        mean_held_out_target_error=report.summary["mean_held_out_target_error"],
+        drift=report.summary["drift"][-1]["drift"] if report.summary["drift"] else None,
     )
 
 
@@ -238,6 +251,9 @@ def summarize(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
         removed_fraction=("removed_fraction", "mean"),
         seconds=("seconds", "mean"),
         peak_memory=("peak_memory", "max"),
+        mean_target_error=("mean_target_error", "mean"),
+        mean_held_out_target_error=("mean_held_out_target_error", "mean"),
+        drift=("drift", "mean"),
     )
     return result.reset_index()
 
@@ -246,8 +262,7 @@ def rows_table(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
     """One line per run, columns as in `ComparisonRow`."""
     names = [field.name for field in dataclasses.fields(ComparisonRow)]
     table = pd.DataFrame([dataclasses.asdict(row) for row in rows], columns=names)
-    table["mean_held_out_error"] = table["mean_held_out_error"].astype(float)
-    return table
+    return table.astype(dict.fromkeys(OPTIONAL, float))
 
 
 def to_markdown(rows: Sequence[ComparisonRow]) -> str:
@@ -300,9 +315,10 @@ def read_rows(path: str | Path) -> list[ComparisonRow]:
     """
     try:
         table = pd.read_csv(path, dtype={"sparsity": str, "method": str}, float_precision="round_trip")
-        held_out = table["mean_held_out_error"]
-        table["mean_held_out_error"] = held_out.astype(object).where(held_out.notna(), None)
         names = [field.name for field in dataclasses.fields(ComparisonRow)]
+        table = table.reindex(columns=[*table, *(name for name in OPTIONAL[1:] if name not in table)])
+        for name in OPTIONAL:
+            table[name] = table[name].astype(object).where(table[name].notna(), None)
         return [ComparisonRow(**row) for row in table[names].to_dict("records")]
     except (OSError, ValueError, KeyError) as problem:
         raise RoseError(f"{path} is not a table of comparison runs ({problem}); choose a rows.csv.") from problem

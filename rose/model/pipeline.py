@@ -258,7 +258,8 @@ def _prune_block(
             stream.pop(layer.name, None)
         factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
         seconds = time.perf_counter() - began
-        return record_of(layer, result, seconds, tokens=known.tokens, target_damping=used, **errors), factors
+        errors |= {"tokens": known.tokens, "target": _target_of(gap), "target_damping": used}
+        return record_of(layer, result, seconds, **errors), factors
 
     done = exchange(owners, prune)
     records = [record for record, _ in done]
@@ -268,6 +269,13 @@ def _prune_block(
     _let_go(block)
     meter.layers_done = before + len(records)
     return records
+
+
+def _target_of(gap: InputGap | OutputGap | None) -> str:
+    """What the layer was pruned towards; see `LayerRecord`."""
+    if gap is None:
+        return "layer"
+    return "dense and stream" if isinstance(gap, OutputGap) else "dense"
 
 
 def _let_go(block: BlockStatistics) -> None:
@@ -366,10 +374,10 @@ def _errors(
     held_out: InputStatistics | None,
     gaps: Mapping[str, Mapping[str, InputGap | OutputGap]],
     shared: Known | None = None,
-) -> dict[str, float | None]:
+) -> dict[str, Any]:
     """Relative errors against the layer's own dense output and against its dense target; None where not known."""
     weight = layer.weight
-    found: dict[str, float | None] = {}
+    found: dict[str, Any] = {}
     for stream, prefix, statistics in (("calibration", "", known), ("held_out", "held_out_", held_out)):
         gap = gaps.get(stream, {}).get(layer.name)
         own = target = None
@@ -444,6 +452,7 @@ def record_of(
     held_out_target_error: float | None = None,
     target_damping: float | None = None,
     tokens: int | None = None,
+    target: str = "layer",
 ) -> LayerRecord:
     """The outcome of one layer in numbers; `relative_error` is the result's own where none is given."""
     rows, columns = result.weight.shape
@@ -468,4 +477,5 @@ def record_of(
         order=result.order.name,
         budget=result.budget,
         tokens=tokens,
+        target=target,
     )

@@ -66,7 +66,7 @@ def find_writers(
 
     Args:
         block: the decoder block.
-        layers: its prunable layers.
+        layers: all of its linear layers; without one that adds to the stream, those behind it are not seen to.
         run: calls the block on `hidden`, (samples, length, hidden).
     """
     trace = _Trace(hidden)

@@ -81,13 +81,19 @@ def test_writers_explain_what_a_block_adds_to_the_stream(family: str) -> None:
     torch.testing.assert_close(stream.view_as(after), after, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt_projected", "gpt2"])
-def test_gaps_are_those_of_two_whole_models(family: str) -> None:
-    """GᵀX and ‖G‖² of every layer, from hooks on the dense model and on the model as pruned so far."""
+LAST = {"llama": "mlp.down_proj", "gpt_neox": "mlp.dense_4h_to_h", "opt_projected": "fc2", "gpt2": "mlp.c_proj"}
+
+
+@pytest.mark.parametrize("chosen", ["all", "last"])
+@pytest.mark.parametrize("family", LAST)
+def test_gaps_are_those_of_two_whole_models(family: str, chosen: str) -> None:
+    """GᵀX and ‖G‖² of every layer, from hooks on the dense model and on the model as pruned so far; also where the last
+    layer of each decoder block is pruned alone, and those before it write into the stream all the same."""
     dense, model, tokens = make_model(family), make_model(family), make_tokens(4)
     streams = check_streams(model, tokens, None)
     along = dense_streams(streams, True, MemoryActivations())
-    walk = start_walk(model, streams, select_layers(model, None), None, None, along)
+    names = None if chosen == "all" else [f"*.{LAST[family]}"]
+    walk = start_walk(model, streams, select_layers(model, names), None, None, along)
     written = {}
     for block, layer in ((found, layer) for found in visit_sequentially(walk) for layer in found.layers):
         gap = block.gaps["calibration"][layer.name].of(layer.weight)
@@ -102,7 +108,7 @@ def test_gaps_are_those_of_two_whole_models(family: str) -> None:
         torch.testing.assert_close(gap.cross, found.T @ x, rtol=1e-3, atol=1e-3 * float(gap.cross.abs().max() + 1))
         assert gap.square == pytest.approx(float(found.square().sum()), rel=1e-3, abs=1e-4)
         layer.write(rose.prune_layer(layer.weight, block.calibration[layer.name], **OPTIONS).weight)
-    assert len(written) == 2 * len(walk.by_block)
+    assert len(written) == (2 if chosen == "all" else 1) * len(walk.by_block)
 
 
 GROUPS = {
@@ -228,6 +234,14 @@ def test_errors_against_the_target_are_reported() -> None:
     plain = rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS, target="layer")
     assert plain.layers["target_error"].isna().all()
     assert plain.layers["target_damping"].isna().all()
+
+
+def test_reports_tell_what_each_layer_was_pruned_towards() -> None:
+    table = rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS).layers
+    writes = table["projection"].isin(["self_attn.o_proj", "mlp.down_proj"])
+    assert (table["target"] == writes.map({True: "dense and stream", False: "dense"})).all()
+    plain = rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS, target="layer").layers
+    assert (plain["target"] == "layer").all()
 
 
 @pytest.mark.parametrize("held_out", [False, True], ids=["", "held-out"])
