@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -12,6 +12,8 @@ import rose
 from app.study.setup import Setup, check_sparsity
 from rose.layer.methods import get_method
 from rose.model.cost import Cost, estimate_cost, estimate_evaluation, sweeps_of
+from rose.model.loading import parse_dtype
+from rose.model.memory import estimate_memory
 from rose.model.pipeline import check_target
 from rose.model.precision import DEFAULT as COMPUTED
 from rose.model.zero_shot import is_installed
@@ -131,15 +133,28 @@ def run_name(method: str, sparsity: str, target: str = "dense") -> str:
 
 def estimate_case(model: nn.Module, setup: Setup, request: PruneRequest, method: str, target: str = "dense") -> Cost:
     """Pruning one copy; `model` may be a skeleton."""
-    return estimate_cost(
+    sizes: dict[str, Any] = {
+        "samples": setup.samples + setup.held_out,
+        "length": setup.length,
+        "layers": request.layer_patterns,
+    }
+    cost = estimate_cost(
         model,
-        samples=setup.samples + setup.held_out,
-        length=setup.length,
-        layers=request.layer_patterns,
+        **sizes,
         sweeps=sweeps_of([method]),
         passes=1 if request.true_sequential and target == "layer" else 2,
         compute=COMPUTED,
+        target=target,
     )
+    memory = estimate_memory(
+        model,
+        **sizes,
+        dtype=parse_dtype(setup.dtype),
+        sequential=request.true_sequential,
+        dense_targets=target == "dense",
+        held_out=setup.held_out > 0,
+    )
+    return replace(cost, memory=memory.besides_weights)
 
 
 def evaluation_seconds(model: nn.Module, request: PruneRequest) -> float:

@@ -64,6 +64,7 @@ def estimate_cost(
     passes: int = 1,
     keep_statistics: bool = False,
     compute: str = "float32",
+    target: str = "layer",
 ) -> Cost:
     """Estimates a calibration with `sweeps` prunings of every chosen layer.
 
@@ -74,7 +75,7 @@ def estimate_cost(
         sweeps: prunings per layer (methods, orders).
         passes: forward passes per decoder block: 1 to analyze, 2 to prune.
         keep_statistics: all layers' statistics stay in memory, as the app keeps them.
-        compute: of forward passes, see `rose.prune_model`.
+        compute, target: as for `rose.prune_model`.
     """
     chosen = select_layers(model, layers)
     _, blocks = decoder_blocks(model)
@@ -90,7 +91,8 @@ def estimate_cost(
     routed = statistics_groups([layer for layer in chosen if layer.is_expert])
     hessian = 1.2 * tokens * (sum(c**2 for c in plain) + share * sum(c**2 for c in routed))
     sweep = sweeps * sum(layer.weight.numel() * layer.weight.shape[1] for layer in chosen)
-    seconds = ((forward + hessian) / FORWARD_EFFICIENCY + sweep / SWEEP_EFFICIENCY) / matmul_rate()
+    gaps = gap_work(chosen, tokens, share, _product_share(compute, model)) if target == "dense" else 0.0
+    seconds = ((forward + hessian + gaps) / FORWARD_EFFICIENCY + sweep / SWEEP_EFFICIENCY) / matmul_rate()
     kept = sum(4 * columns**2 for columns in groups)
     if not keep_statistics:
         kept //= len({layer.block_index for layer in chosen})
@@ -99,10 +101,41 @@ def estimate_cost(
     return Cost(seconds, kept + hidden, 4 * total, len(chosen))
 
 
+def gap_work(layers: Sequence[PrunableLayer], tokens: int, share: float = 1.0, products: float = 1.0) -> float:
+    """Floating-point operations of dense targets, besides those of the passes; see `rose.layer.target`.
+
+    For layers that share an input DᵀX and DᵀD, which is symmetric, and (H + λI)⁻¹ from the right; for a layer that
+    writes into the residual stream DWᵀ, GᵀX and the same inverse.
+
+    Args:
+        layers: those to prune.
+        tokens: of calibration, held-out ones included.
+        share: of its experts that a token visits.
+        products: time of a product in the format of gaps over one in float32.
+    """
+    streamed = solved = 0.0
+    for is_expert in (False, True):
+        found = [layer for layer in layers if layer.is_expert == is_expert]
+        writers = [layer for layer in found if _is_output(layer)]
+        readers = [layer for layer in found if not _is_output(layer)]
+        widths = statistics_groups(readers)
+        streamed += (share if is_expert else 1.0) * (
+            3.2 * sum(columns**2 for columns in widths) + 4 * sum(layer.weight.numel() for layer in writers)
+        )
+        solved += (7 / 3) * sum(columns**3 for columns in widths)
+        solved += sum(layer.weight.shape[1] ** 3 / 3 for layer in writers)
+        solved += 2 * sum(layer.weight.numel() * layer.weight.shape[1] for layer in found)
+    return tokens * streamed * products + solved
+
+
+def _product_share(compute: str, model: nn.Module) -> float:
+    """Time of a matrix product in this format over that in float32."""
+    return 1 / bfloat16_gain() if rounding(compute, model, pick_device()) else 1.0
+
+
 def _pass_share(model: nn.Module, compute: str) -> float:
     """Time of a pass of float32 weights in this format, over that in float32."""
-    rounded = rounding(compute, model, pick_device())
-    return NO_PRODUCTS + (1 - NO_PRODUCTS) / bfloat16_gain() if rounded else 1.0
+    return NO_PRODUCTS + (1 - NO_PRODUCTS) * _product_share(compute, model)
 
 
 def estimate_evaluation(model: nn.Module, *, tokens: int, new_tokens: int = 0) -> float:

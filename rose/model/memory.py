@@ -59,7 +59,13 @@ class Memory:
 
     @property
     def peak(self) -> int:
+        """Of a model that streams."""
         return self.block + self.activations + self.waiting + max(self.embedding, self.hessians + self.batch, self.work)
+
+    @property
+    def besides_weights(self) -> int:
+        """Of a model that is in memory."""
+        return self.activations + self.waiting + max(self.hessians + self.batch, self.work)
 
 
 def estimate_memory(

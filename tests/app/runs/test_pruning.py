@@ -23,7 +23,7 @@ import rose
 from app.jobs import Job
 from app.runs import pruning, recipes
 from app.runs.pruning import PruningRun, accuracy_table, layer_table, model_table
-from app.runs.request import HELD_OUT, Keep, PruneRequest, estimate, run_name
+from app.runs.request import HELD_OUT, Keep, PruneRequest, estimate, estimate_case, run_name
 from app.runs.results import over_seeds, read_results
 from app.study.setup import Setup
 from app.study.study import LoadedModel
@@ -319,6 +319,13 @@ def test_estimate_counts_every_pair(setup: Setup) -> None:
     assert four.layers == 21
     slow = estimate(skeleton, setup, replace(REQUEST, methods=("oats",), sparsities=("0.5",)))
     assert slow.seconds > one.seconds
+
+
+def test_dense_targets_are_estimated_to_cost_more(setup: Setup) -> None:
+    skeleton = load_skeleton(setup.model)
+    cost = {target: estimate_case(skeleton, setup, REQUEST, "sparsegpt", target) for target in ("layer", "dense")}
+    assert 1.1 < cost["dense"].seconds / cost["layer"].seconds < 2
+    assert cost["dense"].memory > cost["layer"].memory
 
 
 CSV = """method,sparsity,seed,perplexity,dense_perplexity,mean_held_out_error,seconds
