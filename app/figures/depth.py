@@ -50,7 +50,7 @@ def drift_curves(
     ends = table.groupby("run", sort=False)["drift"].last()
     ranked = ends.sort_values(kind="stable")
     finding = finding or _drift_finding(table, ends, place)
-    rise, steepest = _steepest(table.assign(run_end=table["run"].map(ends)))
+    rise, steepest = _steepest(table)
     caption = (
         f"After the last {place}: {'; '.join(f'{name}: {words.number(float(v))}' for name, v in ranked.items())}. "
         f"Steepest rise: {steepest['run']}, {place} {int(steepest['block_index'])}, by {words.number(rise)}."
@@ -105,7 +105,7 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     total = float(table["arisen"].sum())
     share = float(source["arisen"]) / total if total > 0 else 0.0
     finding = f"Decoder block {int(source['block_index'])} adds most: {words.percent(share, 0)} of all that arises"
-    what = f"{table['run'].iloc[0]}: where the stack stands above the line, the two partly cancel; else they add up"
+    what = f"{table['run'].iloc[0]}: a stack above the line: the two partly cancel; below it: they reinforce each other"
     style.base(figure, theme, finding, what, x="decoder block", y=DRIFT, height=HEIGHT, legend=True)
     figure.update_layout(barmode="stack", bargap=0.15)
     _block_axis(figure, table)
@@ -121,52 +121,55 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     return Drawing(figure, caption, alt, table.reset_index(drop=True))
 
 
-def repaired_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
-    """How much of the drift that was passed on each decoder block's layers repaired, one line a run.
+def cancelled_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
+    """How much of the drift that was passed on each decoder block's pruned layers cancel, one line a run.
 
     Args:
-        table: columns as in `drift_shares`, and repaired.
+        table: columns as in `drift_shares`, and cancelled.
 
     Raises:
         RoseError: no run.
     """
     _require(table)
-    share = table["repaired"] / table["passed_on"].where(table["passed_on"] > 0)
-    table = table.assign(repaired_share=share.fillna(0.0))  # the first pruned block has received nothing
+    share = table["cancelled"] / table["passed_on"].where(table["passed_on"] > 0)
+    table = table.assign(cancelled_share=share.fillna(0.0))  # the first pruned block has received nothing
     looks = _looks(table)
     figure = go.Figure()
     for name, rows in table.groupby("run", sort=False):
-        _line(figure, rows, rows["repaired_share"].to_numpy(np.float64), looks[str(name)], "decoder block", ".1%")
-    groups = table.groupby("run", sort=False)
-    count = groups["repaired"].agg(lambda column: int((column > 0).sum()))
-    blocks = groups.size()
-    best = str(groups["repaired_share"].mean().idxmax())
-    top = table.loc[table["repaired_share"].idxmax()]
-    if top["repaired_share"] > 0:
-        finding = (
-            f"{best}: {words.out_of(int(count[best]), int(blocks[best]), 'decoder block')} reduce the drift passed on"
-        )
-        most = (
-            f"The most is {words.percent(float(top['repaired_share']))}, by decoder block {int(top['block_index'])} of "
-            f"{top['run']}."
-        )
-    else:
-        finding = "No decoder block leaves less drift than was passed on to it"
-        most = "The most is 0 %."
-    listed = "; ".join(
-        f"{name} in {words.out_of(int(count[name]), int(blocks[name]), 'block')}, mean "
-        f"{words.percent(float(groups['repaired_share'].mean()[name]))}"
-        for name in count.index
+        _line(figure, rows, rows["cancelled_share"].to_numpy(np.float64), looks[str(name)], "decoder block", ".1%")
+    received = table[table["passed_on"] > 0]
+    means = received.groupby("run", sort=False)["cancelled_share"].mean()
+    finding = _cancelled_finding(means)
+    style.base(
+        figure,
+        theme,
+        finding,
+        "Passed on + arisen − drift, as a share of passed on: above 0 a block's pruned layers cancel, below 0 they add",
+        x="decoder block",
+        y="share cancelled",
+        height=HEIGHT,
+        legend=True,
     )
-    caption = f"Repaired: {listed}. {most}"
-    what = (
-        "Drift that a pruned block leaves below what its dense weights would have passed on, as a share of the latter"
-    )
-    style.base(figure, theme, finding, what, x="decoder block", y="share repaired", height=HEIGHT, legend=True)
     _block_axis(figure, table)
     figure.update_yaxes(tickformat=".0%", rangemode="tozero")
-    alt = f"Line chart of the share of drift repaired by decoder block. {finding}. {caption}"
+    listed = "; ".join(f"{name} {words.percent(float(mean))}" for name, mean in means.items())
+    less = (received["drift"] < received["passed_on"]).groupby(received["run"], sort=False).sum()
+    counted = "; ".join(f"{name} in {int(number)}" for name, number in less.items())
+    caption = (
+        f"Mean over decoder blocks: {listed}. Blocks that leave less drift than was passed on to them: {counted}."
+        if len(means)
+        else "No decoder block has received any drift."
+    )
+    alt = f"Line chart of the share of passed-on drift that is cancelled, by decoder block. {finding}. {caption}"
     return Drawing(figure, caption, alt, table.reset_index(drop=True))
+
+
+def _cancelled_finding(means: pd.Series) -> str:
+    if means.empty or means.max() <= 0:
+        return "No run cancels drift: on average, pruned layers add to what they receive"
+    best = str(means.idxmax())
+    most = " the most" if len(means) > 1 else ""
+    return f"{best} cancels{most}: {words.percent(float(means[best]), 0)} of the drift passed on"
 
 
 def _require(table: pd.DataFrame) -> None:

@@ -29,8 +29,9 @@ COLUMNS = (
     "drift",
     "passed_on",
     "arisen",
-    "repaired",
+    "cancelled",
     "perplexity",
+    "target_damping",
 )
 # Of the small comparison: enough tokens for the correction to pay, few enough to wait for.
 SAMPLES, LENGTH, HELD_OUT_SAMPLES = 16, 256, 4
@@ -115,8 +116,19 @@ def _calibration(summary: dict[str, Any]) -> str:
     return ", ".join(said)
 
 
+def damping_of(report: rose.RunReport) -> float | None:
+    """μ of the run's corrections, their median; None without one."""
+    known = report.layers.get("target_damping", pd.Series(dtype=float)).dropna()
+    return float(known.median()) if len(known) else None
+
+
 def drift_table(named: dict[str, rose.RunReport]) -> pd.DataFrame:
-    """One row per run and decoder block; `repaired` is passed_on − drift where positive."""
+    """One row per run and decoder block; `cancelled` is passed_on + arisen − drift.
+
+    With a the passed-on difference of hidden states and b the one that arises, drift is ‖a + b‖² and what is cancelled
+    −2⟨a, b⟩: positive where the block's pruned layers work against the error that they receive, negative where they
+    add to it.
+    """
     rows = [
         {
             "run": name,
@@ -126,8 +138,9 @@ def drift_table(named: dict[str, rose.RunReport]) -> pd.DataFrame:
             "calibration": ", ".join(filter(None, (_model(report), _layers(report), _calibration(report.summary)))),
             "block_index": int(entry["block_index"]),
             **{part: float(entry[part]) for part in ("drift", "passed_on", "arisen")},
-            "repaired": max(0.0, float(entry["passed_on"]) - float(entry["drift"])),
+            "cancelled": float(entry["passed_on"]) + float(entry["arisen"]) - float(entry["drift"]),
             "perplexity": report.summary.get("perplexity_after"),
+            "target_damping": damping_of(report),
         }
         for name, report in named.items()
         for entry in report.summary["drift"]

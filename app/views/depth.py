@@ -48,6 +48,10 @@ def draw() -> None:
         option = _option(view, chosen)
     if view == DRIFT:
         components.show(figures.drift_curves(table, scale=option, theme=session.theme()), "depth-drift", wide=True)
+        st.caption(
+            "Drift 0: the hidden states are those of the dense model. Drift 1: they are as far away as if there were "
+            "none. The output head reads those after the last decoder block."
+        )
     elif view == ORIGIN:
         components.show(
             figures.drift_shares(table[table["run"] == option], theme=session.theme()), "depth-origin", wide=True
@@ -58,8 +62,12 @@ def draw() -> None:
             "repair earlier errors cancel part of them."
         )
     else:
-        components.show(figures.repaired_shares(table, theme=session.theme()), "depth-repair", wide=True)
-    _perplexities(table)
+        components.show(figures.cancelled_shares(table, theme=session.theme()), "depth-repair", wide=True)
+        st.caption(
+            "Passed on: the drift that the block would hand on with its dense weights. With target dense the weights "
+            "change such that what arises works against it."
+        )
+    _facts(table)
 
 
 # Runs
@@ -179,13 +187,19 @@ def _option(view: str, runs: list[str]) -> Any:
     return runs[0]
 
 
-def _perplexities(table: pd.DataFrame) -> None:
-    known = table.drop_duplicates("run").dropna(subset=["perplexity"])
-    if len(known):
-        listed = "; ".join(
-            f"{run}: {words.number(float(value))}" for run, value in zip(known["run"], known["perplexity"], strict=True)
-        )
-        st.caption(f"Perplexity of the runs shown: {listed}.")
+def _facts(table: pd.DataFrame) -> None:
+    """What else is known of the runs shown."""
+    runs = table.drop_duplicates("run")
+    facts = {
+        "Perplexity of the runs shown": "perplexity",
+        "Damping μ of their corrections": "target_damping",
+    }
+    for name, column in facts.items():
+        known = runs.dropna(subset=[column])
+        values = (words.number(float(value)) for value in known[column])
+        if len(known):
+            listed = "; ".join(f"{run}: {value}" for run, value in zip(known["run"], values, strict=True))
+            st.caption(f"{name}: {listed}.")
 
 
 draw()

@@ -62,12 +62,12 @@ SEEDS = pd.DataFrame(
 ).assign(mean_held_out_error=0.1, seconds=1.0)
 DRIFTS = pd.DataFrame(
     [
-        (f"SparseGPT, 0.7, target {target}", "sparsegpt", "0.7", target, block, drift, passed, arisen, passed - drift)
+        (f"SparseGPT, 0.7, target {target}", "sparsegpt", "0.7", target, block, drift, passed, arisen)
         for target, factor in (("layer", 1.0), ("dense", 0.5))
         for block, drift, passed, arisen in ((0, 0.1 * factor, 0.0, 0.1), (1, 0.3 * factor, 0.35 * factor, 0.1))
     ],
-    columns=["run", "method", "sparsity", "target", "block_index", "drift", "passed_on", "arisen", "repaired"],
-).assign(repaired=lambda table: table["repaired"].clip(lower=0), perplexity=20.0)
+    columns=["run", "method", "sparsity", "target", "block_index", "drift", "passed_on", "arisen"],
+).assign(cancelled=lambda table: table["passed_on"] + table["arisen"] - table["drift"], perplexity=20.0)
 DAMAGES = pd.DataFrame(
     [
         (f"model.layers.{block}.{kind}", block, kind, error, error, 10 * error, error / 9, cost, 0.001)
@@ -188,7 +188,7 @@ FIGURES: dict[str, Draw] = {
     "drift_curves": lambda x, r, t: depth.drift_curves(DRIFTS, theme=t),
     "drift_curves_log": lambda x, r, t: depth.drift_curves(DRIFTS, scale="log", theme=t),
     "drift_shares": lambda x, r, t: depth.drift_shares(DRIFTS[DRIFTS["target"] == "dense"], theme=t),
-    "repaired_shares": lambda x, r, t: depth.repaired_shares(DRIFTS, theme=t),
+    "cancelled_shares": lambda x, r, t: depth.cancelled_shares(DRIFTS, theme=t),
     "damage_map": lambda x, r, t: damage.damage_map(DAMAGES, marked="model.layers.1.mlp.up_proj", theme=t),
     "damage_map_error": lambda x, r, t: damage.damage_map(DAMAGES, "held_out_error", theme=t),
     "damage_bars": lambda x, r, t: damage.damage_bars(BLOCK_DAMAGES, marked="model.layers.1", theme=t),

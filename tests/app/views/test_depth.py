@@ -70,7 +70,9 @@ def test_the_table_is_what_the_reports_say(reports: dict[str, rose.RunReport]) -
     assert len(table) == 3 * len(reports["layer"].summary["drift"]) == 9
     first = table[table["run"] == "SparseGPT at 0.5, target layer"]
     assert list(first["drift"]) == [entry["drift"] for entry in reports["layer"].summary["drift"]]
-    assert list(first["repaired"]) == [max(0, e["passed_on"] - e["drift"]) for e in reports["layer"].summary["drift"]]
+    entries = reports["layer"].summary["drift"]
+    assert list(first["cancelled"]) == [e["passed_on"] + e["arisen"] - e["drift"] for e in entries]
+    assert set(table["target_damping"].dropna()) == {reports["dense"].layers["target_damping"].median()}
 
 
 def test_saved_runs_are_opened_one_or_several(reports: dict[str, rose.RunReport], tmp_path: Path) -> None:
