@@ -14,7 +14,7 @@ from torch import Tensor
 
 import rose
 from app.lessons.subjects import BLOCK_SIZE, SHARED
-from rose.layer.target import OutputGap, corrected_weight
+from rose.layer.target import OutputGap, corrected_weight, target_damping
 
 WIDTH = 64  # of the stream
 HELD_OUT = 1024  # tokens
@@ -64,6 +64,11 @@ def drifts(design: ChainDesign) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def damping(design: ChainDesign) -> float:
+    """μ of the correction."""
+    return target_damping(WIDTH, design.tokens, design.layers)
+
+
 def _generate(design: ChainDesign) -> tuple[list[Tensor], Tensor]:
     """Weights, (width, width) each, and the stream of all tokens, held-out ones first; its channels are correlated."""
     generator = torch.Generator().manual_seed(design.seed)
@@ -92,7 +97,7 @@ def _prune(design: ChainDesign, method: str, target: str) -> list[dict[str, floa
             gap = OutputGap(WIDTH, WIDTH)
             lost = (x_dense - x_pruned) @ weight.T + dense - pruned
             gap.update(x_pruned[HELD_OUT:], lost[HELD_OUT:])
-            aim, _ = corrected_weight(weight, statistics, gap, blocks=design.layers)
+            aim, _ = corrected_weight(weight, statistics, gap, damping(design))
         result = rose.prune_layer(aim, statistics, method=method, sparsity=design.sparsity, block_size=BLOCK_SIZE)
         dense = dense + x_dense @ weight.T
         pruned = pruned + x_pruned @ result.weight.T

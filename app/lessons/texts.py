@@ -9,6 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 import rose
+from app.lessons import chain
 from app.lessons.chain import KINDS, ChainDesign
 from app.lessons.subjects import LayerDesign, Subject
 from app.words import count, number, percent, sentence, whole
@@ -250,30 +251,31 @@ def depth_lesson(design: ChainDesign, table: pd.DataFrame) -> Lesson:
         table: from `chain.drifts`.
     """
     none, inside, between = _ends(table)
-    saved = percent(abs(1 - between / inside), 0)
-    helps = between < inside
+    noise = (
+        f" That is more than without: {whole(design.tokens)} tokens are so few that it fits noise."
+        if inside > none
+        else ""
+    )
     return Lesson(
-        "Layers can compensate for the layers before them."
-        if helps
-        else "With so few tokens, compensation between layers fits noise.",
+        "Layers can compensate for the layers before them.",
         (
-            r"\text{inside:}\ \min_{\hat W} \lVert X_p W^\top - X_p \hat W^\top \rVert^2",
-            r"\text{between:}\ \min_{\hat W} \lVert T - X_p \hat W^\top \rVert^2",
             r"T = X_d W^\top + h_d - h_p",
+            r"W^* = W + (T - X_p W^\top)^\top X_p\,(H + \lambda I)^{-1}",
+            r"\min_{\hat W} \lVert X_p {W^*}^\top - X_p \hat W^\top \rVert^2",
         ),
         f"{sentence(count(design.layers, 'generated layer'))} add to one stream h (d: dense, p: pruned). Each is "
-        f"pruned on the inputs that the pruned layers before it give, from {whole(design.tokens)} tokens. Drift after "
-        f"the last: **{number(none)}** "
-        f"without compensation; **{number(inside)}** inside each layer, which ignores the errors it receives; "
-        f"**{number(between)}** where each aims at the dense output T, {saved} {'less' if helps else 'more'}.",
+        f"pruned on the inputs X that the pruned layers before it give, from {whole(design.tokens)} tokens. Drift "
+        f"after the last: **{number(none)}** without compensation; **{number(inside)}** inside each layer, with W in "
+        f"place of W*, which ignores the errors it receives.{noise} **{number(between)}** where each aims at the dense "
+        f"output T, {percent(1 - between / inside, 0)} less. λ is {number(chain.damping(design))} times the mean of "
+        "diag(H); fewer tokens need more.",
     )
 
 
 def depth_finding(table: pd.DataFrame) -> str:
     """The title of lesson 9's figure."""
     _, inside, between = _ends(table)
-    verb = "takes" if between < inside else "brings"
-    return f"Compensation between layers {verb} the drift from {number(inside)} to {number(between)}"
+    return f"Compensation between layers takes the drift from {number(inside)} to {number(between)}"
 
 
 def sizes_lesson(table: pd.DataFrame) -> Lesson:

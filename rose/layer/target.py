@@ -28,9 +28,8 @@ from rose.layer.error import difference, quadratic_form, ratio
 from rose.layer.hessian import check_damping, damp
 from rose.layer.statistics import InputStatistics, add_product
 
-# λ = μ · mean of diag(H), with μ = z + CUBIC · z³ for z = LINEAR · channels · blocks / tokens.
-LINEAR, CUBIC = 0.273, 0.1
-LEAST = 0.01  # that of a sweep, which inverts the same H
+# λ = μ · mean of diag(H), with μ = LEAST + z + CUBIC · z³ for z = LINEAR · channels · blocks / tokens.
+LEAST, LINEAR, CUBIC = 0.03, 0.273, 0.1
 
 
 def target_damping(channels: int, tokens: int, blocks: int = 1) -> float:
@@ -38,10 +37,12 @@ def target_damping(channels: int, tokens: int, blocks: int = 1) -> float:
 
     In one layer the noise of a least-squares fit falls as 1/tokens, and so does the best μ. In a model the noise of one
     correction is read by all corrections above it: the best μ grows with the number of decoder blocks, and with few
-    tokens faster than 1/tokens. Both numbers were fitted to perplexities of the packaged model with 1 to 64 × 512
-    tokens, and tried on 1 to 10 of its decoder blocks and on a wider model; see docs/targets.md. Generalized
-    cross-validation looks at the squared error of one layer, damps the first layers too little and the last ones too
-    much, and ends worse.
+    tokens faster than 1/tokens. With any number of tokens some is left: what the correction puts into directions that
+    the inputs hardly have costs the most once weights are removed.
+
+    The three numbers were fitted to perplexities of the packaged model with 1 to 64 × 512 tokens, and tried on 1 to 10
+    of its decoder blocks and on a wider model; see docs/targets.md. Generalized cross-validation looks at the squared
+    error of one layer, damps the first layers too little and the last ones too much, and ends worse.
 
     Args:
         channels: of the residual stream, which the layer reads or writes.
@@ -49,7 +50,7 @@ def target_damping(channels: int, tokens: int, blocks: int = 1) -> float:
         blocks: decoder blocks whose layers are corrected, one after another.
     """
     noise = LINEAR * channels * blocks / tokens
-    return max(LEAST, noise + CUBIC * noise**3)
+    return LEAST + noise + CUBIC * noise**3
 
 
 def check_target_damping(damping: float | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -312,10 +313,22 @@ def test_layers_compensate_for_the_layers_before_them() -> None:
     for value in ends:
         assert f"**{value:.3g}**" in shown
     assert f"{100 * (1 - ends['Between layers too'] / ends['Inside each layer']):.0f} % less" in shown
-    app.select_slider(key="lesson_chain_tokens").set_value(128).run()
+    assert "fits noise" not in shown
+    app.select_slider(key="lesson_chain_tokens").set_value(64).run()
     assert not app.exception, app.exception
-    few = chain.drifts(ChainDesign(tokens=128)).groupby("run", sort=False)["drift"].last()
+    few = chain.drifts(ChainDesign(tokens=64)).groupby("run", sort=False)["drift"].last()
     assert f"**{few['Between layers too']:.3g}**" in texts(app)
+    assert "64 tokens are so few that it fits noise" in texts(app)
+
+
+def test_compensation_between_layers_pays_wherever_the_sliders_stand() -> None:
+    app = step(9)
+    tokens = [int(option) for option in app.select_slider(key="lesson_chain_tokens").options]
+    slider = app.slider(key="lesson_chain_sparsity")
+    ratios = np.arange(slider.min, slider.max + slider.step / 2, slider.step)
+    for design in (ChainDesign(sparsity=float(ratio), tokens=count) for ratio in ratios for count in tokens):
+        _, inside, between = chain.drifts(design).groupby("run", sort=False)["drift"].last()
+        assert between < 0.9 * inside, design
 
 
 def test_the_last_kind_is_the_engines_target() -> None:
