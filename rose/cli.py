@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     _pruning_options(compare, sparsity="0.5,0.6,0.7")
     compare.add_argument(
         "--methods",
-        default="magnitude,wanda,sparsegpt,rose,rose_global",
+        default=f"magnitude,wanda,sparsegpt,rose,rose_global,{rose.RECOMMENDED}",
         metavar="A,B",
         help="METHOD, or METHOD@ORDER/BUDGET to override what a sweep would do (default: %(default)s)",
     )

@@ -300,6 +300,7 @@ def command_of(run: FinishedRun, methods: Sequence[str] = ()) -> str:
         "--sparsity": "sparsity",
         "--ratio": "ratio",
         "--target": "target",
+        "--target-damping": "target_damping",
         "--allocation": "allocation",
         "--block-size": "block_size",
         "--damping": "damping",
@@ -308,13 +309,19 @@ def command_of(run: FinishedRun, methods: Sequence[str] = ()) -> str:
     if known.get("model") is None:
         return ""
     command = {"prune": "prune", "slim": "slim", "study": "analyze"}[run.kind]
-    left_out = {"prune": (), "slim": ("--threshold",), "study": ("--method", "--target", "--allocation")}[run.kind]
+    left_out = {
+        "prune": (),
+        "slim": ("--threshold",),
+        "study": ("--method", "--target", "--target-damping", "--allocation"),
+    }[run.kind]
     parts = ["python", "-m", "rose", command]
     for option, name in names.items():
         if option not in left_out and known.get(name) is not None:
             parts += [option, f"{known[name]:g}" if isinstance(known[name], float) else str(known[name])]
     if run.kind != "study" and known.get("evaluated_on") not in (None, HELD_OUT):
         parts += ["--evaluate", str(known["evaluated_on"]), "--windows", str(known.get("windows"))]
+    if run.kind == "prune" and known.get("target") == "layer" and known.get("true_sequential"):
+        parts += ["--true-sequential"]
     if run.kind == "study":
         parts += ["--methods", ",".join(methods or [run.method])]
     return shlex.join([*parts, "--output", "pruned/" if run.kind != "study" else "study/"])

@@ -15,7 +15,7 @@ import time
 import weakref
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
 from app.jobs import Job, acquire
+from app.runs.recipes import command_lines
 from app.runs.request import HELD_OUT, PruneRequest, estimate_case, evaluation_seconds, run_name, task_seconds
 from app.study.setup import Setup
 from app.study.study import LoadedModel
@@ -88,18 +89,14 @@ def model_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
                 "ratio_to_dense": model.perplexity / models[0].perplexity,
                 "mean_relative_error": summary.get("mean_relative_error"),
                 "mean_held_out_error": summary.get("mean_held_out_error"),
-                "mean_held_out_target_error": _mean(model, "held_out_target_error"),
+                "mean_held_out_target_error": summary.get("mean_held_out_target_error"),
+                "drift": summary["drift"][-1]["drift"] if summary.get("drift") else None,
                 "removed_fraction": summary.get("removed_fraction", 0.0),
                 "columnar_layers": summary.get("columnar_layers"),
                 "seconds": summary.get("seconds", 0.0),
             }
         )
     return pd.DataFrame(rows)
-
-
-def _mean(model: EvaluatedModel, column: str) -> float | None:
-    values = pd.Series(dtype=float) if model.report is None else model.report.layers[column].dropna()
-    return float(values.mean()) if len(values) else None
 
 
 def accuracy_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
@@ -317,6 +314,9 @@ class PruningRun:
             window_length=request.window_length,
             perplexity_before=self.dense.perplexity,
             perplexity_after=perplexity,
+            command=command_lines(
+                self.setup, replace(request, methods=(method,), sparsities=(sparsity,), targets=(target,))
+            ),
             **({} if answered is None else {"zero_shot": _rows(answered)}),
         )
         checkpoint = self._save(model, tokenizer, case, report, job)

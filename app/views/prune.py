@@ -25,7 +25,7 @@ from rose.paths import expand
 FILE = "a file"
 PROMPT = "Python is a programming language that"
 KEEP: dict[Keep, str] = {"nothing": "do not keep", "zip": "for download, .zip", "folder": "in a folder on this machine"}
-TARGETS = {"dense": "dense model's output", "layer": "layer's own output"}
+TARGETS = {"dense": "dense: the dense model's output", "layer": "layer: its own output"}
 ERRORS = {  # on, against -> column
     ("calibration", "own output"): "relative_error",
     ("held-out", "own output"): "held_out_error",
@@ -114,9 +114,9 @@ def _choose(setup: Setup) -> PruneRequest:
         format_func=TARGETS.__getitem__,
         key="prune_targets",
         bind="query-params",
-        help="What each layer is fitted to. Dense model's output: the layer also compensates for the pruned layers "
-        "before it. Layer's own output, as in the papers: what its dense weights give on the pruned inputs. Choose "
-        "both to compare them.",
+        help="What each layer is fitted to. Dense: the dense model's output, so that the layer also compensates for "
+        "the pruned layers before it. Layer: what its own dense weights give on the pruned inputs, as in the papers. "
+        "Choose both to compare them.",
     )
     damping = two.number_input(
         "Damping of the correction",
@@ -369,6 +369,7 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
             "Mean error, calibration": _error(row["mean_relative_error"]),
             "Mean error, held-out": _error(row["mean_held_out_error"]),
             "Against dense, held-out": _error(row["mean_held_out_target_error"]),
+            "Drift": _error(row["drift"]),
             "Removed of these layers": words.percent(row["removed_fraction"], 2),
             "Pruning time": "–" if model.report is None else components.duration(row["seconds"]),
         }
@@ -381,8 +382,10 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
         f"{setup.text}, seed {setup.seed}. Perplexity on {request.windows} × {request.window_length} tokens of "
         f"{where}. "
         "Errors are relative, averaged over layers, on the inputs that each layer gets from the pruned blocks before "
-        f"it: against the output of its own dense weights, and, where that was the target, against the dense model's "
-        f"output. Pruning time includes calibration.{_computed(models)}"
+        "it: against the output of its own dense weights, and, where that was the target, against the dense model's "
+        "output. Layers that write into the residual stream then aim at what the stream has lost as well, most of "
+        "which their inputs cannot tell: an error near 1 is normal there. Drift is how far the hidden states after the last "
+        f"pruned decoder block are from the dense model's. Pruning time includes calibration.{_computed(models)}"
     )
     if request.evaluate == HELD_OUT and "measured" in request.methods:
         st.caption("Measured order chose its order on these held-out windows, so its numbers are slightly optimistic.")

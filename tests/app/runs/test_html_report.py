@@ -121,3 +121,8 @@ def test_a_command_is_made_from_settings_where_none_was_noted() -> None:
     assert command.startswith("python -m rose prune --model tiny --samples 4 --length 16 --seed 0 --held-out 2")
     assert "--method sparsegpt --sparsity 0.7 --target dense" in command
     cli._parser().parse_args(command.split()[3:])
+    damped = html_report.command_of(finished.run_of(made_report(target="dense", target_damping=2.5)))
+    assert "--target dense --target-damping 2.5" in damped
+    own = html_report.command_of(finished.run_of(made_report(target="layer", true_sequential=True)))
+    assert "--true-sequential" in own
+    assert "--true-sequential" not in damped

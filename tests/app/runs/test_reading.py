@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import rose
+from app import words
 from app.jobs import Job
 from app.runs import reading
 from app.runs.pruning import pack
@@ -68,7 +69,7 @@ def test_dense_and_pruned_read_the_same_text(dense: Path, pruned: Path, tmp_path
     assert table["before"].iloc[-1] == "A rose is a rose.↵Is it"
     more = int((table["folder − dense"] > 0).sum())
     said = reading.finding(encoded, run.readings[DENSE], "folder", run.readings["folder"])
-    assert f"at {more} of {len(TEXT) - 1} tokens" in said
+    assert f"at {words.word(more)} of {len(TEXT) - 1} tokens" in said
     chances = reading.next_tokens(run, 3, run.readings)
     assert len(chances) == 10
     assert chances["folder, chance"].is_monotonic_decreasing
