@@ -383,9 +383,10 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
         f"{where}. "
         "Errors are relative, averaged over layers, on the inputs that each layer gets from the pruned blocks before "
         "it: against the output of its own dense weights, and, where that was the target, against the dense model's "
-        "output. Layers that write into the residual stream then aim at what the stream has lost as well, most of "
-        "which their inputs cannot tell: an error near 1 is normal there. Drift is how far the hidden states after the last "
-        f"pruned decoder block are from the dense model's. Pruning time includes calibration.{_computed(models)}"
+        "output. Layers that write into the residual stream then also aim at what the stream has lost, most of which "
+        "their inputs cannot tell: an error near 1 is normal there. Drift is how far the hidden states after the "
+        "last pruned decoder block are from the dense model's. Pruning time includes "
+        f"calibration.{_computed(models)}"
     )
     if request.evaluate == HELD_OUT and "measured" in request.methods:
         st.caption("Measured order chose its order on these held-out windows, so its numbers are slightly optimistic.")
