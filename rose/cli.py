@@ -147,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
         "--methods",
         default=f"magnitude,wanda,sparsegpt,rose,rose_global,{rose.RECOMMENDED}",
         metavar="A,B",
-        help="METHOD, or METHOD@ORDER/BUDGET to override what a sweep would do (default: %(default)s)",
+        help="METHOD, or METHOD@ORDER/BUDGET to override what a sweep would do; with :layer or :dense behind it for a "
+        "target of its own (default: %(default)s)",
     )
     _walk_options(compare)
     compare.add_argument("--evaluate", required=True, metavar="TEXT", help="measure perplexity on this text")

@@ -15,6 +15,7 @@ from plotly.colors import sample_colorscale
 
 from app import words
 from rose import METHODS
+from rose.model.pipeline import TARGETS
 
 Theme = Literal["light", "dark"]
 
@@ -143,8 +144,22 @@ def order_style(name: str) -> Style:
 def method_style(name: str) -> Style:
     """Any method name; one from a plugin gets a colour from its name, always the same, long dashes and open marks.
 
-    A study measures two-level order beside the methods, in layers of every kind, and lists it as one.
+    A study measures two-level order beside the methods, in layers of every kind, and lists it as one. A comparison may
+    name a method with its target, such as "sparsegpt:layer".
     """
+    base, _, target = name.rpartition(":")
+    if target in TARGETS:
+        look = method_style(base)
+        dash, symbol, pattern = (
+            ("solid", look.symbol, "")
+            if target == "dense"
+            else (
+                "dash",
+                f"{look.symbol}-open",
+                "/",
+            )
+        )
+        return Style(look.colour, f"{look.label}, target {target}", dash, symbol, pattern)
     if name not in METHODS and name in ORDER_COLOURS:
         return order_style(name)
     label = METHODS[name].label if name in METHODS else name.replace("_", " ")

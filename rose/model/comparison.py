@@ -26,7 +26,7 @@ from rose.layer.order import check_order_name
 from rose.layer.pattern import parse_sparsity
 from rose.model.allocation import check_allocation
 from rose.model.evaluation import perplexity
-from rose.model.pipeline import prune_model
+from rose.model.pipeline import TARGETS, prune_model
 from rose.model.progress import ProgressCallback
 from rose.model.rows import RowsFolder
 from rose.model.structure import prunable_layers
@@ -37,27 +37,31 @@ SAMPLE_SECONDS = 0.1  # how often memory is looked at
 
 @dataclass(frozen=True)
 class Variant:
-    """A method, perhaps with its order and budget overridden: "rose", "sparsegpt@random:1", "sparsegpt@natural/layer".
+    """A method, perhaps with order, budget or target overridden: "rose", "sparsegpt@random:1/layer", "alps:layer".
 
     Attributes:
         name: as typed.
         method: in the registry.
-        order, budget: overrides, or None.
+        order, budget, target: overrides, or None.
     """
 
     name: str
     method: str
     order: str | None = None
     budget: str | None = None
+    target: str | None = None
 
 
 def parse_variant(text: str) -> Variant:
-    """Reads METHOD[@ORDER[/BUDGET]].
+    """Reads METHOD[@ORDER[/BUDGET]][:TARGET].
 
     Raises:
-        RoseError: an unknown method, order or budget, or a method that has none.
+        RoseError: an unknown method, order, budget or target, or a method that has none.
     """
-    method, _, rest = text.strip().partition("@")
+    before, _, target = text.strip().rpartition(":")
+    if target not in TARGETS:  # an order may hold a colon of its own, as "random:1" does
+        before, target = text.strip(), ""
+    method, _, rest = before.partition("@")
     order, _, budget = rest.partition("/")
     entry = get_method(method)
     if rest and not entry.sweeps:
@@ -66,7 +70,7 @@ def parse_variant(text: str) -> Variant:
         check_order_name(order)
     if budget and budget not in BUDGETS:
         raise RoseError(f"The budget must be one of {', '.join(BUDGETS)}, not {budget!r}.")
-    return Variant(text.strip(), method, order or None, budget or None)
+    return Variant(text.strip(), method, order or None, budget or None, target or None)
 
 
 def plan_comparison(
@@ -181,6 +185,9 @@ def _run(
     progress: Callable[[str], ProgressCallback | None],
     options: Mapping[str, Any],
 ) -> ComparisonRow:
+    if variant.target:
+        damping = options.get("target_damping") if variant.target == "dense" else None
+        options = {**options, "target": variant.target, "target_damping": damping}
     with _peak_memory() as peak:
         report = prune_model(
             model,

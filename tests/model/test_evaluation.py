@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
 from rose.model import evaluation
-from rose.model.comparison import ComparisonRow, to_markdown
+from rose.model.comparison import ComparisonRow, compare_methods, parse_variant, to_markdown
 from tests.model.families import VOCABULARY, make_model, make_tokens
 
 
@@ -83,6 +83,46 @@ def test_pruning_the_packaged_model_raises_its_perplexity(
         if layer.projection == "mlp.down_proj" and layer.block_index < 3:
             layer.write(torch.zeros_like(layer.weight))
     assert rose.perplexity(broken, tokens) > 3 * dense
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("alps", ("alps", None, None, None)),
+        ("alps:layer", ("alps", None, None, "layer")),
+        ("sparsegpt@random:1", ("sparsegpt", "random:1", None, None)),
+        ("sparsegpt@random:1/layer", ("sparsegpt", "random:1", "layer", None)),
+        ("sparsegpt@random:1/layer:dense", ("sparsegpt", "random:1", "layer", "dense")),
+    ],
+)
+def test_methods_of_a_comparison_may_have_an_order_and_a_target(text: str, expected: tuple[str | None, ...]) -> None:
+    variant = parse_variant(text)
+    assert (variant.method, variant.order, variant.budget, variant.target) == expected
+    assert variant.name == text
+
+
+def test_targets_are_compared_in_one_run() -> None:
+    model, tokens = make_model("llama"), make_tokens(4)
+    rows = compare_methods(
+        model,
+        lambda seed: (make_tokens(4, seed=seed), make_tokens(2, seed=9)),
+        tokens,
+        methods=["sparsegpt:layer", "sparsegpt:dense", "sparsegpt"],
+        sparsities=["0.5"],
+        seeds=[0],
+        block_size=16,
+        target="dense",
+        target_damping=0.5,
+    )
+    layer, dense, usual = rows
+    assert layer.mean_target_error is None
+    assert layer.drift != dense.drift == usual.drift
+    alone = make_model("llama")
+    report = rose.prune_model(
+        alone, make_tokens(4, seed=0), method="sparsegpt", sparsity=0.5, block_size=16, target="layer",
+        held_out=make_tokens(2, seed=9),
+    )  # fmt: skip
+    assert layer.mean_held_out_error == report.summary["mean_held_out_error"]
 
 
 def test_a_comparison_as_markdown() -> None:
