@@ -193,7 +193,8 @@ def _inverse_slope(inputs: Tensor, outputs: Tensor) -> Tensor:
     The norm multiplies each channel by a slope, outputs/inputs; a regularized inverse, as some slopes are near zero.
     """
     slope = torch.where(inputs == 0, 0, outputs / inputs)
-    return slope / (slope.square() + LEAST_SLOPE * slope.square().mean(-1, keepdim=True))
+    weight = slope.square() + LEAST_SLOPE * slope.square().mean(-1, keepdim=True)
+    return torch.where(weight == 0, 0, slope / weight)  # a token of zeros has no slope
 
 
 def _keep_input(seen: _Seen, name: str) -> Callable[..., None]:

@@ -51,7 +51,8 @@ def test_perplexity_texts_and_report(scheme: str, sparsity: str, removed: str, o
     assert float(pruned[2]) == pytest.approx(after / before, abs=0.01)
     assert 0 < float(pruned[3]) < float(pruned[4]) < 1  # held-out inputs are harder
     assert 0 < float(pruned[5]) < 1  # against the dense model
-    assert pruned[6] == removed
+    assert 0 < float(pruned[6]) < 1  # drift
+    assert pruned[7] == removed
     expect(page.get_by_text("Perplexity on 2 × 64 tokens of held-out windows")).to_be_visible()
 
     section(page, "Texts")

@@ -19,6 +19,7 @@ from rose.model.forward import record_inputs, run_block
 from rose.model.residual import find_writers
 from rose.model.sequential import visit_sequentially
 from rose.model.structure import decoder_blocks, prunable_layers, select_layers
+from rose.model.targets import _inverse_slope
 from tests.model.families import DENSE, make_model, make_tokens
 from tests.model.test_families import hooked_inputs
 
@@ -166,6 +167,25 @@ def lost_by_the_stream(family: str, dense: nn.Module, model: nn.Module, layer: A
         return caught["hidden"] + caught[attention[family]]
 
     return (before(dense) - before(model)).float()
+
+
+def test_what_a_layer_must_add_in_front_of_a_norm_comes_out_behind_it_as_wanted() -> None:
+    """As in Gemma, whose layers are normed before they write; channels that the norm nearly mutes are asked for less."""
+    torch.manual_seed(0)
+    norm = nn.RMSNorm(32)
+    norm.weight.data = torch.rand(32) + 0.5
+    norm.weight.data[3] = 1e-3
+    put_out = torch.randn(5, 32)
+    wanted = 1e-3 * torch.randn(5, 32)
+    with torch.no_grad():
+        normed = norm(put_out)
+        change = wanted * _inverse_slope(put_out, normed)
+        scale = normed / put_out  # what the norm does to a change that leaves the token's length as it is
+    loud = torch.arange(32) != 3
+    off = (change * scale - wanted)[:, loud]
+    assert (off.abs() <= 0.3 * wanted[:, loud].abs()).all()
+    assert (change[:, 3].abs() < wanted[:, 3].abs()).all()  # and not a thousand times as much
+    assert _inverse_slope(torch.zeros(2, 4), torch.zeros(2, 4)).eq(0).all()
 
 
 def test_the_corrected_weight_is_what_is_pruned() -> None:
