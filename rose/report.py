@@ -88,6 +88,26 @@ class RunReport:
         }
         return cls(table, {**settings, **totals})
 
+    @property
+    def remarks(self) -> list[str]:
+        """Where target dense could not do all that it is for, a sentence each."""
+        if self.summary.get("target") != "dense" or "target" not in self.layers:  # earlier versions did not say
+            return []
+        pruned = self.layers[self.layers["sparsity"] > 0]
+        said, blocks = [], set(pruned["block_index"])
+        corrected = set(pruned.loc[pruned["target"] == "dense and stream", "block_index"])
+        if len(corrected) < len(blocks):
+            said.append(
+                f"In {len(blocks - corrected)} of {len(blocks)} decoder blocks no pruned layer is known to write into "
+                "the residual stream, so what it has lost is not made good there."
+            )
+        if own := int((pruned["target"] == "layer").sum()):
+            said.append(
+                f"{own} of {len(pruned)} layers were pruned towards their own output, because it is not known what "
+                "they read in the dense model."
+            )
+        return said
+
     def with_summary(self, **entries: Any) -> RunReport:
         """The same report with further entries in its summary."""
         return RunReport(self.layers, {**self.summary, **entries})

@@ -149,33 +149,12 @@ def print_summary(report: rose.RunReport, folder: Path) -> None:
 
 def _print_targets(out: Console, report: rose.RunReport) -> None:
     """How far the residual stream is from that of the dense model, and where it could not be corrected."""
-    table, drift = report.layers, report.summary["drift"]
-    if drift:
-        out.print(
-            f"Drift of the residual stream after the last decoder block, held-out: {drift[-1]['drift']:.4f}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if report.summary["target"] != "dense":
-        return
-    pruned = table[table["sparsity"] > 0]
-    repaired = set(pruned.loc[pruned["target"] == "dense and stream", "block_index"])
-    blocks = set(pruned["block_index"])
-    if blocks - repaired:
-        out.print(
-            f"In {len(blocks - repaired)} of {len(blocks)} decoder blocks no pruned layer is known to write into the "
-            "residual stream: what it has lost is not made good there",
-            highlight=False,
-            soft_wrap=True,
-        )
-    own = int((pruned["target"] == "layer").sum())
-    if own:
-        out.print(
-            f"{own} layers kept their own output as target, as the tokens that they read in the dense model are not "
-            "known",
-            highlight=False,
-            soft_wrap=True,
-        )
+    said = report.remarks
+    if drift := report.summary["drift"]:
+        where = "after the last pruned decoder block, on held-out tokens"
+        said = [f"Drift of the residual stream {where}: {drift[-1]['drift']:.4f}", *said]
+    for sentence in said:
+        out.print(sentence, highlight=False, soft_wrap=True)
 
 
 def _print_perplexity(out: Console, summary: Mapping[str, Any]) -> None:

@@ -91,8 +91,8 @@ def test_prune_tells_what_the_residual_stream_has_lost_and_where_it_is_not_made_
         assert ("of the dense model's" in said[name]) == (name != "own")
         if name != "own":
             assert f"{summary['mean_target_error']:.4f} of the dense model's" in said[name]
-            assert f"last decoder block, held-out: {summary['drift'][-1]['drift']:.4f}" in said[name]
-    lost = "In 3 of 3 decoder blocks no pruned layer is known to write into the residual stream"
+            assert f"last pruned decoder block, on held-out tokens: {summary['drift'][-1]['drift']:.4f}" in said[name]
+    lost = "In 3 of 3 decoder blocks no pruned layer is known to write into the residual stream, so"
     assert [lost in text for text in said.values()] == [False, True, False]
 
 

@@ -388,6 +388,8 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
         "last pruned decoder block are from the dense model's. Pruning time includes "
         f"calibration.{_computed(models)}"
     )
+    for remark in dict.fromkeys(said for model in models if model.report for said in model.report.remarks):
+        st.caption(remark)
     if request.evaluate == HELD_OUT and "measured" in request.methods:
         st.caption("Measured order chose its order on these held-out windows, so its numbers are slightly optimistic.")
     dense, *pruned = models

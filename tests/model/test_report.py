@@ -102,6 +102,21 @@ def test_totals() -> None:
     assert summary["layers_with_raised_damping"] == 1
 
 
+def test_remarks_tell_where_dense_targets_could_not_do_all() -> None:
+    records = [
+        record(0, block_index=0, target="dense"),
+        record(1, block_index=0, target="dense and stream"),
+        record(2, block_index=1, target="layer"),
+        record(3, block_index=1, target="dense"),
+        record(4, block_index=2, target="layer", sparsity=0.0),  # left dense
+    ]
+    stream, own = rose.RunReport.from_records(records, target="dense").remarks
+    assert stream.startswith("In 1 of 2 decoder blocks no pruned layer is known to write")
+    assert own.startswith("1 of 4 layers were pruned towards their own output")
+    assert rose.RunReport.from_records(records[:2], target="dense").remarks == []
+    assert rose.RunReport.from_records(records, target="layer").remarks == []
+
+
 def test_table_has_its_columns_even_when_empty() -> None:
     table = records_table([])
     assert table.columns.tolist() == [field.name for field in dataclasses.fields(LayerRecord)]

@@ -170,7 +170,7 @@ def lost_by_the_stream(family: str, dense: nn.Module, model: nn.Module, layer: A
 
 
 def test_what_a_layer_must_add_in_front_of_a_norm_comes_out_behind_it_as_wanted() -> None:
-    """As in Gemma, whose layers are normed before they write; channels that the norm nearly mutes are asked for less."""
+    """As in Gemma, where a norm stands between layers and stream; channels that it nearly mutes are asked for less."""
     torch.manual_seed(0)
     norm = nn.RMSNorm(32)
     norm.weight.data = torch.rand(32) + 0.5
