@@ -132,7 +132,7 @@ def cancelled_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     """
     _require(table)
     share = table["cancelled"] / table["passed_on"].where(table["passed_on"] > 0)
-    table = table.assign(cancelled_share=share.fillna(0.0))  # the first pruned block has received nothing
+    table = table.assign(cancelled_share=share)  # of the first pruned block, which has received nothing, none
     looks = _looks(table)
     figure = go.Figure()
     for name, rows in table.groupby("run", sort=False):
@@ -153,12 +153,10 @@ def cancelled_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     _block_axis(figure, table)
     figure.update_yaxes(tickformat=".0%", rangemode="tozero")
     listed = "; ".join(f"{name} {words.percent(float(mean))}" for name, mean in means.items())
-    less = (received["drift"] < received["passed_on"]).groupby(received["run"], sort=False).sum()
-    counted = "; ".join(f"{name} in {int(number)}" for name, number in less.items())
+    falls = table.index[table["drift"] < table["passed_on"]]
+    fall = f"Drift falls in {words.out_of(len(falls), len(received), 'block')} that have received any."
     caption = (
-        f"Mean over decoder blocks: {listed}. Blocks that leave less drift than was passed on to them: {counted}."
-        if len(means)
-        else "No decoder block has received any drift."
+        f"Mean over decoder blocks: {listed}. {fall}" if len(means) else "No decoder block has received any drift."
     )
     alt = f"Line chart of the share of passed-on drift that is cancelled, by decoder block. {finding}. {caption}"
     return Drawing(figure, caption, alt, table.reset_index(drop=True))

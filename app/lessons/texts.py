@@ -259,16 +259,15 @@ def depth_lesson(design: ChainDesign, table: pd.DataFrame) -> Lesson:
     return Lesson(
         "Layers can compensate for the layers before them.",
         (
-            r"T = X_d W^\top + h_d - h_p",
-            r"W^* = W + (T - X_p W^\top)^\top X_p\,(H + \lambda I)^{-1}",
-            r"\min_{\hat W} \lVert X_p {W^*}^\top - X_p \hat W^\top \rVert^2",
+            r"G = (X_d - X_p)\,W^\top + h_d - h_p",
+            r"W^* = W + G^\top X_p\,(H + \lambda I)^{-1}",
         ),
-        f"{sentence(count(design.layers, 'generated layer'))} add to one stream h (d: dense, p: pruned). Each is "
-        f"pruned on the inputs X that the pruned layers before it give, from {whole(design.tokens)} tokens. Drift "
-        f"after the last: **{number(none)}** without compensation; **{number(inside)}** inside each layer, with W in "
-        f"place of W*, which ignores the errors it receives.{noise} **{number(between)}** where each aims at the dense "
-        f"output T, {percent(1 - between / inside, 0)} less. λ is {number(chain.damping(design))} times the mean of "
-        "diag(H); fewer tokens need more.",
+        f"{sentence(count(design.layers, 'generated layer'))} add to one stream h (d: dense, p: pruned), each pruned "
+        f"on the inputs X that those before it give, from {whole(design.tokens)} tokens. Drift after the last: "
+        f"**{number(none)}** without compensation; **{number(inside)}** inside each layer, which prunes W and ignores "
+        f"the gap G to the dense model.{noise} **{number(between)}** where W* is pruned in its place, "
+        f"{percent(1 - between / inside, 0)} less. λ is {number(chain.damping(design))} of the mean of diag(H); fewer "
+        "tokens need more.",
     )
 
 
