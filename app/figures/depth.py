@@ -153,11 +153,10 @@ def cancelled_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     _block_axis(figure, table)
     figure.update_yaxes(tickformat=".0%", rangemode="tozero")
     listed = "; ".join(f"{name} {words.percent(float(mean))}" for name, mean in means.items())
-    falls = table.index[table["drift"] < table["passed_on"]]
-    fall = f"Drift falls in {words.out_of(len(falls), len(received), 'block')} that have received any."
-    caption = (
-        f"Mean over decoder blocks: {listed}. {fall}" if len(means) else "No decoder block has received any drift."
-    )
+    falls = int((received["drift"] < received["passed_on"]).sum())
+    caption = f"Mean over decoder blocks: {listed}." if len(means) else "No decoder block has received any drift."
+    if falls:
+        caption += f" In {words.out_of(falls, len(received), 'block')} less is left than was passed on."
     alt = f"Line chart of the share of passed-on drift that is cancelled, by decoder block. {finding}. {caption}"
     return Drawing(figure, caption, alt, table.reset_index(drop=True))
 
