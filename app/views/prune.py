@@ -380,14 +380,18 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
     st.caption(
         f"{setup.model}, {_pruned_part(run, models)}, calibrated on {setup.samples} × {setup.length} tokens of "
         f"{setup.text}, seed {setup.seed}. Perplexity on {request.windows} × {request.window_length} tokens of "
-        f"{where}. "
-        "Errors are relative, averaged over layers, on the inputs that each layer gets from the pruned blocks before "
-        "it: against the output of its own dense weights, and, where that was the target, against the dense model's "
-        "output. Layers that write into the residual stream then also aim at what the stream has lost, most of which "
-        "their inputs cannot tell: an error near 1 is normal there. Drift is how far the hidden states after the "
-        "last pruned decoder block are from the dense model's. Pruning time includes "
-        f"calibration.{_computed(models)}"
+        f"{where}. Pruning time includes calibration.{_computed(models)}"
     )
+    with st.expander("What the columns say", icon=":material/help:"):
+        st.markdown(
+            "- **Mean error**: relative, averaged over layers, on the inputs that each layer gets from the pruned "
+            "blocks before it, against the output of its own dense weights.\n"
+            "- **Against dense**: against the dense model's output, where that was the target. Layers that write into "
+            "the residual stream then also aim at what the stream has lost, most of which their inputs cannot tell: "
+            "an error near 1 is normal there.\n"
+            "- **Drift**: how far the hidden states after the last pruned decoder block are from the dense model's, "
+            "‖h_p − h_d‖²/‖h_d‖² as a mean over held-out tokens."
+        )
     for remark in dict.fromkeys(said for model in models if model.report for said in model.report.remarks):
         st.caption(remark)
     if request.evaluate == HELD_OUT and "measured" in request.methods:
