@@ -150,16 +150,8 @@ def method_style(name: str) -> Style:
     base, _, target = name.rpartition(":")
     if target in TARGETS:
         look = method_style(base)
-        dash, symbol, pattern = (
-            ("solid", look.symbol, "")
-            if target == "dense"
-            else (
-                "dash",
-                f"{look.symbol}-open",
-                "/",
-            )
-        )
-        return Style(look.colour, f"{look.label}, target {target}", dash, symbol, pattern)
+        look = look._replace(label=f"{look.label}, target {target}", dash="solid", pattern="")
+        return look if target == "dense" else look._replace(dash="dash", symbol=f"{look.symbol}-open", pattern="/")
     if name not in METHODS and name in ORDER_COLOURS:
         return order_style(name)
     label = METHODS[name].label if name in METHODS else name.replace("_", " ")

@@ -102,7 +102,7 @@ def plan_comparison(
 class ComparisonRow:
     """One finished run. Errors are relative, means over layers; `seconds` is pruning alone; memory in bytes.
 
-    `drift` of the residual stream is that after the last decoder block, None without held-out samples; comparisons of
+    `drift` of the residual stream is that after the last pruned decoder block, None without held-out samples; comparisons of
     earlier versions have neither it nor errors against dense targets.
     """
 

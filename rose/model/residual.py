@@ -66,7 +66,7 @@ def find_writers(
 
     Args:
         block: the decoder block.
-        layers: all of its linear layers; without one that adds to the stream, those behind it are not seen to.
+        layers: all of its linear layers; where one that adds to the stream is missing, those behind it are not found.
         run: calls the block on `hidden`, (samples, length, hidden).
     """
     trace = _Trace(hidden)
