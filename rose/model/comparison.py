@@ -102,8 +102,8 @@ def plan_comparison(
 class ComparisonRow:
     """One finished run. Errors are relative, means over layers; `seconds` is pruning alone; memory in bytes.
 
-    `drift` of the residual stream is that after the last pruned decoder block, None without held-out samples; comparisons of
-    earlier versions have neither it nor errors against dense targets.
+    `drift` of the residual stream is that after the last pruned decoder block, None without held-out samples.
+    Comparisons of earlier versions have neither it nor errors against dense targets.
     """
 
     method: str
