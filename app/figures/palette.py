@@ -150,8 +150,9 @@ def method_style(name: str) -> Style:
     base, _, target = name.rpartition(":")
     if target in TARGETS:
         look = method_style(base)
-        look = look._replace(label=f"{look.label}, target {target}", dash="solid", pattern="")
-        return look if target == "dense" else look._replace(dash="dash", symbol=f"{look.symbol}-open", pattern="/")
+        look = look._replace(label=f"{look.label}, target {target}")
+        symbol = look.symbol.removesuffix("-open") + "-open"  # a plugin's is open already
+        return look if target == "dense" else look._replace(dash="dash", symbol=symbol, pattern="/")
     if name not in METHODS and name in ORDER_COLOURS:
         return order_style(name)
     label = METHODS[name].label if name in METHODS else name.replace("_", " ")

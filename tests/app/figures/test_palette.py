@@ -93,6 +93,7 @@ def test_an_unknown_name_keeps_one_colour() -> None:
     assert (layer.label, dense.label) == ("ALPS, target layer", "ALPS, target dense")
     assert layer.colour == dense.colour == palette.method_style("alps").colour
     assert layer[2:] != dense[2:]
+    assert palette.method_style("my_method:layer").symbol == palette.method_style("my_method").symbol
     assert palette.method_style("my_method").colour in palette.PALETTE
     assert palette.method_style("my_method").label == "my method"
     assert palette.order_style("my_order").colour in palette.PALETTE
