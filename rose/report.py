@@ -89,6 +89,14 @@ class RunReport:
         return cls(table, {**settings, **totals})
 
     @property
+    def last_drift(self) -> float | None:
+        """Drift of the residual stream after the last pruned decoder block; None without held-out tokens.
+
+        See `rose.model.dense.BlockDrift`.
+        """
+        return self.summary["drift"][-1]["drift"] if self.summary.get("drift") else None
+
+    @property
     def remarks(self) -> list[str]:
         """Where target dense could not do all that it is for, a sentence each."""
         if self.summary.get("target") != "dense" or "target" not in self.layers:  # earlier versions did not say

@@ -150,9 +150,9 @@ def print_summary(report: rose.RunReport, folder: Path) -> None:
 def _print_targets(out: Console, report: rose.RunReport) -> None:
     """How far the residual stream is from that of the dense model, and where it could not be corrected."""
     said = report.remarks
-    if drift := report.summary["drift"]:
+    if report.last_drift is not None:
         where = "after the last pruned decoder block, on held-out tokens"
-        said = [f"Drift of the residual stream {where}: {drift[-1]['drift']:.4f}", *said]
+        said = [f"Drift of the residual stream {where}: {report.last_drift:.4f}", *said]
     for sentence in said:
         out.print(sentence, highlight=False, soft_wrap=True)
 

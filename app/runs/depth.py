@@ -129,22 +129,21 @@ def drift_table(named: dict[str, rose.RunReport]) -> pd.DataFrame:
     −2⟨a, b⟩: positive where the block's pruned layers work against the error that they receive, negative where they
     add to it.
     """
-    rows = [
-        {
+    rows = []
+    for name, report in named.items():
+        run = {
             "run": name,
             "method": report.summary["method"],
             "sparsity": asked_of(report.summary),
             "target": report.summary.get("target", "layer"),
             "calibration": ", ".join(filter(None, (_model(report), _layers(report), _calibration(report.summary)))),
-            "block_index": int(entry["block_index"]),
-            **{part: float(entry[part]) for part in ("drift", "passed_on", "arisen")},
-            "cancelled": float(entry["passed_on"]) + float(entry["arisen"]) - float(entry["drift"]),
             "perplexity": report.summary.get("perplexity_after"),
             "target_damping": damping_of(report),
         }
-        for name, report in named.items()
-        for entry in report.summary["drift"]
-    ]
+        for entry in report.summary["drift"]:
+            drift, passed_on, arisen = (float(entry[part]) for part in ("drift", "passed_on", "arisen"))
+            parts = {"drift": drift, "passed_on": passed_on, "arisen": arisen, "cancelled": passed_on + arisen - drift}
+            rows.append(run | {"block_index": int(entry["block_index"])} | parts)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

@@ -90,7 +90,7 @@ def model_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
                 "mean_relative_error": summary.get("mean_relative_error"),
                 "mean_held_out_error": summary.get("mean_held_out_error"),
                 "mean_held_out_target_error": summary.get("mean_held_out_target_error"),
-                "drift": summary["drift"][-1]["drift"] if summary.get("drift") else None,
+                "drift": None if model.report is None else model.report.last_drift,
                 "removed_fraction": summary.get("removed_fraction", 0.0),
                 "columnar_layers": summary.get("columnar_layers"),
                 "seconds": summary.get("seconds", 0.0),

@@ -214,7 +214,7 @@ def _run(
         peak_memory=memory,
         mean_target_error=report.summary["mean_target_error"],
         mean_held_out_target_error=report.summary["mean_held_out_target_error"],
-        drift=report.summary["drift"][-1]["drift"] if report.summary["drift"] else None,
+        drift=report.last_drift,
     )
 
 

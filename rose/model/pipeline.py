@@ -258,8 +258,8 @@ def _prune_block(
             stream.pop(layer.name, None)
         factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
         seconds = time.perf_counter() - began
-        errors |= {"tokens": known.tokens, "target": _target_of(gap), "target_damping": used}
-        return record_of(layer, result, seconds, **errors), factors
+        record = record_of(layer, result, seconds, tokens=known.tokens, target_damping=used, **errors)
+        return replace(record, target=_target_of(gap)), factors
 
     done = exchange(owners, prune)
     records = [record for record, _ in done]
@@ -374,10 +374,10 @@ def _errors(
     held_out: InputStatistics | None,
     gaps: Mapping[str, Mapping[str, InputGap | OutputGap]],
     shared: Known | None = None,
-) -> dict[str, Any]:
+) -> dict[str, float | None]:
     """Relative errors against the layer's own dense output and against its dense target; None where not known."""
     weight = layer.weight
-    found: dict[str, Any] = {}
+    found: dict[str, float | None] = {}
     for stream, prefix, statistics in (("calibration", "", known), ("held_out", "held_out_", held_out)):
         gap = gaps.get(stream, {}).get(layer.name)
         own = target = None
@@ -452,7 +452,6 @@ def record_of(
     held_out_target_error: float | None = None,
     target_damping: float | None = None,
     tokens: int | None = None,
-    target: str = "layer",
 ) -> LayerRecord:
     """The outcome of one layer in numbers; `relative_error` is the result's own where none is given."""
     rows, columns = result.weight.shape
@@ -477,5 +476,4 @@ def record_of(
         order=result.order.name,
         budget=result.budget,
         tokens=tokens,
-        target=target,
     )
