@@ -33,6 +33,7 @@ class Job:
         message: what went wrong, as one sentence, where it failed; else what the work is doing.
         progress: the latest `rose.Progress`, None before the first.
         abandoned: whether it was cancelled because nobody watched it any more.
+        waited: seconds that it has waited for other work, see `acquire`.
     """
 
     def __init__(self, work: Callable[[Job], None]) -> None:
@@ -40,6 +41,7 @@ class Job:
         self.message = "Starting"
         self.progress: Progress | None = None
         self.abandoned = False
+        self.waited = 0.0
         self._work = work
         self._cancelled = threading.Event()
         self._watchers: dict[str, float] = {}
@@ -163,8 +165,9 @@ def acquire(lock: threading.Lock, job: Job) -> None:
     Raises:
         Cancelled: the job was cancelled meanwhile.
     """
-    doing = job.message
+    doing, began = job.message, time.monotonic()
     while not lock.acquire(timeout=0.2):
         job.message = "Waiting for another run on this model to finish"
         job.check()
     job.message = doing
+    job.waited += time.monotonic() - began

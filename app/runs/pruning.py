@@ -122,10 +122,9 @@ class PruningRun:
 
     Attributes:
         setup, request: what was asked.
-        job: the background work.
+        job: the background work; its message is the step at work.
         dense: the model before pruning, None until measured.
         copies: one per finished case.
-        doing: the step at work, in words.
         fraction: share of the estimated work done, 0 to 1.
         pruned: layers of the copy at work that are done: layer, relative_error, seconds.
         layers: how many it has in all.
@@ -142,7 +141,6 @@ class PruningRun:
         self.setup, self.request = setup, request
         self.dense: EvaluatedModel | None = None
         self.copies: list[EvaluatedModel] = []
-        self.doing = "Loading the model"
         self.fraction = 0.0
         self.pruned: list[dict[str, Any]] = []
         self.layers = 0
@@ -162,7 +160,8 @@ class PruningRun:
     @property
     def remaining(self) -> float | None:
         """Estimated seconds left; None while there is nothing to go by."""
-        return self.seconds * (1 - self.fraction) / self.fraction if self.fraction > 0.01 else None
+        worked = self.seconds - self.job.waited
+        return worked * (1 - self.fraction) / self.fraction if self.fraction > 0.01 else None
 
     @property
     def models(self) -> list[EvaluatedModel]:
@@ -185,6 +184,7 @@ class PruningRun:
             first = request.output(*request.cases[0])
             self._new_folder = None if first.parent.exists() else first.parent
             check_output(first)  # not after an hour of pruning
+        self._say("Loading the model")
         loaded = self._load()
         job.check()
         tokens, held_out = setup.draw(loaded.tokenizer)
@@ -244,7 +244,7 @@ class PruningRun:
         return cut_windows(held_out, request.windows, request.window_length, first_token(tokenizer))
 
     def _say(self, doing: str) -> None:
-        self.doing = doing
+        self.job.message = doing
 
     def _share(self, job: Job, cost: float) -> Callable[[float], None]:
         """Progress callback of a step of this many estimated seconds; moves the progress of the whole run."""

@@ -78,7 +78,8 @@ class TextReading:
         setup, text, checkpoints: what was asked.
         encoded: the text as tokens, None until the dense model is loaded.
         readings: by model, the dense one first.
-        doing, fraction: the step at work.
+        fraction: share of the models that have read, 0 to 1.
+        job: the background work; its message is the step at work.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class TextReading:
         self.setup, self.text, self.checkpoints = setup, text, tuple(checkpoints)
         self.encoded: EncodedText | None = None
         self.readings: dict[str, Reading] = {}
-        self.doing, self.fraction = "Loading the dense model", 0.0
+        self.fraction = 0.0
         self._load = load
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.job = Job(self._run)
@@ -97,20 +98,21 @@ class TextReading:
         return (self.setup.model, self.text, self.checkpoints) == (setup.model, text, tuple(checkpoints))
 
     def _run(self, job: Job) -> None:
+        job.message = "Loading the dense model"
         loaded = self._load()
         job.check()
         self._tokenizer = loaded.tokenizer
         encoded = encode_text(loaded.tokenizer, self.text, limit=LIMIT)
         acquire(loaded.lock, job)
         try:
-            self.doing = "The dense model reads"
+            job.message = "The dense model reads"
             dense = read_text(loaded.model, encoded.tokens, tick=job.check)
         finally:
             loaded.lock.release()
         self.encoded, self.readings[DENSE] = encoded, dense
         for number, checkpoint in enumerate(self.checkpoints, 1):
             self.fraction = number / (1 + len(self.checkpoints))
-            self.doing = f"{checkpoint.name} is loaded and reads"
+            job.message = f"{checkpoint.name} is loaded and reads"
             job.check()
             self.readings[checkpoint.name] = self._read(checkpoint, encoded, job)
         self.fraction = 1.0

@@ -55,7 +55,8 @@ class Slimming:
         outcomes: the dense model, then the slim one; empty until both are measured.
         report: of the run, None until it has ended.
         archive: the slim checkpoint as .zip, None until written.
-        doing, fraction: the step at work.
+        fraction: share of it done, 0 to 1.
+        job: the background work; its message is the step at work.
     """
 
     def __init__(self, setup: Setup, request: SlimRequest, load: Callable[[], LoadedModel]) -> None:
@@ -63,13 +64,14 @@ class Slimming:
         self.outcomes: list[Outcome] = []
         self.report: rose.RunReport | None = None
         self.archive: Path | None = None
-        self.doing, self.fraction = "Loading the model", 0.0
+        self.fraction = 0.0
         self._load = load
         self._folder: Path | None = None
         self.job = Job(self._run)
 
     def _run(self, job: Job) -> None:
         request, setup = self.request, self.setup
+        job.message = "Loading the model"
         loaded = self._load()
         tokens, held_out = setup.draw(loaded.tokenizer)
         acquire(loaded.lock, job)
@@ -78,7 +80,7 @@ class Slimming:
         finally:
             loaded.lock.release()
         dense = self._judge("Dense", model, loaded.tokenizer, held_out, job)
-        self.doing = f"Taking {request.ratio:.0%} out"
+        job.message = f"Taking {request.ratio:.0%} out"
 
         def follow(progress: rose.Progress) -> None:
             self.fraction = 0.2 + 0.6 * progress.fraction
@@ -96,7 +98,7 @@ class Slimming:
         )
         label = f"{request.method}, {request.ratio:.0%} out"
         slim = self._judge(label, model, loaded.tokenizer, held_out, job)
-        self.doing = "Measuring the speed of both models"
+        job.message = "Measuring the speed of both models"
         acquire(loaded.lock, job)
         try:
             speeds = _speeds([loaded.model, model], job)
@@ -107,7 +109,7 @@ class Slimming:
         self.report, self.fraction = report, 1.0
 
     def _judge(self, label: str, model: Any, tokenizer: Any, held_out: Any, job: Job) -> Outcome:
-        self.doing = f"Perplexity and text: {label}"
+        job.message = f"Perplexity and text: {label}"
         job.check()
 
         def tick(_share: float = 0.0) -> None:
@@ -121,7 +123,7 @@ class Slimming:
         return Outcome(label, parameters, perplexity, 0.0, text)  # speed: measured later, for both at once
 
     def _write(self, model: Any, tokenizer: Any, report: rose.RunReport, job: Job) -> None:
-        self.doing = "Writing the checkpoint"
+        job.message = "Writing the checkpoint"
         if tokenizer is None:  # a model without files of its own, as tests have
             return
         self._folder = Path(tempfile.mkdtemp(prefix="rose-slim-"))

@@ -166,7 +166,7 @@ def _follow(run: PruningRun) -> None:
     def poll() -> None:
         run.job.watch(session.viewer())
         left = "" if run.remaining is None else f", about {components.duration(run.remaining)} left"
-        st.progress(run.fraction, text=f"{run.doing}. {components.duration(run.seconds)} so far{left}")
+        st.progress(run.fraction, text=f"{run.job.message}. {components.duration(run.seconds)} so far{left}")
         components.cancel_button(run.job, "depth")
         if run.job.status != "running" or len(run.copies) != finished:
             st.rerun()

@@ -318,7 +318,7 @@ def _wait(run: PruningRun) -> None:
     def poll() -> None:
         run.job.watch(session.viewer())
         left = "" if run.remaining is None else f", about {components.duration(run.remaining)} left"
-        st.progress(run.fraction, text=f"{run.doing}. {components.duration(run.seconds)} so far{left}")
+        st.progress(run.fraction, text=f"{run.job.message}. {components.duration(run.seconds)} so far{left}")
         pruned = list(run.pruned)
         if run.layers:
             drawing = figures.progress_timeline(_timeline(pruned), run.layers, theme=session.theme())

@@ -217,7 +217,7 @@ def _start(request: SlimRequest) -> None:
 def _wait(run: Slimming) -> None:
     def poll() -> None:
         run.job.watch(session.viewer())
-        st.progress(run.fraction, text=run.doing)
+        st.progress(run.fraction, text=run.job.message)
         components.cancel_button(run.job, "slim")
         if run.job.status != "running":
             st.rerun()

@@ -160,7 +160,7 @@ def _wait(run: TextReading) -> None:
 
     def poll() -> None:
         run.job.watch(session.viewer())
-        st.progress(run.fraction, text=f"{run.doing}. {components.duration(run.job.seconds)} so far")
+        st.progress(run.fraction, text=f"{run.job.message}. {components.duration(run.job.seconds)} so far")
         components.cancel_button(run.job, "text")
         if run.job.status != "running" or len(run.readings) != read:
             st.rerun()

@@ -115,6 +115,7 @@ def test_waiting_for_a_lock_is_said() -> None:
         assert job.message == "Waiting for another run on this model to finish"
     job.wait(SOON)
     assert (job.status, job.message) == ("done", "Starting")
+    assert job.waited > 0
 
 
 def test_waiting_for_a_lock_can_be_cancelled() -> None:

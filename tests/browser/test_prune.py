@@ -29,8 +29,8 @@ def prune(page: Page, patience: float = RUN_PATIENCE) -> None:
     """Presses the button and waits for the end of the run."""
     button = page.get_by_role("button", name="Prune", exact=True)
     button.click()
-    expect(page.get_by_role("button", name="Cancel")).to_be_visible(timeout=PATIENCE)
-    # Cancel is away for a moment whenever a model is done; this button stays disabled until all of them are.
+    # Not Cancel, which other work shows too, and which is away for a moment whenever a model is done.
+    expect(button).to_be_disabled(timeout=PATIENCE)
     expect(button).to_be_enabled(timeout=patience)
     settle(page)
 

@@ -7,6 +7,7 @@ import io
 import json
 import shlex
 import threading
+import time
 import weakref
 import zipfile
 from collections.abc import Callable
@@ -67,6 +68,23 @@ def finished(setup: Setup, request: PruneRequest, load: Callable[[], LoadedModel
 
 def weights(model: nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.parameters()]
+
+
+def test_waiting_for_the_model_is_said_and_is_no_work(setup: Setup, loaded: LoadedModel) -> None:
+    run = PruningRun(setup, REQUEST, lambda: loaded)
+    run.job.watch("test")
+    with loaded.lock:
+        run.job.start()
+        until = time.monotonic() + 60
+        while not run.job.message.startswith("Waiting"):
+            assert time.monotonic() < until, run.job.message
+            time.sleep(0.01)
+        time.sleep(0.5)
+    run.job.wait(120)
+    assert run.job.status == "done", run.job.message
+    assert run.job.waited > 0.5
+    run.fraction = 0.5
+    assert run.remaining == pytest.approx(run.seconds - run.job.waited, abs=0.05)
 
 
 def test_numbers_are_those_of_the_engine(setup: Setup, loaded: LoadedModel) -> None:
