@@ -196,6 +196,8 @@ class Walk:
                 twice = propagate_again and bool(layers)
                 if twice:
                     self.run_dense(block, index)
+                else:
+                    self.follow_dense(block, index)
                 end = 0.45 if twice else 0.95
                 found = {
                     stream: self._pass(stream, block, index, layers, "calibrate", start, end, keep=not twice)
@@ -241,6 +243,14 @@ class Walk:
             self.dense.begin(index, self.activations, batches)
             more: dict[str, Any] = {"watch": watch} if watch else {}
             self.dense.run(block, index, self.activations, self.arguments, self.device, compute=self.compute, **more)
+
+    def follow_dense(self, block: nn.Module, index: int) -> None:
+        """Runs a block that loses nothing on the dense hidden states, where they differ from the pruned ones.
+
+        Blocks that an earlier run has pruned are not dense any more; the dense hidden states are behind them already.
+        """
+        if self.dense and self.dense.position == index:
+            self.run_dense(block, index)
 
     def put_out(self, stream: str, batch: int, index: int, output: Tensor) -> None:
         """Keeps what a block puts out for one batch, for the next one and for drift."""
@@ -345,7 +355,7 @@ def start_walk(
     walk = Walk(model, pick_device(), meter, by_block, {}, kept.activations, blocks, kept.done, dense, kept.add_drift)
     walk.compute, walk.products = compute, products
     if dense and kept.done:
-        dense.position = kept.done
+        dense.position = kept.newest
     if kept.done >= blocks and not (dense and HELD_OUT in dense.names and blocks - 1 not in kept.drifts):
         return walk  # nothing is left to visit
     first = kept.start({stream: len(split_batches(samples)) for stream, samples in streams.items()})

@@ -56,7 +56,7 @@ from rose.report import LayerRecord, write_atomically
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 6  # raise it where an older folder would no longer give the same weights
+FORMAT = 7  # raise it where an older folder would no longer give the same weights
 
 FinishedBlock = tuple[int, dict[str, Tensor], list[dict[str, Any]]]  # its index, what was kept of it, its records
 
@@ -66,6 +66,7 @@ class Storage:
 
     Attributes:
         done: decoder blocks below this one are finished.
+        newest: the latest decoder block whose inputs are of use to go on; those of the dense model are there, if any.
         seconds: spent on them.
         activations: where hidden states are kept.
         dense_activations: where those of the dense model are kept.
@@ -73,7 +74,7 @@ class Storage:
     """
 
     def __init__(self) -> None:
-        self.done, self.seconds = 0, 0.0
+        self.done, self.newest, self.seconds = 0, 0, 0.0
         self.activations: Activations = MemoryActivations()
         self.dense_activations: Activations = MemoryActivations()
         self.drifts: dict[int, BlockDrift] = {}
@@ -211,17 +212,20 @@ class Checkpoint(DiskStorage):
 
     def finished_blocks(self, blocks: Sequence[int], dense: Mapping[str, int]) -> Iterator[FinishedBlock]:
         self.drifts = self._read_drifts()
-        for index in self._whole_blocks(tuple(blocks), tuple(dense.items())):
+        whole, self.newest = self._whole_blocks(tuple(blocks), tuple(dense.items()))
+        for index in whole:
             tensors, facts = read_tensors(self._path(index))
             self.finished.add(index)
             self.done, self.seconds = index + 1, float(facts["seconds"])
             yield index, tensors, json.loads(facts["records"])
 
     @cache  # noqa: B019  a checkpoint lives as long as its run
-    def _whole_blocks(self, blocks: tuple[int, ...], dense: tuple[tuple[str, int], ...]) -> list[int]:
-        """The finished decoder blocks that can be restored; none where the dense model's hidden states are lost.
+    def _whole_blocks(self, blocks: tuple[int, ...], dense: tuple[tuple[str, int], ...]) -> tuple[list[int], int]:
+        """The finished decoder blocks that can be restored, and `newest`.
 
-        They cannot be computed again, because the dense weights of restored blocks are overwritten.
+        None can where the dense model's hidden states are lost: they cannot be computed again, because the dense
+        weights of restored blocks are overwritten. Blocks without layers to prune keep theirs, so that the inputs of
+        any block between the last finished one and the next with such layers will do.
         """
         whole = []
         for index in blocks:
@@ -234,19 +238,22 @@ class Checkpoint(DiskStorage):
                 break
             whole.append(index)
         done = whole[-1] + 1 if whole else 0
+        newest = blocks[len(whole)] if len(whole) < len(blocks) else done
         has_drift = HELD_OUT not in dict(dense) or done - 1 in self.drifts
         if not dense or (len(whole) == len(blocks) and has_drift):
-            return whole
-        if whole and all_agree(found := self.dense_activations.resume(done, dict(dense))) and found == done:
-            return whole
+            return whole, newest
+        if whole:
+            found = self.dense_activations.resume(newest, dict(dense))
+            if all_agree(found) and found is not None and found >= done:
+                return whole, found
         if whole:
             logger.warning("%s has lost hidden states of the dense model; pruning starts again", self.folder)
         self.dense_activations.clear()
         self.drifts = {}
-        return []
+        return [], blocks[0]
 
     def start(self, batches: Mapping[str, int]) -> int | None:
-        found = self.activations.resume(self.done, batches)
+        found = self.activations.resume(self.newest, batches)
         return found if all_agree(found) else None
 
     def keep(

@@ -50,6 +50,7 @@ def visit_sequentially(walk: Walk) -> Generator[BlockStatistics, None, None]:
             if layers:
                 yield from _Block(walk, index, block, layers).visit()
             else:
+                walk.follow_dense(block, index)
                 walk.pass_on(block, index)
             walk.leave(index)
 

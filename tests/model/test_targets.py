@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,39 @@ def test_drift_is_that_of_two_whole_models(target: str, true_sequential: bool) -
     assert json.loads(report.to_json())["summary"]["drift"] == rows
 
 
+APART = ["*.layers.0.*", "*.layers.3.*"]  # of gemma3: two decoder blocks between them lose nothing
+
+
+@pytest.mark.parametrize(("target", "true_sequential"), [("dense", True), ("layer", False), ("layer", True)])
+def test_drift_goes_on_through_decoder_blocks_that_lose_nothing(target: str, true_sequential: bool) -> None:
+    options: dict[str, Any] = {"target": target, "true_sequential": true_sequential, "layers": APART}
+    model, held_out = make_model("gemma3"), make_tokens(4, seed=3)
+    rows = rose.prune_model(model, make_tokens(), **OPTIONS, held_out=held_out, **options).summary["drift"]
+    outputs = zip(block_outputs(make_model("gemma3"), held_out), block_outputs(model, held_out), strict=True)
+    for row, (dense, pruned) in zip(rows, outputs, strict=True):
+        found = ((pruned - dense).square().sum(-1) / dense.square().sum(-1)).mean()
+        assert row["drift"] == pytest.approx(float(found), rel=1e-4)
+    assert [row["arisen"] for row in rows[1:3]] == [0, 0]
+
+
+def test_gaps_behind_decoder_blocks_that_lose_nothing() -> None:
+    dense, model, tokens = make_model("gemma3"), make_model("gemma3"), make_tokens(4)
+    streams, name = check_streams(model, tokens, None), "model.layers.3.self_attn.q_proj"
+    along = dense_streams(streams, True, MemoryActivations())
+    walk = start_walk(model, streams, select_layers(model, ["*.layers.0.*", name]), None, None, along)
+    for block in visit_sequentially(walk):
+        for layer in block.layers:
+            if layer.name == name:
+                as_pruned = make_model("gemma3")
+                as_pruned.load_state_dict(model.state_dict())
+                x_dense, x = (hooked_inputs(one, [name], tokens)[name] for one in (dense, as_pruned))
+                gap, found = block.gaps["calibration"][name].of(layer.weight), (x_dense - x) @ layer.weight.T
+                torch.testing.assert_close(gap.cross, found.T @ x, rtol=1e-3, atol=1e-3 * float(gap.cross.abs().max()))
+                return
+            layer.write(rose.prune_layer(layer.weight, block.calibration[layer.name], **OPTIONS).weight)
+    pytest.fail("the layer was not visited")
+
+
 def test_errors_against_the_target_are_reported() -> None:
     model = make_model("llama")
     report = rose.prune_model(model, make_tokens(), **OPTIONS, held_out=make_tokens(4, seed=3))
@@ -290,6 +324,28 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, stop_after: int,
     assert finished.summary["drift"] == expected.summary["drift"]
     for name, weight in again.state_dict().items():
         assert torch.equal(weight, undisturbed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("target", ["dense", "layer"])
+def test_a_run_stopped_between_the_decoder_blocks_it_prunes_goes_on_from_there(tmp_path: Path, target: str) -> None:
+    options = OPTIONS | {"target": target, "layers": APART, "held_out": make_tokens(4, seed=3)}
+    undisturbed, told = make_model("gemma3"), list[rose.Progress]()
+    expected = rose.prune_model(undisturbed, make_tokens(), **options, progress=told.append)
+    for last in range(0, len(told), 5):
+        folder, left = tmp_path / str(last), iter(range(last))
+
+        def stop(_progress: rose.Progress, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise rose.Cancelled
+
+        with pytest.raises(rose.Cancelled):
+            rose.prune_model(make_model("gemma3"), make_tokens(), **options, progress=stop, checkpoint=folder)
+        model, again = make_model("gemma3"), list[rose.Progress]()
+        report = rose.prune_model(model, make_tokens(), **options, checkpoint=folder, progress=again.append)
+        assert report.summary["drift"] == expected.summary["drift"]
+        for name, weight in model.state_dict().items():
+            assert torch.equal(weight, undisturbed.state_dict()[name]), name
+        assert min(one.block_index for one in again) >= max(0, told[last].block_index - 1)
 
 
 def test_without_its_dense_hidden_states_a_checkpoint_starts_again(tmp_path: Path) -> None:
