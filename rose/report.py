@@ -29,6 +29,7 @@ class LayerRecord:
     which makes good what the residual stream has lost, too. Held-out ones are None where no held-out tokens were given.
     `damping` and `target_damping` are relative to the mean of diag(H). `tokens` of calibration have reached the layer:
     few or none where it is of an expert, which may then have been left dense, with sparsity 0.
+    `is_damping_raised`: the Hessian could not be factorized with the damping asked for.
     `order` and `budget` are those used, which tells what ROSE decided and what "measured" chose.
     """
 
@@ -53,6 +54,7 @@ class LayerRecord:
     target_damping: float | None = None
     tokens: int | None = None
     target: str = "layer"
+    is_damping_raised: bool = False
 
 
 OPTIONAL = ("tokens", "held_out_error", "target_error", "held_out_target_error", "target_damping")  # of a record
@@ -74,17 +76,18 @@ class RunReport:
     def from_records(cls, records: Sequence[LayerRecord], **settings: Any) -> RunReport:
         """Builds the table and adds totals to the settings."""
         table = records_table(records)
-        sizes = table["rows"] * table["columns"]
+        sizes, pruned = table["rows"] * table["columns"], table[table["sparsity"] > 0]
         totals = {
             "layers": len(table),
             "columnar_layers": int(table["is_columnar"].sum()),
             "weights": int(sizes.sum()),
             "removed_fraction": float((table["sparsity"] * sizes).sum() / sizes.sum()),
-            "mean_relative_error": float(table["relative_error"].mean()),
+            # Experts that were left dense have no error, and would make that of the others look small.
+            "mean_relative_error": float(pruned["relative_error"].mean()) if len(pruned) else 0.0,
             "mean_held_out_error": _mean_or_none(table["held_out_error"]),
             "mean_target_error": _mean_or_none(table["target_error"]),
             "mean_held_out_target_error": _mean_or_none(table["held_out_target_error"]),
-            "layers_with_raised_damping": int((table["damping"] > settings.get("damping", 0)).sum()),
+            "layers_with_raised_damping": int(table["is_damping_raised"].sum()),
         }
         return cls(table, {**settings, **totals})
 
@@ -149,12 +152,13 @@ class RunReport:
         write_atomically(folder / "layers.parquet", self.layers.to_parquet(index=False))
 
 
-def _finite(entries: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The entries with None for NaN and infinity."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in entries.items()
-    }
+def _finite(value: Any) -> Any:
+    """The value with None for every NaN and infinity in it."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _mean_or_none(column: pd.Series) -> float | None:

@@ -208,7 +208,7 @@ def _prune(layer: PrunableLayer, found: dict[str, InputStatistics], settings: Se
     result = prune_one(layer, found, settings)
     layer.write(result.weight)
     layer.keep_low_rank(result.low_rank)
-    return record_of(layer, result, time.perf_counter() - began)
+    return record_of(layer, result, time.perf_counter() - began, damping=settings.damping)
 
 
 def step_diagonals(

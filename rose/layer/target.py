@@ -45,12 +45,17 @@ def target_damping(channels: int, tokens: int, blocks: int = 1) -> float:
     error of one layer, damps the first layers too little and the last ones too much, and ends worse.
 
     Args:
-        channels: of the residual stream, which the layer reads or writes.
+        channels: of the residual stream.
         tokens: of calibration.
         blocks: decoder blocks whose layers are corrected, one after another.
     """
     noise = LINEAR * channels * blocks / tokens
     return LEAST + noise + CUBIC * noise**3
+
+
+def damping_or_rule(asked: float | None, channels: int, tokens: int, blocks: int) -> float:
+    """μ as it was asked for, else by `target_damping`."""
+    return target_damping(channels, tokens, blocks) if asked is None else asked
 
 
 def check_target_damping(damping: float | None) -> None:
@@ -96,10 +101,10 @@ class InputGap:
     """
 
     def __init__(self, columns: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        self.channels, self.dtype = columns, dtype
+        self.dtype = dtype
         self.cross = torch.zeros(columns, columns, device=device)  # DᵀX_p
         self.difference = InputStatistics(columns, device, dtype)
-        self._correction: tuple[float, Tensor] | None = None  # the last damping, and DᵀX_p (H + λI)⁻¹
+        self._correction: tuple[float, Tensor, float] | None = None  # the last damping asked for, and what came of it
 
     def update(self, pruned: Tensor, dense: Tensor) -> None:
         """Adds X_p and X_d, (..., in) each, of the same tokens."""
@@ -119,11 +124,12 @@ class InputGap:
         weight = weight.float()
         return Gap(weight @ self.cross, quadratic_form(weight, self.difference.hessian))
 
-    def correction(self, weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
-        """GᵀX_p (H + λI)⁻¹, (out, in); what does not depend on the layer is computed once."""
+    def correction(self, weight: Tensor, hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+        """GᵀX_p (H + λI)⁻¹, (out, in), and the damping used; what does not depend on the layer is computed once."""
         if self._correction is None or self._correction[0] != damping:
-            self._correction = damping, _times_inverse(self.cross, hessian, damping)
-        return weight.float() @ self._correction[1]
+            self._correction = damping, *_times_inverse(self.cross, hessian, damping)
+        _, product, used = self._correction
+        return weight.float() @ product, used
 
 
 class OutputGap:
@@ -138,7 +144,7 @@ class OutputGap:
     def __init__(
         self, rows: int, columns: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
-        self.channels, self.dtype = rows, dtype
+        self.dtype = dtype
         self.cross = torch.zeros(rows, columns, device=device)
         self.square = torch.zeros((), dtype=torch.float64, device=device)
 
@@ -158,25 +164,22 @@ class OutputGap:
         """The gap; it was measured with the layer's own dense weight."""
         return Gap(self.cross, float(self.square))
 
-    def correction(self, _weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
-        """GᵀX_p (H + λI)⁻¹, (out, in)."""
+    def correction(self, _weight: Tensor, hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+        """GᵀX_p (H + λI)⁻¹, (out, in), and the damping used."""
         return _times_inverse(self.cross, hessian, damping)
 
 
-def _times_inverse(cross: Tensor, hessian: Tensor, damping: float) -> Tensor:
-    """C (H + λI)⁻¹ for C (rows, in). Dead columns of H come out as 0, as they are 0 in C."""
-    lower = damp(hessian, damping).lower  # of H with its columns reversed
+def _times_inverse(cross: Tensor, hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+    """C (H + λI)⁻¹ for C (rows, in), and the damping used. Dead columns of H come out as 0, as they are 0 in C."""
+    damped = damp(hessian, damping)
+    lower = damped.lower  # of H with its columns reversed
     # Two solves from the right: two thirds of the time of `torch.cholesky_solve`, which wants Cᵀ.
     half = torch.linalg.solve_triangular(lower.T, cross.flip(1), upper=True, left=False)
-    return torch.linalg.solve_triangular(lower, half, upper=False, left=False).flip(1)
+    return torch.linalg.solve_triangular(lower, half, upper=False, left=False).flip(1), damped.damping
 
 
 def corrected_weight(
-    weight: Tensor,
-    statistics: InputStatistics,
-    gap: InputGap | OutputGap,
-    damping: float | None = None,
-    blocks: int = 1,
+    weight: Tensor, statistics: InputStatistics, gap: InputGap | OutputGap, damping: float
 ) -> tuple[Tensor, float]:
     """W*, the weight whose outputs on the pruned inputs are nearest to the target, and the μ that was used.
 
@@ -184,19 +187,17 @@ def corrected_weight(
         weight: W, (out, in), dense.
         statistics: of the pruned inputs X_p.
         gap: streamed over the same tokens.
-        damping: μ relative to the mean of diag(H); None means `target_damping`.
-        blocks: see `target_damping`.
+        damping: μ relative to the mean of diag(H); see `target_damping`.
 
     Returns:
-        W* in float32, (out, in), and μ.
+        W* in float32, (out, in), and μ, which is larger than asked for where H could not be factorized with that.
 
     Raises:
         RoseError: a negative or infinite damping, or as `rose.layer.hessian.damp`.
     """
     check_target_damping(damping)
-    if damping is None:
-        damping = target_damping(gap.channels, statistics.tokens, blocks)
-    return weight.float() + gap.correction(weight, statistics.hessian, damping), damping
+    correction, used = gap.correction(weight, statistics.hessian, damping)
+    return weight.float() + correction, used
 
 
 def target_error(weight: Tensor, pruned: Tensor, gap: Gap, *, change_energy: float, dense_energy: float) -> float:

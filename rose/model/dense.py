@@ -109,12 +109,12 @@ class DenseStreams:
         dense = self.activations.read(HELD_OUT, batch).to(pruned)
         passed = self.activations.read(PASSED_ON, batch).to(pruned)
         length = dense.square().sum(-1)
+        counts = length > 0  # against a hidden state of zeros, as padding may have, nothing is relative
         found = [
-            ((one - other).square().sum(-1) / length).sum()
+            ((one - other).square().sum(-1) / length)[counts].sum()
             for one, other in ((pruned, dense), (passed, dense), (pruned, passed))
         ]
-        tokens = torch.tensor(float(length.numel()), dtype=torch.float64, device=pruned.device)
-        self._sums += torch.stack([*found, tokens]).cpu()
+        self._sums += torch.stack([*found, counts.sum().double()]).cpu()
 
     def block_drift(self, index: int, device: torch.device) -> BlockDrift | None:
         """What `compare` has gathered since the last call; None where nothing was compared."""

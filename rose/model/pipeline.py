@@ -22,7 +22,14 @@ from rose.layer.methods import Known, LayerResult, Settings, make_settings, prun
 from rose.layer.methods.options import Value
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
-from rose.layer.target import InputGap, OutputGap, check_target_damping, corrected_weight, target_error
+from rose.layer.target import (
+    InputGap,
+    OutputGap,
+    check_target_damping,
+    corrected_weight,
+    damping_or_rule,
+    target_error,
+)
 from rose.model.allocation import allocate, check_allocation, parse_allocation
 from rose.model.capture import BlockStatistics, check_streams, start_walk, statistics_of, visit_blocks
 from rose.model.checkpoint import describe_run, open_checkpoint
@@ -33,7 +40,7 @@ from rose.model.precision import DEFAULT, compute_dtype, decided, rounding
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
 from rose.model.residence import is_streamed
 from rose.model.sequential import visit_sequentially
-from rose.model.structure import LowRank, PrunableLayer, named, select_layers
+from rose.model.structure import LowRank, PrunableLayer, hidden_size, named, select_layers
 from rose.report import LayerRecord, RunReport
 
 TARGETS = ("dense", "layer")
@@ -168,10 +175,10 @@ def prune_model(
         records = kept.restore(selected, dense.batches(streams) if dense else {})
         walking = part_callback(progress, start, share, 1) if share else progress
         walk = start_walk(model, streams, selected, walking, kept, dense, rounded, products)
-        correct = partial(corrected_weight, damping=target_damping, blocks=len(walk.by_block))
+        mu = partial(damping_or_rule, target_damping, hidden_size(model), blocks=len(walk.by_block))
         done: list[LayerRecord] = []
         for block in visit_sequentially(walk) if sequential else walk.visit(propagate_again=True):
-            done += _prune_block(block, settings, patterns, correct, min_expert_tokens, walk.meter)
+            done += _prune_block(block, settings, patterns, mu, min_expert_tokens, walk.meter)
             layers_of_block = walk.by_block[block.block_index]
             if len(done) == len(layers_of_block):
                 names = [layer.name for layer in layers_of_block]
@@ -225,11 +232,14 @@ def _prune_block(
     block: BlockStatistics,
     settings: Settings,
     patterns: Mapping[str, Pattern],
-    correct: Callable[..., tuple[Tensor, float]],
+    mu: Callable[..., float],
     min_expert_tokens: int,
     meter: Meter,
 ) -> list[LayerRecord]:
-    """Prunes one decoder block's layers in place; several processes prune some each."""
+    """Prunes one decoder block's layers in place; several processes prune some each.
+
+    `mu` is the damping of a correction by the number of tokens.
+    """
     owners = divide(block.layers, block.calibration)
     before = meter.layers_done
 
@@ -244,7 +254,9 @@ def _prune_block(
         wanted = _for_layer(own, layer, known)
         gap = block.gaps.get("calibration", {}).get(layer.name)
         with named(layer):
-            aim, used = correct(layer.weight, known, gap) if gap else (layer.weight, None)
+            aim, used = (
+                corrected_weight(layer.weight, known, gap, mu(tokens=known.tokens)) if gap else (layer.weight, None)
+            )
             # Corrected targets are float32; the layer keeps its own dtype.
             result = prune_with(aim.to(layer.weight.dtype), known, wanted)
         errors = _errors(layer, result, known, held_out, block.gaps)
@@ -258,7 +270,9 @@ def _prune_block(
             stream.pop(layer.name, None)
         factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
         seconds = time.perf_counter() - began
-        record = record_of(layer, result, seconds, tokens=known.tokens, target_damping=used, **errors)
+        record = record_of(
+            layer, result, seconds, damping=wanted.damping, tokens=known.tokens, target_damping=used, **errors
+        )
         return replace(record, target=_target_of(gap)), factors
 
     done = exchange(owners, prune)
@@ -354,7 +368,8 @@ def _measure(
     result = prune_one(layer, statistics, replace(settings, held_out=held_out, measures=False))
     known = statistics_of(layer, statistics)
     errors = _errors(layer, result, known, held_out, {}, settings.known)
-    return record_of(layer, result, time.perf_counter() - began, tokens=known.tokens, **errors)
+    asked = _for_layer(settings, layer, known).damping
+    return record_of(layer, result, time.perf_counter() - began, damping=asked, tokens=known.tokens, **errors)
 
 
 def error_of(
@@ -446,6 +461,7 @@ def record_of(
     result: LayerResult,
     seconds: float,
     *,
+    damping: float,
     relative_error: float | None = None,
     held_out_error: float | None = None,
     target_error: float | None = None,
@@ -453,7 +469,10 @@ def record_of(
     target_damping: float | None = None,
     tokens: int | None = None,
 ) -> LayerRecord:
-    """The outcome of one layer in numbers; `relative_error` is the result's own where none is given."""
+    """The outcome of one layer in numbers; `relative_error` is the result's own where none is given.
+
+    `damping` is what was asked for.
+    """
     rows, columns = result.weight.shape
     return LayerRecord(
         layer=layer.name,
@@ -476,4 +495,5 @@ def record_of(
         order=result.order.name,
         budget=result.budget,
         tokens=tokens,
+        is_damping_raised=result.damping > damping,
     )

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.hessian import check_damping
-from rose.layer.target import corrected_weight
+from rose.layer.target import corrected_weight, damping_or_rule
 from rose.model.capture import BlockStatistics, check_streams, start_walk
 from rose.model.checkpoint import FORMAT, DiskStorage, Storage, describe_inputs, open_checkpoint
 from rose.model.dense import BlockDrift, dense_streams
@@ -35,7 +35,14 @@ from rose.model.pipeline import check_target
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.residence import is_streamed, residence_of
 from rose.model.sequential import visit_sequentially
-from rose.model.structure import PrunableLayer, decoder_blocks, named, prunable_layers, select_layers
+from rose.model.structure import (
+    PrunableLayer,
+    decoder_blocks,
+    hidden_size,
+    named,
+    prunable_layers,
+    select_layers,
+)
 from rose.report import RunReport
 from rose.structured.anatomy import HEADS, PARTS, Part, Shape, block_parameters, find_parts, kinds_of
 from rose.structured.methods import StructuredMethod, structured_method
@@ -495,7 +502,9 @@ class SlimRun:
         gap = block.gaps.get("calibration", {}).get(part.output.name)
         if gap is None:
             return problem
-        aim, _ = corrected_weight(part.output.weight, statistics, gap, self.target_damping, len(self._wanted()))
+        blocks = len(self._wanted())
+        mu = damping_or_rule(self.target_damping, hidden_size(self.model), statistics.tokens, blocks)
+        aim, _ = corrected_weight(part.output.weight, statistics, gap, mu)
         return dataclasses.replace(problem, weight=aim)
 
     def _renew(self, part: Part) -> None:

@@ -48,11 +48,11 @@ class TwoPartGap(OutputGap):
         self.cross, self.square = whole.cross, whole.square
         self.inputs, self.stream_damping = inputs, stream_damping
 
-    def correction(self, weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
+    def correction(self, weight: Tensor, hessian: Tensor, damping: float) -> tuple[Tensor, float]:
         stream = copy.copy(self.inputs)
         stream.cross = self.cross - self.inputs.cross
-        own = self.inputs.correction(weight, hessian, damping)
-        return own + stream.correction(weight, hessian, self.stream_damping)
+        own, used = self.inputs.correction(weight, hessian, damping)
+        return own + stream.correction(weight, hessian, self.stream_damping)[0], used
 
 
 @contextlib.contextmanager

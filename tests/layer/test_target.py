@@ -97,14 +97,14 @@ def test_dead_columns_are_not_corrected(case: dict[str, Tensor]) -> None:
     for name in ("pruned", "dense"):
         case[name][:, 3] = 0
     gap, _, _, _ = gaps(case)
-    corrected, _ = corrected_weight(case["weight"], statistics_of(case["pruned"]), gap)
+    corrected, _ = corrected_weight(case["weight"], statistics_of(case["pruned"]), gap, 0.1)
     torch.testing.assert_close(corrected[:, 3], case["weight"][:, 3])
 
 
 def test_without_a_gap_the_weight_stays(case: dict[str, Tensor]) -> None:
     case["dense"] = case["pruned"]
     gap, _, _, _ = gaps(case)
-    corrected, _ = corrected_weight(case["weight"], statistics_of(case["pruned"]), gap)
+    corrected, _ = corrected_weight(case["weight"], statistics_of(case["pruned"]), gap, 0.1)
     assert torch.equal(corrected, case["weight"])
 
 

@@ -89,7 +89,7 @@ def test_json_is_strict(report: rose.RunReport) -> None:
 def test_totals() -> None:
     records = [
         record(0, rows=10, columns=10, sparsity=0.5, relative_error=0.2, held_out_error=0.4, damping=0.01),
-        record(1, rows=10, columns=30, sparsity=0.7, relative_error=0.4, held_out_error=None, damping=0.1),
+        record(1, rows=10, columns=30, sparsity=0.7, relative_error=0.4, held_out_error=None, is_damping_raised=True),
         record(2, rows=10, columns=10, sparsity=0.5, is_columnar=True, relative_error=0.3, held_out_error=0.6),
     ]
     summary = rose.RunReport.from_records(records, damping=0.01).summary
@@ -100,6 +100,18 @@ def test_totals() -> None:
     assert summary["mean_held_out_error"] == pytest.approx(0.5)
     assert summary["columnar_layers"] == 1
     assert summary["layers_with_raised_damping"] == 1
+
+
+def test_layers_left_dense_make_no_error_look_small() -> None:
+    records = [record(0, relative_error=0.2), record(1, sparsity=0.0, relative_error=0.0)]
+    assert rose.RunReport.from_records(records).summary["mean_relative_error"] == pytest.approx(0.2)
+    assert rose.RunReport.from_records(records[1:]).summary["mean_relative_error"] == 0
+
+
+def test_no_infinity_is_left_however_deep() -> None:
+    report = rose.RunReport.from_records([record(0)], drift=[{"drift": math.nan}], pruned={"least": (-math.inf, 1.0)})
+    summary = json.loads(report.to_json())["summary"]
+    assert (summary["drift"], summary["pruned"]) == ([{"drift": None}], {"least": [None, 1.0]})
 
 
 def test_remarks_tell_where_dense_targets_could_not_do_all() -> None:

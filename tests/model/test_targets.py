@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import rose
-from rose.layer.target import corrected_weight
+from rose.layer.target import corrected_weight, target_damping
 from rose.model.activations import MemoryActivations
 from rose.model.capture import check_streams, start_walk
 from rose.model.dense import dense_streams
@@ -275,6 +275,29 @@ def test_gaps_behind_decoder_blocks_that_lose_nothing() -> None:
                 return
             layer.write(rose.prune_layer(layer.weight, block.calibration[layer.name], **OPTIONS).weight)
     pytest.fail("the layer was not visited")
+
+
+def test_tokens_without_a_hidden_state_are_left_out_of_drift() -> None:
+    model, held_out = make_model("llama"), make_tokens(4, seed=3)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[0] = 0  # as that of padding; at the beginning nothing is added to it
+    held_out[1, 0] = 0
+    rows = rose.prune_model(model, make_tokens(), **OPTIONS, held_out=held_out).summary["drift"]
+    assert all(0 < row["drift"] < 10 for row in rows)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_damping_goes_by_the_residual_stream_whatever_a_layer_reads(family: str) -> None:
+    layers = rose.prune_model(make_model(family), make_tokens(), **OPTIONS).layers
+    corrected = layers[layers["target"] != "layer"]
+    assert set(corrected["columns"]) > {32}
+    for tokens, of_layers in corrected.groupby("tokens"):
+        assert of_layers["target_damping"].to_numpy() == pytest.approx(target_damping(32, int(tokens), 2))
+
+
+def test_a_raised_damping_of_the_correction_is_reported() -> None:
+    layers = rose.prune_model(make_model("llama"), make_tokens(1, 8), **OPTIONS, target_damping=0.0).layers
+    assert (layers["target_damping"] > 0).any()
 
 
 def test_errors_against_the_target_are_reported() -> None:
