@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from rose import terminal
 from rose.layer.methods import RECOMMENDED, Settings, make_settings
 from rose.layer.order import order_names
 from rose.model.allocation import check_allocation
-from rose.model.calibration import load_calibration
+from rose.model.calibration import check_seed, load_calibration
 from rose.model.comparison import SETTINGS, ComparisonFolder, compare_methods, plan_comparison
 from rose.model.cost import estimate_damage, sweeps_of
 from rose.model.damage import visit_damage
@@ -29,6 +30,7 @@ from rose.model.forward import bos_in_front
 from rose.model.loading import PACKAGED, check_output, parse_dtype
 from rose.model.memory import Memory, estimate_memory
 from rose.model.pipeline import check_expert_tokens, check_target
+from rose.model.structure import named
 from rose.model.zero_shot import TASKS, check_installed, zero_shot
 from rose.report import records_table, versions, write_atomically
 from rose.serving import serve, write_report
@@ -90,6 +92,8 @@ def models(options: argparse.Namespace, console: Console) -> None:
 
 
 def _load(options: argparse.Namespace, console: Console, *, stream: bool = False, **more: Any) -> tuple[Any, Any]:
+    if "seed" in options:
+        check_seed(options.seed)
     more |= {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code, "stream": stream}
     with console.status(f"Loading {options.model}"):
         model, tokenizer = rose.load_model(options.model, **more)
@@ -284,8 +288,8 @@ def slim(options: argparse.Namespace, console: Console) -> None:
     check_request(options.ratio, options.allocation, options.recovery, options.damping, options.multiple)
     target, target_of_rest = options.target or "layer", options.target or "dense"
     check_target(target_of_rest if options.prune else target, options.target_damping)
-    if options.prune:
-        make_settings(options.prune_method, sparsity=options.prune, damping=options.damping)
+    _check_drop_options(options)
+    rest = _settings_of_rest(options) if options.prune else None
     check_output(options.output)
     _check_evaluation(options)
     if options.allocation != "uniform" and options.method != "depth":
@@ -295,6 +299,10 @@ def slim(options: argparse.Namespace, console: Console) -> None:
         )
     model, tokenizer = _load(options, console, stream=options.stream, scratch=options.output.parent)
     kinds = None if options.method == "depth" else check_parts(model, options.parts)
+    if rest:
+        for layer in rose.prunable_layers(model):
+            with named(layer):
+                rest.pattern.check(layer.weight.shape[1], rest.block_size)
     estimate = partial(estimate_slim_memory, method=options.method, parts=kinds)
     if options.prune:
         estimate = partial(_larger, estimate, target_of_rest)
@@ -329,6 +337,31 @@ def slim(options: argparse.Namespace, console: Console) -> None:
             "Parts",
         )
     terminal.print_slimmed(report, options.output)
+
+
+def _settings_of_rest(options: argparse.Namespace) -> Settings:
+    """How what slimming leaves is pruned; N:M needs widths that it divides."""
+    settings = make_settings(options.prune_method, sparsity=options.prune, damping=options.damping)
+    pattern = settings.pattern
+    if pattern.is_grouped and options.method != "depth" and options.multiple % pattern.of:
+        fitting = math.lcm(options.multiple, pattern.of)
+        raise rose.RoseError(f"--prune {pattern} needs widths divisible by {pattern.of}; give --multiple {fitting}.")
+    return settings
+
+
+def _check_drop_options(options: argparse.Namespace) -> None:
+    """Raises RoseError for what has no meaning where whole decoder blocks are dropped."""
+    if options.method != "depth":
+        return
+    given = {
+        "--parts": options.parts,
+        "--allocation": options.allocation != "uniform",
+        "--recovery": options.recovery,
+        "--target": options.target and not options.prune,
+    }
+    wrong = [name for name, value in given.items() if value]
+    if wrong:
+        raise rose.RoseError(f"depth drops whole decoder blocks as they are; leave out {', '.join(wrong)}.")
 
 
 def _larger(estimate: Callable[..., Memory], target: str, model: Any, **sizes: Any) -> Memory:
@@ -377,6 +410,8 @@ def compare(options: argparse.Namespace, console: Console) -> None:
     settings = {name: str(getattr(options, name)) for name in COMPARISON_SETTINGS}
     if options.min_expert_tokens > 1:  # folders of earlier versions do not know it
         settings["min_expert_tokens"] = str(options.min_expert_tokens)
+    if options.compute != "auto":
+        settings["compute"] = options.compute
     folder = ComparisonFolder(options.output, settings)
     options.rows = options.output
     model, tokenizer = _load(options, console)
@@ -485,6 +520,7 @@ def _split(text: str, option: str) -> list[str]:
 def _whole(text: str) -> int:
     if not text.isdecimal():
         raise rose.RoseError(f"A seed must be a whole number, not {text!r}.")
+    check_seed(int(text))
     return int(text)
 
 

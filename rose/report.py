@@ -119,6 +119,17 @@ class RunReport:
             )
         return said
 
+    @property
+    def stages(self) -> list[RunReport]:
+        """The report itself; where what slimming had left was pruned, one of each."""
+        rest = self.summary.get("pruned")
+        if rest is None:
+            return [self]
+        return [
+            RunReport(self.layers.iloc[: -rest["layers"]], self.summary),
+            RunReport(self.layers.iloc[-rest["layers"] :], rest),
+        ]
+
     def with_summary(self, **entries: Any) -> RunReport:
         """The same report with further entries in its summary."""
         return RunReport(self.layers, {**self.summary, **entries})

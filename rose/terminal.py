@@ -111,14 +111,17 @@ def print_slimmed(report: rose.RunReport, folder: Path) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    if "pruned" in summary:
-        then = summary["pruned"]
+    slimmed, *rest = report.stages
+    _print_targets(out, slimmed)
+    for pruned in rest:
+        then = pruned.summary
         out.print(
             f"Then {100 * then['removed_fraction']:.1f} % of the weights of {then['layers']} layers pruned by "
             f"{then['method']}, {then['seconds']:.0f} s",
             highlight=False,
             soft_wrap=True,
         )
+        _print_targets(out, pruned)
     _print_perplexity(out, summary)
     reader = "any program that uses transformers" if summary["uniform"] else "rose.load_model"
     out.print(f"Checkpoint, report.json and layers.csv are in {folder}, for {reader}", soft_wrap=True)

@@ -345,6 +345,7 @@ def test_python_dash_m_rose_reports_bad_input_in_one_line():
         (["prune", "--allocation", "random", "--output", "out"], "must be one of uniform, owl, sensitivity"),
         (["prune", "--allocation", "sensitivity:2", "--output", "out"], "number from 0 to 1, not '2'"),
         (["prune", "--damping", "-1", "--output", "out"], "Damping must be"),
+        (["prune", "--seed", "9" * 20, "--output", "out"], "A seed must be a whole number from 0"),
         (["analyze", "--methods", ","], "--methods names nothing"),
         (["analyze", "--threshold", "3"], "threshold on the relative range"),
         (
@@ -366,6 +367,20 @@ def test_a_typing_mistake_does_not_cost_the_loading_of_a_model(tmp_path, monkeyp
 def test_a_method_named_twice_is_measured_once(checkpoint, tmp_path, capsys):
     assert run("analyze", "--model", checkpoint, *CALIBRATION, "--methods", "rose,rose", "--output", tmp_path) == 0
     assert len(pd.read_csv(tmp_path / "layers.csv")) == 3 * 7
+
+
+def test_a_comparison_that_measured_nothing_leaves_its_folder_to_the_next(checkpoint, tmp_path, capsys):
+    output = tmp_path / "comparison"
+    settings = [*CALIBRATION, "--windows", "2", "--methods", "wanda", "--sparsity", "0.5", "--seeds", "0"]
+    asked = ["compare", "--evaluate", "packaged", "--output", output, *settings]
+    assert run(*asked, "--model", tmp_path / "nowhere") == 2
+    assert run(*asked, "--model", checkpoint) == 0
+    assert run(*asked, "--model", checkpoint, "--compute", "float32") == 2
+    assert "other settings" in capsys.readouterr().err
+    folder = ComparisonFolder(tmp_path / "two", {"model": "one"})
+    ComparisonFolder(tmp_path / "two", {"model": "other"})
+    with pytest.raises(rose.RoseError, match="other settings"):
+        folder.add(ComparisonFolder(output, json.loads((output / "settings.json").read_text())).rows[0])
 
 
 def test_what_a_killed_comparison_left_half_written_is_no_obstacle(tmp_path):
@@ -399,7 +414,9 @@ def test_slim_writes_a_smaller_checkpoint_that_prune_goes_on_with(checkpoint, tm
 def test_slim_and_prune_in_one_report(checkpoint, tmp_path, capsys, chosen, targets):
     settings = ("--ratio", "0.3", "--prune", "2:4", "--prune-method", "wanda", *chosen)
     assert slim(checkpoint, tmp_path / "both", *settings, "--evaluate", "packaged", "--windows", "2") == 0
-    assert "Then 50.0 % of the weights of 21 layers pruned by wanda" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Then 50.0 % of the weights of 21 layers pruned by wanda" in shown
+    assert shown.count("Drift of the residual stream after the last pruned decoder block") == 2  # of each step its own
     report = rose.RunReport.from_json((tmp_path / "both" / "report.json").read_text())
     assert report.summary["pruned"]["sparsity"] == "2:4"
     assert (report.summary["target"], report.summary["pruned"]["target"]) == targets
@@ -440,6 +457,9 @@ def test_slim_says_before_the_run_that_shapes_will_differ(checkpoint, tmp_path, 
         (["--damping", "-1"], "Damping"),
         (["--target", "layer", "--target-damping", "1"], "Only target dense"),
         (["--prune", "5:4"], "5:4"),
+        (["--prune", "8:16"], "needs widths divisible by 16; give --multiple 16."),
+        (["--method", "depth", "--parts", "heads", "--target", "dense"], "leave out --parts, --target."),
+        (["--seed", "-1"], "from 0 to 2^63 − 1, not -1"),
         (["--prune", "0.5", "--prune-method", "nothing"], "nothing"),
         (["--stream", "--evaluate", "packaged"], "--evaluate needs the whole model in memory"),
     ],

@@ -222,8 +222,15 @@ def load_calibration(
     return tokens[:samples], tokens[samples:] if held_out else None
 
 
+def check_seed(seed: int) -> None:
+    """Raises RoseError unless the seed is one that torch takes, and not negative."""
+    if not 0 <= seed < 2**63:
+        raise RoseError(f"A seed must be a whole number from 0 to 2^63 − 1, not {seed}.")
+
+
 def _random_starts(total: int, samples: int, length: int, seed: int) -> Tensor:
     """Random window starts: disjoint where the text allows it, else independent draws."""
+    check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     slack = total - samples * length
     if slack < 0:

@@ -35,7 +35,7 @@ from rose.model.forward import Boundaries, bos_in_front, pick_device
 from rose.model.pipeline import prune_one
 from rose.model.progress import Progress, ProgressCallback
 from rose.model.residence import is_streamed
-from rose.model.structure import PrunableLayer, decoder_blocks, select_layers
+from rose.model.structure import PrunableLayer, check_not_shared, decoder_blocks, select_layers
 
 UNITS = ("layers", "blocks")
 
@@ -184,6 +184,7 @@ def visit_damage(
     if is_streamed(model):
         raise RoseError("Damage needs the whole model in memory; load it without streaming.")
     selected = select_layers(model, layers)
+    check_not_shared(selected, model)
     if restore is None:
         for layer in selected:
             settings.pattern.check(layer.weight.shape[1], block_size)

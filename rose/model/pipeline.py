@@ -40,7 +40,7 @@ from rose.model.precision import DEFAULT, compute_dtype, decided, rounding
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
 from rose.model.residence import is_streamed
 from rose.model.sequential import visit_sequentially
-from rose.model.structure import LowRank, PrunableLayer, hidden_size, named, select_layers
+from rose.model.structure import LowRank, PrunableLayer, check_not_shared, hidden_size, named, select_layers
 from rose.report import LayerRecord, RunReport
 
 TARGETS = ("dense", "layer")
@@ -129,6 +129,7 @@ def prune_model(
     if is_streamed(model) and rule == "sensitivity":
         raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
     selected = select_layers(model, layers)
+    check_not_shared(selected, model)
     for layer in selected:
         settings.pattern.check(layer.weight.shape[1], block_size)
     check_target(target, target_damping)

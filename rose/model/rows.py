@@ -34,25 +34,29 @@ class RowsFolder(Generic[Row]):
             RoseError: it belongs to one with other settings, or cannot be read or written.
         """
         self.folder = Path(folder)
-        text = json.dumps(dict(settings), indent=1, sort_keys=True)
+        self._settings = json.dumps(dict(settings), indent=1, sort_keys=True)
         self._lock = FileLock(self.folder / ".lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock:
                 for unfinished in self.folder.glob("*.tmp"):  # of a process that was killed
                     unfinished.unlink()
-                self._claim(text)
+                self._claim()
                 self.rows = self._read()
         except OSError as problem:
             raise RoseError(f"The folder {folder} cannot be used ({problem.strerror}); choose another.") from problem
 
-    def _claim(self, text: str) -> None:
-        path = self.folder / "settings.json"
-        if not path.exists():
-            if any(item.name != ".lock" for item in self.folder.iterdir()):
-                raise RoseError(f"{self.folder} is not empty and holds no {self.holds}; choose another folder.")
-            write_atomically(path, text.encode())
-        elif path.read_text() != text:
+    def _claim(self) -> None:
+        path, has_rows = self.folder / "settings.json", (self.folder / "rows.csv").exists()
+        if not path.exists() and any(item.name != ".lock" for item in self.folder.iterdir()):
+            raise RoseError(f"{self.folder} is not empty and holds no {self.holds}; choose another folder.")
+        if has_rows:
+            self._check_settings()
+        else:  # of a command that failed before it had measured anything, there may be others
+            write_atomically(path, self._settings.encode())
+
+    def _check_settings(self) -> None:
+        if (self.folder / "settings.json").read_text() != self._settings:
             raise RoseError(f"{self.folder} holds a {self.holds} with other settings; choose another folder.")
 
     def _read(self) -> list[Row]:
@@ -75,6 +79,7 @@ class RowsFolder(Generic[Row]):
         """
         try:
             with self._lock:
+                self._check_settings()  # another command may have begun here since
                 self.rows = [*self._read(), row]
                 for name, text in self.texts().items():
                     write_atomically(self.folder / name, text.encode())

@@ -175,3 +175,16 @@ def select_layers(model: nn.Module, layers: Sequence[str] | None) -> list[Prunab
             )
         chosen |= matched
     return [layer for layer in every if layer.name in chosen]
+
+
+def check_not_shared(layers: Sequence[PrunableLayer], model: nn.Module) -> None:
+    """Raises RoseError where a layer's weights are those of another one too: it would be pruned twice, or unseen."""
+    owners: dict[int, str] = {}
+    chosen = {layer.name for layer in layers}
+    for layer in prunable_layers(model):
+        first = owners.setdefault(id(layer.module.weight), layer.name) if not layer.is_expert else layer.name
+        if first != layer.name and chosen & {first, layer.name}:
+            raise RoseError(
+                f"{first} and {layer.name} are the same weights, which several decoder blocks share; such layers "
+                "cannot be pruned one decoder block at a time, so choose others."
+            )

@@ -335,6 +335,14 @@ def test_report_tells_the_run() -> None:
     assert summary["layers_with_raised_damping"] == 0
 
 
+def test_weights_that_decoder_blocks_share_are_refused() -> None:
+    model = make_model("llama")
+    model.model.layers[1].mlp.down_proj = model.model.layers[0].mlp.down_proj
+    with pytest.raises(rose.RoseError, match="are the same weights"):
+        prune_model(model, make_tokens(), layers=["*.1.*"], sparsity=0.5, block_size=16)
+    prune_model(model, make_tokens(), layers=["*.self_attn.*"], sparsity=0.5, block_size=16)
+
+
 def test_raised_damping_is_in_the_report() -> None:
     report = prune_model(
         make_model("llama"), make_tokens(samples=1, length=4), sparsity=0.5, block_size=16, damping=0.0
