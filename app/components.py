@@ -233,10 +233,32 @@ def require_weights() -> None:
 
 
 def begin_restored(study: Study) -> None:
-    """Collects the input statistics that a study from disk lacks, for pages that need more than its numbers."""
-    if study.job.status == "kept":
+    """Collects the input statistics that a study from disk lacks, for pages that need more than its numbers.
+
+    Where that was cancelled, or has failed, it ends the page and offers to try again.
+    """
+    if not can_have_inputs(study):
+        st.stop()
+
+
+def can_have_inputs(study: Study) -> bool:
+    """Begins to collect inputs as `begin_restored`; False where that ended early, which is said.
+
+    Where it ended because nobody watched, it begins anew.
+    """
+    if study.job.status == "kept" or (study.is_restored and study.job.abandoned):
         session.start()
         st.rerun()
+    if not study.is_restored or study.job.status not in ("failed", "cancelled"):
+        return True
+    why = "was cancelled." if study.job.status == "cancelled" else f"failed: {study.job.message}"
+    st.warning(f"This needs the inputs of layers. Collecting them {why}", icon=":material/input:")
+    st.button("Collect the inputs", icon=":material/input:", on_click=_collect, key="collect-inputs")
+    return False
+
+
+def _collect() -> None:
+    session.start()
 
 
 def require_layer(what: str) -> tuple[Study, str]:
@@ -248,6 +270,9 @@ def require_layer(what: str) -> tuple[Study, str]:
         st.stop()
     if layer in study.failed:
         st.error(f"This layer could not be measured: {study.failed[layer]}", icon=":material/error:")
+        st.stop()
+    if layer in study.left_dense:
+        st.info("No calibration token was routed to this expert, so it stays dense; more samples may reach it.")
         st.stop()
     if not study.has(layer):
         begin_restored(study)
@@ -276,6 +301,16 @@ def wait_for(study: Study, ready: Callable[[], bool]) -> None:
             st.rerun()
 
     live(poll, 1.0)
+
+
+def study_status(study: Study, key: str) -> None:
+    """How far a study is; that of one whose numbers are all there only while it collects inputs."""
+    if study.is_restored:
+        if study.job.status == "running":
+            st.caption("Collecting the inputs of layers, which pages about single layers need")
+            job_status(study.job, key)
+    else:
+        job_status(study.job, key)
 
 
 def job_status(job: Job, key: str, rest: str = KEPT) -> None:

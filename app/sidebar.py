@@ -30,9 +30,7 @@ def draw() -> None:
 
 def _choose_layer(study: Study) -> None:
     names = study.layer_names
-    if session.layer() not in names or (
-        st.session_state.get("layer_by_default") and study.job.status in ("done", "kept")
-    ):
+    if session.layer() not in names or (st.session_state.get("layer_by_default") and study.is_measured):
         session.choose_layer(study.most_columnar() or names[0], by_default=True)
     linked = st.session_state.pop("linked_layer", None)
     if linked is not None and linked not in names:
@@ -65,19 +63,20 @@ def _running() -> None:
 
 
 def _status(study: Study) -> None:
-    if study.job.status in ("done", "kept"):
-        layers = words.sentence(words.count(len(study.layer_names), "layer"))
+    if study.is_measured:
+        layers = words.sentence(words.count(study.measured_layers, "layer"))
         st.caption(f":material/check_circle: {layers} measured")
         if shared.is_outdated(study):
             st.warning(
                 "Its files have changed since: measure the layers again on the start page.", icon=":material/update:"
             )
+    if study.is_measured and study.job.status != "running":
         return
 
     started_running = study.job.status == "running"
 
     def poll() -> None:
-        components.job_status(study.job, "study")
+        components.study_status(study, "study")
         if started_running and study.job.status != "running":
             st.rerun()  # the whole page: what it shows is final now
 

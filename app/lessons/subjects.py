@@ -149,15 +149,15 @@ def examples(study: Study, threshold: float) -> tuple[str, str] | None:
     """Of the layers measured so far, one that shows what an order does and one where there is nothing to show.
 
     The first has the highest relative range of the columnar layers whose blocks change places in two-level order, or
-    of all where there is none; the second the lowest. None before the first layer is measured.
+    of all where there is none; the second the lowest. None before the first layer is measured. Inputs may be missing
+    still, and then it is not known which blocks move.
     """
     records = study.records()
-    records = records[[study.has(layer) for layer in records["layer"]]]  # kept records come before their statistics
     if not len(records):
         return None
     ranges = records.drop_duplicates("layer").set_index("layer")["relative_range"].sort_values(ascending=False)
     columnar = [str(layer) for layer in ranges.index[ranges > threshold]]
-    moving = (layer for layer in columnar if _blocks_move(study.plan(layer)))
+    moving = (layer for layer in columnar if study.has(layer) and _blocks_move(study.plan(layer)))
     return next(moving, str(ranges.index[0])), str(ranges.index[-1])
 
 

@@ -177,6 +177,21 @@ class Study:
         return self.kept is not None and bool(self.kept.made_with)
 
     @property
+    def is_restored(self) -> bool:
+        """Whether every number came from disk, so that a run only collects the inputs of layers."""
+        return self.kept is not None and self.kept.is_exact
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether every number is there, whatever has become of a run that collects inputs."""
+        return self.is_restored or self.job.status in ("done", "kept")
+
+    @property
+    def measured_layers(self) -> int:
+        """Layers that have numbers, or will have."""
+        return len(set(self.layer_names) - set(self.failed) - set(self.left_dense))
+
+    @property
     def can_go_on(self) -> bool:
         """Whether it failed at a layer, so that the others can still be measured."""
         return not self.go_on and self._failed_at is not None
@@ -198,11 +213,10 @@ class Study:
             self._recall()
         self._place_statistics(self.loaded.model)
         self.layer_names = [layer.name for layer in select_layers(self.loaded.model, self.setup.layer_patterns)]
-        job.message = "Measuring layers"
+        job.message = "Collecting the inputs of layers" if self.is_restored else "Measuring layers"
         for block, kept_block in self.calibration.iterate(self.setup, self.files, self.loaded, job):
             self._measure(block, kept_block, job)
-        is_known = self.kept is not None and self.kept.is_exact
-        if not is_known and not self.failed and (folder := cache.folder_of(self.setup, self.files)):
+        if not self.is_restored and not self.failed and (folder := cache.folder_of(self.setup, self.files)):
             cache.write_study(folder, self.setup, self._records, self._condition)
 
     def _recall(self) -> bool:
@@ -222,9 +236,8 @@ class Study:
                 self._layers[name] = (layers[name], *streams)
 
     def _measure(self, block: BlockStatistics, kept: BlockStatistics, job: Job) -> None:
-        is_exact = self.kept is not None and self.kept.is_exact
         with self._lock:
-            known = {record.layer for record in self._records} if is_exact else set()
+            known = {record.layer for record in self._records} if self.is_restored else set()
         conditions: dict[int, float] = {}
         for layer in block.layers:
             job.check()

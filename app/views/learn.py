@@ -159,13 +159,17 @@ def forget_guess() -> None:
 
 
 def real_layer(columnar: bool) -> tuple[Study, str] | None:
-    """The measured layer to show, if there is one that can be recorded: see `subjects.examples`."""
+    """The measured layer to show, if there is one that can be recorded: see `subjects.examples`.
+
+    Its inputs may have to be collected first.
+    """
     study = session.study()
     found = subjects.examples(study, session.threshold()) if study is not None else None
     if study is None or found is None:
         return None
     layer = found[0] if columnar else found[1]
-    return (study, layer) if sweeps.trace_bytes(study, layer) <= sweeps.LARGEST_TRACE else None
+    is_small = not study.has(layer) or sweeps.trace_bytes(study, layer) <= sweeps.LARGEST_TRACE
+    return (study, layer) if is_small else None
 
 
 def choose_subject(columnar: bool) -> tuple[Study, str] | None:
@@ -175,7 +179,17 @@ def choose_subject(columnar: bool) -> tuple[Study, str] | None:
         st.caption("A generated layer. Once a model is measured, you can choose a real one.")
         return None
     kinds = {"generated": "Generated layer", "real": "Real layer"}
-    return measured if components.section(kinds, "lesson_kind", "Layer") == "real" else None
+    if components.section(kinds, "lesson_kind", "Layer") != "real":
+        return None
+    study, layer = measured
+    if study.has(layer):
+        return measured
+    if components.can_have_inputs(study):
+        st.info(
+            f"{words.short_layer(layer)} appears here as soon as its inputs are collected; until then, a generated one."
+        )
+        components.wait_for(study, lambda: study.has(layer))
+    return None
 
 
 def subject_of(chosen: tuple[Study, str] | None, design: LayerDesign) -> Subject:

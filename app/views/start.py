@@ -46,7 +46,7 @@ def draw() -> None:
     text, learn = st.columns([2, 1], vertical_alignment="center")
     learn.page_link("views/learn.py", label="New to pruning? Learn how", icon=":material/school:")
     study = session.study()
-    is_there = study is not None and study.job.status in ("done", "kept")
+    is_there = study is not None and study.is_measured
     text.markdown(
         "Every layer below was pruned and measured: see which weights go, what that costs, and where the order matters."
         if is_there
@@ -54,7 +54,7 @@ def draw() -> None:
     )
     if study is not None:
         picture(study)
-    if study is not None and study.job.status in ("failed", "cancelled"):
+    if study is not None and study.job.status in ("failed", "cancelled") and not study.is_measured:
         open_settings(study)
     label = "Set-up" if study is None else "Change set-up"
     with st.expander(
@@ -401,8 +401,8 @@ def beside(study: Study, table: pd.DataFrame) -> None:
     if not table.empty:
         columnar = int(table["is_columnar"].sum())
         among = words.word(columnar) if columnar else "none"
-        st.markdown(f"**{len(table)} of {len(study.layer_names)} layers measured**, {among} columnar")
-    components.job_status(study.job, "start")
+        st.markdown(f"**{len(table)} of {study.measured_layers} layers measured**, {among} columnar")
+    components.study_status(study, "start")
     if study.job.status == "failed" and study.can_go_on:
         st.button("Measure the other layers", icon=":material/skip_next:", on_click=measure_others)
     for layer, why in study.failed.items():
@@ -415,7 +415,7 @@ def beside(study: Study, table: pd.DataFrame) -> None:
     if table.empty:
         return
     best = table.sort_values("relative_range", ascending=False, kind="stable").head(NAMED)
-    if study.job.status in ("done", "kept"):
+    if study.is_measured:
         st.button(
             "Explore the example" if study.is_example else "Explore the most columnar layer",
             type="primary",
@@ -425,7 +425,7 @@ def beside(study: Study, table: pd.DataFrame) -> None:
             args=(str(best["layer"].iloc[0]),),
             key="explore",
         )
-    st.caption("Most columnar" + (" so far" if study.job.status == "running" else "") + ", with their relative range")
+    st.caption("Most columnar" + ("" if study.is_measured else " so far") + ", with their relative range")
     for place, (name, value) in enumerate(zip(best["layer"], best["relative_range"], strict=True)):
         st.button(
             f"{words.short_layer(name)}: {value:.2f}",

@@ -26,11 +26,13 @@ def draw() -> None:
     st.title("Structures: which heads and channels can go?")
     components.require_weights()
     study = components.require_study("Here you see what every head and every channel of a model costs")
-    if study.loaded is None:
-        components.begin_restored(study)
+    components.begin_restored(study)
     if study.job.status == "running":
         st.info("Results appear here once all layers are measured.")
         components.wait_for(study, lambda: study.job.status != "running")
+        st.stop()
+    if study.loaded is None:
+        st.info("The run ended before the model was loaded; start it again on the start page.")
         st.stop()
     try:
         known = Structures(study)

@@ -130,7 +130,7 @@ def test_a_link_with_a_title_of_before_opens_its_step_by_number() -> None:
 
 
 def test_without_a_model_a_generated_layer_stands_in() -> None:
-    app = step(5)
+    app = open_page(PAGE, lesson=LABELS[4], seed="9")
     assert "A generated layer" in texts(app)
     app.slider(key="lesson_step").set_value(6).run()
     shown = texts(app)

