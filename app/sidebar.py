@@ -64,7 +64,7 @@ def _running() -> None:
 
 def _status(study: Study) -> None:
     if study.is_measured:
-        layers = words.sentence(words.count(study.measured_layers, "layer"))
+        layers = words.sentence(words.count(len(study.expected), "layer"))
         st.caption(f":material/check_circle: {layers} measured")
         if shared.is_outdated(study):
             st.warning(

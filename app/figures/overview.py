@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,7 @@ def model_map(
     *,
     threshold: float = 0.5,
     layers: Sequence[str] = (),
+    left_out: Collection[str] = (),
     experts: str | None = None,
     marked_layer: str | None = None,
     block: str = "decoder block",
@@ -97,6 +98,7 @@ def model_map(
         name: a column of it.
         threshold: on the relative range, for which columnar layers are ringed.
         layers: names of all layers to come, so that the map keeps its size while results arrive.
+        left_out: those of them that stay dense, or could not be measured.
         experts: one of `expert_kinds`.
         block: what a block of the model is called.
 
@@ -124,7 +126,8 @@ def model_map(
         **_colours(known, values, name, theme),
     )
     _answer_clicks(figure, rows, known)
-    expected = max(len(every), len(set(layers)))
+    expected = max(len(every), len(set(layers) - set(left_out)))
+    without = len(set(layers) & set(left_out))
     waiting = expected - int(every["value"].notna().sum())
     finding, ringed = _map_finding(every, name, known, threshold, block)
     if ringed is not None and len(ringed):
@@ -132,7 +135,9 @@ def model_map(
         _ring(figure, cells, threshold, 11 if len(blocks) <= 20 else 8)
     dead = _dead(figure, _shown(table, row_of))
     rings = f"; ringed: columnar, above {threshold:.2f}" if ringed is not None else ""
-    blank = f"; blank: not yet ({waiting} of {expected})" if waiting else ""
+    blanks = [f"not yet ({waiting} of {expected})"] if waiting else []
+    blanks += [f"left out ({without})"] if without else []
+    blank = f"; blank: {', '.join(blanks)}" if blanks else ""
     style.base(
         figure,
         theme,

@@ -187,9 +187,14 @@ class Study:
         return self.is_restored or self.job.status in ("done", "kept")
 
     @property
-    def measured_layers(self) -> int:
+    def expected(self) -> list[str]:
         """Layers that have numbers, or will have."""
-        return len(set(self.layer_names) - set(self.failed) - set(self.left_dense))
+        return [name for name in self.layer_names if name not in self.left_out]
+
+    @property
+    def left_out(self) -> set[str]:
+        """Layers that could not be measured, and experts that no token was routed to."""
+        return {*self.failed, *self.left_dense}
 
     @property
     def can_go_on(self) -> bool:

@@ -91,6 +91,7 @@ def results(study: Study, table: pd.DataFrame, metric: str, threshold: float) ->
             metric,
             threshold=threshold,
             layers=study.layer_names,
+            left_out=study.left_out,
             experts=choose_experts(study),
             marked_layer=session.layer(),
             theme=session.theme(),

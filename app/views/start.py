@@ -372,6 +372,7 @@ def picture(study: Study) -> None:
                 table,
                 threshold=session.threshold(),
                 layers=study.layer_names,
+                left_out=study.left_out,
                 marked_layer=session.layer(),
                 theme=session.theme(),
             )
@@ -401,7 +402,7 @@ def beside(study: Study, table: pd.DataFrame) -> None:
     if not table.empty:
         columnar = int(table["is_columnar"].sum())
         among = words.word(columnar) if columnar else "none"
-        st.markdown(f"**{len(table)} of {study.measured_layers} layers measured**, {among} columnar")
+        st.markdown(f"**{len(table)} of {len(study.expected)} layers measured**, {among} columnar")
     components.study_status(study, "start")
     if study.job.status == "failed" and study.can_go_on:
         st.button("Measure the other layers", icon=":material/skip_next:", on_click=measure_others)

@@ -41,6 +41,8 @@ def check_layers(
     rows = []
     for block in blocks:
         for layer in block.layers:
+            if layer.is_expert and layer.name not in block.calibration:
+                continue  # no token was routed to it
             found = _check_layer(
                 block.calibration.get(layer.name), by_layer.get(layer.name), judged, pattern, block_size, damping
             )

@@ -275,6 +275,11 @@ def _errors(dense: Tensor, pruned: Tensor, inputs: InputStatistics) -> tuple[flo
     return relative, change / inputs.tokens
 
 
+def _is_reached(layer: PrunableLayer, block: BlockStatistics) -> bool:
+    """Whether the layer can be changed, and loss can show it: routing may leave an expert without any token."""
+    return not (layer.is_expert and any(layer.name not in found for found in (block.calibration, block.held_out)))
+
+
 @contextmanager
 def _written(changes: Sequence[_Change]) -> Iterator[None]:
     """While this lasts, the layers have their new weights."""
@@ -332,14 +337,21 @@ class _Run:
             for block in visits:
                 for unit in by_block[block.block_index]:
                     began = time.perf_counter()
-                    changes = [change(layer, block) for layer in unit.layers]
+                    changes = [change(layer, block) for layer in unit.layers if _is_reached(layer, block)]
                     every += changes
-                    if unit.name not in self.done:
+                    if not changes:
+                        self._leave_out(unit)
+                    elif unit.name not in self.done:
                         yield self._measure(unit, changes, base, began)
                 block.calibration.clear()  # the walk would hold the statistics while it runs the next block
                 block.held_out.clear()
             yield self._measure(_Unit(WHOLE, -1, "", []), every, base, time.perf_counter())
             self._tell("done", self.blocks - 1, "", 0.0)
+
+    def _leave_out(self, unit: _Unit) -> None:
+        """Of experts that no token was routed to."""
+        self.count += 1
+        self.total -= self.work[unit.block_index]
 
     def _measure(self, unit: _Unit, changes: list[_Change], base: Tensor, began: float) -> DamageRecord:
         index = max(unit.block_index, 0)
@@ -347,8 +359,9 @@ class _Run:
 
         def watch(batch: int, hidden: Tensor) -> None:
             dense = self.boundaries.outputs[index][batch].to(hidden.device).double()
-            change = (hidden.double() - dense).square().sum(-1) / dense.square().sum(-1)
-            drifts.append(change.flatten().cpu())
+            length = dense.square().sum(-1)
+            change = (hidden.double() - dense).square().sum(-1) / length
+            drifts.append(change[length > 0].cpu())
 
         with _written(changes):
             if unit.name == WHOLE:

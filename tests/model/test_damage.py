@@ -267,3 +267,17 @@ def test_outliers_have_small_errors_and_large_damages_beyond_chance() -> None:
     assert list(outliers(table)["unit"]) == ["layer.0"]
     assert outliers(table.assign(standard_error=0.6)).empty
     assert DamageReport.from_records([]).summary["outliers"] == []
+
+
+@pytest.mark.parametrize("units", ["layers", "blocks"])
+def test_experts_that_no_token_reaches_are_left_out(units: str) -> None:
+    model, tokens = make_model("sparse_experts"), make_tokens(1)
+    told: list[rose.Progress] = []
+    settings: dict[str, Any] = {"method": "sparsegpt", "sparsity": 0.5, "block_size": 16, "units": units}
+    held_out = make_tokens(2, seed=3)
+    records = list(visit_damage(model, tokens, held_out=held_out, progress=told.append, **settings))
+    layers = len(rose.prunable_layers(model))
+    assert 2 < len(records) < layers
+    assert all(math.isfinite(record.loss) and record.sparsity > 0 for record in records)
+    assert (told[-1].layers_done, told[-1].fraction) == ((layers if units == "layers" else 2), 1.0)
+    assert sum(record.weights for record in records[:-1]) == records[-1].weights

@@ -76,6 +76,13 @@ def test_experts_share_rows_or_have_an_axis_of_their_own() -> None:
     assert not app.exception
     rows = json.loads(figures(app)[0])["data"][0]["y"]
     assert rows == [f"expert {number}" for number in range(24)]
+    title = json.loads(figures(app)[0])["layout"]["title"]["text"].replace("<br>", " ")
+    assert "not yet" not in title
+    assert "blank: left out (" in title
+    for page in (PAGE, "views/layer.py", "views/check.py"):
+        app = open_page(page, study, layer=study.left_dense[0])
+        assert f"{len(study.expected)} layers measured" in texts(app)
+    assert "No calibration token was routed to this expert" in texts(app)
     assert f"No calibration token was routed to {len(study.left_dense)} layers" in texts(
         open_page("views/start.py", study, layer=layer)
     )
