@@ -194,8 +194,8 @@ def follow_pruning(name: str) -> None:
 def start_pruning(request: PruneRequest) -> None:
     """Prunes copies of the current set-up's model; an earlier run is stopped, and its temporary files go."""
     chosen, earlier = setup(), pruning()
-    if earlier is not None and (leave(earlier.job) or earlier.job.status != "running"):  # else others watch it
-        earlier.discard()
+    if earlier is not None and (leave(earlier.job) or earlier.job.status != "running") and not earlier.is_shared:
+        earlier.discard()  # nobody else looks at it
     run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.publish)
     st.session_state.pruning = shared.keep_pruning(run)
     _follow(run)
@@ -231,7 +231,7 @@ def start_comparing(chosen: Setup, request: PruneRequest) -> None:
 
 def damage(request: DamageRequest) -> DamageRun | None:
     """The measurement of damage with the current set-up that some session has started; None where there is none."""
-    return shared.damages().get((setup(), request))
+    return shared.damages().get(shared.damage_key(setup(), request))
 
 
 def start_damage(request: DamageRequest) -> None:

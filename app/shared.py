@@ -157,33 +157,42 @@ def keep_pruning(run: PruningRun) -> str:
     """Keeps a run where all sessions find it, and drops those that ended longest ago; returns its name."""
     known, name = prunings(), uuid.uuid4().hex[:8]
     known[name] = run
-    ended = [other for other, one in known.items() if one.job.status != "running"]
+    ended = [other for other, one in list(known.items()) if one.job.status != "running"]
     for other in ended[: max(0, len(known) - KEPT_RUNS)]:
-        known.pop(other).discard()
+        if (gone := known.pop(other, None)) is not None:  # another session may have dropped it
+            gone.discard()
     return name
 
 
+DamageKey = tuple[Setup, DamageRequest, tuple[str | None, ...]]
+
+
 @st.cache_resource(show_spinner=False)
-def damages() -> dict[tuple[Setup, DamageRequest], DamageRun]:
-    """Every measurement of damage that somebody started, the latest at the end."""
+def damages() -> dict[DamageKey, DamageRun]:
+    """Every measurement of damage that somebody started, the latest at the end; see `damage_key`."""
     return {}
+
+
+def damage_key(chosen: Setup, request: DamageRequest) -> DamageKey:
+    """What is asked, of the files as they are now: those that replace them are measured anew."""
+    return chosen, request, tuple(disk.model_identity(name) for name in (chosen.model, request.restore) if name)
 
 
 def start_damage(chosen: Setup, request: DamageRequest, viewer: str) -> DamageRun:
     """Starts a measurement for a session, joins the one that runs or has finished, or goes on with one that ended."""
     with _start_lock():
-        known = damages()
-        current = known.pop((chosen, request), None)
+        known, key = damages(), damage_key(chosen, request)
+        current = known.pop(key, None)
         stopped = current is not None and (current.job.is_cancelled or current.job.status in ("failed", "cancelled"))
         if current is None or stopped:
             earlier = () if current is None else current.records
             current = DamageRun(chosen, request, lambda: load(chosen.model, chosen.dtype), earlier)
             current.job.watch(viewer)
             current.job.start()
-        known[chosen, request] = current
-        ended = [key for key, one in known.items() if one.job.status != "running"]
-        for key in ended[: max(0, len(known) - KEPT_DAMAGES)]:
-            del known[key]
+        known[key] = current
+        ended = [other for other, one in known.items() if one.job.status != "running"]
+        for other in ended[: max(0, len(known) - KEPT_DAMAGES)]:
+            del known[other]
     return current
 
 
@@ -224,6 +233,7 @@ def hold(run: PruningRun) -> None:
     """Keeps the files of a run while this session's browser is connected, and of none before it."""
     if run not in _held():
         run.hold()
+        _let_go(_held())
         _held()[:] = [run]
 
 

@@ -18,6 +18,7 @@ from rose.layer.methods import make_settings
 
 PICTURES = len(GARMENTS)  # shown: one of each class
 STEPS = 20
+KEPT_NOISES = 32  # trajectories, of half a megabyte each
 # Shares of a run, for its progress; the rest draws the pruned pictures.
 DRAWN, PRUNED = 0.1, 0.9
 
@@ -55,7 +56,7 @@ class DenseModel:
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
         self.lock = threading.Lock()  # a pipeline's scheduler and hooks belong to one trajectory at a time
-        self._drawn: dict[int, rose.Trajectory] = {}
+        self._drawn: dict[int, rose.Trajectory] = {}  # by noise, the latest last
         self._diagonals: dict[str, Tensor] | None = None
 
     def trajectory(self, noise: int) -> rose.Trajectory:
@@ -64,9 +65,11 @@ class DenseModel:
             return self._trajectory(noise)
 
     def _trajectory(self, noise: int) -> rose.Trajectory:
-        if noise not in self._drawn:
-            self._drawn[noise] = draw(self.pipeline, noise)
-        return self._drawn[noise]
+        found = self._drawn.pop(noise) if noise in self._drawn else draw(self.pipeline, noise)
+        self._drawn[noise] = found
+        while len(self._drawn) > KEPT_NOISES:
+            del self._drawn[next(iter(self._drawn))]
+        return found
 
     def diagonals(self) -> dict[str, Tensor]:
         """Each step's part of diag(H), by layer: (steps, in)."""

@@ -100,7 +100,9 @@ def channel_curve(table: pd.DataFrame, cut: int, *, block: int, theme: Theme = "
         f"At the line the error is {words.number(error)}; the same channels' costs one by one add up to "
         f"{words.number(alone)}, because channels that are removed together cannot compensate for one another."
     )
-    if alone > error:
+    if not cut:
+        caption = "Move the line to take channels out."
+    elif alone > error:
         caption = (
             f"At the line the error is {words.number(error)}; the same channels one by one: {words.number(alone)}."
         )

@@ -22,6 +22,7 @@ FONT_SIZE = 14
 TITLE_SIZE = 18
 NARROW, WIDE = (58, 78), (88, 122)  # characters in a line of the title, and of the text below it
 LABEL_LINE = 20  # pixels from one line of text to the next
+LEADER = 22  # pixels from the end of a line to its label
 CHARACTER = 7.6  # pixels, of text in FONT_SIZE, on the wide side
 LOG_ABOVE = 10.0  # a spread beyond this needs a log axis, or the smallest values could not be told apart
 BASELINE = "sparsegpt"  # the method that titles compare others with
@@ -187,19 +188,26 @@ def end_labels(figure: go.Figure, x: float, ends: Sequence[tuple[float, str, str
     for i in reversed(range(len(middles))):  # and down again where the uppermost would leave the plot
         middles[i] = min(middles[i], ceiling - heights[i] / 2)
         ceiling = middles[i] - heights[i] / 2
-    for middle, (_, text, colour, dash) in zip(middles, ordered, strict=True):
+    for middle, (y, text, colour, dash) in zip(middles, ordered, strict=True):
         figure.add_annotation(
             x=x,
-            y=middle,
+            y=y,
             # The text itself is in ink: colours are too light to read.
             text=f'<span style="color:{colour}">{"┅" if "dot" in dash else "━"}</span> {text}',
-            showarrow=False,
+            # A line leads from the end to a label that had to move.
+            showarrow=True,
+            arrowhead=0,
+            arrowwidth=1,
+            arrowcolor=colour,
+            standoff=6,
+            ax=LEADER,
+            ayref="y",
+            ay=middle,
             xanchor="left",
-            xshift=10,
             align="left",
         )
     longest = max(len(line) for _, text, *_ in ends for line in text.split("<br>"))
-    figure.update_layout(margin_r=round(36 + CHARACTER * longest))
+    figure.update_layout(margin_r=round(26 + LEADER + CHARACTER * longest))
 
 
 def colourbar(title: str, **more: Any) -> dict[str, Any]:

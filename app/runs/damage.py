@@ -36,11 +36,13 @@ class DamageRequest:
         units: "layers" or "blocks".
         method: what each unit is pruned by; the sparsity is the set-up's.
         restore: a pruned checkpoint, folder or .zip, whose units get their dense weights back; "" prunes instead.
+        threshold: of columnar layers, for methods that ask for it.
     """
 
     units: str = "blocks"
     method: str = "sparsegpt"
     restore: str = ""
+    threshold: float = 0.5
 
     def check(self, setup: Setup, model: nn.Module) -> None:
         """Raises RoseError for what no run could do, before any work; `model` may be a skeleton."""
@@ -151,7 +153,7 @@ class DamageRun:
             finally:
                 loaded.lock.release()
             options |= {"method": request.method, "sparsity": setup.sparsity, "block_size": setup.block_size}
-            options["damping"] = setup.damping
+            options |= {"damping": setup.damping, "threshold": request.threshold}
         self._told = self._describe(model, tokens, held_out)
         job.message = "Measuring the loss without a change"
         done = {record.unit for record in self.records}

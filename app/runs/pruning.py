@@ -150,6 +150,7 @@ class PruningRun:
         self._folder: Path | None = None
         self._new_folder: Path | None = None  # where there was none before
         self._farewell: threading.Timer | None = None
+        self._holders = 0  # sessions that show it
         self.job = Job(self._run)
 
     @property
@@ -372,20 +373,34 @@ class PruningRun:
         return self._folder
 
     def let_go(self, after: float = GRACE) -> None:
-        """The viewer has gone: deletes the temporary checkpoints in a while, unless `hold` is called before."""
-        self.hold()
+        """A viewer has gone. After the last one temporary checkpoints go in a while, unless `hold` is called before."""
+        self._holders = max(0, self._holders - 1)
+        if not self._holders:
+            self._say_farewell(after)
+
+    def _say_farewell(self, after: float) -> None:
+        self._stay()
         self._farewell = threading.Timer(after, self._expire, (after,))
         self._farewell.daemon = True
         self._farewell.start()
 
     def hold(self) -> None:
-        """The viewer is there, still or again."""
+        """A viewer is there, or there again."""
+        self._holders += 1
+        self._stay()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several sessions show it."""
+        return self._holders > 1
+
+    def _stay(self) -> None:
         if self._farewell is not None:
             self._farewell.cancel()
 
     def _expire(self, after: float) -> None:
         if self.job.status == "running":
-            self.let_go(after)  # nobody watches it, so it will soon stop
+            self._say_farewell(after)  # nobody watches it, so it will soon stop
         else:
             self.discard()
 

@@ -89,12 +89,16 @@ class LayerChecks:
     def __init__(self, study: Study, request: CheckRequest) -> None:
         self.request = request
         self.findings: Findings | None = None
-        self._study = study
+        self._study: Study | None = study  # until it is over: the runs that a session keeps must not hold models
         self.job = Job(self._run)
 
     def _run(self, job: Job) -> None:
-        began = time.perf_counter()
-        study, request = self._study, self.request
+        study, self._study = self._study, None
+        assert study is not None  # a job runs once
+        self._measure(study, job)
+
+    def _measure(self, study: Study, job: Job) -> None:
+        began, request = time.perf_counter(), self.request
         weight, statistics = study.weight(request.layer), study.statistics(request.layer)
         held_out = study.held_out_statistics(request.layer)
         results = {}
@@ -111,7 +115,7 @@ class LayerChecks:
             threshold=request.threshold,
             **study.layer_options(),
         )
-        self._pass(job, direct, curve)
+        self._pass(study, job, direct, curve)
         self.findings = Findings(
             measures=tuple(
                 measure_error(weight, statistics, result, direct.errors[method]) for method, result in results.items()
@@ -126,9 +130,9 @@ class LayerChecks:
             seconds=time.perf_counter() - began,
         )
 
-    def _pass(self, job: Job, direct: DirectError, curve: CalibrationCurve) -> None:
+    def _pass(self, study: Study, job: Job, direct: DirectError, curve: CalibrationCurve) -> None:
         """Runs the calibration tokens through the dense model up to this layer, whose inputs feed both measurements."""
-        loaded, tokens = self._study.loaded, self._study.calibration.tokens
+        loaded, tokens = study.loaded, study.calibration.tokens
         assert loaded is not None
         assert tokens is not None
         job.message = f"Running the model up to {self.request.layer}"

@@ -24,7 +24,7 @@ from app.study import cache
 from app.study.setup import MEASURED, Setup
 from rose.layer.hessian import condition_number, spectrum
 from rose.layer.methods import Known
-from rose.layer.order import live_range, replan
+from rose.layer.order import live_range, plan_order, replan
 from rose.model.capture import BlockStatistics, statistics_of
 from rose.model.pipeline import is_left_dense, measure_layer
 from rose.model.residence import is_streamed, residence_of
@@ -160,6 +160,7 @@ class Study:
         self._lock = threading.Lock()
         self._records: list[rose.LayerRecord] = []
         self._condition: dict[str, float] = {}
+        self._live_ranges: dict[str, float] = {}
         self._layers: dict[str, tuple[PrunableLayer, rose.InputStatistics, rose.InputStatistics | None]] = {}
         self._memory: OrderedDict[Any, Any] = OrderedDict()
         self._may_recall = recall
@@ -274,6 +275,7 @@ class Study:
             self._records += records
             return
         self._records[places[0] : places[-1] + 1] = records
+        self._live_ranges.pop(layer, None)
         for key in [key for key in self._memory if layer in key]:
             del self._memory[key]
 
@@ -380,8 +382,16 @@ class Study:
         return self.remember(("plan", layer, sparsity, threshold), lambda: replan(base, threshold))
 
     def live_range(self, layer: str) -> float:
-        """Relative range of this layer without its dead columns; remembered."""
-        return self.remember(("live range", layer), lambda: live_range(self.plan(layer)))
+        """Relative range of this layer without its dead columns; remembered, the plan that it takes is not."""
+        if layer not in self._live_ranges:
+            plan = plan_order(
+                self.weight(layer),
+                self.statistics(layer),
+                sparsity=self.setup.sparsity,
+                block_size=self.setup.block_size,
+            )
+            self._live_ranges[layer] = live_range(plan)
+        return self._live_ranges[layer]
 
     def heads(self, layer: str) -> int:
         """Attention heads whose outputs are this layer's inputs, side by side; 0 where it is no output projection."""

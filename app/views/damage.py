@@ -69,16 +69,18 @@ def choose() -> DamageRequest | None:
             request = DamageRequest(units, restore=place) if place else None
         else:
             methods = {name: method.label for name, method in rose.METHODS.items()}
-            st.session_state.setdefault("damage_method", "sparsegpt")
+            usual = list(methods).index("sparsegpt")
             method = st.selectbox(
-                "Method", list(methods), format_func=methods.__getitem__, key="damage_method", bind=URL
+                "Method", list(methods), usual, format_func=methods.__getitem__, key="damage_method", bind=URL
             )
-            request = DamageRequest(units, method)
+            threshold = session.threshold() if method == "rose" else session.DEFAULT_THRESHOLD
+            request = DamageRequest(units, method, threshold=threshold)
     setup = session.setup()
     at = f" Sparsity {setup.sparsity}," if how == "prune" else ""
+    which = "" if setup.layers.strip() in ("", "*") else f" Only layers named {setup.layers} are changed."
     st.caption(
         f"{MEANING[how]}{at} {setup.samples} × {setup.length} tokens calibrate, {setup.held_out} × {setup.length} held "
-        "out measure the loss, as chosen on the start page."
+        f"out measure the loss, as chosen on the start page.{which}"
     )
     return request
 

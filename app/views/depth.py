@@ -32,7 +32,7 @@ def draw() -> None:
         left, right = st.columns([2, 1], vertical_alignment="bottom")
         with left:
             saved = _saved()
-    named = depth.name_runs([*(report for report in shared.reports() if depth.has_drift(report)), *saved])
+    named = depth.name_runs([*(report for report in list(shared.reports()) if depth.has_drift(report)), *saved])
     if not named:
         _empty()
         return

@@ -191,9 +191,9 @@ def layers(_model: DenseModel, run: DiffusionRun | None, _request: DiffusionRequ
         st.info("Prune first: this shows which layers were columnar when they were pruned.")
         return
     table = done.report.layers
-    columnar = table[table["relative_range"] > session.threshold()]
-    st.markdown(f"**{len(columnar)} of {len(table)} layers are columnar** above {session.threshold():.2f}.")
-    drawing = overview.model_map(table, threshold=session.threshold(), block="block", theme=session.theme())
+    threshold = float(done.report.summary["threshold"])
+    st.markdown(f"**{table['is_columnar'].sum()} of {len(table)} layers were columnar**, above {threshold:.2f}.")
+    drawing = overview.model_map(table, threshold=threshold, block="block", theme=session.theme())
     components.show(drawing, "diffusion-map", wide=True)
     summary = done.report.summary
     st.caption(

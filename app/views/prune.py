@@ -61,6 +61,8 @@ def draw() -> None:
     view = components.section(SECTIONS, "prune_view", "Results")
     if view == SEEDS:
         _seeds()
+    elif run is not None and run.dense is None and run.job.status != "running":
+        st.info("This run ended before a model was evaluated, so there are no results.")
     elif run is None or run.dense is None:
         st.info("Results appear here as soon as the dense model and the first pruned copy have been evaluated.")
     else:
@@ -75,6 +77,7 @@ def _choose(setup: Setup) -> PruneRequest:
     st.caption(
         f"Copies of **{setup.model}**, calibrated on {setup.samples} × {setup.length} tokens of {setup.text}, seed "
         f"{setup.seed}, block size {setup.block_size}, damping {setup.damping:g}. Change these on the start page."
+        + _columnar_above(session.threshold())
     )
     one, two, three = st.columns([3, 1, 1])
     methods = one.multiselect(
@@ -85,7 +88,8 @@ def _choose(setup: Setup) -> PruneRequest:
         key="prune_methods",
         bind="query-params",
         help=f"Each method prunes its own copy, one after another. Recommended: {rose.METHODS[RECOMMENDED].label}, "
-        "whose models have the lowest perplexity of all that take at most twice SparseGPT's time.\n\n"
+        "whose models had the lowest perplexity of all that take at most twice SparseGPT's time, on the packaged model "
+        "with dense targets.\n\n"
         + "\n".join(f"- **{method.label}**: {method.summary}" for method in rose.METHODS.values()),
     )
     sparsities = two.text_input(
@@ -156,6 +160,13 @@ def _choose(setup: Setup) -> PruneRequest:
         task_folder=task_folder,
         questions=questions,
     )
+
+
+def _columnar_above(threshold: float) -> str:
+    """Where the threshold on the Layers page is not the usual one, ROSE prunes differently."""
+    if threshold == session.DEFAULT_THRESHOLD:
+        return ""
+    return f" Layers with a relative range above **{threshold:g}** are columnar, as chosen on the page Layers."
 
 
 def _evaluation(setup: Setup) -> tuple[str, int, int]:
@@ -294,7 +305,7 @@ def _others() -> None:
     """Buttons for the server's other runs: a run outlives the page that started it."""
     others = [
         (name, run)
-        for name, run in shared.prunings().items()
+        for name, run in list(shared.prunings().items())
         if run is not session.pruning() and (run.job.status == "running" or run.copies)
     ]
     if not others:
@@ -347,6 +358,8 @@ def _ended(run: PruningRun) -> None:
                 f"{words.sentence(finished)} finished before that; numbers and requested checkpoints are below.",
                 icon=":material/inventory_2:",
             )
+    elif run.job.status == "cancelled" and not run.copies:
+        components.stopped(run.job, " before a copy was finished; temporary files are deleted.")
     elif run.job.status == "cancelled":
         kept = [str(model.checkpoint) for model in run.copies if run.request.keep == "folder"]
         components.stopped(
@@ -417,6 +430,8 @@ def _summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
 def _pruned_part(run: PruningRun, models: list[EvaluatedModel]) -> str:
     """ "all 210 layers pruned", or which of them."""
     pruned = next((len(model.report.layers) for model in models if model.report is not None), 0)
+    if not pruned:
+        return "no copy is finished yet"
     if run.request.layers == "*":
         return f"all {words.count(pruned, 'layer')} pruned"
     return f"{words.count(pruned, 'layer')} pruned ({run.request.layers})"

@@ -67,7 +67,7 @@ def _apart(chosen: Pair, view: str, problem: str) -> None:
 def _offered() -> list[FinishedRun]:
     """Those of folders, those pruned on this server, and its studies."""
     opened = _opened()
-    pruned = [finished.run_of(report) for report in shared.reports()]
+    pruned = [finished.run_of(report) for report in list(shared.reports())]
     current = session.study()
     studies = list({id(one): one for one in [current, *shared.studies().values()] if one is not None}.values())
     measured = [

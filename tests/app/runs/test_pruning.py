@@ -217,6 +217,11 @@ def test_checkpoints_go_a_while_after_their_viewer(setup: Setup, loaded: LoadedM
     assert run._farewell is not None
     run._farewell.join(10)  # cancelled, so it ends at once
     assert archive.exists()
+    run.hold()  # a second viewer, by the same link
+    assert run.is_shared
+    run.let_go(after=0.01)
+    run._farewell.join(10)
+    assert archive.exists()
     run.let_go(after=0.01)
     run._farewell.join(10)
     assert not archive.exists()

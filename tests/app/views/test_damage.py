@@ -50,7 +50,7 @@ def finished(run: DamageRun) -> DamageRun:
 
 
 def run_of(folder: Path, request: DamageRequest) -> DamageRun:
-    return finished(shared.damages()[setup_of(folder), request])
+    return finished(shared.damages()[shared.damage_key(setup_of(folder), request)])
 
 
 def title(figure: str) -> str:
@@ -107,7 +107,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(folder: Path) -> None:
     run.job.wait(120)
     assert run.job.status == "cancelled"
     assert [record.unit for record in run.records] == ["model.layers.0", "model.layers.1"]
-    shared.damages()[setup, request] = run
+    shared.damages()[shared.damage_key(setup, request)] = run
     app = opened(folder)
     assert "Cancelled after two units; what is measured is kept." in app.warning[0].value
     bars = json.loads(figures(app)[0])
@@ -144,6 +144,8 @@ def test_units_of_a_pruned_model_get_their_dense_weights_back(folder: Path, tmp_
     dense, _ = rose.load_model(str(folder))
     expected = rose.perplexity(dense, held_out)
     assert run.records[-1].loss == pytest.approx(math.log(expected), rel=1e-5)
+    (tmp_path / "pruned" / "config.json").touch()  # pruned again
+    assert app.run().button(key="damage-start").label.startswith("Measure damage")
 
 
 @pytest.mark.parametrize(
@@ -154,6 +156,18 @@ def test_what_cannot_run_is_told_before(folder: Path, change: dict[str, str], wo
     app = opened(folder, **change)
     assert app.button(key="damage-start").disabled
     assert words in texts(app)
+
+
+def test_the_threshold_of_the_pages_is_that_of_rose_alone(folder: Path) -> None:
+    shared.damages().clear()
+    asked = {}
+    for method in ("rose", "sparsegpt"):
+        app = opened(folder, threshold="0.1", damage_method=rose.METHODS[method].label)
+        app.button(key="damage-start").click().run()
+        asked[method] = next(reversed(shared.damages()))[1]
+        next(reversed(shared.damages().values())).job.wait(60)
+    assert {method: request.threshold for method, request in asked.items()} == {"rose": 0.1, "sparsegpt": 0.5}
+    assert "Only layers named *.o_proj are changed" in texts(opened(folder, layers="*.o_proj"))
 
 
 def test_the_shared_model_is_not_changed(folder: Path) -> None:

@@ -307,6 +307,32 @@ def test_a_cancelled_run_is_called_so(setup: Setup, monkeypatch: pytest.MonkeyPa
     assert list(app.table[0].value["Model"]) == ["Dense", "SparseGPT at 0.7"]
 
 
+def test_a_run_cancelled_before_its_first_copy_has_no_results(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, halted, go_on = PruningRun._say, threading.Event(), threading.Event()
+
+    def say(run: PruningRun, doing: str) -> None:
+        original(run, doing)
+        if doing == "Perplexity of the dense model":
+            halted.set()
+            go_on.wait(60)
+
+    monkeypatch.setattr(PruningRun, "_say", say)
+    app = opened(setup, prune_prompt="", threshold="0.2")
+    assert "above **0.2** are columnar" in texts(app)
+    app.button(key="prune-start").click().run()
+    run = shared.prunings()[app.session_state["pruning"]]
+    assert halted.wait(60)
+    app.run()
+    app.button(key="prune-cancel").click().run()
+    assert app.button(key="prune-stopping").disabled
+    go_on.set()
+    run.job.wait(60)
+    app.run()
+    shown = texts(app)
+    assert "Cancelled before a copy was finished" in shown
+    assert "This run ended before a model was evaluated" in shown
+
+
 def test_results_over_seeds(setup: Setup, tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text(CSV)
