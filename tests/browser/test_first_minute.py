@@ -79,10 +79,10 @@ def test_a_reload_keeps_a_run_its_cancel_and_its_results(open_page: OpenPage, me
     expect(page.get_by_role("button", name="Cancel")).to_be_visible(timeout=PATIENCE)
     page.wait_for_timeout(11_000)  # the page before the reload counts as a watcher for ten seconds
     page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_text("Cancelled after no models")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("Cancelled before a copy was finished")).to_be_visible(timeout=PATIENCE)
     page.reload()
     settle(page)
-    expect(page.get_by_text("Cancelled after no models")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("Cancelled before a copy was finished")).to_be_visible(timeout=PATIENCE)
 
 
 def test_pictures_from_the_download_menu(open_page: OpenPage, measured: str) -> None:

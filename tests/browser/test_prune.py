@@ -105,7 +105,7 @@ def test_cancel_and_leaving_the_page(open_page: Callable[..., Page], measured: s
     expect(page.get_by_text("% done")).to_be_visible(timeout=PATIENCE)
     page.get_by_role("link", name="Prune").click()
     page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_text("Cancelled after no models")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("Cancelled before a copy was finished")).to_be_visible(timeout=PATIENCE)
 
 
 def test_means_and_spread_over_seeds_from_a_file(open_page: Callable[..., Page], tmp_path: Path) -> None:
