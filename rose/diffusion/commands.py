@@ -120,6 +120,7 @@ def prune(options: argparse.Namespace, console: Console) -> None:
     report = _changed(options, console, "Pruning", prune_diffusion, settings)
     terminal.print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error"]], "Layers")
     summary, out = report.summary, Console(highlight=False)
+    convolutions = summary["convolutions_left_dense"]
     out.print(
         f"{summary['layers']} layers, {100 * summary['removed_fraction']:.1f} % of their weights removed, "
         f"mean relative error {summary['mean_relative_error']:.4f}, {summary['columnar_layers']} columnar, "
@@ -128,8 +129,8 @@ def prune(options: argparse.Namespace, console: Console) -> None:
     )
     out.print(
         f"These layers hold {100 * summary['weights'] / summary['denoiser_weights']:.0f} % of the denoiser's "
-        f"{summary['denoiser_weights']:,} weights; embeddings, modulation and {summary['convolutions_left_dense']} "
-        f"convolutions ({summary['convolution_weights_left_dense']:,} weights) stay dense",
+        f"{summary['denoiser_weights']:,} weights; embeddings, modulation and {convolutions} convolution"
+        f"{'' if convolutions == 1 else 's'} ({summary['convolution_weights_left_dense']:,} weights) stay dense",
         soft_wrap=True,
     )
     out.print(f"Pipeline, report.json and layers.csv are in {options.output}", soft_wrap=True)
