@@ -305,20 +305,19 @@ def wait_for(study: Study, ready: Callable[[], bool]) -> None:
 
 def study_status(study: Study, key: str) -> None:
     """How far a study is; that of one whose numbers are all there only while it collects inputs."""
-    if study.is_restored:
-        if study.job.status == "running":
-            st.caption("Collecting the inputs of layers, which pages about single layers need")
-            job_status(study.job, key)
-    else:
+    if not study.is_restored:
         job_status(study.job, key)
+    elif study.job.status == "running":
+        job_status(study.job, key, doing="Collecting inputs")
 
 
-def job_status(job: Job, key: str, rest: str = KEPT) -> None:
+def job_status(job: Job, key: str, rest: str = KEPT, doing: str = "") -> None:
     """Progress with rate and time left, and a cancel button; to be drawn by a live part.
 
     Args:
         key: unique on the page.
         rest: of the sentence that says that it was cancelled.
+        doing: what goes from decoder block to decoder block, where that is not measuring.
     """
     if job.status == "running":
         job.watch(session.viewer())
@@ -328,7 +327,8 @@ def job_status(job: Job, key: str, rest: str = KEPT) -> None:
         else:
             since = job.since_progress  # a large block takes long; the clock must not stand still meanwhile
             left = "" if progress.remaining is None else f", about {duration(max(1, progress.remaining - since))} left"
-            where = f"Decoder block {progress.block_index} (0 to {progress.blocks - 1})"
+            where = f"decoder block {progress.block_index} (0 to {progress.blocks - 1})"
+            where = f"{doing}, {where}" if doing else where.capitalize()
             rate = ""
             if progress.layers_done and progress.seconds:
                 rate = f", {progress.layers_done / progress.seconds:.1f} layers a second"

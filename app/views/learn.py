@@ -172,8 +172,11 @@ def real_layer(columnar: bool) -> tuple[Study, str] | None:
     return (study, layer) if is_small else None
 
 
-def choose_subject(columnar: bool) -> tuple[Study, str] | None:
-    """A measured layer where the user asks for one; None for the generated one, which is the same for every class."""
+def choose_subject(columnar: bool, note: st.delta_generator.DeltaGenerator) -> tuple[Study, str] | None:
+    """A measured layer where the user asks for one; None for the generated one, which is the same for every class.
+
+    `note` takes what is to be said while the measured one is not there yet.
+    """
     measured = real_layer(columnar)
     if measured is None:
         st.caption("A generated layer. Once a model is measured, you can choose a real one.")
@@ -184,11 +187,13 @@ def choose_subject(columnar: bool) -> tuple[Study, str] | None:
     study, layer = measured
     if study.has(layer):
         return measured
-    if components.can_have_inputs(study):
-        st.info(
-            f"{words.short_layer(layer)} appears here as soon as its inputs are collected; until then, a generated one."
-        )
-        components.wait_for(study, lambda: study.has(layer))
+    with note:
+        if components.can_have_inputs(study):
+            st.info(
+                f"{words.short_layer(layer)} appears as soon as its inputs are collected; until then a generated layer "
+                "is shown."
+            )
+            components.wait_for(study, lambda: study.has(layer))
     return None
 
 
@@ -213,8 +218,8 @@ def sweep_step(columnar: bool) -> None:
     """Two sweeps, block by block; the result is told only after the user has seen the end."""
     left, stage = sides()
     with left:
-        text = st.container()
-        chosen = choose_subject(columnar)
+        note, text = st.container(), st.container()
+        chosen = choose_subject(columnar, note)
     subject = subject_of(chosen, COLUMNAR if columnar else FLAT)
     orders = ("natural", "two_level")
     with stage:
@@ -371,8 +376,8 @@ def choose_design() -> LayerDesign:
 def effects_step() -> None:
     left, stage = sides()
     with left:
-        text = st.container()
-        chosen = choose_subject(columnar=True)
+        note, text = st.container(), st.container()
+        chosen = choose_subject(True, note)
     subject = subject_of(chosen, COLUMNAR)
     with stage:
         pairs = [(order, budget) for order in subjects.SEPARATED for budget in BUDGETS]

@@ -28,7 +28,8 @@ def draw() -> None:
     study = components.require_study("Here you see what every head and every channel of a model costs")
     components.begin_restored(study)
     if study.job.status == "running":
-        st.info("Results appear here once all layers are measured.")
+        ready = "the inputs of all layers are collected" if study.is_restored else "all layers are measured"
+        st.info(f"Results appear here once {ready}.")
         components.wait_for(study, lambda: study.job.status != "running")
         st.stop()
     if study.loaded is None:
