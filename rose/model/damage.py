@@ -30,6 +30,7 @@ from rose.model.capture import BlockStatistics, check_streams, statistics_of, vi
 from rose.model.checkpoint import blocks_of
 from rose.model.cost import pass_work
 from rose.model.damage_rows import WHOLE, DamageRecord, DamageReport
+from rose.model.dense import token_drift
 from rose.model.evaluation import window_losses
 from rose.model.forward import Boundaries, bos_in_front, pick_device
 from rose.model.pipeline import prune_one
@@ -359,9 +360,7 @@ class _Run:
 
         def watch(batch: int, hidden: Tensor) -> None:
             dense = self.boundaries.outputs[index][batch].to(hidden.device).double()
-            length = dense.square().sum(-1)
-            change = (hidden.double() - dense).square().sum(-1) / length
-            drifts.append(change[length > 0].cpu())
+            drifts.append(token_drift(hidden.double() - dense, dense).cpu())
 
         with _written(changes):
             if unit.name == WHOLE:

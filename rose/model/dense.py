@@ -44,6 +44,16 @@ class BlockDrift:
     arisen: float
 
 
+def token_drift(change: Tensor, dense: Tensor) -> Tensor:
+    """‖Δh‖²/‖h_d‖² of each token, (tokens,); those whose h_d is zero, as padding may have, are left out.
+
+    Args:
+        change, dense: Δh and h_d, (..., hidden) each.
+    """
+    length = dense.square().sum(-1)
+    return (change.square().sum(-1) / length)[length > 0]
+
+
 @dataclass
 class DenseStreams:
     """The hidden states of the dense model, for the streams that need them.
@@ -108,13 +118,9 @@ class DenseStreams:
         pruned = output.double()
         dense = self.activations.read(HELD_OUT, batch).to(pruned)
         passed = self.activations.read(PASSED_ON, batch).to(pruned)
-        length = dense.square().sum(-1)
-        counts = length > 0  # against a hidden state of zeros, as padding may have, nothing is relative
-        found = [
-            ((one - other).square().sum(-1) / length)[counts].sum()
-            for one, other in ((pruned, dense), (passed, dense), (pruned, passed))
-        ]
-        self._sums += torch.stack([*found, counts.sum().double()]).cpu()
+        found = [token_drift(one - other, dense) for one, other in ((pruned, dense), (passed, dense), (pruned, passed))]
+        tokens = torch.tensor(float(found[0].numel()), dtype=torch.float64, device=pruned.device)
+        self._sums += torch.stack([*(each.sum() for each in found), tokens]).cpu()
 
     def block_drift(self, index: int, device: torch.device) -> BlockDrift | None:
         """What `compare` has gathered since the last call; None where nothing was compared."""

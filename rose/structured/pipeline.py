@@ -35,14 +35,7 @@ from rose.model.pipeline import check_target
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.residence import is_streamed, residence_of
 from rose.model.sequential import visit_sequentially
-from rose.model.structure import (
-    PrunableLayer,
-    decoder_blocks,
-    hidden_size,
-    named,
-    prunable_layers,
-    select_layers,
-)
+from rose.model.structure import PrunableLayer, decoder_blocks, hidden_size, named, prunable_layers, select_layers
 from rose.report import RunReport
 from rose.structured.anatomy import HEADS, PARTS, Part, Shape, block_parameters, find_parts, kinds_of
 from rose.structured.methods import StructuredMethod, structured_method
