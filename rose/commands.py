@@ -30,10 +30,11 @@ from rose.model.forward import bos_in_front
 from rose.model.loading import PACKAGED, check_output, parse_dtype
 from rose.model.memory import Memory, estimate_memory
 from rose.model.pipeline import check_expert_tokens, check_target
-from rose.model.structure import named
+from rose.model.structure import check_not_shared, named
 from rose.model.zero_shot import TASKS, check_installed, zero_shot
 from rose.report import records_table, versions, write_atomically
 from rose.serving import serve, write_report
+from rose.structured.anatomy import HEADS, find_parts
 from rose.structured.memory import estimate_slim_memory
 from rose.structured.methods import structured_method
 from rose.structured.pipeline import check_parts, check_request
@@ -300,9 +301,7 @@ def slim(options: argparse.Namespace, console: Console) -> None:
     model, tokenizer = _load(options, console, stream=options.stream, scratch=options.output.parent)
     kinds = None if options.method == "depth" else check_parts(model, options.parts)
     if rest:
-        for layer in rose.prunable_layers(model):
-            with named(layer):
-                rest.pattern.check(layer.weight.shape[1], rest.block_size)
+        _check_rest(model, kinds, rest)
     estimate = partial(estimate_slim_memory, method=options.method, parts=kinds)
     if options.prune:
         estimate = partial(_larger, estimate, target_of_rest)
@@ -347,6 +346,21 @@ def _settings_of_rest(options: argparse.Namespace) -> Settings:
         fitting = math.lcm(options.multiple, pattern.of)
         raise rose.RoseError(f"--prune {pattern} needs widths divisible by {pattern.of}; give --multiple {fitting}.")
     return settings
+
+
+def _check_rest(model: PreTrainedModel, kinds: Sequence[str] | None, settings: Settings) -> None:
+    """Raises RoseError for what pruning would refuse after slimming."""
+    layers, pattern = rose.prunable_layers(model), settings.pattern
+    check_not_shared(layers, model)
+    for layer in layers:
+        with named(layer):
+            pattern.check(layer.weight.shape[1], settings.block_size)
+    wide = [part.width for part in find_parts(model, kinds)[0] if part.kind == HEADS] if kinds else []
+    if wide and pattern.is_grouped and wide[0] % pattern.of:
+        raise rose.RoseError(
+            f"--prune {pattern} needs widths divisible by {pattern.of}, and heads have {wide[0]} columns each; "
+            "give --parts channels, or another pattern."
+        )
 
 
 def _check_drop_options(options: argparse.Namespace) -> None:

@@ -470,6 +470,16 @@ def test_slim_refuses_before_it_loads_anything(tmp_path, capsys, options, messag
     assert not (tmp_path / "slim").exists()
 
 
+def test_slim_refuses_heads_too_narrow_for_the_pattern_before_the_run(tmp_path, capsys):
+    narrow = str(save_tiny_llama(tmp_path / "narrow", hidden=32))
+    pattern = ("--prune", "8:16", "--multiple", "16", "--ratio", "0.3")
+    assert slim(narrow, tmp_path / "slim", *pattern) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "heads have 8 columns each; give --parts channels" in told
+    assert "Slimming" not in told
+    assert slim(narrow, tmp_path / "slim", *pattern, "--parts", "channels") == 0
+
+
 # ---- damage
 
 DAMAGE = ["--samples", "2", "--length", "32", "--held-out", "2", "--block-size", "16", "--method", "sparsegpt"]

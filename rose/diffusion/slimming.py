@@ -180,7 +180,7 @@ def _read_by(package: Wanted, method: StructuredMethod) -> list[PrunableLayer]:
     """The layers whose inputs are needed."""
     layers = {part.output.name: part.output for part, _ in package}
     if method.looks_at_inputs:
-        layers |= {rows.layer.name: rows.layer for part, _ in package if part.kind == CHANNELS for rows in part.rows}
+        layers |= {layer.name: layer for part, _ in package if part.kind == CHANNELS for layer in part.makers}
     return list(layers.values())
 
 

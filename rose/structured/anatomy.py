@@ -90,6 +90,16 @@ class Part:
     width: int
     owner: str
 
+    @property
+    def makers(self) -> list[PrunableLayer]:
+        """The layers that have the rows, each once."""
+        return list({rows.layer.name: rows.layer for rows in self.rows}.values())
+
+    @property
+    def layers(self) -> list[PrunableLayer]:
+        """All layers that are cut with this part."""
+        return [*self.makers, self.output]
+
     def parameters(self, shape: Shape) -> int:
         """Weights and biases of this part's layers that depend on the shape, for this shape."""
         total = shape.units * self.width * self.output.weight.shape[0]

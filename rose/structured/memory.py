@@ -56,7 +56,7 @@ def estimate_slim_memory(
     found = [part for of_block in find_parts(model, parts or ()) for part in of_block]
     names = [part.output.name for part in found]
     if chosen.looks_at_inputs:
-        names += [rows.layer.name for part in found for rows in part.rows if part.kind != HEADS]
+        names += [layer.name for part in found for layer in part.makers if part.kind != HEADS]
     base = estimate(layers=names, on_disk=on_disk, sequential=True, dense_targets=dense_targets)
     squares = SQUARES_AT_WORK + held_out
     work = [

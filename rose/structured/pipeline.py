@@ -35,7 +35,15 @@ from rose.model.pipeline import check_target
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.residence import is_streamed, residence_of
 from rose.model.sequential import visit_sequentially
-from rose.model.structure import PrunableLayer, decoder_blocks, hidden_size, named, prunable_layers, select_layers
+from rose.model.structure import (
+    PrunableLayer,
+    check_not_shared,
+    decoder_blocks,
+    hidden_size,
+    named,
+    prunable_layers,
+    select_layers,
+)
 from rose.report import RunReport
 from rose.structured.anatomy import HEADS, PARTS, Part, Shape, block_parameters, find_parts, kinds_of
 from rose.structured.methods import StructuredMethod, structured_method
@@ -311,18 +319,17 @@ def check_parts(model: nn.Module, parts: Sequence[str] | None) -> tuple[str, ...
     """The kinds of parts to reduce, in their order.
 
     Raises:
-        RoseError: a kind that this model does not offer, or none at all.
+        RoseError: a kind that this model does not offer, or none at all; decoder blocks that share weights.
     """
-    offered = kinds_of(model)
-    if parts is None:
-        if not offered:
-            raise RoseError(
-                f"Neither heads nor channels of {type(model).__name__} can be taken out, as its layers are not known; "
-                "choose the method depth."
-            )
-        return offered
-    find_parts(model, parts)  # says what is wrong
-    return tuple(kind for kind in PARTS if kind in parts)
+    offered = kinds_of(model) if parts is None else parts
+    if parts is None and not offered:
+        raise RoseError(
+            f"Neither heads nor channels of {type(model).__name__} can be taken out, as its layers are not known; "
+            "choose the method depth."
+        )
+    touched = [layer for of_block in find_parts(model, offered) for part in of_block for layer in part.layers]
+    check_not_shared(touched, model)
+    return tuple(kind for kind in PARTS if kind in offered)
 
 
 def _similar(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
@@ -132,11 +133,15 @@ def similarity_shapes(parts: Sequence[Sequence[Part]], ratios: Sequence[float], 
                 shape = min(head_shapes(part.shape), key=lambda shape: (abs(part.saved(shape) - want), -shape.groups))
                 left -= part.saved(shape)
             else:
-                least = Shape(1, max(1, round((1 - MOST) * part.shape.units)))
-                shape = channels_for(part, max(left, 0.0), multiple) or least
+                shape = channels_for(part, max(left, 0.0), multiple) or _fewest_channels(part, multiple)
             chosen.append(shape)
         shapes.append(chosen)
     return shapes
+
+
+def _fewest_channels(part: Part, multiple: int) -> Shape:
+    least = math.ceil((1 - MOST) * part.shape.units / multiple) * multiple
+    return Shape(1, min(least, part.shape.units))
 
 
 def cost_shapes(surveys: Sequence[BlockSurvey], wanted: float, multiple: int) -> Shapes:

@@ -44,7 +44,7 @@ def cut_parts(cuts: Sequence[Cut]) -> None:
         if cut.shape == part.shape:
             continue
         columns = spread(cut.kept, part.width).nonzero().flatten()
-        for layer in {rows.layer.name: rows.layer for rows in part.rows}.values():
+        for layer in part.makers:
             of_layer = [rows for rows in part.rows if rows.layer is layer]
             _keep_rows(layer, torch.cat([rows.chosen(cut.kept, part.shape) for rows in of_layer]))
         _keep_columns(part.output, columns)
@@ -168,7 +168,7 @@ def can_say(model: nn.Module, parts: Sequence[Part], shapes: Mapping[str, Shape]
             return False
         if part.kind in biased and f"{part.output.name}.bias" not in sizes:
             return False
-        for layer in {rows.layer.name: rows.layer for rows in part.rows}.values():
+        for layer in part.makers:
             made = sum(rows.count(shape) for rows in part.rows if rows.layer is layer)
             if _size(layer, sizes) != (made, layer.weight.shape[1]):
                 return False
@@ -201,7 +201,7 @@ def apply_config(model: Any, config: Any) -> None:
     sizes = described_sizes(config)
     for parts in _parts_of_any(model):
         for part in parts:
-            for layer in [part.output, *(rows.layer for rows in part.rows)]:
+            for layer in part.layers:
                 if f"{layer.name}.bias" in sizes and getattr(layer.module, "bias", None) is None:
                     add_bias(layer)
 

@@ -252,6 +252,14 @@ def test_bad_requests_are_one_sentence_and_change_nothing(options: dict[str, Any
     assert torch.equal(logits(model), before)
 
 
+def test_decoder_blocks_that_share_weights_are_refused() -> None:
+    model = make_model("llama")
+    model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj
+    with pytest.raises(rose.RoseError, match="are the same weights"):
+        slim(model)
+    slim(model, parts=[HEADS])
+
+
 def test_heads_of_a_family_that_cannot_say_them_are_refused() -> None:
     with pytest.raises(
         rose.RoseError, match=r"The heads of GPT2LMHeadModel cannot be taken out.*choose channels alone"
