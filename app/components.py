@@ -15,6 +15,7 @@ from app.figures import style
 from app.figures.style import Drawing
 from app.jobs import ABANDONED_AFTER, Batch, Job
 from app.study.study import Study
+from app.words import short_layer
 
 # Presses the camera of the figure that a button names, after telling it the format: Plotly itself is out of reach here.
 PICTURES = """<script>
@@ -261,8 +262,11 @@ def _collect() -> None:
     session.start()
 
 
-def require_layer(what: str) -> tuple[Study, str]:
-    """The current study and the chosen layer, measured; or a sentence that says what is missing."""
+def require_layer(what: str, numbers: Callable[[Study, str], None] | None = None) -> tuple[Study, str]:
+    """The current study and the chosen layer, measured; or a sentence that says what is missing.
+
+    `numbers` draws what a measured layer's numbers tell while its inputs are still collected.
+    """
     study = require_study(what)
     layer = session.layer()
     if layer is None or layer not in study.layer_names:
@@ -277,12 +281,12 @@ def require_layer(what: str) -> tuple[Study, str]:
     if not study.has(layer):
         begin_restored(study)
         if study.job.status == "running":
-            known = any(record.layer == layer for record in study.all_records())
-            st.info(
-                f"{layer} appears here as soon as its inputs are collected."
-                if known
-                else f"{layer} has not been measured yet; it appears here as soon as it is."
-            )
+            if any(record.layer == layer for record in study.all_records()):
+                if numbers:
+                    numbers(study, layer)
+                st.info(f"Pictures of {short_layer(layer)} appear here as soon as its inputs are collected.")
+            else:
+                st.info(f"{short_layer(layer)} has not been measured yet; it appears here as soon as it is.")
             wait_for(study, lambda: study.has(layer))
         else:
             st.warning(f"The run ended before it reached {layer}; start it again on the start page.")
@@ -290,13 +294,15 @@ def require_layer(what: str) -> tuple[Study, str]:
     return study, layer
 
 
-def wait_for(study: Study, ready: Callable[[], bool]) -> None:
-    """Redraws the page once `ready()` holds or the run has ended.
+def wait_for(study: Study, ready: Callable[[], bool], shown: bool = True) -> None:
+    """Redraws the page once `ready()` holds or the run has ended, and shows how far it is until then.
 
     The page must not call this again then, or it would be redrawn forever.
     """
 
     def poll() -> None:
+        if shown:
+            study_status(study, "waiting")
         if ready() or study.job.status != "running":
             st.rerun()
 

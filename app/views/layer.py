@@ -15,6 +15,8 @@ from app.figures import anatomy, comparison, hessian, losses, maps, order_pictur
 from app.figures.style import Drawing
 from app.study import tables
 from app.study.study import Study
+from rose.layer.loss import block_widths
+from rose.layer.pattern import parse_sparsity
 
 SECTIONS = {
     "why": "Why",
@@ -32,10 +34,9 @@ COMPARED = 4  # layers that are compared before the user chooses
 
 def draw() -> None:
     st.title("Layer: what makes it columnar, or not?")
-    study, layer = components.require_layer("Here you see one layer in depth")
+    study, layer = components.require_layer("Here you see one layer in depth", key_figures)
     plan = study.plan(layer, session.threshold())
-    row = measured(study).set_index("layer").loc[layer]
-    key_figures(study, layer, plan, row)
+    key_figures(study, layer)
     left, right = st.columns([5, 3], vertical_alignment="bottom")
     with left:
         section = components.section(SECTIONS, "section")
@@ -50,22 +51,24 @@ def measured(study: Study) -> pd.DataFrame:
     return study.overview(session.threshold())
 
 
-def key_figures(study: Study, layer: str, plan: rose.OrderPlan, row: pd.Series) -> None:
-    rows, columns = plan.importance.shape
+def key_figures(study: Study, layer: str) -> None:
+    """What the numbers of a measured layer tell; its inputs need not be there."""
+    row, threshold = measured(study).set_index("layer").loc[layer], session.threshold()
+    blocks = len(block_widths(row["columns"], study.setup.block_size))
     st.caption(
-        f"**{words.short_layer(layer)}**, {rows} × {columns} weights (output × input channels) in "
-        f"{words.count(len(plan.block_width), 'block')}, sparsity {plan.pattern}"
+        f"**{words.short_layer(layer)}**, {row['rows']} × {row['columns']} weights (output × input channels) in "
+        f"{words.count(blocks, 'block')}, sparsity {parse_sparsity(study.setup.sparsity)}"
     )
-    verdict = f"{'columnar, above' if plan.is_columnar else 'not columnar, not above'} {plan.threshold:.2f}"
+    verdict = f"{'columnar, above' if row['is_columnar'] else 'not columnar, not above'} {threshold:.2f}"
     raised = row["damping"] > study.setup.damping
     saved = 1 - row["error_rose"] / row["error_sparsegpt"] if row["error_sparsegpt"] > 0 else 0.0
     figures_row: list[tuple[str, str, str | None, str]] = [
-        ("Relative range", f"{plan.relative_range:.3f}", verdict, "(max − min) / max of the blocks' losses"),
+        ("Relative range", f"{row['relative_range']:.3f}", verdict, "(max − min) / max of the blocks' losses"),
         ("Condition", words.number(row["condition"]), None, "Of the damped Hessian"),
         ("Damping used", f"{row['damping']:g}", "raised" if raised else None, "Relative to the mean of diag(H)"),
         ("Dead columns", f"{row['dead_columns']:.0f}", without_dead(row), "Input channels that were 0 on every token"),
         ("Error, SparseGPT", f"{row['error_sparsegpt']:.4f}", None, "Relative, on calibration tokens"),
-        ("Error, ROSE", f"{row['error_rose']:.4f}", versus(saved, plan.is_columnar), "Two-level order if columnar"),
+        ("Error, ROSE", f"{row['error_rose']:.4f}", versus(saved, row["is_columnar"]), "Two-level order if columnar"),
     ]
     if (natural := row["held_out_sparsegpt"]) > 0:  # not where nothing was held out
         saved_there = 1 - row["held_out_rose"] / natural
@@ -75,7 +78,7 @@ def key_figures(study: Study, layer: str, plan: rose.OrderPlan, row: pd.Series) 
             (
                 "Held out, ROSE",
                 f"{row['held_out_rose']:.4f}",
-                versus(saved_there, plan.is_columnar),
+                versus(saved_there, row["is_columnar"]),
                 "Relative error on held-out tokens; two-level order if columnar",
             ),
         ]

@@ -193,7 +193,7 @@ def choose_subject(columnar: bool, note: st.delta_generator.DeltaGenerator) -> t
                 f"{words.short_layer(layer)} appears as soon as its inputs are collected; until then a generated layer "
                 "is shown."
             )
-            components.wait_for(study, lambda: study.has(layer))
+            components.wait_for(study, lambda: study.has(layer), shown=False)
     return None
 
 

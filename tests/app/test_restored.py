@@ -68,7 +68,9 @@ def test_the_start_page_still_offers_the_example() -> None:
     assert "so far" not in shown
 
 
-def test_while_inputs_are_collected_nothing_is_said_to_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def loading(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The model is being loaded until the test ends."""
     go_on = threading.Event()
 
     def load(*_args: object, **_more: object) -> LoadedModel:
@@ -76,14 +78,30 @@ def test_while_inputs_are_collected_nothing_is_said_to_be_measured(monkeypatch: 
         raise rose.RoseError(WHY)
 
     monkeypatch.setattr(shared, "load", load)
-    try:
-        open_page("views/layer.py")
-        app = open_page("views/start.py")
-        assert app.button(key="explore").label == "Explore the example"
-        assert "so far" not in texts(app)  # but in the progress bar
-    finally:
-        go_on.set()
-        shared.studies()[Setup()].job.wait(10)
+    yield
+    go_on.set()
+    shared.studies()[Setup()].job.wait(10)
+
+
+@pytest.mark.usefixtures("loading")
+def test_while_inputs_are_collected_nothing_is_said_to_be_measured() -> None:
+    open_page("views/layer.py")
+    app = open_page("views/start.py")
+    assert app.button(key="explore").label == "Explore the example"
+    assert "so far" not in texts(app)  # but in the progress bar
+
+
+@pytest.mark.usefixtures("loading")
+def test_while_inputs_are_collected_a_layer_has_its_numbers() -> None:
+    app = open_page("views/layer.py")
+    assert not app.exception
+    study = shared.studies()[Setup()]
+    known = next(one for one in study.all_records() if one.layer == study.most_columnar())
+    shown = {metric.label: metric.value for metric in app.metric}
+    assert shown["Relative range"] == f"{known.relative_range:.3f}"
+    assert shown["Error, SparseGPT"] == f"{known.relative_error:.4f}"
+    assert "appear here as soon as its inputs are collected" in texts(app)
+    assert app.button(key="waiting-cancel")
 
 
 @pytest.mark.usefixtures("missing")

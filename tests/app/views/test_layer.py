@@ -200,7 +200,7 @@ def test_a_page_that_has_nothing_to_show_yet_is_in_the_url_too(study: Study) -> 
     shared.studies()[begun.setup] = begun
     app = open_page(PAGE, begun)
     app.sidebar.selectbox(key="layer_widget").set_value(PLAIN).run()
-    assert f"{PLAIN} has not been measured yet" in texts(app)
+    assert f"{words.short_layer(PLAIN)} has not been measured yet" in texts(app)
     assert app.query_params["layer"] == PLAIN
 
 
