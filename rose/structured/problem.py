@@ -73,6 +73,12 @@ class Problem:
         return torch.cholesky_inverse(factorized.lower).flip(0, 1)
 
     @cached_property
+    def live_weight(self) -> Tensor:
+        """W with zeros in columns that are always zero, (out, in): whatever they hold, taking them away costs nothing.
+        The 1 that the damped A has there would charge them for it."""
+        return self.weight.masked_fill(self.moment.diagonal() == 0, 0)
+
+    @cached_property
     def energy(self) -> float:
         """tr(W S Wᵀ), the mean square of y, summed over output channels."""
         return quadratic_form(self.weight, self.second)
@@ -95,7 +101,7 @@ def unit_costs(problem: Problem) -> Tensor:
     """Error that taking each unit away alone leaves after compensation, tr(W_u (P_uu)⁻¹ W_uᵀ); (units,)."""
     columns = problem.columns
     blocks = problem.inverse[columns[:, :, None], columns[:, None, :]]  # (units, width, width)
-    weights = problem.weight[:, columns].transpose(0, 1)  # (units, out, width)
+    weights = problem.live_weight[:, columns].transpose(0, 1)  # (units, out, width)
     solved = torch.linalg.solve(blocks, weights.transpose(1, 2))  # (units, width, out)
     return (weights.transpose(1, 2) * solved).sum((1, 2))
 
@@ -105,7 +111,7 @@ def set_cost(problem: Problem, kept: Tensor) -> float:
     removed = ~problem.mask(kept)
     if not removed.any():
         return 0.0
-    weight = problem.weight[:, removed]
+    weight = problem.live_weight[:, removed]
     solved = torch.linalg.solve(problem.inverse[removed][:, removed], weight.T)
     return float((weight.T * solved).sum(dtype=torch.float64))
 
@@ -123,7 +129,7 @@ def greedy(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor)
     """
     if problem.width == 1 and len(pools) == 1 and not gone.any():
         return _greedy_columns(problem, remove)
-    inverse, weight = problem.inverse.clone(), problem.weight.clone()
+    inverse, weight = problem.inverse.clone(), problem.live_weight.clone()
     away = problem.mask(gone)
     if away.any():
         inverse, weight = _without(inverse, weight, away.nonzero().flatten())
@@ -160,7 +166,7 @@ def _greedy_columns(problem: Problem, remove: int) -> tuple[Tensor, Tensor]:
     Within a run of `LAZY` removals P stands for P₀ − FFᵀ and W for W₀ − GFᵀ, f being the column of P that goes over
     the root of its pivot, and g that of W. Only the diagonal of P and the norms of W's columns are kept up to date.
     """
-    inverse, weight = problem.inverse.clone(), problem.weight.clone()
+    inverse, weight = problem.inverse.clone(), problem.live_weight.clone()
     columns = torch.arange(len(inverse), device=inverse.device)  # those of `inverse` and `weight`
     live = torch.ones_like(columns, dtype=torch.bool)
     order: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -52,6 +53,23 @@ def test_the_cost_of_a_set_is_the_least_error_on_tokens(with_bias: bool) -> None
         assert error(problem.weight, weight, bias, problem.second, problem.mean) == pytest.approx(expected, rel=2e-3)
     costs = unit_costs(problem).tolist()
     assert costs == pytest.approx([set_cost(problem, without(unit)) for unit in range(UNITS)], rel=1e-3)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("width", [1, WIDTH])
+def test_units_that_are_always_zero_cost_nothing_and_go_first(width: int, with_bias: bool) -> None:
+    problem, _ = make_problem(width, with_bias=with_bias)
+    dead = problem.columns[[1, 4]].flatten()
+    live = torch.ones(len(problem.mean)).index_fill(0, dead, 0)
+    problem = replace(problem, second=problem.second * torch.outer(live, live), mean=problem.mean * live)
+    assert unit_costs(problem)[[1, 4]].tolist() == [0, 0]
+    assert set_cost(problem, without(1, 4)) == 0
+    for gone in [torch.zeros(UNITS, dtype=torch.bool), ~without(0)]:  # two ways to compute
+        pool = (~gone).nonzero().flatten()
+        order, costs = greedy(problem, 3, [pool], gone)
+        assert sorted(order[:2].tolist()) == [1, 4]
+        assert costs[:2].tolist() == [0, 0]
+        assert costs[2] > 0
 
 
 @pytest.mark.parametrize("width", [1, WIDTH])
