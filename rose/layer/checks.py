@@ -5,6 +5,7 @@ Everything here is a number or a `Check`: what was checked, what was found, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -75,8 +76,10 @@ class ErrorMeasures:
 
     @property
     def disagreement(self) -> float:
-        """(largest − smallest) / largest of the measures there are; 0 where all are 0."""
+        """(largest − smallest) / largest of the measures there are; 0 where all are 0, infinite unless all are finite."""
         values = [self.quadratic_form, self.sweep_sum, *([] if self.direct is None else [self.direct])]
+        if not all(map(math.isfinite, values)):
+            return math.inf
         largest = max(abs(value) for value in values)
         return (max(values) - min(values)) / largest if largest > 0 else 0.0
 
@@ -93,10 +96,11 @@ class ErrorMeasures:
         gap = self.disagreement
         status: Status = "pass" if gap <= AGREE else "look" if gap <= AGREE_ROUGHLY else "fail"
         which = "Two" if self.direct is None else "Three"
+        found = f"{which} measures differ by {gap:.1e} of the largest" if gap < math.inf else "a measure is not finite"
         return Check(
             "Measures agree",
             status,
-            f"{which} measures differ by {gap:.1e} of the largest",
+            found,
             f"at most {AGREE:g}; fails above {AGREE_ROUGHLY:g}",
         )
 

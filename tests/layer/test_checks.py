@@ -55,6 +55,16 @@ def test_disagreement_is_judged_by_the_stated_limits(factor: float, status: str)
     assert found.relative_error == 0.1
 
 
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_measure_that_is_not_finite_agrees_with_nothing(place: int, value: float) -> None:
+    values = [100.0] * 3
+    values[place] = value
+    found = checks.ErrorMeasures("rose", *values, 1000.0)
+    assert found.disagreement == float("inf")
+    assert (found.check.status, found.check.found) == ("fail", "a measure is not finite")
+
+
 def test_measures_disagree_where_the_hessian_is_of_other_tokens() -> None:
     layer, other = make_layer(seed=0), make_layer(seed=1)
     result = layer.prune(method="rose", sparsity=0.5)

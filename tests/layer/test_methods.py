@@ -390,6 +390,19 @@ def test_a_column_order_that_makes_h_indefinite_raises_the_damping() -> None:
     assert raised
 
 
+@pytest.mark.parametrize("method", ["sparsegpt", "rose_admm"])
+def test_pruned_weights_that_their_dtype_cannot_hold_are_refused(method: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(400, 4, generator=generator) @ torch.randn(4, 64, generator=generator)
+    statistics = rose.InputStatistics(64)
+    statistics.update(common + 0.05 * torch.randn(400, 64, generator=generator))
+    weight = (2e4 * torch.randn(32, 64, generator=generator)).clamp(-6e4, 6e4)
+    options = {"method": method, "sparsity": 0.7, "block_size": 16}
+    assert rose.prune_layer(weight, statistics, **options).weight.abs().max() > torch.finfo(torch.float16).max
+    with pytest.raises(rose.RoseError, match=r"too large for torch\.float16; load the model"):
+        rose.prune_layer(weight.half(), statistics, **options)
+
+
 @every_method()
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_nan_and_infinity(method: str, bad: float) -> None:

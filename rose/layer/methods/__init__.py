@@ -304,7 +304,8 @@ def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Sett
     """As `prune_layer`, by settings that `make_settings` has made.
 
     Raises:
-        RoseError: a weight or H that is broken, or does not fit the other or the pattern.
+        RoseError: a weight or H that is broken, or does not fit the other or the pattern; pruned weights that the
+            weight's dtype cannot hold.
     """
     if not weight.is_floating_point():
         raise RoseError(f"W must be real floating-point numbers, not {weight.dtype}; dequantize it first.")
@@ -317,6 +318,8 @@ def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Sett
         as_statistics(settings.held_out, weight)
     # A model's own parameter would otherwise record every step for a backward pass.
     result = get_method(settings.method).prune(weight.detach(), as_statistics(hessian, weight), settings)
+    if not is_finite(result.weight):
+        raise RoseError(f"Pruned weights are too large for {weight.dtype}; load the model in bfloat16 or float32.")
     return replace(result, method=settings.method)
 
 
