@@ -76,7 +76,8 @@ class ErrorMeasures:
 
     @property
     def disagreement(self) -> float:
-        """(largest − smallest) / largest of the measures there are; 0 where all are 0, infinite unless all are finite."""
+        """(largest − smallest) / largest of the measures there are; 0 where all are 0, infinite where one is infinite
+        or NaN."""
         values = [self.quadratic_form, self.sweep_sum, *([] if self.direct is None else [self.direct])]
         if not all(map(math.isfinite, values)):
             return math.inf
