@@ -12,11 +12,11 @@ from torch import Tensor
 
 import rose
 from app.study.study import Study
-from rose.structured.anatomy import CHANNELS, HEADS, Part, Shape, find_parts, kinds_of
+from rose.structured.anatomy import CHANNELS, HEADS, Part, Shape, find_parts
+from rose.structured.configuration import can_bias, kinds_of
 from rose.structured.methods import choose, structured_method
 from rose.structured.problem import RECOVERIES, Problem, recover, relative_errors, set_cost
 from rose.structured.shapes import channels_for, head_shapes
-from rose.structured.surgery import can_bias
 from rose.structured.survey import PartSurvey, make_problem, price_part
 
 
@@ -41,10 +41,11 @@ class Structures:
     def __init__(self, study: Study) -> None:
         assert study.loaded is not None
         self.study, model = study, study.loaded.model
-        self.kinds = kinds_of(model)
+        self.kinds = study.remember("structures that can go", lambda: kinds_of(model))
         if not self.kinds:
             raise rose.RoseError("Neither heads nor channels of this model can be removed; choose another model.")
-        self.parts = {(part.kind, part.block_index): part for one in find_parts(model, self.kinds) for part in one}
+        parts = find_parts(model, self.kinds)
+        self.parts = {(part.kind, part.block_index): part for of_block in parts for part in of_block}
         missing = [part.output.name for part in self.parts.values() if not study.has(part.output.name)]
         if missing:
             raise rose.RoseError(
@@ -52,7 +53,7 @@ class Structures:
             )
         self.biased = study.remember(
             "structures that may have a bias",
-            lambda: tuple(kind for kind in self.kinds if can_bias(model, self.parts[kind, self.blocks[0]], False)),
+            lambda: tuple(kind for kind in self.kinds if can_bias(model, parts, kind, anywhere=False)),
         )
 
     @property

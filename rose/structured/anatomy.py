@@ -26,6 +26,7 @@ _MLP = (
 )
 
 
+_PAIRED = ("diffllama",)  # each head is subtracted from another one: none can go alone
 _SHARED = (False, True, True)  # queries are each head's own; keys and values are a group's
 
 
@@ -152,20 +153,13 @@ def find_parts(model: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[Part
     return found
 
 
-def kinds_of(model: nn.Module) -> tuple[str, ...]:
-    """The kinds of parts that every decoder block of this model has, such as ("heads", "channels").
+def has_layers(model: nn.Module) -> bool:
+    """Whether it has layers that could be cut.
 
     Raises:
-        RoseError: a family without prunable layers.
+        RoseError: a mixture of experts, or a family without prunable layers.
     """
-    kinds = []
-    for kind in PARTS:
-        try:
-            find_parts(model, (kind,))
-        except RoseError:
-            continue
-        kinds.append(kind)
-    return tuple(kinds) if _layers_of(model) else ()
+    return bool(_layers_of(model))
 
 
 def _layers_of(model: nn.Module) -> list[PrunableLayer]:
@@ -202,8 +196,13 @@ def _channels(model: nn.Module, output: PrunableLayer, layers: list[PrunableLaye
 
 def _heads(model: nn.Module, output: PrunableLayer, layers: list[PrunableLayer], owner: str) -> Part | None:
     config: Any = text_config(model)
+    if config.model_type in _PAIRED:
+        return None
     width = output.weight.shape[1]
-    dimension = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    try:
+        dimension = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    except RuntimeError:  # of transformers, where decoder blocks have different ones
+        return None
     queries = width // dimension
     made = sum(layer.weight.shape[0] for layer in layers)
     groups = (made - width) // (2 * dimension)

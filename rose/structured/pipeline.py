@@ -45,7 +45,17 @@ from rose.model.structure import (
     select_layers,
 )
 from rose.report import RunReport
-from rose.structured.anatomy import HEADS, PARTS, Part, Shape, block_parameters, find_parts, kinds_of
+from rose.structured.anatomy import HEADS, PARTS, Part, Shape, block_parameters, find_parts
+from rose.structured.configuration import (
+    RECORD,
+    can_bias,
+    can_say,
+    check_cuttable,
+    droppable_blocks,
+    kinds_of,
+    parts_of_any,
+    reshaped_config,
+)
 from rose.structured.methods import StructuredMethod, structured_method
 from rose.structured.problem import RECOVERIES, Problem
 from rose.structured.reduction import (
@@ -62,22 +72,21 @@ from rose.structured.reduction import (
 from rose.structured.shapes import (
     ALLOCATIONS,
     Shapes,
+    check_possible,
+    check_saved,
     cost_shapes,
     similarity_ratios,
     similarity_shapes,
+    uniform_candidates,
     uniform_shapes,
 )
 from rose.structured.surgery import (
-    RECORD,
     Cut,
     add_bias,
     apply_config,
-    can_bias,
-    can_say,
     cut_parts,
     drop_blocks,
     record_of,
-    reshaped_config,
     tell_modules,
 )
 from rose.structured.survey import BlockSurvey, make_problem, survey
@@ -278,15 +287,13 @@ def plan_slimming(
     kinds = check_parts(model, parts)
     found = find_parts(model, kinds)
     uniform = allocation == "uniform"
-    biased = () if recovery == "none" else tuple(
-        kind for number, kind in enumerate(kinds) if can_bias(model, found[0][number], anywhere=not uniform)
-    )  # fmt: skip
+    biased = () if recovery == "none" else tuple(kind for kind in kinds if can_bias(model, found, kind, not uniform))
     wanted = ratio * block_parameters(model)
-    if uniform and "channels" in kinds and not can_say(model, found[0], {"channels": Shape(1, 1)}, ()):
-        raise RoseError(
-            f"The configuration of {type(model).__name__} has no number for MLP channels, so plain transformers could "
-            "not load the result; allow shapes that rose alone reads (allocation cost), or choose the method depth."
-        )
+    allowed = partial(can_say, model, found, biased=biased)
+    if uniform:
+        candidates = _uniform_candidates(model, found, wanted, multiple, allowed)
+    else:
+        check_possible(found, wanted, multiple, allocation)
 
     known: list[BlockSurvey] | None = None
 
@@ -307,12 +314,43 @@ def plan_slimming(
             shapes = cost_shapes(priced(with_parts=True), wanted, multiple)
         else:
             prices = priced(with_parts=True) if len(kinds) > 1 else None
-            allowed = partial(can_say, model, found[0], biased=biased)
-            shapes = uniform_shapes(found, prices, wanted, multiple, allowed)
+            shapes = uniform_shapes(found, candidates, prices, allowed)
         return json.dumps([[dataclasses.astuple(shape) for shape in of_block] for of_block in shapes])
 
     shapes = [[Shape(*shape) for shape in of_block] for of_block in json.loads(remember(find))]
     return SlimPlan(found, shapes, biased, uniform, known)
+
+
+def _uniform_candidates(
+    model: nn.Module,
+    found: Sequence[Sequence[Part]],
+    wanted: float,
+    multiple: int,
+    allowed: Callable[[Mapping[str, Shape]], bool],
+) -> list[dict[str, Shape]]:
+    """See `uniform_candidates`; one at least is allowed.
+
+    Raises:
+        RoseError: none is, or the decoder blocks are not alike.
+    """
+    every = [part for parts in parts_of_any(model) for part in parts]
+    if len({(part.kind, part.shape) for part in every}) > len({part.kind for part in every}):
+        raise RoseError(
+            "The decoder blocks of this model differ in shape already; choose an allocation that lets them differ "
+            "(cost or similarity)."
+        )
+    if "channels" in {part.kind for part in found[0]} and not can_say(model, found, {"channels": Shape(1, 1)}):
+        raise RoseError(
+            f"The configuration of {type(model).__name__} has no number for MLP channels, so plain transformers could "
+            "not load the result; allow shapes that rose alone reads (allocation cost), or choose the method depth."
+        )
+    candidates = uniform_candidates(found[0], wanted / len(found), multiple)
+    if not any(map(allowed, candidates)):
+        raise RoseError(
+            "No uniform shapes that the configuration can say save about that much; ask for another ratio or parts, or "
+            "allow shapes that differ (allocation cost)."
+        )
+    return candidates
 
 
 def check_parts(model: nn.Module, parts: Sequence[str] | None) -> tuple[str, ...]:
@@ -327,8 +365,9 @@ def check_parts(model: nn.Module, parts: Sequence[str] | None) -> tuple[str, ...
             f"Neither heads nor channels of {type(model).__name__} can be taken out, as its layers are not known; "
             "choose the method depth."
         )
-    touched = [layer for of_block in find_parts(model, offered) for part in of_block for layer in part.layers]
-    check_not_shared(touched, model)
+    found = find_parts(model, offered)
+    check_cuttable(model, found)
+    check_not_shared([layer for of_block in found for part in of_block for layer in part.layers], model)
     return tuple(kind for kind in PARTS if kind in offered)
 
 
@@ -344,6 +383,7 @@ def _similar(
             best = (abs(saved - wanted), shapes)
         asked *= wanted / max(saved, 1)
     assert best is not None
+    check_saved(SlimPlan(list(map(list, parts)), best[1], (), False).removed, wanted)
     return best[1]
 
 
@@ -355,18 +395,29 @@ def _parameters(model: nn.Module) -> int:
 def _check_drop(model: nn.Module, ratio: float) -> tuple[str, ...]:
     """Raises RoseError unless this share of the decoder blocks can go; they have no parts to choose, hence ()."""
     _, blocks = decoder_blocks(model)
-    if not 0 < round(ratio * len(blocks)) < len(blocks):
+    count = round(ratio * len(blocks))
+    if not 0 < count < len(blocks):
         raise RoseError(f"{ratio:g} of {len(blocks)} decoder blocks is not a whole one; ask for a larger ratio.")
+    if len(free := droppable_blocks(model)) < count:
+        raise RoseError(
+            f"The configuration can do without {len(free)} of its {len(blocks)} decoder blocks, not without {count}; "
+            "ask for a smaller ratio."
+        )
     residence_of(model).check_renumbering()
     return ()
 
 
 def _drop(model: nn.Module, tokens: Tensor, ratio: float, kept: Storage, progress: ProgressCallback | None) -> None:
-    """Drops the decoder blocks whose output is most like their input (ShortGPT, Men et al. 2024, arXiv 2403.03853)."""
+    """Drops the decoder blocks whose output is most like their input (ShortGPT, Men et al. 2024, arXiv 2403.03853).
+
+    Those that the configuration cannot do without stay.
+    """
     _, blocks = decoder_blocks(model)
+    free = set(droppable_blocks(model))
 
     def find() -> str:
-        found = sorted(survey(model, tokens, [], progress=progress), key=lambda one: -one.similarity)
+        found = [one for one in survey(model, tokens, [], progress=progress) if one.block_index in free]
+        found.sort(key=lambda one: -one.similarity)
         gone = {one.block_index for one in found[: round(ratio * len(blocks))]}
         return json.dumps([index for index in range(len(blocks)) if index not in gone])
 
@@ -525,7 +576,7 @@ class SlimRun:
             apply_config(self.model, said)
         else:
             config: Any = self.model.config
-            setattr(config, RECORD, record_of(self.plan.parts, self.plan.shapes))
+            setattr(config, RECORD, record_of(self.model))
         if isinstance(self.kept, DiskStorage):
             revise = partial(_lay_over_and_cut, _by_name(self.model), self.kept, self.cuts)
             residence_of(self.model).settle(revise, self.kept.identity())

@@ -18,52 +18,52 @@ ALLOCATIONS = {
     "similarity": "decoder blocks whose output is like their input give more (SlimLLM); heads and channels alike",
     "cost": "wherever a parameter costs least",
 }
+NEAR = 0.95  # of what was asked for must go
 MOST = 0.9  # of one decoder block's parts, so that something is left of each
 
 Shapes = list[list[Shape]]  # [block][part]
 
 
-def uniform_shapes(
-    parts: Sequence[Sequence[Part]],
-    surveys: Sequence[BlockSurvey] | None,
-    wanted: float,
-    multiple: int,
-    allowed: Callable[[Mapping[str, Shape]], bool],
-) -> Shapes:
-    """The same shapes everywhere, those that cost least in sum.
+def uniform_candidates(parts: Sequence[Part], wanted: float, multiple: int) -> list[dict[str, Shape]]:
+    """Shapes by kind of part that save about this much of one decoder block, the nearest first.
 
     Args:
-        surveys: prices; not needed where there is one kind of part.
-        wanted: parameters to save in all.
+        parts: of the decoder block.
+        wanted: parameters to save in it.
         multiple: kept channels are a multiple of this.
-        allowed: whether the configuration can say these shapes.
-
-    Raises:
-        RoseError: no allowed shape saves that much.
     """
-    first = parts[0]
-    each = wanted / len(parts)
-    channels = next((part for part in first if part.kind == CHANNELS), None)
-    heads = next((part for part in first if part.kind == HEADS), None)
+    channels = next((part for part in parts if part.kind == CHANNELS), None)
+    heads = next((part for part in parts if part.kind == HEADS), None)
     candidates = []
     for shape in head_shapes(heads.shape) if heads else [None]:
-        left = each - (heads.saved(shape) if heads and shape else 0)
+        left = wanted - (heads.saved(shape) if heads and shape else 0)
         chosen = {HEADS: shape} if shape else {}
         if channels:
             kept = channels_for(channels, left, multiple)
             if kept is None:
                 continue
             chosen[CHANNELS] = kept
-        distance = abs(sum(part.saved(chosen[part.kind]) for part in first) - each)
-        price = total_cost(surveys, chosen) if surveys else 0.0
-        candidates.append((price if channels else distance, distance, chosen))
-    for _, distance, chosen in sorted(candidates, key=lambda entry: entry[:2]):
-        if distance <= each / 2 and allowed(chosen):
-            return [[chosen[part.kind] for part in of_block] for of_block in parts]
-    raise RoseError(
-        "No uniform shapes that the configuration can say save about that much; ask for another ratio or parts, or "
-        "allow shapes that differ (allocation cost)."
-    )
+        distance = abs(sum(part.saved(chosen[part.kind]) for part in parts) - wanted)
+        if distance <= wanted / 2:
+            candidates.append((distance, chosen))
+    return [chosen for _, chosen in sorted(candidates, key=lambda entry: entry[0])]
+
+
+def uniform_shapes(
+    parts: Sequence[Sequence[Part]],
+    candidates: Sequence[Mapping[str, Shape]],
+    surveys: Sequence[BlockSurvey] | None,
+    allowed: Callable[[Mapping[str, Shape]], bool],
+) -> Shapes:
+    """The same shapes everywhere: the allowed candidate that costs least in sum, without prices the first one.
+
+    Args:
+        surveys: prices; not needed where there is one kind of part.
+        allowed: whether the configuration can say these shapes; of one candidate at least it can.
+    """
+    by_price = sorted(candidates, key=lambda chosen: total_cost(surveys, chosen)) if surveys else candidates
+    chosen = next(filter(allowed, by_price))
+    return [[chosen[part.kind] for part in of_block] for of_block in parts]
 
 
 def head_shapes(shape: Shape) -> list[Shape]:
@@ -133,13 +133,14 @@ def similarity_shapes(parts: Sequence[Sequence[Part]], ratios: Sequence[float], 
                 shape = min(head_shapes(part.shape), key=lambda shape: (abs(part.saved(shape) - want), -shape.groups))
                 left -= part.saved(shape)
             else:
-                shape = channels_for(part, max(left, 0.0), multiple) or _fewest_channels(part, multiple)
+                shape = channels_for(part, max(left, 0.0), multiple) or fewest_channels(part, multiple)
             chosen.append(shape)
         shapes.append(chosen)
     return shapes
 
 
-def _fewest_channels(part: Part, multiple: int) -> Shape:
+def fewest_channels(part: Part, multiple: int) -> Shape:
+    """The smallest shape that may be left of channels."""
     least = math.ceil((1 - MOST) * part.shape.units / multiple) * multiple
     return Shape(1, min(least, part.shape.units))
 
@@ -176,12 +177,52 @@ def cost_shapes(surveys: Sequence[BlockSurvey], wanted: float, multiple: int) ->
             continue  # too long a piece for what is left; a shorter one may fit
         at[key] = step + 1 if at[key] == step else at[key]
         saved += gain if at[key] == step + 1 else 0
-    if saved < 0.95 * wanted:
-        raise RoseError("The parts that may go do not hold that much; ask for a smaller ratio.")
+    check_saved(saved, wanted)
     return [
         [hulls[one.block_index, number][at[one.block_index, number]][2] for number in range(len(one.parts))]
         for one in surveys
     ]
+
+
+def check_saved(saved: float, wanted: float) -> None:
+    """Raises RoseError where shapes save much less than asked for, though more could go."""
+    if saved < NEAR * wanted:
+        raise RoseError(
+            "Heads and channels are too large pieces to come near that ratio; ask for a larger one, or give a smaller "
+            "multiple."
+        )
+
+
+def check_possible(parts: Sequence[Sequence[Part]], wanted: float, multiple: int, allocation: str) -> None:
+    """Whether shapes that differ can save that much, and that little, known before anything is measured.
+
+    Raises:
+        RoseError: they cannot.
+    """
+    every = [part for of_block in parts for part in of_block]
+    if allocation == "similarity":
+        most_similar = similarity_shapes(parts, similarity_ratios([1.0] * len(parts), 1.0), multiple)
+        pairs = [
+            pair for one, shapes in zip(parts, most_similar, strict=True) for pair in zip(one, shapes, strict=True)
+        ]
+        most = sum(part.saved(shape) for part, shape in pairs)
+    else:
+        most = sum(part.saved(_smallest(part, multiple)) for part in every)
+    if most < NEAR * wanted:
+        raise RoseError("The parts that may go do not hold that much; ask for a smaller ratio.")
+    if min(_least_saved(part, multiple) for part in every) > 2 * wanted:
+        raise RoseError("At this ratio nothing would go; ask for a larger one, or for a smaller multiple.")
+
+
+def _smallest(part: Part, multiple: int) -> Shape:
+    return Shape(1, 1) if part.kind == HEADS else fewest_channels(part, multiple)
+
+
+def _least_saved(part: Part, multiple: int) -> int:
+    """Parameters of the smallest piece that can go."""
+    if part.kind == HEADS:
+        return min((saved for shape in head_shapes(part.shape) if (saved := part.saved(shape))), default=0)
+    return part.saved(Shape(1, max(1, part.shape.units - multiple)))
 
 
 def _lower_hull(points: Sequence[tuple[int, float, Shape]]) -> list[tuple[int, float, Shape]]:

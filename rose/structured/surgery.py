@@ -1,8 +1,8 @@
 """Cuts a model to other shapes, and its configuration with it.
 
-A configuration can express shapes that are the same in every decoder block, as far as its family has numbers for them;
-what it expresses is tried out on a model without weights. Other shapes are written into it as a record, `rose_shapes`,
-which `rose.load_model` reads.
+A configuration can express shapes that are the same in every decoder block, as far as its family has numbers for them,
+see `rose.structured.configuration`. Other shapes are written into it as a record, `rose_shapes`, which
+`rose.load_model` reads.
 """
 
 from __future__ import annotations
@@ -15,17 +15,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
 from rose.model.loading import BUILDERS
 from rose.model.structure import PrunableLayer, decoder_blocks, text_config
-from rose.structured.anatomy import CHANNELS, HEADS, Part, Shape, find_parts, spread
-
-RECORD = "rose_shapes"  # of a configuration; see `record_of`
-CHANNEL_FIELDS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
-BIAS_FIELDS = {HEADS: "attention_bias", CHANNELS: "mlp_bias"}
+from rose.structured.anatomy import CHANNELS, Part, Shape, find_parts, spread
+from rose.structured.configuration import (
+    PLACE_FIELDS,
+    RECORD,
+    can_keep_blocks,
+    described,
+    parts_of_any,
+    reshaped_config,
+    sizes_of,
+)
 
 
 @dataclass(frozen=True)
@@ -111,80 +116,7 @@ def _set_known(module: Any, values: Mapping[str, int]) -> None:
             setattr(module, name, value)
 
 
-# What a configuration can express
-
-
-def reshaped_config(
-    model: Any, shapes: Mapping[str, Shape], biased: Sequence[str] = (), blocks: Sequence[int] | None = None
-) -> Any:
-    """The model's configuration with other numbers of heads and channels, biases, and decoder blocks.
-
-    Args:
-        shapes: by kind of part, the same in every decoder block.
-        biased: kinds of parts whose output projections now have a bias.
-        blocks: the decoder blocks that stay.
-    """
-    config = copy.deepcopy(model.config)
-    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
-    if HEADS in shapes:
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        text.num_attention_heads, text.num_key_value_heads = shapes[HEADS].units, shapes[HEADS].groups
-        text.head_dim = width
-    if CHANNELS in shapes:
-        fields = [name for name in CHANNEL_FIELDS if hasattr(text, name)]
-        for name in fields[:1]:
-            setattr(text, name, shapes[CHANNELS].units)
-    for kind in biased:
-        if hasattr(text, BIAS_FIELDS[kind]):
-            setattr(text, BIAS_FIELDS[kind], True)
-    if blocks is not None:
-        kinds = getattr(text, "layer_types", None)
-        text.num_hidden_layers = len(blocks)
-        if kinds:
-            text.layer_types = [kinds[index] for index in blocks]
-    return config
-
-
-def described_sizes(config: Any) -> dict[str, torch.Size]:
-    """Sizes of all tensors of the model that this configuration describes; nothing where it is not a valid one."""
-    try:
-        read = type(config).from_dict(config.to_dict())
-        with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(read)
-    except Exception:  # every family checks itself in its own way; what it refuses cannot be expressed
-        return {}
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-
-def can_say(model: nn.Module, parts: Sequence[Part], shapes: Mapping[str, Shape], biased: Sequence[str]) -> bool:
-    """Whether the configuration can express these shapes, with output biases in the kinds `biased`."""
-    sizes = described_sizes(reshaped_config(model, shapes, biased))
-    if not sizes:
-        return False
-    for part in parts:
-        shape = shapes.get(part.kind, part.shape)
-        rows = part.output.weight.shape[0]
-        if _size(part.output, sizes) != (rows, shape.units * part.width):
-            return False
-        if part.kind in biased and f"{part.output.name}.bias" not in sizes:
-            return False
-        for layer in part.makers:
-            made = sum(rows.count(shape) for rows in part.rows if rows.layer is layer)
-            if _size(layer, sizes) != (made, layer.weight.shape[1]):
-                return False
-    return True
-
-
-def _size(layer: PrunableLayer, sizes: Mapping[str, torch.Size]) -> tuple[int, ...]:
-    size = tuple(sizes.get(f"{layer.name}.weight", ()))
-    return size[::-1] if isinstance(layer.module, Conv1D) else size
-
-
-def can_bias(model: nn.Module, part: Part, anywhere: bool) -> bool:
-    """Whether the output projection has a bias or may get one; `anywhere`: our own record will tell of it."""
-    if getattr(part.output.module, "bias", None) is not None or anywhere:
-        return True
-    return hasattr(text_config(model), BIAS_FIELDS[part.kind]) and can_say(model, [part], {}, [part.kind])
+# Configurations
 
 
 def apply_config(model: Any, config: Any) -> None:
@@ -198,22 +130,12 @@ def apply_config(model: Any, config: Any) -> None:
         elif getattr(module, "config", None) is old_text:
             module.config = text
     model.config = config
-    sizes = described_sizes(config)
-    for parts in _parts_of_any(model):
+    sizes = sizes_of(described(config))
+    for parts in parts_of_any(model):
         for part in parts:
             for layer in part.layers:
                 if f"{layer.name}.bias" in sizes and getattr(layer.module, "bias", None) is None:
                     add_bias(layer)
-
-
-def _parts_of_any(model: nn.Module) -> list[list[Part]]:
-    found: list[list[Part]] = []
-    for kind in (HEADS, CHANNELS):
-        try:
-            found += find_parts(model, (kind,))
-        except RoseError:
-            continue
-    return found
 
 
 def drop_blocks(model: Any, keep: Sequence[int]) -> None:
@@ -222,43 +144,33 @@ def drop_blocks(model: Any, keep: Sequence[int]) -> None:
     Raises:
         RoseError: the configuration cannot express it.
     """
+    if not can_keep_blocks(model, keep):
+        raise RoseError(f"The configuration of {type(model).__name__} cannot say that these decoder blocks are left.")
     config = reshaped_config(model, {}, blocks=keep)
     path, blocks = decoder_blocks(model)
-    if len(_numbers(described_sizes(config), path)) != len(keep):
-        raise RoseError(f"The configuration of {type(model).__name__} cannot say another number of decoder blocks.")
     kept = nn.ModuleList([blocks[index] for index in keep])
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, kept)
     for number, block in enumerate(kept):
         for module in block.modules():
-            for field in ("layer_idx", "layer_id", "layer_number"):
+            for field in PLACE_FIELDS:
                 if hasattr(module, field):
                     setattr(module, field, number)
     apply_config(model, config)
     _set_known(model.base_model, {"n_layer": len(keep)})
 
 
-def _numbers(sizes: Mapping[str, torch.Size], path: str) -> set[str]:
-    start = path + "."
-    return {name.removeprefix(start).partition(".")[0] for name in sizes if name.startswith(start)}
-
-
 # Shapes that a configuration cannot express
 
 
-def record_of(parts: Sequence[Sequence[Part]], shapes: Sequence[Sequence[Shape]]) -> dict[str, Any]:
+def record_of(model: nn.Module) -> dict[str, Any]:
     """Shapes by decoder block as plain data: {"blocks": [{"heads": [groups, per group], "channels": [1, count]}],
-    "biased": [layers whose bias the family does not know]}."""
-    blocks = [
-        {part.kind: [shape.groups, shape.per_group] for part, shape in zip(of_block, wanted, strict=True)}
-        for of_block, wanted in zip(parts, shapes, strict=True)
-    ]
-    biased = [
-        part.output.name
-        for of_block in parts
-        for part in of_block
-        if getattr(part.output.module, "bias", None) is not None
-    ]
+    "biased": [output projections that have a bias, which the family need not know]}."""
+    parts = [part for of_block in parts_of_any(model) for part in of_block]
+    blocks: list[dict[str, list[int]]] = [{} for _ in decoder_blocks(model)[1]]
+    for part in parts:
+        blocks[part.block_index][part.kind] = [part.shape.groups, part.shape.per_group]
+    biased = [part.output.name for part in parts if getattr(part.output.module, "bias", None) is not None]
     return {"blocks": blocks, "biased": biased}
 
 

@@ -24,20 +24,20 @@ _SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_GATED: dict[str, Any] = {**_SIZES, "intermediate_size": 56, "num_key_value_heads": 2}
+GATED: dict[str, Any] = {**_SIZES, "intermediate_size": 56, "num_key_value_heads": 2}
 _FALCON: dict[str, Any] = {k: v for k, v in _SIZES.items() if k != "max_position_embeddings"}
 
 DENSE: dict[str, Callable[[], PretrainedConfig]] = {
-    "llama": lambda: transformers.LlamaConfig(**_GATED),
-    "mistral": lambda: transformers.MistralConfig(**_GATED, sliding_window=WINDOW),
-    "qwen3": lambda: transformers.Qwen3Config(**_GATED, head_dim=8),
+    "llama": lambda: transformers.LlamaConfig(**GATED),
+    "mistral": lambda: transformers.MistralConfig(**GATED, sliding_window=WINDOW),
+    "qwen3": lambda: transformers.Qwen3Config(**GATED, head_dim=8),
     "gemma3": lambda: transformers.Gemma3TextConfig(
-        **{**_GATED, "num_hidden_layers": 4},
+        **{**GATED, "num_hidden_layers": 4},
         head_dim=8,
         sliding_window=WINDOW,
         layer_types=["sliding_attention", "full_attention"] * 2,
     ),
-    "phi3": lambda: transformers.Phi3Config(**_GATED),
+    "phi3": lambda: transformers.Phi3Config(**GATED),
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
     ),
@@ -63,7 +63,7 @@ UNCHAINED: dict[str, Callable[[], PretrainedConfig]] = {
     "xlm": lambda: transformers.XLMConfig(vocab_size=VOCABULARY, emb_dim=32, n_layers=2, n_heads=4),
 }
 _DEEPSEEK: dict[str, Any] = {
-    **_GATED,
+    **GATED,
     "num_key_value_heads": 4,
     "moe_intermediate_size": 16,
     "n_routed_experts": 4,
@@ -79,48 +79,49 @@ _DEEPSEEK: dict[str, Any] = {
     "topk_group": 1,
 }
 EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {
-    "mixtral": lambda: transformers.MixtralConfig(**_GATED, num_local_experts=4),
+    "mixtral": lambda: transformers.MixtralConfig(**GATED, num_local_experts=4),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
-        **_GATED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+        **GATED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
     ),
     "qwen2_moe": lambda: transformers.Qwen2MoeConfig(
-        **_GATED,
+        **GATED,
         num_experts=4,
         num_experts_per_tok=2,
         moe_intermediate_size=16,
         shared_expert_intermediate_size=24,
     ),
-    "olmoe": lambda: transformers.OlmoeConfig(**_GATED, num_experts=4, num_experts_per_tok=2),
+    "olmoe": lambda: transformers.OlmoeConfig(**GATED, num_experts=4, num_experts_per_tok=2),
     "deepseek_v2": lambda: transformers.DeepseekV2Config(**_DEEPSEEK),
     "deepseek_v3": lambda: transformers.DeepseekV3Config(**_DEEPSEEK),
     "ernie4_5_moe": lambda: transformers.Ernie4_5_MoeConfig(  # shared experts run before the others
-        **_GATED, moe_num_experts=4, moe_k=2, moe_num_shared_experts=1, moe_intermediate_size=16
+        **GATED, moe_num_experts=4, moe_k=2, moe_num_shared_experts=1, moe_intermediate_size=16
     ),
     "gpt_oss": lambda: transformers.GptOssConfig(
-        **_GATED, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW
+        **GATED, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW
     ),
 }
 SPARSE_EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {  # so many that few tokens come to each
     "sparse_experts": lambda: transformers.Qwen3MoeConfig(
-        **_GATED, num_experts=24, num_experts_per_tok=2, moe_intermediate_size=16
+        **GATED, num_experts=24, num_experts_per_tok=2, moe_intermediate_size=16
     ),
 }
 UNKNOWN_EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {
     "jetmoe": lambda: transformers.JetMoeConfig(
-        **{**_GATED, "num_attention_heads": 4}, num_local_experts=4, num_experts_per_tok=2, kv_channels=8
+        **{**GATED, "num_attention_heads": 4}, num_local_experts=4, num_experts_per_tok=2, kv_channels=8
     ),
-    "llama4": lambda: transformers.Llama4TextConfig(
-        **_GATED, num_local_experts=4, intermediate_size_mlp=56, head_dim=8
-    ),
+    "llama4": lambda: transformers.Llama4TextConfig(**GATED, num_local_experts=4, intermediate_size_mlp=56, head_dim=8),
 }
 
 
 def make_model(family: str, seed: int = 0, **options: Any) -> Any:
     """A random model in evaluation mode; `options` as for `AutoModelForCausalLM.from_config`."""
+    return make_from((DENSE | EXPERTS | SPARSE_EXPERTS | UNKNOWN_EXPERTS | UNCHAINED)[family](), seed, **options)
+
+
+def make_from(config: PretrainedConfig, seed: int = 0, **options: Any) -> Any:
+    """`make_model` by a configuration."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(
-        (DENSE | EXPERTS | SPARSE_EXPERTS | UNKNOWN_EXPERTS | UNCHAINED)[family](), **options
-    )
+    model = AutoModelForCausalLM.from_config(config, **options)
     # Random initial weights make every block a small correction; larger ones let errors show.
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import rose
-from rose.structured.anatomy import CHANNELS, HEADS, Shape, block_parameters, find_parts, kinds_of, spread
+from rose.structured.anatomy import CHANNELS, HEADS, Shape, block_parameters, find_parts, spread
+from rose.structured.configuration import kinds_of
 from rose.structured.methods import structured_method
 from rose.structured.pipeline import SlimPlan, SlimRun, plan_slimming
 from rose.structured.shapes import similarity_ratios
@@ -241,15 +242,26 @@ def test_prices_come_out_at_the_ratio_and_cost_least() -> None:
         ({"multiple": 0}, "multiple of at least 1"),
         ({"damping": -1.0}, "Damping"),
         ({"method": "depth", "ratio": 0.1}, "not a whole one"),
+        ({"ratio": 0.95, "allocation": "cost"}, "do not hold that much"),
+        ({"ratio": 0.9, "allocation": "similarity"}, "do not hold that much"),
+        ({"ratio": 0.0001, "allocation": "cost"}, "At this ratio nothing would go"),
+        ({"ratio": 0.001, "allocation": "similarity"}, "At this ratio nothing would go"),
     ],
 )
 def test_bad_requests_are_one_sentence_and_change_nothing(options: dict[str, Any], message: str) -> None:
     model = make_model("llama")
     before = logits(model)
+    work: list[rose.Progress] = []
     with pytest.raises(rose.RoseError, match=message) as caught:
-        slim(model, **options)
+        slim(model, progress=work.append, **options)
+    assert not work
     assert "\n" not in str(caught.value)
     assert torch.equal(logits(model), before)
+
+
+def test_pieces_too_large_for_a_ratio_are_not_called_too_few() -> None:
+    with pytest.raises(rose.RoseError, match="too large pieces to come near that ratio"):
+        slim(make_model("llama"), allocation="cost", parts=[HEADS], ratio=0.2)
 
 
 def test_decoder_blocks_that_share_weights_are_refused() -> None:

@@ -1,0 +1,270 @@
+"""What a configuration can express: other numbers of heads, channels and decoder blocks, tried out without weights.
+
+A family may compute more from these numbers than the sizes of the layers that are cut, and more from the place of a
+decoder block than its number. So whatever a changed configuration describes is compared with the model as a whole.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from rose.errors import RoseError
+from rose.model.structure import PrunableLayer, decoder_blocks, text_config
+from rose.structured.anatomy import CHANNELS, HEADS, PARTS, Part, Shape, find_parts, has_layers
+
+RECORD = "rose_shapes"  # of a configuration; see `rose.structured.surgery.record_of`
+CHANNEL_FIELDS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+BIAS_FIELDS = {HEADS: "attention_bias", CHANNELS: "mlp_bias"}
+PLACE_FIELDS = ("layer_idx", "layer_id", "layer_number")  # of modules that know which decoder block they are in
+
+Sizes = dict[str, torch.Size]
+
+
+def reshaped_config(
+    model: Any, shapes: Mapping[str, Shape], biased: Sequence[str] = (), blocks: Sequence[int] | None = None
+) -> Any:
+    """The model's configuration with other numbers of heads and channels, biases, and decoder blocks.
+
+    Args:
+        shapes: by kind of part, the same in every decoder block.
+        biased: kinds of parts whose output projections now have a bias.
+        blocks: the decoder blocks that stay.
+    """
+    config = copy.deepcopy(model.config)
+    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if HEADS in shapes:
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        text.num_attention_heads, text.num_key_value_heads = shapes[HEADS].units, shapes[HEADS].groups
+        text.head_dim = width
+    if CHANNELS in shapes:
+        fields = [name for name in CHANNEL_FIELDS if hasattr(text, name)]
+        for name in fields[:1]:
+            setattr(text, name, shapes[CHANNELS].units)
+    for kind in biased:
+        if hasattr(text, BIAS_FIELDS[kind]):
+            setattr(text, BIAS_FIELDS[kind], True)
+    if blocks is not None:
+        _keep_blocks(model, config, text, blocks)
+    elif hasattr(config, RECORD):
+        delattr(config, RECORD)
+    return config
+
+
+def _keep_blocks(model: nn.Module, config: Any, text: Any, keep: Sequence[int]) -> None:
+    """Leaves these decoder blocks in a configuration, with whatever it lists for each of them."""
+    path, blocks = decoder_blocks(model)
+    text.num_hidden_layers = len(keep)
+    for name, value in list(vars(text).items()):
+        if "layer" in name and isinstance(value, (list, tuple)) and len(value) == len(blocks):
+            setattr(text, name, [value[index] for index in keep])
+    if record := getattr(config, RECORD, None):
+        new = {f"{path}.{index}.": f"{path}.{number}." for number, index in enumerate(keep)}
+        biased = [
+            start + name.removeprefix(old)
+            for name in record["biased"]
+            for old, start in new.items()
+            if name.startswith(old)
+        ]
+        setattr(config, RECORD, {"blocks": [record["blocks"][index] for index in keep], "biased": biased})
+
+
+def described(config: Any) -> nn.Module | None:
+    """The model that a configuration describes, without weights; None where it is not a valid one."""
+    try:
+        read = type(config).from_dict(config.to_dict())
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(read)
+    except Exception:  # every family checks itself in its own way; what it refuses cannot be expressed
+        return None
+
+
+def sizes_of(model: nn.Module | None) -> Sizes:
+    """Sizes of all tensors, by name; nothing without a model."""
+    return {} if model is None else {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+# Heads and channels
+
+
+def can_say(
+    model: nn.Module, parts: Sequence[Sequence[Part]], shapes: Mapping[str, Shape], biased: Sequence[str] = ()
+) -> bool:
+    """Whether the configuration can express these shapes in every decoder block, with output biases in kinds `biased`.
+
+    Args:
+        parts: of every decoder block, [block][part].
+    """
+    said = sizes_of(described(reshaped_config(model, shapes, biased)))
+    wanted = sizes_of(model)
+    for part in (part for of_block in parts for part in of_block):
+        wanted |= _sizes_for(part, shapes.get(part.kind, part.shape), part.kind in biased)
+    added = said.keys() - wanted.keys()  # `apply_config` adds such biases, of zeros
+    return all(said.get(name) == size for name, size in wanted.items()) and added <= _possible_biases(model)
+
+
+def _sizes_for(part: Part, shape: Shape, biased: bool) -> Sizes:
+    """Sizes of a part's tensors at this shape."""
+    rows = part.output.weight.shape[0]
+    found = {f"{part.output.name}.weight": _stored(part.output, rows, shape.units * part.width)}
+    if biased:
+        found[f"{part.output.name}.bias"] = torch.Size([rows])
+    for layer in part.makers:
+        made = sum(rows.count(shape) for rows in part.rows if rows.layer is layer)
+        found[f"{layer.name}.weight"] = _stored(layer, made, layer.weight.shape[1])
+        if getattr(layer.module, "bias", None) is not None:
+            found[f"{layer.name}.bias"] = torch.Size([made])
+    return found
+
+
+def _stored(layer: PrunableLayer, rows: int, columns: int) -> torch.Size:
+    return torch.Size([columns, rows] if isinstance(layer.module, Conv1D) else [rows, columns])
+
+
+def _possible_biases(model: nn.Module) -> set[str]:
+    return {f"{layer.name}.bias" for parts in parts_of_any(model) for part in parts for layer in part.layers}
+
+
+def parts_of_any(model: nn.Module) -> list[list[Part]]:
+    """The parts of all kinds that can be found, [kind and block][part]."""
+    found: list[list[Part]] = []
+    for kind in PARTS:
+        try:
+            found += find_parts(model, (kind,))
+        except RoseError:
+            continue
+    return found
+
+
+def can_bias(model: nn.Module, parts: Sequence[Sequence[Part]], kind: str, anywhere: bool) -> bool:
+    """Whether the output projections of a kind have biases or may get them; `anywhere`: our own record will tell."""
+    of_kind = [[part for part in of_block if part.kind == kind] for of_block in parts]
+    if anywhere or all(getattr(part.output.module, "bias", None) is not None for one in of_kind for part in one):
+        return True
+    return hasattr(text_config(model), BIAS_FIELDS[kind]) and can_say(model, of_kind, {}, [kind])
+
+
+def kinds_of(model: nn.Module) -> tuple[str, ...]:
+    """The kinds of parts that can be taken out of every decoder block of this model, such as ("heads", "channels").
+
+    Raises:
+        RoseError: a family without prunable layers.
+    """
+    kinds = []
+    for kind in PARTS:
+        try:
+            check_cuttable(model, find_parts(model, (kind,)))
+        except RoseError:
+            continue
+        kinds.append(kind)
+    return tuple(kinds) if has_layers(model) else ()
+
+
+def check_cuttable(model: nn.Module, parts: Sequence[Sequence[Part]]) -> None:
+    """Raises RoseError where other tensors belong to the units too, such as those of a norm over all heads.
+
+    They are found by a configuration with fewer units, and by their length in the module that holds the part.
+    """
+    before = sizes_of(described(reshaped_config(model, {})))
+    own = {name for of_block in parts for part in of_block for name in _names(part)}
+    for part in parts[0]:
+        after = [sizes_of(described(reshaped_config(model, {part.kind: shape}))) for shape in _smaller(part.shape)]
+        changed = {name for one in after if before and one for name in _changes(before, one)}
+        if others := sorted((changed | _as_long(model, part)) - own):
+            left = [kind for kind in dict.fromkeys(one.kind for one in parts[0]) if kind != part.kind]
+            advice = f"choose {left[0]} alone" if left else "choose the method depth"
+            raise RoseError(
+                f"The {part.kind} of {type(model).__name__} cannot be taken out, as {others[0]} belongs to them; "
+                f"{advice}."
+            )
+
+
+def _changes(before: Sizes, after: Sizes) -> set[str]:
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+def _as_long(model: nn.Module, part: Part) -> set[str]:
+    """Vectors beside a part's layers that are as long as all its units."""
+    if not part.owner:
+        return set()  # the whole decoder block, whose norms may be as long by chance
+    path = f"{decoder_blocks(model)[0]}.{part.block_index}.{part.owner}"
+    inside = model.get_submodule(path).named_parameters()
+    return {f"{path}.{name}" for name, one in inside if one.shape == (part.output.weight.shape[1],)}
+
+
+def _names(part: Part) -> set[str]:
+    return {f"{layer.name}.{tensor}" for layer in part.layers for tensor in ("weight", "bias")}
+
+
+def _smaller(shape: Shape) -> list[Shape]:
+    """A group fewer, and a unit of each group fewer, as far as some are left."""
+    tried = [Shape(shape.groups - 1, shape.per_group), Shape(shape.groups, shape.per_group - 1)]
+    return [one for one in tried if one.groups and one.per_group]
+
+
+# Decoder blocks
+
+
+def droppable_blocks(model: nn.Module) -> list[int]:
+    """The decoder blocks that the configuration can do without.
+
+    A family may make the first blocks dense and the others mixtures of experts, or scale each by its place: then the
+    configuration says what a block is by where it is, and taking one away must not make another one of those behind it.
+
+    Raises:
+        RoseError: it cannot say another number of decoder blocks.
+    """
+    own = _blocks_said(described(model.config))
+    if len(own) != len(decoder_blocks(model)[1]):
+        raise RoseError(f"The configuration of {type(model).__name__} does not describe its decoder blocks.")
+    # Where the first block of a kind may go, all later ones of it may: taking it away moves the most blocks.
+    first = {block: index for index, block in reversed(list(enumerate(own)))}
+    free = {block for block, index in first.items() if _says_blocks(model, own, _all_but(len(own), index))}
+    if not free:
+        raise RoseError(
+            f"The configuration of {type(model).__name__} cannot say another number of decoder blocks, or says by "
+            "their place what they are."
+        )
+    return [index for index, block in enumerate(own) if block in free]
+
+
+def can_keep_blocks(model: nn.Module, keep: Sequence[int]) -> bool:
+    """Whether the configuration can say that only these decoder blocks are left."""
+    return _says_blocks(model, _blocks_said(described(model.config)), keep)
+
+
+def _all_but(count: int, index: int) -> list[int]:
+    return [other for other in range(count) if other != index]
+
+
+def _says_blocks(model: nn.Module, own: Sequence[object], keep: Sequence[int]) -> bool:
+    said = described(reshaped_config(model, {}, blocks=keep))
+    return said is not None and _blocks_said(said) == [own[index] for index in keep]
+
+
+def _blocks_said(model: nn.Module | None) -> list[object]:
+    """Of each decoder block all that makes it what it is, but for its place: modules, sizes and settings."""
+    if model is None:
+        return []
+    try:
+        _, blocks = decoder_blocks(model)
+    except RoseError:
+        return []
+    return [tuple(_settings(path, module) for path, module in block.named_modules()) for block in blocks]
+
+
+def _settings(path: str, module: nn.Module) -> tuple[object, ...]:
+    plain = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, (bool, int, float, str)) and not name.startswith("_") and name not in PLACE_FIELDS
+    }
+    tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    sizes = tuple((name, tensor.shape) for name, tensor in tensors)
+    return path, type(module).__name__, tuple(sorted(plain.items())), sizes
