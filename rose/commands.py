@@ -27,11 +27,12 @@ from rose.model.damage import visit_damage
 from rose.model.damage_rows import WHOLE, DamageFolder, DamageReport
 from rose.model.distributed import from_first, launched_place
 from rose.model.forward import bos_in_front
-from rose.model.loading import PACKAGED, check_output, parse_dtype
+from rose.model.loading import PACKAGED, parse_dtype
 from rose.model.memory import Memory, estimate_memory
 from rose.model.pipeline import check_expert_tokens, check_target
 from rose.model.structure import check_not_shared, named
 from rose.model.zero_shot import TASKS, check_installed, zero_shot
+from rose.output import check_output
 from rose.report import records_table, versions, write_atomically
 from rose.serving import serve, write_report
 from rose.structured.anatomy import HEADS, find_parts

@@ -33,8 +33,8 @@ from rose.layer.methods import get_method
 from rose.model.calibration import cut_windows, first_token
 from rose.model.evaluation import perplexity_of, window_losses
 from rose.model.generation import continue_prompt
-from rose.model.loading import check_output
 from rose.model.zero_shot import zero_shot
+from rose.output import check_output
 from rose.paths import expand
 
 GRACE = 120.0  # seconds that checkpoints outlive a lost connection; longer than an unwatched job runs on

@@ -31,7 +31,8 @@ from rose.errors import RoseError
 from rose.layer.methods import BUDGETS, METHODS, make_settings
 from rose.layer.order import order_names
 from rose.model.forward import pick_device
-from rose.model.loading import DTYPES, check_output
+from rose.model.loading import DTYPES
+from rose.output import check_output
 from rose.report import RunReport, write_atomically
 from rose.structured.anatomy import PARTS
 from rose.structured.methods import STRUCTURED, structured_method

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +17,10 @@ from torch import nn
 from rose.diffusion.garments import FOLDER
 from rose.diffusion.parts import read_reshaped
 from rose.errors import RoseError
-from rose.model.loading import check_output, parse_dtype
+from rose.model.loading import parse_dtype
+from rose.output import new_folder
 from rose.paths import reachable
-from rose.report import RunReport, default_permissions
+from rose.report import RunReport
 
 PACKAGED = "garments"
 OWN_CLASS = "GarmentPipeline"  # what a saved pipeline's index calls the packaged model's
@@ -61,22 +60,10 @@ def save_diffusion(pipeline: Any, folder: str | Path, *, report: RunReport | Non
     Raises:
         RoseError: the folder exists and is not empty, or cannot be written.
     """
-    folder = Path(folder)
-    check_output(folder)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with new_folder(folder) as temporary:
         pipeline.save_pretrained(temporary)
         if report is not None:
             report.save(temporary)
-        for path in (temporary, *temporary.rglob("*")):
-            default_permissions(path)
-        if folder.exists():
-            folder.rmdir()  # empty, as checked
-        temporary.rename(folder)
-    except OSError as problem:
-        raise RoseError(f"The pipeline could not be written to {folder} ({problem}); free some space.") from problem
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_installed() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -18,7 +16,6 @@ import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers import (
@@ -36,8 +33,9 @@ from rose.model.gguf_file import frugal_reading
 from rose.model.residence import is_streamed
 from rose.model.streaming import build_streamed, write_streamed
 from rose.model.structure import low_rank_tensors, named_layers
+from rose.output import new_folder
 from rose.paths import reachable
-from rose.report import RunReport, default_permissions
+from rose.report import RunReport
 
 # Configuration fields that mark models which transformers cannot build, with the function that can:
 # (configuration, folder with safetensors files or None for no weights, dtype) -> model.
@@ -186,10 +184,7 @@ def save_model(
     Raises:
         RoseError: the folder exists and is not empty, or cannot be written.
     """
-    folder = Path(folder)
-    check_output(folder)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with new_folder(folder) as temporary:
         with _quiet():
             if is_streamed(model):
                 write_streamed(model, temporary)
@@ -202,32 +197,6 @@ def save_model(
             save_file(plain, temporary / "low_rank.safetensors")
         if report is not None:
             report.save(temporary)
-        for path in (temporary, *temporary.rglob("*")):
-            default_permissions(path)
-        if folder.exists():
-            folder.rmdir()  # empty, as checked
-        temporary.rename(folder)
-    except (OSError, SafetensorError) as problem:
-        raise RoseError(f"The checkpoint could not be written to {folder} ({problem}); free some space.") from problem
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_output(folder: str | Path) -> None:
-    """Makes sure, before long work, that a checkpoint can be written here.
-
-    Raises:
-        RoseError: not an empty or new folder, or not writable.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RoseError(f"{folder} already exists and is not an empty folder; choose another output folder.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder.parent):
-            pass
-    except OSError as problem:
-        raise RoseError(f"Nothing can be written to {folder} ({problem.strerror}); choose another folder.") from problem
 
 
 def _locate(name: str) -> _Source:

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 import rose
-from rose.model import loading
+from rose import output
 from rose.model.loading import PACKAGED, PackagedModel, load_skeleton
 from tests.model.families import DENSE, VOCABULARY, logits, make_model, make_tokens
 
@@ -350,6 +350,21 @@ def test_saving_into_new_and_empty_folders(tmp_path: Path, tokenizer: PreTrained
         assert folder.stat().st_mode & 0o777 == (tmp_path / "plain").stat().st_mode & 0o777
 
 
+def test_saving_into_a_link_and_into_the_working_folder(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders that cannot be replaced by another one, as mount points cannot."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    (tmp_path / "there" / f"{output.PARTIAL}of-a-killed-run").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (tmp_path / "link", Path()):
+        rose.save_model(make_model("llama"), tokenizer, folder)
+        AutoModelForCausalLM.from_pretrained(folder.resolve())
+    assert (tmp_path / "link").is_symlink()
+
+
 @pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), SafetensorError("I/O error: no space")])
 @pytest.mark.parametrize("exists", [False, True])
 def test_failing_to_write_leaves_nothing_behind(
@@ -387,7 +402,9 @@ def test_interrupted_writing_leaves_nothing_behind(
 def test_nowhere_to_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(rose.RoseError, match=r"Nothing can be written to .*; choose another folder"):
-        loading.check_output(tmp_path / "file" / "below")
+        output.check_output(tmp_path / "file" / "below")
+    with pytest.raises(rose.RoseError, match="check the path"):
+        output.check_output(tmp_path / ("x" * 300))
 
 
 def test_loading_is_quiet_and_puts_the_logger_back(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
