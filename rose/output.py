@@ -1,0 +1,76 @@
+"""Folders that results are written to: checked before long work, and written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from rose.errors import RoseError
+from rose.paths import reachable
+from rose.report import default_permissions
+
+LAST = ("config.json", "model_index.json")  # what makes a folder a checkpoint
+PARTIAL = ".rose-partial-"  # begins names of what is not finished; what a killed run has left is no obstacle
+
+
+def check_output(folder: str | Path) -> None:
+    """Makes sure, before long work, that a checkpoint can be written here.
+
+    Raises:
+        RoseError: not an empty or new folder, or not writable.
+    """
+    path = reachable(folder)
+    try:
+        if path.exists() and (not path.is_dir() or any(not _is_partial(one) for one in path.iterdir())):
+            raise RoseError(f"{folder} already exists and is not an empty folder; choose another output folder.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=_stage(path)):
+            pass
+    except OSError as problem:
+        raise RoseError(f"Nothing can be written to {folder} ({problem.strerror}); choose another folder.") from problem
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder that becomes this one at the end, or is removed where that is not reached.
+
+    A folder that is there already stays, as it may be a mount point, a link or the working folder: files are then moved
+    into it, those that make it a checkpoint last.
+
+    Raises:
+        RoseError: as `check_output`; or what is written does not fit, or cannot be put there.
+    """
+    check_output(folder)
+    path = reachable(folder)
+    temporary = Path(tempfile.mkdtemp(dir=_stage(path), prefix=PARTIAL))
+    try:
+        yield temporary
+        for one in (temporary, *temporary.rglob("*")):
+            default_permissions(one)
+        if path.exists():
+            for one in sorted(temporary.iterdir(), key=lambda one: one.name in LAST):
+                os.replace(one, path / one.name)
+        else:
+            temporary.rename(path)
+    except (OSError, SafetensorError) as problem:
+        is_full = getattr(problem, "errno", errno.ENOSPC) in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some space" if is_full else "choose another folder"
+        raise RoseError(f"The checkpoint could not be written to {folder} ({problem}); {advice}.") from problem
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _stage(path: Path) -> Path:
+    """Where what is written waits: on the file system that it will be on."""
+    return path if path.exists() else path.parent
+
+
+def _is_partial(path: Path) -> bool:
+    return path.name.startswith(PARTIAL)
