@@ -26,13 +26,15 @@ from rose.model.cost import estimate_damage, sweeps_of
 from rose.model.damage import visit_damage
 from rose.model.damage_rows import WHOLE, DamageFolder, DamageReport
 from rose.model.distributed import from_first, launched_place
-from rose.model.forward import bos_in_front
+from rose.model.forward import bos_in_front, pick_device
 from rose.model.loading import PACKAGED, parse_dtype
 from rose.model.memory import Memory, estimate_memory
 from rose.model.pipeline import check_expert_tokens, check_target
-from rose.model.structure import check_not_shared, named
-from rose.model.zero_shot import TASKS, check_installed, zero_shot
+from rose.model.precision import compute_dtype
+from rose.model.structure import layers_to_prune
+from rose.model.zero_shot import TASKS, check_installed, task_manager, zero_shot
 from rose.output import check_output
+from rose.paths import reachable
 from rose.report import records_table, versions, write_atomically
 from rose.serving import serve, write_report
 from rose.structured.anatomy import HEADS, find_parts
@@ -183,6 +185,7 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
         )
         from_first(lambda: _save(report, options.output))
     error = "held_out_error" if held_out is not None else "relative_error"
+    table = table[table["sparsity"] > 0] if (table["sparsity"] > 0).any() else table  # experts may be left dense
     wide = table.pivot(index="layer", columns="method", values=error)[methods]
     wide.columns = pd.Index([f"{method} {error.replace('_', ' ')}" for method in wide.columns])
     facts = table.drop_duplicates("layer").set_index("layer")[["relative_range", "is_columnar"]]
@@ -219,6 +222,12 @@ def _check_evaluation(options: argparse.Namespace) -> None:
         raise rose.RoseError("--evaluate needs the whole model in memory; leave it out, or leave --stream out.")
 
 
+def _check_checkpoint(options: argparse.Namespace) -> None:
+    """The output folder must still be empty once the run is over."""
+    if options.checkpoint and options.checkpoint.resolve().is_relative_to(options.output.resolve()):
+        raise rose.RoseError("--checkpoint must not be inside --output, which is empty until the end; choose another.")
+
+
 def prune(options: argparse.Namespace, console: Console) -> None:
     check_output(options.output)
     own = method_options(options.option)
@@ -227,8 +236,13 @@ def prune(options: argparse.Namespace, console: Console) -> None:
     check_target(options.target, options.target_damping)
     check_expert_tokens(options.min_expert_tokens)
     _check_evaluation(options)
+    _check_checkpoint(options)
     model, tokenizer = _load(options, console, stream=options.stream, scratch=options.output.parent)
-    estimate = partial(estimate_memory, layers=options.layers, sequential=options.true_sequential)
+    layers_to_prune(model, options.layers, settings.pattern, settings.block_size)
+    compute_dtype(options.compute, model, pick_device())
+    estimate = partial(
+        estimate_memory, layers=options.layers, sequential=options.true_sequential, method=options.method
+    )
     _tell_memory(options, estimate, model, console)
     tokens, held_out = _tokens(options, tokenizer, options.seed)
     windows = _windows(options, options.evaluate, tokenizer) if options.evaluate else None
@@ -294,6 +308,7 @@ def slim(options: argparse.Namespace, console: Console) -> None:
     rest = _settings_of_rest(options) if options.prune else None
     check_output(options.output)
     _check_evaluation(options)
+    _check_checkpoint(options)
     if options.allocation != "uniform" and options.method != "depth":
         console.print(
             "The decoder blocks will differ in shape: rose.load_model reads the result, plain transformers does not.",
@@ -305,7 +320,7 @@ def slim(options: argparse.Namespace, console: Console) -> None:
         _check_rest(model, kinds, rest)
     estimate = partial(estimate_slim_memory, method=options.method, parts=kinds)
     if options.prune:
-        estimate = partial(_larger, estimate, target_of_rest)
+        estimate = partial(_larger, estimate, options.prune_method, target_of_rest)
     _tell_memory(options, estimate, model, console)
     tokens, held_out = _tokens(options, tokenizer, options.seed)
     windows = _windows(options, options.evaluate, tokenizer) if options.evaluate else None
@@ -351,11 +366,8 @@ def _settings_of_rest(options: argparse.Namespace) -> Settings:
 
 def _check_rest(model: PreTrainedModel, kinds: Sequence[str] | None, settings: Settings) -> None:
     """Raises RoseError for what pruning would refuse after slimming."""
-    layers, pattern = rose.prunable_layers(model), settings.pattern
-    check_not_shared(layers, model)
-    for layer in layers:
-        with named(layer):
-            pattern.check(layer.weight.shape[1], settings.block_size)
+    pattern = settings.pattern
+    layers_to_prune(model, None, pattern, settings.block_size)
     wide = [part.width for part in find_parts(model, kinds)[0] if part.kind == HEADS] if kinds else []
     if wide and pattern.is_grouped and wide[0] % pattern.of:
         raise rose.RoseError(
@@ -379,9 +391,9 @@ def _check_drop_options(options: argparse.Namespace) -> None:
         raise rose.RoseError(f"depth drops whole decoder blocks as they are; leave out {', '.join(wrong)}.")
 
 
-def _larger(estimate: Callable[..., Memory], target: str, model: Any, **sizes: Any) -> Memory:
-    """The larger of two estimates, where the model is then pruned, towards a target of its own."""
-    pruned = estimate_memory(model, **sizes | {"dense_targets": target == "dense"})
+def _larger(estimate: Callable[..., Memory], method: str, target: str, model: Any, **sizes: Any) -> Memory:
+    """The larger of two estimates, where the model is then pruned by a method, towards a target of its own."""
+    pruned = estimate_memory(model, **sizes | {"dense_targets": target == "dense"}, method=method)
     return max(estimate(model, **sizes), pruned, key=lambda memory: memory.peak)
 
 
@@ -571,8 +583,12 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         raise rose.RoseError("Say what to measure: --text for perplexity, --tasks for zero-shot accuracy, or both.")
     if options.tasks is not None:
         check_installed()
-    if options.output and not (options.tasks is not None and options.output.parent.is_dir()):
+    if options.output and not (
+        options.tasks is not None and reachable(options.output).parent.is_dir() and not options.output.is_dir()
+    ):
         raise rose.RoseError("--output names a .csv file for the accuracies of --tasks, in a folder that exists.")
+    if options.tasks is not None:
+        task_manager(options.tasks or TASKS, options.task_folder)
     model, tokenizer = _load(options, console)
     if options.text is not None:
         windows = _windows(options, options.text, tokenizer)

@@ -76,17 +76,18 @@ class RunReport:
     def from_records(cls, records: Sequence[LayerRecord], **settings: Any) -> RunReport:
         """Builds the table and adds totals to the settings."""
         table = records_table(records)
+        # Layers that were left dense, such as experts without tokens, would make the errors of the others look small.
         sizes, pruned = table["rows"] * table["columns"], table[table["sparsity"] > 0]
+        every = table.drop_duplicates("layer")  # several methods may have a row each
         totals = {
-            "layers": len(table),
-            "columnar_layers": int(table["is_columnar"].sum()),
-            "weights": int(sizes.sum()),
+            "layers": len(every),
+            "columnar_layers": int(every["is_columnar"].sum()),
+            "weights": int((every["rows"] * every["columns"]).sum()),
             "removed_fraction": float((table["sparsity"] * sizes).sum() / sizes.sum()),
-            # Experts that were left dense have no error, and would make that of the others look small.
             "mean_relative_error": float(pruned["relative_error"].mean()) if len(pruned) else 0.0,
-            "mean_held_out_error": _mean_or_none(table["held_out_error"]),
-            "mean_target_error": _mean_or_none(table["target_error"]),
-            "mean_held_out_target_error": _mean_or_none(table["held_out_target_error"]),
+            "mean_held_out_error": _mean_or_none(pruned["held_out_error"]),
+            "mean_target_error": _mean_or_none(pruned["target_error"]),
+            "mean_held_out_target_error": _mean_or_none(pruned["held_out_target_error"]),
             "layers_with_raised_damping": int(table["is_damping_raised"].sum()),
         }
         return cls(table, {**settings, **totals})

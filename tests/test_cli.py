@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rose
 from rose import cli
-from rose.model import damage_rows, pipeline
+from rose.model import comparison, damage_rows, pipeline
 from rose.model.comparison import ComparisonFolder, ComparisonRow
 from rose.model.durable import digest
 from tests.tiny import BOS, save_tiny_llama
@@ -267,6 +267,38 @@ def test_bad_input_is_one_sentence_and_status_2(checkpoint, tmp_path, capsys, ca
     shown = capsys.readouterr().err
     assert expected in shown
     assert "Traceback" not in shown
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--layers", "nothing*"], "No prunable layer is named"),
+        (["--sparsity", "3:5", "--block-size", "15"], "model.layers.0.self_attn.q_proj: "),
+        (["--dtype", "float16", "--compute", "bfloat16"], "load the model in bfloat16"),
+    ],
+)
+def test_what_a_model_refuses_is_told_before_its_perplexity_is_measured(
+    checkpoint, tmp_path, capsys, monkeypatch, more, message
+):
+    def measure(*_args, **_more):
+        raise AssertionError("nothing should be measured")
+
+    monkeypatch.setattr(rose, "perplexity", measure)
+    monkeypatch.setattr(comparison, "perplexity", measure)
+    assert prune(checkpoint, tmp_path / "out", "--evaluate", "packaged", *more) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    settings = ["--methods", "wanda", "--seeds", "0", "--output", str(tmp_path / "compared"), *CALIBRATION]
+    assert run("compare", "--model", checkpoint, "--evaluate", "packaged", *settings, *more) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("command", [["prune"], ["slim"]])
+@pytest.mark.parametrize("below", [".", "kept"])
+def test_a_checkpoint_inside_the_output_is_refused(tmp_path, capsys, command, below):
+    folders = ["--output", tmp_path / "out", "--checkpoint", tmp_path / "out" / below]
+    assert run(*command, "--model", "no/such/model/anywhere", *folders) == 2
+    assert "--checkpoint must not be inside --output" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
 
 

@@ -153,6 +153,7 @@ def estimate_case(model: nn.Module, setup: Setup, request: PruneRequest, method:
         sequential=request.true_sequential,
         dense_targets=target == "dense",
         held_out=setup.held_out > 0,
+        method=method,
     )
     return replace(cost, memory=memory.besides_weights)
 

@@ -131,16 +131,20 @@ def allocate(
 
 
 def _outlier_shares(blocks: Iterable[BlockStatistics]) -> dict[int, float]:
-    """Outlier share of each decoder block, by its index."""
-    shares = {}
+    """Outlier share of each decoder block, by its index; the least of all where no token came to any of its layers."""
+    shares: dict[int, float] = {}
+    unknown = []
     for block in blocks:
         known = [
             (layer.weight, statistics_of(layer, block.calibration).mean_square)
             for layer in block.layers
             if not layer.is_expert or layer.name in block.calibration  # no token may have come to an expert
         ]
-        shares[block.block_index] = outlier_share([importance(w.to(x.device), x) for w, x in known])
-    return shares
+        if known:
+            shares[block.block_index] = outlier_share([importance(w.to(x.device), x) for w, x in known])
+        else:
+            unknown.append(block.block_index)
+    return shares | dict.fromkeys(unknown, min(shares.values(), default=0.0))
 
 
 def hessian_traces(
@@ -217,7 +221,7 @@ def _probe(
     # The fused attention kernels have no second derivative.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
-        loss = nn.functional.cross_entropy(logits.float(), window[1:])
+        loss = nn.functional.cross_entropy(logits.float(), window[1:].long())
         gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
         missed = [weight for weight, gradient in zip(unique, gradients, strict=True) if gradient is None]
         for name, weight in named.items():

@@ -387,7 +387,9 @@ def _difference(name: str, run: Mapping[str, Any], before: Mapping[str, Any]) ->
         return "the model's weights differ (it must be loaded dense, as it was when the run began)"
     if name in ("tokens", "held_out", "layers", "format"):
         return f"the {name.replace('_', '-')} differ"
-    return f"{name.replace('_', ' ')} was {before.get(name)} there and is {run.get(name)} now"
+    usual = "float32" if name in ("compute", "search") else None  # what a run of that says nothing of
+    was, now = before.get(name, usual), run.get(name, usual)
+    return f"{name.replace('_', ' ')} was {was} there and is {now} now"
 
 
 def describe_run(

@@ -26,10 +26,12 @@ from rose.layer.order import check_order_name
 from rose.layer.pattern import parse_sparsity
 from rose.model.allocation import check_allocation
 from rose.model.evaluation import perplexity
+from rose.model.forward import pick_device
 from rose.model.pipeline import TARGETS, prune_model
+from rose.model.precision import DEFAULT, compute_dtype
 from rose.model.progress import ProgressCallback
 from rose.model.rows import RowsFolder
-from rose.model.structure import prunable_layers
+from rose.model.structure import layers_to_prune, prunable_layers
 
 SETTINGS = ("allocation", "block_size", "damping", "threshold")  # of `prune_model` that can be checked before it runs
 SAMPLE_SECONDS = 0.1  # how often memory is looked at
@@ -157,6 +159,10 @@ def compare_methods(
     """
     checked = {name: options[name] for name in SETTINGS if name in options}
     variants, patterns = plan_comparison(methods, sparsities, **checked)
+    for pattern in patterns:
+        block_size = options.get("block_size", 128)
+        layers_to_prune(model, options.get("layers"), parse_sparsity(pattern), block_size)
+    compute_dtype(options.get("compute", DEFAULT), model, pick_device())
     draw = lru_cache(maxsize=1)(calibration)  # all runs of a seed come one after another
     finished = {(row.method, row.sparsity, row.seed) for row in done}
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -36,7 +36,7 @@ from rose.model.forward import Boundaries, bos_in_front, pick_device
 from rose.model.pipeline import prune_one
 from rose.model.progress import Progress, ProgressCallback
 from rose.model.residence import is_streamed
-from rose.model.structure import PrunableLayer, check_not_shared, decoder_blocks, select_layers
+from rose.model.structure import PrunableLayer, check_not_shared, decoder_blocks, layers_to_prune, select_layers
 
 UNITS = ("layers", "blocks")
 
@@ -184,12 +184,11 @@ def visit_damage(
         raise RoseError(f"The units must be one of {', '.join(UNITS)}, not {units!r}.")
     if is_streamed(model):
         raise RoseError("Damage needs the whole model in memory; load it without streaming.")
-    selected = select_layers(model, layers)
-    check_not_shared(selected, model)
     if restore is None:
-        for layer in selected:
-            settings.pattern.check(layer.weight.shape[1], block_size)
+        selected = layers_to_prune(model, layers, settings.pattern, block_size)
     else:
+        selected = select_layers(model, layers)
+        check_not_shared(selected, model)
         _check_restored(restore, selected)
     check_streams(model, tokens, held_out)
     if held_out.shape[1] < 2:

@@ -76,7 +76,7 @@ def window_losses(
     done: list[Tensor] = []
     try:
         for windows in tokens.split(batch):
-            windows = windows.to(device)
+            windows = windows.to(device).long()
             with computing(device, dtype):
                 logits = model(input_ids=windows, use_cache=False).logits[:, :-1]
             # (tokens, vocabulary): along the last, contiguous dimension the CPU takes a quarter of the time.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from rose.layer.methods import get_method
 from rose.model import forward
 from rose.model.checkpoint import blocks_of
 from rose.model.cost import expert_share, statistics_groups
@@ -79,6 +80,7 @@ def estimate_memory(
     sequential: bool = False,
     dense_targets: bool = False,
     held_out: bool = False,
+    method: str = "sparsegpt",
 ) -> Memory:
     """What `prune_model` takes for a streamed model, besides the interpreter and its libraries.
 
@@ -91,7 +93,12 @@ def estimate_memory(
         sequential: each layer is calibrated on the pruned ones before it in its decoder block.
         dense_targets: layers are pruned towards the dense model, which is always sequential.
         held_out: some of the samples are held out, and have statistics of their own.
+        method: a name in the registry.
+
+    Raises:
+        RoseError: an unknown method.
     """
+    stages = (FACTORIZING, SWEEPING, *get_method(method).matrices)
     _, blocks = decoder_blocks(model)
     every, chosen = prunable_layers(model), select_layers(model, layers)
     body = getattr(model, "base_model", model)
@@ -106,7 +113,7 @@ def estimate_memory(
     # Where each layer is pruned before it runs, only its own statistics are there.
     gathered = max if sequential or dense_targets else sum
     groups = [(1 + held_out) * gathered(4 * columns**2 for columns in widths) for widths in inputs]
-    work = [_work(layer, width, dense_targets, held_out) for layer in chosen]
+    work = [_work(layer, width, dense_targets, held_out, stages) for layer in chosen]
     channels = HIDDEN_STATES_WAITING * width + widest if sequential or dense_targets else 0
     if dense_targets:  # what the layers read in the dense model
         channels += max(_read_by_a_token(model, found) for found in by_block) + width
@@ -121,7 +128,9 @@ def estimate_memory(
     )
 
 
-def _work(layer: PrunableLayer, width: int, dense_targets: bool, held_out: bool) -> int:
+def _work(
+    layer: PrunableLayer, width: int, dense_targets: bool, held_out: bool, stages: Sequence[tuple[int, int]]
+) -> int:
     """Bytes of the float32 matrices that pruning one layer takes."""
     columns, numbers = layer.weight.shape[1], layer.weight.numel()
     squares, weights = int(held_out), 0
@@ -129,7 +138,7 @@ def _work(layer: PrunableLayer, width: int, dense_targets: bool, held_out: bool)
         squares += GAPS_AT_WORK
     elif dense_targets:
         weights += GAPS_OF_A_WRITER
-    return 4 * max((squares + h) * columns**2 + (weights + w) * numbers for h, w in (FACTORIZING, SWEEPING))
+    return 4 * max((squares + h) * columns**2 + (weights + w) * numbers for h, w in stages)
 
 
 def _read_by_a_token(model: nn.Module, layers: Sequence[PrunableLayer]) -> int:

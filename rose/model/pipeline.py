@@ -40,7 +40,7 @@ from rose.model.precision import DEFAULT, compute_dtype, decided, rounding
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
 from rose.model.residence import is_streamed
 from rose.model.sequential import visit_sequentially
-from rose.model.structure import LowRank, PrunableLayer, check_not_shared, hidden_size, named, select_layers
+from rose.model.structure import LowRank, PrunableLayer, hidden_size, layers_to_prune, named
 from rose.report import LayerRecord, RunReport
 
 TARGETS = ("dense", "layer")
@@ -128,10 +128,7 @@ def prune_model(
     rule = parse_allocation(allocation).rule
     if is_streamed(model) and rule == "sensitivity":
         raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
-    selected = select_layers(model, layers)
-    check_not_shared(selected, model)
-    for layer in selected:
-        settings.pattern.check(layer.weight.shape[1], block_size)
+    selected = layers_to_prune(model, layers, settings.pattern, block_size)
     check_target(target, target_damping)
     check_expert_tokens(min_expert_tokens)
     compute = from_first(partial(decided, compute, model, pick_device()))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
+from rose.layer.pattern import Pattern
 from rose.model.experts import ExpertLinear, expert_layers, is_experts, routers
 
 LowRank = tuple[Tensor, Tensor]
@@ -175,6 +176,22 @@ def select_layers(model: nn.Module, layers: Sequence[str] | None) -> list[Prunab
             )
         chosen |= matched
     return [layer for layer in every if layer.name in chosen]
+
+
+def layers_to_prune(
+    model: nn.Module, layers: Sequence[str] | None, pattern: Pattern, block_size: int
+) -> list[PrunableLayer]:
+    """The layers of these names, in the order of the model.
+
+    Raises:
+        RoseError: as `select_layers` and `check_not_shared`; or a layer's width does not suit the pattern.
+    """
+    selected = select_layers(model, layers)
+    check_not_shared(selected, model)
+    for layer in selected:
+        with named(layer):
+            pattern.check(layer.weight.shape[1], block_size)
+    return selected
 
 
 def check_not_shared(layers: Sequence[PrunableLayer], model: nn.Module) -> None:

@@ -106,7 +106,7 @@ def read_text(model: nn.Module, tokens: Tensor, *, top: int = TOP, tick: Callabl
     try:
         tick()
         logits = model(input_ids=tokens.to(device), use_cache=False).logits[0]  # (length, vocabulary)
-        following = tokens[0, 1:].to(device)
+        following = tokens[0, 1:].to(device).long()
         for start in range(0, len(logits), CHUNK):
             tick()
             logs = logits[start : start + CHUNK].float().log_softmax(-1)

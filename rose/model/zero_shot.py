@@ -67,12 +67,12 @@ def zero_shot(
         progress: called with the share done, 0 to 1, before each batch of answers; may raise to stop.
 
     Returns:
-        A row per task: task, questions, accuracy, accuracy_error (standard error), accuracy_norm (NaN where the
-        task has none).
+        A row per task: task, questions, accuracy, accuracy_error (standard error), accuracy_norm. NaN where the task
+        has no such number.
 
     Raises:
-        RoseError: lm-eval is not installed, a `bos` that the tokenizer cannot do, an unknown task, a data set out of
-            reach, or a task that has no accuracy.
+        RoseError: lm-eval is not installed, a `bos` that the tokenizer cannot do, an unknown task, or a data set
+            out of reach.
     """
     check_installed()
     first = first_token(tokenizer, bos)
@@ -81,14 +81,19 @@ def zero_shot(
     home, device, was_training = next(model.parameters()).device, pick_device(), model.training
     model.to(device).eval()
     try:
-        manager = _task_manager(tasks, task_folder)
+        manager = task_manager(tasks, task_folder)
         found = _evaluate(model, tokenizer, manager, list(tasks), limit, device, first, progress)
     finally:
         model.train(was_training).to(home)
     return pd.DataFrame([_row(name, found["results"][name], found["n-samples"][name]) for name in tasks])
 
 
-def _task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
+def task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
+    """The harness's tasks, or those of a folder.
+
+    Raises:
+        RoseError: no such folder, a group of tasks, or an unknown one.
+    """
     from lm_eval.tasks import TaskManager
 
     if folder is not None and not Path(folder).is_dir():
@@ -165,9 +170,7 @@ def _evaluate(
 
 
 def _row(name: str, result: dict[str, Any], questions: dict[str, int]) -> dict[str, Any]:
-    if "acc,none" not in result:
-        raise RoseError(f"{name} has no accuracy; choose multiple-choice tasks.")
-    accuracy, asked = float(result["acc,none"]), int(questions["effective"])
+    accuracy, asked = float(result.get("acc,none", math.nan)), int(questions["effective"])
     return {
         "task": name,
         "questions": asked,

@@ -453,9 +453,9 @@ def test_bad_shapes(method: str) -> None:
     for weight in (torch.zeros(8), torch.zeros(0, 8), torch.zeros(8, 0), torch.zeros(2, 2, 8)):
         with pytest.raises(rose.RoseError, match="W must be a non-empty"):
             rose.prune_layer(weight, torch.eye(8), method=method)
-    for dtype in (torch.int8, torch.bool, torch.complex64):
+    for dtype in (torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn):
         with pytest.raises(rose.RoseError, match=r"real floating-point numbers, not .*; dequantize it first"):
-            rose.prune_layer(torch.ones(2, 8, dtype=dtype), torch.eye(8), method=method)
+            rose.prune_layer(torch.ones(2, 8).to(dtype), torch.eye(8), method=method)
     with pytest.raises(rose.RoseError, match="have not seen any token"):
         rose.prune_layer(torch.zeros(2, 8), rose.InputStatistics(8), method=method)
     with pytest.raises(rose.RoseError, match="must be symmetric"):

@@ -33,6 +33,7 @@ from rose.model.allocation import (
 )
 from rose.model.damage_rows import damage_table
 from rose.model.structure import prunable_layers
+from tests.model.families import make_model, make_tokens
 
 
 def tiny_llama(blocks: int = 3) -> PreTrainedModel:
@@ -203,6 +204,15 @@ def test_owl_protects_the_block_with_outliers() -> None:
     report = rose.prune_model(model, tokens, method="wanda", sparsity=0.5, block_size=8, allocation="owl")
     ratios = report.layers.groupby("block_index")["sparsity"].mean()
     assert ratios.idxmin() == 2
+
+
+def test_owl_goes_on_where_no_token_came_to_any_layer_of_a_block() -> None:
+    model, tokens = make_model("sparse_experts"), make_tokens()
+    records = rose.analyze_model(model, tokens, methods=["wanda"], block_size=8)
+    unreached = next(one.layer for one in records if one.block_index == 0 and not one.tokens)
+    names = [unreached, "*layers.1.self_attn*"]
+    report = rose.prune_model(model, tokens, method="wanda", sparsity=0.5, layers=names, allocation="owl", block_size=8)
+    assert report.layers.set_index("layer").loc[unreached, "sparsity"] == 0
 
 
 def test_uniform_is_the_default() -> None:

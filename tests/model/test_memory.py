@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+import rose
 from rose.model.memory import estimate_memory
 from tests.model.families import VOCABULARY, make_model
 
@@ -59,6 +62,16 @@ def test_experts_have_hessians_of_their_own_and_few_tokens_each(dense_targets: b
     assert memory.hessians == (alone if dense_targets else 4 * (2 * 32**2 + 24 * (32**2 + 16**2)))
     waiting = 3 * 32 + 32 + (2 * 32 + 2 * (32 + 16)) + 32  # what waits; inputs of attention and of two experts; stream
     assert memory.waiting == (4 * 3 * 24 * waiting if dense_targets else 0)
+
+
+def test_methods_with_stages_of_their_own_take_more() -> None:
+    sizes: dict[str, Any] = {"samples": 3, "length": 24, "layers": ["*.0.mlp.gate_proj"]}  # 56 × 32
+    work = {name: estimate_memory(make_model("llama"), **sizes, method=name).work for name in rose.METHODS}
+    assert work["sparsegpt"] == 4 * (4 * 32**2 + 6 * 56 * 32)
+    assert work["rose_admm"] == 4 * (4 * 32**2 + 10 * 56 * 32)
+    assert all(needed >= work["sparsegpt"] for needed in work.values())
+    with pytest.raises(rose.RoseError, match="no method named"):
+        estimate_memory(make_model("llama"), **sizes, method="nothing")
 
 
 def test_a_large_vocabulary_counts_at_the_start() -> None:

@@ -103,9 +103,18 @@ def test_totals() -> None:
 
 
 def test_layers_left_dense_make_no_error_look_small() -> None:
-    records = [record(0, relative_error=0.2), record(1, sparsity=0.0, relative_error=0.0)]
-    assert rose.RunReport.from_records(records).summary["mean_relative_error"] == pytest.approx(0.2)
-    assert rose.RunReport.from_records(records[1:]).summary["mean_relative_error"] == 0
+    errors = {"relative_error": 0.0, "held_out_error": 0.0, "target_error": 0.0, "held_out_target_error": 0.0}
+    found = {name: 0.2 + 0.1 * number for number, name in enumerate(errors)}
+    summary = rose.RunReport.from_records([record(0, **found), record(1, sparsity=0.0, **errors)]).summary
+    assert {name: summary[f"mean_{name}"] for name in errors} == pytest.approx(found)
+    assert rose.RunReport.from_records([record(1, sparsity=0.0, **errors)]).summary["mean_relative_error"] == 0
+
+
+def test_several_methods_of_one_layer_are_one_layer() -> None:
+    records = [record(number, method=method) for number in range(2) for method in ("rose", "wanda")]
+    one, two = (rose.RunReport.from_records(chosen).summary for chosen in (records[::2], records))
+    for name in ("layers", "columnar_layers", "weights"):
+        assert one[name] == two[name]
 
 
 def test_no_infinity_is_left_however_deep() -> None:

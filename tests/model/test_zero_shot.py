@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import sys
 from collections.abc import Sequence
@@ -101,6 +102,19 @@ def test_accuracy_is_that_of_the_likeliest_answer(loaded, folder: Path, question
     assert row["accuracy_norm"] == pytest.approx(right_by_length / QUESTIONS)
     assert row["accuracy_error"] == pytest.approx((share * (1 - share) / (QUESTIONS - 1)) ** 0.5)
     assert zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, limit=5)["questions"].item() == 5
+
+
+def test_a_task_without_accuracy_costs_the_others_nothing(loaded, folder: Path, tmp_path: Path) -> None:
+    plain = (folder / "sums.yaml").read_text()
+    (tmp_path / "sums.yaml").write_text(plain)
+    without = plain.replace("task: sums", "task: norms").replace(
+        "  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n", "", 1
+    )
+    (tmp_path / "norms.yaml").write_text(without)
+    table = zero_shot(*loaded, tasks=["sums", "norms"], task_folder=tmp_path).set_index("task")
+    assert table.loc["sums", "accuracy"] >= 0
+    assert math.isnan(table.loc["norms", "accuracy"])
+    assert table.loc["norms", "accuracy_norm"] == table.loc["sums", "accuracy_norm"]
 
 
 def test_the_model_is_left_as_it_was(loaded, folder: Path) -> None:

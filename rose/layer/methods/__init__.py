@@ -165,6 +165,8 @@ class Method:
         sweeps: whether `order` and `budget` apply.
         options: what else can be chosen, by name.
         work: running time in sweeps, for estimates; measured on 576 × 576, 1536 × 576 and 576 × 1536.
+        matrices: (of H's size, of W's size), float32 matrices alive at once in each of its stages, where it needs more
+            memory than a sweep, for estimates; measured on 1536 × 1536, 4096 × 1024 and 1024 × 3072.
     """
 
     name: str
@@ -174,6 +176,7 @@ class Method:
     sweeps: bool
     options: Mapping[str, Option] = field(default_factory=dict)
     work: float = 1
+    matrices: tuple[tuple[int, int], ...] = ()
 
 
 METHODS: dict[str, Method] = {}
@@ -187,11 +190,13 @@ def register(
     sweeps: bool = False,
     options: Mapping[str, Option] | None = None,
     work: float = 1,
+    matrices: tuple[tuple[int, int], ...] = (),
 ) -> Callable[[Prune], Prune]:
     """Decorator that adds a method to the registry; the last registration of a name wins.
 
     Args:
-        name, label, summary, sweeps, options, work: see `Method`; the name is one word, as typed on a command line.
+        name, label, summary, sweeps, options, work, matrices: see `Method`; the name is one word, as typed on a
+            command line.
 
     Raises:
         RoseError: a name that is not one word.
@@ -200,7 +205,7 @@ def register(
         raise RoseError(f"A method cannot be named {name!r}; take one word of letters, digits and underscores.")
 
     def add(prune: Prune) -> Prune:
-        METHODS[name] = Method(name, label, summary, prune, sweeps, options or {}, work)
+        METHODS[name] = Method(name, label, summary, prune, sweeps, options or {}, work, matrices)
         return prune
 
     return add
@@ -272,7 +277,7 @@ def prune_layer(
     """Prunes one weight matrix; W is not changed.
 
     Args:
-        weight: W, (out, in), any float dtype; the arithmetic is float32.
+        weight: W, (out, in), of 16 bits or more; the arithmetic is float32.
         hessian: H, (in, in), or the layer's `InputStatistics`.
         method: a name in the registry.
         sparsity: a ratio, or N:M such as "2:4".
@@ -307,7 +312,7 @@ def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Sett
         RoseError: a weight or H that is broken, or does not fit the other or the pattern; pruned weights that the
             weight's dtype cannot hold.
     """
-    if not weight.is_floating_point():
+    if not weight.is_floating_point() or weight.itemsize < 2:  # with eight bits hardly anything can be computed
         raise RoseError(f"W must be real floating-point numbers, not {weight.dtype}; dequantize it first.")
     if weight.ndim != 2 or weight.numel() == 0:
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(weight.shape)}.")

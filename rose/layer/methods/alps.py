@@ -29,6 +29,7 @@ FINAL_STEPS = 10  # of conjugate gradients
     "ALPS",
     "ADMM on the whole layer, then conjugate gradients on the kept weights (Meng et al. 2024); slow, low error.",
     work=18,
+    matrices=((8, 6), (4, 15)),
 )
 def alps(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Support by `find_support`, weights by `solve_on_support`; the mask is layer-wide, or N:M."""

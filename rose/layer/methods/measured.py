@@ -30,6 +30,7 @@ CANDIDATES = (
     "Ours: sweeps by several orders and budgets, and keeps the one with the least error, on held-out inputs if given.",
     sweeps=True,
     work=8,
+    matrices=((8, 6), (1, 15)),
 )
 def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Tries `CANDIDATES`, which costs as many sweeps; `order` and `budget` of the result say which one won.

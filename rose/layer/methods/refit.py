@@ -29,6 +29,7 @@ STEPS = 8  # the error then is within 0.3 % of its limit on layers of the packag
     "Ours: costly columns dealt evenly over the blocks, then all kept weights refitted at once for the mask found.",
     sweeps=True,
     work=4,
+    matrices=((4, 12),),
 )
 def rose_dealt(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Dealt order and block budget (or any others), then `refit`.

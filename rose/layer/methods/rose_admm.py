@@ -37,6 +37,7 @@ UNKNOWN_TOKENS = 0.05  # shrinkage for a Hessian that comes without its number o
     "by tokens per column.",
     options={"effort": Option(default=1, summary="more iterations: 3 finds most of what there is", low=1, high=10)},
     work=5,
+    matrices=((7, 5), (4, 10)),
 )
 def rose_admm(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Mask by `find_mask`, then conjugate gradients on the kept weights; the mask is layer-wide, or N:M."""
