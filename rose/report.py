@@ -85,9 +85,9 @@ class RunReport:
             "weights": int((every["rows"] * every["columns"]).sum()),
             "removed_fraction": float((table["sparsity"] * sizes).sum() / sizes.sum()),
             "mean_relative_error": float(pruned["relative_error"].mean()) if len(pruned) else 0.0,
-            "mean_held_out_error": _mean_or_none(pruned["held_out_error"]),
-            "mean_target_error": _mean_or_none(pruned["target_error"]),
-            "mean_held_out_target_error": _mean_or_none(pruned["held_out_target_error"]),
+            "mean_held_out_error": mean_or_none(pruned["held_out_error"]),
+            "mean_target_error": mean_or_none(pruned["target_error"]),
+            "mean_held_out_target_error": mean_or_none(pruned["held_out_target_error"]),
             "layers_with_raised_damping": int(table["is_damping_raised"].sum()),
         }
         return cls(table, {**settings, **totals})
@@ -173,7 +173,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _mean_or_none(column: pd.Series) -> float | None:
+def mean_or_none(column: pd.Series) -> float | None:
+    """The mean of what is known; None where nothing is."""
     values = pd.to_numeric(column).dropna()
     return float(values.mean()) if len(values) else None
 

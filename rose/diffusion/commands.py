@@ -15,6 +15,7 @@ from rose.commands import made, method_options
 from rose.diffusion.evaluation import (
     DiffusionScores,
     check_garments,
+    check_pictures,
     classes_in_turn,
     evaluate_diffusion,
     evaluation_trajectory,
@@ -221,6 +222,7 @@ def _names(classes: Conditions) -> str:
 def evaluate(options: argparse.Namespace, console: Console) -> None:
     check_installed()
     check_steps(options.steps)
+    check_pictures(options.count)
     if options.output:
         _check_file(options.output)
     given = {"pictures": options.count, "steps": options.steps, "seed": options.seed, "guidance": options.guidance}

@@ -75,8 +75,7 @@ def evaluate_diffusion(
         RoseError: another model, too few pictures for the Fréchet distance, or a dense trajectory of another run.
     """
     check_garments(pipeline)
-    if pictures < LEAST_PICTURES:
-        raise RoseError(f"The Fréchet distance needs at least {LEAST_PICTURES} pictures, not {pictures}.")
+    check_pictures(pictures)
     began = time.perf_counter()
     own = evaluation_trajectory(pipeline, pictures=pictures, steps=steps, seed=seed, guidance=guidance, tick=tick)
     if dense is not None and not torch.equal(dense.states[0], own.states[0]):
@@ -93,6 +92,12 @@ def evaluate_diffusion(
         pictures,
         time.perf_counter() - began,
     )
+
+
+def check_pictures(pictures: int) -> None:
+    """Raises RoseError where these are too few for the Fréchet distance."""
+    if pictures < LEAST_PICTURES:
+        raise RoseError(f"The Fréchet distance needs at least {LEAST_PICTURES} pictures, not {pictures}.")
 
 
 def evaluation_trajectory(

@@ -125,7 +125,12 @@ def run_pipeline(
 
     Returns:
         What the pipeline puts out, float32.
+
+    Raises:
+        RoseError: guidance for a pipeline that knows none.
     """
+    if guidance is not None and "guidance_scale" not in inspect.signature(pipeline.__call__).parameters:
+        raise RoseError(f"{type(pipeline).__name__} knows no guidance; leave it out.")
     arguments = {"num_inference_steps": steps, "output_type": output, "return_dict": False, **batch.arguments}
     arguments["generator"] = _generators(batch, seed)
     if guidance is not None:

@@ -71,10 +71,12 @@ class Gap:
     Attributes:
         cross: GᵀX_p, (out, in) float32.
         square: ‖G‖².
+        total: the sum of G over tokens, (out,).
     """
 
     cross: Tensor
     square: float
+    total: Tensor
 
 
 def input_difference(dense: Tensor, pruned: Tensor, dtype: torch.dtype) -> Tensor:
@@ -122,7 +124,8 @@ class InputGap:
     def of(self, weight: Tensor) -> Gap:
         """The gap of one of the layers, W (out, in)."""
         weight = weight.float()
-        return Gap(weight @ self.cross, quadratic_form(weight, self.difference.hessian))
+        total = weight @ (self.difference.mean * self.difference.tokens)
+        return Gap(weight @ self.cross, quadratic_form(weight, self.difference.hessian), total)
 
     def correction(self, weight: Tensor, hessian: Tensor, damping: float) -> tuple[Tensor, float]:
         """GᵀX_p (H + λI)⁻¹, (out, in), and the damping used; what does not depend on the layer is computed once."""
@@ -147,6 +150,7 @@ class OutputGap:
         self.dtype = dtype
         self.cross = torch.zeros(rows, columns, device=device)
         self.square = torch.zeros((), dtype=torch.float64, device=device)
+        self.total = torch.zeros(rows, device=device)
 
     def update(self, pruned: Tensor, gap: Tensor) -> None:
         """Adds X_p, (..., in), and G, (..., out), of the same tokens."""
@@ -154,15 +158,17 @@ class OutputGap:
         g = gap.detach().reshape(-1, self.cross.shape[0]).to(self.cross)
         add_product(self.cross, g.to(self.dtype), x)
         self.square += torch.dot(g.flatten(), g.flatten())
+        self.total += g.sum(0)
 
     def sum_over(self, add: Callable[[Tensor], Any]) -> None:
         """Lets `add` replace every accumulator by its sum over processes, in place."""
         add(self.cross)
         add(self.square)
+        add(self.total)
 
     def of(self, _weight: Tensor) -> Gap:
         """The gap; it was measured with the layer's own dense weight."""
-        return Gap(self.cross, float(self.square))
+        return Gap(self.cross, float(self.square), self.total)
 
     def correction(self, _weight: Tensor, hessian: Tensor, damping: float) -> tuple[Tensor, float]:
         """GᵀX_p (H + λI)⁻¹, (out, in), and the damping used."""
@@ -212,6 +218,24 @@ def target_error(weight: Tensor, pruned: Tensor, gap: Gap, *, change_energy: flo
     """
     missed = gap.square + 2 * _inner(gap.cross, difference(weight, pruned)) + change_energy
     return ratio(missed, gap.square + 2 * _inner(gap.cross, weight) + dense_energy)
+
+
+def target_error_with_bias(
+    weight: Tensor, pruned: Tensor, bias: Tensor | None, gap: Gap, statistics: InputStatistics
+) -> float:
+    """‖T − X_p Ŵᵀ − 1bᵀ‖² / ‖T‖² of a layer that has gained a bias.
+
+    Args:
+        weight, pruned, gap: as for `target_error`.
+        bias: b, (out,), beside the layer's own; None where there is none.
+        statistics: of the pruned inputs X_p.
+    """
+    change, hessian = difference(weight, pruned), statistics.hessian
+    energy = quadratic_form(change, hessian)
+    if bias is not None:
+        missed = gap.total + change @ (statistics.mean * statistics.tokens)  # the sum of T − X_p Ŵᵀ over tokens
+        energy += float((bias * (statistics.tokens * bias - 2 * missed)).sum(dtype=torch.float64))
+    return target_error(weight, pruned, gap, change_energy=energy, dense_energy=quadratic_form(weight, hessian))
 
 
 def _inner(one: Tensor, other: Tensor) -> float:

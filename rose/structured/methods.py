@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,11 +23,19 @@ class Choice:
         kept: (units,) bool.
         scores: what each unit is worth by itself, (units,), higher = stays; before anything went.
         before_swaps: what was kept before swaps, None where there were none.
+        earlier: units swapped before that, where whole groups went first.
     """
 
     kept: Tensor
     scores: Tensor
     before_swaps: Tensor | None = None
+    earlier: int = 0
+
+    @property
+    def swapped(self) -> int:
+        """Units that came back in place of others."""
+        last = 0 if self.before_swaps is None else int((self.before_swaps & ~self.kept).sum())
+        return self.earlier + last
 
 
 # (problem, how many go out of each pool, pools of units, units already gone) -> choice
@@ -82,30 +90,25 @@ def choose(method: StructuredMethod, problem: Problem, shape: Shape) -> Choice:
     assert method.select is not None
     have = problem.shape
     kept = torch.ones(have.units, dtype=torch.bool)
+    if shape == have:
+        return method.select(problem, 0, [torch.arange(have.units)], ~kept)
     found = Choice(kept, torch.zeros(have.units))
     if shape.groups < have.groups:
-        groups = method.select(
-            problem.coarse(), have.groups - shape.groups, [torch.arange(have.groups)], ~torch.ones(have.groups).bool()
-        )
-        found = Choice(*(None if x is None else _per_unit(x, have.per_group) for x in _fields(groups)))  # type: ignore[arg-type]
+        none = torch.zeros(have.groups, dtype=torch.bool)
+        groups = method.select(problem.coarse(), have.groups - shape.groups, [torch.arange(have.groups)], none)
+        found = _per_unit(groups, have.per_group)
     if shape.per_group < have.per_group:
         units = torch.arange(have.units).view(have.groups, have.per_group)
         pools = [row for row in units if found.kept[row].any()]
-        first = found.before_swaps
-        found = method.select(problem, have.per_group - shape.per_group, pools, ~found.kept)
-        if first is not None and found.before_swaps is None:
-            found = Choice(found.kept, found.scores, found.kept)
-    if shape == have:
-        found = method.select(problem, 0, [torch.arange(have.units)], ~kept)
+        earlier = found.swapped
+        found = replace(method.select(problem, have.per_group - shape.per_group, pools, ~found.kept), earlier=earlier)
     return found
 
 
-def _fields(choice: Choice) -> tuple[Tensor, Tensor, Tensor | None]:
-    return choice.kept, choice.scores, choice.before_swaps
-
-
-def _per_unit(values: Tensor, per_group: int) -> Tensor:
-    return values.repeat_interleave(per_group)
+def _per_unit(groups: Choice, per_group: int) -> Choice:
+    """A choice of groups as one of their units."""
+    before = None if groups.before_swaps is None else groups.before_swaps.repeat_interleave(per_group)
+    return Choice(groups.kept.repeat_interleave(per_group), groups.scores.repeat_interleave(per_group), before)
 
 
 def _lowest(score: Tensor, remove: int, pools: Sequence[Tensor], gone: Tensor, skip: int = 0) -> Tensor:

@@ -44,7 +44,7 @@ from rose.model.structure import (
     prunable_layers,
     select_layers,
 )
-from rose.report import RunReport
+from rose.report import RunReport, mean_or_none
 from rose.structured.anatomy import HEADS, PARTS, Part, Shape, block_parameters, find_parts
 from rose.structured.configuration import (
     RECORD,
@@ -92,6 +92,7 @@ from rose.structured.surgery import (
 from rose.structured.survey import BlockSurvey, make_problem, survey
 
 SURVEY_SHARE = 0.3  # of a run that prices its parts first; only the progress bar depends on it
+ERRORS = ("relative_error", "held_out_error", "target_error", "held_out_target_error")  # of a part
 BIAS, KEPT = ".bias", ".kept"  # end the names of what is kept beside an output projection
 
 Wanted = dict[int, dict[str, tuple[Part, Shape]]]  # [block][output projection]: what it will be
@@ -205,18 +206,17 @@ def prune_structured(
             facts = {"allocation": allocation, "uniform": plan.uniform}
         kept.finish()
     after = block_parameters(model)
-    errors = [record.relative_error for record in records]
-    held = [record.held_out_error for record in records if record.held_out_error is not None]
+    table = parts_table(records)
+    means = {f"mean_{name}": mean_or_none(table[name]) for name in ERRORS}
     return RunReport(
-        parts_table(records),
+        table,
         {
             **settings, **facts, "recovery": recovered, "drift": [dataclasses.asdict(one) for one in drifts],
             "samples": tokens.shape[0], "length": tokens.shape[1],
             "held_out_samples": 0 if held_out is None else held_out.shape[0],
             "block_parameters": before, "kept_block_parameters": after, "removed_fraction": 1 - after / before,
             "parameters": whole, "kept_parameters": _parameters(model),
-            "mean_relative_error": sum(errors) / len(errors) if errors else None,
-            "mean_held_out_error": sum(held) / len(held) if held else None,
+            **means,
             "seconds": kept.seconds + time.perf_counter() - start,
         },
     )  # fmt: skip
@@ -542,7 +542,12 @@ class SlimRun:
         with named(layer):
             problem = self._problem(part, block)
             held_out = block.held_out.get(layer.name)
-            found = solve_part(part, shape, problem, self.method, self.recovery, held_out)
+            targets = [
+                (block.gaps[stream][layer.name].of(layer.weight), inputs)
+                for stream, inputs in (("calibration", block.calibration[layer.name]), ("held_out", held_out))
+                if inputs is not None and layer.name in block.gaps.get(stream, {})
+            ]
+            found = solve_part(part, shape, problem, self.method, self.recovery, held_out, targets)
         record = dataclasses.replace(found.record, seconds=time.perf_counter() - began)
         return Solution(found.kept, found.weight.cpu(), None if found.bias is None else found.bias.cpu(), record)
 

@@ -12,6 +12,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from rose.layer.statistics import InputStatistics
+from rose.layer.target import Gap, target_error_with_bias
 from rose.structured.anatomy import HEADS, Part, Shape
 from rose.structured.methods import StructuredMethod, choose
 from rose.structured.problem import Problem, recover, relative_errors
@@ -24,7 +25,9 @@ Original = tuple[Any, nn.Parameter, nn.Parameter | None]  # a module with its we
 class PartRecord:
     """One part of a decoder block in numbers; errors are relative to the mean square of the dense projection's output.
 
-    `unrecovered_error` is that of the kept columns as they were; `units` counts query heads or channels.
+    `unrecovered_error` is that of the kept columns as they were; `target_error` and `held_out_target_error` are those
+    against the dense model's output, where that was the target. `units` counts query heads or channels, `swapped` those
+    that came back in place of others.
     """
 
     block_index: int
@@ -43,13 +46,15 @@ class PartRecord:
     held_out_error: float | None
     swapped: int
     seconds: float
+    target_error: float | None = None
+    held_out_target_error: float | None = None
 
 
 def parts_table(records: Sequence[PartRecord]) -> pd.DataFrame:
     """One row per record; the columns are there even when no record is."""
     names = [entry.name for entry in dataclasses.fields(PartRecord)]
     table = pd.DataFrame([dataclasses.asdict(record) for record in records], columns=names)
-    return table.astype({"held_out_error": float})
+    return table.astype(dict.fromkeys(("held_out_error", "target_error", "held_out_target_error"), float))
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def solve_part(
     method: StructuredMethod,
     recovery: str,
     held_out: InputStatistics | None = None,
+    targets: Sequence[tuple[Gap, InputStatistics]] = (),
 ) -> Solution:
     """Chooses the units of a part and compensates for the others; nothing is changed yet.
 
@@ -95,6 +101,8 @@ def solve_part(
         part, shape: what to reduce, and to what.
         problem: of its output projection, see `make_problem`.
         held_out: further inputs, to measure errors on.
+        targets: the gap to the dense model's output with the inputs that it is of, of calibration and of held-out
+            tokens, as far as there are any.
 
     Raises:
         RoseError: statistics that cannot be inverted.
@@ -106,19 +114,21 @@ def solve_part(
     weight, bias = recover(problem, choice.kept, recovery)
     weight = weight.to(layer.weight.dtype)
     written = weight.float()
-    unrecovered = recover(problem, choice.kept, "none")[0]
+    unrecovered = dense.masked_fill(~problem.mask(choice.kept), 0)
     after, before = relative_errors(dense, problem.second, problem.mean, [(written, bias), (unrecovered, None)])
     held = None
     if held_out is not None:
         second = held_out.hessian / held_out.total_weight
         (held,) = relative_errors(dense, second, held_out.mean, [(written, bias)])
+    missed = [target_error_with_bias(dense, written, bias, gap, inputs) for gap, inputs in targets]
     record = PartRecord(
         block_index=part.block_index, part=part.kind, layer=layer.name, method=method.name,
         recovery=recovery, units=part.shape.units, kept_units=shape.units, groups=part.shape.groups,
         kept_groups=shape.groups, parameters=part.parameters(part.shape), kept_parameters=part.parameters(shape),
         relative_error=after, unrecovered_error=before, held_out_error=held,
-        swapped=0 if choice.before_swaps is None else int((choice.before_swaps & ~choice.kept).sum()),
-        seconds=time.perf_counter() - began,
+        swapped=choice.swapped,
+        seconds=time.perf_counter() - began, target_error=missed[0] if missed else None,
+        held_out_target_error=missed[1] if len(missed) > 1 else None,
     )  # fmt: skip
     return Solution(choice.kept, weight, bias, record)
 

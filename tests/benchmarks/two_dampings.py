@@ -45,7 +45,7 @@ class TwoPartGap(OutputGap):
     def __init__(self, whole: OutputGap, inputs: OutputGap, stream_damping: float) -> None:
         rows, columns = whole.cross.shape
         super().__init__(rows, columns, whole.cross.device, whole.dtype)
-        self.cross, self.square = whole.cross, whole.square
+        self.cross, self.square, self.total = whole.cross, whole.square, whole.total
         self.inputs, self.stream_damping = inputs, stream_damping
 
     def correction(self, weight: Tensor, hessian: Tensor, damping: float) -> tuple[Tensor, float]:

@@ -67,3 +67,9 @@ def test_trajectories_of_one_seed_start_alike_and_differ_in_the_end(family: str)
     assert drift.shape == (4,)
     assert drift[0] == 0
     assert (drift[1:] > 0).all()
+
+
+def test_guidance_is_refused_where_a_pipeline_knows_none() -> None:
+    pipeline, conditions = FAMILIES["unet"]()
+    with pytest.raises(rose.RoseError, match="DDIMPipeline knows no guidance"):
+        rose.prune_diffusion(pipeline, conditions, steps=2, guidance=2.0)

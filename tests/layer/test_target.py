@@ -10,7 +10,14 @@ from torch import Tensor
 
 import rose
 from rose.layer.error import quadratic_form
-from rose.layer.target import InputGap, OutputGap, corrected_weight, target_damping, target_error
+from rose.layer.target import (
+    InputGap,
+    OutputGap,
+    corrected_weight,
+    target_damping,
+    target_error,
+    target_error_with_bias,
+)
 
 ROWS, COLUMNS, TOKENS = 6, 12, 80
 
@@ -57,6 +64,20 @@ def test_error_against_the_target_is_that_on_tokens(case: dict[str, Tensor], kin
     change, dense = quadratic_form(weight - pruned, hessian), quadratic_form(weight, hessian)
     error = target_error(weight, pruned, gap.of(weight), change_energy=change, dense_energy=dense)
     direct = (target - case["pruned"] @ pruned.T).square().sum() / target.square().sum()
+    assert error == pytest.approx(float(direct), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["input gap", "output gap"])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_error_against_the_target_with_a_bias(case: dict[str, Tensor], kind: int, with_bias: bool) -> None:
+    case |= {"pruned": case["pruned"] + 0.5, "dense": case["dense"] + 0.8}  # or a bias would hardly matter
+    found = gaps(case, parts=3)
+    gap, target = found[kind], found[kind + 2]
+    pruned = case["weight"] * (torch.rand(ROWS, COLUMNS) < 0.5)
+    bias = torch.randn(ROWS) if with_bias else None
+    output = case["pruned"] @ pruned.T + (0 if bias is None else bias)
+    error = target_error_with_bias(case["weight"], pruned, bias, gap.of(case["weight"]), statistics_of(case["pruned"]))
+    direct = (target - output).square().sum() / target.square().sum()
     assert error == pytest.approx(float(direct), rel=1e-4)
 
 

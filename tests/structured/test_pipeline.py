@@ -136,7 +136,7 @@ def test_reported_errors_are_those_of_the_model_on_tokens() -> None:
     """The first decoder block's MLP, heads untouched, so that it reads what the dense one reads."""
     model = make_model("llama")
     dense = copy.deepcopy(model)
-    report = slim(model, parts=[CHANNELS])
+    report = slim(model, parts=[CHANNELS], held_out=make_tokens(2, seed=3))
     seen = [[], []]
     for number, one in enumerate((dense, model)):
         hook = one.model.layers[0].mlp.register_forward_hook(lambda _m, _i, out, n=number: seen[n].append(out))
@@ -144,7 +144,21 @@ def test_reported_errors_are_those_of_the_model_on_tokens() -> None:
         hook.remove()
     (before,), (after,) = seen
     error = float((before - after).square().sum() / before.square().sum())
-    assert report.layers["relative_error"].iloc[0] == pytest.approx(error, rel=1e-3)
+    first = report.layers.iloc[0]
+    assert first["relative_error"] == pytest.approx(error, rel=1e-3)
+    # There the dense model's output is what its own weights make of its inputs; behind it no longer.
+    assert first["target_error"] == pytest.approx(first["relative_error"], rel=1e-4)
+    assert first["held_out_target_error"] == pytest.approx(first["held_out_error"], rel=1e-4)
+    assert report.layers["target_error"].iloc[1] != pytest.approx(report.layers["relative_error"].iloc[1], rel=1e-2)
+    assert report.summary["mean_target_error"] == pytest.approx(report.layers["target_error"].mean())
+
+
+def test_the_unrecovered_error_is_that_of_the_columns_as_they_were() -> None:
+    """Whatever the target; with the first decoder block alone both targets keep the same columns."""
+    found = {target: slim(make_model("llama"), target=target, method="wanda").layers for target in ("layer", "dense")}
+    first = [table.iloc[0] for table in found.values()]
+    assert first[0]["unrecovered_error"] == pytest.approx(first[1]["unrecovered_error"], rel=1e-6)
+    assert found["layer"]["target_error"].isna().all()
 
 
 def test_the_survey_sees_what_the_model_does() -> None:
