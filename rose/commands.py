@@ -40,7 +40,7 @@ from rose.serving import serve, write_report
 from rose.structured.anatomy import HEADS, find_parts
 from rose.structured.memory import estimate_slim_memory
 from rose.structured.methods import structured_method
-from rose.structured.pipeline import check_parts, check_request
+from rose.structured.plan import check_parts, check_request
 
 # Settings shared by all runs in one comparison folder; methods, sparsities and seeds may be added later.
 COMPARISON_SETTINGS = (

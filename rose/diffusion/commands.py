@@ -37,7 +37,7 @@ from rose.output import check_output
 from rose.report import RunReport, write_atomically
 from rose.structured.anatomy import PARTS
 from rose.structured.methods import STRUCTURED, structured_method
-from rose.structured.pipeline import check_request
+from rose.structured.plan import check_request
 from rose.structured.problem import RECOVERIES
 
 PER_ROW = 10  # pictures in a sheet

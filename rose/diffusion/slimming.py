@@ -29,7 +29,7 @@ from rose.model.structure import PrunableLayer, named
 from rose.report import RunReport
 from rose.structured.anatomy import CHANNELS, HEADS, PARTS, Part, Shape
 from rose.structured.methods import StructuredMethod, structured_method
-from rose.structured.pipeline import check_request
+from rose.structured.plan import check_request
 from rose.structured.reduction import (
     Original,
     PartRecord,

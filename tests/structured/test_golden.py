@@ -11,7 +11,8 @@ from transformers import LlamaForCausalLM
 from rose.model.capture import collect_statistics
 from rose.structured.anatomy import Shape, find_parts
 from rose.structured.methods import channel_scores, head_scores, structured_method
-from rose.structured.pipeline import SlimPlan, SlimRun
+from rose.structured.pipeline import SlimRun
+from rose.structured.plan import SlimPlan
 from rose.structured.survey import make_problem
 from tests.model.families import logits
 from tests.structured.golden import FIXTURE, RATIOS, tiny_llama

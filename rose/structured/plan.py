@@ -1,0 +1,201 @@
+"""What a structured run will do: which shapes every decoder block will have, found before anything is changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from torch import Tensor, nn
+
+from rose.errors import RoseError
+from rose.layer.hessian import check_damping
+from rose.model.progress import ProgressCallback
+from rose.model.structure import check_not_shared
+from rose.structured.anatomy import PARTS, Part, Shape, block_parameters, find_parts
+from rose.structured.configuration import can_bias, can_say, check_cuttable, kinds_of, parts_of_any
+from rose.structured.problem import RECOVERIES
+from rose.structured.shapes import (
+    ALLOCATIONS,
+    Shapes,
+    check_possible,
+    check_saved,
+    cost_shapes,
+    similarity_ratios,
+    similarity_shapes,
+    uniform_candidates,
+    uniform_shapes,
+)
+from rose.structured.survey import BlockSurvey, survey
+
+
+@dataclass(frozen=True)
+class SlimPlan:
+    """The shapes that a run will produce.
+
+    Attributes:
+        parts, shapes: [block][part].
+        biased: kinds of parts that may get a bias.
+        uniform: whether the configuration says the result, so that any program loads it.
+        surveys: what the dense model was priced at, where it was.
+    """
+
+    parts: list[list[Part]]
+    shapes: Shapes
+    biased: tuple[str, ...]
+    uniform: bool
+    surveys: list[BlockSurvey] | None = field(default=None)
+
+    @property
+    def removed(self) -> int:
+        """Parameters that go."""
+        return sum(
+            part.saved(shape)
+            for of_block, wanted in zip(self.parts, self.shapes, strict=True)
+            for part, shape in zip(of_block, wanted, strict=True)
+        )
+
+
+def check_request(ratio: float, allocation: str, recovery: str | None, damping: float, multiple: int) -> None:
+    """Refuses bad requests before anything is loaded or computed.
+
+    Raises:
+        RoseError: says what to change.
+    """
+    if not 0 < ratio < 1:
+        raise RoseError(f"The ratio must be above 0 and below 1, such as 0.2, not {ratio!r}.")
+    if allocation not in ALLOCATIONS:
+        raise RoseError(f"There is no allocation {allocation!r}; choose one of {', '.join(ALLOCATIONS)}.")
+    if recovery is not None and recovery not in RECOVERIES:
+        raise RoseError(f"There is no recovery {recovery!r}; choose one of {', '.join(RECOVERIES)}.")
+    if multiple < 1:
+        raise RoseError(f"Kept channels must be a multiple of at least 1, not {multiple}.")
+    check_damping(damping)
+
+
+def plan_slimming(
+    model: nn.Module,
+    tokens: Tensor,
+    *,
+    ratio: float,
+    parts: Sequence[str] | None = None,
+    allocation: str = "uniform",
+    recovery: str = "exact",
+    damping: float = 0.01,
+    multiple: int = 8,
+    surveys: Sequence[BlockSurvey] | None = None,
+    progress: ProgressCallback | None = None,
+    remember: Callable[[Callable[[], str]], str] = lambda compute: compute(),
+) -> SlimPlan:
+    """Which shapes the decoder blocks will have; the model is not changed. Arguments as for `prune_structured`.
+
+    Args:
+        surveys: prices that are known already; else the dense model is priced, where the allocation asks for it.
+        remember: the shapes as text that an earlier run has kept, else what it is given to compute.
+
+    Raises:
+        RoseError: impossible shapes, or shapes that the configuration cannot express.
+    """
+    kinds = check_parts(model, parts)
+    found = find_parts(model, kinds)
+    uniform = allocation == "uniform"
+    biased = () if recovery == "none" else tuple(kind for kind in kinds if can_bias(model, found, kind, not uniform))
+    wanted = ratio * block_parameters(model)
+    allowed = partial(can_say, model, found, biased=biased)
+    if uniform:
+        candidates = _uniform_candidates(model, found, wanted, multiple, allowed)
+    else:
+        check_possible(found, wanted, multiple, allocation)
+
+    known: list[BlockSurvey] | None = None
+
+    def priced(with_parts: bool) -> list[BlockSurvey]:
+        nonlocal known
+        if surveys is None:
+            of_blocks: Sequence[Sequence[Part]] = found if with_parts else []
+            known = list(survey(model, tokens, of_blocks, biases=biased, damping=damping, progress=progress))
+        else:
+            known = list(surveys)
+        return known
+
+    def find() -> str:
+        if allocation == "similarity":
+            similarities = [one.similarity for one in priced(with_parts=False)]
+            shapes = _similar(found, similarities, ratio, wanted, multiple)
+        elif allocation == "cost":
+            shapes = cost_shapes(priced(with_parts=True), wanted, multiple)
+        else:
+            prices = priced(with_parts=True) if len(kinds) > 1 else None
+            shapes = uniform_shapes(found, candidates, prices, allowed)
+        return json.dumps([[dataclasses.astuple(shape) for shape in of_block] for of_block in shapes])
+
+    shapes = [[Shape(*shape) for shape in of_block] for of_block in json.loads(remember(find))]
+    return SlimPlan(found, shapes, biased, uniform, known)
+
+
+def _uniform_candidates(
+    model: nn.Module,
+    found: Sequence[Sequence[Part]],
+    wanted: float,
+    multiple: int,
+    allowed: Callable[[Mapping[str, Shape]], bool],
+) -> list[dict[str, Shape]]:
+    """See `uniform_candidates`; one at least is allowed.
+
+    Raises:
+        RoseError: none is, or the decoder blocks are not alike.
+    """
+    every = [part for parts in parts_of_any(model) for part in parts]
+    if len({(part.kind, part.shape) for part in every}) > len({part.kind for part in every}):
+        raise RoseError(
+            "The decoder blocks of this model differ in shape already; choose an allocation that lets them differ "
+            "(cost or similarity)."
+        )
+    if "channels" in {part.kind for part in found[0]} and not can_say(model, found, {"channels": Shape(1, 1)}):
+        raise RoseError(
+            f"The configuration of {type(model).__name__} has no number for MLP channels, so plain transformers could "
+            "not load the result; allow shapes that rose alone reads (allocation cost), or choose the method depth."
+        )
+    candidates = uniform_candidates(found[0], wanted / len(found), multiple)
+    if not any(map(allowed, candidates)):
+        raise RoseError(
+            "No uniform shapes that the configuration can say save about that much; ask for another ratio or parts, or "
+            "allow shapes that differ (allocation cost)."
+        )
+    return candidates
+
+
+def check_parts(model: nn.Module, parts: Sequence[str] | None) -> tuple[str, ...]:
+    """The kinds of parts to reduce, in their order.
+
+    Raises:
+        RoseError: a kind that this model does not offer, or none at all; decoder blocks that share weights.
+    """
+    offered = kinds_of(model) if parts is None else parts
+    if parts is None and not offered:
+        raise RoseError(
+            f"Neither heads nor channels of {type(model).__name__} can be taken out, as its layers are not known; "
+            "choose the method depth."
+        )
+    found = find_parts(model, offered)
+    check_cuttable(model, found)
+    check_not_shared([layer for of_block in found for part in of_block for layer in part.layers], model)
+    return tuple(kind for kind in PARTS if kind in offered)
+
+
+def _similar(
+    parts: Sequence[Sequence[Part]], similarities: Sequence[float], ratio: float, wanted: float, multiple: int
+) -> Shapes:
+    """By similarity; heads are coarse, so that the ratio is adjusted until the whole comes out."""
+    asked, best = ratio, None
+    for _ in range(8):
+        shapes = similarity_shapes(parts, similarity_ratios(similarities, asked), multiple)
+        saved = SlimPlan(list(map(list, parts)), shapes, (), False).removed
+        if best is None or abs(saved - wanted) < best[0]:
+            best = (abs(saved - wanted), shapes)
+        asked *= wanted / max(saved, 1)
+    assert best is not None
+    check_saved(SlimPlan(list(map(list, parts)), best[1], (), False).removed, wanted)
+    return best[1]
