@@ -122,6 +122,11 @@ def _tell_memory(options: argparse.Namespace, estimate: Callable[..., Memory], m
     )
 
 
+def _largest(methods: Sequence[str], model: Any, **sizes: Any) -> Memory:
+    """What the most demanding of several methods takes."""
+    return max((estimate_memory(model, method=one, **sizes) for one in methods), key=lambda memory: memory.peak)
+
+
 def _tokens(options: argparse.Namespace, tokenizer: Any, seed: int) -> tuple[Tensor, Tensor | None]:
     """Calibration and held-out windows, which do not overlap where the text is long enough."""
     return load_calibration(
@@ -152,7 +157,7 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
     if options.output:
         check_output(options.output)
     model, tokenizer = _load(options, console, stream=options.stream)
-    _tell_memory(options, partial(estimate_memory, layers=options.layers), model, console)
+    _tell_memory(options, partial(_largest, methods, layers=options.layers), model, console)
     tokens, held_out = _tokens(options, tokenizer, options.seed)
     with terminal.bar(console, "Analyzing") as bar:
         records = list(

@@ -79,17 +79,18 @@ class RunReport:
         # Layers that were left dense, such as experts without tokens, would make the errors of the others look small.
         sizes, pruned = table["rows"] * table["columns"], table[table["sparsity"] > 0]
         every = table.drop_duplicates("layer")  # several methods may have a row each
-        totals = {
+        totals: dict[str, Any] = {
             "layers": len(every),
             "columnar_layers": int(every["is_columnar"].sum()),
             "weights": int((every["rows"] * every["columns"]).sum()),
             "removed_fraction": float((table["sparsity"] * sizes).sum() / sizes.sum()),
-            "mean_relative_error": float(pruned["relative_error"].mean()) if len(pruned) else 0.0,
-            "mean_held_out_error": mean_or_none(pruned["held_out_error"]),
-            "mean_target_error": mean_or_none(pruned["target_error"]),
-            "mean_held_out_target_error": mean_or_none(pruned["held_out_target_error"]),
+            **_mean_errors(pruned),
             "layers_with_raised_damping": int(table["is_damping_raised"].sum()),
         }
+        if table["method"].nunique() > 1:  # a mean over methods would say nothing
+            totals |= dict.fromkeys(_mean_errors(pruned))
+            by_method = pruned.groupby("method", sort=False)
+            totals["mean_errors"] = {method: _mean_errors(rows) for method, rows in by_method}
         return cls(table, {**settings, **totals})
 
     @property
@@ -177,6 +178,13 @@ def mean_or_none(column: pd.Series) -> float | None:
     """The mean of what is known; None where nothing is."""
     values = pd.to_numeric(column).dropna()
     return float(values.mean()) if len(values) else None
+
+
+def _mean_errors(pruned: pd.DataFrame) -> dict[str, float | None]:
+    """Means over the layers that were pruned; where none was, the error is 0."""
+    errors = ("held_out_error", "target_error", "held_out_target_error")
+    relative = mean_or_none(pruned["relative_error"]) or 0.0
+    return {"mean_relative_error": relative} | {f"mean_{name}": mean_or_none(pruned[name]) for name in errors}
 
 
 def records_table(records: Sequence[LayerRecord]) -> pd.DataFrame:

@@ -110,7 +110,8 @@ def runs_of_analysis(report: rose.RunReport, place: str) -> list[FinishedRun]:
     for method, rows in report.layers.groupby("method", sort=False):
         if not _NAME.fullmatch(str(method)):
             raise rose.RoseError(f"{str(method)[:40]!r} is no name of a method; choose another report.")
-        summary = {name: value for name, value in report.summary.items() if name not in ("methods", "layers")}
+        of_all = ("methods", "layers", "mean_errors")
+        summary = {name: value for name, value in report.summary.items() if name not in of_all}
         summary |= {"method": str(method)} | _totals(rows)
         name = f"{method_label(str(method))} at {_plain(summary.get('sparsity'))} (study)"
         runs.append(FinishedRun(name, "study", _layers(rows), summary, None, place))
@@ -150,8 +151,10 @@ def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
 def _totals(rows: pd.DataFrame) -> dict[str, Any]:
     """What a report of a pruned model says in its summary, of one method's rows."""
 
+    pruned = rows[rows["sparsity"] > 0] if "sparsity" in rows else rows  # experts may have been left dense
+
     def mean(column: str) -> float | None:
-        values = pd.to_numeric(rows[column], errors="coerce").dropna() if column in rows else pd.Series(dtype=float)
+        values = pd.to_numeric(pruned[column], errors="coerce").dropna() if column in pruned else pd.Series(dtype=float)
         return float(values.mean()) if len(values) else None
 
     columnar = int(rows["is_columnar"].fillna(False).astype(bool).sum()) if "is_columnar" in rows else None

@@ -104,7 +104,8 @@ def _refit(weight: Tensor, known: InputStatistics, damped: DampedHessian, settin
 
 
 def _stages(weight: Tensor, known: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
-    """Each sweep starts from the refitted weights of the last; pruned ones are 0 there, so they go first again."""
+    """Each sweep starts from the refitted weights of the last; pruned ones are 0 there, so nearly all of them go
+    first again."""
     current, work = weight, 0.0
     for number, share in enumerate(STAGES, 1):
         ratio = settings.pattern.ratio * share

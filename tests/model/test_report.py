@@ -115,6 +115,10 @@ def test_several_methods_of_one_layer_are_one_layer() -> None:
     one, two = (rose.RunReport.from_records(chosen).summary for chosen in (records[::2], records))
     for name in ("layers", "columnar_layers", "weights"):
         assert one[name] == two[name]
+    records[1] = record(0, method="wanda", relative_error=0.9)
+    summary = rose.RunReport.from_records(records).summary
+    assert summary["mean_relative_error"] is None
+    assert summary["mean_errors"]["wanda"]["mean_relative_error"] == pytest.approx((0.9 + record().relative_error) / 2)
 
 
 def test_no_infinity_is_left_however_deep() -> None:
