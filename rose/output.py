@@ -55,6 +55,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         for one in (temporary, *temporary.rglob("*")):
             default_permissions(one)
         if path.exists():
+            check_output(folder)  # nothing may have come meanwhile that would be replaced
             for one in sorted(temporary.iterdir(), key=lambda one: one.name in LAST):
                 os.replace(one, path / one.name)
         else:

@@ -176,8 +176,8 @@ def check_parts(model: nn.Module, parts: Sequence[str] | None) -> tuple[str, ...
     offered = kinds_of(model) if parts is None else parts
     if parts is None and not offered:
         raise RoseError(
-            f"Neither heads nor channels of {type(model).__name__} can be taken out, as its layers are not known; "
-            "choose the method depth."
+            f"Neither heads nor channels of {type(model).__name__} can be taken out, as its layers are not known, or "
+            "other tensors belong to them; choose the method depth."
         )
     found = find_parts(model, offered)
     check_cuttable(model, found)
