@@ -352,9 +352,7 @@ def slim(options: argparse.Namespace, console: Console) -> None:
         report = _prune_what_is_left(options, target_of_rest, console, model, tokens, held_out, report, windows)
     report = _conclude(options, console, model, tokenizer, report, windows, before)
     if len(parts):
-        errors = ["relative_error", "held_out_error", "target_error", "held_out_target_error", "unrecovered_error"]
-        shown = [name for name in errors if parts[name].notna().any()]
-        terminal.print_table(parts[["layer", "kept_units", "units", *shown]], "Parts")
+        terminal.print_parts(parts)
     terminal.print_slimmed(report, options.output)
 
 

@@ -61,7 +61,7 @@ def print_table(table: pd.DataFrame, title: str) -> None:
         else:
             shown.add_column(head, no_wrap=True, min_width=min(int(table[name].str.len().max()), 48))
     for row in table.head(MAX_ROWS).itertuples(index=False):
-        shown.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+        shown.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row))
     out = Console()
     out.print(shown)
     if len(table) > MAX_ROWS:
@@ -76,6 +76,19 @@ def print_pruned(report: rose.RunReport) -> None:
         held_out = table["held_out_target_error"].notna().any()
         errors = ["held_out_error", "held_out_target_error"] if held_out else ["relative_error", "target_error"]
     print_table(table[["layer", "sparsity", "relative_range", *errors]], "Layers")
+
+
+def print_parts(parts: pd.DataFrame) -> None:
+    """Every part that was reduced: what is left of it, and its errors, against the dense model's output where that was
+    the target; what fits into 80 columns."""
+    errors = ["target_error", "held_out_target_error"]
+    if not parts["target_error"].notna().any():
+        errors = ["relative_error", "held_out_error"]
+    known = [name for name in errors if parts[name].notna().any()]
+    shown = parts[["layer", *known, "unrecovered_error"]].copy()
+    shown = shown.rename(columns={"unrecovered_error": "error_before_recovery"})
+    shown.insert(1, "kept", parts["kept_units"].astype(str) + " of " + parts["units"].astype(str))
+    print_table(shown, "Parts")
 
 
 def print_comparison(rows: Sequence[ComparisonRow], title: str) -> None:
