@@ -22,6 +22,7 @@ from app.study import tables
 from app.study.study import Study
 from rose.model.zero_shot import FILE as ZERO_SHOT_FILE
 from rose.paths import expand
+from rose.report import mean_or_none
 
 REPORT = "report.json"
 LARGEST = 64 * 2**20  # bytes of a report; a model of a hundred thousand layers takes less
@@ -154,8 +155,7 @@ def _totals(rows: pd.DataFrame) -> dict[str, Any]:
     pruned = rows[rows["sparsity"] > 0] if "sparsity" in rows else rows  # experts may have been left dense
 
     def mean(column: str) -> float | None:
-        values = pd.to_numeric(pruned[column], errors="coerce").dropna() if column in pruned else pd.Series(dtype=float)
-        return float(values.mean()) if len(values) else None
+        return mean_or_none(pd.to_numeric(pruned[column], errors="coerce")) if column in pruned else None
 
     columnar = int(rows["is_columnar"].fillna(False).astype(bool).sum()) if "is_columnar" in rows else None
     return {

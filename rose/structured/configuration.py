@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -85,9 +86,14 @@ def described(config: Any) -> nn.Module | None:
         return None
 
 
-def sizes_of(model: nn.Module | None) -> Sizes:
-    """Sizes of all tensors, by name; nothing without a model."""
-    return {} if model is None else {name: tensor.shape for name, tensor in model.state_dict().items()}
+def described_sizes(config: Any) -> Sizes:
+    """Sizes of all tensors of the model that a configuration describes; nothing where it is not a valid one."""
+    model = described(config)
+    return {} if model is None else _sizes_of(model)
+
+
+def _sizes_of(model: nn.Module) -> Sizes:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 # Heads and channels
@@ -101,8 +107,8 @@ def can_say(
     Args:
         parts: of every decoder block, [block][part].
     """
-    said = sizes_of(described(reshaped_config(model, shapes, biased)))
-    wanted = sizes_of(model)
+    said = described_sizes(reshaped_config(model, shapes, biased))
+    wanted = _sizes_of(model)
     for part in (part for of_block in parts for part in of_block):
         wanted |= _sizes_for(part, shapes.get(part.kind, part.shape), part.kind in biased)
     added = said.keys() - wanted.keys()  # `apply_config` adds such biases, of zeros
@@ -128,15 +134,15 @@ def _stored(layer: PrunableLayer, rows: int, columns: int) -> torch.Size:
 
 
 def _possible_biases(model: nn.Module) -> set[str]:
-    return {f"{layer.name}.bias" for parts in parts_of_any(model) for part in parts for layer in part.layers}
+    return {f"{layer.name}.bias" for part in parts_of_any(model) for layer in part.layers}
 
 
-def parts_of_any(model: nn.Module) -> list[list[Part]]:
-    """The parts of all kinds that can be found, [kind and block][part]."""
-    found: list[list[Part]] = []
+def parts_of_any(model: nn.Module) -> list[Part]:
+    """The parts of all kinds that can be found, kind by kind."""
+    found: list[Part] = []
     for kind in PARTS:
         try:
-            found += find_parts(model, (kind,))
+            found += chain.from_iterable(find_parts(model, (kind,)))
         except RoseError:
             continue
     return found
@@ -171,10 +177,10 @@ def check_cuttable(model: nn.Module, parts: Sequence[Sequence[Part]]) -> None:
 
     They are found by a configuration with fewer units, and by their length in the module that holds the part.
     """
-    before = sizes_of(described(reshaped_config(model, {})))
+    before = described_sizes(reshaped_config(model, {}))
     own = {name for of_block in parts for part in of_block for name in _names(part)}
     for part in parts[0]:
-        after = [sizes_of(described(reshaped_config(model, {part.kind: shape}))) for shape in _smaller(part.shape)]
+        after = [described_sizes(reshaped_config(model, {part.kind: shape})) for shape in _smaller(part.shape)]
         changed = {name for one in after if before and one for name in _changes(before, one)}
         if others := sorted((changed | _as_long(model, part)) - own):
             left = [kind for kind in dict.fromkeys(one.kind for one in parts[0]) if kind != part.kind]

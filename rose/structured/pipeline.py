@@ -207,9 +207,9 @@ def _drop(model: nn.Module, tokens: Tensor, ratio: float, kept: Storage, progres
     Those that the configuration cannot do without stay.
     """
     _, blocks = decoder_blocks(model)
-    free = set(droppable_blocks(model))
 
     def find() -> str:
+        free = set(droppable_blocks(model))
         found = [one for one in survey(model, tokens, [], progress=progress) if one.block_index in free]
         found.sort(key=lambda one: -one.similarity)
         gone = {one.block_index for one in found[: round(ratio * len(blocks))]}

@@ -23,6 +23,7 @@ from rose.structured.shapes import (
     check_possible,
     check_saved,
     cost_shapes,
+    saved_by,
     similarity_ratios,
     similarity_shapes,
     uniform_candidates,
@@ -51,11 +52,7 @@ class SlimPlan:
     @property
     def removed(self) -> int:
         """Parameters that go."""
-        return sum(
-            part.saved(shape)
-            for of_block, wanted in zip(self.parts, self.shapes, strict=True)
-            for part, shape in zip(of_block, wanted, strict=True)
-        )
+        return saved_by(self.parts, self.shapes)
 
 
 def check_request(ratio: float, allocation: str, recovery: str | None, damping: float, multiple: int) -> None:
@@ -147,7 +144,7 @@ def _uniform_candidates(
     Raises:
         RoseError: none is, or the decoder blocks are not alike.
     """
-    every = [part for parts in parts_of_any(model) for part in parts]
+    every = parts_of_any(model)
     if len({(part.kind, part.shape) for part in every}) > len({part.kind for part in every}):
         raise RoseError(
             "The decoder blocks of this model differ in shape already; choose an allocation that lets them differ "
@@ -180,7 +177,8 @@ def check_parts(model: nn.Module, parts: Sequence[str] | None) -> tuple[str, ...
             "other tensors belong to them; choose the method depth."
         )
     found = find_parts(model, offered)
-    check_cuttable(model, found)
+    if parts is not None:  # what is offered has been looked at
+        check_cuttable(model, found)
     check_not_shared([layer for of_block in found for part in of_block for layer in part.layers], model)
     return tuple(kind for kind in PARTS if kind in offered)
 
@@ -192,10 +190,10 @@ def _similar(
     asked, best = ratio, None
     for _ in range(8):
         shapes = similarity_shapes(parts, similarity_ratios(similarities, asked), multiple)
-        saved = SlimPlan(list(map(list, parts)), shapes, (), False).removed
-        if best is None or abs(saved - wanted) < best[0]:
-            best = (abs(saved - wanted), shapes)
+        saved = saved_by(parts, shapes)
+        if best is None or abs(saved - wanted) < abs(best[0] - wanted):
+            best = (saved, shapes)
         asked *= wanted / max(saved, 1)
     assert best is not None
-    check_saved(SlimPlan(list(map(list, parts)), best[1], (), False).removed, wanted)
+    check_saved(best[0], wanted)
     return best[1]

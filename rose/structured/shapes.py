@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor
@@ -64,6 +64,12 @@ def uniform_shapes(
     by_price = sorted(candidates, key=lambda chosen: total_cost(surveys, chosen)) if surveys else candidates
     chosen = next(filter(allowed, by_price))
     return [[chosen[part.kind] for part in of_block] for of_block in parts]
+
+
+def saved_by(parts: Sequence[Sequence[Part]], shapes: Shapes) -> int:
+    """Parameters that go with these shapes; both [block][part]."""
+    pairs = zip(chain.from_iterable(parts), chain.from_iterable(shapes), strict=True)
+    return sum(part.saved(shape) for part, shape in pairs)
 
 
 def head_shapes(shape: Shape) -> list[Shape]:
@@ -201,11 +207,7 @@ def check_possible(parts: Sequence[Sequence[Part]], wanted: float, multiple: int
     """
     every = [part for of_block in parts for part in of_block]
     if allocation == "similarity":
-        most_similar = similarity_shapes(parts, similarity_ratios([1.0] * len(parts), 1.0), multiple)
-        pairs = [
-            pair for one, shapes in zip(parts, most_similar, strict=True) for pair in zip(one, shapes, strict=True)
-        ]
-        most = sum(part.saved(shape) for part, shape in pairs)
+        most = saved_by(parts, similarity_shapes(parts, similarity_ratios([1.0] * len(parts), 1.0), multiple))
     else:
         most = sum(part.saved(_smallest(part, multiple)) for part in every)
     if most < NEAR * wanted:

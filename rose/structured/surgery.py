@@ -26,10 +26,9 @@ from rose.structured.configuration import (
     PLACE_FIELDS,
     RECORD,
     can_keep_blocks,
-    described,
+    described_sizes,
     parts_of_any,
     reshaped_config,
-    sizes_of,
 )
 
 
@@ -130,12 +129,11 @@ def apply_config(model: Any, config: Any) -> None:
         elif getattr(module, "config", None) is old_text:
             module.config = text
     model.config = config
-    sizes = sizes_of(described(config))
-    for parts in parts_of_any(model):
-        for part in parts:
-            for layer in part.layers:
-                if f"{layer.name}.bias" in sizes and getattr(layer.module, "bias", None) is None:
-                    add_bias(layer)
+    sizes = described_sizes(config)
+    for part in parts_of_any(model):
+        for layer in part.layers:
+            if f"{layer.name}.bias" in sizes and getattr(layer.module, "bias", None) is None:
+                add_bias(layer)
 
 
 def drop_blocks(model: Any, keep: Sequence[int]) -> None:
@@ -166,7 +164,7 @@ def drop_blocks(model: Any, keep: Sequence[int]) -> None:
 def record_of(model: nn.Module) -> dict[str, Any]:
     """Shapes by decoder block as plain data: {"blocks": [{"heads": [groups, per group], "channels": [1, count]}],
     "biased": [output projections that have a bias, which the family need not know]}."""
-    parts = [part for of_block in parts_of_any(model) for part in of_block]
+    parts = parts_of_any(model)
     blocks: list[dict[str, list[int]]] = [{} for _ in decoder_blocks(model)[1]]
     for part in parts:
         blocks[part.block_index][part.kind] = [part.shape.groups, part.shape.per_group]
