@@ -33,9 +33,8 @@ from rose.model.pipeline import check_expert_tokens, check_target
 from rose.model.precision import compute_dtype
 from rose.model.structure import layers_to_prune
 from rose.model.zero_shot import TASKS, check_installed, task_manager, zero_shot
-from rose.output import check_output
-from rose.paths import reachable
-from rose.report import records_table, versions, write_atomically
+from rose.output import check_file, check_output, write_file
+from rose.report import records_table, versions
 from rose.serving import serve, write_report
 from rose.structured.anatomy import HEADS, find_parts
 from rose.structured.memory import estimate_slim_memory
@@ -585,10 +584,10 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         raise rose.RoseError("Say what to measure: --text for perplexity, --tasks for zero-shot accuracy, or both.")
     if options.tasks is not None:
         check_installed()
-    if options.output and not (
-        options.tasks is not None and reachable(options.output).parent.is_dir() and not options.output.is_dir()
-    ):
-        raise rose.RoseError("--output names a .csv file for the accuracies of --tasks, in a folder that exists.")
+    if options.output and options.tasks is None:
+        raise rose.RoseError("--output names a .csv file for the accuracies of --tasks; give some, or leave it out.")
+    if options.output:
+        check_file(options.output)
     if options.tasks is not None:
         task_manager(options.tasks or TASKS, options.task_folder)
     model, tokenizer = _load(options, console)
@@ -613,8 +612,5 @@ def _zero_shot(options: argparse.Namespace, model: Any, tokenizer: Any) -> None:
     )
     terminal.print_table(table, f"Zero-shot accuracy of {options.model}")
     if options.output:
-        try:
-            write_atomically(options.output, table.to_csv(index=False).encode())
-        except OSError as problem:
-            raise rose.RoseError(f"{options.output} cannot be written ({problem.strerror}); make room.") from problem
+        write_file(options.output, table.to_csv(index=False))
     Console().print(f"Mean accuracy {table['accuracy'].mean():.4f} over {len(table)} tasks", highlight=False)

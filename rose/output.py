@@ -1,4 +1,4 @@
-"""Folders that results are written to: checked before long work, and written whole or not at all."""
+"""Folders and files that results are written to: checked before long work, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from rose.errors import RoseError
 from rose.paths import reachable
-from rose.report import default_permissions
+from rose.report import default_permissions, write_atomically
 
 LAST = ("config.json", "model_index.json")  # what makes a folder a checkpoint
 PARTIAL = ".rose-partial-"  # begins names of what is not finished; what a killed run has left is no obstacle
@@ -35,6 +35,28 @@ def check_output(folder: str | Path) -> None:
             pass
     except OSError as problem:
         raise RoseError(f"Nothing can be written to {folder} ({problem.strerror}); choose another folder.") from problem
+
+
+def check_file(path: Path) -> None:
+    """Makes sure, before long work, that a file of this name can be written.
+
+    Raises:
+        RoseError: it is a folder, or its folder does not exist.
+    """
+    if reachable(path).is_dir() or not path.absolute().parent.is_dir():
+        raise RoseError(f"{path} cannot be written: name a file in a folder that exists.")
+
+
+def write_file(path: Path, content: str) -> None:
+    """Writes a text as UTF-8, whole or not at all.
+
+    Raises:
+        RoseError: it cannot be written.
+    """
+    try:
+        write_atomically(path, content.encode())
+    except OSError as problem:
+        raise RoseError(f"{path} cannot be written ({problem.strerror}); make room.") from problem
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from rose.layer.pattern import parse_sparsity
 from rose.model.calibration import load_calibration
 from rose.model.cost import Cost
 from rose.model.loading import parse_dtype
-from rose.model.structure import select_layers
+from rose.model.structure import check_widths, select_layers
 
 # What every layer is measured with: name in the table -> method and threshold. Two-level order is measured on all
 # layers, columnar or not, so that the threshold can move without pruning anything again.
@@ -132,9 +132,7 @@ def _read(name: str, text: str, kind: type) -> Any:
 
 def check_sparsity(sparsity: str, block_size: int, model: nn.Module, layer_patterns: list[str] | None) -> None:
     """Raises RoseError for a sparsity that does not fit one of these layers; `model` may be a skeleton."""
-    pattern = parse_sparsity(sparsity)
-    for layer in select_layers(model, layer_patterns):
-        pattern.check(layer.weight.shape[1], block_size)
+    check_widths(select_layers(model, layer_patterns), parse_sparsity(sparsity), block_size)
 
 
 def weights_size(cost: Cost, dtype: str) -> int:

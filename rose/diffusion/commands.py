@@ -33,8 +33,8 @@ from rose.layer.methods import BUDGETS, METHODS, make_settings
 from rose.layer.order import order_names
 from rose.model.forward import pick_device
 from rose.model.loading import DTYPES
-from rose.output import check_output
-from rose.report import RunReport, write_atomically
+from rose.output import check_file, check_output, write_file
+from rose.report import RunReport
 from rose.structured.anatomy import PARTS
 from rose.structured.methods import STRUCTURED, structured_method
 from rose.structured.plan import check_request
@@ -190,7 +190,7 @@ def _changed(
 def sample(options: argparse.Namespace, console: Console) -> None:
     check_installed()
     check_steps(options.steps)
-    _check_file(options.output)
+    check_file(options.output)
     wanted, classes = _read_prompts(options.prompts), _read_classes(options.classes)
     rows = []
     for name in ([options.beside] if options.beside else []) + [options.model]:
@@ -224,7 +224,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     check_steps(options.steps)
     check_pictures(options.count)
     if options.output:
-        _check_file(options.output)
+        check_file(options.output)
     given = {"pictures": options.count, "steps": options.steps, "seed": options.seed, "guidance": options.guidance}
     pipeline = _load(options, options.model, console)
     check_garments(pipeline)
@@ -234,10 +234,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         scores = evaluate_diffusion(pipeline, dense, **given, tick=_tick(bar))
     _print_scores(scores, options)
     if options.output:
-        try:
-            write_atomically(options.output, (json.dumps(scores.to_dict(), indent=1) + "\n").encode())
-        except OSError as problem:
-            raise RoseError(f"{options.output} cannot be written ({problem.strerror}); make room.") from problem
+        write_file(options.output, json.dumps(scores.to_dict(), indent=1) + "\n")
 
 
 def _print_scores(scores: DiffusionScores, options: argparse.Namespace) -> None:
@@ -302,8 +299,3 @@ def _read_classes(text: str | None) -> list[int] | None:
     if not parts:
         raise RoseError("--classes names nothing; give at least one, or leave it out for all.")
     return [known[part] if part in known else int(part) for part in parts]
-
-
-def _check_file(path: Path) -> None:
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise RoseError(f"{path} cannot be written: name a file in a folder that exists.")

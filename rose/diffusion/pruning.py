@@ -32,7 +32,7 @@ from rose.layer.statistics import InputStatistics
 from rose.model.capture import Collector
 from rose.model.pipeline import prune_one, record_of
 from rose.model.progress import Meter, ProgressCallback
-from rose.model.structure import PrunableLayer
+from rose.model.structure import PrunableLayer, check_widths
 from rose.report import LayerRecord, RunReport
 
 CALIBRATION_SHARE = 0.8  # of a package's time; only the progress bar depends on it
@@ -107,8 +107,7 @@ def prune_diffusion(
     chosen = choose_layers(anatomy.layers, layers)
     engine["block_size"] = default_block_size(chosen) if block_size is None else block_size
     settings = make_settings(**engine)
-    for layer in chosen:
-        settings.pattern.check(layer.weight.shape[1], settings.block_size)
+    check_widths(chosen, settings.pattern, settings.block_size)
     parts = make_packages(chosen, packages)
     meter = Meter(progress, len(parts), len(chosen))
     run = partial(run_pipeline, pipeline, steps=steps, seed=seed, guidance=guidance)

@@ -184,14 +184,19 @@ def layers_to_prune(
     """The layers of these names, in the order of the model.
 
     Raises:
-        RoseError: as `select_layers` and `check_not_shared`; or a layer's width does not suit the pattern.
+        RoseError: as `select_layers`, `check_not_shared` and `check_widths`.
     """
     selected = select_layers(model, layers)
     check_not_shared(selected, model)
-    for layer in selected:
+    check_widths(selected, pattern, block_size)
+    return selected
+
+
+def check_widths(layers: Iterable[PrunableLayer], pattern: Pattern, block_size: int) -> None:
+    """Raises RoseError, naming the layer, where its number of columns does not suit the pattern."""
+    for layer in layers:
         with named(layer):
             pattern.check(layer.weight.shape[1], block_size)
-    return selected
 
 
 def check_not_shared(layers: Sequence[PrunableLayer], model: nn.Module) -> None:
