@@ -71,10 +71,7 @@ def _offered() -> list[FinishedRun]:
     current = session.study()
     studies = list({id(one): one for one in [current, *shared.studies().values()] if one is not None}.values())
     measured = [
-        run
-        for study in studies
-        if study.job.status in ("done", "kept")
-        for run in finished.runs_of_study(study, session.threshold())
+        run for study in studies if study.is_measured for run in finished.runs_of_study(study, session.threshold())
     ]
     return [*opened, *reversed(pruned), *measured]
 

@@ -104,6 +104,14 @@ def test_while_inputs_are_collected_a_layer_has_its_numbers() -> None:
     assert app.button(key="waiting-cancel")
 
 
+@pytest.mark.usefixtures("loading")
+def test_while_inputs_are_collected_its_methods_can_be_compared() -> None:
+    open_page("views/layer.py")
+    app = open_page("views/runs.py")
+    assert not app.exception
+    assert "SparseGPT at 0.7 (study)" in app.selectbox[0].options
+
+
 @pytest.mark.usefixtures("missing")
 def test_what_nobody_watched_is_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
     ended(open_page("views/layer.py"))
