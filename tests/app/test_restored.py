@@ -11,22 +11,17 @@ from streamlit.testing.v1 import AppTest
 import rose
 from app import shared
 from app.study.setup import Setup
-from app.study.study import LoadedModel
+from app.study.study import LoadedModel, Study
 from tests.app.tiny_study import open_page, texts
 
 WHY = "The packaged model is not installed; run make model."
 
 
-def forget() -> None:
-    shared.studies().pop(Setup(), None)
-
-
 @pytest.fixture(autouse=True)
-def example() -> Iterator[None]:
-    """As it came, before and after."""
-    forget()
-    yield
-    forget()
+def example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it came, and no study beside it that another test has left."""
+    kept: dict[Setup, Study] = {}
+    monkeypatch.setattr(shared, "studies", lambda: kept)
 
 
 @pytest.fixture
