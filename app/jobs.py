@@ -5,12 +5,14 @@ No Streamlit here: a thread has no session to draw into, so pages read `Job` and
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -23,6 +25,9 @@ Status = Literal["running", "done", "cancelled", "failed", "kept"]
 # Seconds without a page asking. An open page polls every second, but browsers wake hidden tabs only once a minute.
 ABANDONED_AFTER = 90.0
 LOOKING = 10.0  # seconds since its last poll in which a session counts as watching when another one cancels
+PATIENCE = 5.0  # seconds that the program's end waits for work to stop; pieces of work are shorter, almost all of them
+
+_jobs: weakref.WeakSet[Job] = weakref.WeakSet()
 
 
 class Job:
@@ -52,6 +57,7 @@ class Job:
     def start(self) -> Job:
         self.status = "running"
         self._started = self._told = time.monotonic()
+        _jobs.add(self)
         self._thread.start()
         return self
 
@@ -99,6 +105,10 @@ class Job:
             self.abandoned = True
             raise Cancelled
 
+    def stop(self) -> None:
+        """Cancels the work whoever watches it."""
+        self._cancelled.set()
+
     def wait(self, timeout: float) -> None:
         """Blocks until the work has ended, or for `timeout` seconds."""
         self._thread.join(timeout)
@@ -122,6 +132,20 @@ class Job:
         except Exception as problem:  # a thread's traceback would otherwise be lost, and the page would wait for ever
             logger.exception("background work failed")
             self.message, self.status = f"Unexpected {type(problem).__name__}: {problem}", "failed"
+
+
+@atexit.register
+def stop_everything() -> None:
+    """Cancels all work and waits until it has stopped.
+
+    A thread that the end of the program finds inside torch brings the process down with SIGABRT.
+    """
+    jobs = list(_jobs)
+    for job in jobs:
+        job.stop()
+    until = time.monotonic() + PATIENCE
+    for job in jobs:
+        job.wait(max(0.0, until - time.monotonic()))
 
 
 def return_memory() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -147,3 +149,27 @@ def test_a_batch_stops_between_two_pieces() -> None:
     batch.job.wait(10)
     assert batch.job.status == "cancelled"
     assert (made, batch.done) == ([1], 1)
+
+
+ENDS_INSIDE_TORCH = """
+import threading
+import torch
+from app.jobs import Job
+
+deep = threading.Event()
+
+def work(job):
+    matrix = torch.randn(300, 300)
+    while True:
+        deep.set()
+        torch.linalg.eigh(matrix)
+        job.check()
+
+Job(work).start()
+deep.wait()
+"""
+
+
+def test_a_program_that_ends_during_work_ends_in_peace() -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDS_INSIDE_TORCH], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
