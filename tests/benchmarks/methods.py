@@ -1,4 +1,6 @@
-"""What each method costs in a whole prune, as a ratio to SparseGPT: python -m tests.benchmarks.methods.
+"""What each method costs in a whole prune, as a ratio to SparseGPT, and what dense targets cost with it.
+
+    python -m tests.benchmarks.methods
 
 Processor seconds of the first decoder blocks, all methods in turn in every round, so that what disturbs the machine
 disturbs them alike. A row is written as soon as it is known.
@@ -29,6 +31,17 @@ def ratios(rows: pd.DataFrame) -> pd.DataFrame:
     base = rows[(rows["method"] == "sparsegpt") & (rows["target"] == "dense")].set_index("round")["seconds"]
     shares = rows.assign(ratio=rows["seconds"] / rows["round"].map(base))
     return shares.groupby(["method", "target"], sort=False)["ratio"].median().reset_index()
+
+
+def dense_over_layer(rows: pd.DataFrame) -> pd.DataFrame:
+    """Seconds towards the dense model over those of the same method with target layer, medians over rounds.
+
+    Args:
+        rows: as for `ratios`, with both targets.
+    """
+    seconds = rows.pivot(index=["method", "round"], columns="target", values="seconds")
+    shares = (seconds["dense"] / seconds["layer"]).groupby("method").median()
+    return shares.loc[rows["method"].unique()].rename("dense over layer").reset_index()
 
 
 def costs_and_worths(times: pd.DataFrame, results: dict[str, Path], sparsity: str) -> pd.DataFrame:
@@ -79,7 +92,11 @@ def main() -> None:
                 is_first = not options.output.exists()
                 pd.DataFrame([row]).to_csv(options.output, mode="a", header=is_first, index=False)
                 print(*row.values(), flush=True)
-    print(ratios(pd.read_csv(options.output)).to_string(index=False))
+    rows = pd.read_csv(options.output)
+    if "sparsegpt" in options.methods and "dense" in options.targets:
+        print(ratios(rows).to_string(index=False))
+    if {"dense", "layer"} <= set(options.targets):
+        print(dense_over_layer(rows).to_string(index=False))
 
 
 if __name__ == "__main__":
