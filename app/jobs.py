@@ -25,7 +25,7 @@ Status = Literal["running", "done", "cancelled", "failed", "kept"]
 # Seconds without a page asking. An open page polls every second, but browsers wake hidden tabs only once a minute.
 ABANDONED_AFTER = 90.0
 LOOKING = 10.0  # seconds since its last poll in which a session counts as watching when another one cancels
-PATIENCE = 5.0  # seconds that the program's end waits for work to stop; pieces of work are shorter, almost all of them
+PATIENCE = 10.0  # seconds that the program's end waits for work to stop; loading a model is the longest piece
 
 _jobs: weakref.WeakSet[Job] = weakref.WeakSet()
 

@@ -99,7 +99,8 @@ class InputGap:
     Args:
         columns: of the layers.
         device: where they are.
-        dtype: in which DᵀX_p and DᵀD are multiplied, see `add_product`; sums are float32.
+        dtype: in which DᵀX_p and DᵀD, and W with what comes of DᵀX_p, are multiplied, see `add_product`; sums are
+            float32.
     """
 
     def __init__(self, columns: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
@@ -125,14 +126,17 @@ class InputGap:
         """The gap of one of the layers, W (out, in)."""
         weight = weight.float()
         total = weight @ (self.difference.mean * self.difference.tokens)
-        return Gap(weight @ self.cross, quadratic_form(weight, self.difference.hessian), total)
+        return Gap(self._product(weight, self.cross), quadratic_form(weight, self.difference.hessian), total)
 
     def correction(self, weight: Tensor, hessian: Tensor, damping: float) -> tuple[Tensor, float]:
         """GᵀX_p (H + λI)⁻¹, (out, in), and the damping used; what does not depend on the layer is computed once."""
         if self._correction is None or self._correction[0] != damping:
             self._correction = damping, *_times_inverse(self.cross, hessian, damping)
         _, product, used = self._correction
-        return weight.float() @ product, used
+        return self._product(weight, product), used
+
+    def _product(self, weight: Tensor, square: Tensor) -> Tensor:
+        return (weight.to(self.dtype) @ square.to(self.dtype)).float()
 
 
 class OutputGap:

@@ -56,7 +56,7 @@ from rose.report import LayerRecord, write_atomically
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 7  # raise it where an older folder would no longer give the same weights
+FORMAT = 8  # raise it where an older folder would no longer give the same weights
 
 FinishedBlock = tuple[int, dict[str, Tensor], list[dict[str, Any]]]  # its index, what was kept of it, its records
 

@@ -158,7 +158,7 @@ class BlockTargets:
         for key, (pruned, dense) in pairs.items():
             own = nn.functional.linear(input_difference(dense, pruned, weight.dtype), weight).float()
             lost = self._lost(layer.name, key, weight.device)
-            gap.update(pruned, own + lost.view(own.shape))
+            gap.update(pruned, own.add_(lost.view(own.shape)))
         return gap
 
     def _lost(self, name: str, key: BatchKey, device: torch.device) -> Tensor:
@@ -167,8 +167,10 @@ class BlockTargets:
         base = (seen.outputs[writer.base] if writer.base else seen.hidden for seen in (dense, pruned))
         lost = torch.sub(*(value.to(device).float() for value in base))
         for term in writer.before:
-            lost = lost + term.scale * (dense.outputs[term.module].float() - pruned.outputs[term.module].float())
-        lost = lost / writer.term.scale
+            change = torch.sub(*(seen.outputs[term.module].float() for seen in (dense, pruned)))
+            lost.add_(change, alpha=term.scale)
+        if writer.term.scale != 1:
+            lost.div_(writer.term.scale)
         if name in self._normed:  # a norm stands between the layer and the stream
             lost = lost * _inverse_slope(dense.outputs[name].float(), dense.outputs[writer.term.module].float())
         return lost

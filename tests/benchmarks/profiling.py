@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import cProfile
 import pstats
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
 import rose
+from rose.layer.error import quadratic_form
+from rose.layer.methods import toolkit
+from rose.layer.statistics import InputStatistics
+from rose.layer.sweep import sweep
+from rose.model.forward import run_block
 from tests.benchmarks.timing import Row
 
-# What: (file, function) pairs. None of them calls another, but for decoder blocks, whose hooks add to the Hessians.
-PARTS = {
-    "decoder blocks": [("model/forward.py", "run_block")],
-    "Hessians": [("model/capture.py", "seen")],
-    "planning": [("layer/methods.py", "_plan")],
-    "damping and factors": [("layer/methods.py", "_factorize")],
-    "sweeps": [("layer/sweep.py", "sweep")],
-    "errors": [("layer/error.py", "quadratic_form")],
+# None of them calls another.
+PARTS: dict[str, Callable[..., Any]] = {
+    "decoder blocks": run_block,
+    "Hessians": InputStatistics.update,
+    "planning": toolkit._plan,
+    "damping and factors": toolkit._factorize,
+    "sweeps": sweep,
+    "errors": quadratic_form,
 }
 
 
@@ -27,17 +33,12 @@ def profile(model: nn.Module, tokens: Tensor, method: str) -> list[Row]:
     profiler = cProfile.Profile()
     profiler.runcall(rose.prune_model, model, tokens, method=method, target="layer")
     stats = pstats.Stats(profiler)
-    root = Path(rose.__file__).parent
-    seconds = {
-        what: sum(_cumulative(stats, str(root / file), name) for file, name in functions)
-        for what, functions in PARTS.items()
-    }
-    seconds["decoder blocks"] -= _cumulative(stats, str(root / "model/capture.py"), "seen")
+    seconds = {what: _cumulative(stats, function) for what, function in PARTS.items()}
     total = stats.total_tt  # type: ignore[attr-defined]
     seconds["everything else"] = total - sum(seconds.values())
     return [(f"{method}: {what}", spent, "the whole", spent / total) for what, spent in seconds.items()]
 
 
-def _cumulative(stats: pstats.Stats, file: str, name: str) -> float:
-    entries = stats.stats.items()  # type: ignore[attr-defined]
-    return sum(timing[3] for (path, _, function), timing in entries if (path, function) == (file, name))
+def _cumulative(stats: pstats.Stats, function: Callable[..., Any]) -> float:
+    code = function.__code__
+    return stats.stats[code.co_filename, code.co_firstlineno, code.co_name][3]  # type: ignore[attr-defined]
