@@ -165,6 +165,41 @@ def report_button(runs: Callable[[], Sequence[Any]], name: str, key: str, **more
     )
 
 
+def keep_choice(key: str, offered: Mapping[str, Any]) -> list[str]:
+    """Lets a widget's choice, of one name or of several, follow what it names when names change.
+
+    Names change when runs arrive that would have the same ones. What is not offered any more is not chosen either.
+    Call it before the widget.
+
+    Args:
+        offered: by name, what is to be told apart: the same are one object, or equal tuples.
+
+    Returns:
+        The names, as they are now, of what was offered before.
+    """
+    state = st.session_state
+    before, chosen = state.get(f"{key}-offered", {}), state.get(key)
+    state[f"{key}-offered"] = dict(offered)
+    names = {old: _name_of(one, offered) for old, one in before.items()}
+    asked = chosen if isinstance(chosen, list) else [] if chosen is None else [chosen]
+    found = [name for name in (names.get(one, one) for one in asked) if name in offered]
+    if found != asked:
+        if isinstance(chosen, list):
+            state[key] = found
+        elif found:
+            state[key] = found[0]
+        else:
+            del state[key]
+    return [name for name in names.values() if name is not None]
+
+
+def _name_of(wanted: Any, offered: Mapping[str, Any]) -> str | None:
+    def is_wanted(one: Any) -> bool:
+        return one is wanted or (isinstance(one, tuple) and isinstance(wanted, tuple) and one == wanted)
+
+    return next((name for name, one in offered.items() if is_wanted(one)), None)
+
+
 # Arrows step through the frames of an animation in its HTML file; Plotly itself only plays them.
 STEP_BY_KEY = """
 const plot = document.getElementById("{plot_id}"), frames = plot._transitionData._frames.map((one) => one.name);

@@ -50,6 +50,7 @@ class FinishedRun:
         summary: settings and totals, as in `rose.RunReport`.
         zero_shot: task, questions, accuracy; None where it was not measured.
         place: the folder, or "this server".
+        origin: what was measured on this server: a report, or a study's set-up and the method.
     """
 
     name: str
@@ -58,6 +59,12 @@ class FinishedRun:
     summary: dict[str, Any]
     zero_shot: pd.DataFrame | None = None
     place: str = "this server"
+    origin: Any = None
+
+    @property
+    def identity(self) -> Any:
+        """The same for as long as the run is offered, whatever it is called; for `components.keep_choice`."""
+        return self.origin if self.place == "this server" else (self.place, self.method)
 
     @property
     def method(self) -> str:
@@ -96,7 +103,7 @@ def run_of(report: rose.RunReport, place: str = "this server") -> FinishedRun:
         name += ", target layer"
     rows = summary.get("zero_shot")
     found = _accuracies(pd.DataFrame(rows)) if isinstance(rows, list) and rows else None
-    return FinishedRun(name, kind, _layers(report.layers), _checked_drift(summary), found, place)
+    return FinishedRun(name, kind, _layers(report.layers), _checked_drift(summary), found, place, report)
 
 
 def runs_of_analysis(report: rose.RunReport, place: str) -> list[FinishedRun]:
@@ -145,7 +152,7 @@ def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
     for method, rows in records.groupby("method", sort=False):
         name = f"{method_label(str(method))} at {setup.sparsity} (study)"
         summary = {"method": str(method), **shared, **_totals(rows)}
-        runs.append(FinishedRun(name, "study", _layers(rows), summary))
+        runs.append(FinishedRun(name, "study", _layers(rows), summary, origin=(setup, method)))
     return runs
 
 

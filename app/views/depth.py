@@ -32,13 +32,16 @@ def draw() -> None:
         left, right = st.columns([2, 1], vertical_alignment="bottom")
         with left:
             saved = _saved()
-    named = depth.name_runs([*(report for report in list(shared.reports()) if depth.has_drift(report)), *saved])
+    here = [report for report in list(shared.reports()) if depth.has_drift(report)]
+    named = depth.name_runs([*here, *saved])
+    # Saved ones are read anew each time.
+    identities = [*here, *((st.session_state.depth_path, number) for number in range(len(saved)))]
     if not named:
         _empty()
         return
     with right:
         _compare_button()
-    chosen = _choose(named)
+    chosen = _choose(dict(zip(named, identities, strict=True)))
     if not chosen:
         st.info("Choose at least one run.")
         return
@@ -95,15 +98,15 @@ def _saved() -> list[rose.RunReport]:
     return reports
 
 
-def _choose(named: dict[str, rose.RunReport]) -> list[str]:
-    names = list(named)
+def _choose(identities: dict[str, Any]) -> list[str]:
+    """Runs by name; `identities`: see `components.keep_choice`."""
+    names = list(identities)
     state = st.session_state
-    chosen = state.get("depth_runs")  # gone when the page has been left
-    if chosen is None or state.get("depth_names") != names:  # new runs join what is shown
-        known = [] if chosen is None else state.get("depth_names", [])
-        kept = [name for name in chosen or [] if name in names]
-        state.depth_runs = (kept + [name for name in names if name not in known])[-SHOWN:]
-        state.depth_names = names
+    known = components.keep_choice("depth_runs", identities)
+    if "depth_runs" not in state:  # the page has been left
+        state.depth_runs = names[-SHOWN:]
+    elif new := [name for name in names if name not in known]:  # they join what is shown
+        state.depth_runs = [*state.depth_runs, *new][-SHOWN:]
     return st.multiselect(
         "Runs to compare",
         names,

@@ -96,11 +96,10 @@ def _opened() -> list[FinishedRun]:
 
 
 def _choose(named: dict[str, FinishedRun]) -> tuple[str, str]:
-    names = list(named)
+    names, identities = list(named), {name: run.identity for name, run in named.items()}
     chosen = []
     for column, key, label, place in zip(st.columns(2), ("runs_a", "runs_b"), ("Run A", "Run B"), (0, 1), strict=True):
-        if st.session_state.get(key) not in (None, *names):
-            del st.session_state[key]  # its folder has been closed
+        components.keep_choice(key, identities)
         chosen.append(column.selectbox(label, names, index=place, key=key, bind=URL))
     return chosen[0], chosen[1]
 

@@ -93,6 +93,8 @@ def _map(known: Structures) -> None:
 def _channels(known: Structures, block: int) -> None:
     table = known.channel_costs(block)
     count = len(table)
+    if (st.session_state.get("structures_cut") or 0) >= count:  # of a model with more channels
+        st.session_state.structures_cut = count // 4
     cut = st.slider("Channels to take out", 0, count - 1, count // 4, key="structures_cut", bind="query-params")
     components.show(
         figures.channel_curve(table, cut, block=block, theme=session.theme()), "structures-channels", wide=True

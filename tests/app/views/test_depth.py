@@ -175,3 +175,19 @@ def test_an_empty_page_offers_a_comparison_that_fills_it(folder: Path, server: d
     assert "target dense" in figures(app)[0].replace("\\u003cbr\\u003e", " ")
     for outcome in run.copies:
         assert f"SparseGPT at 0.5, target {outcome.target}: {outcome.perplexity:.3g}" in texts(app)
+
+
+def test_a_choice_follows_its_run_and_new_runs_join(
+    folder: Path, reports: dict[str, rose.RunReport], server: deque[rose.RunReport]
+) -> None:
+    server.extend([reports["layer"], reports["dense"]])
+    app = opened(folder)
+    names = app.multiselect(key="depth_runs").value
+    app.multiselect(key="depth_runs").set_value(names[1:]).run()
+    few = reports["dense"]
+    server.append(rose.RunReport(few.layers.iloc[:2], few.summary))  # with it, names say how many layers
+    app.run()
+    chosen = app.multiselect(key="depth_runs").value
+    assert len(chosen) == 2
+    assert chosen[0].startswith(names[1])
+    assert "(two layers" in chosen[1]

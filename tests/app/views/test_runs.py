@@ -114,3 +114,18 @@ def test_a_study_holds_runs(placed: None, study, monkeypatch: pytest.MonkeyPatch
     lower = int((overview["held_out_rose"] < overview["held_out_sparsegpt"]).sum())
     assert lower
     assert f"has the lower held-out error in {('no', 'one', 'two', 'three')[lower]} of 21 layers" in finding(app)
+
+
+def test_a_choice_follows_its_run_when_names_change(server: deque[rose.RunReport]) -> None:
+    server += [made_report(perplexity_after=30.0), made_report(perplexity_after=40.0)]
+    app = open_page(PAGE, runs_view="Numbers")
+    names = {"runs_a": "SparseGPT at 0.7 (tiny), run 2", "runs_b": "SparseGPT at 0.7 (tiny)"}
+    for key, name in names.items():
+        app.selectbox(key=key).set_value(name).run()
+    before = app.dataframe[0].value
+    server.append(made_report(perplexity_after=70.0))
+    app.run()
+    assert app.selectbox(key="runs_a").value == "SparseGPT at 0.7 (tiny), run 3"
+    assert app.selectbox(key="runs_b").value == "SparseGPT at 0.7 (tiny), run 2"
+    shown = app.dataframe[0].value
+    assert shown.to_numpy().tolist() == before.to_numpy().tolist()

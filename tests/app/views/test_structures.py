@@ -109,3 +109,11 @@ def test_a_cancelled_run_ends(monkeypatch: pytest.MonkeyPatch, study: Study) -> 
     run.job.wait(60)
     assert run.job.status == "cancelled"
     assert run.report is None
+
+
+def test_a_cut_in_a_model_of_more_channels_is_no_cut_in_this_one(study: Study) -> None:
+    app = open_page(PAGE, study, structures_view="Heads")
+    app.session_state["structures_cut"] = 500
+    app.segmented_control(key="structures_view").set_value("Channels").run()
+    assert not app.exception
+    assert app.slider(key="structures_cut").value == 24
