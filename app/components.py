@@ -165,6 +165,23 @@ def report_button(runs: Callable[[], Sequence[Any]], name: str, key: str, **more
     )
 
 
+def edited_setup() -> None:
+    """Says what was edited on the start page and is not in use yet; for pages that need no measured layers."""
+    edits = session.edits()
+    if not edits:
+        return
+    said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in edits.items())
+    with st.container(horizontal=True, vertical_alignment="center", key="edited-setup"):
+        st.info(f"Edited on the start page, and not in use yet: {said}.", icon=":material/edit:", width="stretch")
+        st.button(
+            "Use it here",
+            icon=":material/check:",
+            on_click=session.use_draft,
+            key="use-draft",
+            help="Without measuring layers. Pages about layers stay empty until they are measured on the start page.",
+        )
+
+
 def keep_choice(key: str, offered: Mapping[str, Any]) -> list[str]:
     """Lets a widget's choice, of one name or of several, follow what it names when names change.
 

@@ -106,7 +106,7 @@ def publish() -> None:
         chosen["threshold"] = f"{threshold():g}"
     if st.session_state.get("pruning"):
         chosen["run"] = st.session_state.pruning
-    chosen |= {DRAFT + name: value for name, value in _edits().items()}
+    chosen |= {DRAFT + name: value for name, value in edits().items()}
     # Always in this order: one view has one link.
     for key in (*FIELDS, "layer", "threshold", "run", *(DRAFT + name for name in FIELDS)):
         if key not in chosen:
@@ -116,7 +116,7 @@ def publish() -> None:
     st.session_state.published_layer = layer()
 
 
-def _edits() -> dict[str, str]:
+def edits() -> dict[str, str]:
     """Where the draft differs from the set-up; nothing if it cannot run, as no link should lead to it."""
     try:
         draft().check()
@@ -140,6 +140,11 @@ def choose_setup(chosen: Setup) -> None:
 def draft() -> Setup:
     """The set-up being put together on the start page; that of this session until it is edited."""
     return st.session_state.get("draft", setup())
+
+
+def use_draft() -> None:
+    """Looks at the edited set-up without measuring its layers: pruning a model needs none measured."""
+    st.session_state.setup = draft()
 
 
 def choose_draft(edited: Setup) -> None:

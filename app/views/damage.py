@@ -30,6 +30,7 @@ NO_RUN = "No pruned model is chosen: prune one on the Prune page and keep its ch
 
 def draw() -> None:
     st.title("Damage: which layers does the model feel?")
+    components.edited_setup()
     components.require_weights()
     request = choose()
     run = None if request is None else session.damage(request)

@@ -23,6 +23,7 @@ SHOWN = 6  # runs that are shown if nobody chooses; more lines cannot be told ap
 
 def draw() -> None:
     st.title("Depth: where does the model lose its way?")
+    components.edited_setup()
     comparison = session.comparing()
     if comparison is not None:
         _follow(comparison)

@@ -39,6 +39,7 @@ SECTIONS = {name: name for name in (SUMMARY, LAYERS, TEXTS, TASKS, DOWNLOADS, SE
 
 def draw() -> None:
     st.title("Prune: what does the whole model lose?")
+    components.edited_setup()
     components.require_weights()
     setup, run = session.setup(), session.pruning()
     with st.expander(

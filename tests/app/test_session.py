@@ -88,3 +88,14 @@ class State(dict):
     """As `st.session_state`: keys are attributes too."""
 
     __getattr__ = dict.__getitem__
+
+
+@pytest.mark.parametrize("page", ["prune", "damage", "depth"])
+def test_edits_that_are_not_in_use_are_said_and_can_be_used_without_measuring(page: str) -> None:
+    app = open_page("views/start.py", draft_samples="6", draft_sparsity="0.6")
+    app.switch_page(f"views/{page}.py").run()
+    assert "Edited on the start page, and not in use yet: samples 6, sparsity 0.6." in texts(app)
+    app.button(key="use-draft").click().run()
+    assert not app.exception
+    assert "not in use yet" not in texts(app)
+    assert app.session_state.setup == Setup(samples=6, sparsity="0.6")
