@@ -73,7 +73,7 @@ def begin() -> None:
     st.session_state.setup, problems = Setup.read(texts)
     st.session_state.draft, further = Setup.read(edits, st.session_state.setup)
     st.session_state.chosen_layer = st.session_state.linked_layer = texts.get("layer")
-    st.session_state.pruning = texts.get("run")
+    st.session_state.pruning = st.session_state.own_pruning = texts.get("run")
     st.session_state.chosen_threshold, unreadable = _read_threshold(texts)
     st.session_state.link_problem = " ".join([*problems, *further, *unreadable])
 
@@ -175,12 +175,15 @@ def study() -> Study | None:
 
 def pruning() -> PruningRun | None:
     """The pruning run that this session started or its link names; the server keeps it."""
-    run = shared.prunings().get(st.session_state.get("pruning") or "")
-    if run is not None:
-        shared.hold(run)
-        if run.job.status == "running" and all(job is not run.job for job, _ in running_jobs()):
-            _follow(run)  # a reload, or a link
+    run, own = _pruning("pruning"), _pruning("own_pruning")
+    shared.hold(*{id(one): one for one in (run, own) if one is not None}.values())
+    if run is not None and run.job.status == "running" and all(job is not run.job for job, _ in running_jobs()):
+        _follow(run)  # a reload, or a link
     return run
+
+
+def _pruning(key: str) -> PruningRun | None:
+    return shared.prunings().get(st.session_state.get(key) or "")
 
 
 def _follow(run: PruningRun) -> None:
@@ -192,17 +195,17 @@ def _follow(run: PruningRun) -> None:
 
 
 def follow_pruning(name: str) -> None:
-    """Looks at another of the server's runs."""
+    """Looks at another of the server's runs; the files of this session's own stay."""
     st.session_state.pruning = name
 
 
 def start_pruning(request: PruneRequest) -> None:
-    """Prunes copies of the current set-up's model; an earlier run is stopped, and its temporary files go."""
-    chosen, earlier = setup(), pruning()
+    """Prunes copies of the current set-up's model; its own earlier run is stopped, and its temporary files go."""
+    chosen, earlier = setup(), _pruning("own_pruning")
     if earlier is not None and (leave(earlier.job) or earlier.job.status != "running") and not earlier.is_shared:
         earlier.discard()  # nobody else looks at it
     run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.publish)
-    st.session_state.pruning = shared.keep_pruning(run)
+    st.session_state.pruning = st.session_state.own_pruning = shared.keep_pruning(run)
     _follow(run)
     run.job.start()
 

@@ -225,16 +225,18 @@ def _let_go(runs: list[PruningRun]) -> None:
 
 @st.cache_resource(scope="session", on_release=_let_go, show_spinner=False)
 def _held() -> list[PruningRun]:
-    """The run whose files a connected browser may still ask for; released when the connection ends."""
+    """The runs whose files a connected browser may still ask for; released when the connection ends."""
     return []
 
 
-def hold(run: PruningRun) -> None:
-    """Keeps the files of a run while this session's browser is connected, and of none before it."""
-    if run not in _held():
-        run.hold()
-        _let_go(_held())
-        _held()[:] = [run]
+def hold(*runs: PruningRun) -> None:
+    """Keeps the files of these runs while this session's browser is connected, and no others' any more."""
+    held = _held()
+    for run in runs:
+        if run not in held:
+            run.hold()
+    _let_go([run for run in held if run not in runs])
+    held[:] = runs
 
 
 @st.cache_resource(show_spinner=False)

@@ -71,6 +71,12 @@ class FinishedRun:
         return str(self.summary.get("method"))
 
     @property
+    def pruned(self) -> pd.DataFrame:
+        """The rows of `layers` that count in means: without experts that were left dense beside pruned ones."""
+        is_pruned = self.layers["sparsity"] != 0
+        return self.layers[is_pruned] if self.kind != SLIM and is_pruned.any() else self.layers
+
+    @property
     def has_drift(self) -> bool:
         return bool(self.summary.get("drift"))
 
@@ -141,6 +147,7 @@ def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
         "length": setup.length,
         "seed": setup.seed,
         "held_out_samples": setup.held_out,
+        **({} if setup.layer_patterns is None else {"chosen_layers": setup.layers.strip()}),
         "sparsity": setup.sparsity,
         "block_size": setup.block_size,
         "damping": setup.damping,

@@ -26,6 +26,7 @@ from app.figures.style import Drawing
 from rose.report import versions
 
 LIMIT = 5 * 10**6  # bytes, so that it can be sent by mail
+MOST_FIGURES = 40
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -130,14 +131,33 @@ class Report:
 
 
 def to_html(report: Report) -> str:
-    """The file.
+    """The file; figures that do not fit into it are left out, the last first, and it says how many.
 
     Raises:
-        RoseError: it would be larger than 5 MB.
+        RoseError: without figures it would still be larger than 5 MB.
     """
+    kept = [_figure(drawing, f"figure-{number}") for number, drawing in enumerate(report.drawings[:MOST_FIGURES], 1)]
+    text = _page(report, kept)
+    while kept and len(text.encode()) > LIMIT:
+        over = len(text.encode()) - LIMIT
+        while kept and over > 0:
+            over -= len(kept.pop().encode())
+        text = _page(report, kept)
+    if len(text.encode()) > LIMIT:
+        raise rose.RoseError(
+            f"The report would take {len(text.encode()) / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}; report fewer runs."
+        )
+    return text
+
+
+def _page(report: Report, figures: Sequence[str]) -> str:
     nonce = secrets.token_hex(16)
-    body = [_list("Findings", report.findings)]
-    body += [_figure(drawing, f"figure-{number}") for number, drawing in enumerate(report.drawings, 1)]
+    body = [_list("Findings", report.findings), *figures]
+    if missing := len(report.drawings) - len(figures):
+        body.append(
+            f"<p>{missing} of {len(report.drawings)} figures are left out to keep this file small; report fewer runs "
+            "to see them.</p>"
+        )
     body += [f"<h2>{escape(name)}</h2>{_table(table)}" for name, table in report.tables.items()]
     if len(report.layers):
         rows = words.count(len(report.layers), "row")
@@ -147,7 +167,7 @@ def to_html(report: Report) -> str:
         )
     body.append("<h2>How it was made</h2>" + _made(report))
     here = ", ".join(f"{name} {version}" for name, version in versions().items())
-    text = PAGE.format(
+    return PAGE.format(
         nonce=nonce,
         title=escape(report.title),
         subtitle=escape(report.subtitle),
@@ -156,11 +176,6 @@ def to_html(report: Report) -> str:
         plotly=_packed_plotly(),
         script=SCRIPT,
     )
-    if len(text.encode()) > LIMIT:
-        raise rose.RoseError(
-            f"The report would take {len(text.encode()) / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}; report fewer runs."
-        )
-    return text
 
 
 @cache

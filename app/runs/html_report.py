@@ -25,8 +25,6 @@ from app.runs.html_page import Report, to_html
 from app.runs.request import HELD_OUT
 from rose.report import versions, write_atomically
 
-MOST_FIGURES = 40
-
 
 def write_report(folders: Sequence[str], output: str | Path) -> list[str]:
     """Writes the report of one folder, or of two side by side; returns its findings.
@@ -89,7 +87,7 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
         title=_title(runs),
         subtitle=_subtitle(runs),
         findings=list(dict.fromkeys(findings)),
-        drawings=drawings[:MOST_FIGURES],
+        drawings=drawings,
         tables={name: table for name, table in tables.items() if len(table)},
         layers=layers[columns] if len(layers) else layers,
         commands=_commands(runs),
@@ -187,7 +185,7 @@ def _error_findings(run: FinishedRun) -> list[str]:
     measure = best_measure(run)
     if measure is None:
         return []
-    rows = run.layers.dropna(subset=[measure])
+    rows = run.pruned.dropna(subset=[measure])
     worst = rows.loc[rows[measure].idxmax()]
     label = pairs.MEASURES[measure]
     said = (
@@ -324,6 +322,8 @@ def command_of(run: FinishedRun, methods: Sequence[str] = ()) -> str:
         parts += ["--true-sequential"]
     if run.kind == "study":
         parts += ["--methods", ",".join(methods or [run.method])]
+        if known.get("chosen_layers"):
+            parts += ["--layers", *str(known["chosen_layers"]).split()]
     return shlex.join([*parts, "--output", "pruned/" if run.kind != "study" else "study/"])
 
 

@@ -136,7 +136,7 @@ def _zero_shot_mean(run: FinishedRun) -> Any:
 
 
 def _mean(run: FinishedRun, column: str) -> Any:
-    values = run.layers[column].dropna() if column in run.layers else []
+    values = run.pruned[column].dropna() if column in run.layers else []
     return float(np.mean(values)) if len(values) else None
 
 

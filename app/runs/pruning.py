@@ -310,6 +310,7 @@ class PruningRun:
             dtype=self.setup.dtype,
             calibration=self.setup.text,
             seed=self.setup.seed,
+            **({} if request.layer_patterns is None else {"chosen_layers": request.layers.strip()}),
             evaluated_on=request.evaluate,
             windows=request.windows,
             window_length=request.window_length,

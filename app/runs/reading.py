@@ -164,13 +164,22 @@ def token_table(encoded: EncodedText, readings: dict[str, Reading]) -> pd.DataFr
     table = pd.DataFrame(
         {
             "number": range(len(encoded.pieces)),
-            "token": [visible(piece) for piece in encoded.pieces],
+            "token": [token_name(encoded.pieces, number) for number in range(len(encoded.pieces))],
             "before": [visible(text[max(0, start - CONTEXT) : start]) for start in starts[:-1]],
             **known,
             **{f"{name} − dense": values - known[DENSE] for name, values in known.items() if name != DENSE},
         }
     )
     return table.iloc[1:].reset_index(drop=True)
+
+
+def token_name(pieces: Sequence[str], number: int) -> str:
+    """The text of a token; of a character that takes several tokens, the character, with ", part 2" for the second."""
+    first = number
+    while first and not pieces[first]:
+        first -= 1
+    part = number - first + 1
+    return visible(pieces[first]) + (f", part {part}" if part > 1 else "")
 
 
 def visible(text: str) -> str:

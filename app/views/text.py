@@ -260,13 +260,10 @@ def _worst(table: pd.DataFrame, pruned: dict[str, Any]) -> None:
 
 def _next(run: TextReading, encoded: EncodedText, known: dict[str, Any], number: int) -> None:
     st.markdown("**What the models expected instead**")
-    numbers = [at for at in range(1, len(encoded.pieces)) if encoded.pieces[at]]
-    if number not in numbers:
-        number = st.session_state.text_token = numbers[0]
     st.selectbox(
         "Token",
-        numbers,
-        format_func=lambda at: f"{at} · “{reading.visible(encoded.pieces[at])}”",
+        range(1, len(encoded.pieces)),
+        format_func=lambda at: f"{at} · “{reading.token_name(encoded.pieces, at)}”",
         key="text_token",
         help="Choose it here, or a row of the table.",
     )
@@ -296,7 +293,7 @@ def _next(run: TextReading, encoded: EncodedText, known: dict[str, Any], number:
         on_click="ignore",
         key="text-next-csv",
     )
-    st.caption(f"The text goes on with “{_plain(reading.visible(encoded.pieces[number]))}”: {given}.")
+    st.caption(f"The text goes on with “{_plain(reading.token_name(encoded.pieces, number))}”: {given}.")
 
 
 draw()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import rose
-from app.runs import finished, html_page, html_report
+from app import words
+from app.runs import finished, html_page, html_report, pairs
 from rose import cli
 from tests.app.runs.made_reports import made_report, saved
+from tests.app.tiny_study import measured_study
 
 
 def figures(text: str) -> list[dict]:
@@ -72,6 +76,29 @@ def test_several_runs_are_compared_with_the_first_and_an_analysis_has_one_comman
     assert command.endswith("--sparsity 0.7 --methods sparsegpt,rose,wanda --output study/")
 
 
+def test_figures_that_do_not_fit_are_left_out_and_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = html_report.report_of([finished.run_of(made_report())])
+    whole = html_page.to_html(report)
+    monkeypatch.setattr(html_page, "LIMIT", len(whole.encode()) - 1)
+    text = html_page.to_html(report)
+    assert len(text.encode()) <= html_page.LIMIT
+    assert figures(text) == figures(whole)[:-1]
+    assert "1 of 4 figures are left out" in text
+    monkeypatch.setattr(html_page, "LIMIT", 1000)
+    with pytest.raises(rose.RoseError, match="report fewer runs"):
+        html_page.to_html(report)
+
+
+def test_experts_left_dense_are_not_among_those_that_are_averaged() -> None:
+    report = made_report()
+    report.layers.loc[:2, ["sparsity", "relative_error", "held_out_error"]] = 0.0
+    run = finished.run_of(report)
+    mean = report.layers.loc[3:, "held_out_error"].mean()
+    assert pairs.NUMBERS["Mean held-out error"](run) == pytest.approx(mean)
+    (finding,) = [one for one in html_report.run_findings(run) if "on average" in one]
+    assert f"{words.number(mean)} on average over three layers" in finding
+
+
 def test_nothing_of_a_foreign_run_acts() -> None:
     evil = "</script><img src=x onerror=alert(1)>"
     report = made_report(model=evil, calibration=evil, evaluated_on=evil, command=evil, made_with={evil: evil})
@@ -126,3 +153,13 @@ def test_a_command_is_made_from_settings_where_none_was_noted() -> None:
     own = html_report.command_of(finished.run_of(made_report(target="layer", true_sequential=True)))
     assert "--true-sequential" in own
     assert "--true-sequential" not in damped
+
+
+def test_the_command_of_a_study_of_some_layers_names_them() -> None:
+    study = copy.copy(measured_study())
+    study.setup = replace(study.setup, layers="*.o_proj model.layers.0.*")
+    run = finished.runs_of_study(study, 0.5)[0]
+    assert "--layers '*.o_proj' 'model.layers.0.*' --output" in html_report.command_of(run)
+    assert finished.settings_of(run)["chosen_layers"] == "*.o_proj model.layers.0.*"
+    whole = finished.runs_of_study(measured_study(), 0.5)[0]
+    assert "--layers" not in html_report.command_of(whole)

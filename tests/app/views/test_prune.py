@@ -260,6 +260,20 @@ def test_a_browser_that_comes_back_to_another_page_keeps_the_files_of_its_run(
     assert held == [run]
 
 
+def test_looking_at_another_run_keeps_the_files_of_ones_own(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[PruningRun] = []
+    monkeypatch.setattr(shared, "_held", lambda: held)
+    _, other = pruned(opened(setup, prune_layers="model.layers.0.*.o_proj", prune_windows="1", prune_prompt=""))
+    held.clear()  # of that session
+    app, own = pruned(opened(setup, prune_layers="model.layers.1.*.o_proj", prune_windows="1", prune_prompt=""))
+    name = next(name for name, run in shared.prunings().items() if run is other)
+    app.button(key=f"prune-run-{name}").click().run()
+    assert app.session_state["pruning"] == name
+    assert held == [other, own]
+    app, again = pruned(app)
+    assert held == [again]
+
+
 @pytest.mark.parametrize("section", ["Perplexity", "Layers", "Texts", "Downloads"])
 def test_a_model_that_is_finished_while_the_page_is_drawn_does_no_harm(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, section: str

@@ -101,6 +101,16 @@ def test_a_saved_model_reads_the_text(dense: Path, pruned: Path, no_runs: None) 
     assert "press Read again" in texts(app)
 
 
+def test_a_character_of_several_tokens_can_be_explored(dense: Path, pruned: Path, no_runs: None) -> None:
+    app = opened(dense, text_path=str(pruned), text_written="😀")
+    read(app)
+    assert app.selectbox(key="text_token").options[-1] == "3 · “😀, part 4”"
+    app.selectbox(key="text_token").set_value(2).run()
+    assert not app.exception, app.exception
+    assert sorted(app.dataframe[0].value["token"]) == ["😀, part 2", "😀, part 3", "😀, part 4"]
+    assert "The text goes on with “😀, part 3”" in texts(app)
+
+
 def test_a_text_that_is_too_long_is_refused(dense: Path, pruned: Path, no_runs: None) -> None:
     app = opened(dense, text_path=str(pruned), text_written="a" * 600)
     read(app)
