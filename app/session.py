@@ -75,7 +75,11 @@ def begin() -> None:
     st.session_state.chosen_layer = st.session_state.linked_layer = texts.get("layer")
     st.session_state.pruning = st.session_state.own_pruning = texts.get("run")
     st.session_state.chosen_threshold, unreadable = _read_threshold(texts)
-    st.session_state.link_problem = " ".join([*problems, *further, *unreadable])
+    run = st.session_state.pruning
+    gone = (
+        [] if run is None or run in shared.prunings() else [f"This server no longer has the run {run!r} of the link."]
+    )
+    st.session_state.link_problem = " ".join([*problems, *further, *unreadable, *gone])
 
 
 def _read_threshold(texts: dict[str, str]) -> tuple[float, list[str]]:

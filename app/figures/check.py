@@ -151,7 +151,6 @@ def _overfitting_words(table: pd.DataFrame) -> tuple[str, str]:
             f"With {tokens} tokens the error on them is {words.number(last['calibration_error'])}",
             "Nothing was held out, so over-fitting cannot be seen.",
         )
-    ratio = last["held_out_error"] / last["calibration_error"] if last["calibration_error"] > 0 else float("inf")
     course = f"is {words.number(last['held_out_error'])} at {tokens} tokens"
     if len(table) > 1:
         verb = "rises" if last["held_out_error"] > first["held_out_error"] else "falls"
@@ -161,6 +160,10 @@ def _overfitting_words(table: pd.DataFrame) -> tuple[str, str]:
         f"Held-out error {course}; there the error on the calibration tokens is "
         f"{words.number(last['calibration_error'])}."
     )
+    if not last["calibration_error"] > 0:
+        there = words.number(last["held_out_error"])
+        return f"With {tokens} tokens the calibration error is 0 and the held-out error {there}", caption
+    ratio = last["held_out_error"] / last["calibration_error"]
     return f"With {tokens} tokens, held-out error is {words.number(ratio)} times the calibration error", caption
 
 

@@ -32,8 +32,10 @@ def column_loss_map(
     top = int(loss.argmax())
     block = block_of(widths, top)
     median = float(np.median(loss))
-    times = words.number(loss[top] / median) if median > 0 else "∞"
-    finding = f"Column {top} in block {block} would lose most, {times} times the median column"
+    times = f"{words.number(loss[top] / median)} times" if median > 0 else "and nothing in"
+    finding = f"Column {top} in block {block} would lose most, {times} the median column"
+    if not loss[top] > 0:
+        finding = "Nothing is removed, so no column loses anything"
     figure = go.Figure(
         style.heatmap(
             Shrunk(shown, shrunk.rows, shrunk.columns, shrunk.note),
@@ -128,6 +130,8 @@ def block_loss_bars(
         f"{int(values.argmin())} the lowest, {words.number(smallest)}: relative range "
         f"({words.number(largest)} − {words.number(smallest)}) / {words.number(largest)} = {plan.relative_range:.3f}."
     )
+    if not largest > 0:
+        caption = f"The {unit} of every block is 0, and so is the relative range."
     alt = f"Bar chart of {unit}{words.of(layer)}. {finding}. {caption}"
     table = pd.DataFrame(
         {

@@ -434,7 +434,6 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
             texttemplate="%{text}",
             textfont={"size": 16},
             colorscale=palette.diverging(theme),
-            reversescale=True,  # less error in the colour that a gain has on the map of layers
             zmin=-limit,
             zmax=limit,
             xgap=2,

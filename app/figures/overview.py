@@ -128,7 +128,7 @@ def model_map(
     _answer_clicks(figure, rows, known)
     expected = max(len(every), len(set(layers) - set(left_out)))
     without = len(set(layers) & set(left_out))
-    waiting = expected - int(every["value"].notna().sum())
+    waiting, without_value = expected - len(every), int(every["value"].isna().sum())
     finding, ringed = _map_finding(every, name, known, threshold, block)
     if ringed is not None and len(ringed):
         cells = _shown(ringed, row_of).drop_duplicates(["block_index", "projection"])
@@ -136,6 +136,7 @@ def model_map(
     dead = _dead(figure, _shown(table, row_of))
     rings = f"; ringed: columnar, above {threshold:.2f}" if ringed is not None else ""
     blanks = [f"not yet ({waiting} of {expected})"] if waiting else []
+    blanks += [f"no value ({without_value})"] if without_value else []
     blanks += [f"left out ({without})"] if without else []
     blank = f"; blank: {', '.join(blanks)}" if blanks else ""
     style.base(
@@ -293,7 +294,8 @@ def _colours(known: Metric, values: np.ndarray, name: str, theme: Theme) -> dict
     if known.kind == "change":
         limit = largest or 1.0
         bar = style.colourbar(known.unit, tickformat=".0%")
-        return {"colorscale": palette.diverging(theme), "zmin": -limit, "zmax": limit, "colorbar": bar}
+        scale = {"colorscale": palette.diverging(theme), "reversescale": True}  # less error is purple on every page
+        return {**scale, "zmin": -limit, "zmax": limit, "colorbar": bar}
     if known.kind == "log":
         positive = present[present > 0]
         low, high = (np.log10(positive.min()), np.log10(positive.max())) if len(positive) else (0.0, 1.0)
@@ -318,7 +320,7 @@ def _map_finding(
     """The title, and for relative range the columnar layers."""
     measured = rows.dropna(subset=["value"])
     if measured.empty:
-        return f"{known.label}: no layer measured yet", None
+        return f"{known.label}: {'no layer measured yet' if rows.empty else 'no layer has one'}", None
     if known.kind == "change":
         better, worse = int((measured["value"] > 0).sum()), int((measured["value"] < 0).sum())
         who = words.sentence(known.label.partition("ain of ")[2].partition(" over ")[0])
@@ -361,13 +363,18 @@ def range_of(label: str, values: pd.Series, text: Callable[[float], str] = words
 def _map_caption(rows: pd.DataFrame, known: Metric, waiting: int) -> str:
     measured = rows.dropna(subset=["value"])
     if measured.empty:
-        return "No layer has this number yet."
+        return f"No layer has this number{' yet' if rows.empty else ''}."
     text = range_of(known.label, measured.set_index("layer")["value"], known.text)
     return text + (f" {words.sentence(words.count(waiting, 'layer'))} still to come." if waiting else "")
 
 
 def gain_scatter(
-    table: pd.DataFrame, *, threshold: float = 0.5, marked_layer: str | None = None, theme: Theme = "light"
+    table: pd.DataFrame,
+    *,
+    threshold: float = 0.5,
+    marked_layer: str | None = None,
+    projections: Sequence[str] = (),
+    theme: Theme = "light",
 ) -> Drawing:
     """Relative range of every layer against what two-level order gains there, held-out where that was measured.
 
@@ -375,6 +382,7 @@ def gain_scatter(
 
     Args:
         table: one row per layer with `relative_range`, `gain`, and `held_out_gain` and `dead_columns` where known.
+        projections: all of the model, so that each looks the same whatever the table was filtered by.
 
     Raises:
         RoseError: no layer with both numbers.
@@ -386,7 +394,7 @@ def gain_scatter(
         raise RoseError(
             "No layer here has both a relative range and a gain; measure more layers, or use fewer filters."
         )
-    looks = palette.projection_styles(list(dict.fromkeys(table["projection"])))
+    looks = palette.projection_styles(list(dict.fromkeys([*projections, *table["projection"]])))
     figure = go.Figure()
     for projection, part in rows.groupby("projection", sort=False):
         look = looks[str(projection)]

@@ -207,7 +207,10 @@ def magnitude_colours(values: np.ndarray, theme: Theme) -> list[str]:
 
 
 def diverging(theme: Theme) -> list[list[Any]]:
-    """The diverging scale; its light middle gives way to a dark one on a dark page, so that "no change" is quiet."""
+    """The diverging scale: purple is less, of errors and of surprise, and orange is more, on every page.
+
+    Its light middle gives way to a dark one on a dark page, so that "no change" is quiet.
+    """
     if theme == "light":
         return DIVERGING_LIGHT
     return DIVERGING_DARK

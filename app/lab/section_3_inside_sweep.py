@@ -108,7 +108,7 @@ def step_numbers(result: rose.LayerResult, trace: rose.SweepTrace, step: int) ->
         "Weights removed": words.whole(int(trace.removed[index])),
         "Loss without compensation": words.number(lost),
         "Compensated": f"{words.number(lost - kept)} ({words.percent(1 - ratio(kept, lost), 0)})",
-        "Remains": words.number(kept),
-        "Error so far": words.number(float(trace.error_so_far(result.added_damping)[step])),
+        "Remains, damping included": words.number(kept),
+        "Error so far, without damping": words.number(float(trace.error_so_far(result.added_damping)[step])),
     }
     st.markdown("\n".join(f"- {name}: **{value}**" for name, value in rows.items()))

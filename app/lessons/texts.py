@@ -266,8 +266,8 @@ def depth_lesson(design: ChainDesign, table: pd.DataFrame) -> Lesson:
         f"on the inputs X that those before it give, from {whole(design.tokens)} tokens. Drift after the last: "
         f"**{number(none)}** without compensation; **{number(inside)}** inside each layer, which prunes W and ignores "
         f"the gap G to the dense model.{noise} **{number(between)}** where W* is pruned in its place, "
-        f"{percent(1 - between / inside, 0)} less. λ is {number(chain.damping(design))} of the mean of diag(H); fewer "
-        "tokens need more.",
+        f"{percent(1 - between / inside, 0)} less. λ = μ · mean of diag(H), with μ = "
+        f"{number(chain.damping(design))}; fewer tokens need a larger μ.",
     )
 
 

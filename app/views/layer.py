@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isnan
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ from app import components, session, words
 from app.components import URL
 from app.figures import anatomy, comparison, hessian, losses, maps, order_picture, overview, palette
 from app.figures.style import Drawing
+from app.lab.sweeps import ratio
 from app.study import tables
 from app.study.study import Study
 from rose.layer.loss import block_widths
@@ -61,7 +63,7 @@ def key_figures(study: Study, layer: str) -> None:
     )
     verdict = f"{'columnar, above' if row['is_columnar'] else 'not columnar, not above'} {threshold:.2f}"
     raised = row["damping"] > study.setup.damping
-    saved = 1 - row["error_rose"] / row["error_sparsegpt"] if row["error_sparsegpt"] > 0 else 0.0
+    saved = 1 - ratio(row["error_rose"], row["error_sparsegpt"])
     figures_row: list[tuple[str, str, str | None, str]] = [
         ("Relative range", f"{row['relative_range']:.3f}", verdict, "(max − min) / max of the blocks' losses"),
         ("Condition", words.number(row["condition"]), None, "Of the damped Hessian"),
@@ -70,8 +72,8 @@ def key_figures(study: Study, layer: str) -> None:
         ("Error, SparseGPT", f"{row['error_sparsegpt']:.4f}", None, "Relative, on calibration tokens"),
         ("Error, ROSE", f"{row['error_rose']:.4f}", versus(saved, row["is_columnar"]), "Two-level order if columnar"),
     ]
-    if (natural := row["held_out_sparsegpt"]) > 0:  # not where nothing was held out
-        saved_there = 1 - row["held_out_rose"] / natural
+    if pd.notna(natural := row["held_out_sparsegpt"]):  # not where nothing was held out
+        saved_there = 1 - ratio(row["held_out_rose"], natural)
         # What people read first: the errors on text that nothing was fitted to.
         figures_row[-2:-2] = [
             ("Held out, SparseGPT", f"{natural:.4f}", None, "Relative error on held-out tokens"),
@@ -93,7 +95,7 @@ def without_dead(row: pd.Series) -> str | None:
 
 
 def versus(saved: float, columnar: bool) -> str:
-    if not columnar:
+    if not columnar or isnan(saved):  # 0 of 0
         return "same as SparseGPT"
     return f"{words.percent(abs(saved))} {'less' if saved >= 0 else 'more'}"
 
@@ -268,11 +270,17 @@ def error_numbers(records: pd.DataFrame) -> None:
 
 def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     """Several layers side by side, with the chosen one unless the user removes it."""
+    state = st.session_state
     table = measured(study)
     known = table.sort_values("relative_range", ascending=False, kind="stable")["layer"].tolist()
     first = [layer, *(name for name in known if name != layer)][:COMPARED]
-    if not set(st.session_state.get("compare") or known) & set(known):  # those of another model, or of a link
-        del st.session_state.compare
+    if not set(state.get("compare") or known) & set(known):  # those of another model, or of a link
+        del state.compare
+    before = state.get("compare_first", first)
+    if state.get("compare") and before[0] != layer:
+        is_default = set(state.compare) == set(before)
+        state.compare = first if is_default else [layer, *(name for name in state.compare if name != layer)]
+    state.compare_first = first
     chosen = st.multiselect(
         "Layers",
         table["layer"].tolist(),

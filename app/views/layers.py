@@ -99,7 +99,13 @@ def results(study: Study, table: pd.DataFrame, metric: str, threshold: float) ->
         components.show(drawing, "layers-map", on_select=lambda: pick("layers-map"), wide=True)
     chosen = filtered(table)
     try:
-        scatter = figures.gain_scatter(chosen, threshold=threshold, marked_layer=session.layer(), theme=session.theme())
+        scatter = figures.gain_scatter(
+            chosen,
+            threshold=threshold,
+            marked_layer=session.layer(),
+            projections=table["projection"].tolist(),
+            theme=session.theme(),
+        )
         components.show(scatter, "layers-scatter", on_select=lambda: pick("layers-scatter"), wide=True)
     except rose.RoseError as problem:
         st.info(str(problem))

@@ -463,10 +463,17 @@ def describe(setup: Setup) -> str:
     choice, block = preflight.layer_choice(setup.layers)
     layers = {"block": f"decoder block {block}", "own": setup.layers}.get(choice, LAYERS[choice].lower())
     usual = Setup()
-    phrases = {"seed": "seed {}", "held_out": "{} held out", "block_size": "block size {}", "damping": "damping {:g}"}
+    phrases = {
+        "dtype": "{}",
+        "seed": "seed {}",
+        "held_out": "{} held out",
+        "block_size": "block size {}",
+        "damping": "damping {:g}",
+    }
     unusual = [name for name in phrases if getattr(setup, name) != getattr(usual, name)]
     other = [phrases[name].format(getattr(setup, name)) for name in unusual]
     sizes = f"{text} {setup.samples} × {setup.length}"
+    other += ["weights left on disk"] if setup.stream else []
     return ", ".join([model, layers, sizes, f"sparsity {setup.sparsity}", *other])
 
 

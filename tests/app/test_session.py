@@ -99,3 +99,9 @@ def test_edits_that_are_not_in_use_are_said_and_can_be_used_without_measuring(pa
     assert not app.exception
     assert "not in use yet" not in texts(app)
     assert app.session_state.setup == Setup(samples=6, sparsity="0.6")
+
+
+def test_a_link_to_a_run_that_is_gone_is_explained() -> None:
+    assert "This server no longer has the run 'deadbeef' of the link." in texts(
+        open_page("views/prune.py", run="deadbeef")
+    )

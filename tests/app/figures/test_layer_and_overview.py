@@ -281,3 +281,19 @@ def test_method_errors_name_the_saving(records: pd.DataFrame) -> None:
     ]
     with pytest.raises(rose.RoseError, match="No error"):
         comparison.method_errors(records[records["projection"] == "mlp.down_proj"], column="held_out_error")
+
+
+def test_a_layer_without_a_value_is_not_one_to_come(layers: pd.DataFrame) -> None:
+    drawing = overview.model_map(layers.assign(gain=np.nan), "gain")
+    assert f"blank: no value ({len(layers)})" in drawing.alt or "no value" in str(drawing.figure.layout.title.text)
+    assert "yet" not in drawing.caption
+    assert title(drawing).endswith("no layer has one")
+
+
+def test_a_projection_looks_the_same_whatever_is_filtered(layers: pd.DataFrame) -> None:
+    def looks(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
+        drawn = overview.gain_scatter(table, projections=layers["projection"].tolist()).figure.data
+        return {one.name: (one.marker.color, one.marker.symbol) for one in drawn}
+
+    last = layers["projection"].iloc[-1]
+    assert looks(layers[layers["projection"] == last])[last] == looks(layers)[last]

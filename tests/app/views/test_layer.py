@@ -210,3 +210,27 @@ def test_layers_of_another_model_are_not_what_is_compared(study: Study) -> None:
     app.run()
     assert not app.exception
     assert app.multiselect(key="compare").value[0] == COLUMNAR
+
+
+def test_the_comparison_follows_the_chosen_layer(study: Study) -> None:
+    app = open_page(PAGE, study, section="Compare layers")
+    known = study.overview(0.5).sort_values("relative_range", ascending=False, kind="stable")["layer"].tolist()
+    lowest = known[-1]
+    app.sidebar.selectbox(key="layer_widget").set_value(lowest).run()
+    assert app.multiselect(key="compare").value == [lowest, *known[:3]]
+    app.multiselect(key="compare").set_value([lowest, known[5]]).run()
+    assert app.multiselect(key="compare").value == [lowest, known[5]]
+    app.sidebar.selectbox(key="layer_widget").set_value(known[7]).run()
+    assert app.multiselect(key="compare").value == [known[7], lowest, known[5]]
+    app.multiselect(key="compare").set_value([lowest]).run()  # the user may leave the chosen one out
+    assert app.multiselect(key="compare").value == [lowest]
+
+
+def test_where_nothing_is_removed_no_number_is_nonsense() -> None:
+    app = open_page(PAGE, measured_study(sparsity="0"), section="Error")
+    assert "would give an error of 0.0000, same as SparseGPT." in texts(app)
+    assert {"Held out, SparseGPT", "Held out, ROSE"} <= {metric.label for metric in app.metric}
+    app.segmented_control(key="section").set_value("Losses").run()
+    assert not app.exception
+    assert "∞" not in json.dumps(figures(app), ensure_ascii=False)
+    assert "of every block is 0, and so is the relative range" in texts(app)
