@@ -285,7 +285,7 @@ def test_method_errors_name_the_saving(records: pd.DataFrame) -> None:
 
 def test_a_layer_without_a_value_is_not_one_to_come(layers: pd.DataFrame) -> None:
     drawing = overview.model_map(layers.assign(gain=np.nan), "gain")
-    assert f"blank: no value ({len(layers)})" in drawing.alt or "no value" in str(drawing.figure.layout.title.text)
+    assert f"blank: no value ({len(layers)})" in below(drawing)
     assert "yet" not in drawing.caption
     assert title(drawing).endswith("no layer has one")
 
