@@ -22,7 +22,17 @@ from rose.model.checkpoint import Storage, blocks_of
 from rose.model.dense import HELD_OUT, BlockDrift, DenseStreams, Watch
 from rose.model.distributed import from_first, my_samples, sum_statistics
 from rose.model.experts import experts_apart
-from rose.model.forward import Arguments, check_tokens, pick_device, record_inputs, run_block, split_batches
+from rose.model.forward import (
+    Arguments,
+    check_blocks,
+    check_tokens,
+    no_input,
+    pick_device,
+    record_inputs,
+    run_block,
+    split_batches,
+    version_of,
+)
 from rose.model.precision import decided, rounding
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.residence import residence_of
@@ -98,7 +108,7 @@ class Collector:
     def _hook(self, name: str) -> Callable[..., None]:
         def seen(_module: nn.Module, args: tuple) -> None:
             inputs = args[0]
-            version = _version(inputs)
+            version = version_of(inputs)
             for reading in self.readings:
                 # A layer called twice on one tensor has read it twice.
                 if reading.inputs is inputs and reading.version == version and name not in reading.readers:
@@ -115,7 +125,7 @@ class Collector:
             RoseError: a layer's input was overwritten before the decoder block ended.
         """
         for reading in self.readings:
-            if _version(reading.inputs) != reading.version:
+            if version_of(reading.inputs) != reading.version:
                 raise RoseError(
                     f"The model overwrites the input of {reading.readers[0]} in place after reading it, so that it "
                     "cannot be counted; prune with true-sequential, or leave this layer out."
@@ -148,11 +158,6 @@ class Collector:
 
     def result(self) -> dict[str, InputStatistics]:
         return {name: group.statistics for group in self.groups for name in group.layers}
-
-
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was written in place; inference tensors do not count it."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass
@@ -327,11 +332,6 @@ def statistics_of(layer: PrunableLayer, found: Mapping[str, InputStatistics]) ->
     return found[layer.name]
 
 
-def no_input(name: str) -> RoseError:
-    """For a layer that the model did not call."""
-    return RoseError(f"{name} received no input during calibration; leave it out of the layers to prune.")
-
-
 def start_walk(
     model: nn.Module,
     streams: Mapping[str, Tensor],
@@ -341,11 +341,13 @@ def start_walk(
     dense: DenseStreams | None = None,
     compute: torch.dtype | None = None,
     products: torch.dtype = torch.float32,
+    needs_all: bool = False,
 ) -> Walk:
     """Records the inputs of the first decoder block, or resumes from a checkpoint.
 
     `streams`: as from `check_streams`; `layers`: as from `select_layers`; `dense`: the hidden states of the dense model
-    that travel along, if any do; `compute`, `products`: see `Walk`.
+    that travel along, if any do; `compute`, `products`: see `Walk`; `needs_all`: refuses layers that the model does not
+    call, before any work.
     """
     kept = kept or Storage()
     by_block = blocks_of(layers)
@@ -361,16 +363,18 @@ def start_walk(
     first = kept.start({stream: len(split_batches(samples)) for stream, samples in streams.items()})
     walk.first = first or 0
     meter.before = walk.first / blocks
+    outputs = check_blocks(model, next(iter(streams.values())), layers if needs_all else ())
     for stream, samples in streams.items():
         write = partial(kept.activations.write, stream) if first is None else _drop
         tick = partial(meter.tell, "embed", walk.first, 0.0)
-        walk.arguments[stream] = record_inputs(model, samples, write, tick)
+        walk.arguments[stream] = record_inputs(model, samples, write, tick, outputs)
     if first is None:
         kept.activations.advance(0)
     if dense and "calibration" in dense.names:
         few: list[Tensor] = []
         sample = streams["calibration"][:1, :TRACED_TOKENS]
-        walk.few = record_inputs(model, sample, lambda _batch, hidden: few.append(hidden)), few[0]
+        keep = lambda _batch, hidden: few.append(hidden)  # noqa: E731
+        walk.few = record_inputs(model, sample, keep, outputs=outputs), few[0]
     return walk
 
 

@@ -389,6 +389,8 @@ def _difference(name: str, run: Mapping[str, Any], before: Mapping[str, Any]) ->
         return f"the {name.replace('_', '-')} differ"
     usual = "float32" if name in ("compute", "search") else None  # what a run of that says nothing of
     was, now = before.get(name, usual), run.get(name, usual)
+    if usual:
+        return f"matrix products were computed in {was} there and are in {now} now (--compute {was} asks for that)"
     return f"{name.replace('_', ' ')} was {was} there and is {now} now"
 
 

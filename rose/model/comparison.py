@@ -27,13 +27,14 @@ from rose.layer.pattern import parse_sparsity
 from rose.model.allocation import check_allocation
 from rose.model.evaluation import perplexity
 from rose.model.forward import pick_device
-from rose.model.pipeline import TARGETS, prune_model
+from rose.model.pipeline import TARGETS, check_expert_tokens, check_target, prune_model
 from rose.model.precision import DEFAULT, compute_dtype
 from rose.model.progress import ProgressCallback
 from rose.model.rows import RowsFolder
 from rose.model.structure import layers_to_prune, prunable_layers
 
-SETTINGS = ("allocation", "block_size", "damping", "threshold")  # of `prune_model` that can be checked before it runs
+# Of `prune_model`, those that can be checked before it runs.
+SETTINGS = ("allocation", "block_size", "damping", "threshold", "options")
 SAMPLE_SECONDS = 0.1  # how often memory is looked at
 
 
@@ -84,7 +85,7 @@ def plan_comparison(
         methods: as for `parse_variant`.
         sparsities: ratios or N:M.
         allocation: as for `prune_model`.
-        settings: `block_size`, `damping` and `threshold`, where they are not the defaults.
+        settings: `block_size`, `damping`, `threshold` and `options`, where they are not the defaults.
 
     Raises:
         RoseError: none at all, or a combination that no run could do.
@@ -162,6 +163,10 @@ def compare_methods(
     for pattern in patterns:
         block_size = options.get("block_size", 128)
         layers_to_prune(model, options.get("layers"), parse_sparsity(pattern), block_size)
+    for variant in variants:
+        chosen = _with_target(variant, options)
+        check_target(chosen.get("target", "dense"), chosen.get("target_damping"))
+    check_expert_tokens(options.get("min_expert_tokens", 1))
     compute_dtype(options.get("compute", DEFAULT), model, pick_device())
     draw = lru_cache(maxsize=1)(calibration)  # all runs of a seed come one after another
     finished = {(row.method, row.sparsity, row.seed) for row in done}
@@ -180,6 +185,14 @@ def compare_methods(
                 layer.keep_low_rank(None)
 
 
+def _with_target(variant: Variant, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of `prune_model` for this variant, whose target may be its own."""
+    if not variant.target:
+        return options
+    damping = options.get("target_damping") if variant.target == "dense" else None
+    return {**options, "target": variant.target, "target_damping": damping}
+
+
 def _run(
     model: nn.Module,
     variant: Variant,
@@ -191,9 +204,7 @@ def _run(
     progress: Callable[[str], ProgressCallback | None],
     options: Mapping[str, Any],
 ) -> ComparisonRow:
-    if variant.target:
-        damping = options.get("target_damping") if variant.target == "dense" else None
-        options = {**options, "target": variant.target, "target_damping": damping}
+    options = _with_target(variant, options)
     with _peak_memory() as peak:
         report = prune_model(
             model,

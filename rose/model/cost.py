@@ -19,6 +19,7 @@ from rose.model.structure import PrunableLayer, decoder_blocks, hidden_size, sel
 # Real passes reach part of the rate of one large matrix product: attention, norms and small layers run slower.
 # Ratio measured with the packaged model; tests/benchmarks prints it anew.
 FORWARD_EFFICIENCY = 0.6
+OUTPUTS = ("o_", "out", "wo", "down", "c_proj", "dense", "fc_out", "fc2", "w2")  # how names of output layers begin
 NO_PRODUCTS = 0.3  # share of a pass in float32 that is not matrix products, and stays as it is in bfloat16
 SWEEP_EFFICIENCY = 0.085  # a layer's whole prune; see docs/speed.md
 TOKEN_EFFICIENCY = 0.05  # one token at a time is bound by memory
@@ -216,5 +217,5 @@ def expert_share(model: nn.Module, layers: Sequence[PrunableLayer]) -> float:
 
 def _is_output(layer: PrunableLayer) -> bool:
     """Output projections read what the module made, not what it was given."""
-    last = layer.projection.rpartition(".")[2]
-    return last.startswith(("o_", "out", "down", "c_proj", "dense_4h", "fc2", "dense")) and "h_to_4h" not in last
+    last = layer.projection.rpartition(".")[2].lower()
+    return last.startswith(OUTPUTS) and "h_to_4h" not in last

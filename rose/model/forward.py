@@ -23,7 +23,7 @@ from rose.errors import RoseError
 from rose.model.precision import computing
 from rose.model.replacing import replaced_forwards
 from rose.model.residence import residence_of
-from rose.model.structure import decoder_blocks, text_config
+from rose.model.structure import PrunableLayer, decoder_blocks, text_config
 
 BATCH_TOKENS = 4096  # enough rows to keep the matrix products efficient
 
@@ -54,6 +54,7 @@ def record_inputs(
     tokens: Tensor,
     keep: Callable[[int, Tensor], None],
     tick: Callable[[], None] = lambda: None,
+    outputs: Sequence[Any] | None = None,
 ) -> list[list[Arguments]]:
     """Embeds the tokens and records what every decoder block would be called with.
 
@@ -62,6 +63,7 @@ def record_inputs(
         tokens: (samples, length) int64, as `check_tokens` lets through.
         keep: takes (batch, hidden states) as they come, the inputs of the first decoder block.
         tick: called after each batch; may raise to stop.
+        outputs: from `check_blocks`, where that has been called; it reads all weights, which may be on a disk.
 
     Returns:
         [block][batch] -> arguments besides the hidden states.
@@ -69,16 +71,20 @@ def record_inputs(
     Raises:
         RoseError: blocks that cannot be run one by one.
     """
+    outputs = check_blocks(model, tokens) if outputs is None else outputs
     _, blocks = decoder_blocks(model)
-    body = getattr(model, "base_model", model)  # without the output head
-    residence = residence_of(model)
+    with _embedding(model) as body:
+        return _record(body, blocks, split_batches(tokens), outputs, keep, tick)
+
+
+@contextlib.contextmanager
+def _embedding(model: nn.Module) -> Iterator[nn.Module]:
+    """The model without its output head, ready to embed tokens."""
     was_training = model.training
     model.eval()
     try:
-        with residence.embedding():
-            with residence.whole():
-                outputs = _check_blocks(model, body, blocks, tokens[:1, :8])
-            return _record(body, blocks, split_batches(tokens), outputs, keep, tick)
+        with residence_of(model).embedding():
+            yield getattr(model, "base_model", model)
     finally:
         model.train(was_training)
 
@@ -117,6 +123,16 @@ def bos_in_front(model: nn.Module, tokens: Tensor) -> int | None:
     return int(first) if first == known and bool((tokens[:, 0] == first).all()) else None
 
 
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written in place; inference tensors do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def no_input(name: str) -> RoseError:
+    """For a layer that the model did not call."""
+    return RoseError(f"{name} received no input during calibration; leave it out of the layers to prune.")
+
+
 def _first(output: Any) -> Tensor:
     """The hidden states of what a block returns: a tensor, or a sequence that begins with it."""
     return output[0] if isinstance(output, (tuple, list)) else output
@@ -153,29 +169,62 @@ def _record(
     return recorder.arguments
 
 
-def _check_blocks(model: nn.Module, body: nn.Module, blocks: nn.ModuleList, few: Tensor) -> list[Any]:
-    """What each block returns in a real forward pass over a few tokens, for its stand-in to imitate.
+@torch.no_grad()
+def check_blocks(model: nn.Module, tokens: Tensor, layers: Sequence[PrunableLayer] = ()) -> list[Any]:
+    """What each block returns in a real forward pass over a few of the tokens, for its stand-in to imitate.
+
+    Args:
+        layers: those that must be called, as no statistics would come of them otherwise.
 
     Raises:
-        RoseError: the blocks are not a plain chain, or depend on each other through their other arguments.
+        RoseError: the blocks are not a plain chain, depend on each other through their other arguments, or change
+            their input; or a layer that is not called.
     """
-    calls: list[tuple[int, Tensor, Any, Any]] = []  # block, hidden states, other arguments, output
+    _, blocks = decoder_blocks(model)
+    few, calls = tokens[:1, :8], []  # of blocks: index, hidden states, other arguments, output
+    versions: list[int] = []
+    called: set[str] = set()
 
-    def watch(index: int) -> Callable[..., None]:
-        return lambda _module, args, kwargs, output: calls.append((index, *_split(args, kwargs), output))
+    def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        versions.append(version_of(_split(args, kwargs)[0]))
 
-    hooks = [block.register_forward_hook(watch(index), with_kwargs=True) for index, block in enumerate(blocks)]
+    def after(index: int) -> Callable[..., None]:
+        def seen(_module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            hidden, others = _split(args, kwargs)
+            if version_of(hidden) != versions[-1]:
+                raise RoseError(
+                    f"The decoder blocks of {type(model).__name__} change the hidden states that they are given, a "
+                    "family that is not supported yet; choose another model."
+                )
+            calls.append((index, hidden, others, output))
+
+        return seen
+
+    hooks: list[Any] = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
+    hooks += [block.register_forward_hook(after(index), with_kwargs=True) for index, block in enumerate(blocks)]
+    # Of experts that are modules of their own, known by their numbers, a few tokens reach only some.
+    always = [x for x in layers if not x.is_expert and not any(part.isdigit() for part in x.projection.split("."))]
+    hooks += [x.module.register_forward_pre_hook(lambda *_args, name=x.name: called.add(name)) for x in always]
     try:
-        body(input_ids=few.to(next(body.parameters()).device), use_cache=False)
+        with _embedding(model) as body, residence_of(model).whole():
+            body(input_ids=few.to(next(body.parameters()).device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
+    if missing := [layer.name for layer in always if layer.name not in called]:
+        raise no_input(missing[0])
+    return _checked_chain(model, blocks, few, calls)
+
+
+def _checked_chain(model: nn.Module, blocks: nn.ModuleList, few: Tensor, calls: Sequence[tuple]) -> list[Any]:
+    """The outputs of blocks that are a plain chain, from what their calls in a pass over a few tokens were."""
     outputs = [output for *_, output in calls]
     chained = [index for index, *_ in calls] == list(range(len(blocks))) and all(
         _same(_first(before[3]), after[1]) for before, after in pairwise(calls)
     )
     if chained:
-        recorded = _record(body, blocks, [few], outputs)
+        with _embedding(model) as body:
+            recorded = _record(body, blocks, [few], outputs)
         chained = all(
             len(_tensors(real)) == len(_tensors(ours[0])) and all(map(_same, _tensors(real), _tensors(ours[0])))
             for (_, _, real, _), ours in zip(calls, recorded, strict=True)

@@ -117,11 +117,14 @@ def estimate_memory(
     channels = HIDDEN_STATES_WAITING * width + widest if sequential or dense_targets else 0
     if dense_targets:  # what the layers read in the dense model
         channels += max(_read_by_a_token(model, found) for found in by_block) + width
+    batch = WIDTHS_OF_A_BATCH * widest
+    if not (sequential or dense_targets):  # what all layers read of a batch is counted at its end
+        batch = max(batch, max(_read_by_a_token(model, found) for found in by_block))
     return Memory(
         block=dtype.itemsize * max(sizes),
         embedding=dtype.itemsize * outside,
         hessians=max(groups),
-        batch=WIDTHS_OF_A_BATCH * dtype.itemsize * at_once * widest,
+        batch=dtype.itemsize * at_once * batch,
         work=max(work),
         activations=(1 + dense_targets) * dtype.itemsize * (at_once if on_disk else tokens) * width,
         waiting=dtype.itemsize * tokens * channels,

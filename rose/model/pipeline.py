@@ -161,7 +161,7 @@ def prune_model(
         own = {"calibration": streams["calibration"]}
 
         def visit() -> Iterator[BlockStatistics]:
-            return start_walk(model, own, selected, dense, compute=rounded).visit_dense()
+            return start_walk(model, own, selected, dense, compute=rounded, needs_all=True).visit_dense()
 
         tick = share_callback(progress, len(selected), start, share)
         found = allocate(model, tokens, selected, settings.pattern, allocation, visit, tick)
@@ -172,7 +172,7 @@ def prune_model(
         dense = dense_streams(streams, target == "dense", kept.dense_activations)
         records = kept.restore(selected, dense.batches(streams) if dense else {})
         walking = part_callback(progress, start, share, 1) if share else progress
-        walk = start_walk(model, streams, selected, walking, kept, dense, rounded, products)
+        walk = start_walk(model, streams, selected, walking, kept, dense, rounded, products, needs_all=True)
         mu = partial(damping_or_rule, target_damping, hidden_size(model), blocks=len(walk.by_block))
         done: list[LayerRecord] = []
         for block in visit_sequentially(walk) if sequential else walk.visit(propagate_again=True):
@@ -258,7 +258,9 @@ def _prune_block(
             # Corrected targets are float32; the layer keeps its own dtype.
             result = prune_with(aim.to(layer.weight.dtype), known, wanted)
         errors = _errors(layer, result, known, held_out, block.gaps)
+        factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
         layer.write(result.weight)
+        layer.keep_low_rank(factors)  # before the callback, which may stop the run
         meter.layers_done += 1
         before_all, after_all = block.work
         within = before_all + (after_all - before_all) * (number + 1) / len(block.layers)
@@ -266,7 +268,6 @@ def _prune_block(
         # With the last layer that reads them, statistics and their factors go: they are the largest thing in memory.
         for stream in (block.calibration, block.held_out):
             stream.pop(layer.name, None)
-        factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
         seconds = time.perf_counter() - began
         record = record_of(
             layer, result, seconds, damping=wanted.damping, tokens=known.tokens, target_damping=used, **errors
@@ -276,7 +277,7 @@ def _prune_block(
     done = exchange(owners, prune)
     records = [record for record, _ in done]
     for layer, (_, low_rank) in zip(block.layers, done, strict=True):
-        layer.keep_low_rank(low_rank)
+        layer.keep_low_rank(low_rank)  # those that other processes have found
     send_weights(block.layers, owners)
     _let_go(block)
     meter.layers_done = before + len(records)

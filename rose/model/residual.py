@@ -6,7 +6,8 @@ which, and what the stream holds just before: the block's input or what a norm m
 The block runs once on a few tokens while every addition is seen (`TorchDispatchMode`). Values are known by their
 storage, so views of a layer's output still count as that output. The following are recognized: sequential and
 parallel attention and MLP, sums made in any order, a constant multiplier before the addition, norms of the stream that
-become the stream (OPT-350M), and norms between a layer and the stream (Gemma).
+become the stream (OPT-350M), and norms between a layer and the stream (Gemma). Any other module there is taken for a
+norm too.
 """
 
 from __future__ import annotations
@@ -148,14 +149,12 @@ class _Trace(TorchDispatchMode):
 
     def _write(self, stream: _Value, added: _Value) -> None:
         assert stream.base is not None
-        for term in added.terms:
-            layer = self.layer_of[term.module]
-            earlier = tuple(
-                other
-                for other in added.terms
-                if self.order.index(self.layer_of[other.module]) < self.order.index(layer)
-            )
-            self.writers[layer] = Writer(stream.base, stream.terms + earlier, term)
+        # What ran later may be added first, and so those written before may turn out to have had more before them.
+        terms = stream.terms + added.terms
+        ran = {term: self.order.index(self.layer_of[term.module]) for term in terms}
+        for term in terms:
+            earlier = tuple(other for other in terms if ran[other] < ran[term])
+            self.writers[self.layer_of[term.module]] = Writer(stream.base, earlier, term)
 
     def _scale(self, args: tuple, output: Tensor) -> None:
         value = self._value(args[0])

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
-from rose.model.capture import BlockStatistics, Walk, no_input
+from rose.model.capture import BlockStatistics, Walk
 from rose.model.distributed import everywhere, first_of_all, sum_gaps, sum_statistics
 from rose.model.experts import experts_apart
-from rose.model.forward import run_block
+from rose.model.forward import no_input, run_block
 from rose.model.precision import plainly
 from rose.model.residence import residence_of
 from rose.model.structure import PrunableLayer

@@ -16,23 +16,40 @@ import torch
 from torch import Tensor, nn
 
 from rose.layer.target import InputGap, OutputGap, input_difference
+from rose.model.forward import version_of
 from rose.model.residual import Writer
 from rose.model.structure import PrunableLayer
 
 BatchKey = tuple[str, int]  # stream, number
 Gaps = dict[str, InputGap | OutputGap]  # of one layer, by stream
 Read = tuple[Tensor, Tensor | None]  # what a layer reads, and, for an expert, which tokens of the batch these are
+UNKNOWN = None, None  # in place of a `Read`
 Pairs = Mapping[BatchKey, tuple[Tensor, Tensor]]  # what a layer reads in the pruned and in the dense model
 LEAST_SLOPE = 0.1  # of a norm's mean squared slope: channels that it nearly mutes are not asked to repair the stream
 
 
 @dataclass
 class _Seen:
-    """What one batch has shown of one pass through the block: its input, layers' inputs, outputs by module."""
+    """What one batch has shown of one pass through the block: its input, layers' inputs, outputs by module.
+
+    `versions`: of the inputs when they were read.
+    """
 
     hidden: Tensor
-    inputs: dict[str, Read] = field(default_factory=dict)
+    inputs: dict[str, Read | tuple[None, None]] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def read(self, name: str, inputs: Tensor, tokens: Tensor | None) -> None:
+        """A layer reads; what it reads in a second call has no one counterpart in the pruned model."""
+        self.inputs[name] = UNKNOWN if name in self.inputs else (inputs, tokens)
+        self.versions[name] = version_of(inputs)
+
+    def drop_overwritten(self) -> None:
+        """Forgets inputs that the block has overwritten since they were read, as it may reuse a buffer."""
+        for name, (inputs, _) in self.inputs.items():
+            if inputs is not None and version_of(inputs) != self.versions[name]:
+                self.inputs[name] = UNKNOWN
 
 
 class BlockTargets:
@@ -68,6 +85,7 @@ class BlockTargets:
         ]
         try:
             yield
+            seen.drop_overwritten()
         finally:
             for hook in hooks:
                 hook.remove()
@@ -102,13 +120,14 @@ class BlockTargets:
         what was added to it before.
         """
         read = [seen.inputs for seen in self.dense.values()]
-        if layer.is_expert or self.writes(layer) or not all(layer.name in inputs for inputs in read):
+        known = all(inputs.get(layer.name, UNKNOWN)[0] is not None for inputs in read)
+        if layer.is_expert or self.writes(layer) or not known:
             return [layer]
         others = [other for other in self.layers if not (other.is_expert or self.writes(other))]
         return [
             other
             for other in others
-            if all(inputs.get(other.name, (None, None))[0] is inputs[layer.name][0] for inputs in read)
+            if all(inputs.get(other.name, UNKNOWN)[0] is inputs[layer.name][0] for inputs in read)
         ]
 
     def forget(self, layer: PrunableLayer) -> None:
@@ -124,7 +143,7 @@ class BlockTargets:
         found = {}
         for key, (inputs, tokens) in batches.items():
             seen = self.dense[key]
-            dense, known = seen.inputs.get(layer.name, (None, None))
+            dense, known = seen.inputs.get(layer.name, UNKNOWN)
             total = seen.hidden.shape[:-1].numel()
             if tokens is not None:
                 if dense is not None and known is not None:
@@ -201,7 +220,7 @@ def _inverse_slope(inputs: Tensor, outputs: Tensor) -> Tensor:
 
 def _keep_input(seen: _Seen, name: str) -> Callable[..., None]:
     def keep(_module: nn.Module, args: tuple) -> None:
-        seen.inputs[name] = args[0], args[1] if len(args) > 1 else None
+        seen.read(name, args[0], args[1] if len(args) > 1 else None)
 
     return keep
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import rose
+from rose.layer.methods import make_settings
 from rose.layer.methods.oats import SPARE, decompose, truncated_svd
 from rose.layer.pattern import Pattern
 
@@ -154,3 +155,9 @@ def test_following_the_leading_directions_is_as_good_as_a_decomposition_every_ti
     expected = np.linalg.norm(matrix.double().numpy() - plain)
     assert float(left_over) == pytest.approx(expected, rel=0.01)
     assert float(left_over) < 0.9 * float(matrix.masked_fill(~mask, 0).norm())  # the low-rank part does its share
+
+
+def test_a_pattern_that_stores_more_than_the_layer_is_refused_without_one() -> None:
+    with pytest.raises(rose.RoseError, match="would store more than the dense layer"):
+        make_settings("oats", sparsity="7:8", block_size=8)
+    assert make_settings("oats", sparsity="7:8", block_size=8, options={"rank_ratio": 0.1}).pattern.keep == 7

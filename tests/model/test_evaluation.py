@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
-from rose.model import evaluation
+from rose.model import comparison, evaluation
 from rose.model.comparison import ComparisonRow, compare_methods, parse_variant, to_markdown
 from tests.model.families import VOCABULARY, make_model, make_tokens
 
@@ -139,3 +140,34 @@ def test_a_comparison_as_markdown() -> None:
 def test_windows_with_nothing_to_predict() -> None:
     with pytest.raises(rose.RoseError, match="windows of at least 2 tokens"):
         rose.perplexity(make_model("llama"), make_tokens()[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("methods", "sparsity", "options", "words"),
+    [
+        (["sparsegpt"], "0.5", {"target": "dens"}, "The target must be one of"),
+        (["sparsegpt"], "0.5", {"min_expert_tokens": 0}, "at least 1 token"),
+        (["rose:dense", "sparsegpt"], "0.5", {"target": "layer", "target_damping": 0.5}, "Only target dense"),
+        (["rose_admm", "sparsegpt"], "0.5", {"options": {"effort": 3}}, "effort"),
+        (["sparsegpt", "oats"], "7:8", {}, "would store more than the dense layer"),
+    ],
+)
+def test_a_comparison_refuses_bad_input_before_any_run(
+    methods: list[str], sparsity: str, options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_arguments: Any) -> float:
+        raise AssertionError
+
+    monkeypatch.setattr(comparison, "perplexity", never)
+    tokens = make_tokens()
+    made = compare_methods(
+        make_model("llama"),
+        lambda _seed: (tokens, None),
+        tokens,
+        methods=methods,
+        sparsities=[sparsity],
+        seeds=[0],
+        **({"block_size": 16} | options),
+    )
+    with pytest.raises(rose.RoseError, match=words):
+        next(made)

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import rose
+from rose.model.cost import gap_work
 from rose.model.memory import estimate_memory
 from tests.model.families import VOCABULARY, make_model
 
@@ -62,6 +64,17 @@ def test_experts_have_hessians_of_their_own_and_few_tokens_each(dense_targets: b
     assert memory.hessians == (alone if dense_targets else 4 * (2 * 32**2 + 24 * (32**2 + 16**2)))
     waiting = 3 * 32 + 32 + (2 * 32 + 2 * (32 + 16)) + 32  # what waits; inputs of attention and of two experts; stream
     assert memory.waiting == (4 * 3 * 24 * waiting if dense_targets else 0)
+    read = 2 * 32 + 2 * (32 + 16)  # by all layers that a token comes to, where they are counted together
+    assert memory.batch == 4 * 3 * 24 * (4 * 32 if dense_targets else read)
+
+
+def test_output_layers_are_known_whatever_they_are_called() -> None:
+    def work(config: transformers.PretrainedConfig) -> float:
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        return gap_work(rose.prunable_layers(model), 1000)
+
+    sizes: dict[str, Any] = {"n_embd": 64, "n_layer": 1, "n_head": 4, "n_positions": 64, "vocab_size": 96}
+    assert work(transformers.GPTJConfig(**sizes, rotary_dim=8)) == work(transformers.GPT2Config(**sizes))
 
 
 def test_methods_with_stages_of_their_own_take_more() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import weakref
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import rose
 from rose.layer.error import relative_error
@@ -686,3 +688,50 @@ def test_time_left_is_told_from_what_this_process_has_done(monkeypatch: pytest.M
     assert events[0].remaining is None
     assert events[1].remaining == pytest.approx(40)
     assert events[2].remaining == pytest.approx(30)
+
+
+@pytest.mark.parametrize("target", ["layer", "dense"])
+def test_blocks_that_change_their_input_are_refused(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        attention, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **arguments)
+        hidden_states += attention
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", forward)
+    model = make_model("llama")
+    before = weights_of(model)
+    with pytest.raises(rose.RoseError, match="change the hidden states that they are given"):
+        prune_model(model, make_tokens(), sparsity=0.5, block_size=16, target=target)
+    assert not changed(model, before)
+    assert_clean(model)
+
+
+@pytest.mark.parametrize("target", ["layer", "dense"])
+def test_a_layer_that_is_never_called_is_named_before_any_work(target: str) -> None:
+    model = make_model("llama")
+    model.model.layers[1].mlp.unused = nn.Linear(32, 32)
+    before = weights_of(model)
+    with pytest.raises(rose.RoseError, match=r"model\.layers\.1\.mlp\.unused received no input"):
+        prune_model(model, make_tokens(), sparsity=0.5, block_size=16, target=target)
+    assert not changed(model, before)
+    layers = [layer.name for layer in rose.prunable_layers(model) if "unused" not in layer.name]
+    assert (
+        len(prune_model(model, make_tokens(), sparsity=0.5, block_size=16, target=target, layers=layers).layers) == 14
+    )
+
+
+def test_factors_are_there_when_a_callback_stops_the_run() -> None:
+    def stop_at(layer: str) -> Callable[[rose.Progress], None]:
+        def stop(progress: rose.Progress) -> None:
+            if progress.layer == layer:
+                raise rose.Cancelled
+
+        return stop
+
+    model = make_model("llama")
+    before, first = weights_of(model), rose.prunable_layers(model)[0]
+    for method, has_factors in (("oats", True), ("sparsegpt", False)):
+        with pytest.raises(rose.Cancelled):
+            prune_model(model, make_tokens(), method=method, sparsity=0.5, block_size=16, progress=stop_at(first.name))
+        assert changed(model, before) == {first.name}
+        assert (first.low_rank is not None) == has_factors

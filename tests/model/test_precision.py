@@ -205,7 +205,7 @@ def test_a_checkpoint_belongs_to_one_format(tmp_path: Path) -> None:
     rose.prune_model(undisturbed, make_tokens(), **rounded)
     with pytest.raises(rose.Cancelled):
         rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path, progress=stop, **rounded)
-    with pytest.raises(rose.RoseError, match="compute was bfloat16 there and is float32 now"):
+    with pytest.raises(rose.RoseError, match=r"computed in bfloat16 there and are in float32 now \(--compute bfloat16"):
         rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path, **OPTIONS)
     model = make_model("llama")
     rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **rounded)

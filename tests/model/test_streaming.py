@@ -251,3 +251,19 @@ def test_a_full_disk_does_not_promise_to_go_on(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("rose.model.checkpoint.write_tensors", full)
     with pytest.raises(rose.RoseError, match=r"No space left on device.*start the run again\.$"):
         rose.prune_model(model, make_tokens(), **OPTIONS)
+
+
+@pytest.mark.parametrize("target", ["layer", "dense"])
+def test_weights_are_read_once_before_pruning_begins(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
+    visited: list[int] = []
+    visit = streaming.BlockFiles.visit
+    monkeypatch.setattr(
+        streaming.BlockFiles,
+        "visit",
+        lambda self, index, device: (visited.append(index), visit(self, index, device))[1],
+    )
+    rose.prune_model(model, make_tokens(), target=target, **OPTIONS)
+    assert visited == [0, 1, 0, 1]  # a few tokens show how the decoder blocks are called; then each is pruned

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
 import rose
 from rose.layer.target import corrected_weight, target_damping
@@ -409,3 +410,43 @@ def test_bad_input_is_one_sentence(options: dict[str, Any], words: str) -> None:
     model = make_model("llama")
     with pytest.raises(rose.RoseError, match=words):
         rose.prune_model(model, make_tokens(), **OPTIONS, **options)
+
+
+def _parallel(attention_first: bool) -> Callable[..., Tensor]:
+    def forward(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        attention, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **arguments)
+        mlp = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + attention + mlp if attention_first else hidden_states + mlp + attention
+
+    return forward
+
+
+def test_the_order_of_a_sum_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = []
+    for attention_first in (True, False):
+        monkeypatch.setattr(LlamaDecoderLayer, "forward", _parallel(attention_first))
+        report = rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS)
+        assert (report.layers["target"] == "dense and stream").sum() == 4
+        errors.append(torch.tensor(report.layers["target_error"].to_numpy()))
+    torch.testing.assert_close(errors[0], errors[1], rtol=1e-3, atol=1e-6)
+
+
+def test_a_layer_called_twice_has_no_dense_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: once(self, once(self, x)))
+    model, dense = make_model("llama"), make_model("llama").state_dict()
+    report = rose.prune_model(model, make_tokens(), method="sparsegpt", sparsity=0, block_size=16)
+    assert all(torch.equal(weight, dense[name]) for name, weight in model.state_dict().items())
+    towards = report.layers.set_index("layer")["target"]
+    assert towards.loc["model.layers.1.mlp.gate_proj"] == towards.loc["model.layers.1.mlp.down_proj"] == "layer"
+    assert towards.loc["model.layers.1.self_attn.o_proj"] == "dense and stream"
+
+
+def test_an_input_that_is_overwritten_has_no_dense_target() -> None:
+    model, dense = make_model("llama"), make_model("llama").state_dict()
+    down = model.model.layers[0].mlp.down_proj
+    handle = down.register_forward_hook(lambda _module, args, _output: (args[0].zero_(), None)[1])
+    report = rose.prune_model(model, make_tokens(), method="sparsegpt", sparsity=0, block_size=16)
+    handle.remove()
+    assert all(torch.equal(weight, dense[name]) for name, weight in model.state_dict().items())
+    assert report.layers.set_index("layer")["target"].loc["model.layers.0.mlp.down_proj"] == "layer"

@@ -151,6 +151,7 @@ class LayerResult:
 
 
 Prune = Callable[[Tensor, InputStatistics, Settings], LayerResult]
+Check = Callable[[Pattern, Mapping[str, Value]], None]
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ class Method:
         work: running time in sweeps, for estimates; measured on 576 × 576, 1536 × 576 and 576 × 1536.
         matrices: (of H's size, of W's size), float32 matrices alive at once in each of its stages, where it needs more
             memory than a sweep, for estimates; measured on 1536 × 1536, 4096 × 1024 and 1024 × 3072.
+        check: raises RoseError for a pattern that the method cannot prune to with these options.
     """
 
     name: str
@@ -177,6 +179,7 @@ class Method:
     options: Mapping[str, Option] = field(default_factory=dict)
     work: float = 1
     matrices: tuple[tuple[int, int], ...] = ()
+    check: Check = lambda _pattern, _options: None
 
 
 METHODS: dict[str, Method] = {}
@@ -191,12 +194,13 @@ def register(
     options: Mapping[str, Option] | None = None,
     work: float = 1,
     matrices: tuple[tuple[int, int], ...] = (),
+    check: Check = lambda _pattern, _options: None,
 ) -> Callable[[Prune], Prune]:
     """Decorator that adds a method to the registry; the last registration of a name wins.
 
     Args:
-        name, label, summary, sweeps, options, work, matrices: see `Method`; the name is one word, as typed on a
-            command line.
+        name, label, summary, sweeps, options, work, matrices, check: see `Method`; the name is one word, as typed on
+            a command line.
 
     Raises:
         RoseError: a name that is not one word.
@@ -205,7 +209,7 @@ def register(
         raise RoseError(f"A method cannot be named {name!r}; take one word of letters, digits and underscores.")
 
     def add(prune: Prune) -> Prune:
-        METHODS[name] = Method(name, label, summary, prune, sweeps, options or {}, work, matrices)
+        METHODS[name] = Method(name, label, summary, prune, sweeps, options or {}, work, matrices, check)
         return prune
 
     return add
@@ -256,6 +260,7 @@ def make_settings(
     if budget is not None and budget not in BUDGETS:
         raise RoseError(f"The budget must be one of {', '.join(BUDGETS)}, not {budget!r}.")
     complete = complete_options(chosen.label, chosen.options, options)
+    chosen.check(pattern, complete)
     return Settings(method, pattern, block_size, damping, threshold, order, budget, trace, complete)
 
 

@@ -26,6 +26,7 @@ SUBSPACE_STEPS = 2
         "iterations": Option(80, "alternations between the two parts", low=1, high=10_000),
     },
     work=15,
+    check=lambda pattern, options: check_stored(pattern, float(options["rank_ratio"])),
 )
 def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """W ≈ S + L, found on W · diag(a) with a_j = sqrt(mean of x_j²).
@@ -36,9 +37,6 @@ def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
 
     In the result `weight` is the dense sum, which an ordinary checkpoint holds; `low_rank` keeps L as two factors,
     `mask` is that of S, and `sparsity` is 1 − (entries kept in S + rank · (out + in)) / size.
-
-    Raises:
-        RoseError: an N:M pattern under which both parts would store more than the dense layer does.
     """
     pattern, rank_ratio = settings.pattern, float(settings.options["rank_ratio"])
     if pattern.ratio == 0:
@@ -65,16 +63,20 @@ def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     )
 
 
+def check_stored(pattern: Pattern, rank_ratio: float) -> None:
+    """Raises RoseError for an N:M pattern under which both parts would store more than the dense layer does."""
+    if pattern.is_grouped and pattern.ratio > 0 and pattern.keep / pattern.of > 1 - rank_ratio:
+        raise RoseError(
+            f"OATS with {pattern} and a rank ratio of {rank_ratio:g} would store more than the dense layer; "
+            "choose a sparser pattern or a smaller rank_ratio."
+        )
+
+
 def _stored_share(pattern: Pattern, rank_ratio: float) -> float:
     """κ, the share of the layer's parameters that both parts store together."""
     if not pattern.is_grouped:
         return 1 - pattern.ratio
     sparse_share = pattern.keep / pattern.of
-    if sparse_share > 1 - rank_ratio:
-        raise RoseError(
-            f"OATS with {pattern} and a rank ratio of {rank_ratio:g} would store more than the dense layer; "
-            "choose a sparser pattern or a smaller rank_ratio."
-        )
     return sparse_share / (1 - rank_ratio) if sparse_share else 0.0
 
 
