@@ -33,8 +33,8 @@ from rose.model.progress import ProgressCallback
 from rose.model.rows import RowsFolder
 from rose.model.structure import layers_to_prune, prunable_layers
 
-# Of `prune_model`, those that can be checked before it runs.
-SETTINGS = ("allocation", "block_size", "damping", "threshold", "options")
+# Of `prune_model` and of the command line, those that can be checked before anything runs.
+SETTINGS = ("allocation", "block_size", "damping", "threshold")
 SAMPLE_SECONDS = 0.1  # how often memory is looked at
 
 
@@ -158,7 +158,7 @@ def compare_methods(
     Raises:
         RoseError: bad input, before any run.
     """
-    checked = {name: options[name] for name in SETTINGS if name in options}
+    checked = {name: options[name] for name in (*SETTINGS, "options") if name in options}
     variants, patterns = plan_comparison(methods, sparsities, **checked)
     for pattern in patterns:
         block_size = options.get("block_size", 128)
