@@ -47,8 +47,8 @@ def main() -> None:
             kept = (pruned[rows] != 0).sum(1).clamp(min=1)  # fewer would only cost more
             reached = float((change @ damped * change).sum())
             bound = float(lower_bound(weight[rows], damped, kept).sum())
-            row = {"layer": layer.name, "projection": layer.projection, "method": method}
-            row |= {"reached": reached, "bound": bound, "share": bound / reached}
+            shares = {"reached": reached, "bound": bound, "share": bound / reached}
+            row = {"layer": layer.name, "projection": layer.projection, "method": method, **shares}
             is_first = not options.output.exists()
             pd.DataFrame([row]).to_csv(options.output, mode="a", header=is_first, index=False)
             print(layer.name, method, f"{row['share']:.3f}", flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,8 @@ def main() -> None:
             options.calibration, tokenizer, samples=options.samples, length=options.length, seed=draw
         )
         for compute in ("float32", "bfloat16"):
-            seconds, report = processor_seconds(
-                lambda tokens=tokens, compute=compute: rose.prune_model(
-                    model, tokens, method=options.method, sparsity=0.7, compute=compute
-                )
-            )
+            run = partial(rose.prune_model, model, tokens, method=options.method, sparsity=0.7, compute=compute)
+            seconds, report = processor_seconds(run)
             after = rose.perplexity(model, windows)
             note("pruned", draw, compute, round(seconds, 1), after, report.summary["mean_relative_error"])
             model.load_state_dict(dense)

@@ -63,7 +63,8 @@ def kill_and_go_on(
         Seconds undisturbed; of each attempt the seconds it lived, whether it came to its end, and the decoder blocks
         kept after it; and whether the weights are the same to the bit.
     """
-    draw, attempts = random.Random(seed), []
+    draw = random.Random(seed)
+    attempts: list[tuple[float, bool, int]] = []
     with tempfile.TemporaryDirectory(prefix="killed-") as name:
         folder = Path(name)
         whole = lifetime(command(samples, length, folder / "undisturbed"), folder, None)

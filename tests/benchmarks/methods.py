@@ -9,6 +9,7 @@ disturbs them alike. A row is written as soon as it is known.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -82,11 +83,8 @@ def main() -> None:
     for turn in range(options.rounds):
         for method in options.methods:
             for target in options.targets:
-                seconds, _ = processor_seconds(
-                    lambda method=method, target=target: rose.prune_model(
-                        model, tokens, method=method, sparsity=options.sparsity, layers=layers, target=target
-                    )
-                )
+                run = partial(rose.prune_model, model, tokens, sparsity=options.sparsity, layers=layers)
+                seconds, _ = processor_seconds(partial(run, method=method, target=target))
                 model.load_state_dict(dense)
                 row = {"method": method, "target": target, "round": turn, "seconds": round(seconds, 2)}
                 is_first = not options.output.exists()

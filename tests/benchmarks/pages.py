@@ -9,7 +9,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -38,7 +40,9 @@ REPEATS = 5
 
 def measured() -> Study:
     def load() -> LoadedModel:
-        return shared._loaded_model.__wrapped__(SETUP.model, SETUP.dtype, SETUP.stream)
+        return shared._loaded_model.__wrapped__(  # type: ignore[attr-defined]
+            SETUP.model, SETUP.dtype, SETUP.stream
+        )
 
     study = Study(SETUP, load, Calibration())
     study.job.watch("benchmark")
@@ -69,6 +73,14 @@ def median(act: Callable[[int], object]) -> float:
     return statistics.median(times)
 
 
+def again(app: AppTest, _turn: int) -> None:
+    app.run()
+
+
+def mark(block: Any, turn: int) -> None:
+    block.set_value(str(turn)).run()
+
+
 def main() -> None:
     measured()
     table = Table("What", "Median, ms", title="Server time on measured layers; aim: below 300 ms")
@@ -80,10 +92,10 @@ def main() -> None:
         name = layer.removeprefix("model.layers.")
         for label, choices in SECTIONS.items():
             app = opened("layer", layer=layer, section=label.split(",")[0], **choices)
-            table.add_row(f"Layer {name}: {label}", f"{median(lambda _, app=app: app.run()):.0f}")
+            table.add_row(f"Layer {name}: {label}", f"{median(partial(again, app)):.0f}")
         app = opened("layer", layer=layer, section="Losses")
         block = app.selectbox(key="block")
-        moved = median(lambda turn, block=block: block.set_value(str(turn)).run())
+        moved = median(partial(mark, block))
         table.add_row(f"Layer {name}: another block marked", f"{moved:.0f}")
     Console().print(table)
 

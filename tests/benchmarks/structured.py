@@ -39,7 +39,7 @@ from app.figures.palette import Theme
 from rose.model.calibration import load_calibration
 from rose.report import write_atomically
 from rose.structured.anatomy import find_parts
-from rose.structured.surgery import can_bias
+from rose.structured.configuration import can_bias
 from rose.structured.survey import BlockSurvey, survey
 
 VARIANTS = (
@@ -115,7 +115,8 @@ def runs(options: argparse.Namespace, model: Any, tokenizer: Any, windows: Tenso
 def priced(model: Any, tokens: Tensor) -> list[BlockSurvey]:
     """One pass over the dense model that all variants share."""
     parts = find_parts(model)
-    biases = [part.kind for part in parts[0] if can_bias(model, part, anywhere=False)]
+    kinds = dict.fromkeys(part.kind for part in parts[0])
+    biases = [kind for kind in kinds if can_bias(model, parts, kind, anywhere=False)]
     return list(survey(model, tokens, parts, biases=biases))
 
 
