@@ -37,7 +37,7 @@ from rose.structured.shapes import ALLOCATIONS as SLIM_ALLOCATIONS
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     rank, processes = launched_place()
-    console = Console(stderr=True, quiet=rank > 0)  # progress and remarks; results go to standard output
+    console = Console(stderr=True, quiet=rank > 0, markup=False)  # progress and remarks; results go to standard output
     name = "rose" if processes == 1 else f"rose, process {rank + 1} of {processes}"
     options = argparse.Namespace()
     try:
@@ -129,9 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _target_options(slim, None, "layer; dense for what --prune does then")
     slim.add_argument("--prune", metavar="SPARSITY", help="then prune what is left: a ratio, or N:M")
-    slim.add_argument(
-        "--prune-method", default=rose.RECOMMENDED, metavar="METHOD", help="by this (default: %(default)s)"
-    )
+    slim.add_argument("--prune-method", metavar="METHOD", help=f"by this (default: {rose.RECOMMENDED})")
     slim.add_argument("--evaluate", metavar="TEXT", help="measure perplexity on this text before and after")
     _window_options(slim)
     slim.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the checkpoint")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -66,7 +67,7 @@ def app(options: argparse.Namespace, console: Console) -> None:
 def report(options: argparse.Namespace, console: Console) -> None:
     with console.status("Drawing"):
         findings = write_report(options.folders, options.output)
-    out = Console()
+    out = Console(markup=False)
     for finding in findings:
         out.print(finding, highlight=False, markup=False, soft_wrap=True)
     size = options.output.stat().st_size / 1e6
@@ -82,7 +83,7 @@ def models(options: argparse.Namespace, console: Console) -> None:
     for method in rose.METHODS.values():
         summary = f"{method.summary} Recommended." if method.name == RECOMMENDED else method.summary
         methods.add_row(method.name, summary, ", ".join(f"{n}={o.default}" for n, o in method.options.items()))
-    out = Console()
+    out = Console(markup=False)
     out.print(table)
     out.print("Besides these: any Hub id of a causal language model, a checkpoint folder, or a .gguf file.")
     out.print("For `diffuse`: garments, packaged, or any diffusers pipeline's folder or Hub id.", highlight=False)
@@ -98,7 +99,7 @@ def _load(options: argparse.Namespace, console: Console, *, stream: bool = False
     if "seed" in options:
         check_seed(options.seed)
     more |= {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code, "stream": stream}
-    with console.status(f"Loading {options.model}"):
+    with console.status(escape(f"Loading {options.model}")):
         model, tokenizer = rose.load_model(options.model, **more)
     return model, tokenizer
 
@@ -201,7 +202,7 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
     first = wide.iloc[:, 0]
     means = [f"{method} {wide.iloc[:, k].mean():.4f}" for k, method in enumerate(methods)]
     ratios = [f"{method} {(wide.iloc[:, k] / first).mean():.3f}" for k, method in enumerate(methods)][1:]
-    out = Console()
+    out = Console(markup=False)
     out.print(f"Mean {error.replace('_', ' ')} over layers: {', '.join(means)}", highlight=False)
     if ratios:
         out.print(f"Mean over layers of the error relative to {methods[0]}'s: {', '.join(ratios)}", highlight=False)
@@ -298,7 +299,7 @@ def _conclude(
         perplexity_after=after,
         **made(options),
     )
-    with console.status(f"Writing {options.output}"):
+    with console.status(escape(f"Writing {options.output}")):
         from_first(lambda: rose.save_model(model, tokenizer, options.output, report=report))
     return report
 
@@ -309,6 +310,9 @@ def slim(options: argparse.Namespace, console: Console) -> None:
     target, target_of_rest = options.target or "layer", options.target or "dense"
     check_target(target_of_rest if options.prune else target, options.target_damping)
     _check_drop_options(options)
+    if options.prune_method and not options.prune:
+        raise rose.RoseError("--prune-method is for --prune SPARSITY; give that too, or leave it out.")
+    options.prune_method = options.prune_method or rose.RECOMMENDED
     rest = _settings_of_rest(options) if options.prune else None
     check_output(options.output)
     _check_evaluation(options)
@@ -477,7 +481,7 @@ def compare(options: argparse.Namespace, console: Console) -> None:
             )
     if not folder.rows:  # one of many processes, for which there was nothing to do
         return
-    out = Console()
+    out = Console(markup=False)
     dense = folder.rows[0].dense_perplexity
     terminal.print_comparison(
         folder.rows, f"Perplexity on {options.evaluate}, {len(windows)} windows; dense {dense:.2f}"
@@ -486,6 +490,8 @@ def compare(options: argparse.Namespace, console: Console) -> None:
 
 
 def damage(options: argparse.Namespace, console: Console) -> None:
+    if launched_place()[1] > 1:
+        raise rose.RoseError("damage measures in one process; start it without torchrun.")
     own = method_options(options.option)
     _check_settings(options, options.method, options=own)
     if options.evaluate is None and options.held_out < 1:
@@ -497,8 +503,10 @@ def damage(options: argparse.Namespace, console: Console) -> None:
         restore = None
         if options.restore is not None:
             restore = {layer.name: layer.weight for layer in rose.prunable_layers(model)}
-            with console.status(f"Loading {options.restore}"):
-                model, _ = rose.load_model(options.restore, dtype=options.dtype)
+            with console.status(escape(f"Loading {options.restore}")):
+                model, _ = rose.load_model(
+                    options.restore, dtype=options.dtype, trust_remote_code=options.trust_remote_code
+                )
         tokens, windows = _tokens(options, tokenizer, options.seed)
         if options.evaluate is not None:
             windows = _windows(options, options.evaluate, tokenizer)
@@ -586,6 +594,10 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         check_installed()
     if options.output and options.tasks is None:
         raise rose.RoseError("--output names a .csv file for the accuracies of --tasks; give some, or leave it out.")
+    if (options.limit is not None or options.task_folder) and options.tasks is None:
+        raise rose.RoseError("--limit and --task-folder are for --tasks; give that too, or leave them out.")
+    if options.limit is not None and options.limit < 1:
+        raise rose.RoseError(f"--limit must be at least 1, not {options.limit}.")
     if options.output:
         check_file(options.output)
     if options.tasks is not None:
@@ -594,7 +606,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     if options.text is not None:
         windows = _windows(options, options.text, tokenizer)
         value = _perplexity(model, windows, console, "Perplexity", options.compute)
-        Console().print(
+        Console(markup=False).print(
             f"Perplexity of {options.model} on {options.text}, {len(windows)} windows of {options.length}: {value:.3f}"
         )
     if options.tasks is not None:
@@ -613,4 +625,6 @@ def _zero_shot(options: argparse.Namespace, model: Any, tokenizer: Any) -> None:
     terminal.print_table(table, f"Zero-shot accuracy of {options.model}")
     if options.output:
         write_file(options.output, table.to_csv(index=False))
-    Console().print(f"Mean accuracy {table['accuracy'].mean():.4f} over {len(table)} tasks", highlight=False)
+    Console(markup=False).print(
+        f"Mean accuracy {table['accuracy'].mean():.4f} over {len(table)} tasks", highlight=False
+    )

@@ -41,10 +41,15 @@ def check_file(path: Path) -> None:
     """Makes sure, before long work, that a file of this name can be written.
 
     Raises:
-        RoseError: it is a folder, or its folder does not exist.
+        RoseError: it is a folder, or its folder does not exist or cannot be written to.
     """
     if reachable(path).is_dir() or not path.absolute().parent.is_dir():
         raise RoseError(f"{path} cannot be written: name a file in a folder that exists.")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as problem:
+        raise RoseError(f"{path} cannot be written ({problem.strerror}); choose another folder.") from problem
 
 
 def write_file(path: Path, content: str) -> None:

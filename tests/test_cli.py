@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +20,7 @@ from rose import cli
 from rose.model import comparison, damage_rows, pipeline
 from rose.model.comparison import ComparisonFolder, ComparisonRow
 from rose.model.durable import digest
+from rose.output import check_file
 from tests.tiny import BOS, save_tiny_llama
 
 CALIBRATION = ["--samples", "4", "--length", "48", "--held-out", "2", "--block-size", "16"]
@@ -563,3 +566,62 @@ def test_damage_restores_a_pruned_checkpoint(checkpoint, tmp_path):
     assert len(rows) == 4
     assert (rows["damage"] == -rows["delta_loss"]).all()
     assert rows["sparsity"].iloc[:3].tolist() == pytest.approx([0.5] * 3, abs=1e-3)
+
+
+def test_a_folder_of_something_else_is_refused_and_left_as_it_is(tmp_path):
+    files = {"settings.json": '{"editor": "mine"}', "launch.json": "{}", "important.tmp": "data"}
+    for kept in (["settings.json"], ["important.tmp"], list(files)):
+        folder = tmp_path / "-".join(kept)
+        folder.mkdir()
+        for name in kept:
+            (folder / name).write_text(files[name])
+        with pytest.raises(rose.RoseError, match="holds no comparison"):
+            ComparisonFolder(folder, {"model": "tiny"})
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {name: files[name] for name in kept}
+
+
+def test_a_row_measured_twice_is_kept_once(tmp_path):
+    folders = [ComparisonFolder(tmp_path, {"model": "tiny"}) for _ in range(2)]
+    for folder in folders:
+        folder.add(ComparisonRow("rose", "0.5", 0, 9.0, 8.0, 0.2, None, 0.5, 1.5, 100))
+    assert len(ComparisonFolder(tmp_path, {"model": "tiny"}).rows) == len(folders[1].rows) == 1
+
+
+def test_damage_is_measured_in_one_process(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert run("damage", "--model", checkpoint, *CALIBRATION, "--output", tmp_path / "out") == 2
+    assert "one process" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluate", "--text", "packaged", "--limit", "3"], "--limit and --task-folder are for --tasks"),
+        (["evaluate", "--text", "packaged", "--task-folder", "x"], "--limit and --task-folder are for --tasks"),
+        (["slim", "--prune-method", "wanda", "--output", "slim"], "--prune-method is for --prune"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(arguments, words, capsys):
+    assert run(*arguments, "--model", "nowhere") == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_names_are_no_markup(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("[bold]").symlink_to(checkpoint)
+    assert run("evaluate", "--model", "./[bold]", "--text", "packaged", "--windows", "1", "--length", "16") == 0
+    assert "Perplexity of ./[bold] on packaged" in capsys.readouterr().out
+    assert run("evaluate", "--model", "[/x]", "--text", "packaged") == 2
+    assert run("prune", "--model", checkpoint, *CALIBRATION, "--output", "[/red]") == 0
+    assert "are in [/red]" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
+    def full(**_options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(rose.RoseError, match=r"Read-only file system.*choose another folder"):
+        check_file(tmp_path / "rows.csv")

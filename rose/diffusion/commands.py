@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from rose import terminal
 from rose.commands import made, method_options
@@ -121,7 +122,7 @@ def prune(options: argparse.Namespace, console: Console) -> None:
     settings = engine | {"layers": options.layers, "block_size": options.block_size}
     report = _changed(options, console, "Pruning", prune_diffusion, settings)
     terminal.print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error"]], "Layers")
-    summary, out = report.summary, Console(highlight=False)
+    summary, out = report.summary, Console(highlight=False, markup=False)
     convolutions = summary["convolutions_left_dense"]
     out.print(
         f"{summary['layers']} layers, {100 * summary['removed_fraction']:.1f} % of their weights removed, "
@@ -146,7 +147,7 @@ def slim(options: argparse.Namespace, console: Console) -> None:
     report = _changed(options, console, "Slimming", prune_diffusion_structured, settings)
     shown = ["layer", "kept_units", "units", "relative_error", "unrecovered_error"]
     terminal.print_table(report.layers[shown], "Parts")
-    summary, out = report.summary, Console(highlight=False)
+    summary, out = report.summary, Console(highlight=False, markup=False)
     out.print(
         f"{summary['parameters']:,} parameters before, {summary['kept_parameters']:,} after: "
         f"{100 * summary['removed_fraction']:.1f} % of {' and '.join(summary['parts'])} taken out, "
@@ -182,7 +183,7 @@ def _changed(
             **settings,
         )
     report = report.with_summary(model=options.model, dtype=options.dtype, **made(options))
-    with console.status(f"Writing {options.output}"):
+    with console.status(escape(f"Writing {options.output}")):
         save_diffusion(pipeline.to("cpu"), options.output, report=report)
     return report
 
@@ -210,7 +211,9 @@ def sample(options: argparse.Namespace, console: Console) -> None:
     write_sheet(options.output, [row for part in parts for row in part])
     above = f", those of {options.beside} above" if options.beside else ""
     what = f": {_names(conditions)}" if is_garments(pipeline) else ""
-    Console().print(f"{len(rows[0])} pictures are in {options.output}{above}{what}", soft_wrap=True, highlight=False)
+    Console(markup=False).print(
+        f"{len(rows[0])} pictures are in {options.output}{above}{what}", soft_wrap=True, highlight=False
+    )
 
 
 def _names(classes: Conditions) -> str:
@@ -238,7 +241,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
 
 
 def _print_scores(scores: DiffusionScores, options: argparse.Namespace) -> None:
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)
     out.print(
         f"Drift from {options.dense} by step: {' '.join(f'{value:.3f}' for value in scores.drift)}", soft_wrap=True
     )
@@ -252,7 +255,7 @@ def _print_scores(scores: DiffusionScores, options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace, name: str, console: Console) -> Any:
-    with console.status(f"Loading {name}"):
+    with console.status(escape(f"Loading {name}")):
         return load_diffusion(name, dtype=options.dtype).to(pick_device())
 
 

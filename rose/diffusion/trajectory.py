@@ -144,7 +144,7 @@ def _generators(batch: Batch, seed: int) -> torch.Generator | list[torch.Generat
     """One for each picture where they can be counted, so that noise does not depend on the batch size."""
 
     def generator(number: int) -> torch.Generator:
-        return torch.Generator().manual_seed(seed * 1_000_003 + number)
+        return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
 
     if batch.count is None:
         return generator(batch.first)

@@ -123,6 +123,9 @@ def allocate(
         wanted = damage_ratios(_damage_densities(_damages(folder), layers), pattern.ratio)
     else:
         traces = hessian_traces(model, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)
+        wrong = [layer.name for layer, trace in zip(layers, traces, strict=True) if not math.isfinite(trace)]
+        if wrong:
+            raise RoseError(f"The loss has no finite curvature by {wrong[0]}; load the model in float32.")
         # Hutchinson's estimate may be negative, and so may a trace: the loss is not convex. The paper takes |mean|.
         sensitivities = [abs(trace) / size for trace, size in zip(traces, sizes, strict=True)]
         wanted = sensitivity_ratios(sensitivities, pattern.ratio, spread)
@@ -289,6 +292,8 @@ def _damage_densities(records: Sequence[DamageRecord], layers: Sequence[Prunable
         record = known.get(layer.name) or known.get(block)
         if record is None:
             raise RoseError(f"The damage of {layer.name} has not been measured; measure it, or leave the layer out.")
+        if not math.isfinite(record.damage):
+            raise RoseError(f"The damage of {record.unit} is {record.damage}, so that nothing can be shared by it.")
         noise = 0.0 if math.isnan(record.standard_error) else record.standard_error
         densities.append(max(record.damage, noise) / record.weights)
     return densities

@@ -41,6 +41,7 @@ def _c4(split: str) -> str:
 
 DATASETS: dict[str, Callable[[str], str]] = {"wikitext2": _wikitext2, "c4": _c4, "ptb": _ptb}
 SOURCES = [*DATASETS, "packaged"]
+PART = 2**24  # characters that are cut into tokens at once
 BOS = ("auto", "always", "never")  # whether windows begin with the beginning-of-sequence token, see `first_token`
 
 
@@ -78,7 +79,7 @@ def load_text(source: str, split: str = "train") -> str:
     if path.suffix not in (".txt", ".jsonl"):
         raise RoseError(f"Unknown text {source!r}; give one of {', '.join(SOURCES)}, or a .txt or .jsonl file.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows marks files
     except (OSError, UnicodeDecodeError) as problem:
         raise RoseError(f"The file {path} cannot be read as UTF-8 text ({problem}); check the path.") from problem
     return _join_jsonl(path, text) if path.suffix == ".jsonl" else text
@@ -96,7 +97,8 @@ def _join_jsonl(path: Path, content: str) -> str:
                 raise TypeError("not a string")
         except (ValueError, KeyError, TypeError) as problem:
             raise RoseError(f'{path}, line {number} is not a JSON object with a "text".') from problem
-        texts.append(text)
+        # Half of a pair of surrogates, where something was cut off, is no character.
+        texts.append(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     return "\n\n".join(texts)
 
 
@@ -163,7 +165,7 @@ def load_tokens(
         raise RoseError("All windows of a text come in order: give seed=None with samples=None.")
     first = first_token(tokenizer, bos)
     text = load_text(source, split)
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
+    ids = _encode(tokenizer, text)
     width = length if first is None else length - 1  # of the text
     whole = len(ids) // width
     if whole == 0 or (seed is None and samples is not None and samples > whole):
@@ -176,8 +178,22 @@ def load_tokens(
     else:
         assert samples is not None
         starts = _random_starts(len(ids), samples, width, seed)
-    windows = ids[starts[:, None] + torch.arange(width)]
+    windows = ids[starts[:, None] + torch.arange(width)].long()
     return windows if first is None else torch.nn.functional.pad(windows, (1, 0), value=first)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """A text as token ids, (tokens,) int32; a long one in parts, as tokenizers take some hundred bytes a character."""
+    parts: list[Tensor] = []
+    start = 0
+    while start < len(text) or not parts:
+        end = start + PART
+        if end < len(text):
+            end = text.rfind("\n\n", start, end) + 2 if "\n\n" in text[start:end] else end
+        ids = tokenizer(text[start:end], add_special_tokens=False, verbose=False)["input_ids"]
+        parts.append(torch.tensor(ids, dtype=torch.int32))
+        start = end
+    return torch.cat(parts)
 
 
 def cut_windows(samples: Tensor, windows: int, length: int, first: int | None) -> Tensor:

@@ -317,9 +317,13 @@ class ComparisonFolder(RowsFolder[ComparisonRow]):
     """
 
     holds = "comparison"
+    files = "rows.csv", "summary.csv", "summary.json", "summary.md"
 
     def read(self, path: Path) -> list[ComparisonRow]:
         return read_rows(path)
+
+    def key(self, row: ComparisonRow) -> Any:
+        return row.method, row.sparsity, row.seed
 
     def texts(self) -> dict[str, str]:
         summary = summarize(self.rows)

@@ -345,6 +345,8 @@ class _Run:
                         yield self._measure(unit, changes, base, began)
                 block.calibration.clear()  # the walk would hold the statistics while it runs the next block
                 block.held_out.clear()
+            if not every:
+                raise RoseError("No token was routed to any of the chosen experts; give more tokens.")
             yield self._measure(_Unit(WHOLE, -1, "", []), every, base, time.perf_counter())
             self._tell("done", self.blocks - 1, "", 0.0)
 

@@ -177,9 +177,13 @@ class DamageFolder(RowsFolder[DamageRecord]):
     """
 
     holds = "measurement of damage"
+    files = "rows.csv", "summary.json"
 
     def read(self, path: Path) -> list[DamageRecord]:
         return read_damages(path)
+
+    def key(self, row: DamageRecord) -> Any:
+        return row.unit
 
     def texts(self) -> dict[str, str]:
         settings = json.loads((self.folder / "settings.json").read_text())

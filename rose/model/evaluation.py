@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.model.forward import check_tokens, pick_device
+from rose.model.forward import check_in_memory, check_tokens, pick_device
 from rose.model.precision import computing, rounding
 
 LOGIT_ELEMENTS = 2**27  # 512 MB of float32 logits at a time
@@ -64,6 +64,7 @@ def window_losses(
     Raises:
         RoseError: as for `perplexity`.
     """
+    check_in_memory(model)
     check_tokens(model, tokens)
     if tokens.shape[1] < 2:
         raise RoseError("Perplexity needs windows of at least 2 tokens; give longer ones.")

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from rose.errors import RoseError
 from rose.model.precision import computing
 from rose.model.replacing import replaced_forwards
-from rose.model.residence import residence_of
+from rose.model.residence import is_streamed, residence_of
 from rose.model.structure import PrunableLayer, decoder_blocks, text_config
 
 BATCH_TOKENS = 4096  # enough rows to keep the matrix products efficient
@@ -114,6 +114,12 @@ def check_tokens(model: nn.Module, tokens: Tensor) -> None:
         raise RoseError(
             f"Samples of {tokens.shape[1]} tokens are longer than the model's {limit} positions; ask for less."
         )
+
+
+def check_in_memory(model: nn.Module) -> None:
+    """Raises RoseError for a model whose decoder blocks stay in files, where whole passes are needed."""
+    if is_streamed(model):
+        raise RoseError("This needs the whole model in memory; load it without streaming.")
 
 
 def bos_in_front(model: nn.Module, tokens: Tensor) -> int | None:

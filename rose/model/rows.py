@@ -22,10 +22,12 @@ class RowsFolder(Generic[Row]):
 
     Attributes:
         holds: what such a folder holds, in a sentence.
+        files: what is written with each row, rows.csv among them.
         rows: those that are there.
     """
 
     holds = "measurement"
+    files: tuple[str, ...] = ("rows.csv",)
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
         """Opens the folder of a measurement with these settings, new or begun.
@@ -38,22 +40,40 @@ class RowsFolder(Generic[Row]):
         self._lock = FileLock(self.folder / ".lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / ".lock").exists():
+                self._check_ours()  # before anything is left in it
             with self._lock:
-                for unfinished in self.folder.glob("*.tmp"):  # of a process that was killed
-                    unfinished.unlink()
                 self._claim()
                 self.rows = self._read()
         except OSError as problem:
             raise RoseError(f"The folder {folder} cannot be used ({problem.strerror}); choose another.") from problem
 
     def _claim(self) -> None:
-        path, has_rows = self.folder / "settings.json", (self.folder / "rows.csv").exists()
-        if not path.exists() and any(item.name != ".lock" for item in self.folder.iterdir()):
-            raise RoseError(f"{self.folder} is not empty and holds no {self.holds}; choose another folder.")
-        if has_rows:
+        self._check_ours()
+        for name in ("settings.json", *self.files):
+            for unfinished in self.folder.glob(f"{name}?*.tmp"):  # of a process that was killed
+                unfinished.unlink()
+        if (self.folder / "rows.csv").exists():
             self._check_settings()
         else:  # of a command that failed before it had measured anything, there may be others
-            write_atomically(path, self._settings.encode())
+            write_atomically(self.folder / "settings.json", self._settings.encode())
+
+    def _check_ours(self) -> None:
+        """Refuses a folder with anything in it that a measurement has not written."""
+        own = ("settings.json", *self.files, ".lock")
+        strange = [item for item in self.folder.iterdir() if not item.name.startswith(own)]
+        path, has_rows = self.folder / "settings.json", (self.folder / "rows.csv").exists()
+        is_ours = has_rows or (not strange and (not path.exists() or self._knows(path)))
+        if not is_ours or (has_rows and not path.exists()):
+            raise RoseError(f"{self.folder} is not empty and holds no {self.holds}; choose another folder.")
+
+    def _knows(self, path: Path) -> bool:
+        """Whether these are settings of such a measurement."""
+        try:
+            known = json.loads(path.read_text())
+        except ValueError:
+            return False
+        return isinstance(known, dict) and not known.keys().isdisjoint(json.loads(self._settings))
 
     def _check_settings(self) -> None:
         if (self.folder / "settings.json").read_text() != self._settings:
@@ -68,7 +88,11 @@ class RowsFolder(Generic[Row]):
         raise NotImplementedError
 
     def texts(self) -> dict[str, str]:
-        """What is written with each row: file name -> content, rows.csv among them."""
+        """What is written with each row: file name -> content, for each of `files`."""
+        raise NotImplementedError
+
+    def key(self, row: Row) -> Any:
+        """What of a row is there only once, whoever has measured it."""
         raise NotImplementedError
 
     def add(self, row: Row) -> None:
@@ -80,7 +104,8 @@ class RowsFolder(Generic[Row]):
         try:
             with self._lock:
                 self._check_settings()  # another command may have begun here since
-                self.rows = [*self._read(), row]
+                known = self._read()
+                self.rows = known if self.key(row) in map(self.key, known) else [*known, row]
                 for name, text in self.texts().items():
                     write_atomically(self.folder / name, text.encode())
         except OSError as problem:

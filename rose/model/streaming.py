@@ -49,8 +49,20 @@ def build_streamed(
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     model.tie_weights()  # emptied one by one, they no longer are; a tied head must not count twice
-    setattr(model, ATTRIBUTE, BlockFiles(model, folder, dtype, scratch))
+    residence = BlockFiles(model, folder, dtype, scratch)
+    _check_head(model, residence)
+    setattr(model, ATTRIBUTE, residence)
     return model
+
+
+def _check_head(model: PreTrainedModel, residence: BlockFiles) -> None:
+    """Raises RoseError where the files lack what is outside the body; they need not hold a tied head."""
+    body = {id(parameter) for parameter in model.base_model.parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in body and name not in residence.names:
+            raise RoseError(
+                f"{residence.folder} lacks {name}; it is incomplete, or was saved without its language model head."
+            )
 
 
 class BlockFiles(Residence):
@@ -60,6 +72,7 @@ class BlockFiles(Residence):
         folder: of the checkpoint.
         keys: name in the model -> names in the files, several where it is made of pieces, such as single experts.
         files: name in the files -> file.
+        names: of tensors, in the files and as the model calls them.
     """
 
     def __init__(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype, scratch: str | Path | None) -> None:
@@ -68,6 +81,7 @@ class BlockFiles(Residence):
         self.prefix = next(name for name, module in model.named_modules() if module is self.blocks)
         self.files = _files(folder)
         self._conversion = Conversion(model, self.files)
+        self.names = self.files.keys() | self._conversion.pieces.keys()
         self.keys = _match(model, self.files, self._conversion)
         self._outside = self._keys_outside()
         self._read_buffers()

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rose.errors import RoseError
 from rose.model.calibration import first_token
-from rose.model.forward import check_tokens, pick_device
+from rose.model.forward import check_in_memory, check_tokens, pick_device
 
 TOP = 10
 CHUNK = 128  # positions whose logits are turned into probabilities at a time: a vocabulary has 10⁵ of them
@@ -94,8 +94,9 @@ def read_text(model: nn.Module, tokens: Tensor, *, top: int = TOP, tick: Callabl
         tick: called now and then; may raise to stop.
 
     Raises:
-        RoseError: tokens that do not fit the model, or fewer than two.
+        RoseError: tokens that do not fit the model, or fewer than two; a streamed model.
     """
+    check_in_memory(model)
     check_tokens(model, tokens)
     if tokens.shape[0] != 1 or tokens.shape[1] < 2:
         raise RoseError(f"One text of at least two tokens is read at a time, not {tuple(tokens.shape)}.")

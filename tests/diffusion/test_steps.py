@@ -7,6 +7,7 @@ import math
 import pytest
 
 import rose
+from rose.diffusion.trajectory import Batch, _generators
 
 
 def test_log_decrease_is_the_papers_formula() -> None:
@@ -37,3 +38,10 @@ def test_the_others() -> None:
 def test_bad_weights(kind: object, steps: object, says: str) -> None:
     with pytest.raises(rose.RoseError, match=says):
         rose.step_weights(kind, steps)  # type: ignore[arg-type]
+
+
+def test_any_seed_makes_noise() -> None:
+    largest = 2**63 - 1
+    batch = Batch({}, 0, 2)
+    first, second = _generators(batch, largest)  # type: ignore[misc]
+    assert first.initial_seed() != second.initial_seed()

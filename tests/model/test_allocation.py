@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import rose
 from rose.layer.methods import Method, Settings
 from rose.layer.methods.measured import CANDIDATES
 from rose.layer.pattern import Pattern
+from rose.model import allocation as allocations
 from rose.model.allocation import (
     DAMAGE_GROWTH,
     DAMAGE_SPREAD,
@@ -320,3 +322,27 @@ def test_damages_that_are_not_there_are_told_before_any_work(tmp_path: Path) -> 
     model = tiny_llama()
     with pytest.raises(rose.RoseError, match=r"damage of model\.layers\.0\.self_attn\.q_proj has not been measured"):
         rose.prune_model(model, some_tokens(), sparsity=0.5, block_size=8, allocation=f"damage:{tmp_path}")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_none_share_nothing(value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    names = [layer.name for layer in rose.prunable_layers(model)]
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            allocations, "hessian_traces", lambda *_arguments, **_more: [1.0, value, *[1.0] * (len(names) - 2)]
+        )
+        with pytest.raises(rose.RoseError, match=f"no finite curvature by {re.escape(names[1])}"):
+            rose.prune_model(model, some_tokens(), sparsity=0.5, block_size=8, allocation="sensitivity")
+    table = rose.damage(model, some_tokens(), sparsity=0.5, block_size=8, layers=names[:2]).units
+    table.loc[table["unit"] == names[0], "damage"] = value
+    table.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(rose.RoseError, match=f"damage of {re.escape(names[0])} is {value}"):
+        rose.prune_model(
+            model,
+            some_tokens(),
+            sparsity=0.5,
+            block_size=8,
+            layers=names[:2],
+            allocation=f"damage:{tmp_path}",
+        )

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import rose
+from rose.model import calibration
 from rose.model.calibration import cut_windows, load_calibration, load_text, packaged_text
 
 WORDS = 1000
@@ -342,3 +343,28 @@ def test_a_split_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_calibration_of_nothing(text: str, tokenizer: PreTrainedTokenizerFast, samples: int, held_out: int) -> None:
     with pytest.raises(rose.RoseError, match=f"at least 1 sample and 0 held-out ones, not {samples} and {held_out}"):
         load_calibration(text, tokenizer, samples=samples, held_out=held_out, length=10, seed=0)
+
+
+def test_files_of_windows_begin_with_their_text(tmp_path: Path) -> None:
+    for name, content in (("a.txt", "hello"), ("a.jsonl", '{"text": "hello"}\n')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+        assert load_text(str(tmp_path / name)) == "hello"
+
+
+def test_half_a_character_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "cut \\ud83d"}\n{"text": "whole \\ud83d\\ude00"}\n')
+    assert load_text(str(tmp_path / "a.jsonl")) == "cut \ufffd\n\nwhole \U0001f600"
+
+
+@pytest.mark.parametrize("separator", [" ", "\n\n"])
+def test_long_texts_are_cut_into_tokens_part_by_part(
+    separator: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text(separator.join(f"w{i}" for i in range(WORDS)))
+    whole = rose.load_tokens(str(path), tokenizer, samples=None, seed=None, length=50)
+    monkeypatch.setattr(calibration, "PART", 60 if separator != " " else 10**6)
+    parts = rose.load_tokens(str(path), tokenizer, samples=None, seed=None, length=50)
+    assert torch.equal(whole, parts)
+    monkeypatch.setattr(calibration, "PART", 61)
+    assert len(calibration._encode(tokenizer, path.read_text())) >= WORDS  # a word may be cut, none is lost

@@ -281,3 +281,11 @@ def test_experts_that_no_token_reaches_are_left_out(units: str) -> None:
     assert all(math.isfinite(record.loss) and record.sparsity > 0 for record in records)
     assert (told[-1].layers_done, told[-1].fraction) == ((layers if units == "layers" else 2), 1.0)
     assert sum(record.weights for record in records[:-1]) == records[-1].weights
+
+
+def test_experts_that_no_token_reaches_at_all_are_told() -> None:
+    model, tokens = make_model("sparse_experts"), make_tokens(1)
+    reached = rose.collect_statistics(model, tokens)
+    unreached = [layer.name for layer in rose.prunable_layers(model) if layer.name not in reached][:2]
+    with pytest.raises(rose.RoseError, match="No token was routed to any of the chosen experts"):
+        rose.damage(model, tokens, sparsity=0.5, block_size=16, held_out=make_tokens(2, seed=3), layers=unreached)

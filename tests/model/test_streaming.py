@@ -267,3 +267,16 @@ def test_weights_are_read_once_before_pruning_begins(
     )
     rose.prune_model(model, make_tokens(), target=target, **OPTIONS)
     assert visited == [0, 1, 0, 1]  # a few tokens show how the decoder blocks are called; then each is pruned
+
+
+def test_a_body_without_its_head_is_refused_before_any_work(tmp_path: Path) -> None:
+    make_model("llama").model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(rose.RoseError, match=r"lacks lm_head\.weight"):
+        rose.load_model(str(tmp_path), stream=True)
+
+
+def test_whole_passes_need_the_model_in_memory(tmp_path: Path) -> None:
+    model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
+    with pytest.raises(rose.RoseError, match="load it without streaming"):
+        rose.perplexity(model, make_tokens())
