@@ -114,7 +114,12 @@ def damage_map(
 
 
 def damage_scatter(
-    table: pd.DataFrame, predictor: str = "held_out_error", *, marked: str | None = None, theme: Theme = "light"
+    table: pd.DataFrame,
+    predictor: str = "held_out_error",
+    *,
+    marked: str | None = None,
+    restore: bool = False,
+    theme: Theme = "light",
 ) -> Drawing:
     """A predictor against damage, one mark a unit; the title states their rank correlation, outliers are named.
 
@@ -125,15 +130,17 @@ def damage_scatter(
         table: the units measured so far.
         predictor: one of `PREDICTORS`.
         marked: the unit to be ringed.
+        restore: units were given their dense weights back in a pruned model, and not pruned in the dense one.
 
     Raises:
-        RoseError: no unit has cost anything yet.
+        RoseError: no unit has any damage yet.
     """
     name, axis = PREDICTORS[predictor]
     rows = as_layers(table)
     shown = rows[(rows["damage"] > 0) & (rows[predictor] > 0)]
     if shown.empty:
-        raise RoseError("No unit measured so far has cost the model anything.")
+        done = "given the model anything back" if restore else "cost the model anything"
+        raise RoseError(f"No unit measured so far has {done}.")
     figure = go.Figure()
     looks = palette.projection_styles(list(dict.fromkeys(rows["projection"])))
     for projection, part in shown.groupby("projection", sort=False):
@@ -173,12 +180,13 @@ def damage_scatter(
     rho = rank_correlation(rows, predictor)
     unit = "decoder blocks" if WHOLE_BLOCK in set(rows["projection"]) else "layers"
     finding = _finding(name, unit, rho, found)
+    meant = "restoring it alone gives back" if restore else "the model loses by it alone"
     style.base(
         figure,
         theme,
         finding,
         f"{words.sentence(name)} against damage, one mark {'a decoder block' if unit != 'layers' else 'a layer'}, both "
-        "axes logarithmic; damage: nats per token that the model loses by it alone",
+        f"axes logarithmic; damage: nats per token that {meant}",
         x=axis,
         y="damage, nats per token",
         height=520,
@@ -186,7 +194,7 @@ def damage_scatter(
     )
     figure.update_xaxes(type="log", exponentformat="power", dtick=_decades(shown[predictor]))
     figure.update_yaxes(type="log", exponentformat="power", dtick=_decades(shown["damage"]))
-    caption = _caption(rows, shown, unit, found)
+    caption = _caption(rows, shown, unit, found, restore=restore)
     alt = f"Scatter chart of {name} against damage. {finding}. {caption}"
     columns = ["unit", "block_index", "projection", predictor, "damage", "standard_error"]
     return Drawing(figure, caption, alt, rows[columns].reset_index(drop=True))
@@ -226,10 +234,11 @@ def _finding(name: str, unit: str, rho: float, found: pd.DataFrame) -> str:
     return text
 
 
-def _caption(rows: pd.DataFrame, shown: pd.DataFrame, unit: str, found: pd.DataFrame) -> str:
+def _caption(rows: pd.DataFrame, shown: pd.DataFrame, unit: str, found: pd.DataFrame, *, restore: bool) -> str:
     top = rows.loc[rows["damage"].idxmax()]
     text = (
-        f"Of {len(rows)} {unit}, {words.short_layer(top['unit'])} costs most: {words.number(float(top['damage']))} ± "
+        f"Of {len(rows)} {unit}, {words.short_layer(top['unit'])} {'gives back' if restore else 'costs'} most: "
+        f"{words.number(float(top['damage']))} ± "
         f"{words.number(float(top['standard_error']))} nats per token (standard error over windows)."
     )
     if len(found):
@@ -238,7 +247,10 @@ def _caption(rows: pd.DataFrame, shown: pd.DataFrame, unit: str, found: pd.DataF
         )
         text += f" Small error, large damage: {listed}."
     free = int((rows["damage"] <= 0).sum())
-    for hidden, why in ((free, "not raising the loss"), (len(rows) - len(shown) - free, "without the other value")):
+    for hidden, why in (
+        (free, f"not {'lowering' if restore else 'raising'} the loss"),
+        (len(rows) - len(shown) - free, "without the other value"),
+    ):
         if hidden:
             text += f" Not shown: {words.word(hidden)} {why}."
     return text

@@ -105,6 +105,8 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     total = float(table["arisen"].sum())
     share = float(source["arisen"]) / total if total > 0 else 0.0
     finding = f"Decoder block {int(source['block_index'])} adds most: {words.percent(share, 0)} of all that arises"
+    if not total > 0:
+        finding = "No drift arises in any decoder block"
     what = f"{table['run'].iloc[0]}: a stack above the line: the two partly cancel; below it: they reinforce each other"
     style.base(figure, theme, finding, what, x="decoder block", y=DRIFT, height=HEIGHT, legend=True)
     figure.update_layout(barmode="stack", bargap=0.15)
@@ -162,7 +164,11 @@ def cancelled_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
 
 
 def _cancelled_finding(means: pd.Series) -> str:
-    if means.empty or means.max() <= 0:
+    if means.empty:
+        return "No decoder block has received drift that it could cancel"
+    if means.max() == 0:
+        return "No run cancels drift: on average, pruned layers neither cancel what they receive nor add to it"
+    if means.max() < 0:
         return "No run cancels drift: on average, pruned layers add to what they receive"
     best = str(means.idxmax())
     most = " the most" if len(means) > 1 else ""

@@ -143,9 +143,8 @@ def mask_changes(
     style.matrix_axes(figure, rows, columns)
     across, gone, back = (removed | restored).sum(0), words.whole(int(removed.sum())), words.whole(int(restored.sum()))
     most = int(across.argmax())
-    caption = (
-        f"{gone} weights removed and {back} put back since {since}. Column {most} changed most: "
-        f"{words.whole(int(across[most]))} of its {words.whole(rows)} weights."
-    )
+    caption = f"{gone} weights removed and {back} put back since {since}."
+    if share:
+        caption += f" Column {most} changed most: {words.whole(int(across[most]))} of its {words.whole(rows)} weights."
     table = pd.DataFrame({"column": np.arange(columns), "removed": removed.sum(0), "put_back": restored.sum(0)})
     return Drawing(figure, caption, f"Heatmap of mask changes. {finding}. {caption}", table)

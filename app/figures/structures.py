@@ -96,16 +96,13 @@ def channel_curve(table: pd.DataFrame, cut: int, *, block: int, theme: Theme = "
     figure.update_yaxes(type="log", exponentformat="power")
     figure.add_vline(x=cut, line={"color": palette.MARK, "width": 2})
     alone = float(table["alone"].iloc[:cut].sum())
-    caption = (
-        f"At the line the error is {words.number(error)}; the same channels' costs one by one add up to "
-        f"{words.number(alone)}, because channels that are removed together cannot compensate for one another."
-    )
+    caption = f"At the line the error is {words.number(error)}."
     if not cut:
         caption = "Move the line to take channels out."
-    elif alone > error:
-        caption = (
-            f"At the line the error is {words.number(error)}; the same channels one by one: {words.number(alone)}."
-        )
+    elif cut > 1:
+        caption += f" The same channels' costs one by one add up to {words.number(alone)}"
+        together = ", because channels that are removed together cannot compensate for one another"
+        caption += f"{together if words.number(alone) != words.number(error) and alone < error else ''}."
     return Drawing(figure, caption, f"Channel costs with the cut. {caption}", table)
 
 

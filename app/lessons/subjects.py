@@ -157,11 +157,12 @@ def examples(study: Study, threshold: float) -> tuple[str, str] | None:
         return None
     ranges = records.drop_duplicates("layer").set_index("layer")["relative_range"].sort_values(ascending=False)
     columnar = [str(layer) for layer in ranges.index[ranges > threshold]]
-    moving = (layer for layer in columnar if study.has(layer) and _blocks_move(study.plan(layer)))
+    moving = (layer for layer in columnar if study.has(layer) and blocks_move(study.plan(layer)))
     return next(moving, str(ranges.index[0])), str(ranges.index[-1])
 
 
-def _blocks_move(plan: rose.OrderPlan) -> bool:
+def blocks_move(plan: rose.OrderPlan) -> bool:
+    """Whether two-level order visits blocks in another order than natural order does."""
     blocks = visited_blocks(plan, rose.make_order(plan, "two_level"))
     return blocks != list(range(len(blocks)))
 

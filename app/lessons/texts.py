@@ -149,7 +149,7 @@ def sweep_lesson(
     done = f"{step} of {blocks} {'block' if blocks == 1 else 'blocks'} pruned."
     spread = f"Relative range {subject.plan.relative_range:.2f}"
     if not ended:
-        what = "A columnar layer" if subject.plan.is_columnar else "A layer whose blocks lose alike"
+        what = "A columnar layer" if subject.plan.is_columnar else "A layer that is not columnar"
         first = [visited_blocks(subject.plan, result.order)[0] for result in (natural, ordered)]
         return Lesson(
             f"{what}, pruned in two orders: how will they end?",
@@ -164,7 +164,7 @@ def sweep_lesson(
     elif subject.plan.is_columnar:
         claim = f"This layer is columnar, yet two-level order costs {percent(-gain)} more error."
     else:
-        claim = f"Where no block stands out, the order changes the error by {_signed(-gain)}."
+        claim = f"This layer is not columnar, and two-level order changes its error by {_signed(-gain)}."
     lines = [
         _block_sentence(result, step, order, subject.energy)
         for result, order in ((natural, "natural"), (ordered, "two-level"))
@@ -227,6 +227,12 @@ def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Le
     base = errors["natural", "block"]
     share = {key: value / base if base > 0 else 1.0 for key, value in errors.items()}
     best = min(share, key=lambda key: share[key])
+    pattern = subject.plan.pattern
+    budgets = (
+        f"Under {pattern} every group of columns loses the same number of weights, so both budgets are the same."
+        if pattern.is_grouped
+        else "**Block budget**: every block gives up the same share. **Layer budget**: one threshold for the layer."
+    )
     return Lesson(
         "An order has two effects: compensation and budget.",
         (
@@ -235,7 +241,7 @@ def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Le
             r"\underbrace{\frac{\text{layer budget}}{\text{block budget}}}_{\text{budget, natural order}}"
             rf" = {share['natural', 'layer']:.3f}",
         ),
-        "**Block budget**: every block gives up the same share. **Layer budget**: one threshold for the layer.\n\n"
+        f"{budgets}\n\n"
         "Random order ignores the losses, but mixes strong and weak columns in every block: "
         f"{share['random:0', 'block']:.3f} under the block budget, {share['random:0', 'layer']:.3f} under the layer "
         "budget. "

@@ -138,7 +138,13 @@ class Structures:
         return self.study.remember(("recovered", part.output.name, shape), compute)
 
     def trade_off(self, ratios: Sequence[float]) -> pd.DataFrame:
-        """Predicted relative error and speed-up of the decoder blocks by ratio, uniform shapes; one row per ratio."""
+        """Predicted relative error and speed-up of the decoder blocks by ratio, uniform shapes; one row per ratio.
+
+        Raises:
+            RoseError: decoder blocks that differ in shape.
+        """
+        if len({(kind, part.shape) for (kind, _), part in self.parts.items()}) > len(self.kinds):
+            raise rose.RoseError("The decoder blocks of this model differ in shape, so no one shape fits all of them.")
         first = {kind: self.part(kind, self.blocks[0]) for kind in self.kinds}
         whole = sum(part.parameters(part.shape) for part in first.values())
         rows = []

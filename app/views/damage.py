@@ -188,7 +188,9 @@ def results(run: DamageRun, request: DamageRequest, table: pd.DataFrame) -> None
             drawing = draw(table, value, units=names, marked=marked, theme=session.theme())
             components.show(drawing, key, on_select=partial(pick, key, request))
     try:
-        scatter = figures.damage_scatter(table, predictor, marked=marked, theme=session.theme())
+        scatter = figures.damage_scatter(
+            table, predictor, marked=marked, restore=bool(request.restore), theme=session.theme()
+        )
         components.show(scatter, "damage-scatter", on_select=lambda: pick("damage-scatter", request), wide=True)
     except rose.RoseError as problem:
         st.info(str(problem))

@@ -153,7 +153,11 @@ def _recovery(known: Structures, block: int) -> None:
 
 
 def _trade_off(known: Structures) -> None:
-    table = known.study.remember("structures trade-off", lambda: known.trade_off(RATIOS))
+    try:
+        table = known.study.remember("structures trade-off", lambda: known.trade_off(RATIOS))
+    except rose.RoseError as problem:
+        st.info(str(problem))
+        return
     percent = st.slider("Take out, %", 0, 60, 20, step=5, key="structures_ratio", bind="query-params")
     components.show(figures.trade_off(table, percent / 100, theme=session.theme()), "structures-trade", wide=True)
 

@@ -9,10 +9,11 @@ import torch
 
 import rose
 from app import words
-from app.figures import check, learn, order_lab, palette, prune, sweep
+from app.figures import check, damage, depth, learn, order_lab, palette, prune, solvers, structures, sweep
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 from rose.layer.error import quadratic_form
 from rose.layer.order import plan_from_importance
+from tests.app.figures.test_contract import DAMAGES, DRIFTS
 from tests.app.figures.test_layer_and_overview import below, title
 
 # Figure (b) of the ROSE paper's overview illustration.
@@ -357,3 +358,36 @@ def test_strength_curve_says_where_the_layer_becomes_columnar() -> None:
     assert title(drawing) == "At strength 2.00, two-level order saves 10.0 % of the error"
     assert list(drawing.figure.data[0].marker.symbol) == ["circle-open", "circle-open", "circle"]
     assert drawing.caption.endswith("the layer counts as columnar from strength 2.00 on.")
+
+
+# What is not there is not explained
+
+
+def test_without_drift_nothing_is_said_to_arise_or_to_be_cancelled() -> None:
+    none = DRIFTS[DRIFTS["target"] == "dense"].assign(drift=0.0, passed_on=0.0, arisen=0.0, cancelled=0.0)
+    assert title(depth.drift_shares(none)) == "No drift arises in any decoder block"
+    assert title(depth.cancelled_shares(none)) == "No decoder block has received drift that it could cancel"
+    apart = none.assign(passed_on=0.1, arisen=0.1, drift=0.2)
+    assert title(depth.cancelled_shares(apart)).endswith("neither cancel what they receive nor add to it")
+
+
+def test_damage_of_what_is_restored_is_what_it_gives_back() -> None:
+    drawing = damage.damage_scatter(DAMAGES, restore=True)
+    assert "that restoring it alone gives back" in below(drawing)
+    assert "0 · mlp.up_proj gives back most" in drawing.caption
+    assert "one not lowering the loss" in drawing.caption
+
+
+def test_a_mask_that_has_not_changed_has_no_column_that_changed_most() -> None:
+    mask = np.zeros((4, 6), bool)
+    caption = solvers.mask_changes(mask, mask, solver="ADMM", step="step 3", since="step 2").caption
+    assert caption == "0 weights removed and 0 put back since step 2."
+
+
+def test_one_channel_alone_has_no_others_to_add_up() -> None:
+    table = pd.DataFrame({"channel": [3, 1], "alone": [0.1, 0.2], "together": [0.1, 0.5]})
+    assert structures.channel_curve(table, 1, block=0).caption == "At the line the error is 0.100."
+    both = structures.channel_curve(table, 2, block=0).caption
+    assert both.endswith(
+        "add up to 0.300, because channels that are removed together cannot compensate for one another."
+    )

@@ -19,7 +19,7 @@ from app.lessons.chain import ChainDesign
 from app.lessons.subjects import LayerDesign
 from app.study.study import Study
 from rose.layer.error import quadratic_form
-from tests.app.tiny_study import COLUMNAR, figures, open_page, texts
+from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts
 
 PAGE = "views/learn.py"
 EXAMPLE = json.loads((Path(__file__).parents[2] / "fixtures" / "worked_example.json").read_text())
@@ -336,3 +336,18 @@ def test_the_last_kind_is_the_engines_target() -> None:
     table = chain.drifts(ChainDesign(layers=2)).set_index(["run", "block_index"])["drift"]
     assert table["Between layers too", 1] == pytest.approx(table["Inside each layer", 1])
     assert table["Between layers too", 2] < table["Inside each layer", 2]
+
+
+def test_where_order_does_not_matter_it_does_not() -> None:
+    app = step(6)
+    app.button_group(key="lesson_bet").set_value("same").run()
+    app.slider(key="lesson_step").set_value(6).run()
+    assert "This layer is not columnar" in texts(app)
+    assert "You said about the same" in texts(app)
+    assert "it is clearly" not in texts(app)
+
+
+def test_under_a_pattern_of_groups_both_budgets_are_said_to_be_the_same() -> None:
+    app = open_page(PAGE, measured_study(sparsity="2:4"), lesson="8 Two effects", lesson_kind="Real layer")
+    assert "so both budgets are the same" in texts(app)
+    assert "one threshold for the layer" not in texts(app)

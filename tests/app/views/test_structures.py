@@ -16,7 +16,7 @@ from app.study.structures import Structures
 from app.study.study import LoadedModel, Study
 from rose.structured.anatomy import CHANNELS, HEADS, Shape
 from rose.structured.problem import set_cost
-from tests.app.tiny_study import figures, open_page, texts, tiny_model
+from tests.app.tiny_study import figures, measured_study, open_page, texts, tiny_model
 from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("placed")
@@ -117,3 +117,12 @@ def test_a_cut_in_a_model_of_more_channels_is_no_cut_in_this_one(study: Study) -
     app.segmented_control(key="structures_view").set_value("Channels").run()
     assert not app.exception
     assert app.slider(key="structures_cut").value == 24
+
+
+def test_decoder_blocks_of_different_shapes_have_no_trade_off_of_uniform_ones() -> None:
+    model = tiny_model()
+    tokens = torch.randint(3, model.config.vocab_size, (8, 32), generator=torch.Generator().manual_seed(1))
+    rose.prune_structured(model, tokens, ratio=0.3, allocation="cost")
+    app = open_page(PAGE, measured_study(samples=9, model=model), structures_view="Trade-off")
+    assert not app.exception
+    assert "The decoder blocks of this model differ in shape" in texts(app)
