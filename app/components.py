@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import streamlit as st
 
-from app import session
+from app import session, words
 from app.figures import style
 from app.figures.style import Drawing
 from app.jobs import ABANDONED_AFTER, Batch, Job
+from app.study.setup import LIMITS
 from app.study.study import Study
 from app.words import short_layer
 
@@ -170,7 +171,8 @@ def edited_setup() -> None:
     edits = session.edits()
     if not edits:
         return
-    said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in edits.items())
+    labels = {name: label for name, (label, *_) in LIMITS.items()} | {"dtype": "Weights in", "stream": "On disk"}
+    said = ", ".join(f"{labels.get(name, words.sentence(name))} `{value}`" for name, value in edits.items())
     with st.container(horizontal=True, vertical_alignment="center", key="edited-setup"):
         st.info(f"Edited on the start page, and not in use yet: {said}.", icon=":material/edit:", width="stretch")
         st.button(

@@ -76,9 +76,10 @@ def begin() -> None:
     st.session_state.pruning = st.session_state.own_pruning = texts.get("run")
     st.session_state.chosen_threshold, unreadable = _read_threshold(texts)
     run = st.session_state.pruning
-    gone = (
-        [] if run is None or run in shared.prunings() else [f"This server no longer has the run {run!r} of the link."]
-    )
+    gone = []
+    if run is not None and run not in shared.prunings():
+        gone = [f"This server no longer has the run {run!r} of the link."]
+        st.session_state.pruning = st.session_state.own_pruning = None
     st.session_state.link_problem = " ".join([*problems, *further, *unreadable, *gone])
 
 
@@ -147,7 +148,16 @@ def draft() -> Setup:
 
 
 def use_draft() -> None:
-    """Looks at the edited set-up without measuring its layers: pruning a model needs none measured."""
+    """Looks at the edited set-up without measuring its layers: pruning a model needs none measured.
+
+    A study that is being measured goes on; the start page offers it among the recent ones.
+    """
+    former = study()
+    if former is not None:
+        st.session_state.recent = [setup(), *(other for other in recent_setups() if other != setup())][:RECENT]
+        if former.job.status == "running":
+            told = f":material/grid_on: Measuring the layers of {setup().model}"
+            st.session_state.jobs = [*running_jobs(), (former.job, lambda: told)]
     st.session_state.setup = draft()
 
 
@@ -179,7 +189,7 @@ def study() -> Study | None:
 
 def pruning() -> PruningRun | None:
     """The pruning run that this session started or its link names; the server keeps it."""
-    run, own = _pruning("pruning"), _pruning("own_pruning")
+    run, own = _pruning("pruning"), own_pruning()
     shared.hold(*{id(one): one for one in (run, own) if one is not None}.values())
     if run is not None and run.job.status == "running" and all(job is not run.job for job, _ in running_jobs()):
         _follow(run)  # a reload, or a link
@@ -201,15 +211,22 @@ def _follow(run: PruningRun) -> None:
 def follow_pruning(name: str) -> None:
     """Looks at another of the server's runs; the files of this session's own stay."""
     st.session_state.pruning = name
+    st.session_state.link_problem = ""
+
+
+def own_pruning() -> PruningRun | None:
+    """The run that this session has started, whichever it looks at."""
+    return _pruning("own_pruning")
 
 
 def start_pruning(request: PruneRequest) -> None:
     """Prunes copies of the current set-up's model; its own earlier run is stopped, and its temporary files go."""
-    chosen, earlier = setup(), _pruning("own_pruning")
+    chosen, earlier = setup(), own_pruning()
     if earlier is not None and (leave(earlier.job) or earlier.job.status != "running") and not earlier.is_shared:
         earlier.discard()  # nobody else looks at it
     run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.publish)
     st.session_state.pruning = st.session_state.own_pruning = shared.keep_pruning(run)
+    st.session_state.link_problem = ""
     _follow(run)
     run.job.start()
 

@@ -16,7 +16,7 @@ def draw() -> None:
             st.error(st.session_state.plugin_problem, icon=":material/extension_off:")
         _running()
         if study is None:
-            st.caption("No model measured yet.")
+            st.caption(f"The layers of **{session.setup().model}** are not measured with the chosen set-up.")
             return
         setup = study.setup
         st.caption(

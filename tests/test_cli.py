@@ -569,8 +569,8 @@ def test_damage_restores_a_pruned_checkpoint(checkpoint, tmp_path):
 
 
 def test_a_folder_of_something_else_is_refused_and_left_as_it_is(tmp_path):
-    files = {"settings.json": '{"editor": "mine"}', "launch.json": "{}", "important.tmp": "data"}
-    for kept in (["settings.json"], ["important.tmp"], list(files)):
+    files = {"settings.json": '{"editor": "mine"}', "launch.json": "{}", "important.tmp": "data", "summary.md": "mine"}
+    for kept in (["settings.json"], ["important.tmp"], ["summary.md"], list(files)):
         folder = tmp_path / "-".join(kept)
         folder.mkdir()
         for name in kept:
@@ -625,3 +625,9 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch)
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(rose.RoseError, match=r"Read-only file system.*choose another folder"):
         check_file(tmp_path / "rows.csv")
+
+
+def test_a_folder_of_another_measurement_is_refused(tmp_path):
+    (tmp_path / "settings.json").write_text(json.dumps({"model": "tiny", "units": "blocks"}))
+    with pytest.raises(rose.RoseError, match="holds no comparison"):
+        ComparisonFolder(tmp_path, {"model": "tiny", "windows": "4"})

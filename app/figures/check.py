@@ -154,8 +154,11 @@ def _overfitting_words(table: pd.DataFrame) -> tuple[str, str]:
     course = f"is {words.number(last['held_out_error'])} at {tokens} tokens"
     if len(table) > 1:
         verb = "rises" if last["held_out_error"] > first["held_out_error"] else "falls"
-        start = f"{words.number(first['held_out_error'])} at {words.whole(int(first['tokens']))} tokens"
-        course = f"{verb} from {start} to {words.number(last['held_out_error'])} at {tokens}"
+        before, after = (words.number(one["held_out_error"]) for one in (first, last))
+        start = f"{before} at {words.whole(int(first['tokens']))} tokens"
+        course = f"{verb} from {start} to {after} at {tokens}"
+        if before == after:
+            course = f"is {after} at {words.whole(int(first['tokens']))} tokens as at {tokens}"
     caption = (
         f"Held-out error {course}; there the error on the calibration tokens is "
         f"{words.number(last['calibration_error'])}."

@@ -164,7 +164,7 @@ def damage_scatter(
             hovertemplate=f"%{{customdata[0]}}<br>{name} %{{x:.4g}}<br>damage %{{y:.4g}} ± %{{customdata[1]}} nats"
             "<extra></extra>",
         )
-    found = outliers(rows, predictor, NAMED)
+    found = outliers(rows, predictor, NAMED) if rows[predictor].nunique() > 1 else rows.head(0)
     _name(figure, found[(found["damage"] > 0) & (found[predictor] > 0)].fillna({"standard_error": 0.0}), predictor)
     chosen = shown[shown["unit"] == marked]
     if len(chosen):
@@ -220,7 +220,7 @@ def _name(figure: go.Figure, found: pd.DataFrame, predictor: str) -> None:
 def strength(rho: float) -> str:
     """A rank correlation as a verb phrase."""
     if math.isnan(rho):
-        return "cannot be compared with damage yet"
+        return "cannot be ranked against damage"
     value = f"rank correlation {rho:.2f}".replace("-", "−")
     size = abs(rho)
     how = "hardly tells" if size < 0.3 else "partly tells" if size < 0.7 else "tells"
@@ -238,9 +238,11 @@ def _caption(rows: pd.DataFrame, shown: pd.DataFrame, unit: str, found: pd.DataF
     top = rows.loc[rows["damage"].idxmax()]
     text = (
         f"Of {len(rows)} {unit}, {words.short_layer(top['unit'])} {'gives back' if restore else 'costs'} most: "
-        f"{words.number(float(top['damage']))} ± "
-        f"{words.number(float(top['standard_error']))} nats per token (standard error over windows)."
+        f"{words.number(float(top['damage']))}"
     )
+    known = not math.isnan(top["standard_error"])  # of one window alone there is none
+    text += f" ± {words.number(float(top['standard_error']))}" if known else ""
+    text += f" nats per token{' (standard error over windows)' if known else ''}."
     if len(found):
         listed = ", ".join(
             f"{words.short_layer(row.unit)} ({words.number(float(row.damage))})" for row in found.itertuples()

@@ -218,5 +218,7 @@ def step_weighting(
         f"{weighting(chosen)} against uniform: {words.percent(typical)} in the median channel, {words.percent(most)} "
         f"at most, of {len(order)} channels."
     )
+    if chosen == "uniform":
+        caption = f"Diagonals of {len(order)} channels, with uniform and with other weights."
     data = pd.DataFrame({"channel": np.arange(len(order))} | {f"diagonal_{name}": sums[name] for name in weights})
     return Drawing(figure, caption, f"Lines of step weights and of the Hessian diagonal. {caption}", data)

@@ -42,17 +42,17 @@ def has_drift(report: rose.RunReport) -> bool:
     return bool(report.summary.get("drift"))
 
 
-def read_reports(path: str) -> tuple[list[rose.RunReport], list[str]]:
+def read_reports(path: str) -> tuple[dict[Path, rose.RunReport], list[str]]:
     """Reads a report.json, the one in a folder, or those in the folders of a folder.
 
     Returns:
-        The reports, and the names of folders left out because their runs have no drift.
+        The reports by their files, and the names of folders left out because their runs have no drift.
 
     Raises:
         RoseError: nothing there, not a report, or no report with drift.
     """
     found = {file: _read(file) for file in report_files(path)}
-    kept = [report for report in found.values() if report is not None]
+    kept = {file: report for file, report in found.items() if report is not None}
     without = [file.parent.name for file, report in found.items() if report is None]
     if not kept:
         raise rose.RoseError(f"{next(iter(found))} has no drift; prune again with held-out tokens (--held-out 4).")

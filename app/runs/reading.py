@@ -23,6 +23,7 @@ from app.runs.finished import REPORT, read_report
 from app.runs.pruning import PruningRun
 from app.study.setup import Setup
 from app.study.study import LoadedModel
+from rose.model.structure import text_config
 from rose.model.surprise import EncodedText, Reading, encode_text, read_text
 from rose.paths import reachable
 
@@ -95,14 +96,17 @@ class TextReading:
 
     def answers(self, setup: Setup, text: str, checkpoints: Sequence[Checkpoint]) -> bool:
         """Whether this is what was asked for."""
-        return (self.setup.model, self.text, self.checkpoints) == (setup.model, text, tuple(checkpoints))
+        own, other = (self.setup.model, self.setup.dtype), (setup.model, setup.dtype)
+        places = [[one.place for one in some] for some in (self.checkpoints, checkpoints)]
+        return (own, self.text, places[0]) == (other, text, places[1])
 
     def _run(self, job: Job) -> None:
         job.message = "Loading the dense model"
         loaded = self._load()
         job.check()
         self._tokenizer = loaded.tokenizer
-        encoded = encode_text(loaded.tokenizer, self.text, limit=LIMIT)
+        positions = getattr(text_config(loaded.model), "max_position_embeddings", None) or LIMIT
+        encoded = encode_text(loaded.tokenizer, self.text, limit=min(LIMIT, positions))
         acquire(loaded.lock, job)
         try:
             job.message = "The dense model reads"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -34,22 +35,22 @@ def draw() -> None:
         with left:
             saved = _saved()
     here = [report for report in list(shared.reports()) if depth.has_drift(report)]
-    named = depth.name_runs([*here, *saved])
-    # Saved ones are read anew each time.
-    identities = [*here, *((st.session_state.depth_path, number) for number in range(len(saved)))]
+    named = depth.name_runs([*here, *saved.values()])
+    identities = [*here, *((str(file.resolve()),) for file in saved)]  # saved ones are read anew each time
     if not named:
         _empty()
         return
     with right:
         _compare_button()
-    chosen = _choose(dict(zip(named, identities, strict=True)))
+    known = dict(zip(named, identities, strict=True))
+    chosen = _choose(known)
     if not chosen:
         st.info("Choose at least one run.")
         return
     table = depth.drift_table({name: named[name] for name in chosen})
     with st.container(horizontal=True, vertical_alignment="center"):
         view = components.section(SECTIONS, "depth_view", width="content")
-        option = _option(view, chosen)
+        option = _option(view, {name: known[name] for name in chosen})
     if view == DRIFT:
         components.show(figures.drift_curves(table, scale=option, theme=session.theme()), "depth-drift", wide=True)
         st.caption(
@@ -77,7 +78,7 @@ def draw() -> None:
 # Runs
 
 
-def _saved() -> list[rose.RunReport]:
+def _saved() -> dict[Path, rose.RunReport]:
     """The reports in the folder that the user names."""
     path = st.text_input(
         "Folder of a saved run",
@@ -88,12 +89,12 @@ def _saved() -> list[rose.RunReport]:
         "needs held-out tokens: drift is measured on them.",
     )
     if not path.strip():
-        return []
+        return {}
     try:
         reports, without = depth.read_reports(path)
     except rose.RoseError as problem:
         st.error(str(problem), icon=":material/error:")
-        return []
+        return {}
     if without:
         st.caption(f"Left out, as they have no drift: {', '.join(without)}. Prune again with held-out tokens.")
     return reports
@@ -181,14 +182,15 @@ def _follow(run: PruningRun) -> None:
 # Sections
 
 
-def _option(view: str, runs: list[str]) -> Any:
+def _option(view: str, runs: dict[str, Any]) -> Any:
     """What can be chosen in a section: the scale of drift, or the run whose shares are shown."""
     if view == DRIFT:
         scales = {"linear": "linear", "log": "log"}
         return components.choose("Scale", scales, "depth_scale", label_visibility="collapsed", width="content")
     if view == ORIGIN and len(runs) > 1:
-        return st.selectbox("Run", runs, key="depth_run", label_visibility="collapsed")
-    return runs[0]
+        components.keep_choice("depth_run", runs)
+        return st.selectbox("Run", list(runs), key="depth_run", label_visibility="collapsed")
+    return next(iter(runs))
 
 
 def _facts(table: pd.DataFrame) -> None:

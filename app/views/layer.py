@@ -276,11 +276,15 @@ def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
     first = [layer, *(name for name in known if name != layer)][:COMPARED]
     if not set(state.get("compare") or known) & set(known):  # those of another model, or of a link
         del state.compare
-    before = state.get("compare_first", first)
-    if state.get("compare") and before[0] != layer:
-        is_default = set(state.compare) == set(before)
-        state.compare = first if is_default else [layer, *(name for name in state.compare if name != layer)]
-    state.compare_first = first
+    former = state.get("compare_for", layer)
+    if "compare" not in state:
+        state.compare_first = first
+    elif state.compare and former != layer:  # the chosen layer takes the place of the one before
+        if set(state.compare) == set(state.get("compare_first", ())):
+            state.compare = state.compare_first = first
+        else:
+            state.compare = [layer, *(name for name in state.compare if name not in (layer, former))]
+    state.compare_for = layer
     chosen = st.multiselect(
         "Layers",
         table["layer"].tolist(),

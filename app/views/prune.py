@@ -277,6 +277,9 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
         problem = ""
     except rose.RoseError as wrong:
         said, problem = "", str(wrong)
+    own = session.own_pruning()
+    if not problem and own is not run and own is not None and own.job.status == "running":
+        problem = "Your own run goes on; go back to it below, under the other runs, to cancel it first."
     left, right = st.columns([1, 3], vertical_alignment="center")
     left.button(
         "Prune",

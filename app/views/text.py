@@ -32,6 +32,7 @@ MEANING = {
 
 def draw() -> None:
     st.title("Text: what does it do to what I write?")
+    components.edited_setup()
     components.require_weights()
     setup = session.setup()
     text, checkpoints = _ask()
@@ -48,7 +49,7 @@ def draw() -> None:
     elif run.job.status == "cancelled":
         components.stopped(run.job, "; what was read is shown.")
     elif not run.answers(setup, text, checkpoints):
-        st.caption("What is shown was read before the choices above were changed; press Read again.")
+        st.caption("What is shown was read before the choices were changed; press Read again.")
     encoded, known = run.encoded, dict(run.readings)
     if encoded is not None and len(known) > 1:
         _results(run, encoded, known)
@@ -68,6 +69,7 @@ def _ask() -> tuple[str, list[Checkpoint]]:
         help=f"At most {LIMIT} tokens. It stays on this machine, and in the link of this page.",
     )
     kept = reading.kept_checkpoints(list(shared.prunings().values()), session.setup().model)
+    components.keep_choice("text_models", {name: (str(one.place),) for name, one in kept.items()})
     left, right = st.columns(2, vertical_alignment="bottom")
     chosen = left.multiselect(
         "Models pruned on this server",
@@ -210,12 +212,11 @@ def _chosen(encoded: EncodedText, table: pd.DataFrame) -> int:
     """The token that the tables and the outline show: a chosen row, or the worst one at first."""
     numbers = table["number"].tolist()
     state, text = st.session_state, encoded.pieces
-    if state.get("text_of") != text:  # another text has other tokens
+    is_other = state.get("text_of") not in (None, text)  # and has other tokens
+    if is_other or state.get("text_token") not in numbers:  # which goes when the results are not drawn for a while
         changes = [name for name in table.columns if name.endswith("− dense")]
-        worst = table[changes].max(axis=1).idxmax()
-        if state.get("text_of") is not None or state.get("text_token") not in numbers:
-            state.text_token = int(table["number"].iloc[worst])
-        state.text_of = text
+        state.text_token = int(table["number"].iloc[table[changes].max(axis=1).idxmax()])
+    state.text_of = text
     return int(state.text_token)
 
 

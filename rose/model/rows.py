@@ -60,20 +60,21 @@ class RowsFolder(Generic[Row]):
 
     def _check_ours(self) -> None:
         """Refuses a folder with anything in it that a measurement has not written."""
-        own = ("settings.json", *self.files, ".lock")
-        strange = [item for item in self.folder.iterdir() if not item.name.startswith(own)]
-        path, has_rows = self.folder / "settings.json", (self.folder / "rows.csv").exists()
-        is_ours = has_rows or (not strange and (not path.exists() or self._knows(path)))
-        if not is_ours or (has_rows and not path.exists()):
+        path = self.folder / "settings.json"
+        # Without settings nothing else is there yet: they are written first.
+        own = [".lock", "settings.json?*.tmp", *([path.name, *self.files] if self._knows(path) else [])]
+        own += [f"{name}?*.tmp" for name in self.files if self._knows(path)]
+        has_rows = self._knows(path) and (self.folder / "rows.csv").exists()
+        if not has_rows and any(not any(map(item.match, own)) for item in self.folder.iterdir()):
             raise RoseError(f"{self.folder} is not empty and holds no {self.holds}; choose another folder.")
 
     def _knows(self, path: Path) -> bool:
-        """Whether these are settings of such a measurement."""
+        """Whether these are settings of such a measurement; earlier versions may have known fewer of them."""
         try:
             known = json.loads(path.read_text())
-        except ValueError:
+        except (ValueError, FileNotFoundError):
             return False
-        return isinstance(known, dict) and not known.keys().isdisjoint(json.loads(self._settings))
+        return isinstance(known, dict) and bool(known) and known.keys() <= json.loads(self._settings).keys()
 
     def _check_settings(self) -> None:
         if (self.folder / "settings.json").read_text() != self._settings:

@@ -94,14 +94,18 @@ class State(dict):
 def test_edits_that_are_not_in_use_are_said_and_can_be_used_without_measuring(page: str) -> None:
     app = open_page("views/start.py", draft_samples="6", draft_sparsity="0.6")
     app.switch_page(f"views/{page}.py").run()
-    assert "Edited on the start page, and not in use yet: samples 6, sparsity 0.6." in texts(app)
+    assert "Edited on the start page, and not in use yet: Samples `6`, Sparsity `0.6`." in texts(app)
     app.button(key="use-draft").click().run()
     assert not app.exception
     assert "not in use yet" not in texts(app)
     assert app.session_state.setup == Setup(samples=6, sparsity="0.6")
+    assert "The layers of **smollm2-135m** are not measured with the chosen set-up." in texts(app)
+    app.switch_page("views/start.py").run()
+    app.button(key="recent-0").click().run()  # the example is still there
+    assert app.session_state.setup == Setup()
 
 
 def test_a_link_to_a_run_that_is_gone_is_explained() -> None:
-    assert "This server no longer has the run 'deadbeef' of the link." in texts(
-        open_page("views/prune.py", run="deadbeef")
-    )
+    app = open_page("views/prune.py", run="deadbeef")
+    assert "This server no longer has the run 'deadbeef' of the link." in texts(app)
+    assert "run" not in app.query_params

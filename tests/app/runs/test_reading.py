@@ -77,7 +77,7 @@ def test_dense_and_pruned_read_the_same_text(dense: Path, pruned: Path, tmp_path
 
 
 def test_what_cannot_be_read_says_why(dense: Path, pruned: Path, tmp_path: Path) -> None:
-    assert "more than 512" in read(dense, [], "a" * 600).job.message
+    assert "more than 256" in read(dense, [], "a" * 600).job.message
     other = save_tiny_llama(tmp_path / "other", bos=True)
     run = read(dense, [Checkpoint("other", other)])
     assert (run.job.status, "into other tokens" in run.job.message) == ("failed", True)

@@ -78,8 +78,9 @@ def test_the_table_is_what_the_reports_say(reports: dict[str, rose.RunReport]) -
 def test_saved_runs_are_opened_one_or_several(reports: dict[str, rose.RunReport], tmp_path: Path) -> None:
     for target, report in reports.items():
         report.save(tmp_path / target)
-    assert len(depth.read_reports(str(tmp_path))[0]) == 2
-    (one,), without = depth.read_reports(str(tmp_path / "dense"))
+    assert [file.parent.name for file in depth.read_reports(str(tmp_path))[0]] == ["dense", "layer"]
+    found, without = depth.read_reports(str(tmp_path / "dense"))
+    (one,) = found.values()
     assert one.summary["drift"] == reports["dense"].summary["drift"]
     assert not without
     assert len(depth.read_reports(str(tmp_path / "dense" / "report.json"))[0]) == 1

@@ -416,3 +416,14 @@ def test_tasks_are_offered_only_where_they_can_be_run(setup: Setup, monkeypatch:
     app, _ = pruned(opened(setup, prune_methods="Magnitude", prune_layers="model.layers.1.*.o_proj", prune_prompt=""))
     assert [button.proto.label for button in app.get("download_button")] == ["Report, HTML"]
     assert "No zero-shot tasks were asked for" in texts(view(app, "Zero-shot"))
+
+
+def test_while_ones_own_run_goes_on_no_other_is_begun(setup: Setup) -> None:
+    _, other = pruned(opened(setup, prune_layers="model.layers.0.*.o_proj", prune_windows="1", prune_prompt=""))
+    app, own = pruned(opened(setup, prune_layers="model.layers.1.*.o_proj", prune_windows="1", prune_prompt=""))
+    own.job.status = "running"
+    name = next(name for name, run in shared.prunings().items() if run is other)
+    app.button(key=f"prune-run-{name}").click().run()
+    assert app.button(key="prune-start").disabled
+    assert "Your own run goes on" in texts(app)
+    own.job.status = "done"
