@@ -48,7 +48,8 @@ def load_plugins(*files: str | Path) -> None:
             path = expand(name).resolve()
             _load_once(str(path), partial(_run_file, path))
         for entry in _installed():
-            _load_once(f"{entry.name} ({entry.value})", entry.load)
+            # What was imported before has registered then.
+            _load_once(f"{entry.name} ({entry.value})", entry.load, is_new=entry.module not in sys.modules)
 
 
 @cache
@@ -57,13 +58,13 @@ def _installed() -> EntryPoints:
     return entry_points(group=GROUP)
 
 
-def _load_once(name: str, load: Callable[[], object]) -> None:
+def _load_once(name: str, load: Callable[[], object], *, is_new: bool = True) -> None:
     if name in _loaded:
         return
     before = set(_loaded)
     _loaded.add(name)  # at once: a plugin may itself ask for all plugins
     try:
-        with _additions_only(name):
+        with _additions_only(name, is_new):
             load()
     except BaseException:
         _loaded.intersection_update(before)
@@ -87,8 +88,9 @@ def _run_file(path: Path) -> None:
 
 
 @contextmanager
-def _additions_only(name: str) -> Iterator[None]:
-    """Lets the body add to the registries; restores them if it fails or replaces an existing entry."""
+def _additions_only(name: str, is_new: bool) -> Iterator[None]:
+    """Lets the body add to the registries, and makes sure that a new one does; restores them if it fails or replaces
+    an existing entry."""
     registries: tuple[dict[str, Any], ...] = (METHODS, ORDERS)
     before = [dict(registry) for registry in registries]
     try:
@@ -97,7 +99,7 @@ def _additions_only(name: str) -> Iterator[None]:
             for old in then:
                 if now.get(old) is not then[old]:
                     raise RoseError(f"The plugin {name} takes the name {old!r}, which is in use; choose another.")
-        if [len(registry) for registry in registries] == [len(registry) for registry in before]:
+        if is_new and [len(registry) for registry in registries] == [len(registry) for registry in before]:
             raise RoseError(f"The plugin {name} registers no method and no order; see rose.register.")
     except BaseException as problem:
         for registry, then in zip(registries, before, strict=True):

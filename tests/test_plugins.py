@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
@@ -252,3 +254,12 @@ def test_what_a_failing_plugin_had_loaded_can_be_loaded_again(plugin: Path, tmp_
     assert "largest" not in METHODS
     rose.load_plugins(plugin)
     assert "largest" in METHODS
+
+
+def test_an_installed_package_may_have_been_imported_before(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(plugin.parent)
+    entry = EntryPoint("mine", plugin.stem, plugins.GROUP)
+    monkeypatch.setattr(plugins, "_installed", lambda: EntryPoints([entry]))
+    importlib.import_module(plugin.stem)
+    plugins.load_plugins()
+    monkeypatch.delitem(sys.modules, plugin.stem)

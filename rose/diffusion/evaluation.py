@@ -76,6 +76,8 @@ def evaluate_diffusion(
     """
     check_garments(pipeline)
     check_pictures(pictures)
+    if dense is not None and dense.states.shape[:2] != (steps, pictures):
+        raise RoseError("The dense trajectory has other steps or pictures; draw both with the same numbers.")
     began = time.perf_counter()
     own = evaluation_trajectory(pipeline, pictures=pictures, steps=steps, seed=seed, guidance=guidance, tick=tick)
     if dense is not None and not torch.equal(dense.states[0], own.states[0]):
@@ -164,7 +166,12 @@ def trajectory_drift(pruned: Trajectory, dense: Trajectory) -> Tensor:
 
     Returns:
         (steps + 1,)
+
+    Raises:
+        RoseError: they have different steps or pictures.
     """
+    if pruned.states.shape != dense.states.shape or pruned.times != dense.times:
+        raise RoseError("The two trajectories have different steps or pictures; draw both with the same numbers.")
     ways = [(a, b) for a, b in zip(pruned.states, dense.states, strict=True)]
     shares = []
     for own, other in [*ways, (pruned.pictures, dense.pictures)]:

@@ -40,7 +40,7 @@ from rose.structured.reduction import (
     sources_of,
     write_part,
 )
-from rose.structured.shapes import channels_for, head_shapes
+from rose.structured.shapes import channels_for, check_multiple, head_shapes
 from rose.structured.surgery import Cut
 from rose.structured.survey import make_problem
 
@@ -105,6 +105,7 @@ def prune_diffusion_structured(
     denoiser = denoiser_of(pipeline)
     kinds = PARTS if parts is None else tuple(parts)
     found = find_parts(denoiser, kinds)
+    check_multiple([part for of_block in found for part in of_block], multiple)
     wanted = [one for of_block in found for one in _shapes(of_block, ratio, multiple)]
     wanted = [(part, shape) for part, shape in wanted if shape != part.shape]
     if not wanted:
@@ -130,11 +131,11 @@ def prune_diffusion_structured(
                 meter.layers_done += 1
                 within = CALIBRATION_SHARE + (1 - CALIBRATION_SHARE) * (k + 1) / len(package)
                 meter.tell("prune", number, within, record.layer, record.relative_error)
+        meter.tell("done", len(runs) - 1, 1.0)  # the last time that a callback may stop the run
     except BaseException:
         put_back(originals)
         raise
     reshape(denoiser, cuts)
-    meter.tell("done", len(runs) - 1, 1.0)
     whole = sum(part.parameters(part.shape) for of_block in found for part in of_block)
     gone = sum(record.parameters - record.kept_parameters for record in records)
     return RunReport(

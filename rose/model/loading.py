@@ -260,8 +260,9 @@ def _check_complete(name: str, missing: Collection[str]) -> None:
 
 def count_parameters(config: Any) -> int:
     """Parameters of the model that this configuration describes, counted without allocating them."""
+    build = _builder(config)
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config)
+        model: nn.Module = build(config, None, torch.float32) if build else AutoModelForCausalLM.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -61,6 +61,7 @@ class StructuredMethod:
 
 
 STRUCTURED: dict[str, StructuredMethod] = {}
+"""The methods that make a model smaller, by name."""
 
 
 def register_structured(method: StructuredMethod) -> None:

@@ -118,6 +118,8 @@ def prune_structured(
     check_target(target, target_damping)
     check_request(ratio, allocation, recovery, damping, multiple)
     check_streams(model, tokens, held_out)
+    if chosen.select is None and (parts or allocation != "uniform" or recovery):
+        raise RoseError(f"{method} drops whole decoder blocks as they are; leave out parts, allocation and recovery.")
     recovered = recovery or chosen.recovery
     before, whole = block_parameters(model), _parameters(model)
     settings = {
@@ -130,13 +132,20 @@ def prune_structured(
     with open_checkpoint(model, checkpoint, described, partial(lay_over, _by_name(model))) as kept, _withdrawing(model):
         if chosen.select is None:
             _drop(model, tokens, ratio, kept, progress)
-            records, recovered, facts = [], "none", {"allocation": "blocks", "uniform": True}
+            records, recovered = [], "none"
+            facts = {"allocation": "blocks", "uniform": True, "target": "layer", "target_damping": None}
         else:
             surveying = part_callback(progress, start, 0, SURVEY_SHARE, "allocate")
             plan = plan_slimming(
                 model, tokens, ratio=ratio, parts=kinds, allocation=allocation, recovery=recovered, damping=damping,
                 multiple=multiple, surveys=surveys, progress=surveying, remember=kept.remember,
             )  # fmt: skip
+            if recovered == "bias" and not plan.biased:
+                if recovery:
+                    raise RoseError(
+                        "No part of this model can take a bias; choose another recovery, or allocation cost."
+                    )
+                recovered = "none"
             walking = part_callback(progress, start, SURVEY_SHARE, 1) if plan.surveys and not surveys else progress
             run = SlimRun(model, plan, chosen, recovered, damping, target, target_damping, kept)
             records, drifts = run.walk(tokens, held_out, walking), run.drifts
@@ -190,8 +199,10 @@ def _check_drop(model: nn.Module, ratio: float) -> tuple[str, ...]:
     """Raises RoseError unless this share of the decoder blocks can go; they have no parts to choose, hence ()."""
     _, blocks = decoder_blocks(model)
     count = round(ratio * len(blocks))
-    if not 0 < count < len(blocks):
+    if count == 0:
         raise RoseError(f"{ratio:g} of {len(blocks)} decoder blocks is not a whole one; ask for a larger ratio.")
+    if count == len(blocks):
+        raise RoseError(f"{ratio:g} of {len(blocks)} decoder blocks is all of them; ask for a smaller ratio.")
     if len(free := droppable_blocks(model)) < count:
         raise RoseError(
             f"The configuration can do without {len(free)} of its {len(blocks)} decoder blocks, not without {count}; "
@@ -251,13 +262,13 @@ class SlimRun:
             with closing(visit_sequentially(walk)) as visits:
                 for block in visits:
                     records += self._visit(block, wanted, walk.meter)
+            walk.meter.tell("done", max(walk.by_block), 1.0)  # the last time that a callback may stop the run
         except BaseException:
             put_back(self.originals)
             raise
         records.sort(key=lambda record: (record.block_index, PARTS.index(record.part)))
         self._cut()
         self.drifts = [kept.drifts[index] for index in sorted(kept.drifts)]
-        walk.meter.tell("done", max(walk.by_block), 1.0)
         return records
 
     def _wanted(self) -> Wanted:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rose.errors import RoseError
 from rose.layer.hessian import check_damping
@@ -20,6 +21,7 @@ from rose.structured.problem import RECOVERIES
 from rose.structured.shapes import (
     ALLOCATIONS,
     Shapes,
+    check_multiple,
     check_possible,
     check_saved,
     cost_shapes,
@@ -61,14 +63,14 @@ def check_request(ratio: float, allocation: str, recovery: str | None, damping: 
     Raises:
         RoseError: says what to change.
     """
-    if not 0 < ratio < 1:
+    if isinstance(ratio, str) or not 0 < ratio < 1:
         raise RoseError(f"The ratio must be above 0 and below 1, such as 0.2, not {ratio!r}.")
     if allocation not in ALLOCATIONS:
         raise RoseError(f"There is no allocation {allocation!r}; choose one of {', '.join(ALLOCATIONS)}.")
     if recovery is not None and recovery not in RECOVERIES:
         raise RoseError(f"There is no recovery {recovery!r}; choose one of {', '.join(RECOVERIES)}.")
-    if multiple < 1:
-        raise RoseError(f"Kept channels must be a multiple of at least 1, not {multiple}.")
+    if not isinstance(multiple, int) or multiple < 1:
+        raise RoseError(f"Kept channels must be a multiple of at least 1, a whole number, not {multiple!r}.")
     check_damping(damping)
 
 
@@ -99,6 +101,12 @@ def plan_slimming(
     found = find_parts(model, kinds)
     uniform = allocation == "uniform"
     biased = () if recovery == "none" else tuple(kind for kind in kinds if can_bias(model, found, kind, not uniform))
+    check_multiple([part for of_block in found for part in of_block], multiple)
+    if not uniform and type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise RoseError(
+            f"{type(model).__name__} is code of a repository, which rose cannot build with shapes that differ; choose "
+            "the allocation uniform."
+        )
     wanted = ratio * block_parameters(model)
     allowed = partial(can_say, model, found, biased=biased)
     if uniform:
@@ -125,7 +133,7 @@ def plan_slimming(
             shapes = cost_shapes(priced(with_parts=True), wanted, multiple)
         else:
             prices = priced(with_parts=True) if len(kinds) > 1 else None
-            shapes = uniform_shapes(found, candidates, prices, allowed)
+            shapes = uniform_shapes(found, candidates, prices, allowed, wanted / len(found))
         return json.dumps([[dataclasses.astuple(shape) for shape in of_block] for of_block in shapes])
 
     shapes = [[Shape(*shape) for shape in of_block] for of_block in json.loads(remember(find))]

@@ -19,6 +19,7 @@ ALLOCATIONS = {
     "cost": "wherever a parameter costs least",
 }
 NEAR = 0.95  # of what was asked for must go
+MUCH = 1.25  # of what was asked for is too much
 MOST = 0.9  # of one decoder block's parts, so that something is left of each
 
 Shapes = list[list[Shape]]  # [block][part]
@@ -54,15 +55,26 @@ def uniform_shapes(
     candidates: Sequence[Mapping[str, Shape]],
     surveys: Sequence[BlockSurvey] | None,
     allowed: Callable[[Mapping[str, Shape]], bool],
+    wanted: float,
 ) -> Shapes:
-    """The same shapes everywhere: the allowed candidate that costs least in sum, without prices the first one.
+    """The same shapes everywhere: of the allowed candidates that save about as much as wanted the one that costs least
+    in sum; without prices, or where pieces are too large for that, the one that comes nearest.
 
     Args:
+        candidates: the nearest first.
         surveys: prices; not needed where there is one kind of part.
         allowed: whether the configuration can say these shapes; of one candidate at least it can.
+        wanted: parameters to save in one decoder block.
     """
-    by_price = sorted(candidates, key=lambda chosen: total_cost(surveys, chosen)) if surveys else candidates
-    chosen = next(filter(allowed, by_price))
+
+    def is_near(chosen: Mapping[str, Shape]) -> bool:
+        saved = sum(part.saved(chosen[part.kind]) for part in parts[0])
+        return abs(saved - wanted) <= (1 - NEAR) * wanted
+
+    near = [chosen for chosen in candidates if is_near(chosen)]  # what saves less would always cost less
+    if surveys:
+        near.sort(key=lambda chosen: total_cost(surveys, chosen))
+    chosen = next(filter(allowed, [*near, *(one for one in candidates if not is_near(one))]))
     return [[chosen[part.kind] for part in of_block] for of_block in parts]
 
 
@@ -83,10 +95,17 @@ def channels_for(part: Part, saved: float, multiple: int) -> Shape | None:
     """The channels to keep so that about this many parameters go; None where that is more than may."""
     each = part.saved(Shape(1, part.shape.units - 1))
     exact = part.shape.units - saved / each
-    kept = round(exact / multiple) * multiple if part.shape.units > multiple else round(exact)
+    kept = round(exact / multiple) * multiple
     if exact > part.shape.units + multiple / 2 or kept < max(1, (1 - MOST) * part.shape.units):
         return None
     return Shape(1, min(kept, part.shape.units))
+
+
+def check_multiple(parts: Sequence[Part], multiple: int) -> None:
+    """Raises RoseError where channels are no more than the multiple, so that none could go."""
+    fewest = min((part.shape.units for part in parts if part.kind == CHANNELS), default=None)
+    if fewest is not None and fewest <= multiple:
+        raise RoseError(f"Of {fewest} channels no smaller multiple of {multiple} can be kept; give a smaller multiple.")
 
 
 def price(found: PartSurvey, survey: BlockSurvey, shape: Shape) -> float:
@@ -183,7 +202,15 @@ def cost_shapes(surveys: Sequence[BlockSurvey], wanted: float, multiple: int) ->
             continue  # too long a piece for what is left; a shorter one may fit
         at[key] = step + 1 if at[key] == step else at[key]
         saved += gain if at[key] == step + 1 else 0
-    check_saved(saved, wanted)
+    while saved < NEAR * wanted:  # pieces are large, so that the next one takes more than what was left
+        steps = [
+            (hull[at[key] + 1][0] - hull[at[key]][0], key) for key, hull in hulls.items() if at[key] + 1 < len(hull)
+        ]
+        if not steps:
+            break
+        gain, key = min(steps)
+        at[key], saved = at[key] + 1, saved + gain
+    check_saved(saved if saved <= MUCH * wanted else 0, wanted)
     return [
         [hulls[one.block_index, number][at[one.block_index, number]][2] for number in range(len(one.parts))]
         for one in surveys

@@ -77,6 +77,9 @@ def test_pruning_from_the_command_line_saves_a_pipeline_that_loads(pruned: Path)
 
 def test_more_pruning_moves_the_pictures_further(pipeline: Any, pruned: Path) -> None:
     dense = rose.evaluation_trajectory(pipeline, pictures=70, steps=5)
+    for other in ({"steps": 4}, {"steps": 5, "pictures": 71}):
+        with pytest.raises(rose.RoseError, match="other steps or pictures"):
+            rose.evaluate_diffusion(pipeline, dense, **({"pictures": 70} | other))
     scores = rose.evaluate_diffusion(rose.load_diffusion(str(pruned)), dense, pictures=70, steps=5)
     own = rose.evaluate_diffusion(pipeline, dense, pictures=70, steps=5)
     assert scores.drift[0] == 0

@@ -414,3 +414,16 @@ def test_loading_is_quiet_and_puts_the_logger_back(saved: Path, capfd: pytest.Ca
     rose.load_model(str(saved))
     assert capfd.readouterr() == ("", "")
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_memory_is_counted_of_the_shapes_that_a_model_has(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("llama")
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    rose.prune_structured(model, make_tokens(), ratio=0.5, allocation="cost", multiple=4)
+    rose.save_model(model, tokenizer, tmp_path / "slim")
+    left = sum(parameter.numel() for parameter in model.parameters())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * (whole + left)))
+    slim, _ = rose.load_model(str(tmp_path / "slim"))
+    assert sum(parameter.numel() for parameter in slim.parameters()) == left < whole

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import rose
 from rose.structured.anatomy import CHANNELS, HEADS, Shape, block_parameters, find_parts, spread
@@ -54,7 +54,7 @@ def test_every_family_shrinks_loads_again_and_generates_or_says_why_not(family: 
     else:
         allocation = "uniform"
     dense = block_parameters(model)
-    report = slim(model, allocation=allocation)
+    report = slim(model, allocation=allocation, target="layer")
     assert report.summary["removed_fraction"] == pytest.approx(0.3, abs=0.04)
     assert block_parameters(model) == pytest.approx(dense * (1 - report.summary["removed_fraction"]))
     assert report.layers["relative_error"].between(0, 1).all()
@@ -190,12 +190,13 @@ def test_depth_drops_the_blocks_that_change_least(tmp_path: Path) -> None:
     assert torch.equal(logits(reload(model, tmp_path / "slim", plain=True)), logits(model))
 
 
-def test_a_stopped_run_leaves_the_model_as_it_was() -> None:
+@pytest.mark.parametrize("stage", ["prune", "done"])
+def test_a_stopped_run_leaves_the_model_as_it_was(stage: str) -> None:
     model = make_model("llama")
     before, names = logits(model), set(model.state_dict())
 
     def stop(progress: rose.Progress) -> None:
-        if progress.stage == "prune" and progress.block_index == 1:
+        if progress.stage == stage and progress.block_index == 1:
             raise rose.Cancelled
 
     with pytest.raises(rose.Cancelled):
@@ -257,6 +258,11 @@ def test_prices_come_out_at_the_ratio_and_cost_least() -> None:
         ({"multiple": 0}, "multiple of at least 1"),
         ({"damping": -1.0}, "Damping"),
         ({"method": "depth", "ratio": 0.1}, "not a whole one"),
+        ({"method": "depth", "ratio": 0.9}, "is all of them; ask for a smaller ratio"),
+        ({"method": "depth", "ratio": 0.5, "recovery": "exact"}, "leave out parts, allocation and recovery"),
+        ({"multiple": 56}, "no smaller multiple of 56"),
+        ({"multiple": "8"}, "a whole number, not '8'"),
+        ({"ratio": "0.2"}, "The ratio must be above 0"),
         ({"ratio": 0.95, "allocation": "cost"}, "do not hold that much"),
         ({"ratio": 0.9, "allocation": "similarity"}, "do not hold that much"),
         ({"ratio": 0.0001, "allocation": "cost"}, "At this ratio nothing would go"),
@@ -276,7 +282,7 @@ def test_bad_requests_are_one_sentence_and_change_nothing(options: dict[str, Any
 
 def test_pieces_too_large_for_a_ratio_are_not_called_too_few() -> None:
     with pytest.raises(rose.RoseError, match="too large pieces to come near that ratio"):
-        slim(make_model("llama"), allocation="cost", parts=[HEADS], ratio=0.2)
+        slim(make_model("llama"), allocation="cost", parts=[HEADS], ratio=0.08)
 
 
 def test_decoder_blocks_that_share_weights_are_refused() -> None:
@@ -294,3 +300,28 @@ def test_heads_of_a_family_that_cannot_say_them_are_refused() -> None:
         slim(make_model("gpt2"), parts=[HEADS, CHANNELS])
     with pytest.raises(rose.RoseError, match="is a mixture of experts, which cannot be made smaller yet"):
         slim(make_model(next(iter(EXPERTS))))
+
+
+def test_shapes_that_save_less_are_not_chosen_for_costing_less() -> None:
+    for ratio in (0.2, 0.3):
+        report = slim(make_model("llama"), ratio=ratio, multiple=8, recovery="linear", target="layer")
+        assert report.summary["removed_fraction"] == pytest.approx(ratio, rel=0.12)
+
+
+def test_code_of_a_repository_cannot_have_shapes_that_differ() -> None:
+    class Own(LlamaConfig):
+        pass
+
+    model = make_model("llama")
+    model.config.__class__ = Own
+    with pytest.raises(rose.RoseError, match="choose the allocation uniform"):
+        slim(model, allocation="cost")
+
+
+def test_a_bias_that_no_part_can_take_is_not_claimed() -> None:
+    model = make_model("mistral")
+    with pytest.raises(rose.RoseError, match="can take a bias"):
+        slim(model, recovery="bias")
+    report = slim(model, method="wanda")
+    assert report.summary["recovery"] == "none"
+    assert set(report.layers["recovery"]) == {"none"}

@@ -31,6 +31,8 @@ BUDGETS = ("block", "layer")
 # For people who want a pruned model rather than a comparison: the lowest perplexity of all that take at most twice as
 # long as SparseGPT to prune a model. `python -m rose compare` measures it; see docs/results.md.
 RECOMMENDED = "rose_admm"
+"""The method for people who want a pruned model: of those that take at most twice SparseGPT's time, the lowest
+perplexity."""
 _FIRST = ("rose", "sparsegpt", "magnitude_and_wanda")  # the order of every list; others by name
 
 
@@ -183,6 +185,7 @@ class Method:
 
 
 METHODS: dict[str, Method] = {}
+"""The methods by name, those of plugins too."""
 
 
 def register(
