@@ -601,6 +601,7 @@ def test_damage_is_measured_in_one_process(checkpoint, tmp_path, capsys, monkeyp
         (["evaluate", "--text", "packaged", "--limit", "3"], "--limit and --task-folder are for --tasks"),
         (["evaluate", "--text", "packaged", "--task-folder", "x"], "--limit and --task-folder are for --tasks"),
         (["slim", "--prune-method", "wanda", "--output", "slim"], "--prune-method is for --prune"),
+        (["diffuse", "prune", "--packages", "0", "--output", "small"], "packages must be a whole number"),
     ],
 )
 def test_what_would_be_ignored_is_refused(arguments, words, capsys):

@@ -28,6 +28,7 @@ from rose.diffusion.pictures import write_sheet
 from rose.diffusion.pruning import prune_diffusion
 from rose.diffusion.slimming import prune_diffusion_structured
 from rose.diffusion.steps import STEP_WEIGHTS, check_steps, step_weights
+from rose.diffusion.structure import check_packages
 from rose.diffusion.trajectory import Conditions, draw_pictures
 from rose.errors import RoseError
 from rose.layer.methods import BUDGETS, METHODS, make_settings
@@ -168,6 +169,7 @@ def _changed(
     check_installed()
     check_output(options.output)
     step_weights(options.step_weights, options.steps)
+    check_packages(options.packages)
     wanted = _read_prompts(options.prompts)
     pipeline = _load(options, options.model, console)
     with terminal.bar(console, title) as bar:

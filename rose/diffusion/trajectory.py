@@ -99,7 +99,8 @@ def _check_classes(pipeline: Any, batches: Sequence[Batch]) -> None:
     if known is None:
         return
     for batch in batches:
-        for label in batch.arguments.get("class_labels", ()):
+        labels = batch.arguments.get("class_labels", ())
+        for label in [labels] if isinstance(labels, int) else labels:
             if not 0 <= int(label) < known:
                 raise RoseError(f"There is no class {label}; this model knows 0 to {known - 1}.")
 
