@@ -57,7 +57,7 @@ def print_table(table: pd.DataFrame, title: str) -> None:
     for name in table.columns:
         head = name.replace("_", " ")  # breaks between words where there is little room
         if pd.api.types.is_numeric_dtype(table[name]):
-            shown.add_column(head, justify="right")
+            shown.add_column(head, justify="right", min_width=max(map(len, head.split())))
         else:
             shown.add_column(head, no_wrap=True, min_width=min(int(table[name].str.len().max()), 48))
     for row in table.head(MAX_ROWS).itertuples(index=False):
