@@ -72,7 +72,7 @@ class Job:
             self._watchers.pop(viewer, None)
             # A page that was reloaded leaves its former self among the watchers; that must not outvote a cancel.
             if not self._anybody(LOOKING):
-                self._cancelled.set()
+                self.stop()
         return self.is_cancelled
 
     @property

@@ -67,11 +67,11 @@ def app(options: argparse.Namespace, console: Console) -> None:
 def report(options: argparse.Namespace, console: Console) -> None:
     with console.status("Drawing"):
         findings = write_report(options.folders, options.output)
-    out = Console(markup=False)
+    out = terminal.results()
     for finding in findings:
-        out.print(finding, highlight=False, markup=False, soft_wrap=True)
+        out.print(finding, highlight=False, soft_wrap=True)
     size = options.output.stat().st_size / 1e6
-    out.print(f"Written to {options.output}, {size:.1f} MB", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"Written to {options.output}, {size:.1f} MB", highlight=False, soft_wrap=True)
 
 
 def models(options: argparse.Namespace, console: Console) -> None:
@@ -83,7 +83,7 @@ def models(options: argparse.Namespace, console: Console) -> None:
     for method in rose.METHODS.values():
         summary = f"{method.summary} Recommended." if method.name == RECOMMENDED else method.summary
         methods.add_row(method.name, summary, ", ".join(f"{n}={o.default}" for n, o in method.options.items()))
-    out = Console(markup=False)
+    out = terminal.results()
     out.print(table)
     out.print("Besides these: any Hub id of a causal language model, a checkpoint folder, or a .gguf file.")
     out.print("For `diffuse`: garments, packaged, or any diffusers pipeline's folder or Hub id.", highlight=False)
@@ -202,7 +202,7 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
     first = wide.iloc[:, 0]
     means = [f"{method} {wide.iloc[:, k].mean():.4f}" for k, method in enumerate(methods)]
     ratios = [f"{method} {(wide.iloc[:, k] / first).mean():.3f}" for k, method in enumerate(methods)][1:]
-    out = Console(markup=False)
+    out = terminal.results()
     out.print(f"Mean {error.replace('_', ' ')} over layers: {', '.join(means)}", highlight=False)
     if ratios:
         out.print(f"Mean over layers of the error relative to {methods[0]}'s: {', '.join(ratios)}", highlight=False)
@@ -481,7 +481,7 @@ def compare(options: argparse.Namespace, console: Console) -> None:
             )
     if not folder.rows:  # one of many processes, for which there was nothing to do
         return
-    out = Console(markup=False)
+    out = terminal.results()
     dense = folder.rows[0].dense_perplexity
     terminal.print_comparison(
         folder.rows, f"Perplexity on {options.evaluate}, {len(windows)} windows; dense {dense:.2f}"
@@ -606,7 +606,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     if options.text is not None:
         windows = _windows(options, options.text, tokenizer)
         value = _perplexity(model, windows, console, "Perplexity", options.compute)
-        Console(markup=False).print(
+        terminal.results().print(
             f"Perplexity of {options.model} on {options.text}, {len(windows)} windows of {options.length}: {value:.3f}"
         )
     if options.tasks is not None:
@@ -625,6 +625,4 @@ def _zero_shot(options: argparse.Namespace, model: Any, tokenizer: Any) -> None:
     terminal.print_table(table, f"Zero-shot accuracy of {options.model}")
     if options.output:
         write_file(options.output, table.to_csv(index=False))
-    Console(markup=False).print(
-        f"Mean accuracy {table['accuracy'].mean():.4f} over {len(table)} tasks", highlight=False
-    )
+    terminal.results().print(f"Mean accuracy {table['accuracy'].mean():.4f} over {len(table)} tasks", highlight=False)

@@ -22,6 +22,11 @@ MAX_ROWS = 40  # of a table on the terminal; files have them all
 NARROW: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}  # tables of numbers, to fit into 80 columns
 
 
+def results(**more: Any) -> Console:
+    """Standard output; names on it, such as those of folders, are no markup. `more`: of `rich.console.Console`."""
+    return Console(markup=False, **more)
+
+
 @contextmanager
 def bar(console: Console, what: str) -> Iterator[Bar]:
     """A progress bar with one task, on the console for progress and remarks."""
@@ -62,7 +67,7 @@ def print_table(table: pd.DataFrame, title: str) -> None:
             shown.add_column(head, no_wrap=True, min_width=min(int(table[name].str.len().max()), 48))
     for row in table.head(MAX_ROWS).itertuples(index=False):
         shown.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row))
-    out = Console(markup=False)
+    out = results()
     out.print(shown)
     if len(table) > MAX_ROWS:
         out.print(f"… and {len(table) - MAX_ROWS} more layers")
@@ -112,12 +117,12 @@ def print_comparison(rows: Sequence[ComparisonRow], title: str) -> None:
         shown.add_column(name, justify="right", min_width=max(map(len, [name, *column])))
     for method, *row in zip(summary["method"], *cells, strict=True):
         shown.add_row(method, *row)
-    Console(markup=False).print(shown)
+    results().print(shown)
 
 
 def print_slimmed(report: rose.RunReport, folder: Path) -> None:
     """What slimming has done; `folder` is where the model was written."""
-    out, summary = Console(markup=False), report.summary
+    out, summary = results(), report.summary
     out.print(
         f"{summary['parameters']:,} parameters before, {summary['kept_parameters']:,} after: "
         f"{100 * summary['removed_fraction']:.1f} % of the decoder blocks taken out, {summary['seconds']:.0f} s",
@@ -142,7 +147,7 @@ def print_slimmed(report: rose.RunReport, folder: Path) -> None:
 
 def print_summary(report: rose.RunReport, folder: Path) -> None:
     """Prints the outcome of a pruning run; `folder` is where it was written."""
-    out, summary = Console(markup=False), report.summary
+    out, summary = results(), report.summary
     out.print(
         f"{summary['layers']} layers, {100 * summary['removed_fraction']:.2f} % of their weights removed, "
         f"{summary['seconds']:.0f} s",
@@ -182,7 +187,7 @@ def _print_perplexity(out: Console, summary: Mapping[str, Any]) -> None:
 
 def print_damage(report: DamageReport, folder: Path) -> None:
     """What the model loses by its units, and how well error told; `folder` is where the rows are."""
-    out, table, summary = Console(markup=False), report.units, report.summary
+    out, table, summary = results(), report.units, report.summary
     ranked = table.sort_values("damage", ascending=False)
     print_table(ranked[["unit", "held_out_error", "drift", "damage", "standard_error"]], "Damage, nats per token")
     told = correlations(table)

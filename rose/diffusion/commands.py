@@ -123,7 +123,7 @@ def prune(options: argparse.Namespace, console: Console) -> None:
     settings = engine | {"layers": options.layers, "block_size": options.block_size}
     report = _changed(options, console, "Pruning", prune_diffusion, settings)
     terminal.print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error"]], "Layers")
-    summary, out = report.summary, Console(highlight=False, markup=False)
+    summary, out = report.summary, terminal.results(highlight=False)
     convolutions = summary["convolutions_left_dense"]
     out.print(
         f"{summary['layers']} layers, {100 * summary['removed_fraction']:.1f} % of their weights removed, "
@@ -148,7 +148,7 @@ def slim(options: argparse.Namespace, console: Console) -> None:
     report = _changed(options, console, "Slimming", prune_diffusion_structured, settings)
     shown = ["layer", "kept_units", "units", "relative_error", "unrecovered_error"]
     terminal.print_table(report.layers[shown], "Parts")
-    summary, out = report.summary, Console(highlight=False, markup=False)
+    summary, out = report.summary, terminal.results(highlight=False)
     out.print(
         f"{summary['parameters']:,} parameters before, {summary['kept_parameters']:,} after: "
         f"{100 * summary['removed_fraction']:.1f} % of {' and '.join(summary['parts'])} taken out, "
@@ -213,7 +213,7 @@ def sample(options: argparse.Namespace, console: Console) -> None:
     write_sheet(options.output, [row for part in parts for row in part])
     above = f", those of {options.beside} above" if options.beside else ""
     what = f": {_names(conditions)}" if is_garments(pipeline) else ""
-    Console(markup=False).print(
+    terminal.results().print(
         f"{len(rows[0])} pictures are in {options.output}{above}{what}", soft_wrap=True, highlight=False
     )
 
@@ -243,7 +243,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
 
 
 def _print_scores(scores: DiffusionScores, options: argparse.Namespace) -> None:
-    out = Console(highlight=False, markup=False)
+    out = terminal.results(highlight=False)
     out.print(
         f"Drift from {options.dense} by step: {' '.join(f'{value:.3f}' for value in scores.drift)}", soft_wrap=True
     )

@@ -60,21 +60,24 @@ class RowsFolder(Generic[Row]):
 
     def _check_ours(self) -> None:
         """Refuses a folder with anything in it that a measurement has not written."""
-        path = self.folder / "settings.json"
-        # Without settings nothing else is there yet: they are written first.
-        own = [".lock", "settings.json?*.tmp", *([path.name, *self.files] if self._knows(path) else [])]
-        own += [f"{name}?*.tmp" for name in self.files if self._knows(path)]
-        has_rows = self._knows(path) and (self.folder / "rows.csv").exists()
-        if not has_rows and any(not any(map(item.match, own)) for item in self.folder.iterdir()):
+        own, is_begun = [".lock", "settings.json?*.tmp"], self._knows(self.folder / "settings.json")
+        if is_begun and (self.folder / "rows.csv").exists():
+            return
+        if is_begun:  # without settings nothing else is there yet: they are written first
+            own += ["settings.json", *self.files, *(f"{name}?*.tmp" for name in self.files)]
+        if any(not any(map(item.match, own)) for item in self.folder.iterdir()):
             raise RoseError(f"{self.folder} is not empty and holds no {self.holds}; choose another folder.")
 
     def _knows(self, path: Path) -> bool:
-        """Whether these are settings of such a measurement; earlier versions may have known fewer of them."""
+        """Whether these are settings of such a measurement; some are only there where they are not the usual ones."""
         try:
             known = json.loads(path.read_text())
         except (ValueError, FileNotFoundError):
             return False
-        return isinstance(known, dict) and bool(known) and known.keys() <= json.loads(self._settings).keys()
+        if not isinstance(known, dict) or not known:
+            return False
+        names = json.loads(self._settings).keys()
+        return known.keys() <= names or names <= known.keys()
 
     def _check_settings(self) -> None:
         if (self.folder / "settings.json").read_text() != self._settings:

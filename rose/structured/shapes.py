@@ -67,14 +67,12 @@ def uniform_shapes(
         wanted: parameters to save in one decoder block.
     """
 
-    def is_near(chosen: Mapping[str, Shape]) -> bool:
-        saved = sum(part.saved(chosen[part.kind]) for part in parts[0])
-        return abs(saved - wanted) <= (1 - NEAR) * wanted
-
-    near = [chosen for chosen in candidates if is_near(chosen)]  # what saves less would always cost less
-    if surveys:
-        near.sort(key=lambda chosen: total_cost(surveys, chosen))
-    chosen = next(filter(allowed, [*near, *(one for one in candidates if not is_near(one))]))
+    distances = [abs(sum(part.saved(one[part.kind]) for part in parts[0]) - wanted) for one in candidates]
+    count = sum(distance <= (1 - NEAR) * wanted for distance in distances)  # the first ones
+    near, far = candidates[:count], candidates[count:]
+    if surveys:  # what saves less would always cost less, so only those that save alike are compared
+        near = sorted(near, key=lambda one: total_cost(surveys, one))
+    chosen = next(filter(allowed, [*near, *far]))
     return [[chosen[part.kind] for part in of_block] for of_block in parts]
 
 
@@ -206,11 +204,11 @@ def cost_shapes(surveys: Sequence[BlockSurvey], wanted: float, multiple: int) ->
         steps = [
             (hull[at[key] + 1][0] - hull[at[key]][0], key) for key, hull in hulls.items() if at[key] + 1 < len(hull)
         ]
-        if not steps:
+        if not steps or saved + min(steps)[0] > MUCH * wanted:
             break
         gain, key = min(steps)
         at[key], saved = at[key] + 1, saved + gain
-    check_saved(saved if saved <= MUCH * wanted else 0, wanted)
+    check_saved(saved, wanted)
     return [
         [hulls[one.block_index, number][at[one.block_index, number]][2] for number in range(len(one.parts))]
         for one in surveys
