@@ -138,6 +138,10 @@ def setup() -> Setup:
 def choose_setup(chosen: Setup) -> None:
     """Looks at another set-up; its study is started by `start`."""
     st.session_state.setup = st.session_state.draft = chosen
+    _note_recent(chosen)
+
+
+def _note_recent(chosen: Setup) -> None:
     recent = [chosen, *(other for other in recent_setups() if other != chosen)]
     st.session_state.recent = recent[:RECENT]
 
@@ -154,7 +158,7 @@ def use_draft() -> None:
     """
     former = study()
     if former is not None:
-        st.session_state.recent = [setup(), *(other for other in recent_setups() if other != setup())][:RECENT]
+        _note_recent(setup())
         if former.job.status == "running":
             told = f":material/grid_on: Measuring the layers of {setup().model}"
             st.session_state.jobs = [*running_jobs(), (former.job, lambda: told)]

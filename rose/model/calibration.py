@@ -188,8 +188,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     start = 0
     while start < len(text) or not parts:
         end = start + PART
-        if end < len(text):
-            end = text.rfind("\n\n", start, end) + 2 if "\n\n" in text[start:end] else end
+        if end < len(text) and (paragraph := text.rfind("\n\n", start, end)) >= 0:
+            end = paragraph + 2
         ids = tokenizer(text[start:end], add_special_tokens=False, verbose=False)["input_ids"]
         parts.append(torch.tensor(ids, dtype=torch.int32))
         start = end

@@ -373,8 +373,8 @@ def start_walk(
     if dense and "calibration" in dense.names:
         few: list[Tensor] = []
         sample = streams["calibration"][:1, :TRACED_TOKENS]
-        keep = lambda _batch, hidden: few.append(hidden)  # noqa: E731
-        walk.few = record_inputs(model, sample, keep, outputs=outputs), few[0]
+        arguments = record_inputs(model, sample, lambda _batch, hidden: few.append(hidden), outputs=outputs)
+        walk.few = arguments, few[0]
     return walk
 
 
