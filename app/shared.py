@@ -19,7 +19,7 @@ from app.runs.pruning import PruningRun
 from app.study import cache as disk
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study, held_by
-from rose.model.loading import load_skeleton
+from rose.model.load.models import load_skeleton
 from rose.paths import expand
 
 KEPT_STUDIES = 4

@@ -17,15 +17,15 @@ from rose.layer.order import Order, OrderPlan, make_order, move_block, plan_orde
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import SweepTrace
-from rose.model.calibration import load_tokens
-from rose.model.capture import collect_statistics, visit_blocks
-from rose.model.damage import damage
-from rose.model.damage_rows import DamageReport
-from rose.model.evaluation import perplexity
-from rose.model.loading import load_model, save_model
-from rose.model.pipeline import analyze_model, prune_model
+from rose.model.load.models import load_model, save_model
+from rose.model.load.tokens import load_tokens
+from rose.model.measure.damage import damage
+from rose.model.measure.damage_report import DamageReport
+from rose.model.measure.perplexity import perplexity
+from rose.model.network.layers import prunable_layers
 from rose.model.progress import Progress
-from rose.model.structure import prunable_layers
+from rose.model.run.prune import analyze_model, prune_model
+from rose.model.walk.capture import collect_statistics, visit_blocks
 from rose.plugins import load_plugins
 from rose.report import LayerRecord, RunReport
 from rose.structured.methods import STRUCTURED

@@ -21,14 +21,14 @@ from rose import commands
 from rose.diffusion import commands as diffusion
 from rose.layer.methods import BUDGETS
 from rose.layer.order import order_names
-from rose.model.allocation import ALLOCATIONS, DENSITY_SPREAD
-from rose.model.calibration import BOS, SOURCES
-from rose.model.damage import UNITS
-from rose.model.distributed import choose_gpu, launched_place, process_group
-from rose.model.loading import DTYPES
-from rose.model.pipeline import TARGETS
-from rose.model.precision import COMPUTE, DEFAULT
-from rose.model.zero_shot import TASKS
+from rose.model.load.models import DTYPES
+from rose.model.load.tokens import BOS, SOURCES
+from rose.model.measure.damage import UNITS
+from rose.model.measure.zero_shot import TASKS
+from rose.model.network.precision import COMPUTE, DEFAULT
+from rose.model.run.allocation import ALLOCATIONS, DENSITY_SPREAD
+from rose.model.run.prune import TARGETS
+from rose.model.workers import choose_gpu, launched_place, process_group
 from rose.structured.anatomy import PARTS
 from rose.structured.problem import RECOVERIES
 from rose.structured.shapes import ALLOCATIONS as SLIM_ALLOCATIONS

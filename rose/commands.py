@@ -20,20 +20,20 @@ import rose
 from rose import terminal
 from rose.layer.methods import RECOMMENDED, Settings, make_settings
 from rose.layer.order import order_names
-from rose.model.allocation import check_allocation
-from rose.model.calibration import check_seed, load_calibration
-from rose.model.comparison import SETTINGS, ComparisonFolder, compare_methods, plan_comparison
-from rose.model.cost import estimate_damage, sweeps_of
-from rose.model.damage import visit_damage
-from rose.model.damage_rows import WHOLE, DamageFolder, DamageReport
-from rose.model.distributed import from_first, launched_place
-from rose.model.forward import bos_in_front, pick_device
-from rose.model.loading import PACKAGED, parse_dtype
-from rose.model.memory import Memory, estimate_memory
-from rose.model.pipeline import check_expert_tokens, check_target
-from rose.model.precision import compute_dtype
-from rose.model.structure import layers_to_prune
-from rose.model.zero_shot import TASKS, check_installed, task_manager, zero_shot
+from rose.model.estimate.duration import estimate_damage, sweeps_of
+from rose.model.estimate.memory import Memory, estimate_memory
+from rose.model.load.models import PACKAGED, parse_dtype
+from rose.model.load.tokens import check_seed, load_calibration
+from rose.model.measure.comparison import SETTINGS, ComparisonFolder, compare_methods, plan_comparison
+from rose.model.measure.damage import visit_damage
+from rose.model.measure.damage_report import WHOLE, DamageFolder, DamageReport
+from rose.model.measure.zero_shot import TASKS, check_installed, task_manager, zero_shot
+from rose.model.network.layers import layers_to_prune
+from rose.model.network.precision import compute_dtype
+from rose.model.run.allocation import check_allocation
+from rose.model.run.prune import check_expert_tokens, check_target
+from rose.model.walk.forward import bos_in_front, pick_device
+from rose.model.workers import from_first, launched_place
 from rose.output import check_file, check_output, write_file
 from rose.report import records_table, versions
 from rose.serving import serve, write_report

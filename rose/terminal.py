@@ -15,8 +15,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 import rose
-from rose.model.comparison import ComparisonRow, mean_and_spread, summarize
-from rose.model.damage_rows import PREDICTORS, DamageReport, correlations, outliers
+from rose.model.measure.comparison import ComparisonRow, mean_and_spread, summarize
+from rose.model.measure.damage_report import PREDICTORS, DamageReport, correlations, outliers
 
 MAX_ROWS = 40  # of a table on the terminal; files have them all
 NARROW: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}  # tables of numbers, to fit into 80 columns

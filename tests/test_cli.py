@@ -17,9 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rose
 from rose import cli
-from rose.model import comparison, damage_rows, pipeline
-from rose.model.comparison import ComparisonFolder, ComparisonRow
-from rose.model.durable import digest
+from rose.files import digest
+from rose.model.measure import comparison
+from rose.model.measure import damage_report as damage_rows
+from rose.model.measure.comparison import ComparisonFolder, ComparisonRow
+from rose.model.run import prune as pipeline
 from rose.output import check_file
 from tests.tiny import BOS, save_tiny_llama
 

@@ -12,7 +12,7 @@ import pytest
 
 import rose
 from rose import cli
-from rose.model.comparison import read_rows, to_markdown
+from rose.model.measure.comparison import read_rows, to_markdown
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

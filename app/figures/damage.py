@@ -1,6 +1,6 @@
 """What the model loses by each layer or decoder block alone, beside the error that was made there.
 
-Tables are those of `rose.model.damage_rows`: one row per unit.
+Tables are those of `rose.model.measure.damage_report`: one row per unit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from app.figures import overview, palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
 from rose import RoseError
-from rose.model.damage_rows import outliers, rank_correlation
+from rose.model.measure.damage_report import outliers, rank_correlation
 
 WHOLE_BLOCK = "all layers"  # in place of a projection, where whole decoder blocks were changed
 # What could tell damage in advance: column -> in words, and its axis.

@@ -1,6 +1,6 @@
 """Drift of pruned models along their decoder blocks: how far, where it arises, and how much of it is repaired.
 
-All numbers are on held-out tokens, relative to the dense model's hidden states; see `rose.model.dense.BlockDrift`.
+All numbers are on held-out tokens, relative to the dense model's hidden states; see `dense_states.BlockDrift`.
 """
 
 from __future__ import annotations

@@ -21,10 +21,10 @@ from app.jobs import Job, acquire
 from app.study.setup import Setup, check_sparsity
 from app.study.study import LoadedModel
 from rose.layer.methods import get_method
-from rose.model.cost import Cost, estimate_damage, sweeps_of
-from rose.model.damage import UNITS, describe_damage, visit_damage
-from rose.model.damage_rows import WHOLE, DamageRecord, DamageReport, damage_table
-from rose.model.structure import decoder_blocks, select_layers
+from rose.model.estimate.duration import Cost, estimate_damage, sweeps_of
+from rose.model.measure.damage import UNITS, describe_damage, visit_damage
+from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport, damage_table
+from rose.model.network.layers import decoder_blocks, select_layers
 from rose.paths import expand, reachable
 
 

@@ -1,6 +1,6 @@
 """Where pruned models drift from the dense one: reports of runs as the table that the Depth page draws. No Streamlit.
 
-See `rose.model.dense.BlockDrift` for what is measured, and on which tokens.
+See `rose.model.walk.dense_states.BlockDrift` for what is measured, and on which tokens.
 """
 
 from __future__ import annotations

@@ -30,10 +30,10 @@ from app.runs.request import HELD_OUT, PruneRequest, estimate_case, evaluation_s
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.layer.methods import get_method
-from rose.model.calibration import cut_windows, first_token
-from rose.model.evaluation import perplexity_of, window_losses
-from rose.model.generation import continue_prompt
-from rose.model.zero_shot import zero_shot
+from rose.model.load.tokens import cut_windows, first_token
+from rose.model.measure.generation import continue_prompt
+from rose.model.measure.perplexity import perplexity_of, window_losses
+from rose.model.measure.zero_shot import zero_shot
 from rose.output import check_output
 from rose.paths import expand
 
@@ -52,7 +52,7 @@ class EvaluatedModel:
         checkpoint: .zip file or folder, where one was kept.
         losses: mean loss a token of each window, by which models are compared.
         target: what its layers were fitted to.
-        zero_shot: accuracies by task, see `rose.model.zero_shot.zero_shot`; None where none was asked for.
+        zero_shot: accuracies by task, see `rose.model.measure.zero_shot.zero_shot`; None where none was asked for.
     """
 
     method: str

@@ -23,8 +23,8 @@ from app.runs.finished import REPORT, read_report
 from app.runs.pruning import PruningRun
 from app.study.setup import Setup
 from app.study.study import LoadedModel
-from rose.model.structure import text_config
-from rose.model.surprise import EncodedText, Reading, encode_text, read_text
+from rose.model.measure.surprise import EncodedText, Reading, encode_text, read_text
+from rose.model.network.layers import text_config
 from rose.paths import reachable
 
 LIMIT = 512  # tokens of a text

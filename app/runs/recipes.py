@@ -65,7 +65,7 @@ def python_code(setup: Setup, request: PruneRequest) -> str:
             f'length={request.window_length}, seed=None, split="test")\n'
         )
     continues = bool(request.prompt.strip())
-    cutting = "from rose.model.calibration import cut_windows, first_token\n" if request.evaluate == HELD_OUT else ""
+    cutting = "from rose.model.load.tokens import cut_windows, first_token\n" if request.evaluate == HELD_OUT else ""
     return (
         f"import copy\n\nimport rose\n{cutting}\n"
         f"dense, tokenizer = rose.load_model({setup.model!r}, dtype={setup.dtype!r})\n"

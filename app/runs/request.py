@@ -11,12 +11,12 @@ from torch import nn
 import rose
 from app.study.setup import Setup, check_sparsity
 from rose.layer.methods import get_method
-from rose.model.cost import Cost, estimate_cost, estimate_evaluation, sweeps_of
-from rose.model.loading import parse_dtype
-from rose.model.memory import estimate_memory
-from rose.model.pipeline import check_target
-from rose.model.precision import DEFAULT as COMPUTED
-from rose.model.zero_shot import is_installed
+from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
+from rose.model.estimate.memory import estimate_memory
+from rose.model.load.models import parse_dtype
+from rose.model.measure.zero_shot import is_installed
+from rose.model.network.precision import DEFAULT as COMPUTED
+from rose.model.run.prune import check_target
 from rose.paths import expand, reachable
 
 QUESTION_TOKENS = 250  # with all its answers: between winogrande's 60 and hellaswag's 400
@@ -40,7 +40,7 @@ class PruneRequest:
         prompt, new_tokens: to be continued; an empty prompt leaves this out.
         keep: checkpoints as "zip" in a temporary folder, in `folder` on this machine, or "nothing".
         folder: path; each checkpoint is a folder in it.
-        tasks: zero-shot tasks that every model answers, see `rose.model.zero_shot`; none leaves this out.
+        tasks: zero-shot tasks that every model answers, see `rose.model.measure.zero_shot`; none leaves this out.
         task_folder: of further tasks; empty for those of lm-eval.
         questions: of each task, the first ones.
     """

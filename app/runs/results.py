@@ -94,7 +94,7 @@ def perplexity_ratio(losses: Sequence[float], others: Sequence[float]) -> Ratio:
     """Compares two models window by window (paired t interval of the mean difference; Student 1908).
 
     Args:
-        losses, others: of `rose.model.evaluation.window_losses`, on the same windows.
+        losses, others: of `rose.model.measure.perplexity.window_losses`, on the same windows.
     """
     gaps = pd.Series(losses, dtype=float) - pd.Series(others, dtype=float)
     mean = float(gaps.mean())

@@ -19,8 +19,8 @@ from app.jobs import Job, acquire
 from app.runs.pruning import pack
 from app.study.setup import Setup
 from app.study.study import LoadedModel
-from rose.model.generation import continue_prompt
-from rose.model.structure import text_config
+from rose.model.measure.generation import continue_prompt
+from rose.model.network.layers import text_config
 
 TOKENS = 128  # of the prompt that speed is measured with
 TURNS = 5

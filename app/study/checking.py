@@ -27,8 +27,8 @@ from rose.layer.checks import (
     prefix_lengths,
     realised_sparsity,
 )
-from rose.model.capture import visit_inputs
-from rose.model.cost import Cost, estimate_cost, sweeps_of
+from rose.model.estimate.duration import Cost, estimate_cost, sweeps_of
+from rose.model.walk.capture import visit_inputs
 
 
 @dataclass(frozen=True)

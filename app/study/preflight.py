@@ -22,11 +22,11 @@ import rose
 from app import words
 from app.study.setup import MEASURED, Setup, check_sparsity, weights_size
 from rose.layer.pattern import parse_sparsity
-from rose.model.calibration import DATASETS, SOURCES
-from rose.model.cost import Cost, estimate_cost, statistics_groups
-from rose.model.loading import PACKAGED, parse_dtype
-from rose.model.memory import estimate_memory
-from rose.model.structure import decoder_blocks, select_layers
+from rose.model.estimate.duration import Cost, estimate_cost, statistics_groups
+from rose.model.estimate.memory import estimate_memory
+from rose.model.load.models import PACKAGED, parse_dtype
+from rose.model.load.tokens import DATASETS, SOURCES
+from rose.model.network.layers import decoder_blocks, select_layers
 from rose.paths import reachable
 
 LayerChoice = Literal["all", "attention", "block", "own"]
@@ -41,7 +41,7 @@ class Preflight:
     """What a run will take.
 
     Attributes:
-        cost: see `rose.model.cost.estimate_cost`.
+        cost: see `rose.model.estimate.duration.estimate_cost`.
         needed: bytes of weights, statistics and hidden states.
         available: bytes of memory free now.
         warnings: what makes the results of little use, a sentence each.

@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 import rose
 from rose.layer.pattern import parse_sparsity
-from rose.model.calibration import load_calibration
-from rose.model.cost import Cost
-from rose.model.loading import parse_dtype
-from rose.model.structure import check_widths, select_layers
+from rose.model.estimate.duration import Cost
+from rose.model.load.models import parse_dtype
+from rose.model.load.tokens import load_calibration
+from rose.model.network.layers import check_widths, select_layers
 
 # What every layer is measured with: name in the table -> method and threshold. Two-level order is measured on all
 # layers, columnar or not, so that the threshold can move without pruning anything again.

@@ -25,10 +25,10 @@ from app.study.setup import MEASURED, Setup
 from rose.layer.hessian import condition_number, spectrum
 from rose.layer.methods import Known
 from rose.layer.order import live_range, plan_order, replan
-from rose.model.capture import BlockStatistics, statistics_of
-from rose.model.pipeline import is_left_dense, measure_layer
-from rose.model.residence import is_streamed, residence_of
-from rose.model.structure import PrunableLayer, select_layers
+from rose.model.network.layers import PrunableLayer, select_layers
+from rose.model.network.residence import is_streamed, residence_of
+from rose.model.run.prune import is_left_dense, measure_layer
+from rose.model.walk.capture import BlockStatistics, statistics_of
 from rose.report import records_table
 
 # What a study remembers; the results asked for longest ago go first. Plots of small layers take kilobytes, recorded

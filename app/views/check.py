@@ -13,7 +13,7 @@ from app.study.checking import CheckRequest, Findings, LayerChecks
 from app.study.study import Study
 from rose.layer.checks import AGREE, AGREE_ROUGHLY, OVERFIT, Check
 from rose.layer.pattern import parse_sparsity
-from rose.model.checks import CHECKS, check_layers
+from rose.model.measure.layer_checks import CHECKS, check_layers
 
 # Status is never colour alone: a word, and an icon of another shape for each.
 BADGES = {

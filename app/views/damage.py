@@ -14,7 +14,7 @@ from app import components, session, shared, words
 from app.components import URL
 from app.figures import damage as figures
 from app.runs.damage import DamageRequest, DamageRun, layer_of
-from rose.model.damage_rows import correlations
+from rose.model.measure.damage_report import correlations
 
 INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}
 UNITS = {"blocks": "Decoder blocks", "layers": "Layers"}

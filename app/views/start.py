@@ -17,8 +17,8 @@ from app.study.preflight import Preflight
 from app.study.setup import LIMITS, Setup, weights_size
 from app.study.study import Study
 from rose.layer.pattern import parse_sparsity
-from rose.model.calibration import DATASETS
-from rose.model.loading import DTYPES, PACKAGED
+from rose.model.load.models import DTYPES, PACKAGED
+from rose.model.load.tokens import DATASETS
 
 OTHER = "other"
 FILE = "file"

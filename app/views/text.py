@@ -14,7 +14,7 @@ from app.components import URL
 from app.figures import coloured_text as coloured
 from app.runs import reading
 from app.runs.reading import DENSE, LIMIT, MOST, Checkpoint, TextReading
-from rose.model.surprise import EncodedText
+from rose.model.measure.surprise import EncodedText
 
 PRUNE_PAGE = "views/prune.py"
 SAMPLE = (

@@ -33,8 +33,8 @@ from rose.diffusion.trajectory import Conditions, draw_pictures
 from rose.errors import RoseError
 from rose.layer.methods import BUDGETS, METHODS, make_settings
 from rose.layer.order import order_names
-from rose.model.forward import pick_device
-from rose.model.loading import DTYPES
+from rose.model.load.models import DTYPES
+from rose.model.walk.forward import pick_device
 from rose.output import check_file, check_output, write_file
 from rose.report import RunReport
 from rose.structured.anatomy import PARTS

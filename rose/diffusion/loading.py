@@ -17,7 +17,7 @@ from torch import nn
 from rose.diffusion.garments import FOLDER
 from rose.diffusion.parts import read_reshaped
 from rose.errors import RoseError
-from rose.model.loading import parse_dtype
+from rose.model.load.models import parse_dtype
 from rose.output import new_folder
 from rose.paths import reachable
 from rose.report import RunReport

@@ -18,7 +18,7 @@ from torch import nn
 
 from rose.diffusion.blocks import block_of, outermost_lists
 from rose.errors import RoseError
-from rose.model.structure import PrunableLayer
+from rose.model.network.layers import PrunableLayer
 from rose.structured.anatomy import CHANNELS, HEADS, PARTS, Part, Rows, Shape, check_kinds
 from rose.structured.surgery import Cut, cut_parts
 

@@ -29,10 +29,10 @@ from rose.layer.methods import Settings, make_settings
 from rose.layer.methods.options import Value
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
-from rose.model.capture import Collector
-from rose.model.pipeline import prune_one, record_of
+from rose.model.network.layers import PrunableLayer, check_widths
 from rose.model.progress import Meter, ProgressCallback
-from rose.model.structure import PrunableLayer, check_widths
+from rose.model.run.prune import prune_one, record_of
+from rose.model.walk.capture import Collector
 from rose.report import LayerRecord, RunReport
 
 CALIBRATION_SHARE = 0.8  # of a package's time; only the progress bar depends on it

@@ -23,9 +23,9 @@ from rose.diffusion.structure import check_packages, make_packages
 from rose.diffusion.trajectory import Conditions, make_batches, run_pipeline
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
-from rose.model.distributed import is_launched, processes
+from rose.model.network.layers import PrunableLayer, named
 from rose.model.progress import Meter, ProgressCallback
-from rose.model.structure import PrunableLayer, named
+from rose.model.workers import is_launched, processes
 from rose.report import RunReport
 from rose.structured.anatomy import CHANNELS, HEADS, PARTS, Part, Shape
 from rose.structured.methods import StructuredMethod, structured_method

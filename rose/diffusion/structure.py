@@ -14,7 +14,7 @@ from rose.diffusion.blocks import block_of, outermost_lists
 from rose.diffusion.loading import denoiser_of
 from rose.diffusion.trajectory import Batch, run_pipeline
 from rose.errors import RoseError
-from rose.model.structure import PrunableLayer
+from rose.model.network.layers import PrunableLayer
 
 One = TypeVar("One")
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.model.structure import PrunableLayer, decoder_blocks, prunable_layers, text_config
+from rose.model.network.layers import PrunableLayer, decoder_blocks, prunable_layers, text_config
 
 HEADS, CHANNELS = "heads", "channels"
 PARTS = (HEADS, CHANNELS)

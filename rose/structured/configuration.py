@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
-from rose.model.structure import PrunableLayer, decoder_blocks, text_config
+from rose.model.network.layers import PrunableLayer, decoder_blocks, text_config
 from rose.structured.anatomy import CHANNELS, HEADS, PARTS, Part, Shape, find_parts, has_layers
 
 RECORD = "rose_shapes"  # of a configuration; see `rose.structured.surgery.record_of`

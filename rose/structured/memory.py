@@ -1,4 +1,4 @@
-"""Peak memory of making a streamed model smaller, by the formula in docs/memory.md; see `rose.model.memory`."""
+"""Peak memory of making a streamed model smaller, by the formula in docs/memory.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from rose.model.memory import Memory, estimate_memory
+from rose.model.estimate.memory import Memory, estimate_memory
 from rose.structured.anatomy import HEADS, find_parts
 from rose.structured.methods import structured_method
 from rose.structured.survey import visited_layers

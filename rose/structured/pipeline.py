@@ -26,15 +26,15 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.target import corrected_weight, damping_or_rule
-from rose.model.capture import BlockStatistics, check_streams, start_walk
-from rose.model.checkpoint import FORMAT, DiskStorage, Storage, describe_inputs, open_checkpoint
-from rose.model.dense import BlockDrift, dense_streams
-from rose.model.distributed import from_first
-from rose.model.pipeline import check_target
+from rose.model.network.layers import PrunableLayer, decoder_blocks, hidden_size, named, prunable_layers, select_layers
+from rose.model.network.residence import is_streamed, residence_of
 from rose.model.progress import Meter, ProgressCallback, part_callback
-from rose.model.residence import is_streamed, residence_of
-from rose.model.sequential import visit_sequentially
-from rose.model.structure import PrunableLayer, decoder_blocks, hidden_size, named, prunable_layers, select_layers
+from rose.model.run.checkpoint import FORMAT, DiskStorage, Storage, describe_inputs, open_checkpoint
+from rose.model.run.prune import check_target
+from rose.model.walk.capture import BlockStatistics, check_streams, start_walk
+from rose.model.walk.dense_states import BlockDrift, dense_streams
+from rose.model.walk.sequential import visit_sequentially
+from rose.model.workers import from_first
 from rose.report import RunReport, mean_or_none
 from rose.structured.anatomy import HEADS, PARTS, Part, Shape, block_parameters
 from rose.structured.configuration import RECORD, droppable_blocks, reshaped_config
@@ -104,7 +104,7 @@ def prune_structured(
         progress: called with a `Progress` after every step; may raise to stop the run.
         checkpoint: a folder that keeps the shapes chosen and every finished decoder block. A run that was stopped or
             killed resumes there when it is called again with the same arguments and the dense model; on the same
-            machine its result is bit-identical. See `rose.model.checkpoint`.
+            machine its result is bit-identical. See `rose.model.run.checkpoint`.
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per part, columns as in `PartRecord`.

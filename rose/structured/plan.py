@@ -13,8 +13,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rose.errors import RoseError
 from rose.layer.hessian import check_damping
+from rose.model.network.layers import check_not_shared
 from rose.model.progress import ProgressCallback
-from rose.model.structure import check_not_shared
 from rose.structured.anatomy import PARTS, Part, Shape, block_parameters, find_parts
 from rose.structured.configuration import can_bias, can_say, check_cuttable, kinds_of, parts_of_any
 from rose.structured.problem import RECOVERIES

@@ -19,8 +19,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
-from rose.model.loading import BUILDERS
-from rose.model.structure import PrunableLayer, decoder_blocks, text_config
+from rose.model.load.models import BUILDERS
+from rose.model.network.layers import PrunableLayer, decoder_blocks, text_config
 from rose.structured.anatomy import CHANNELS, Part, Shape, find_parts, spread
 from rose.structured.configuration import (
     PLACE_FIELDS,

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from rose.layer.statistics import InputStatistics
-from rose.model.capture import check_streams, start_walk
-from rose.model.checkpoint import blocks_of
-from rose.model.distributed import from_first, sum_tensor
-from rose.model.forward import pick_device
+from rose.model.network.layers import PrunableLayer, decoder_blocks, named, prunable_layers, select_layers
 from rose.model.progress import ProgressCallback
-from rose.model.structure import PrunableLayer, decoder_blocks, named, prunable_layers, select_layers
+from rose.model.run.checkpoint import blocks_of
+from rose.model.walk.capture import check_streams, start_walk
+from rose.model.walk.forward import pick_device
+from rose.model.workers import from_first, sum_tensor
 from rose.structured.anatomy import HEADS, Part, Shape
 from rose.structured.problem import Problem, greedy, unit_costs
 
@@ -104,7 +104,7 @@ def survey(
         biases: kinds of parts whose output projections may have a bias.
 
     Raises:
-        RoseError: as `rose.model.capture.visit_blocks`.
+        RoseError: as `rose.model.walk.capture.visit_blocks`.
     """
     names = [part.output.name for of_block in parts for part in of_block]
     walk = start_walk(model, check_streams(model, tokens, None), visited_layers(model, names), progress)

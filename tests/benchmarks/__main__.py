@@ -28,7 +28,7 @@ from rose.layer.methods import Settings
 from rose.layer.order import make_order
 from rose.layer.pattern import parse_sparsity
 from rose.layer.sweep import block_budget, sweep
-from rose.model.cost import matmul_rate, statistics_groups
+from rose.model.estimate.duration import matmul_rate, statistics_groups
 from tests.benchmarks import distributed, killed, memory
 from tests.benchmarks.profiling import profile
 from tests.benchmarks.reference import load_reference, reference_layer, reference_model, time_to_quality

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import rose
-from rose.model import forward
+from rose.model.walk import forward
 from tests.benchmarks.compute import processor_seconds
 from tests.benchmarks.timing import forward_passes, packaged_model
 

@@ -33,8 +33,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import rose
-from rose.model.calibration import load_calibration
-from rose.model.targets import BlockTargets
+from rose.model.load.tokens import load_calibration
+from rose.model.walk.targets import BlockTargets
 from tests.benchmarks.resuming import resume
 
 VARIANTS = ("layer", "dense", "dense without R")

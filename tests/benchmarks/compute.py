@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import rose
-from rose.model.precision import bfloat16_gain, computing
+from rose.model.network.precision import bfloat16_gain, computing
 from tests.benchmarks.timing import processor_seconds
 
 FORMATS = (torch.float32, torch.bfloat16)

@@ -22,11 +22,11 @@ from torch import nn
 
 import rose
 from rose.layer.statistics import PANEL
-from rose.model.cost import statistics_groups
-from rose.model.distributed import exchange, from_first, place, process_group, processes
-from rose.model.loading import load_skeleton
-from rose.model.pipeline import TARGETS
-from rose.model.structure import prunable_layers
+from rose.model.estimate.duration import statistics_groups
+from rose.model.load.models import load_skeleton
+from rose.model.network.layers import prunable_layers
+from rose.model.run.prune import TARGETS
+from rose.model.workers import exchange, from_first, place, process_group, processes
 from tests.benchmarks.timing import Row
 
 SAMPLES, LENGTH = 8, 512

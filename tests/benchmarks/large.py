@@ -23,8 +23,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rose.model.loading import load_skeleton
-from rose.model.memory import estimate_memory
+from rose.model.estimate.memory import estimate_memory
+from rose.model.load.models import load_skeleton
 from tests.benchmarks.memory import write_random_llama
 
 HIDDEN, BLOCKS, INNER, HEADS = 4096, 32, 11008, 32  # LLaMA-7B

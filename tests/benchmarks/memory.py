@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import rose
-from rose.model.memory import estimate_memory
+from rose.model.estimate.memory import estimate_memory
 from rose.structured.memory import estimate_slim_memory
 from tests.benchmarks.timing import Row
 from tests.tiny import byte_tokenizer

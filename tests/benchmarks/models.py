@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import rose
-from rose.model.calibration import load_calibration
+from rose.model.load.tokens import load_calibration
 from tests.benchmarks.orders import SMALL, byte_windows, bytes_of, train
 from tests.benchmarks.resuming import resume
 

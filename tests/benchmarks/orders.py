@@ -42,8 +42,8 @@ from rose.layer.pattern import smallest
 from rose.layer.solvers import watch_solver
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import sweep
-from rose.model.calibration import load_calibration, load_text
-from rose.model.capture import visit_blocks
+from rose.model.load.tokens import load_calibration, load_text
+from rose.model.walk.capture import visit_blocks
 from rose.report import write_atomically
 
 LAYERS = [f"model.layers.{block}.*" for block in (0, 6, 12, 18, 24)]  # 18 has the most columnar layer

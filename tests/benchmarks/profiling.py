@@ -14,7 +14,7 @@ from rose.layer.error import quadratic_form
 from rose.layer.methods import toolkit
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import sweep
-from rose.model.forward import run_block
+from rose.model.walk.forward import run_block
 from tests.benchmarks.timing import Row
 
 # None of them calls another.

@@ -27,10 +27,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import rose
-from rose.model.calibration import load_calibration
-from rose.model.capture import Walk
-from rose.model.forward import run_block
-from rose.model.structure import decoder_blocks
+from rose.model.load.tokens import load_calibration
+from rose.model.network.layers import decoder_blocks
+from rose.model.walk.capture import Walk
+from rose.model.walk.forward import run_block
 from tests.benchmarks.resuming import resume
 
 SAMPLES, HELD_OUT, WINDOWS, LENGTH = 16, 4, 24, 512
@@ -125,7 +125,7 @@ def reconstructing(work: Reconstruction) -> Iterator[None]:
     with (
         mock.patch.object(Walk, "run_dense", lambda walk, *arguments: work.enter(walk, *arguments)),
         mock.patch.object(Walk, "leave", lambda walk, index: work.train(walk, index)),
-        mock.patch("rose.model.forward.BATCH_TOKENS", BATCH_TOKENS),
+        mock.patch("rose.model.walk.forward.BATCH_TOKENS", BATCH_TOKENS),
     ):
         yield
 

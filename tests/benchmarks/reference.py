@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 import rose
 from rose.layer.hessian import damp
-from rose.model.calibration import load_calibration
-from rose.model.structure import prunable_layers
+from rose.model.load.tokens import load_calibration
+from rose.model.network.layers import prunable_layers
 from tests.benchmarks.timing import Row, forward_passes, packaged_model, processor_seconds, timed
 
 SHAPES = ((576, 576), (576, 1536), (1536, 576), (2048, 2048), (4096, 4096), (4096, 11008))  # (out, in)

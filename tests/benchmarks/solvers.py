@@ -21,9 +21,9 @@ import rose
 from rose.layer import error
 from rose.layer.methods import make_settings, prune_with
 from rose.layer.statistics import InputStatistics
-from rose.model.calibration import load_calibration
-from rose.model.capture import visit_blocks
-from rose.model.structure import decoder_blocks
+from rose.model.load.tokens import load_calibration
+from rose.model.network.layers import decoder_blocks
+from rose.model.walk.capture import visit_blocks
 
 VARIANTS: dict[str, tuple[str, dict[str, float | str], torch.dtype]] = {
     "sparsegpt": ("sparsegpt", {}, torch.float32),

@@ -36,7 +36,7 @@ from torch import Tensor
 import rose
 from app.figures import palette, style
 from app.figures.palette import Theme
-from rose.model.calibration import load_calibration
+from rose.model.load.tokens import load_calibration
 from rose.report import write_atomically
 from rose.structured.anatomy import find_parts
 from rose.structured.configuration import can_bias

@@ -15,8 +15,8 @@ import pandas as pd
 from torch import nn
 
 import rose
-from rose.model.calibration import load_calibration
-from rose.model.structure import prunable_layers
+from rose.model.load.tokens import load_calibration
+from rose.model.network.layers import prunable_layers
 from rose.report import write_atomically
 
 LAYER, RULE = "layer", "rule"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import rose
-from rose.model.forward import record_inputs, run_block
-from rose.model.structure import decoder_blocks
+from rose.model.network.layers import decoder_blocks
+from rose.model.walk.forward import record_inputs, run_block
 
 Row = tuple[str, float, str, float]  # what, seconds (NaN where it is no time), compared with, ratio
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 import rose
 from rose.layer.target import OutputGap, target_damping
-from rose.model.calibration import load_calibration
-from rose.model.structure import PrunableLayer, decoder_blocks, hidden_size
-from rose.model.targets import BlockTargets, Pairs
+from rose.model.load.tokens import load_calibration
+from rose.model.network.layers import PrunableLayer, decoder_blocks, hidden_size
+from rose.model.walk.targets import BlockTargets, Pairs
 from tests.benchmarks.beyond import without_stream
 from tests.benchmarks.resuming import resume
 

@@ -20,4 +20,4 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rose.model.forward.BATCH_TOKENS", 2 * LENGTH + 5)
+    monkeypatch.setattr("rose.model.walk.forward.BATCH_TOKENS", 2 * LENGTH + 5)

@@ -14,9 +14,9 @@ import torch.distributed as dist
 
 import rose
 from rose import cli
-from rose.model import forward
-from rose.model.distributed import all_agree, place, process_group, processes, sum_statistics
-from rose.model.durable import digest
+from rose.files import digest
+from rose.model.walk import forward
+from rose.model.workers import all_agree, place, process_group, processes, sum_statistics
 from tests.model.families import LENGTH, make_model, make_tokens
 from tests.pretend import on_cpu, pretend_cuda
 

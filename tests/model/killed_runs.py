@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import rose
-from rose.model.durable import digest
+from rose.files import digest
 from tests.model.families import make_model, make_tokens
 
 PACKAGE = str(Path(rose.__file__).parent)
@@ -88,7 +88,8 @@ def main(work: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     expected = WORK[work](None)
     # Half of the kills hit the few lines that write files.
-    scopes = [(PACKAGE,), (f"{PACKAGE}/model/durable", f"{PACKAGE}/model/activations", f"{PACKAGE}/model/checkpoint")]
+    stores = ("files", "model/walk/hidden_states", "model/run/checkpoint")
+    scopes = [(PACKAGE,), tuple(f"{PACKAGE}/{store}.py" for store in stores)]
     lines, ended = [], []
     for number, files in enumerate(scopes):
         counter = Lines(files)

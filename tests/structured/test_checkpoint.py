@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import rose
-from rose.model.durable import digest
+from rose.files import digest
 from tests.model.families import make_model, make_tokens
-from tests.model.test_checkpoint import stop_at
+from tests.model.run.test_checkpoint import stop_at
 from tests.structured.test_streaming import OPTIONS, on_meta, save
 
 pytestmark = pytest.mark.usefixtures("small_batches")

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 import rose
-from rose.model.structure import decoder_blocks
+from rose.model.network.layers import decoder_blocks
 from rose.structured.anatomy import CHANNELS, HEADS
 from rose.structured.configuration import droppable_blocks, kinds_of
 from tests.model.families import EXPERTS, GATED, VOCABULARY, WINDOW, logits, make_from, make_model, make_tokens

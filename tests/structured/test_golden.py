@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from rose.model.capture import collect_statistics
+from rose.model.walk.capture import collect_statistics
 from rose.structured.anatomy import Shape, find_parts
 from rose.structured.methods import channel_scores, head_scores, structured_method
 from rose.structured.pipeline import SlimRun

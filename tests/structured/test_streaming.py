@@ -12,9 +12,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import rose
-from rose.model import streaming
-from rose.model.durable import digest
-from rose.model.structure import decoder_blocks
+from rose.files import digest
+from rose.model.load import streaming
+from rose.model.network.layers import decoder_blocks
 from rose.structured.memory import estimate_slim_memory
 from tests.model.families import DENSE, logits, make_model, make_tokens
 from tests.structured.test_pipeline import UNSAID

@@ -29,9 +29,9 @@ from app.runs.results import over_seeds, read_results
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.cli import _parser
-from rose.model.generation import continue_prompt
-from rose.model.loading import load_skeleton
-from rose.model.zero_shot import zero_shot
+from rose.model.load.models import load_skeleton
+from rose.model.measure.generation import continue_prompt
+from rose.model.measure.zero_shot import zero_shot
 from tests.tiny import save_tiny_llama
 
 REQUEST = PruneRequest(("sparsegpt", "rose"), ("0.5", "2:4"), windows=3, window_length=16, prompt="Hello", new_tokens=4)

@@ -17,7 +17,7 @@ from app.runs.pruning import pack
 from app.runs.reading import DENSE, Checkpoint, TextReading
 from app.study.setup import Setup
 from app.study.study import LoadedModel
-from rose.model.surprise import encode_text, read_text
+from rose.model.measure.surprise import encode_text, read_text
 from tests.tiny import save_tiny_llama
 
 TEXT = "A rose is a rose.\nIs it?"

@@ -16,7 +16,7 @@ from app.jobs import Job
 from app.study import study as study_module
 from app.study.setup import MEASURED, Setup
 from app.study.study import HOME, Calibration, LoadedModel, Study, held
-from rose.model.residence import residence_of
+from rose.model.network.residence import residence_of
 from tests.tiny import save_tiny_llama
 
 LAYERS = 21  # seven in each of three decoder blocks

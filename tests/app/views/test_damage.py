@@ -13,7 +13,7 @@ import rose
 from app import shared
 from app.runs.damage import DamageRequest, DamageRun, layer_of
 from app.study.setup import Setup
-from rose.model.damage_rows import WHOLE, rank_correlation
+from rose.model.measure.damage_report import WHOLE, rank_correlation
 from tests.app.tiny_study import MAIN, figures, texts
 from tests.tiny import save_tiny_llama
 

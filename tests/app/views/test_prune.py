@@ -409,7 +409,7 @@ def test_both_targets_are_pruned_shown_and_said_in_the_recipes(setup: Setup) -> 
 def test_tasks_are_offered_only_where_they_can_be_run(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     app = opened(setup, prune_tasks="piqa, boolq piqa", prune_questions="7")
     assert app.text_input(key="prune_tasks").value == "piqa, boolq piqa"
-    monkeypatch.setattr("rose.model.zero_shot.is_installed", lambda: False)
+    monkeypatch.setattr("rose.model.measure.zero_shot.is_installed", lambda: False)
     app = opened(setup)
     assert "run `pip install -r requirements-eval.txt`" in texts(app)
     assert not [box for box in app.text_input if box.key == "prune_tasks"]

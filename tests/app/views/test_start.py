@@ -16,9 +16,9 @@ from app.study.preflight import layer_choice
 from app.study.setup import MEASURED, Setup
 from app.study.study import Study
 from app.words import short_layer
-from rose.model.cost import estimate_cost, statistics_groups
-from rose.model.loading import load_skeleton
-from rose.model.memory import estimate_memory
+from rose.model.estimate.duration import estimate_cost, statistics_groups
+from rose.model.estimate.memory import estimate_memory
+from rose.model.load.models import load_skeleton
 from tests.app.tiny_study import figures, open_page, texts
 from tests.tiny import save_tiny_llama
 

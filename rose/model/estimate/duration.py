@@ -1,0 +1,221 @@
+"""Estimates before a run starts: floating-point work, time on this machine, memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import nn
+
+from rose.layer.methods import get_method
+from rose.model.network.experts import ExpertLinear
+from rose.model.network.layers import PrunableLayer, decoder_blocks, hidden_size, select_layers, text_config
+from rose.model.network.precision import bfloat16_gain, rounding
+from rose.model.walk.forward import pick_device
+
+# Real passes reach part of the rate of one large matrix product: attention, norms and small layers run slower.
+# Ratio measured with the packaged model; tests/benchmarks prints it anew.
+FORWARD_EFFICIENCY = 0.6
+OUTPUTS = ("o_", "out", "wo", "down", "c_proj", "dense", "fc_out", "fc2", "w2")  # how names of output layers begin
+NO_PRODUCTS = 0.3  # share of a pass in float32 that is not matrix products, and stays as it is in bfloat16
+SWEEP_EFFICIENCY = 0.085  # a layer's whole prune; see docs/speed.md
+TOKEN_EFFICIENCY = 0.05  # one token at a time is bound by memory
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run is expected to take.
+
+    Attributes:
+        seconds: estimated time on this machine.
+        memory: bytes for statistics and hidden states, besides the model.
+        model_memory: bytes of the weights in float32.
+        layers: number of layers at work.
+    """
+
+    seconds: float
+    memory: int
+    model_memory: int
+    layers: int
+
+
+@cache
+def matmul_rate() -> float:
+    """Floating-point operations per second of a float32 matrix product on this machine's device."""
+    device = pick_device()
+    a = torch.rand(1024, 1024, device=device)
+    rates = []
+    for _ in range(4):  # the first run pays for start-up
+        start = time.perf_counter()
+        float((a @ a)[0, 0])
+        rates.append(2 * 1024**3 / (time.perf_counter() - start))
+    return max(rates)
+
+
+def estimate_cost(
+    model: nn.Module,
+    *,
+    samples: int,
+    length: int,
+    layers: Sequence[str] | None = None,
+    sweeps: float = 1,
+    passes: int = 1,
+    keep_statistics: bool = False,
+    compute: str = "float32",
+    target: str = "layer",
+) -> Cost:
+    """Estimates a calibration with `sweeps` prunings of every chosen layer.
+
+    Args:
+        model: the model or its skeleton; only shapes are read.
+        samples, length: calibration tokens, held-out ones included.
+        layers: names, `*` allowed; None means all.
+        sweeps: prunings per layer (methods, orders).
+        passes: forward passes per decoder block: 1 to analyze, 2 to prune.
+        keep_statistics: all layers' statistics stay in memory, as the app keeps them.
+        compute, target: as for `rose.prune_model`.
+    """
+    chosen = select_layers(model, layers)
+    _, blocks = decoder_blocks(model)
+    visited = max(layer.block_index for layer in chosen) + 1
+    tokens = samples * length
+    weights = sum(p.numel() for index in range(visited) for p in blocks[index].parameters())
+    every = [layer for layer in select_layers(model, None) if layer.block_index < visited]
+    share = expert_share(model, every)
+    weights -= round((1 - share) * sum(layer.weight.numel() for layer in every if layer.is_expert))
+    groups = statistics_groups(chosen)
+    forward = passes * 2 * weights * tokens * _pass_share(model, compute)
+    plain = statistics_groups([layer for layer in chosen if not layer.is_expert])
+    routed = statistics_groups([layer for layer in chosen if layer.is_expert])
+    hessian = 1.2 * tokens * (sum(c**2 for c in plain) + share * sum(c**2 for c in routed))
+    sweep = sweeps * sum(layer.weight.numel() * layer.weight.shape[1] for layer in chosen)
+    gaps = gap_work(chosen, tokens, share, _product_share(compute, model)) if target == "dense" else 0.0
+    seconds = ((forward + hessian + gaps) / FORWARD_EFFICIENCY + sweep / SWEEP_EFFICIENCY) / matmul_rate()
+    kept = sum(4 * columns**2 for columns in groups)
+    if not keep_statistics:
+        kept //= len({layer.block_index for layer in chosen})
+    hidden = 2 * 4 * tokens * hidden_size(model)
+    total = sum(p.numel() for p in model.parameters())
+    return Cost(seconds, kept + hidden, 4 * total, len(chosen))
+
+
+def gap_work(layers: Sequence[PrunableLayer], tokens: int, share: float = 1.0, products: float = 1.0) -> float:
+    """Floating-point operations of dense targets, besides those of the passes; see `rose.layer.target`.
+
+    For layers that share an input DᵀX and DᵀD, which is symmetric, and (H + λI)⁻¹ from the right; for a layer that
+    writes into the residual stream DWᵀ, GᵀX and the same inverse.
+
+    Args:
+        layers: those to prune.
+        tokens: of calibration, held-out ones included.
+        share: of its experts that a token visits.
+        products: time of a product in the format of gaps over one in float32.
+    """
+    streamed = solved = 0.0
+    for is_expert in (False, True):
+        found = [layer for layer in layers if layer.is_expert == is_expert]
+        writers = [layer for layer in found if _is_output(layer)]
+        readers = [layer for layer in found if not _is_output(layer)]
+        widths = statistics_groups(readers)
+        streamed += (share if is_expert else 1.0) * (
+            3.2 * sum(columns**2 for columns in widths) + 4 * sum(layer.weight.numel() for layer in writers)
+        )
+        solved += (7 / 3) * sum(columns**3 for columns in widths)
+        solved += sum(layer.weight.shape[1] ** 3 / 3 for layer in writers)
+        solved += 2 * sum(layer.weight.numel() * layer.weight.shape[1] for layer in found)
+    return tokens * streamed * products + solved
+
+
+def _product_share(compute: str, model: nn.Module) -> float:
+    """Time of a matrix product in this format over that in float32."""
+    return 1 / bfloat16_gain() if rounding(compute, model, pick_device()) else 1.0
+
+
+def _pass_share(model: nn.Module, compute: str) -> float:
+    """Time of a pass of float32 weights in this format, over that in float32."""
+    return NO_PRODUCTS + (1 - NO_PRODUCTS) * _product_share(compute, model)
+
+
+def estimate_evaluation(model: nn.Module, *, tokens: int, new_tokens: int = 0) -> float:
+    """Seconds that perplexity on so many tokens takes, and writing so many new ones after a prompt.
+
+    Args:
+        model: the model or its skeleton.
+        tokens: windows · length.
+        new_tokens: written one at a time.
+    """
+    weights = sum(p.numel() for p in model.parameters())
+    work = 2 * weights * (tokens / FORWARD_EFFICIENCY + new_tokens / TOKEN_EFFICIENCY)
+    return work / matmul_rate()
+
+
+def pass_work(model: nn.Module, tokens: int) -> list[float]:
+    """Floating-point operations of a pass over so many tokens that begins at each decoder block; shapes alone count."""
+    _, blocks = decoder_blocks(model)
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    weights = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    last = 0 if head is None else sum(p.numel() for p in head.parameters())
+    return [2.0 * tokens * (sum(weights[index:]) + last) for index in range(len(blocks))]
+
+
+def estimate_damage(
+    model: nn.Module,
+    *,
+    samples: int,
+    length: int,
+    windows: int,
+    window_length: int,
+    layers: Sequence[str] | None = None,
+    units: str = "layers",
+    sweeps: float = 1,
+) -> Cost:
+    """Estimates `rose.damage`: a calibration, and for every unit a pass from its decoder block on.
+
+    Args:
+        model: the model or its skeleton.
+        samples, length: calibration tokens.
+        windows, window_length: those that loss is measured on.
+        layers, units, sweeps: as for `rose.damage` and `estimate_cost`; no sweep where units are restored.
+    """
+    held_out = windows * window_length
+    tokens = samples * length + held_out
+    calibration = estimate_cost(model, samples=1, length=tokens, layers=layers, sweeps=sweeps)
+    chosen = select_layers(model, layers)
+    indices = [layer.block_index for layer in chosen]
+    work = pass_work(model, held_out)
+    passes = 2 * work[0] + sum(work[index] for index in (indices if units == "layers" else set(indices)))
+    seconds = calibration.seconds + passes / FORWARD_EFFICIENCY / matmul_rate()
+    hidden = 4 * len(set(indices)) * held_out * hidden_size(model)
+    changed = 4 * sum(layer.weight.numel() for layer in chosen)
+    return Cost(seconds, calibration.memory + hidden + changed, calibration.model_memory, len(chosen))
+
+
+def sweeps_of(methods: Sequence[str]) -> float:
+    """The work of these methods in sweeps, for `estimate_cost`."""
+    return sum(get_method(method).work for method in methods)
+
+
+def statistics_groups(layers: Sequence[PrunableLayer]) -> list[int]:
+    """Input widths of the Hessians that a calibration accumulates.
+
+    Layers of one module that read equally many columns are taken to share their input (q/k/v, gate/up): right for
+    the families we know, and only an estimate for others.
+    """
+    seen = {(x.block_index, x.projection.rpartition(".")[0], x.weight.shape[1], _is_output(x)) for x in layers}
+    return [columns for _, _, columns, _ in seen]
+
+
+def expert_share(model: nn.Module, layers: Sequence[PrunableLayer]) -> float:
+    """The share of its experts that a token visits; 1 without experts, or where the configuration does not say."""
+    number = max((len(layer.module.fused) for layer in layers if isinstance(layer.module, ExpertLinear)), default=1)
+    visited = getattr(text_config(model), "num_experts_per_tok", None) or number
+    return min(visited, number) / number
+
+
+def _is_output(layer: PrunableLayer) -> bool:
+    """Output projections read what the module made, not what it was given."""
+    last = layer.projection.rpartition(".")[2].lower()
+    return last.startswith(OUTPUTS) and "h_to_4h" not in last

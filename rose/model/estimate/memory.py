@@ -1,0 +1,151 @@
+"""Peak memory of a model that streams: one decoder block, one Hessian at work, and the hidden states.
+
+See docs/memory.md for the derivation; tests/benchmarks/memory.py compares with what a run takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from rose.layer.methods import get_method
+from rose.model.estimate.duration import expert_share, statistics_groups
+from rose.model.network.layers import PrunableLayer, decoder_blocks, hidden_size, prunable_layers, select_layers
+from rose.model.run.checkpoint import blocks_of
+from rose.model.walk import forward
+
+# Float32 matrices alive at once in the two stages of pruning a layer, of the Hessian's size and of the weight's.
+# Factorizing: H, H damped, its Cholesky factor, and in the order visited H, its factor and the inverse; importance and
+# potential loss.
+FACTORIZING = (6, 2)
+# Sweeping: H, H damped, its Cholesky factor and the inverse; importance, potential loss, the weight without its dead
+# columns, swept and in the original order, and one of the weight as it was. Methods that sweep and stop there have no
+# more.
+SWEEPING = (4, 6)
+# With dense targets also DᵀX and DᵀD of the gap, in panels and whole, and the correction; see `rose.layer.target`.
+GAPS_AT_WORK = 4
+# A layer that reads anything but the residual stream writes into it, and its gap and correction have the weight's size.
+GAPS_OF_A_WRITER = 2
+# Hidden states that a batch has alive where it waits inside a block: the residual stream, a norm of it, an output.
+HIDDEN_STATES_WAITING = 3
+# Activations of a gated feed-forward layer's width that one batch has alive at once.
+WIDTHS_OF_A_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, each part at its largest.
+
+    Attributes:
+        block: one decoder block.
+        embedding: everything outside the decoder blocks and the head; only at the start.
+        hessians: of one decoder block's groups, while they accumulate.
+        batch: what one batch has alive inside a decoder block.
+        work: the largest layer while it is pruned, its Hessian included.
+        activations: hidden states of all samples; those of one batch where they are kept on disk.
+        waiting: what batches hold that wait inside a block for the others, where each layer is pruned before it runs.
+    """
+
+    block: int
+    embedding: int
+    hessians: int
+    batch: int
+    work: int
+    activations: int
+    waiting: int = 0
+
+    @property
+    def peak(self) -> int:
+        """Of a model that streams."""
+        return self.block + self.activations + self.waiting + max(self.embedding, self.hessians + self.batch, self.work)
+
+    @property
+    def besides_weights(self) -> int:
+        """Of a model that is in memory."""
+        return self.activations + self.waiting + max(self.hessians + self.batch, self.work)
+
+
+def estimate_memory(
+    model: nn.Module,
+    *,
+    samples: int,
+    length: int,
+    layers: Sequence[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    on_disk: bool = False,
+    sequential: bool = False,
+    dense_targets: bool = False,
+    held_out: bool = False,
+    method: str = "sparsegpt",
+) -> Memory:
+    """What `prune_model` takes for a streamed model, besides the interpreter and its libraries.
+
+    Args:
+        model: streamed, or a skeleton; only shapes are read.
+        samples, length: calibration tokens, held-out ones included.
+        layers: names of those at work, `*` allowed; None means all.
+        dtype: of the weights and hidden states.
+        on_disk: hidden states are kept on disk, as with a checkpoint.
+        sequential: each layer is calibrated on the pruned ones before it in its decoder block.
+        dense_targets: layers are pruned towards the dense model, which is always sequential.
+        held_out: some of the samples are held out, and have statistics of their own.
+        method: a name in the registry.
+
+    Raises:
+        RoseError: an unknown method.
+    """
+    stages = (FACTORIZING, SWEEPING, *get_method(method).matrices)
+    _, blocks = decoder_blocks(model)
+    every, chosen = prunable_layers(model), select_layers(model, layers)
+    body = getattr(model, "base_model", model)
+    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
+    outside = sum(parameter.numel() for parameter in body.parameters()) - sum(sizes)
+    tokens = samples * length
+    at_once = min(tokens, max(length, forward.BATCH_TOKENS // length * length))
+    width = hidden_size(model)
+    widest = max(max(layer.weight.shape) for layer in every)
+    by_block = list(blocks_of(chosen).values())
+    inputs = [statistics_groups(found) for found in by_block]
+    # Where each layer is pruned before it runs, only its own statistics are there.
+    gathered = max if sequential or dense_targets else sum
+    groups = [(1 + held_out) * gathered(4 * columns**2 for columns in widths) for widths in inputs]
+    work = [_work(layer, width, dense_targets, held_out, stages) for layer in chosen]
+    channels = HIDDEN_STATES_WAITING * width + widest if sequential or dense_targets else 0
+    if dense_targets:  # what the layers read in the dense model
+        channels += max(_read_by_a_token(model, found) for found in by_block) + width
+    batch = WIDTHS_OF_A_BATCH * widest
+    if not (sequential or dense_targets):  # what all layers read of a batch is counted at its end
+        batch = max(batch, max(_read_by_a_token(model, found) for found in by_block))
+    return Memory(
+        block=dtype.itemsize * max(sizes),
+        embedding=dtype.itemsize * outside,
+        hessians=max(groups),
+        batch=dtype.itemsize * at_once * batch,
+        work=max(work),
+        activations=(1 + dense_targets) * dtype.itemsize * (at_once if on_disk else tokens) * width,
+        waiting=dtype.itemsize * tokens * channels,
+    )
+
+
+def _work(
+    layer: PrunableLayer, width: int, dense_targets: bool, held_out: bool, stages: Sequence[tuple[int, int]]
+) -> int:
+    """Bytes of the float32 matrices that pruning one layer takes."""
+    columns, numbers = layer.weight.shape[1], layer.weight.numel()
+    squares, weights = int(held_out), 0
+    if dense_targets and columns == width:
+        squares += GAPS_AT_WORK
+    elif dense_targets:
+        weights += GAPS_OF_A_WRITER
+    return 4 * max((squares + h) * columns**2 + (weights + w) * numbers for h, w in stages)
+
+
+def _read_by_a_token(model: nn.Module, layers: Sequence[PrunableLayer]) -> int:
+    """Channels that the layers of one decoder block read for each token, which visits only some of the experts."""
+    plain = sum(statistics_groups([layer for layer in layers if not layer.is_expert]))
+    experts = sum(statistics_groups([layer for layer in layers if layer.is_expert]))
+    return plain + math.ceil(expert_share(model, layers) * experts)

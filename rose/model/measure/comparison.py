@@ -1,0 +1,352 @@
+"""Comparison of methods on one model: every method, sparsity and calibration seed, one row per finished run.
+
+Perplexities after pruning wobble by several per cent from rounding alone, so every mean comes with its spread over
+seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+from torch import Tensor, nn
+
+from rose.errors import RoseError
+from rose.layer.methods import BUDGETS, get_method, make_settings
+from rose.layer.order import check_order_name
+from rose.layer.pattern import parse_sparsity
+from rose.model.measure.perplexity import perplexity
+from rose.model.network.layers import layers_to_prune, prunable_layers
+from rose.model.network.precision import DEFAULT, compute_dtype
+from rose.model.progress import ProgressCallback
+from rose.model.run.allocation import check_allocation
+from rose.model.run.prune import TARGETS, check_expert_tokens, check_target, prune_model
+from rose.model.walk.forward import pick_device
+from rose.rows import RowsFolder
+
+# Of `prune_model` and of the command line, those that can be checked before anything runs.
+SETTINGS = ("allocation", "block_size", "damping", "threshold")
+SAMPLE_SECONDS = 0.1  # how often memory is looked at
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method, perhaps with order, budget or target overridden: "rose", "sparsegpt@random:1/layer", "alps:layer".
+
+    Attributes:
+        name: as typed.
+        method: in the registry.
+        order, budget, target: overrides, or None.
+    """
+
+    name: str
+    method: str
+    order: str | None = None
+    budget: str | None = None
+    target: str | None = None
+
+
+def parse_variant(text: str) -> Variant:
+    """Reads METHOD[@ORDER[/BUDGET]][:TARGET].
+
+    Raises:
+        RoseError: an unknown method, order, budget or target, or a method that has none.
+    """
+    before, _, target = text.strip().rpartition(":")
+    if target not in TARGETS:  # an order may hold a colon of its own, as "random:1" does
+        before, target = text.strip(), ""
+    method, _, rest = before.partition("@")
+    order, _, budget = rest.partition("/")
+    entry = get_method(method)
+    if rest and not entry.sweeps:
+        raise RoseError(f"{entry.label} does not sweep over columns, so {text!r} cannot override its order.")
+    if order:
+        check_order_name(order)
+    if budget and budget not in BUDGETS:
+        raise RoseError(f"The budget must be one of {', '.join(BUDGETS)}, not {budget!r}.")
+    return Variant(text.strip(), method, order or None, budget or None, target or None)
+
+
+def plan_comparison(
+    methods: Sequence[str], sparsities: Sequence[str], *, allocation: str = "uniform", **settings: Any
+) -> tuple[list[Variant], list[str]]:
+    """The methods and sparsities of a comparison, each once, in a form that all their rows share.
+
+    Args:
+        methods: as for `parse_variant`.
+        sparsities: ratios or N:M.
+        allocation: as for `prune_model`.
+        settings: `block_size`, `damping`, `threshold` and `options`, where they are not the defaults.
+
+    Raises:
+        RoseError: none at all, or a combination that no run could do.
+    """
+    if not methods or not sparsities:
+        raise RoseError("Name at least one method and one sparsity to compare.")
+    variants = list(dict.fromkeys(parse_variant(method) for method in methods))
+    patterns = list(dict.fromkeys(parse_sparsity(sparsity) for sparsity in sparsities))
+    for pattern in patterns:
+        check_allocation(allocation, pattern)
+        for variant in variants:
+            make_settings(variant.method, sparsity=pattern, order=variant.order, budget=variant.budget, **settings)
+    return variants, [str(pattern) for pattern in patterns]
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One finished run. Errors are relative, means over layers; `seconds` is pruning alone; memory in bytes.
+
+    `drift` of the residual stream is that after the last pruned decoder block, None without held-out samples.
+    Comparisons of earlier versions have neither it nor errors against dense targets.
+    """
+
+    method: str
+    sparsity: str
+    seed: int
+    perplexity: float
+    dense_perplexity: float
+    mean_relative_error: float
+    mean_held_out_error: float | None
+    removed_fraction: float
+    seconds: float
+    peak_memory: int
+    mean_target_error: float | None = None
+    mean_held_out_target_error: float | None = None
+    drift: float | None = None
+
+
+OPTIONAL = ("mean_held_out_error", "mean_target_error", "mean_held_out_target_error", "drift")  # of a row
+
+
+def compare_methods(
+    model: nn.Module,
+    calibration: Callable[[int], tuple[Tensor, Tensor | None]],
+    windows: Tensor,
+    *,
+    methods: Sequence[str],
+    sparsities: Sequence[str],
+    seeds: Sequence[int],
+    done: Sequence[ComparisonRow] = (),
+    progress: Callable[[str], ProgressCallback | None] = lambda _run: None,
+    part: tuple[int, int] = (0, 1),
+    **options: Any,
+) -> Iterator[ComparisonRow]:
+    """Prunes the model by every combination that is not done yet, and yields a row for each.
+
+    The model's weights are put back after every run, also after one that is stopped.
+
+    Args:
+        model: a transformers causal language model.
+        calibration: seed -> (calibration tokens, held-out tokens or None), each (samples, length).
+        windows: (windows, length), for perplexity.
+        methods: as for `parse_variant`.
+        sparsities, seeds: ratios or N:M; seeds of the calibration draw.
+        done: rows of an earlier, interrupted comparison, which are not run again.
+        progress: run's name -> callback for `prune_model`.
+        part: (k, n) makes only every n-th run, from the k-th on: n processes that share a folder make them all.
+        options: further keyword arguments of `prune_model`, the same for all.
+
+    Raises:
+        RoseError: bad input, before any run.
+    """
+    checked = {name: options[name] for name in (*SETTINGS, "options") if name in options}
+    variants, patterns = plan_comparison(methods, sparsities, **checked)
+    for pattern in patterns:
+        block_size = options.get("block_size", 128)
+        layers_to_prune(model, options.get("layers"), parse_sparsity(pattern), block_size)
+    for variant in variants:
+        chosen = _with_target(variant, options)
+        check_target(chosen.get("target", "dense"), chosen.get("target_damping"))
+    check_expert_tokens(options.get("min_expert_tokens", 1))
+    compute_dtype(options.get("compute", DEFAULT), model, pick_device())
+    draw = lru_cache(maxsize=1)(calibration)  # all runs of a seed come one after another
+    finished = {(row.method, row.sparsity, row.seed) for row in done}
+    dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = done[0].dense_perplexity if done else perplexity(model, windows)
+    # Seeds outermost: an interrupted comparison has all methods on the first seeds.
+    runs = [(variant, pattern, seed) for seed in dict.fromkeys(seeds) for pattern in patterns for variant in variants]
+    for variant, pattern, seed in runs[part[0] :: part[1]]:
+        if (variant.name, pattern, seed) in finished:
+            continue
+        try:
+            yield _run(model, variant, pattern, seed, draw(seed), windows, before, progress, options)
+        finally:
+            model.load_state_dict(dense)
+            for layer in prunable_layers(model):
+                layer.keep_low_rank(None)
+
+
+def _with_target(variant: Variant, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of `prune_model` for this variant, whose target may be its own."""
+    if not variant.target:
+        return options
+    damping = options.get("target_damping") if variant.target == "dense" else None
+    return {**options, "target": variant.target, "target_damping": damping}
+
+
+def _run(
+    model: nn.Module,
+    variant: Variant,
+    pattern: str,
+    seed: int,
+    tokens: tuple[Tensor, Tensor | None],
+    windows: Tensor,
+    dense_perplexity: float,
+    progress: Callable[[str], ProgressCallback | None],
+    options: Mapping[str, Any],
+) -> ComparisonRow:
+    options = _with_target(variant, options)
+    with _peak_memory() as peak:
+        report = prune_model(
+            model,
+            tokens[0],
+            held_out=tokens[1],
+            method=variant.method,
+            order=variant.order,
+            budget=variant.budget,
+            sparsity=pattern,
+            progress=progress(f"{variant.name} {pattern} seed {seed}"),
+            **options,
+        )
+        memory = peak()
+    return ComparisonRow(
+        method=variant.name,
+        sparsity=pattern,
+        seed=seed,
+        perplexity=perplexity(model, windows),
+        dense_perplexity=dense_perplexity,
+        mean_relative_error=report.summary["mean_relative_error"],
+        mean_held_out_error=report.summary["mean_held_out_error"],
+        removed_fraction=report.summary["removed_fraction"],
+        seconds=report.summary["seconds"],
+        peak_memory=memory,
+        mean_target_error=report.summary["mean_target_error"],
+        mean_held_out_target_error=report.summary["mean_held_out_target_error"],
+        drift=report.last_drift,
+    )
+
+
+@contextmanager
+def _peak_memory() -> Iterator[Callable[[], int]]:
+    """Largest memory of this process (on CUDA: of the device) while the block runs, in bytes."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        yield torch.cuda.max_memory_allocated
+        return
+    process, seen, stop = psutil.Process(), [0], threading.Event()
+
+    def watch() -> None:
+        while True:
+            seen[0] = max(seen[0], process.memory_info().rss)
+            if stop.wait(SAMPLE_SECONDS):
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: seen[0]
+    finally:
+        stop.set()
+        thread.join()
+
+
+def summarize(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
+    """Mean and spread (half the range over seeds) per method and sparsity, in the order first seen.
+
+    Half the range and not the standard deviation: of three values it says plainly how far they lie apart.
+    """
+    table = rows_table(rows)
+    groups = table.groupby(["method", "sparsity"], sort=False)
+    result = groups.agg(
+        seeds=("seed", "count"),
+        perplexity=("perplexity", "mean"),
+        spread=("perplexity", lambda values: (values.max() - values.min()) / 2),
+        mean_relative_error=("mean_relative_error", "mean"),
+        mean_held_out_error=("mean_held_out_error", "mean"),
+        removed_fraction=("removed_fraction", "mean"),
+        seconds=("seconds", "mean"),
+        peak_memory=("peak_memory", "max"),
+        mean_target_error=("mean_target_error", "mean"),
+        mean_held_out_target_error=("mean_held_out_target_error", "mean"),
+        drift=("drift", "mean"),
+    )
+    return result.reset_index()
+
+
+def rows_table(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
+    """One line per run, columns as in `ComparisonRow`."""
+    names = [field.name for field in dataclasses.fields(ComparisonRow)]
+    table = pd.DataFrame([dataclasses.asdict(row) for row in rows], columns=names)
+    return table.astype(dict.fromkeys(OPTIONAL, float))
+
+
+def to_markdown(rows: Sequence[ComparisonRow]) -> str:
+    """Perplexity as mean ± spread: a line per method, a column per sparsity. A single seed has no spread to show."""
+    if not rows:
+        return ""
+    summary = summarize(rows)
+    sparsities = list(dict.fromkeys(summary["sparsity"]))
+    columns = ["method", "sparsity", "perplexity", "spread", "seeds"]
+    cells = {(m, s): found for m, s, *found in summary[columns].values.tolist()}
+    lines = ["| method | " + " | ".join(sparsities) + " |", "|---" * (len(sparsities) + 1) + "|"]
+    for method in dict.fromkeys(summary["method"]):
+        shown = [mean_and_spread(*cells[method, s]) if (method, s) in cells else "–" for s in sparsities]
+        lines.append(f"| {method} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def mean_and_spread(mean: float, spread: float, seeds: int) -> str:
+    """A perplexity over seeds in words: "137.0 ± 14.6"; without the spread where there is one seed."""
+    digits = 0 if mean >= 1000 else 1
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if seeds > 1 else "")
+
+
+class ComparisonFolder(RowsFolder[ComparisonRow]):
+    """The folder of a comparison; its rows let an interrupted comparison resume.
+
+    Files: settings.json, rows.csv (a line per finished run), summary.csv, summary.json, summary.md.
+    """
+
+    holds = "comparison"
+    files = "rows.csv", "summary.csv", "summary.json", "summary.md"
+
+    def read(self, path: Path) -> list[ComparisonRow]:
+        return read_rows(path)
+
+    def key(self, row: ComparisonRow) -> Any:
+        return row.method, row.sparsity, row.seed
+
+    def texts(self) -> dict[str, str]:
+        summary = summarize(self.rows)
+        return {
+            "rows.csv": rows_table(self.rows).to_csv(index=False),
+            "summary.csv": summary.to_csv(index=False),
+            "summary.json": summary.to_json(orient="records", indent=1),
+            "summary.md": to_markdown(self.rows),
+        }
+
+
+def read_rows(path: str | Path) -> list[ComparisonRow]:
+    """Reads a rows.csv.
+
+    Raises:
+        RoseError: not such a file.
+    """
+    try:
+        table = pd.read_csv(path, dtype={"sparsity": str, "method": str}, float_precision="round_trip")
+        names = [field.name for field in dataclasses.fields(ComparisonRow)]
+        table = table.reindex(columns=[*table, *(name for name in OPTIONAL[1:] if name not in table)])
+        for name in OPTIONAL:
+            table[name] = table[name].astype(object).where(table[name].notna(), None)
+        return [ComparisonRow(**row) for row in table[names].to_dict("records")]
+    except (OSError, ValueError, KeyError) as problem:
+        raise RoseError(f"{path} is not a table of comparison runs ({problem}); choose a rows.csv.") from problem

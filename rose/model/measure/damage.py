@@ -1,0 +1,425 @@
+"""Does a layer's error say what the model loses? Found out by intervention: change one unit alone, measure the loss.
+
+A unit is a layer or a whole decoder block. Either the model is dense and a unit is pruned, or the model is pruned and a
+unit gets its dense weights back; everything else stays. The change of loss is that of the mean cross-entropy of next
+tokens on held-out windows, in nats. Windows are paired: what makes a text hard is the same with and without the change,
+so the differences vary far less than the losses, and their standard error is that of the difference's mean.
+
+A pass begins at the unit's own decoder block, with what the block before it put out; see `Boundaries`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rose.errors import RoseError
+from rose.layer.error import quadratic_form
+from rose.layer.methods import Settings, make_settings
+from rose.layer.methods.options import Value
+from rose.layer.pattern import Pattern
+from rose.layer.statistics import InputStatistics
+from rose.model.estimate.duration import pass_work
+from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport
+from rose.model.measure.perplexity import window_losses
+from rose.model.network.layers import PrunableLayer, check_not_shared, decoder_blocks, layers_to_prune, select_layers
+from rose.model.network.residence import is_streamed
+from rose.model.progress import Progress, ProgressCallback
+from rose.model.run.checkpoint import blocks_of
+from rose.model.run.prune import prune_one
+from rose.model.walk.capture import BlockStatistics, check_streams, statistics_of, visit_blocks
+from rose.model.walk.dense_states import token_drift
+from rose.model.walk.forward import Boundaries, bos_in_front, pick_device
+
+UNITS = ("layers", "blocks")
+
+
+def damage(
+    model: nn.Module,
+    tokens: Tensor,
+    *,
+    held_out: Tensor | None = None,
+    method: str = "rose",
+    sparsity: float | str | Pattern = 0.7,
+    units: str = "layers",
+    layers: Sequence[str] | None = None,
+    restore: Mapping[str, Tensor] | None = None,
+    block_size: int = 128,
+    damping: float = 0.01,
+    threshold: float = 0.5,
+    order: str | None = None,
+    budget: str | None = None,
+    options: Mapping[str, Value] | None = None,
+    done: Collection[str] = (),
+    record: Callable[[DamageRecord], Any] = lambda _record: None,
+    progress: ProgressCallback | None = None,
+) -> DamageReport:
+    """What the model loses by each layer or decoder block alone: the change of loss when only it is pruned.
+
+    Args:
+        model: a transformers causal language model; moved to the device and back. Its weights are changed one unit at a
+            time and put back, to the bit, also after an error or a cancel.
+        tokens: calibration tokens, (samples, length) int64. Every layer is calibrated on what it reads in the model as
+            it is, nothing else pruned.
+        held_out: windows that loss and errors are measured on, (windows, length); None keeps the last quarter of
+            `tokens` for that.
+        method, sparsity, block_size, damping, threshold, order, budget, options: see `rose.prune_layer`.
+        units: "layers", each alone; "blocks", all chosen layers of a decoder block together.
+        layers: names, `*` allowed; None means every prunable layer.
+        restore: weights by layer name, (out, in), put back into the pruned `model`, one unit at a time; nothing is
+            pruned then. Errors are those of the pruned layers against these.
+        done: units that are not measured again. They are pruned again, because the last record needs them all.
+        record: called with every unit's record as it comes, and at the end with that of all units at once, whose
+            `unit` is "*"; may raise to stop.
+        progress: called with a `Progress` of stage "damage", whose layers are units; may raise to stop.
+
+    Returns:
+        A `DamageReport`; its `units` is a DataFrame with one row per unit, losses in nats per token.
+
+    Raises:
+        RoseError: bad input, before any work; or a layer that cannot be pruned, which is named.
+    """
+    if held_out is None:
+        kept = max(1, len(tokens) // 4)
+        if len(tokens) - kept < 1:
+            raise RoseError("One sample cannot both calibrate and measure; give more, or held-out tokens.")
+        tokens, held_out = tokens[:-kept], tokens[-kept:]
+    records = []
+    for one in visit_damage(
+        model,
+        tokens,
+        held_out=held_out,
+        method=method,
+        sparsity=sparsity,
+        units=units,
+        layers=layers,
+        restore=restore,
+        block_size=block_size,
+        damping=damping,
+        threshold=threshold,
+        order=order,
+        budget=budget,
+        options=options,
+        done=done,
+        progress=progress,
+    ):
+        record(one)
+        records.append(one)
+    told = describe_damage(
+        model, tokens, held_out, method=method, sparsity=sparsity, units=units, restore=restore is not None
+    )
+    return DamageReport.from_records(records, **told)
+
+
+def describe_damage(
+    model: nn.Module,
+    tokens: Tensor,
+    held_out: Tensor,
+    *,
+    method: str,
+    sparsity: float | str | Pattern,
+    units: str,
+    restore: bool,
+) -> dict[str, Any]:
+    """The settings of a measurement, for its summary; arguments as for `damage`."""
+    return {
+        "intervention": "restore" if restore else "prune",
+        "units": units,
+        **({} if restore else {"method": method, "sparsity": str(sparsity)}),
+        "samples": tokens.shape[0],
+        "length": tokens.shape[1],
+        "windows": held_out.shape[0],
+        "window_length": held_out.shape[1],
+        "bos_token": bos_in_front(model, tokens),
+    }
+
+
+def visit_damage(
+    model: nn.Module,
+    tokens: Tensor,
+    *,
+    held_out: Tensor,
+    method: str = "rose",
+    sparsity: float | str | Pattern = 0.7,
+    units: str = "layers",
+    layers: Sequence[str] | None = None,
+    restore: Mapping[str, Tensor] | None = None,
+    block_size: int = 128,
+    damping: float = 0.01,
+    threshold: float = 0.5,
+    order: str | None = None,
+    budget: str | None = None,
+    options: Mapping[str, Value] | None = None,
+    done: Collection[str] = (),
+    progress: ProgressCallback | None = None,
+) -> Iterator[DamageRecord]:
+    """Yields the record of each unit, decoder block by decoder block, and at the end that of all units at once.
+
+    While a record is out, the model's weights are what they were. Closing the iterator stops the work.
+
+    Args:
+        all: as for `damage`.
+
+    Raises:
+        RoseError: as `damage`.
+    """
+    settings = make_settings(
+        method,
+        sparsity=sparsity,
+        block_size=block_size,
+        damping=damping,
+        threshold=threshold,
+        order=order,
+        budget=budget,
+        options=options,
+    )
+    if units not in UNITS:
+        raise RoseError(f"The units must be one of {', '.join(UNITS)}, not {units!r}.")
+    if is_streamed(model):
+        raise RoseError("Damage needs the whole model in memory; load it without streaming.")
+    if restore is None:
+        selected = layers_to_prune(model, layers, settings.pattern, block_size)
+    else:
+        selected = select_layers(model, layers)
+        check_not_shared(selected, model)
+        _check_restored(restore, selected)
+    check_streams(model, tokens, held_out)
+    if held_out.shape[1] < 2:
+        raise RoseError("Loss needs windows of at least 2 tokens; give longer ones.")
+    change = _restorer(restore) if restore is not None else _pruner(settings)
+    sign = 1.0 if restore is None else -1.0
+    run = _Run(model, held_out, _units_of(model, selected, units), set(done), progress, sign)
+    return run.visit(tokens, selected, change)
+
+
+def _check_restored(restore: Mapping[str, Tensor], selected: Sequence[PrunableLayer]) -> None:
+    for layer in selected:
+        if layer.name not in restore or restore[layer.name].shape != layer.weight.shape:
+            raise RoseError(f"There is no dense weight of this shape for {layer.name}; give the same model, dense.")
+
+
+@dataclass(frozen=True)
+class _Unit:
+    name: str
+    block_index: int
+    projection: str
+    layers: list[PrunableLayer]
+
+
+def _units_of(model: nn.Module, selected: Sequence[PrunableLayer], units: str) -> list[_Unit]:
+    """The units in the order in which they are visited."""
+    if units == "layers":
+        return [_Unit(layer.name, layer.block_index, layer.projection, [layer]) for layer in selected]
+    prefix, _ = decoder_blocks(model)
+    return [_Unit(f"{prefix}.{index}", index, "", layers) for index, layers in sorted(blocks_of(selected).items())]
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What is done to one layer, and the error that belongs to it; see `DamageRecord`."""
+
+    layer: PrunableLayer
+    weight: Tensor
+    sparsity: float
+    relative_error: float
+    held_out_error: float
+    output_error: float
+
+
+Changer = Callable[[PrunableLayer, BlockStatistics], _Change]
+
+
+def _pruner(settings: Settings) -> Changer:
+    def change(layer: PrunableLayer, block: BlockStatistics) -> _Change:
+        held_out = statistics_of(layer, block.held_out)
+        result = prune_one(layer, block.calibration, replace(settings, held_out=held_out))
+        pruned = result.weight.to(layer.weight.dtype)
+        return _measured(layer, layer.weight, pruned, pruned, result.sparsity, block)
+
+    return change
+
+
+def _restorer(restore: Mapping[str, Tensor]) -> Changer:
+    def change(layer: PrunableLayer, block: BlockStatistics) -> _Change:
+        dense = restore[layer.name]
+        removed = float((layer.weight.eq(0) & dense.to(layer.weight.device).ne(0)).float().mean())
+        return _measured(layer, dense, layer.weight, dense, removed, block)
+
+    return change
+
+
+def _measured(
+    layer: PrunableLayer, dense: Tensor, pruned: Tensor, new: Tensor, sparsity: float, block: BlockStatistics
+) -> _Change:
+    """The change of a layer to `new`, with the errors of its pruned against its dense weight."""
+    calibration, held_out = (statistics_of(layer, found) for found in (block.calibration, block.held_out))
+    on_calibration, _ = _errors(dense, pruned, calibration)
+    on_held_out, output = _errors(dense, pruned, held_out)
+    return _Change(layer, new, sparsity, on_calibration, on_held_out, output)
+
+
+def _errors(dense: Tensor, pruned: Tensor, inputs: InputStatistics) -> tuple[float, float]:
+    """‖ΔW Xᵀ‖²/‖W Xᵀ‖², and ‖ΔW x‖² as a mean over tokens."""
+    hessian = inputs.hessian
+    full = dense.to(hessian.device).float()
+    change = max(quadratic_form(full - pruned.to(hessian.device).float(), hessian), 0.0)
+    before = quadratic_form(full, hessian)
+    relative = change / before if before > 0 else (0.0 if change == 0 else math.inf)
+    return relative, change / inputs.tokens
+
+
+def _is_reached(layer: PrunableLayer, block: BlockStatistics) -> bool:
+    """Whether the layer can be changed, and loss can show it: routing may leave an expert without any token."""
+    return not (layer.is_expert and any(layer.name not in found for found in (block.calibration, block.held_out)))
+
+
+@contextmanager
+def _written(changes: Sequence[_Change]) -> Iterator[None]:
+    """While this lasts, the layers have their new weights."""
+    before = [change.layer.weight.clone() for change in changes]
+    try:
+        for change in changes:
+            change.layer.write(change.weight)
+        yield
+    finally:
+        for change, weight in zip(changes, before, strict=True):
+            change.layer.write(weight)
+
+
+class _Run:
+    """One measurement on its way through the units."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        windows: Tensor,
+        units: Sequence[_Unit],
+        done: set[str],
+        progress: ProgressCallback | None,
+        sign: float,
+    ) -> None:
+        self.sign = sign  # of damage, against the change of loss
+        self.model, self.windows, self.units, self.done, self.progress = model, windows, units, done, progress
+        _, blocks = decoder_blocks(model)
+        self.blocks = len(blocks)
+        self.work = pass_work(model, windows.numel())
+        # Besides a pass for every unit: one without any change, one with all of them.
+        self.total = 2 * self.work[0] + sum(self.work[unit.block_index] for unit in units if unit.name not in done)
+        self.finished = 0.0
+        self.count = len([unit for unit in units if unit.name in done])
+        self.start = time.perf_counter()
+        needed = {index for unit in units for index in (unit.block_index - 1, unit.block_index) if index >= 0}
+        self.boundaries = Boundaries(model, needed)
+
+    def visit(self, tokens: Tensor, selected: Sequence[PrunableLayer], change: Changer) -> Iterator[DamageRecord]:
+        model = self.model
+        home, was_training = next(model.parameters()).device, model.training
+        model.eval().to(pick_device())
+        with ExitStack() as stack:
+            stack.callback(lambda: model.train(was_training).to(home))
+            with self.boundaries.record():
+                base = self._losses(0, "")
+            names = [layer.name for layer in selected]
+            visits = visit_blocks(model, tokens, layers=names, held_out=self.windows, progress=self._walked)
+            assert isinstance(visits, Generator)
+            stack.enter_context(closing(visits))  # before the model goes home, where this iterator is closed
+            by_block = {
+                index: [unit for unit in self.units if unit.block_index == index] for index in range(self.blocks)
+            }
+            every: list[_Change] = []
+            for block in visits:
+                for unit in by_block[block.block_index]:
+                    began = time.perf_counter()
+                    changes = [change(layer, block) for layer in unit.layers if _is_reached(layer, block)]
+                    every += changes
+                    if not changes:
+                        self._leave_out(unit)
+                    elif unit.name not in self.done:
+                        yield self._measure(unit, changes, base, began)
+                block.calibration.clear()  # the walk would hold the statistics while it runs the next block
+                block.held_out.clear()
+            if not every:
+                raise RoseError("No token was routed to any of the chosen experts; give more tokens.")
+            yield self._measure(_Unit(WHOLE, -1, "", []), every, base, time.perf_counter())
+            self._tell("done", self.blocks - 1, "", 0.0)
+
+    def _leave_out(self, unit: _Unit) -> None:
+        """Of experts that no token was routed to."""
+        self.count += 1
+        self.total -= self.work[unit.block_index]
+
+    def _measure(self, unit: _Unit, changes: list[_Change], base: Tensor, began: float) -> DamageRecord:
+        index = max(unit.block_index, 0)
+        drifts: list[Tensor] = []
+
+        def watch(batch: int, hidden: Tensor) -> None:
+            dense = self.boundaries.outputs[index][batch].to(hidden.device).double()
+            drifts.append(token_drift(hidden.double() - dense, dense).cpu())
+
+        with _written(changes):
+            if unit.name == WHOLE:
+                losses = self._losses(0, unit.name)
+            else:
+                with self.boundaries.resume(index, watch):
+                    losses = self._losses(index, unit.name)
+        self.count += unit.name != WHOLE
+        differences = losses - base
+        delta = float(differences.mean())
+        sizes = [change.weight.numel() for change in changes]
+        return DamageRecord(
+            unit=unit.name,
+            block_index=unit.block_index,
+            projection=unit.projection,
+            weights=sum(sizes),
+            sparsity=sum(c.sparsity * size for c, size in zip(changes, sizes, strict=True)) / sum(sizes),
+            relative_error=sum(change.relative_error for change in changes) / len(changes),
+            held_out_error=sum(change.held_out_error for change in changes) / len(changes),
+            output_error=sum(change.output_error for change in changes),
+            drift=float(torch.cat(drifts).mean()) if drifts else math.nan,
+            loss=float(losses.mean()),
+            delta_loss=delta,
+            damage=self.sign * delta,
+            standard_error=float(differences.std(correction=1)) / len(losses) ** 0.5 if len(losses) > 1 else math.nan,
+            perplexity_ratio=math.inf if delta >= 700 else math.exp(delta),
+            seconds=time.perf_counter() - began,
+        )
+
+    def _losses(self, index: int, unit: str) -> Tensor:
+        """Loss of each window, (windows,), in a pass that begins at a decoder block."""
+        found = window_losses(
+            self.model, self.windows, progress=lambda share: self._tell("damage", index, unit, self.work[index] * share)
+        )
+        self.finished += self.work[index]
+        return found
+
+    def _walked(self, progress: Progress) -> None:
+        """The walk that gathers statistics is a small part of the work; it only tells that it is alive."""
+        self._tell("calibrate", min(progress.block_index, self.blocks - 1), "", 0.0)
+
+    def _tell(self, stage: str, index: int, unit: str, work: float) -> None:
+        if self.progress is None:
+            return
+        fraction = 1.0 if stage == "done" else min(0.999, (self.finished + work) / self.total)
+        seconds = time.perf_counter() - self.start
+        remaining = seconds * (1 - fraction) / fraction if fraction > 0 else None
+        self.progress(
+            Progress(
+                stage,
+                index,
+                self.blocks,
+                unit or None,
+                None,
+                self.count,
+                len(self.units),
+                fraction,
+                seconds,
+                remaining,
+            )
+        )

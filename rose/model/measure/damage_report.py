@@ -1,0 +1,191 @@
+"""What was found of damage: records, their table, what it says of errors, and the folder that keeps it.
+
+How it is measured is in `rose.model.measure.damage`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from rose.errors import RoseError
+from rose.model.measure.perplexity import perplexity_of
+from rose.rows import RowsFolder
+
+WHOLE = "*"  # the unit of the record in which all units are changed at once
+# What could tell damage in advance; columns of the table.
+PREDICTORS = ("relative_error", "held_out_error", "output_error", "drift")
+CLEAR = 2.0  # standard errors above 0 from which a damage is taken for real
+GAP = 0.3  # a layer is an outlier where the rank of its damage is above that of its error by this share of all
+
+
+@dataclass(frozen=True)
+class DamageRecord:
+    """What the model loses by one unit.
+
+    Attributes:
+        unit: name of the layer, or of the decoder block; `WHOLE` for all units at once.
+        block_index: its decoder block, −1 for the whole.
+        projection: the layer's name within the block; "" for a block and the whole.
+        weights, sparsity: how many weights the unit has, and the fraction of them that is removed (or comes back).
+        relative_error, held_out_error: ‖ΔW Xᵀ‖²/‖W Xᵀ‖² on calibration tokens and on those of the windows; the mean
+            over a unit's layers.
+        output_error: ‖ΔW x‖², mean over the windows' tokens, in the units of the layer's output; summed over layers.
+        drift: ‖Δh‖²/‖h‖² of the residual stream after the decoder block, mean over the windows' tokens; NaN for the
+            whole.
+        loss: nats per token with the change.
+        delta_loss: its change by the intervention: below 0 where restoring pays.
+        damage: what the unit costs: `delta_loss` where it was pruned, −`delta_loss` where it was restored.
+        standard_error: of both, over windows; NaN where there is one.
+        perplexity_ratio: exp(delta_loss).
+        seconds: pruning and measuring.
+    """
+
+    unit: str
+    block_index: int
+    projection: str
+    weights: int
+    sparsity: float
+    relative_error: float
+    held_out_error: float
+    output_error: float
+    drift: float
+    loss: float
+    delta_loss: float
+    damage: float
+    standard_error: float
+    perplexity_ratio: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DamageReport:
+    """Attributes:
+    units: one row per unit, columns as in `DamageRecord`.
+    summary: settings; the loss without a change; the sum of all changes of loss beside that of all units at once;
+        how well error predicts damage.
+    """
+
+    units: pd.DataFrame
+    summary: dict[str, Any]
+
+    @classmethod
+    def from_records(cls, records: Sequence[DamageRecord], **settings: Any) -> DamageReport:
+        """Builds the table, and adds what follows from it to the settings."""
+        table = damage_table([record for record in records if record.unit != WHOLE])
+        whole = next((record for record in records if record.unit == WHOLE), None)
+        base = None if table.empty else float(table["loss"].iloc[0] - table["delta_loss"].iloc[0])
+        found: dict[str, Any] = {
+            "base_loss": base,
+            "base_perplexity": None if base is None else perplexity_of(torch.tensor([base])),
+            "units_measured": len(table),
+            "sum_of_damages": float(table["damage"].sum()),
+            "together": None if whole is None else whole.damage,
+            "together_standard_error": None if whole is None else _or_none(whole.standard_error),
+            "correlation": {name: _or_none(rank_correlation(table, name)) for name in PREDICTORS},
+            "outliers": list(outliers(table)["unit"]),
+        }
+        return cls(table, {**settings, **found})
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def damage_table(records: Sequence[DamageRecord]) -> pd.DataFrame:
+    """One row per record; the columns are there even when no record is."""
+    names = [field.name for field in dataclasses.fields(DamageRecord)]
+    return pd.DataFrame([dataclasses.asdict(record) for record in records], columns=names)
+
+
+def rank_correlation(table: pd.DataFrame, predictor: str = "held_out_error") -> float:
+    """Spearman's ρ between a predictor and damage over the units of a table; NaN for fewer than 3."""
+    known = table[[predictor, "damage"]].dropna()
+    if len(known) < 3:
+        return math.nan
+    return float(known[predictor].rank().corr(known["damage"].rank()))
+
+
+def correlations(table: pd.DataFrame) -> pd.DataFrame:
+    """How well each predictor ranks the units by damage: over all, within each projection, within each third of the
+    depth, and within decoder blocks (the mean of them). Spearman's ρ.
+
+    Returns:
+        Columns group ("all", "projection", "depth", "within a block"), name, units, and one for each of `PREDICTORS`.
+    """
+    groups: list[tuple[str, str, pd.DataFrame]] = [("all", "", table)]
+    if table["projection"].ne("").any():
+        groups += [("projection", str(name), rows) for name, rows in table.groupby("projection", sort=False)]
+    depth = int(table["block_index"].max()) + 1
+    for part in range(3):
+        low, high = part * depth // 3, (part + 1) * depth // 3
+        rows = table[table["block_index"].between(low, high - 1)]
+        groups.append(("depth", f"blocks {low} to {high - 1}", rows))
+    rows_of = [
+        {"group": group, "name": name, "units": len(rows), **{p: rank_correlation(rows, p) for p in PREDICTORS}}
+        for group, name, rows in groups
+        if len(rows)
+    ]
+    within = [rows for _, rows in table.groupby("block_index") if len(rows) > 2]
+    if within:
+        means = {p: float(pd.Series([rank_correlation(rows, p) for rows in within]).mean()) for p in PREDICTORS}
+        rows_of.append({"group": "within a block", "name": "mean", "units": len(within), **means})
+    return pd.DataFrame(rows_of)
+
+
+def outliers(table: pd.DataFrame, predictor: str = "held_out_error", count: int = 5) -> pd.DataFrame:
+    """Units with a small error and a large damage: the rank of their damage is above that of their error by at least
+    `GAP` of all ranks, and the damage by `CLEAR` standard errors above 0. The widest gap first.
+
+    Returns:
+        At most `count` rows of the table, with column `gap`.
+    """
+    cost = table["damage"]
+    clear = cost > CLEAR * table["standard_error"].fillna(0.0)
+    gap = (cost.rank() - table[predictor].rank()) / max(len(table) - 1, 1)
+    found = table.assign(gap=gap)[clear & (gap >= GAP)]
+    return found.sort_values("gap", ascending=False, kind="stable").head(count).reset_index(drop=True)
+
+
+def read_damages(path: str | Path) -> list[DamageRecord]:
+    """Reads a rows.csv that `python -m rose damage` has written, complete or not.
+
+    Raises:
+        RoseError: not such a file.
+    """
+    try:
+        table = pd.read_csv(path, dtype={"projection": str}, float_precision="round_trip")
+        names = [field.name for field in dataclasses.fields(DamageRecord)]
+        rows = table[names].fillna({"projection": ""}).to_dict("records")
+        return [DamageRecord(**{str(name): value for name, value in row.items()}) for row in rows]
+    except (OSError, ValueError, KeyError) as problem:
+        raise RoseError(f"{path} is not a table of damages ({problem}); choose a rows.csv of rose damage.") from problem
+
+
+class DamageFolder(RowsFolder[DamageRecord]):
+    """The folder of a measurement; its rows let an interrupted one resume.
+
+    Files: settings.json, rows.csv (a line per unit, and at the end one for all units at once), summary.json.
+    """
+
+    holds = "measurement of damage"
+    files = "rows.csv", "summary.json"
+
+    def read(self, path: Path) -> list[DamageRecord]:
+        return read_damages(path)
+
+    def key(self, row: DamageRecord) -> Any:
+        return row.unit
+
+    def texts(self) -> dict[str, str]:
+        settings = json.loads((self.folder / "settings.json").read_text())
+        summary = DamageReport.from_records(self.rows, **settings).summary
+        return {"rows.csv": damage_table(self.rows).to_csv(index=False), "summary.json": json.dumps(summary, indent=1)}

@@ -1,0 +1,99 @@
+"""The checks of all layers of a run, as one table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from rose.layer.checks import Check, check_inputs, check_overfitting, judge_damping, worst
+from rose.layer.pattern import Pattern, parse_sparsity
+from rose.layer.statistics import InputStatistics
+from rose.model.walk.capture import BlockStatistics
+
+CHECKS = ("Finite inputs", "Live columns", "Enough tokens", "Damping as asked", "Sparsity as asked", "Over-fitting")
+NOT_MEASURED = "not measured"
+
+
+def check_layers(
+    records: pd.DataFrame,
+    blocks: Sequence[BlockStatistics],
+    *,
+    sparsity: float | str | Pattern,
+    block_size: int,
+    damping: float,
+) -> pd.DataFrame:
+    """One row per layer that calibration has reached, whether or not it could be pruned afterwards.
+
+    Args:
+        records: as from `records_table`, any number of methods per layer, none with factors; the worst of them counts.
+        blocks: what calibration found, as from `visit_blocks`.
+        sparsity, block_size, damping: as asked for.
+
+    Returns:
+        Columns layer, status ("pass", "look" or "fail", the worst of the row), one per entry of `CHECKS` with its
+        status or "not measured", and found: what did not pass, in words.
+    """
+    pattern = parse_sparsity(sparsity)
+    by_layer = dict(iter(records.groupby("layer", sort=False)))
+    judged: dict[int, list[Check]] = {}  # layers that read one tensor share its checks
+    rows = []
+    for block in blocks:
+        for layer in block.layers:
+            if layer.is_expert and layer.name not in block.calibration:
+                continue  # no token was routed to it
+            found = _check_layer(
+                block.calibration.get(layer.name), by_layer.get(layer.name), judged, pattern, block_size, damping
+            )
+            statuses = {check.name: check.status for check in found}
+            rows.append(
+                {
+                    "layer": layer.name,
+                    "status": worst(found),
+                    **{name: statuses.get(name, NOT_MEASURED) for name in CHECKS},
+                    "found": "; ".join(check.found for check in found if check.status != "pass"),
+                }
+            )
+    return pd.DataFrame(rows, columns=["layer", "status", *CHECKS, "found"])
+
+
+def _check_layer(
+    statistics: InputStatistics | None,
+    records: pd.DataFrame | None,
+    judged: dict[int, list[Check]],
+    pattern: Pattern,
+    block_size: int,
+    damping: float,
+) -> list[Check]:
+    if statistics is None:
+        return [Check("Finite inputs", "fail", "no input during calibration", "at least one token")]
+    if id(statistics) not in judged:
+        judged[id(statistics)] = check_inputs(statistics, None if records is not None else damping)
+    found = list(judged[id(statistics)])
+    if records is None:
+        return found
+    found.append(judge_damping(float(records["damping"].max()), damping))
+    found.append(_check_sparsity(records, pattern, block_size))
+    ratios = records["held_out_error"] / records["relative_error"]
+    if ratios.notna().any():
+        row = records.loc[ratios.idxmax()]
+        check = check_overfitting(float(row["relative_error"]), float(row["held_out_error"]))
+        found += [check] if check else []
+    return found
+
+
+def _check_sparsity(records: pd.DataFrame, pattern: Pattern, block_size: int) -> Check:
+    """From the realised fractions alone; `realised_sparsity` counts in the method's own units."""
+    sizes = records["rows"] * records["columns"]
+    deviation = (records["sparsity"] - pattern.ratio).abs() * sizes
+    blocks = math.ceil(int(records["columns"].iloc[0]) / block_size)
+    # Each unit of the budget is rounded to a whole weight; the fractions of older reports are float32.
+    units = records["budget"].map({"block": blocks, "row": records["rows"].iloc[0], "layer": 1})
+    allowed = 1e-6 * sizes + (0 if pattern.is_grouped else units / 2)
+    return Check(
+        "Sparsity as asked",
+        "pass" if (deviation <= allowed).all() else "fail",
+        f"{deviation.max():.1f} weights off {100 * pattern.ratio:g} %",
+        "at most half a weight per block, row or layer, whichever the method counts over",
+    )

@@ -1,0 +1,180 @@
+"""Zero-shot accuracy through the field's own harness, lm-eval (Gao et al., "A framework for few-shot language model
+evaluation"), which is installed apart: requirements-eval.txt.
+
+A pruned model's perplexity can look harmless while its answers are not; papers therefore report both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from rose.errors import RoseError
+from rose.model.load.tokens import first_token
+from rose.model.walk.forward import pick_device
+
+# What SparseGPT, Wanda, OWL and ROSE report. Names as in the harness; openbookqa is the papers' OBQA.
+TASKS = ("boolq", "winogrande", "piqa", "openbookqa", "hellaswag", "arc_easy", "arc_challenge")
+BATCH = 8  # sequences at a time
+FILE = "zero_shot.csv"  # in the folder of a model, its accuracies
+
+
+def check_installed() -> None:
+    """Raises RoseError where lm-eval is missing. Reads all of it, which takes seconds; see `is_installed`."""
+    try:
+        import lm_eval.models.huggingface  # noqa: F401
+    except ImportError as problem:
+        raise RoseError(
+            f"Zero-shot tasks need lm-eval ({problem}); run: pip install -r requirements-eval.txt"
+        ) from problem
+
+
+def is_installed() -> bool:
+    """Whether lm-eval is there, without reading it."""
+    return find_spec("lm_eval") is not None
+
+
+def zero_shot(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    tasks: Sequence[str] = TASKS,
+    task_folder: str | Path | None = None,
+    limit: int | None = None,
+    bos: str = "auto",
+    progress: Callable[[float], Any] = lambda _share: None,
+) -> pd.DataFrame:
+    """Accuracy on multiple-choice tasks, without examples in the prompt.
+
+    A choice is the answer with the largest log-likelihood: as it is in `accuracy`, divided by its length in
+    `accuracy_norm` where the task defines that. Data sets come from the Hub, or from files that a local task names.
+
+    Args:
+        model: a transformers causal language model; moved to the device and back.
+        tokenizer: its own.
+        tasks: names in the harness.
+        task_folder: a folder of further tasks as YAML files; then only these are known.
+        limit: at most so many questions of each task, the first ones.
+        bos: whether every question begins with a beginning-of-sequence token, see `rose.model.load.tokens.first_token`.
+        progress: called with the share done, 0 to 1, before each batch of answers; may raise to stop.
+
+    Returns:
+        A row per task: task, questions, accuracy, accuracy_error (standard error), accuracy_norm. NaN where the task
+        has no such number.
+
+    Raises:
+        RoseError: lm-eval is not installed, a `bos` that the tokenizer cannot do, an unknown task, or a data set
+            out of reach.
+    """
+    check_installed()
+    first = first_token(tokenizer, bos)
+    if not tasks or (limit is not None and limit < 1):
+        raise RoseError("Zero-shot needs at least one task, and a limit of at least 1.")
+    home, device, was_training = next(model.parameters()).device, pick_device(), model.training
+    model.to(device).eval()
+    try:
+        manager = task_manager(tasks, task_folder)
+        found = _evaluate(model, tokenizer, manager, list(tasks), limit, device, first, progress)
+    finally:
+        model.train(was_training).to(home)
+    return pd.DataFrame([_row(name, found["results"][name], found["n-samples"][name]) for name in tasks])
+
+
+def task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
+    """The harness's tasks, or those of a folder.
+
+    Raises:
+        RoseError: no such folder, a group of tasks, or an unknown one.
+    """
+    from lm_eval.tasks import TaskManager
+
+    if folder is not None and not Path(folder).is_dir():
+        raise RoseError(f"There is no folder {folder}; give one that holds task definitions (.yaml).")
+    manager = TaskManager(include_path=None if folder is None else str(folder), include_defaults=folder is None)
+    groups = [name for name in tasks if name in manager.all_tasks and name not in manager.all_subtasks]
+    if groups:
+        raise RoseError(f"{', '.join(groups)} stands for several tasks; name those of them that you want.")
+    unknown = [name for name in tasks if name not in manager.all_subtasks]
+    if unknown:
+        raise RoseError(
+            f"There is no task named {', '.join(unknown)}; choose from {', '.join(TASKS)}, or any other of lm-eval's."
+            if folder is None
+            else f"{folder} defines no task named {', '.join(unknown)}."
+        )
+    return manager
+
+
+def _evaluate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    manager: Any,
+    tasks: list[str],
+    limit: int | None,
+    device: torch.device,
+    first: int | None,
+    progress: Callable[[float], Any],
+) -> dict[str, Any]:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    class Begun(HFLM):
+        """Every question begins as calibration does, with the one token or with none."""
+
+        def tok_encode(
+            self,
+            string: str,
+            add_special_tokens: bool | None = None,
+            left_truncate_len: int | None = None,
+            **_more: Any,
+        ) -> list[int]:
+            ids = super().tok_encode(string, add_special_tokens=False)
+            if first is not None and add_special_tokens is not False and ids[:1] != [first]:
+                ids = [first, *ids]
+            return ids[-left_truncate_len:] if left_truncate_len else ids
+
+        def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **more: Any) -> list[Any]:
+            self.batches, self.run = math.ceil(len(requests) / BATCH), 0
+            return super()._loglikelihood_tokens(requests, *args, **more)
+
+        def _model_call(self, *args: Any, **more: Any) -> Any:
+            progress(min(1.0, self.run / max(1, self.batches)))
+            self.run += 1
+            return super()._model_call(*args, **more)
+
+    wrapped = Begun(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, device=str(device))
+    try:
+        found = lm_eval.simple_evaluate(
+            model=wrapped,
+            tasks=tasks,
+            num_fewshot=0,
+            limit=limit,
+            task_manager=manager,
+            log_samples=False,
+            bootstrap_iters=0,  # accuracies have a closed standard error
+        )
+    except (OSError, ValueError, ConnectionError) as problem:  # the data library raises these for a set out of reach
+        reason = " ".join(str(problem).split())[:150]
+        raise RoseError(
+            f"The tasks cannot be run ({reason}); check the network, or give a folder of tasks with local files."
+        ) from problem
+    assert found is not None  # None only on other ranks of a distributed run
+    return dict(found)
+
+
+def _row(name: str, result: dict[str, Any], questions: dict[str, int]) -> dict[str, Any]:
+    accuracy, asked = float(result.get("acc,none", math.nan)), int(questions["effective"])
+    return {
+        "task": name,
+        "questions": asked,
+        "accuracy": accuracy,
+        "accuracy_error": math.sqrt(accuracy * (1 - accuracy) / max(1, asked - 1)),
+        "accuracy_norm": float(result.get("acc_norm,none", math.nan)),
+    }

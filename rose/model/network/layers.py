@@ -1,0 +1,212 @@
+"""Decoder blocks and prunable layers of any decoder family, found by structure and not by name."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from rose.errors import RoseError
+from rose.layer.pattern import Pattern
+from rose.model.network.experts import ExpertLinear, expert_layers, is_experts, routers
+
+LowRank = tuple[Tensor, Tensor]
+LOW_RANK = "rose_low_rank"  # of a module
+LEFT, RIGHT = ".low_rank.left", ".low_rank.right"
+
+
+@dataclass(frozen=True)
+class PrunableLayer:
+    """A linear layer inside a decoder block.
+
+    Attributes:
+        name: dotted name in the model, such as "model.layers.0.self_attn.o_proj"; a matrix of an expert is
+            "model.layers.0.mlp.experts.3.gate_proj", whether or not the model keeps it by itself.
+        block_index: which decoder block it is in.
+        projection: the name within the block, such as "self_attn.o_proj".
+        module: `nn.Linear`, a subclass of it, GPT-2's Conv1D, or an `ExpertLinear`.
+    """
+
+    name: str
+    block_index: int
+    projection: str
+    module: nn.Module
+
+    @property
+    def weight(self) -> Tensor:
+        """W as (out, in), whichever way the module stores it; a view, not a copy."""
+        parameter = self.module.weight
+        assert isinstance(parameter, Tensor)
+        stored = parameter.detach()
+        return stored.T if isinstance(self.module, Conv1D) else stored
+
+    def write(self, weight: Tensor) -> None:
+        """Replaces W, given as (out, in), in the module's own dtype and storage."""
+        self.weight.copy_(weight)
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether it is a matrix of a fused expert, which only the tokens routed to it reach, perhaps none."""
+        return isinstance(self.module, ExpertLinear)
+
+    @property
+    def low_rank(self) -> LowRank | None:
+        """Factors (out, rank) and (rank, in) whose product W contains besides a sparse part, as the last pruning left
+        it; None where it only removed weights."""
+        return getattr(self.module, LOW_RANK, None)
+
+    def keep_low_rank(self, factors: LowRank | None) -> None:
+        """Notes the factors beside W; a plain attribute, so that the module's state and its output stay as they are."""
+        if factors is not None:
+            setattr(self.module, LOW_RANK, factors)
+        elif self.low_rank is not None:
+            delattr(self.module, LOW_RANK)
+
+
+@contextmanager
+def named(layer: PrunableLayer) -> Iterator[None]:
+    """Puts the layer's name in front of what is wrong with it."""
+    try:
+        yield
+    except RoseError as problem:
+        raise RoseError(f"{layer.name}: {problem}") from problem
+
+
+def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules by name, those that stand for matrices of fused experts among them."""
+    for name, module in model.named_modules():
+        yield name, module
+        for expert in expert_layers(module) if is_experts(module) else ():
+            yield f"{name}.{expert.name}", expert
+
+
+def low_rank_tensors(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Tensor]:
+    """The factors of the modules that have them, as NAME + `LEFT` and NAME + `RIGHT`, for a file."""
+    found = {}
+    for name, module in modules:
+        factors: LowRank | None = getattr(module, LOW_RANK, None)
+        if factors is not None:
+            found[name + LEFT], found[name + RIGHT] = factors
+    return found
+
+
+def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The decoder blocks and their dotted name: the outermost module list that holds most linear weights.
+
+    Raises:
+        RoseError: there is none.
+    """
+    best, best_size, outer = None, 0, ""
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or (outer and name.startswith(outer)):
+            continue  # lists inside a list (experts of a block) are parts of its blocks
+        outer = name + "."
+        size = sum(m.weight.numel() for m in module.modules() if isinstance(m, (nn.Linear, Conv1D)))
+        if size > best_size:
+            best, best_size = (name, module), size
+    if best is None:
+        raise RoseError(
+            f"{type(model).__name__} has no list of decoder blocks with linear layers, so nothing to prune."
+        )
+    return best
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the language model, which a model that also sees or hears keeps inside its own."""
+    config: Any = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Channels of the hidden states that pass from one decoder block to the next."""
+    return text_config(model).hidden_size
+
+
+def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
+    """Every linear layer inside the decoder blocks, in forward registration order; each matrix of an expert is one.
+
+    Embeddings and the output head are outside the blocks and stay dense, as in the papers; so do the routers of fused
+    experts.
+
+    Raises:
+        RoseError: the family keeps its experts in fused weights of another layout than `network.experts`.
+    """
+    prefix, blocks = decoder_blocks(model)
+    layers = []
+    for index, block in enumerate(blocks):
+        left_out, experts = routers(block), {name for name, module in block.named_modules() if is_experts(module)}
+        fused = [name for name, p in block.named_parameters() if p.squeeze().ndim == 3 and "conv" not in name]
+        unknown = [name for name in fused if name.rpartition(".")[0] not in experts]
+        if unknown:
+            raise RoseError(
+                f"{type(model).__name__} keeps fused three-dimensional weights ({unknown[0]}), as mixtures of experts "
+                "do; this layout of them is not supported yet, so choose another model."
+            )
+        for name, module in block.named_modules():
+            if isinstance(module, (nn.Linear, Conv1D)) and module not in left_out:
+                layers.append(PrunableLayer(f"{prefix}.{index}.{name}", index, name, module))
+            for expert in expert_layers(module) if name in experts else ():
+                part = f"{name}.{expert.name}"
+                layers.append(PrunableLayer(f"{prefix}.{index}.{part}", index, part, expert))
+    return layers
+
+
+def select_layers(model: nn.Module, layers: Sequence[str] | None) -> list[PrunableLayer]:
+    """The layers with these names; `*` and `?` match as in a shell; None means all.
+
+    Raises:
+        RoseError: a name that matches nothing, or no name at all.
+    """
+    every = prunable_layers(model)
+    if layers is None:
+        return every
+    if not layers:
+        raise RoseError("No layer is chosen; give at least one name, or leave the choice out for all.")
+    chosen = set()
+    for pattern in [layers] if isinstance(layers, str) else layers:
+        matched = {layer.name for layer in every if fnmatch.fnmatchcase(layer.name, pattern)}
+        if not matched:
+            raise RoseError(
+                f"No prunable layer is named {pattern!r}; names look like {every[0].name}, and * matches any part."
+            )
+        chosen |= matched
+    return [layer for layer in every if layer.name in chosen]
+
+
+def layers_to_prune(
+    model: nn.Module, layers: Sequence[str] | None, pattern: Pattern, block_size: int
+) -> list[PrunableLayer]:
+    """The layers of these names, in the order of the model.
+
+    Raises:
+        RoseError: as `select_layers`, `check_not_shared` and `check_widths`.
+    """
+    selected = select_layers(model, layers)
+    check_not_shared(selected, model)
+    check_widths(selected, pattern, block_size)
+    return selected
+
+
+def check_widths(layers: Iterable[PrunableLayer], pattern: Pattern, block_size: int) -> None:
+    """Raises RoseError, naming the layer, where its number of columns does not suit the pattern."""
+    for layer in layers:
+        with named(layer):
+            pattern.check(layer.weight.shape[1], block_size)
+
+
+def check_not_shared(layers: Sequence[PrunableLayer], model: nn.Module) -> None:
+    """Raises RoseError where a layer's weights are those of another one too: it would be pruned twice, or unseen."""
+    owners: dict[int, str] = {}
+    chosen = {layer.name for layer in layers}
+    for layer in prunable_layers(model):
+        first = owners.setdefault(id(layer.module.weight), layer.name) if not layer.is_expert else layer.name
+        if first != layer.name and chosen & {first, layer.name}:
+            raise RoseError(
+                f"{first} and {layer.name} are the same weights, which several decoder blocks share; such layers "
+                "cannot be pruned one decoder block at a time, so choose others."
+            )

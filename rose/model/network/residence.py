@@ -1,0 +1,93 @@
+"""Where decoder blocks are kept between uses: in memory, or, for a model larger than that, in its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rose.files import digest
+from rose.model.network.layers import PrunableLayer, decoder_blocks
+
+ATTRIBUTE = "rose_residence"  # of a model whose blocks are not in memory
+
+
+class Residence:
+    """Decoder blocks in memory. One at a time moves to the device and back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        _, self.blocks = decoder_blocks(model)
+
+    @property
+    def scratch(self) -> Path | None:
+        """Folder that must keep what is pruned, because memory does not; None where memory does."""
+        return None
+
+    @contextmanager
+    def visit(self, index: int, device: torch.device) -> Iterator[nn.Module]:
+        """One decoder block, whole, on the device and in evaluation mode: calibration is without dropout."""
+        block = self.blocks[index]
+        home, was_training = next(block.parameters()).device, block.training
+        block.to(device).eval()
+        try:
+            yield block
+        finally:
+            block.train(was_training).to(home)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """While this lasts, the model's forward pass works, decoder blocks included; slowly where they are in files."""
+        return nullcontext()
+
+    def embedding(self) -> AbstractContextManager[None]:
+        """While this lasts, everything but the decoder blocks and the head works."""
+        return nullcontext()
+
+    def overlay(self, revise: Callable[[int], None], finished: Collection[int], checkpoint: Path | None) -> None:
+        """Says how to lay what a run has made of a decoder block over the one in the files; memory has it already.
+
+        Args:
+            revise: changes the decoder block of this index, which has just been read.
+            finished: decoder blocks that the run has changed; grows with it.
+            checkpoint: the folder that keeps the changes for good, if one does.
+
+        Raises:
+            RoseError: another run has pruned this model, whose weights would be lost.
+        """
+
+    def withdraw(self) -> None:
+        """Drops the overlay: decoder blocks are again what they were before the run."""
+
+    def settle(self, revise: Callable[[int], None], identity: str) -> None:
+        """Drops the overlay too, but from now on decoder blocks are what `revise` makes of them, and later runs begin
+        there. The model's parameters have the shapes and names already that they will then have.
+
+        `identity`: identifies the change.
+        """
+
+    def check_renumbering(self) -> None:
+        """Raises RoseError where decoder blocks cannot be left out of the files that will be written."""
+
+    def renumber(self, kept: Sequence[int]) -> None:
+        """The model has only these of its decoder blocks left, in this order."""
+
+    def read_weight(self, layer: PrunableLayer) -> Tensor:
+        """W of one layer, (out, in), dense; not to be changed. Works while another thread visits its decoder block."""
+        return layer.weight
+
+    def fingerprint(self) -> str:
+        """Identifies these weights."""
+        return digest(self.model.state_dict())
+
+
+def residence_of(model: nn.Module) -> Residence:
+    """The model's own residence, or memory."""
+    return getattr(model, ATTRIBUTE, None) or Residence(model)
+
+
+def is_streamed(model: nn.Module) -> bool:
+    """Whether the model's decoder blocks stay in files; see `load_model`."""
+    return hasattr(model, ATTRIBUTE)

@@ -1,0 +1,172 @@
+"""Which layers write into the residual stream, found by watching one decoder block run and not by names.
+
+A decoder block adds what some of its layers put out to the residual stream. For a corrected target it must be known
+which, and what the stream holds just before: the block's input or what a norm made of it, and the outputs added since.
+
+The block runs once on a few tokens while every addition is seen (`TorchDispatchMode`). Values are known by their
+storage, so views of a layer's output still count as that output. The following are recognized: sequential and
+parallel attention and MLP, sums made in any order, a constant multiplier before the addition, norms of the stream that
+become the stream (OPT-350M), and norms between a layer and the stream (Gemma). Any other module there is taken for a
+norm too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rose.model.network.experts import is_experts
+from rose.model.network.layers import PrunableLayer
+
+add, mul, aten = torch.ops.aten.add, torch.ops.aten.mul, torch.ops.aten
+ADDITIONS = (add.Tensor, aten.add_.Tensor)
+PRODUCTS = (mul.Tensor, mul.Scalar, aten.mul_.Tensor, aten.mul_.Scalar)
+COPIES = (aten.clone.default, aten._to_copy.default)
+
+
+@dataclass(frozen=True)
+class Term:
+    """An output that is added to the stream, `scale` times: that of `module`, a name inside the decoder block."""
+
+    module: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How one layer writes into the residual stream.
+
+    Attributes:
+        base: what the stream begins with: "" for the decoder block's input, or the module (a norm) whose output it is.
+        before: what has been added to it when this layer runs.
+        term: what this layer adds: its own output, or that of the norm behind it.
+    """
+
+    base: str
+    before: tuple[Term, ...]
+    term: Term
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A tensor that belongs to the stream (`base` given), or that is on its way into it."""
+
+    base: str | None
+    terms: tuple[Term, ...] = ()
+
+
+def find_writers(
+    block: nn.Module, layers: Sequence[PrunableLayer], run: Callable[[], Any], hidden: Tensor
+) -> dict[str, Writer]:
+    """The layers of a decoder block that write into the residual stream, by projection; empty where none is seen.
+
+    Args:
+        block: the decoder block.
+        layers: all of its linear layers; where one that adds to the stream is missing, those behind it are not found.
+        run: calls the block on `hidden`, (samples, length, hidden).
+    """
+    trace = _Trace(hidden)
+    names = {layer.projection for layer in layers}
+    # What routed experts put out is a term of the stream that no one layer writes, and no stream of its own.
+    inside = {
+        name: module
+        for name, module in block.named_modules()
+        if name and not any(is_experts(part) for part in module.modules())
+    }
+    hooks = [module.register_forward_hook(trace.after(name, name in names)) for name, module in inside.items()]
+    try:
+        with torch.no_grad(), trace:
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: writer for name, writer in trace.writers.items() if name in names}
+
+
+class _Trace(TorchDispatchMode):
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.shape = hidden.shape
+        self.alive: list[Tensor] = []  # so that no storage is used twice
+        self.values: dict[int, _Value] = {}
+        self.order: list[str] = []  # of the layers as they run
+        self.layer_of: dict[str, str] = {}  # module whose output is a term -> layer
+        self.writers: dict[str, Writer] = {}
+        self._note(hidden, _Value(""))
+
+    def after(self, name: str, is_layer: bool) -> Callable[..., None]:
+        """A forward hook for one module of the block."""
+
+        def seen(_module: nn.Module, args: tuple, output: Any) -> None:
+            if not isinstance(output, Tensor) or output.numel() != self.shape.numel():
+                return
+            if is_layer:
+                self.order.append(name)
+                self.layer_of[name] = name
+                self._note(output, _Value(None, (Term(name),)))
+            elif args and isinstance(args[0], Tensor) and self._value(output) is None:
+                self._through(name, self._value(args[0]), output)
+
+        return seen
+
+    def _through(self, name: str, read: _Value | None, output: Tensor) -> None:
+        """A module, such as a norm, that has read the stream or a layer's output and put out something new."""
+        if read is None:
+            return
+        if read.base is not None:
+            self._note(output, _Value(name))
+        elif len(read.terms) == 1 and read.terms[0].module in self.layer_of:
+            self.layer_of[name] = self.layer_of[read.terms[0].module]
+            self._note(output, _Value(None, (Term(name),)))
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        if not isinstance(output, Tensor):
+            return output
+        if function in ADDITIONS:
+            self._add(args, kwargs or {}, output)
+        elif function in PRODUCTS and not (isinstance(args[1], Tensor) and args[1].numel() > 1):
+            self._scale(args, output)
+        elif function in COPIES and (value := self._value(args[0])) is not None:
+            self._note(output, value)
+        return output
+
+    def _add(self, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
+        known = [self._value(arg) for arg in args[:2]]
+        if known[0] is None or known[1] is None or kwargs.get("alpha", 1) != 1:
+            return
+        one, other = (known[1], known[0]) if known[1].base is not None else (known[0], known[1])
+        if other.base is not None:
+            return  # two values of the stream
+        if one.base is not None:
+            self._write(one, other)
+        self._note(output, replace(one, terms=one.terms + other.terms))
+
+    def _write(self, stream: _Value, added: _Value) -> None:
+        assert stream.base is not None
+        # What ran later may be added first, and so those written before may turn out to have had more before them.
+        terms = stream.terms + added.terms
+        ran = {term: self.order.index(self.layer_of[term.module]) for term in terms}
+        for term in terms:
+            earlier = tuple(other for other in terms if ran[other] < ran[term])
+            self.writers[self.layer_of[term.module]] = Writer(stream.base, earlier, term)
+
+    def _scale(self, args: tuple, output: Tensor) -> None:
+        value = self._value(args[0])
+        if value is not None and value.base is None:
+            scale = float(args[1])
+            self._note(output, replace(value, terms=tuple(replace(t, scale=t.scale * scale) for t in value.terms)))
+
+    def _value(self, tensor: Any) -> _Value | None:
+        if not isinstance(tensor, Tensor) or tensor.numel() != self.shape.numel():
+            return None
+        return self.values.get(tensor.untyped_storage().data_ptr())
+
+    def _note(self, tensor: Tensor, value: _Value) -> None:
+        self.alive.append(tensor)
+        self.values[tensor.untyped_storage().data_ptr()] = value

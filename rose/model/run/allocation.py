@@ -1,0 +1,358 @@
+"""Which ratio each layer of a model gets: the same, by outliers (OWL), by the curvature of the loss, or by damage.
+
+The total comes out exact whatever the layers' sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rose.errors import RoseError
+from rose.layer.loss import importance
+from rose.layer.pattern import Pattern
+from rose.model.measure.damage_report import DamageRecord, read_damages
+from rose.model.network.experts import ExpertLinear, experts_apart
+from rose.model.network.layers import PrunableLayer
+from rose.model.progress import ALLOCATION_SHARE
+from rose.model.walk.capture import BlockStatistics, no_input, statistics_of
+from rose.model.walk.forward import pick_device
+from rose.paths import expand
+
+ALLOCATIONS = tuple(ALLOCATION_SHARE)
+BY_DAMAGE = "damage"  # one more rule, which needs a folder: damage:FOLDER
+
+# Hutchinson's probes: one for each of so many windows, and so much of each. A second derivative costs about four
+# forward passes, and keeps every attention matrix: 7 GB for 512 tokens of the packaged model.
+TRACE_SAMPLES, TRACE_LENGTH = 16, 512
+
+OUTLIER_FACTOR = 5.0  # M of OWL
+OWL_SPREAD = 0.08  # λ of OWL
+DENSITY_SPREAD = 0.1  # α of the sensitivity-aware allocation
+# How fast damage grows with sparsity, d(s) ∝ exp(g·s). From the loss of the whole packaged model in docs/results.md:
+# SparseGPT's rises 3.7-fold from 50 to 70 %, g = 6.5, and 2.9-fold from 60 to 80 %, g = 5.3.
+DAMAGE_GROWTH = 6.0
+DAMAGE_SPREAD = 0.15  # how far a layer may be from the target: beyond, the measurement at one sparsity says little
+
+
+class Allocation(NamedTuple):
+    """`rule`: one of `ALLOCATIONS`, or `BY_DAMAGE`; `spread`: α of "sensitivity"; `folder`: of measured damages."""
+
+    rule: str
+    spread: float = DENSITY_SPREAD
+    folder: str = ""
+
+
+def parse_allocation(text: str) -> Allocation:
+    """Reads "uniform", "owl", "sensitivity", "sensitivity:ALPHA" such as "sensitivity:0.05", or "damage:FOLDER".
+
+    Raises:
+        RoseError: an unknown rule, an α that is not a number from 0 to 1, or no folder of damages.
+    """
+    rule, colon, number = text.partition(":")
+    if rule == BY_DAMAGE:
+        if not number.strip():
+            raise RoseError("Allocation by damage needs a folder that rose damage has written: damage:FOLDER.")
+        return Allocation(rule, folder=number.strip())
+    if rule not in ALLOCATIONS or (colon and rule != "sensitivity"):
+        raise RoseError(
+            f"The allocation must be one of {', '.join(ALLOCATIONS)}, sensitivity:ALPHA such as sensitivity:0.05, or "
+            f"damage:FOLDER, not {text!r}."
+        )
+    if not colon:
+        return Allocation(rule)
+    try:
+        spread = float(number)
+    except ValueError:
+        spread = math.nan
+    if not 0 <= spread <= 1:  # also catches NaN
+        raise RoseError(f"The α of sensitivity must be a number from 0 to 1, not {number!r}.")
+    return Allocation(rule, spread)
+
+
+def check_allocation(allocation: str, pattern: Pattern) -> None:
+    """Raises RoseError for an unknown allocation, damages that are not there, or one that N:M leaves no room for."""
+    rule, _, folder = parse_allocation(allocation)
+    if rule != "uniform" and pattern.is_grouped:
+        raise RoseError(f'{pattern} fixes the ratio of every layer; use a plain ratio, or allocation "uniform".')
+    if rule == BY_DAMAGE:
+        _damages(folder)
+
+
+def _damages(folder: str) -> list[DamageRecord]:
+    return read_damages(expand(folder) / "rows.csv")
+
+
+def allocate(
+    model: nn.Module,
+    tokens: Tensor,
+    layers: Sequence[PrunableLayer],
+    pattern: Pattern,
+    allocation: str,
+    dense_blocks: Callable[[], Iterable[BlockStatistics]],
+    tick: Callable[[float], None] = lambda share: None,
+) -> dict[str, Pattern]:
+    """The pattern of each layer; all together remove exactly round(ratio · weights).
+
+    Args:
+        model: dense; not changed.
+        tokens: calibration tokens, (samples, length).
+        layers: those that will be pruned; OWL's outliers and the total are over these.
+        pattern: of the whole.
+        allocation: see `parse_allocation`.
+        dense_blocks: gives statistics of the dense model by decoder block; only OWL asks for them.
+        tick: called with the share done, 0 to 1; may raise to stop.
+
+    Raises:
+        RoseError: as `check_allocation`.
+    """
+    check_allocation(allocation, pattern)
+    rule, spread, folder = parse_allocation(allocation)
+    if rule == "uniform":
+        return {layer.name: pattern for layer in layers}
+    sizes = [layer.weight.numel() for layer in layers]
+    if rule == "owl":
+        shares = _outlier_shares(dense_blocks())
+        wanted = owl_ratios([shares[layer.block_index] for layer in layers], pattern.ratio)
+    elif rule == BY_DAMAGE:
+        wanted = damage_ratios(_damage_densities(_damages(folder), layers), pattern.ratio)
+    else:
+        traces = hessian_traces(model, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)
+        wrong = [layer.name for layer, trace in zip(layers, traces, strict=True) if not math.isfinite(trace)]
+        if wrong:
+            raise RoseError(f"The loss has no finite curvature by {wrong[0]}; load the model in float32.")
+        # Hutchinson's estimate may be negative, and so may a trace: the loss is not convex. The paper takes |mean|.
+        sensitivities = [abs(trace) / size for trace, size in zip(traces, sizes, strict=True)]
+        wanted = sensitivity_ratios(sensitivities, pattern.ratio, spread)
+    ratios = exact_ratios(wanted, sizes, pattern.ratio)
+    return {layer.name: Pattern(ratio) for layer, ratio in zip(layers, ratios, strict=True)}
+
+
+def _outlier_shares(blocks: Iterable[BlockStatistics]) -> dict[int, float]:
+    """Outlier share of each decoder block, by its index; the least of all where no token came to any of its layers."""
+    shares: dict[int, float] = {}
+    unknown = []
+    for block in blocks:
+        known = [
+            (layer.weight, statistics_of(layer, block.calibration).mean_square)
+            for layer in block.layers
+            if not layer.is_expert or layer.name in block.calibration  # no token may have come to an expert
+        ]
+        if known:
+            shares[block.block_index] = outlier_share([importance(w.to(x.device), x) for w, x in known])
+        else:
+            unknown.append(block.block_index)
+    return shares | dict.fromkeys(unknown, min(shares.values(), default=0.0))
+
+
+def hessian_traces(
+    model: nn.Module,
+    tokens: Tensor,
+    layers: Sequence[PrunableLayer],
+    *,
+    probes: int = 1,
+    seed: int = 0,
+    tick: Callable[[float], None] = lambda share: None,
+) -> list[float]:
+    """Hutchinson's estimate of the trace of the loss Hessian with respect to each layer's weights.
+
+    For random signs v, the mean of vᵀ(∇²loss)v is the trace; ∇²loss·v is a second backward pass. All layers share
+    a probe: terms between layers have mean zero. The loss is the mean cross-entropy of next tokens in a window, and
+    the estimate the mean over windows. Arithmetic is in the model's own dtype, so load it in float32.
+
+    Args:
+        model: moved to the device and back; weights, gradients and flags are as before afterwards.
+        tokens: (samples, length) int64, as `check_tokens` lets through.
+        layers: whose traces.
+        probes: sign vectors per window.
+        seed: of the signs.
+
+    Raises:
+        RoseError: tokens too short to predict anything; a layer that none reaches.
+    """
+    if tokens.shape[1] < 2:
+        raise RoseError("Sensitivity needs samples of at least 2 tokens; give longer ones.")
+    weights = {layer.name: _parameter(layer) for layer in layers}
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    was_training, home, device = model.training, next(model.parameters()).device, pick_device()
+    generator = torch.Generator().manual_seed(seed)
+    totals = torch.zeros(len(layers), dtype=torch.float64)
+    model.eval().to(device)
+    try:
+        for parameter in flags:
+            parameter.requires_grad_(False)
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        # Not every kernel for fused experts has a second derivative.
+        with experts_apart(model):
+            for number, window in enumerate(tokens):
+                for _ in range(probes):
+                    products = _probe(model, window.to(device), weights, generator)
+                    totals += torch.tensor([_sum_of(layer, products[layer.name]) for layer in layers]).double()
+                tick((number + 1) / len(tokens))
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+        model.train(was_training).to(home)
+    return (totals / (len(tokens) * probes)).tolist()
+
+
+def _parameter(layer: PrunableLayer) -> Tensor:
+    """The parameter that the layer's weight is, or, for an expert, is a part of."""
+    weight = layer.module.fused if isinstance(layer.module, ExpertLinear) else layer.module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _sum_of(layer: PrunableLayer, products: Tensor) -> float:
+    """The sum over the layer's own part of a tensor of its parameter's shape."""
+    own = layer.module.part_of(products) if isinstance(layer.module, ExpertLinear) else products
+    return float(own.sum(dtype=torch.float32))
+
+
+def _probe(
+    model: nn.Module, window: Tensor, named: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """v ⊙ (∇²loss)v of each layer's parameter, for one draw of signs v; its sums are vᵀ(∇²loss)v."""
+    unique = {id(weight): weight for weight in named.values()}
+    weights = list(unique.values())
+    # The fused attention kernels have no second derivative.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
+        loss = nn.functional.cross_entropy(logits.float(), window[1:].long())
+        gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+        missed = [weight for weight, gradient in zip(unique, gradients, strict=True) if gradient is None]
+        for name, weight in named.items():
+            if id(weight) in missed:
+                raise no_input(name)
+        signs = [torch.randint(0, 2, weight.shape, generator=generator).mul(2).sub(1).to(weight) for weight in weights]
+        slope = torch.stack([(g * v).sum().float() for g, v in zip(gradients, signs, strict=True)]).sum()
+        products = torch.autograd.grad(slope, weights)
+    found = {key: v * p for key, v, p in zip(unique, signs, products, strict=True)}
+    return {name: found[id(weight)] for name, weight in named.items()}
+
+
+def outlier_share(scores: Sequence[Tensor]) -> float:
+    """Share of importances above 5 times their mean, over all matrices of one decoder block (OWL, Yin et al.
+    2024, equation 1)."""
+    size = sum(score.numel() for score in scores)
+    mean = sum(float(score.double().sum()) for score in scores) / size
+    return sum(int((score > OUTLIER_FACTOR * mean).sum()) for score in scores) / size
+
+
+def owl_ratios(shares: Sequence[float], ratio: float) -> list[float]:
+    """Ratios in a band of 2λ around the target, falling with the outlier share (OWL, Yin et al. 2024, section 3.2).
+
+    Args:
+        shares: outlier share that each layer goes by, its decoder block's.
+        ratio: the target.
+    """
+    low, high = min(shares), max(shares)
+    if high == low:
+        return [ratio] * len(shares)
+    scaled = [2 * OWL_SPREAD * (share - low) / (high - low) for share in shares]
+    mean = sum(scaled) / len(scaled)
+    return [ratio - value + mean for value in scaled]
+
+
+def sensitivity_ratios(sensitivities: Sequence[float], ratio: float, spread: float = DENSITY_SPREAD) -> list[float]:
+    """Densities from 1 − ratio − α to 1 − ratio + α, linear in the rank of the sensitivity (Shao et al. 2024,
+    section 3.3). Ties by position; a single layer gets the target.
+
+    Args:
+        sensitivities: of each layer, |mean trace of the loss Hessian| / size; larger = keep more.
+        ratio: the target.
+        spread: α.
+    """
+    last = len(sensitivities) - 1
+    if last < 1:
+        return [ratio] * len(sensitivities)
+    ranked = sorted(range(last + 1), key=lambda i: sensitivities[i])
+    ratios = [0.0] * (last + 1)
+    for rank, layer in enumerate(ranked):
+        ratios[layer] = ratio + spread * (1 - 2 * rank / last)
+    return ratios
+
+
+def _damage_densities(records: Sequence[DamageRecord], layers: Sequence[PrunableLayer]) -> list[float]:
+    """Damage per weight of each layer, its own or its decoder block's; what chance could have made counts as chance.
+
+    Raises:
+        RoseError: a layer whose damage has not been measured.
+    """
+    known = {record.unit: record for record in records}
+    densities = []
+    for layer in layers:
+        block = layer.name.removesuffix("." + layer.projection)
+        record = known.get(layer.name) or known.get(block)
+        if record is None:
+            raise RoseError(f"The damage of {layer.name} has not been measured; measure it, or leave the layer out.")
+        if not math.isfinite(record.damage):
+            raise RoseError(f"The damage of {record.unit} is {record.damage}, so that nothing can be shared by it.")
+        noise = 0.0 if math.isnan(record.standard_error) else record.standard_error
+        densities.append(max(record.damage, noise) / record.weights)
+    return densities
+
+
+def damage_ratios(densities: Sequence[float], ratio: float) -> list[float]:
+    """Ratios that make the sum of damages least where each grows as d·exp(g(s − ratio)) with its sparsity s.
+
+    With n weights in a layer and one total of n·s, Lagrange's condition is g·d·exp(g(s − ratio)) = λn for every layer,
+    so s falls with the logarithm of damage per weight: s = const − ln(d/n)/g. Layers stay within `DAMAGE_SPREAD` of
+    the target; single damages are taken to add up, which docs/damage.md checks. Our own.
+
+    Args:
+        densities: damage per weight, d/n, of each layer; 0 where none was measured.
+        ratio: the target, at which damage was measured.
+    """
+    known = [math.log(density) for density in densities if density > 0]
+    if not known:
+        return [ratio] * len(densities)
+    middle, least = sum(known) / len(known), min(known)
+    logs = [math.log(density) if density > 0 else least for density in densities]
+    return [ratio - min(max((log - middle) / DAMAGE_GROWTH, -DAMAGE_SPREAD), DAMAGE_SPREAD) for log in logs]
+
+
+def exact_ratios(wanted: Sequence[float], sizes: Sequence[int], ratio: float) -> list[float]:
+    """Shifts ratios by one amount, within 0 to 1, so that round(ratio · total) weights go in all.
+
+    Each ratio returned is a whole number of weights over the layer's size, so a method that counts over the layer
+    meets the total exactly; one that counts per row or block rounds there, as it does anyway.
+
+    Args:
+        wanted: a ratio for each layer, which may lie outside 0 to 1.
+        sizes: number of weights of each layer.
+        ratio: of all weights together.
+
+    Raises:
+        RoseError: a ratio outside 0 to 1.
+    """
+    if not 0 <= ratio <= 1:
+        raise RoseError(f"The ratio must be a number from 0 to 1, not {ratio!r}.")
+    total = round(ratio * sum(sizes))
+
+    def removed(shift: float) -> list[float]:
+        return [min(max(want + shift, 0.0), 1.0) * size for want, size in zip(wanted, sizes, strict=True)]
+
+    # What goes in all rises with the shift, from nothing to everything.
+    low, high = -max(wanted), 1 - min(wanted)
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(removed(middle)) < total else (low, middle)
+    exact = removed(high)
+    counts = [int(count) for count in exact]
+    # Largest remainders first; a layer that is already full cannot take one more.
+    by_remainder = sorted(range(len(sizes)), key=lambda i: counts[i] - exact[i])
+    missing = total - sum(counts)
+    while missing:
+        step = 1 if missing > 0 else -1
+        for i in by_remainder if step > 0 else reversed(by_remainder):
+            if missing and 0 <= counts[i] + step <= sizes[i]:
+                counts[i] += step
+                missing -= step
+    return [count / size for count, size in zip(counts, sizes, strict=True)]

@@ -1,0 +1,429 @@
+"""A pruning run that can be killed at any moment and resumed, with the same result to the bit.
+
+The folder holds
+
+    run.json                    what the run is: settings, digests of tokens and of the dense weights
+    allocation.safetensors      what was decided on the dense model: the pattern of each layer, or the shapes to cut to
+    block-00007.safetensors     pruned weights of one decoder block's layers, their records, the time spent so far
+    activations-00008/          the inputs of the decoder block that comes next, a file per batch
+    dense/activations-00008/    the same of the dense model, where targets are dense or drift is measured
+    drift.json                  drift after each decoder block
+
+Every file is written under a temporary name, forced to the disk and renamed, so that a kill leaves whole files only.
+Hidden states are stored because recomputing them would take up to a third of the run; read back, they are the same
+bits. If they are missing or damaged, the pruned blocks are run again: only the weights are indispensable.
+
+Several processes of one run share a folder, so they must see the same files: the first writes weights, and each stores
+the hidden states of its own samples in a folder of its own, such as 1-of-4/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from filelock import BaseFileLock, FileLock, Timeout
+from torch import Tensor, nn
+
+from rose.errors import RoseError
+from rose.files import (
+    GOES_ON,
+    TEMPORARY,
+    DamagedFile,
+    digest,
+    explained,
+    known_digest,
+    read_tensors,
+    write_tensors,
+)
+from rose.layer.methods import Settings
+from rose.layer.pattern import Pattern
+from rose.model.network.layers import LEFT, RIGHT, PrunableLayer, low_rank_tensors, prunable_layers
+from rose.model.network.residence import residence_of
+from rose.model.walk.dense_states import HELD_OUT, BlockDrift
+from rose.model.walk.forward import bos_in_front
+from rose.model.walk.hidden_states import Activations, DiskActivations, MemoryActivations
+from rose.model.workers import all_agree, from_first, place, processes
+from rose.report import LayerRecord, write_atomically
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 8  # raise it where an older folder would no longer give the same weights
+
+FinishedBlock = tuple[int, dict[str, Tensor], list[dict[str, Any]]]  # its index, what was kept of it, its records
+
+
+class Storage:
+    """What a run stores of its finished decoder blocks and hidden states: here nothing outside memory.
+
+    Attributes:
+        done: decoder blocks below this one are finished.
+        newest: the latest decoder block whose inputs are of use to go on; those of the dense model are there, if any.
+        seconds: spent on them.
+        activations: where hidden states are kept.
+        dense_activations: where those of the dense model are kept.
+        drifts: by decoder block.
+    """
+
+    def __init__(self) -> None:
+        self.done, self.newest, self.seconds = 0, 0, 0.0
+        self.activations: Activations = MemoryActivations()
+        self.dense_activations: Activations = MemoryActivations()
+        self.drifts: dict[int, BlockDrift] = {}
+
+    def remember(self, compute: Callable[[], str]) -> str:
+        """What was decided on the dense model about all layers, as text; computed unless it is known."""
+        return compute()
+
+    def patterns(self, compute: Callable[[], dict[str, Pattern]]) -> dict[str, Pattern]:
+        """Patterns of the layers, computed on the dense model unless they are known."""
+        text = self.remember(
+            lambda: json.dumps({name: dataclasses.astuple(pattern) for name, pattern in compute().items()})
+        )
+        return {name: Pattern(*values) for name, values in json.loads(text).items()}
+
+    def finished_blocks(self, blocks: Sequence[int], dense: Mapping[str, int]) -> Iterator[FinishedBlock]:
+        """What was kept of the decoder blocks that an earlier run has finished, in their order.
+
+        Args:
+            blocks: those at work.
+            dense: the streams of the dense model that must be there to go on, with their numbers of batches.
+        """
+        yield from ()
+
+    def restore(self, layers: Sequence[PrunableLayer], dense: Mapping[str, int]) -> list[LayerRecord]:
+        """Writes the pruned weights of finished blocks into the model and returns their records.
+
+        `dense`: see `finished_blocks`.
+        """
+        records: list[LayerRecord] = []
+        by_block = blocks_of(layers)
+        for index, tensors, of_block in self.finished_blocks(list(by_block), dense):
+            for layer in by_block[index]:
+                if not layer.weight.is_meta:  # a streamed block is laid over when it is read
+                    layer.write(tensors[layer.name])
+                if layer.name + LEFT in tensors:
+                    layer.keep_low_rank((tensors[layer.name + LEFT], tensors[layer.name + RIGHT]))
+            records += [LayerRecord(**record) for record in of_block]
+        return records
+
+    def add_drift(self, drift: BlockDrift) -> None:
+        """Keeps the drift after one decoder block."""
+        self.drifts[drift.block_index] = drift
+
+    def start(self, batches: Mapping[str, int]) -> int | None:
+        """The decoder block whose inputs are kept, if any are; `batches`: how many there must be of each stream."""
+        return None
+
+    def add(self, index: int, layers: Sequence[PrunableLayer], records: Sequence[LayerRecord], seconds: float) -> None:
+        """Keeps a finished decoder block's pruned layers; `seconds`: spent since the run began."""
+        weights = {layer.name: layer.weight for layer in layers}
+        factors = low_rank_tensors((layer.name, layer.module) for layer in layers)
+        self.keep(index, weights | factors, [dataclasses.asdict(record) for record in records], seconds)
+
+    def keep(
+        self, index: int, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], seconds: float
+    ) -> None:
+        """Keeps all that is needed of a finished decoder block; `seconds`: spent since the run began."""
+
+    def finish(self) -> None:
+        """Called when the run is over."""
+
+
+class DiskStorage(Storage):
+    """Stores pruned weights in a folder, because memory does not hold them; the run cannot be resumed.
+
+    Raises, from every method:
+        RoseError: the folder cannot be read or written any more.
+    """
+
+    remedy = "make room or choose another folder for the output, and start the run again."
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.finished: set[int] = set()
+
+    def keep(
+        self, index: int, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], seconds: float
+    ) -> None:
+        with explained(self.folder, self.remedy):
+            write_tensors(self._path(index), tensors, records=json.dumps(list(records)), seconds=repr(seconds))
+        self.finished.add(index)
+
+    def read(self, index: int) -> dict[str, Tensor]:
+        """What was kept of a finished decoder block; nothing for another one."""
+        if index not in self.finished:
+            return {}
+        try:
+            return read_tensors(self._path(index))[0]
+        except DamagedFile as problem:
+            raise RoseError(f"{problem}, although the run had written it; start the run again.") from problem
+
+    def identity(self) -> str:
+        """Identifies all that was kept."""
+        return " ".join(known_digest(self._path(index)) for index in sorted(self.finished))
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"block-{index:05d}.safetensors"
+
+
+class Checkpoint(DiskStorage):
+    """Stores all that a stopped run needs to be resumed; see the module."""
+
+    remedy = GOES_ON
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        own = folder if processes() == 1 else folder / f"{place()}-of-{processes()}"
+        self.activations: DiskActivations = DiskActivations(own)
+        # Two rounds: a decoder block that is begun again needs its dense inputs, although its outputs are there too.
+        self.dense_activations: DiskActivations = DiskActivations(own / "dense", keep=2)
+
+    def remember(self, compute: Callable[[], str]) -> str:
+        known = from_first(self._read_decided)
+        if known is not None:
+            return known
+        found = compute()  # nothing is restored yet, so the model is dense
+        from_first(partial(self._write_decided, found))
+        return found
+
+    @property
+    def _decided_path(self) -> Path:
+        return self.folder / "allocation.safetensors"
+
+    def _read_decided(self) -> str | None:
+        try:
+            return read_tensors(self._decided_path)[1]["patterns"]
+        except DamagedFile:
+            return None
+
+    def _write_decided(self, text: str) -> None:
+        with explained(self.folder):
+            write_tensors(self._decided_path, {}, patterns=text)
+
+    def finished_blocks(self, blocks: Sequence[int], dense: Mapping[str, int]) -> Iterator[FinishedBlock]:
+        self.drifts = self._read_drifts()
+        whole, self.newest = self._whole_blocks(tuple(blocks), tuple(dense.items()))
+        for index in whole:
+            tensors, facts = read_tensors(self._path(index))
+            self.finished.add(index)
+            self.done, self.seconds = index + 1, float(facts["seconds"])
+            yield index, tensors, json.loads(facts["records"])
+
+    @cache  # noqa: B019  a checkpoint lives as long as its run
+    def _whole_blocks(self, blocks: tuple[int, ...], dense: tuple[tuple[str, int], ...]) -> tuple[list[int], int]:
+        """The finished decoder blocks that can be restored, and `newest`.
+
+        None can where the dense model's hidden states are lost: they cannot be computed again, because the dense
+        weights of restored blocks are overwritten. Blocks without layers to prune keep theirs, so that the inputs of
+        any block between the last finished one and the next with such layers will do.
+        """
+        whole = []
+        for index in blocks:
+            if not self._path(index).exists():
+                break
+            try:
+                read_tensors(self._path(index))
+            except DamagedFile as problem:
+                logger.warning("%s; decoder block %d is pruned again", problem, index)
+                break
+            whole.append(index)
+        done = whole[-1] + 1 if whole else 0
+        newest = blocks[len(whole)] if len(whole) < len(blocks) else done
+        has_drift = HELD_OUT not in dict(dense) or done - 1 in self.drifts
+        if not dense or (len(whole) == len(blocks) and has_drift):
+            return whole, newest
+        if whole:
+            found = self.dense_activations.resume(newest, dict(dense))
+            if all_agree(found) and found is not None and found >= done:
+                return whole, found
+        if whole:
+            logger.warning("%s has lost hidden states of the dense model; pruning starts again", self.folder)
+        self.dense_activations.clear()
+        self.drifts = {}
+        return [], blocks[0]
+
+    def start(self, batches: Mapping[str, int]) -> int | None:
+        found = self.activations.resume(self.newest, batches)
+        return found if all_agree(found) else None
+
+    def keep(
+        self, index: int, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], seconds: float
+    ) -> None:
+        from_first(partial(super().keep, index, tensors, records, seconds))
+        self.finished.add(index)
+
+    @property
+    def _drift_path(self) -> Path:
+        return self.folder / "drift.json"
+
+    def _read_drifts(self) -> dict[int, BlockDrift]:
+        if not self._drift_path.exists():
+            return {}
+        try:
+            rows = [BlockDrift(**row) for row in json.loads(self._drift_path.read_text())]
+        except (ValueError, TypeError):
+            return {}
+        return {row.block_index: row for row in rows}
+
+    def add_drift(self, drift: BlockDrift) -> None:
+        super().add_drift(drift)
+        text = json.dumps([dataclasses.asdict(row) for row in self.drifts.values()])
+        with explained(self.folder):
+            from_first(partial(write_atomically, self._drift_path, text.encode()))
+
+    def finish(self) -> None:
+        self.activations.clear()  # weights and records stay: the same command ends at once
+        shutil.rmtree(self.dense_activations.folder, ignore_errors=True)
+        if place() == 0:
+            for folder in self.folder.glob("*-of-*"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def blocks_of(layers: Sequence[PrunableLayer]) -> dict[int, list[PrunableLayer]]:
+    """The layers by decoder block, in the order of the blocks."""
+    found: dict[int, list[PrunableLayer]] = {}
+    for layer in layers:
+        found.setdefault(layer.block_index, []).append(layer)
+    return dict(sorted(found.items()))
+
+
+@contextmanager
+def open_checkpoint(
+    model: nn.Module,
+    folder: str | Path | None,
+    run: Callable[[], Mapping[str, Any]],
+    write: Callable[[Mapping[str, Tensor]], None] | None = None,
+) -> Iterator[Storage]:
+    """The checkpoint in this folder, new or begun; without a folder, one that keeps no more than it must.
+
+    Args:
+        model: a streamed one reads the pruned weights back from here.
+        folder: new, empty, or that of the same run.
+        run: describes the run, see `describe_run`; only asked where there is a folder.
+        write: lays what was kept of a finished decoder block over a streamed one that has just been read; None writes
+            the weights of its layers.
+
+    Raises:
+        RoseError: the folder belongs to another run, is in use, or cannot be written.
+    """
+    residence = residence_of(model)
+    write = write or partial(_write_layers, {layer.name: layer for layer in prunable_layers(model)})
+    if folder is None:
+        if residence.scratch is None:
+            yield Storage()
+        else:
+            scratch = DiskStorage(Path(tempfile.mkdtemp(dir=residence.scratch)))
+            residence.overlay(lambda index: write(scratch.read(index)), scratch.finished, None)
+            yield scratch
+        return
+    folder = Path(folder)
+    lock = FileLock(folder / "lock")
+    try:
+        from_first(partial(_begin, folder, lock, run))
+        kept = Checkpoint(folder)
+        residence.overlay(lambda index: write(kept.read(index)), kept.finished, folder.resolve())
+        yield kept
+    finally:
+        lock.release()
+
+
+def _write_layers(layers: Mapping[str, PrunableLayer], tensors: Mapping[str, Tensor]) -> None:
+    """Writes the weights that go by a layer's name; low-rank factors are kept elsewhere."""
+    for name, tensor in tensors.items():
+        if name in layers:
+            layers[name].write(tensor)
+
+
+def _begin(folder: Path, lock: BaseFileLock, run: Callable[[], Mapping[str, Any]]) -> None:
+    """Locks the folder for this run. The system releases the lock when the process ends, however it ends."""
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as problem:
+            raise RoseError(f"Another run is using the checkpoint in {folder}; wait for it to end.") from problem
+    _claim(folder, json.loads(json.dumps(run())))
+
+
+def _claim(folder: Path, run: Mapping[str, Any]) -> None:
+    """Removes unfinished files of a killed run, and checks that the folder belongs to this run."""
+    path = folder / "run.json"
+    with explained(folder):
+        begun = path.exists()
+        for leftover in folder.glob(f"*{TEMPORARY}" if begun else f"run.json*{TEMPORARY}"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        if not begun:
+            if any(item.name != "lock" for item in folder.iterdir()):
+                raise RoseError(f"{folder} is not empty and holds no checkpoint; choose another folder.")
+            write_atomically(path, json.dumps(run, indent=1).encode())
+            return
+    try:
+        before = json.loads(path.read_text())
+        changed = [name for name in {**run, **before} if run.get(name) != before.get(name)]
+    except (ValueError, TypeError) as problem:
+        raise RoseError(f"{path} is damaged; choose another folder, or remove this one.") from problem
+    if changed:
+        changed.sort(key=lambda name: name != "command")  # it explains the others
+        raise RoseError(
+            f"The checkpoint in {folder} belongs to another run: {_difference(changed[0], run, before)}. "
+            "Choose another folder, or the settings that it was begun with."
+        )
+
+
+def _difference(name: str, run: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    if name == "command":
+        return f"that of {before.get(name, 'prune')}, not of {run.get(name, 'prune')}"
+    if name == "model":
+        return "the model's weights differ (it must be loaded dense, as it was when the run began)"
+    if name in ("tokens", "held_out", "layers", "format"):
+        return f"the {name.replace('_', '-')} differ"
+    usual = "float32" if name in ("compute", "search") else None  # what a run of that says nothing of
+    was, now = before.get(name, usual), run.get(name, usual)
+    if usual:
+        return f"matrix products were computed in {was} there and are in {now} now (--compute {was} asks for that)"
+    return f"{name.replace('_', ' ')} was {was} there and is {now} now"
+
+
+def describe_run(
+    model: nn.Module,
+    tokens: Tensor,
+    held_out: Tensor | None,
+    layers: Sequence[PrunableLayer],
+    settings: Settings,
+    **others: Any,
+) -> dict[str, Any]:
+    """Everything that the pruned weights depend on, except the machine and library versions, as JSON values."""
+    return {
+        "format": FORMAT,
+        "method": settings.method,
+        **others,
+        "pattern": dataclasses.astuple(settings.pattern),
+        "block_size": settings.block_size,
+        "damping": settings.damping,
+        "threshold": settings.threshold,
+        "order": settings.order,
+        "budget": settings.budget,
+        "options": dict(settings.options),
+        "layers": [layer.name for layer in layers],
+        **describe_inputs(model, tokens, held_out),
+    }
+
+
+def describe_inputs(model: nn.Module, tokens: Tensor, held_out: Tensor | None) -> dict[str, Any]:
+    """What a run is given, as JSON values."""
+    return {
+        "bos_token": bos_in_front(model, tokens),
+        "tokens": digest({"tokens": tokens}),
+        "held_out": None if held_out is None else digest({"tokens": held_out}),
+        "model": residence_of(model).fingerprint(),
+    }

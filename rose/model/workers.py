@@ -1,0 +1,242 @@
+"""One run over several processes: samples divided, statistics summed, a decoder block's layers divided.
+
+Every process calls the same function with the same arguments, as `torchrun` makes them do; the process group of
+`torch.distributed` shows that there are several. Without one, everything here does nothing. What is sent, and
+how much of it, is derived in docs/distributed.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rose.errors import RoseError
+from rose.layer.statistics import InputStatistics
+from rose.layer.target import InputGap, OutputGap
+from rose.model.network.layers import PrunableLayer
+from rose.model.walk.forward import pick_device
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=2)  # others wait while the first process measures a perplexity or writes a model
+
+
+def is_launched() -> bool:
+    """Whether a launcher such as torchrun started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def launched_place() -> tuple[int, int]:
+    """Which of how many processes the launcher says this is; (0, 1) without one."""
+    return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if is_launched() else (0, 1)
+
+
+def choose_gpu() -> None:
+    """Gives every process of a launcher a GPU of its own, as far as there are GPUs."""
+    if is_launched() and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Joins the processes of a launcher: over nccl where there are GPUs, else over gloo. Alone, does nothing."""
+    if not is_launched() or dist.is_initialized():
+        yield
+        return
+    choose_gpu()
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def processes() -> int:
+    """How many processes share the work."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def place() -> int:
+    """Which of them this is; the first writes files."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """What `work` returns in the first process, or the RoseError that it raises there, for all of them."""
+    if processes() == 1:
+        return work()
+    told: list[Any] = [None, None]
+    if place() == 0:
+        try:
+            told[0] = work()
+        except RoseError as problem:
+            told[1] = str(problem)
+    dist.broadcast_object_list(told)
+    if told[1] is not None:
+        raise RoseError(told[1])
+    return told[0]
+
+
+def all_agree(value: T) -> bool:
+    """Whether every process has the same value."""
+    if processes() == 1:
+        return True
+    values: list[Any] = [None] * processes()
+    dist.all_gather_object(values, value)
+    return all(other == value for other in values)
+
+
+def my_samples(tokens: Tensor, what: str) -> Tensor:
+    """This process's part of (samples, length) tokens.
+
+    Raises:
+        RoseError: fewer samples than processes.
+    """
+    if len(tokens) < processes():
+        raise RoseError(f"{len(tokens)} {what} samples cannot be divided over {processes()} processes; take more.")
+    return tokens.tensor_split(processes())[place()]
+
+
+def sum_statistics(statistics: dict[str, InputStatistics], where: str = "", routed: Sequence[str] = ()) -> None:
+    """Adds up what all processes have seen, in place; shared objects once.
+
+    Args:
+        statistics: by name. Those of routed layers that only other processes have seen are added.
+        where: position in the model for messages, if the names do not say.
+        routed: layers that the samples of some processes may not reach.
+
+    Raises:
+        RoseError: the processes have not seen the same layers, or not the same layers together.
+    """
+    if processes() == 1:
+        return
+    _add_unseen(statistics, routed)
+    names = sorted(statistics)
+    shared = [next(other for other in names if statistics[other] is statistics[name]) for name in names]
+    if not all_agree((where, names, shared)):
+        raise RoseError(
+            "The samples of different processes did not reach the same layers, as happens with routed experts; prune "
+            "this model in one process."
+        )
+    for one in {id(statistics[name]): statistics[name] for name in names}.values():
+        one.sum_over(dist.all_reduce)
+
+
+def _add_unseen(statistics: dict[str, InputStatistics], routed: Sequence[str]) -> None:
+    """Adds empty statistics for routed layers that the samples of other processes have reached."""
+    if not routed:
+        return
+    seen = {name: (id(statistics[name]), statistics[name].columns) for name in routed if name in statistics}
+    told: list[Any] = [None] * processes()
+    dist.all_gather_object(told, seen)
+    device = pick_device()
+    for other in told:
+        groups: dict[int, InputStatistics] = {}
+        for name, (group, columns) in other.items():
+            if name not in statistics:
+                statistics[name] = groups.setdefault(group, InputStatistics(columns, device))
+
+
+def first_of_all(number: int | None) -> int | None:
+    """The smallest number that any process has; None where none has one."""
+    if processes() == 1:
+        return number
+    told: list[Any] = [None] * processes()
+    dist.all_gather_object(told, number)
+    return min((other for other in told if other is not None), default=None)
+
+
+def everywhere(value: bool) -> bool:
+    """Whether this is so in every process."""
+    if processes() == 1:
+        return value
+    told: list[Any] = [None] * processes()
+    dist.all_gather_object(told, value)
+    return all(told)
+
+
+def sum_gaps(gaps: Mapping[str, InputGap | OutputGap], where: str) -> None:
+    """Adds up the gaps of one layer over all processes, in place.
+
+    Raises:
+        RoseError: the processes have measured different ones.
+    """
+    if processes() == 1:
+        return
+    if not all_agree((where, sorted(gaps))):
+        raise RoseError(
+            "The processes know different parts of the dense targets, as happens with routed experts; prune this model "
+            "in one process, or with target layer."
+        )
+    for stream in sorted(gaps):
+        gaps[stream].sum_over(dist.all_reduce)
+
+
+def sum_tensor(values: Tensor) -> None:
+    """Replaces a tensor by its sum over processes, in place."""
+    if processes() > 1:
+        dist.all_reduce(values)
+
+
+def divide(layers: Sequence[PrunableLayer], statistics: Mapping[str, InputStatistics]) -> list[int]:
+    """Which process prunes each layer: the costliest first, each to the process that would be done with it soonest.
+
+    A sweep costs rows · columns², and a factorization columns³, once in each process that has a layer of the group.
+    """
+    loads = [0] * processes()
+    groups: list[set[int]] = [set() for _ in loads]
+    owners = [0] * len(layers)
+
+    def cost(number: int) -> int:
+        return layers[number].weight.numel() * layers[number].weight.shape[1]
+
+    for number in sorted(range(len(layers)), key=cost, reverse=True):
+        group, columns = id(statistics.get(layers[number].name)), layers[number].weight.shape[1]
+        ends = [
+            load + cost(number) + columns**3 * (group not in known) for load, known in zip(loads, groups, strict=True)
+        ]
+        owner = ends.index(min(ends))
+        owners[number], loads[owner] = owner, ends[owner]
+        groups[owner].add(group)
+    return owners
+
+
+def exchange(owners: Sequence[int], work: Callable[[int], T]) -> list[T]:
+    """`work(number)` for every number, each done by its owner, and the results in all processes.
+
+    Raises:
+        RoseError: what `work` raised, in whichever process.
+    """
+    if processes() == 1:
+        return [work(number) for number in range(len(owners))]
+    mine: dict[int, T] = {}
+    problems: list[tuple[int, str]] = []
+    for number in (number for number, owner in enumerate(owners) if owner == place()):
+        try:
+            mine[number] = work(number)
+        except RoseError as problem:
+            problems.append((number, str(problem)))
+            break
+    told: list[Any] = [None] * processes()
+    dist.all_gather_object(told, (mine, problems))
+    problems = [problem for _, found in told for problem in found]
+    if problems:
+        raise RoseError(min(problems)[1])  # what one process would have met first
+    done = {number: value for part, _ in told for number, value in part.items()}
+    return [done[number] for number in range(len(owners))]
+
+
+def send_weights(layers: Sequence[PrunableLayer], owners: Sequence[int]) -> None:
+    """Brings every layer's weight from its owner into the models of all processes."""
+    if processes() > 1:
+        for layer, owner in zip(layers, owners, strict=True):
+            weight = layer.weight.contiguous()
+            dist.broadcast(weight.view(torch.uint8), owner)  # bytes: not every backend knows every dtype
+            if owner != place():
+                layer.write(weight)

@@ -1,0 +1,124 @@
+"""GGUF files read a tensor at a time: the same models as transformers makes of them, with less memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rose.model.load import gguf as gguf_file
+from rose.model.load.gguf import frugal_reading
+
+WIDTH, INNER, BLOCKS, HEADS, KEY_HEADS, VOCABULARY = 64, 96, 2, 4, 2, 512
+EXPERTS, EXPERT_INNER = 4, 768  # the width of an expert that transformers takes for granted
+
+
+def values(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape, np.float32)
+
+
+def dense(number: int) -> dict[str, np.ndarray]:
+    return {"ffn_gate": values(INNER, WIDTH), "ffn_up": values(INNER, WIDTH) + number, "ffn_down": values(WIDTH, INNER)}
+
+
+def experts(number: int) -> dict[str, np.ndarray]:
+    return {
+        "ffn_gate_exps": values(EXPERTS, EXPERT_INNER, WIDTH),
+        "ffn_up_exps": values(EXPERTS, EXPERT_INNER, WIDTH) + number,
+        "ffn_down_exps": values(EXPERTS, WIDTH, EXPERT_INNER),
+        "ffn_gate_inp": values(EXPERTS, WIDTH),
+    }
+
+
+def write(path: Path, architecture: str, mlp: Callable[[int], dict[str, np.ndarray]]) -> Path:
+    """A tiny random file; matrices are quantized as in practice, where their width allows."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name("tiny")
+    writer.add_context_length(64)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(BLOCKS)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_key_length(WIDTH // HEADS)
+    writer.add_head_count_kv(KEY_HEADS)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(VOCABULARY)
+    writer.add_token_list([f"word{number}" for number in range(VOCABULARY)])
+    if mlp is experts:
+        writer.add_expert_count(EXPERTS)
+        writer.add_expert_used_count(2)
+    tensors = {
+        "token_embd": values(VOCABULARY, WIDTH),
+        "output_norm": values(WIDTH),
+        "output": values(VOCABULARY, WIDTH),
+    }
+    for number in range(BLOCKS):
+        block = mlp(number) | {
+            "attn_q": values(WIDTH, WIDTH) + number,
+            "attn_k": values(WIDTH * KEY_HEADS // HEADS, WIDTH),
+            "attn_v": values(WIDTH * KEY_HEADS // HEADS, WIDTH) - number,
+            "attn_output": values(WIDTH, WIDTH),
+            "attn_norm": values(WIDTH),
+            "ffn_norm": values(WIDTH),
+        }
+        tensors |= {f"blk.{number}.{name}": value for name, value in block.items()}
+    for name, value in tensors.items():
+        kind = gguf.GGMLQuantizationType.Q8_0 if value.ndim > 1 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(f"{name}.weight", gguf.quantize(value, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def load(path: Path, dtype: torch.dtype) -> Any:
+    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype, local_files_only=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("architecture", "mlp"), [("llama", dense), ("qwen2", dense), ("qwen3moe", experts)])
+def test_the_model_is_the_one_that_transformers_loads(
+    architecture: str,
+    mlp: Callable[[int], dict[str, np.ndarray]],
+    dtype: torch.dtype,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gguf_file, "PIECE", 1000)  # so that matrices are dequantized in pieces
+    path = write(tmp_path / "tiny.gguf", architecture, mlp)
+    expected = load(path, dtype)
+    with frugal_reading():
+        found = load(path, dtype)
+    assert found.config.to_dict() == expected.config.to_dict()
+    weights, others = found.state_dict(), expected.state_dict()
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        assert weight.dtype == others[name].dtype
+        assert torch.equal(weight, others[name]), name
+    tokens = torch.arange(16)[None]
+    assert torch.equal(found(tokens).logits, expected(tokens).logits)
+
+
+def test_numbers_beside_the_model_take_the_memory_of_one_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.VOCABULARY", 20_000)  # one matrix so large that the rest does not count
+    monkeypatch.setattr(gguf_file, "PIECE", 10_000)
+    path = write(tmp_path / "tiny.gguf", "llama", dense)
+    with frugal_reading():
+        load(path, torch.bfloat16)  # what is made once and kept
+        tracemalloc.start()  # sees NumPy's memory, not PyTorch's
+        try:
+            load(path, torch.bfloat16)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 1.3 * 4 * 20_000 * WIDTH

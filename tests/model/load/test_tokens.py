@@ -1,0 +1,370 @@
+"""Token windows from the packaged text, from files, and from datasets that are not really there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+import rose
+from rose.model.load import tokens as calibration
+from rose.model.load.tokens import cut_windows, load_calibration, load_text, packaged_text
+
+WORDS = 1000
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word; "w17" is token 17, so that windows show where they come from."""
+    vocabulary = {f"w{i}": i for i in range(WORDS)} | {"[UNK]": WORDS}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    path = tmp_path / "words.txt"
+    path.write_text(" ".join(f"w{i}" for i in range(WORDS)))
+    return str(path)
+
+
+def are_runs(tokens: Tensor) -> bool:
+    """Whether every window is an unbroken piece of the text w0 w1 w2 …"""
+    return bool((tokens.diff(dim=1) == 1).all())
+
+
+# ---- windows
+
+
+def test_windows_are_pieces_of_the_text(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens = rose.load_tokens(text, tokenizer, samples=7, length=50)
+    assert tokens.shape == (7, 50)
+    assert tokens.dtype == torch.int64
+    assert are_runs(tokens)
+
+
+@pytest.mark.parametrize(("samples", "length"), [(10, 100), (9, 100), (20, 50), (3, 333), (500, 2)])
+def test_random_windows_do_not_overlap(
+    text: str, tokenizer: PreTrainedTokenizerFast, samples: int, length: int
+) -> None:
+    for seed in range(5):
+        tokens = rose.load_tokens(text, tokenizer, samples=samples, length=length, seed=seed)
+        assert tokens.shape == (samples, length)
+        assert are_runs(tokens)
+        assert len(tokens.unique()) == samples * length
+
+
+def test_more_windows_than_fit_are_drawn_independently(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens = rose.load_tokens(text, tokenizer, samples=40, length=100)
+    assert tokens.shape == (40, 100)
+    assert are_runs(tokens)
+    assert tokens[:, 0].min() < 200
+    assert tokens[:, 0].max() > 700
+    assert tokens.max() < WORDS
+
+
+def test_seeds_reproduce_and_differ(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    draws = [rose.load_tokens(text, tokenizer, samples=5, length=50, seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    state = torch.get_rng_state()
+    rose.load_tokens(text, tokenizer, samples=5, length=50, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)  # nobody else's random numbers are touched
+
+
+def test_every_part_of_the_text_can_be_drawn(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    starts = torch.cat([rose.load_tokens(text, tokenizer, samples=1, length=998, seed=s)[:, 0] for s in range(30)])
+    assert set(starts.tolist()) == {0, 1, 2}
+
+
+def test_windows_in_order(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens = rose.load_tokens(text, tokenizer, samples=None, length=300, seed=None)
+    assert torch.equal(tokens.flatten(), torch.arange(900))
+    tokens = rose.load_tokens(text, tokenizer, samples=2, length=300, seed=None)
+    assert torch.equal(tokens.flatten(), torch.arange(600))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 1, "length": 1001}, "has 1000 tokens, too few for 1 windows of 1001; ask for fewer or shorter"),
+        ({"samples": 11, "length": 100, "seed": None}, "has 1000 tokens, too few for 11 windows of 100"),
+        ({"samples": None, "length": 1001, "seed": None}, "too few for 1 windows of 1001"),
+        ({"samples": 0, "length": 10}, "at least 1 sample of at least 2 tokens, not 0 of 10"),
+        ({"samples": -1, "length": 10}, "at least 1 sample"),
+        ({"samples": 1, "length": 1}, "at least 2 tokens, not 1 of 1"),
+        ({"samples": None, "length": 10}, "give seed=None with samples=None"),
+    ],
+)
+def test_impossible_windows(
+    text: str, tokenizer: PreTrainedTokenizerFast, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(rose.RoseError, match=message):
+        rose.load_tokens(text, tokenizer, **options)
+
+
+# ---- the beginning of a window
+
+FIRST = WORDS + 1
+
+
+def beginning_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """The same with BOS and EOS tokens, put around a user's text as the template says."""
+    words = {f"w{i}": i for i in range(WORDS)} | {"[UNK]": WORDS, "[BOS]": FIRST, "[EOS]": FIRST + 1}
+    core = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("[BOS]", FIRST), ("[EOS]", FIRST + 1)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", bos_token="[BOS]", eos_token="[EOS]")
+
+
+@pytest.mark.parametrize(
+    ("template", "bos", "begins"),
+    [
+        ("[BOS] $A", "auto", True),
+        ("[BOS] $A [EOS]", "auto", True),
+        ("$A [EOS]", "auto", False),
+        ("$A", "auto", False),
+        ("$A", "always", True),
+        ("[BOS] $A", "always", True),
+        ("[BOS] $A [EOS]", "never", False),
+    ],
+)
+def test_windows_begin_as_asked(text: str, template: str, bos: str, begins: bool) -> None:
+    tokenizer = beginning_tokenizer(template)
+    drawn = rose.load_tokens(text, tokenizer, samples=7, length=50, bos=bos)
+    in_order = rose.load_tokens(text, tokenizer, samples=None, length=101, seed=None, bos=bos)
+    tokens, held_out = load_calibration(text, tokenizer, samples=5, held_out=2, length=50, seed=0, bos=bos)
+    assert held_out is not None
+    assert torch.equal(torch.cat([tokens, held_out]), drawn)
+    assert drawn.shape == (7, 50)
+    for windows in (drawn, in_order):
+        assert bool((windows[:, 0] == FIRST).all()) == begins
+        assert windows[:, int(begins) :].max() < WORDS  # no other special token
+        assert are_runs(windows[:, int(begins) :])
+    assert torch.equal(in_order[:, int(begins) :].flatten(), torch.arange(1000 if begins else 909))
+
+
+def test_windows_after_a_beginning_do_not_overlap(text: str) -> None:
+    tokens = rose.load_tokens(text, beginning_tokenizer("[BOS] $A"), samples=10, length=101)
+    assert len(tokens[:, 1:].unique()) == 1000
+    with pytest.raises(rose.RoseError, match="has 1000 tokens, too few for 11 windows of 101"):
+        rose.load_tokens(text, beginning_tokenizer("[BOS] $A"), samples=11, length=101, seed=None)
+
+
+def test_shorter_windows_begin_like_their_samples(text: str) -> None:
+    samples = rose.load_tokens(text, beginning_tokenizer("[BOS] $A"), samples=2, length=101, seed=None)
+    windows = cut_windows(samples, 5, 35, FIRST)
+    assert windows[:, 0].tolist() == [FIRST] * 4
+    assert windows[:, 1].tolist() == [0, 34, 100, 134]
+    assert are_runs(windows[:, 1:])
+    plain = cut_windows(samples[:, 1:], 5, 50, None)
+    assert torch.equal(plain, torch.arange(200).view(4, 50))
+
+
+def test_bad_beginnings(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(rose.RoseError, match="tokenizer has no beginning-of-sequence token; choose"):
+        rose.load_tokens(text, tokenizer, samples=1, length=10, bos="always")
+    with pytest.raises(rose.RoseError, match="bos must be one of auto, always, never, not 'maybe'"):
+        rose.load_tokens(text, tokenizer, samples=1, length=10, bos="maybe")
+
+
+def test_the_packaged_model_reads_text_without_a_beginning(packaged: Any) -> None:
+    tokens = [rose.load_tokens("packaged", packaged[1], samples=4, length=32, bos=bos) for bos in ("auto", "never")]
+    assert torch.equal(*tokens)
+
+
+def test_an_empty_file_is_too_short(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = tmp_path / "empty.txt"
+    path.write_text("")
+    with pytest.raises(rose.RoseError, match="has 0 tokens, too few"):
+        rose.load_tokens(str(path), tokenizer, samples=1, length=2)
+
+
+# ---- sources
+
+
+def test_packaged_text_is_english_and_long(packaged: tuple, tokenizer: PreTrainedTokenizerFast) -> None:
+    text = packaged_text()
+    assert len(text) > 300_000
+    assert text == load_text("packaged")
+    assert text.count(" the ") > 2000
+    tokens = rose.load_tokens("packaged", packaged[1], samples=4, length=32)
+    assert tokens.shape == (4, 32)
+    assert packaged[1].decode(tokens[0]) in packaged[1].decode(packaged[1](text)["input_ids"])
+
+
+def test_no_special_tokens_are_put_between(tmp_path: Path, packaged: tuple) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("The cat sat on the mat. " * 50)
+    tokens = rose.load_tokens(str(path), packaged[1], samples=None, length=10, seed=None)
+    assert not set(tokens.flatten().tolist()) & set(packaged[1].all_special_ids)
+
+
+def test_jsonl(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "w1 w2", "id": 7}\n\n{"text": "w3"}\r\n   \n{"text": ""}\n{"text": "w4 w5"}')
+    assert load_text(str(path)) == "w1 w2\n\nw3\n\n\n\nw4 w5"
+    tokens = rose.load_tokens(str(path), tokenizer, samples=1, length=5, seed=None)
+    assert tokens.tolist() == [[1, 2, 3, 4, 5]]
+
+
+def test_jsonl_rows_may_hold_other_line_separators(tmp_path: Path) -> None:
+    """Raw U+2028, U+0085 and form feeds are legal within JSON strings, and common in web text."""
+    rows = ["one\u2028two", "three\u0085four", "five\x1csix"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"text": row}, ensure_ascii=False) for row in rows), encoding="utf-8", newline=""
+    )
+    assert load_text(str(path)) == "\n\n".join(rows)
+
+
+@pytest.mark.parametrize(
+    "bad", ["not json", '["w1"]', '"text"', "3", '{"txt": "w1"}', '{"text": "w1"', '{"text": null}', '{"text": 3}']
+)
+def test_bad_jsonl_names_the_line(tmp_path: Path, bad: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "w1"}\n\n' + bad + '\n{"text": "w2"}\n')
+    with pytest.raises(rose.RoseError, match=r'rows\.jsonl, line 3 is not a JSON object with a "text"') as caught:
+        load_text(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    binary = tmp_path / "binary.txt"
+    binary.write_bytes(b"\xff\xfe\x00\x9f")
+    folder = tmp_path / "folder.txt"
+    folder.mkdir()
+    for path in (binary, folder, tmp_path / "absent.txt", tmp_path / "absent.jsonl"):
+        with pytest.raises(rose.RoseError, match=r"cannot be read as UTF-8 text .*; check the path"):
+            load_text(str(path))
+
+
+@pytest.mark.parametrize("source", ["wikitext3", "", "text.pdf", "/tmp/x"])
+def test_unknown_sources(source: str) -> None:
+    with pytest.raises(rose.RoseError, match=r"Unknown text .*give one of wikitext2, c4, ptb, packaged, or a \.txt"):
+        load_text(source)
+
+
+def test_files_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.txt").write_text("hello")
+    assert load_text("~/mine.txt") == "hello"
+
+
+# ---- datasets, without a network
+
+
+class Asked:
+    """Stands in for `datasets.load_dataset` and remembers the question."""
+
+    def __init__(self, rows: list[dict[str, str]]) -> None:
+        self.rows = rows
+        self.args: tuple = ()
+        self.options: dict[str, Any] = {}
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.args, self.options = args, options
+        if options.get("streaming"):
+            return iter(self.rows)
+        return datasets.Dataset.from_list(self.rows)
+
+
+def test_wikitext2(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast) -> None:
+    asked = Asked([{"text": "w1 w2"}, {"text": ""}, {"text": "w3 w4"}])
+    monkeypatch.setattr(datasets, "load_dataset", asked)
+    assert load_text("wikitext2", split="test") == "w1 w2\n\n\n\nw3 w4"
+    assert asked.args == ("Salesforce/wikitext", "wikitext-2-raw-v1")
+    assert asked.options == {"split": "test"}
+    tokens = rose.load_tokens("wikitext2", tokenizer, samples=2, length=2, seed=None, split="validation")
+    assert tokens.tolist() == [[1, 2], [3, 4]]
+    assert asked.options == {"split": "validation"}
+
+
+def test_ptb(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked([{"sentence": "no it was n't"}, {"sentence": "black monday"}])
+    monkeypatch.setattr(datasets, "load_dataset", asked)
+    assert load_text("ptb", split="train") == "no it was n't black monday"
+    assert asked.options["split"] == "train"
+
+
+@pytest.mark.parametrize(("split", "shard"), [("train", "c4-train.00000"), ("validation", "c4-validation.00000")])
+def test_c4_reads_one_shard(split: str, shard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked([{"text": "w1 w2"}, {"text": "w3"}])
+    monkeypatch.setattr(datasets, "load_dataset", asked)
+    assert load_text("c4", split=split) == "w1 w2\n\nw3"
+    assert asked.options["streaming"] is True
+    assert shard in asked.options["data_files"][split]
+
+
+@pytest.mark.parametrize("source", ["wikitext2", "ptb", "c4"])
+def test_a_dataset_out_of_reach(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_args: Any, **_options: Any) -> None:
+        raise ConnectionError("Couldn't reach\nthe Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(
+        rose.RoseError, match=r"cannot be loaded \(Couldn't reach the Hub\); check the network"
+    ) as caught:
+        load_text(source)
+    assert "\n" not in str(caught.value)
+    assert '"packaged"' in str(caught.value)
+
+
+def test_a_stream_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows() -> Any:
+        yield {"text": "w1"}
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_args, **_options: rows())
+    with pytest.raises(rose.RoseError, match="reset by peer"):
+        load_text("c4")
+
+
+def test_a_split_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_args: Any, **_options: Any) -> None:
+        raise ValueError('Unknown split "nonsense"')
+
+    monkeypatch.setattr(datasets, "load_dataset", unknown)
+    with pytest.raises(rose.RoseError, match="Unknown split"):
+        load_text("wikitext2", split="nonsense")
+
+
+@pytest.mark.parametrize(("samples", "held_out"), [(0, 4), (-1, 4), (4, -1)])
+def test_calibration_of_nothing(text: str, tokenizer: PreTrainedTokenizerFast, samples: int, held_out: int) -> None:
+    with pytest.raises(rose.RoseError, match=f"at least 1 sample and 0 held-out ones, not {samples} and {held_out}"):
+        load_calibration(text, tokenizer, samples=samples, held_out=held_out, length=10, seed=0)
+
+
+def test_files_of_windows_begin_with_their_text(tmp_path: Path) -> None:
+    for name, content in (("a.txt", "hello"), ("a.jsonl", '{"text": "hello"}\n')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+        assert load_text(str(tmp_path / name)) == "hello"
+
+
+def test_half_a_character_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "cut \\ud83d"}\n{"text": "whole \\ud83d\\ude00"}\n')
+    assert load_text(str(tmp_path / "a.jsonl")) == "cut \ufffd\n\nwhole \U0001f600"
+
+
+@pytest.mark.parametrize("separator", [" ", "\n\n"])
+def test_long_texts_are_cut_into_tokens_part_by_part(
+    separator: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text(separator.join(f"w{i}" for i in range(WORDS)))
+    whole = rose.load_tokens(str(path), tokenizer, samples=None, seed=None, length=50)
+    monkeypatch.setattr(calibration, "PART", 60 if separator != " " else 10**6)
+    parts = rose.load_tokens(str(path), tokenizer, samples=None, seed=None, length=50)
+    assert torch.equal(whole, parts)
+    monkeypatch.setattr(calibration, "PART", 61)
+    assert len(calibration._encode(tokenizer, path.read_text())) >= WORDS  # a word may be cut, none is lost

@@ -1,0 +1,291 @@
+"""Damage: a pass that begins at a decoder block gives what the whole pass gives, and nothing stays changed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rose
+from rose.model.measure import perplexity as evaluation
+from rose.model.measure.damage import visit_damage
+from rose.model.measure.damage_report import (
+    WHOLE,
+    DamageRecord,
+    DamageReport,
+    correlations,
+    damage_table,
+    outliers,
+    rank_correlation,
+)
+from rose.model.measure.perplexity import window_losses
+from tests.model.families import LENGTH, VOCABULARY, make_model, make_tokens
+
+pytestmark = pytest.mark.usefixtures("small_batches")
+
+TOKENS, WINDOWS = make_tokens(), make_tokens(seed=2)
+SETTINGS: dict[str, Any] = {"method": "sparsegpt", "sparsity": 0.5, "block_size": 16}
+
+
+@pytest.fixture(autouse=True)
+def batches_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The windows too come in batches with a remainder."""
+    monkeypatch.setattr(evaluation, "LOGIT_ELEMENTS", 2 * LENGTH * VOCABULARY)
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def is_as_before(model: nn.Module, before: dict[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def visit(model: nn.Module, **more: Any) -> list[DamageRecord]:
+    return list(visit_damage(model, TOKENS, held_out=WINDOWS, **(SETTINGS | more)))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "bloom", "opt_projected"])
+@pytest.mark.parametrize("units", ["layers", "blocks"])
+def test_each_damage_is_that_of_the_whole_model_pruned_there(family: str, units: str) -> None:
+    """bloom returns tuples from its blocks, gemma3's have masks of their own, OPT projects before its head."""
+    model = make_model(family)
+    before, base = state_of(model), window_losses(model, WINDOWS)
+    records = visit(model, units=units)
+    assert is_as_before(model, before)
+    blocks = len({layer.block_index for layer in rose.prunable_layers(model)})
+    expected_units = blocks if units == "blocks" else len(rose.prunable_layers(model))
+    assert [record.unit for record in records][-1] == WHOLE
+    assert len(records) == expected_units + 1
+    for record in records[:-1]:
+        pruned = copy.deepcopy(model)
+        names = [f"{record.unit}.*"] if units == "blocks" else [record.unit]
+        report = rose.prune_model(pruned, TOKENS, layers=names, held_out=WINDOWS, target="layer", **SETTINGS)
+        losses = window_losses(pruned, WINDOWS)
+        differences = losses - base
+        assert record.loss == pytest.approx(float(losses.mean()), rel=1e-6)
+        assert record.delta_loss == pytest.approx(float(differences.mean()), abs=1e-6)
+        assert record.damage == record.delta_loss
+        assert record.standard_error == pytest.approx(float(differences.std()) / len(losses) ** 0.5, abs=1e-6)
+        assert record.perplexity_ratio == pytest.approx(math.exp(record.delta_loss))
+        assert record.relative_error == pytest.approx(report.layers["relative_error"].mean(), rel=1e-4)
+        assert record.held_out_error == pytest.approx(report.layers["held_out_error"].mean(), rel=1e-4)
+        assert record.sparsity == pytest.approx(report.summary["removed_fraction"])
+        drift = next(one for one in report.summary["drift"] if one["block_index"] == record.block_index)
+        assert record.drift == pytest.approx(drift["drift"], rel=1e-3)
+
+
+def test_a_pass_from_a_block_on_gives_the_same_bits_as_the_whole_pass() -> None:
+    model = make_model("llama")
+    layer = rose.prunable_layers(model)[-1]
+    record = visit(model, layers=[layer.name])[0]
+    statistics = rose.collect_statistics(model, TOKENS, layers=[layer.name])[layer.name]
+    layer.write(rose.prune_layer(layer.weight, statistics, **SETTINGS).weight)
+    assert record.loss == float(window_losses(model, WINDOWS).mean())
+
+
+def test_output_error_is_that_of_the_layer_s_own_outputs() -> None:
+    model, name = make_model("llama"), "model.layers.1.mlp.up_proj"
+    record = visit(model, layers=[name])[0]
+    read: list[Tensor] = []
+    layer = next(one for one in rose.prunable_layers(model) if one.name == name)
+    with layer.module.register_forward_pre_hook(lambda _module, args: read.append(args[0].flatten(0, 1))):
+        window_losses(model, WINDOWS)
+    statistics = rose.collect_statistics(model, TOKENS, layers=[name])[name]
+    change = layer.weight - rose.prune_layer(layer.weight, statistics, **SETTINGS).weight
+    expected = (torch.cat(read) @ change.T).square().sum(-1).mean()
+    assert record.output_error == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_all_units_at_once_are_measured_last() -> None:
+    model, seen = make_model("llama"), []
+    report = rose.damage(model, TOKENS, held_out=WINDOWS, units="blocks", record=seen.append, **SETTINGS)
+    base = window_losses(model, WINDOWS)
+    for layer, found in rose.collect_statistics(model, TOKENS).items():
+        chosen = next(one for one in rose.prunable_layers(model) if one.name == layer)
+        chosen.write(rose.prune_layer(chosen.weight, found, **SETTINGS).weight)
+    together = float((window_losses(model, WINDOWS) - base).mean())
+    assert report.summary["together"] == pytest.approx(together, abs=1e-6)
+    assert report.summary["sum_of_damages"] == pytest.approx(report.units["delta_loss"].sum())
+    assert report.summary["base_loss"] == pytest.approx(float(base.mean()))
+    assert [record.unit for record in seen] == [*report.units["unit"], WHOLE]
+    assert report.summary["method"] == "sparsegpt"
+    assert report.summary["windows"] == len(WINDOWS)
+
+
+@pytest.mark.parametrize("units", ["layers", "blocks"])
+def test_restoring_gives_what_the_dense_weights_would(units: str) -> None:
+    dense = make_model("llama")
+    weights = {layer.name: layer.weight.clone() for layer in rose.prunable_layers(dense)}
+    pruned = copy.deepcopy(dense)
+    rose.prune_model(pruned, TOKENS, target="layer", **SETTINGS)
+    before, base = state_of(pruned), window_losses(pruned, WINDOWS)
+    records = visit(pruned, restore=weights, units=units)
+    assert is_as_before(pruned, before)
+    for record in records[:-1]:
+        restored = copy.deepcopy(pruned)
+        for layer in rose.prunable_layers(restored):
+            if layer.name == record.unit or layer.name.startswith(record.unit + "."):
+                layer.write(weights[layer.name])
+        expected = float((window_losses(restored, WINDOWS) - base).mean())
+        assert record.delta_loss == pytest.approx(expected, abs=1e-6)
+        assert record.damage == -record.delta_loss
+        assert record.sparsity == pytest.approx(0.5, abs=1e-3)
+        assert record.relative_error > 0
+    assert records[-1].loss == pytest.approx(float(window_losses(dense, WINDOWS).mean()), rel=1e-6)
+
+
+def test_units_that_are_done_are_not_measured_again_and_the_rest_is_the_same() -> None:
+    model = make_model("llama")
+    every = visit(model)
+    rest = visit(model, done=[record.unit for record in every[:5]])
+    assert [record.unit for record in rest] == [record.unit for record in every[5:]]
+    assert [record.loss for record in rest] == [record.loss for record in every[5:]]
+
+
+def test_a_cancel_and_an_error_leave_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama").train()
+    before = state_of(model)
+    seen: list[rose.Progress] = []
+
+    def stop(progress: rose.Progress) -> None:
+        seen.append(progress)
+        if progress.stage == "damage" and progress.layers_done == 3:
+            raise rose.Cancelled
+
+    with pytest.raises(rose.Cancelled):
+        visit(model, progress=stop)
+    assert is_as_before(model, before)
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+
+    real, calls = evaluation.window_losses, 0
+
+    def fail(*args: Any, **kwargs: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise ValueError("disk on fire")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr("rose.model.measure.damage.window_losses", fail)
+    with pytest.raises(ValueError, match="disk on fire"):
+        visit(model)
+    assert is_as_before(model, before)
+    assert all(module.training for module in model.modules())
+
+
+def test_closing_the_iterator_puts_everything_back() -> None:
+    model = make_model("llama").train()
+    before = state_of(model)
+    records = visit_damage(model, TOKENS, held_out=WINDOWS, **SETTINGS)
+    next(records)
+    assert is_as_before(model, before)
+    records.close()  # type: ignore[attr-defined]
+    assert is_as_before(model, before)
+    assert all(module.training for module in model.modules())
+
+
+def test_progress_rises_to_one_and_counts_units() -> None:
+    seen: list[rose.Progress] = []
+    visit(make_model("llama"), units="blocks", progress=seen.append)
+    fractions = [progress.fraction for progress in seen]
+    assert fractions == sorted(fractions)
+    assert seen[-1].stage == "done"
+    assert seen[-1].fraction == 1
+    assert seen[-1].layers_done == seen[-1].layers == 2
+
+
+def test_without_held_out_tokens_the_last_quarter_measures() -> None:
+    model, eight = make_model("llama"), make_tokens(8)
+    report = rose.damage(model, eight, units="blocks", **SETTINGS)
+    expected = rose.damage(model, eight[:6], held_out=eight[6:], units="blocks", **SETTINGS)
+    pd.testing.assert_frame_equal(report.units.drop(columns="seconds"), expected.units.drop(columns="seconds"))
+    with pytest.raises(rose.RoseError, match="One sample cannot"):
+        rose.damage(model, eight[:1])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"units": "heads"}, "layers, blocks, not 'heads'"),
+        ({"method": "rosee"}, "rosee"),
+        ({"sparsity": 1.5}, "1.5"),
+        ({"layers": ["nothing"]}, "No prunable layer is named 'nothing'"),
+        ({"restore": {}}, "no dense weight of this shape for model.layers.0"),
+        ({"sparsity": "2:4", "layers": ["*"], "block_size": 3}, "3"),
+    ],
+)
+def test_bad_input_is_told_before_any_work(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(rose.RoseError, match=message):
+        visit_damage(make_model("llama"), TOKENS, held_out=WINDOWS, **more)
+
+
+def test_tokens_that_cannot_be_measured_are_refused() -> None:
+    model = make_model("llama")
+    with pytest.raises(rose.RoseError, match="at least 2 tokens"):
+        visit_damage(model, TOKENS, held_out=WINDOWS[:, :1])
+    with pytest.raises(rose.RoseError, match="outside the model's vocabulary"):
+        visit_damage(model, TOKENS, held_out=WINDOWS + VOCABULARY)
+    with pytest.raises(rose.RoseError, match="XLM"):
+        list(visit_damage(make_model("xlm"), TOKENS, held_out=WINDOWS, **SETTINGS))
+
+
+def made_table(errors: list[float], costs: list[float], projections: list[str] | None = None) -> pd.DataFrame:
+    kinds = projections or ["a"] * len(errors)
+    records = [
+        DamageRecord(f"layer.{i}", i, kind, 10, 0.5, e, e, e, e, 1 + c, c, c, 0.01, 1.0, 0.0)
+        for i, (e, c, kind) in enumerate(zip(errors, costs, kinds, strict=True))
+    ]
+    return damage_table(records)
+
+
+def test_rank_correlation_is_spearman_s() -> None:
+    assert rank_correlation(made_table([1, 2, 3, 4], [1, 10, 100, 1000])) == pytest.approx(1)
+    assert rank_correlation(made_table([1, 2, 3, 4], [4, 3, 2, 1])) == pytest.approx(-1)
+    # 1 − 6·Σd²/(n(n² − 1)) with d = (0, 1, −1, 0)
+    assert rank_correlation(made_table([1, 2, 3, 4], [1, 3, 2, 4])) == pytest.approx(1 - 6 * 2 / 60)
+    assert math.isnan(rank_correlation(made_table([1, 2], [1, 2])))
+
+
+def test_correlations_are_over_all_by_projection_and_by_depth() -> None:
+    table = made_table([1, 2, 3, 4, 5, 6], [1, 2, 3, 6, 5, 4], ["a", "a", "a", "b", "b", "b"])
+    found = correlations(table).set_index(["group", "name"])["held_out_error"]
+    assert found["projection", "a"] == pytest.approx(1)
+    assert found["projection", "b"] == pytest.approx(-1)
+    assert found["all", ""] == pytest.approx(1 - 6 * 8 / 210)
+    assert list(found.loc["depth"].index) == ["blocks 0 to 1", "blocks 2 to 3", "blocks 4 to 5"]
+
+
+def test_outliers_have_small_errors_and_large_damages_beyond_chance() -> None:
+    table = made_table([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.9, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert list(outliers(table)["unit"]) == ["layer.0"]
+    assert outliers(table.assign(standard_error=0.6)).empty
+    assert DamageReport.from_records([]).summary["outliers"] == []
+
+
+@pytest.mark.parametrize("units", ["layers", "blocks"])
+def test_experts_that_no_token_reaches_are_left_out(units: str) -> None:
+    model, tokens = make_model("sparse_experts"), make_tokens(1)
+    told: list[rose.Progress] = []
+    settings: dict[str, Any] = {"method": "sparsegpt", "sparsity": 0.5, "block_size": 16, "units": units}
+    held_out = make_tokens(2, seed=3)
+    records = list(visit_damage(model, tokens, held_out=held_out, progress=told.append, **settings))
+    layers = len(rose.prunable_layers(model))
+    assert 2 < len(records) < layers
+    assert all(math.isfinite(record.loss) and record.sparsity > 0 for record in records)
+    assert (told[-1].layers_done, told[-1].fraction) == ((layers if units == "layers" else 2), 1.0)
+    assert sum(record.weights for record in records[:-1]) == records[-1].weights
+
+
+def test_experts_that_no_token_reaches_at_all_are_told() -> None:
+    model, tokens = make_model("sparse_experts"), make_tokens(1)
+    reached = rose.collect_statistics(model, tokens)
+    unreached = [layer.name for layer in rose.prunable_layers(model) if layer.name not in reached][:2]
+    with pytest.raises(rose.RoseError, match="No token was routed to any of the chosen experts"):
+        rose.damage(model, tokens, sparsity=0.5, block_size=16, held_out=make_tokens(2, seed=3), layers=unreached)

@@ -1,0 +1,111 @@
+"""The table of checks over a model, on a tiny one that is sound and on ones that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+import rose
+from rose.model.measure.layer_checks import CHECKS, check_layers
+from rose.model.run.prune import measure_layer
+from rose.model.walk.capture import visit_inputs
+from rose.report import records_table
+from tests.model.run.test_allocation import some_tokens, tiny_llama
+
+OPTIONS = {"sparsity": 0.5, "block_size": 8, "damping": 0.01}
+
+
+def table(
+    held_out: Tensor | None, layers: Sequence[str] | None = None, break_inputs: bool = False, asked: float = 0.5
+) -> pd.DataFrame:
+    model = tiny_llama()
+    blocks = list(rose.visit_blocks(model, some_tokens(), layers=layers, held_out=held_out))
+    records = []
+    for block in blocks:
+        if break_inputs and block.block_index == 1:
+            block.calibration[block.layers[0].name].update(torch.full((1, 16), float("nan")))
+            continue
+        for layer in block.layers:
+            for method in ("sparsegpt", "rose_global"):
+                held = block.held_out.get(layer.name)
+                records.append(measure_layer(layer, block.calibration[layer.name], held, method=method, **OPTIONS))
+    return check_layers(records_table(records), blocks, **(OPTIONS | {"sparsity": asked}))
+
+
+def test_a_sound_run_passes() -> None:
+    found = table(some_tokens())  # held out: the calibration tokens themselves, so nothing over-fits
+    assert len(found) == 3 * 7
+    assert (found[["status", *CHECKS]] == "pass").all(axis=None)
+    assert (found["found"] == "").all()
+
+
+def test_what_was_not_held_out_is_not_judged() -> None:
+    found = table(None)
+    assert set(found["Over-fitting"]) == {"not measured"}
+    assert set(found["status"]) == {"pass"}
+
+
+def test_a_layer_that_could_not_be_pruned_is_in_the_table() -> None:
+    found = table(None, break_inputs=True).set_index("layer")
+    row = found.loc["model.layers.1.self_attn.q_proj"]
+    assert (row["status"], row["Finite inputs"], row["Sparsity as asked"]) == ("fail", "fail", "not measured")
+    assert row["found"] == "16 of 16 input columns saw NaN or infinity"
+    # q, k and v read one tensor; the others are sound.
+    assert list(found.index[found["status"] == "fail"]) == [f"model.layers.1.self_attn.{x}_proj" for x in "qkv"]
+
+
+def test_another_sparsity_than_asked_fails() -> None:
+    found = table(None, layers=["model.layers.0.self_attn.o_proj"], asked=0.6)
+    assert list(found["Sparsity as asked"]) == ["fail"]
+    assert list(found["found"]) == ["25.6 weights off 60 %"]  # a tenth of 16 × 16
+
+
+def test_few_held_out_tokens_show_overfitting() -> None:
+    other = torch.randint(40, (2, 16), generator=torch.Generator().manual_seed(9))
+    found = table(other)
+    assert set(found["Over-fitting"]) - {"pass"}
+    worse = found[found["Over-fitting"] != "pass"]
+    assert worse["found"].str.contains("times the calibration error").all()
+
+
+@pytest.mark.parametrize("layer", ["model.layers.0.mlp.up_proj", "model.layers.2.self_attn.o_proj"])
+def test_inputs_are_those_the_statistics_were_made_of(layer: str) -> None:
+    model, tokens = tiny_llama(), some_tokens()
+    seen: list[torch.Tensor] = []
+    visit_inputs(model, tokens, layer, seen.append)
+    inputs = torch.cat(seen)
+    statistics = rose.collect_statistics(model, tokens, layers=[layer])[layer]
+    assert inputs.shape[0] == statistics.tokens == tokens.numel()
+    torch.testing.assert_close(inputs.T @ inputs, statistics.hessian, rtol=1e-4, atol=1e-5)
+
+
+def test_visiting_inputs_can_be_stopped_and_leaves_no_hook() -> None:
+    model, tokens = tiny_llama(), some_tokens()
+
+    def stop(_progress: rose.Progress) -> None:
+        raise rose.Cancelled
+
+    with pytest.raises(rose.Cancelled):
+        visit_inputs(model, tokens, "model.layers.1.mlp.up_proj", lambda x: None, progress=stop)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_visiting_names_one_layer() -> None:
+    with pytest.raises(rose.RoseError, match="name exactly one"):
+        visit_inputs(tiny_llama(), some_tokens(), "*.up_proj", lambda x: None)
+
+
+@pytest.mark.parametrize("method", ["wanda", "dsnot", "magnitude", "alps"])
+def test_a_count_per_row_or_layer_is_judged_as_such(method: str) -> None:
+    blocks = list(rose.visit_blocks(tiny_llama(), some_tokens(), layers=["model.layers.0.*"]))
+    options = OPTIONS | {"sparsity": 0.53}  # 8.48 of 16 weights in a row: every row rounds the same way
+    records = [
+        measure_layer(layer, block.calibration[layer.name], method=method, **options)
+        for block in blocks
+        for layer in block.layers
+    ]
+    assert set(check_layers(records_table(records), blocks, **options)["Sparsity as asked"]) == {"pass"}

@@ -1,0 +1,174 @@
+"""Perplexity against the loss that transformers computes itself."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import rose
+from rose.model.measure import comparison
+from rose.model.measure import perplexity as evaluation
+from rose.model.measure.comparison import ComparisonRow, compare_methods, parse_variant, to_markdown
+from tests.model.families import VOCABULARY, make_model, make_tokens
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt", "bloom", "gpt_neox"])
+def test_perplexity_is_exp_of_the_mean_loss(family: str) -> None:
+    model, tokens = make_model(family), make_tokens()
+    with torch.no_grad():
+        losses = [model(input_ids=window[None], labels=window[None]).loss.item() for window in tokens]
+    assert rose.perplexity(model, tokens) == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
+    assert evaluation.window_losses(model, tokens).tolist() == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("elements", [1, 3 * 24 * VOCABULARY, 10**9])
+def test_batches_do_not_matter(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = make_model("llama"), make_tokens()
+    expected = rose.perplexity(model, tokens)
+    monkeypatch.setattr(evaluation, "LOGIT_ELEMENTS", elements)
+    assert rose.perplexity(model, tokens) == pytest.approx(expected, rel=1e-5)
+
+
+def test_uniform_predictions_have_the_perplexity_of_the_vocabulary() -> None:
+    model = make_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    assert rose.perplexity(model, make_tokens()) == pytest.approx(VOCABULARY, rel=1e-5)
+
+
+def test_hopeless_predictions_are_infinite_and_not_an_error() -> None:
+    model = make_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e5)
+    assert rose.perplexity(model, make_tokens()) == math.inf
+
+
+def test_progress_and_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "LOGIT_ELEMENTS", 2 * 24 * VOCABULARY)
+    model = make_model("llama").train()
+    shares: list[float] = []
+    rose.perplexity(model, make_tokens(), progress=shares.append)
+    assert shares == [0.4, 0.8, 1.0]
+
+    def stop(_share: float) -> None:
+        raise rose.Cancelled
+
+    with pytest.raises(rose.Cancelled):
+        rose.perplexity(model, make_tokens(), progress=stop)
+    assert model.training
+    assert next(model.parameters()).device == torch.device("cpu")
+
+
+def test_windows_do_not_see_each_other() -> None:
+    model, tokens = make_model("llama"), make_tokens()
+    shuffled = tokens[[3, 1, 4, 0, 2]]
+    assert rose.perplexity(model, shuffled) == pytest.approx(rose.perplexity(model, tokens), rel=1e-5)
+
+
+def test_pruning_the_packaged_model_raises_its_perplexity(
+    packaged: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+) -> None:
+    """Known text: the dense model predicts English; without its weights it does not."""
+    model, tokenizer = packaged
+    tokens = rose.load_tokens("packaged", tokenizer, samples=2, length=128, seed=0)
+    dense = rose.perplexity(model, tokens)
+    assert 5 < dense < 60
+    broken = copy.deepcopy(model)
+    for layer in rose.prunable_layers(broken):
+        assert isinstance(layer.module, nn.Linear)
+        if layer.projection == "mlp.down_proj" and layer.block_index < 3:
+            layer.write(torch.zeros_like(layer.weight))
+    assert rose.perplexity(broken, tokens) > 3 * dense
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("alps", ("alps", None, None, None)),
+        ("alps:layer", ("alps", None, None, "layer")),
+        ("sparsegpt@random:1", ("sparsegpt", "random:1", None, None)),
+        ("sparsegpt@random:1/layer", ("sparsegpt", "random:1", "layer", None)),
+        ("sparsegpt@random:1/layer:dense", ("sparsegpt", "random:1", "layer", "dense")),
+    ],
+)
+def test_methods_of_a_comparison_may_have_an_order_and_a_target(text: str, expected: tuple[str | None, ...]) -> None:
+    variant = parse_variant(text)
+    assert (variant.method, variant.order, variant.budget, variant.target) == expected
+    assert variant.name == text
+
+
+def test_targets_are_compared_in_one_run() -> None:
+    model, tokens = make_model("llama"), make_tokens(4)
+    rows = compare_methods(
+        model,
+        lambda seed: (make_tokens(4, seed=seed), make_tokens(2, seed=9)),
+        tokens,
+        methods=["sparsegpt:layer", "sparsegpt:dense", "sparsegpt"],
+        sparsities=["0.5"],
+        seeds=[0],
+        block_size=16,
+        target="dense",
+        target_damping=0.5,
+    )
+    layer, dense, usual = rows
+    assert layer.mean_target_error is None
+    assert layer.drift != dense.drift == usual.drift
+    alone = make_model("llama")
+    report = rose.prune_model(
+        alone, make_tokens(4, seed=0), method="sparsegpt", sparsity=0.5, block_size=16, target="layer",
+        held_out=make_tokens(2, seed=9),
+    )  # fmt: skip
+    assert layer.mean_held_out_error == report.summary["mean_held_out_error"]
+
+
+def test_a_comparison_as_markdown() -> None:
+    def row(method: str, sparsity: str, seed: int, value: float) -> ComparisonRow:
+        return ComparisonRow(method, sparsity, seed, value, 10.0, 0.1, None, 0.5, 1.0, 100)
+
+    rows = [row("rose", "0.5", 0, 20.0), row("rose", "0.5", 1, 23.0), row("rose", "2:4", 0, 30.04)]
+    assert to_markdown([*rows, row("wanda", "0.5", 0, 1234.5)]) == (
+        "| method | 0.5 | 2:4 |\n|---|---|---|\n| rose | 21.5 ± 1.5 | 30.0 |\n| wanda | 1234 | – |\n"
+    )
+    assert to_markdown([]) == ""
+
+
+def test_windows_with_nothing_to_predict() -> None:
+    with pytest.raises(rose.RoseError, match="windows of at least 2 tokens"):
+        rose.perplexity(make_model("llama"), make_tokens()[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("methods", "sparsity", "options", "words"),
+    [
+        (["sparsegpt"], "0.5", {"target": "dens"}, "The target must be one of"),
+        (["sparsegpt"], "0.5", {"min_expert_tokens": 0}, "at least 1 token"),
+        (["rose:dense", "sparsegpt"], "0.5", {"target": "layer", "target_damping": 0.5}, "Only target dense"),
+        (["rose_admm", "sparsegpt"], "0.5", {"options": {"effort": 3}}, "effort"),
+        (["sparsegpt", "oats"], "7:8", {}, "would store more than the dense layer"),
+    ],
+)
+def test_a_comparison_refuses_bad_input_before_any_run(
+    methods: list[str], sparsity: str, options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_arguments: Any) -> float:
+        raise AssertionError
+
+    monkeypatch.setattr(comparison, "perplexity", never)
+    tokens = make_tokens()
+    made = compare_methods(
+        make_model("llama"),
+        lambda _seed: (tokens, None),
+        tokens,
+        methods=methods,
+        sparsities=[sparsity],
+        seeds=[0],
+        **({"block_size": 16} | options),
+    )
+    with pytest.raises(rose.RoseError, match=words):
+        next(made)

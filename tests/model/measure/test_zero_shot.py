@@ -1,0 +1,166 @@
+"""Zero-shot accuracy against a plain computation of log-likelihoods, on a task of our own that needs no network."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+import rose
+from rose.model.measure.zero_shot import zero_shot
+from tests.tiny import BOS, save_tiny_llama
+
+QUESTIONS = 24
+TASK = """task: sums
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+  - metric: acc_norm
+    aggregation: mean
+    higher_is_better: true
+"""
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[dict]:
+    draw = random.Random(0)
+    words = ["one", "two", "three", "four", "five", "six", "seventeen", "twenty-three", "thousand"]
+    asked = []
+    for _ in range(QUESTIONS):
+        choices = draw.sample(words, 3)
+        asked.append({"question": f"{draw.choice(words)} and {draw.choice(words)} is", "choices": choices, "answer": 0})
+    return asked
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, questions: list[dict]) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "sums.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    (folder / "sums.yaml").write_text(TASK.format(file=folder / "sums.jsonl"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory):
+    return rose.load_model(str(save_tiny_llama(tmp_path_factory.mktemp("model") / "tiny")))
+
+
+@torch.no_grad()
+def log_likelihood(model, tokenizer, context: str, choice: str, first: Sequence[int] = ()) -> float:
+    """`first`: what stands before the text."""
+    text = tokenizer(f"{context} {choice}", add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([[*first, *text]])
+    start = len(first) + len(tokenizer(context, add_special_tokens=False)["input_ids"])
+    scores = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+    return float(scores[start - 1 :].gather(1, ids[0, start:, None]).sum())
+
+
+@pytest.mark.parametrize(("bos", "first"), [("auto", [BOS]), ("always", [BOS]), ("never", [])])
+def test_questions_begin_as_the_tokenizer_begins_text(
+    tmp_path: Path, folder: Path, questions: list[dict], bos: str, first: list[int]
+) -> None:
+    """Its tokenizer appends an end-of-text token too, which must not stand between a question and its answer."""
+    model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path / "tiny", bos=True)))
+    right = 0
+    for asked in questions:
+        scores = [log_likelihood(model, tokenizer, asked["question"], choice, first) for choice in asked["choices"]]
+        right += scores.index(max(scores)) == asked["answer"]
+    row = zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, bos=bos).iloc[0]
+    assert row["accuracy"] == pytest.approx(right / QUESTIONS)
+
+
+def test_accuracy_is_that_of_the_likeliest_answer(loaded, folder: Path, questions: list[dict]) -> None:
+    model, tokenizer = loaded
+    right, right_by_length = 0, 0
+    for asked in questions:
+        scores = [log_likelihood(model, tokenizer, asked["question"], choice) for choice in asked["choices"]]
+        by_length = [score / len(choice) for score, choice in zip(scores, asked["choices"], strict=True)]
+        right += scores.index(max(scores)) == asked["answer"]
+        right_by_length += by_length.index(max(by_length)) == asked["answer"]
+    assert 0 < right < QUESTIONS
+    assert right != right_by_length
+    row = zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder).iloc[0]
+    share = right / QUESTIONS
+    assert (row["task"], row["questions"]) == ("sums", QUESTIONS)
+    assert row["accuracy"] == pytest.approx(share)
+    assert row["accuracy_norm"] == pytest.approx(right_by_length / QUESTIONS)
+    assert row["accuracy_error"] == pytest.approx((share * (1 - share) / (QUESTIONS - 1)) ** 0.5)
+    assert zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, limit=5)["questions"].item() == 5
+
+
+def test_a_task_without_accuracy_costs_the_others_nothing(loaded, folder: Path, tmp_path: Path) -> None:
+    plain = (folder / "sums.yaml").read_text()
+    (tmp_path / "sums.yaml").write_text(plain)
+    without = plain.replace("task: sums", "task: norms").replace(
+        "  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n", "", 1
+    )
+    (tmp_path / "norms.yaml").write_text(without)
+    table = zero_shot(*loaded, tasks=["sums", "norms"], task_folder=tmp_path).set_index("task")
+    assert table.loc["sums", "accuracy"] >= 0
+    assert math.isnan(table.loc["norms", "accuracy"])
+    assert table.loc["norms", "accuracy_norm"] == table.loc["sums", "accuracy_norm"]
+
+
+def test_the_model_is_left_as_it_was(loaded, folder: Path) -> None:
+    model, tokenizer = loaded
+    model.train()
+    zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, limit=2)
+    assert model.training
+    model.eval()
+
+
+def test_what_cannot_be_run_is_said_in_a_sentence(
+    loaded, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = loaded
+    with pytest.raises(rose.RoseError, match="no task named products"):
+        zero_shot(model, tokenizer, tasks=["products"], task_folder=folder)
+    with pytest.raises(rose.RoseError, match="There is no folder"):
+        zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder / "missing")
+    with pytest.raises(rose.RoseError, match="at least one task"):
+        zero_shot(model, tokenizer, tasks=[], task_folder=folder)
+    (tmp_path / "sums.yaml").write_text(TASK.format(file=tmp_path / "missing.jsonl"))
+    with pytest.raises(rose.RoseError, match="cannot be run"):
+        zero_shot(model, tokenizer, tasks=["sums"], task_folder=tmp_path)
+    monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
+    with pytest.raises(rose.RoseError, match=r"pip install -r requirements-eval\.txt"):
+        zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder)
+
+
+def test_a_group_of_tasks_is_refused_before_it_runs(loaded, tmp_path: Path) -> None:
+    (tmp_path / "sums.yaml").write_text(TASK.format(file=tmp_path / "missing.jsonl"))
+    (tmp_path / "arithmetic.yaml").write_text("group: arithmetic\ntask:\n  - sums\n")
+    with pytest.raises(rose.RoseError, match="arithmetic stands for several tasks; name those"):
+        zero_shot(*loaded, tasks=["arithmetic"], task_folder=tmp_path)
+
+
+def test_progress_is_told_and_may_stop(loaded, folder: Path) -> None:
+    model, tokenizer = loaded
+    shares: list[float] = []
+    zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[0] == 0.0
+    assert 0.5 < shares[-1] < 1.0
+
+    def stop(share: float) -> None:
+        if share > 0.3:
+            raise rose.Cancelled
+
+    with pytest.raises(rose.Cancelled):
+        zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, progress=stop)

@@ -1,0 +1,266 @@
+"""Mixtures of experts: each matrix of a fused expert is a layer, with the statistics of the tokens routed to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+import rose
+from rose.files import digest
+from rose.layer.error import direct_error
+from rose.layer.hessian import MAX_DAMPING, sampling_damping
+from rose.model.network.experts import ExpertLinear, experts_apart, is_experts
+from rose.structured.anatomy import find_parts
+from tests.model.families import EXPERTS, logits, make_model, make_tokens
+from tests.model.walk.test_families import hooked_inputs
+from tests.tiny import byte_tokenizer
+
+OPTIONS: dict[str, Any] = {"block_size": 16}
+OATS: dict[str, Any] = {**OPTIONS, "method": "oats"}
+pytestmark = pytest.mark.usefixtures("small_batches")
+every_family = pytest.mark.parametrize("family", EXPERTS)
+
+
+def inputs_by_hand(model: nn.Module, tokens: Tensor) -> dict[str, list[Tensor]]:
+    """What each expert's matrices read, from the routes and the stored parameters alone, in the model's own pass."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def hook(name: str, experts: Any, args: tuple[Tensor, Tensor, Tensor]) -> None:
+        hidden, routes, _ = args
+        for number in range(4):
+            inputs = hidden[(routes == number).any(1)]
+            first = experts.gate_up_proj[number]
+            fused = inputs @ (first if experts.is_transposed else first.T)
+            if experts.has_bias:
+                fused = fused + experts.gate_up_proj_bias[number]
+            for part, value in (("gate_proj", inputs), ("up_proj", inputs), ("down_proj", experts._apply_gate(fused))):
+                seen.setdefault(f"{name}.{number}.{part}", []).append(value)
+
+    hooks = [
+        module.register_forward_pre_hook(lambda module, args, name=name: hook(name, module, args))
+        for name, module in model.named_modules()
+        if is_experts(module)
+    ]
+    for sample in tokens:
+        logits(model, sample[None])
+    for each in hooks:
+        each.remove()
+    return seen
+
+
+@every_family
+def test_experts_one_by_one_put_out_the_same(family: str) -> None:
+    model = make_model(family)
+    before = logits(model)
+    with experts_apart(model):
+        torch.testing.assert_close(logits(model), before, rtol=1e-5, atol=1e-6)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@every_family
+def test_every_matrix_of_an_expert_is_a_layer_and_routers_are_none(family: str) -> None:
+    model = make_model(family)
+    layers = {layer.name: layer for layer in rose.prunable_layers(model)}
+    experts = {name: layer for name, layer in layers.items() if layer.is_expert}
+    parameters = {name: p for name, p in model.named_parameters() if p.ndim == 3}
+    assert sum(layer.weight.numel() for layer in experts.values()) == sum(p.numel() for p in parameters.values())
+    last = "model.layers.1.mlp.experts"
+    assert [name for name in experts if name.startswith(f"{last}.3.")] == [
+        f"{last}.3.{part}_proj" for part in ("gate", "up", "down")
+    ]
+    assert not [name for name in layers if name.endswith((".gate", ".router", "shared_expert_gate"))]
+    # The weights are views: what is written there is in the model, and nothing else.
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    up = layers[f"{last}.2.up_proj"]
+    up.write(torch.full_like(up.weight, 7.0))
+    changed = {name: int((p != before[name]).sum()) for name, p in model.named_parameters()}
+    assert {name: count for name, count in changed.items() if count} == {f"{last}.gate_up_proj": up.weight.numel()}
+    model.double()
+    assert up.weight.dtype == torch.float64
+
+
+@every_family
+def test_statistics_are_those_of_the_tokens_routed_there(family: str) -> None:
+    model, tokens = make_model(family), make_tokens()
+    found = rose.collect_statistics(model, tokens)
+    by_hand = inputs_by_hand(model, tokens)
+    assert set(by_hand) == {layer.name for layer in rose.prunable_layers(model) if layer.is_expert}
+    for name, parts in by_hand.items():
+        x = torch.cat(parts).double()
+        assert found[name].tokens == len(x)
+        assert (found[name].hessian.double() - x.T @ x).abs().max() <= 1e-5 * (x.T @ x).abs().max(), name
+    assert len({found[name].tokens for name in by_hand}) > 1
+    gate = "model.layers.1.mlp.experts.2.gate_proj"
+    assert found[gate] is found[gate.replace("gate", "up")]
+    others = [layer.name for layer in rose.prunable_layers(model) if not layer.is_expert]
+    for name, inputs in hooked_inputs(model, others, tokens).items():  # shared experts among them
+        torch.testing.assert_close(found[name].hessian, inputs.T @ inputs, rtol=1e-4, atol=1e-4)
+
+
+@every_family
+@pytest.mark.parametrize("target", ["dense", "layer"])
+def test_ratio_zero_leaves_the_logits_bit_identical(family: str, target: str) -> None:
+    model = make_model(family)
+    before = logits(model)
+    report = rose.prune_model(model, make_tokens(), sparsity=0, target=target, **OPTIONS)
+    assert torch.equal(logits(model), before)
+    assert (report.layers["sparsity"] == 0).all()
+
+
+@every_family
+@pytest.mark.parametrize(("target", "sparsity"), [("dense", 0.5), ("layer", "2:4")])
+def test_half_is_half_in_every_expert(family: str, target: str, sparsity: Any) -> None:
+    model = make_model(family)
+    held_out = make_tokens(2, seed=3)
+    report = rose.prune_model(model, make_tokens(), sparsity=sparsity, target=target, held_out=held_out, **OPTIONS)
+    layers = rose.prunable_layers(model)
+    assert report.layers["layer"].tolist() == [layer.name for layer in layers]
+    assert (report.layers["sparsity"] == 0.5).all()
+    for layer, error in zip(layers, report.layers["relative_error"], strict=True):
+        assert int(layer.weight.eq(0).sum()) == layer.weight.numel() // 2, layer.name
+        assert 0 < error < 1, layer.name
+    if sparsity == "2:4":
+        assert all((layer.weight.ne(0).unflatten(1, (-1, 4)).sum(2) == 2).all() for layer in layers)
+    expert = report.layers["layer"].str.contains(r"experts\.\d")
+    assert (report.layers.loc[~expert, "tokens"] == make_tokens().numel()).all()
+    assert report.layers.loc[expert, "tokens"].between(1, make_tokens().numel()).all()
+    assert (report.layers["target_error"].notna() == (target == "dense")).all()
+    assert logits(model).isfinite().all()
+
+
+@every_family
+def test_streamed_files_are_those_of_the_whole_model(family: str, tmp_path: Path) -> None:
+    """Most families' files hold each expert by itself."""
+    make_model(family).save_pretrained(tmp_path / "dense")
+    byte_tokenizer().save_pretrained(tmp_path / "dense")
+    tables, models, names = [], [], []
+    for stream in (False, True):
+        model, tokenizer = rose.load_model(str(tmp_path / "dense"), stream=stream)
+        tables.append(rose.prune_model(model, make_tokens(), **OPTIONS, layers=["*.1.*"]).layers)
+        folder = tmp_path / str(stream)
+        rose.save_model(model, tokenizer, folder)
+        models.append(AutoModelForCausalLM.from_pretrained(folder))
+        names.append({key for path in folder.glob("*.safetensors") for key in load_file(path)})
+    assert tables[0].drop(columns="seconds").equals(tables[1].drop(columns="seconds"))
+    assert digest(models[0].state_dict()) == digest(models[1].state_dict())
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("family", ["deepseek_v2", "gpt_oss"])
+def test_a_stopped_run_goes_on_to_the_same_bits(family: str, tmp_path: Path) -> None:
+    def stop(progress: rose.Progress) -> None:
+        if progress.block_index == 1 and progress.stage == "prune":
+            raise rose.Cancelled
+
+    undisturbed = make_model(family)
+    rose.prune_model(undisturbed, make_tokens(), **OATS)
+    with pytest.raises(rose.Cancelled):
+        rose.prune_model(make_model(family), make_tokens(), checkpoint=tmp_path, progress=stop, **OATS)
+    model = make_model(family)
+    rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **OATS)
+    assert digest(model.state_dict()) == digest(undisturbed.state_dict())
+    for one, other in zip(rose.prunable_layers(model), rose.prunable_layers(undisturbed), strict=True):
+        assert one.low_rank is not None
+        assert other.low_rank is not None
+        assert torch.equal(one.low_rank[0], other.low_rank[0])
+    rose.save_model(model, byte_tokenizer(), tmp_path / "saved")
+    factors = load_file(tmp_path / "saved" / "low_rank.safetensors")
+    assert "model.layers.1.mlp.experts.3.down_proj.low_rank.left" in factors
+
+
+@pytest.mark.parametrize("target", ["dense", "layer"])
+@pytest.mark.parametrize("allocation", ["uniform", "owl", "sensitivity"])
+def test_experts_without_tokens_stay_dense(target: str, allocation: str) -> None:
+    model, tokens = make_model("sparse_experts"), make_tokens(2, 8)
+    before = {layer.name: layer.weight.clone() for layer in rose.prunable_layers(model)}
+    options = {"sparsity": 0.5, "target": target, "allocation": allocation, "min_expert_tokens": 2}
+    report = rose.prune_model(model, tokens, held_out=make_tokens(1, 8, seed=3), **options, **OPTIONS)
+    table = report.layers.set_index("layer")
+    assert set(table.index) == set(before)
+    few = table["tokens"] < 2
+    assert (table.loc[few, "tokens"] == 0).any()
+    assert (table.loc[few, "tokens"] == 1).any()
+    assert 0 < few.sum() < len(table)
+    for layer in rose.prunable_layers(model):
+        assert torch.equal(layer.weight, before[layer.name]) == few[layer.name], layer.name
+    assert (table.loc[few, "sparsity"] == 0).all()
+    assert (table.loc[~few, "sparsity"] > 0).all()
+    assert report.summary["experts_left_dense"] == few.sum()
+    assert report.summary["fewest_expert_tokens"] == 0
+    assert rose.RunReport.from_json(report.to_json()).layers["tokens"].tolist() == table["tokens"].tolist()
+
+
+def test_experts_without_tokens_are_analyzed_as_dense() -> None:
+    model = make_model("sparse_experts")
+    records = list(rose.analyze_model(model, make_tokens(1, 8), sparsity=0.5, layers=["*.0.mlp.*"], **OPTIONS))
+    assert len(records) == 2 * 3 * 24
+    assert {record.sparsity for record in records if not record.tokens} == {0.0}
+    assert {record.sparsity for record in records if record.tokens} == {0.5}
+
+
+def test_experts_are_chosen_by_name() -> None:
+    model = make_model("mixtral")
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    report = rose.prune_model(model, make_tokens(), sparsity=0.5, layers=["*experts.3.gate*"], **OPTIONS)
+    assert report.layers["layer"].tolist() == [f"model.layers.{n}.mlp.experts.3.gate_proj" for n in (0, 1)]
+    for name, p in model.named_parameters():
+        changed = p != before[name]
+        if name.endswith("gate_up_proj"):
+            changed[3, :56] = False
+        assert not changed.any(), name
+
+
+def test_fewer_tokens_are_damped_more() -> None:
+    model = make_model("mixtral")
+    table = rose.prune_model(model, make_tokens(), sparsity=0.5, damping=0.01, **OPTIONS).layers
+    expert = table["layer"].str.contains(r"experts\.\d")
+    assert (table.loc[~expert, "damping"] == 0.01).all()
+    assert (table.loc[expert, "damping"] > 0.01).all()
+    asked = rose.prune_model(make_model("mixtral"), make_tokens(), sparsity=0.5, damping=1.5, **OPTIONS).layers
+    assert (asked["damping"] == 1.5).all()
+
+
+def test_few_tokens_mislead_less_where_they_are_damped() -> None:
+    """Inputs of which half can be told from the others: held-out errors by the rule, and by the usual damping."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(8, 64, generator=generator)
+    weight = torch.randn(64, 64, generator=generator)
+
+    def draw(tokens: int) -> Tensor:
+        sources = torch.randn(tokens, 8, generator=generator) / 8**0.5
+        return sources @ mixing + torch.randn(tokens, 64, generator=generator)
+
+    held_out = draw(4096)
+    for tokens in (8, 32, 128, 512):
+        x = draw(tokens)
+        statistics = rose.InputStatistics(64)
+        statistics.update(x)
+        errors = []
+        for damping in (0.01, sampling_damping(64, tokens)):
+            found = rose.prune_layer(weight, statistics, method="sparsegpt", sparsity=0.5, damping=damping, **OPTIONS)
+            errors.append(direct_error(weight, found.weight, held_out))
+        assert errors[1] < errors[0], tokens
+    assert sampling_damping(64, 8) == MAX_DAMPING
+    assert sampling_damping(64, 64000) == 0.001  # below the usual one, which then stays
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(rose.RoseError, match=r"at least 1 token to be pruned by, not 0"):
+        rose.prune_model(make_model("mixtral"), make_tokens(), min_expert_tokens=0)
+    with pytest.raises(rose.RoseError, match=r"is a mixture of experts, which cannot be made smaller yet"):
+        find_parts(make_model("mixtral"))
+
+
+def test_no_hook_and_no_layer_is_left_in_the_model() -> None:
+    model = make_model("mixtral")
+    names = list(model.state_dict())
+    rose.prune_model(model, make_tokens(), **OPTIONS)
+    assert list(model.state_dict()) == names
+    assert not any(isinstance(module, ExpertLinear) for module in model.modules())
+    assert not any(layer.module._forward_pre_hooks for layer in rose.prunable_layers(model))

@@ -1,0 +1,75 @@
+"""What OATS leaves besides a dense sum: its factors, in the saved checkpoint and through an interrupted run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import rose
+from rose.model.measure.comparison import compare_methods
+from rose.model.network.layers import LEFT, RIGHT, low_rank_tensors, prunable_layers
+from tests.model.families import make_model, make_tokens
+from tests.tiny import byte_tokenizer
+
+OPTIONS = {"method": "oats", "sparsity": 0.5, "block_size": 16, "options": {"iterations": 4, "rank_ratio": 0.4}}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # GPT-2 stores its weights transposed
+def test_saved_factors_leave_a_sparse_part_and_an_ordinary_checkpoint(family: str, tmp_path: Path) -> None:
+    model = make_model(family)
+    report = rose.prune_model(model, make_tokens(), **OPTIONS)
+    rose.save_model(model, byte_tokenizer(), tmp_path / "out", report=report)
+    factors = load_file(tmp_path / "out" / "low_rank.safetensors")
+    layers = prunable_layers(AutoModelForCausalLM.from_pretrained(tmp_path / "out"))
+    assert len(factors) == 2 * len(layers)
+    rows = report.layers.set_index("layer")
+    for layer in layers:
+        left, right = factors[layer.name + LEFT], factors[layer.name + RIGHT]
+        sparse = layer.weight - left @ right
+        kept = int((sparse.abs() > 1e-5 * layer.weight.abs().max()).sum())
+        stored = kept + left.numel() + right.numel()
+        assert 1 - stored / layer.weight.numel() == pytest.approx(rows.loc[layer.name, "sparsity"], abs=0.01)
+
+
+def test_a_resumed_run_has_the_factors_of_an_undisturbed_one(tmp_path: Path) -> None:
+    whole = make_model("llama")
+    rose.prune_model(whole, make_tokens(), **OPTIONS)
+
+    def stop(progress: rose.Progress) -> None:
+        if progress.block_index == 1:
+            raise rose.Cancelled
+
+    with pytest.raises(rose.Cancelled):
+        rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path / "kept", progress=stop, **OPTIONS)
+    resumed = make_model("llama")
+    rose.prune_model(resumed, make_tokens(), checkpoint=tmp_path / "kept", **OPTIONS)
+    expected, found = (low_rank_tensors(model.named_modules()) for model in (whole, resumed))
+    assert expected
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_method_that_only_removes_weights_leaves_no_factors(tmp_path: Path) -> None:
+    model = make_model("llama")
+    rose.prune_model(model, make_tokens(), **OPTIONS)
+    rose.prune_model(model, make_tokens(), method="wanda", sparsity=0.7)
+    rose.save_model(model, byte_tokenizer(), tmp_path / "out")
+    assert not (tmp_path / "out" / "low_rank.safetensors").exists()
+
+
+def test_a_comparison_leaves_the_dense_model_without_factors() -> None:
+    model = make_model("llama")
+    rows = compare_methods(
+        model,
+        lambda seed: (make_tokens(seed=seed), None),
+        make_tokens(2),
+        methods=["oats"],
+        sparsities=["0.5"],
+        seeds=[0],
+    )
+    assert len(list(rows)) == 1
+    assert not low_rank_tensors(model.named_modules())

@@ -1,0 +1,224 @@
+"""Forward passes in bfloat16: only their matrix products are rounded, and only where that was asked for or pays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rose
+from rose.files import digest
+from rose.layer.methods import rose_admm
+from rose.model.estimate import duration as cost
+from rose.model.network import precision
+from rose.model.network.precision import bfloat16_gain, compute_dtype
+from rose.model.run import prune as pipeline
+from rose.model.walk import capture, targets
+from tests.model.families import make_model, make_tokens
+
+pytestmark = pytest.mark.usefixtures("small_batches")
+OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16}
+CPU = torch.device("cpu")
+
+
+def test_auto_is_what_the_processor_is_faster_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama")
+    assert compute_dtype("auto", model, CPU) == torch.float32  # the tests' own setting
+    monkeypatch.delenv(precision.VARIABLE)
+    for gain, expected in ((0.2, torch.float32), (2.0, torch.bfloat16)):
+        monkeypatch.setattr(precision, "bfloat16_gain", lambda gain=gain: gain)
+        assert compute_dtype("auto", model, CPU) == expected
+        assert compute_dtype("auto", model, torch.device("cuda")) == torch.float32
+        assert compute_dtype("auto", make_model("llama").bfloat16(), CPU) == torch.bfloat16
+        assert compute_dtype("auto", make_model("llama").half(), CPU) == torch.float16
+    monkeypatch.setenv(precision.VARIABLE, "float64")
+    with pytest.raises(rose.RoseError, match="ROSE_COMPUTE must be one of float32, bfloat16, not 'float64'"):
+        compute_dtype("auto", model, CPU)
+
+
+def test_auto_is_the_default_and_the_report_says_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(precision.VARIABLE, "bfloat16")
+    assert rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS).summary["compute"] == "bfloat16"
+    monkeypatch.setenv(precision.VARIABLE, "float32")
+    assert rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS).summary["compute"] == "float32"
+
+
+def test_several_processes_take_the_word_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would measure for itself, and a busy processor may say otherwise."""
+    monkeypatch.delenv(precision.VARIABLE)
+    monkeypatch.setattr(precision, "bfloat16_gain", lambda: 0.5)
+
+    def of_the_first(work: Any) -> Any:
+        return "bfloat16" if getattr(work, "func", None) is precision.decided else work()
+
+    for module in (pipeline, capture):
+        monkeypatch.setattr(module, "from_first", of_the_first)
+    model, seen = make_model("llama"), []
+    assert rose.prune_model(model, make_tokens(), **OPTIONS).summary["compute"] == "bfloat16"
+    monkeypatch.setattr(capture, "rounding", lambda compute, *_others: seen.append(compute))
+    next(iter(rose.visit_blocks(model, make_tokens(), compute="auto")))
+    assert seen == ["bfloat16"]
+
+
+def test_an_estimate_knows_how_fast_passes_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "bfloat16_gain", lambda: 4.0)
+    model = make_model("llama")
+    slow, fast = (
+        cost.estimate_cost(model, samples=4, length=256, sweeps=0, compute=compute).seconds
+        for compute in ("float32", "bfloat16")
+    )
+    assert cost.NO_PRODUCTS < fast / slow < 1
+    assert cost.estimate_cost(model, samples=4, length=256, sweeps=0, compute="auto").seconds == slow
+
+
+def test_the_gain_is_measured_once() -> None:
+    gain = bfloat16_gain()
+    assert gain > 0
+    assert bfloat16_gain() is gain
+
+
+def test_bad_words_are_refused_before_any_work() -> None:
+    with pytest.raises(rose.RoseError, match="computed in one of auto, float32, bfloat16, not in 'int8'"):
+        rose.prune_model(make_model("llama"), make_tokens(), compute="int8")
+    with pytest.raises(rose.RoseError, match=r"The weights are torch.float16; load the model in bfloat16"):
+        rose.prune_model(make_model("llama").half(), make_tokens(), compute="bfloat16")
+
+
+def test_weights_of_less_precision_compute_as_they_are() -> None:
+    report = rose.prune_model(make_model("llama").bfloat16(), make_tokens(), compute="float32", **OPTIONS)
+    assert report.summary["compute"] == "bfloat16"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "mixtral"])
+@pytest.mark.parametrize("target", ["dense", "layer"])
+def test_pruned_nearly_as_in_float32(family: str, target: str) -> None:
+    tables, models = [], []
+    for compute in ("float32", "bfloat16"):
+        model = make_model(family)
+        # Of mixtures of experts the routes may differ, where two experts are nearly equal.
+        layers = ["*.0.self_attn.*"] if family == "mixtral" else None
+        report = rose.prune_model(
+            model,
+            make_tokens(),
+            target=target,
+            held_out=make_tokens(2, seed=3),
+            compute=compute,
+            layers=layers,
+            **OPTIONS,
+        )
+        assert report.summary["compute"] == compute
+        tables.append(report.layers)
+        models.append(model)
+    assert {parameter.dtype for parameter in models[1].parameters()} == {torch.float32}
+    assert (tables[1]["sparsity"] == 0.5).all()
+    means = [table["relative_error"].mean() for table in tables]  # single layers lose other weights near ties
+    assert means[1] == pytest.approx(means[0], rel=0.05)
+    assert digest(models[0].state_dict()) != digest(models[1].state_dict())  # or nothing was rounded
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_gaps_are_multiplied_in_bfloat16_where_forward_passes_may_be(
+    dtype: torch.dtype, compute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    for name in ("InputGap", "OutputGap"):
+        kind = getattr(targets, name)
+        monkeypatch.setattr(targets, name, lambda *args, kind=kind: made.append(args[-1]) or kind(*args))
+    rose.prune_model(make_model("llama").to(dtype), make_tokens(), target="dense", compute=compute, **OPTIONS)
+    assert len(made) > 5
+    assert set(made) == {getattr(torch, compute)}
+
+
+def test_statistics_and_pruning_are_float32() -> None:
+    """With products of 8 significant bits in the sums, H would be off by far more than its inputs are."""
+    model, tokens = make_model("llama"), make_tokens()
+    exact = rose.collect_statistics(model, tokens)
+    for block in rose.visit_blocks(model, tokens, compute="bfloat16"):
+        assert not torch.is_autocast_enabled("cpu")
+        for name, found in block.calibration.items():
+            assert found.hessian.dtype == torch.float32
+            difference = (found.hessian - exact[name].hessian).abs().max() / exact[name].hessian.abs().max()
+            assert difference < 0.02, name
+            if name == "model.layers.0.self_attn.q_proj":
+                assert difference == 0  # nothing before it is a matrix product
+
+
+def test_nothing_is_rounded_while_a_layer_is_pruned() -> None:
+    """Batches wait inside their forward pass; what goes on meanwhile is no part of it."""
+    seen = []
+
+    def look(progress: rose.Progress) -> None:
+        seen.append((progress.stage, torch.is_autocast_enabled("cpu")))
+
+    rose.prune_model(make_model("llama"), make_tokens(), compute="bfloat16", progress=look, **OPTIONS)
+    assert ("prune", False) in seen
+    assert not any(enabled for _, enabled in seen)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    ("stored", "compute", "gain", "expected"),
+    [
+        (torch.float32, "float32", 2.0, torch.float32),
+        (torch.float32, "bfloat16", 2.0, torch.bfloat16),
+        (torch.float32, "auto", 2.0, torch.bfloat16),
+        (torch.float32, "auto", 0.5, torch.float32),
+        (torch.bfloat16, "auto", 2.0, torch.bfloat16),
+        (torch.bfloat16, "auto", 0.5, torch.float32),  # where bfloat16 is emulated
+        (torch.bfloat16, "float32", 2.0, torch.float32),
+    ],
+)
+def test_a_search_multiplies_in_the_format_that_pays(
+    stored: torch.dtype, compute: str, gain: float, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, find = set(), rose_admm.find_mask
+
+    def watch(*arguments: Any, dtype: torch.dtype) -> Any:
+        seen.add(dtype)
+        return find(*arguments, dtype=dtype)
+
+    monkeypatch.setattr(rose_admm, "find_mask", watch)
+    monkeypatch.delenv(precision.VARIABLE)
+    monkeypatch.setattr(precision, "bfloat16_gain", lambda: gain)
+    model = make_model("llama").to(stored)
+    rose.prune_model(model, make_tokens(), method="rose_admm", compute=compute, **OPTIONS)
+    assert seen == {expected}
+
+
+def test_weights_are_not_remembered_as_they_were_before_pruning() -> None:
+    """Autocast would keep the cast weights of a model that can be trained, and batches go on with pruned ones."""
+    found = []
+    for trained in (False, True):
+        model = make_model("llama").requires_grad_(trained)
+        rose.prune_model(model, make_tokens(), compute="bfloat16", **OPTIONS)
+        found.append(digest(model.state_dict()))
+    assert found[0] == found[1]
+
+
+def test_a_checkpoint_belongs_to_one_format(tmp_path: Path) -> None:
+    def stop(progress: rose.Progress) -> None:
+        if progress.block_index == 1 and progress.stage == "prune":
+            raise rose.Cancelled
+
+    rounded: dict[str, Any] = {**OPTIONS, "compute": "bfloat16"}
+    undisturbed = make_model("llama")
+    rose.prune_model(undisturbed, make_tokens(), **rounded)
+    with pytest.raises(rose.Cancelled):
+        rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path, progress=stop, **rounded)
+    with pytest.raises(rose.RoseError, match=r"computed in bfloat16 there and are in float32 now \(--compute bfloat16"):
+        rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path, **OPTIONS)
+    model = make_model("llama")
+    rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **rounded)
+    assert digest(model.state_dict()) == digest(undisturbed.state_dict())
+
+
+def test_perplexity_is_exact_unless_asked_otherwise() -> None:
+    model, tokens = make_model("llama"), make_tokens()
+    exact = rose.perplexity(model, tokens)
+    assert rose.perplexity(model, tokens, compute="float32") == exact
+    rounded = rose.perplexity(model, tokens, compute="bfloat16")
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.02)

@@ -1,0 +1,348 @@
+"""Ratios over layers: exact totals, the published rules, and the trace of the loss Hessian against the Hessian."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.func import functional_call
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+import rose
+from rose.layer.methods import Method, Settings
+from rose.layer.methods.measured import CANDIDATES
+from rose.layer.pattern import Pattern
+from rose.model.measure.damage_report import damage_table
+from rose.model.network.layers import prunable_layers
+from rose.model.run import allocation as allocations
+from rose.model.run.allocation import (
+    DAMAGE_GROWTH,
+    DAMAGE_SPREAD,
+    allocate,
+    check_allocation,
+    damage_ratios,
+    exact_ratios,
+    hessian_traces,
+    outlier_share,
+    owl_ratios,
+    sensitivity_ratios,
+)
+from tests.model.families import make_model, make_tokens
+
+
+def tiny_llama(blocks: int = 3) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=blocks,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def tiny_gpt2() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=40, n_embd=8, n_layer=1, n_head=2, n_positions=32, initializer_range=0.4)
+    return GPT2LMHeadModel(config).eval().requires_grad_(False)
+
+
+def some_tokens(samples: int = 4, length: int = 16) -> Tensor:
+    return torch.randint(40, (samples, length), generator=torch.Generator().manual_seed(1))
+
+
+layer_lists = st.lists(st.tuples(st.floats(-0.5, 1.5), st.integers(1, 5000)), min_size=1, max_size=30)
+
+
+@given(layer_lists, st.floats(0, 1))
+def test_total_is_exact(layers: list[tuple[float, int]], ratio: float) -> None:
+    wanted, sizes = [want for want, _ in layers], [size for _, size in layers]
+    ratios = exact_ratios(wanted, sizes, ratio)
+    counts = [round(r * size) for r, size in zip(ratios, sizes, strict=True)]
+    assert sum(counts) == round(ratio * sum(sizes))
+    assert all(0 <= count <= size for count, size in zip(counts, sizes, strict=True))
+    # One shift for all, but for rounding and where 0 or 1 is the limit.
+    shifts = [
+        (r - want, 1 / size) for r, want, size in zip(ratios, wanted, sizes, strict=True) if 1 / size < r < 1 - 1 / size
+    ]
+    for shift, grain in shifts:
+        assert all(abs(shift - other) <= 2 * (grain + other_grain) for other, other_grain in shifts)
+
+
+def test_equal_layers_keep_what_they_want() -> None:
+    assert exact_ratios([0.4, 0.5, 0.6], [1000] * 3, 0.5) == [0.4, 0.5, 0.6]
+    assert exact_ratios([0.5, 0.9], [300, 100], 1) == [1, 1]
+    assert exact_ratios([0.5, 0.9], [300, 100], 0) == [0, 0]
+    with pytest.raises(rose.RoseError, match="from 0 to 1"):
+        exact_ratios([0.5], [10], 1.5)
+
+
+def test_outlier_share() -> None:
+    scores = [torch.rand(7, 9).pow(8), torch.rand(5, 9).pow(8) * 3]
+    together = np.concatenate([score.numpy().ravel() for score in scores]).astype(float)
+    assert outlier_share(scores) == (together > 5 * together.mean()).mean() > 0
+
+
+def test_owl_ratios() -> None:
+    shares = [0.01, 0.05, 0.03, 0.02]
+    ratios = owl_ratios(shares, 0.7)
+    assert max(ratios) - min(ratios) == pytest.approx(0.16)  # 2λ
+    assert sum(ratios) / 4 == pytest.approx(0.7)
+    assert np.argsort(ratios).tolist() == np.argsort(shares)[::-1].tolist()
+    assert owl_ratios([0.02, 0.02], 0.6) == [0.6, 0.6]
+
+
+def test_sensitivity_ratios() -> None:
+    assert sensitivity_ratios([3.0, -1.0, 2.0], 0.5) == pytest.approx([0.4, 0.6, 0.5])
+    assert sensitivity_ratios([3.0, 1.0, 2.0], 0.5, spread=0.25) == pytest.approx([0.25, 0.75, 0.5])
+    assert sensitivity_ratios([7.0], 0.5) == [0.5]
+
+
+def test_a_layer_with_a_negative_trace_keeps_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper ranks layers by |mean trace| / size."""
+    monkeypatch.setattr("rose.model.run.allocation.hessian_traces", lambda *_args, **_options: [1.0, -9.0, 2.0])
+    model = tiny_llama()
+    layers = [layer for layer in prunable_layers(model) if layer.projection == "self_attn.q_proj"]
+    found = allocate(model, some_tokens(), layers, Pattern(0.5), "sensitivity:0.125", list)
+    assert [found[layer.name].ratio for layer in layers] == [0.625, 0.375, 0.5]
+
+
+@pytest.mark.parametrize("text", ["sensitivity:", "sensitivity:x", "sensitivity:1.5", "sensitivity:nan"])
+def test_bad_spreads(text: str) -> None:
+    with pytest.raises(rose.RoseError, match="α of sensitivity must be a number from 0 to 1"):
+        rose.prune_model(tiny_llama(), some_tokens(), allocation=text)
+
+
+def test_the_spread_of_a_run() -> None:
+    spreads = {}
+    for allocation in ("sensitivity", "sensitivity:0.1", "sensitivity:0.25"):
+        report = rose.prune_model(
+            tiny_llama(), some_tokens(), method="magnitude", sparsity=0.5, block_size=8, allocation=allocation
+        )
+        assert report.summary["allocation"] == allocation
+        spreads[allocation] = np.ptp(report.layers["sparsity"])
+    assert spreads["sensitivity"] == spreads["sensitivity:0.1"] == pytest.approx(0.2, abs=0.01)
+    assert spreads["sensitivity:0.25"] == pytest.approx(0.5, abs=0.01)
+
+
+def exact_trace(model: PreTrainedModel, tokens: Tensor, name: str) -> float:
+    """Trace of the Hessian in full, mean over windows."""
+    weight = model.get_parameter(f"{name}.weight").detach()
+
+    def loss(w: Tensor, window: Tensor) -> Tensor:
+        arguments = {"input_ids": window[None], "labels": window[None], "use_cache": False}
+        return functional_call(model, {f"{name}.weight": w}, (), arguments).loss
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        traces = [
+            torch.autograd.functional.hessian(lambda w, t=t: loss(w, t), weight)
+            .reshape(weight.numel(), -1)
+            .trace()
+            .item()
+            for t in tokens
+        ]
+    return math.fsum(traces) / len(traces)
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+def test_trace_is_that_of_the_full_hessian(make) -> None:  # type: ignore[no-untyped-def]
+    model, tokens = make(), some_tokens(samples=2)
+    layers = prunable_layers(model)[2:5]
+    exact = [exact_trace(model, tokens, layer.name) for layer in layers]
+    estimates = np.array([hessian_traces(model, tokens, layers, probes=25, seed=seed) for seed in range(8)])
+    spread = estimates.std(0, ddof=1) / 8**0.5
+    assert (np.abs(estimates.mean(0) - exact) < 5 * spread + 1e-4).all()
+    assert (spread < 0.5 * np.abs(exact).max()).all()  # or the line above would say little
+
+
+def test_trace_leaves_the_model_alone() -> None:
+    model = tiny_llama().train()
+    model.lm_head.weight.requires_grad_(True)
+    before = copy.deepcopy(model.state_dict())
+    hessian_traces(model, some_tokens(), prunable_layers(model))
+    assert model.training
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["lm_head.weight"]
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("allocation", ["owl", "sensitivity"])
+@pytest.mark.parametrize("sparsity", [0.5, 0.93])
+def test_a_model_is_pruned_exactly(allocation: str, sparsity: float) -> None:
+    model, tokens = tiny_llama(), some_tokens(8)
+    sizes = sum(layer.weight.numel() for layer in prunable_layers(model))
+    # Towards the dense model, layers behind a fully pruned one read zeros only, and lose more than they were asked to.
+    report = rose.prune_model(
+        model, tokens, method="rose_global", sparsity=sparsity, target="layer", block_size=8, allocation=allocation
+    )
+    zeros = sum(int((layer.weight == 0).sum()) for layer in prunable_layers(model))
+    assert zeros == round(sparsity * sizes)
+    assert report.summary["removed_fraction"] == pytest.approx(zeros / sizes, abs=1e-6)
+    assert report.summary["allocation"] == allocation
+    ratios = report.layers["sparsity"]
+    assert ratios.nunique() > 2
+    if allocation == "owl":  # one ratio per decoder block, up to one weight of its smallest layer
+        assert report.layers.groupby("block_index")["sparsity"].agg(np.ptp).max() <= 1 / 128
+
+
+def test_owl_protects_the_block_with_outliers() -> None:
+    model, tokens = tiny_llama(), some_tokens(8)
+    with torch.no_grad():
+        for layer in prunable_layers(model):
+            if layer.block_index == 2:  # the last, for its outliers spread to the blocks above
+                layer.weight[0, :4] *= 40
+    report = rose.prune_model(model, tokens, method="wanda", sparsity=0.5, block_size=8, allocation="owl")
+    ratios = report.layers.groupby("block_index")["sparsity"].mean()
+    assert ratios.idxmin() == 2
+
+
+def test_owl_goes_on_where_no_token_came_to_any_layer_of_a_block() -> None:
+    model, tokens = make_model("sparse_experts"), make_tokens()
+    records = rose.analyze_model(model, tokens, methods=["wanda"], block_size=8)
+    unreached = next(one.layer for one in records if one.block_index == 0 and not one.tokens)
+    names = [unreached, "*layers.1.self_attn*"]
+    report = rose.prune_model(model, tokens, method="wanda", sparsity=0.5, layers=names, allocation="owl", block_size=8)
+    assert report.layers.set_index("layer").loc[unreached, "sparsity"] == 0
+
+
+def test_uniform_is_the_default() -> None:
+    one, other, tokens = tiny_llama(), tiny_llama(), some_tokens()
+    rose.prune_model(one, tokens, sparsity=0.5, block_size=8)
+    rose.prune_model(other, tokens, sparsity=0.5, block_size=8, allocation="uniform")
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_progress_of_an_allocated_run_only_rises() -> None:
+    for allocation in ("owl", "sensitivity"):
+        events: list[rose.Progress] = []
+        rose.prune_model(
+            tiny_llama(), some_tokens(), sparsity=0.5, block_size=8, allocation=allocation, progress=events.append
+        )
+        fractions = [event.fraction for event in events]
+        assert fractions == sorted(fractions)
+        assert events[0].stage == "allocate"
+        assert events[-1].layers_done == events[-1].layers == 21
+        assert fractions[-1] == pytest.approx(1, abs=0.5)
+
+
+def test_bad_allocations() -> None:
+    model, tokens = tiny_llama(), some_tokens()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(rose.RoseError, match="one of uniform, owl, sensitivity"):
+        rose.prune_model(model, tokens, allocation="random")
+    with pytest.raises(rose.RoseError, match="one of uniform, owl, sensitivity"):
+        rose.prune_model(model, tokens, allocation="owl:0.1")
+    with pytest.raises(rose.RoseError, match="2:4 fixes the ratio"):
+        rose.prune_model(model, tokens, sparsity="2:4", block_size=8, allocation="owl")
+    with pytest.raises(rose.RoseError, match="has no option"):
+        rose.prune_model(model, tokens, method="rose", options={"start": "wanda"})
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_report_says_what_was_chosen_and_with_which_options() -> None:
+    tokens = some_tokens(8)
+    report = rose.prune_model(
+        tiny_llama(1), tokens, method="measured", sparsity=0.5, block_size=8, held_out=some_tokens(4)
+    )
+    for row in report.layers.to_dict("records"):
+        assert (row["order"], row["budget"]) in CANDIDATES
+    assert report.layers["held_out_error"].notna().all()
+    report = rose.prune_model(
+        tiny_llama(1), tokens, method="dsnot", sparsity=0.5, block_size=8, options={"start": "magnitude"}
+    )
+    assert report.summary["options"] == {"start": "magnitude"}
+    report = rose.prune_model(tiny_llama(1), tokens, method="oats", sparsity=0.5, block_size=8)
+    assert report.summary["options"] == {"rank_ratio": 0.25, "iterations": 80}
+
+
+def test_measured_is_given_the_held_out_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def spy(weight: Tensor, statistics: rose.InputStatistics, settings: Settings) -> rose.LayerResult:
+        assert settings.held_out is not None
+        seen.append((statistics.tokens, settings.held_out.tokens))
+        return rose.METHODS["wanda"].prune(weight, statistics, settings)
+
+    monkeypatch.setitem(rose.METHODS, "spy", Method("spy", "Spy", "", spy, sweeps=False))
+    rose.prune_model(tiny_llama(1), some_tokens(8), method="spy", sparsity=0.5, block_size=8, held_out=some_tokens(3))
+    assert seen == [(8 * 16, 3 * 16)] * 7
+
+
+# ---- by measured damage
+
+
+def test_damage_is_equalized_at_the_margin() -> None:
+    """Lagrange's condition: what one weight more costs is the same in every layer within the bounds."""
+    damages, sizes = [0.02, 0.05, 0.04], [100, 300, 100]
+    ratios = damage_ratios([d / n for d, n in zip(damages, sizes, strict=True)], 0.5)
+    slopes = [
+        DAMAGE_GROWTH * d * math.exp(DAMAGE_GROWTH * (s - 0.5)) / n
+        for d, n, s in zip(damages, sizes, ratios, strict=True)
+    ]
+    assert max(ratios) - min(ratios) < 2 * DAMAGE_SPREAD
+    assert slopes == pytest.approx([slopes[0]] * 3)
+    assert damage_ratios([0.0, 0.0], 0.5) == [0.5, 0.5]
+    assert damage_ratios([1e-9, 1.0], 0.5) == pytest.approx([0.5 + DAMAGE_SPREAD, 0.5 - DAMAGE_SPREAD])
+
+
+@pytest.mark.parametrize("units", ["layers", "blocks"])
+def test_a_model_is_pruned_by_its_damages(units: str, tmp_path: Path) -> None:
+    model, tokens = tiny_llama(), some_tokens()
+    report = rose.damage(model, tokens, sparsity=0.5, block_size=8, units=units)
+    report.units.to_csv(tmp_path / "rows.csv", index=False)
+    patterns = allocate(model, tokens, prunable_layers(model), Pattern(0.5), f"damage:{tmp_path}", list)
+    costliest = report.units.loc[(report.units["damage"] / report.units["weights"]).idxmax(), "unit"]
+    chosen = {
+        layer: p.ratio for layer, p in patterns.items() if layer == costliest or layer.startswith(f"{costliest}.")
+    }
+    assert max(chosen.values()) == pytest.approx(min(p.ratio for p in patterns.values()), abs=0.01)
+    pruned = rose.prune_model(model, tokens, sparsity=0.5, block_size=8, allocation=f"damage:{tmp_path}")
+    # Methods round in blocks of eight columns.
+    assert pruned.summary["removed_fraction"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_damages_that_are_not_there_are_told_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(rose.RoseError, match="damage:FOLDER"):
+        check_allocation("damage", Pattern(0.5))
+    with pytest.raises(rose.RoseError, match=r"rows\.csv is not a table of damages"):
+        check_allocation(f"damage:{tmp_path}", Pattern(0.5))
+    damage_table([]).to_csv(tmp_path / "rows.csv", index=False)
+    model = tiny_llama()
+    with pytest.raises(rose.RoseError, match=r"damage of model\.layers\.0\.self_attn\.q_proj has not been measured"):
+        rose.prune_model(model, some_tokens(), sparsity=0.5, block_size=8, allocation=f"damage:{tmp_path}")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_none_share_nothing(value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    names = [layer.name for layer in rose.prunable_layers(model)]
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            allocations, "hessian_traces", lambda *_arguments, **_more: [1.0, value, *[1.0] * (len(names) - 2)]
+        )
+        with pytest.raises(rose.RoseError, match=f"no finite curvature by {re.escape(names[1])}"):
+            rose.prune_model(model, some_tokens(), sparsity=0.5, block_size=8, allocation="sensitivity")
+    table = rose.damage(model, some_tokens(), sparsity=0.5, block_size=8, layers=names[:2]).units
+    table.loc[table["unit"] == names[0], "damage"] = value
+    table.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(rose.RoseError, match=f"damage of {re.escape(names[0])} is {value}"):
+        rose.prune_model(
+            model,
+            some_tokens(),
+            sparsity=0.5,
+            block_size=8,
+            layers=names[:2],
+            allocation=f"damage:{tmp_path}",
+        )

@@ -1,0 +1,310 @@
+"""Runs that are killed, disks that are full, files that are damaged: nothing is lost, and the bits stay the same."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rose
+from rose import files as durable
+from rose.files import digest
+from rose.model.run import checkpoint as checkpoint_module
+from rose.model.run.checkpoint import open_checkpoint
+from rose.model.walk.hidden_states import DiskActivations
+from tests.model.families import make_model, make_tokens
+
+pytestmark = pytest.mark.usefixtures("small_batches")
+ROOT = Path(__file__).parents[3]
+OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16}
+
+
+def run(folder: Path | None, **options: Any) -> tuple[str, rose.RunReport]:
+    """Prunes a dense tiny model; returns the digest of its weights, and the report."""
+    model = make_model("gemma3")
+    report = rose.prune_model(model, make_tokens(), checkpoint=folder, **{**OPTIONS, **options})
+    return digest(model.state_dict()), report
+
+
+def stop_at(stage: str, block: int) -> Callable[[rose.Progress], None]:
+    def stop(progress: rose.Progress) -> None:
+        if progress.stage == stage and progress.block_index == block:
+            raise rose.Cancelled
+
+    return stop
+
+
+def interrupt(folder: Path, stage: str = "calibrate", block: int = 2, **options: Any) -> None:
+    with pytest.raises(rose.Cancelled):
+        run(folder, progress=stop_at(stage, block), **options)
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> tuple[str, rose.RunReport]:
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rose.model.walk.forward.BATCH_TOKENS", 2 * 24 + 5)
+        return run(None)
+
+
+def test_killed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.model.killed_runs", "prune", str(tmp_path), "24", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["killed"] >= 24
+    assert len(told["ended"]) >= 3  # two that nobody disturbed, and those that went on after kills
+    assert set(told["ended"]) == {told["expected"]}
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("gpt2", {}),  # stores its weights transposed
+        ("llama", {"layers": ["*.1.*.o_proj"]}),  # a decoder block without chosen layers comes first
+        ("llama", {"method": "measured", "held_out": make_tokens(2, seed=3), "allocation": "sensitivity"}),
+    ],
+)
+def test_going_on_gives_the_same_weights_and_report(family: str, options: dict[str, Any], tmp_path: Path) -> None:
+    plain = make_model(family)
+    expected = rose.prune_model(plain, make_tokens(), **OPTIONS, **options)
+    with pytest.raises(rose.Cancelled):
+        rose.prune_model(
+            make_model(family),
+            make_tokens(),
+            checkpoint=tmp_path,
+            progress=stop_at("prune", 1),
+            **OPTIONS,
+            **options,
+        )
+    model = make_model(family)
+    found = rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **OPTIONS, **options)
+    assert digest(model.state_dict()) == digest(plain.state_dict())
+    assert found.layers.drop(columns="seconds").equals(expected.layers.drop(columns="seconds"))
+
+
+def test_finished_blocks_are_not_run_again(tmp_path: Path, undisturbed: tuple[str, rose.RunReport]) -> None:
+    interrupt(tmp_path)
+    events: list[rose.Progress] = []
+    found, report = run(tmp_path, progress=events.append)
+    assert found == undisturbed[0]
+    assert {event.block_index for event in events} == {2, 3}
+    assert events[0].layers_done == 14
+    assert [event.fraction for event in events] == sorted(event.fraction for event in events)
+    assert events[-1].remaining == 0
+    assert len(report.layers) == events[-1].layers_done == 28
+    assert not list(tmp_path.glob("activations*"))  # large, and of no use any more
+    events.clear()
+    again, _ = run(tmp_path, progress=events.append)
+    assert again == undisturbed[0]
+    assert {event.stage for event in events} == {"done"}
+
+
+def test_bfloat16_stays_as_it_is(tmp_path: Path) -> None:
+    plain = make_model("llama").bfloat16()
+    rose.prune_model(plain, make_tokens(), **OPTIONS)
+    for progress in (stop_at("calibrate", 1), None):
+        model = make_model("llama").bfloat16()
+        try:
+            rose.prune_model(model, make_tokens(), checkpoint=tmp_path, progress=progress, **OPTIONS)
+        except rose.Cancelled:
+            continue
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    assert digest(model.state_dict()) == digest(plain.state_dict())
+
+
+def test_hidden_states_can_be_written_anew_where_they_were_found(tmp_path: Path) -> None:
+    """Several processes that do not agree on how far they had come all begin at the embeddings."""
+    for value in (1.0, 2.0):
+        kept = DiskActivations(tmp_path)
+        found = kept.resume(0, {"calibration": 1})
+        assert found == (None if value == 1.0 else 0)
+        kept.write("calibration", 0, torch.full((2,), value))
+        kept.advance(0)
+        assert kept.read("calibration", 0).tolist() == [value, value]
+
+
+# ---- damage
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1  # a weight that is a little off, which no format notices
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("harm", [cut, flip, Path.unlink])
+@pytest.mark.parametrize(
+    ("name", "restarts_at"),
+    [
+        ("block-00001.safetensors", 0),  # inputs of block 2 do not help with block 1, so block 0 runs again
+        ("activations-00002/calibration-00001.safetensors", 0),
+        ("allocation.safetensors", 2),
+        ("lock", 2),
+    ],
+)
+def test_damaged_files_cost_time_and_nothing_else(
+    harm: Callable[[Path], Any],
+    name: str,
+    restarts_at: int,
+    tmp_path: Path,
+    undisturbed: tuple[str, rose.RunReport],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    interrupt(tmp_path)
+    if name != "lock" or harm is Path.unlink:
+        harm(tmp_path / name)
+    events: list[rose.Progress] = []
+    with caplog.at_level(logging.WARNING):
+        found, report = run(tmp_path, progress=events.append)
+    assert found == undisturbed[0]
+    assert report.layers["layer"].tolist() == undisturbed[1].layers["layer"].tolist()
+    assert min(event.block_index for event in events) == restarts_at
+    if name.startswith("block") and harm is not Path.unlink:
+        assert "decoder block 1 is pruned again" in caplog.text
+
+
+@pytest.mark.parametrize("harm", [cut, flip])
+def test_a_damaged_description_is_refused(harm: Callable[[Path], Any], tmp_path: Path) -> None:
+    interrupt(tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    harm(tmp_path / "run.json")
+    with pytest.raises(rose.RoseError, match=r"run\.json is damaged|belongs to another run"):
+        run(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+# ---- other runs
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": 0.6}, r"pattern was \[0.5, 0, 0\] there and is \[0.6, 0, 0\] now"),
+        ({"method": "wanda"}, "method was rose there and is wanda now"),
+        ({"damping": 0.02}, "damping was 0.01 there and is 0.02 now"),
+        ({"layers": ["*o_proj"]}, "the layers differ"),
+        ({"held_out": make_tokens(2, seed=3)}, "the held-out differ"),
+    ],
+)
+def test_other_settings_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    interrupt(tmp_path)
+    with pytest.raises(rose.RoseError, match=message):
+        run(tmp_path, **options)
+    assert (tmp_path / "block-00001.safetensors").exists()
+
+
+def test_other_tokens_and_models_are_refused(tmp_path: Path) -> None:
+    interrupt(tmp_path)
+    with pytest.raises(rose.RoseError, match="the tokens differ"):
+        rose.prune_model(make_model("gemma3"), make_tokens(seed=9), checkpoint=tmp_path, **OPTIONS)
+    model = make_model("gemma3")
+    with torch.no_grad():
+        model.model.norm.weight[3] += 1
+    with pytest.raises(rose.RoseError, match=r"the model's weights differ .*loaded dense"):
+        rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **OPTIONS)
+
+
+def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_text("precious")
+    with pytest.raises(rose.RoseError, match="not empty and holds no checkpoint"):
+        run(tmp_path)
+    assert (tmp_path / "kept.txt").read_text() == "precious"
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    with (
+        open_checkpoint(make_model("llama"), tmp_path, dict),
+        pytest.raises(rose.RoseError, match="Another run is using the checkpoint"),
+    ):
+        run(tmp_path)
+
+
+# ---- disks that do not take what they are given
+
+
+def full(*_args: Any, **_options: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("moment", [0, 1, 2, 5, 9, 14])
+@pytest.mark.parametrize("step", ["save_file", "sync"])
+def test_a_full_disk(
+    moment: int, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: tuple[str, rose.RunReport]
+) -> None:
+    work, calls = getattr(durable, step), []
+
+    def sometimes(*args: Any, **options: Any) -> None:
+        calls.append(args)
+        if len(calls) > moment:
+            full()
+        work(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, step, sometimes)
+        with pytest.raises(rose.RoseError, match=r"No space left on device.*make room.*resumes from there"):
+            run(tmp_path)
+    half_written = [path for path in tmp_path.rglob("*.tmp") if path.is_file()]
+    assert not half_written
+    assert run(tmp_path)[0] == undisturbed[0]
+
+
+def test_a_disk_too_full_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_module, "write_atomically", full)
+    monkeypatch.setattr(rose.model.run.prune, "start_walk", None)  # no work may begin
+    with pytest.raises(rose.RoseError, match="No space left on device"):
+        run(tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["lock"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(rose.model.run.prune, "start_walk", None)  # no work may begin
+    with pytest.raises(rose.RoseError, match="cannot be written or read"):
+        run(tmp_path / "file")
+    with pytest.raises(rose.RoseError, match="cannot be written or read"):
+        run(tmp_path / "file" / "below")
+
+    def refuse(*_args: Any, **_options: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(rose.RoseError, match=r"Permission denied.*choose another folder"):
+        run(tmp_path / "locked")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": "sideways"}, "no order named"),
+        ({"damping": -1.0}, "Damping must be"),
+        ({"threshold": 2.0}, "threshold on the relative range"),
+        ({"budget": "row"}, "budget must be one of"),
+        ({"method": "wanda", "budget": "layer"}, "does not sweep"),
+    ],
+)
+def test_bad_settings_do_not_claim_a_folder(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(rose.RoseError, match=message):
+        rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path / "kept", **options)
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("stream", ["tokens", "held_out"])
+def test_bad_tokens_do_not_claim_a_folder(stream: str, tmp_path: Path) -> None:
+    bad = {"tokens": make_tokens(), stream: torch.full((2, 4), 10**6)}
+    with pytest.raises(rose.RoseError, match="outside the model's vocabulary"):
+        rose.prune_model(make_model("llama"), **bad, allocation="owl", checkpoint=tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()

@@ -1,0 +1,737 @@
+"""Choosing layers, held-out tokens, progress, cancelling: what a run promises besides its numbers."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import weakref
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+import rose
+from rose.layer.error import relative_error
+from rose.layer.hessian import DampedHessian, damp
+from rose.model.network.layers import decoder_blocks, select_layers
+from rose.model.progress import part_callback
+from rose.model.walk import capture, forward
+from tests.model.families import LENGTH, VOCABULARY, logits, make_model, make_tokens
+from tests.model.walk.test_families import hooked_inputs
+from tests.model.walk.test_sequential import routed_model
+
+pytestmark = pytest.mark.usefixtures("small_batches")
+
+# What the papers do, in two passes. Dense targets have tests of their own, test_targets.py.
+prune_model = partial(rose.prune_model, target="layer")
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def changed(model: PreTrainedModel, before: dict[str, Tensor]) -> set[str]:
+    """Names of the modules whose weight is no longer what it was."""
+    return {
+        name.removesuffix(".weight")
+        for name, parameter in model.named_parameters()
+        if not torch.equal(parameter, before[name])
+    }
+
+
+def test_hooks_of_accelerate_stay_and_run() -> None:
+    """accelerate dispatches a model by giving modules a forward function of their own."""
+    model, plain = make_model("llama"), make_model("llama")
+    blocks = list(decoder_blocks(model)[1])
+    hooks = [CountingHook() for _ in blocks]
+    for block, hook in zip(blocks, hooks, strict=True):
+        add_hook_to_module(block, hook)
+    hooked = [block.forward for block in blocks]
+    prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+    assert [block.forward for block in blocks] == hooked
+    assert all(hook.calls > 0 for hook in hooks)  # the batches that calibrate pass through them too
+    calls = [hook.calls for hook in hooks]
+    logits(model)
+    assert [hook.calls - before for hook, before in zip(hooks, calls, strict=True)] == [1, 1]
+    prune_model(plain, make_tokens(), sparsity=0.5, block_size=16)
+    assert all(torch.equal(model.get_parameter(name), p) for name, p in plain.named_parameters())
+
+
+class CountingHook(ModelHook):
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def pre_forward(self, _module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        self.calls += 1
+        return args, kwargs
+
+
+# ---- choosing layers
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (["model.layers.1.mlp.up_proj"], {"model.layers.1.mlp.up_proj"}),
+        (["*.o_proj"], {"model.layers.0.self_attn.o_proj", "model.layers.1.self_attn.o_proj"}),
+        (["model.layers.0.mlp.*"], {f"model.layers.0.mlp.{x}_proj" for x in ("gate", "up", "down")}),
+        (["*.1.*.?_proj"], {f"model.layers.1.self_attn.{x}_proj" for x in "qkvo"}),
+        (["*.0.*.q_proj", "*.0.*.q_proj", "*.0.*.?_proj"], {f"model.layers.0.self_attn.{x}_proj" for x in "qkvo"}),
+        ("model.layers.1.mlp.up_proj", {"model.layers.1.mlp.up_proj"}),
+    ],
+)
+def test_only_the_chosen_layers_change(patterns: list[str] | str, expected: set[str]) -> None:
+    model = make_model("llama")
+    before = weights_of(model)
+    report = prune_model(model, make_tokens(), sparsity=0.5, block_size=16, layers=patterns)
+    assert changed(model, before) == expected
+    assert set(report.layers["layer"]) == expected
+    assert report.summary["layers"] == len(expected)
+    assert set(rose.collect_statistics(model, make_tokens(), layers=patterns)) == expected
+
+
+def test_chosen_layers_come_in_model_order() -> None:
+    model = make_model("llama")
+    names = [layer.name for layer in rose.prunable_layers(model)]
+    chosen = [layer.name for layer in select_layers(model, ["*.1.*", "*.0.*.o_proj"])]
+    assert chosen == [name for name in names if name in set(chosen)]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (["*.o_proj", "*.wrong"], "No prunable layer is named '\\*.wrong'; names look like model.layers.0"),
+        (["lm_head"], "No prunable layer is named 'lm_head'"),
+        ([], "No layer is chosen"),
+    ],
+)
+def test_unknown_layers(patterns: list[str], message: str) -> None:
+    model = make_model("llama")
+    before = weights_of(model)
+    for call in (rose.prune_model, rose.collect_statistics):
+        with pytest.raises(rose.RoseError, match=message):
+            call(model, make_tokens(), layers=patterns)
+    assert not changed(model, before)
+
+
+def test_blocks_above_the_last_chosen_layer_are_not_run() -> None:
+    model = make_model("gemma3")
+    ran: list[int] = []
+    for index, block in enumerate(model.model.layers):
+        block.mlp.register_forward_hook(
+            lambda _m, args, _out, index=index: ran.append(index) if args[0].shape[1] == LENGTH else None
+        )
+    rose.collect_statistics(model, make_tokens(), layers=["*.1.mlp.up_proj"])
+    assert ran == [0, 0, 0, 1, 1, 1]  # three batches each
+
+
+def test_models_without_decoder_blocks() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(rose.RoseError, match="Sequential has no list of decoder blocks"):
+        rose.prunable_layers(model)
+
+
+def test_the_list_with_most_linear_weights_is_the_decoder() -> None:
+    """A small list before it (an encoder of images) and lists within a block (experts) are not."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+    model: Any = nn.Module()
+    model.vision = nn.ModuleList([nn.Linear(4, 4)])
+    model.layers = nn.ModuleList([Block(), Block()])
+    model.layers_extra = nn.ModuleList([nn.Linear(2, 2)])
+    assert decoder_blocks(model)[0] == "layers"
+    assert [layer.name for layer in rose.prunable_layers(model)][:2] == ["layers.0.experts.0", "layers.0.experts.1"]
+
+
+def test_subclasses_of_linear_are_pruned() -> None:
+    class Special(nn.Linear):
+        pass
+
+    model = make_model("llama")
+    plain = model.model.layers[0].mlp.up_proj
+    special = Special(plain.in_features, plain.out_features, bias=False)
+    special.weight = plain.weight
+    model.model.layers[0].mlp.up_proj = special
+    prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+    assert float(special.weight.eq(0).float().mean()) == 0.5
+
+
+# ---- bad input is refused before anything changes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "nonsense"}, "no method named 'nonsense'"),
+        ({"sparsity": 1.2}, "ratio from 0 to 1"),
+        ({"sparsity": "2:5", "block_size": 125}, "divisible by 5, but this layer has 32"),
+        ({"sparsity": "2:4", "block_size": 6}, "block size divisible by 4"),
+        ({"block_size": 0}, "block size must be a whole number"),
+        ({"held_out": torch.zeros(4, dtype=torch.long)}, "whole numbers of shape"),
+    ],
+)
+def test_bad_arguments_change_nothing(options: dict[str, Any], message: str) -> None:
+    model = make_model("llama")
+    before = weights_of(model)
+    with pytest.raises(rose.RoseError, match=message):
+        prune_model(model, make_tokens(), **options)
+    assert not changed(model, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"damping": -1.0}, "Damping must be"),
+        ({"threshold": 3.0}, "threshold on the relative range"),
+        ({"order": "nonsense"}, "no order named 'nonsense'"),
+        ({"budget": "nonsense"}, "budget must be one of"),
+        ({"method": "wanda", "budget": "layer"}, "Wanda does not sweep"),
+    ],
+)
+def test_bad_layer_arguments_name_the_layer_and_change_nothing(options: dict[str, Any], message: str) -> None:
+    model = make_model("llama")
+    before = weights_of(model)
+    with pytest.raises(rose.RoseError, match=message):
+        prune_model(model, make_tokens(), block_size=16, **options)
+    assert not changed(model, before)
+    assert_clean(model)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.zeros(4, dtype=torch.long), r"whole numbers of shape \(samples, length\), not torch.int64 of \(4,\)"),
+        (torch.zeros(0, 4, dtype=torch.long), r"not torch.int64 of \(0, 4\)"),
+        (torch.zeros(2, 4), r"whole numbers .* not torch.float32"),
+        (torch.full((2, 4), VOCABULARY), f"Token {VOCABULARY} is outside the model's vocabulary of {VOCABULARY}"),
+        (torch.tensor([[3, -100]]), "Token -100 is outside the model's vocabulary"),
+        (torch.zeros(1, 65, dtype=torch.long), "65 tokens are longer than the model's 64 positions"),
+    ],
+)
+def test_tokens_that_do_not_fit(tokens: Tensor, message: str) -> None:
+    model = make_model("llama")
+    for call in (rose.prune_model, rose.collect_statistics, rose.perplexity):
+        with pytest.raises(rose.RoseError, match=message):
+            call(model, tokens)
+
+
+def test_broken_weights_name_their_layer() -> None:
+    model = make_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    with pytest.raises(rose.RoseError, match=r"^model\.layers\.1\.mlp\.up_proj: W holds NaN or infinity"):
+        prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+    assert_clean(model)
+
+
+def test_broken_inputs_name_their_layer() -> None:
+    model = make_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight.fill_(float("inf"))
+    with pytest.raises(rose.RoseError, match=r"^model\.layers\.1\.self_attn\.q_proj: H holds NaN or infinity"):
+        prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+
+
+def test_a_layer_that_is_never_called_is_an_error() -> None:
+    model = make_model("llama")
+    model.model.layers[0].mlp.unused = nn.Linear(32, 32)
+    for allocation in rose.model.run.allocation.ALLOCATIONS:
+        with pytest.raises(rose.RoseError, match=r"model\.layers\.0\.mlp\.unused received no input"):
+            prune_model(model, make_tokens(), sparsity=0.5, block_size=16, allocation=allocation)
+
+
+# ---- held-out tokens
+
+
+def test_held_out_error_is_measured_on_those_tokens() -> None:
+    model, other = make_model("llama"), make_tokens(samples=3, seed=9)
+    dense = copy.deepcopy(model)
+    layers = ["model.layers.0.*"]  # below it nothing is pruned, so a plain forward pass shows its inputs
+    report = prune_model(model, make_tokens(), sparsity=0.5, block_size=16, layers=layers, held_out=other)
+    names = report.layers["layer"].tolist()
+    seen = hooked_inputs(dense, names, other)
+    old, new = weights_of(dense), weights_of(model)
+    for name, error, calibration in zip(
+        names, report.layers["held_out_error"], report.layers["relative_error"], strict=True
+    ):
+        hessian = seen[name].T @ seen[name]
+        assert error == pytest.approx(
+            relative_error(old[f"{name}.weight"], new[f"{name}.weight"], hessian), rel=1e-4
+        ), name
+        assert error != calibration
+    assert report.summary["held_out_samples"] == 3
+    assert report.summary["mean_held_out_error"] == pytest.approx(report.layers["held_out_error"].mean())
+
+
+def test_held_out_tokens_pass_through_the_pruned_blocks_too() -> None:
+    model, other = make_model("llama"), make_tokens(samples=3, seed=9)
+    seen: dict[str, Tensor] = {}
+    dense_last: dict[str, Tensor] = {}
+
+    def look(progress: rose.Progress) -> None:
+        """Just before the last block's first layer is written, hook the whole model as it then is."""
+        if progress.stage == "calibrate" and progress.block_index == 1:
+            names = ["model.layers.1.self_attn.q_proj"]
+            seen.update(hooked_inputs(copy.deepcopy(model), names, other))
+            dense_last["weight"] = model.model.layers[1].self_attn.q_proj.weight.detach().clone()
+
+    report = prune_model(
+        model, make_tokens(), method="sparsegpt", sparsity=0.5, block_size=16, held_out=other, progress=look
+    )
+    row = report.layers[report.layers["layer"] == "model.layers.1.self_attn.q_proj"].iloc[0]
+    x = seen["model.layers.1.self_attn.q_proj"]
+    pruned = model.model.layers[1].self_attn.q_proj.weight.detach()
+    assert row["held_out_error"] == pytest.approx(relative_error(dense_last["weight"], pruned, x.T @ x), rel=1e-3)
+
+
+def test_without_held_out_tokens_there_is_no_such_error() -> None:
+    report = prune_model(make_model("llama"), make_tokens(), sparsity=0.5, block_size=16)
+    assert report.layers["held_out_error"].isna().all()
+    assert report.summary["mean_held_out_error"] is None
+    assert report.summary["held_out_samples"] == 0
+
+
+# ---- what a report says
+
+
+def test_report_tells_the_run() -> None:
+    model = make_model("llama")
+    dense = weights_of(model)
+    statistics = rose.collect_statistics(model, make_tokens(), layers=["*.0.*.q_proj"])[
+        "model.layers.0.self_attn.q_proj"
+    ]
+    report = prune_model(model, make_tokens(), method="rose", sparsity=0.6, block_size=16, damping=0.02, threshold=0.05)
+    row = report.layers.iloc[0]
+    weight = dense["model.layers.0.self_attn.q_proj.weight"]
+    result = rose.prune_layer(weight, statistics, sparsity=0.6, block_size=16, damping=0.02, threshold=0.05)
+    assert row["layer"] == "model.layers.0.self_attn.q_proj"
+    assert (row["rows"], row["columns"]) == tuple(weight.shape)
+    assert row["block_index"] == 0
+    assert row["projection"] == "self_attn.q_proj"
+    assert row["relative_range"] == pytest.approx(result.plan.relative_range, rel=1e-5)
+    assert row["is_columnar"] == result.plan.is_columnar
+    assert row["relative_error"] == pytest.approx(result.relative_error, rel=1e-4)
+    assert row["sparsity"] == result.sparsity
+    assert row["damping"] == 0.02
+    assert row["dead_columns"] == 0
+    assert row["seconds"] > 0
+    summary = report.summary
+    assert summary["method"] == "rose"
+    assert summary["sparsity"] == "0.6"
+    assert (summary["samples"], summary["length"]) == (5, LENGTH)
+    assert summary["weights"] == sum(layer.weight.numel() for layer in rose.prunable_layers(model))
+    zeros = sum(int(layer.weight.eq(0).sum()) for layer in rose.prunable_layers(model))
+    assert summary["removed_fraction"] == pytest.approx(zeros / summary["weights"])
+    assert summary["columnar_layers"] == int(report.layers["is_columnar"].sum())
+    assert summary["layers_with_raised_damping"] == 0
+
+
+def test_weights_that_decoder_blocks_share_are_refused() -> None:
+    model = make_model("llama")
+    model.model.layers[1].mlp.down_proj = model.model.layers[0].mlp.down_proj
+    with pytest.raises(rose.RoseError, match="are the same weights"):
+        prune_model(model, make_tokens(), layers=["*.1.*"], sparsity=0.5, block_size=16)
+    prune_model(model, make_tokens(), layers=["*.self_attn.*"], sparsity=0.5, block_size=16)
+
+
+def test_raised_damping_is_in_the_report() -> None:
+    report = prune_model(
+        make_model("llama"), make_tokens(samples=1, length=4), sparsity=0.5, block_size=16, damping=0.0
+    )
+    assert (report.layers["damping"] > 0).all()
+    assert report.summary["layers_with_raised_damping"] == len(report.layers)
+
+
+def test_dead_columns_are_counted() -> None:
+    model = make_model("llama")
+    with torch.no_grad():
+        model.model.layers[0].input_layernorm.weight[[3, 8, 30]] = 0
+    report = prune_model(model, make_tokens(), sparsity=0.5, block_size=16, layers=["*.0.self_attn.?_proj"])
+    assert report.layers["dead_columns"].tolist() == [3, 3, 3, 0]
+    assert model.model.layers[0].self_attn.q_proj.weight[:, [3, 8, 30]].eq(0).all()
+
+
+def test_analysis_changes_nothing_and_measures_all_methods_on_the_same_inputs() -> None:
+    model = make_model("llama")
+    before = weights_of(model)
+    methods = ["sparsegpt", "rose", "wanda"]
+    records = list(
+        rose.analyze_model(model, make_tokens(), methods=methods, sparsity=0.5, block_size=16, held_out=make_tokens(2))
+    )
+    assert not changed(model, before)
+    names = [layer.name for layer in rose.prunable_layers(model)]
+    assert [(r.layer, r.method) for r in records] == [(name, method) for name in names for method in methods]
+    statistics = rose.collect_statistics(model, make_tokens())
+    for record in records:
+        result = rose.prune_layer(
+            before[f"{record.layer}.weight"],
+            statistics[record.layer],
+            method=record.method,
+            sparsity=0.5,
+            block_size=16,
+        )
+        assert record.relative_error == pytest.approx(result.relative_error, rel=1e-5)
+        assert record.held_out_error is not None
+
+
+# ---- progress
+
+
+def test_progress_of_a_pruning() -> None:
+    events: list[rose.Progress] = []
+    model = make_model("llama")
+    report = prune_model(
+        model, make_tokens(), sparsity=0.5, block_size=16, held_out=make_tokens(3), progress=events.append
+    )
+    fractions = [event.fraction for event in events]
+    assert fractions == sorted(fractions)
+    assert fractions[0] == 0
+    assert fractions[-1] == 1
+    done = [event.layers_done for event in events]
+    assert done == sorted(done)
+    assert done[-1] == events[-1].layers == 14
+    assert [event.seconds for event in events] == sorted(event.seconds for event in events)
+    assert all(event.remaining is None or event.remaining >= 0 for event in events)
+    assert events[-1].remaining == 0
+    assert {event.stage for event in events} == {"embed", "calibrate", "prune", "propagate", "done"}
+    pruned = [event for event in events if event.stage == "prune"]
+    assert [event.layer for event in pruned] == report.layers["layer"].tolist()
+    assert [event.relative_error for event in pruned] == report.layers["relative_error"].tolist()
+    assert [event.block_index for event in pruned] == report.layers["block_index"].tolist()
+    assert all(event.layer is None for event in events if event.stage != "prune")
+    assert all(event.blocks == 2 for event in events)
+
+
+def test_progress_of_a_calibration() -> None:
+    events: list[rose.Progress] = []
+    rose.collect_statistics(make_model("llama"), make_tokens(), layers=["*.1.mlp.*"], progress=events.append)
+    fractions = [event.fraction for event in events]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    assert events[-1].layers_done == events[-1].layers == 3
+    assert {event.stage for event in events} == {"embed", "calibrate", "done"}
+
+
+# ---- cancelling
+
+
+def assert_clean(model: PreTrainedModel) -> None:
+    """No hook, no replaced forward function is left."""
+    for name, module in model.named_modules():
+        assert not module._forward_hooks, name
+        assert not module._forward_pre_hooks, name
+        assert "forward" not in vars(module), name
+
+
+@pytest.mark.parametrize("stage", ["embed", "calibrate", "prune", "propagate", "done"])
+@pytest.mark.parametrize("which", [0, 1, -1])
+@pytest.mark.parametrize("train", [False, True])
+def test_cancelling_leaves_nothing_half_done(stage: str, which: int, train: bool) -> None:
+    model, tokens = make_model("llama").train(train), make_tokens()
+    events: list[rose.Progress] = []
+    options: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(3)}
+    prune_model(copy.deepcopy(model), tokens, progress=events.append, **options)
+    moments = [number for number, event in enumerate(events) if event.stage == stage]
+    stop_at = moments[which] if abs(which) < len(moments) else moments[0]
+    before = weights_of(model)
+    seen: list[rose.Progress] = []
+
+    def cancel(progress: rose.Progress) -> None:
+        seen.append(progress)
+        if len(seen) == stop_at + 1:
+            raise rose.Cancelled
+
+    with pytest.raises(rose.Cancelled):
+        prune_model(model, tokens, progress=cancel, **options)
+    assert len(seen) == stop_at + 1
+    assert_clean(model)
+    assert all(module.training == train for module in model.modules())
+    layers = rose.prunable_layers(model)
+    touched = changed(model, before)
+    assert touched == {layer.name for layer in layers[: seen[-1].layers_done]}
+    for layer in layers:
+        assert float(layer.weight.eq(0).float().mean()) == (0.5 if layer.name in touched else 0.0)
+    # The model is as usable as ever, and a second run goes through.
+    assert logits(model.eval()).isfinite().all()
+    assert len(prune_model(model, tokens, **options).layers) == 14
+
+
+@pytest.mark.parametrize("stage", ["embed", "calibrate"])
+def test_cancelling_a_calibration(stage: str) -> None:
+    model = make_model("gemma3")
+
+    def cancel(progress: rose.Progress) -> None:
+        if progress.stage == stage:
+            raise rose.Cancelled
+
+    with pytest.raises(rose.Cancelled):
+        rose.collect_statistics(model, make_tokens(), progress=cancel)
+    assert_clean(model)
+
+
+@pytest.mark.parametrize("run", [prune_model, lambda *args, **options: list(rose.analyze_model(*args, **options))])
+def test_factors_go_before_a_block_runs_again(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref] = []
+
+    def watched(*args: Any) -> DampedHessian:
+        found = damp(*args)
+        made.append(weakref.ref(found))
+        return found
+
+    def look(progress: rose.Progress) -> None:
+        if progress.stage in ("calibrate", "propagate"):
+            assert not any(one() for one in made)
+
+    monkeypatch.setattr("rose.layer.methods.toolkit.damp", watched)
+    run(make_model("llama"), make_tokens(), sparsity=0.5, block_size=16, held_out=make_tokens(2), progress=look)
+    assert len(made) == 2 * 4  # q, k, v; o; gate, up; down
+
+
+def test_leaving_a_visit_early_cleans_up() -> None:
+    model = make_model("llama").train()
+    visit: Any = rose.visit_blocks(model, make_tokens())
+    assert next(visit).block_index == 0
+    visit.close()
+    assert_clean(model)
+    assert all(module.training for module in model.modules())
+
+
+class Moves:
+    """Watches decoder blocks move between the device and their home."""
+
+    def __init__(self, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        # "cpu:0" is the same memory as "cpu" under another name: a second device that every machine has.
+        self.device = torch.device("cpu", 0)
+        self.blocks = {id(block): index for index, block in enumerate(decoder_blocks(model)[1])}
+        self.there: set[int] = set()
+        self.most = 0
+        self.visited: list[int] = []
+        move = nn.Module.to
+
+        def watched(module: nn.Module, device: torch.device) -> nn.Module:
+            index = self.blocks.get(id(module))
+            if index is not None and device == self.device:
+                self.there.add(index)
+                self.visited.append(index)
+            elif index is not None:
+                self.there.discard(index)
+            self.most = max(self.most, len(self.there))
+            return move(module, device)
+
+        monkeypatch.setattr(nn.Module, "to", watched)
+        monkeypatch.setattr(capture, "pick_device", lambda: self.device)
+
+
+def test_one_block_on_the_device_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("gemma3")
+    moves = Moves(model, monkeypatch)
+    report = prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+    assert moves.visited == [0, 1, 2, 3]
+    assert moves.most == 1
+    assert not moves.there
+    assert report.summary["device"] == "cpu:0"
+
+
+@pytest.mark.parametrize("stage", ["calibrate", "prune", "propagate"])
+def test_cancelling_brings_the_block_home(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("gemma3")
+    moves = Moves(model, monkeypatch)
+
+    def cancel(progress: rose.Progress) -> None:
+        if progress.stage == stage and progress.block_index == 1:
+            raise rose.Cancelled
+
+    try:
+        prune_model(model, make_tokens(), sparsity=0.5, block_size=16, progress=cancel)
+    except rose.Cancelled:
+        assert not moves.there  # while the exception, and with it the run's frames, is still alive
+    assert moves.visited == [0, 1]
+
+
+def test_errors_in_a_block_clean_up_too() -> None:
+    model = make_model("llama")
+
+    def broken(*_args: object) -> None:
+        raise RuntimeError("out of memory, say")
+
+    handle = model.model.layers[1].mlp.register_forward_pre_hook(broken)
+    with pytest.raises(RuntimeError, match="out of memory, say"):
+        rose.collect_statistics(model, make_tokens())
+    handle.remove()
+    assert_clean(model)
+
+
+def test_pick_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch, "cuda", SimpleNamespace(is_available=lambda cuda=cuda: cuda))
+        assert forward.pick_device() == torch.device(expected)
+
+
+# ---- numbers do not depend on how samples are batched
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_batching_does_not_matter(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = make_model(family), make_tokens()
+    expected = rose.collect_statistics(model, tokens)
+    for batch_tokens in (1, 3 * LENGTH, 100 * LENGTH):
+        monkeypatch.setattr(forward, "BATCH_TOKENS", batch_tokens)
+        for name, found in rose.collect_statistics(model, tokens).items():
+            torch.testing.assert_close(found.hessian, expected[name].hessian, rtol=1e-4, atol=1e-3)
+            assert found.tokens == tokens.numel()
+
+
+def test_inputs_of_a_batch_are_let_go_with_it() -> None:
+    """Only statistics stay; keeping what each layer read would take as much memory as calibration has tokens."""
+    model = make_model("llama")
+    seen: list[weakref.ref[Tensor]] = []
+    model.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda _m, args: seen.append(weakref.ref(args[0])))
+    kept: list[int] = []
+
+    def look(progress: rose.Progress) -> None:
+        if progress.stage == "calibrate":
+            kept.append(sum(reference() is not None for reference in seen))
+
+    rose.collect_statistics(model, make_tokens(), progress=look)
+    assert len(seen) >= 3
+    assert not any(kept)
+
+
+@pytest.mark.parametrize("gather", [True, False])
+def test_routed_experts_share_statistics_only_while_they_read_the_same(
+    gather: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against plain hooks. Where they do not gather, experts read the router's own tensor, or not, batch by batch."""
+    monkeypatch.setattr(forward, "BATCH_TOKENS", LENGTH)  # one sample a batch
+    model, tokens = routed_model(gather), make_tokens(8)
+    statistics = rose.collect_statistics(model, tokens)
+    for name, inputs in hooked_inputs(model, list(statistics), tokens).items():
+        assert statistics[name].tokens == len(inputs), name
+        torch.testing.assert_close(statistics[name].hessian, inputs.T @ inputs, rtol=1e-4, atol=1e-4)
+    assert set(statistics) == {layer.name for layer in rose.prunable_layers(model)}
+    assert len({statistics[f"model.layers.0.mlp.experts.{number}.0"].tokens for number in range(3)}) > 1
+    assert statistics["model.layers.0.self_attn.q_proj"] is statistics["model.layers.0.self_attn.v_proj"]
+
+
+@pytest.mark.parametrize("sparsity", [0.5, "2:4"])
+def test_methods_that_share_a_plan_find_what_they_would_find_alone(sparsity: Any) -> None:
+    model, held_out = make_model("llama"), make_tokens(2, seed=3)
+    methods = ["sparsegpt", "rose", "wanda", "oats", "measured", "rose_dealt"]
+    options: dict[str, Any] = {"held_out": held_out, "sparsity": sparsity, "layers": ["*.0.*"], "block_size": 16}
+    together = list(rose.analyze_model(model, make_tokens(), methods=methods, **options))
+    alone = [record for one in methods for record in rose.analyze_model(model, make_tokens(), methods=[one], **options)]
+    plain = {(record.layer, record.method): dataclasses.replace(record, seconds=0.0) for record in alone}
+    assert len(together) == len(plain) == 6 * 7
+    for record in together:
+        assert dataclasses.replace(record, seconds=0.0) == plain[record.layer, record.method]
+
+
+def test_a_layer_called_twice_on_one_tensor_has_read_it_twice() -> None:
+    model = make_model("llama")
+    once = rose.collect_statistics(model, make_tokens(), layers=["*.0.mlp.*"])
+    mlp = model.model.layers[0].mlp
+    mlp.register_forward_pre_hook(lambda _m, args: (mlp.gate_proj(args[0]), None)[1])
+    twice = rose.collect_statistics(model, make_tokens(), layers=["*.0.mlp.*"])
+    for name, times in (("gate_proj", 2), ("up_proj", 1)):
+        name = f"model.layers.0.mlp.{name}"
+        torch.testing.assert_close(twice[name].hessian, times * once[name].hessian)
+        assert twice[name].tokens == times * once[name].tokens
+
+
+def test_inputs_overwritten_in_place_are_not_counted_wrongly() -> None:
+    model = make_model("llama")
+    down = model.model.layers[0].mlp.down_proj
+    handle = down.register_forward_hook(lambda _m, args, _output: (args[0].zero_(), None)[1])
+    with pytest.raises(rose.RoseError, match=r"overwrites the input of model\.layers\.0\.mlp\.down_proj.*leave this"):
+        rose.collect_statistics(model, make_tokens())
+    handle.remove()
+    assert_clean(model)
+
+
+def test_two_runs_are_identical() -> None:
+    first, second = make_model("llama"), make_model("llama")
+    for model in (first, second):
+        prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+    assert not changed(first, weights_of(second))
+
+
+def test_inputs_of_one_layer() -> None:
+    model, tokens, name = make_model("llama"), make_tokens(), "model.layers.1.mlp.down_proj"
+    seen: list[Tensor] = []
+    capture.visit_inputs(model, tokens, name, seen.append)
+    torch.testing.assert_close(torch.cat(seen), hooked_inputs(model, [name], tokens)[name], rtol=1e-4, atol=1e-5)
+    assert_clean(model)
+    with pytest.raises(rose.RoseError, match="names 2 layers; name exactly one"):
+        capture.visit_inputs(model, tokens, "*.down_proj", seen.append)
+
+
+def test_time_left_is_told_from_what_this_process_has_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with an allocation that goes on from a checkpoint begins in the middle of the whole."""
+    clock = iter([0.0, 10.0, 20.0])
+    monkeypatch.setattr("rose.model.progress.time.perf_counter", lambda: next(clock))
+    events: list[rose.Progress] = []
+    tell = part_callback(events.append, 0.0, 0.25, 1.0)
+    assert tell is not None
+    for share in (0.5, 0.6, 0.7):
+        tell(rose.Progress("calibrate", 0, 1, None, None, 0, 1, share, 0.0, None))
+    assert events[0].remaining is None
+    assert events[1].remaining == pytest.approx(40)
+    assert events[2].remaining == pytest.approx(30)
+
+
+@pytest.mark.parametrize("target", ["layer", "dense"])
+def test_blocks_that_change_their_input_are_refused(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        attention, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **arguments)
+        hidden_states += attention
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", forward)
+    model = make_model("llama")
+    before = weights_of(model)
+    with pytest.raises(rose.RoseError, match="change the hidden states that they are given"):
+        prune_model(model, make_tokens(), sparsity=0.5, block_size=16, target=target)
+    assert not changed(model, before)
+    assert_clean(model)
+
+
+@pytest.mark.parametrize("target", ["layer", "dense"])
+def test_a_layer_that_is_never_called_is_named_before_any_work(target: str) -> None:
+    model = make_model("llama")
+    model.model.layers[1].mlp.unused = nn.Linear(32, 32)
+    before = weights_of(model)
+    with pytest.raises(rose.RoseError, match=r"model\.layers\.1\.mlp\.unused received no input"):
+        prune_model(model, make_tokens(), sparsity=0.5, block_size=16, target=target)
+    assert not changed(model, before)
+    layers = [layer.name for layer in rose.prunable_layers(model) if "unused" not in layer.name]
+    assert (
+        len(prune_model(model, make_tokens(), sparsity=0.5, block_size=16, target=target, layers=layers).layers) == 14
+    )
+
+
+def test_factors_are_there_when_a_callback_stops_the_run() -> None:
+    def stop_at(layer: str) -> Callable[[rose.Progress], None]:
+        def stop(progress: rose.Progress) -> None:
+            if progress.layer == layer:
+                raise rose.Cancelled
+
+        return stop
+
+    model = make_model("llama")
+    before, first = weights_of(model), rose.prunable_layers(model)[0]
+    for method, has_factors in (("oats", True), ("sparsegpt", False)):
+        with pytest.raises(rose.Cancelled):
+            prune_model(model, make_tokens(), method=method, sparsity=0.5, block_size=16, progress=stop_at(first.name))
+        assert changed(model, before) == {first.name}
+        assert (first.low_rank is not None) == has_factors

@@ -1,0 +1,218 @@
+"""Two and four processes under torchrun find what one finds, but for rounding."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import rose
+from rose import cli
+from rose.model import workers as distributed
+from rose.model.network.layers import PrunableLayer
+from rose.model.walk import forward
+from tests.model import distributed_runs
+from tests.model.distributed_runs import CALIBRATION, SWEPT
+from tests.tiny import save_tiny_llama
+
+ROOT = Path(__file__).parents[2]
+Found = tuple[dict[str, Any], Path, str]
+
+
+def launch(folder: Path, processes: int) -> Found:
+    """Runs `tests.model.distributed_runs`; returns what it found, its folder, and what it printed."""
+    save_tiny_llama(folder / "model", blocks=2, hidden=32)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "-m", "tests.model.distributed_runs", str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-8000:]
+    return json.loads((folder / "found.json").read_text()), folder, done.stdout
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    found = launch(tmp_path_factory.mktemp("several"), request.param)
+    assert found[0]["processes"] == request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward, "BATCH_TOKENS", forward.BATCH_TOKENS)  # put back afterwards
+        return json.loads(json.dumps(distributed_runs.everything(tmp_path_factory.mktemp("alone"))))
+
+
+def test_statistics_are_summed(several: Found, alone: dict[str, Any]) -> None:
+    assert several[0]["statistics"].keys() == alone["statistics"].keys()
+    for name, (tokens, hessian, mean) in several[0]["statistics"].items():
+        expected_tokens, expected_hessian, expected_mean = alone["statistics"][name]
+        assert tokens == expected_tokens == 9 * 24
+        torch.testing.assert_close(torch.tensor(hessian), torch.tensor(expected_hessian), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(torch.tensor(mean), torch.tensor(expected_mean), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("run", "tolerance"),
+    [
+        *(("llama", 1e-3), ("gpt2", 1e-3), ("bfloat16", 3e-2), ("true_sequential", 1e-3), ("pretended", 1e-3)),
+        *(("experts", 1e-3), ("experts_apart", 1e-3)),
+    ],
+)
+def test_pruned_as_by_one_process(run: str, tolerance: float, several: Found, alone: dict[str, Any]) -> None:
+    found, expected = several[0]["pruned"][run], alone["pruned"][run]
+    assert found["same"]
+    assert found["layers"] == expected["layers"]
+    assert found["sparsity"] == expected["sparsity"]
+    assert found["errors"] == pytest.approx(expected["errors"], rel=tolerance)
+    assert found["held_out"] == pytest.approx(expected["held_out"], rel=tolerance)
+    for name, mask in found["masks"].items():  # rounding breaks near ties
+        assert (torch.tensor(mask) == torch.tensor(expected["masks"][name])).float().mean() > 0.98, name
+
+
+@pytest.mark.parametrize("run", ["llama", "similarity", "gpt2", "depth"])
+def test_slimmed_as_by_one_process(run: str, several: Found, alone: dict[str, Any]) -> None:
+    found, expected = several[0]["slimmed"][run], alone["slimmed"][run]
+    assert found["same"]
+    assert (found["kept"], found["parameters"]) == (expected["kept"], expected["parameters"])
+    for name in ("errors", "held_out", "drift"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-3), name
+
+
+def test_gpus_send_what_is_on_them(several: Found) -> None:
+    assert several[0]["pruned"]["pretended"]["sent"] == ["all_reduce", "broadcast"]
+
+
+def test_every_process_joins_over_nccl_on_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[Any] = []
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend, **_settings: chosen.append(backend))
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: chosen.append("left"))
+    with distributed.process_group():
+        assert chosen == [1, "nccl"]
+    assert chosen == [1, "nccl", "left"]
+
+
+def test_analyzed_as_by_one_process(several: Found, alone: dict[str, Any]) -> None:
+    found, expected = several[0]["analyzed"], alone["analyzed"]
+    assert [record[:2] for record in found] == [record[:2] for record in expected]
+    for kind in (2, 3):
+        assert [record[kind] for record in found] == pytest.approx([record[kind] for record in expected], rel=1e-3)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(several: Found) -> None:
+    gone_on, undisturbed = several[0]["gone_on"]
+    assert gone_on == undisturbed
+    kept = several[1] / "kept"
+    assert {path.name for path in kept.iterdir() if not path.name.startswith("block")} == {
+        "allocation.safetensors",
+        "drift.json",
+        "lock",
+        "run.json",
+    }
+
+
+def test_errors_reach_every_process(several: Found) -> None:
+    found = several[0]
+    assert f"1 held-out samples cannot be divided over {found['processes']} processes" in found["too_few"]
+    assert "belongs to another run" in found["other_run"]
+    assert found["broken"].startswith("model.layers.1.mlp.up_proj: W holds NaN")
+    assert "did not reach the same layers" in found["parted"]
+    assert found["broken_slim"].startswith("model.layers.1.mlp.down_proj: ")
+
+
+def test_the_command_line_writes_and_prints_once(several: Found, tmp_path: Path) -> None:
+    _, folder, printed = several
+    assert printed.count("14 layers, 50.00 % of their weights removed") == 1
+    assert printed.count("of the decoder blocks taken out") == 1
+    arguments = ["prune", "--model", str(folder / "model"), *CALIBRATION, *SWEPT, "--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    one = load_file(tmp_path / "out" / "model.safetensors")
+    # The processes streamed the model, and wrote it in shards.
+    other = {
+        name: weight for file in (folder / "out").glob("*.safetensors") for name, weight in load_file(file).items()
+    }
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert (weight.eq(0) == other[name].eq(0)).float().mean() > 0.98, name
+    report = rose.RunReport.from_json((folder / "out" / "report.json").read_text())
+    assert len(report.layers) == 14
+    assert report.summary["samples"] == 9
+
+
+def test_the_command_line_slims_as_one_process_does(several: Found, tmp_path: Path) -> None:
+    _, folder, _ = several
+    arguments = ["slim", "--model", str(folder / "model"), *CALIBRATION[:-4], "--ratio", "0.3"]
+    assert cli.main([*arguments, "--output", str(tmp_path / "slim")]) == 0
+    one, other = (AutoModelForCausalLM.from_pretrained(path / "slim") for path in (tmp_path, folder))
+    for (name, weight), wanted in zip(other.state_dict().items(), one.state_dict().values(), strict=True):
+        torch.testing.assert_close(weight, wanted, rtol=1e-2, atol=1e-3, msg=name)
+
+
+# ---- who does what
+
+
+def layers_of(*shapes: tuple[int, int]) -> list[PrunableLayer]:
+    linears = [torch.nn.Linear(columns, rows, bias=False) for rows, columns in shapes]
+    return [PrunableLayer(f"layer{k}", 0, f"layer{k}", linear) for k, linear in enumerate(linears)]
+
+
+@pytest.mark.parametrize(
+    ("processes", "expected"),
+    [
+        (1, [0, 0, 0, 0, 0]),
+        (2, [1, 1, 1, 1, 0]),  # the wide one alone costs more than all others
+        (3, [1, 2, 1, 2, 0]),  # each factorizes the shared Hessians for itself
+    ],
+)
+def test_layers_are_divided_by_cost(processes: int, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "processes", lambda: processes)
+    layers = layers_of((8, 16), (8, 16), (16, 16), (16, 16), (16, 48))
+    groups = [SimpleNamespace(), SimpleNamespace(), SimpleNamespace()]
+    statistics: Any = dict(zip([x.name for x in layers], [groups[k] for k in (0, 0, 1, 1, 2)], strict=True))
+    assert distributed.divide(layers, statistics) == expected
+
+
+def test_samples_are_divided_without_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "processes", lambda: 4)
+    tokens, parts = torch.arange(14).view(7, 2), []
+    for number in range(4):
+        monkeypatch.setattr(distributed, "place", lambda number=number: number)
+        parts.append(distributed.my_samples(tokens, "calibration"))
+    assert torch.equal(torch.cat(parts), tokens)
+    assert [len(part) for part in parts] == [2, 2, 2, 1]
+
+
+def test_half_of_a_hessian_is_sent() -> None:
+    statistics = rose.InputStatistics(600)
+    statistics.update(torch.randn(40, 600, generator=torch.Generator().manual_seed(0)))
+    hessian, mean, sent = statistics.hessian.clone(), statistics.mean.clone(), []
+
+    def twice(tensor: torch.Tensor) -> None:
+        sent.append(tensor.numel())
+        tensor.mul_(2)
+
+    statistics.sum_over(twice)
+    torch.testing.assert_close(statistics.hessian, 2 * hessian)
+    torch.testing.assert_close(statistics.mean, mean)
+    assert statistics.tokens == 80
+    assert sum(sent) < 0.75 * 600**2

@@ -1,0 +1,164 @@
+"""The paths for a GPU, taken on a device that is only pretended: nothing mixes devices, results are the processor's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import rose
+from rose.layer.order import ORDERS
+from rose.layer.statistics import InputStatistics
+from rose.layer.sweep import _tile_at_once
+from rose.model.measure.generation import continue_prompt
+from tests.pretend import is_there, pretend_cuda
+from tests.tiny import byte_tokenizer, save_tiny_llama
+
+TOKENS = torch.randint(1, 257, (6, 48), generator=torch.Generator().manual_seed(0))
+CALIBRATION, HELD_OUT = TOKENS[:4], TOKENS[4:]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("devices"), blocks=2)
+
+
+def load(checkpoint: Path, **settings: bool) -> PreTrainedModel:
+    return rose.load_model(str(checkpoint), **settings)[0]
+
+
+def test_devices_do_not_mix_on_a_pretended_one_either() -> None:
+    here = torch.ones(3)
+    with pretend_cuda() as cuda:
+        there = here.to(cuda)
+        assert there.is_cuda
+        assert there.device == cuda == torch.zeros(2, device=cuda).device
+        with pytest.raises(RuntimeError, match="same device"):
+            there + here
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
+        there += 1
+        assert (there * 2).cpu().tolist() == [4, 4, 4]
+        assert here.tolist() == [1, 1, 1]
+        module = torch.nn.Linear(3, 1).to(cuda)
+        assert module(there).device == cuda
+        with pytest.raises(RuntimeError, match="same device"):
+            module(here)
+
+
+@pytest.mark.parametrize("sparsity", ["0.6", "2:4"])
+@pytest.mark.parametrize("method", list(rose.METHODS))
+def test_layers_by_every_method(method: str, sparsity: str) -> None:
+    weight, inputs = layer()
+    expected = prune_on(torch.device("cpu"), weight, inputs, method, sparsity)
+    with pretend_cuda() as cuda:
+        found = prune_on(cuda, weight, inputs, method, sparsity)
+        assert found.weight.is_cuda
+        assert (found.mask.cpu() == expected.mask).float().mean() > 0.99  # a near tie may turn the other way
+        assert found.relative_error == pytest.approx(expected.relative_error, rel=5e-3)
+
+
+@pytest.mark.parametrize("budget", ["block", "layer"])
+@pytest.mark.parametrize("order", [*(name for name in ORDERS if name != "random"), "random:0"])
+def test_layers_in_every_order(order: str, budget: str) -> None:
+    weight, inputs = layer()
+    settings = {"order": order, "budget": budget, "trace": True}
+    expected = prune_on(torch.device("cpu"), weight, inputs, "sparsegpt", "0.6", **settings)
+    with pretend_cuda() as cuda:
+        found = prune_on(cuda, weight, inputs, "sparsegpt", "0.6", **settings)
+        assert found.order.permutation.tolist() == expected.order.permutation.tolist()
+        assert found.relative_error == pytest.approx(expected.relative_error, rel=5e-3)
+        torch.testing.assert_close(found.trace.error.cpu(), expected.trace.error, rtol=0.05, atol=1e-3)
+
+
+def layer() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(32, 64, generator=generator)
+    return weight, torch.randn(256, 64, generator=generator) * torch.linspace(0.1, 3, 64)
+
+
+def prune_on(
+    device: torch.device, weight: Tensor, inputs: Tensor, method: str, sparsity: str, **settings: object
+) -> rose.LayerResult:
+    statistics = InputStatistics(64, device)
+    statistics.update(inputs.to(device))
+    return rose.prune_layer(
+        weight.to(device),
+        statistics,
+        method=method,
+        sparsity=sparsity,
+        block_size=16,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("resident", [False, True], ids=["visiting", "resident"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "rose_dealt", "target": "layer"},
+        {"method": "sparsegpt", "sparsity": "2:4", "target": "dense"},
+        {"method": "measured", "sparsity": "2:4"},
+        {"method": "oats"},
+        {"method": "rose", "true_sequential": True},
+        {"method": "rose", "allocation": "owl", "target_damping": 1.0},  # a smaller one amplifies rounding
+        {"method": "sparsegpt", "allocation": "sensitivity"},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.values())),
+)
+def test_models_are_pruned_there_and_come_home(
+    settings: dict, resident: bool, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solved = []
+    monkeypatch.setattr("rose.layer.sweep._tile_at_once", lambda *tile: (solved.append(1), _tile_at_once(*tile)))
+    expected = rose.prune_model(load(checkpoint), CALIBRATION, held_out=HELD_OUT, block_size=16, **settings)
+    assert not solved
+    model = load(checkpoint)
+    with pretend_cuda() as cuda:
+        if resident:
+            model.to(cuda)
+        found = rose.prune_model(model, CALIBRATION, held_out=HELD_OUT, block_size=16, **settings)
+        assert all(weight.is_cuda == resident for weight in model.parameters())
+    assert found.summary["device"] == "cuda"
+    assert bool(solved) == (settings["method"] != "oats")
+    columns = ["relative_error", "held_out_error", "relative_range", "sparsity"]
+    for column in columns:
+        assert found.layers[column].to_numpy() == pytest.approx(expected.layers[column].to_numpy(), rel=0.02)
+
+
+def test_a_streamed_model_is_written_from_there(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        model = load(checkpoint, stream=True)
+        if name == "here":
+            rose.prune_model(model, CALIBRATION, method="wanda")
+        else:
+            with pretend_cuda():
+                rose.prune_model(model, CALIBRATION, method="wanda")
+        rose.save_model(model, byte_tokenizer(), tmp_path / name)
+    for file in (tmp_path / "here").glob("*.safetensors"):
+        there = load_file(tmp_path / "there" / file.name)
+        for key, tensor in load_file(file).items():
+            assert there[key].equal(tensor)
+
+
+@pytest.mark.parametrize("resident", [False, True], ids=["visiting", "resident"])
+def test_measurements_of_a_model(resident: bool, checkpoint: Path) -> None:
+    model, tokenizer = load(checkpoint), byte_tokenizer()
+    perplexity = rose.perplexity(model, CALIBRATION)
+    hessians = {name: one.hessian for name, one in rose.collect_statistics(model, CALIBRATION).items()}
+    errors = [record.relative_error for record in rose.analyze_model(model, CALIBRATION, block_size=16)]
+    text = continue_prompt(model, tokenizer, "abc", new_tokens=4)
+    with pretend_cuda() as cuda:
+        if resident:
+            model.to(cuda)
+        assert rose.perplexity(model, CALIBRATION) == pytest.approx(perplexity)
+        for name, one in rose.collect_statistics(model, CALIBRATION).items():
+            assert is_there(one.hessian) == resident
+            torch.testing.assert_close(one.hessian.cpu(), hessians[name])
+        again = [record.relative_error for record in rose.analyze_model(model, CALIBRATION, block_size=16)]
+        assert again == pytest.approx(errors, rel=0.02)
+        assert continue_prompt(model, tokenizer, "abc", new_tokens=4) == text

@@ -1,0 +1,216 @@
+"""One pass for each decoder block: every layer is pruned on what the pruned layers before it put out."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import rose
+from rose.files import digest
+from rose.layer.error import relative_error
+from rose.model.network.layers import PrunableLayer, select_layers
+from rose.model.walk.capture import check_streams, start_walk
+from rose.model.walk.sequential import visit_sequentially
+from tests.model.families import DENSE, LENGTH, logits, make_model, make_tokens
+from tests.model.walk.test_families import hooked_inputs
+
+pytestmark = pytest.mark.usefixtures("small_batches")
+OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "method": "sparsegpt", "target": "layer"}
+
+
+def prune(model: nn.Module, **options: Any) -> rose.RunReport:
+    return rose.prune_model(model, make_tokens(), true_sequential=True, **OPTIONS | options)
+
+
+def in_turn(model: PreTrainedModel) -> list[PrunableLayer]:
+    """Layers in the order in which they run."""
+    layers = {layer.module: layer for layer in rose.prunable_layers(model)}
+    seen: list[PrunableLayer] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _args: seen.append(layers[module]))  # type: ignore[func-returns-value]
+        for module in layers
+    ]
+    logits(model, make_tokens(1))
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def statistics_of(inputs: Tensor) -> rose.InputStatistics:
+    statistics = rose.InputStatistics(inputs.shape[-1])
+    statistics.update(inputs)
+    return statistics
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_every_layer_sees_what_the_pruned_ones_before_it_put_out(family: str) -> None:
+    """Against the whole model run anew before each layer; layers that read one tensor see the same in both."""
+    model, by_hand, held_out = make_model(family), make_model(family), make_tokens(2, seed=3)
+    report = prune(model, held_out=held_out).layers.set_index("layer")
+    assert list(report.index) == [layer.name for layer in rose.prunable_layers(model)]
+    for layer in in_turn(by_hand):
+        inputs = hooked_inputs(by_hand, [layer.name], make_tokens())[layer.name]
+        result = rose.prune_layer(layer.weight, statistics_of(inputs), method="sparsegpt", sparsity=0.5, block_size=16)
+        others = statistics_of(hooked_inputs(by_hand, [layer.name], held_out)[layer.name])
+        expected = relative_error(layer.weight, result.weight, others.hessian)
+        layer.write(result.weight)
+        pruned = model.get_submodule(layer.name).weight
+        torch.testing.assert_close(pruned, layer.module.weight, rtol=1e-3, atol=1e-4)
+        assert report.loc[layer.name, "relative_error"] == pytest.approx(result.relative_error, rel=1e-3)
+        assert report.loc[layer.name, "held_out_error"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_ratio_zero_leaves_the_logits_bit_identical(family: str) -> None:
+    model = make_model(family)
+    before = logits(model)
+    prune(model, sparsity=0)
+    assert torch.equal(logits(model), before)
+
+
+def test_it_differs_from_two_passes_and_says_which_it_was() -> None:
+    one, two = make_model("llama"), make_model("llama")
+    report = prune(one)
+    other = rose.prune_model(two, make_tokens(), **OPTIONS)
+    assert (report.summary["true_sequential"], other.summary["true_sequential"]) == (True, False)
+    first = rose.prunable_layers(one)[:3]  # q, k and v of the first block have nothing before them
+    for layer in first:
+        assert torch.equal(layer.weight, two.get_submodule(layer.name).weight)
+    output = "model.layers.0.self_attn.o_proj.weight"
+    assert not torch.equal(one.state_dict()[output], two.state_dict()[output])
+
+
+def test_only_chosen_layers() -> None:
+    model = make_model("llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    layers = ["*.1.self_attn.k_proj", "*.1.mlp.down_proj"]
+    assert len(prune(model, layers=layers).layers) == 2
+    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert changed == ["model.layers.1.self_attn.k_proj.weight", "model.layers.1.mlp.down_proj.weight"]
+
+
+class Routed(nn.Module):
+    """Each sample goes to the two of three experts that the router scores highest for it.
+
+    `in_order`: experts run in the order of their numbers, else by score.
+    """
+
+    def __init__(self, gather: bool, in_order: bool = True) -> None:
+        super().__init__()
+        self.gather, self.in_order = gather, in_order
+        self.router = nn.Linear(32, 3, bias=False)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(32, 16, bias=False), nn.SiLU(), nn.Linear(16, 32, bias=False)) for _ in range(3)
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        chosen = self.router(hidden).mean(1).topk(2).indices  # (samples, 2)
+        if not self.in_order:
+            assert len(hidden) == 1
+            return sum((self.experts[int(number)](hidden) for number in chosen[0]), torch.zeros_like(hidden))
+        output = torch.zeros_like(hidden)
+        for number, expert in enumerate(self.experts):
+            here = (chosen == number).any(1)
+            if self.gather and here.any():
+                output[here] += expert(hidden[here])
+            elif not self.gather and here.all():  # one sample at a time: router and experts read one tensor
+                output = output + expert(hidden)
+        return output
+
+
+def routed_model(gather: bool, in_order: bool = True) -> Any:
+    model = make_model("llama")
+    torch.manual_seed(3)
+    for block in model.model.layers:
+        block.mlp = Routed(gather, in_order)
+    return model
+
+
+@pytest.mark.parametrize("gather", [True, False])
+def test_every_expert_sees_all_of_its_tokens(gather: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against plain hooks on a model in which the same layers are pruned; samples take different experts."""
+    monkeypatch.setattr("rose.model.walk.forward.BATCH_TOKENS", LENGTH)  # one sample a batch
+    tokens, held_out = make_tokens(8), make_tokens(4, seed=3)
+    model, by_hand = routed_model(gather), routed_model(gather)
+    walk = start_walk(model, check_streams(model, tokens, held_out), select_layers(model, None), None)
+    pruned, expert_tokens = [], []
+    for block in visit_sequentially(walk):
+        (layer,) = block.layers
+        for stream, found in ((tokens, block.calibration), (held_out, block.held_out)):
+            inputs = hooked_inputs(by_hand, [layer.name], stream)[layer.name]
+            assert found[layer.name].tokens == len(inputs), layer.name
+            torch.testing.assert_close(found[layer.name].hessian, inputs.T @ inputs, rtol=1e-4, atol=1e-4)
+        pruned.append(layer.name)
+        if "experts" in layer.name:
+            expert_tokens.append(block.calibration[layer.name].tokens)
+        weight = rose.prune_layer(layer.weight, block.calibration[layer.name], sparsity=0.5, block_size=16).weight
+        layer.write(weight)
+        by_hand.get_submodule(layer.name).weight.data.copy_(weight)
+    assert pruned == [layer.name for layer in rose.prunable_layers(model)]
+    assert len(set(expert_tokens)) > 2  # or the routes would be no test
+
+
+def test_routes_that_no_order_of_layers_fits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rose.model.walk.forward.BATCH_TOKENS", LENGTH)
+    with pytest.raises(rose.RoseError, match=r"different orders.*prune without true-sequential"):
+        rose.prune_model(routed_model(False, in_order=False), make_tokens(8), true_sequential=True, **OPTIONS)
+
+
+def test_a_stopped_run_leaves_no_hook_and_no_batch_under_way() -> None:
+    model, alive = make_model("llama"), []
+
+    def stop(progress: rose.Progress) -> None:
+        if progress.block_index == 1 and progress.stage == "prune":
+            alive.extend(weakref.ref(x) for x in gc.get_objects() if type(x).__name__ == "_Batch")
+            raise rose.Cancelled
+
+    with pytest.raises(rose.Cancelled):
+        prune(model, progress=stop)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    gc.collect()
+    assert alive
+    assert not any(reference() for reference in alive)
+    assert logits(model).isfinite().all()
+
+
+def test_a_layer_that_never_runs_is_named() -> None:
+    model = make_model("llama")
+    attention = model.model.layers[1].self_attn
+    attention.extra_proj = nn.Linear(8, 8)
+    with pytest.raises(rose.RoseError, match=r"layers\.1\.self_attn\.extra_proj received no input.*leave it out"):
+        prune(model)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    undisturbed = make_model("gemma3")
+    prune(undisturbed)
+    for layer in (3, 9, 9):  # in the first block; past it; in the last but one
+        done = 0
+
+        def stop(progress: rose.Progress) -> None:
+            nonlocal done
+            done += progress.stage == "prune"
+            if done == layer:  # noqa: B023  called at once
+                raise rose.Cancelled
+
+        with pytest.raises(rose.Cancelled):
+            prune(make_model("gemma3"), progress=stop, checkpoint=tmp_path)
+    model = make_model("gemma3")
+    with pytest.raises(rose.RoseError, match="belongs to another run"):
+        rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **OPTIONS)
+    prune(model, checkpoint=tmp_path)
+    assert digest(model.state_dict()) == digest(undisturbed.state_dict())
+
+
+def test_a_run_can_be_stopped_at_every_batch() -> None:
+    stages: list[str] = []
+    prune(make_model("llama"), progress=lambda progress: stages.append(progress.stage))
+    between_layers = "".join(stage[0] for stage in stages).split("p")
+    assert max(map(len, between_layers)) >= len(make_tokens())  # "c" for calibrate, once for each batch

@@ -1,0 +1,452 @@
+"""Pruning towards the dense model: what is streamed, against the same computed with plain hooks on two whole models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
+
+import rose
+from rose.layer.target import corrected_weight, target_damping
+from rose.model.network.layers import decoder_blocks, prunable_layers, select_layers
+from rose.model.network.residual import find_writers
+from rose.model.walk.capture import check_streams, start_walk
+from rose.model.walk.dense_states import dense_streams
+from rose.model.walk.forward import record_inputs, run_block
+from rose.model.walk.hidden_states import MemoryActivations
+from rose.model.walk.sequential import visit_sequentially
+from rose.model.walk.targets import _inverse_slope
+from tests.model.families import DENSE, make_model, make_tokens
+from tests.model.walk.test_families import hooked_inputs
+
+pytestmark = pytest.mark.usefixtures("small_batches")
+OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "method": "sparsegpt"}
+
+
+def copied(output: Any) -> Any:
+    """Falcon adds to a layer's output in place."""
+    return output.clone() if isinstance(output, Tensor) else output
+
+
+def block_outputs(model: nn.Module, tokens: Tensor) -> list[Tensor]:
+    """What every decoder block puts out, by plain hooks."""
+    found: list[Tensor] = []
+    _, blocks = decoder_blocks(model)
+
+    def keep(_module: nn.Module, _args: tuple, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [block.register_forward_hook(keep) for block in blocks]
+    with torch.no_grad():
+        model(input_ids=tokens, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_writers_explain_what_a_block_adds_to_the_stream(family: str) -> None:
+    """Base, what was added before, and the layer's own term add up to the next value of the stream, block by block."""
+    model = make_model(family)
+    _, blocks = decoder_blocks(model)
+    few: list[Tensor] = []
+    arguments = record_inputs(model, make_tokens(1)[:, :8], lambda _batch, hidden: few.append(hidden))
+    hidden, block = few[0].clone(), blocks[0]
+    outputs: dict[str, Tensor] = {"": hidden}
+    modules = dict(block.named_modules())
+
+    def run() -> Tensor:
+        return run_block(block, hidden, arguments[0][0], hidden.device)
+
+    writers = find_writers(block, [x for x in prunable_layers(model) if x.block_index == 0], run, hidden)
+    assert len(writers) == 2, writers  # attention and feed-forward, in every family of the list
+    hooks = [
+        module.register_forward_hook(lambda _m, _a, out, name=name: outputs.update({name: copied(out)}))
+        for name, module in modules.items()
+        if name
+    ]
+    with torch.no_grad():
+        after = run()
+    for hook in hooks:
+        hook.remove()
+    last = max(writers.values(), key=lambda writer: len(writer.before) + (writer.base != ""))
+    terms = (*last.before, last.term)
+    stream = outputs[last.base] + sum(term.scale * outputs[term.module] for term in terms)
+    norms = [name for name, out in outputs.items() if isinstance(out, Tensor) and torch.equal(out, after)]
+    if family in ("openai_gpt", "opt_projected"):  # a norm of the stream is what the block puts out
+        stream = modules[norms[-1]](stream)
+    torch.testing.assert_close(stream.view_as(after), after, rtol=1e-4, atol=1e-5)
+
+
+LAST = {"llama": "mlp.down_proj", "gpt_neox": "mlp.dense_4h_to_h", "opt_projected": "fc2", "gpt2": "mlp.c_proj"}
+
+
+@pytest.mark.parametrize("chosen", ["all", "last"])
+@pytest.mark.parametrize("family", LAST)
+def test_gaps_are_those_of_two_whole_models(family: str, chosen: str) -> None:
+    """GᵀX and ‖G‖² of every layer, from hooks on the dense model and on the model as pruned so far; also where the last
+    layer of each decoder block is pruned alone, and those before it write into the stream all the same."""
+    dense, model, tokens = make_model(family), make_model(family), make_tokens(4)
+    streams = check_streams(model, tokens, None)
+    along = dense_streams(streams, True, MemoryActivations())
+    names = None if chosen == "all" else [f"*.{LAST[family]}"]
+    walk = start_walk(model, streams, select_layers(model, names), None, None, along)
+    written = {}
+    for block, layer in ((found, layer) for found in visit_sequentially(walk) for layer in found.layers):
+        gap = block.gaps["calibration"][layer.name].of(layer.weight)
+        x_dense = hooked_inputs(dense, [layer.name], tokens)[layer.name]
+        as_pruned = make_model(family)  # without the hooks of the walk
+        as_pruned.load_state_dict(model.state_dict())
+        x = hooked_inputs(as_pruned, [layer.name], tokens)[layer.name]
+        found = (x_dense - x) @ layer.weight.float().T
+        if type(block.gaps["calibration"][layer.name]).__name__ == "OutputGap":
+            found = found + lost_by_the_stream(family, dense, as_pruned, layer, tokens).view_as(found)
+            written[layer.name] = True
+        torch.testing.assert_close(gap.cross, found.T @ x, rtol=1e-3, atol=1e-3 * float(gap.cross.abs().max() + 1))
+        assert gap.square == pytest.approx(float(found.square().sum()), rel=1e-3, abs=1e-4)
+        layer.write(rose.prune_layer(layer.weight, block.calibration[layer.name], **OPTIONS).weight)
+    assert len(written) == (2 if chosen == "all" else 1) * len(walk.by_block)
+
+
+GROUPS = {
+    "llama": [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]],
+    "gpt2": [["c_attn"], ["c_proj"], ["c_fc"], ["c_proj"]],
+    "falcon": [["query_key_value", "dense_h_to_4h"], ["dense"], ["dense_4h_to_h"]],
+}
+
+
+@pytest.mark.parametrize("family", GROUPS)
+def test_layers_that_read_the_same_come_together(family: str) -> None:
+    """Several processes share them; towards their own outputs they come one by one."""
+    tokens = make_tokens(4)
+    for is_dense in (True, False):
+        model = make_model(family)
+        streams = check_streams(model, tokens, None)
+        along = dense_streams(streams, is_dense, MemoryActivations())
+        walk = start_walk(model, streams, select_layers(model, None), None, None, along)
+        found = [
+            [layer.projection.rpartition(".")[2] for layer in block.layers]
+            for block in visit_sequentially(walk)
+            if block.block_index == 0
+        ]
+        if is_dense:
+            assert sorted(found) == sorted(GROUPS[family])
+        else:
+            assert all(len(names) == 1 for names in found)
+
+
+def lost_by_the_stream(family: str, dense: nn.Module, model: nn.Module, layer: Any, tokens: Tensor) -> Tensor:
+    """R by its definition for each family: the stream just before this layer's output is added."""
+
+    def before(of: nn.Module) -> Tensor:
+        _, blocks = decoder_blocks(of)
+        caught: dict[str, Tensor] = {}
+        block = blocks[layer.block_index]
+        hooks = [
+            block.register_forward_pre_hook(
+                lambda _m, args, kwargs: caught.update(hidden=args[0] if args else kwargs["hidden_states"]),
+                with_kwargs=True,
+            )
+        ]
+        for name, module in block.named_modules():
+            if name:
+                hooks.append(module.register_forward_hook(lambda _m, _a, out, name=name: caught.update({name: out})))
+        with torch.no_grad():
+            of(input_ids=tokens, use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        attention = {"llama": "self_attn.o_proj", "gpt2": "attn.c_proj", "gpt_neox": "attention.dense"}
+        if layer.projection in (*attention.values(), "self_attn.out_proj"):
+            return caught["hidden"]
+        if family == "opt_projected":
+            return caught["self_attn_layer_norm"].view_as(caught["hidden"])
+        return caught["hidden"] + caught[attention[family]]
+
+    return (before(dense) - before(model)).float()
+
+
+def test_what_a_layer_must_add_in_front_of_a_norm_comes_out_behind_it_as_wanted() -> None:
+    """As in Gemma, where a norm stands between layers and stream; channels that it nearly mutes are asked for less."""
+    torch.manual_seed(0)
+    norm = nn.RMSNorm(32)
+    norm.weight.data = torch.rand(32) + 0.5
+    norm.weight.data[3] = 1e-3
+    put_out = torch.randn(5, 32)
+    wanted = 1e-3 * torch.randn(5, 32)
+    with torch.no_grad():
+        normed = norm(put_out)
+        change = wanted * _inverse_slope(put_out, normed)
+        scale = normed / put_out  # what the norm does to a change that leaves the token's length as it is
+    loud = torch.arange(32) != 3
+    off = (change * scale - wanted)[:, loud]
+    assert (off.abs() <= 0.3 * wanted[:, loud].abs()).all()
+    assert (change[:, 3].abs() < wanted[:, 3].abs()).all()  # and not a thousand times as much
+    assert _inverse_slope(torch.zeros(2, 4), torch.zeros(2, 4)).eq(0).all()
+
+
+def test_the_corrected_weight_is_what_is_pruned() -> None:
+    model = make_model("llama")
+    report = rose.prune_model(model, make_tokens(), **OPTIONS, target_damping=0.3)
+    again = make_model("llama")
+    streams = check_streams(again, make_tokens(), None)
+    along = dense_streams(streams, True, MemoryActivations())
+    walk = start_walk(again, streams, select_layers(again, None), None, None, along)
+    for block, layer in ((found, layer) for found in visit_sequentially(walk) for layer in found.layers):
+        known = block.calibration[layer.name]
+        aim, used = corrected_weight(layer.weight, known, block.gaps["calibration"][layer.name], 0.3)
+        assert used == 0.3
+        layer.write(rose.prune_layer(aim, known, **OPTIONS).weight)
+    for name, weight in again.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], weight, msg=name)
+    assert (report.layers["target_damping"] == 0.3).all()
+    assert report.summary["target"] == "dense"
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_ratio_zero_changes_nothing(family: str) -> None:
+    model, original = make_model(family), make_model(family).state_dict()
+    rose.prune_model(model, make_tokens(), method="sparsegpt", sparsity=0, block_size=16)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, original[name]), name
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "opt_projected", "gpt2", "bloom", "falcon"])
+def test_dense_targets_bring_the_model_nearer_to_the_dense_one(family: str) -> None:
+    """On calibration tokens, by the outputs of the last decoder block; a random model has no sequel to over-fit."""
+    tokens = make_tokens(16)
+    dense = block_outputs(make_model(family), tokens)[-1]
+    away = {}
+    for target in ("layer", "dense"):
+        model = make_model(family)
+        rose.prune_model(model, tokens, **OPTIONS, target=target)
+        away[target] = float((block_outputs(model, tokens)[-1] - dense).square().sum() / dense.square().sum())
+    assert away["dense"] < away["layer"], away
+
+
+@pytest.mark.parametrize(("target", "true_sequential"), [("dense", True), ("layer", False), ("layer", True)])
+def test_drift_is_that_of_two_whole_models(target: str, true_sequential: bool) -> None:
+    options: dict[str, Any] = {"target": target, "true_sequential": true_sequential}
+    model, held_out = make_model("llama"), make_tokens(4, seed=3)
+    report = rose.prune_model(model, make_tokens(), **OPTIONS, held_out=held_out, **options)
+    rows = report.summary["drift"]
+    assert [row["block_index"] for row in rows] == [0, 1]
+    outputs = zip(block_outputs(make_model("llama"), held_out), block_outputs(model, held_out), strict=True)
+    for row, (dense, pruned) in zip(rows, outputs, strict=True):
+        found = ((pruned - dense).square().sum(-1) / dense.square().sum(-1)).mean()
+        assert row["drift"] == pytest.approx(float(found), rel=1e-4)
+    assert rows[0]["passed_on"] == 0
+    assert rows[0]["arisen"] == pytest.approx(rows[0]["drift"])
+    assert json.loads(report.to_json())["summary"]["drift"] == rows
+
+
+APART = ["*.layers.0.*", "*.layers.3.*"]  # of gemma3: two decoder blocks between them lose nothing
+
+
+@pytest.mark.parametrize(("target", "true_sequential"), [("dense", True), ("layer", False), ("layer", True)])
+def test_drift_goes_on_through_decoder_blocks_that_lose_nothing(target: str, true_sequential: bool) -> None:
+    options: dict[str, Any] = {"target": target, "true_sequential": true_sequential, "layers": APART}
+    model, held_out = make_model("gemma3"), make_tokens(4, seed=3)
+    rows = rose.prune_model(model, make_tokens(), **OPTIONS, held_out=held_out, **options).summary["drift"]
+    outputs = zip(block_outputs(make_model("gemma3"), held_out), block_outputs(model, held_out), strict=True)
+    for row, (dense, pruned) in zip(rows, outputs, strict=True):
+        found = ((pruned - dense).square().sum(-1) / dense.square().sum(-1)).mean()
+        assert row["drift"] == pytest.approx(float(found), rel=1e-4)
+    assert [row["arisen"] for row in rows[1:3]] == [0, 0]
+
+
+def test_gaps_behind_decoder_blocks_that_lose_nothing() -> None:
+    dense, model, tokens = make_model("gemma3"), make_model("gemma3"), make_tokens(4)
+    streams, name = check_streams(model, tokens, None), "model.layers.3.self_attn.q_proj"
+    along = dense_streams(streams, True, MemoryActivations())
+    walk = start_walk(model, streams, select_layers(model, ["*.layers.0.*", name]), None, None, along)
+    for block in visit_sequentially(walk):
+        for layer in block.layers:
+            if layer.name == name:
+                as_pruned = make_model("gemma3")
+                as_pruned.load_state_dict(model.state_dict())
+                x_dense, x = (hooked_inputs(one, [name], tokens)[name] for one in (dense, as_pruned))
+                gap, found = block.gaps["calibration"][name].of(layer.weight), (x_dense - x) @ layer.weight.T
+                torch.testing.assert_close(gap.cross, found.T @ x, rtol=1e-3, atol=1e-3 * float(gap.cross.abs().max()))
+                return
+            layer.write(rose.prune_layer(layer.weight, block.calibration[layer.name], **OPTIONS).weight)
+    pytest.fail("the layer was not visited")
+
+
+def test_tokens_without_a_hidden_state_are_left_out_of_drift() -> None:
+    model, held_out = make_model("llama"), make_tokens(4, seed=3)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[0] = 0  # as that of padding; at the beginning nothing is added to it
+    held_out[1, 0] = 0
+    rows = rose.prune_model(model, make_tokens(), **OPTIONS, held_out=held_out).summary["drift"]
+    assert all(0 < row["drift"] < 10 for row in rows)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_damping_goes_by_the_residual_stream_whatever_a_layer_reads(family: str) -> None:
+    layers = rose.prune_model(make_model(family), make_tokens(), **OPTIONS).layers
+    corrected = layers[layers["target"] != "layer"]
+    assert set(corrected["columns"]) > {32}
+    for tokens, of_layers in corrected.groupby("tokens"):
+        assert of_layers["target_damping"].to_numpy() == pytest.approx(target_damping(32, int(tokens), 2))
+
+
+def test_a_raised_damping_of_the_correction_is_reported() -> None:
+    layers = rose.prune_model(make_model("llama"), make_tokens(1, 8), **OPTIONS, target_damping=0.0).layers
+    assert (layers["target_damping"] > 0).any()
+
+
+def test_errors_against_the_target_are_reported() -> None:
+    model = make_model("llama")
+    report = rose.prune_model(model, make_tokens(), **OPTIONS, held_out=make_tokens(4, seed=3))
+    for column in ("relative_error", "held_out_error", "target_error", "held_out_target_error"):
+        assert report.layers[column].between(0, 10).all(), column
+    first = report.layers.iloc[0]  # nothing is lost before the first layer
+    assert first["target_error"] == pytest.approx(first["relative_error"], rel=1e-4)
+    assert (report.layers["target_error"] != report.layers["relative_error"]).any()
+    plain = rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS, target="layer")
+    assert plain.layers["target_error"].isna().all()
+    assert plain.layers["target_damping"].isna().all()
+
+
+def test_reports_tell_what_each_layer_was_pruned_towards() -> None:
+    table = rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS).layers
+    writes = table["projection"].isin(["self_attn.o_proj", "mlp.down_proj"])
+    assert (table["target"] == writes.map({True: "dense and stream", False: "dense"})).all()
+    plain = rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS, target="layer").layers
+    assert (plain["target"] == "layer").all()
+
+
+@pytest.mark.parametrize("held_out", [False, True], ids=["", "held-out"])
+@pytest.mark.parametrize("stop_after", [3, 9, 12])
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, stop_after: int, held_out: bool) -> None:
+    more = {"held_out": make_tokens(4, seed=3)} if held_out else {}
+    undisturbed = make_model("llama")
+    expected = rose.prune_model(undisturbed, make_tokens(), **OPTIONS, **more)
+    pruned = 0
+
+    def stop(progress: rose.Progress) -> None:
+        nonlocal pruned
+        pruned += progress.stage == "prune"
+        if pruned == stop_after:
+            raise rose.Cancelled
+
+    with pytest.raises(rose.Cancelled):
+        rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS, **more, progress=stop, checkpoint=tmp_path)
+    model = make_model("llama")
+    report = rose.prune_model(model, make_tokens(), **OPTIONS, **more, checkpoint=tmp_path)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, undisturbed.state_dict()[name]), name
+    assert report.summary["drift"] == expected.summary["drift"]
+    again = make_model("llama")  # a finished run ends at once, with the same report
+    finished = rose.prune_model(again, make_tokens(), **OPTIONS, **more, checkpoint=tmp_path)
+    assert finished.summary["drift"] == expected.summary["drift"]
+    for name, weight in again.state_dict().items():
+        assert torch.equal(weight, undisturbed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("target", ["dense", "layer"])
+def test_a_run_stopped_between_the_decoder_blocks_it_prunes_goes_on_from_there(tmp_path: Path, target: str) -> None:
+    options = OPTIONS | {"target": target, "layers": APART, "held_out": make_tokens(4, seed=3)}
+    undisturbed, told = make_model("gemma3"), list[rose.Progress]()
+    expected = rose.prune_model(undisturbed, make_tokens(), **options, progress=told.append)
+    for last in range(0, len(told), 5):
+        folder, left = tmp_path / str(last), iter(range(last))
+
+        def stop(_progress: rose.Progress, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise rose.Cancelled
+
+        with pytest.raises(rose.Cancelled):
+            rose.prune_model(make_model("gemma3"), make_tokens(), **options, progress=stop, checkpoint=folder)
+        model, again = make_model("gemma3"), list[rose.Progress]()
+        report = rose.prune_model(model, make_tokens(), **options, checkpoint=folder, progress=again.append)
+        assert report.summary["drift"] == expected.summary["drift"]
+        for name, weight in model.state_dict().items():
+            assert torch.equal(weight, undisturbed.state_dict()[name]), name
+        assert min(one.block_index for one in again) >= max(0, told[last].block_index - 1)
+
+
+def test_without_its_dense_hidden_states_a_checkpoint_starts_again(tmp_path: Path) -> None:
+    undisturbed = make_model("llama")
+    rose.prune_model(undisturbed, make_tokens(), **OPTIONS)
+
+    def stop(progress: rose.Progress) -> None:
+        if progress.block_index == 1 and progress.stage == "prune":
+            raise rose.Cancelled
+
+    with pytest.raises(rose.Cancelled):
+        rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS, progress=stop, checkpoint=tmp_path)
+    for file in (tmp_path / "dense").rglob("*.safetensors"):
+        file.write_bytes(b"damaged")
+    model = make_model("llama")
+    rose.prune_model(model, make_tokens(), **OPTIONS, checkpoint=tmp_path)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, undisturbed.state_dict()[name]), name
+
+
+def test_only_some_layers() -> None:
+    """The dense and the pruned model part at the first decoder block that loses weights."""
+    model = make_model("gemma3")
+    report = rose.prune_model(model, make_tokens(), **OPTIONS, layers=["*.layers.2.*"], held_out=make_tokens(4, seed=3))
+    assert [row["block_index"] for row in report.summary["drift"]] == [2]
+    assert report.summary["drift"][0]["passed_on"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target": "sense"}, "The target must be one of dense, layer"),
+        ({"target": "layer", "target_damping": 0.5}, "Only target dense has a correction"),
+        ({"target_damping": -1.0}, "Damping must be a number of at least 0"),
+    ],
+)
+def test_bad_input_is_one_sentence(options: dict[str, Any], words: str) -> None:
+    model = make_model("llama")
+    with pytest.raises(rose.RoseError, match=words):
+        rose.prune_model(model, make_tokens(), **OPTIONS, **options)
+
+
+def _parallel(attention_first: bool) -> Callable[..., Tensor]:
+    def forward(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        attention, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **arguments)
+        mlp = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + attention + mlp if attention_first else hidden_states + mlp + attention
+
+    return forward
+
+
+def test_the_order_of_a_sum_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = []
+    for attention_first in (True, False):
+        monkeypatch.setattr(LlamaDecoderLayer, "forward", _parallel(attention_first))
+        report = rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS)
+        assert (report.layers["target"] == "dense and stream").sum() == 4
+        errors.append(torch.tensor(report.layers["target_error"].to_numpy()))
+    torch.testing.assert_close(errors[0], errors[1], rtol=1e-3, atol=1e-6)
+
+
+def test_a_layer_called_twice_has_no_dense_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: once(self, once(self, x)))
+    model, dense = make_model("llama"), make_model("llama").state_dict()
+    report = rose.prune_model(model, make_tokens(), method="sparsegpt", sparsity=0, block_size=16)
+    assert all(torch.equal(weight, dense[name]) for name, weight in model.state_dict().items())
+    towards = report.layers.set_index("layer")["target"]
+    assert towards.loc["model.layers.1.mlp.gate_proj"] == towards.loc["model.layers.1.mlp.down_proj"] == "layer"
+    assert towards.loc["model.layers.1.self_attn.o_proj"] == "dense and stream"
+
+
+def test_an_input_that_is_overwritten_has_no_dense_target() -> None:
+    model, dense = make_model("llama"), make_model("llama").state_dict()
+    down = model.model.layers[0].mlp.down_proj
+    handle = down.register_forward_hook(lambda _module, args, _output: (args[0].zero_(), None)[1])
+    report = rose.prune_model(model, make_tokens(), method="sparsegpt", sparsity=0, block_size=16)
+    handle.remove()
+    assert all(torch.equal(weight, dense[name]) for name, weight in model.state_dict().items())
+    assert report.layers.set_index("layer")["target"].loc["model.layers.0.mlp.down_proj"] == "layer"
