@@ -36,7 +36,7 @@ from rose.model.network.residence import is_streamed
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
 from rose.model.run.allocation import allocate, check_allocation, parse_allocation
 from rose.model.run.checkpoint import describe_run, open_checkpoint
-from rose.model.walk.capture import BlockStatistics, check_streams, start_walk, statistics_of, visit_blocks
+from rose.model.walk.capture import LEAVE_OUT, BlockStatistics, check_streams, start_walk, statistics_of, visit_blocks
 from rose.model.walk.dense_states import dense_streams
 from rose.model.walk.forward import bos_in_front, pick_device
 from rose.model.walk.sequential import visit_sequentially
@@ -173,6 +173,7 @@ def prune_model(
         records = kept.restore(selected, dense.batches(streams) if dense else {})
         walking = part_callback(progress, start, share, 1) if share else progress
         walk = start_walk(model, streams, selected, walking, kept, dense, rounded, products, needs_all=True)
+        walk.remedy = _remedy(target, sequential)
         mu = partial(damping_or_rule, target_damping, hidden_size(model), blocks=len(walk.by_block))
         done: list[LayerRecord] = []
         for block in visit_sequentially(walk) if sequential else walk.visit(propagate_again=True):
@@ -282,6 +283,13 @@ def _prune_block(
     _let_go(block)
     meter.layers_done = before + len(records)
     return records
+
+
+def _remedy(target: str, sequential: bool) -> str:
+    """What the caller can do about a layer that cannot be calibrated in this mode."""
+    if not sequential:
+        return f"prune with true-sequential, or {LEAVE_OUT}"
+    return f"prune {'with target layer' if target == 'dense' else 'without true-sequential'}, or {LEAVE_OUT}"
 
 
 def _target_of(gap: InputGap | OutputGap | None) -> str:

@@ -41,6 +41,7 @@ from rose.model.walk.targets import BlockTargets
 from rose.model.workers import from_first, my_samples, sum_statistics
 
 TRACED_TOKENS = 8  # enough to see which layers write into the residual stream
+LEAVE_OUT = "leave this layer out"  # what every caller can do about a layer that cannot be calibrated
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,12 @@ class Collector:
 
     Inputs are counted at the end of each batch, when all readers of a tensor are known: routed experts may read the
     router's own tensor in one batch and not in the next. A group whose layers no longer read the same is split.
-    `weight` is that of the inputs that come next, see `InputStatistics.update`.
+    `weight` is that of the inputs that come next, see `InputStatistics.update`; `remedy` is what the caller can do
+    about an input that cannot be counted.
     """
 
-    def __init__(self, layers: list[PrunableLayer], device: torch.device) -> None:
-        self.device = device
+    def __init__(self, layers: list[PrunableLayer], device: torch.device, remedy: str = LEAVE_OUT) -> None:
+        self.device, self.remedy = device, remedy
         self.weight = 1.0
         self.groups: list[_Group] = []
         self.readings: list[_Reading] = []
@@ -128,7 +130,7 @@ class Collector:
             if version_of(reading.inputs) != reading.version:
                 raise RoseError(
                     f"The model overwrites the input of {reading.readers[0]} in place after reading it, so that it "
-                    "cannot be counted; prune with true-sequential, or leave this layer out."
+                    f"cannot be counted; {self.remedy}."
                 )
             for group in self._readers(reading):
                 group.statistics.update(reading.inputs, self.weight)
@@ -174,6 +176,7 @@ class Walk:
         drifted: takes the drift after each decoder block.
         compute: the format of forward passes, see `run_block`.
         products: the format in which gaps to dense targets are multiplied.
+        remedy: what the caller can do about a layer that this walk cannot calibrate.
         few: by decoder block, arguments of a pass over a few tokens, and those tokens' hidden states; given where
             targets are dense.
     """
@@ -191,6 +194,7 @@ class Walk:
     few: tuple[list[list[Arguments]], Tensor] | None = None
     compute: torch.dtype | None = None
     products: torch.dtype = torch.float32
+    remedy: str = LEAVE_OUT
 
     def visit(self, propagate_again: bool) -> Iterator[BlockStatistics]:
         residence, last = residence_of(self.model), max(self.by_block)
@@ -292,7 +296,7 @@ class Walk:
 
         `start`, `end`: share of the block's work before and after.
         """
-        collector = Collector(layers, self.device)
+        collector = Collector(layers, self.device, self.remedy)
         batches = self.arguments[stream][index]
         try:
             for batch, arguments in enumerate(batches):

@@ -30,7 +30,7 @@ from rose.model.network.layers import PrunableLayer
 from rose.model.network.precision import plainly
 from rose.model.network.residence import residence_of
 from rose.model.walk.capture import BlockStatistics, Walk
-from rose.model.walk.forward import no_input, run_block
+from rose.model.walk.forward import no_input, run_block, version_of
 from rose.model.walk.targets import BatchKey, Gaps
 from rose.model.workers import everywhere, first_of_all, sum_gaps, sum_statistics
 
@@ -65,8 +65,8 @@ class _Batch:
         stopped_at: that layer.
         inputs: what the layer reads.
         tokens: their numbers in the batch, where the layer is of an expert.
-        counted: the last inputs that went into statistics; known by identity, so that layers that read one tensor
-            share them.
+        counted: the last inputs that went into statistics, and the version of their content; layers that read the same
+            content of one tensor share them.
     """
 
     key: BatchKey
@@ -74,11 +74,18 @@ class _Batch:
     stopped_at: PrunableLayer = field(init=False)
     inputs: Tensor | None = None
     tokens: Tensor | None = None
-    counted: Tensor | None = None
+    counted: tuple[Tensor, int] | None = None
 
     @property
     def stream(self) -> str:
         return self.key[0]
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether what the layer reads has gone into statistics as it is now, not overwritten since."""
+        return (
+            self.counted is not None and self.counted[0] is self.inputs and self.counted[1] == version_of(self.inputs)
+        )
 
 
 class _Block:
@@ -142,7 +149,7 @@ class _Block:
             elif by_route[getcurrent()] not in self.readers[layer.name]:
                 raise RoseError(
                     f"Different samples reach {layer.name} and other layers of its decoder block in different orders, "
-                    "so it cannot be calibrated on all of them in one pass; prune without true-sequential."
+                    f"so it cannot be calibrated on all of them in one pass; {self.walk.remedy}."
                 )
 
         return stop
@@ -155,7 +162,7 @@ class _Block:
             return
         batch.stopped_at, batch.inputs, *more = stopped
         batch.tokens = more[0] if more else None
-        if batch.counted is not batch.inputs:
+        if not batch.is_counted:
             batch.counted = None  # memory
         self.waiting.append(batch)
         self.walk.meter.tell("calibrate", self.index, self._work_done())
@@ -217,7 +224,7 @@ class _Block:
 
     def _is_counted(self, readers: list[_Batch]) -> bool:
         """Whether these batches, and no others, have brought these very inputs to the layer pruned last."""
-        return set(readers) == set(self.last) and all(batch.inputs is batch.counted for batch in readers)
+        return set(readers) == set(self.last) and all(batch.is_counted for batch in readers)
 
     def _count(self, readers: list[_Batch], layer: PrunableLayer) -> None:
         self.statistics, self.gaps = {}, None
@@ -226,7 +233,7 @@ class _Block:
             if batch.stream not in self.statistics:
                 self.statistics[batch.stream] = InputStatistics(batch.inputs.shape[-1], self.walk.device)
             self.statistics[batch.stream].update(batch.inputs)
-            batch.counted = batch.inputs
+            batch.counted = batch.inputs, version_of(batch.inputs)
         sum_statistics(self.statistics, layer.name, list(self.walk.arguments) if layer.is_expert else ())
 
     def _pass_on(self) -> None:

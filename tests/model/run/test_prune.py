@@ -653,7 +653,9 @@ def test_inputs_overwritten_in_place_are_not_counted_wrongly() -> None:
     model = make_model("llama")
     down = model.model.layers[0].mlp.down_proj
     handle = down.register_forward_hook(lambda _m, args, _output: (args[0].zero_(), None)[1])
-    with pytest.raises(rose.RoseError, match=r"overwrites the input of model\.layers\.0\.mlp\.down_proj.*leave this"):
+    with pytest.raises(
+        rose.RoseError, match=r"overwrites the input of model\.layers\.0\.mlp\.down_proj.*counted; leave this"
+    ):
         rose.collect_statistics(model, make_tokens())
     handle.remove()
     assert_clean(model)

@@ -17,6 +17,8 @@ from rose.files import digest
 from rose.layer.error import relative_error
 from rose.model.network.layers import PrunableLayer, select_layers
 from rose.model.walk.capture import check_streams, start_walk
+from rose.model.walk.dense_states import dense_streams
+from rose.model.walk.hidden_states import MemoryActivations
 from rose.model.walk.sequential import visit_sequentially
 from tests.model.families import DENSE, LENGTH, logits, make_model, make_tokens
 from tests.model.walk.test_families import hooked_inputs
@@ -159,8 +161,55 @@ def test_every_expert_sees_all_of_its_tokens(gather: bool, monkeypatch: pytest.M
 
 def test_routes_that_no_order_of_layers_fits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rose.model.walk.forward.BATCH_TOKENS", LENGTH)
-    with pytest.raises(rose.RoseError, match=r"different orders.*prune without true-sequential"):
-        rose.prune_model(routed_model(False, in_order=False), make_tokens(8), true_sequential=True, **OPTIONS)
+    for target, remedy in (("layer", "prune without true-sequential"), ("dense", "prune with target layer")):
+        with pytest.raises(rose.RoseError, match=f"different orders.*{remedy}, or leave"):
+            prune(routed_model(False, in_order=False), target=target)
+
+
+class Doubling(nn.Module):
+    """Two layers read one tensor, which is doubled in place between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 32, bias=False), nn.Linear(32, 32, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        read = hidden.clone()
+        return self.first(read) + self.second(read.mul_(2))
+
+
+def doubling_model() -> Any:
+    model = make_model("llama")
+    torch.manual_seed(3)
+    for block in model.model.layers:
+        block.mlp = Doubling()
+    return model
+
+
+@pytest.mark.parametrize("target", ["layer", "dense"])
+def test_a_tensor_overwritten_between_two_layers_is_counted_anew(target: str) -> None:
+    """Without pruning, the second layer's H is four times the first's."""
+    model, tokens = doubling_model(), make_tokens()
+    streams = check_streams(model, tokens, None)
+    along = dense_streams(streams, target == "dense", MemoryActivations())
+    walk = start_walk(model, streams, select_layers(model, ["*.0.mlp.*"]), None, None, along)
+    found = {name: one for block in visit_sequentially(walk) for name, one in block.calibration.items()}
+    first, second = (found[f"model.layers.0.mlp.{name}"].hessian for name in ("first", "second"))
+    torch.testing.assert_close(second, 4 * first)
+    assert prune(doubling_model(), target=target).summary["layers"] == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({"target": "layer"}, "prune with true-sequential, or leave this layer out"),
+        ({"target": "layer", "allocation": "owl"}, "counted; leave this layer out"),
+        ({"target": "layer", "allocation": "owl", "true_sequential": True}, "counted; leave this layer out"),
+    ],
+)
+def test_what_to_do_about_an_overwritten_input_is_what_the_caller_can_do(options: Any, remedy: str) -> None:
+    with pytest.raises(rose.RoseError, match=rf"overwrites the input of model\.layers\.0\.mlp\.first.*{remedy}\."):
+        rose.prune_model(doubling_model(), make_tokens(), sparsity=0.5, block_size=16, **options)
 
 
 def test_a_stopped_run_leaves_no_hook_and_no_batch_under_way() -> None:
