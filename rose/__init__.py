@@ -29,7 +29,7 @@ from rose.model.walk.capture import collect_statistics, visit_blocks
 from rose.plugins import load_plugins
 from rose.report import LayerRecord, RunReport
 from rose.structured.methods import STRUCTURED
-from rose.structured.pipeline import prune_structured
+from rose.structured.slimming import prune_structured
 
 __all__ = [
     "METHODS",

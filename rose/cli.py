@@ -29,9 +29,9 @@ from rose.model.network.precision import COMPUTE, DEFAULT
 from rose.model.run.allocation import ALLOCATIONS, DENSITY_SPREAD
 from rose.model.run.prune import TARGETS
 from rose.model.workers import choose_gpu, launched_place, process_group
-from rose.structured.anatomy import PARTS
+from rose.structured.allocation import ALLOCATIONS as SLIM_ALLOCATIONS
+from rose.structured.parts import PARTS
 from rose.structured.problem import RECOVERIES
-from rose.structured.shapes import ALLOCATIONS as SLIM_ALLOCATIONS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -37,9 +37,9 @@ from rose.model.workers import from_first, launched_place
 from rose.output import check_file, check_output, write_file
 from rose.report import records_table, versions
 from rose.serving import serve, write_report
-from rose.structured.anatomy import HEADS, find_parts
 from rose.structured.memory import estimate_slim_memory
 from rose.structured.methods import structured_method
+from rose.structured.parts import HEADS, find_parts
 from rose.structured.plan import check_parts, check_request
 
 # Settings shared by all runs in one comparison folder; methods, sparsities and seeds may be added later.

@@ -14,7 +14,7 @@ from torch import Tensor
 import rose
 from app.lessons.subjects import BLOCK_SIZE, LayerDesign, generate
 from rose.layer.error import relative_error
-from rose.structured.anatomy import Shape
+from rose.structured.parts import Shape
 from rose.structured.problem import Problem, greedy, recover
 
 DESIGN = LayerDesign(strength=0.0)  # six heads alike, so that size alone makes the difference

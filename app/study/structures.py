@@ -12,11 +12,11 @@ from torch import Tensor
 
 import rose
 from app.study.study import Study
-from rose.structured.anatomy import CHANNELS, HEADS, Part, Shape, find_parts
+from rose.structured.allocation import channels_for, head_shapes
 from rose.structured.configuration import can_bias, kinds_of
 from rose.structured.methods import choose, structured_method
+from rose.structured.parts import CHANNELS, HEADS, Part, Shape, find_parts
 from rose.structured.problem import RECOVERIES, Problem, recover, relative_errors, set_cost
-from rose.structured.shapes import channels_for, head_shapes
 from rose.structured.survey import PartSurvey, make_problem, price_part
 
 

@@ -13,8 +13,8 @@ from app import components, session, shared, words
 from app.figures import structures as figures
 from app.runs.slimming import TOKENS, TURNS, Slimming, SlimRequest
 from app.study.structures import Structures
-from rose.structured.anatomy import CHANNELS, HEADS, Shape
-from rose.structured.shapes import ALLOCATIONS, head_shapes
+from rose.structured.allocation import ALLOCATIONS, head_shapes
+from rose.structured.parts import CHANNELS, HEADS, Shape
 
 MAP, CHANNEL, SWAPS, RECOVERY, TRADE, SLIM = "Heads", "Channels", "Swaps", "Recovery", "Trade-off", "Make it smaller"
 SECTIONS = {name: name for name in (MAP, CHANNEL, SWAPS, RECOVERY, TRADE, SLIM)}

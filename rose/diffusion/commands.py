@@ -23,12 +23,12 @@ from rose.diffusion.evaluation import (
     is_garments,
 )
 from rose.diffusion.garments import GARMENTS
+from rose.diffusion.layers import check_packages
 from rose.diffusion.loading import PACKAGED, check_installed, load_diffusion, save_diffusion
 from rose.diffusion.pictures import write_sheet
 from rose.diffusion.pruning import prune_diffusion
 from rose.diffusion.slimming import prune_diffusion_structured
 from rose.diffusion.steps import STEP_WEIGHTS, check_steps, step_weights
-from rose.diffusion.structure import check_packages
 from rose.diffusion.trajectory import Conditions, draw_pictures
 from rose.errors import RoseError
 from rose.layer.methods import BUDGETS, METHODS, make_settings
@@ -37,8 +37,8 @@ from rose.model.load.models import DTYPES
 from rose.model.walk.forward import pick_device
 from rose.output import check_file, check_output, write_file
 from rose.report import RunReport
-from rose.structured.anatomy import PARTS
 from rose.structured.methods import STRUCTURED, structured_method
+from rose.structured.parts import PARTS
 from rose.structured.plan import check_request
 from rose.structured.problem import RECOVERIES
 

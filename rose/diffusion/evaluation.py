@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rose.diffusion.denoiser import denoiser_of
 from rose.diffusion.garments import GARMENTS, SIDE, Classifier, load_classifier, load_references
-from rose.diffusion.loading import denoiser_of
 from rose.diffusion.trajectory import Trajectory, record_trajectory
 from rose.errors import RoseError
 

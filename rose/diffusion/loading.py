@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from torch import nn
 
+from rose.diffusion.denoiser import denoiser_of
 from rose.diffusion.garments import FOLDER
 from rose.diffusion.parts import read_reshaped
 from rose.errors import RoseError
@@ -74,24 +74,6 @@ def check_installed() -> None:
     """
     if find_spec("diffusers") is None:
         raise RoseError("Diffusion models need diffusers; run: pip install 'rose-explorer[diffusion]'")
-
-
-def denoiser_of(pipeline: Any) -> nn.Module:
-    """The network that a pipeline calls at every step: its transformer or UNet, the component with the most linear
-    weights of those that are called `transformer` or `unet`, as diffusers' pipelines all call it.
-
-    Raises:
-        RoseError: it has none, or several.
-    """
-    parts = [getattr(pipeline, name, None) for name in ("transformer", "unet")]
-    found = [part for part in parts if isinstance(part, nn.Module)]
-    if len(found) != 1:
-        raise RoseError(
-            f"{type(pipeline).__name__} has {len(found) or 'no'} transformer or UNet; choose a pipeline with one."
-        )
-    if isinstance(getattr(pipeline, "transformer_2", None), nn.Module):
-        raise RoseError(f"{type(pipeline).__name__} has two transformers, one after the other; choose one with one.")
-    return found[0]
 
 
 def _load_packaged(dtype: torch.dtype) -> Any:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from rose.diffusion.blocks import block_of, outermost_lists
+from rose.diffusion.denoiser import block_of, outermost_lists
 from rose.errors import RoseError
 from rose.model.network.layers import PrunableLayer
-from rose.structured.anatomy import CHANNELS, HEADS, PARTS, Part, Rows, Shape, check_kinds
+from rose.structured.parts import CHANNELS, HEADS, PARTS, Part, Rows, Shape, check_kinds
 from rose.structured.surgery import Cut, cut_parts
 
 RECORD = "rose_shapes"  # of a configuration: {module: heads or channels}

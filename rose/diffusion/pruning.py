@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rose.diffusion.loading import denoiser_of
-from rose.diffusion.steps import StepWeights, check_steps
-from rose.diffusion.steps import step_weights as make_weights
-from rose.diffusion.structure import (
+from rose.diffusion.denoiser import denoiser_of
+from rose.diffusion.layers import (
     check_packages,
     choose_layers,
     default_block_size,
     make_packages,
     study_denoiser,
 )
+from rose.diffusion.steps import StepWeights, check_steps
+from rose.diffusion.steps import step_weights as make_weights
 from rose.diffusion.trajectory import Batch, Conditions, make_batches, run_pipeline
 from rose.layer.methods import Settings, make_settings
 from rose.layer.methods.options import Value

@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import nn
 
-from rose.diffusion.loading import denoiser_of
+from rose.diffusion.denoiser import denoiser_of
+from rose.diffusion.layers import check_packages, make_packages
 from rose.diffusion.parts import find_parts, reshape
 from rose.diffusion.pruning import CALIBRATION_SHARE, gather
 from rose.diffusion.steps import StepWeights
 from rose.diffusion.steps import step_weights as make_weights
-from rose.diffusion.structure import check_packages, make_packages
 from rose.diffusion.trajectory import Conditions, make_batches, run_pipeline
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
@@ -27,8 +27,9 @@ from rose.model.network.layers import PrunableLayer, named
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.workers import is_launched, processes
 from rose.report import RunReport
-from rose.structured.anatomy import CHANNELS, HEADS, PARTS, Part, Shape
+from rose.structured.allocation import channels_for, check_multiple, head_shapes
 from rose.structured.methods import StructuredMethod, structured_method
+from rose.structured.parts import CHANNELS, HEADS, PARTS, Part, Shape
 from rose.structured.plan import check_request
 from rose.structured.reduction import (
     Original,
@@ -40,7 +41,6 @@ from rose.structured.reduction import (
     sources_of,
     write_part,
 )
-from rose.structured.shapes import channels_for, check_multiple, head_shapes
 from rose.structured.surgery import Cut
 from rose.structured.survey import make_problem
 

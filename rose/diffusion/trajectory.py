@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rose.diffusion.loading import denoiser_of
+from rose.diffusion.denoiser import denoiser_of
 from rose.diffusion.steps import check_steps
 from rose.errors import RoseError
 

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
 from rose.model.network.layers import PrunableLayer, decoder_blocks, text_config
-from rose.structured.anatomy import CHANNELS, HEADS, PARTS, Part, Shape, find_parts, has_layers
+from rose.structured.parts import CHANNELS, HEADS, PARTS, Part, Shape, find_parts, has_layers
 
 RECORD = "rose_shapes"  # of a configuration; see `rose.structured.surgery.record_of`
 CHANNEL_FIELDS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")

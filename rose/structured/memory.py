@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from rose.model.estimate.memory import Memory, estimate_memory
-from rose.structured.anatomy import HEADS, find_parts
 from rose.structured.methods import structured_method
+from rose.structured.parts import HEADS, find_parts
 from rose.structured.survey import visited_layers
 
 # Matrices of the size of A that are alive at once while one output projection is reduced: H, its mean S, A, A damped,

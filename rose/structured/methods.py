@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.structured.anatomy import Shape
+from rose.structured.parts import Shape
 from rose.structured.problem import Problem, greedy, set_cost, swaps, unit_costs
 
 UNTOUCHED = 0.01  # share of channels that SlimLLM's program keeps although their scores are the lowest

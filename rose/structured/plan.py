@@ -15,10 +15,7 @@ from rose.errors import RoseError
 from rose.layer.hessian import check_damping
 from rose.model.network.layers import check_not_shared
 from rose.model.progress import ProgressCallback
-from rose.structured.anatomy import PARTS, Part, Shape, block_parameters, find_parts
-from rose.structured.configuration import can_bias, can_say, check_cuttable, kinds_of, parts_of_any
-from rose.structured.problem import RECOVERIES
-from rose.structured.shapes import (
+from rose.structured.allocation import (
     ALLOCATIONS,
     Shapes,
     check_multiple,
@@ -31,6 +28,9 @@ from rose.structured.shapes import (
     uniform_candidates,
     uniform_shapes,
 )
+from rose.structured.configuration import can_bias, can_say, check_cuttable, kinds_of, parts_of_any
+from rose.structured.parts import PARTS, Part, Shape, block_parameters, find_parts
+from rose.structured.problem import RECOVERIES
 from rose.structured.survey import BlockSurvey, survey
 
 

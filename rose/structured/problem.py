@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rose.layer.error import difference, quadratic_form
 from rose.layer.hessian import damp
-from rose.structured.anatomy import Shape, spread
+from rose.structured.parts import Shape, spread
 
 LAZY = 64  # removals between two full updates of the inverse: the rest are products of matrices, not of vectors
 COMPACT = 0.75  # share of columns left at which those that went are cut out of the inverse, to save time and memory

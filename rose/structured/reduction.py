@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import Gap, target_error_with_bias
-from rose.structured.anatomy import HEADS, Part, Shape
 from rose.structured.methods import StructuredMethod, choose
+from rose.structured.parts import HEADS, Part, Shape
 from rose.structured.problem import Problem, recover, relative_errors
 from rose.structured.surgery import add_bias
 

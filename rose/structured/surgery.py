@@ -21,7 +21,6 @@ from transformers.pytorch_utils import Conv1D
 from rose.errors import RoseError
 from rose.model.load.models import BUILDERS
 from rose.model.network.layers import PrunableLayer, decoder_blocks, text_config
-from rose.structured.anatomy import CHANNELS, Part, Shape, find_parts, spread
 from rose.structured.configuration import (
     PLACE_FIELDS,
     RECORD,
@@ -30,6 +29,7 @@ from rose.structured.configuration import (
     parts_of_any,
     reshaped_config,
 )
+from rose.structured.parts import CHANNELS, Part, Shape, find_parts, spread
 
 
 @dataclass(frozen=True)

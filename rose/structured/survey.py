@@ -17,7 +17,7 @@ from rose.model.run.checkpoint import blocks_of
 from rose.model.walk.capture import check_streams, start_walk
 from rose.model.walk.forward import pick_device
 from rose.model.workers import from_first, sum_tensor
-from rose.structured.anatomy import HEADS, Part, Shape
+from rose.structured.parts import HEADS, Part, Shape
 from rose.structured.problem import Problem, greedy, unit_costs
 
 

@@ -38,8 +38,8 @@ from app.figures import palette, style
 from app.figures.palette import Theme
 from rose.model.load.tokens import load_calibration
 from rose.report import write_atomically
-from rose.structured.anatomy import find_parts
 from rose.structured.configuration import can_bias
+from rose.structured.parts import find_parts
 from rose.structured.survey import BlockSurvey, survey
 
 VARIANTS = (

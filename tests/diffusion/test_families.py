@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import rose
-from rose.diffusion.loading import denoiser_of
-from rose.diffusion.structure import study_denoiser
+from rose.diffusion.denoiser import denoiser_of
+from rose.diffusion.layers import study_denoiser
 from rose.diffusion.trajectory import make_batches
 from tests.diffusion.pipelines import FAMILIES
 

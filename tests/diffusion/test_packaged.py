@@ -16,9 +16,9 @@ from PIL import Image
 import rose
 from rose import cli
 from rose.diffusion import loading
+from rose.diffusion.denoiser import denoiser_of
 from rose.diffusion.evaluation import classes_in_turn, frechet_distance
 from rose.diffusion.garments import FOLDER, load_classifier, load_references, made
-from rose.diffusion.loading import denoiser_of
 from tests.diffusion.pipelines import dit
 
 

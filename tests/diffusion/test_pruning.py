@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import rose
-from rose.diffusion.loading import denoiser_of
-from rose.diffusion.structure import default_block_size, make_packages, study_denoiser
+from rose.diffusion.denoiser import denoiser_of
+from rose.diffusion.layers import default_block_size, make_packages, study_denoiser
 from rose.diffusion.trajectory import make_batches, run_pipeline
 from tests.diffusion.pipelines import FAMILIES, garments
 

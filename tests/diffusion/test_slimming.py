@@ -12,9 +12,9 @@ from torch import Tensor
 
 import rose
 from rose import cli
-from rose.diffusion.loading import denoiser_of
+from rose.diffusion.denoiser import denoiser_of
+from rose.diffusion.layers import study_denoiser
 from rose.diffusion.parts import RECORD, find_parts
-from rose.diffusion.structure import study_denoiser
 from rose.diffusion.trajectory import make_batches
 from rose.errors import RoseError
 from rose.structured.problem import error

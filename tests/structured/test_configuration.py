@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 import rose
 from rose.model.network.layers import decoder_blocks
-from rose.structured.anatomy import CHANNELS, HEADS
 from rose.structured.configuration import droppable_blocks, kinds_of
+from rose.structured.parts import CHANNELS, HEADS
 from tests.model.families import EXPERTS, GATED, VOCABULARY, WINDOW, logits, make_from, make_model, make_tokens
 from tests.tiny import byte_tokenizer
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from rose.model.walk.capture import collect_statistics
-from rose.structured.anatomy import Shape, find_parts
 from rose.structured.methods import channel_scores, head_scores, structured_method
-from rose.structured.pipeline import SlimRun
+from rose.structured.parts import Shape, find_parts
 from rose.structured.plan import SlimPlan
+from rose.structured.slimming import SlimRun
 from rose.structured.survey import make_problem
 from tests.model.families import logits
 from tests.structured.golden import FIXTURE, RATIOS, tiny_llama

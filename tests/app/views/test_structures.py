@@ -14,7 +14,7 @@ from app.runs.slimming import Slimming, SlimRequest
 from app.study.setup import Setup
 from app.study.structures import Structures
 from app.study.study import LoadedModel, Study
-from rose.structured.anatomy import CHANNELS, HEADS, Shape
+from rose.structured.parts import CHANNELS, HEADS, Shape
 from rose.structured.problem import set_cost
 from tests.app.tiny_study import figures, measured_study, open_page, texts, tiny_model
 from tests.tiny import byte_tokenizer

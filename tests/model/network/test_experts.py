@@ -16,7 +16,7 @@ from rose.files import digest
 from rose.layer.error import direct_error
 from rose.layer.hessian import MAX_DAMPING, sampling_damping
 from rose.model.network.experts import ExpertLinear, experts_apart, is_experts
-from rose.structured.anatomy import find_parts
+from rose.structured.parts import find_parts
 from tests.model.families import EXPERTS, logits, make_model, make_tokens
 from tests.model.walk.test_families import hooked_inputs
 from tests.tiny import byte_tokenizer

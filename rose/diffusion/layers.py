@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
-from rose.diffusion.blocks import block_of, outermost_lists
-from rose.diffusion.loading import denoiser_of
+from rose.diffusion.denoiser import block_of, denoiser_of, outermost_lists
 from rose.diffusion.trajectory import Batch, run_pipeline
 from rose.errors import RoseError
 from rose.model.network.layers import PrunableLayer

@@ -14,12 +14,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import rose
-from rose.structured.anatomy import CHANNELS, HEADS, Shape, block_parameters, find_parts, spread
+from rose.structured.allocation import similarity_ratios
 from rose.structured.configuration import kinds_of
 from rose.structured.methods import structured_method
-from rose.structured.pipeline import SlimRun
+from rose.structured.parts import CHANNELS, HEADS, Shape, block_parameters, find_parts, spread
 from rose.structured.plan import SlimPlan, plan_slimming
-from rose.structured.shapes import similarity_ratios
+from rose.structured.slimming import SlimRun
 from rose.structured.survey import survey
 from tests.model.families import DENSE, EXPERTS, logits, make_model, make_tokens
 from tests.tiny import byte_tokenizer

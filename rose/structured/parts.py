@@ -1,4 +1,4 @@
-"""What can be removed from a decoder block: attention heads and MLP channels, and the rows and columns they own."""
+"""Parts of a decoder block that can be removed: attention heads and MLP channels, and the rows and columns they own."""
 
 from __future__ import annotations
 

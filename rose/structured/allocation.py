@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.structured.anatomy import CHANNELS, HEADS, Part, Shape
+from rose.structured.parts import CHANNELS, HEADS, Part, Shape
 from rose.structured.survey import BlockSurvey, PartSurvey
 
 ALLOCATIONS = {

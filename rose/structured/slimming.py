@@ -36,9 +36,9 @@ from rose.model.walk.dense_states import BlockDrift, dense_streams
 from rose.model.walk.sequential import visit_sequentially
 from rose.model.workers import from_first
 from rose.report import RunReport, mean_or_none
-from rose.structured.anatomy import HEADS, PARTS, Part, Shape, block_parameters
 from rose.structured.configuration import RECORD, droppable_blocks, reshaped_config
 from rose.structured.methods import StructuredMethod, structured_method
+from rose.structured.parts import HEADS, PARTS, Part, Shape, block_parameters
 from rose.structured.plan import SlimPlan, check_parts, check_request, plan_slimming
 from rose.structured.problem import Problem
 from rose.structured.reduction import (
