@@ -19,8 +19,8 @@ from app.runs.pruning import PruningRun
 from app.study import cache as disk
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study, held_by
+from rose.files import expand
 from rose.model.load.models import load_skeleton
-from rose.paths import expand
 
 KEPT_STUDIES = 4
 OLDER_BYTES = 10**9  # of statistics and results, held by all studies but the newest

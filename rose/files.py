@@ -1,9 +1,13 @@
-"""Files that survive being interrupted: written beside, forced to the disk, then renamed; read only if whole."""
+"""Paths as people write them, and files that survive being interrupted.
+
+A file is written beside its place, forced to the disk and renamed, so that it is there whole or not at all.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +26,52 @@ class DamagedFile(Exception):
     """A file is missing, truncated, or differs from what was written."""
 
 
+def expand(name: str | Path) -> Path:
+    """The path with ~ or ~user replaced; the ~ of an unknown user stays, so that opening it fails."""
+    return Path(os.path.expanduser(name))
+
+
+def reachable(name: str | Path) -> Path:
+    """The expanded path of what may be there or not.
+
+    Raises:
+        RoseError: the system cannot tell: a name that no file can have, or a folder that is closed to this user.
+    """
+    path = expand(name)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as problem:
+        why = getattr(problem, "strerror", None) or problem
+        raise RoseError(f"{str(name)[:200]} cannot be looked up ({why}); check the path.") from problem
+    return path
+
+
+@contextmanager
+def _replacing(path: Path, temporary: Path) -> Iterator[None]:
+    """Gives what the body writes to `temporary` the name `path`; removes it where the body fails."""
+    try:
+        yield
+        sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all, with the permissions of any new file.
+
+    Raises:
+        OSError: from the file system; an existing file stays as it was.
+    """
+    temporary = path.with_name(f"{path.name}{secrets.token_hex(4)}{TEMPORARY}")  # other writers have names of their own
+    with _replacing(path, temporary), temporary.open("xb") as file:
+        file.write(content)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **facts: str) -> None:
     """Writes a safetensors file, whole or not at all, with texts and a digest of everything in its header.
 
@@ -30,14 +80,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], **facts: str) -> No
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     temporary = path.with_name(path.name + TEMPORARY)
-    try:
+    with _replacing(path, temporary):
         save_file(plain, temporary, {**facts, "digest": digest(plain, facts)})
-        sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

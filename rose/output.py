@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,8 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from rose.errors import RoseError
-from rose.paths import reachable
-from rose.report import default_permissions, write_atomically
+from rose.files import reachable, write_atomically
 
 LAST = ("config.json", "model_index.json")  # what makes a folder a checkpoint
 PARTIAL = ".rose-partial-"  # begins names of what is not finished; what a killed run has left is no obstacle
@@ -76,11 +76,14 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     """
     check_output(folder)
     path = reachable(folder)
-    temporary = Path(tempfile.mkdtemp(dir=_stage(path), prefix=PARTIAL))
+    temporary = _stage(path) / f"{PARTIAL}{secrets.token_hex(4)}"
     try:
+        temporary.mkdir()
+        mode = temporary.stat().st_mode & 0o666  # of any new file; libraries make some that only their owner reads
         yield temporary
-        for one in (temporary, *temporary.rglob("*")):
-            default_permissions(one)
+        for one in temporary.rglob("*"):
+            if one.is_file():
+                one.chmod(mode)
         if path.exists():
             check_output(folder)  # nothing may have come meanwhile that would be replaced
             for one in sorted(temporary.iterdir(), key=lambda one: one.name in LAST):

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from rose.errors import RoseError
+from rose.files import expand
 from rose.layer.methods import METHODS
 from rose.layer.order import ORDERS
-from rose.paths import expand
 
 VARIABLE = "ROSE_PLUGINS"
 GROUP = "rose.plugins"

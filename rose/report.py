@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from rose.errors import RoseError
+from rose.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -208,25 +207,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "checkout"
     return found
-
-
-def default_permissions(path: Path) -> None:
-    """Gives a temporary file or folder the permissions that a plain one has; temporary ones are private by default."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes to a temporary file beside `path`, forces it to the disk, then renames."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        default_permissions(Path(temporary))
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from filelock import FileLock
 
 from rose.errors import RoseError
-from rose.report import write_atomically
+from rose.files import write_atomically
 
 Row = TypeVar("Row")
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import rose
-from rose.report import LayerRecord, records_table, write_atomically
+from rose.report import LayerRecord, records_table
 from tests.model.families import make_model, make_tokens
 
 
@@ -165,26 +165,6 @@ def test_not_a_report(text: str) -> None:
         rose.RunReport.from_json(text)
 
 
-def test_failing_to_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "report.json"
-    write_atomically(path, b"old")
-
-    def fail(*_args: Any) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_what_is_not_finite_becomes_null() -> None:
     report = rose.RunReport.from_records([record()], **SETTINGS).with_summary(perplexity_after=float("inf"))
     assert json.loads(report.to_json())["summary"]["perplexity_after"] is None
-
-
-def test_files_are_as_readable_as_any(tmp_path: Path) -> None:
-    (tmp_path / "plain").write_bytes(b"")
-    write_atomically(tmp_path / "report.json", b"{}")
-    assert (tmp_path / "report.json").stat().st_mode == (tmp_path / "plain").stat().st_mode

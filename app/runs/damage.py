@@ -20,12 +20,12 @@ from app import words
 from app.jobs import Job, acquire
 from app.study.setup import Setup, check_sparsity
 from app.study.study import LoadedModel
+from rose.files import expand, reachable
 from rose.layer.methods import get_method
 from rose.model.estimate.duration import Cost, estimate_damage, sweeps_of
 from rose.model.measure.damage import UNITS, describe_damage, visit_damage
 from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport, damage_table
 from rose.model.network.layers import decoder_blocks, select_layers
-from rose.paths import expand, reachable
 
 
 @dataclass(frozen=True)

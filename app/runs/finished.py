@@ -20,8 +20,8 @@ import rose
 from app import words
 from app.study import tables
 from app.study.study import Study
+from rose.files import expand
 from rose.model.measure.zero_shot import FILE as ZERO_SHOT_FILE
-from rose.paths import expand
 from rose.report import mean_or_none
 
 REPORT = "report.json"

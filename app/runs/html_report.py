@@ -23,7 +23,8 @@ from app.runs import depth, pairs
 from app.runs.finished import SLIM, FinishedRun, name_apart, read_runs, settings_of
 from app.runs.html_page import Report, to_html
 from app.runs.request import HELD_OUT
-from rose.report import versions, write_atomically
+from rose.files import write_atomically
+from rose.report import versions
 
 
 def write_report(folders: Sequence[str], output: str | Path) -> list[str]:

@@ -29,13 +29,13 @@ from app.runs.recipes import command_lines
 from app.runs.request import HELD_OUT, PruneRequest, estimate_case, evaluation_seconds, run_name, task_seconds
 from app.study.setup import Setup
 from app.study.study import LoadedModel
+from rose.files import expand
 from rose.layer.methods import get_method
 from rose.model.load.tokens import cut_windows, first_token
 from rose.model.measure.generation import continue_prompt
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.measure.zero_shot import zero_shot
 from rose.output import check_output
-from rose.paths import expand
 
 GRACE = 120.0  # seconds that checkpoints outlive a lost connection; longer than an unwatched job runs on
 

@@ -23,9 +23,9 @@ from app.runs.finished import REPORT, read_report
 from app.runs.pruning import PruningRun
 from app.study.setup import Setup
 from app.study.study import LoadedModel
+from rose.files import reachable
 from rose.model.measure.surprise import EncodedText, Reading, encode_text, read_text
 from rose.model.network.layers import text_config
-from rose.paths import reachable
 
 LIMIT = 512  # tokens of a text
 MOST = 2  # pruned models beside each other

@@ -6,7 +6,7 @@ import shlex
 
 from app.runs.request import HELD_OUT, PruneRequest, run_name
 from app.study.setup import Setup
-from rose.paths import expand
+from rose.files import expand
 
 
 def command_lines(setup: Setup, request: PruneRequest) -> str:

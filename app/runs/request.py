@@ -10,6 +10,7 @@ from torch import nn
 
 import rose
 from app.study.setup import Setup, check_sparsity
+from rose.files import expand, reachable
 from rose.layer.methods import get_method
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.estimate.memory import estimate_memory
@@ -17,7 +18,6 @@ from rose.model.load.models import parse_dtype
 from rose.model.measure.zero_shot import is_installed
 from rose.model.network.precision import DEFAULT as COMPUTED
 from rose.model.run.prune import check_target
-from rose.paths import expand, reachable
 
 QUESTION_TOKENS = 250  # with all its answers: between winogrande's 60 and hellaswag's 400
 HELD_OUT = "held out"  # the calibration's own held-out windows, in place of the name of a text

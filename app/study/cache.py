@@ -34,13 +34,12 @@ from torch import Tensor
 
 import rose
 from app.study.setup import MEASURED, Setup
-from rose.files import DamagedFile, read_tensors, write_tensors
+from rose.files import DamagedFile, expand, read_tensors, write_tensors
 from rose.model.load.models import identify
 from rose.model.load.tokens import DATASETS, packaged_text
 from rose.model.network.layers import PrunableLayer
 from rose.model.run.checkpoint import blocks_of
 from rose.model.walk.capture import BlockStatistics
-from rose.paths import expand
 
 logger = logging.getLogger(__name__)
 

@@ -21,13 +21,13 @@ from torch import nn
 import rose
 from app import words
 from app.study.setup import MEASURED, Setup, check_sparsity, weights_size
+from rose.files import reachable
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost, estimate_cost, statistics_groups
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import PACKAGED, parse_dtype
 from rose.model.load.tokens import DATASETS, SOURCES
 from rose.model.network.layers import decoder_blocks, select_layers
-from rose.paths import reachable
 
 LayerChoice = Literal["all", "attention", "block", "own"]
 

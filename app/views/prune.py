@@ -17,10 +17,10 @@ from app.runs.pruning import EvaluatedModel, PruningRun, accuracy_table, layer_t
 from app.runs.request import HELD_OUT, Keep, PruneRequest, estimate, run_name
 from app.runs.results import over_seeds, read_results, time_and_perplexity
 from app.study.setup import Setup, weights_size
+from rose.files import expand
 from rose.layer.methods import RECOMMENDED
 from rose.model.load.tokens import SOURCES
 from rose.model.measure import zero_shot
-from rose.paths import expand
 
 FILE = "a file"
 PROMPT = "Python is a programming language that"

@@ -17,9 +17,9 @@ from rose.diffusion.denoiser import denoiser_of
 from rose.diffusion.garments import FOLDER
 from rose.diffusion.parts import read_reshaped
 from rose.errors import RoseError
+from rose.files import reachable
 from rose.model.load.models import parse_dtype
 from rose.output import new_folder
-from rose.paths import reachable
 from rose.report import RunReport
 
 PACKAGED = "garments"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.report import write_atomically
+from rose.files import write_atomically
 
 GAP = 2  # pixels between pictures
 

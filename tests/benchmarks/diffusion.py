@@ -31,7 +31,7 @@ from rich.progress import track
 import rose
 from rose.diffusion.evaluation import LOSS_TIMES, classes_in_turn, denoising_loss, judge_pictures
 from rose.diffusion.garments import load_references
-from rose.report import write_atomically
+from rose.files import write_atomically
 
 METHODS = ("wanda", "sparsegpt", "rose", "rose_dealt", "rose_admm")
 SPARSITIES = ("0.5", "0.7", "2:4", "0.3")  # those that tell most come first

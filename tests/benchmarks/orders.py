@@ -33,6 +33,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import rose
+from rose.files import write_atomically
 from rose.layer import error
 from rose.layer.hessian import damp
 from rose.layer.methods import LayerResult
@@ -44,7 +45,6 @@ from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import sweep
 from rose.model.load.tokens import load_calibration, load_text
 from rose.model.walk.capture import visit_blocks
-from rose.report import write_atomically
 
 LAYERS = [f"model.layers.{block}.*" for block in (0, 6, 12, 18, 24)]  # 18 has the most columnar layer
 LENGTH, SAMPLES, HELD_OUT = 512, 16, 8

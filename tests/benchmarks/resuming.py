@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from rose.report import write_atomically
+from rose.files import write_atomically
 
 Row = dict[str, Any]
 

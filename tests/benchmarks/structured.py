@@ -36,8 +36,8 @@ from torch import Tensor
 import rose
 from app.figures import palette, style
 from app.figures.palette import Theme
+from rose.files import write_atomically
 from rose.model.load.tokens import load_calibration
-from rose.report import write_atomically
 from rose.structured.configuration import can_bias
 from rose.structured.parts import find_parts
 from rose.structured.survey import BlockSurvey, survey

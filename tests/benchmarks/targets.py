@@ -15,9 +15,9 @@ import pandas as pd
 from torch import nn
 
 import rose
+from rose.files import write_atomically
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import prunable_layers
-from rose.report import write_atomically
 
 LAYER, RULE = "layer", "rule"
 COLUMNS = ["model", "method", "sparsity", "blocks", "tokens", "seed", "damping", "mu", "perplexity", "final_drift"]

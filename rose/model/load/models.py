@@ -29,12 +29,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rose.errors import RoseError
+from rose.files import reachable
 from rose.model.load.gguf import frugal_reading
 from rose.model.load.streaming import build_streamed, write_streamed
 from rose.model.network.layers import low_rank_tensors, named_layers
 from rose.model.network.residence import is_streamed
 from rose.output import new_folder
-from rose.paths import reachable
 from rose.report import RunReport
 
 # Configuration fields that mark models which transformers cannot build, with the function that can:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rose.errors import RoseError
-from rose.paths import expand
+from rose.files import expand
 
 
 def packaged_text() -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rose.errors import RoseError
+from rose.files import expand
 from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
 from rose.model.measure.damage_report import DamageRecord, read_damages
@@ -22,7 +23,6 @@ from rose.model.network.layers import PrunableLayer
 from rose.model.progress import ALLOCATION_SHARE
 from rose.model.walk.capture import BlockStatistics, no_input, statistics_of
 from rose.model.walk.forward import pick_device
-from rose.paths import expand
 
 ALLOCATIONS = tuple(ALLOCATION_SHARE)
 BY_DAMAGE = "damage"  # one more rule, which needs a folder: damage:FOLDER

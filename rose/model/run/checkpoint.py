@@ -42,6 +42,7 @@ from rose.files import (
     explained,
     known_digest,
     read_tensors,
+    write_atomically,
     write_tensors,
 )
 from rose.layer.methods import Settings
@@ -52,7 +53,7 @@ from rose.model.walk.dense_states import HELD_OUT, BlockDrift
 from rose.model.walk.forward import bos_in_front
 from rose.model.walk.hidden_states import Activations, DiskActivations, MemoryActivations
 from rose.model.workers import all_agree, from_first, place, processes
-from rose.report import LayerRecord, write_atomically
+from rose.report import LayerRecord
 
 logger = logging.getLogger(__name__)
 

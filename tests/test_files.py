@@ -1,0 +1,68 @@
+"""Paths that the system will not look at are refused in a sentence; files are written whole, and as any other file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rose
+from app.runs.depth import read_reports
+from app.runs.reading import saved_checkpoint
+from app.study.preflight import can_stream, check_text
+from rose.files import reachable, write_atomically
+from rose.output import new_folder
+
+TOO_LONG = "x" * 5000
+
+
+def test_what_is_not_there_is_a_path_all_the_same() -> None:
+    assert not reachable("~/nothing/here").exists()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        reachable,
+        rose.load_model,
+        rose.load_diffusion,
+        read_reports,
+        saved_checkpoint,
+        can_stream,
+        lambda path: check_text(f"{path}.txt"),
+    ],
+)
+@pytest.mark.parametrize("path", [TOO_LONG, "a\0b"], ids=["too long", "null byte"])
+def test_names_that_no_file_can_have(read: Callable[[str], object], path: str) -> None:
+    with pytest.raises(rose.RoseError, match=r"check the path|neither a folder|no report.json|no model in"):
+        read(path)
+
+
+def test_failing_to_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    write_atomically(path, b"old")
+
+    def fail(*_args: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_new_files_are_as_readable_as_any_and_the_umask_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It belongs to the process: another thread would write files that anybody may change."""
+    monkeypatch.setattr(os, "umask", lambda _mask: pytest.fail("the umask was changed"))
+    (tmp_path / "plain").touch()
+    write_atomically(tmp_path / "report.json", b"{}")
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "private").touch(mode=0o600)
+    for path in (tmp_path / "report.json", tmp_path / "out" / "private"):
+        assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
