@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import rose
-from rose.layer.bound import lower_bound, separable_part
+from tests.benchmarks.bound import lower_bound, separable_part
 
 
 def layer(rows: int, columns: int, seed: int, tokens: int = 40) -> tuple[Tensor, Tensor]:
@@ -73,10 +73,3 @@ def test_no_solver_is_below_the_bound(name: str, least: float) -> None:
     bounds = lower_bound(weight, damped, kept)
     assert (bounds <= reached * (1 + 1e-6)).all()
     assert bounds.sum() > least * reached.sum()
-
-
-def test_counts_are_checked() -> None:
-    weight, hessian = layer(2, 8, 0)
-    for kept in ([1], [0, 3], [3, 9]):
-        with pytest.raises(rose.RoseError, match="keep between 1 and 8 weights"):
-            lower_bound(weight, hessian, torch.tensor(kept))
