@@ -25,7 +25,7 @@ from app.study.setup import MEASURED, Setup
 from rose.layer.hessian import condition_number, spectrum
 from rose.layer.methods import Known
 from rose.layer.order import live_range, plan_order, replan
-from rose.model.network.layers import PrunableLayer, select_layers
+from rose.model.network.layers import PrunableLayer, select_layers, text_config
 from rose.model.network.residence import is_streamed, residence_of
 from rose.model.run.prune import is_left_dense, measure_layer
 from rose.model.walk.capture import BlockStatistics, statistics_of
@@ -395,9 +395,15 @@ class Study:
 
     def heads(self, layer: str) -> int:
         """Attention heads whose outputs are this layer's inputs, side by side; 0 where it is no output projection."""
-        config = getattr(self.loaded.model, "config", None) if self.loaded else None
-        heads = getattr(config, "num_attention_heads", 0) or 0
-        return int(heads) if layer.endswith(OUTPUT_PROJECTIONS) else 0
+        if self.loaded is None or not layer.endswith(OUTPUT_PROJECTIONS):
+            return 0
+        config, columns = text_config(self.loaded.model), self.statistics(layer).columns
+        try:  # by their width: a model made smaller has fewer heads in some decoder blocks, all as wide as before
+            of_values = getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None)
+            width = of_values or config.hidden_size // config.num_attention_heads
+        except (AttributeError, RuntimeError):  # of transformers, where decoder blocks have heads of their own widths
+            return 0
+        return 0 if columns % width else columns // width
 
     def prune(
         self,

@@ -14,8 +14,10 @@ import rose
 from app import shared, words
 from app.figures import palette
 from app.study import tables
+from app.study.structures import Structures
 from app.study.study import Calibration, Study
-from tests.app.tiny_study import BLOCK, COLUMNAR, WIDTH, figures, measured_study, open_page, texts
+from rose.structured.anatomy import HEADS
+from tests.app.tiny_study import BLOCK, COLUMNAR, WIDTH, figures, measured_study, open_page, texts, tiny_model
 
 pytestmark = pytest.mark.usefixtures("placed")
 
@@ -224,6 +226,20 @@ def test_the_comparison_follows_the_chosen_layer(study: Study) -> None:
     assert app.multiselect(key="compare").value == [known[7], known[5]]
     app.multiselect(key="compare").set_value([lowest]).run()  # the user may leave the chosen one out
     assert app.multiselect(key="compare").value == [lowest]
+
+
+def test_a_model_made_smaller_has_the_heads_that_are_left() -> None:
+    model = tiny_model()
+    tokens = torch.randint(3, model.config.vocab_size, (8, 32), generator=torch.Generator().manual_seed(1))
+    rose.prune_structured(model, tokens, ratio=0.4, allocation="cost")
+    study = measured_study(samples=10, model=model)
+    names = [f"model.layers.{block}.self_attn.o_proj" for block in range(3)]
+    heads = [study.heads(name) for name in names]
+    assert heads == [part.shape.units for part in Structures(study).parts.values() if part.kind == HEADS]
+    fewer = min(range(3), key=heads.__getitem__)
+    assert heads[fewer] < 4
+    drawn = title(figures(open_page(PAGE, study, layer=names[fewer], section="Why"))[0])
+    assert f"dotted: {heads[fewer]} attention" in re.sub(r"\s+", " ", drawn)
 
 
 def test_where_nothing_is_removed_no_number_is_nonsense() -> None:
