@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from typing import Literal, cast
 
+import pandas as pd
 import streamlit as st
 
 import rose
@@ -302,6 +303,16 @@ def threshold() -> float:
 
 def choose_threshold(value: float) -> None:
     st.session_state.chosen_threshold = value
+
+
+def overview(of: Study) -> pd.DataFrame:
+    """The study's table of layers, which are columnar or not by this session's threshold."""
+    return of.overview(threshold())
+
+
+def plan(of: Study, layer: str) -> rose.OrderPlan:
+    """Losses and order of one layer, by this session's threshold."""
+    return of.plan(layer, threshold())
 
 
 def theme() -> Literal["light", "dark"]:

@@ -11,7 +11,7 @@ from app.figures import check as figures
 from app.study import checking
 from app.study.checking import CheckRequest, Findings, LayerChecks
 from app.study.study import Study
-from rose.layer.checks import AGREE, AGREE_ROUGHLY, OVERFIT, Check
+from rose.layer.checks import AGREE, AGREE_ROUGHLY, OVERFIT
 from rose.layer.pattern import parse_sparsity
 from rose.model.measure.layer_checks import CHECKS, check_layers
 
@@ -42,9 +42,9 @@ def draw() -> None:
         return
     study, layer = components.require_layer("Checks of one layer's error, sparsity and inputs appear here.")
     request = _choose(layer)
-    run = _runs().get((study.created, request))
+    run = st.session_state.setdefault("check_runs", {}).get((study.created, request))
     if run is not None and run.job.status == "running":
-        _wait(run)
+        components.while_running(run.job, lambda: components.job_status(run.job, "checks", NOT_KEPT), 0.5)
         return
     findings = run.findings if run is not None else None
     if view == ONE:
@@ -65,7 +65,7 @@ def _choose(layer: str) -> CheckRequest:
         default=DEFAULT_METHODS,
         format_func=_label,
         key="check_methods",
-        bind="query-params",
+        bind=components.URL,
         help="Each method prunes the layer; its error is then measured in three independent ways.",
     )
     curve = right.selectbox(
@@ -73,7 +73,7 @@ def _choose(layer: str) -> CheckRequest:
         list(rose.METHODS),
         format_func=_label,
         key="check_curve",
-        bind="query-params",
+        bind=components.URL,
         help="The layer is pruned again on more and more of the calibration tokens.",
     )
     return CheckRequest(layer, tuple(methods), curve, session.threshold())
@@ -81,11 +81,6 @@ def _choose(layer: str) -> CheckRequest:
 
 def _label(method: str) -> str:
     return rose.METHODS[method].label
-
-
-def _runs() -> dict[object, LayerChecks]:
-    """This session's runs by study and request; only numbers are kept in them."""
-    return st.session_state.setdefault("check_runs", {})
 
 
 def _offer(study: Study, request: CheckRequest, run: LayerChecks | None) -> None:
@@ -115,31 +110,14 @@ def _offer(study: Study, request: CheckRequest, run: LayerChecks | None) -> None
 
 
 def _start(study: Study, request: CheckRequest) -> None:
-    runs = _runs()
+    runs = st.session_state.check_runs
     run = runs[(study.created, request)] = LayerChecks(study, request)
     while len(runs) > KEPT_RUNS:
         del runs[next(iter(runs))]
     session.start_job(run.job, lambda: f":material/fact_check: Checks of {words.short_layer(request.layer)}")
 
 
-def _wait(run: LayerChecks) -> None:
-    def poll() -> None:
-        if run.job.status != "running":
-            st.rerun()
-        components.job_status(run.job, "checks", NOT_KEPT)
-
-    components.live(poll, 0.5)
-
-
 # The views
-
-
-def _table(checks: list[tuple[str, Check]], alt: str) -> None:
-    rows = [
-        {"Status": BADGES[check.status], "Check": check.name, "Of": of, "Found": check.found, "To pass": check.limit}
-        for of, check in checks
-    ]
-    st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt=alt)
 
 
 def _verdict(statuses: list[str], noun: str) -> str:
@@ -156,20 +134,19 @@ def _one_layer(study: Study, layer: str, findings: Findings | None) -> None:
     checks = [("calibration", check) for check in checking.input_checks(study, layer)]
     if findings is not None:
         checks += [(_label(method), check) for method, check in findings.checks()]
-    order = ["fail", "look", "pass"]
-    checks.sort(key=lambda pair: order.index(pair[1].status))
+    checks.sort(key=lambda pair: -RANK[pair[1].status])
     st.header(_verdict([check.status for _, check in checks], "check"), anchor=False)
-    _table(checks, f"Checks of {layer}")
+    rows = [
+        {"Status": BADGES[check.status], "Check": check.name, "Of": of, "Found": check.found, "To pass": check.limit}
+        for of, check in checks
+    ]
+    components.table(rows, f"Checks of {layer}")
 
 
 def _measures(study: Study, layer: str, findings: Findings, request: CheckRequest) -> None:
     gaps = [measures.disagreement for measures in findings.measures]
     agree = sum(gap <= AGREE for gap in gaps)
-    components.show(
-        figures.error_measures(findings.measures, layer=words.short_layer(layer), theme=session.theme()),
-        "three-measures",
-        wide=True,
-    )
+    components.show(figures.error_measures(findings.measures, **components.look(layer)), "three-measures", wide=True)
     st.markdown(f"Agreement within {AGREE:g}: **{words.out_of(agree, len(gaps), 'method')}**.")
     rows = [
         {
@@ -184,7 +161,7 @@ def _measures(study: Study, layer: str, findings: Findings, request: CheckReques
         }
         for measures, held_out in zip(findings.measures, findings.held_out, strict=True)
     ]
-    st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt=f"Three measures of the error of {layer}")
+    components.table(rows, f"Three measures of the error of {layer}")
     st.caption(
         f"Squared error of the layer's outputs, summed over {findings.tokens} calibration tokens and computed three "
         f"ways: from the Hessian, from the sweep's own sum minus its damping, and from the tokens without a Hessian. "
@@ -195,11 +172,7 @@ def _measures(study: Study, layer: str, findings: Findings, request: CheckReques
 
 def _overfitting(study: Study, layer: str, findings: Findings, request: CheckRequest) -> None:
     drawing = figures.held_out_curve(
-        findings.curve,
-        method=request.curve_method,
-        layer=words.short_layer(layer),
-        requested=study.setup.damping,
-        theme=session.theme(),
+        findings.curve, method=request.curve_method, requested=study.setup.damping, **components.look(layer)
     )
     components.show(drawing, "held-out-curve", wide=True)
     rows = [
@@ -216,7 +189,7 @@ def _overfitting(study: Study, layer: str, findings: Findings, request: CheckReq
     ]
     if findings.curve[-1].held_out_error is None:
         st.info("Nothing was held out in this set-up; add held-out samples on the start page.")
-    st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt=f"Error of {layer} by calibration length")
+    components.table(rows, f"Error of {layer} by calibration length")
     st.caption(
         f"Relative errors; {study.setup.held_out} × {study.setup.length} held-out tokens, not used for pruning. A "
         f"ratio up to {OVERFIT:g} passes. Where the held-out error no longer falls, more calibration does not help."
@@ -225,9 +198,7 @@ def _overfitting(study: Study, layer: str, findings: Findings, request: CheckReq
 
 def _sparsity(study: Study, layer: str, findings: Findings, request: CheckRequest) -> None:
     components.show(
-        figures.sparsity_by_method(findings.sparsity, layer=words.short_layer(layer), theme=session.theme()),
-        "sparsity-by-method",
-        wide=True,
+        figures.sparsity_by_method(findings.sparsity, **components.look(layer)), "sparsity-by-method", wide=True
     )
     rows = [
         {
@@ -243,7 +214,7 @@ def _sparsity(study: Study, layer: str, findings: Findings, request: CheckReques
         }
         for found in findings.sparsity
     ]
-    st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt=f"Sparsity of {layer}")
+    components.table(rows, f"Sparsity of {layer}")
     st.caption(
         "Each method fixes the number of removed weights per unit: SparseGPT and ROSE per block, Wanda per row, a "
         "layer budget per layer, N:M per group. The deviation is the largest difference from that number. Counts are "
@@ -271,7 +242,7 @@ def _all_layers(study: Study) -> None:
         st.error(f"{words.short_layer(layer)} could not be measured: {why}", icon=":material/error:")
     if study.job.status == "failed":
         st.error(f"The run stopped early: {study.job.message}", icon=":material/error:")
-    only = st.toggle("Only layers that do not pass", key="check_only", bind="query-params")
+    only = st.toggle("Only layers that do not pass", key="check_only", bind=components.URL)
     shown = table[table["status"] != "pass"] if only else table
     if shown.empty:
         every = (table[[TOKENS, FITTING]].isin(("pass", "not measured"))).all(axis=None)
@@ -280,10 +251,8 @@ def _all_layers(study: Study) -> None:
         )
         return
     cells = shown.assign(layer=shown["layer"].map(words.short_layer))
-    for column in ("status", *CHECKS):
-        cells[column] = cells[column].map(lambda status: CELLS.get(status, status))
     st.dataframe(
-        cells.rename(columns={"layer": "Layer", "status": "Defects", "found": "What did not pass"}),
+        cells.replace(CELLS).rename(columns={"layer": "Layer", "status": "Defects", "found": "What did not pass"}),
         hide_index=True,
         key="check_table",
         on_select=lambda: _pick(list(shown["layer"])),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import isnan
-from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 import rose
 from app import components, session, words
-from app.components import URL
+from app.components import URL, look
 from app.figures import anatomy, comparison, hessian, losses, maps, order_picture, overview, palette
 from app.figures.style import Drawing
 from app.lab.sweeps import ratio
@@ -20,15 +19,6 @@ from app.study.study import Study
 from rose.layer.loss import block_widths
 from rose.layer.pattern import parse_sparsity
 
-SECTIONS = {
-    "why": "Why",
-    "weights": "Weights",
-    "inputs": "Inputs",
-    "losses": "Losses",
-    "order": "Order",
-    "error": "Error",
-    "compare": "Compare layers",
-}
 NO_BLOCK = "none"
 ORDERS = {"rose": "ROSE", "two_level": "Two-level", "global": "Global"}
 COMPARED = 4  # layers that are compared before the user chooses
@@ -37,61 +27,51 @@ COMPARED = 4  # layers that are compared before the user chooses
 def draw() -> None:
     st.title("Layer: what makes it columnar, or not?")
     study, layer = components.require_layer("Here you see one layer in depth", key_figures)
-    plan = study.plan(layer, session.threshold())
+    plan = session.plan(study, layer)
     key_figures(study, layer)
     left, right = st.columns([5, 3], vertical_alignment="bottom")
     with left:
-        section = components.section(SECTIONS, "section")
+        section = components.section({name: label for name, (label, _) in SECTIONS.items()}, "section")
     with right:
         block = choose_block(plan) if section not in ("error", "compare") else None
-    VIEWS[section](study, layer, plan, block)
+    SECTIONS[section][1](study, layer, plan, block)
     if block is not None:
         exact(plan, block)
 
 
-def measured(study: Study) -> pd.DataFrame:
-    return study.overview(session.threshold())
-
-
 def key_figures(study: Study, layer: str) -> None:
     """What the numbers of a measured layer tell; its inputs need not be there."""
-    row, threshold = measured(study).set_index("layer").loc[layer], session.threshold()
+    row = session.overview(study).set_index("layer").loc[layer]
     blocks = len(block_widths(row["columns"], study.setup.block_size))
     st.caption(
         f"**{words.short_layer(layer)}**, {row['rows']} × {row['columns']} weights (output × input channels) in "
         f"{words.count(blocks, 'block')}, sparsity {parse_sparsity(study.setup.sparsity)}"
     )
-    verdict = f"{'columnar, above' if row['is_columnar'] else 'not columnar, not above'} {threshold:.2f}"
+    verdict = f"{'columnar, above' if row['is_columnar'] else 'not columnar, not above'} {session.threshold():.2f}"
     raised = row["damping"] > study.setup.damping
-    saved = 1 - ratio(row["error_rose"], row["error_sparsegpt"])
+    dead = None if pd.isna(row["live_range"]) else f"range {row['live_range']:.3f} without them"
     figures_row: list[tuple[str, str, str | None, str]] = [
         ("Relative range", f"{row['relative_range']:.3f}", verdict, "(max − min) / max of the blocks' losses"),
         ("Condition", words.number(row["condition"]), None, "Of the damped Hessian"),
         ("Damping used", f"{row['damping']:g}", "raised" if raised else None, "Relative to the mean of diag(H)"),
-        ("Dead columns", f"{row['dead_columns']:.0f}", without_dead(row), "Input channels that were 0 on every token"),
-        ("Error, SparseGPT", f"{row['error_sparsegpt']:.4f}", None, "Relative, on calibration tokens"),
-        ("Error, ROSE", f"{row['error_rose']:.4f}", versus(saved, row["is_columnar"]), "Two-level order if columnar"),
+        ("Dead columns", f"{row['dead_columns']:.0f}", dead, "Input channels that were 0 on every token"),
     ]
-    if pd.notna(natural := row["held_out_sparsegpt"]):  # not where nothing was held out
-        saved_there = 1 - ratio(row["held_out_rose"], natural)
-        # What people read first: the errors on text that nothing was fitted to.
-        figures_row[-2:-2] = [
-            ("Held out, SparseGPT", f"{natural:.4f}", None, "Relative error on held-out tokens"),
-            (
-                "Held out, ROSE",
-                f"{row['held_out_rose']:.4f}",
-                versus(saved_there, row["is_columnar"]),
-                "Relative error on held-out tokens; two-level order if columnar",
-            ),
-        ]
+    # What people read first: the errors on text that nothing was fitted to.
+    kinds = {
+        "held_out": ("Held out", "Relative error on held-out tokens"),
+        "error": ("Error", "Relative, on calibration tokens"),
+    }
+    for kind, (name, meaning) in kinds.items():
+        natural, ordered = row[f"{kind}_sparsegpt"], row[f"{kind}_rose"]
+        if pd.notna(natural):  # not where nothing was held out
+            saved = versus(1 - ratio(ordered, natural), row["is_columnar"])
+            figures_row += [
+                (f"{name}, SparseGPT", f"{natural:.4f}", None, meaning),
+                (f"{name}, ROSE", f"{ordered:.4f}", saved, f"{meaning}; two-level order if columnar"),
+            ]
     for start in range(0, len(figures_row), 4):
         for place, (label, value, delta, meaning) in zip(st.columns(4), figures_row[start : start + 4], strict=False):
             place.metric(label, value, delta, delta_color="off", delta_arrow="off", help=meaning)
-
-
-def without_dead(row: pd.Series) -> str | None:
-    """The relative range without dead columns, where there are some."""
-    return None if pd.isna(row["live_range"]) else f"range {row['live_range']:.3f} without them"
 
 
 def versus(saved: float, columnar: bool) -> str:
@@ -118,31 +98,20 @@ def choose_block(plan: rose.OrderPlan) -> int | None:
     return None if chosen in (None, NO_BLOCK) else int(chosen)
 
 
-def look(layer: str, block: int | None = None) -> dict[str, Any]:
-    """Arguments that all figures of one layer share."""
-    return {"layer": words.short_layer(layer), "marked_block": block, "theme": session.theme()}
-
-
 # Sections
 
 
 def why(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     norm = study.statistics(layer).mean_square.sqrt()
-    heads = study.heads(layer)
-    drawing = anatomy.layer_strips(study.weight(layer), plan, norm, heads=heads, **look(layer, block))
-    components.show(drawing, "layer-strips", wide=True)
+    options = look(layer, marked_block=block, heads=study.heads(layer))
+    components.show(anatomy.layer_strips(study.weight(layer), plan, norm, **options), "layer-strips", wide=True)
 
 
 def weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    weight = study.weight(layer)
-    if components.choose("As", {"map": "Heatmap", "surface": "3-D surface"}, "weights_as") == "map":
-        components.show(
-            maps.weight_map(weight, widths=plan.block_width, **look(layer, block)), "layer-weights", wide=True
-        )
-    else:
-        components.show(
-            maps.weight_surface(weight, widths=plan.block_width, **look(layer, block)), "layer-surface", wide=True
-        )
+    shown = components.choose("As", {"map": "Heatmap", "surface": "3-D surface"}, "weights_as")
+    draw, key = (maps.weight_map, "layer-weights") if shown == "map" else (maps.weight_surface, "layer-surface")
+    drawn = draw(study.weight(layer), widths=plan.block_width, **look(layer, marked_block=block))
+    components.show(drawn, key, wide=True)
 
 
 def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
@@ -153,24 +122,12 @@ def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) ->
             scale = components.choose("Scale", {"linear": "Linear", "log": "Logarithmic"}, "scale")
             arrange = components.choose("Channels", {"natural": "Natural", "sorted": "Sorted"}, "arrange")
     if shown == "diagonal":
-        components.show(
-            hessian.hessian_diagonal(
-                plan.hessian_diagonal,
-                added=added,
-                arrange=arrange,
-                scale=scale,
-                widths=plan.block_width,
-                **look(layer, block),
-            ),
-            "layer-diagonal",
-            wide=True,
-        )
-    elif components.finished(
-        [lambda: study.spectrum(layer)], "layer-spectrum-work", (study.created, layer, "spectrum"), "spectrum"
-    ):
-        drawn = hessian.hessian_spectrum(
-            study.spectrum(layer), added=added, layer=words.short_layer(layer), theme=session.theme()
-        )
+        options = look(layer, marked_block=block, added=added, arrange=arrange, scale=scale, widths=plan.block_width)
+        components.show(hessian.hessian_diagonal(plan.hessian_diagonal, **options), "layer-diagonal", wide=True)
+        return
+    signature = (study.created, layer, "spectrum")
+    if components.finished([lambda: study.spectrum(layer)], "layer-spectrum-work", signature, "spectrum"):
+        drawn = hessian.hessian_spectrum(study.spectrum(layer), added=added, **look(layer))
         components.show(drawn, "layer-spectrum", wide=True)
 
 
@@ -183,9 +140,10 @@ LOSS_MAPS: dict[str, tuple[str, Callable[..., Drawing]]] = {
 
 
 def pre_pruning(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    components.show(losses.block_loss_bars(plan, **look(layer, block)), "layer-bars", on_select=pick_block, wide=True)
+    options = look(layer, marked_block=block)
+    components.show(losses.block_loss_bars(plan, **options), "layer-bars", on_select=pick_block, wide=True)
     shown = components.choose("Map of", {name: label for name, (label, _) in LOSS_MAPS.items()}, "loss_map")
-    components.show(LOSS_MAPS[shown][1](plan, **look(layer, block)), f"layer-{shown}", wide=True)
+    components.show(LOSS_MAPS[shown][1](plan, **options), f"layer-{shown}", wide=True)
 
 
 def pick_block() -> None:
@@ -212,11 +170,8 @@ def order(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
             width=220,
         )
     followed = int(plan.column_loss.argmax()) if column is None else column
-    components.show(
-        order_picture.order_picture(plan, shown_order(plan, name), marked_column=followed, **look(layer, block)),
-        "layer-order",
-        wide=True,
-    )
+    options = look(layer, marked_block=block, marked_column=followed)
+    components.show(order_picture.order_picture(plan, shown_order(plan, name), **options), "layer-order", wide=True)
     if name == "rose" and not plan.is_columnar:
         st.caption(
             f"Its relative range is not above {plan.threshold:.2f}, so ROSE leaves the columns as they are. "
@@ -229,11 +184,9 @@ def shown_order(plan: rose.OrderPlan, name: str) -> rose.Order:
 
 
 def error(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    table = measured(study)
+    table = session.overview(study)
     table = table[table["layer"] == layer]
-    column = choose_error(table)
-    records = tables.error_records(table)
-    components.show(comparison.method_errors(records, column=column, theme=session.theme()), "layer-errors", wide=True)
+    records = method_errors(table, "layer-errors")
     row = table.iloc[0]
     if not plan.is_columnar:
         st.caption(
@@ -243,25 +196,30 @@ def error(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
     error_numbers(records)
 
 
-def choose_error(table: pd.DataFrame) -> str:
+def method_errors(table: pd.DataFrame, key: str) -> pd.DataFrame:
+    """Bars of each method's error in these layers, on the tokens that are chosen; returns what they show."""
     kinds = {"calibration": "Calibration tokens"}
     if table["held_out_sparsegpt"].notna().any():
         kinds["held_out"] = "Held-out tokens"
-    chosen = components.choose("Error on", kinds, "error_on")
-    return "held_out_error" if chosen == "held_out" else "relative_error"
+    is_held_out = components.choose("Error on", kinds, "error_on") == "held_out"
+    records = tables.error_records(table)
+    column = "held_out_error" if is_held_out else "relative_error"
+    components.show(comparison.method_errors(records, column=column, theme=session.theme()), key, wide=True)
+    return records
 
 
 def error_numbers(records: pd.DataFrame) -> None:
-    wide = records.assign(method=records["method"].map(lambda name: palette.method_style(name).label))
+    number = st.column_config.NumberColumn
+    labels = records["method"].map(lambda name: palette.method_style(name).label)
     st.dataframe(
-        wide.assign(layer=wide["layer"].map(words.short_layer)),
+        records.assign(layer=records["layer"].map(words.short_layer), method=labels),
         hide_index=True,
         column_order=["layer", "method", "relative_error", "held_out_error"],
         column_config={
             "layer": "Layer",
             "method": "Method",
-            "relative_error": st.column_config.NumberColumn("Relative error, calibration", format="%.5f"),
-            "held_out_error": st.column_config.NumberColumn("Held-out", format="%.5f"),
+            "relative_error": number("Relative error, calibration", format="%.5f"),
+            "held_out_error": number("Held-out", format="%.5f"),
         },
         key="layer-error-numbers",
         alt="Relative error of each method",
@@ -271,7 +229,7 @@ def error_numbers(records: pd.DataFrame) -> None:
 def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     """Several layers side by side, with the chosen one unless the user removes it."""
     state = st.session_state
-    table = measured(study)
+    table = session.overview(study)
     known = table.sort_values("relative_range", ascending=False, kind="stable")["layer"].tolist()
     first = [layer, *(name for name in known if name != layer)][:COMPARED]
     if not set(state.get("compare") or known) & set(known):  # those of another model, or of a link
@@ -300,22 +258,17 @@ def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
     rows = table[table["layer"].isin(chosen)]
     ranges = overview.range_bars(rows, threshold=session.threshold(), marked_layer=layer, theme=session.theme())
     components.show(ranges, "compare-ranges", wide=True)
-    column = choose_error(rows)
-    records = tables.error_records(rows)
-    components.show(
-        comparison.method_errors(records, column=column, theme=session.theme()), "compare-errors", wide=True
-    )
-    error_numbers(records)
+    error_numbers(method_errors(rows, "compare-errors"))
 
 
-VIEWS = {
-    "why": why,
-    "weights": weights,
-    "inputs": inputs,
-    "losses": pre_pruning,
-    "order": order,
-    "error": error,
-    "compare": compare,
+SECTIONS: dict[str, tuple[str, Callable[[Study, str, rose.OrderPlan, int | None], None]]] = {
+    "why": ("Why", why),
+    "weights": ("Weights", weights),
+    "inputs": ("Inputs", inputs),
+    "losses": ("Losses", pre_pruning),
+    "order": ("Order", order),
+    "error": ("Error", error),
+    "compare": ("Compare layers", compare),
 }
 
 
@@ -327,8 +280,7 @@ def exact(plan: rose.OrderPlan, block: int) -> None:
     name = st.session_state.get("picture_order") or "rose"
     made = shown_order(plan, name)
     table = tables.column_table(plan, made, block)
-    loss = float(plan.block_loss[block])
-    label = palette.order_style(made.name).label
+    loss, number = float(plan.block_loss[block]), st.column_config.NumberColumn
     first, last = table["column"].iloc[0], table["column"].iloc[-1]
     st.markdown(
         f"**Block {block}**: columns {first} to {last}, block loss {words.number(loss)}, "
@@ -339,14 +291,14 @@ def exact(plan: rose.OrderPlan, block: int) -> None:
         hide_index=True,
         height=280,
         column_config={
-            "column": st.column_config.NumberColumn("Column (before)"),
-            "position": st.column_config.NumberColumn("Position in block"),
-            "step": st.column_config.NumberColumn("Step (after)", help=f"When it is pruned: {label}"),
+            "column": number("Column (before)"),
+            "position": number("Position in block"),
+            "step": number("Step (after)", help=f"When it is pruned: {palette.order_style(made.name).label}"),
             "column_loss": st.column_config.ProgressColumn(
                 "Column loss", min_value=0.0, max_value=float(plan.column_loss.max()) or 1.0, format="%.4g"
             ),
-            "rank": st.column_config.NumberColumn("Rank by loss", help="In the whole layer; 1 is the costliest"),
-            "hessian_diagonal": st.column_config.NumberColumn("H_jj", format="%.4g"),
+            "rank": number("Rank by loss", help="In the whole layer; 1 is the costliest"),
+            "hessian_diagonal": number("H_jj", format="%.4g"),
         },
         key="block-columns",
         alt=f"Columns of block {block} with loss, rank, Hessian diagonal and place in the order",

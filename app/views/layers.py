@@ -17,22 +17,23 @@ from app.runs import finished
 from app.study import tables
 from app.study.study import Study
 
-# What the map can show: column of the overview table -> words on the button.
+# What the map can show: column of the overview table -> words on the button, and what it means.
 METRICS = {
-    "relative_range": "Relative range",
-    "condition": "Hessian condition",
-    "held_out_gain": "Held-out gain",
-    "gain": "Two-level gain",
-    "error": "Error",
-    "held_out": "Held-out error",
-}
-MEANING = {
-    "relative_range": "How unevenly loss is spread over a layer's blocks: (max − min) / max of block loss.",
-    "condition": "Largest over smallest eigenvalue of the damped Hessian.",
-    "held_out_gain": "Share of SparseGPT's held-out error that two-level order saves; negative: it adds error.",
-    "gain": "Share of SparseGPT's error that two-level order saves, columnar or not; negative: it adds error.",
-    "error": "Relative error on calibration tokens, ‖ΔW Xᵀ‖² / ‖W Xᵀ‖².",
-    "held_out": "Relative error on tokens not used for pruning.",
+    "relative_range": (
+        "Relative range",
+        "How unevenly loss is spread over a layer's blocks: (max − min) / max of block loss.",
+    ),
+    "condition": ("Hessian condition", "Largest over smallest eigenvalue of the damped Hessian."),
+    "held_out_gain": (
+        "Held-out gain",
+        "Share of SparseGPT's held-out error that two-level order saves; negative: it adds error.",
+    ),
+    "gain": (
+        "Two-level gain",
+        "Share of SparseGPT's error that two-level order saves, columnar or not; negative: it adds error.",
+    ),
+    "error": ("Error", ""),
+    "held_out": ("Held-out error", ""),
 }
 ERRORS = ("error", "held_out")
 NAMED = 6  # layers that a sentence lists
@@ -41,32 +42,28 @@ NAMED = 6  # layers that a sentence lists
 def draw() -> None:
     st.title("Layers: which of them are columnar?")
     study = components.require_study("Here you see every layer of a model at a glance")
-    metric, threshold = choose()
-    running = study.job.status == "running"
+    metric = choose()
 
     def arriving() -> None:
-        table = study.overview(threshold)
-        if st.session_state.pop("layer_picked", False) or (running and study.job.status != "running"):
-            st.rerun()
+        table = session.overview(study)
         if table.empty:
             st.info("The first layers are being measured and appear here as they finish.")
             return
-        results(study, table, metric, threshold)
+        results(study, table, metric)
 
-    components.live(arriving, 2.0 if running else None)
+    components.while_measured(study, arriving)
 
 
-def choose() -> tuple[str, float]:
-    """What the map shows, and the threshold that all pages share."""
+def choose() -> str:
+    """What the map shows, a column of the overview table; and the threshold that all pages share."""
     left, right = st.columns([2, 1])
     with left:
-        chosen = components.choose("Map of", METRICS, "metric")
-        method = None
+        chosen = components.choose("Map of", {name: label for name, (label, _) in METRICS.items()}, "metric")
         if chosen in ERRORS:
             labels = {name: palette.method_style(name).label for name in tables.SHOWN_METHODS}
-            method = components.section(labels, "metric_method", "Error of", default="rose")
+            chosen += "_" + components.section(labels, "metric_method", "Error of", default="rose")
         else:
-            st.caption(MEANING[chosen])
+            st.caption(METRICS[chosen][1])
     st.session_state.threshold_widget = session.threshold()
     right.slider(
         "Columnar above a relative range of",
@@ -77,40 +74,30 @@ def choose() -> tuple[str, float]:
         on_change=lambda: session.choose_threshold(st.session_state.threshold_widget),
         help="ROSE reorders only columnar layers. All pages share this threshold.",
     )
-    return f"{chosen}_{method}" if method else chosen, session.threshold()
+    return chosen
 
 
-def results(study: Study, table: pd.DataFrame, metric: str, threshold: float) -> None:
-    flips(table, threshold)
-    shown = table if table[metric].notna().any() else None
-    if shown is None:
-        st.info(nothing_in(metric, has_held_out=bool(study.setup.held_out)))
+def results(study: Study, table: pd.DataFrame, metric: str) -> None:
+    flips(table)
+    shared: dict[str, Any] = {
+        "threshold": session.threshold(),
+        "marked_layer": session.layer(),
+        "theme": session.theme(),
+    }
+    if table[metric].notna().any():
+        names = {"layers": study.layer_names, "left_out": study.left_out, "experts": choose_experts(study)}
+        drawing = figures.model_map(table, metric, **names, **shared)
+        components.show(drawing, "layers-map", on_select=lambda: components.pick_layer("layers-map"), wide=True)
     else:
-        drawing = figures.model_map(
-            table,
-            metric,
-            threshold=threshold,
-            layers=study.layer_names,
-            left_out=study.left_out,
-            experts=choose_experts(study),
-            marked_layer=session.layer(),
-            theme=session.theme(),
-        )
-        components.show(drawing, "layers-map", on_select=lambda: pick("layers-map"), wide=True)
+        st.info(nothing_in(metric, has_held_out=bool(study.setup.held_out)))
     chosen = filtered(table)
     try:
-        scatter = figures.gain_scatter(
-            chosen,
-            threshold=threshold,
-            marked_layer=session.layer(),
-            projections=table["projection"].tolist(),
-            theme=session.theme(),
-        )
-        components.show(scatter, "layers-scatter", on_select=lambda: pick("layers-scatter"), wide=True)
+        scatter = figures.gain_scatter(chosen, projections=table["projection"].tolist(), **shared)
+        components.show(scatter, "layers-scatter", on_select=lambda: components.pick_layer("layers-scatter"), wide=True)
     except rose.RoseError as problem:
         st.info(str(problem))
-    pick_by_name(study, table)
-    exact(study, chosen, threshold)
+    pick_by_name(study)
+    exact(study, chosen)
 
 
 def choose_experts(study: Study) -> str | None:
@@ -131,12 +118,12 @@ def nothing_in(metric: str, *, has_held_out: bool) -> str:
     return "No layer measured so far has a value here."
 
 
-def flips(table: pd.DataFrame, threshold: float) -> None:
+def flips(table: pd.DataFrame) -> None:
     """How many layers are columnar, and which the default threshold would judge otherwise."""
+    threshold, usual = session.threshold(), session.DEFAULT_THRESHOLD
     columnar = table[table["is_columnar"]]
     text = f"**{len(columnar)} of {len(table)} layers are columnar** above {threshold:.2f}"
     text += f": {listed(columnar['layer'])}." if len(columnar) else "."
-    usual = session.DEFAULT_THRESHOLD
     if threshold != usual:
         before = table["relative_range"] > usual
         changed = table[before != table["is_columnar"]]
@@ -182,27 +169,13 @@ def filtered(table: pd.DataFrame) -> pd.DataFrame:
 # Choosing a layer
 
 
-def pick(chart: str) -> None:
-    """A click on a mark chooses its layer for all pages."""
-    points = st.session_state[chart].selection.points
-    if points:
-        found = points[0].get("customdata")
-        select(found[0] if isinstance(found, list) else found)
-
-
 def pick_row(table: pd.DataFrame) -> None:
     rows = st.session_state["layers-table"].selection.rows
     if rows and rows[0] < len(table):
-        select(str(table["layer"].iloc[rows[0]]))
+        components.select_layer(str(table["layer"].iloc[rows[0]]))
 
 
-def select(layer: str) -> None:
-    """From inside the fragment: the rest of the page has to follow."""
-    session.choose_layer(layer)
-    st.session_state.layer_picked = True
-
-
-def pick_by_name(study: Study, table: pd.DataFrame) -> None:
+def pick_by_name(study: Study) -> None:
     left, right = st.columns([2, 1], vertical_alignment="bottom")
     st.session_state.layers_pick = session.layer()
     left.selectbox(
@@ -210,7 +183,7 @@ def pick_by_name(study: Study, table: pd.DataFrame) -> None:
         study.layer_names,
         key="layers_pick",
         format_func=words.short_layer,
-        on_change=lambda: select(st.session_state.layers_pick),
+        on_change=lambda: components.select_layer(st.session_state.layers_pick),
         help="Click a mark above, a row below, or choose here; all pages follow.",
     )
     with right:
@@ -220,16 +193,16 @@ def pick_by_name(study: Study, table: pd.DataFrame) -> None:
 # Exact numbers
 
 
-def exact(study: Study, table: pd.DataFrame, threshold: float) -> None:
+def exact(study: Study, table: pd.DataFrame) -> None:
     """All numbers, sortable; a chosen row is the chosen layer."""
     errors = [f"{kind}_{method}" for kind in ERRORS for method in tables.SHOWN_METHODS]
     errors = [name for name in errors if table[name].notna().any()]
-    largest = float(table[errors].max().max()) or 1.0
+    largest, kinds = float(table[errors].max().max()) or 1.0, {"error": "error", "held_out": "held-out"}
+    number = st.column_config.NumberColumn
 
     def bar(label: str, top: float = 1.0, form: str = "%.3f") -> Any:
         return st.column_config.ProgressColumn(label, min_value=0.0, max_value=top, format=form)
 
-    kinds = {"error": "error", "held_out": "held-out"}
     st.dataframe(
         table,
         hide_index=True,
@@ -239,20 +212,20 @@ def exact(study: Study, table: pd.DataFrame, threshold: float) -> None:
             "rows", "columns", "dead_columns", "live_range", "damping",
         ],
         column_config={
-            "block_index": st.column_config.NumberColumn("Decoder block", pinned=True),
+            "block_index": number("Decoder block", pinned=True),
             "projection": st.column_config.TextColumn("Projection", pinned=True),
             "relative_range": bar("Relative range", form="%.2f"),
             "is_columnar": st.column_config.CheckboxColumn("Columnar"),
-            "held_out_gain": st.column_config.NumberColumn("Held-out gain of two-level order", format="percent"),
-            "gain": st.column_config.NumberColumn("Gain of two-level order", format="percent"),
-            "condition": st.column_config.NumberColumn("Condition", format="scientific"),
-            "rows": st.column_config.NumberColumn("Rows"),
-            "columns": st.column_config.NumberColumn("Columns"),
-            "dead_columns": st.column_config.NumberColumn("Dead columns"),
-            "live_range": st.column_config.NumberColumn(
+            "held_out_gain": number("Held-out gain of two-level order", format="percent"),
+            "gain": number("Gain of two-level order", format="percent"),
+            "condition": number("Condition", format="scientific"),
+            "rows": "Rows",
+            "columns": "Columns",
+            "dead_columns": "Dead columns",
+            "live_range": number(
                 "Range without dead columns", format="%.2f", help="Where a layer has some"
             ),
-            "damping": st.column_config.NumberColumn("Damping used", format="%g"),
+            "damping": number("Damping used", format="%g"),
             **{
                 name: bar(f"{palette.method_style(method).label}, {kinds[kind]}", largest, "%.4f")
                 for kind in ERRORS
@@ -267,22 +240,18 @@ def exact(study: Study, table: pd.DataFrame, threshold: float) -> None:
     )  # fmt: skip
     left, middle, right, last = st.columns([3, 1, 1, 1], vertical_alignment="center")
     left.caption("Click a heading to sort. ROSE is two-level order where columnar, else SparseGPT.")
-    middle.download_button(
-        "CSV", lambda: table.to_csv(index=False), "layers.csv", icon=":material/download:", width="stretch",
-        on_click="ignore", key="layers-csv",
-    )  # fmt: skip
-    right.download_button(
-        "JSON",
-        lambda: json.dumps(json.loads(table.to_json(orient="records", double_precision=15)), indent=1),
-        "layers.json",
-        icon=":material/download:",
-        width="stretch",
-        on_click="ignore",
-        key="layers-json",
-    )
+    files = {
+        "csv": (middle, lambda: table.to_csv(index=False)),
+        "json": (right, lambda: json.dumps(json.loads(table.to_json(orient="records", double_precision=15)), indent=1)),
+    }
+    for kind, (place, content) in files.items():
+        place.download_button(
+            kind.upper(), content, f"layers.{kind}", icon=":material/download:", width="stretch", on_click="ignore",
+            key=f"layers-{kind}",
+        )  # fmt: skip
     with last:
         components.report_button(
-            lambda: finished.runs_of_study(study, threshold), "layers", "layers-report", width="stretch"
+            lambda: finished.runs_of_study(study, session.threshold()), "layers", "layers-report", width="stretch"
         )
 
 

@@ -36,7 +36,7 @@ def test_a_live_part_shares_its_container_with_nothing() -> None:
 def test_every_fragment_is_a_live_part() -> None:
     folder = Path(app.__file__).parent
     using = [path.name for path in folder.rglob("*.py") if "st.fragment" in path.read_text()]
-    assert using == ["components.py"]
+    assert using == ["work.py"]
 
 
 def test_work_that_was_left_for_other_work_is_not_told_as_cancelled_later() -> None:

@@ -10,8 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import rose
-from app import components
-from app.components import as_html
+from app.components import as_html, work
 from app.figures.race import race_animation, sweep_race
 from app.lessons import chain, subjects
 from app.lessons import texts as lesson_texts
@@ -29,7 +28,7 @@ LABELS = [f"{number} {title}" for number, title in enumerate(subjects.TITLES, 1)
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page waits for its sweeps: on a busy machine it would show their progress instead."""
-    monkeypatch.setattr(components, "PATIENCE", 50.0)
+    monkeypatch.setattr(work, "PATIENCE", 50.0)
 
 
 def step(number: int, study: Study | None = None, **query: str) -> AppTest:

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from torch import Tensor
 
 import rose
-from app import components
+from app.components import work
 from app.lab.solvers import watched
 from app.lab.sweeps import Sweep, outcome, positions
 from app.study.study import Study
@@ -24,7 +24,7 @@ PAGE = "views/order_lab.py"
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page waits for its sweeps: on a busy machine it would show their progress instead."""
-    monkeypatch.setattr(components, "PATIENCE", 50.0)
+    monkeypatch.setattr(work, "PATIENCE", 50.0)
 
 
 def pruned(study: Study, order: str | Tensor | Sequence[int], budget: str, **changes: object) -> rose.LayerResult:

@@ -1,0 +1,103 @@
+"""What people choose: buttons in a row, layers, and choices that follow what they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import streamlit as st
+
+from app import session, words
+from app.study.setup import LIMITS
+
+URL: Final = "query-params"  # a widget bound to it keeps its choice in the URL
+
+
+def choose(label: str, options: Mapping[Any, str], key: str, **more: Any) -> Any:
+    """One of a few, as buttons in a row; the choice is in the URL.
+
+    Args:
+        options: what the code knows -> what people read, which is also what the URL carries; the first is the default.
+        more: of `st.segmented_control`.
+    """
+    return st.segmented_control(
+        label,
+        list(options),
+        **({"default": next(iter(options))} | more),
+        required=True,
+        format_func=options.__getitem__,
+        key=key,
+        bind=URL,
+    )
+
+
+def section(options: Mapping[str, str], key: str, label: str = "Section", **more: Any) -> Any:
+    """Which part of a page is shown; the label is for those who cannot see the buttons."""
+    return choose(label, options, key, label_visibility="collapsed", **more)
+
+
+def pick_layer(key: str) -> None:
+    """Callback: a click on a mark of this figure chooses its layer for all pages."""
+    points = st.session_state[key].selection.points
+    if points:
+        found = points[0].get("customdata")
+        select_layer(found[0] if isinstance(found, list) else found)
+
+
+def select_layer(layer: str) -> None:
+    """Chooses a layer from inside a live part: the rest of the page has to follow, see `while_measured`."""
+    session.choose_layer(layer)
+    st.session_state.layer_picked = True
+
+
+def edited_setup() -> None:
+    """Says what was edited on the start page and is not in use yet; for pages that need no measured layers."""
+    edits = session.edits()
+    if not edits:
+        return
+    labels = {name: label for name, (label, *_) in LIMITS.items()} | {"dtype": "Weights in", "stream": "On disk"}
+    said = ", ".join(f"{labels.get(name, words.sentence(name))} `{value}`" for name, value in edits.items())
+    with st.container(horizontal=True, vertical_alignment="center", key="edited-setup"):
+        st.info(f"Edited on the start page, and not in use yet: {said}.", icon=":material/edit:", width="stretch")
+        st.button(
+            "Use it here",
+            icon=":material/check:",
+            on_click=session.use_draft,
+            key="use-draft",
+            help="Without measuring layers. Pages about layers stay empty until they are measured on the start page.",
+        )
+
+
+def keep_choice(key: str, offered: Mapping[str, Any]) -> list[str]:
+    """Lets a widget's choice, of one name or of several, follow what it names when names change.
+
+    Names change when runs arrive that would have the same ones. What is not offered any more is not chosen either.
+    Call it before the widget.
+
+    Args:
+        offered: by name, what is to be told apart: the same are one object, or equal tuples.
+
+    Returns:
+        The names, as they are now, of what was offered before.
+    """
+    state = st.session_state
+    before, chosen = state.get(f"{key}-offered", {}), state.get(key)
+    state[f"{key}-offered"] = dict(offered)
+    names = {old: _name_of(one, offered) for old, one in before.items()}
+    asked = chosen if isinstance(chosen, list) else [] if chosen is None else [chosen]
+    found = [name for name in (names.get(one, one) for one in asked) if name in offered]
+    if found != asked:
+        if isinstance(chosen, list):
+            state[key] = found
+        elif found:
+            state[key] = found[0]
+        else:
+            del state[key]
+    return [name for name in names.values() if name is not None]
+
+
+def _name_of(wanted: Any, offered: Mapping[str, Any]) -> str | None:
+    def is_wanted(one: Any) -> bool:
+        return one is wanted or (isinstance(one, tuple) and isinstance(wanted, tuple) and one == wanted)
+
+    return next((name for name, one in offered.items() if is_wanted(one)), None)

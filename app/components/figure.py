@@ -1,0 +1,163 @@
+"""A figure with its computed caption and its downloads, tables, and the report of finished runs."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from app import session, words
+from app.figures import style
+from app.figures.style import Drawing
+
+# Presses the camera of the figure that a button names, after telling it the format: Plotly itself is out of reach here.
+PICTURES = """<script>
+if (!window.rosePictures) {
+  window.rosePictures = true;
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button.picture");
+    if (!button) return;
+    const figure = document.querySelector(`.st-key-${button.dataset.figure} .js-plotly-plot`);
+    const camera = figure && figure.querySelector('.modebar-btn[data-title^="Download plot"]');
+    if (!camera) return;
+    const options = figure._context.toImageButtonOptions, usual = options.format;
+    options.format = button.dataset.format;
+    camera.click();
+    setTimeout(() => { options.format = usual; }, 0);
+  });
+}
+</script>"""
+SVG = {"displaylogo": False, "toImageButtonOptions": {"format": "svg"}}  # of the figure as an HTML file
+
+
+def look(layer: str, **more: Any) -> dict[str, Any]:
+    """Arguments that all figures of one layer share: what it is called, and the theme."""
+    return {"layer": words.short_layer(layer), "theme": session.theme(), **more}
+
+
+def show(
+    drawing: Drawing,
+    key: str,
+    *,
+    on_select: Callable[[], None] | None = None,
+    height: Any = "content",
+    wide: bool = False,
+) -> None:
+    """A figure with its computed caption and its downloads.
+
+    Args:
+        drawing: what to show.
+        key: unique on the page.
+        on_select: callback for clicks on marks; the selection is in `st.session_state[key]`.
+        height: pixels, "content" or "stretch".
+        wide: whether the figure has the width of the page, so that its title may have longer lines.
+    """
+    if wide:
+        style.widen_title(drawing.figure)
+    layout = drawing.figure.layout
+    finding, what = (html.escape(re.sub("<.*?>", "", layout.meta[part])) for part in ("finding", "what"))
+    # A figure's own title cannot break its lines: this one takes its place on narrow screens.
+    st.html(
+        f'<div class="narrow-title" data-finding="{finding}" data-what="{what}" '
+        f'style="margin-bottom: -{layout.margin.t}px"></div>'
+    )
+    st.plotly_chart(
+        drawing.figure,
+        key=key,
+        height=height,
+        theme=None,  # the figures carry their own light and dark templates
+        on_select=on_select or "ignore",
+        selection_mode="points",
+        alt=drawing.alt,
+        config={
+            "displaylogo": False,
+            "toImageButtonOptions": {"format": "png", "filename": key, "scale": 2},
+            "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"],
+        },
+    )
+    with st.container(horizontal=True, vertical_alignment="top"):
+        st.caption(drawing.caption, width="stretch")
+        menu = st.popover(
+            "Download", icon=":material/download:", width="content", key=f"{key}-downloads", on_change="rerun"
+        )
+    if menu.open:  # large tables are only written out for those who ask
+        with menu:
+            downloads(drawing, key)
+
+
+def downloads(drawing: Drawing, key: str) -> None:
+    """The figure and its data as files, which work without a network.
+
+    As PNG and SVG it is drawn by the browser that shows it: no program on the server has to draw it again.
+    """
+    table = drawing.data
+    files = {
+        "Table, CSV": ("csv", table.to_csv(index=False)),
+        "Table, JSON": ("json", json.dumps(json.loads(table.to_json(orient="records")), indent=1)),
+        "Figure, HTML": ("html", as_html(drawing)),
+    }
+    for label, (kind, content) in files.items():
+        st.download_button(label, content, f"{key}.{kind}", on_click="ignore", key=f"{key}-{kind}")
+    buttons = "".join(
+        f'<button class="picture" data-figure="{key}" data-format="{form}">Figure, {form.upper()}</button>'
+        for form in ("png", "svg")
+    )
+    st.html(buttons + PICTURES, unsafe_allow_javascript=True)
+
+
+def table(rows: Sequence[Mapping[str, str]], alt: str) -> None:
+    """A small table of texts, a row each."""
+    st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt=alt)
+
+
+def report_button(runs: Callable[[], Sequence[Any]], name: str, key: str, **more: Any) -> None:
+    """Hands out finished runs as one HTML file; it is made only for those who ask.
+
+    Args:
+        runs: gives the `app.runs.finished.FinishedRun`s.
+        name: of the file, without its ending.
+        more: of `st.download_button`.
+    """
+
+    def make() -> str:
+        from app.runs import html_page, html_report  # with all figures: no page waits for them
+
+        return html_page.to_html(html_report.report_of(runs()))
+
+    st.download_button(
+        "Report, HTML",
+        make,
+        f"{name}.html",
+        mime="text/html",
+        icon=":material/description:",
+        on_click="ignore",
+        key=key,
+        help="One file to send: findings, interactive figures, settings and versions. It needs no network.",
+        **more,
+    )
+
+
+# Arrows step through the frames of an animation in its HTML file; Plotly itself only plays them.
+STEP_BY_KEY = """
+const plot = document.getElementById("{plot_id}"), frames = plot._transitionData._frames.map((one) => one.name);
+const now = {mode: "immediate", frame: {duration: 0, redraw: true}, transition: {duration: 0}};
+let at = 0;
+plot.on("plotly_animatingframe", (event) => { at = frames.indexOf(event.name); });
+document.addEventListener("keydown", (event) => {
+  const by = {ArrowRight: 1, ArrowLeft: -1}[event.key];
+  if (!by) return;
+  at = Math.min(Math.max(at + by, 0), frames.length - 1);
+  Plotly.animate(plot, [frames[at]], now);
+});
+"""
+
+
+def as_html(drawing: Drawing) -> str:
+    """The figure as one file that needs no network; an animation in it plays, and arrow keys step through it."""
+    script = STEP_BY_KEY if drawing.figure.frames else None
+    return drawing.figure.to_html(include_plotlyjs=True, config=SVG, auto_play=False, post_script=script)

@@ -1,0 +1,138 @@
+"""What a page needs before it can draw: a measured study, a layer, the model's weights; or what to do to get them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from app import session
+from app.components.work import job_status, live, while_running
+from app.study.study import Study
+from app.words import short_layer
+
+START_PAGE = "views/start.py"
+
+
+def require_study(what: str) -> Study:
+    """The current study, or an empty state that says what to do; the page ends there."""
+    study = session.study()
+    if study is None or not study.layer_names:
+        if study is not None and study.job.status == "running":
+            st.info("The model is loading; results appear here as soon as the first layers are measured.")
+            wait_for(study, lambda: bool(study.layer_names))
+        else:
+            with st.container(border=True, height=280, horizontal_alignment="center", vertical_alignment="center"):
+                st.markdown(f"**{what}**", width="content")
+                st.page_link(START_PAGE, label="Choose a model and measure its layers", icon=":material/play_arrow:")
+        st.stop()
+    return study
+
+
+def require_weights() -> None:
+    """Ends a page that runs the whole model, where its weights stay on disk."""
+    if session.setup().stream:
+        st.info(
+            "The weights of this model stay on disk, and this page needs all of them in memory. A terminal can prune "
+            "it as it is, with `rose prune --stream`; or choose a set-up with the weights in memory.",
+            icon=":material/hard_drive:",
+        )
+        st.page_link(START_PAGE, label="Change the set-up", icon=":material/tune:")
+        st.stop()
+
+
+def begin_restored(study: Study) -> None:
+    """Collects the input statistics that a study from disk lacks, for pages that need more than its numbers.
+
+    Where that was cancelled, or has failed, it ends the page and offers to try again.
+    """
+    if not can_have_inputs(study):
+        st.stop()
+
+
+def can_have_inputs(study: Study) -> bool:
+    """Begins to collect inputs as `begin_restored`; False where that ended early, which is said.
+
+    Where it ended because nobody watched, it begins anew.
+    """
+    if study.job.status == "kept" or (study.is_restored and study.job.abandoned):
+        session.start()
+        st.rerun()
+    if not study.is_restored or study.job.status not in ("failed", "cancelled"):
+        return True
+    why = "was cancelled." if study.job.status == "cancelled" else f"failed: {study.job.message}"
+    st.warning(f"This needs the inputs of layers. Collecting them {why}", icon=":material/input:")
+    st.button("Collect the inputs", icon=":material/input:", on_click=session.start, key="collect-inputs")
+    return False
+
+
+def require_layer(what: str, numbers: Callable[[Study, str], None] | None = None) -> tuple[Study, str]:
+    """The current study and the chosen layer, measured; or a sentence that says what is missing.
+
+    `numbers` draws what a measured layer's numbers tell while its inputs are still collected.
+    """
+    study = require_study(what)
+    layer = session.layer()
+    if layer is None or layer not in study.layer_names:
+        st.info("Choose a layer in the sidebar.")
+        st.stop()
+    if layer in study.failed:
+        st.error(f"This layer could not be measured: {study.failed[layer]}", icon=":material/error:")
+        st.stop()
+    if layer in study.left_dense:
+        st.info("No calibration token was routed to this expert, so it stays dense; more samples may reach it.")
+        st.stop()
+    if study.has(layer):
+        return study, layer
+    begin_restored(study)
+    if study.job.status != "running":
+        st.warning(f"The run ended before it reached {layer}; start it again on the start page.")
+        st.stop()
+    if any(record.layer == layer for record in study.all_records()):
+        if numbers:
+            numbers(study, layer)
+        st.info(f"Pictures of {short_layer(layer)} appear here as soon as its inputs are collected.")
+    else:
+        st.info(f"{short_layer(layer)} has not been measured yet; it appears here as soon as it is.")
+    wait_for(study, lambda: study.has(layer))
+    st.stop()
+
+
+def wait_for(study: Study, ready: Callable[[], bool], shown: bool = True) -> None:
+    """Redraws the page once `ready()` holds or the run has ended, and shows how far it is until then.
+
+    The page must not call this again then, or it would be redrawn forever.
+    """
+
+    def poll() -> None:
+        if shown:
+            study_status(study, "waiting")
+        if ready() or study.job.status != "running":
+            st.rerun()
+
+    live(poll, 1.0)
+
+
+def while_measured(study: Study, draw: Callable[[], None]) -> None:
+    """A part of the page that fills while a study is measured.
+
+    The whole page is redrawn once that has ended, or after a layer was chosen in this part by `select_layer`.
+    """
+
+    def follow() -> None:
+        if st.session_state.pop("layer_picked", False):
+            st.rerun()
+        draw()
+
+    if study.job.status == "running":
+        while_running(study.job, follow, 2.0)
+    else:
+        live(follow, None)
+
+
+def study_status(study: Study, key: str) -> None:
+    """How far a study is; that of one whose numbers are all there only while it collects inputs."""
+    if not study.is_restored:
+        job_status(study.job, key)
+    elif study.job.status == "running":
+        job_status(study.job, key, doing="Collecting inputs")

@@ -1,0 +1,159 @@
+"""Work in progress: live parts of a page, how far a job is, and how to cancel it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import streamlit as st
+
+from app import session
+from app.jobs import ABANDONED_AFTER, Batch, Job
+
+KEPT = ". Layers measured so far are shown; nothing was changed."
+PATIENCE = 1.5  # seconds a page waits for a batch before it shows progress instead
+
+
+def live(draw: Callable[[], None], every: float | None) -> None:
+    """A part of the page that is redrawn by itself.
+
+    It has a container to itself. When its redraw follows a redraw of the whole page at once, Streamlit (1.67) drops
+    what the page has sent for it: the elements that follow would move up by one place, and the redraw would then
+    overwrite the first of them.
+
+    Args:
+        draw: draws it.
+        every: seconds between redraws; None for one that is redrawn by its own widgets only.
+    """
+    with st.container():
+        st.fragment(draw, run_every=every)()
+
+
+def while_running(job: Job, draw: Callable[[], None], every: float = 1.0) -> None:
+    """Draws a part of the page again and again while a job runs, and the whole page once it has ended."""
+
+    def poll() -> None:
+        if job.status != "running":
+            st.rerun()
+        draw()
+
+    live(poll, every)
+
+
+def job_status(job: Job, key: str, rest: str = KEPT, doing: str = "") -> None:
+    """Progress with rate and time left, and a cancel button; to be drawn by a live part.
+
+    Args:
+        key: unique on the page.
+        rest: of the sentence that says that it was cancelled.
+        doing: what goes from decoder block to decoder block, where that is not measuring.
+    """
+    if job.status == "running":
+        job.watch(session.viewer())
+        progress = job.progress
+        if progress is None:
+            st.progress(0.0, text=f"{job.message} …, {duration(job.seconds)} so far")
+        else:
+            since = job.since_progress  # a large block takes long; the clock must not stand still meanwhile
+            left = "" if progress.remaining is None else f", about {duration(max(1, progress.remaining - since))} left"
+            where = f"decoder block {progress.block_index} (0 to {progress.blocks - 1})"
+            where = f"{doing}, {where}" if doing else where.capitalize()
+            rate = ""
+            if progress.layers_done and progress.seconds:
+                rate = f", {progress.layers_done / progress.seconds:.1f} layers a second"
+            text = f"{where}, {duration(job.seconds)} so far{left}{rate}"
+            st.progress(min(progress.fraction, 1.0), text=text)
+        cancel_button(job, key)
+    elif job.status == "failed":
+        st.error(job.message, icon=":material/error:")
+    elif job.status == "cancelled":
+        stopped(job, rest)
+
+
+def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object, noun: str = "sweep") -> bool:
+    """Runs the pieces in the background and says whether all are finished; draws progress where not.
+
+    What the pieces return must be remembered elsewhere: nothing is run again for the same signature only because
+    the page is drawn again. `noun` is what one piece makes.
+    """
+    slot = f"{key}-batch"
+    known, batch = st.session_state.get(slot, (None, None))
+    if batch is not None and known != signature:
+        session.leave(batch.job)
+        del st.session_state[slot]  # or whoever comes back to the former signature would be told of its end
+        batch = None
+    if batch is None:
+        if not pieces:
+            return True
+        batch = Batch(pieces)
+        made = batch  # for the sidebar, which outlives this run of the page
+        session.start_job(
+            batch.job, lambda: f":material/swap_vert: Work on one layer, {made.done} of {made.total} done"
+        )
+        st.session_state[slot] = (signature, batch)
+        batch.job.wait(PATIENCE)
+    if batch.job.status == "done":
+        del st.session_state[slot]
+        return True
+    _progress(batch, key, slot, noun)
+    return False
+
+
+def _progress(batch: Batch, key: str, slot: str, noun: str) -> None:
+    running = batch.job.status == "running"
+
+    def made() -> str:
+        return f"{batch.done} of {batch.total} {noun if batch.total == 1 else noun + 's'} done"
+
+    def poll() -> None:
+        job = batch.job
+        if job.status == "running":
+            job.watch(session.viewer())
+            left = "" if batch.remaining is None else f", about {duration(batch.remaining)} left"
+            st.progress(batch.done / batch.total, text=f"{made()}{left}")
+            cancel_button(job, key)
+            return
+        if running:
+            st.rerun()
+        job_status(job, key, f" after {made()}; finished ones are kept.")
+        if st.button("Run the rest", key=f"{key}-again", icon=":material/refresh:"):
+            del st.session_state[slot]
+            st.rerun()
+
+    live(poll, 0.5 if running else None)
+
+
+def cancel_button(job: Job, key: str) -> None:
+    """Leaves the job. By a callback, which runs before anything else does: a fragment's next poll may interrupt the
+    run that a click has started, and an `if st.button` further down would then never see the click."""
+    if job.is_cancelled:  # it stops once the step at work is done
+        st.button("Stopping …", key=f"{key}-stopping", icon=":material/hourglass_top:", disabled=True)
+    else:
+        st.button("Cancel", key=f"{key}-cancel", icon=":material/stop:", on_click=_cancel, args=(job,))
+
+
+def _cancel(job: Job) -> None:
+    if not session.leave(job):
+        st.toast("Another session is watching this run; it goes on.", icon=":material/group:")
+
+
+def stopped(job: Job, rest: str) -> None:
+    """Says that work was cancelled, by somebody or because nobody watched it; `rest` ends the sentence."""
+    how = f"No page had been open for {ABANDONED_AFTER:.0f} s, so this was stopped" if job.abandoned else "Cancelled"
+    st.warning(how + rest, icon=":material/stop:")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a readable unit."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} days"
+
+
+def size(count: float) -> str:
+    """Bytes in a readable unit."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
