@@ -16,7 +16,7 @@ from app.figures import palette
 from app.study import tables
 from app.study.structures import Structures
 from app.study.study import Calibration, Study
-from rose.structured.anatomy import HEADS
+from rose.structured.parts import HEADS
 from tests.app.tiny_study import BLOCK, COLUMNAR, WIDTH, figures, measured_study, open_page, texts, tiny_model
 
 pytestmark = pytest.mark.usefixtures("placed")
