@@ -177,9 +177,9 @@ def choose_draft(edited: Setup) -> None:
         st.session_state.setup = edited
 
 
-def start(*, go_on: bool = False) -> Study:
+def start(*, go_on: bool = False) -> None:
     """Starts the study of the current set-up, or joins the one that runs or has finished; see `shared.start`."""
-    return shared.start(setup(), viewer(), go_on=go_on)
+    shared.start(setup(), viewer(), go_on=go_on)
 
 
 def recent_setups() -> list[Setup]:

@@ -85,7 +85,11 @@ def results(study: Study, table: pd.DataFrame, metric: str) -> None:
         "theme": session.theme(),
     }
     if table[metric].notna().any():
-        names = {"layers": study.layer_names, "left_out": study.left_out, "experts": choose_experts(study)}
+        names: dict[str, Any] = {
+            "layers": study.layer_names,
+            "left_out": study.left_out,
+            "experts": choose_experts(study),
+        }
         drawing = figures.model_map(table, metric, **names, **shared)
         components.show(drawing, "layers-map", on_select=lambda: components.pick_layer("layers-map"), wide=True)
     else:
