@@ -27,7 +27,7 @@ from rose.model.measure.damage import UNITS
 from rose.model.measure.zero_shot import TASKS
 from rose.model.network.precision import COMPUTE, DEFAULT
 from rose.model.run.allocation import ALLOCATIONS, DENSITY_SPREAD
-from rose.model.run.prune import TARGETS
+from rose.model.run.settings import TARGETS
 from rose.model.workers import choose_gpu, launched_place, process_group
 from rose.structured.allocation import ALLOCATIONS as SLIM_ALLOCATIONS
 from rose.structured.parts import PARTS

@@ -24,14 +24,12 @@ from rose.model.estimate.duration import estimate_damage, sweeps_of
 from rose.model.estimate.memory import Memory, estimate_memory
 from rose.model.load.models import PACKAGED, parse_dtype
 from rose.model.load.tokens import check_seed, load_calibration
-from rose.model.measure.comparison import SETTINGS, ComparisonFolder, compare_methods, plan_comparison
-from rose.model.measure.damage import visit_damage
-from rose.model.measure.damage_report import WHOLE, DamageFolder, DamageReport
+from rose.model.measure.comparison import ComparisonFolder, compare_methods, plan_comparison
+from rose.model.measure.damage_report import WHOLE, DamageFolder, DamageRecord, DamageReport
 from rose.model.measure.zero_shot import TASKS, check_installed, task_manager, zero_shot
 from rose.model.network.layers import layers_to_prune
 from rose.model.network.precision import compute_dtype
-from rose.model.run.allocation import check_allocation
-from rose.model.run.prune import check_expert_tokens, check_target
+from rose.model.run.settings import RunOptions, check_target, run_settings
 from rose.model.walk.forward import bos_in_front, pick_device
 from rose.model.workers import from_first, launched_place
 from rose.output import check_file, check_output, write_file
@@ -235,11 +233,14 @@ def _check_checkpoint(options: argparse.Namespace) -> None:
 
 def prune(options: argparse.Namespace, console: Console) -> None:
     check_output(options.output)
-    own = method_options(options.option)
-    settings = _check_settings(options, options.method, order=options.order, budget=options.budget, options=own)
-    check_allocation(options.allocation, settings.pattern)
-    check_target(options.target, options.target_damping)
-    check_expert_tokens(options.min_expert_tokens)
+    chosen = _run_options(options) | {
+        "method": options.method,
+        "sparsity": options.sparsity,
+        "order": options.order,
+        "budget": options.budget,
+        "options": method_options(options.option),
+    }
+    settings = run_settings(**chosen).layer
     _check_evaluation(options)
     _check_checkpoint(options)
     model, tokenizer = _load(options, console, stream=options.stream, scratch=options.output.parent)
@@ -256,24 +257,30 @@ def prune(options: argparse.Namespace, console: Console) -> None:
         report = rose.prune_model(
             model,
             tokens,
-            method=options.method,
-            order=options.order,
-            budget=options.budget,
-            options=own,
-            allocation=options.allocation,
-            target=options.target,
-            target_damping=options.target_damping,
-            true_sequential=options.true_sequential,
-            min_expert_tokens=options.min_expert_tokens,
+            layers=options.layers,
             held_out=held_out,
-            compute=options.compute,
             progress=terminal.follow(bar),
             checkpoint=options.checkpoint,
-            **_engine_options(options),
+            **chosen,
         )
     report = _conclude(options, console, model, tokenizer, report, windows, before)
     terminal.print_pruned(report)
     terminal.print_summary(report, options.output)
+
+
+def _run_options(options: argparse.Namespace) -> RunOptions:
+    """What `prune` and `compare` have in common."""
+    return {
+        "block_size": options.block_size,
+        "damping": options.damping,
+        "threshold": options.threshold,
+        "allocation": options.allocation,
+        "target": options.target,
+        "target_damping": options.target_damping,
+        "true_sequential": options.true_sequential,
+        "min_expert_tokens": options.min_expert_tokens,
+        "compute": options.compute,
+    }
 
 
 def _conclude(
@@ -436,9 +443,8 @@ def _prune_what_is_left(
 def compare(options: argparse.Namespace, console: Console) -> None:
     methods, sparsities = _split(options.methods, "--methods"), _split(options.sparsity, "--sparsity")
     seeds = [_whole(seed) for seed in _split(options.seeds, "--seeds")]
-    check_target(options.target, options.target_damping)
-    check_expert_tokens(options.min_expert_tokens)
-    plan_comparison(methods, sparsities, **{name: getattr(options, name) for name in SETTINGS})
+    chosen = _run_options(options)
+    plan_comparison(methods, sparsities, **chosen)
     settings = {name: str(getattr(options, name)) for name in COMPARISON_SETTINGS}
     if options.min_expert_tokens > 1:  # folders of earlier versions do not know it
         settings["min_expert_tokens"] = str(options.min_expert_tokens)
@@ -448,8 +454,6 @@ def compare(options: argparse.Namespace, console: Console) -> None:
     options.rows = options.output
     model, tokenizer = _load(options, console)
     windows = _windows(options, options.evaluate, tokenizer)
-    engine = _engine_options(options)
-    del engine["sparsity"]
     with terminal.bar(console, "Comparing") as bar:
         task = bar.tasks[0].id
 
@@ -467,13 +471,8 @@ def compare(options: argparse.Namespace, console: Console) -> None:
             done=folder.rows,
             progress=follow,
             part=launched_place(),
-            allocation=options.allocation,
-            target=options.target,
-            target_damping=options.target_damping,
-            true_sequential=options.true_sequential,
-            min_expert_tokens=options.min_expert_tokens,
-            compute=options.compute,
-            **engine,
+            layers=options.layers,
+            **chosen,
         ):
             folder.add(row)
             console.print(
@@ -523,7 +522,7 @@ def damage(options: argparse.Namespace, console: Console) -> None:
         )
         console.print(f"About {cost.seconds / 60:.0f} min on this machine, if nothing else runs", highlight=False)
         with terminal.bar(console, "Measuring") as bar:
-            for row in visit_damage(
+            rose.damage(
                 model,
                 tokens,
                 held_out=windows,
@@ -532,17 +531,18 @@ def damage(options: argparse.Namespace, console: Console) -> None:
                 units=options.units,
                 restore=restore,
                 done={row.unit for row in folder.rows},
+                record=partial(_keep_damage, folder, console),
                 progress=terminal.follow(bar),
                 **_engine_options(options),
-            ):
-                folder.add(row)
-                if row.unit != WHOLE:
-                    console.print(
-                        f"{row.unit}: loss {row.delta_loss:+.4f} ± {row.standard_error:.4f}, error "
-                        f"{row.held_out_error:.4f}",
-                        highlight=False,
-                    )
+            )
     terminal.print_damage(DamageReport.from_records(folder.rows), options.output)
+
+
+def _keep_damage(folder: DamageFolder, console: Console, row: DamageRecord) -> None:
+    folder.add(row)
+    if row.unit != WHOLE:
+        told = f"{row.unit}: loss {row.delta_loss:+.4f} ± {row.standard_error:.4f}, error {row.held_out_error:.4f}"
+        console.print(told, highlight=False)
 
 
 def _split(text: str, option: str) -> list[str]:

@@ -15,7 +15,7 @@ from plotly.colors import sample_colorscale
 
 from app import words
 from rose import METHODS
-from rose.model.run.prune import TARGETS
+from rose.model.run.settings import TARGETS
 
 Theme = Literal["light", "dark"]
 

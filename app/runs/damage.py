@@ -23,7 +23,7 @@ from app.study.study import LoadedModel
 from rose.files import expand, reachable
 from rose.layer.methods import get_method
 from rose.model.estimate.duration import Cost, estimate_damage, sweeps_of
-from rose.model.measure.damage import UNITS, describe_damage, visit_damage
+from rose.model.measure.damage import UNITS, describe_damage
 from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport, damage_table
 from rose.model.network.layers import decoder_blocks, select_layers
 
@@ -157,17 +157,20 @@ class DamageRun:
         self._told = self._describe(model, tokens, held_out)
         job.message = "Measuring the loss without a change"
         done = {record.unit for record in self.records}
-        for record in visit_damage(
+        rose.damage(
             model,
             tokens,
             held_out=held_out,
             done=done,
+            record=self._add,
             progress=lambda progress: self._follow(progress, job),
             **options,
-        ):
-            with self._lock:
-                self._records.append(record)
+        )
         self.fraction = 1.0
+
+    def _add(self, record: DamageRecord) -> None:
+        with self._lock:
+            self._records.append(record)
 
     def _describe(self, model: nn.Module, tokens: Tensor, held_out: Tensor) -> dict[str, Any]:
         setup = self.setup

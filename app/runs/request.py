@@ -17,7 +17,7 @@ from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import parse_dtype
 from rose.model.measure.zero_shot import is_installed
 from rose.model.network.precision import DEFAULT as COMPUTED
-from rose.model.run.prune import check_target
+from rose.model.run.settings import check_target
 
 QUESTION_TOKENS = 250  # with all its answers: between winogrande's 60 and hellaswag's 400
 HELD_OUT = "held out"  # the calibration's own held-out windows, in place of the name of a text

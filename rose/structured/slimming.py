@@ -30,7 +30,7 @@ from rose.model.network.layers import PrunableLayer, decoder_blocks, hidden_size
 from rose.model.network.residence import is_streamed, residence_of
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.checkpoint import FORMAT, DiskStorage, Storage, describe_inputs, open_checkpoint
-from rose.model.run.prune import check_target
+from rose.model.run.settings import check_target
 from rose.model.walk.capture import BlockStatistics, check_streams, start_walk
 from rose.model.walk.dense_states import BlockDrift, dense_streams
 from rose.model.walk.sequential import visit_sequentially

@@ -25,7 +25,7 @@ from rose.layer.statistics import PANEL
 from rose.model.estimate.duration import statistics_groups
 from rose.model.load.models import load_skeleton
 from rose.model.network.layers import prunable_layers
-from rose.model.run.prune import TARGETS
+from rose.model.run.settings import TARGETS
 from rose.model.workers import exchange, from_first, place, process_group, processes
 from tests.benchmarks.timing import Row
 

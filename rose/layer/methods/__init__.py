@@ -13,7 +13,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -100,6 +100,24 @@ class Settings:
     search: torch.dtype = torch.float32
     known: Known | None = field(default=None, repr=False, compare=False)
     measures: bool = True
+
+
+class BasicOptions(TypedDict, total=False):
+    """Keywords that methods to be compared have in common; `Settings` says what they mean."""
+
+    sparsity: float | str | Pattern
+    block_size: int
+    damping: float
+    threshold: float
+
+
+class SettingsOptions(BasicOptions, total=False):
+    """Keywords of whatever prunes layers of a model; `make_settings` has their defaults."""
+
+    method: str
+    order: str | None
+    budget: str | None
+    options: Mapping[str, Value] | None
 
 
 @dataclass(frozen=True)
@@ -230,7 +248,7 @@ def get_method(name: str) -> Method:
 
 
 def make_settings(
-    method: str,
+    method: str = "rose",
     *,
     sparsity: float | str | Pattern = 0.7,
     block_size: int = 128,
@@ -272,15 +290,12 @@ def prune_layer(
     hessian: Tensor | InputStatistics,
     *,
     method: str = "rose",
-    sparsity: float | str | Pattern = 0.7,
-    block_size: int = 128,
-    damping: float = 0.01,
-    threshold: float = 0.5,
     order: str | Order | Tensor | Sequence[int] | None = None,
     budget: str | None = None,
     trace: bool | Literal["errors"] = False,
     options: Mapping[str, Value] | None = None,
     held_out: Tensor | InputStatistics | None = None,
+    **basic: Unpack[BasicOptions],
 ) -> LayerResult:
     """Prunes one weight matrix; W is not changed.
 
@@ -288,26 +303,17 @@ def prune_layer(
         weight: W, (out, in), of 16 bits or more; the arithmetic is float32.
         hessian: H, (in, in), or the layer's `InputStatistics`.
         method: a name in the registry.
-        sparsity: a ratio, or N:M such as "2:4".
-        block_size, damping, threshold, order, budget, trace: see `Settings`.
+        order, budget, trace: see `Settings`.
         options: the method's own options by name, such as {"rank_ratio": 0.3} for OATS; see `METHODS[name].options`.
         held_out: H or statistics of inputs that calibration has not seen; only methods that choose by measuring
             ("measured") look at them.
+        basic: `sparsity`, a ratio (default 0.7), or N:M such as "2:4"; `block_size` (128), `damping` (0.01) and
+            `threshold` (0.5), see `Settings`.
 
     Raises:
         RoseError: bad input, in one sentence.
     """
-    settings = make_settings(
-        method,
-        sparsity=sparsity,
-        block_size=block_size,
-        damping=damping,
-        threshold=threshold,
-        order=order,
-        budget=budget,
-        trace=trace,
-        options=options,
-    )
+    settings = make_settings(method, order=order, budget=budget, trace=trace, options=options, **basic)
     if isinstance(held_out, Tensor):
         held_out = InputStatistics.from_hessian(held_out)
     return prune_with(weight, hessian, replace(settings, held_out=held_out))

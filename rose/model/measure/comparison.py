@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import psutil
@@ -21,20 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.methods import BUDGETS, get_method, make_settings
+from rose.layer.methods import BUDGETS, get_method
 from rose.layer.order import check_order_name
-from rose.layer.pattern import parse_sparsity
+from rose.layer.pattern import Pattern, parse_sparsity
 from rose.model.measure.perplexity import perplexity
 from rose.model.network.layers import layers_to_prune, prunable_layers
-from rose.model.network.precision import DEFAULT, compute_dtype
+from rose.model.network.precision import compute_dtype
 from rose.model.progress import ProgressCallback
-from rose.model.run.allocation import check_allocation
-from rose.model.run.prune import TARGETS, check_expert_tokens, check_target, prune_model
+from rose.model.run.prune import prune_by
+from rose.model.run.settings import TARGETS, RunOptions, RunSettings, run_settings
 from rose.model.walk.forward import pick_device
 from rose.rows import RowsFolder
 
-# Of `prune_model` and of the command line, those that can be checked before anything runs.
-SETTINGS = ("allocation", "block_size", "damping", "threshold")
 SAMPLE_SECONDS = 0.1  # how often memory is looked at
 
 
@@ -77,15 +75,14 @@ def parse_variant(text: str) -> Variant:
 
 
 def plan_comparison(
-    methods: Sequence[str], sparsities: Sequence[str], *, allocation: str = "uniform", **settings: Any
-) -> tuple[list[Variant], list[str]]:
-    """The methods and sparsities of a comparison, each once, in a form that all their rows share.
+    methods: Sequence[str], sparsities: Sequence[str], **options: Unpack[RunOptions]
+) -> tuple[list[Variant], list[RunSettings]]:
+    """The methods of a comparison, each once, and the settings of its runs: for every sparsity, those of each method.
 
     Args:
         methods: as for `parse_variant`.
         sparsities: ratios or N:M.
-        allocation: as for `prune_model`.
-        settings: `block_size`, `damping`, `threshold` and `options`, where they are not the defaults.
+        options: as for `rose.prune_model`, the same for all; what a variant overrides is its own.
 
     Raises:
         RoseError: none at all, or a combination that no run could do.
@@ -94,11 +91,16 @@ def plan_comparison(
         raise RoseError("Name at least one method and one sparsity to compare.")
     variants = list(dict.fromkeys(parse_variant(method) for method in methods))
     patterns = list(dict.fromkeys(parse_sparsity(sparsity) for sparsity in sparsities))
-    for pattern in patterns:
-        check_allocation(allocation, pattern)
-        for variant in variants:
-            make_settings(variant.method, sparsity=pattern, order=variant.order, budget=variant.budget, **settings)
-    return variants, [str(pattern) for pattern in patterns]
+    return variants, [_settings_of(variant, pattern, options) for pattern in patterns for variant in variants]
+
+
+def _settings_of(variant: Variant, pattern: Pattern, options: RunOptions) -> RunSettings:
+    own: RunOptions = {**options, "method": variant.method, "sparsity": pattern}
+    own |= {"order": variant.order, "budget": variant.budget}
+    if variant.target:
+        own["target"] = variant.target
+        own["target_damping"] = options.get("target_damping") if variant.target == "dense" else None
+    return run_settings(**own)
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,14 @@ class ComparisonRow:
     drift: float | None = None
 
 
+FROM_SUMMARY = (
+    "mean_relative_error",
+    "mean_held_out_error",
+    "mean_target_error",
+    "mean_held_out_target_error",
+    "removed_fraction",
+    "seconds",
+)
 OPTIONAL = ("mean_held_out_error", "mean_target_error", "mean_held_out_target_error", "drift")  # of a row
 
 
@@ -138,7 +148,8 @@ def compare_methods(
     done: Sequence[ComparisonRow] = (),
     progress: Callable[[str], ProgressCallback | None] = lambda _run: None,
     part: tuple[int, int] = (0, 1),
-    **options: Any,
+    layers: Sequence[str] | None = None,
+    **options: Unpack[RunOptions],
 ) -> Iterator[ComparisonRow]:
     """Prunes the model by every combination that is not done yet, and yields a row for each.
 
@@ -153,86 +164,45 @@ def compare_methods(
         done: rows of an earlier, interrupted comparison, which are not run again.
         progress: run's name -> callback for `prune_model`.
         part: (k, n) makes only every n-th run, from the k-th on: n processes that share a folder make them all.
-        options: further keyword arguments of `prune_model`, the same for all.
+        layers, options: as for `rose.prune_model`, the same for all.
 
     Raises:
         RoseError: bad input, before any run.
     """
-    checked = {name: options[name] for name in (*SETTINGS, "options") if name in options}
-    variants, patterns = plan_comparison(methods, sparsities, **checked)
-    for pattern in patterns:
-        block_size = options.get("block_size", 128)
-        layers_to_prune(model, options.get("layers"), parse_sparsity(pattern), block_size)
-    for variant in variants:
-        chosen = _with_target(variant, options)
-        check_target(chosen.get("target", "dense"), chosen.get("target_damping"))
-    check_expert_tokens(options.get("min_expert_tokens", 1))
-    compute_dtype(options.get("compute", DEFAULT), model, pick_device())
+    variants, settings = plan_comparison(methods, sparsities, **options)
+    for run in settings:
+        layers_to_prune(model, layers, run.layer.pattern, run.layer.block_size)
+    compute_dtype(settings[0].compute, model, pick_device())
     draw = lru_cache(maxsize=1)(calibration)  # all runs of a seed come one after another
     finished = {(row.method, row.sparsity, row.seed) for row in done}
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = done[0].dense_perplexity if done else perplexity(model, windows)
     # Seeds outermost: an interrupted comparison has all methods on the first seeds.
-    runs = [(variant, pattern, seed) for seed in dict.fromkeys(seeds) for pattern in patterns for variant in variants]
-    for variant, pattern, seed in runs[part[0] :: part[1]]:
+    runs = [(run, variants[k % len(variants)], seed) for seed in dict.fromkeys(seeds) for k, run in enumerate(settings)]
+    for run, variant, seed in runs[part[0] :: part[1]]:
+        pattern = str(run.layer.pattern)
         if (variant.name, pattern, seed) in finished:
             continue
         try:
-            yield _run(model, variant, pattern, seed, draw(seed), windows, before, progress, options)
+            tokens, held_out = draw(seed)
+            follow = progress(f"{variant.name} {pattern} seed {seed}")
+            with _peak_memory() as peak:
+                report = prune_by(model, tokens, run, layers=layers, held_out=held_out, progress=follow)
+                memory = peak()
+            yield ComparisonRow(
+                method=variant.name,
+                sparsity=pattern,
+                seed=seed,
+                perplexity=perplexity(model, windows),
+                dense_perplexity=before,
+                peak_memory=memory,
+                drift=report.last_drift,
+                **{name: report.summary[name] for name in FROM_SUMMARY},
+            )
         finally:
             model.load_state_dict(dense)
             for layer in prunable_layers(model):
                 layer.keep_low_rank(None)
-
-
-def _with_target(variant: Variant, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options of `prune_model` for this variant, whose target may be its own."""
-    if not variant.target:
-        return options
-    damping = options.get("target_damping") if variant.target == "dense" else None
-    return {**options, "target": variant.target, "target_damping": damping}
-
-
-def _run(
-    model: nn.Module,
-    variant: Variant,
-    pattern: str,
-    seed: int,
-    tokens: tuple[Tensor, Tensor | None],
-    windows: Tensor,
-    dense_perplexity: float,
-    progress: Callable[[str], ProgressCallback | None],
-    options: Mapping[str, Any],
-) -> ComparisonRow:
-    options = _with_target(variant, options)
-    with _peak_memory() as peak:
-        report = prune_model(
-            model,
-            tokens[0],
-            held_out=tokens[1],
-            method=variant.method,
-            order=variant.order,
-            budget=variant.budget,
-            sparsity=pattern,
-            progress=progress(f"{variant.name} {pattern} seed {seed}"),
-            **options,
-        )
-        memory = peak()
-    return ComparisonRow(
-        method=variant.name,
-        sparsity=pattern,
-        seed=seed,
-        perplexity=perplexity(model, windows),
-        dense_perplexity=dense_perplexity,
-        mean_relative_error=report.summary["mean_relative_error"],
-        mean_held_out_error=report.summary["mean_held_out_error"],
-        removed_fraction=report.summary["removed_fraction"],
-        seconds=report.summary["seconds"],
-        peak_memory=memory,
-        mean_target_error=report.summary["mean_target_error"],
-        mean_held_out_target_error=report.summary["mean_held_out_target_error"],
-        drift=report.last_drift,
-    )
 
 
 @contextmanager

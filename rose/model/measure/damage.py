@@ -15,15 +15,14 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.error import quadratic_form
-from rose.layer.methods import Settings, make_settings
-from rose.layer.methods.options import Value
+from rose.layer.methods import Settings, SettingsOptions, make_settings
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.model.estimate.duration import pass_work
@@ -46,20 +45,13 @@ def damage(
     tokens: Tensor,
     *,
     held_out: Tensor | None = None,
-    method: str = "rose",
-    sparsity: float | str | Pattern = 0.7,
     units: str = "layers",
     layers: Sequence[str] | None = None,
     restore: Mapping[str, Tensor] | None = None,
-    block_size: int = 128,
-    damping: float = 0.01,
-    threshold: float = 0.5,
-    order: str | None = None,
-    budget: str | None = None,
-    options: Mapping[str, Value] | None = None,
     done: Collection[str] = (),
     record: Callable[[DamageRecord], Any] = lambda _record: None,
     progress: ProgressCallback | None = None,
+    **options: Unpack[SettingsOptions],
 ) -> DamageReport:
     """What the model loses by each layer or decoder block alone: the change of loss when only it is pruned.
 
@@ -70,15 +62,16 @@ def damage(
             it is, nothing else pruned.
         held_out: windows that loss and errors are measured on, (windows, length); None keeps the last quarter of
             `tokens` for that.
-        method, sparsity, block_size, damping, threshold, order, budget, options: see `rose.prune_layer`.
         units: "layers", each alone; "blocks", all chosen layers of a decoder block together.
         layers: names, `*` allowed; None means every prunable layer.
         restore: weights by layer name, (out, in), put back into the pruned `model`, one unit at a time; nothing is
             pruned then. Errors are those of the pruned layers against these.
         done: units that are not measured again. They are pruned again, because the last record needs them all.
-        record: called with every unit's record as it comes, and at the end with that of all units at once, whose
-            `unit` is "*"; may raise to stop.
+        record: called with every unit's record as it comes, decoder block by decoder block, and at the end with that
+            of all units at once, whose `unit` is "*"; meanwhile the weights are what they were. May raise to stop.
         progress: called with a `Progress` of stage "damage", whose layers are units; may raise to stop.
+        options: `method`, `sparsity`, `block_size`, `damping`, `threshold`, `order`, `budget` and `options`; see
+            `rose.prune_layer`.
 
     Returns:
         A `DamageReport`; its `units` is a DataFrame with one row per unit, losses in nats per token.
@@ -86,34 +79,33 @@ def damage(
     Raises:
         RoseError: bad input, before any work; or a layer that cannot be pruned, which is named.
     """
+    settings = make_settings(**options)
+    if units not in UNITS:
+        raise RoseError(f"The units must be one of {', '.join(UNITS)}, not {units!r}.")
+    if is_streamed(model):
+        raise RoseError("Damage needs the whole model in memory; load it without streaming.")
     if held_out is None:
         kept = max(1, len(tokens) // 4)
         if len(tokens) - kept < 1:
             raise RoseError("One sample cannot both calibrate and measure; give more, or held-out tokens.")
         tokens, held_out = tokens[:-kept], tokens[-kept:]
+    if restore is None:
+        selected = layers_to_prune(model, layers, settings.pattern, settings.block_size)
+    else:
+        selected = select_layers(model, layers)
+        check_not_shared(selected, model)
+        _check_restored(restore, selected)
+    check_streams(model, tokens, held_out)
+    if held_out.shape[1] < 2:
+        raise RoseError("Loss needs windows of at least 2 tokens; give longer ones.")
+    change, sign = (_pruner(settings), 1.0) if restore is None else (_restorer(restore), -1.0)
+    run = _Run(model, held_out, _units_of(model, selected, units), set(done), progress, sign)
     records = []
-    for one in visit_damage(
-        model,
-        tokens,
-        held_out=held_out,
-        method=method,
-        sparsity=sparsity,
-        units=units,
-        layers=layers,
-        restore=restore,
-        block_size=block_size,
-        damping=damping,
-        threshold=threshold,
-        order=order,
-        budget=budget,
-        options=options,
-        done=done,
-        progress=progress,
-    ):
+    for one in run.visit(tokens, selected, change):
         record(one)
         records.append(one)
     told = describe_damage(
-        model, tokens, held_out, method=method, sparsity=sparsity, units=units, restore=restore is not None
+        model, tokens, held_out, method=settings.method, sparsity=settings.pattern, units=units, restore=bool(restore)
     )
     return DamageReport.from_records(records, **told)
 
@@ -139,64 +131,6 @@ def describe_damage(
         "window_length": held_out.shape[1],
         "bos_token": bos_in_front(model, tokens),
     }
-
-
-def visit_damage(
-    model: nn.Module,
-    tokens: Tensor,
-    *,
-    held_out: Tensor,
-    method: str = "rose",
-    sparsity: float | str | Pattern = 0.7,
-    units: str = "layers",
-    layers: Sequence[str] | None = None,
-    restore: Mapping[str, Tensor] | None = None,
-    block_size: int = 128,
-    damping: float = 0.01,
-    threshold: float = 0.5,
-    order: str | None = None,
-    budget: str | None = None,
-    options: Mapping[str, Value] | None = None,
-    done: Collection[str] = (),
-    progress: ProgressCallback | None = None,
-) -> Iterator[DamageRecord]:
-    """Yields the record of each unit, decoder block by decoder block, and at the end that of all units at once.
-
-    While a record is out, the model's weights are what they were. Closing the iterator stops the work.
-
-    Args:
-        all: as for `damage`.
-
-    Raises:
-        RoseError: as `damage`.
-    """
-    settings = make_settings(
-        method,
-        sparsity=sparsity,
-        block_size=block_size,
-        damping=damping,
-        threshold=threshold,
-        order=order,
-        budget=budget,
-        options=options,
-    )
-    if units not in UNITS:
-        raise RoseError(f"The units must be one of {', '.join(UNITS)}, not {units!r}.")
-    if is_streamed(model):
-        raise RoseError("Damage needs the whole model in memory; load it without streaming.")
-    if restore is None:
-        selected = layers_to_prune(model, layers, settings.pattern, block_size)
-    else:
-        selected = select_layers(model, layers)
-        check_not_shared(selected, model)
-        _check_restored(restore, selected)
-    check_streams(model, tokens, held_out)
-    if held_out.shape[1] < 2:
-        raise RoseError("Loss needs windows of at least 2 tokens; give longer ones.")
-    change = _restorer(restore) if restore is not None else _pruner(settings)
-    sign = 1.0 if restore is None else -1.0
-    run = _Run(model, held_out, _units_of(model, selected, units), set(done), progress, sign)
-    return run.visit(tokens, selected, change)
 
 
 def _check_restored(restore: Mapping[str, Tensor], selected: Sequence[PrunableLayer]) -> None:

@@ -41,11 +41,24 @@ DAMAGE_SPREAD = 0.15  # how far a layer may be from the target: beyond, the meas
 
 
 class Allocation(NamedTuple):
-    """`rule`: one of `ALLOCATIONS`, or `BY_DAMAGE`; `spread`: α of "sensitivity"; `folder`: of measured damages."""
+    """`text`: as given; `rule`: one of `ALLOCATIONS`, or `BY_DAMAGE`; `spread`: α of "sensitivity"; `folder`: of
+    measured damages."""
 
+    text: str
     rule: str
     spread: float = DENSITY_SPREAD
     folder: str = ""
+
+    def damages(self) -> list[DamageRecord]:
+        """Raises RoseError where none are there."""
+        return read_damages(expand(self.folder) / "rows.csv")
+
+    def check(self, pattern: Pattern) -> None:
+        """Raises RoseError for damages that are not there, or where N:M leaves no room."""
+        if self.rule != "uniform" and pattern.is_grouped:
+            raise RoseError(f'{pattern} fixes the ratio of every layer; use a plain ratio, or allocation "uniform".')
+        if self.rule == BY_DAMAGE:
+            self.damages()
 
 
 def parse_allocation(text: str) -> Allocation:
@@ -58,34 +71,21 @@ def parse_allocation(text: str) -> Allocation:
     if rule == BY_DAMAGE:
         if not number.strip():
             raise RoseError("Allocation by damage needs a folder that rose damage has written: damage:FOLDER.")
-        return Allocation(rule, folder=number.strip())
+        return Allocation(text, rule, folder=number.strip())
     if rule not in ALLOCATIONS or (colon and rule != "sensitivity"):
         raise RoseError(
             f"The allocation must be one of {', '.join(ALLOCATIONS)}, sensitivity:ALPHA such as sensitivity:0.05, or "
             f"damage:FOLDER, not {text!r}."
         )
     if not colon:
-        return Allocation(rule)
+        return Allocation(text, rule)
     try:
         spread = float(number)
     except ValueError:
         spread = math.nan
     if not 0 <= spread <= 1:  # also catches NaN
         raise RoseError(f"The α of sensitivity must be a number from 0 to 1, not {number!r}.")
-    return Allocation(rule, spread)
-
-
-def check_allocation(allocation: str, pattern: Pattern) -> None:
-    """Raises RoseError for an unknown allocation, damages that are not there, or one that N:M leaves no room for."""
-    rule, _, folder = parse_allocation(allocation)
-    if rule != "uniform" and pattern.is_grouped:
-        raise RoseError(f'{pattern} fixes the ratio of every layer; use a plain ratio, or allocation "uniform".')
-    if rule == BY_DAMAGE:
-        _damages(folder)
-
-
-def _damages(folder: str) -> list[DamageRecord]:
-    return read_damages(expand(folder) / "rows.csv")
+    return Allocation(text, rule, spread)
 
 
 def allocate(
@@ -93,7 +93,7 @@ def allocate(
     tokens: Tensor,
     layers: Sequence[PrunableLayer],
     pattern: Pattern,
-    allocation: str,
+    allocation: Allocation,
     dense_blocks: Callable[[], Iterable[BlockStatistics]],
     tick: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Pattern]:
@@ -109,18 +109,16 @@ def allocate(
         tick: called with the share done, 0 to 1; may raise to stop.
 
     Raises:
-        RoseError: as `check_allocation`.
+        RoseError: a layer whose damage has not been measured, or by which the loss has no finite curvature.
     """
-    check_allocation(allocation, pattern)
-    rule, spread, folder = parse_allocation(allocation)
-    if rule == "uniform":
+    if allocation.rule == "uniform":
         return {layer.name: pattern for layer in layers}
     sizes = [layer.weight.numel() for layer in layers]
-    if rule == "owl":
+    if allocation.rule == "owl":
         shares = _outlier_shares(dense_blocks())
         wanted = owl_ratios([shares[layer.block_index] for layer in layers], pattern.ratio)
-    elif rule == BY_DAMAGE:
-        wanted = damage_ratios(_damage_densities(_damages(folder), layers), pattern.ratio)
+    elif allocation.rule == BY_DAMAGE:
+        wanted = damage_ratios(_damage_densities(allocation.damages(), layers), pattern.ratio)
     else:
         traces = hessian_traces(model, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)
         wrong = [layer.name for layer, trace in zip(layers, traces, strict=True) if not math.isfinite(trace)]
@@ -128,7 +126,7 @@ def allocate(
             raise RoseError(f"The loss has no finite curvature by {wrong[0]}; load the model in float32.")
         # Hutchinson's estimate may be negative, and so may a trace: the loss is not convex. The paper takes |mean|.
         sensitivities = [abs(trace) / size for trace, size in zip(traces, sizes, strict=True)]
-        wanted = sensitivity_ratios(sensitivities, pattern.ratio, spread)
+        wanted = sensitivity_ratios(sensitivities, pattern.ratio, allocation.spread)
     ratios = exact_ratios(wanted, sizes, pattern.ratio)
     return {layer.name: Pattern(ratio) for layer, ratio in zip(layers, ratios, strict=True)}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,20 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer import error
 from rose.layer.hessian import sampling_damping
-from rose.layer.methods import Known, LayerResult, Settings, make_settings, prune_with
-from rose.layer.methods.options import Value
+from rose.layer.methods import (
+    BasicOptions,
+    Known,
+    LayerResult,
+    Settings,
+    SettingsOptions,
+    make_settings,
+    prune_with,
+)
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import (
     InputGap,
     OutputGap,
-    check_target_damping,
     corrected_weight,
     damping_or_rule,
     target_error,
@@ -34,8 +40,9 @@ from rose.model.network.layers import LowRank, PrunableLayer, hidden_size, layer
 from rose.model.network.precision import DEFAULT, compute_dtype, decided, rounding
 from rose.model.network.residence import is_streamed
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
-from rose.model.run.allocation import allocate, check_allocation, parse_allocation
+from rose.model.run.allocation import allocate
 from rose.model.run.checkpoint import describe_run, open_checkpoint
+from rose.model.run.settings import RunOptions, RunSettings, run_settings
 from rose.model.walk.capture import LEAVE_OUT, BlockStatistics, check_streams, start_walk, statistics_of, visit_blocks
 from rose.model.walk.dense_states import dense_streams
 from rose.model.walk.forward import bos_in_front, pick_device
@@ -43,31 +50,16 @@ from rose.model.walk.sequential import visit_sequentially
 from rose.model.workers import divide, exchange, from_first, send_weights
 from rose.report import LayerRecord, RunReport
 
-TARGETS = ("dense", "layer")
-
 
 def prune_model(
     model: nn.Module,
     tokens: Tensor,
     *,
-    method: str = "rose",
-    sparsity: float | str | Pattern = 0.7,
     layers: Sequence[str] | None = None,
-    block_size: int = 128,
-    damping: float = 0.01,
-    threshold: float = 0.5,
-    order: str | None = None,
-    budget: str | None = None,
-    options: Mapping[str, Value] | None = None,
-    allocation: str = "uniform",
-    target: str = "dense",
-    target_damping: float | None = None,
-    true_sequential: bool = False,
-    min_expert_tokens: int = 1,
     held_out: Tensor | None = None,
-    compute: str = DEFAULT,
     progress: ProgressCallback | None = None,
     checkpoint: str | Path | None = None,
+    **options: Unpack[RunOptions],
 ) -> RunReport:
     """Prunes a model in place, decoder block by decoder block, with the already pruned ones below.
 
@@ -76,10 +68,17 @@ def prune_model(
             by its callback leaves the layers done so far pruned, each of them whole. One that `load_model` streams
             is changed when it is saved or read again.
         tokens: calibration tokens, (samples, length) int64.
-        method: a name in the registry (`rose.METHODS`).
-        sparsity: a ratio, or N:M such as "2:4".
         layers: names to prune, `*` allowed; None means every prunable layer.
-        block_size, damping, threshold, order, budget, options: see `rose.prune_layer`.
+        held_out: further tokens, (samples, length), on which each layer's error and the drift of the residual stream
+            are measured too. Method "measured" chooses by them, so its held-out error is the best of several and not an
+            independent estimate.
+        progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
+        checkpoint: a folder that keeps every finished decoder block. A run that was stopped or killed resumes
+            there when it is called again with the same arguments and the dense model; on the same machine its result
+            is bit-identical. See `rose.model.run.checkpoint`.
+
+    Keyword arguments besides:
+        method, sparsity, block_size, damping, threshold, order, budget, options: see `rose.prune_layer`.
         allocation: "uniform", the same ratio in every layer; "owl", by the outliers of each decoder block, which
             costs one more pass over the dense model; "sensitivity", by the curvature of the loss, which costs two
             backward passes over 512 tokens of 16 samples. "sensitivity:0.05" spreads densities by α = 0.05 up and
@@ -95,17 +94,10 @@ def prune_model(
             see `rose.model.walk.sequential`.
         min_expert_tokens: experts that fewer calibration tokens are routed to stay dense; those without any always do.
             Others of few tokens get a larger damping, see `rose.layer.hessian.sampling_damping`.
-        held_out: further tokens, (samples, length), on which each layer's error and the drift of the residual stream
-            are measured too. Method "measured" chooses by them, so its held-out error is the best of several and not an
-            independent estimate.
         compute: in which format forward passes, gaps to dense targets, and searches that make good their own rounding
             (`Settings.search`), multiply matrices: "auto", the faster one on this processor, "float32", the papers'
             way, which gives the same on every machine, or "bfloat16". Everything else is float32 anyway.
             See `rose.model.network.precision`.
-        progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
-        checkpoint: a folder that keeps every finished decoder block. A run that was stopped or killed resumes
-            there when it is called again with the same arguments and the dense model; on the same machine its result
-            is bit-identical. See `rose.model.run.checkpoint`.
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per layer.
@@ -114,47 +106,41 @@ def prune_model(
         RoseError: bad input, before any work; a layer that cannot be pruned, which is named; or a checkpoint that
             belongs to another run or cannot be written.
     """
-    settings = make_settings(
-        method,
-        sparsity=sparsity,
-        block_size=block_size,
-        damping=damping,
-        threshold=threshold,
-        order=order,
-        budget=budget,
-        options=options,
-    )
-    check_allocation(allocation, settings.pattern)
-    rule = parse_allocation(allocation).rule
-    if is_streamed(model) and rule == "sensitivity":
+    run = run_settings(**options)
+    return prune_by(model, tokens, run, layers=layers, held_out=held_out, progress=progress, checkpoint=checkpoint)
+
+
+def prune_by(
+    model: nn.Module,
+    tokens: Tensor,
+    run: RunSettings,
+    *,
+    layers: Sequence[str] | None = None,
+    held_out: Tensor | None = None,
+    progress: ProgressCallback | None = None,
+    checkpoint: str | Path | None = None,
+) -> RunReport:
+    """As `prune_model`, by settings that `run_settings` has made."""
+    if is_streamed(model) and run.allocation.rule == "sensitivity":
         raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
-    selected = layers_to_prune(model, layers, settings.pattern, block_size)
-    check_target(target, target_damping)
-    check_expert_tokens(min_expert_tokens)
-    compute = from_first(partial(decided, compute, model, pick_device()))
+    settings = run.layer
+    selected = layers_to_prune(model, layers, settings.pattern, settings.block_size)
+    compute = from_first(partial(decided, run.compute, model, pick_device()))
     dtype, rounded = compute_dtype(compute, model, pick_device()), rounding(compute, model, pick_device())
-    products = (
-        torch.bfloat16 if compute == "bfloat16" else torch.float32
-    )  # of those that bear rounding: not H, no sweep
+    products = torch.bfloat16 if compute == "bfloat16" else torch.float32
     settings = replace(settings, search=products)
     streams = check_streams(model, tokens, held_out)
-    sequential = true_sequential or target == "dense"
     start = time.perf_counter()
-    share = ALLOCATION_SHARE.get(rule, 0.0)
+    share = ALLOCATION_SHARE.get(run.allocation.rule, 0.0)
 
-    chosen: dict[str, Any] = {
-        "allocation": allocation,
-        "target": target,
-        "target_damping": target_damping,
-        "true_sequential": sequential,
-    }
+    chosen = run.describe()
     if any(layer.is_expert for layer in selected):
-        chosen["min_expert_tokens"] = min_expert_tokens
+        chosen["min_expert_tokens"] = run.min_expert_tokens
     computed = {"compute": str(dtype).removeprefix("torch.")}
     more = computed if rounded else {}  # checkpoints of earlier versions do not know it
     if settings.search != torch.float32 and not rounded:
         more = {"search": str(settings.search).removeprefix("torch.")}
-    run = partial(describe_run, model, tokens, held_out, selected, settings, **chosen, **more)
+    described = partial(describe_run, model, tokens, held_out, selected, settings, **chosen, **more)
 
     def dense_patterns() -> dict[str, Pattern]:
         dense = part_callback(progress, start, 0, share, "allocate")
@@ -164,20 +150,20 @@ def prune_model(
             return start_walk(model, own, selected, dense, compute=rounded, needs_all=True).visit_dense()
 
         tick = share_callback(progress, len(selected), start, share)
-        found = allocate(model, tokens, selected, settings.pattern, allocation, visit, tick)
+        found = allocate(model, tokens, selected, settings.pattern, run.allocation, visit, tick)
         return from_first(lambda: found)
 
-    with open_checkpoint(model, checkpoint, run) as kept:
+    with open_checkpoint(model, checkpoint, described) as kept:
         patterns = kept.patterns(dense_patterns)
-        dense = dense_streams(streams, target == "dense", kept.dense_activations)
+        dense = dense_streams(streams, run.target == "dense", kept.dense_activations)
         records = kept.restore(selected, dense.batches(streams) if dense else {})
         walking = part_callback(progress, start, share, 1) if share else progress
         walk = start_walk(model, streams, selected, walking, kept, dense, rounded, products, needs_all=True)
-        walk.remedy = _remedy(target, sequential)
-        mu = partial(damping_or_rule, target_damping, hidden_size(model), blocks=len(walk.by_block))
+        walk.remedy = _remedy(run)
+        mu = partial(damping_or_rule, run.target_damping, hidden_size(model), blocks=len(walk.by_block))
         done: list[LayerRecord] = []
-        for block in visit_sequentially(walk) if sequential else walk.visit(propagate_again=True):
-            done += _prune_block(block, settings, patterns, mu, min_expert_tokens, walk.meter)
+        for block in visit_sequentially(walk) if run.sequential else walk.visit(propagate_again=True):
+            done += _prune_block(block, settings, patterns, mu, run.min_expert_tokens, walk.meter)
             layers_of_block = walk.by_block[block.block_index]
             if len(done) == len(layers_of_block):
                 names = [layer.name for layer in layers_of_block]
@@ -190,18 +176,18 @@ def prune_model(
     experts = {layer.name for layer in selected if layer.is_expert}
     if experts:
         reached = [record.tokens or 0 for record in records if record.layer in experts]
-        chosen["experts_left_dense"] = sum(tokens < min_expert_tokens for tokens in reached)
+        chosen["experts_left_dense"] = sum(tokens < run.min_expert_tokens for tokens in reached)
         chosen["fewest_expert_tokens"] = min(reached)
     return RunReport.from_records(
         records,
-        method=method,
+        method=settings.method,
         sparsity=str(settings.pattern),
         **chosen,
         **computed,
         options=settings.options,
-        block_size=block_size,
-        damping=damping,
-        threshold=threshold,
+        block_size=settings.block_size,
+        damping=settings.damping,
+        threshold=settings.threshold,
         samples=tokens.shape[0],
         length=tokens.shape[1],
         bos_token=bos_in_front(model, tokens),
@@ -210,21 +196,6 @@ def prune_model(
         device=str(walk.device),
         seconds=kept.seconds + time.perf_counter() - start,
     )
-
-
-def check_expert_tokens(fewest: int) -> None:
-    """Raises RoseError unless a number of tokens is whole and at least 1."""
-    if not isinstance(fewest, int) or fewest < 1:
-        raise RoseError(f"Experts need at least 1 token to be pruned by, not {fewest!r}; give a whole number.")
-
-
-def check_target(target: str, damping: float | None = None) -> None:
-    """Raises RoseError for an unknown target, or a damping that does not belong to it."""
-    if target not in TARGETS:
-        raise RoseError(f"The target must be one of {', '.join(TARGETS)}, not {target!r}.")
-    if damping is not None and target != "dense":
-        raise RoseError("Only target dense has a correction to damp; leave the target's damping out.")
-    check_target_damping(damping)
 
 
 def _prune_block(
@@ -285,11 +256,11 @@ def _prune_block(
     return records
 
 
-def _remedy(target: str, sequential: bool) -> str:
+def _remedy(run: RunSettings) -> str:
     """What the caller can do about a layer that cannot be calibrated in this mode."""
-    if not sequential:
+    if not run.sequential:
         return f"prune with true-sequential, or {LEAVE_OUT}"
-    return f"prune {'with target layer' if target == 'dense' else 'without true-sequential'}, or {LEAVE_OUT}"
+    return f"prune {'with target layer' if run.target == 'dense' else 'without true-sequential'}, or {LEAVE_OUT}"
 
 
 def _target_of(gap: InputGap | OutputGap | None) -> str:
@@ -311,24 +282,18 @@ def analyze_model(
     tokens: Tensor,
     *,
     methods: Sequence[str] = ("sparsegpt", "rose"),
-    sparsity: float | str | Pattern = 0.7,
     layers: Sequence[str] | None = None,
-    block_size: int = 128,
-    damping: float = 0.01,
-    threshold: float = 0.5,
     held_out: Tensor | None = None,
     compute: str = DEFAULT,
     progress: ProgressCallback | None = None,
+    **basic: Unpack[BasicOptions],
 ) -> Iterator[LayerRecord]:
     """Prunes every chosen layer by each method on the dense model's inputs; yields records as decoder blocks are done.
 
     The model is not changed, so all layers and methods are measured on the same inputs. Arguments as for
     `prune_model`; one record per layer and method.
     """
-    settings = [
-        make_settings(method, sparsity=sparsity, block_size=block_size, damping=damping, threshold=threshold)
-        for method in dict.fromkeys(methods)
-    ]
+    settings = [make_settings(method, **basic) for method in dict.fromkeys(methods)]
     for block in visit_blocks(model, tokens, layers=layers, held_out=held_out, compute=compute, progress=progress):
         owners = divide(block.layers, block.calibration)
         for records in exchange(owners, partial(_measure_all, block, settings)):
@@ -350,18 +315,14 @@ def measure_layer(
     statistics: InputStatistics,
     held_out: InputStatistics | None = None,
     *,
-    method: str = "rose",
-    sparsity: float | str | Pattern = 0.7,
-    block_size: int = 128,
-    damping: float = 0.01,
-    threshold: float = 0.5,
     known: Known | None = None,
+    **options: Unpack[SettingsOptions],
 ) -> LayerRecord:
     """Prunes one layer, without changing it, and returns the outcome in numbers. Arguments as for `prune_model`.
 
     `known`: shared by the methods that are compared on this layer, with these statistics; see `Known`.
     """
-    settings = make_settings(method, sparsity=sparsity, block_size=block_size, damping=damping, threshold=threshold)
+    settings = make_settings(**options)
     return _measure(layer, {layer.name: statistics}, held_out, replace(settings, known=known))
 
 

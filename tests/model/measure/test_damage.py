@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import rose
 from rose.model.measure import perplexity as evaluation
-from rose.model.measure.damage import visit_damage
 from rose.model.measure.damage_report import (
     WHOLE,
     DamageRecord,
@@ -47,7 +46,9 @@ def is_as_before(model: nn.Module, before: dict[str, Tensor]) -> bool:
 
 
 def visit(model: nn.Module, **more: Any) -> list[DamageRecord]:
-    return list(visit_damage(model, TOKENS, held_out=WINDOWS, **(SETTINGS | more)))
+    records: list[DamageRecord] = []
+    rose.damage(model, more.pop("tokens", TOKENS), record=records.append, **({"held_out": WINDOWS} | SETTINGS | more))
+    return records
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "bloom", "opt_projected"])
@@ -158,9 +159,14 @@ def test_a_cancel_and_an_error_leave_the_model_as_it_was(monkeypatch: pytest.Mon
         if progress.stage == "damage" and progress.layers_done == 3:
             raise rose.Cancelled
 
-    with pytest.raises(rose.Cancelled):
-        visit(model, progress=stop)
-    assert is_as_before(model, before)
+    def leave(_record: DamageRecord) -> None:
+        assert is_as_before(model, before)
+        raise rose.Cancelled
+
+    for stopped in ({"progress": stop}, {"record": leave}):
+        with pytest.raises(rose.Cancelled):
+            rose.damage(model, TOKENS, held_out=WINDOWS, **SETTINGS, **stopped)
+        assert is_as_before(model, before)
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -176,17 +182,6 @@ def test_a_cancel_and_an_error_leave_the_model_as_it_was(monkeypatch: pytest.Mon
     monkeypatch.setattr("rose.model.measure.damage.window_losses", fail)
     with pytest.raises(ValueError, match="disk on fire"):
         visit(model)
-    assert is_as_before(model, before)
-    assert all(module.training for module in model.modules())
-
-
-def test_closing_the_iterator_puts_everything_back() -> None:
-    model = make_model("llama").train()
-    before = state_of(model)
-    records = visit_damage(model, TOKENS, held_out=WINDOWS, **SETTINGS)
-    next(records)
-    assert is_as_before(model, before)
-    records.close()  # type: ignore[attr-defined]
     assert is_as_before(model, before)
     assert all(module.training for module in model.modules())
 
@@ -222,18 +217,20 @@ def test_without_held_out_tokens_the_last_quarter_measures() -> None:
     ],
 )
 def test_bad_input_is_told_before_any_work(more: dict[str, Any], message: str) -> None:
+    told: list[rose.Progress] = []
     with pytest.raises(rose.RoseError, match=message):
-        visit_damage(make_model("llama"), TOKENS, held_out=WINDOWS, **more)
+        rose.damage(make_model("llama"), TOKENS, held_out=WINDOWS, progress=told.append, **more)
+    assert not told
 
 
 def test_tokens_that_cannot_be_measured_are_refused() -> None:
     model = make_model("llama")
     with pytest.raises(rose.RoseError, match="at least 2 tokens"):
-        visit_damage(model, TOKENS, held_out=WINDOWS[:, :1])
+        visit(model, held_out=WINDOWS[:, :1])
     with pytest.raises(rose.RoseError, match="outside the model's vocabulary"):
-        visit_damage(model, TOKENS, held_out=WINDOWS + VOCABULARY)
+        visit(model, held_out=WINDOWS + VOCABULARY)
     with pytest.raises(rose.RoseError, match="XLM"):
-        list(visit_damage(make_model("xlm"), TOKENS, held_out=WINDOWS, **SETTINGS))
+        visit(make_model("xlm"))
 
 
 def made_table(errors: list[float], costs: list[float], projections: list[str] | None = None) -> pd.DataFrame:
@@ -273,9 +270,7 @@ def test_outliers_have_small_errors_and_large_damages_beyond_chance() -> None:
 def test_experts_that_no_token_reaches_are_left_out(units: str) -> None:
     model, tokens = make_model("sparse_experts"), make_tokens(1)
     told: list[rose.Progress] = []
-    settings: dict[str, Any] = {"method": "sparsegpt", "sparsity": 0.5, "block_size": 16, "units": units}
-    held_out = make_tokens(2, seed=3)
-    records = list(visit_damage(model, tokens, held_out=held_out, progress=told.append, **settings))
+    records = visit(model, tokens=tokens, held_out=make_tokens(2, seed=3), progress=told.append, units=units)
     layers = len(rose.prunable_layers(model))
     assert 2 < len(records) < layers
     assert all(math.isfinite(record.loss) and record.sparsity > 0 for record in records)

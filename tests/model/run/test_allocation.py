@@ -27,12 +27,12 @@ from rose.model.run.allocation import (
     DAMAGE_GROWTH,
     DAMAGE_SPREAD,
     allocate,
-    check_allocation,
     damage_ratios,
     exact_ratios,
     hessian_traces,
     outlier_share,
     owl_ratios,
+    parse_allocation,
     sensitivity_ratios,
 )
 from tests.model.families import make_model, make_tokens
@@ -115,7 +115,7 @@ def test_a_layer_with_a_negative_trace_keeps_more(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("rose.model.run.allocation.hessian_traces", lambda *_args, **_options: [1.0, -9.0, 2.0])
     model = tiny_llama()
     layers = [layer for layer in prunable_layers(model) if layer.projection == "self_attn.q_proj"]
-    found = allocate(model, some_tokens(), layers, Pattern(0.5), "sensitivity:0.125", list)
+    found = allocate(model, some_tokens(), layers, Pattern(0.5), parse_allocation("sensitivity:0.125"), list)
     assert [found[layer.name].ratio for layer in layers] == [0.625, 0.375, 0.5]
 
 
@@ -302,7 +302,8 @@ def test_a_model_is_pruned_by_its_damages(units: str, tmp_path: Path) -> None:
     model, tokens = tiny_llama(), some_tokens()
     report = rose.damage(model, tokens, sparsity=0.5, block_size=8, units=units)
     report.units.to_csv(tmp_path / "rows.csv", index=False)
-    patterns = allocate(model, tokens, prunable_layers(model), Pattern(0.5), f"damage:{tmp_path}", list)
+    by_damage = parse_allocation(f"damage:{tmp_path}")
+    patterns = allocate(model, tokens, prunable_layers(model), Pattern(0.5), by_damage, list)
     costliest = report.units.loc[(report.units["damage"] / report.units["weights"]).idxmax(), "unit"]
     chosen = {
         layer: p.ratio for layer, p in patterns.items() if layer == costliest or layer.startswith(f"{costliest}.")
@@ -315,9 +316,9 @@ def test_a_model_is_pruned_by_its_damages(units: str, tmp_path: Path) -> None:
 
 def test_damages_that_are_not_there_are_told_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(rose.RoseError, match="damage:FOLDER"):
-        check_allocation("damage", Pattern(0.5))
+        parse_allocation("damage")
     with pytest.raises(rose.RoseError, match=r"rows\.csv is not a table of damages"):
-        check_allocation(f"damage:{tmp_path}", Pattern(0.5))
+        parse_allocation(f"damage:{tmp_path}").check(Pattern(0.5))
     damage_table([]).to_csv(tmp_path / "rows.csv", index=False)
     model = tiny_llama()
     with pytest.raises(rose.RoseError, match=r"damage of model\.layers\.0\.self_attn\.q_proj has not been measured"):

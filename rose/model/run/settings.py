@@ -1,0 +1,93 @@
+"""The settings of a run over a whole model, checked in one place before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+from rose.errors import RoseError
+from rose.layer.methods import Settings, SettingsOptions, make_settings
+from rose.layer.target import check_target_damping
+from rose.model.network.precision import DEFAULT, check_compute
+from rose.model.run.allocation import Allocation, parse_allocation
+
+TARGETS = ("dense", "layer")
+
+
+class RunOptions(SettingsOptions, total=False):
+    """Keywords of `rose.prune_model`, which says what they mean; `run_settings` has their defaults."""
+
+    allocation: str
+    target: str
+    target_damping: float | None
+    true_sequential: bool
+    min_expert_tokens: int
+    compute: str
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How to prune a model; see `rose.prune_model`.
+
+    Attributes:
+        layer: the settings of every layer; allocation may give each a ratio of its own.
+        sequential: whether each layer is calibrated on the pruned ones before it in its own decoder block.
+        compute: what was asked for; see `rose.model.network.precision`.
+    """
+
+    layer: Settings
+    allocation: Allocation
+    target: str
+    target_damping: float | None
+    sequential: bool
+    min_expert_tokens: int
+    compute: str
+
+    def describe(self) -> dict[str, Any]:
+        """What concerns the run as a whole, as JSON values."""
+        return {
+            "allocation": self.allocation.text,
+            "target": self.target,
+            "target_damping": self.target_damping,
+            "true_sequential": self.sequential,
+        }
+
+
+def run_settings(
+    *,
+    allocation: str = "uniform",
+    target: str = "dense",
+    target_damping: float | None = None,
+    true_sequential: bool = False,
+    min_expert_tokens: int = 1,
+    compute: str = DEFAULT,
+    **layer: Unpack[SettingsOptions],
+) -> RunSettings:
+    """Settings of a run, complete, and checked as far as that can be done without a model.
+
+    Args:
+        all: as for `rose.prune_model`.
+
+    Raises:
+        RoseError: bad input, in one sentence.
+    """
+    settings = make_settings(**layer)
+    rule = parse_allocation(allocation)
+    rule.check(settings.pattern)
+    check_target(target, target_damping)
+    if not isinstance(min_expert_tokens, int) or min_expert_tokens < 1:
+        raise RoseError(
+            f"Experts need at least 1 token to be pruned by, not {min_expert_tokens!r}; give a whole number."
+        )
+    check_compute(compute)
+    sequential = true_sequential or target == "dense"
+    return RunSettings(settings, rule, target, target_damping, sequential, min_expert_tokens, compute)
+
+
+def check_target(target: str, damping: float | None = None) -> None:
+    """Raises RoseError for an unknown target, or a damping that does not belong to it."""
+    if target not in TARGETS:
+        raise RoseError(f"The target must be one of {', '.join(TARGETS)}, not {target!r}.")
+    if damping is not None and target != "dense":
+        raise RoseError("Only target dense has a correction to damp; leave the target's damping out.")
+    check_target_damping(damping)
