@@ -1,0 +1,257 @@
+"""What takes a folder: commands, pages, and plain transformers. Each proves by a number that it has read the folder.
+
+A consumer raises `Refused` where it says why it does not take the folder, in one sentence; whatever else goes wrong
+goes through.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+from transformers import AutoModelForCausalLM
+
+import rose
+from app.runs.reading import DENSE, TextReading
+from app.study.setup import Setup
+from rose import cli
+from tests.app.tiny_study import MAIN, figures
+from tests.seams.producers import DAMAGE, DIFFUSE, HALF, LAYERS, LENGTH, SLIM, WINDOWS, Workshop
+
+
+class Refused(Exception):
+    """One sentence said why the folder was not taken."""
+
+
+def run(shop: Workshop, *arguments: str | Path) -> str:
+    """What the command printed, as one line."""
+    given = [str(shop.filled(str(one))) for one in arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        status = cli.main(given)
+    if status:
+        assert status == 2, err.getvalue()
+        raise Refused(err.getvalue().partition("rose: ")[2].strip())
+    return " ".join(out.getvalue().split())
+
+
+def perplexity_of(model: Any, shop: Workshop) -> float:
+    """By transformers' own loss."""
+    _, tokenizer = rose.load_model(str(shop.folder("dense")))
+    tokens = rose.load_tokens(
+        str(shop.folder("text")), tokenizer, samples=WINDOWS, length=LENGTH, seed=None, split="test"
+    )
+    with torch.no_grad():
+        return math.exp(float(model(input_ids=tokens, labels=tokens, use_cache=False).loss))
+
+
+def close(value: Any) -> Any:
+    return pytest.approx(value, rel=1e-4)
+
+
+def stages_of(shop: Workshop, name: str) -> list[dict[str, Any]]:
+    """The summaries of a report: of slimming, and of the pruning after it."""
+    summary = shop.report(name)
+    return [summary, summary["pruned"]] if "pruned" in summary else [summary]
+
+
+def report(shop: Workshop, name: str) -> None:
+    page = shop.new("report.html")
+    said = run(shop, "report", shop.folder(name), "--output", page)
+    known, error = shop.report(name), stages_of(shop, name)[-1].get("mean_relative_error")
+    if "perplexity_after" in known:
+        found = re.search(r"takes perplexity on \S+ from ([\d.,]+) to ([\d.,]+), ", said)
+        assert found, said
+        assert list(map(as_number, found.groups())) == [
+            rounded(known["perplexity_before"]),
+            rounded(known["perplexity_after"]),
+        ]
+    elif error is not None:
+        assert rounded(error) in map(as_number, re.findall(r"is ([\d.]+) on average over", said)), said
+    assert f"Written to {page}" in said
+
+
+def rounded(value: float) -> float:
+    """As pages and reports write it."""
+    return float(f"{value:.3g}")
+
+
+def as_number(text: str) -> float:
+    return float(text.replace(",", "").strip("."))
+
+
+def evaluate(shop: Workshop, name: str) -> None:
+    text = shop.folder("text")
+    said = run(shop, "evaluate", "--model", shop.folder(name), "--text", text, "--length", LENGTH, "--windows", WINDOWS)
+    assert float(said.rpartition(" ")[2]) == pytest.approx(shop.report(name)["perplexity_after"], abs=0.001)
+
+
+def prune(shop: Workshop, name: str) -> None:
+    out = shop.new("pruned")
+    run(shop, *HALF, "--model", shop.folder(name), "--output", out)
+    made = shop.report_in(out)
+    assert made["perplexity_before"] == close(shop.report(name)["perplexity_after"])
+    model, _ = rose.load_model(str(out))
+    assert perplexity_of(model, shop) == close(made["perplexity_after"])
+    layers = rose.prunable_layers(model)
+    assert made["layers"] == len(layers)
+    zeros = sum(int(layer.weight.eq(0).sum()) for layer in layers) / sum(layer.weight.numel() for layer in layers)
+    assert zeros == pytest.approx(0.5, abs=1e-3)
+
+
+def slim(shop: Workshop, name: str, *more: str) -> None:
+    out = shop.new("slim")
+    run(shop, *SLIM, "--model", shop.folder(name), *more, "--output", out)
+    made = shop.report_in(out)
+    assert made["perplexity_before"] == close(shop.report(name)["perplexity_after"])
+    model, _ = rose.load_model(str(out))
+    assert sum(parameter.numel() for parameter in model.parameters()) == made["kept_parameters"]
+    assert perplexity_of(model, shop) == close(made["perplexity_after"])
+
+
+def drop(shop: Workshop, name: str) -> None:
+    slim(shop, name, "--method", "depth")
+
+
+def damage(shop: Workshop, name: str) -> None:
+    out = shop.new("damage")
+    run(shop, *DAMAGE, "--evaluate", "{text}", "--windows", WINDOWS, "--model", shop.folder(name), "--output", out)
+    assert json.loads((out / "summary.json").read_text())["base_perplexity"] == close(
+        shop.report(name)["perplexity_after"]
+    )
+
+
+def restore(shop: Workshop, name: str) -> None:
+    """With all dense weights back, the loss is that of the dense model."""
+    out = shop.new("restored")
+    asked = ("--evaluate", "{text}", "--windows", WINDOWS, "--restore", shop.folder(name))
+    run(shop, *DAMAGE, *asked, "--output", out)
+    made, rows = json.loads((out / "summary.json").read_text()), pd.read_csv(out / "rows.csv").set_index("unit")
+    assert made["base_perplexity"] == close(shop.report(name)["perplexity_after"])
+    assert math.exp(rows.loc["*", "loss"]) == close(shop.report(name)["perplexity_before"])
+    assert len(rows) == LAYERS + 1
+
+
+def share(shop: Workshop, name: str) -> None:
+    """The higher its damage per weight, the more a layer keeps."""
+    out = shop.new("shared")
+    run(shop, *HALF, "--allocation", f"damage:{shop.folder(name)}", "--output", out)
+    layers = pd.read_csv(out / "layers.csv").set_index("layer")
+    rows = pd.read_csv(shop.folder(name) / "rows.csv").set_index("unit").drop("*")
+    per_weight = rows[["damage", "standard_error"]].max(axis=1) / rows["weights"]
+    layers["density"] = [
+        next(per_weight[unit] for unit in per_weight.index if f"{layer}.".startswith(f"{unit}."))
+        for layer in layers.index
+    ]
+    shared = layers.sort_values("density")["sparsity"]
+    assert shared.iloc[0] > shared.iloc[-1] + 0.1
+    assert shared.diff().max() < 0.002  # a whole number of weights
+    assert shop.report_in(out)["removed_fraction"] == pytest.approx(0.5, abs=1e-3)
+
+
+def plain(shop: Workshop, name: str) -> None:
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(shop.folder(name))
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise Refused(str(problem)) from problem
+    assert perplexity_of(model, shop) == close(shop.report(name)["perplexity_after"])
+
+
+def diffuse(shop: Workshop, name: str) -> None:
+    out = shop.new("pipeline")
+    run(shop, "diffuse", "prune", *DIFFUSE, "--model", shop.folder(name), "--output", out)
+    made, before = shop.report_in(out), shop.report(name)
+    assert made["denoiser_weights"] == before.get("denoiser_weights", before.get("kept_parameters"))
+    assert made["removed_fraction"] == pytest.approx(0.5, abs=1e-3)
+
+
+# Pages
+
+
+def opened(shop: Workshop, view: str, **query: str) -> AppTest:
+    """The page, which shows no traceback; raises what it says in a red box."""
+    app = AppTest.from_file(MAIN, default_timeout=60)
+    for key, value in (Setup(model=str(shop.folder("dense"))).to_texts() | query).items():
+        app.query_params[key] = value
+    app.run()
+    app.switch_page(f"views/{view}.py").run()
+    assert not app.exception, app.exception
+    if app.error:
+        raise Refused(app.error[0].value)
+    return app
+
+
+def runs(shop: Workshop, name: str) -> None:
+    """Beside a pruned model; an analysis is one run for each method."""
+    paths = (shop.folder("prune, some layers"), shop.folder(name))
+    app = opened(shop, "runs", runs_path="; ".join(map(str, paths)), runs_view="Numbers")
+    numbers, summary = app.dataframe[0].value.set_index("").iloc[:, 1], shop.report(name)
+    for row, entry in {"Perplexity": "perplexity_after", "Mean error on calibration": "mean_relative_error"}.items():
+        if summary.get(entry) is not None:
+            assert as_number(numbers[row]) == rounded(summary[entry]), numbers
+
+
+def depth(shop: Workshop, name: str) -> None:
+    """The end of the curve is the drift of the whole."""
+    app = opened(shop, "depth", depth_path=str(shop.folder(name)))
+    (curve,) = json.loads(figures(app)[0])["data"]
+    drift = stages_of(shop, name)[-1]["drift"]
+    assert decoded(curve["y"]) == close([entry["drift"] for entry in drift])
+    assert decoded(curve["x"]) == [entry["block_index"] for entry in drift]
+
+
+def decoded(values: Any) -> list[float]:
+    """Of a figure, which has them as a list or as base64."""
+    if isinstance(values, list):
+        return values
+    return np.frombuffer(base64.b64decode(values["bdata"]), values["dtype"]).tolist()
+
+
+def text(shop: Workshop, name: str) -> None:
+    """What the page has read is what transformers reads."""
+    written = "A rose is a rose."
+    app = opened(shop, "text", text_path=str(shop.folder(name)), text_written=written)
+    app.button(key="text-read").click().run()
+    reading: TextReading = app.session_state["reading"]
+    while reading.job.status == "running":
+        reading.job.watch("test")
+        reading.job.wait(1)
+    app.run()
+    assert not app.exception, app.exception
+    if app.error:
+        raise Refused(app.error[0].value)
+    (found,) = (one for label, one in reading.readings.items() if label != DENSE)
+    model, tokenizer = rose.load_model(str(shop.folder(name)))
+    tokens = tokenizer(written, return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = float(model(input_ids=tokens, labels=tokens, use_cache=False).loss)
+    assert float(found.losses.mean()) == close(expected)
+    assert len(app.dataframe[0].value) == len(written) - 1
+
+
+CONSUMERS: dict[str, Callable[[Workshop, str], None]] = {
+    "report": report,
+    "evaluate": evaluate,
+    "prune": prune,
+    "slim": slim,
+    "drop": drop,  # slim --method depth
+    "damage": damage,
+    "restore": restore,  # damage --restore
+    "share": share,  # prune --allocation damage:FOLDER
+    "plain": plain,  # transformers alone
+    "diffuse": diffuse,
+    "Runs": runs,
+    "Depth": depth,
+    "Text": text,
+}
