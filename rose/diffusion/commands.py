@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from rose import terminal
 from rose.commands import made, method_options
+from rose.diffusion.calibration import check_packages
 from rose.diffusion.evaluation import (
     DiffusionScores,
     check_garments,
@@ -23,7 +24,6 @@ from rose.diffusion.evaluation import (
     is_garments,
 )
 from rose.diffusion.garments import GARMENTS
-from rose.diffusion.layers import check_packages
 from rose.diffusion.loading import PACKAGED, check_installed, load_diffusion, save_diffusion
 from rose.diffusion.pictures import write_sheet
 from rose.diffusion.pruning import prune_diffusion

@@ -4,59 +4,32 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
-from rose.diffusion.denoiser import block_of, denoiser_of, outermost_lists
-from rose.diffusion.trajectory import Batch, run_pipeline
+from rose.diffusion.denoiser import block_of, outermost_lists
+from rose.diffusion.trajectory import Trajectories
 from rose.errors import RoseError
 from rose.model.network.layers import PrunableLayer
-
-One = TypeVar("One")
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """A denoiser's weights by what pruning does with them.
-
-    Attributes:
-        layers: prunable ones, in the order in which the denoiser calls them; `block_index` counts its blocks in that
-            order.
-        convolutions: convolutional layers, which stay dense.
-        convolution_weights: their weights.
-        weights: all parameters of the denoiser.
-    """
-
-    layers: list[PrunableLayer]
-    convolutions: int
-    convolution_weights: int
-    weights: int
 
 
 class _Seen(Exception):
     """Ends the probe once the denoiser has been called."""
 
 
-def study_denoiser(pipeline: Any, batch: Batch, *, guidance: float | None = None) -> Anatomy:
-    """Calls the denoiser once, and records what each linear layer reads.
+def find_layers(trajectories: Trajectories) -> list[PrunableLayer]:
+    """Calls the denoiser once; the prunable layers, in the order in which it calls them.
 
     Prunable is every linear layer inside a list of blocks that reads a sequence of tokens. Layers that read one vector
     for a whole picture (time and class embeddings, the modulation made from them) and layers outside the blocks stay
     dense, as embeddings and heads of language models do. Convolutions stay dense too: their Hessian would be that of
-    unfolded patches, which no paper on these models prunes by.
-
-    Args:
-        pipeline, batch, guidance: see `rose.diffusion.trajectory.run_pipeline`.
+    unfolded patches, which no paper on these models prunes by. `block_index` counts blocks in the order of the calls.
 
     Raises:
         RoseError: no layer is prunable.
     """
-    denoiser = denoiser_of(pipeline)
+    denoiser = trajectories.denoiser
     outermost = outermost_lists(denoiser)
     called: dict[str, nn.Module] = {}
     hooks = []
@@ -74,7 +47,7 @@ def study_denoiser(pipeline: Any, batch: Batch, *, guidance: float | None = None
 
     hooks.append(denoiser.register_forward_hook(stop))
     try:
-        run_pipeline(pipeline, batch, steps=2, guidance=guidance)
+        next(trajectories.draw())
     except _Seen:
         pass
     finally:
@@ -90,13 +63,12 @@ def study_denoiser(pipeline: Any, batch: Batch, *, guidance: float | None = None
         block = block_of(name, outermost)
         index = blocks.setdefault(block, len(blocks))
         layers.append(PrunableLayer(name, index, name.removeprefix(f"{block}."), module))
-    convolutions = [module for module in denoiser.modules() if isinstance(module, CONVOLUTIONS)]
-    return Anatomy(
-        layers,
-        len(convolutions),
-        sum(module.weight.numel() for module in convolutions),
-        sum(parameter.numel() for parameter in denoiser.parameters()),
-    )
+    return layers
+
+
+def convolutions(denoiser: nn.Module) -> list[nn.Module]:
+    """Its convolutional layers, which stay dense."""
+    return [module for module in denoiser.modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
 
 
 def choose_layers(layers: Sequence[PrunableLayer], names: Sequence[str] | None) -> list[PrunableLayer]:
@@ -118,18 +90,6 @@ def choose_layers(layers: Sequence[PrunableLayer], names: Sequence[str] | None) 
             )
         chosen |= matched
     return [layer for layer in layers if layer.name in chosen]
-
-
-def make_packages(layers: Sequence[One], packages: int) -> list[list[One]]:
-    """Runs of layers, or of other parts, as equal in number as can be, in their order; at most one for each."""
-    parts = np.array_split(np.arange(len(layers)), min(packages, len(layers)))
-    return [[layers[k] for k in part] for part in parts]
-
-
-def check_packages(packages: int) -> None:
-    """Raises RoseError unless this is a whole number of at least 1."""
-    if not isinstance(packages, int) or isinstance(packages, bool) or packages < 1:
-        raise RoseError(f"The number of packages must be a whole number of at least 1, not {packages!r}.")
 
 
 def default_block_size(layers: Sequence[PrunableLayer]) -> int:

@@ -10,21 +10,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
-from rose.diffusion.denoiser import denoiser_of
-from rose.diffusion.layers import check_packages, make_packages
+from rose.diffusion.calibration import Calibration
 from rose.diffusion.parts import find_parts, reshape
-from rose.diffusion.pruning import CALIBRATION_SHARE, gather
 from rose.diffusion.steps import StepWeights
-from rose.diffusion.steps import step_weights as make_weights
-from rose.diffusion.trajectory import Conditions, make_batches, run_pipeline
+from rose.diffusion.trajectory import Conditions, DrawOptions
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, named
-from rose.model.progress import Meter, ProgressCallback
+from rose.model.progress import ProgressCallback
 from rose.model.workers import is_launched, processes
 from rose.report import RunReport
 from rose.structured.allocation import channels_for, check_multiple, head_shapes
@@ -57,13 +54,10 @@ def prune_diffusion_structured(
     recovery: str | None = None,
     damping: float = 0.01,
     multiple: int = 8,
-    steps: int = 20,
     step_weights: StepWeights = "log_decrease",
     packages: int = 4,
-    guidance: float | None = None,
-    batch: int = 32,
-    seed: int = 0,
     progress: ProgressCallback | None = None,
+    **drawing: Unpack[DrawOptions],
 ) -> RunReport:
     """Makes a pipeline's transformer smaller, in place: attention heads and feed-forward channels are cut out.
 
@@ -73,7 +67,7 @@ def prune_diffusion_structured(
     configurations have no number for these shapes.
 
     Args:
-        pipeline, conditions, steps, step_weights, packages, guidance, batch, seed: see `prune_diffusion`.
+        pipeline, conditions, step_weights, packages, drawing: see `prune_diffusion`.
         method: "obs", "slimllm", "wanda" or "magnitude", see `rose.STRUCTURED`.
         ratio: share of the parameters of attention and feed-forwards (those of `parts`) to remove, above 0 and below
             1. Heads go to the nearest whole number, and channels make up for the rest.
@@ -99,10 +93,8 @@ def prune_diffusion_structured(
     if processes() > 1 or is_launched():
         raise RoseError("A diffusion model is made smaller in one process; start it without torchrun.")
     check_request(ratio, "uniform", recovery, damping, multiple)
-    weights = make_weights(step_weights, steps)
-    check_packages(packages)
-    batches = make_batches(pipeline, conditions, batch)
-    denoiser = denoiser_of(pipeline)
+    calibration = Calibration(pipeline, conditions, step_weights, packages, **drawing)
+    denoiser = calibration.denoiser
     kinds = PARTS if parts is None else tuple(parts)
     found = find_parts(denoiser, kinds)
     check_multiple([part for of_block in found for part in of_block], multiple)
@@ -111,27 +103,17 @@ def prune_diffusion_structured(
     if not wanted:
         raise RoseError("At this ratio nothing would go; ask for a larger one, or for a smaller multiple.")
     before = _parameters(denoiser)
-    runs = make_packages(wanted, packages)
-    meter = Meter(progress, len(runs), len(wanted))
-    run = partial(run_pipeline, pipeline, steps=steps, seed=seed, guidance=guidance)
     how = recovery or chosen.recovery
-    records, cuts = [], []
+    cuts: list[Cut] = []
     originals: list[Original] = []
+
+    def reduce(one: tuple[Part, Shape], statistics: dict[str, InputStatistics]) -> PartRecord:
+        record, cut = _reduce(*one, statistics, chosen, how, damping, originals)
+        cuts.append(cut)
+        return record
+
     try:
-        for number, package in enumerate(runs):
-
-            def tick(share: float, number: int = number) -> None:
-                meter.tell("calibrate", number, CALIBRATION_SHARE * share)
-
-            statistics = gather(_read_by(package, chosen), batches, weights, run, tick)
-            for k, (part, shape) in enumerate(package):
-                record, cut = _reduce(part, shape, statistics, chosen, how, damping, originals)
-                records.append(record)
-                cuts.append(cut)
-                meter.layers_done += 1
-                within = CALIBRATION_SHARE + (1 - CALIBRATION_SHARE) * (k + 1) / len(package)
-                meter.tell("prune", number, within, record.layer, record.relative_error)
-        meter.tell("done", len(runs) - 1, 1.0)  # the last time that a callback may stop the run
+        records = calibration.visit(wanted, partial(_read_by, chosen), reduce, progress)
     except BaseException:
         put_back(originals)
         raise
@@ -141,10 +123,8 @@ def prune_diffusion_structured(
     return RunReport(
         parts_table(records),
         {
-            "pipeline": type(pipeline).__name__, "denoiser": type(denoiser).__name__, "method": method, "ratio": ratio,
-            "parts": list(kinds), "recovery": how, "damping": damping, "multiple": multiple, "steps": steps,
-            "step_weights": step_weights if isinstance(step_weights, str) else list(weights), "packages": len(runs),
-            "samples": sum(one.count for one in batches if one.count) or None, "guidance": guidance, "seed": seed,
+            "method": method, "ratio": ratio, "parts": list(kinds), "recovery": how, "damping": damping,
+            "multiple": multiple, **calibration.facts(len(records)),
             "part_parameters": whole, "removed_fraction": gone / whole,
             "parameters": before, "kept_parameters": _parameters(denoiser),
             "mean_relative_error": sum(record.relative_error for record in records) / len(records),
@@ -177,7 +157,7 @@ def _shapes(parts: Sequence[Part], ratio: float, multiple: int) -> Wanted:
     return [next(one for one in wanted if one[0] is part) for part in parts]
 
 
-def _read_by(package: Wanted, method: StructuredMethod) -> list[PrunableLayer]:
+def _read_by(method: StructuredMethod, package: Wanted) -> list[PrunableLayer]:
     """The layers whose inputs are needed."""
     layers = {part.output.name: part.output for part, _ in package}
     if method.looks_at_inputs:

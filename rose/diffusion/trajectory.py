@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from rose.diffusion.steps import check_steps
 from rose.errors import RoseError
 
 Conditions = Sequence[int] | Sequence[str] | Sequence[Mapping[str, Any]]
-# Called before the denoiser, with the step, how many there are, and its input x_t.
+# Called before the denoiser, with the number of the batch, the step, and the denoiser's input x_t.
 Watch = Callable[[int, int, Tensor], None]
 INPUT_NAMES = ("hidden_states", "sample")
 
@@ -105,40 +105,73 @@ def _check_classes(pipeline: Any, batches: Sequence[Batch]) -> None:
                 raise RoseError(f"There is no class {label}; this model knows 0 to {known - 1}.")
 
 
-def run_pipeline(
-    pipeline: Any,
-    batch: Batch,
-    *,
-    steps: int,
-    seed: int = 0,
-    guidance: float | None = None,
-    watch: Watch | None = None,
-    output: str = "latent",
-) -> Tensor:
-    """Draws one batch; every picture has noise of its own, the same for every model and every batch size.
+class DrawOptions(TypedDict, total=False):
+    """How pictures are drawn; see `Trajectories`."""
+
+    steps: int
+    seed: int
+    guidance: float | None
+    batch: int
+
+
+class Trajectories:
+    """Pictures to draw with a pipeline, batch by batch; every picture has noise of its own, the same for every model
+    and every batch size.
 
     Args:
-        pipeline, batch, steps: what to draw, in how many denoising steps.
+        pipeline, conditions: see `make_batches`.
+        steps: denoising steps.
         seed: of the noise.
         guidance: `guidance_scale` of the pipeline; None leaves its default.
-        watch: see `Watch`; may raise to stop.
-        output: `output_type` of the pipeline: "latent" (or pixels where it knows no latents), "pt" for pixels.
-
-    Returns:
-        What the pipeline puts out, float32.
+        batch: pictures drawn together.
 
     Raises:
-        RoseError: guidance for a pipeline that knows none.
+        RoseError: bad input, such as guidance for a pipeline that knows none.
     """
-    if guidance is not None and "guidance_scale" not in inspect.signature(pipeline.__call__).parameters:
-        raise RoseError(f"{type(pipeline).__name__} knows no guidance; leave it out.")
-    arguments = {"num_inference_steps": steps, "output_type": output, "return_dict": False, **batch.arguments}
-    arguments["generator"] = _generators(batch, seed)
-    if guidance is not None:
-        arguments["guidance_scale"] = guidance
-    with _watched(pipeline, watch), torch.no_grad():
-        drawn = pipeline(**arguments)[0]
-    return torch.as_tensor(drawn).float()
+
+    def __init__(
+        self,
+        pipeline: Any,
+        conditions: Conditions,
+        steps: int = 20,
+        seed: int = 0,
+        guidance: float | None = None,
+        batch: int = 32,
+    ) -> None:
+        check_steps(steps)
+        if guidance is not None and "guidance_scale" not in inspect.signature(pipeline.__call__).parameters:
+            raise RoseError(f"{type(pipeline).__name__} knows no guidance; leave it out.")
+        self.pipeline, self.denoiser = pipeline, denoiser_of(pipeline)
+        self.steps, self.seed, self.guidance = steps, seed, guidance
+        self.batches = make_batches(pipeline, conditions, batch)
+
+    def draw(
+        self,
+        watch: Watch = lambda _batch, _step, _x: None,
+        tick: Callable[[float], Any] | None = None,
+        output: str = "latent",
+    ) -> Iterator[Tensor]:
+        """Draws the batches in turn, and yields what the pipeline puts out for each, float32 on the CPU.
+
+        Args:
+            watch: see `Watch`; may raise to stop.
+            tick: called at every step with the share done, 0 to 1; may raise to stop.
+            output: `output_type` of the pipeline: "latent" (or pixels where it knows no latents), "pt" for pixels.
+        """
+        for number, batch in enumerate(self.batches):
+            arguments = {"num_inference_steps": self.steps, "output_type": output, "return_dict": False}
+            arguments |= {**batch.arguments, "generator": _generators(batch, self.seed)}
+            if self.guidance is not None:
+                arguments["guidance_scale"] = self.guidance
+
+            def seen(step: int, steps: int, x: Tensor, number: int = number) -> None:
+                watch(number, step, x)
+                if tick is not None:
+                    tick((number + (step + 1) / steps) / len(self.batches))
+
+            with _watched(self.pipeline, seen), torch.no_grad():
+                drawn = self.pipeline(**arguments)[0]
+            yield torch.as_tensor(drawn).float().cpu()
 
 
 def _generators(batch: Batch, seed: int) -> torch.Generator | list[torch.Generator]:
@@ -153,12 +186,9 @@ def _generators(batch: Batch, seed: int) -> torch.Generator | list[torch.Generat
 
 
 @contextmanager
-def _watched(pipeline: Any, watch: Watch | None) -> Iterator[None]:
-    """Calls `watch` before every call of the denoiser. A step begins where t changes, so that a pipeline may ask its
-    denoiser twice at one t, as some do for guidance."""
-    if watch is None:
-        yield
-        return
+def _watched(pipeline: Any, watch: Callable[[int, int, Tensor], None]) -> Iterator[None]:
+    """Calls `watch` with the step, how many there are, and x_t before every call of the denoiser. A step begins where
+    t changes, so that a pipeline may ask its denoiser twice at one t, as some do for guidance."""
     times: list[float] = []
 
     def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -186,69 +216,43 @@ def record_trajectory(
     pipeline: Any,
     conditions: Conditions,
     *,
-    steps: int = 20,
-    seed: int = 0,
-    guidance: float | None = None,
-    batch: int = 32,
     tick: Callable[[float], Any] | None = None,
+    **options: Unpack[DrawOptions],
 ) -> Trajectory:
     """Draws pictures and keeps x_t before every step; two models with the same seed start from the same noise.
 
     Args:
-        pipeline, conditions, batch: see `make_batches`.
-        steps, seed, guidance: see `run_pipeline`.
+        pipeline, conditions, options: see `Trajectories`.
         tick: called with the share done, 0 to 1; may raise to stop.
 
     Raises:
         RoseError: bad input, before any work.
     """
-    check_steps(steps)
-    batches = make_batches(pipeline, conditions, batch)
-    states: list[list[Tensor]] = []
-    pictures = []
-    for number, one in enumerate(batches):
-        seen: list[Tensor] = []
+    drawing = Trajectories(pipeline, conditions, **options)
+    states: list[list[Tensor]] = [[] for _ in drawing.batches]
 
-        def watch(
-            step: int, total: int, x: Tensor, seen: list[Tensor] = seen, number: int = number, one: Batch = one
-        ) -> None:
-            if step == len(seen):
-                once = x[: one.count] if one.count is not None and len(x) == 2 * one.count else x
-                seen.append(once.detach().float().cpu())
-            if tick is not None:
-                tick((number + (step + 1) / total) / len(batches))
+    def watch(number: int, step: int, x: Tensor) -> None:
+        count = drawing.batches[number].count
+        if step == len(states[number]):
+            once = x[:count] if count is not None and len(x) == 2 * count else x
+            states[number].append(once.detach().float().cpu())
 
-        pictures.append(run_pipeline(pipeline, one, steps=steps, seed=seed, guidance=guidance, watch=watch).cpu())
-        states.append(seen)
+    pictures = torch.cat(list(drawing.draw(watch, tick)))
     times = tuple(float(t) for t in pipeline.scheduler.timesteps)
-    joined = torch.stack([torch.cat(parts) for parts in zip(*states, strict=True)])
-    return Trajectory(joined, times, torch.cat(pictures))
+    return Trajectory(torch.stack([torch.cat(parts) for parts in zip(*states, strict=True)]), times, pictures)
 
 
 def draw_pictures(
     pipeline: Any,
     conditions: Conditions,
     *,
-    steps: int = 20,
-    seed: int = 0,
-    guidance: float | None = None,
-    batch: int = 32,
     tick: Callable[[float], Any] | None = None,
+    **options: Unpack[DrawOptions],
 ) -> Tensor:
     """Pictures, (n, channels, height, width) float32 between −1 and 1; arguments as for `record_trajectory`.
 
     Raises:
         RoseError: bad input, before any work.
     """
-    check_steps(steps)
-    batches = make_batches(pipeline, conditions, batch)
-    pictures = []
-    for number, one in enumerate(batches):
-
-        def watch(step: int, total: int, _x: Tensor, number: int = number) -> None:
-            if tick is not None:
-                tick((number + (step + 1) / total) / len(batches))
-
-        drawn = run_pipeline(pipeline, one, steps=steps, seed=seed, guidance=guidance, watch=watch, output="pt")
-        pictures.append(drawn.cpu() * 2 - 1)
-    return torch.cat(pictures)
+    drawn = Trajectories(pipeline, conditions, **options).draw(tick=tick, output="pt")
+    return torch.cat([pictures * 2 - 1 for pictures in drawn])

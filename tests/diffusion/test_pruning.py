@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import rose
+from rose.diffusion.calibration import make_packages
 from rose.diffusion.denoiser import denoiser_of
-from rose.diffusion.layers import default_block_size, make_packages, study_denoiser
-from rose.diffusion.trajectory import make_batches, run_pipeline
+from rose.diffusion.layers import default_block_size, find_layers
+from rose.diffusion.trajectory import Trajectories
 from tests.diffusion.pipelines import FAMILIES, garments
 
 TO_Q = "transformer_blocks.0.attn1.to_q"
@@ -23,7 +24,7 @@ def inputs_by_step(name: str) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
     module = dict(denoiser_of(pipeline).named_modules())[name]
     hook = module.register_forward_pre_hook(lambda _m, args: found.append(args[0].flatten(0, -2)))
-    run_pipeline(pipeline, make_batches(pipeline, classes, 8)[0], steps=STEPS)
+    next(Trajectories(pipeline, classes, steps=STEPS).draw())
     hook.remove()
     return found
 
@@ -77,7 +78,7 @@ def test_a_package_is_calibrated_on_the_pruned_ones_before_it() -> None:
 
 def test_packages_are_runs_of_layers_in_forward_order() -> None:
     pipeline, classes = garments()
-    layers = study_denoiser(pipeline, make_batches(pipeline, classes, 8)[0]).layers
+    layers = find_layers(Trajectories(pipeline, classes))
     packages = make_packages(layers, 5)
     assert [layer for package in packages for layer in package] == layers
     assert {len(package) for package in packages} == {2, 3}

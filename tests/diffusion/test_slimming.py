@@ -13,9 +13,9 @@ from torch import Tensor
 import rose
 from rose import cli
 from rose.diffusion.denoiser import denoiser_of
-from rose.diffusion.layers import study_denoiser
+from rose.diffusion.layers import find_layers
 from rose.diffusion.parts import RECORD, find_parts
-from rose.diffusion.trajectory import make_batches
+from rose.diffusion.trajectory import Trajectories
 from rose.errors import RoseError
 from rose.structured.problem import error
 from tests.diffusion.pipelines import FAMILIES
@@ -103,7 +103,7 @@ def test_a_slimmed_pipeline_is_saved_and_read_and_made_smaller_again(tmp_path: P
     rose.save_diffusion(again, tmp_path / "smaller")
     last = rose.load_diffusion(str(tmp_path / "smaller"))
     assert torch.equal(drawn(last, conditions), drawn(again, conditions))
-    assert len(study_denoiser(last, make_batches(last, conditions, 2)[0]).layers) == 12
+    assert len(find_layers(Trajectories(last, conditions))) == 12
 
 
 def test_a_record_that_does_not_fit_is_refused(tmp_path: Path) -> None:
