@@ -36,9 +36,8 @@ from rose.output import check_file, check_output, write_file
 from rose.report import records_table, versions
 from rose.serving import serve, write_report
 from rose.structured.memory import estimate_slim_memory
-from rose.structured.methods import structured_method
 from rose.structured.parts import HEADS, find_parts
-from rose.structured.plan import check_parts, check_request
+from rose.structured.plan import SlimSettings, check_parts
 
 # Settings shared by all runs in one comparison folder; methods, sparsities and seeds may be added later.
 COMPARISON_SETTINGS = (
@@ -312,11 +311,18 @@ def _conclude(
 
 
 def slim(options: argparse.Namespace, console: Console) -> None:
-    structured_method(options.method)
-    check_request(options.ratio, options.allocation, options.recovery, options.damping, options.multiple)
+    _check_drop_options(options)
+    SlimSettings(
+        options.method,
+        options.ratio,
+        options.parts,
+        options.allocation,
+        options.recovery,
+        options.damping,
+        options.multiple,
+    )
     target, target_of_rest = options.target or "layer", options.target or "dense"
     check_target(target_of_rest if options.prune else target, options.target_damping)
-    _check_drop_options(options)
     if options.prune_method and not options.prune:
         raise rose.RoseError("--prune-method is for --prune SPARSITY; give that too, or leave it out.")
     options.prune_method = options.prune_method or rose.RECOMMENDED

@@ -37,9 +37,9 @@ from rose.model.load.models import DTYPES
 from rose.model.walk.forward import pick_device
 from rose.output import check_file, check_output, write_file
 from rose.report import RunReport
-from rose.structured.methods import STRUCTURED, structured_method
+from rose.structured.methods import STRUCTURED
 from rose.structured.parts import PARTS
-from rose.structured.plan import check_request
+from rose.structured.plan import SlimSettings
 from rose.structured.problem import RECOVERIES
 
 PER_ROW = 10  # pictures in a sheet
@@ -141,10 +141,9 @@ def prune(options: argparse.Namespace, console: Console) -> None:
 
 
 def slim(options: argparse.Namespace, console: Console) -> None:
-    structured_method(options.method)
-    check_request(options.ratio, "uniform", options.recovery, options.damping, options.multiple)
     names = ("method", "ratio", "parts", "recovery", "damping", "multiple")
     settings = {name: getattr(options, name) for name in names}
+    SlimSettings(**settings)  # a typing mistake should not cost the loading
     report = _changed(options, console, "Slimming", prune_diffusion_structured, settings)
     shown = ["layer", "kept_units", "units", "relative_error", "unrecovered_error"]
     terminal.print_table(report.layers[shown], "Parts")

@@ -66,7 +66,7 @@ def find_layers(trajectories: Trajectories) -> list[PrunableLayer]:
     return layers
 
 
-def convolutions(denoiser: nn.Module) -> list[nn.Module]:
+def convolutions(denoiser: nn.Module) -> list[Any]:
     """Its convolutional layers, which stay dense."""
     return [module for module in denoiser.modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
 

@@ -24,24 +24,12 @@ from rose.model.network.layers import PrunableLayer, named
 from rose.model.progress import ProgressCallback
 from rose.model.workers import is_launched, processes
 from rose.report import RunReport
-from rose.structured.allocation import channels_for, check_multiple, head_shapes
+from rose.structured.allocation import changed, check_multiple, shapes_by_ratio
 from rose.structured.methods import StructuredMethod, structured_method
-from rose.structured.parts import CHANNELS, HEADS, PARTS, Part, Shape
-from rose.structured.plan import check_request
-from rose.structured.reduction import (
-    Original,
-    PartRecord,
-    parts_table,
-    put_back,
-    renew,
-    solve_part,
-    sources_of,
-    write_part,
-)
-from rose.structured.surgery import Cut
+from rose.structured.parts import PARTS, Part, Shape
+from rose.structured.plan import SlimSettings
+from rose.structured.reduction import PartRecord, Reduction, layers_read, parts_table, solve_part, sources_of
 from rose.structured.survey import make_problem
-
-Wanted = list[tuple[Part, Shape]]
 
 
 def prune_diffusion_structured(
@@ -87,43 +75,41 @@ def prune_diffusion_structured(
         RoseError: bad input, or a denoiser that cannot be made smaller, before any work.
     """
     start = time.perf_counter()
-    chosen = structured_method(method)
-    if chosen.select is None:
+    if structured_method(method).select is None:
         raise RoseError(f"{method} drops whole blocks, which is not for diffusion models; choose obs.")
     if processes() > 1 or is_launched():
         raise RoseError("A diffusion model is made smaller in one process; start it without torchrun.")
-    check_request(ratio, "uniform", recovery, damping, multiple)
+    settings = SlimSettings(method, ratio, parts, recovery=recovery, damping=damping, multiple=multiple)
+    chosen, repair = settings.chosen, settings.repair
     calibration = Calibration(pipeline, conditions, step_weights, packages, **drawing)
     denoiser = calibration.denoiser
     kinds = PARTS if parts is None else tuple(parts)
     found = find_parts(denoiser, kinds)
     check_multiple([part for of_block in found for part in of_block], multiple)
-    wanted = [one for of_block in found for one in _shapes(of_block, ratio, multiple)]
-    wanted = [(part, shape) for part, shape in wanted if shape != part.shape]
-    if not wanted:
-        raise RoseError("At this ratio nothing would go; ask for a larger one, or for a smaller multiple.")
+    shapes = [shapes_by_ratio(of_block, ratio, multiple, fewest=_refuse) for of_block in found]
+    wanted = changed(found, shapes)
     before = _parameters(denoiser)
-    how = recovery or chosen.recovery
-    cuts: list[Cut] = []
-    originals: list[Original] = []
 
     def reduce(one: tuple[Part, Shape], statistics: dict[str, InputStatistics]) -> PartRecord:
-        record, cut = _reduce(*one, statistics, chosen, how, damping, originals)
-        cuts.append(cut)
-        return record
+        part, shape = one
+        with_bias = repair != "none" and getattr(part.output.module, "bias", None) is not None
+        sources = sources_of(part, chosen, lambda name: statistics[name].mean_square.sqrt())
+        problem = make_problem(part, statistics[part.output.name], with_bias, damping, sources)
+        with named(part.output):
+            solution = solve_part(part, shape, problem, chosen, repair)
+        reduction.write(part, shape, solution, with_bias)
+        return solution.record
 
-    try:
-        records = calibration.visit(wanted, partial(_read_by, chosen), reduce, progress)
-    except BaseException:
-        put_back(originals)
-        raise
-    reshape(denoiser, cuts)
+    with Reduction() as reduction:
+        read = partial(_layers_read, chosen)
+        records = calibration.visit(wanted, read, reduce, progress)
+    reshape(denoiser, reduction.cuts)
     whole = sum(part.parameters(part.shape) for of_block in found for part in of_block)
     gone = sum(record.parameters - record.kept_parameters for record in records)
     return RunReport(
         parts_table(records),
         {
-            "method": method, "ratio": ratio, "parts": list(kinds), "recovery": how, "damping": damping,
+            "method": method, "ratio": ratio, "parts": list(kinds), "recovery": repair, "damping": damping,
             "multiple": multiple, **calibration.facts(len(records)),
             "part_parameters": whole, "removed_fraction": gone / whole,
             "parameters": before, "kept_parameters": _parameters(denoiser),
@@ -133,55 +119,12 @@ def prune_diffusion_structured(
     )  # fmt: skip
 
 
-def _shapes(parts: Sequence[Part], ratio: float, multiple: int) -> Wanted:
-    """What a block keeps: heads as near to the ratio as they can, channels by what is then left to save.
-
-    Raises:
-        RoseError: the channels cannot save that much.
-    """
-    left = ratio * sum(part.parameters(part.shape) for part in parts)
-    wanted: Wanted = []
-    for part in parts:
-        if part.kind == HEADS:
-            aim = ratio * part.parameters(part.shape)
-            shape = min(head_shapes(part.shape), key=lambda shape: (abs(part.saved(shape) - aim), -shape.units))
-            left -= part.saved(shape)
-            wanted.append((part, shape))
-    channels = [part for part in parts if part.kind == CHANNELS]
-    whole = sum(part.parameters(part.shape) for part in channels)
-    for part in channels:
-        kept = channels_for(part, max(left, 0.0) * part.parameters(part.shape) / whole, multiple)
-        if kept is None:
-            raise RoseError("The channels cannot save that much; ask for a smaller ratio.")
-        wanted.append((part, kept))
-    return [next(one for one in wanted if one[0] is part) for part in parts]
+def _refuse(_part: Part, _multiple: int) -> Shape:
+    raise RoseError("The channels cannot save that much; ask for a smaller ratio.")
 
 
-def _read_by(method: StructuredMethod, package: Wanted) -> list[PrunableLayer]:
-    """The layers whose inputs are needed."""
-    layers = {part.output.name: part.output for part, _ in package}
-    if method.looks_at_inputs:
-        layers |= {layer.name: layer for part, _ in package if part.kind == CHANNELS for layer in part.makers}
-    return list(layers.values())
-
-
-def _reduce(
-    part: Part,
-    shape: Shape,
-    statistics: dict[str, InputStatistics],
-    method: StructuredMethod,
-    recovery: str,
-    damping: float,
-    originals: list[Original],
-) -> tuple[PartRecord, Cut]:
-    sources = sources_of(part, method, lambda name: statistics[name].mean_square.sqrt())
-    with_bias = recovery != "none" and getattr(part.output.module, "bias", None) is not None
-    problem = make_problem(part, statistics[part.output.name], with_bias, damping, sources)
-    with named(part.output):
-        found = solve_part(part, shape, problem, method, recovery)
-    renew(part, originals)
-    write_part(part, found, with_bias=with_bias)
-    return found.record, Cut(part, found.kept, shape)
+def _layers_read(method: StructuredMethod, package: Sequence[tuple[Part, Shape]]) -> list[PrunableLayer]:
+    return layers_read(method, [part for part, _ in package])
 
 
 def _parameters(denoiser: nn.Module) -> int:

@@ -21,6 +21,7 @@ ALLOCATIONS = {
 NEAR = 0.95  # of what was asked for must go
 MUCH = 1.25  # of what was asked for is too much
 MOST = 0.9  # of one decoder block's parts, so that something is left of each
+NOTHING = "At this ratio nothing would go; ask for a larger one, or for a smaller multiple."
 
 Shapes = list[list[Shape]]  # [block][part]
 
@@ -144,22 +145,45 @@ def _at_most(shares: Tensor, total: float) -> Tensor:
 
 
 def similarity_shapes(parts: Sequence[Sequence[Part]], ratios: Sequence[float], multiple: int) -> Shapes:
-    """Heads and channels of each decoder block reduced by its ratio: the heads as near as they can, the channels by
-    what is then left to save."""
-    shapes = []
-    for of_block, ratio in zip(parts, ratios, strict=True):
-        left = ratio * sum(part.parameters(part.shape) for part in of_block)
-        chosen = []
-        for part in of_block:
-            if part.kind == HEADS:
-                want = ratio * part.parameters(part.shape)
-                shape = min(head_shapes(part.shape), key=lambda shape: (abs(part.saved(shape) - want), -shape.groups))
-                left -= part.saved(shape)
-            else:
-                shape = channels_for(part, max(left, 0.0), multiple) or fewest_channels(part, multiple)
-            chosen.append(shape)
-        shapes.append(chosen)
-    return shapes
+    """Heads and channels of each decoder block reduced by its ratio, see `shapes_by_ratio`."""
+    return [shapes_by_ratio(of_block, ratio, multiple) for of_block, ratio in zip(parts, ratios, strict=True)]
+
+
+def shapes_by_ratio(
+    parts: Sequence[Part], ratio: float, multiple: int, fewest: Callable[[Part, int], Shape] | None = None
+) -> list[Shape]:
+    """The shapes of one decoder block that loses a share of its parts' parameters: heads as near as they can, channels
+    by what is then left to save.
+
+    Args:
+        fewest: what is left of channels that should lose more than may; None stands for `fewest_channels`.
+    """
+    left = ratio * sum(part.parameters(part.shape) for part in parts)
+    whole = sum(part.parameters(part.shape) for part in parts if part.kind == CHANNELS)
+    chosen: dict[str, Shape] = {}
+    for part in sorted(parts, key=lambda part: part.kind == CHANNELS):
+        own = part.parameters(part.shape)
+        if part.kind == HEADS:
+            want = ratio * own
+            shape = min(head_shapes(part.shape), key=lambda shape: (abs(part.saved(shape) - want), -shape.groups))
+            left -= part.saved(shape)
+        else:
+            found = channels_for(part, max(left, 0.0) * (own / whole), multiple)
+            shape = found or (fewest or fewest_channels)(part, multiple)
+        chosen[part.output.name] = shape
+    return [chosen[part.output.name] for part in parts]
+
+
+def changed(parts: Sequence[Sequence[Part]], shapes: Shapes) -> list[tuple[Part, Shape]]:
+    """The parts that get another shape; both [block][part].
+
+    Raises:
+        RoseError: none does.
+    """
+    pairs = zip(chain.from_iterable(parts), chain.from_iterable(shapes), strict=True)
+    if not (found := [(part, shape) for part, shape in pairs if shape != part.shape]):
+        raise RoseError(NOTHING)
+    return found
 
 
 def fewest_channels(part: Part, multiple: int) -> Shape:
@@ -238,7 +262,7 @@ def check_possible(parts: Sequence[Sequence[Part]], wanted: float, multiple: int
     if most < NEAR * wanted:
         raise RoseError("The parts that may go do not hold that much; ask for a smaller ratio.")
     if min(_least_saved(part, multiple) for part in every) > 2 * wanted:
-        raise RoseError("At this ratio nothing would go; ask for a larger one, or for a smaller multiple.")
+        raise RoseError(NOTHING)
 
 
 def _smallest(part: Part, multiple: int) -> Shape:

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
 from rose.model.network.layers import PrunableLayer, decoder_blocks, text_config
-from rose.structured.parts import CHANNELS, HEADS, PARTS, Part, Shape, find_parts, has_layers
+from rose.structured.parts import CHANNELS, HEADS, PARTS, Part, Shape, cuttable_layers, find_parts
 
 RECORD = "rose_shapes"  # of a configuration; see `rose.structured.surgery.record_of`
 CHANNEL_FIELDS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
@@ -160,8 +160,9 @@ def kinds_of(model: nn.Module) -> tuple[str, ...]:
     """The kinds of parts that can be taken out of every decoder block of this model, such as ("heads", "channels").
 
     Raises:
-        RoseError: a family without prunable layers.
+        RoseError: a mixture of experts, or a family without prunable layers.
     """
+    cuttable_layers(model)
     kinds = []
     for kind in PARTS:
         try:
@@ -169,7 +170,7 @@ def kinds_of(model: nn.Module) -> tuple[str, ...]:
         except RoseError:
             continue
         kinds.append(kind)
-    return tuple(kinds) if has_layers(model) else ()
+    return tuple(kinds)
 
 
 def check_cuttable(model: nn.Module, parts: Sequence[Sequence[Part]]) -> None:

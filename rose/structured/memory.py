@@ -11,7 +11,8 @@ from torch import nn
 
 from rose.model.estimate.memory import Memory, estimate_memory
 from rose.structured.methods import structured_method
-from rose.structured.parts import HEADS, find_parts
+from rose.structured.parts import find_parts
+from rose.structured.reduction import layers_read
 from rose.structured.survey import visited_layers
 
 # Matrices of the size of A that are alive at once while one output projection is reduced: H, its mean S, A, A damped,
@@ -54,9 +55,7 @@ def estimate_slim_memory(
         names = [layer.name for layer in visited_layers(model, [])]
         return estimate(layers=names)
     found = [part for of_block in find_parts(model, parts or ()) for part in of_block]
-    names = [part.output.name for part in found]
-    if chosen.looks_at_inputs:
-        names += [layer.name for part in found for layer in part.makers if part.kind != HEADS]
+    names = [layer.name for layer in layers_read(chosen, found)]
     base = estimate(layers=names, on_disk=on_disk, sequential=True, dense_targets=dense_targets)
     squares = SQUARES_AT_WORK + held_out
     work = [

@@ -1,4 +1,4 @@
-"""Which units go: the registry of structured methods, and the methods."""
+"""Which units go: the structured methods, and what each of them scores by."""
 
 from __future__ import annotations
 
@@ -58,21 +58,6 @@ class StructuredMethod:
     select: Select | None
     recovery: str = "exact"
     looks_at_inputs: bool = False
-
-
-STRUCTURED: dict[str, StructuredMethod] = {}
-"""The methods that make a model smaller, by name."""
-
-
-def register_structured(method: StructuredMethod) -> None:
-    """Makes a method available by its name.
-
-    Raises:
-        RoseError: the name is taken.
-    """
-    if method.name in STRUCTURED:
-        raise RoseError(f"There is already a structured method {method.name!r}; choose another name.")
-    STRUCTURED[method.name] = method
 
 
 def structured_method(name: str) -> StructuredMethod:
@@ -222,30 +207,33 @@ def _obs(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor) -
     return Choice(kept, scores, first)
 
 
-register_structured(
-    StructuredMethod(
-        "obs",
-        "Exact cost of a set of columns, greedy with the inverse renewed, least-squares compensation.",
-        _obs,
+STRUCTURED: dict[str, StructuredMethod] = {
+    method.name: method
+    for method in (
+        StructuredMethod(
+            "obs",
+            "Exact cost of a set of columns, greedy with the inverse renewed, least-squares compensation.",
+            _obs,
+        ),
+        StructuredMethod(
+            "slimllm",
+            "SlimLLM: heads by correlation with greedy swaps, channels by direction, linear recovery.",
+            _slimllm,
+            recovery="linear",
+            looks_at_inputs=True,
+        ),
+        StructuredMethod(
+            "wanda",
+            "Mean square or variance × norm, the mean put back as a bias (FLAP).",
+            _by_score(wanda_score),
+            recovery="bias",
+        ),
+        StructuredMethod(
+            "magnitude", "Norm of the columns; looks at no tokens.", _by_score(magnitude_score), recovery="none"
+        ),
+        StructuredMethod(
+            "depth", "Whole decoder blocks, those whose output is most like their input.", None, recovery="none"
+        ),
     )
-)
-register_structured(
-    StructuredMethod(
-        "slimllm",
-        "SlimLLM: heads by correlation with greedy swaps, channels by direction, linear recovery.",
-        _slimllm,
-        recovery="linear",
-        looks_at_inputs=True,
-    )
-)
-register_structured(
-    StructuredMethod(
-        "wanda", "Mean square or variance × norm, the mean put back as a bias (FLAP).", _by_score(wanda_score), "bias"
-    )
-)
-register_structured(
-    StructuredMethod("magnitude", "Norm of the columns; looks at no tokens.", _by_score(magnitude_score), "none")
-)
-register_structured(
-    StructuredMethod("depth", "Whole decoder blocks, those whose output is most like their input.", None, "none")
-)
+}
+"""The methods that make a model smaller, by name."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.model.network.layers import PrunableLayer, decoder_blocks, prunable_layers, text_config
+from rose.model.run.checkpoint import blocks_of
 
 HEADS, CHANNELS = "heads", "channels"
 PARTS = (HEADS, CHANNELS)
@@ -66,7 +67,7 @@ class Rows:
         """Indices of the rows that stay; `kept`: (units,) bool."""
         if self.shared:
             kept = kept.view(shape.groups, shape.per_group).any(1)
-        return self.start + spread(kept, self.width).nonzero().flatten()
+        return self.start + kept.repeat_interleave(self.width).nonzero().flatten()
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,6 @@ class Part:
         return self.parameters(self.shape) - self.parameters(shape)
 
 
-def spread(flags: Tensor, width: int) -> Tensor:
-    """Each flag `width` times."""
-    return flags.repeat_interleave(width)
-
-
 def check_kinds(kinds: Sequence[str]) -> None:
     """Raises RoseError unless these are one or more of `PARTS`."""
     unknown = [kind for kind in kinds if kind not in PARTS]
@@ -133,36 +129,29 @@ def find_parts(model: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[Part
         RoseError: an unknown kind, or a decoder block without such parts, or with more or fewer than the others.
     """
     check_kinds(kinds)
-    by_block: dict[int, list[PrunableLayer]] = {}
-    for layer in _layers_of(model):
-        by_block.setdefault(layer.block_index, []).append(layer)
-    found = []
-    for index in sorted(by_block):
-        known = [_find(model, kind, by_block[index]) for kind in PARTS if kind in kinds]
-        found.append([part for part in known if part is not None])
     wanted = [kind for kind in PARTS if kind in kinds]
-    for index, parts in enumerate(found):
-        missing = [kind for kind in wanted if kind not in [part.kind for part in parts]]
+    found = []
+    for index, layers in blocks_of(cuttable_layers(model)).items():
+        known = {kind: part for kind in wanted if (part := _find(model, kind, layers)) is not None}
+        missing = [kind for kind in wanted if kind not in known]
         if missing:
-            others = [kind for kind in wanted if kind not in missing]
-            advice = f"choose {others[0]} alone" if others else "choose the method depth, which drops decoder blocks"
+            advice = (
+                f"choose {next(iter(known))} alone" if known else "choose the method depth, which drops decoder blocks"
+            )
             raise RoseError(
                 f"The {missing[0]} of {type(model).__name__} cannot be taken out (decoder block {index}): its "
                 f"configuration has no number for them, or its layers are not known; {advice}."
             )
+        found.append(list(known.values()))
     return found
 
 
-def has_layers(model: nn.Module) -> bool:
-    """Whether it has layers that could be cut.
+def cuttable_layers(model: nn.Module) -> list[PrunableLayer]:
+    """The layers that could be cut.
 
     Raises:
         RoseError: a mixture of experts, or a family without prunable layers.
     """
-    return bool(_layers_of(model))
-
-
-def _layers_of(model: nn.Module) -> list[PrunableLayer]:
     layers = prunable_layers(model)
     if any(layer.is_expert for layer in layers):
         raise RoseError(

@@ -15,6 +15,7 @@ from rose.errors import RoseError
 from rose.layer.hessian import check_damping
 from rose.model.network.layers import check_not_shared
 from rose.model.progress import ProgressCallback
+from rose.model.run.settings import check_target
 from rose.structured.allocation import (
     ALLOCATIONS,
     Shapes,
@@ -29,9 +30,56 @@ from rose.structured.allocation import (
     uniform_shapes,
 )
 from rose.structured.configuration import can_bias, can_say, check_cuttable, kinds_of, parts_of_any
+from rose.structured.methods import StructuredMethod, structured_method
 from rose.structured.parts import PARTS, Part, Shape, block_parameters, find_parts
 from rose.structured.problem import RECOVERIES
 from rose.structured.survey import BlockSurvey, survey
+
+
+@dataclass(frozen=True)
+class SlimSettings:
+    """What goes and how, as for `prune_structured`; refused before anything is loaded or computed.
+
+    Raises:
+        RoseError: says what to change.
+    """
+
+    method: str = "obs"
+    ratio: float = 0.2
+    parts: Sequence[str] | None = None
+    allocation: str = "uniform"
+    recovery: str | None = None
+    damping: float = 0.01
+    multiple: int = 8
+    target: str = "layer"
+    target_damping: float | None = None
+
+    def __post_init__(self) -> None:
+        chosen = structured_method(self.method)
+        check_target(self.target, self.target_damping)
+        if isinstance(self.ratio, str) or not 0 < self.ratio < 1:
+            raise RoseError(f"The ratio must be above 0 and below 1, such as 0.2, not {self.ratio!r}.")
+        if self.allocation not in ALLOCATIONS:
+            raise RoseError(f"There is no allocation {self.allocation!r}; choose one of {', '.join(ALLOCATIONS)}.")
+        if self.recovery is not None and self.recovery not in RECOVERIES:
+            raise RoseError(f"There is no recovery {self.recovery!r}; choose one of {', '.join(RECOVERIES)}.")
+        if not isinstance(self.multiple, int) or self.multiple < 1:
+            raise RoseError(f"Kept channels must be a multiple of at least 1, a whole number, not {self.multiple!r}.")
+        check_damping(self.damping)
+        if chosen.select is None and (self.parts or self.allocation != "uniform" or self.recovery):
+            raise RoseError(
+                f"{self.method} drops whole decoder blocks as they are; leave out parts, allocation and recovery."
+            )
+
+    @property
+    def chosen(self) -> StructuredMethod:
+        """The method that chooses the units."""
+        return structured_method(self.method)
+
+    @property
+    def repair(self) -> str:
+        """The recovery asked for, or the method's own."""
+        return self.recovery or self.chosen.recovery
 
 
 @dataclass(frozen=True)
@@ -57,38 +105,16 @@ class SlimPlan:
         return saved_by(self.parts, self.shapes)
 
 
-def check_request(ratio: float, allocation: str, recovery: str | None, damping: float, multiple: int) -> None:
-    """Refuses bad requests before anything is loaded or computed.
-
-    Raises:
-        RoseError: says what to change.
-    """
-    if isinstance(ratio, str) or not 0 < ratio < 1:
-        raise RoseError(f"The ratio must be above 0 and below 1, such as 0.2, not {ratio!r}.")
-    if allocation not in ALLOCATIONS:
-        raise RoseError(f"There is no allocation {allocation!r}; choose one of {', '.join(ALLOCATIONS)}.")
-    if recovery is not None and recovery not in RECOVERIES:
-        raise RoseError(f"There is no recovery {recovery!r}; choose one of {', '.join(RECOVERIES)}.")
-    if not isinstance(multiple, int) or multiple < 1:
-        raise RoseError(f"Kept channels must be a multiple of at least 1, a whole number, not {multiple!r}.")
-    check_damping(damping)
-
-
 def plan_slimming(
     model: nn.Module,
     tokens: Tensor,
+    settings: SlimSettings,
     *,
-    ratio: float,
-    parts: Sequence[str] | None = None,
-    allocation: str = "uniform",
-    recovery: str = "exact",
-    damping: float = 0.01,
-    multiple: int = 8,
     surveys: Sequence[BlockSurvey] | None = None,
     progress: ProgressCallback | None = None,
     remember: Callable[[Callable[[], str]], str] = lambda compute: compute(),
 ) -> SlimPlan:
-    """Which shapes the decoder blocks will have; the model is not changed. Arguments as for `prune_structured`.
+    """Which shapes the decoder blocks will have; the model is not changed.
 
     Args:
         surveys: prices that are known already; else the dense model is priced, where the allocation asks for it.
@@ -97,17 +123,19 @@ def plan_slimming(
     Raises:
         RoseError: impossible shapes, or shapes that the configuration cannot express.
     """
-    kinds = check_parts(model, parts)
+    allocation, multiple = settings.allocation, settings.multiple
+    kinds = check_parts(model, settings.parts)
     found = find_parts(model, kinds)
     uniform = allocation == "uniform"
-    biased = () if recovery == "none" else tuple(kind for kind in kinds if can_bias(model, found, kind, not uniform))
+    repairs = settings.repair != "none"
+    biased = tuple(kind for kind in kinds if repairs and can_bias(model, found, kind, not uniform))
     check_multiple([part for of_block in found for part in of_block], multiple)
     if not uniform and type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise RoseError(
             f"{type(model).__name__} is code of a repository, which rose cannot build with shapes that differ; choose "
             "the allocation uniform."
         )
-    wanted = ratio * block_parameters(model)
+    wanted = settings.ratio * block_parameters(model)
     allowed = partial(can_say, model, found, biased=biased)
     if uniform:
         candidates = _uniform_candidates(model, found, wanted, multiple, allowed)
@@ -116,23 +144,22 @@ def plan_slimming(
 
     known: list[BlockSurvey] | None = None
 
-    def priced(with_parts: bool) -> list[BlockSurvey]:
+    def priced(of_blocks: Sequence[Sequence[Part]]) -> list[BlockSurvey]:
         nonlocal known
-        if surveys is None:
-            of_blocks: Sequence[Sequence[Part]] = found if with_parts else []
-            known = list(survey(model, tokens, of_blocks, biases=biased, damping=damping, progress=progress))
-        else:
-            known = list(surveys)
+        known = list(
+            survey(model, tokens, of_blocks, biases=biased, damping=settings.damping, progress=progress)
+            if surveys is None
+            else surveys
+        )
         return known
 
     def find() -> str:
         if allocation == "similarity":
-            similarities = [one.similarity for one in priced(with_parts=False)]
-            shapes = _similar(found, similarities, ratio, wanted, multiple)
+            shapes = _similar(found, [one.similarity for one in priced([])], settings.ratio, wanted, multiple)
         elif allocation == "cost":
-            shapes = cost_shapes(priced(with_parts=True), wanted, multiple)
+            shapes = cost_shapes(priced(found), wanted, multiple)
         else:
-            prices = priced(with_parts=True) if len(kinds) > 1 else None
+            prices = priced(found) if len(kinds) > 1 else None
             shapes = uniform_shapes(found, candidates, prices, allowed, wanted / len(found))
         return json.dumps([[dataclasses.astuple(shape) for shape in of_block] for of_block in shapes])
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rose.layer.error import difference, quadratic_form
 from rose.layer.hessian import damp
-from rose.structured.parts import Shape, spread
+from rose.structured.parts import Shape
 
 LAZY = 64  # removals between two full updates of the inverse: the rest are products of matrices, not of vectors
 COMPACT = 0.75  # share of columns left at which those that went are cut out of the inverse, to save time and memory
@@ -94,7 +94,7 @@ class Problem:
 
     def mask(self, kept: Tensor) -> Tensor:
         """Columns of the kept units, (in,) bool; `kept`: (units,) bool."""
-        return spread(kept, self.width).to(self.weight.device)
+        return kept.repeat_interleave(self.width).to(self.weight.device)
 
 
 def unit_costs(problem: Problem) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import Gap, target_error_with_bias
+from rose.model.network.layers import PrunableLayer
 from rose.structured.methods import StructuredMethod, choose
-from rose.structured.parts import HEADS, Part, Shape
+from rose.structured.parts import CHANNELS, HEADS, Part, Shape
 from rose.structured.problem import Problem, recover, relative_errors
-from rose.structured.surgery import add_bias
-
-Original = tuple[Any, nn.Parameter, nn.Parameter | None]  # a module with its weight and bias
+from rose.structured.surgery import Cut, add_bias
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,60 @@ def parts_table(records: Sequence[PartRecord]) -> pd.DataFrame:
 class Solution:
     """A part reduced: units that stay, the output projection in the layer's dtype, what its bias gains; in numbers.
 
-    Columns of `weight` that belong to removed units are zero.
+    Columns of `weight` that belong to removed units are zero. Everything is on the CPU.
     """
 
     kept: Tensor
     weight: Tensor
     bias: Tensor | None
     record: PartRecord
+
+
+class Reduction:
+    """The parts reduced so far, whose removed units are only zero. As a context manager, it puts the weights back where
+    the run is stopped.
+
+    Attributes:
+        cuts: what is to be cut out in the end.
+    """
+
+    def __init__(self, in_files: bool = False) -> None:
+        """`in_files`: the weights need not be put back, as the model is streamed."""
+        self.in_files = in_files
+        self.cuts: list[Cut] = []
+        self._originals: list[tuple[Any, nn.Parameter, nn.Parameter | None]] = []  # modules with weights and biases
+
+    def note(self, part: Part, kept: Tensor, shape: Shape) -> None:
+        """Notes a cut, before the output projection is written; its old weight is kept."""
+        self.cuts.append(Cut(part, kept, shape))
+        if not self.in_files:
+            module: Any = part.output.module
+            self._originals.append((module, module.weight, getattr(module, "bias", None)))
+            module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
+
+    def write(self, part: Part, shape: Shape, solution: Solution, with_bias: bool) -> None:
+        """Writes the output projection, and its bias where it may have one."""
+        self.note(part, solution.kept, shape)
+        part.output.write(solution.weight)
+        if with_bias:
+            add_bias(part.output, solution.bias)
+
+    def __enter__(self) -> Reduction:
+        return self
+
+    def __exit__(self, problem: type[BaseException] | None, *_: object) -> None:
+        if problem is not None:
+            for module, weight, bias in self._originals:
+                module.weight, module.bias = weight, bias
+
+
+def layers_read(method: StructuredMethod, parts: Iterable[Part]) -> list[PrunableLayer]:
+    """The layers whose inputs are needed: output projections and, for methods that look there, what makes channels."""
+    parts = list(parts)
+    found = {part.output.name: part.output for part in parts}
+    if method.looks_at_inputs:
+        found |= {layer.name: layer for part in parts if part.kind == CHANNELS for layer in part.makers}
+    return list(found.values())
 
 
 def sources_of(
@@ -130,24 +176,4 @@ def solve_part(
         seconds=time.perf_counter() - began, target_error=missed[0] if missed else None,
         held_out_target_error=missed[1] if len(missed) > 1 else None,
     )  # fmt: skip
-    return Solution(choice.kept, weight, bias, record)
-
-
-def renew(part: Part, originals: list[Original]) -> None:
-    """Gives the output projection a new parameter; `originals` gets it as it was, for `put_back`."""
-    module: Any = part.output.module
-    originals.append((module, module.weight, getattr(module, "bias", None)))
-    module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
-
-
-def write_part(part: Part, solution: Solution, *, with_bias: bool) -> None:
-    """Writes the output projection, and its bias where it may have one."""
-    part.output.write(solution.weight)
-    if with_bias:
-        add_bias(part.output, solution.bias)
-
-
-def put_back(originals: Sequence[Original]) -> None:
-    """Undoes what was written since `renew`."""
-    for module, weight, bias in originals:
-        module.weight, module.bias = weight, bias
+    return Solution(choice.kept, weight.cpu(), None if bias is None else bias.cpu(), record)

@@ -15,8 +15,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,27 +30,24 @@ from rose.model.network.layers import PrunableLayer, decoder_blocks, hidden_size
 from rose.model.network.residence import is_streamed, residence_of
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.checkpoint import FORMAT, DiskStorage, Storage, describe_inputs, open_checkpoint
-from rose.model.run.settings import check_target
 from rose.model.walk.capture import BlockStatistics, check_streams, start_walk
-from rose.model.walk.dense_states import BlockDrift, dense_streams
+from rose.model.walk.dense_states import dense_streams
 from rose.model.walk.sequential import visit_sequentially
 from rose.model.workers import from_first
 from rose.report import RunReport, mean_or_none
+from rose.structured.allocation import changed
 from rose.structured.configuration import RECORD, droppable_blocks, reshaped_config
-from rose.structured.methods import StructuredMethod, structured_method
-from rose.structured.parts import HEADS, PARTS, Part, Shape, block_parameters
-from rose.structured.plan import SlimPlan, check_parts, check_request, plan_slimming
+from rose.structured.parts import PARTS, Part, Shape, block_parameters
+from rose.structured.plan import SlimPlan, SlimSettings, check_parts, plan_slimming
 from rose.structured.problem import Problem
 from rose.structured.reduction import (
-    Original,
     PartRecord,
+    Reduction,
     Solution,
+    layers_read,
     parts_table,
-    put_back,
-    renew,
     solve_part,
     sources_of,
-    write_part,
 )
 from rose.structured.surgery import Cut, add_bias, apply_config, cut_parts, drop_blocks, record_of, tell_modules
 from rose.structured.survey import BlockSurvey, make_problem, survey
@@ -113,43 +110,43 @@ def prune_structured(
         RoseError: bad input, or a family or shapes that cannot be cut, before any work; a checkpoint that belongs to
             another run or cannot be written.
     """
-    chosen = structured_method(method)
-    start = time.perf_counter()
-    check_target(target, target_damping)
-    check_request(ratio, allocation, recovery, damping, multiple)
-    check_streams(model, tokens, held_out)
-    if chosen.select is None and (parts or allocation != "uniform" or recovery):
-        raise RoseError(f"{method} drops whole decoder blocks as they are; leave out parts, allocation and recovery.")
-    recovered = recovery or chosen.recovery
+    settings = SlimSettings(method, ratio, parts, allocation, recovery, damping, multiple, target, target_damping)
+    streams, start = check_streams(model, tokens, held_out), time.perf_counter()
     before, whole = block_parameters(model), _parameters(model)
-    settings = {
-        "method": method, "ratio": ratio, "allocation": allocation, "recovery": recovered, "damping": damping,
-        "multiple": multiple, "target": target, "target_damping": target_damping,
-    }  # fmt: skip
-    kinds = check_parts(model, parts) if chosen.select else _check_drop(model, ratio)
-    described = partial(_describe, model, tokens, held_out, kinds, settings)
-    drifts: list[BlockDrift] = []
-    with open_checkpoint(model, checkpoint, described, partial(lay_over, _by_name(model))) as kept, _withdrawing(model):
-        if chosen.select is None:
-            _drop(model, tokens, ratio, kept, progress)
-            records, recovered = [], "none"
-            facts = {"allocation": "blocks", "uniform": True, "target": "layer", "target_damping": None}
-        else:
-            surveying = part_callback(progress, start, 0, SURVEY_SHARE, "allocate")
-            plan = plan_slimming(
-                model, tokens, ratio=ratio, parts=kinds, allocation=allocation, recovery=recovered, damping=damping,
-                multiple=multiple, surveys=surveys, progress=surveying, remember=kept.remember,
-            )  # fmt: skip
-            if recovered == "bias" and not plan.biased:
-                if recovery:
-                    raise RoseError(
-                        "No part of this model can take a bias; choose another recovery, or allocation cost."
-                    )
-                recovered = "none"
-            walking = part_callback(progress, start, SURVEY_SHARE, 1) if plan.surveys and not surveys else progress
-            run = SlimRun(model, plan, chosen, recovered, damping, target, target_damping, kept)
-            records, drifts = run.walk(tokens, held_out, walking), run.drifts
-            facts = {"allocation": allocation, "uniform": plan.uniform}
+    drops = settings.chosen.select is None
+    if drops:
+        _check_drop(model, ratio)
+    kinds = () if drops else check_parts(model, parts)
+    said = dataclasses.asdict(settings) | {"recovery": settings.repair}
+    said.pop("parts")
+
+    def described() -> dict[str, Any]:
+        inputs = describe_inputs(model, tokens, held_out)
+        return {"command": "slim", "format": FORMAT, "parts": list(kinds), **said, **inputs}
+
+    with open_checkpoint(model, checkpoint, described, partial(lay_over, _by_name(model))) as kept:
+        try:
+            if drops:
+                _drop(model, tokens, ratio, kept, progress)
+                records = []
+                facts = {"allocation": "blocks", "uniform": True, "target": "layer", "target_damping": None}
+            else:
+                surveying = part_callback(progress, start, 0, SURVEY_SHARE, "allocate")
+                settings = dataclasses.replace(settings, parts=kinds)
+                plan = plan_slimming(
+                    model, tokens, settings, surveys=surveys, progress=surveying, remember=kept.remember
+                )
+                if settings.repair == "bias" and not plan.biased:
+                    if recovery:
+                        raise RoseError(
+                            "No part of this model can take a bias; choose another recovery, or allocation cost."
+                        )
+                    settings = dataclasses.replace(settings, recovery="none")
+                walking = part_callback(progress, start, SURVEY_SHARE, 1) if plan.surveys and not surveys else progress
+                records = SlimRun(model, plan, settings, kept).walk(streams, walking)
+                facts = {"uniform": plan.uniform, "recovery": settings.repair}
+        finally:
+            residence_of(model).withdraw()  # a streamed model whose run was stopped is what it was
         kept.finish()
     after = block_parameters(model)
     table = parts_table(records)
@@ -157,7 +154,7 @@ def prune_structured(
     return RunReport(
         table,
         {
-            **settings, **facts, "recovery": recovered, "drift": [dataclasses.asdict(one) for one in drifts],
+            **said, **facts, "drift": [dataclasses.asdict(kept.drifts[index]) for index in sorted(kept.drifts)],
             "samples": tokens.shape[0], "length": tokens.shape[1],
             "held_out_samples": 0 if held_out is None else held_out.shape[0],
             "block_parameters": before, "kept_block_parameters": after, "removed_fraction": 1 - after / before,
@@ -168,35 +165,13 @@ def prune_structured(
     )  # fmt: skip
 
 
-def _describe(
-    model: nn.Module, tokens: Tensor, held_out: Tensor | None, kinds: Sequence[str], settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Everything that the result depends on, except the machine and library versions, as JSON values."""
-    return {
-        "command": "slim",
-        "format": FORMAT,
-        "parts": list(kinds),
-        **settings,
-        **describe_inputs(model, tokens, held_out),
-    }
-
-
-@contextmanager
-def _withdrawing(model: nn.Module) -> Iterator[None]:
-    """A streamed model whose run was stopped is what it was; what was settled stays."""
-    try:
-        yield
-    finally:
-        residence_of(model).withdraw()
-
-
 def _parameters(model: nn.Module) -> int:
     """Parameters of the whole model; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _check_drop(model: nn.Module, ratio: float) -> tuple[str, ...]:
-    """Raises RoseError unless this share of the decoder blocks can go; they have no parts to choose, hence ()."""
+def _check_drop(model: nn.Module, ratio: float) -> None:
+    """Raises RoseError unless this share of the decoder blocks can go."""
     _, blocks = decoder_blocks(model)
     count = round(ratio * len(blocks))
     if count == 0:
@@ -209,7 +184,6 @@ def _check_drop(model: nn.Module, ratio: float) -> tuple[str, ...]:
             "ask for a smaller ratio."
         )
     residence_of(model).check_renumbering()
-    return ()
 
 
 def _drop(model: nn.Module, tokens: Tensor, ratio: float, kept: Storage, progress: ProgressCallback | None) -> None:
@@ -238,81 +212,57 @@ class SlimRun:
 
     model: nn.Module
     plan: SlimPlan
-    method: StructuredMethod
-    recovery: str
-    damping: float
-    target: str
-    target_damping: float | None
+    settings: SlimSettings
     kept: Storage = field(default_factory=Storage)
-    cuts: list[Cut] = field(default_factory=list)
-    originals: list[Original] = field(default_factory=list)
     sources: dict[str, Tensor] = field(default_factory=dict)
-    drifts: list[BlockDrift] = field(default_factory=list)
     records: list[PartRecord] = field(default_factory=list)  # of the decoder block at work
     start: float = field(default_factory=time.perf_counter)
 
-    def walk(self, tokens: Tensor, held_out: Tensor | None, progress: ProgressCallback | None) -> list[PartRecord]:
-        """Reduces every part, then cuts the model."""
-        kept, wanted = self.kept, self._wanted()
-        streams = check_streams(self.model, tokens, held_out)
-        dense = dense_streams(streams, self.target == "dense", kept.dense_activations)
-        try:
-            records = self._go_on(wanted, dense.batches(streams) if dense else {})
-            walk = start_walk(self.model, streams, self._layers(wanted), progress, kept, dense)
+    def __post_init__(self) -> None:
+        self.reduction = Reduction(in_files=is_streamed(self.model))
+        self.wanted: Wanted = {}  # the parts that change
+        for part, shape in changed(self.plan.parts, self.plan.shapes):
+            self.wanted.setdefault(part.block_index, {})[part.output.name] = part, shape
+
+    def walk(self, streams: Mapping[str, Tensor], progress: ProgressCallback | None = None) -> list[PartRecord]:
+        """Reduces every part, then cuts the model; `streams`: as from `check_streams`."""
+        kept = self.kept
+        dense = dense_streams(streams, self.settings.target == "dense", kept.dense_activations)
+        read = layers_read(self.settings.chosen, [part for of in self.wanted.values() for part, _ in of.values()])
+        layers = select_layers(self.model, [layer.name for layer in read])
+        with self.reduction:
+            records = self._go_on(dense.batches(streams) if dense else {})
+            walk = start_walk(self.model, streams, layers, progress, kept, dense)
             with closing(visit_sequentially(walk)) as visits:
                 for block in visits:
-                    records += self._visit(block, wanted, walk.meter)
+                    records += self._visit(block, walk.meter)
             walk.meter.tell("done", max(walk.by_block), 1.0)  # the last time that a callback may stop the run
-        except BaseException:
-            put_back(self.originals)
-            raise
         records.sort(key=lambda record: (record.block_index, PARTS.index(record.part)))
         self._cut()
-        self.drifts = [kept.drifts[index] for index in sorted(kept.drifts)]
         return records
 
-    def _wanted(self) -> Wanted:
-        """The parts that change, by decoder block."""
-        found: Wanted = {}
-        for parts, shapes in zip(self.plan.parts, self.plan.shapes, strict=True):
-            for part, shape in zip(parts, shapes, strict=True):
-                if shape != part.shape:
-                    found.setdefault(part.block_index, {})[part.output.name] = part, shape
-        if not found:
-            raise RoseError("At this ratio nothing would go; ask for a larger one, or for a smaller multiple.")
-        return found
-
-    def _layers(self, wanted: Wanted) -> list[PrunableLayer]:
-        """The layers whose inputs the method looks at."""
-        parts = [part for of_block in wanted.values() for part, _ in of_block.values()]
-        names = {part.output.name for part in parts}
-        if self.method.looks_at_inputs:
-            names |= {row.layer.name for part in parts for row in part.rows if part.kind != HEADS}
-        return select_layers(self.model, sorted(names))
-
-    def _go_on(self, wanted: Wanted, dense: Mapping[str, int]) -> list[PartRecord]:
+    def _go_on(self, dense: Mapping[str, int]) -> list[PartRecord]:
         """Takes over what an earlier run has finished; a streamed decoder block is laid over when it is read."""
         records: list[PartRecord] = []
         layers = _by_name(self.model)
-        for index, tensors, of_block in self.kept.finished_blocks(list(wanted), dense):
-            for part, shape in wanted[index].values():
-                self.cuts.append(Cut(part, tensors[part.output.name + KEPT], shape))
-                self._renew(part)
+        for index, tensors, of_block in self.kept.finished_blocks(list(self.wanted), dense):
+            for part, shape in self.wanted[index].values():
+                self.reduction.note(part, tensors[part.output.name + KEPT], shape)
             if not is_streamed(self.model):
                 lay_over(layers, tensors)
             records += [PartRecord(**record) for record in of_block]
         return records
 
-    def _visit(self, block: BlockStatistics, wanted: Wanted, meter: Meter) -> list[PartRecord]:
+    def _visit(self, block: BlockStatistics, meter: Meter) -> list[PartRecord]:
         """Reduces the parts whose output projections are next; keeps the decoder block once all of its are done."""
         index = block.block_index
         for layer in block.layers:
-            if layer.name in wanted[index]:
-                self.records.append(self._reduce(*wanted[index][layer.name], block, meter))
+            if layer.name in self.wanted[index]:
+                self.records.append(self._reduce(*self.wanted[index][layer.name], block, meter))
             else:
                 self.sources[layer.name] = block.calibration[layer.name].mean_square.sqrt()
             meter.layers_done += 1
-        if len(self.records) < len(wanted[index]):
+        if len(self.records) < len(self.wanted[index]):
             return []
         done, self.records = self.records, []
         self.sources.clear()
@@ -323,7 +273,7 @@ class SlimRun:
     def _tensors(self, index: int) -> dict[str, Tensor]:
         """What must be kept of a decoder block: its output projections, and which units stay."""
         found: dict[str, Tensor] = {}
-        for cut in self.cuts:
+        for cut in self.reduction.cuts:
             layer = cut.part.output
             if layer.block_index == index:
                 found |= {layer.name: layer.weight, layer.name + KEPT: cut.kept}
@@ -335,49 +285,41 @@ class SlimRun:
     def _reduce(self, part: Part, shape: Shape, block: BlockStatistics, meter: Meter) -> PartRecord:
         """Reduces one part; the first process solves for all, so that they go on with the same numbers."""
         found = from_first(partial(self._solve, part, shape, block))
-        self._renew(part)
-        write_part(part, found, with_bias=part.kind in self.plan.biased)
-        self.cuts.append(Cut(part, found.kept, shape))
+        self.reduction.write(part, shape, found, with_bias=part.kind in self.plan.biased)
         meter.tell("prune", block.block_index, block.work[1], part.output.name, found.record.relative_error)
         return found.record
 
     def _solve(self, part: Part, shape: Shape, block: BlockStatistics) -> Solution:
-        began = time.perf_counter()
-        layer = part.output
-        with named(layer):
-            problem = self._problem(part, block)
-            held_out = block.held_out.get(layer.name)
+        began, name = time.perf_counter(), part.output.name
+        with named(part.output):
+            held_out = block.held_out.get(name)
             targets = [
-                (block.gaps[stream][layer.name].of(layer.weight), inputs)
-                for stream, inputs in (("calibration", block.calibration[layer.name]), ("held_out", held_out))
-                if inputs is not None and layer.name in block.gaps.get(stream, {})
+                (block.gaps[stream][name].of(part.output.weight), inputs)
+                for stream, inputs in (("calibration", block.calibration[name]), ("held_out", held_out))
+                if inputs is not None and name in block.gaps.get(stream, {})
             ]
-            found = solve_part(part, shape, problem, self.method, self.recovery, held_out, targets)
+            problem = self._problem(part, block)
+            found = solve_part(part, shape, problem, self.settings.chosen, self.settings.repair, held_out, targets)
         record = dataclasses.replace(found.record, seconds=time.perf_counter() - began)
-        return Solution(found.kept, found.weight.cpu(), None if found.bias is None else found.bias.cpu(), record)
+        return dataclasses.replace(found, record=record)
 
     def _problem(self, part: Part, block: BlockStatistics) -> Problem:
         statistics = block.calibration[part.output.name]
-        sources = sources_of(part, self.method, self.sources.__getitem__)
-        problem = make_problem(part, statistics, part.kind in self.plan.biased, self.damping, sources)
+        sources = sources_of(part, self.settings.chosen, self.sources.__getitem__)
+        problem = make_problem(part, statistics, part.kind in self.plan.biased, self.settings.damping, sources)
         gap = block.gaps.get("calibration", {}).get(part.output.name)
         if gap is None:
             return problem
-        blocks = len(self._wanted())
-        mu = damping_or_rule(self.target_damping, hidden_size(self.model), statistics.tokens, blocks)
+        mu = damping_or_rule(self.settings.target_damping, hidden_size(self.model), statistics.tokens, len(self.wanted))
         aim, _ = corrected_weight(part.output.weight, statistics, gap, mu)
         return dataclasses.replace(problem, weight=aim)
 
-    def _renew(self, part: Part) -> None:
-        """Lets the old weights come back if the run is stopped; files have them anyway."""
-        if not is_streamed(self.model):
-            renew(part, self.originals)
-
     def _cut(self) -> None:
-        for cut in self.cuts:
+        cuts = self.reduction.cuts
+        for cut in cuts:
             if cut.part.kind in self.plan.biased:
                 add_bias(cut.part.output)  # a streamed one has none yet
-        cut_parts(self.cuts)
+        cut_parts(cuts)
         for parts, shapes in zip(self.plan.parts, self.plan.shapes, strict=True):
             tell_modules(self.model, parts, shapes, own_config=not self.plan.uniform)
         if self.plan.uniform:
@@ -388,7 +330,7 @@ class SlimRun:
             config: Any = self.model.config
             setattr(config, RECORD, record_of(self.model))
         if isinstance(self.kept, DiskStorage):
-            revise = partial(_lay_over_and_cut, _by_name(self.model), self.kept, self.cuts)
+            revise = partial(_lay_over_and_cut, _by_name(self.model), self.kept, cuts)
             residence_of(self.model).settle(revise, self.kept.identity())
 
 

@@ -29,7 +29,7 @@ from rose.structured.configuration import (
     parts_of_any,
     reshaped_config,
 )
-from rose.structured.parts import CHANNELS, Part, Shape, find_parts, spread
+from rose.structured.parts import CHANNELS, Part, Shape, find_parts
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def cut_parts(cuts: Sequence[Cut]) -> None:
         part = cut.part
         if cut.shape == part.shape:
             continue
-        columns = spread(cut.kept, part.width).nonzero().flatten()
+        columns = cut.kept.repeat_interleave(part.width).nonzero().flatten()
         for layer in part.makers:
             of_layer = [rows for rows in part.rows if rows.layer is layer]
             _keep_rows(layer, torch.cat([rows.chosen(cut.kept, part.shape) for rows in of_layer]))

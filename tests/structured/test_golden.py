@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from rose.model.walk.capture import collect_statistics
-from rose.structured.methods import channel_scores, head_scores, structured_method
+from rose.structured.methods import channel_scores, head_scores
 from rose.structured.parts import Shape, find_parts
-from rose.structured.plan import SlimPlan
+from rose.structured.plan import SlimPlan, SlimSettings
 from rose.structured.slimming import SlimRun
 from rose.structured.survey import make_problem
 from tests.model.families import logits
@@ -65,9 +65,9 @@ def test_the_whole_run_keeps_what_theirs_keeps_and_puts_out_the_same(
         for (heads, channels), ratio in zip(parts, RATIOS, strict=True)
     ]
     plan = SlimPlan(parts, shapes, ("heads", "channels"), uniform=False)
-    run = SlimRun(dense, plan, structured_method("slimllm"), "linear", 0.01, "layer", None)
-    run.walk(tokens_of(golden), None, None)
-    for cut in run.cuts:
+    run = SlimRun(dense, plan, SlimSettings("slimllm"))
+    run.walk({"calibration": tokens_of(golden)})
+    for cut in run.reduction.cuts:
         theirs = golden[f"{cut.part.block_index}/{cut.part.kind}"]
         assert cut.kept.tolist() == theirs.tolist(), (cut.part.block_index, cut.part.kind)
     # Their ℓ2 norms are sums over tokens and ours are means.

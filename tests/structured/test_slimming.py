@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import rose
 from rose.structured.allocation import similarity_ratios
 from rose.structured.configuration import kinds_of
-from rose.structured.methods import structured_method
-from rose.structured.parts import CHANNELS, HEADS, Shape, block_parameters, find_parts, spread
-from rose.structured.plan import SlimPlan, plan_slimming
+from rose.structured.parts import CHANNELS, HEADS, Shape, block_parameters, find_parts
+from rose.structured.plan import SlimPlan, SlimSettings, plan_slimming
 from rose.structured.slimming import SlimRun
 from rose.structured.survey import survey
 from tests.model.families import DENSE, EXPERTS, logits, make_model, make_tokens
@@ -106,11 +105,11 @@ def test_the_cut_model_puts_out_what_zeroed_columns_do(family: str, shape: Shape
     zeroed = copy.deepcopy(model)
     parts = find_parts(model, [HEADS])
     plan = SlimPlan(parts, [[shape]] * len(parts), (), uniform=False)
-    run = SlimRun(model, plan, structured_method("magnitude"), "none", 0.01, "layer", None)
-    run.walk(make_tokens(), None, None)
-    for cut, (before,) in zip(run.cuts, find_parts(zeroed, [HEADS]), strict=True):
+    run = SlimRun(model, plan, SlimSettings("magnitude"))
+    run.walk({"calibration": make_tokens()})
+    for cut, (before,) in zip(run.reduction.cuts, find_parts(zeroed, [HEADS]), strict=True):
         assert int(cut.kept.sum()) == shape.units
-        before.output.write(before.output.weight * spread(cut.kept, before.width))
+        before.output.write(before.output.weight * cut.kept.repeat_interleave(before.width))
     torch.testing.assert_close(logits(model), logits(zeroed), rtol=1e-4, atol=1e-4)
 
 
@@ -230,8 +229,8 @@ def test_prices_come_out_at_the_ratio_and_cost_least() -> None:
     model = make_model("llama")
     surveys = list(survey(model, make_tokens(), find_parts(model), biases=[HEADS, CHANNELS]))
     plans = {
-        allocation: plan_slimming(model, make_tokens(), ratio=0.3, allocation=allocation, multiple=1, surveys=surveys)
-        for allocation in ("uniform", "cost")
+        one: plan_slimming(model, make_tokens(), SlimSettings(ratio=0.3, allocation=one, multiple=1), surveys=surveys)
+        for one in ("uniform", "cost")
     }
     costs = {}
     for allocation, plan in plans.items():
