@@ -15,14 +15,14 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer.hessian import DampedHessian
+from rose.layer.least_squares import solve_on_support
 from rose.layer.methods import Settings, make_settings, prune_with
-from rose.layer.methods.alps import solve_on_support
 from rose.layer.methods.rose_admm import FINAL_STEPS, find_mask, penalties, shrunk_correlations
+from rose.layer.methods.rose_dealt import STEPS as REFIT_STEPS
 from rose.layer.methods.toolkit import damped_hessian, mask_by_score
 from rose.layer.pattern import parse_sparsity
 from rose.layer.statistics import InputStatistics, as_statistics
 
-REFIT_STEPS = 8  # of conjugate gradients, as in `rose.layer.methods.refit`
 STAGES = (0.4, 0.65, 0.85, 0.95, 1.0)  # of the weights that go in the end
 
 

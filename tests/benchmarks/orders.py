@@ -37,7 +37,7 @@ from rose.files import write_atomically
 from rose.layer import error
 from rose.layer.hessian import damp
 from rose.layer.methods import LayerResult
-from rose.layer.methods.refit import refit
+from rose.layer.methods.rose_dealt import refit
 from rose.layer.order import make_order
 from rose.layer.pattern import smallest
 from rose.layer.solvers import watch_solver

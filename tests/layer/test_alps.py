@@ -1,4 +1,4 @@
-"""ALPS: the final solve against least squares, the search against a literal loop and against all masks."""
+"""ALPS: the search against a literal loop and against all masks."""
 
 from __future__ import annotations
 
@@ -7,75 +7,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import rose
 from rose.layer.error import quadratic_form
-from rose.layer.methods.alps import find_support, shifted_inverse, solve_on_support
+from rose.layer.methods.alps import find_support
 from rose.layer.pattern import parse_sparsity
-
-
-def case(seed: int, rows: int = 16, columns: int = 32, tokens: int = 120) -> tuple[Tensor, Tensor]:
-    """W and correlated inputs, so that compensation matters."""
-    generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(columns, columns, generator=generator) / columns**0.5 + 0.5 * torch.eye(columns)
-    inputs = torch.randn(tokens, columns, generator=generator) @ mixing
-    return torch.randn(rows, columns, generator=generator), inputs
-
-
-def damped_hessian(inputs: Tensor) -> Tensor:
-    hessian = inputs.double().T @ inputs.double()
-    return hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=torch.float64)
-
-
-def least_squares(weight: Tensor, mask: Tensor, matrix: Tensor) -> Tensor:
-    """Row by row in float64: M = RᵀR turns the quadratic form into a least-squares problem on the kept columns."""
-    root = np.linalg.cholesky(matrix.double().numpy()).T
-    best = np.zeros(weight.shape)
-    for i, (row, gone) in enumerate(zip(weight.double().numpy(), mask.numpy(), strict=True)):
-        best[i, ~gone] = np.linalg.lstsq(root[:, ~gone], root @ row, rcond=None)[0]
-    return torch.from_numpy(best)
-
-
-@pytest.mark.parametrize("penalty", [0.1, 1e-8])  # the second is lost in float32, where the matrix is singular
-def test_shifted_inverse(penalty: float) -> None:
-    matrix = torch.block_diag(torch.ones(2, 2), torch.ones(3, 3))
-    exact = torch.linalg.inv(matrix.double() + penalty * torch.eye(5))
-    torch.testing.assert_close(shifted_inverse(matrix, penalty), exact.float(), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_solve_is_least_squares_on_the_support(seed: int) -> None:
-    weight, inputs = case(seed)
-    matrix = damped_hessian(inputs)
-    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < 0.6
-    solved = solve_on_support(weight, mask, matrix.float(), weight, steps=200)
-    torch.testing.assert_close(solved.double(), least_squares(weight, mask, matrix), rtol=1e-3, atol=1e-4)
-    assert solved[mask].eq(0).all()
-    # First-order optimality: no kept weight can improve.
-    slope = ((weight - solved).double() @ matrix).masked_fill(mask, 0)
-    assert slope.abs().max() < 1e-4 * (weight.double() @ matrix).abs().max()
-
-
-def test_every_step_of_the_solve_lowers_the_error() -> None:
-    weight, inputs = case(4)
-    matrix = damped_hessian(inputs).float()
-    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(4)) < 0.6
-    errors = [
-        quadratic_form(weight - solve_on_support(weight, mask, matrix, weight, steps), matrix) for steps in range(20)
-    ]
-    assert all(after <= before * (1 + 1e-5) for before, after in itertools.pairwise(errors))
-    assert errors[-1] < 0.9 * errors[0]
-
-
-def test_solve_with_everything_removed_or_kept() -> None:
-    weight, inputs = case(5)
-    matrix = damped_hessian(inputs).float()
-    none, every = torch.zeros_like(weight).bool(), torch.ones_like(weight).bool()
-    assert solve_on_support(weight, every, matrix, weight, 10).eq(0).all()
-    assert torch.equal(solve_on_support(weight, none, matrix, weight, 10), weight)
-    restored = solve_on_support(weight, none, matrix, torch.zeros_like(weight), 500)
-    torch.testing.assert_close(restored, weight, rtol=1e-3, atol=1e-3)
+from tests.layer.test_least_squares import case, damped_hessian, least_squares
 
 
 def literal_admm(weight: np.ndarray, gram: np.ndarray, count: int, of: int) -> np.ndarray:

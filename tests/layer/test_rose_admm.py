@@ -16,7 +16,7 @@ from rose.layer.methods import make_settings, prune_with
 from rose.layer.methods.rose_admm import SAMPLE, find_mask, penalties, shrunk_correlations
 from rose.layer.pattern import parse_sparsity
 from tests.layer.helpers import Layer, make_layer
-from tests.layer.test_alps import case, damped_hessian, least_squares
+from tests.layer.test_least_squares import case, damped_hessian, least_squares
 
 
 def literal_admm(weight: np.ndarray, gram: np.ndarray, count: int, of: int, schedule: list[float]) -> np.ndarray:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rose.layer.hessian import cholesky
+from rose.layer.least_squares import shifted_inverse, solve_on_support
 from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.methods.toolkit import damped_hessian, mask_by_score, measured_result, prune_by_mask
+from rose.layer.methods.toolkit import damped_hessian, mask_by_score, measured_result, prune_by_score
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 
@@ -34,8 +34,7 @@ FINAL_STEPS = 10  # of conjugate gradients
 def alps(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Support by `find_support`, weights by `solve_on_support`; the mask is layer-wide, or N:M."""
     if settings.pattern.ratio == 0:
-        nothing = torch.zeros_like(weight, dtype=torch.bool)
-        return prune_by_mask(weight, statistics, settings, nothing, budget="layer")
+        return prune_by_score(weight, statistics, settings, weight, budget="layer")
     damped = damped_hessian(statistics, settings.damping)
     live = weight.float().masked_fill(damped.dead, 0)
     scale = damped.matrix.diagonal().sqrt()
@@ -92,59 +91,3 @@ def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tens
         penalty = min(penalty, MOST_PENALTY)
         inverse = shifted_inverse(matrix, penalty)
     return removed, free
-
-
-def shifted_inverse(matrix: Tensor, penalty: float) -> Tensor:
-    """(M + ρ I)⁻¹, (in, in), from a Cholesky factor of its own for every ρ.
-
-    The authors decompose M into eigenvectors once, in float64: as long as nine such inverses, and then each costs as
-    much as one of these.
-
-    Args:
-        matrix: M, (in, in) float32, definite.
-        penalty: ρ, at least 0.
-    """
-    factor, is_definite = cholesky(_raised(matrix, penalty))
-    if not is_definite:  # by less than float32 tells
-        return torch.cholesky_inverse(torch.linalg.cholesky(_raised(matrix.double(), penalty))).to(matrix)
-    return torch.cholesky_inverse(factor)
-
-
-def _raised(matrix: Tensor, penalty: float) -> Tensor:
-    raised = matrix.clone()
-    raised.diagonal().add_(penalty)
-    return raised
-
-
-def solve_on_support(weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor, steps: int) -> Tensor:
-    """Conjugate gradients towards the kept weights that minimise tr((W − Ŵ) M (W − Ŵ)ᵀ) for a fixed mask.
-
-    All rows at once, each with its own step sizes, preconditioned by the diagonal of M. The error never rises, so
-    it can follow any method; in full it reaches the least-squares solution that the mask allows.
-
-    Args:
-        weight: W, (out, in) float32.
-        mask: True = removed, (out, in).
-        matrix: M, (in, in), definite.
-        start: where to begin, (out, in); only its kept entries are used.
-        steps: at most so many; fewer once the residual has fallen by 1e-6.
-    """
-    diagonal = matrix.diagonal()
-    solution = start.masked_fill(mask, 0)
-    residual = ((weight - solution) @ matrix).masked_fill(mask, 0)
-    scaled = residual / diagonal
-    direction = scaled
-    norm = (residual * scaled).sum(1, keepdim=True)  # squared, of each row's residual
-    enough = norm * 1e-12
-    for _ in range(steps):
-        if (norm <= enough).all():
-            break
-        step = direction @ matrix
-        curvature = (direction * step).sum(1, keepdim=True)
-        length = torch.where(curvature > 0, norm / curvature, 0)
-        solution = solution + length * direction
-        residual = residual - (length * step).masked_fill(mask, 0)
-        scaled = residual / diagonal
-        last, norm = norm, (residual * scaled).sum(1, keepdim=True)
-        direction = scaled + torch.where(last > 0, norm / last, 0) * direction
-    return solution

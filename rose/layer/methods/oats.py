@@ -9,7 +9,7 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.layer.methods import LayerResult, Settings, register
 from rose.layer.methods.options import Option
-from rose.layer.methods.toolkit import mask_by_score, measured_result, prune_by_mask
+from rose.layer.methods.toolkit import mask_by_score, measured_result, prune_by_score
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 
@@ -40,7 +40,7 @@ def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     """
     pattern, rank_ratio = settings.pattern, float(settings.options["rank_ratio"])
     if pattern.ratio == 0:
-        return prune_by_mask(weight, statistics, settings, torch.zeros_like(weight, dtype=torch.bool), budget="row")
+        return prune_by_score(weight, statistics, settings, weight, budget="row")
     stored = _stored_share(pattern, rank_ratio)
     rows, columns = weight.shape
     rank = int(rank_ratio * stored * rows * columns / (rows + columns))

@@ -14,10 +14,10 @@ from math import gcd
 import torch
 from torch import Tensor, nn
 
+from rose.layer.least_squares import shifted_inverse, solve_on_support
 from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.methods.alps import shifted_inverse, solve_on_support
 from rose.layer.methods.options import Option
-from rose.layer.methods.toolkit import damped_hessian, mask_by_score, measured_result, prune_by_mask
+from rose.layer.methods.toolkit import damped_hessian, mask_by_score, measured_result, prune_by_score
 from rose.layer.pattern import Pattern, kth_smallest
 from rose.layer.statistics import InputStatistics
 
@@ -42,8 +42,7 @@ UNKNOWN_TOKENS = 0.05  # shrinkage for a Hessian that comes without its number o
 def rose_admm(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Mask by `find_mask`, then conjugate gradients on the kept weights; the mask is layer-wide, or N:M."""
     if settings.pattern.ratio == 0:
-        nothing = torch.zeros_like(weight, dtype=torch.bool)
-        return prune_by_mask(weight, statistics, settings, nothing, budget="layer")
+        return prune_by_score(weight, statistics, settings, weight, budget="layer")
     damped = damped_hessian(statistics, settings.damping)
     scale = damped.matrix.diagonal().sqrt()
     scaled = weight.float().masked_fill(damped.dead, 0) * scale

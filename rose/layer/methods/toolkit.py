@@ -41,8 +41,12 @@ def damped_hessian(statistics: InputStatistics, damping: float) -> DampedHessian
     return found[1]
 
 
-def _factorize(statistics: InputStatistics, damping: float, order: Order) -> tuple[DampedHessian, Tensor]:
-    """The damped Hessian, and U for this order."""
+def factorize(statistics: InputStatistics, damping: float, order: Order) -> tuple[DampedHessian, Tensor]:
+    """The damped Hessian, and U for this order; the damping is raised where H is not definite in it.
+
+    Raises:
+        RoseError: the damping cannot be raised any further.
+    """
     damped = damped_hessian(statistics, damping)
     while True:
         try:
@@ -90,25 +94,12 @@ def prune_by_sweep(
     `order` "rose" is the two-level order on columnar layers and natural order on the others. `sum_saliency` chooses
     masks by w² (H_jj + 1/[H⁻¹]_jj) instead of w²/U_jj², with H⁻¹ of the whole "layer" or of the columns "remaining".
     """
-    return sweep_and_factor(weight, statistics, settings, order=order, budget=budget, sum_saliency=sum_saliency)[0]
-
-
-def sweep_and_factor(
-    weight: Tensor,
-    statistics: InputStatistics,
-    settings: Settings,
-    *,
-    order: str,
-    budget: str,
-    sum_saliency: str | None = None,
-) -> tuple[LayerResult, DampedHessian, Tensor]:
-    """As `prune_by_sweep`; also the damped Hessian, and U for the order visited, for what continues from there."""
     plan = _plan(weight, statistics, settings)
     wanted = settings.order if settings.order is not None else order
     visited = plan.order if isinstance(wanted, str) and wanted == "rose" else make_order(plan, wanted)
     budget = settings.budget or budget
     pattern = settings.pattern
-    damped, factor = _factorize(statistics, settings.damping, visited)
+    damped, factor = factorize(statistics, settings.damping, visited)
     live = weight.float()
     if pattern.ratio > 0:
         # Dead columns never carried a signal: their weights cost nothing, so they are the first to go.
@@ -134,7 +125,7 @@ def sweep_and_factor(
     )
     del live  # with a large layer, each of its size that is let go counts
     pruned = swept.weight.to(weight.dtype)
-    result = LayerResult(
+    return LayerResult(
         weight=pruned,
         mask=swept.mask,
         relative_error=_relative_error(weight, pruned, statistics, settings),
@@ -147,7 +138,6 @@ def sweep_and_factor(
         added_damping=damped.added,
         trace=swept.trace,
     )
-    return result, damped, factor
 
 
 def prune_by_score(

@@ -1,0 +1,122 @@
+"""The kept weights of a mask against least squares row by row, and refits of what methods have found."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rose.layer.error import quadratic_form
+from rose.layer.least_squares import shifted_inverse, solve_on_support
+from rose.layer.methods.rose_dealt import refit
+from tests.layer.helpers import damped_by_hand, make_layer
+
+
+def case(seed: int, rows: int = 16, columns: int = 32, tokens: int = 120) -> tuple[Tensor, Tensor]:
+    """W and correlated inputs, so that compensation matters."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns, columns, generator=generator) / columns**0.5 + 0.5 * torch.eye(columns)
+    inputs = torch.randn(tokens, columns, generator=generator) @ mixing
+    return torch.randn(rows, columns, generator=generator), inputs
+
+
+def damped_hessian(inputs: Tensor) -> Tensor:
+    hessian = inputs.double().T @ inputs.double()
+    return hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=torch.float64)
+
+
+def least_squares(weight: Tensor, mask: Tensor, matrix: Tensor) -> Tensor:
+    """Row by row in float64: M = RᵀR turns the quadratic form into a least-squares problem on the kept columns."""
+    root = np.linalg.cholesky(matrix.double().numpy()).T
+    best = np.zeros(weight.shape)
+    for i, (row, gone) in enumerate(zip(weight.double().numpy(), mask.numpy(), strict=True)):
+        best[i, ~gone] = np.linalg.lstsq(root[:, ~gone], root @ row, rcond=None)[0]
+    return torch.from_numpy(best)
+
+
+@pytest.mark.parametrize("penalty", [0.1, 1e-8])  # the second is lost in float32, where the matrix is singular
+def test_shifted_inverse(penalty: float) -> None:
+    matrix = torch.block_diag(torch.ones(2, 2), torch.ones(3, 3))
+    exact = torch.linalg.inv(matrix.double() + penalty * torch.eye(5))
+    torch.testing.assert_close(shifted_inverse(matrix, penalty), exact.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_solve_is_least_squares_on_the_support(seed: int) -> None:
+    weight, inputs = case(seed)
+    matrix = damped_hessian(inputs)
+    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < 0.6
+    solved = solve_on_support(weight, mask, matrix.float(), weight, steps=200)
+    torch.testing.assert_close(solved.double(), least_squares(weight, mask, matrix), rtol=1e-3, atol=1e-4)
+    assert solved[mask].eq(0).all()
+    # First-order optimality: no kept weight can improve.
+    slope = ((weight - solved).double() @ matrix).masked_fill(mask, 0)
+    assert slope.abs().max() < 1e-4 * (weight.double() @ matrix).abs().max()
+
+
+def test_every_step_of_the_solve_lowers_the_error() -> None:
+    weight, inputs = case(4)
+    matrix = damped_hessian(inputs).float()
+    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(4)) < 0.6
+    errors = [
+        quadratic_form(weight - solve_on_support(weight, mask, matrix, weight, steps), matrix) for steps in range(20)
+    ]
+    assert all(after <= before * (1 + 1e-5) for before, after in itertools.pairwise(errors))
+    assert errors[-1] < 0.9 * errors[0]
+
+
+def test_solve_with_everything_removed_or_kept() -> None:
+    weight, inputs = case(5)
+    matrix = damped_hessian(inputs).float()
+    none, every = torch.zeros_like(weight).bool(), torch.ones_like(weight).bool()
+    assert solve_on_support(weight, every, matrix, weight, 10).eq(0).all()
+    assert torch.equal(solve_on_support(weight, none, matrix, weight, 10), weight)
+    restored = solve_on_support(weight, none, matrix, torch.zeros_like(weight), 500)
+    torch.testing.assert_close(restored, weight, rtol=1e-3, atol=1e-3)
+
+
+# ---- refits
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8, "2:4"])
+@pytest.mark.parametrize("dead", [(), (3, 11)])
+def test_refit_is_least_squares(sparsity: float | str, dead: tuple[int, ...]) -> None:
+    layer = make_layer(rows=10, seed=1, dead=dead, loud=4)
+    swept = layer.prune(method="sparsegpt", order="dealt", sparsity=sparsity)
+    result = layer.prune(method="rose_dealt", sparsity=sparsity)
+    assert torch.equal(result.mask, swept.mask)
+    assert result.weight[result.mask].eq(0).all()
+    matrix = damped_by_hand(layer, result.added_damping)
+    live = layer.weight.double().masked_fill((layer.inputs == 0).all(0), 0)
+    best = least_squares(live, result.mask, matrix)
+    torch.testing.assert_close(result.weight.double(), best, rtol=1e-2, atol=2e-3)
+    least = torch.einsum("ij,jk,ik->", live - best, matrix, live - best).item()
+    assert least * (1 - 1e-4) <= float(result.column_error.sum()) <= least * (1 + 1e-3)
+    assert float(result.column_error.sum()) < float(swept.column_error.sum())
+    assert float(result.block_error.sum()) == pytest.approx(float(result.column_error.sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["wanda", "magnitude", "sparsegpt", "dsnot"])
+def test_helps_every_method(method: str) -> None:
+    layer = make_layer(rows=10, seed=2)
+    before = layer.prune(method=method, sparsity=0.6)
+    after = refit(layer.weight, layer.statistics, before)
+    assert after.relative_error < before.relative_error
+    assert after.method == method
+    assert torch.equal(after.mask, before.mask)
+
+
+def test_order_and_budget_apply() -> None:
+    layer = make_layer(rows=10, seed=3)
+    result = layer.prune(method="rose_dealt", sparsity=0.6, order="natural", budget="block")
+    assert torch.equal(result.mask, layer.prune(method="sparsegpt", sparsity=0.6).mask)
+    assert (result.order.name, result.budget) == ("natural", "block")
+
+
+def test_nothing_to_refit() -> None:
+    layer = make_layer(seed=4)
+    torch.testing.assert_close(layer.prune(method="rose_dealt", sparsity=0).weight, layer.weight)
+    assert layer.prune(method="rose_dealt", sparsity=1).weight.eq(0).all()
