@@ -1,4 +1,4 @@
-"""Typed results of a run, as pandas, JSON, CSV and parquet."""
+"""Typed results as pandas, JSON, CSV and parquet; the report of a run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import pandas as pd
 
 from rose.errors import RoseError
 from rose.files import write_atomically
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,6 @@ class LayerRecord:
     tokens: int | None = None
     target: str = "layer"
     is_damping_raised: bool = False
-
-
-OPTIONAL = ("tokens", "held_out_error", "target_error", "held_out_target_error", "target_damping")  # of a record
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ class RunReport:
         try:
             data = json.loads(text)
             table = pd.DataFrame(data["layers"])
-            return cls(_with_floats(table), data["summary"])
+            return cls(table.astype({name: float for name in _optional(LayerRecord) if name in table}), data["summary"])
         except (ValueError, KeyError, TypeError) as problem:
             raise RoseError(f"This is not a report written by rose ({problem}); choose a report.json.") from problem
 
@@ -186,16 +185,42 @@ def _mean_errors(pruned: pd.DataFrame) -> dict[str, float | None]:
     return {"mean_relative_error": relative} | {f"mean_{name}": mean_or_none(pruned[name]) for name in errors}
 
 
-def records_table(records: Sequence[LayerRecord]) -> pd.DataFrame:
-    """One row per record; the columns are there even when no record is."""
-    names = [field.name for field in dataclasses.fields(LayerRecord)]
-    table = pd.DataFrame([dataclasses.asdict(record) for record in records], columns=names)
-    return _with_floats(table)
+def records_table(records: Sequence[Any], kind: type = LayerRecord) -> pd.DataFrame:
+    """One row per record of this dataclass; the columns are there even when no record is.
+
+    Columns that may be empty are floats: None everywhere has no dtype.
+    """
+    table = pd.DataFrame(map(dataclasses.asdict, records), columns=[*get_type_hints(kind)])
+    return table.astype(dict.fromkeys(_optional(kind), float))
 
 
-def _with_floats(table: pd.DataFrame) -> pd.DataFrame:
-    """Columns that may be empty as floats: None everywhere has no dtype."""
-    return table.astype({name: float for name in OPTIONAL if name in table})
+def read_records(path: str | Path, kind: type[Record], holds: str) -> list[Record]:
+    """Reads a CSV file of `records_table`. Fields that have a default may be missing.
+
+    Args:
+        holds: what the file should hold, for people: "damages".
+
+    Raises:
+        RoseError: not such a file.
+    """
+    texts = [name for name, hint in get_type_hints(kind).items() if hint is str]
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(texts, str), float_precision="round_trip")
+        fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]
+        table = table[[one.name for one in fields if one.name in table or one.default is dataclasses.MISSING]]
+        empty = dict.fromkeys(texts, "") | dict.fromkeys(_optional(kind), None)
+        columns = {
+            name: column.astype(object).where(column.notna(), empty[name]) if name in empty else column
+            for name, column in table.items()
+        }
+        return [kind(**row) for row in pd.DataFrame(columns).to_dict("records")]
+    except (OSError, ValueError, KeyError) as problem:
+        raise RoseError(f"{path} is not a table of {holds} ({problem}); choose a rows.csv of rose.") from problem
+
+
+def _optional(kind: type) -> list[str]:
+    """Fields that are a number or None."""
+    return [name for name, hint in get_type_hints(kind).items() if hint in (float | None, int | None)]
 
 
 def versions() -> dict[str, str]:

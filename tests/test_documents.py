@@ -12,7 +12,8 @@ import pytest
 
 import rose
 from rose import cli
-from rose.model.measure.comparison import read_rows, to_markdown
+from rose.model.measure.comparison import ComparisonRow, to_markdown
+from rose.report import read_records
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -67,7 +68,8 @@ def test_links_in_documents_lead_somewhere(path: Path) -> None:
     [("README.md", "rows.csv"), ("README.md", "dense/rows.csv"), ("docs/results.md", "rows.csv")],
 )
 def test_perplexities_in_documents_are_those_of_the_runs(name: str, results: str) -> None:
-    assert to_markdown(read_rows(ROOT / "docs/results" / results)) in (ROOT / name).read_text()
+    rows = read_records(ROOT / "docs/results" / results, ComparisonRow, "comparison runs")
+    assert to_markdown(rows) in (ROOT / name).read_text()
 
 
 def commands() -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import Gap, target_error_with_bias
 from rose.model.network.layers import PrunableLayer
+from rose.report import records_table
 from rose.structured.methods import StructuredMethod, choose
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape
 from rose.structured.problem import Problem, recover, relative_errors
@@ -51,9 +51,7 @@ class PartRecord:
 
 def parts_table(records: Sequence[PartRecord]) -> pd.DataFrame:
     """One row per record; the columns are there even when no record is."""
-    names = [entry.name for entry in dataclasses.fields(PartRecord)]
-    table = pd.DataFrame([dataclasses.asdict(record) for record in records], columns=names)
-    return table.astype(dict.fromkeys(("held_out_error", "target_error", "held_out_target_error"), float))
+    return records_table(records, PartRecord)
 
 
 @dataclass(frozen=True)

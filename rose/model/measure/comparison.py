@@ -6,13 +6,11 @@ seeds.
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Unpack
 
 import pandas as pd
@@ -24,6 +22,7 @@ from rose.errors import RoseError
 from rose.layer.methods import BUDGETS, get_method
 from rose.layer.order import check_order_name
 from rose.layer.pattern import Pattern, parse_sparsity
+from rose.model.measure.folder import MeasurementFolder
 from rose.model.measure.perplexity import perplexity
 from rose.model.network.layers import layers_to_prune, prunable_layers
 from rose.model.network.precision import compute_dtype
@@ -31,7 +30,7 @@ from rose.model.progress import ProgressCallback
 from rose.model.run.prune import prune_by
 from rose.model.run.settings import TARGETS, RunOptions, RunSettings, run_settings
 from rose.model.walk.forward import pick_device
-from rose.rows import RowsFolder
+from rose.report import records_table
 
 SAMPLE_SECONDS = 0.1  # how often memory is looked at
 
@@ -108,7 +107,6 @@ class ComparisonRow:
     """One finished run. Errors are relative, means over layers; `seconds` is pruning alone; memory in bytes.
 
     `drift` of the residual stream is that after the last pruned decoder block, None without held-out samples.
-    Comparisons of earlier versions have neither it nor errors against dense targets.
     """
 
     method: str
@@ -134,7 +132,6 @@ FROM_SUMMARY = (
     "removed_fraction",
     "seconds",
 )
-OPTIONAL = ("mean_held_out_error", "mean_target_error", "mean_held_out_target_error", "drift")  # of a row
 
 
 def compare_methods(
@@ -229,34 +226,31 @@ def _peak_memory() -> Iterator[Callable[[], int]]:
         thread.join()
 
 
-def summarize(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
-    """Mean and spread (half the range over seeds) per method and sparsity, in the order first seen.
+def over_seeds(table: pd.DataFrame, numbers: Sequence[str]) -> pd.DataFrame:
+    """One row per method and sparsity, in the order first seen: seeds, the mean of each number, and its spread.
 
-    Half the range and not the standard deviation: of three values it says plainly how far they lie apart.
+    The spread is half the range over seeds, and not the standard deviation: of three values it says plainly how far
+    they lie apart.
+
+    Args:
+        table: columns method, sparsity, seed and the numbers.
+
+    Returns:
+        Columns method, sparsity, seeds, the numbers, and NUMBER_spread for each of them.
     """
-    table = rows_table(rows)
     groups = table.groupby(["method", "sparsity"], sort=False)
-    result = groups.agg(
-        seeds=("seed", "count"),
-        perplexity=("perplexity", "mean"),
-        spread=("perplexity", lambda values: (values.max() - values.min()) / 2),
-        mean_relative_error=("mean_relative_error", "mean"),
-        mean_held_out_error=("mean_held_out_error", "mean"),
-        removed_fraction=("removed_fraction", "mean"),
-        seconds=("seconds", "mean"),
-        peak_memory=("peak_memory", "max"),
-        mean_target_error=("mean_target_error", "mean"),
-        mean_held_out_target_error=("mean_held_out_target_error", "mean"),
-        drift=("drift", "mean"),
-    )
-    return result.reset_index()
+    spreads = (groups[[*numbers]].max() - groups[[*numbers]].min()) / 2
+    found = pd.concat([groups["seed"].nunique().rename("seeds"), groups[[*numbers]].mean()], axis=1)
+    return found.join(spreads.add_suffix("_spread")).reset_index()
 
 
-def rows_table(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
-    """One line per run, columns as in `ComparisonRow`."""
-    names = [field.name for field in dataclasses.fields(ComparisonRow)]
-    table = pd.DataFrame([dataclasses.asdict(row) for row in rows], columns=names)
-    return table.astype(dict.fromkeys(OPTIONAL, float))
+def summarize(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
+    """Means per method and sparsity, `spread` of the perplexity, and the largest peak memory; see `over_seeds`."""
+    table = records_table(rows, ComparisonRow)
+    found = over_seeds(table, ["perplexity", *FROM_SUMMARY, "drift"]).rename(columns={"perplexity_spread": "spread"})
+    found["peak_memory"] = table.groupby(["method", "sparsity"], sort=False)["peak_memory"].max().values
+    others = table.columns[table.columns.get_loc("mean_relative_error") :]
+    return found[["method", "sparsity", "seeds", "perplexity", "spread", *others]]
 
 
 def to_markdown(rows: Sequence[ComparisonRow]) -> str:
@@ -280,43 +274,18 @@ def mean_and_spread(mean: float, spread: float, seeds: int) -> str:
     return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if seeds > 1 else "")
 
 
-class ComparisonFolder(RowsFolder[ComparisonRow]):
-    """The folder of a comparison; its rows let an interrupted comparison resume.
+class ComparisonFolder(MeasurementFolder[ComparisonRow]):
+    """The folder of a comparison: a row per finished run."""
 
-    Files: settings.json, rows.csv (a line per finished run), summary.csv, summary.json, summary.md.
-    """
+    kind = ComparisonRow
+    key = "method", "sparsity", "seed"
+    holds = "comparison", "comparison runs"
+    summaries = "summary.csv", "summary.json", "summary.md"
 
-    holds = "comparison"
-    files = "rows.csv", "summary.csv", "summary.json", "summary.md"
-
-    def read(self, path: Path) -> list[ComparisonRow]:
-        return read_rows(path)
-
-    def key(self, row: ComparisonRow) -> Any:
-        return row.method, row.sparsity, row.seed
-
-    def texts(self) -> dict[str, str]:
+    def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
         summary = summarize(self.rows)
         return {
-            "rows.csv": rows_table(self.rows).to_csv(index=False),
             "summary.csv": summary.to_csv(index=False),
             "summary.json": summary.to_json(orient="records", indent=1),
             "summary.md": to_markdown(self.rows),
         }
-
-
-def read_rows(path: str | Path) -> list[ComparisonRow]:
-    """Reads a rows.csv.
-
-    Raises:
-        RoseError: not such a file.
-    """
-    try:
-        table = pd.read_csv(path, dtype={"sparsity": str, "method": str}, float_precision="round_trip")
-        names = [field.name for field in dataclasses.fields(ComparisonRow)]
-        table = table.reindex(columns=[*table, *(name for name in OPTIONAL[1:] if name not in table)])
-        for name in OPTIONAL:
-            table[name] = table[name].astype(object).where(table[name].notna(), None)
-        return [ComparisonRow(**row) for row in table[names].to_dict("records")]
-    except (OSError, ValueError, KeyError) as problem:
-        raise RoseError(f"{path} is not a table of comparison runs ({problem}); choose a rows.csv.") from problem

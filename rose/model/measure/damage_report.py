@@ -5,7 +5,6 @@ How it is measured is in `rose.model.measure.damage`.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -16,9 +15,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from rose.errors import RoseError
+from rose.model.measure.folder import MeasurementFolder
 from rose.model.measure.perplexity import perplexity_of
-from rose.rows import RowsFolder
+from rose.report import read_records, records_table
 
 WHOLE = "*"  # the unit of the record in which all units are changed at once
 # What could tell damage in advance; columns of the table.
@@ -102,8 +101,7 @@ def _or_none(value: float) -> float | None:
 
 def damage_table(records: Sequence[DamageRecord]) -> pd.DataFrame:
     """One row per record; the columns are there even when no record is."""
-    names = [field.name for field in dataclasses.fields(DamageRecord)]
-    return pd.DataFrame([dataclasses.asdict(record) for record in records], columns=names)
+    return records_table(records, DamageRecord)
 
 
 def rank_correlation(table: pd.DataFrame, predictor: str = "held_out_error") -> float:
@@ -161,31 +159,17 @@ def read_damages(path: str | Path) -> list[DamageRecord]:
     Raises:
         RoseError: not such a file.
     """
-    try:
-        table = pd.read_csv(path, dtype={"projection": str}, float_precision="round_trip")
-        names = [field.name for field in dataclasses.fields(DamageRecord)]
-        rows = table[names].fillna({"projection": ""}).to_dict("records")
-        return [DamageRecord(**{str(name): value for name, value in row.items()}) for row in rows]
-    except (OSError, ValueError, KeyError) as problem:
-        raise RoseError(f"{path} is not a table of damages ({problem}); choose a rows.csv of rose damage.") from problem
+    return read_records(path, DamageRecord, "damages")
 
 
-class DamageFolder(RowsFolder[DamageRecord]):
-    """The folder of a measurement; its rows let an interrupted one resume.
+class DamageFolder(MeasurementFolder[DamageRecord]):
+    """The folder of a measurement of damage: a row per unit, and at the end one for all units at once."""
 
-    Files: settings.json, rows.csv (a line per unit, and at the end one for all units at once), summary.json.
-    """
+    kind = DamageRecord
+    key = ("unit",)
+    holds = "measurement of damage", "damages"
+    summaries = ("summary.json",)
 
-    holds = "measurement of damage"
-    files = "rows.csv", "summary.json"
-
-    def read(self, path: Path) -> list[DamageRecord]:
-        return read_damages(path)
-
-    def key(self, row: DamageRecord) -> Any:
-        return row.unit
-
-    def texts(self) -> dict[str, str]:
-        settings = json.loads((self.folder / "settings.json").read_text())
+    def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
         summary = DamageReport.from_records(self.rows, **settings).summary
-        return {"rows.csv": damage_table(self.rows).to_csv(index=False), "summary.json": json.dumps(summary, indent=1)}
+        return {"summary.json": json.dumps(summary, indent=1)}

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic
 
 from filelock import FileLock
 
 from rose.errors import RoseError
-from rose.files import write_atomically
+from rose.files import TEMPORARY, write_atomically
+from rose.report import Record, read_records, records_table
 
-Row = TypeVar("Row")
 
-
-class RowsFolder(Generic[Row]):
-    """Files: settings.json, rows.csv (a line per row), and what else is written with each row.
+class MeasurementFolder(Generic[Record]):
+    """Files: settings.json, rows.csv (a line per row), and summaries that are written anew with each row.
 
     Several processes may add rows at once; a lock lets them write one after another.
 
     Attributes:
-        holds: what such a folder holds, in a sentence.
-        files: what is written with each row, rows.csv among them.
+        kind: the dataclass of a row.
+        key: the fields that tell a row, whoever has measured it.
+        holds: what such a folder holds, and what each of its rows, for people.
+        summaries: names of the files besides settings.json and rows.csv.
         rows: those that are there.
     """
 
-    holds = "measurement"
-    files: tuple[str, ...] = ("rows.csv",)
+    kind: ClassVar[type]
+    key: ClassVar[tuple[str, ...]]
+    holds: ClassVar[tuple[str, str]]
+    summaries: ClassVar[tuple[str, ...]]
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
         """Opens the folder of a measurement with these settings, new or begun.
@@ -50,8 +54,8 @@ class RowsFolder(Generic[Row]):
 
     def _claim(self) -> None:
         self._check_ours()
-        for name in ("settings.json", *self.files):
-            for unfinished in self.folder.glob(f"{name}?*.tmp"):  # of a process that was killed
+        for name in ("settings.json", "rows.csv", *self.summaries):
+            for unfinished in self.folder.glob(f"{name}?*{TEMPORARY}"):  # of a process that was killed
                 unfinished.unlink()
         if (self.folder / "rows.csv").exists():
             self._check_settings()
@@ -60,13 +64,14 @@ class RowsFolder(Generic[Row]):
 
     def _check_ours(self) -> None:
         """Refuses a folder with anything in it that a measurement has not written."""
-        own, is_begun = [".lock", "settings.json?*.tmp"], self._knows(self.folder / "settings.json")
+        is_begun = self._knows(self.folder / "settings.json")
         if is_begun and (self.folder / "rows.csv").exists():
             return
+        own = [".lock", f"settings.json?*{TEMPORARY}"]
         if is_begun:  # without settings nothing else is there yet: they are written first
-            own += ["settings.json", *self.files, *(f"{name}?*.tmp" for name in self.files)]
+            own += ["settings.json*", *(f"{name}*" for name in self.summaries), "rows.csv*"]
         if any(not any(map(item.match, own)) for item in self.folder.iterdir()):
-            raise RoseError(f"{self.folder} is not empty and holds no {self.holds}; choose another folder.")
+            raise RoseError(f"{self.folder} is not empty and holds no {self.holds[0]}; choose another folder.")
 
     def _knows(self, path: Path) -> bool:
         """Whether these are settings of such a measurement; some are only there where they are not the usual ones."""
@@ -81,25 +86,17 @@ class RowsFolder(Generic[Row]):
 
     def _check_settings(self) -> None:
         if (self.folder / "settings.json").read_text() != self._settings:
-            raise RoseError(f"{self.folder} holds a {self.holds} with other settings; choose another folder.")
+            raise RoseError(f"{self.folder} holds a {self.holds[0]} with other settings; choose another folder.")
 
-    def _read(self) -> list[Row]:
+    def _read(self) -> list[Record]:
         path = self.folder / "rows.csv"
-        return self.read(path) if path.exists() else []
+        return read_records(path, self.kind, self.holds[1]) if path.exists() else []
 
-    def read(self, path: Path) -> list[Row]:
-        """Reads a rows.csv."""
+    def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
+        """What `rows` come to: the content of each of `summaries`, by name."""
         raise NotImplementedError
 
-    def texts(self) -> dict[str, str]:
-        """What is written with each row: file name -> content, for each of `files`."""
-        raise NotImplementedError
-
-    def key(self, row: Row) -> Any:
-        """What of a row is there only once, whoever has measured it."""
-        raise NotImplementedError
-
-    def add(self, row: Row) -> None:
+    def add(self, row: Record) -> None:
         """Keeps one more row, beside those that other processes have added, and updates the other files.
 
         Raises:
@@ -108,9 +105,11 @@ class RowsFolder(Generic[Row]):
         try:
             with self._lock:
                 self._check_settings()  # another command may have begun here since
+                tell = attrgetter(*self.key)
                 known = self._read()
-                self.rows = known if self.key(row) in map(self.key, known) else [*known, row]
-                for name, text in self.texts().items():
+                self.rows = known if tell(row) in map(tell, known) else [*known, row]
+                rows = records_table(self.rows, self.kind).to_csv(index=False)
+                for name, text in {"rows.csv": rows, **self.summarize(json.loads(self._settings))}.items():
                     write_atomically(self.folder / name, text.encode())
         except OSError as problem:
             raise RoseError(
