@@ -22,7 +22,7 @@ PARTS: dict[str, Callable[..., Any]] = {
     "decoder blocks": run_block,
     "Hessians": InputStatistics.update,
     "planning": toolkit._plan,
-    "damping and factors": toolkit._factorize,
+    "damping and factors": toolkit.factorize,
     "sweeps": sweep,
     "errors": quadratic_form,
 }
