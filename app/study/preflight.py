@@ -27,7 +27,7 @@ from rose.model.estimate.duration import Cost, estimate_cost, statistics_groups
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import PACKAGED, parse_dtype
 from rose.model.load.tokens import DATASETS, SOURCES
-from rose.model.network.layers import decoder_blocks, select_layers
+from rose.model.network.layers import select_layers
 
 LayerChoice = Literal["all", "attention", "block", "own"]
 
@@ -173,17 +173,10 @@ def layer_choice(patterns: str) -> tuple[LayerChoice, int]:
     return ("block", int(block[1])) if block else ("own", 0)
 
 
-def attention_outputs(skeleton: nn.Module) -> str:
+def attention_outputs(skeleton: nn.Module | None) -> str:
     """Patterns for the attention output projections of this model; all known names where it has none of them."""
+    if skeleton is None:  # a model that could not be found
+        return ATTENTION_OUTPUTS[0]
     names = [layer.name for layer in rose.prunable_layers(skeleton)]
     found = [pattern for pattern in ATTENTION_OUTPUTS if any(name.endswith(pattern[1:]) for name in names)]
     return " ".join(found or ATTENTION_OUTPUTS)
-
-
-def block_pattern(skeleton: nn.Module, index: int) -> str:
-    """The pattern for all layers of one decoder block."""
-    return f"{decoder_blocks(skeleton)[0]}.{index}.*"
-
-
-def block_count(skeleton: nn.Module) -> int:
-    return len(decoder_blocks(skeleton)[1])

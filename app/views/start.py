@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
-from torch import nn
 
 import rose
 from app import components, session, shared, words
 from app.figures import overview
-from app.study import preflight
+from app.study import form, preflight
 from app.study.preflight import Preflight
-from app.study.setup import LIMITS, Setup, weights_size
+from app.study.setup import Setup, weights_size
 from app.study.study import Study
-from rose.layer.pattern import parse_sparsity
-from rose.model.load.models import DTYPES, PACKAGED
-from rose.model.load.tokens import DATASETS
 
-OTHER = "other"
-FILE = "file"
-SOURCES = {
-    "packaged": "Packaged English text, works offline",
-    "wikitext2": "WikiText-2, from the Hub",
-    "c4": "C4, from the Hub",
-    "ptb": "Penn Treebank, from the Hub",
-    FILE: "A .txt or .jsonl file",
-}
-LAYERS = {
-    "all": "All layers",
-    "attention": "Attention output projections",
-    "block": "One decoder block",
-    "own": "Layers by name",
-}
-PATTERNS = ["2:4", "4:8", "1:4"]
-PREFIX = "start_"  # of the keys of this page's widgets
 SETTINGS = "start-settings"
 NAMED = 5  # most columnar layers that are listed
 
@@ -62,7 +38,7 @@ def draw() -> None:
     ) as settings:
         left, right = st.columns([2, 1])
         with left:
-            edited = choose(session.draft())
+            edited = form.choose(session.draft())
             session.choose_draft(edited)
         with right:
             run_card(edited, is_shown=bool(settings.open))
@@ -76,189 +52,15 @@ def open_settings(study: Study) -> None:
         st.session_state[SETTINGS] = True
 
 
-# The choices
-
-
-def choose(draft: Setup) -> Setup:
-    """The set-up as the widgets have it; they start from the draft."""
-    seed(draft)
-    with st.container(border=True):
-        model, dtype, stream = choose_model()
-    with st.container(border=True):
-        calibration = choose_calibration()
-    with st.container(border=True):
-        pruning = choose_pruning(model)
-    return Setup(model=model, dtype=dtype, stream=stream, **calibration, **pruning)
-
-
-def seed(draft: Setup) -> None:
-    """Gives the widgets that are not on screen yet the draft's values."""
-    layers, block = preflight.layer_choice(draft.layers)
-    grouped = ":" in draft.sparsity
-    values = {
-        "model": draft.model if draft.model in PACKAGED else OTHER,
-        "model_name": "" if draft.model in PACKAGED else draft.model,
-        "dtype": draft.dtype,
-        "stream": draft.stream,
-        "text": draft.text if draft.text in SOURCES else FILE,
-        "path": "" if draft.text in SOURCES else draft.text,
-        "samples": draft.samples,
-        "length": draft.length,
-        "seed": draft.seed,
-        "held_out": draft.held_out,
-        "layers": layers,
-        "block": block,
-        "own": draft.layers,
-        "kind": "N:M" if grouped else "Ratio",
-        "ratio": 0.7 if grouped else ratio(draft.sparsity),
-        "pattern": draft.sparsity if grouped else PATTERNS[0],
-        "block_size": draft.block_size,
-        "damping": draft.damping,
-    }
-    for name, value in values.items():
-        st.session_state.setdefault(PREFIX + name, value)
-
-
-def ratio(sparsity: str) -> float:
-    try:
-        return parse_sparsity(sparsity).ratio
-    except rose.RoseError:
-        return 0.7
-
-
-def key(name: str) -> dict[str, Any]:
-    """A widget's key; hidden fields keep what was typed into them."""
-    return {"key": PREFIX + name, "persist_state": "page"}
-
-
-def number(place: DeltaGenerator, name: str, **more: Any) -> Any:
-    """A number of the set-up, within the limits that a link has to keep to as well."""
-    label, least, most = LIMITS[name]
-    return place.number_input(label, least, most, **more, **key(name))
-
-
-def choose_model() -> tuple[str, str, bool]:
-    left, right = st.columns([2, 1])
-    name = left.selectbox(
-        "Model",
-        [*PACKAGED, OTHER],
-        format_func=lambda name: "Hub id, folder or .gguf file" if name == OTHER else f"{name}, packaged",
-        **key("model"),
-    )
-    dtype = right.selectbox("Weights in", list(DTYPES), **key("dtype"))
-    if name == OTHER:
-        name = st.text_input(
-            "Hub id, folder or .gguf file",
-            placeholder="meta-llama/Llama-3.2-1B, ~/models/mine or ~/models/mine.gguf",
-            **key("model_name"),
-        )
-        stream = st.toggle(
-            "Leave the weights on disk",
-            help="For models larger than memory, in safetensors files: one decoder block at a time is read. The "
-            "numbers are the same. Pages that run the whole model do not work with it.",
-            **key("stream"),
-        )
-    else:
-        stream = False
-        st.caption(PACKAGED[name].description)
-    return (name or "").strip(), dtype, stream
-
-
-def choose_calibration() -> dict[str, Any]:
-    left, right = st.columns([3, 1])
-    text = left.selectbox("Calibration text", list(SOURCES), format_func=SOURCES.__getitem__, **key("text"))
-    seed_number = number(right, "seed", help="Which windows of the text are drawn.")
-    if text == FILE:
-        text = st.text_input("File", placeholder="~/texts/calibration.txt", **key("path")).strip()
-    one, two, three = st.columns(3)
-    samples = number(one, "samples", help="Windows of text that calibrate the pruning.")
-    length = number(two, "length")
-    held_out = number(three, "held_out", help="Not used for pruning; errors are measured on them too.")
-    return {"text": text, "samples": samples, "length": length, "seed": seed_number, "held_out": held_out}
-
-
-def choose_pruning(model: str) -> dict[str, Any]:
-    left, right = st.columns(2)
-    layers = left.selectbox("Layers", list(LAYERS), format_func=LAYERS.__getitem__, **key("layers"))
-    with right:
-        patterns = choose_layers(layers, model)
-    left, right = st.columns([1, 2])
-    kind = left.segmented_control("Sparsity", ["Ratio", "N:M"], required=True, **key("kind"))
-    if kind == "Ratio":
-        share = right.slider("Share of weights removed", 0.0, 1.0, step=0.05, **key("ratio"))
-        sparsity = f"{share:g}"
-    else:
-        sparsity = right.selectbox(
-            "N:M, N of every M neighbouring weights stay",
-            PATTERNS if st.session_state[PREFIX + "pattern"] in PATTERNS else [*PATTERNS, draft_pattern()],
-            accept_new_options=True,
-            help="Choose one or type another, such as 8:16.",
-            **key("pattern"),
-        )
-    left, right = st.columns(2)
-    block_size = number(left, "block_size", help="Columns that are pruned together.")
-    damping = number(
-        right, "damping", step=0.01, format="%g", help="Added to the Hessian's diagonal, relative to its mean."
-    )
-    return {"layers": patterns, "sparsity": sparsity or "", "block_size": block_size, "damping": damping}
-
-
-def draft_pattern() -> str:
-    return st.session_state[PREFIX + "pattern"]
-
-
-def choose_layers(choice: str, model: str) -> str:
-    """Name patterns for a choice, and the widgets that the choice needs."""
-    if choice == "all":
-        st.text_input("Names", "*", disabled=True, help="All linear layers inside the decoder blocks.")
-        return "*"
-    if choice == "own":
-        return (
-            st.text_input(
-                "Names",
-                placeholder="* (all layers)",
-                help='Separated by spaces; * matches any part: "*.o_proj". Empty: all layers.',
-                **key("own"),
-            ).strip()
-            or "*"
-        )
-    known = structure(model)
-    if choice == "attention":
-        patterns = preflight.attention_outputs(known) if known is not None else preflight.ATTENTION_OUTPUTS[0]
-        st.text_input("Names", patterns, disabled=True)
-        return patterns
-    last = preflight.block_count(known) - 1 if known is not None else 0
-    st.session_state[PREFIX + "block"] = min(st.session_state[PREFIX + "block"], last)
-    index = st.number_input(f"Decoder block, 0 to {last}", 0, last, **key("block"))
-    return preflight.block_pattern(known, index) if known is not None else f"*.{index}.*"
-
-
 # What it will take
-
-
-def structure(model: str) -> nn.Module | None:
-    """The model's skeleton, or None where it cannot be had; `problem_with` says why."""
-    if model in problems():
-        return None
-    try:
-        return shared.skeleton(model)
-    except rose.RoseError as problem:
-        # Remembered, or every move of a slider would ask the network again.
-        problems()[model] = str(problem)
-        return None
-
-
-def problems() -> dict[str, str]:
-    """Sentences about models that could not be found, by name."""
-    return st.session_state.setdefault("model_problems", {})
 
 
 def inspect(setup: Setup) -> Preflight | str:
     """What the run will take, or a sentence that says why it cannot be."""
     try:
         setup.check()
-        skeleton = structure(setup.model)
-        return problems()[setup.model] if skeleton is None else preflight.preflight(setup, skeleton)
+        skeleton = form.structure(setup.model)
+        return form.problems()[setup.model] if skeleton is None else preflight.preflight(setup, skeleton)
     except rose.RoseError as problem:
         return str(problem)
 
@@ -275,9 +77,9 @@ def run_card(edited: Setup, *, is_shown: bool) -> None:
     with st.container(border=True):
         expected = st.container(key="start-expected")
         cannot = fresh and (isinstance(found, str) or (found is not None and not found.fits))
-        own = study is not None and study.setup == edited
-        outdated = study is not None and own and shared.is_outdated(study)
-        ended = study is not None and own and study.job.status in ("running", "done") and not outdated
+        own = study if study is not None and study.setup == edited else None
+        outdated = own is not None and shared.is_outdated(own)
+        ended = own is not None and own.job.status in ("running", "done") and not outdated
         st.button(
             "Measure layers",
             type="primary",
@@ -307,7 +109,7 @@ def run_card(edited: Setup, *, is_shown: bool) -> None:
 def show_preflight(edited: Setup, found: Preflight | str) -> None:
     if isinstance(found, str):
         st.error(found, icon=":material/error:")
-        if edited.model in problems():
+        if edited.model in form.problems():
             st.button("Try again", icon=":material/refresh:", on_click=look_again, args=(edited.model,))
         return
     tokens = words.whole((edited.samples + edited.held_out) * edited.length)
@@ -333,7 +135,7 @@ def show_preflight(edited: Setup, found: Preflight | str) -> None:
 
 
 def look_again(model: str) -> None:
-    problems().pop(model, None)
+    form.problems().pop(model, None)
     st.session_state.pop("inspected", None)
 
 
@@ -353,14 +155,11 @@ def begin(chosen: Setup) -> None:
 
 def picture(study: Study) -> None:
     """The map of the study, filling while it runs, and the ways into it."""
-    running = study.job.status == "running"
 
     def follow() -> None:
         if st.session_state.pop("start_open", False):
             st.switch_page("views/layer.py")
-        if st.session_state.pop("layer_picked", False) or (running and study.job.status != "running"):
-            st.rerun()
-        table = study.overview(session.threshold())
+        table = session.overview(study)
         left, right = st.columns([5, 2])
         with right:
             beside(study, table)
@@ -376,36 +175,23 @@ def picture(study: Study) -> None:
                 marked_layer=session.layer(),
                 theme=session.theme(),
             )
-            components.show(drawing, "start-map", on_select=pick)
+            components.show(drawing, "start-map", on_select=lambda: components.pick_layer("start-map"))
 
-    components.live(follow, 2.0 if running else None)
-
-
-def pick() -> None:
-    """A click on a cell of the map chooses its layer."""
-    points = st.session_state["start-map"].selection.points
-    if points:
-        found = points[0].get("customdata")
-        session.choose_layer(found[0] if isinstance(found, list) else found)
-        st.session_state.layer_picked = True
-
-
-def measure_others() -> None:
-    """Callback: layers that failed are left out, and the study goes on."""
-    session.start(go_on=True)
+    components.while_measured(study, follow)
 
 
 def beside(study: Study, table: pd.DataFrame) -> None:
     """What the map is of, how far it is, and the layers to look at first."""
     whose = "Example: " if study.is_example else ""
-    st.markdown(f"**{whose}{describe(study.setup)}**")
+    st.markdown(f"**{whose}{form.describe(study.setup)}**")
     if not table.empty:
         columnar = int(table["is_columnar"].sum())
         among = words.word(columnar) if columnar else "none"
         st.markdown(f"**{len(table)} of {len(study.expected)} layers measured**, {among} columnar")
     components.study_status(study, "start")
     if study.job.status == "failed" and study.can_go_on:
-        st.button("Measure the other layers", icon=":material/skip_next:", on_click=measure_others)
+        others = {"go_on": True}
+        st.button("Measure the other layers", icon=":material/skip_next:", on_click=session.start, kwargs=others)
     for layer, why in study.failed.items():
         st.warning(f"{words.short_layer(layer)} was left out: {why}", icon=":material/error:")
     if study.left_dense:
@@ -457,26 +243,6 @@ def example_note(study: Study) -> str:
     )
 
 
-def describe(setup: Setup) -> str:
-    text = setup.text if setup.text in DATASETS or setup.text == "packaged" else setup.text.rsplit("/", 1)[-1]
-    model = setup.model if setup.model in PACKAGED else setup.model.rstrip("/").rsplit("/", 1)[-1]
-    choice, block = preflight.layer_choice(setup.layers)
-    layers = {"block": f"decoder block {block}", "own": setup.layers}.get(choice, LAYERS[choice].lower())
-    usual = Setup()
-    phrases = {
-        "dtype": "{}",
-        "seed": "seed {}",
-        "held_out": "{} held out",
-        "block_size": "block size {}",
-        "damping": "damping {:g}",
-    }
-    unusual = [name for name in phrases if getattr(setup, name) != getattr(usual, name)]
-    other = [phrases[name].format(getattr(setup, name)) for name in unusual]
-    sizes = f"{text} {setup.samples} × {setup.length}"
-    other += ["weights left on disk"] if setup.stream else []
-    return ", ".join([model, layers, sizes, f"sparsity {setup.sparsity}", *other])
-
-
 def recent() -> None:
     """Set-ups of this session: what has been measured is shown at once, anything else is measured."""
     others = [setup for setup in session.recent_setups() if setup != session.setup()]
@@ -485,14 +251,13 @@ def recent() -> None:
     st.caption("Recent")
     for place, setup in enumerate(others):
         st.button(
-            describe(setup), key=f"recent-{place}", icon=":material/history:", width="stretch",
+            form.describe(setup), key=f"recent-{place}", icon=":material/history:", width="stretch",
             on_click=again, args=(setup,),
         )  # fmt: skip
 
 
 def again(setup: Setup) -> None:
-    for name in [name for name in st.session_state if str(name).startswith(PREFIX)]:
-        del st.session_state[name]
+    form.forget()
     begin(setup)
 
 
