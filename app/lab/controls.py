@@ -7,14 +7,12 @@ from collections.abc import Sequence
 import streamlit as st
 
 from app import components
-from app.components import URL
 from app.figures import palette
 from app.lab.sweeps import Outcome, Sweep, missing, outcome
 from app.study.study import Study
-from rose.layer.methods import BUDGETS
 from rose.layer.order import order_names
 
-COLUMNS = (1, 2.7)  # controls left, stage right
+BUDGETS = {"block": "Block", "layer": "Layer"}
 SEEDS = 10  # random orders that are compared with others, as a band: one alone may be luck, good or bad
 
 
@@ -22,23 +20,14 @@ def label(order: str) -> str:
     return palette.order_style(order).label
 
 
-def budget_label(budget: str) -> str:
-    return {"block": "Block", "layer": "Layer"}[budget]
-
-
-def choose_budget(key: str, default: str = "block") -> str:
+def choose_budget(key: str) -> str:
     return components.choose(
         "Budget",
-        {budget: budget_label(budget) for budget in BUDGETS},
+        BUDGETS,
         key,
-        default=default,
         help="Block: every block gives up the same share of its weights. Layer: one threshold for the whole layer "
         "decides how many each block gives up. The total is the same.",
     )
-
-
-def choose_seed(key: str) -> int:
-    return st.number_input("Seed of the random order", 0, 9999, 0, key=key, bind=URL)
 
 
 def choose_orders(key: str, default: list[str]) -> list[str]:
@@ -49,16 +38,16 @@ def choose_orders(key: str, default: list[str]) -> list[str]:
         default=default,
         format_func=lambda name: f"{label(name)}, {SEEDS} seeds" if name == "random" else label(name),
         key=key,
-        bind=URL,
+        bind=components.URL,
         wrap=True,
     )
     seeds = [f"random:{seed}" for seed in range(SEEDS)]
     return [order for name in chosen for order in (seeds if name == "random" else [name])]
 
 
-def kind(order: str) -> str:
-    """The order without its seed."""
-    return order.partition(":")[0]
+def with_natural(orders: Sequence[str]) -> list[str]:
+    """These orders after the natural one, which others are compared with."""
+    return ["natural", *(order for order in orders if order != "natural")]
 
 
 def outcomes(study: Study, layer: str, sweeps: Sequence[Sweep], key: str) -> list[Outcome] | None:

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
-from app import components, session, words
-from app.components import URL
+from app import components, words
 from app.figures import order_lab as figures
-from app.lab.controls import COLUMNS, budget_label, choose_orders, outcomes
+from app.lab.controls import BUDGETS, choose_orders, outcomes
 from app.lab.sweeps import BASELINE, Outcome, Sweep, dense_energy, table
 from app.study.study import Study
-from rose.layer.methods import BUDGETS
 
 
-def draw(study: Study, layer: str) -> None:
-    left, stage = st.columns(COLUMNS)
+def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) -> None:
     with left:
         orders = choose_orders("lab_orders", ["natural", "two_level", "random", "global"])
         budgets = st.segmented_control(
             "Budgets",
-            BUDGETS,
+            list(BUDGETS),
             selection_mode="multi",
-            default=["block", "layer"],
-            format_func=budget_label,
+            default=list(BUDGETS),
+            format_func=BUDGETS.__getitem__,
             key="lab_budgets",
-            bind=URL,
+            bind=components.URL,
         )
         st.caption(
             "Block: every block gives up the same share. Layer: one threshold for the whole layer; the total is the "
@@ -41,15 +39,14 @@ def draw(study: Study, layer: str) -> None:
             return
         *shown, base = made
         results = {one.sweep.run_name: one.result for one in shown}
-        energy = dense_energy(study, layer)
-        drawn = figures.error_curve(results, energy, layer=words.short_layer(layer), theme=session.theme())
+        drawn = figures.error_curve(results, dense_energy(study, layer), **components.look(layer))
         components.show(drawn, "lab-curves")
-        outcome_table(shown, base)
+        _numbers(shown, base)
 
 
-def outcome_table(shown: list[Outcome], base: Outcome) -> None:
-    made = table(shown, base)
-    number = st.column_config.NumberColumn
+def _numbers(shown: list[Outcome], base: Outcome) -> None:
+    made, number = table(shown, base), st.column_config.NumberColumn
+    there = "Relative to SparseGPT's, held out"
     st.dataframe(
         made.drop(columns="sparsity"),
         hide_index=True,
@@ -58,12 +55,10 @@ def outcome_table(shown: list[Outcome], base: Outcome) -> None:
             "order": "Order",
             "budget": "Budget",
             "relative_error": number("Final error", format="%.5f", help="‖ΔW Xᵀ‖² / ‖W Xᵀ‖² on calibration tokens"),
-            "seeds": st.column_config.TextColumn("Lowest to highest seed"),
+            "seeds": "Lowest to highest seed",
             "to_baseline": number("÷ baseline", format="%.3f", help="Relative to SparseGPT; below 1: less error"),
             "held_out_error": number("Held out", format="%.5f", help="The same on tokens not used to prune"),
-            "held_out_to_baseline": number(
-                "÷ baseline, held out", format="%.3f", help="Relative to SparseGPT's, held out"
-            ),
+            "held_out_to_baseline": number("÷ baseline, held out", format="%.3f", help=there),
         },
         alt="Final errors of these orders and budgets, lowest first",
     )

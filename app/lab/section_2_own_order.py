@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 import rose
-from app import components, session, words
+from app import components, words
 from app.figures import order_lab as figures
 from app.figures import order_picture
-from app.lab.controls import COLUMNS, choose_budget, label, outcomes
+from app.lab.controls import choose_budget, label, outcomes
 from app.lab.sweeps import BASELINE, WHOLE_BLOCK_ORDERS, Sweep, arrange, dense_energy, ratio, read_own, write_own
 from app.study.study import Study
 from rose.layer.order import order_names, visited_blocks
@@ -49,10 +50,9 @@ def undo_own() -> None:
     *state["past"], (state["base"], state["steps"]) = state["past"]
 
 
-def draw(study: Study, layer: str) -> None:
+def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) -> None:
     plan = study.plan(layer)
     state = own_state(study, layer, plan)
-    left, stage = st.columns(COLUMNS)
     with left:
         block, budget = own_controls(plan, state)
     order = arrange(plan, state["base"], state["steps"])
@@ -74,12 +74,9 @@ def draw(study: Study, layer: str) -> None:
             tile.metric(words.sentence(name), f"{other.error:.5f}", text, delta_color=colour, **TILE)
         # Where nothing has been moved, the order is still the named one.
         results = {one.sweep.run_name: one.result for one in (natural, ordered)} | {"custom": yours.result}
-        energy, theme, name = dense_energy(study, layer), session.theme(), words.short_layer(layer)
-        marked = block if state["base"] in WHOLE_BLOCK_ORDERS else None
-        components.show(figures.error_curve(results, energy, layer=name, theme=theme), "lab-own-curve")
-        components.show(
-            order_picture.order_picture(plan, order, layer=name, marked_block=marked, theme=theme), "lab-own-picture"
-        )
+        look, marked = components.look(layer), block if state["base"] in WHOLE_BLOCK_ORDERS else None
+        components.show(figures.error_curve(results, dense_energy(study, layer), **look), "lab-own-curve")
+        components.show(order_picture.order_picture(plan, order, marked_block=marked, **look), "lab-own-picture")
 
 
 def own_controls(plan: rose.OrderPlan, state: dict[str, Any]) -> tuple[int | None, str]:
@@ -95,7 +92,7 @@ def own_controls(plan: rose.OrderPlan, state: dict[str, Any]) -> tuple[int | Non
     )
     base = rose.make_order(plan, state["base"])
     visited = visited_blocks(plan, base)
-    losses = column_groups_loss(plan, base)
+    losses = [float(part.mean()) for part in plan.column_loss[base.permutation].split(list(base.widths))]
 
     def describe(step: int) -> str:
         name = f"Columns visited as {step + 1}." if visited[step] is None else f"Block {visited[step]}"
@@ -114,7 +111,6 @@ def own_controls(plan: rose.OrderPlan, state: dict[str, Any]) -> tuple[int | Non
             key="lab_own_position",
             on_change=lambda: move_own(chosen, st.session_state.lab_own_position - 1),
         )
-    options: dict[str, Any] = {"width": "stretch"}
     ways = {"first": ("first_page", 0), "earlier": ("chevron_left", now - 1)}
     ways |= {"later": ("chevron_right", now + 1), "last": ("last_page", count - 1)}
     for place, (way, (icon, to)) in zip(st.columns(4), ways.items(), strict=True):
@@ -125,28 +121,24 @@ def own_controls(plan: rose.OrderPlan, state: dict[str, Any]) -> tuple[int | Non
             args=(chosen, to),
             disabled=now == (0 if way in ("first", "earlier") else count - 1),
             help=way.capitalize(),
-            **options,
+            width="stretch",
         )
-    undo, reset = st.columns(2)
-    undo.button(
-        "Undo", icon=":material/undo:", on_click=undo_own, disabled=not state["past"], key="lab-own-undo", **options
-    )
     natural = ("natural", list(range(count)))
-    reset.button(
-        "Reset",
-        icon=":material/restart_alt:",
-        on_click=change_own,
-        args=natural,
-        disabled=(state["base"], state["steps"]) == natural,
-        key="lab-own-reset",
-        **options,
-    )
+    undo: tuple[Any, ...] = ("undo", undo_own, (), bool(state["past"]))
+    reset: tuple[Any, ...] = ("restart_alt", change_own, natural, (state["base"], state["steps"]) != natural)
+    for place, (name, (icon, act, args, can)) in zip(
+        st.columns(2), {"Undo": undo, "Reset": reset}.items(), strict=True
+    ):
+        place.button(
+            name,
+            icon=f":material/{icon}:",
+            key=f"lab-own-{name.lower()}",
+            on_click=act,
+            args=args,
+            disabled=not can,
+            width="stretch",
+        )
     budget = choose_budget("lab_own_budget")
     sequence = " → ".join(f"#{s + 1}" if visited[s] is None else str(visited[s]) for s in state["steps"])
     st.caption(f"Blocks as visited: {sequence}")
     return visited[chosen], budget
-
-
-def column_groups_loss(plan: rose.OrderPlan, order: rose.Order) -> list[float]:
-    """Mean column loss of each visited block."""
-    return [float(part.mean()) for part in plan.column_loss[order.permutation].split(list(order.widths))]

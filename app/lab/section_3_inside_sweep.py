@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
-
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 import rose
-from app import components, session, words
+from app import components, words
 from app.components import URL
 from app.figures import order_lab as figures
 from app.figures import sweep
-from app.lab.controls import COLUMNS, choose_budget, choose_seed, label
+from app.lab.controls import choose_budget, label
 from app.lab.sweeps import LARGEST_TRACE, ratio, trace_bytes
 from app.study.study import Study
 from rose.layer.order import order_names, visited_blocks
 
-Show = Literal["weights", "change"]
-Arrange = Literal["visited", "natural"]
 
-
-def draw(study: Study, layer: str) -> None:
-    left, stage = st.columns(COLUMNS)
-    plan = study.plan(layer)
-    count = len(plan.block_width)
+def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) -> None:
+    count = len(study.plan(layer).block_width)
     with left:
         known = order_names()
         order = st.selectbox(
             "Order", known, index=known.index("two_level"), format_func=label, key="lab_sweep_order", bind=URL
         )
         if order == "random":
-            order = f"random:{choose_seed('lab_sweep_seed')}"
+            seed = st.number_input("Seed of the random order", 0, 9999, 0, key="lab_sweep_seed", bind=URL)
+            order = f"random:{seed}"
         budget = choose_budget("lab_sweep_budget")
         if (st.session_state.get("lab_step") or 0) > count:  # of a layer with more blocks, or of a link
             st.session_state.lab_step = count
@@ -63,36 +58,26 @@ def draw(study: Study, layer: str) -> None:
                 "page, or a smaller layer."
             )
             return
-        traced = [lambda: study.prune(layer, order=order, budget=budget, trace=True)]
-        if not components.finished(traced, "lab-sweep", (study.created, layer, order, budget)):
+
+        def traced() -> rose.LayerResult:
+            return study.prune(layer, order=order, budget=budget, trace=True)
+
+        if not components.finished([traced], "lab-sweep", (study.created, layer, order, budget)):
             return
-        result = study.prune(layer, order=order, budget=budget, trace=True)
-        trace = cast(rose.SweepTrace, result.trace)
-        stage_of(result, trace, step, cast(Show, show), cast(Arrange, arrange), play, words.short_layer(layer))
+        result = traced()
+        trace = result.trace
+        assert trace is not None
+        options = components.look(layer, show=show, added=result.added_damping)
+        if play:
+            components.show(sweep.sweep_animation(trace, result.order, **options), "lab-animation")
+        else:
+            components.show(sweep.sweep_frame(trace, result.order, step, arrange=arrange, **options), "lab-frame")
+        marked = step - 1 if step and not play else None
+        drawn = figures.damage_split(trace, result.order, result.plan, step=marked, **components.look(layer))
+        components.show(drawn, "lab-damage")
     with left:
         if not play:  # the browser alone knows which step it shows
             step_numbers(result, trace, step)
-
-
-def stage_of(
-    result: rose.LayerResult, trace: rose.SweepTrace, step: int, show: Show, arrange: Arrange, play: bool, name: str
-) -> None:
-    theme, added = session.theme(), result.added_damping
-    if play:
-        components.show(
-            sweep.sweep_animation(trace, result.order, show=show, added=added, layer=name, theme=theme), "lab-animation"
-        )
-    else:
-        components.show(
-            sweep.sweep_frame(
-                trace, result.order, step, show=show, arrange=arrange, added=added, layer=name, theme=theme
-            ),
-            "lab-frame",
-        )
-    marked = step - 1 if step and not play else None
-    components.show(
-        figures.damage_split(trace, result.order, result.plan, step=marked, layer=name, theme=theme), "lab-damage"
-    )
 
 
 def step_numbers(result: rose.LayerResult, trace: rose.SweepTrace, step: int) -> None:

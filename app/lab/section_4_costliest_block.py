@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 import rose
-from app import components, session, words
-from app.components import URL
+from app import components, words
 from app.figures import order_lab as figures
-from app.lab.controls import COLUMNS, choose_budget, label, outcomes
-from app.lab.sweeps import WHOLE_BLOCK_ORDERS, Sweep, costliest_block, positions
+from app.lab.controls import choose_budget, label, outcomes
+from app.lab.sweeps import WHOLE_BLOCK_ORDERS, Sweep, frame, positions
 from app.study.study import Study
 from rose.layer.order import visited_blocks
 
 
-def moved_block(losses: list[float], worst: int) -> int:
+def _moved_block(losses: list[float], worst: int) -> int:
     """The block to move; the link carries it by labels that fit any layer."""
     labels = {"costliest": "The costliest"} | {str(b): f"Block {b}" for b in range(len(losses))}
     if st.session_state.get("lab_moved", "costliest") not in labels:
         st.session_state.lab_moved = "costliest"  # the former layer had more blocks
-    chosen = st.selectbox("Block to move", list(labels), format_func=labels.__getitem__, key="lab_moved", bind=URL)
+    chosen = st.selectbox(
+        "Block to move", list(labels), format_func=labels.__getitem__, key="lab_moved", bind=components.URL
+    )
     block = int(chosen) if chosen in labels and chosen != "costliest" else worst
     st.caption(f"Block {block} would lose {words.number(losses[block])} per column.")
     return block
 
 
-def draw(study: Study, layer: str) -> None:
+def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) -> None:
     plan = study.plan(layer)
-    losses = plan.loss_per_column.tolist()
-    worst = costliest_block(plan)
-    left, stage = st.columns(COLUMNS)
+    losses, worst = plan.loss_per_column.tolist(), int(plan.loss_per_column.argmax())
     with left:
-        block = moved_block(losses, worst)
+        block = _moved_block(losses, worst)
         base = st.selectbox(
-            "All others in", WHOLE_BLOCK_ORDERS, format_func=label, key="lab_others", bind=URL,
+            "All others in",
+            WHOLE_BLOCK_ORDERS,
+            format_func=label,
+            key="lab_others",
+            bind=components.URL,
             help="Orders that keep every column in its block",
-        )  # fmt: skip
+        )
         budget = choose_budget("lab_position_budget")
         st.caption(
             f"Block {worst} would lose most per column. One sweep for each of {len(losses)} positions; the other "
@@ -46,15 +49,11 @@ def draw(study: Study, layer: str) -> None:
         if len(losses) < 2:
             st.info("This layer has a single block, which has only one position; choose a smaller block size.")
             return
-        orders = positions(plan, base, block)
-        made = outcomes(study, layer, [Sweep(order, budget) for order in orders], "lab-position")
+        sweeps = [Sweep(order, budget) for order in positions(plan, base, block)]
+        made = outcomes(study, layer, sweeps, "lab-position")
         if made is None:
             return
-        table = pd.DataFrame({"position": range(len(made)), "relative_error": [one.error for one in made]})
-        if made[0].held_out_error is not None:
-            table["held_out_error"] = [one.held_out_error for one in made]
+        table = frame(made).assign(position=range(len(made)))
         place = visited_blocks(plan, rose.make_order(plan, base)).index(block)
-        drawn = figures.position_curve(
-            table, block=block, base=base, place=place, layer=words.short_layer(layer), theme=session.theme()
-        )
+        drawn = figures.position_curve(table, block=block, base=base, place=place, **components.look(layer))
         components.show(drawn, "lab-positions")

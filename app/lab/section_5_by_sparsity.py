@@ -2,49 +2,44 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
-from app import components, session, words
-from app.components import URL
+from app import components, words
 from app.figures import order_lab as figures
-from app.lab.controls import COLUMNS, choose_budget, choose_orders, kind, label, outcomes
-from app.lab.sweeps import Sweep
+from app.lab.controls import choose_budget, choose_orders, label, outcomes, with_natural
+from app.lab.sweeps import Sweep, frame
 from app.study.study import Study
 
 LEVELS = ("0.5", "0.6", "0.7", "0.8", "0.9")
 
 
-def draw(study: Study, layer: str) -> None:
-    left, stage = st.columns(COLUMNS)
+def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) -> None:
     with left:
         orders = choose_orders("lab_bar_orders", ["natural", "columns", "blocks", "two_level"])
         levels = st.pills(
-            "Sparsity", LEVELS, selection_mode="multi", default=list(LEVELS[1:]), key="lab_levels", bind=URL, wrap=True,
+            "Sparsity",
+            LEVELS,
+            selection_mode="multi",
+            default=list(LEVELS[1:]),
+            key="lab_levels",
+            bind=components.URL,
+            wrap=True,
             format_func=lambda level: words.percent(float(level), 0),
-        )  # fmt: skip
+        )
         budget = choose_budget("lab_bar_budget")
         st.caption("Natural order is the baseline: dashed, and always measured.")
     with stage:
         if not levels:
             st.info("Choose at least one sparsity on the left.")
             return
-        shown = ["natural", *(order for order in orders if order != "natural")]
-        sweeps = [Sweep(order, budget, level) for level in levels for order in shown]
+        sweeps = [Sweep(order, budget, level) for level in levels for order in with_natural(orders)]
         made = outcomes(study, layer, sweeps, "lab-sparsity")
         if made is None:
             return
-        table = pd.DataFrame(
-            {
-                "order": [kind(one.sweep.order_name) for one in made],
-                "sparsity": [float(one.sweep.sparsity or 0) for one in made],
-                "relative_error": [one.error for one in made],
-            }
-        )
-        drawn = figures.order_bars(table, budget=budget, layer=words.short_layer(layer), theme=session.theme())
-        components.show(drawn, "lab-bars")
-        wide = table.pivot_table(index="order", columns="sparsity", values="relative_error")  # means over random seeds
-        wide = wide.loc[list(dict.fromkeys(map(kind, shown)))]
-        wide.columns = [words.percent(level, 0) for level in wide.columns]
-        wide.index = [label(order) for order in wide.index]
+        table = frame(made).assign(sparsity=[float(one.sparsity or 0) for one in sweeps])
+        components.show(figures.order_bars(table, budget=budget, **components.look(layer)), "lab-bars")
+        # Means over random seeds, in the order of the bars.
+        wide = table.pivot_table(index="order", columns="sparsity", values="relative_error", sort=False)
+        wide = wide.sort_index(axis="columns").rename(index=label, columns=lambda level: words.percent(level, 0))
         st.dataframe(wide.rename_axis("Order").style.format("{:.5f}"), alt="Final error by order and sparsity")

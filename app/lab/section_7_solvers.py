@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
-from app import components, session, words
+from app import components
 from app.components import URL
 from app.figures import solvers as figures
-from app.lab.controls import COLUMNS, label
+from app.lab.controls import label
 from app.lab.solvers import LABELS, Watched, is_known, offered, watched
 from app.study.study import Study
 from rose.layer.order import order_names
@@ -15,8 +16,7 @@ from rose.layer.order import order_names
 STEP = 0.5  # products
 
 
-def draw(study: Study, layer: str) -> None:
-    left, stage = st.columns(COLUMNS)
+def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) -> None:
     known = [name for name in order_names() if name != "random"]
     with left:
         names = st.pills(
@@ -47,22 +47,13 @@ def draw(study: Study, layer: str) -> None:
         if (st.session_state.get("lab_work") or 0) > last:  # of a wider layer
             st.session_state.lab_work = last
         work = st.slider("Work so far (products W·H)", 0.0, last, last, STEP, key="lab_work", bind=URL)
-        shown = components.choose(
-            "Mask of", {name: LABELS[name] for name in names}, "lab_mask_of", default=names[-1]
-        )  # fmt: skip
+        shown = components.choose("Mask of", {name: LABELS[name] for name in names}, "lab_mask_of", default=names[-1])
         since = components.choose("Changed since", {"step": "Its last step", "sweep": "The sweep"}, "lab_mask_since")
     with stage:
-        name = words.short_layer(layer)
-        components.show(
-            figures.solver_race(
-                {solver: (LABELS[solver], way.table) for solver, way in ways.items()},
-                work,
-                held_out=study.held_out_statistics(layer) is not None,
-                layer=name,
-                theme=session.theme(),
-            ),
-            "lab-solver-race",
-        )
+        tables = {solver: (LABELS[solver], way.table) for solver, way in ways.items()}
+        has_held_out = study.held_out_statistics(layer) is not None
+        drawn = figures.solver_race(tables, work, held_out=has_held_out, **components.look(layer))
+        components.show(drawn, "lab-solver-race")
         _mask(study, layer, ways[shown], shown, order, since, work)
 
 
@@ -74,15 +65,5 @@ def _mask(study: Study, layer: str, way: Watched, solver: str, order: str, since
     before, what = way.mask(state - 1), "its last step" if state else "the dense layer"
     if since == "sweep":
         before, what = watched(study, layer, "sweep", order).mask(0), "the sweep"
-    components.show(
-        figures.mask_changes(
-            way.mask(state),
-            before,
-            solver=LABELS[solver],
-            step=str(way.table["step"].iloc[state]),
-            since=what,
-            layer=words.short_layer(layer),
-            theme=session.theme(),
-        ),
-        "lab-mask-changes",
-    )
+    options = components.look(layer, solver=LABELS[solver], step=str(way.table["step"].iloc[state]), since=what)
+    components.show(figures.mask_changes(way.mask(state), before, **options), "lab-mask-changes")

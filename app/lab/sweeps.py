@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from math import isnan, nan
 from typing import Any
 
 import pandas as pd
@@ -16,7 +16,7 @@ import torch
 
 import rose
 from app.figures import palette
-from app.figures.order_lab import run_style, runs
+from app.figures.order_lab import run_style
 from app.study.study import Study
 from rose.layer.error import quadratic_form, relative_error
 from rose.layer.order import visited_blocks
@@ -58,13 +58,13 @@ class Outcome:
     Attributes:
         sweep: what was asked.
         result: as `rose.prune_layer` gave it, without weight and mask; its trace holds the errors alone.
-        held_out_error: relative error on held-out inputs; None where the study has none.
+        held_out_error: relative error on held-out inputs; NaN where the study has none.
         sparsity: realised, which a result without its mask no longer knows.
     """
 
     sweep: Sweep
     result: rose.LayerResult
-    held_out_error: float | None
+    held_out_error: float
     sparsity: float
 
     @property
@@ -92,7 +92,7 @@ def outcome(study: Study, layer: str, sweep: Sweep) -> Outcome:
             **options,
         )
         held_out = study.held_out_statistics(layer)
-        other = None if held_out is None else relative_error(study.weight(layer), result.weight, held_out.hessian)
+        other = nan if held_out is None else relative_error(study.weight(layer), result.weight, held_out.hessian)
         empty = torch.empty(0)
         plan = study.plan(layer, sparsity=sparsity)  # one for all sweeps of this sparsity
         slim = replace(result, weight=empty, mask=empty.bool(), plan=plan)
@@ -117,40 +117,42 @@ def dense_energy(study: Study, layer: str) -> float:
     )
 
 
-def table(outcomes: Sequence[Outcome], base: Outcome) -> pd.DataFrame:
-    """One row per sweep, best first: errors, and their ratio to the baseline; random orders of several seeds share one.
+def frame(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """One row per sweep: order (all random ones have one name), budget, sparsity (realised), relative_error, and
+    held_out_error where the study has held-out inputs."""
+    rows = [
+        (one.sweep.order_name.partition(":")[0], one.sweep.budget, one.sparsity, one.error, one.held_out_error)
+        for one in outcomes
+    ]
+    columns = ["order", "budget", "sparsity", "relative_error", "held_out_error"]
+    return pd.DataFrame(rows, columns=columns).dropna(axis="columns", how="all")
 
-    Their errors are means, and `seeds` is the range they lie in.
+
+def table(outcomes: Sequence[Outcome], base: Outcome) -> pd.DataFrame:
+    """One row per order and budget, best first: errors, and their ratio to the baseline.
+
+    Errors of random orders are means over their seeds, and `seeds` is the range they lie in.
     """
-    by_name = {one.sweep.run_name: one for one in outcomes}
-    rows = []
-    for name, members in runs(by_name).items():
-        made = [by_name[member] for member in members]
-        first, error = made[0], fmean(one.error for one in made)
-        held = None if first.held_out_error is None else fmean(one.held_out_error or 0.0 for one in made)
-        low, high = min(one.error for one in made), max(one.error for one in made)
-        rows.append(
-            {
-                "sweep": run_style(name).label,
-                "order": palette.order_style(name.partition(" + ")[0]).label,
-                "budget": first.sweep.budget,
-                "relative_error": error,
-                "to_baseline": ratio(error, base.error),
-                "seeds": f"{low:.5f} to {high:.5f}" if len(made) > 1 else None,
-                "held_out_error": held,
-                "held_out_to_baseline": None
-                if held is None or base.held_out_error is None
-                else ratio(held, base.held_out_error),
-                "sparsity": first.sparsity,
-            }
-        )
-    made_table = pd.DataFrame(rows).sort_values("relative_error", kind="stable", ignore_index=True)
-    return made_table.dropna(axis="columns", how="all").fillna({"seeds": ""})
+    groups = frame(outcomes).groupby(["order", "budget"], sort=False)
+    made = groups.mean().reset_index()
+    names = made["order"] + made["budget"].map({"block": "", "layer": " + layer"})
+    made["sweep"] = [run_style(name).label for name in names]
+    made["order"] = [palette.order_style(order).label for order in made["order"]]
+    made["to_baseline"] = [ratio(error, base.error) for error in made["relative_error"]]
+    if "held_out_error" in made:
+        made["held_out_to_baseline"] = [ratio(error, base.held_out_error) for error in made["held_out_error"]]
+    errors = groups["relative_error"]
+    if errors.size().max() > 1:
+        ends = zip(errors.min(), errors.max(), errors.size(), strict=True)
+        made["seeds"] = [f"{low:.5f} to {high:.5f}" if seeds > 1 else "" for low, high, seeds in ends]
+    shown = ["sweep", "order", "budget", "relative_error", "to_baseline", "seeds", "held_out_error"]
+    shown = [name for name in [*shown, "held_out_to_baseline", "sparsity"] if name in made]
+    return made[shown].sort_values("relative_error", kind="stable", ignore_index=True)
 
 
 def ratio(error: float, base: float) -> float:
     """error / base; 1 where both are 0."""
-    if base > 0:
+    if base > 0 or isnan(base):
         return error / base
     return 1.0 if error <= 0 else float("inf")
 
@@ -188,11 +190,6 @@ def read_own(text: str, plan: rose.OrderPlan) -> tuple[str, list[int]] | None:
 def write_own(base: str, steps: Sequence[int]) -> str:
     """The text that `read_own` reads, for a URL."""
     return f"{base}:{'.'.join(map(str, steps))}"
-
-
-def costliest_block(plan: rose.OrderPlan) -> int:
-    """The block that loses most per column in pre-pruning; the first of equals."""
-    return int(plan.loss_per_column.argmax())
 
 
 def positions(plan: rose.OrderPlan, base: str, block: int) -> list[rose.Order]:

@@ -18,35 +18,26 @@ from app.lab import (
     section_7_solvers,
 )
 
-LABELS = {
-    "compare": "Compare orders",
-    "own": "Your own order",
-    "sweep": "Inside a sweep",
-    "position": "Costliest block",
-    "sparsity": "By sparsity",
-    "budget": "Order and budget",
-    "solvers": "Race of solvers",
-}
-SECTIONS: dict[str, ModuleType] = {
-    "compare": section_1_compare_orders,
-    "own": section_2_own_order,
-    "sweep": section_3_inside_sweep,
-    "position": section_4_costliest_block,
-    "sparsity": section_5_by_sparsity,
-    "budget": section_6_order_and_budget,
-    "solvers": section_7_solvers,
+SECTIONS: dict[str, tuple[str, ModuleType]] = {
+    "compare": ("Compare orders", section_1_compare_orders),
+    "own": ("Your own order", section_2_own_order),
+    "sweep": ("Inside a sweep", section_3_inside_sweep),
+    "position": ("Costliest block", section_4_costliest_block),
+    "sparsity": ("By sparsity", section_5_by_sparsity),
+    "budget": ("Order and budget", section_6_order_and_budget),
+    "solvers": ("Race of solvers", section_7_solvers),
 }
 
 st.title("Order lab: does the pruning order matter?")
 study, layer = components.require_layer("Here you try pruning orders on a real layer")
-plan = study.plan(layer, session.threshold())
+plan = session.plan(study, layer)
 columnar = "columnar" if plan.is_columnar else "not columnar: ROSE itself keeps natural order here"
 st.caption(
     f"**{words.short_layer(layer)}** · {plan.importance.shape[0]} × {plan.importance.shape[1]} weights in "
     f"{words.count(len(plan.block_width), 'block')} · sparsity {plan.pattern} · relative range "
     f"{plan.relative_range:.2f}, {columnar}"
 )
-section = components.section(LABELS, "lab_section")
+section = components.section({name: label for name, (label, _) in SECTIONS.items()}, "lab_section")
 if section != "own" and "own" in st.query_params:
     del st.query_params["own"]
 if plan.pattern.is_grouped and section != "sparsity":
@@ -54,6 +45,7 @@ if plan.pattern.is_grouped and section != "sparsity":
         f"Under {plan.pattern} every group of columns loses the same number of weights, so both budgets are the same."
     )
 try:
-    SECTIONS[section].draw(study, layer)
+    left, stage = st.columns((1, 2.7))
+    SECTIONS[section][1].draw(study, layer, left, stage)
 except rose.RoseError as problem:
     st.error(str(problem), icon=":material/error:")
