@@ -59,6 +59,17 @@ SCRIPT = """
 """.replace("WIDTH", str(WIDTH)).replace("HEIGHT", str(HEIGHT))
 
 
+def is_on() -> bool:
+    return st.query_params.get("projector") == "on"
+
+
+def turn(on: bool) -> None:
+    if on:
+        st.query_params.projector = "on"
+    else:
+        st.query_params.pop("projector", None)
+
+
 def fit(key: str, height: int) -> None:
     """Makes a figure on an enlarged page take the room that it is given.
 
@@ -78,7 +89,24 @@ def fit(key: str, height: int) -> None:
     )
 
 
-def draw(on: bool) -> None:
+def draw() -> None:
     """The keys, and on a projector the style sheet."""
-    with st.container(key="lesson-projector-on" if on else "lesson-projector-off", height=1, border=False):
-        st.html(ASIDE + (STYLE if on else "") + SCRIPT, unsafe_allow_javascript=True)
+    with st.container(key=f"lesson-projector-{'on' if is_on() else 'off'}", height=1, border=False):
+        st.html(ASIDE + (STYLE if is_on() else "") + SCRIPT, unsafe_allow_javascript=True)
+
+
+def button() -> None:
+    """Turns the projector on, or off again."""
+    on = is_on()
+    fill = (
+        "Fills the window; press F11 to hide the browser too. Works with arrow keys, space and a presenter's clicker."
+    )
+    st.button(
+        "Leave the projector" if on else "Projector",
+        icon=f":material/{'close_fullscreen' if on else 'present_to_all'}:",
+        key="lesson-leave" if on else "lesson-project",
+        type="tertiary",
+        on_click=turn,
+        args=(not on,),
+        help="Escape" if on else fill,
+    )

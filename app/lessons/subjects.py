@@ -19,18 +19,6 @@ from app.study.study import Study
 from rose.layer.error import quadratic_form
 from rose.layer.order import plan_from_importance, visited_blocks
 
-TITLES = (
-    "Importance",
-    "Pre-pruning",
-    "Losses",
-    "Order",
-    "Compensation",
-    "When order does not matter",
-    "Strength",
-    "Two effects",
-    "Between layers",
-    "Sizes",
-)
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 SPARSITY = 0.7  # of the generated layer
 BLOCK_SIZE = 16
@@ -112,12 +100,19 @@ class Subject:
         plan: what pre-pruning says about it.
         energy: tr(W H Wᵀ), what errors are relative to.
         prune: (order, budget, trace) -> result; remembered.
+        study: that measured it; None for the generated layer.
     """
 
     name: str
     plan: rose.OrderPlan
     energy: float
     prune: Callable[[str, str, bool], rose.LayerResult]
+    study: Study | None = None
+
+    @property
+    def signature(self) -> tuple[str, float]:
+        """Tells apart layers of one name, from studies begun at different times."""
+        return self.name, self.study.created if self.study else 0.0
 
 
 @lru_cache(maxsize=64)
@@ -135,30 +130,28 @@ def generated(design: LayerDesign) -> Subject:
     return Subject("generated layer", plan, quadratic_form(weight, statistics.hessian), prune)
 
 
-def real(study: Study, layer: str, threshold: float) -> Subject:
-    """A layer of a study as a subject."""
-    return Subject(
-        layer,
-        study.plan(layer, threshold),
-        dense_energy(study, layer),
-        lambda order, budget, trace: study.prune(layer, order=order, budget=budget, trace=trace),
-    )
+def real(study: Study, plan: rose.OrderPlan, layer: str) -> Subject:
+    """A measured layer as a subject."""
+
+    def prune(order: str, budget: str, trace: bool) -> rose.LayerResult:
+        return study.prune(layer, order=order, budget=budget, trace=trace)
+
+    return Subject(layer, plan, dense_energy(study, layer), prune, study)
 
 
-def examples(study: Study, threshold: float) -> tuple[str, str] | None:
+def examples(study: Study, overview: pd.DataFrame) -> tuple[str, str] | None:
     """Of the layers measured so far, one that shows what an order does and one where there is nothing to show.
 
     The first has the highest relative range of the columnar layers whose blocks change places in two-level order, or
     of all where there is none; the second the lowest. None before the first layer is measured. Inputs may be missing
     still, and then it is not known which blocks move.
     """
-    records = study.records()
-    if not len(records):
+    if overview.empty:
         return None
-    ranges = records.drop_duplicates("layer").set_index("layer")["relative_range"].sort_values(ascending=False)
-    columnar = [str(layer) for layer in ranges.index[ranges > threshold]]
-    moving = (layer for layer in columnar if study.has(layer) and blocks_move(study.plan(layer)))
-    return next(moving, str(ranges.index[0])), str(ranges.index[-1])
+    table = overview.sort_values("relative_range", ascending=False, kind="stable")
+    known = [layer for layer in table["layer"][table["is_columnar"]] if study.has(layer)]
+    moving = (layer for layer in known if blocks_move(study.plan(layer)))
+    return next(moving, table["layer"].iloc[0]), table["layer"].iloc[-1]
 
 
 def blocks_move(plan: rose.OrderPlan) -> bool:
@@ -175,10 +168,3 @@ def strengths(design: LayerDesign, values: Sequence[float]) -> list[tuple[float,
         natural, ordered = (subject.prune(order, "block", False).relative_error for order in ("natural", "two_level"))
         points.append((value, subject.plan.relative_range, ordered / natural))
     return points
-
-
-def error_table(errors: dict[tuple[str, str], float]) -> pd.DataFrame:
-    """Errors by (order, budget) as the rows that a figure reads."""
-    return pd.DataFrame(
-        [{"order": order, "budget": budget, "relative_error": error} for (order, budget), error in errors.items()]
-    )

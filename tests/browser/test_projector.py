@@ -8,11 +8,10 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import Page, expect
 
-from app.lessons.subjects import TITLES
+from tests.app.views.test_learn import LABELS
 from tests.browser.conftest import settle
 
 Open = Callable[..., Page]
-LABELS = [f"{number} {title}" for number, title in enumerate(TITLES, 1)]
 # Of a lesson's text and of its stage: how far they can be scrolled, which is what does not fit.
 HIDDEN = """name => {
     const parts = [...document.querySelectorAll(`.st-key-${name}, .st-key-${name} *, :has(> .st-key-${name})`)];

@@ -22,7 +22,19 @@ from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, t
 
 PAGE = "views/learn.py"
 EXAMPLE = json.loads((Path(__file__).parents[2] / "fixtures" / "worked_example.json").read_text())
-LABELS = [f"{number} {title}" for number, title in enumerate(subjects.TITLES, 1)]
+TITLES = (
+    "Importance",
+    "Pre-pruning",
+    "Losses",
+    "Order",
+    "Compensation",
+    "When order does not matter",
+    "Strength",
+    "Two effects",
+    "Between layers",
+    "Sizes",
+)
+LABELS = [f"{number} {title}" for number, title in enumerate(TITLES, 1)]
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +169,7 @@ def test_the_end_is_told_only_once_it_has_been_seen() -> None:
 
 def test_the_columnar_and_the_flat_layer_of_a_study(study: Study) -> None:
     ranges = study.overview(0.5).set_index("layer")["relative_range"]
-    highest, lowest = subjects.examples(study, 0.5) or ("", "")
+    highest, lowest = subjects.examples(study, study.overview(0.5)) or ("", "")
     assert highest == COLUMNAR == ranges.idxmax()
     assert lowest == ranges.idxmin()
     for number, layer in ((5, highest), (6, lowest)):
@@ -207,7 +219,7 @@ def test_step_play_and_pause(study: Study) -> None:
 
 
 def test_damage_is_split_for_both_orders(study: Study) -> None:
-    subject = subjects.real(study, COLUMNAR, 0.5)
+    subject = subjects.real(study, study.plan(COLUMNAR), COLUMNAR)
     natural, ordered = (subject.prune(order, "block", True) for order in ("natural", "two_level"))
     text = lesson_texts.sweep_lesson(subject, natural, ordered, 4, True, None).text
     for result in (natural, ordered):
@@ -219,7 +231,7 @@ def test_damage_is_split_for_both_orders(study: Study) -> None:
 
 
 def test_race_shows_both_errors(study: Study) -> None:
-    subject = subjects.real(study, COLUMNAR, 0.5)
+    subject = subjects.real(study, study.plan(COLUMNAR), COLUMNAR)
     results = (subject.prune("natural", "block", True), subject.prune("two_level", "block", True))
     drawing = sweep_race(results, 2, subject.energy)
     for result in results:
@@ -238,7 +250,7 @@ def test_race_shows_both_errors(study: Study) -> None:
 
 
 def test_the_race_can_be_taken_along_as_one_file_that_plays(study: Study) -> None:
-    subject = subjects.real(study, COLUMNAR, 0.5)
+    subject = subjects.real(study, study.plan(COLUMNAR), COLUMNAR)
     results = (subject.prune("natural", "block", True), subject.prune("two_level", "block", True))
     drawing = race_animation(results, subject.energy)
     frames = drawing.figure.frames
