@@ -6,10 +6,11 @@ session starts. Widgets of single pages may use `bind="query-params"` for choice
 
 from __future__ import annotations
 
+import contextlib
 import math
 import uuid
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Literal, Protocol
 
 import pandas as pd
 import streamlit as st
@@ -26,6 +27,7 @@ from app.study.study import Study
 
 DEFAULT_THRESHOLD = 0.5
 RECENT = 5
+PRUNING = "content_cut: Pruning"
 FIELDS = tuple(Setup.__dataclass_fields__)
 DRAFT = "draft_"  # in the URL, before the names of choices that were edited since the study
 
@@ -35,15 +37,37 @@ def viewer() -> str:
     return st.session_state.setdefault("viewer", uuid.uuid4().hex)
 
 
-def start_job(job: Job, tell: Callable[[], str]) -> None:
-    """Starts background work of this session, which the sidebar keeps alive on every page.
+def follow(job: Job, tell: Callable[[], str]) -> None:
+    """Watches background work, which the sidebar keeps alive on every page from now on.
 
     Args:
         tell: what the work is and its progress, for the sidebar.
     """
     job.watch(viewer())
-    job.start()
-    st.session_state.jobs = [*running_jobs(), (job, tell)]
+    if all(job is not other for other, _ in running_jobs()):
+        st.session_state.jobs = [*running_jobs(), (job, tell)]
+
+
+class Run(Protocol):
+    """Background work that knows how much of it is done."""
+
+    job: Job
+    fraction: float
+
+
+def follow_run(run: Run, what: str) -> None:
+    """As `follow`; `what` it is begins with the name of an icon."""
+    follow(run.job, lambda: f":material/{what}, {100 * run.fraction:.0f} % done")
+
+
+def start_run(slot: str, run: Run, what: str) -> None:
+    """Starts work in the place of what this session has in this slot of its state, which is cancelled."""
+    earlier = st.session_state.get(slot)
+    if earlier is not None:
+        leave(earlier.job)
+    st.session_state[slot] = run
+    follow_run(run, what)
+    run.job.start()
 
 
 def running_jobs() -> list[tuple[Job, Callable[[], str]]]:
@@ -76,24 +100,19 @@ def begin() -> None:
     st.session_state.chosen_layer = st.session_state.linked_layer = texts.get("layer")
     st.session_state.pruning = st.session_state.own_pruning = texts.get("run")
     st.session_state.chosen_threshold, unreadable = _read_threshold(texts)
-    run = st.session_state.pruning
-    gone = []
-    if run is not None and run not in shared.prunings():
-        gone = [f"This server no longer has the run {run!r} of the link."]
+    if (run := st.session_state.pruning) is not None and run not in shared.prunings():
+        problems.append(f"This server no longer has the run {run!r} of the link.")
         st.session_state.pruning = st.session_state.own_pruning = None
-    st.session_state.link_problem = " ".join([*problems, *further, *unreadable, *gone])
+    st.session_state.link_problem = " ".join([*problems, *further, *unreadable])
 
 
 def _read_threshold(texts: dict[str, str]) -> tuple[float, list[str]]:
     """The threshold of a link, within bounds, and what is wrong with it."""
     text = texts.get("threshold", str(DEFAULT_THRESHOLD))
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if math.isnan(value):
-        return DEFAULT_THRESHOLD, [f"The link has threshold={text!r}, which is not a number."]
-    return min(1.0, max(0.0, value)), []
+    with contextlib.suppress(ValueError):
+        if not math.isnan(value := float(text)):
+            return min(1.0, max(0.0, value)), []
+    return DEFAULT_THRESHOLD, [f"The link has threshold={text!r}, which is not a number."]
 
 
 def _follow_history(texts: dict[str, str]) -> None:
@@ -106,8 +125,8 @@ def _follow_history(texts: dict[str, str]) -> None:
 def publish() -> None:
     """Writes the shared choices into the URL, so that a link restores the view."""
     chosen = setup().to_texts()
-    if layer():
-        chosen["layer"] = cast(str, layer())
+    if (name := layer()) is not None:
+        chosen["layer"] = name
     if threshold() != DEFAULT_THRESHOLD:
         chosen["threshold"] = f"{threshold():g}"
     if st.session_state.get("pruning"):
@@ -139,12 +158,7 @@ def setup() -> Setup:
 def choose_setup(chosen: Setup) -> None:
     """Looks at another set-up; its study is started by `start`."""
     st.session_state.setup = st.session_state.draft = chosen
-    _note_recent(chosen)
-
-
-def _note_recent(chosen: Setup) -> None:
-    recent = [chosen, *(other for other in recent_setups() if other != chosen)]
-    st.session_state.recent = recent[:RECENT]
+    st.session_state.recent = [chosen, *(other for other in recent_setups() if other != chosen)][:RECENT]
 
 
 def draft() -> Setup:
@@ -157,13 +171,13 @@ def use_draft() -> None:
 
     A study that is being measured goes on; the start page offers it among the recent ones.
     """
-    former = study()
+    former, edited = study(), draft()
     if former is not None:
-        _note_recent(setup())
+        choose_setup(former.setup)  # among the recent ones
         if former.job.status == "running":
-            told = f":material/grid_on: Measuring the layers of {setup().model}"
-            st.session_state.jobs = [*running_jobs(), (former.job, lambda: told)]
-    st.session_state.setup = draft()
+            told = f":material/grid_on: Measuring the layers of {former.setup.model}"
+            follow(former.job, lambda: told)
+    st.session_state.setup = st.session_state.draft = edited
 
 
 def choose_draft(edited: Setup) -> None:
@@ -196,21 +210,13 @@ def pruning() -> PruningRun | None:
     """The pruning run that this session started or its link names; the server keeps it."""
     run, own = _pruning("pruning"), own_pruning()
     shared.hold(*{id(one): one for one in (run, own) if one is not None}.values())
-    if run is not None and run.job.status == "running" and all(job is not run.job for job, _ in running_jobs()):
-        _follow(run)  # a reload, or a link
+    if run is not None and run.job.status == "running":
+        follow_run(run, PRUNING)  # after a reload, or a link
     return run
 
 
 def _pruning(key: str) -> PruningRun | None:
     return shared.prunings().get(st.session_state.get(key) or "")
-
-
-def _follow(run: PruningRun) -> None:
-    run.job.watch(viewer())
-    st.session_state.jobs = [
-        *running_jobs(),
-        (run.job, lambda: f":material/content_cut: Pruning, {100 * run.fraction:.0f} % done"),
-    ]
 
 
 def follow_pruning(name: str) -> None:
@@ -226,14 +232,18 @@ def own_pruning() -> PruningRun | None:
 
 def start_pruning(request: PruneRequest) -> None:
     """Prunes copies of the current set-up's model; its own earlier run is stopped, and its temporary files go."""
-    chosen, earlier = setup(), own_pruning()
+    earlier = own_pruning()
     if earlier is not None and (leave(earlier.job) or earlier.job.status != "running") and not earlier.is_shared:
         earlier.discard()  # nobody else looks at it
-    run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.publish)
-    st.session_state.pruning = st.session_state.own_pruning = shared.keep_pruning(run)
-    st.session_state.link_problem = ""
-    _follow(run)
+    run = _new_pruning(setup(), request)
+    st.session_state.own_pruning = shared.keep_pruning(run)
+    follow_pruning(st.session_state.own_pruning)
+    follow_run(run, PRUNING)
     run.job.start()
+
+
+def _new_pruning(chosen: Setup, request: PruneRequest) -> PruningRun:
+    return PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.publish)
 
 
 def diffusion() -> DiffusionRun | None:
@@ -243,12 +253,8 @@ def diffusion() -> DiffusionRun | None:
 
 def start_diffusion(request: DiffusionRequest) -> None:
     """Prunes a copy of the packaged diffusion model; an earlier run is stopped."""
-    earlier = diffusion()
-    if earlier is not None:
-        leave(earlier.job)
     run = DiffusionRun(request, shared.dense_diffusion())
-    st.session_state.diffusion_run = run
-    start_job(run.job, lambda: f":material/blur_on: Pruning the diffusion model, {100 * run.fraction:.0f} % done")
+    start_run("diffusion_run", run, "blur_on: Pruning the diffusion model")
 
 
 def comparing() -> PruningRun | None:
@@ -258,9 +264,7 @@ def comparing() -> PruningRun | None:
 
 def start_comparing(chosen: Setup, request: PruneRequest) -> None:
     """Prunes copies of a set-up's model to see where they drift; its reports join those of the server."""
-    run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.publish)
-    st.session_state.comparing = run
-    start_job(run.job, lambda: f":material/waterfall_chart: Comparing targets, {100 * run.fraction:.0f} % done")
+    start_run("comparing", _new_pruning(chosen, request), "waterfall_chart: Comparing targets")
 
 
 def damage(request: DamageRequest) -> DamageRun | None:
@@ -271,12 +275,8 @@ def damage(request: DamageRequest) -> DamageRun | None:
 def start_damage(request: DamageRequest) -> None:
     """Measures damage with the current set-up, or joins those who do."""
     run = shared.start_damage(setup(), request, viewer())
-    if run.job.status == "running" and all(job is not run.job for job, _ in running_jobs()):
-        run.job.watch(viewer())
-        st.session_state.jobs = [
-            *running_jobs(),
-            (run.job, lambda: f":material/healing: Measuring damage, {100 * run.fraction:.0f} % done"),
-        ]
+    if run.job.status == "running":
+        follow_run(run, "healing: Measuring damage")
 
 
 def layer() -> str | None:

@@ -87,11 +87,9 @@ def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object, n
             return True
         batch = Batch(pieces)
         made = batch  # for the sidebar, which outlives this run of the page
-        session.start_job(
-            batch.job, lambda: f":material/swap_vert: Work on one layer, {made.done} of {made.total} done"
-        )
+        session.follow(made.job, lambda: f":material/swap_vert: Work on one layer, {made.done} of {made.total} done")
         st.session_state[slot] = (signature, batch)
-        batch.job.wait(PATIENCE)
+        batch.job.start().wait(PATIENCE)
     if batch.job.status == "done":
         del st.session_state[slot]
         return True

@@ -114,7 +114,8 @@ def _start(study: Study, request: CheckRequest) -> None:
     run = runs[(study.created, request)] = LayerChecks(study, request)
     while len(runs) > KEPT_RUNS:
         del runs[next(iter(runs))]
-    session.start_job(run.job, lambda: f":material/fact_check: Checks of {words.short_layer(request.layer)}")
+    session.follow(run.job, lambda: f":material/fact_check: Checks of {words.short_layer(request.layer)}")
+    run.job.start()
 
 
 # The views

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-import pandas as pd
 import streamlit as st
 
 import rose
@@ -16,8 +15,6 @@ from app.study.structures import Structures
 from rose.structured.allocation import ALLOCATIONS, head_shapes
 from rose.structured.parts import CHANNELS, HEADS, Shape
 
-MAP, CHANNEL, SWAPS, RECOVERY, TRADE, SLIM = "Heads", "Channels", "Swaps", "Recovery", "Trade-off", "Make it smaller"
-SECTIONS = {name: name for name in (MAP, CHANNEL, SWAPS, RECOVERY, TRADE, SLIM)}
 RATIOS = [step / 20 for step in range(13)]
 PROMPT = "Python is a programming language that"
 
@@ -42,12 +39,8 @@ def draw() -> None:
         st.stop()
     if not components.finished(known.pieces(), "structures", (study.setup, "prices"), "part"):
         st.stop()
-    view = components.section(SECTIONS, "structures_view", "What is shown")
-    if view in (CHANNEL, SWAPS, RECOVERY):
-        block = _block(known)
-        {CHANNEL: _channels, SWAPS: _swaps, RECOVERY: _recovery}[view](known, block)
-    else:
-        {MAP: _map, TRADE: _trade_off, SLIM: _slim}[view](known)
+    view = components.section({name: name for name in VIEWS}, "structures_view", "What is shown")
+    VIEWS[view](known)
 
 
 def _chosen_block(known: Structures) -> int:
@@ -77,11 +70,8 @@ def _map(known: Structures) -> None:
         )
         return
     table = known.head_costs()
-    components.show(
-        figures.head_map(table, marked_block=_chosen_block(known), theme=session.theme()),
-        "structures-heads",
-        wide=True,
-    )
+    drawn = figures.head_map(table, marked_block=_chosen_block(known), theme=session.theme())
+    components.show(drawn, "structures-heads", wide=True)
     part = known.part(HEADS, known.blocks[0])
     if part.shape.per_group > 1:
         st.caption(
@@ -90,15 +80,15 @@ def _map(known: Structures) -> None:
         )
 
 
-def _channels(known: Structures, block: int) -> None:
+def _channels(known: Structures) -> None:
+    block = _block(known)
     table = known.channel_costs(block)
     count = len(table)
     if (st.session_state.get("structures_cut") or 0) >= count:  # of a model with more channels
         st.session_state.structures_cut = count // 4
-    cut = st.slider("Channels to take out", 0, count - 1, count // 4, key="structures_cut", bind="query-params")
-    components.show(
-        figures.channel_curve(table, cut, block=block, theme=session.theme()), "structures-channels", wide=True
-    )
+    cut = st.slider("Channels to take out", 0, count - 1, count // 4, key="structures_cut", bind=components.URL)
+    drawn = figures.channel_curve(table, cut, block=block, theme=session.theme())
+    components.show(drawn, "structures-channels", wide=True)
 
 
 def _head_shape(known: Structures, block: int) -> Shape:
@@ -108,7 +98,8 @@ def _head_shape(known: Structures, block: int) -> Shape:
     return st.selectbox("Keep", shapes, format_func=names.__getitem__, key="structures_shape")
 
 
-def _swaps(known: Structures, block: int) -> None:
+def _swaps(known: Structures) -> None:
+    block = _block(known)
     if HEADS not in known.kinds:
         st.info("This model's heads cannot be removed, so there is nothing to swap.")
         return
@@ -125,7 +116,7 @@ def _swaps(known: Structures, block: int) -> None:
         }
         for one in found
     ]
-    st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt="Heads kept before and after swaps")
+    components.table(rows, "Heads kept before and after swaps")
     first, second = found
     changed = "keep the same heads" if first.after == second.after else "keep different heads"
     st.caption(
@@ -134,7 +125,8 @@ def _swaps(known: Structures, block: int) -> None:
     )
 
 
-def _recovery(known: Structures, block: int) -> None:
+def _recovery(known: Structures) -> None:
+    block = _block(known)
     kinds = {HEADS: "Heads", CHANNELS: "Channels"}
     kind = components.choose("Of", {name: kinds[name] for name in known.kinds[::-1]}, "structures_recovery_of")
     part = known.part(kind, block)
@@ -142,14 +134,11 @@ def _recovery(known: Structures, block: int) -> None:
         shape = _head_shape(known, block)
         what = f"Attention of decoder block {block}, {shape.units} of {part.shape.units} query heads kept"
     else:
-        share = st.slider("Channels to take out, %", 5, 80, 25, key="structures_recovery_cut", bind="query-params")
+        share = st.slider("Channels to take out, %", 5, 80, 25, key="structures_recovery_cut", bind=components.URL)
         shape = Shape(1, max(1, round(part.shape.units * (1 - share / 100))))
         what = f"MLP of decoder block {block}, {shape.units} of {part.shape.units} channels kept"
-    components.show(
-        figures.recovery_bars(known.recovered(part, shape), what=what, theme=session.theme()),
-        "structures-recovery",
-        wide=True,
-    )
+    drawn = figures.recovery_bars(known.recovered(part, shape), what=what, theme=session.theme())
+    components.show(drawn, "structures-recovery", wide=True)
 
 
 def _trade_off(known: Structures) -> None:
@@ -158,7 +147,7 @@ def _trade_off(known: Structures) -> None:
     except rose.RoseError as problem:
         st.info(str(problem))
         return
-    percent = st.slider("Take out, %", 0, 60, 20, step=5, key="structures_ratio", bind="query-params")
+    percent = st.slider("Take out, %", 0, 60, 20, step=5, key="structures_ratio", bind=components.URL)
     components.show(figures.trade_off(table, percent / 100, theme=session.theme()), "structures-trade", wide=True)
 
 
@@ -174,19 +163,19 @@ def _slim(known: Structures) -> None:
         "Method",
         list(rose.STRUCTURED),
         key="slim_method",
-        bind="query-params",
+        bind=components.URL,
         help="\n".join(f"- **{entry.name}**: {entry.summary}" for entry in rose.STRUCTURED.values()),
     )
-    percent = two.slider("Take out, %", 5, 60, 20, step=5, key="slim_ratio", bind="query-params")
+    percent = two.slider("Take out, %", 5, 60, 20, step=5, key="slim_ratio", bind=components.URL)
     allocation = three.selectbox(
         "Shapes",
         list(ALLOCATIONS),
         key="slim_allocation",
-        bind="query-params",
+        bind=components.URL,
         disabled=method == "depth",
         help="\n".join(f"- **{name}**: {text}" for name, text in ALLOCATIONS.items()),
     )
-    prompt = st.text_input("Prompt to continue", value=PROMPT, key="slim_prompt", bind="query-params")
+    prompt = st.text_input("Prompt to continue", value=PROMPT, key="slim_prompt", bind=components.URL)
     if allocation != "uniform" and method != "depth":
         st.warning(
             "The decoder blocks will differ in shape: rose.load_model reads the result, plain transformers does not.",
@@ -204,34 +193,25 @@ def _slim(known: Structures) -> None:
     if run is None:
         st.info("Size, speed, perplexity and text of the smaller model appear here beside those of the dense one.")
     elif run.job.status == "running":
-        _wait(run)
-    elif run.job.status == "failed":
-        st.error(run.job.message, icon=":material/error:")
-    elif run.job.status == "cancelled":
-        components.stopped(run.job, "; nothing was changed.")
-    else:
+        components.while_running(run.job, lambda: _wait(run))
+    elif run.job.status == "done":
         _outcome(run)
+    else:
+        components.job_status(run.job, "slim", "; nothing was changed.")
 
 
 def _start(request: SlimRequest) -> None:
     setup, earlier = session.setup(), st.session_state.get("slimming")
-    if earlier is not None:
-        session.leave(earlier.job)
-        earlier.discard()
     run = Slimming(setup, request, lambda: shared.load(setup.model, setup.dtype))
-    st.session_state.slimming = run
-    session.start_job(run.job, lambda: f":material/compress: Making it smaller, {100 * run.fraction:.0f} % done")
+    session.start_run("slimming", run, "compress: Making it smaller")
+    if earlier is not None:
+        earlier.discard()
 
 
 def _wait(run: Slimming) -> None:
-    def poll() -> None:
-        run.job.watch(session.viewer())
-        st.progress(run.fraction, text=run.job.message)
-        components.cancel_button(run.job, "slim")
-        if run.job.status != "running":
-            st.rerun()
-
-    components.live(poll, 1.0)
+    run.job.watch(session.viewer())
+    st.progress(run.fraction, text=run.job.message)
+    components.cancel_button(run.job, "slim")
 
 
 def _outcome(run: Slimming) -> None:
@@ -245,7 +225,7 @@ def _outcome(run: Slimming) -> None:
         }
         for one in run.outcomes
     ]
-    st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt="The dense and the smaller model")
+    components.table(rows, "The dense and the smaller model")
     assert run.report is not None
     said = run.report.summary
     st.caption(
@@ -274,4 +254,12 @@ def _outcome(run: Slimming) -> None:
             )
 
 
+VIEWS = {
+    "Heads": _map,
+    "Channels": _channels,
+    "Swaps": _swaps,
+    "Recovery": _recovery,
+    "Trade-off": _trade_off,
+    "Make it smaller": _slim,
+}
 draw()

@@ -137,12 +137,9 @@ def _offer(text: str, checkpoints: list[Checkpoint], run: TextReading | None) ->
 
 
 def _start(text: str, checkpoints: list[Checkpoint]) -> None:
-    setup, earlier = session.setup(), st.session_state.get("reading")
-    if earlier is not None:
-        session.leave(earlier.job)
+    setup = session.setup()
     run = TextReading(setup, text, checkpoints, lambda: shared.load(setup.model, setup.dtype))
-    st.session_state.reading = run
-    session.start_job(run.job, lambda: f":material/chrome_reader_mode: Reading, {100 * run.fraction:.0f} % done")
+    session.start_run("reading", run, "chrome_reader_mode: Reading")
 
 
 def _empty() -> None:
