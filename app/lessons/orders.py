@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pandas as pd
 import streamlit as st
@@ -94,7 +95,7 @@ def sweep_step(columnar: bool) -> None:
         subject = choose_subject(columnar, note)
     orders = ("natural", "two_level")
     with stage:
-        pieces = [lambda order=order: subject.prune(order, "block", True) for order in orders]
+        pieces = [partial(subject.prune, order, "block", True) for order in orders]
         if not components.finished(pieces, f"learn-sweeps-{columnar}", subject.signature):
             return
     natural, ordered = (subject.prune(order, "block", True) for order in orders)
@@ -200,7 +201,7 @@ def effects_step() -> None:
         subject = choose_subject(True, note)
     with stage:
         pairs = [(order, budget) for order in subjects.SEPARATED for budget in BUDGETS]
-        pieces = [lambda pair=pair: subject.prune(*pair, False) for pair in pairs]
+        pieces = [partial(subject.prune, *pair, False) for pair in pairs]
         if not components.finished(pieces, "learn-effects", subject.signature):
             return
         errors = {pair: subject.prune(*pair, False).relative_error for pair in pairs}
