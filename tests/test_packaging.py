@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-import rose
-from rose import cli, serving
+from rose import cli
+from rose.commands import app
 
 ROOT = Path(__file__).parents[1]
 SOURCES = (
@@ -21,6 +21,7 @@ SOURCES = (
     "app",
     ".streamlit",  # which app/.streamlit points to
     "pyproject.toml",
+    "setup.py",
     "README.md",
     "LICENSE",
     *(path.name for path in ROOT.glob("requirements*.txt")),
@@ -86,8 +87,8 @@ def test_the_app_starts_from_the_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -
 import sys
 from pathlib import Path
 from streamlit.testing.v1 import AppTest
-from rose import serving
-script = serving.app_script()
+from rose.commands.app import app_script
+script = app_script()
 shown = AppTest.from_file(str(script), default_timeout=60).run()
 assert not shown.exception, shown.exception
 import app
@@ -107,17 +108,18 @@ def test_rose_app_serves_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
         called.append(command)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(serving.subprocess, "run", run)
+    monkeypatch.setattr(app.subprocess, "run", run)
     assert cli.main(["app", "--port", "8600"]) == 0
     assert called == [[sys.executable, str(ROOT / "app" / "server.py"), "--server.port=8600"]]
 
 
 def test_rose_app_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    assert cli.main(["app", "--port", "0"]) == 2
-    assert "from 1 to 65535" in capsys.readouterr().err
-    monkeypatch.setattr(serving, "find_spec", lambda name: None)
-    with pytest.raises(rose.RoseError, match=r"needs streamlit and plotly.*rose-explorer\[app\]"):
-        serving.serve(8501)
-    monkeypatch.setattr(serving, "__file__", "/nowhere/rose/serving.py")
-    with pytest.raises(rose.RoseError, match="run it from a checkout"):
-        serving.app_script()
+    def said(*arguments: str) -> str:
+        assert cli.main(["app", *arguments]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "from 1 to 65535" in said("--port", "0")
+    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    assert "The app needs streamlit and plotly; install them with `pip install 'rose-explorer[app]'`" in said()
+    monkeypatch.setattr(app, "__file__", "/nowhere/rose/commands/app.py")
+    assert "run it from a checkout" in said()

@@ -1,0 +1,87 @@
+"""`rose analyze`: every layer by several methods, on the dense model's inputs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+import rose
+from rose.commands import options as shared
+from rose.commands import terminal
+from rose.model.estimate.memory import Memory, estimate_memory
+from rose.model.network.precision import DEFAULT
+from rose.model.run.settings import run_settings
+from rose.model.walk.forward import bos_in_front
+from rose.model.workers import from_first
+from rose.output import check_output
+from rose.report import records_table
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("analyze", help="which layers are columnar, and how order changes their error")
+    shared.add_model(parser, stream=True, compute=DEFAULT)
+    shared.add_calibration(parser)
+    shared.add_pruning(parser)
+    add = parser.add_argument
+    add("--methods", default="sparsegpt,rose", metavar="A,B", help="methods to compare (default: %(default)s)")
+    add("--output", type=Path, metavar="FOLDER", help="write report.json, layers.csv, layers.parquet")
+    parser.set_defaults(run=run, divided=True)
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    methods = shared.split(options.methods, "--methods")
+    chosen = shared.run_options(options)
+    for method in methods:
+        run_settings(method=method, **chosen)
+    if options.output:
+        check_output(options.output)
+    model, tokenizer = shared.load(options, console)
+    shared.tell_memory(options, partial(_largest, methods, layers=options.layers), model, console)
+    tokens, held_out = shared.calibration(options, tokenizer, options.seed)
+    with terminal.bar(console, "Analyzing") as follow:
+        chosen |= {"methods": methods, "layers": options.layers}
+        records = list(rose.analyze_model(model, tokens, held_out=held_out, progress=follow, **chosen))
+    if options.output:
+        facts = {"samples": options.samples, "length": options.length, "held_out_samples": options.held_out}
+        facts |= shared.origin(options) | {"bos_token": bos_in_front(model, tokens)}
+        del chosen["compute"]  # what was asked for, not what was done
+        report = rose.RunReport.from_records(records, **facts, **chosen)
+        from_first(lambda: _save(report, options.output))
+    _print(
+        records_table(records), methods, options.threshold, "relative_error" if held_out is None else "held_out_error"
+    )
+
+
+def _largest(methods: Sequence[str], model: Any, **sizes: Any) -> Memory:
+    """What the most demanding of several methods takes."""
+    return max((estimate_memory(model, method=one, **sizes) for one in methods), key=lambda memory: memory.peak)
+
+
+def _save(report: rose.RunReport, folder: Path) -> None:
+    try:
+        report.save(folder)
+    except OSError as problem:
+        raise rose.RoseError(f"The report cannot be written to {folder} ({problem.strerror}); make room.") from problem
+
+
+def _print(table: pd.DataFrame, methods: Sequence[str], threshold: float, error: str) -> None:
+    """Every layer, those with the largest relative range first, and means over them."""
+    name = error.replace("_", " ")
+    table = table[table["sparsity"] > 0] if (table["sparsity"] > 0).any() else table  # experts may be left dense
+    wide = table.pivot(index="layer", columns="method", values=error)[methods]
+    facts = table.drop_duplicates("layer").set_index("layer")[["relative_range", "is_columnar"]]
+    ranked = facts.join(wide.add_suffix(f" {name}")).sort_values("relative_range", ascending=False).reset_index()
+    columnar = int(facts["is_columnar"].sum())
+    title = f"{columnar} of {len(facts)} layers are columnar (relative range above {threshold:g})"
+    terminal.print_table(ranked, title)
+    means = [f"{method} {wide[method].mean():.4f}" for method in methods]
+    terminal.say(f"Mean {name} over layers: {', '.join(means)}")
+    first, *others = methods
+    if ratios := [f"{method} {(wide[method] / wide[first]).mean():.3f}" for method in others]:
+        terminal.say(f"Mean over layers of the error relative to {first}'s: {', '.join(ratios)}")

@@ -1,0 +1,74 @@
+"""`rose app`; and the one place where this package reaches for the app, which comes with it and is no part of it."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console
+
+from rose.errors import RoseError
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("app", help="open the app in a browser")
+    parser.add_argument("--port", type=int, default=8501, help="on this machine (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, _console: Console) -> None:
+    """Serves the app on this machine until it is stopped."""
+    if not 0 < options.port < 65536:
+        raise RoseError(f"A port is a number from 1 to 65535, not {options.port}.")
+    script = app_script()
+    _require("The app", ("streamlit", "plotly"))
+    try:
+        done = subprocess.run([sys.executable, str(script.with_name("server.py")), f"--server.port={options.port}"])
+    except KeyboardInterrupt:  # how one stops it
+        return
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def app_script() -> Path:
+    """Where the app's entry point lies: installed beside this package, or in a checkout.
+
+    Raises:
+        RoseError: neither.
+    """
+    home = Path(__file__).parents[2]
+    for path in (home / "rose_explorer" / "app" / "main.py", home / "app" / "main.py"):
+        if path.is_file():
+            return path
+    raise RoseError("The app is not installed with this package; run it from a checkout with `make app`.")
+
+
+def app_module(name: str, what: str, needed: Sequence[str]) -> ModuleType:
+    """A module of the app, imported only when it is asked for: `rose` works without the app and what that needs.
+
+    Args:
+        name: below the package `app`.
+        what: it is for, to begin a sentence with.
+        needed: packages without which it cannot be imported.
+
+    Raises:
+        RoseError: the app or one of the packages is not installed.
+    """
+    home = app_script().parents[1]
+    _require(what, needed)
+    if str(home) not in sys.path:
+        sys.path.insert(0, str(home))  # installed, the package `app` lies where nobody else's import finds it
+    return import_module(f"app.{name}")
+
+
+def _require(what: str, needed: Sequence[str]) -> None:
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        raise RoseError(f"{what} needs {' and '.join(missing)}; install them with `pip install 'rose-explorer[app]'`.")

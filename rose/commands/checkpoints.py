@@ -1,0 +1,91 @@
+"""What `prune` and `slim` share: a model is evaluated before and after, and written with a report."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from transformers import PreTrainedModel
+
+import rose
+from rose.commands import options as shared
+from rose.commands import terminal
+from rose.model.workers import from_first
+from rose.output import check_output
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """How to evaluate, and where to write to."""
+    add = parser.add_argument
+    add("--evaluate", metavar="TEXT", help="measure perplexity on this text before and after")
+    shared.add_windows(parser)
+    add("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the checkpoint")
+    says = "keep finished decoder blocks here; the same command resumes an interrupted run"
+    add("--checkpoint", type=Path, metavar="DIR", help=says)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Makes sure, before a model is loaded, that it can be evaluated and written.
+
+    Raises:
+        RoseError: it cannot.
+    """
+    check_output(options.output)
+    if options.stream and options.evaluate:
+        raise rose.RoseError("--evaluate needs the whole model in memory; leave it out, or leave --stream out.")
+    # The output folder must still be empty once the run is over.
+    if options.checkpoint and options.checkpoint.resolve().is_relative_to(options.output.resolve()):
+        raise rose.RoseError("--checkpoint must not be inside --output, which is empty until the end; choose another.")
+
+
+class Evaluation:
+    """Perplexity on the text of --evaluate; where there is none, every stage's is None."""
+
+    def __init__(self, options: argparse.Namespace, tokenizer: Any, console: Console) -> None:
+        self.text, self.console = options.evaluate, console
+        self.windows = None if self.text is None else shared.windows(options, self.text, tokenizer)
+
+    def measure(self, model: Any, stage: str) -> float | None:
+        if (windows := self.windows) is None:
+            return None
+        return from_first(lambda: shared.perplexity(model, windows, self.console, f"Perplexity {stage}"))
+
+
+def save(
+    options: argparse.Namespace,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    report: rose.RunReport,
+    evaluation: Evaluation,
+    before: float | None,
+) -> rose.RunReport:
+    """Evaluates the model, saves it with its report, and returns the report with all that the command knows."""
+    report = report.with_summary(
+        **shared.origin(options),
+        evaluated_on=evaluation.text,
+        windows=0 if evaluation.windows is None else len(evaluation.windows),
+        perplexity_before=before,
+        perplexity_after=evaluation.measure(model, "after"),
+    )
+    with evaluation.console.status(escape(f"Writing {options.output}")):
+        from_first(lambda: rose.save_model(model, tokenizer, options.output, report=report))
+    return report
+
+
+def say_targets(report: rose.RunReport) -> None:
+    """How far the residual stream is from that of the dense model, and where it could not be corrected."""
+    if report.last_drift is not None:
+        where = "after the last pruned decoder block, on held-out tokens"
+        terminal.say(f"Drift of the residual stream {where}: {report.last_drift:.4f}")
+    terminal.say(*report.remarks)
+
+
+def say_perplexity(summary: Mapping[str, Any]) -> None:
+    if summary["perplexity_after"] is not None:
+        before, after = summary["perplexity_before"], summary["perplexity_after"]
+        text, windows = summary["evaluated_on"], summary["windows"]
+        terminal.say(f"Perplexity on {text}, {windows} windows: {before:.2f} before, {after:.2f} after")

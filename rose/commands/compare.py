@@ -1,0 +1,133 @@
+"""`rose compare`: methods over sparsities and calibration draws; rows are kept as they come."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import rose
+from rose.commands import options as shared
+from rose.commands import terminal
+from rose.model.load.tokens import check_seed
+from rose.model.measure.comparison import (
+    ComparisonFolder,
+    ComparisonRow,
+    compare_methods,
+    mean_and_spread,
+    plan_comparison,
+    summarize,
+)
+from rose.model.network.precision import DEFAULT
+from rose.model.workers import launched_place
+
+METHODS = ("magnitude", "wanda", "sparsegpt", "rose", "rose_global", rose.RECOMMENDED)
+# Settings shared by all runs in one folder; methods, sparsities and seeds may be added later.
+FOLDER_SETTINGS = (
+    *("model", "dtype", "calibration", "samples", "length", "held_out", "layers", "block_size", "damping", "threshold"),
+    *("allocation", "target", "target_damping", "true_sequential", "evaluate", "windows", "bos"),
+)
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("compare", help="compare methods over sparsities and calibration seeds")
+    shared.add_model(parser, compute=DEFAULT)
+    shared.add_calibration(parser, seeds=True)
+    shared.add_pruning(parser, sparsity="0.5,0.6,0.7")
+    add = parser.add_argument
+    add(
+        "--methods",
+        default=",".join(METHODS),
+        metavar="A,B",
+        help="METHOD, or METHOD@ORDER/BUDGET to override what a sweep would do; with :layer or :dense behind it for a "
+        "target of its own (default: %(default)s)",
+    )
+    shared.add_walk(parser)
+    add("--evaluate", required=True, metavar="TEXT", help="measure perplexity on this text")
+    shared.add_windows(parser)
+    says = "rows and summaries; the same command resumes an interrupted run"
+    add("--output", type=Path, required=True, metavar="FOLDER", help=says)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    methods, sparsities = (shared.split(getattr(options, name), f"--{name}") for name in ("methods", "sparsity"))
+    seeds = [_seed(seed) for seed in shared.split(options.seeds, "--seeds")]
+    chosen = shared.run_options(options)
+    del chosen["sparsity"]
+    plan_comparison(methods, sparsities, **chosen)
+    folder = ComparisonFolder(options.output, _folder_settings(options))
+    options.rows = options.output
+    model, tokenizer = shared.load(options, console)
+    windows = shared.windows(options, options.evaluate, tokenizer)
+    with terminal.bar(console, "Comparing") as follow:
+
+        def begin(what: str) -> Any:
+            follow(0.0, what)
+            return partial(follow, what=what)
+
+        for row in compare_methods(
+            model,
+            partial(shared.calibration, options, tokenizer),
+            windows,
+            methods=methods,
+            sparsities=sparsities,
+            seeds=seeds,
+            done=folder.rows,
+            progress=begin,
+            part=launched_place(),
+            layers=options.layers,
+            **chosen,
+        ):
+            folder.add(row)
+            console.print(f"{row.method} {row.sparsity} seed {row.seed}: perplexity {row.perplexity:.2f}")
+    if not folder.rows:  # one of many processes, for which there was nothing to do
+        return
+    dense = folder.rows[0].dense_perplexity
+    _print(folder.rows, f"Perplexity on {options.evaluate}, {len(windows)} windows; dense {dense:.2f}")
+    terminal.say(f"Rows and summaries are in {options.output}")
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise rose.RoseError(f"A seed must be a whole number, not {text!r}.")
+    check_seed(int(text))
+    return int(text)
+
+
+def _folder_settings(options: argparse.Namespace) -> dict[str, str]:
+    settings = {name: str(value) for name, value in shared.pick(options, FOLDER_SETTINGS).items()}
+    if options.min_expert_tokens > 1:
+        settings["min_expert_tokens"] = str(options.min_expert_tokens)
+    if options.compute != DEFAULT:
+        settings["compute"] = options.compute
+    return settings
+
+
+def _print(rows: Sequence[ComparisonRow], title: str) -> None:
+    """Perplexity, error, time and memory of every method: what fits into 80 columns; the rest is in the files."""
+    summary = summarize(rows)
+    held_out, drift = summary["mean_held_out_error"], summary["drift"]
+    columns = {
+        "sparsity": summary["sparsity"],
+        "seeds": summary["seeds"].astype(str),
+        "perplexity": map(mean_and_spread, summary["perplexity"], summary["spread"], summary["seeds"]),
+        "error": summary["mean_relative_error"].map("{:.4f}".format),
+        "held-out": held_out.map("{:.4f}".format).where(held_out.notna(), "–"),
+        "drift": drift.map("{:.3f}".format).where(drift.notna(), "–"),
+        "time": summary["seconds"].map("{:.0f} s".format),
+        "memory": (summary["peak_memory"] / 1e9).map("{:.1f} GB".format),
+    }
+    shown = Table(title=title, **terminal.NARROW)
+    shown.add_column("method", overflow="fold")
+    cells = [list(column) for column in columns.values()]
+    for name, column in zip(columns, cells, strict=True):
+        shown.add_column(name, justify="right", min_width=max(map(len, [name, *column])))
+    for method, *row in zip(summary["method"], *cells, strict=True):
+        shown.add_row(method, *row)
+    terminal.show(shown)

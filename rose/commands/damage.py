@@ -1,0 +1,130 @@
+"""`rose damage`: what the model loses by each layer or decoder block alone; rows are kept as they come."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import rose
+from rose.commands import options as shared
+from rose.commands import terminal
+from rose.model.estimate.duration import estimate_damage, sweeps_of
+from rose.model.measure.damage import UNITS
+from rose.model.measure.damage_report import (
+    PREDICTORS,
+    WHOLE,
+    DamageFolder,
+    DamageRecord,
+    DamageReport,
+    correlations,
+    outliers,
+)
+from rose.model.run.settings import run_settings
+from rose.model.workers import launched_place
+
+# Settings of a folder; with any other the rows would not belong together.
+FOLDER_SETTINGS = (
+    *("model", "dtype", "calibration", "samples", "length", "seed", "held_out", "bos", "layers", "block_size"),
+    *("damping", "threshold", "sparsity", "method", "option", "units", "restore", "evaluate", "windows"),
+)
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("damage", help="what the model loses by each layer or decoder block alone")
+    shared.add_model(parser)
+    shared.add_calibration(parser)
+    shared.add_pruning(parser)
+    shared.add_method(parser, "rose")
+    shared.add_option(parser)
+    add = parser.add_argument
+    says = "prune layers or decoder blocks alone (default: %(default)s)"
+    add("--units", choices=UNITS, default="layers", help=says)
+    says = "give the units of this pruned model the dense weights of --model back, instead of pruning"
+    add("--restore", metavar="FOLDER", help=says)
+    says = "measure loss on this text (default: the calibration text's held-out windows)"
+    add("--evaluate", metavar="TEXT", help=says)
+    shared.add_windows(parser)
+    says = "rows.csv and summary.json; the same command resumes an interrupted run"
+    add("--output", type=Path, required=True, metavar="FOLDER", help=says)
+    parser.set_defaults(run=run, samples=16, length=512, held_out=8)
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    if launched_place()[1] > 1:
+        raise rose.RoseError("damage measures in one process; start it without torchrun.")
+    chosen = shared.run_options(options)
+    run_settings(**chosen)
+    if options.evaluate is None and options.held_out < 1:
+        raise rose.RoseError("Loss needs windows: give --evaluate TEXT, or --held-out of at least 1.")
+    folder = DamageFolder(options.output, shared.pick(options, FOLDER_SETTINGS))
+    options.rows = options.output
+    if not any(row.unit == WHOLE for row in folder.rows):
+        _measure(options, chosen, folder, console)
+    _print(DamageReport.from_records(folder.rows))
+    terminal.say(f"Rows and summary are in {options.output}")
+
+
+def _measure(options: argparse.Namespace, chosen: dict[str, Any], folder: DamageFolder, console: Console) -> None:
+    """Adds the rows that are missing to the folder."""
+    model, tokenizer = shared.load(options, console)
+    restore = None
+    if options.restore is not None:
+        restore = {layer.name: layer.weight for layer in rose.prunable_layers(model)}
+        model, _ = shared.load(options, console, options.restore)
+    tokens, windows = shared.calibration(options, tokenizer, options.seed)
+    if options.evaluate is not None:
+        windows = shared.windows(options, options.evaluate, tokenizer)
+    assert windows is not None
+    cost = estimate_damage(
+        model,
+        samples=len(tokens),
+        length=tokens.shape[1],
+        windows=len(windows),
+        window_length=windows.shape[1],
+        layers=options.layers,
+        units=options.units,
+        sweeps=0 if restore else sweeps_of([options.method]),
+    )
+    console.print(f"About {cost.seconds / 60:.0f} min on this machine, if nothing else runs")
+
+    def keep(row: DamageRecord) -> None:
+        folder.add(row)
+        if row.unit != WHOLE:
+            told = f"loss {row.delta_loss:+.4f} ± {row.standard_error:.4f}, error {row.held_out_error:.4f}"
+            console.print(f"{row.unit}: {told}")
+
+    with terminal.bar(console, "Measuring") as follow:
+        rose.damage(
+            model,
+            tokens,
+            held_out=windows,
+            units=options.units,
+            layers=options.layers,
+            restore=restore,
+            done={row.unit for row in folder.rows},
+            record=keep,
+            progress=follow,
+            **chosen,
+        )
+
+
+def _print(report: DamageReport) -> None:
+    """What the model loses by its units, and how well error told."""
+    table, summary = report.units, report.summary
+    ranked = table.sort_values("damage", ascending=False)
+    shown = ranked[["unit", "held_out_error", "drift", "damage", "standard_error"]]
+    terminal.print_table(shown, "Damage, nats per token")
+    told = correlations(table)
+    told.insert(0, "units ranked", (told["group"] + " " + told["name"]).str.strip())
+    terminal.print_table(told[["units ranked", "units", *PREDICTORS]], "Rank correlation of damage with")
+    found = outliers(table)
+    if len(found):
+        terminal.say(f"Small error, large damage: {', '.join(found['unit'])}")
+    if summary["together"] is not None:
+        terminal.say(
+            f"All at once cost {summary['together']:.3f} nats per token, the sum of each alone is "
+            f"{summary['sum_of_damages']:.3f}; loss without a change {summary['base_loss']:.3f}"
+        )

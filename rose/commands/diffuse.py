@@ -1,0 +1,269 @@
+"""`rose diffuse prune | slim | sample | evaluate`: a diffusion model pruned, made smaller, drawn with, measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from rose.commands import options as shared
+from rose.commands import terminal
+from rose.diffusion.calibration import check_packages
+from rose.diffusion.evaluation import (
+    DiffusionScores,
+    check_garments,
+    check_pictures,
+    classes_in_turn,
+    evaluate_diffusion,
+    evaluation_trajectory,
+    is_garments,
+)
+from rose.diffusion.garments import GARMENTS
+from rose.diffusion.loading import PACKAGED, check_installed, load_diffusion, save_diffusion
+from rose.diffusion.pictures import write_sheet
+from rose.diffusion.pruning import prune_diffusion
+from rose.diffusion.slimming import prune_diffusion_structured
+from rose.diffusion.steps import STEP_WEIGHTS, check_steps, step_weights
+from rose.diffusion.trajectory import Conditions, draw_pictures
+from rose.errors import RoseError
+from rose.layer.methods import make_settings
+from rose.model.load.models import DTYPES
+from rose.model.walk.forward import pick_device
+from rose.output import check_file, check_output, write_file
+from rose.report import RunReport
+from rose.structured.methods import STRUCTURED
+from rose.structured.parts import PARTS
+from rose.structured.plan import SlimSettings
+from rose.structured.problem import RECOVERIES
+
+PER_ROW = 10  # pictures in a sheet
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `diffuse` and its commands."""
+    diffuse = commands.add_parser("diffuse", help="prune a diffusion model, draw with it, measure it")
+    own = diffuse.add_subparsers(required=True, metavar="prune | slim | sample | evaluate")
+
+    parser = own.add_parser("prune", help="prune a pipeline's transformer or UNet and save the pipeline")
+    add = parser.add_argument
+    _add_drawing(parser)
+    shared.add_method(parser, "rose")
+    add("--sparsity", default="0.5", help='ratio, or N:M such as "2:4" (default: %(default)s)')
+    _add_calibration(parser)
+    add("--layers", nargs="+", metavar="NAME", help="only these layers; * matches any part")
+    add("--block-size", type=int, help="columns per block (default: 128, fewer in a small model)")
+    add("--damping", type=float, default=0.01, help="default: %(default)s")
+    add("--threshold", type=float, default=0.5, help="of a columnar layer (default: %(default)s)")
+    shared.add_order(parser)
+    shared.add_option(parser)
+    add("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the pipeline")
+    parser.set_defaults(run=prune)
+
+    parser = own.add_parser("slim", help="make a transformer smaller: take heads and channels out")
+    add = parser.add_argument
+    _add_drawing(parser)
+    of_parts = [name for name, one in STRUCTURED.items() if one.select is not None]
+    add("--method", default="obs", help=f"{', '.join(of_parts)} (default: %(default)s)")
+    add("--ratio", type=float, default=0.2, help="share of attention and feed-forwards (default: %(default)s)")
+    _add_calibration(parser)
+    add("--parts", nargs="+", choices=PARTS, help="what may go (default: both)")
+    add("--recovery", choices=RECOVERIES, help="override how the method repairs what stays")
+    add("--damping", type=float, default=0.01, help="default: %(default)s")
+    add("--multiple", type=int, default=8, help="kept channels are a multiple of this (default: %(default)s)")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the pipeline")
+    parser.set_defaults(run=slim)
+
+    parser = own.add_parser("sample", help="draw pictures into a PNG file")
+    add = parser.add_argument
+    _add_drawing(parser)
+    add("--classes", metavar="A,B", help=f"of the packaged model: {', '.join(GARMENTS)}")
+    add("--prompts", type=Path, metavar="FILE.txt", help="what to draw, one prompt a line")
+    add("--count", type=int, default=10, help="pictures, classes in turn (default: %(default)s)")
+    add("--beside", metavar="MODEL", help="draw the same from the same noise in a row above")
+    add("--output", type=Path, required=True, metavar="FILE.png")
+    parser.set_defaults(run=sample)
+
+    parser = own.add_parser("evaluate", help="drift, denoising loss and Fréchet distance (packaged model)")
+    add = parser.add_argument
+    _add_drawing(parser)
+    add("--dense", default=PACKAGED, metavar="MODEL", help="to measure the drift from")
+    add("--count", type=int, default=200, help="pictures (default: %(default)s)")
+    add("--output", type=Path, metavar="FILE.json", help="write the scores there")
+    parser.set_defaults(run=evaluate)
+
+
+def _add_drawing(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default=PACKAGED, help="packaged name, Hub id or folder (default: %(default)s)")
+    add("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+    add("--steps", type=int, default=20, help="denoising steps (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    add("--guidance", type=float, help="guidance scale (default: the pipeline's own)")
+
+
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--step-weights", choices=STEP_WEIGHTS, default="log_decrease", help="default: %(default)s")
+    add("--packages", type=int, default=4, help="pruned one after another (default: %(default)s)")
+    add("--prompts", type=Path, metavar="FILE.txt", help="calibration prompts, one a line")
+    add("--samples", type=int, default=50, help="calibration pictures (default: %(default)s)")
+
+
+def prune(options: argparse.Namespace, console: Console) -> None:
+    chosen = shared.run_options(options)
+    make_settings(**chosen | {"block_size": options.block_size or 128})
+    report = _changed(options, console, "Pruning", prune_diffusion, chosen | {"layers": options.layers})
+    terminal.print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error"]], "Layers")
+    summary = report.summary
+    convolutions = summary["convolutions_left_dense"]
+    terminal.say(
+        f"{summary['layers']} layers, {100 * summary['removed_fraction']:.1f} % of their weights removed, "
+        f"mean relative error {summary['mean_relative_error']:.4f}, {summary['columnar_layers']} columnar, "
+        f"{summary['seconds']:.0f} s",
+        f"These layers hold {100 * summary['weights'] / summary['denoiser_weights']:.0f} % of the denoiser's "
+        f"{summary['denoiser_weights']:,} weights; embeddings, modulation and {convolutions} convolution"
+        f"{'' if convolutions == 1 else 's'} ({summary['convolution_weights_left_dense']:,} weights) stay dense",
+        f"Pipeline, report.json and layers.csv are in {options.output}",
+    )
+
+
+def slim(options: argparse.Namespace, console: Console) -> None:
+    settings = shared.pick(options, ("method", "ratio", "parts", "recovery", "damping", "multiple"))
+    SlimSettings(**settings)
+    report = _changed(options, console, "Slimming", prune_diffusion_structured, settings)
+    shown = ["layer", "kept_units", "units", "relative_error", "unrecovered_error"]
+    terminal.print_table(report.layers[shown], "Parts")
+    summary = report.summary
+    terminal.say(
+        f"{summary['parameters']:,} parameters before, {summary['kept_parameters']:,} after: "
+        f"{100 * summary['removed_fraction']:.1f} % of {' and '.join(summary['parts'])} taken out, "
+        f"{summary['seconds']:.0f} s",
+        f"Pipeline, report.json and layers.csv are in {options.output}, for rose.load_diffusion",
+    )
+
+
+def _changed(
+    options: argparse.Namespace,
+    console: Console,
+    title: str,
+    change: Callable[..., RunReport],
+    settings: Mapping[str, Any],
+) -> RunReport:
+    """Loads the pipeline, changes it with a progress bar, and writes it with its report."""
+    check_installed()
+    check_output(options.output)
+    step_weights(options.step_weights, options.steps)
+    check_packages(options.packages)
+    wanted = _read_prompts(options.prompts)
+    pipeline = _load(options, options.model, console)
+    conditions = _conditions(pipeline, wanted, None, options.samples)
+    how = shared.pick(options, ("steps", "step_weights", "packages", "guidance", "seed"))
+    with terminal.bar(console, title) as follow:
+        report = change(pipeline, conditions, **how, progress=follow, **settings)
+    report = report.with_summary(**shared.origin(options))
+    with console.status(escape(f"Writing {options.output}")):
+        save_diffusion(pipeline.to("cpu"), options.output, report=report)
+    return report
+
+
+def sample(options: argparse.Namespace, console: Console) -> None:
+    check_installed()
+    check_steps(options.steps)
+    check_file(options.output)
+    wanted, classes = _read_prompts(options.prompts), _read_classes(options.classes)
+    rows = []
+    for name in ([options.beside] if options.beside else []) + [options.model]:
+        pipeline = _load(options, name, console)
+        conditions = _conditions(pipeline, wanted, classes, options.count)
+        how = shared.pick(options, ("steps", "seed", "guidance"))
+        with terminal.bar(console, f"Drawing with {name}") as follow:
+            rows.append(draw_pictures(pipeline, conditions, **how, tick=follow))
+    parts = zip(*(row.split(PER_ROW) for row in rows), strict=True)  # the same pictures of all models below each other
+    write_sheet(options.output, [row for part in parts for row in part])
+    above = f", those of {options.beside} above" if options.beside else ""
+    what = f": {_names(conditions)}" if is_garments(pipeline) else ""
+    terminal.say(f"{len(rows[0])} pictures are in {options.output}{above}{what}")
+
+
+def _names(classes: Conditions) -> str:
+    """Of the garments of a row, from left to right."""
+    names = [GARMENTS[one] for one in classes if isinstance(one, int)]
+    return ", ".join(names[:PER_ROW]) + (", and so on" if len(names) > PER_ROW else "")
+
+
+def evaluate(options: argparse.Namespace, console: Console) -> None:
+    check_installed()
+    check_steps(options.steps)
+    check_pictures(options.count)
+    if options.output:
+        check_file(options.output)
+    given = {"pictures": options.count} | shared.pick(options, ("steps", "seed", "guidance"))
+    pipeline = _load(options, options.model, console)
+    check_garments(pipeline)
+    with terminal.bar(console, f"Drawing with {options.dense}") as follow:
+        dense = evaluation_trajectory(_load(options, options.dense, console), **given, tick=follow)
+    with terminal.bar(console, f"Drawing with {options.model}") as follow:
+        scores = evaluate_diffusion(pipeline, dense, **given, tick=follow)
+    _print_scores(scores, options)
+    if options.output:
+        write_file(options.output, json.dumps(scores.to_dict(), indent=1) + "\n")
+
+
+def _print_scores(scores: DiffusionScores, options: argparse.Namespace) -> None:
+    drift = " ".join(f"{value:.3f}" for value in scores.drift)
+    losses = (f"{t}: {value:.4f}" for t, value in zip(scores.loss_times, scores.loss, strict=True))
+    terminal.say(
+        f"Drift from {options.dense} by step: {drift}",
+        f"Denoising loss by t: {', '.join(losses)}",
+        f"Fréchet distance {scores.frechet:.3f} over {scores.pictures} pictures; the classifier recognizes "
+        f"{scores.accuracy:.0%}; {scores.seconds:.0f} s",
+    )
+
+
+def _load(options: argparse.Namespace, name: str, console: Console) -> Any:
+    with console.status(escape(f"Loading {name}")):
+        return load_diffusion(name, dtype=options.dtype).to(pick_device())
+
+
+def _conditions(pipeline: Any, prompts: list[str] | None, classes: list[int] | None, count: int) -> Conditions:
+    """What to draw: prompts or classes in turn, `count` in all."""
+    if count < 1:
+        raise RoseError(f"At least one picture must be drawn, not {count}.")
+    if prompts is not None:
+        return [prompts[k % len(prompts)] for k in range(count)]
+    if hasattr(pipeline, "tokenizer"):
+        raise RoseError(f"{type(pipeline).__name__} draws from prompts; give --prompts FILE.txt, one prompt a line.")
+    if classes is None:
+        return classes_in_turn(count)
+    return [classes[k % len(classes)] for k in range(count)]
+
+
+def _read_prompts(path: Path | None) -> list[str] | None:
+    if path is None:
+        return None
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as problem:
+        raise RoseError(f"The prompts in {path} cannot be read; give a text file with one prompt a line.") from problem
+    if not lines:
+        raise RoseError(f"{path} holds no prompt; write one a line.")
+    return lines
+
+
+def _read_classes(text: str | None) -> list[int] | None:
+    """Names of garments, or numbers as classes of other models have them."""
+    if text is None:
+        return None
+    known = {name.lower(): number for number, name in enumerate(GARMENTS)}
+    parts = [part.strip().lower() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if part not in known and not part.isdecimal():
+            raise RoseError(f"There is no class {part!r}; choose from {', '.join(GARMENTS)}, or give its number.")
+    if not parts:
+        raise RoseError("--classes names nothing; give at least one, or leave it out for all.")
+    return [known[part] if part in known else int(part) for part in parts]

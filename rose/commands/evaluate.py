@@ -1,0 +1,67 @@
+"""`rose evaluate`: perplexity and zero-shot accuracy of a model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import rose
+from rose.commands import options as shared
+from rose.commands import terminal
+from rose.model.measure.zero_shot import TASKS, check_installed, task_manager, zero_shot
+from rose.output import check_file, write_file
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("evaluate", help="perplexity and zero-shot accuracy of a model")
+    shared.add_model(parser, compute="float32")
+    add = parser.add_argument
+    add("--text", metavar="TEXT", help=f"measure perplexity on it: {shared.TEXTS}")
+    add("--length", type=int, default=2048, help="tokens per window (default: %(default)s)")
+    shared.add_windows(parser)
+    shared.add_bos(parser)
+    says = f"measure zero-shot accuracy on these tasks of lm-eval; none named: {', '.join(TASKS)}"
+    add("--tasks", nargs="*", metavar="TASK", help=says)
+    add("--task-folder", metavar="FOLDER", help="take tasks from the YAML files in it instead")
+    add("--limit", type=int, metavar="N", help="only the first N questions of each task")
+    add("--output", type=Path, metavar="FILE.csv", help="write the accuracies there")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    _check(options)
+    model, tokenizer = shared.load(options, console)
+    if options.text is not None:
+        windows = shared.windows(options, options.text, tokenizer)
+        found = shared.perplexity(model, windows, console, "Perplexity", options.compute)
+        of = f"{options.model} on {options.text}, {len(windows)} windows of {options.length}"
+        terminal.say(f"Perplexity of {of}: {found:.3f}")
+    if options.tasks is not None:
+        chosen = shared.pick(options, ("task_folder", "limit", "bos"))
+        table = zero_shot(model, tokenizer, tasks=options.tasks or TASKS, **chosen)
+        terminal.print_table(table, f"Zero-shot accuracy of {options.model}")
+        if options.output:
+            write_file(options.output, table.to_csv(index=False))
+        terminal.say(f"Mean accuracy {table['accuracy'].mean():.4f} over {len(table)} tasks")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises RoseError for options that leave nothing to do or that do not belong together."""
+    if options.text is None and options.tasks is None:
+        raise rose.RoseError("Say what to measure: --text for perplexity, --tasks for zero-shot accuracy, or both.")
+    if options.tasks is None:
+        if options.output:
+            advice = "give some, or leave it out"
+            raise rose.RoseError(f"--output names a .csv file for the accuracies of --tasks; {advice}.")
+        if options.limit is not None or options.task_folder:
+            raise rose.RoseError("--limit and --task-folder are for --tasks; give that too, or leave them out.")
+        return
+    check_installed()
+    if options.limit is not None and options.limit < 1:
+        raise rose.RoseError(f"--limit must be at least 1, not {options.limit}.")
+    if options.output:
+        check_file(options.output)
+    task_manager(options.tasks or TASKS, options.task_folder)

@@ -1,0 +1,83 @@
+"""`rose prune`: a whole model, decoder block by decoder block."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import rose
+from rose.commands import checkpoints, terminal
+from rose.commands import options as shared
+from rose.model.estimate.memory import estimate_memory
+from rose.model.network.layers import layers_to_prune
+from rose.model.network.precision import DEFAULT, compute_dtype
+from rose.model.run.settings import run_settings
+from rose.model.walk.forward import pick_device
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("prune", help="prune a model and save the checkpoint")
+    shared.add_model(parser, stream=True, compute=DEFAULT)
+    shared.add_calibration(parser)
+    shared.add_pruning(parser)
+    shared.add_method(parser, rose.RECOMMENDED)
+    shared.add_order(parser)
+    shared.add_option(parser)
+    shared.add_walk(parser)
+    checkpoints.add_checkpoint(parser)
+    parser.set_defaults(run=run, divided=True)
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    chosen = shared.run_options(options)
+    settings = run_settings(**chosen).layer
+    checkpoints.check(options)
+    model, tokenizer = shared.load(options, console, scratch=options.output.parent)
+    layers_to_prune(model, options.layers, settings.pattern, settings.block_size)
+    compute_dtype(options.compute, model, pick_device())
+    sizes = {"layers": options.layers, "sequential": options.true_sequential, "method": options.method}
+    shared.tell_memory(options, partial(estimate_memory, **sizes), model, console)
+    tokens, held_out = shared.calibration(options, tokenizer, options.seed)
+    evaluation = checkpoints.Evaluation(options, tokenizer, console)
+    before = evaluation.measure(model, "before")
+    with terminal.bar(console, "Pruning") as follow:
+        chosen |= {"layers": options.layers, "checkpoint": options.checkpoint}
+        report = rose.prune_model(model, tokens, held_out=held_out, progress=follow, **chosen)
+    report = checkpoints.save(options, model, tokenizer, report, evaluation, before)
+    _print_layers(report)
+    _print_summary(report, options.output)
+
+
+def _print_layers(report: rose.RunReport) -> None:
+    """Every pruned layer: its sparsity and errors, on held-out tokens where there are any."""
+    table = report.layers
+    errors = ["relative_error", "held_out_error"]
+    if report.summary["target"] == "dense":
+        held_out = table["held_out_target_error"].notna().any()
+        errors = ["held_out_error", "held_out_target_error"] if held_out else ["relative_error", "target_error"]
+    terminal.print_table(table[["layer", "sparsity", "relative_range", *errors]], "Layers")
+
+
+def _print_summary(report: rose.RunReport, folder: Path) -> None:
+    """The outcome; `folder` is where the model was written."""
+    summary = report.summary
+    errors = f"Mean relative error on calibration tokens: {summary['mean_relative_error']:.4f} of layers' own outputs"
+    if summary["mean_target_error"] is not None:
+        errors += f", {summary['mean_target_error']:.4f} of the dense model's, which were the target"
+    terminal.say(
+        f"{summary['layers']} layers, {100 * summary['removed_fraction']:.2f} % of their weights removed, "
+        f"{summary['seconds']:.0f} s",
+        errors,
+    )
+    checkpoints.say_targets(report)
+    if summary.get("experts_left_dense"):
+        terminal.say(
+            f"{summary['experts_left_dense']} layers of experts stayed dense, because fewer than "
+            f"{summary['min_expert_tokens']} calibration tokens were routed to them"
+        )
+    checkpoints.say_perplexity(summary)
+    terminal.say(f"Checkpoint, report.json and layers.csv are in {folder}")

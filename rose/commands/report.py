@@ -1,0 +1,28 @@
+"""`rose report`: finished runs as an HTML file; the app draws it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rose.commands import terminal
+from rose.commands.app import app_module
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("report", help="write a finished run, or two side by side, as one HTML file")
+    add = parser.add_argument
+    add("folders", nargs="+", metavar="FOLDER", help="that analyze, prune or slim has written")
+    add("--output", type=Path, required=True, metavar="FILE.html", help="needs no network to be read")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    html_report = app_module("runs.html_report", "A report", ("plotly", "scipy"))
+    with console.status("Drawing"):
+        findings = html_report.write_report(options.folders, options.output)
+    size = options.output.stat().st_size / 1e6
+    terminal.say(*findings, f"Written to {options.output}, {size:.1f} MB")

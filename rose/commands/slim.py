@@ -1,0 +1,206 @@
+"""`rose slim`: heads, channels or decoder blocks taken out; what is left may then be pruned."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import rose
+from rose.commands import checkpoints, terminal
+from rose.commands import options as shared
+from rose.layer.methods import Settings
+from rose.model.estimate.memory import Memory, estimate_memory
+from rose.model.network.layers import layers_to_prune
+from rose.model.run.settings import run_settings
+from rose.structured.allocation import ALLOCATIONS
+from rose.structured.memory import estimate_slim_memory
+from rose.structured.parts import HEADS, PARTS, find_parts
+from rose.structured.plan import SlimSettings, check_parts
+from rose.structured.problem import RECOVERIES
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("slim", help="make a model smaller and faster: take heads, channels or blocks out")
+    shared.add_model(parser, stream=True)
+    shared.add_calibration(parser)
+    add = parser.add_argument
+    add("--method", default="obs", help=f"{', '.join(rose.STRUCTURED)} (default: %(default)s)")
+    add("--ratio", type=float, default=0.2, help="share of the decoder blocks' parameters (default: %(default)s)")
+    add("--parts", nargs="+", choices=PARTS, help="what may go (default: all that the model offers)")
+    says = "uniform shapes load everywhere; the others only with rose (default: %(default)s)"
+    add("--allocation", choices=ALLOCATIONS, default="uniform", help=says)
+    add("--recovery", choices=RECOVERIES, help="override how the method repairs what stays")
+    add("--damping", type=float, default=0.01, help="of the mean diagonal of the inputs (default: %(default)s)")
+    add("--multiple", type=int, default=8, help="kept channels are a multiple of this (default: %(default)s)")
+    shared.add_target(parser, None, "layer; dense for what --prune does then")
+    add("--prune", metavar="SPARSITY", help="then prune what is left: a ratio, or N:M")
+    add("--prune-method", metavar="METHOD", help=f"by this (default: {rose.RECOMMENDED})")
+    checkpoints.add_checkpoint(parser)
+    parser.set_defaults(run=run, divided=True)
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    _check_drop_options(options)
+    slimming, pruning = _slim_options(options), _prune_options(options)
+    SlimSettings(**slimming)
+    rest = run_settings(**pruning).layer if pruning else None
+    _check_multiple(options, rest)
+    checkpoints.check(options)
+    if options.allocation != "uniform" and options.method != "depth":
+        console.print(
+            "The decoder blocks will differ in shape: rose.load_model reads the result, plain transformers does not.",
+            soft_wrap=True,
+        )
+    model, tokenizer = shared.load(options, console, scratch=options.output.parent)
+    kinds = None if options.method == "depth" else check_parts(model, options.parts)
+    estimate = partial(estimate_slim_memory, method=options.method, parts=kinds)
+    if rest:
+        _check_rest(model, kinds, rest)
+        estimate = partial(_larger, estimate, rest.method, pruning["target"])
+    shared.tell_memory(options, estimate, model, console)
+    tokens, held_out = shared.calibration(options, tokenizer, options.seed)
+    evaluation = checkpoints.Evaluation(options, tokenizer, console)
+    before = evaluation.measure(model, "before")
+    with terminal.bar(console, "Slimming") as follow:
+        slimmed = rose.prune_structured(
+            model,
+            tokens,
+            held_out=held_out,
+            progress=follow,
+            checkpoint=options.checkpoint,
+            **slimming,
+        )
+    report = slimmed
+    if rest:
+        between = evaluation.measure(model, "between")
+        pruned = _prune_rest(options, pruning, console, model, tokens, held_out)
+        report = _joined(slimmed, pruned, perplexity_slimmed=between)
+    report = checkpoints.save(options, model, tokenizer, report, evaluation, before)
+    if len(slimmed.layers):
+        _print_parts(slimmed.layers)
+    _print_summary(report)
+    kind = "any program that uses transformers" if report.summary["uniform"] else "rose.load_model"
+    terminal.say(f"Checkpoint, report.json and layers.csv are in {options.output}, for {kind}")
+
+
+def _check_drop_options(options: argparse.Namespace) -> None:
+    """Raises RoseError for what has no meaning where whole decoder blocks are dropped."""
+    if options.method != "depth":
+        return
+    given = {
+        "--parts": options.parts,
+        "--allocation": options.allocation != "uniform",
+        "--recovery": options.recovery,
+        "--target": options.target and not options.prune,
+    }
+    wrong = [name for name, value in given.items() if value]
+    if wrong:
+        raise rose.RoseError(f"depth drops whole decoder blocks as they are; leave out {', '.join(wrong)}.")
+
+
+def _slim_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Keywords of `rose.prune_structured`. With --prune the target's damping may be for that alone."""
+    target = options.target or "layer"
+    damping = None if options.prune and target == "layer" else options.target_damping
+    names = ("method", "ratio", "parts", "allocation", "recovery", "damping", "multiple")
+    return shared.pick(options, names) | {"target": target, "target_damping": damping}
+
+
+# ---- what slimming leaves, pruned
+
+
+def _prune_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Keywords of `rose.prune_model`; none where nothing is pruned then."""
+    if not options.prune:
+        if options.prune_method:
+            raise rose.RoseError("--prune-method is for --prune SPARSITY; give that too, or leave it out.")
+        return {}
+    method = {"method": options.prune_method or rose.RECOMMENDED, "sparsity": options.prune, "damping": options.damping}
+    return method | {"target": options.target or "dense", "target_damping": options.target_damping}
+
+
+def _check_multiple(options: argparse.Namespace, settings: Settings | None) -> None:
+    """Raises RoseError where slimming will leave widths that N:M does not divide."""
+    pattern = settings and settings.pattern
+    if pattern and pattern.is_grouped and options.method != "depth" and options.multiple % pattern.of:
+        fitting = math.lcm(options.multiple, pattern.of)
+        raise rose.RoseError(f"--prune {pattern} needs widths divisible by {pattern.of}; give --multiple {fitting}.")
+
+
+def _check_rest(model: PreTrainedModel, kinds: Sequence[str] | None, settings: Settings) -> None:
+    """Raises RoseError for what pruning would refuse after slimming."""
+    pattern = settings.pattern
+    layers_to_prune(model, None, pattern, settings.block_size)
+    wide = [part.width for part in find_parts(model, kinds)[0] if part.kind == HEADS] if kinds else []
+    if wide and pattern.is_grouped and wide[0] % pattern.of:
+        raise rose.RoseError(
+            f"--prune {pattern} needs widths divisible by {pattern.of}, and heads have {wide[0]} columns each; "
+            "give --parts channels, or another pattern."
+        )
+
+
+def _larger(estimate: Callable[..., Memory], method: str, target: str, model: Any, **sizes: Any) -> Memory:
+    """The larger of two estimates, where the model is then pruned by a method, towards a target of its own."""
+    pruned = estimate_memory(model, **sizes | {"dense_targets": target == "dense"}, method=method)
+    return max(estimate(model, **sizes), pruned, key=lambda memory: memory.peak)
+
+
+def _prune_rest(
+    options: argparse.Namespace,
+    pruning: dict[str, Any],
+    console: Console,
+    model: PreTrainedModel,
+    tokens: Tensor,
+    held_out: Tensor | None,
+) -> rose.RunReport:
+    kept = options.checkpoint and options.checkpoint / "pruned"
+    with terminal.bar(console, "Pruning") as follow:
+        return rose.prune_model(model, tokens, held_out=held_out, progress=follow, checkpoint=kept, **pruning)
+
+
+def _joined(slimmed: rose.RunReport, pruned: rose.RunReport, **more: Any) -> rose.RunReport:
+    """One report of both: the rows of parts, then those of layers; the second run's settings under "pruned"."""
+    both = pd.concat([slimmed.layers, pruned.layers], ignore_index=True)
+    return rose.RunReport(both, slimmed.summary | {"pruned": pruned.summary} | more)
+
+
+# ---- what is printed
+
+
+def _print_parts(parts: pd.DataFrame) -> None:
+    """Every part that was reduced: what is left of it, and its errors, against the dense model's output where that was
+    the target; what fits into 80 columns."""
+    errors = ["target_error", "held_out_target_error"]
+    if not parts["target_error"].notna().any():
+        errors = ["relative_error", "held_out_error"]
+    known = [name for name in errors if parts[name].notna().any()]
+    shown = parts[["layer", *known, "unrecovered_error"]].copy()
+    shown = shown.rename(columns={"unrecovered_error": "error_before_recovery"})
+    shown.insert(1, "kept", parts["kept_units"].astype(str) + " of " + parts["units"].astype(str))
+    terminal.print_table(shown, "Parts")
+
+
+def _print_summary(report: rose.RunReport) -> None:
+    summary = report.summary
+    terminal.say(
+        f"{summary['parameters']:,} parameters before, {summary['kept_parameters']:,} after: "
+        f"{100 * summary['removed_fraction']:.1f} % of the decoder blocks taken out, {summary['seconds']:.0f} s"
+    )
+    slimmed, *rest = report.stages
+    checkpoints.say_targets(slimmed)
+    for pruned in rest:
+        then = pruned.summary
+        terminal.say(
+            f"Then {100 * then['removed_fraction']:.1f} % of the weights of {then['layers']} layers pruned by "
+            f"{then['method']}, {then['seconds']:.0f} s"
+        )
+        checkpoints.say_targets(pruned)
+    checkpoints.say_perplexity(summary)
