@@ -10,13 +10,19 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.figures import palette, shrinking, style
-from app.figures.palette import Theme
+from app.figures import marks, palette, shrinking, style
+from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose import OrderPlan
 
-STRIPS = ("weight norm", "input norm", "importance", "column loss")
+STRIPS = {
+    "weight norm": palette.BLUE,
+    "input norm": palette.TEAL,
+    "importance": palette.GREEN,
+    "column loss": palette.ORANGE,
+}
 GAP = 0.035  # between strips, of the height of the plot
+NUMBERED_HEADS = 32  # numbers of more heads would touch
 STRONG = 0.05  # share of the columns that count as those with the largest weights
 FOLLOWS = 0.3  # rank correlation below which loss follows nothing
 APART = 2.0  # factor from which on the caption calls two sizes different
@@ -50,87 +56,53 @@ def layer_strips(
     finding, caption = _why(table, plan)
     heads = heads if heads and len(table) % heads == 0 else 0
     figure = go.Figure()
-    colours = (palette.BLUE, palette.TEAL, palette.GREEN, palette.ORANGE)
-    for number, (name, colour) in enumerate(zip(STRIPS, colours, strict=True), 1):
-        figure.add_scatter(
-            x=table["column"].to_numpy(np.int32),
-            y=table[name].to_numpy(np.float32),
-            yaxis="y" if number == 1 else f"y{number}",
-            mode="lines",
-            line={"color": colour, "width": 1, "shape": "hvh"},
-            fill="tozeroy",
-            name=name,
-            hovertemplate=f"{name} %{{y:.4g}}<extra></extra>",
-        )
+    shape: dict[str, Any] = {"mode": "lines", "line": {"shape": "hvh"}, "fill": "tozeroy"}
+    for number, (name, colour) in enumerate(STRIPS.items(), 1):
+        strip, look = table[name].astype(np.float32), Style(colour, name)
+        marks.lines(figure, table["column"], strip, look, f"{name} %{{y:.4g}}", width=1, yaxis=f"y{number}", **shape)
     of_heads = f"; dotted: {heads} attention heads of {len(table) // heads} columns" if heads else ""
     what = f"Columns{words.of(layer)}; solid: edges of {words.count(len(plan.block_width), 'block')}{of_heads}"
-    style.base(figure, theme, finding, what, x="input channel (column)", height=600)
     _stack(figure, len(table))
     _edges(figure, plan.block_width, heads, len(table), theme)
-    style.outline_block(figure, plan.block_width, marked_block)
-    caption += _inside_heads(table, heads) + style.mark_words(marked_block)
-    alt = f"Weight norm, input norm, importance and loss of every column{words.of(layer)}. {finding}. {caption}"
+    marks.outline_block(figure, plan.block_width, marked_block)
+    caption += _inside_heads(table, heads) + marks.mark_words(marked_block)
+    alt = f"Weight norm, input norm, importance and loss of every column{words.of(layer)}"
     block = np.repeat(np.arange(len(plan.block_width)), plan.block_width)
-    return Drawing(figure, caption, alt, table.rename(columns=lambda c: c.replace(" ", "_")).assign(block=block))
+    table = table.rename(columns=lambda c: c.replace(" ", "_")).assign(block=block)
+    room = {"height": 600, "headroom": 14 if heads else 0}
+    return style.finish(figure, theme, finding, what, caption, alt, table, x="input channel (column)", **room)
 
 
 def _stack(figure: go.Figure, columns: int) -> None:
     """One x axis under four y axes, and one cursor through all of them."""
     count = len(STRIPS)
     high = (1 - GAP * (count - 1)) / count
-    axes = {}
     for number, name in enumerate(STRIPS):
         top = 1 - number * (high + GAP)
-        axes["yaxis" if number == 0 else f"yaxis{number + 1}"] = {
-            "domain": [max(0.0, top - high), top],
-            "anchor": "x",
-            "rangemode": "tozero",
-            "nticks": 4,
-            "title": {"text": name, "font": {"size": style.FONT_SIZE}},
-        }
+        title = {"text": name, "font": {"size": style.FONT_SIZE}}
+        axis = {"domain": [max(0.0, top - high), top], "anchor": "x", "nticks": 4, "title": title}
+        figure.update_layout({f"yaxis{number + 1}": axis})
+    figure.update_layout(hovermode="x unified", hoversubplots="axis")
     cursor = {"showspikes": True, "spikemode": "across", "spikesnap": "hovered data", "spikethickness": 1.5}
-    figure.update_layout(**axes, hovermode="x unified", hoversubplots="axis")
-    figure.update_xaxes(
-        range=[-0.5, columns - 0.5],
-        anchor=f"y{count}",
-        zeroline=False,
-        spikecolor=palette.MARK,
-        spikedash="solid",
-        **cursor,
-    )
+    cursor |= {"spikecolor": palette.MARK, "spikedash": "solid"}
+    figure.update_xaxes(range=[-0.5, columns - 0.5], anchor=f"y{count}", zeroline=False, **cursor)
 
 
 def _edges(figure: go.Figure, widths: Sequence[int], heads: int, columns: int, theme: Theme) -> None:
     """Vertical lines through all strips, at once: one by one they take seconds on a wide layer."""
     ink = palette.INKS[theme]
-    line = {"type": "line", "yref": "paper", "y0": 0, "layer": "above"}
-    shapes = [
-        line | {"x0": x - 0.5, "x1": x - 0.5, "y1": 1, "line": {"color": ink.text, "width": 1}}
-        for x in np.cumsum(widths)[:-1].tolist()
-    ]
+    edge = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "layer": "above"}
+    block = edge | {"line": {"color": ink.text, "width": 1}}
+    shapes = [block | {"x0": x - 0.5, "x1": x - 0.5} for x in np.cumsum(widths)[:-1].tolist()]
     if heads:
         size = columns // heads
-        shapes += [
-            line | {"x0": x - 0.5, "x1": x - 0.5, "y1": 1.02, "line": {"color": ink.muted, "width": 1.5, "dash": "dot"}}
-            for x in range(size, columns, size)
-        ]
-        figure.update_layout(
-            annotations=[
-                {
-                    "x": size * (head + 0.5) - 0.5,
-                    "y": 1,
-                    "yref": "paper",
-                    "yanchor": "bottom",
-                    "text": str(head),
-                    "showarrow": False,
-                    "font": {"size": style.FONT_SIZE, "color": ink.muted},
-                }
-                for head in range(heads)
-            ]
-            if heads <= 32
-            else []
-        )
-        figure.update_layout(margin_t=figure.layout.margin.t + 14)
+        head = edge | {"y1": 1.02, "line": {"color": ink.muted, "width": 1.5, "dash": "dot"}}
+        shapes += [head | {"x0": x - 0.5, "x1": x - 0.5} for x in range(size, columns, size)]
+    if 0 < heads <= NUMBERED_HEADS:
+        font = {"size": style.FONT_SIZE, "color": ink.muted}
+        number = {"y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False, "font": font}
+        at = [size * (place + 0.5) - 0.5 for place in range(heads)]
+        figure.update_layout(annotations=[number | {"x": x, "text": str(place)} for place, x in enumerate(at)])
     figure.update_layout(shapes=shapes)
 
 
@@ -150,24 +122,20 @@ def _why(table: pd.DataFrame, plan: OrderPlan) -> tuple[str, str]:
     norm = _times(strong["input norm"].median(), table["input norm"].median())
     who = "The column with the largest weights" if count == 1 else f"The {count} columns with the largest weights"
     verb = "loses" if count == 1 else "lose"
-    says = f"{who} {verb} {words.number(loss)} times the mean column loss"
+    link = ": their median input norm is" if loss > APART and norm > APART else "; their median input norm is"
     if loss < 1 / APART and norm < 1 / APART:
         finding = f"{who} {verb} little: {'its input is' if count == 1 else 'their inputs are'} weak"
-        says += f", because their median input norm is only {words.number(norm)} times that of all columns"
-    elif loss > APART and norm > APART:
-        says += f": their median input norm is {words.number(norm)} times that of all columns"
-    else:
-        says += f"; their median input norm is {words.number(norm)} times that of all columns"
+        link = ", because their median input norm is only"
+    says = f"{who} {verb} {words.number(loss)} times the mean column loss{link} {words.number(norm)} times that of all"
     worst = int(table["column loss"].idxmax())
-    times = {name: words.number(_times(table.loc[worst, name], table[name].median())) for name in STRIPS[:2]}
-    most = (
-        f" Column {worst} loses most: its weight norm is {times['weight norm']} times the median, its input norm "
-        f"{times['input norm']} times."
+    weights, inputs = (
+        words.number(_times(table.loc[worst, name], table[name].median())) for name in ("weight norm", "input norm")
     )
     correlations = f"{by_weight:.2f}, with input norm {by_input:.2f}".replace("-", "−")
     return finding, (
-        f"{says}. Rank correlation of column loss with weight norm {correlations}; relative range "
-        f"{plan.relative_range:.2f}.{most}"
+        f"{says} columns. Rank correlation of column loss with weight norm {correlations}; relative range "
+        f"{plan.relative_range:.2f}. Column {worst} loses most: its weight norm is {weights} times the median, its "
+        f"input norm {inputs} times."
     )
 
 

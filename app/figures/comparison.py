@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.figures import palette, style
+from app.figures import marks, palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
 from app.runs.results import over_seeds
@@ -17,6 +17,7 @@ from rose import RoseError
 
 Measure = Literal["perplexity", "mean_held_out_error"]
 NAMED = 4  # runs in a title
+NUMBERED = 16  # bars up to which each has its number above it
 MEASURES: dict[Measure, str] = {"perplexity": "perplexity", "mean_held_out_error": "mean relative error, held-out"}
 
 
@@ -37,62 +38,41 @@ def over_seeds_bars(
         raise RoseError(f"No run at sparsity {sparsity} has a {MEASURES[column]}; choose another.")
     means = over_seeds(rows).sort_values(column, kind="stable").reset_index(drop=True)
     looks = [palette.method_style(method) for method in means["method"]]
-    log = float(rows[column].max() / rows[column].min()) > style.LOG_ABOVE
-    figure = go.Figure()
-    for look, (_, mean) in zip(looks, means.iterrows(), strict=True):
-        values = rows.loc[rows["method"] == mean["method"], column].to_numpy(np.float64)
-        seeds = rows.loc[rows["method"] == mean["method"], "seed"].tolist()
-        figure.add_scatter(
-            x=[look.label],
-            y=[mean[column]],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [values.max() - mean[column]],
-                "arrayminus": [mean[column] - values.min()],
-                "thickness": 2,
-                "width": 8,
-            },
+    listed, by_method, figure = [], dict(list(rows.groupby("method"))), go.Figure()
+    for look, mean in zip(looks, means.to_dict("records"), strict=True):
+        seeds, level = by_method[mean["method"]], mean[column]
+        listed.append(f"{look.label} {words.number(level)} ± {words.number(mean[f'{column}_spread'])}")
+        marks.points(
+            figure,
+            [look.label],
+            [level],
+            look,
+            f"{look.label}<br>mean %{{y:.4g}}",
+            size=22,
+            marker={"symbol": "line-ew", "line": {"width": 3, "color": look.colour}},
+            error_y=_whiskers(level, seeds[column].min(), seeds[column].max(), thickness=2, width=8),
             mode="markers+text",
-            text=[f"  {words.number(mean[column])}"],
+            text=[f"  {words.number(level)}"],
             textposition="middle right",
-            marker={"color": look.colour, "symbol": "line-ew", "size": 22, "line": {"width": 3, "color": look.colour}},
-            hovertemplate=f"{look.label}<br>mean %{{y:.4g}}<extra></extra>",
         )
-        figure.add_scatter(
-            x=[look.label] * len(values),
-            y=values,
-            customdata=seeds,
-            mode="markers",
-            marker={"color": look.colour, "symbol": look.symbol, "size": 9, "opacity": 0.75},
-            hovertemplate=f"{look.label}, seed %{{customdata}}<br>%{{y:.4g}}<extra></extra>",
-        )
-    best = means.iloc[0]
-    finding = f"{looks[0].label} has the lowest mean {MEASURES[column]}, {words.number(best[column])}"
+        hover, pale = f"{look.label}, seed %{{customdata}}<br>%{{y:.4g}}", {"opacity": 0.75}
+        x = [look.label] * len(seeds)
+        marks.points(figure, x, seeds[column], look, hover, marker=pale, customdata=seeds["seed"].tolist())
+    finding = f"{looks[0].label} has the lowest mean {MEASURES[column]}, {words.number(means[column].iloc[0])}"
     if len(means) > 1:
         # A lead smaller than the seeds lie apart may be chance.
-        first, second = (rows.loc[rows["method"] == means["method"][i], column] for i in (0, 1))
+        first, second = (by_method[means["method"][i]][column] for i in (0, 1))
         apart = "above every seed of it" if second.min() > first.max() else "within the spread over seeds"
         finding += f"; {looks[1].label} lies {apart}"
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"Mean (line), range (whiskers) and single calibration seeds (marks) at sparsity {sparsity}"
-        + ("; log scale" if log else ""),
-        x="",
-        y=MEASURES[column],
-        height=440,
-    )
-    figure.update_yaxes(**({"type": "log"} if log else {"rangemode": "tozero"}))
+    what = f"Mean (line), range (whiskers) and single calibration seeds (marks) at sparsity {sparsity}"
+    if style.spread(rows[column]) > style.LOG_ABOVE:
+        what += "; log scale"
+        figure.update_yaxes(type="log")
     figure.update_xaxes(range=[-0.5, len(means) - 0.3])
-    listed = ", ".join(
-        f"{look.label} {words.number(row[column])} ± {words.number(row[f'{column}_spread'])}"
-        for look, (_, row) in zip(looks, means.iterrows(), strict=True)
-    )
-    caption = f"Mean ± half the range over up to {words.count(int(means['seeds'].max()), 'seed')}: {listed}."
-    alt = f"Means and spread of {MEASURES[column]} by method. {finding}. {caption}"
-    return Drawing(figure, caption, alt, means)
+    seeds = words.count(int(means["seeds"].max()), "seed")
+    caption = f"Mean ± half the range over up to {seeds}: {', '.join(listed)}."
+    alt = f"Means and spread of {MEASURES[column]} by method"
+    return style.finish(figure, theme, finding, what, caption, alt, means, y=MEASURES[column], height=440)
 
 
 def time_and_perplexity(
@@ -115,67 +95,53 @@ def time_and_perplexity(
         raise RoseError("No run has both a time and a perplexity; prune a model and evaluate it.")
     rows["on_front"] = rows["perplexity"] < rows["perplexity"].cummin().shift(fill_value=np.inf)
     front = rows[rows["on_front"]]
-    names = rows["run" if "run" in rows.columns else "method"].astype(str)
-    looks = [
-        palette.method_style(method)._replace(label=name if name != method else palette.method_style(method).label)
-        for name, method in zip(names, rows["method"], strict=True)
-    ]
+    looks = palette.named_styles(rows)
     figure = go.Figure()
     right = 1.12 * float(rows["seconds"].max())
-    figure.add_scatter(
-        x=[*front["seconds"], right],
-        y=[*front["perplexity"], front["perplexity"].iloc[-1]],
+    marks.lines(
+        figure,
+        [*front["seconds"], right],
+        [*front["perplexity"], front["perplexity"].iloc[-1]],
+        palette.Style(palette.INKS[theme].muted, "Pareto front", "dot"),
+        "",
         mode="lines",
-        line={"shape": "hv", "dash": "dot", "width": 2, "color": palette.INKS[theme].muted},
-        name="Pareto front",
-        hoverinfo="skip",
+        width=2,
+        line={"shape": "hv"},
     )
-    for look, (_, row) in zip(looks, rows.iterrows(), strict=True):
-        figure.add_scatter(
-            x=[row["seconds"]],
-            y=[row["perplexity"]],
-            error_y=_reach(row),
-            mode="markers",
-            name=look.label,
-            marker={"color": look.colour, "symbol": _mark(look, row), "size": 13, "line": {"width": 2}},
-            hovertemplate=f"{look.label}<br>perplexity %{{y:.4g}}<br>{time} %{{x:.4g}}<extra></extra>",
-        )
+    for look, row in zip(looks, rows.to_dict("records"), strict=True):
+        reach = _whiskers(row["perplexity"], row["lowest"], row["highest"]) if "lowest" in row else None
+        symbol = look.symbol.removesuffix("-open") + "-open" if row.get("target") == "layer" else look.symbol
+        marker, hover = {"symbol": symbol, "line": {"width": 2}}, f"{look.label}<br>perplexity %{{y:.4g}}<br>{time}"
+        x, y = [row["seconds"]], [row["perplexity"]]
+        marks.points(figure, x, y, look, f"{hover} %{{x:.4g}}", size=13, marker=marker, error_y=reach)
     if dense is not None:
-        style.level(figure, dense, (0, right), "dense", theme)
-    best = [look.label for look, is_on in zip(looks, rows["on_front"], strict=True) if is_on]
-    lowest = f"{best[-1]} has the lowest perplexity, {words.number(front['perplexity'].iloc[-1])}"
-    if len(rows) == 1:
-        finding = lowest
-    elif len(best) <= NAMED:
-        finding = f"Pareto front: {', '.join(best)}"
-    else:
-        finding = f"{lowest}; {words.out_of(len(best), len(rows), 'run')} lie on the Pareto front"
-    levels = [*rows["perplexity"], *([] if dense is None else [dense])]
-    log = max(levels) / min(levels) > style.LOG_ABOVE
-    what = "Perplexity against time, lower is better in both; dotted: for its time, no run is lower"
-    style.base(figure, theme, finding, what + ("; log scale" if log else ""), x=time, y="perplexity", legend=True)
+        marks.level(figure, dense, (0, right), "dense", theme)
     figure.update_xaxes(range=[0, right])
-    if log:
+    what = "Perplexity against time, lower is better in both; dotted: for its time, no run is lower"
+    if style.spread([*rows["perplexity"], dense or np.nan]) > style.LOG_ABOVE:
+        what += "; log scale"
         ticks = [digit * 10**power for power in range(-2, 9) for digit in (1, 2, 5)]
         figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
-    caption = f"Perplexity at {time}, fastest first: " + "; ".join(
-        f"{look.label}: {words.number(row['perplexity'])} at {words.number(row['seconds'])}"
-        for look, (_, row) in zip(looks, rows.iterrows(), strict=True)
+    else:
+        figure.update_yaxes(rangemode="normal")  # what is compared is how far runs lie apart
+    best = [look.label for look, is_on in zip(looks, rows["on_front"], strict=True) if is_on]
+    finding = f"{best[-1]} has the lowest perplexity, {words.number(front['perplexity'].iloc[-1])}"
+    if len(rows) > 1 and len(best) <= NAMED:
+        finding = f"Pareto front: {', '.join(best)}"
+    elif len(best) > NAMED:
+        finding += f"; {words.out_of(len(best), len(rows), 'run')} lie on the Pareto front"
+    listed = "; ".join(
+        f"{look.label}: {words.number(perplexity)} at {words.number(seconds)}"
+        for look, perplexity, seconds in zip(looks, rows["perplexity"], rows["seconds"], strict=True)
     )
-    alt = f"Scatter chart of perplexity against {time}. {finding}. {caption}."
-    return Drawing(figure, f"{caption}.", alt, rows)
+    caption = f"Perplexity at {time}, fastest first: {listed}."
+    alt = f"Scatter chart of perplexity against {time}"
+    return style.finish(figure, theme, finding, what, caption, alt, rows, x=time, y="perplexity", legend=True)
 
 
-def _mark(look: palette.Style, row: pd.Series) -> str:
-    return look.symbol.removesuffix("-open") + "-open" if row.get("target") == "layer" else look.symbol
-
-
-def _reach(row: pd.Series) -> dict[str, object] | None:
-    """Whiskers from the lowest to the highest value, where these are known."""
-    if "lowest" not in row:
-        return None
-    up, down = row["highest"] - row["perplexity"], row["perplexity"] - row["lowest"]
-    return {"type": "data", "symmetric": False, "array": [up], "arrayminus": [down], "thickness": 1.5, "width": 6}
+def _whiskers(middle: float, lowest: float, highest: float, thickness: float = 1.5, width: float = 6) -> dict[str, Any]:
+    reach = {"array": [highest - middle], "arrayminus": [middle - lowest]}
+    return {"type": "data", "symmetric": False, "thickness": thickness, "width": width} | reach
 
 
 def method_errors(records: pd.DataFrame, *, column: str = "relative_error", theme: Theme = "light") -> Drawing:
@@ -188,50 +154,37 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
     Raises:
         RoseError: no row with this error.
     """
-    table = records.dropna(subset=[column])
-    if table.empty:
+    wide = by_method(records, column)
+    if wide.empty:
         raise RoseError("No error has been measured yet; prune a layer first.")
-    methods = list(dict.fromkeys(table["method"]))
-    layers = list(dict.fromkeys(table["layer"]))
-    wide = table.pivot_table(index="layer", columns="method", values=column, sort=False).loc[layers, methods]
+    looks = {method: palette.method_style(method) for method in wide.columns}
+    names = [words.short_layer(layer) for layer in wide.index]
     figure = go.Figure()
-    for method in methods:
-        look = palette.method_style(method)
-        values = wide[method].to_numpy(np.float64)
-        figure.add_bar(
-            x=[words.short_layer(layer) for layer in layers],
-            y=values,
-            customdata=layers,
-            name=look.label,
-            marker={"color": look.colour},
-            text=[words.number(v) for v in values] if len(layers) * len(methods) <= 16 else None,
-            textposition="outside",
-            cliponaxis=False,
-            hovertemplate=f"%{{customdata}}<br>{look.label} %{{y:.4g}}<extra></extra>",
+    for method, look in looks.items():
+        text = {"text": [words.number(v) for v in wide[method]]} if wide.size <= NUMBERED else {}
+        hover = f"%{{customdata}}<br>{look.label} %{{y:.4g}}"
+        marks.bars(figure, names, wide[method], look, hover, customdata=wide.index, **text)
+    mean = wide.mean().sort_values()
+    best, base = str(mean.idxmin()), style.BASELINE
+    finding = f"{looks[best].label} has the lowest error"
+    if best != base and mean.get(base, 0) > 0:
+        finding = (
+            f"{looks[best].label} has {words.percent(1 - mean[best] / mean[base])} less error than {looks[base].label}"
         )
-    best = str(wide.mean().idxmin())
-    mean = wide.mean()
-    base = style.BASELINE
-    if base in methods and best != base and mean[base] > 0:
-        saved = words.percent(1 - mean[best] / mean[base])
-        finding = f"{palette.method_style(best).label} has {saved} less error than {palette.method_style(base).label}"
-    else:
-        finding = f"{palette.method_style(best).label} has the lowest error"
-    held = "held-out" if column == "held_out_error" else "calibration"
-    where = words.short_layer(layers[0]) if len(layers) == 1 else f"{len(layers)} layers, mean"
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"Relative error on {held} tokens, {where}",
-        x="layer (decoder block · projection)" if len(layers) > 1 else "",
-        y=style.ERROR,
-        legend=len(methods) > 1,
-    )
-    figure.update_yaxes(rangemode="tozero")
-    if len(layers) == 1:
+    if len(wide) == 1:
         figure.update_layout(bargap=0.5)
-    listed = ", ".join(f"{palette.method_style(m).label} {words.number(mean[m])}" for m in mean.sort_values().index)
-    caption = f"{'Mean error' if len(layers) > 1 else 'Error'}, lowest first: {listed}."
-    alt = f"Bar chart of relative error by method. {finding}. {caption}"
-    return Drawing(figure, caption, alt, wide.reset_index())
+    held = "held-out" if column == "held_out_error" else "calibration"
+    what = f"Relative error on {held} tokens, {names[0] if len(wide) == 1 else f'{len(wide)} layers, mean'}"
+    listed = ", ".join(f"{looks[method].label} {words.number(error)}" for method, error in mean.items())
+    caption = f"{'Mean error' if len(wide) > 1 else 'Error'}, lowest first: {listed}."
+    x = "layer (decoder block · projection)" if len(wide) > 1 else ""
+    frame = {"x": x, "y": style.ERROR, "legend": len(looks) > 1}
+    alt = "Bar chart of relative error by method"
+    return style.finish(figure, theme, finding, what, caption, alt, wide.reset_index(), **frame)
+
+
+def by_method(records: pd.DataFrame, column: str) -> pd.DataFrame:
+    """One of the errors as layer × method, both in the order in which they come; without rows that do not have it."""
+    table = records.dropna(subset=[column])
+    wide = table.pivot_table(index="layer", columns="method", values=column, sort=False)
+    return wide.reindex(index=table["layer"].unique(), columns=table["method"].unique())

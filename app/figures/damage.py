@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.figures import overview, palette, style
+from app.figures import marks, overview, palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
 from rose import RoseError
@@ -27,7 +27,6 @@ PREDICTORS = {
     "output_error": ("output error", "output error ‖ΔW x‖², per token"),
     "drift": ("drift", "drift of the stream after the decoder block, ‖Δh‖² / ‖h‖²"),
 }
-BAR = palette.TEAL
 SUMMED = {  # what one number of a decoder block is made of
     "held_out_error": ", mean over its layers",
     "relative_error": ", mean over its layers",
@@ -58,36 +57,27 @@ def damage_bars(
         raise RoseError("No decoder block has been measured yet.")
     rows = table.sort_values("block_index").reset_index(drop=True)
     name, axis = ("damage", "nats per token") if value == "damage" else PREDICTORS[value]
-    spread = rows["standard_error"].to_numpy(np.float64) if value == "damage" else None
-    chosen = (rows["unit"] == marked).to_numpy()
+    caption = overview.range_of(words.sentence(name), rows.set_index("unit")[value])
+    columns, whiskers = ["unit", "block_index", value], {}
+    if value == "damage":
+        caption += " Whiskers: one standard error over windows."
+        columns.append("standard_error")
+        reach = {"array": rows["standard_error"], "thickness": 1, "width": 3, "color": palette.INKS[theme].muted}
+        whiskers = {"error_y": reach}
+    outline = {"line": {"color": palette.MARK, "width": np.where(rows["unit"] == marked, 3, 0)}}
+    look, hover = palette.Style(palette.TEAL, name), f"decoder block %{{x}}<br>{name} %{{y:.4g}}"
     figure = go.Figure()
-    figure.add_bar(
-        x=rows["block_index"].to_numpy(np.int32),
-        y=rows[value].to_numpy(np.float64),
-        error_y=None
-        if spread is None
-        else {"array": spread, "thickness": 1, "width": 3, "color": palette.INKS[theme].muted},
-        customdata=rows["unit"],
-        marker={
-            "color": BAR,
-            "line": {"color": palette.MARK, "width": np.where(chosen, 3, 0)},
-        },
-        hovertemplate=f"decoder block %{{x}}<br>{name} %{{y:.4g}}<extra></extra>",
-    )
+    x, y = rows["block_index"], rows[value]
+    marks.bars(figure, x, y, look, hover, customdata=rows["unit"], marker=outline, **whiskers)
+    places = [int(index) for index in rows["block_index"]] + [words.place_of(unit)[0] or 0 for unit in units]
+    marks.block_axis(figure, places)
     top = rows.loc[rows[value].idxmax()]
     finding = f"{words.sentence(name)} is highest in {words.short_layer(top['unit'])}, {words.number(top[value])}"
     what = f"{words.sentence(name)} of every decoder block{SUMMED.get(value, '')}"
-    style.base(figure, theme, finding, what, x="decoder block", y=axis, height=360)
-    places = [int(index) for index in rows["block_index"]] + [words.place_of(unit)[0] or 0 for unit in units]
-    first, last = min(places), max(places)
-    figure.update_xaxes(range=[first - 0.6, last + 0.6], dtick=style.whole_step(last - first + 1), tick0=0)
-    figure.update_yaxes(rangemode="tozero")
-    caption = overview.range_of(words.sentence(name), rows.set_index("unit")[value])
-    if spread is not None:
-        caption += " Whiskers: one standard error over windows."
-    alt = f"Bar chart of {name} by decoder block. {finding}. {caption}"
-    columns = ["unit", "block_index", value, *(["standard_error"] if spread is not None else [])]
-    return Drawing(figure, caption, alt, rows[columns])
+    frame = {"x": "decoder block", "y": axis, "height": 360}
+    return style.finish(
+        figure, theme, finding, what, caption, f"Bar chart of {name} by decoder block", rows[columns], **frame
+    )
 
 
 def damage_map(
@@ -144,65 +134,46 @@ def damage_scatter(
     figure = go.Figure()
     looks = palette.projection_styles(list(dict.fromkeys(rows["projection"])))
     for projection, part in shown.groupby("projection", sort=False):
-        look = looks[str(projection)]
-        spread = part["standard_error"].fillna(0.0).to_numpy(np.float64)
-        cost = part["damage"].to_numpy(np.float64)
-        figure.add_scatter(
-            x=part[predictor].to_numpy(np.float64),
-            y=cost,
-            error_y={
-                "array": spread,
-                "arrayminus": np.minimum(spread, 0.9 * cost),  # a logarithmic axis has no 0
-                "visible": len(shown) <= FEW,
-                "thickness": 1,
-                "width": 3,
-            },
-            customdata=np.column_stack([part["unit"], [words.number(s) for s in spread]]),
-            mode="markers",
-            name=str(projection),
-            marker={"color": look.colour, "symbol": look.symbol, "size": 10, "opacity": 0.85},
-            hovertemplate=f"%{{customdata[0]}}<br>{name} %{{x:.4g}}<br>damage %{{y:.4g}} ± %{{customdata[1]}} nats"
-            "<extra></extra>",
+        spread, cost = part["standard_error"].fillna(0.0), part["damage"]
+        down = np.minimum(spread, 0.9 * cost)  # a logarithmic axis has no 0
+        hover = f"%{{customdata[0]}}<br>{name} %{{x:.4g}}<br>damage %{{y:.4g}} ± %{{customdata[1]}} nats"
+        marks.points(
+            figure,
+            part[predictor],
+            cost,
+            looks[str(projection)],
+            hover,
+            size=10,
+            marker={"opacity": 0.85},
+            error_y={"array": spread, "arrayminus": down, "visible": len(shown) <= FEW, "thickness": 1, "width": 3},
+            customdata=np.column_stack([part["unit"], spread.map(words.number)]),
         )
     found = outliers(rows, predictor, NAMED) if rows[predictor].nunique() > 1 else rows.head(0)
     _name(figure, found[(found["damage"] > 0) & (found[predictor] > 0)].fillna({"standard_error": 0.0}), predictor)
     chosen = shown[shown["unit"] == marked]
     if len(chosen):
-        figure.add_scatter(
-            x=chosen[predictor].to_numpy(np.float64),
-            y=chosen["damage"].to_numpy(np.float64),
-            mode="markers",
-            marker={"symbol": "circle-open", "size": 20, "color": palette.MARK, "line": {"width": 2.5}},
-            hoverinfo="skip",
-            name="chosen",
-        )
-    many = shown["projection"].nunique() > 1
+        marks.rings(figure, chosen[predictor], chosen["damage"], "chosen")
     rho = rank_correlation(rows, predictor)
     unit = "decoder blocks" if WHOLE_BLOCK in set(rows["projection"]) else "layers"
     finding = _finding(name, unit, rho, found)
     meant = "restoring it alone gives back" if restore else "the model loses by it alone"
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"{words.sentence(name)} against damage, one mark {'a decoder block' if unit != 'layers' else 'a layer'}, both "
-        f"axes logarithmic; damage: nats per token that {meant}",
-        x=axis,
-        y="damage, nats per token",
-        height=520,
-        legend=many or len(chosen) > 0,
+    what = (
+        f"{words.sentence(name)} against damage, one mark a {unit.removesuffix('s')}, both axes logarithmic; damage: "
+        f"nats per token that {meant}"
     )
-    figure.update_xaxes(type="log", exponentformat="power", dtick=_decades(shown[predictor]))
-    figure.update_yaxes(type="log", exponentformat="power", dtick=_decades(shown["damage"]))
+    figure.update_xaxes(_log_axis(shown[predictor]))
+    figure.update_yaxes(_log_axis(shown["damage"]))
     caption = _caption(rows, shown, unit, found, restore=restore)
-    alt = f"Scatter chart of {name} against damage. {finding}. {caption}"
-    columns = ["unit", "block_index", "projection", predictor, "damage", "standard_error"]
-    return Drawing(figure, caption, alt, rows[columns].reset_index(drop=True))
+    table = rows[["unit", "block_index", "projection", predictor, "damage", "standard_error"]].reset_index(drop=True)
+    alt = f"Scatter chart of {name} against damage"
+    legend = shown["projection"].nunique() > 1 or len(chosen) > 0
+    frame = {"x": axis, "y": "damage, nats per token", "height": 520, "legend": legend}
+    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
 
 
-def _decades(values: pd.Series) -> str | int:
-    """Ticks of a logarithmic axis: 1, 2 and 5 where it spans few decades."""
-    return "D2" if float(values.max()) / float(values.min()) < 30 else 1
+def _log_axis(values: pd.Series) -> dict[str, object]:
+    """With ticks at 1, 2 and 5 where it spans few decades."""
+    return style.LOG | ({"dtick": "D2"} if style.spread(values) < 30 else {})
 
 
 def _name(figure: go.Figure, found: pd.DataFrame, predictor: str) -> None:

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.figures import palette, style
-from app.figures.palette import Theme
+from app.figures import marks, palette, style
+from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose import RoseError
 
 DRIFT = "drift ‖h<sub>p</sub> − h<sub>d</sub>‖² / ‖h<sub>d</sub>‖²"
 HEIGHT = 410
-ARISEN, PASSED = palette.ORANGE, palette.SLATE
+PASSED, ARISEN = Style(palette.SLATE, "passed on"), Style(palette.ORANGE, "arisen in the block", pattern="/")
 
 
 def drift_curves(
@@ -45,8 +44,8 @@ def drift_curves(
     looks = _looks(table)
     figure = go.Figure()
     for name, rows in table.groupby("run", sort=False):
-        values = rows["drift"].to_numpy(np.float64)
-        _line(figure, rows, np.where(values > 0, values, np.nan) if scale == "log" else values, looks[str(name)], place)
+        drift = rows["drift"].where(rows["drift"] > 0) if scale == "log" else rows["drift"]
+        _line(figure, rows, drift, looks[str(name)], place)
     ends = table.groupby("run", sort=False)["drift"].last()
     ranked = ends.sort_values(kind="stable")
     finding = finding or _drift_finding(table, ends, place)
@@ -59,14 +58,12 @@ def drift_curves(
         f"Squared distance of hidden states, pruned (p) from dense (d), after every {place}, relative to the dense; "
         "mean over held-out tokens"
     )
-    style.base(figure, theme, finding, what, x=place, y=DRIFT, height=HEIGHT, legend=True)
-    _block_axis(figure, table)
+    marks.block_axis(figure, table["block_index"])
     if scale == "log":
-        figure.update_yaxes(type="log", exponentformat="power", dtick=1)
-    else:
-        figure.update_yaxes(rangemode="tozero")
-    alt = f"Line chart of drift by {place}, one line a run. {finding}. {caption}"
-    return Drawing(figure, caption, alt, table.reset_index(drop=True))
+        figure.update_yaxes(style.LOG)
+    frame = {"x": place, "y": DRIFT, "height": HEIGHT, "legend": True}
+    alt = f"Line chart of drift by {place}, one line a run"
+    return style.finish(figure, theme, finding, what, caption, alt, table.reset_index(drop=True), **frame)
 
 
 def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
@@ -81,26 +78,11 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     _require(table)
     if table["run"].nunique() != 1:
         raise RoseError("Where drift arises is shown for one run; choose one.")
-    blocks = table["block_index"].to_numpy(np.int32)
-    figure = go.Figure()
-    kinds = (("passed_on", "passed on", PASSED, ""), ("arisen", "arisen in the block", ARISEN, "/"))
-    for column, name, colour, pattern in kinds:
-        figure.add_bar(
-            x=blocks,
-            y=table[column].to_numpy(np.float64),
-            name=name,
-            marker={"color": colour, "pattern": {"shape": pattern, "solidity": 0.3}},
-            hovertemplate=f"decoder block %{{x}}<br>{name} %{{y:.4g}}<extra></extra>",
-        )
-    figure.add_scatter(
-        x=blocks,
-        y=table["drift"].to_numpy(np.float64),
-        name="drift after the block",
-        mode="lines+markers",
-        line={"color": palette.INKS[theme].text, "width": 2},
-        marker={"size": 7},
-        hovertemplate="decoder block %{x}<br>drift %{y:.4g}<extra></extra>",
-    )
+    blocks, figure = table["block_index"], go.Figure()
+    for column, look in {"passed_on": PASSED, "arisen": ARISEN}.items():
+        marks.bars(figure, blocks, table[column], look, f"decoder block %{{x}}<br>{look.label} %{{y:.4g}}")
+    after, hover = Style(palette.INKS[theme].text, "drift after the block"), "decoder block %{x}<br>drift %{y:.4g}"
+    marks.lines(figure, blocks, table["drift"], after, hover, width=2, size=7)
     source = table.loc[table["arisen"].idxmax()]
     total = float(table["arisen"].sum())
     share = float(source["arisen"]) / total if total > 0 else 0.0
@@ -108,10 +90,8 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     if not total > 0:
         finding = "No drift arises in any decoder block"
     what = f"{table['run'].iloc[0]}: a stack above the line: the two partly cancel; below it: they reinforce each other"
-    style.base(figure, theme, finding, what, x="decoder block", y=DRIFT, height=HEIGHT, legend=True)
     figure.update_layout(barmode="stack", bargap=0.15)
-    _block_axis(figure, table)
-    figure.update_yaxes(rangemode="tozero")
+    marks.block_axis(figure, blocks)
     last = table.iloc[-1]
     fixed = table["drift"] < table["passed_on"] + table["arisen"]
     caption = (
@@ -119,8 +99,9 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
         f"and {words.number(float(last['arisen']))} arises; {words.number(float(last['drift']))} is left. "
         f"The two partly cancel in {words.out_of(int(fixed.sum()), len(table), 'block')}."
     )
-    alt = f"Stacked bars of drift passed on and arisen, and a line of drift, by decoder block. {finding}. {caption}"
-    return Drawing(figure, caption, alt, table.reset_index(drop=True))
+    frame = {"x": "decoder block", "y": DRIFT, "height": HEIGHT, "legend": True}
+    alt = "Stacked bars of drift passed on and arisen, and a line of drift, by decoder block"
+    return style.finish(figure, theme, finding, what, caption, alt, table.reset_index(drop=True), **frame)
 
 
 def cancelled_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
@@ -138,29 +119,23 @@ def cancelled_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     looks = _looks(table)
     figure = go.Figure()
     for name, rows in table.groupby("run", sort=False):
-        _line(figure, rows, rows["cancelled_share"].to_numpy(np.float64), looks[str(name)], "decoder block", ".1%")
+        _line(figure, rows, rows["cancelled_share"], looks[str(name)], "decoder block", ".1%")
     received = table[table["passed_on"] > 0]
     means = received.groupby("run", sort=False)["cancelled_share"].mean()
     finding = _cancelled_finding(means)
-    style.base(
-        figure,
-        theme,
-        finding,
-        "Passed on + arisen − drift, as a share of passed on: above 0 a block's pruned layers cancel, below 0 they add",
-        x="decoder block",
-        y="share cancelled",
-        height=HEIGHT,
-        legend=True,
+    what = (
+        "Passed on + arisen − drift, as a share of passed on: above 0 a block's pruned layers cancel, below 0 they add"
     )
-    _block_axis(figure, table)
-    figure.update_yaxes(tickformat=".0%", rangemode="tozero")
+    marks.block_axis(figure, table["block_index"])
+    figure.update_yaxes(tickformat=".0%")
     listed = "; ".join(f"{name} {words.percent(float(mean))}" for name, mean in means.items())
     falls = int((received["drift"] < received["passed_on"]).sum())
     caption = f"Mean over decoder blocks: {listed}." if len(means) else "No decoder block has received any drift."
     if falls:
         caption += f" In {words.out_of(falls, len(received), 'block')} less is left than was passed on."
-    alt = f"Line chart of the share of passed-on drift that is cancelled, by decoder block. {finding}. {caption}"
-    return Drawing(figure, caption, alt, table.reset_index(drop=True))
+    frame = {"x": "decoder block", "y": "share cancelled", "height": HEIGHT, "legend": True}
+    alt = "Line chart of the share of passed-on drift that is cancelled, by decoder block"
+    return style.finish(figure, theme, finding, what, caption, alt, table.reset_index(drop=True), **frame)
 
 
 def _cancelled_finding(means: pd.Series) -> str:
@@ -185,23 +160,9 @@ def _looks(table: pd.DataFrame) -> dict[str, palette.Style]:
     return palette.run_styles(list(zip(runs["run"], runs["method"], runs["target"], strict=True)))
 
 
-def _line(
-    figure: go.Figure, rows: pd.DataFrame, values: np.ndarray, look: palette.Style, place: str, form: str = ".4g"
-) -> None:
-    figure.add_scatter(
-        x=rows["block_index"].to_numpy(np.int32),
-        y=values,
-        mode="lines+markers",
-        name=look.label,
-        line={"color": look.colour, "dash": look.dash, "width": 2.2},
-        marker={"symbol": look.symbol, "size": 8},
-        hovertemplate=f"{look.label}<br>{place} %{{x}}: %{{y:{form}}}<extra></extra>",
-    )
-
-
-def _block_axis(figure: go.Figure, table: pd.DataFrame) -> None:
-    low, high = int(table["block_index"].min()), int(table["block_index"].max())
-    figure.update_xaxes(range=[low - 0.6, high + 0.6], dtick=style.whole_step(high - low + 1), zeroline=False)
+def _line(figure: go.Figure, rows: pd.DataFrame, values: pd.Series, look: Style, place: str, form: str = ".4g") -> None:
+    hover = f"{look.label}<br>{place} %{{x}}: %{{y:{form}}}"
+    marks.lines(figure, rows["block_index"], values, look, hover, width=2.2)
 
 
 def _drift_finding(table: pd.DataFrame, ends: pd.Series, place: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,25 +11,23 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from app import words
-from app.figures import palette, style
-from app.figures.palette import Theme
+from app.figures import marks, palette, style
+from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose import RoseError
 
 GAP = 2  # pixels between pictures
-# One colour for each step weighting, everywhere.
-WEIGHT_COLOURS = {
-    "log_decrease": palette.ORANGE,
-    "uniform": palette.BLUE,
-    "log_increase": palette.GREEN,
-    "linear": palette.VIOLET,
+WEIGHTINGS = {  # one style for each step weighting, everywhere
+    "log_decrease": Style(palette.ORANGE, "Log decrease", "solid"),
+    "uniform": Style(palette.BLUE, "Uniform", "dash"),
+    "log_increase": Style(palette.GREEN, "Log increase", "dot"),
+    "linear": Style(palette.VIOLET, "Linear", "dashdot"),
 }
-WEIGHT_DASHES = {"log_decrease": "solid", "uniform": "dash", "log_increase": "dot", "linear": "dashdot"}
 
 
 def weighting(name: str) -> str:
     """A step weighting as people read it."""
-    return words.sentence(name.replace("_", " "))
+    return WEIGHTINGS[name].label
 
 
 def pictures(
@@ -73,39 +72,21 @@ def pictures(
         finding = "Both models start from the same noise"
     else:
         finding = f"{list(rows)[-1]}: {words.percent(drift)} away from the dense model's pictures"
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"{count} garments, {'both models from the same noise' if len(rows) > 1 else 'from noise'}; {when}",
-        height=120 + 84 * len(rows),
-    )
-    figure.update_xaxes(
-        tickvals=centres, ticktext=list(names), showgrid=False, zeroline=False, showline=False, ticks=""
-    )
-    figure.update_yaxes(
-        tickvals=lines,
-        ticktext=list(rows),
-        autorange="reversed",
-        scaleanchor="x",
-        constrain="domain",
-        constraintoward="top",
-        showgrid=False,
-        zeroline=False,
-        showline=False,
-        ticks="",
-    )
+    what = f"{count} garments, {'both models from the same noise' if len(rows) > 1 else 'from noise'}; {when}"
+    bare = marks.BARE | {"showline": False, "ticks": ""}
+    square = {"autorange": "reversed", "scaleanchor": "x", "constrain": "domain", "constraintoward": "top"}
+    figure.update_xaxes(bare, tickvals=centres, ticktext=list(names))
+    figure.update_yaxes(bare | square, tickvals=lines, ticktext=list(rows))
     apart = "" if drift is None else f" They differ by {words.percent(drift)} of the dense pictures' norm."
     models = " and ".join("the dense model" if label == "Dense" else label for label in rows)
     caption = f"{count} pictures by {models}, {when}.{apart}"
-    data = pd.DataFrame(
-        [
-            {"model": label, "picture": name, "mean": float(picture.mean()), "norm": float(np.linalg.norm(picture))}
-            for label, row in rows.items()
-            for name, picture in zip(names, row, strict=True)
-        ]
+    each = [(label, *pair) for label, row in rows.items() for pair in zip(names, row, strict=True)]
+    table = pd.DataFrame(
+        [(label, name, float(picture.mean()), float(np.linalg.norm(picture))) for label, name, picture in each],
+        columns=["model", "picture", "mean", "norm"],
     )
-    return Drawing(figure, caption, f"Pictures side by side. {caption}", data)
+    height = 120 + 84 * len(rows)
+    return style.finish(figure, theme, finding, what, caption, "Pictures side by side", table, height=height)
 
 
 def drift_curve(
@@ -126,37 +107,22 @@ def drift_curve(
         raise RoseError("The drift has one value before each step and one for the pictures.")
     steps, values = np.arange(len(drift)), np.asarray(drift, np.float64)
     look = palette.method_style(method)
-    figure = go.Figure(
-        go.Scatter(
-            x=steps,
-            y=values,
-            mode="lines+markers",
-            line={"color": look.colour, "width": 2.5},
-            name=look.label,
-            hovertemplate="after %{x} steps<br>drift %{y:.3f}<extra></extra>",
-        )
-    )
+    figure = go.Figure()
+    marks.lines(figure, steps, values, Style(look.colour, look.label), "after %{x} steps<br>drift %{y:.3f}")
     half, most = len(times) // 2, int(values.argmax())
     finding = f"{look.label}'s pictures end {words.percent(values[-1])} away"
     if most < len(times):
         finding += f"; the drift was largest, {words.percent(values[most])}, after {words.count(most, 'step')}"
     if not values[-1]:
         finding = f"{look.label} draws the dense model's pictures"
-    style.base(
-        figure,
-        theme,
-        finding,
-        "‖x − x dense‖ / ‖x dense‖ of the same noise, mean over pictures",
-        x=f"denoising steps done, of {len(times)}",
-        y="drift",
-    )
-    figure.update_yaxes(rangemode="tozero")
-    figure.update_xaxes(dtick=style.whole_step(len(times)))
+    what = "‖x − x dense‖ / ‖x dense‖ of the same noise, mean over pictures"
+    figure.update_xaxes(dtick=marks.whole_step(len(times)))
     if marked is not None:
-        figure.add_vline(x=marked, line={"color": palette.MARK, "width": 2})
+        figure.add_vline(x=marked, line=marks.CHOSEN)
     caption = f"Drift {values[half]:.3f} after {words.count(half, 'step')}, {values[-1]:.3f} of the finished pictures."
-    data = pd.DataFrame({"steps_done": steps, "t": [*times, np.nan], "drift": values})
-    return Drawing(figure, caption, f"A line of drift against denoising steps. {caption}", data)
+    table = pd.DataFrame({"steps_done": steps, "t": [*times, np.nan], "drift": values})
+    alt, axes = "A line of drift against denoising steps", {"x": f"denoising steps done, of {len(times)}", "y": "drift"}
+    return style.finish(figure, theme, finding, what, caption, alt, table, **axes)
 
 
 def step_weighting(
@@ -184,41 +150,31 @@ def step_weighting(
     shares = {name: total / total.mean() for name, total in sums.items()}
     order = np.argsort(-shares["uniform"], kind="stable")
     figure = make_subplots(rows=1, cols=2, column_widths=[0.4, 0.6], horizontal_spacing=0.12)
+    left: dict[str, Any] = {"mode": "lines", "row": 1, "col": 1}
+    right = left | {"col": 2, "showlegend": False}
     for name, alpha in weights.items():
-        line = {"color": WEIGHT_COLOURS[name], "dash": WEIGHT_DASHES[name], "width": 2.5}
-        figure.add_scatter(
-            x=np.arange(len(alpha)), y=np.asarray(alpha), mode="lines", line=line, name=weighting(name), row=1, col=1,
-            hovertemplate="step %{x}<br>α %{y:.3f}",
-        )  # fmt: skip
-        figure.add_scatter(
-            x=np.arange(len(order)), y=shares[name][order], mode="lines", line=line, name=weighting(name),
-            showlegend=False, row=1, col=2, hovertemplate="channel rank %{x}<br>diag(H) / mean %{y:.3f}",
-        )  # fmt: skip
+        look, share = WEIGHTINGS[name], shares[name][order]
+        hover = f"{look.label}<br>step %{{x}}<br>α %{{y:.3f}}"
+        marks.lines(figure, np.arange(len(alpha)), np.asarray(alpha), look, hover, **left)
+        hover = f"{look.label}<br>channel rank %{{x}}<br>diag(H) / mean %{{y:.3f}}"
+        marks.lines(figure, np.arange(len(share)), share, look, hover, **right)
+    ranks = {"title_text": "input channel, by rank"}
+    steps = {"title_text": "step, noisiest first", "dtick": marks.whole_step(len(weights["uniform"]))}
+    for column, x, y in ((1, steps, "α"), (2, ranks, "diag(H) / mean")):
+        figure.update_xaxes(x, row=1, col=column)
+        figure.update_yaxes(title_text=y, row=1, col=column)
     live = shares["uniform"] > 0
     change = np.abs(shares[chosen][live] / shares["uniform"][live] - 1)
     most, typical = float(change.max()), float(np.median(change))
+    what = f"Left: weight α of each step. Right: diag(H) / mean, channels sorted by the uniform one{words.of(layer)}"
     finding = f"{weighting(chosen)} moves diag(H) by at most {words.percent(most)}"
-    if chosen == "uniform":
-        finding = "Uniform weights: every step counts the same"
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"Left: weight α of each step. Right: diag(H) / mean, channels sorted by the uniform one{words.of(layer)}",
-        height=430,
-        legend=True,
-    )
-    figure.update_xaxes(
-        title_text="step, noisiest first", dtick=style.whole_step(len(weights["uniform"])), row=1, col=1
-    )
-    figure.update_xaxes(title_text="input channel, by rank", row=1, col=2)
-    figure.update_yaxes(title_text="α", rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(title_text="diag(H) / mean", rangemode="tozero", row=1, col=2)
     caption = (
         f"{weighting(chosen)} against uniform: {words.percent(typical)} in the median channel, {words.percent(most)} "
         f"at most, of {len(order)} channels."
     )
     if chosen == "uniform":
+        finding = "Uniform weights: every step counts the same"
         caption = f"Diagonals of {len(order)} channels, with uniform and with other weights."
-    data = pd.DataFrame({"channel": np.arange(len(order))} | {f"diagonal_{name}": sums[name] for name in weights})
-    return Drawing(figure, caption, f"Lines of step weights and of the Hessian diagonal. {caption}", data)
+    table = pd.DataFrame({"channel": np.arange(len(order))} | {f"diagonal_{name}": sums[name] for name in weights})
+    alt = "Lines of step weights and of the Hessian diagonal"
+    return style.finish(figure, theme, finding, what, caption, alt, table, height=430, legend=True)

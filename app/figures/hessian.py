@@ -10,8 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.figures import palette, shrinking, style
-from app.figures.palette import Theme
+from app.figures import marks, palette, shrinking, style
+from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose import RoseError
 
@@ -37,68 +37,36 @@ def hessian_diagonal(
     """
     values = shrinking.to_numpy(diagonal).astype(np.float64)
     order = np.argsort(-values, kind="stable") if arrange == "sorted" else np.arange(len(values))
-    place = np.arange(len(values))
-    dead = values == 0
-    live = values[~dead]
-    floor = _log_floor(live, added) if scale == "log" else 0.0
-    shown = values[order]
-    y = np.where(shown > 0, shown, np.nan) if scale == "log" else shown
-    hover = "input channel %{customdata}<br>H<sub>jj</sub> %{y:.4g}<extra></extra>"
-    figure = go.Figure()
-    figure.add_scatter(
-        x=place.astype(np.float32),
-        y=y.astype(np.float32),
-        customdata=order.astype(np.int32),
-        mode="lines" if len(values) > 1 else "markers",
-        line={"color": palette.TEAL, "width": 1.5},
-        name="diag(H)",
-        hovertemplate=hover,
-    )
-    if marked_block is not None:
-        start, end = style.block_span(widths, marked_block)
-        inside = (order >= start) & (order < end)
-        figure.add_scatter(
-            x=place[inside].astype(np.float32),
-            y=y[inside].astype(np.float32),
-            customdata=order[inside].astype(np.int32),
-            mode="markers",
-            marker={"color": palette.MARK, "size": 5},
-            name=f"block {marked_block}",
-            hovertemplate=hover,
-        )
-    if dead.any():
-        at = dead[order]
-        figure.add_scatter(
-            x=place[at].astype(np.float32),
-            y=np.full(int(at.sum()), floor, np.float32),
-            customdata=order[at].astype(np.int32),
-            mode="markers",
-            marker={"symbol": "x", "size": 9, "color": palette.ORANGE},
-            name="dead, H = 0",
-            hovertemplate="input channel %{customdata} is dead<extra></extra>",
-        )
-    if added > 0:
-        style.level(figure, added, (-0.5, len(values) - 0.5), f"damping λ = {words.number(added)}", theme)
-    finding, caption = _diagonal_finding(values, added)
-    log_words = ", logarithmic scale, which has no 0" if scale == "log" else ""
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"Hessian diagonal{words.of(layer)}, the sum of x² over calibration tokens{log_words}",
-        x="input channel" if arrange == "natural" else "input channels, most active first (rank)",
-        y="H<sub>jj</sub>",
-        legend=len(figure.data) > 1,
-    )
-    figure.update_xaxes(range=[-0.01 * len(values) - 0.5, 1.01 * len(values) - 0.5], zeroline=False)
+    table = pd.DataFrame({"input_channel": order, "hessian_diagonal": values[order], "dead": values[order] == 0})
+    place, y, figure = np.arange(len(values)), table["hessian_diagonal"].astype(np.float32), go.Figure()
+    floor = 0.0
+    what = f"Hessian diagonal{words.of(layer)}, the sum of x² over calibration tokens"
     if scale == "log":
-        figure.update_yaxes(type="log", exponentformat="power", dtick=1)
-        figure.update_yaxes(range=[np.log10(floor), np.log10(values.max() * 1.3)] if len(live) else None)
-    else:
-        figure.update_yaxes(rangemode="tozero")
-    alt = f"Line chart of the Hessian diagonal{words.of(layer)}. {finding}. {caption}"
-    table = pd.DataFrame({"input_channel": order, "hessian_diagonal": shown, "dead": dead[order]})
-    return Drawing(figure, caption, alt, table)
+        what += ", logarithmic scale, which has no 0"
+        y, floor = y.where(y > 0), _log_floor(values[values > 0], added)
+        figure.update_yaxes(style.LOG)
+        if values.any():
+            figure.update_yaxes(range=[np.log10(floor), np.log10(values.max() * 1.3)])
+    hover = "input channel %{customdata}<br>H<sub>jj</sub> %{y:.4g}"
+    look, mode = Style(palette.TEAL, "diag(H)"), "lines" if len(values) > 1 else "markers"
+    marks.lines(figure, place, y, look, hover, width=1.5, mode=mode, customdata=order)
+    if marked_block is not None:
+        start, end = marks.block_span(widths, marked_block)
+        inside = (order >= start) & (order < end)
+        look = Style(palette.MARK, f"block {marked_block}")
+        marks.points(figure, place[inside], y[inside], look, hover, size=5, customdata=order[inside])
+    dead = table["dead"].to_numpy()
+    if dead.any():
+        look, hover = Style(palette.ORANGE, "dead, H = 0", symbol="x"), "input channel %{customdata} is dead"
+        marks.points(figure, place[dead], np.full(dead.sum(), floor), look, hover, customdata=order[dead])
+    if added > 0:
+        marks.level(figure, added, (-0.5, len(values) - 0.5), f"damping λ = {words.number(added)}", theme)
+    figure.update_xaxes(range=[-0.01 * len(values) - 0.5, 1.01 * len(values) - 0.5], zeroline=False)
+    finding, caption = _diagonal_finding(values, added)
+    x = "input channel" if arrange == "natural" else "input channels, most active first (rank)"
+    alt = f"Line chart of the Hessian diagonal{words.of(layer)}"
+    frame = {"x": x, "y": "H<sub>jj</sub>", "legend": len(figure.data) > 1}
+    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
 
 
 def _diagonal_finding(values: np.ndarray, added: float) -> tuple[str, str]:
@@ -137,44 +105,24 @@ def hessian_spectrum(eigenvalues: Any, *, added: float = 0.0, layer: str = "", t
     below = int((values < added).sum())
     half = int(np.searchsorted(np.cumsum(positive), 0.5 * positive.sum())) + 1
     condition = (largest + added) / max(values[-1] + added, np.finfo(np.float64).tiny)
-    figure = go.Figure()
-    figure.add_scatter(
-        x=np.arange(1, len(values) + 1, dtype=np.float32),
-        y=shown.astype(np.float32),
-        mode="lines",
-        line={"color": palette.TEAL, "width": 2.5},
-        name="of H",
-        hovertemplate="eigenvalue %{x:.0f}<br>%{y:.4g}<extra>H</extra>",
-    )
+    rank, figure = np.arange(1, len(values) + 1), go.Figure()
+    hover = "eigenvalue %{x:.0f} of H<br>%{y:.4g}"
+    marks.lines(figure, rank, shown, Style(palette.TEAL, "of H"), hover, mode="lines")
     if added > 0:
-        figure.add_scatter(
-            x=np.arange(1, len(values) + 1, dtype=np.float32),
-            y=(np.maximum(values, 0) + added).astype(np.float32),
-            mode="lines",
-            line={"color": palette.ORANGE, "width": 1.5, "dash": "dot"},
-            name="of H + λI, which is factorized",
-            hovertemplate="eigenvalue %{x:.0f}<br>%{y:.4g}<extra>H + λI</extra>",
-        )
-        style.level(figure, added, (1, len(values)), f"damping λ = {words.number(added)}", theme)
-    finding = f"{words.sentence(words.count(half, 'direction carries', 'directions carry'))} half of the input's energy"
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"Eigenvalues of the Hessian{words.of(layer)}, largest first, logarithmic scale, which has no 0",
-        x="eigenvalue (rank)",
-        y="eigenvalue",
-        legend=added > 0,
-    )
+        look = Style(palette.ORANGE, "of H + λI, which is factorized", "dot")
+        damped, hover = np.maximum(values, 0) + added, "eigenvalue %{x:.0f} of H + λI<br>%{y:.4g}"
+        marks.lines(figure, rank, damped, look, hover, mode="lines", width=1.5)
+        marks.level(figure, added, (1, len(values)), f"damping λ = {words.number(added)}", theme)
     figure.update_xaxes(range=[0, len(values) + 1])
-    figure.update_yaxes(
-        type="log", exponentformat="power", dtick=1, range=[np.log10(floor), np.log10((largest + added) * 1.5)]
-    )
+    figure.update_yaxes(style.LOG, range=[np.log10(floor), np.log10((largest + added) * 1.5)])
+    finding = f"{words.sentence(words.count(half, 'direction carries', 'directions carry'))} half of the input's energy"
+    what = f"Eigenvalues of the Hessian{words.of(layer)}, largest first, logarithmic scale, which has no 0"
     caption = (
         f"{words.sentence(words.count(below, 'eigenvalue'))} of {len(values)} "
         f"{'lies' if below == 1 else 'lie'} below the damping λ = {words.number(added)}, "
         f"which brings the condition number to {words.number(condition)}."
     )
-    alt = f"Line chart of the Hessian's eigenvalues{words.of(layer)} on a logarithmic axis. {finding}. {caption}"
-    table = pd.DataFrame({"rank": np.arange(1, len(values) + 1), "eigenvalue": values, "damped": values + added})
-    return Drawing(figure, caption, alt, table)
+    alt = f"Line chart of the Hessian's eigenvalues{words.of(layer)} on a logarithmic axis"
+    table = pd.DataFrame({"rank": rank, "eigenvalue": values, "damped": values + added})
+    frame = {"x": "eigenvalue (rank)", "y": "eigenvalue", "legend": added > 0}
+    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)

@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale, unlabel_rgb
 
 from app import words
-from app.figures import palette, shrinking, style
-from app.figures.palette import Theme
+from app.figures import marks, palette, shrinking, style
+from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose import RoseError
 
@@ -59,29 +59,32 @@ def number_matrix(
     count = int(gone.sum())
     figure = go.Figure()
     _print_cells(figure, matrix, gone, theme)
-    extra = _loss_rows(figure, rows, widths, column_loss, block_loss)
+    below = {"column loss": (column_loss, (1,) * width), "block loss": (block_loss, widths)}
+    extra = {name: loss for name, loss in below.items() if loss[0] is not None}
+    for at, (losses, sizes) in enumerate(extra.values()):
+        _loss_row(figure, rows + 0.3 + at, shrinking.to_numpy(losses).astype(np.float64), sizes)
     _outline_blocks(figure, rows, widths, marked_block, theme)
     what = f"Importance S, {rows} outputs × {width} inputs in {words.count(len(widths), 'block')}"
     what += "; grey and struck: to be removed" if count else ""
-    height = 150 + 50 * (rows + len(extra))
-    style.base(figure, theme, finding or f"The largest importance S is {largest}", what, x="", y="", height=height)
-    bare = {"showgrid": False, "zeroline": False, "showline": False, "ticks": "", "fixedrange": True}
-    figure.update_xaxes(
-        side="top", tickvals=list(range(width)), ticktext=[str(h) for h in headings], range=[-0.6, width - 0.4], **bare
-    )
+    bare = marks.BARE | {"showline": False, "ticks": "", "fixedrange": True}
+    above = {"side": "top", "range": [-0.6, width - 0.4]}
+    figure.update_xaxes(bare | above, tickvals=list(range(width)), ticktext=[str(h) for h in headings])
     figure.update_yaxes(
+        bare,
         tickvals=[*range(rows), *(rows + 0.3 + i for i in range(len(extra)))],
-        ticktext=[f"output {r + 1}" for r in range(rows)] + extra,
+        ticktext=[f"output {r + 1}" for r in range(rows)] + list(extra),
         range=[rows - 0.4 + (0.3 + len(extra) if extra else 0), -0.6],
-        **bare,
     )
-    figure.update_layout(margin={"t": figure.layout.margin.t + 26, "b": 16})
     caption = f"Importance S runs from {matrix.min():.1f} to {largest}."
     if count:
         caption += f" {count} of {matrix.size} are to be removed."
     table = pd.DataFrame(matrix, columns=[f"column {h}" for h in headings])
     table.insert(0, "output", np.arange(rows) + 1)
-    return Drawing(figure, caption, f"Matrix with all numbers printed. {caption}", table)
+    finding, alt = finding or f"The largest importance S is {largest}", "Matrix with all numbers printed"
+    room = {"height": 150 + 50 * (rows + len(extra)), "headroom": 26}
+    drawing = style.finish(figure, theme, finding, what, caption, alt, table, **room)
+    figure.update_layout(margin_b=16)
+    return drawing
 
 
 def _print_cells(figure: go.Figure, matrix: np.ndarray, gone: np.ndarray, theme: Theme) -> None:
@@ -114,38 +117,18 @@ def _outline_blocks(figure: go.Figure, rows: int, widths: Sequence[int], marked:
     for block, size in enumerate(widths):
         chosen = block == marked
         line = {"color": palette.MARK if chosen else palette.INKS[theme].text, "width": 4 if chosen else 2}
-        style.outline(figure, start - 0.5, start + size - 0.5, -0.5, rows - 0.5, line=line)
+        marks.outline(figure, start - 0.5, start + size - 0.5, -0.5, rows - 0.5, line=line)
         start += size
 
 
-def _loss_rows(figure: go.Figure, rows: int, widths: Sequence[int], column_loss: Any, block_loss: Any) -> list[str]:
-    """Prints the two rows of losses; returns their names from top to bottom."""
-    names: list[str] = []
-    if column_loss is not None:
-        losses = shrinking.to_numpy(column_loss).astype(np.float64)
-        colours = _shades(losses)
-        y = rows + 0.3
-        for column, loss in enumerate(losses):
-            _cell(figure, column, y, colours[column])
-            _print(figure, column, y, f"{loss:.1f}", _text_on(loss / (losses.max() or 1.0)))
-        names.append("column loss")
-    if block_loss is not None:
-        losses = shrinking.to_numpy(block_loss).astype(np.float64)
-        colours = _shades(losses)
-        y = rows + 0.3 + len(names)
-        start = 0
-        for block, width in enumerate(widths):
-            middle = start + (width - 1) / 2
-            _cell(figure, middle, y, colours[block], width)
-            _print(figure, middle, y, f"<b>{losses[block]:.1f}</b>", _text_on(losses[block] / losses.max()))
-            start += width
-        names.append("block loss")
-    return names
-
-
-def _shades(values: np.ndarray) -> list[str]:
-    largest = float(values.max()) or 1.0
-    return sample_colorscale(palette.SEQUENTIAL, np.clip(values / largest, 0, 1).tolist())
+def _loss_row(figure: go.Figure, y: float, losses: np.ndarray, widths: Sequence[int]) -> None:
+    """Losses below the matrix, each under its column, or under the columns of its block and in bold."""
+    largest, start = float(losses.max()) or 1.0, 0
+    for loss, width in zip(losses, widths, strict=True):
+        middle, share = start + (width - 1) / 2, float(loss) / largest
+        _cell(figure, middle, y, sample_colorscale(palette.SEQUENTIAL, [share])[0], width)
+        _print(figure, middle, y, f"<b>{loss:.1f}</b>" if max(widths) > 1 else f"{loss:.1f}", _text_on(share))
+        start += width
 
 
 def _text_on(share: float) -> str:
@@ -157,16 +140,8 @@ def _text_on(share: float) -> str:
 
 
 def _cell(figure: go.Figure, x: float, y: float, colour: str, width: float = 1) -> None:
-    figure.add_shape(
-        type="rect",
-        x0=x - width / 2 + 0.02,
-        x1=x + width / 2 - 0.02,
-        y0=y - 0.47,
-        y1=y + 0.47,
-        fillcolor=colour,
-        line={"width": 0},
-        layer="below",
-    )
+    corners = {"x0": x - width / 2 + 0.02, "x1": x + width / 2 - 0.02, "y0": y - 0.47, "y1": y + 0.47}
+    figure.add_shape(type="rect", **corners, fillcolor=colour, line={"width": 0}, layer="below")
 
 
 def _print(figure: go.Figure, x: float, y: float, text: str, colour: str) -> None:
@@ -194,38 +169,25 @@ def strength_curve(
         raise RoseError("No strength has been measured yet; choose a range of strengths.")
     table = pd.DataFrame(sorted(points), columns=["strength", "relative_range", "error_ratio"])
     table["error_saved"] = 1 - table["error_ratio"]
-    columnar = (table["relative_range"] > threshold).to_numpy()
-    look = palette.order_style("two_level")
-    figure = go.Figure()
-    figure.add_scatter(
-        x=table["strength"].to_numpy(np.float64),
-        y=table["error_saved"].to_numpy(np.float64),
-        customdata=table["relative_range"].to_numpy(np.float64),
-        mode="lines+markers",
-        line={"color": look.colour, "width": 2.5},
-        marker={
-            "size": 11,
-            "symbol": ["circle" if c else "circle-open" for c in columnar],
-            "line": {"width": 2, "color": look.colour},
-        },
-        hovertemplate="strength %{x:.3g}<br>saves %{y:.1%}<br>relative range %{customdata:.3f}<extra></extra>",
+    columnar = table["relative_range"] > threshold
+    look, figure = palette.order_style("two_level"), go.Figure()
+    hover = "strength %{x:.3g}<br>saves %{y:.1%}<br>relative range %{customdata:.3f}"
+    symbols = np.where(columnar, "circle", "circle-open").tolist()
+    marker, x, y = (
+        {"symbol": symbols, "line": {"width": 2, "color": look.colour}},
+        table["strength"],
+        table["error_saved"],
     )
+    marks.lines(figure, x, y, look, hover, size=11, marker=marker, customdata=table["relative_range"])
     if marked is not None:
-        figure.add_vline(x=marked, line={"color": palette.MARK, "width": 2.5})
+        figure.add_vline(x=marked, line=marks.CHOSEN)
     # The title is of the strength that the page stands at, so that moving the slider says something new.
     at = table["error_saved"].idxmax() if marked is None else (table["strength"] - marked).abs().idxmin()
     best = table.loc[at]
     verb = "saves" if best["error_saved"] > 0 else "costs"
     amount = words.percent(abs(float(best["error_saved"])))
     finding = f"At strength {words.number(float(best['strength']))}, two-level order {verb} {amount} of the error"
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"Error saved against natural order on a generated layer; filled: columnar, above {threshold:.2f}",
-        x="columnar strength (0: all blocks alike)",
-        y="error saved by two-level order",
-    )
+    what = f"Error saved against natural order on a generated layer; filled: columnar, above {threshold:.2f}"
     low, high = float(table["error_saved"].min()), float(table["error_saved"].max())
     figure.update_xaxes(zeroline=False)
     room = max(high, 0) - min(low, 0) or 0.01
@@ -238,8 +200,9 @@ def strength_curve(
     )
     first = float(table["error_saved"].iloc[0])
     caption = f"At strength {words.number(float(table['strength'].iloc[0]))} it saves {words.percent(first)}; {where}."
-    alt = f"Line chart of the error saved by two-level order against columnar strength. {finding}. {caption}"
-    return Drawing(figure, caption, alt, table)
+    alt = "Line chart of the error saved by two-level order against columnar strength"
+    axes = {"x": "columnar strength (0: all blocks alike)", "y": "error saved by two-level order"}
+    return style.finish(figure, theme, finding, what, caption, alt, table, **axes)
 
 
 def size_bars(table: pd.DataFrame, *, what: str, theme: Theme = "light") -> Drawing:
@@ -250,32 +213,23 @@ def size_bars(table: pd.DataFrame, *, what: str, theme: Theme = "light") -> Draw
         what: is removed, in words.
     """
     figure = go.Figure()
-    bars = (("dropped", "Removed, nothing compensated", palette.SLATE), ("compensated", "Compensated", palette.GREEN))
-    for column, label, colour in bars:
-        figure.add_bar(
-            x=table["size"],
-            y=table[column],
-            name=label,
-            marker_color=colour,
-            text=[words.number(value) for value in table[column]],
-            textposition="outside",
-            customdata=table[["removed", "units"]],
-            hovertemplate=f"%{{customdata[0]}} of %{{customdata[1]}} %{{x}}<br>{label}: %{{y:.4g}}<extra></extra>",
-        )
+    dropped, compensated = Style(palette.SLATE, "Removed, nothing compensated"), Style(palette.GREEN, "Compensated")
+    for column, look in {"dropped": dropped, "compensated": compensated}.items():
+        hover = f"%{{customdata[0]}} of %{{customdata[1]}} %{{x}}<br>{look.label}: %{{y:.4g}}"
+        behind = {"text": table[column].map(words.number), "customdata": table[["removed", "units"]]}
+        marks.bars(figure, table["size"], table[column], look, hover, **behind)
     best, worst = table["compensated"].idxmin(), table["compensated"].idxmax()
     low, high = table.loc[best], table.loc[worst]
+    least, most = (str(row["size"]).lower() for row in (low, high))
+    finding = f"{words.sentence(least)} cost nothing"
     if low["compensated"] > 0:
         times = words.number(high["compensated"] / low["compensated"])
-        finding = (
-            f"{words.sentence(str(high['size']).lower())} cost {times} times as much as {str(low['size']).lower()}"
-        )
-    else:
-        finding = f"{words.sentence(str(low['size']).lower())} cost nothing"
-    style.base(figure, theme, finding, f"Relative error of the outputs when {what}", y=style.ERROR, legend=True)
+        finding = f"{words.sentence(most)} cost {times} times as much as {least}"
     figure.update_yaxes(range=[0, 1.15 * float(table["dropped"].max()) or 1])
     listed = "; ".join(
         f"{row.size}: {words.number(row.dropped)} and {words.number(row.compensated)}"
         for row in table.itertuples(index=False)
     )
-    caption = f"Error before and after compensation. {listed}."
-    return Drawing(figure, caption, f"Bar chart of the error by size. {finding}. {caption}", table)
+    caption, alt = f"Error before and after compensation. {listed}.", "Bar chart of the error by size"
+    what = f"Relative error of the outputs when {what}"
+    return style.finish(figure, theme, finding, what, caption, alt, table, y=style.ERROR, legend=True)

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app import words
-from app.figures import palette, shrinking, style
+from app.figures import marks, palette, shrinking, style
 from app.figures.palette import Theme
 from app.figures.shrinking import Shrunk
 from app.figures.style import Drawing
@@ -18,13 +18,12 @@ from rose import OrderPlan
 SURFACE_CELLS = 160  # a side; a surface is drawn as triangles, several per cell
 
 
-def _drawing(
+def _cells(
     shrunk: Shrunk,
     shape: tuple[int, int],
-    *,
+    unit: str,
     finding: str,
     what: str,
-    unit: str,
     caption: str,
     alt: str,
     theme: Theme,
@@ -34,21 +33,14 @@ def _drawing(
 ) -> Drawing:
     """A heatmap of one value per weight, with the chosen block outlined."""
     zmax, saturates = shrinking.ceiling(shrunk.array)
-    figure = go.Figure(style.heatmap(shrunk, unit, **({"zmax": zmax} | more)))
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"{what}; {shrunk.note}" + ("" if "zmax" in more else saturates),
-        x="input channel",
-        y="output channel",
-        height=460,
-    )
-    style.matrix_axes(figure, *shape)
-    style.outline_block(figure, widths, marked_block)
-    caption += style.mark_words(marked_block)
-    alt = f"Heatmap of {alt}, input channels across, output channels down. {finding}. {caption}"
-    return Drawing(figure, caption, alt, shrinking.frame(shrunk))
+    figure = go.Figure(marks.heatmap(shrunk, unit, **({"zmax": zmax} | more)))
+    marks.matrix_axes(figure, *shape)
+    marks.outline_block(figure, widths, marked_block)
+    what = f"{what}; {shrunk.note}" + ("" if "zmax" in more else saturates)
+    caption += marks.mark_words(marked_block)
+    alt = f"Heatmap of {alt}, input channels across, output channels down"
+    axes = {"x": "input channel", "y": "output channel"}
+    return style.finish(figure, theme, finding, what, caption, alt, shrinking.frame(shrunk), height=460, **axes)
 
 
 def weight_map(
@@ -64,19 +56,13 @@ def weight_map(
     shrunk = shrinking.shrink(magnitude)
     finding, strongest = _strongest_column(magnitude)
     rows, columns = magnitude.shape
-    return _drawing(
-        shrunk,
-        magnitude.shape,
-        finding=finding,
-        what=f"|W|{words.of(layer)}, {rows} output × {columns} input channels",
-        unit="|W|",
-        caption=f"The largest weight is {words.number(float(shrunk.array.max()))}, the median |W| is "
-        f"{words.number(_median(magnitude))}; {strongest}.",
-        alt=f"the absolute weights{words.of(layer)}",
-        theme=theme,
-        widths=widths,
-        marked_block=marked_block,
+    what = f"|W|{words.of(layer)}, {rows} output × {columns} input channels"
+    caption = (
+        f"The largest weight is {words.number(float(shrunk.array.max()))}, the median |W| is "
+        f"{words.number(_median(magnitude))}; {strongest}."
     )
+    alt = f"the absolute weights{words.of(layer)}"
+    return _cells(shrunk, magnitude.shape, "|W|", finding, what, caption, alt, theme, widths, marked_block)
 
 
 def weight_surface(
@@ -89,27 +75,22 @@ def weight_surface(
     rows, columns = shrunk.array.shape
     surface = go.Surface(
         z=shrunk.array.astype(np.float32),
-        x=(np.arange(columns) * shrunk.columns).astype(np.float32),
-        y=(np.arange(rows) * shrunk.rows).astype(np.float32),
+        x=np.arange(columns) * shrunk.columns,
+        y=np.arange(rows) * shrunk.rows,
         colorscale=palette.SEQUENTIAL,
         cmin=0,
-        colorbar=style.colourbar("|W|", len=0.7),
+        colorbar=marks.colourbar("|W|", len=0.7),
         hovertemplate="input channel %{x}<br>output channel %{y}<br>|W| %{z:.4g}<extra></extra>",
     )
     figure = go.Figure(surface)
+    caption = f"Ridges along the output channels are strong input channels: {strongest}."
     if marked_block is not None:
-        start, end = style.block_span(widths, marked_block)
+        caption += f" Block {marked_block} stands between the two frames."
+        start, end = marks.block_span(widths, marked_block)
         deep, top = len(magnitude) - 1, 0.6 * float(shrunk.array.max())
-        for edge in (start, end - 1):  # a gate at each side of the block
-            figure.add_scatter3d(
-                x=[edge] * 4,
-                y=[0, 0, deep, deep],
-                z=[0, top, top, 0],
-                mode="lines",
-                line={"color": palette.MARK, "width": 6},
-                hoverinfo="skip",
-            )
-    style.base(figure, theme, finding, f"|W|{words.of(layer)} as a surface; {shrunk.note}", height=560)
+        gate = {"y": [0, 0, deep, deep], "z": [0, top, top, 0], "line": {"color": palette.MARK, "width": 6}}
+        for edge in (start, end - 1):
+            figure.add_scatter3d(x=[edge] * 4, mode="lines", hoverinfo="skip", **gate)
     axis = {"tickfont": {"size": 12}}
     figure.update_layout(
         scene={
@@ -120,12 +101,11 @@ def weight_surface(
             "camera": {"eye": {"x": 1.2, "y": -1.6, "z": 0.85}, "center": {"x": 0, "y": 0, "z": -0.22}},
         }
     )
+    what = f"|W|{words.of(layer)} as a surface; {shrunk.note}"
+    alt = f"3-D surface of the absolute weights{words.of(layer)} over input and output channel"
+    drawing = style.finish(figure, theme, finding, what, caption, alt, shrinking.frame(shrunk), height=560)
     figure.update_layout(margin={"l": 8, "r": 8, "b": 8})
-    caption = f"Ridges along the output channels are strong input channels: {strongest}."
-    if marked_block is not None:
-        caption += f" Block {marked_block} stands between the two frames."
-    alt = f"3-D surface of the absolute weights{words.of(layer)} over input and output channel. {caption}"
-    return Drawing(figure, caption, alt, shrinking.frame(shrunk))
+    return drawing
 
 
 def _strongest_column(magnitude: np.ndarray) -> tuple[str, str]:
@@ -157,20 +137,16 @@ def importance_map(
     keep = max(1, round(0.01 * len(columns)))
     share = np.sort(columns)[::-1][:keep].sum() / total if total else 0.0
     hold = "holds" if keep == 1 else "hold"
-    return _drawing(
-        shrinking.shrink(values),
-        values.shape,
-        finding=f"{words.sentence(words.count(keep, 'column'))} of {len(columns)} {hold} {words.percent(share)} of "
-        "the importance",
-        what=f"Importance S = |W|·√(mean x²){words.of(layer)}",
-        unit="S",
-        caption=f"S is at most {words.number(float(values.max()))}, its median {words.number(_median(values))}; the "
-        f"most important input channel is {int(columns.argmax())}.",
-        alt=f"the importance{words.of(layer)}",
-        theme=theme,
-        widths=plan.block_width,
-        marked_block=marked_block,
+    who = words.sentence(words.count(keep, "column"))
+    finding = f"{who} of {len(columns)} {hold} {words.percent(share)} of the importance"
+    what = f"Importance S = |W|·√(mean x²){words.of(layer)}"
+    caption = (
+        f"S is at most {words.number(float(values.max()))}, its median {words.number(_median(values))}; the most "
+        f"important input channel is {int(columns.argmax())}."
     )
+    alt = f"the importance{words.of(layer)}"
+    shrunk, widths = shrinking.shrink(values), plan.block_width
+    return _cells(shrunk, values.shape, "S", finding, what, caption, alt, theme, widths, marked_block)
 
 
 def potential_loss_map(
@@ -181,19 +157,15 @@ def potential_loss_map(
     per_column = shrinking.to_numpy(plan.loss_per_column)
     worst = int(per_column.argmax())
     total, importance = float(values.sum(dtype=np.float64)), float(plan.importance.double().sum())
-    return _drawing(
-        shrinking.shrink(values),
-        values.shape,
-        finding=f"Block {worst} would lose most, {words.number(float(per_column[worst]))} per column",
-        what=f"Potential loss L{words.of(layer)} at sparsity {plan.pattern}: S where pre-pruning removes, else 0",
-        unit="L",
-        caption=f"Pre-pruning would remove {words.percent(total / importance if importance else 0)} of all importance; "
-        f"the largest weight to go has S = {words.number(float(values.max()))}.",
-        alt=f"the potential loss{words.of(layer)}",
-        theme=theme,
-        widths=plan.block_width,
-        marked_block=marked_block,
+    finding = f"Block {worst} would lose most, {words.number(float(per_column[worst]))} per column"
+    what = f"Potential loss L{words.of(layer)} at sparsity {plan.pattern}: S where pre-pruning removes, else 0"
+    caption = (
+        f"Pre-pruning would remove {words.percent(total / importance if importance else 0)} of all importance; the "
+        f"largest weight to go has S = {words.number(float(values.max()))}."
     )
+    alt = f"the potential loss{words.of(layer)}"
+    shrunk, widths = shrinking.shrink(values), plan.block_width
+    return _cells(shrunk, values.shape, "L", finding, what, caption, alt, theme, widths, marked_block)
 
 
 def prepruning_mask(
@@ -210,19 +182,16 @@ def prepruning_mask(
     per_column = mask.mean(0)
     spared, hit = int(per_column.argmin()), int(per_column.argmax())
     removed = int(mask.sum())
-    return _drawing(
-        shrunk._replace(array=shrunk.array.astype(np.uint8 if cell < 256 else np.float32)),
-        mask.shape,
-        finding=f"Input channel {spared} would lose {words.percent(float(per_column[spared]))} of its weights, "
-        f"channel {hit} {words.percent(float(per_column[hit]))}",
-        what=f"Pre-pruning mask{words.of(layer)} at sparsity {plan.pattern}, weights removed",
-        unit="removed",
-        caption=f"{words.whole(removed)} of {words.whole(mask.size)} weights ({words.percent(removed / mask.size)}) "
-        "would go.",
-        alt=f"the pre-pruning mask{words.of(layer)}",
-        theme=theme,
-        widths=plan.block_width,
-        marked_block=marked_block,
-        zmax=cell,
-        colorscale="Greys" if theme == "light" else "Greys_r",
+    shrunk = shrunk._replace(array=shrunk.array.astype(np.uint8 if cell < 256 else np.float32))
+    finding = (
+        f"Input channel {spared} would lose {words.percent(float(per_column[spared]))} of its weights, channel {hit} "
+        f"{words.percent(float(per_column[hit]))}"
     )
+    what = f"Pre-pruning mask{words.of(layer)} at sparsity {plan.pattern}, weights removed"
+    share = words.percent(removed / mask.size)
+    caption = f"{words.whole(removed)} of {words.whole(mask.size)} weights ({share}) would go."
+    greys = "Greys" if theme == "light" else "Greys_r"
+    alt = f"the pre-pruning mask{words.of(layer)}"
+    look = {"zmax": cell, "colorscale": greys}
+    widths = plan.block_width
+    return _cells(shrunk, mask.shape, "removed", finding, what, caption, alt, theme, widths, marked_block, **look)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.figures import palette, shrinking, style
-from app.figures.palette import Theme
+from app.figures import marks, palette, shrinking, style
+from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose import METHODS, LayerResult, Order, OrderPlan, RoseError, SweepTrace
 from rose.layer.order import visited_blocks
@@ -23,6 +24,7 @@ NAME_OF_RUN = {
 }
 
 RANDOM = "random"
+NUMBERED, NAMED = 24, 8  # pruned blocks up to which each has its number below its bar, and its name too
 
 # Error against pruned blocks
 
@@ -54,15 +56,8 @@ def error_curve(
             _band(figure, many, look)
         mean = many.mean(0)
         final[name] = float(mean[-1])
-        figure.add_scatter(
-            x=np.arange(len(mean), dtype=np.int32),
-            y=mean.astype(np.float32),
-            mode="lines+markers",
-            name=look.label,
-            line={"color": look.colour, "dash": look.dash, "width": 2.5},
-            marker={"symbol": look.symbol, "size": 8},
-            hovertemplate=f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}<extra></extra>",
-        )
+        hover = f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}"
+        marks.lines(figure, np.arange(len(mean)), mean, look, hover)
         ends.append((float(mean[-1]), look.label.replace(", mean of ", "<br>mean of "), look.colour, look.dash))
     best, worst = min(final, key=final.__getitem__), max(final, key=final.__getitem__)
     blocks = max(len(curve) for curve in curves.values()) - 1
@@ -74,30 +69,24 @@ def error_curve(
     else:
         finding = f"{run_style(best).label} ends lowest, at {words.number(final[best])}"
     dotted = "; dotted: layer budget" if any(name.endswith(" + layer") for name in final) else ""
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"Error so far after each pruned block{words.of(layer)}; a line ends at the final error{dotted}",
-        x="pruned blocks",
-        y=style.ERROR,
-        height=max(420, 200 + style.LABEL_LINE * sum(1 + text.count("<br>") for _, text, *_ in ends)),
-    )
-    top = 1.06 * max(float(curve.max()) for curve in curves.values())
-    figure.update_yaxes(range=[0, top or 1])
-    figure.update_xaxes(range=[-0.02 * blocks, blocks * 1.02], dtick=style.whole_step(blocks), zeroline=False)
-    style.end_labels(figure, blocks, ends, top or 1)
+    what = f"Error so far after each pruned block{words.of(layer)}; a line ends at the final error{dotted}"
+    top = 1.06 * max(float(curve.max()) for curve in curves.values()) or 1.0
+    figure.update_yaxes(range=[0, top])
+    figure.update_xaxes(range=[-0.02 * blocks, blocks * 1.02], dtick=marks.whole_step(blocks), zeroline=False)
     listed = "; ".join(f"{run_style(n).label}: {words.number(v)}" for n, v in sorted(final.items(), key=lambda i: i[1]))
     caption = f"Final error, lowest first: {listed}."
     if len(final) > 1 and final[worst] > 0:
         caption += f" The lowest is {words.percent(1 - final[best] / final[worst])} below the highest."
     is_grouped = any(result.plan.pattern.is_grouped for result in results.values())
     caption += _against_random(curves, is_grouped)
-    alt = f"Line chart of the error against pruned blocks for {words.count(len(final), 'sweep')}. {finding}. {caption}"
-    table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)})
-    for name, curve in curves.items():
-        table[name] = pd.Series(curve)
-    return Drawing(figure, caption, alt, table)
+    alt = f"Line chart of the error against pruned blocks for {words.count(len(final), 'sweep')}"
+    table = pd.DataFrame({name: pd.Series(curve) for name, curve in curves.items()})
+    table = table.rename_axis("pruned_blocks").reset_index()
+    height = max(420, 200 + marks.LABEL_LINE * sum(1 + text.count("<br>") for _, text, *_ in ends))
+    frame = {"x": "pruned blocks", "y": style.ERROR, "height": height}
+    drawing = style.finish(figure, theme, finding, what, caption, alt, table, **frame)
+    marks.end_labels(figure, blocks, ends, top)
+    return drawing
 
 
 def so_far(result: LayerResult) -> np.ndarray:
@@ -137,20 +126,13 @@ def _seeds(table: pd.DataFrame, by: list[str]) -> tuple[int, str]:
     return count, f" The {words.count(count, 'seed')} of random order lie up to {words.percent(apart)} apart."
 
 
-def _band(figure: go.Figure, curves: np.ndarray, look: palette.Style) -> None:
+def _band(figure: go.Figure, curves: np.ndarray, look: Style) -> None:
     """From the lowest to the highest of these curves, (seeds, blocks + 1)."""
-    x = np.arange(curves.shape[1], dtype=np.int32)
-    figure.add_scatter(
-        x=np.concatenate([x, x[::-1]]),
-        y=np.concatenate([curves.max(0), curves.min(0)[::-1]]).astype(np.float32),
-        mode="lines",
-        line={"width": 0},
-        fill="toself",
-        fillcolor=look.colour,
-        opacity=0.25,
-        hoverinfo="skip",
-        name=f"{look.label}, lowest to highest",
-    )
+    there = np.arange(curves.shape[1])
+    x, y = np.concatenate([there, there[::-1]]), np.concatenate([curves.max(0), curves.min(0)[::-1]])
+    look = look._replace(label=f"{look.label}, lowest to highest")
+    fill: dict[str, Any] = {"mode": "lines", "fill": "toself", "fillcolor": look.colour, "opacity": 0.25}
+    marks.lines(figure, x, y, look, "", width=0, **fill)
 
 
 def _against_random(curves: Mapping[str, np.ndarray], is_grouped: bool) -> str:
@@ -177,7 +159,7 @@ def _against_random(curves: Mapping[str, np.ndarray], is_grouped: bool) -> str:
     return text
 
 
-def run_style(name: str) -> palette.Style:
+def run_style(name: str) -> Style:
     """A sweep named by its order, with the block budget, or "global + layer": the order's colour, with another dash.
 
     It has the name of the method that makes this sweep, where one does.
@@ -208,53 +190,35 @@ def damage_split(
     error = shrinking.to_numpy(trace.error).astype(np.float64)
     compensated = np.maximum(shrinking.to_numpy(trace.compensated).astype(np.float64), 0)  # rounding may go below 0
     names = ["mixed" if block is None else f"block {block}" for block in visited_blocks(plan, order)]
-    steps = np.arange(len(error))
-    figure = go.Figure()
-    for name, values, colour, pattern in (
-        ("error that remains", error, palette.ORANGE, ""),
-        ("compensated by other columns", compensated, palette.TEAL, "/"),
-    ):
-        figure.add_bar(
-            x=steps + 1,
-            y=values,
-            name=name,
-            customdata=names,
-            marker={"color": colour, "pattern": {"shape": pattern, "solidity": 0.35}},
-            hovertemplate=f"%{{x}}. pruned, %{{customdata}}<br>{name} %{{y:.4g}}<extra></extra>",
-        )
+    steps, figure = np.arange(1, len(error) + 1), go.Figure()
+    remains = Style(palette.ORANGE, "error that remains")
+    absorbed = Style(palette.TEAL, "compensated by other columns", pattern="/")
+    for look, values in ((remains, error), (absorbed, compensated)):
+        hover = f"%{{x}}. pruned, %{{customdata}}<br>{look.label} %{{y:.4g}}"
+        marks.bars(figure, steps, values, look, hover, customdata=names)
     if step is not None and 0 <= step < len(error):
         top = float((error + compensated).max()) or 1.0
-        style.outline(figure, step + 0.56, step + 1.44, 0, top * 1.03)
+        marks.outline(figure, step + 0.56, step + 1.44, 0, top * 1.03)
     total = float(error.sum() + compensated.sum())
     share = float(compensated.sum()) / total if total > 0 else 0.0
     last = compensated[-1] / (error[-1] + compensated[-1]) if error[-1] + compensated[-1] > 0 else 0.0
     finding = f"Compensation absorbs {words.percent(share, 0)} of the error, {words.percent(last, 0)} in the last block"
-    style.base(
-        figure,
-        theme,
-        finding,
+    what = (
         f"Squared error of each block{words.of(layer)}, damping included, in the order visited: what remained, and "
-        f"what other columns absorbed",
-        x="pruned block (visited first to last)",
-        y="squared error  Σ e²",
-        legend=True,
+        "what other columns absorbed"
     )
     figure.update_layout(barmode="stack")
-    figure.update_yaxes(rangemode="tozero")
-    figure.update_xaxes(dtick=style.whole_step(len(error)))
-    if len(error) <= 24:
-        figure.update_xaxes(
-            tickvals=(steps + 1).tolist(),
-            ticktext=[f"{i + 1}<br>{n}" if len(error) <= 8 else str(i + 1) for i, n in enumerate(names)],
-        )
+    figure.update_xaxes(dtick=marks.whole_step(len(error)))
+    if len(error) <= NUMBERED:
+        texts = [f"{step}<br>{name}" if len(error) <= NAMED else str(step) for step, name in enumerate(names, 1)]
+        figure.update_xaxes(tickvals=steps.tolist(), ticktext=texts)
     caption = (
         f"Without compensation the {len(error)} blocks would have cost {words.number(total)}; "
         f"{words.number(float(error.sum()))} remained."
     )
-    alt = f"Stacked bars of the error by pruned block. {finding}. {caption}"
     table = pd.DataFrame(
         {
-            "step": steps + 1,
+            "step": steps,
             "block": names,
             "removed_weights": shrinking.to_numpy(trace.removed),
             "lost": shrinking.to_numpy(trace.lost),
@@ -262,7 +226,9 @@ def damage_split(
             "compensated": shrinking.to_numpy(trace.compensated),
         }
     )
-    return Drawing(figure, caption, alt, table)
+    frame = {"x": "pruned block (visited first to last)", "y": "squared error  Σ e²", "legend": True}
+    alt = "Stacked bars of the error by pruned block"
+    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
 
 
 # What position, sparsity and budget do
@@ -282,51 +248,30 @@ def position_curve(
     Raises:
         RoseError: an empty table.
     """
-    _need(table, ["position", "relative_error"])
+    _need(table)
     rows = table.sort_values("position")
     x, y = rows["position"].to_numpy(np.int64), rows["relative_error"].to_numpy(np.float64)
-    figure = go.Figure(
-        go.Scatter(
-            x=(x + 1).astype(np.int32),
-            y=y,
-            mode="lines+markers",
-            line={"color": palette.AZURE, "width": 2.5},
-            marker={"size": 9},
-            name="final error",
-            hovertemplate="pruned as number %{x}<br>final error %{y:.4g}<extra></extra>",
-        )
-    )
+    figure = go.Figure()
+    hover = "pruned as number %{x}<br>final error %{y:.4g}"
+    marks.lines(figure, x + 1, y, Style(palette.AZURE, "final error"), hover, size=9)
     look = palette.order_style(base)
-    figure.add_scatter(
-        x=[place + 1],
-        y=[float(y[x == place][0])],
-        mode="markers",
-        marker={"symbol": "circle-open", "size": 18, "color": look.colour, "line": {"width": 3}},
-        name=f"its place in {look.label.lower()} order",
-        hoverinfo="skip",
-    )
+    its = f"its place in {look.label.lower()} order"
+    marks.rings(figure, [place + 1], y[x == place], its, size=18, colour=look.colour)
     best, worst = int(x[y.argmin()]), int(x[y.argmax()])
     first, last = float(y[0]), float(y[-1])
     more = last / first - 1 if first > 0 else 0.0
     word = "more" if more >= 0 else "less"
     finding = f"Pruned last, block {block} leaves {words.percent(abs(more))} {word} error than pruned first"
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"Final error{words.of(layer)} when block {block} is pruned at each position, one real sweep per mark",
-        x=f"position at which block {block} is pruned",
-        y=style.ERROR,
-        legend=True,
-    )
+    what = f"Final error{words.of(layer)} when block {block} is pruned at each position, one real sweep per mark"
     figure.update_yaxes(range=[0, float(y.max()) * 1.1 or 1])
-    figure.update_xaxes(dtick=style.whole_step(len(x)))
+    figure.update_xaxes(dtick=marks.whole_step(len(x)))
     caption = (
         f"The error is lowest, {words.number(float(y.min()))}, at position {best + 1} and highest, "
         f"{words.number(float(y.max()))}, at position {worst + 1} of {len(x)}."
     )
-    alt = f"Line chart of final error against the position of block {block}. {finding}. {caption}"
-    return Drawing(figure, caption, alt, rows.reset_index(drop=True))
+    alt, table = f"Line chart of final error against the position of block {block}", rows.reset_index(drop=True)
+    frame = {"x": f"position at which block {block} is pruned", "y": style.ERROR, "legend": True}
+    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
 
 
 def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", theme: Theme = "light") -> Drawing:
@@ -339,7 +284,7 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", t
     Raises:
         RoseError: an empty table.
     """
-    _need(table, ["order", "sparsity", "relative_error"])
+    _need(table)
     orders = list(dict.fromkeys(table["order"]))
     run = "" if budget == "block" else f" + {budget}"
     labels = {name: run_style(name + run).label for name in orders}
@@ -351,49 +296,25 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", t
     groups = [words.percent(float(value), 0) for value in wide.index]
     figure = go.Figure()
     for name, label in labels.items():
-        look = palette.order_style(name)
-        figure.add_bar(
-            x=np.arange(len(groups)),
-            y=wide[name].to_numpy(np.float64),
-            name=label,
-            marker={"color": look.colour, "pattern": {"shape": look.pattern, "solidity": 0.4}},
-            customdata=groups,
-            hovertemplate=f"{label}<br>sparsity %{{customdata}}<br>final error %{{y:.4g}}<extra></extra>",
-        )
+        look = palette.order_style(name)._replace(label=label)
+        hover = f"{label}<br>sparsity %{{customdata}}<br>final error %{{y:.4g}}"
+        marks.bars(figure, np.arange(len(groups)), wide[name], look, hover, customdata=groups)
     for i, level in enumerate(wide["natural"]):
-        figure.add_shape(
-            type="line",
-            x0=i - 0.45,
-            x1=i + 0.45,
-            y0=level,
-            y1=level,
-            line={"color": palette.INKS[theme].text, "dash": "dash", "width": 2},
-        )
-    mean = wide.div(wide["natural"], axis=0).mean()
-    best = str(mean.idxmin())
-    if best != "natural":
-        finding = f"{labels[best]} leaves {words.percent(1 - mean[best])} less error than {labels['natural']}"
-    else:
-        finding = f"{labels[best]} has the lowest error"
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"Final error by sparsity{words.of(layer)}, {budget} budget; dashed: {labels['natural']}",
-        x="sparsity (fraction of weights removed)",
-        y=style.ERROR,
-        height=460,
-        legend=True,
-    )
+        figure.add_shape(type="line", x0=i - 0.45, x1=i + 0.45, y0=level, y1=level, line=marks.dashed(theme))
     figure.update_xaxes(tickvals=list(range(len(groups))), ticktext=groups, showgrid=False)
-    figure.update_yaxes(rangemode="tozero")
-    ranked = "; ".join(f"{labels[str(n)]}: {mean[n]:.3f}" for n in mean.sort_values().index)
-    caption = (
-        f"Mean over {words.count(len(groups), 'sparsity', 'sparsities')}, relative to {labels['natural']}: {ranked}."
-        + spread
-    )
-    alt = f"Grouped bars of final error by sparsity and order. {finding}. {caption}"
-    return Drawing(figure, caption, alt, wide.reset_index())
+    natural = labels["natural"]
+    mean = wide.div(wide["natural"], axis=0).mean().sort_values()
+    best = str(mean.idxmin())
+    finding = f"{labels[best]} has the lowest error"
+    if best != "natural":
+        finding = f"{labels[best]} leaves {words.percent(1 - mean[best])} less error than {natural}"
+    what = f"Final error by sparsity{words.of(layer)}, {budget} budget; dashed: {natural}"
+    ranked = "; ".join(f"{labels[str(name)]}: {value:.3f}" for name, value in mean.items())
+    sparsities = words.count(len(groups), "sparsity", "sparsities")
+    caption = f"Mean over {sparsities}, relative to {natural}: {ranked}.{spread}"
+    frame = {"x": "sparsity (fraction of weights removed)", "y": style.ERROR, "height": 460, "legend": True}
+    alt = "Grouped bars of final error by sparsity and order"
+    return style.finish(figure, theme, finding, what, caption, alt, wide.reset_index(), **frame)
 
 
 def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = "light") -> Drawing:
@@ -405,31 +326,26 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
     Raises:
         RoseError: the baseline is missing from the table.
     """
-    _need(table, ["order", "budget", "relative_error"])
+    _need(table)
     wide = table.pivot_table(index="order", columns="budget", values="relative_error", sort=False)
     if "natural" not in wide.index or "block" not in wide.columns:
         raise RoseError("Everything is compared with natural order and block budget; include that pair.")
     if not float(wide.loc["natural", "block"]) > 0:
         raise RoseError("SparseGPT makes no error here, so nothing can be compared with it; choose a sparsity above 0.")
-    ratio = wide / wide.loc["natural", "block"]
-    budgets = [b for b in ("block", "layer") if b in ratio.columns] + [
-        b for b in ratio.columns if b not in ("block", "layer")
-    ]
-    ratio = ratio[budgets]
+    budgets = [budget for budget in ("block", "layer") if budget in wide]
+    ratio = wide[budgets] / wide.loc["natural", "block"]
     change = ratio.to_numpy(np.float64) - 1
     limit = float(np.nanmax(np.abs(change))) or 0.01
-    labels = [palette.order_style(o).label for o in ratio.index]
+    labels = {str(order): palette.order_style(str(order)).label for order in ratio.index}
     seeds, spread = _seeds(table, ["budget"])
     if seeds > 1:
-        labels[list(ratio.index).index(RANDOM)] = _mean_label(palette.order_style(RANDOM).label, seeds)
-    ink = palette.INKS[theme]
-    printed = np.array([[("–" if np.isnan(v) else f"{v:.3f}") for v in row] for row in ratio.to_numpy(np.float64)])
-    names = [[NAME_OF_RUN.get((str(o), b), "") for b in budgets] for o in ratio.index]
+        labels[RANDOM] = _mean_label(labels[RANDOM], seeds)
+    printed = ratio.map(lambda value: "–" if np.isnan(value) else f"{value:.3f}").to_numpy(str)
     figure = go.Figure(
         go.Heatmap(
             z=change.astype(np.float32),
             x=[f"{b} budget" for b in budgets],
-            y=labels,
+            y=list(labels.values()),
             text=printed.tolist(),
             texttemplate="%{text}",
             textfont={"size": 16},
@@ -438,28 +354,22 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
             zmax=limit,
             xgap=2,
             ygap=2,
-            colorbar=style.colourbar("error against SparseGPT", tickformat="+.0%"),
+            colorbar=marks.colourbar("error against SparseGPT", tickformat="+.0%"),
             hovertemplate="%{y} order, %{x}<br>%{text} of SparseGPT's error<extra></extra>",
         )
     )
     best = np.unravel_index(np.nanargmin(change), change.shape)
     name, budget = str(ratio.index[best[0]]), str(budgets[best[1]])
     finding = f"{_run(name, budget)} has the least error, {printed[best]} of SparseGPT's"
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"Final error{words.of(layer)} ÷ SparseGPT's (natural order, block budget); below 1: less error",
-        x="how many weights each block gives up",
-        height=190 + 52 * len(labels),
-    )
-    for row, label in enumerate(labels):
-        for column, text in enumerate(names[row]):
-            if text:
-                shade = "#1a1c22" if theme == "light" else "#f2f3f5"
-                figure.add_annotation(x=column, y=label, text=text, showarrow=False, yshift=-19, font={"color": shade})
-    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", linecolor=ink.grid)
-    figure.update_xaxes(showgrid=False, ticks="", linecolor=ink.grid)
+    what = f"Final error{words.of(layer)} ÷ SparseGPT's (natural order, block budget); below 1: less error"
+    ink = palette.INKS[theme]
+    below = {"showarrow": False, "yshift": -19, "font": {"color": ink.text}}
+    for (order, by_budget), text in NAME_OF_RUN.items():
+        if order in labels and by_budget in budgets:
+            figure.add_annotation(x=budgets.index(by_budget), y=labels[order], text=text, **below)
+    bare = {"showgrid": False, "ticks": "", "linecolor": ink.grid}
+    figure.update_yaxes(bare, autorange="reversed")
+    figure.update_xaxes(bare)
     order_effect = 1 - float(ratio["block"].min())
     budget_effect = 1 - float(ratio.loc["natural"].min())
     caption = (
@@ -467,9 +377,10 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
         f"(in natural order) {words.percent(budget_effect)}, both together "
         f"{words.percent(-float(np.nanmin(change)))}.{spread}"
     )
-    alt = f"Table of relative error by order and budget, coloured. {finding}. {caption}"
-    data = ratio.reset_index().rename(columns={b: f"relative_error_{b}_budget_over_baseline" for b in budgets})
-    return Drawing(figure, caption, alt, data)
+    columns = {budget: f"relative_error_{budget}_budget_over_baseline" for budget in budgets}
+    table, alt = ratio.reset_index().rename(columns=columns), "Table of relative error by order and budget, coloured"
+    frame = {"x": "how many weights each block gives up", "height": 190 + 52 * len(labels)}
+    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
 
 
 def _run(order: str, budget: str) -> str:
@@ -478,7 +389,6 @@ def _run(order: str, budget: str) -> str:
     return NAME_OF_RUN.get((order, budget), f"{label} order with the {budget} budget")
 
 
-def _need(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    missing = [c for c in columns if c not in table.columns]
-    if missing or table.empty:
+def _need(table: pd.DataFrame) -> None:
+    if table.empty:
         raise RoseError("There is nothing to compare yet; run at least one sweep.")

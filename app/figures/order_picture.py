@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.figures import palette, shrinking, style
-from app.figures.palette import Theme
+from app.figures import marks, palette, shrinking, style
+from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose import Order, OrderPlan, RoseError, make_order
 from rose.layer.order import block_of, visited_blocks
@@ -44,7 +45,7 @@ def order_picture(
     if marked_column is not None and not 0 <= marked_column < columns:
         raise RoseError(f"This layer has columns 0 to {columns - 1}, so column {marked_column} cannot be followed.")
     if marked_block is not None:
-        style.block_span(widths, marked_block)
+        marks.block_span(widths, marked_block)
     step = shrinking.to_numpy(visited.inverse)
     finding, caption = _finding(plan, visited, step, marked_column)
     figure = go.Figure()
@@ -52,18 +53,13 @@ def order_picture(
     _draw_block_rows(figure, plan, visited, theme)
     if marked_column is not None:
         _draw_column(figure, marked_column, int(step[marked_column]), columns, theme)
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"Columns{words.of(layer)} before (top) and in pruning order (bottom), {drawn}; brighter: more loss per column",
-        x="column (top), step at which it is pruned (bottom)",
-        height=420,
+    what = (
+        f"Columns{words.of(layer)} before (top) and in pruning order (bottom), {drawn}; brighter: more loss per column"
     )
-    figure.update_xaxes(range=[-0.5 - 0.01 * columns, columns - 0.5 + 0.01 * columns], showgrid=False, zeroline=False)
+    figure.update_xaxes(marks.BARE, range=[-0.5 - 0.01 * columns, columns - 0.5 + 0.01 * columns])
     names = {"tickvals": [1, 0], "ticktext": ["natural", "pruning"]}
-    figure.update_yaxes(range=[-0.28, 1.28], showgrid=False, zeroline=False, showline=False, **names)
-    alt = f"Two rows of columns{words.of(layer)} joined by lines from natural to pruning order. {finding}. {caption}"
+    figure.update_yaxes(marks.BARE, range=[-0.28, 1.28], showline=False, **names)
+    alt = f"Two rows of columns{words.of(layer)} joined by lines from natural to pruning order"
     table = pd.DataFrame(
         {
             "column": np.arange(columns),
@@ -72,7 +68,8 @@ def order_picture(
             "column_loss": shrinking.to_numpy(plan.column_loss),
         }
     )
-    return Drawing(figure, caption, alt, table)
+    x = "column (top), step at which it is pruned (bottom)"
+    return style.finish(figure, theme, finding, what, caption, alt, table, x=x)
 
 
 def _finding(plan: OrderPlan, visited: Order, step: np.ndarray, marked_column: int | None) -> tuple[str, str]:
@@ -100,27 +97,17 @@ def _draw_blocks(figure: go.Figure, plan: OrderPlan, step: np.ndarray, marked: i
     colours = palette.magnitude_colours(loss, theme)
     every = -(-columns // PICTURE_LINES)
     ribbons = every > 1 and _whole_blocks(step, widths)
-    start = 0
-    for block, width in enumerate(widths):
-        members = np.arange(start, start + width)
-        shape = _ribbon(step[members], members) if ribbons else _lines(step, members[members % every == 0])
-        chosen = block == marked
-        colour = palette.MARK if chosen else colours[block]
-        figure.add_scatter(
-            x=shape[0],
-            y=shape[1],
-            mode="lines",
-            line={"color": colour, "width": 1 if ribbons else (2 if chosen else 1.2)},
-            fill="toself" if ribbons else "none",
-            fillcolor=colour,
-            opacity=0.75,
-            hoveron="fills" if ribbons else "points",
-            name=f"block {block}: loss {words.number(loss[block])} per column",
-            text=f"block {block}",
-            hovertemplate=None if ribbons else f"block {block}<br>column or step %{{x:.0f}}<extra></extra>",
-            hoverinfo="text" if ribbons else None,
-        )
-        start += width
+    for block, members in enumerate(np.split(np.arange(columns), np.cumsum(widths)[:-1])):
+        colour = palette.MARK if block == marked else colours[block]
+        look = Style(colour, f"block {block}: loss {words.number(loss[block])} per column")
+        if ribbons:
+            x, y = _ribbon(step[members], members)
+            fill: dict[str, Any] = {"fill": "toself", "fillcolor": colour, "hoveron": "fills", "hoverinfo": "text"}
+            marks.lines(figure, x, y, look, "", width=1, mode="lines", opacity=0.75, text=f"block {block}", **fill)
+        else:
+            x, y = _lines(step, members[members % every == 0])
+            width, hover = 2 if block == marked else 1.2, f"block {block}<br>column or step %{{x:.0f}}"
+            marks.lines(figure, x, y, look, hover, width=width, mode="lines", opacity=0.75)
     if ribbons:
         return "a ribbon for each block"
     return "a line for each column" if every == 1 else f"a line for one column in {every}"
@@ -128,17 +115,10 @@ def _draw_blocks(figure: go.Figure, plan: OrderPlan, step: np.ndarray, marked: i
 
 def _draw_column(figure: go.Figure, column: int, step: int, columns: int, theme: Theme) -> None:
     """Follows one column from its place to the step at which it is pruned."""
-    figure.add_scatter(
-        x=[column, step],
-        y=[1, 0],
-        mode="lines+markers",
-        line={"color": palette.MARK, "width": 4},
-        marker={"size": 11, "color": palette.MARK},
-        hoverinfo="skip",
-    )
+    marks.lines(figure, [column, step], [1, 0], Style(palette.MARK, f"column {column}"), "", width=4, size=11)
     middle = (column + step) / 2
     shift, anchor = (-8, "right") if middle > columns / 2 else (8, "left")
-    style.note(figure, f"column {column} → step {step}", theme, x=middle, y=0.5, xshift=shift, xanchor=anchor)
+    marks.note(figure, f"column {column} → step {step}", theme, x=middle, y=0.5, xshift=shift, xanchor=anchor)
 
 
 def _whole_blocks(step: np.ndarray, widths: Sequence[int]) -> bool:
@@ -166,35 +146,20 @@ def _ribbon(steps: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _draw_block_rows(figure: go.Figure, plan: OrderPlan, visited: Order, theme: Theme) -> None:
     """Block boundaries and numbers above the natural row and below the pruning row."""
     ink = palette.INKS[theme]
-    natural: list[int | None] = list(range(len(plan.block_width)))
-    rows: list[tuple[Sequence[int], list[int | None], float, float]] = [(plan.block_width, natural, 0.93, 1.0)]
-    rows.append((visited.widths, visited_blocks(plan, visited), 0.0, 0.07))
+    rect = {"type": "rect", "line": {"color": ink.muted, "width": 1}, "fillcolor": ink.blank}
+    label = {"showarrow": False, "font": {"size": style.FONT_SIZE}}
+    above = ({"y0": 0.93, "y1": 1.0}, {"y": 1.0, "yanchor": "bottom"})
+    below = ({"y0": 0.0, "y1": 0.07}, {"y": 0.0, "yanchor": "top"})
     shapes, labels = [], []
-    for widths, blocks, low, high in rows:
-        at = 0
-        for width, name in zip(widths, blocks, strict=True):
-            shapes.append(
-                {
-                    "type": "rect",
-                    "x0": at - 0.5,
-                    "x1": at + width - 0.5,
-                    "y0": low,
-                    "y1": high,
-                    "line": {"color": ink.muted, "width": 1},
-                    "fillcolor": ink.blank,
-                }
-            )
-            labels.append(
-                {
-                    "x": at + width / 2 - 0.5,
-                    "y": high if low > 0.5 else low,
-                    "text": "·" if name is None else str(name),
-                    "showarrow": False,
-                    "yanchor": "bottom" if low > 0.5 else "top",
-                    "font": {"size": style.FONT_SIZE},
-                }
-            )
-            at += width
+    for widths, blocks, (high, outside) in (
+        (plan.block_width, range(len(plan.block_width)), above),
+        (visited.widths, visited_blocks(plan, visited), below),
+    ):
+        ends = np.cumsum(widths).tolist()
+        for width, end, name in zip(widths, ends, blocks, strict=True):
+            shapes.append(rect | high | {"x0": end - width - 0.5, "x1": end - 0.5})
+            text = "·" if name is None else str(name)
+            labels.append(label | outside | {"x": end - width / 2 - 0.5, "text": text})
     # All at once: adding shapes one by one takes seconds for the 86 blocks of a wide layer.
     every = -(-len(plan.block_width) // 40)  # so that the numbers do not touch
     figure.update_layout(shapes=shapes, annotations=labels[::every] if every > 1 else labels)

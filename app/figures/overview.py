@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.figures import palette, style
+from app.figures import marks, palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
 from rose import RoseError
@@ -113,58 +113,36 @@ def model_map(
     rows, folded = _rows(every, experts)
     row_of = dict(zip(every["layer"], rows.attrs["row"], strict=True))
     grid = _grid(rows, [(words.place_of(layer)[0], _row(words.place_of(layer)[1], experts)) for layer in layers])
-    projections, blocks = list(grid.index), [int(b) for b in grid.columns]
-    values = grid.to_numpy(np.float64)
+    projections = list(grid.index)
     figure = go.Figure()
-    figure.add_heatmap(
-        z=_scaled(values, known.kind).astype(np.float32),
-        x=np.array(blocks, np.int32),
-        y=projections,
-        xgap=1,
-        ygap=1,
-        hoverinfo="skip",
-        **_colours(known, values, name, theme),
-    )
-    _answer_clicks(figure, rows, known)
+    colours = _colours(known, rows["value"], name, theme)
+    shown = rows.assign(text=rows["value"].map(known.text))
+    marks.layer_map(figure, _scaled(grid, known.kind), shown, known.unit, **colours)
     expected = max(len(every), len(set(layers) - set(left_out)))
     without = len(set(layers) & set(left_out))
     waiting, without_value = expected - len(every), int(every["value"].isna().sum())
     finding, ringed = _map_finding(every, name, known, threshold, block)
     if ringed is not None and len(ringed):
         cells = _shown(ringed, row_of).drop_duplicates(["block_index", "projection"])
-        _ring(figure, cells, threshold, 11 if len(blocks) <= 20 else 8)
+        x, y, size = cells["block_index"], cells["projection"], 11 if grid.shape[1] <= 20 else 8
+        marks.rings(figure, x, y, f"columnar, above {threshold:.2f}", size=size, showlegend=False)
     dead = _dead(figure, _shown(table, row_of))
     rings = f"; ringed: columnar, above {threshold:.2f}" if ringed is not None else ""
     blanks = [f"not yet ({waiting} of {expected})"] if waiting else []
     blanks += [f"no value ({without_value})"] if without_value else []
     blanks += [f"left out ({without})"] if without else []
     blank = f"; blank: {', '.join(blanks)}" if blanks else ""
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"{known.label} of {_which(experts, folded)}{rings}{'; ×: dead columns' if dead else ''}{blank}",
-        x=block,
-        y="",
-        height=180 + round(34 * max(3, len(projections)) * min(1, 24 / len(projections))),
-    )
-    figure.update_xaxes(
-        range=[min(blocks) - 0.5, max(blocks) + 0.5],
-        showgrid=False,
-        zeroline=False,
-        dtick=style.whole_step(len(blocks)),
-    )
-    figure.update_yaxes(
-        categoryorder="array", categoryarray=projections, range=[len(projections) - 0.5, -0.5], showgrid=False, ticks=""
-    )
+    what = f"{known.label} of {_which(experts, folded)}{rings}{'; ×: dead columns' if dead else ''}{blank}"
     if marked_layer is not None and marked_layer in row_of:
         at = every[every["layer"] == marked_layer].iloc[0]
         row = projections.index(row_of[marked_layer])
-        style.outline(figure, at["block_index"] - 0.5, at["block_index"] + 0.5, row - 0.5, row + 0.5)
+        marks.outline(figure, at["block_index"] - 0.5, at["block_index"] + 0.5, row - 0.5, row + 0.5)
     caption = _map_caption(every, known, waiting) + dead
     axis = "projection" if experts is None else "expert"
-    alt = f"Map of {known.label.lower()} by {block} and {axis}. {finding}. {caption}"
-    return Drawing(figure, caption, alt, every.rename(columns={"value": name}))
+    alt = f"Map of {known.label.lower()} by {block} and {axis}"
+    height = 180 + round(34 * max(3, len(projections)) * min(1, 24 / len(projections)))
+    table = every.rename(columns={"value": name})
+    return style.finish(figure, theme, finding, what, caption, alt, table, x=block, height=height)
 
 
 def expert_kinds(layers: Sequence[str]) -> list[str]:
@@ -208,40 +186,11 @@ def _which(experts: str | None, folded: int) -> str:
     return "every layer, of experts the largest" if folded else "every layer"
 
 
-def _scaled(values: np.ndarray, kind: str) -> np.ndarray:
+def _scaled(grid: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Values as the colour scale takes them."""
     if kind == "log":
-        return np.log10(np.where(values > 0, values, np.nan))
-    return np.sqrt(np.where(values < 0, 0.0, values)) if kind == "root" else values
-
-
-def _answer_clicks(figure: go.Figure, rows: pd.DataFrame, known: Metric) -> None:
-    """Invisible marks in the cells, which do not answer clicks themselves."""
-    figure.add_scatter(
-        x=rows["block_index"].to_numpy(np.int32),
-        y=rows["projection"].tolist(),
-        customdata=rows["layer"].tolist(),
-        text=[known.text(v) for v in rows["value"]],
-        mode="markers",
-        marker={"size": 16, "symbol": "square", "opacity": 0},
-        selected={"marker": {"opacity": 0}},
-        unselected={"marker": {"opacity": 0}},
-        hovertemplate=f"%{{customdata}}<br>{known.unit} %{{text}}<extra></extra>",
-        showlegend=False,
-    )
-
-
-def _ring(figure: go.Figure, rows: pd.DataFrame, threshold: float, size: int) -> None:
-    """Rings around the cells of columnar layers."""
-    figure.add_scatter(
-        x=rows["block_index"].to_numpy(np.int32),
-        y=rows["projection"].tolist(),
-        mode="markers",
-        marker={"size": size, "symbol": "circle-open", "color": palette.MARK, "line": {"width": 2.5}},
-        hoverinfo="skip",
-        name=f"columnar, above {threshold:.2f}",
-        showlegend=False,
-    )
+        return np.log10(grid.where(grid > 0))
+    return np.sqrt(grid.clip(lower=0)) if kind == "root" else grid
 
 
 def _dead(figure: go.Figure, table: pd.DataFrame) -> str:
@@ -249,15 +198,8 @@ def _dead(figure: go.Figure, table: pd.DataFrame) -> str:
     rows = table[table["dead_columns"] > 0] if "dead_columns" in table else table.head(0)
     if rows.empty:
         return ""
-    figure.add_scatter(
-        x=rows["block_index"].to_numpy(np.int32),
-        y=rows["projection"].tolist(),
-        mode="markers",
-        marker={"size": 7, "symbol": "x", "color": "#ffffff", "line": {"width": 1.5, "color": "#1a1c22"}},
-        hoverinfo="skip",
-        name="dead columns",
-        showlegend=False,
-    )
+    cross, edge = palette.Style("#ffffff", "dead columns", symbol="x"), {"line": {"width": 1.5, "color": "#1a1c22"}}
+    marks.points(figure, rows["block_index"], rows["projection"], cross, "", size=7, marker=edge, showlegend=False)
     says = f" {words.sentence(words.count(len(rows), 'layer'))} {'has' if len(rows) == 1 else 'have'} dead columns"
     known = rows.dropna(subset=["live_range"]) if "live_range" in rows else rows.head(0)
     if known.empty:
@@ -272,46 +214,37 @@ def _dead(figure: go.Figure, table: pd.DataFrame) -> str:
 
 def _grid(rows: pd.DataFrame, places: Sequence[tuple[int | None, str]]) -> pd.DataFrame:
     """Projection × decoder block, in the model's own order; `places`: blocks and rows of all layers to come."""
-    grid = rows.pivot_table(index="projection", columns="block_index", values="value", sort=False, dropna=False)
     seen = list(dict.fromkeys(rows["projection"]))
-    projections: list[str] = []
-    blocks = [int(b) for b in rows["block_index"]]
-    for block, projection in places:
-        if block is not None:
-            blocks.append(block)
-            # A block may be named by more than a number, and then the rest of the name is longer.
-            projections.append(next((p for p in seen if f".{projection}".endswith("." + p)), projection))
-    projections = list(dict.fromkeys([*projections, *seen]))
-    if not projections:
+    known = [(block, projection) for block, projection in places if block is not None]
+    if not known and not seen:
         raise RoseError("No layer has been measured yet; measure layers on the start page.")
-    return grid.reindex(index=projections, columns=range(min(blocks), max(blocks) + 1))
+    # A block may be named by more than a number, and then the rest of the name is longer.
+    projections = [next((p for p in seen if f".{name}".endswith("." + p)), name) for _, name in known]
+    return marks.layer_grid(rows, projections, [block for block, _ in known])
 
 
-def _colours(known: Metric, values: np.ndarray, name: str, theme: Theme) -> dict[str, Any]:
+def _colours(known: Metric, values: pd.Series, name: str, theme: Theme) -> dict[str, Any]:
     """Scale, limits and colour bar of a map."""
     present = values[np.isfinite(values)]
-    largest = float(np.abs(present).max()) if len(present) else 1.0
+    largest = float(present.abs().max()) if present.any() else 1.0
     if known.kind == "change":
-        limit = largest or 1.0
-        bar = style.colourbar(known.unit, tickformat=".0%")
         scale = {"colorscale": palette.diverging(theme), "reversescale": True}  # less error is purple on every page
-        return {**scale, "zmin": -limit, "zmax": limit, "colorbar": bar}
+        bar = marks.colourbar(known.unit, tickformat=".0%")
+        return scale | {"zmin": -largest, "zmax": largest, "colorbar": bar}
+    low, high, bar = 0.0, 1.0 if name == "relative_range" else largest, marks.colourbar(known.unit)
     if known.kind == "log":
         positive = present[present > 0]
         low, high = (np.log10(positive.min()), np.log10(positive.max())) if len(positive) else (0.0, 1.0)
         ticks = np.arange(np.floor(low), np.ceil(high) + 1)
-        bar = style.colourbar(
-            f"{known.unit} (log)", tickvals=ticks.tolist(), ticktext=[words.number(10.0**t) for t in ticks]
-        )
-        return {"colorscale": palette.SEQUENTIAL, "zmin": low, "zmax": max(high, low + 1e-6), "colorbar": bar}
-    if known.kind == "root":
-        ticks = np.linspace(0, 1, 5) ** 2 * (largest or 1.0)
-        texts = [f"{float(f'{tick:.1g}'):g}" for tick in ticks]  # at rounded values, or the texts would be wrong
-        places = np.sqrt([float(text) for text in texts]).tolist()
-        bar = style.colourbar(f"{known.unit} (root scale)", tickvals=places, ticktext=texts)
-        return {"colorscale": palette.SEQUENTIAL, "zmin": 0, "zmax": math.sqrt(largest or 1.0), "colorbar": bar}
-    top = 1.0 if name == "relative_range" else largest or 1.0
-    return {"colorscale": palette.SEQUENTIAL, "zmin": 0, "zmax": top, "colorbar": style.colourbar(known.unit)}
+        texts = [words.number(10.0**tick) for tick in ticks]
+        bar = marks.colourbar(f"{known.unit} (log)", tickvals=ticks.tolist(), ticktext=texts)
+        high = max(high, low + 1e-6)
+    elif known.kind == "root":
+        texts = [f"{float(f'{tick:.1g}'):g}" for tick in np.linspace(0, 1, 5) ** 2 * largest]
+        places = np.sqrt([float(text) for text in texts]).tolist()  # at rounded values, or the texts would be wrong
+        bar = marks.colourbar(f"{known.unit} (root scale)", tickvals=places, ticktext=texts)
+        high = math.sqrt(largest)
+    return {"colorscale": palette.SEQUENTIAL, "zmin": low, "zmax": high, "colorbar": bar}
 
 
 def _map_finding(
@@ -325,11 +258,8 @@ def _map_finding(
         better, worse = int((measured["value"] > 0).sum()), int((measured["value"] < 0).sum())
         who = words.sentence(known.label.partition("ain of ")[2].partition(" over ")[0])
         which = "less held-out error" if name.startswith("held_out") else "less error"
-        return (
-            f"{who} has {which} than SparseGPT on {words.word(better) if better else 'none'} of {len(measured)} "
-            f"layers, more on {words.word(worse) if worse else 'none'}",
-            None,
-        )
+        of_layers = f"{style.some(better)} of {len(measured)} layers, more on {style.some(worse)}"
+        return f"{who} has {which} than SparseGPT on {of_layers}", None
     top = measured.loc[measured["value"].idxmax()]
     finding = f"{known.label} is highest in {words.short_layer(top['layer'])}, {known.text(top['value'])}"
     if name != "relative_range":
@@ -397,61 +327,35 @@ def gain_scatter(
     looks = palette.projection_styles(list(dict.fromkeys([*projections, *table["projection"]])))
     figure = go.Figure()
     for projection, part in rows.groupby("projection", sort=False):
-        look = looks[str(projection)]
-        figure.add_scatter(
-            x=part["relative_range"].to_numpy(np.float32),
-            y=part[column].to_numpy(np.float32),
-            customdata=part["layer"].tolist(),
-            mode="markers",
-            name=str(projection),
-            marker={"color": look.colour, "symbol": look.symbol, "size": 10, "opacity": 0.85},
-            hovertemplate="%{customdata}<br>relative range %{x:.3f}<br>error saved %{y:.1%}<extra></extra>",
-        )
+        x, y, look = part["relative_range"], part[column], looks[str(projection)]
+        hover, pale = "%{customdata}<br>relative range %{x:.3f}<br>error saved %{y:.1%}", {"opacity": 0.85}
+        marks.points(figure, x, y, look, hover, size=10, marker=pale, customdata=part["layer"])
     marked = rows[rows["layer"] == marked_layer]
     dead = rows[rows["dead_columns"] > 0] if "dead_columns" in rows else rows.head(0)
-    circles = ((dead, "dead columns", 18, palette.INKS[theme].text), (marked, "chosen layer", 22, palette.MARK))
-    for some, name, size, colour in circles:
-        if len(some):
-            figure.add_scatter(
-                x=some["relative_range"].to_numpy(np.float32),
-                y=some[column].to_numpy(np.float32),
-                mode="markers",
-                marker={"symbol": "circle-open", "size": size, "color": colour, "line": {"width": 2.5}},
-                hoverinfo="skip",
-                name=name,
-            )
     ink = palette.INKS[theme]
-    figure.add_vline(x=threshold, line={"color": ink.text, "dash": "dash", "width": 2})
+    for some, name, size, colour in ((dead, "dead columns", 18, ink.text), (marked, "chosen layer", 22, palette.MARK)):
+        if len(some):
+            marks.rings(figure, some["relative_range"], some[column], name, size=size, colour=colour)
+    figure.add_vline(x=threshold, line=marks.dashed(theme))
     figure.add_hline(y=0, line={"color": ink.text, "width": 1.5})
     where = {"x": threshold, "y": 1, "yref": "paper", "xanchor": "left", "xshift": 4}
-    style.note(figure, f"columnar above {threshold:.2f}", theme, **where)
+    marks.note(figure, f"columnar above {threshold:.2f}", theme, **where)
+    figure.update_xaxes(range=[-0.02, 1.04], zeroline=False)
+    figure.update_yaxes(tickformat=".0%", zeroline=False)
     better = rows[rows[column] > 0]
     columnar = rows[rows["relative_range"] > threshold]
     both = int((better["relative_range"] > threshold).sum())
-    kind = "held-out " if held else ""
+    saved = "held-out error" if held else "error"
     finding = (
-        f"Two-level order lowers the {kind}error of {words.word(len(better)) if len(better) else 'none'} of "
-        f"{words.count(len(rows), 'layer')}; {words.word(both) if both else 'none'} of them "
-        f"{'is' if both == 1 else 'are'} columnar"
+        f"Two-level order lowers the {saved} of {style.some(len(better))} of {words.count(len(rows), 'layer')}; "
+        f"{style.some(both)} of them {'is' if both == 1 else 'are'} columnar"
     )
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"{words.sentence(kind)}error saved against SparseGPT by two-level order, columnar or not; one mark a layer"
-        if held
-        else "Error saved against SparseGPT by two-level order, columnar or not; one mark a layer",
-        x="relative range",
-        y=f"{kind}error saved",
-        height=500,
-        legend=True,
-    )
-    figure.update_xaxes(range=[-0.02, 1.04], zeroline=False)
-    figure.update_yaxes(tickformat=".0%", zeroline=False)
+    what = f"{words.sentence(saved)} saved against SparseGPT by two-level order, columnar or not; one mark a layer"
     caption = _gain_caption(rows, columnar, column)
-    alt = f"Scatter chart of {kind}error saved by two-level order against relative range. {finding}. {caption}"
-    data = rows[["layer", "block_index", "projection", "relative_range", column]].reset_index(drop=True)
-    return Drawing(figure, caption, alt, data)
+    alt = f"Scatter chart of {saved} saved by two-level order against relative range"
+    table = rows[["layer", "block_index", "projection", "relative_range", column]].reset_index(drop=True)
+    frame = {"x": "relative range", "y": f"{saved} saved", "height": 500, "legend": True}
+    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
 
 
 def _gain_caption(rows: pd.DataFrame, columnar: pd.DataFrame, column: str) -> str:
@@ -478,45 +382,26 @@ def range_bars(
     table: pd.DataFrame, *, threshold: float = 0.5, marked_layer: str | None = None, theme: Theme = "light"
 ) -> Drawing:
     """Relative range of a few layers as bars, highest first."""
-    known = metric("relative_range")
     rows = per_layer(table, "relative_range").dropna(subset=["value"])
     rows = rows.sort_values("value", ascending=False, kind="stable")
     if rows.empty:
         raise RoseError("No layer has been measured yet; measure layers on the start page.")
-    colours = [
-        palette.MARK if layer == marked_layer else (palette.TEAL if value > threshold else palette.SLATE)
-        for layer, value in zip(rows["layer"], rows["value"], strict=True)
-    ]
-    figure = go.Figure(
-        go.Bar(
-            y=[
-                f"{words.short_layer(n)}   <b>{known.text(v)}</b>"
-                for n, v in zip(rows["layer"], rows["value"], strict=True)
-            ],
-            x=rows["value"].to_numpy(np.float64),
-            orientation="h",
-            customdata=rows["layer"].tolist(),
-            marker={"color": colours},
-            hovertemplate="%{customdata}<br>relative range %{x:.4g}<extra></extra>",
-        )
-    )
-    figure.add_vline(x=threshold, line={"color": palette.INKS[theme].text, "dash": "dash", "width": 2})
-    first, last = rows.iloc[0], rows.iloc[-1]
-    finding = f"{words.short_layer(first['layer'])} has the highest relative range, {known.text(first['value'])}"
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"Relative range of {words.count(len(rows), 'layer')}; dashed: threshold {threshold:.2f}",
-        x="relative range",
-        y="layer",
-        height=170 + 28 * len(rows),
-    )
+    colours = np.where(rows["value"] > threshold, palette.TEAL, palette.SLATE)
+    colours[rows["layer"] == marked_layer] = palette.MARK
+    names, texts = rows["layer"].map(words.short_layer), rows["value"].map(words.number)
+    labels, hover = names + "   <b>" + texts + "</b>", "%{customdata}<br>relative range %{x:.4g}"
+    more = {"marker": {"color": colours}, "customdata": rows["layer"], "orientation": "h"}
+    figure = go.Figure()
+    marks.bars(figure, rows["value"], labels, palette.Style(palette.TEAL, "relative range"), hover, **more)
+    figure.add_vline(x=threshold, line=marks.dashed(theme))
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(range=[0, 1])
+    finding = f"{names.iloc[0]} has the highest relative range, {texts.iloc[0]}"
+    what = f"Relative range of {words.count(len(rows), 'layer')}; dashed: threshold {threshold:.2f}"
     caption = (
-        f"From {known.text(first['value'])} ({words.short_layer(first['layer'])}) to {known.text(last['value'])} "
-        f"({words.short_layer(last['layer'])}), median {known.text(float(rows['value'].median()))}."
+        f"From {texts.iloc[0]} ({names.iloc[0]}) to {texts.iloc[-1]} ({names.iloc[-1]}), median "
+        f"{words.number(float(rows['value'].median()))}."
     )
-    alt = f"Bar chart of the relative range of layers. {finding}. {caption}"
-    return Drawing(figure, caption, alt, rows.rename(columns={"value": "relative_range"}))
+    table, alt = rows.rename(columns={"value": "relative_range"}), "Bar chart of the relative range of layers"
+    frame = {"x": "relative range", "y": "layer", "height": 170 + 28 * len(rows)}
+    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)

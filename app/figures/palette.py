@@ -6,11 +6,13 @@ Colours were chosen for a contrast of at least 3:1 on white and on the dark page
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 from plotly.colors import sample_colorscale
 
 from app import words
@@ -25,7 +27,7 @@ DIVERGING_LIGHT = [[0.0, "#542788"], [0.25, "#998ec3"], [0.5, "#e4e4e8"], [0.75,
 DIVERGING_DARK = [[0.0, "#c3b8f0"], [0.25, "#7a6bb5"], [0.5, "#3d3b48"], [0.75, "#c26a12"], [1.0, "#ffc471"]]
 MARK = "#f0338a"  # the chosen block or layer; on neither end of the scales above
 
-BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET, RUST = (
+PALETTE = BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET, RUST = (
     "#0973b2",
     "#d9580b",
     "#089975",
@@ -39,7 +41,6 @@ BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET, RUS
     "#9189e5",
     "#a9431c",
 )
-PALETTE = (BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET, RUST)
 
 ORDER_COLOURS = {
     "natural": BLUE,
@@ -80,17 +81,8 @@ ORDER_LABELS = {
 }
 # Shape says the same as colour, for those who cannot tell colours and for print.
 _SYMBOLS = (
-    "circle",
-    "square",
-    "diamond",
-    "triangle-up",
-    "triangle-down",
-    "cross",
-    "x",
-    "star",
-    "hexagon",
-    "pentagon",
-    "hourglass",
+    *("circle", "square", "diamond", "triangle-up", "triangle-down"),
+    *("cross", "x", "star", "hexagon", "pentagon", "hourglass"),
 )
 # Dash and pattern. Every colour belongs to something built in, so what comes from a plugin differs in these, and has
 # open marks.
@@ -116,13 +108,13 @@ INKS: dict[Theme, Ink] = {
 
 
 class Style(NamedTuple):
-    """How one order, method or projection is drawn everywhere."""
+    """How one order, method or projection is drawn everywhere, or one series of a figure."""
 
     colour: str
     label: str
-    dash: str
-    symbol: str
-    pattern: str
+    dash: str = "solid"
+    symbol: str = "circle"
+    pattern: str = ""
 
 
 def order_style(name: str) -> Style:
@@ -160,6 +152,14 @@ def method_style(name: str) -> Style:
     return Style(METHOD_COLOURS.get(name) or _fallback(name), label, dash, _symbol(name, METHOD_COLOURS), pattern)
 
 
+def named_styles(runs: pd.DataFrame) -> list[Style]:
+    """The style of each row's `method`, named by its `run` where the table has one that says more."""
+    looks = [method_style(method) for method in runs["method"]]
+    names = runs["run" if "run" in runs else "method"]
+    unnamed = names == runs["method"]
+    return [one if no else one._replace(label=str(name)) for one, name, no in zip(looks, names, unnamed, strict=True)]
+
+
 def run_styles(runs: Sequence[tuple[str, str, str]]) -> dict[str, Style]:
     """How runs of a whole model are drawn, by name: a colour for the method, a line for the target.
 
@@ -181,10 +181,8 @@ def run_styles(runs: Sequence[tuple[str, str, str]]) -> dict[str, Style]:
 
 def projection_styles(projections: Sequence[str]) -> dict[str, Style]:
     """A colour and a symbol for each kind of layer, by the place it has in the model."""
-    return {
-        name: Style(PALETTE[i % len(PALETTE)], name, "solid", _SYMBOLS[i % len(_SYMBOLS)], "")
-        for i, name in enumerate(projections)
-    }
+    colours, symbols = itertools.cycle(PALETTE), itertools.cycle(_SYMBOLS)
+    return {name: Style(next(colours), name, symbol=next(symbols)) for name in projections}
 
 
 def _fallback(name: str) -> str:
@@ -211,6 +209,4 @@ def diverging(theme: Theme) -> list[list[Any]]:
 
     Its light middle gives way to a dark one on a dark page, so that "no change" is quiet.
     """
-    if theme == "light":
-        return DIVERGING_LIGHT
-    return DIVERGING_DARK
+    return DIVERGING_LIGHT if theme == "light" else DIVERGING_DARK

@@ -10,8 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.figures import overview, palette, style
-from app.figures.palette import Theme
+from app.figures import marks, overview, palette, style
+from app.figures.comparison import by_method
+from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from app.runs.results import perplexity_ratio
 from rose import RoseError
@@ -67,34 +68,22 @@ def layer_differences(records: pd.DataFrame, *, column: str = "relative_error", 
     Raises:
         RoseError: no row with this error, or no two methods that differ.
     """
-    table = records.dropna(subset=[column])
-    if table.empty:
+    wide = by_method(records, column)
+    if wide.empty:
         raise RoseError("No error has been measured yet; prune a model first.")
-    methods = list(dict.fromkeys(table["method"]))
-    layers = list(dict.fromkeys(table["layer"]))
-    wide = table.pivot_table(index="layer", columns="method", values=column, sort=False).loc[layers, methods]
-    looks = {method: palette.method_style(method) for method in methods}
+    looks = {method: palette.method_style(method) for method in wide.columns}
     finding, caption = _compare(wide, looks)
-    figure = go.Figure()
-    held = ERROR_OF[column]
-    shown = _most_different(wide)
-    log = _spread(shown.to_numpy(np.float64)) > style.LOG_ABOVE
-    scale = "; log scale, as errors spread over more than a factor of 10" if log else ""
+    shown, figure = _most_different(wide), go.Figure()
     _dumbbells(figure, shown, looks, theme)
-    style.base(
-        figure,
-        theme,
-        finding,
-        f"Relative error {held} tokens, {words.count(len(shown), 'layer')} on which methods differ most{scale}",
-        x=style.ERROR,
-        y="layer",
-        height=max(320, 190 + 26 * len(shown)),
-        legend=True,
-    )
+    what = f"Relative error {ERROR_OF[column]} tokens, {words.count(len(shown), 'layer')} on which methods differ most"
+    figure.update_xaxes(rangemode="tozero")
     figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(**({"type": "log", "exponentformat": "power"} if log else {"rangemode": "tozero"}))
-    alt = f"Dumbbell chart of error by layer and method. {finding}. {caption}"
-    return Drawing(figure, caption, alt, wide.reset_index())
+    if style.spread(shown) > style.LOG_ABOVE:
+        what += "; log scale, as errors spread over more than a factor of 10"
+        figure.update_xaxes(type="log", exponentformat="power")
+    frame = {"x": style.ERROR, "y": "layer", "height": max(320, 190 + 26 * len(shown)), "legend": True}
+    alt = "Dumbbell chart of error by layer and method"
+    return style.finish(figure, theme, finding, what, caption, alt, wide.reset_index(), **frame)
 
 
 def _most_different(wide: pd.DataFrame) -> pd.DataFrame:
@@ -107,18 +96,7 @@ def _most_different(wide: pd.DataFrame) -> pd.DataFrame:
     return wide.loc[list(chosen)]
 
 
-def _run_look(name: str, method: str) -> palette.Style:
-    look = palette.method_style(method)
-    return look if name == method else look._replace(label=name)
-
-
-def _spread(values: np.ndarray) -> float:
-    """Largest over smallest positive value."""
-    positive = values[np.isfinite(values) & (values > 0)]
-    return float(positive.max() / positive.min()) if positive.size else 1.0
-
-
-def _compare(wide: pd.DataFrame, looks: dict[str, palette.Style]) -> tuple[str, str]:
+def _compare(wide: pd.DataFrame, looks: dict[str, Style]) -> tuple[str, str]:
     """Title and caption: who is lowest, on how many layers, by how much."""
     mean = wide.mean()
     ranked = [str(m) for m in mean.sort_values().index]
@@ -133,27 +111,15 @@ def _compare(wide: pd.DataFrame, looks: dict[str, palette.Style]) -> tuple[str, 
     return (f"{looks[other].label} has less error than {looks[base].label} on {better} of {len(wide)} layers", caption)
 
 
-def _dumbbells(figure: go.Figure, wide: pd.DataFrame, looks: dict[str, palette.Style], theme: Theme) -> None:
+def _dumbbells(figure: go.Figure, wide: pd.DataFrame, looks: dict[str, Style], theme: Theme) -> None:
     names = [words.short_layer(layer) for layer in wide.index]
     low, high = wide.min(axis=1).to_numpy(np.float64), wide.max(axis=1).to_numpy(np.float64)
-    figure.add_scatter(
-        x=np.stack([low, high, np.full(len(low), np.nan)], axis=1).ravel(),
-        y=[n for name in names for n in (name, name, name)],
-        mode="lines",
-        line={"color": palette.INKS[theme].muted, "width": 2},
-        hoverinfo="skip",
-        showlegend=False,
-    )
+    ends = np.stack([low, high, np.full(len(low), np.nan)], axis=1).ravel()
+    bar = Style(palette.INKS[theme].muted, "lowest to highest")
+    marks.lines(figure, ends, np.repeat(names, 3), bar, "", mode="lines", width=2, showlegend=False)
     for method, look in looks.items():
-        figure.add_scatter(
-            x=wide[method].to_numpy(np.float64),
-            y=names,
-            customdata=wide.index.tolist(),
-            mode="markers",
-            name=look.label,
-            marker={"color": look.colour, "symbol": look.symbol, "size": 11},
-            hovertemplate=f"%{{customdata}}<br>{look.label} %{{x:.4g}}<extra></extra>",
-        )
+        hover = f"%{{customdata}}<br>{look.label} %{{x:.4g}}"
+        marks.points(figure, wide[method], names, look, hover, size=11, customdata=wide.index)
 
 
 def perplexity_bars(
@@ -176,29 +142,19 @@ def perplexity_bars(
     rows = table.dropna(subset=["perplexity"])
     if rows.empty:
         raise RoseError("No perplexity has been measured yet; prune a model and evaluate it.")
-    names = "run" if "run" in rows.columns else "method"
-    looks = [_run_look(str(n), str(m)) for n, m in zip(rows[names], rows["method"], strict=True)]
+    looks = palette.named_styles(rows)
     values = rows["perplexity"].to_numpy(np.float64)
-    finite = np.isfinite(values)
-    known = np.append(values[finite], [] if dense is None else [dense])
-    log = _spread(known) > style.LOG_ABOVE
-    figure = go.Figure(
-        go.Bar(
-            x=[look.label for look in looks],
-            y=np.where(finite, values, np.nan),
-            text=[words.number(v) for v in values],
-            textposition="outside",
-            cliponaxis=False,
-            marker={
-                "color": [look.colour for look in looks],
-                "pattern": {"shape": [look.pattern for look in looks], "solidity": 0.4},
-            },
-            hovertemplate="%{x}<br>perplexity %{y:.2f}<extra></extra>",
-        )
-    )
+    known = np.append(values[np.isfinite(values)], [] if dense is None else [dense])
+    log = style.spread(known) > style.LOG_ABOVE
+    labels, texts = [look.label for look in looks], [words.number(value) for value in values]
+    figure = go.Figure()
+    pattern = {"shape": [look.pattern for look in looks], "solidity": 0.35}
+    marker = {"color": [look.colour for look in looks], "pattern": pattern}
+    heights, hover = np.where(np.isfinite(values), values, np.nan), "%{x}<br>perplexity %{y:.2f}"
+    marks.bars(figure, labels, heights, Style(palette.TEAL, "perplexity"), hover, text=texts, marker=marker)
     if dense is not None:
-        figure.add_hline(y=dense, line={"color": palette.INKS[theme].text, "dash": "dash", "width": 2})
-    least = np.where(finite, values, np.inf).min()
+        figure.add_hline(y=dense, line=marks.dashed(theme))
+    least = np.fmin(values, np.inf).min()
     # ROSE is SparseGPT where no layer is columnar: equal models share the title.
     best = [look.label for look, value in zip(looks, values, strict=True) if value <= least * (1 + 1e-9)]
     share = "has" if len(best) == 1 else "share"
@@ -208,24 +164,20 @@ def perplexity_bars(
         unclear, paired = _against_best(values, looks, losses)
         if unclear:
             finding = f"No clear difference between {best[0]} and {unclear}"
+    largest = float(known.max()) if len(known) else 1.0
+    figure.update_yaxes(range=[0, largest * 1.12])
     if log:
         finding += ", on a log scale"
-    line = f"; dashed: dense, {words.number(dense)}" if dense is not None else ""
-    style.base(figure, theme, finding, f"Perplexity of each pruned model, lower is better{line}", x="", y="perplexity")
-    largest = float(known.max()) if len(known) else 1.0
-    if log:
         low = float(known[known > 0].min())
-        figure.update_yaxes(
-            type="log", range=[np.log10(low) - 0.3, np.log10(largest) + 0.15], exponentformat="power", dtick=1
-        )
-    else:
-        figure.update_yaxes(range=[0, largest * 1.12])
-    ordered = sorted(zip(values, looks, strict=True), key=lambda pair: pair[0])
-    caption = "Lowest first: " + "; ".join(f"{look.label}: {words.number(float(v))}" for v, look in ordered)
-    caption += (f"; dense {words.number(dense)}." if dense is not None else ".") + paired
-    alt = f"Bar chart of perplexity. {finding}. {caption}"
-    data = rows.reset_index(drop=True)
-    return Drawing(figure, caption, alt, data if dense is None else data.assign(dense_perplexity=dense))
+        figure.update_yaxes(style.LOG, range=[np.log10(low) - 0.3, np.log10(largest) + 0.15])
+    what, table = "Perplexity of each pruned model, lower is better", rows.reset_index(drop=True)
+    caption = "Lowest first: " + "; ".join(f"{labels[i]}: {texts[i]}" for i in np.argsort(values, kind="stable"))
+    if dense is not None:
+        what += f"; dashed: dense, {words.number(dense)}"
+        caption += f"; dense {words.number(dense)}"
+        table["dense_perplexity"] = dense
+    caption = f"{caption}.{paired}"
+    return style.finish(figure, theme, finding, what, caption, "Bar chart of perplexity", table, y="perplexity")
 
 
 def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
@@ -244,21 +196,13 @@ def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     figure = go.Figure()
     means: dict[str, float] = {}
     for name, rows in table.groupby("run", sort=False):
-        method = str(rows["method"].iloc[0])
-        look = _run_look(str(name), method)
+        look = palette.named_styles(rows)[0]
+        if rows["method"].iloc[0] == "dense":
+            look = Style(palette.INKS[theme].muted, look.label)
         values = rows.set_index("task").reindex(tasks)
         means[str(name)] = float(values["accuracy"].mean())
-        figure.add_bar(
-            x=tasks,
-            y=values["accuracy"].to_numpy(np.float64),
-            error_y={"array": values["accuracy_error"].to_numpy(np.float64), "color": palette.INKS[theme].text},
-            name=look.label,
-            marker={
-                "color": palette.INKS[theme].muted if method == "dense" else look.colour,
-                "pattern": {"shape": look.pattern, "solidity": 0.4},
-            },
-            hovertemplate=f"{look.label}<br>%{{x}}: %{{y:.1%}}<extra></extra>",
-        )
+        whiskers = {"array": values["accuracy_error"], "color": palette.INKS[theme].text}
+        marks.bars(figure, tasks, values["accuracy"], look, f"{look.label}<br>%{{x}}: %{{y:.1%}}", error_y=whiskers)
     dense = [str(name) for name in table.loc[table["method"] == "dense", "run"].unique()]
     pruned = {name: mean for name, mean in means.items() if name not in dense}
     over = f"mean over {words.count(len(tasks), 'task')}"
@@ -271,20 +215,15 @@ def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
             finding += f"; the dense model {words.percent(means[dense[0]])}"
     asked = table.drop_duplicates("task")["questions"]
     what = f"Share of questions answered correctly, {words.whole(int(asked.sum()))} in all; lines: standard error"
-    style.base(figure, theme, finding, what, y="accuracy", legend=True)
-    figure.update_yaxes(
-        range=[0, min(1.0, 1.15 * float((table["accuracy"] + table["accuracy_error"].fillna(0)).max()))]
-    )
-    figure.update_yaxes(tickformat=".0%")
+    top = float((table["accuracy"] + table["accuracy_error"].fillna(0)).max())
+    figure.update_yaxes(range=[0, min(1.0, 1.15 * top)], tickformat=".0%")
     ranked = sorted(means.items(), key=lambda pair: -pair[1])
     caption = f"Mean accuracy: {', '.join(f'{name} {words.percent(mean)}' for name, mean in ranked)}."
-    alt = f"Bar chart of zero-shot accuracy by task. {finding}. {caption}"
-    return Drawing(figure, caption, alt, table.reset_index(drop=True))
+    table, alt = table.reset_index(drop=True), "Bar chart of zero-shot accuracy by task"
+    return style.finish(figure, theme, finding, what, caption, alt, table, y="accuracy", legend=True)
 
 
-def _against_best(
-    values: np.ndarray, looks: Sequence[palette.Style], losses: Sequence[Sequence[float]]
-) -> tuple[str, str]:
+def _against_best(values: np.ndarray, looks: Sequence[Style], losses: Sequence[Sequence[float]]) -> tuple[str, str]:
     """The runs that do not differ clearly from the best, and a sentence on how far each lies above it."""
     best, *others = np.argsort(values, kind="stable").tolist()
     ratios = {other: perplexity_ratio(losses[other], losses[best]) for other in others}
@@ -311,43 +250,24 @@ def progress_timeline(records: pd.DataFrame, total: int, *, theme: Theme = "ligh
         total: layers in the whole run.
     """
     kinds = records["layer"].map(lambda layer: words.place_of(layer)[1])
-    place = np.arange(1, len(records) + 1, dtype=np.int32)
-    errors = records["relative_error"].to_numpy(np.float64)
-    figure = go.Figure()
+    table = records.reset_index(drop=True).assign(number=np.arange(1, len(records) + 1))
+    errors, figure = table["relative_error"], go.Figure()
     for projection, look in palette.projection_styles(list(dict.fromkeys(kinds))).items():
-        chosen = (kinds == projection).to_numpy()
-        figure.add_scatter(
-            x=place[chosen],
-            y=errors[chosen],
-            customdata=records["layer"][chosen].tolist(),
-            mode="markers",
-            name=projection,
-            marker={"color": look.colour, "symbol": look.symbol, "size": 9},
-            hovertemplate="%{customdata}<br>relative error %{y:.4g}<extra></extra>",
-        )
+        some, hover = table[(kinds == projection).to_numpy()], "%{customdata}<br>relative error %{y:.4g}"
+        marks.points(figure, some["number"], some["relative_error"], look, hover, customdata=some["layer"])
     done = len(records)
-    who = words.sentence(words.word(done)) if done else "None"
-    finding = f"{who} of {total} layers {'is' if done == 1 else 'are'} pruned"
-    style.base(
-        figure,
-        theme,
-        finding,
-        "Relative error of each layer on the inputs it now gets, in the order pruned",
-        x="layers pruned",
-        y=style.ERROR,
-        legend=len(records) > 0,
-    )
-    figure.update_xaxes(range=[0, total + 1], dtick=style.whole_step(total), zeroline=False)
-    top = float(errors.max()) * 1.08 if done else 1.0
-    figure.update_yaxes(range=[0, top or 1.0])
-    if not done:
-        caption = "No layer is done yet."
-    else:
+    figure.update_xaxes(range=[0, total + 1], dtick=marks.whole_step(total), zeroline=False)
+    figure.update_yaxes(range=[0, float(errors.max()) * 1.08 or 1.0] if done else [0, 1])
+    finding = f"{words.sentence(style.some(done))} of {total} layers {'is' if done == 1 else 'are'} pruned"
+    what = "Relative error of each layer on the inputs it now gets, in the order pruned"
+    caption = "No layer is done yet."
+    if done:
         last = records.iloc[-1]
         caption = (
             f"Last: {words.short_layer(last['layer'])} with an error of {words.number(float(last['relative_error']))}; "
             f"mean so far {words.number(float(errors.mean()))}, "
             f"{words.number(float(records['seconds'].sum()))} s spent on pruning itself."
         )
-    alt = f"Scatter chart of relative error by layer in the order pruned. {finding}. {caption}"
-    return Drawing(figure, caption, alt, records.reset_index(drop=True).assign(number=place))
+    frame = {"x": "layers pruned", "y": style.ERROR, "legend": done > 0}
+    alt = "Scatter chart of relative error by layer in the order pruned"
+    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)

@@ -10,12 +10,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from app import words
-from app.figures import palette, shrinking, style
+from app.figures import marks, palette, shrinking, style
 from app.figures.order_lab import so_far
 from app.figures.palette import Theme
-from app.figures.shrinking import Shrunk
 from app.figures.style import Drawing
-from app.figures.sweep import FRAME_CELLS, kept_steps, player
+from app.figures.sweep import BELOW, FRAME_CELLS, kept_steps, player
 from rose import LayerResult, RoseError
 
 CELLS = 128  # a side, for each of the two matrices
@@ -45,9 +44,8 @@ def sweep_race(
     Raises:
         RoseError: a result without trace, or a step that does not exist.
     """
-    traces = [result.trace for result in results]
     blocks = len(results[0].order.widths)
-    if any(trace is None for trace in traces):
+    if any(result.trace is None for result in results):
         raise RoseError("Sweeps can only be shown as they went if they were made with trace=True.")
     if not 0 <= step <= blocks:
         raise RoseError(f"This sweep has steps 0 to {blocks}, so there is no step {step}.")
@@ -61,31 +59,24 @@ def sweep_race(
         horizontal_spacing=0.06,
         subplot_titles=[look.label for look in looks],
     )
-    figure.update_annotations(font_size=style.FONT_SIZE + 1)
+    figure.update_annotations(font_size=style.FONT_SIZE + 1, yshift=2)
     for column, result in enumerate(results, 1):
         _matrix(figure, column, result, step, cells, theme)
-    curves = [_curve(result, dense_energy) for result in results]
+    curves = [so_far(result) / (dense_energy or 1.0) for result in results]
     highest = max(range(2), key=lambda i: curves[i][-1 if show_end else step])
     for i, (curve, look) in enumerate(zip(curves, looks, strict=True)):
         _line(figure, curve, step, look, above=i == highest, show_end=show_end)
     now, final = [float(curve[step]) for curve in curves], [float(curve[-1]) for curve in curves]
     finding = _finding(looks, now, step, blocks)
     what = f"|W|{words.of(layer)}, columns as visited; dimmed: pruned, bright: free to compensate"
-    style.base(figure, theme, finding, what, height=height)
-    figure.update_layout(plot_bgcolor="rgba(0,0,0,0)")
-    figure.update_xaxes(
-        title_text="pruned blocks", range=[-0.1, blocks + 0.1], dtick=style.whole_step(blocks), row=2, col=1
-    )
+    count = {"title_text": "pruned blocks", "range": [-0.1, blocks + 0.1], "dtick": marks.whole_step(blocks)}
+    figure.update_xaxes(count, row=2, col=1)
     figure.update_yaxes(range=[0, max(final) * 1.08 or 1], title_text="error so far", row=2, col=1)
-    for annotation in figure.layout.annotations[:2]:
-        annotation.update(yshift=2)
-    figure.update_layout(margin={"t": figure.layout.margin.t + 20})
     caption = f"Error so far: {looks[0].label} {words.number(now[0])}, {looks[1].label} {words.number(now[1])}."
-    table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)})
-    for result, curve in zip(results, curves, strict=True):
-        table[result.order.name] = curve
-    alt = f"Two heatmaps of the weights during sweeps in different orders, and their error curves. {finding}. {caption}"
-    return Drawing(figure, caption, alt, table)
+    by_order = {result.order.name: curve for result, curve in zip(results, curves, strict=True)}
+    table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)} | by_order)
+    alt = "Two heatmaps of the weights during sweeps in different orders, and their error curves"
+    return style.finish(figure, theme, finding, what, caption, alt, table, height=height, headroom=20)
 
 
 def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int, cells: int, theme: Theme) -> None:
@@ -96,82 +87,32 @@ def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int, cell
     magnitude = np.abs(shrinking.to_numpy(trace.weights[step]))[:, position]
     shrunk = shrinking.shrink(magnitude, cells)
     top, _ = shrinking.ceiling(shrinking.shrink(np.abs(shrinking.to_numpy(trace.weights[0])), cells).array)
-    shown = Shrunk(np.where(shrunk.array == 0, np.nan, shrunk.array), *shrunk[1:])
-    heat = style.heatmap(shown, "|W|", zmax=top, showscale=False, hoverongaps=False)
-    figure.add_trace(heat, row=1, col=column)
+    shown = shrunk._replace(array=np.where(shrunk.array == 0, np.nan, shrunk.array))
+    at = {"row": 1, "col": column}
+    figure.add_trace(marks.heatmap(shown, "|W|", zmax=top, showscale=False, hoverongaps=False), **at)
     rows, columns = magnitude.shape
-    hidden = {"showticklabels": False, "ticks": "", "showgrid": False, "zeroline": False}
-    figure.update_xaxes(range=[-0.5, columns - 0.5], row=1, col=column, **hidden)
-    figure.update_yaxes(range=[rows - 0.5, -0.5], row=1, col=column, **hidden)
+    hidden = marks.BARE | {"showticklabels": False, "ticks": ""}
+    figure.update_xaxes(hidden, range=[-0.5, columns - 0.5], **at)
+    figure.update_yaxes(hidden, range=[rows - 0.5, -0.5], **at)
     end = sum(order.widths[:step])
     start = end - order.widths[step - 1] if step else 0
+    rect = {"type": "rect", "x1": end - 0.5, "y0": -0.5, "y1": rows - 0.5}
     # Cells are maxima, which rarely show a zero: what is done must be seen by its shade.
-    figure.add_shape(
-        type="rect",
-        x0=-0.5,
-        x1=end - 0.5,
-        y0=-0.5,
-        y1=rows - 0.5,
-        fillcolor=palette.INKS[theme].hover,
-        opacity=0.55,
-        line={"width": 0},
-        row=1,
-        col=column,
-    )
-    figure.add_shape(
-        type="rect",
-        x0=start - 0.5,
-        x1=end - 0.5,
-        y0=-0.5,
-        y1=rows - 0.5,
-        line={"color": palette.MARK, "width": 3},
-        visible=step > 0,
-        row=1,
-        col=column,
-    )
-
-
-def _curve(result: LayerResult, dense_energy: float) -> np.ndarray:
-    return so_far(result) / (dense_energy or 1.0)
+    figure.add_shape(rect, x0=-0.5, fillcolor=palette.INKS[theme].hover, opacity=0.55, line={"width": 0}, **at)
+    figure.add_shape(rect, x0=start - 0.5, line={"color": palette.MARK, "width": 3}, visible=step > 0, **at)
 
 
 def _line(figure: go.Figure, curve: np.ndarray, step: int, look: palette.Style, *, above: bool, show_end: bool) -> None:
     """The curve to come, faint, where it is shown, and what has arisen so far, strong."""
-    x = np.arange(len(curve), dtype=np.int32)
-    figure.add_scatter(
-        x=x,
-        y=curve,
-        mode="lines",
-        line={"color": look.colour, "width": 1.5, "dash": "dot"},
-        opacity=0.6,
-        visible=show_end,
-        hoverinfo="skip",
-        row=2,
-        col=1,
-    )
-    figure.add_scatter(
-        x=x[: step + 1],
-        y=curve[: step + 1],
-        mode="lines+markers",
-        name=look.label,
-        line={"color": look.colour, "width": 3},
-        marker={"symbol": look.symbol, "size": 9},
-        hovertemplate=f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}<extra></extra>",
-        row=2,
-        col=1,
-    )
-    figure.add_annotation(
-        x=len(curve) - 1 if show_end else step,
-        y=float(curve[-1 if show_end else step]),
-        text=look.label,
-        showarrow=False,
-        xanchor="right",
-        visible=show_end or step > 0,
-        yanchor="bottom" if above else "top",
-        font={"color": look.colour},
-        row=2,
-        col=1,
-    )
+    at = {"row": 2, "col": 1}
+    x, future = np.arange(len(curve)), look._replace(dash="dot")
+    marks.lines(figure, x, curve, future, "", mode="lines", width=1.5, opacity=0.6, visible=show_end, **at)
+    hover, past = f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}", look._replace(dash="solid")
+    marks.lines(figure, x[: step + 1], curve[: step + 1], past, hover, width=3, size=9, **at)
+    end = len(curve) - 1 if show_end else step
+    label = {"text": look.label, "showarrow": False, "font": {"color": look.colour}, "visible": show_end or step > 0}
+    side = {"xanchor": "right", "yanchor": "bottom" if above else "top"}
+    figure.add_annotation(label | side, x=end, y=float(curve[end]), **at)
 
 
 def _finding(looks: list[palette.Style], now: list[float], step: int, blocks: int) -> str:
@@ -203,23 +144,14 @@ def race_animation(
         for step in steps
     ]
     figure, last = drawn[0].figure, drawn[-1]
+    traces, changing = list(range(len(figure.data))), ("shapes", "annotations", "title")
     figure.frames = [
-        go.Frame(
-            name=str(step),
-            data=one.figure.data,
-            traces=list(range(len(one.figure.data))),
-            layout={
-                "shapes": one.figure.layout.shapes,
-                "annotations": one.figure.layout.annotations,
-                "title": one.figure.layout.title,
-            },
-        )
-        for step, one in zip(steps, drawn, strict=True)
+        go.Frame(name=str(step), data=one.data, traces=traces, layout={part: one.layout[part] for part in changing})
+        for step, one in zip(steps, (drawing.figure for drawing in drawn), strict=True)
     ]
     # The title of every frame must fit: the longest decides.
-    figure.update_layout(
-        margin={"t": max(one.figure.layout.margin.t for one in drawn), "b": 150}, **player(steps, theme)
-    )
+    figure.update_layout(margin={"t": max(one.figure.layout.margin.t for one in drawn), "b": BELOW})
+    figure.update_layout(player(steps, theme))
     finding = last.figure.layout.meta["finding"]
     alt = f"Animation of two sweeps in different orders, {words.count(blocks, 'block')}. {finding}. {last.caption}"
     return Drawing(figure, last.caption, alt, last.data)

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.figures import palette, shrinking, style
+from app.figures import marks, palette, shrinking, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
 
@@ -18,7 +18,7 @@ LOOKS = {
     "refit": "rose_dealt",
     "stages": "rose_global",
     "admm": "rose_admm",
-}  # colours of methods
+}  # the method whose colour each solver has
 
 
 def solver_race(
@@ -41,50 +41,37 @@ def solver_race(
     last = max(float(table["work"].iloc[-1]) for _, table in ways.values())
     for name, (label, table) in ways.items():
         look = palette.method_style(LOOKS[name])
-        for part, strength in ((table, 0.35), (table[table["work"] <= work + 1e-9], 1.0)):
-            _line(figure, part, column, label, look, strength)
+        _line(figure, table, column, label, look, is_past=False)
+        _line(figure, table[table["work"] <= work + 1e-9], column, label, look, is_past=True)
         ends.append((float(table[column].iloc[-1]), label, look.colour, look.dash))
     top = 1.08 * max(float(table[column].max()) for _, table in ways.values()) or 1.0
-    tokens = "Held-out" if held_out else "Calibration"
-    style.base(
-        figure,
-        theme,
-        _finding(ways, work, column),
-        f"{tokens} error{words.of(layer)} if the solver stopped there; open marks: weights still to be removed",
-        x="work done (products W·H)",
-        y=style.ERROR,
-        height=460,
-    )
-    figure.add_vline(x=work, line={"color": palette.MARK, "width": 2})
+    figure.add_vline(x=work, line=marks.CHOSEN)
     figure.update_xaxes(range=[0, last * 1.02], zeroline=False)
     figure.update_yaxes(range=[0, top])
-    style.end_labels(figure, last * 1.02, ends, top)
+    tokens = "Held-out" if held_out else "Calibration"
+    what = f"{tokens} error{words.of(layer)} if the solver stopped there; open marks: weights still to be removed"
     best = {label: float(table.loc[table["is_complete"], column].min()) for label, table in ways.values()}
     caption = "Lowest error: " + ", ".join(f"{label} {words.number(value)}" for label, value in best.items()) + "."
     rows = pd.concat([table.assign(solver=label) for label, table in ways.values()], ignore_index=True)
-    alt = f"Line chart of the error of {words.count(len(ways), 'solver')} against work. {_finding(ways, work, column)}."
-    return Drawing(figure, caption, f"{alt} {caption}", rows)
+    finding, alt = (
+        _finding(ways, work, column),
+        f"Line chart of the error of {words.count(len(ways), 'solver')} against work",
+    )
+    frame = {"x": "work done (products W·H)", "y": style.ERROR, "height": 460}
+    drawing = style.finish(figure, theme, finding, what, caption, alt, rows, **frame)
+    marks.end_labels(figure, last * 1.02, ends, top)
+    return drawing
 
 
 def _line(
-    figure: go.Figure, table: pd.DataFrame, column: str, label: str, look: palette.Style, strength: float
+    figure: go.Figure, table: pd.DataFrame, column: str, label: str, look: palette.Style, *, is_past: bool
 ) -> None:
-    marks = [look.symbol if complete else f"{look.symbol}-open" for complete in table["is_complete"]]
-    figure.add_scatter(
-        x=table["work"],
-        y=table[column],
-        mode="lines+markers",
-        name=label,
-        opacity=strength,
-        line={
-            "color": look.colour,
-            "width": 2.5 if strength == 1 else 1.5,
-            "dash": "solid" if strength == 1 else "dot",
-        },
-        marker={"symbol": marks, "size": 8 if strength == 1 else 5},
-        customdata=table["step"],
-        hovertemplate=f"{label}, %{{customdata}}<br>%{{x:.1f}} products<br>error %{{y:.4g}}<extra></extra>",
-    )
+    look = look._replace(label=label, dash="solid" if is_past else "dot")
+    symbols = [look.symbol if complete else f"{look.symbol}-open" for complete in table["is_complete"]]
+    hover = f"{label}, %{{customdata}}<br>%{{x:.1f}} products<br>error %{{y:.4g}}"
+    options = {"width": 2.5, "size": 8, "opacity": 1} if is_past else {"width": 1.5, "size": 5, "opacity": 0.35}
+    x, y, steps = table["work"], table[column], table["step"]
+    marks.lines(figure, x, y, look, hover, marker={"symbol": symbols}, customdata=steps, **options)
 
 
 def _finding(ways: Mapping[str, tuple[str, pd.DataFrame]], work: float, column: str) -> str:
@@ -133,18 +120,17 @@ def mask_changes(
     sizes = shrinking.shrink(np.ones_like(mask, dtype=np.float32), 192, "sum").array
     shown = shrinking.Shrunk(small.array / sizes, *small[1:])
     share = float((removed | restored).mean())
-    if not share:
-        finding = f"{solver}, {step}: the mask has not changed since {since}"
-    else:
-        finding = f"{solver}, {step}: {words.percent(share)} of the mask changed since {since}"
-    figure = go.Figure(style.heatmap(shown, "share changed", zmax=float(shown.array.max()) or 1.0))
-    what = f"Share of each cell's weights that changed sides{words.of(layer)}; a cell is {small.rows} × {small.columns}"
-    style.base(figure, theme, finding, f"{what} weights", x="input channel", y="output channel", height=420)
-    style.matrix_axes(figure, rows, columns)
+    changed = f"{words.percent(share)} of the mask changed" if share else "the mask has not changed"
+    finding = f"{solver}, {step}: {changed} since {since}"
+    figure = go.Figure(marks.heatmap(shown, "share changed", zmax=float(shown.array.max()) or 1.0))
+    marks.matrix_axes(figure, rows, columns)
+    size = f"a cell is {small.rows} × {small.columns} weights"
+    what = f"Share of each cell's weights that changed sides{words.of(layer)}; {size}"
     across, gone, back = (removed | restored).sum(0), words.whole(int(removed.sum())), words.whole(int(restored.sum()))
     most = int(across.argmax())
     caption = f"{gone} weights removed and {back} put back since {since}."
     if share:
         caption += f" Column {most} changed most: {words.whole(int(across[most]))} of its {words.whole(rows)} weights."
     table = pd.DataFrame({"column": np.arange(columns), "removed": removed.sum(0), "put_back": restored.sum(0)})
-    return Drawing(figure, caption, f"Heatmap of mask changes. {finding}. {caption}", table)
+    axes = {"x": "input channel", "y": "output channel"}
+    return style.finish(figure, theme, finding, what, caption, "Heatmap of mask changes", table, **axes)

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from app import words
-from app.figures import palette, shrinking, style
+from app.figures import marks, palette, shrinking, style
 from app.figures.palette import Theme
 from app.figures.shrinking import Shrunk
 from app.figures.style import Drawing
@@ -21,6 +21,8 @@ from rose import Order, RoseError, SweepTrace
 FRAME_CELLS = 1_100_000  # of all frames of an animation together: 8 bits each, 4/3 of that as base64
 MAX_FRAMES = 33
 FRAME_SIDE = 256
+BELOW = 150  # pixels below an animation, for what starts and steers it
+STRIP = 22  # pixels that the strip above the matrix takes
 REMOVED = {"light": "#ffffff", "dark": "#000000"}  # at neither end of the sequential scale
 
 
@@ -57,29 +59,25 @@ def sweep_frame(
     beyond = float(shrunk.array.max()) > top
     saturates = f"; colours end at {words.number(top)}" if beyond else ""
     array = np.where(shrunk.array == 0, np.nan, shrunk.array) if show == "weights" else shrunk.array
-    figure = go.Figure(style.heatmap(Shrunk(array, *shrunk[1:]), unit, zmax=top, hoverongaps=False))
+    figure = go.Figure(marks.heatmap(shrunk._replace(array=array), unit, zmax=top, hoverongaps=False))
     done = sum(order.widths[:step])
     finding = _sweep_finding(error, step, blocks)
     zeros = f"; {'white' if theme == 'light' else 'black'}: pruned" if show == "weights" else ""
     what = f"{unit}{words.of(layer)} after {step} of {blocks} blocks; {shrunk.note}{zeros}{saturates}"
     across = "step (columns as visited)" if arrange == "visited" else "input channel"
-    style.base(figure, theme, finding, what, x=across, y="output channel", height=500)
-    style.matrix_axes(figure, rows, columns)
+    marks.matrix_axes(figure, rows, columns)
     figure.update_layout(plot_bgcolor=REMOVED[theme])
     if arrange == "visited":
-        for shape in _strip(order, step, columns):
-            figure.add_shape(shape)
-        for label in _strip_labels(order, step, columns, theme):
-            figure.add_annotation(label)
-        figure.update_layout(margin_t=figure.layout.margin.t + 22)
+        figure.update_layout(_strip(order, step, columns, theme))
     removed = int(trace.removed[:step].sum())
     free = columns - done
     caption = (
         f"{words.whole(removed)} of {words.whole(rows * columns)} weights are pruned so far; {free} of {columns} "
         f"columns are still free to compensate; the error so far is {words.number(float(error[step]))}."
     )
-    alt = f"Heatmap of the weights during the sweep, {step} of {blocks} blocks pruned. {finding}. {caption}"
-    return Drawing(figure, caption, alt, shrinking.frame(shrunk))
+    alt = f"Heatmap of the weights during the sweep, {step} of {blocks} blocks pruned"
+    frame = {"x": across, "y": "output channel", "height": 500, "headroom": STRIP if arrange == "visited" else 0}
+    return style.finish(figure, theme, finding, what, caption, alt, shrinking.frame(shrunk), **frame)
 
 
 def _state(trace: SweepTrace, step: int, show: str, position: np.ndarray | None, limit: int) -> tuple[Shrunk, float]:
@@ -103,47 +101,29 @@ def _sweep_finding(error: np.ndarray, step: int, blocks: int) -> str:
     return f"After {step} of {blocks} blocks, {words.percent(share, 0)} of the final error has arisen"
 
 
-def _parts(order: Order, step: int, columns: int) -> list[tuple[str, int, int, str]]:
-    """Done, now and free as (name, first column, end, colour); a part may be empty."""
-    done = sum(order.widths[:step])
-    now = done - (order.widths[step - 1] if step else 0)
-    return [
-        ("pruned, fixed", 0, now, palette.SLATE),
-        ("just pruned", now, done, palette.MARK),
-        ("free to compensate", done, columns, palette.GREEN),
-    ]
-
-
-def _strip(order: Order, step: int, columns: int) -> list[dict[str, Any]]:
-    """A coloured strip above the matrix, and an outline of the present block.
+def _strip(order: Order, step: int, columns: int, theme: Theme) -> dict[str, Any]:
+    """Layout of a strip above the matrix: what is done, now and free, by name and colour; the present block outlined.
 
     Always the same shapes with all their properties: from frame to frame plotly merges them by number.
     """
-    shapes: list[dict[str, Any]] = []
-    for name, start, end, colour in _parts(order, step, columns):
+    done = sum(order.widths[:step])
+    now = done - (order.widths[step - 1] if step else 0)
+    shapes, labels = [], []
+    for name, start, end, colour in (
+        ("pruned, fixed", 0, now, palette.SLATE),
+        ("just pruned", now, done, palette.MARK),
+        ("free to compensate", done, columns, palette.GREEN),
+    ):
         band = {"type": "rect", "x0": start - 0.5, "x1": end - 0.5, "yref": "paper", "visible": end > start}
         shapes.append(band | {"y0": 1.01, "y1": 1.035, "fillcolor": colour, "line": {"color": colour, "width": 0}})
         if name == "just pruned":
             outline = {"fillcolor": "rgba(0,0,0,0)", "line": {"color": colour, "width": 3}}
             shapes.append(band | {"y0": 0, "y1": 1} | outline)
-    return shapes
-
-
-def _strip_labels(order: Order, step: int, columns: int, theme: Theme) -> list[dict[str, Any]]:
-    """Names for the strip; those that would not fit are hidden, and the outline speaks for itself."""
-    return [
-        {
-            "x": (start + end) / 2 - 0.5,
-            "y": 1.035,
-            "yref": "paper",
-            "text": name,
-            "showarrow": False,
-            "yanchor": "bottom",
-            "font": {"color": palette.INKS[theme].text, "size": style.FONT_SIZE},
-            "visible": (end - start) / columns >= 0.18,
-        }
-        for name, start, end, _ in _parts(order, step, columns)
-    ]
+        font = {"color": palette.INKS[theme].text, "size": style.FONT_SIZE}
+        label = {"text": name, "showarrow": False, "yanchor": "bottom", "font": font}
+        fits = (end - start) / columns >= 0.18  # where a name would not, the outline speaks for itself
+        labels.append(label | {"x": (start + end) / 2 - 0.5, "y": 1.035, "yref": "paper", "visible": fits})
+    return {"shapes": shapes, "annotations": labels}
 
 
 def sweep_animation(
@@ -168,27 +148,14 @@ def sweep_animation(
     for step in steps:
         shrunk, top = _state(trace, step, show, position, side)
         levels = np.ceil(np.clip(shrunk.array / top, 0, 1) * 255).astype(np.uint8)
-        frames.append(
-            go.Frame(
-                name=str(step),
-                data=[go.Heatmap(z=levels)],
-                traces=[0],
-                layout={
-                    "shapes": _strip(order, step, columns),
-                    "annotations": _strip_labels(order, step, columns, theme),
-                },
-            )
-        )
+        layout = _strip(order, step, columns, theme)
+        frames.append(go.Frame(name=str(step), data=[go.Heatmap(z=levels)], traces=[0], layout=layout))
     unit = "|W|" if show == "weights" else "|change|"
-    bar = style.colourbar(
-        unit, tickvals=[0, 127.5, 255], ticktext=["0", words.number(top / 2), f"≥ {words.number(top)}"]
-    )
-    first = Shrunk(frames[0].data[0].z, shrunk.rows, shrunk.columns, shrunk.note)
-    scale: Any = palette.SEQUENTIAL
-    if show == "weights":
-        scale = _with_removed(theme)
-    figure = go.Figure(style.heatmap(first, unit, zmax=255, colorbar=bar, colorscale=scale, hoverinfo="skip"))
-    figure.update_traces(hovertemplate=None)
+    ends = ["0", words.number(top / 2), f"≥ {words.number(top)}"]
+    bar = marks.colourbar(unit, tickvals=[0, 127.5, 255], ticktext=ends)
+    scale = _with_removed(theme) if show == "weights" else palette.SEQUENTIAL
+    look = {"zmax": 255, "colorbar": bar, "colorscale": scale, "hoverinfo": "skip", "hovertemplate": None}
+    figure = go.Figure(marks.heatmap(shrunk._replace(array=frames[0].data[0].z), unit, **look))
     figure.frames = frames
     error = shrinking.to_numpy(trace.error_so_far(added))
     share = float(error[max(1, blocks // 2)] / error[-1]) if error[-1] > 0 else 0.0
@@ -196,22 +163,20 @@ def sweep_animation(
     zeros = f"; {'white' if theme == 'light' else 'black'}: pruned" if show == "weights" else ""
     skipped = "" if len(steps) == blocks + 1 else f"; {len(steps)} of {blocks + 1} steps"
     what = f"{unit}{words.of(layer)} during the sweep; {shrunk.note}{zeros}{skipped}"
-    style.base(figure, theme, finding, what, x="step (columns as visited)", y="output channel", height=600)
-    style.matrix_axes(figure, rows, columns)
-    figure.update_layout(
-        shapes=frames[0].layout.shapes,
-        annotations=frames[0].layout.annotations,
-        margin={"t": figure.layout.margin.t + 22, "b": 150},
-        **player(steps, theme),
-    )
+    marks.matrix_axes(figure, rows, columns)
+    figure.update_layout(frames[0].layout)
+    figure.update_layout(player(steps, theme))
     caption = (
         f"{blocks} blocks, {words.whole(int(trace.removed.sum()))} weights pruned, "
         f"squared error at the end {words.number(float(error[-1]))}."
     )
-    alt = f"Animated heatmap of the weights during the sweep. {finding}. {caption}"
     removed = np.concatenate([[0], np.cumsum(shrinking.to_numpy(trace.removed))])
     table = pd.DataFrame({"step": np.arange(blocks + 1), "removed_weights": removed, "error_so_far": error})
-    return Drawing(figure, caption, alt, table)
+    alt = "Animated heatmap of the weights during the sweep"
+    frame = {"x": "step (columns as visited)", "y": "output channel", "height": 600, "headroom": STRIP}
+    drawing = style.finish(figure, theme, finding, what, caption, alt, table, **frame)
+    figure.update_layout(margin_b=BELOW)
+    return drawing
 
 
 def _with_removed(theme: Theme) -> list[list[Any]]:
@@ -229,33 +194,30 @@ def kept_steps(blocks: int) -> list[int]:
 
 def player(steps: Sequence[int], theme: Theme) -> dict[str, Any]:
     """Layout of an animation whose frames are named by step: play at three speeds, pause, and a slider over steps."""
-    return {"sliders": [_slider(steps, theme)], "updatemenus": [_buttons(theme)]}
-
-
-def _slider(steps: Sequence[int], theme: Theme) -> dict[str, Any]:
     ink = palette.INKS[theme]
-    now = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
-    return {
+    font, at_once = {"size": style.FONT_SIZE, "color": ink.text}, {"mode": "immediate", "transition": {"duration": 0}}
+    to_step = at_once | {"frame": {"duration": 0, "redraw": True}}
+    slider = {
         "active": 0,
         "x": 0.34,
         "len": 0.66,
         "y": 0,
         "yanchor": "top",
         "pad": {"t": 56},
-        "currentvalue": {"prefix": "blocks pruned: ", "font": {"size": style.FONT_SIZE, "color": ink.text}},
+        "currentvalue": {"prefix": "blocks pruned: ", "font": font},
         "bgcolor": ink.blank,
         "bordercolor": ink.muted,
         "tickcolor": ink.muted,
-        "font": {"color": ink.muted, "size": style.FONT_SIZE},
-        "steps": [{"label": str(step), "method": "animate", "args": [[str(step)], now]} for step in steps],
+        "font": font | {"color": ink.muted},
+        "steps": [{"label": str(step), "method": "animate", "args": [[str(step)], to_step]} for step in steps],
     }
-
-
-def _buttons(theme: Theme) -> dict[str, Any]:
-    ink = palette.INKS[theme]
-    speeds = {"▶ slow": 1600, "▶": 800, "▶ fast": 300}  # milliseconds a frame
-    stop = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
-    return {
+    play = at_once | {"fromcurrent": True}
+    commands: dict[str, list[Any]] = {
+        label: [None, play | {"frame": {"duration": milliseconds, "redraw": True}}]
+        for label, milliseconds in {"▶ slow": 1600, "▶": 800, "▶ fast": 300}.items()
+    }
+    commands["❚❚"] = [[None], at_once | {"frame": {"duration": 0, "redraw": False}}]
+    buttons = {
         "type": "buttons",
         "direction": "left",
         "showactive": False,
@@ -266,24 +228,7 @@ def _buttons(theme: Theme) -> dict[str, Any]:
         "pad": {"t": 84},
         "bgcolor": ink.hover,
         "bordercolor": ink.muted,
-        "font": {"size": style.FONT_SIZE, "color": ink.text},
-        "buttons": [
-            *(
-                {
-                    "label": label,
-                    "method": "animate",
-                    "args": [
-                        None,
-                        {
-                            "fromcurrent": True,
-                            "mode": "immediate",
-                            "frame": {"duration": duration, "redraw": True},
-                            "transition": {"duration": 0},
-                        },
-                    ],
-                }
-                for label, duration in speeds.items()
-            ),
-            {"label": "❚❚", "method": "animate", "args": [[None], stop]},
-        ],
+        "font": font,
+        "buttons": [{"label": label, "method": "animate", "args": args} for label, args in commands.items()],
     }
+    return {"sliders": [slider], "updatemenus": [buttons]}

@@ -12,8 +12,8 @@ from rose.diffusion.steps import STEP_WEIGHTS
 PIXELS = np.zeros((2, 4, 4), np.float32)
 
 
-def test_every_step_weighting_has_a_colour_and_a_dash() -> None:
-    assert set(diffusion.WEIGHT_COLOURS) == set(diffusion.WEIGHT_DASHES) == set(STEP_WEIGHTS)
+def test_every_step_weighting_has_a_style() -> None:
+    assert set(diffusion.WEIGHTINGS) == set(STEP_WEIGHTS)
 
 
 def test_pictures_stand_in_rows_with_a_gap() -> None:

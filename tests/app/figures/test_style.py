@@ -8,13 +8,14 @@ import pytest
 
 import app
 import rose
-from app.figures import palette, style
+from app.figures import marks, palette, style
 
 
 @pytest.mark.parametrize("theme", palette.INKS)
 def test_a_downloaded_figure_has_the_colour_of_its_page(theme: palette.Theme) -> None:
     config = tomllib.loads((Path(app.__file__).parent / ".streamlit/config.toml").read_text())
     figure = style.base(go.Figure(), theme, "A finding", "what")
+    assert figure.layout.template.layout.yaxis.rangemode == "tozero"
     assert figure.layout.template.layout.paper_bgcolor == config["theme"][theme]["backgroundColor"].lower()
 
 
@@ -25,12 +26,7 @@ def test_titles_wrap_but_numbers_stay_whole() -> None:
     assert figure.layout.title.text.startswith("<b>This title")
 
 
-def test_unknown_theme_and_block() -> None:
-    with pytest.raises(rose.RoseError, match="light or dark"):
-        style.base(go.Figure(), "sepia", "a", "b")  # type: ignore[arg-type]
-    with pytest.raises(rose.RoseError, match="blocks 0 to 2"):
-        style.block_span((16, 16, 8), 3)
-
-
 def test_columns_of_a_block() -> None:
-    assert style.block_span((16, 16, 8), 2) == (32, 40)
+    assert marks.block_span((16, 16, 8), 2) == (32, 40)
+    with pytest.raises(rose.RoseError, match="blocks 0 to 2"):
+        marks.block_span((16, 16, 8), 3)

@@ -1,0 +1,258 @@
+"""What figures are drawn of: bars, lines, points, maps of layers and matrices, outlines and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from app.figures.palette import INKS, MARK, SEQUENTIAL, Style, Theme
+from app.figures.shrinking import Shrunk
+from app.figures.style import FONT_SIZE
+from rose import RoseError
+
+LABEL_LINE = 20  # pixels from one line of text to the next
+LEADER = 22  # pixels from the end of a line to its label
+CHARACTER = 7.6  # pixels, of text in FONT_SIZE, on the wide side
+CHOSEN = {"color": MARK, "width": 2}  # a line at what is chosen
+BARE = {"showgrid": False, "zeroline": False}  # an axis of cells
+
+
+def bars(figure: go.Figure, x: Any, y: Any, look: Style, hover: str, **more: Any) -> None:
+    """One series of bars in its colour and pattern; `text`, where given, stands above them.
+
+    Args:
+        hover: plotly's template; here and below, nothing is shown where it is empty.
+        more: of plotly's trace, such as `customdata`, with which marks answer clicks; `marker` is added to.
+    """
+    marker = {"color": look.colour, "pattern": {"shape": look.pattern, "solidity": 0.35}} | more.pop("marker", {})
+    if "text" in more:
+        more |= {"textposition": "outside", "cliponaxis": False}
+    figure.add_bar(x=x, y=y, name=look.label, marker=marker, **_hover(hover), **more)
+
+
+def lines(
+    figure: go.Figure, x: Any, y: Any, look: Style, hover: str, *, width: float = 2.5, size: float = 8, **more: Any
+) -> None:
+    """One line with marks, in its colour, dash and symbol; with `mode="lines"` without the marks."""
+    line = {"color": look.colour, "dash": look.dash, "width": width} | more.pop("line", {})
+    marker = {"symbol": look.symbol, "size": size} | more.pop("marker", {})
+    options = {"mode": "lines+markers", "name": look.label} | _hover(hover) | more
+    figure.add_scatter(x=x, y=y, line=line, marker=marker, **options)
+
+
+def points(figure: go.Figure, x: Any, y: Any, look: Style, hover: str, *, size: float = 9, **more: Any) -> None:
+    """Marks in their colour and symbol."""
+    marker = {"color": look.colour, "symbol": look.symbol, "size": size} | more.pop("marker", {})
+    figure.add_scatter(x=x, y=y, marker=marker, **({"mode": "markers", "name": look.label} | _hover(hover) | more))
+
+
+def rings(figure: go.Figure, x: Any, y: Any, name: str, *, size: float = 20, colour: str = MARK, **more: Any) -> None:
+    """Rings around marks or cells that are chosen, or special."""
+    points(
+        figure, x, y, Style(colour, name, symbol="circle-open"), "", size=size, marker={"line": {"width": 2.5}}, **more
+    )
+
+
+def block_axis(figure: go.Figure, blocks: Iterable[int]) -> None:
+    """The x axis of bars or lines by decoder block, with the numbers of these blocks."""
+    first, last = int(min(blocks)), int(max(blocks))
+    figure.update_xaxes(range=[first - 0.6, last + 0.6], dtick=whole_step(last - first + 1), tick0=0, zeroline=False)
+
+
+def _hover(template: str) -> dict[str, str]:
+    return {"hovertemplate": f"{template}<extra></extra>"} if template else {"hoverinfo": "skip"}
+
+
+def layer_grid(rows: pd.DataFrame, projections: Sequence[str] = (), blocks: Sequence[int] = ()) -> pd.DataFrame:
+    """Values of layers as projection × decoder block, without a gap between blocks; those of no layer are NaN.
+
+    Args:
+        rows: block_index, projection and value of each layer.
+        projections, blocks: that have a place too, whether or not there is a row yet.
+    """
+    grid = rows.pivot_table(index="projection", columns="block_index", values="value", sort=False, dropna=False)
+    places = [*(int(block) for block in rows["block_index"]), *blocks]
+    index = list(dict.fromkeys([*projections, *rows["projection"]]))
+    return grid.reindex(index=index, columns=range(min(places), max(places) + 1))
+
+
+def layer_map(
+    figure: go.Figure,
+    grid: pd.DataFrame,
+    rows: pd.DataFrame,
+    unit: str,
+    *,
+    at: dict[str, int] | None = None,
+    **heat: Any,
+) -> None:
+    """A map of decoder block × projection whose invisible marks answer the pointer and clicks, which cells do not.
+
+    Args:
+        grid: as of `layer_grid`, in units of the colour scale.
+        rows: layer, block_index, projection and `text`, the value as the pointer shows it.
+        unit: of that value.
+        at: row and col of a subplot.
+        heat: colours, see plotly's heatmap.
+    """
+    place = at or {}
+    projections, blocks = list(grid.index), np.array(grid.columns, np.int32)
+    cells = go.Heatmap(z=grid.to_numpy(np.float32), x=blocks, y=projections, xgap=1, ygap=1, hoverinfo="skip", **heat)
+    figure.add_trace(cells, **place)
+    unseen = {"marker": {"opacity": 0}}
+    points(
+        figure,
+        rows["block_index"],
+        rows["projection"],
+        Style(MARK, "", symbol="square"),
+        f"%{{customdata}}<br>{unit} %{{text}}",
+        size=16,
+        marker={"opacity": 0},
+        selected=unseen,
+        unselected=unseen,
+        customdata=rows["layer"],
+        text=rows["text"],
+        showlegend=False,
+        **place,
+    )
+    order = {"categoryorder": "array", "categoryarray": projections, "range": [len(projections) - 0.5, -0.5]}
+    figure.update_xaxes(range=[blocks[0] - 0.5, blocks[-1] + 0.5], dtick=whole_step(len(blocks)), **BARE, **place)
+    figure.update_yaxes(**order, showgrid=False, ticks="", **place)
+
+
+def colourbar(title: str, **more: Any) -> dict[str, Any]:
+    """A colour bar with a title that reads along it."""
+    text = {"text": title, "side": "right", "font": {"size": FONT_SIZE}}
+    return {
+        "title": text,
+        "thickness": 14,
+        "outlinewidth": 0,
+        "tickfont": {"size": FONT_SIZE},
+        "ticklabeloverflow": "allow",
+    } | more
+
+
+def heatmap(shrunk: Shrunk, unit: str, **more: Any) -> go.Heatmap:
+    """Cells at the channel numbers they stand for; zmin 0 and the sequential scale unless told otherwise."""
+    array = shrunk.array
+    array = array.astype(np.uint8 if array.dtype in (np.bool_, np.uint8) else np.float32, copy=False)
+    options = {
+        "colorscale": SEQUENTIAL,
+        "zmin": 0,
+        "colorbar": colourbar(unit),
+        "hovertemplate": f"input channel %{{x:.0f}}<br>output channel %{{y:.0f}}<br>{unit} %{{z:.4g}}<extra></extra>",
+    }
+    return go.Heatmap(
+        z=array,
+        x0=(shrunk.columns - 1) / 2,
+        dx=shrunk.columns,
+        y0=(shrunk.rows - 1) / 2,
+        dy=shrunk.rows,
+        **(options | more),
+    )
+
+
+def matrix_axes(figure: go.Figure, rows: int, columns: int) -> None:
+    """First output channel on top, as a matrix is written; nothing beyond the last channel."""
+    figure.update_xaxes(range=[-0.5, columns - 0.5], showgrid=False, zeroline=False)
+    figure.update_yaxes(range=[rows - 0.5, -0.5], showgrid=False, zeroline=False)
+
+
+def outline(figure: go.Figure, x0: float, x1: float, y0: float, y1: float, **more: Any) -> None:
+    """A rectangle around what is chosen, in data coordinates."""
+    line = {"color": MARK, "width": 3} | more.pop("line", {})
+    figure.add_shape(type="rect", x0=x0, x1=x1, y0=y0, y1=y1, line=line, layer="above", **more)
+
+
+def outline_block(figure: go.Figure, widths: Sequence[int], marked: int | None) -> None:
+    """Outlines block `marked`, counted from 0 on the left, over the whole height of the plot.
+
+    Raises:
+        RoseError: there is no such block.
+    """
+    if marked is None:
+        return
+    start, end = block_span(widths, marked)
+    outline(figure, start - 0.5, end - 0.5, 0, 1, yref="paper")
+
+
+def block_span(widths: Sequence[int], block: int) -> tuple[int, int]:
+    """First column of a block, and the first after it.
+
+    Raises:
+        RoseError: there is no such block.
+    """
+    if not 0 <= block < len(widths):
+        raise RoseError(f"This layer has blocks 0 to {len(widths) - 1}, so block {block} cannot be marked.")
+    start = sum(widths[:block])
+    return start, start + widths[block]
+
+
+def whole_step(count: int) -> int:
+    """Distance of ticks on an axis that counts up to `count`: never a fraction, at most 16 ticks."""
+    return next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, 1000) if count / step <= 16 or step == 1000)
+
+
+def note(figure: go.Figure, text: str, theme: Theme, **where: Any) -> None:
+    """A short text inside the plot, legible over lines and bars."""
+    options = {"showarrow": False, "bgcolor": INKS[theme].hover, "opacity": 0.85, "borderpad": 2} | where
+    figure.add_annotation(text=text, **options)
+
+
+def dashed(theme: Theme, width: float = 2) -> dict[str, Any]:
+    """A line at a threshold or at the dense model's value."""
+    return {"color": INKS[theme].text, "dash": "dash", "width": width}
+
+
+def level(figure: go.Figure, y: float, span: tuple[float, float], name: str, theme: Theme) -> None:
+    """A dashed horizontal line that the legend names, where a text beside it would cover data."""
+    look = Style(INKS[theme].text, name, "dash")
+    lines(figure, list(span), [y, y], look, "", width=1.5, mode="lines")
+
+
+def end_labels(figure: go.Figure, x: float, ends: Sequence[tuple[float, str, str, str]], top: float) -> None:
+    """Names of lines at their right ends, moved apart where they would overlap; makes room for them on the right.
+
+    Args:
+        figure: with its height and margins set, and a y axis from 0 to `top`.
+        x: where all lines end.
+        ends: (y, text, colour, dash) of each.
+    """
+    plot = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+    ordered = sorted(ends, key=lambda end: end[0])
+    heights = [LABEL_LINE * (1 + text.count("<br>")) * top / plot for _, text, *_ in ordered]
+    middles = [y for y, *_ in ordered]
+    for i in range(1, len(middles)):  # upwards
+        middles[i] = max(middles[i], middles[i - 1] + (heights[i] + heights[i - 1]) / 2)
+    ceiling = top
+    for i in reversed(range(len(middles))):  # and down again where the uppermost would leave the plot
+        middles[i] = min(middles[i], ceiling - heights[i] / 2)
+        ceiling = middles[i] - heights[i] / 2
+    for middle, (y, text, colour, dash) in zip(middles, ordered, strict=True):
+        figure.add_annotation(
+            x=x,
+            y=y,
+            # The text itself is in ink: colours are too light to read.
+            text=f'<span style="color:{colour}">{"┅" if "dot" in dash else "━"}</span> {text}',
+            # A line leads from the end to a label that had to move.
+            showarrow=True,
+            arrowhead=0,
+            arrowwidth=1,
+            arrowcolor=colour,
+            standoff=6,
+            ax=LEADER,
+            ayref="y",
+            ay=middle,
+            xanchor="left",
+            align="left",
+        )
+    longest = max(len(line) for _, text, *_ in ends for line in text.split("<br>"))
+    figure.update_layout(margin_r=round(26 + LEADER + CHARACTER * longest))
+
+
+def mark_words(marked: int | None) -> str:
+    """For captions and alt texts."""
+    return "" if marked is None else f" Block {marked} is outlined."
