@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         scores = evaluate_diffusion(pipeline, dense, **given, tick=follow)
     _print_scores(scores, options)
     if options.output:
-        write_file(options.output, json.dumps(scores.to_dict(), indent=1) + "\n")
+        write_file(options.output, json.dumps(asdict(scores), indent=1) + "\n")
 
 
 def _print_scores(scores: DiffusionScores, options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,10 +45,6 @@ class DiffusionScores:
     accuracy: float
     pictures: int
     seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain entries, for JSON."""
-        return asdict(self)
 
 
 def evaluate_diffusion(
@@ -141,17 +137,12 @@ def classes_in_turn(pictures: int) -> list[int]:
 def is_garments(pipeline: Any) -> bool:
     """Whether this is the packaged model, dense or pruned."""
     config = denoiser_of(pipeline).config
-    return getattr(config, "sample_size", None) == SIDE and getattr(config, "num_embeds_ada_norm", None) == len(
-        GARMENTS
-    )
+    found = [getattr(config, name, None) for name in ("sample_size", "num_embeds_ada_norm")]
+    return found == [SIDE, len(GARMENTS)]
 
 
 def check_garments(pipeline: Any) -> None:
-    """Makes sure that this is the packaged model, dense or pruned, whose pictures the classifier knows.
-
-    Raises:
-        RoseError: it is another one.
-    """
+    """Raises RoseError unless this is the packaged model, dense or pruned, whose pictures the classifier knows."""
     if not is_garments(pipeline):
         raise RoseError(
             "Loss and Fréchet distance are measured for the packaged model only, since they need its real pictures and "
@@ -172,9 +163,9 @@ def trajectory_drift(pruned: Trajectory, dense: Trajectory) -> Tensor:
     """
     if pruned.states.shape != dense.states.shape or pruned.times != dense.times:
         raise RoseError("The two trajectories have different steps or pictures; draw both with the same numbers.")
-    ways = [(a, b) for a, b in zip(pruned.states, dense.states, strict=True)]
+    ways = zip([*pruned.states, pruned.pictures], [*dense.states, dense.pictures], strict=True)
     shares = []
-    for own, other in [*ways, (pruned.pictures, dense.pictures)]:
+    for own, other in ways:
         apart, size = (own - other).flatten(1).norm(dim=1), other.flatten(1).norm(dim=1)
         shares.append((apart / size.clamp_min(torch.finfo(size.dtype).tiny)).mean())
     return torch.stack(shares)

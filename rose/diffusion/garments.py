@@ -6,9 +6,7 @@ Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, MIT licence) by `rose.diffusion.tr
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -86,8 +84,3 @@ def load_references() -> dict[str, Tensor]:
     found["pictures"] = found["pictures"].float() / 127.5 - 1
     found["classes"] = found["classes"].long()
     return found
-
-
-def made() -> dict[str, Any]:
-    """How the packaged weights were made: seeds, steps, losses, versions."""
-    return json.loads((FOLDER / "made.json").read_text())

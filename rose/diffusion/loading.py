@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from rose.diffusion.denoiser import denoiser_of
 from rose.diffusion.garments import FOLDER
@@ -93,12 +91,10 @@ def _load(name: str, dtype: torch.dtype) -> Any:
 
     folder = reachable(name)
     is_local = folder.exists()
-    kind: Any = DiffusionPipeline
-    if is_local:
-        index = _read_index(folder)
-        kind = GarmentPipeline if index.get("_class_name") == OWN_CLASS else DiffusionPipeline
-    else:
-        _check_hub_id(name)
+    if not is_local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        raise RoseError(f"There is no folder {name}; give a pipeline's folder, a Hub id owner/model, or {PACKAGED}.")
+    is_own = is_local and _read_index(folder).get("_class_name") == OWN_CLASS
+    kind: Any = GarmentPipeline if is_own else DiffusionPipeline
     try:
         with _quiet():
             reshaped = read_reshaped(folder, dtype) if is_local else {}
@@ -121,15 +117,6 @@ def _read_index(folder: Path) -> dict[str, Any]:
             f"{folder} holds no readable model_index.json, so it is not a diffusion pipeline; choose another folder, "
             f"or {PACKAGED}."
         ) from problem
-
-
-def _check_hub_id(name: str) -> None:
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise RoseError(f"There is no folder {name}; give a pipeline's folder, a Hub id owner/model, or {PACKAGED}.")
-    try:
-        validate_repo_id(name)
-    except HFValidationError as problem:
-        raise RoseError(f"{name!r} is neither a folder nor a Hub id such as owner/model.") from problem
 
 
 @contextlib.contextmanager

@@ -7,9 +7,9 @@ the feed-forward is a fixed multiple of it. So what is left of each part is writ
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rose.diffusion.denoiser import block_of, outermost_lists
 from rose.errors import RoseError
 from rose.model.network.layers import PrunableLayer
 from rose.structured.parts import CHANNELS, HEADS, PARTS, Part, Rows, Shape, check_kinds
-from rose.structured.surgery import Cut, cut_parts
+from rose.structured.surgery import Cut, cut_parts, with_shapes
 
 RECORD = "rose_shapes"  # of a configuration: {module: heads or channels}
 COMPONENTS = ("transformer", "unet")
@@ -162,17 +162,7 @@ def read_reshaped(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         family: Any = getattr(diffusers, str(config.get("_class_name")), None)
         if family is None or not isinstance(record, dict):
             raise RoseError(f"{path} names no model of diffusers, or no shapes; save the pipeline again.")
-        found[name] = _read(family, record, path.parent, dtype)
+        reshaped = with_shapes(family, partial(apply_record, record=record))
+        found[name] = reshaped.from_pretrained(path.parent, dtype=dtype)
+        found[name].__class__ = family
     return found
-
-
-def _read(family: Any, record: Mapping[str, int], folder: Path, dtype: torch.dtype) -> Any:
-    @functools.wraps(family.__init__)  # diffusers reads from the signature what the configuration may hold
-    def build(self: Any, *args: Any, **options: Any) -> None:
-        family.__init__(self, *args, **options)
-        apply_record(self, record)
-
-    reshaped: Any = type(family.__name__, (family,), {"__init__": build, "__module__": family.__module__})
-    model = reshaped.from_pretrained(folder, dtype=dtype)
-    model.__class__ = family
-    return model

@@ -7,7 +7,8 @@ whole trajectories from noise to pictures, whose steps count as `step_weights` s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack
 
@@ -18,9 +19,7 @@ from rose.diffusion.calibration import Calibration
 from rose.diffusion.layers import choose_layers, convolutions, default_block_size, find_layers
 from rose.diffusion.steps import StepWeights
 from rose.diffusion.trajectory import Conditions, DrawOptions, Trajectories
-from rose.layer.methods import make_settings
-from rose.layer.methods.options import Value
-from rose.layer.pattern import Pattern
+from rose.layer.methods import SettingsOptions, make_settings
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, check_widths
 from rose.model.progress import ProgressCallback
@@ -32,19 +31,15 @@ def prune_diffusion(
     pipeline: Any,
     conditions: Conditions,
     *,
-    method: str = "rose",
-    sparsity: float | str | Pattern = 0.5,
     step_weights: StepWeights = "log_decrease",
     packages: int = 4,
     layers: Sequence[str] | None = None,
-    block_size: int | None = None,
-    damping: float = 0.01,
-    threshold: float = 0.5,
-    order: str | None = None,
-    budget: str | None = None,
-    options: Mapping[str, Value] | None = None,
+    steps: int = 20,
+    guidance: float | None = None,
+    batch: int = 32,
+    seed: int = 0,
     progress: ProgressCallback | None = None,
-    **drawing: Unpack[DrawOptions],
+    **options: Unpack[SettingsOptions],
 ) -> RunReport:
     """Prunes a pipeline's transformer or UNet in place, one package of layers after another.
 
@@ -56,16 +51,20 @@ def prune_diffusion(
             callback leaves the layers done so far pruned, each of them whole.
         conditions: what to draw for calibration: classes, prompts, or keyword arguments of the pipeline's call (one
             mapping for each batch).
-        method: a name in the registry (`rose.METHODS`).
-        sparsity: a ratio, or N:M such as "2:4".
         step_weights: "log_decrease" (OBS-Diff), "uniform", "log_increase", "linear", or a number for each step.
         packages: groups of layers, each pruned after trajectories of its own.
         layers: names to prune, `*` allowed; None means every prunable layer.
-        block_size: columns per block; None takes 128, or a quarter of the narrowest layer where that is less.
-        damping, threshold, order, budget, options: see `rose.prune_layer`.
+        steps: denoising steps of each trajectory.
+        guidance: `guidance_scale` of the pipeline; None leaves its default.
+        batch: pictures drawn together.
+        seed: of the noise that trajectories start from.
         progress: called with a `Progress` after every denoising step and every layer; its blocks are the packages. May
             raise to stop the run.
-        drawing: `steps`, `seed`, `guidance` and `batch` of the trajectories, as for `rose.record_trajectory`.
+
+    Keyword arguments besides:
+        method, sparsity, damping, threshold, order, budget, options: see `rose.prune_layer`; half of the weights go
+            unless `sparsity` says another share.
+        block_size: columns per block; by itself 128, or a quarter of the narrowest layer where that is less.
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per layer.
@@ -73,20 +72,17 @@ def prune_diffusion(
     Raises:
         RoseError: bad input, before any work, or a layer that cannot be pruned, which is named.
     """
-    engine: dict[str, Any] = {
-        "method": method,
-        "sparsity": sparsity,
-        "damping": damping,
-        "threshold": threshold,
-        "order": order,
-        "budget": budget,
-        "options": options,
-    }
-    make_settings(**engine, block_size=128 if block_size is None else block_size)
-    calibration = Calibration(pipeline, conditions, step_weights, packages, **drawing)
+    options.setdefault("sparsity", 0.5)
+    if by_itself := options.get("block_size") is None:
+        options["block_size"] = 128
+    settings = make_settings(**options)
+    calibration = Calibration(
+        pipeline, conditions, step_weights, packages, steps=steps, guidance=guidance, batch=batch, seed=seed
+    )
     start = time.perf_counter()
     chosen = choose_layers(find_layers(calibration), layers)
-    settings = make_settings(**engine, block_size=block_size or default_block_size(chosen))
+    if by_itself:
+        settings = replace(settings, block_size=default_block_size(chosen))
     check_widths(chosen, settings.pattern, settings.block_size)
 
     def prune(layer: PrunableLayer, found: dict[str, InputStatistics]) -> LayerRecord:
@@ -94,18 +90,18 @@ def prune_diffusion(
         result = prune_one(layer, found, settings)
         layer.write(result.weight)
         layer.keep_low_rank(result.low_rank)
-        return record_of(layer, result, time.perf_counter() - began, damping=damping)
+        return record_of(layer, result, time.perf_counter() - began, damping=settings.damping)
 
     records = calibration.visit(chosen, list, prune, progress)
     left_dense = convolutions(calibration.denoiser)
     return RunReport.from_records(
         records,
-        method=method,
+        method=settings.method,
         sparsity=str(settings.pattern),
         options=dict(settings.options),
         block_size=settings.block_size,
-        damping=damping,
-        threshold=threshold,
+        damping=settings.damping,
+        threshold=settings.threshold,
         **calibration.facts(len(records)),
         denoiser_weights=sum(parameter.numel() for parameter in calibration.denoiser.parameters()),
         convolutions_left_dense=len(left_dense),

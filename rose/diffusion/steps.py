@@ -30,7 +30,13 @@ def step_weights(kind: StepWeights, steps: int) -> tuple[float, ...]:
     """
     check_steps(steps)
     if not isinstance(kind, str):
-        return _own_weights(kind, steps)
+        try:
+            weights = tuple(float(weight) for weight in kind)
+        except (TypeError, ValueError):
+            weights = ()
+        if len(weights) != steps or not all(0 < weight < math.inf for weight in weights):
+            raise RoseError(f"Step weights are a name or {steps} positive numbers, one for each step, not {kind!r}.")
+        return weights
     if kind not in STEP_WEIGHTS:
         raise RoseError(f"The step weights must be one of {', '.join(STEP_WEIGHTS)}, not {kind!r}.")
     if kind == "uniform" or steps == 1:
@@ -42,20 +48,6 @@ def step_weights(kind: StepWeights, steps: int) -> tuple[float, ...]:
 
 
 def check_steps(steps: int) -> None:
-    """Makes sure that this is a number of denoising steps.
-
-    Raises:
-        RoseError: it is not a whole number from 1 to 1000.
-    """
+    """Raises RoseError unless this is a number of denoising steps, from 1 to 1000."""
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MAX_STEPS:
         raise RoseError(f"The number of denoising steps must be a whole number from 1 to {MAX_STEPS}, not {steps!r}.")
-
-
-def _own_weights(given: Sequence[float], steps: int) -> tuple[float, ...]:
-    try:
-        weights = tuple(float(weight) for weight in given)
-    except (TypeError, ValueError) as problem:
-        raise RoseError(f"Step weights must be a name or a positive number for each step, not {given!r}.") from problem
-    if len(weights) != steps or not all(0 < weight < math.inf for weight in weights):
-        raise RoseError(f"Step weights of your own must be {steps} positive numbers, one for each step.")
-    return weights

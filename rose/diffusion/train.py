@@ -136,17 +136,17 @@ def train_denoiser(options: argparse.Namespace, pictures: Tensor, classes: Tenso
     signal = DDIMScheduler(**SCHEDULER).alphas_cumprod
     first, seconds = 0, 0.0
     losses: list[list[float]] = []  # step, and the mean loss since the one before
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
     if options.snapshot.is_file():
         kept = torch.load(options.snapshot)
-        model.load_state_dict(kept["model"])
-        optimizer.load_state_dict(kept["optimizer"])
-        schedule.load_state_dict(kept["schedule"])
+        for name, part in parts.items():
+            part.load_state_dict(kept[name])
         generator.set_state(kept["generator"])
         mean, first, losses, seconds = kept["mean"], kept["step"], kept["losses"], kept["seconds"]
     epoch = iter(batches(len(pictures), options.batch, torch.Generator().manual_seed(options.seed + 1)))
     for _ in range(first):
         next(epoch)
-    began = time.perf_counter()
+    began, temporary = time.perf_counter(), options.snapshot.with_suffix(".tmp")
     running: list[float] = []
     for step in range(first, options.steps):
         chosen = next(epoch)
@@ -165,7 +165,10 @@ def train_denoiser(options: argparse.Namespace, pictures: Tensor, classes: Tenso
             spent = seconds + time.perf_counter() - began
             print(f"step {step + 1}: loss {losses[-1][1]:.4f}, {spent:.0f} s", flush=True)
             running = []
-            keep(options.snapshot, model, optimizer, schedule, generator, mean, step + 1, losses, spent)
+            state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
+            state |= {"generator": generator.get_state(), "mean": mean}
+            torch.save(state | {"step": step + 1, "losses": losses, "seconds": spent}, temporary)
+            temporary.replace(options.snapshot)  # whole or not at all
     model.load_state_dict(mean)
     model.half().save_pretrained(options.output)
     DDIMScheduler(**SCHEDULER).save_pretrained(options.output)
@@ -197,26 +200,6 @@ def denoising_loss(
 def rate_at(step: int, steps: int) -> float:
     """Share of the highest learning rate: a linear rise, a plateau, and a linear fall to zero over the last 15 %."""
     return max(0.0, min(1.0, (step + 1) / WARM_UP, (steps - step) / (0.15 * steps)))
-
-
-def keep(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: Any,
-    generator: torch.Generator,
-    mean: dict[str, Tensor],
-    step: int,
-    losses: list[list[float]],
-    seconds: float,
-) -> None:
-    """Writes a snapshot, whole or not at all."""
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
-    state |= {"generator": generator.get_state(), "mean": mean, "step": step, "losses": losses, "seconds": seconds}
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

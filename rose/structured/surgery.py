@@ -8,7 +8,8 @@ see `rose.structured.configuration`. Other shapes are written into it as a recor
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def _set_known(module: Any, values: Mapping[str, int]) -> None:
 def apply_config(model: Any, config: Any) -> None:
     """Makes this the model's configuration, for it and for all modules that hold the old one; adds biases of zeros
     where it wants some that the model lacks."""
-    old, old_text, text = model.config, text_config(model), config
+    old, old_text = model.config, text_config(model)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     for module in model.modules():
         if getattr(module, "config", None) is old:
@@ -206,13 +207,8 @@ def read_recorded(config: Any, folder: Path | None, dtype: torch.dtype) -> Any:
         RoseError: a record that cannot be read, or weights that do not fit it.
     """
     family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-
-    def build(self: Any, config: Any, *args: Any, **options: Any) -> None:
-        family.__init__(self, config, *args, **options)
-        apply_record(self, getattr(config, RECORD))
-
     # transformers reads the weights, as it knows how each family names them in files; it only builds the model by us.
-    recorded: Any = type(family.__name__, (family,), {"__init__": build, "__module__": family.__module__})
+    recorded = with_shapes(family, lambda model: apply_record(model, getattr(config, RECORD)))
     if folder is None:
         model = recorded._from_config(config, dtype=dtype)
     else:
@@ -222,6 +218,17 @@ def read_recorded(config: Any, folder: Path | None, dtype: torch.dtype) -> Any:
             raise RoseError(f"The weights in {folder} do not fit the shapes in its configuration ({wrong[0]}).")
     model.__class__ = family
     return model
+
+
+def with_shapes(family: Any, apply: Callable[[Any], None]) -> Any:
+    """A subclass of a family whose models are given other shapes as soon as they are built, before weights are read."""
+
+    @functools.wraps(family.__init__)  # what reads files looks at the signature
+    def build(self: Any, *args: Any, **options: Any) -> None:
+        family.__init__(self, *args, **options)
+        apply(self)
+
+    return type(family.__name__, (family,), {"__init__": build, "__module__": family.__module__})
 
 
 BUILDERS[RECORD] = read_recorded

@@ -30,7 +30,7 @@ def test_the_others() -> None:
         ("early", 5, "must be one of log_decrease"),
         ([1.0, 0.0], 2, "positive numbers"),
         ([1.0], 2, "2 positive numbers"),
-        (["a", "b"], 2, "a positive number for each step"),
+        (["a", "b"], 2, "2 positive numbers"),
         ("uniform", 0, "from 1 to 1000"),
         ("uniform", 2.5, "from 1 to 1000"),
     ],
