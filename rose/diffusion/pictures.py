@@ -16,23 +16,19 @@ from rose.files import write_atomically
 GAP = 2  # pixels between pictures
 
 
-def to_pixels(pictures: Tensor) -> np.ndarray:
-    """(n, channels, height, width) between −1 and 1 -> (n, height, width[, 3]) uint8; one channel is grey."""
-    pixels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-
-
 def make_sheet(rows: Sequence[Tensor], scale: int = 1) -> np.ndarray:
-    """A row of pictures for each tensor (n, channels, height, width), on white; `scale` repeats every pixel.
+    """A row of pictures for each tensor (n, channels, height, width) between −1 and 1, filled up with white.
 
-    A shorter row is filled up with white.
+    Returns:
+        (height, width[, 3]) uint8; one channel is grey. `scale` repeats every pixel.
     """
     parts = [torch.nn.functional.pad(row, (0, GAP, 0, GAP), value=1.0) for row in rows]
     lines = [torch.cat(list(part), dim=-1) for part in parts]
     widest = max(line.shape[-1] for line in lines)
     lines = [torch.nn.functional.pad(line, (0, widest - line.shape[-1]), value=1.0) for line in lines]
-    sheet = torch.cat(lines, dim=-2)
-    pixels = to_pixels(sheet[None])[0]
+    sheet = torch.cat(lines, dim=-2).float().clamp(-1, 1)
+    pixels = ((sheet + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     return pixels.repeat(scale, 0).repeat(scale, 1)
 
 

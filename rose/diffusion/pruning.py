@@ -25,6 +25,7 @@ from rose.model.network.layers import PrunableLayer, check_widths
 from rose.model.progress import ProgressCallback
 from rose.model.run.prune import prune_one, record_of
 from rose.report import LayerRecord, RunReport
+from rose.structured.parts import count_parameters
 
 
 def prune_diffusion(
@@ -103,7 +104,7 @@ def prune_diffusion(
         damping=settings.damping,
         threshold=settings.threshold,
         **calibration.facts(len(records)),
-        denoiser_weights=sum(parameter.numel() for parameter in calibration.denoiser.parameters()),
+        denoiser_weights=count_parameters(calibration.denoiser),
         convolutions_left_dense=len(left_dense),
         convolution_weights_left_dense=sum(module.weight.numel() for module in left_dense),
         seconds=time.perf_counter() - start,

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Unpack
 
-from torch import nn
-
 from rose.diffusion.calibration import Calibration
 from rose.diffusion.parts import find_parts, reshape
 from rose.diffusion.steps import StepWeights
@@ -26,7 +24,7 @@ from rose.model.workers import is_launched, processes
 from rose.report import RunReport
 from rose.structured.allocation import changed, check_multiple, shapes_by_ratio
 from rose.structured.methods import StructuredMethod, structured_method
-from rose.structured.parts import PARTS, Part, Shape
+from rose.structured.parts import PARTS, Part, Shape, count_parameters
 from rose.structured.plan import SlimSettings
 from rose.structured.reduction import PartRecord, Reduction, layers_read, parts_table, solve_part, sources_of
 from rose.structured.survey import make_problem
@@ -88,7 +86,7 @@ def prune_diffusion_structured(
     check_multiple([part for of_block in found for part in of_block], multiple)
     shapes = [shapes_by_ratio(of_block, ratio, multiple, fewest=_refuse) for of_block in found]
     wanted = changed(found, shapes)
-    before = _parameters(denoiser)
+    before = count_parameters(denoiser)
 
     def reduce(one: tuple[Part, Shape], statistics: dict[str, InputStatistics]) -> PartRecord:
         part, shape = one
@@ -112,7 +110,7 @@ def prune_diffusion_structured(
             "method": method, "ratio": ratio, "parts": list(kinds), "recovery": repair, "damping": damping,
             "multiple": multiple, **calibration.facts(len(records)),
             "part_parameters": whole, "removed_fraction": gone / whole,
-            "parameters": before, "kept_parameters": _parameters(denoiser),
+            "parameters": before, "kept_parameters": count_parameters(denoiser),
             "mean_relative_error": sum(record.relative_error for record in records) / len(records),
             "seconds": time.perf_counter() - start,
         },
@@ -125,7 +123,3 @@ def _refuse(_part: Part, _multiple: int) -> Shape:
 
 def _layers_read(method: StructuredMethod, package: Sequence[tuple[Part, Shape]]) -> list[PrunableLayer]:
     return layers_read(method, [part for part, _ in package])
-
-
-def _parameters(denoiser: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in denoiser.parameters())

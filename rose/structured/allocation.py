@@ -68,11 +68,14 @@ def uniform_shapes(
         wanted: parameters to save in one decoder block.
     """
 
+    def total_cost(chosen: Mapping[str, Shape]) -> float:
+        return sum(price(part, one, chosen[part.part.kind]) for one in surveys or () for part in one.parts)
+
     distances = [abs(sum(part.saved(one[part.kind]) for part in parts[0]) - wanted) for one in candidates]
     count = sum(distance <= (1 - NEAR) * wanted for distance in distances)  # the first ones
     near, far = candidates[:count], candidates[count:]
     if surveys:  # what saves less would always cost less, so only those that save alike are compared
-        near = sorted(near, key=lambda one: total_cost(surveys, one))
+        near = sorted(near, key=total_cost)
     chosen = next(filter(allowed, [*near, *far]))
     return [[chosen[part.kind] for part in of_block] for of_block in parts]
 
@@ -110,11 +113,6 @@ def check_multiple(parts: Sequence[Part], multiple: int) -> None:
 def price(found: PartSurvey, survey: BlockSurvey, shape: Shape) -> float:
     """Cost of a shape relative to the mean square of the residual stream that it goes into."""
     return found.costs[shape] / survey.stream
-
-
-def total_cost(surveys: Sequence[BlockSurvey], chosen: Mapping[str, Shape]) -> float:
-    """Sum of the prices of these shapes over all decoder blocks."""
-    return sum(price(found, one, chosen[found.part.kind]) for one in surveys for found in one.parts)
 
 
 def similarity_ratios(similarities: Sequence[float], ratio: float) -> list[float]:
@@ -258,15 +256,12 @@ def check_possible(parts: Sequence[Sequence[Part]], wanted: float, multiple: int
     if allocation == "similarity":
         most = saved_by(parts, similarity_shapes(parts, similarity_ratios([1.0] * len(parts), 1.0), multiple))
     else:
-        most = sum(part.saved(_smallest(part, multiple)) for part in every)
+        smallest = [Shape(1, 1) if part.kind == HEADS else fewest_channels(part, multiple) for part in every]
+        most = sum(part.saved(shape) for part, shape in zip(every, smallest, strict=True))
     if most < NEAR * wanted:
         raise RoseError("The parts that may go do not hold that much; ask for a smaller ratio.")
     if min(_least_saved(part, multiple) for part in every) > 2 * wanted:
         raise RoseError(NOTHING)
-
-
-def _smallest(part: Part, multiple: int) -> Shape:
-    return Shape(1, 1) if part.kind == HEADS else fewest_channels(part, multiple)
 
 
 def _least_saved(part: Part, multiple: int) -> int:

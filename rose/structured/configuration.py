@@ -112,7 +112,8 @@ def can_say(
     for part in (part for of_block in parts for part in of_block):
         wanted |= _sizes_for(part, shapes.get(part.kind, part.shape), part.kind in biased)
     added = said.keys() - wanted.keys()  # `apply_config` adds such biases, of zeros
-    return all(said.get(name) == size for name, size in wanted.items()) and added <= _possible_biases(model)
+    possible = {f"{layer.name}.bias" for part in parts_of_any(model) for layer in part.layers}
+    return all(said.get(name) == size for name, size in wanted.items()) and added <= possible
 
 
 def _sizes_for(part: Part, shape: Shape, biased: bool) -> Sizes:
@@ -131,10 +132,6 @@ def _sizes_for(part: Part, shape: Shape, biased: bool) -> Sizes:
 
 def _stored(layer: PrunableLayer, rows: int, columns: int) -> torch.Size:
     return torch.Size([columns, rows] if isinstance(layer.module, Conv1D) else [rows, columns])
-
-
-def _possible_biases(model: nn.Module) -> set[str]:
-    return {f"{layer.name}.bias" for part in parts_of_any(model) for layer in part.layers}
 
 
 def parts_of_any(model: nn.Module) -> list[Part]:
@@ -182,7 +179,8 @@ def check_cuttable(model: nn.Module, parts: Sequence[Sequence[Part]]) -> None:
     own = {name for of_block in parts for part in of_block for name in _names(part)}
     for part in parts[0]:
         after = [described_sizes(reshaped_config(model, {part.kind: shape})) for shape in _smaller(part.shape)]
-        changed = {name for one in after if before and one for name in _changes(before, one)}
+        both = [(one, one.keys() | before.keys()) for one in after if before and one]
+        changed = {name for one, names in both for name in names if one.get(name) != before.get(name)}
         if others := sorted((changed | _as_long(model, part)) - own):
             left = [kind for kind in dict.fromkeys(one.kind for one in parts[0]) if kind != part.kind]
             advice = f"choose {left[0]} alone" if left else "choose the method depth"
@@ -190,10 +188,6 @@ def check_cuttable(model: nn.Module, parts: Sequence[Sequence[Part]]) -> None:
                 f"The {part.kind} of {type(model).__name__} cannot be taken out, as {others[0]} belongs to them; "
                 f"{advice}."
             )
-
-
-def _changes(before: Sizes, after: Sizes) -> set[str]:
-    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
 def _as_long(model: nn.Module, part: Part) -> set[str]:
@@ -232,7 +226,8 @@ def droppable_blocks(model: nn.Module) -> list[int]:
         raise RoseError(f"The configuration of {type(model).__name__} does not describe its decoder blocks.")
     # Where the first block of a kind may go, all later ones of it may: taking it away moves the most blocks.
     first = {block: index for index, block in reversed(list(enumerate(own)))}
-    free = {block for block, index in first.items() if _says_blocks(model, own, _all_but(len(own), index))}
+    every = range(len(own))
+    free = {block for block, at in first.items() if _says_blocks(model, own, [one for one in every if one != at])}
     if not free:
         raise RoseError(
             f"The configuration of {type(model).__name__} cannot say another number of decoder blocks, or says by "
@@ -244,10 +239,6 @@ def droppable_blocks(model: nn.Module) -> list[int]:
 def can_keep_blocks(model: nn.Module, keep: Sequence[int]) -> bool:
     """Whether the configuration can say that only these decoder blocks are left."""
     return _says_blocks(model, _blocks_said(described(model.config)), keep)
-
-
-def _all_but(count: int, index: int) -> list[int]:
-    return [other for other in range(count) if other != index]
 
 
 def _says_blocks(model: nn.Module, own: Sequence[object], keep: Sequence[int]) -> bool:

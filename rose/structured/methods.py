@@ -189,7 +189,7 @@ def _slimllm(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tenso
     first = _lowest(scores, remove, pools, gone)
     # Those that went first come back first, as in their program; the outcome of one round depends on it.
     ordered = [pool[scores[pool].argsort(stable=True)] for pool in pools]
-    kept, _ = swaps(lambda units: -correlation(covariances, units), first, ordered)
+    kept = swaps(lambda units: -correlation(covariances, units), first, ordered)
     return Choice(kept, scores, first)
 
 
@@ -203,7 +203,7 @@ def _obs(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor) -
     first[order] = False
     if problem.width == 1:  # thousands of channels: swaps would cost far more than they bring
         return Choice(first, scores)
-    kept, _ = swaps(lambda units: set_cost(problem, units), first, pools)
+    kept = swaps(lambda units: set_cost(problem, units), first, pools)
     return Choice(kept, scores, first)
 
 

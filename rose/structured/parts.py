@@ -198,15 +198,18 @@ def _heads(model: nn.Module, output: PrunableLayer, layers: list[PrunableLayer],
     if queries * dimension != width or groups < 1 or made != width + 2 * groups * dimension or queries % groups:
         return None  # heads of unlike sizes, such as latent attention
     shape = Shape(groups, queries // groups)
-    if len(layers) == 3:
-        starts = [(layers[0], 0), (layers[1], 0), (layers[2], 0)]
-    else:
-        starts = [(layers[0], 0), (layers[0], width), (layers[0], width + groups * dimension)]
-    rows = tuple(Rows(layer, start, dimension, shared) for (layer, start), shared in zip(starts, _SHARED, strict=True))
+    fused = len(layers) == 1
+    starts = (0, width, width + groups * dimension) if fused else (0, 0, 0)
+    made_by = zip(layers * 3 if fused else layers, starts, _SHARED, strict=True)
+    rows = tuple(Rows(layer, start, dimension, shared) for layer, start, shared in made_by)
     return Part(HEADS, output.block_index, output, rows, shape, dimension, owner)
 
 
+def count_parameters(module: nn.Module) -> int:
+    """Parameters of a module, norms and biases included; tied ones count once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def block_parameters(model: nn.Module) -> int:
-    """Parameters of all decoder blocks, norms and biases included."""
-    _, blocks = decoder_blocks(model)
-    return sum(parameter.numel() for parameter in blocks.parameters())
+    """Parameters of all decoder blocks."""
+    return count_parameters(decoder_blocks(model)[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
@@ -90,19 +90,12 @@ class SlimPlan:
         parts, shapes: [block][part].
         biased: kinds of parts that may get a bias.
         uniform: whether the configuration says the result, so that any program loads it.
-        surveys: what the dense model was priced at, where it was.
     """
 
     parts: list[list[Part]]
     shapes: Shapes
     biased: tuple[str, ...]
     uniform: bool
-    surveys: list[BlockSurvey] | None = field(default=None)
-
-    @property
-    def removed(self) -> int:
-        """Parameters that go."""
-        return saved_by(self.parts, self.shapes)
 
 
 def plan_slimming(
@@ -142,16 +135,9 @@ def plan_slimming(
     else:
         check_possible(found, wanted, multiple, allocation)
 
-    known: list[BlockSurvey] | None = None
-
-    def priced(of_blocks: Sequence[Sequence[Part]]) -> list[BlockSurvey]:
-        nonlocal known
-        known = list(
-            survey(model, tokens, of_blocks, biases=biased, damping=settings.damping, progress=progress)
-            if surveys is None
-            else surveys
-        )
-        return known
+    def priced(of_blocks: Sequence[Sequence[Part]]) -> Sequence[BlockSurvey]:
+        damping = settings.damping
+        return surveys or list(survey(model, tokens, of_blocks, biases=biased, damping=damping, progress=progress))
 
     def find() -> str:
         if allocation == "similarity":
@@ -164,7 +150,7 @@ def plan_slimming(
         return json.dumps([[dataclasses.astuple(shape) for shape in of_block] for of_block in shapes])
 
     shapes = [[Shape(*shape) for shape in of_block] for of_block in json.loads(remember(find))]
-    return SlimPlan(found, shapes, biased, uniform, known)
+    return SlimPlan(found, shapes, biased, uniform)
 
 
 def _uniform_candidates(

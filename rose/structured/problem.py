@@ -195,18 +195,15 @@ def _greedy_columns(problem: Problem, remove: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(order, dtype=torch.long), torch.tensor(costs, dtype=torch.float64)
 
 
-def swaps(
-    cost: Callable[[Tensor], float], kept: Tensor, pools: Sequence[Tensor]
-) -> tuple[Tensor, list[tuple[int, int]]]:
+def swaps(cost: Callable[[Tensor], float], kept: Tensor, pools: Sequence[Tensor]) -> Tensor:
     """Exchanges units that went for units that stayed while that lowers a cost, once through those that went.
 
     Each that went tries the place of every unit kept in its pool and takes the best (SlimLLM, section 3.2).
 
     Returns:
-        The kept units, (units,) bool, and the swaps as (back, gone instead).
+        The kept units, (units,) bool.
     """
     best = cost(kept)
-    done = []
     for pool in pools:
         for back in [unit for unit in pool.tolist() if not kept[unit]]:
             choice = None
@@ -219,8 +216,7 @@ def swaps(
             if choice is not None:
                 kept = kept.clone()
                 kept[back], kept[choice] = True, False
-                done.append((back, choice))
-    return kept, done
+    return kept
 
 
 # Compensation

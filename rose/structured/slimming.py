@@ -37,7 +37,7 @@ from rose.model.workers import from_first
 from rose.report import RunReport, mean_or_none
 from rose.structured.allocation import changed
 from rose.structured.configuration import RECORD, droppable_blocks, reshaped_config
-from rose.structured.parts import PARTS, Part, Shape, block_parameters
+from rose.structured.parts import PARTS, Part, Shape, block_parameters, count_parameters
 from rose.structured.plan import SlimPlan, SlimSettings, check_parts, plan_slimming
 from rose.structured.problem import Problem
 from rose.structured.reduction import (
@@ -112,7 +112,7 @@ def prune_structured(
     """
     settings = SlimSettings(method, ratio, parts, allocation, recovery, damping, multiple, target, target_damping)
     streams, start = check_streams(model, tokens, held_out), time.perf_counter()
-    before, whole = block_parameters(model), _parameters(model)
+    before, whole = block_parameters(model), count_parameters(model)
     drops = settings.chosen.select is None
     if drops:
         _check_drop(model, ratio)
@@ -142,7 +142,8 @@ def prune_structured(
                             "No part of this model can take a bias; choose another recovery, or allocation cost."
                         )
                     settings = dataclasses.replace(settings, recovery="none")
-                walking = part_callback(progress, start, SURVEY_SHARE, 1) if plan.surveys and not surveys else progress
+                prices = surveys is None and (allocation != "uniform" or len(kinds) > 1)
+                walking = part_callback(progress, start, SURVEY_SHARE, 1) if prices else progress
                 records = SlimRun(model, plan, settings, kept).walk(streams, walking)
                 facts = {"uniform": plan.uniform, "recovery": settings.repair}
         finally:
@@ -158,16 +159,11 @@ def prune_structured(
             "samples": tokens.shape[0], "length": tokens.shape[1],
             "held_out_samples": 0 if held_out is None else held_out.shape[0],
             "block_parameters": before, "kept_block_parameters": after, "removed_fraction": 1 - after / before,
-            "parameters": whole, "kept_parameters": _parameters(model),
+            "parameters": whole, "kept_parameters": count_parameters(model),
             **means,
             "seconds": kept.seconds + time.perf_counter() - start,
         },
     )  # fmt: skip
-
-
-def _parameters(model: nn.Module) -> int:
-    """Parameters of the whole model; tied ones count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _check_drop(model: nn.Module, ratio: float) -> None:
