@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from rose import RoseError
+from rose.model.measure import comparison
 
 NUMBERS = ("perplexity", "mean_held_out_error", "seconds")
 
@@ -46,15 +47,8 @@ def read_results(source: str | IO[bytes]) -> pd.DataFrame:
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per method and sparsity, in the order first seen: mean, and half the range over seeds as `_spread`.
-
-    Half the range and not the standard deviation: of three values it says plainly how far they lie apart.
-    """
-    groups = table.groupby(["method", "sparsity"], sort=False)
-    result = groups.agg(seeds=("seed", "nunique"), **{name: (name, "mean") for name in NUMBERS})
-    for name in NUMBERS[:2]:
-        result[f"{name}_spread"] = (groups[name].max() - groups[name].min()) / 2
-    return result.reset_index()
+    """As `rose.model.measure.comparison.over_seeds`, without the spread of times."""
+    return comparison.over_seeds(table, NUMBERS).drop(columns="seconds_spread")
 
 
 def time_and_perplexity(table: pd.DataFrame, sparsity: str) -> pd.DataFrame:
