@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -225,94 +226,12 @@ def unit_rank(column_score: Tensor, unit: int, ascending: bool = False) -> Tenso
     return (groups[:, None] * unit + torch.arange(unit, device=groups.device)).flatten()
 
 
-def _within_blocks(plan: OrderPlan, ascending: bool) -> list[Tensor]:
-    """Per block, left to right: its columns by column loss."""
-    unit = plan.pattern.of or 1
-    starts = loss.block_starts(plan.block_width)
-    losses = plan.column_loss.split(list(plan.block_width))
-    return [start + unit_rank(block, unit, ascending) for start, block in zip(starts, losses, strict=True)]
-
-
-def _join_blocks(plan: OrderPlan, columns: Sequence[Tensor], blocks: Tensor, name: str) -> Order:
-    chosen = blocks.tolist()
-    return Order(torch.cat([columns[b] for b in chosen]), tuple(plan.block_width[b] for b in chosen), name)
-
-
-def _natural_columns(plan: OrderPlan) -> list[Tensor]:
-    device = plan.column_loss.device
-    return list(torch.arange(sum(plan.block_width), device=device).split(list(plan.block_width)))
-
-
-def natural(plan: OrderPlan, ascending: bool = False) -> Order:
-    """Left to right, as SparseGPT prunes; `ascending` has no effect."""
-    return _join_blocks(plan, _natural_columns(plan), torch.arange(len(plan.block_width)), "natural")
-
-
-def two_level(plan: OrderPlan, ascending: bool = False) -> Order:
-    """ROSE: columns within each block by column loss, then blocks by block loss."""
-    return _join_blocks(plan, _within_blocks(plan, ascending), rank(plan.loss_per_column, ascending), "two_level")
-
-
-def columns_only(plan: OrderPlan, ascending: bool = False) -> Order:
-    """Columns within each block by column loss; blocks stay."""
-    return _join_blocks(plan, _within_blocks(plan, ascending), torch.arange(len(plan.block_width)), "columns")
-
-
-def blocks_only(plan: OrderPlan, ascending: bool = False) -> Order:
-    """Blocks by block loss; columns stay in natural order within each."""
-    return _join_blocks(plan, _natural_columns(plan), rank(plan.loss_per_column, ascending), "blocks")
-
-
-def global_order(plan: OrderPlan, ascending: bool = False) -> Order:
-    """Ours: all columns by their loss in a layer-wide pre-pruning; meant for the layer-wide budget."""
-    columns = plan.importance.shape[1]
-    lost = loss.potential_loss(plan.importance, plan.pattern, (columns,)).sum(0)
-    return Order(sort_columns(plan, lost, ascending), plan.block_width, "global")
-
-
-def dealt(plan: OrderPlan, ascending: bool = False) -> Order:
-    """Ours: all columns by their loss in a layer-wide pre-pruning, dealt over the blocks like cards.
-
-    Every block holds an even share of costly and of cheap columns, costliest first; meant for the block budget, and to
-    be followed by a refit.
-    """
-    unit = plan.pattern.of or 1
-    cards = global_order(plan, ascending).permutation.view(-1, unit)
-    # Block b takes its k-th card at (k + ½) / (cards that it takes), so that a narrow block is not full early.
-    turns = torch.cat([(torch.arange(width // unit) + 0.5) / (width // unit) for width in plan.block_width])
-    columns = torch.empty_like(cards)
-    columns[turns.argsort(stable=True).to(cards.device)] = cards
-    return Order(columns.flatten(), plan.block_width, "dealt")
-
-
-def by_hessian(plan: OrderPlan, ascending: bool = False) -> Order:
-    """All columns by diag(H) (GPTQ's `act_order`)."""
-    if torch.isnan(plan.hessian_diagonal).any():
-        raise RoseError("The order by Hessian diagonal needs H; this plan was made from importance alone.")
-    return Order(sort_columns(plan, plan.hessian_diagonal, ascending), plan.block_width, "hessian")
-
-
-def random_order(plan: OrderPlan, seed: int = 0) -> Order:
-    """All columns (or N:M groups) shuffled by seed."""
-    unit = plan.pattern.of or 1
-    score = torch.rand(plan.column_loss.numel() // unit, generator=torch.Generator().manual_seed(seed))
-    permutation = unit_rank(score.repeat_interleave(unit), unit).to(plan.column_loss.device)
-    return Order(permutation, plan.block_width, f"random:{seed}")
-
-
 OrderFunction = Callable[[OrderPlan, bool], Order | Tensor | Sequence[int]]
-ORDERS: dict[str, Callable[[OrderPlan, bool], Order]] = {
-    "natural": natural,
-    "two_level": two_level,
-    "columns": columns_only,
-    "blocks": blocks_only,
-    "global": global_order,
-    "dealt": dealt,
-    "hessian": by_hessian,
-}
+Arranging = TypeVar("Arranging", bound=OrderFunction)
+ORDERS: dict[str, Callable[[OrderPlan, bool], Order]] = {}
 
 
-def register_order(name: str) -> Callable[[OrderFunction], OrderFunction]:
+def register_order(name: str) -> Callable[[Arranging], Arranging]:
     """Decorator that makes an order available everywhere by name, and ascending as NAME_ascending.
 
     The function takes an `OrderPlan` and whether to sort ascending, and returns an `Order`, or a permutation of the
@@ -326,11 +245,81 @@ def register_order(name: str) -> Callable[[OrderFunction], OrderFunction]:
     if not name.isidentifier() or name in reserved or name.endswith("_ascending"):
         raise RoseError(f"An order cannot be named {name!r}; take one word of letters, digits and underscores.")
 
-    def add(function: OrderFunction) -> OrderFunction:
+    def add(function: Arranging) -> Arranging:
         ORDERS[name] = lambda plan, ascending: _checked(plan, function(plan, ascending))
         return function
 
     return add
+
+
+@register_order("natural")
+def natural(plan: OrderPlan, ascending: bool) -> Tensor:
+    """Left to right, as SparseGPT prunes; `ascending` has no effect."""
+    return torch.arange(plan.column_loss.numel(), device=plan.column_loss.device)
+
+
+@register_order("two_level")
+def two_level(plan: OrderPlan, ascending: bool) -> Order:
+    """ROSE: columns within each block by column loss, then blocks by block loss."""
+    return _sort_blocks(plan, columns_only(plan, ascending), ascending)
+
+
+@register_order("columns")
+def columns_only(plan: OrderPlan, ascending: bool) -> Tensor:
+    """Columns within each block by column loss; blocks stay."""
+    starts, losses = loss.block_starts(plan.block_width), plan.column_loss.split(list(plan.block_width))
+    unit = plan.pattern.of or 1
+    return torch.cat([start + unit_rank(block, unit, ascending) for start, block in zip(starts, losses, strict=True)])
+
+
+@register_order("blocks")
+def blocks_only(plan: OrderPlan, ascending: bool) -> Order:
+    """Blocks by block loss; columns stay in natural order within each."""
+    return _sort_blocks(plan, natural(plan, ascending), ascending)
+
+
+def _sort_blocks(plan: OrderPlan, columns: Tensor, ascending: bool) -> Order:
+    """Blocks by block loss; `columns` has those of each block, left to right."""
+    chosen, blocks = rank(plan.loss_per_column, ascending).tolist(), columns.split(list(plan.block_width))
+    return Order(torch.cat([blocks[b] for b in chosen]), tuple(plan.block_width[b] for b in chosen), "custom")
+
+
+@register_order("global")
+def global_order(plan: OrderPlan, ascending: bool) -> Tensor:
+    """Ours: all columns by their loss in a layer-wide pre-pruning; meant for the layer-wide budget."""
+    lost = loss.potential_loss(plan.importance, plan.pattern, (plan.importance.shape[1],)).sum(0)
+    return sort_columns(plan, lost, ascending)
+
+
+@register_order("dealt")
+def dealt(plan: OrderPlan, ascending: bool) -> Tensor:
+    """Ours: all columns by their loss in a layer-wide pre-pruning, dealt over the blocks like cards.
+
+    Every block holds an even share of costly and of cheap columns, costliest first; meant for the block budget, and to
+    be followed by a refit.
+    """
+    unit = plan.pattern.of or 1
+    cards = global_order(plan, ascending).view(-1, unit)
+    # Block b takes its k-th card at (k + ½) / (cards that it takes), so that a narrow block is not full early.
+    turns = torch.cat([(torch.arange(width // unit) + 0.5) / (width // unit) for width in plan.block_width])
+    columns = torch.empty_like(cards)
+    columns[turns.argsort(stable=True).to(cards.device)] = cards
+    return columns.flatten()
+
+
+@register_order("hessian")
+def by_hessian(plan: OrderPlan, ascending: bool) -> Tensor:
+    """All columns by diag(H) (GPTQ's `act_order`)."""
+    if torch.isnan(plan.hessian_diagonal).any():
+        raise RoseError("The order by Hessian diagonal needs H; this plan was made from importance alone.")
+    return sort_columns(plan, plan.hessian_diagonal, ascending)
+
+
+def _shuffled(plan: OrderPlan, seed: int) -> Tensor:
+    """All columns (or N:M groups) at random."""
+    unit = plan.pattern.of or 1
+    score = torch.rand(plan.column_loss.numel() // unit, generator=torch.Generator().manual_seed(seed))
+    return unit_rank(score.repeat_interleave(unit), unit)
 
 
 def order_names() -> list[str]:
@@ -349,10 +338,9 @@ def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> 
     check_order_name(order)
     kind, _, seed = order.partition(":")
     if kind == "random":
-        return random_order(plan, int(seed or 0))
+        return replace(_checked(plan, _shuffled(plan, int(seed or 0))), name=f"random:{int(seed or 0)}")
     name = order.removesuffix("_ascending")
-    made = ORDERS[name](plan, name != order)
-    return Order(made.permutation, made.widths, order)
+    return replace(ORDERS[name](plan, name != order), name=order)
 
 
 def check_order_name(order: str) -> None:
@@ -364,24 +352,31 @@ def check_order_name(order: str) -> None:
 
 
 def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int]) -> Order:
-    if not isinstance(order, Order):
-        order = Order(_permutation(plan, order), plan.block_width, "custom")
-    else:
-        order = replace(order, permutation=_permutation(plan, order.permutation))  # on the plan's device
-    _check(plan, order)
-    return order
+    """The order on the plan's device.
 
-
-def _permutation(plan: OrderPlan, order: Tensor | Sequence[int]) -> Tensor:
-    columns = plan.column_loss.numel()
+    Raises:
+        RoseError: not a permutation, other widths than those of all columns, or torn N:M groups.
+    """
+    columns, device, unit = plan.column_loss.numel(), plan.column_loss.device, plan.pattern.of or 1
     wrong = RoseError(f"A custom order must name each of the {columns} columns exactly once, by whole numbers.")
+    if not isinstance(order, Order):
+        order = Order(order, plan.block_width, "custom")  # type: ignore[arg-type]
     try:
-        permutation = torch.as_tensor(order, device=plan.column_loss.device)
+        permutation = torch.as_tensor(order.permutation, device=device)
     except (TypeError, ValueError, RuntimeError):
         raise wrong from None
-    if permutation.is_floating_point():
+    if permutation.is_floating_point() or not torch.equal(
+        permutation.sort().values.long().cpu(), torch.arange(columns)
+    ):
         raise wrong
-    return permutation.long()
+    if sum(order.widths) != columns or min(order.widths) < 1:
+        raise RoseError(f"The block widths of a custom order must be positive and add up to {columns}.")
+    permutation = permutation.long()
+    groups = permutation.view(-1, unit)
+    torn = (groups != groups[:, :1] + torch.arange(unit, device=device)).any() or (groups[:, 0] % unit).any()
+    if torn or any(width % unit for width in order.widths):
+        raise RoseError(f"Under {plan.pattern} an order must keep each group of {unit} neighbouring columns together.")
+    return replace(order, permutation=permutation)
 
 
 def move_block(plan: OrderPlan, order: Order, step: int, to: int) -> Order:
@@ -398,19 +393,6 @@ def move_block(plan: OrderPlan, order: Order, step: int, to: int) -> Order:
     columns.insert(to, columns.pop(step))
     widths.insert(to, widths.pop(step))
     return make_order(plan, Order(torch.cat(columns), tuple(widths), "custom"))
-
-
-def _check(plan: OrderPlan, order: Order) -> None:
-    columns = plan.column_loss.numel()
-    if not torch.equal(order.permutation.sort().values.cpu(), torch.arange(columns)):
-        raise RoseError(f"A custom order must name each of the {columns} columns exactly once.")
-    if sum(order.widths) != columns or min(order.widths) < 1:
-        raise RoseError(f"The block widths of a custom order must be positive and add up to {columns}.")
-    unit = plan.pattern.of or 1
-    groups = order.permutation.view(-1, unit)
-    torn = (groups != groups[:, :1] + torch.arange(unit, device=groups.device)).any() or (groups[:, 0] % unit).any()
-    if torn or any(width % unit for width in order.widths):
-        raise RoseError(f"Under {plan.pattern} an order must keep each group of {unit} neighbouring columns together.")
 
 
 def block_of(widths: Sequence[int], column: int) -> int:
