@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import gguf
 import numpy as np
@@ -21,22 +23,19 @@ from torch import Tensor, nn
 from transformers import modeling_gguf_pytorch_utils as reading
 
 Parsed = dict[str, dict[str, Any]]  # "config", "tokenizer", ..., as transformers has them; "tensors" where asked for
-
-
 PIECE = 2**20  # numbers dequantized at once
 
 
 @contextlib.contextmanager
 def frugal_reading() -> Iterator[None]:
     """Lets transformers read GGUF files through this module. Not for several threads at a time."""
-    reader, load = gguf.GGUFReader, reading.load_gguf_checkpoint
     file = _File()
-    gguf.GGUFReader = file.reader  # type: ignore[assignment, misc]
-    reading.load_gguf_checkpoint = file.load
-    try:
+    with (
+        patch.object(gguf, "GGUFReader", file.reader),
+        patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),  # asked for once a module
+        patch.object(reading, "load_gguf_checkpoint", file.load),
+    ):
         yield
-    finally:
-        gguf.GGUFReader, reading.load_gguf_checkpoint = reader, load  # type: ignore[misc]
 
 
 def read_tensors(
