@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import ctypes
 import gc
 import logging
+import shutil
+import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from rose import Cancelled, Progress, RoseError
+from rose.model.progress import ProgressCallback
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +44,7 @@ class Job:
         message: what went wrong, as one sentence, where it failed; else what the work is doing.
         progress: the latest `rose.Progress`, None before the first.
         abandoned: whether it was cancelled because nobody watched it any more.
-        waited: seconds that it has waited for other work, see `acquire`.
+        waited: seconds that it has waited for other work, see `holding`.
     """
 
     def __init__(self, work: Callable[[Job], None]) -> None:
@@ -155,36 +161,9 @@ def return_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-class Batch:
-    """Pieces of work one after another in the background.
-
-    Attributes:
-        total, done: how many there are, and how many are finished.
-        job: the thread; its status and how to cancel it.
-    """
-
-    def __init__(self, pieces: Sequence[Callable[[], Any]]) -> None:
-        self.total, self.done = len(pieces), 0
-        self._pieces = pieces
-        self._start = time.monotonic()
-        self.job = Job(self._run)
-
-    def _run(self, job: Job) -> None:
-        for piece in self._pieces:
-            job.check()
-            piece()
-            self.done += 1
-
-    @property
-    def remaining(self) -> float | None:
-        """Seconds left by the rate so far; None before the first piece is finished."""
-        if not self.done:
-            return None
-        return (time.monotonic() - self._start) / self.done * (self.total - self.done)
-
-
-def acquire(lock: threading.Lock, job: Job) -> None:
-    """Takes a lock, staying ready to be cancelled while waiting.
+@contextmanager
+def holding(lock: threading.Lock, job: Job) -> Iterator[None]:
+    """Holds a lock; while it waits for it, the job can be cancelled.
 
     Raises:
         Cancelled: the job was cancelled meanwhile.
@@ -195,3 +174,83 @@ def acquire(lock: threading.Lock, job: Job) -> None:
         job.check()
     job.message = doing
     job.waited += time.monotonic() - began
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class Run:
+    """Work in the background, and what it has found so far; a subclass does it in `_run`.
+
+    Attributes:
+        job: the thread; its message is the step at work.
+        fraction: share of the work done, 0 to 1.
+    """
+
+    def __init__(self) -> None:
+        self.fraction = 0.0
+        self._folder: Path | None = None
+        self.job = Job(self._run)
+
+    def _run(self, job: Job) -> None:
+        raise NotImplementedError
+
+    @property
+    def remaining(self) -> float | None:
+        """Estimated seconds left; None while there is nothing to go by."""
+        if self.job.progress is not None:
+            return self.job.progress.remaining
+        worked = self.job.seconds - self.job.waited
+        return worked * (1 - self.fraction) / self.fraction if self.fraction > 0.01 else None
+
+    def _say(self, doing: str) -> None:
+        """Begins a step, unless nobody wants the work any more."""
+        self.job.message = doing
+        self.job.check()
+
+    def _follow(self, start: float = 0.0, end: float = 1.0) -> ProgressCallback:
+        """Progress callback of a step, which moves the fraction of the whole from `start` to `end`."""
+
+        def tell(progress: Progress) -> None:
+            self.fraction = start + (end - start) * progress.fraction
+            self.job.tell(progress)
+
+        return tell
+
+    def _copy(self, model: Any, lock: threading.Lock) -> Any:
+        """A copy of a shared model, which is never changed itself."""
+        with holding(lock, self.job):
+            return copy.deepcopy(model)
+
+    def _temporary(self) -> Path:
+        """A folder, created on first use; it goes with this object, at the latest when the program ends."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="rose-run-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder
+
+    def discard(self) -> None:
+        """Deletes temporary files."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Batch(Run):
+    """Pieces of work one after another.
+
+    Attributes:
+        total, done: how many there are, and how many are finished.
+    """
+
+    def __init__(self, pieces: Sequence[Callable[[], Any]]) -> None:
+        super().__init__()
+        self.total, self.done = len(pieces), 0
+        self._pieces = pieces
+
+    def _run(self, job: Job) -> None:
+        for piece in self._pieces:
+            job.check()
+            piece()
+            self.done += 1
+            self.fraction = self.done / self.total

@@ -208,8 +208,7 @@ def study() -> Study | None:
 
 def pruning() -> PruningRun | None:
     """The pruning run that this session started or its link names; the server keeps it."""
-    run, own = _pruning("pruning"), own_pruning()
-    shared.hold(*{id(one): one for one in (run, own) if one is not None}.values())
+    run = _pruning("pruning")
     if run is not None and run.job.status == "running":
         follow_run(run, PRUNING)  # after a reload, or a link
     return run
@@ -233,8 +232,8 @@ def own_pruning() -> PruningRun | None:
 def start_pruning(request: PruneRequest) -> None:
     """Prunes copies of the current set-up's model; its own earlier run is stopped, and its temporary files go."""
     earlier = own_pruning()
-    if earlier is not None and (leave(earlier.job) or earlier.job.status != "running") and not earlier.is_shared:
-        earlier.discard()  # nobody else looks at it
+    if earlier is not None and (leave(earlier.job) or earlier.job.status != "running"):
+        earlier.discard()
     run = _new_pruning(setup(), request)
     st.session_state.own_pruning = shared.keep_pruning(run)
     follow_pruning(st.session_state.own_pruning)

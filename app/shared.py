@@ -218,27 +218,6 @@ def set_imports_apart() -> None:
     gc.freeze()
 
 
-def _let_go(runs: list[PruningRun]) -> None:
-    for run in runs:
-        run.let_go()
-
-
-@st.cache_resource(scope="session", on_release=_let_go, show_spinner=False)
-def _held() -> list[PruningRun]:
-    """The runs whose files a connected browser may still ask for; released when the connection ends."""
-    return []
-
-
-def hold(*runs: PruningRun) -> None:
-    """Keeps the files of these runs while this session's browser is connected, and no others' any more."""
-    held = _held()
-    for run in runs:
-        if run not in held:
-            run.hold()
-    _let_go([run for run in held if run not in runs])
-    held[:] = runs
-
-
 @st.cache_resource(show_spinner=False)
 def dense_diffusion() -> DenseModel:
     """The packaged diffusion model and the pictures it has drawn, for all sessions; never changed.

@@ -50,7 +50,7 @@ def _choose_layer(study: Study) -> None:
 
 def _running() -> None:
     """Keeps this session's background work alive on every page, and shows its progress."""
-    session.pruning()  # a browser that has come back, to whatever page, keeps the files of its run
+    session.pruning()  # a run that a link names is followed on every page
     if not session.running_jobs():
         return
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import rose
-from app.runs.depth import read_reports
-from app.runs.reading import saved_checkpoint
+from app.runs.checkpoints import saved_checkpoint
+from app.runs.finished import read_runs
 from app.study.preflight import can_stream, check_text
 from rose.files import reachable, write_atomically
 from rose.output import new_folder
@@ -29,7 +29,7 @@ def test_what_is_not_there_is_a_path_all_the_same() -> None:
         reachable,
         rose.load_model,
         rose.load_diffusion,
-        read_reports,
+        read_runs,
         saved_checkpoint,
         can_stream,
         lambda path: check_text(f"{path}.txt"),

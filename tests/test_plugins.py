@@ -224,7 +224,7 @@ def test_the_app_prunes_by_it(named: Path, checkpoint: str) -> None:
     assert outcome.label == "Largest first at 0.5"
     bars = prune.perplexity_bars(model_table(run.models).iloc[1:], dense=outcome.perplexity)
     assert "Largest first" in bars.caption
-    assert "Largest first" in prune.layer_map(layer_table(run.models), outcome.method).figure.to_json()
+    assert "Largest first" in prune.layer_map(layer_table(run.models), outcome.case.method).figure.to_json()
 
 
 def test_the_app_says_what_is_wrong_and_goes_on(named: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 import rose
-from app.jobs import Job, acquire
+from app.jobs import Job, Run
 from rose.diffusion.evaluation import classes_in_turn
 from rose.diffusion.garments import GARMENTS
 from rose.diffusion.steps import step_weights
@@ -62,14 +61,11 @@ class DenseModel:
     def trajectory(self, noise: int) -> rose.Trajectory:
         """From this noise to a picture of every class; drawn once."""
         with self.lock:
-            return self._trajectory(noise)
-
-    def _trajectory(self, noise: int) -> rose.Trajectory:
-        found = self._drawn.pop(noise) if noise in self._drawn else draw(self.pipeline, noise)
-        self._drawn[noise] = found
-        while len(self._drawn) > KEPT_NOISES:
-            del self._drawn[next(iter(self._drawn))]
-        return found
+            found = self._drawn.pop(noise) if noise in self._drawn else draw(self.pipeline, noise)
+            self._drawn[noise] = found
+            while len(self._drawn) > KEPT_NOISES:
+                del self._drawn[next(iter(self._drawn))]
+            return found
 
     def diagonals(self) -> dict[str, Tensor]:
         """Each step's part of diag(H), by layer: (steps, in)."""
@@ -78,21 +74,13 @@ class DenseModel:
                 self._diagonals = rose.step_diagonals(self.pipeline, classes_in_turn(PICTURES), steps=STEPS)
             return self._diagonals
 
-    def copy(self, job: Job) -> Any:
-        """A copy of the pipeline."""
-        acquire(self.lock, job)
-        try:
-            return copy.deepcopy(self.pipeline)
-        finally:
-            self.lock.release()
-
 
 def draw(pipeline: Any, noise: int) -> rose.Trajectory:
     """One picture of every class."""
     return rose.record_trajectory(pipeline, classes_in_turn(PICTURES), steps=STEPS, seed=noise)
 
 
-class DiffusionRun:
+class DiffusionRun(Run):
     """One pruned copy of the packaged model; its parts appear as they are made.
 
     Attributes:
@@ -100,30 +88,23 @@ class DiffusionRun:
         dense, pruned: trajectories from the same noise; None until drawn.
         report: of the pruning; None until it is done.
         drift: by step, (steps + 1,); None until the pruned pictures are drawn.
-        job: the thread.
     """
 
     def __init__(self, request: DiffusionRequest, model: DenseModel) -> None:
+        super().__init__()
         self.request = request
         self.dense: rose.Trajectory | None = None
         self.pruned: rose.Trajectory | None = None
         self.report: rose.RunReport | None = None
         self.drift: Tensor | None = None
-        self.fraction = 0.0
         self._model = model
-        self.job = Job(self._run)
 
     def _run(self, job: Job) -> None:
-        job.message = "Drawing with the dense model"
+        self._say("Drawing with the dense model")
         self.dense = self._model.trajectory(self.request.noise)
         self.fraction = DRAWN
-        job.message = "Pruning"
-        pipeline = self._model.copy(job)
-
-        def tell(progress: rose.Progress) -> None:
-            self.fraction = DRAWN + (PRUNED - DRAWN) * progress.fraction
-            job.tell(progress)
-
+        self._say("Pruning")
+        pipeline = self._copy(self._model.pipeline, self._model.lock)
         self.report = rose.prune_diffusion(
             pipeline,
             classes_in_turn(self.request.samples),
@@ -133,10 +114,9 @@ class DiffusionRun:
             step_weights=self.request.step_weights,
             packages=self.request.packages,
             seed=self.request.noise + 1,
-            progress=tell,
+            progress=self._follow(DRAWN, PRUNED),
         )
-        job.message = "Drawing with the pruned model"
-        job.check()
+        self._say("Drawing with the pruned model")
         self.pruned = draw(pipeline, self.request.noise)
         self.drift = rose.trajectory_drift(self.pruned, self.dense)
         self.fraction = 1.0

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import tempfile
-import threading
-import time
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,7 +11,8 @@ from torch import Tensor, nn
 
 import rose
 from app import words
-from app.jobs import Job, acquire
+from app.jobs import Job, Run
+from app.runs.checkpoints import unpacked
 from app.study.setup import Setup, check_sparsity
 from app.study.study import LoadedModel
 from rose.files import expand, reachable
@@ -89,14 +84,11 @@ def layer_of(unit: str, layers: Sequence[str], chosen: str | None) -> str:
     return next((name for name in inside if name == f"{unit}.{projection}"), inside[0])
 
 
-class DamageRun:
+class DamageRun(Run):
     """One measurement, growing while its job runs; a copy of the model is changed, and goes at the end.
 
     Attributes:
         setup, request: what was asked.
-        job: the background work.
-        fraction: share of the work done, 0 to 1.
-        remaining: estimated seconds left; None while there is nothing to go by.
     """
 
     def __init__(
@@ -107,21 +99,16 @@ class DamageRun:
         earlier: Sequence[DamageRecord] = (),
     ) -> None:
         """`earlier`: records of the same measurement, which was stopped."""
+        super().__init__()
         self.setup, self.request = setup, request
-        self.fraction = 0.0
-        self.remaining: float | None = None
         self._told: dict[str, Any] = {}
         self._records = list(earlier)
-        self._lock = threading.Lock()
         self._load = load
-        self._began = time.monotonic()
-        self.job = Job(self._run)
 
     @property
     def records(self) -> list[DamageRecord]:
         """What is measured so far."""
-        with self._lock:
-            return list(self._records)
+        return list(self._records)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -141,36 +128,28 @@ class DamageRun:
         assert held_out is not None  # as checked
         options: dict[str, Any] = {"units": request.units, "layers": setup.layer_patterns}
         if request.restore:
-            model, restore = self._pruned(job), {}
+            self._say("Reading the pruned model")
+            with unpacked(expand(request.restore), job) as folder:
+                model: Any = rose.load_model(str(folder), dtype=setup.dtype)[0]
             # Only read; the shared model stays as it is.
-            for layer in rose.prunable_layers(loaded.model):
-                restore[layer.name] = layer.weight
-            options["restore"] = restore
+            options["restore"] = {layer.name: layer.weight for layer in rose.prunable_layers(loaded.model)}
         else:
-            acquire(loaded.lock, job)
-            try:
-                model = copy.deepcopy(loaded.model)
-            finally:
-                loaded.lock.release()
+            model = self._copy(loaded.model, loaded.lock)
             options |= {"method": request.method, "sparsity": setup.sparsity, "block_size": setup.block_size}
             options |= {"damping": setup.damping, "threshold": request.threshold}
         self._told = self._describe(model, tokens, held_out)
-        job.message = "Measuring the loss without a change"
+        self._say("Measuring the loss without a change")
         done = {record.unit for record in self.records}
         rose.damage(
             model,
             tokens,
             held_out=held_out,
             done=done,
-            record=self._add,
-            progress=lambda progress: self._follow(progress, job),
+            record=self._records.append,
+            progress=self._follow(),
             **options,
         )
         self.fraction = 1.0
-
-    def _add(self, record: DamageRecord) -> None:
-        with self._lock:
-            self._records.append(record)
 
     def _describe(self, model: nn.Module, tokens: Tensor, held_out: Tensor) -> dict[str, Any]:
         setup = self.setup
@@ -185,19 +164,3 @@ class DamageRun:
         )
         more = {"model": setup.model, "dtype": setup.dtype, "calibration": setup.text, "seed": setup.seed}
         return told | more | ({"restore": self.request.restore} if self.request.restore else {})
-
-    def _follow(self, progress: rose.Progress, job: Job) -> None:
-        self.fraction, self.remaining = progress.fraction, progress.remaining
-        job.tell(progress)
-
-    def _pruned(self, job: Job) -> nn.Module:
-        """The pruned model, from its folder or from an archive that the Prune page has written."""
-        place = expand(self.request.restore)
-        job.message = "Reading the pruned model"
-        if not zipfile.is_zipfile(place):
-            return rose.load_model(str(place), dtype=self.setup.dtype)[0]
-        with tempfile.TemporaryDirectory(prefix="rose-damage-") as folder:
-            with zipfile.ZipFile(place) as archive:
-                archive.extractall(folder)
-            (inside,) = Path(folder).iterdir()
-            return rose.load_model(str(inside), dtype=self.setup.dtype)[0]

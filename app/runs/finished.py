@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 import rose
 from app import words
+from app.runs.recipes import analyze_command
+from app.runs.request import Case, method_label
 from app.study import tables
 from app.study.study import Study
 from rose.files import expand
@@ -25,13 +28,19 @@ from rose.model.measure.zero_shot import FILE as ZERO_SHOT_FILE
 from rose.report import mean_or_none
 
 REPORT = "report.json"
+SERVER = "this server"
 LARGEST = 64 * 2**20  # bytes of a report; a model of a hundred thousand layers takes less
 MOST_RUNS = 40  # of one folder of folders
 MOST_BLOCKS = 4096
 SLIM = "slim"
 NUMBERS = (
     *("rows", "columns", "sparsity", "relative_error", "held_out_error", "target_error", "held_out_target_error"),
-    *("relative_range", "damping", "dead_columns", "seconds"),
+    *("relative_range", "damping", "target_damping", "dead_columns", "seconds"),
+)
+# Of the summary of a run in two stages, what holds for the second as well.
+CONCLUDED = (
+    *("model", "dtype", "calibration", "seed", "bos", "evaluated_on", "windows", "perplexity_before"),
+    *("perplexity_after", "command", "made_with"),
 )
 _NAME = re.compile(r"[\w.:@/%+-]{1,200}")  # of layers, projections and methods
 Kind = Literal["prune", "slim", "study"]
@@ -49,8 +58,9 @@ class FinishedRun:
             `is_columnar` where it is known. Empty where whole decoder blocks went.
         summary: settings and totals, as in `rose.RunReport`.
         zero_shot: task, questions, accuracy; None where it was not measured.
-        place: the folder, or "this server".
+        place: the folder, or `SERVER`.
         origin: what was measured on this server: a report, or a study's set-up and the method.
+        start: the model that it changed: "dense", or "slimmed" where it pruned what slimming had left.
     """
 
     name: str
@@ -58,17 +68,45 @@ class FinishedRun:
     layers: pd.DataFrame
     summary: dict[str, Any]
     zero_shot: pd.DataFrame | None = None
-    place: str = "this server"
+    place: str = SERVER
     origin: Any = None
+    start: str = "dense"
 
     @property
     def identity(self) -> Any:
         """The same for as long as the run is offered, whatever it is called; for `components.keep_choice`."""
-        return self.origin if self.place == "this server" else (self.place, self.method)
+        return self.origin if self.place == SERVER else (self.place, self.kind, self.method)
 
     @property
     def method(self) -> str:
         return str(self.summary.get("method"))
+
+    @property
+    def target(self) -> str:
+        return "dense" if self.summary.get("target") == "dense" else "layer"
+
+    @property
+    def asked(self) -> str:
+        """The sparsity, or, where heads and channels were taken out, the share of parameters that was to go."""
+        if self.kind == SLIM:
+            return f"{words.percent(float(self.summary['ratio']), 0)} out"
+        return _plain(self.summary.get("sparsity"))
+
+    @property
+    def model(self) -> str:
+        """The model's name without its folders; empty where it is not known."""
+        return _plain(Path(str(self.summary.get("model", ""))).name)
+
+    @property
+    def size(self) -> str:
+        """How many layers it pruned; empty where it took out parts of them."""
+        return "" if self.kind == SLIM else words.count(len(self.layers), "layer")
+
+    @property
+    def calibration(self) -> str:
+        known = self.summary
+        seed = f", seed {known['seed']}" if "seed" in known else ""
+        return _plain(f"{known.get('samples')} × {known.get('length')} tokens") + _plain(seed)
 
     @property
     def pruned(self) -> pd.DataFrame:
@@ -76,60 +114,63 @@ class FinishedRun:
         is_pruned = self.layers["sparsity"] != 0
         return self.layers[is_pruned] if self.kind != SLIM and is_pruned.any() else self.layers
 
+    def number(self, name: str) -> float | None:
+        """A total or setting; None where it is no number that a figure can draw."""
+        value = self.summary.get(name)
+        if isinstance(value, bool) or not isinstance(value, float | int):
+            return None
+        return float(value) if abs(value) < 1e300 else None
+
     @property
-    def has_drift(self) -> bool:
-        return bool(self.summary.get("drift"))
+    def drift(self) -> list[dict[str, Any]]:
+        """Of every decoder block, see `rose.model.walk.dense_states.BlockDrift`; none without held-out tokens."""
+        return self.summary.get("drift") or []
+
+    def goes_on(self, other: FinishedRun) -> bool:
+        """Whether it changed the model that the other run had left."""
+        return self.start == "slimmed" and (other.place, other.kind) == (self.place, SLIM)
 
 
-def method_label(method: str) -> str:
-    """As people read it; a study measures two-level order as if it were a method."""
-    return rose.METHODS[method].label if method in rose.METHODS else method.replace("_", " ")
-
-
-def asked_of(summary: Mapping[str, Any]) -> str:
-    """The sparsity of a run, or, where heads and channels were taken out, the share of parameters that was to go."""
-    return f"{_fraction(summary['ratio'])} out" if "ratio" in summary else _plain(summary.get("sparsity"))
-
-
-def run_of(report: rose.RunReport, place: str = "this server") -> FinishedRun:
-    """A run that has changed a model.
+def runs_of(report: rose.RunReport, place: str = SERVER) -> list[FinishedRun]:
+    """What a report tells of: one run; of an analysis, one for each method; of slimming and pruning, one for each.
 
     Raises:
-        RoseError: not such a report.
+        ValueError: not what `rose` writes.
     """
-    summary = report.summary
-    if not isinstance(summary.get("method"), str) or not _NAME.fullmatch(summary["method"]):
-        raise rose.RoseError("This report names no method; choose one of `rose prune`, `rose slim` or `rose analyze`.")
-    kind: Kind = "slim" if "ratio" in summary else "prune"
-    asked = asked_of(summary)
-    name = (
-        f"{method_label(summary['method'])} at {asked}" if kind == "prune" else f"Slim by {summary['method']}, {asked}"
-    )
-    if kind == "prune" and summary.get("target", "layer") != "dense":
-        name += ", target layer"
+    whole = report.summary
+    if "methods" in whole and "method" not in whole:
+        return _runs_of_analysis(report, place)
+    first, *rest = report.stages
+    if not rest:
+        return [_run_of(report, place)]
+    own = {name: value for name, value in whole.items() if name not in ("pruned", "perplexity_slimmed")}
+    own["perplexity_after"] = whole.get("perplexity_slimmed")
+    slimmed = _run_of(rose.RunReport(first.layers, own), place)
+    known = {name: whole[name] for name in CONCLUDED if name in whole}
+    pruned = _run_of(rose.RunReport(rest[0].layers, known | rest[0].summary), place)
+    return [slimmed, replace(pruned, name=f"{slimmed.name}, then {pruned.name}", start="slimmed")]
+
+
+def _run_of(report: rose.RunReport, place: str) -> FinishedRun:
+    """A run that has changed a model."""
+    summary = dict(report.summary)
+    method = summary.get("method")
+    _require(isinstance(method, str) and bool(_NAME.fullmatch(method)), "it names no method")
     rows = summary.get("zero_shot")
     found = _accuracies(pd.DataFrame(rows)) if isinstance(rows, list) and rows else None
-    return FinishedRun(name, kind, _layers(report.layers), _checked_drift(summary), found, place, report)
+    if summary.get("drift"):
+        summary["drift"] = [_drift(entry) for entry in summary["drift"]]
+    kind: Kind = "slim" if "ratio" in summary else "prune"
+    run = FinishedRun("", kind, _layers(report.layers), summary, found, place, report)
+    name = f"Slim by {method}, {run.asked}" if kind == SLIM else Case(run.method, run.asked, run.target).label
+    return replace(run, name=name)
 
 
-def runs_of_analysis(report: rose.RunReport, place: str) -> list[FinishedRun]:
-    """What `rose analyze` has measured, as one run per method.
-
-    Raises:
-        RoseError: not such a report.
-    """
-    if "method" not in report.layers or not len(report.layers):
-        raise rose.RoseError("This report has no layers; choose one of `rose prune`, `rose slim` or `rose analyze`.")
-    runs = []
-    for method, rows in report.layers.groupby("method", sort=False):
-        if not _NAME.fullmatch(str(method)):
-            raise rose.RoseError(f"{str(method)[:40]!r} is no name of a method; choose another report.")
-        of_all = ("methods", "layers", "mean_errors")
-        summary = {name: value for name, value in report.summary.items() if name not in of_all}
-        summary |= {"method": str(method)} | _totals(rows)
-        name = f"{method_label(str(method))} at {_plain(summary.get('sparsity'))} (study)"
-        runs.append(FinishedRun(name, "study", _layers(rows), summary, None, place))
-    return runs
+def _runs_of_analysis(report: rose.RunReport, place: str) -> list[FinishedRun]:
+    """What `rose analyze` has measured, as one run per method."""
+    _require("method" in report.layers and len(report.layers) > 0, "it has no layers")
+    shared = {name: value for name, value in report.summary.items() if name not in ("methods", "layers", "mean_errors")}
+    return _by_method(report.layers, shared, lambda _method: {"place": place})
 
 
 def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
@@ -152,32 +193,30 @@ def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
         "block_size": setup.block_size,
         "damping": setup.damping,
         "threshold": threshold,
+        "command": analyze_command(setup, list(dict.fromkeys(records["method"])), threshold),
     }
     if study.is_example and study.kept is not None:
         shared["made_with"] = study.kept.made_with
+    return _by_method(records, shared, lambda method: {"origin": (setup, method)})
+
+
+def _by_method(
+    records: pd.DataFrame, shared: dict[str, Any], more: Callable[[str], dict[str, Any]]
+) -> list[FinishedRun]:
+    """A run of each method that has measured layers; `more` gives its further attributes."""
     runs = []
     for method, rows in records.groupby("method", sort=False):
-        name = f"{method_label(str(method))} at {setup.sparsity} (study)"
-        summary = {"method": str(method), **shared, **_totals(rows)}
-        runs.append(FinishedRun(name, "study", _layers(rows), summary, origin=(setup, method)))
+        _require(bool(_NAME.fullmatch(str(method))), "a method has no such name")
+        layers, summary = _layers(rows), {**shared, "method": str(method)}
+        run = FinishedRun("", "study", layers, summary, **more(str(method)))
+        summary |= {  # as in the summary of a pruned model
+            "layers": len(layers),
+            "columnar_layers": int(layers["is_columnar"].sum()) if "is_columnar" in layers else None,
+            "mean_relative_error": mean_or_none(run.pruned["relative_error"]),
+            "mean_held_out_error": mean_or_none(run.pruned["held_out_error"]),
+        }
+        runs.append(replace(run, name=f"{method_label(str(method))} at {run.asked} (study)"))
     return runs
-
-
-def _totals(rows: pd.DataFrame) -> dict[str, Any]:
-    """What a report of a pruned model says in its summary, of one method's rows."""
-
-    pruned = rows[rows["sparsity"] > 0] if "sparsity" in rows else rows  # experts may have been left dense
-
-    def mean(column: str) -> float | None:
-        return mean_or_none(pd.to_numeric(pruned[column], errors="coerce")) if column in pruned else None
-
-    columnar = int(rows["is_columnar"].fillna(False).astype(bool).sum()) if "is_columnar" in rows else None
-    return {
-        "layers": len(rows),
-        "columnar_layers": columnar,
-        "mean_relative_error": mean("relative_error"),
-        "mean_held_out_error": mean("held_out_error"),
-    }
 
 
 # Folders
@@ -187,16 +226,7 @@ def read_runs(path: str) -> list[FinishedRun]:
     """Reads a report.json, the one in a folder, or those in the folders of a folder.
 
     Raises:
-        RoseError: nothing there, or not what `rose` writes; says which file.
-    """
-    return [run for file in report_files(path) for run in read_report(file)]
-
-
-def report_files(path: str) -> list[Path]:
-    """A report.json, the one in a folder, or those in the folders of a folder.
-
-    Raises:
-        RoseError: nothing there, too many, or a path that cannot be looked at.
+        RoseError: nothing there, too much, or not what `rose` writes; says which file.
     """
     place = expand(path.strip())
     try:
@@ -210,54 +240,47 @@ def report_files(path: str) -> list[Path]:
         )
     if len(files) > MOST_RUNS:
         raise rose.RoseError(f"{place} holds {len(files)} runs; give a folder of at most {MOST_RUNS}, or a single one.")
-    return files
+    return [run for file in files for run in read_report(file)]
 
 
 def read_report(file: Path) -> list[FinishedRun]:
-    """The run of one report, or, of an analysis, one for each method.
+    """The runs of one report, see `runs_of`.
 
     Raises:
         RoseError: as for `read_runs`.
     """
+    beside = file.with_name(ZERO_SHOT_FILE)
     try:
-        if file.stat().st_size > LARGEST:
-            raise rose.RoseError(f"It is larger than {LARGEST // 2**20} MB; choose another file.")
-        report = rose.RunReport.from_json(file.read_text(encoding="utf-8"))
-        if not isinstance(report.summary, dict):
-            raise rose.RoseError("Its summary is no table of settings; choose another file.")
-        folder = str(file.parent)
-        if "methods" in report.summary and "method" not in report.summary:
-            return runs_of_analysis(report, folder)
-        run = run_of(report, folder)
-        beside = file.with_name(ZERO_SHOT_FILE)
-        return [replace(run, zero_shot=_read_accuracies(beside)) if beside.is_file() else run]
-    except rose.RoseError as problem:
-        raise rose.RoseError(f"{file}: {problem}") from problem
+        for one in (file, beside):
+            _require(not one.exists() or one.stat().st_size <= LARGEST, f"{one.name} is larger than any that it writes")
+        *runs, last = runs_of(rose.RunReport.from_json(file.read_text(encoding="utf-8")), str(file.parent))
+        if beside.is_file():
+            last = replace(last, zero_shot=_accuracies(pd.read_csv(beside)))
+        return [*runs, last]
     except (OSError, UnicodeDecodeError, RecursionError) as problem:
         raise rose.RoseError(f"{file} cannot be read ({problem}); check the path.") from problem
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
-        raise rose.RoseError(f"{file} is not a report written by rose ({problem!r:.100}); choose another.") from problem
+    except (rose.RoseError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
+        raise rose.RoseError(f"{file} is not a report written by rose ({problem!s:.100}); choose another.") from problem
+
+
+def _require(holds: bool, what: str) -> None:
+    """Raises ValueError for what `rose` does not write."""
+    if not holds:
+        raise ValueError(what)
 
 
 def _layers(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows in the form that every page shows.
-
-    Raises:
-        RoseError: a row without a layer's name, without a decoder block, or a layer twice.
-    """
+    """The rows in the form that every page shows."""
     names = ["layer", "block_index", "projection", *NUMBERS]
     if table.empty:
         return pd.DataFrame(columns=names).astype(dict.fromkeys(NUMBERS, float))
-    if "layer" not in table or "block_index" not in table:
-        raise rose.RoseError("Its rows name no layer and no decoder block; choose a report of `rose prune`.")
+    _require("layer" in table and "block_index" in table, "its rows name no layer and no decoder block")
+    table = table.dropna(axis=1, how="all")  # of two stages, each has columns of its own
     layers = table["layer"].tolist()
-    if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in layers):
-        raise rose.RoseError("A row has a layer name that no model has; choose another report.")
-    if len(set(layers)) < len(layers):
-        raise rose.RoseError("A layer is there twice; choose a report of one method.")
-    blocks = pd.to_numeric(table["block_index"], errors="coerce")
-    if blocks.isna().any() or not blocks.between(0, MOST_BLOCKS).all() or (blocks % 1 != 0).any():
-        raise rose.RoseError(f"A decoder block must be a whole number from 0 to {MOST_BLOCKS}; choose another report.")
+    _require(all(isinstance(name, str) and _NAME.fullmatch(name) for name in layers), "a layer has no such name")
+    _require(len(set(layers)) == len(layers), "a layer is there twice")
+    blocks = pd.to_numeric(table["block_index"])
+    _require(bool(blocks.isin(range(MOST_BLOCKS)).all()), f"a decoder block is no whole number below {MOST_BLOCKS}")
     kinds = table["projection"].tolist() if "projection" in table else [None] * len(layers)
     result = pd.DataFrame(
         {
@@ -270,81 +293,58 @@ def _layers(table: pd.DataFrame) -> pd.DataFrame:
         }
     )
     for name in NUMBERS:
-        values = pd.to_numeric(table[name], errors="coerce") if name in table else float("nan")
-        result[name] = pd.Series(values, index=table.index, dtype=float).to_numpy()
-    if {"parameters", "kept_parameters"} <= set(table.columns):  # of a slimmed model
-        kept = pd.to_numeric(table["kept_parameters"], errors="coerce") / pd.to_numeric(table["parameters"])
-        result["sparsity"] = (1 - kept).to_numpy()
+        result[name] = _numbers(table, name)
+    if "kept_parameters" in table:  # of a slimmed model
+        result["sparsity"] = 1 - _numbers(table, "kept_parameters") / _numbers(table, "parameters")
     if "is_columnar" in table:
         result["is_columnar"] = (table["is_columnar"] == True).to_numpy()  # noqa: E712  None is no bool
     return result.replace([float("inf"), float("-inf")], float("nan"))
 
 
-def _checked_drift(summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary with drift only where every entry has its numbers.
-
-    Raises:
-        RoseError: drift that is not that of decoder blocks.
-    """
-    drift = summary.get("drift")
-    if not drift:
-        return summary
-    parts = ("drift", "passed_on", "arisen")
-    try:
-        entries = [
-            {"block_index": int(entry["block_index"]), **{part: float(entry[part]) for part in parts}}
-            for entry in drift
-        ]
-        if not all(0 <= entry["block_index"] <= MOST_BLOCKS and isfinite(sum(entry.values())) for entry in entries):
-            raise ValueError(drift)
-    except (KeyError, TypeError, ValueError, OverflowError) as problem:
-        raise rose.RoseError("Its drift is not that of decoder blocks; choose another report.") from problem
-    return {**summary, "drift": entries}
+def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
+    """A column as floats, NaN where there is no number."""
+    if name not in table:
+        return np.full(len(table), np.nan)
+    return pd.to_numeric(table[name], errors="coerce").to_numpy(float)
 
 
-def _read_accuracies(file: Path) -> pd.DataFrame:
-    if file.stat().st_size > LARGEST:
-        raise rose.RoseError(f"{file.name} is larger than {LARGEST // 2**20} MB; take it out of the folder.")
-    try:
-        table = pd.read_csv(file)
-    except ValueError as problem:
-        raise rose.RoseError(f"{file.name} is no table of accuracies; take it out of the folder.") from problem
-    return _accuracies(table)
+def _drift(entry: dict[str, Any]) -> dict[str, Any]:
+    """The drift of one decoder block, with its numbers alone."""
+    parts = {part: float(entry[part]) for part in ("drift", "passed_on", "arisen")}
+    block = int(entry["block_index"])
+    _require(0 <= block < MOST_BLOCKS and isfinite(sum(parts.values())), "its drift is not that of decoder blocks")
+    return {"block_index": block, **parts}
 
 
 def _accuracies(table: pd.DataFrame) -> pd.DataFrame:
-    """task, questions, accuracy and accuracy_error of every task.
-
-    Raises:
-        RoseError: not such a table.
-    """
-    if not {"task", "questions", "accuracy"} <= set(table.columns):
-        raise rose.RoseError("Its zero-shot table needs the columns task, questions and accuracy.")
+    """task, questions, accuracy and accuracy_error of every task."""
+    _require({"task", "questions", "accuracy"} <= set(table.columns), "its zero-shot table names no task or accuracy")
     result = pd.DataFrame({"task": [_plain(task) for task in table["task"]]})
     for name in ("questions", "accuracy", "accuracy_error", "accuracy_norm"):
-        values = pd.to_numeric(table[name], errors="coerce") if name in table else float("nan")
-        result[name] = pd.Series(values, index=table.index, dtype=float).to_numpy()
+        result[name] = _numbers(table, name)
     return result.drop_duplicates("task", ignore_index=True)
 
 
 def _plain(value: Any) -> str:
     """A setting as a short text without anything that a page could take for a command."""
-    return re.sub(r"[^\w .:%+=-]", "·", str(value))[:40]
-
-
-def _fraction(value: Any) -> str:
-    return words.percent(float(value), 0)
+    return re.sub(r"[^\w .,:%×+=-]", "·", str(value))[:40]
 
 
 def name_apart(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
-    """The runs by name; those with the same name get what tells them apart: folder, model, or a number."""
-    names = [run.name for run in runs]
+    """The runs by name, which gets what tells them apart: folder, model, layers, calibration, at last a number.
+
+    Models and numbers of layers are named wherever they are not the same in all runs, so that no two runs look more
+    alike than they are.
+    """
+    models, sizes = ({getattr(run, name) for run in runs} - {""} for name in ("model", "size"))
     named: dict[str, FinishedRun] = {}
-    for run, name in zip(runs, names, strict=True):
-        if run.place != "this server":
-            name = _with(name, _plain(Path(run.place).resolve().name))
-        elif names.count(name) > 1:
-            name = _with(name, _plain(Path(str(run.summary.get("model", "model"))).name))
+    for run in runs:
+        more = [] if run.place == SERVER else [_plain(Path(run.place).resolve().name)]
+        more += [run.model] if len(models) > 1 else []
+        more += [run.size] if len(sizes) > 1 else []
+        alike = {one.calibration for one in runs if one.name == run.name}
+        more += [run.calibration] if len(alike) > 1 else []
+        name = _with(run.name, ", ".join(filter(None, more)))
         number, unique = 2, name
         while unique in named:
             unique, number = f"{name}, run {number}", number + 1
@@ -354,13 +354,9 @@ def name_apart(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
 
 def _with(name: str, more: str) -> str:
     """ "ROSE at 0.7 (folder)", or "ROSE at 0.7 (study, folder)"."""
+    if not more:
+        return name
     return f"{name[:-1]}, {more})" if name.endswith(")") else f"{name} ({more})"
-
-
-def with_model(run: FinishedRun) -> str:
-    """The run's name, and the model's unless the name has it."""
-    model = _plain(Path(str(run.summary.get("model", ""))).name)
-    return run.name if model in run.name else _with(run.name, model)
 
 
 def settings_of(run: FinishedRun) -> dict[str, str]:

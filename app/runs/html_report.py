@@ -6,10 +6,8 @@ How the file is written is in `html_page`. A run may be somebody else's: what it
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -19,10 +17,10 @@ from app.figures import depth as depth_figures
 from app.figures import overview, prune
 from app.figures import runs as run_figures
 from app.figures.style import Drawing
-from app.runs import depth, pairs
-from app.runs.finished import SLIM, FinishedRun, name_apart, read_runs, settings_of
+from app.runs import pairs
+from app.runs.depth import drift_table
+from app.runs.finished import SERVER, SLIM, FinishedRun, name_apart, read_runs
 from app.runs.html_page import Report, to_html
-from app.runs.request import HELD_OUT
 from rose.files import write_atomically
 from rose.report import versions
 
@@ -58,40 +56,41 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
         raise rose.RoseError("There is no run to report; prune a model or measure its layers first.")
     if len({run.name for run in runs}) < len(runs):
         runs = list(name_apart(runs).values())
-    both = pairs.pair(*runs) if len(runs) == 2 else None
     findings = [sentence for run in runs for sentence in run_findings(run)]
     drawings: list[Drawing] = []
-    mapped = False  # whether the errors of every layer are shown already
     tables = {"Numbers": _numbers(runs)}
-    if both is not None:
-        measure = next(iter(both.measures), None)
-        names = (runs[0].name, runs[1].name)
-        if measure:
-            rows, label = both.rows(measure), pairs.MEASURES[measure]
+    if len(runs) == 2 and not runs[1].goes_on(runs[0]):
+        both = pairs.pair(*runs)
+        if measure := next(iter(both.measures), None):
+            names, rows, label = (runs[0].name, runs[1].name), both.rows(measure), pairs.MEASURES[measure]
             findings.insert(0, run_figures.difference_finding(rows, names, label) + ".")
             drawings.append(run_figures.run_difference(rows, names, label, as_share=True))
             drawings.append(run_figures.run_maps(rows, names, label))
-            mapped = True
-        tables["Settings that differ"] = _named(pairs.settings(*runs), runs)
+        tables["Settings that differ"] = pairs.settings(runs, only_different=True)
         if pairs.windows_differ(*runs):
             findings.append("The two perplexities were measured on different windows: do not compare them.")
     elif len(runs) > 2:
         findings = _against_first(runs) + findings
-    drawings += _figures(runs, errors=not mapped)
+    drawings += _figures(runs, errors=not drawings)
     for run in runs:
         if run.zero_shot is not None:
             tables[f"Zero-shot accuracy of {run.name}"] = run.zero_shot
-    tables["Settings"] = _settings(runs)
+    tables["Settings"] = pairs.settings(runs)
     layers = pd.concat([run.layers.dropna(axis=1, how="all").assign(run=run.name) for run in runs], ignore_index=True)
     columns = ["run", *(name for name in layers.columns if name != "run")]
+    made_by: dict[str, list[str]] = {}  # an analysis makes several runs
+    for run in runs:
+        made_by.setdefault(str(run.summary.get("command", "")), []).append(run.name)
     return Report(
         title=_title(runs),
         subtitle=_subtitle(runs),
         findings=list(dict.fromkeys(findings)),
         drawings=drawings,
-        tables={name: table for name, table in tables.items() if len(table)},
+        tables={
+            name: table.rename(columns={"setting": "", "number": ""}) for name, table in tables.items() if len(table)
+        },
         layers=layers[columns] if len(layers) else layers,
-        commands=_commands(runs),
+        commands={", ".join(names): command for command, names in made_by.items()},
         versions={run.name: versions_of(run) for run in runs},
     )
 
@@ -109,29 +108,12 @@ def _against_first(runs: Sequence[FinishedRun]) -> list[str]:
     return found
 
 
-def _commands(runs: Sequence[FinishedRun]) -> dict[str, str]:
-    """By the names of the runs that each has made: an analysis makes several."""
-    measured = [run for run in runs if run.kind == "study"]
-    names: dict[str, list[str]] = {}
-    for run in runs:
-        beside = [one.method for one in measured if _origin(one) == _origin(run)]
-        names.setdefault(command_of(run, beside if run.kind == "study" else ()), []).append(run.name)
-    return {", ".join(made): command for command, made in names.items()}
-
-
-def _origin(run: FinishedRun) -> tuple[str, Any]:
-    return run.place, run.summary.get("model")
-
-
 def _title(runs: Sequence[FinishedRun]) -> str:
+    if len(runs) > 2 and {run.kind for run in runs} == {"study"}:
+        return f"{words.sentence(words.count(len(runs), 'method'))} on one model"
     if len(runs) > 2:
-        kinds = {run.kind for run in runs}
-        return (
-            f"{words.sentence(words.count(len(runs), 'method'))} on one model"
-            if kinds == {"study"}
-            else (f"{words.sentence(words.count(len(runs), 'run'))} compared")
-        )
-    return " beside ".join(run.name for run in runs)
+        return f"{words.sentence(words.count(len(runs), 'run'))} compared"
+    return runs[1].name if runs[-1].goes_on(runs[0]) else " beside ".join(run.name for run in runs)
 
 
 def _subtitle(runs: Sequence[FinishedRun]) -> str:
@@ -153,29 +135,27 @@ def _subtitle(runs: Sequence[FinishedRun]) -> str:
 
 def run_findings(run: FinishedRun) -> list[str]:
     """What can be said of one run, as sentences with its numbers."""
-    found, summary = [], run.summary
-    before, after = (_known(summary.get(name)) for name in ("perplexity_before", "perplexity_after"))
+    found = []
+    before, after = run.number("perplexity_before"), run.number("perplexity_after")
     if before and after:
-        where = f" on {summary['evaluated_on']}" if summary.get("evaluated_on") else ""
+        where = f" on {run.summary['evaluated_on']}" if run.summary.get("evaluated_on") else ""
         found.append(
             f"{run.name} takes perplexity{where} from {words.number(before)} to {words.number(after)}, "
             f"{words.number(after / before)} times the dense model's."
         )
     found += _error_findings(run)
-    if run.has_drift:
-        drift = summary["drift"]
+    if drift := run.drift:
         steps = [entry["drift"] - (drift[at - 1]["drift"] if at else 0) for at, entry in enumerate(drift)]
         steepest = drift[max(range(len(steps)), key=steps.__getitem__)]["block_index"]
         found.append(
-            f"After the last decoder block the drift of {run.name} from the dense model is "
+            f"After the last decoder block the drift of {run.name} from the {run.start} model is "
             f"{words.number(drift[-1]['drift'])}; it rises most in decoder block {steepest}."
         )
     if run.zero_shot is not None:
         mean = float(run.zero_shot["accuracy"].mean())
         tasks = words.count(len(run.zero_shot), "zero-shot task")
         found.append(f"{run.name} answers {words.percent(mean)} correctly, the mean over {tasks}.")
-    raised = _known(summary.get("layers_with_raised_damping"))
-    if raised:
+    if raised := run.number("layers_with_raised_damping"):
         found.append(
             f"{words.sentence(words.count(int(raised), 'layer'))} of {run.name} needed more damping than asked."
         )
@@ -197,7 +177,7 @@ def _error_findings(run: FinishedRun) -> list[str]:
     columnar = run.layers["is_columnar"].sum() if "is_columnar" in run.layers else None
     if columnar is None or run.kind == SLIM:
         return [said]
-    threshold = _known(run.summary.get("threshold"))
+    threshold = run.number("threshold")
     above = f" (relative range above {threshold:g})" if threshold is not None else ""
     count = words.word(int(columnar)) if columnar else "none"
     some = f"{count} of {words.count(len(run.layers), 'layer')}"
@@ -214,29 +194,22 @@ def best_measure(run: FinishedRun) -> str | None:
     return None
 
 
-def _known(value: Any) -> float | None:
-    """A number that a figure can draw."""
-    return (
-        float(value) if isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < 1e300 else None
-    )
-
-
 # Figures and tables
 
 
 def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
     """Those of every run; `errors`: also the map of each."""
     found: list[Drawing] = []
-    pruned = [run for run in runs if _known(run.summary.get("perplexity_after"))]
-    if len(pruned) > 1 and len({run.summary.get("perplexity_before") for run in pruned}) == 1:
+    pruned = [run for run in runs if run.number("perplexity_after")]
+    if len(pruned) > 1 and len({run.number("perplexity_before") for run in pruned}) == 1:
         bars = pd.DataFrame(
             {
                 "run": [run.name for run in pruned],
                 "method": [run.method for run in pruned],
-                "perplexity": [float(run.summary["perplexity_after"]) for run in pruned],
+                "perplexity": [run.number("perplexity_after") for run in pruned],
             }
         )
-        found.append(prune.perplexity_bars(bars, dense=_known(pruned[0].summary.get("perplexity_before"))))
+        found.append(prune.perplexity_bars(bars, dense=pruned[0].number("perplexity_before")))
     answered = [run.zero_shot.assign(run=run.name, method=run.method) for run in runs if run.zero_shot is not None]
     if answered:
         found.append(prune.accuracy_bars(pd.concat(answered, ignore_index=True)))
@@ -245,93 +218,26 @@ def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
         if errors and (measure := best_measure(run)) is not None:
             found.append(prune.layer_map(run.layers.assign(method=run.method), run.method, column=measure))
     if ranged is not None:
-        threshold = _known(ranged.summary.get("threshold"))
+        threshold = ranged.number("threshold")
         found.append(overview.model_map(ranged.layers, threshold=0.5 if threshold is None else threshold))
-    drifting = {run.name: rose.RunReport(run.layers, run.summary) for run in runs if run.has_drift}
-    if drifting:
-        table = depth.drift_table(drifting)
+    if drifting := [run for run in runs if run.drift]:
+        table = drift_table(drifting)
         found.append(depth_figures.drift_curves(table))
-        found += [depth_figures.drift_shares(table[table["run"] == name]) for name in drifting]
+        found += [depth_figures.drift_shares(table[table["run"] == run.name]) for run in drifting]
     return found
 
 
 def _numbers(runs: Sequence[FinishedRun]) -> pd.DataFrame:
-    """Totals, a column for each run."""
-    rows = []
-    for name, read in pairs.NUMBERS.items():
-        values = [pairs.as_number(read(run)) for run in runs]
-        if not all(value != value for value in values):
-            rows.append([name, *(pairs.said(name, value) for value in values)])
-    return pd.DataFrame(rows, columns=["", *(run.name for run in runs)])
-
-
-def _settings(runs: Sequence[FinishedRun]) -> pd.DataFrame:
-    known = [settings_of(run) for run in runs]
-    rows = [
-        [name, *(one.get(name, "–") for one in known)] for name in dict.fromkeys(key for one in known for key in one)
-    ]
-    return pd.DataFrame(rows, columns=["", *(run.name for run in runs)])
-
-
-def _named(table: pd.DataFrame, runs: Sequence[FinishedRun]) -> pd.DataFrame:
-    return table.set_axis(["", *(run.name for run in runs)], axis=1)
-
-
-def command_of(run: FinishedRun, methods: Sequence[str] = ()) -> str:
-    """As the command line has noted it; else made from the settings, or empty where they do not say.
-
-    Args:
-        methods: of an analysis, all that it has measured.
-    """
-    noted = run.summary.get("command")
-    if isinstance(noted, str):
-        return noted
-    known = run.summary
-    names = {
-        "--model": "model",
-        "--dtype": "dtype",
-        "--calibration": "calibration",
-        "--samples": "samples",
-        "--length": "length",
-        "--seed": "seed",
-        "--held-out": "held_out_samples",
-        "--method": "method",
-        "--sparsity": "sparsity",
-        "--ratio": "ratio",
-        "--target": "target",
-        "--target-damping": "target_damping",
-        "--allocation": "allocation",
-        "--block-size": "block_size",
-        "--damping": "damping",
-        "--threshold": "threshold",
-    }
-    if known.get("model") is None:
-        return ""
-    command = {"prune": "prune", "slim": "slim", "study": "analyze"}[run.kind]
-    left_out = {
-        "prune": (),
-        "slim": ("--threshold",),
-        "study": ("--method", "--target", "--target-damping", "--allocation"),
-    }[run.kind]
-    parts = ["python", "-m", "rose", command]
-    for option, name in names.items():
-        if option not in left_out and known.get(name) is not None:
-            parts += [option, f"{known[name]:g}" if isinstance(known[name], float) else str(known[name])]
-    if run.kind != "study" and known.get("evaluated_on") not in (None, HELD_OUT):
-        parts += ["--evaluate", str(known["evaluated_on"]), "--windows", str(known.get("windows"))]
-    if run.kind == "prune" and known.get("target") == "layer" and known.get("true_sequential"):
-        parts += ["--true-sequential"]
-    if run.kind == "study":
-        parts += ["--methods", ",".join(methods or [run.method])]
-        if known.get("chosen_layers"):
-            parts += ["--layers", *str(known["chosen_layers"]).split()]
-    return shlex.join([*parts, "--output", "pruned/" if run.kind != "study" else "study/"])
+    table = pairs.numbers(runs)
+    for run in runs:
+        table[run.name] = [pairs.said(*row) for row in zip(table["number"], table[run.name], strict=True)]
+    return table
 
 
 def versions_of(run: FinishedRun) -> str:
     """Of the programs that made it, as its report says; a run of this server was made by those here."""
     noted = run.summary.get("made_with")
-    if noted is None and run.place == "this server":
+    if noted is None and run.place == SERVER:
         noted = versions()
     if isinstance(noted, str):
         return noted[:200]

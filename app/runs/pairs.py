@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -127,46 +127,30 @@ def sides(rows: pd.DataFrame) -> tuple[int, int]:
 # Totals
 
 
-def _drift_end(run: FinishedRun) -> Any:
-    return run.summary["drift"][-1]["drift"] if run.has_drift else None
-
-
-def _zero_shot_mean(run: FinishedRun) -> Any:
-    return None if run.zero_shot is None else float(run.zero_shot["accuracy"].mean())
-
-
-def _mean(run: FinishedRun, column: str) -> Any:
-    values = run.pruned[column].dropna() if column in run.layers else []
-    return float(np.mean(values)) if len(values) else None
-
-
-def _removed(run: FinishedRun) -> Any:
-    return run.summary.get("removed_fraction")
+def _mean(run: FinishedRun, column: str) -> float:
+    return run.pruned[column].mean()
 
 
 COUNT = "Columnar layers"
-NUMBERS = {
-    "Perplexity": lambda run: run.summary.get("perplexity_after"),
-    "Perplexity of the dense model": lambda run: run.summary.get("perplexity_before"),
-    "Zero-shot accuracy, mean": _zero_shot_mean,
-    "Drift after the last decoder block": _drift_end,
+NUMBERS: dict[str, Callable[[FinishedRun], float | None]] = {
+    "Perplexity": lambda run: run.number("perplexity_after"),
+    "Perplexity of the dense model": lambda run: run.number("perplexity_before"),
+    "Zero-shot accuracy, mean": lambda run: None if run.zero_shot is None else run.zero_shot["accuracy"].mean(),
+    "Drift after the last decoder block": lambda run: run.drift[-1]["drift"] if run.drift else None,
     "Mean held-out error": lambda run: _mean(run, "held_out_error"),
     "Mean error on calibration": lambda run: _mean(run, "relative_error"),
     "Mean held-out error against the dense model": lambda run: _mean(run, "held_out_target_error"),
-    "Weights removed": _removed,
-    COUNT: lambda run: run.summary.get("columnar_layers"),
-    "Seconds": lambda run: run.summary.get("seconds"),
+    "Weights removed": lambda run: run.number("removed_fraction"),
+    COUNT: lambda run: run.number("columnar_layers"),
+    "Seconds": lambda run: run.number("seconds"),
 }
 
 
-def numbers(first: FinishedRun, second: FinishedRun) -> pd.DataFrame:
-    """Totals of both, and by how much the second differs from the first: number, first, second, change."""
-    rows = []
-    for name, read in NUMBERS.items():
-        one, two = (as_number(read(run)) for run in (first, second))
-        if not (math.isnan(one) and math.isnan(two)):
-            rows.append({"number": name, "first": one, "second": two, "change": two / one - 1 if one > 0 else math.nan})
-    return pd.DataFrame(rows, columns=["number", "first", "second", "change"])
+def numbers(runs: Sequence[FinishedRun]) -> pd.DataFrame:
+    """Totals of runs with different names: number, and a column for each run; without those that none has."""
+    rows = [[name, *(read(run) for run in runs)] for name, read in NUMBERS.items()]
+    table = pd.DataFrame(rows, columns=["number", *(run.name for run in runs)])
+    return table.astype({run.name: float for run in runs}).dropna(thresh=2).reset_index(drop=True)
 
 
 def said(name: str, value: float) -> str:
@@ -174,23 +158,12 @@ def said(name: str, value: float) -> str:
     return words.whole(int(value)) if name == COUNT and value.is_integer() else words.number(value)
 
 
-def as_number(value: Any) -> float:
-    """NaN for what is not a number."""
-    try:
-        return math.nan if value is None or isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
 def windows_differ(first: FinishedRun, second: FinishedRun) -> bool:
     """Whether both have a perplexity, but on different text: the dense model's own tells."""
-    before, after = (
-        [as_number(run.summary.get(name)) for run in (first, second)]
-        for name in ("perplexity_before", "perplexity_after")
-    )
-    if any(map(math.isnan, after)):
+    if first.number("perplexity_after") is None or second.number("perplexity_after") is None:
         return False
-    return any(map(math.isnan, before)) or abs(before[0] - before[1]) > 1e-3 * before[0]
+    one, two = first.number("perplexity_before"), second.number("perplexity_before")
+    return one is None or two is None or abs(one - two) > 1e-3 * one
 
 
 def accuracies(first: FinishedRun, second: FinishedRun) -> pd.DataFrame | None:
@@ -205,9 +178,11 @@ def accuracies(first: FinishedRun, second: FinishedRun) -> pd.DataFrame | None:
     return table.assign(points=100 * (table["second"] - table["first"]))
 
 
-def settings(first: FinishedRun, second: FinishedRun, *, only_different: bool = True) -> pd.DataFrame:
-    """Settings of both: setting, first, second; "–" where a run does not have it."""
-    one, two = settings_of(first), settings_of(second)
-    rows = [(name, one.get(name, "–"), two.get(name, "–")) for name in dict.fromkeys([*one, *two])]
-    rows = [row for row in rows if not only_different or row[1] != row[2]]
-    return pd.DataFrame(rows, columns=["setting", "first", "second"])
+def settings(runs: Sequence[FinishedRun], *, only_different: bool = False) -> pd.DataFrame:
+    """Settings of runs with different names: setting, and a column for each run; "–" where a run does not have it."""
+    known = [settings_of(run) for run in runs]
+    rows = [
+        [name, *(one.get(name, "–") for one in known)] for name in dict.fromkeys(key for one in known for key in one)
+    ]
+    rows = [row for row in rows if not only_different or len(set(row[1:])) > 1]
+    return pd.DataFrame(rows, columns=["setting", *(run.name for run in runs)])

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 import rose
 from app import words
-from app.jobs import Job, acquire
-from app.runs.finished import REPORT, read_report
-from app.runs.pruning import PruningRun
+from app.jobs import Job, Run, holding
+from app.runs.checkpoints import Checkpoint, unpacked
 from app.study.setup import Setup
 from app.study.study import LoadedModel
-from rose.files import reachable
 from rose.model.measure.surprise import EncodedText, Reading, encode_text, read_text
 from rose.model.network.layers import text_config
 
@@ -34,65 +26,24 @@ COLUMNS = ("number", "token", "before")  # of the table of tokens, besides one f
 CONTEXT = 30  # characters before a token that the table shows
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A pruned model on disk: a folder, or the .zip that the Prune page keeps for download."""
-
-    name: str
-    place: Path
-
-
-def kept_checkpoints(runs: Sequence[PruningRun], model: str) -> dict[str, Checkpoint]:
-    """What the server has kept of pruned copies of this model, the latest first, by name."""
-    found: dict[str, Checkpoint] = {}
-    for run in reversed(runs):
-        for copy in reversed(run.copies):
-            if run.setup.model == model and copy.checkpoint is not None and copy.checkpoint.exists():
-                name, number = copy.label, 2
-                while name in found:
-                    name, number = f"{copy.label}, run {number}", number + 1
-                found[name] = Checkpoint(name, copy.checkpoint)
-    return found
-
-
-def saved_checkpoint(path: str) -> Checkpoint:
-    """A folder that the user names.
-
-    Raises:
-        RoseError: not a checkpoint.
-    """
-    place = reachable(path.strip())
-    if not (place / "config.json").is_file():
-        raise rose.RoseError(
-            f"There is no model in {place}; give a folder that `rose prune` or `rose slim` has written."
-        )
-    if (place / REPORT).is_file():
-        with contextlib.suppress(rose.RoseError):  # a model without a readable report can be read all the same
-            return Checkpoint(read_report(place / REPORT)[0].name, place)
-    return Checkpoint(place.resolve().name[:40], place)
-
-
-class TextReading:
+class TextReading(Run):
     """One text read by several models; grows while its job runs.
 
     Attributes:
         setup, text, checkpoints: what was asked.
         encoded: the text as tokens, None until the dense model is loaded.
         readings: by model, the dense one first.
-        fraction: share of the models that have read, 0 to 1.
-        job: the background work; its message is the step at work.
     """
 
     def __init__(
         self, setup: Setup, text: str, checkpoints: Sequence[Checkpoint], load: Callable[[], LoadedModel]
     ) -> None:
+        super().__init__()
         self.setup, self.text, self.checkpoints = setup, text, tuple(checkpoints)
         self.encoded: EncodedText | None = None
         self.readings: dict[str, Reading] = {}
-        self.fraction = 0.0
         self._load = load
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self.job = Job(self._run)
 
     def answers(self, setup: Setup, text: str, checkpoints: Sequence[Checkpoint]) -> bool:
         """Whether this is what was asked for."""
@@ -101,54 +52,36 @@ class TextReading:
         return (own, self.text, places[0]) == (other, text, places[1])
 
     def _run(self, job: Job) -> None:
-        job.message = "Loading the dense model"
+        self._say("Loading the dense model")
         loaded = self._load()
-        job.check()
         self._tokenizer = loaded.tokenizer
         positions = getattr(text_config(loaded.model), "max_position_embeddings", None) or LIMIT
         encoded = encode_text(loaded.tokenizer, self.text, limit=min(LIMIT, positions))
-        acquire(loaded.lock, job)
-        try:
-            job.message = "The dense model reads"
+        self._say("The dense model reads")
+        with holding(loaded.lock, job):
             dense = read_text(loaded.model, encoded.tokens, tick=job.check)
-        finally:
-            loaded.lock.release()
         self.encoded, self.readings[DENSE] = encoded, dense
         for number, checkpoint in enumerate(self.checkpoints, 1):
             self.fraction = number / (1 + len(self.checkpoints))
-            job.message = f"{checkpoint.name} is loaded and reads"
-            job.check()
+            self._say(f"{checkpoint.name} is loaded and reads")
             self.readings[checkpoint.name] = self._read(checkpoint, encoded, job)
         self.fraction = 1.0
 
     def _read(self, checkpoint: Checkpoint, encoded: EncodedText, job: Job) -> Reading:
-        with tempfile.TemporaryDirectory(prefix="rose-text-") as temporary:
-            folder = checkpoint.place
-            if folder.suffix == ".zip":
-                folder = _unpack(folder, Path(temporary), job)
+        with unpacked(checkpoint.place, job) as folder:
             model, tokenizer = rose.load_model(str(folder), dtype=self.setup.dtype)
-            job.check()
-            if not torch.equal(encode_text(tokenizer, self.text).tokens, encoded.tokens):
-                raise rose.RoseError(
-                    f"{checkpoint.name} cuts this text into other tokens than {self.setup.model} does; choose a model "
-                    "pruned from it, or its dense model on the start page."
-                )
-            return read_text(model, encoded.tokens, tick=job.check)
+        job.check()
+        if not torch.equal(encode_text(tokenizer, self.text).tokens, encoded.tokens):
+            raise rose.RoseError(
+                f"{checkpoint.name} cuts this text into other tokens than {self.setup.model} does; choose a model "
+                "pruned from it, or its dense model on the start page."
+            )
+        return read_text(model, encoded.tokens, tick=job.check)
 
     def token(self, number: int) -> str:
         """The text of a token of the vocabulary."""
         assert self._tokenizer is not None
         return str(self._tokenizer.decode([number]))
-
-
-def _unpack(archive: Path, folder: Path, job: Job) -> Path:
-    """Unpacks what `app.runs.pruning.pack` has packed: one folder of files."""
-    with zipfile.ZipFile(archive) as packed:
-        for entry in packed.infolist():
-            job.check()
-            with packed.open(entry) as source, (folder / Path(entry.filename).name).open("wb") as copy:
-                shutil.copyfileobj(source, copy)
-    return folder
 
 
 # What was found

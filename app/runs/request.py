@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -22,6 +22,31 @@ from rose.model.run.settings import check_target
 QUESTION_TOKENS = 250  # with all its answers: between winogrande's 60 and hellaswag's 400
 HELD_OUT = "held out"  # the calibration's own held-out windows, in place of the name of a text
 Keep = Literal["nothing", "zip", "folder"]
+
+
+def method_label(method: str) -> str:
+    """As people read it; a study measures two-level order as if it were a method."""
+    return rose.METHODS[method].label if method in rose.METHODS else method.replace("_", " ")
+
+
+class Case(NamedTuple):
+    """What one pruned model is pruned by. Dense is the usual target, so that labels name only the other one."""
+
+    method: str
+    sparsity: str
+    target: str = "dense"
+
+    @property
+    def label(self) -> str:
+        """For people: "ROSE at 0.7", "ROSE at 0.7, target layer"."""
+        label = f"{method_label(self.method)} at {self.sparsity}"
+        return label if self.target == "dense" else f"{label}, target {self.target}"
+
+    @property
+    def name(self) -> str:
+        """For files and folders: "rose-0.7", "sparsegpt-2-4", "rose-0.7-layer"."""
+        name = f"{self.method}-{self.sparsity.replace(':', '-').replace('%', 'pct')}"
+        return name if self.target == "dense" else f"{name}-{self.target}"
 
 
 @dataclass(frozen=True)
@@ -68,22 +93,22 @@ class PruneRequest:
         return None if self.layers.strip() in ("", "*") else self.layers.split()
 
     @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """(method, sparsity) in the order in which they are run: all methods at one sparsity, then the next."""
-        return [(method, sparsity) for sparsity in self.sparsities for method in self.methods]
-
-    @property
-    def cases(self) -> list[tuple[str, str, str]]:
-        """(method, sparsity, target) of every copy, in the order in which they are run."""
-        return [(*pair, target) for pair in self.pairs for target in self.targets]
+    def cases(self) -> list[Case]:
+        """Every copy, in the order in which they are run: all methods at one sparsity, then the next."""
+        return [
+            Case(method, sparsity, target)
+            for sparsity in self.sparsities
+            for method in self.methods
+            for target in self.targets
+        ]
 
     def damping_of(self, target: str) -> float | None:
         """μ for this target: only dense targets have a correction to damp."""
         return self.target_damping if target == "dense" else None
 
-    def output(self, method: str, sparsity: str, target: str = "dense") -> Path:
+    def output(self, case: Case) -> Path:
         """Folder of one checkpoint."""
-        return expand(self.folder) / run_name(method, sparsity, target)
+        return expand(self.folder) / case.name
 
     def check(self, setup: Setup, model: nn.Module) -> None:
         """Raises RoseError for what no run could do, before any work; `model` may be a skeleton."""
@@ -120,15 +145,9 @@ class PruneRequest:
             if str(expand(self.folder)).startswith("~"):
                 raise rose.RoseError(f"No user on this machine matches the ~ in {self.folder}; give the full path.")
             for case in self.cases:
-                output = self.output(*case)
+                output = self.output(case)
                 if reachable(output).exists():
                     raise rose.RoseError(f"{output} already exists; choose another folder for the checkpoints.")
-
-
-def run_name(method: str, sparsity: str, target: str = "dense") -> str:
-    """For files and folders: "rose-0.7", "sparsegpt-2-4", "rose-0.7-layer" where the target is not the usual one."""
-    name = f"{method}-{sparsity.replace(':', '-').replace('%', 'pct')}"
-    return name if target == "dense" else f"{name}-{target}"
 
 
 def estimate_case(model: nn.Module, setup: Setup, request: PruneRequest, method: str, target: str = "dense") -> Cost:

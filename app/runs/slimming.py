@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import shutil
-import tempfile
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +11,8 @@ from typing import Any
 import torch
 
 import rose
-from app.jobs import Job, acquire
-from app.runs.pruning import pack
+from app.jobs import Job, Run, holding
+from app.runs.checkpoints import save_packed
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.measure.generation import continue_prompt
@@ -48,44 +44,31 @@ class Outcome:
     text: str
 
 
-class Slimming:
+class Slimming(Run):
     """One run; grows while its job runs.
 
     Attributes:
         outcomes: the dense model, then the slim one; empty until both are measured.
         report: of the run, None until it has ended.
         archive: the slim checkpoint as .zip, None until written.
-        fraction: share of it done, 0 to 1.
-        job: the background work; its message is the step at work.
     """
 
     def __init__(self, setup: Setup, request: SlimRequest, load: Callable[[], LoadedModel]) -> None:
+        super().__init__()
         self.setup, self.request = setup, request
         self.outcomes: list[Outcome] = []
         self.report: rose.RunReport | None = None
         self.archive: Path | None = None
-        self.fraction = 0.0
         self._load = load
-        self._folder: Path | None = None
-        self.job = Job(self._run)
 
     def _run(self, job: Job) -> None:
         request, setup = self.request, self.setup
-        job.message = "Loading the model"
+        self._say("Loading the model")
         loaded = self._load()
         tokens, held_out = setup.draw(loaded.tokenizer)
-        acquire(loaded.lock, job)
-        try:
-            model: Any = copy.deepcopy(loaded.model)
-        finally:
-            loaded.lock.release()
-        dense = self._judge("Dense", model, loaded.tokenizer, held_out, job)
-        job.message = f"Taking {request.ratio:.0%} out"
-
-        def follow(progress: rose.Progress) -> None:
-            self.fraction = 0.2 + 0.6 * progress.fraction
-            job.tell(progress)
-
+        model = self._copy(loaded.model, loaded.lock)
+        dense = self._judge("Dense", model, loaded.tokenizer, held_out)
+        self._say(f"Taking {request.ratio:.0%} out")
         report = rose.prune_structured(
             model,
             tokens,
@@ -94,26 +77,23 @@ class Slimming:
             allocation=request.allocation,
             damping=setup.damping,
             held_out=held_out,
-            progress=follow,
+            progress=self._follow(0.2, 0.8),
         )
-        label = f"{request.method}, {request.ratio:.0%} out"
-        slim = self._judge(label, model, loaded.tokenizer, held_out, job)
-        job.message = "Measuring the speed of both models"
-        acquire(loaded.lock, job)
-        try:
+        slim = self._judge(f"{request.method}, {request.ratio:.0%} out", model, loaded.tokenizer, held_out)
+        self._say("Measuring the speed of both models")
+        with holding(loaded.lock, job):
             speeds = _speeds([loaded.model, model], job)
-        finally:
-            loaded.lock.release()
-        self._write(model, loaded.tokenizer, report, job)
+        self._say("Writing the checkpoint")
+        folder = self._temporary() / f"slim-{request.method}-{request.ratio:g}"
+        self.archive = save_packed(model, loaded.tokenizer, folder, report, job)
         self.outcomes = [replace(one, speed=speed) for one, speed in zip((dense, slim), speeds, strict=True)]
         self.report, self.fraction = report, 1.0
 
-    def _judge(self, label: str, model: Any, tokenizer: Any, held_out: Any, job: Job) -> Outcome:
-        job.message = f"Perplexity and text: {label}"
-        job.check()
+    def _judge(self, label: str, model: Any, tokenizer: Any, held_out: Any) -> Outcome:
+        self._say(f"Perplexity and text: {label}")
 
         def tick(_share: float = 0.0) -> None:
-            job.check()
+            self.job.check()
 
         perplexity = None if held_out is None else rose.perplexity(model, held_out, progress=tick)
         text = ""
@@ -121,24 +101,6 @@ class Slimming:
             text = continue_prompt(model, tokenizer, self.request.prompt, new_tokens=self.request.new_tokens, tick=tick)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         return Outcome(label, parameters, perplexity, 0.0, text)  # speed: measured later, for both at once
-
-    def _write(self, model: Any, tokenizer: Any, report: rose.RunReport, job: Job) -> None:
-        job.message = "Writing the checkpoint"
-        if tokenizer is None:  # a model without files of its own, as tests have
-            return
-        self._folder = Path(tempfile.mkdtemp(prefix="rose-slim-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        folder = self._folder / f"slim-{self.request.method}-{self.request.ratio:g}"
-        rose.save_model(model, tokenizer, folder, report=report)
-        archive = folder.with_name(folder.name + ".zip")
-        pack(folder, archive, job)
-        shutil.rmtree(folder)
-        self.archive = archive
-
-    def discard(self) -> None:
-        """Deletes the checkpoint."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @torch.no_grad()

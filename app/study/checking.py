@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import rose
-from app.jobs import Job, acquire
+from app.jobs import Job, holding
 from app.study.study import Study
 from rose.layer import error
 from rose.layer.checks import (
@@ -143,11 +143,8 @@ class LayerChecks:
                 curve.update(sample)
                 job.check()
 
-        acquire(loaded.lock, job)
-        try:
+        with holding(loaded.lock, job):
             visit_inputs(loaded.model, tokens, self.request.layer, visit, job.tell)
-        finally:
-            loaded.lock.release()
 
 
 def input_checks(study: Study, layer: str) -> list[Check]:

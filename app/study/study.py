@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 import rose
-from app.jobs import Job, acquire
+from app.jobs import Job, holding
 from app.study import cache
 from app.study.setup import MEASURED, Setup
 from rose.layer.hessian import condition_number, spectrum
@@ -73,8 +73,7 @@ class Calibration:
 
         Yields each where its weights are now, which may be a GPU, and as it is kept: where they will be.
         """
-        acquire(self.lock, job)
-        try:
+        with holding(self.lock, job):
             if self.complete and self.files in (None, files):
                 yield from _again(self.blocks, loaded, job)
                 return
@@ -87,8 +86,7 @@ class Calibration:
                 self.blocks, self.complete = kept, True
                 yield from _again(kept, loaded, job)
                 return
-            acquire(loaded.lock, job)
-            try:
+            with holding(loaded.lock, job):
                 for block in rose.visit_blocks(
                     loaded.model,
                     self.tokens,
@@ -98,14 +96,10 @@ class Calibration:
                 ):
                     self.blocks.append(block.to(HOME))
                     yield block, self.blocks[-1]
-            finally:
-                loaded.lock.release()
             self.complete = True
             if folder:
                 job.message = "Keeping statistics for the next start"
                 cache.write_blocks(folder, self.blocks)
-        finally:
-            self.lock.release()
 
 
 def _again(
@@ -118,13 +112,10 @@ def _again(
     if not is_streamed(loaded.model):
         yield from zip(known, known, strict=True)
         return
-    acquire(loaded.lock, job)
-    try:
+    with holding(loaded.lock, job):
         for here in known:
             with residence_of(loaded.model).visit(here.block_index, HOME):
                 yield here, here
-    finally:
-        loaded.lock.release()
 
 
 class Study:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -13,7 +12,9 @@ import rose
 from app import components, session, shared, words
 from app.components import URL
 from app.figures import damage as figures
+from app.runs.checkpoints import kept_checkpoints
 from app.runs.damage import DamageRequest, DamageRun, layer_of
+from app.runs.widgets import csv_button, ended
 from rose.model.measure.damage_report import correlations
 
 INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}
@@ -87,13 +88,9 @@ def choose() -> DamageRequest | None:
 
 
 def pruned() -> str:
-    """The checkpoint whose units are restored: of a copy pruned in this session, or in a folder."""
-    run = session.pruning()
-    copies = {
-        model.label: str(model.checkpoint)
-        for model in ([] if run is None or run.setup.model != session.setup().model else run.models)
-        if model.checkpoint is not None and model.checkpoint.exists()
-    }
+    """The checkpoint whose units are restored: of a copy that this server keeps, or in a folder."""
+    kept = kept_checkpoints(list(shared.prunings().values()), session.setup().model)
+    copies = {name: str(one.place) for name, one in kept.items()}
     if copies:
         chosen = st.selectbox("Pruned model", [*copies, OTHER], key="damage_copy")
         if chosen != OTHER:
@@ -165,10 +162,7 @@ def status(run: DamageRun) -> None:
                 f"{components.duration(job.seconds)} so far{left}{rate}",
             )
         components.cancel_button(job, "damage")
-    elif job.status == "failed":
-        st.error(job.message, icon=":material/error:")
-    elif job.status == "cancelled":
-        components.stopped(job, f" after {words.count(len(run.table), 'unit')}; what is measured is kept.")
+    ended(run, f" after {words.count(len(run.table), 'unit')}; what is measured is kept.")
 
 
 # Results
@@ -262,19 +256,17 @@ def exact(run: DamageRun, table: pd.DataFrame) -> None:
         alt="All units measured so far with damage and errors",
     )
     with st.container(horizontal=True):
-        files = {
-            "CSV": ("damage.csv", table.to_csv(index=False)),
-            "JSON": ("damage.json", json.dumps(_as_json(run), indent=1)),
-        }
-        for label, (name, content) in files.items():
-            st.download_button(
-                label, content, name, icon=":material/download:", on_click="ignore", key=f"damage-{label.lower()}"
-            )
+        csv_button("CSV", table, "damage.csv", "damage-csv")
+        icon = ":material/download:"
+        st.download_button(
+            "JSON", partial(_as_json, run), "damage.json", icon=icon, on_click="ignore", key="damage-json"
+        )
 
 
-def _as_json(run: DamageRun) -> dict[str, Any]:
+def _as_json(run: DamageRun) -> str:
     report = run.report
-    return {"summary": report.summary, "units": json.loads(report.units.to_json(orient="records", double_precision=15))}
+    units = json.loads(report.units.to_json(orient="records", double_precision=15))
+    return json.dumps({"summary": report.summary, "units": units}, indent=1)
 
 
 # Choosing a layer

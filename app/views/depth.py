@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,9 +11,11 @@ import rose
 from app import components, session, shared, words
 from app.components import URL
 from app.figures import depth as figures
-from app.runs import depth
+from app.runs import depth, finished
+from app.runs.finished import FinishedRun
 from app.runs.pruning import PruningRun
 from app.runs.request import estimate
+from app.runs.widgets import ended, wait
 
 PRUNE_PAGE = "views/prune.py"
 DRIFT, ORIGIN, REPAIR = "Drift", "Where it arises", "What is repaired"
@@ -34,20 +35,19 @@ def draw() -> None:
         left, right = st.columns([2, 1], vertical_alignment="bottom")
         with left:
             saved = _saved()
-    here = [report for report in list(shared.reports()) if depth.has_drift(report)]
-    named = depth.name_runs([*here, *saved.values()])
-    identities = [*here, *((str(file.resolve()),) for file in saved)]  # saved ones are read anew each time
+    here = [run for report in list(shared.reports()) for run in finished.runs_of(report) if run.drift]
+    named = finished.name_apart([*here, *saved])
     if not named:
         _empty()
         return
     with right:
         _compare_button()
-    known = dict(zip(named, identities, strict=True))
+    known = {name: run.identity for name, run in named.items()}
     chosen = _choose(known)
     if not chosen:
         st.info("Choose at least one run.")
         return
-    table = depth.drift_table({name: named[name] for name in chosen})
+    table = depth.drift_table([named[name] for name in chosen])
     with st.container(horizontal=True, vertical_alignment="center"):
         view = components.section(SECTIONS, "depth_view", width="content")
         option = _option(view, {name: known[name] for name in chosen})
@@ -78,8 +78,8 @@ def draw() -> None:
 # Runs
 
 
-def _saved() -> dict[Path, rose.RunReport]:
-    """The reports in the folder that the user names."""
+def _saved() -> list[FinishedRun]:
+    """The runs in the folder that the user names."""
     path = st.text_input(
         "Folder of a saved run",
         key="depth_path",
@@ -89,15 +89,15 @@ def _saved() -> dict[Path, rose.RunReport]:
         "needs held-out tokens: drift is measured on them.",
     )
     if not path.strip():
-        return {}
+        return []
     try:
-        reports, without = depth.read_reports(path)
+        runs, without = depth.read_drifting(path)
     except rose.RoseError as problem:
         st.error(str(problem), icon=":material/error:")
-        return {}
+        return []
     if without:
         st.caption(f"Left out, as they have no drift: {', '.join(without)}. Prune again with held-out tokens.")
-    return reports
+    return runs
 
 
 def _choose(identities: dict[str, Any]) -> list[str]:
@@ -160,23 +160,10 @@ def _compare_button() -> None:
 
 def _follow(run: PruningRun) -> None:
     """Progress of the small comparison, or why it did not finish."""
-    status, finished = run.job.status, len(run.copies)
-    if status == "failed":
-        st.error(run.job.message, icon=":material/error:")
-    elif status == "cancelled":
-        components.stopped(run.job, f" after {words.count(finished, 'copy', 'copies')}; what is finished is shown.")
-    if status != "running":
-        return
-
-    def poll() -> None:
-        run.job.watch(session.viewer())
-        left = "" if run.remaining is None else f", about {components.duration(run.remaining)} left"
-        st.progress(run.fraction, text=f"{run.job.message}. {components.duration(run.seconds)} so far{left}")
-        components.cancel_button(run.job, "depth")
-        if run.job.status != "running" or len(run.copies) != finished:
-            st.rerun()
-
-    components.live(poll, 1.0)
+    if run.job.status == "running":
+        wait(run, "depth", found=lambda: len(run.copies))
+    else:
+        ended(run, f" after {words.count(len(run.copies), 'copy', 'copies')}; what is finished is shown.")
 
 
 # Sections

@@ -10,6 +10,7 @@ from app import components, session, shared, words
 from app.diffusion.run import PICTURES, STEPS, DenseModel, DiffusionRequest, DiffusionRun
 from app.figures import diffusion as figures
 from app.figures import overview
+from app.runs.widgets import ended, wait
 from rose.diffusion.garments import GARMENTS
 from rose.diffusion.steps import STEP_WEIGHTS
 
@@ -32,8 +33,8 @@ def draw() -> None:
     request = choose()
     run = session.diffusion()
     offer(request, run)
-    if run is not None and run.job.status in ("failed", "cancelled"):
-        components.job_status(run.job, "diffusion", ". The dense model was not changed.")
+    if run is not None:
+        ended(run, ". The dense model was not changed.")
     view = components.section(VIEWS, "diffusion_view", "Results")
     {"pictures": pictures, "drift": drift, "weights": weights, "layers": layers}[view](model, run, request)
 
@@ -83,7 +84,7 @@ def offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
     )
     if run is not None and running:
         with right:
-            wait(run)
+            wait(run, "diffusion", every=0.5)
     elif problem:
         right.warning(problem, icon=":material/warning:")
     elif run is None:
@@ -99,24 +100,6 @@ def label(run: DiffusionRun) -> str:
         f"{rose.METHODS[run.request.method].label}, {run.request.sparsity}, "
         f"{figures.weighting(run.request.step_weights).lower()}, noise {run.request.noise}"
     )
-
-
-def wait(run: DiffusionRun) -> None:
-    def poll() -> None:
-        run.job.watch(session.viewer())
-        progress = run.job.progress
-        left = ""
-        if progress is not None and progress.remaining is not None:
-            left = f", about {components.duration(progress.remaining)} left"
-        done = f", {progress.layers_done} of {progress.layers} layers" if progress is not None else ""
-        bar, stop = st.columns([4, 1], vertical_alignment="center")
-        bar.progress(run.fraction, text=f"{run.job.message}{done}{left}")
-        with stop:
-            components.cancel_button(run.job, "diffusion")
-        if run.job.status != "running":
-            st.rerun()
-
-    components.live(poll, 0.5)
 
 
 def finished(run: DiffusionRun | None) -> DiffusionRun | None:

@@ -12,9 +12,11 @@ from app import components, session, shared, words
 from app.components import URL
 from app.figures import depth as depth_figures
 from app.figures import runs as figures
-from app.runs import depth, finished, pairs
+from app.runs import finished, pairs
+from app.runs.depth import drift_table
 from app.runs.finished import FinishedRun
 from app.runs.pairs import Pair
+from app.runs.widgets import csv_button
 
 PRUNE_PAGE = "views/prune.py"
 DIFFERENCE, MAPS, NUMBERS, DRIFT, SETTINGS = "Difference", "Both maps", "Numbers", "Drift", "Settings"
@@ -53,9 +55,8 @@ def _apart(chosen: Pair, view: str, problem: str) -> None:
     elif view == MAPS:
         measure = _measure(pairs.measures_apart(chosen.first, chosen.second))
         if measure is not None:
-            names = (finished.with_model(chosen.first), finished.with_model(chosen.second))
             rows = pairs.rows_apart(chosen.first, chosen.second, measure)
-            drawing = figures.maps_apart(rows, names, pairs.MEASURES[measure], theme=session.theme())
+            drawing = figures.maps_apart(rows, _names(chosen), pairs.MEASURES[measure], theme=session.theme())
             components.show(drawing, "runs-apart", wide=True)
     else:
         {NUMBERS: _numbers, DRIFT: _drift, SETTINGS: _settings}[view](chosen)
@@ -67,7 +68,7 @@ def _apart(chosen: Pair, view: str, problem: str) -> None:
 def _offered() -> list[FinishedRun]:
     """Those of folders, those pruned on this server, and its studies."""
     opened = _opened()
-    pruned = [finished.run_of(report) for report in list(shared.reports())]
+    pruned = [run for report in list(shared.reports()) for run in finished.runs_of(report)]
     current = session.study()
     studies = list({id(one): one for one in [current, *shared.studies().values()] if one is not None}.values())
     measured = [
@@ -160,15 +161,14 @@ def _maps(chosen: Pair) -> None:
 
 
 def _numbers(chosen: Pair) -> None:
-    table = pairs.numbers(chosen.first, chosen.second)
+    one, two = _names(chosen)
+    table = pairs.numbers([chosen.first, chosen.second])
+    table = table.assign(change=table[two] / table[one].where(table[one] > 0) - 1)
     shown = pd.DataFrame(
         {
             "": table["number"],
-            **{
-                run.name: [pairs.said(name, value) for name, value in zip(table["number"], table[which], strict=True)]
-                for run, which in ((chosen.first, "first"), (chosen.second, "second"))
-            },
-            "B against A": [_against(row) for _, row in table.iterrows()],
+            **{run: list(map(pairs.said, table["number"], table[run])) for run in (one, two)},
+            "B against A": [_against(*row) for row in table.itertuples(index=False, name=None)],
         }
     )
     st.dataframe(shown, hide_index=True, key="runs-numbers", height="content", alt="Totals of both runs")
@@ -180,8 +180,8 @@ def _numbers(chosen: Pair) -> None:
         )
     accuracies = pairs.accuracies(chosen.first, chosen.second)
     if accuracies is not None:
-        named = accuracies.rename(columns={"first": chosen.first.name, "second": chosen.second.name})
-        formats: dict[str, Any] = {name: st.column_config.NumberColumn(format="%.3f") for name in _names(chosen)}
+        named = accuracies.rename(columns={"first": one, "second": two})
+        formats: dict[str, Any] = {name: st.column_config.NumberColumn(format="%.3f") for name in (one, two)}
         formats["points"] = st.column_config.NumberColumn("B − A, points", format="%+.1f")
         st.dataframe(
             named,
@@ -191,28 +191,26 @@ def _numbers(chosen: Pair) -> None:
             column_config=formats,
             alt="Zero-shot accuracy by task",
         )
-    _download("Numbers, CSV", table, "numbers.csv", "runs-numbers-csv")
+    csv_button("Numbers, CSV", table, "numbers.csv", "runs-numbers-csv")
 
 
-def _against(row: pd.Series) -> str:
+def _against(name: str, first: float, second: float, change: float) -> str:
     """In per cent; of a count, by how many."""
-    if row["number"] == pairs.COUNT:
-        more = row["second"] - row["first"]
+    if name == pairs.COUNT:
+        more = second - first
         if pd.isna(more):
             return "–"
         return f"{'+' if more > 0 else '−' if more < 0 else ''}{words.whole(round(abs(more)))}"
-    return ("+" if row["change"] > 0 else "") + words.percent(row["change"])
+    return ("+" if change > 0 else "") + words.percent(change)
 
 
 def _drift(chosen: Pair) -> None:
-    known = {
-        run.name: rose.RunReport(run.layers, run.summary) for run in (chosen.first, chosen.second) if run.has_drift
-    }
+    known = [run for run in (chosen.first, chosen.second) if run.drift]
     if not known:
         st.info("Neither run has drift: it is measured on held-out tokens while a model is pruned (--held-out 4).")
         return
     scale = components.choose("Scale", {"linear": "linear", "log": "log"}, "runs_scale")
-    drawing = depth_figures.drift_curves(depth.drift_table(known), scale=scale, theme=session.theme())
+    drawing = depth_figures.drift_curves(drift_table(known), scale=scale, theme=session.theme())
     components.show(drawing, "runs-drift", wide=True)
     if len(known) == 1:
         st.caption("The other run has no drift.")
@@ -220,18 +218,13 @@ def _drift(chosen: Pair) -> None:
 
 def _settings(chosen: Pair) -> None:
     every = st.toggle("Also those that are the same", key="runs_every", bind=URL)
-    table = pairs.settings(chosen.first, chosen.second, only_different=not every)
+    table = pairs.settings([chosen.first, chosen.second], only_different=not every)
     if table.empty:
         st.info("The settings of the two runs do not differ.")
         return
-    names = {"setting": "Setting", "first": chosen.first.name, "second": chosen.second.name}
-    shown = table.rename(columns=names)
+    shown = table.rename(columns={"setting": "Setting"})
     st.dataframe(shown, hide_index=True, key="runs-settings", height="content", alt="Settings of both runs")
-    _download("Settings, CSV", shown, "settings.csv", "runs-settings-csv")
-
-
-def _download(label: str, table: pd.DataFrame, name: str, key: str) -> None:
-    st.download_button(label, table.to_csv(index=False), name, icon=":material/download:", on_click="ignore", key=key)
+    csv_button("Settings, CSV", shown, "settings.csv", "runs-settings-csv")
 
 
 def _remarks(chosen: Pair, view: str) -> None:

@@ -13,7 +13,9 @@ from app import components, session, shared, words
 from app.components import URL
 from app.figures import coloured_text as coloured
 from app.runs import reading
-from app.runs.reading import DENSE, LIMIT, MOST, Checkpoint, TextReading
+from app.runs.checkpoints import Checkpoint, kept_checkpoints, saved_checkpoint
+from app.runs.reading import DENSE, LIMIT, MOST, TextReading
+from app.runs.widgets import csv_button, ended, wait
 from rose.model.measure.surprise import EncodedText
 
 PRUNE_PAGE = "views/prune.py"
@@ -43,12 +45,9 @@ def draw() -> None:
             _empty()
         return
     if run.job.status == "running":
-        _wait(run)
-    elif run.job.status == "failed":
-        st.error(run.job.message, icon=":material/error:")
-    elif run.job.status == "cancelled":
-        components.stopped(run.job, "; what was read is shown.")
-    elif not run.answers(setup, text, checkpoints):
+        wait(run, "text", found=lambda: len(run.readings), every=0.5)
+    ended(run, "; what was read is shown.")
+    if run.job.status == "done" and not run.answers(setup, text, checkpoints):
         st.caption("What is shown was read before the choices were changed; press Read again.")
     encoded, known = run.encoded, dict(run.readings)
     if encoded is not None and len(known) > 1:
@@ -68,7 +67,7 @@ def _ask() -> tuple[str, list[Checkpoint]]:
         max_chars=8 * LIMIT,
         help=f"At most {LIMIT} tokens. It stays on this machine, and in the link of this page.",
     )
-    kept = reading.kept_checkpoints(list(shared.prunings().values()), session.setup().model)
+    kept = kept_checkpoints(list(shared.prunings().values()), session.setup().model)
     components.keep_choice("text_models", {name: (str(one.place),) for name, one in kept.items()})
     left, right = st.columns(2, vertical_alignment="bottom")
     chosen = left.multiselect(
@@ -90,7 +89,7 @@ def _ask() -> tuple[str, list[Checkpoint]]:
     checkpoints = [kept[name] for name in chosen if name in kept]
     for one in filter(None, (part.strip() for part in path.split(";"))):
         try:
-            checkpoints.append(reading.saved_checkpoint(one))
+            checkpoints.append(saved_checkpoint(one))
         except rose.RoseError as problem:
             st.error(str(problem), icon=":material/error:")
     return text, _apart(checkpoints)
@@ -152,19 +151,6 @@ def _empty() -> None:
         if st.button("Prune copies and keep them", icon=":material/content_cut:", key="text-prune"):
             st.session_state.prune_keep = "zip"
             st.switch_page(PRUNE_PAGE)
-
-
-def _wait(run: TextReading) -> None:
-    read = len(run.readings)
-
-    def poll() -> None:
-        run.job.watch(session.viewer())
-        st.progress(run.fraction, text=f"{run.job.message}. {components.duration(run.job.seconds)} so far")
-        components.cancel_button(run.job, "text")
-        if run.job.status != "running" or len(run.readings) != read:
-            st.rerun()
-
-    components.live(poll, 0.5)
 
 
 # Results
@@ -246,14 +232,7 @@ def _worst(table: pd.DataFrame, pruned: dict[str, Any]) -> None:
         },
         alt="Tokens with their surprise in nats under every model",
     )
-    st.download_button(
-        "Tokens, CSV",
-        table.to_csv(index=False),
-        "tokens.csv",
-        icon=":material/download:",
-        on_click="ignore",
-        key="text-tokens-csv",
-    )
+    csv_button("Tokens, CSV", table, "tokens.csv", "text-tokens-csv")
 
 
 def _next(run: TextReading, encoded: EncodedText, known: dict[str, Any], number: int) -> None:
@@ -283,14 +262,7 @@ def _next(run: TextReading, encoded: EncodedText, known: dict[str, Any], number:
     given = ", ".join(
         f"{_plain(name)} {words.number(100 * float(np.exp(-one.losses[number - 1])))} %" for name, one in known.items()
     )
-    st.download_button(
-        "Expected tokens, CSV",
-        table.to_csv(index=False),
-        "expected.csv",
-        icon=":material/download:",
-        on_click="ignore",
-        key="text-next-csv",
-    )
+    csv_button("Expected tokens, CSV", table, "expected.csv", "text-next-csv")
     st.caption(f"The text goes on with “{_plain(reading.token_name(encoded.pieces, number))}”: {given}.")
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 
 import rose
 from app import jobs
-from app.jobs import Batch, Job, acquire
+from app.jobs import Batch, Job, holding
 
 SOON = 20.0  # seconds; an upper bound, not a delay
 
@@ -102,6 +103,16 @@ def test_work_that_nobody_watches_any_more_ends(monkeypatch: pytest.MonkeyPatch)
     assert (job.status, job.abandoned) == ("cancelled", True)
 
 
+def taking(lock: threading.Lock) -> Callable[[Job], None]:
+    """Work that holds a lock for a moment."""
+
+    def work(job: Job) -> None:
+        with holding(lock, job):
+            assert lock.locked()
+
+    return work
+
+
 def test_waiting_for_a_lock_is_said() -> None:
     lock, told = threading.Lock(), threading.Event()
 
@@ -110,7 +121,7 @@ def test_waiting_for_a_lock_is_said() -> None:
             told.set()
             super().check()
 
-    job = Telling(lambda job: acquire(lock, job))
+    job = Telling(taking(lock))
     with lock:
         job.start()
         assert told.wait(SOON)
@@ -122,7 +133,7 @@ def test_waiting_for_a_lock_is_said() -> None:
 
 def test_waiting_for_a_lock_can_be_cancelled() -> None:
     lock = threading.Lock()
-    job = Job(lambda job: acquire(lock, job))
+    job = Job(taking(lock))
     job.watch("ann")
     with lock:
         job.start()

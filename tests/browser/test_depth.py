@@ -15,7 +15,7 @@ from tests.browser.conftest import expect_finding, settle
 from tests.browser.test_check import section
 from tests.tiny import save_tiny_llama
 
-LAYER, DENSE = (f"SparseGPT at 0.5, target {target}" for target in ("layer", "dense"))
+DENSE = "SparseGPT at 0.5 (dense)"
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 import rose
 from app.runs import finished, pairs
+from app.runs.checkpoints import saved_checkpoint
+from app.runs.depth import drift_table, read_drifting
+from rose import cli
 from tests.app.runs.made_reports import made_report, saved
+from tests.tiny import save_tiny_llama
 
 SLIM_ROW = {
     "block_index": 0,
@@ -23,6 +28,11 @@ SLIM_ROW = {
     "held_out_error": None,
     "seconds": 0.1,
 }
+
+
+def made_run(*arguments: Any, **summary: Any) -> finished.FinishedRun:
+    (run,) = finished.runs_of(made_report(*arguments, **summary))
+    return run
 
 
 def report_file(folder: Path, summary: object, layers: object) -> Path:
@@ -38,6 +48,7 @@ def test_a_pruned_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert run.summary["drift"] == report.summary["drift"]
     assert run.zero_shot is None
     assert list(finished.name_apart([run])) == ["SparseGPT at 0.7 (here)"]
+    assert [type(value) for value in run.drift[0].values()] == [int, float, float, float]
 
 
 def test_a_folder_of_folders_gives_all_runs_and_an_analysis_one_for_each_method(tmp_path: Path) -> None:
@@ -65,6 +76,32 @@ def test_a_slimmed_model_is_read_with_what_went(tmp_path: Path) -> None:
     assert not pairs.pair(run, blocks).measures
 
 
+def test_what_was_slimmed_and_then_pruned_is_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Each stage has its own layers, drift and perplexity, and the report says so."""
+    model, output = str(save_tiny_llama(tmp_path / "tiny")), tmp_path / "out"
+    options = ["--model", model, "--samples", "4", "--length", "32", "--held-out", "2", "--prune-method", "sparsegpt"]
+    options += ["--evaluate", "packaged", "--windows", "2", "--output", str(output)]
+    assert cli.main(["slim", "--ratio", "0.3", "--prune", "0.5", *options]) == 0
+    whole = rose.RunReport.from_json((output / "report.json").read_text()).summary
+    slimmed, pruned = finished.read_runs(str(output))
+    assert (slimmed.kind, pruned.kind) == ("slim", "prune")
+    assert pruned.name == f"{slimmed.name}, then SparseGPT at 0.5"
+    assert slimmed.summary["perplexity_after"] == whole["perplexity_slimmed"]
+    assert pruned.summary["perplexity_after"] == whole["perplexity_after"]
+    assert len(pruned.layers) == whole["pruned"]["layers"] == 21
+    assert set(slimmed.layers["projection"]) == {"mlp.down_proj"}
+    assert slimmed.layers["sparsity"].between(0.01, 0.99).all()
+    table = drift_table([slimmed, pruned])
+    ends = table.groupby("run", sort=False)[["drift", "perplexity"]].last()
+    assert ends.loc[slimmed.name].tolist() == [whole["drift"][-1]["drift"], whole["perplexity_slimmed"]]
+    assert ends.loc[pruned.name].tolist() == [whole["pruned"]["drift"][-1]["drift"], whole["perplexity_after"]]
+    capsys.readouterr()
+    assert cli.main(["report", str(output), "--output", str(tmp_path / "report.html")]) == 0
+    said = capsys.readouterr().out
+    assert f"the drift of {pruned.name} from the slimmed model is" in said.replace("\n", " ")
+    assert saved_checkpoint(str(output)).name == pruned.name
+
+
 def test_accuracies_are_taken_from_the_file_beside_the_report(tmp_path: Path) -> None:
     saved(tmp_path, made_report())
     table = pd.DataFrame({"task": ["piqa"], "questions": [10], "accuracy": [0.5], "accuracy_error": [0.1]})
@@ -73,7 +110,7 @@ def test_accuracies_are_taken_from_the_file_beside_the_report(tmp_path: Path) ->
     assert run.zero_shot is not None
     assert run.zero_shot["accuracy"].tolist() == [0.5]
     (tmp_path / "zero_shot.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(rose.RoseError, match="zero-shot table needs the columns task"):
+    with pytest.raises(rose.RoseError, match="zero-shot table names no task"):
         finished.read_runs(str(tmp_path))
 
 
@@ -84,22 +121,22 @@ PRUNED = {"method": "sparsegpt", "sparsity": "0.7"}
 @pytest.mark.parametrize(
     ("summary", "layers", "words"),
     [
-        ([], [ROW], "no table of settings"),
-        ({}, [ROW], "names no method"),
+        ([], [ROW], "not a report written by rose"),
         ({"method": "<script>"}, [ROW], "names no method"),
         (PRUNED, "rows", "not a report written by rose"),
         (PRUNED, [{"a": 1}], "name no layer"),
-        (PRUNED, [ROW | {"layer": "<img src=x>"}], "layer name that no model has"),
+        (PRUNED, [ROW | {"layer": "<img src=x>"}], "a layer has no such name"),
         (PRUNED, [ROW, ROW], "there twice"),
-        (PRUNED, [ROW | {"block_index": 10**9}], "whole number from 0 to 4096"),
-        (PRUNED, [ROW | {"block_index": "x"}], "whole number from 0 to 4096"),
-        (PRUNED | {"drift": [{"drift": 1}]}, [ROW], "drift is not that of decoder blocks"),
+        (PRUNED, [ROW | {"block_index": 10**9}], "no whole number below 4096"),
+        (PRUNED, [ROW | {"block_index": "x"}], "not a report written by rose"),
+        (PRUNED | {"drift": [{"drift": 1}]}, [ROW], "not a report written by rose"),
         (
             PRUNED | {"drift": [{"block_index": 10**9, "drift": 1, "passed_on": 1, "arisen": 1}]},
             [ROW],
             "drift is not that of decoder blocks",
         ),
-        ({"methods": ["x"]}, [ROW | {"method": "<b>"}], "no name of a method"),
+        (PRUNED | {"pruned": {"method": "rose"}}, [ROW], "not a report written by rose"),
+        ({"methods": ["x"]}, [ROW | {"method": "<b>"}], "a method has no such name"),
         ({"methods": ["x"]}, [], "has no layers"),
     ],
 )
@@ -124,13 +161,13 @@ def test_no_report_and_no_text_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_name_from_a_file_holds_nothing_that_a_page_obeys() -> None:
-    run = finished.run_of(made_report(sparsity="[x](http://a)<b>"), "/tmp/![a](b)<i>")
+    (run,) = finished.runs_of(made_report(sparsity="[x](http://a)<b>"), "/tmp/![a](b)<i>")
     (name,) = finished.name_apart([run])
     assert not set(name.replace("(", "", 1)) & set("<>[]!`$*")
 
 
 def test_two_runs_are_put_side_by_side() -> None:
-    one, two = finished.run_of(made_report()), finished.run_of(made_report("rose", 0.8))
+    one, two = made_run(), made_run("rose", 0.8)
     both = pairs.pair(one, two)
     rows = both.rows("held_out_error")
     assert len(rows) == 6
@@ -139,37 +176,69 @@ def test_two_runs_are_put_side_by_side() -> None:
     assert pairs.mean_change(rows["first"].to_numpy(), rows["second"].to_numpy()) == pytest.approx(-0.2)
     assert pairs.mean_change(rows["second"].to_numpy(), rows["first"].to_numpy()) == pytest.approx(1 / 0.8 - 1)
     assert pairs.sides(both.rows("relative_range")) == (0, 0)
-    numbers = pairs.numbers(one, two).set_index("number")
-    assert numbers.loc["Perplexity", ["first", "second"]].tolist() == [30.0, 28.0]
-    assert numbers.loc["Drift after the last decoder block", "change"] == pytest.approx(-0.2)
-    assert pairs.settings(one, two)["setting"].tolist() == ["method"]
-    assert "sparsity" in pairs.settings(one, two, only_different=False)["setting"].tolist()
+    numbers = pairs.numbers([one, two]).set_index("number")
+    assert numbers.loc["Perplexity"].tolist() == [30.0, 28.0]
+    assert numbers.loc["Drift after the last decoder block"].tolist() == pytest.approx([0.3, 0.24])
+    assert "Zero-shot accuracy, mean" not in numbers.index
+    assert pairs.settings([one, two], only_different=True)["setting"].tolist() == ["method"]
+    assert "sparsity" in pairs.settings([one, two])["setting"].tolist()
 
 
 def test_models_of_different_shapes_are_refused_and_chosen_layers_are_not() -> None:
-    one = finished.run_of(made_report())
+    one = made_run()
     with pytest.raises(rose.RoseError, match=r"different shapes: model.* is 8 × 8 .* 16 × 8"):
-        pairs.pair(one, finished.run_of(made_report(width=16)))
+        pairs.pair(one, made_run(width=16))
     with pytest.raises(rose.RoseError, match="different models, 6 layers in one and 8 in the other"):
-        pairs.pair(one, finished.run_of(made_report(blocks=4, model="another")))
+        pairs.pair(one, made_run(blocks=4, model="another"))
     some = made_report()
     some = rose.RunReport(some.layers[some.layers["projection"] == "mlp.down_proj"], some.summary)
-    assert pairs.pair(one, finished.run_of(some)).left_out == 3
+    assert pairs.pair(one, finished.runs_of(some)[0]).left_out == 3
 
 
 def test_perplexities_on_different_windows_are_told_apart() -> None:
-    one = finished.run_of(made_report())
-    assert not pairs.windows_differ(one, finished.run_of(made_report("rose")))
-    assert pairs.windows_differ(one, finished.run_of(made_report("rose", perplexity_before=25.0)))
-    assert not pairs.windows_differ(one, finished.run_of(made_report("rose", perplexity_after=None)))
+    one = made_run()
+    assert not pairs.windows_differ(one, made_run("rose"))
+    assert pairs.windows_differ(one, made_run("rose", perplexity_before=25.0))
+    assert not pairs.windows_differ(one, made_run("rose", perplexity_after=None))
 
 
 def test_accuracies_of_both_by_task() -> None:
     def run(accuracy: float, **more: object) -> finished.FinishedRun:
         rows = [{"task": "piqa", "questions": 10, "accuracy": accuracy} | more]
-        return finished.run_of(made_report(zero_shot=rows))
+        return made_run(zero_shot=rows)
 
     table = pairs.accuracies(run(0.5), run(0.6))
     assert table is not None
     assert table["points"].tolist() == pytest.approx([10.0])
     assert pairs.accuracies(run(0.5), run(0.6, questions=20)) is None
+
+
+def test_drift_of_saved_runs_is_what_their_reports_say(tmp_path: Path) -> None:
+    """Pruned and slimmed runs stand in one table; a slimmed one has a ratio and no sparsity."""
+    saved(tmp_path / "pruned", made_report())
+    saved(tmp_path / "without", made_report(drift=[]))
+    (tmp_path / "slim").mkdir()
+    drift = [{"block_index": 0, "drift": 0.1, "passed_on": 0.0, "arisen": 0.1}]
+    report_file(tmp_path / "slim", {"method": "obs", "ratio": 0.2, "drift": drift}, [SLIM_ROW])
+    runs, without = read_drifting(str(tmp_path))
+    assert without == ["without"]
+    table = drift_table(runs)
+    assert table["sparsity"].tolist() == [*["0.7"] * 3, "20 % out"]
+    assert table["drift"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.1])
+    assert table["cancelled"].tolist() == pytest.approx([-0.05, -0.1, -0.15, 0.0])
+    with pytest.raises(rose.RoseError, match="has no drift; prune again with held-out tokens"):
+        read_drifting(str(tmp_path / "without"))
+
+
+def test_names_say_what_tells_runs_apart() -> None:
+    """Two models in one chart, or a run of a few layers among whole ones, must not look alike."""
+    one, other, part = made_run(), made_run("rose", model="/models/other"), made_run(blocks=1)
+    assert list(finished.name_apart([one, one])) == ["SparseGPT at 0.7", "SparseGPT at 0.7, run 2"]
+    assert list(finished.name_apart([one, other])) == ["SparseGPT at 0.7 (tiny)", "ROSE at 0.7 (other)"]
+    assert list(finished.name_apart([one, part])) == ["SparseGPT at 0.7 (six layers)", "SparseGPT at 0.7 (two layers)"]
+    assert list(finished.name_apart([one, made_run(seed=1)])) == [
+        "SparseGPT at 0.7 (4 × 16 tokens, seed 0)",
+        "SparseGPT at 0.7 (4 × 16 tokens, seed 1)",
+    ]
+    table = drift_table(list(finished.name_apart([one, part]).values()))
+    assert table.groupby("run")["calibration"].first().nunique() == 2  # so that the two are not called a pair

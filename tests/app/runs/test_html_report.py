@@ -6,6 +6,7 @@ import copy
 import html
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,29 +57,28 @@ def test_two_runs_are_put_side_by_side_and_an_analysis_has_all_its_methods(tmp_p
         "ROSE at 0.7 has the lower held-out error in six of six layers; on average it is 20 %"
     )
     both = pd.concat([made_report().layers, made_report("rose", 0.5).layers], ignore_index=True)
-    settings = {"methods": ["sparsegpt", "rose"], "sparsity": "0.7", "model": "tiny", "samples": 4, "length": 16}
+    settings = {"methods": ["sparsegpt", "rose"], "sparsity": "0.7", "model": "tiny", "command": "rose analyze --x"}
     rose.RunReport(both, settings).save(tmp_path / "study")
     findings = html_report.write_report([str(tmp_path / "study")], tmp_path / "study.html")
     assert findings[0].startswith("ROSE at 0.7 (study) has the lower held-out error in six of six layers")
-    assert html.escape("rose analyze --model tiny --samples 4") in (tmp_path / "study.html").read_text()
+    assert html.escape("rose analyze --x") in (tmp_path / "study.html").read_text()
 
 
 def test_several_runs_are_compared_with_the_first_and_an_analysis_has_one_command() -> None:
     both = pd.concat([made_report(name, f).layers for name, f in (("sparsegpt", 1), ("rose", 0.9), ("wanda", 2))])
-    settings = {"methods": [], "sparsity": "0.7", "model": "tiny"}
-    report = html_report.report_of(finished.runs_of_analysis(rose.RunReport(both, settings), "here"))
+    settings = {"methods": [], "sparsity": "0.7", "model": "tiny", "command": "rose analyze --x"}
+    report = html_report.report_of(finished.runs_of(rose.RunReport(both, settings), "here"))
     assert report.findings[:2] == [
         "Against SparseGPT at 0.7 (study): ROSE at 0.7 (study) has the lower held-out error in six of six layers; on "
         "average it is 10 % lower.",
         "Against SparseGPT at 0.7 (study): Wanda at 0.7 (study) has the higher held-out error in six of six layers; on "
         "average it is 100 % higher.",
     ]
-    (command,) = report.commands.values()
-    assert command.endswith("--sparsity 0.7 --methods sparsegpt,rose,wanda --output study/")
+    assert list(report.commands.values()) == ["rose analyze --x"]
 
 
 def test_figures_that_do_not_fit_are_left_out_and_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = html_report.report_of([finished.run_of(made_report())])
+    report = html_report.report_of(finished.runs_of(made_report()))
     whole = html_page.to_html(report)
     monkeypatch.setattr(html_page, "LIMIT", len(whole.encode()) - 1)
     text = html_page.to_html(report)
@@ -93,7 +93,7 @@ def test_figures_that_do_not_fit_are_left_out_and_it_says_so(monkeypatch: pytest
 def test_experts_left_dense_are_not_among_those_that_are_averaged() -> None:
     report = made_report()
     report.layers.loc[:2, ["sparsity", "relative_error", "held_out_error"]] = 0.0
-    run = finished.run_of(report)
+    (run,) = finished.runs_of(report)
     mean = report.layers.loc[3:, "held_out_error"].mean()
     assert pairs.NUMBERS["Mean held-out error"](run) == pytest.approx(mean)
     (finding,) = [one for one in html_report.run_findings(run) if "on average" in one]
@@ -104,7 +104,7 @@ def test_nothing_of_a_foreign_run_acts() -> None:
     evil = "</script><img src=x onerror=alert(1)>"
     report = made_report(model=evil, calibration=evil, evaluated_on=evil, command=evil, made_with={evil: evil})
     rows = [{"task": evil, "questions": 10, "accuracy": 0.5}]
-    text = html_page.to_html(html_report.report_of([finished.run_of(report.with_summary(zero_shot=rows))]))
+    text = html_page.to_html(html_report.report_of(finished.runs_of(report.with_summary(zero_shot=rows))))
     assert "onerror" in text
     assert "<img" not in text
     for figure in figures(text):
@@ -141,24 +141,14 @@ def test_a_diffusion_model_was_calibrated_on_pictures(tmp_path: Path) -> None:
     assert "<pre>rose diffuse prune --output x</pre>" in text
 
 
-def test_a_command_is_made_from_settings_where_none_was_noted() -> None:
-    run = finished.run_of(made_report(held_out_samples=2))
-    command = html_report.command_of(run)
-    assert command.startswith("python -m rose prune --model tiny --samples 4 --length 16 --seed 0 --held-out 2")
-    assert "--method sparsegpt --sparsity 0.7 --target dense" in command
-    cli._parser().parse_args(command.split()[3:])
-    damped = html_report.command_of(finished.run_of(made_report(target="dense", target_damping=2.5)))
-    assert "--target dense --target-damping 2.5" in damped
-    own = html_report.command_of(finished.run_of(made_report(target="layer", true_sequential=True)))
-    assert "--true-sequential" in own
-    assert "--true-sequential" not in damped
-
-
 def test_the_command_of_a_study_of_some_layers_names_them() -> None:
     study = copy.copy(measured_study())
     study.setup = replace(study.setup, layers="*.o_proj model.layers.0.*")
-    run = finished.runs_of_study(study, 0.5)[0]
-    assert "--layers '*.o_proj' 'model.layers.0.*' --output" in html_report.command_of(run)
-    assert finished.settings_of(run)["chosen_layers"] == "*.o_proj model.layers.0.*"
-    whole = finished.runs_of_study(measured_study(), 0.5)[0]
-    assert "--layers" not in html_report.command_of(whole)
+    runs = finished.runs_of_study(study, 0.5)
+    (command,) = html_report.report_of(runs).commands.values()
+    options = cli._parser().parse_args(shlex.split(command)[3:])
+    assert (options.layers, options.threshold) == (["*.o_proj", "model.layers.0.*"], 0.5)
+    assert (options.model, options.samples, options.held_out) == ("tiny", 8, 2)
+    assert options.methods == "sparsegpt,rose,rose_global"
+    assert finished.settings_of(runs[0])["chosen_layers"] == "*.o_proj model.layers.0.*"
+    assert "--layers" not in finished.runs_of_study(measured_study(), 0.5)[0].summary["command"]

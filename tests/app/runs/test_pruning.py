@@ -22,9 +22,9 @@ from torch import nn
 
 import rose
 from app.jobs import Job
-from app.runs import pruning, recipes
+from app.runs import checkpoints, recipes
 from app.runs.pruning import PruningRun, accuracy_table, layer_table, model_table
-from app.runs.request import HELD_OUT, Keep, PruneRequest, estimate, estimate_case, run_name
+from app.runs.request import HELD_OUT, Keep, PruneRequest, estimate, estimate_case
 from app.runs.results import over_seeds, read_results
 from app.study.setup import Setup
 from app.study.study import LoadedModel
@@ -84,7 +84,7 @@ def test_waiting_for_the_model_is_said_and_is_no_work(setup: Setup, loaded: Load
     assert run.job.status == "done", run.job.message
     assert run.job.waited > 0.5
     run.fraction = 0.5
-    assert run.remaining == pytest.approx(run.seconds - run.job.waited, abs=0.05)
+    assert run.remaining == pytest.approx(run.job.seconds - run.job.waited, abs=0.05)
 
 
 def test_numbers_are_those_of_the_engine(setup: Setup, loaded: LoadedModel) -> None:
@@ -101,14 +101,14 @@ def test_numbers_are_those_of_the_engine(setup: Setup, loaded: LoadedModel) -> N
     assert run.dense.text == continue_prompt(loaded.model, loaded.tokenizer, "Hello", new_tokens=4)
 
     pairs = [("sparsegpt", "0.5"), ("rose", "0.5"), ("sparsegpt", "2:4"), ("rose", "2:4")]
-    assert [(outcome.method, outcome.sparsity) for outcome in run.copies] == pairs
+    assert [(outcome.case.method, outcome.case.sparsity) for outcome in run.copies] == pairs
     for outcome in run.copies:
         model, tokenizer = rose.load_model(setup.model)
         report = rose.prune_model(
             model,
             drawn[:4],
-            method=outcome.method,
-            sparsity=outcome.sparsity,
+            method=outcome.case.method,
+            sparsity=outcome.case.sparsity,
             block_size=16,
             held_out=drawn[4:],
         )
@@ -169,7 +169,7 @@ def test_cancel_leaves_nothing_behind(
     before = weights(loaded.model)
     request = replace(REQUEST, keep=keep, folder=str(tmp_path / "out"))
     run = PruningRun(setup, request, lambda: loaded)
-    stopping = {"zip": "Pruning by ROSE, sparsity 2:4", "folder": "Pruning by SparseGPT, sparsity 0.5"}[keep]
+    stopping = {"zip": "Pruning by ROSE at 2:4", "folder": "Pruning by SparseGPT at 0.5"}[keep]
 
     original = run._say
 
@@ -193,38 +193,18 @@ def test_cancel_leaves_nothing_behind(
 def test_a_failure_leaves_finished_checkpoints_and_nothing_half_done(
     setup: Setup, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pack = pruning.pack
+    pack = checkpoints.pack
 
     def full_at_the_second(folder: Path, archive: Path, job: Job) -> None:
         pack(folder, archive, job)
         if archive.name == "rose-0.5.zip":
             raise rose.RoseError("The disk is full.")
 
-    monkeypatch.setattr(pruning, "pack", full_at_the_second)
+    monkeypatch.setattr(checkpoints, "pack", full_at_the_second)
     run = finished(setup, replace(REQUEST, keep="zip"), lambda: loaded, status="failed")
     (outcome,) = run.copies
     assert outcome.checkpoint is not None
     assert [path.name for path in outcome.checkpoint.parent.iterdir()] == ["sparsegpt-0.5.zip"]
-
-
-def test_checkpoints_go_a_while_after_their_viewer(setup: Setup, loaded: LoadedModel) -> None:
-    request = PruneRequest(("rose",), ("0.5",), "*.1.*.o_proj", windows=1, window_length=8, keep="zip")
-    run = finished(setup, request, lambda: loaded)
-    archive = run.copies[0].checkpoint
-    assert archive is not None
-    run.let_go(after=60)
-    run.hold()
-    assert run._farewell is not None
-    run._farewell.join(10)  # cancelled, so it ends at once
-    assert archive.exists()
-    run.hold()  # a second viewer, by the same link
-    assert run.is_shared
-    run.let_go(after=0.01)
-    run._farewell.join(10)
-    assert archive.exists()
-    run.let_go(after=0.01)
-    run._farewell.join(10)
-    assert not archive.exists()
 
 
 def test_one_copy_at_a_time(setup: Setup, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,17 +266,17 @@ def test_command_lines_ask_for_the_same_run(setup: Setup) -> None:
     )
     lines = recipes.command_lines(setup, request).splitlines()
     assert len(lines) == 4
-    for line, (method, sparsity) in zip(lines, request.pairs, strict=True):
+    for line, case in zip(lines, request.cases, strict=True):
         words = shlex.split(line)
         assert words[:3] == ["python", "-m", "rose"]
         options = _parser().parse_args(words[3:])
         assert (options.model, options.dtype, options.calibration) == (setup.model, "bfloat16", "my text.txt")
         assert (options.samples, options.length, options.seed, options.held_out) == (4, 32, 3, 1)
-        assert (options.method, options.sparsity, options.threshold) == (method, sparsity, 0.4)
+        assert (options.method, options.sparsity, options.threshold) == (case.method, case.sparsity, 0.4)
         assert (options.block_size, options.damping) == (16, 0.02)
         assert options.layers == ["*.o_proj", "model.layers.0.*"]
         assert (options.evaluate, options.windows) == ("ptb", 7)
-        assert options.output == Path(run_name(method, sparsity))
+        assert options.output == Path(case.name)
 
 
 def test_windows_of_another_length_are_a_second_command(setup: Setup) -> None:
@@ -315,7 +295,7 @@ def test_python_code_gives_the_same_numbers(
     request = replace(REQUEST, evaluate=evaluate, keep="folder", folder=folder)
     exec(compile(recipes.python_code(setup, request), "code", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
-    assert sorted(p.name for p in Path(folder).iterdir()) == sorted(run_name(*pair) for pair in request.pairs)
+    assert sorted(p.name for p in Path(folder).iterdir()) == sorted(case.name for case in request.cases)
     run = finished(setup, replace(request, keep="nothing"), lambda: loaded)
     assert run.dense is not None
     found = [float(line.split()[2 if line.split()[0] != "dense" else 1]) for line in printed]
@@ -327,7 +307,7 @@ def test_python_code_gives_the_same_numbers(
 def test_python_code_keeps_and_continues_only_what_was_asked_for(setup: Setup) -> None:
     code = recipes.python_code(setup, REQUEST)
     assert "save_model" not in code
-    assert "tokenizer('Hello'" in code
+    assert "continue_prompt(model, tokenizer, 'Hello', new_tokens=4)" in code  # with the tokens of the page
     code = recipes.python_code(setup, replace(REQUEST, keep="zip", prompt=" "))
     assert 'rose.save_model(model, tokenizer, f"{method}-{sparsity}"' in code
     assert "continued" not in code

@@ -13,8 +13,8 @@ import rose
 from app import words
 from app.jobs import Job
 from app.runs import reading
-from app.runs.pruning import pack
-from app.runs.reading import DENSE, Checkpoint, TextReading
+from app.runs.checkpoints import Checkpoint, pack, saved_checkpoint, unpacked
+from app.runs.reading import DENSE, TextReading
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.measure.surprise import encode_text, read_text
@@ -83,15 +83,14 @@ def test_what_cannot_be_read_says_why(dense: Path, pruned: Path, tmp_path: Path)
     assert (run.job.status, "into other tokens" in run.job.message) == ("failed", True)
     assert list(run.readings) == [DENSE]
     with pytest.raises(rose.RoseError, match="There is no model in"):
-        reading.saved_checkpoint(str(tmp_path))
-    assert reading.saved_checkpoint(str(pruned)).name == "pruned"
+        saved_checkpoint(str(tmp_path))
+    assert saved_checkpoint(str(pruned)).name == "pruned"
 
 
 def test_an_archive_is_unpacked_into_its_own_folder_only(tmp_path: Path) -> None:
-    archive, folder = tmp_path / "evil.zip", tmp_path / "inside"
-    folder.mkdir()
+    archive = tmp_path / "evil.zip"
     with zipfile.ZipFile(archive, "w") as packed:
         packed.writestr("../../outside.txt", "no")
-    reading._unpack(archive, folder, Job(lambda _job: None))
-    assert [path.name for path in tmp_path.rglob("outside.txt")] == ["outside.txt"]
-    assert (folder / "outside.txt").exists()
+    with unpacked(archive, Job(lambda _job: None)) as folder:
+        assert [path.name for path in folder.iterdir()] == ["outside.txt"]
+    assert not folder.exists()

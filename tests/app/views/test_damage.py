@@ -94,14 +94,14 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(folder: Path) -> None:
     """What is in the way of a cancel in a test is speed: here it is stopped by its own callback."""
     setup, request = setup_of(folder), DamageRequest("blocks")
     run = DamageRun(setup, request, lambda: shared.load(setup.model, setup.dtype))
-    follow = run._follow
+    tell = run.job.tell
 
-    def stop(progress: rose.Progress, job: object) -> None:
-        follow(progress, run.job)
+    def stop(progress: rose.Progress) -> None:
+        tell(progress)
         if progress.layers_done == 2:
             run.job.leave("test")
 
-    run._follow = stop  # type: ignore[method-assign]
+    run.job.tell = stop  # type: ignore[method-assign]
     run.job.watch("test")
     run.job.start()
     run.job.wait(120)

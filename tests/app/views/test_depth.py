@@ -12,7 +12,6 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app import shared
-from app.runs import depth
 from app.runs.pruning import PruningRun
 from app.study.setup import Setup
 from tests.app.tiny_study import MAIN, figures, texts
@@ -58,92 +57,21 @@ def opened(folder: Path, **query: str) -> AppTest:
     return app
 
 
-def test_the_table_is_what_the_reports_say(reports: dict[str, rose.RunReport]) -> None:
-    named = depth.name_runs([reports["layer"], reports["dense"], reports["dense"]])
-    calibration = "(4 × 16 tokens)"
-    assert list(named) == [
-        "SparseGPT at 0.5, target layer",
-        f"SparseGPT at 0.5, target dense {calibration}",
-        f"SparseGPT at 0.5, target dense {calibration}, run 2",
-    ]
-    table = depth.drift_table(named)
-    assert len(table) == 3 * len(reports["layer"].summary["drift"]) == 9
-    first = table[table["run"] == "SparseGPT at 0.5, target layer"]
-    assert list(first["drift"]) == [entry["drift"] for entry in reports["layer"].summary["drift"]]
-    entries = reports["layer"].summary["drift"]
-    assert list(first["cancelled"]) == [e["passed_on"] + e["arisen"] - e["drift"] for e in entries]
-    assert set(table["target_damping"].dropna()) == {reports["dense"].layers["target_damping"].median()}
-
-
-def test_saved_runs_are_opened_one_or_several(reports: dict[str, rose.RunReport], tmp_path: Path) -> None:
-    for target, report in reports.items():
-        report.save(tmp_path / target)
-    assert [file.parent.name for file in depth.read_reports(str(tmp_path))[0]] == ["dense", "layer"]
-    found, without = depth.read_reports(str(tmp_path / "dense"))
-    (one,) = found.values()
-    assert one.summary["drift"] == reports["dense"].summary["drift"]
-    assert not without
-    assert len(depth.read_reports(str(tmp_path / "dense" / "report.json"))[0]) == 1
-
-
-def test_runs_without_drift_are_left_out_and_named(reports: dict[str, rose.RunReport], tmp_path: Path) -> None:
-    reports["dense"].save(tmp_path / "with")
-    (tmp_path / "without").mkdir()
-    (tmp_path / "without" / "report.json").write_text('{"summary": {"method": "rose"}, "layers": []}')
-    found, without = depth.read_reports(str(tmp_path))
-    assert (len(found), without) == (1, ["without"])
-
-
-def test_what_differs_between_runs_is_in_their_names(reports: dict[str, rose.RunReport]) -> None:
-    """Two models in one chart, or a run of a few layers among whole ones, must not look alike."""
-    whole = reports["dense"]
-    other = rose.RunReport(whole.layers, whole.summary | {"model": "/models/other", "method": "rose"})
-    part = rose.RunReport(whole.layers.iloc[:2], whole.summary)
-    assert list(depth.name_runs([whole, other])) == [
-        "SparseGPT at 0.5, target dense",
-        "ROSE at 0.5, target dense (other)",
-    ]
-    assert [name.partition(" (")[2] for name in depth.name_runs([other, part])] == [
-        f"other, {len(whole.layers)} layers)",
-        "two layers)",
-    ]
-    pairs = depth.drift_table({"a": reports["layer"], "b": part})
-    assert pairs.groupby("run")["calibration"].first().nunique() == 2  # so that the two are not called a pair
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (None, "no report.json in"),
-        ("{", "not a report written by rose"),
-        ('{"summary": {"method": "rose"}, "layers": []}', "has no drift; prune again with held-out tokens"),
-        ('{"summary": {"method": "rose", "drift": [{"drift": 1}]}, "layers": []}', "not a report of a pruned model"),
-    ],
-)
-def test_what_is_no_saved_run_is_refused(text: str | None, words: str, tmp_path: Path) -> None:
-    if text is not None:
-        (tmp_path / "report.json").write_text(text)
-    with pytest.raises(rose.RoseError, match=words):
-        depth.read_reports(str(tmp_path))
-
-
 def test_runs_of_the_server_and_of_a_folder_in_one_chart(
     folder: Path, reports: dict[str, rose.RunReport], server: deque[rose.RunReport], tmp_path: Path
 ) -> None:
     server.append(reports["layer"])
-    reports["dense"].save(tmp_path)
-    app = opened(folder, depth_path=str(tmp_path))
+    reports["dense"].save(tmp_path / "saved")
+    app = opened(folder, depth_path=str(tmp_path / "saved"))
+    layer, dense = "SparseGPT at 0.5, target layer", "SparseGPT at 0.5 (saved)"
     drawn = json.loads(figures(app)[0])
-    assert [trace["name"] for trace in drawn["data"]] == [
-        "SparseGPT at 0.5, target layer",
-        "SparseGPT at 0.5, target dense",
-    ]
+    assert [trace["name"] for trace in drawn["data"]] == [layer, dense]
     assert [trace["line"]["dash"] for trace in drawn["data"]] == ["dash", "solid"]
     ends = {target: report.summary["drift"][-1]["drift"] for target, report in reports.items()}
     assert f"from {ends['layer']:.3g}" in " ".join(drawn["layout"]["title"]["text"].split("<br>"))
 
     app.segmented_control(key="depth_view").set_value("Where it arises").run()
-    app.selectbox(key="depth_run").set_value("SparseGPT at 0.5, target dense").run()
+    app.selectbox(key="depth_run").set_value(dense).run()
     assert not app.exception, app.exception
     assert [trace["name"] for trace in json.loads(figures(app)[0])["data"]][:2] == ["passed on", "arisen in the block"]
     app.segmented_control(key="depth_view").set_value("What is repaired").run()
@@ -151,7 +79,7 @@ def test_runs_of_the_server_and_of_a_folder_in_one_chart(
 
     app.switch_page("views/start.py").run()
     app.switch_page(PAGE).run()
-    assert "SparseGPT at 0.5, target layer" in app.multiselect(key="depth_runs").value
+    assert layer in app.multiselect(key="depth_runs").value
     app.multiselect(key="depth_runs").set_value([]).run()
     assert "Choose at least one run." in texts(app)
     app.text_input(key="depth_path").set_value("/nowhere").run()
@@ -175,7 +103,7 @@ def test_an_empty_page_offers_a_comparison_that_fills_it(folder: Path, server: d
     assert [report.summary["target"] for report in server] == ["layer", "dense"]
     assert "target dense" in figures(app)[0].replace("\\u003cbr\\u003e", " ")
     for outcome in run.copies:
-        assert f"SparseGPT at 0.5, target {outcome.target}: {outcome.perplexity:.3g}" in texts(app)
+        assert f"{outcome.label}: {outcome.perplexity:.3g}" in texts(app)
 
 
 def test_a_choice_follows_its_run_and_new_runs_join(

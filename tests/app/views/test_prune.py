@@ -208,7 +208,7 @@ def test_the_layers_of_the_copy_at_work_are_shown_with_their_data(
 
     def say(run: PruningRun, doing: str) -> None:
         original(run, doing)
-        if doing == "Perplexity of SparseGPT, sparsity 0.7":
+        if doing == "Perplexity of SparseGPT at 0.7":
             halted.set()
             assert go_on.wait(60)
 
@@ -248,30 +248,6 @@ def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch
     assert archive is not None
     assert archive.exists()
     assert len(view(app, "Downloads").get("download_button")) == 2 + 3
-
-
-def test_a_browser_that_comes_back_to_another_page_keeps_the_files_of_its_run(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    app, run = pruned(opened(setup, prune_layers="model.layers.1.*.o_proj", prune_windows="1", prune_prompt=""))
-    held: list[PruningRun] = []  # as after the end of a connection
-    monkeypatch.setattr(shared, "_held", lambda: held)
-    app.switch_page("views/learn.py").run()
-    assert held == [run]
-
-
-def test_looking_at_another_run_keeps_the_files_of_ones_own(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[PruningRun] = []
-    monkeypatch.setattr(shared, "_held", lambda: held)
-    _, other = pruned(opened(setup, prune_layers="model.layers.0.*.o_proj", prune_windows="1", prune_prompt=""))
-    held.clear()  # of that session
-    app, own = pruned(opened(setup, prune_layers="model.layers.1.*.o_proj", prune_windows="1", prune_prompt=""))
-    name = next(name for name, run in shared.prunings().items() if run is other)
-    app.button(key=f"prune-run-{name}").click().run()
-    assert app.session_state["pruning"] == name
-    assert held == [other, own]
-    app, again = pruned(app)
-    assert held == [again]
 
 
 @pytest.mark.parametrize("section", ["Perplexity", "Layers", "Texts", "Downloads"])

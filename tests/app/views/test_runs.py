@@ -79,8 +79,8 @@ def test_two_models_stand_side_by_side(server: deque[rose.RunReport]) -> None:
     app = open_page(PAGE, runs_view="Both maps")
     assert not app.error
     said = finding(app)
-    assert "in 4 · self_attn.o_proj of SparseGPT at 0.7 (two), 1.00" in said
-    assert "in 1 · self_attn.o_proj of ROSE at 0.7 (one), 0.800" in said
+    assert "in 4 · self_attn.o_proj of SparseGPT at 0.7 (two, ten layers), 1.00" in said
+    assert "in 1 · self_attn.o_proj of ROSE at 0.7 (one, four layers), 0.800" in said
     drawn = json.loads(figures(app)[0])
     maps = [trace for trace in drawn["data"] if trace["type"] == "heatmap"]
     assert [one["coloraxis"] for one in maps] == ["coloraxis", "coloraxis"]
@@ -119,13 +119,13 @@ def test_a_study_holds_runs(placed: None, study, monkeypatch: pytest.MonkeyPatch
 def test_a_choice_follows_its_run_when_names_change(server: deque[rose.RunReport]) -> None:
     server += [made_report(perplexity_after=30.0), made_report(perplexity_after=40.0)]
     app = open_page(PAGE, runs_view="Numbers")
-    names = {"runs_a": "SparseGPT at 0.7 (tiny), run 2", "runs_b": "SparseGPT at 0.7 (tiny)"}
+    names = {"runs_a": "SparseGPT at 0.7, run 2", "runs_b": "SparseGPT at 0.7"}
     for key, name in names.items():
         app.selectbox(key=key).set_value(name).run()
     before = app.dataframe[0].value
     server.append(made_report(perplexity_after=70.0))
     app.run()
-    assert app.selectbox(key="runs_a").value == "SparseGPT at 0.7 (tiny), run 3"
-    assert app.selectbox(key="runs_b").value == "SparseGPT at 0.7 (tiny), run 2"
+    assert app.selectbox(key="runs_a").value == "SparseGPT at 0.7, run 3"
+    assert app.selectbox(key="runs_b").value == "SparseGPT at 0.7, run 2"
     shown = app.dataframe[0].value
     assert shown.to_numpy().tolist() == before.to_numpy().tolist()

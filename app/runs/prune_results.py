@@ -1,0 +1,243 @@
+"""The Prune page's results: a section each."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+import rose
+from app import components, session, words
+from app.figures import comparison, palette, style
+from app.figures import prune as figures
+from app.runs import finished
+from app.runs.prune_choices import TARGETS
+from app.runs.pruning import EvaluatedModel, PruningRun, accuracy_table, layer_table, model_table
+from app.runs.request import HELD_OUT
+from app.runs.results import over_seeds, read_results, time_and_perplexity
+from app.runs.widgets import csv_button, file_button
+from rose.files import expand
+
+ERRORS = {  # on, against -> column
+    ("calibration", "own output"): "relative_error",
+    ("held-out", "own output"): "held_out_error",
+    ("calibration", "dense model's output"): "target_error",
+    ("held-out", "dense model's output"): "held_out_target_error",
+}
+
+
+def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
+    setup, request, table = run.setup, run.request, model_table(models)
+    rows = [
+        {
+            "Model": model.label,
+            "Perplexity": f"{model.perplexity:.2f}",
+            "× dense": f"{row['ratio_to_dense']:.2f}",
+            "Mean error, calibration": _error(row["mean_relative_error"]),
+            "Mean error, held-out": _error(row["mean_held_out_error"]),
+            "Against dense, held-out": _error(row["mean_held_out_target_error"]),
+            "Drift": _error(row["drift"]),
+            "Removed of these layers": words.percent(row["removed_fraction"], 2),
+            "Pruning time": "–" if model.report is None else components.duration(row["seconds"]),
+        }
+        for model, (_, row) in zip(models, table.iterrows(), strict=True)
+    ]
+    st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt="Perplexity and errors of every model")
+    where = "held-out windows of the calibration text" if request.evaluate == HELD_OUT else request.evaluate
+    st.caption(
+        f"{setup.model}, {_pruned_part(run, models)}, calibrated on {setup.samples} × {setup.length} tokens of "
+        f"{setup.text}, seed {setup.seed}. Perplexity on {request.windows} × {request.window_length} tokens of "
+        f"{where}. Pruning time includes calibration.{_computed(models)}"
+    )
+    with st.expander("What the columns say", icon=":material/help:"):
+        st.markdown(
+            "- **Mean error**: relative, averaged over layers, on the inputs that each layer gets from the pruned "
+            "blocks before it, against the output of its own dense weights.\n"
+            "- **Against dense**: against the dense model's output, where that was the target. Layers that write into "
+            "the residual stream then also aim at what the stream has lost, most of which their inputs cannot tell: "
+            "an error near 1 is normal there.\n"
+            "- **Drift**: how far the hidden states after the last pruned decoder block are from the dense model's, "
+            "‖h_p − h_d‖²/‖h_d‖² as a mean over held-out tokens."
+        )
+    for remark in dict.fromkeys(said for model in models if model.report for said in model.report.remarks):
+        st.caption(remark)
+    if request.evaluate == HELD_OUT and "measured" in request.methods:
+        st.caption("Measured order chose its order on these held-out windows, so its numbers are slightly optimistic.")
+    dense, *pruned = models
+    if any(model.report is not None and model.report.summary.get("drift") for model in pruned):
+        label = "Depth: where these models drift from the dense one"
+        st.page_link("views/depth.py", label=label, icon=":material/waterfall_chart:")
+    if pruned:
+        bars = table.iloc[1:].assign(run=[model.label for model in pruned])
+        components.show(
+            figures.perplexity_bars(
+                bars, dense=dense.perplexity, losses=[model.losses for model in pruned], theme=session.theme()
+            ),
+            "perplexity",
+            wide=True,
+        )
+        _time_and_perplexity(run, bars.assign(target=[model.case.target for model in pruned]))
+        reports = [model.report for model in pruned if model.report is not None]
+        components.report_button(
+            lambda: [run for report in reports for run in finished.runs_of(report)], "pruned", "prune-report"
+        )
+
+
+def _pruned_part(run: PruningRun, models: list[EvaluatedModel]) -> str:
+    """ "all 210 layers pruned", or which of them."""
+    pruned = next((len(model.report.layers) for model in models if model.report is not None), 0)
+    if not pruned:
+        return "no copy is finished yet"
+    if run.request.layers == "*":
+        return f"all {words.count(pruned, 'layer')} pruned"
+    return f"{words.count(pruned, 'layer')} pruned ({run.request.layers})"
+
+
+def _computed(models: list[EvaluatedModel]) -> str:
+    """What is to be said of forward passes that were not in float32."""
+    rounded = any(model.report is not None and model.report.summary.get("compute") == "bfloat16" for model in models)
+    return " Pruning computed its forward passes in bfloat16; perplexity is in float32." if rounded else ""
+
+
+def _time_and_perplexity(run: PruningRun, table: pd.DataFrame) -> None:
+    """What a method's lower perplexity costs, among copies of one sparsity."""
+    several = {asked: asked for asked, rows in table.groupby("sparsity", sort=False) if len(rows) > 1}
+    if not several or run.dense is None:
+        return
+    asked = components.choose("Sparsity", several, "prune_time_at") if len(several) > 1 else next(iter(several))
+    rows = table[table["sparsity"] == asked]
+    drawing = comparison.time_and_perplexity(rows, dense=run.dense.perplexity, theme=session.theme())
+    components.show(drawing, "time-and-perplexity", wide=True)
+
+
+def _error(value: float | None) -> str:
+    return "–" if value is None or pd.isna(value) else f"{value:.4f}"
+
+
+def layers(run: PruningRun, models: list[EvaluatedModel]) -> None:
+    table = layer_table(models)
+    if table.empty:
+        st.info("Layers appear here as soon as the first copy is pruned.")
+        return
+    known = {pair: column for pair, column in ERRORS.items() if table[column].notna().any()}
+    tokens, outputs = ({pair[place]: pair[place] for pair in known} for place in (0, 1))
+    asked = {sparsity: sparsity for sparsity in table["asked"].unique()}
+    aimed = {target: TARGETS[target] for target in table["target"].unique()}
+    kinds = {"map": "every layer", "dumbbell": "largest differences"}
+    with st.container(horizontal=True):
+        sparsity = components.choose("Sparsity", asked, "prune_layers_at", width="content")
+        target = components.choose("Target", aimed, "prune_layers_target", width="content")
+        on = components.choose("Error on", tokens, "prune_layers_error", width="content")
+        against = components.choose("Error against", outputs, "prune_layers_against", width="content")
+        kind = components.choose("Show", kinds, "prune_layers_as", width="content")
+    rows, column = table[(table["asked"] == sparsity) & (table["target"] == target)], known[on, against]
+    if rows[column].isna().all():
+        st.info("Errors against the dense model's output are measured only with that target; choose it above.")
+        return
+    labels = {method: palette.method_style(method).label for method in dict.fromkeys(rows["method"])}
+    try:
+        if kind == "map":
+            ours = [method for method in labels if method != style.BASELINE]
+            method = components.choose("Method", labels, "prune_map_method", default=(ours or list(labels))[0])
+            drawing = figures.layer_map(
+                rows, method, column=column, marked_layer=session.layer(), theme=session.theme()
+            )
+        else:
+            drawing = figures.layer_differences(rows, column=column, theme=session.theme())
+    except rose.RoseError as problem:
+        st.info(str(problem))
+        return
+    components.show(drawing, "layer-errors", wide=True)
+
+
+def texts(run: PruningRun, models: list[EvaluatedModel]) -> None:
+    if not run.request.prompt.strip():
+        st.info("No prompt was given; enter one above and prune again.")
+        return
+    st.markdown("Continuations by the most likely next token. The prompt:")
+    st.code(run.request.prompt, language=None, wrap_lines=True)
+    for model in models:
+        st.markdown(f"**{model.label}**, perplexity {model.perplexity:.2f}")
+        st.code(model.text or "(nothing: the text ended)", language=None, wrap_lines=True)
+
+
+def accuracies(run: PruningRun, models: list[EvaluatedModel]) -> None:
+    table = accuracy_table(models)
+    if table.empty:
+        st.info("No zero-shot tasks were asked for; name some above and prune again.")
+        return
+    components.show(figures.accuracy_bars(table, theme=session.theme()), "accuracies", wide=True)
+
+
+def downloads(run: PruningRun, models: list[EvaluatedModel]) -> None:
+    pruned = models[1:]
+    left, right = st.columns(2)
+    with left:
+        csv_button("All models, CSV", model_table(models), "models.csv", "all-models", width="stretch")
+    with right:
+        table = layer_table(models)
+        csv_button("All layers, CSV", table, "layers.csv", "all-layers", width="stretch", disabled=not pruned)
+    for model in pruned:
+        _download_one(model)
+
+
+def _download_one(model: EvaluatedModel) -> None:
+    assert model.report is not None
+    name = model.case.name
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        st.markdown(f"**{model.label}**", width="stretch")
+        file_button("Report, JSON", model.report.to_json, f"{name}-report.json")
+        file_button("Layers, CSV", functools.partial(model.report.layers.to_csv, index=False), f"{name}-layers.csv")
+        if model.checkpoint is None:
+            st.caption("checkpoint not kept")
+        elif not model.checkpoint.exists():
+            st.caption("checkpoint deleted")
+        elif model.checkpoint.is_dir():
+            st.caption(f"checkpoint in {model.checkpoint}")
+        else:
+            size = components.size(model.checkpoint.stat().st_size)
+            opened = functools.partial(Path.open, model.checkpoint, "rb")
+            file_button(f"Checkpoint, {size}", opened, f"{name}.zip")
+
+
+def seeds() -> None:
+    one, two = st.columns(2)
+    upload = one.file_uploader("Results of many runs, CSV", type="csv", key="prune-results")
+    path = two.text_input(
+        "or its path on this machine",
+        key="prune_results_path",
+        bind="query-params",
+        help="rows.csv of `python -m rose compare`, or any CSV file with the columns method, sparsity, seed, "
+        "perplexity, mean_held_out_error and seconds.",
+    )
+    if upload is None and not path.strip():
+        st.info(
+            "Perplexities after pruning vary by several per cent between calibration seeds. `python -m rose compare` "
+            "runs methods over several seeds; open its rows.csv here to see means and spread."
+        )
+        return
+    try:
+        table = read_results(upload if upload is not None else str(expand(path.strip())))
+    except rose.RoseError as problem:
+        st.error(str(problem), icon=":material/error:")
+        return
+    left, right = st.columns(2)
+    sparsities = list(dict.fromkeys(table["sparsity"]))
+    with left:
+        sparsity = components.choose("Sparsity", {one: one for one in sparsities}, "seeds_sparsity")
+    with right:
+        column = components.choose("Compare", comparison.MEASURES, "seeds_column")
+    try:
+        components.show(
+            comparison.over_seeds_bars(table, sparsity, column=column, theme=session.theme()), "over-seeds", wide=True
+        )
+        components.show(
+            comparison.time_and_perplexity(time_and_perplexity(table, sparsity), theme=session.theme()),
+            "time-and-perplexity-over-seeds",
+            wide=True,
+        )
+    except rose.RoseError as problem:
+        st.info(str(problem))
+    st.dataframe(over_seeds(table), hide_index=True, alt="Means and spread by method and sparsity")
