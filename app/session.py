@@ -10,7 +10,7 @@ import contextlib
 import math
 import uuid
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal
 
 import pandas as pd
 import streamlit as st
@@ -18,7 +18,7 @@ import streamlit as st
 import rose
 from app import shared
 from app.diffusion.run import DiffusionRequest, DiffusionRun
-from app.jobs import Job
+from app.jobs import Job, Run
 from app.runs.damage import DamageRequest, DamageRun
 from app.runs.pruning import PruningRun
 from app.runs.request import PruneRequest
@@ -46,13 +46,6 @@ def follow(job: Job, tell: Callable[[], str]) -> None:
     job.watch(viewer())
     if all(job is not other for other, _ in running_jobs()):
         st.session_state.jobs = [*running_jobs(), (job, tell)]
-
-
-class Run(Protocol):
-    """Background work that knows how much of it is done."""
-
-    job: Job
-    fraction: float
 
 
 def follow_run(run: Run, what: str) -> None:
