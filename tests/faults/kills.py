@@ -1,0 +1,177 @@
+"""Commands that are killed at random moments and called again until they come to their end.
+
+A process of its own, because it forks: each call is a child that runs the command line and dies by SIGKILL on the n-th
+line of code of `rose` that it executes, which makes the moments random and a run of this repeatable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pandas as pd
+import torch
+
+import rose
+from rose import cli
+from rose.files import digest
+from tests.tiny import save_tiny_llama
+
+PACKAGE = Path(rose.__file__).parent
+WRITING = re.compile(r"os\.replace|save_file|save_pretrained|mkdtemp|write_atomically")  # marks files that write
+ALREADY = "already exists and is not an empty folder"  # how a command refuses a result that is there
+CALIBRATION = "--calibration {text} --samples 4 --length 32 --held-out 2"
+COMMANDS = {
+    "prune": f"prune --model {{model}} {CALIBRATION} --sparsity 0.5 --allocation owl --checkpoint {{out}}/kept "
+    "--output {out}/pruned",
+    "slim": f"slim --model {{model}} {CALIBRATION} --ratio 0.3 --multiple 4 --prune 0.5 --checkpoint {{out}}/kept "
+    "--output {out}/slim",
+    "damage": f"damage --model {{model}} {CALIBRATION} --sparsity 0.5 --units blocks --evaluate {{text}} --windows 2 "
+    "--output {out}/damage",
+    "compare": f"compare --model {{model}} {CALIBRATION} --sparsity 0.5 --methods wanda,sparsegpt --seeds 0,1 "
+    "--evaluate {text} --windows 2 --output {out}/compare",
+    "diffuse": "diffuse prune --model garments --samples 1 --steps 2 --sparsity 0.5 --layers *attn1* --output {out}/pipeline",
+}
+MOVES = {"seconds", "peak_memory", "command"}  # entries that differ between two equal runs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one command came to after its kills.
+
+    Attributes:
+        kills: how often it was killed.
+        ended: runs that came to their end after kills.
+        same: how many of them left what an undisturbed run leaves.
+        leftovers: unfinished files and folders that were still there after the last run.
+    """
+
+    command: str
+    kills: int
+    ended: int
+    same: int
+    leftovers: tuple[str, ...]
+
+
+class Lines:
+    """Counts the lines that are executed in some files, and kills the process on one of them."""
+
+    def __init__(self, files: frozenset[str], fatal: int | None = None) -> None:
+        self.files, self.seen, self.fatal = files, 0, fatal
+        sys.settrace(self.trace)
+
+    def trace(self, frame: FrameType, event: str, _argument: Any) -> Any:
+        if frame.f_code.co_filename not in self.files:
+            return None
+        if event == "line":
+            self.seen += 1
+            if self.seen == self.fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self.trace
+
+
+def scopes() -> tuple[frozenset[str], frozenset[str]]:
+    """All files of the package, and the few of them that write: half of the kills fall there."""
+    every = sorted(PACKAGE.rglob("*.py"))
+    writing = [path for path in every if WRITING.search(path.read_text())]
+    return frozenset(map(str, every)), frozenset(map(str, writing))
+
+
+def kill(command: str, folder: Path, kills: int, seed: int) -> Outcome:
+    """Calls a command of `COMMANDS` until `kills` of its calls were killed, each result in a folder of its own.
+
+    Raises:
+        AssertionError: a call ended in another way than a command may.
+    """
+    torch.set_num_threads(1)
+    if command == "diffuse":
+        rose.load_diffusion()  # imports here, once, what each child would import again
+    folder.mkdir(parents=True, exist_ok=True)
+    text = folder / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog, and the dog dreams of it. " * 30)
+    model = save_tiny_llama(folder / "model")
+
+    def arguments(out: Path) -> list[str]:
+        return [word.format(model=model, text=text, out=out) for word in COMMANDS[command].split()]
+
+    lines = []
+    for number, files in enumerate(scopes()):
+        status, seen = _call(arguments(folder / f"undisturbed-{number}"), folder, files)
+        assert status == 0, f"{command} ended with status {status}"
+        lines.append(seen)
+    expected = result(folder / "undisturbed-0")
+    draw, killed, ended = random.Random(seed), 0, []
+    while killed < kills:
+        out = folder / f"run-{len(ended)}"
+        while True:
+            scope = killed % 2
+            # Up to twice as many as there are: a command that cannot resume would else never come to its end.
+            status, _ = _call(arguments(out), folder, scopes()[scope], draw.randrange(1, 2 * lines[scope]))
+            if status != -signal.SIGKILL:
+                break
+            killed += 1
+        assert status == 0 or ALREADY in (folder / "said").read_text(), f"{command} ended with status {status}"
+        ended.append(out)
+    same = sum(result(out) == expected for out in ended)
+    leftovers = [path for out in ended for path in out.rglob("*") if is_unfinished(path)]
+    return Outcome(command, killed, len(ended), same, tuple(str(path.relative_to(folder)) for path in leftovers))
+
+
+def _call(arguments: Sequence[str], folder: Path, files: frozenset[str], fatal: int | None = None) -> tuple[int, int]:
+    """One call in a child: its exit status, negative for a signal, and the lines that it executed in `files`."""
+    counted = folder / "lines"
+    child = os.fork()
+    if child == 0:
+        with (folder / "said").open("w") as said:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+            counter = Lines(files, fatal)
+            status = cli.main(list(arguments))
+            sys.settrace(None)
+            counted.write_text(str(counter.seen))
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+    _, waited = os.waitpid(child, 0)
+    status = os.waitstatus_to_exitcode(waited)
+    return status, int(counted.read_text()) if status == 0 else 0
+
+
+def result(folder: Path) -> dict[str, str]:
+    """What a command has left, by file, without what differs between two equal runs."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() or name.startswith("kept/") or path.suffix in (".parquet", ".lock") or is_unfinished(path):
+            continue
+        if path.suffix == ".json":
+            found[name] = json.dumps(_settled(json.loads(path.read_text()), str(folder)))
+        elif path.suffix == ".csv":
+            table = pd.read_csv(path)
+            found[name] = table[[column for column in table if column not in MOVES]].to_csv()
+        elif path.name not in (".lock", "lock"):
+            found[name] = digest({}, {"content": path.read_bytes().hex()})
+    return found
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether this is something that a killed command was writing."""
+    return path.suffix == ".tmp" or "partial" in str(path)
+
+
+def _settled(value: Any, place: str) -> Any:
+    """JSON without the entries that differ between two equal runs."""
+    if isinstance(value, dict):
+        return {name: _settled(one, place) for name, one in value.items() if name not in MOVES}
+    if isinstance(value, list):
+        return [_settled(one, place) for one in value]
+    return value.replace(place, "") if isinstance(value, str) else value
