@@ -11,13 +11,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from rose.errors import RoseError
 from rose.files import reachable, write_atomically
 
 LAST = ("config.json", "model_index.json")  # what makes a folder a checkpoint
-PARTIAL = ".rose-partial-"  # begins names of what is not finished; what a killed run has left is no obstacle
+PARTIAL = ".rose-partial-"  # begins names of what is not finished; the next run clears what a killed one has left
 
 
 def check_output(folder: str | Path) -> None:
@@ -77,7 +78,10 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     check_output(folder)
     path = reachable(folder)
     temporary = _stage(path) / f"{PARTIAL}{secrets.token_hex(4)}"
+    lock = FileLock(f"{temporary}.lock")  # which the system releases when the process ends, however it ends
     try:
+        _clear_partial(_stage(path))
+        lock.acquire()
         temporary.mkdir()
         mode = temporary.stat().st_mode & 0o666  # of any new file; libraries make some that only their owner reads
         yield temporary
@@ -96,11 +100,24 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         raise RoseError(f"The checkpoint could not be written to {folder} ({problem}); {advice}.") from problem
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def _stage(path: Path) -> Path:
     """Where what is written waits: on the file system that it will be on."""
     return path if path.exists() else path.parent
+
+
+def _clear_partial(stage: Path) -> None:
+    """Removes what killed runs have left here: unfinished folders that no living process has locked."""
+    for path in stage.glob(f"{PARTIAL}*.lock"):
+        with contextlib.suppress(Timeout), FileLock(path, blocking=False):
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            path.unlink(missing_ok=True)
+    for path in stage.glob(f"{PARTIAL}*"):
+        if path.is_dir() and not Path(f"{path}.lock").exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_partial(path: Path) -> bool:

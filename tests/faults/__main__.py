@@ -1,6 +1,6 @@
 """Kills every command many times, and says whether each came to the same end: minutes.
 
-    python -m tests.faults [--kills 12] [--seed 0] [COMMAND ...]
+    python -m tests.faults [--kills 12] [--seed 0] [--json] [COMMAND ...]
 
 `--kills` is for each command. Exit status 1 where one left something else than an undisturbed run leaves.
 """
@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -23,16 +25,21 @@ def main() -> int:
     parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"{', '.join(COMMANDS)} (default: all)")
     parser.add_argument("--kills", type=int, default=12, help="of each command (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
     options = parser.parse_args()
-    table = Table("command", "kills", "runs that ended", "same result", "left behind")
-    failed = False
     with tempfile.TemporaryDirectory() as folder:
-        for command in options.commands or COMMANDS:
-            found = kill(command, Path(folder) / command, options.kills, options.seed)
-            table.add_row(command, *map(str, (found.kills, found.ended, found.same)), ", ".join(found.leftovers))
-            failed |= found.same < found.ended or bool(found.leftovers)
-    Console().print(table)
-    return int(failed)
+        outcomes = [
+            kill(command, Path(folder) / command, options.kills, options.seed)
+            for command in options.commands or COMMANDS
+        ]
+    if options.json:
+        print(json.dumps([dataclasses.asdict(found) for found in outcomes]))
+    else:
+        table = Table("command", "kills", "runs that ended", "same result", "left behind")
+        for found in outcomes:
+            table.add_row(found.command, *map(str, (found.kills, found.ended, found.same)), "\n".join(found.leftovers))
+        Console().print(table)
+    return int(any(found.same < found.ended or found.leftovers for found in outcomes))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ COMMANDS = {
     "--output {out}/damage",
     "compare": f"compare --model {{model}} {CALIBRATION} --sparsity 0.5 --methods wanda,sparsegpt --seeds 0,1 "
     "--evaluate {text} --windows 2 --output {out}/compare",
-    "diffuse": "diffuse prune --model garments --samples 1 --steps 2 --sparsity 0.5 --layers *attn1* --output {out}/pipeline",
+    "diffuse": "diffuse prune --model garments --samples 1 --steps 2 --sparsity 0.5 --layers *attn1* "
+    "--output {out}/pipeline",
 }
 MOVES = {"seconds", "peak_memory", "command"}  # entries that differ between two equal runs
 

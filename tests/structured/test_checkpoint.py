@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,16 +34,6 @@ def figures(report: rose.RunReport) -> tuple[str, dict[str, Any]]:
 def interrupt(folder: Path, family: str = "gemma3", **options: Any) -> None:
     with pytest.raises(rose.Cancelled):
         slim(family, folder, progress=stop_at("prune", 2 if family == "gemma3" else 1), **options)
-
-
-def test_killed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.model.killed_runs", "slim", str(tmp_path), "12", "5"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["killed"] >= 12
-    assert len(told["ended"]) >= 3  # two that nobody disturbed, and those that went on after kills
-    assert set(told["ended"]) == {told["expected"]}
 
 
 @pytest.mark.parametrize(

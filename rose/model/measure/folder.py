@@ -49,6 +49,8 @@ class MeasurementFolder(Generic[Record]):
             with self._lock:
                 self._claim()
                 self.rows = self._read()
+                if self.rows:  # a command that was killed may have added a row and not what all rows come to
+                    self._write(self.summarize(json.loads(self._settings)))
         except OSError as problem:
             raise RoseError(f"The folder {folder} cannot be used ({problem.strerror}); choose another.") from problem
 
@@ -109,10 +111,13 @@ class MeasurementFolder(Generic[Record]):
                 known = self._read()
                 self.rows = known if tell(row) in map(tell, known) else [*known, row]
                 rows = records_table(self.rows, self.kind).to_csv(index=False)
-                for name, text in {"rows.csv": rows, **self.summarize(json.loads(self._settings))}.items():
-                    write_atomically(self.folder / name, text.encode())
+                self._write({"rows.csv": rows, **self.summarize(json.loads(self._settings))})
         except OSError as problem:
             raise RoseError(
                 f"{self.folder} cannot be written ({problem.strerror}); make room. Rows so far are kept, and the same "
                 "command resumes from there."
             ) from problem
+
+    def _write(self, texts: Mapping[str, str]) -> None:
+        for name, text in texts.items():
+            write_atomically(self.folder / name, text.encode())

@@ -1,0 +1,42 @@
+"""Commands that are killed end as undisturbed ones do, and clear what they have left; `python -m tests.faults` kills
+more often."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from rose.output import PARTIAL, new_folder
+from tests.faults.kills import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+KILLS = {"prune": 10, "slim": 6, "damage": 4, "compare": 4, "diffuse": 2}
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_a_killed_command_ends_as_an_undisturbed_one(command: str, tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "tests.faults", command, "--kills", str(KILLS[command]), "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = json.loads(done.stdout.splitlines()[-1])
+    assert found["kills"] >= KILLS[command]
+    assert found["same"] == found["ended"] >= 1
+
+
+def test_what_a_killed_run_has_left_is_cleared_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    for name in ("dead", "alive", "unlocked"):
+        (tmp_path / f"{PARTIAL}{name}").mkdir()
+        (tmp_path / f"{PARTIAL}{name}" / "model.safetensors").write_bytes(b"...")
+    (tmp_path / f"{PARTIAL}dead.lock").touch()
+    with FileLock(tmp_path / f"{PARTIAL}alive.lock"), new_folder(tmp_path / "new") as folder:
+        (folder / "config.json").write_text("{}")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
+    left = {path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")}
+    assert left == {"new", f"{PARTIAL}alive"}
