@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
+from transformers.utils import logging
 
 from rose.errors import RoseError
 from rose.files import reachable
@@ -114,14 +114,7 @@ def load_model(
         if stream and _builder(config):
             raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
         if stream:
-            folder = _safetensors_folder(name, source)
-            model = build_streamed(
-                config,
-                folder,
-                wanted,
-                trust_remote_code=trust_remote_code,
-                scratch=None if scratch is None else Path(scratch),
-            )
+            model = build_streamed(config, _safetensors_folder(name, source), wanted, trust_remote_code, scratch)
         else:
             model = _load_whole(name, config, source, wanted, options)
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
@@ -258,18 +251,19 @@ def _check_complete(name: str, missing: Collection[str]) -> None:
         )
 
 
-def count_parameters(config: Any) -> int:
-    """Parameters of the model that this configuration describes, counted without allocating them."""
+def _skeleton(config: Any) -> nn.Module:
+    """The model that this configuration describes, without its weights."""
     build = _builder(config)
     with torch.device("meta"):
-        model: nn.Module = build(config, None, torch.float32) if build else AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+        if build:
+            return build(config, None, torch.float32)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def _check_memory(name: str, config: Any, dtype: torch.dtype) -> None:
     if getattr(config, "auto_map", None):
         return  # building it would run the repository's code twice
-    needed = count_parameters(config) * dtype.itemsize
+    needed = sum(parameter.numel() for parameter in _skeleton(config).parameters()) * dtype.itemsize
     free = psutil.virtual_memory().available
     if needed > free:
         raise RoseError(
@@ -324,22 +318,13 @@ _patching = threading.RLock()  # what `_quiet` changes is shared by all threads
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars or advice from transformers, as our callers draw their own; and GGUF files read our way."""
-    with _patching, frugal_reading(), _without_bars():
+    with _patching, frugal_reading(), contextlib.ExitStack() as after:
+        after.callback(logging.set_verbosity, logging.get_verbosity())
+        if logging.is_progress_bar_enabled():
+            after.callback(logging.enable_progress_bar)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         yield
-
-
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def identify(name: str) -> str | None:
@@ -374,8 +359,4 @@ def load_skeleton(name: str) -> nn.Module:
     with _explained(name, source), _quiet():
         config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, **source.options)
         _check_causal(name, config, trust_remote_code=False)
-        build = _builder(config)
-        with torch.device("meta"):
-            if build:
-                return build(config, None, torch.float32)
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return _skeleton(config)

@@ -36,7 +36,7 @@ SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a shard, for its fingerprint: reading al
 
 
 def build_streamed(
-    config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, scratch: str | Path | None = None
+    config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool, scratch: str | Path | None
 ) -> Any:
     """A model whose weights stay in the safetensors files of `folder` until they are needed.
 
