@@ -163,8 +163,3 @@ def test_with_summary_leaves_the_original_alone() -> None:
 def test_not_a_report(text: str) -> None:
     with pytest.raises(rose.RoseError, match=r"not a report written by rose .*choose a report\.json"):
         rose.RunReport.from_json(text)
-
-
-def test_what_is_not_finite_becomes_null() -> None:
-    report = rose.RunReport.from_records([record()], **SETTINGS).with_summary(perplexity_after=float("inf"))
-    assert json.loads(report.to_json())["summary"]["perplexity_after"] is None

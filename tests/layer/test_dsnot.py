@@ -125,26 +125,6 @@ def test_dead_and_constant_columns() -> None:
         assert torch.isfinite(torch.tensor(result.relative_error))
 
 
-def test_needs_the_mean() -> None:
-    weight, inputs = case(13)
-    with pytest.raises(rose.RoseError, match="mean of the inputs"):
-        rose.prune_layer(weight, inputs.T @ inputs, method="dsnot", sparsity=0.5)
-
-
-@pytest.mark.parametrize(
-    ("method", "options", "message"),
-    [
-        ("dsnot", {"start": "ria"}, "one of wanda, magnitude, sparsegpt"),
-        ("dsnot", {"begin": "wanda"}, "no option 'begin'; it has start"),
-        ("wanda", {"start": "wanda"}, "it has none"),
-    ],
-)
-def test_bad_options(method: str, options: dict[str, str], message: str) -> None:
-    weight, inputs = case(15)
-    with pytest.raises(rose.RoseError, match=message):
-        rose.prune_layer(weight, statistics_of(inputs), method=method, sparsity=0.5, options=options)
-
-
 def test_variance() -> None:
     _, inputs = case(17)
     torch.testing.assert_close(statistics_of(inputs).variance, inputs.var(0, correction=0), rtol=1e-4, atol=1e-5)

@@ -425,21 +425,21 @@ GOOD = {"sparsity": 0.5, "block_size": 8}
     [
         ({"method": "prune_harder"}, "no method named 'prune_harder'; choose one of rose, "),
         ({"sparsity": 1.5}, "ratio from 0 to 1"),
-        ({"sparsity": "3"}, "ratio from 0 to 1"),
-        ({"sparsity": "5:4"}, "N:M such as 2:4"),
         ({"sparsity": "2:5", "block_size": 10}, "input columns divisible by 5, but this layer has 32"),
         ({"sparsity": "2:4", "block_size": 6}, "block size divisible by 4, not 6; try 4"),
         ({"block_size": 0}, "block size must be a whole number of columns, at least 1, not 0"),
-        ({"block_size": -8}, "block size must be a whole number"),
-        ({"block_size": 8.0}, "block size must be a whole number"),
         ({"damping": -1}, "Damping must be a number of at least 0"),
-        ({"damping": float("nan")}, "Damping must be a number of at least 0"),
         ({"threshold": 2}, "threshold on the relative range must lie between 0 and 1"),
         ({"order": "upwards"}, "no order named 'upwards'"),
         ({"order": [0, 1]}, "each of the 32 columns exactly once"),
         ({"budget": "row"}, "budget must be one of block, layer, not 'row'"),
         ({"method": "wanda", "order": "natural"}, "Wanda does not sweep over columns"),
         ({"method": "magnitude", "budget": "layer"}, "Magnitude does not sweep over columns"),
+        ({"method": "wanda", "options": {"start": "wanda"}}, "Wanda has no option 'start'; it has none"),
+        ({"method": "dsnot", "options": {"begin": "wanda"}}, "no option 'begin'; it has start"),
+        ({"method": "dsnot", "options": {"start": "ria"}}, "one of wanda, magnitude, sparsegpt"),
+        ({"method": "oats", "options": {"rank_ratio": "2"}}, "rank_ratio must be a number from 0 to 1"),
+        *(({"method": "rose_admm", "options": {"effort": x}}, "effort must be a whole") for x in (0, 11, 1.5, "much")),
     ],
 )
 def test_bad_arguments(options: dict[str, object], message: str) -> None:
@@ -456,14 +456,8 @@ def test_bad_shapes(method: str) -> None:
     for dtype in (torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn):
         with pytest.raises(rose.RoseError, match=r"real floating-point numbers, not .*; dequantize it first"):
             rose.prune_layer(torch.ones(2, 8).to(dtype), torch.eye(8), method=method)
-    with pytest.raises(rose.RoseError, match="have not seen any token"):
-        rose.prune_layer(torch.zeros(2, 8), rose.InputStatistics(8), method=method)
     with pytest.raises(rose.RoseError, match="must be symmetric"):
         rose.prune_layer(torch.zeros(2, 8), torch.ones(8, 8).triu(), method=method)
-    with pytest.raises(rose.RoseError, match="8 input columns but H has 7"):
-        rose.prune_layer(torch.zeros(2, 8), torch.eye(7), method=method)
-    with pytest.raises(rose.RoseError, match="square matrix"):
-        rose.prune_layer(torch.zeros(2, 8), torch.zeros(8, 3), method=method)
     with pytest.raises(rose.RoseError, match="DSnoT needs" if method == "dsnot" else "cannot be factorized"):
         rose.prune_layer(torch.ones(2, 2), torch.tensor([[1.0, 9.0], [9.0, 1.0]]), method=method)
 

@@ -106,31 +106,6 @@ def test_finds_a_sparse_plus_low_rank_matrix() -> None:
     assert result.relative_error < wanda.relative_error / 1000
 
 
-def test_dead_column() -> None:
-    weight, _ = case(4)
-    inputs = torch.randn(100, 32)
-    inputs[:, 5] = 0
-    statistics = rose.InputStatistics(32)
-    statistics.update(inputs)
-    result = rose.prune_layer(weight, statistics, method="oats", sparsity=0.5)
-    assert torch.isfinite(result.weight).all()
-    assert result.weight[:, 5].eq(0).all()
-
-
-def test_extremes() -> None:
-    weight, statistics = case(5)
-    assert torch.equal(rose.prune_layer(weight, statistics, method="oats", sparsity=0).weight, weight)
-    everything = rose.prune_layer(weight, statistics, method="oats", sparsity=1)
-    assert everything.weight.eq(0).all()
-    assert everything.sparsity == 1
-    with pytest.raises(rose.RoseError, match="more than the dense layer"):
-        rose.prune_layer(weight, statistics, method="oats", sparsity="3:4", block_size=8, options={"rank_ratio": 0.3})
-    with pytest.raises(rose.RoseError, match="from 0 to 1"):
-        rose.prune_layer(weight, statistics, method="oats", options={"rank_ratio": "2"})
-    with pytest.raises(rose.RoseError, match="whole number"):
-        rose.prune_layer(weight, statistics, method="oats", options={"iterations": 2.5})
-
-
 @pytest.mark.parametrize("shape", [(20, 30), (30, 20)])
 @pytest.mark.parametrize("rank", [0, 1, 7, 20])
 def test_truncated_svd(shape: tuple[int, int], rank: int) -> None:

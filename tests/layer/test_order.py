@@ -10,7 +10,7 @@ from torch import Tensor
 
 import rose
 from rose.layer.loss import block_starts, block_widths
-from rose.layer.order import live_range, order_names, plan_from_importance, replan
+from rose.layer.order import block_of, blocks_of, live_range, order_names, plan_from_importance, replan, visited_blocks
 from tests.layer.helpers import ORDERS, Layer, block_sizes, layers, make_layer, ratios
 
 IN_PLACE = ["natural", "columns", "columns_ascending"]  # blocks stay where they are
@@ -24,7 +24,7 @@ def plan_with_block_losses(per_column: list[float], width: int = 4, last: int = 
     return plan_from_importance(score, torch.arange(1.0, score.shape[1] + 1), sparsity=1.0, block_size=width)
 
 
-def visited_blocks(order: rose.Order, block_size: int) -> list[Tensor]:
+def block_numbers(order: rose.Order, block_size: int) -> list[Tensor]:
     """Original block number of every column, one tensor per visited block."""
     return [columns // block_size for columns in order.permutation.split(list(order.widths))]
 
@@ -122,7 +122,7 @@ def test_blocks_stay_whole(layer: Layer, ratio: float, block_size: int, name: st
     """Columns never leave their block, and a block that moves takes its width along."""
     plan = rose.plan_order(layer.weight, layer.statistics, sparsity=ratio, block_size=block_size)
     order = rose.make_order(plan, name)
-    for numbers, width in zip(visited_blocks(order, block_size), order.widths, strict=True):
+    for numbers, width in zip(block_numbers(order, block_size), order.widths, strict=True):
         assert (numbers == numbers[0]).all()
         assert plan.block_width[int(numbers[0])] == width
     if name in IN_PLACE:
@@ -146,7 +146,7 @@ def test_groups_stay_whole(layer: Layer, pattern: str, block_size: int, name: st
 def test_two_level_order_descends_on_both_levels(layer: Layer, ratio: float, block_size: int) -> None:
     plan = rose.plan_order(layer.weight, layer.statistics, sparsity=ratio, block_size=block_size)
     order = rose.make_order(plan, "two_level")
-    per_block = plan.loss_per_column[[int(b[0]) for b in visited_blocks(order, block_size)]]
+    per_block = plan.loss_per_column[[int(b[0]) for b in block_numbers(order, block_size)]]
     assert (per_block.diff() <= 0).all()
     for columns in order.permutation.split(list(order.widths)):
         lost = plan.column_loss[columns]
@@ -334,3 +334,26 @@ def test_range_without_dead_columns() -> None:
     # Of an H without its number of tokens S is another multiple, which a range does not see.
     assert live_range(plan) == pytest.approx((max(losses) - min(losses)) / max(losses), rel=1e-4)
     assert live_range(rose.plan_order(weight, torch.zeros(12, 12), block_size=4)) == 0
+
+
+# ---- blocks of columns, of a layer whose last block is narrower
+
+WIDTHS = (4, 4, 2)
+
+
+def test_blocks_of_columns() -> None:
+    assert blocks_of(WIDTHS, [0, 3, 4, 7, 8, 9]).tolist() == [0, 0, 1, 1, 2, 2]
+    assert block_of(WIDTHS, 8) == 2
+
+
+def test_blocks_visited_by_whole_and_by_mixed_orders() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 10, generator=generator)
+    weight[:, 8:] *= 5  # the narrow block would lose most
+    plan = rose.plan_order(weight, torch.eye(10), sparsity=0.5, block_size=4)
+    assert plan.block_width == WIDTHS
+    assert visited_blocks(plan, rose.make_order(plan, "natural")) == [0, 1, 2]
+    assert visited_blocks(plan, rose.make_order(plan, "two_level")) == plan.block_order.tolist()
+    assert plan.block_order[0] == 2
+    mixed = rose.Order(torch.tensor([0, 4, 1, 5, 2, 3, 8, 9, 6, 7]), (4, 2, 2, 2), "custom")
+    assert visited_blocks(plan, mixed) == [None, 0, 2, 1]

@@ -375,21 +375,3 @@ def test_moved_narrow_block_keeps_its_width_in_the_sweep() -> None:
     assert result.block_error[0] == pytest.approx(float(result.column_error[16:].sum()), rel=1e-5)
     early = relative_error(layer.weight, result.weight, layer.hessian)
     assert early < layer.prune(order="natural", sparsity=0.5).relative_error
-
-
-@pytest.mark.parametrize("width", [1, 4, TILE])
-@pytest.mark.parametrize("share_removed", [0.0, 0.6, 1.0])
-def test_a_tile_solved_at_once_is_one_solved_column_by_column(width: int, share_removed: float) -> None:
-    """What a GPU does instead of a loop over columns, in float64 so that only the algebra can differ."""
-    generator = torch.Generator().manual_seed(width)
-    inputs = torch.randn(64, width, generator=generator, dtype=torch.float64)
-    factor = torch.linalg.cholesky(torch.linalg.inv(inputs.T @ inputs), upper=True)
-    weights = torch.randn(width, 7, generator=generator, dtype=torch.float64)
-    removed = torch.rand(width, 7, generator=generator, dtype=torch.float64) < share_removed
-    share = removed / factor.diagonal().unsqueeze(1)
-    one, other = weights.clone(), weights.clone()
-    errors, others = torch.empty_like(weights), torch.empty_like(weights)
-    _tile_by_column(one, share, factor, errors)
-    _tile_at_once(other, share, factor, others)
-    torch.testing.assert_close(others, errors, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-12)

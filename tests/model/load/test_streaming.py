@@ -19,7 +19,6 @@ import rose
 from rose.files import digest
 from rose.model.load import streaming
 from rose.model.network.layers import decoder_blocks
-from rose.model.network.residence import residence_of
 from tests.model.families import DENSE, make_model, make_tokens
 from tests.tiny import byte_tokenizer
 
@@ -216,10 +215,6 @@ def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pyte
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
     with safe_open(shards[0], "pt") as file:
         assert float(file.get_tensor("model.layers.0.mlp.up_proj.weight").eq(0).float().mean()) == 0.5
-
-
-def test_memory_is_the_ordinary_residence() -> None:
-    assert residence_of(make_model("llama")).scratch is None
 
 
 def test_a_second_pruning_would_lose_the_first(tmp_path: Path) -> None:

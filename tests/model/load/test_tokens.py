@@ -44,13 +44,6 @@ def are_runs(tokens: Tensor) -> bool:
 # ---- windows
 
 
-def test_windows_are_pieces_of_the_text(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    tokens = rose.load_tokens(text, tokenizer, samples=7, length=50)
-    assert tokens.shape == (7, 50)
-    assert tokens.dtype == torch.int64
-    assert are_runs(tokens)
-
-
 @pytest.mark.parametrize(("samples", "length"), [(10, 100), (9, 100), (20, 50), (3, 333), (500, 2)])
 def test_random_windows_do_not_overlap(
     text: str, tokenizer: PreTrainedTokenizerFast, samples: int, length: int
@@ -181,13 +174,6 @@ def test_bad_beginnings(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
 def test_the_packaged_model_reads_text_without_a_beginning(packaged: Any) -> None:
     tokens = [rose.load_tokens("packaged", packaged[1], samples=4, length=32, bos=bos) for bos in ("auto", "never")]
     assert torch.equal(*tokens)
-
-
-def test_an_empty_file_is_too_short(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    path = tmp_path / "empty.txt"
-    path.write_text("")
-    with pytest.raises(rose.RoseError, match="has 0 tokens, too few"):
-        rose.load_tokens(str(path), tokenizer, samples=1, length=2)
 
 
 # ---- sources
@@ -328,15 +314,6 @@ def test_a_stream_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda *_args, **_options: rows())
     with pytest.raises(rose.RoseError, match="reset by peer"):
         load_text("c4")
-
-
-def test_a_split_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(*_args: Any, **_options: Any) -> None:
-        raise ValueError('Unknown split "nonsense"')
-
-    monkeypatch.setattr(datasets, "load_dataset", unknown)
-    with pytest.raises(rose.RoseError, match="Unknown split"):
-        load_text("wikitext2", split="nonsense")
 
 
 @pytest.mark.parametrize(("samples", "held_out"), [(0, 4), (-1, 4), (4, -1)])
