@@ -12,8 +12,8 @@ from app import words
 from app.figures import marks, palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
-from app.runs.results import over_seeds
 from rose import RoseError
+from rose.model.measure.comparison import over_seeds
 
 Measure = Literal["perplexity", "mean_held_out_error"]
 NAMED = 4  # runs in a title
@@ -36,7 +36,7 @@ def over_seeds_bars(
     rows = table[(table["sparsity"] == sparsity) & np.isfinite(table[column])]
     if rows.empty:
         raise RoseError(f"No run at sparsity {sparsity} has a {MEASURES[column]}; choose another.")
-    means = over_seeds(rows).sort_values(column, kind="stable").reset_index(drop=True)
+    means = over_seeds(rows, [*MEASURES, "seconds"]).sort_values(column, kind="stable").reset_index(drop=True)
     looks = [palette.method_style(method) for method in means["method"]]
     listed, by_method, figure = [], dict(list(rows.groupby("method"))), go.Figure()
     for look, mean in zip(looks, means.to_dict("records"), strict=True):

@@ -52,9 +52,8 @@ def points(figure: go.Figure, x: Any, y: Any, look: Style, hover: str, *, size: 
 
 def rings(figure: go.Figure, x: Any, y: Any, name: str, *, size: float = 20, colour: str = MARK, **more: Any) -> None:
     """Rings around marks or cells that are chosen, or special."""
-    points(
-        figure, x, y, Style(colour, name, symbol="circle-open"), "", size=size, marker={"line": {"width": 2.5}}, **more
-    )
+    look, marker = Style(colour, name, symbol="circle-open"), {"line": {"width": 2.5}}
+    points(figure, x, y, look, "", size=size, marker=marker, **more)
 
 
 def block_axis(figure: go.Figure, blocks: Iterable[int]) -> None:
@@ -102,22 +101,11 @@ def layer_map(
     projections, blocks = list(grid.index), np.array(grid.columns, np.int32)
     cells = go.Heatmap(z=grid.to_numpy(np.float32), x=blocks, y=projections, xgap=1, ygap=1, hoverinfo="skip", **heat)
     figure.add_trace(cells, **place)
-    unseen = {"marker": {"opacity": 0}}
-    points(
-        figure,
-        rows["block_index"],
-        rows["projection"],
-        Style(MARK, "", symbol="square"),
-        f"%{{customdata}}<br>{unit} %{{text}}",
-        size=16,
-        marker={"opacity": 0},
-        selected=unseen,
-        unselected=unseen,
-        customdata=rows["layer"],
-        text=rows["text"],
-        showlegend=False,
-        **place,
-    )
+    hidden = {"opacity": 0}
+    hidden_always: dict[str, Any] = {"marker": hidden, "selected": {"marker": hidden}, "unselected": {"marker": hidden}}
+    behind = {"customdata": rows["layer"], "text": rows["text"], "showlegend": False}
+    look, hover = Style(MARK, "", symbol="square"), f"%{{customdata}}<br>{unit} %{{text}}"
+    points(figure, rows["block_index"], rows["projection"], look, hover, size=16, **hidden_always, **behind, **place)
     order = {"categoryorder": "array", "categoryarray": projections, "range": [len(projections) - 0.5, -0.5]}
     figure.update_xaxes(range=[blocks[0] - 0.5, blocks[-1] + 0.5], dtick=whole_step(len(blocks)), **BARE, **place)
     figure.update_yaxes(**order, showgrid=False, ticks="", **place)

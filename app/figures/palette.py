@@ -155,9 +155,10 @@ def method_style(name: str) -> Style:
 def named_styles(runs: pd.DataFrame) -> list[Style]:
     """The style of each row's `method`, named by its `run` where the table has one that says more."""
     looks = [method_style(method) for method in runs["method"]]
-    names = runs["run" if "run" in runs else "method"]
-    unnamed = names == runs["method"]
-    return [one if no else one._replace(label=str(name)) for one, name, no in zip(looks, names, unnamed, strict=True)]
+    if "run" not in runs:
+        return looks
+    labels = runs["run"].where(runs["run"] != runs["method"], [look.label for look in looks])
+    return [look._replace(label=str(label)) for look, label in zip(looks, labels, strict=True)]
 
 
 def run_styles(runs: Sequence[tuple[str, str, str]]) -> dict[str, Style]:

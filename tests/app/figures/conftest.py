@@ -52,25 +52,17 @@ def records() -> pd.DataFrame:
         for place, projection in enumerate(("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")):
             spread = 0.6 + 0.1 * block if projection == "self_attn.o_proj" and block % 2 else 0.02 * (1 + block + place)
             for method, error in (("sparsegpt", 0.10 + 0.01 * block), ("rose", 0.09 + 0.01 * block)):
-                rows.append(
-                    {
-                        "layer": f"model.layers.{block}.{projection}",
-                        "block_index": block,
-                        "projection": projection,
-                        "rows": 10,
-                        "columns": 100,
-                        "method": method,
-                        "sparsity": 0.7,
-                        "relative_range": spread,
-                        "is_columnar": spread > 0.5,
-                        "relative_error": error if spread > 0.5 else 0.10 + 0.01 * block,
-                        "held_out_error": None if place == 2 else error * 1.5,
-                        "damping": 0.1 if (block, place) == (2, 0) else 0.01,
-                        "dead_columns": 0,
-                        "seconds": 0.5,
-                        "condition": 10.0 ** (block + 1),
-                    }
-                )
-    table = pd.DataFrame(rows)
-    table["held_out_error"] = table["held_out_error"].astype(float)
-    return table
+                made = error if spread > 0.5 else 0.10 + 0.01 * block
+                rows.append((block, place, projection, method, spread, made, error * 1.5))
+    columns = ["block_index", "place", "projection", "method", "relative_range", "relative_error", "held_out_error"]
+    table = pd.DataFrame(rows, columns=columns)
+    same = {"rows": 10, "columns": 100, "sparsity": 0.7, "dead_columns": 0, "seconds": 0.5}
+    first, last = (table["block_index"] == 2) & (table["place"] == 0), table.pop("place") == 2
+    return table.assign(
+        layer="model.layers." + table["block_index"].astype(str) + "." + table["projection"],
+        is_columnar=table["relative_range"] > 0.5,
+        held_out_error=table["held_out_error"].mask(last),
+        damping=first.map({True: 0.1, False: 0.01}),
+        condition=10.0 ** (table["block_index"] + 1),
+        **same,
+    )

@@ -9,27 +9,13 @@ import pytest
 import rose
 from app.figures.comparison import over_seeds_bars, time_and_perplexity
 from app.runs import results as runs
+from tests.app.figures.test_layer_and_overview import title
 
 
 def results(perplexities: dict[str, list[float]]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "method": method,
-                "sparsity": "0.7",
-                "seed": seed,
-                "perplexity": value,
-                "mean_held_out_error": value / 100,
-                "seconds": 1.0,
-            }
-            for method, values in perplexities.items()
-            for seed, value in enumerate(values)
-        ]
-    )
-
-
-def title(table: pd.DataFrame, **options: str) -> str:
-    return over_seeds_bars(table, "0.7", **options).figure.layout.title.text.replace("<br>", " ")  # type: ignore[arg-type]
+    rows = [(method, seed, value) for method, values in perplexities.items() for seed, value in enumerate(values)]
+    table = pd.DataFrame(rows, columns=["method", "seed", "perplexity"])
+    return table.assign(sparsity="0.7", mean_held_out_error=table["perplexity"] / 100, seconds=1.0)
 
 
 def test_mean_range_and_single_seeds() -> None:
@@ -43,9 +29,10 @@ def test_mean_range_and_single_seeds() -> None:
 
 
 def test_title_says_whether_seeds_could_have_made_the_difference() -> None:
-    apart = title(results({"sparsegpt": [30, 40], "rose": [20, 29]}))
-    assert "ROSE has the lowest mean perplexity, 24.5; SparseGPT lies above every seed of it" in apart
-    assert "within the spread over seeds" in title(results({"sparsegpt": [25, 40], "rose": [20, 29]}))
+    apart = title(over_seeds_bars(results({"sparsegpt": [30, 40], "rose": [20, 29]}), "0.7"))
+    assert apart == "ROSE has the lowest mean perplexity, 24.5; SparseGPT lies above every seed of it"
+    near = title(over_seeds_bars(results({"sparsegpt": [25, 40], "rose": [20, 29]}), "0.7"))
+    assert near.endswith("within the spread over seeds")
 
 
 def test_axes_start_at_zero_or_are_logarithmic() -> None:
@@ -75,7 +62,7 @@ def test_pareto_front_is_of_the_runs_that_no_other_beats_on_both() -> None:
     # ROSE is slower and worse than SparseGPT; ALPS is no better than ROSE + ADMM, for more time.
     assert list(drawing.data["on_front"]) == [True, True, False, True, False]
     labels = ", ".join(rose.METHODS[method].label for method in ("wanda", "sparsegpt", "rose_admm"))
-    assert f"Pareto front: {labels}" in drawing.figure.layout.title.text.replace("<br>", " ")
+    assert title(drawing) == f"Pareto front: {labels}"
     front = drawing.figure.data[0]
     assert list(front.y) == [80, 60, 55, 55]
     assert front.x[-1] > 9
@@ -85,8 +72,7 @@ def test_a_long_front_is_counted_not_listed() -> None:
     names = ("wanda", "sparsegpt", "rose", "rose_global", "rose_dealt", "magnitude")
     table = costs(*((name, 1 + i, 50 - i) for i, name in enumerate(names[:5])), (names[5], 9, 400))
     drawing = time_and_perplexity(table)
-    said = drawing.figure.layout.title.text.replace("<br>", " ")
-    assert "ROSE dealt has the lowest perplexity, 46.0; five of six runs lie on the Pareto front" in said
+    assert title(drawing) == "ROSE dealt has the lowest perplexity, 46.0; five of six runs lie on the Pareto front"
     assert drawing.figure.layout.yaxis.type is None  # less than a factor of ten
     assert time_and_perplexity(table, dense=20).figure.layout.yaxis.type == "log"
 

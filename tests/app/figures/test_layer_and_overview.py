@@ -26,7 +26,9 @@ def below(drawing: style.Drawing) -> str:
 
 
 def test_map_rings_columnar_layers_and_leaves_the_rest_blank(layers: pd.DataFrame) -> None:
-    drawing = overview.model_map(layers, layers=ALL)
+    drawing = overview.model_map(layers, layers=ALL, marked_layer="model.layers.2.mlp.down_proj")
+    (box,) = drawing.figure.layout.shapes
+    assert (box.x0, box.x1, box.y0, box.y1, box.line.color) == (1.5, 2.5, 1.5, 2.5, palette.MARK)
     assert title(drawing) == (
         "Relative range is highest in 3 · self_attn.o_proj, 0.900; columnar layers lie in decoder blocks 1 and 3"
     )
@@ -38,6 +40,9 @@ def test_map_rings_columnar_layers_and_leaves_the_rest_blank(layers: pd.DataFram
     assert heat.z[1, 3] == pytest.approx(0.9)
     assert list(marks.customdata[:2]) == ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"]
     assert list(zip(rings.x, rings.y, strict=True)) == [(1, "self_attn.o_proj"), (3, "self_attn.o_proj")]
+    one = overview.model_map(layers, threshold=0.75)
+    assert title(one).endswith("; the columnar layer lies in decoder block 3")
+    assert title(overview.model_map(layers, threshold=0.95)).endswith("; no layer is columnar")
 
 
 def expert_table() -> pd.DataFrame:
@@ -86,12 +91,6 @@ def test_experts_one_by_one_have_an_axis() -> None:
     assert overview.model_map(many, experts="mlp.experts.*.up_proj").figure.layout.height < 1100
 
 
-def test_the_threshold_moves_the_count(layers: pd.DataFrame) -> None:
-    one = overview.model_map(layers, threshold=0.75)
-    assert title(one).endswith("; the columnar layer lies in decoder block 3")
-    assert title(overview.model_map(layers, threshold=0.95)).endswith("; no layer is columnar")
-
-
 def test_gain_against_range_counts_who_gains(layers: pd.DataFrame) -> None:
     drawing = overview.gain_scatter(layers, threshold=0.5)
     assert title(drawing) == "Two-level order lowers the error of two of twelve layers; two of them are columnar"
@@ -116,31 +115,18 @@ def test_dead_columns_are_badged_with_the_range_without_them(layers: pd.DataFram
     assert "One layer has dead columns; without them the relative range is 0.120 instead of 0.700" in drawing.caption
 
 
-def test_gain_is_centred_on_zero(layers: pd.DataFrame) -> None:
+def test_each_metric_has_its_own_scale_and_name(layers: pd.DataFrame) -> None:
     drawing = overview.model_map(layers, "gain")
     heat = drawing.figure.data[0]
     assert heat.zmin == -heat.zmax
     assert np.nanmax(heat.z) == pytest.approx(1 - 0.10 / 0.11)
     assert title(drawing) == "Two-level order has less error than SparseGPT on two of 12 layers, more on none"
-
-
-def test_condition_is_on_a_log_scale(layers: pd.DataFrame) -> None:
     heat = overview.model_map(layers, "condition").figure.data[0]
     assert heat.z[0].tolist() == [1, 2, 3, 4]
     assert "log" in heat.colorbar.title.text
-
-
-def test_errors_are_named_by_method(layers: pd.DataFrame) -> None:
     drawing = overview.model_map(layers, "error_rose")
     assert title(drawing).startswith("Relative error of ROSE is highest in ")
     assert np.nanmax(drawing.figure.data[0].z) == pytest.approx(layers["error_rose"].max())
-
-
-def test_the_chosen_layer_is_outlined(layers: pd.DataFrame) -> None:
-    drawing = overview.model_map(layers, marked_layer="model.layers.2.mlp.down_proj")
-    (box,) = drawing.figure.layout.shapes
-    assert (box.x0, box.x1, box.y0, box.y1) == (1.5, 2.5, 1.5, 2.5)
-    assert box.line.color == palette.MARK
 
 
 def test_bars_are_sorted_and_answer_with_names(layers: pd.DataFrame) -> None:
@@ -152,6 +138,10 @@ def test_bars_are_sorted_and_answer_with_names(layers: pd.DataFrame) -> None:
 
 
 def test_missing_metric_or_layers(layers: pd.DataFrame) -> None:
+    drawing = overview.model_map(layers.assign(gain=np.nan), "gain")  # no value, and none to come
+    assert f"blank: no value ({len(layers)})" in below(drawing)
+    assert "yet" not in drawing.caption
+    assert title(drawing).endswith("no layer has one")
     with pytest.raises(rose.RoseError, match="no hessian condition"):
         overview.model_map(layers.drop(columns="condition"), "condition")
     with pytest.raises(rose.RoseError, match="measure layers on the start page"):
@@ -163,7 +153,7 @@ def test_missing_metric_or_layers(layers: pd.DataFrame) -> None:
 # One layer
 
 
-def test_weight_map_finds_the_strong_column() -> None:
+def test_weight_map_finds_the_strong_column_and_shrinks_in_place() -> None:
     weight = torch.full((10, 30), 0.1)
     weight[:, 21] = -0.5
     drawing = maps.weight_map(weight, widths=(16, 14), marked_block=1)
@@ -172,9 +162,6 @@ def test_weight_map_finds_the_strong_column() -> None:
     assert (box.x0, box.x1) == (15.5, 29.5)
     assert drawing.caption.endswith("Block 1 is outlined.")
     assert drawing.data.shape == (10, 31)
-
-
-def test_cells_of_a_shrunk_map_stand_at_their_channels() -> None:
     heat = maps.weight_map(torch.rand(600, 1200)).figure.data[0]
     assert heat.z.shape == (300, 400)
     assert (heat.x0, heat.dx, heat.y0, heat.dy) == (1, 3, 0.5, 2)
@@ -204,15 +191,12 @@ def test_spectrum_counts_what_lies_below_the_damping() -> None:
         hessian.hessian_spectrum(torch.zeros(3))
 
 
-def test_mask_counts_exactly_what_the_pattern_asks(lab: SimpleNamespace) -> None:
+def test_mask_counts_exactly_what_the_pattern_asks_in_cells_of_any_size(lab: SimpleNamespace) -> None:
     drawing = maps.prepruning_mask(lab.plan)
     heat = drawing.figure.data[0]
     assert heat.z.sum() == lab.plan.importance.numel() // 2
     assert heat.zmax == 1
     assert "480 of 960 weights (50.0 %)" in drawing.caption
-
-
-def test_mask_of_a_large_layer_counts_per_cell() -> None:
     weight = 1 - torch.rand(1030, 520)  # without a 0, which has no importance and counts as removed
     plan = rose.plan_order(weight, torch.eye(520), sparsity=0.7, block_size=128)
     heat = maps.prepruning_mask(plan).figure.data[0]
@@ -279,13 +263,6 @@ def test_method_errors_name_the_saving(records: pd.DataFrame) -> None:
     ]
     with pytest.raises(rose.RoseError, match="No error"):
         comparison.method_errors(records[records["projection"] == "mlp.down_proj"], column="held_out_error")
-
-
-def test_a_layer_without_a_value_is_not_one_to_come(layers: pd.DataFrame) -> None:
-    drawing = overview.model_map(layers.assign(gain=np.nan), "gain")
-    assert f"blank: no value ({len(layers)})" in below(drawing)
-    assert "yet" not in drawing.caption
-    assert title(drawing).endswith("no layer has one")
 
 
 def test_a_projection_looks_the_same_whatever_is_filtered(layers: pd.DataFrame) -> None:
