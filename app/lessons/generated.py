@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import components, session
 from app.components import URL
-from app.figures import depth, learn, losses, maps
+from app.figures import depth, learn, losses, weight_maps
 from app.lessons import chain, sizes, subjects, texts
 from app.lessons.stage import show, sides, tell
 from app.lessons.subjects import LayerDesign
@@ -29,7 +29,7 @@ def strength_step() -> None:
             drawing = learn.strength_curve(points, theme=session.theme(), **options)
         elif view == "weights":
             weight, _ = subjects.generate(design)
-            drawing = maps.weight_map(weight, widths=here.plan.block_width, **look)
+            drawing = weight_maps.weight_map(weight, widths=here.plan.block_width, **look)
         else:
             drawing = losses.block_loss_bars(here.plan, **look)
         drawing.figure.update_layout(height=372)

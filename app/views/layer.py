@@ -11,7 +11,7 @@ import streamlit as st
 import rose
 from app import components, session, words
 from app.components import URL, look
-from app.figures import anatomy, comparison, hessian, losses, maps, order_picture, overview, palette
+from app.figures import comparison, hessian, layer_strips, losses, order_picture, overview, palette, weight_maps
 from app.figures.style import Drawing
 from app.lab.sweeps import ratio
 from app.study import tables
@@ -104,12 +104,13 @@ def choose_block(plan: rose.OrderPlan) -> int | None:
 def why(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     norm = study.statistics(layer).mean_square.sqrt()
     options = look(layer, marked_block=block, heads=study.heads(layer))
-    components.show(anatomy.layer_strips(study.weight(layer), plan, norm, **options), "layer-strips", wide=True)
+    components.show(layer_strips.layer_strips(study.weight(layer), plan, norm, **options), "layer-strips", wide=True)
 
 
 def weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     shown = components.choose("As", {"map": "Heatmap", "surface": "3-D surface"}, "weights_as")
-    draw, key = (maps.weight_map, "layer-weights") if shown == "map" else (maps.weight_surface, "layer-surface")
+    draw = weight_maps.weight_map if shown == "map" else weight_maps.weight_surface
+    key = "layer-weights" if shown == "map" else "layer-surface"
     drawn = draw(study.weight(layer), widths=plan.block_width, **look(layer, marked_block=block))
     components.show(drawn, key, wide=True)
 
@@ -133,9 +134,9 @@ def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) ->
 
 LOSS_MAPS: dict[str, tuple[str, Callable[..., Drawing]]] = {
     "columns": ("Column loss", losses.column_loss_map),
-    "importance": ("Importance", maps.importance_map),
-    "mask": ("Pre-pruning mask", maps.prepruning_mask),
-    "potential": ("Potential loss", maps.potential_loss_map),
+    "importance": ("Importance", weight_maps.importance_map),
+    "mask": ("Pre-pruning mask", weight_maps.prepruning_mask),
+    "potential": ("Potential loss", weight_maps.potential_loss_map),
 }
 
 

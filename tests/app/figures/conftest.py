@@ -28,7 +28,10 @@ def lab() -> SimpleNamespace:
     }
     plan = rose.plan_order(weight, statistics, sparsity=0.5, block_size=BLOCK)
     energy = float(((weight @ statistics.hessian) * weight).sum())
-    return SimpleNamespace(weight=weight, statistics=statistics, plan=plan, results=results, energy=energy)
+    traced = (results["two_level"].trace, results["two_level"].order)
+    return SimpleNamespace(
+        weight=weight, statistics=statistics, plan=plan, results=results, traced=traced, energy=energy
+    )
 
 
 def by_layer(records: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rose
-from app.figures import comparison, hessian, losses, maps, order_picture, overview, palette, style
+from app.figures import comparison, hessian, losses, order_picture, overview, palette, style, weight_maps
 from rose.layer.order import replan
 
 ALL = [f"model.layers.{b}.{p}" for b in range(5) for p in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")]
@@ -156,13 +156,13 @@ def test_missing_metric_or_layers(layers: pd.DataFrame) -> None:
 def test_weight_map_finds_the_strong_column_and_shrinks_in_place() -> None:
     weight = torch.full((10, 30), 0.1)
     weight[:, 21] = -0.5
-    drawing = maps.weight_map(weight, widths=(16, 14), marked_block=1)
+    drawing = weight_maps.weight_map(weight, widths=(16, 14), marked_block=1)
     assert title(drawing) == "The strongest input channel is 21, 5.00 times the median one"
     (box,) = drawing.figure.layout.shapes
     assert (box.x0, box.x1) == (15.5, 29.5)
     assert drawing.caption.endswith("Block 1 is outlined.")
     assert drawing.data.shape == (10, 31)
-    heat = maps.weight_map(torch.rand(600, 1200)).figure.data[0]
+    heat = weight_maps.weight_map(torch.rand(600, 1200)).figure.data[0]
     assert heat.z.shape == (300, 400)
     assert (heat.x0, heat.dx, heat.y0, heat.dy) == (1, 3, 0.5, 2)
 
@@ -192,14 +192,14 @@ def test_spectrum_counts_what_lies_below_the_damping() -> None:
 
 
 def test_mask_counts_exactly_what_the_pattern_asks_in_cells_of_any_size(lab: SimpleNamespace) -> None:
-    drawing = maps.prepruning_mask(lab.plan)
+    drawing = weight_maps.prepruning_mask(lab.plan)
     heat = drawing.figure.data[0]
     assert heat.z.sum() == lab.plan.importance.numel() // 2
     assert heat.zmax == 1
     assert "480 of 960 weights (50.0 %)" in drawing.caption
     weight = 1 - torch.rand(1030, 520)  # without a 0, which has no importance and counts as removed
     plan = rose.plan_order(weight, torch.eye(520), sparsity=0.7, block_size=128)
-    heat = maps.prepruning_mask(plan).figure.data[0]
+    heat = weight_maps.prepruning_mask(plan).figure.data[0]
     assert heat.z.shape == (344, 260)
     assert heat.zmax == 6
     assert heat.z.astype(int).sum() == int((plan.potential_loss > 0).sum())
