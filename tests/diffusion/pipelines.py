@@ -26,6 +26,11 @@ from rose.diffusion.garment_pipeline import GarmentPipeline
 from rose.diffusion.garments import DENOISER, SCHEDULER
 
 Family = tuple[Any, list[Any]]  # a pipeline, and conditions for it
+SIZES: dict[str, Any] = {
+    "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "num_layers": 2, "sample_size": 8,
+    "patch_size": 2,
+}  # fmt: skip
+JOINT: dict[str, Any] = {"joint_attention_dim": 12, "pooled_projection_dim": 10}
 
 
 def garments() -> Family:
@@ -37,35 +42,15 @@ def garments() -> Family:
 
 def dit() -> Family:
     torch.manual_seed(0)
-    model = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        sample_size=8,
-        patch_size=2,
-        num_embeds_ada_norm=1000,
-    )
+    model = DiTTransformer2DModel(**SIZES, out_channels=4, num_embeds_ada_norm=1000)
     vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4)
     return DiTPipeline(_stirred(model), vae, DDIMScheduler()), [3, 4]
 
 
 def pixart() -> Family:
     torch.manual_seed(0)
-    model = PixArtTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=2,
-        cross_attention_dim=16,
-        sample_size=8,
-        patch_size=2,
-        caption_channels=12,
-        norm_num_groups=2,
-        use_additional_conditions=False,
-    )
+    own: dict[str, Any] = {"cross_attention_dim": 16, "caption_channels": 12, "norm_num_groups": 2}
+    model = PixArtTransformer2DModel(**SIZES, **own, out_channels=8, use_additional_conditions=False)
     pipeline = PixArtAlphaPipeline(None, None, None, _stirred(model), DDIMScheduler())
     mask = torch.ones(2, 5, dtype=torch.int64)
     conditions = {
@@ -81,22 +66,9 @@ def pixart() -> Family:
 
 def sd3() -> Family:
     torch.manual_seed(0)
-    model = SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=12,
-        caption_projection_dim=16,
-        pooled_projection_dim=10,
-        out_channels=4,
-        pos_embed_max_size=8,
-    )
-    pipeline = StableDiffusion3Pipeline(
-        _stirred(model), FlowMatchEulerDiscreteScheduler(), None, None, None, None, None, None, None
-    )
+    own: dict[str, Any] = {"out_channels": 4, "pos_embed_max_size": 8, "caption_projection_dim": 16}
+    model = SD3Transformer2DModel(**SIZES, **JOINT, **own)
+    pipeline = StableDiffusion3Pipeline(_stirred(model), FlowMatchEulerDiscreteScheduler(), *[None] * 7)
     conditions = {
         "prompt_embeds": _noise(2, 5, 12),
         "pooled_prompt_embeds": _noise(2, 10),
@@ -108,41 +80,21 @@ def sd3() -> Family:
 
 def flux() -> Family:
     torch.manual_seed(0)
-    model = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=12,
-        pooled_projection_dim=10,
-        guidance_embeds=False,
-        axes_dims_rope=(2, 2, 4),
-    )
-    pipeline = FluxPipeline(FlowMatchEulerDiscreteScheduler(), None, None, None, None, None, _stirred(model))
-    conditions = {
-        "prompt_embeds": _noise(2, 5, 12),
-        "pooled_prompt_embeds": _noise(2, 10),
-        "height": 64,
-        "width": 64,
-    }
-    return pipeline, [conditions]
+    own: dict[str, Any] = {"patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 2}
+    sizes = {name: value for name, value in SIZES.items() if name != "sample_size"} | JOINT | own
+    model = FluxTransformer2DModel(**sizes, guidance_embeds=False, axes_dims_rope=(2, 2, 4))
+    pipeline = FluxPipeline(FlowMatchEulerDiscreteScheduler(), *[None] * 5, _stirred(model))
+    prompts = {"prompt_embeds": _noise(2, 5, 12), "pooled_prompt_embeds": _noise(2, 10)}
+    return pipeline, [{**prompts, "height": 64, "width": 64}]
 
 
 def unet() -> Family:
     torch.manual_seed(0)
     model = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-        norm_num_groups=2,
-    )
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 16), layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8, norm_num_groups=2,
+    )  # fmt: skip
     return DDIMPipeline(_stirred(model), DDIMScheduler()), [{"batch_size": 3}]
 
 

@@ -50,17 +50,6 @@ def test_step_diagonals_add_up_to_the_hessians() -> None:
         torch.testing.assert_close(alpha @ parts, statistics[name].diagonal)
 
 
-def test_layers_are_pruned_by_the_engine_itself() -> None:
-    pipeline, classes = garments()
-    dense = copy.deepcopy(pipeline)
-    settings = {"method": "rose", "sparsity": 0.6, "block_size": 8}
-    rose.prune_diffusion(pipeline, classes, steps=STEPS, packages=1, **settings)
-    statistics = rose.collect_diffusion_statistics(dense, classes, steps=STEPS)
-    weight = dict(denoiser_of(dense).named_modules())[TO_Q].weight
-    expected = rose.prune_layer(weight, statistics[TO_Q], **settings).weight
-    assert torch.equal(dict(denoiser_of(pipeline).named_modules())[TO_Q].weight, expected)
-
-
 def test_a_package_is_calibrated_on_the_pruned_ones_before_it() -> None:
     """With two packages the second block's inputs come from a pruned first block; with one, from a dense one."""
     pipeline, classes = garments()
@@ -125,9 +114,7 @@ def _linear(pipeline: object) -> list[torch.nn.Linear]:
     [
         ({"method": "magic"}, "no method named"),
         ({"sparsity": 1.5}, "ratio"),
-        ({"steps": 0}, "denoising steps"),
         ({"packages": 0}, "number of packages"),
-        ({"step_weights": "late"}, "step weights"),
         ({"layers": ["nothing"]}, "No prunable layer"),
         ({"batch": 0}, "at least one picture"),
         ({"sparsity": "2:4", "block_size": 6}, "block"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,17 @@ import rose
 from rose.files import digest
 from tests.model.families import make_model, make_tokens
 from tests.model.run.test_checkpoint import stop_at
-from tests.structured.test_streaming import OPTIONS, on_meta, save
+from tests.structured.test_streaming import OPTIONS, figures, on_meta, save
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 ROOT = Path(__file__).parents[2]
 
 
-def slim(family: str, folder: Path | None, **options: Any) -> tuple[str, rose.RunReport]:
-    """Slims a dense tiny model; returns the digest of its weights, and the report."""
-    model = make_model(family)
+def slim(family: str, folder: Path | None, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[str, Any]:
+    """Slims a dense tiny model; returns the digest of its weights, and what its report says."""
+    model = make_model(family).to(dtype)
     report = rose.prune_structured(model, make_tokens(), checkpoint=folder, **OPTIONS | options)
-    return digest(model.state_dict()), report
-
-
-def figures(report: rose.RunReport) -> tuple[str, dict[str, Any]]:
-    summary = {name: value for name, value in report.summary.items() if name != "seconds"}
-    return report.layers.drop(columns="seconds").to_csv(), summary
+    return digest(model.state_dict()), figures(report)
 
 
 def interrupt(folder: Path, family: str = "gemma3", **options: Any) -> None:
@@ -42,27 +38,25 @@ def interrupt(folder: Path, family: str = "gemma3", **options: Any) -> None:
         ("gpt2", {}),  # stores its weights transposed, and has biases
         ("llama", {"method": "slimllm", "allocation": "similarity"}),
         ("llama", {"allocation": "cost", "target": "layer", "held_out": None}),
+        ("llama", {"dtype": torch.bfloat16}),
     ],
 )
 def test_going_on_gives_the_same_weights_and_report(family: str, options: dict[str, Any], tmp_path: Path) -> None:
-    expected, report = slim(family, None, **options)
+    expected = slim(family, None, **options)
     interrupt(tmp_path, family, **options)
-    found, again = slim(family, tmp_path, **options)
-    assert found == expected
-    assert figures(again) == figures(report)
+    assert slim(family, tmp_path, **options) == expected
 
 
 def test_finished_blocks_are_not_run_again_and_prices_not_computed_again(tmp_path: Path) -> None:
-    expected, report = slim("gemma3", None)
+    expected = slim("gemma3", None)
     interrupt(tmp_path)
     events: list[rose.Progress] = []
-    found, again = slim("gemma3", tmp_path, progress=events.append)
-    assert (found, figures(again)) == (expected, figures(report))
+    assert slim("gemma3", tmp_path, progress=events.append) == expected
     assert {event.stage for event in events} <= {"embed", "calibrate", "propagate", "prune", "done"}
     assert {event.block_index for event in events} == {2, 3}
     assert not list(tmp_path.glob("activations*"))
     events.clear()
-    assert slim("gemma3", tmp_path, progress=events.append)[0] == expected
+    assert slim("gemma3", tmp_path, progress=events.append) == expected
     assert {event.stage for event in events} == {"done"}
 
 
@@ -70,7 +64,7 @@ def test_finished_blocks_are_not_run_again_and_prices_not_computed_again(tmp_pat
 def test_lost_files_cost_time_and_nothing_else(name: str, tmp_path: Path) -> None:
     interrupt(tmp_path)
     (tmp_path / name).unlink()
-    assert slim("gemma3", tmp_path)[0] == slim("gemma3", None)[0]
+    assert slim("gemma3", tmp_path) == slim("gemma3", None)
 
 
 def test_a_streamed_run_goes_on(tmp_path: Path) -> None:
@@ -84,7 +78,7 @@ def test_a_streamed_run_goes_on(tmp_path: Path) -> None:
         model, tokenizer = rose.load_model(folder, stream=True)
         again = rose.prune_structured(model, make_tokens(), checkpoint=kept, **OPTIONS)
         assert on_meta(model)
-        assert figures(again) == figures(report)
+        assert figures(again) == report
     rose.save_model(model, tokenizer, tmp_path / "out")
     assert digest(rose.load_model(str(tmp_path / "out"))[0].state_dict()) == expected
 
@@ -97,50 +91,25 @@ def test_the_blocks_to_drop_are_remembered(tmp_path: Path) -> None:
     assert not events
 
 
-def change_ratio(folder: Path) -> None:
-    slim("gemma3", folder, ratio=0.4)
-
-
-def change_parts(folder: Path) -> None:
-    slim("gemma3", folder, parts=["channels"])
+def prune(folder: Path) -> None:
+    rose.prune_model(make_model("gemma3"), make_tokens(), sparsity=0.5, block_size=16, checkpoint=folder)
 
 
 def change_model(folder: Path) -> None:
     rose.prune_structured(make_model("gemma3", seed=1), make_tokens(), checkpoint=folder, **OPTIONS)
 
 
-def prune(folder: Path) -> None:
-    rose.prune_model(make_model("gemma3"), make_tokens(), sparsity=0.5, block_size=16, checkpoint=folder)
-
-
 @pytest.mark.parametrize(
-    ("other", "message"),
+    ("begun", "other", "message"),
     [
-        (change_ratio, "ratio was 0.3 there and is 0.4 now"),
-        (change_parts, r"parts was \['heads', 'channels'\] there"),
-        (change_model, "the model's weights differ"),
-        (prune, "that of slim, not of prune"),
+        (interrupt, partial(slim, "gemma3", ratio=0.4), "ratio was 0.3 there and is 0.4 now"),
+        (interrupt, partial(slim, "gemma3", parts=["channels"]), r"parts was \['heads', 'channels'\] there"),
+        (interrupt, change_model, "the model's weights differ"),
+        (interrupt, prune, "that of slim, not of prune"),
+        (prune, partial(slim, "gemma3"), "that of prune, not of slim"),
     ],
 )
-def test_another_run_is_refused(other: Callable[[Path], None], message: str, tmp_path: Path) -> None:
-    interrupt(tmp_path)
+def test_another_run_is_refused(begun: Callable, other: Callable, message: str, tmp_path: Path) -> None:
+    begun(tmp_path)
     with pytest.raises(rose.RoseError, match=message):
         other(tmp_path)
-
-
-def test_a_pruning_checkpoint_is_refused(tmp_path: Path) -> None:
-    prune(tmp_path)
-    with pytest.raises(rose.RoseError, match="that of prune, not of slim"):
-        slim("gemma3", tmp_path)
-
-
-def test_half_precision_goes_on(tmp_path: Path) -> None:
-    models = [make_model("llama").bfloat16() for _ in range(3)]
-    rose.prune_structured(models[0], make_tokens(), **OPTIONS)
-    with pytest.raises(rose.Cancelled):
-        rose.prune_structured(
-            models[1], make_tokens(), checkpoint=tmp_path, progress=stop_at("calibrate", 1), **OPTIONS
-        )
-    rose.prune_structured(models[2], make_tokens(), checkpoint=tmp_path, **OPTIONS)
-    assert models[2].model.layers[0].mlp.down_proj.weight.dtype == torch.bfloat16
-    assert digest(models[2].state_dict()) == digest(models[0].state_dict())

@@ -8,29 +8,19 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 import rose
 from rose.model.network.layers import decoder_blocks
 from rose.structured.configuration import droppable_blocks, kinds_of
 from rose.structured.parts import CHANNELS, HEADS
-from tests.model.families import EXPERTS, GATED, VOCABULARY, WINDOW, logits, make_from, make_model, make_tokens
-from tests.tiny import byte_tokenizer
+from tests.model.families import EXPERTS, GATED, VOCABULARY, WINDOW, logits, make_from, make_model
+from tests.structured.test_slimming import reload, slim
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 
 FOUR: dict[str, Any] = {**GATED, "num_hidden_layers": 4}
 _GPT2: dict[str, Any] = {"vocab_size": VOCABULARY, "n_embd": 32, "n_head": 4, "n_positions": 64}
-
-
-def slim(model: nn.Module, **options: Any) -> rose.RunReport:
-    return rose.prune_structured(model, make_tokens(), **{"ratio": 0.3, "multiple": 4} | options)
-
-
-def reload(model: Any, folder: Path, plain: bool = True) -> Any:
-    rose.save_model(model, byte_tokenizer(), folder)
-    return AutoModelForCausalLM.from_pretrained(folder).eval() if plain else rose.load_model(str(folder))[0]
 
 
 DEPENDENT: dict[str, tuple[PretrainedConfig, tuple[str, ...], str]] = {

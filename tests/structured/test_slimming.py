@@ -35,7 +35,7 @@ def slim(model: nn.Module, **options: Any) -> rose.RunReport:
     return rose.prune_structured(model, make_tokens(), **{"ratio": 0.3, "multiple": 4, "target": "dense"} | options)
 
 
-def reload(model: Any, folder: Path, plain: bool) -> Any:
+def reload(model: Any, folder: Path, plain: bool = True) -> Any:
     rose.save_model(model, byte_tokenizer(), folder)
     return AutoModelForCausalLM.from_pretrained(folder).eval() if plain else rose.load_model(str(folder))[0]
 
@@ -186,7 +186,7 @@ def test_depth_drops_the_blocks_that_change_least(tmp_path: Path) -> None:
     assert list(model.model.layers) == blocks
     assert model.config.layer_types == kinds
     assert report.summary["removed_fraction"] == pytest.approx(0.25)
-    assert torch.equal(logits(reload(model, tmp_path / "slim", plain=True)), logits(model))
+    assert torch.equal(logits(reload(model, tmp_path / "slim")), logits(model))
 
 
 @pytest.mark.parametrize("stage", ["prune", "done"])

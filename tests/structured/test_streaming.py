@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,31 +36,36 @@ def on_meta(model: nn.Module) -> bool:
     return all(parameter.is_meta for parameter in model.parameters())
 
 
-def slim_both(folder: str, out: Path, dtype: str = "float32", **options: Any) -> list[Any]:
-    """Whole and streamed: reports, configurations and digests of what was written must agree; returns the two models
-    read again."""
+def slim(model: nn.Module, **options: Any) -> rose.RunReport:
+    return rose.prune_structured(model, make_tokens(), **OPTIONS | options)
+
+
+def figures(report: rose.RunReport) -> tuple[str, dict[str, Any]]:
+    summary = {name: value for name, value in report.summary.items() if name != "seconds"}
+    return report.layers.drop(columns="seconds").to_csv(), summary
+
+
+def both(folder: str, out: Path, *changes: Callable[[nn.Module], rose.RunReport], dtype: str = "float32") -> nn.Module:
+    """Whole and streamed: reports, configurations and digests of what was written must agree; the model read again."""
     found = []
     for stream in (False, True):
         model, tokenizer = rose.load_model(folder, stream=stream, dtype=dtype)
-        report = rose.prune_structured(model, make_tokens(), **OPTIONS | options)
+        reports = [change(model) for change in changes]
         if stream:
             assert on_meta(model)
-        rose.save_model(model, tokenizer, out / f"{stream}", report=report)
+        rose.save_model(model, tokenizer, out / f"{stream}")
         read, _ = rose.load_model(str(out / f"{stream}"), dtype=dtype)
         configuration = json.loads((out / f"{stream}" / "config.json").read_text())
-        summary = {name: value for name, value in report.summary.items() if name != "seconds"}
-        found.append((read, configuration, report.layers.drop(columns="seconds").to_csv(), summary))
-    (whole, *said), (streamed, *other) = found
-    assert said == other
-    assert digest(whole.state_dict()) == digest(streamed.state_dict())
-    return [whole, streamed]
+        found.append((configuration, [figures(report) for report in reports], digest(read.state_dict())))
+    assert found[0] == found[1]
+    return read
 
 
 @pytest.mark.parametrize("family", DENSE)
 def test_every_family_as_in_memory_to_the_bit(family: str, tmp_path: Path) -> None:
     folder = save(family, tmp_path / "dense")
     uniform = family not in UNSAID
-    _, streamed = slim_both(folder, tmp_path, allocation="uniform" if uniform else "cost")
+    streamed = both(folder, tmp_path, partial(slim, allocation="uniform" if uniform else "cost"))
     before = sum(parameter.numel() for parameter in make_model(family).parameters())
     assert sum(parameter.numel() for parameter in streamed.parameters()) < before
     if uniform:
@@ -67,46 +74,34 @@ def test_every_family_as_in_memory_to_the_bit(family: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("dtype", "options"),
     [
-        {"method": "slimllm", "allocation": "similarity"},
-        {"method": "obs", "allocation": "cost", "dtype": "bfloat16"},
-        {"method": "wanda", "target": "layer", "parts": ["channels"]},
+        ("float32", {"method": "slimllm", "allocation": "similarity"}),
+        ("bfloat16", {"method": "obs", "allocation": "cost"}),
+        ("float32", {"method": "wanda", "target": "layer", "parts": ["channels"]}),
     ],
 )
-def test_every_way_as_in_memory_to_the_bit(options: dict[str, Any], tmp_path: Path) -> None:
-    slim_both(save("llama", tmp_path / "dense", max_shard_size="20KB"), tmp_path, **options)
+def test_every_way_as_in_memory_to_the_bit(dtype: str, options: dict[str, Any], tmp_path: Path) -> None:
+    folder = save("llama", tmp_path / "dense", max_shard_size="20KB")
+    both(folder, tmp_path, partial(slim, **options), dtype=dtype)
 
 
-@pytest.mark.parametrize("family", ["gemma3", "gpt2", "mixtral"])
-def test_decoder_blocks_leave_the_files(family: str, tmp_path: Path) -> None:
-    ratio = 0.25 if family == "gemma3" else 0.5
-    _, streamed = slim_both(save(family, tmp_path / "dense"), tmp_path, method="depth", ratio=ratio)
-    assert len(decoder_blocks(streamed)[1]) == (3 if family == "gemma3" else 1)
+@pytest.mark.parametrize(("family", "left"), [("gemma3", 3), ("gpt2", 1), ("mixtral", 1)])
+def test_decoder_blocks_leave_the_files(family: str, left: int, tmp_path: Path) -> None:
+    drop = partial(slim, method="depth", ratio=1 / (left + 1))
+    assert len(decoder_blocks(both(save(family, tmp_path / "dense"), tmp_path, drop))[1]) == left
 
 
-def test_slim_then_prune_as_in_memory_to_the_bit(tmp_path: Path) -> None:
-    folder, written = save("llama", tmp_path / "dense"), []
-    for stream in (False, True):
-        model, tokenizer = rose.load_model(folder, stream=stream)
-        rose.prune_structured(model, make_tokens(), **OPTIONS)
-        pruned = rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
-        assert (pruned.layers["sparsity"] - 0.5).abs().max() < 0.01
-        rose.save_model(model, tokenizer, tmp_path / f"{stream}")
-        written.append(digest(rose.load_model(str(tmp_path / f"{stream}"))[0].state_dict()))
-    assert written[0] == written[1]
+def test_one_change_after_another_as_in_memory_to_the_bit(tmp_path: Path) -> None:
+    def prune(model: nn.Module) -> rose.RunReport:
+        report = rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+        assert (report.layers["sparsity"] - 0.5).abs().max() < 0.01
+        return report
 
-
-def test_slim_twice(tmp_path: Path) -> None:
-    folder, written = save("llama", tmp_path / "dense"), []
-    for stream in (False, True):
-        model, tokenizer = rose.load_model(folder, stream=stream)
-        rose.prune_structured(model, make_tokens(), ratio=0.2, multiple=4)
-        rose.prune_structured(model, make_tokens(), ratio=0.2, multiple=4, parts=["channels"])
-        rose.prune_structured(model, make_tokens(), ratio=0.5, method="depth")
-        rose.save_model(model, tokenizer, tmp_path / f"{stream}")
-        written.append(digest(rose.load_model(str(tmp_path / f"{stream}"))[0].state_dict()))
-    assert written[0] == written[1]
+    folder = save("llama", tmp_path / "dense")
+    channels, drop = partial(slim, ratio=0.2, parts=["channels"]), partial(slim, ratio=0.5, method="depth")
+    both(folder, tmp_path / "thrice", partial(slim, ratio=0.2), channels, drop)
+    both(folder, tmp_path / "pruned", slim, prune)
 
 
 def test_one_block_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +115,7 @@ def test_one_block_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
         return read(self, key)
 
     monkeypatch.setattr(streaming.BlockFiles, "read", watched)
-    rose.prune_structured(model, make_tokens(), **OPTIONS)
+    slim(model)
     rose.save_model(model, tokenizer, tmp_path / "out")
     assert max(most) == 1
 
@@ -148,18 +143,18 @@ def test_a_stopped_run_leaves_a_streamed_model_as_it_was(tmp_path: Path) -> None
             raise rose.Cancelled
 
     with pytest.raises(rose.Cancelled):
-        rose.prune_structured(model, make_tokens(), progress=stop, **OPTIONS)
+        slim(model, progress=stop)
     assert on_meta(model)
     assert {name: parameter.shape for name, parameter in model.named_parameters()} == names
     rose.save_model(model, tokenizer, tmp_path / "out")
     assert digest(rose.load_model(str(tmp_path / "out"))[0].state_dict()) == digest(
         rose.load_model(folder)[0].state_dict()
     )
-    assert rose.prune_structured(model, make_tokens(), **OPTIONS).summary["removed_fraction"] > 0.2
+    assert slim(model).summary["removed_fraction"] > 0.2
 
 
 def test_what_was_pruned_would_be_lost(tmp_path: Path) -> None:
     model, _ = rose.load_model(save("llama", tmp_path / "dense"), stream=True)
     rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
     with pytest.raises(rose.RoseError, match="pruned already; save it, and load what was saved"):
-        rose.prune_structured(model, make_tokens(), **OPTIONS)
+        slim(model)
