@@ -23,6 +23,13 @@ def every_method(**exceptions: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("method", [method for method in rose.METHODS if method not in exceptions])
 
 
+def statistics_of(inputs: Tensor) -> rose.InputStatistics:
+    """Of inputs (tokens, in)."""
+    statistics = rose.InputStatistics(inputs.shape[1])
+    statistics.update(inputs)
+    return statistics
+
+
 @dataclass(frozen=True)
 class Layer:
     """W (out, in), calibration inputs X (tokens, in) and what the engine knows of them."""
@@ -32,9 +39,7 @@ class Layer:
 
     @property
     def statistics(self) -> rose.InputStatistics:
-        statistics = rose.InputStatistics(self.inputs.shape[1])
-        statistics.update(self.inputs)
-        return statistics
+        return statistics_of(self.inputs)
 
     @property
     def hessian(self) -> Tensor:

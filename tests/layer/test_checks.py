@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import rose
 from rose.layer import checks, error
-from tests.layer.helpers import Layer, layers, make_layer, ratios
+from tests.layer.helpers import Layer, layers, make_layer, ratios, statistics_of
 
 EVERY_METHOD = ["rose", "rose_global", "sparsegpt", "wanda", "magnitude", "oats", "alps", "rose_dealt"]
 
@@ -79,9 +79,8 @@ def test_nothing_removed_agrees_with_itself() -> None:
 
 def test_curve_equals_pruning_on_each_prefix() -> None:
     layer, fresh = make_layer(tokens=64), make_layer(tokens=50, seed=0).inputs.flip(0)
-    held_out = rose.InputStatistics(32)
-    held_out.update(fresh)
-    curve = checks.CalibrationCurve(layer.weight, held_out, [16, 64, 40], method="rose", sparsity=0.5, block_size=8)
+    options = {"method": "rose", "sparsity": 0.5, "block_size": 8}
+    curve = checks.CalibrationCurve(layer.weight, statistics_of(fresh), [16, 64, 40], **options)
     for part in torch.cat([layer.inputs, layer.inputs[:9]]).split(13):  # lengths fall inside batches
         curve.update(part)
     assert [point.tokens for point in curve.points] == [16, 40, 64]
@@ -96,8 +95,7 @@ def test_curve_equals_pruning_on_each_prefix() -> None:
 
 def test_few_tokens_overfit() -> None:
     layer = make_layer(rows=8, columns=32, tokens=600)
-    held_out = rose.InputStatistics(32)
-    held_out.update(layer.inputs[300:])
+    held_out = statistics_of(layer.inputs[300:])
     curve = checks.CalibrationCurve(layer.weight, held_out, [20, 300], method="sparsegpt", sparsity=0.6, block_size=8)
     curve.update(layer.inputs[:300])
     few, many = curve.points

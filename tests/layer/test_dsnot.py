@@ -9,12 +9,7 @@ from torch import Tensor
 import rose
 from rose.layer.methods.dsnot import CYCLES, TOLERANCE, refine_mask
 from rose.layer.pattern import parse_sparsity, smallest_per_group, smallest_per_row
-
-
-def statistics_of(inputs: Tensor) -> rose.InputStatistics:
-    statistics = rose.InputStatistics(inputs.shape[1])
-    statistics.update(inputs)
-    return statistics
+from tests.layer.helpers import statistics_of
 
 
 def case(seed: int, rows: int = 12, columns: int = 32, scale: float = 0.2) -> tuple[Tensor, Tensor]:

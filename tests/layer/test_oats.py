@@ -11,15 +11,14 @@ import rose
 from rose.layer.methods import make_settings
 from rose.layer.methods.oats import SPARE, decompose, truncated_svd
 from rose.layer.pattern import Pattern
+from tests.layer.helpers import statistics_of
 
 
 def case(seed: int, rows: int = 24, columns: int = 32) -> tuple[Tensor, rose.InputStatistics]:
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(100, columns, generator=generator) * torch.rand(columns, generator=generator)
-    statistics = rose.InputStatistics(columns)
-    statistics.update(inputs)
     low = torch.randn(rows, 3, generator=generator) @ torch.randn(3, columns, generator=generator)
-    return torch.randn(rows, columns, generator=generator) + low, statistics
+    return torch.randn(rows, columns, generator=generator) + low, statistics_of(inputs)
 
 
 def plain_loop(weight: np.ndarray, norm: np.ndarray, rank: int, keep: int, of: int, iterations: int) -> np.ndarray:

@@ -18,9 +18,7 @@ METHODS = {"sweep": ("sparsegpt", "natural"), "refit": ("rose_dealt", "dealt"), 
 
 def layer_of(rows: int = 48, columns: int = 64) -> tuple[torch.Tensor, rose.InputStatistics]:
     layer = make_layer(rows=rows, columns=columns, tokens=400, loud=6)
-    statistics = rose.InputStatistics(columns)
-    statistics.update(layer.inputs)
-    return layer.weight, statistics
+    return layer.weight, layer.statistics
 
 
 @pytest.mark.parametrize("sparsity", [0.7, "2:4"])

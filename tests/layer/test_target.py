@@ -18,6 +18,7 @@ from rose.layer.target import (
     target_error,
     target_error_with_bias,
 )
+from tests.layer.helpers import statistics_of
 
 ROWS, COLUMNS, TOKENS = 6, 12, 80
 
@@ -32,12 +33,6 @@ def case() -> dict[str, Tensor]:
         "dense": pruned + 0.3 * torch.randn(TOKENS, COLUMNS),
         "lost": 0.5 * torch.randn(TOKENS, ROWS),
     }
-
-
-def statistics_of(inputs: Tensor) -> rose.InputStatistics:
-    statistics = rose.InputStatistics(inputs.shape[-1])
-    statistics.update(inputs)
-    return statistics
 
 
 def gaps(
