@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -98,12 +98,7 @@ class ErrorMeasures:
         status: Status = "pass" if gap <= AGREE else "look" if gap <= AGREE_ROUGHLY else "fail"
         which = "Two" if self.direct is None else "Three"
         found = f"{which} measures differ by {gap:.1e} of the largest" if gap < math.inf else "a measure is not finite"
-        return Check(
-            "Measures agree",
-            status,
-            found,
-            f"at most {AGREE:g}; fails above {AGREE_ROUGHLY:g}",
-        )
+        return Check("Measures agree", status, found, f"at most {AGREE:g}; fails above {AGREE_ROUGHLY:g}")
 
 
 class DirectError:
@@ -361,21 +356,17 @@ def check_inputs(statistics: InputStatistics, damping: float | None) -> list[Che
             "at least as many tokens as columns; with fewer, only damping makes H definite",
         ),
     ]
-    return checks if wrong or damping is None else [*checks, _check_damping(statistics, damping)]
-
-
-def _check_damping(statistics: InputStatistics, damping: float) -> Check:
-    limit = f"{damping:g} of the mean diagonal, as asked"
-    try:
-        used = damp(statistics.hessian, damping).damping
-    except RoseError as problem:
-        return Check("Damping as asked", "fail", str(problem), limit)
-    return judge_damping(used, damping)
+    if not wrong and damping is not None:
+        try:
+            checks.append(judge_damping(damp(statistics.hessian, damping).damping, damping))
+        except RoseError as problem:
+            checks.append(replace(judge_damping(damping, damping), status="fail", found=str(problem)))
+    return checks
 
 
 def judge_damping(used: float, damping: float) -> Check:
     """Damping as used by a run against what was asked for."""
-    raised = used > damping
-    found = f"raised from {damping:g} to {used:g}" if raised else f"{used:g} was enough to factorize H"
     limit = f"{damping:g} of the mean diagonal, as asked"
-    return Check("Damping as asked", "look" if raised else "pass", found, limit)
+    if used > damping:
+        return Check("Damping as asked", "look", f"raised from {damping:g} to {used:g}", limit)
+    return Check("Damping as asked", "pass", f"{used:g} was enough to factorize H", limit)
