@@ -1,4 +1,4 @@
-"""What several processes find, for tests/model/test_distributed.py: torchrun -m tests.model.distributed_runs FOLDER."""
+"""What several processes find, for tests/model/test_workers.py: torchrun -m tests.model.distributed_runs FOLDER."""
 
 from __future__ import annotations
 
