@@ -159,9 +159,7 @@ def test_sensitivity_is_refused(tmp_path: Path) -> None:
 
 def test_quantized_weights_are_refused(tmp_path: Path) -> None:
     folder = save("llama", tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
-    (folder / "config.json").write_text(json.dumps(config))
+    change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(rose.RoseError, match="holds quantized weights"):
         rose.load_model(str(folder), stream=True)
 
