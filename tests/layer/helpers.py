@@ -107,12 +107,10 @@ def damped_by_hand(layer: Layer, added: float) -> Tensor:
 
 def reference_sweep(
     layer: Layer,
-    added: float,
-    permutation: Tensor,
-    widths: Sequence[int],
+    result: rose.LayerResult,
     counts: Sequence[int] | None = None,
     keep_of: tuple[int, int] | None = None,
-    forced: Tensor | None = None,
+    force: bool = False,
 ) -> Reference:
     """Optimal Brain Surgeon, one column after another, each with an explicit inverse of what is left of H.
 
@@ -120,30 +118,32 @@ def reference_sweep(
     with H⁻¹ over the columns not yet visited.
 
     Args:
+        result: only its order and damping are read.
         counts: weights to remove per block, or None with `keep_of`.
         keep_of: (N, M), chosen per row and group just before its first column.
-        forced: use this mask, (out, in), instead of choosing one; checks that the sweep would have chosen it.
+        force: use the mask of the result instead of choosing one; checks that the sweep would have chosen it.
     """
+    permutation = result.order.permutation
     weight = layer.weight.double().clone()
     weight[:, (layer.inputs == 0).all(0)] = 0
     weight = weight[:, permutation]
-    hessian = damped_by_hand(layer, added)[permutation][:, permutation]
+    hessian = damped_by_hand(layer, result.added_damping)[permutation][:, permutation]
     inverses = [torch.linalg.inv(hessian[j:, j:]) for j in range(len(hessian))]
     cost = torch.stack([inverse[0, 0] for inverse in inverses])
-    mask = torch.zeros_like(weight, dtype=torch.bool) if forced is None else forced[:, permutation].clone()
+    mask = result.mask[:, permutation].clone() if force else torch.zeros_like(weight, dtype=torch.bool)
     errors = torch.zeros(len(hessian), dtype=torch.float64)
     start = 0
-    for number, width in enumerate(widths):
+    for number, width in enumerate(result.order.widths):
         end = start + width
         if keep_of is None:
             assert counts is not None
-            _choose(weight, cost, mask, slice(start, end), counts[number], forced is not None)
+            _choose(weight, cost, mask, slice(start, end), counts[number], force)
         for j in range(start, end):
             if keep_of is not None and (j - start) % keep_of[1] == 0:
                 keep, of = keep_of
                 for row in range(len(weight)):
                     here = slice(row, row + 1)
-                    _choose(weight[here], cost, mask[here], slice(j, j + of), of - keep, forced is not None)
+                    _choose(weight[here], cost, mask[here], slice(j, j + of), of - keep, force)
             scaled = torch.where(mask[:, j], weight[:, j], 0) / cost[j]
             errors[j] = (scaled.square() * cost[j]).sum()
             weight[:, j:] -= torch.outer(scaled, inverses[j][0])

@@ -64,7 +64,7 @@ def test_reference_chooses_the_same_mask(order: str, budget: str) -> None:
         counts = [int(block.sum()) for block in (saliency <= cut).split(list(result.order.widths), dim=1)]
         assert len(set(counts)) > 1
     assert counts_of(result) == counts
-    slow = reference_sweep(layer, result.added_damping, result.order.permutation, result.order.widths, counts)
+    slow = reference_sweep(layer, result, counts)
     assert torch.equal(result.mask, slow.mask)
     torch.testing.assert_close(result.weight.double(), slow.weight, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(result.column_error.double(), slow.column_error, rtol=1e-3, atol=1e-3)
@@ -75,7 +75,7 @@ def test_reference_chooses_the_same_mask(order: str, budget: str) -> None:
 def test_reference_chooses_the_same_groups(keep_of: tuple[int, int], order: str) -> None:
     layer = make_layer(rows=5, columns=24, loud=8)
     result = layer.prune(order=order, sparsity=f"{keep_of[0]}:{keep_of[1]}")
-    slow = reference_sweep(layer, result.added_damping, result.order.permutation, result.order.widths, keep_of=keep_of)
+    slow = reference_sweep(layer, result, keep_of=keep_of)
     assert torch.equal(result.mask, slow.mask)
     torch.testing.assert_close(result.weight.double(), slow.weight, rtol=1e-3, atol=1e-4)
 
@@ -86,14 +86,7 @@ def test_any_sweep_is_optimal_brain_surgeon(
     layer: Layer, ratio: float, block_size: int, method: str, order: str | None
 ) -> None:
     result = layer.prune(method=method, sparsity=ratio, block_size=block_size, order=order)
-    slow = reference_sweep(
-        layer,
-        result.added_damping,
-        result.order.permutation,
-        result.order.widths,
-        counts_of(result),
-        forced=result.mask,
-    )
+    slow = reference_sweep(layer, result, counts_of(result), force=True)
     weight = result.weight.double()
     if round(ratio * weight.numel()) == 0:
         weight[:, layer.statistics.dead] = 0
@@ -103,14 +96,7 @@ def test_any_sweep_is_optimal_brain_surgeon(
 @given(layer=layers(unit=4), keep_of=st.sampled_from(PATTERNS), order=st.sampled_from(["natural", *ORDERS]))
 def test_any_grouped_sweep_is_optimal_brain_surgeon(layer: Layer, keep_of: tuple[int, int], order: str) -> None:
     result = layer.prune(sparsity=f"{keep_of[0]}:{keep_of[1]}", order=order)
-    slow = reference_sweep(
-        layer,
-        result.added_damping,
-        result.order.permutation,
-        result.order.widths,
-        keep_of=keep_of,
-        forced=result.mask,
-    )
+    slow = reference_sweep(layer, result, keep_of=keep_of, force=True)
     weight = result.weight.double()
     if keep_of[0] == keep_of[1]:
         weight[:, layer.statistics.dead] = 0
