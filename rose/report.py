@@ -102,7 +102,7 @@ class RunReport:
     @property
     def remarks(self) -> list[str]:
         """Where target dense could not do all that it is for, a sentence each."""
-        if self.summary.get("target") != "dense" or "target" not in self.layers:  # earlier versions did not say
+        if self.summary.get("target") != "dense" or "target" not in self.layers:  # parts do not say
             return []
         pruned = self.layers[self.layers["sparsity"] > 0]
         said, blocks = [], set(pruned["block_index"])

@@ -9,9 +9,9 @@ The mathematics, in the order in which to read it:
 5. `order`: from losses to the order in which columns are pruned; whether a layer is columnar.
 6. `sweep`: masks and compensation, block by block.
 7. `error`: three ways to measure what pruning did.
-8. `methods`: the registry, what methods are made of (`methods.toolkit`), and a file for each method or family.
-9. `target`: the weight to prune where a layer aims at the dense model's output.
-10. `solvers`: what some methods would return if they stopped earlier.
-11. `bound`: how low the error could be at best.
+8. `least_squares`: the best kept weights of a fixed mask.
+9. `methods`: the registry, what methods are made of (`methods.toolkit`), and a file for each method or family.
+10. `target`: the weight to prune where a layer aims at the dense model's output.
+11. `solvers`: what some methods would return if they stopped earlier.
 12. `checks`: whether the numbers of a layer can be trusted.
 """

@@ -67,10 +67,12 @@ class DamageRecord:
 
 @dataclass(frozen=True)
 class DamageReport:
-    """Attributes:
-    units: one row per unit, columns as in `DamageRecord`.
-    summary: settings; the loss without a change; the sum of all changes of loss beside that of all units at once;
-        how well error predicts damage.
+    """What a measurement of damage has found.
+
+    Attributes:
+        units: one row per unit, columns as in `DamageRecord`.
+        summary: settings; the loss without a change; the sum of all changes of loss beside that of all units at once;
+            how well error predicts damage.
     """
 
     units: pd.DataFrame
