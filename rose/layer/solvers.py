@@ -8,7 +8,7 @@ not in seconds, so that it is the same on every machine.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -108,14 +108,7 @@ def _stages(weight: Tensor, known: InputStatistics, damped: DampedHessian, setti
     first again."""
     current, work = weight, 0.0
     for number, share in enumerate(STAGES, 1):
-        ratio = settings.pattern.ratio * share
-        stage = make_settings(
-            "sparsegpt",
-            sparsity=ratio,
-            block_size=settings.block_size,
-            damping=settings.damping,
-            order=settings.order,
-        )
+        stage = replace(settings, pattern=parse_sparsity(settings.pattern.ratio * share))
         result = prune_with(current, known, stage)
         current = solve_on_support(weight, result.mask, damped.matrix, result.weight, REFIT_STEPS)
         work += _factorization(weight) + 0.5 + 1 + REFIT_STEPS
