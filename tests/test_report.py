@@ -149,14 +149,6 @@ def test_table_has_its_columns_even_when_empty() -> None:
     assert math.isnan(records_table([record(held_out_error=None)])["held_out_error"][0])
 
 
-def test_with_summary_leaves_the_original_alone() -> None:
-    report = rose.RunReport.from_records([record()], method="rose")
-    more = report.with_summary(perplexity=21.5)
-    assert more.summary["perplexity"] == 21.5
-    assert "perplexity" not in report.summary
-    assert more.layers is report.layers
-
-
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "3", "null", '{"layers": []}', '{"summary": {}}', '{"layers": 3, "summary": {}}']
 )
