@@ -7,7 +7,7 @@ pictures and a classifier.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,14 +119,12 @@ def judge_pictures(pictures: Tensor) -> tuple[float, float]:
     Args:
         pictures: (n, 1, 28, 28), the ten classes in turn; values outside −1 to 1 are cut off.
     """
-    classifier, references = load_classifier(), load_references()
+    classifier, real = load_classifier(), load_references()
     features = torch.cat([classifier.features(part) for part in pictures.clamp(-1, 1).split(FEATURE_BATCH)])
     asked = torch.tensor(classes_in_turn(len(pictures)))
     accuracy = (classifier.head(features).argmax(1) == asked).float().mean()
-    distance = frechet_distance(
-        features.double().mean(0), features.double().T.cov(), references["mean"], references["covariance"]
-    )
-    return distance, float(accuracy)
+    features = features.double()
+    return frechet_distance(features.mean(0), features.T.cov(), real["mean"], real["covariance"]), float(accuracy)
 
 
 def classes_in_turn(pictures: int) -> list[int]:
@@ -151,12 +149,9 @@ def check_garments(pipeline: Any) -> None:
 
 
 def trajectory_drift(pruned: Trajectory, dense: Trajectory) -> Tensor:
-    """‖x_t − x_t dense‖ / ‖x_t dense‖ before each step, and last of what was put out; mean over pictures.
+    """‖x_t − x_t dense‖ / ‖x_t dense‖ before each step, and last of what was put out; mean over pictures, (steps + 1,).
 
     Both must have begun with the same noise, so the first is 0.
-
-    Returns:
-        (steps + 1,)
 
     Raises:
         RoseError: they have different steps or pictures.
@@ -172,25 +167,19 @@ def trajectory_drift(pruned: Trajectory, dense: Trajectory) -> Tensor:
 
 
 @torch.no_grad()
-def denoising_loss(
-    pipeline: Any, pictures: Tensor, classes: Tensor, *, times: Sequence[int] = LOSS_TIMES, seed: int = 0
-) -> Tensor:
-    """Mean of (v̂ − v)² at each t: how well one step alone removes noise from real pictures.
+def denoising_loss(pipeline: Any, pictures: Tensor, classes: Tensor, *, seed: int = 0) -> Tensor:
+    """Mean of (v̂ − v)² at each of `LOSS_TIMES`: how well one step alone removes noise from real pictures.
 
     Args:
         pipeline: with the packaged model, which predicts v = √ᾱ·ε − √(1 − ᾱ)·x₀.
         pictures, classes: (n, 1, 28, 28) between −1 and 1, (n,) int64.
-        times: t, of the scheduler's training steps.
         seed: of the noise, the same at every t.
-
-    Returns:
-        (times,)
     """
     denoiser = denoiser_of(pipeline)
     parameter = next(denoiser.parameters())
     noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(seed))
     losses = []
-    for t in times:
+    for t in LOSS_TIMES:
         signal = float(pipeline.scheduler.alphas_cumprod[t])
         a, b = signal**0.5, (1 - signal) ** 0.5
         noisy = (a * pictures + b * noise).to(parameter)

@@ -42,7 +42,8 @@ def load_diffusion(name: str = PACKAGED, *, dtype: str | torch.dtype = "float32"
     """
     check_installed()
     wanted = parse_dtype(dtype)
-    pipeline = _load_packaged(wanted) if name == PACKAGED else _load(name, wanted)
+    with _quiet():
+        pipeline = _load_packaged(wanted) if name == PACKAGED else _load(name, wanted)
     pipeline.set_progress_bar_config(disable=True)  # callers draw their own
     denoiser = denoiser_of(pipeline)
     denoiser.requires_grad_(False)
@@ -65,11 +66,7 @@ def save_diffusion(pipeline: Any, folder: str | Path, *, report: RunReport | Non
 
 
 def check_installed() -> None:
-    """Makes sure that diffusers is there, before any work.
-
-    Raises:
-        RoseError: it is not.
-    """
+    """Raises RoseError, before any work, where diffusers is not there."""
     if find_spec("diffusers") is None:
         raise RoseError("Diffusion models need diffusers; run: pip install 'rose-explorer[diffusion]'")
 
@@ -79,9 +76,8 @@ def _load_packaged(dtype: torch.dtype) -> Any:
 
     from rose.diffusion.garment_pipeline import GarmentPipeline
 
-    with _quiet():
-        transformer = DiTTransformer2DModel.from_pretrained(FOLDER, dtype=dtype)
-        return GarmentPipeline(transformer, DDIMScheduler.from_pretrained(FOLDER))
+    transformer = DiTTransformer2DModel.from_pretrained(FOLDER, dtype=dtype)
+    return GarmentPipeline(transformer, DDIMScheduler.from_pretrained(FOLDER))
 
 
 def _load(name: str, dtype: torch.dtype) -> Any:
@@ -96,10 +92,9 @@ def _load(name: str, dtype: torch.dtype) -> Any:
     is_own = is_local and _read_index(folder).get("_class_name") == OWN_CLASS
     kind: Any = GarmentPipeline if is_own else DiffusionPipeline
     try:
-        with _quiet():
-            reshaped = read_reshaped(folder, dtype) if is_local else {}
-            source = str(folder) if is_local else name
-            return kind.from_pretrained(source, dtype=dtype, local_files_only=is_local, **reshaped)
+        reshaped = read_reshaped(folder, dtype) if is_local else {}
+        source = str(folder) if is_local else name
+        return kind.from_pretrained(source, dtype=dtype, local_files_only=is_local, **reshaped)
     except RoseError:
         raise
     except Exception as problem:  # diffusers, safetensors and the Hub each raise their own kinds

@@ -20,7 +20,7 @@ from rose.diffusion.denoiser import block_of, outermost_lists
 from rose.errors import RoseError
 from rose.model.network.layers import PrunableLayer
 from rose.structured.parts import CHANNELS, HEADS, PARTS, Part, Rows, Shape, check_kinds
-from rose.structured.surgery import Cut, cut_parts, with_shapes
+from rose.structured.surgery import Cut, cut_parts, cut_to, with_shapes
 
 RECORD = "rose_shapes"  # of a configuration: {module: heads or channels}
 COMPONENTS = ("transformer", "unet")
@@ -134,8 +134,7 @@ def apply_record(denoiser: nn.Module, record: Mapping[str, int]) -> None:
             part = None
         if part is None or not isinstance(units, int) or not 0 < units <= part.shape.units:
             raise RoseError(f"The shapes in the configuration do not fit the model ({name}: {units!r}); save it again.")
-        shape = Shape(units, 1) if part.kind == HEADS else Shape(1, units)
-        cuts.append(Cut(part, torch.arange(part.shape.units, device="cpu") < units, shape))
+        cuts.append(cut_to(part, Shape(units, 1) if part.kind == HEADS else Shape(1, units)))
     reshape(denoiser, cuts)
 
 
@@ -150,14 +149,8 @@ def read_reshaped(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in COMPONENTS:
         path = folder / name / "config.json"
-        try:
-            config = json.loads(path.read_text())
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as problem:
-            raise RoseError(f"{path} cannot be read ({problem}); save the pipeline again.") from problem
-        record = config.get(RECORD) if isinstance(config, dict) else None
-        if record is None:
+        config = json.loads(path.read_text()) if path.exists() else {}
+        if (record := config.get(RECORD)) is None:
             continue
         family: Any = getattr(diffusers, str(config.get("_class_name")), None)
         if family is None or not isinstance(record, dict):

@@ -1,6 +1,6 @@
 """Trains the packaged tiny model and its classifier: python -m rose.diffusion.train --output FOLDER
 
-Seeded, on one thread by default, so that the same machine and versions give the same bits. Snapshots are kept beside
+Seeded, on one thread, so that the same machine and versions give the same bits. Snapshots are kept beside
 the output, and the same command resumes from the last one. The pictures are Fashion-MNIST's four idx files, such as
 those of Debian's package `dataset-fashion-mnist`; nothing of them is needed to use the model.
 
@@ -31,6 +31,7 @@ from rose.diffusion.garments import ANY, DENOISER, FOLDER, SCHEDULER, SIDE, Clas
 DATA = Path("/usr/share/datasets/fashion-mnist")
 HIDDEN_CLASSES = 0.1
 WARM_UP = 200
+SEED, RATE, DECAY = 0, 1.5e-3, 0.998  # highest learning rate; decay of the mean of the weights
 HELD_OUT = 256  # real pictures that go along with the model
 
 
@@ -42,14 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--snapshot", type=Path, default=Path("garments.snapshot.pt"), help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=1650, help="of the denoiser (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="pictures a step (default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate (default: %(default)s)")
-    parser.add_argument("--decay", type=float, default=0.998, help="of the mean of the weights (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     if not (options.data / "train-images-idx3-ubyte.gz").is_file():
         parser.error(f"{options.data} lacks train-images-idx3-ubyte.gz; install dataset-fashion-mnist or give --data")
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
     pictures, classes = read_split(options.data, "train")
     unseen, unseen_classes = read_split(options.data, "t10k")
@@ -59,11 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         facts["classifier"] = train_classifier(options, pictures, classes, unseen, unseen_classes)
         path.write_text(json.dumps(facts))
     facts["denoiser"] = train_denoiser(options, pictures, classes)
-    facts["versions"] = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__}
+    facts["versions"] = versions
     facts["data"] = "Fashion-MNIST (Xiao, Rasul and Vollgraf 2017), MIT licence"
     path.write_text(json.dumps(facts, indent=1) + "\n")
     options.snapshot.unlink(missing_ok=True)
@@ -89,8 +83,8 @@ def train_classifier(
 ) -> dict[str, Any]:
     """Trains the classifier for four epochs, keeps its features of unseen pictures, and returns its accuracy there."""
     path, epochs, batch = options.output / "classifier.safetensors", 4, 128
-    torch.manual_seed(options.seed)
-    generator = torch.Generator().manual_seed(options.seed)
+    torch.manual_seed(SEED)
+    generator = torch.Generator().manual_seed(SEED)
     classifier = Classifier()
     steps = epochs * (len(pictures) // batch)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3)
@@ -119,19 +113,19 @@ def train_classifier(
         {name: value.contiguous() for name, value in references.items()}, path.with_name("references.safetensors")
     )
     print(f"classifier: accuracy {float(accuracy):.4f} on unseen pictures", flush=True)
-    return {"seed": options.seed, "steps": steps, "batch": batch, "accuracy_on_unseen_pictures": float(accuracy)}
+    return {"seed": SEED, "steps": steps, "batch": batch, "accuracy_on_unseen_pictures": float(accuracy)}
 
 
 def train_denoiser(options: argparse.Namespace, pictures: Tensor, classes: Tensor) -> dict[str, Any]:
     """Trains the DiT, from a snapshot where there is one; returns what made.json says of it."""
-    torch.manual_seed(options.seed)
-    generator = torch.Generator().manual_seed(options.seed)
+    torch.manual_seed(SEED)
+    generator = torch.Generator().manual_seed(SEED)
     model = DiTTransformer2DModel(**DENOISER)
     # Its own dropout of classes draws anew in every block, so that no picture would be without a class in all of
     # them: classes are hidden here, and the model stays in evaluation mode, which changes nothing else.
     model.eval()
     mean = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, options.steps))
     signal = DDIMScheduler(**SCHEDULER).alphas_cumprod
     first, seconds = 0, 0.0
@@ -143,7 +137,7 @@ def train_denoiser(options: argparse.Namespace, pictures: Tensor, classes: Tenso
             part.load_state_dict(kept[name])
         generator.set_state(kept["generator"])
         mean, first, losses, seconds = kept["mean"], kept["step"], kept["losses"], kept["seconds"]
-    epoch = iter(batches(len(pictures), options.batch, torch.Generator().manual_seed(options.seed + 1)))
+    epoch = iter(batches(len(pictures), options.batch, torch.Generator().manual_seed(SEED + 1)))
     for _ in range(first):
         next(epoch)
     began, temporary = time.perf_counter(), options.snapshot.with_suffix(".tmp")
@@ -156,7 +150,7 @@ def train_denoiser(options: argparse.Namespace, pictures: Tensor, classes: Tenso
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        decay = min(options.decay, (step + 1) / (step + 10))
+        decay = min(DECAY, (step + 1) / (step + 10))
         for name, value in model.state_dict().items():
             mean[name].lerp_(value, 1 - decay)
         running.append(float(loss.detach()))
@@ -173,11 +167,11 @@ def train_denoiser(options: argparse.Namespace, pictures: Tensor, classes: Tenso
     model.half().save_pretrained(options.output)
     DDIMScheduler(**SCHEDULER).save_pretrained(options.output)
     return {
-        "seed": options.seed,
+        "seed": SEED,
         "steps": options.steps,
         "batch": options.batch,
-        "learning_rate": options.rate,
-        "mean_of_weights_decay": options.decay,
+        "learning_rate": RATE,
+        "mean_of_weights_decay": DECAY,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "loss_by_step": losses,
     }

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -77,32 +78,19 @@ def make_batches(pipeline: Any, conditions: Conditions, size: int) -> list[Batch
     elif whole or all(isinstance(one, str) for one in given):
         name = "class_labels" if whole else "prompt"
         values = [int(one) for one in given] if whole else given
-        batches = [
-            Batch({name: part}, first, len(part))
-            for first in range(0, len(values), size)
-            if (part := values[first : first + size])
-        ]
+        parts = [(first, values[first : first + size]) for first in range(0, len(values), size)]
+        batches = [Batch({name: part}, first, len(part)) for first, part in parts]
     else:
         raise RoseError("Classes, prompts and keyword arguments cannot be mixed; give a list of one kind.")
     taken = inspect.signature(pipeline.__call__).parameters
-    for name in {name for batch in batches for name in batch.arguments}:
-        if name not in taken:
-            raise RoseError(
-                f"{type(pipeline).__name__} takes no {name}; it takes {', '.join(list(taken)[:6])} and more."
-            )
-    _check_classes(pipeline, batches)
+    for name in {name for batch in batches for name in batch.arguments} - taken.keys():
+        raise RoseError(f"{type(pipeline).__name__} takes no {name}; it takes {', '.join(list(taken)[:6])} and more.")
+    known: Any = getattr(denoiser_of(pipeline).config, "num_embeds_ada_norm", None)
+    labels = [batch.arguments.get("class_labels", ()) for batch in batches] if known is not None else []
+    for label in chain.from_iterable([one] if isinstance(one, int) else one for one in labels):
+        if not 0 <= int(label) < known:
+            raise RoseError(f"There is no class {label}; this model knows 0 to {known - 1}.")
     return batches
-
-
-def _check_classes(pipeline: Any, batches: Sequence[Batch]) -> None:
-    known: int | None = getattr(denoiser_of(pipeline).config, "num_embeds_ada_norm", None)
-    if known is None:
-        return
-    for batch in batches:
-        labels = batch.arguments.get("class_labels", ())
-        for label in [labels] if isinstance(labels, int) else labels:
-            if not 0 <= int(label) < known:
-                raise RoseError(f"There is no class {label}; this model knows 0 to {known - 1}.")
 
 
 class DrawOptions(TypedDict, total=False):

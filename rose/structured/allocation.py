@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 
 import torch
@@ -26,40 +26,35 @@ NOTHING = "At this ratio nothing would go; ask for a larger one, or for a smalle
 Shapes = list[list[Shape]]  # [block][part]
 
 
-def uniform_candidates(parts: Sequence[Part], wanted: float, multiple: int) -> list[dict[str, Shape]]:
-    """Shapes by kind of part that save about this much of one decoder block, the nearest first.
+Candidate = tuple[float, dict[str, Shape]]  # how far from what is wanted it saves; shapes by kind of part
 
-    Args:
-        parts: of the decoder block.
-        wanted: parameters to save in it.
-        multiple: kept channels are a multiple of this.
-    """
-    channels = next((part for part in parts if part.kind == CHANNELS), None)
-    heads = next((part for part in parts if part.kind == HEADS), None)
+
+def uniform_candidates(parts: Sequence[Part], wanted: float, multiple: int) -> list[Candidate]:
+    """Shapes that save about `wanted` parameters of one decoder block, the nearest first."""
+    by_kind = {part.kind: part for part in parts}
     candidates = []
-    for shape in head_shapes(heads.shape) if heads else [None]:
-        left = wanted - (heads.saved(shape) if heads and shape else 0)
-        chosen = {HEADS: shape} if shape else {}
-        if channels:
-            kept = channels_for(channels, left, multiple)
-            if kept is None:
+    for heads in head_shapes(by_kind[HEADS].shape) if HEADS in by_kind else [None]:
+        chosen, left = {}, wanted
+        if heads:
+            chosen[HEADS], left = heads, wanted - by_kind[HEADS].saved(heads)
+        if CHANNELS in by_kind:
+            if (kept := channels_for(by_kind[CHANNELS], left, multiple)) is None:
                 continue
             chosen[CHANNELS] = kept
-        distance = abs(sum(part.saved(chosen[part.kind]) for part in parts) - wanted)
+        distance = abs(sum(part.saved(chosen[kind]) for kind, part in by_kind.items()) - wanted)
         if distance <= wanted / 2:
             candidates.append((distance, chosen))
-    return [chosen for _, chosen in sorted(candidates, key=lambda entry: entry[0])]
+    return sorted(candidates, key=lambda entry: entry[0])
 
 
 def uniform_shapes(
-    parts: Sequence[Sequence[Part]],
-    candidates: Sequence[Mapping[str, Shape]],
+    candidates: Sequence[Candidate],
     surveys: Sequence[BlockSurvey] | None,
     allowed: Callable[[Mapping[str, Shape]], bool],
     wanted: float,
-) -> Shapes:
-    """The same shapes everywhere: of the allowed candidates that save about as much as wanted the one that costs least
-    in sum; without prices, or where pieces are too large for that, the one that comes nearest.
+) -> Mapping[str, Shape]:
+    """Shapes for every decoder block: of the allowed candidates that save about as much as wanted the one that costs
+    least in sum; without prices, or where pieces are too large for that, the one that comes nearest.
 
     Args:
         candidates: the nearest first.
@@ -68,22 +63,22 @@ def uniform_shapes(
         wanted: parameters to save in one decoder block.
     """
 
-    def total_cost(chosen: Mapping[str, Shape]) -> float:
+    def cost(chosen: Mapping[str, Shape]) -> float:
         return sum(price(part, one, chosen[part.part.kind]) for one in surveys or () for part in one.parts)
 
-    distances = [abs(sum(part.saved(one[part.kind]) for part in parts[0]) - wanted) for one in candidates]
-    count = sum(distance <= (1 - NEAR) * wanted for distance in distances)  # the first ones
-    near, far = candidates[:count], candidates[count:]
-    if surveys:  # what saves less would always cost less, so only those that save alike are compared
-        near = sorted(near, key=total_cost)
-    chosen = next(filter(allowed, [*near, *far]))
-    return [[chosen[part.kind] for part in of_block] for of_block in parts]
+    near = [chosen for distance, chosen in candidates if distance <= (1 - NEAR) * wanted]  # the first ones
+    far = [chosen for _, chosen in candidates[len(near) :]]
+    # What saves less would always cost less, so only those that save alike are compared.
+    return next(filter(allowed, [*(sorted(near, key=cost) if surveys else near), *far]))
 
 
 def saved_by(parts: Sequence[Sequence[Part]], shapes: Shapes) -> int:
     """Parameters that go with these shapes; both [block][part]."""
-    pairs = zip(chain.from_iterable(parts), chain.from_iterable(shapes), strict=True)
-    return sum(part.saved(shape) for part, shape in pairs)
+    return sum(part.saved(shape) for part, shape in _pairs(parts, shapes))
+
+
+def _pairs(parts: Sequence[Sequence[Part]], shapes: Shapes) -> Iterator[tuple[Part, Shape]]:
+    return zip(chain.from_iterable(parts), chain.from_iterable(shapes), strict=True)
 
 
 def head_shapes(shape: Shape) -> list[Shape]:
@@ -173,13 +168,8 @@ def shapes_by_ratio(
 
 
 def changed(parts: Sequence[Sequence[Part]], shapes: Shapes) -> list[tuple[Part, Shape]]:
-    """The parts that get another shape; both [block][part].
-
-    Raises:
-        RoseError: none does.
-    """
-    pairs = zip(chain.from_iterable(parts), chain.from_iterable(shapes), strict=True)
-    if not (found := [(part, shape) for part, shape in pairs if shape != part.shape]):
+    """The parts that get another shape, both [block][part]; raises RoseError where none does."""
+    if not (found := [(part, shape) for part, shape in _pairs(parts, shapes) if shape != part.shape]):
         raise RoseError(NOTHING)
     return found
 
@@ -215,13 +205,10 @@ def cost_shapes(surveys: Sequence[BlockSurvey], wanted: float, multiple: int) ->
     at = dict.fromkeys(hulls, 0)
     saved = 0.0
     for _, key, step in sorted(pieces):
-        if saved >= wanted:
-            break
         gain = hulls[key][step + 1][0] - hulls[key][step][0]
-        if saved + gain - wanted > wanted - saved:
-            continue  # too long a piece for what is left; a shorter one may fit
-        at[key] = step + 1 if at[key] == step else at[key]
-        saved += gain if at[key] == step + 1 else 0
+        # Where a piece is too long for what is left, a shorter one may fit.
+        if at[key] == step and saved < wanted and saved + gain - wanted <= wanted - saved:
+            at[key], saved = step + 1, saved + gain
     while saved < NEAR * wanted:  # pieces are large, so that the next one takes more than what was left
         steps = [
             (hull[at[key] + 1][0] - hull[at[key]][0], key) for key, hull in hulls.items() if at[key] + 1 < len(hull)
@@ -247,17 +234,14 @@ def check_saved(saved: float, wanted: float) -> None:
 
 
 def check_possible(parts: Sequence[Sequence[Part]], wanted: float, multiple: int, allocation: str) -> None:
-    """Whether shapes that differ can save that much, and that little, known before anything is measured.
-
-    Raises:
-        RoseError: they cannot.
-    """
+    """Raises RoseError, before anything is measured, unless shapes that differ can save that much, and that little."""
     every = [part for of_block in parts for part in of_block]
     if allocation == "similarity":
         most = saved_by(parts, similarity_shapes(parts, similarity_ratios([1.0] * len(parts), 1.0), multiple))
     else:
-        smallest = [Shape(1, 1) if part.kind == HEADS else fewest_channels(part, multiple) for part in every]
-        most = sum(part.saved(shape) for part, shape in zip(every, smallest, strict=True))
+        most = sum(
+            part.saved(fewest_channels(part, multiple) if part.kind == CHANNELS else Shape(1, 1)) for part in every
+        )
     if most < NEAR * wanted:
         raise RoseError("The parts that may go do not hold that much; ask for a smaller ratio.")
     if min(_least_saved(part, multiple) for part in every) > 2 * wanted:

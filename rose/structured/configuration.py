@@ -39,14 +39,13 @@ def reshaped_config(
         blocks: the decoder blocks that stay.
     """
     config = copy.deepcopy(model.config)
-    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text: Any = config.get_text_config()
     if HEADS in shapes:
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         text.num_attention_heads, text.num_key_value_heads = shapes[HEADS].units, shapes[HEADS].groups
         text.head_dim = width
     if CHANNELS in shapes:
-        fields = [name for name in CHANNEL_FIELDS if hasattr(text, name)]
-        for name in fields[:1]:
+        for name in [name for name in CHANNEL_FIELDS if hasattr(text, name)][:1]:
             setattr(text, name, shapes[CHANNELS].units)
     for kind in biased:
         if hasattr(text, BIAS_FIELDS[kind]):
@@ -68,7 +67,7 @@ def _keep_blocks(model: nn.Module, config: Any, text: Any, keep: Sequence[int]) 
     if record := getattr(config, RECORD, None):
         new = {f"{path}.{index}.": f"{path}.{number}." for number, index in enumerate(keep)}
         biased = [
-            start + name.removeprefix(old)
+            name.replace(old, start, 1)
             for name in record["biased"]
             for old, start in new.items()
             if name.startswith(old)
@@ -102,11 +101,8 @@ def _sizes_of(model: nn.Module) -> Sizes:
 def can_say(
     model: nn.Module, parts: Sequence[Sequence[Part]], shapes: Mapping[str, Shape], biased: Sequence[str] = ()
 ) -> bool:
-    """Whether the configuration can express these shapes in every decoder block, with output biases in kinds `biased`.
-
-    Args:
-        parts: of every decoder block, [block][part].
-    """
+    """Whether the configuration can express these shapes in every decoder block, with output biases in kinds `biased`;
+    parts: [block][part]."""
     said = described_sizes(reshaped_config(model, shapes, biased))
     wanted = _sizes_of(model)
     for part in (part for of_block in parts for part in of_block):

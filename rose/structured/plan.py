@@ -18,6 +18,7 @@ from rose.model.progress import ProgressCallback
 from rose.model.run.settings import check_target
 from rose.structured.allocation import (
     ALLOCATIONS,
+    Candidate,
     Shapes,
     check_multiple,
     check_possible,
@@ -146,7 +147,8 @@ def plan_slimming(
             shapes = cost_shapes(priced(found), wanted, multiple)
         else:
             prices = priced(found) if len(kinds) > 1 else None
-            shapes = uniform_shapes(found, candidates, prices, allowed, wanted / len(found))
+            chosen = uniform_shapes(candidates, prices, allowed, wanted / len(found))
+            shapes = [[chosen[part.kind] for part in of_block] for of_block in found]
         return json.dumps([[dataclasses.astuple(shape) for shape in of_block] for of_block in shapes])
 
     shapes = [[Shape(*shape) for shape in of_block] for of_block in json.loads(remember(find))]
@@ -159,7 +161,7 @@ def _uniform_candidates(
     wanted: float,
     multiple: int,
     allowed: Callable[[Mapping[str, Shape]], bool],
-) -> list[dict[str, Shape]]:
+) -> list[Candidate]:
     """See `uniform_candidates`; one at least is allowed.
 
     Raises:
@@ -177,7 +179,7 @@ def _uniform_candidates(
             "not load the result; allow shapes that rose alone reads (allocation cost), or choose the method depth."
         )
     candidates = uniform_candidates(found[0], wanted / len(found), multiple)
-    if not any(map(allowed, candidates)):
+    if not any(allowed(chosen) for _, chosen in candidates):
         raise RoseError(
             "No uniform shapes that the configuration can say save about that much; ask for another ratio or parts, or "
             "allow shapes that differ (allocation cost)."

@@ -51,20 +51,19 @@ def cut_parts(cuts: Sequence[Cut]) -> None:
         columns = cut.kept.repeat_interleave(part.width).nonzero().flatten()
         for layer in part.makers:
             of_layer = [rows for rows in part.rows if rows.layer is layer]
-            _keep_rows(layer, torch.cat([rows.chosen(cut.kept, part.shape) for rows in of_layer]))
-        _keep_columns(part.output, columns)
+            stay = torch.cat([rows.chosen(cut.kept, part.shape) for rows in of_layer]).to(layer.weight.device)
+            module: Any = layer.module
+            _replace(module, layer.weight[stay])
+            if getattr(module, "bias", None) is not None:
+                module.bias = _parameter(module.bias.detach()[stay])
+        _replace(part.output.module, part.output.weight[:, columns.to(part.output.weight.device)])
 
 
-def _keep_rows(layer: PrunableLayer, rows: Tensor) -> None:
-    module: Any = layer.module
-    rows = rows.to(module.weight.device)
-    _replace(module, layer.weight[rows])
-    if getattr(module, "bias", None) is not None:
-        module.bias = _parameter(module.bias.detach()[rows])
-
-
-def _keep_columns(layer: PrunableLayer, columns: Tensor) -> None:
-    _replace(layer.module, layer.weight[:, columns.to(layer.weight.device)])
+def cut_to(part: Part, shape: Shape) -> Cut:
+    """Keeps the first units: for weights whose values do not matter yet."""
+    kept = torch.zeros(part.shape.groups, part.shape.per_group, dtype=torch.bool, device="cpu")
+    kept[: shape.groups, : shape.per_group] = True
+    return Cut(part, kept.flatten(), shape)
 
 
 def _replace(module: Any, weight: Tensor) -> None:
@@ -123,7 +122,7 @@ def apply_config(model: Any, config: Any) -> None:
     """Makes this the model's configuration, for it and for all modules that hold the old one; adds biases of zeros
     where it wants some that the model lacks."""
     old, old_text = model.config, text_config(model)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = config.get_text_config()
     for module in model.modules():
         if getattr(module, "config", None) is old:
             module.config = config
@@ -189,14 +188,10 @@ def apply_record(model: Any, record: Mapping[str, Any]) -> None:
     except (KeyError, IndexError, TypeError, ValueError) as problem:
         raise RoseError(f"The shapes in the configuration cannot be read ({problem}); save the model again.") from None
     for parts, shapes in zip(found, wanted, strict=True):
-        cuts = []
-        for part, shape in zip(parts, shapes, strict=True):
-            kept = torch.zeros(part.shape.groups, part.shape.per_group, dtype=torch.bool, device="cpu")
-            kept[: shape.groups, : shape.per_group] = True
-            cuts.append(Cut(part, kept.flatten(), shape))
+        for part in parts:
             if part.output.name in biased:
                 add_bias(part.output)
-        cut_parts(cuts)
+        cut_parts([cut_to(part, shape) for part, shape in zip(parts, shapes, strict=True)])
         tell_modules(model, parts, shapes, own_config=True)
 
 
