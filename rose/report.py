@@ -214,8 +214,10 @@ def read_records(path: str | Path, kind: type[Record], holds: str) -> list[Recor
             for name, column in table.items()
         }
         return [kind(**row) for row in pd.DataFrame(columns).to_dict("records")]
-    except (OSError, ValueError, KeyError) as problem:
-        raise RoseError(f"{path} is not a table of {holds} ({problem}); choose a rows.csv of rose.") from problem
+    except OSError as problem:
+        raise RoseError(f"{path} cannot be read ({problem.strerror}); choose a rows.csv of rose.") from problem
+    except (ValueError, KeyError) as problem:
+        raise RoseError(f"{path} is not a table of {holds}; choose a rows.csv of rose.") from problem
 
 
 def _optional(kind: type) -> list[str]:

@@ -18,7 +18,7 @@ from app.study.study import LoadedModel
 from rose.files import expand, reachable
 from rose.layer.methods import get_method
 from rose.model.estimate.duration import Cost, estimate_damage, sweeps_of
-from rose.model.measure.damage import UNITS, describe_damage
+from rose.model.measure.damage import UNITS, dense_weights, describe_damage
 from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport, damage_table
 from rose.model.network.layers import decoder_blocks, select_layers
 
@@ -131,8 +131,7 @@ class DamageRun(Run):
             self._say("Reading the pruned model")
             with unpacked(expand(request.restore), job) as folder:
                 model: Any = rose.load_model(str(folder), dtype=setup.dtype)[0]
-            # Only read; the shared model stays as it is.
-            options["restore"] = {layer.name: layer.weight for layer in rose.prunable_layers(loaded.model)}
+            options["restore"] = dense_weights(loaded.model, model)  # only read; the shared model stays as it is
         else:
             model = self._copy(loaded.model, loaded.lock)
             options |= {"method": request.method, "sparsity": setup.sparsity, "block_size": setup.block_size}

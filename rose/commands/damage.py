@@ -12,7 +12,7 @@ import rose
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.model.estimate.duration import estimate_damage, sweeps_of
-from rose.model.measure.damage import UNITS
+from rose.model.measure.damage import UNITS, dense_weights
 from rose.model.measure.damage_report import (
     PREDICTORS,
     WHOLE,
@@ -22,6 +22,7 @@ from rose.model.measure.damage_report import (
     correlations,
     outliers,
 )
+from rose.model.network.identity import embedding_norms
 from rose.model.run.settings import run_settings
 from rose.model.workers import launched_place
 
@@ -72,8 +73,10 @@ def _measure(options: argparse.Namespace, chosen: dict[str, Any], folder: Damage
     model, tokenizer = shared.load(options, console)
     restore = None
     if options.restore is not None:
-        restore = {layer.name: layer.weight for layer in rose.prunable_layers(model)}
+        dense = model
         model, _ = shared.load(options, console, options.restore)
+        restore = dense_weights(dense, model)
+    folder.norms = embedding_norms(model)
     tokens, windows = shared.calibration(options, tokenizer, options.seed)
     if options.evaluate is not None:
         windows = shared.windows(options, options.evaluate, tokenizer)

@@ -30,10 +30,10 @@ damage, restored       report model    model model  model model  model   yes   t
 slim, uniform          yes    yes      yes   yes    yes   yes    shapes  rows  yes   index   yes    yes    yes
 slim, cost             yes    yes      yes   differ yes   yes    shapes  rows  sizes index   yes    yes    yes
 slim, similarity       yes    yes      yes   differ yes   yes    shapes  rows  sizes index   yes    yes    yes
-slim, depth            yes    yes      yes   yes    yes   yes    yes     rows  yes   index   yes    drift  yes
+slim, depth            yes    yes      yes   yes    yes   yes    blocks  rows  yes   index   yes    drift  yes
 slim and prune         yes    yes      yes   yes    yes   yes    shapes  rows  yes   index   yes    yes    yes
 slim and prune, cost   yes    yes      yes   differ yes   yes    shapes  rows  sizes index   yes    yes    yes
-slim and prune, depth  yes    yes      yes   yes    yes   yes    yes     rows  yes   index   yes    yes    yes
+slim and prune, depth  yes    yes      yes   yes    yes   yes    blocks  rows  yes   index   yes    yes    yes
 diffuse prune          yes    model    model model  model model  model   rows  type  yes     yes    drift  folder
 diffuse slim           yes    model    model model  model model  model   rows  type  yes     yes    drift  folder
 """
@@ -43,9 +43,10 @@ REFUSALS = {
     "report": r"There is no report.json in \S+; give a folder that `rose prune`, `slim` or `analyze` has written\.",
     "drift": r"\S+ has no drift; .*\.",
     "index": r"\S+ holds no readable model_index.json, so it is not a diffusion pipeline; choose another folder, .*",
-    "rows": r"\S+ is not a table of damages .*",
+    "rows": r"\S+ (cannot be read \(No such file or directory\)|is not a table of damages); choose a rows.csv of rose\.",
     "differ": r"The decoder blocks of this model differ in shape already; choose an allocation that lets them .*",
     "shapes": r"There is no dense weight of this shape for \S+; give the same model, dense\.",
+    "blocks": r"The model to restore has 3 decoder blocks and the dense one 4, so their layers do not correspond; .*",
     # What transformers says; `rose slim` has said before that only rose reads these.
     "type": r"Unrecognized model in .*",
     "sizes": r"You set `ignore_mismatched_sizes` to `False`, .*",
@@ -58,14 +59,12 @@ PENDING = {
     ("slim and prune", "Runs"),
     ("slim and prune, cost", "report"),
     ("prune, owl", "prune"),
-    ("slim, depth", "restore"),
     ("slim and prune", "prune"),
     ("slim and prune", "Depth"),
     ("slim and prune, cost", "prune"),
     ("slim and prune, cost", "Runs"),
     ("slim and prune, cost", "Depth"),
     ("slim and prune, depth", "prune"),
-    ("slim and prune, depth", "restore"),
     ("slim and prune, depth", "Depth"),
 }
 

@@ -28,7 +28,15 @@ from rose.layer.statistics import InputStatistics
 from rose.model.estimate.duration import pass_work
 from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport
 from rose.model.measure.perplexity import window_losses
-from rose.model.network.layers import PrunableLayer, check_not_shared, decoder_blocks, layers_to_prune, select_layers
+from rose.model.network.identity import check_same_model, embedding_norms
+from rose.model.network.layers import (
+    PrunableLayer,
+    check_not_shared,
+    decoder_blocks,
+    layers_to_prune,
+    prunable_layers,
+    select_layers,
+)
 from rose.model.network.residence import is_streamed
 from rose.model.progress import Progress, ProgressCallback
 from rose.model.run.checkpoint import blocks_of
@@ -130,7 +138,24 @@ def describe_damage(
         "windows": held_out.shape[0],
         "window_length": held_out.shape[1],
         "bos_token": bos_in_front(model, tokens),
+        "embedding_norms": embedding_norms(model),
     }
+
+
+def dense_weights(dense: nn.Module, pruned: nn.Module) -> dict[str, Tensor]:
+    """What `damage` is to restore in a pruned model, by layer.
+
+    Raises:
+        RoseError: it was pruned from another model, or has lost decoder blocks since, so that names do not correspond.
+    """
+    check_same_model(pruned, embedding_norms(dense), "The model to restore was not pruned from the dense one")
+    before, after = (len(decoder_blocks(model)[1]) for model in (dense, pruned))
+    if before != after:
+        raise RoseError(
+            f"The model to restore has {after} decoder blocks and the dense one {before}, so their layers do not "
+            "correspond; give the model as it was when blocks were taken out and nothing was pruned yet."
+        )
+    return {layer.name: layer.weight for layer in prunable_layers(dense)}
 
 
 def _check_restored(restore: Mapping[str, Tensor], selected: Sequence[PrunableLayer]) -> None:

@@ -164,6 +164,14 @@ def read_damages(path: str | Path) -> list[DamageRecord]:
     return read_records(path, DamageRecord, "damages")
 
 
+def model_of_damages(folder: Path) -> list[float] | None:
+    """`embedding_norms` of the model whose damages a folder holds; None where it does not say."""
+    try:
+        return [float(norm) for norm in json.loads((folder / "summary.json").read_text())["embedding_norms"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 class DamageFolder(MeasurementFolder[DamageRecord]):
     """The folder of a measurement of damage: a row per unit, and at the end one for all units at once."""
 
@@ -171,7 +179,8 @@ class DamageFolder(MeasurementFolder[DamageRecord]):
     key = ("unit",)
     holds = "measurement of damage", "damages"
     summaries = ("summary.json",)
+    norms: Sequence[float] = ()  # `embedding_norms` of the model
 
     def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
-        summary = DamageReport.from_records(self.rows, **settings).summary
+        summary = DamageReport.from_records(self.rows, **settings, embedding_norms=list(self.norms)).summary
         return {"summary.json": json.dumps(summary, indent=1)}

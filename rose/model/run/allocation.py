@@ -17,8 +17,9 @@ from rose.errors import RoseError
 from rose.files import expand
 from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
-from rose.model.measure.damage_report import DamageRecord, read_damages
+from rose.model.measure.damage_report import DamageRecord, model_of_damages, read_damages
 from rose.model.network.experts import ExpertLinear, experts_apart
+from rose.model.network.identity import check_same_model
 from rose.model.network.layers import PrunableLayer
 from rose.model.progress import ALLOCATION_SHARE
 from rose.model.walk.capture import BlockStatistics, no_input, statistics_of
@@ -109,7 +110,8 @@ def allocate(
         tick: called with the share done, 0 to 1; may raise to stop.
 
     Raises:
-        RoseError: a layer whose damage has not been measured, or by which the loss has no finite curvature.
+        RoseError: damages of another model, or a layer whose damage has not been measured, or by which the loss has
+            no finite curvature.
     """
     if allocation.rule == "uniform":
         return {layer.name: pattern for layer in layers}
@@ -118,6 +120,8 @@ def allocate(
         shares = _outlier_shares(dense_blocks())
         wanted = owl_ratios([shares[layer.block_index] for layer in layers], pattern.ratio)
     elif allocation.rule == BY_DAMAGE:
+        if norms := model_of_damages(expand(allocation.folder)):
+            check_same_model(model, norms, f"The damages in {allocation.folder} are those of another model")
         wanted = damage_ratios(_damage_densities(allocation.damages(), layers), pattern.ratio)
     else:
         traces = hessian_traces(model, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)
@@ -281,7 +285,7 @@ def _damage_densities(records: Sequence[DamageRecord], layers: Sequence[Prunable
     """Damage per weight of each layer, its own or its decoder block's; what chance could have made counts as chance.
 
     Raises:
-        RoseError: a layer whose damage has not been measured.
+        RoseError: a layer whose damage has not been measured, or not at this size.
     """
     known = {record.unit: record for record in records}
     densities = []
@@ -292,6 +296,11 @@ def _damage_densities(records: Sequence[DamageRecord], layers: Sequence[Prunable
             raise RoseError(f"The damage of {layer.name} has not been measured; measure it, or leave the layer out.")
         if not math.isfinite(record.damage):
             raise RoseError(f"The damage of {record.unit} is {record.damage}, so that nothing can be shared by it.")
+        if record.unit == layer.name and record.weights != layer.weight.numel():
+            raise RoseError(
+                f"{layer.name} had {record.weights} weights when its damage was measured and has "
+                f"{layer.weight.numel()} now; measure the damage of this model."
+            )
         noise = 0.0 if math.isnan(record.standard_error) else record.standard_error
         densities.append(max(record.damage, noise) / record.weights)
     return densities

@@ -1,0 +1,31 @@
+"""Which model a result belongs to, told by the input embeddings: pruning and slimming leave them as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from rose.errors import RoseError
+from rose.model.network.residence import residence_of
+
+PARTS = 8
+TOLERANCE = 1e-3  # relative; bfloat16 moves these norms of the packaged model by 0.0001
+
+
+def embedding_norms(model: nn.Module) -> list[float]:
+    """Norms of eight parts of the input embeddings, for reports; a model's own, in whatever dtype it is loaded."""
+    body: Any = model
+    with residence_of(model).embedding():
+        parts = body.get_input_embeddings().weight.detach().chunk(PARTS)
+        return [float(f"{float(part.float().norm()):.6g}") for part in parts]
+
+
+def check_same_model(model: nn.Module, norms: Sequence[float], what: str) -> None:
+    """Raises RoseError unless `embedding_norms` of the model are these; `what`: a sentence without its end."""
+    own = embedding_norms(model)
+    is_same = len(own) == len(norms)
+    if not is_same or not all(map(lambda a, b: math.isclose(a, b, rel_tol=TOLERANCE), own, norms)):
+        raise RoseError(f"{what}: their input embeddings differ; give the model that it was made from.")
