@@ -194,6 +194,8 @@ def _print_summary(report: rose.RunReport) -> None:
         f"{summary['parameters']:,} parameters before, {summary['kept_parameters']:,} after: "
         f"{100 * summary['removed_fraction']:.1f} % of the decoder blocks taken out, {summary['seconds']:.0f} s"
     )
+    if summary.get("dropped_blocks"):
+        terminal.say(f"Decoder blocks {', '.join(map(str, summary['dropped_blocks']))} dropped")
     slimmed, *rest = report.stages
     checkpoints.say_targets(slimmed)
     for pruned in rest:

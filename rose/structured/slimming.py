@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.target import corrected_weight, damping_or_rule
+from rose.model.network.identity import embedding_norms
 from rose.model.network.layers import PrunableLayer, decoder_blocks, hidden_size, named, prunable_layers, select_layers
 from rose.model.network.residence import is_streamed, residence_of
 from rose.model.progress import Meter, ProgressCallback, part_callback
@@ -127,9 +128,12 @@ def prune_structured(
     with open_checkpoint(model, checkpoint, described, partial(lay_over, _by_name(model))) as kept:
         try:
             if drops:
-                _drop(model, tokens, ratio, kept, progress)
+                dropped = _drop(model, tokens, ratio, kept, progress)
                 records = []
-                facts = {"allocation": "blocks", "uniform": True, "target": "layer", "target_damping": None}
+                facts = {
+                    "allocation": "blocks", "uniform": True, "target": "layer", "target_damping": None,
+                    "dropped_blocks": dropped,
+                }  # fmt: skip
             else:
                 surveying = part_callback(progress, start, 0, SURVEY_SHARE, "allocate")
                 settings = dataclasses.replace(settings, parts=kinds)
@@ -159,7 +163,7 @@ def prune_structured(
             "samples": tokens.shape[0], "length": tokens.shape[1],
             "held_out_samples": 0 if held_out is None else held_out.shape[0],
             "block_parameters": before, "kept_block_parameters": after, "removed_fraction": 1 - after / before,
-            "parameters": whole, "kept_parameters": count_parameters(model),
+            "parameters": whole, "kept_parameters": count_parameters(model), "embedding_norms": embedding_norms(model),
             **means,
             "seconds": kept.seconds + time.perf_counter() - start,
         },
@@ -182,8 +186,11 @@ def _check_drop(model: nn.Module, ratio: float) -> None:
     residence_of(model).check_renumbering()
 
 
-def _drop(model: nn.Module, tokens: Tensor, ratio: float, kept: Storage, progress: ProgressCallback | None) -> None:
-    """Drops the decoder blocks whose output is most like their input (ShortGPT, Men et al. 2024, arXiv 2403.03853).
+def _drop(
+    model: nn.Module, tokens: Tensor, ratio: float, kept: Storage, progress: ProgressCallback | None
+) -> list[int]:
+    """Drops the decoder blocks whose output is most like their input (ShortGPT, Men et al. 2024, arXiv 2403.03853),
+    and says which.
 
     Those that the configuration cannot do without stay.
     """
@@ -200,6 +207,7 @@ def _drop(model: nn.Module, tokens: Tensor, ratio: float, kept: Storage, progres
     residence = residence_of(model)
     drop_blocks(model, left)
     residence.renumber(left)
+    return [index for index in range(len(blocks)) if index not in left]
 
 
 @dataclass

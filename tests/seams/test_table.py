@@ -43,7 +43,7 @@ REFUSALS = {
     "report": r"There is no report.json in \S+; give a folder that `rose prune`, `slim` or `analyze` has written\.",
     "drift": r"\S+ has no drift; .*\.",
     "index": r"\S+ holds no readable model_index.json, so it is not a diffusion pipeline; choose another folder, .*",
-    "rows": r"\S+ (cannot be read \(No such file or directory\)|is not a table of damages); choose a rows.csv of rose\.",
+    "rows": r"\S+ (cannot be read \(No such file .*\)|is not a table of damages); choose a rows.csv of rose\.",
     "differ": r"The decoder blocks of this model differ in shape already; choose an allocation that lets them .*",
     "shapes": r"There is no dense weight of this shape for \S+; give the same model, dense\.",
     "blocks": r"The model to restore has 3 decoder blocks and the dense one 4, so their layers do not correspond; .*",

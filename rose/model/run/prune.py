@@ -36,6 +36,7 @@ from rose.layer.target import (
     damping_or_rule,
     target_error,
 )
+from rose.model.network.identity import embedding_norms
 from rose.model.network.layers import LowRank, PrunableLayer, hidden_size, layers_to_prune, named
 from rose.model.network.precision import DEFAULT, compute_dtype, decided, rounding
 from rose.model.network.residence import is_streamed
@@ -191,6 +192,7 @@ def prune_by(
         samples=tokens.shape[0],
         length=tokens.shape[1],
         bos_token=bos_in_front(model, tokens),
+        embedding_norms=embedding_norms(model),
         held_out_samples=0 if held_out is None else held_out.shape[0],
         drift=[asdict(kept.drifts[index]) for index in sorted(kept.drifts)],
         device=str(walk.device),

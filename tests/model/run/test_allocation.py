@@ -317,7 +317,7 @@ def test_a_model_is_pruned_by_its_damages(units: str, tmp_path: Path) -> None:
 def test_damages_that_are_not_there_are_told_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(rose.RoseError, match="damage:FOLDER"):
         parse_allocation("damage")
-    with pytest.raises(rose.RoseError, match=r"rows\.csv is not a table of damages"):
+    with pytest.raises(rose.RoseError, match=r"rows\.csv cannot be read"):
         parse_allocation(f"damage:{tmp_path}").check(Pattern(0.5))
     damage_table([]).to_csv(tmp_path / "rows.csv", index=False)
     model = tiny_llama()
