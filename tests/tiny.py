@@ -26,9 +26,9 @@ def byte_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<pad>", **more)
 
 
-def save_tiny_llama(folder: Path, blocks: int = 3, hidden: int = 64, bos: bool = False) -> Path:
+def save_tiny_llama(folder: Path, blocks: int = 3, hidden: int = 64, bos: bool = False, seed: int = 0) -> Path:
     """Writes the checkpoint and returns its folder."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=258 if bos else 257,
         bos_token_id=BOS if bos else None,

@@ -57,7 +57,7 @@ class Workshop:
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        self.made: dict[str, Path] = {"dense": save_tiny_llama(place / "dense", blocks=BLOCKS), "text": place / "a.txt"}
+        self.made = {"dense": save_tiny_llama(place / "dense", blocks=BLOCKS), "text": place / "a.txt"}
         self.made["text"].write_text(TEXT)
 
     def folder(self, name: str) -> Path:

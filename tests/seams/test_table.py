@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 
 import pytest
 
-from app import shared
 from tests.seams.consumers import CONSUMERS, Refused
 from tests.seams.producers import PRODUCERS, Workshop
 
@@ -74,19 +72,6 @@ def cells() -> list[tuple[str, str, str]]:
     names = head.split()
     rows = [line.rsplit(maxsplit=len(names)) for line in lines]
     return [(name, consumer, cell) for name, *row in rows for consumer, cell in zip(names, row, strict=True)]
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("seams"))
-
-
-@pytest.fixture(autouse=True)
-def nothing_on_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "reports", deque)
-    monkeypatch.setattr(shared, "studies", dict)
-    monkeypatch.setattr(shared, "prunings", dict)
-    monkeypatch.setattr(shared, "find", lambda _setup: None)
 
 
 def test_the_table_knows_every_command_and_every_consumer() -> None:

@@ -1,0 +1,23 @@
+"""One set of folders for all tests here, and a server without runs of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+
+from app import shared
+from tests.seams.producers import Workshop
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("seams"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_on_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "reports", deque)
+    monkeypatch.setattr(shared, "studies", dict)
+    monkeypatch.setattr(shared, "prunings", dict)
+    monkeypatch.setattr(shared, "find", lambda _setup: None)

@@ -1,0 +1,53 @@
+"""Results know which model they belong to; what does not belong together is refused in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import rose
+from rose.model.network.identity import embedding_norms
+from tests.seams.consumers import Refused, run
+from tests.seams.producers import BLOCKS, DAMAGE, HALF, Workshop
+from tests.tiny import save_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the same shape."""
+    return save_tiny_llama(tmp_path_factory.mktemp("other") / "other", blocks=BLOCKS, seed=1)
+
+
+def test_the_weights_of_another_model_are_not_restored(shop: Workshop, other: Path) -> None:
+    asked = ("--model", other, "--restore", "{prune, target layer}")
+    with pytest.raises(Refused, match=r"was not pruned from the dense one: their input embeddings differ; give"):
+        run(shop, *DAMAGE, *asked, "--output", shop.new("restored"))
+
+
+def test_the_damages_of_another_model_share_nothing(shop: Workshop, other: Path) -> None:
+    asked = ("--allocation", f"damage:{shop.folder('damage, blocks')}", "--output")
+    with pytest.raises(Refused, match=r"The damages in \S+ are those of another model: their input embeddings differ"):
+        run(shop, *HALF, *asked, shop.new("shared"), "--model", other)
+    asked = ("--allocation", f"damage:{shop.folder('damage, layers')}", "--output")
+    with pytest.raises(Refused, match=r"model.layers.0.mlp.gate_proj had 8192 weights when its damage was measured"):
+        run(shop, *HALF, *asked, shop.new("shared"), "--model", "{slim, uniform}")
+    run(shop, *HALF, *asked, shop.new("shared"), "--dtype", "bfloat16", "--evaluate", "{text}")
+
+
+def test_every_report_says_by_which_embeddings_its_model_is_known(shop: Workshop) -> None:
+    norms = embedding_norms(rose.load_model(str(shop.folder("dense")))[0])
+    assert len(norms) == 8
+    for name in ("prune, target dense", "slim, cost", "slim and prune, depth"):
+        assert shop.report(name)["embedding_norms"] == norms
+
+
+def test_a_report_names_the_decoder_blocks_that_went(shop: Workshop) -> None:
+    dense, slim = (AutoModelForCausalLM.from_pretrained(shop.folder(name)) for name in ("dense", "slim, depth"))
+    gone = shop.report("slim, depth")["dropped_blocks"]
+    assert len(gone) == 1
+    left = [block for index, block in enumerate(dense.model.layers) if index not in gone]
+    for before, after in zip(left, slim.model.layers, strict=True):
+        assert torch.equal(before.mlp.down_proj.weight, after.mlp.down_proj.weight)
