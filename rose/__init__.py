@@ -25,7 +25,7 @@ from rose.model.measure.perplexity import perplexity
 from rose.model.network.layers import prunable_layers
 from rose.model.progress import Progress
 from rose.model.run.prune import analyze_model, prune_model
-from rose.model.walk.capture import collect_statistics, visit_blocks
+from rose.model.walk.walk import collect_statistics, visit_blocks
 from rose.plugins import load_plugins
 from rose.report import LayerRecord, RunReport
 from rose.structured.methods import STRUCTURED

@@ -37,9 +37,8 @@ from app.study.setup import MEASURED, Setup
 from rose.files import DamagedFile, expand, read_tensors, write_tensors
 from rose.model.load.models import identify
 from rose.model.load.tokens import DATASETS, packaged_text
-from rose.model.network.layers import PrunableLayer
-from rose.model.run.checkpoint import blocks_of
-from rose.model.walk.capture import BlockStatistics
+from rose.model.network.layers import PrunableLayer, by_block
+from rose.model.walk.walk import BlockStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +185,7 @@ def text_digest() -> str:
 def read_blocks(folder: Path, layers: Sequence[PrunableLayer]) -> list[BlockStatistics] | None:
     """Statistics of these layers by decoder block; None where they are missing or damaged."""
     try:
-        blocks = [_read_block(folder, index, chosen) for index, chosen in blocks_of(layers).items()]
+        blocks = [_read_block(folder, index, chosen) for index, chosen in by_block(layers).items()]
     except DamagedFile:
         return None
     return blocks

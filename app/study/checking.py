@@ -28,7 +28,7 @@ from rose.layer.checks import (
     realised_sparsity,
 )
 from rose.model.estimate.duration import Cost, estimate_cost, sweeps_of
-from rose.model.walk.capture import visit_inputs
+from rose.model.walk.walk import visit_inputs
 
 
 @dataclass(frozen=True)

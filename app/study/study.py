@@ -27,8 +27,9 @@ from rose.layer.methods import Known
 from rose.layer.order import live_range, plan_order, replan
 from rose.model.network.layers import PrunableLayer, select_layers, text_config
 from rose.model.network.residence import is_streamed, residence_of
-from rose.model.run.prune import is_left_dense, measure_layer
-from rose.model.walk.capture import BlockStatistics, statistics_of
+from rose.model.run.one_layer import is_left_dense, measure_layer
+from rose.model.walk.collector import statistics_of
+from rose.model.walk.walk import BlockStatistics
 from rose.report import records_table
 
 # What a study remembers; the results asked for longest ago go first. Plots of small layers take kilobytes, recorded

@@ -15,10 +15,10 @@ import rose
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.model.estimate.memory import Memory, estimate_memory
+from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.run.settings import run_settings
-from rose.model.walk.forward import bos_in_front
-from rose.model.workers import from_first
+from rose.model.workers import Workers
 from rose.output import check_output
 from rose.report import records_table
 
@@ -49,10 +49,10 @@ def run(options: argparse.Namespace, console: Console) -> None:
         records = list(rose.analyze_model(model, tokens, held_out=held_out, progress=follow, **chosen))
     if options.output:
         facts = {"samples": options.samples, "length": options.length, "held_out_samples": options.held_out}
-        facts |= shared.origin(options) | {"bos_token": bos_in_front(model, tokens)}
+        facts |= shared.origin(options) | {"bos_token": Network(model).bos_in_front(tokens)}
         del chosen["compute"]  # what was asked for, not what was done
         report = rose.RunReport.from_records(records, **facts, **chosen)
-        from_first(lambda: _save(report, options.output))
+        Workers.here().from_first(lambda: _save(report, options.output))
     _print(
         records_table(records), methods, options.threshold, "relative_error" if held_out is None else "held_out_error"
     )

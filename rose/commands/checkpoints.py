@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 import rose
 from rose.commands import options as shared
 from rose.commands import terminal
-from rose.model.workers import from_first
+from rose.model.workers import Workers
 from rose.output import check_output
 
 
@@ -52,7 +52,7 @@ class Evaluation:
     def measure(self, model: Any, stage: str) -> float | None:
         if (windows := self.windows) is None:
             return None
-        return from_first(lambda: shared.perplexity(model, windows, self.console, f"Perplexity {stage}"))
+        return Workers.here().from_first(lambda: shared.perplexity(model, windows, self.console, f"Perplexity {stage}"))
 
 
 def save(
@@ -72,7 +72,7 @@ def save(
         perplexity_after=evaluation.measure(model, "after"),
     )
     with evaluation.console.status(escape(f"Writing {options.output}")):
-        from_first(lambda: rose.save_model(model, tokenizer, options.output, report=report))
+        Workers.here().from_first(lambda: rose.save_model(model, tokenizer, options.output, report=report))
     return report
 
 

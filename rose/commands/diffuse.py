@@ -34,7 +34,7 @@ from rose.diffusion.trajectory import Conditions, draw_pictures
 from rose.errors import RoseError
 from rose.layer.methods import make_settings
 from rose.model.load.models import DTYPES
-from rose.model.walk.forward import pick_device
+from rose.model.network.residence import pick_device
 from rose.output import check_file, check_output, write_file
 from rose.report import RunReport
 from rose.structured.methods import STRUCTURED

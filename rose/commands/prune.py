@@ -13,10 +13,9 @@ import rose
 from rose.commands import checkpoints, terminal
 from rose.commands import options as shared
 from rose.model.estimate.memory import estimate_memory
-from rose.model.network.layers import layers_to_prune
-from rose.model.network.precision import DEFAULT, compute_dtype
+from rose.model.network.network import Network
+from rose.model.network.precision import DEFAULT, Precision
 from rose.model.run.settings import run_settings
-from rose.model.walk.forward import pick_device
 
 
 def add_parser(commands: Any) -> None:
@@ -37,8 +36,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
     settings = run_settings(**chosen).layer
     checkpoints.check(options)
     model, tokenizer = shared.load(options, console, scratch=options.output.parent)
-    layers_to_prune(model, options.layers, settings.pattern, settings.block_size)
-    compute_dtype(options.compute, model, pick_device())
+    network = Network(model)
+    network.to_prune(options.layers, settings.pattern, settings.block_size)
+    Precision.of(options.compute, network.dtype, network.device)
     sizes = {"layers": options.layers, "sequential": options.true_sequential, "method": options.method}
     shared.tell_memory(options, partial(estimate_memory, **sizes), model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)

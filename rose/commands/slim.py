@@ -18,7 +18,7 @@ from rose.commands import checkpoints, terminal
 from rose.commands import options as shared
 from rose.layer.methods import Settings
 from rose.model.estimate.memory import Memory, estimate_memory
-from rose.model.network.layers import layers_to_prune
+from rose.model.network.network import Network
 from rose.model.run.settings import run_settings
 from rose.structured.allocation import ALLOCATIONS
 from rose.structured.memory import estimate_slim_memory
@@ -138,7 +138,7 @@ def _check_multiple(options: argparse.Namespace, settings: Settings | None) -> N
 def _check_rest(model: PreTrainedModel, kinds: Sequence[str] | None, settings: Settings) -> None:
     """Raises RoseError for what pruning would refuse after slimming."""
     pattern = settings.pattern
-    layers_to_prune(model, None, pattern, settings.block_size)
+    Network(model).to_prune(None, pattern, settings.block_size)
     wide = [part.width for part in find_parts(model, kinds)[0] if part.kind == HEADS] if kinds else []
     if wide and pattern.is_grouped and wide[0] % pattern.of:
         raise rose.RoseError(

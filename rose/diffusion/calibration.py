@@ -14,7 +14,7 @@ from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer
 from rose.model.progress import Meter, ProgressCallback
-from rose.model.walk.capture import Collector
+from rose.model.walk.collector import Collector
 from rose.report import LayerRecord
 from rose.structured.reduction import PartRecord
 

@@ -23,7 +23,7 @@ from rose.layer.methods import SettingsOptions, make_settings
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, check_widths
 from rose.model.progress import ProgressCallback
-from rose.model.run.prune import prune_one, record_of
+from rose.model.run.one_layer import prune_one, record_of
 from rose.report import LayerRecord, RunReport
 from rose.structured.parts import count_parameters
 

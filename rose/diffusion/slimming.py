@@ -20,7 +20,7 @@ from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, named
 from rose.model.progress import ProgressCallback
-from rose.model.workers import is_launched, processes
+from rose.model.workers import Workers, is_launched
 from rose.report import RunReport
 from rose.structured.allocation import changed, check_multiple, shapes_by_ratio
 from rose.structured.methods import StructuredMethod, structured_method
@@ -75,7 +75,7 @@ def prune_diffusion_structured(
     start = time.perf_counter()
     if structured_method(method).select is None:
         raise RoseError(f"{method} drops whole blocks, which is not for diffusion models; choose obs.")
-    if processes() > 1 or is_launched():
+    if Workers.here().count > 1 or is_launched():
         raise RoseError("A diffusion model is made smaller in one process; start it without torchrun.")
     settings = SlimSettings(method, ratio, parts, recovery=recovery, damping=damping, multiple=multiple)
     chosen, repair = settings.chosen, settings.repair

@@ -1,8 +1,8 @@
 """One run over several processes: samples divided, statistics summed, a decoder block's layers divided.
 
 Every process calls the same function with the same arguments, as `torchrun` makes them do; the process group of
-`torch.distributed` shows that there are several. Without one, everything here does nothing. What is sent, and
-how much of it, is derived in docs/distributed.md.
+`torch.distributed` shows that there are several, and `Workers.here()` gives them one object. A process alone is one
+worker, whose sums are its own. What is sent, and how much of it, is derived in docs/distributed.md.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap
 from rose.model.network.layers import PrunableLayer
-from rose.model.walk.forward import pick_device
+from rose.model.network.residence import pick_device
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=2)  # others wait while the first process measures a perplexity or writes a model
@@ -57,186 +58,181 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def processes() -> int:
-    """How many processes share the work."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+@dataclass(frozen=True)
+class Workers:
+    """The processes that share the work of one run.
 
-
-def place() -> int:
-    """Which of them this is; the first writes files."""
-    return dist.get_rank() if processes() > 1 else 0
-
-
-def from_first(work: Callable[[], T]) -> T:
-    """What `work` returns in the first process, or the RoseError that it raises there, for all of them."""
-    if processes() == 1:
-        return work()
-    told: list[Any] = [None, None]
-    if place() == 0:
-        try:
-            told[0] = work()
-        except RoseError as problem:
-            told[1] = str(problem)
-    dist.broadcast_object_list(told)
-    if told[1] is not None:
-        raise RoseError(told[1])
-    return told[0]
-
-
-def all_agree(value: T) -> bool:
-    """Whether every process has the same value."""
-    if processes() == 1:
-        return True
-    values: list[Any] = [None] * processes()
-    dist.all_gather_object(values, value)
-    return all(other == value for other in values)
-
-
-def my_samples(tokens: Tensor, what: str) -> Tensor:
-    """This process's part of (samples, length) tokens.
-
-    Raises:
-        RoseError: fewer samples than processes.
+    Attributes:
+        count: how many they are.
+        place: which of them this is; the first writes files.
     """
-    if len(tokens) < processes():
-        raise RoseError(f"{len(tokens)} {what} samples cannot be divided over {processes()} processes; take more.")
-    return tokens.tensor_split(processes())[place()]
 
+    count: int = 1
+    place: int = 0
 
-def sum_statistics(statistics: dict[str, InputStatistics], where: str = "", routed: Sequence[str] = ()) -> None:
-    """Adds up what all processes have seen, in place; shared objects once.
+    @classmethod
+    def here(cls) -> Workers:
+        """Those of the process group, or this process alone."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_world_size(), dist.get_rank())
+        return cls()
 
-    Args:
-        statistics: by name. Those of routed layers that only other processes have seen are added.
-        where: position in the model for messages, if the names do not say.
-        routed: layers that the samples of some processes may not reach.
+    def gather(self, value: T) -> list[T]:
+        """The values of all, by place."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
 
-    Raises:
-        RoseError: the processes have not seen the same layers, or not the same layers together.
-    """
-    if processes() == 1:
-        return
-    _add_unseen(statistics, routed)
-    names = sorted(statistics)
-    shared = [next(other for other in names if statistics[other] is statistics[name]) for name in names]
-    if not all_agree((where, names, shared)):
-        raise RoseError(
-            "The samples of different processes did not reach the same layers, as happens with routed experts; prune "
-            "this model in one process."
-        )
-    for one in {id(statistics[name]): statistics[name] for name in names}.values():
-        one.sum_over(dist.all_reduce)
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What `work` returns in the first process, or the RoseError that it raises there, for all of them."""
+        if self.count == 1:
+            return work()
+        told: list[Any] = [None, None]
+        if self.place == 0:
+            try:
+                told[0] = work()
+            except RoseError as problem:
+                told[1] = str(problem)
+        dist.broadcast_object_list(told)
+        if told[1] is not None:
+            raise RoseError(told[1])
+        return told[0]
 
+    def all_agree(self, value: Any) -> bool:
+        """Whether every process has the same value."""
+        return all(other == value for other in self.gather(value))
 
-def _add_unseen(statistics: dict[str, InputStatistics], routed: Sequence[str]) -> None:
-    """Adds empty statistics for routed layers that the samples of other processes have reached."""
-    if not routed:
-        return
-    seen = {name: (id(statistics[name]), statistics[name].columns) for name in routed if name in statistics}
-    told: list[Any] = [None] * processes()
-    dist.all_gather_object(told, seen)
-    device = pick_device()
-    for other in told:
-        groups: dict[int, InputStatistics] = {}
-        for name, (group, columns) in other.items():
-            if name not in statistics:
-                statistics[name] = groups.setdefault(group, InputStatistics(columns, device))
+    def everywhere(self, value: bool) -> bool:
+        """Whether this is so in every process."""
+        return all(self.gather(value))
 
+    def smallest(self, number: int | None) -> int | None:
+        """The smallest number that any process has; None where none has one."""
+        return min((other for other in self.gather(number) if other is not None), default=None)
 
-def first_of_all(number: int | None) -> int | None:
-    """The smallest number that any process has; None where none has one."""
-    if processes() == 1:
-        return number
-    told: list[Any] = [None] * processes()
-    dist.all_gather_object(told, number)
-    return min((other for other in told if other is not None), default=None)
+    def my_samples(self, tokens: Tensor, what: str) -> Tensor:
+        """This process's part of (samples, length) tokens.
 
+        Raises:
+            RoseError: fewer samples than processes.
+        """
+        if len(tokens) < self.count:
+            raise RoseError(f"{len(tokens)} {what} samples cannot be divided over {self.count} processes; take more.")
+        return tokens.tensor_split(self.count)[self.place]
 
-def everywhere(value: bool) -> bool:
-    """Whether this is so in every process."""
-    if processes() == 1:
-        return value
-    told: list[Any] = [None] * processes()
-    dist.all_gather_object(told, value)
-    return all(told)
+    def sum_tensor(self, values: Tensor) -> None:
+        """Replaces a tensor by its sum over processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(values)
 
+    def sum_statistics(
+        self, statistics: dict[str, InputStatistics], where: str = "", routed: Sequence[str] = ()
+    ) -> None:
+        """Adds up what all processes have seen, in place; shared objects once.
 
-def sum_gaps(gaps: Mapping[str, InputGap | OutputGap], where: str) -> None:
-    """Adds up the gaps of one layer over all processes, in place.
+        Args:
+            statistics: by name. Those of routed layers that only other processes have seen are added.
+            where: position in the model for messages, if the names do not say.
+            routed: layers that the samples of some processes may not reach.
 
-    Raises:
-        RoseError: the processes have measured different ones.
-    """
-    if processes() == 1:
-        return
-    if not all_agree((where, sorted(gaps))):
-        raise RoseError(
-            "The processes know different parts of the dense targets, as happens with routed experts; prune this model "
-            "in one process, or with target layer."
-        )
-    for stream in sorted(gaps):
-        gaps[stream].sum_over(dist.all_reduce)
+        Raises:
+            RoseError: the processes have not seen the same layers, or not the same layers together.
+        """
+        if self.count == 1:
+            return
+        self._add_unseen(statistics, routed)
+        names = sorted(statistics)
+        shared = [next(other for other in names if statistics[other] is statistics[name]) for name in names]
+        if not self.all_agree((where, names, shared)):
+            raise RoseError(
+                "The samples of different processes did not reach the same layers, as happens with routed experts; "
+                "prune this model in one process."
+            )
+        for one in {id(statistics[name]): statistics[name] for name in names}.values():
+            one.sum_over(dist.all_reduce)
 
+    def _add_unseen(self, statistics: dict[str, InputStatistics], routed: Sequence[str]) -> None:
+        """Adds empty statistics for routed layers that the samples of other processes have reached."""
+        if not routed:
+            return
+        seen = {name: (id(statistics[name]), statistics[name].columns) for name in routed if name in statistics}
+        device = pick_device()
+        for other in self.gather(seen):
+            groups: dict[int, InputStatistics] = {}
+            for name, (group, columns) in other.items():
+                if name not in statistics:
+                    statistics[name] = groups.setdefault(group, InputStatistics(columns, device))
 
-def sum_tensor(values: Tensor) -> None:
-    """Replaces a tensor by its sum over processes, in place."""
-    if processes() > 1:
-        dist.all_reduce(values)
+    def sum_gaps(self, gaps: Mapping[str, InputGap | OutputGap], where: str) -> None:
+        """Adds up the gaps of one layer over all processes, in place.
 
+        Raises:
+            RoseError: the processes have measured different ones.
+        """
+        if self.count == 1:
+            return
+        if not self.all_agree((where, sorted(gaps))):
+            raise RoseError(
+                "The processes know different parts of the dense targets, as happens with routed experts; prune this "
+                "model in one process, or with target layer."
+            )
+        for stream in sorted(gaps):
+            gaps[stream].sum_over(dist.all_reduce)
 
-def divide(layers: Sequence[PrunableLayer], statistics: Mapping[str, InputStatistics]) -> list[int]:
-    """Which process prunes each layer: the costliest first, each to the process that would be done with it soonest.
+    def divide(self, layers: Sequence[PrunableLayer], statistics: Mapping[str, InputStatistics]) -> list[int]:
+        """Which process prunes each layer: the costliest first, each to the process that would be done with it soonest.
 
-    A sweep costs rows · columns², and a factorization columns³, once in each process that has a layer of the group.
-    """
-    loads = [0] * processes()
-    groups: list[set[int]] = [set() for _ in loads]
-    owners = [0] * len(layers)
+        A sweep costs rows · columns², and a factorization columns³, once in each process that has a layer of the group.
+        """
+        loads = [0] * self.count
+        groups: list[set[int]] = [set() for _ in loads]
+        owners = [0] * len(layers)
 
-    def cost(number: int) -> int:
-        return layers[number].weight.numel() * layers[number].weight.shape[1]
+        def cost(number: int) -> int:
+            return layers[number].weight.numel() * layers[number].weight.shape[1]
 
-    for number in sorted(range(len(layers)), key=cost, reverse=True):
-        group, columns = id(statistics.get(layers[number].name)), layers[number].weight.shape[1]
-        ends = [
-            load + cost(number) + columns**3 * (group not in known) for load, known in zip(loads, groups, strict=True)
-        ]
-        owner = ends.index(min(ends))
-        owners[number], loads[owner] = owner, ends[owner]
-        groups[owner].add(group)
-    return owners
+        for number in sorted(range(len(layers)), key=cost, reverse=True):
+            group, columns = id(statistics.get(layers[number].name)), layers[number].weight.shape[1]
+            ends = [
+                load + cost(number) + columns**3 * (group not in known)
+                for load, known in zip(loads, groups, strict=True)
+            ]
+            owner = ends.index(min(ends))
+            owners[number], loads[owner] = owner, ends[owner]
+            groups[owner].add(group)
+        return owners
 
+    def exchange(self, owners: Sequence[int], work: Callable[[int], T]) -> list[T]:
+        """`work(number)` for every number, each done by its owner, and the results in all processes.
 
-def exchange(owners: Sequence[int], work: Callable[[int], T]) -> list[T]:
-    """`work(number)` for every number, each done by its owner, and the results in all processes.
+        Raises:
+            RoseError: what `work` raised, in whichever process.
+        """
+        if self.count == 1:
+            return [work(number) for number in range(len(owners))]
+        mine: dict[int, T] = {}
+        problems: list[tuple[int, str]] = []
+        for number in (number for number, owner in enumerate(owners) if owner == self.place):
+            try:
+                mine[number] = work(number)
+            except RoseError as problem:
+                problems.append((number, str(problem)))
+                break
+        told = self.gather((mine, problems))
+        problems = [problem for _, found in told for problem in found]
+        if problems:
+            raise RoseError(min(problems)[1])  # what one process would have met first
+        done = {number: value for part, _ in told for number, value in part.items()}
+        return [done[number] for number in range(len(owners))]
 
-    Raises:
-        RoseError: what `work` raised, in whichever process.
-    """
-    if processes() == 1:
-        return [work(number) for number in range(len(owners))]
-    mine: dict[int, T] = {}
-    problems: list[tuple[int, str]] = []
-    for number in (number for number, owner in enumerate(owners) if owner == place()):
-        try:
-            mine[number] = work(number)
-        except RoseError as problem:
-            problems.append((number, str(problem)))
-            break
-    told: list[Any] = [None] * processes()
-    dist.all_gather_object(told, (mine, problems))
-    problems = [problem for _, found in told for problem in found]
-    if problems:
-        raise RoseError(min(problems)[1])  # what one process would have met first
-    done = {number: value for part, _ in told for number, value in part.items()}
-    return [done[number] for number in range(len(owners))]
-
-
-def send_weights(layers: Sequence[PrunableLayer], owners: Sequence[int]) -> None:
-    """Brings every layer's weight from its owner into the models of all processes."""
-    if processes() > 1:
+    def send_weights(self, layers: Sequence[PrunableLayer], owners: Sequence[int]) -> None:
+        """Brings every layer's weight from its owner into the models of all processes."""
+        if self.count == 1:
+            return
         for layer, owner in zip(layers, owners, strict=True):
             weight = layer.weight.contiguous()
             dist.broadcast(weight.view(torch.uint8), owner)  # bytes: not every backend knows every dtype
-            if owner != place():
+            if owner != self.place:
                 layer.write(weight)

@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.model.network.layers import PrunableLayer, decoder_blocks, prunable_layers, text_config
-from rose.model.run.checkpoint import blocks_of
+from rose.model.network.layers import PrunableLayer, by_block, decoder_blocks, prunable_layers, text_config
 
 HEADS, CHANNELS = "heads", "channels"
 PARTS = (HEADS, CHANNELS)
@@ -131,7 +130,7 @@ def find_parts(model: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[Part
     check_kinds(kinds)
     wanted = [kind for kind in PARTS if kind in kinds]
     found = []
-    for index, layers in blocks_of(cuttable_layers(model)).items():
+    for index, layers in by_block(cuttable_layers(model)).items():
         known = {kind: part for kind in wanted if (part := _find(model, kind, layers)) is not None}
         missing = [kind for kind in wanted if kind not in known]
         if missing:

@@ -13,7 +13,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rose.errors import RoseError
 from rose.layer.hessian import check_damping
-from rose.model.network.layers import check_not_shared
+from rose.model.network.layers import check_not_shared, prunable_layers
 from rose.model.progress import ProgressCallback
 from rose.model.run.settings import check_target
 from rose.structured.allocation import (
@@ -202,7 +202,9 @@ def check_parts(model: nn.Module, parts: Sequence[str] | None) -> tuple[str, ...
     found = find_parts(model, offered)
     if parts is not None:  # what is offered has been looked at
         check_cuttable(model, found)
-    check_not_shared([layer for of_block in found for part in of_block for layer in part.layers], model)
+    check_not_shared(
+        [layer for of_block in found for part in of_block for layer in part.layers], prunable_layers(model)
+    )
     return tuple(kind for kind in PARTS if kind in offered)
 
 

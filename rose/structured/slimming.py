@@ -27,14 +27,16 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer.target import corrected_weight, damping_or_rule
 from rose.model.network.identity import embedding_norms
-from rose.model.network.layers import PrunableLayer, decoder_blocks, hidden_size, named, prunable_layers, select_layers
+from rose.model.network.layers import PrunableLayer, decoder_blocks, named, prunable_layers, select_layers, text_config
+from rose.model.network.network import Network
 from rose.model.network.residence import is_streamed, residence_of
 from rose.model.progress import Meter, ProgressCallback, part_callback
-from rose.model.run.checkpoint import FORMAT, DiskStorage, Storage, describe_inputs, open_checkpoint
-from rose.model.walk.capture import BlockStatistics, check_streams, start_walk
+from rose.model.run.checkpoint import FORMAT, DiskStorage, describe_inputs, open_checkpoint
 from rose.model.walk.dense_states import dense_streams
 from rose.model.walk.sequential import visit_sequentially
-from rose.model.workers import from_first
+from rose.model.walk.storage import Storage
+from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
+from rose.model.workers import Workers
 from rose.report import RunReport, mean_or_none
 from rose.structured.allocation import changed
 from rose.structured.configuration import RECORD, droppable_blocks, reshaped_config
@@ -112,7 +114,8 @@ def prune_structured(
             another run or cannot be written.
     """
     settings = SlimSettings(method, ratio, parts, allocation, recovery, damping, multiple, target, target_damping)
-    streams, start = check_streams(model, tokens, held_out), time.perf_counter()
+    network = Network(model)
+    streams, start = check_streams(network, tokens, held_out), time.perf_counter()
     before, whole = block_parameters(model), count_parameters(model)
     drops = settings.chosen.select is None
     if drops:
@@ -122,10 +125,10 @@ def prune_structured(
     said.pop("parts")
 
     def described() -> dict[str, Any]:
-        inputs = describe_inputs(model, tokens, held_out)
+        inputs = describe_inputs(network, tokens, held_out)
         return {"command": "slim", "format": FORMAT, "parts": list(kinds), **said, **inputs}
 
-    with open_checkpoint(model, checkpoint, described, partial(lay_over, _by_name(model))) as kept:
+    with open_checkpoint(network, checkpoint, described, partial(lay_over, _by_name(model))) as kept:
         try:
             if drops:
                 dropped = _drop(model, tokens, ratio, kept, progress)
@@ -236,7 +239,7 @@ class SlimRun:
         layers = select_layers(self.model, [layer.name for layer in read])
         with self.reduction:
             records = self._go_on(dense.batches(streams) if dense else {})
-            walk = start_walk(self.model, streams, layers, progress, kept, dense)
+            walk = start_walk(Network(self.model), streams, layers, progress, kept=kept, dense=dense)
             with closing(visit_sequentially(walk)) as visits:
                 for block in visits:
                     records += self._visit(block, walk.meter)
@@ -288,7 +291,7 @@ class SlimRun:
 
     def _reduce(self, part: Part, shape: Shape, block: BlockStatistics, meter: Meter) -> PartRecord:
         """Reduces one part; the first process solves for all, so that they go on with the same numbers."""
-        found = from_first(partial(self._solve, part, shape, block))
+        found = Workers.here().from_first(partial(self._solve, part, shape, block))
         self.reduction.write(part, shape, found, with_bias=part.kind in self.plan.biased)
         meter.tell("prune", block.block_index, block.work[1], part.output.name, found.record.relative_error)
         return found.record
@@ -314,7 +317,9 @@ class SlimRun:
         gap = block.gaps.get("calibration", {}).get(part.output.name)
         if gap is None:
             return problem
-        mu = damping_or_rule(self.settings.target_damping, hidden_size(self.model), statistics.tokens, len(self.wanted))
+        mu = damping_or_rule(
+            self.settings.target_damping, text_config(self.model).hidden_size, statistics.tokens, len(self.wanted)
+        )
         aim, _ = corrected_weight(part.output.weight, statistics, gap, mu)
         return dataclasses.replace(problem, weight=aim)
 

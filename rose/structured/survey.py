@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from rose.layer.statistics import InputStatistics
-from rose.model.network.layers import PrunableLayer, decoder_blocks, named, prunable_layers, select_layers
+from rose.model.network.layers import PrunableLayer, by_block, decoder_blocks, named, prunable_layers, select_layers
+from rose.model.network.network import Network
+from rose.model.network.residence import pick_device
 from rose.model.progress import ProgressCallback
-from rose.model.run.checkpoint import blocks_of
-from rose.model.walk.capture import check_streams, start_walk
-from rose.model.walk.forward import pick_device
-from rose.model.workers import from_first, sum_tensor
+from rose.model.walk.walk import check_streams, start_walk
+from rose.model.workers import Workers
 from rose.structured.parts import HEADS, Part, Shape
 from rose.structured.problem import Problem, greedy, unit_costs
 
@@ -84,7 +84,7 @@ class _Watch:
         """Similarity and mean square of one decoder block, over the tokens of all processes."""
         sums = [self.cosines[index], self.squares[index], float(self.tokens[index])]
         total = torch.tensor(sums, dtype=torch.float64, device=pick_device())
-        sum_tensor(total)
+        Workers.here().sum_tensor(total)
         return float(total[0] / total[2]), float(total[1] / total[2])
 
 
@@ -104,10 +104,11 @@ def survey(
         biases: kinds of parts whose output projections may have a bias.
 
     Raises:
-        RoseError: as `rose.model.walk.capture.visit_blocks`.
+        RoseError: as `rose.model.walk.walk.visit_blocks`.
     """
     names = [part.output.name for of_block in parts for part in of_block]
-    walk = start_walk(model, check_streams(model, tokens, None), visited_layers(model, names), progress)
+    network = Network(model)
+    walk = start_walk(network, check_streams(network, tokens, None), visited_layers(model, names), progress)
     watch = _Watch(model)  # only now: recording the inputs calls the blocks too, as stand-ins
     try:
         for block in walk.visit_dense():
@@ -130,15 +131,15 @@ def _from_first(part: Part, price: Callable[[], PartSurvey]) -> PartSurvey:
             found = price()
         return found.unit_costs, found.energy, found.costs, found.order
 
-    return PartSurvey(part, *from_first(numbers))
+    return PartSurvey(part, *Workers.here().from_first(numbers))
 
 
 def visited_layers(model: nn.Module, names: Sequence[str]) -> list[PrunableLayer]:
     """The layers of these names; without any, the smallest of each decoder block, so that it is visited."""
     if names:
         return select_layers(model, names)
-    by_block = blocks_of(prunable_layers(model))
-    return [min(layers, key=lambda layer: layer.weight.numel()) for layers in by_block.values()]
+    of_blocks = by_block(prunable_layers(model)).values()
+    return [min(layers, key=lambda layer: layer.weight.numel()) for layers in of_blocks]
 
 
 def make_problem(

@@ -12,7 +12,7 @@ from app.study.cache import Files
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study, held_by
 from rose import InputStatistics
-from rose.model.walk.capture import BlockStatistics
+from rose.model.walk.walk import BlockStatistics
 
 
 def unfinished(model: str, seed: int, status: str = "done") -> Study:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import rose
-from rose.model.network.precision import bfloat16_gain, computing
+from rose.model.network.precision import Precision, bfloat16_gain
 from tests.benchmarks.timing import processor_seconds
 
 FORMATS = (torch.float32, torch.bfloat16)
@@ -48,7 +48,7 @@ def main() -> None:
     body = model.base_model
     for pair in range(3):
         for dtype in FORMATS:
-            with torch.no_grad(), computing(torch.device("cpu"), dtype):
+            with torch.no_grad(), Precision(rounds=dtype == torch.bfloat16).computing(torch.device("cpu")):
                 seconds, _ = processor_seconds(lambda: body(input_ids=windows[:2], use_cache=False))
             note("forward", pair, str(dtype), round(seconds, 2))
     note("dense", "", "float32", "", rose.perplexity(model, windows))

@@ -26,7 +26,7 @@ from rose.model.estimate.duration import statistics_groups
 from rose.model.load.models import load_skeleton
 from rose.model.network.layers import prunable_layers
 from rose.model.run.settings import TARGETS
-from rose.model.workers import exchange, from_first, place, process_group, processes
+from rose.model.workers import Workers, process_group
 from tests.benchmarks.timing import Row
 
 SAMPLES, LENGTH = 8, 512
@@ -62,12 +62,13 @@ def one_of_several(options: argparse.Namespace) -> None:
     with process_group():
         model, tokenizer = rose.load_model("smollm2-135m")
         tokens = rose.load_tokens("packaged", tokenizer, samples=options.samples, length=options.length)
-        from_first(lambda: None)  # all begin at once
+        workers = Workers.here()
+        workers.from_first(lambda: None)  # all begin at once
         start, worked = time.perf_counter(), time.process_time()
         rose.prune_model(model, tokens, method=options.method, target=options.target)
         mine = time.process_time() - worked
-        every = exchange(list(range(processes())), lambda _number: mine)
-        if place() == 0:
+        every = workers.exchange(list(range(workers.count)), lambda _number: mine)
+        if workers.place == 0:
             print(json.dumps([time.perf_counter() - start, every]))
 
 

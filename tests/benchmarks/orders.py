@@ -44,7 +44,7 @@ from rose.layer.solvers import watch_solver
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import sweep
 from rose.model.load.tokens import load_calibration, load_text
-from rose.model.walk.capture import visit_blocks
+from rose.model.walk.walk import visit_blocks
 
 LAYERS = [f"model.layers.{block}.*" for block in (0, 6, 12, 18, 24)]  # 18 has the most columnar layer
 LENGTH, SAMPLES, HELD_OUT = 512, 16, 8

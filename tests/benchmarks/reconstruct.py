@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 import rose
 from rose.model.load.tokens import load_calibration
-from rose.model.network.layers import decoder_blocks
-from rose.model.walk.capture import Walk
+from rose.model.network.precision import Precision
 from rose.model.walk.forward import run_block
+from rose.model.walk.walk import Walk
 from tests.benchmarks.resuming import resume
 
 SAMPLES, HELD_OUT, WINDOWS, LENGTH = 16, 4, 24, 512
@@ -51,7 +51,7 @@ class Reconstruction:
     def enter(self, walk: Walk, block: nn.Module, index: int, watch: Any = None) -> None:
         """Before a block is pruned."""
         self.inputs = {
-            stream: [walk.activations.read(stream, batch) for batch in range(len(arguments[index]))]
+            stream: [walk.kept.activations.read(stream, batch) for batch in range(len(arguments[index]))]
             for stream, arguments in walk.arguments.items()
         }
         self.run_dense(walk, block, index, watch)
@@ -59,10 +59,10 @@ class Reconstruction:
     @torch.no_grad()
     def train(self, walk: Walk, index: int) -> None:
         """After all its layers are pruned: trains the block, and runs it again."""
-        block = decoder_blocks(walk.model)[1][index]
+        block = walk.network.blocks[index]
         precise = copy.deepcopy(block).float().requires_grad_()
-        compute = torch.bfloat16 if walk.products == torch.bfloat16 else None
-        losses = partial(self._losses, walk, precise, index, compute)
+        rounding = Precision(rounds=walk.precision.products == torch.bfloat16)
+        losses = partial(self._losses, walk, precise, index, rounding)
         weights = _matrices(precise)
         kept, masks = _copies(weights), [weight != 0 for weight in weights]
         before = best = self._mean(losses(APART))
@@ -87,14 +87,13 @@ class Reconstruction:
         self._run_again(walk, block, index)
         self.leave(walk, index)
 
-    def _losses(
-        self, walk: Walk, block: nn.Module, index: int, compute: torch.dtype | None, stream: str
-    ) -> Iterator[Tensor]:
+    def _losses(self, walk: Walk, block: nn.Module, index: int, precision: Precision, stream: str) -> Iterator[Tensor]:
         """Of each batch of a stream, with the weights that the block has when it is asked for."""
         assert walk.dense is not None
         for batch, hidden in enumerate(self.inputs[stream]):
             dense = walk.dense.activations.read(stream, batch).float()
-            output = run_block(block, hidden.float(), walk.arguments[stream][index][batch], walk.device, compute)
+            arguments = walk.arguments[stream][index][batch]
+            output = run_block(block, hidden.float(), arguments, walk.network.device, precision)
             yield ((output - dense).square().sum(-1) / dense.square().sum(-1)).mean()
 
     @staticmethod
@@ -103,10 +102,10 @@ class Reconstruction:
 
     def _run_again(self, walk: Walk, block: nn.Module, index: int) -> None:
         assert walk.dense is not None
-        walk.dense.block_drift(index, walk.device)  # that of the block as it was
+        walk.dense.block_drift(index, walk.network.device)  # that of the block as it was
         for stream, batches in self.inputs.items():
             for batch, hidden in enumerate(batches):
-                output = run_block(block, hidden, walk.arguments[stream][index][batch], walk.device, walk.compute)
+                output = walk.run(block, hidden, walk.arguments[stream][index][batch])
                 walk.put_out(stream, batch, index, output)
 
 

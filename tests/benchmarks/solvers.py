@@ -23,7 +23,7 @@ from rose.layer.methods import make_settings, prune_with
 from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import decoder_blocks
-from rose.model.walk.capture import visit_blocks
+from rose.model.walk.walk import visit_blocks
 
 VARIANTS: dict[str, tuple[str, dict[str, float | str], torch.dtype]] = {
     "sparsegpt": ("sparsegpt", {}, torch.float32),

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import rose
-from rose.model.network.layers import decoder_blocks
-from rose.model.walk.forward import record_inputs, run_block
+from rose.model.network.network import Network
+from rose.model.walk.forward import check_blocks, record_inputs, run_block
 
 Row = tuple[str, float, str, float]  # what, seconds (NaN where it is no time), compared with, ratio
 
@@ -36,10 +36,11 @@ def processor_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 @torch.no_grad()
 def forward_passes(model: nn.Module, tokens: Tensor, passes: int) -> None:
     """Bare forward passes through all decoder blocks, batched as the pipeline batches them."""
-    _, blocks = decoder_blocks(model)
+    network = Network(model)
     hidden: list[Tensor] = []
-    arguments = record_inputs(model, tokens, lambda _batch, states: hidden.append(states), lambda: None)
-    for block, others in zip(blocks, arguments, strict=True):
+    outputs = check_blocks(network, tokens)
+    arguments = record_inputs(network, tokens, outputs, lambda _batch, states: hidden.append(states))
+    for block, others in zip(network.blocks, arguments, strict=True):
         for _ in range(passes):
             outputs = [
                 run_block(block, states, other, torch.device("cpu"))

@@ -23,7 +23,7 @@ from torch import Tensor
 import rose
 from rose.layer.target import OutputGap, target_damping
 from rose.model.load.tokens import load_calibration
-from rose.model.network.layers import PrunableLayer, decoder_blocks, hidden_size
+from rose.model.network.layers import PrunableLayer, decoder_blocks, text_config
 from rose.model.walk.targets import BlockTargets, Pairs
 from tests.benchmarks.beyond import without_stream
 from tests.benchmarks.resuming import resume
@@ -78,7 +78,7 @@ def runs(options: argparse.Namespace, known: set[Any]) -> Iterator[dict[str, Any
         tokens, _ = load_calibration(  # those of the other studies, which hold some out
             options.calibration, tokenizer, samples=samples, held_out=4, length=LENGTH, seed=seed
         )
-        rule = target_damping(hidden_size(dense), tokens.numel(), blocks)
+        rule = target_damping(text_config(dense).hidden_size, tokens.numel(), blocks)
         for inputs, stream in options.multiples:
             key = (options.model, options.method, options.sparsity, tokens.numel(), seed, inputs, stream)
             if key in known:

@@ -16,7 +16,7 @@ import rose
 from rose import cli
 from rose.files import digest
 from rose.model.walk import forward
-from rose.model.workers import all_agree, place, process_group, processes, sum_statistics
+from rose.model.workers import Workers, process_group
 from tests.model.families import LENGTH, make_model, make_tokens
 from tests.pretend import on_cpu, pretend_cuda
 
@@ -42,7 +42,7 @@ def prune(family: str, dtype: torch.dtype = torch.float32, **options: Any) -> di
     model = make_model(family).to(dtype)
     report = rose.prune_model(model, make_tokens(SAMPLES), **OPTIONS | options)
     return {
-        "same": all_agree(digest(model.state_dict())),
+        "same": Workers.here().all_agree(digest(model.state_dict())),
         "layers": report.layers["layer"].tolist(),
         "errors": report.layers["relative_error"].tolist(),
         "held_out": report.layers["held_out_error"].fillna(-1.0).tolist(),  # none came to some experts
@@ -60,7 +60,7 @@ def slim(family: str, **options: Any) -> dict[str, Any]:
     )
     table = report.layers
     return {
-        "same": all_agree(digest(model.state_dict())),
+        "same": Workers.here().all_agree(digest(model.state_dict())),
         "kept": table[["layer", "kept_units"]].to_numpy().tolist(),
         "errors": table["relative_error"].tolist(),
         "held_out": table["held_out_error"].tolist(),
@@ -104,7 +104,7 @@ def refused(work: Callable[[], Any]) -> str:
         message = "nothing was wrong"
     except rose.RoseError as problem:
         message = str(problem)
-    assert all_agree(message)
+    assert Workers.here().all_agree(message)
     return message
 
 
@@ -128,7 +128,8 @@ def reach_different_layers() -> None:
     """As where experts are routed: what one process's tokens have reached, another's have not."""
     seen = rose.InputStatistics(4)
     seen.update(torch.ones(2, 4))
-    sum_statistics({f"expert{min(place(), 1)}": seen})
+    workers = Workers.here()
+    workers.sum_statistics({f"expert{min(workers.place, 1)}": seen})
 
 
 def stopped_and_gone_on(folder: Path) -> list[dict[str, Any]]:
@@ -149,7 +150,7 @@ def everything(folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     forward.BATCH_TOKENS = 2 * LENGTH + 5
     return {
-        "processes": processes(),
+        "processes": Workers.here().count,
         "statistics": statistics(),
         "pruned": {
             "llama": prune("llama"),
@@ -180,7 +181,7 @@ def everything(folder: Path) -> dict[str, Any]:
 def main(folder: Path) -> int:
     with process_group():
         found = everything(folder)
-        if place() == 0:
+        if Workers.here().place == 0:
             (folder / "found.json").write_text(json.dumps(found))
         model = ["--model", str(folder / "model"), "--stream"]
         slimmed = cli.main(["slim", *model, *CALIBRATION[:-4], "--ratio", "0.3", "--output", str(folder / "slim")])

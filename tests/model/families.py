@@ -7,8 +7,13 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from rose.model.network.network import Network
+from rose.model.walk.dense_states import dense_streams
+from rose.model.walk.hidden_states import MemoryActivations
+from rose.model.walk.walk import Walk, check_streams, start_walk
 
 VOCABULARY = 96
 LENGTH = 24  # longer than WINDOW, so that sliding and full attention need different masks
@@ -137,3 +142,13 @@ def make_tokens(samples: int = 5, length: int = LENGTH, seed: int = 1) -> Tensor
 @torch.no_grad()
 def logits(model: Any, tokens: Tensor | None = None) -> Tensor:
     return model(input_ids=make_tokens() if tokens is None else tokens, use_cache=False).logits
+
+
+def begin_walk(
+    model: nn.Module, tokens: Tensor, held_out: Tensor | None = None, layers: Any = None, is_dense: bool = False
+) -> Walk:
+    """A walk over these layers, towards dense targets where `is_dense`."""
+    network = Network(model)
+    streams = check_streams(network, tokens, held_out)
+    along = dense_streams(streams, True, MemoryActivations()) if is_dense else None
+    return start_walk(network, streams, network.select(layers), dense=along)

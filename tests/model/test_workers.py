@@ -184,20 +184,16 @@ def layers_of(*shapes: tuple[int, int]) -> list[PrunableLayer]:
         (3, [1, 2, 1, 2, 0]),  # each factorizes the shared Hessians for itself
     ],
 )
-def test_layers_are_divided_by_cost(processes: int, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "processes", lambda: processes)
+def test_layers_are_divided_by_cost(processes: int, expected: list[int]) -> None:
     layers = layers_of((8, 16), (8, 16), (16, 16), (16, 16), (16, 48))
     groups = [SimpleNamespace(), SimpleNamespace(), SimpleNamespace()]
     statistics: Any = dict(zip([x.name for x in layers], [groups[k] for k in (0, 0, 1, 1, 2)], strict=True))
-    assert distributed.divide(layers, statistics) == expected
+    assert distributed.Workers(processes).divide(layers, statistics) == expected
 
 
-def test_samples_are_divided_without_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "processes", lambda: 4)
-    tokens, parts = torch.arange(14).view(7, 2), []
-    for number in range(4):
-        monkeypatch.setattr(distributed, "place", lambda number=number: number)
-        parts.append(distributed.my_samples(tokens, "calibration"))
+def test_samples_are_divided_without_loss() -> None:
+    tokens = torch.arange(14).view(7, 2)
+    parts = [distributed.Workers(4, number).my_samples(tokens, "calibration") for number in range(4)]
     assert torch.equal(torch.cat(parts), tokens)
     assert [len(part) for part in parts] == [2, 2, 2, 1]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from rose.model.walk.capture import collect_statistics
+from rose.model.walk.walk import collect_statistics
 from rose.structured.methods import channel_scores, head_scores
 from rose.structured.parts import Shape, find_parts
 from rose.structured.plan import SlimPlan, SlimSettings

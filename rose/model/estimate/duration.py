@@ -12,9 +12,10 @@ from torch import nn
 
 from rose.layer.methods import get_method
 from rose.model.network.experts import ExpertLinear
-from rose.model.network.layers import PrunableLayer, decoder_blocks, hidden_size, select_layers, text_config
-from rose.model.network.precision import bfloat16_gain, rounding
-from rose.model.walk.forward import pick_device
+from rose.model.network.layers import PrunableLayer, decoder_blocks, select_layers, text_config
+from rose.model.network.network import Network
+from rose.model.network.precision import Precision, bfloat16_gain
+from rose.model.network.residence import pick_device
 
 # Real passes reach part of the rate of one large matrix product: attention, norms and small layers run slower.
 # Ratio measured with the packaged model; tests/benchmarks prints it anew.
@@ -97,7 +98,7 @@ def estimate_cost(
     kept = sum(4 * columns**2 for columns in groups)
     if not keep_statistics:
         kept //= len({layer.block_index for layer in chosen})
-    hidden = 2 * 4 * tokens * hidden_size(model)
+    hidden = 2 * 4 * tokens * text_config(model).hidden_size
     total = sum(p.numel() for p in model.parameters())
     return Cost(seconds, kept + hidden, 4 * total, len(chosen))
 
@@ -131,7 +132,7 @@ def gap_work(layers: Sequence[PrunableLayer], tokens: int, share: float = 1.0, p
 
 def _product_share(compute: str, model: nn.Module) -> float:
     """Time of a matrix product in this format over that in float32."""
-    return 1 / bfloat16_gain() if rounding(compute, model, pick_device()) else 1.0
+    return 1 / bfloat16_gain() if Precision.of(compute, Network(model).dtype, pick_device()).rounds else 1.0
 
 
 def _pass_share(model: nn.Module, compute: str) -> float:
@@ -188,7 +189,7 @@ def estimate_damage(
     work = pass_work(model, held_out)
     passes = 2 * work[0] + sum(work[index] for index in (indices if units == "layers" else set(indices)))
     seconds = calibration.seconds + passes / FORWARD_EFFICIENCY / matmul_rate()
-    hidden = 4 * len(set(indices)) * held_out * hidden_size(model)
+    hidden = 4 * len(set(indices)) * held_out * text_config(model).hidden_size
     changed = 4 * sum(layer.weight.numel() for layer in chosen)
     return Cost(seconds, calibration.memory + hidden + changed, calibration.model_memory, len(chosen))
 

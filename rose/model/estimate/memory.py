@@ -14,8 +14,14 @@ from torch import nn
 
 from rose.layer.methods import get_method
 from rose.model.estimate.duration import expert_share, statistics_groups
-from rose.model.network.layers import PrunableLayer, decoder_blocks, hidden_size, prunable_layers, select_layers
-from rose.model.run.checkpoint import blocks_of
+from rose.model.network.layers import (
+    PrunableLayer,
+    by_block,
+    decoder_blocks,
+    prunable_layers,
+    select_layers,
+    text_config,
+)
 from rose.model.walk import forward
 
 # Float32 matrices alive at once in the two stages of pruning a layer, of the Hessian's size and of the weight's.
@@ -106,20 +112,20 @@ def estimate_memory(
     outside = sum(parameter.numel() for parameter in body.parameters()) - sum(sizes)
     tokens = samples * length
     at_once = min(tokens, max(length, forward.BATCH_TOKENS // length * length))
-    width = hidden_size(model)
+    width = text_config(model).hidden_size
     widest = max(max(layer.weight.shape) for layer in every)
-    by_block = list(blocks_of(chosen).values())
-    inputs = [statistics_groups(found) for found in by_block]
+    of_blocks = list(by_block(chosen).values())
+    inputs = [statistics_groups(found) for found in of_blocks]
     # Where each layer is pruned before it runs, only its own statistics are there.
     gathered = max if sequential or dense_targets else sum
     groups = [(1 + held_out) * gathered(4 * columns**2 for columns in widths) for widths in inputs]
     work = [_work(layer, width, dense_targets, held_out, stages) for layer in chosen]
     channels = HIDDEN_STATES_WAITING * width + widest if sequential or dense_targets else 0
     if dense_targets:  # what the layers read in the dense model
-        channels += max(_read_by_a_token(model, found) for found in by_block) + width
+        channels += max(_read_by_a_token(model, found) for found in of_blocks) + width
     batch = WIDTHS_OF_A_BATCH * widest
     if not (sequential or dense_targets):  # what all layers read of a batch is counted at its end
-        batch = max(batch, max(_read_by_a_token(model, found) for found in by_block))
+        batch = max(batch, max(_read_by_a_token(model, found) for found in of_blocks))
     return Memory(
         block=dtype.itemsize * max(sizes),
         embedding=dtype.itemsize * outside,

@@ -76,9 +76,9 @@ class BlockFiles(Residence):
     """
 
     def __init__(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype, scratch: str | Path | None) -> None:
-        super().__init__(model)
-        self.folder, self.dtype = folder, dtype
-        self.prefix = next(name for name, module in model.named_modules() if module is self.blocks)
+        prefix, blocks = decoder_blocks(model)
+        super().__init__(model, blocks)
+        self.prefix, self.folder, self.dtype = prefix, folder, dtype
         self.files = _files(folder)
         self._conversion = Conversion(model, self.files)
         self.names = self.files.keys() | self._conversion.pieces.keys()

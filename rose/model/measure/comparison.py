@@ -24,12 +24,11 @@ from rose.layer.order import check_order_name
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.model.measure.folder import MeasurementFolder
 from rose.model.measure.perplexity import perplexity
-from rose.model.network.layers import layers_to_prune, prunable_layers
-from rose.model.network.precision import compute_dtype
+from rose.model.network.network import Network
+from rose.model.network.precision import Precision
 from rose.model.progress import ProgressCallback
 from rose.model.run.prune import prune_by
 from rose.model.run.settings import TARGETS, RunOptions, RunSettings, run_settings
-from rose.model.walk.forward import pick_device
 from rose.report import records_table
 
 SAMPLE_SECONDS = 0.1  # how often memory is looked at
@@ -167,9 +166,10 @@ def compare_methods(
         RoseError: bad input, before any run.
     """
     variants, settings = plan_comparison(methods, sparsities, **options)
+    network = Network(model)
     for run in settings:
-        layers_to_prune(model, layers, run.layer.pattern, run.layer.block_size)
-    compute_dtype(settings[0].compute, model, pick_device())
+        network.to_prune(layers, run.layer.pattern, run.layer.block_size)
+    Precision.of(settings[0].compute, network.dtype, network.device)
     draw = lru_cache(maxsize=1)(calibration)  # all runs of a seed come one after another
     finished = {(row.method, row.sparsity, row.seed) for row in done}
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -198,7 +198,7 @@ def compare_methods(
             )
         finally:
             model.load_state_dict(dense)
-            for layer in prunable_layers(model):
+            for layer in network.layers:
                 layer.keep_low_rank(None)
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
@@ -29,21 +29,15 @@ from rose.model.estimate.duration import pass_work
 from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport
 from rose.model.measure.perplexity import window_losses
 from rose.model.network.identity import check_same_model, embedding_norms
-from rose.model.network.layers import (
-    PrunableLayer,
-    check_not_shared,
-    decoder_blocks,
-    layers_to_prune,
-    prunable_layers,
-    select_layers,
-)
-from rose.model.network.residence import is_streamed
+from rose.model.network.layers import PrunableLayer, by_block, check_not_shared
+from rose.model.network.network import Network
+from rose.model.network.residence import evaluating
 from rose.model.progress import Progress, ProgressCallback
-from rose.model.run.checkpoint import blocks_of
-from rose.model.run.prune import prune_one
-from rose.model.walk.capture import BlockStatistics, check_streams, statistics_of, visit_blocks
+from rose.model.run.one_layer import prune_one
+from rose.model.walk.collector import statistics_of
 from rose.model.walk.dense_states import token_drift
-from rose.model.walk.forward import Boundaries, bos_in_front, pick_device
+from rose.model.walk.forward import Boundaries
+from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
 
 UNITS = ("layers", "blocks")
 
@@ -90,7 +84,8 @@ def damage(
     settings = make_settings(**options)
     if units not in UNITS:
         raise RoseError(f"The units must be one of {', '.join(UNITS)}, not {units!r}.")
-    if is_streamed(model):
+    network = Network(model)
+    if network.is_streamed:
         raise RoseError("Damage needs the whole model in memory; load it without streaming.")
     if held_out is None:
         kept = max(1, len(tokens) // 4)
@@ -98,16 +93,16 @@ def damage(
             raise RoseError("One sample cannot both calibrate and measure; give more, or held-out tokens.")
         tokens, held_out = tokens[:-kept], tokens[-kept:]
     if restore is None:
-        selected = layers_to_prune(model, layers, settings.pattern, settings.block_size)
+        selected = network.to_prune(layers, settings.pattern, settings.block_size)
     else:
-        selected = select_layers(model, layers)
-        check_not_shared(selected, model)
+        selected = network.select(layers)
+        check_not_shared(selected, network.layers)
         _check_restored(restore, selected)
-    check_streams(model, tokens, held_out)
+    check_streams(network, tokens, held_out)
     if held_out.shape[1] < 2:
         raise RoseError("Loss needs windows of at least 2 tokens; give longer ones.")
     change, sign = (_pruner(settings), 1.0) if restore is None else (_restorer(restore), -1.0)
-    run = _Run(model, held_out, _units_of(model, selected, units), set(done), progress, sign)
+    run = _Run(network, held_out, _units_of(network, selected, units), set(done), progress, sign)
     records = []
     for one in run.visit(tokens, selected, change):
         record(one)
@@ -137,7 +132,7 @@ def describe_damage(
         "length": tokens.shape[1],
         "windows": held_out.shape[0],
         "window_length": held_out.shape[1],
-        "bos_token": bos_in_front(model, tokens),
+        "bos_token": Network(model).bos_in_front(tokens),
         "embedding_norms": embedding_norms(model),
     }
 
@@ -149,13 +144,14 @@ def dense_weights(dense: nn.Module, pruned: nn.Module) -> dict[str, Tensor]:
         RoseError: it was pruned from another model, or has lost decoder blocks since, so that names do not correspond.
     """
     check_same_model(pruned, embedding_norms(dense), "The model to restore was not pruned from the dense one")
-    before, after = (len(decoder_blocks(model)[1]) for model in (dense, pruned))
+    networks = Network(dense), Network(pruned)
+    before, after = (len(network.blocks) for network in networks)
     if before != after:
         raise RoseError(
             f"The model to restore has {after} decoder blocks and the dense one {before}, so their layers do not "
             "correspond; give the model as it was when blocks were taken out and nothing was pruned yet."
         )
-    return {layer.name: layer.weight for layer in prunable_layers(dense)}
+    return {layer.name: layer.weight for layer in networks[0].layers}
 
 
 def _check_restored(restore: Mapping[str, Tensor], selected: Sequence[PrunableLayer]) -> None:
@@ -172,12 +168,11 @@ class _Unit:
     layers: list[PrunableLayer]
 
 
-def _units_of(model: nn.Module, selected: Sequence[PrunableLayer], units: str) -> list[_Unit]:
+def _units_of(network: Network, selected: Sequence[PrunableLayer], units: str) -> list[_Unit]:
     """The units in the order in which they are visited."""
     if units == "layers":
         return [_Unit(layer.name, layer.block_index, layer.projection, [layer]) for layer in selected]
-    prefix, _ = decoder_blocks(model)
-    return [_Unit(f"{prefix}.{index}", index, "", layers) for index, layers in sorted(blocks_of(selected).items())]
+    return [_Unit(f"{network.prefix}.{index}", index, "", found) for index, found in by_block(selected).items()]
 
 
 @dataclass(frozen=True)
@@ -257,7 +252,7 @@ class _Run:
 
     def __init__(
         self,
-        model: nn.Module,
+        network: Network,
         windows: Tensor,
         units: Sequence[_Unit],
         done: set[str],
@@ -265,36 +260,27 @@ class _Run:
         sign: float,
     ) -> None:
         self.sign = sign  # of damage, against the change of loss
-        self.model, self.windows, self.units, self.done, self.progress = model, windows, units, done, progress
-        _, blocks = decoder_blocks(model)
-        self.blocks = len(blocks)
-        self.work = pass_work(model, windows.numel())
+        self.network, self.windows, self.units, self.done, self.progress = network, windows, units, done, progress
+        self.blocks = len(network.blocks)
+        self.work = pass_work(network.model, windows.numel())
         # Besides a pass for every unit: one without any change, one with all of them.
         self.total = 2 * self.work[0] + sum(self.work[unit.block_index] for unit in units if unit.name not in done)
         self.finished = 0.0
         self.count = len([unit for unit in units if unit.name in done])
         self.start = time.perf_counter()
         needed = {index for unit in units for index in (unit.block_index - 1, unit.block_index) if index >= 0}
-        self.boundaries = Boundaries(model, needed)
+        self.boundaries = Boundaries(network, needed)
 
     def visit(self, tokens: Tensor, selected: Sequence[PrunableLayer], change: Changer) -> Iterator[DamageRecord]:
-        model = self.model
-        home, was_training = next(model.parameters()).device, model.training
-        model.eval().to(pick_device())
-        with ExitStack() as stack:
-            stack.callback(lambda: model.train(was_training).to(home))
+        with evaluating(self.network.model, self.network.device):
             with self.boundaries.record():
                 base = self._losses(0, "")
-            names = [layer.name for layer in selected]
-            visits = visit_blocks(model, tokens, layers=names, held_out=self.windows, progress=self._walked)
-            assert isinstance(visits, Generator)
-            stack.enter_context(closing(visits))  # before the model goes home, where this iterator is closed
-            by_block = {
-                index: [unit for unit in self.units if unit.block_index == index] for index in range(self.blocks)
-            }
+            streams = check_streams(self.network, tokens, self.windows)
             every: list[_Change] = []
-            for block in visits:
-                for unit in by_block[block.block_index]:
+            for block in start_walk(self.network, streams, selected, self._walked).visit_dense():
+                for unit in self.units:
+                    if unit.block_index != block.block_index:
+                        continue
                     began = time.perf_counter()
                     changes = [change(layer, block) for layer in unit.layers if _is_reached(layer, block)]
                     every += changes
@@ -302,8 +288,7 @@ class _Run:
                         self._leave_out(unit)
                     elif unit.name not in self.done:
                         yield self._measure(unit, changes, base, began)
-                block.calibration.clear()  # the walk would hold the statistics while it runs the next block
-                block.held_out.clear()
+                block.let_go()
             if not every:
                 raise RoseError("No token was routed to any of the chosen experts; give more tokens.")
             yield self._measure(_Unit(WHOLE, -1, "", []), every, base, time.perf_counter())
@@ -353,7 +338,9 @@ class _Run:
     def _losses(self, index: int, unit: str) -> Tensor:
         """Loss of each window, (windows,), in a pass that begins at a decoder block."""
         found = window_losses(
-            self.model, self.windows, progress=lambda share: self._tell("damage", index, unit, self.work[index] * share)
+            self.network.model,
+            self.windows,
+            progress=lambda share: self._tell("damage", index, unit, self.work[index] * share),
         )
         self.finished += self.work[index]
         return found

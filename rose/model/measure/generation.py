@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from rose.errors import RoseError
 from rose.model.load.tokens import first_token
-from rose.model.walk.forward import check_tokens
+from rose.model.network.network import Network
 
 
 @torch.no_grad()
@@ -45,8 +45,9 @@ def continue_prompt(
     if (first := first_token(tokenizer)) is not None:
         ids = torch.cat([ids.new_tensor([[first]]), ids], dim=1)
     # The model never reads the last new token, but prompt and continuation together must fit into its context.
-    check_tokens(model, ids.new_zeros(1, ids.shape[1] + new_tokens))
-    check_tokens(model, ids)
+    network = Network(model)
+    network.check_tokens(ids.new_zeros(1, ids.shape[1] + new_tokens))
+    network.check_tokens(ids)
 
     def stop(_ids: torch.Tensor, _scores: torch.Tensor, **_more: Any) -> torch.Tensor:
         tick()

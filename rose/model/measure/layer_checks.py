@@ -10,7 +10,7 @@ import pandas as pd
 from rose.layer.checks import Check, check_inputs, check_overfitting, judge_damping, worst
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.statistics import InputStatistics
-from rose.model.walk.capture import BlockStatistics
+from rose.model.walk.walk import BlockStatistics
 
 CHECKS = ("Finite inputs", "Live columns", "Enough tokens", "Damping as asked", "Sparsity as asked", "Over-fitting")
 NOT_MEASURED = "not measured"

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.model.network.precision import computing, rounding
-from rose.model.walk.forward import check_in_memory, check_tokens, pick_device
+from rose.model.network.network import Network
+from rose.model.network.precision import FLOAT32, Precision
+from rose.model.network.residence import evaluating
 
 LOGIT_ELEMENTS = 2**27  # 512 MB of float32 logits at a time
 
@@ -64,21 +65,20 @@ def window_losses(
     Raises:
         RoseError: as for `perplexity`.
     """
-    check_in_memory(model)
-    check_tokens(model, tokens)
+    network = Network(model)
+    network.check_in_memory()
+    network.check_tokens(tokens)
     if tokens.shape[1] < 2:
         raise RoseError("Perplexity needs windows of at least 2 tokens; give longer ones.")
-    home, device = next(model.parameters()).device, pick_device()
-    dtype = rounding(compute, model, device)
-    was_training = model.training
-    model.to(device).eval()
+    device = network.device
+    precision = FLOAT32 if compute == "float32" else Precision.of(compute, network.dtype, device)
     vocabulary: int = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     batch = max(1, LOGIT_ELEMENTS // (vocabulary * tokens.shape[1]))
     done: list[Tensor] = []
-    try:
+    with evaluating(model, device):
         for windows in tokens.split(batch):
             windows = windows.to(device).long()
-            with computing(device, dtype):
+            with precision.computing(device):
                 logits = model(input_ids=windows, use_cache=False).logits[:, :-1]
             # (tokens, vocabulary): along the last, contiguous dimension the CPU takes a quarter of the time.
             losses = nn.functional.cross_entropy(
@@ -87,6 +87,4 @@ def window_losses(
             done.append(losses.double().view(len(windows), -1).mean(1).cpu())
             if progress:
                 progress(sum(map(len, done)) / len(tokens))
-    finally:
-        model.train(was_training).to(home)
     return torch.cat(done)

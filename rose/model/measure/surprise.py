@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rose.errors import RoseError
 from rose.model.load.tokens import first_token
-from rose.model.walk.forward import check_in_memory, check_tokens, pick_device
+from rose.model.network.network import Network
+from rose.model.network.residence import evaluating
 
 TOP = 10
 CHUNK = 128  # positions whose logits are turned into probabilities at a time: a vocabulary has 10⁵ of them
@@ -96,15 +97,13 @@ def read_text(model: nn.Module, tokens: Tensor, *, top: int = TOP, tick: Callabl
     Raises:
         RoseError: tokens that do not fit the model, or fewer than two; a streamed model.
     """
-    check_in_memory(model)
-    check_tokens(model, tokens)
+    network = Network(model)
+    network.check_in_memory()
+    network.check_tokens(tokens)
     if tokens.shape[0] != 1 or tokens.shape[1] < 2:
         raise RoseError(f"One text of at least two tokens is read at a time, not {tuple(tokens.shape)}.")
-    home, device = next(model.parameters()).device, pick_device()
-    was_training = model.training
-    model.to(device).eval()
     losses, likely, chances = [], [], []
-    try:
+    with evaluating(model, device := network.device):
         tick()
         logits = model(input_ids=tokens.to(device), use_cache=False).logits[0]  # (length, vocabulary)
         following = tokens[0, 1:].to(device).long()
@@ -116,6 +115,4 @@ def read_text(model: nn.Module, tokens: Tensor, *, top: int = TOP, tick: Callabl
             best = logs.topk(min(top, logs.shape[1]))
             likely.append(best.indices.cpu())
             chances.append(best.values.double().exp().cpu())
-    finally:
-        model.train(was_training).to(home)
     return Reading(torch.cat(losses), torch.cat(likely), torch.cat(chances))

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rose.errors import RoseError
 from rose.model.load.tokens import first_token
-from rose.model.walk.forward import pick_device
+from rose.model.network.residence import evaluating, pick_device
 
 # What SparseGPT, Wanda, OWL and ROSE report. Names as in the harness; openbookqa is the papers' OBQA.
 TASKS = ("boolq", "winogrande", "piqa", "openbookqa", "hellaswag", "arc_easy", "arc_challenge")
@@ -78,13 +78,9 @@ def zero_shot(
     first = first_token(tokenizer, bos)
     if not tasks or (limit is not None and limit < 1):
         raise RoseError("Zero-shot needs at least one task, and a limit of at least 1.")
-    home, device, was_training = next(model.parameters()).device, pick_device(), model.training
-    model.to(device).eval()
-    try:
+    with evaluating(model, device := pick_device()):
         manager = task_manager(tasks, task_folder)
         found = _evaluate(model, tokenizer, manager, list(tasks), limit, device, first, progress)
-    finally:
-        model.train(was_training).to(home)
     return pd.DataFrame([_row(name, found["results"][name], found["n-samples"][name]) for name in tasks])
 
 

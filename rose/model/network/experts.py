@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rose.model.walk.stand_ins import replaced_forwards
+from rose.model.network.stand_ins import replaced_forwards
 
 KNOWN = "rose_experts"  # attribute of a module with fused experts: its `ExpertLinear`s
 LAYOUT = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm")

@@ -122,11 +122,6 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def hidden_size(model: nn.Module) -> int:
-    """Channels of the hidden states that pass from one decoder block to the next."""
-    return text_config(model).hidden_size
-
-
 def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
     """Every linear layer inside the decoder blocks, in forward registration order; each matrix of an expert is one.
 
@@ -136,7 +131,11 @@ def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
     Raises:
         RoseError: the family keeps its experts in fused weights of another layout than `network.experts`.
     """
-    prefix, blocks = decoder_blocks(model)
+    return layers_in(*decoder_blocks(model), type(model).__name__)
+
+
+def layers_in(prefix: str, blocks: nn.ModuleList, family: str) -> list[PrunableLayer]:
+    """As `prunable_layers`, where the decoder blocks and their name are known; `family` names the model in messages."""
     layers = []
     for index, block in enumerate(blocks):
         left_out, experts = routers(block), {name for name, module in block.named_modules() if is_experts(module)}
@@ -144,7 +143,7 @@ def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
         unknown = [name for name in fused if name.rpartition(".")[0] not in experts]
         if unknown:
             raise RoseError(
-                f"{type(model).__name__} keeps fused three-dimensional weights ({unknown[0]}), as mixtures of experts "
+                f"{family} keeps fused three-dimensional weights ({unknown[0]}), as mixtures of experts "
                 "do; this layout of them is not supported yet, so choose another model."
             )
         for name, module in block.named_modules():
@@ -162,9 +161,13 @@ def select_layers(model: nn.Module, layers: Sequence[str] | None) -> list[Prunab
     Raises:
         RoseError: a name that matches nothing, or no name at all.
     """
-    every = prunable_layers(model)
+    return matching(prunable_layers(model), layers)
+
+
+def matching(every: Sequence[PrunableLayer], layers: Sequence[str] | None) -> list[PrunableLayer]:
+    """As `select_layers`, out of these layers."""
     if layers is None:
-        return every
+        return list(every)
     if not layers:
         raise RoseError("No layer is chosen; give at least one name, or leave the choice out for all.")
     chosen = set()
@@ -178,18 +181,12 @@ def select_layers(model: nn.Module, layers: Sequence[str] | None) -> list[Prunab
     return [layer for layer in every if layer.name in chosen]
 
 
-def layers_to_prune(
-    model: nn.Module, layers: Sequence[str] | None, pattern: Pattern, block_size: int
-) -> list[PrunableLayer]:
-    """The layers of these names, in the order of the model.
-
-    Raises:
-        RoseError: as `select_layers`, `check_not_shared` and `check_widths`.
-    """
-    selected = select_layers(model, layers)
-    check_not_shared(selected, model)
-    check_widths(selected, pattern, block_size)
-    return selected
+def by_block(layers: Iterable[PrunableLayer]) -> dict[int, list[PrunableLayer]]:
+    """The layers by decoder block, in the order of the blocks."""
+    found: dict[int, list[PrunableLayer]] = {}
+    for layer in layers:
+        found.setdefault(layer.block_index, []).append(layer)
+    return dict(sorted(found.items()))
 
 
 def check_widths(layers: Iterable[PrunableLayer], pattern: Pattern, block_size: int) -> None:
@@ -199,11 +196,11 @@ def check_widths(layers: Iterable[PrunableLayer], pattern: Pattern, block_size: 
             pattern.check(layer.weight.shape[1], block_size)
 
 
-def check_not_shared(layers: Sequence[PrunableLayer], model: nn.Module) -> None:
+def check_not_shared(layers: Sequence[PrunableLayer], every: Sequence[PrunableLayer]) -> None:
     """Raises RoseError where a layer's weights are those of another one too: it would be pruned twice, or unseen."""
     owners: dict[int, str] = {}
     chosen = {layer.name for layer in layers}
-    for layer in prunable_layers(model):
+    for layer in every:
         first = owners.setdefault(id(layer.module.weight), layer.name) if not layer.is_expert else layer.name
         if first != layer.name and chosen & {first, layer.name}:
             raise RoseError(

@@ -1,10 +1,9 @@
-"""In which number format forward passes are computed.
+"""The number formats of a run: one choice, `Precision`, for forward passes, gaps to dense targets, and searches.
 
 Processors with bfloat16 instructions multiply matrices in it about twice as fast as in float32. Weights and the
 residual stream stay float32 there; only the matrix products inside the decoder blocks are rounded (`torch.autocast`).
-Products that bear the same rounding, those of gaps to dense targets and of a search that makes good its own, follow.
-H, sweeps and errors against a layer's own output are always float32: what the forward passes give them is all that
-changes. Errors against a dense target are made of the gaps.
+Gaps to dense targets, and searches that make good their own rounding, multiply in the same format. H, sweeps and errors
+against a layer's own output are always float32. Errors against a dense target are made of the gaps.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rose.errors import RoseError
-from rose.model.network.layers import decoder_blocks
 
 COMPUTE = ("auto", "float32", "bfloat16")
 DEFAULT = "auto"  # perplexities after pruning are alike, see docs/speed.md
@@ -53,74 +52,74 @@ def check_compute(compute: str) -> None:
         raise RoseError(f"Forward passes are computed in one of {', '.join(COMPUTE)}, not in {compute!r}.")
 
 
-def compute_dtype(compute: str, model: nn.Module, device: torch.device) -> torch.dtype:
-    """The format in which a model's forward passes are computed.
+@dataclass(frozen=True)
+class Precision:
+    """The number formats of one run; H and sweeps stay float32.
 
-    Args:
-        compute: "bfloat16", "float32", or "auto": bfloat16 on a processor that gains from it, else float32. Weights
-            that are not float32 themselves are computed with as they are.
-        model: whose weights say what there is to choose.
-        device: "auto" leaves float32 to GPUs, which have a switch of their own for it.
-
-    Raises:
-        RoseError: another word, or bfloat16 for float16 weights.
+    Attributes:
+        passes: format of forward passes.
+        products: format of gap and ADMM products.
+        rounds: whether passes round float32 weights; else they compute in the format that weights are stored in.
     """
-    check_compute(compute)
-    _, blocks = decoder_blocks(model)
-    stored = next(blocks.parameters()).dtype
-    if stored != torch.float32:
-        if compute == "bfloat16" and stored != torch.bfloat16:
+
+    passes: torch.dtype = torch.float32
+    products: torch.dtype = torch.float32
+    rounds: bool = False
+
+    @classmethod
+    def of(cls, compute: str, stored: torch.dtype, device: torch.device) -> Precision:
+        """What a choice comes to for these weights on this device.
+
+        Several processes must not decide each for itself, because what is measured differs from one to the next.
+
+        Args:
+            compute: "bfloat16", "float32", or "auto": bfloat16 on a processor that gains from it, else float32. Passes
+                over weights that are not float32 themselves compute with them as they are.
+            stored: the format of the decoder blocks' weights.
+            device: "auto" leaves float32 to GPUs, which have a switch of their own for it.
+
+        Raises:
+            RoseError: another word, or bfloat16 for float16 weights.
+        """
+        check_compute(compute)
+        if compute == "bfloat16" and stored not in (torch.float32, torch.bfloat16):
             raise RoseError(f"The weights are {stored}; load the model in bfloat16 to compute in it.")
-        return stored
-    if compute == "auto":
-        compute = os.environ.get(VARIABLE) or _faster(device)
-        if compute not in COMPUTE[1:]:
-            raise RoseError(f"{VARIABLE} must be one of {', '.join(COMPUTE[1:])}, not {compute!r}.")
-    return torch.bfloat16 if compute == "bfloat16" else torch.float32
+        if compute == "auto" and stored in (torch.float32, torch.bfloat16):
+            compute = _chosen(device)
+        products = torch.bfloat16 if compute == "bfloat16" else torch.float32
+        if stored != torch.float32:
+            return cls(stored, products)
+        return cls(products, products, rounds=products != stored)
+
+    def describe(self) -> dict[str, str]:
+        """As a report and a checkpoint keep it."""
+        return {"compute": _name(self.passes), "products": _name(self.products)}
+
+    @contextmanager
+    def computing(self, device: torch.device) -> Iterator[None]:
+        """Rounds matrix products of float32 tensors where passes round.
+
+        Without the cache of cast weights: it does not see that a weight is pruned.
+        """
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.rounds, cache_enabled=False):
+            yield
 
 
-def rounding(compute: str, model: nn.Module, device: torch.device) -> torch.dtype | None:
-    """The format to which products of float32 weights are rounded; None where weights compute as they are.
-
-    Raises:
-        RoseError: as `compute_dtype`.
-    """
-    if compute == "float32":
-        return None
-    dtype = compute_dtype(compute, model, device)
-    _, blocks = decoder_blocks(model)
-    return None if dtype == next(blocks.parameters()).dtype else dtype
+FLOAT32 = Precision()
 
 
-def decided(compute: str, model: nn.Module, device: torch.device) -> str:
-    """What "auto" comes to, "float32" or "bfloat16"; other words as they are.
-
-    Several processes must not decide each for itself, because what is measured differs from one to the next.
-
-    Raises:
-        RoseError: as `compute_dtype`.
-    """
-    dtype = compute_dtype(compute, model, device)
-    if compute != "auto":
-        return compute
-    _, blocks = decoder_blocks(model)
-    if next(blocks.parameters()).dtype == torch.bfloat16:  # as passes are anyway, but the rest only where it pays
-        return os.environ.get(VARIABLE) or _faster(device)
-    return "bfloat16" if dtype == torch.bfloat16 else "float32"
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def _faster(device: torch.device) -> str:
-    return "bfloat16" if device.type == "cpu" and bfloat16_gain() > ENOUGH else "float32"
-
-
-@contextmanager
-def computing(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
-    """Computes matrix products of float32 tensors in `dtype`, where that is not float32, or not at all otherwise.
-
-    Without the cache of cast weights: it does not see that a weight is pruned.
-    """
-    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False):
-        yield
+def _chosen(device: torch.device) -> str:
+    """What "auto" means here."""
+    chosen = os.environ.get(VARIABLE) or (
+        "bfloat16" if device.type == "cpu" and bfloat16_gain() > ENOUGH else "float32"
+    )
+    if chosen not in COMPUTE[1:]:
+        raise RoseError(f"{VARIABLE} must be one of {', '.join(COMPUTE[1:])}, not {chosen!r}.")
+    return chosen
 
 
 def plainly(device: torch.device) -> torch.autocast:

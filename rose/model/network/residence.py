@@ -15,12 +15,31 @@ from rose.model.network.layers import PrunableLayer, decoder_blocks
 ATTRIBUTE = "rose_residence"  # of a model whose blocks are not in memory
 
 
+def pick_device() -> torch.device:
+    """CUDA where there is one, else the CPU. Not MPS: it has no float64, in which errors are summed."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def evaluating(module: nn.Module, device: torch.device | None = None) -> Iterator[None]:
+    """While this lasts, a module is in evaluation mode, without dropout, and on the device if one is given."""
+    home, was_training = next(module.parameters()).device, module.training
+    module.eval()
+    if device is not None:
+        module.to(device)
+    try:
+        yield
+    finally:
+        module.train(was_training)
+        if device is not None:
+            module.to(home)
+
+
 class Residence:
     """Decoder blocks in memory. One at a time moves to the device and back."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        _, self.blocks = decoder_blocks(model)
+    def __init__(self, model: nn.Module, blocks: nn.ModuleList) -> None:
+        self.model, self.blocks = model, blocks
 
     @property
     def scratch(self) -> Path | None:
@@ -30,13 +49,8 @@ class Residence:
     @contextmanager
     def visit(self, index: int, device: torch.device) -> Iterator[nn.Module]:
         """One decoder block, whole, on the device and in evaluation mode: calibration is without dropout."""
-        block = self.blocks[index]
-        home, was_training = next(block.parameters()).device, block.training
-        block.to(device).eval()
-        try:
-            yield block
-        finally:
-            block.train(was_training).to(home)
+        with evaluating(self.blocks[index], device):
+            yield self.blocks[index]
 
     def whole(self) -> AbstractContextManager[None]:
         """While this lasts, the model's forward pass works, decoder blocks included; slowly where they are in files."""
@@ -85,7 +99,7 @@ class Residence:
 
 def residence_of(model: nn.Module) -> Residence:
     """The model's own residence, or memory."""
-    return getattr(model, ATTRIBUTE, None) or Residence(model)
+    return getattr(model, ATTRIBUTE, None) or Residence(model, decoder_blocks(model)[1])
 
 
 def is_streamed(model: nn.Module) -> bool:

@@ -21,9 +21,12 @@ from rose.model.measure.damage_report import DamageRecord, model_of_damages, rea
 from rose.model.network.experts import ExpertLinear, experts_apart
 from rose.model.network.identity import check_same_model
 from rose.model.network.layers import PrunableLayer
+from rose.model.network.network import Network
+from rose.model.network.residence import evaluating
 from rose.model.progress import ALLOCATION_SHARE
-from rose.model.walk.capture import BlockStatistics, no_input, statistics_of
-from rose.model.walk.forward import pick_device
+from rose.model.walk.collector import statistics_of
+from rose.model.walk.forward import no_input
+from rose.model.walk.walk import BlockStatistics
 
 ALLOCATIONS = tuple(ALLOCATION_SHARE)
 BY_DAMAGE = "damage"  # one more rule, which needs a folder: damage:FOLDER
@@ -90,7 +93,7 @@ def parse_allocation(text: str) -> Allocation:
 
 
 def allocate(
-    model: nn.Module,
+    network: Network,
     tokens: Tensor,
     layers: Sequence[PrunableLayer],
     pattern: Pattern,
@@ -101,7 +104,7 @@ def allocate(
     """The pattern of each layer; all together remove exactly round(ratio · weights).
 
     Args:
-        model: dense; not changed.
+        network: of the dense model, which is not changed.
         tokens: calibration tokens, (samples, length).
         layers: those that will be pruned; OWL's outliers and the total are over these.
         pattern: of the whole.
@@ -121,10 +124,10 @@ def allocate(
         wanted = owl_ratios([shares[layer.block_index] for layer in layers], pattern.ratio)
     elif allocation.rule == BY_DAMAGE:
         if norms := model_of_damages(expand(allocation.folder)):
-            check_same_model(model, norms, f"The damages in {allocation.folder} are those of another model")
+            check_same_model(network.model, norms, f"The damages in {allocation.folder} are those of another model")
         wanted = damage_ratios(_damage_densities(allocation.damages(), layers), pattern.ratio)
     else:
-        traces = hessian_traces(model, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)
+        traces = hessian_traces(network, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)
         wrong = [layer.name for layer, trace in zip(layers, traces, strict=True) if not math.isfinite(trace)]
         if wrong:
             raise RoseError(f"The loss has no finite curvature by {wrong[0]}; load the model in float32.")
@@ -153,7 +156,7 @@ def _outlier_shares(blocks: Iterable[BlockStatistics]) -> dict[int, float]:
 
 
 def hessian_traces(
-    model: nn.Module,
+    network: Network,
     tokens: Tensor,
     layers: Sequence[PrunableLayer],
     *,
@@ -168,7 +171,7 @@ def hessian_traces(
     the estimate the mean over windows. Arithmetic is in the model's own dtype, so load it in float32.
 
     Args:
-        model: moved to the device and back; weights, gradients and flags are as before afterwards.
+        network: of a model that is moved to the device and back; weights, gradients and flags are as before afterwards.
         tokens: (samples, length) int64, as `check_tokens` lets through.
         layers: whose traces.
         probes: sign vectors per window.
@@ -180,27 +183,24 @@ def hessian_traces(
     if tokens.shape[1] < 2:
         raise RoseError("Sensitivity needs samples of at least 2 tokens; give longer ones.")
     weights = {layer.name: _parameter(layer) for layer in layers}
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    was_training, home, device = model.training, next(model.parameters()).device, pick_device()
+    model, flags = network.model, {parameter: parameter.requires_grad for parameter in network.model.parameters()}
     generator = torch.Generator().manual_seed(seed)
     totals = torch.zeros(len(layers), dtype=torch.float64)
-    model.eval().to(device)
     try:
         for parameter in flags:
             parameter.requires_grad_(False)
         for weight in weights.values():
             weight.requires_grad_(True)
         # Not every kernel for fused experts has a second derivative.
-        with experts_apart(model):
+        with evaluating(model, network.device), experts_apart(model):
             for number, window in enumerate(tokens):
                 for _ in range(probes):
-                    products = _probe(model, window.to(device), weights, generator)
+                    products = _probe(model, window.to(network.device), weights, generator)
                     totals += torch.tensor([_sum_of(layer, products[layer.name]) for layer in layers]).double()
                 tick((number + 1) / len(tokens))
     finally:
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
-        model.train(was_training).to(home)
     return (totals / (len(tokens) * probes)).tolist()
 
 

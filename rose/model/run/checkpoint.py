@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
-from torch import Tensor, nn
+from torch import Tensor
 
 from rose.errors import RoseError
 from rose.files import (
@@ -45,98 +45,18 @@ from rose.files import (
     write_atomically,
     write_tensors,
 )
-from rose.layer.methods import Settings
-from rose.layer.pattern import Pattern
-from rose.model.network.layers import LEFT, RIGHT, PrunableLayer, low_rank_tensors, prunable_layers
-from rose.model.network.residence import residence_of
+from rose.model.network.layers import PrunableLayer
+from rose.model.network.network import Network
+from rose.model.network.precision import Precision
+from rose.model.run.settings import RunSettings
 from rose.model.walk.dense_states import HELD_OUT, BlockDrift
-from rose.model.walk.forward import bos_in_front
-from rose.model.walk.hidden_states import Activations, DiskActivations, MemoryActivations
-from rose.model.workers import all_agree, from_first, place, processes
-from rose.report import LayerRecord
+from rose.model.walk.hidden_states import DiskActivations
+from rose.model.walk.storage import FinishedBlock, Storage
+from rose.model.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 8  # raise it where an older folder would no longer give the same weights
-
-FinishedBlock = tuple[int, dict[str, Tensor], list[dict[str, Any]]]  # its index, what was kept of it, its records
-
-
-class Storage:
-    """What a run stores of its finished decoder blocks and hidden states: here nothing outside memory.
-
-    Attributes:
-        done: decoder blocks below this one are finished.
-        newest: the latest decoder block whose inputs are of use to go on; those of the dense model are there, if any.
-        seconds: spent on them.
-        activations: where hidden states are kept.
-        dense_activations: where those of the dense model are kept.
-        drifts: by decoder block.
-    """
-
-    def __init__(self) -> None:
-        self.done, self.newest, self.seconds = 0, 0, 0.0
-        self.activations: Activations = MemoryActivations()
-        self.dense_activations: Activations = MemoryActivations()
-        self.drifts: dict[int, BlockDrift] = {}
-
-    def remember(self, compute: Callable[[], str]) -> str:
-        """What was decided on the dense model about all layers, as text; computed unless it is known."""
-        return compute()
-
-    def patterns(self, compute: Callable[[], dict[str, Pattern]]) -> dict[str, Pattern]:
-        """Patterns of the layers, computed on the dense model unless they are known."""
-        text = self.remember(
-            lambda: json.dumps({name: dataclasses.astuple(pattern) for name, pattern in compute().items()})
-        )
-        return {name: Pattern(*values) for name, values in json.loads(text).items()}
-
-    def finished_blocks(self, blocks: Sequence[int], dense: Mapping[str, int]) -> Iterator[FinishedBlock]:
-        """What was kept of the decoder blocks that an earlier run has finished, in their order.
-
-        Args:
-            blocks: those at work.
-            dense: the streams of the dense model that must be there to go on, with their numbers of batches.
-        """
-        yield from ()
-
-    def restore(self, layers: Sequence[PrunableLayer], dense: Mapping[str, int]) -> list[LayerRecord]:
-        """Writes the pruned weights of finished blocks into the model and returns their records.
-
-        `dense`: see `finished_blocks`.
-        """
-        records: list[LayerRecord] = []
-        by_block = blocks_of(layers)
-        for index, tensors, of_block in self.finished_blocks(list(by_block), dense):
-            for layer in by_block[index]:
-                if not layer.weight.is_meta:  # a streamed block is laid over when it is read
-                    layer.write(tensors[layer.name])
-                if layer.name + LEFT in tensors:
-                    layer.keep_low_rank((tensors[layer.name + LEFT], tensors[layer.name + RIGHT]))
-            records += [LayerRecord(**record) for record in of_block]
-        return records
-
-    def add_drift(self, drift: BlockDrift) -> None:
-        """Keeps the drift after one decoder block."""
-        self.drifts[drift.block_index] = drift
-
-    def start(self, batches: Mapping[str, int]) -> int | None:
-        """The decoder block whose inputs are kept, if any are; `batches`: how many there must be of each stream."""
-        return None
-
-    def add(self, index: int, layers: Sequence[PrunableLayer], records: Sequence[LayerRecord], seconds: float) -> None:
-        """Keeps a finished decoder block's pruned layers; `seconds`: spent since the run began."""
-        weights = {layer.name: layer.weight for layer in layers}
-        factors = low_rank_tensors((layer.name, layer.module) for layer in layers)
-        self.keep(index, weights | factors, [dataclasses.asdict(record) for record in records], seconds)
-
-    def keep(
-        self, index: int, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], seconds: float
-    ) -> None:
-        """Keeps all that is needed of a finished decoder block; `seconds`: spent since the run began."""
-
-    def finish(self) -> None:
-        """Called when the run is over."""
+FORMAT = 9  # raise it where an older folder would no longer give the same weights
 
 
 class DiskStorage(Storage):
@@ -182,19 +102,20 @@ class Checkpoint(DiskStorage):
 
     remedy = GOES_ON
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, workers: Workers) -> None:
         super().__init__(folder)
-        own = folder if processes() == 1 else folder / f"{place()}-of-{processes()}"
+        self.workers = workers
+        own = folder if workers.count == 1 else folder / f"{workers.place}-of-{workers.count}"
         self.activations: DiskActivations = DiskActivations(own)
         # Two rounds: a decoder block that is begun again needs its dense inputs, although its outputs are there too.
         self.dense_activations: DiskActivations = DiskActivations(own / "dense", keep=2)
 
     def remember(self, compute: Callable[[], str]) -> str:
-        known = from_first(self._read_decided)
+        known = self.workers.from_first(self._read_decided)
         if known is not None:
             return known
         found = compute()  # nothing is restored yet, so the model is dense
-        from_first(partial(self._write_decided, found))
+        self.workers.from_first(partial(self._write_decided, found))
         return found
 
     @property
@@ -245,7 +166,7 @@ class Checkpoint(DiskStorage):
             return whole, newest
         if whole:
             found = self.dense_activations.resume(newest, dict(dense))
-            if all_agree(found) and found is not None and found >= done:
+            if self.workers.all_agree(found) and found is not None and found >= done:
                 return whole, found
         if whole:
             logger.warning("%s has lost hidden states of the dense model; pruning starts again", self.folder)
@@ -255,12 +176,12 @@ class Checkpoint(DiskStorage):
 
     def start(self, batches: Mapping[str, int]) -> int | None:
         found = self.activations.resume(self.newest, batches)
-        return found if all_agree(found) else None
+        return found if self.workers.all_agree(found) else None
 
     def keep(
         self, index: int, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], seconds: float
     ) -> None:
-        from_first(partial(super().keep, index, tensors, records, seconds))
+        self.workers.from_first(partial(super().keep, index, tensors, records, seconds))
         self.finished.add(index)
 
     @property
@@ -280,27 +201,19 @@ class Checkpoint(DiskStorage):
         super().add_drift(drift)
         text = json.dumps([dataclasses.asdict(row) for row in self.drifts.values()])
         with explained(self.folder):
-            from_first(partial(write_atomically, self._drift_path, text.encode()))
+            self.workers.from_first(partial(write_atomically, self._drift_path, text.encode()))
 
     def finish(self) -> None:
         self.activations.clear()  # weights and records stay: the same command ends at once
         shutil.rmtree(self.dense_activations.folder, ignore_errors=True)
-        if place() == 0:
+        if self.workers.place == 0:
             for folder in self.folder.glob("*-of-*"):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def blocks_of(layers: Sequence[PrunableLayer]) -> dict[int, list[PrunableLayer]]:
-    """The layers by decoder block, in the order of the blocks."""
-    found: dict[int, list[PrunableLayer]] = {}
-    for layer in layers:
-        found.setdefault(layer.block_index, []).append(layer)
-    return dict(sorted(found.items()))
-
-
 @contextmanager
 def open_checkpoint(
-    model: nn.Module,
+    network: Network,
     folder: str | Path | None,
     run: Callable[[], Mapping[str, Any]],
     write: Callable[[Mapping[str, Tensor]], None] | None = None,
@@ -308,7 +221,7 @@ def open_checkpoint(
     """The checkpoint in this folder, new or begun; without a folder, one that keeps no more than it must.
 
     Args:
-        model: a streamed one reads the pruned weights back from here.
+        network: a streamed model reads the pruned weights back from here.
         folder: new, empty, or that of the same run.
         run: describes the run, see `describe_run`; only asked where there is a folder.
         write: lays what was kept of a finished decoder block over a streamed one that has just been read; None writes
@@ -317,8 +230,8 @@ def open_checkpoint(
     Raises:
         RoseError: the folder belongs to another run, is in use, or cannot be written.
     """
-    residence = residence_of(model)
-    write = write or partial(_write_layers, {layer.name: layer for layer in prunable_layers(model)})
+    residence = network.residence
+    write = write or partial(_write_layers, {layer.name: layer for layer in network.layers})
     if folder is None:
         if residence.scratch is None:
             yield Storage()
@@ -330,8 +243,9 @@ def open_checkpoint(
     folder = Path(folder)
     lock = FileLock(folder / "lock")
     try:
-        from_first(partial(_begin, folder, lock, run))
-        kept = Checkpoint(folder)
+        workers = Workers.here()
+        workers.from_first(partial(_begin, folder, lock, run))
+        kept = Checkpoint(folder, workers)
         residence.overlay(lambda index: write(kept.read(index)), kept.finished, folder.resolve())
         yield kept
     finally:
@@ -388,26 +302,28 @@ def _difference(name: str, run: Mapping[str, Any], before: Mapping[str, Any]) ->
         return "the model's weights differ (it must be loaded dense, as it was when the run began)"
     if name in ("tokens", "held_out", "layers", "format"):
         return f"the {name.replace('_', '-')} differ"
-    usual = "float32" if name in ("compute", "search") else None  # what a run of that says nothing of
-    was, now = before.get(name, usual), run.get(name, usual)
-    if usual:
+    was, now = before.get(name), run.get(name)
+    if name in ("compute", "products"):
         return f"matrix products were computed in {was} there and are in {now} now (--compute {was} asks for that)"
     return f"{name.replace('_', ' ')} was {was} there and is {now} now"
 
 
 def describe_run(
-    model: nn.Module,
+    network: Network,
     tokens: Tensor,
     held_out: Tensor | None,
     layers: Sequence[PrunableLayer],
-    settings: Settings,
-    **others: Any,
+    run: RunSettings,
+    precision: Precision,
 ) -> dict[str, Any]:
     """Everything that the pruned weights depend on, except the machine and library versions, as JSON values."""
+    settings = run.layer
     return {
         "format": FORMAT,
         "method": settings.method,
-        **others,
+        **run.describe(),
+        "min_expert_tokens": run.min_expert_tokens if any(layer.is_expert for layer in layers) else None,
+        **precision.describe(),
         "pattern": dataclasses.astuple(settings.pattern),
         "block_size": settings.block_size,
         "damping": settings.damping,
@@ -416,15 +332,15 @@ def describe_run(
         "budget": settings.budget,
         "options": dict(settings.options),
         "layers": [layer.name for layer in layers],
-        **describe_inputs(model, tokens, held_out),
+        **describe_inputs(network, tokens, held_out),
     }
 
 
-def describe_inputs(model: nn.Module, tokens: Tensor, held_out: Tensor | None) -> dict[str, Any]:
+def describe_inputs(network: Network, tokens: Tensor, held_out: Tensor | None) -> dict[str, Any]:
     """What a run is given, as JSON values."""
     return {
-        "bos_token": bos_in_front(model, tokens),
+        "bos_token": network.bos_in_front(tokens),
         "tokens": digest({"tokens": tokens}),
         "held_out": None if held_out is None else digest({"tokens": held_out}),
-        "model": residence_of(model).fingerprint(),
+        "model": network.residence.fingerprint(),
     }

@@ -6,49 +6,32 @@ Every layer is calibrated on the outputs of the already pruned blocks below it, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Unpack
 
-import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer import error
-from rose.layer.hessian import sampling_damping
-from rose.layer.methods import (
-    BasicOptions,
-    Known,
-    LayerResult,
-    Settings,
-    SettingsOptions,
-    make_settings,
-    prune_with,
-)
+from rose.layer.methods import BasicOptions, Known, Settings, make_settings
 from rose.layer.pattern import Pattern
-from rose.layer.statistics import InputStatistics
-from rose.layer.target import (
-    InputGap,
-    OutputGap,
-    corrected_weight,
-    damping_or_rule,
-    target_error,
-)
+from rose.layer.target import damping_or_rule
 from rose.model.network.identity import embedding_norms
-from rose.model.network.layers import LowRank, PrunableLayer, hidden_size, layers_to_prune, named
-from rose.model.network.precision import DEFAULT, compute_dtype, decided, rounding
-from rose.model.network.residence import is_streamed
-from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback, share_callback
+from rose.model.network.layers import LowRank
+from rose.model.network.network import Network
+from rose.model.network.precision import DEFAULT, Precision
+from rose.model.progress import ALLOCATION_SHARE, ProgressCallback, part_callback, share_callback
 from rose.model.run.allocation import allocate
 from rose.model.run.checkpoint import describe_run, open_checkpoint
+from rose.model.run.one_layer import dense_record, is_left_dense, prune_in
 from rose.model.run.settings import RunOptions, RunSettings, run_settings
-from rose.model.walk.capture import LEAVE_OUT, BlockStatistics, check_streams, start_walk, statistics_of, visit_blocks
+from rose.model.walk.collector import LEAVE_OUT
 from rose.model.walk.dense_states import dense_streams
-from rose.model.walk.forward import bos_in_front, pick_device
 from rose.model.walk.sequential import visit_sequentially
-from rose.model.workers import divide, exchange, from_first, send_weights
+from rose.model.walk.walk import BlockStatistics, Walk, check_streams, start_walk, visit_blocks
+from rose.model.workers import Workers
 from rose.report import LayerRecord, RunReport
 
 
@@ -122,49 +105,40 @@ def prune_by(
     checkpoint: str | Path | None = None,
 ) -> RunReport:
     """As `prune_model`, by settings that `run_settings` has made."""
-    if is_streamed(model) and run.allocation.rule == "sensitivity":
+    network, workers = Network(model), Workers.here()
+    if network.is_streamed and run.allocation.rule == "sensitivity":
         raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
-    settings = run.layer
-    selected = layers_to_prune(model, layers, settings.pattern, settings.block_size)
-    compute = from_first(partial(decided, run.compute, model, pick_device()))
-    dtype, rounded = compute_dtype(compute, model, pick_device()), rounding(compute, model, pick_device())
-    products = torch.bfloat16 if compute == "bfloat16" else torch.float32
-    settings = replace(settings, search=products)
-    streams = check_streams(model, tokens, held_out)
-    start = time.perf_counter()
-    share = ALLOCATION_SHARE.get(run.allocation.rule, 0.0)
-
-    chosen = run.describe()
-    if any(layer.is_expert for layer in selected):
-        chosen["min_expert_tokens"] = run.min_expert_tokens
-    computed = {"compute": str(dtype).removeprefix("torch.")}
-    more = computed if rounded else {}  # checkpoints of earlier versions do not know it
-    if settings.search != torch.float32 and not rounded:
-        more = {"search": str(settings.search).removeprefix("torch.")}
-    described = partial(describe_run, model, tokens, held_out, selected, settings, **chosen, **more)
+    selected = network.to_prune(layers, run.layer.pattern, run.layer.block_size)
+    precision = workers.from_first(partial(Precision.of, run.compute, network.dtype, network.device))
+    settings = replace(run.layer, search=precision.products)
+    streams = check_streams(network, tokens, held_out)
+    start, share = time.perf_counter(), ALLOCATION_SHARE.get(run.allocation.rule, 0.0)
 
     def dense_patterns() -> dict[str, Pattern]:
-        dense = part_callback(progress, start, 0, share, "allocate")
+        part = part_callback(progress, start, 0, share, "allocate")
         own = {"calibration": streams["calibration"]}
 
         def visit() -> Iterator[BlockStatistics]:
-            return start_walk(model, own, selected, dense, compute=rounded, needs_all=True).visit_dense()
+            return start_walk(network, own, selected, part, precision=precision, needs_all=True).visit_dense()
 
         tick = share_callback(progress, len(selected), start, share)
-        found = allocate(model, tokens, selected, settings.pattern, run.allocation, visit, tick)
-        return from_first(lambda: found)
+        found = allocate(network, tokens, selected, settings.pattern, run.allocation, visit, tick)
+        return workers.from_first(lambda: found)
 
-    with open_checkpoint(model, checkpoint, described) as kept:
+    described = partial(describe_run, network, tokens, held_out, selected, run, precision)
+    with open_checkpoint(network, checkpoint, described) as kept:
         patterns = kept.patterns(dense_patterns)
         dense = dense_streams(streams, run.target == "dense", kept.dense_activations)
         records = kept.restore(selected, dense.batches(streams) if dense else {})
         walking = part_callback(progress, start, share, 1) if share else progress
-        walk = start_walk(model, streams, selected, walking, kept, dense, rounded, products, needs_all=True)
-        walk.remedy = _remedy(run)
-        mu = partial(damping_or_rule, run.target_damping, hidden_size(model), blocks=len(walk.by_block))
+        walk = start_walk(
+            network, streams, selected, walking, kept=kept, dense=dense, precision=precision, needs_all=True,
+            remedy=_remedy(run),
+        )  # fmt: skip
+        pruning = _Pruning(run, settings, patterns, walk)
         done: list[LayerRecord] = []
         for block in visit_sequentially(walk) if run.sequential else walk.visit(propagate_again=True):
-            done += _prune_block(block, settings, patterns, mu, run.min_expert_tokens, walk.meter)
+            done += pruning.prune(block)
             layers_of_block = walk.by_block[block.block_index]
             if len(done) == len(layers_of_block):
                 names = [layer.name for layer in layers_of_block]
@@ -173,89 +147,37 @@ def prune_by(
                 records += done
                 done = []
         kept.finish()
-    walk.meter.tell("done", max(walk.by_block), 1.0)
+    walk.meter.tell("done", walk.last, 1.0)
     experts = {layer.name for layer in selected if layer.is_expert}
-    if experts:
-        reached = [record.tokens or 0 for record in records if record.layer in experts]
-        chosen["experts_left_dense"] = sum(tokens < run.min_expert_tokens for tokens in reached)
-        chosen["fewest_expert_tokens"] = min(reached)
     return RunReport.from_records(
         records,
         method=settings.method,
         sparsity=str(settings.pattern),
-        **chosen,
-        **computed,
+        **run.describe(),
+        **_of_experts([record for record in records if record.layer in experts], run.min_expert_tokens),
+        compute=precision.describe()["compute"],
         options=settings.options,
         block_size=settings.block_size,
         damping=settings.damping,
         threshold=settings.threshold,
         samples=tokens.shape[0],
         length=tokens.shape[1],
-        bos_token=bos_in_front(model, tokens),
+        bos_token=network.bos_in_front(tokens),
         embedding_norms=embedding_norms(model),
         held_out_samples=0 if held_out is None else held_out.shape[0],
         drift=[asdict(kept.drifts[index]) for index in sorted(kept.drifts)],
-        device=str(walk.device),
+        device=str(network.device),
         seconds=kept.seconds + time.perf_counter() - start,
     )
 
 
-def _prune_block(
-    block: BlockStatistics,
-    settings: Settings,
-    patterns: Mapping[str, Pattern],
-    mu: Callable[..., float],
-    min_expert_tokens: int,
-    meter: Meter,
-) -> list[LayerRecord]:
-    """Prunes one decoder block's layers in place; several processes prune some each.
-
-    `mu` is the damping of a correction by the number of tokens.
-    """
-    owners = divide(block.layers, block.calibration)
-    before = meter.layers_done
-
-    def prune(number: int) -> tuple[LayerRecord, LowRank | None]:
-        layer, began = block.layers[number], time.perf_counter()
-        if is_left_dense(layer, block.calibration, min_expert_tokens):
-            meter.layers_done += 1
-            return dense_record(layer, block.calibration.pop(layer.name, None), settings), None
-        held_out = block.held_out.get(layer.name)
-        known = statistics_of(layer, block.calibration)
-        own = replace(settings, pattern=patterns[layer.name], held_out=held_out, measures=False)
-        wanted = _for_layer(own, layer, known)
-        gap = block.gaps.get("calibration", {}).get(layer.name)
-        with named(layer):
-            aim, used = (
-                corrected_weight(layer.weight, known, gap, mu(tokens=known.tokens)) if gap else (layer.weight, None)
-            )
-            # Corrected targets are float32; the layer keeps its own dtype.
-            result = prune_with(aim.to(layer.weight.dtype), known, wanted)
-        errors = _errors(layer, result, known, held_out, block.gaps)
-        factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
-        layer.write(result.weight)
-        layer.keep_low_rank(factors)  # before the callback, which may stop the run
-        meter.layers_done += 1
-        before_all, after_all = block.work
-        within = before_all + (after_all - before_all) * (number + 1) / len(block.layers)
-        meter.tell("prune", block.block_index, within, layer.name, errors["relative_error"])
-        # With the last layer that reads them, statistics and their factors go: they are the largest thing in memory.
-        for stream in (block.calibration, block.held_out):
-            stream.pop(layer.name, None)
-        seconds = time.perf_counter() - began
-        record = record_of(
-            layer, result, seconds, damping=wanted.damping, tokens=known.tokens, target_damping=used, **errors
-        )
-        return replace(record, target=_target_of(gap)), factors
-
-    done = exchange(owners, prune)
-    records = [record for record, _ in done]
-    for layer, (_, low_rank) in zip(block.layers, done, strict=True):
-        layer.keep_low_rank(low_rank)  # those that other processes have found
-    send_weights(block.layers, owners)
-    _let_go(block)
-    meter.layers_done = before + len(records)
-    return records
+def _of_experts(records: Sequence[LayerRecord], fewest: int) -> dict[str, int]:
+    """What a report says of a mixture of experts; nothing of other models."""
+    if not records:
+        return {}
+    reached = [record.tokens or 0 for record in records]
+    left = sum(tokens < fewest for tokens in reached)
+    return {"min_expert_tokens": fewest, "experts_left_dense": left, "fewest_expert_tokens": min(reached)}
 
 
 def _remedy(run: RunSettings) -> str:
@@ -265,18 +187,51 @@ def _remedy(run: RunSettings) -> str:
     return f"prune {'with target layer' if run.target == 'dense' else 'without true-sequential'}, or {LEAVE_OUT}"
 
 
-def _target_of(gap: InputGap | OutputGap | None) -> str:
-    """What the layer was pruned towards; see `LayerRecord`."""
-    if gap is None:
-        return "layer"
-    return "dense and stream" if isinstance(gap, OutputGap) else "dense"
+@dataclass(frozen=True)
+class _Pruning:
+    """How the decoder blocks of a walk are pruned."""
 
+    run: RunSettings
+    settings: Settings
+    patterns: Mapping[str, Pattern]
+    walk: Walk
 
-def _let_go(block: BlockStatistics) -> None:
-    """Drops a block's remaining statistics, which the walk would otherwise hold while it runs the next block."""
-    block.calibration.clear()
-    block.held_out.clear()
-    block.gaps.clear()
+    def prune(self, block: BlockStatistics) -> list[LayerRecord]:
+        """Prunes the layers of one decoder block in place; several processes prune some each."""
+        workers, meter = self.walk.workers, self.walk.meter
+        owners = workers.divide(block.layers, block.calibration)
+        before = meter.layers_done
+        done = workers.exchange(owners, partial(self._prune_layer, block))
+        for layer, (_, low_rank) in zip(block.layers, done, strict=True):
+            layer.keep_low_rank(low_rank)  # those that other processes have found
+        workers.send_weights(block.layers, owners)
+        block.let_go()
+        meter.layers_done = before + len(done)
+        return [record for record, _ in done]
+
+    def _prune_layer(self, block: BlockStatistics, number: int) -> tuple[LayerRecord, LowRank | None]:
+        layer, meter = block.layers[number], self.walk.meter
+        if is_left_dense(layer, block.calibration, self.run.min_expert_tokens):
+            meter.layers_done += 1
+            return dense_record(layer, block.calibration.pop(layer.name, None), self.settings), None
+        result, record = prune_in(
+            block, layer, replace(self.settings, pattern=self.patterns[layer.name]), self._target_damping
+        )
+        factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
+        layer.write(result.weight)
+        layer.keep_low_rank(factors)  # before the callback, which may stop the run
+        meter.layers_done += 1
+        before, after = block.work
+        within = before + (after - before) * (number + 1) / len(block.layers)
+        meter.tell("prune", block.block_index, within, layer.name, record.relative_error)
+        # With the last layer that reads them, statistics and their factors go: they are the largest thing in memory.
+        for stream in (block.calibration, block.held_out):
+            stream.pop(layer.name, None)
+        return record, factors
+
+    def _target_damping(self, tokens: int) -> float:
+        hidden = self.walk.network.config.hidden_size
+        return damping_or_rule(self.run.target_damping, hidden, tokens, len(self.walk.by_block))
 
 
 def analyze_model(
@@ -296,174 +251,17 @@ def analyze_model(
     `prune_model`; one record per layer and method.
     """
     settings = [make_settings(method, **basic) for method in dict.fromkeys(methods)]
+    workers = Workers.here()
     for block in visit_blocks(model, tokens, layers=layers, held_out=held_out, compute=compute, progress=progress):
-        owners = divide(block.layers, block.calibration)
-        for records in exchange(owners, partial(_measure_all, block, settings)):
+        owners = workers.divide(block.layers, block.calibration)
+        for records in workers.exchange(owners, partial(_measure_all, block, settings)):
             yield from records
-        _let_go(block)
+        block.let_go()
 
 
 def _measure_all(block: BlockStatistics, settings: Sequence[Settings], number: int) -> list[LayerRecord]:
     layer = block.layers[number]
-    held_out = block.held_out.get(layer.name)
     if is_left_dense(layer, block.calibration):
         return [dense_record(layer, None, each) for each in settings]
     known = Known(layer.weight)  # methods share what does not depend on them
-    return [_measure(layer, block.calibration, held_out, replace(each, known=known)) for each in settings]
-
-
-def measure_layer(
-    layer: PrunableLayer,
-    statistics: InputStatistics,
-    held_out: InputStatistics | None = None,
-    *,
-    known: Known | None = None,
-    **options: Unpack[SettingsOptions],
-) -> LayerRecord:
-    """Prunes one layer, without changing it, and returns the outcome in numbers. Arguments as for `prune_model`.
-
-    `known`: shared by the methods that are compared on this layer, with these statistics; see `Known`.
-    """
-    settings = make_settings(**options)
-    return _measure(layer, {layer.name: statistics}, held_out, replace(settings, known=known))
-
-
-def _measure(
-    layer: PrunableLayer,
-    statistics: dict[str, InputStatistics],
-    held_out: InputStatistics | None,
-    settings: Settings,
-) -> LayerRecord:
-    began = time.perf_counter()
-    result = prune_one(layer, statistics, replace(settings, held_out=held_out, measures=False))
-    known = statistics_of(layer, statistics)
-    errors = _errors(layer, result, known, held_out, {}, settings.known)
-    asked = _for_layer(settings, layer, known).damping
-    return record_of(layer, result, time.perf_counter() - began, damping=asked, tokens=known.tokens, **errors)
-
-
-def error_of(
-    layer: PrunableLayer, result: LayerResult, statistics: InputStatistics | None, shared: Known | None = None
-) -> float | None:
-    """Relative error on these inputs, against the weight that the layer has now; None without inputs."""
-    if statistics is None:
-        return None
-    dense = shared.energy(layer.weight, statistics) if shared else None
-    return error.relative_error(layer.weight, result.weight, statistics.hessian, dense)
-
-
-def _errors(
-    layer: PrunableLayer,
-    result: LayerResult,
-    known: InputStatistics,
-    held_out: InputStatistics | None,
-    gaps: Mapping[str, Mapping[str, InputGap | OutputGap]],
-    shared: Known | None = None,
-) -> dict[str, float | None]:
-    """Relative errors against the layer's own dense output and against its dense target; None where not known."""
-    weight = layer.weight
-    found: dict[str, float | None] = {}
-    for stream, prefix, statistics in (("calibration", "", known), ("held_out", "held_out_", held_out)):
-        gap = gaps.get(stream, {}).get(layer.name)
-        own = target = None
-        if statistics is not None and gap is not None:
-            change = error.quadratic_form(error.difference(weight, result.weight), statistics.hessian)
-            dense = error.quadratic_form(weight, statistics.hessian)
-            own = error.ratio(change, dense)
-            of_layer = gap.of(weight)
-            target = target_error(weight, result.weight, of_layer, change_energy=change, dense_energy=dense)
-        else:
-            own = error_of(layer, result, statistics, shared)
-        found |= {f"{prefix or 'relative_'}error": own, f"{prefix}target_error": target}
-    return found
-
-
-def prune_one(layer: PrunableLayer, statistics: Mapping[str, InputStatistics], settings: Settings) -> LayerResult:
-    """Prunes one layer by what was gathered, without changing it.
-
-    Raises:
-        RoseError: it received no input, or cannot be pruned; the layer is named.
-    """
-    known = statistics_of(layer, statistics)
-    with named(layer):
-        return prune_with(layer.weight, known, _for_layer(settings, layer, known))
-
-
-def _for_layer(settings: Settings, layer: PrunableLayer, known: InputStatistics) -> Settings:
-    """The settings with the damping that an expert's few tokens call for."""
-    if not layer.is_expert:
-        return settings
-    return replace(settings, damping=max(settings.damping, sampling_damping(known.columns, known.tokens)))
-
-
-def is_left_dense(layer: PrunableLayer, statistics: Mapping[str, InputStatistics], fewest: int = 1) -> bool:
-    """Whether an expert stays as it is, because fewer than `fewest` tokens were routed to it."""
-    known = statistics.get(layer.name)
-    return layer.is_expert and (known is None or known.tokens < fewest)
-
-
-def dense_record(layer: PrunableLayer, known: InputStatistics | None, settings: Settings) -> LayerRecord:
-    """The record of a layer that was left dense; `known`: of its few tokens, if there were any."""
-    rows, columns = layer.weight.shape
-    return LayerRecord(
-        layer=layer.name,
-        block_index=layer.block_index,
-        projection=layer.projection,
-        rows=rows,
-        columns=columns,
-        method=settings.method,
-        sparsity=0.0,
-        relative_range=0.0,
-        is_columnar=False,
-        relative_error=0.0,
-        held_out_error=None,
-        damping=settings.damping,
-        dead_columns=0 if known is None else int(known.dead.sum()),
-        seconds=0.0,
-        order="natural",
-        budget="layer",
-        tokens=0 if known is None else known.tokens,
-    )
-
-
-def record_of(
-    layer: PrunableLayer,
-    result: LayerResult,
-    seconds: float,
-    *,
-    damping: float,
-    relative_error: float | None = None,
-    held_out_error: float | None = None,
-    target_error: float | None = None,
-    held_out_target_error: float | None = None,
-    target_damping: float | None = None,
-    tokens: int | None = None,
-) -> LayerRecord:
-    """The outcome of one layer in numbers; `relative_error` is the result's own where none is given.
-
-    `damping` is what was asked for.
-    """
-    rows, columns = result.weight.shape
-    return LayerRecord(
-        layer=layer.name,
-        block_index=layer.block_index,
-        projection=layer.projection,
-        rows=rows,
-        columns=columns,
-        method=result.method,
-        sparsity=result.sparsity,
-        relative_range=result.plan.relative_range,
-        is_columnar=result.plan.is_columnar,
-        relative_error=result.relative_error if relative_error is None else relative_error,
-        held_out_error=held_out_error,
-        target_error=target_error,
-        held_out_target_error=held_out_target_error,
-        damping=result.damping,
-        target_damping=target_damping,
-        dead_columns=int(result.plan.hessian_diagonal.eq(0).sum()),
-        seconds=seconds,
-        order=result.order.name,
-        budget=result.budget,
-        tokens=tokens,
-        is_damping_raised=result.damping > damping,
-    )
+    return [prune_in(block, layer, replace(each, known=known))[1] for each in settings]

@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rose.model.walk.forward import Arguments, run_block, split_batches
+from rose.model.walk.forward import Arguments, split_batches
 from rose.model.walk.hidden_states import Activations
-from rose.model.workers import sum_tensor
+from rose.model.workers import Workers
 
 HELD_OUT, PASSED_ON = "held_out", "passed_on"
 
@@ -69,45 +69,41 @@ class DenseStreams:
     position: int | None = None
     _sums: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
 
-    def begin(self, index: int, pruned: Activations, batches: Mapping[str, int]) -> None:
+    def _begin(self, index: int, pruned: Activations, arguments: Mapping[str, Sequence[Arguments]]) -> None:
         """At the first decoder block that loses weights: until here both models are the same."""
-        if self.position is not None:
-            return
         for stream in self.names:
-            for batch in range(batches[stream]):
+            for batch in range(len(arguments[stream])):
                 self.activations.write(stream, batch, pruned.read(stream, batch))
         self.activations.advance(index)
-        self.position = index
 
     @torch.no_grad()
     def run(
         self,
-        block: nn.Module,
         index: int,
         pruned: Activations,
-        arguments: Mapping[str, Sequence[Sequence[Arguments]]],
-        device: torch.device,
-        watch: Watch = lambda _stream, _batch, _hidden: nullcontext(),
-        compute: torch.dtype | None = None,
+        arguments: Mapping[str, Sequence[Arguments]],
+        run: Callable[[Tensor, Arguments], Tensor],
+        watch: Watch | None = None,
     ) -> None:
         """Runs a decoder block with its dense weights, before it is pruned.
 
         Args:
             pruned: the pruned model's inputs of this block.
-            arguments: by stream, [block][batch].
+            arguments: by stream, of each batch.
+            run: the block on one batch.
             watch: entered around the pass of each batch, with its stream, number and input.
-            compute: see `run_block`.
         """
+        if self.position is None:
+            self._begin(index, pruned, arguments)
         for stream in self.names:
-            for batch, others in enumerate(arguments[stream][index]):
+            for batch, others in enumerate(arguments[stream]):
                 hidden = self.activations.read(stream, batch)
-                with watch(stream, batch, hidden):
-                    output = run_block(block, hidden, others, device, compute)
+                with watch(stream, batch, hidden) if watch else nullcontext():
+                    output = run(hidden, others)
                 self.activations.write(stream, batch, output.to(hidden.device))
                 if stream == HELD_OUT:
                     received = pruned.read(stream, batch)
-                    passed = run_block(block, received, others, device, compute)
-                    self.activations.write(PASSED_ON, batch, passed.to(received.device))
+                    self.activations.write(PASSED_ON, batch, run(received, others).to(received.device))
         self.activations.advance(index + 1)
         self.position = index + 1
 
@@ -128,7 +124,7 @@ class DenseStreams:
         if HELD_OUT not in self.names or self.position != index + 1:
             return None
         sums = sums.to(device)  # over nccl only what is on a GPU can be summed
-        sum_tensor(sums)
+        Workers.here().sum_tensor(sums)
         drift, passed_on, arisen = (float(value) for value in sums[:3] / sums[3])
         return BlockDrift(index, drift, passed_on, arisen)
 

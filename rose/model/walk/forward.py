@@ -20,113 +20,29 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from rose.errors import RoseError
-from rose.model.network.layers import PrunableLayer, decoder_blocks, text_config
-from rose.model.network.precision import computing
-from rose.model.network.residence import is_streamed, residence_of
-from rose.model.walk.stand_ins import replaced_forwards
+from rose.model.network.layers import PrunableLayer
+from rose.model.network.network import Network
+from rose.model.network.precision import FLOAT32, Precision
+from rose.model.network.stand_ins import replaced_forwards
 
 BATCH_TOKENS = 4096  # enough rows to keep the matrix products efficient
 
 Arguments = tuple[tuple, dict[str, Any]]  # positional and keyword arguments of a block, without the hidden states
 
 
-def pick_device() -> torch.device:
-    """CUDA where there is one, else the CPU. Not MPS: it has no float64, in which errors are summed."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def run_block(
-    block: nn.Module, hidden: Tensor, arguments: Arguments, device: torch.device, compute: torch.dtype | None = None
+    block: nn.Module, hidden: Tensor, arguments: Arguments, device: torch.device, precision: Precision = FLOAT32
 ) -> Tensor:
-    """A block's output on one batch, on `device`, for hidden states and other arguments that may be elsewhere.
-
-    `compute`: see `rose.model.network.precision.compute_dtype`.
-    """
+    """A block's output on one batch, on `device`, for hidden states and other arguments that may be elsewhere."""
     args, kwargs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, arguments)
-    with computing(device, compute):
+    with precision.computing(device):
         output = _first(block(hidden.to(device), *args, **kwargs))
     return output.to(hidden.dtype)
-
-
-@torch.no_grad()
-def record_inputs(
-    model: nn.Module,
-    tokens: Tensor,
-    keep: Callable[[int, Tensor], None],
-    tick: Callable[[], None] = lambda: None,
-    outputs: Sequence[Any] | None = None,
-) -> list[list[Arguments]]:
-    """Embeds the tokens and records what every decoder block would be called with.
-
-    Args:
-        model: a transformers causal language model.
-        tokens: (samples, length) int64, as `check_tokens` lets through.
-        keep: takes (batch, hidden states) as they come, the inputs of the first decoder block.
-        tick: called after each batch; may raise to stop.
-        outputs: from `check_blocks`, where that has been called; it reads all weights, which may be on a disk.
-
-    Returns:
-        [block][batch] -> arguments besides the hidden states.
-
-    Raises:
-        RoseError: blocks that cannot be run one by one.
-    """
-    outputs = check_blocks(model, tokens) if outputs is None else outputs
-    _, blocks = decoder_blocks(model)
-    with _embedding(model) as body:
-        return _record(body, blocks, split_batches(tokens), outputs, keep, tick)
-
-
-@contextlib.contextmanager
-def _embedding(model: nn.Module) -> Iterator[nn.Module]:
-    """The model without its output head, ready to embed tokens."""
-    was_training = model.training
-    model.eval()
-    try:
-        with residence_of(model).embedding():
-            yield getattr(model, "base_model", model)
-    finally:
-        model.train(was_training)
 
 
 def split_batches(tokens: Tensor) -> Sequence[Tensor]:
     """(samples, length) tokens as the batches that run at once."""
     return tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
-
-
-def check_tokens(model: nn.Module, tokens: Tensor) -> None:
-    """Raises RoseError unless tokens are a (samples, length) int64 tensor that the model can embed."""
-    if tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype not in (torch.int64, torch.int32):
-        raise RoseError(
-            f"Tokens must be whole numbers of shape (samples, length), not {tokens.dtype} of {tuple(tokens.shape)}; "
-            "rose.load_tokens gives such."
-        )
-    config = text_config(model)
-    vocabulary = config.vocab_size
-    lowest, highest = (int(bound) for bound in tokens.aminmax())
-    if lowest < 0 or highest >= vocabulary:
-        wrong = lowest if lowest < 0 else highest
-        raise RoseError(
-            f"Token {wrong} is outside the model's vocabulary of {vocabulary}; use its tokenizer, and no padding."
-        )
-    limit = getattr(config, "max_position_embeddings", None) or 0
-    if limit and tokens.shape[1] > limit:
-        raise RoseError(
-            f"Samples of {tokens.shape[1]} tokens are longer than the model's {limit} positions; ask for less."
-        )
-
-
-def check_in_memory(model: nn.Module) -> None:
-    """Raises RoseError for a model whose decoder blocks stay in files, where whole passes are needed."""
-    if is_streamed(model):
-        raise RoseError("This needs the whole model in memory; load it without streaming.")
-
-
-def bos_in_front(model: nn.Module, tokens: Tensor) -> int | None:
-    """The model's beginning-of-sequence token where every sample, (samples, length), begins with it, else None."""
-    known = getattr(text_config(model), "bos_token_id", None)
-    first = tokens[0, 0].item()
-    return int(first) if first == known and bool((tokens[:, 0] == first).all()) else None
 
 
 def version_of(tensor: Tensor) -> int:
@@ -159,24 +75,36 @@ def _tensors(arguments: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(arguments)[0] if isinstance(leaf, Tensor)]
 
 
-def _record(
-    body: nn.Module,
-    blocks: nn.ModuleList,
-    batches: Sequence[Tensor],
+@torch.no_grad()
+def record_inputs(
+    network: Network,
+    tokens: Tensor,
     outputs: Sequence[Any],
     keep: Callable[[int, Tensor], None] = lambda _batch, _hidden: None,
     tick: Callable[[], None] = lambda: None,
 ) -> list[list[Arguments]]:
-    recorder = _Recorder(len(blocks), keep)
-    with replaced_forwards(blocks, [recorder.stand_in(index, output) for index, output in enumerate(outputs)]):
-        for batch in batches:
+    """Embeds the tokens and records what every decoder block would be called with.
+
+    Args:
+        tokens: (samples, length) int64, as `Network.check_tokens` lets through.
+        outputs: from `check_blocks`.
+        keep: takes (batch, hidden states) as they come, the inputs of the first decoder block.
+        tick: called after each batch; may raise to stop.
+
+    Returns:
+        [block][batch] -> arguments besides the hidden states.
+    """
+    recorder = _Recorder(len(network.blocks), keep)
+    stand_ins = [recorder.stand_in(index, output) for index, output in enumerate(outputs)]
+    with network.embedding() as body, replaced_forwards(network.blocks, stand_ins):
+        for batch in split_batches(tokens):
             body(input_ids=batch.to(next(body.parameters()).device), use_cache=False)
             tick()
     return recorder.arguments
 
 
 @torch.no_grad()
-def check_blocks(model: nn.Module, tokens: Tensor, layers: Sequence[PrunableLayer] = ()) -> list[Any]:
+def check_blocks(network: Network, tokens: Tensor, layers: Sequence[PrunableLayer] = ()) -> list[Any]:
     """What each block returns in a real forward pass over a few of the tokens, for its stand-in to imitate.
 
     Args:
@@ -186,7 +114,6 @@ def check_blocks(model: nn.Module, tokens: Tensor, layers: Sequence[PrunableLaye
         RoseError: the blocks are not a plain chain, depend on each other through their other arguments, or change
             their input; or a layer that is not called.
     """
-    _, blocks = decoder_blocks(model)
     few, calls = tokens[:1, :8], []  # of blocks: index, hidden states, other arguments, output
     versions: list[int] = []
     called: set[str] = set()
@@ -199,45 +126,44 @@ def check_blocks(model: nn.Module, tokens: Tensor, layers: Sequence[PrunableLaye
             hidden, others = _split(args, kwargs)
             if version_of(hidden) != versions[-1]:
                 raise RoseError(
-                    f"The decoder blocks of {type(model).__name__} change the hidden states that they are given, a "
+                    f"The decoder blocks of {network.family} change the hidden states that they are given, a "
                     "family that is not supported yet; choose another model."
                 )
             calls.append((index, hidden, others, output))
 
         return seen
 
-    hooks: list[Any] = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
-    hooks += [block.register_forward_hook(after(index), with_kwargs=True) for index, block in enumerate(blocks)]
+    hooks: list[Any] = [block.register_forward_pre_hook(before, with_kwargs=True) for block in network.blocks]
+    hooks += [block.register_forward_hook(after(k), with_kwargs=True) for k, block in enumerate(network.blocks)]
     # Of experts that are modules of their own, known by their numbers, a few tokens reach only some.
     always = [x for x in layers if not x.is_expert and not any(part.isdigit() for part in x.projection.split("."))]
     hooks += [x.module.register_forward_pre_hook(lambda *_args, name=x.name: called.add(name)) for x in always]
     try:
-        with _embedding(model) as body, residence_of(model).whole():
+        with network.embedding() as body, network.residence.whole():
             body(input_ids=few.to(next(body.parameters()).device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
     if missing := [layer.name for layer in always if layer.name not in called]:
         raise no_input(missing[0])
-    return _checked_chain(model, blocks, few, calls)
+    return _checked_chain(network, few, calls)
 
 
-def _checked_chain(model: nn.Module, blocks: nn.ModuleList, few: Tensor, calls: Sequence[tuple]) -> list[Any]:
+def _checked_chain(network: Network, few: Tensor, calls: Sequence[tuple]) -> list[Any]:
     """The outputs of blocks that are a plain chain, from what their calls in a pass over a few tokens were."""
     outputs = [output for *_, output in calls]
-    chained = [index for index, *_ in calls] == list(range(len(blocks))) and all(
+    chained = [index for index, *_ in calls] == list(range(len(network.blocks))) and all(
         _same(_first(before[3]), after[1]) for before, after in pairwise(calls)
     )
     if chained:
-        with _embedding(model) as body:
-            recorded = _record(body, blocks, [few], outputs)
+        recorded = record_inputs(network, few, outputs)
         chained = all(
             len(_tensors(real)) == len(_tensors(ours[0])) and all(map(_same, _tensors(real), _tensors(ours[0])))
             for (_, _, real, _), ours in zip(calls, recorded, strict=True)
         )
     if not chained:
         raise RoseError(
-            f"{type(model).__name__} does not simply pass hidden states from one decoder block to the next, "
+            f"{network.family} does not simply pass hidden states from one decoder block to the next, "
             "a family that is not supported yet; choose another model."
         )
     return outputs
@@ -286,13 +212,9 @@ class Boundaries:
         outputs: [block][batch] -> hidden states after it, of the wanted blocks.
     """
 
-    def __init__(self, model: nn.Module, wanted: Collection[int]) -> None:
-        """`wanted`: the decoder blocks whose outputs are kept.
-
-        Raises:
-            RoseError: the model has no decoder blocks.
-        """
-        self.blocks = decoder_blocks(model)[1]
+    def __init__(self, network: Network, wanted: Collection[int]) -> None:
+        """`wanted`: the decoder blocks whose outputs are kept."""
+        self.blocks = network.blocks
         self.outputs: dict[int, list[Tensor]] = {index: [] for index in wanted}
         self._others: dict[int, Any] = {}  # what a block returns besides hidden states, if it does
 

@@ -25,14 +25,11 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
-from rose.model.network.experts import experts_apart
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.precision import plainly
-from rose.model.network.residence import residence_of
-from rose.model.walk.capture import BlockStatistics, Walk
-from rose.model.walk.forward import no_input, run_block, version_of
+from rose.model.walk.forward import no_input, version_of
 from rose.model.walk.targets import BatchKey, Gaps
-from rose.model.workers import everywhere, first_of_all, sum_gaps, sum_statistics
+from rose.model.walk.walk import BlockStatistics, Walk
 
 
 def visit_sequentially(walk: Walk) -> Generator[BlockStatistics, None, None]:
@@ -43,16 +40,13 @@ def visit_sequentially(walk: Walk) -> Generator[BlockStatistics, None, None]:
     Raises:
         RoseError: a layer that no batch reaches, or that batches reach in different orders.
     """
-    residence, last = residence_of(walk.model), max(walk.by_block)
-    for index in range(walk.first, last + 1):
-        with residence.visit(index, walk.device) as block, experts_apart(block):
-            layers = walk.by_block.get(index, []) if index >= walk.done else []
-            if layers:
+    for index in range(walk.first, walk.last + 1):
+        with walk.enter(index) as block:
+            if layers := walk.layers_of(index):
                 yield from _Block(walk, index, block, layers).visit()
             else:
                 walk.follow_dense(block, index)
                 walk.pass_on(block, index)
-            walk.leave(index)
 
 
 @dataclass(eq=False)
@@ -117,7 +111,7 @@ class _Block:
                 self.targets.watch_pruned(lambda: by_route[getcurrent()].key)
             for batch in batches:
                 self._go_on(batch)
-            while (turn := first_of_all(self._first())) is not None:
+            while (turn := self.walk.workers.smallest(self._first())) is not None:
                 yield self._open(self.layers[turn % len(self.layers)])
                 self._pass_on()
         finally:
@@ -134,17 +128,16 @@ class _Block:
                 yield BlockStatistics(self.index, [layer], {}, work=(self._work_done(), self._work_done()))
 
     def _run(self, stream: str, number: int) -> None:
-        hidden = self.walk.activations.read(stream, number)
+        hidden = self.walk.kept.activations.read(stream, number)
         if self.targets:
             self.targets.enter((stream, number), hidden)
-        walk = self.walk
-        output = run_block(self.block, hidden, walk.arguments[stream][self.index][number], walk.device, walk.compute)
+        output = self.walk.run(self.block, hidden, self.walk.arguments[stream][self.index][number])
         self.walk.put_out(stream, number, self.index, output.to(hidden.device))
 
     def _stop(self, main: greenlet, by_route: dict[greenlet, _Batch], layer: PrunableLayer) -> Callable[..., None]:
         def stop(_module: nn.Module, args: tuple) -> None:
             if layer.name not in self.readers:
-                with plainly(self.walk.device):  # layers are pruned in float32
+                with plainly(self.walk.network.device):  # layers are pruned in float32
                     main.switch(layer, *args)
             elif by_route[getcurrent()] not in self.readers[layer.name]:
                 raise RoseError(
@@ -184,7 +177,7 @@ class _Block:
         With it come the layers that are known to read the same tensors, so that several processes can share them.
         """
         readers = [batch for batch in self.waiting if batch.stopped_at is layer]
-        if not everywhere(self._is_counted(readers)):
+        if not self.walk.workers.everywhere(self._is_counted(readers)):
             self._count(readers, layer)
         self.last = readers
         before = self._work_done()
@@ -216,7 +209,7 @@ class _Block:
                 gap = self.targets.gap(layer, inputs)
                 if gap is not None:
                     gaps[stream] = gap
-            sum_gaps(gaps, layer.name)
+            self.walk.workers.sum_gaps(gaps, layer.name)
             if not self.targets.writes(layer):
                 self.gaps = gaps
         self.targets.forget(layer)
@@ -231,10 +224,11 @@ class _Block:
         for batch in readers:
             assert batch.inputs is not None
             if batch.stream not in self.statistics:
-                self.statistics[batch.stream] = InputStatistics(batch.inputs.shape[-1], self.walk.device)
+                self.statistics[batch.stream] = InputStatistics(batch.inputs.shape[-1], self.walk.network.device)
             self.statistics[batch.stream].update(batch.inputs)
             batch.counted = batch.inputs, version_of(batch.inputs)
-        sum_statistics(self.statistics, layer.name, list(self.walk.arguments) if layer.is_expert else ())
+        routed = list(self.walk.arguments) if layer.is_expert else ()
+        self.walk.workers.sum_statistics(self.statistics, layer.name, routed)
 
     def _pass_on(self) -> None:
         """Lets the batches at the layer just pruned go on."""

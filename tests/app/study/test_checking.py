@@ -9,7 +9,7 @@ from app.study import checking
 from app.study.checking import CheckRequest, Findings, LayerChecks
 from app.study.study import Study
 from rose.layer.error import direct_error
-from rose.model.walk.capture import visit_inputs
+from rose.model.walk.walk import visit_inputs
 from tests.app.tiny_study import COLUMNAR, measured_study
 
 METHODS = ("sparsegpt", "rose", "rose_global", "wanda")

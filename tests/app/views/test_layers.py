@@ -16,7 +16,7 @@ from app.jobs import Job
 from app.study.cache import Files
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
-from rose.model.walk.capture import BlockStatistics
+from rose.model.walk.walk import BlockStatistics
 from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts
 from tests.model.families import make_model
 

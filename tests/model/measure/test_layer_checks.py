@@ -11,8 +11,8 @@ from torch import Tensor
 
 import rose
 from rose.model.measure.layer_checks import CHECKS, check_layers
-from rose.model.run.prune import measure_layer
-from rose.model.walk.capture import visit_inputs
+from rose.model.run.one_layer import measure_layer
+from rose.model.walk.walk import visit_inputs
 from rose.report import records_table
 from tests.model.run.test_allocation import some_tokens, tiny_llama
 

@@ -13,29 +13,31 @@ from rose.files import digest
 from rose.layer.methods import rose_admm
 from rose.model.estimate import duration as cost
 from rose.model.network import precision
-from rose.model.network.precision import bfloat16_gain, compute_dtype
-from rose.model.run import prune as pipeline
-from rose.model.walk import capture, targets
+from rose.model.network.precision import Precision, bfloat16_gain
+from rose.model.walk import targets, walk
+from rose.model.workers import Workers
 from tests.model.families import make_model, make_tokens
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16}
-CPU = torch.device("cpu")
+
+
+def passes(stored: torch.dtype = torch.float32, device: str = "cpu") -> torch.dtype:
+    return Precision.of("auto", stored, torch.device(device)).passes
 
 
 def test_auto_is_what_the_processor_is_faster_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model("llama")
-    assert compute_dtype("auto", model, CPU) == torch.float32  # the tests' own setting
+    assert passes() == torch.float32  # the tests' own setting
     monkeypatch.delenv(precision.VARIABLE)
     for gain, expected in ((0.2, torch.float32), (2.0, torch.bfloat16)):
         monkeypatch.setattr(precision, "bfloat16_gain", lambda gain=gain: gain)
-        assert compute_dtype("auto", model, CPU) == expected
-        assert compute_dtype("auto", model, torch.device("cuda")) == torch.float32
-        assert compute_dtype("auto", make_model("llama").bfloat16(), CPU) == torch.bfloat16
-        assert compute_dtype("auto", make_model("llama").half(), CPU) == torch.float16
+        assert passes() == expected
+        assert passes(device="cuda") == torch.float32
+        assert passes(torch.bfloat16) == torch.bfloat16
+        assert passes(torch.float16) == torch.float16
     monkeypatch.setenv(precision.VARIABLE, "float64")
     with pytest.raises(rose.RoseError, match="ROSE_COMPUTE must be one of float32, bfloat16, not 'float64'"):
-        compute_dtype("auto", model, CPU)
+        passes()
 
 
 def test_auto_is_the_default_and_the_report_says_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,17 +51,18 @@ def test_several_processes_take_the_word_of_the_first(monkeypatch: pytest.Monkey
     """Each would measure for itself, and a busy processor may say otherwise."""
     monkeypatch.delenv(precision.VARIABLE)
     monkeypatch.setattr(precision, "bfloat16_gain", lambda: 0.5)
+    rounded = Precision(torch.bfloat16, torch.bfloat16, rounds=True)
 
-    def of_the_first(work: Any) -> Any:
-        return "bfloat16" if getattr(work, "func", None) is precision.decided else work()
+    def of_the_first(_workers: Workers, work: Any) -> Any:
+        return rounded if getattr(work, "func", None) == Precision.of else work()
 
-    for module in (pipeline, capture):
-        monkeypatch.setattr(module, "from_first", of_the_first)
+    monkeypatch.setattr(Workers, "from_first", of_the_first)
     model, seen = make_model("llama"), []
     assert rose.prune_model(model, make_tokens(), **OPTIONS).summary["compute"] == "bfloat16"
-    monkeypatch.setattr(capture, "rounding", lambda compute, *_others: seen.append(compute))
-    next(iter(rose.visit_blocks(model, make_tokens(), compute="auto")))
-    assert seen == ["bfloat16"]
+    monkeypatch.setattr(walk, "start_walk", lambda *_others, precision, **_more: seen.append(precision))
+    with pytest.raises(AttributeError):
+        next(iter(rose.visit_blocks(model, make_tokens(), compute="auto")))
+    assert seen == [rounded]
 
 
 def test_an_estimate_knows_how_fast_passes_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from rose.layer.methods.measured import CANDIDATES
 from rose.layer.pattern import Pattern
 from rose.model.measure.damage_report import damage_table
 from rose.model.network.layers import prunable_layers
+from rose.model.network.network import Network
 from rose.model.run import allocation as allocations
 from rose.model.run.allocation import (
     DAMAGE_GROWTH,
@@ -115,7 +116,7 @@ def test_a_layer_with_a_negative_trace_keeps_more(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("rose.model.run.allocation.hessian_traces", lambda *_args, **_options: [1.0, -9.0, 2.0])
     model = tiny_llama()
     layers = [layer for layer in prunable_layers(model) if layer.projection == "self_attn.q_proj"]
-    found = allocate(model, some_tokens(), layers, Pattern(0.5), parse_allocation("sensitivity:0.125"), list)
+    found = allocate(Network(model), some_tokens(), layers, Pattern(0.5), parse_allocation("sensitivity:0.125"), list)
     assert [found[layer.name].ratio for layer in layers] == [0.625, 0.375, 0.5]
 
 
@@ -161,7 +162,7 @@ def test_trace_is_that_of_the_full_hessian(make) -> None:  # type: ignore[no-unt
     model, tokens = make(), some_tokens(samples=2)
     layers = prunable_layers(model)[2:5]
     exact = [exact_trace(model, tokens, layer.name) for layer in layers]
-    estimates = np.array([hessian_traces(model, tokens, layers, probes=25, seed=seed) for seed in range(8)])
+    estimates = np.array([hessian_traces(Network(model), tokens, layers, probes=25, seed=seed) for seed in range(8)])
     spread = estimates.std(0, ddof=1) / 8**0.5
     assert (np.abs(estimates.mean(0) - exact) < 5 * spread + 1e-4).all()
     assert (spread < 0.5 * np.abs(exact).max()).all()  # or the line above would say little
@@ -171,7 +172,7 @@ def test_trace_leaves_the_model_alone() -> None:
     model = tiny_llama().train()
     model.lm_head.weight.requires_grad_(True)
     before = copy.deepcopy(model.state_dict())
-    hessian_traces(model, some_tokens(), prunable_layers(model))
+    hessian_traces(Network(model), some_tokens(), prunable_layers(model))
     assert model.training
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["lm_head.weight"]
     assert all(p.grad is None for p in model.parameters())
@@ -303,7 +304,7 @@ def test_a_model_is_pruned_by_its_damages(units: str, tmp_path: Path) -> None:
     report = rose.damage(model, tokens, sparsity=0.5, block_size=8, units=units)
     report.units.to_csv(tmp_path / "rows.csv", index=False)
     by_damage = parse_allocation(f"damage:{tmp_path}")
-    patterns = allocate(model, tokens, prunable_layers(model), Pattern(0.5), by_damage, list)
+    patterns = allocate(Network(model), tokens, prunable_layers(model), Pattern(0.5), by_damage, list)
     costliest = report.units.loc[(report.units["damage"] / report.units["weights"]).idxmax(), "unit"]
     chosen = {
         layer: p.ratio for layer, p in patterns.items() if layer == costliest or layer.startswith(f"{costliest}.")

@@ -15,6 +15,7 @@ import torch
 import rose
 from rose import files as durable
 from rose.files import digest
+from rose.model.network.network import Network
 from rose.model.run import checkpoint as checkpoint_module
 from rose.model.run.checkpoint import open_checkpoint
 from rose.model.walk.hidden_states import DiskActivations
@@ -214,7 +215,7 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     with (
-        open_checkpoint(make_model("llama"), tmp_path, dict),
+        open_checkpoint(Network(make_model("llama")), tmp_path, dict),
         pytest.raises(rose.RoseError, match="Another run is using the checkpoint"),
     ):
         run(tmp_path)

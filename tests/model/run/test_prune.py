@@ -21,8 +21,10 @@ import rose
 from rose.layer.error import relative_error
 from rose.layer.hessian import DampedHessian, damp
 from rose.model.network.layers import decoder_blocks, select_layers
+from rose.model.network.residence import pick_device
 from rose.model.progress import part_callback
-from rose.model.walk import capture, forward
+from rose.model.walk import forward
+from rose.model.walk.walk import visit_inputs
 from tests.model.families import LENGTH, VOCABULARY, logits, make_model, make_tokens
 from tests.model.walk.test_families import hooked_inputs
 from tests.model.walk.test_sequential import routed_model
@@ -530,7 +532,7 @@ class Moves:
             return move(module, device)
 
         monkeypatch.setattr(nn.Module, "to", watched)
-        monkeypatch.setattr(capture, "pick_device", lambda: self.device)
+        monkeypatch.setattr("rose.model.network.network.pick_device", lambda: self.device)
 
 
 def test_one_block_on_the_device_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -575,7 +577,7 @@ def test_errors_in_a_block_clean_up_too() -> None:
 def test_pick_device(monkeypatch: pytest.MonkeyPatch) -> None:
     for cuda, expected in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch, "cuda", SimpleNamespace(is_available=lambda cuda=cuda: cuda))
-        assert forward.pick_device() == torch.device(expected)
+        assert pick_device() == torch.device(expected)
 
 
 # ---- numbers do not depend on how samples are batched
@@ -671,11 +673,11 @@ def test_two_runs_are_identical() -> None:
 def test_inputs_of_one_layer() -> None:
     model, tokens, name = make_model("llama"), make_tokens(), "model.layers.1.mlp.down_proj"
     seen: list[Tensor] = []
-    capture.visit_inputs(model, tokens, name, seen.append)
+    visit_inputs(model, tokens, name, seen.append)
     torch.testing.assert_close(torch.cat(seen), hooked_inputs(model, [name], tokens)[name], rtol=1e-4, atol=1e-5)
     assert_clean(model)
     with pytest.raises(rose.RoseError, match="names 2 layers; name exactly one"):
-        capture.visit_inputs(model, tokens, "*.down_proj", seen.append)
+        visit_inputs(model, tokens, "*.down_proj", seen.append)
 
 
 def test_time_left_is_told_from_what_this_process_has_done(monkeypatch: pytest.MonkeyPatch) -> None:

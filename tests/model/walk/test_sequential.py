@@ -15,12 +15,9 @@ from transformers import PreTrainedModel
 import rose
 from rose.files import digest
 from rose.layer.error import relative_error
-from rose.model.network.layers import PrunableLayer, select_layers
-from rose.model.walk.capture import check_streams, start_walk
-from rose.model.walk.dense_states import dense_streams
-from rose.model.walk.hidden_states import MemoryActivations
+from rose.model.network.layers import PrunableLayer
 from rose.model.walk.sequential import visit_sequentially
-from tests.model.families import DENSE, LENGTH, logits, make_model, make_tokens
+from tests.model.families import DENSE, LENGTH, begin_walk, logits, make_model, make_tokens
 from tests.model.walk.test_families import hooked_inputs
 
 pytestmark = pytest.mark.usefixtures("small_batches")
@@ -141,7 +138,7 @@ def test_every_expert_sees_all_of_its_tokens(gather: bool, monkeypatch: pytest.M
     monkeypatch.setattr("rose.model.walk.forward.BATCH_TOKENS", LENGTH)  # one sample a batch
     tokens, held_out = make_tokens(8), make_tokens(4, seed=3)
     model, by_hand = routed_model(gather), routed_model(gather)
-    walk = start_walk(model, check_streams(model, tokens, held_out), select_layers(model, None), None)
+    walk = begin_walk(model, tokens, held_out)
     pruned, expert_tokens = [], []
     for block in visit_sequentially(walk):
         (layer,) = block.layers
@@ -189,10 +186,7 @@ def doubling_model() -> Any:
 @pytest.mark.parametrize("target", ["layer", "dense"])
 def test_a_tensor_overwritten_between_two_layers_is_counted_anew(target: str) -> None:
     """Without pruning, the second layer's H is four times the first's."""
-    model, tokens = doubling_model(), make_tokens()
-    streams = check_streams(model, tokens, None)
-    along = dense_streams(streams, target == "dense", MemoryActivations())
-    walk = start_walk(model, streams, select_layers(model, ["*.0.mlp.*"]), None, None, along)
+    walk = begin_walk(doubling_model(), make_tokens(), layers=["*.0.mlp.*"], is_dense=target == "dense")
     found = {name: one for block in visit_sequentially(walk) for name, one in block.calibration.items()}
     first, second = (found[f"model.layers.0.mlp.{name}"].hessian for name in ("first", "second"))
     torch.testing.assert_close(second, 4 * first)

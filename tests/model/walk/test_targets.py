@@ -14,15 +14,13 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
 import rose
 from rose.layer.target import corrected_weight, target_damping
-from rose.model.network.layers import decoder_blocks, prunable_layers, select_layers
+from rose.model.network.layers import decoder_blocks
+from rose.model.network.network import Network
 from rose.model.network.residual import find_writers
-from rose.model.walk.capture import check_streams, start_walk
-from rose.model.walk.dense_states import dense_streams
-from rose.model.walk.forward import record_inputs, run_block
-from rose.model.walk.hidden_states import MemoryActivations
+from rose.model.walk.forward import check_blocks, record_inputs, run_block
 from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.targets import _inverse_slope
-from tests.model.families import DENSE, make_model, make_tokens
+from tests.model.families import DENSE, begin_walk, make_model, make_tokens
 from tests.model.walk.test_families import hooked_inputs
 
 pytestmark = pytest.mark.usefixtures("small_batches")
@@ -54,17 +52,17 @@ def block_outputs(model: nn.Module, tokens: Tensor) -> list[Tensor]:
 def test_writers_explain_what_a_block_adds_to_the_stream(family: str) -> None:
     """Base, what was added before, and the layer's own term add up to the next value of the stream, block by block."""
     model = make_model(family)
-    _, blocks = decoder_blocks(model)
-    few: list[Tensor] = []
-    arguments = record_inputs(model, make_tokens(1)[:, :8], lambda _batch, hidden: few.append(hidden))
-    hidden, block = few[0].clone(), blocks[0]
+    network, tokens, few = Network(model), make_tokens(1)[:, :8], list[Tensor]()
+    outputs_of_blocks = check_blocks(network, tokens)
+    arguments = record_inputs(network, tokens, outputs_of_blocks, lambda _batch, hidden: few.append(hidden))
+    hidden, block = few[0].clone(), network.blocks[0]
     outputs: dict[str, Tensor] = {"": hidden}
     modules = dict(block.named_modules())
 
     def run() -> Tensor:
         return run_block(block, hidden, arguments[0][0], hidden.device)
 
-    writers = find_writers(block, [x for x in prunable_layers(model) if x.block_index == 0], run, hidden)
+    writers = find_writers(block, [x for x in network.layers if x.block_index == 0], run, hidden)
     assert len(writers) == 2, writers  # attention and feed-forward, in every family of the list
     hooks = [
         module.register_forward_hook(lambda _m, _a, out, name=name: outputs.update({name: copied(out)}))
@@ -93,10 +91,7 @@ def test_gaps_are_those_of_two_whole_models(family: str, chosen: str) -> None:
     """GᵀX and ‖G‖² of every layer, from hooks on the dense model and on the model as pruned so far; also where the last
     layer of each decoder block is pruned alone, and those before it write into the stream all the same."""
     dense, model, tokens = make_model(family), make_model(family), make_tokens(4)
-    streams = check_streams(model, tokens, None)
-    along = dense_streams(streams, True, MemoryActivations())
-    names = None if chosen == "all" else [f"*.{LAST[family]}"]
-    walk = start_walk(model, streams, select_layers(model, names), None, None, along)
+    walk = begin_walk(model, tokens, layers=None if chosen == "all" else [f"*.{LAST[family]}"], is_dense=True)
     written = {}
     for block, layer in ((found, layer) for found in visit_sequentially(walk) for layer in found.layers):
         gap = block.gaps["calibration"][layer.name].of(layer.weight)
@@ -126,10 +121,7 @@ def test_layers_that_read_the_same_come_together(family: str) -> None:
     """Several processes share them; towards their own outputs they come one by one."""
     tokens = make_tokens(4)
     for is_dense in (True, False):
-        model = make_model(family)
-        streams = check_streams(model, tokens, None)
-        along = dense_streams(streams, is_dense, MemoryActivations())
-        walk = start_walk(model, streams, select_layers(model, None), None, None, along)
+        walk = begin_walk(make_model(family), tokens, is_dense=is_dense)
         found = [
             [layer.projection.rpartition(".")[2] for layer in block.layers]
             for block in visit_sequentially(walk)
@@ -194,9 +186,7 @@ def test_the_corrected_weight_is_what_is_pruned() -> None:
     model = make_model("llama")
     report = rose.prune_model(model, make_tokens(), **OPTIONS, target_damping=0.3)
     again = make_model("llama")
-    streams = check_streams(again, make_tokens(), None)
-    along = dense_streams(streams, True, MemoryActivations())
-    walk = start_walk(again, streams, select_layers(again, None), None, None, along)
+    walk = begin_walk(again, make_tokens(), is_dense=True)
     for block, layer in ((found, layer) for found in visit_sequentially(walk) for layer in found.layers):
         known = block.calibration[layer.name]
         aim, used = corrected_weight(layer.weight, known, block.gaps["calibration"][layer.name], 0.3)
@@ -262,9 +252,8 @@ def test_drift_goes_on_through_decoder_blocks_that_lose_nothing(target: str, tru
 
 def test_gaps_behind_decoder_blocks_that_lose_nothing() -> None:
     dense, model, tokens = make_model("gemma3"), make_model("gemma3"), make_tokens(4)
-    streams, name = check_streams(model, tokens, None), "model.layers.3.self_attn.q_proj"
-    along = dense_streams(streams, True, MemoryActivations())
-    walk = start_walk(model, streams, select_layers(model, ["*.layers.0.*", name]), None, None, along)
+    name = "model.layers.3.self_attn.q_proj"
+    walk = begin_walk(model, tokens, layers=["*.layers.0.*", name], is_dense=True)
     for block in visit_sequentially(walk):
         for layer in block.layers:
             if layer.name == name:

@@ -6,7 +6,7 @@ Only one decoder block is on the device at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,30 +18,19 @@ from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap
 from rose.model.network.experts import experts_apart
-from rose.model.network.layers import PrunableLayer, prunable_layers, select_layers
-from rose.model.network.precision import decided, rounding
-from rose.model.network.residence import residence_of
+from rose.model.network.layers import PrunableLayer, by_block
+from rose.model.network.network import Network
+from rose.model.network.precision import FLOAT32, Precision
 from rose.model.network.residual import find_writers
 from rose.model.progress import Meter, ProgressCallback
-from rose.model.run.checkpoint import Storage, blocks_of
-from rose.model.walk.dense_states import HELD_OUT, BlockDrift, DenseStreams, Watch
-from rose.model.walk.forward import (
-    Arguments,
-    check_blocks,
-    check_tokens,
-    no_input,
-    pick_device,
-    record_inputs,
-    run_block,
-    split_batches,
-    version_of,
-)
-from rose.model.walk.hidden_states import Activations
+from rose.model.walk.collector import LEAVE_OUT, Collector
+from rose.model.walk.dense_states import HELD_OUT, DenseStreams, Watch
+from rose.model.walk.forward import Arguments, check_blocks, record_inputs, run_block, split_batches
+from rose.model.walk.storage import Storage
 from rose.model.walk.targets import BlockTargets
-from rose.model.workers import from_first, my_samples, sum_statistics
+from rose.model.workers import Workers
 
 TRACED_TOKENS = 8  # enough to see which layers write into the residual stream
-LEAVE_OUT = "leave this layer out"  # what every caller can do about a layer that cannot be calibrated
 
 
 @dataclass(frozen=True)
@@ -64,6 +53,12 @@ class BlockStatistics:
     work: tuple[float, float] = (0.45, 0.55)
     gaps: dict[str, dict[str, InputGap | OutputGap]] = field(default_factory=dict)
 
+    def let_go(self) -> None:
+        """Drops all statistics, which the walk would otherwise hold while it runs the next block."""
+        self.calibration.clear()
+        self.held_out.clear()
+        self.gaps.clear()
+
     def to(self, device: torch.device) -> BlockStatistics:
         """The same with statistics on a device; layers that share an object share the moved one."""
         moved: dict[int, InputStatistics] = {}
@@ -74,133 +69,66 @@ class BlockStatistics:
         return replace(self, calibration=move(self.calibration), held_out=move(self.held_out))
 
 
-@dataclass(eq=False)
-class _Reading:
-    """A tensor that layers have read in the batch under way, and the version of its content that they read."""
-
-    inputs: Tensor
-    version: int
-    readers: list[str]
-
-
-@dataclass(eq=False)
-class _Group:
-    """Layers that have read the same tensors in every batch so far."""
-
-    layers: list[str]
-    statistics: InputStatistics
-
-
-class Collector:
-    """Forward hooks that gather the inputs of some layers; layers that read the same tensors share statistics.
-
-    Inputs are counted at the end of each batch, when all readers of a tensor are known: routed experts may read the
-    router's own tensor in one batch and not in the next. A group whose layers no longer read the same is split.
-    `weight` is that of the inputs that come next, see `InputStatistics.update`; `remedy` is what the caller can do
-    about an input that cannot be counted.
-    """
-
-    def __init__(self, layers: list[PrunableLayer], device: torch.device, remedy: str = LEAVE_OUT) -> None:
-        self.device, self.remedy = device, remedy
-        self.weight = 1.0
-        self.groups: list[_Group] = []
-        self.readings: list[_Reading] = []
-        self.hooks = [layer.module.register_forward_pre_hook(self._hook(layer.name)) for layer in layers]
-
-    def _hook(self, name: str) -> Callable[..., None]:
-        def seen(_module: nn.Module, args: tuple) -> None:
-            inputs = args[0]
-            version = version_of(inputs)
-            for reading in self.readings:
-                # A layer called twice on one tensor has read it twice.
-                if reading.inputs is inputs and reading.version == version and name not in reading.readers:
-                    reading.readers.append(name)
-                    return
-            self.readings.append(_Reading(inputs, version, [name]))
-
-        return seen
-
-    def end_batch(self) -> None:
-        """Counts what was read since the last call.
-
-        Raises:
-            RoseError: a layer's input was overwritten before the decoder block ended.
-        """
-        for reading in self.readings:
-            if version_of(reading.inputs) != reading.version:
-                raise RoseError(
-                    f"The model overwrites the input of {reading.readers[0]} in place after reading it, so that it "
-                    f"cannot be counted; {self.remedy}."
-                )
-            for group in self._readers(reading):
-                group.statistics.update(reading.inputs, self.weight)
-        self.readings.clear()
-
-    def _readers(self, reading: _Reading) -> list[_Group]:
-        """The groups that together are a tensor's readers, after splitting those of which only some layers are."""
-        found: list[_Group] = []
-        for group in self.groups:
-            readers = [name for name in group.layers if name in reading.readers]
-            if readers == group.layers:
-                found.append(group)
-            elif readers:
-                group.layers = [name for name in group.layers if name not in readers]
-                found.append(_Group(readers, deepcopy(group.statistics)))
-        known = {name for group in (*self.groups, *found) for name in group.layers}
-        unseen = [name for name in reading.readers if name not in known]
-        if unseen:
-            found.append(_Group(unseen, InputStatistics(reading.inputs.shape[-1], self.device)))
-        self.groups += [group for group in found if group not in self.groups]
-        return found
-
-    def close(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
-        self.readings.clear()
-
-    def result(self) -> dict[str, InputStatistics]:
-        return {name: group.statistics for group in self.groups for name in group.layers}
-
-
 @dataclass
 class Walk:
     """Visits the decoder blocks of one model; see `visit_blocks`.
 
     Attributes:
         by_block: chosen layers of each decoder block.
-        arguments: by stream ("calibration", "held_out"): [block][batch] -> arguments besides the hidden states.
-        activations: the hidden states.
-        first: the decoder block whose inputs `activations` has.
-        done: blocks below this one are pruned already and are only run.
+        kept: hidden states and what is stored of finished blocks; those below `kept.done` are only run.
+        precision: of forward passes, and of the products that gaps to dense targets are made of.
         dense: hidden states of the dense model beside them, where they are needed.
-        drifted: takes the drift after each decoder block.
-        compute: the format of forward passes, see `run_block`.
-        products: the format in which gaps to dense targets are multiplied.
         remedy: what the caller can do about a layer that this walk cannot calibrate.
+        first: the decoder block whose inputs the hidden states are.
+        arguments: by stream ("calibration", "held_out"): [block][batch] -> arguments besides the hidden states.
         few: by decoder block, arguments of a pass over a few tokens, and those tokens' hidden states; given where
             targets are dense.
     """
 
-    model: nn.Module
-    device: torch.device
+    network: Network
+    workers: Workers
     meter: Meter
     by_block: dict[int, list[PrunableLayer]]
-    arguments: dict[str, list[list[Arguments]]]
-    activations: Activations
+    kept: Storage
+    precision: Precision
+    dense: DenseStreams | None
+    remedy: str
     first: int = 0
-    done: int = 0
-    dense: DenseStreams | None = None
-    drifted: Callable[[BlockDrift], None] = field(default=lambda _drift: None)
+    arguments: dict[str, list[list[Arguments]]] = field(default_factory=dict)
     few: tuple[list[list[Arguments]], Tensor] | None = None
-    compute: torch.dtype | None = None
-    products: torch.dtype = torch.float32
-    remedy: str = LEAVE_OUT
+
+    @property
+    def last(self) -> int:
+        """The last decoder block that is visited."""
+        return max(self.by_block)
+
+    def layers_of(self, index: int) -> list[PrunableLayer]:
+        """The chosen layers of a decoder block that an earlier run has not finished."""
+        return self.by_block.get(index, []) if index >= self.kept.done else []
+
+    @contextmanager
+    def enter(self, index: int) -> Iterator[nn.Module]:
+        """One decoder block on the device, to be left by all batches."""
+        with self.network.residence.visit(index, self.network.device) as block, experts_apart(block):
+            yield block
+            self.leave(index)
+
+    def leave(self, index: int) -> None:
+        """All batches have left a block."""
+        drift = self.dense.block_drift(index, self.network.device) if self.dense else None
+        if drift:
+            self.kept.add_drift(drift)
+        if index < self.last:
+            self.kept.activations.advance(index + 1)
+
+    def run(self, block: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
+        """A block's output on one batch, on the device."""
+        return run_block(block, hidden, arguments, self.network.device, self.precision)
 
     def visit(self, propagate_again: bool) -> Iterator[BlockStatistics]:
-        residence, last = residence_of(self.model), max(self.by_block)
-        for index in range(self.first, last + 1):
-            with residence.visit(index, self.device) as block, experts_apart(block):
-                layers = self.by_block.get(index, []) if index >= self.done else []
+        for index in range(self.first, self.last + 1):
+            with self.enter(index) as block:
+                layers = self.layers_of(index)
                 # A pruned block must run twice: once to see its inputs, once to pass on what it now puts out.
                 twice = propagate_again and bool(layers)
                 if twice:
@@ -216,14 +144,13 @@ class Walk:
                     yield BlockStatistics(index, layers, found["calibration"], found.get("held_out", {}))
                 if twice:
                     self.pass_on(block, index, 0.55)
-                self.leave(index)
 
     def visit_dense(self) -> Iterator[BlockStatistics]:
         """Visits without pruning; tells of every layer visited, and of the end."""
         for block in self.visit(propagate_again=False):
             yield block
             self.meter.layers_done += len(block.layers)
-        self.meter.tell("done", max(self.by_block), 1.0)
+        self.meter.tell("done", self.last, 1.0)
 
     def pass_on(self, block: nn.Module, index: int, start: float = 0.0) -> None:
         """Runs one block over all streams and keeps its outputs; `start`: share of the block's work before.
@@ -231,7 +158,7 @@ class Walk:
         After the last block only drift needs the outputs, those of held-out tokens.
         """
         for stream, begin in self._starts(start, 1.0):
-            if index < max(self.by_block) or (stream == HELD_OUT and self.dense):
+            if index < self.last or (stream == HELD_OUT and self.dense):
                 self._pass(stream, block, index, [], "propagate", begin, 1.0, keep=True)
 
     def targets_of(self, index: int, block: nn.Module, layers: Sequence[PrunableLayer]) -> BlockTargets | None:
@@ -239,19 +166,17 @@ class Walk:
         if self.few is None:
             return None
         arguments, hidden = self.few
-        hidden = hidden.clone().to(self.device)
-        run = partial(run_block, block, hidden, arguments[index][0], self.device)
+        hidden = hidden.clone().to(self.network.device)
+        run = partial(run_block, block, hidden, arguments[index][0], self.network.device)
         # What layers that are not pruned add to the stream belongs to it all the same.
-        every = [layer for layer in prunable_layers(self.model) if layer.block_index == index]
-        return BlockTargets(block, layers, find_writers(block, every, run, hidden), self.products)
+        every = [layer for layer in self.network.layers if layer.block_index == index]
+        return BlockTargets(block, layers, find_writers(block, every, run, hidden), self.precision.products)
 
     def run_dense(self, block: nn.Module, index: int, watch: Watch | None = None) -> None:
         """Runs a block that is still dense on the dense hidden states, where there are any; see `DenseStreams.run`."""
         if self.dense:
-            batches = {stream: len(arguments[index]) for stream, arguments in self.arguments.items()}
-            self.dense.begin(index, self.activations, batches)
-            more: dict[str, Any] = {"watch": watch} if watch else {}
-            self.dense.run(block, index, self.activations, self.arguments, self.device, compute=self.compute, **more)
+            arguments = {stream: found[index] for stream, found in self.arguments.items()}
+            self.dense.run(index, self.kept.activations, arguments, partial(self.run, block), watch)
 
     def follow_dense(self, block: nn.Module, index: int) -> None:
         """Runs a block that loses nothing on the dense hidden states, where they differ from the pruned ones.
@@ -263,18 +188,10 @@ class Walk:
 
     def put_out(self, stream: str, batch: int, index: int, output: Tensor) -> None:
         """Keeps what a block puts out for one batch, for the next one and for drift."""
-        if index < max(self.by_block):
-            self.activations.write(stream, batch, output)
+        if index < self.last:
+            self.kept.activations.write(stream, batch, output)
         if self.dense:
             self.dense.compare(stream, batch, index, output)
-
-    def leave(self, index: int) -> None:
-        """All batches have left a block."""
-        drift = self.dense.block_drift(index, self.device) if self.dense else None
-        if drift:
-            self.drifted(drift)
-        if index < max(self.by_block):
-            self.activations.advance(index + 1)
 
     def _starts(self, start: float, end: float) -> list[tuple[str, float]]:
         """Each stream with the share of the block's work that is done before it; held-out samples are few."""
@@ -296,12 +213,12 @@ class Walk:
 
         `start`, `end`: share of the block's work before and after.
         """
-        collector = Collector(layers, self.device, self.remedy)
+        collector = Collector(layers, self.network.device, self.remedy)
         batches = self.arguments[stream][index]
         try:
             for batch, arguments in enumerate(batches):
-                hidden = self.activations.read(stream, batch)
-                output = run_block(block, hidden, arguments, self.device, self.compute)
+                hidden = self.kept.activations.read(stream, batch)
+                output = self.run(block, hidden, arguments)
                 collector.end_batch()
                 if keep:
                     self.put_out(stream, batch, index, output.to(hidden.device))
@@ -309,11 +226,11 @@ class Walk:
         finally:
             collector.close()
         found = collector.result()
-        sum_statistics(found, routed=[layer.name for layer in layers if layer.is_expert])
+        self.workers.sum_statistics(found, routed=[layer.name for layer in layers if layer.is_expert])
         return found
 
 
-def check_streams(model: nn.Module, tokens: Tensor, held_out: Tensor | None) -> dict[str, Tensor]:
+def check_streams(network: Network, tokens: Tensor, held_out: Tensor | None) -> dict[str, Tensor]:
     """This process's part of the tokens, by stream.
 
     Raises:
@@ -321,45 +238,37 @@ def check_streams(model: nn.Module, tokens: Tensor, held_out: Tensor | None) -> 
     """
     streams = {"calibration": tokens} | ({} if held_out is None else {"held_out": held_out})
     for samples in streams.values():
-        check_tokens(model, samples)
-    return {stream: my_samples(samples, stream.replace("_", "-")) for stream, samples in streams.items()}
-
-
-def statistics_of(layer: PrunableLayer, found: Mapping[str, InputStatistics]) -> InputStatistics:
-    """What calibration knows of this layer's input.
-
-    Raises:
-        RoseError: it received none.
-    """
-    if layer.name not in found:
-        raise no_input(layer.name)
-    return found[layer.name]
+        network.check_tokens(samples)
+    workers = Workers.here()
+    return {stream: workers.my_samples(samples, stream.replace("_", "-")) for stream, samples in streams.items()}
 
 
 def start_walk(
-    model: nn.Module,
+    network: Network,
     streams: Mapping[str, Tensor],
     layers: Sequence[PrunableLayer],
-    progress: ProgressCallback | None,
+    progress: ProgressCallback | None = None,
+    *,
     kept: Storage | None = None,
     dense: DenseStreams | None = None,
-    compute: torch.dtype | None = None,
-    products: torch.dtype = torch.float32,
+    precision: Precision = FLOAT32,
     needs_all: bool = False,
+    remedy: str = LEAVE_OUT,
 ) -> Walk:
     """Records the inputs of the first decoder block, or resumes from a checkpoint.
 
-    `streams`: as from `check_streams`; `layers`: as from `select_layers`; `dense`: the hidden states of the dense model
-    that travel along, if any do; `compute`, `products`: see `Walk`; `needs_all`: refuses layers that the model does not
-    call, before any work.
+    Args:
+        streams: as from `check_streams`.
+        layers: those whose inputs are wanted.
+        kept, dense, precision, remedy: see `Walk`.
+        needs_all: refuses layers that the model does not call, before any work.
     """
     kept = kept or Storage()
-    by_block = blocks_of(layers)
-    blocks = max(by_block) + 1
+    of_block = by_block(layers)
+    blocks = max(of_block) + 1
     meter = Meter(progress, blocks, len(layers))
-    meter.layers_done = sum(len(found) for index, found in by_block.items() if index < kept.done)
-    walk = Walk(model, pick_device(), meter, by_block, {}, kept.activations, blocks, kept.done, dense, kept.add_drift)
-    walk.compute, walk.products = compute, products
+    meter.layers_done = sum(len(found) for index, found in of_block.items() if index < kept.done)
+    walk = Walk(network, Workers.here(), meter, of_block, kept, precision, dense, remedy, first=blocks)
     if dense and kept.done:
         dense.position = kept.newest
     if kept.done >= blocks and not (dense and HELD_OUT in dense.names and blocks - 1 not in kept.drifts):
@@ -367,18 +276,17 @@ def start_walk(
     first = kept.start({stream: len(split_batches(samples)) for stream, samples in streams.items()})
     walk.first = first or 0
     meter.before = walk.first / blocks
-    outputs = check_blocks(model, next(iter(streams.values())), layers if needs_all else ())
+    outputs = check_blocks(network, next(iter(streams.values())), layers if needs_all else ())
     for stream, samples in streams.items():
         write = partial(kept.activations.write, stream) if first is None else _drop
         tick = partial(meter.tell, "embed", walk.first, 0.0)
-        walk.arguments[stream] = record_inputs(model, samples, write, tick, outputs)
+        walk.arguments[stream] = record_inputs(network, samples, outputs, write, tick)
     if first is None:
         kept.activations.advance(0)
     if dense and "calibration" in dense.names:
         few: list[Tensor] = []
         sample = streams["calibration"][:1, :TRACED_TOKENS]
-        arguments = record_inputs(model, sample, lambda _batch, hidden: few.append(hidden), outputs=outputs)
-        walk.few = arguments, few[0]
+        walk.few = record_inputs(network, sample, outputs, lambda _batch, hidden: few.append(hidden)), few[0]
     return walk
 
 
@@ -400,9 +308,10 @@ def visit_blocks(
     Memory holds one decoder block's statistics at a time, so that any number of layers can be analyzed.
     Arguments as for `prune_model`.
     """
-    streams, selected = check_streams(model, tokens, held_out), select_layers(model, layers)
-    dtype = rounding(from_first(partial(decided, compute, model, pick_device())), model, pick_device())
-    yield from start_walk(model, streams, selected, progress, compute=dtype).visit_dense()
+    network = Network(model)
+    streams, selected = check_streams(network, tokens, held_out), network.select(layers)
+    precision = Workers.here().from_first(partial(Precision.of, compute, network.dtype, network.device))
+    yield from start_walk(network, streams, selected, progress, precision=precision).visit_dense()
 
 
 def collect_statistics(
@@ -446,10 +355,11 @@ def visit_inputs(
     Raises:
         RoseError: no layer, or several, by this name.
     """
-    chosen = select_layers(model, [layer])
+    network = Network(model)
+    chosen = network.select([layer])
     if len(chosen) != 1:
         raise RoseError(f"{layer!r} names {len(chosen)} layers; name exactly one.")
-    walk = start_walk(model, check_streams(model, tokens, None), chosen, progress)
+    walk = start_walk(network, check_streams(network, tokens, None), chosen, progress)
     walk.by_block = {chosen[0].block_index: []}  # no layer's statistics are wanted
     hook = chosen[0].module.register_forward_pre_hook(lambda _m, args: visit(args[0].flatten(0, -2).float().cpu()))
     try:

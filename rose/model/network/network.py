@@ -1,0 +1,127 @@
+"""A language model looked up once: its decoder blocks and where they live, its prunable layers, the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rose.errors import RoseError
+from rose.layer.pattern import Pattern
+from rose.model.network.layers import (
+    PrunableLayer,
+    check_not_shared,
+    check_widths,
+    decoder_blocks,
+    layers_in,
+    matching,
+    text_config,
+)
+from rose.model.network.residence import ATTRIBUTE, Residence, evaluating, is_streamed, pick_device
+
+
+class Network:
+    """What a run needs to know of a model, made once and handed on. The model's structure must not change meanwhile.
+
+    Attributes:
+        model: a transformers causal language model.
+        device: what passes run on.
+        config: of the language model, see `text_config`.
+        is_streamed: whether decoder blocks stay in files; see `rose.load_model`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.device = pick_device()
+        self.config: Any = text_config(model)
+        self.is_streamed = is_streamed(model)
+
+    @cached_property
+    def _found(self) -> tuple[str, nn.ModuleList]:
+        return decoder_blocks(self.model)
+
+    @property
+    def prefix(self) -> str:
+        """The dotted name of the decoder blocks; see `decoder_blocks`."""
+        return self._found[0]
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks."""
+        return self._found[1]
+
+    @cached_property
+    def residence(self) -> Residence:
+        """Where the decoder blocks are kept between uses."""
+        return getattr(self.model, ATTRIBUTE, None) or Residence(self.model, self.blocks)
+
+    @cached_property
+    def layers(self) -> list[PrunableLayer]:
+        """Every layer that can be pruned, see `prunable_layers`."""
+        return layers_in(self.prefix, self.blocks, self.family)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The format that the decoder blocks' weights are stored in."""
+        return next(self.blocks.parameters()).dtype
+
+    @property
+    def family(self) -> str:
+        """The name of the model's class, for messages."""
+        return type(self.model).__name__
+
+    def select(self, layers: Sequence[str] | None) -> list[PrunableLayer]:
+        """The layers of these names, see `select_layers`."""
+        return matching(self.layers, layers)
+
+    def to_prune(self, layers: Sequence[str] | None, pattern: Pattern, block_size: int) -> list[PrunableLayer]:
+        """The layers of these names, in the order of the model.
+
+        Raises:
+            RoseError: as `select_layers`, `check_not_shared` and `check_widths`.
+        """
+        selected = matching(self.layers, layers)
+        check_not_shared(selected, self.layers)
+        check_widths(selected, pattern, block_size)
+        return selected
+
+    def check_in_memory(self) -> None:
+        """Raises RoseError for a model whose decoder blocks stay in files, where whole passes are needed."""
+        if self.is_streamed:
+            raise RoseError("This needs the whole model in memory; load it without streaming.")
+
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Raises RoseError unless tokens are a (samples, length) int64 tensor that the model can embed."""
+        if tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype not in (torch.int64, torch.int32):
+            raise RoseError(
+                f"Tokens must be whole numbers of shape (samples, length), not {tokens.dtype} of "
+                f"{tuple(tokens.shape)}; rose.load_tokens gives such."
+            )
+        vocabulary = self.config.vocab_size
+        lowest, highest = (int(bound) for bound in tokens.aminmax())
+        if lowest < 0 or highest >= vocabulary:
+            wrong = lowest if lowest < 0 else highest
+            raise RoseError(
+                f"Token {wrong} is outside the model's vocabulary of {vocabulary}; use its tokenizer, and no padding."
+            )
+        limit = getattr(self.config, "max_position_embeddings", None) or 0
+        if limit and tokens.shape[1] > limit:
+            raise RoseError(
+                f"Samples of {tokens.shape[1]} tokens are longer than the model's {limit} positions; ask for less."
+            )
+
+    def bos_in_front(self, tokens: Tensor) -> int | None:
+        """The model's beginning-of-sequence token where every sample, (samples, length), begins with it, else None."""
+        known = getattr(self.config, "bos_token_id", None)
+        first = tokens[0, 0].item()
+        return int(first) if first == known and bool((tokens[:, 0] == first).all()) else None
+
+    @contextmanager
+    def embedding(self) -> Iterator[nn.Module]:
+        """The model without its output head, in evaluation mode and ready to embed tokens."""
+        with evaluating(self.model), self.residence.embedding():
+            yield getattr(self.model, "base_model", self.model)
