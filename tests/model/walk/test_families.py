@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import rose
 from rose.model.network.layers import decoder_blocks
-from rose.model.walk.forward import record_inputs
+from rose.model.network.network import Network
+from rose.model.walk.forward import check_blocks, record_inputs
 from tests.model.families import DENSE, UNCHAINED, UNKNOWN_EXPERTS, VOCABULARY, logits, make_model, make_tokens
 
 OPTIONS: dict[str, Any] = {"block_size": 16}
@@ -165,7 +166,8 @@ def test_pruned_blocks_feed_the_next(family: str) -> None:
 def test_each_block_gets_its_own_mask() -> None:
     """Gemma 3 alternates sliding and full attention; with the first block's mask everywhere this fails."""
     model = make_model("gemma3")
-    recorded = record_inputs(model, make_tokens(), lambda _batch, _hidden: None, lambda: None)
+    network, tokens = Network(model), make_tokens()
+    recorded = record_inputs(network, tokens, check_blocks(network, tokens))
     masks = [arguments[0][1]["attention_mask"] for arguments in recorded]
     shown = [None if mask is None else mask.shape for mask in masks]
     assert masks[0] is not None
