@@ -144,14 +144,14 @@ def dense_weights(dense: nn.Module, pruned: nn.Module) -> dict[str, Tensor]:
         RoseError: it was pruned from another model, or has lost decoder blocks since, so that names do not correspond.
     """
     check_same_model(pruned, embedding_norms(dense), "The model to restore was not pruned from the dense one")
-    networks = Network(dense), Network(pruned)
-    before, after = (len(network.blocks) for network in networks)
+    whole, left = Network(dense), Network(pruned)
+    before, after = len(whole.blocks), len(left.blocks)
     if before != after:
         raise RoseError(
             f"The model to restore has {after} decoder blocks and the dense one {before}, so their layers do not "
             "correspond; give the model as it was when blocks were taken out and nothing was pruned yet."
         )
-    return {layer.name: layer.weight for layer in networks[0].layers}
+    return {layer.name: layer.weight for layer in whole.layers}
 
 
 def _check_restored(restore: Mapping[str, Tensor], selected: Sequence[PrunableLayer]) -> None:
