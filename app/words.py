@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 
 
 def number(value: float) -> str:
@@ -91,3 +92,11 @@ def short_layer(layer: str) -> str:
     if block is None:
         return layer
     return f"{block} · {projection}" if projection else f"decoder block {block}"
+
+
+def unused(name: str, used: Container[str]) -> str:
+    """The name; where it is used already, with a number: "ROSE at 0.7, run 2"."""
+    number, free = 2, name
+    while free in used:
+        number, free = number + 1, f"{name}, run {number}"
+    return free

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor
@@ -55,17 +56,13 @@ class DenseModel:
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
         self.lock = threading.Lock()  # a pipeline's scheduler and hooks belong to one trajectory at a time
-        self._drawn: dict[int, rose.Trajectory] = {}  # by noise, the latest last
+        self._draw = lru_cache(KEPT_NOISES)(partial(draw, pipeline))
         self._diagonals: dict[str, Tensor] | None = None
 
     def trajectory(self, noise: int) -> rose.Trajectory:
         """From this noise to a picture of every class; drawn once."""
         with self.lock:
-            found = self._drawn.pop(noise) if noise in self._drawn else draw(self.pipeline, noise)
-            self._drawn[noise] = found
-            while len(self._drawn) > KEPT_NOISES:
-                del self._drawn[next(iter(self._drawn))]
-            return found
+            return self._draw(noise)
 
     def diagonals(self) -> dict[str, Tensor]:
         """Each step's part of diag(H), by layer: (steps, in)."""

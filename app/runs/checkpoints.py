@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rose
+from app import words
 from app.jobs import Job
 from app.runs.finished import REPORT, read_report
 from rose.files import reachable
@@ -34,9 +35,7 @@ def kept_checkpoints(runs: Sequence[PruningRun], model: str) -> dict[str, Checkp
     for run in reversed(runs):
         for copy in reversed(run.copies):
             if run.setup.model == model and copy.checkpoint is not None and copy.checkpoint.exists():
-                name, number = copy.label, 2
-                while name in found:
-                    name, number = f"{copy.label}, run {number}", number + 1
+                name = words.unused(copy.label, found)
                 found[name] = Checkpoint(name, copy.checkpoint)
     return found
 

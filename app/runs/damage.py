@@ -18,7 +18,7 @@ from app.study.study import LoadedModel
 from rose.files import expand, reachable
 from rose.layer.methods import get_method
 from rose.model.estimate.duration import Cost, estimate_damage, sweeps_of
-from rose.model.measure.damage import UNITS, dense_weights, describe_damage
+from rose.model.measure.damage import dense_weights, describe_damage
 from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport, damage_table
 from rose.model.network.layers import decoder_blocks, select_layers
 
@@ -41,8 +41,6 @@ class DamageRequest:
 
     def check(self, setup: Setup, model: nn.Module) -> None:
         """Raises RoseError for what no run could do, before any work; `model` may be a skeleton."""
-        if self.units not in UNITS:
-            raise rose.RoseError(f"The units must be one of {', '.join(UNITS)}, not {self.units!r}.")
         if setup.held_out < 1:
             raise rose.RoseError("Loss is measured on held-out samples; ask for some on the start page.")
         if self.restore:
@@ -137,7 +135,7 @@ class DamageRun(Run):
             options |= {"method": request.method, "sparsity": setup.sparsity, "block_size": setup.block_size}
             options |= {"damping": setup.damping, "threshold": request.threshold}
         self._told = self._describe(model, tokens, held_out)
-        self._say("Measuring the loss without a change")
+        self._say("Measuring units")
         done = {record.unit for record in self.records}
         rose.damage(
             model,

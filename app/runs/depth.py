@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 
-import rose
-from app.runs.finished import FinishedRun, read_runs
+from app.runs.finished import FinishedRun
 from app.runs.request import HELD_OUT, PruneRequest
 from app.study.setup import Setup
 
@@ -22,22 +20,6 @@ COLUMNS = (
 )
 # Of the small comparison: enough tokens for the correction to pay, few enough to wait for.
 SAMPLES, LENGTH, HELD_OUT_SAMPLES = 16, 256, 4
-
-
-def read_drifting(path: str) -> tuple[list[FinishedRun], list[str]]:
-    """Reads the runs of a folder, see `read_runs`.
-
-    Returns:
-        Those with drift, and the names of the folders of the others.
-
-    Raises:
-        RoseError: as for `read_runs`, or no run with drift.
-    """
-    runs = read_runs(path)
-    kept = [run for run in runs if run.drift]
-    if not kept:
-        raise rose.RoseError(f"{runs[0].place} has no drift; prune again with held-out tokens (--held-out 4).")
-    return kept, [Path(run.place).name for run in runs if not run.drift]
 
 
 def drift_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:

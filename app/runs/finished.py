@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -29,7 +29,6 @@ from rose.report import mean_or_none
 
 REPORT = "report.json"
 SERVER = "this server"
-LARGEST = 64 * 2**20  # bytes of a report; a model of a hundred thousand layers takes less
 MOST_RUNS = 40  # of one folder of folders
 MOST_BLOCKS = 4096
 SLIM = "slim"
@@ -167,10 +166,23 @@ def _run_of(report: rose.RunReport, place: str) -> FinishedRun:
 
 
 def _runs_of_analysis(report: rose.RunReport, place: str) -> list[FinishedRun]:
-    """What `rose analyze` has measured, as one run per method."""
+    """What an analysis has measured, as one run per method."""
     _require("method" in report.layers and len(report.layers) > 0, "it has no layers")
-    shared = {name: value for name, value in report.summary.items() if name not in ("methods", "layers", "mean_errors")}
-    return _by_method(report.layers, shared, lambda _method: {"place": place})
+    of_all = ("methods", "layers", "mean_errors")
+    shared = {name: value for name, value in report.summary.items() if name not in of_all}
+    runs = []
+    for method, rows in report.layers.groupby("method", sort=False):
+        _require(bool(_NAME.fullmatch(str(method))), "a method has no such name")
+        run = FinishedRun("", "study", _layers(rows), {**shared, "method": str(method)}, place=place)
+        totals = {  # as in the summary of a pruned model
+            "layers": len(run.layers),
+            "columnar_layers": int(run.layers["is_columnar"].sum()) if "is_columnar" in run.layers else None,
+            "mean_relative_error": mean_or_none(run.pruned["relative_error"]),
+            "mean_held_out_error": mean_or_none(run.pruned["held_out_error"]),
+        }
+        name = f"{method_label(run.method)} at {run.asked} (study)"
+        runs.append(replace(run, name=name, summary=run.summary | totals))
+    return runs
 
 
 def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
@@ -197,26 +209,8 @@ def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
     }
     if study.is_example and study.kept is not None:
         shared["made_with"] = study.kept.made_with
-    return _by_method(records, shared, lambda method: {"origin": (setup, method)})
-
-
-def _by_method(
-    records: pd.DataFrame, shared: dict[str, Any], more: Callable[[str], dict[str, Any]]
-) -> list[FinishedRun]:
-    """A run of each method that has measured layers; `more` gives its further attributes."""
-    runs = []
-    for method, rows in records.groupby("method", sort=False):
-        _require(bool(_NAME.fullmatch(str(method))), "a method has no such name")
-        layers, summary = _layers(rows), {**shared, "method": str(method)}
-        run = FinishedRun("", "study", layers, summary, **more(str(method)))
-        summary |= {  # as in the summary of a pruned model
-            "layers": len(layers),
-            "columnar_layers": int(layers["is_columnar"].sum()) if "is_columnar" in layers else None,
-            "mean_relative_error": mean_or_none(run.pruned["relative_error"]),
-            "mean_held_out_error": mean_or_none(run.pruned["held_out_error"]),
-        }
-        runs.append(replace(run, name=f"{method_label(str(method))} at {run.asked} (study)"))
-    return runs
+    runs = _runs_of_analysis(rose.RunReport(records, shared), SERVER)
+    return [replace(run, origin=(setup, run.method)) for run in runs]
 
 
 # Folders
@@ -251,8 +245,6 @@ def read_report(file: Path) -> list[FinishedRun]:
     """
     beside = file.with_name(ZERO_SHOT_FILE)
     try:
-        for one in (file, beside):
-            _require(not one.exists() or one.stat().st_size <= LARGEST, f"{one.name} is larger than any that it writes")
         *runs, last = runs_of(rose.RunReport.from_json(file.read_text(encoding="utf-8")), str(file.parent))
         if beside.is_file():
             last = replace(last, zero_shot=_accuracies(pd.read_csv(beside)))
@@ -345,10 +337,8 @@ def name_apart(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
         alike = {one.calibration for one in runs if one.name == run.name}
         more += [run.calibration] if len(alike) > 1 else []
         name = _with(run.name, ", ".join(filter(None, more)))
-        number, unique = 2, name
-        while unique in named:
-            unique, number = f"{name}, run {number}", number + 1
-        named[unique] = replace(run, name=unique)
+        name = words.unused(name, named)
+        named[name] = replace(run, name=name)
     return named
 
 

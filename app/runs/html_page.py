@@ -26,7 +26,6 @@ from app.figures.style import Drawing
 from rose.report import versions
 
 LIMIT = 5 * 10**6  # bytes, so that it can be sent by mail
-MOST_FIGURES = 40
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -55,8 +54,6 @@ td.number, th.number {{ text-align: right; }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; padding: .75rem; border: 1px solid var(--line); }}
 summary {{ cursor: pointer; }}
 a {{ color: #0b5f94; }}
-.plain {{ display: none; }}
-.undrawn .plain {{ display: block; }}
 @page {{ margin: 15mm; }}
 @media print {{
   body {{ max-width: none; padding: 0; font-size: 11pt; }}
@@ -69,8 +66,6 @@ a {{ color: #0b5f94; }}
 <body>
 <header><h1>{title}</h1><p class="what">{subtitle}</p></header>
 <noscript><p>The figures need JavaScript; findings and numbers are here without it.</p></noscript>
-<p class="plain">The figures could not be drawn: this browser is too old to unpack them. Findings and numbers are
-here.</p>
 <main>
 {body}
 </main>
@@ -99,10 +94,7 @@ SCRIPT = """
   window.addEventListener("beforeprint", () => places.forEach((place) => Plotly.relayout(place, { width: 660 })));
   window.addEventListener("afterprint", () => places.forEach((place) => Plotly.relayout(place, { width: null })));
   document.body.dataset.drawn = places.length;
-})().catch((problem) => {
-  document.body.classList.add("undrawn");
-  console.error(problem);
-});
+})();
 """
 
 
@@ -136,13 +128,9 @@ def to_html(report: Report) -> str:
     Raises:
         RoseError: without figures it would still be larger than 5 MB.
     """
-    kept = [_figure(drawing, f"figure-{number}") for number, drawing in enumerate(report.drawings[:MOST_FIGURES], 1)]
-    text = _page(report, kept)
-    while kept and len(text.encode()) > LIMIT:
-        over = len(text.encode()) - LIMIT
-        while kept and over > 0:
-            over -= len(kept.pop().encode())
-        text = _page(report, kept)
+    kept = [_figure(drawing, f"figure-{number}") for number, drawing in enumerate(report.drawings, 1)]
+    while len((text := _page(report, kept)).encode()) > LIMIT and kept:
+        kept.pop()
     if len(text.encode()) > LIMIT:
         raise rose.RoseError(
             f"The report would take {len(text.encode()) / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}; report fewer runs."

@@ -5,7 +5,6 @@ How the file is written is in `html_page`. A run may be somebody else's: what it
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from app.runs import pairs
 from app.runs.depth import drift_table
 from app.runs.finished import SERVER, SLIM, FinishedRun, name_apart, read_runs
 from app.runs.html_page import Report, to_html
-from rose.files import write_atomically
+from rose.output import check_file, write_file
 from rose.report import versions
 
 
@@ -34,15 +33,10 @@ def write_report(folders: Sequence[str], output: str | Path) -> list[str]:
     output = Path(output)
     if output.suffix not in (".html", ".htm"):
         raise rose.RoseError(f"The report is an HTML file: name one that ends in .html, not {output}.")
-    if not output.parent.is_dir():
-        raise rose.RoseError(f"There is no folder {output.parent}; make it first.")
+    check_file(output)
     runs = [run for folder in folders for run in read_runs(folder)]
     report = report_of(runs)
-    text = to_html(report)
-    try:
-        write_atomically(output, text.encode())
-    except OSError as problem:
-        raise rose.RoseError(f"{output} cannot be written ({problem.strerror}); make room.") from problem
+    write_file(output, to_html(report))
     return report.findings
 
 
@@ -61,6 +55,8 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
     tables = {"Numbers": _numbers(runs)}
     if len(runs) == 2 and not runs[1].goes_on(runs[0]):
         both = pairs.pair(*runs)
+        if both.problem:
+            raise rose.RoseError(both.problem)
         if measure := next(iter(both.measures), None):
             names, rows, label = (runs[0].name, runs[1].name), both.rows(measure), pairs.MEASURES[measure]
             findings.insert(0, run_figures.difference_finding(rows, names, label) + ".")
@@ -99,12 +95,11 @@ def _against_first(runs: Sequence[FinishedRun]) -> list[str]:
     """What distinguishes each run from the first, where their layers match."""
     found = []
     for run in runs[1:]:
-        with contextlib.suppress(rose.RoseError):
-            both = pairs.pair(runs[0], run)
-            if measure := next(iter(both.measures), None):
-                names = (runs[0].name, run.name)
-                said = run_figures.difference_finding(both.rows(measure), names, pairs.MEASURES[measure])
-                found.append(f"Against {runs[0].name}: {said}.")
+        both = pairs.pair(runs[0], run)
+        if not both.problem and (measure := next(iter(both.measures), None)):
+            names = (runs[0].name, run.name)
+            said = run_figures.difference_finding(both.rows(measure), names, pairs.MEASURES[measure])
+            found.append(f"Against {runs[0].name}: {said}.")
     return found
 
 

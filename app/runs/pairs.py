@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-import rose
 from app import words
 from app.runs.finished import SLIM, FinishedRun, settings_of
 
@@ -21,93 +20,84 @@ MEASURES = {  # column of the layers -> in words, as they follow "the"
     "relative_range": "relative range",
     "sparsity": "sparsity",
 }
+PLACE = ["layer", "block_index", "projection"]
 SAME = 1e-9  # relative difference below which two numbers are the same
-
-
-class DifferentModels(rose.RoseError):
-    """Runs of which the layers do not correspond: their maps can be looked at side by side, not subtracted."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs of which the layers match.
+    """Two runs beside each other.
 
     Attributes:
         first, second: the runs, with names that differ.
         layers: of the layers that both have: layer, block_index, projection, and `COLUMN_first` and `COLUMN_second`.
         left_out: layers that only one of them has.
+        problem: why the layers of one do not correspond to those of the other, as a sentence; empty where they do.
     """
 
     first: FinishedRun
     second: FinishedRun
     layers: pd.DataFrame
-    left_out: int
+    left_out: int = 0
+    problem: str = ""
 
     @property
     def measures(self) -> dict[str, str]:
-        """Those of `MEASURES` that both runs know for some layer."""
-        return {name: label for name, label in MEASURES.items() if len(self.rows(name))}
+        """Those of `MEASURES` that both runs know: for some layer of both, or, where none corresponds, of their own."""
+        known = self.apart if self.problem else lambda name: [self.rows(name)]
+        return {name: label for name, label in MEASURES.items() if all(len(rows) for rows in known(name))}
 
     def rows(self, measure: str) -> pd.DataFrame:
         """The layers for which both know this number, as layer, block_index, projection, first, second."""
         if self.layers.empty:
-            return pd.DataFrame(columns=["layer", "block_index", "projection", "first", "second"])
-        table = self.layers[["layer", "block_index", "projection", f"{measure}_first", f"{measure}_second"]]
-        return table.set_axis([*table.columns[:3], "first", "second"], axis=1).dropna().reset_index(drop=True)
+            return pd.DataFrame(columns=[*PLACE, "first", "second"])
+        table = self.layers[[*PLACE, f"{measure}_first", f"{measure}_second"]]
+        return table.set_axis([*PLACE, "first", "second"], axis=1).dropna().reset_index(drop=True)
+
+    def apart(self, measure: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The layers of either run that know this number, each as layer, block_index, projection, value."""
+        one, two = (
+            run.layers[[*PLACE, measure]].set_axis([*PLACE, "value"], axis=1).dropna().reset_index(drop=True)
+            for run in (self.first, self.second)
+        )
+        return one, two
 
 
 def pair(first: FinishedRun, second: FinishedRun) -> Pair:
-    """Puts two runs side by side.
-
-    Raises:
-        DifferentModels: their layers have different shapes, or they have none in common.
-    """
-    columns = list(MEASURES)
+    """Puts two runs side by side, layer by layer."""
     one, two = first.layers, second.layers
     if one.empty or two.empty:
-        return Pair(first, second, pd.DataFrame(), 0)
+        return Pair(first, second, pd.DataFrame())
     both = one.merge(two, on="layer", suffixes=("_first", "_second"), sort=False)
     left_out = len(one) + len(two) - 2 * len(both)
+    if problem := _problem(first, second, both, left_out):
+        return Pair(first, second, pd.DataFrame(), problem=problem)
+    kept = [f"{name}_{which}" for name in MEASURES for which in ("first", "second")]
+    where = {f"{name}_first": name for name in PLACE[1:]}
+    return Pair(first, second, both[["layer", *where, *kept]].rename(columns=where), left_out)
+
+
+def _problem(first: FinishedRun, second: FinishedRun, both: pd.DataFrame, left_out: int) -> str:
+    """Why the layers of two runs do not correspond, as a sentence; `both`: those of the same name."""
     for name in ("rows", "columns"):
         known = both.dropna(subset=[f"{name}_first", f"{name}_second"])
         wrong = known[known[f"{name}_first"] != known[f"{name}_second"]]
         if len(wrong):
             at = wrong.iloc[0]
             sizes = [f"{at[f'rows_{which}']:.0f} × {at[f'columns_{which}']:.0f}" for which in ("first", "second")]
-            raise DifferentModels(
+            return (
                 f"These are models of different shapes: {at['layer']} is {sizes[0]} in one and {sizes[1]} in the "
                 "other; choose runs on models of the same shape."
             )
     if both.empty:
-        raise DifferentModels("These runs have no layer in common; choose runs on models of the same shape.")
-    names = [run.summary.get("model") for run in (first, second)]
-    if names[0] != names[1] and left_out and SLIM not in (first.kind, second.kind):
-        raise DifferentModels(
-            f"These are different models, {len(one)} layers in one and {len(two)} in the other; choose runs on models "
-            "of the same shape."
+        return "These runs have no layer in common; choose runs on models of the same shape."
+    is_other = first.summary.get("model") != second.summary.get("model")
+    if is_other and left_out and SLIM not in (first.kind, second.kind):
+        return (
+            f"These are different models, {len(first.layers)} layers in one and {len(second.layers)} in the other; "
+            "choose runs on models of the same shape."
         )
-    kept = ["layer", *(f"{name}_{which}" for name in columns for which in ("first", "second"))]
-    where = both[["block_index_first", "projection_first"]].set_axis(["block_index", "projection"], axis=1)
-    return Pair(first, second, pd.concat([both[kept[:1]], where, both[kept[1:]]], axis=1), left_out)
-
-
-def rows_apart(first: FinishedRun, second: FinishedRun, measure: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The layers of two different models that know this number, each as layer, block_index, projection, value."""
-    columns = ["layer", "block_index", "projection", measure]
-    one, two = (
-        run.layers[columns].set_axis([*columns[:3], "value"], axis=1).dropna().reset_index(drop=True)
-        if measure in run.layers
-        else pd.DataFrame(columns=[*columns[:3], "value"])
-        for run in (first, second)
-    )
-    return one, two
-
-
-def measures_apart(first: FinishedRun, second: FinishedRun) -> dict[str, str]:
-    """Those of `MEASURES` that both runs know for some layer of theirs."""
-    return {
-        name: label for name, label in MEASURES.items() if all(len(rows) for rows in rows_apart(first, second, name))
-    }
+    return ""
 
 
 def mean_change(first: np.ndarray, second: np.ndarray) -> float:

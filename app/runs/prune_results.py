@@ -16,9 +16,10 @@ from app.runs import finished
 from app.runs.prune_choices import TARGETS
 from app.runs.pruning import EvaluatedModel, PruningRun, accuracy_table, layer_table, model_table
 from app.runs.request import HELD_OUT
-from app.runs.results import over_seeds, read_results, time_and_perplexity
-from app.runs.widgets import csv_button, file_button
+from app.runs.results import NUMBERS, read_results, time_and_perplexity
+from app.runs.widgets import csv_button, file_button, linked
 from rose.files import expand
+from rose.model.measure.comparison import over_seeds
 
 ERRORS = {  # on, against -> column
     ("calibration", "own output"): "relative_error",
@@ -207,8 +208,7 @@ def seeds() -> None:
     upload = one.file_uploader("Results of many runs, CSV", type="csv", key="prune-results")
     path = two.text_input(
         "or its path on this machine",
-        key="prune_results_path",
-        bind="query-params",
+        **linked("prune_results_path"),
         help="rows.csv of `python -m rose compare`, or any CSV file with the columns method, sparsity, seed, "
         "perplexity, mean_held_out_error and seconds.",
     )
@@ -240,4 +240,5 @@ def seeds() -> None:
         )
     except rose.RoseError as problem:
         st.info(str(problem))
-    st.dataframe(over_seeds(table), hide_index=True, alt="Means and spread by method and sparsity")
+    means = over_seeds(table, NUMBERS).drop(columns="seconds_spread")
+    st.dataframe(means, hide_index=True, alt="Means and spread by method and sparsity")

@@ -162,9 +162,7 @@ class PruningRun(Run):
         job.check()
         tokens, held_out = setup.draw(loaded.tokenizer)
         windows = self._windows(loaded.tokenizer, held_out)
-        costs = [
-            estimate_case(loaded.model, setup, request, case.method, case.target).seconds for case in request.cases
-        ]
+        costs = [estimate_case(loaded.model, setup, request, case).seconds for case in request.cases]
         self._total = sum(costs) + evaluation_seconds(loaded.model, request) * (len(costs) + 1)
         model = self._copy(loaded.model, loaded.lock)
         self.dense = self._judge(model, loaded.tokenizer, windows, DENSE)

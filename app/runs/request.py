@@ -11,13 +11,12 @@ from torch import nn
 import rose
 from app.study.setup import Setup, check_sparsity
 from rose.files import expand, reachable
-from rose.layer.methods import get_method
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import parse_dtype
 from rose.model.measure.zero_shot import is_installed
 from rose.model.network.precision import DEFAULT as COMPUTED
-from rose.model.run.settings import check_target
+from rose.model.run.settings import run_settings
 
 QUESTION_TOKENS = 250  # with all its answers: between winogrande's 60 and hellaswag's 400
 HELD_OUT = "held out"  # the calibration's own held-out windows, in place of the name of a text
@@ -116,16 +115,20 @@ class PruneRequest:
             raise rose.RoseError("Choose at least one method and one sparsity.")
         if not self.targets:
             raise rose.RoseError("Choose at least one target: dense, or layer as in the papers.")
-        for target in self.targets:
-            check_target(target, self.damping_of(target))
-        for method in self.methods:
-            get_method(method)
         for sparsity in self.sparsities:
             check_sparsity(sparsity, setup.block_size, model, self.layer_patterns)
+        for case in self.cases:
+            run_settings(
+                method=case.method,
+                sparsity=case.sparsity,
+                block_size=setup.block_size,
+                damping=setup.damping,
+                threshold=self.threshold,
+                target=case.target,
+                target_damping=self.damping_of(case.target),
+            )
         if not self.evaluate.strip():
             raise rose.RoseError("Give the path of the text that perplexity is measured on.")
-        if self.windows < 1 or self.window_length < 2:
-            raise rose.RoseError("Perplexity needs at least 1 window of at least 2 tokens.")
         if self.evaluate == HELD_OUT:
             there = setup.held_out * (setup.length // self.window_length)
             if there < self.windows:
@@ -142,15 +145,12 @@ class PruneRequest:
         if self.keep == "folder":
             if not self.folder.strip():
                 raise rose.RoseError("Give the path of a folder for the checkpoints.")
-            if str(expand(self.folder)).startswith("~"):
-                raise rose.RoseError(f"No user on this machine matches the ~ in {self.folder}; give the full path.")
-            for case in self.cases:
-                output = self.output(case)
+            for output in map(self.output, self.cases):
                 if reachable(output).exists():
                     raise rose.RoseError(f"{output} already exists; choose another folder for the checkpoints.")
 
 
-def estimate_case(model: nn.Module, setup: Setup, request: PruneRequest, method: str, target: str = "dense") -> Cost:
+def estimate_case(model: nn.Module, setup: Setup, request: PruneRequest, case: Case) -> Cost:
     """Pruning one copy; `model` may be a skeleton."""
     sizes: dict[str, Any] = {
         "samples": setup.samples + setup.held_out,
@@ -160,19 +160,19 @@ def estimate_case(model: nn.Module, setup: Setup, request: PruneRequest, method:
     cost = estimate_cost(
         model,
         **sizes,
-        sweeps=sweeps_of([method]),
-        passes=1 if request.true_sequential and target == "layer" else 2,
+        sweeps=sweeps_of([case.method]),
+        passes=1 if request.true_sequential and case.target == "layer" else 2,
         compute=COMPUTED,
-        target=target,
+        target=case.target,
     )
     memory = estimate_memory(
         model,
         **sizes,
         dtype=parse_dtype(setup.dtype),
         sequential=request.true_sequential,
-        dense_targets=target == "dense",
+        dense_targets=case.target == "dense",
         held_out=setup.held_out > 0,
-        method=method,
+        method=case.method,
     )
     return replace(cost, memory=memory.besides_weights)
 
@@ -192,6 +192,6 @@ def task_seconds(model: nn.Module, request: PruneRequest) -> float:
 
 def estimate(model: nn.Module, setup: Setup, request: PruneRequest) -> Cost:
     """The whole run: every case pruned and evaluated, and the dense model evaluated."""
-    costs = [estimate_case(model, setup, request, method, target) for method, _, target in request.cases]
+    costs = [estimate_case(model, setup, request, case) for case in request.cases]
     seconds = sum(cost.seconds for cost in costs) + (len(costs) + 1) * evaluation_seconds(model, request)
     return Cost(seconds, max(cost.memory for cost in costs), costs[0].model_memory, costs[0].layers)

@@ -11,7 +11,6 @@ import pandas as pd
 from scipy import stats
 
 from rose import RoseError
-from rose.model.measure import comparison
 
 NUMBERS = ("perplexity", "mean_held_out_error", "seconds")
 
@@ -27,28 +26,20 @@ def read_results(source: str | IO[bytes]) -> pd.DataFrame:
     Raises:
         RoseError: not such a file.
     """
-    try:
-        table = pd.read_csv(source, dtype={"method": str, "sparsity": str})
-    except (OSError, ValueError) as problem:
-        raise RoseError(f"The file cannot be read as CSV ({problem}); check the path.") from problem
     wanted = ["method", "sparsity", "seed", *NUMBERS]
-    missing = [name for name in wanted if name not in table.columns]
-    if missing:
-        raise RoseError(f"The file has no column {missing[0]!r}; it needs {', '.join(wanted)}.")
-    table = table[wanted].copy()
+    try:
+        table = pd.read_csv(source, usecols=wanted, dtype={"method": str, "sparsity": str})[wanted]
+    except (OSError, ValueError) as problem:
+        raise RoseError(
+            f"The file cannot be read as CSV with the columns {', '.join(wanted)} ({problem}); check the path."
+        ) from problem
     if table.empty:
         raise RoseError("The file holds no runs yet.")
-    for name in ("seed", *NUMBERS):
-        table[name] = pd.to_numeric(table[name], errors="coerce")
+    table[wanted[2:]] = table[wanted[2:]].apply(pd.to_numeric, errors="coerce")
     bad = table[["method", "sparsity", "seed", "perplexity"]].isna().any(axis=1)
     if bad.any():
         raise RoseError(f"Row {int(bad.idxmax()) + 1} has no method, sparsity, seed or perplexity; correct the file.")
     return table
-
-
-def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """As `rose.model.measure.comparison.over_seeds`, without the spread of times."""
-    return comparison.over_seeds(table, NUMBERS).drop(columns="seconds_spread")
 
 
 def time_and_perplexity(table: pd.DataFrame, sparsity: str) -> pd.DataFrame:

@@ -2,41 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from app import components, session
 from app.jobs import Run
+from rose import RoseError
 
 
-def wait(
+def linked(key: str) -> dict[str, Any]:
+    """Arguments of a widget whose choice is in the URL."""
+    return {"key": key, "bind": components.URL}
+
+
+def saved(key: str, label: str, read: Callable[[str], Sequence[Any]], help: str) -> list[Any]:
+    """What is in the folders that the user names, separated by semicolons; says which cannot be read, and why."""
+    path = st.text_input(label, **linked(key), placeholder="pruned/; slim/", help=help)
+    found: list[Any] = []
+    for one in filter(None, (part.strip() for part in path.split(";"))):
+        try:
+            found += read(one)
+        except RoseError as problem:
+            st.error(str(problem), icon=":material/error:")
+    return found
+
+
+def start_button(
+    label: str, key: str, start: Callable[..., None], *args: Any, problem: str = "", running: bool = False, icon: str
+) -> DeltaGenerator:
+    """The button that starts a run, and the place beside it, which says what stands in the way."""
+    left, right = st.columns([1, 3], vertical_alignment="center")
+    left.button(
+        label,
+        type="primary",
+        icon=icon,
+        key=key,
+        on_click=start,
+        args=args,
+        disabled=bool(problem) or running,
+        width="stretch",
+    )
+    if problem:
+        right.warning(problem, icon=":material/warning:")
+    return right
+
+
+def progress(run: Run, key: str) -> None:
+    """How far a run is, with rate and time left, and a cancel button; to be drawn by a live part."""
+    job = run.job
+    job.watch(session.viewer())
+    told, done, rate = job.progress, "", ""
+    if told is not None:
+        done = f", {told.layers_done} of {told.layers}"
+        rate = f", {told.layers_done / told.seconds:.2g} a second" if told.layers_done and told.seconds else ""
+    left = "" if run.remaining is None else f", about {components.duration(max(1.0, run.remaining))} left"
+    text = f"{job.message}{done}. {components.duration(job.seconds)} so far{left}{rate}"
+    st.progress(run.fraction, text=text)
+    components.cancel_button(job, key)
+
+
+def follow(
     run: Run,
     key: str,
+    rest: str,
     *,
     found: Callable[[], Any] = lambda: None,
     more: Callable[[], None] = lambda: None,
     every: float = 1.0,
 ) -> None:
-    """Progress and a cancel button; the page is drawn again when the run has ended or has found something.
+    """Shows progress, or why a run did not finish. Draws the page again when it has ended or has found something.
 
     Args:
         key: unique on the page.
-        found: what changes then.
+        rest: ends the sentence that it was cancelled.
+        found: what changes when it has found something.
         more: draws what else is to be seen meanwhile.
         every: seconds between two looks.
     """
+    if run.job.status != "running":
+        ended(run, rest)
+        return
     before = found()
 
     def poll() -> None:
-        run.job.watch(session.viewer())
-        left = "" if run.remaining is None else f", about {components.duration(max(1.0, run.remaining))} left"
-        st.progress(run.fraction, text=f"{run.job.message}. {components.duration(run.job.seconds)} so far{left}")
+        progress(run, key)
         more()
-        components.cancel_button(run.job, key)
         # Last: a fragment that ends before it has drawn anything leaves a gap until the page is redrawn.
         if run.job.status != "running" or found() != before:
             st.rerun()

@@ -14,7 +14,7 @@ from app.components import URL
 from app.figures import damage as figures
 from app.runs.checkpoints import kept_checkpoints
 from app.runs.damage import DamageRequest, DamageRun, layer_of
-from app.runs.widgets import csv_button, ended
+from app.runs.widgets import csv_button, ended, file_button, linked, progress
 from rose.model.measure.damage_report import correlations
 
 INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}
@@ -44,8 +44,10 @@ def draw() -> None:
     def arriving() -> None:
         if st.session_state.pop("damage_picked", False) or (running and run.job.status != "running"):
             st.rerun()
-        status(run)
+        if run.job.status == "running":
+            progress(run, "damage")
         table = run.table
+        ended(run, f" after {words.count(len(table), 'unit')}; what is measured is kept.")
         if table.empty:
             if running:
                 st.info("The first units are being measured; they will show here as they arrive.")
@@ -97,8 +99,7 @@ def pruned() -> str:
             return copies[chosen]
     return st.text_input(
         "Folder of a pruned model",
-        key="damage_path",
-        bind=URL,
+        **linked("damage_path"),
         placeholder="pruned/",
         help="A checkpoint that `rose prune` or the Prune page has written, of the model chosen on the start page.",
     ).strip()
@@ -143,26 +144,6 @@ def empty() -> None:
             "which ones the model feels, and how well their errors would have told."
         )
         st.page_link(PRUNE_PAGE, label="Prune whole copies of the model", icon=":material/content_cut:")
-
-
-def status(run: DamageRun) -> None:
-    """Progress and cancel, or how it ended where it was not finished."""
-    job = run.job
-    if job.status == "running":
-        job.watch(session.viewer())
-        progress = job.progress
-        if progress is None:
-            st.progress(0.0, text=f"{job.message} …, {components.duration(job.seconds)} so far")
-        else:
-            left = "" if run.remaining is None else f", about {components.duration(max(1, run.remaining))} left"
-            rate = f", {progress.layers_done / job.seconds:.2g} a second" if progress.layers_done else ""
-            st.progress(
-                run.fraction,
-                text=f"{progress.layers_done} of {words.count(progress.layers, 'unit')} measured, "
-                f"{components.duration(job.seconds)} so far{left}{rate}",
-            )
-        components.cancel_button(job, "damage")
-    ended(run, f" after {words.count(len(run.table), 'unit')}; what is measured is kept.")
 
 
 # Results
@@ -257,10 +238,7 @@ def exact(run: DamageRun, table: pd.DataFrame) -> None:
     )
     with st.container(horizontal=True):
         csv_button("CSV", table, "damage.csv", "damage-csv")
-        icon = ":material/download:"
-        st.download_button(
-            "JSON", partial(_as_json, run), "damage.json", icon=icon, on_click="ignore", key="damage-json"
-        )
+        file_button("JSON", partial(_as_json, run), "damage.json", key="damage-json", icon=":material/download:")
 
 
 def _as_json(run: DamageRun) -> str:

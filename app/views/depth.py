@@ -9,13 +9,11 @@ import streamlit as st
 
 import rose
 from app import components, session, shared, words
-from app.components import URL
 from app.figures import depth as figures
 from app.runs import depth, finished
 from app.runs.finished import FinishedRun
-from app.runs.pruning import PruningRun
 from app.runs.request import estimate
-from app.runs.widgets import ended, wait
+from app.runs.widgets import follow, saved
 
 PRUNE_PAGE = "views/prune.py"
 DRIFT, ORIGIN, REPAIR = "Drift", "Where it arises", "What is repaired"
@@ -28,15 +26,17 @@ def draw() -> None:
     components.edited_setup()
     comparison = session.comparing()
     if comparison is not None:
-        _follow(comparison)
+        copies = comparison.copies
+        rest = f" after {words.count(len(copies), 'copy', 'copies')}; what is finished is shown."
+        follow(comparison, "depth", rest, found=lambda: len(copies))
     with st.expander(
         "More runs: open a saved one, or run a comparison", icon=":material/folder_open:", key="depth-sources"
     ):
         left, right = st.columns([2, 1], vertical_alignment="bottom")
         with left:
-            saved = _saved()
+            opened = _opened()
     here = [run for report in list(shared.reports()) for run in finished.runs_of(report) if run.drift]
-    named = finished.name_apart([*here, *saved])
+    named = finished.name_apart([*here, *opened])
     if not named:
         _empty()
         return
@@ -78,26 +78,19 @@ def draw() -> None:
 # Runs
 
 
-def _saved() -> list[FinishedRun]:
-    """The runs in the folder that the user names."""
-    path = st.text_input(
-        "Folder of a saved run",
-        key="depth_path",
-        bind=URL,
-        placeholder="pruned/",
-        help="A folder written by `rose prune` or the Prune page, or one that holds several such folders. The run "
-        "needs held-out tokens: drift is measured on them.",
+def _opened() -> list[FinishedRun]:
+    """The runs with drift in the folders that the user names."""
+    runs = saved(
+        "depth_path",
+        "Folders of saved runs",
+        finished.read_runs,
+        "Folders written by `rose prune`, `rose slim` or the Prune page, or one that holds several such folders; "
+        "separated by semicolons. The runs need held-out tokens: drift is measured on them.",
     )
-    if not path.strip():
-        return []
-    try:
-        runs, without = depth.read_drifting(path)
-    except rose.RoseError as problem:
-        st.error(str(problem), icon=":material/error:")
-        return []
+    without = ", ".join(run.name for run in runs if not run.drift)
     if without:
-        st.caption(f"Left out, as they have no drift: {', '.join(without)}. Prune again with held-out tokens.")
-    return runs
+        st.caption(f"Left out, as they have no drift: {without}. Prune again with held-out tokens.")
+    return [run for run in runs if run.drift]
 
 
 def _choose(identities: dict[str, Any]) -> list[str]:
@@ -156,14 +149,6 @@ def _compare_button() -> None:
         or f"SparseGPT at {setup.sparsity} with target layer and with target dense, on {setup.samples} × "
         f"{setup.length} tokens of {setup.text}, drift on {setup.held_out} held-out samples of it.",
     )
-
-
-def _follow(run: PruningRun) -> None:
-    """Progress of the small comparison, or why it did not finish."""
-    if run.job.status == "running":
-        wait(run, "depth", found=lambda: len(run.copies))
-    else:
-        ended(run, f" after {words.count(len(run.copies), 'copy', 'copies')}; what is finished is shown.")
 
 
 # Sections

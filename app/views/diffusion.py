@@ -10,7 +10,7 @@ from app import components, session, shared, words
 from app.diffusion.run import PICTURES, STEPS, DenseModel, DiffusionRequest, DiffusionRun
 from app.figures import diffusion as figures
 from app.figures import overview
-from app.runs.widgets import ended, wait
+from app.runs.widgets import follow, linked, start_button
 from rose.diffusion.garments import GARMENTS
 from rose.diffusion.steps import STEP_WEIGHTS
 
@@ -33,8 +33,6 @@ def draw() -> None:
     request = choose()
     run = session.diffusion()
     offer(request, run)
-    if run is not None:
-        ended(run, ". The dense model was not changed.")
     view = components.section(VIEWS, "diffusion_view", "Results")
     {"pictures": pictures, "drift": drift, "weights": weights, "layers": layers}[view](model, run, request)
 
@@ -47,16 +45,14 @@ def choose() -> DiffusionRequest:
         list(rose.METHODS),
         index=list(rose.METHODS).index("rose"),
         format_func=lambda name: rose.METHODS[name].label,
-        key="diffusion_method",
-        bind=components.URL,
+        **linked("diffusion_method"),
     )
     sparsity = two.select_slider("Sparsity", SPARSITIES, "0.5", key="diffusion_sparsity", bind=components.URL)
     alpha = three.selectbox(
         "Step weights",
         list(STEP_WEIGHTS),
         format_func=figures.weighting,
-        key="diffusion_weights",
-        bind=components.URL,
+        **linked("diffusion_weights"),
         help="How much each denoising step counts in the Hessians. OBS-Diff lets early, noisy steps count more.",
     )
     noise = four.number_input("Noise", 0, 9999, 0, key="diffusion_noise", bind=components.URL, help="Seed.")
@@ -65,34 +61,28 @@ def choose() -> DiffusionRequest:
 
 def offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
     """The button, and beside it the progress, or what is shown."""
-    left, right = st.columns([1, 3], vertical_alignment="center")
-    running = run is not None and run.job.status == "running"
-    problem = ""
+    running, problem = run is not None and run.job.status == "running", ""
     try:
         request.check()
     except rose.RoseError as wrong:
         problem = str(wrong)
-    left.button(
+    right = start_button(
         "Prune and draw",
-        type="primary",
+        "diffusion-start",
+        session.start_diffusion,
+        request,
+        problem="" if running else problem,
+        running=running,
         icon=":material/content_cut:",
-        on_click=session.start_diffusion,
-        args=(request,),
-        disabled=bool(problem) or running,
-        key="diffusion-start",
-        width="stretch",
     )
-    if run is not None and running:
+    if run is not None and run.job.status != "done":
         with right:
-            wait(run, "diffusion", every=0.5)
-    elif problem:
-        right.warning(problem, icon=":material/warning:")
-    elif run is None:
+            follow(run, "diffusion", ". The dense model was not changed.", every=0.5)
+    elif run is not None:
+        again = "" if run.request == request else " Prune again to see your choice."
+        right.caption(f"Shown: {label(run)}.{again}")
+    elif not problem:
         right.caption(f"Calibrates on {request.samples} pictures × {STEPS} steps; takes a few seconds.")
-    elif run.request != request:
-        right.caption(f"Shown: {label(run)}. Prune again to see your choice.")
-    else:
-        right.caption(f"Shown: {label(run)}.")
 
 
 def label(run: DiffusionRun) -> str:

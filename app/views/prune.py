@@ -16,7 +16,7 @@ from app.runs import recipes
 from app.runs.prune_choices import choose
 from app.runs.pruning import PruningRun
 from app.runs.request import PruneRequest, estimate
-from app.runs.widgets import ended, wait
+from app.runs.widgets import follow, start_button
 from app.study.setup import Setup, weights_size
 
 SEEDS = "Over seeds"
@@ -48,10 +48,8 @@ def draw() -> None:
             st.code(recipes.python_code(setup, request), language="python", wrap_lines=True)
     _offer(setup, request, run)
     _others()
-    if run is not None and run.job.status == "running":
-        _wait(run)
-    elif run is not None:
-        _ended(run)
+    if run is not None:
+        _follow(run)
     view = components.section({name: name for name in SECTIONS}, "prune_view", "Results")
     if view == SEEDS:
         results.seeds()
@@ -81,20 +79,10 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
     own = session.own_pruning()
     if not problem and own is not run and own is not None and own.job.status == "running":
         problem = "Your own run goes on; go back to it below, under the other runs, to cancel it first."
-    left, right = st.columns([1, 3], vertical_alignment="center")
-    left.button(
-        "Prune",
-        type="primary",
-        icon=":material/content_cut:",
-        on_click=_start,
-        args=(request,),
-        disabled=bool(problem) or (run is not None and run.job.status == "running"),
-        key="prune-start",
-        width="stretch",
-    )
-    if problem:
-        right.warning(problem, icon=":material/warning:")
-    else:
+    running = run is not None and run.job.status == "running"
+    icon = ":material/content_cut:"
+    right = start_button("Prune", "prune-start", _start, request, problem=problem, running=running, icon=icon)
+    if not problem:
         right.caption(said)
 
 
@@ -128,34 +116,31 @@ def _others() -> None:
             )
 
 
-def _wait(run: PruningRun) -> None:
-    def timeline() -> None:
-        pruned = list(run.pruned)
-        if not run.layers:
-            return
-        label = f"This copy so far: {len(pruned)} of {run.layers} layers"
-        with st.expander(label, key="prune-timeline", on_change="rerun") as shown:
-            if shown.open:
-                table = pd.DataFrame(pruned, columns=["layer", "relative_error", "seconds"])
-                drawing = figures.progress_timeline(table, run.layers, theme=session.theme())
-                components.show(drawing, "prune-timeline-figure", wide=True)
-
-    wait(run, "prune", found=lambda: (len(run.copies), run.dense is None), more=timeline)
-
-
-def _ended(run: PruningRun) -> None:
+def _follow(run: PruningRun) -> None:
     finished = words.count(len(run.copies), "model")
     rest = " before a copy was finished; temporary files are deleted."
     if run.copies:
         kept = [str(model.checkpoint) for model in run.copies if run.request.keep == "folder"]
         rest = f" after {finished}; the numbers of finished models are below, and temporary files are deleted."
         rest += f" Written: {', '.join(kept)}." if kept else ""
-    ended(run, rest)
+    follow(run, "prune", rest, found=lambda: (len(run.copies), run.dense is None), more=lambda: _timeline(run))
     if run.job.status == "failed" and run.copies:
         st.info(
             f"{words.sentence(finished)} finished before that; numbers and requested checkpoints are below.",
             icon=":material/inventory_2:",
         )
+
+
+def _timeline(run: PruningRun) -> None:
+    pruned = list(run.pruned)
+    if not run.layers:
+        return
+    label = f"This copy so far: {len(pruned)} of {run.layers} layers"
+    with st.expander(label, key="prune-timeline", on_change="rerun") as shown:
+        if shown.open:
+            table = pd.DataFrame(pruned, columns=["layer", "relative_error", "seconds"])
+            drawing = figures.progress_timeline(table, run.layers, theme=session.theme())
+            components.show(drawing, "prune-timeline-figure", wide=True)
 
 
 draw()

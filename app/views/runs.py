@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-import rose
 from app import components, session, shared, words
 from app.components import URL
 from app.figures import depth as depth_figures
@@ -16,7 +15,7 @@ from app.runs import finished, pairs
 from app.runs.depth import drift_table
 from app.runs.finished import FinishedRun
 from app.runs.pairs import Pair
-from app.runs.widgets import csv_button
+from app.runs.widgets import csv_button, saved
 
 PRUNE_PAGE = "views/prune.py"
 DIFFERENCE, MAPS, NUMBERS, DRIFT, SETTINGS = "Difference", "Both maps", "Numbers", "Drift", "Settings"
@@ -38,28 +37,11 @@ def draw() -> None:
         st.info("Choose two different runs.")
         return
     view = components.section(SECTIONS, "runs_view", "What is shown")
-    try:
-        chosen = pairs.pair(named[first], named[second])
-    except pairs.DifferentModels as problem:
-        _apart(Pair(named[first], named[second], pd.DataFrame(), 0), view, str(problem))
-        return
+    chosen = pairs.pair(named[first], named[second])
     {DIFFERENCE: _difference, MAPS: _maps, NUMBERS: _numbers, DRIFT: _drift, SETTINGS: _settings}[view](chosen)
-    _remarks(chosen, view)
-    components.report_button(lambda: [chosen.first, chosen.second], "runs", "runs-report")
-
-
-def _apart(chosen: Pair, view: str, problem: str) -> None:
-    """Two models: their maps stand side by side, but there is nothing to subtract."""
-    if view == DIFFERENCE:
-        st.error(f"{problem} Or see {MAPS}, each with axes of its own.", icon=":material/error:")
-    elif view == MAPS:
-        measure = _measure(pairs.measures_apart(chosen.first, chosen.second))
-        if measure is not None:
-            rows = pairs.rows_apart(chosen.first, chosen.second, measure)
-            drawing = figures.maps_apart(rows, _names(chosen), pairs.MEASURES[measure], theme=session.theme())
-            components.show(drawing, "runs-apart", wide=True)
-    else:
-        {NUMBERS: _numbers, DRIFT: _drift, SETTINGS: _settings}[view](chosen)
+    if not chosen.problem:
+        _remarks(chosen, view)
+        components.report_button(lambda: [chosen.first, chosen.second], "runs", "runs-report")
 
 
 # Runs
@@ -67,33 +49,17 @@ def _apart(chosen: Pair, view: str, problem: str) -> None:
 
 def _offered() -> list[FinishedRun]:
     """Those of folders, those pruned on this server, and its studies."""
-    opened = _opened()
-    pruned = [run for report in list(shared.reports()) for run in finished.runs_of(report)]
-    current = session.study()
-    studies = list({id(one): one for one in [current, *shared.studies().values()] if one is not None}.values())
-    measured = [
-        run for study in studies if study.is_measured for run in finished.runs_of_study(study, session.threshold())
-    ]
-    return [*opened, *reversed(pruned), *measured]
-
-
-def _opened() -> list[FinishedRun]:
-    """The runs in the folders that the user names."""
-    path = st.text_input(
+    opened = saved(
+        "runs_path",
         "Folders of saved runs",
-        key="runs_path",
-        bind=URL,
-        placeholder="pruned/; slim/",
-        help="Folders that `rose prune`, `rose slim`, `rose analyze` or the Prune page have written, or one that holds "
+        finished.read_runs,
+        "Folders that `rose prune`, `rose slim`, `rose analyze` or the Prune page have written, or one that holds "
         "several such folders; separated by semicolons. They are read, nothing in them is run.",
     )
-    runs: list[FinishedRun] = []
-    for one in filter(None, (part.strip() for part in path.split(";"))):
-        try:
-            runs += finished.read_runs(one)
-        except rose.RoseError as problem:
-            st.error(str(problem), icon=":material/error:")
-    return runs
+    pruned = [run for report in list(shared.reports()) for run in finished.runs_of(report)]
+    studies = {id(one): one for one in [session.study(), *shared.studies().values()] if one and one.is_measured}
+    measured = [run for one in studies.values() for run in finished.runs_of_study(one, session.threshold())]
+    return [*opened, *reversed(pruned), *measured]
 
 
 def _choose(named: dict[str, FinishedRun]) -> tuple[str, str]:
@@ -139,6 +105,9 @@ def _names(chosen: Pair) -> tuple[str, str]:
 
 
 def _difference(chosen: Pair) -> None:
+    if chosen.problem:
+        st.error(f"{chosen.problem} Or see {MAPS}, each with axes of its own.", icon=":material/error:")
+        return
     left, right = st.columns(2, vertical_alignment="bottom")
     with left:
         measure = _measure(chosen.measures)
@@ -154,10 +123,15 @@ def _difference(chosen: Pair) -> None:
 
 
 def _maps(chosen: Pair) -> None:
+    """Maps of both; of two models, each with axes of its own."""
     measure = _measure(chosen.measures)
-    if measure is not None:
-        drawing = figures.run_maps(chosen.rows(measure), _names(chosen), pairs.MEASURES[measure], theme=session.theme())
-        components.show(drawing, "runs-maps", wide=True)
+    if measure is None:
+        return
+    names, label, theme = _names(chosen), pairs.MEASURES[measure], session.theme()
+    if chosen.problem:
+        components.show(figures.maps_apart(chosen.apart(measure), names, label, theme=theme), "runs-apart", wide=True)
+    else:
+        components.show(figures.run_maps(chosen.rows(measure), names, label, theme=theme), "runs-maps", wide=True)
 
 
 def _numbers(chosen: Pair) -> None:

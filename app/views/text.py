@@ -8,14 +8,12 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-import rose
 from app import components, session, shared, words
-from app.components import URL
 from app.figures import coloured_text as coloured
 from app.runs import reading
 from app.runs.checkpoints import Checkpoint, kept_checkpoints, saved_checkpoint
 from app.runs.reading import DENSE, LIMIT, MOST, TextReading
-from app.runs.widgets import csv_button, ended, wait
+from app.runs.widgets import csv_button, follow, linked, saved, start_button
 from rose.model.measure.surprise import EncodedText
 
 PRUNE_PAGE = "views/prune.py"
@@ -44,9 +42,7 @@ def draw() -> None:
         if not checkpoints:
             _empty()
         return
-    if run.job.status == "running":
-        wait(run, "text", found=lambda: len(run.readings), every=0.5)
-    ended(run, "; what was read is shown.")
+    follow(run, "text", "; what was read is shown.", found=lambda: len(run.readings), every=0.5)
     if run.job.status == "done" and not run.answers(setup, text, checkpoints):
         st.caption("What is shown was read before the choices were changed; press Read again.")
     encoded, known = run.encoded, dict(run.readings)
@@ -61,8 +57,7 @@ def _ask() -> tuple[str, list[Checkpoint]]:
     text = st.text_area(
         "Your text",
         SAMPLE,
-        key="text_written",
-        bind=URL,
+        **linked("text_written"),
         height=130,
         max_chars=8 * LIMIT,
         help=f"At most {LIMIT} tokens. It stays on this machine, and in the link of this page.",
@@ -79,59 +74,40 @@ def _ask() -> tuple[str, list[Checkpoint]]:
         placeholder="none kept" if not kept else "choose",
         help="Those whose checkpoint was kept on the Prune page.",
     )
-    path = right.text_input(
-        "Folders of saved models",
-        key="text_path",
-        bind=URL,
-        placeholder="pruned/; slim/",
-        help="Folders that `rose prune` or `rose slim` has written, separated by semicolons.",
-    )
-    checkpoints = [kept[name] for name in chosen if name in kept]
-    for one in filter(None, (part.strip() for part in path.split(";"))):
-        try:
-            checkpoints.append(saved_checkpoint(one))
-        except rose.RoseError as problem:
-            st.error(str(problem), icon=":material/error:")
-    return text, _apart(checkpoints)
+    with right:
+        named = saved(
+            "text_path",
+            "Folders of saved models",
+            lambda path: [saved_checkpoint(path)],
+            "Folders that `rose prune` or `rose slim` has written, separated by semicolons.",
+        )
+    return text, _apart([*(kept[name] for name in chosen if name in kept), *named])
 
 
 def _apart(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     """With names that differ, from each other and from other columns of the table."""
-    names = {DENSE, *reading.COLUMNS}
-    result = []
+    names = [DENSE, *reading.COLUMNS]
     for checkpoint in checkpoints:
-        name, number = checkpoint.name, 2
-        while name in names:
-            name, number = f"{checkpoint.name} ({number})", number + 1
-        names.add(name)
-        result.append(Checkpoint(name, checkpoint.place))
-    return result
+        names.append(words.unused(checkpoint.name, names))
+    own = names[-len(checkpoints) :] if checkpoints else []
+    return [Checkpoint(name, checkpoint.place) for name, checkpoint in zip(own, checkpoints, strict=True)]
 
 
 def _offer(text: str, checkpoints: list[Checkpoint], run: TextReading | None) -> None:
-    setup = session.setup()
     problem = ""
     if not text.strip():
         problem = "Write a text first."
     elif len(checkpoints) > MOST:
         problem = f"At most {words.count(MOST, 'model')} beside the dense one; take some out."
-    left, right = st.columns([1, 3], vertical_alignment="center")
-    left.button(
-        "Read",
-        type="primary",
-        icon=":material/chrome_reader_mode:",
-        key="text-read",
-        on_click=_start,
-        args=(text, checkpoints),
-        disabled=bool(problem) or not checkpoints or (run is not None and run.job.status == "running"),
-        width="stretch",
+    icon = ":material/chrome_reader_mode:"
+    running = run is not None and run.job.status == "running"
+    right = start_button(
+        "Read", "text-read", _start, text, checkpoints, problem=problem, running=running or not checkpoints, icon=icon
     )
-    if problem:
-        right.warning(problem, icon=":material/warning:")
-    elif checkpoints:
+    if checkpoints and not problem:
         models = words.count(len(checkpoints), "pruned model")
         right.caption(
-            f"The dense {setup.model} and {models} read it once each: about as long as it takes to load them."
+            f"The dense {session.setup().model} and {models} read it once each: about as long as it takes to load them."
         )
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import rose
 from app import shared
+from app.study.setup import Setup
 from app.study.study import Study
 from tests.app.tiny_study import measured_study
+from tests.tiny import save_tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -18,3 +23,24 @@ def study() -> Study:
 def placed(study: Study) -> None:
     """The study where the app looks for it, whatever a test before has started in its place."""
     shared.studies()[study.setup] = study
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model on disk; a module's own, so that no run of another one is of the same model."""
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def setup(folder: Path) -> Setup:
+    return Setup(model=str(folder), samples=4, length=32, held_out=2, block_size=16)
+
+
+@pytest.fixture(scope="module")
+def pruned_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model without half of its weights, with its report."""
+    model, tokenizer = rose.load_model(str(folder))
+    tokens = rose.load_tokens("packaged", tokenizer, samples=4, length=32)
+    report = rose.prune_model(model, tokens, method="magnitude", sparsity=0.5, block_size=16)
+    rose.save_model(model, tokenizer, folder.with_name("by_hand"), report=report)
+    return folder.with_name("by_hand")

@@ -31,16 +31,6 @@ def started(*viewers: str) -> Job:
     return job.start()
 
 
-def failing(problem: BaseException) -> Job:
-    def work(job: Job) -> None:
-        raise problem
-
-    job = Job(work).start()
-    job.wait(SOON)
-    assert job.status == "failed"
-    return job
-
-
 def test_work_that_ends_is_done() -> None:
     seen: list[Job] = []
     job = Job(seen.append).start()
@@ -48,16 +38,22 @@ def test_work_that_ends_is_done() -> None:
     assert (job.status, seen) == ("done", [job])
 
 
-def test_bad_input_is_told_as_the_engine_says_it() -> None:
-    assert failing(rose.RoseError("Choose another model.")).message == "Choose another model."
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (rose.RoseError("Choose another model."), "Choose another model."),
+        (MemoryError(), "There was not enough memory; choose fewer samples"),
+        (KeyError("lost"), "Unexpected KeyError: 'lost'"),
+    ],
+)
+def test_what_went_wrong_is_a_sentence(problem: Exception, said: str) -> None:
+    def work(_job: Job) -> None:
+        raise problem
 
-
-def test_lack_of_memory_says_what_to_do() -> None:
-    assert "fewer samples" in failing(MemoryError()).message
-
-
-def test_an_unexpected_error_is_shown_with_its_kind() -> None:
-    assert failing(KeyError("lost")).message == "Unexpected KeyError: 'lost'"
+    job = Job(work).start()
+    job.wait(SOON)
+    assert job.status == "failed"
+    assert job.message.startswith(said)
 
 
 def test_the_only_viewer_cancels() -> None:

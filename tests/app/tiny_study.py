@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from streamlit.testing.v1 import AppTest
@@ -12,12 +13,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import rose
 from app import session, shared
+from app.jobs import Run
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
 
 MAIN = str(Path(session.__file__).parent / "main.py")
 COLUMNAR = "model.layers.1.self_attn.o_proj"  # its last block of inputs is six times as strong as the others
 WIDTH, BLOCK = 64, 16
+AnyRun = TypeVar("AnyRun", bound=Run)
 
 
 def tiny_model() -> LlamaForCausalLM:
@@ -63,7 +66,7 @@ def measured_study(
 
 def open_page(page: str, study: Study | None = None, layer: str = COLUMNAR, **query: str) -> AppTest:
     """The app on this page, with the study's set-up and this layer in the URL."""
-    app = AppTest.from_file(MAIN, default_timeout=60)
+    app = AppTest.from_file(MAIN, default_timeout=240)
     linked = {} if study is None else study.setup.to_texts() | {"layer": layer}
     for key, value in (linked | query).items():
         app.query_params[key] = value
@@ -71,6 +74,22 @@ def open_page(page: str, study: Study | None = None, layer: str = COLUMNAR, **qu
     app.switch_page(page).run()
     assert not app.exception, app.exception
     return app
+
+
+def open_on(setup: Setup, page: str, **query: str) -> AppTest:
+    """The app on this page, with this set-up in the URL."""
+    return open_page(page, **(setup.to_texts() | query))
+
+
+def ended(run: AnyRun, status: str = "done") -> AnyRun:
+    """Waits for a run, as a page would that shows it."""
+    for _ in range(240):
+        run.job.watch("test")
+        run.job.wait(1)
+        if run.job.status != "running":
+            break
+    assert run.job.status == status, run.job.message
+    return run
 
 
 def texts(app: AppTest | Block) -> str:

@@ -45,7 +45,7 @@ def test_the_report_needs_no_network(browser: Browser, folders: list[str], tmp_p
         assert box["height"] > 150
     heading = page.get_by_role("heading", name="has the lower held-out error in six of six layers")
     expect(heading).to_be_visible()
-    expect(page.locator("noscript, .plain").first).to_be_hidden()
+    expect(page.locator("noscript")).to_be_hidden()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert not said, said
     assert asked == [output.as_uri()]

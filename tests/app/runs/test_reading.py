@@ -18,45 +18,27 @@ from app.runs.reading import DENSE, TextReading
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.measure.surprise import encode_text, read_text
+from tests.app.tiny_study import ended
 from tests.tiny import save_tiny_llama
 
 TEXT = "A rose is a rose.\nIs it?"
 
 
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("dense"))
-
-
-@pytest.fixture(scope="module")
-def pruned(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model without half of its weights."""
-    model, tokenizer = rose.load_model(str(dense))
-    tokens = rose.load_tokens("packaged", tokenizer, samples=4, length=32)
-    rose.prune_model(model, tokens, method="magnitude", sparsity=0.5)
-    folder = tmp_path_factory.mktemp("out") / "pruned"
-    rose.save_model(model, tokenizer, folder)
-    return folder
-
-
-def read(dense: Path, checkpoints: list[Checkpoint], text: str = TEXT) -> TextReading:
+def read(folder: Path, checkpoints: list[Checkpoint], text: str = TEXT, status: str = "done") -> TextReading:
     def load() -> LoadedModel:
-        return LoadedModel(*rose.load_model(str(dense)), threading.Lock())
+        return LoadedModel(*rose.load_model(str(folder)), threading.Lock())
 
-    run = TextReading(Setup(model=str(dense)), text, checkpoints, load)
-    run.job.watch("test")
+    run = TextReading(Setup(model=str(folder)), text, checkpoints, load)
     run.job.start()
-    run.job.wait(60)
-    return run
+    return ended(run, status)
 
 
-def test_dense_and_pruned_read_the_same_text(dense: Path, pruned: Path, tmp_path: Path) -> None:
+def test_dense_and_pruned_read_the_same_text(folder: Path, pruned_folder: Path, tmp_path: Path) -> None:
     archive = tmp_path / "pruned.zip"
-    pack(pruned, archive, Job(lambda _job: None))
-    run = read(dense, [Checkpoint("folder", pruned), Checkpoint("zip", archive)])
-    assert run.job.status == "done", run.job.message
+    pack(pruned_folder, archive, Job(lambda _job: None))
+    run = read(folder, [Checkpoint("folder", pruned_folder), Checkpoint("zip", archive)])
     assert list(run.readings) == [DENSE, "folder", "zip"]
-    model, tokenizer = rose.load_model(str(pruned))
+    model, tokenizer = rose.load_model(str(pruned_folder))
     expected = read_text(model, encode_text(tokenizer, TEXT).tokens).losses
     for name in ("folder", "zip"):
         np.testing.assert_allclose(run.readings[name].losses, expected, rtol=1e-5)
@@ -76,15 +58,15 @@ def test_dense_and_pruned_read_the_same_text(dense: Path, pruned: Path, tmp_path
     assert 0 < chances[f"{DENSE}, chance"].sum() < 1
 
 
-def test_what_cannot_be_read_says_why(dense: Path, pruned: Path, tmp_path: Path) -> None:
-    assert "more than 256" in read(dense, [], "a" * 600).job.message
+def test_what_cannot_be_read_says_why(folder: Path, pruned_folder: Path, tmp_path: Path) -> None:
+    assert "more than 256" in read(folder, [], "a" * 600, "failed").job.message
     other = save_tiny_llama(tmp_path / "other", bos=True)
-    run = read(dense, [Checkpoint("other", other)])
-    assert (run.job.status, "into other tokens" in run.job.message) == ("failed", True)
+    run = read(folder, [Checkpoint("other", other)], status="failed")
+    assert "into other tokens" in run.job.message
     assert list(run.readings) == [DENSE]
     with pytest.raises(rose.RoseError, match="There is no model in"):
         saved_checkpoint(str(tmp_path))
-    assert saved_checkpoint(str(pruned)).name == "pruned"
+    assert saved_checkpoint(str(pruned_folder)).name == "Magnitude at 0.5"
 
 
 def test_an_archive_is_unpacked_into_its_own_folder_only(tmp_path: Path) -> None:

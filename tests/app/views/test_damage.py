@@ -14,59 +14,38 @@ from app import shared
 from app.runs.damage import DamageRequest, DamageRun, layer_of
 from app.study.setup import Setup
 from rose.model.measure.damage_report import WHOLE, rank_correlation
-from tests.app.tiny_study import MAIN, figures, texts
-from tests.tiny import save_tiny_llama
+from tests.app.tiny_study import ended, figures, open_on, texts
 
 PAGE = "views/damage.py"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
-
-
-def setup_of(folder: Path) -> Setup:
+def setup(folder: Path) -> Setup:
     return Setup(model=str(folder), samples=3, length=32, held_out=2, block_size=16, sparsity="0.5")
 
 
-def opened(folder: Path, **query: str) -> AppTest:
-    app = AppTest.from_file(MAIN, default_timeout=240)
-    for key, value in (setup_of(folder).to_texts() | query).items():
-        app.query_params[key] = value
-    app.run()
-    app.switch_page(PAGE).run()
-    assert not app.exception, app.exception
-    return app
+def opened(setup: Setup, **query: str) -> AppTest:
+    return open_on(setup, PAGE, **query)
 
 
-def finished(run: DamageRun) -> DamageRun:
-    for _ in range(240):
-        run.job.watch("test")
-        run.job.wait(1)
-        if run.job.status != "running":
-            break
-    assert run.job.status == "done", run.job.message
-    return run
-
-
-def run_of(folder: Path, request: DamageRequest) -> DamageRun:
-    return finished(shared.damages()[shared.damage_key(setup_of(folder), request)])
+def run_of(setup: Setup, request: DamageRequest) -> DamageRun:
+    return ended(shared.damages()[shared.damage_key(setup, request)])
 
 
 def title(figure: str) -> str:
     return json.loads(figure)["layout"]["title"]["text"].replace("<br>", " ")
 
 
-def test_an_empty_page_says_what_it_will_take_and_fills(folder: Path) -> None:
+def test_an_empty_page_says_what_it_will_take_and_fills(setup: Setup) -> None:
     shared.damages().clear()
-    app = opened(folder, damage_units="Layers")
+    app = opened(setup, damage_units="Layers")
     assert "Does a layer's error say what the model loses?" in texts(app)
     assert "2 × 32 held out measure the loss" in texts(app)
     assert not figures(app)
     button = app.button(key="damage-start")
     assert button.label.startswith("Measure damage, about ")
     button.click().run()
-    run = run_of(folder, DamageRequest("layers"))
+    run = run_of(setup, DamageRequest("layers"))
     app.run()
     assert not app.exception, app.exception
     damage_map, error_map, scatter = figures(app)
@@ -85,14 +64,14 @@ def test_an_empty_page_says_what_it_will_take_and_fills(folder: Path) -> None:
 
     app.segmented_control(key="damage_predictor").set_value("drift").run()
     assert f"{rank_correlation(table, 'drift'):.2f}".replace("-", "−") in title(figures(app)[2])
-    again = opened(folder, damage_units="Layers")  # another session finds it
+    again = opened(setup, damage_units="Layers")  # another session finds it
     assert len(figures(again)) == 3
     assert "Measuring" not in texts(again)
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_was(folder: Path) -> None:
+def test_a_run_that_was_stopped_goes_on_where_it_was(setup: Setup) -> None:
     """What is in the way of a cancel in a test is speed: here it is stopped by its own callback."""
-    setup, request = setup_of(folder), DamageRequest("blocks")
+    request = DamageRequest("blocks")
     run = DamageRun(setup, request, lambda: shared.load(setup.model, setup.dtype))
     tell = run.job.tell
 
@@ -102,46 +81,44 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(folder: Path) -> None:
             run.job.leave("test")
 
     run.job.tell = stop  # type: ignore[method-assign]
-    run.job.watch("test")
     run.job.start()
-    run.job.wait(120)
-    assert run.job.status == "cancelled"
+    ended(run, "cancelled")
     assert [record.unit for record in run.records] == ["model.layers.0", "model.layers.1"]
     shared.damages()[shared.damage_key(setup, request)] = run
-    app = opened(folder)
+    app = opened(setup)
     assert "Cancelled after two units; what is measured is kept." in app.warning[0].value
     bars = json.loads(figures(app)[0])
     assert [trace["customdata"] for trace in bars["data"]] == [list(run.table["unit"])]
     assert bars["layout"]["xaxis"]["range"] == [-0.6, 2.6]  # room for the third, still to come
     app.button(key="damage-start").click().run()
-    rest = run_of(folder, request)
+    rest = run_of(setup, request)
     assert rest is not run
     assert [record.unit for record in rest.records] == [*(f"model.layers.{i}" for i in range(3)), WHOLE]
     assert rest.records[:2] == run.records
     app.run()
     assert not app.exception, app.exception
-    assert len(run_of(folder, request).table) == 3
+    assert len(run_of(setup, request).table) == 3
 
 
-def test_units_of_a_pruned_model_get_their_dense_weights_back(folder: Path, tmp_path: Path) -> None:
-    model, tokenizer = rose.load_model(str(folder))
-    tokens, held_out = setup_of(folder).draw(tokenizer)
+def test_units_of_a_pruned_model_get_their_dense_weights_back(setup: Setup, tmp_path: Path) -> None:
+    model, tokenizer = rose.load_model(setup.model)
+    tokens, held_out = setup.draw(tokenizer)
     report = rose.prune_model(model, tokens, sparsity=0.5, block_size=16, held_out=held_out)
     rose.save_model(model, tokenizer, tmp_path / "pruned", report=report)
-    app = opened(folder, damage_how="Restore alone")
+    app = opened(setup, damage_how="Restore alone")
     assert app.button(key="damage-start").disabled
     assert "prune one on the Prune page and keep its checkpoint" in texts(app)
     app.text_input(key="damage_path").set_value("/nowhere").run()
     assert "There is nothing at /nowhere" in texts(app)
     app.text_input(key="damage_path").set_value(str(tmp_path / "pruned")).run()
     app.button(key="damage-start").click().run()
-    run = run_of(folder, DamageRequest("blocks", restore=str(tmp_path / "pruned")))
+    run = run_of(setup, DamageRequest("blocks", restore=str(tmp_path / "pruned")))
     app.run()
     assert not app.exception, app.exception
     table = run.table
     assert list(table["damage"]) == list(-table["delta_loss"])
     assert "All units at once give back" in texts(app)
-    dense, _ = rose.load_model(str(folder))
+    dense, _ = rose.load_model(setup.model)
     expected = rose.perplexity(dense, held_out)
     assert run.records[-1].loss == pytest.approx(math.log(expected), rel=1e-5)
     (tmp_path / "pruned" / "config.json").touch()  # pruned again
@@ -152,32 +129,30 @@ def test_units_of_a_pruned_model_get_their_dense_weights_back(folder: Path, tmp_
     ("change", "words"),
     [({"held_out": "0"}, "ask for some on the start page"), ({"sparsity": "2:4", "block_size": "3"}, "3")],
 )
-def test_what_cannot_run_is_told_before(folder: Path, change: dict[str, str], words: str) -> None:
-    app = opened(folder, **change)
+def test_what_cannot_run_is_told_before(setup: Setup, change: dict[str, str], words: str) -> None:
+    app = opened(setup, **change)
     assert app.button(key="damage-start").disabled
     assert words in texts(app)
 
 
-def test_the_threshold_of_the_pages_is_that_of_rose_alone(folder: Path) -> None:
+def test_the_threshold_of_the_pages_is_that_of_rose_alone(setup: Setup) -> None:
     shared.damages().clear()
     asked = {}
     for method in ("rose", "sparsegpt"):
-        app = opened(folder, threshold="0.1", damage_method=rose.METHODS[method].label)
+        app = opened(setup, threshold="0.1", damage_method=rose.METHODS[method].label)
         app.button(key="damage-start").click().run()
         asked[method] = next(reversed(shared.damages()))[1]
         next(reversed(shared.damages().values())).job.wait(60)
     assert {method: request.threshold for method, request in asked.items()} == {"rose": 0.1, "sparsegpt": 0.5}
-    assert "Only layers named *.o_proj are changed" in texts(opened(folder, layers="*.o_proj"))
+    assert "Only layers named *.o_proj are changed" in texts(opened(setup, layers="*.o_proj"))
 
 
-def test_the_shared_model_is_not_changed(folder: Path) -> None:
-    setup = setup_of(folder)
+def test_the_shared_model_is_not_changed(setup: Setup) -> None:
     loaded = shared.load(setup.model, setup.dtype)
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     run = DamageRun(setup, DamageRequest("blocks"), lambda: loaded)
-    run.job.watch("test")
     run.job.start()
-    finished(run)
+    ended(run)
     assert all(bool((tensor == before[name]).all()) for name, tensor in loaded.model.state_dict().items())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,9 @@ import rose
 from app import shared
 from app.runs.pruning import PruningRun
 from app.study.setup import Setup
-from tests.app.tiny_study import MAIN, figures, texts
-from tests.tiny import save_tiny_llama
+from tests.app.tiny_study import ended, figures, open_on, texts
 
 PAGE = "views/depth.py"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +33,10 @@ def reports(folder: Path) -> dict[str, rose.RunReport]:
     return found
 
 
+def opened(setup: Setup, **query: str) -> AppTest:
+    return open_on(replace(setup, sparsity="0.5"), PAGE, **query)
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> deque[rose.RunReport]:
     """The reports of the server, at first none."""
@@ -46,23 +45,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> deque[rose.RunReport]:
     return known
 
 
-def opened(folder: Path, **query: str) -> AppTest:
-    app = AppTest.from_file(MAIN, default_timeout=240)
-    setup = Setup(model=str(folder), samples=4, length=32, held_out=2, block_size=16, sparsity="0.5")
-    for key, value in (setup.to_texts() | query).items():
-        app.query_params[key] = value
-    app.run()
-    app.switch_page(PAGE).run()
-    assert not app.exception, app.exception
-    return app
-
-
 def test_runs_of_the_server_and_of_a_folder_in_one_chart(
-    folder: Path, reports: dict[str, rose.RunReport], server: deque[rose.RunReport], tmp_path: Path
+    setup: Setup, reports: dict[str, rose.RunReport], server: deque[rose.RunReport], tmp_path: Path
 ) -> None:
     server.append(reports["layer"])
     reports["dense"].save(tmp_path / "saved")
-    app = opened(folder, depth_path=str(tmp_path / "saved"))
+    app = opened(setup, depth_path=str(tmp_path / "saved"))
     layer, dense = "SparseGPT at 0.5, target layer", "SparseGPT at 0.5 (saved)"
     drawn = json.loads(figures(app)[0])
     assert [trace["name"] for trace in drawn["data"]] == [layer, dense]
@@ -86,18 +74,12 @@ def test_runs_of_the_server_and_of_a_folder_in_one_chart(
     assert "no report.json in /nowhere" in app.error[0].value
 
 
-def test_an_empty_page_offers_a_comparison_that_fills_it(folder: Path, server: deque[rose.RunReport]) -> None:
-    app = opened(folder)
+def test_an_empty_page_offers_a_comparison_that_fills_it(setup: Setup, server: deque[rose.RunReport]) -> None:
+    app = opened(setup)
     assert "Compare two targets on the chosen model" in texts(app)
     assert not figures(app)
     app.button(key="depth-compare").click().run()
-    run: PruningRun = app.session_state["comparing"]
-    for _ in range(240):
-        run.job.watch("test")
-        run.job.wait(1)
-        if run.job.status != "running":
-            break
-    assert run.job.status == "done", run.job.message
+    run: PruningRun = ended(app.session_state["comparing"])
     app.run()
     assert not app.exception, app.exception
     assert [report.summary["target"] for report in server] == ["layer", "dense"]
@@ -107,10 +89,10 @@ def test_an_empty_page_offers_a_comparison_that_fills_it(folder: Path, server: d
 
 
 def test_a_choice_follows_its_run_and_new_runs_join(
-    folder: Path, reports: dict[str, rose.RunReport], server: deque[rose.RunReport]
+    setup: Setup, reports: dict[str, rose.RunReport], server: deque[rose.RunReport]
 ) -> None:
     server.extend([reports["layer"], reports["dense"]])
-    app = opened(folder)
+    app = opened(setup)
     names = app.multiselect(key="depth_runs").value
     app.multiselect(key="depth_runs").set_value(names[1:]).run()
     few = reports["dense"]

@@ -9,7 +9,7 @@ import rose
 from app import shared
 from app.diffusion.run import STEPS, DiffusionRequest, DiffusionRun
 from app.jobs import Job
-from tests.app.tiny_study import figures, open_page, texts
+from tests.app.tiny_study import ended, figures, open_page, texts
 
 PAGE = "views/diffusion.py"
 
@@ -25,11 +25,7 @@ def finished() -> DiffusionRun:
     """A run without the app around it."""
     run = DiffusionRun(DiffusionRequest(method="wanda", samples=10), shared.dense_diffusion())
     run.job.start()
-    while run.job.status == "running":
-        run.job.watch("test")  # or it would be stopped as abandoned on a busy machine
-        run.job.wait(5)
-    assert run.job.status == "done", run.job.message
-    return run
+    return ended(run)
 
 
 def view(run: DiffusionRun, name: str) -> AppTest:
@@ -76,12 +72,9 @@ def test_the_dense_model_stays_as_it_was(finished: DiffusionRun) -> None:
 
 def test_a_run_can_be_cancelled() -> None:
     run = DiffusionRun(DiffusionRequest(), shared.dense_diffusion())
-    run.job.watch("test")
     run.job.leave("test")
     run.job.start()
-    run.job.wait(120)
-    assert run.job.status == "cancelled"
-    assert run.report is None
+    assert ended(run, "cancelled").report is None
 
 
 def test_the_button_starts_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

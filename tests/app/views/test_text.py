@@ -7,31 +7,14 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-import rose
 from app import shared
 from app.runs.reading import DENSE, TextReading
 from app.study.setup import Setup
 from app.words import word
-from tests.app.tiny_study import MAIN, texts
-from tests.tiny import save_tiny_llama
+from tests.app.tiny_study import ended, open_on, texts
 
 PAGE = "views/text.py"
 WRITTEN = "<b>A rose</b> is a rose."
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("dense"))
-
-
-@pytest.fixture(scope="module")
-def pruned(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model, tokenizer = rose.load_model(str(dense))
-    tokens = rose.load_tokens("packaged", tokenizer, samples=4, length=32)
-    report = rose.prune_model(model, tokens, method="magnitude", sparsity=0.5, block_size=16)
-    folder = tmp_path_factory.mktemp("out") / "by_hand"
-    rose.save_model(model, tokenizer, folder, report=report)
-    return folder
 
 
 @pytest.fixture
@@ -39,24 +22,13 @@ def no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "prunings", dict)
 
 
-def opened(dense: Path, **query: str) -> AppTest:
-    app = AppTest.from_file(MAIN, default_timeout=120)
-    for key, value in (Setup(model=str(dense)).to_texts() | query).items():
-        app.query_params[key] = value
-    app.run()
-    app.switch_page(PAGE).run()
-    assert not app.exception, app.exception
-    return app
+def opened(folder: Path, **query: str) -> AppTest:
+    return open_on(Setup(model=str(folder)), PAGE, **query)
 
 
-def read(app: AppTest) -> TextReading:
+def read(app: AppTest, status: str = "done") -> TextReading:
     app.button(key="text-read").click().run()
-    run: TextReading = app.session_state["reading"]
-    for _ in range(60):
-        run.job.watch("test")
-        run.job.wait(1)
-        if run.job.status != "running":
-            break
+    run: TextReading = ended(app.session_state["reading"], status)
     app.run()
     assert not app.exception, app.exception
     return run
@@ -66,8 +38,8 @@ def html(app: AppTest) -> str:
     return "\n".join(element.proto.body for element in app.get("html"))
 
 
-def test_an_empty_page_leads_to_pruning(dense: Path, no_runs: None) -> None:
-    app = opened(dense)
+def test_an_empty_page_leads_to_pruning(folder: Path, no_runs: None) -> None:
+    app = opened(folder)
     assert "It takes a pruned model" in "\n".join(text.value for text in app.text)
     assert app.button(key="text-read").disabled
     app.text_input(key="text_path").set_value("/nowhere").run()
@@ -77,10 +49,9 @@ def test_an_empty_page_leads_to_pruning(dense: Path, no_runs: None) -> None:
     assert app.selectbox(key="prune_keep").value == "zip"
 
 
-def test_a_saved_model_reads_the_text(dense: Path, pruned: Path, no_runs: None) -> None:
-    app = opened(dense, text_path=str(pruned), text_written=WRITTEN)
+def test_a_saved_model_reads_the_text(folder: Path, pruned_folder: Path, no_runs: None) -> None:
+    app = opened(folder, text_path=str(pruned_folder), text_written=WRITTEN)
     run = read(app)
-    assert run.job.status == "done", run.job.message
     name = "Magnitude at 0.5"
     assert list(run.readings) == [DENSE, name]
     gap = run.readings[name].losses - run.readings[DENSE].losses
@@ -101,8 +72,8 @@ def test_a_saved_model_reads_the_text(dense: Path, pruned: Path, no_runs: None) 
     assert "press Read again" in texts(app)
 
 
-def test_a_text_can_be_read_again_and_come_back_to(dense: Path, pruned: Path, no_runs: None) -> None:
-    app = opened(dense, text_path=str(pruned), text_written=WRITTEN)
+def test_a_text_can_be_read_again_and_come_back_to(folder: Path, pruned_folder: Path, no_runs: None) -> None:
+    app = opened(folder, text_path=str(pruned_folder), text_written=WRITTEN)
     first = read(app)
     assert read(app) is not first
     token = app.selectbox(key="text_token").value
@@ -112,8 +83,8 @@ def test_a_text_can_be_read_again_and_come_back_to(dense: Path, pruned: Path, no
     assert app.selectbox(key="text_token").value == token
 
 
-def test_a_character_of_several_tokens_can_be_explored(dense: Path, pruned: Path, no_runs: None) -> None:
-    app = opened(dense, text_path=str(pruned), text_written="😀")
+def test_a_character_of_several_tokens_can_be_explored(folder: Path, pruned_folder: Path, no_runs: None) -> None:
+    app = opened(folder, text_path=str(pruned_folder), text_written="😀")
     read(app)
     assert app.selectbox(key="text_token").options[-1] == "3 · “😀, part 4”"
     app.selectbox(key="text_token").set_value(2).run()
@@ -122,7 +93,7 @@ def test_a_character_of_several_tokens_can_be_explored(dense: Path, pruned: Path
     assert "The text goes on with “😀, part 3”" in texts(app)
 
 
-def test_a_text_that_is_too_long_is_refused(dense: Path, pruned: Path, no_runs: None) -> None:
-    app = opened(dense, text_path=str(pruned), text_written="a" * 600)
-    read(app)
+def test_a_text_that_is_too_long_is_refused(folder: Path, pruned_folder: Path, no_runs: None) -> None:
+    app = opened(folder, text_path=str(pruned_folder), text_written="a" * 600)
+    read(app, "failed")
     assert "has 600 tokens, more than 256; shorten it." in app.error[0].value
