@@ -58,6 +58,7 @@ def start_run(slot: str, run: Run, what: str) -> None:
     earlier = st.session_state.get(slot)
     if earlier is not None:
         leave(earlier.job)
+        earlier.discard()
     st.session_state[slot] = run
     follow_run(run, what)
     run.job.start()

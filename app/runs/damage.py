@@ -120,8 +120,8 @@ class DamageRun(Run):
 
     def _run(self, job: Job) -> None:
         setup, request = self.setup, self.request
+        self._say("Loading the model")
         loaded = self._load()
-        job.check()
         tokens, held_out = setup.draw(loaded.tokenizer)
         assert held_out is not None  # as checked
         options: dict[str, Any] = {"units": request.units, "layers": setup.layer_patterns}

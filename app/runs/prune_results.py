@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 import pandas as pd
 import streamlit as st
@@ -17,7 +16,7 @@ from app.runs.prune_choices import TARGETS
 from app.runs.pruning import EvaluatedModel, PruningRun, accuracy_table, layer_table, model_table
 from app.runs.request import HELD_OUT
 from app.runs.results import NUMBERS, read_results, time_and_perplexity
-from app.runs.widgets import csv_button, file_button, linked
+from app.runs.widgets import checkpoint_button, csv_button, file_button, linked
 from rose.files import expand
 from rose.model.measure.comparison import over_seeds
 
@@ -181,26 +180,24 @@ def downloads(run: PruningRun, models: list[EvaluatedModel]) -> None:
         table = layer_table(models)
         csv_button("All layers, CSV", table, "layers.csv", "all-layers", width="stretch", disabled=not pruned)
     for model in pruned:
-        _download_one(model)
+        with st.container(border=True, horizontal=True, vertical_alignment="center"):
+            _one_download(model)
 
 
-def _download_one(model: EvaluatedModel) -> None:
+def _one_download(model: EvaluatedModel) -> None:
     assert model.report is not None
     name = model.case.name
-    with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        st.markdown(f"**{model.label}**", width="stretch")
-        file_button("Report, JSON", model.report.to_json, f"{name}-report.json")
-        file_button("Layers, CSV", functools.partial(model.report.layers.to_csv, index=False), f"{name}-layers.csv")
-        if model.checkpoint is None:
-            st.caption("checkpoint not kept")
-        elif not model.checkpoint.exists():
-            st.caption("checkpoint deleted")
-        elif model.checkpoint.is_dir():
-            st.caption(f"checkpoint in {model.checkpoint}")
-        else:
-            size = components.size(model.checkpoint.stat().st_size)
-            opened = functools.partial(Path.open, model.checkpoint, "rb")
-            file_button(f"Checkpoint, {size}", opened, f"{name}.zip")
+    st.markdown(f"**{model.label}**", width="stretch")
+    file_button("Report, JSON", model.report.to_json, f"{name}-report.json")
+    file_button("Layers, CSV", functools.partial(model.report.layers.to_csv, index=False), f"{name}-layers.csv")
+    if model.checkpoint is None:
+        st.caption("checkpoint not kept")
+    elif not model.checkpoint.exists():
+        st.caption("checkpoint deleted")
+    elif model.checkpoint.is_dir():
+        st.caption(f"checkpoint in {model.checkpoint}")
+    else:
+        checkpoint_button(model.checkpoint, f"{name}.zip")
 
 
 def seeds() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -85,7 +86,7 @@ def follow(
         every: seconds between two looks.
     """
     if run.job.status != "running":
-        ended(run, rest)
+        components.job_status(run.job, key, rest)
         return
     before = found()
 
@@ -99,14 +100,6 @@ def follow(
     components.live(poll, every)
 
 
-def ended(run: Run, rest: str) -> None:
-    """Why a run did not finish; `rest` ends the sentence that it was cancelled."""
-    if run.job.status == "failed":
-        st.error(run.job.message, icon=":material/error:")
-    elif run.job.status == "cancelled":
-        components.stopped(run.job, rest)
-
-
 def csv_button(label: str, table: pd.DataFrame, name: str, key: str, **more: Any) -> None:
     """A table to take away; `more` is of `st.download_button`."""
     file_button(label, partial(table.to_csv, index=False), name, key=key, icon=":material/download:", **more)
@@ -115,3 +108,8 @@ def csv_button(label: str, table: pd.DataFrame, name: str, key: str, **more: Any
 def file_button(label: str, content: Any, name: str, **more: Any) -> None:
     """A file to take away; `content` may be a function, called for those who ask; `more` is of `st.download_button`."""
     st.download_button(label, content, name, on_click="ignore", **({"key": name} | more))
+
+
+def checkpoint_button(archive: Path, name: str) -> None:
+    """A kept checkpoint to take away; it is read only for those who ask."""
+    file_button(f"Checkpoint, {components.size(archive.stat().st_size)}", partial(Path.open, archive, "rb"), name)

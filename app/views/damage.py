@@ -14,7 +14,7 @@ from app.components import URL
 from app.figures import damage as figures
 from app.runs.checkpoints import kept_checkpoints
 from app.runs.damage import DamageRequest, DamageRun, layer_of
-from app.runs.widgets import csv_button, ended, file_button, linked, progress
+from app.runs.widgets import csv_button, file_button, linked, progress
 from rose.model.measure.damage_report import correlations
 
 INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}
@@ -44,10 +44,12 @@ def draw() -> None:
     def arriving() -> None:
         if st.session_state.pop("damage_picked", False) or (running and run.job.status != "running"):
             st.rerun()
+        table = run.table
         if run.job.status == "running":
             progress(run, "damage")
-        table = run.table
-        ended(run, f" after {words.count(len(table), 'unit')}; what is measured is kept.")
+        else:
+            done = words.count(len(table), "unit")
+            components.job_status(run.job, "damage", f" after {done}; what is measured is kept.")
         if table.empty:
             if running:
                 st.info("The first units are being measured; they will show here as they arrive.")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
-
 import streamlit as st
 
 import rose
 from app import components, session, shared, words
 from app.figures import structures as figures
 from app.runs.slimming import TOKENS, TURNS, Slimming, SlimRequest
+from app.runs.widgets import checkpoint_button, csv_button, file_button, follow
 from app.study.structures import Structures
 from rose.structured.allocation import ALLOCATIONS, head_shapes
 from rose.structured.parts import CHANNELS, HEADS, Shape
@@ -192,26 +190,16 @@ def _slim(known: Structures) -> None:
     )
     if run is None:
         st.info("Size, speed, perplexity and text of the smaller model appear here beside those of the dense one.")
-    elif run.job.status == "running":
-        components.while_running(run.job, lambda: _wait(run))
     elif run.job.status == "done":
         _outcome(run)
     else:
-        components.job_status(run.job, "slim", "; nothing was changed.")
+        follow(run, "slim", "; nothing was changed.")
 
 
 def _start(request: SlimRequest) -> None:
-    setup, earlier = session.setup(), st.session_state.get("slimming")
+    setup = session.setup()
     run = Slimming(setup, request, lambda: shared.load(setup.model, setup.dtype))
     session.start_run("slimming", run, "compress: Making it smaller")
-    if earlier is not None:
-        earlier.discard()
-
-
-def _wait(run: Slimming) -> None:
-    run.job.watch(session.viewer())
-    st.progress(run.fraction, text=run.job.message)
-    components.cancel_button(run.job, "slim")
 
 
 def _outcome(run: Slimming) -> None:
@@ -240,18 +228,10 @@ def _outcome(run: Slimming) -> None:
             st.markdown(f"**{one.label}**")
             st.code(one.text or "(nothing: the text ended)", language=None, wrap_lines=True)
     with st.container(horizontal=True):
-        st.download_button("Report, JSON", run.report.to_json, "report.json", on_click="ignore", key="slim-report")
-        st.download_button(
-            "Parts, CSV", run.report.layers.to_csv(index=False), "layers.csv", on_click="ignore", key="slim-layers"
-        )
+        file_button("Report, JSON", run.report.to_json, "report.json", key="slim-report")
+        csv_button("Parts, CSV", run.report.layers, "layers.csv", "slim-layers")
         if run.archive is not None and run.archive.exists():
-            st.download_button(
-                f"Checkpoint, {components.size(run.archive.stat().st_size)}",
-                functools.partial(Path.open, run.archive, "rb"),
-                run.archive.name,
-                on_click="ignore",
-                key="slim-checkpoint",
-            )
+            checkpoint_button(run.archive, run.archive.name)
 
 
 VIEWS = {

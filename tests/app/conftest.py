@@ -42,5 +42,6 @@ def pruned_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     model, tokenizer = rose.load_model(str(folder))
     tokens = rose.load_tokens("packaged", tokenizer, samples=4, length=32)
     report = rose.prune_model(model, tokens, method="magnitude", sparsity=0.5, block_size=16)
-    rose.save_model(model, tokenizer, folder.with_name("by_hand"), report=report)
-    return folder.with_name("by_hand")
+    place = tmp_path_factory.mktemp("pruned") / "by_hand"
+    rose.save_model(model, tokenizer, place, report=report)
+    return place
