@@ -108,7 +108,7 @@ def drift_curve(
     steps, values = np.arange(len(drift)), np.asarray(drift, np.float64)
     look = palette.method_style(method)
     figure = go.Figure()
-    marks.lines(figure, steps, values, Style(look.colour, look.label), "after %{x} steps<br>drift %{y:.3f}")
+    marks.lines(figure, steps, values, Style(look.colour, look.label), "after %{x} steps<br>drift %{y:.3f}", size=6)
     half, most = len(times) // 2, int(values.argmax())
     finding = f"{look.label}'s pictures end {words.percent(values[-1])} away"
     if most < len(times):

@@ -341,7 +341,7 @@ def gain_scatter(
     where = {"x": threshold, "y": 1, "yref": "paper", "xanchor": "left", "xshift": 4}
     marks.note(figure, f"columnar above {threshold:.2f}", theme, **where)
     figure.update_xaxes(range=[-0.02, 1.04], zeroline=False)
-    figure.update_yaxes(tickformat=".0%", zeroline=False)
+    figure.update_yaxes(tickformat=".0%", zeroline=False, rangemode="normal")  # marks at 0 are whole
     better = rows[rows[column] > 0]
     columnar = rows[rows["relative_range"] > threshold]
     both = int((better["relative_range"] > threshold).sum())

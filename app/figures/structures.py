@@ -114,7 +114,7 @@ def trade_off(table: pd.DataFrame, ratio: float, *, theme: Theme = "light") -> D
     figure = go.Figure()
     hover = "%{x:.1f} % taken out<br>mean error %{y:.4f}<br>ideal speed-up %{customdata:.2f}"
     look = Style(palette.GREEN, "predicted")
-    marks.lines(figure, 100 * table["removed"], table["error"], look, hover, customdata=table["speedup"])
+    marks.lines(figure, 100 * table["removed"], table["error"], look, hover, size=6, customdata=table["speedup"])
     edge = {"line": {"width": 2, "color": palette.INKS[theme].page}}
     marks.points(
         figure, [100 * row["removed"]], [row["error"]], Style(palette.MARK, "chosen"), "", size=14, marker=edge
