@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class Metric:
     label: str
     unit: str
     kind: str = "magnitude"  # "magnitude", "change" (centred on 0), "log", or "root" (of magnitudes; below 0 as 0)
+    who: str = ""  # of a change: what SparseGPT is compared with
 
     def text(self, value: float) -> str:
         return words.percent(value) if self.kind == "change" else words.number(value)
@@ -36,8 +37,10 @@ class Metric:
 METRICS = {
     "relative_range": Metric("Relative range", "relative range"),
     "condition": Metric("Hessian condition", "condition number", "log"),
-    "gain": Metric("Gain of two-level order over SparseGPT", "error saved", "change"),
-    "held_out_gain": Metric("Held-out gain of two-level order over SparseGPT", "held-out error saved", "change"),
+    "gain": Metric("Gain of two-level order over SparseGPT", "error saved", "change", "Two-level order"),
+    "held_out_gain": Metric(
+        "Held-out gain of two-level order over SparseGPT", "held-out error saved", "change", "Two-level order"
+    ),
     # of a table of damages
     "damage": Metric("Damage", "nats per token", "root"),
     "relative_error": Metric("Calibration error", "relative error"),
@@ -54,7 +57,7 @@ def metric(name: str) -> Metric:
         return METRICS[name]
     if name.startswith("saved_"):
         who = palette.method_style(name.removeprefix("saved_")).label
-        return Metric(f"Gain of {who} over SparseGPT", "error saved", "change")
+        return Metric(f"Gain of {who} over SparseGPT", "error saved", "change", who)
     prefix = "held_out_" if name.startswith("held_out_") else "error_"
     return Metric(f"{ERRORS[prefix]} of {palette.method_style(name.removeprefix(prefix)).label}", "relative error")
 
@@ -110,36 +113,36 @@ def model_map(
         table = table[[_is_of(projection, experts) for projection in table["projection"]]]
         layers = [layer for layer in layers if _is_of(words.place_of(layer)[1], experts)]
     every = per_layer(table, name)
-    rows, folded = _rows(every, experts)
-    row_of = dict(zip(every["layer"], rows.attrs["row"], strict=True))
-    grid = _grid(rows, [(words.place_of(layer)[0], _row(words.place_of(layer)[1], experts)) for layer in layers])
+    row_of = every["projection"].map(lambda projection: _row(projection, experts))
+    placed = every.assign(projection=row_of, text=every["value"].map(known.text))  # each in its row of the map
+    cells = _largest(placed)
+    grid = _grid(cells, [(words.place_of(layer)[0], _row(words.place_of(layer)[1], experts)) for layer in layers])
     projections = list(grid.index)
     figure = go.Figure()
-    colours = _colours(known, rows["value"], name, theme)
-    shown = rows.assign(text=rows["value"].map(known.text))
-    marks.layer_map(figure, _scaled(grid, known.kind), shown, known.unit, **colours)
+    marks.layer_map(
+        figure, _scaled(grid, known.kind), cells, known.unit, **_colours(known, cells["value"], name, theme)
+    )
+    what = f"{known.label} of {_which(experts, len(placed) - len(cells))}"
+    if name == "relative_range" and every["value"].notna().any():
+        what += f"; ringed: columnar, above {threshold:.2f}"
+        _ring(figure, placed[placed["value"] > threshold], 11 if grid.shape[1] <= 20 else 8)
+    dead = _dead(figure, table.assign(projection=row_of.tolist()))
+    if dead:
+        what += "; ×: dead columns"
+    for at, block_index in placed.loc[placed["layer"] == marked_layer, "block_index"].items():
+        row = projections.index(row_of[at])
+        marks.outline(figure, block_index - 0.5, block_index + 0.5, row - 0.5, row + 0.5)
     expected = max(len(every), len(set(layers) - set(left_out)))
+    waiting, no_value = expected - len(every), int(every["value"].isna().sum())
     without = len(set(layers) & set(left_out))
-    waiting, without_value = expected - len(every), int(every["value"].isna().sum())
-    finding, ringed = _map_finding(every, name, known, threshold, block)
-    if ringed is not None and len(ringed):
-        cells = _shown(ringed, row_of).drop_duplicates(["block_index", "projection"])
-        x, y, size = cells["block_index"], cells["projection"], 11 if grid.shape[1] <= 20 else 8
-        marks.rings(figure, x, y, f"columnar, above {threshold:.2f}", size=size, showlegend=False)
-    dead = _dead(figure, _shown(table, row_of))
-    rings = f"; ringed: columnar, above {threshold:.2f}" if ringed is not None else ""
     blanks = [f"not yet ({waiting} of {expected})"] if waiting else []
-    blanks += [f"no value ({without_value})"] if without_value else []
+    blanks += [f"no value ({no_value})"] if no_value else []
     blanks += [f"left out ({without})"] if without else []
-    blank = f"; blank: {', '.join(blanks)}" if blanks else ""
-    what = f"{known.label} of {_which(experts, folded)}{rings}{'; ×: dead columns' if dead else ''}{blank}"
-    if marked_layer is not None and marked_layer in row_of:
-        at = every[every["layer"] == marked_layer].iloc[0]
-        row = projections.index(row_of[marked_layer])
-        marks.outline(figure, at["block_index"] - 0.5, at["block_index"] + 0.5, row - 0.5, row + 0.5)
+    if blanks:
+        what += f"; blank: {', '.join(blanks)}"
+    finding = _map_finding(every, name, known, threshold, block)
     caption = _map_caption(every, known, waiting) + dead
-    axis = "projection" if experts is None else "expert"
-    alt = f"Map of {known.label.lower()} by {block} and {axis}"
+    alt = f"Map of {known.label.lower()} by {block} and {'projection' if experts is None else 'expert'}"
     height = 180 + round(34 * max(3, len(projections)) * min(1, 24 / len(projections)))
     table = every.rename(columns={"value": name})
     return style.finish(figure, theme, finding, what, caption, alt, table, x=block, height=height)
@@ -164,20 +167,17 @@ def _row(projection: str, experts: str | None) -> str:
     return found[0] if experts is None else f"expert {found[1]}"
 
 
-def _rows(every: pd.DataFrame, experts: str | None) -> tuple[pd.DataFrame, int]:
-    """One row for each cell of the map, of its layers that with the largest value; and how many were left out."""
-    row = [_row(projection, experts) for projection in every["projection"]]
-    rows = every.assign(projection=row)
+def _largest(placed: pd.DataFrame) -> pd.DataFrame:
+    """Of the layers in each cell of the map that with the largest value."""
     # Of a change the largest either way: a mean would hide both.
-    order = rows["value"].abs().fillna(-1).sort_values(ascending=False, kind="stable").index
-    kept = rows.loc[order].drop_duplicates(["block_index", "projection"]).sort_index().reset_index(drop=True)
-    kept.attrs["row"] = row
-    return kept, len(rows) - len(kept)
+    order = placed["value"].abs().fillna(-1).sort_values(ascending=False, kind="stable").index
+    return placed.loc[order].drop_duplicates(["block_index", "projection"]).sort_index().reset_index(drop=True)
 
 
-def _shown(layers: pd.DataFrame, row_of: Mapping[str, str]) -> pd.DataFrame:
-    """The layers with the row of the map that each is in."""
-    return layers.assign(projection=[row_of[layer] for layer in layers["layer"]])
+def _ring(figure: go.Figure, columnar: pd.DataFrame, size: int) -> None:
+    if len(columnar):
+        cells = columnar.drop_duplicates(["block_index", "projection"])
+        marks.rings(figure, cells["block_index"], cells["projection"], "columnar", size=size, showlegend=False)
 
 
 def _which(experts: str | None, folded: int) -> str:
@@ -247,25 +247,20 @@ def _colours(known: Metric, values: pd.Series, name: str, theme: Theme) -> dict[
     return {"colorscale": palette.SEQUENTIAL, "zmin": low, "zmax": high, "colorbar": bar}
 
 
-def _map_finding(
-    rows: pd.DataFrame, name: str, known: Metric, threshold: float, block: str
-) -> tuple[str, pd.DataFrame | None]:
-    """The title, and for relative range the columnar layers."""
+def _map_finding(rows: pd.DataFrame, name: str, known: Metric, threshold: float, block: str) -> str:
     measured = rows.dropna(subset=["value"])
     if measured.empty:
-        return f"{known.label}: {'no layer measured yet' if rows.empty else 'no layer has one'}", None
+        return f"{known.label}: {'no layer measured yet' if rows.empty else 'no layer has one'}"
     if known.kind == "change":
         better, worse = int((measured["value"] > 0).sum()), int((measured["value"] < 0).sum())
-        who = words.sentence(known.label.partition("ain of ")[2].partition(" over ")[0])
         which = "less held-out error" if name.startswith("held_out") else "less error"
         of_layers = f"{style.some(better)} of {len(measured)} layers, more on {style.some(worse)}"
-        return f"{who} has {which} than SparseGPT on {of_layers}", None
+        return f"{words.sentence(known.who)} has {which} than SparseGPT on {of_layers}"
     top = measured.loc[measured["value"].idxmax()]
     finding = f"{known.label} is highest in {words.short_layer(top['layer'])}, {known.text(top['value'])}"
     if name != "relative_range":
-        return finding, None
-    columnar = measured[measured["value"] > threshold]
-    return f"{finding}; {_where_columnar(columnar, block)}", columnar
+        return finding
+    return f"{finding}; {_where_columnar(measured[measured['value'] > threshold], block)}"
 
 
 def _where_columnar(columnar: pd.DataFrame, block: str) -> str:

@@ -35,7 +35,7 @@ def test_title_says_whether_seeds_could_have_made_the_difference() -> None:
     assert near.endswith("within the spread over seeds")
 
 
-def test_axes_start_at_zero_or_are_logarithmic() -> None:
+def test_an_axis_is_logarithmic_only_where_it_must() -> None:
     near = over_seeds_bars(results({"rose": [20, 30]}), "0.7").figure.layout
     assert near.yaxis.type is None
     far = over_seeds_bars(results({"rose": [20, 30], "magnitude": [5000, 6000]}), "0.7").figure.layout

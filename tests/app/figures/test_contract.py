@@ -61,25 +61,28 @@ SEEDS = pd.DataFrame(
     columns=["method", "sparsity", "seed", "perplexity"],
 ).assign(mean_held_out_error=0.1, seconds=1.0)
 DRIFTS = pd.DataFrame(
-    [
-        (f"SparseGPT, 0.7, target {target}", "sparsegpt", "0.7", target, block, drift, passed, arisen)
-        for target, factor in (("layer", 1.0), ("dense", 0.5))
-        for block, drift, passed, arisen in ((0, 0.1 * factor, 0.0, 0.1), (1, 0.3 * factor, 0.35 * factor, 0.1))
-    ],
-    columns=["run", "method", "sparsity", "target", "block_index", "drift", "passed_on", "arisen"],
-).assign(cancelled=lambda table: table["passed_on"] + table["arisen"] - table["drift"], perplexity=20.0)
+    [("layer", 0, 0.1, 0.0), ("layer", 1, 0.3, 0.35), ("dense", 0, 0.05, 0.0), ("dense", 1, 0.15, 0.175)],
+    columns=["target", "block_index", "drift", "passed_on"],
+).assign(
+    run=lambda table: "SparseGPT, 0.7, target " + table["target"],
+    method="sparsegpt",
+    sparsity="0.7",
+    arisen=0.1,
+    cancelled=lambda table: table["passed_on"] + 0.1 - table["drift"],
+    perplexity=20.0,
+)
 DAMAGES = pd.DataFrame(
     [
-        (f"model.layers.{block}.{kind}", block, kind, error, error, 10 * error, error / 9, cost, 0.001)
-        for block, kind, error, cost in (
-            *((0, "mlp.up_proj", 0.01, 0.5), (0, "mlp.down_proj", 0.02, 0.01), (1, "mlp.up_proj", 0.03, 0.02)),
-            *((1, "mlp.down_proj", 0.04, -0.001), (2, "mlp.up_proj", 0.05, 0.03), (2, "mlp.down_proj", 0.06, 0.04)),
-        )
+        *((0, "mlp.up_proj", 0.01, 0.5), (0, "mlp.down_proj", 0.02, 0.01), (1, "mlp.up_proj", 0.03, 0.02)),
+        *((1, "mlp.down_proj", 0.04, -0.001), (2, "mlp.up_proj", 0.05, 0.03), (2, "mlp.down_proj", 0.06, 0.04)),
     ],
-    columns=[
-        *("unit", "block_index", "projection", "relative_error", "held_out_error", "output_error", "drift", "damage"),
-        "standard_error",
-    ],
+    columns=["block_index", "projection", "relative_error", "damage"],
+).assign(
+    unit=lambda table: "model.layers." + table["block_index"].astype(str) + "." + table["projection"],
+    held_out_error=lambda table: table["relative_error"],
+    output_error=lambda table: 10 * table["relative_error"],
+    drift=lambda table: table["relative_error"] / 9,
+    standard_error=0.001,
 )
 BLOCK_DAMAGES = DAMAGES[::2].assign(unit=["model.layers.0", "model.layers.1", "model.layers.2"], projection="")
 MEASURES = [ErrorMeasures("sparsegpt", 2.0, 2.002, 2.001, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
@@ -240,8 +243,7 @@ def test_every_figure(
     assert re.match(r"<b>[A-Z0-9].*</b><br><span", layout.title.text), "a finding, and below it what is drawn"
     assert drawing.caption.endswith(".")
     assert re.search(r"\d", drawing.caption), "captions carry numbers"
-    assert drawing.caption in drawing.alt
-    assert len(drawing.alt) > len(drawing.caption)
+    assert drawing.alt.endswith(f". {drawing.caption}")
     assert len(drawing.data) > 0
     assert json.loads(drawing.data.to_json(orient="records"))
     assert layout.template.layout.font.color == palette.INKS[theme].text
@@ -294,8 +296,7 @@ def _whole_ticks(figure: go.Figure) -> None:
     """No fractions on an axis that counts: blocks, heads, layers, steps."""
     for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
         if COUNTED.match(axis.title.text or ""):
-            assert axis.dtick >= 1, axis.title.text
-            assert axis.dtick == int(axis.dtick), axis.title.text
+            assert axis.dtick in range(1, 1001), axis.title.text
 
 
 def _typed_arrays(drawing: Drawing) -> None:

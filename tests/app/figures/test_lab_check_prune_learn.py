@@ -45,14 +45,10 @@ def test_curve_is_the_undamped_error_so_far_and_ends_at_the_final_error(lab: Sim
     best = order_lab.run_style(min(final, key=final.__getitem__)).label
     assert title(drawing).startswith(f"{best} ends lowest")
     assert list(drawing.data.columns) == ["pruned_blocks", *lab.results]
-
-
-def test_a_single_curve_names_the_jump(lab: SimpleNamespace) -> None:
     natural = lab.results["natural"]
     drawing = order_lab.error_curve({"natural": natural}, lab.energy)
     steps = natural.trace.error_so_far(natural.added_damping).diff()
-    share = float(steps.max() / steps.sum())
-    jump = int(steps.argmax()) + 1
+    jump, share = int(steps.argmax()) + 1, float(steps.max() / steps.sum())
     assert title(drawing) == f"SparseGPT: step {jump} of 3 brings {100 * share:.0f} % of the error"
     with pytest.raises(rose.RoseError, match="at least one order"):
         order_lab.error_curve({}, 1.0)
@@ -107,18 +103,17 @@ def test_a_run_has_the_colour_of_its_order_and_a_methods_name_only_where_order_a
 
 
 def test_damage_adds_up(lab: SimpleNamespace) -> None:
-    result = lab.results["two_level"]
-    drawing = order_lab.damage_split(result.trace, result.order, lab.plan, step=0)
+    trace, order = lab.traced
+    drawing = order_lab.damage_split(trace, order, lab.plan, step=0)
     error, compensated = drawing.figure.data
-    assert error.y + compensated.y == pytest.approx(result.trace.lost.numpy(), rel=1e-4)
+    assert error.y + compensated.y == pytest.approx(trace.lost.numpy(), rel=1e-4)
     assert compensated.y[-1] > 0, "columns of the same block compensate even in the last block"
     assert error.customdata[0] == "block 2"
     assert drawing.data["removed_weights"].sum() == 480
 
 
 def test_frame_shows_pruned_cells_as_blank_and_what_is_free(lab: SimpleNamespace) -> None:
-    result = lab.results["two_level"]
-    drawing = sweep.sweep_frame(result.trace, result.order, 1)
+    drawing = sweep.sweep_frame(*lab.traced, 1)
     z = drawing.figure.data[0].z
     assert np.isnan(z[:, :8]).sum() == 96, "the narrow strong block comes first and gives up half of its 192 weights"
     assert not np.isnan(z[:, 8:]).any()
@@ -126,7 +121,7 @@ def test_frame_shows_pruned_cells_as_blank_and_what_is_free(lab: SimpleNamespace
     assert bands == [(-0.5, 7.5), (-0.5, 7.5), (7.5, 39.5)]
     assert drawing.caption.startswith("96 of 960 weights are pruned so far; 32 of 40 columns are still free")
     with pytest.raises(rose.RoseError, match="steps 0 to 3"):
-        sweep.sweep_frame(result.trace, result.order, 4)
+        sweep.sweep_frame(*lab.traced, 4)
 
 
 def test_frame_of_changes(lab: SimpleNamespace) -> None:
@@ -272,15 +267,11 @@ def test_a_map_shows_what_a_method_saves_in_every_layer(records: pd.DataFrame) -
         prune.layer_map(records, "wanda")
 
 
-def test_differences_over_a_wide_range_have_a_log_axis(records: pd.DataFrame) -> None:
-    spread = records.assign(relative_error=records["relative_error"] * 10.0 ** records["block_index"])
-    assert prune.layer_differences(spread).figure.layout.xaxis.type == "log"
-    assert "log scale" in below(prune.layer_differences(spread))
-
-
 def test_dumbbells_are_only_drawn_where_methods_differ(records: pd.DataFrame) -> None:
     drawing = prune.layer_differences(records)
     assert list(drawing.figure.data[1].y) == ["1 · self_attn.o_proj", "3 · self_attn.o_proj"]
+    spread = records.assign(relative_error=records["relative_error"] * 10.0 ** records["block_index"])
+    assert "log scale" in below(prune.layer_differences(spread))
     with pytest.raises(rose.RoseError, match="no differences"):
         prune.layer_differences(records[records["projection"] == "mlp.down_proj"])
 
@@ -296,14 +287,11 @@ def test_perplexity_uses_a_log_axis_only_where_it_must() -> None:
     assert drawing.figure.layout.yaxis.type == "log"
     assert title(drawing).endswith("on a log scale")
     assert drawing.figure.data[0].text[2] == "∞"
+    equal = pd.DataFrame({"method": ["sparsegpt", "rose", "wanda"], "perplexity": [31.0, 31.0, 40.0]})
+    assert title(prune.perplexity_bars(equal)) == "SparseGPT and ROSE share the lowest perplexity, 31.0"
 
 
-def test_equal_models_share_the_lowest_perplexity() -> None:
-    table = pd.DataFrame({"method": ["sparsegpt", "rose", "wanda"], "perplexity": [31.0, 31.0, 40.0]})
-    assert title(prune.perplexity_bars(table)) == "SparseGPT and ROSE share the lowest perplexity, 31.0"
-
-
-def test_timeline_has_room_for_all_layers(records: pd.DataFrame) -> None:
+def test_timeline_has_room_for_all_layers_and_tells_projections_apart_that_end_alike(records: pd.DataFrame) -> None:
     done = records[records["method"] == "rose"].head(5)
     drawing = prune.progress_timeline(done, 210)
     assert title(drawing) == "Five of 210 layers are pruned"
@@ -311,9 +299,6 @@ def test_timeline_has_room_for_all_layers(records: pd.DataFrame) -> None:
     start = prune.progress_timeline(records.head(0), 210)
     assert title(start) == "None of 210 layers are pruned"
     assert start.caption == "No layer is done yet."
-
-
-def test_timeline_tells_projections_apart_that_end_alike() -> None:
     names = ["transformer.h.0.attn.c_proj", "transformer.h.0.mlp.c_proj"]
     drawing = prune.progress_timeline(pd.DataFrame({"layer": names, "relative_error": 0.1, "seconds": 1.0}), 2)
     assert [marks.name for marks in drawing.figure.data] == ["attn.c_proj", "mlp.c_proj"]
@@ -339,9 +324,6 @@ def test_worked_example_prints_every_number() -> None:
     assert printed[36:45] == ["1.4", "2.2", "1.1", "0.7", "0.9", "1.0", "3.9", "4.2", "3.5"]
     assert printed[45:] == ["<b>4.7</b>", "<b>2.6</b>", "<b>11.6</b>"]
     assert title(drawing) == "The largest importance S is 6.7 in row 3, column 7"
-
-
-def test_too_many_numbers_are_refused() -> None:
     with pytest.raises(rose.RoseError, match="At most 24 columns"):
         learn.number_matrix(torch.rand(2, 25), (25,))
 
@@ -371,13 +353,10 @@ def test_damage_of_what_is_restored_is_what_it_gives_back() -> None:
     assert "one not lowering the loss" in drawing.caption
 
 
-def test_a_mask_that_has_not_changed_has_no_column_that_changed_most() -> None:
+def test_captions_name_no_column_of_a_mask_that_has_not_changed_and_no_others_of_one_channel() -> None:
     mask = np.zeros((4, 6), bool)
     caption = solvers.mask_changes(mask, mask, solver="ADMM", step="step 3", since="step 2").caption
     assert caption == "0 weights removed and 0 put back since step 2."
-
-
-def test_one_channel_alone_has_no_others_to_add_up() -> None:
     table = pd.DataFrame({"channel": [3, 1], "alone": [0.1, 0.2], "together": [0.1, 0.5]})
     assert structures.channel_curve(table, 1, block=0).caption == "At the line the error is 0.100."
     both = structures.channel_curve(table, 2, block=0).caption

@@ -63,24 +63,15 @@ def test_known_orders_and_methods_have_a_colour_of_their_own() -> None:
 
 
 def test_a_method_that_is_an_order_has_its_colour() -> None:
-    for method, order in (
-        ("sparsegpt", "natural"),
-        ("rose", "two_level"),
-        ("rose_global", "global"),
-        ("rose_dealt", "dealt"),
-    ):
+    orders = {"sparsegpt": "natural", "rose": "two_level", "rose_global": "global", "rose_dealt": "dealt"}
+    for method, order in orders.items():
         assert palette.METHOD_COLOURS[method] == palette.ORDER_COLOURS[order]
-
-
-def test_an_order_among_methods_is_drawn_as_that_order() -> None:
     assert palette.method_style("two_level") == palette.order_style("two_level")
 
 
 def test_labels_are_for_people() -> None:
-    assert palette.order_style("natural").label == "Natural"
-    assert palette.order_style("two_level").label == "Two-level"
-    assert palette.order_style("global").label == "Global"
-    assert palette.order_style("random:7").label == "Random, seed 7"
+    labels = {"natural": "Natural", "two_level": "Two-level", "random:7": "Random, seed 7"}
+    assert {name: palette.order_style(name).label for name in labels} == labels
     ascending = palette.order_style("two_level_ascending")
     assert ascending.label == "Two-level, ascending"
     assert ascending.colour == palette.ORDER_COLOURS["two_level"]
