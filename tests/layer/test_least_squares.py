@@ -37,6 +37,16 @@ def least_squares(weight: Tensor, mask: Tensor, matrix: Tensor) -> Tensor:
     return torch.from_numpy(best)
 
 
+def least_of_all_masks(weight: Tensor, matrix: Tensor, count: int) -> float:
+    """The error of the best mask that removes so many weights, with its best weights."""
+    chosen = torch.tensor(list(itertools.combinations(range(weight.numel()), count)))
+    masks = torch.zeros(len(chosen), weight.numel(), dtype=torch.bool).scatter_(1, chosen, True)
+    return min(
+        quadratic_form(weight - least_squares(weight, mask, matrix).float(), matrix.float())
+        for mask in masks.view(-1, *weight.shape)
+    )
+
+
 @pytest.mark.parametrize("penalty", [0.1, 1e-8])  # the second is lost in float32, where the matrix is singular
 def test_shifted_inverse(penalty: float) -> None:
     matrix = torch.block_diag(torch.ones(2, 2), torch.ones(3, 3))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import rose
 from rose.layer.error import quadratic_form
@@ -16,7 +14,7 @@ from rose.layer.methods import make_settings, prune_with
 from rose.layer.methods.rose_admm import SAMPLE, find_mask, penalties, shrunk_correlations
 from rose.layer.pattern import parse_sparsity
 from tests.layer.helpers import Layer, make_layer
-from tests.layer.test_least_squares import case, damped_hessian, least_squares
+from tests.layer.test_least_squares import case, damped_hessian, least_of_all_masks
 
 
 def literal_admm(weight: np.ndarray, gram: np.ndarray, count: int, of: int, schedule: list[float]) -> np.ndarray:
@@ -100,22 +98,11 @@ def test_beats_sparsegpt_on_other_tokens(sparsity: float | str) -> None:
     assert errors["rose_admm"] < 0.97 * errors["sparsegpt"]
 
 
-def all_masks(rows: int, columns: int, count: int) -> list[Tensor]:
-    size = rows * columns
-    chosen = torch.tensor(list(itertools.combinations(range(size), count)))
-    masks = torch.zeros(len(chosen), size, dtype=torch.bool).scatter_(1, chosen, True)
-    return list(masks.view(-1, rows, columns))
-
-
 def test_is_near_the_best_of_all_masks() -> None:
     ratios: dict[int, list[float]] = {1: [], 3: []}
     for seed in range(4):
         layer = make_layer(rows=2, columns=6, tokens=4000, seed=30 + seed)
-        matrix = damped_hessian(layer.inputs)
-        best = min(
-            quadratic_form(layer.weight - least_squares(layer.weight, mask, matrix).float(), matrix.float())
-            for mask in all_masks(2, 6, 6)
-        )
+        best = least_of_all_masks(layer.weight, damped_hessian(layer.inputs), 6)
         for effort, found in ratios.items():
             found.append(error_of(layer.prune(method="rose_admm", sparsity=0.5, options={"effort": effort})) / best)
     for found in ratios.values():
