@@ -12,7 +12,7 @@ from torch import nn
 
 from rose.layer.methods import get_method
 from rose.model.network.experts import ExpertLinear
-from rose.model.network.layers import PrunableLayer, decoder_blocks, select_layers, text_config
+from rose.model.network.layers import PrunableLayer, text_config
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision, bfloat16_gain
 from rose.model.network.residence import pick_device
@@ -79,26 +79,28 @@ def estimate_cost(
         keep_statistics: all layers' statistics stay in memory, as the app keeps them.
         compute, target: as for `rose.prune_model`.
     """
-    chosen = select_layers(model, layers)
-    _, blocks = decoder_blocks(model)
+    network = Network(model)
+    chosen = network.select(layers)
     visited = max(layer.block_index for layer in chosen) + 1
     tokens = samples * length
-    weights = sum(p.numel() for index in range(visited) for p in blocks[index].parameters())
-    every = [layer for layer in select_layers(model, None) if layer.block_index < visited]
+    weights = sum(p.numel() for block in network.blocks[:visited] for p in block.parameters())
+    every = [layer for layer in network.layers if layer.block_index < visited]
     share = expert_share(model, every)
     weights -= round((1 - share) * sum(layer.weight.numel() for layer in every if layer.is_expert))
-    groups = statistics_groups(chosen)
-    forward = passes * 2 * weights * tokens * _pass_share(model, compute)
-    plain = statistics_groups([layer for layer in chosen if not layer.is_expert])
-    routed = statistics_groups([layer for layer in chosen if layer.is_expert])
+    rounds = Precision.of(compute, network.dtype, network.device).rounds
+    products = 1 / bfloat16_gain() if rounds else 1.0  # time of one, over that of one in float32
+    forward = passes * 2 * weights * tokens * (NO_PRODUCTS + (1 - NO_PRODUCTS) * products)
+    plain, routed = (
+        statistics_groups([layer for layer in chosen if layer.is_expert == is_expert]) for is_expert in (False, True)
+    )
     hessian = 1.2 * tokens * (sum(c**2 for c in plain) + share * sum(c**2 for c in routed))
     sweep = sweeps * sum(layer.weight.numel() * layer.weight.shape[1] for layer in chosen)
-    gaps = gap_work(chosen, tokens, share, _product_share(compute, model)) if target == "dense" else 0.0
+    gaps = gap_work(chosen, tokens, share, products) if target == "dense" else 0.0
     seconds = ((forward + hessian + gaps) / FORWARD_EFFICIENCY + sweep / SWEEP_EFFICIENCY) / matmul_rate()
-    kept = sum(4 * columns**2 for columns in groups)
+    kept = sum(4 * columns**2 for columns in (*plain, *routed))
     if not keep_statistics:
         kept //= len({layer.block_index for layer in chosen})
-    hidden = 2 * 4 * tokens * text_config(model).hidden_size
+    hidden = 2 * 4 * tokens * network.config.hidden_size
     total = sum(p.numel() for p in model.parameters())
     return Cost(seconds, kept + hidden, 4 * total, len(chosen))
 
@@ -130,16 +132,6 @@ def gap_work(layers: Sequence[PrunableLayer], tokens: int, share: float = 1.0, p
     return tokens * streamed * products + solved
 
 
-def _product_share(compute: str, model: nn.Module) -> float:
-    """Time of a matrix product in this format over that in float32."""
-    return 1 / bfloat16_gain() if Precision.of(compute, Network(model).dtype, pick_device()).rounds else 1.0
-
-
-def _pass_share(model: nn.Module, compute: str) -> float:
-    """Time of a pass of float32 weights in this format, over that in float32."""
-    return NO_PRODUCTS + (1 - NO_PRODUCTS) * _product_share(compute, model)
-
-
 def estimate_evaluation(model: nn.Module, *, tokens: int, new_tokens: int = 0) -> float:
     """Seconds that perplexity on so many tokens takes, and writing so many new ones after a prompt.
 
@@ -153,13 +145,12 @@ def estimate_evaluation(model: nn.Module, *, tokens: int, new_tokens: int = 0) -
     return work / matmul_rate()
 
 
-def pass_work(model: nn.Module, tokens: int) -> list[float]:
+def pass_work(network: Network, tokens: int) -> list[float]:
     """Floating-point operations of a pass over so many tokens that begins at each decoder block; shapes alone count."""
-    _, blocks = decoder_blocks(model)
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    weights = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    head = network.model.get_output_embeddings()  # type: ignore[operator]
+    weights = [sum(p.numel() for p in block.parameters()) for block in network.blocks]
     last = 0 if head is None else sum(p.numel() for p in head.parameters())
-    return [2.0 * tokens * (sum(weights[index:]) + last) for index in range(len(blocks))]
+    return [2.0 * tokens * (sum(weights[index:]) + last) for index in range(len(weights))]
 
 
 def estimate_damage(
@@ -181,15 +172,15 @@ def estimate_damage(
         windows, window_length: those that loss is measured on.
         layers, units, sweeps: as for `rose.damage` and `estimate_cost`; no sweep where units are restored.
     """
-    held_out = windows * window_length
+    network, held_out = Network(model), windows * window_length
     tokens = samples * length + held_out
     calibration = estimate_cost(model, samples=1, length=tokens, layers=layers, sweeps=sweeps)
-    chosen = select_layers(model, layers)
+    chosen = network.select(layers)
     indices = [layer.block_index for layer in chosen]
-    work = pass_work(model, held_out)
+    work = pass_work(network, held_out)
     passes = 2 * work[0] + sum(work[index] for index in (indices if units == "layers" else set(indices)))
     seconds = calibration.seconds + passes / FORWARD_EFFICIENCY / matmul_rate()
-    hidden = 4 * len(set(indices)) * held_out * text_config(model).hidden_size
+    hidden = 4 * len(set(indices)) * held_out * network.config.hidden_size
     changed = 4 * sum(layer.weight.numel() for layer in chosen)
     return Cost(seconds, calibration.memory + hidden + changed, calibration.model_memory, len(chosen))
 

@@ -14,14 +14,8 @@ from torch import nn
 
 from rose.layer.methods import get_method
 from rose.model.estimate.duration import expert_share, statistics_groups
-from rose.model.network.layers import (
-    PrunableLayer,
-    by_block,
-    decoder_blocks,
-    prunable_layers,
-    select_layers,
-    text_config,
-)
+from rose.model.network.layers import PrunableLayer, by_block
+from rose.model.network.network import Network
 from rose.model.walk import forward
 
 # Float32 matrices alive at once in the two stages of pruning a layer, of the Hessian's size and of the weight's.
@@ -105,15 +99,15 @@ def estimate_memory(
         RoseError: an unknown method.
     """
     stages = (FACTORIZING, SWEEPING, *get_method(method).matrices)
-    _, blocks = decoder_blocks(model)
-    every, chosen = prunable_layers(model), select_layers(model, layers)
+    network = Network(model)
+    chosen = network.select(layers)
     body = getattr(model, "base_model", model)
-    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
+    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in network.blocks]
     outside = sum(parameter.numel() for parameter in body.parameters()) - sum(sizes)
     tokens = samples * length
     at_once = min(tokens, max(length, forward.BATCH_TOKENS // length * length))
-    width = text_config(model).hidden_size
-    widest = max(max(layer.weight.shape) for layer in every)
+    width = network.config.hidden_size
+    widest = max(max(layer.weight.shape) for layer in network.layers)
     of_blocks = list(by_block(chosen).values())
     inputs = [statistics_groups(found) for found in of_blocks]
     # Where each layer is pruned before it runs, only its own statistics are there.

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rose.errors import RoseError
 from rose.model.load.conversion import Conversion
 from rose.model.network.layers import PrunableLayer, decoder_blocks, named_layers
-from rose.model.network.residence import ATTRIBUTE, Residence
+from rose.model.network.residence import ATTRIBUTE, Residence, evaluating
 
 SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a shard, for its fingerprint: reading all of 140 GB would take minutes
 
@@ -83,7 +83,8 @@ class BlockFiles(Residence):
         self._conversion = Conversion(model, self.files)
         self.names = self.files.keys() | self._conversion.pieces.keys()
         self.keys = _match(model, self.files, self._conversion)
-        self._outside = self._keys_outside()
+        inside = {key for name, keys in self.keys.items() if name.startswith(f"{prefix}.") for key in keys}
+        self._outside = [key for key in self.files if key not in inside]  # embeddings, head, last norm
         self._read_buffers()
         self._revise: Callable[[int], None] = _leave
         self._checkpoint: Path | None = None  # of the run that pruned it, where there was one
@@ -92,11 +93,11 @@ class BlockFiles(Residence):
         self._identity = ""  # of all that was settled
         self._added: dict[str, nn.Parameter] = {}  # parameters that the files lack, on the meta device
         self._numbers = list(range(len(self.blocks)))  # of the decoder blocks in the files
-        self._temporary = partial(tempfile.TemporaryDirectory, dir=scratch, prefix="rose-pruned-")
+        self._scratch_in = scratch
 
     @cached_property
     def _scratch(self) -> tempfile.TemporaryDirectory:
-        return self._temporary()  # removed with this object
+        return tempfile.TemporaryDirectory(dir=self._scratch_in, prefix="rose-pruned-")  # removed with this object
 
     @property
     def scratch(self) -> Path | None:
@@ -109,12 +110,8 @@ class BlockFiles(Residence):
             for revise in (*self._settled, self._revise):
                 revise(index)
             self._fill(f"{self.prefix}.{index}.", device)
-            was_training = block.training
-            block.to(device).eval()  # the buffers too
-            try:
+            with evaluating(block, device):  # which moves the buffers too
                 yield block
-            finally:
-                block.train(was_training)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -199,7 +196,7 @@ class BlockFiles(Residence):
             return replace(layer, module=parts[layer.projection]).weight.clone()
 
     def fingerprint(self) -> str:
-        """Over dtype, headers, sizes, and samples of every file: a fine-tuned copy differs everywhere."""
+        """SHA-256 of dtype, and of header, size and samples of every file: a fine-tuned copy differs everywhere."""
         found = hashlib.sha256((str(self.dtype) + self._identity).encode())
         for path in sorted(set(self.files.values())):
             size = path.stat().st_size
@@ -270,11 +267,6 @@ class BlockFiles(Residence):
             return name
         number, rest = self._place(name)
         return f"{self.prefix}.{self._numbers[number]}.{rest}"
-
-    def _keys_outside(self) -> list[str]:
-        """Names in the files of what is in no decoder block: embeddings, head, last norm."""
-        inside = {key for name, keys in self.keys.items() if name.startswith(f"{self.prefix}.") for key in keys}
-        return [key for key in self.files if key not in inside]
 
     def split_keys(self) -> tuple[list[list[str]], list[list[str]]]:
         """Names in the model of each decoder block's parameters, and, one by one, names in the files of the rest."""

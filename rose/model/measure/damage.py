@@ -262,7 +262,7 @@ class _Run:
         self.sign = sign  # of damage, against the change of loss
         self.network, self.windows, self.units, self.done, self.progress = network, windows, units, done, progress
         self.blocks = len(network.blocks)
-        self.work = pass_work(network.model, windows.numel())
+        self.work = pass_work(network, windows.numel())
         # Besides a pass for every unit: one without any change, one with all of them.
         self.total = 2 * self.work[0] + sum(self.work[unit.block_index] for unit in units if unit.name not in done)
         self.finished = 0.0

@@ -15,7 +15,7 @@ from rose.model.load.tokens import first_token
 from rose.model.network.network import Network
 from rose.model.network.residence import evaluating
 
-TOP = 10
+TOP = 10  # of the likeliest next tokens
 CHUNK = 128  # positions whose logits are turned into probabilities at a time: a vocabulary has 10⁵ of them
 
 
@@ -51,20 +51,17 @@ class Reading:
     chances: Tensor
 
 
-def encode_text(
-    tokenizer: PreTrainedTokenizerBase, text: str, *, limit: int | None = None, bos: str = "auto"
-) -> EncodedText:
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, limit: int | None = None) -> EncodedText:
     """The text as tokens, beginning as the windows of `rose.load_tokens` do.
 
     Args:
         limit: of tokens.
-        bos: see `rose.model.load.tokens.first_token`.
 
     Raises:
         RoseError: nothing to predict, more tokens than the limit, or a tokenizer that does not say which characters a
             token stands for.
     """
-    first = first_token(tokenizer, bos)
+    first = first_token(tokenizer)
     if not tokenizer.is_fast:
         raise RoseError(
             "This model's tokenizer does not tell which characters a token stands for; choose another model."
@@ -85,13 +82,12 @@ def encode_text(
 
 
 @torch.no_grad()
-def read_text(model: nn.Module, tokens: Tensor, *, top: int = TOP, tick: Callable[[], Any] = lambda: None) -> Reading:
+def read_text(model: nn.Module, tokens: Tensor, *, tick: Callable[[], Any] = lambda: None) -> Reading:
     """Reads a text and notes the loss of every token and the likeliest next ones.
 
     Args:
         model: a transformers causal language model; moved to the device and back.
         tokens: (1, length) int64, as of `encode_text`.
-        top: of the likeliest next tokens.
         tick: called now and then; may raise to stop.
 
     Raises:
@@ -112,7 +108,7 @@ def read_text(model: nn.Module, tokens: Tensor, *, top: int = TOP, tick: Callabl
             logs = logits[start : start + CHUNK].float().log_softmax(-1)
             wanted = following[start : start + CHUNK]
             losses.append(-logs[: len(wanted)].gather(1, wanted[:, None])[:, 0].double().cpu())
-            best = logs.topk(min(top, logs.shape[1]))
+            best = logs.topk(min(TOP, logs.shape[1]))
             likely.append(best.indices.cpu())
             chances.append(best.values.double().exp().cpu())
     return Reading(torch.cat(losses), torch.cat(likely), torch.cat(chances))
