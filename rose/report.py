@@ -31,6 +31,7 @@ class LayerRecord:
     `damping` and `target_damping` are relative to the mean of diag(H). `tokens` of calibration have reached the layer:
     few or none where it is of an expert, which may then have been left dense, with sparsity 0.
     `is_damping_raised`: the Hessian could not be factorized with the damping asked for.
+    `sparsity` counts weights that were zero before too; `zeros_before` is their share.
     `order` and `budget` are those used, which tells what ROSE decided and what "measured" chose.
     """
 
@@ -56,6 +57,7 @@ class LayerRecord:
     tokens: int | None = None
     target: str = "layer"
     is_damping_raised: bool = False
+    zeros_before: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,12 @@ class RunReport:
 
     @property
     def remarks(self) -> list[str]:
-        """Where target dense could not do all that it is for, a sentence each."""
+        """Where there was nothing to remove, or target dense could not do all that it is for, a sentence each."""
+        said = self._remark_on_zeros()
         if self.summary.get("target") != "dense" or "target" not in self.layers:  # parts do not say
-            return []
+            return said
         pruned = self.layers[self.layers["sparsity"] > 0]
-        said, blocks = [], set(pruned["block_index"])
+        blocks = set(pruned["block_index"])
         corrected = set(pruned.loc[pruned["target"] == "dense and stream", "block_index"])
         if len(corrected) < len(blocks):
             said.append(
@@ -118,6 +121,17 @@ class RunReport:
                 "they read in the dense model."
             )
         return said
+
+    def _remark_on_zeros(self) -> list[str]:
+        if "zeros_before" not in self.layers:  # parts do not say
+            return []
+        same = self.layers[(self.layers["zeros_before"] > 0) & (self.layers["sparsity"] <= self.layers["zeros_before"])]
+        if same.empty:
+            return []
+        return [
+            f"In {len(same)} of {len(self.layers)} layers, such as {same['layer'].iloc[0]}, as many weights were zero "
+            "before as are now: the model was pruned already."
+        ]
 
     @property
     def stages(self) -> list[RunReport]:

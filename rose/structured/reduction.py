@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import Gap, target_error_with_bias
 from rose.model.network.layers import PrunableLayer
@@ -123,6 +124,21 @@ def sources_of(
     )
 
 
+PRUNED = 0.05  # share of zeros of an output projection above which it must have been pruned
+
+
+def check_zeros(layer: PrunableLayer, recovery: str, target: str = "layer") -> None:
+    """Raises RoseError where least squares would fill the zeros of a pruned output projection."""
+    if recovery != "exact" and target != "dense":
+        return
+    zeros = float(layer.weight.eq(0).float().mean())
+    if PRUNED < zeros < 1:
+        raise RoseError(
+            f"{layer.name} is pruned, and recovery exact and target dense would fill its zeros ({zeros:.0%} of its "
+            "weights); slim the dense model and prune what is left (--prune), or choose recovery linear, bias or none."
+        )
+
+
 def solve_part(
     part: Part,
     shape: Shape,
@@ -142,10 +158,11 @@ def solve_part(
             tokens, as far as there are any.
 
     Raises:
-        RoseError: statistics that cannot be inverted.
+        RoseError: statistics that cannot be inverted, or a pruned output projection that would be filled.
     """
     began = time.perf_counter()
     layer = part.output
+    check_zeros(layer, recovery, "dense" if targets else "layer")
     dense = layer.weight.float()
     choice = choose(method, problem, shape)
     weight, bias = recover(problem, choice.kept, recovery)

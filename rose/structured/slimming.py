@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,14 @@ from rose.model.workers import Workers
 from rose.report import RunReport, mean_or_none, records_table
 from rose.structured.allocation import changed
 from rose.structured.configuration import RECORD, droppable_blocks, reshaped_config
-from rose.structured.parts import PARTS, Part, Shape, block_parameters, count_parameters
+from rose.structured.parts import PARTS, Part, Shape, block_parameters, count_parameters, find_parts
 from rose.structured.plan import SlimPlan, SlimSettings, check_parts, plan_slimming
 from rose.structured.problem import Problem
 from rose.structured.reduction import (
     PartRecord,
     Reduction,
     Solution,
+    check_zeros,
     layers_read,
     solve_part,
     sources_of,
@@ -120,6 +122,9 @@ def prune_structured(
     if drops:
         _check_drop(model, ratio)
     kinds = () if drops else check_parts(model, parts)
+    if kinds and not is_streamed(model):  # of others each part is checked when it is read
+        for part in chain.from_iterable(find_parts(model, kinds)):
+            check_zeros(part.output, settings.repair, target)
     said = dataclasses.asdict(settings) | {"recovery": settings.repair}
     said.pop("parts")
 

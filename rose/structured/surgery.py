@@ -208,7 +208,7 @@ def read_recorded(config: Any, folder: Path | None, dtype: torch.dtype) -> Any:
         model = recorded._from_config(config, dtype=dtype)
     else:
         model, loaded = recorded.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
-        wrong = [*loaded["missing_keys"], *loaded["mismatched_keys"]]
+        wrong = [*loaded["missing_keys"], *loaded["mismatched_keys"], *loaded["unexpected_keys"]]
         if wrong:
             raise RoseError(f"The weights in {folder} do not fit the shapes in its configuration ({wrong[0]}).")
     model.__class__ = family

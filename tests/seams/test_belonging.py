@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import rose
 from rose.model.network.identity import embedding_norms
 from tests.seams.consumers import Refused, run
-from tests.seams.producers import BLOCKS, DAMAGE, HALF, Workshop
+from tests.seams.producers import BLOCKS, DAMAGE, HALF, SLIM, Workshop
 from tests.tiny import save_tiny_llama
 
 
@@ -51,3 +51,24 @@ def test_a_report_names_the_decoder_blocks_that_went(shop: Workshop) -> None:
     left = [block for index, block in enumerate(dense.model.layers) if index not in gone]
     for before, after in zip(left, slim.model.layers, strict=True):
         assert torch.equal(before.mlp.down_proj.weight, after.mlp.down_proj.weight)
+
+
+def test_slimming_without_least_squares_keeps_zeros(shop: Workshop) -> None:
+    out = shop.new("slim")
+    run(shop, *SLIM, "--method", "wanda", "--model", "{prune, 2:4}", "--output", out)
+    before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (shop.folder("prune, 2:4"), out))
+    for old, new in zip(before.model.layers, after.model.layers, strict=True):
+        kept = set(map(tuple, new.mlp.down_proj.weight.T.tolist()))
+        assert 0 < len(kept) < 128
+        assert kept <= set(map(tuple, old.mlp.down_proj.weight.T.tolist()))
+
+
+def test_zeros_that_were_there_are_told(shop: Workshop, tmp_path: Path) -> None:
+    model, tokenizer = rose.load_model(str(shop.folder("dense")))
+    model.model.layers[1].mlp.up_proj.weight.zero_()
+    rose.save_model(model, tokenizer, tmp_path / "hollow")
+    said = run(shop, *HALF, "--model", tmp_path / "hollow", "--output", tmp_path / "out")
+    assert "In 1 of 28 layers, such as model.layers.1.mlp.up_proj, as many weights were zero before as are now" in said
+    table = rose.RunReport.from_json((tmp_path / "out" / "report.json").read_text()).layers.set_index("layer")
+    assert table.loc["model.layers.1.mlp.up_proj", "sparsity"] == 1
+    assert table["sparsity"].drop("model.layers.1.mlp.up_proj").tolist() == pytest.approx([0.5] * 27, abs=1e-3)

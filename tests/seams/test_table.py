@@ -12,14 +12,14 @@ from tests.seams.producers import PRODUCERS, Workshop
 # "yes": it works, as a number shows; else which of `REFUSALS` is said.
 TABLE = """
                        report evaluate prune slim   drop  damage restore share plain diffuse Runs   Depth  Text
-prune, target layer    yes    yes      yes   yes    yes   yes    yes     rows  yes   index   yes    yes    yes
-prune, target dense    yes    yes      yes   yes    yes   yes    yes     rows  yes   index   yes    yes    yes
-prune, 2:4             yes    yes      yes   yes    yes   yes    yes     rows  yes   index   yes    yes    yes
+prune, target layer    yes    yes      yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
+prune, target dense    yes    yes      yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
+prune, 2:4             yes    yes      yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
 prune, low rank        yes    yes      yes   yes    yes   yes    yes     rows  yes   index   yes    yes    yes
-prune, owl             yes    yes      yes   yes    yes   yes    yes     rows  yes   index   yes    yes    yes
-prune, sensitivity     yes    yes      yes   yes    yes   yes    yes     rows  yes   index   yes    yes    yes
-prune, some layers     yes    yes      yes   yes    yes   yes    yes     rows  yes   index   yes    yes    yes
-prune, not held out    yes    yes      yes   yes    yes   yes    yes     rows  yes   index   yes    drift  yes
+prune, owl             yes    yes      yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
+prune, sensitivity     yes    yes      yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
+prune, some layers     yes    yes      yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
+prune, not held out    yes    yes      yes   zeros  yes   yes    yes     rows  yes   index   yes    drift  yes
 analyze                yes    model    model model  model model  model   rows  type  index   yes    drift  folder
 compare                report model    model model  model model  model   rows  type  index   report report folder
 damage, layers         report model    model model  model model  model   yes   type  index   report report folder
@@ -29,9 +29,9 @@ slim, uniform          yes    yes      yes   yes    yes   yes    shapes  rows  y
 slim, cost             yes    yes      yes   differ yes   yes    shapes  rows  sizes index   yes    yes    yes
 slim, similarity       yes    yes      yes   differ yes   yes    shapes  rows  sizes index   yes    yes    yes
 slim, depth            yes    yes      yes   yes    yes   yes    blocks  rows  yes   index   yes    drift  yes
-slim and prune         yes    yes      yes   yes    yes   yes    shapes  rows  yes   index   yes    yes    yes
-slim and prune, cost   yes    yes      yes   differ yes   yes    shapes  rows  sizes index   yes    yes    yes
-slim and prune, depth  yes    yes      yes   yes    yes   yes    blocks  rows  yes   index   yes    yes    yes
+slim and prune         yes    yes      yes   zeros  yes   yes    shapes  rows  yes   index   yes    yes    yes
+slim and prune, cost   yes    yes      yes   zeros  yes   yes    shapes  rows  sizes index   yes    yes    yes
+slim and prune, depth  yes    yes      yes   zeros  yes   yes    blocks  rows  yes   index   yes    yes    yes
 diffuse prune          yes    model    model model  model model  model   rows  type  yes     yes    drift  folder
 diffuse slim           yes    model    model model  model model  model   rows  type  yes     yes    drift  folder
 """
@@ -43,27 +43,12 @@ REFUSALS = {
     "index": r"\S+ holds no readable model_index.json, so it is not a diffusion pipeline; choose another folder, .*",
     "rows": r"\S+ (cannot be read \(No such file .*\)|is not a table of damages); choose a rows.csv of rose\.",
     "differ": r"The decoder blocks of this model differ in shape already; choose an allocation that lets them .*",
+    "zeros": r"\S+ is pruned, and recovery exact and target dense would fill its zeros .*; slim the dense model .*\.",
     "shapes": r"There is no dense weight of this shape for \S+; give the same model, dense\.",
     "blocks": r"The model to restore has 3 decoder blocks and the dense one 4, so their layers do not correspond; .*",
     # What transformers says; `rose slim` has said before that only rose reads these.
     "type": r"Unrecognized model in .*",
     "sizes": r"You set `ignore_mismatched_sizes` to `False`, .*",
-}
-
-
-# Known faults, not mended yet.
-PENDING = {
-    ("slim and prune", "report"),
-    ("slim and prune", "Runs"),
-    ("slim and prune, cost", "report"),
-    ("prune, owl", "prune"),
-    ("slim and prune", "prune"),
-    ("slim and prune", "Depth"),
-    ("slim and prune, cost", "prune"),
-    ("slim and prune, cost", "Runs"),
-    ("slim and prune, cost", "Depth"),
-    ("slim and prune, depth", "prune"),
-    ("slim and prune, depth", "Depth"),
 }
 
 
@@ -83,8 +68,6 @@ def test_the_table_knows_every_command_and_every_consumer() -> None:
 
 @pytest.mark.parametrize(("name", "consumer", "cell"), cells())
 def test_every_folder_is_taken_or_refused_in_a_sentence(name: str, consumer: str, cell: str, shop: Workshop) -> None:
-    if (name, consumer) in PENDING:
-        pytest.xfail("a known fault")
     if cell == "yes":
         CONSUMERS[consumer](shop, name)
         return

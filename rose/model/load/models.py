@@ -31,6 +31,7 @@ from transformers.utils import logging
 from rose.errors import RoseError
 from rose.files import reachable
 from rose.model.load.gguf import frugal_reading
+from rose.model.load.soundness import check_all_used, check_finite, check_sizes
 from rose.model.load.streaming import build_streamed, write_streamed
 from rose.model.network.layers import low_rank_tensors, named_layers
 from rose.model.network.residence import is_streamed
@@ -111,6 +112,7 @@ def load_model(
     with _explained(name, source), _quiet():
         config = AutoConfig.from_pretrained(source.location, **options)
         _check_causal(name, config, trust_remote_code)
+        check_sizes(name, config)
         if stream and _builder(config):
             raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
         if stream:
@@ -124,6 +126,7 @@ def load_model(
         model.is_quantized = False
         model.hf_quantizer = None
     model.requires_grad_(False)
+    check_finite(name, model.named_parameters())
     return model.eval(), tokenizer
 
 
@@ -135,6 +138,7 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
     found: Any = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, output_loading_info=True, **options)
     model, loaded = found
     _check_complete(name, loaded["missing_keys"])
+    check_all_used(name, model, loaded["unexpected_keys"])
     return model
 
 
@@ -359,4 +363,5 @@ def load_skeleton(name: str) -> nn.Module:
     with _explained(name, source), _quiet():
         config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, **source.options)
         _check_causal(name, config, trust_remote_code=False)
+        check_sizes(name, config)
         return _skeleton(config)

@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rose.errors import RoseError
 from rose.model.load.conversion import Conversion
+from rose.model.load.soundness import check_all_used, check_finite
 from rose.model.network.layers import PrunableLayer, decoder_blocks, named_layers
 from rose.model.network.residence import ATTRIBUTE, Residence, evaluating
 
@@ -51,6 +52,8 @@ def build_streamed(
     model.tie_weights()  # emptied one by one, they no longer are; a tied head must not count twice
     residence = BlockFiles(model, folder, dtype, scratch)
     _check_head(model, residence)
+    used = {key for keys in residence.keys.values() for key in keys}
+    check_all_used(str(folder), model, residence.files.keys() - used)
     setattr(model, ATTRIBUTE, residence)
     return model
 
@@ -297,6 +300,7 @@ class BlockFiles(Residence):
             # Opened anew each time: pages of an open file would stay in memory beside the copies.
             with safe_open(self.files[key], "pt") as file:
                 tensor = file.get_tensor(key)
+                check_finite(str(self.files[key]), [(key, tensor)])
                 return tensor.to((dtype or self.dtype) if tensor.is_floating_point() else tensor.dtype, copy=True)
         except (OSError, SafetensorError) as problem:
             raise RoseError(f"{self.files[key]} cannot be read any more ({problem}); restore it.") from problem

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Unpack
 
+from torch import Tensor
+
 from rose.layer import error
 from rose.layer.hessian import sampling_damping
 from rose.layer.methods import Known, LayerResult, Settings, SettingsOptions, make_settings, prune_with
@@ -134,16 +136,18 @@ def dense_record(layer: PrunableLayer, known: InputStatistics | None, settings: 
 
 
 def record_of(layer: PrunableLayer, result: LayerResult, seconds: float, damping: float, **found: Any) -> LayerRecord:
-    """The outcome of one layer in numbers.
+    """The outcome of one layer, not changed yet, in numbers.
 
     `damping` is what was asked for; `found` are fields of `LayerRecord` that the result does not know, or knows less
     well: errors on other inputs or against other targets, tokens.
     """
     told: dict[str, Any] = {"relative_error": result.relative_error, "held_out_error": None}
+    before = _share_of_zeros(layer.weight)
     return LayerRecord(
         **_place(layer),
         method=result.method,
-        sparsity=result.sparsity,
+        sparsity=max(result.sparsity, _share_of_zeros(result.weight)) if before else result.sparsity,
+        zeros_before=before,
         relative_range=result.plan.relative_range,
         is_columnar=result.plan.is_columnar,
         damping=result.damping,
@@ -154,6 +158,10 @@ def record_of(layer: PrunableLayer, result: LayerResult, seconds: float, damping
         is_damping_raised=result.damping > damping,
         **told | found,
     )
+
+
+def _share_of_zeros(weight: Tensor) -> float:
+    return int(weight.eq(0).sum()) / weight.numel()
 
 
 def _place(layer: PrunableLayer) -> dict[str, Any]:
