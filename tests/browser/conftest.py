@@ -24,10 +24,9 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# Milliseconds; a loaded two-core machine takes a minute only to read the model.
-RUN_PATIENCE = 300_000
-PATIENCE = 45_000
+PATIENCE = 300_000  # milliseconds: every wait ends with what it waits for, so a busy machine only takes longer
 expect.set_options(timeout=PATIENCE)
+OpenPage = Callable[..., Page]
 
 # A columnar layer with its whole decoder block, and attention of the first one: twelve layers, measured in seconds.
 SETUP = {
@@ -44,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = [item for item in items if Path(__file__).parent in item.path.parents]
     for item in here:
         item.add_marker("browser")
-        item.add_marker(pytest.mark.timeout(600))
+        item.add_marker(pytest.mark.timeout(1800))
         if CHROMIUM is None:
             item.add_marker(pytest.mark.skip(reason="no Chromium on this machine: install Debian's chromium"))
 
@@ -150,14 +149,41 @@ def settle(page: Page) -> None:
     expect(page.get_by_test_id("stSkeleton")).to_have_count(0)
 
 
-def measure(page: Page, patience: float = RUN_PATIENCE) -> None:
+def measure(page: Page) -> None:
     """Presses the start page's button, waits for the end of the run, and for the links to what it has found."""
-    page.get_by_role("button", name="Measure layers").click(timeout=patience)
-    done = page.get_by_test_id("stSidebar").get_by_text(re.compile(" layers? measured"))
-    expect(done).to_be_visible(timeout=patience)
+    page.get_by_role("button", name="Measure layers").click(timeout=PATIENCE)
+    expect(page.get_by_test_id("stSidebar").get_by_text(re.compile(" layers? measured"))).to_be_visible()
     settle(page)
     expect(page.get_by_role("link", name="See all layers at a glance")).to_be_visible()
     expect(page.get_by_role("link", name="See one layer in depth")).to_be_visible()
+
+
+def section(page: Page, name: str) -> None:
+    """Opens a section of the page; where there are many, they are buttons."""
+    main = page.get_by_test_id("stMain")
+    main.get_by_role("radio", name=name, exact=True).or_(
+        main.get_by_role("button", name=name, exact=True)
+    ).first.click()
+    settle(page)
+
+
+def rows(page: Page) -> list[list[str]]:
+    """The first table's cells, without its head."""
+    table = page.get_by_test_id("stTable").first
+    return [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
+
+
+def chosen_layer(page: Page) -> Locator:
+    """The select box in the sidebar."""
+    return page.get_by_test_id("stSidebar").get_by_role("combobox")
+
+
+def choose(page: Page, label: str, typed: str) -> None:
+    """Chooses in a select box by keyboard, as anybody without a mouse would."""
+    box = page.get_by_test_id("stMain").get_by_role("combobox", name=re.compile(label))
+    box.click()
+    box.fill(typed)
+    box.press("Enter")
 
 
 def metric(page: Page, label: str) -> Locator:
@@ -168,14 +194,14 @@ def metric(page: Page, label: str) -> Locator:
 def expect_finding(page: Page, says: str, at: int = 0) -> None:
     """Waits until the figure's title, first figure first, matches: Plotly draws after the script has ended."""
     title = page.get_by_test_id("stPlotlyChart").nth(at).locator(".gtitle")
-    until = time.monotonic() + PATIENCE / 1000
-    while True:
-        expect(title).to_be_visible()
-        found = " ".join(title.locator('tspan[style*="font-weight"]').all_text_contents())
+    expect(title).to_be_visible()
+    bold, found = title.locator('tspan[style*="font-weight"]'), ""
+    for _ in range(PATIENCE // 100):
+        found = " ".join(bold.all_text_contents())
         if re.search(says, found):
             return
-        assert time.monotonic() < until, f"{found!r} does not match {says!r}"
         page.wait_for_timeout(100)
+    raise AssertionError(f"{found!r} does not match {says!r}")
 
 
 def click_mark(page: Page, mark: Locator) -> None:

@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from app import words
-from tests.browser.conftest import COLUMNAR_LAYER, MEASURED_LAYERS, PATIENCE, settle
-
-
-def rows(page: Page) -> list[list[str]]:
-    """The first table's cells, without its head."""
-    table = page.get_by_test_id("stTable").first
-    return [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
+from tests.browser.conftest import COLUMNAR_LAYER, MEASURED_LAYERS, OpenPage, rows, section, settle
 
 
 def measure_layer(page: Page) -> None:
     page.get_by_role("button", name="Measure this layer").click()
-    expect(page.get_by_text("Measured on 1024 tokens")).to_be_visible(timeout=PATIENCE)
-    settle(page)
-
-
-def section(page: Page, name: str) -> None:
-    page.get_by_role("radio", name=name).or_(page.get_by_role("button", name=name, exact=True)).first.click()
+    expect(page.get_by_text("Measured on 1024 tokens")).to_be_visible()
     settle(page)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_three_measures_of_a_columnar_layer(scheme: str, open_page: Callable[..., Page], measured: str) -> None:
+def test_three_measures_of_a_columnar_layer(scheme: str, open_page: OpenPage, measured: str) -> None:
     page = open_page("check", f"{measured}&layer={COLUMNAR_LAYER}&check=Three+measures", scheme)
     measure_layer(page)
     errors, held_out = {}, {}
@@ -59,7 +47,7 @@ def test_three_measures_of_a_columnar_layer(scheme: str, open_page: Callable[...
     assert promised["Wanda"] == ("row", "576", "0")
 
 
-def test_all_layers_and_the_choice_of_one(open_page: Callable[..., Page], measured: str) -> None:
+def test_all_layers_and_the_choice_of_one(open_page: OpenPage, measured: str) -> None:
     page = open_page("check", f"{measured}&check=All+layers")
     heading = page.get_by_role("heading", level=2).inner_text()
     found = re.match(r"Twelve layers: none fails, (\w+) needs? review, (\w+) pass(?:es)?", heading)

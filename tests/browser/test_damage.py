@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from urllib.parse import urlencode
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
-from tests.browser.conftest import RUN_PATIENCE, click_mark, expect_finding, settle
+from tests.browser.conftest import OpenPage, click_mark, expect_finding, settle
 
 SMALL = {"layers": "model.layers.28.* model.layers.29.*", "samples": "2", "length": "128", "held_out": "2"}
 
 
-def test_damage_is_measured_and_a_mark_leads_to_its_layer(open_page: Callable[..., Page]) -> None:
+def test_damage_is_measured_and_a_mark_leads_to_its_layer(open_page: OpenPage) -> None:
     page = open_page("damage", urlencode(SMALL))
     expect(page.get_by_text("Does a layer's error say what the model loses?")).to_be_visible()
     page.get_by_role("button", name=re.compile("Measure damage, about")).click()
-    expect(page.get_by_text("All units at once cost")).to_be_visible(timeout=RUN_PATIENCE)
+    expect(page.get_by_text("All units at once cost")).to_be_visible()
     settle(page)
     expect_finding(page, "^Damage is highest in decoder block (28|29)", at=0)
     expect_finding(page, "^Held-out error is highest in decoder block (28|29)", at=1)

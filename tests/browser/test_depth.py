@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 import torch
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 import rose
-from tests.browser.conftest import expect_finding, settle
-from tests.browser.test_check import section
+from tests.browser.conftest import OpenPage, expect_finding, section, settle
 from tests.tiny import save_tiny_llama
 
 DENSE = "SparseGPT at 0.5 (dense)"
@@ -31,7 +29,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_saved_runs_are_compared_in_every_section(scheme: str, saved: Path, open_page: Callable[..., Page]) -> None:
+def test_saved_runs_are_compared_in_every_section(scheme: str, saved: Path, open_page: OpenPage) -> None:
     page = open_page("depth", urlencode({"depth_path": str(saved)}), scheme)
     main = page.get_by_test_id("stMain")
     drift = {

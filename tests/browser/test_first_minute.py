@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import expect
 
 from app.study.cache import EXAMPLE, read_example
 from app.study.setup import Setup
 from app.words import short_layer
-from tests.browser.conftest import COLUMNAR_LAYER, PATIENCE, RUN_PATIENCE, expect_finding, settle
+from tests.browser.conftest import COLUMNAR_LAYER, OpenPage, choose, chosen_layer, expect_finding, settle
 from tests.browser.test_prune import SMALL
 
-OpenPage = Callable[..., Page]
 PAGES = (
     "Start",
     "Layers",
@@ -36,10 +34,6 @@ PAGES = (
 )
 
 
-def chosen_layer(page: Page) -> Locator:
-    return page.get_by_test_id("stSidebar").get_by_role("combobox")
-
-
 def test_from_a_cold_start_into_the_example(open_page: OpenPage) -> None:
     assert EXAMPLE.exists()
     kept = read_example(Setup())
@@ -51,21 +45,16 @@ def test_from_a_cold_start_into_the_example(open_page: OpenPage) -> None:
     expect(page.get_by_role("button", name="Measure layers")).to_be_hidden()  # under "Change set-up"
     page.get_by_role("button", name="Explore the example").click()
     expect(page.get_by_role("heading", name="Layer: what makes it columnar, or not?")).to_be_visible()
-    expect(page.get_by_test_id("stMetric").filter(has_text="Held out, ROSE")).to_be_visible(timeout=RUN_PATIENCE)
+    expect(page.get_by_test_id("stMetric").filter(has_text="Held out, ROSE")).to_be_visible()
     expect(page.get_by_text("See what one-shot pruning does to a language model")).to_be_visible()
     expect(chosen_layer(page)).to_have_value(short_layer(best.layer))
 
 
 def test_back_undoes_a_choice_of_layer(open_page: OpenPage, measured: str) -> None:
     page = open_page("layers", f"{measured}&layer={COLUMNAR_LAYER}")
-    box = page.get_by_test_id("stMain").get_by_role("combobox", name="Chosen layer")
-    box.click()
-    box.fill("0 · self_attn.q_proj")
-    box.press("Enter")
-    settle(page)
+    choose(page, "Chosen layer", "0 · self_attn.q_proj")
     expect(chosen_layer(page)).to_have_value("0 · self_attn.q_proj")
     page.go_back()
-    settle(page)
     expect(chosen_layer(page)).to_have_value("18 · self_attn.o_proj")
 
 
@@ -73,16 +62,16 @@ def test_a_reload_keeps_a_run_its_cancel_and_its_results(open_page: OpenPage, me
     long = SMALL | {"prune_layers": "*", "prune_prompt": "", "prune_methods": "SparseGPT"}
     page = open_page("prune", f"{measured}&{urlencode(long)}")
     page.get_by_role("button", name="Prune", exact=True).click()
-    expect(page.get_by_role("button", name="Cancel")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
     page.reload()
     settle(page)
-    expect(page.get_by_role("button", name="Cancel")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
     page.wait_for_timeout(11_000)  # the page before the reload counts as a watcher for ten seconds
     page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_text("Cancelled before a copy was finished")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("Cancelled before a copy was finished")).to_be_visible()
     page.reload()
     settle(page)
-    expect(page.get_by_text("Cancelled before a copy was finished")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("Cancelled before a copy was finished")).to_be_visible()
 
 
 def test_pictures_from_the_download_menu(open_page: OpenPage, measured: str) -> None:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
-from tests.browser.conftest import settle
-
-Open = Callable[..., Page]
-expect.set_options(timeout=60_000)  # a loaded machine takes its time
+from tests.browser.conftest import OpenPage, settle
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_worked_example_before_any_model(open_page: Open, scheme: str) -> None:
+def test_worked_example_before_any_model(open_page: OpenPage, scheme: str) -> None:
     page = open_page("learn", "", scheme)
     expect(page.get_by_role("heading", name="A weight matters by its own size")).to_be_visible()
     below = page.get_by_role("button", name="Next").bounding_box()
@@ -35,7 +31,7 @@ def test_worked_example_before_any_model(open_page: Open, scheme: str) -> None:
     expect(page.get_by_role("radio", name="2 Pre-pruning")).to_be_checked()
 
 
-def test_predict_and_reveal(open_page: Open) -> None:
+def test_predict_and_reveal(open_page: OpenPage) -> None:
     page = open_page("learn", "lesson=4+Order")
     reveal = page.get_by_role("button", name="Reveal")
     expect(reveal).to_be_disabled()
@@ -46,7 +42,7 @@ def test_predict_and_reveal(open_page: Open) -> None:
     expect(page.get_by_text("Pruned in the order 8, 7, 9, 2, 1, 3, 6, 5, 4")).to_be_visible()
 
 
-def test_a_sweep_plays_to_its_end(open_page: Open, measured: str) -> None:
+def test_a_sweep_plays_to_its_end(open_page: OpenPage, measured: str) -> None:
     page = open_page("learn", f"{measured}&lesson=5+Compensation&lesson_kind=Real+layer")
     expect(page.get_by_text("of smollm2-135m: the highest relative range")).to_be_visible()
     expect(page.get_by_role("heading", name="how will they end?")).to_be_visible()
@@ -63,7 +59,7 @@ def test_a_sweep_plays_to_its_end(open_page: Open, measured: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_strength_and_effects(open_page: Open, scheme: str) -> None:
+def test_strength_and_effects(open_page: OpenPage, scheme: str) -> None:
     page = open_page("learn", "lesson=7+Strength", scheme)
     expect(page.get_by_text("A generated layer of 64 × 96 weights")).to_be_visible()
     page.locator(".st-key-lesson_blocks").get_by_role("slider").focus()
@@ -75,7 +71,7 @@ def test_strength_and_effects(open_page: Open, scheme: str) -> None:
     expect(page.get_by_text("Lowest: global order, layer budget")).to_be_visible()
 
 
-def test_text_and_stage_stay_where_they_are(open_page: Open) -> None:
+def test_text_and_stage_stay_where_they_are(open_page: OpenPage) -> None:
     page = open_page("learn", "lesson=1+Importance")
     places = []
     for _ in range(4):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import expect
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
@@ -15,14 +14,16 @@ from tests.browser.conftest import (
     COLUMNAR_LAYER,
     MEASURED_LAYERS,
     SETUP,
+    OpenPage,
+    choose,
+    chosen_layer,
     click_mark,
     expect_finding,
     measure,
     metric,
+    section,
     settle,
 )
-
-OpenPage = Callable[..., Page]
 
 
 @dataclass(frozen=True)
@@ -51,25 +52,6 @@ def expected(packaged: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> Expec
         plan.block_width,
         int(plan.column_loss.argmax()),
     )
-
-
-def chosen_layer(page: Page) -> Locator:
-    """The select box in the sidebar."""
-    return page.get_by_test_id("stSidebar").get_by_role("combobox")
-
-
-def section(page: Page, name: str) -> None:
-    page.get_by_test_id("stMain").get_by_role("radio", name=name, exact=True).click()
-    settle(page)
-
-
-def choose(page: Page, label: str, typed: str) -> None:
-    """Chooses in a select box by keyboard, as anybody without a mouse would."""
-    box = page.get_by_test_id("stMain").get_by_role("combobox", name=re.compile(label))
-    box.click()
-    box.fill(typed)
-    box.press("Enter")
-    settle(page)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

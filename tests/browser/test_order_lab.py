@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from urllib.parse import parse_qs, urlencode, urlparse
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import COLUMNAR_LAYER, settle
-
-Open = Callable[..., Page]
-expect.set_options(timeout=60_000)  # a loaded machine takes its time
+from tests.browser.conftest import COLUMNAR_LAYER, OpenPage, settle
 
 
-def lab(open_page: Open, measured: str, section: str, scheme: str = "light") -> Page:
+def lab(open_page: OpenPage, measured: str, section: str, scheme: str = "light") -> Page:
     query = f"{measured}&{urlencode({'layer': COLUMNAR_LAYER, 'lab_section': section})}"
     page = open_page("order_lab", query, scheme)
     expect(page.get_by_role("heading", name="Order lab: does the pruning order matter?")).to_be_visible()
@@ -29,7 +25,7 @@ def tile(page: Page, label: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_curves_and_table(open_page: Open, measured: str, scheme: str) -> None:
+def test_curves_and_table(open_page: OpenPage, measured: str, scheme: str) -> None:
     page = lab(open_page, measured, "Compare orders", scheme)
     lowest = page.get_by_text("Lowest: ")
     expect(lowest).to_be_visible()
@@ -39,7 +35,7 @@ def test_curves_and_table(open_page: Open, measured: str, scheme: str) -> None:
     expect(page.get_by_text("Each removes 70.0 % of the weights.")).to_be_visible()
 
 
-def test_an_order_of_ones_own(open_page: Open, measured: str) -> None:
+def test_an_order_of_ones_own(open_page: OpenPage, measured: str) -> None:
     page = lab(open_page, measured, "Your own order")
     natural, two_level = tile(page, "Natural order"), tile(page, "Two-level order")
     assert two_level < natural == tile(page, "Your order")
@@ -62,7 +58,7 @@ def test_an_order_of_ones_own(open_page: Open, measured: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_scrubbing_by_keyboard(open_page: Open, measured: str, scheme: str) -> None:
+def test_scrubbing_by_keyboard(open_page: OpenPage, measured: str, scheme: str) -> None:
     page = lab(open_page, measured, "Inside a sweep", scheme)
     expect(page.get_by_text("448 of 576 columns are still free")).to_be_visible()
     page.locator(".st-key-lab_step").get_by_role("slider").focus()
@@ -72,7 +68,7 @@ def test_scrubbing_by_keyboard(open_page: Open, measured: str, scheme: str) -> N
     expect(page.get_by_text("of the error", exact=False).first).to_be_visible()
 
 
-def test_every_position_of_the_costliest_block(open_page: Open, measured: str) -> None:
+def test_every_position_of_the_costliest_block(open_page: OpenPage, measured: str) -> None:
     page = lab(open_page, measured, "Costliest block")
     caption = page.get_by_text("The error is lowest")
     expect(caption).to_contain_text("of 5.")
@@ -80,7 +76,7 @@ def test_every_position_of_the_costliest_block(open_page: Open, measured: str) -
     assert low < high
 
 
-def test_bars_and_matrix(open_page: Open, measured: str) -> None:
+def test_bars_and_matrix(open_page: OpenPage, measured: str) -> None:
     page = lab(open_page, measured, "By sparsity")
     expect(page.get_by_text("Mean over four sparsities", exact=False)).to_be_visible()
     page.get_by_role("radio", name="Order and budget").click()

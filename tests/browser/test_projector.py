@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from tests.app.views.test_learn import LABELS
-from tests.browser.conftest import settle
+from tests.browser.conftest import OpenPage, settle
 
-Open = Callable[..., Page]
 # Of a lesson's text and of its stage: how far they can be scrolled, which is what does not fit.
 HIDDEN = """name => {
     const parts = [...document.querySelectorAll(`.st-key-${name}, .st-key-${name} *, :has(> .st-key-${name})`)];
@@ -20,7 +18,7 @@ HIDDEN = """name => {
 }"""
 
 
-def test_a_clicker_turns_lessons_wherever_the_focus_is(open_page: Open) -> None:
+def test_a_clicker_turns_lessons_wherever_the_focus_is(open_page: OpenPage) -> None:
     page = open_page("learn", urlencode({"lesson": LABELS[6], "projector": "on"}))
     expect(page.get_by_test_id("stSidebar")).to_be_hidden()
     slider = page.locator(".st-key-lesson_blocks").get_by_role("slider")
@@ -45,7 +43,7 @@ def test_a_clicker_turns_lessons_wherever_the_focus_is(open_page: Open) -> None:
 
 
 @pytest.mark.parametrize("size", [(1280, 800), (1920, 1080)], ids=str)
-def test_nothing_of_a_lesson_is_cut_off(open_page: Open, size: tuple[int, int]) -> None:
+def test_nothing_of_a_lesson_is_cut_off(open_page: OpenPage, size: tuple[int, int]) -> None:
     page = open_page("learn", urlencode({"projector": "on"}))
     page.set_viewport_size({"width": size[0], "height": size[1]})
     for label in LABELS:

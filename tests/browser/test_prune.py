@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -12,8 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 import rose
-from tests.browser.conftest import PATIENCE, RUN_PATIENCE, settle
-from tests.browser.test_check import rows, section
+from tests.browser.conftest import OpenPage, rows, section, settle
 from tests.tiny import save_tiny_llama
 
 # The model is in memory once a set-up of it has been measured, so runs begin at once.
@@ -25,18 +23,18 @@ SMALL = {
 }
 
 
-def prune(page: Page, patience: float = RUN_PATIENCE) -> None:
+def prune(page: Page) -> None:
     """Presses the button and waits for the end of the run."""
     button = page.get_by_role("button", name="Prune", exact=True)
     button.click()
     # Not Cancel, which other work shows too, and which is away for a moment whenever a model is done.
-    expect(button).to_be_disabled(timeout=PATIENCE)
-    expect(button).to_be_enabled(timeout=patience)
+    expect(button).to_be_disabled()
+    expect(button).to_be_enabled()
     settle(page)
 
 
 @pytest.mark.parametrize(("scheme", "sparsity", "removed"), [("light", "0.7", "70.00 %"), ("dark", "2:4", "50.00 %")])
-def test_perplexity_texts_and_report(scheme: str, sparsity: str, removed: str, open_page: Callable[..., Page]) -> None:
+def test_perplexity_texts_and_report(scheme: str, sparsity: str, removed: str, open_page: OpenPage) -> None:
     query = SMALL | {"prune_sparsities": sparsity, "prune_methods": "SparseGPT"}
     page = open_page("prune", urlencode(query), scheme)
     expect(page.get_by_text("One copy, four layers each: about")).to_be_visible()
@@ -70,7 +68,7 @@ def test_perplexity_texts_and_report(scheme: str, sparsity: str, removed: str, o
     assert len(report["layers"]) == 4
 
 
-def test_a_downloaded_checkpoint_loads(open_page: Callable[..., Page], tmp_path: Path) -> None:
+def test_a_downloaded_checkpoint_loads(open_page: OpenPage, tmp_path: Path) -> None:
     """On a tiny model: the packaged one is half a gigabyte."""
     query = {
         "model": str(save_tiny_llama(tmp_path / "tiny")),
@@ -95,20 +93,20 @@ def test_a_downloaded_checkpoint_loads(open_page: Callable[..., Page], tmp_path:
     assert (weight.view(len(weight), -1, 4).ne(0).sum(-1) <= 2).all()
 
 
-def test_cancel_and_leaving_the_page(open_page: Callable[..., Page], measured: str) -> None:
+def test_cancel_and_leaving_the_page(open_page: OpenPage, measured: str) -> None:
     query = SMALL | {"prune_layers": "*", "prune_prompt": "", "prune_methods": "SparseGPT"}
     page = open_page("prune", f"{measured}&{urlencode(query)}")
     page.get_by_role("button", name="Prune", exact=True).click()
-    expect(page.get_by_role("button", name="Cancel")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
     # The run goes on while other pages are looked at, and says so there.
     page.get_by_role("link", name="Start").click()
-    expect(page.get_by_text("% done")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("% done")).to_be_visible()
     page.get_by_role("link", name="Prune").click()
     page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_text("Cancelled before a copy was finished")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("Cancelled before a copy was finished")).to_be_visible()
 
 
-def test_means_and_spread_over_seeds_from_a_file(open_page: Callable[..., Page], tmp_path: Path) -> None:
+def test_means_and_spread_over_seeds_from_a_file(open_page: OpenPage, tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text(
         "method,sparsity,seed,perplexity,mean_held_out_error,seconds\n"
@@ -117,5 +115,5 @@ def test_means_and_spread_over_seeds_from_a_file(open_page: Callable[..., Page],
     page = open_page("prune", urlencode({"prune_view": "Over seeds"}))
     page.locator('input[type="file"]').set_input_files(file)
     caption = "Mean ± half the range over up to two seeds: ROSE 23.0 ± 3.00, SparseGPT 35.0 ± 5.00."
-    expect(page.get_by_text(caption)).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text(caption)).to_be_visible()
     expect(page.get_by_role("figure", name="SparseGPT lies above every seed of it")).to_be_visible()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
 
 from app.runs import html_report
 from tests.app.runs.made_reports import made_report, saved
-from tests.browser.conftest import PATIENCE, expect_finding
+from tests.browser.conftest import OpenPage, expect_finding
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def test_the_report_needs_no_network(browser: Browser, folders: list[str], tmp_p
     page.on("request", lambda request: asked.append(request.url))
     page.goto(output.as_uri())
     figures = page.locator("figure")
-    expect(page.locator("body[data-drawn]")).to_be_attached(timeout=PATIENCE)
+    expect(page.locator("body[data-drawn]")).to_be_attached()
     assert figures.count() == 7
     for figure in figures.all():
         plot = figure.locator(".cartesianlayer .subplot").first
@@ -52,7 +51,7 @@ def test_the_report_needs_no_network(browser: Browser, folders: list[str], tmp_p
     context.close()
 
 
-def test_folders_are_put_side_by_side(open_page: Callable[..., Page], folders: list[str], tmp_path: Path) -> None:
+def test_folders_are_put_side_by_side(open_page: OpenPage, folders: list[str], tmp_path: Path) -> None:
     page = open_page("runs", urlencode({"runs_path": "; ".join(folders)}))
     expect_finding(page, "has the lower held-out error in six of six layers; on average it is 20 % lower")
     with page.expect_download() as waiting:

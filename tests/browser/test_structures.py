@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 from transformers import AutoModelForCausalLM
 
-from tests.browser.conftest import PATIENCE, RUN_PATIENCE, measure, settle
-from tests.browser.test_check import rows, section
+from tests.browser.conftest import OpenPage, measure, rows, section, settle
 from tests.tiny import save_tiny_llama
 
 
-def test_a_model_is_made_smaller_from_the_button_to_the_download(
-    open_page: Callable[..., Page], tmp_path: Path
-) -> None:
+def test_a_model_is_made_smaller_from_the_button_to_the_download(open_page: OpenPage, tmp_path: Path) -> None:
     query = {
         "model": str(save_tiny_llama(tmp_path / "tiny")),
         "samples": "2",
@@ -28,13 +24,13 @@ def test_a_model_is_made_smaller_from_the_button_to_the_download(
     page = open_page("", urlencode(query))
     measure(page)
     page.get_by_role("link", name="Structures").click()
-    expect(page.get_by_role("radio", name="Make it smaller")).to_be_visible(timeout=RUN_PATIENCE)
+    expect(page.get_by_role("radio", name="Make it smaller")).to_be_visible()
     section(page, "Make it smaller")
     button = page.get_by_role("button", name="Make a smaller copy")
-    expect(button).to_be_enabled(timeout=RUN_PATIENCE)
+    expect(button).to_be_enabled()
     button.click()
     download = page.get_by_role("button", name="Checkpoint, ")
-    expect(download).to_be_visible(timeout=RUN_PATIENCE)
+    expect(download).to_be_visible()
     settle(page)
     dense, slim = rows(page)
     assert dense[0] == "Dense"
@@ -42,7 +38,7 @@ def test_a_model_is_made_smaller_from_the_button_to_the_download(
     parameters = [int("".join(filter(str.isdigit, one[1]))) for one in (dense, slim)]
     assert parameters[1] < parameters[0]
     assert all(float(one[2]) > 1 for one in (dense, slim))
-    with page.expect_download(timeout=PATIENCE) as waiting:
+    with page.expect_download() as waiting:
         download.click()
     with zipfile.ZipFile(waiting.value.path()) as packed:
         packed.extractall(tmp_path)
