@@ -89,9 +89,10 @@ def prune_diffusion(
     def prune(layer: PrunableLayer, found: dict[str, InputStatistics]) -> LayerRecord:
         began = time.perf_counter()
         result = prune_one(layer, found, settings)
+        record = record_of(layer, result, time.perf_counter() - began, damping=settings.damping)
         layer.write(result.weight)
         layer.keep_low_rank(result.low_rank)
-        return record_of(layer, result, time.perf_counter() - began, damping=settings.damping)
+        return record
 
     records = calibration.visit(chosen, list, prune, progress)
     left_dense = convolutions(calibration.denoiser)
