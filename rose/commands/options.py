@@ -49,7 +49,7 @@ def add_model(parser: argparse.ArgumentParser, *, stream: bool = False, compute:
         says = "read decoder blocks from safetensors files one at a time, for big models"
         add("--stream", action="store_true", help=says)
     if compute:
-        says = "number format of matrix products in forward passes; auto: bfloat16 where this processor gains from it"
+        says = "number format of matrix products in forward passes; auto: bfloat16 where this processor can"
         add("--compute", choices=COMPUTE, default=compute, help=f"{says} (default: %(default)s)")
 
 

@@ -9,11 +9,13 @@ against a layer's own output are always float32. Errors against a dense target a
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,15 +25,26 @@ from rose.errors import RoseError
 COMPUTE = ("auto", "float32", "bfloat16")
 DEFAULT = "auto"  # perplexities after pruning are alike, see docs/speed.md
 VARIABLE = "ROSE_COMPUTE"  # what "auto" means, where it is set
-ENOUGH = 1.3  # times as fast in bfloat16: less is not worth another rounding
 SIZE, REPEATS = 1024, 5
 
 
 @cache
-def bfloat16_gain() -> float:
-    """How many times as fast this processor multiplies matrices in bfloat16, measured once, in under a second.
+def has_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16 products: AVX512-BF16, AMX, or Arm's BF16.
 
-    Emulated, as on processors without the instructions, it is several times slower.
+    Asked, not timed: a busy machine may be slower in either format, and a run must come out the same whatever the load.
+    """
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    features = Path("/proc/cpuinfo")  # of Linux; Arm lists what it has there
+    return any(getattr(torch.cpu, name, bool)() for name in asked) or (
+        features.exists() and re.search(r"^Features.*\bbf16\b", features.read_text(), re.MULTILINE) is not None
+    )
+
+
+@cache
+def bfloat16_gain() -> float:
+    """How many times as fast this processor multiplies matrices in bfloat16, for estimates; measured once, in under a
+    second. Emulated, as on processors without the instructions, it is several times slower.
     """
     a, b = torch.rand(SIZE, SIZE), torch.rand(SIZE, SIZE)
     return _seconds(a, b) / _seconds(a.bfloat16(), b.bfloat16())
@@ -70,11 +83,11 @@ class Precision:
     def of(cls, compute: str, stored: torch.dtype, device: torch.device) -> Precision:
         """What a choice comes to for these weights on this device.
 
-        Several processes must not decide each for itself, because what is measured differs from one to the next.
+        Several processes must not decide each for itself, as their processors may differ.
 
         Args:
-            compute: "bfloat16", "float32", or "auto": bfloat16 on a processor that gains from it, else float32. Passes
-                over weights that are not float32 themselves compute with them as they are.
+            compute: "bfloat16", "float32", or "auto": bfloat16 on a processor that has instructions for it, else
+                float32. Passes over weights that are not float32 themselves compute with them as they are.
             stored: the format of the decoder blocks' weights.
             device: "auto" leaves float32 to GPUs, which have a switch of their own for it.
 
@@ -114,9 +127,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def _chosen(device: torch.device) -> str:
     """What "auto" means here."""
-    chosen = os.environ.get(VARIABLE) or (
-        "bfloat16" if device.type == "cpu" and bfloat16_gain() > ENOUGH else "float32"
-    )
+    chosen = os.environ.get(VARIABLE) or ("bfloat16" if device.type == "cpu" and has_bfloat16() else "float32")
     if chosen not in COMPUTE[1:]:
         raise RoseError(f"{VARIABLE} must be one of {', '.join(COMPUTE[1:])}, not {chosen!r}.")
     return chosen

@@ -211,6 +211,16 @@ class Checkpoint(DiskStorage):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def begun_with(folder: str | Path | None) -> str | None:
+    """The format of products in the run that was begun in this folder; None where none was."""
+    if folder is None or not (path := Path(folder) / "run.json").exists():
+        return None
+    try:
+        return str(json.loads(path.read_text())["products"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # `open_checkpoint` says what is wrong
+
+
 @contextmanager
 def open_checkpoint(
     network: Network,

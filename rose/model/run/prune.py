@@ -24,7 +24,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision
 from rose.model.progress import ALLOCATION_SHARE, ProgressCallback, part_callback, share_callback
 from rose.model.run.allocation import allocate
-from rose.model.run.checkpoint import describe_run, open_checkpoint
+from rose.model.run.checkpoint import begun_with, describe_run, open_checkpoint
 from rose.model.run.one_layer import dense_record, is_left_dense, prune_in
 from rose.model.run.settings import RunOptions, RunSettings, run_settings
 from rose.model.walk.collector import LEAVE_OUT
@@ -79,8 +79,8 @@ def prune_model(
         min_expert_tokens: experts that fewer calibration tokens are routed to stay dense; those without any always do.
             Others of few tokens get a larger damping, see `rose.layer.hessian.sampling_damping`.
         compute: in which format forward passes, gaps to dense targets, and searches that make good their own rounding
-            (`Settings.search`), multiply matrices: "auto", the faster one on this processor, "float32", the papers'
-            way, which gives the same on every machine, or "bfloat16". Everything else is float32 anyway.
+            (`Settings.search`), multiply matrices: "auto", bfloat16 where the processor has instructions for
+            it, "float32", the papers' way, which gives the same on every machine, or "bfloat16". Everything else is float32 anyway.
             See `rose.model.network.precision`.
 
     Returns:
@@ -109,7 +109,8 @@ def prune_by(
     if network.is_streamed and run.allocation.rule == "sensitivity":
         raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
     selected = network.to_prune(layers, run.layer.pattern, run.layer.block_size)
-    precision = workers.from_first(partial(Precision.of, run.compute, network.dtype, network.device))
+    compute = begun_with(checkpoint) or run.compute if run.compute == "auto" else run.compute
+    precision = workers.from_first(partial(Precision.of, compute, network.dtype, network.device))
     settings = replace(run.layer, search=precision.products)
     streams = check_streams(network, tokens, held_out)
     start, share = time.perf_counter(), ALLOCATION_SHARE.get(run.allocation.rule, 0.0)

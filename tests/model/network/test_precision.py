@@ -26,11 +26,11 @@ def passes(stored: torch.dtype = torch.float32, device: str = "cpu") -> torch.dt
     return Precision.of("auto", stored, torch.device(device)).passes
 
 
-def test_auto_is_what_the_processor_is_faster_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_what_the_processor_has_instructions_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert passes() == torch.float32  # the tests' own setting
     monkeypatch.delenv(precision.VARIABLE)
-    for gain, expected in ((0.2, torch.float32), (2.0, torch.bfloat16)):
-        monkeypatch.setattr(precision, "bfloat16_gain", lambda gain=gain: gain)
+    for known, expected in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(precision, "has_bfloat16", lambda known=known: known)
         assert passes() == expected
         assert passes(device="cuda") == torch.float32
         assert passes(torch.bfloat16) == torch.bfloat16
@@ -48,9 +48,9 @@ def test_auto_is_the_default_and_the_report_says_what_it_was(monkeypatch: pytest
 
 
 def test_several_processes_take_the_word_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each would measure for itself, and a busy processor may say otherwise."""
+    """Their processors may differ."""
     monkeypatch.delenv(precision.VARIABLE)
-    monkeypatch.setattr(precision, "bfloat16_gain", lambda: 0.5)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: False)
     rounded = Precision(torch.bfloat16, torch.bfloat16, rounds=True)
 
     def of_the_first(_workers: Workers, work: Any) -> Any:
@@ -163,19 +163,19 @@ def test_nothing_is_rounded_while_a_layer_is_pruned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stored", "compute", "gain", "expected"),
+    ("stored", "compute", "known", "expected"),
     [
-        (torch.float32, "float32", 2.0, torch.float32),
-        (torch.float32, "bfloat16", 2.0, torch.bfloat16),
-        (torch.float32, "auto", 2.0, torch.bfloat16),
-        (torch.float32, "auto", 0.5, torch.float32),
-        (torch.bfloat16, "auto", 2.0, torch.bfloat16),
-        (torch.bfloat16, "auto", 0.5, torch.float32),  # where bfloat16 is emulated
-        (torch.bfloat16, "float32", 2.0, torch.float32),
+        (torch.float32, "float32", True, torch.float32),
+        (torch.float32, "bfloat16", True, torch.bfloat16),
+        (torch.float32, "auto", True, torch.bfloat16),
+        (torch.float32, "auto", False, torch.float32),
+        (torch.bfloat16, "auto", True, torch.bfloat16),
+        (torch.bfloat16, "auto", False, torch.float32),  # where bfloat16 is emulated
+        (torch.bfloat16, "float32", True, torch.float32),
     ],
 )
 def test_a_search_multiplies_in_the_format_that_pays(
-    stored: torch.dtype, compute: str, gain: float, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    stored: torch.dtype, compute: str, known: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, find = set(), rose_admm.find_mask
 
@@ -185,7 +185,7 @@ def test_a_search_multiplies_in_the_format_that_pays(
 
     monkeypatch.setattr(rose_admm, "find_mask", watch)
     monkeypatch.delenv(precision.VARIABLE)
-    monkeypatch.setattr(precision, "bfloat16_gain", lambda: gain)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: known)
     model = make_model("llama").to(stored)
     rose.prune_model(model, make_tokens(), method="rose_admm", compute=compute, **OPTIONS)
     assert seen == {expected}
@@ -212,9 +212,9 @@ def test_a_checkpoint_belongs_to_one_format(tmp_path: Path) -> None:
     with pytest.raises(rose.Cancelled):
         rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path, progress=stop, **rounded)
     with pytest.raises(rose.RoseError, match=r"computed in bfloat16 there and are in float32 now \(--compute bfloat16"):
-        rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path, **OPTIONS)
+        rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path, compute="float32", **OPTIONS)
     model = make_model("llama")
-    rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **rounded)
+    rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **OPTIONS)  # "auto" would be float32 here
     assert digest(model.state_dict()) == digest(undisturbed.state_dict())
 
 
