@@ -79,8 +79,9 @@ def prune_model(
         min_expert_tokens: experts that fewer calibration tokens are routed to stay dense; those without any always do.
             Others of few tokens get a larger damping, see `rose.layer.hessian.sampling_damping`.
         compute: in which format forward passes, gaps to dense targets, and searches that make good their own rounding
-            (`Settings.search`), multiply matrices: "auto", bfloat16 where the processor has instructions for
-            it, "float32", the papers' way, which gives the same on every machine, or "bfloat16". Everything else is float32 anyway.
+            (`Settings.search`), multiply matrices: "auto", bfloat16 where the processor has instructions for it,
+            "float32", the papers' way, which gives the same on every machine, or "bfloat16". Everything else is float32
+            anyway.
             See `rose.model.network.precision`.
 
     Returns:
