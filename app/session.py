@@ -6,7 +6,6 @@ session starts. Widgets of single pages may use `bind="query-params"` for choice
 
 from __future__ import annotations
 
-import contextlib
 import math
 import uuid
 from collections.abc import Callable
@@ -22,10 +21,9 @@ from app.jobs import Job, Run
 from app.runs.damage import DamageRequest, DamageRun
 from app.runs.pruning import PruningRun
 from app.runs.request import PruneRequest
-from app.study.setup import Setup
+from app.study.setup import THRESHOLD, Setup
 from app.study.study import Study
 
-DEFAULT_THRESHOLD = 0.5
 RECENT = 5
 PRUNING = "content_cut: Pruning"
 FIELDS = tuple(Setup.__dataclass_fields__)
@@ -86,34 +84,27 @@ def begin() -> None:
         st.session_state.plugin_problem = str(problem)
     texts = {key: value for key, value in st.query_params.items() if isinstance(value, str)}
     if "setup" in st.session_state:
-        _follow_history(texts)
+        there = texts.get("layer")
+        if there and there != st.session_state.get("published_layer", there):
+            choose_layer(there)  # the browser's Back and Forward: a URL other than the one last written
         return
     edits = {key.removeprefix(DRAFT): value for key, value in texts.items() if key.startswith(DRAFT)}
     st.session_state.setup, problems = Setup.read(texts)
     st.session_state.draft, further = Setup.read(edits, st.session_state.setup)
     st.session_state.chosen_layer = st.session_state.linked_layer = texts.get("layer")
     st.session_state.pruning = st.session_state.own_pruning = texts.get("run")
-    st.session_state.chosen_threshold, unreadable = _read_threshold(texts)
+    text = texts.get("threshold", str(THRESHOLD))
+    try:
+        read = float(text)
+    except ValueError:
+        read = math.nan
+    st.session_state.chosen_threshold = THRESHOLD if math.isnan(read) else min(1.0, max(0.0, read))
+    if math.isnan(read):
+        problems.append(f"The link has threshold={text!r}, which is not a number.")
     if (run := st.session_state.pruning) is not None and run not in shared.prunings():
         problems.append(f"This server no longer has the run {run!r} of the link.")
         st.session_state.pruning = st.session_state.own_pruning = None
-    st.session_state.link_problem = " ".join([*problems, *further, *unreadable])
-
-
-def _read_threshold(texts: dict[str, str]) -> tuple[float, list[str]]:
-    """The threshold of a link, within bounds, and what is wrong with it."""
-    text = texts.get("threshold", str(DEFAULT_THRESHOLD))
-    with contextlib.suppress(ValueError):
-        if not math.isnan(value := float(text)):
-            return min(1.0, max(0.0, value)), []
-    return DEFAULT_THRESHOLD, [f"The link has threshold={text!r}, which is not a number."]
-
-
-def _follow_history(texts: dict[str, str]) -> None:
-    """Follows the browser's Back and Forward: a URL other than the one last written names the layer chosen then."""
-    there = texts.get("layer")
-    if there and there != st.session_state.get("published_layer", there):
-        choose_layer(there)
+    st.session_state.link_problem = " ".join([*problems, *further])
 
 
 def publish() -> None:
@@ -121,7 +112,7 @@ def publish() -> None:
     chosen = setup().to_texts()
     if (name := layer()) is not None:
         chosen["layer"] = name
-    if threshold() != DEFAULT_THRESHOLD:
+    if threshold() != THRESHOLD:
         chosen["threshold"] = f"{threshold():g}"
     if st.session_state.get("pruning"):
         chosen["run"] = st.session_state.pruning
@@ -229,8 +220,8 @@ def start_pruning(request: PruneRequest) -> None:
     if earlier is not None and (leave(earlier.job) or earlier.job.status != "running"):
         earlier.discard()
     run = _new_pruning(setup(), request)
-    st.session_state.own_pruning = shared.keep_pruning(run)
-    follow_pruning(st.session_state.own_pruning)
+    name = st.session_state.own_pruning = shared.keep_pruning(run)
+    follow_pruning(name)
     follow_run(run, PRUNING)
     run.job.start()
 
@@ -291,11 +282,7 @@ def choose_layer(name: str, *, by_default: bool = False) -> None:
 
 def threshold() -> float:
     """The threshold on the relative range, for all pages."""
-    return st.session_state.get("chosen_threshold", DEFAULT_THRESHOLD)
-
-
-def choose_threshold(value: float) -> None:
-    st.session_state.chosen_threshold = value
+    return st.session_state.get("chosen_threshold", THRESHOLD)
 
 
 def overview(of: Study) -> pd.DataFrame:

@@ -8,12 +8,14 @@ import uuid
 import weakref
 from collections import deque
 from functools import cache
+from typing import Any, TypeVar
 
 import streamlit as st
 from torch import nn
 
 import rose
 from app.diffusion.run import DenseModel
+from app.jobs import Job, Run
 from app.runs.damage import DamageRequest, DamageRun
 from app.runs.pruning import PruningRun
 from app.study import cache as disk
@@ -28,6 +30,7 @@ KEPT_MODELS = 2
 KEPT_RUNS = 8
 KEPT_DAMAGES = 16
 KEPT_REPORTS = 40
+R = TypeVar("R", bound=Run)
 
 
 @st.cache_resource(max_entries=KEPT_MODELS, show_spinner=False)
@@ -107,7 +110,12 @@ def find(chosen: Setup) -> Study | None:
     return known.get(chosen)
 
 
-def start(chosen: Setup, viewer: str, *, go_on: bool = False) -> Study:
+def _is_over(job: Job) -> bool:
+    """Whether it ended early, or will: whoever joined a job that is being cancelled would see it end."""
+    return job.is_cancelled or job.status in ("failed", "cancelled")
+
+
+def start(chosen: Setup, viewer: str, *, go_on: bool = False) -> None:
     """Starts this set-up's study for a session, or joins the one that runs or has finished.
 
     Args:
@@ -116,18 +124,16 @@ def start(chosen: Setup, viewer: str, *, go_on: bool = False) -> Study:
     with _start_lock():
         known = studies()
         current = known.pop(chosen, None)
-        # Whoever joined a study that is being cancelled would see it end; a new one waits until it has.
-        ended = current is not None and (current.job.is_cancelled or current.job.status in ("failed", "cancelled"))
-        fresh = current is None or ended or is_outdated(current)
-        if current is None or fresh:
-            current = _new(chosen)
+        if current is None or _is_over(current.job) or is_outdated(current):
+            current, fresh = _new(chosen), True
+        else:
+            fresh = current.job.status == "kept"
         current.job.watch(viewer)
         known[chosen] = current
-        if fresh or current.job.status == "kept":
+        if fresh:
             current.go_on = go_on
             _forget(known)
             current.job.start()
-    return current
 
 
 def _forget(studies: dict[Setup, Study]) -> None:
@@ -157,11 +163,16 @@ def keep_pruning(run: PruningRun) -> str:
     """Keeps a run where all sessions find it, and drops those that ended longest ago; returns its name."""
     known, name = prunings(), uuid.uuid4().hex[:8]
     known[name] = run
-    ended = [other for other, one in list(known.items()) if one.job.status != "running"]
-    for other in ended[: max(0, len(known) - KEPT_RUNS)]:
-        if (gone := known.pop(other, None)) is not None:  # another session may have dropped it
-            gone.discard()
+    for gone in _drop_ended(known, KEPT_RUNS):
+        gone.discard()
     return name
+
+
+def _drop_ended(known: dict[Any, R], kept: int) -> list[R]:
+    """Drops runs that ended longest ago until so many are left, and returns them."""
+    ended = [key for key, run in list(known.items()) if run.job.status != "running"]
+    gone = [known.pop(key, None) for key in ended[: max(0, len(known) - kept)]]
+    return [run for run in gone if run is not None]  # another session may have dropped it
 
 
 DamageKey = tuple[Setup, DamageRequest, tuple[str | None, ...]]
@@ -183,16 +194,13 @@ def start_damage(chosen: Setup, request: DamageRequest, viewer: str) -> DamageRu
     with _start_lock():
         known, key = damages(), damage_key(chosen, request)
         current = known.pop(key, None)
-        stopped = current is not None and (current.job.is_cancelled or current.job.status in ("failed", "cancelled"))
-        if current is None or stopped:
+        if current is None or _is_over(current.job):
             earlier = () if current is None else current.records
             current = DamageRun(chosen, request, lambda: load(chosen.model, chosen.dtype), earlier)
             current.job.watch(viewer)
             current.job.start()
         known[key] = current
-        ended = [other for other, one in known.items() if one.job.status != "running"]
-        for other in ended[: max(0, len(known) - KEPT_DAMAGES)]:
-            del known[other]
+        _drop_ended(known, KEPT_DAMAGES)
     return current
 
 

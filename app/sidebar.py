@@ -70,14 +70,7 @@ def _status(study: Study) -> None:
             st.warning(
                 "Its files have changed since: measure the layers again on the start page.", icon=":material/update:"
             )
-    if study.is_measured and study.job.status != "running":
-        return
-
-    started_running = study.job.status == "running"
-
-    def poll() -> None:
+    if study.job.status == "running":
+        components.while_running(study.job, lambda: components.study_status(study, "study"))
+    elif not study.is_measured:
         components.study_status(study, "study")
-        if started_running and study.job.status != "running":
-            st.rerun()  # the whole page: what it shows is final now
-
-    components.live(poll, 1.0 if started_running else None)

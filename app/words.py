@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Container
 
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 
 def number(value: float) -> str:
     """Three significant digits, with a power of ten only where zeros would be hard to count."""
@@ -17,14 +19,10 @@ def number(value: float) -> str:
     exponent = int(f"{value:.2e}".partition("e")[2])  # of the rounded value: 99.96 is 100
     if exponent < -4 or exponent >= 6:
         mantissa = value / 10.0**exponent
-        return f"{mantissa:.2f} × 10{_superscript(exponent)}".replace("-", "−")
+        return f"{mantissa:.2f} × 10{str(exponent).translate(SUPERSCRIPT)}".replace("-", "−")
     if exponent >= 3:
         return whole(round(value)).replace("-", "−")
     return f"{value:.{max(0, 2 - exponent)}f}".replace("-", "−")
-
-
-def _superscript(value: int) -> str:
-    return str(value).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -1,8 +1,8 @@
 """Pieces that several pages draw: figures, choices, work in progress, and what a page needs before it can draw."""
 
 # ruff: noqa: F401  pages name all of them `components.…`
-from app.components.choices import URL, choose, edited_setup, keep_choice, pick_layer, section, select_layer
-from app.components.figure import as_html, look, report_button, show, table
+from app.components.choices import URL, choose, edited_setup, keep_choice, pick_layer, pick_row, section, select_layer
+from app.components.figure import as_html, look, look_over, report_button, show, table
 from app.components.needs import (
     START_PAGE,
     begin_restored,

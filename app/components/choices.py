@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import streamlit as st
@@ -42,6 +42,13 @@ def pick_layer(key: str) -> None:
     if points:
         found = points[0].get("customdata")
         select_layer(found[0] if isinstance(found, list) else found)
+
+
+def pick_row(key: str, layers: Sequence[str]) -> None:
+    """Callback: a chosen row of this table, of which each is one of these layers, chooses it for all pages."""
+    rows = st.session_state[key].selection.rows
+    if rows and rows[0] < len(layers):
+        select_layer(layers[rows[0]])
 
 
 def select_layer(layer: str) -> None:
@@ -97,7 +104,6 @@ def keep_choice(key: str, offered: Mapping[str, Any]) -> list[str]:
 
 
 def _name_of(wanted: Any, offered: Mapping[str, Any]) -> str | None:
-    def is_wanted(one: Any) -> bool:
-        return one is wanted or (isinstance(one, tuple) and isinstance(wanted, tuple) and one == wanted)
-
-    return next((name for name, one in offered.items() if is_wanted(one)), None)
+    """The name of the same object, or of an equal tuple."""
+    same = (name for name, one in offered.items() if one is wanted or (type(one) is tuple and one == wanted))
+    return next(same, None)

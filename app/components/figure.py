@@ -40,6 +40,11 @@ def look(layer: str, **more: Any) -> dict[str, Any]:
     return {"layer": words.short_layer(layer), "theme": session.theme(), **more}
 
 
+def look_over() -> dict[str, Any]:
+    """Arguments that figures of all layers share: the threshold and the chosen layer, which they mark; the theme."""
+    return {"threshold": session.threshold(), "marked_layer": session.layer(), "theme": session.theme()}
+
+
 def show(
     drawing: Drawing,
     key: str,

@@ -107,10 +107,10 @@ def wait_for(study: Study, ready: Callable[[], bool], shown: bool = True) -> Non
     def poll() -> None:
         if shown:
             study_status(study, "waiting")
-        if ready() or study.job.status != "running":
+        if ready():
             st.rerun()
 
-    live(poll, 1.0)
+    while_running(study.job, poll)
 
 
 def while_measured(study: Study, draw: Callable[[], None]) -> None:

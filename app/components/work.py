@@ -33,9 +33,10 @@ def while_running(job: Job, draw: Callable[[], None], every: float = 1.0) -> Non
     """Draws a part of the page again and again while a job runs, and the whole page once it has ended."""
 
     def poll() -> None:
+        draw()
+        # Last: a fragment that ends before it has drawn anything leaves a gap until the page is redrawn.
         if job.status != "running":
             st.rerun()
-        draw()
 
     live(poll, every)
 

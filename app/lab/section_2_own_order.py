@@ -124,20 +124,20 @@ def own_controls(plan: rose.OrderPlan, state: dict[str, Any]) -> tuple[int | Non
             width="stretch",
         )
     natural = ("natural", list(range(count)))
-    undo: tuple[Any, ...] = ("undo", undo_own, (), bool(state["past"]))
-    reset: tuple[Any, ...] = ("restart_alt", change_own, natural, (state["base"], state["steps"]) != natural)
-    for place, (name, (icon, act, args, can)) in zip(
-        st.columns(2), {"Undo": undo, "Reset": reset}.items(), strict=True
-    ):
-        place.button(
-            name,
-            icon=f":material/{icon}:",
-            key=f"lab-own-{name.lower()}",
-            on_click=act,
-            args=args,
-            disabled=not can,
-            width="stretch",
-        )
+    moved, is_changed = bool(state["past"]), (state["base"], state["steps"]) != natural
+    undo, reset = st.columns(2)
+    undo.button(
+        "Undo", icon=":material/undo:", key="lab-own-undo", on_click=undo_own, disabled=not moved, width="stretch"
+    )
+    reset.button(
+        "Reset",
+        icon=":material/restart_alt:",
+        key="lab-own-reset",
+        on_click=change_own,
+        args=natural,
+        disabled=not is_changed,
+        width="stretch",
+    )
     budget = choose_budget("lab_own_budget")
     sequence = " → ".join(f"#{s + 1}" if visited[s] is None else str(visited[s]) for s in state["steps"])
     st.caption(f"Blocks as visited: {sequence}")

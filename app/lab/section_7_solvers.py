@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
@@ -9,7 +11,7 @@ from app import components
 from app.components import URL
 from app.figures import solvers as figures
 from app.lab.controls import label
-from app.lab.solvers import LABELS, Watched, is_known, offered, watched
+from app.lab.solvers import LABELS, Watched, offered, watched
 from app.study.study import Study
 from rose.layer.order import order_names
 
@@ -36,8 +38,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         if not names:
             st.info("Choose at least one solver on the left.")
             return
-        todo = [name for name in names if not is_known(study, layer, name, order)]
-        pieces = [lambda name=name: watched(study, layer, name, order) for name in todo]
+        pieces = [partial(watched, study, layer, name, order) for name in names]
         if not components.finished(pieces, "lab-solvers", (study.created, layer, order, tuple(names)), "solver"):
             return
     ways = {name: watched(study, layer, name, order) for name in names}

@@ -55,10 +55,6 @@ def watched(study: Study, layer: str, solver: str, order: str) -> Watched:
     return study.remember(("solver", layer, solver, order), lambda: _watch(study, layer, solver, order or "natural"))
 
 
-def is_known(study: Study, layer: str, solver: str, order: str) -> bool:
-    return study.knows(("solver", layer, solver, "" if solver == "admm" else order))
-
-
 def _watch(study: Study, layer: str, solver: str, order: str) -> Watched:
     weight, statistics, held_out = study.weight(layer), study.statistics(layer), study.held_out_statistics(layer)
     states = watch_solver(solver, weight, statistics, order=order, **study.layer_options())

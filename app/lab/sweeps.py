@@ -81,8 +81,7 @@ def outcome(study: Study, layer: str, sweep: Sweep) -> Outcome:
     """
     shelf = _shelf(study, layer)
     if sweep.key not in shelf:
-        sparsity = sweep.sparsity or study.setup.sparsity
-        options = study.layer_options() | {"sparsity": sparsity}
+        options = study.layer_options(sweep.sparsity)
         result = rose.prune_layer(
             study.weight(layer),
             study.statistics(layer),
@@ -94,7 +93,7 @@ def outcome(study: Study, layer: str, sweep: Sweep) -> Outcome:
         held_out = study.held_out_statistics(layer)
         other = nan if held_out is None else relative_error(study.weight(layer), result.weight, held_out.hessian)
         empty = torch.empty(0)
-        plan = study.plan(layer, sparsity=sparsity)  # one for all sweeps of this sparsity
+        plan = study.plan(layer, sparsity=options["sparsity"])  # one for all sweeps of this sparsity
         slim = replace(result, weight=empty, mask=empty.bool(), plan=plan)
         shelf[sweep.key] = Outcome(sweep, slim, other, result.sparsity)
     return shelf[sweep.key]

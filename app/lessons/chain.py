@@ -64,6 +64,11 @@ def drifts(design: ChainDesign) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def ends(table: pd.DataFrame) -> list[float]:
+    """Drift after the last layer, by kind of compensation."""
+    return table.groupby("run", sort=False)["drift"].last().tolist()
+
+
 def damping(design: ChainDesign) -> float:
     """μ of the correction."""
     return target_damping(WIDTH, design.tokens, design.layers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import components, session
+from app import components, session, words
 from app.components import URL
 from app.figures import depth, learn, losses, weight_maps
 from app.lessons import chain, sizes, subjects, texts
@@ -61,7 +61,8 @@ def depth_step() -> None:
     with text:
         tell(texts.depth_lesson(design, table))
     with stage:
-        finding = texts.depth_finding(table)
+        _, inside, between = map(words.number, chain.ends(table))
+        finding = f"Compensation between layers takes the drift from {inside} to {between}"
         show(depth.drift_curves(table, place="layer", finding=finding, theme=session.theme()), "depth")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import rose
 from app.lessons import chain
-from app.lessons.chain import KINDS, ChainDesign
+from app.lessons.chain import ChainDesign
 from app.lessons.subjects import LayerDesign, Subject
 from app.words import count, number, percent, sentence, whole
 from rose.layer.order import visited_blocks
@@ -178,8 +178,8 @@ def sweep_lesson(
             rf"\frac{{\text{{two-level}}}}{{\text{{natural}}}} = "
             rf"\frac{{{ordered.relative_error:.5f}}}{{{natural.relative_error:.5f}}} = {1 - gain:.3f}",
         ),
-        f"{_judged(bet, gain)}{now}\n\nAfter all blocks, two-level order has {_change(gain)} than natural order. "
-        f"{spread}: {decision}.",
+        f"{_judged(bet, gain)}{now}\n\nAfter all blocks, two-level order has {percent(abs(gain))} "
+        f"{'less' if gain >= 0 else 'more'} error than natural order. {spread}: {decision}.",
     )
 
 
@@ -227,7 +227,7 @@ def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Le
     base = errors["natural", "block"]
     share = {key: value / base if base > 0 else 1.0 for key, value in errors.items()}
     best = min(share, key=lambda key: share[key])
-    pattern = subject.plan.pattern
+    called, pattern = best[0].partition(":")[0].replace("two_level", "two-level"), subject.plan.pattern
     budgets = (
         f"Under {pattern} every group of columns loses the same number of weights, so both budgets are the same."
         if pattern.is_grouped
@@ -246,7 +246,7 @@ def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Le
         f"{share['random:0', 'block']:.3f} under the block budget, {share['random:0', 'layer']:.3f} under the layer "
         "budget. "
         f"Global order packs the strong ones together: {share['global', 'block']:.3f} and "
-        f"{share['global', 'layer']:.3f}. Lowest: {_called(best[0])} order, {best[1]} budget, {share[best]:.3f}.",
+        f"{share['global', 'layer']:.3f}. Lowest: {called} order, {best[1]} budget, {share[best]:.3f}.",
     )
 
 
@@ -256,7 +256,7 @@ def depth_lesson(design: ChainDesign, table: pd.DataFrame) -> Lesson:
     Args:
         table: from `chain.drifts`.
     """
-    none, inside, between = _ends(table)
+    none, inside, between = chain.ends(table)
     noise = (
         f" That is more than without: {whole(design.tokens)} tokens are so few that it fits noise."
         if inside > none
@@ -277,12 +277,6 @@ def depth_lesson(design: ChainDesign, table: pd.DataFrame) -> Lesson:
     )
 
 
-def depth_finding(table: pd.DataFrame) -> str:
-    """The title of lesson 9's figure."""
-    _, inside, between = _ends(table)
-    return f"Compensation between layers takes the drift from {number(inside)} to {number(between)}"
-
-
 def sizes_lesson(table: pd.DataFrame) -> Lesson:
     """Lesson 10: weights, columns and heads by one formula."""
     row = {one["size"]: one for one in table.to_dict("records")}
@@ -301,12 +295,6 @@ def sizes_lesson(table: pd.DataFrame) -> Lesson:
         "and cost more; but a model without them is smaller and faster in every program, and zeros alone make it "
         "neither.",
     )
-
-
-def _ends(table: pd.DataFrame) -> list[float]:
-    """Drift after the last layer, by kind of compensation."""
-    last = table.groupby("run", sort=False)["drift"].last()
-    return [float(last[name]) for name in KINDS]
 
 
 def _block_sentence(result: rose.LayerResult, step: int, order: str, energy: float) -> str:
@@ -338,13 +326,5 @@ def _listing(values: Sequence[float]) -> str:
     return ", ".join(texts[:-1]) + f" and {texts[-1]}"
 
 
-def _change(gain: float) -> str:
-    return f"{percent(abs(gain))} {'less' if gain >= 0 else 'more'} error"
-
-
 def _signed(change: float) -> str:
     return ("+" if change > 0 else "") + percent(change)
-
-
-def _called(order: str) -> str:
-    return order.partition(":")[0].replace("two_level", "two-level")

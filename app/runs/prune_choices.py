@@ -10,7 +10,7 @@ import rose
 from app import session
 from app.runs.request import HELD_OUT, Keep, PruneRequest
 from app.runs.widgets import linked
-from app.study.setup import Setup
+from app.study.setup import THRESHOLD, Setup
 from rose.layer.methods import RECOMMENDED
 from rose.model.load.tokens import SOURCES
 from rose.model.measure import zero_shot
@@ -23,7 +23,7 @@ TARGETS = {"dense": "dense: the dense model's output", "layer": "layer: its own 
 
 def choose(setup: Setup) -> PruneRequest:
     threshold, columnar = session.threshold(), ""
-    if threshold != session.DEFAULT_THRESHOLD:  # then ROSE prunes differently
+    if threshold != THRESHOLD:  # then ROSE prunes differently
         columnar = f" Layers with a relative range above **{threshold:g}** are columnar, as chosen on the page Layers."
     st.caption(
         f"Copies of **{setup.model}**, calibrated on {setup.samples} × {setup.length} tokens of {setup.text}, seed "

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import json
 import logging
 import os
@@ -33,7 +32,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 import rose
-from app.study.setup import MEASURED, Setup
+from app.study.setup import Setup
 from rose.files import DamagedFile, expand, read_tensors, write_tensors
 from rose.model.load.models import identify
 from rose.model.load.tokens import DATASETS, packaged_text
@@ -44,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "ROSE_CACHE"
 EXAMPLE = Path(__file__).with_name("example.safetensors")
-EXAMPLE_FORMAT = "1"  # of that file; other formats are not read
 LIMIT = 3 * 10**9  # bytes of everything that is kept; the least recently used calibrations go first
 
 
@@ -59,8 +57,8 @@ class Files:
     text: str | None
 
 
-# By layer: statistics of its calibration inputs, and of its held-out ones.
-LayerStatistics = dict[str, tuple[rose.InputStatistics, rose.InputStatistics | None]]
+STREAMS = ("calibration", "held_out")
+LayerStatistics = dict[str, rose.InputStatistics]  # by layer, of one stream
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,8 @@ class Kept:
     Attributes:
         records: one per layer and method.
         condition: of the damped Hessian, by layer.
-        statistics: of some layers, for the example; a study of the user's own keeps them by decoder block.
+        calibration, held_out: statistics of some layers, for the example; a study of the user's own keeps them by
+            decoder block.
         is_exact: whether it was measured on exactly the text that the set-up's name stands for here. The packaged text
             comes with Python, and changes a little from one release to the next.
         made_with: versions, for people.
@@ -78,22 +77,33 @@ class Kept:
 
     records: list[rose.LayerRecord]
     condition: dict[str, float]
-    statistics: LayerStatistics = dataclasses.field(default_factory=dict)
+    calibration: LayerStatistics = dataclasses.field(default_factory=dict)
+    held_out: LayerStatistics = dataclasses.field(default_factory=dict)
     is_exact: bool = True
     made_with: str = ""
 
 
 def files_of(setup: Setup) -> Files:
     """The files that this set-up names, as they are now."""
-    return Files(model_identity(setup.model), _text_identity(setup.text))
+    text: str | None = setup.text
+    if setup.text == "packaged":
+        text = f"{text} of Python {sys.version}"
+    elif setup.text not in DATASETS:
+        try:
+            state = expand(setup.text).resolve().stat()
+            text = f"{text} {state.st_size} {state.st_mtime_ns}"
+        except OSError:
+            text = None
+    return Files(model_identity(setup.model), text)
 
 
 def folder_of(setup: Setup, files: Files) -> Path | None:
     """Where the statistics of this set-up's calibration are or would be; None where they cannot be kept."""
-    root = _root()
-    if root is None or files.model is None or files.text is None:
+    named = os.environ.get(VARIABLE)
+    if named == "" or files.model is None or files.text is None:
         return None
-    return root / _digest(_version(), files.model, files.text, *map(str, setup.calibration_key))
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "rose-explorer"
+    return expand(named or usual) / _digest(_version(), files.model, files.text, *map(str, setup.calibration_key))
 
 
 def recall(setup: Setup, files: Files) -> Kept | None:
@@ -109,23 +119,27 @@ def read_study(folder: Path, setup: Setup) -> Kept | None:
         folder.touch()  # used just now
     except (DamagedFile, OSError):
         return None
-    return Kept(_read_records(facts), json.loads(facts["condition"]))
-
-
-def _read_records(facts: Mapping[str, str]) -> list[rose.LayerRecord]:
-    return [rose.LayerRecord(**record) for record in json.loads(facts["records"])]
+    return Kept(*_read_records(facts))
 
 
 def write_study(
     folder: Path, setup: Setup, records: Sequence[rose.LayerRecord], condition: Mapping[str, float]
 ) -> None:
     """Keeps what was measured; if it cannot be written, logs that and goes on."""
-    texts = json.dumps([dataclasses.asdict(record) for record in records])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(_study_path(folder, setup), {}, records=texts, condition=json.dumps(dict(condition)))
+        write_tensors(_study_path(folder, setup), {}, **_write_records(records, condition))
     except (OSError, SafetensorError) as problem:
         logger.warning("Results are not kept for the next start: %s", problem)
+
+
+def _write_records(records: Sequence[rose.LayerRecord], condition: Mapping[str, float]) -> dict[str, str]:
+    texts = json.dumps([dataclasses.asdict(record) for record in records])
+    return {"records": texts, "condition": json.dumps(dict(condition))}
+
+
+def _read_records(facts: Mapping[str, str]) -> tuple[list[rose.LayerRecord], dict[str, float]]:
+    return [rose.LayerRecord(**record) for record in json.loads(facts["records"])], json.loads(facts["condition"])
 
 
 @cache
@@ -142,14 +156,11 @@ def read_example(setup: Setup) -> Kept | None:
     if setup != Setup() or (found := _example()) is None:
         return None
     tensors, facts = found
-    if facts["format"] != EXAMPLE_FORMAT or Setup(**json.loads(facts["setup"])) != setup:
+    if Setup(**json.loads(facts["setup"])) != setup:
         return None
-    statistics: LayerStatistics = {}
-    for layer in json.loads(facts["layers"]):
-        one, other = (_unpack(tensors, f"{stream}.{layer}") for stream in ("calibration", "held_out"))
-        statistics[layer] = (one, other)
-    is_exact = facts["text"] == text_digest()
-    return Kept(_read_records(facts), json.loads(facts["condition"]), statistics, is_exact, facts["made_with"])
+    layers = json.loads(facts["layers"])
+    streams = _unpack(tensors, dict(zip(layers, layers, strict=True)))  # no two of them read the same tensor
+    return Kept(*_read_records(facts), *streams, facts["text"] == text_digest(), facts["made_with"])
 
 
 def write_example(kept: Kept, path: Path = EXAMPLE) -> None:
@@ -158,21 +169,14 @@ def write_example(kept: Kept, path: Path = EXAMPLE) -> None:
     Raises:
         OSError, SafetensorError: the file cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
-    for layer, streams in kept.statistics.items():
-        for name, one in zip(("calibration", "held_out"), streams, strict=True):
-            assert one is not None  # the start page's own settings hold some windows out
-            tensors |= {f"{name}.{layer}.{part}": tensor for part, tensor in one.pack().items()}
     write_tensors(
         path,
-        tensors,
-        format=EXAMPLE_FORMAT,
+        _pack(kept.calibration, kept.held_out)[0],
         setup=json.dumps(dataclasses.asdict(Setup())),
-        records=json.dumps([dataclasses.asdict(record) for record in kept.records]),
-        condition=json.dumps(kept.condition),
-        layers=json.dumps(list(kept.statistics)),
+        layers=json.dumps(list(kept.calibration)),
         text=text_digest(),
         made_with=kept.made_with,
+        **_write_records(kept.records, kept.condition),
     )
 
 
@@ -184,16 +188,19 @@ def text_digest() -> str:
 
 def read_blocks(folder: Path, layers: Sequence[PrunableLayer]) -> list[BlockStatistics] | None:
     """Statistics of these layers by decoder block; None where they are missing or damaged."""
+    found = []
     try:
-        blocks = [_read_block(folder, index, chosen) for index, chosen in by_block(layers).items()]
+        for index, chosen in by_block(layers).items():
+            tensors, facts = read_tensors(_block_path(folder, index))
+            found.append(BlockStatistics(index, chosen, *_unpack(tensors, json.loads(facts["leaders"]))))
     except DamagedFile:
         return None
-    return blocks
+    return found
 
 
 def write_blocks(folder: Path, blocks: Sequence[BlockStatistics]) -> None:
     """Keeps statistics, and makes room for them; if they cannot be written, logs that and goes on."""
-    size = sum(tensor.numel() * tensor.itemsize for block in blocks for tensor in _pack(block)[0].values())
+    size = sum(tensor.nbytes for block in blocks for tensor in _pack(block.calibration, block.held_out)[0].values())
     if size > LIMIT:
         logger.info("Statistics of %.1f GB are too large to be kept for the next start", size / 1e9)
         return
@@ -201,41 +208,44 @@ def write_blocks(folder: Path, blocks: Sequence[BlockStatistics]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _make_room(folder, size)
         for block in blocks:
-            tensors, owners = _pack(block)
-            write_tensors(_block_path(folder, block.block_index), tensors, owners=json.dumps(owners))
+            tensors, leaders = _pack(block.calibration, block.held_out)
+            write_tensors(_block_path(folder, block.block_index), tensors, leaders=json.dumps(leaders))
     except (OSError, SafetensorError) as problem:
         logger.warning("Statistics are not kept for the next start: %s", problem)
 
 
-def _pack(block: BlockStatistics) -> tuple[dict[str, Tensor], dict[str, dict[str, int]]]:
-    """Tensors of a block's statistics, and which layer reads which of them, by stream, so that layers go on sharing
-    them."""
+def _pack(*streams: LayerStatistics) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of both streams, and by layer the first that reads the same tensor, under whose name they are."""
     tensors: dict[str, Tensor] = {}
-    owners = {}
-    for stream, found in (("calibration", block.calibration), ("held_out", block.held_out)):
-        groups = list({id(one): one for one in found.values()}.values())
-        owners[stream] = {name: groups.index(one) for name, one in found.items()}
-        for number, one in enumerate(groups):
-            tensors |= {f"{stream}.{number}.{part}": tensor for part, tensor in one.pack().items()}
-    return tensors, owners
+    leaders: dict[str, str] = {}
+    for stream, found in zip(STREAMS, streams, strict=True):
+        known: dict[int, str] = {}
+        for layer, one in found.items():
+            leaders[layer] = known.setdefault(id(one), layer)
+        for layer in known.values():
+            tensors |= {f"{stream}.{layer}.{part}": tensor for part, tensor in found[layer].pack().items()}
+    return tensors, leaders
 
 
-def _read_block(folder: Path, index: int, layers: list[PrunableLayer]) -> BlockStatistics:
-    tensors, facts = read_tensors(_block_path(folder, index))
-    streams = {}
-    for stream, owners in json.loads(facts["owners"]).items():
-        groups = {number: _unpack(tensors, f"{stream}.{number}") for number in set(owners.values())}
-        streams[stream] = {name: groups[number] for name, number in owners.items()}
-    return BlockStatistics(index, layers, streams["calibration"], streams["held_out"])
+def _unpack(tensors: Mapping[str, Tensor], leaders: Mapping[str, str]) -> tuple[LayerStatistics, LayerStatistics]:
+    """Both streams, as `_pack` was given them: layers that shared their statistics go on sharing them."""
 
+    def read(stream: str) -> LayerStatistics:
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            whose, _, part = name.removeprefix(f"{stream}.").rpartition(".")
+            if name.startswith(stream):
+                parts.setdefault(whose, {})[part] = tensor
+        own = {leader: rose.InputStatistics.unpack(packed) for leader, packed in parts.items()}
+        return {layer: own[leader] for layer, leader in leaders.items() if leader in own}
 
-def _unpack(tensors: Mapping[str, Tensor], prefix: str) -> rose.InputStatistics:
-    return rose.InputStatistics.unpack({part: tensors[f"{prefix}.{part}"] for part in ("panels", "sum", "tokens")})
+    return read(STREAMS[0]), read(STREAMS[1])
 
 
 def _make_room(folder: Path, size: int) -> None:
     """Removes whole calibrations, the least recently used first, until this many more bytes fit within the limit."""
-    others = sorted((one for one in folder.parent.iterdir() if one.is_dir() and one != folder), key=_used)
+    others = [one for one in folder.parent.iterdir() if one.is_dir() and one != folder]
+    others.sort(key=lambda one: one.stat().st_mtime)  # see `read_study`
     sizes = {one: sum(file.stat().st_size for file in one.iterdir()) for one in others}
     for one in others:
         if sum(sizes.values()) + size <= LIMIT:
@@ -244,36 +254,12 @@ def _make_room(folder: Path, size: int) -> None:
         del sizes[one]
 
 
-def _used(folder: Path) -> float:
-    return folder.stat().st_mtime
-
-
-def _root() -> Path | None:
-    named = os.environ.get(VARIABLE)
-    if named is not None:
-        return expand(named) if named else None
-    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "rose-explorer"
-
-
 def model_identity(name: str) -> str | None:
     """Identifies a model's files; None where it is not on this machine, or just being written."""
     try:
         return identify(name)
     except OSError:
         return None
-
-
-def _text_identity(text: str) -> str | None:
-    """Identifies a calibration text; None where there is no such file."""
-    if text == "packaged":
-        return f"{text} of Python {sys.version}"
-    if text in DATASETS:
-        return text
-    try:
-        state = expand(text).resolve().stat()
-    except OSError:
-        return None
-    return f"{text} {state.st_size} {state.st_mtime_ns}"
 
 
 @cache
@@ -286,10 +272,9 @@ def _version() -> str:
 
 
 def _sources() -> list[Path]:
-    """Every file of rose and of this room, and those of the methods that a study measures with."""
-    methods = [inspect.getsourcefile(rose.METHODS[method].prune) for method, _ in MEASURED.values()]
+    """Every file of rose, with the methods that a study measures with, and of this room."""
     rooms = [Path(rose.__file__).parent, Path(__file__).parent]
-    return [*sorted(path for room in rooms for path in room.rglob("*.py")), *(Path(one) for one in methods if one)]
+    return sorted(path for room in rooms for path in room.rglob("*.py"))
 
 
 def _digest(*parts: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import rose
-from app.jobs import Job, holding
+from app.jobs import Job, Run, holding
 from app.study.study import Study
 from rose.layer import error
 from rose.layer.checks import (
@@ -77,34 +77,29 @@ class Findings:
         return found
 
 
-class LayerChecks:
+class LayerChecks(Run):
     """One run of the checks of one layer.
 
     Attributes:
         request: what was asked.
-        job: the background work.
         findings: None until it is done.
     """
 
     def __init__(self, study: Study, request: CheckRequest) -> None:
+        super().__init__()
         self.request = request
         self.findings: Findings | None = None
         self._study: Study | None = study  # until it is over: the runs that a session keeps must not hold models
-        self.job = Job(self._run)
 
     def _run(self, job: Job) -> None:
+        began, request = time.perf_counter(), self.request
         study, self._study = self._study, None
         assert study is not None  # a job runs once
-        self._measure(study, job)
-
-    def _measure(self, study: Study, job: Job) -> None:
-        began, request = time.perf_counter(), self.request
         weight, statistics = study.weight(request.layer), study.statistics(request.layer)
         held_out = study.held_out_statistics(request.layer)
         results = {}
         for method in request.methods:
-            job.message = f"Pruning {request.layer} by {rose.METHODS[method].label}"
-            job.check()
+            self._say(f"Pruning {request.layer} by {rose.METHODS[method].label}")
             results[method] = study.prune(request.layer, method=method, threshold=request.threshold)
         direct = DirectError(weight, {method: result.weight for method, result in results.items()})
         curve = CalibrationCurve(
@@ -135,7 +130,7 @@ class LayerChecks:
         loaded, tokens = study.loaded, study.calibration.tokens
         assert loaded is not None
         assert tokens is not None
-        job.message = f"Running the model up to {self.request.layer}"
+        self._say(f"Running the model up to {self.request.layer}")
 
         def visit(inputs: Tensor) -> None:
             for sample in inputs.split(tokens.shape[1]):

@@ -17,16 +17,11 @@ import transformers
 
 import rose
 from app.study import cache
-from app.study.setup import Setup
+from app.study.setup import THRESHOLD, Setup
 from app.study.study import Calibration, LoadedModel, Study
 
 LAYERS = 3  # whose statistics go along: 0.7 MB for each of the two streams of a layer with 576 inputs
 WIDEST = 1024  # input channels of such a layer
-
-
-def load() -> LoadedModel:
-    model, tokenizer = rose.load_model(Setup().model, dtype=Setup().dtype)
-    return LoadedModel(model, tokenizer, threading.Lock())
 
 
 def measure() -> cache.Kept:
@@ -35,6 +30,10 @@ def measure() -> cache.Kept:
     Raises:
         RoseError: it could not be measured.
     """
+
+    def load() -> LoadedModel:
+        return LoadedModel(*rose.load_model(Setup().model, dtype=Setup().dtype), threading.Lock())
+
     study = Study(Setup(), load, Calibration(), cache.Files(None, None), recall=False)
     study.job.watch("example")
     study.job.start()
@@ -44,12 +43,14 @@ def measure() -> cache.Kept:
         print(f"{len(study.records())} measurements", flush=True)
     if study.job.status != "done":
         raise rose.RoseError(study.job.message)
-    table = study.overview(0.5)
+    table = study.overview(THRESHOLD)
     narrow = table[table["columns"] <= WIDEST].sort_values("relative_range", ascending=False, kind="stable")
+    layers = narrow["layer"].head(LAYERS)
     return cache.Kept(
         study.all_records(),
         dict(zip(table["layer"], table["condition"], strict=True)),
-        {name: (study.statistics(name), study.held_out_statistics(name)) for name in narrow["layer"].head(LAYERS)},
+        {name: study.statistics(name) for name in layers},
+        {name: one for name in layers if (one := study.held_out_statistics(name)) is not None},
         made_with=f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}",
     )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 from huggingface_hub import constants
@@ -61,42 +61,25 @@ def preflight(setup: Setup, skeleton: nn.Module) -> Preflight:
     """Checks a set-up against a model's structure and estimates its cost.
 
     Raises:
-        RoseError: values out of range, no such layers or text file, a sparsity that does not fit a layer.
+        RoseError: values out of range, no such layers or text file, a sparsity that does not fit a layer, or weights
+            to be left on disk that are not in safetensors files of one shape.
     """
     setup.check()
     check_text(setup.text)
     check_sparsity(setup.sparsity, setup.block_size, skeleton, setup.layer_patterns)
-    cost = estimate_cost(
-        skeleton,
-        samples=setup.samples + setup.held_out,
-        length=setup.length,
-        layers=setup.layer_patterns,
-        sweeps=len(MEASURED),
-        keep_statistics=True,
-    )
+    windows: dict[str, Any] = {"samples": setup.samples + setup.held_out, "length": setup.length}
+    windows["layers"] = setup.layer_patterns
+    cost = estimate_cost(skeleton, sweeps=len(MEASURED), keep_statistics=True, **windows)
     widths = [layer.weight.shape[1] for layer in select_layers(skeleton, setup.layer_patterns)]
-    needed = streaming_memory(setup, skeleton) if setup.stream else weights_size(cost, setup.dtype) + cost.memory
+    needed = weights_size(cost, setup.dtype) + cost.memory
+    if setup.stream:  # one decoder block at a time, and the statistics of all layers
+        if not can_stream(setup.model):
+            raise rose.RoseError(f"{setup.model} is no safetensors checkpoint, so its weights cannot stay on disk.")
+        dtype, has_held_out = parse_dtype(setup.dtype), setup.held_out > 0
+        kept = sum(4 * columns**2 for columns in statistics_groups(select_layers(skeleton, setup.layer_patterns)))
+        at_once = estimate_memory(skeleton, dtype=dtype, held_out=has_held_out, **windows)
+        needed = at_once.peak + kept * (2 if has_held_out else 1)
     return Preflight(cost, needed, psutil.virtual_memory().available, tuple(warnings(setup, widths)))
-
-
-def streaming_memory(setup: Setup, skeleton: nn.Module) -> int:
-    """Bytes that measuring a streamed model takes: one decoder block at a time, and the statistics of all layers.
-
-    Raises:
-        RoseError: the decoder blocks of this model are not in safetensors files of one shape.
-    """
-    if not can_stream(setup.model):
-        raise rose.RoseError(f"{setup.model} is no safetensors checkpoint, so its weights cannot stay on disk.")
-    at_once = estimate_memory(
-        skeleton,
-        samples=setup.samples + setup.held_out,
-        length=setup.length,
-        layers=setup.layer_patterns,
-        dtype=parse_dtype(setup.dtype),
-        held_out=setup.held_out > 0,
-    )
-    kept = sum(4 * columns**2 for columns in statistics_groups(select_layers(skeleton, setup.layer_patterns)))
-    return at_once.peak + kept * (2 if setup.held_out else 1)
 
 
 def can_stream(model: str) -> bool:
@@ -147,20 +130,19 @@ def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:
     return found
 
 
-@lru_cache(maxsize=8)
-def _asked(text: str, minute: int) -> bool:
-    try:
-        response = get_session().head(constants.ENDPOINT, timeout=3)
-    except Exception:  # the HTTP library's own kinds, which have changed between releases of the Hub's client
-        return False
-    return response.status_code < 500
-
-
 def within_reach(text: str) -> bool:
     """Whether a data set of the Hub is in the local cache, or the Hub answers; asked once a minute."""
     if any(Path(constants.HF_HUB_CACHE).glob(f"datasets--*{HUB_NAMES[text]}")):
         return True
-    return not constants.is_offline_mode() and _asked(text, int(time.monotonic() // 60))
+    return not constants.is_offline_mode() and _hub_answers(int(time.monotonic() // 60))
+
+
+@lru_cache(maxsize=1)
+def _hub_answers(minute: int) -> bool:
+    try:
+        return get_session().head(constants.ENDPOINT, timeout=3).status_code < 500
+    except Exception:  # the HTTP library's own kinds, which have changed between releases of the Hub's client
+        return False
 
 
 def layer_choice(patterns: str) -> tuple[LayerChoice, int]:

@@ -9,15 +9,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 import rose
+from rose.layer.methods import Settings
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import check_widths, select_layers
 
-# What every layer is measured with: name in the table -> method and threshold. Two-level order is measured on all
-# layers, columnar or not, so that the threshold can move without pruning anything again.
-MEASURED = {"sparsegpt": ("sparsegpt", 0.5), "two_level": ("rose", 0.0), "rose_global": ("rose_global", 0.5)}
+THRESHOLD = Settings.threshold  # on the relative range of columnar layers, unless a session chooses another
+
+# What every layer is measured with: name in the table -> arguments of `rose.prune_layer`. Two-level order is measured
+# on all layers, columnar or not, so that the threshold can move without pruning anything again.
+MEASURED: dict[str, dict[str, Any]] = {
+    "sparsegpt": {"method": "sparsegpt"},
+    "two_level": {"method": "rose", "threshold": 0.0},
+    "rose_global": {"method": "rose_global"},
+}
 
 # Name of a choice -> its label, the least and the most that the start page offers and a link may ask for.
 LIMITS: dict[str, tuple[str, Any, Any]] = {

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import pandas as pd
 import torch
@@ -69,19 +68,11 @@ class Structures:
 
     def priced(self, part: Part) -> PartSurvey:
         """Costs of one part, remembered."""
+        statistics, damping = self.study.statistics(part.output.name), self.study.setup.damping
         return self.study.remember(
             ("structure", part.output.name),
-            lambda: price_part(
-                part,
-                self.study.statistics(part.output.name),
-                part.kind in self.biased,
-                self.study.setup.damping,
-            ),
+            lambda: price_part(part, statistics, part.kind in self.biased, damping),
         )
-
-    def pieces(self) -> list[Callable[[], object]]:
-        """What must be computed before the page can show everything: one piece a part."""
-        return [partial(self.priced, part) for part in self.parts.values()]
 
     def head_costs(self) -> pd.DataFrame:
         """One row per decoder block and query head: relative cost of taking it away alone."""
@@ -156,17 +147,14 @@ class Structures:
                 if channels is None:
                     continue
                 shapes = {CHANNELS: channels} | ({HEADS: heads} if heads else {})
-                error = self._mean_error(shapes)
+                found = [(self.priced(part), shapes[kind]) for (kind, _), part in self.parts.items()]
+                error = sum(one.costs[shape] / one.energy for one, shape in found) / len(found)
                 if best is None or error < best[0]:
                     saved = sum(part.saved(shapes[kind]) for kind, part in first.items())
                     best = (error, saved / whole, channels.units, heads.units if heads else None)
             if best is not None:
                 rows.append((ratio, best[1], best[0], 1 / (1 - best[1]), best[2], best[3]))
         return pd.DataFrame(rows, columns=["ratio", "removed", "error", "speedup", "channels", "heads"])
-
-    def _mean_error(self, shapes: dict[str, Shape]) -> float:
-        found = [(self.priced(part), shapes[kind]) for (kind, _), part in self.parts.items()]
-        return sum(one.costs[shape] / one.energy for one, shape in found) / len(found)
 
 
 def _numbers(kept: Tensor) -> tuple[int, ...]:

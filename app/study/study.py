@@ -21,10 +21,10 @@ from transformers import PreTrainedTokenizerBase
 import rose
 from app.jobs import Job, holding
 from app.study import cache
-from app.study.setup import MEASURED, Setup
+from app.study.setup import MEASURED, THRESHOLD, Setup
 from rose.layer.hessian import condition_number, spectrum
 from rose.layer.methods import Known
-from rose.layer.order import live_range, plan_order, replan
+from rose.layer.order import live_range, replan
 from rose.model.network.layers import PrunableLayer, select_layers, text_config
 from rose.model.network.residence import is_streamed, residence_of
 from rose.model.run.one_layer import is_left_dense, measure_layer
@@ -150,7 +150,7 @@ class Study:
         self.calibration = calibration
         self._load = load
         self._lock = threading.Lock()
-        self._records: list[rose.LayerRecord] = []
+        self._records: dict[str, list[rose.LayerRecord]] = {}
         self._condition: dict[str, float] = {}
         self._live_ranges: dict[str, float] = {}
         self._layers: dict[str, tuple[PrunableLayer, rose.InputStatistics, rose.InputStatistics | None]] = {}
@@ -215,27 +215,31 @@ class Study:
         for block, kept_block in self.calibration.iterate(self.setup, self.files, self.loaded, job):
             self._measure(block, kept_block, job)
         if not self.is_restored and not self.failed and (folder := cache.folder_of(self.setup, self.files)):
-            cache.write_study(folder, self.setup, self._records, self._condition)
+            cache.write_study(folder, self.setup, self.all_records(), self._condition)
 
     def _recall(self) -> bool:
         """Shows what was kept for these files, and says whether anything was."""
         self.kept = cache.recall(self.setup, self.files) if self._may_recall else None
         with self._lock:
-            self._records = list(self.kept.records) if self.kept else []
+            self._records = {}
+            for record in self.kept.records if self.kept else []:
+                self._records.setdefault(record.layer, []).append(record)
             self._condition = dict(self.kept.condition) if self.kept else {}
-            self.layer_names = list(dict.fromkeys(record.layer for record in self._records))
+            self.layer_names = list(self._records)
         return self.kept is not None
 
     def _place_statistics(self, model: nn.Module) -> None:
         """Statistics that were kept beside the records: these layers can be looked into at once."""
+        if (kept := self.kept) is None:
+            return
         layers = {layer.name: layer for layer in select_layers(model, self.setup.layer_patterns)}
         with self._lock:
-            for name, streams in (self.kept.statistics if self.kept else {}).items():
-                self._layers[name] = (layers[name], *streams)
+            for name, one in kept.calibration.items():
+                self._layers[name] = (layers[name], one, kept.held_out.get(name))
 
     def _measure(self, block: BlockStatistics, kept: BlockStatistics, job: Job) -> None:
         with self._lock:
-            known = {record.layer for record in self._records} if self.is_restored else set()
+            known = set(self._records) if self.is_restored else set()
         conditions: dict[int, float] = {}
         for layer in block.layers:
             job.check()
@@ -255,43 +259,30 @@ class Study:
                     self.failed[layer.name] = str(problem)
                     continue
                 with self._lock:
-                    self._replace(layer.name, records)
+                    if layer.name in self._records:  # those of an example on a slightly different text
+                        self._live_ranges.pop(layer.name, None)
+                        self._memory = OrderedDict((k, v) for k, v in self._memory.items() if layer.name not in k)
+                    self._records[layer.name] = records
                     self._condition[layer.name] = conditions[id(statistics)]
             with self._lock:
                 self._layers[layer.name] = (layer, kept.calibration[layer.name], kept.held_out.get(layer.name))
 
-    def _replace(self, layer: str, records: list[rose.LayerRecord]) -> None:
-        """New records in the place of those of an example on a slightly different text; else at the end."""
-        places = [at for at, record in enumerate(self._records) if record.layer == layer]
-        if not places:
-            self._records += records
-            return
-        self._records[places[0] : places[-1] + 1] = records
-        self._live_ranges.pop(layer, None)
-        for key in [key for key in self._memory if layer in key]:
-            del self._memory[key]
-
     def _measure_layer(
         self, layer: PrunableLayer, statistics: rose.InputStatistics, held_out: rose.InputStatistics | None
     ) -> list[rose.LayerRecord]:
-        records, known = [], Known(layer.weight)
-        for name, (method, threshold) in MEASURED.items():
-            options = self.layer_options() | {"method": method, "threshold": threshold, "known": known}
-            records.append(replace(measure_layer(layer, statistics, held_out, **options), method=name))
-        return records
+        options = self.layer_options() | {"known": Known(layer.weight)}
+        found = {name: measure_layer(layer, statistics, held_out, **options, **how) for name, how in MEASURED.items()}
+        return [replace(record, method=name) for name, record in found.items()]
 
-    def layer_options(self) -> dict[str, Any]:
-        """Keyword arguments for `rose.prune_layer` that this set-up implies."""
-        return {
-            "sparsity": self.setup.sparsity,
-            "block_size": self.setup.block_size,
-            "damping": self.setup.damping,
-        }
+    def layer_options(self, sparsity: str | None = None) -> dict[str, Any]:
+        """Keyword arguments for `rose.prune_layer` that this set-up implies; another sparsity where one is given."""
+        setup = self.setup
+        return {"sparsity": sparsity or setup.sparsity, "block_size": setup.block_size, "damping": setup.damping}
 
     def all_records(self) -> list[rose.LayerRecord]:
         """What has been measured so far, as the engine gave it."""
         with self._lock:
-            return list(self._records)
+            return [record for records in self._records.values() for record in records]
 
     def records(self) -> pd.DataFrame:
         """What has been measured so far: one row per layer and method (see `rose.LayerRecord`)."""
@@ -310,17 +301,15 @@ class Study:
         wide = table[table["method"] == "sparsegpt"][keys].set_index("layer")
         for name in MEASURED:
             rows = table[table["method"] == name].set_index("layer")
-            wide[f"error_{name}"] = rows["relative_error"]
-            wide[f"held_out_{name}"] = rows["held_out_error"]
+            wide[f"error_{name}"], wide[f"held_out_{name}"] = rows["relative_error"], rows["held_out_error"]
         with self._lock:  # a layer that was finished since `records` has no row; an empty table would take it for one
             wide["condition"] = pd.Series(self._condition, dtype=float).reindex(wide.index)
         wide["is_columnar"] = wide["relative_range"] > threshold
         for kind in ("error", "held_out"):
             wide[f"{kind}_rose"] = wide[f"{kind}_two_level"].where(wide["is_columnar"], wide[f"{kind}_sparsegpt"])
-        natural = wide["error_sparsegpt"]
-        wide["gain"] = 1 - wide["error_two_level"] / natural.where(natural > 0)
-        held_out = wide["held_out_sparsegpt"]
-        wide["held_out_gain"] = 1 - wide["held_out_two_level"] / held_out.where(held_out > 0)
+        for kind, gain in (("error", "gain"), ("held_out", "held_out_gain")):
+            natural = wide[f"{kind}_sparsegpt"]
+            wide[gain] = 1 - wide[f"{kind}_two_level"] / natural.where(natural > 0)
         dead = [name for name in wide.index[wide["dead_columns"] > 0] if self.has(name)]
         wide["live_range"] = pd.Series({name: self.live_range(name) for name in dead}, dtype=float)
         return wide.reset_index()
@@ -351,39 +340,28 @@ class Study:
 
     def added_damping(self, layer: str) -> float:
         """λ, absolute, that this layer was measured with."""
-        with self._lock:
-            relative = next(record.damping for record in self._records if record.layer == layer)
-        return relative * float(self.statistics(layer).diagonal.mean())
+        return self._records[layer][0].damping * float(self.statistics(layer).diagonal.mean())
 
     def spectrum(self, layer: str) -> Tensor:
         """Eigenvalues of H, descending, (in,); remembered. Cubic in the number of columns."""
         return self.remember(("spectrum", layer), lambda: spectrum(self.statistics(layer).hessian))
 
-    def plan(self, layer: str, threshold: float = 0.5, sparsity: str | None = None) -> rose.OrderPlan:
+    def plan(self, layer: str, threshold: float = THRESHOLD, sparsity: str | None = None) -> rose.OrderPlan:
         """Losses and order of one layer; remembered."""
-        base = self.remember(
-            ("plan", layer, sparsity),
-            lambda: rose.plan_order(
-                self.weight(layer),
-                self.statistics(layer),
-                sparsity=sparsity or self.setup.sparsity,
-                block_size=self.setup.block_size,
-            ),
-        )
+        base = self.remember(("plan", layer, sparsity), lambda: self._plan(layer, sparsity))
         # A slider over the threshold must not fill the memory with copies of the losses: these share them.
         return self.remember(("plan", layer, sparsity, threshold), lambda: replan(base, threshold))
 
     def live_range(self, layer: str) -> float:
         """Relative range of this layer without its dead columns; remembered, the plan that it takes is not."""
         if layer not in self._live_ranges:
-            plan = plan_order(
-                self.weight(layer),
-                self.statistics(layer),
-                sparsity=self.setup.sparsity,
-                block_size=self.setup.block_size,
-            )
-            self._live_ranges[layer] = live_range(plan)
+            self._live_ranges[layer] = live_range(self._plan(layer))
         return self._live_ranges[layer]
+
+    def _plan(self, layer: str, sparsity: str | None = None) -> rose.OrderPlan:
+        setup, statistics = self.setup, self.statistics(layer)
+        sparsity = sparsity or setup.sparsity
+        return rose.plan_order(self.weight(layer), statistics, sparsity=sparsity, block_size=setup.block_size)
 
     def heads(self, layer: str) -> int:
         """Attention heads whose outputs are this layer's inputs, side by side; 0 where it is no output projection."""
@@ -405,30 +383,16 @@ class Study:
         order: str | rose.Order | None = None,
         budget: str | None = None,
         sparsity: str | None = None,
-        threshold: float = 0.5,
+        threshold: float = THRESHOLD,
         trace: bool = False,
     ) -> rose.LayerResult:
         """Prunes one layer by one sweep or method on this study's statistics; remembered."""
         key = order if order is None or isinstance(order, str) else (tuple(order.permutation.tolist()), order.widths)
-        options = self.layer_options() | {"sparsity": sparsity or self.setup.sparsity}
+        options = self.layer_options(sparsity) | {"method": method, "budget": budget, "threshold": threshold}
         return self.remember(
-            ("prune", layer, method, key, budget, options["sparsity"], threshold, trace),
-            lambda: rose.prune_layer(
-                self.weight(layer),
-                self.statistics(layer),
-                method=method,
-                order=order,
-                budget=budget,
-                threshold=threshold,
-                trace=trace,
-                **options,
-            ),
+            ("prune", layer, key, trace, *options.values()),
+            lambda: rose.prune_layer(self.weight(layer), self.statistics(layer), order=order, trace=trace, **options),
         )
-
-    def knows(self, key: Any) -> bool:
-        """Whether `remember` has an answer for this key at once."""
-        with self._lock:
-            return key in self._memory
 
     def remember(self, key: Any, compute: Callable[[], T]) -> T:
         """`compute()`, or what it gave for this key before."""
@@ -449,13 +413,11 @@ class Study:
 def held_by(studies: Sequence[Study]) -> int:
     """Bytes of statistics and remembered results of these studies; what they share counts once."""
     blocks = [block for study in studies for block in study.calibration.blocks]
-    every = [one for block in blocks for found in (block.calibration, block.held_out) for one in found.values()]
-    statistics = {id(one): 4 * one.columns**2 for one in every}
-    return sum(statistics.values()) + held([study._memory for study in studies])
+    return held([[(block.calibration, block.held_out) for block in blocks], [study._memory for study in studies]])
 
 
 def held(results: Any) -> int:
-    """Bytes of all tensors in these results, however deep; memory that several of them share counts once."""
+    """Bytes of all tensors and statistics in these results, however deep; what several of them share counts once."""
     sizes: dict[int, int] = {}
 
     def visit(value: Any) -> None:
@@ -463,6 +425,8 @@ def held(results: Any) -> int:
             # A view counts for itself: the diagonal of a Hessian lies in one that the study holds anyway.
             place = value.untyped_storage().data_ptr()
             sizes[place] = max(sizes.get(place, 0), value.nbytes)
+        elif isinstance(value, rose.InputStatistics):
+            sizes[id(value)] = 4 * value.columns**2
         elif isinstance(value, Mapping):
             for part in list(value.values()):  # a shelf may grow meanwhile
                 visit(part)

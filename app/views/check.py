@@ -237,8 +237,7 @@ def _all_layers(study: Study) -> None:
         return
     table = rank_layers(table)
     st.header(_verdict(list(table["status"]), "layer"), anchor=False)
-    _tell_tokens(study, table)
-    _tell_overfitting(table)
+    _tell(study, table)
     for layer, why in study.failed.items():
         st.error(f"{words.short_layer(layer)} could not be measured: {why}", icon=":material/error:")
     if study.job.status == "failed":
@@ -256,7 +255,7 @@ def _all_layers(study: Study) -> None:
         cells.replace(CELLS).rename(columns={"layer": "Layer", "status": "Defects", "found": "What did not pass"}),
         hide_index=True,
         key="check_table",
-        on_select=lambda: _pick(list(shown["layer"])),
+        on_select=lambda: components.pick_row("check_table", list(shown["layer"])),
         selection_mode="single-row",
         column_order=["Layer", "Defects", "What did not pass", *CHECKS],
         column_config={"What did not pass": st.column_config.TextColumn(width="large")},
@@ -301,8 +300,9 @@ def rank_layers(table: pd.DataFrame) -> pd.DataFrame:
     return ranked.sort_values("status", key=lambda one: -one.map(RANK), kind="stable", ignore_index=True)
 
 
-def _tell_tokens(study: Study, table: pd.DataFrame) -> None:
-    few = table[table[TOKENS].isin(("look", "fail"))]
+def _tell(study: Study, table: pd.DataFrame) -> None:
+    """What is no defect of a layer, once for all layers."""
+    few, over = (table[table[check].isin(("look", "fail"))] for check in (TOKENS, FITTING))
     if len(few):
         tokens = study.setup.samples * study.setup.length
         st.warning(
@@ -310,10 +310,6 @@ def _tell_tokens(study: Study, table: pd.DataFrame) -> None:
             "which have more columns than that. Their errors look smaller than they are; use more samples.",
             icon=":material/data_usage:",
         )
-
-
-def _tell_overfitting(table: pd.DataFrame) -> None:
-    over = table[table[FITTING].isin(("look", "fail"))]
     if len(over):
         st.info(
             f"Over-fitting: on {words.out_of(len(over), len(table), 'layer')} the held-out error is more than "
@@ -334,12 +330,6 @@ def _nothing_yet(study: Study) -> None:
         f"The run ended before its first decoder block was measured{why} Start it again on the start page.",
         icon=":material/stop:",
     )
-
-
-def _pick(layers: list[str]) -> None:
-    rows = st.session_state.check_table.selection.rows
-    if rows:
-        session.choose_layer(layers[rows[0]])
 
 
 draw()

@@ -15,6 +15,7 @@ from app.figures import damage as figures
 from app.runs.checkpoints import kept_checkpoints
 from app.runs.damage import DamageRequest, DamageRun, layer_of
 from app.runs.widgets import csv_button, file_button, linked, progress
+from app.study.setup import THRESHOLD
 from rose.model.measure.damage_report import correlations
 
 INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}
@@ -79,7 +80,7 @@ def choose() -> DamageRequest | None:
             method = st.selectbox(
                 "Method", list(methods), usual, format_func=methods.__getitem__, key="damage_method", bind=URL
             )
-            threshold = session.threshold() if method == "rose" else session.DEFAULT_THRESHOLD
+            threshold = session.threshold() if method == "rose" else THRESHOLD
             request = DamageRequest(units, method, threshold=threshold)
     setup = session.setup()
     at = f" Sparsity {setup.sparsity}," if how == "prune" else ""

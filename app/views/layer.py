@@ -257,8 +257,7 @@ def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
         st.info("Choose at least one layer.")
         return
     rows = table[table["layer"].isin(chosen)]
-    ranges = overview.range_bars(rows, threshold=session.threshold(), marked_layer=layer, theme=session.theme())
-    components.show(ranges, "compare-ranges", wide=True)
+    components.show(overview.range_bars(rows, **components.look_over()), "compare-ranges", wide=True)
     error_numbers(method_errors(rows, "compare-errors"))
 
 

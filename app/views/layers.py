@@ -15,6 +15,7 @@ from app.figures import overview as figures
 from app.figures import palette
 from app.runs import finished
 from app.study import tables
+from app.study.setup import THRESHOLD
 from app.study.study import Study
 
 # What the map can show: column of the overview table -> words on the button, and what it means.
@@ -71,7 +72,7 @@ def choose() -> str:
         1.0,
         step=0.01,
         key="threshold_widget",
-        on_change=lambda: session.choose_threshold(st.session_state.threshold_widget),
+        on_change=lambda: st.session_state.update(chosen_threshold=st.session_state.threshold_widget),
         help="ROSE reorders only columnar layers. All pages share this threshold.",
     )
     return chosen
@@ -79,38 +80,25 @@ def choose() -> str:
 
 def results(study: Study, table: pd.DataFrame, metric: str) -> None:
     flips(table)
-    shared: dict[str, Any] = {
-        "threshold": session.threshold(),
-        "marked_layer": session.layer(),
-        "theme": session.theme(),
-    }
+    look = components.look_over()
     if table[metric].notna().any():
-        names: dict[str, Any] = {
-            "layers": study.layer_names,
-            "left_out": study.left_out,
-            "experts": choose_experts(study),
+        kinds = {"": "Largest of all"} | {
+            kind: kind.rpartition(".")[2] for kind in figures.expert_kinds(study.layer_names)
         }
-        drawing = figures.model_map(table, metric, **names, **shared)
+        experts = components.section(kinds, "experts", "Experts", default="") or None if len(kinds) > 1 else None
+        names: dict[str, Any] = {"layers": study.layer_names, "left_out": study.left_out}
+        drawing = figures.model_map(table, metric, experts=experts, **names, **look)
         components.show(drawing, "layers-map", on_select=lambda: components.pick_layer("layers-map"), wide=True)
     else:
         st.info(nothing_in(metric, has_held_out=bool(study.setup.held_out)))
     chosen = filtered(table)
     try:
-        scatter = figures.gain_scatter(chosen, projections=table["projection"].tolist(), **shared)
+        scatter = figures.gain_scatter(chosen, projections=table["projection"].tolist(), **look)
         components.show(scatter, "layers-scatter", on_select=lambda: components.pick_layer("layers-scatter"), wide=True)
     except rose.RoseError as problem:
         st.info(str(problem))
     pick_by_name(study)
     exact(study, chosen)
-
-
-def choose_experts(study: Study) -> str | None:
-    """Which projection of the experts the map shows one by one, where the model has any."""
-    kinds = figures.expert_kinds(study.layer_names)
-    if not kinds:
-        return None
-    labels = {"": "Largest of all"} | {kind: kind.rpartition(".")[2] for kind in kinds}
-    return components.section(labels, "experts", "Experts", default="") or None
 
 
 def nothing_in(metric: str, *, has_held_out: bool) -> str:
@@ -124,7 +112,7 @@ def nothing_in(metric: str, *, has_held_out: bool) -> str:
 
 def flips(table: pd.DataFrame) -> None:
     """How many layers are columnar, and which the default threshold would judge otherwise."""
-    threshold, usual = session.threshold(), session.DEFAULT_THRESHOLD
+    threshold, usual = session.threshold(), THRESHOLD
     columnar = table[table["is_columnar"]]
     text = f"**{len(columnar)} of {len(table)} layers are columnar** above {threshold:.2f}"
     text += f": {listed(columnar['layer'])}." if len(columnar) else "."
@@ -168,15 +156,6 @@ def filtered(table: pd.DataFrame) -> pd.DataFrame:
     if len(chosen) < len(table):
         st.caption(f"{len(chosen)} of {len(table)} layers pass the filter.")
     return chosen
-
-
-# Choosing a layer
-
-
-def pick_row(table: pd.DataFrame) -> None:
-    rows = st.session_state["layers-table"].selection.rows
-    if rows and rows[0] < len(table):
-        components.select_layer(str(table["layer"].iloc[rows[0]]))
 
 
 def pick_by_name(study: Study) -> None:
@@ -238,7 +217,7 @@ def exact(study: Study, table: pd.DataFrame) -> None:
             },
         },
         key="layers-table",
-        on_select=lambda: pick_row(table),
+        on_select=lambda: components.pick_row("layers-table", table["layer"].tolist()),
         selection_mode="single-row",
         alt="All layers measured so far with relative range, errors and Hessian condition",
     )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import streamlit as st
 
@@ -30,8 +32,10 @@ def draw() -> None:
     )
     if study is not None:
         picture(study)
-    if study is not None and study.job.status in ("failed", "cancelled") and not study.is_measured:
-        open_settings(study)
+    ended_early = study is not None and study.job.status in ("failed", "cancelled") and not study.is_measured
+    if study is not None and ended_early and st.session_state.get("start_reopened") != study.created:
+        st.session_state.start_reopened = study.created
+        st.session_state[SETTINGS] = True  # once: what to change is there
     label = "Set-up" if study is None else "Change set-up"
     with st.expander(
         label, expanded=study is None, key=SETTINGS, on_change="rerun", icon=":material/tune:"
@@ -43,13 +47,6 @@ def draw() -> None:
         with right:
             run_card(edited, is_shown=bool(settings.open))
             recent()
-
-
-def open_settings(study: Study) -> None:
-    """Once for a run that ended early: what to change is there."""
-    if st.session_state.get("start_reopened") != study.created:
-        st.session_state.start_reopened = study.created
-        st.session_state[SETTINGS] = True
 
 
 # What it will take
@@ -146,6 +143,8 @@ def begin(chosen: Setup) -> None:
         session.leave(former.job)
     st.session_state.link_problem = ""
     st.session_state[SETTINGS] = False  # makes room for the map
+    if chosen != session.draft():
+        form.forget()
     session.choose_setup(chosen)
     session.start()
 
@@ -167,14 +166,8 @@ def picture(study: Study) -> None:
             if table.empty:
                 st.info("The first layers appear here as soon as they are measured.")
                 return
-            drawing = overview.model_map(
-                table,
-                threshold=session.threshold(),
-                layers=study.layer_names,
-                left_out=study.left_out,
-                marked_layer=session.layer(),
-                theme=session.theme(),
-            )
+            names: dict[str, Any] = {"layers": study.layer_names, "left_out": study.left_out}
+            drawing = overview.model_map(table, **names, **components.look_over())
             components.show(drawing, "start-map", on_select=lambda: components.pick_layer("start-map"))
 
     components.while_measured(study, follow)
@@ -238,7 +231,7 @@ def example_note(study: Study) -> str:
     if not study.kept.is_exact:
         return text + "The packaged text of your Python differs, so each layer is measured again on it when opened."
     return text + (
-        f"{words.sentence(words.count(len(study.kept.statistics), 'layer'))} open as soon as the model is loaded, the "
+        f"{words.sentence(words.count(len(study.kept.calibration), 'layer'))} open as soon as the model is loaded, the "
         "others once their inputs are collected."
     )
 
@@ -252,13 +245,8 @@ def recent() -> None:
     for place, setup in enumerate(others):
         st.button(
             form.describe(setup), key=f"recent-{place}", icon=":material/history:", width="stretch",
-            on_click=again, args=(setup,),
+            on_click=begin, args=(setup,),
         )  # fmt: skip
-
-
-def again(setup: Setup) -> None:
-    form.forget()
-    begin(setup)
 
 
 draw()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import streamlit as st
 
 import rose
@@ -35,7 +37,8 @@ def draw() -> None:
     except rose.RoseError as problem:
         st.info(str(problem))
         st.stop()
-    if not components.finished(known.pieces(), "structures", (study.setup, "prices"), "part"):
+    pieces = [partial(known.priced, part) for part in known.parts.values()]
+    if not components.finished(pieces, "structures", (study.setup, "prices"), "part"):
         st.stop()
     view = components.section({name: name for name in VIEWS}, "structures_view", "What is shown")
     VIEWS[view](known)
