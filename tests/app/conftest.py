@@ -8,6 +8,7 @@ import pytest
 
 import rose
 from app import shared
+from app.components import work
 from app.study.setup import Setup
 from app.study.study import Study
 from tests.app.tiny_study import measured_study
@@ -45,3 +46,9 @@ def pruned_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     place = tmp_path_factory.mktemp("pruned") / "by_hand"
     rose.save_model(model, tokenizer, place, report=report)
     return place
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page waits for its sweeps: on a busy machine it would show their progress instead."""
+    monkeypatch.setattr(work, "PATIENCE", 50.0)

@@ -79,17 +79,8 @@ def loading(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("loading")
-def test_while_inputs_are_collected_nothing_is_said_to_be_measured() -> None:
-    open_page("views/layer.py")
-    app = open_page("views/start.py")
-    assert app.button(key="explore").label == "Explore the example"
-    assert "so far" not in texts(app)  # but in the progress bar
-
-
-@pytest.mark.usefixtures("loading")
-def test_while_inputs_are_collected_a_layer_has_its_numbers() -> None:
+def test_while_inputs_are_collected_the_numbers_are_there() -> None:
     app = open_page("views/layer.py")
-    assert not app.exception
     study = shared.studies()[Setup()]
     known = next(one for one in study.all_records() if one.layer == study.most_columnar())
     shown = {metric.label: metric.value for metric in app.metric}
@@ -97,14 +88,10 @@ def test_while_inputs_are_collected_a_layer_has_its_numbers() -> None:
     assert shown["Error, SparseGPT"] == f"{known.relative_error:.4f}"
     assert "appear here as soon as its inputs are collected" in texts(app)
     assert app.button(key="waiting-cancel")
-
-
-@pytest.mark.usefixtures("loading")
-def test_while_inputs_are_collected_its_methods_can_be_compared() -> None:
-    open_page("views/layer.py")
-    app = open_page("views/runs.py")
-    assert not app.exception
-    assert "SparseGPT at 0.7 (study)" in app.selectbox[0].options
+    app = open_page("views/start.py")
+    assert app.button(key="explore").label == "Explore the example"
+    assert "so far" not in texts(app)  # but in the progress bar
+    assert "SparseGPT at 0.7 (study)" in open_page("views/runs.py").selectbox[0].options
 
 
 @pytest.mark.usefixtures("missing")

@@ -12,10 +12,19 @@ from app.study.setup import Setup
 from tests.app.tiny_study import COLUMNAR, measured_study, open_page, texts
 
 
-def test_a_bad_link_is_explained_and_the_defaults_are_shown() -> None:
-    app = open_page("views/start.py", samples="many")
-    assert "samples='many'" in texts(app)
-    assert app.number_input(key="start_samples").value == Setup().samples
+@pytest.mark.parametrize(
+    ("page", "says"),
+    [
+        ("layers", "Here you see every layer of a model at a glance"),
+        ("check", "Checks of every layer's error, sparsity and inputs appear here."),
+        ("order_lab", "Here you try pruning orders"),
+        ("structures", "what every head and every channel of a model costs"),
+    ],
+)
+def test_without_a_study_a_page_says_what_to_do(page: str, says: str) -> None:
+    app = open_page(f"views/{page}.py", seed="9")
+    assert says in texts(app)
+    assert app.main.get("page_link")[0].proto.page == ""  # the start page is the default one
 
 
 def test_edits_after_a_study_are_in_the_url_too() -> None:
@@ -54,10 +63,7 @@ def test_a_link_to_a_layer_that_is_not_there_is_explained_until_another_is_chose
     ("name", "value", "words"),
     [
         ("block_size", "8192", "Block size, columns: choose from 1 to 4096, not 8192."),
-        ("samples", "5000", "Samples: choose from 1 to 4096, not 5000."),
-        ("length", "65536", "Tokens per sample: choose from 2 to 32768, not 65536."),
         ("damping", "2", "Damping: choose from 0.0 to 1.0, not 2.0."),
-        ("seed", "-1", "Seed: choose from 0 to 1000000, not -1."),
     ],
 )
 def test_a_value_that_no_widget_takes_is_explained(name: str, value: str, words: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +23,7 @@ from app.study.study import Calibration, LoadedModel, Study
 MAIN = str(Path(session.__file__).parent / "main.py")
 COLUMNAR = "model.layers.1.self_attn.o_proj"  # its last block of inputs is six times as strong as the others
 WIDTH, BLOCK = 64, 16
-AnyRun = TypeVar("AnyRun", bound=Run)
+AnyRun = TypeVar("AnyRun", bound=Run | Study)
 
 
 def tiny_model() -> LlamaForCausalLM:
@@ -44,7 +47,11 @@ def tiny_model() -> LlamaForCausalLM:
 
 
 def measured_study(
-    held_out: int = 2, sparsity: str = "0.7", samples: int = 8, model: PreTrainedModel | None = None
+    held_out: int = 2,
+    sparsity: str = "0.7",
+    samples: int = 8,
+    model: PreTrainedModel | None = None,
+    status: str = "done",
 ) -> Study:
     """The study, finished, and placed where the app looks for the one of its set-up."""
     setup = Setup(model="tiny", samples=samples, length=32, held_out=held_out, block_size=BLOCK, sparsity=sparsity)
@@ -55,13 +62,25 @@ def measured_study(
     calibration.tokens, calibration.held_out = tokens[:samples], tokens[samples:] if held_out else None
     calibration.blocks = list(rose.visit_blocks(model, calibration.tokens, held_out=calibration.held_out))
     calibration.complete = True
-    study = Study(setup, lambda: LoadedModel(model, None, threading.Lock()), calibration)  # type: ignore[arg-type]
-    study.job.watch("test")
-    study.job.start()
-    study.job.wait(60)
-    assert study.job.status == "done", study.job.message
+    loaded = LoadedModel(model, None, threading.Lock())  # type: ignore[arg-type]
+    study = finish(Study(setup, lambda: loaded, calibration), status)
     shared.studies()[setup] = study
     return study
+
+
+def begun(study: Study) -> Study:
+    """Another study of the same layers, of which nothing is known but their names."""
+    other = Study(replace(study.setup, seed=97), study._load, Calibration())
+    other.layer_names = study.layer_names
+    shared.studies()[other.setup] = other
+    return other
+
+
+def numbers_text(folder: Path) -> Path:
+    """A text to calibrate on."""
+    path = folder / "text.txt"
+    path.write_text(" ".join(f"{number} and its square {number**2}." for number in range(150)))
+    return path
 
 
 def open_page(page: str, study: Study | None = None, layer: str = COLUMNAR, **query: str) -> AppTest:
@@ -92,10 +111,23 @@ def ended(run: AnyRun, status: str = "done") -> AnyRun:
     return run
 
 
+def finish(run: AnyRun, status: str = "done") -> AnyRun:
+    """A study, or any other work in the background, from its start to its end."""
+    run.job.watch("test")
+    run.job.start()
+    return ended(run, status)
+
+
 def texts(app: AppTest | Block) -> str:
     """All that can be read on the page except inside figures."""
     kinds = (app.title, app.header, app.markdown, app.caption, app.info, app.warning, app.error, app.latex)
     return "\n".join(str(element.value) for kind in kinds for element in kind)
+
+
+def titles(app: AppTest) -> list[str]:
+    """What stands above the figures on the page, without line breaks."""
+    found = [json.loads(figure)["layout"]["title"]["text"] for figure in figures(app)]
+    return [re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text)) for text in found]
 
 
 def figures(app: AppTest) -> list[str]:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,10 +19,11 @@ from app.study import cache
 from app.study import study as study_module
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
+from tests.app.tiny_study import finish, numbers_text
 from tests.tiny import save_tiny_llama
 
+Runs = Callable[[], tuple[int, int]]
 LAYER = "model.layers.1.self_attn.o_proj"
-SOON = 60.0
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +35,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def setup(tmp_path: Path) -> Setup:
     folder = save_tiny_llama(tmp_path / "model", blocks=2, hidden=32)
-    text = tmp_path / "text.txt"
-    text.write_text(" ".join(f"{number} and its square {number**2}." for number in range(150)))
+    text = numbers_text(tmp_path)
     return Setup(model=str(folder), text=str(text), samples=6, length=32, held_out=2, block_size=16, sparsity="0.6")
 
 
@@ -50,65 +51,43 @@ def run(setup: Setup, status: str = "done", watch: Callable[[Study], None] = lam
         return LoadedModel(*rose.load_model(setup.model), threading.Lock())
 
     study = Study(setup, load, Calibration())
-    study.job.watch("test")
-    study.job.start()
-    study.job.wait(SOON)
-    assert study.job.status == status, study.job.message
-    return study
+    return finish(study, status)
 
 
 @pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Counts passes through the model, and layers that are measured."""
-    counts = {"passes": 0, "layers": 0}
-    visit, measure = rose.visit_blocks, study_module.measure_layer
-
-    def counted_visit(*arguments, **options):
-        counts["passes"] += 1
-        return visit(*arguments, **options)
-
-    def counted_measure(*arguments, **options):
-        counts["layers"] += 1
-        return measure(*arguments, **options)
-
-    monkeypatch.setattr(rose, "visit_blocks", counted_visit)
-    monkeypatch.setattr(study_module, "measure_layer", counted_measure)
-    return counts
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Counts passes through the model, and measurements of layers."""
+    visit, measure = Mock(wraps=rose.visit_blocks), Mock(wraps=study_module.measure_layer)
+    monkeypatch.setattr(rose, "visit_blocks", visit)
+    monkeypatch.setattr(study_module, "measure_layer", measure)
+    return lambda: (visit.call_count, measure.call_count)
 
 
 def same(one: Study, other: Study) -> None:
     assert one.records().equals(other.records())
     assert one.overview(0.5).equals(other.overview(0.5))
     for name in one.layer_names:
-        for a, b in (
-            (one.statistics(name), other.statistics(name)),
-            (one.held_out_statistics(name), other.held_out_statistics(name)),
-        ):
-            assert a is not None
-            assert b is not None
+        for read in (Study.statistics, Study.held_out_statistics):
+            a, b = read(one, name), read(other, name)
             assert a.tokens == b.tokens
             assert torch.equal(a.hessian, b.hessian)
             assert torch.equal(a.mean, b.mean)
 
 
-def test_a_second_start_measures_nothing_and_shows_the_same(setup: Setup, runs: dict[str, int]) -> None:
+def test_a_second_start_measures_nothing_and_shows_the_same(setup: Setup, runs: Runs) -> None:
     first = run(setup)
-    assert runs == {"passes": 1, "layers": 3 * 14}
+    assert runs() == (1, 3 * 14)
     seen: list[tuple[int, bool]] = []
     second = run(setup, watch=lambda study: seen.append((len(study.overview(0.5)), study.has(LAYER))))
-    assert runs == {"passes": 1, "layers": 3 * 14}
+    assert runs() == (1, 3 * 14)
     assert seen == [(14, False)]  # the overview is there before the model is loaded
     same(first, second)
     assert second.prune(LAYER).relative_error == first.prune(LAYER).relative_error
     q, k = (f"model.layers.1.self_attn.{x}_proj" for x in "qk")
     assert second.statistics(q) is second.statistics(k)  # what shared a Hessian still does
     assert second.statistics(q) is not second.statistics(LAYER)
-
-
-def test_another_sparsity_shares_the_statistics(setup: Setup, runs: dict[str, int]) -> None:
-    run(setup)
-    other = run(replace(setup, sparsity="0.3"))
-    assert runs == {"passes": 1, "layers": 2 * 3 * 14}
+    other = run(replace(setup, sparsity="0.3"))  # shares the statistics
+    assert runs() == (1, 2 * 3 * 14)
     assert other.records()["sparsity"].max() < 0.4
 
 
@@ -121,15 +100,13 @@ def test_another_sparsity_shares_the_statistics(setup: Setup, runs: dict[str, in
         lambda setup: (save_tiny_llama(Path(setup.model), blocks=1, hidden=32), setup)[1],
     ],
 )
-def test_what_results_depend_on_makes_them_new(
-    change: Callable[[Setup], Setup], setup: Setup, runs: dict[str, int]
-) -> None:
+def test_what_results_depend_on_makes_them_new(change: Callable[[Setup], Setup], setup: Setup, runs: Runs) -> None:
     run(setup)
     run(change(setup))
-    assert runs["passes"] == 2
+    assert runs()[0] == 2
 
 
-def test_results_are_kept_for_the_files_that_they_are_of(setup: Setup, runs: dict[str, int]) -> None:
+def test_results_are_kept_for_the_files_that_they_are_of(setup: Setup, runs: Runs) -> None:
     """A model replaced after it was loaded: the next start must not take the old one's results for the new one's."""
 
     def load() -> LoadedModel:
@@ -137,34 +114,9 @@ def test_results_are_kept_for_the_files_that_they_are_of(setup: Setup, runs: dic
         save_tiny_llama(Path(setup.model), blocks=1, hidden=32)
         return loaded
 
-    study = Study(setup, load, Calibration())
-    study.job.watch("test")
-    study.job.start()
-    study.job.wait(SOON)
-    assert len(study.overview(0.5)) == 14
+    assert len(finish(Study(setup, load, Calibration())).overview(0.5)) == 14
     assert len(run(setup).overview(0.5)) == 7
-    assert runs["passes"] == 2
-
-
-def test_other_code_makes_them_new(setup: Setup, runs: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    run(setup)
-    monkeypatch.setattr(cache, "_version", lambda: "later")
-    run(setup)
-    assert runs["passes"] == 2
-
-
-def test_statistics_are_packed_to_half_and_unpacked_to_the_bit() -> None:
-    statistics = rose.InputStatistics(600)  # three panels
-    statistics.update(torch.randn(40, 600, generator=torch.Generator().manual_seed(0)))
-    packed = statistics.pack()
-    assert packed["panels"].numel() < 0.75 * 600**2
-    again = rose.InputStatistics.unpack(packed)
-    assert torch.equal(again.hessian, statistics.hessian)
-    assert torch.equal(again.variance, statistics.variance)
-    assert again.tokens == 40
-    for one in (statistics, again):
-        one.update(torch.ones(2, 600))
-    assert torch.equal(again.hessian, statistics.hessian)
+    assert runs()[0] == 2
 
 
 def cut(path: Path) -> None:
@@ -180,25 +132,25 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize("harm", [cut, flip, Path.unlink])
 @pytest.mark.parametrize(
     ("pattern", "expected"),
-    [("block-00001*", {"passes": 2, "layers": 42}), ("study-*", {"passes": 1, "layers": 84})],
+    [("block-00001*", (2, 42)), ("study-*", (1, 84))],
 )
 def test_damaged_files_are_found_anew(
     pattern: str,
-    expected: dict[str, int],
+    expected: tuple[int, int],
     harm: Callable[[Path], None],
     setup: Setup,
     root: Path,
-    runs: dict[str, int],
+    runs: Runs,
 ) -> None:
     first = run(setup)
     (path,) = root.rglob(pattern)
     harm(path)
     second = run(setup)
-    assert runs == expected
+    assert runs() == expected
     assert len(second.records()) == len(first.records())
     assert second.overview(0.5)["error_rose"].tolist() == first.overview(0.5)["error_rose"].tolist()
     third = run(setup)  # the damage has been mended
-    assert runs == expected
+    assert runs() == expected
     same(second, third)
 
 
@@ -248,20 +200,17 @@ def test_where_results_are_kept(setup: Setup, monkeypatch: pytest.MonkeyPatch, t
     folder = folder_of(setup)
     assert folder is not None
     assert folder.parent == tmp_path / "rose-explorer"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    folder = folder_of(setup)
-    assert folder is not None
-    assert folder.parent == tmp_path / ".cache" / "rose-explorer"
     assert folder_of(replace(setup, model="owner/not-on-this-machine")) is None
     assert folder_of(replace(setup, text="missing.txt")) is None
 
 
+def test_other_code_makes_them_new(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = folder_of(setup)
+    monkeypatch.setattr(cache, "_version", lambda: "later")
+    assert folder_of(setup) != before
+
+
 def test_everything_that_results_depend_on_makes_the_version() -> None:
-    """All of rose, however deep, the study's room, and the files of the methods that a study measures with."""
-    sources = cache._sources()
-    assert all(path.is_file() for path in sources)
-    parts = (rose.prune_layer, rose.visit_blocks, rose.METHODS["rose"].prune, Setup, Study, cache.write_blocks)
-    for part in parts:
-        assert Path(inspect.getfile(part)) in sources, part  # type: ignore[arg-type]
-    assert {path.parent.name for path in sources} >= {"rose", "layer", "model", "study"}
+    """All of rose, however deep, with the methods that a study measures with, and the study's room."""
+    for part in (rose.prune_layer, rose.visit_blocks, rose.METHODS["rose"].prune, Setup, Study, cache.write_blocks):
+        assert Path(inspect.getfile(part)) in cache._sources(), part

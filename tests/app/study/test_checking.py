@@ -5,30 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 
-from app.study import checking
 from app.study.checking import CheckRequest, Findings, LayerChecks
 from app.study.study import Study
 from rose.layer.error import direct_error
 from rose.model.walk.walk import visit_inputs
-from tests.app.tiny_study import COLUMNAR, measured_study
+from tests.app.tiny_study import COLUMNAR, finish, measured_study
 
 METHODS = ("sparsegpt", "rose", "rose_global", "wanda")
 
 
 @pytest.fixture(scope="module")
 def findings(study: Study) -> Findings:
-    run = checked(study, CheckRequest(COLUMNAR, METHODS, "rose", 0.5))
-    assert run.findings is not None
-    return run.findings
+    return checked(study, CheckRequest(COLUMNAR, METHODS, "rose", 0.5))
 
 
-def checked(study: Study, request: CheckRequest) -> LayerChecks:
-    run = LayerChecks(study, request)
-    run.job.watch("test")
-    run.job.start()
-    run.job.wait(60)
-    assert run.job.status == "done", run.job.message
-    return run
+def checked(study: Study, request: CheckRequest) -> Findings:
+    findings = finish(LayerChecks(study, request)).findings
+    assert findings is not None
+    return findings
 
 
 def test_direct_error_is_that_of_the_inputs(study: Study, findings: Findings) -> None:
@@ -63,12 +57,5 @@ def test_a_cancelled_run_says_nothing_and_frees_the_model(study: Study) -> None:
 
 
 def test_n_of_m_is_checked_in_its_groups() -> None:
-    run = checked(measured_study(sparsity="2:4"), CheckRequest(COLUMNAR, ("rose", "wanda"), "rose", 0.5))
-    assert run.findings is not None
-    assert [(found.unit, found.units, found.deviation) for found in run.findings.sparsity] == [("group", 1024, 0)] * 2
-
-
-def test_estimate_grows_with_the_methods(study: Study) -> None:
-    few = checking.estimate(study, CheckRequest(COLUMNAR, ("rose",), "rose", 0.5))
-    many = checking.estimate(study, CheckRequest(COLUMNAR, ("rose", "oats"), "rose", 0.5))
-    assert many.seconds > few.seconds
+    found = checked(measured_study(sparsity="2:4"), CheckRequest(COLUMNAR, ("rose", "wanda"), "rose", 0.5))
+    assert [(one.unit, one.units, one.deviation) for one in found.sparsity] == [("group", 1024, 0)] * 2

@@ -13,6 +13,7 @@ import rose
 from app.study import cache
 from app.study.setup import MEASURED, Setup
 from app.study.study import Calibration, LoadedModel, Study
+from tests.app.tiny_study import finish, numbers_text
 from tests.tiny import save_tiny_llama
 
 FIRST = "model.layers.0.self_attn.o_proj"
@@ -36,18 +37,17 @@ def test_it_holds_every_layer_and_is_small(kept: cache.Kept) -> None:
     assert set(kept.condition) == {record.layer for record in kept.records}
     assert cache.EXAMPLE.stat().st_size < 6e6
     best = max(kept.records, key=lambda record: record.relative_range)
-    assert best.layer in kept.statistics
+    assert best.layer in kept.calibration
 
 
 def test_its_errors_follow_from_its_statistics(
     kept: cache.Kept, packaged: tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ) -> None:
-    for layer, (statistics, held_out) in kept.statistics.items():
+    assert set(kept.held_out) == set(kept.calibration)
+    for layer, statistics in kept.calibration.items():
         weight = packaged[0].get_submodule(layer).weight
-        method, threshold = MEASURED["two_level"]
-        result = rose.prune_layer(weight, statistics, method=method, threshold=threshold)
+        result = rose.prune_layer(weight, statistics, **MEASURED["two_level"])
         record = record_of(kept, layer, "two_level")
-        assert held_out is not None
         assert record.relative_error == pytest.approx(result.relative_error, rel=SAME)
         assert record.relative_range == pytest.approx(result.plan.relative_range, rel=SAME)
 
@@ -80,8 +80,7 @@ def test_any_other_setup_has_none_and_a_damaged_file_is_none(tmp_path: Path, mon
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Setup, LoadedModel]:
     folder = tmp_path_factory.mktemp("model")
-    (folder / "text.txt").write_text(" ".join(f"{number} and its square {number**2}." for number in range(150)))
-    setup = Setup("tiny", text=str(folder / "text.txt"), samples=4, length=32, held_out=2, block_size=16)
+    setup = Setup("tiny", text=str(numbers_text(folder)), samples=4, length=32, held_out=2, block_size=16)
     return setup, LoadedModel(*rose.load_model(str(save_tiny_llama(folder / "tiny"))), threading.Lock())
 
 
@@ -89,19 +88,11 @@ def errors(study: Study) -> list[tuple[str, str, float]]:
     return [(record.layer, record.method, record.relative_error) for record in study.all_records()]
 
 
-def run(study: Study) -> Study:
-    study.job.watch("test")
-    study.job.start()
-    study.job.wait(60)
-    return study
-
-
 def test_on_a_text_that_differs_every_number_is_measured_anew(
     tiny: tuple[Setup, LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setup, loaded = tiny
-    fresh = run(Study(setup, lambda: loaded, Calibration()))
-    assert fresh.job.status == "done", fresh.job.message
+    fresh = finish(Study(setup, lambda: loaded, Calibration()))
     wrong = [replace(record, relative_error=9.0) for record in fresh.all_records()]
     conditions = dict.fromkeys(fresh.layer_names, 1.0)
     monkeypatch.setattr(cache, "recall", lambda *_: cache.Kept(wrong, conditions, is_exact=False, made_with="then"))
@@ -110,8 +101,7 @@ def test_on_a_text_that_differs_every_number_is_measured_anew(
     assert study.job.status == "kept"
     assert study.is_example
     assert set(study.records()["relative_error"]) == {9.0}
-    run(study)
-    assert study.job.status == "done", study.job.message
+    finish(study)
     assert errors(study) == errors(fresh)
     assert study.layer_names == fresh.layer_names
 
@@ -123,13 +113,11 @@ def test_a_layer_that_cannot_be_measured_is_left_out_if_asked(tiny: tuple[Setup,
     before = float(weight[0, 0])
     weight.data[0, 0] = float("nan")
     try:
-        study = run(Study(setup, lambda: loaded, Calibration()))
-        assert study.job.status == "failed"
+        study = finish(Study(setup, lambda: loaded, Calibration()), "failed")
         assert study.can_go_on
         others = Study(setup, lambda: loaded, Calibration())
         others.go_on = True
-        run(others)
-        assert others.job.status == "done", others.job.message
+        finish(others)
         assert set(others.failed) == {bad}
         assert set(others.records()["layer"]) == {name for name in others.layer_names if name != bad}
     finally:

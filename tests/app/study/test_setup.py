@@ -28,12 +28,9 @@ def test_a_link_restores_the_setup(setup: Setup) -> None:
     assert Setup.read(setup.to_texts()) == (setup, [])
 
 
-def test_a_link_holds_only_what_differs() -> None:
+def test_a_link_holds_only_what_differs_and_its_other_parameters_are_left_alone() -> None:
     assert Setup().to_texts() == {}
     assert Setup(samples=3, sparsity="2:4").to_texts() == {"samples": "3", "sparsity": "2:4"}
-
-
-def test_other_parameters_of_a_link_are_left_alone() -> None:
     assert Setup.read({"section": "Losses", "samples": "3"}) == (Setup(samples=3), [])
 
 

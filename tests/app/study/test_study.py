@@ -17,11 +17,11 @@ from app.study import study as study_module
 from app.study.setup import MEASURED, Setup
 from app.study.study import HOME, Calibration, LoadedModel, Study, held
 from rose.model.network.residence import residence_of
+from tests.app.tiny_study import finish, numbers_text
 from tests.tiny import save_tiny_llama
 
 LAYERS = 21  # seven in each of three decoder blocks
 LAYER = "model.layers.1.self_attn.o_proj"
-SOON = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, P
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(" ".join(f"{number} and its square {number**2}." for number in range(150)))
-    return path
+    return numbers_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +45,16 @@ def load(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> Callable[[]
     return lambda: shared
 
 
-def run(study: Study, status: str = "done") -> Study:
-    study.job.watch("test")
-    study.job.start()
-    study.job.wait(SOON)
-    assert study.job.status == status, study.job.message
-    return study
-
-
 @pytest.fixture(scope="module")
 def study(setup: Setup, load: Callable[[], LoadedModel]) -> Study:
-    return run(Study(setup, load, Calibration()))
+    return finish(Study(setup, load, Calibration()))
 
 
 def test_every_layer_is_measured_by_every_method(study: Study) -> None:
     records = study.records()
-    assert len(records) == LAYERS * len(MEASURED)
-    assert set(records["method"]) == set(MEASURED)
-    assert records.groupby("method")["layer"].nunique().eq(LAYERS).all()
+    assert records.groupby("method")["layer"].nunique().to_dict() == dict.fromkeys(MEASURED, LAYERS)
     assert study.layer_names == list(records["layer"].unique())
+    assert len(records) == LAYERS * len(MEASURED)
 
 
 def test_errors_are_those_of_prune_layer_on_statistics_of_their_own(study: Study, setup: Setup) -> None:
@@ -74,23 +63,12 @@ def test_errors_are_those_of_prune_layer_on_statistics_of_their_own(study: Study
     tokens = rose.load_tokens(setup.text, tokenizer, samples=8, length=32, seed=0)
     statistics = rose.collect_statistics(model, tokens[:6], layers=[LAYER])[LAYER]
     weight = model.get_submodule(LAYER).weight
-    for name, (method, threshold) in MEASURED.items():
-        expected = rose.prune_layer(
-            weight, statistics, method=method, threshold=threshold, sparsity="0.6", block_size=16
-        )
+    for name, how in MEASURED.items():
+        expected = rose.prune_layer(weight, statistics, **how, sparsity="0.6", block_size=16)
         records = study.records()
         row = records[(records["layer"] == LAYER) & (records["method"] == name)].iloc[0]
         assert row["relative_error"] == pytest.approx(expected.relative_error, rel=1e-4)
         assert row["relative_range"] == pytest.approx(expected.plan.relative_range, rel=1e-4)
-
-
-def test_held_out_tokens_are_not_among_the_calibration_tokens(study: Study) -> None:
-    tokens, held_out = study.calibration.tokens, study.calibration.held_out
-    assert tokens is not None
-    assert held_out is not None
-    assert (tokens.shape, held_out.shape) == ((6, 32), (2, 32))
-    assert not any(torch.equal(a, b) for a in tokens for b in held_out)
-    assert study.records()["held_out_error"].notna().all()
 
 
 def test_the_threshold_decides_which_error_rose_has(study: Study) -> None:
@@ -112,7 +90,7 @@ def test_measuring_does_not_change_the_model(
     setup: Setup, load: Callable[[], LoadedModel], loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ) -> None:
     before = {name: value.clone() for name, value in loaded[0].state_dict().items()}
-    run(Study(setup, load, Calibration()))
+    finish(Study(setup, load, Calibration()))
     assert all(torch.equal(value, before[name]) for name, value in loaded[0].state_dict().items())
 
 
@@ -186,12 +164,12 @@ def test_a_cancelled_run_leaves_nothing_locked_and_can_begin_anew(
         Job.tell(study.job, progress)
 
     study.job.tell = cancel_in_the_second_block  # type: ignore[method-assign]
-    run(study, "cancelled")
+    finish(study, "cancelled")
     assert 0 < len(study.overview(0.5)) < LAYERS
     assert not calibration.complete
     assert not calibration.lock.locked()
     assert not load().lock.locked()
-    again = run(Study(setup, load, calibration))
+    again = finish(Study(setup, load, calibration))
     assert len(again.overview(0.5)) == LAYERS
 
 
@@ -200,7 +178,7 @@ def test_a_first_layer_finished_while_the_table_is_made_is_no_row_of_it(
 ) -> None:
     study = Study(setup, load, Calibration())
     before = study.records()
-    run(study)
+    finish(study)
     monkeypatch.setattr(study, "records", lambda: before)
     assert study.overview(0.5).empty
 
@@ -214,19 +192,10 @@ def test_two_setups_share_a_calibration(
     monkeypatch.setattr(rose, "visit_blocks", never)
     other = Setup(**{**setup.__dict__, "sparsity": "0.3", "block_size": 32})
     assert other.calibration_key == setup.calibration_key
-    second = run(Study(other, load, study.calibration))
+    second = finish(Study(other, load, study.calibration))
     assert len(second.overview(0.5)) == LAYERS
     assert (second.overview(0.5)["error_sparsegpt"] < study.overview(0.5)["error_sparsegpt"]).all()
     assert second.statistics(LAYER) is study.statistics(LAYER)
-
-
-def test_a_model_that_cannot_be_loaded_is_told(setup: Setup) -> None:
-    def missing() -> LoadedModel:
-        raise rose.RoseError("There is no such model; choose another.")
-
-    study = run(Study(setup, missing, Calibration()), "failed")
-    assert study.job.message == "There is no such model; choose another."
-    assert study.layer_names == []
 
 
 # ---- weights that stay on disk
@@ -235,25 +204,18 @@ def test_a_model_that_cannot_be_loaded_is_told(setup: Setup) -> None:
 def test_a_streamed_study_is_the_same(setup: Setup, tmp_path: Path) -> None:
     folder = str(save_tiny_llama(tmp_path / "model"))
     chosen, calibration = replace(setup, model=folder), Calibration()
-    whole = run(Study(chosen, lambda: LoadedModel(*rose.load_model(folder), threading.Lock()), Calibration()))
+    whole = finish(Study(chosen, lambda: LoadedModel(*rose.load_model(folder), threading.Lock()), Calibration()))
     streamed = LoadedModel(*rose.load_model(folder, stream=True), threading.Lock())
-    study = run(Study(replace(chosen, stream=True), lambda: streamed, calibration))
+    study = finish(Study(replace(chosen, stream=True), lambda: streamed, calibration))
     assert study.records().drop(columns="seconds").equals(whole.records().drop(columns="seconds"))
     assert torch.equal(study.weight(LAYER), whole.weight(LAYER))
     assert torch.equal(study.prune(LAYER).weight, whole.prune(LAYER).weight)
     assert all(parameter.is_meta for parameter in streamed.model.model.layers.parameters())
-    other = run(Study(replace(chosen, stream=True, sparsity="0.3"), lambda: streamed, calibration))  # same statistics
+    layer = next(one for one in rose.prunable_layers(streamed.model) if one.name == LAYER)
+    with residence_of(streamed.model).visit(1, HOME):  # its decoder block is in memory
+        assert torch.equal(residence_of(streamed.model).read_weight(layer), whole.weight(LAYER))
+    other = finish(
+        Study(replace(chosen, stream=True, sparsity="0.3"), lambda: streamed, calibration)
+    )  # same statistics
     assert len(other.records()) == len(whole.records())
     assert other.records()["relative_error"].mean() < study.records()["relative_error"].mean()
-
-
-def test_weights_are_read_while_a_decoder_block_is_visited(tmp_path: Path) -> None:
-    folder = str(save_tiny_llama(tmp_path / "model"))
-    model, _ = rose.load_model(folder, stream=True)
-    whole, _ = rose.load_model(folder)
-    layer = next(one for one in rose.prunable_layers(model) if one.name == LAYER)
-    stream = residence_of(model)
-    with stream.visit(1, HOME):
-        assert torch.equal(stream.read_weight(layer), whole.get_submodule(LAYER).weight)
-        assert not layer.weight.is_meta
-    assert torch.equal(stream.read_weight(layer), whole.get_submodule(LAYER).weight)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
-from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -12,11 +10,11 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 import rose
-from app import jobs, shared, words
+from app import jobs, words
 from app.study.checking import CheckRequest, Findings, LayerChecks
-from app.study.study import Calibration, LoadedModel, Study
+from app.study.study import Study
 from tests.app.study.test_checking import METHODS, checked
-from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts, tiny_model
+from tests.app.tiny_study import COLUMNAR, begun, figures, measured_study, open_page, texts, tiny_model
 
 PAGE = "views/check.py"
 
@@ -25,9 +23,7 @@ pytestmark = pytest.mark.usefixtures("placed")
 
 @pytest.fixture(scope="module")
 def findings(study: Study) -> Findings:
-    run = checked(study, CheckRequest(COLUMNAR, METHODS, "rose", 0.5))
-    assert run.findings is not None
-    return run.findings
+    return checked(study, CheckRequest(COLUMNAR, METHODS, "rose", 0.5))
 
 
 def start(app: AppTest) -> LayerChecks:
@@ -54,9 +50,13 @@ def test_before_the_run_the_inputs_are_judged_and_the_cost_is_told(study: Study)
     app = open_page(PAGE, study)
     assert list(table(app)["Check"]) == ["Finite inputs", "Live columns", "Enough tokens", "Damping as asked"]
     assert "256 tokens for 64 columns" in list(table(app)["Found"])
+    for cell in table(app)["Status"]:  # a word and an icon, not only a colour
+        assert re.fullmatch(r":\w+-badge\[:material/\w+: (pass|review|fail)\]", cell)
     assert app.header[0].value == "Four checks: none fails, none needs review, four pass"
     assert "Prunes by four methods, then runs 8 × 32 tokens" in texts(app)
     assert re.search(r"about \d+ s, \d+ MB of memory", texts(app))
+    app.multiselect(key="check_methods").set_value([]).run()
+    assert "Choose at least one method above." in texts(app)
 
 
 def test_this_layer_lists_every_check(study: Study, findings: Findings) -> None:
@@ -116,14 +116,6 @@ def test_nothing_held_out_is_said() -> None:
     assert set(table(app)["Held-out error"]) == {"not measured"}
 
 
-def test_methods_can_be_chosen_and_none_is_a_sentence(study: Study) -> None:
-    app = open_page(PAGE, study)
-    app.multiselect(key="check_methods").set_value([]).run()
-    assert "Choose at least one method above." in texts(app)
-    app.multiselect(key="check_methods").set_value(["magnitude"]).run()
-    assert "Prunes by one method" in texts(app)
-
-
 def test_all_layers(study: Study) -> None:
     app = open_page(PAGE, study, check="All layers")
     shown = app.dataframe[0].value
@@ -143,23 +135,12 @@ def test_all_layers(study: Study) -> None:
         assert says in [element.value for element in app.success]
 
 
-def test_a_run_that_broke_off_at_bad_inputs_shows_where(study: Study) -> None:
+def test_a_run_that_broke_off_at_bad_inputs_shows_where() -> None:
     """Infinite weights in decoder block 1 spoil all inputs after it."""
     model = tiny_model()
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = float("inf")
-    setup = replace(study.setup, seed=99)
-    tokens = torch.randint(3, 128, (10, 32), generator=torch.Generator().manual_seed(1))
-    calibration = Calibration()
-    calibration.tokens, calibration.held_out = tokens[:8], tokens[8:]
-    calibration.blocks = list(rose.visit_blocks(model, calibration.tokens, held_out=calibration.held_out))
-    calibration.complete = True
-    failing = Study(setup, lambda: LoadedModel(model, None, threading.Lock()), calibration)  # type: ignore[arg-type]
-    failing.job.watch("test")
-    failing.job.start()
-    failing.job.wait(60)
-    assert failing.job.status == "failed"
-    shared.studies()[setup] = failing
+    failing = measured_study(samples=11, model=model, status="failed")
     app = open_page(PAGE, failing, check="All layers")
     shown = app.dataframe[0].value.set_index("Layer")
     assert shown.loc["2 · self_attn.q_proj", "Finite inputs"] == "✗ fail"
@@ -209,6 +190,7 @@ def test_a_cancel_that_another_session_outvotes_is_told(study: Study) -> None:
         assert not app.toast
         run.job.wait(60)
     assert run.job.status == "cancelled"
+    assert "Cancelled. No results were kept, and nothing was changed." in texts(app.run())
 
 
 @pytest.mark.parametrize(
@@ -221,21 +203,9 @@ def test_a_cancel_that_another_session_outvotes_is_told(study: Study) -> None:
 )
 def test_all_layers_before_the_first_block_waits_or_says_what_to_do(study: Study, status: str, says: str) -> None:
     """Names are known before any block is, and the page is drawn once, not without end."""
-    begun = Study(replace(study.setup, seed=98), study._load, Calibration())
-    begun.layer_names = study.layer_names
-    begun.job.status, begun.job.message = status, "The text cannot be read."  # type: ignore[assignment]
-    shared.studies()[begun.setup] = begun
-    assert says in texts(open_page(PAGE, begun, check="All layers"))
-
-
-def test_without_a_study_the_page_says_what_to_do() -> None:
-    app = open_page(PAGE, seed="9")
-    assert "Checks of every layer's error, sparsity and inputs appear here." in texts(app)
-
-
-def test_statuses_are_words_with_icons_not_only_colours(study: Study) -> None:
-    for cell in table(open_page(PAGE, study))["Status"]:
-        assert re.fullmatch(r":\w+-badge\[:material/\w+: (pass|review|fail)\]", cell)
+    other = begun(study)
+    other.job.status, other.job.message = status, "The text cannot be read."  # type: ignore[assignment]
+    assert says in texts(open_page(PAGE, other, check="All layers"))
 
 
 def test_what_was_found_on_files_that_were_replaced_is_not_shown(study: Study) -> None:
@@ -246,14 +216,3 @@ def test_what_was_found_on_files_that_were_replaced_is_not_shown(study: Study) -
     measured_study()  # the same set-up, measured anew
     app.run()
     assert app.button(key="check-start")
-
-
-def test_a_cancelled_check_says_that_nothing_was_kept(study: Study) -> None:
-    assert study.loaded is not None
-    app = open_page(PAGE, study)
-    with study.loaded.lock:
-        run = start(app)
-        app.button(key="checks-cancel").click().run()
-        run.job.wait(60)
-    app.run()
-    assert "Cancelled. No results were kept, and nothing was changed." in texts(app)

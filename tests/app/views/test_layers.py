@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from app import shared, words
 from app.figures import palette
-from app.jobs import Job
-from app.study.cache import Files
-from app.study.setup import Setup
-from app.study.study import Calibration, LoadedModel, Study
+from app.study.study import Study
 from rose.model.walk.walk import BlockStatistics
-from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts
+from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts, titles
 from tests.model.families import make_model
 
 pytestmark = pytest.mark.usefixtures("placed")
@@ -25,40 +23,28 @@ pytestmark = pytest.mark.usefixtures("placed")
 PAGE = "views/layers.py"
 
 
-def titles(app) -> list[str]:  # type: ignore[no-untyped-def]
-    """The findings that the figures are titled with."""
+def findings(app: AppTest) -> list[str]:
+    """What the figures are titled with."""
     texts = [json.loads(figure)["layout"]["title"]["text"] for figure in figures(app)]
     return [re.findall(r"<b>(.*?)</b>", text)[0].replace("<br>", " ") for text in texts]
 
 
-def test_without_a_study_the_page_says_what_to_do() -> None:
-    app = open_page(PAGE, seed="9")
-    assert "Here you see every layer of a model at a glance" in texts(app)
-    assert app.main.get("page_link")[0].proto.page == ""  # the start page is the default one
-
-
-def test_the_table_is_that_of_the_study(study: Study) -> None:
+def test_the_table_is_that_of_the_study_and_the_figures_say_what_stands_out(study: Study) -> None:
     app = open_page(PAGE, study)
     shown, expected = app.main.dataframe[0].value, study.overview(0.5)
     assert len(shown) == 21
     for column in ("relative_range", "gain", "error_sparsegpt", "error_rose", "held_out_rose_global", "condition"):
         assert list(shown[column]) == list(expected[column])
-
-
-def test_columnar_layers_are_counted_and_named(study: Study) -> None:
-    app = open_page(PAGE, study)
-    columnar = study.overview(0.5).query("is_columnar")["layer"]
+    columnar = expected.query("is_columnar")["layer"]
     assert COLUMNAR in set(columnar)
     named = ", ".join(words.short_layer(layer) for layer in columnar)
     assert f"**{len(columnar)} of 21 layers are columnar** above 0.50: {named}." in texts(app)
-
-
-def test_each_figure_says_something_else_than_the_page(study: Study) -> None:
-    ranges = study.overview(0.5).set_index("layer")["relative_range"]
-    on_map, on_scatter = titles(open_page(PAGE, study))
-    highest, better = str(ranges.idxmax()), int((study.overview(0.5)["held_out_gain"] > 0).sum())
-    assert on_map.startswith(f"Relative range is highest in {words.short_layer(highest)}, ")
-    assert on_scatter.startswith(f"Two-level order lowers the held-out error of {words.word(better)} of 21 layers; ")
+    on_map, on_scatter = findings(app)
+    highest = expected.set_index("layer")["relative_range"].idxmax()
+    assert on_map.startswith(f"Relative range is highest in {words.short_layer(str(highest))}, ")
+    better = words.word(int((expected["held_out_gain"] > 0).sum()))
+    assert on_scatter.startswith(f"Two-level order lowers the held-out error of {better} of 21 layers; ")
+    assert "**0 of 21 layers are columnar** above 1.00." in texts(open_page(PAGE, study, threshold="1"))
 
 
 def test_experts_share_rows_or_have_an_axis_of_their_own() -> None:
@@ -76,9 +62,8 @@ def test_experts_share_rows_or_have_an_axis_of_their_own() -> None:
     assert not app.exception
     rows = json.loads(figures(app)[0])["data"][0]["y"]
     assert rows == [f"expert {number}" for number in range(24)]
-    title = json.loads(figures(app)[0])["layout"]["title"]["text"].replace("<br>", " ")
-    assert "not yet" not in title
-    assert "blank: left out (" in title
+    assert "not yet" not in titles(app)[0]
+    assert "blank: left out (" in titles(app)[0]
     for page in (PAGE, "views/layer.py", "views/check.py"):
         app = open_page(page, study, layer=study.left_dense[0])
         assert f"{len(study.expected)} layers measured" in texts(app)
@@ -93,7 +78,7 @@ def test_filters_choose_what_the_scatter_and_the_table_show(study: Study) -> Non
     app.multiselect(key="filter_projection").set_value(["self_attn.o_proj"]).run()
     assert set(app.main.dataframe[0].value["projection"]) == {"self_attn.o_proj"}
     assert "3 of 21 layers pass the filter." in texts(app)
-    assert "of three layers; " in titles(app)[1]
+    assert "of three layers; " in findings(app)[1]
     app.slider(key="filter_range").set_value((0.99, 1.0)).run()
     assert "use fewer filters" in texts(app)
 
@@ -115,10 +100,6 @@ def test_the_threshold_tells_at_once_which_layers_flip(study: Study) -> None:
     assert shown["is_columnar"].sum() == (ranges > threshold).sum()
 
 
-def test_no_columnar_layer_is_said_too(study: Study) -> None:
-    assert "**0 of 21 layers are columnar** above 1.00." in texts(open_page(PAGE, study, threshold="1"))
-
-
 @pytest.mark.parametrize("metric", ["Hessian condition", "Two-level gain", "Error", "Held-out error"])
 def test_the_map_shows_what_was_chosen(study: Study, metric: str) -> None:
     app = open_page(PAGE, study, metric=metric)
@@ -127,37 +108,29 @@ def test_the_map_shows_what_was_chosen(study: Study, metric: str) -> None:
     values = study.overview(0.5).set_index("layer")[column]
     if column == "gain":
         better, worse = int((values > 0).sum()), int((values < 0).sum())
-        assert titles(app)[0] == (
+        assert findings(app)[0] == (
             f"Two-level order has less error than SparseGPT on {words.word(better)} of 21 layers, more on "
             f"{words.word(worse) if worse else 'none'}"
         )
         return
     top = f"{words.short_layer(str(values.idxmax()))}, {words.number(values.max())}"
-    assert titles(app)[0].endswith(top)
-
-
-def test_a_link_with_a_metric_of_another_version_shows_the_first(study: Study) -> None:
-    app = open_page(PAGE, study, metric="Predicted gain")
-    assert app.segmented_control(key="metric").value == "relative_range"
+    assert findings(app)[0].endswith(top)
 
 
 def test_the_error_of_another_method_can_be_shown(study: Study) -> None:
     app = open_page(PAGE, study, metric="Error", metric_method=palette.method_style("rose_global").label)
     highest = study.overview(0.5)["error_rose_global"].max()
-    assert titles(app)[0].startswith("Relative error of ROSE global is highest")
-    assert titles(app)[0].endswith(words.number(highest))
+    assert findings(app)[0].startswith("Relative error of ROSE global is highest")
+    assert findings(app)[0].endswith(words.number(highest))
 
 
-def test_held_out_errors_that_were_not_measured_are_explained() -> None:
+def test_numbers_that_no_layer_has_are_explained() -> None:
     app = open_page(PAGE, measured_study(held_out=0), metric="Held-out error")
     assert "There are no held-out samples in this set-up" in texts(app)
     assert len(figures(app)) == 1  # the scatter stays
-
-
-def test_a_gain_that_nothing_can_have_is_explained() -> None:
-    app = open_page(PAGE, measured_study(sparsity="0"), metric="Two-level gain")
-    assert "SparseGPT makes no error in any layer at this sparsity" in texts(app)
-    assert "There are no held-out samples" not in texts(app)
+    said = texts(open_page(PAGE, measured_study(sparsity="0"), metric="Two-level gain"))
+    assert "SparseGPT makes no error in any layer at this sparsity" in said
+    assert "There are no held-out samples" not in said
 
 
 def test_a_layer_chosen_here_is_chosen_on_all_pages(study: Study) -> None:
@@ -171,41 +144,31 @@ def test_a_layer_chosen_here_is_chosen_on_all_pages(study: Study) -> None:
     assert "2 · mlp.down_proj" in texts(app)
 
 
-class Halting(Calibration):
-    """Gives the first decoder block, then waits until it is told to go on."""
+def test_results_arrive_while_the_run_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, waiting, measure, loaded = threading.Event(), threading.Event(), Study._measure, study.loaded
+    assert loaded is not None
 
-    def __init__(self, whole: Calibration) -> None:
-        super().__init__()
-        self.whole, self.go_on, self.waiting = whole, threading.Event(), threading.Event()
+    def halt(self: Study, block: BlockStatistics, *more: Any) -> None:
+        """After the first decoder block, until it is told to go on."""
+        if block.block_index == 1:
+            waiting.set()
+            assert go_on.wait(60)
+        measure(self, block, *more)
 
-    def iterate(
-        self, setup: Setup, files: Files, loaded: LoadedModel, job: Job
-    ) -> Iterator[tuple[BlockStatistics, BlockStatistics]]:
-        first, *others = zip(self.whole.blocks, self.whole.blocks, strict=True)
-        yield first
-        self.waiting.set()
-        assert self.go_on.wait(60)
-        yield from others
-
-
-def test_results_arrive_while_the_run_goes_on(study: Study) -> None:
-    assert study.loaded is not None
-    loaded = study.loaded
-    calibration = Halting(study.calibration)
-    running = Study(replace(study.setup, seed=9), lambda: loaded, calibration)
+    monkeypatch.setattr(Study, "_measure", halt)
+    running = Study(replace(study.setup, seed=9), lambda: loaded, study.calibration)
     shared.studies()[running.setup] = running
     running.job.watch("test")
     running.job.start()
     try:
-        assert calibration.waiting.wait(60)
+        assert waiting.wait(60)
         app = open_page(PAGE, running, metric="Two-level gain")
         assert len(app.main.dataframe[0].value) == 7
         assert "of 7 layers are columnar" in texts(app)
-        subtitle = json.loads(figures(app)[0])["layout"]["title"]["text"]
-        assert "blank: not yet (14 of<br>21)" in subtitle or "blank: not yet (14 of 21)" in subtitle
+        assert "blank: not yet (14 of 21)" in titles(app)[0]
         assert app.sidebar.button(key="study-cancel")
     finally:
-        calibration.go_on.set()
+        go_on.set()
     running.job.wait(60)
     app.run()
     assert len(app.main.dataframe[0].value) == 21

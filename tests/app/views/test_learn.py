@@ -10,7 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import rose
-from app.components import as_html, work
+from app.components import as_html
 from app.figures.race import race_animation, sweep_race
 from app.lessons import chain, subjects
 from app.lessons import texts as lesson_texts
@@ -20,6 +20,7 @@ from app.study.study import Study
 from rose.layer.error import quadratic_form
 from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts
 
+pytestmark = pytest.mark.usefixtures("patient")
 PAGE = "views/learn.py"
 EXAMPLE = json.loads((Path(__file__).parents[2] / "fixtures" / "worked_example.json").read_text())
 TITLES = (
@@ -37,17 +38,15 @@ TITLES = (
 LABELS = [f"{number} {title}" for number, title in enumerate(TITLES, 1)]
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page waits for its sweeps: on a busy machine it would show their progress instead."""
-    monkeypatch.setattr(work, "PATIENCE", 50.0)
-
-
 def step(number: int, study: Study | None = None, **query: str) -> AppTest:
     app = open_page(PAGE, study, **query)
     app.button_group(key="lesson").set_value(LABELS[number - 1]).run()
     assert not app.exception, app.exception
     return app
+
+
+def errors_of(subject: subjects.Subject) -> list[float]:
+    return [subject.prune(order, "block", False).relative_error for order in ("natural", "two_level")]
 
 
 # The worked example
@@ -122,13 +121,6 @@ def test_buttons_turn_every_page_there_and_back() -> None:
     assert app.button_group(key="lesson").value == LABELS[-2]
 
 
-def test_a_link_opens_its_step(study: Study) -> None:
-    app = open_page(PAGE, study, lesson=LABELS[4], lesson_step="2", lesson_kind="Real layer")
-    assert app.button_group(key="lesson").value == LABELS[4]
-    assert app.slider(key="lesson_step").value == 2
-    assert "2 of 4 blocks pruned" in texts(app)
-
-
 def test_a_link_with_a_title_of_before_opens_its_step_by_number() -> None:
     app = open_page(PAGE, lesson="6 No effect")
     assert app.button_group(key="lesson").value == "6 When order does not matter"
@@ -145,10 +137,7 @@ def test_without_a_model_a_generated_layer_stands_in() -> None:
     assert "A generated layer" in texts(app)
     app.slider(key="lesson_step").set_value(6).run()
     shown = texts(app)
-    errors = [
-        subjects.generated(LayerDesign(strength=3.0)).prune(order, "block", False).relative_error
-        for order in ("natural", "two_level")
-    ]
+    errors = errors_of(subjects.generated(LayerDesign(strength=3.0)))
     assert rf"\frac{{{errors[1]:.5f}}}{{{errors[0]:.5f}}}" in shown
     assert f"saves {100 * (1 - errors[1] / errors[0]):.1f} % of the error" in shown
 
@@ -188,12 +177,13 @@ def test_the_columnar_and_the_flat_layer_of_a_study(study: Study) -> None:
         decimals = f"{ranges[layer]:.2f}"
         assert f", {decimals}, of 21 measured layers" in shown
     assert "ROSE keeps natural order here" in shown
+    assert "This layer is not columnar" in shown
 
 
 def test_step_play_and_pause(study: Study) -> None:
-    app = step(5, study, lesson_kind="Real layer")
-    assert "Nothing is pruned yet" in texts(app)
-    app.button(key="lesson-forth").click().run()
+    app = open_page(PAGE, study, lesson=LABELS[4], lesson_step="2", lesson_kind="Real layer")  # a link opens its step
+    assert "2 of 4 blocks pruned" in texts(app)
+    app.button(key="lesson-back").click().run()
     assert "1 of 4 blocks pruned" in texts(app)
     app.button(key="lesson-play").click().run()
     assert app.button(key="lesson-play").label == "Pause"
@@ -213,9 +203,6 @@ def test_step_play_and_pause(study: Study) -> None:
     assert app.button(key="lesson-play").label == "Play"  # it has come to the end
     app.button(key="lesson-play").click().run()
     assert app.slider(key="lesson_step").value == 0  # and begins anew
-    app.button(key="lesson-back")
-    app.button(key="lesson-next").click().run()
-    assert app.button(key="lesson-play").label == "Play"
 
 
 def test_damage_is_split_for_both_orders(study: Study) -> None:
@@ -230,7 +217,7 @@ def test_damage_is_split_for_both_orders(study: Study) -> None:
     assert "In natural order, block 3 was just pruned" in text
 
 
-def test_race_shows_both_errors(study: Study) -> None:
+def test_race_shows_both_errors_and_can_be_taken_along_as_one_file_that_plays(study: Study) -> None:
     subject = subjects.real(study, study.plan(COLUMNAR), COLUMNAR)
     results = (subject.prune("natural", "block", True), subject.prune("two_level", "block", True))
     drawing = sweep_race(results, 2, subject.energy)
@@ -244,25 +231,14 @@ def test_race_shows_both_errors(study: Study) -> None:
         assert drawing.data[result.order.name].iloc[-1] == pytest.approx(result.relative_error, rel=1e-3)
     with pytest.raises(rose.RoseError, match="steps 0 to 4"):
         sweep_race(results, 5, subject.energy)
-    bare = subject.prune("natural", "block", False)
-    with pytest.raises(rose.RoseError, match="trace=True"):
-        sweep_race((bare, bare), 0, subject.energy)
-
-
-def test_the_race_can_be_taken_along_as_one_file_that_plays(study: Study) -> None:
-    subject = subjects.real(study, study.plan(COLUMNAR), COLUMNAR)
-    results = (subject.prune("natural", "block", True), subject.prune("two_level", "block", True))
-    drawing = race_animation(results, subject.energy)
-    frames = drawing.figure.frames
+    played = race_animation(results, subject.energy)
+    frames = played.figure.frames
     assert [frame.name for frame in frames] == ["0", "1", "2", "3", "4"]
     # Plotly merges shapes and traces by number from frame to frame.
     assert {len(frame.layout.shapes) for frame in frames} == {4}
     assert {len(frame.data) for frame in frames} == {6}
-    page = as_html(drawing)
-    assert "ArrowRight" in page
-    assert "<script src" not in page  # needs no network
-    labels = [button.label for button in drawing.figure.layout.updatemenus[0].buttons]
-    assert labels == ["▶ slow", "▶", "▶ fast", "❚❚"]
+    assert "ArrowRight" in as_html(played)
+    assert "<script src" not in as_html(played)  # needs no network
 
 
 # The generated layer
@@ -273,9 +249,7 @@ def test_sliders_change_the_generated_layer() -> None:
     before = texts(app)
     app.slider(key="lesson_strength").set_value(0.5).run()
     app.slider(key="lesson_blocks").set_value(4).run()
-    design = LayerDesign(blocks=4, strength=0.5, place=5)
-    subject = subjects.generated(design)
-    errors = [subject.prune(order, "block", False).relative_error for order in ("natural", "two_level")]
+    errors = errors_of(subjects.generated(LayerDesign(blocks=4, strength=0.5, place=5)))
     shown = texts(app)
     assert shown != before
     assert "64 × 64 weights" in shown
@@ -318,28 +292,23 @@ def test_compensation_and_budget_apart(study: Study, source: str) -> None:
 
 def test_layers_compensate_for_the_layers_before_them() -> None:
     app = step(9)
-    ends = chain.drifts(ChainDesign()).groupby("run", sort=False)["drift"].last()
-    assert list(ends) == sorted(ends, reverse=True)  # each kind of compensation pays
+    ends = chain.ends(chain.drifts(ChainDesign()))
+    assert ends == sorted(ends, reverse=True)  # each kind of compensation pays
     shown = texts(app)
     for value in ends:
         assert f"**{value:.3g}**" in shown
-    assert f"{100 * (1 - ends['Between layers too'] / ends['Inside each layer']):.0f} % less" in shown
+    assert f"{100 * (1 - ends[2] / ends[1]):.0f} % less" in shown
     assert "fits noise" not in shown
     app.select_slider(key="lesson_chain_tokens").set_value(64).run()
     assert not app.exception, app.exception
-    few = chain.drifts(ChainDesign(tokens=64)).groupby("run", sort=False)["drift"].last()
-    assert f"**{few['Between layers too']:.3g}**" in texts(app)
+    assert f"**{chain.ends(chain.drifts(ChainDesign(tokens=64)))[2]:.3g}**" in texts(app)
     assert "64 tokens are so few that it fits noise" in texts(app)
-
-
-def test_compensation_between_layers_pays_wherever_the_sliders_stand() -> None:
-    app = step(9)
-    tokens = [int(option) for option in app.select_slider(key="lesson_chain_tokens").options]
+    counts = [int(option) for option in app.select_slider(key="lesson_chain_tokens").options]
     slider = app.slider(key="lesson_chain_sparsity")
     ratios = np.arange(slider.min, slider.max + slider.step / 2, slider.step)
-    for design in (ChainDesign(sparsity=float(ratio), tokens=count) for ratio in ratios for count in tokens):
-        _, inside, between = chain.drifts(design).groupby("run", sort=False)["drift"].last()
-        assert between < 0.9 * inside, design
+    for design in (ChainDesign(sparsity=float(ratio), tokens=count) for ratio in ratios for count in counts):
+        _, inside, between = chain.ends(chain.drifts(design))
+        assert between < 0.9 * inside, design  # wherever the sliders stand
 
 
 def test_the_last_kind_is_the_engines_target() -> None:
@@ -347,15 +316,6 @@ def test_the_last_kind_is_the_engines_target() -> None:
     table = chain.drifts(ChainDesign(layers=2)).set_index(["run", "block_index"])["drift"]
     assert table["Between layers too", 1] == pytest.approx(table["Inside each layer", 1])
     assert table["Between layers too", 2] < table["Inside each layer", 2]
-
-
-def test_where_order_does_not_matter_it_does_not() -> None:
-    app = step(6)
-    app.button_group(key="lesson_bet").set_value("same").run()
-    app.slider(key="lesson_step").set_value(6).run()
-    assert "This layer is not columnar" in texts(app)
-    assert "You said about the same" in texts(app)
-    assert "it is clearly" not in texts(app)
 
 
 def test_under_a_pattern_of_groups_both_budgets_are_said_to_be_the_same() -> None:

@@ -11,20 +11,14 @@ from streamlit.testing.v1 import AppTest
 from torch import Tensor
 
 import rose
-from app.components import work
 from app.lab.solvers import watched
 from app.lab.sweeps import Sweep, outcome, positions
 from app.study.study import Study
 from rose.layer.error import relative_error
 from tests.app.tiny_study import COLUMNAR, WIDTH, figures, measured_study, open_page, texts
 
+pytestmark = pytest.mark.usefixtures("patient")
 PAGE = "views/order_lab.py"
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page waits for its sweeps: on a busy machine it would show their progress instead."""
-    monkeypatch.setattr(work, "PATIENCE", 50.0)
 
 
 def pruned(study: Study, order: str | Tensor | Sequence[int], budget: str, **changes: object) -> rose.LayerResult:
@@ -32,6 +26,12 @@ def pruned(study: Study, order: str | Tensor | Sequence[int], budget: str, **cha
     return rose.prune_layer(
         study.weight(COLUMNAR), study.statistics(COLUMNAR).hessian, order=order, budget=budget, **options
     )
+
+
+def held_out_error(study: Study, result: rose.LayerResult) -> float:
+    held_out = study.held_out_statistics(COLUMNAR)
+    assert held_out is not None
+    return relative_error(study.weight(COLUMNAR), result.weight, held_out.hessian)
 
 
 def section(study: Study, name: str, **query: str) -> AppTest:
@@ -45,14 +45,11 @@ def test_compare_shows_the_errors_of_prune_layer(study: Study) -> None:
     assert len(table) == 8
     assert table["relative_error"].is_monotonic_increasing
     base = pruned(study, "natural", "block")
-    held_out = study.held_out_statistics(COLUMNAR)
-    assert held_out is not None
     for row in table[table["order"] != "Random"].itertuples():
         result = pruned(study, names[row.order], row.budget)
         assert row.relative_error == pytest.approx(result.relative_error, rel=1e-4)
         assert row.to_baseline == pytest.approx(result.relative_error / base.relative_error, rel=1e-4)
-        other = relative_error(study.weight(COLUMNAR), result.weight, held_out.hessian)
-        assert row.held_out_error == pytest.approx(other, rel=1e-4)
+        assert row.held_out_error == pytest.approx(held_out_error(study, result), rel=1e-4)
     assert f"SparseGPT ({base.relative_error:.5f})" in texts(app)
     assert len(figures(app)) == 1
 
@@ -65,10 +62,6 @@ def test_random_orders_are_ten_seeds(study: Study) -> None:
     errors = [pruned(study, f"random:{seed}", "layer").relative_error for seed in range(10)]
     assert table.loc["layer", "relative_error"] == pytest.approx(sum(errors) / 10, rel=1e-4)
     assert table.loc["layer", "seeds"] == f"{min(errors):.5f} to {max(errors):.5f}"
-
-
-def test_without_orders_the_page_says_what_to_do(study: Study) -> None:
-    app = section(study, "Compare orders")
     app.multiselect(key="lab_orders").set_value([]).run()
     assert "Choose at least one order" in texts(app)
 
@@ -99,8 +92,11 @@ def test_moving_a_block_recomputes_at_once(study: Study) -> None:
     assert "3 → 0 → 1 → 2" in texts(app)
 
 
-def test_own_order_starts_from_any_order_and_with_any_budget(study: Study) -> None:
-    app = section(study, "Your own order")
+def test_own_order_comes_from_a_link_or_any_order_and_has_any_budget(study: Study) -> None:
+    app = section(study, "Your own order", own="blocks:1.0.3.2")
+    parts = rose.make_order(study.plan(COLUMNAR), "blocks").permutation.split(16)
+    linked = pruned(study, torch.cat([parts[i] for i in (1, 0, 3, 2)]), "block")
+    assert own_error(app) == f"{linked.relative_error:.5f}"
     app.selectbox(key="lab_own_base").set_value("global").run()
     assert own_error(app) == f"{pruned(study, 'global', 'block').relative_error:.5f}"
     app.button_group(key="lab_own_budget").set_value("layer").run()
@@ -108,14 +104,6 @@ def test_own_order_starts_from_any_order_and_with_any_budget(study: Study) -> No
     names = [metric.label for metric in app.metric]
     assert names == ["Your order", "SparseGPT", "Natural order", "Two-level order"]
     assert app.metric[1].value == f"{pruned(study, 'natural', 'block').relative_error:.5f}"
-
-
-def test_own_order_comes_back_from_a_link(study: Study) -> None:
-    app = section(study, "Your own order", own="blocks:1.0.3.2")
-    plan = study.plan(COLUMNAR)
-    parts = rose.make_order(plan, "blocks").permutation.split(16)
-    expected = pruned(study, torch.cat([parts[i] for i in (1, 0, 3, 2)]), "block")
-    assert own_error(app) == f"{expected.relative_error:.5f}"
 
 
 @pytest.mark.parametrize("step", [0, 1, 4])
@@ -134,15 +122,9 @@ def test_scrubbing_splits_the_damage(study: Study, step: int) -> None:
         assert f"({100 * share:.0f} %)" in shown
     else:
         assert "Nothing is pruned yet" in shown
-
-
-def test_the_whole_sweep_plays_in_the_browser(study: Study) -> None:
-    app = section(study, "Inside a sweep")
-    assert not app.segmented_control(key="lab_arrange").disabled
-    app.toggle(key="lab_play").set_value(True).run()
-    assert not app.exception
-    assert app.segmented_control(key="lab_arrange").disabled  # frames have one order of columns
-    assert '"frames"' in figures(app)[0]
+        app.toggle(key="lab_play").set_value(True).run()  # the whole sweep, in the browser
+        assert app.segmented_control(key="lab_arrange").disabled  # frames have one order of columns
+        assert '"frames"' in figures(app)[0]
 
 
 def test_every_position_is_a_real_sweep(study: Study) -> None:
@@ -180,14 +162,10 @@ def test_error_by_sparsity(study: Study) -> None:
 def test_order_and_budget_apart(study: Study, kind: str) -> None:
     app = section(study, "Order and budget")
     app.button_group(key="lab_matrix_kind").set_value(kind).run()
-    held_out = study.held_out_statistics(COLUMNAR)
-    assert held_out is not None
 
     def error(order: str, budget: str) -> float:
         result = pruned(study, order, budget)
-        if kind == "calibration":
-            return result.relative_error
-        return relative_error(study.weight(COLUMNAR), result.weight, held_out.hessian)
+        return result.relative_error if kind == "calibration" else held_out_error(study, result)
 
     base = error("natural", "block")
     drawn = figures(app)[0]
@@ -211,10 +189,6 @@ def test_under_a_fixed_pattern_the_page_says_that_budgets_agree() -> None:
     assert (errors == 1).all()
 
 
-def test_before_any_study_the_page_says_where_to_start() -> None:
-    assert "Here you try pruning orders" in texts(open_page(PAGE, seed="9"))
-
-
 def test_a_step_beyond_the_blocks_of_another_layer_is_its_last(study: Study) -> None:
     wide = "model.layers.1.mlp.down_proj"  # six blocks of columns; the others have four
     app = open_page(PAGE, study, layer=wide, lab_section="Inside a sweep")
@@ -227,23 +201,18 @@ def test_a_step_beyond_the_blocks_of_another_layer_is_its_last(study: Study) -> 
 
 
 def test_solvers_race_to_the_errors_of_the_methods(study: Study) -> None:
-    app = section(study, "Race of solvers")
-    assert len(figures(app)) == 2  # the race, and the mask's changes
-    held_out = study.held_out_statistics(COLUMNAR)
-    assert held_out is not None
     for solver, method in (("admm", "rose_admm"), ("refit", "rose_dealt")):
         result = rose.prune_layer(
             study.weight(COLUMNAR), study.statistics(COLUMNAR), method=method, sparsity=0.7, block_size=16
         )
-        expected = relative_error(study.weight(COLUMNAR), result.weight, held_out.hessian)
         way = watched(study, COLUMNAR, solver, "dealt")
-        assert way.table["held_out_error"].iloc[-1] == pytest.approx(expected, rel=1e-4)
+        assert way.table["held_out_error"].iloc[-1] == pytest.approx(held_out_error(study, result), rel=1e-4)
         assert (way.mask(len(way.table) - 1) == result.mask.numpy()).all()
 
 
 def test_solvers_are_scrubbed_by_work(study: Study) -> None:
     app = section(study, "Race of solvers")
-    assert "iteration 20" in figures(app)[1]
+    assert "iteration 20" in figures(app)[1]  # the mask's changes, below the race
     app.slider(key="lab_work").set_value(0.0).run()
     assert "has no mask yet" in texts(app)
     app.pills(key="lab_solvers").set_value([]).run()

@@ -19,7 +19,7 @@ from app.words import short_layer
 from rose.model.estimate.duration import estimate_cost, statistics_groups
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import load_skeleton
-from tests.app.tiny_study import figures, open_page, texts
+from tests.app.tiny_study import figures, numbers_text, open_page, texts
 from tests.tiny import save_tiny_llama
 
 PAGE = "views/start.py"
@@ -32,20 +32,13 @@ def no_studies() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "squares.txt"
-    path.write_text(" ".join(f"{number} and its square {number**2}." for number in range(150)))
-    return path
+    return numbers_text(tmp_path_factory.mktemp("text"))
 
 
-def small(folder: Path, text: Path, **more: str) -> AppTest:
+def small(folder: Path, text_path: Path, **more: str) -> AppTest:
     """The page with a set-up that runs in a second."""
-    query = {"model": str(folder), "text": str(text), "samples": "4", "length": "32", "held_out": "2"}
+    query = {"model": str(folder), "text": str(text_path), "samples": "4", "length": "32", "held_out": "2"}
     return open_page(PAGE, **(query | {"block_size": "16"} | more))
 
 
@@ -62,8 +55,15 @@ def finish(app: AppTest) -> Study:
     return study
 
 
-def test_the_defaults_can_be_run_at_once() -> None:
+def test_the_example_is_there_and_the_defaults_can_be_run_at_once() -> None:
     app = open_page(PAGE)
+    study = shared.studies()[Setup()]
+    assert study.job.status == "kept"
+    assert study.loaded is None  # nothing was loaded for it
+    assert "**210 of 210 layers measured**" in texts(app)
+    assert len(figures(app)) == 1
+    assert app.session_state["chosen_layer"] == study.overview(0.5).set_index("layer")["relative_range"].idxmax()
+    assert app.button(key="explore").label == "Explore the example"
     app.session_state["start-settings"] = True  # "Change set-up"
     app.run()
     assert not button(app).disabled
@@ -71,6 +71,8 @@ def test_the_defaults_can_be_run_at_once() -> None:
     assert "**210 layers**, 10 240 tokens" in texts(app)
     assert next(link.proto.page for link in app.get("page_link")) == "learn"
     assert not app.error
+    app.switch_page("views/layers.py").run()
+    assert len(app.main.dataframe[0].value) == 210
 
 
 def test_the_estimate_is_that_of_the_engine(folder: Path, text: Path) -> None:
@@ -108,6 +110,7 @@ def test_too_much_memory_is_said_before_the_run(folder: Path, text: Path) -> Non
     app = small(folder, text, samples="4096", length="32768")
     assert "will not fit into memory" in texts(app)
     assert "bfloat16" in texts(app)
+    assert button(app).disabled
 
 
 def test_a_run_shows_its_results_and_leads_on(folder: Path, text: Path) -> None:
@@ -189,6 +192,9 @@ def test_edits_survive_a_visit_to_another_page(folder: Path, text: Path) -> None
     ("change", "sentence"),
     [
         ({"model": "/no/such/folder"}, "There is no folder or file /no/such/folder; check the path."),
+        ({"model": "~nobody-of-this-name"}, "There is no folder or file"),
+        ({"text": "/no/such/text.txt"}, "There is no file /no/such/text.txt"),
+        ({"text": "~nobody-of-this-name.txt"}, "There is no file"),
         ({"model": "owner/unknown"}, "owner/unknown is not in the local cache and HF_HUB_OFFLINE is set"),
         ({"layers": "*.nothing"}, "No prunable layer is named '*.nothing'; names look like"),
         ({"sparsity": "2:4", "block_size": "10"}, "2:4 needs a block size divisible by 4, not 10; try 8."),
@@ -200,14 +206,13 @@ def test_an_error_is_a_sentence_with_a_way_out(folder: Path, text: Path, change:
     assert button(app).disabled
 
 
-def test_a_bad_sparsity_is_refused(folder: Path, text: Path) -> None:
+def test_a_sparsity_that_cannot_run_gets_into_no_link(folder: Path, text: Path) -> None:
     app = small(folder, text, sparsity="2:4")
     app.switch_page("views/learn.py").run()
     app.session_state["draft"] = replace(app.session_state["setup"], sparsity="5:4")  # as if it had been typed
     app.switch_page(PAGE).run()
     assert "N:M such as 2:4, not '5:4'" in app.error[0].value
-    assert button(app).disabled
-    assert app.session_state["setup"].sparsity == "2:4"  # no link leads to what cannot run
+    assert app.session_state["setup"].sparsity == "2:4"
 
 
 def test_a_model_that_appears_later_is_found_by_looking_again(tmp_path: Path, text: Path) -> None:
@@ -219,12 +224,6 @@ def test_a_model_that_appears_later_is_found_by_looking_again(tmp_path: Path, te
     next(one for one in app.button if one.label == "Try again").click().run()
     assert not button(app).disabled
     assert "**21 layers**" in texts(app)
-
-
-def test_a_text_that_is_not_there_is_said_before_the_run(folder: Path) -> None:
-    app = small(folder, Path("/no/such/text.txt"))
-    assert any("There is no file /no/such/text.txt" in error.value for error in app.main.error)
-    assert button(app).disabled
 
 
 def test_a_text_that_cannot_be_read_fails_with_its_sentence(folder: Path, tmp_path: Path) -> None:
@@ -290,15 +289,6 @@ def test_a_run_that_is_being_cancelled_is_not_joined(folder: Path, text: Path) -
     assert study.job.status == "done"
 
 
-@pytest.mark.parametrize("name", ["~nobody-of-this-name/model", "~nobody-of-this-name"])
-def test_a_home_of_nobody_is_a_sentence(name: str, folder: Path, text: Path) -> None:
-    app = small(Path(name), text)
-    assert any("There is no folder or file" in error.value for error in app.main.error)
-    app = small(folder, Path(f"{name}.txt"))
-    assert any("There is no file" in error.value for error in app.main.error)
-    assert button(app).disabled
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -312,29 +302,9 @@ def test_a_home_of_nobody_is_a_sentence(name: str, folder: Path, text: Path) -> 
 def test_what_makes_a_run_useless_is_said_before_it(
     folder: Path, text: Path, change: dict[str, str], sentence: str
 ) -> None:
-    more = {name: value for name, value in change.items() if name != "text"}
-    app = small(folder, Path(change.get("text", text)), **more)
+    app = small(folder, text, **change)
     assert any(sentence in warning.value for warning in app.main.warning), [one.value for one in app.main.warning]
     assert not button(app).disabled
-
-
-def test_what_does_not_fit_cannot_be_started(folder: Path, text: Path) -> None:
-    assert button(small(folder, text, samples="4096", length="32768")).disabled
-
-
-def test_the_example_is_there_before_anything_is_measured() -> None:
-    app = open_page(PAGE)
-    study = shared.studies()[Setup()]
-    assert study.job.status == "kept"
-    assert study.loaded is None  # nothing was loaded for it
-    assert "**210 of 210 layers measured**" in texts(app)
-    assert len(figures(app)) == 1
-    best = study.overview(0.5).set_index("layer")["relative_range"].idxmax()
-    assert app.session_state["chosen_layer"] == best
-    assert app.button(key="explore").label == "Explore the example"
-    app.switch_page("views/layers.py").run()
-    assert not app.exception
-    assert len(app.main.dataframe[0].value) == 210
 
 
 def test_one_bad_value_in_a_link_leaves_the_others_alone_on_every_page(folder: Path, text: Path) -> None:

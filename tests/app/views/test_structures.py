@@ -9,22 +9,17 @@ import pytest
 import torch
 
 import rose
-from app.jobs import Job
 from app.runs.slimming import Slimming, SlimRequest
 from app.study.setup import Setup
 from app.study.structures import Structures
 from app.study.study import LoadedModel, Study
 from rose.structured.parts import CHANNELS, HEADS, Shape
 from rose.structured.problem import set_cost
-from tests.app.tiny_study import figures, measured_study, open_page, texts, tiny_model
+from tests.app.tiny_study import figures, finish, measured_study, open_page, texts, tiny_model
 from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("placed")
 PAGE = "views/structures.py"
-
-
-def test_without_a_study_the_page_says_what_to_do() -> None:
-    assert "what every head and every channel of a model costs" in texts(open_page(PAGE, seed="9"))
 
 
 def test_costs_are_those_of_the_engine(study: Study) -> None:
@@ -79,11 +74,7 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     tokens = (study.calibration.tokens, study.calibration.held_out)
     monkeypatch.setattr(Setup, "draw", lambda _self, _tokenizer: tokens)
     loaded = LoadedModel(model, byte_tokenizer(), threading.Lock())
-    run = Slimming(study.setup, SlimRequest(ratio=0.3), lambda: loaded)
-    run.job.watch("test")
-    run.job.start()
-    run.job.wait(60)
-    assert run.job.status == "done", run.job.message
+    run = finish(Slimming(study.setup, SlimRequest(ratio=0.3), lambda: loaded))
     dense, slim = run.outcomes
     assert slim.parameters < dense.parameters == sum(p.numel() for p in before)
     assert run.report is not None
@@ -103,12 +94,7 @@ def test_a_cancelled_run_ends(monkeypatch: pytest.MonkeyPatch, study: Study) -> 
         raise rose.Cancelled
 
     monkeypatch.setattr(rose, "prune_structured", stop)
-    run = Slimming(study.setup, SlimRequest(), lambda: loaded)
-    run.job.watch("test")
-    assert isinstance(run.job.start(), Job)
-    run.job.wait(60)
-    assert run.job.status == "cancelled"
-    assert run.report is None
+    assert finish(Slimming(study.setup, SlimRequest(), lambda: loaded), "cancelled").report is None
 
 
 def test_a_cut_in_a_model_of_more_channels_is_no_cut_in_this_one(study: Study) -> None:
