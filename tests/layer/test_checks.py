@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import rose
 from rose.layer import checks, error
-from tests.layer.helpers import Layer, layers, make_layer, ratios, statistics_of
+from tests.layer.helpers import Layer, make_layer, statistics_of
 
 EVERY_METHOD = ["rose", "rose_global", "sparsegpt", "wanda", "magnitude", "oats", "alps", "rose_dealt"]
 
@@ -35,16 +35,6 @@ def test_three_measures_agree_whatever_the_method(method: str) -> None:
     assert found.direct == pytest.approx(found.quadratic_form, rel=1e-3)
     assert found.check.status == "pass"
     assert found.dense == pytest.approx(float((layer.inputs @ layer.weight.T).square().sum()), rel=1e-4)
-
-
-@given(layers(), ratios)
-def test_three_measures_agree_on_any_layer(layer: Layer, ratio: float) -> None:
-    # Relative to the dense output: an error that is zero but for rounding has no digits to compare.
-    found = measures(layer, method="rose", sparsity=ratio, damping=0.1)
-    assert found.direct is not None
-    scale = max(found.dense, 1e-20)
-    assert abs(found.sweep_sum - found.direct) / scale < 1e-3
-    assert abs(found.quadratic_form - found.direct) / scale < 1e-3
 
 
 @pytest.mark.parametrize(("factor", "status"), [(1.0, "pass"), (1.005, "look"), (1.2, "fail")])
