@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from rose.diffusion.denoiser import denoiser_of
 from rose.diffusion.garments import GARMENTS, SIDE, Classifier, load_classifier, load_references
-from rose.diffusion.trajectory import Trajectory, record_trajectory
+from rose.diffusion.trajectory import DrawOptions, Trajectory, record_trajectory
 from rose.errors import RoseError
 
 LOSS_TIMES = tuple(range(50, 1000, 100))  # of the scheduler's 1000
@@ -64,7 +64,7 @@ def evaluate_diffusion(
         dense: the dense model's trajectory with the same pictures, steps, seed and guidance, from
             `evaluation_trajectory`; None leaves the drift out.
         pictures: drawn, the ten classes in turn.
-        steps, seed, guidance: see `rose.diffusion.trajectory.run_pipeline`.
+        steps, seed, guidance: see `rose.record_trajectory`.
         tick: called with the share done, 0 to 1; may raise to stop.
 
     Raises:
@@ -102,15 +102,12 @@ def evaluation_trajectory(
     pipeline: Any,
     *,
     pictures: int = 200,
-    steps: int = 20,
-    seed: int = 0,
-    guidance: float | None = None,
     tick: Callable[[float], Any] | None = None,
+    **options: Unpack[DrawOptions],
 ) -> Trajectory:
     """The pictures that `evaluate_diffusion` judges, and the way to them; arguments as there."""
-    return record_trajectory(
-        pipeline, classes_in_turn(pictures), steps=steps, seed=seed, guidance=guidance, batch=100, tick=tick
-    )
+    options.setdefault("batch", 100)
+    return record_trajectory(pipeline, classes_in_turn(pictures), tick=tick, **options)
 
 
 def judge_pictures(pictures: Tensor) -> tuple[float, float]:

@@ -21,12 +21,12 @@ from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, named
 from rose.model.progress import ProgressCallback
 from rose.model.workers import Workers, is_launched
-from rose.report import RunReport
+from rose.report import RunReport, records_table
 from rose.structured.allocation import changed, check_multiple, shapes_by_ratio
 from rose.structured.methods import StructuredMethod, structured_method
 from rose.structured.parts import PARTS, Part, Shape, count_parameters
 from rose.structured.plan import SlimSettings
-from rose.structured.reduction import PartRecord, Reduction, layers_read, parts_table, solve_part, sources_of
+from rose.structured.reduction import PartRecord, Reduction, layers_read, solve_part, sources_of
 from rose.structured.survey import make_problem
 
 
@@ -105,7 +105,7 @@ def prune_diffusion_structured(
     whole = sum(part.parameters(part.shape) for of_block in found for part in of_block)
     gone = sum(record.parameters - record.kept_parameters for record in records)
     return RunReport(
-        parts_table(records),
+        records_table(records, PartRecord),
         {
             "method": method, "ratio": ratio, "parts": list(kinds), "recovery": repair, "damping": damping,
             "multiple": multiple, **calibration.facts(len(records)),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.structured.parts import Shape
-from rose.structured.problem import Problem, greedy, set_cost, swaps, unit_costs
+from rose.structured.problem import Problem, greedy, set_cost, swaps
 
 UNTOUCHED = 0.01  # share of channels that SlimLLM's program keeps although their scores are the lowest
 
@@ -21,13 +21,11 @@ class Choice:
 
     Attributes:
         kept: (units,) bool.
-        scores: what each unit is worth by itself, (units,), higher = stays; before anything went.
         before_swaps: what was kept before swaps, None where there were none.
         earlier: units swapped before that, where whole groups went first.
     """
 
     kept: Tensor
-    scores: Tensor
     before_swaps: Tensor | None = None
     earlier: int = 0
 
@@ -75,26 +73,18 @@ def choose(method: StructuredMethod, problem: Problem, shape: Shape) -> Choice:
     """The units to keep for this shape: whole groups go first, then as many units out of each group that stays."""
     assert method.select is not None
     have = problem.shape
-    kept = torch.ones(have.units, dtype=torch.bool)
-    if shape == have:
-        return method.select(problem, 0, [torch.arange(have.units)], ~kept)
-    found = Choice(kept, torch.zeros(have.units))
+    found = Choice(torch.ones(have.units, dtype=torch.bool))
     if shape.groups < have.groups:
         none = torch.zeros(have.groups, dtype=torch.bool)
         groups = method.select(problem.coarse(), have.groups - shape.groups, [torch.arange(have.groups)], none)
-        found = _per_unit(groups, have.per_group)
+        before = None if groups.before_swaps is None else groups.before_swaps.repeat_interleave(have.per_group)
+        found = Choice(groups.kept.repeat_interleave(have.per_group), before)
     if shape.per_group < have.per_group:
         units = torch.arange(have.units).view(have.groups, have.per_group)
         pools = [row for row in units if found.kept[row].any()]
         earlier = found.swapped
         found = replace(method.select(problem, have.per_group - shape.per_group, pools, ~found.kept), earlier=earlier)
     return found
-
-
-def _per_unit(groups: Choice, per_group: int) -> Choice:
-    """A choice of groups as one of their units."""
-    before = None if groups.before_swaps is None else groups.before_swaps.repeat_interleave(per_group)
-    return Choice(groups.kept.repeat_interleave(per_group), groups.scores.repeat_interleave(per_group), before)
 
 
 def _lowest(score: Tensor, remove: int, pools: Sequence[Tensor], gone: Tensor, skip: int = 0) -> Tensor:
@@ -107,8 +97,7 @@ def _lowest(score: Tensor, remove: int, pools: Sequence[Tensor], gone: Tensor, s
 
 def _by_score(score: Callable[[Problem], Tensor]) -> Select:
     def select(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor) -> Choice:
-        scores = score(problem).cpu()
-        return Choice(_lowest(scores, remove, pools, gone), scores)
+        return Choice(_lowest(score(problem).cpu(), remove, pools, gone))
 
     return select
 
@@ -183,28 +172,27 @@ def _slimllm(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tenso
     if problem.sources:  # an MLP
         scores = channel_scores(problem).cpu()
         skip = min(round(UNTOUCHED * problem.shape.units), problem.shape.units - remove)
-        return Choice(_lowest(scores, remove, pools, gone, skip), scores)
+        return Choice(_lowest(scores, remove, pools, gone, skip))
     covariances = unit_covariances(problem)
     scores = head_scores(problem, gone)
     first = _lowest(scores, remove, pools, gone)
     # Those that went first come back first, as in their program; the outcome of one round depends on it.
     ordered = [pool[scores[pool].argsort(stable=True)] for pool in pools]
     kept = swaps(lambda units: -correlation(covariances, units), first, ordered)
-    return Choice(kept, scores, first)
+    return Choice(kept, first)
 
 
 # Exact cost
 
 
 def _obs(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor) -> Choice:
-    scores = unit_costs(problem).cpu()
     order, _ = greedy(problem, remove, pools, gone)
     first = ~gone
     first[order] = False
     if problem.width == 1:  # thousands of channels: swaps would cost far more than they bring
-        return Choice(first, scores)
+        return Choice(first)
     kept = swaps(lambda units: set_cost(problem, units), first, pools)
-    return Choice(kept, scores, first)
+    return Choice(kept, first)
 
 
 STRUCTURED: dict[str, StructuredMethod] = {

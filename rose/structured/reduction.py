@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import Gap, target_error_with_bias
 from rose.model.network.layers import PrunableLayer
-from rose.report import records_table
 from rose.structured.methods import StructuredMethod, choose
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape
 from rose.structured.problem import Problem, recover, relative_errors
@@ -48,11 +46,6 @@ class PartRecord:
     seconds: float
     target_error: float | None = None
     held_out_target_error: float | None = None
-
-
-def parts_table(records: Sequence[PartRecord]) -> pd.DataFrame:
-    """One row per record; the columns are there even when no record is."""
-    return records_table(records, PartRecord)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.storage import Storage
 from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
 from rose.model.workers import Workers
-from rose.report import RunReport, mean_or_none
+from rose.report import RunReport, mean_or_none, records_table
 from rose.structured.allocation import changed
 from rose.structured.configuration import RECORD, droppable_blocks, reshaped_config
 from rose.structured.parts import PARTS, Part, Shape, block_parameters, count_parameters, find_parts
@@ -50,7 +50,6 @@ from rose.structured.reduction import (
     Solution,
     check_zeros,
     layers_read,
-    parts_table,
     solve_part,
     sources_of,
 )
@@ -162,7 +161,7 @@ def prune_structured(
             residence_of(model).withdraw()  # a streamed model whose run was stopped is what it was
         kept.finish()
     after = block_parameters(model)
-    table = parts_table(records)
+    table = records_table(records, PartRecord)
     means = {f"mean_{name}": mean_or_none(table[name]) for name in ERRORS}
     return RunReport(
         table,
