@@ -1,16 +1,16 @@
 """Timings, each as a ratio within one run on one machine: python -m tests.benchmarks [--samples N] [NAME ...].
 
-`--reference PATH` runs the authors' own program against ours instead; see reference.py.
-Not part of the test run: absolute times depend on the machine, and a timed test would fail for no fault of the code.
-`memory`, `distributed` and `killed` can also be called by python -m tests.benchmarks.NAME, with options of their own.
-The app's pages are timed by python -m tests.benchmarks.pages.
+`--reference PATH` runs the authors' own program against ours instead, `--quick` without its largest layer; PATH is a
+clone of github.com/mingluo-su/ROSE, see reference.py. Not part of the test run: absolute times depend on the machine,
+and a timed test would fail for no fault of the code. Memory, several processes, kills, and what documents ask else are
+measured by python -m tests.benchmarks.FILE.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
+import cProfile
 import platform
+import pstats
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,16 +23,17 @@ from rich.console import Console
 from rich.table import Table
 
 import rose
+from rose.layer.error import quadratic_form
 from rose.layer.hessian import damp
-from rose.layer.methods import Settings
+from rose.layer.methods import Settings, toolkit
 from rose.layer.order import make_order
 from rose.layer.pattern import parse_sparsity
+from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import block_budget, sweep
 from rose.model.estimate.duration import matmul_rate, statistics_groups
-from tests.benchmarks import distributed, killed, memory
-from tests.benchmarks.profiling import profile
+from rose.model.walk.forward import run_block
+from tests.benchmarks.common import Row, arguments, forward_passes, packaged_model, timed
 from tests.benchmarks.reference import load_reference, reference_layer, reference_model, time_to_quality
-from tests.benchmarks.timing import Row, forward_passes, packaged_model, timed
 
 
 def whole_model(tokens_per_run: tuple[int, int]) -> list[Row]:
@@ -51,10 +52,29 @@ def whole_model(tokens_per_run: tuple[int, int]) -> list[Row]:
     return rows
 
 
+# What the time of a prune goes into; none of them calls another.
+PARTS: dict[str, Callable[..., Any]] = {
+    "decoder blocks": run_block,
+    "Hessians": InputStatistics.update,
+    "planning": toolkit._plan,
+    "damping and factors": toolkit.factorize,
+    "sweeps": sweep,
+    "errors": quadratic_form,
+}
+
+
 def profiled(tokens_per_run: tuple[int, int]) -> list[Row]:
-    """Where the time of a whole-model prune goes."""
+    """Where the time of a whole-model prune goes, under Python's own profiler, which slows it by a few per cent."""
     model, tokens = packaged_model(tokens_per_run)
-    return profile(model, tokens, "rose")
+    profiler = cProfile.Profile()
+    profiler.runcall(rose.prune_model, model, tokens, method="rose", target="layer")
+    stats: Any = pstats.Stats(profiler)
+    seconds = {}
+    for what, function in PARTS.items():
+        code = function.__code__
+        seconds[what] = stats.stats[code.co_filename, code.co_firstlineno, code.co_name][3]  # cumulative
+    seconds["everything else"] = stats.total_tt - sum(seconds.values())
+    return [(what, spent, "the whole", spent / stats.total_tt) for what, spent in seconds.items()]
 
 
 def analysis(tokens_per_run: tuple[int, int]) -> list[Row]:
@@ -108,42 +128,21 @@ BENCHMARKS: dict[str, Callable[[tuple[int, int]], list[Row]]] = {
     "profile": profiled,
     "analysis": analysis,
     "one_layer": one_layer,
-    # These have sizes of their own, and say more when called by their own names.
-    "memory": lambda _tokens: memory.rows(),
-    "distributed": lambda _tokens: distributed.rows(),
-    "killed": lambda _tokens: killed.rows(),
 }
 
 
-def number(value: float, digits: int) -> str:
-    return "" if math.isnan(value) else f"{value:.{digits}f}"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which; all unless given")
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--reference", type=Path, metavar="PATH", help="a clone of github.com/mingluo-su/ROSE")
-    parser.add_argument("--quick", action="store_true", help="leave out the largest layer of --reference")
-    options = parser.parse_args()
+    options = arguments(__doc__, "names", samples=32, length=1024, reference="", quick=False)
     tokens = (options.samples, options.length)
     benchmarks = {name: partial(work, tokens) for name, work in BENCHMARKS.items()}
     if options.reference:
-        try:
-            official = load_reference(options.reference)
-        except rose.RoseError as error:
-            parser.exit(2, f"{error}\n")
+        official = load_reference(Path(options.reference))
         benchmarks = {
             "reference_layer": partial(reference_layer, official, options.quick),
             "reference_model": partial(reference_model, official, tokens),
             "time_to_quality": partial(time_to_quality, official, tokens),
         }
-    for name in options.names:
-        if name not in benchmarks:
-            parser.error(f"there is no benchmark named {name}; choose from {', '.join(benchmarks)}")
-    console = Console()
-    console.print(
+    print(
         f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
         f"torch {torch.__version__}, numpy {numpy.__version__}, transformers {transformers.__version__}, "
         f"{options.samples} × {options.length} tokens"
@@ -151,8 +150,8 @@ def main() -> None:
     for name in options.names or benchmarks:
         table = Table("what", "seconds", "against", "ratio", title=name)
         for what, seconds, against, ratio in benchmarks[name]():
-            table.add_row(what, number(seconds, 3), against, number(ratio, 2))
-        console.print(table)
+            table.add_row(what, f"{seconds:.3f}", against, f"{ratio:.2f}")
+        Console().print(table)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 Pairs on the same tokens of the packaged model, in turns: a bare forward pass, the statistics of an analysis, and a run
 that prunes. Processor seconds of all threads, and page faults: memory that a pass asks the system for anew.
+`--blocks` of 30 decoder blocks that cost the same are pruned; `--skip` leaves out so many of the comparisons.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import resource
 import statistics
@@ -15,8 +15,7 @@ from typing import Any
 
 import rose
 from rose.model.walk import forward
-from tests.benchmarks.compute import processor_seconds
-from tests.benchmarks.timing import forward_passes, packaged_model
+from tests.benchmarks.common import arguments, forward_passes, packaged_model, processor_seconds
 
 SIZES = (4096, 2048)
 
@@ -26,13 +25,7 @@ def faults() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.batches", description=__doc__)
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--pairs", type=int, default=4)
-    parser.add_argument("--blocks", type=int, default=4, help="decoder blocks, of 30 that cost the same")
-    parser.add_argument("--skip", type=int, default=0, help="so many of the comparisons")
-    options = parser.parse_args()
+    options = arguments(__doc__, samples=16, length=512, pairs=4, blocks=4, skip=0)
     layers = [f"model.layers.{index}.*" for index in range(options.blocks)]
     model, tokens = packaged_model((options.samples, options.length))
     works: dict[str, Callable[[], Any]] = {

@@ -16,33 +16,29 @@ A line of FOLDER/rows.csv for each run, as it comes; the same command resumes wh
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import math
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import pandas as pd
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 import rose
 from rose.model.load.tokens import load_calibration
 from rose.model.walk.targets import BlockTargets
-from tests.benchmarks.resuming import resume
+from tests.benchmarks.common import MODEL, Rows, arguments, judged
 
 VARIANTS = ("layer", "dense", "dense without R")
-SAMPLES, WINDOWS, LENGTH = 16, 24, 512
+SAMPLES, WINDOWS = 16, 24
 CONTEXT, CONTINUATION = 64, 16  # tokens of a choice
 PLACES = (128, 256, 384)  # where in a window a passage ends and its continuation begins
 PROMPT, WRITTEN, GRAM = 64, 64, 4  # tokens
-KEY = ["calibration", "variant", "method", "seed"]
 JUDGED = ["first", "second", "agreement", "choice", "judged", "repeated"]
 
 
@@ -126,60 +122,39 @@ def repeated(written: Tensor) -> float:
     return again / total
 
 
-def runs(options: argparse.Namespace, known: set[Any]) -> Iterator[dict[str, Any]]:
+def main() -> None:
+    options = arguments(
+        __doc__,
+        output=Path,
+        model=MODEL,
+        first=str,
+        judged=str,
+        second="packaged",
+        sparsity="0.7",
+        methods=["sparsegpt", rose.RECOMMENDED],
+        variants=list(VARIANTS),
+        calibrations=["first", "second"],
+        seeds=[0, 1, 2],
+    )
     dense, tokenizer = rose.load_model(options.model, dtype="bfloat16")
-    first = rose.load_tokens(options.judged, tokenizer, samples=WINDOWS, length=LENGTH, seed=None, split="test")
-    judge = Judge(dense, first)
+    first = judged(options.judged, tokenizer)
+    judge, rows = Judge(dense, first), Rows(options.output / "rows.csv", ["calibration", "variant", "method", "seed"])
     for seed in options.seeds:
-        other, second = load_calibration(
-            options.second, tokenizer, samples=SAMPLES, held_out=WINDOWS, length=LENGTH, seed=seed
-        )
-        own, _ = load_calibration(options.first, tokenizer, samples=SAMPLES, held_out=0, length=LENGTH, seed=seed)
+        draw = partial(load_calibration, tokenizer=tokenizer, samples=SAMPLES, length=512, seed=seed)
+        other, second = draw(options.second, held_out=WINDOWS)
+        own, _ = draw(options.first, held_out=0)
         assert second is not None
-        for calibration, variant, method in [("", "dense model", ""), *options.runs]:
-            if (calibration, variant, method, seed) in known:
+        runs = product(options.calibrations, options.methods, options.variants)
+        for calibration, method, variant in [("", "", "dense model"), *runs]:
+            if (calibration, variant, method, seed) in rows:
                 continue
             model = copy.deepcopy(dense)
             if method:
                 prune(model, own if calibration == "first" else other, variant, method, options.sparsity)
-            row = {"calibration": calibration, "variant": variant, "method": method, "seed": seed}
-            row["first"], row["second"] = rose.perplexity(model, first), rose.perplexity(model, second)
-            yield row | judge.asked(model)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.beyond",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--first", required=True, metavar="TEXT", help="to calibrate on")
-    parser.add_argument("--judged", required=True, metavar="TEXT", help="of the same source, to judge by")
-    parser.add_argument("--second", default="packaged", metavar="TEXT", help="another source, for both")
-    parser.add_argument("--sparsity", default="0.7")
-    parser.add_argument("--methods", nargs="+", default=["sparsegpt", rose.RECOMMENDED])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--calibrations", nargs="+", default=["first", "second"], choices=("first", "second"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options = parser.parse_args()
-    options.runs = [
-        (calibration, variant, method)
-        for calibration in options.calibrations
-        for method in options.methods
-        for variant in options.variants
-    ]
-    summary(resume(options.output, KEY, partial(runs, options)))
-
-
-def summary(rows: pd.DataFrame) -> None:
-    """Means over draws, and how many there are."""
-    means = rows.groupby(KEY[:-1], sort=False)[JUDGED].agg("mean").join(rows.groupby(KEY[:-1]).size().rename("draws"))
-    shown = Table(*KEY[:-1], *JUDGED, "draws")
-    for names, values in means.iterrows():
-        shown.add_row(*names, *(f"{value:.3f}" for value in values))
-    Console(width=160).print(shown)
+            found = {"first": rose.perplexity(model, first), "second": rose.perplexity(model, second)}
+            found |= judge.asked(model)
+            rows.add(calibration=calibration, variant=variant, method=method, seed=seed, **found)
+    print(rows.means(["calibration", "variant", "method"], JUDGED))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One prune by one and by several processes: python -m tests.benchmarks.distributed [--processes 1,2].
+"""One prune by one and by several processes: python -m tests.benchmarks.distributed [--processes 1 2].
 
 Each process has one thread. On a machine with fewer free cores than processes only the processor time of each process
 says how the work divides. Volume is what each process sends by the formula of docs/distributed.md, which is for target
@@ -16,8 +16,6 @@ import time
 from collections.abc import Sequence
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 import rose
@@ -25,11 +23,8 @@ from rose.layer.statistics import PANEL
 from rose.model.estimate.duration import statistics_groups
 from rose.model.load.models import load_skeleton
 from rose.model.network.layers import prunable_layers
-from rose.model.run.settings import TARGETS
 from rose.model.workers import Workers, process_group
-from tests.benchmarks.timing import Row
-
-SAMPLES, LENGTH = 8, 512
+from tests.benchmarks.common import MODEL, arguments
 
 
 def volume(model: nn.Module, processes: int, itemsize: int = 4) -> float:
@@ -40,18 +35,15 @@ def volume(model: nn.Module, processes: int, itemsize: int = 4) -> float:
     return 2 * (processes - 1) / processes * hessians + (processes - 1) / processes * weights
 
 
-def prune(processes: int, options: Sequence[str] = ()) -> tuple[float, list[float]]:
+def prune(processes: int, options: Sequence[str]) -> tuple[float, list[float]]:
     """Seconds that pruning the packaged model takes, and processor seconds of each process.
 
     `options`: of this program, as for the command line.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *launcher, "-m", "tests.benchmarks.distributed", *options, "--one"]
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.benchmarks.distributed", *options, "--one"],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     return json.loads(done.stdout)
 
@@ -60,7 +52,7 @@ def one_of_several(options: argparse.Namespace) -> None:
     """What each process does; the first prints."""
     torch.set_num_threads(1)
     with process_group():
-        model, tokenizer = rose.load_model("smollm2-135m")
+        model, tokenizer = rose.load_model(MODEL)
         tokens = rose.load_tokens("packaged", tokenizer, samples=options.samples, length=options.length)
         workers = Workers.here()
         workers.from_first(lambda: None)  # all begin at once
@@ -72,43 +64,17 @@ def one_of_several(options: argparse.Namespace) -> None:
             print(json.dumps([time.perf_counter() - start, every]))
 
 
-def rows() -> list[Row]:
-    """One process and two; the busiest one's processor time, as there may be fewer free cores than processes."""
-    (alone, (worked,)), (together, every) = (prune(count) for count in (1, 2))
-    return [
-        ("one process, one thread", alone, "", 1.0),
-        ("two processes, one thread each", together, "one process", together / alone),
-        ("processor time of one", worked, "", 1.0),
-        ("processor time of the busier of two", max(every), "that of one", max(every) / worked),
-    ]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.distributed", description=__doc__)
-    parser.add_argument("--processes", default="1,2")
-    parser.add_argument("--samples", type=int, default=SAMPLES)
-    parser.add_argument("--length", type=int, default=LENGTH)
-    parser.add_argument("--method", default="rose")
-    parser.add_argument("--target", default="layer", choices=TARGETS)
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # this is one of the processes
-    options = parser.parse_args()
-    if options.one:
+    options = arguments(__doc__, processes=[1, 2], samples=8, length=512, method="rose", target="layer", one=False)
+    if options.one:  # this is one of the processes
         return one_of_several(options)
-    model = load_skeleton("smollm2-135m")
-    table = Table("processes", "seconds", "processor seconds of each", "against one", "sent by each")
-    first = None
-    for count in map(int, options.processes.split(",")):
+    model, first = load_skeleton(MODEL), None
+    for count in options.processes:
         seconds, every = prune(count, sys.argv[1:])
         first = first or max(every)
+        sent = f"; each sends {volume(model, count) / 1e9:.2f} GB" if options.target == "layer" else ""
         shown = ", ".join(f"{one:.0f}" for one in every)
-        table.add_row(
-            str(count),
-            f"{seconds:.0f}",
-            shown,
-            f"{first / max(every):.2f} times",
-            f"{volume(model, count) / 1e9:.2f} GB" if options.target == "layer" else "",
-        )
-    Console().print(table)
+        print(f"{count}: {seconds:.0f} s; of each processor {shown} s, {first / max(every):.2f} times the first{sent}")
     return None
 
 

@@ -7,7 +7,6 @@ this on a tiny model, at random lines of code.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import random
 import subprocess
@@ -15,14 +14,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from tests.benchmarks.timing import Row
-
-SAMPLES, LENGTH, KILLS, SEED = 4, 256, 8, 0
+from tests.benchmarks.common import arguments
 
 
 def command(samples: int, length: int, output: Path, *more: str | Path) -> list[str | Path]:
@@ -54,55 +49,22 @@ def digest(output: Path) -> str:
     return hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
 
 
-def kill_and_go_on(
-    samples: int = SAMPLES, length: int = LENGTH, kills: int = KILLS, seed: int = SEED
-) -> tuple[float, list[tuple[float, bool, int]], bool]:
-    """Prunes undisturbed, and again with kills.
-
-    Returns:
-        Seconds undisturbed; of each attempt the seconds it lived, whether it came to its end, and the decoder blocks
-        kept after it; and whether the weights are the same to the bit.
-    """
-    draw = random.Random(seed)
-    attempts: list[tuple[float, bool, int]] = []
+def main() -> None:
+    options = arguments(__doc__, samples=4, length=256, kills=8, seed=0)
+    draw, attempts = random.Random(options.seed), 0
     with tempfile.TemporaryDirectory(prefix="killed-") as name:
         folder = Path(name)
-        whole = lifetime(command(samples, length, folder / "undisturbed"), folder, None)
-        attempt = command(samples, length, folder / "killed", "--checkpoint", folder / "kept")
-        finished = False
-        while not finished:
+        start = partial(command, options.samples, options.length)
+        whole = lifetime(start(folder / "undisturbed"), folder, None)
+        while not (folder / "killed").exists():
             # Short lives, or chance would let an early attempt come to its end.
-            limit = draw.uniform(0, whole / kills) if len(attempts) < kills else None
-            lived = lifetime(attempt, folder / "kept", limit)
-            finished = (folder / "killed").exists()
-            attempts.append((lived, finished, len(list((folder / "kept").glob("block-*.safetensors")))))
+            limit = draw.uniform(0, whole / options.kills) if attempts < options.kills else None
+            lived = lifetime(start(folder / "killed", "--checkpoint", folder / "kept"), folder / "kept", limit)
+            attempts += 1
+            kept = len(list((folder / "kept").glob("block-*.safetensors")))
+            print(f"attempt {attempts} ended after {lived:.1f} s, {kept} decoder blocks kept", flush=True)
         same = digest(folder / "undisturbed") == digest(folder / "killed")
-    return whole, attempts, same
-
-
-def rows() -> list[Row]:
-    whole, attempts, same = kill_and_go_on()
-    weights = "bit-identical" if same else "NOT the same"
-    name = f"killed {len(attempts) - 1} times, weights {weights}"
-    lived = sum(seconds for seconds, _, _ in attempts)
-    return [("a run undisturbed", whole, "", 1.0), (name, lived, "undisturbed", lived / whole)]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.killed", description=__doc__)
-    parser.add_argument("--samples", type=int, default=SAMPLES)
-    parser.add_argument("--length", type=int, default=LENGTH)
-    parser.add_argument("--kills", type=int, default=KILLS)
-    parser.add_argument("--seed", type=int, default=SEED)
-    options = parser.parse_args()
-    whole, attempts, same = kill_and_go_on(options.samples, options.length, options.kills, options.seed)
-    table = Table("attempt", "ended after, s", "how", "decoder blocks kept")
-    for number, (lived, finished, kept) in enumerate(attempts, start=1):
-        table.add_row(str(number), f"{lived:.1f}", "done" if finished else "killed", str(kept))
-    console = Console()
-    console.print(table)
-    told = f"Undisturbed: {whole:.1f} s. Weights bit-identical after {len(attempts) - 1} kills: {same}"
-    console.print(told, highlight=False)
+    print(f"Undisturbed: {whole:.1f} s. Weights bit-identical after {attempts - 1} kills: {same}")
     sys.exit(not same)
 
 

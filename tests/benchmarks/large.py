@@ -9,25 +9,21 @@ formula does not count the interpreter and its libraries.
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import load_skeleton
+from tests.benchmarks.common import arguments
 from tests.benchmarks.memory import write_random_llama
 
-HIDDEN, BLOCKS, INNER, HEADS = 4096, 32, 11008, 32  # LLaMA-7B
 SECONDS = 0.05
 SAMPLES, HELD_OUT, LENGTH = 2, 1, 128
 LIBRARIES = "import rose, torch; rose.prune_layer(torch.randn(64, 64), torch.eye(64))"
@@ -67,15 +63,9 @@ def commands(folder: Path, output: Path) -> dict[str, tuple[list[str], list[str]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.large", description=__doc__)
-    parser.add_argument("folder", type=Path, help="of the model; pruned ones are written beside it, and deleted")
-    parser.add_argument("--hidden", type=int, default=HIDDEN)
-    parser.add_argument("--inner", type=int, default=INNER)
-    parser.add_argument("--blocks", type=int, default=BLOCKS)
-    parser.add_argument("--heads", type=int, default=HEADS)
-    parser.add_argument("--only", choices=["analyze", "prune, target layer", "prune, target dense"])
-    options = parser.parse_args()
-    folder, output = options.folder, options.folder.with_name(f"{options.folder.name}-pruned")
+    options = arguments(__doc__, "folder", hidden=4096, inner=11008, blocks=32, heads=32, only="")
+    (folder,) = map(Path, options.folder)
+    output = folder.with_name(f"{folder.name}-pruned")
     if not (folder / "model.safetensors.index.json").exists():
         folder.mkdir(exist_ok=True)
         write_random_llama(
@@ -83,30 +73,19 @@ def main() -> None:
         )
     skeleton = load_skeleton(str(folder))
     libraries, _ = watch([sys.executable, "-c", LIBRARIES])
-    shown = Table("run", "seconds", "measured, MB", "formula, MB", "measured / formula")
+    weights = sum(parameter.numel() for parameter in skeleton.parameters())
+    print(f"{weights / 1e9:.2f} billion parameters, {libraries / 1e6:.0f} MB of libraries")
+    sizes: dict[str, Any] = {"samples": SAMPLES + HELD_OUT, "length": LENGTH, "dtype": torch.bfloat16, "held_out": True}
     for name, (command, layers, is_dense) in commands(folder, output).items():
-        if options.only not in (None, name):
+        if options.only not in ("", name):
             continue
         output.mkdir(parents=True)
         peak, seconds = watch(command)
         shutil.rmtree(output)  # as large as the model
-        formula = estimate_memory(
-            skeleton,
-            samples=SAMPLES + HELD_OUT,
-            length=LENGTH,
-            layers=layers,
-            dtype=torch.bfloat16,
-            dense_targets=is_dense,
-            held_out=HELD_OUT > 0,
-        ).peak
+        formula = estimate_memory(skeleton, layers=layers, dense_targets=is_dense, **sizes).peak
         measured = peak - libraries
-        print(json.dumps({"run": name, "measured": measured, "formula": formula, "seconds": seconds}), flush=True)
-        shown.add_row(
-            name, f"{seconds:.0f}", f"{measured / 1e6:.0f}", f"{formula / 1e6:.0f}", f"{measured / formula:.3f}"
-        )
-    weights = sum(parameter.numel() for parameter in skeleton.parameters())
-    Console(width=120).print(f"{weights / 1e9:.2f} billion parameters, {math.floor(libraries / 1e6)} MB of libraries")
-    Console(width=120).print(shown)
+        shown = f"{measured / 1e6:.0f} MB measured, {formula / 1e6:.0f} by the formula: {measured / formula:.3f}"
+        print(f"{name}: {seconds:.0f} s, {shown}", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,37 +4,34 @@ Writes a random LLaMA of several gigabytes into a temporary folder, shard by sha
 looks at that process's anonymous memory fifty times a second: what it cannot give back to the system; pages of files
 do not count. Every layer of the first and the last decoder block is pruned, and one small layer of each of the others,
 which is enough to stream, prune and write them all in minutes. `--table` prints what the formula says of larger models.
+`--target` is layer, dense, none to analyze attention outputs alone, or slim to take a quarter of the decoder blocks'
+parameters out; `--checkpoint` keeps hidden states on disk.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-from rich.console import Console
-from rich.table import Table
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import rose
 from rose.model.estimate.memory import estimate_memory
 from rose.structured.memory import estimate_slim_memory
-from tests.benchmarks.timing import Row
+from tests.benchmarks.common import arguments
 from tests.tiny import byte_tokenizer
 
 SECONDS = 0.02
-HIDDEN, BLOCKS, DTYPE = 3072, 8, "float32"
 
 
 def anonymous_memory() -> int:
@@ -130,9 +127,9 @@ def prune(
     return {"measured": peak - before, "peak": parts.peak, "seconds": time.perf_counter() - start, **asdict(parts)}
 
 
-def table() -> Table:
-    """What LLaMA's sizes take in bfloat16, by target and number of samples of 2048 tokens."""
-    shown = Table("model", "weights", "target, samples", "one block", "work", "activations", "peak", "states on disk")
+def table() -> pd.DataFrame:
+    """What LLaMA's sizes take in bfloat16, GB, by target and number of samples of 2048 tokens."""
+    rows = []
     for name, hidden, inner, blocks, heads in (
         ("7B", 4096, 11008, 32, 32),
         ("13B", 5120, 13824, 40, 40),
@@ -154,75 +151,40 @@ def table() -> Table:
                 estimate_memory(model, samples=samples, length=2048, on_disk=on_disk, **options)
                 for on_disk in (False, True)
             )
-            sizes = (memory.block, memory.work, memory.activations + memory.waiting, memory.peak, disk.peak)
-            cells = [f"{size / 1e9:.1f} GB" for size in (weights, *sizes)]
-            shown.add_row(name, cells[0], f"{target}, {samples}", *cells[1:])
-    return shown
+            sizes = {"weights": weights, "one block": memory.block, "work": memory.work}
+            sizes |= {"activations": memory.activations + memory.waiting, "peak": memory.peak, "on disk": disk.peak}
+            sizes = {what: round(size / 1e9, 1) for what, size in sizes.items()}
+            rows.append({"model": name, "target": target, "samples": samples, **sizes})
+    return pd.DataFrame(rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.memory", description=__doc__)
-    parser.add_argument("--table", action="store_true", help="only what the formula says of larger models")
-    parser.add_argument("--hidden", type=int, default=HIDDEN)
-    parser.add_argument("--blocks", type=int, default=BLOCKS)
-    parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--dtype", default=DTYPE, choices=["float32", "bfloat16"])
-    parser.add_argument(
-        "--target",
-        default="layer",
-        choices=["layer", "dense", "none", "slim"],
-        help="none: only analyze the *o_proj; slim: take a quarter of the decoder blocks' parameters out",
+    options = arguments(
+        __doc__,
+        table=False,
+        hidden=3072,
+        blocks=8,
+        samples=4,
+        length=512,
+        dtype="float32",
+        target="layer",
+        checkpoint=False,
+        folder="",
     )
-    parser.add_argument("--checkpoint", action="store_true", help="hidden states on disk")
-    parser.add_argument("--folder", help=argparse.SUPPRESS)  # of the model; the fresh process is told by it
-    options = parser.parse_args()
     if options.table:
-        return Console(width=120).print(table())
-    if options.folder:
+        return print(table().to_string(index=False))
+    if options.folder:  # of the model: this is the fresh process
         folder = Path(options.folder)
         kept = folder / "kept" if options.checkpoint else None
-        print(json.dumps(prune(folder, options.samples, options.length, options.dtype, kept, options.target)))
-        return None
-    report(*stream_and_prune(options.hidden, options.blocks, options.dtype, sys.argv[1:]))
+        return print(json.dumps(prune(folder, options.samples, options.length, options.dtype, kept, options.target)))
+    with tempfile.TemporaryDirectory() as name:
+        size = write_random_llama(Path(name), options.hidden, options.blocks, getattr(torch, options.dtype))
+        command = [sys.executable, "-m", "tests.benchmarks.memory", *sys.argv[1:], "--folder", name]
+        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    print(f"{size / 1e9:.2f} GB of weights, pruned and written in {found.pop('seconds'):.0f} s; MB of memory:")
+    print(", ".join(f"{what} {value / 1e6:.0f}" for what, value in found.items()))
+    print(f"measured / formula, the peak: {found['measured'] / found['peak']:.3f}")
     return None
-
-
-def stream_and_prune(
-    hidden: int = HIDDEN, blocks: int = BLOCKS, dtype: str = DTYPE, arguments: Sequence[str] = ()
-) -> tuple[int, dict[str, float]]:
-    """Bytes of a random model's weights, and what `prune` found in a fresh process with these further arguments."""
-    with tempfile.TemporaryDirectory() as temporary:
-        size = write_random_llama(Path(temporary), hidden, blocks, getattr(torch, dtype))
-        command = [sys.executable, "-m", "tests.benchmarks.memory", *arguments, "--folder", temporary]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return size, json.loads(done.stdout)
-
-
-def rows() -> list[Row]:
-    """A float32 model of the size that the options have unless given, pruned as it streams."""
-    size, found = stream_and_prune()
-    model = f"{size / 1e9:.1f} GB of weights pruned and written"
-    return [
-        (model, found["seconds"], "", 1.0),
-        (
-            f"its peak memory, {found['measured'] / 1e9:.2f} GB",
-            math.nan,
-            "the formula",
-            found["measured"] / found["peak"],
-        ),
-        ("the same", math.nan, "its weights", found["measured"] / size),
-    ]
-
-
-def report(size: int, found: dict[str, float]) -> None:
-    console = Console()
-    console.print(f"{size / 1e9:.2f} GB of weights, pruned and written in {found['seconds']:.0f} s")
-    shown = Table("what", "MB")
-    for name in ("block", "embedding", "hessians", "batch", "work", "activations", "waiting", "peak", "measured"):
-        shown.add_row({"peak": "peak by the formula"}.get(name, name), f"{found[name] / 1e6:.0f}")
-    console.print(shown)
-    console.print(f"measured / formula: {found['measured'] / found['peak']:.3f}")
 
 
 if __name__ == "__main__":

@@ -8,17 +8,17 @@ disturbs them alike. A row is written as soon as it is known.
 
 from __future__ import annotations
 
-import argparse
+import copy
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 import rose
 from app.runs.results import read_results, time_and_perplexity
 from rose.layer.methods import get_method
-from tests.benchmarks.timing import processor_seconds
+from tests.benchmarks.common import MODEL, Rows, arguments, processor_seconds
 
 METHODS = ("sparsegpt", "wanda", "rose", "rose_global", "rose_dealt", "rose_admm", "alps")
 
@@ -63,38 +63,32 @@ def costs_and_worths(times: pd.DataFrame, results: dict[str, Path], sparsity: st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.methods", description=__doc__)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--calibration", default="packaged")
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--blocks", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sparsity", default="0.7")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--targets", nargs="+", default=["dense", "layer"])
-    parser.add_argument("--output", type=Path, default=Path("times.csv"))
-    options = parser.parse_args()
-    model, tokenizer = rose.load_model(options.model, dtype=getattr(torch, options.dtype))
+    options = arguments(
+        __doc__,
+        output=Path("times.csv"),
+        model=MODEL,
+        dtype="float32",
+        calibration="packaged",
+        samples=16,
+        length=512,
+        blocks=3,
+        rounds=3,
+        sparsity="0.7",
+        methods=list(METHODS),
+        targets=["dense", "layer"],
+    )
+    dense, tokenizer = rose.load_model(options.model, dtype=options.dtype)
     tokens = rose.load_tokens(options.calibration, tokenizer, samples=options.samples, length=options.length)
-    layers = [layer.name for layer in rose.prunable_layers(model) if layer.block_index < options.blocks]
-    dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for turn in range(options.rounds):
-        for method in options.methods:
-            for target in options.targets:
-                run = partial(rose.prune_model, model, tokens, sparsity=options.sparsity, layers=layers)
-                seconds, _ = processor_seconds(partial(run, method=method, target=target))
-                model.load_state_dict(dense)
-                row = {"method": method, "target": target, "round": turn, "seconds": round(seconds, 2)}
-                is_first = not options.output.exists()
-                pd.DataFrame([row]).to_csv(options.output, mode="a", header=is_first, index=False)
-                print(*row.values(), flush=True)
-    rows = pd.read_csv(options.output)
+    layers = [layer.name for layer in rose.prunable_layers(dense) if layer.block_index < options.blocks]
+    rows = Rows(options.output, ["method", "target", "round"])
+    for turn, method, target in product(range(options.rounds), options.methods, options.targets):
+        how = {"method": method, "target": target, "sparsity": options.sparsity, "layers": layers}
+        seconds, _ = processor_seconds(partial(rose.prune_model, copy.deepcopy(dense), tokens, **how))
+        rows.add(method=method, target=target, round=turn, seconds=round(seconds, 2))
     if "sparsegpt" in options.methods and "dense" in options.targets:
-        print(ratios(rows).to_string(index=False))
+        print(ratios(rows.table()).to_string(index=False))
     if {"dense", "layer"} <= set(options.targets):
-        print(dense_over_layer(rows).to_string(index=False))
+        print(dense_over_layer(rows.table()).to_string(index=False))
 
 
 if __name__ == "__main__":

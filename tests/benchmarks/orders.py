@@ -2,7 +2,8 @@
 
 Held-out error of real layers on the dense model's inputs, every variant on the same inputs, relative to SparseGPT's
 (natural order, block budget, block size 128) on the same layer. Each study is kept as FOLDER/STUDY.csv, one line per
-layer and variant; a study whose file is there is only summarized again.
+layer and variant; a study whose file is there is only summarized again. `--text` is both calibrated on and held out,
+in windows drawn by `--seed`.
 
     sparsity    ten pairs of order and budget, and two of them refitted, from 0.3 to 0.9
     effects     every pair with its sweep, and with the best weights for the same mask: what the mask costs, what the
@@ -18,9 +19,10 @@ layer and variant; a study whose file is there is only summarized again.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,6 @@ import torch
 import transformers
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor, nn
 
 import rose
@@ -45,6 +46,7 @@ from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import sweep
 from rose.model.load.tokens import load_calibration, load_text
 from rose.model.walk.walk import visit_blocks
+from tests.benchmarks.common import arguments
 
 LAYERS = [f"model.layers.{block}.*" for block in (0, 6, 12, 18, 24)]  # 18 has the most columnar layer
 LENGTH, SAMPLES, HELD_OUT = 512, 16, 8
@@ -122,33 +124,29 @@ def pairs(inputs: Inputs, sparsity: str, with_refit: Sequence[str] = ()) -> Erro
 # Studies: each yields (setting, inputs, errors by variant)
 
 Finding = tuple[str, Inputs, Errors]
+Study = Callable[[Text], Iterator[Finding]]
 
 
-def sparsity_study(text: Text) -> Iterator[Finding]:
-    for inputs in text.layers():
-        for ratio in ("0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9"):
-            yield ratio, inputs, pairs(inputs, ratio, with_refit=REFITTED)
+def over(settings: Sequence[str], measure: Callable[[Inputs, str], Errors]) -> Study:
+    """Measures every layer with each setting."""
+
+    def study(text: Text) -> Iterator[Finding]:
+        for inputs in text.layers():
+            for setting in settings:
+                yield setting, inputs, measure(inputs, setting)
+
+    return study
 
 
-def effects_study(text: Text) -> Iterator[Finding]:
-    every = [f"{order}/{budget}" for order, budget in PAIRS]
-    for inputs in text.layers():
-        for ratio in ("0.5", "0.7"):
-            yield ratio, inputs, pairs(inputs, ratio, with_refit=every)
-
-
-def block_size_study(text: Text) -> Iterator[Finding]:
-    for inputs in text.layers():
-        base = {BASE: inputs.error(swept(inputs, "natural", "block").weight)}
-        for size in (8, 16, 32, 64, 128, 256, 512):
-            found = dict(base)
-            found["natural/block here"] = inputs.error(swept(inputs, "natural", "block", block_size=size).weight)
-            for pair in REFITTED:
-                order, budget = pair.split("/")
-                result = swept(inputs, order, budget, block_size=size)
-                found[pair] = inputs.error(result.weight)
-                found[f"{pair} refit"] = inputs.error(refit(inputs.weight, inputs.calibration, result).weight)
-            yield str(size), inputs, found
+def by_block_size(inputs: Inputs, size: str) -> Errors:
+    found = {BASE: inputs.error(swept(inputs, "natural", "block").weight)}
+    found["natural/block here"] = inputs.error(swept(inputs, "natural", "block", block_size=int(size)).weight)
+    for pair in REFITTED:
+        order, budget = pair.split("/")
+        result = swept(inputs, order, budget, block_size=int(size))
+        found[pair] = inputs.error(result.weight)
+        found[f"{pair} refit"] = inputs.error(refit(inputs.weight, inputs.calibration, result).weight)
+    return found
 
 
 def samples_study(text: Text) -> Iterator[Finding]:
@@ -157,10 +155,8 @@ def samples_study(text: Text) -> Iterator[Finding]:
             yield str(samples), inputs, pairs(inputs, "0.7", with_refit=REFITTED)
 
 
-def losses_study(text: Text) -> Iterator[Finding]:
-    for inputs in text.layers():
-        yield "column loss", inputs, _other_losses(inputs)
-        yield "saliency of the budget", inputs, _other_budgets(inputs)
+def by_losses(inputs: Inputs, what: str) -> Errors:
+    return _other_losses(inputs) if what == "column loss" else _other_budgets(inputs)
 
 
 def _other_losses(inputs: Inputs) -> Errors:
@@ -211,28 +207,21 @@ def _other_budgets(inputs: Inputs) -> Errors:
     return found
 
 
-def grouped_study(text: Text) -> Iterator[Finding]:
-    for inputs in text.layers():
-        for pattern in ("2:4", "4:8", "1:4"):
-            found = {}
-            for order in ("natural", "two_level", "global", "global_ascending", "hessian", "random:0", "dealt"):
-                result = swept(inputs, order, "block", sparsity=pattern)
-                found[BASE if order == "natural" else order] = inputs.error(result.weight)
-                if order in ("natural", "global", "dealt"):
-                    refitted = refit(inputs.weight, inputs.calibration, result)
-                    found[f"{order} refit"] = inputs.error(refitted.weight)
-            yield pattern, inputs, found
+def by_pattern(inputs: Inputs, pattern: str) -> Errors:
+    found = {}
+    for order in ("natural", "two_level", "global", "global_ascending", "hessian", "random:0", "dealt"):
+        result = swept(inputs, order, "block", sparsity=pattern)
+        found[BASE if order == "natural" else order] = inputs.error(result.weight)
+        if order in ("natural", "global", "dealt"):
+            found[f"{order} refit"] = inputs.error(refit(inputs.weight, inputs.calibration, result).weight)
+    return found
 
 
-def revised_study(text: Text) -> Iterator[Finding]:
-    for inputs in text.layers():
-        for ratio in ("0.5", "0.7"):
-            found = {BASE: inputs.error(swept(inputs, "natural", "block", sparsity=ratio).weight)}
-            for solver in ("refit", "stages"):
-                for order in ("natural", "two_level", "global", "dealt"):
-                    found[f"{order} {solver}"] = inputs.error(_solved(inputs, solver, ratio, order))
-            found["admm"] = inputs.error(_solved(inputs, "admm", ratio, "natural"))
-            yield ratio, inputs, found
+def by_solver(inputs: Inputs, ratio: str) -> Errors:
+    found = {BASE: inputs.error(swept(inputs, "natural", "block", sparsity=ratio).weight)}
+    for solver, order in product(("refit", "stages"), ("natural", "two_level", "global", "dealt")):
+        found[f"{order} {solver}"] = inputs.error(_solved(inputs, solver, ratio, order))
+    return found | {"admm": inputs.error(_solved(inputs, "admm", ratio, "natural"))}
 
 
 def _solved(inputs: Inputs, solver: str, sparsity: str, order: str) -> Tensor:
@@ -299,14 +288,14 @@ def byte_windows(content: Tensor, count: int, seed: int) -> Tensor:
     return content[starts[:, None] + torch.arange(WINDOW)]
 
 
-STUDIES: dict[str, Callable[[Text], Iterator[Finding]]] = {
-    "sparsity": sparsity_study,
-    "effects": effects_study,
-    "block_size": block_size_study,
+STUDIES: dict[str, Study] = {
+    "sparsity": over(("0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9"), partial(pairs, with_refit=REFITTED)),
+    "effects": over(("0.5", "0.7"), partial(pairs, with_refit=[f"{order}/{budget}" for order, budget in PAIRS])),
+    "block_size": over(("8", "16", "32", "64", "128", "256", "512"), by_block_size),
     "samples": samples_study,
-    "losses": losses_study,
-    "grouped": grouped_study,
-    "revised": revised_study,
+    "losses": over(("column loss", "saliency of the budget"), by_losses),
+    "grouped": over(("2:4", "4:8", "1:4"), by_pattern),
+    "revised": over(("0.5", "0.7"), by_solver),
     "families": families_study,
 }
 
@@ -339,24 +328,13 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.orders", description=__doc__.split("\n")[0])
-    parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"{', '.join(STUDIES)} (default: all)")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--text", default="packaged", help="calibration and held-out text (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the windows (default: %(default)s)")
-    options = parser.parse_args()
-    unknown = set(options.studies) - set(STUDIES)
-    if unknown:
-        parser.error(f"no study named {', '.join(unknown)}; choose from {', '.join(STUDIES)}")
-    options.output.mkdir(parents=True, exist_ok=True)
-    text, console = Text(options.text, options.seed), Console()
+    options = arguments(__doc__, "studies", output=Path, text="packaged", seed=0)
+    text = Text(options.text, options.seed)
     for name in options.studies or STUDIES:
         file = options.output / f"{name}.csv"
-        summary = summarize(pd.read_csv(file, dtype={"setting": str}) if file.exists() else run(name, text, file))
-        shown = Table(*summary.columns, title=f"{name}: held-out error against SparseGPT's")
-        for row in summary.itertuples(index=False):
-            shown.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
-        console.print(shown)
+        table = pd.read_csv(file, dtype={"setting": str}) if file.exists() else run(name, text, file)
+        print(f"{name}: held-out error against SparseGPT's")
+        print(summarize(table).round(3).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -5,25 +5,22 @@ to put out what the dense block puts out on the dense model's hidden states, giv
 as they are. Adam, a rate that falls linearly to 0, one step a batch; the loss is the mean over tokens of ‖Δh‖²/‖h‖²,
 and the epoch is kept that is best on held-out windows. (Training with a fixed mask: EBFT, arXiv 2402.12419.)
 
-A line of FOLDER/rows.csv for each run, as it comes; the same command resumes where the lines end. A rate of 0 is the
-plain prune.
+A line of FOLDER/rows.csv for each run, as it comes; the same command resumes where the lines end. A rate of learning
+of 0 is the plain prune.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
-import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 import rose
@@ -31,11 +28,9 @@ from rose.model.load.tokens import load_calibration
 from rose.model.network.precision import Precision
 from rose.model.walk.forward import run_block
 from rose.model.walk.walk import Walk
-from tests.benchmarks.resuming import resume
+from tests.benchmarks.common import MODEL, Rows, arguments, judged, processor_seconds
 
-SAMPLES, HELD_OUT, WINDOWS, LENGTH = 16, 4, 24, 512
 BATCH_TOKENS = 1024
-KEY = ["method", "rate", "seed"]
 CALIBRATION, APART = "calibration", "held_out"
 
 
@@ -129,59 +124,50 @@ def reconstructing(work: Reconstruction) -> Iterator[None]:
         yield
 
 
-def runs(options: argparse.Namespace, known: set[Any]) -> Iterator[dict[str, Any]]:
+def main() -> None:
+    options = arguments(
+        __doc__,
+        output=Path,
+        model=MODEL,
+        calibration="packaged",
+        evaluate="packaged",
+        methods=["sparsegpt"],
+        sparsity="0.7",
+        samples=16,
+        rates=[0.0, 1e-3],
+        epochs=8,
+        seeds=[0, 1, 2],
+    )
     dense, tokenizer = rose.load_model(options.model, dtype="bfloat16")
-    windows = rose.load_tokens(options.evaluate, tokenizer, samples=WINDOWS, length=LENGTH, seed=None, split="test")
-    for seed in options.seeds:
+    windows = judged(options.evaluate, tokenizer)
+    rows = Rows(options.output / "rows.csv", ["method", "rate", "seed"])
+    for seed, method, rate in product(options.seeds, options.methods, options.rates):
+        if (method, rate, seed) in rows:
+            continue
         tokens, held_out = load_calibration(
-            options.calibration, tokenizer, samples=options.samples, held_out=HELD_OUT, length=LENGTH, seed=seed
+            options.calibration, tokenizer, samples=options.samples, held_out=4, length=512, seed=seed
         )
-        for method in options.methods:
-            for rate in options.rates:
-                if (method, rate, seed) in known:
-                    continue
-                model, work, began = copy.deepcopy(dense), Reconstruction(rate, options.epochs), time.process_time()
-                with reconstructing(work) if rate else contextlib.nullcontext():
-                    report = rose.prune_model(
-                        model, tokens, method=method, sparsity=options.sparsity, held_out=held_out
-                    )
-                row = {"method": method, "rate": rate, "seed": seed, "seconds": time.process_time() - began}
-                row["perplexity"] = rose.perplexity(model, windows)
-                row["drift"] = report.summary["drift"][-1]["drift"]
-                row["held_out_loss"] = sum(work.improved) / len(work.improved) if rate else 1.0
-                row["sparsity"] = _sparsity(model, report)
-                yield row
+        model, work = copy.deepcopy(dense), Reconstruction(rate, options.epochs)
+        run = partial(rose.prune_model, model, tokens, method=method, sparsity=options.sparsity, held_out=held_out)
+        with reconstructing(work) if rate else contextlib.nullcontext():
+            seconds, report = processor_seconds(run)
+        rows.add(
+            method=method,
+            rate=rate,
+            seed=seed,
+            seconds=seconds,
+            perplexity=rose.perplexity(model, windows),
+            drift=report.last_drift,
+            held_out_loss=sum(work.improved) / len(work.improved) if rate else 1.0,
+            sparsity=_sparsity(model, report),
+        )
+    print(rows.means(["method", "rate"], ["perplexity", "seconds", "drift", "held_out_loss"]))
 
 
 def _sparsity(model: nn.Module, report: rose.RunReport) -> float:
     """Share of zeros: that training has left the masks alone."""
     weights = [model.get_parameter(f"{name}.weight") for name in report.layers["layer"]]
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.reconstruct",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--calibration", default="packaged", metavar="TEXT")
-    parser.add_argument("--evaluate", default="packaged", metavar="TEXT")
-    parser.add_argument("--methods", nargs="+", default=["sparsegpt"])
-    parser.add_argument("--sparsity", default="0.7")
-    parser.add_argument("--samples", type=int, default=SAMPLES)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 1e-3], help="of learning; 0: no training")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options = parser.parse_args()
-    rows = resume(options.output, KEY, partial(runs, options))
-    means = rows.groupby(KEY[:-1], sort=False)[["perplexity", "seconds", "drift", "held_out_loss"]].agg(["mean", "std"])
-    shown = Table("method", "rate", *(f"{name}, {what}" for name, what in means.columns))
-    for (method, rate), values in means.iterrows():
-        shown.add_row(method, str(rate), *(f"{value:.3f}" for value in values))
-    Console(width=160).print(shown)
 
 
 if __name__ == "__main__":

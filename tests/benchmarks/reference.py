@@ -25,7 +25,7 @@ import rose
 from rose.layer.hessian import damp
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import prunable_layers
-from tests.benchmarks.timing import Row, forward_passes, packaged_model, processor_seconds, timed
+from tests.benchmarks.common import Row, forward_passes, packaged_model, processor_seconds, timed
 
 SHAPES = ((576, 576), (576, 1536), (1536, 576), (2048, 2048), (4096, 4096), (4096, 11008))  # (out, in)
 BLOCK_SIZE = 128

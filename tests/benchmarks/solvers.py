@@ -2,20 +2,19 @@
 
 Held-out error of every prunable layer of a model, the packaged one by default, on the dense model's inputs, and seconds
 of processor time on one thread (the clock would count what else the machine does), both also relative to SparseGPT's on
-the same layer. Each line is written as soon as it is known, and a run that is started again continues where it stopped.
+the same layer; of one decoder block in so many with `--every`. Each line is written as soon as it is known, and a run
+that is started again continues where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import rose
 from rose.layer import error
@@ -24,6 +23,7 @@ from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import decoder_blocks
 from rose.model.walk.walk import visit_blocks
+from tests.benchmarks.common import MODEL, Rows, arguments, processor_seconds
 
 VARIANTS: dict[str, tuple[str, dict[str, float | str], torch.dtype]] = {
     "sparsegpt": ("sparsegpt", {}, torch.float32),
@@ -35,7 +35,6 @@ VARIANTS: dict[str, tuple[str, dict[str, float | str], torch.dtype]] = {
 }
 BASE = "sparsegpt"
 HELD_OUT, MOST_SAMPLES = 16, 64  # windows; the same ones are held out whatever is calibrated on
-COLUMNS = ["setting", "layer", "projection", "variant", "error", "seconds"]
 
 
 def measure(variant: str, weight: torch.Tensor, known: InputStatistics, sparsity: str) -> tuple[torch.Tensor, float]:
@@ -43,18 +42,13 @@ def measure(variant: str, weight: torch.Tensor, known: InputStatistics, sparsity
     method, options, search = VARIANTS[variant]
     settings = replace(make_settings(method, sparsity=sparsity, options=options), search=search)
     own = InputStatistics.from_hessian(known.hessian, tokens=known.tokens)
-    start = time.process_time()
-    result = prune_with(weight, own, settings)
-    return result.weight, time.process_time() - start
+    seconds, result = processor_seconds(lambda: prune_with(weight, own, settings))
+    return result.weight, seconds
 
 
-def run(options: argparse.Namespace) -> None:
-    """Appends what the file does not hold yet."""
-    file: Path = options.output
-    done = set()
-    if file.exists():
-        known = read(file)
-        done = set(zip(known["setting"], known["layer"], known["variant"], strict=True))
+def run(options: argparse.Namespace) -> pd.DataFrame:
+    """Adds what the file does not hold yet; returns all of it."""
+    rows = Rows(options.output, ["setting", "layer", "variant"])
     model, tokenizer = rose.load_model(options.model)
     prefix, blocks = decoder_blocks(model)
     most = max(MOST_SAMPLES, *options.samples)
@@ -63,23 +57,15 @@ def run(options: argparse.Namespace) -> None:
     for samples in options.samples:
         calibration = tokens[HELD_OUT : HELD_OUT + samples]
         for block in visit_blocks(model, calibration, layers=layers, held_out=tokens[:HELD_OUT]):
-            for layer in block.layers:
-                weight = layer.weight.detach()
-                hessian = block.held_out[layer.name].hessian
-                for sparsity in options.sparsity:
-                    setting = f"{sparsity}, {samples} × 512"
-                    for variant in options.variants:
-                        if (setting, layer.name, variant) in done:
-                            continue
-                        pruned, seconds = measure(variant, weight, block.calibration[layer.name], sparsity)
-                        found = error.relative_error(weight, pruned, hessian)
-                        row = [setting, layer.name, layer.projection, variant, found, seconds]
-                        table = pd.DataFrame([row], columns=COLUMNS)
-                        table.to_csv(file, mode="a", header=not file.exists(), index=False)
-
-
-def read(file: Path) -> pd.DataFrame:
-    return pd.read_csv(file, dtype={"setting": str})
+            for layer, sparsity, variant in product(block.layers, options.sparsity, options.variants):
+                setting, weight = f"{sparsity}, {samples} × 512", layer.weight.detach()
+                if (setting, layer.name, variant) in rows:
+                    continue
+                pruned, seconds = measure(variant, weight, block.calibration[layer.name], sparsity)
+                found = error.relative_error(weight, pruned, block.held_out[layer.name].hessian)
+                known = {"setting": setting, "layer": layer.name, "projection": layer.projection, "variant": variant}
+                rows.add(**known, error=found, seconds=seconds)
+    return rows.table()
 
 
 def summarize(table: pd.DataFrame) -> pd.DataFrame:
@@ -105,22 +91,19 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.solvers", description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.csv")
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--text", default="packaged", help="calibration and held-out text (default: %(default)s)")
-    parser.add_argument("--sparsity", nargs="+", default=["0.7"], help="ratios or N:M (default: 0.7)")
-    parser.add_argument("--samples", nargs="+", type=int, default=[16], help="calibration windows (default: 16)")
-    parser.add_argument("--every", type=int, default=1, help="take one decoder block in so many (default: all)")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    options = parser.parse_args()
+    options = arguments(
+        __doc__,
+        output=Path,
+        model=MODEL,
+        text="packaged",  # to calibrate on, and to hold out
+        sparsity=["0.7"],
+        samples=[16],  # calibration windows
+        every=1,  # decoder block in so many is taken
+        variants=list(VARIANTS),
+    )
     torch.set_num_threads(1)
-    run(options)
-    summary = summarize(read(options.output))
-    shown = Table(*summary.columns, title="held-out error relative to SparseGPT's")
-    for row in summary.itertuples(index=False):
-        shown.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
-    Console(width=200).print(shown)
+    print("held-out error relative to SparseGPT's")
+    print(summarize(run(options)).round(3).to_string(index=False))
 
 
 if __name__ == "__main__":

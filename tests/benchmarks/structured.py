@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +27,16 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import rose
 from app.figures import palette, style
 from app.figures.palette import Theme
-from rose.files import write_atomically
 from rose.model.load.tokens import load_calibration
 from rose.structured.configuration import can_bias
 from rose.structured.parts import find_parts
 from rose.structured.survey import BlockSurvey, survey
+from tests.benchmarks.common import MODEL, Rows, add_options, judged
 
 VARIANTS = (
     "magnitude@uniform/none",
@@ -58,58 +54,38 @@ RATIOS = (0.2, 0.1, 0.3, 0.4, 0.5)
 MOST_PERPLEXITY = 3000.0  # of the picture
 
 
-@dataclass(frozen=True)
-class Row:
-    """One run. `removed`: share of the decoder blocks' parameters; errors are means over parts."""
-
-    seed: int
-    variant: str
-    ratio: float
-    removed: float
-    parameters: int
-    perplexity: float
-    relative_error: float | None
-    held_out_error: float | None
-    seconds: float
-
-
 def quality(options: argparse.Namespace) -> None:
-    path = options.output / "rows.csv"
-    options.output.mkdir(parents=True, exist_ok=True)
-    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
-    known = {(row["seed"], row["variant"], row["ratio"]) for row in rows}
+    rows = Rows(options.output / "rows.csv", ["seed", "variant", "ratio"])
     model, tokenizer = rose.load_model(options.model, dtype=options.dtype)
-    windows = rose.load_tokens(
-        options.evaluate, tokenizer, samples=options.windows, length=options.length, seed=None, split="test"
-    )
-    for row in runs(options, model, tokenizer, windows, known):
-        rows.append(asdict(row))
-        write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
-        print(json.dumps(asdict(row)), flush=True)
-    summary(pd.DataFrame(rows))
-
-
-def runs(options: argparse.Namespace, model: Any, tokenizer: Any, windows: Tensor, known: set[Any]) -> Iterator[Row]:
-    dense = next((value for seed, variant, value in known if variant == "dense"), None)
-    if dense is None:
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        yield Row(-1, "dense", 0.0, 0.0, parameters, rose.perplexity(model, windows), None, None, 0.0)
+    windows = judged(options.evaluate, tokenizer, options.windows, options.length)
+    if (-1, "dense", 0.0) not in rows:
+        dense = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+        rows.add(seed=-1, variant="dense", ratio=0.0, removed=0.0, **dense, perplexity=rose.perplexity(model, windows))
     for seed in options.seeds:
-        wanted = [(ratio, variant) for ratio in options.ratios for variant in options.variants]
-        wanted = [(ratio, variant) for ratio, variant in wanted if (seed, variant, ratio) not in known]
+        wanted = [one for one in product(options.ratios, options.variants) if (seed, one[1], one[0]) not in rows]
         if not wanted:
             continue
-        tokens, held_out = load_calibration(
-            options.calibration,
-            tokenizer,
-            samples=options.samples,
-            held_out=options.held_out,
-            length=options.length,
-            seed=seed,
-        )
+        sizes = {"samples": options.samples, "held_out": options.held_out, "length": options.length}
+        tokens, held_out = load_calibration(options.calibration, tokenizer, **sizes, seed=seed)
         surveys = priced(model, tokens)
         for ratio, variant in wanted:
-            yield one_run(model, tokens, held_out, windows, surveys, seed, variant, ratio)
+            slim = copy.deepcopy(model)
+            report = slimmed(slim, variant, tokens, ratio=ratio, held_out=held_out, surveys=surveys)
+            said = report.summary
+            rows.add(
+                seed=seed,
+                variant=variant,
+                ratio=ratio,
+                removed=said["removed_fraction"],
+                parameters=said["kept_parameters"],
+                perplexity=rose.perplexity(slim, windows),
+                relative_error=said["mean_relative_error"],
+                held_out_error=said["mean_held_out_error"],
+                seconds=said["seconds"],
+            )
+    # Mean perplexity over draws.
+    groups = rows.table().groupby(["variant", "ratio"])["perplexity"]
+    print(groups.mean().round(1).unstack().assign(draws=groups.count().unstack().max(axis=1)).to_string())
 
 
 def priced(model: Any, tokens: Tensor) -> list[BlockSurvey]:
@@ -120,54 +96,13 @@ def priced(model: Any, tokens: Tensor) -> list[BlockSurvey]:
     return list(survey(model, tokens, parts, biases=biases))
 
 
-def one_run(
-    dense: Any,
-    tokens: Tensor,
-    held_out: Tensor | None,
-    windows: Tensor,
-    surveys: Sequence[BlockSurvey],
-    seed: int,
-    variant: str,
-    ratio: float,
-) -> Row:
+def slimmed(model: Any, variant: str, tokens: Tensor, **more: Any) -> rose.RunReport:
+    """Makes the model smaller as METHOD@ALLOCATION/RECOVERY+TARGET says."""
     rest, _, target = variant.partition("+")
     method, _, rest = rest.partition("@")
     allocation, _, recovery = rest.partition("/")
-    model, start = copy.deepcopy(dense), time.perf_counter()
-    report = rose.prune_structured(
-        model,
-        tokens,
-        method=method,
-        ratio=ratio,
-        allocation=allocation,
-        recovery=recovery,
-        target=target or "layer",
-        held_out=held_out,
-        surveys=surveys,
-    )
-    seconds, said = time.perf_counter() - start, report.summary
-    return Row(
-        seed,
-        variant,
-        ratio,
-        said["removed_fraction"],
-        said["kept_parameters"],
-        rose.perplexity(model, windows),
-        said["mean_relative_error"],
-        said["mean_held_out_error"],
-        seconds,
-    )
-
-
-def summary(rows: pd.DataFrame) -> None:
-    """Mean perplexity over draws, by variant and ratio."""
-    wide = rows.pivot_table(index="variant", columns="ratio", values="perplexity", aggfunc="mean")
-    draws = rows.pivot_table(index="variant", columns="ratio", values="perplexity", aggfunc="count").max(axis=1)
-    shown = Table("variant", "draws", *(f"{ratio:g}" for ratio in wide.columns), title="Perplexity")
-    for name, values in wide.iterrows():
-        cells = ["" if pd.isna(value) else f"{value:.1f}" for value in values]
-        shown.add_row(str(name), str(int(draws[name])), *cells)
-    Console().print(shown)
+    more |= {"method": method, "allocation": allocation, "recovery": recovery, "target": target or "layer"}
+    return rose.prune_structured(model, tokens, **more)
 
 
 MEMORY = """
@@ -265,25 +200,20 @@ def speed(options: argparse.Namespace) -> None:
                 taken = work(models[name], ids, options.new_tokens)
                 if pair:  # the first is for warming up
                     seconds.setdefault((what, name), []).append(taken)
-    print(
-        f"{platform.machine()}, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end=""
-    )
-    print(f"{options.dtype}, {options.pairs} pairs")
-    shown = Table("what", "dense", "slim", "ratio", "ideal", "of ideal")
+    machine = f"{platform.machine()}, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"{machine}, {options.dtype}, {options.pairs} pairs")
     ideal = {"prefill": ideal_prefill(models, options.length), "decode": ideal_decode(models)}
     for what, tokens in (("prefill", options.length), ("decode", options.new_tokens)):
         dense, slim = (seconds[what, name] for name in ("dense", "slim"))
         ratio = statistics.median(one / other for one, other in zip(dense, slim, strict=True))
-        rates = [f"{tokens / statistics.median(taken):.0f} tokens/s" for taken in (dense, slim)]
-        shown.add_row(what, *rates, f"{ratio:.3f}", f"{ideal[what]:.3f}", f"{ratio / ideal[what]:.2f}")
+        rates = ", ".join(f"{tokens / statistics.median(taken):.0f}" for taken in (dense, slim))
+        print(f"{what}: {rates} tokens/s, ratio {ratio:.3f}, of ideal {ideal[what]:.3f} {ratio / ideal[what]:.2f}")
     for what, sizes in (
-        ("parameters", {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}),
-        ("file, bytes", {name: weights_size(folder) for name, folder in folders.items()}),
-        ("peak memory, bytes", {name: peak_memory(folder) for name, folder in folders.items()}),
+        ("parameters", [sum(p.numel() for p in model.parameters()) for model in models.values()]),
+        ("file, bytes", [weights_size(folder) for folder in folders.values()]),
+        ("peak memory, bytes", [peak_memory(folder) for folder in folders.values()]),
     ):
-        ratio = sizes["slim"] / sizes["dense"]
-        shown.add_row(what, f"{sizes['dense']:,}", f"{sizes['slim']:,}", f"{ratio:.3f}", "", "")
-    Console().print(shown)
+        print(f"{what}: {sizes[0]:,}, {sizes[1]:,}, ratio {sizes[1] / sizes[0]:.3f}")
 
 
 @torch.no_grad()
@@ -342,29 +272,17 @@ def processor() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.structured", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     one = commands.add_parser("quality")
-    one.add_argument("--model", default="smollm2-135m")
-    one.add_argument("--dtype", default="bfloat16")
-    one.add_argument("--calibration", default="packaged")
-    one.add_argument("--evaluate", default="packaged")
-    one.add_argument("--samples", type=int, default=16)
-    one.add_argument("--held-out", type=int, default=4)
-    one.add_argument("--length", type=int, default=512)
-    one.add_argument("--windows", type=int, default=24)
-    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    one.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
-    one.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="METHOD@ALLOCATION/RECOVERY")
-    one.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    texts: dict[str, Any] = {"calibration": "packaged", "evaluate": "packaged", "samples": 16, "held_out": 4}
+    texts |= {"length": 512, "windows": 24, "seeds": [0, 1, 2], "ratios": list(RATIOS), "variants": list(VARIANTS)}
+    add_options(one, output=Path, model=MODEL, dtype="bfloat16", **texts)
     one.set_defaults(run=quality)
     two = commands.add_parser("speed")
     two.add_argument("dense", type=Path)
     two.add_argument("slim", type=Path)
-    two.add_argument("--dtype", default="float32")
-    two.add_argument("--length", type=int, default=512)
-    two.add_argument("--new-tokens", type=int, default=32)
-    two.add_argument("--pairs", type=int, default=7)
+    add_options(two, dtype="float32", length=512, new_tokens=32, pairs=7)
     two.set_defaults(run=speed)
     options = parser.parse_args()
     options.run(options)
