@@ -16,7 +16,6 @@ from rose.commands import options as shared
 from rose.commands import terminal
 from rose.model.estimate.memory import Memory, estimate_memory
 from rose.model.network.network import Network
-from rose.model.network.precision import DEFAULT
 from rose.model.run.settings import run_settings
 from rose.model.workers import Workers
 from rose.output import check_output
@@ -25,12 +24,10 @@ from rose.report import records_table
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("analyze", help="which layers are columnar, and how order changes their error")
-    shared.add_model(parser, stream=True, compute=DEFAULT)
-    shared.add_calibration(parser)
-    shared.add_pruning(parser)
-    add = parser.add_argument
-    add("--methods", default="sparsegpt,rose", metavar="A,B", help="methods to compare (default: %(default)s)")
-    add("--output", type=Path, metavar="FOLDER", help="write report.json, layers.csv, layers.parquet")
+    shared.add(parser, f"{shared.MODEL} stream compute {shared.TEXT} {shared.SWEEP}")
+    says = f"methods to compare {shared.DEFAULT}"
+    parser.add_argument("--methods", default="sparsegpt,rose", metavar="A,B", help=says)
+    shared.add(parser, "output", required=False, help="write report.json, layers.csv, layers.parquet")
     parser.set_defaults(run=run, divided=True)
 
 

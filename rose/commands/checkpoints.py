@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,16 +15,6 @@ from rose.commands import options as shared
 from rose.commands import terminal
 from rose.model.workers import Workers
 from rose.output import check_output
-
-
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """How to evaluate, and where to write to."""
-    add = parser.add_argument
-    add("--evaluate", metavar="TEXT", help="measure perplexity on this text before and after")
-    shared.add_windows(parser)
-    add("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the checkpoint")
-    says = "keep finished decoder blocks here; the same command resumes an interrupted run"
-    add("--checkpoint", type=Path, metavar="DIR", help=says)
 
 
 def check(options: argparse.Namespace) -> None:

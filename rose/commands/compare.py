@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -36,22 +35,23 @@ FOLDER_SETTINGS = (
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("compare", help="compare methods over sparsities and calibration seeds")
-    shared.add_model(parser, compute=DEFAULT)
-    shared.add_calibration(parser, seeds=True)
-    shared.add_pruning(parser, sparsity="0.5,0.6,0.7")
-    add = parser.add_argument
-    add(
+    shared.add(parser, f"{shared.MODEL} compute calibration samples length")
+    says = f"of the windows {shared.DEFAULT}"
+    parser.add_argument("--seeds", default="0,1,2", metavar="A,B", help=says)
+    shared.add(parser, "held-out bos")
+    shared.add(parser, "sparsity", default="0.5,0.6,0.7")
+    shared.add(parser, "layers block-size damping threshold")
+    parser.add_argument(
         "--methods",
         default=",".join(METHODS),
         metavar="A,B",
         help="METHOD, or METHOD@ORDER/BUDGET to override what a sweep would do; with :layer or :dense behind it for a "
         "target of its own (default: %(default)s)",
     )
-    shared.add_walk(parser)
-    add("--evaluate", required=True, metavar="TEXT", help="measure perplexity on this text")
-    shared.add_windows(parser)
-    says = "rows and summaries; the same command resumes an interrupted run"
-    add("--output", type=Path, required=True, metavar="FOLDER", help=says)
+    shared.add(parser, shared.WALK)
+    shared.add(parser, "evaluate", required=True, help="measure perplexity on this text")
+    shared.add(parser, "windows")
+    shared.add(parser, "output", help="rows and summaries; the same command resumes an interrupted run")
     parser.set_defaults(run=run)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -35,21 +34,16 @@ FOLDER_SETTINGS = (
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("damage", help="what the model loses by each layer or decoder block alone")
-    shared.add_model(parser)
-    shared.add_calibration(parser)
-    shared.add_pruning(parser)
-    shared.add_method(parser, "rose")
-    shared.add_option(parser)
+    shared.add(parser, f"{shared.MODEL} {shared.TEXT} {shared.SWEEP} method option")
     add = parser.add_argument
     says = "prune layers or decoder blocks alone (default: %(default)s)"
     add("--units", choices=UNITS, default="layers", help=says)
     says = "give the units of this pruned model the dense weights of --model back, instead of pruning"
     add("--restore", metavar="FOLDER", help=says)
     says = "measure loss on this text (default: the calibration text's held-out windows)"
-    add("--evaluate", metavar="TEXT", help=says)
-    shared.add_windows(parser)
-    says = "rows.csv and summary.json; the same command resumes an interrupted run"
-    add("--output", type=Path, required=True, metavar="FOLDER", help=says)
+    shared.add(parser, "evaluate", help=says)
+    shared.add(parser, "windows")
+    shared.add(parser, "output", help="rows.csv and summary.json; the same command resumes an interrupted run")
     parser.set_defaults(run=run, samples=16, length=512, held_out=8)
 
 

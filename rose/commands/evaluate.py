@@ -17,12 +17,12 @@ from rose.output import check_file, write_file
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("evaluate", help="perplexity and zero-shot accuracy of a model")
-    shared.add_model(parser, compute="float32")
+    shared.add(parser, shared.MODEL)
+    shared.add(parser, "compute", default="float32")
     add = parser.add_argument
     add("--text", metavar="TEXT", help=f"measure perplexity on it: {shared.TEXTS}")
-    add("--length", type=int, default=2048, help="tokens per window (default: %(default)s)")
-    shared.add_windows(parser)
-    shared.add_bos(parser)
+    shared.add(parser, "length", default=2048)
+    shared.add(parser, "windows bos")
     says = f"measure zero-shot accuracy on these tasks of lm-eval; none named: {', '.join(TASKS)}"
     add("--tasks", nargs="*", metavar="TASK", help=says)
     add("--task-folder", metavar="FOLDER", help="take tasks from the YAML files in it instead")

@@ -14,20 +14,15 @@ from rose.commands import checkpoints, terminal
 from rose.commands import options as shared
 from rose.model.estimate.memory import estimate_memory
 from rose.model.network.network import Network
-from rose.model.network.precision import DEFAULT, Precision
+from rose.model.network.precision import Precision
 from rose.model.run.settings import run_settings
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("prune", help="prune a model and save the checkpoint")
-    shared.add_model(parser, stream=True, compute=DEFAULT)
-    shared.add_calibration(parser)
-    shared.add_pruning(parser)
-    shared.add_method(parser, rose.RECOMMENDED)
-    shared.add_order(parser)
-    shared.add_option(parser)
-    shared.add_walk(parser)
-    checkpoints.add_checkpoint(parser)
+    shared.add(parser, f"{shared.MODEL} stream compute {shared.TEXT} {shared.SWEEP}")
+    shared.add(parser, "method", default=rose.RECOMMENDED)
+    shared.add(parser, f"order budget option {shared.WALK} {shared.CHECKPOINT}")
     parser.set_defaults(run=run, divided=True)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from torch import Tensor
 from transformers import PreTrainedModel
 
 import rose
@@ -29,8 +28,7 @@ from rose.structured.problem import RECOVERIES
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("slim", help="make a model smaller and faster: take heads, channels or blocks out")
-    shared.add_model(parser, stream=True)
-    shared.add_calibration(parser)
+    shared.add(parser, f"{shared.MODEL} stream {shared.TEXT}")
     add = parser.add_argument
     add("--method", default="obs", help=f"{', '.join(rose.STRUCTURED)} (default: %(default)s)")
     add("--ratio", type=float, default=0.2, help="share of the decoder blocks' parameters (default: %(default)s)")
@@ -38,12 +36,14 @@ def add_parser(commands: Any) -> None:
     says = "uniform shapes load everywhere; the others only with rose (default: %(default)s)"
     add("--allocation", choices=ALLOCATIONS, default="uniform", help=says)
     add("--recovery", choices=RECOVERIES, help="override how the method repairs what stays")
-    add("--damping", type=float, default=0.01, help="of the mean diagonal of the inputs (default: %(default)s)")
+    shared.add(parser, "damping", help=f"of the mean diagonal of the inputs {shared.DEFAULT}")
     add("--multiple", type=int, default=8, help="kept channels are a multiple of this (default: %(default)s)")
-    shared.add_target(parser, None, "layer; dense for what --prune does then")
+    says = f"{shared.TARGET} (default: layer; dense for what --prune does then)"
+    shared.add(parser, "target", default=None, help=says)
+    shared.add(parser, "target-damping")
     add("--prune", metavar="SPARSITY", help="then prune what is left: a ratio, or N:M")
     add("--prune-method", metavar="METHOD", help=f"by this (default: {rose.RECOMMENDED})")
-    checkpoints.add_checkpoint(parser)
+    shared.add(parser, shared.CHECKPOINT)
     parser.set_defaults(run=run, divided=True)
 
 
@@ -55,10 +55,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     _check_multiple(options, rest)
     checkpoints.check(options)
     if options.allocation != "uniform" and options.method != "depth":
-        console.print(
-            "The decoder blocks will differ in shape: rose.load_model reads the result, plain transformers does not.",
-            soft_wrap=True,
-        )
+        says = "rose.load_model reads the result, plain transformers does not."
+        console.print(f"The decoder blocks will differ in shape: {says}", soft_wrap=True)
     model, tokenizer = shared.load(options, console, scratch=options.output.parent)
     kinds = None if options.method == "depth" else check_parts(model, options.parts)
     estimate = partial(estimate_slim_memory, method=options.method, parts=kinds)
@@ -70,19 +68,17 @@ def run(options: argparse.Namespace, console: Console) -> None:
     evaluation = checkpoints.Evaluation(options, tokenizer, console)
     before = evaluation.measure(model, "before")
     with terminal.bar(console, "Slimming") as follow:
-        slimmed = rose.prune_structured(
-            model,
-            tokens,
-            held_out=held_out,
-            progress=follow,
-            checkpoint=options.checkpoint,
-            **slimming,
-        )
-    report = slimmed
+        more = {"held_out": held_out, "progress": follow, "checkpoint": options.checkpoint}
+        report = slimmed = rose.prune_structured(model, tokens, **slimming | more)
     if rest:
         between = evaluation.measure(model, "between")
-        pruned = _prune_rest(options, pruning, console, model, tokens, held_out)
-        report = _joined(slimmed, pruned, perplexity_slimmed=between)
+        with terminal.bar(console, "Pruning") as follow:
+            more |= {"progress": follow, "checkpoint": options.checkpoint and options.checkpoint / "pruned"}
+            pruned = rose.prune_model(model, tokens, **pruning | more)
+        # One report of both: the rows of parts, then those of layers; the second run's settings under "pruned".
+        both = pd.concat([slimmed.layers, pruned.layers], ignore_index=True)
+        facts = {"pruned": pruned.summary, "perplexity_slimmed": between}
+        report = rose.RunReport(both, slimmed.summary | facts)
     report = checkpoints.save(options, model, tokenizer, report, evaluation, before)
     if len(slimmed.layers):
         _print_parts(slimmed.layers)
@@ -151,25 +147,6 @@ def _larger(estimate: Callable[..., Memory], method: str, target: str, model: An
     """The larger of two estimates, where the model is then pruned by a method, towards a target of its own."""
     pruned = estimate_memory(model, **sizes | {"dense_targets": target == "dense"}, method=method)
     return max(estimate(model, **sizes), pruned, key=lambda memory: memory.peak)
-
-
-def _prune_rest(
-    options: argparse.Namespace,
-    pruning: dict[str, Any],
-    console: Console,
-    model: PreTrainedModel,
-    tokens: Tensor,
-    held_out: Tensor | None,
-) -> rose.RunReport:
-    kept = options.checkpoint and options.checkpoint / "pruned"
-    with terminal.bar(console, "Pruning") as follow:
-        return rose.prune_model(model, tokens, held_out=held_out, progress=follow, checkpoint=kept, **pruning)
-
-
-def _joined(slimmed: rose.RunReport, pruned: rose.RunReport, **more: Any) -> rose.RunReport:
-    """One report of both: the rows of parts, then those of layers; the second run's settings under "pruned"."""
-    both = pd.concat([slimmed.layers, pruned.layers], ignore_index=True)
-    return rose.RunReport(both, slimmed.summary | {"pruned": pruned.summary} | more)
 
 
 # ---- what is printed
