@@ -31,38 +31,33 @@ def check(options: argparse.Namespace) -> None:
         raise rose.RoseError("--checkpoint must not be inside --output, which is empty until the end; choose another.")
 
 
-class Evaluation:
-    """Perplexity on the text of --evaluate; where there is none, every stage's is None."""
+class Outcome:
+    """What becomes of a model: its perplexity on the text of --evaluate, where there is one, and the folder."""
 
-    def __init__(self, options: argparse.Namespace, tokenizer: Any, console: Console) -> None:
-        self.text, self.console = options.evaluate, console
-        self.windows = None if self.text is None else shared.windows(options, self.text, tokenizer)
+    def __init__(self, options: argparse.Namespace, model: PreTrainedModel, tokenizer: Any, console: Console) -> None:
+        self.options, self.model, self.tokenizer, self.console = options, model, tokenizer, console
+        self.windows = shared.windows(options, options.evaluate, tokenizer) if options.evaluate else None
+        self.before = self.measure("before")
 
-    def measure(self, model: Any, stage: str) -> float | None:
+    def measure(self, stage: str) -> float | None:
         if (windows := self.windows) is None:
             return None
-        return Workers.here().from_first(lambda: shared.perplexity(model, windows, self.console, f"Perplexity {stage}"))
+        first = Workers.here().from_first
+        return first(lambda: shared.perplexity(self.model, windows, self.console, f"Perplexity {stage}"))
 
-
-def save(
-    options: argparse.Namespace,
-    model: PreTrainedModel,
-    tokenizer: Any,
-    report: rose.RunReport,
-    evaluation: Evaluation,
-    before: float | None,
-) -> rose.RunReport:
-    """Evaluates the model, saves it with its report, and returns the report with all that the command knows."""
-    report = report.with_summary(
-        **shared.origin(options),
-        evaluated_on=evaluation.text,
-        windows=0 if evaluation.windows is None else len(evaluation.windows),
-        perplexity_before=before,
-        perplexity_after=evaluation.measure(model, "after"),
-    )
-    with evaluation.console.status(escape(f"Writing {options.output}")):
-        Workers.here().from_first(lambda: rose.save_model(model, tokenizer, options.output, report=report))
-    return report
+    def save(self, report: rose.RunReport) -> rose.RunReport:
+        """Evaluates the model, saves it with its report, and returns the report with all that the command knows."""
+        folder = self.options.output
+        report = report.with_summary(
+            **shared.origin(self.options),
+            evaluated_on=self.options.evaluate,
+            windows=0 if self.windows is None else len(self.windows),
+            perplexity_before=self.before,
+            perplexity_after=self.measure("after"),
+        )
+        with self.console.status(escape(f"Writing {folder}")):
+            Workers.here().from_first(lambda: rose.save_model(self.model, self.tokenizer, folder, report=report))
+        return report
 
 
 def say_targets(report: rose.RunReport) -> None:

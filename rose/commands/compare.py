@@ -22,14 +22,14 @@ from rose.model.measure.comparison import (
     plan_comparison,
     summarize,
 )
-from rose.model.network.precision import DEFAULT
 from rose.model.workers import launched_place
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "rose", "rose_global", rose.RECOMMENDED)
 # Settings shared by all runs in one folder; methods, sparsities and seeds may be added later.
 FOLDER_SETTINGS = (
     *("model", "dtype", "calibration", "samples", "length", "held_out", "layers", "block_size", "damping", "threshold"),
-    *("allocation", "target", "target_damping", "true_sequential", "evaluate", "windows", "bos"),
+    *("allocation", "target", "target_damping", "true_sequential", "min_expert_tokens", "compute"),
+    *("evaluate", "windows", "bos"),
 )
 
 
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     chosen = shared.run_options(options)
     del chosen["sparsity"]
     plan_comparison(methods, sparsities, **chosen)
-    folder = ComparisonFolder(options.output, _folder_settings(options))
+    folder = ComparisonFolder(options.output, shared.pick(options, FOLDER_SETTINGS))
     options.rows = options.output
     model, tokenizer = shared.load(options, console)
     windows = shared.windows(options, options.evaluate, tokenizer)
@@ -98,15 +98,6 @@ def _seed(text: str) -> int:
         raise rose.RoseError(f"A seed must be a whole number, not {text!r}.")
     check_seed(int(text))
     return int(text)
-
-
-def _folder_settings(options: argparse.Namespace) -> dict[str, str]:
-    settings = {name: str(value) for name, value in shared.pick(options, FOLDER_SETTINGS).items()}
-    if options.min_expert_tokens > 1:
-        settings["min_expert_tokens"] = str(options.min_expert_tokens)
-    if options.compute != DEFAULT:
-        settings["compute"] = options.compute
-    return settings
 
 
 def _print(rows: Sequence[ComparisonRow], title: str) -> None:

@@ -12,32 +12,20 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+import rose
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.diffusion.calibration import check_packages
-from rose.diffusion.evaluation import (
-    DiffusionScores,
-    check_garments,
-    check_pictures,
-    classes_in_turn,
-    evaluate_diffusion,
-    evaluation_trajectory,
-    is_garments,
-)
+from rose.diffusion.evaluation import check_garments, check_pictures, classes_in_turn, is_garments
 from rose.diffusion.garments import GARMENTS
-from rose.diffusion.loading import PACKAGED, check_installed, load_diffusion, save_diffusion
+from rose.diffusion.loading import PACKAGED, check_installed
 from rose.diffusion.pictures import write_sheet
-from rose.diffusion.pruning import prune_diffusion
-from rose.diffusion.slimming import prune_diffusion_structured
-from rose.diffusion.steps import STEP_WEIGHTS, check_steps, step_weights
-from rose.diffusion.trajectory import Conditions, draw_pictures
-from rose.errors import RoseError
+from rose.diffusion.steps import STEP_WEIGHTS, check_steps
+from rose.diffusion.trajectory import Conditions
 from rose.layer.methods import make_settings
 from rose.model.load.models import DTYPES
 from rose.model.network.residence import pick_device
 from rose.output import check_file, check_output, write_file
-from rose.report import RunReport
-from rose.structured.methods import STRUCTURED
 from rose.structured.parts import PARTS
 from rose.structured.plan import SlimSettings
 from rose.structured.problem import RECOVERIES
@@ -67,7 +55,7 @@ def add_parser(commands: Any) -> None:
     parser = own.add_parser("slim", help="make a transformer smaller: take heads and channels out")
     add = parser.add_argument
     _add_drawing(parser)
-    of_parts = [name for name, one in STRUCTURED.items() if one.select is not None]
+    of_parts = [name for name, one in rose.STRUCTURED.items() if one.select is not None]
     add("--method", default="obs", help=f"{', '.join(of_parts)} (default: %(default)s)")
     add("--ratio", type=float, default=0.2, help="share of attention and feed-forwards (default: %(default)s)")
     _add_calibration(parser)
@@ -117,7 +105,7 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
 def prune(options: argparse.Namespace, console: Console) -> None:
     chosen = shared.run_options(options)
     make_settings(**chosen | {"block_size": options.block_size or 128})
-    report = _changed(options, console, "Pruning", prune_diffusion, chosen | {"layers": options.layers})
+    report = _changed(options, console, "Pruning", rose.prune_diffusion, chosen | {"layers": options.layers})
     terminal.print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error"]], "Layers")
     summary = report.summary
     convolutions = summary["convolutions_left_dense"]
@@ -135,7 +123,7 @@ def prune(options: argparse.Namespace, console: Console) -> None:
 def slim(options: argparse.Namespace, console: Console) -> None:
     settings = shared.pick(options, ("method", "ratio", "parts", "recovery", "damping", "multiple"))
     SlimSettings(**settings)
-    report = _changed(options, console, "Slimming", prune_diffusion_structured, settings)
+    report = _changed(options, console, "Slimming", rose.prune_diffusion_structured, settings)
     shown = ["layer", "kept_units", "units", "relative_error", "unrecovered_error"]
     terminal.print_table(report.layers[shown], "Parts")
     summary = report.summary
@@ -151,13 +139,13 @@ def _changed(
     options: argparse.Namespace,
     console: Console,
     title: str,
-    change: Callable[..., RunReport],
+    change: Callable[..., rose.RunReport],
     settings: Mapping[str, Any],
-) -> RunReport:
+) -> rose.RunReport:
     """Loads the pipeline, changes it with a progress bar, and writes it with its report."""
     check_installed()
     check_output(options.output)
-    step_weights(options.step_weights, options.steps)
+    rose.step_weights(options.step_weights, options.steps)
     check_packages(options.packages)
     wanted = _read_prompts(options.prompts)
     pipeline = _load(options, options.model, console)
@@ -167,7 +155,7 @@ def _changed(
         report = change(pipeline, conditions, **how, progress=follow, **settings)
     report = report.with_summary(**shared.origin(options))
     with console.status(escape(f"Writing {options.output}")):
-        save_diffusion(pipeline.to("cpu"), options.output, report=report)
+        rose.save_diffusion(pipeline.to("cpu"), options.output, report=report)
     return report
 
 
@@ -182,18 +170,14 @@ def sample(options: argparse.Namespace, console: Console) -> None:
         conditions = _conditions(pipeline, wanted, classes, options.count)
         how = shared.pick(options, ("steps", "seed", "guidance"))
         with terminal.bar(console, f"Drawing with {name}") as follow:
-            rows.append(draw_pictures(pipeline, conditions, **how, tick=follow))
+            rows.append(rose.draw_pictures(pipeline, conditions, **how, tick=follow))
     parts = zip(*(row.split(PER_ROW) for row in rows), strict=True)  # the same pictures of all models below each other
     write_sheet(options.output, [row for part in parts for row in part])
     above = f", those of {options.beside} above" if options.beside else ""
-    what = f": {_names(conditions)}" if is_garments(pipeline) else ""
+    names = [GARMENTS[one] for one in conditions if isinstance(one, int)]  # of a row, from left to right
+    more = ", and so on" if len(names) > PER_ROW else ""
+    what = f": {', '.join(names[:PER_ROW])}{more}" if is_garments(pipeline) else ""
     terminal.say(f"{len(rows[0])} pictures are in {options.output}{above}{what}")
-
-
-def _names(classes: Conditions) -> str:
-    """Of the garments of a row, from left to right."""
-    names = [GARMENTS[one] for one in classes if isinstance(one, int)]
-    return ", ".join(names[:PER_ROW]) + (", and so on" if len(names) > PER_ROW else "")
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> None:
@@ -206,15 +190,9 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     pipeline = _load(options, options.model, console)
     check_garments(pipeline)
     with terminal.bar(console, f"Drawing with {options.dense}") as follow:
-        dense = evaluation_trajectory(_load(options, options.dense, console), **given, tick=follow)
+        dense = rose.evaluation_trajectory(_load(options, options.dense, console), **given, tick=follow)
     with terminal.bar(console, f"Drawing with {options.model}") as follow:
-        scores = evaluate_diffusion(pipeline, dense, **given, tick=follow)
-    _print_scores(scores, options)
-    if options.output:
-        write_file(options.output, json.dumps(asdict(scores), indent=1) + "\n")
-
-
-def _print_scores(scores: DiffusionScores, options: argparse.Namespace) -> None:
+        scores = rose.evaluate_diffusion(pipeline, dense, **given, tick=follow)
     drift = " ".join(f"{value:.3f}" for value in scores.drift)
     losses = (f"{t}: {value:.4f}" for t, value in zip(scores.loss_times, scores.loss, strict=True))
     terminal.say(
@@ -223,21 +201,25 @@ def _print_scores(scores: DiffusionScores, options: argparse.Namespace) -> None:
         f"Fréchet distance {scores.frechet:.3f} over {scores.pictures} pictures; the classifier recognizes "
         f"{scores.accuracy:.0%}; {scores.seconds:.0f} s",
     )
+    if options.output:
+        write_file(options.output, json.dumps(asdict(scores), indent=1) + "\n")
 
 
 def _load(options: argparse.Namespace, name: str, console: Console) -> Any:
     with console.status(escape(f"Loading {name}")):
-        return load_diffusion(name, dtype=options.dtype).to(pick_device())
+        return rose.load_diffusion(name, dtype=options.dtype).to(pick_device())
 
 
 def _conditions(pipeline: Any, prompts: list[str] | None, classes: list[int] | None, count: int) -> Conditions:
     """What to draw: prompts or classes in turn, `count` in all."""
     if count < 1:
-        raise RoseError(f"At least one picture must be drawn, not {count}.")
+        raise rose.RoseError(f"At least one picture must be drawn, not {count}.")
     if prompts is not None:
         return [prompts[k % len(prompts)] for k in range(count)]
     if hasattr(pipeline, "tokenizer"):
-        raise RoseError(f"{type(pipeline).__name__} draws from prompts; give --prompts FILE.txt, one prompt a line.")
+        raise rose.RoseError(
+            f"{type(pipeline).__name__} draws from prompts; give --prompts FILE.txt, one prompt a line."
+        )
     if classes is None:
         return classes_in_turn(count)
     return [classes[k % len(classes)] for k in range(count)]
@@ -247,11 +229,13 @@ def _read_prompts(path: Path | None) -> list[str] | None:
     if path is None:
         return None
     try:
-        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as problem:
-        raise RoseError(f"The prompts in {path} cannot be read; give a text file with one prompt a line.") from problem
+        raise rose.RoseError(
+            f"The prompts in {path} cannot be read; give a text file with one prompt a line."
+        ) from problem
     if not lines:
-        raise RoseError(f"{path} holds no prompt; write one a line.")
+        raise rose.RoseError(f"{path} holds no prompt; write one a line.")
     return lines
 
 
@@ -263,7 +247,7 @@ def _read_classes(text: str | None) -> list[int] | None:
     parts = [part.strip().lower() for part in text.split(",") if part.strip()]
     for part in parts:
         if part not in known and not part.isdecimal():
-            raise RoseError(f"There is no class {part!r}; choose from {', '.join(GARMENTS)}, or give its number.")
+            raise rose.RoseError(f"There is no class {part!r}; choose from {', '.join(GARMENTS)}, or give its number.")
     if not parts:
-        raise RoseError("--classes names nothing; give at least one, or leave it out for all.")
+        raise rose.RoseError("--classes names nothing; give at least one, or leave it out for all.")
     return [known[part] if part in known else int(part) for part in parts]

@@ -37,12 +37,11 @@ def run(options: argparse.Namespace, console: Console) -> None:
     sizes = {"layers": options.layers, "sequential": options.true_sequential, "method": options.method}
     shared.tell_memory(options, partial(estimate_memory, **sizes), model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
-    evaluation = checkpoints.Evaluation(options, tokenizer, console)
-    before = evaluation.measure(model, "before")
+    outcome = checkpoints.Outcome(options, model, tokenizer, console)
     with terminal.bar(console, "Pruning") as follow:
         chosen |= {"layers": options.layers, "checkpoint": options.checkpoint}
         report = rose.prune_model(model, tokens, held_out=held_out, progress=follow, **chosen)
-    report = checkpoints.save(options, model, tokenizer, report, evaluation, before)
+    report = outcome.save(report)
     _print_layers(report)
     _print_summary(report, options.output)
 

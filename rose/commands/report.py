@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from rose.commands import options as shared
 from rose.commands import terminal
 from rose.commands.app import app_module
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("report", help="write a finished run, or two side by side, as one HTML file")
-    add = parser.add_argument
-    add("folders", nargs="+", metavar="FOLDER", help="that analyze, prune or slim has written")
-    add("--output", type=Path, required=True, metavar="FILE.html", help="needs no network to be read")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="that analyze, prune or slim has written")
+    shared.add(parser, "output", metavar="FILE.html", help="needs no network to be read")
     parser.set_defaults(run=run)
 
 

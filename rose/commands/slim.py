@@ -52,7 +52,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     slimming, pruning = _slim_options(options), _prune_options(options)
     SlimSettings(**slimming)
     rest = run_settings(**pruning).layer if pruning else None
-    _check_multiple(options, rest)
+    if rest and options.method != "depth":
+        _check_multiple(options.multiple, rest.pattern)
     checkpoints.check(options)
     if options.allocation != "uniform" and options.method != "depth":
         says = "rose.load_model reads the result, plain transformers does not."
@@ -65,13 +66,12 @@ def run(options: argparse.Namespace, console: Console) -> None:
         estimate = partial(_larger, estimate, rest.method, pruning["target"])
     shared.tell_memory(options, estimate, model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
-    evaluation = checkpoints.Evaluation(options, tokenizer, console)
-    before = evaluation.measure(model, "before")
+    outcome = checkpoints.Outcome(options, model, tokenizer, console)
     with terminal.bar(console, "Slimming") as follow:
         more = {"held_out": held_out, "progress": follow, "checkpoint": options.checkpoint}
         report = slimmed = rose.prune_structured(model, tokens, **slimming | more)
     if rest:
-        between = evaluation.measure(model, "between")
+        between = outcome.measure("between")
         with terminal.bar(console, "Pruning") as follow:
             more |= {"progress": follow, "checkpoint": options.checkpoint and options.checkpoint / "pruned"}
             pruned = rose.prune_model(model, tokens, **pruning | more)
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         both = pd.concat([slimmed.layers, pruned.layers], ignore_index=True)
         facts = {"pruned": pruned.summary, "perplexity_slimmed": between}
         report = rose.RunReport(both, slimmed.summary | facts)
-    report = checkpoints.save(options, model, tokenizer, report, evaluation, before)
+    report = outcome.save(report)
     if len(slimmed.layers):
         _print_parts(slimmed.layers)
     _print_summary(report)
@@ -123,11 +123,10 @@ def _prune_options(options: argparse.Namespace) -> dict[str, Any]:
     return method | {"target": options.target or "dense", "target_damping": options.target_damping}
 
 
-def _check_multiple(options: argparse.Namespace, settings: Settings | None) -> None:
+def _check_multiple(multiple: int, pattern: rose.Pattern) -> None:
     """Raises RoseError where slimming will leave widths that N:M does not divide."""
-    pattern = settings and settings.pattern
-    if pattern and pattern.is_grouped and options.method != "depth" and options.multiple % pattern.of:
-        fitting = math.lcm(options.multiple, pattern.of)
+    if pattern.is_grouped and multiple % pattern.of:
+        fitting = math.lcm(multiple, pattern.of)
         raise rose.RoseError(f"--prune {pattern} needs widths divisible by {pattern.of}; give --multiple {fitting}.")
 
 

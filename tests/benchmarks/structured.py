@@ -101,7 +101,9 @@ def slimmed(model: Any, variant: str, tokens: Tensor, **more: Any) -> rose.RunRe
     rest, _, target = variant.partition("+")
     method, _, rest = rest.partition("@")
     allocation, _, recovery = rest.partition("/")
-    more |= {"method": method, "allocation": allocation, "recovery": recovery, "target": target or "layer"}
+    more |= {"method": method, "allocation": allocation, "target": target or "layer"}
+    if method != "depth":  # which has nothing to repair
+        more["recovery"] = recovery
     return rose.prune_structured(model, tokens, **more)
 
 
