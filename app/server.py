@@ -22,9 +22,9 @@ def read_modules() -> None:
 
 def main() -> None:
     sys.path.insert(0, str(HOME.parent))  # in place of this folder, whose modules are app.…
-    threading.Thread(target=read_modules, daemon=True).start()
-    from streamlit.web import cli
+    from streamlit.web import cli  # at first: Plotly, which it reads, trips over a pandas that a thread has half read
 
+    threading.Thread(target=read_modules, daemon=True).start()
     sys.argv = ["streamlit", "run", str(HOME / "main.py"), *sys.argv[1:]]
     cli.main()
 

@@ -105,7 +105,7 @@ class FinishedRun:
     def calibration(self) -> str:
         known = self.summary
         seed = f", seed {known['seed']}" if "seed" in known else ""
-        return _plain(f"{known.get('samples')} × {known.get('length')} tokens") + _plain(seed)
+        return _plain(f"{known.get('samples')} × {known.get('length')} tokens{seed}")
 
     @property
     def pruned(self) -> pd.DataFrame:

@@ -66,7 +66,7 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
     if request.evaluate == HELD_OUT and "measured" in request.methods:
         st.caption("Measured order chose its order on these held-out windows, so its numbers are slightly optimistic.")
     dense, *pruned = models
-    if any(model.report is not None and model.report.summary.get("drift") for model in pruned):
+    if any(model.summary.get("drift") for model in pruned):
         label = "Depth: where these models drift from the dense one"
         st.page_link("views/depth.py", label=label, icon=":material/waterfall_chart:")
     if pruned:
@@ -97,7 +97,7 @@ def _pruned_part(run: PruningRun, models: list[EvaluatedModel]) -> str:
 
 def _computed(models: list[EvaluatedModel]) -> str:
     """What is to be said of forward passes that were not in float32."""
-    rounded = any(model.report is not None and model.report.summary.get("compute") == "bfloat16" for model in models)
+    rounded = any(model.summary.get("compute") == "bfloat16" for model in models)
     return " Pruning computed its forward passes in bfloat16; perplexity is in float32." if rounded else ""
 
 

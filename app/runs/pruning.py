@@ -60,27 +60,28 @@ class EvaluatedModel:
     def label(self) -> str:
         return "Dense" if self.report is None else self.case.label
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Of the report; empty for the dense model."""
+        return {} if self.report is None else self.report.summary
+
 
 def model_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
     """One row per model, the dense one first: perplexity, its ratio to dense, mean errors, seconds."""
-    rows = []
-    for model in models:
-        summary = {} if model.report is None else model.report.summary
-        rows.append(
-            {
-                "method": model.case.method,
-                "sparsity": model.case.sparsity,
-                "perplexity": model.perplexity,
-                "ratio_to_dense": model.perplexity / models[0].perplexity,
-                "mean_relative_error": summary.get("mean_relative_error"),
-                "mean_held_out_error": summary.get("mean_held_out_error"),
-                "mean_held_out_target_error": summary.get("mean_held_out_target_error"),
-                "drift": None if model.report is None else model.report.last_drift,
-                "removed_fraction": summary.get("removed_fraction", 0.0),
-                "columnar_layers": summary.get("columnar_layers"),
-                "seconds": summary.get("seconds", 0.0),
-            }
-        )
+    totals = ("mean_relative_error", "mean_held_out_error", "mean_held_out_target_error", "columnar_layers")
+    rows = [
+        {
+            "method": model.case.method,
+            "sparsity": model.case.sparsity,
+            "perplexity": model.perplexity,
+            "ratio_to_dense": model.perplexity / models[0].perplexity,
+            **{name: model.summary.get(name) for name in totals},
+            "drift": None if model.report is None else model.report.last_drift,
+            "removed_fraction": model.summary.get("removed_fraction", 0.0),
+            "seconds": model.summary.get("seconds", 0.0),
+        }
+        for model in models
+    ]
     return pd.DataFrame(rows)
 
 

@@ -17,7 +17,6 @@ import rose
 from app import words
 from app.runs import finished, html_page, html_report, pairs
 from rose import cli
-from rose.commands import app
 from tests.app.runs.made_reports import made_report, saved
 from tests.app.tiny_study import measured_study
 
@@ -123,12 +122,6 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.Captur
     assert cli.main(["report", folder, other, "--output", str(tmp_path / "report.html")]) == 2
     assert "different shapes" in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
-
-
-def test_a_missing_plotly_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "find_spec", lambda name: None if name == "plotly" else object())
-    with pytest.raises(rose.RoseError, match=r"A report needs plotly; install them with .*rose-explorer\[app\]"):
-        app.app_module("runs.html_report", "A report", ("plotly", "scipy"))
 
 
 def test_a_diffusion_model_was_calibrated_on_pictures(tmp_path: Path) -> None:

@@ -99,12 +99,6 @@ def test_numbers_are_those_of_the_engine(setup: Setup, loaded: LoadedModel) -> N
     assert set(layer_table(run.models)["asked"]) == {"0.5", "2:4"}
 
 
-def test_only_the_chosen_layers_are_pruned(setup: Setup, loaded: LoadedModel) -> None:
-    run = finished(setup, PruneRequest(("rose",), ("0.5",), "*.1.*.o_proj", windows=1, window_length=8), lambda: loaded)
-    assert list(layer_table(run.models)["layer"]) == ["model.layers.1.self_attn.o_proj"]
-    assert [row["layer"] for row in run.pruned] == ["model.layers.1.self_attn.o_proj"]
-
-
 def test_zip_is_a_checkpoint_that_loads(setup: Setup, loaded: LoadedModel, temporary: Path, tmp_path: Path) -> None:
     run = finished(setup, replace(REQUEST, methods=("rose",), sparsities=("2:4",), keep="zip"), lambda: loaded)
     archive = run.copies[0].checkpoint
