@@ -33,8 +33,9 @@ def draw() -> None:
     request = choose()
     run = session.diffusion()
     offer(request, run)
+    done = run if run is not None and run.job.status == "done" else None
     view = components.section(VIEWS, "diffusion_view", "Results")
-    {"pictures": pictures, "drift": drift, "weights": weights, "layers": layers}[view](model, run, request)
+    {"pictures": pictures, "drift": drift, "weights": weights, "layers": layers}[view](model, done, request)
 
 
 def choose() -> DiffusionRequest:
@@ -92,13 +93,7 @@ def label(run: DiffusionRun) -> str:
     )
 
 
-def finished(run: DiffusionRun | None) -> DiffusionRun | None:
-    """The run, if it has finished."""
-    return run if run is not None and run.job.status == "done" else None
-
-
-def pictures(model: DenseModel, run: DiffusionRun | None, request: DiffusionRequest) -> None:
-    done = finished(run)
+def pictures(model: DenseModel, done: DiffusionRun | None, request: DiffusionRequest) -> None:
     dense = model.trajectory(request.noise if done is None else done.request.noise)
     step = st.slider(
         "Denoising steps done", 0, STEPS, STEPS, key="diffusion_step", bind=components.URL, help="0 is pure noise."
@@ -125,8 +120,7 @@ def at(trajectory: rose.Trajectory, step: int) -> np.ndarray:
     return shown[:, 0].numpy()
 
 
-def drift(_model: DenseModel, run: DiffusionRun | None, _request: DiffusionRequest) -> None:
-    done = finished(run)
+def drift(_model: DenseModel, done: DiffusionRun | None, _request: DiffusionRequest) -> None:
     if done is None or done.drift is None or done.dense is None:
         st.info("Prune first: this shows how far the pruned model's pictures drift, step by step.")
         return
@@ -140,7 +134,7 @@ def drift(_model: DenseModel, run: DiffusionRun | None, _request: DiffusionReque
     components.show(drawing, "diffusion-drift", wide=True)
 
 
-def weights(model: DenseModel, _run: DiffusionRun | None, request: DiffusionRequest) -> None:
+def weights(model: DenseModel, _done: DiffusionRun | None, request: DiffusionRequest) -> None:
     diagonals = model.diagonals()
     layer = st.selectbox(
         "Layer", list(diagonals), key="diffusion_layer", bind=components.URL, format_func=words.short_layer
@@ -158,8 +152,7 @@ def weights(model: DenseModel, _run: DiffusionRun | None, request: DiffusionRequ
     components.show(drawing, "diffusion-weights", wide=True)
 
 
-def layers(_model: DenseModel, run: DiffusionRun | None, _request: DiffusionRequest) -> None:
-    done = finished(run)
+def layers(_model: DenseModel, done: DiffusionRun | None, _request: DiffusionRequest) -> None:
     if done is None or done.report is None:
         st.info("Prune first: this shows which layers were columnar when they were pruned.")
         return
