@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -50,5 +51,5 @@ def test_saved_runs_are_compared_in_every_section(scheme: str, saved: Path, open
 
     section(page, "What is repaired")
     settle(page)
-    expect_finding(page, f"^{DENSE} cancels the most: ")
+    expect_finding(page, f"^{re.escape(DENSE)} cancels the most: ")
     expect(main.get_by_text("Mean over decoder blocks:")).to_be_visible()
