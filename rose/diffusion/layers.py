@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,27 +68,6 @@ def find_layers(trajectories: Trajectories) -> list[PrunableLayer]:
 def convolutions(denoiser: nn.Module) -> list[Any]:
     """Its convolutional layers, which stay dense."""
     return [module for module in denoiser.modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
-
-
-def choose_layers(layers: Sequence[PrunableLayer], names: Sequence[str] | None) -> list[PrunableLayer]:
-    """The layers with these names; `*` and `?` match as in a shell; None means all.
-
-    Raises:
-        RoseError: a name that matches nothing, or no name at all.
-    """
-    if names is None:
-        return list(layers)
-    if not names:
-        raise RoseError("No layer is chosen; give at least one name, or leave the choice out for all.")
-    chosen: set[str] = set()
-    for pattern in [names] if isinstance(names, str) else names:
-        matched = {layer.name for layer in layers if fnmatch.fnmatchcase(layer.name, pattern)}
-        if not matched:
-            raise RoseError(
-                f"No prunable layer is named {pattern!r}; names look like {layers[0].name}, and * matches any part."
-            )
-        chosen |= matched
-    return [layer for layer in layers if layer.name in chosen]
 
 
 def default_block_size(layers: Sequence[PrunableLayer]) -> int:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from rose.diffusion.calibration import Calibration
-from rose.diffusion.layers import choose_layers, convolutions, default_block_size, find_layers
+from rose.diffusion.layers import convolutions, default_block_size, find_layers
 from rose.diffusion.steps import StepWeights
 from rose.diffusion.trajectory import Conditions, DrawOptions, Trajectories
 from rose.layer.methods import SettingsOptions, make_settings
 from rose.layer.statistics import InputStatistics
-from rose.model.network.layers import PrunableLayer, check_widths
+from rose.model.network.layers import PrunableLayer, check_widths, matching
 from rose.model.progress import ProgressCallback
 from rose.model.run.one_layer import prune_one, record_of
 from rose.report import LayerRecord, RunReport
@@ -81,7 +81,7 @@ def prune_diffusion(
         pipeline, conditions, step_weights, packages, steps=steps, guidance=guidance, batch=batch, seed=seed
     )
     start = time.perf_counter()
-    chosen = choose_layers(find_layers(calibration), layers)
+    chosen = matching(find_layers(calibration), layers)
     if by_itself:
         settings = replace(settings, block_size=default_block_size(chosen))
     check_widths(chosen, settings.pattern, settings.block_size)
@@ -130,7 +130,7 @@ def collect_diffusion_statistics(
         RoseError: bad input, before any work.
     """
     calibration = Calibration(pipeline, conditions, step_weights, **drawing)
-    return calibration.statistics(choose_layers(find_layers(calibration), layers), tick)
+    return calibration.statistics(matching(find_layers(calibration), layers), tick)
 
 
 def step_diagonals(
@@ -150,7 +150,7 @@ def step_diagonals(
     """
     trajectories = Trajectories(pipeline, conditions, **drawing)
     steps = trajectories.steps
-    chosen = choose_layers(find_layers(trajectories), layers)
+    chosen = matching(find_layers(trajectories), layers)
     found = {layer.name: torch.zeros(steps, layer.weight.shape[1]) for layer in chosen}
     now = 0
 

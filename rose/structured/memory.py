@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from rose.model.estimate.memory import Memory, estimate_memory
+from rose.model.network.network import Network
 from rose.structured.methods import structured_method
 from rose.structured.parts import find_parts
 from rose.structured.reduction import layers_read
@@ -38,7 +39,7 @@ def estimate_slim_memory(
     """
     chosen = structured_method(method)
     if chosen.select is None:
-        names = [layer.name for layer in visited_layers(model, [])]
+        names = [layer.name for layer in visited_layers(Network(model), [])]
         plain = sizes | {"on_disk": False, "dense_targets": False}
         return estimate_memory(model, layers=names, held_out=held_out, **plain)
     found = [part for of_block in find_parts(model, parts or ()) for part in of_block]

@@ -28,9 +28,8 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer.target import corrected_weight, damping_or_rule
 from rose.model.network.identity import embedding_norms
-from rose.model.network.layers import PrunableLayer, decoder_blocks, named, prunable_layers, select_layers, text_config
+from rose.model.network.layers import PrunableLayer, named
 from rose.model.network.network import Network
-from rose.model.network.residence import is_streamed, residence_of
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.checkpoint import FORMAT, DiskStorage, describe_inputs, open_checkpoint
 from rose.model.walk.dense_states import dense_streams
@@ -120,7 +119,7 @@ def prune_structured(
     before, whole = block_parameters(model), count_parameters(model)
     drops = settings.chosen.select is None
     if drops:
-        _check_drop(model, ratio)
+        _check_drop(network, ratio)
     kinds = () if drops else check_parts(model, parts)
     if kinds and not is_streamed(model):  # of others each part is checked when it is read
         for part in chain.from_iterable(find_parts(model, kinds)):
@@ -132,10 +131,10 @@ def prune_structured(
         inputs = describe_inputs(network, tokens, held_out)
         return {"command": "slim", "format": FORMAT, "parts": list(kinds), **said, **inputs}
 
-    with open_checkpoint(network, checkpoint, described, partial(lay_over, _by_name(model))) as kept:
+    with open_checkpoint(network, checkpoint, described, partial(lay_over, network.layers)) as kept:
         try:
             if drops:
-                dropped = _drop(model, tokens, ratio, kept, progress)
+                dropped = _drop(network, tokens, ratio, kept, progress)
                 records = []
                 facts = {
                     "allocation": "blocks", "uniform": True, "target": "layer", "target_damping": None,
@@ -155,10 +154,10 @@ def prune_structured(
                     settings = dataclasses.replace(settings, recovery="none")
                 prices = surveys is None and (allocation != "uniform" or len(kinds) > 1)
                 walking = part_callback(progress, start, SURVEY_SHARE, 1) if prices else progress
-                records = SlimRun(model, plan, settings, kept).walk(streams, walking)
+                records = SlimRun(network, plan, settings, kept).walk(streams, walking)
                 facts = {"uniform": plan.uniform, "recovery": settings.repair}
         finally:
-            residence_of(model).withdraw()  # a streamed model whose run was stopped is what it was
+            network.residence.withdraw()  # a streamed model whose run was stopped is what it was
         kept.finish()
     after = block_parameters(model)
     table = records_table(records, PartRecord)
@@ -177,51 +176,50 @@ def prune_structured(
     )  # fmt: skip
 
 
-def _check_drop(model: nn.Module, ratio: float) -> None:
+def _check_drop(network: Network, ratio: float) -> None:
     """Raises RoseError unless this share of the decoder blocks can go."""
-    _, blocks = decoder_blocks(model)
-    count = round(ratio * len(blocks))
-    if count == 0:
-        raise RoseError(f"{ratio:g} of {len(blocks)} decoder blocks is not a whole one; ask for a larger ratio.")
-    if count == len(blocks):
-        raise RoseError(f"{ratio:g} of {len(blocks)} decoder blocks is all of them; ask for a smaller ratio.")
-    if len(free := droppable_blocks(model)) < count:
+    blocks = len(network.blocks)
+    count = round(ratio * blocks)
+    if count in (0, blocks):
+        what, other = ("all of them", "smaller") if count else ("not a whole one", "larger")
+        raise RoseError(f"{ratio:g} of {blocks} decoder blocks is {what}; ask for a {other} ratio.")
+    if len(free := droppable_blocks(network.model)) < count:
         raise RoseError(
-            f"The configuration can do without {len(free)} of its {len(blocks)} decoder blocks, not without {count}; "
+            f"The configuration can do without {len(free)} of its {blocks} decoder blocks, not without {count}; "
             "ask for a smaller ratio."
         )
-    residence_of(model).check_renumbering()
+    network.residence.check_renumbering()
 
 
 def _drop(
-    model: nn.Module, tokens: Tensor, ratio: float, kept: Storage, progress: ProgressCallback | None
+    network: Network, tokens: Tensor, ratio: float, kept: Storage, progress: ProgressCallback | None
 ) -> list[int]:
     """Drops the decoder blocks whose output is most like their input (ShortGPT, Men et al. 2024, arXiv 2403.03853),
     and says which.
 
     Those that the configuration cannot do without stay.
     """
-    _, blocks = decoder_blocks(model)
+    model, every = network.model, range(len(network.blocks))
 
     def find() -> str:
         free = set(droppable_blocks(model))
         found = [one for one in survey(model, tokens, [], progress=progress) if one.block_index in free]
         found.sort(key=lambda one: -one.similarity)
-        gone = {one.block_index for one in found[: round(ratio * len(blocks))]}
-        return json.dumps([index for index in range(len(blocks)) if index not in gone])
+        gone = {one.block_index for one in found[: round(ratio * len(every))]}
+        return json.dumps([index for index in every if index not in gone])
 
     left = json.loads(kept.remember(find))
-    residence = residence_of(model)
+    residence = network.residence
     drop_blocks(model, left)
     residence.renumber(left)
-    return [index for index in range(len(blocks)) if index not in left]
+    return [index for index in every if index not in left]
 
 
 @dataclass
 class SlimRun:
     """One walk through the model by a plan."""
 
-    model: nn.Module
+    network: Network
     plan: SlimPlan
     settings: SlimSettings
     kept: Storage = field(default_factory=Storage)
@@ -230,7 +228,7 @@ class SlimRun:
     start: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self.reduction = Reduction(in_files=is_streamed(self.model))
+        self.reduction = Reduction(in_files=self.network.is_streamed)
         self.wanted: Wanted = {}  # the parts that change
         for part, shape in changed(self.plan.parts, self.plan.shapes):
             self.wanted.setdefault(part.block_index, {})[part.output.name] = part, shape
@@ -240,10 +238,10 @@ class SlimRun:
         kept = self.kept
         dense = dense_streams(streams, self.settings.target == "dense", kept.dense_activations)
         read = layers_read(self.settings.chosen, [part for of in self.wanted.values() for part, _ in of.values()])
-        layers = select_layers(self.model, [layer.name for layer in read])
+        layers = self.network.select([layer.name for layer in read])
         with self.reduction:
             records = self._go_on(dense.batches(streams) if dense else {})
-            walk = start_walk(Network(self.model), streams, layers, progress, kept=kept, dense=dense)
+            walk = start_walk(self.network, streams, layers, progress, kept=kept, dense=dense)
             with closing(visit_sequentially(walk)) as visits:
                 for block in visits:
                     records += self._visit(block, walk.meter)
@@ -255,12 +253,11 @@ class SlimRun:
     def _go_on(self, dense: Mapping[str, int]) -> list[PartRecord]:
         """Takes over what an earlier run has finished; a streamed decoder block is laid over when it is read."""
         records: list[PartRecord] = []
-        layers = _by_name(self.model)
         for index, tensors, of_block in self.kept.finished_blocks(list(self.wanted), dense):
             for part, shape in self.wanted[index].values():
                 self.reduction.note(part, tensors[part.output.name + KEPT], shape)
-            if not is_streamed(self.model):
-                lay_over(layers, tensors)
+            if not self.network.is_streamed:
+                lay_over(self.network.layers, tensors)
             records += [PartRecord(**record) for record in of_block]
         return records
 
@@ -321,46 +318,42 @@ class SlimRun:
         gap = block.gaps.get("calibration", {}).get(part.output.name)
         if gap is None:
             return problem
-        mu = damping_or_rule(
-            self.settings.target_damping, text_config(self.model).hidden_size, statistics.tokens, len(self.wanted)
-        )
+        width, blocks = self.network.config.hidden_size, len(self.wanted)
+        mu = damping_or_rule(self.settings.target_damping, width, statistics.tokens, blocks)
         aim, _ = corrected_weight(part.output.weight, statistics, gap, mu)
         return dataclasses.replace(problem, weight=aim)
 
     def _cut(self) -> None:
+        model: Any = self.network.model
         cuts = self.reduction.cuts
         for cut in cuts:
             if cut.part.kind in self.plan.biased:
                 add_bias(cut.part.output)  # a streamed one has none yet
         cut_parts(cuts)
         for parts, shapes in zip(self.plan.parts, self.plan.shapes, strict=True):
-            tell_modules(self.model, parts, shapes, own_config=not self.plan.uniform)
+            tell_modules(model, parts, shapes, own_config=not self.plan.uniform)
         if self.plan.uniform:
             first = zip(self.plan.parts[0], self.plan.shapes[0], strict=True)
-            said = reshaped_config(self.model, {part.kind: shape for part, shape in first}, self.plan.biased)
-            apply_config(self.model, said)
+            said = reshaped_config(model, {part.kind: shape for part, shape in first}, self.plan.biased)
+            apply_config(model, said)
         else:
-            config: Any = self.model.config
-            setattr(config, RECORD, record_of(self.model))
+            setattr(model.config, RECORD, record_of(model))
         if isinstance(self.kept, DiskStorage):
-            revise = partial(_lay_over_and_cut, _by_name(self.model), self.kept, cuts)
-            residence_of(self.model).settle(revise, self.kept.identity())
+            revise = partial(_lay_over_and_cut, self.network.layers, self.kept, cuts)
+            self.network.residence.settle(revise, self.kept.identity())
 
 
-def _by_name(model: nn.Module) -> dict[str, PrunableLayer]:
-    return {layer.name: layer for layer in prunable_layers(model)}
-
-
-def lay_over(layers: Mapping[str, PrunableLayer], tensors: Mapping[str, Tensor]) -> None:
+def lay_over(layers: Sequence[PrunableLayer], tensors: Mapping[str, Tensor]) -> None:
     """Writes output projections that were kept, with their biases, into the layers; units that go are zero there."""
-    for name in layers.keys() & tensors.keys():
-        module: Any = layers[name].module
-        layers[name].write(tensors[name])
-        if name + BIAS in tensors:
-            module.bias = nn.Parameter(tensors[name + BIAS].to(module.weight.device), requires_grad=False)
+    for layer in layers:
+        if layer.name in tensors:
+            layer.write(tensors[layer.name])
+        if layer.name + BIAS in tensors:
+            module: Any = layer.module
+            module.bias = nn.Parameter(tensors[layer.name + BIAS].to(module.weight.device), requires_grad=False)
 
 
-def _lay_over_and_cut(layers: Mapping[str, PrunableLayer], kept: DiskStorage, cuts: Sequence[Cut], index: int) -> None:
+def _lay_over_and_cut(layers: Sequence[PrunableLayer], kept: DiskStorage, cuts: Sequence[Cut], index: int) -> None:
     """What becomes of a streamed decoder block once the run is over."""
     lay_over(layers, kept.read(index))
     cut_parts([cut for cut in cuts if cut.part.block_index == index])

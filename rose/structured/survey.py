@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rose.layer.statistics import InputStatistics
-from rose.model.network.layers import PrunableLayer, by_block, decoder_blocks, named, prunable_layers, select_layers
+from rose.model.network.layers import PrunableLayer, by_block, named
 from rose.model.network.network import Network
-from rose.model.network.residence import pick_device
 from rose.model.progress import ProgressCallback
 from rose.model.walk.walk import check_streams, start_walk
 from rose.model.workers import Workers
@@ -61,8 +60,8 @@ class BlockSurvey:
 class _Watch:
     """Forward hooks on the decoder blocks that compare what comes in with what goes out."""
 
-    def __init__(self, model: nn.Module) -> None:
-        _, blocks = decoder_blocks(model)
+    def __init__(self, network: Network) -> None:
+        self.device, blocks = network.device, network.blocks
         self.cosines, self.squares, self.tokens = [0.0] * len(blocks), [0.0] * len(blocks), [0] * len(blocks)
         self.hooks = [
             block.register_forward_hook(partial(self._seen, index), with_kwargs=True)
@@ -83,7 +82,7 @@ class _Watch:
     def means(self, index: int) -> tuple[float, float]:
         """Similarity and mean square of one decoder block, over the tokens of all processes."""
         sums = [self.cosines[index], self.squares[index], float(self.tokens[index])]
-        total = torch.tensor(sums, dtype=torch.float64, device=pick_device())
+        total = torch.tensor(sums, dtype=torch.float64, device=self.device)
         Workers.here().sum_tensor(total)
         return float(total[0] / total[2]), float(total[1] / total[2])
 
@@ -108,8 +107,8 @@ def survey(
     """
     names = [part.output.name for of_block in parts for part in of_block]
     network = Network(model)
-    walk = start_walk(network, check_streams(network, tokens, None), visited_layers(model, names), progress)
-    watch = _Watch(model)  # only now: recording the inputs calls the blocks too, as stand-ins
+    walk = start_walk(network, check_streams(network, tokens, None), visited_layers(network, names), progress)
+    watch = _Watch(network)  # only now: recording the inputs calls the blocks too, as stand-ins
     try:
         for block in walk.visit_dense():
             index = block.block_index
@@ -134,11 +133,11 @@ def _from_first(part: Part, price: Callable[[], PartSurvey]) -> PartSurvey:
     return PartSurvey(part, *Workers.here().from_first(numbers))
 
 
-def visited_layers(model: nn.Module, names: Sequence[str]) -> list[PrunableLayer]:
+def visited_layers(network: Network, names: Sequence[str]) -> list[PrunableLayer]:
     """The layers of these names; without any, the smallest of each decoder block, so that it is visited."""
     if names:
-        return select_layers(model, names)
-    of_blocks = by_block(prunable_layers(model)).values()
+        return network.select(names)
+    of_blocks = by_block(network.layers).values()
     return [min(layers, key=lambda layer: layer.weight.numel()) for layers in of_blocks]
 
 

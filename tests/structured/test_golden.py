@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from rose.model.network.network import Network
 from rose.model.walk.walk import collect_statistics
 from rose.structured.methods import channel_scores, head_scores
 from rose.structured.parts import Shape, find_parts
@@ -65,7 +66,7 @@ def test_the_whole_run_keeps_what_theirs_keeps_and_puts_out_the_same(
         for (heads, channels), ratio in zip(parts, RATIOS, strict=True)
     ]
     plan = SlimPlan(parts, shapes, ("heads", "channels"), uniform=False)
-    run = SlimRun(dense, plan, SlimSettings("slimllm"))
+    run = SlimRun(Network(dense), plan, SlimSettings("slimllm"))
     run.walk({"calibration": tokens_of(golden)})
     for cut in run.reduction.cuts:
         theirs = golden[f"{cut.part.block_index}/{cut.part.kind}"]

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import rose
+from rose.model.network.network import Network
 from rose.structured.allocation import saved_by, similarity_ratios
 from rose.structured.configuration import kinds_of
 from rose.structured.parts import CHANNELS, HEADS, Shape, block_parameters, find_parts
@@ -105,7 +106,7 @@ def test_the_cut_model_puts_out_what_zeroed_columns_do(family: str, shape: Shape
     zeroed = copy.deepcopy(model)
     parts = find_parts(model, [HEADS])
     plan = SlimPlan(parts, [[shape]] * len(parts), (), uniform=False)
-    run = SlimRun(model, plan, SlimSettings("magnitude"))
+    run = SlimRun(Network(model), plan, SlimSettings("magnitude"))
     run.walk({"calibration": make_tokens()})
     for cut, (before,) in zip(run.reduction.cuts, find_parts(zeroed, [HEADS]), strict=True):
         assert int(cut.kept.sum()) == shape.units
