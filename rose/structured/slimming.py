@@ -121,7 +121,7 @@ def prune_structured(
     if drops:
         _check_drop(network, ratio)
     kinds = () if drops else check_parts(model, parts)
-    if kinds and not is_streamed(model):  # of others each part is checked when it is read
+    if kinds and not network.is_streamed:  # of others each part is checked when it is read
         for part in chain.from_iterable(find_parts(model, kinds)):
             check_zeros(part.output, settings.repair, target)
     said = dataclasses.asdict(settings) | {"recovery": settings.repair}
