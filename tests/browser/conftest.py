@@ -22,6 +22,8 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+from tests.tiny import save_tiny_llama
+
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PATIENCE = 300_000  # milliseconds: every wait ends with what it waits for, so a busy machine only takes longer
@@ -184,6 +186,12 @@ def choose(page: Page, label: str, typed: str) -> None:
     box.click()
     box.fill(typed)
     box.press("Enter")
+
+
+def tiny_setup(folder: Path) -> dict[str, str]:
+    """The query of a set-up of a tiny model, written into a folder."""
+    sizes = {"samples": "2", "length": "64", "held_out": "1", "block_size": "32"}
+    return {"model": str(save_tiny_llama(folder / "tiny"))} | sizes
 
 
 def metric(page: Page, label: str) -> Locator:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from urllib.parse import urlencode
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -15,22 +14,10 @@ from app.study.cache import EXAMPLE, read_example
 from app.study.setup import Setup
 from app.words import short_layer
 from tests.browser.conftest import COLUMNAR_LAYER, OpenPage, choose, chosen_layer, expect_finding, settle
-from tests.browser.test_prune import SMALL
 
 PAGES = (
-    "Start",
-    "Layers",
-    "Layer",
-    "Order lab",
-    "Structures",
-    "Learn",
-    "Check",
-    "Prune",
-    "Depth",
-    "Damage",
-    "Runs",
-    "Text",
-    "Diffusion",
+    *("Start", "Layers", "Layer", "Order lab", "Structures", "Learn", "Check", "Prune", "Depth", "Damage", "Runs"),
+    *("Text", "Diffusion"),
 )
 
 
@@ -56,22 +43,6 @@ def test_back_undoes_a_choice_of_layer(open_page: OpenPage, measured: str) -> No
     expect(chosen_layer(page)).to_have_value("0 · self_attn.q_proj")
     page.go_back()
     expect(chosen_layer(page)).to_have_value("18 · self_attn.o_proj")
-
-
-def test_a_reload_keeps_a_run_its_cancel_and_its_results(open_page: OpenPage, measured: str) -> None:
-    long = SMALL | {"prune_layers": "*", "prune_prompt": "", "prune_methods": "SparseGPT"}
-    page = open_page("prune", f"{measured}&{urlencode(long)}")
-    page.get_by_role("button", name="Prune", exact=True).click()
-    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
-    page.reload()
-    settle(page)
-    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
-    page.wait_for_timeout(11_000)  # the page before the reload counts as a watcher for ten seconds
-    page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_text("Cancelled before a copy was finished")).to_be_visible()
-    page.reload()
-    settle(page)
-    expect(page.get_by_text("Cancelled before a copy was finished")).to_be_visible()
 
 
 def test_pictures_from_the_download_menu(open_page: OpenPage, measured: str) -> None:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlencode, urlparse
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import COLUMNAR_LAYER, OpenPage, settle
+from tests.browser.conftest import COLUMNAR_LAYER, OpenPage, metric, settle
 
 
 def lab(open_page: OpenPage, measured: str, section: str, scheme: str = "light") -> Page:
@@ -20,8 +20,7 @@ def lab(open_page: OpenPage, measured: str, section: str, scheme: str = "light")
 
 
 def tile(page: Page, label: str) -> float:
-    box = page.get_by_test_id("stMetric").filter(has_text=label)
-    return float(box.get_by_test_id("stMetricValue").inner_text())
+    return float(metric(page, label).inner_text())
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

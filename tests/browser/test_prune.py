@@ -11,8 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 import rose
-from tests.browser.conftest import OpenPage, rows, section, settle
-from tests.tiny import save_tiny_llama
+from tests.browser.conftest import OpenPage, rows, section, settle, tiny_setup
 
 # The model is in memory once a set-up of it has been measured, so runs begin at once.
 SMALL = {
@@ -70,12 +69,7 @@ def test_perplexity_texts_and_report(scheme: str, sparsity: str, removed: str, o
 
 def test_a_downloaded_checkpoint_loads(open_page: OpenPage, tmp_path: Path) -> None:
     """On a tiny model: the packaged one is half a gigabyte."""
-    query = {
-        "model": str(save_tiny_llama(tmp_path / "tiny")),
-        "samples": "2",
-        "length": "64",
-        "held_out": "1",
-        "block_size": "32",
+    query = tiny_setup(tmp_path) | {
         "prune_methods": "ROSE",
         "prune_sparsities": "2:4",
         "prune_keep": "for download, .zip",
@@ -93,17 +87,24 @@ def test_a_downloaded_checkpoint_loads(open_page: OpenPage, tmp_path: Path) -> N
     assert (weight.view(len(weight), -1, 4).ne(0).sum(-1) <= 2).all()
 
 
-def test_cancel_and_leaving_the_page(open_page: OpenPage, measured: str) -> None:
+def test_cancel_after_leaving_and_reloading_the_page(open_page: OpenPage, measured: str) -> None:
     query = SMALL | {"prune_layers": "*", "prune_prompt": "", "prune_methods": "SparseGPT"}
     page = open_page("prune", f"{measured}&{urlencode(query)}")
+    cancel, said = page.get_by_role("button", name="Cancel"), page.get_by_text("Cancelled before a copy was finished")
     page.get_by_role("button", name="Prune", exact=True).click()
-    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    expect(cancel).to_be_visible()
     # The run goes on while other pages are looked at, and says so there.
     page.get_by_role("link", name="Start").click()
     expect(page.get_by_text("% done")).to_be_visible()
     page.get_by_role("link", name="Prune").click()
-    page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_text("Cancelled before a copy was finished")).to_be_visible()
+    expect(cancel).to_be_visible()
+    page.reload()
+    expect(cancel).to_be_visible()
+    page.wait_for_timeout(11_000)  # the page before the reload counts as a watcher for ten seconds
+    cancel.click()
+    expect(said).to_be_visible()
+    page.reload()
+    expect(said).to_be_visible()
 
 
 def test_means_and_spread_over_seeds_from_a_file(open_page: OpenPage, tmp_path: Path) -> None:

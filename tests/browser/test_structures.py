@@ -9,19 +9,11 @@ from urllib.parse import urlencode
 from playwright.sync_api import expect
 from transformers import AutoModelForCausalLM
 
-from tests.browser.conftest import OpenPage, measure, rows, section, settle
-from tests.tiny import save_tiny_llama
+from tests.browser.conftest import OpenPage, measure, rows, section, settle, tiny_setup
 
 
 def test_a_model_is_made_smaller_from_the_button_to_the_download(open_page: OpenPage, tmp_path: Path) -> None:
-    query = {
-        "model": str(save_tiny_llama(tmp_path / "tiny")),
-        "samples": "2",
-        "length": "64",
-        "held_out": "1",
-        "block_size": "32",
-    }
-    page = open_page("", urlencode(query))
+    page = open_page("", urlencode(tiny_setup(tmp_path)))
     measure(page)
     page.get_by_role("link", name="Structures").click()
     expect(page.get_by_role("radio", name="Make it smaller")).to_be_visible()
