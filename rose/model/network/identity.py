@@ -26,6 +26,6 @@ def embedding_norms(model: nn.Module) -> list[float]:
 def check_same_model(model: nn.Module, norms: Sequence[float], what: str) -> None:
     """Raises RoseError unless `embedding_norms` of the model are these; `what`: a sentence without its end."""
     own = embedding_norms(model)
-    is_same = len(own) == len(norms)
-    if not is_same or not all(map(lambda a, b: math.isclose(a, b, rel_tol=TOLERANCE), own, norms)):
+    pairs = zip(own, norms, strict=False)
+    if len(own) != len(norms) or not all(math.isclose(one, other, rel_tol=TOLERANCE) for one, other in pairs):
         raise RoseError(f"{what}: their input embeddings differ; give the model that it was made from.")
