@@ -89,7 +89,9 @@ def _opened() -> list[FinishedRun]:
     )
     without = ", ".join(run.name for run in runs if not run.drift)
     if without:
-        st.caption(f"Left out, as they have no drift: {without}. Prune again with held-out tokens.")
+        st.caption(
+            f"Left out, as they have no drift: {without}. It is measured while layers are pruned, with held-out tokens."
+        )
     return [run for run in runs if run.drift]
 
 

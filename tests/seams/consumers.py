@@ -208,6 +208,8 @@ def runs(shop: Workshop, name: str) -> None:
 def depth(shop: Workshop, name: str) -> None:
     """A curve for each stage that has drift."""
     app = opened(shop, "depth", depth_path=str(shop.folder(name)))
+    if not figures(app):
+        raise Refused(next(one.value for one in app.caption if "drift" in one.value))
     curves = json.loads(figures(app)[0])["data"]
     drifts = [stage["drift"] for stage in stages_of(shop, name) if stage["drift"]]
     for curve, drift in zip(curves, drifts, strict=True):

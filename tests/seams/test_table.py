@@ -39,7 +39,7 @@ REFUSALS = {
     "model": r"The folder \S+ holds no config.json, so it is not a checkpoint; choose another folder\.",
     "folder": r"There is no model in \S+; give a folder that `rose prune` or `rose slim` has written\.",
     "report": r"There is no report.json in \S+; give a folder that `rose prune`, `slim` or `analyze` has written\.",
-    "drift": r"\S+ has no drift; .*\.",
+    "drift": r"Left out, as they have no drift: .*\.",
     "index": r"\S+ holds no readable model_index.json, so it is not a diffusion pipeline; choose another folder, .*",
     "rows": r"\S+ (cannot be read \(No such file .*\)|is not a table of damages); choose a rows.csv of rose\.",
     "differ": r"The decoder blocks of this model differ in shape already; choose an allocation that lets them .*",
