@@ -593,10 +593,3 @@ def test_a_folder_of_another_measurement_is_refused(tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps({"model": "tiny", "units": "blocks"}))
     with pytest.raises(rose.RoseError, match="holds no comparison"):
         ComparisonFolder(tmp_path, {"model": "tiny", "windows": "4"})
-
-
-def test_settings_that_are_left_out_now_are_other_settings(tmp_path):
-    with_option, without = {"model": "tiny", "compute": "float32"}, {"model": "tiny"}
-    ComparisonFolder(tmp_path, with_option).add(ComparisonRow("rose", "0.5", 0, 9.0, 8.0, 0.2, None, 0.5, 1.5, 100))
-    with pytest.raises(rose.RoseError, match="with other settings"):
-        ComparisonFolder(tmp_path, without)

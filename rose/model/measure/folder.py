@@ -66,7 +66,7 @@ class MeasurementFolder(Generic[Record]):
 
     def _check_ours(self) -> None:
         """Refuses a folder with anything in it that a measurement has not written."""
-        is_begun = self._knows(self.folder / "settings.json")
+        is_begun = self._is_begun()
         if is_begun and (self.folder / "rows.csv").exists():
             return
         own = [".lock", f"settings.json?*{TEMPORARY}"]
@@ -75,16 +75,13 @@ class MeasurementFolder(Generic[Record]):
         if any(not any(map(item.match, own)) for item in self.folder.iterdir()):
             raise RoseError(f"{self.folder} is not empty and holds no {self.holds[0]}; choose another folder.")
 
-    def _knows(self, path: Path) -> bool:
-        """Whether these are settings of such a measurement; some are only there where they are not the usual ones."""
+    def _is_begun(self) -> bool:
+        """Whether settings of such a measurement are there, whatever they say."""
         try:
-            known = json.loads(path.read_text())
+            known = json.loads((self.folder / "settings.json").read_text())
         except (ValueError, FileNotFoundError):
             return False
-        if not isinstance(known, dict) or not known:
-            return False
-        names = json.loads(self._settings).keys()
-        return known.keys() <= names or names <= known.keys()
+        return isinstance(known, dict) and known.keys() == json.loads(self._settings).keys()
 
     def _check_settings(self) -> None:
         if (self.folder / "settings.json").read_text() != self._settings:
