@@ -21,7 +21,7 @@ from rose.files import digest
 from rose.model.measure import comparison
 from rose.model.measure import damage_report as damage_rows
 from rose.model.measure.comparison import ComparisonFolder, ComparisonRow
-from rose.model.run import prune as pipeline
+from rose.model.run import one_layer
 from rose.output import check_file
 from tests.tiny import BOS, save_tiny_llama
 
@@ -310,7 +310,7 @@ def test_an_interrupted_prune_writes_nothing_and_exits_130(checkpoint, tmp_path,
 
 def test_a_checkpoint_goes_on_where_the_run_was_interrupted(checkpoint, tmp_path, monkeypatch, capsys):
     assert prune(checkpoint, tmp_path / "straight") == 0
-    kept, work, calls = tmp_path / "kept", pipeline.prune_with, []
+    kept, work, calls = tmp_path / "kept", one_layer.prune_with, []
 
     def interrupt(*arguments, **options):
         calls.append(None)
@@ -318,7 +318,7 @@ def test_a_checkpoint_goes_on_where_the_run_was_interrupted(checkpoint, tmp_path
             raise KeyboardInterrupt
         return work(*arguments, **options)
 
-    monkeypatch.setattr(pipeline, "prune_with", interrupt)
+    monkeypatch.setattr(one_layer, "prune_with", interrupt)
     assert prune(checkpoint, tmp_path / "out", "--checkpoint", str(kept)) == 130
     assert f"the same command resumes from {kept}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
