@@ -55,29 +55,16 @@ def part_callback(
         fraction = low + (high - low) * progress.fraction
         seconds = time.perf_counter() - start
         first[:] = first or [seconds, fraction]
-        fresh = fraction - first[1]
-        remaining = (seconds - first[0]) * (1 - fraction) / fresh if fresh > 0 else None
-        layers_done = 0 if stage else progress.layers_done
-        callback(
-            replace(
-                progress,
-                stage=stage or progress.stage,
-                layers_done=layers_done,
-                fraction=fraction,
-                seconds=seconds,
-                remaining=remaining,
-            )
-        )
+        remaining = time_left(seconds - first[0], fraction, first[1])
+        part = replace(progress, fraction=fraction, seconds=seconds, remaining=remaining)
+        callback(replace(part, stage=stage, layers_done=0) if stage else part)
 
     return tell
 
 
-def share_callback(
-    callback: ProgressCallback | None, layers: int, start: float, high: float
-) -> Callable[[float], None]:
-    """Turns a plain share, 0 to 1, into the progress of an allocation."""
-    tell = part_callback(callback, start, 0, high, "allocate")
-    return lambda share: tell(Progress("allocate", 0, 0, None, None, 0, layers, share, 0.0, None)) if tell else None
+def time_left(seconds: float, fraction: float, before: float = 0.0) -> float | None:
+    """Estimated seconds for the rest of the work, after so many from `before` to `fraction` of it; None at first."""
+    return seconds * (1 - fraction) / (fraction - before) if fraction > before else None
 
 
 class Meter:
@@ -93,23 +80,13 @@ class Meter:
         self, stage: str, block_index: int, within: float, layer: str | None = None, relative_error: float | None = None
     ) -> None:
         """Reports progress; `within`: share of this decoder block's work that is done."""
-        if self.callback is None:
-            return
-        fraction = (block_index + within) / self.blocks
-        seconds = time.perf_counter() - self.start
-        fresh = fraction - self.before
-        remaining = seconds * (1 - fraction) / fresh if fresh > 0 else None
-        self.callback(
-            Progress(
-                stage,
-                block_index,
-                self.blocks,
-                layer,
-                relative_error,
-                self.layers_done,
-                self.layers,
-                fraction,
-                seconds,
-                remaining,
-            )
-        )
+        self.tell_share(stage, block_index, (block_index + within) / self.blocks, layer, relative_error)
+
+    def tell_share(
+        self, stage: str, block_index: int, share: float, layer: str | None = None, error: float | None = None
+    ) -> None:
+        """Reports progress; `share` of the whole work is done."""
+        if self.callback is not None:
+            seconds = time.perf_counter() - self.start
+            left, done = time_left(seconds, share, self.before), (self.layers_done, self.layers)
+            self.callback(Progress(stage, block_index, self.blocks, layer, error, *done, share, seconds, left))

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -32,7 +33,7 @@ from rose.model.network.identity import check_same_model, embedding_norms
 from rose.model.network.layers import PrunableLayer, by_block, check_not_shared
 from rose.model.network.network import Network
 from rose.model.network.residence import evaluating
-from rose.model.progress import Progress, ProgressCallback
+from rose.model.progress import Meter, Progress, ProgressCallback
 from rose.model.run.one_layer import prune_one
 from rose.model.walk.collector import statistics_of
 from rose.model.walk.dense_states import token_drift
@@ -101,10 +102,10 @@ def damage(
     check_streams(network, tokens, held_out)
     if held_out.shape[1] < 2:
         raise RoseError("Loss needs windows of at least 2 tokens; give longer ones.")
-    change, sign = (_pruner(settings), 1.0) if restore is None else (_restorer(restore), -1.0)
+    sign = 1.0 if restore is None else -1.0
     run = _Run(network, held_out, _units_of(network, selected, units), set(done), progress, sign)
     records = []
-    for one in run.visit(tokens, selected, change):
+    for one in run.visit(tokens, selected, partial(_change, settings, restore)):
         record(one)
         records.append(one)
     told = describe_damage(
@@ -187,36 +188,20 @@ class _Change:
     output_error: float
 
 
-Changer = Callable[[PrunableLayer, BlockStatistics], _Change]
-
-
-def _pruner(settings: Settings) -> Changer:
-    def change(layer: PrunableLayer, block: BlockStatistics) -> _Change:
-        held_out = statistics_of(layer, block.held_out)
-        result = prune_one(layer, block.calibration, replace(settings, held_out=held_out))
-        pruned = result.weight.to(layer.weight.dtype)
-        return _measured(layer, layer.weight, pruned, pruned, result.sparsity, block)
-
-    return change
-
-
-def _restorer(restore: Mapping[str, Tensor]) -> Changer:
-    def change(layer: PrunableLayer, block: BlockStatistics) -> _Change:
-        dense = restore[layer.name]
-        removed = float((layer.weight.eq(0) & dense.to(layer.weight.device).ne(0)).float().mean())
-        return _measured(layer, dense, layer.weight, dense, removed, block)
-
-    return change
-
-
-def _measured(
-    layer: PrunableLayer, dense: Tensor, pruned: Tensor, new: Tensor, sparsity: float, block: BlockStatistics
+def _change(
+    settings: Settings, restore: Mapping[str, Tensor] | None, layer: PrunableLayer, block: BlockStatistics
 ) -> _Change:
-    """The change of a layer to `new`, with the errors of its pruned against its dense weight."""
+    """Prunes or restores a layer on paper, with the errors of its pruned against its dense weight."""
     calibration, held_out = (statistics_of(layer, found) for found in (block.calibration, block.held_out))
+    if restore is None:
+        result = prune_one(layer, block.calibration, replace(settings, held_out=held_out))
+        dense, pruned, sparsity = layer.weight, result.weight.to(layer.weight.dtype), result.sparsity
+    else:
+        dense, pruned = restore[layer.name], layer.weight
+        sparsity = float((pruned.eq(0) & dense.to(pruned.device).ne(0)).float().mean())
     on_calibration, _ = _errors(dense, pruned, calibration)
     on_held_out, output = _errors(dense, pruned, held_out)
-    return _Change(layer, new, sparsity, on_calibration, on_held_out, output)
+    return _Change(layer, pruned if restore is None else dense, sparsity, on_calibration, on_held_out, output)
 
 
 def _errors(dense: Tensor, pruned: Tensor, inputs: InputStatistics) -> tuple[float, float]:
@@ -260,32 +245,33 @@ class _Run:
         sign: float,
     ) -> None:
         self.sign = sign  # of damage, against the change of loss
-        self.network, self.windows, self.units, self.done, self.progress = network, windows, units, done, progress
+        self.network, self.windows, self.units, self.done = network, windows, units, done
         self.blocks = len(network.blocks)
         self.work = pass_work(network, windows.numel())
         # Besides a pass for every unit: one without any change, one with all of them.
         self.total = 2 * self.work[0] + sum(self.work[unit.block_index] for unit in units if unit.name not in done)
         self.finished = 0.0
-        self.count = len([unit for unit in units if unit.name in done])
-        self.start = time.perf_counter()
+        self.meter = Meter(progress, self.blocks, len(units))
+        self.meter.layers_done = sum(unit.name in done for unit in units)
         needed = {index for unit in units for index in (unit.block_index - 1, unit.block_index) if index >= 0}
         self.boundaries = Boundaries(network, needed)
 
-    def visit(self, tokens: Tensor, selected: Sequence[PrunableLayer], change: Changer) -> Iterator[DamageRecord]:
+    def visit(
+        self, tokens: Tensor, selected: Sequence[PrunableLayer], change: Callable[..., _Change]
+    ) -> Iterator[DamageRecord]:
         with evaluating(self.network.model, self.network.device):
             with self.boundaries.record():
                 base = self._losses(0, "")
             streams = check_streams(self.network, tokens, self.windows)
             every: list[_Change] = []
             for block in start_walk(self.network, streams, selected, self._walked).visit_dense():
-                for unit in self.units:
-                    if unit.block_index != block.block_index:
-                        continue
+                for unit in (unit for unit in self.units if unit.block_index == block.block_index):
                     began = time.perf_counter()
                     changes = [change(layer, block) for layer in unit.layers if _is_reached(layer, block)]
                     every += changes
-                    if not changes:
-                        self._leave_out(unit)
+                    if not changes:  # no token was routed to these experts
+                        self.meter.layers_done += 1
+                        self.total -= self.work[unit.block_index]
                     elif unit.name not in self.done:
                         yield self._measure(unit, changes, base, began)
                 block.let_go()
@@ -293,11 +279,6 @@ class _Run:
                 raise RoseError("No token was routed to any of the chosen experts; give more tokens.")
             yield self._measure(_Unit(WHOLE, -1, "", []), every, base, time.perf_counter())
             self._tell("done", self.blocks - 1, "", 0.0)
-
-    def _leave_out(self, unit: _Unit) -> None:
-        """Of experts that no token was routed to."""
-        self.count += 1
-        self.total -= self.work[unit.block_index]
 
     def _measure(self, unit: _Unit, changes: list[_Change], base: Tensor, began: float) -> DamageRecord:
         index = max(unit.block_index, 0)
@@ -313,7 +294,7 @@ class _Run:
             else:
                 with self.boundaries.resume(index, watch):
                     losses = self._losses(index, unit.name)
-        self.count += unit.name != WHOLE
+        self.meter.layers_done += unit.name != WHOLE
         differences = losses - base
         delta = float(differences.mean())
         sizes = [change.weight.numel() for change in changes]
@@ -350,22 +331,5 @@ class _Run:
         self._tell("calibrate", min(progress.block_index, self.blocks - 1), "", 0.0)
 
     def _tell(self, stage: str, index: int, unit: str, work: float) -> None:
-        if self.progress is None:
-            return
-        fraction = 1.0 if stage == "done" else min(0.999, (self.finished + work) / self.total)
-        seconds = time.perf_counter() - self.start
-        remaining = seconds * (1 - fraction) / fraction if fraction > 0 else None
-        self.progress(
-            Progress(
-                stage,
-                index,
-                self.blocks,
-                unit or None,
-                None,
-                self.count,
-                len(self.units),
-                fraction,
-                seconds,
-                remaining,
-            )
-        )
+        share = 1.0 if stage == "done" else min(0.999, (self.finished + work) / self.total)
+        self.meter.tell_share(stage, index, share, unit or None)

@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,52 +16,13 @@ import torch
 
 from rose.model.measure.folder import MeasurementFolder
 from rose.model.measure.perplexity import perplexity_of
-from rose.report import read_records, records_table
+from rose.model.run.damages import WHOLE, DamageRecord
+from rose.report import records_table
 
-WHOLE = "*"  # the unit of the record in which all units are changed at once
 # What could tell damage in advance; columns of the table.
 PREDICTORS = ("relative_error", "held_out_error", "output_error", "drift")
 CLEAR = 2.0  # standard errors above 0 from which a damage is taken for real
 GAP = 0.3  # a layer is an outlier where the rank of its damage is above that of its error by this share of all
-
-
-@dataclass(frozen=True)
-class DamageRecord:
-    """What the model loses by one unit.
-
-    Attributes:
-        unit: name of the layer, or of the decoder block; `WHOLE` for all units at once.
-        block_index: its decoder block, −1 for the whole.
-        projection: the layer's name within the block; "" for a block and the whole.
-        weights, sparsity: how many weights the unit has, and the fraction of them that is removed (or comes back).
-        relative_error, held_out_error: ‖ΔW Xᵀ‖²/‖W Xᵀ‖² on calibration tokens and on those of the windows; the mean
-            over a unit's layers.
-        output_error: ‖ΔW x‖², mean over the windows' tokens, in the units of the layer's output; summed over layers.
-        drift: ‖Δh‖²/‖h‖² of the residual stream after the decoder block, mean over the windows' tokens; NaN for the
-            whole.
-        loss: nats per token with the change.
-        delta_loss: its change by the intervention: below 0 where restoring pays.
-        damage: what the unit costs: `delta_loss` where it was pruned, −`delta_loss` where it was restored.
-        standard_error: of both, over windows; NaN where there is one.
-        perplexity_ratio: exp(delta_loss).
-        seconds: pruning and measuring.
-    """
-
-    unit: str
-    block_index: int
-    projection: str
-    weights: int
-    sparsity: float
-    relative_error: float
-    held_out_error: float
-    output_error: float
-    drift: float
-    loss: float
-    delta_loss: float
-    damage: float
-    standard_error: float
-    perplexity_ratio: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -153,23 +113,6 @@ def outliers(table: pd.DataFrame, predictor: str = "held_out_error", count: int 
     gap = (cost.rank() - table[predictor].rank()) / max(len(table) - 1, 1)
     found = table.assign(gap=gap)[clear & (gap >= GAP)]
     return found.sort_values("gap", ascending=False, kind="stable").head(count).reset_index(drop=True)
-
-
-def read_damages(path: str | Path) -> list[DamageRecord]:
-    """Reads a rows.csv that `python -m rose damage` has written, complete or not.
-
-    Raises:
-        RoseError: not such a file.
-    """
-    return read_records(path, DamageRecord, "damages")
-
-
-def model_of_damages(folder: Path) -> list[float] | None:
-    """`embedding_norms` of the model whose damages a folder holds; None where it does not say."""
-    try:
-        return [float(norm) for norm in json.loads((folder / "summary.json").read_text())["embedding_norms"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 class DamageFolder(MeasurementFolder[DamageRecord]):

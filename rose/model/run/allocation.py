@@ -17,13 +17,13 @@ from rose.errors import RoseError
 from rose.files import expand
 from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
-from rose.model.measure.damage_report import DamageRecord, model_of_damages, read_damages
 from rose.model.network.experts import ExpertLinear, experts_apart
 from rose.model.network.identity import check_same_model
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.network.residence import evaluating
 from rose.model.progress import ALLOCATION_SHARE
+from rose.model.run.damages import DamageRecord, model_of_damages, read_damages
 from rose.model.walk.collector import statistics_of
 from rose.model.walk.forward import no_input
 from rose.model.walk.walk import BlockStatistics

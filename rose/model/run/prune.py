@@ -22,7 +22,7 @@ from rose.model.network.identity import embedding_norms
 from rose.model.network.layers import LowRank
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision
-from rose.model.progress import ALLOCATION_SHARE, ProgressCallback, part_callback, share_callback
+from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback
 from rose.model.run.allocation import allocate
 from rose.model.run.checkpoint import begun_with, describe_run, open_checkpoint
 from rose.model.run.one_layer import dense_record, is_left_dense, prune_in
@@ -123,7 +123,7 @@ def prune_by(
         def visit() -> Iterator[BlockStatistics]:
             return start_walk(network, own, selected, part, precision=precision, needs_all=True).visit_dense()
 
-        tick = share_callback(progress, len(selected), start, share)
+        tick = partial(Meter(part, 1, len(selected)).tell, "allocate", 0)
         found = allocate(network, tokens, selected, settings.pattern, run.allocation, visit, tick)
         return workers.from_first(lambda: found)
 

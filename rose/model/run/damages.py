@@ -1,0 +1,70 @@
+"""Damages that `rose damage` has measured: a record for each unit, read back from its folder.
+
+How they are measured is in `rose.model.measure.damage`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rose.report import read_records
+
+WHOLE = "*"  # the unit of the record in which all units are changed at once
+
+
+@dataclass(frozen=True)
+class DamageRecord:
+    """What the model loses by one unit.
+
+    Attributes:
+        unit: name of the layer, or of the decoder block; `WHOLE` for all units at once.
+        block_index: its decoder block, −1 for the whole.
+        projection: the layer's name within the block; "" for a block and the whole.
+        weights, sparsity: how many weights the unit has, and the fraction of them that is removed (or comes back).
+        relative_error, held_out_error: ‖ΔW Xᵀ‖²/‖W Xᵀ‖² on calibration tokens and on those of the windows; the mean
+            over a unit's layers.
+        output_error: ‖ΔW x‖², mean over the windows' tokens, in the units of the layer's output; summed over layers.
+        drift: ‖Δh‖²/‖h‖² of the residual stream after the decoder block, mean over the windows' tokens; NaN for the
+            whole.
+        loss: nats per token with the change.
+        delta_loss: its change by the intervention: below 0 where restoring pays.
+        damage: what the unit costs: `delta_loss` where it was pruned, −`delta_loss` where it was restored.
+        standard_error: of both, over windows; NaN where there is one.
+        perplexity_ratio: exp(delta_loss).
+        seconds: pruning and measuring.
+    """
+
+    unit: str
+    block_index: int
+    projection: str
+    weights: int
+    sparsity: float
+    relative_error: float
+    held_out_error: float
+    output_error: float
+    drift: float
+    loss: float
+    delta_loss: float
+    damage: float
+    standard_error: float
+    perplexity_ratio: float
+    seconds: float
+
+
+def read_damages(path: str | Path) -> list[DamageRecord]:
+    """Reads a rows.csv that `python -m rose damage` has written, complete or not.
+
+    Raises:
+        RoseError: not such a file.
+    """
+    return read_records(path, DamageRecord, "damages")
+
+
+def model_of_damages(folder: Path) -> list[float] | None:
+    """`embedding_norms` of the model whose damages a folder holds; None where it does not say."""
+    try:
+        return [float(norm) for norm in json.loads((folder / "summary.json").read_text())["embedding_norms"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
