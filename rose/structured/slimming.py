@@ -240,7 +240,7 @@ class SlimRun:
         read = layers_read(self.settings.chosen, [part for of in self.wanted.values() for part, _ in of.values()])
         layers = self.network.select([layer.name for layer in read])
         with self.reduction:
-            records = self._go_on(dense.batches(streams) if dense else {})
+            records = self._go_on(dense.batches(streams))
             walk = start_walk(self.network, streams, layers, progress, kept=kept, dense=dense)
             with closing(visit_sequentially(walk)) as visits:
                 for block in visits:

@@ -84,7 +84,6 @@ class Reconstruction:
 
     def _losses(self, walk: Walk, block: nn.Module, index: int, precision: Precision, stream: str) -> Iterator[Tensor]:
         """Of each batch of a stream, with the weights that the block has when it is asked for."""
-        assert walk.dense is not None
         for batch, hidden in enumerate(self.inputs[stream]):
             dense = walk.dense.activations.read(stream, batch).float()
             arguments = walk.arguments[stream][index][batch]
@@ -96,7 +95,6 @@ class Reconstruction:
         return float(torch.stack(list(losses)).mean())
 
     def _run_again(self, walk: Walk, block: nn.Module, index: int) -> None:
-        assert walk.dense is not None
         walk.dense.block_drift(index, walk.network.device)  # that of the block as it was
         for stream, batches in self.inputs.items():
             for batch, hidden in enumerate(batches):

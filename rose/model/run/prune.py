@@ -131,7 +131,7 @@ def prune_by(
     with open_checkpoint(network, checkpoint, described) as kept:
         patterns = kept.patterns(dense_patterns)
         dense = dense_streams(streams, run.target == "dense", kept.dense_activations)
-        records = kept.restore(selected, dense.batches(streams) if dense else {})
+        records = kept.restore(selected, dense.batches(streams))
         walking = part_callback(progress, start, share, 1) if share else progress
         walk = start_walk(
             network, streams, selected, walking, kept=kept, dense=dense, precision=precision, needs_all=True,

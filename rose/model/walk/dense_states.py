@@ -60,12 +60,12 @@ class DenseStreams:
 
     Attributes:
         activations: where they are kept; the inputs of the decoder block that comes next.
-        names: "held_out" for drift, and "calibration" where targets are dense.
+        names: "held_out" for drift, and "calibration" where targets are dense; may be none.
         position: the decoder block whose inputs they are; None while both models are still the same.
     """
 
     activations: Activations
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
     position: int | None = None
     _sums: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
 
@@ -93,6 +93,8 @@ class DenseStreams:
             run: the block on one batch.
             watch: entered around the pass of each batch, with its stream, number and input.
         """
+        if not self.names:
+            return
         if self.position is None:
             self._begin(index, pruned, arguments)
         for stream in self.names:
@@ -133,9 +135,6 @@ class DenseStreams:
         return {name: len(split_batches(streams[name])) for name in self.names}
 
 
-def dense_streams(
-    streams: Mapping[str, Tensor], has_dense_targets: bool, activations: Activations
-) -> DenseStreams | None:
+def dense_streams(streams: Mapping[str, Tensor], has_dense_targets: bool, activations: Activations) -> DenseStreams:
     """The streams of the dense model that a run needs: all where targets are dense, held-out ones for drift."""
-    names = tuple(name for name in streams if has_dense_targets or name == HELD_OUT)
-    return DenseStreams(activations, names) if names else None
+    return DenseStreams(activations, tuple(name for name in streams if has_dense_targets or name == HELD_OUT))

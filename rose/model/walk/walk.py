@@ -26,6 +26,7 @@ from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.collector import LEAVE_OUT, Collector
 from rose.model.walk.dense_states import HELD_OUT, DenseStreams, Watch
 from rose.model.walk.forward import Arguments, check_blocks, record_inputs, run_block, split_batches
+from rose.model.walk.hidden_states import MemoryActivations
 from rose.model.walk.storage import Storage
 from rose.model.walk.targets import BlockTargets
 from rose.model.workers import Workers
@@ -77,7 +78,7 @@ class Walk:
         by_block: chosen layers of each decoder block.
         kept: hidden states and what is stored of finished blocks; those below `kept.done` are only run.
         precision: of forward passes, and of the products that gaps to dense targets are made of.
-        dense: hidden states of the dense model beside them, where they are needed.
+        dense: hidden states of the dense model beside them, of the streams that need them.
         remedy: what the caller can do about a layer that this walk cannot calibrate.
         first: the decoder block whose inputs the hidden states are.
         arguments: by stream ("calibration", "held_out"): [block][batch] -> arguments besides the hidden states.
@@ -91,7 +92,7 @@ class Walk:
     by_block: dict[int, list[PrunableLayer]]
     kept: Storage
     precision: Precision
-    dense: DenseStreams | None
+    dense: DenseStreams
     remedy: str
     first: int = 0
     arguments: dict[str, list[list[Arguments]]] = field(default_factory=dict)
@@ -115,8 +116,7 @@ class Walk:
 
     def leave(self, index: int) -> None:
         """All batches have left a block."""
-        drift = self.dense.block_drift(index, self.network.device) if self.dense else None
-        if drift:
+        if drift := self.dense.block_drift(index, self.network.device):
             self.kept.add_drift(drift)
         if index < self.last:
             self.kept.activations.advance(index + 1)
@@ -158,7 +158,7 @@ class Walk:
         After the last block only drift needs the outputs, those of held-out tokens.
         """
         for stream, begin in self._starts(start, 1.0):
-            if index < self.last or (stream == HELD_OUT and self.dense):
+            if index < self.last or (stream == HELD_OUT and self.dense.names):
                 self._pass(stream, block, index, [], "propagate", begin, 1.0, keep=True)
 
     def targets_of(self, index: int, block: nn.Module, layers: Sequence[PrunableLayer]) -> BlockTargets | None:
@@ -174,24 +174,22 @@ class Walk:
 
     def run_dense(self, block: nn.Module, index: int, watch: Watch | None = None) -> None:
         """Runs a block that is still dense on the dense hidden states, where there are any; see `DenseStreams.run`."""
-        if self.dense:
-            arguments = {stream: found[index] for stream, found in self.arguments.items()}
-            self.dense.run(index, self.kept.activations, arguments, partial(self.run, block), watch)
+        arguments = {stream: found[index] for stream, found in self.arguments.items()}
+        self.dense.run(index, self.kept.activations, arguments, partial(self.run, block), watch)
 
     def follow_dense(self, block: nn.Module, index: int) -> None:
         """Runs a block that loses nothing on the dense hidden states, where they differ from the pruned ones.
 
         Blocks that an earlier run has pruned are not dense any more; the dense hidden states are behind them already.
         """
-        if self.dense and self.dense.position == index:
+        if self.dense.position == index:
             self.run_dense(block, index)
 
     def put_out(self, stream: str, batch: int, index: int, output: Tensor) -> None:
         """Keeps what a block puts out for one batch, for the next one and for drift."""
         if index < self.last:
             self.kept.activations.write(stream, batch, output)
-        if self.dense:
-            self.dense.compare(stream, batch, index, output)
+        self.dense.compare(stream, batch, index, output)
 
     def _starts(self, start: float, end: float) -> list[tuple[str, float]]:
         """Each stream with the share of the block's work that is done before it; held-out samples are few."""
@@ -263,15 +261,15 @@ def start_walk(
         kept, dense, precision, remedy: see `Walk`.
         needs_all: refuses layers that the model does not call, before any work.
     """
-    kept = kept or Storage()
+    kept, dense = kept or Storage(), dense or DenseStreams(MemoryActivations())
     of_block = by_block(layers)
     blocks = max(of_block) + 1
     meter = Meter(progress, blocks, len(layers))
     meter.layers_done = sum(len(found) for index, found in of_block.items() if index < kept.done)
     walk = Walk(network, Workers.here(), meter, of_block, kept, precision, dense, remedy, first=blocks)
-    if dense and kept.done:
+    if kept.done:
         dense.position = kept.newest
-    if kept.done >= blocks and not (dense and HELD_OUT in dense.names and blocks - 1 not in kept.drifts):
+    if kept.done >= blocks and (HELD_OUT not in dense.names or blocks - 1 in kept.drifts):
         return walk  # nothing is left to visit
     first = kept.start({stream: len(split_batches(samples)) for stream, samples in streams.items()})
     walk.first = first or 0
@@ -283,7 +281,7 @@ def start_walk(
         walk.arguments[stream] = record_inputs(network, samples, outputs, write, tick)
     if first is None:
         kept.activations.advance(0)
-    if dense and "calibration" in dense.names:
+    if "calibration" in dense.names:
         few: list[Tensor] = []
         sample = streams["calibration"][:1, :TRACED_TOKENS]
         walk.few = record_inputs(network, sample, outputs, lambda _batch, hidden: few.append(hidden)), few[0]

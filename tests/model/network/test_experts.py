@@ -152,23 +152,9 @@ def test_streamed_files_are_those_of_the_whole_model(family: str, tmp_path: Path
     assert names[0] == names[1]
 
 
-@pytest.mark.parametrize("family", ["deepseek_v2", "gpt_oss"])
-def test_a_stopped_run_goes_on_to_the_same_bits(family: str, tmp_path: Path) -> None:
-    def stop(progress: rose.Progress) -> None:
-        if progress.block_index == 1 and progress.stage == "prune":
-            raise rose.Cancelled
-
-    undisturbed = make_model(family)
-    rose.prune_model(undisturbed, make_tokens(), **OATS)
-    with pytest.raises(rose.Cancelled):
-        rose.prune_model(make_model(family), make_tokens(), checkpoint=tmp_path, progress=stop, **OATS)
-    model = make_model(family)
-    rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **OATS)
-    assert digest(model.state_dict()) == digest(undisturbed.state_dict())
-    for one, other in zip(rose.prunable_layers(model), rose.prunable_layers(undisturbed), strict=True):
-        assert one.low_rank is not None
-        assert other.low_rank is not None
-        assert torch.equal(one.low_rank[0], other.low_rank[0])
+def test_factors_of_experts_are_saved_by_name(tmp_path: Path) -> None:
+    model = make_model("gpt_oss")
+    rose.prune_model(model, make_tokens(), **OATS)
     rose.save_model(model, byte_tokenizer(), tmp_path / "saved")
     factors = load_file(tmp_path / "saved" / "low_rank.safetensors")
     assert "model.layers.1.mlp.experts.3.down_proj.low_rank.left" in factors
@@ -251,8 +237,6 @@ def test_few_tokens_mislead_less_where_they_are_damped() -> None:
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(rose.RoseError, match=r"at least 1 token to be pruned by, not 0"):
-        rose.prune_model(make_model("mixtral"), make_tokens(), min_expert_tokens=0)
     with pytest.raises(rose.RoseError, match=r"is a mixture of experts, which cannot be made smaller yet"):
         find_parts(make_model("mixtral"))
 

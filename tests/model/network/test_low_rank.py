@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -33,24 +32,6 @@ def test_saved_factors_leave_a_sparse_part_and_an_ordinary_checkpoint(family: st
         kept = int((sparse.abs() > 1e-5 * layer.weight.abs().max()).sum())
         stored = kept + left.numel() + right.numel()
         assert 1 - stored / layer.weight.numel() == pytest.approx(rows.loc[layer.name, "sparsity"], abs=0.01)
-
-
-def test_a_resumed_run_has_the_factors_of_an_undisturbed_one(tmp_path: Path) -> None:
-    whole = make_model("llama")
-    rose.prune_model(whole, make_tokens(), **OPTIONS)
-
-    def stop(progress: rose.Progress) -> None:
-        if progress.block_index == 1:
-            raise rose.Cancelled
-
-    with pytest.raises(rose.Cancelled):
-        rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path / "kept", progress=stop, **OPTIONS)
-    resumed = make_model("llama")
-    rose.prune_model(resumed, make_tokens(), checkpoint=tmp_path / "kept", **OPTIONS)
-    expected, found = (low_rank_tensors(model.named_modules()) for model in (whole, resumed))
-    assert expected
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_a_method_that_only_removes_weights_leaves_no_factors(tmp_path: Path) -> None:

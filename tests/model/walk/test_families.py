@@ -91,11 +91,19 @@ def test_weight_is_out_by_in(family: str) -> None:
 
 @usefixtures
 @every_family
-@pytest.mark.parametrize("method", ["rose", "rose_global", "sparsegpt", "wanda", "magnitude"])
-def test_ratio_zero_leaves_the_logits_bit_identical(family: str, method: str) -> None:
+@pytest.mark.parametrize(
+    "mode",
+    [
+        *({"method": name} for name in ("rose", "rose_global", "sparsegpt", "wanda", "magnitude")),
+        {"target": "dense"},
+        {"true_sequential": True},
+    ],
+    ids=str,
+)
+def test_ratio_zero_leaves_the_logits_bit_identical(family: str, mode: dict[str, Any]) -> None:
     model = make_model(family)
     before = logits(model)
-    report = rose.prune_model(model, make_tokens(), method=method, sparsity=0, **OPTIONS)
+    report = rose.prune_model(model, make_tokens(), sparsity=0, **OPTIONS | mode)
     assert torch.equal(logits(model), before)
     assert (report.layers["sparsity"] == 0).all()
     assert (report.layers["relative_error"] == 0).all()
