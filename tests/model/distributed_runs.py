@@ -17,7 +17,7 @@ from rose import cli
 from rose.files import digest
 from rose.model.walk import forward
 from rose.model.workers import Workers, process_group
-from tests.model.families import LENGTH, make_model, make_tokens
+from tests.model.families import LENGTH, make_model, make_tokens, stop_at
 from tests.pretend import on_cpu, pretend_cuda
 
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(5, seed=3)}
@@ -135,12 +135,8 @@ def reach_different_layers() -> None:
 def stopped_and_gone_on(folder: Path) -> list[dict[str, Any]]:
     """A run with a checkpoint that is stopped in all processes and goes on, and an undisturbed one."""
 
-    def stop(progress: rose.Progress) -> None:
-        if progress.stage == "calibrate" and progress.block_index == 2:
-            raise rose.Cancelled
-
     try:
-        prune("gemma3", checkpoint=folder, allocation="owl", progress=stop)
+        prune("gemma3", checkpoint=folder, allocation="owl", progress=stop_at("calibrate", 2))
     except rose.Cancelled:
         return [prune("gemma3", checkpoint=folder, allocation="owl"), prune("gemma3", allocation="owl")]
     return []

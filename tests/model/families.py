@@ -10,7 +10,9 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from rose.errors import Cancelled
 from rose.model.network.network import Network
+from rose.model.progress import Progress
 from rose.model.walk.dense_states import dense_streams
 from rose.model.walk.hidden_states import MemoryActivations
 from rose.model.walk.walk import Walk, check_streams, start_walk
@@ -142,6 +144,16 @@ def make_tokens(samples: int = 5, length: int = LENGTH, seed: int = 1) -> Tensor
 @torch.no_grad()
 def logits(model: Any, tokens: Tensor | None = None) -> Tensor:
     return model(input_ids=make_tokens() if tokens is None else tokens, use_cache=False).logits
+
+
+def stop_at(stage: str, block: int) -> Callable[[Progress], None]:
+    """A callback that cancels a run there."""
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == stage and progress.block_index == block:
+            raise Cancelled
+
+    return stop
 
 
 def begin_walk(

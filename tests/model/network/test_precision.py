@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from rose.model.network import precision
 from rose.model.network.precision import Precision, bfloat16_gain
 from rose.model.walk import targets, walk
 from rose.model.workers import Workers
-from tests.model.families import make_model, make_tokens
+from tests.model.families import make_model, make_tokens, stop_at
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16}
@@ -200,15 +199,13 @@ def test_weights_are_not_remembered_as_they_were_before_pruning() -> None:
 
 
 def test_a_checkpoint_belongs_to_one_format(tmp_path: Path) -> None:
-    def stop(progress: rose.Progress) -> None:
-        if progress.block_index == 1 and progress.stage == "prune":
-            raise rose.Cancelled
-
     rounded: dict[str, Any] = {**OPTIONS, "compute": "bfloat16"}
     undisturbed = make_model("llama")
     rose.prune_model(undisturbed, make_tokens(), **rounded)
     with pytest.raises(rose.Cancelled):
-        rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path, progress=stop, **rounded)
+        rose.prune_model(
+            make_model("llama"), make_tokens(), checkpoint=tmp_path, progress=stop_at("prune", 1), **rounded
+        )
     with pytest.raises(rose.RoseError, match=r"computed in bfloat16 there and are in float32 now \(--compute bfloat16"):
         rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path, compute="float32", **OPTIONS)
     model = make_model("llama")

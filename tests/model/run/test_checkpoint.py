@@ -21,7 +21,7 @@ from rose.model.network.network import Network
 from rose.model.run import checkpoint as checkpoint_module
 from rose.model.run.checkpoint import open_checkpoint
 from rose.model.walk.hidden_states import DiskActivations
-from tests.model.families import make_model, make_tokens
+from tests.model.families import make_model, make_tokens, stop_at
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 ROOT = Path(__file__).parents[3]
@@ -33,14 +33,6 @@ def run(folder: Path | None, **options: Any) -> tuple[str, rose.RunReport]:
     model = make_model("gemma3")
     report = rose.prune_model(model, make_tokens(), checkpoint=folder, **{**OPTIONS, **options})
     return digest(model.state_dict()), report
-
-
-def stop_at(stage: str, block: int) -> Callable[[rose.Progress], None]:
-    def stop(progress: rose.Progress) -> None:
-        if progress.stage == stage and progress.block_index == block:
-            raise rose.Cancelled
-
-    return stop
 
 
 def interrupt(folder: Path, stage: str = "calibrate", block: int = 2, **options: Any) -> None:
@@ -68,6 +60,7 @@ def undisturbed() -> tuple[str, rose.RunReport]:
         ("llama", {"method": "measured", "held_out": make_tokens(2, seed=3), "allocation": "sensitivity"}),
         ("llama", {"method": "oats", "target": "layer"}),
         ("gemma3", {"target": "layer", "true_sequential": True}),
+        ("llama", {"compute": "bfloat16"}),
         ("deepseek_v2", {"method": "oats"}),  # experts, in both layouts
         ("gpt_oss", {"method": "oats"}),
     ],
@@ -197,6 +190,8 @@ def test_a_damaged_description_is_refused(harm: Callable[[Path], Any], tmp_path:
         ({"damping": 0.02}, "damping was 0.01 there and is 0.02 now"),
         ({"layers": ["*o_proj"]}, "the layers differ"),
         ({"held_out": make_tokens(2, seed=3)}, "the held-out differ"),
+        ({"target": "layer"}, "target was dense there and is layer now"),
+        ({"compute": "bfloat16"}, r"computed in float32 there and are in bfloat16 now \(--compute float32 asks"),
     ],
 )
 def test_other_settings_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -285,25 +280,9 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
         run(tmp_path / "locked")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"order": "sideways"}, "no order named"),
-        ({"damping": -1.0}, "Damping must be"),
-        ({"threshold": 2.0}, "threshold on the relative range"),
-        ({"budget": "row"}, "budget must be one of"),
-        ({"method": "wanda", "budget": "layer"}, "does not sweep"),
-    ],
-)
-def test_bad_settings_do_not_claim_a_folder(options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(rose.RoseError, match=message):
-        rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path / "kept", **options)
-    assert not (tmp_path / "kept").exists()
-
-
-@pytest.mark.parametrize("stream", ["tokens", "held_out"])
-def test_bad_tokens_do_not_claim_a_folder(stream: str, tmp_path: Path) -> None:
-    bad = {"tokens": make_tokens(), stream: torch.full((2, 4), 10**6)}
-    with pytest.raises(rose.RoseError, match="outside the model's vocabulary"):
-        rose.prune_model(make_model("llama"), **bad, allocation="owl", checkpoint=tmp_path / "kept")
+@pytest.mark.parametrize("bad", ["tokens", "held_out", "damping"])
+def test_bad_input_does_not_claim_a_folder(bad: str, tmp_path: Path) -> None:
+    options = {"tokens": make_tokens(), bad: -1.0 if bad == "damping" else torch.full((2, 4), 10**6)}
+    with pytest.raises(rose.RoseError, match=r"outside the model's vocabulary|Damping must be"):
+        rose.prune_model(make_model("llama"), **options, allocation="owl", checkpoint=tmp_path / "kept")
     assert not (tmp_path / "kept").exists()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import weakref
-from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +24,7 @@ from rose.model.network.residence import pick_device
 from rose.model.progress import part_callback
 from rose.model.walk import forward
 from rose.model.walk.walk import visit_inputs
-from tests.model.families import LENGTH, VOCABULARY, logits, make_model, make_tokens
+from tests.model.families import LENGTH, VOCABULARY, logits, make_model, make_tokens, stop_at
 from tests.model.walk.test_families import hooked_inputs
 from tests.model.walk.test_sequential import routed_model
 
@@ -421,18 +420,18 @@ def test_cancelling_leaves_nothing_half_done(stage: str, which: int, train: bool
     options: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(3)}
     prune_model(copy.deepcopy(model), tokens, progress=events.append, **options)
     moments = [number for number, event in enumerate(events) if event.stage == stage]
-    stop_at = moments[which] if abs(which) < len(moments) else moments[0]
+    last = moments[which] if abs(which) < len(moments) else moments[0]
     before = weights_of(model)
     seen: list[rose.Progress] = []
 
     def cancel(progress: rose.Progress) -> None:
         seen.append(progress)
-        if len(seen) == stop_at + 1:
+        if len(seen) == last + 1:
             raise rose.Cancelled
 
     with pytest.raises(rose.Cancelled):
         prune_model(model, tokens, progress=cancel, **options)
-    assert len(seen) == stop_at + 1
+    assert len(seen) == last + 1
     assert_clean(model)
     assert all(module.training == train for module in model.modules())
     layers = rose.prunable_layers(model)
@@ -513,12 +512,8 @@ def test_cancelling_brings_the_block_home(stage: str, monkeypatch: pytest.Monkey
     model = make_model("gemma3")
     moves = Moves(model, monkeypatch)
 
-    def cancel(progress: rose.Progress) -> None:
-        if progress.stage == stage and progress.block_index == 1:
-            raise rose.Cancelled
-
     try:
-        prune_model(model, make_tokens(), sparsity=0.5, block_size=16, progress=cancel)
+        prune_model(model, make_tokens(), sparsity=0.5, block_size=16, progress=stop_at(stage, 1))
     except rose.Cancelled:
         assert not moves.there  # while the exception, and with it the run's frames, is still alive
     assert moves.visited == [0, 1]
@@ -689,17 +684,10 @@ def test_a_layer_that_is_never_called_is_named_before_any_work(target: str, allo
 
 
 def test_factors_are_there_when_a_callback_stops_the_run() -> None:
-    def stop_at(layer: str) -> Callable[[rose.Progress], None]:
-        def stop(progress: rose.Progress) -> None:
-            if progress.layer == layer:
-                raise rose.Cancelled
-
-        return stop
-
     model = make_model("llama")
     before, first = weights_of(model), rose.prunable_layers(model)[0]
     for method, has_factors in (("oats", True), ("sparsegpt", False)):
         with pytest.raises(rose.Cancelled):
-            prune_model(model, make_tokens(), method=method, sparsity=0.5, block_size=16, progress=stop_at(first.name))
+            prune_model(model, make_tokens(), method=method, sparsity=0.5, block_size=16, progress=stop_at("prune", 0))
         assert changed(model, before) == {first.name}
         assert (first.low_rank is not None) == has_factors

@@ -20,7 +20,7 @@ from rose.model.network.residual import find_writers
 from rose.model.walk.forward import check_blocks, record_inputs, run_block
 from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.targets import _inverse_slope
-from tests.model.families import DENSE, begin_walk, make_model, make_tokens
+from tests.model.families import DENSE, begin_walk, make_model, make_tokens, stop_at
 from tests.model.walk.test_families import hooked_inputs
 
 pytestmark = pytest.mark.usefixtures("small_batches")
@@ -329,12 +329,10 @@ def test_without_its_dense_hidden_states_a_checkpoint_starts_again(tmp_path: Pat
     undisturbed = make_model("llama")
     rose.prune_model(undisturbed, make_tokens(), **OPTIONS)
 
-    def stop(progress: rose.Progress) -> None:
-        if progress.block_index == 1 and progress.stage == "prune":
-            raise rose.Cancelled
-
     with pytest.raises(rose.Cancelled):
-        rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS, progress=stop, checkpoint=tmp_path)
+        rose.prune_model(
+            make_model("llama"), make_tokens(), **OPTIONS, progress=stop_at("prune", 1), checkpoint=tmp_path
+        )
     for file in (tmp_path / "dense").rglob("*.safetensors"):
         file.write_bytes(b"damaged")
     model = make_model("llama")
