@@ -39,8 +39,8 @@ HELD_OUT, MOST_SAMPLES = 16, 64  # windows; the same ones are held out whatever 
 
 def measure(variant: str, weight: torch.Tensor, known: InputStatistics, sparsity: str) -> tuple[torch.Tensor, float]:
     """Ŵ and seconds; with statistics of its own, so that every method pays for its factorization."""
-    method, options, search = VARIANTS[variant]
-    settings = replace(make_settings(method, sparsity=sparsity, options=options), search=search)
+    method, options, products = VARIANTS[variant]
+    settings = replace(make_settings(method, sparsity=sparsity, options=options), products=products)
     own = InputStatistics.from_hessian(known.hessian, tokens=known.tokens)
     seconds, result = processor_seconds(lambda: prune_with(weight, own, settings))
     return result.weight, seconds

@@ -53,7 +53,7 @@ def test_search_in_bfloat16_ends_as_low(sparsity: float | str) -> None:
     layer = Layer(weight, inputs)
     settings = make_settings("rose_admm", sparsity=sparsity)
     exact, rounded = (
-        prune_with(layer.weight, layer.hessian, replace(settings, search=dtype))
+        prune_with(layer.weight, layer.hessian, replace(settings, products=dtype))
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert int(rounded.mask.sum()) == int(exact.mask.sum())

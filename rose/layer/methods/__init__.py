@@ -79,8 +79,8 @@ class Settings:
             alone.
         options: the method's own options, complete and checked; see `Method.options`.
         held_out: inputs that calibration has not seen, for methods that choose by measuring.
-        search: number format of the products of a search that makes good its own rounding (`rose_admm`); weights, H
-            and what is measured are float32 in any case.
+        products: number format of ADMM's products (`rose_admm`), whose later steps correct the rounding of earlier
+            ones; weights, H and what is measured are float32 in any case.
         known: what earlier methods have found out about the very layer; one object a layer.
         measures: whether the result says what pruning did. Whoever prunes a model measures against other targets, and
             reads no errors of columns: without them `relative_error` is NaN, and so are the errors of columns and
@@ -97,7 +97,7 @@ class Settings:
     trace: bool | Literal["errors"] = False
     options: Mapping[str, Value] = field(default_factory=dict)
     held_out: InputStatistics | None = None
-    search: torch.dtype = torch.float32
+    products: torch.dtype = torch.float32
     known: Known | None = field(default=None, repr=False, compare=False)
     measures: bool = True
 

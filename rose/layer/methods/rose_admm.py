@@ -48,7 +48,7 @@ def rose_admm(weight: Tensor, statistics: InputStatistics, settings: Settings) -
     scaled = weight.float().masked_fill(damped.dead, 0) * scale
     correlations = shrunk_correlations(damped.matrix, statistics.tokens)
     schedule = penalties(int(settings.options["effort"]))
-    mask, start = find_mask(scaled, correlations, settings.pattern, schedule, dtype=settings.search)
+    mask, start = find_mask(scaled, correlations, settings.pattern, schedule, dtype=settings.products)
     pruned = (solve_on_support(scaled, mask, correlations, start, FINAL_STEPS) / scale).to(weight.dtype)
     return measured_result(weight, pruned, mask, statistics, settings, budget="layer")
 

@@ -1,9 +1,9 @@
-"""The number formats of a run: one choice, `Precision`, for forward passes, gaps to dense targets, and searches.
+"""The number formats of a run: one choice, `Precision`, for forward passes, gaps to dense targets, and ADMM.
 
 Processors with bfloat16 instructions multiply matrices in it about twice as fast as in float32. Weights and the
 residual stream stay float32 there; only the matrix products inside the decoder blocks are rounded (`torch.autocast`).
-Gaps to dense targets, and searches that make good their own rounding, multiply in the same format. H, sweeps and errors
-against a layer's own output are always float32. Errors against a dense target are made of the gaps.
+Gaps to dense targets, and ADMM, whose later steps correct the rounding of earlier ones, multiply in the same format.
+H, sweeps and errors against a layer's own output are always float32; errors against a dense target are made of gaps.
 """
 
 from __future__ import annotations

@@ -78,11 +78,9 @@ def prune_model(
             see `rose.model.walk.sequential`.
         min_expert_tokens: experts that fewer calibration tokens are routed to stay dense; those without any always do.
             Others of few tokens get a larger damping, see `rose.layer.hessian.sampling_damping`.
-        compute: in which format forward passes, gaps to dense targets, and searches that make good their own rounding
-            (`Settings.search`), multiply matrices: "auto", bfloat16 where the processor has instructions for it,
-            "float32", the papers' way, which gives the same on every machine, or "bfloat16". Everything else is float32
-            anyway.
-            See `rose.model.network.precision`.
+        compute: format in which forward passes, gaps to dense targets and ADMM multiply matrices: "auto", bfloat16
+            where the processor has instructions for it, "float32", the papers' way, which gives the same on every
+            machine, or "bfloat16". H and sweeps are always float32. See `rose.model.network.precision`.
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per layer.
@@ -112,7 +110,7 @@ def prune_by(
     selected = network.to_prune(layers, run.layer.pattern, run.layer.block_size)
     compute = begun_with(checkpoint) or run.compute if run.compute == "auto" else run.compute
     precision = workers.from_first(partial(Precision.of, compute, network.dtype, network.device))
-    settings = replace(run.layer, search=precision.products)
+    settings = replace(run.layer, products=precision.products)
     streams = check_streams(network, tokens, held_out)
     start, share = time.perf_counter(), ALLOCATION_SHARE.get(run.allocation.rule, 0.0)
 

@@ -76,7 +76,7 @@ class _Batch:
 
     @property
     def is_counted(self) -> bool:
-        """Whether what the layer reads has gone into statistics as it is now, not overwritten since."""
+        """Whether statistics have counted what the layer reads, with its present content."""
         return (
             self.counted is not None and self.counted[0] is self.inputs and self.counted[1] == version_of(self.inputs)
         )
