@@ -194,7 +194,8 @@ def opened(shop: Workshop, view: str, **query: str) -> AppTest:
 
 def runs(shop: Workshop, name: str) -> None:
     """Beside a pruned model; an analysis is one run for each method."""
-    paths = (shop.folder("prune, some layers"), shop.folder(name))
+    beside = "prune, 2:4" if name == "prune, some layers" else "prune, some layers"
+    paths = (shop.folder(beside), shop.folder(name))
     app = opened(shop, "runs", runs_path="; ".join(map(str, paths)), runs_view="Numbers")
     second = app.selectbox(key="runs_b")
     second.set_value(second.options[-1]).run()
