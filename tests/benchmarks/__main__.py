@@ -2,7 +2,7 @@
 
 `--reference PATH` runs the authors' own program against ours instead, `--quick` without its largest layer; PATH is a
 clone of github.com/mingluo-su/ROSE, see reference.py. Not part of the test run: absolute times depend on the machine,
-and a timed test would fail for no fault of the code. Memory, several processes, kills, and what documents ask else are
+and a timed test would fail for no fault of the code. Memory, several processes, and what documents ask else are
 measured by python -m tests.benchmarks.FILE.
 """
 
