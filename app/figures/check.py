@@ -23,11 +23,7 @@ MEASURES = {
 
 
 def error_measures(measures: Sequence[ErrorMeasures], *, layer: str = "", theme: Theme = "light") -> Drawing:
-    """Three independent measurements of each method's error side by side, with how far they are apart.
-
-    Raises:
-        RoseError: nothing measured.
-    """
+    """Three independent measurements of each method's error side by side, with how far they are apart."""
     if not measures:
         raise RoseError("Nothing has been measured yet; choose at least one method.")
     labels = [palette.method_style(m.method).label for m in measures]
@@ -76,9 +72,6 @@ def held_out_curve(
 
     Args:
         requested: damping that was asked for; more had to be added where H was singular.
-
-    Raises:
-        RoseError: no points.
     """
     if not points:
         raise RoseError("No length of calibration has been measured yet; run the checks of this layer.")
@@ -130,11 +123,7 @@ def _overfitting_words(table: pd.DataFrame) -> tuple[str, str]:
 
 
 def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "", theme: Theme = "light") -> Drawing:
-    """Realised beside requested sparsity for each method.
-
-    Raises:
-        RoseError: nothing measured.
-    """
+    """Realised beside requested sparsity for each method."""
     if not realised:
         raise RoseError("Nothing has been measured yet; choose at least one method.")
     names = ["method", "requested", "realised", "unit", "deviation", "allowed"]
@@ -232,11 +221,7 @@ def damping_strip(
 
 
 def _places(records: pd.DataFrame) -> np.ndarray:
-    """Where each row's layer stands in the order of the table, counted from 0.
-
-    Raises:
-        RoseError: no row.
-    """
+    """Where each row's layer stands in the order of the table, counted from 0."""
     if records.empty:
         raise RoseError("No layer has been measured yet; measure layers on the start page.")
     return pd.factorize(records["layer"])[0]

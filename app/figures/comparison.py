@@ -29,9 +29,6 @@ def over_seeds_bars(
     Args:
         table: as from `read_results`.
         sparsity: as written in the file.
-
-    Raises:
-        RoseError: no row with this sparsity and number.
     """
     rows = table[(table["sparsity"] == sparsity) & np.isfinite(table[column])]
     if rows.empty:
@@ -85,9 +82,6 @@ def time_and_perplexity(
             `lowest` and `highest` perplexity give it a range. With target "layer" in `target` a mark is open.
         dense: perplexity before pruning.
         time: title of the axis, where `seconds` are in another unit.
-
-    Raises:
-        RoseError: no run with both numbers.
     """
     known = np.isfinite(table[["seconds", "perplexity"]].to_numpy(np.float64)).all(axis=1)
     rows = table[known].sort_values(["seconds", "perplexity"], kind="stable").reset_index(drop=True)
@@ -150,9 +144,6 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
     Args:
         records: columns as in `rose.LayerRecord`.
         column: "relative_error" or "held_out_error".
-
-    Raises:
-        RoseError: no row with this error.
     """
     wide = by_method(records, column)
     if wide.empty:

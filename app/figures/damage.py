@@ -94,9 +94,6 @@ def damage_map(
         table: the units measured so far.
         units: names of all units to come, so that the picture keeps its size.
         marked: the unit to be outlined.
-
-    Raises:
-        RoseError: nothing measured yet.
     """
     drawing = overview.model_map(as_layers(table), value, layers=list(units), marked_layer=marked, theme=theme)
     drawing.figure.update_layout(height=max(300, drawing.figure.layout.height))
@@ -121,9 +118,6 @@ def damage_scatter(
         predictor: one of `PREDICTORS`.
         marked: the unit to be ringed.
         restore: units were given their dense weights back in a pruned model, and not pruned in the dense one.
-
-    Raises:
-        RoseError: no unit has any damage yet.
     """
     name, axis = PREDICTORS[predictor]
     rows = as_layers(table)

@@ -36,9 +36,6 @@ def drift_curves(
         scale: of the drift; a logarithmic one shows where it starts.
         place: what drift is measured after.
         finding: the title; what target dense changes if not given.
-
-    Raises:
-        RoseError: no run.
     """
     _require(table)
     looks = _looks(table)
@@ -71,9 +68,6 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
 
     Args:
         table: columns as in `drift_curves`, and passed_on and arisen; of one run.
-
-    Raises:
-        RoseError: no run, or several.
     """
     _require(table)
     if table["run"].nunique() != 1:
@@ -109,9 +103,6 @@ def cancelled_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
 
     Args:
         table: columns as in `drift_shares`, and cancelled.
-
-    Raises:
-        RoseError: no run.
     """
     _require(table)
     share = table["cancelled"] / table["passed_on"].where(table["passed_on"] > 0)

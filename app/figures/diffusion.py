@@ -47,9 +47,6 @@ def pictures(
         step: denoising steps done.
         time: t that comes next; None after the last step.
         drift: of the last row from the first, ‖x − x dense‖ / ‖x dense‖; None with one row.
-
-    Raises:
-        RoseError: no picture, or rows of different sizes.
     """
     shapes = {row.shape for row in rows.values()}
     if len(shapes) != 1 or 0 in next(iter(shapes)):
@@ -99,9 +96,6 @@ def drift_curve(
         times: t before each step, (steps,).
         method: that pruned, for colour and name.
         marked: steps done, where a line stands.
-
-    Raises:
-        RoseError: lengths that do not fit.
     """
     if len(drift) != len(times) + 1:
         raise RoseError("The drift has one value before each step and one for the pictures.")
@@ -139,9 +133,6 @@ def step_weighting(
         weights: name -> α of each step, noisiest first.
         diagonals: each step's part of diag(H), (steps, in).
         chosen: whose diagonal the title compares with the uniform one.
-
-    Raises:
-        RoseError: weights for another number of steps, or no uniform ones to compare with.
     """
     if "uniform" not in weights or any(len(alpha) != len(diagonals) for alpha in weights.values()):
         raise RoseError("Step weights are drawn beside uniform ones, each with one weight for each step.")

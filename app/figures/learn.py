@@ -44,9 +44,6 @@ def number_matrix(
         block_loss: (blocks,), a second row below.
         columns: original number of each column, counted from 0, as headings; natural order if not given.
         marked_block: outlined, counted from 0 in the order shown.
-
-    Raises:
-        RoseError: more columns than can be printed legibly.
     """
     matrix = shrinking.to_numpy(values).astype(np.float64)
     rows, width = matrix.shape
@@ -161,9 +158,6 @@ def strength_curve(
         points: (columnar strength, relative range, error of two-level over natural order).
         threshold: on the relative range; filled marks lie above it.
         marked: the strength chosen on the page.
-
-    Raises:
-        RoseError: no points.
     """
     if not len(points):
         raise RoseError("No strength has been measured yet; choose a range of strengths.")

@@ -156,11 +156,7 @@ def outline(figure: go.Figure, x0: float, x1: float, y0: float, y1: float, **mor
 
 
 def outline_block(figure: go.Figure, widths: Sequence[int], marked: int | None) -> None:
-    """Outlines block `marked`, counted from 0 on the left, over the whole height of the plot.
-
-    Raises:
-        RoseError: there is no such block.
-    """
+    """Outlines block `marked`, counted from 0 on the left, over the whole height of the plot."""
     if marked is None:
         return
     start, end = block_span(widths, marked)
@@ -168,11 +164,7 @@ def outline_block(figure: go.Figure, widths: Sequence[int], marked: int | None) 
 
 
 def block_span(widths: Sequence[int], block: int) -> tuple[int, int]:
-    """First column of a block, and the first after it.
-
-    Raises:
-        RoseError: there is no such block.
-    """
+    """First column of a block, and the first after it."""
     if not 0 <= block < len(widths):
         raise RoseError(f"This layer has blocks 0 to {len(widths) - 1}, so block {block} cannot be marked.")
     start = sum(widths[:block])

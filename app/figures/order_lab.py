@@ -40,9 +40,6 @@ def error_curve(
     Args:
         results: by order name, or "NAME + layer" for the layer budget; traced, `trace="errors"` is enough.
         dense_energy: tr(W H Wᵀ), what errors are relative to.
-
-    Raises:
-        RoseError: no results, one without a trace, or no dense energy.
     """
     if not results or dense_energy <= 0:
         raise RoseError("There is no sweep to show; choose at least one order on a layer with a signal.")
@@ -90,11 +87,7 @@ def error_curve(
 
 
 def so_far(result: LayerResult) -> np.ndarray:
-    """Undamped squared error before the sweep and after each block, (blocks + 1,); the last is the final error.
-
-    Raises:
-        RoseError: the result carries no trace.
-    """
+    """Undamped squared error before the sweep and after each block, (blocks + 1,); the last is the final error."""
     if result.trace is None:
         raise RoseError("Errors block by block can only be shown of a sweep that was recorded, with trace=True.")
     return shrinking.to_numpy(result.trace.error_so_far(result.added_damping))
@@ -244,9 +237,6 @@ def position_curve(
         block: the block that was moved.
         base: the order in which all other blocks stand.
         place: the position that the block itself has in this order; ringed.
-
-    Raises:
-        RoseError: an empty table.
     """
     _need(table)
     rows = table.sort_values("position")
@@ -280,9 +270,6 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", t
     Args:
         table: columns `order`, `sparsity` and `relative_error`, natural order among them.
         budget: of all these sweeps.
-
-    Raises:
-        RoseError: an empty table.
     """
     _need(table)
     orders = list(dict.fromkeys(table["order"]))
@@ -322,9 +309,6 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
 
     Args:
         table: columns `order`, `budget` and `relative_error`.
-
-    Raises:
-        RoseError: the baseline is missing from the table.
     """
     _need(table)
     wide = table.pivot_table(index="order", columns="budget", values="relative_error", sort=False)

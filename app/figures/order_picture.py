@@ -36,9 +36,6 @@ def order_picture(
     Args:
         order: as visited; the plan's own if not given.
         marked_column: original column to follow.
-
-    Raises:
-        RoseError: a block or column that does not exist.
     """
     visited = plan.order if order is None else make_order(plan, order)
     columns, widths = len(visited.permutation), plan.block_width

@@ -67,9 +67,6 @@ def per_layer(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
     Args:
         table: one row per layer.
-
-    Raises:
-        RoseError: the table does not have this number.
     """
     if name not in table.columns:
         raise RoseError(f"There is no {metric(name).label.lower()} in these results; measure the model first.")
@@ -104,9 +101,6 @@ def model_map(
         left_out: those of them that stay dense, or could not be measured.
         experts: one of `expert_kinds`.
         block: what a block of the model is called.
-
-    Raises:
-        RoseError: the table does not have this number.
     """
     known = metric(name)
     if experts is not None:
@@ -308,9 +302,6 @@ def gain_scatter(
     Args:
         table: one row per layer with `relative_range`, `gain`, and `held_out_gain` and `dead_columns` where known.
         projections: all of the model, so that each looks the same whatever the table was filtered by.
-
-    Raises:
-        RoseError: no layer with both numbers.
     """
     held = "held_out_gain" in table and table["held_out_gain"].notna().any()
     column = "held_out_gain" if held else "gain"

@@ -39,9 +39,6 @@ def layer_map(
     Args:
         records: columns as in `rose.LayerRecord`.
         column: a key of `ERROR_OF`.
-
-    Raises:
-        RoseError: no row of this method with this error.
     """
     table = records.dropna(subset=[column])
     rows = table[table["method"] == method].drop_duplicates("layer")
@@ -64,9 +61,6 @@ def layer_differences(records: pd.DataFrame, *, column: str = "relative_error", 
     Args:
         records: columns as in `rose.LayerRecord`.
         column: a key of `ERROR_OF`.
-
-    Raises:
-        RoseError: no row with this error, or no two methods that differ.
     """
     wide = by_method(records, column)
     if wide.empty:
@@ -135,9 +129,6 @@ def perplexity_bars(
         table: columns `method` and `perplexity`; a `run` names a bar better than its method.
         dense: perplexity of the model before pruning.
         losses: of each row, its loss on each window; with them the title says whether the best differ clearly.
-
-    Raises:
-        RoseError: no perplexity.
     """
     rows = table.dropna(subset=["perplexity"])
     if rows.empty:
@@ -186,9 +177,6 @@ def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     Args:
         table: one row per model and task: task, questions, accuracy, accuracy_error, run, method; the dense model has
             the method "dense".
-
-    Raises:
-        RoseError: no accuracy.
     """
     if table.empty:
         raise RoseError("No zero-shot task has been answered yet; choose tasks and prune.")

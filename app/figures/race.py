@@ -40,9 +40,6 @@ def sweep_race(
         dense_energy: tr(W H Wᵀ), what errors are relative to.
         cells: a side, of each matrix.
         show_end: whether the curves to come are shown; without, nobody can tell who will win.
-
-    Raises:
-        RoseError: a result without trace, or a step that does not exist.
     """
     blocks = len(results[0].order.widths)
     if any(result.trace is None for result in results):
@@ -132,9 +129,6 @@ def race_animation(
 
     Args:
         results, dense_energy: see `sweep_race`.
-
-    Raises:
-        RoseError: a result without trace.
     """
     blocks = len(results[0].order.widths)
     steps = kept_steps(blocks)

@@ -29,9 +29,6 @@ def run_maps(rows: pd.DataFrame, names: tuple[str, str], measure: str, *, theme:
         rows: layer, block_index, projection, first, second.
         names: of the two runs.
         measure: the number in words, as it follows "the".
-
-    Raises:
-        RoseError: no layer.
     """
     _require(rows, measure)
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.16, subplot_titles=names)
@@ -55,9 +52,6 @@ def maps_apart(
         rows: of each, layer, block_index, projection, value.
         names: of the two runs, with their models.
         measure: the number in words, as it follows "the".
-
-    Raises:
-        RoseError: no layer.
     """
     for one in rows:
         _require(one, measure)
@@ -90,9 +84,6 @@ def run_difference(
     Args:
         rows, names, measure: as for `run_maps`.
         as_share: shows the change as a share of the first run's number.
-
-    Raises:
-        RoseError: no layer.
     """
     _require(rows, measure)
     gap = rows["second"] - rows["first"]

@@ -64,9 +64,6 @@ def shrink(array: Any, limit: int = MAX_CELLS, how: How = "max", what: str = "we
     Args:
         array: (rows, columns).
         what: what the entries are, for the note.
-
-    Raises:
-        RoseError: not a matrix, or an empty one.
     """
     values = to_numpy(array)
     if values.ndim != 2 or values.size == 0:

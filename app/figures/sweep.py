@@ -44,9 +44,6 @@ def sweep_frame(
         show: |W| as it stands, or how far each weight has moved from its dense value.
         arrange: columns in the order visited (the sweep runs left to right), or in natural order.
         added: λ, absolute, of the sweep, which errors are shown without.
-
-    Raises:
-        RoseError: a step that does not exist.
     """
     blocks = len(order.widths)
     if not 0 <= step <= blocks:

@@ -74,11 +74,7 @@ class Outcome:
 
 
 def outcome(study: Study, layer: str, sweep: Sweep) -> Outcome:
-    """Makes the sweep, unless it has been made before.
-
-    Raises:
-        RoseError: an order that does not fit the layer.
-    """
+    """Makes the sweep, unless it has been made before."""
     shelf = _shelf(study, layer)
     if sweep.key not in shelf:
         options = study.layer_options(sweep.sparsity)
@@ -160,11 +156,7 @@ def ratio(error: float, base: float) -> float:
 
 
 def arrange(plan: rose.OrderPlan, base: str, steps: Sequence[int]) -> rose.Order:
-    """The order named `base` with its steps in another sequence; `steps[k]` is the step of `base` visited at k.
-
-    Raises:
-        RoseError: `steps` does not name every step once.
-    """
+    """The order named `base` with its steps in another sequence; `steps[k]` is the step of `base` visited at k."""
     order = rose.make_order(plan, base)
     if sorted(steps) != list(range(len(order.widths))):
         raise rose.RoseError(f"An order of your own must visit each of the {len(order.widths)} blocks exactly once.")

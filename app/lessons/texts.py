@@ -139,9 +139,6 @@ def sweep_lesson(
     Args:
         ended: whether the user has seen the end; before that the lesson does not give it away.
         bet: what was said before, a key of `BETS`.
-
-    Raises:
-        RoseError: the results carry no trace.
     """
     gain = 1 - ordered.relative_error / natural.relative_error if natural.relative_error > 0 else 0.0
     blocks = len(subject.plan.block_width)
