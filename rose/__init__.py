@@ -3,6 +3,11 @@
 Everything below is the public interface; the rest is private to its module.
 """
 
+# ruff: noqa: E402  the first import guards the others
+from rose import interrupt
+
+interrupt.guard()
+
 from rose.diffusion.evaluation import DiffusionScores, evaluate_diffusion, evaluation_trajectory, trajectory_drift
 from rose.diffusion.loading import load_diffusion, save_diffusion
 from rose.diffusion.pruning import collect_diffusion_statistics, prune_diffusion, step_diagonals

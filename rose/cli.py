@@ -16,6 +16,7 @@ from contextlib import nullcontext, redirect_stdout
 from rich.console import Console
 
 import rose
+from rose import interrupt
 from rose.commands import COMMANDS
 from rose.model.workers import choose_gpu, launched_place, process_group
 
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = "rose" if processes == 1 else f"rose, process {rank + 1} of {processes}"
     options = argparse.Namespace()
     try:
+        interrupt.unguard()
         choose_gpu()
         rose.load_plugins()  # first, because help texts list methods and orders
         options = _parser().parse_args(arguments)
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = getattr(options, "checkpoint", None) or getattr(options, "rows", None)
         left = f"the same command resumes from {kept}" if kept else "nothing was written"
         console.print(f"rose: cancelled; {left}", soft_wrap=True)
-        return 130
+        return interrupt.CANCELLED
     return 0
 
 
