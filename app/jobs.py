@@ -68,7 +68,6 @@ class Job:
         return self
 
     def watch(self, viewer: str) -> None:
-        """A session says that it is still looking."""
         with self._lock:
             self._watchers[viewer] = time.monotonic()
 
@@ -93,12 +92,10 @@ class Job:
 
     @property
     def seconds(self) -> float:
-        """Since it was started."""
         return time.monotonic() - self._started
 
     @property
     def since_progress(self) -> float:
-        """Seconds since the latest progress was told."""
         return time.monotonic() - self._told
 
     def check(self) -> None:
@@ -112,7 +109,6 @@ class Job:
             raise Cancelled
 
     def stop(self) -> None:
-        """Cancels the work whoever watches it."""
         self._cancelled.set()
 
     def wait(self, timeout: float) -> None:
@@ -163,11 +159,7 @@ def return_memory() -> None:
 
 @contextmanager
 def holding(lock: threading.Lock, job: Job) -> Iterator[None]:
-    """Holds a lock; while it waits for it, the job can be cancelled.
-
-    Raises:
-        Cancelled: the job was cancelled meanwhile.
-    """
+    """Holds a lock; while it waits for it, the job can be cancelled."""
     doing, began = job.message, time.monotonic()
     while not lock.acquire(timeout=0.2):
         job.message = "Waiting for another run on this model to finish"
@@ -231,7 +223,6 @@ class Run:
         return self._folder
 
     def discard(self) -> None:
-        """Deletes temporary files."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -31,16 +31,11 @@ DRAFT = "draft_"  # in the URL, before the names of choices that were edited sin
 
 
 def viewer() -> str:
-    """The name of this browser session for background jobs."""
     return st.session_state.setdefault("viewer", uuid.uuid4().hex)
 
 
 def follow(job: Job, tell: Callable[[], str]) -> None:
-    """Watches background work, which the sidebar keeps alive on every page from now on.
-
-    Args:
-        tell: what the work is and its progress, for the sidebar.
-    """
+    """Watches background work, which the sidebar keeps alive and tells of on every page from now on."""
     job.watch(viewer())
     if all(job is not other for other, _ in running_jobs()):
         st.session_state.jobs = [*running_jobs(), (job, tell)]
@@ -70,7 +65,6 @@ def running_jobs() -> list[tuple[Job, Callable[[], str]]]:
 
 
 def leave(job: Job) -> bool:
-    """Cancels work for this session; returns whether it stops, as it does not while another session watches it."""
     return job.leave(viewer())
 
 
@@ -136,7 +130,6 @@ def edits() -> dict[str, str]:
 
 
 def setup() -> Setup:
-    """The set-up this session looks at."""
     return st.session_state.setup
 
 
@@ -182,7 +175,6 @@ def start(*, go_on: bool = False) -> None:
 
 
 def recent_setups() -> list[Setup]:
-    """Set-ups this session has run, latest first."""
     return st.session_state.get("recent", [])
 
 
@@ -210,7 +202,6 @@ def follow_pruning(name: str) -> None:
 
 
 def own_pruning() -> PruningRun | None:
-    """The run that this session has started, whichever it looks at."""
     return _pruning("own_pruning")
 
 
@@ -264,15 +255,13 @@ def start_damage(request: DamageRequest) -> None:
 
 
 def layer() -> str | None:
-    """The layer chosen on any page, as a full dotted name."""
     return st.session_state.get("chosen_layer")
 
 
 def choose_layer(name: str, *, by_default: bool = False) -> None:
     """Chooses a layer for all pages. Inside a callback, or before the sidebar is drawn, or followed by a rerun.
 
-    Args:
-        by_default: nobody asked for it, so another one may take its place once more has been measured.
+    One that is chosen `by_default` may be replaced once more has been measured.
     """
     st.session_state.chosen_layer = name
     if not by_default:
@@ -281,17 +270,14 @@ def choose_layer(name: str, *, by_default: bool = False) -> None:
 
 
 def threshold() -> float:
-    """The threshold on the relative range, for all pages."""
     return st.session_state.get("chosen_threshold", THRESHOLD)
 
 
 def overview(of: Study) -> pd.DataFrame:
-    """The study's table of layers, which are columnar or not by this session's threshold."""
     return of.overview(threshold())
 
 
 def plan(of: Study, layer: str) -> rose.OrderPlan:
-    """Losses and order of one layer, by this session's threshold."""
     return of.plan(layer, threshold())
 
 

@@ -75,11 +75,7 @@ def _skeleton(name: str, identity: str | None) -> nn.Module:
 
 
 def skeleton(name: str) -> nn.Module:
-    """The model's structure without weights, for layer names and cost estimates.
-
-    Raises:
-        RoseError: no such model.
-    """
+    """The model's structure without weights, for layer names and cost estimates."""
     return _skeleton(name, disk.model_identity(name))
 
 
@@ -116,11 +112,7 @@ def _is_over(job: Job) -> bool:
 
 
 def start(chosen: Setup, viewer: str, *, go_on: bool = False) -> None:
-    """Starts this set-up's study for a session, or joins the one that runs or has finished.
-
-    Args:
-        go_on: measures the others where a layer cannot be measured.
-    """
+    """Starts this set-up's study for a session, or joins the one that runs or has finished; see `Study.go_on`."""
     with _start_lock():
         known = studies()
         current = known.pop(chosen, None)
@@ -228,9 +220,5 @@ def set_imports_apart() -> None:
 
 @st.cache_resource(show_spinner=False)
 def dense_diffusion() -> DenseModel:
-    """The packaged diffusion model and the pictures it has drawn, for all sessions; never changed.
-
-    Raises:
-        RoseError: diffusers is not installed.
-    """
+    """The packaged diffusion model and the pictures it has drawn, for all sessions; needs diffusers."""
     return DenseModel(rose.load_diffusion())

@@ -9,7 +9,6 @@ from app.study.study import Study
 
 
 def draw() -> None:
-    """Draws the sidebar below the navigation."""
     study = session.study()
     with st.sidebar:
         if st.session_state.plugin_problem:

@@ -61,7 +61,6 @@ def sentence(text: str) -> str:
 
 
 def of(name: str) -> str:
-    """ " of 18 · self_attn.o_proj", or nothing where there is no name."""
     return f" of {name}" if name else ""
 
 
@@ -82,8 +81,6 @@ def expert_of(projection: str) -> tuple[str, int] | None:
 def short_layer(layer: str) -> str:
     """ "model.layers.18.self_attn.o_proj" -> "18 · self_attn.o_proj", "model.layers.18" -> "decoder block 18".
 
-    A name without a number stays as it is.
-
     All of the projection's name: GPT-2 has an attn.c_proj and an mlp.c_proj in every decoder block.
     """
     block, projection = place_of(layer)
@@ -93,7 +90,6 @@ def short_layer(layer: str) -> str:
 
 
 def unused(name: str, used: Container[str]) -> str:
-    """The name; where it is used already, with a number: "ROSE at 0.7, run 2"."""
     number, free = 2, name
     while free in used:
         number, free = number + 1, f"{name}, run {number}"

@@ -16,9 +16,7 @@ URL: Final = "query-params"  # a widget bound to it keeps its choice in the URL
 def choose(label: str, options: Mapping[Any, str], key: str, **more: Any) -> Any:
     """One of a few, as buttons in a row; the choice is in the URL.
 
-    Args:
-        options: what the code knows -> what people read, which is also what the URL carries; the first is the default.
-        more: of `st.segmented_control`.
+    `options`: what the code knows -> what people read, which is also what the URL carries; the first is the default.
     """
     return st.segmented_control(
         label,

@@ -56,10 +56,8 @@ def show(
     """A figure with its computed caption and its downloads.
 
     Args:
-        drawing: what to show.
         key: unique on the page.
         on_select: callback for clicks on marks; the selection is in `st.session_state[key]`.
-        height: pixels, "content" or "stretch".
         wide: whether the figure has the width of the page, so that its title may have longer lines.
     """
     if wide:
@@ -96,10 +94,7 @@ def show(
 
 
 def downloads(drawing: Drawing, key: str) -> None:
-    """The figure and its data as files, which work without a network.
-
-    As PNG and SVG it is drawn by the browser that shows it: no program on the server has to draw it again.
-    """
+    """The figure and its data as files, which work without a network; PNG and SVG are drawn by the browser."""
     table = drawing.data
     files = {
         "Table, CSV": ("csv", table.to_csv(index=False)),
@@ -116,18 +111,11 @@ def downloads(drawing: Drawing, key: str) -> None:
 
 
 def table(rows: Sequence[Mapping[str, str]], alt: str) -> None:
-    """A small table of texts, a row each."""
     st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt=alt)
 
 
 def report_button(runs: Callable[[], Sequence[Any]], name: str, key: str, **more: Any) -> None:
-    """Hands out finished runs as one HTML file; it is made only for those who ask.
-
-    Args:
-        runs: gives the `app.runs.finished.FinishedRun`s.
-        name: of the file, without its ending.
-        more: of `st.download_button`.
-    """
+    """Hands out `FinishedRun`s as one HTML file, named `name`; it is made only for those who ask."""
 
     def make() -> str:
         from app.runs import html_page, html_report  # with all figures: no page waits for them

@@ -30,7 +30,6 @@ def require_study(what: str) -> Study:
 
 
 def require_weights() -> None:
-    """Ends a page that runs the whole model, where its weights stay on disk."""
     if session.setup().stream:
         st.info(
             "The weights of this model stay on disk, and this page needs all of them in memory. A terminal can prune "
@@ -51,10 +50,7 @@ def begin_restored(study: Study) -> None:
 
 
 def can_have_inputs(study: Study) -> bool:
-    """Begins to collect inputs as `begin_restored`; False where that ended early, which is said.
-
-    Where it ended because nobody watched, it begins anew.
-    """
+    """Begins to collect inputs as `begin_restored`; False where that failed or was cancelled, which is said."""
     if study.job.status == "kept" or (study.is_restored and study.job.abandoned):
         session.start()
         st.rerun()

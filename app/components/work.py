@@ -15,15 +15,11 @@ PATIENCE = 1.5  # seconds a page waits for a batch before it shows progress inst
 
 
 def live(draw: Callable[[], None], every: float | None) -> None:
-    """A part of the page that is redrawn by itself.
+    """A part of the page that is redrawn every so many seconds, or, for None, by its own widgets only.
 
     It has a container to itself. When its redraw follows a redraw of the whole page at once, Streamlit (1.67) drops
     what the page has sent for it: the elements that follow would move up by one place, and the redraw would then
     overwrite the first of them.
-
-    Args:
-        draw: draws it.
-        every: seconds between redraws; None for one that is redrawn by its own widgets only.
     """
     with st.container():
         st.fragment(draw, run_every=every)()
@@ -45,7 +41,6 @@ def job_status(job: Job, key: str, rest: str = KEPT, doing: str = "") -> None:
     """Progress with rate and time left, and a cancel button; to be drawn by a live part.
 
     Args:
-        key: unique on the page.
         rest: of the sentence that says that it was cancelled.
         doing: what goes from decoder block to decoder block, where that is not measuring.
     """
@@ -143,7 +138,6 @@ def stopped(job: Job, rest: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in a readable unit."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -154,5 +148,4 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in a readable unit."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

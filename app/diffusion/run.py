@@ -41,11 +41,7 @@ class DiffusionRequest:
     noise: int = 0
 
     def check(self) -> None:
-        """Checks the request before any work.
-
-        Raises:
-            RoseError: it cannot.
-        """
+        """Raises RoseError for what no run could do, before any work."""
         make_settings(self.method, sparsity=self.sparsity, block_size=36)
         step_weights(self.step_weights, STEPS)
 
@@ -60,7 +56,6 @@ class DenseModel:
         self._diagonals: dict[str, Tensor] | None = None
 
     def trajectory(self, noise: int) -> rose.Trajectory:
-        """From this noise to a picture of every class; drawn once."""
         with self.lock:
             return self._draw(noise)
 
@@ -73,19 +68,11 @@ class DenseModel:
 
 
 def draw(pipeline: Any, noise: int) -> rose.Trajectory:
-    """One picture of every class."""
     return rose.record_trajectory(pipeline, classes_in_turn(PICTURES), steps=STEPS, seed=noise)
 
 
 class DiffusionRun(Run):
-    """One pruned copy of the packaged model; its parts appear as they are made.
-
-    Attributes:
-        request: what was asked for.
-        dense, pruned: trajectories from the same noise; None until drawn.
-        report: of the pruning; None until it is done.
-        drift: by step, (steps + 1,); None until the pruned pictures are drawn.
-    """
+    """One pruned copy of the packaged model; its parts are None until they are made."""
 
     def __init__(self, request: DiffusionRequest, model: DenseModel) -> None:
         super().__init__()

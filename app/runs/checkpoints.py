@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A pruned model: its name, and its folder or .zip file."""
-
     name: str
     place: Path
 
@@ -41,11 +39,7 @@ def kept_checkpoints(runs: Sequence[PruningRun], model: str) -> dict[str, Checkp
 
 
 def saved_checkpoint(path: str) -> Checkpoint:
-    """A folder that the user names.
-
-    Raises:
-        RoseError: not a checkpoint.
-    """
+    """A folder that the user names; RoseError where it is no checkpoint."""
     place = reachable(path.strip())
     if not (place / "config.json").is_file():
         raise rose.RoseError(

@@ -65,7 +65,6 @@ class DamageRequest:
         )
 
     def names(self, setup: Setup, model: nn.Module) -> list[str]:
-        """The units to come, in the order in which they are measured."""
         layers = select_layers(model, setup.layer_patterns)
         if self.units == "layers":
             return [layer.name for layer in layers]
@@ -105,17 +104,14 @@ class DamageRun(Run):
 
     @property
     def records(self) -> list[DamageRecord]:
-        """What is measured so far."""
         return list(self._records)
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per unit measured so far."""
         return damage_table([record for record in self.records if record.unit != WHOLE])
 
     @property
     def report(self) -> DamageReport:
-        """Of what is measured so far, with the settings, for download."""
         return DamageReport.from_records(self.records, **self._told)
 
     def _run(self, job: Job) -> None:

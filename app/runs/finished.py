@@ -86,7 +86,6 @@ class FinishedRun:
 
     @property
     def asked(self) -> str:
-        """The sparsity, or, where heads and channels were taken out, the share of parameters that was to go."""
         if self.kind == SLIM:
             return f"{words.percent(float(self.summary['ratio']), 0)} out"
         return _plain(self.summary.get("sparsity"))
@@ -131,10 +130,9 @@ class FinishedRun:
 
 
 def runs_of(report: rose.RunReport, place: str = SERVER) -> list[FinishedRun]:
-    """What a report tells of: one run; of an analysis, one for each method; of slimming and pruning, one for each.
+    """The one run of a report; of an analysis, one for each method; of slimming and pruning, one for each.
 
-    Raises:
-        ValueError: not what `rose` writes.
+    Raises ValueError for what `rose` does not write.
     """
     whole = report.summary
     if "methods" in whole and "method" not in whole:
@@ -151,7 +149,6 @@ def runs_of(report: rose.RunReport, place: str = SERVER) -> list[FinishedRun]:
 
 
 def _run_of(report: rose.RunReport, place: str) -> FinishedRun:
-    """A run that has changed a model."""
     summary = dict(report.summary)
     method = summary.get("method")
     _require(isinstance(method, str) and bool(_NAME.fullmatch(method)), "it names no method")
@@ -166,7 +163,6 @@ def _run_of(report: rose.RunReport, place: str) -> FinishedRun:
 
 
 def _runs_of_analysis(report: rose.RunReport, place: str) -> list[FinishedRun]:
-    """What an analysis has measured, as one run per method."""
     _require("method" in report.layers and len(report.layers) > 0, "it has no layers")
     of_all = ("methods", "layers", "mean_errors")
     shared = {name: value for name, value in report.summary.items() if name not in of_all}
@@ -186,7 +182,6 @@ def _runs_of_analysis(report: rose.RunReport, place: str) -> list[FinishedRun]:
 
 
 def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
-    """A study of the app as one run per method."""
     setup, overview = study.setup, study.overview(threshold)
     if overview.empty:
         return []
@@ -217,11 +212,7 @@ def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
 
 
 def read_runs(path: str) -> list[FinishedRun]:
-    """Reads a report.json, the one in a folder, or those in the folders of a folder.
-
-    Raises:
-        RoseError: nothing there, too much, or not what `rose` writes; says which file.
-    """
+    """Reads a report.json, the one in a folder, or those in the folders of a folder; RoseError names a bad file."""
     place = expand(path.strip())
     try:
         files = [place] if place.is_file() else [place / REPORT] if (place / REPORT).is_file() else []
@@ -238,11 +229,7 @@ def read_runs(path: str) -> list[FinishedRun]:
 
 
 def read_report(file: Path) -> list[FinishedRun]:
-    """The runs of one report, see `runs_of`.
-
-    Raises:
-        RoseError: as for `read_runs`.
-    """
+    """The runs of one report, see `runs_of`; RoseError where it is none."""
     beside = file.with_name(ZERO_SHOT_FILE)
     try:
         *runs, last = runs_of(rose.RunReport.from_json(file.read_text(encoding="utf-8")), str(file.parent))
@@ -262,7 +249,6 @@ def _require(holds: bool, what: str) -> None:
 
 
 def _layers(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows in the form that every page shows."""
     names = ["layer", "block_index", "projection", *NUMBERS]
     if table.empty:
         return pd.DataFrame(columns=names).astype(dict.fromkeys(NUMBERS, float))
@@ -325,8 +311,7 @@ def _plain(value: Any) -> str:
 def name_apart(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
     """The runs by name, which gets what tells them apart: folder, model, layers, calibration, at last a number.
 
-    Models and numbers of layers are named wherever they are not the same in all runs, so that no two runs look more
-    alike than they are.
+    Models and numbers of layers are named wherever they are not the same in all runs.
     """
     models, sizes = ({getattr(run, name) for run in runs} - {""} for name in ("model", "size"))
     named: dict[str, FinishedRun] = {}

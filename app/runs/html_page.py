@@ -125,8 +125,7 @@ class Report:
 def to_html(report: Report) -> str:
     """The file; figures that do not fit into it are left out, the last first, and it says how many.
 
-    Raises:
-        RoseError: without figures it would still be larger than 5 MB.
+    Raises RoseError where it would be larger than 5 MB without any figure.
     """
     kept = [_figure(drawing, f"figure-{number}") for number, drawing in enumerate(report.drawings, 1)]
     while len((text := _page(report, kept)).encode()) > LIMIT and kept:

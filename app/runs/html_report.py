@@ -25,11 +25,7 @@ from rose.report import versions
 
 
 def write_report(folders: Sequence[str], output: str | Path) -> list[str]:
-    """Writes the report of one folder, or of two side by side; returns its findings.
-
-    Raises:
-        RoseError: not what `rose` has written, different shapes, or an output that cannot be written.
-    """
+    """Writes the report of one folder, or of two side by side; returns its findings."""
     output = Path(output)
     if output.suffix not in (".html", ".htm"):
         raise rose.RoseError(f"The report is an HTML file: name one that ends in .html, not {output}.")
@@ -43,8 +39,7 @@ def write_report(folders: Sequence[str], output: str | Path) -> list[str]:
 def report_of(runs: Sequence[FinishedRun]) -> Report:
     """Of one run, of a study's methods, or of several runs; two are put side by side.
 
-    Raises:
-        RoseError: none, or two whose layers have different shapes.
+    Raises RoseError for none, and for two whose layers have different shapes.
     """
     if not runs:
         raise rose.RoseError("There is no run to report; prune a model or measure its layers first.")
@@ -92,7 +87,6 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
 
 
 def _against_first(runs: Sequence[FinishedRun]) -> list[str]:
-    """What distinguishes each run from the first, where their layers match."""
     found = []
     for run in runs[1:]:
         both = pairs.pair(runs[0], run)
@@ -129,7 +123,6 @@ def _subtitle(runs: Sequence[FinishedRun]) -> str:
 
 
 def run_findings(run: FinishedRun) -> list[str]:
-    """What can be said of one run, as sentences with its numbers."""
     found = []
     before, after = run.number("perplexity_before"), run.number("perplexity_after")
     if before and after:

@@ -55,7 +55,6 @@ class Pair:
         return table.set_axis([*PLACE, "first", "second"], axis=1).dropna().reset_index(drop=True)
 
     def apart(self, measure: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The layers of either run that know this number, each as layer, block_index, projection, value."""
         one, two = (
             run.layers[[*PLACE, measure]].set_axis([*PLACE, "value"], axis=1).dropna().reset_index(drop=True)
             for run in (self.first, self.second)
@@ -64,7 +63,6 @@ class Pair:
 
 
 def pair(first: FinishedRun, second: FinishedRun) -> Pair:
-    """Puts two runs side by side, layer by layer."""
     one, two = first.layers, second.layers
     if one.empty or two.empty:
         return Pair(first, second, pd.DataFrame())

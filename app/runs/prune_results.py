@@ -96,7 +96,6 @@ def _pruned_part(run: PruningRun, models: list[EvaluatedModel]) -> str:
 
 
 def _computed(models: list[EvaluatedModel]) -> str:
-    """What is to be said of forward passes that were not in float32."""
     rounded = any(model.summary.get("compute") == "bfloat16" for model in models)
     return " Pruning computed its forward passes in bfloat16; perplexity is in float32." if rounded else ""
 

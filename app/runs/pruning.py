@@ -62,7 +62,6 @@ class EvaluatedModel:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Of the report; empty for the dense model."""
         return {} if self.report is None else self.report.summary
 
 
@@ -220,7 +219,6 @@ class PruningRun(Run):
         return tell
 
     def _by_layer(self, tell: Callable[[float], None]) -> Callable[[rose.Progress], None]:
-        """The progress callback of `rose.prune_model`, which notes each layer."""
         self.pruned, last = [], time.monotonic()
 
         def follow(progress: rose.Progress) -> None:
@@ -235,7 +233,6 @@ class PruningRun(Run):
         return follow
 
     def _judge(self, model: Any, tokenizer: PreTrainedTokenizerBase, windows: Tensor, case: Case) -> EvaluatedModel:
-        """Perplexity, continuation and tasks of one model."""
         request = self.request
         whose = "the dense model" if case == DENSE else case.label
         asking = task_seconds(model, request)

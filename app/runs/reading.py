@@ -27,13 +27,7 @@ CONTEXT = 30  # characters before a token that the table shows
 
 
 class TextReading(Run):
-    """One text read by several models; grows while its job runs.
-
-    Attributes:
-        setup, text, checkpoints: what was asked.
-        encoded: the text as tokens, None until the dense model is loaded.
-        readings: by model, the dense one first.
-    """
+    """One text read by several models, the dense one first; grows while its job runs."""
 
     def __init__(
         self, setup: Setup, text: str, checkpoints: Sequence[Checkpoint], load: Callable[[], LoadedModel]
@@ -46,7 +40,6 @@ class TextReading(Run):
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def answers(self, setup: Setup, text: str, checkpoints: Sequence[Checkpoint]) -> bool:
-        """Whether this is what was asked for."""
         own, other = (self.setup.model, self.setup.dtype), (setup.model, setup.dtype)
         places = [[one.place for one in some] for some in (self.checkpoints, checkpoints)]
         return (own, self.text, places[0]) == (other, text, places[1])
@@ -79,7 +72,6 @@ class TextReading(Run):
         return read_text(model, encoded.tokens, tick=job.check)
 
     def token(self, number: int) -> str:
-        """The text of a token of the vocabulary."""
         assert self._tokenizer is not None
         return str(self._tokenizer.decode([number]))
 
@@ -125,11 +117,7 @@ def visible(text: str) -> str:
 
 
 def next_tokens(run: TextReading, number: int, readings: dict[str, Reading]) -> pd.DataFrame:
-    """What each model expected in the place of a token: rank, and of each model its token and that one's chance.
-
-    Args:
-        number: of the token, from 1: nothing predicts the first.
-    """
+    """What each model expected in the place of a token, counted from 1: rank, and by model its token and chance."""
     columns: dict[str, Any] = {"rank": range(1, next(iter(readings.values())).likely.shape[1] + 1)}
     for name, reading in readings.items():
         columns[name] = [f"“{visible(run.token(int(one)))}”" for one in reading.likely[number - 1]]

@@ -42,7 +42,6 @@ def command_lines(setup: Setup, request: PruneRequest) -> str:
 
 
 def analyze_command(setup: Setup, methods: Sequence[str], threshold: float) -> str:
-    """The command that measures what a study of this set-up does."""
     options = {
         **_calibration(setup),
         "--sparsity": setup.sparsity,

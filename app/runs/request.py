@@ -102,11 +102,9 @@ class PruneRequest:
         ]
 
     def damping_of(self, target: str) -> float | None:
-        """μ for this target: only dense targets have a correction to damp."""
         return self.target_damping if target == "dense" else None
 
     def output(self, case: Case) -> Path:
-        """Folder of one checkpoint."""
         return expand(self.folder) / case.name
 
     def check(self, setup: Setup, model: nn.Module) -> None:
@@ -178,7 +176,6 @@ def estimate_case(model: nn.Module, setup: Setup, request: PruneRequest, case: C
 
 
 def evaluation_seconds(model: nn.Module, request: PruneRequest) -> float:
-    """Perplexity, continuation and tasks of one model."""
     new_tokens = request.new_tokens if request.prompt.strip() else 0
     tokens = request.windows * request.window_length
     return estimate_evaluation(model, tokens=tokens, new_tokens=new_tokens) + task_seconds(model, request)

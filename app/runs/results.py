@@ -19,12 +19,6 @@ def read_results(source: str | IO[bytes]) -> pd.DataFrame:
     """Reads a CSV file with the columns method, sparsity, seed, perplexity, mean_held_out_error and seconds.
 
     Further columns are left out. A missing held-out error is allowed.
-
-    Args:
-        source: path or open file.
-
-    Raises:
-        RoseError: not such a file.
     """
     wanted = ["method", "sparsity", "seed", *NUMBERS]
     try:
@@ -43,9 +37,8 @@ def read_results(source: str | IO[bytes]) -> pd.DataFrame:
 
 
 def time_and_perplexity(table: pd.DataFrame, sparsity: str) -> pd.DataFrame:
-    """One row per method at one sparsity: mean, `lowest` and `highest` perplexity, and the median of `seconds`.
-
-    The median, as a pause of the machine makes single times too long.
+    """One row per method at one sparsity: mean, `lowest` and `highest` perplexity, and the median of `seconds`, as a
+    pause of the machine makes single times too long.
     """
     groups = table[table["sparsity"] == sparsity].groupby("method", sort=False)
     perplexity = groups["perplexity"]
@@ -76,11 +69,7 @@ class Ratio:
 
 
 def perplexity_ratio(losses: Sequence[float], others: Sequence[float]) -> Ratio:
-    """Compares two models window by window (paired t interval of the mean difference; Student 1908).
-
-    Args:
-        losses, others: of `rose.model.measure.perplexity.window_losses`, on the same windows.
-    """
+    """Compares two models window by window (paired t interval of the mean difference; Student 1908)."""
     gaps = pd.Series(losses, dtype=float) - pd.Series(others, dtype=float)
     mean = float(gaps.mean())
     if len(gaps) < 2:

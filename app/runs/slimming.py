@@ -24,8 +24,6 @@ TURNS = 5
 
 @dataclass(frozen=True)
 class SlimRequest:
-    """What is to be taken out, and what both models are asked."""
-
     method: str = "obs"
     ratio: float = 0.2
     allocation: str = "uniform"
@@ -45,13 +43,7 @@ class Outcome:
 
 
 class Slimming(Run):
-    """One run; grows while its job runs.
-
-    Attributes:
-        outcomes: the dense model, then the slim one; empty until both are measured.
-        report: of the run, None until it has ended.
-        archive: the slim checkpoint as .zip, None until written.
-    """
+    """One run. `outcomes` (dense, slim), `report` and `archive` (a .zip) are there once it is done."""
 
     def __init__(self, setup: Setup, request: SlimRequest, load: Callable[[], LoadedModel]) -> None:
         super().__init__()

@@ -17,7 +17,6 @@ from rose import RoseError
 
 
 def linked(key: str) -> dict[str, Any]:
-    """Arguments of a widget whose choice is in the URL."""
     return {"key": key, "bind": components.URL}
 
 
@@ -54,7 +53,6 @@ def start_button(
 
 
 def progress(run: Run, key: str) -> None:
-    """How far a run is, with rate and time left, and a cancel button; to be drawn by a live part."""
     job = run.job
     job.watch(session.viewer())
     told, done, rate = job.progress, "", ""
@@ -79,11 +77,9 @@ def follow(
     """Shows progress, or why a run did not finish. Draws the page again when it has ended or has found something.
 
     Args:
-        key: unique on the page.
         rest: ends the sentence that it was cancelled.
         found: what changes when it has found something.
         more: draws what else is to be seen meanwhile.
-        every: seconds between two looks.
     """
     if run.job.status != "running":
         components.job_status(run.job, key, rest)

@@ -84,7 +84,6 @@ class Kept:
 
 
 def files_of(setup: Setup) -> Files:
-    """The files that this set-up names, as they are now."""
     text: str | None = setup.text
     if setup.text == "packaged":
         text = f"{text} of Python {sys.version}"
@@ -113,7 +112,6 @@ def recall(setup: Setup, files: Files) -> Kept | None:
 
 
 def read_study(folder: Path, setup: Setup) -> Kept | None:
-    """What was measured for exactly this set-up."""
     try:
         _, facts = read_tensors(_study_path(folder, setup))
         folder.touch()  # used just now
@@ -164,11 +162,7 @@ def read_example(setup: Setup) -> Kept | None:
 
 
 def write_example(kept: Kept, path: Path = EXAMPLE) -> None:
-    """Writes what `read_example` reads.
-
-    Raises:
-        OSError, SafetensorError: the file cannot be written.
-    """
+    """Writes what `read_example` reads."""
     write_tensors(
         path,
         _pack(kept.calibration, kept.held_out)[0],
@@ -182,7 +176,6 @@ def write_example(kept: Kept, path: Path = EXAMPLE) -> None:
 
 @cache
 def text_digest() -> str:
-    """Identifies the packaged text, which differs between Python releases."""
     return _digest(packaged_text())
 
 
@@ -272,7 +265,6 @@ def _version() -> str:
 
 
 def _sources() -> list[Path]:
-    """Every file of rose, with the methods that a study measures with, and of this room."""
     rooms = [Path(rose.__file__).parent, Path(__file__).parent]
     return sorted(path for room in rooms for path in room.rglob("*.py"))
 

@@ -68,7 +68,6 @@ class Findings:
     seconds: float
 
     def checks(self) -> list[tuple[str, Check]]:
-        """(method, check) for every method."""
         found = []
         for measures, sparsity, held_out in zip(self.measures, self.sparsity, self.held_out, strict=True):
             overfitting = check_overfitting(measures.relative_error, held_out)
@@ -78,12 +77,7 @@ class Findings:
 
 
 class LayerChecks(Run):
-    """One run of the checks of one layer.
-
-    Attributes:
-        request: what was asked.
-        findings: None until it is done.
-    """
+    """One run of the checks of one layer; its findings are None until it is done."""
 
     def __init__(self, study: Study, request: CheckRequest) -> None:
         super().__init__()
@@ -126,7 +120,6 @@ class LayerChecks(Run):
         )
 
     def _pass(self, study: Study, job: Job, direct: DirectError, curve: CalibrationCurve) -> None:
-        """Runs the calibration tokens through the dense model up to this layer, whose inputs feed both measurements."""
         loaded, tokens = study.loaded, study.calibration.tokens
         assert loaded is not None
         assert tokens is not None
@@ -148,7 +141,6 @@ def input_checks(study: Study, layer: str) -> list[Check]:
 
 
 def estimate(study: Study, request: CheckRequest) -> Cost:
-    """What the checks of one layer cost."""
     assert study.loaded is not None
     setup = study.setup
     points = len(prefix_lengths(setup.samples, setup.length))

@@ -25,11 +25,7 @@ WIDEST = 1024  # input channels of such a layer
 
 
 def measure() -> cache.Kept:
-    """Measures the study afresh, whatever is on disk.
-
-    Raises:
-        RoseError: it could not be measured.
-    """
+    """Measures the study afresh, whatever is on disk."""
 
     def load() -> LoadedModel:
         return LoadedModel(*rose.load_model(Setup().model, dtype=Setup().dtype), threading.Lock())

@@ -43,7 +43,6 @@ PHRASES = {
 
 
 def choose(draft: Setup) -> Setup:
-    """The set-up as the widgets have it; they start from the draft."""
     _seed(draft)
     with st.container(border=True):
         model, dtype, stream = _choose_model()
@@ -55,7 +54,6 @@ def choose(draft: Setup) -> Setup:
 
 
 def forget() -> None:
-    """Lets the widgets start from the draft again."""
     for name in [name for name in st.session_state if str(name).startswith(PREFIX)]:
         del st.session_state[name]
 
@@ -166,7 +164,6 @@ def _choose_pruning(model: str) -> dict[str, Any]:
 
 
 def _choose_layers(choice: str, model: str) -> str:
-    """Name patterns for a choice, and the widgets that the choice needs."""
     if choice == "all":
         st.text_input("Names", "*", disabled=True, help="All linear layers inside the decoder blocks.")
         return "*"
@@ -198,7 +195,6 @@ def structure(model: str) -> nn.Module | None:
 
 
 def problems() -> dict[str, str]:
-    """Sentences about models that could not be found, by name."""
     return st.session_state.setdefault("model_problems", {})
 
 

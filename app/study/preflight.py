@@ -58,12 +58,7 @@ class Preflight:
 
 
 def preflight(setup: Setup, skeleton: nn.Module) -> Preflight:
-    """Checks a set-up against a model's structure and estimates its cost.
-
-    Raises:
-        RoseError: values out of range, no such layers or text file, a sparsity that does not fit a layer, or weights
-            to be left on disk that are not in safetensors files of one shape.
-    """
+    """Checks a set-up against a model's structure and estimates its cost; RoseError for what no run could do."""
     setup.check()
     check_text(setup.text)
     check_sparsity(setup.sparsity, setup.block_size, skeleton, setup.layer_patterns)
@@ -100,11 +95,7 @@ def check_text(text: str) -> None:
 
 
 def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:
-    """What makes the results of a run of little use, a sentence each.
-
-    Args:
-        widths: columns of each layer.
-    """
+    """What makes the results of a run of little use, a sentence each; `widths`: columns of each layer."""
     found = []
     share = parse_sparsity(setup.sparsity).ratio
     if share in (0, 1):

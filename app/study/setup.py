@@ -66,7 +66,6 @@ class Setup:
 
     @property
     def calibration_key(self) -> tuple[Any, ...]:
-        """What the statistics depend on."""
         return (self.model, self.dtype, self.text, self.samples, self.length, self.seed, self.held_out, self.layers)
 
     @property
@@ -75,11 +74,7 @@ class Setup:
 
     @classmethod
     def read(cls, texts: dict[str, str], base: Setup | None = None) -> tuple[Setup, list[str]]:
-        """Reads what a URL carries. A value that no run could use stays as in `base`; the others count all the same.
-
-        Returns:
-            The set-up, and a sentence for each value that was left out; unknown names are none.
-        """
+        """Reads what a URL carries, and a sentence for each value that no run could use, which stays as in `base`."""
         setup = base or cls()
         problems: list[str] = []
         for name, former in asdict(setup).items():
@@ -103,7 +98,6 @@ class Setup:
         return {name: str(value) for name, value in asdict(self).items() if value != former[name]}
 
     def draw(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor | None]:
-        """Calibration and held-out tokens, see `load_calibration`."""
         return load_calibration(
             self.text,
             tokenizer,

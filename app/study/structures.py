@@ -31,11 +31,7 @@ class Swapped:
 
 
 class Structures:
-    """Heads and channels of a finished study. Costs are relative to the projection's own output.
-
-    Raises:
-        RoseError: a model that offers neither, or a study that lacks their layers.
-    """
+    """Heads and channels of a finished study. Costs are relative to the projection's own output."""
 
     def __init__(self, study: Study) -> None:
         assert study.loaded is not None
@@ -67,7 +63,6 @@ class Structures:
         return make_problem(part, statistics, part.kind in self.biased, self.study.setup.damping)
 
     def priced(self, part: Part) -> PartSurvey:
-        """Costs of one part, remembered."""
         statistics, damping = self.study.statistics(part.output.name), self.study.setup.damping
         return self.study.remember(
             ("structure", part.output.name),
@@ -129,11 +124,7 @@ class Structures:
         return self.study.remember(("recovered", part.output.name, shape), compute)
 
     def trade_off(self, ratios: Sequence[float]) -> pd.DataFrame:
-        """Predicted relative error and speed-up of the decoder blocks by ratio, uniform shapes; one row per ratio.
-
-        Raises:
-            RoseError: decoder blocks that differ in shape.
-        """
+        """Predicted relative error and speed-up of the decoder blocks by ratio, uniform shapes; one row per ratio."""
         if len({(kind, part.shape) for (kind, _), part in self.parts.items()}) > len(self.kinds):
             raise rose.RoseError("The decoder blocks of this model differ in shape, so no one shape fits all of them.")
         first = {kind: self.part(kind, self.blocks[0]) for kind in self.kinds}

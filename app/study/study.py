@@ -166,7 +166,6 @@ class Study:
 
     @property
     def is_example(self) -> bool:
-        """Whether its numbers are those that came with the app."""
         return self.kept is not None and bool(self.kept.made_with)
 
     @property
@@ -181,7 +180,6 @@ class Study:
 
     @property
     def expected(self) -> list[str]:
-        """Layers that have numbers, or will have."""
         return [name for name in self.layer_names if name not in self.left_out]
 
     @property
@@ -280,12 +278,10 @@ class Study:
         return {"sparsity": sparsity or setup.sparsity, "block_size": setup.block_size, "damping": setup.damping}
 
     def all_records(self) -> list[rose.LayerRecord]:
-        """What has been measured so far, as the engine gave it."""
         with self._lock:
             return [record for records in self._records.values() for record in records]
 
     def records(self) -> pd.DataFrame:
-        """What has been measured so far: one row per layer and method (see `rose.LayerRecord`)."""
         return records_table(self.all_records())
 
     def overview(self, threshold: float) -> pd.DataFrame:
@@ -315,12 +311,10 @@ class Study:
         return wide.reset_index()
 
     def most_columnar(self) -> str | None:
-        """The layer with the highest relative range so far; None before the first."""
         records = self.all_records()
         return max(records, key=lambda record: record.relative_range).layer if records else None
 
     def has(self, layer: str) -> bool:
-        """Whether this layer's statistics are there yet."""
         with self._lock:
             return layer in self._layers
 
@@ -347,7 +341,6 @@ class Study:
         return self.remember(("spectrum", layer), lambda: spectrum(self.statistics(layer).hessian))
 
     def plan(self, layer: str, threshold: float = THRESHOLD, sparsity: str | None = None) -> rose.OrderPlan:
-        """Losses and order of one layer; remembered."""
         base = self.remember(("plan", layer, sparsity), lambda: self._plan(layer, sparsity))
         # A slider over the threshold must not fill the memory with copies of the losses: these share them.
         return self.remember(("plan", layer, sparsity, threshold), lambda: replan(base, threshold))

@@ -84,7 +84,6 @@ def _label(method: str) -> str:
 
 
 def _offer(study: Study, request: CheckRequest, run: LayerChecks | None) -> None:
-    """The button for measurements that need a pass through the model, with their cost."""
     if run is not None:
         components.job_status(run.job, "checks", NOT_KEPT)  # failed or cancelled
     if not request.methods:
@@ -288,10 +287,10 @@ def _all_layers(study: Study) -> None:
 
 
 def rank_layers(table: pd.DataFrame) -> pd.DataFrame:
-    """Failures first, then reviews, then passes; some over-fitting and too few tokens are not defects of a layer.
+    """Failures first, then reviews, then passes; too few tokens and some over-fitting are no defects, see `_tell`.
 
-    They are reported once for all layers: a short calibration would otherwise raise an alarm for every layer and hide
-    the one with NaN. A held-out error above 1, which fails, is a defect: no output at all would be better.
+    A short calibration would otherwise raise an alarm for every layer and hide the one with NaN. A held-out error above
+    1, which fails, is a defect: no output at all would be better.
     """
     defects = [name for name in CHECKS if name != TOKENS]
     judged = table.assign(**{FITTING: table[FITTING].replace("look", "pass")})

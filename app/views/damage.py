@@ -109,7 +109,6 @@ def pruned() -> str:
 
 
 def start(request: DamageRequest | None, run: DamageRun | None) -> None:
-    """The button that starts or goes on, with what it will take."""
     if run is not None and run.job.status in ("running", "done"):
         return
     setup = session.setup()
@@ -179,7 +178,6 @@ def results(run: DamageRun, request: DamageRequest, table: pd.DataFrame) -> None
 
 
 def together(run: DamageRun, request: DamageRequest) -> None:
-    """Whether single damages add up to that of all units at once."""
     summary = run.report.summary
     base = f"Loss without a change: {summary['base_loss']:.3f} nats per token (perplexity "
     base += f"{words.number(summary['base_perplexity'])})."

@@ -79,7 +79,6 @@ def draw() -> None:
 
 
 def _opened() -> list[FinishedRun]:
-    """The runs with drift in the folders that the user names."""
     runs = saved(
         "depth_path",
         "Folders of saved runs",
@@ -96,7 +95,6 @@ def _opened() -> list[FinishedRun]:
 
 
 def _choose(identities: dict[str, Any]) -> list[str]:
-    """Runs by name; `identities`: see `components.keep_choice`."""
     names = list(identities)
     state = st.session_state
     known = components.keep_choice("depth_runs", identities)
@@ -168,7 +166,6 @@ def _option(view: str, runs: dict[str, Any]) -> Any:
 
 
 def _facts(table: pd.DataFrame) -> None:
-    """What else is known of the runs shown."""
     runs = table.drop_duplicates("run")
     facts = {
         "Perplexity of the runs shown": "perplexity",

@@ -39,7 +39,6 @@ def draw() -> None:
 
 
 def choose() -> DiffusionRequest:
-    """What to prune, and the noise to draw from; all of it is in the URL."""
     one, two, three, four = st.columns([2, 2, 2, 1])
     method = one.selectbox(
         "Method",
@@ -61,7 +60,6 @@ def choose() -> DiffusionRequest:
 
 
 def offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
-    """The button, and beside it the progress, or what is shown."""
     running, problem = run is not None and run.job.status == "running", ""
     try:
         request.check()

@@ -148,7 +148,6 @@ def pre_pruning(study: Study, layer: str, plan: rose.OrderPlan, block: int | Non
 
 
 def pick_block() -> None:
-    """A click on a bar marks its block."""
     points = st.session_state["layer-bars"].selection.points
     if points:
         st.session_state.block = str(int(points[0]["x"]))
@@ -276,7 +275,6 @@ SECTIONS: dict[str, tuple[str, Callable[[Study, str, rose.OrderPlan, int | None]
 
 
 def exact(plan: rose.OrderPlan, block: int) -> None:
-    """The marked block in numbers."""
     name = st.session_state.get("picture_order") or "rose"
     made = shown_order(plan, name)
     table = tables.column_table(plan, made, block)

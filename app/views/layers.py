@@ -102,7 +102,6 @@ def results(study: Study, table: pd.DataFrame, metric: str) -> None:
 
 
 def nothing_in(metric: str, *, has_held_out: bool) -> str:
-    """Why no layer has a value to show."""
     if metric.startswith("held_out") and not has_held_out:
         return "There are no held-out samples in this set-up; ask for some on the start page."
     if metric in ("gain", "held_out_gain"):
@@ -132,7 +131,6 @@ def listed(layers: Sequence[str]) -> str:
 
 
 def filtered(table: pd.DataFrame) -> pd.DataFrame:
-    """The layers that the scatter and the table show."""
     kinds = list(dict.fromkeys(table["projection"]))
     last = int(table["block_index"].max())
     with st.expander("Filter the layers below", icon=":material/filter_alt:"):

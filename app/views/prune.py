@@ -62,7 +62,6 @@ def draw() -> None:
 
 
 def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
-    """What the run would take, and the button; or a sentence that says what to fix."""
     try:
         skeleton = shared.skeleton(setup.model)
         request.check(setup, skeleton)

@@ -202,7 +202,6 @@ def _settings(chosen: Pair) -> None:
 
 
 def _remarks(chosen: Pair, view: str) -> None:
-    """What one must know to read the numbers."""
     if view not in (DIFFERENCE, MAPS):
         return
     if chosen.left_out:

@@ -53,7 +53,6 @@ def draw() -> None:
 
 
 def inspect(setup: Setup) -> Preflight | str:
-    """What the run will take, or a sentence that says why it cannot be."""
     try:
         setup.check()
         skeleton = form.structure(setup.model)
@@ -63,11 +62,7 @@ def inspect(setup: Setup) -> Preflight | str:
 
 
 def run_card(edited: Setup, *, is_shown: bool) -> None:
-    """What the run will take, and the button.
-
-    Args:
-        is_shown: whether anybody sees it; finding out takes seconds for a model that was not looked at before.
-    """
+    """What the run will take, and the button; finding out takes seconds, and is done only where somebody sees it."""
     known, found = st.session_state.get("inspected", (None, None))
     fresh = known == edited
     study = session.study()
@@ -174,7 +169,6 @@ def picture(study: Study) -> None:
 
 
 def beside(study: Study, table: pd.DataFrame) -> None:
-    """What the map is of, how far it is, and the layers to look at first."""
     whose = "Example: " if study.is_example else ""
     st.markdown(f"**{whose}{form.describe(study.setup)}**")
     if not table.empty:

@@ -45,7 +45,6 @@ def draw() -> None:
 
 
 def _chosen_block(known: Structures) -> int:
-    """The decoder block of the chosen layer."""
     block, _ = words.place_of(session.layer() or "")
     return block if block in known.blocks else known.blocks[0]
 
