@@ -25,20 +25,14 @@ DRAWN, PRUNED = 0.1, 0.9
 
 @dataclass(frozen=True)
 class DiffusionRequest:
-    """What to prune the packaged diffusion model to, and how.
-
-    Attributes:
-        method, sparsity, step_weights, packages: see `rose.prune_diffusion`.
-        samples: calibration pictures, the ten classes in turn.
-        noise: seed of the pictures that are shown; calibration has other noise.
-    """
+    """What to prune the packaged diffusion model to, and how, see `rose.prune_diffusion`."""
 
     method: str = "rose"
     sparsity: str = "0.5"
     step_weights: str = "log_decrease"
     packages: int = 4
-    samples: int = 20
-    noise: int = 0
+    samples: int = 20  # calibration pictures, the ten classes in turn
+    noise: int = 0  # seed of the pictures that are shown; calibration has other noise
 
     def check(self) -> None:
         """Raises RoseError for what no run could do, before any work."""

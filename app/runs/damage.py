@@ -25,18 +25,11 @@ from rose.model.network.layers import decoder_blocks, select_layers
 
 @dataclass(frozen=True)
 class DamageRequest:
-    """What is changed alone, and how.
+    """What is changed alone, and how; the sparsity is the set-up's."""
 
-    Attributes:
-        units: "layers" or "blocks".
-        method: what each unit is pruned by; the sparsity is the set-up's.
-        restore: a pruned checkpoint, folder or .zip, whose units get their dense weights back; "" prunes instead.
-        threshold: of columnar layers, for methods that ask for it.
-    """
-
-    units: str = "blocks"
+    units: str = "blocks"  # or "layers"
     method: str = "sparsegpt"
-    restore: str = ""
+    restore: str = ""  # a pruned checkpoint, folder or .zip, whose units get their dense weights back; "" prunes
     threshold: float = 0.5
 
     def check(self, setup: Setup, model: nn.Module) -> None:
@@ -82,11 +75,7 @@ def layer_of(unit: str, layers: Sequence[str], chosen: str | None) -> str:
 
 
 class DamageRun(Run):
-    """One measurement, growing while its job runs; a copy of the model is changed, and goes at the end.
-
-    Attributes:
-        setup, request: what was asked.
-    """
+    """One measurement, growing while its job runs; a copy of the model is changed, and goes at the end."""
 
     def __init__(
         self,

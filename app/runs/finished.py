@@ -49,27 +49,19 @@ Kind = Literal["prune", "slim", "study"]
 class FinishedRun:
     """One method on one model.
 
-    Attributes:
-        name: for people; unique among those that are shown together once they went through `name_apart`.
-        kind: "prune" and "slim" have changed a model, block by block; a "study" has measured every layer of the dense
-            model by itself.
-        layers: a row per layer: layer, block_index, projection, and of `NUMBERS` those that are known, NaN elsewhere;
-            `is_columnar` where it is known. Empty where whole decoder blocks went.
-        summary: settings and totals, as in `rose.RunReport`.
-        zero_shot: task, questions, accuracy; None where it was not measured.
-        place: the folder, or `SERVER`.
-        origin: what was measured on this server: a report, or a study's set-up and the method.
-        start: the model that it changed: "dense", or "slimmed" where it pruned what slimming had left.
+    "prune" and "slim" have changed a model, block by block; a "study" has measured every layer of the dense model by
+    itself. `layers` has a row per layer: layer, block_index, projection, and of `NUMBERS` those that are known, NaN
+    elsewhere; `is_columnar` where it is known. It is empty where whole decoder blocks went.
     """
 
-    name: str
+    name: str  # for people; unique after `name_apart`
     kind: Kind
     layers: pd.DataFrame
-    summary: dict[str, Any]
-    zero_shot: pd.DataFrame | None = None
-    place: str = SERVER
-    origin: Any = None
-    start: str = "dense"
+    summary: dict[str, Any]  # as in `rose.RunReport`
+    zero_shot: pd.DataFrame | None = None  # task, questions, accuracy
+    place: str = SERVER  # or the folder
+    origin: Any = None  # what was measured on this server: a report, or a study's set-up and the method
+    start: str = "dense"  # the model that it changed; "slimmed" where it pruned what slimming had left
 
     @property
     def identity(self) -> Any:

@@ -100,26 +100,16 @@ SCRIPT = """
 
 @dataclass(frozen=True)
 class Report:
-    """What goes into the file.
-
-    Attributes:
-        title, subtitle: what was run, and on what.
-        findings: sentences.
-        drawings: with their titles, which become headings.
-        tables: heading -> table; texts left, numbers right.
-        layers: all rows, folded.
-        commands: that made the runs, by the runs' names.
-        versions: of the programs that made them, by the run's name.
-    """
+    """What goes into the file."""
 
     title: str
     subtitle: str
     findings: list[str]
     drawings: list[Drawing]
-    tables: dict[str, pd.DataFrame]
-    layers: pd.DataFrame
-    commands: dict[str, str]
-    versions: dict[str, str]
+    tables: dict[str, pd.DataFrame]  # by heading
+    layers: pd.DataFrame  # folded
+    commands: dict[str, str]  # that made the runs, by the runs' names
+    versions: dict[str, str]  # of the programs that made them, by the run's name
 
 
 def to_html(report: Report) -> str:

@@ -26,20 +26,13 @@ SAME = 1e-9  # relative difference below which two numbers are the same
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs beside each other.
-
-    Attributes:
-        first, second: the runs, with names that differ.
-        layers: of the layers that both have: layer, block_index, projection, and `COLUMN_first` and `COLUMN_second`.
-        left_out: layers that only one of them has.
-        problem: why the layers of one do not correspond to those of the other, as a sentence; empty where they do.
-    """
+    """Two runs, with names that differ, beside each other."""
 
     first: FinishedRun
     second: FinishedRun
-    layers: pd.DataFrame
-    left_out: int = 0
-    problem: str = ""
+    layers: pd.DataFrame  # that both have: layer, block_index, projection, and `COLUMN_first` and `COLUMN_second`
+    left_out: int = 0  # layers that only one of them has
+    problem: str = ""  # why the layers of one do not correspond to those of the other
 
     @property
     def measures(self) -> dict[str, str]:

@@ -36,25 +36,15 @@ DENSE = Case("dense", "0", "")
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """Results of one copy, or of the dense model, whose report is None.
-
-    Attributes:
-        case: as asked; `DENSE` for the dense model.
-        perplexity: on the chosen windows.
-        losses: mean loss a token of each window, by which models are compared.
-        text: the continuation of the prompt, empty without one.
-        zero_shot: accuracies by task, see `rose.model.measure.zero_shot.zero_shot`; None where none was asked for.
-        report: of the pruning, with perplexities in its summary.
-        checkpoint: .zip file or folder, where one was kept.
-    """
+    """Results of one copy, or of the dense model, whose report is None."""
 
     case: Case
     perplexity: float
-    losses: tuple[float, ...]
-    text: str = ""
-    zero_shot: pd.DataFrame | None = None
+    losses: tuple[float, ...]  # mean of each window, nats a token
+    text: str = ""  # the continuation of the prompt
+    zero_shot: pd.DataFrame | None = None  # see `rose.model.measure.zero_shot.zero_shot`
     report: rose.RunReport | None = None
-    checkpoint: Path | None = None
+    checkpoint: Path | None = None  # .zip file or folder, where one was kept
 
     @property
     def label(self) -> str:
@@ -110,7 +100,6 @@ class PruningRun(Run):
     """One run over all copies of a request, growing while its job runs.
 
     Attributes:
-        setup, request: what was asked.
         dense: the model before pruning, None until measured.
         copies: one per finished case.
         pruned: layers of the copy at work that are done: layer, relative_error, seconds.

@@ -50,42 +50,25 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class PruneRequest:
-    """What is to be pruned, and what each pruned model is asked.
+    """What is to be pruned, and what each pruned model is asked; for pruning see `rose.prune_model`."""
 
-    Attributes:
-        methods, sparsities: every pair of them is run, with each of the targets.
-        layers: names separated by spaces, `*` allowed.
-        threshold: of columnar layers.
-        targets: what layers are fitted to, "dense" or "layer"; see `rose.prune_model`.
-        target_damping: of the correction where the target is dense; None leaves it to the engine.
-        true_sequential: see `rose.prune_model`.
-        evaluate: text for perplexity, as for `rose.load_tokens`, or `HELD_OUT`.
-        windows, window_length: of that text.
-        prompt, new_tokens: to be continued; an empty prompt leaves this out.
-        keep: checkpoints as "zip" in a temporary folder, in `folder` on this machine, or "nothing".
-        folder: path; each checkpoint is a folder in it.
-        tasks: zero-shot tasks that every model answers, see `rose.model.measure.zero_shot`; none leaves this out.
-        task_folder: of further tasks; empty for those of lm-eval.
-        questions: of each task, the first ones.
-    """
-
-    methods: tuple[str, ...]
+    methods: tuple[str, ...]  # each is run with each of the sparsities and targets
     sparsities: tuple[str, ...]
-    layers: str = "*"
+    layers: str = "*"  # names separated by spaces, `*` allowed
     threshold: float = 0.5
     true_sequential: bool = False
-    evaluate: str = HELD_OUT
+    evaluate: str = HELD_OUT  # or a text as for `rose.load_tokens`
     windows: int = 4
     window_length: int = 512
-    prompt: str = ""
+    prompt: str = ""  # an empty one is not continued
     new_tokens: int = 30
-    keep: Keep = "nothing"
-    folder: str = ""
+    keep: Keep = "nothing"  # of checkpoints: "zip" is temporary
+    folder: str = ""  # each checkpoint is a folder in it
     targets: tuple[str, ...] = ("dense",)
-    target_damping: float | None = None
-    tasks: tuple[str, ...] = ()
-    task_folder: str = ""
-    questions: int = 100
+    target_damping: float | None = None  # None leaves it to the engine
+    tasks: tuple[str, ...] = ()  # zero-shot
+    task_folder: str = ""  # of further tasks; empty for those of lm-eval
+    questions: int = 100  # of each task, the first ones
 
     @property
     def layer_patterns(self) -> list[str] | None:

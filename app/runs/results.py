@@ -53,9 +53,7 @@ CONFIDENCE = 0.95
 class Ratio:
     """Perplexity of one model over that of another on the same windows, with its 95 % confidence interval.
 
-    Attributes:
-        value: exp of the mean difference of the windows' losses.
-        low, high: exp of the ends of the paired t interval of that mean; 0 and infinity for a single window.
+    It is exp of the windows' mean difference and of its paired t interval: 0 to infinity for a single window.
     """
 
     value: float

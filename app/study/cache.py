@@ -65,22 +65,16 @@ LayerStatistics = dict[str, rose.InputStatistics]  # by layer, of one stream
 class Kept:
     """What was measured of one set-up before.
 
-    Attributes:
-        records: one per layer and method.
-        condition: of the damped Hessian, by layer.
-        calibration, held_out: statistics of some layers, for the example; a study of the user's own keeps them by
-            decoder block.
-        is_exact: whether it was measured on exactly the text that the set-up's name stands for here. The packaged text
-            comes with Python, and changes a little from one release to the next.
-        made_with: versions, for people.
+    `is_exact`: on exactly the text that the set-up's name stands for here. The packaged text comes with Python, and
+    changes a little from one release to the next.
     """
 
-    records: list[rose.LayerRecord]
-    condition: dict[str, float]
-    calibration: LayerStatistics = dataclasses.field(default_factory=dict)
+    records: list[rose.LayerRecord]  # one per layer and method
+    condition: dict[str, float]  # of the damped Hessian, by layer
+    calibration: LayerStatistics = dataclasses.field(default_factory=dict)  # of some layers, for the example
     held_out: LayerStatistics = dataclasses.field(default_factory=dict)
     is_exact: bool = True
-    made_with: str = ""
+    made_with: str = ""  # versions, for people
 
 
 def files_of(setup: Setup) -> Files:

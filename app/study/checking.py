@@ -33,38 +33,23 @@ from rose.model.walk.walk import visit_inputs
 
 @dataclass(frozen=True)
 class CheckRequest:
-    """What is to be checked.
-
-    Attributes:
-        layer: full dotted name.
-        methods: whose errors are measured three times.
-        curve_method: that is fitted to ever more of the calibration.
-        threshold: of columnar layers.
-    """
+    """What is to be checked."""
 
     layer: str
-    methods: tuple[str, ...]
-    curve_method: str
+    methods: tuple[str, ...]  # whose errors are measured three times
+    curve_method: str  # is fitted to ever more of the calibration
     threshold: float
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found.
-
-    Attributes:
-        measures, sparsity, held_out: one entry per method of the request; held-out error is relative, None without
-            held-out tokens.
-        curve: error against the length of the calibration.
-        tokens: calibration tokens that were measured on.
-        seconds: that it took.
-    """
+    """What was found; the first three have an entry per method of the request."""
 
     measures: tuple[ErrorMeasures, ...]
     sparsity: tuple[RealisedSparsity, ...]
-    held_out: tuple[float | None, ...]
-    curve: tuple[CurvePoint, ...]
-    tokens: int
+    held_out: tuple[float | None, ...]  # relative error; None without held-out tokens
+    curve: tuple[CurvePoint, ...]  # error against the length of the calibration
+    tokens: int  # of the calibration, that were measured on
     seconds: float
 
     def checks(self) -> list[tuple[str, Check]]:

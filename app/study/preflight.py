@@ -38,19 +38,12 @@ ATTENTION_OUTPUTS = ("*.o_proj", "*.out_proj", "*attn.c_proj", "*attention.dense
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a run will take.
-
-    Attributes:
-        cost: see `rose.model.estimate.duration.estimate_cost`.
-        needed: bytes of weights, statistics and hidden states.
-        available: bytes of memory free now.
-        warnings: what makes the results of little use, a sentence each.
-    """
+    """What a run will take."""
 
     cost: Cost
-    needed: int
-    available: int
-    warnings: tuple[str, ...] = ()
+    needed: int  # bytes of weights, statistics and hidden states
+    available: int  # bytes free now
+    warnings: tuple[str, ...] = ()  # what makes the results of little use, a sentence each
 
     @property
     def fits(self) -> bool:

@@ -39,17 +39,7 @@ LIMITS: dict[str, tuple[str, Any, Any]] = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What a user chooses on the start page; everything in it changes the results.
-
-    Attributes:
-        model, dtype: see `rose.load_model`.
-        text, samples, length, seed: see `rose.load_tokens`.
-        held_out: further samples on which errors are measured but nothing is fitted.
-        layers: names separated by spaces, `*` allowed.
-        sparsity: a ratio or N:M.
-        block_size, damping: see `rose.prune_layer`.
-        stream: leave the weights on disk and read one decoder block at a time; the numbers are the same.
-    """
+    """What a user chooses on the start page, as for `load_model`, `load_tokens` and `prune_layer` of rose."""
 
     model: str = "smollm2-135m"
     dtype: str = "float32"
@@ -57,12 +47,12 @@ class Setup:
     samples: int = 16
     length: int = 512
     seed: int = 0
-    held_out: int = 4
-    layers: str = "*"
-    sparsity: str = "0.7"
+    held_out: int = 4  # further samples on which errors are measured but nothing is fitted
+    layers: str = "*"  # names separated by spaces, `*` allowed
+    sparsity: str = "0.7"  # a ratio or N:M
     block_size: int = 128
     damping: float = 0.01
-    stream: bool = False
+    stream: bool = False  # leave the weights on disk and read one decoder block at a time; the numbers are the same
 
     @property
     def calibration_key(self) -> tuple[Any, ...]:

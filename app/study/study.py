@@ -123,14 +123,11 @@ class Study:
     """The results of one set-up, growing while its job runs.
 
     Attributes:
-        setup: what was asked.
-        files: the files that it names, as they were when it was started, or, for a model from the Hub, once it was
-            loaded.
+        files: of its set-up, as they were when it was started, or, for a model from the Hub, once it was loaded.
         go_on: whether a layer that cannot be measured is put into `failed` instead of ending the run.
         failed: layers that could not be measured, and why.
         left_dense: layers of experts to which no calibration token was routed.
         kept: what was found on disk; None where nothing was.
-        job: the background work.
         layer_names: every layer of the study, known as soon as the model is loaded.
     """
 
