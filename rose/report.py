@@ -209,13 +209,9 @@ def records_table(records: Sequence[Any], kind: type = LayerRecord) -> pd.DataFr
 
 
 def read_records(path: str | Path, kind: type[Record], holds: str) -> list[Record]:
-    """Reads a CSV file of `records_table`. Fields that have a default may be missing.
+    """Reads a CSV file of `records_table`; fields that have a default may be missing.
 
-    Args:
-        holds: what the file should hold, for people: "damages".
-
-    Raises:
-        RoseError: not such a file.
+    Raises RoseError for another file, and says there what it should hold: `holds`, such as "damages".
     """
     texts = [name for name, hint in get_type_hints(kind).items() if hint is str]
     try:

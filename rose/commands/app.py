@@ -38,11 +38,8 @@ def run(options: argparse.Namespace, _console: Console) -> None:
 
 
 def app_script() -> Path:
-    """Where the app's entry point lies: installed beside this package, or in a checkout.
-
-    Raises:
-        RoseError: neither.
-    """
+    """Where the app's entry point lies, installed beside this package or in a checkout; raises RoseError for
+    neither."""
     home = Path(__file__).parents[2]
     for path in (home / "rose_explorer" / "app" / "main.py", home / "app" / "main.py"):
         if path.is_file():
@@ -53,13 +50,7 @@ def app_script() -> Path:
 def app_module(name: str, what: str, needed: Sequence[str]) -> ModuleType:
     """A module of the app, imported only when it is asked for: `rose` works without the app and what that needs.
 
-    Args:
-        name: below the package `app`.
-        what: it is for, to begin a sentence with.
-        needed: packages without which it cannot be imported.
-
-    Raises:
-        RoseError: the app or one of the packages is not installed.
+    Raises RoseError where the app or one of the `needed` packages is not installed; `what` begins that sentence.
     """
     home = app_script().parents[1]
     _require(what, needed)

@@ -18,11 +18,7 @@ from rose.output import check_output
 
 
 def check(options: argparse.Namespace) -> None:
-    """Makes sure, before a model is loaded, that it can be evaluated and written.
-
-    Raises:
-        RoseError: it cannot.
-    """
+    """Raises RoseError, before a model is loaded, unless it can be evaluated and written."""
     check_output(options.output)
     if options.stream and options.evaluate:
         raise rose.RoseError("--evaluate needs the whole model in memory; leave it out, or leave --stream out.")

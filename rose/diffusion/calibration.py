@@ -26,11 +26,7 @@ Record = TypeVar("Record", LayerRecord, PartRecord)
 
 
 class Calibration(Trajectories):
-    """Trajectories whose steps count as their weights say, drawn anew before each package of layers is changed.
-
-    Raises:
-        RoseError: as `Trajectories` and `step_weights`, or a bad number of packages.
-    """
+    """Trajectories whose steps count as their weights say, drawn anew before each package of layers is changed."""
 
     def __init__(
         self,
@@ -70,13 +66,9 @@ class Calibration(Trajectories):
         change: Callable[[One, dict[str, InputStatistics]], Record],
         progress: ProgressCallback | None,
     ) -> list[Record]:
-        """Draws anew before each package of items, and changes its items with what was gathered.
+        """Draws anew before each package of items (layers or parts), and changes its items with what was gathered.
 
-        Args:
-            items: layers, or parts.
-            layers_of: the layers whose inputs a package needs.
-            change: changes one item by the statistics of its package.
-            progress: told of every step and every item; its blocks are the packages. May raise to stop.
+        `layers_of` gives the layers whose inputs a package needs; the blocks of `progress` are the packages.
         """
         packages = make_packages(items, self.packages)
         meter = Meter(progress, len(packages), len(items))

@@ -11,11 +11,7 @@ from rose.errors import RoseError
 
 
 def denoiser_of(pipeline: Any) -> nn.Module:
-    """The network that a pipeline calls at every step: its component `transformer` or `unet`.
-
-    Raises:
-        RoseError: it has none, or several.
-    """
+    """The component `transformer` or `unet` of a pipeline; raises RoseError where it has none, or several."""
     parts = [getattr(pipeline, name, None) for name in ("transformer", "unet")]
     found = [part for part in parts if isinstance(part, nn.Module)]
     if len(found) != 1:

@@ -167,10 +167,7 @@ def trajectory_drift(pruned: Trajectory, dense: Trajectory) -> Tensor:
 def denoising_loss(pipeline: Any, pictures: Tensor, classes: Tensor, *, seed: int = 0) -> Tensor:
     """Mean of (v̂ − v)² at each of `LOSS_TIMES`: how well one step alone removes noise from real pictures.
 
-    Args:
-        pipeline: with the packaged model, which predicts v = √ᾱ·ε − √(1 − ᾱ)·x₀.
-        pictures, classes: (n, 1, 28, 28) between −1 and 1, (n,) int64.
-        seed: of the noise, the same at every t.
+    `pictures`: (n, 1, 28, 28) between −1 and 1; the model predicts v = √ᾱ·ε − √(1 − ᾱ)·x₀, with one ε for every t.
     """
     denoiser = denoiser_of(pipeline)
     parameter = next(denoiser.parameters())
@@ -187,13 +184,10 @@ def denoising_loss(pipeline: Any, pictures: Tensor, classes: Tensor, *, seed: in
 
 
 def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> float:
-    """‖μ − μ'‖² + tr(Σ + Σ' − 2 (Σ Σ')^½), of two normal distributions (Dowson and Landau 1982).
+    """‖μ − μ'‖² + tr(Σ + Σ' − 2 (Σ Σ')^½), of two normal distributions (Dowson and Landau 1982); Σ is (features,
+    features).
 
     The trace of the root is that of (Σ^½ Σ' Σ^½)^½, which is symmetric.
-
-    Args:
-        mean, other_mean: (features,)
-        covariance, other_covariance: (features, features)
     """
     values, vectors = torch.linalg.eigh(covariance.double())
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T

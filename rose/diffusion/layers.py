@@ -18,15 +18,12 @@ class _Seen(Exception):
 
 
 def find_layers(trajectories: Trajectories) -> list[PrunableLayer]:
-    """Calls the denoiser once; the prunable layers, in the order in which it calls them.
+    """Calls the denoiser once; the prunable layers, in the order in which it calls them. Raises RoseError for none.
 
     Prunable is every linear layer inside a list of blocks that reads a sequence of tokens. Layers that read one vector
     for a whole picture (time and class embeddings, the modulation made from them) and layers outside the blocks stay
     dense, as embeddings and heads of language models do. Convolutions stay dense too: their Hessian would be that of
     unfolded patches, which no paper on these models prunes by. `block_index` counts blocks in the order of the calls.
-
-    Raises:
-        RoseError: no layer is prunable.
     """
     denoiser = trajectories.denoiser
     outermost = outermost_lists(denoiser)

@@ -29,13 +29,11 @@ ACTIVATIONS = {"GELU": 1, "ApproximateGELU": 1, "LinearActivation": 1, "GEGLU": 
 
 
 def find_parts(denoiser: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[Part]]:
-    """The parts of every block, in the order of the forward pass; [block][part].
+    """The parts of every block, in the order of the forward pass, [block][part]; raises RoseError for a block without
+    one.
 
-    Known are diffusers' `Attention` with a head's queries, keys and values side by side (not the joint attention of
-    two streams, whose heads two output projections share) and its `FeedForward`.
-
-    Raises:
-        RoseError: an unknown kind, or a block without such a part.
+    Known are diffusers' `Attention` with a head's queries, keys and values side by side (not the joint attention of two
+    streams, whose heads two output projections share) and its `FeedForward`.
     """
     check_kinds(kinds)
     lists = outermost_lists(denoiser)
@@ -119,11 +117,8 @@ def reshape(denoiser: nn.Module, cuts: Sequence[Cut]) -> None:
 
 
 def apply_record(denoiser: nn.Module, record: Mapping[str, int]) -> None:
-    """Gives a denoiser of its family's usual shapes those of a record; which values the weights have does not matter.
-
-    Raises:
-        RoseError: a record that does not fit the denoiser.
-    """
+    """Gives a denoiser of its family's usual shapes those of a record, whatever its weights are; raises RoseError where
+    the record does not fit."""
     lists = outermost_lists(denoiser)
     cuts = []
     for name, units in dict(record).items():
@@ -139,11 +134,8 @@ def apply_record(denoiser: nn.Module, record: Mapping[str, int]) -> None:
 
 
 def read_reshaped(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Components of a pipeline folder whose configuration has a record, loaded, by name; nothing where none has.
-
-    Raises:
-        RoseError: a record that cannot be read, or that does not fit.
-    """
+    """Components of a pipeline folder whose configuration has a record, loaded, by name; raises RoseError for a record
+    that cannot be read or does not fit."""
     import diffusers
 
     found: dict[str, Any] = {}

@@ -33,11 +33,7 @@ def make_sheet(rows: Sequence[Tensor], scale: int = 1) -> np.ndarray:
 
 
 def write_sheet(path: Path, rows: Sequence[Tensor], scale: int = 4) -> None:
-    """Writes a PNG file, whole or not at all.
-
-    Raises:
-        RoseError: it cannot be written.
-    """
+    """Writes a PNG file, whole or not at all; raises RoseError where it cannot be written."""
     from PIL import Image  # comes with diffusers
 
     buffer = io.BytesIO()

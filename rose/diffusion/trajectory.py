@@ -56,16 +56,11 @@ class Trajectory:
 
 
 def make_batches(pipeline: Any, conditions: Conditions, size: int) -> list[Batch]:
-    """Cuts what is to be drawn into batches.
+    """Cuts what is to be drawn into batches of `size` pictures; raises RoseError for nothing, a mixture, or what the
+    pipeline does not take.
 
-    Args:
-        pipeline: says by its signature what it takes.
-        conditions: classes (whole numbers), prompts (texts), or ready keyword arguments of the pipeline, one mapping
-            for each batch.
-        size: pictures in a batch.
-
-    Raises:
-        RoseError: nothing to draw, a mixture, or something that this pipeline does not take.
+    `conditions`: classes (whole numbers), prompts (texts), or keyword arguments of the pipeline, one mapping for each
+    batch.
     """
     if not isinstance(size, int) or size < 1:
         raise RoseError(f"A batch must hold at least one picture, not {size!r}.")

@@ -32,14 +32,8 @@ OVERFIT = 1.5
 
 @dataclass(frozen=True)
 class Check:
-    """One judgement.
-
-    Attributes:
-        name: what was checked.
-        status: "pass", "look" (worth a look, not wrong) or "fail".
-        found: what was found, with its numbers.
-        limit: what passes.
-    """
+    """One judgement: what was checked, "pass", "look" (worth a look, not wrong) or "fail", what was found, what
+    passes."""
 
     name: str
     status: Status
@@ -131,10 +125,7 @@ def measure_error(
 ) -> ErrorMeasures:
     """Quadratic form and sweep sum of a result, beside its direct error where that was measured.
 
-    Args:
-        weight: W, (out, in), before pruning.
-        statistics: those that the result was made with.
-        direct: from `DirectError` on the same tokens.
+    `weight` is W, (out, in), before pruning; `direct` comes from `DirectError` on the tokens of the `statistics`.
     """
     hessian = statistics.hessian
     change = error.difference(weight, result.weight)
@@ -181,16 +172,7 @@ class CalibrationCurve:
     def __init__(
         self, weight: Tensor, held_out: InputStatistics | None, lengths: Sequence[int], **options: Any
     ) -> None:
-        """
-        Args:
-            weight: W, (out, in).
-            held_out: statistics of inputs that are not fed here.
-            lengths: in tokens, at least one, each at least 1.
-            options: for `prune_layer`.
-
-        Raises:
-            RoseError: no or bad lengths.
-        """
+        """`held_out`: statistics of inputs that are not fed here; `lengths` in tokens; `options` of `prune_layer`."""
         self._lengths = sorted(set(lengths))
         if not self._lengths or self._lengths[0] < 1:
             raise RoseError("Give at least one calibration length of at least 1 token.")
@@ -280,12 +262,7 @@ def _weights(count: int) -> str:
 
 
 def realised_sparsity(result: LayerResult, sparsity: float | str | Pattern) -> RealisedSparsity:
-    """Counts what a result removed, in the units in which its method promises.
-
-    Args:
-        result: of `prune_layer`.
-        sparsity: as it was asked for.
-    """
+    """Counts what a result removed, in the units in which its method promises; `sparsity` as it was asked for."""
     pattern = parse_sparsity(sparsity)
     mask = result.mask
     unit, removed, promised, allowed = _promise(result, pattern)
@@ -328,10 +305,7 @@ def _promise(result: LayerResult, pattern: Pattern) -> tuple[str, Tensor, Tensor
 def check_inputs(statistics: InputStatistics, damping: float | None) -> list[Check]:
     """Judges what a calibration gave: finite, live, enough of it, and factorized with the damping asked for.
 
-    Args:
-        statistics: of one layer's input.
-        damping: asked for, relative to the mean of diag(H); None leaves the factorization out, which is most of
-            the work.
+    `damping`: relative to the mean of diag(H); None leaves the factorization out, which is most of the work.
     """
     # |H_ij|² ≤ H_ii H_jj, so one look at the diagonal finds every NaN and infinity of the inputs.
     wrong = int((~torch.isfinite(statistics.diagonal)).sum())

@@ -352,11 +352,7 @@ def check_order_name(order: str) -> None:
 
 
 def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int]) -> Order:
-    """The order on the plan's device.
-
-    Raises:
-        RoseError: not a permutation, other widths than those of all columns, or torn N:M groups.
-    """
+    """The order on the plan's device; raises RoseError unless it is a permutation of all columns, N:M groups whole."""
     columns, device, unit = plan.column_loss.numel(), plan.column_loss.device, plan.pattern.of or 1
     wrong = RoseError(f"A custom order must name each of the {columns} columns exactly once, by whole numbers.")
     if not isinstance(order, Order):

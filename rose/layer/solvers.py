@@ -55,18 +55,9 @@ def watch_solver(
     block_size: int = 128,
     damping: float = 0.01,
 ) -> Iterator[State]:
-    """The states of one solver, in the order in which it goes through them.
+    """The states of one of `SOLVERS`, in the order in which it goes through them.
 
-    Args:
-        name: one of `SOLVERS`.
-        weight: W, (out, in).
-        statistics: of the layer's input.
-        sparsity: a ratio, or N:M.
-        order: in which sweeps visit the columns; ADMM has none.
-        block_size, damping: as for `rose.prune_layer`.
-
-    Raises:
-        RoseError: an unknown solver, stages under N:M, or as `rose.prune_layer`.
+    `order` is that in which sweeps visit the columns; ADMM has none. Raises RoseError for stages under N:M.
     """
     if name not in SOLVERS:
         raise RoseError(f"There is no solver {name!r}. Choose one of {', '.join(SOLVERS)}.")

@@ -113,11 +113,7 @@ class Workers:
         return min((other for other in self.gather(number) if other is not None), default=None)
 
     def my_samples(self, tokens: Tensor, what: str) -> Tensor:
-        """This process's part of (samples, length) tokens.
-
-        Raises:
-            RoseError: fewer samples than processes.
-        """
+        """This process's part of (samples, length) tokens; raises RoseError for fewer samples than processes."""
         if len(tokens) < self.count:
             raise RoseError(f"{len(tokens)} {what} samples cannot be divided over {self.count} processes; take more.")
         return tokens.tensor_split(self.count)[self.place]
@@ -132,13 +128,9 @@ class Workers:
     ) -> None:
         """Adds up what all processes have seen, in place; shared objects once.
 
-        Args:
-            statistics: by name. Those of routed layers that only other processes have seen are added.
-            where: position in the model for messages, if the names do not say.
-            routed: layers that the samples of some processes may not reach.
-
-        Raises:
-            RoseError: the processes have not seen the same layers, or not the same layers together.
+        Those of `routed` layers, which the samples of some processes may not reach, are added. `where` is the position
+        in the model for messages, if the names do not say. Raises RoseError where the processes have not seen the same
+        layers together.
         """
         if self.count == 1:
             return
@@ -166,11 +158,8 @@ class Workers:
                     statistics[name] = groups.setdefault(group, InputStatistics(columns, device))
 
     def sum_gaps(self, gaps: Mapping[str, InputGap | OutputGap], where: str) -> None:
-        """Adds up the gaps of one layer over all processes, in place.
-
-        Raises:
-            RoseError: the processes have measured different ones.
-        """
+        """Adds up the gaps of one layer over all processes, in place; raises RoseError where they have measured
+        different ones."""
         if self.count == 1:
             return
         if not self.all_agree((where, sorted(gaps))):
@@ -205,11 +194,8 @@ class Workers:
         return owners
 
     def exchange(self, owners: Sequence[int], work: Callable[[int], T]) -> list[T]:
-        """`work(number)` for every number, each done by its owner, and the results in all processes.
-
-        Raises:
-            RoseError: what `work` raised, in whichever process.
-        """
+        """`work(number)` for every number, each done by its owner, and the results, or the RoseError, in all
+        processes."""
         if self.count == 1:
             return [work(number) for number in range(len(owners))]
         mine: dict[int, T] = {}

@@ -53,15 +53,9 @@ def uniform_shapes(
     allowed: Callable[[Mapping[str, Shape]], bool],
     wanted: float,
 ) -> Mapping[str, Shape]:
-    """Shapes for every decoder block: of the allowed candidates that save about as much as wanted the one that costs
-    least in sum; without prices, or where pieces are too large for that, the one that comes nearest.
-
-    Args:
-        candidates: the nearest first.
-        surveys: prices; not needed where there is one kind of part.
-        allowed: whether the configuration can say these shapes; of one candidate at least it can.
-        wanted: parameters to save in one decoder block.
-    """
+    """Shapes for every decoder block: of the allowed candidates (the nearest first; one at least is) that save about as
+    much as wanted the one that costs least in sum; without prices, or where pieces are too large for that, the one
+    that comes nearest."""
 
     def cost(chosen: Mapping[str, Shape]) -> float:
         return sum(price(part, one, chosen[part.part.kind]) for one in surveys or () for part in one.parts)
@@ -146,11 +140,7 @@ def shapes_by_ratio(
     parts: Sequence[Part], ratio: float, multiple: int, fewest: Callable[[Part, int], Shape] | None = None
 ) -> list[Shape]:
     """The shapes of one decoder block that loses a share of its parts' parameters: heads as near as they can, channels
-    by what is then left to save.
-
-    Args:
-        fewest: what is left of channels that should lose more than may; None stands for `fewest_channels`.
-    """
+    by what is then left to save; of those that should lose more than may, `fewest` says what is left."""
     left = ratio * sum(part.parameters(part.shape) for part in parts)
     whole = sum(part.parameters(part.shape) for part in parts if part.kind == CHANNELS)
     chosen: dict[str, Shape] = {}
@@ -182,11 +172,7 @@ def fewest_channels(part: Part, multiple: int) -> Shape:
 
 def cost_shapes(surveys: Sequence[BlockSurvey], wanted: float, multiple: int) -> Shapes:
     """Shapes that save `wanted` parameters where each costs least: along the lower convex hulls of cost against
-    parameters saved, the flattest pieces of all parts first.
-
-    Raises:
-        RoseError: even the smallest shapes save less.
-    """
+    parameters saved, the flattest pieces of all parts first."""
     hulls = {}
     for one in surveys:
         for number, found in enumerate(one.parts):

@@ -31,13 +31,8 @@ Sizes = dict[str, torch.Size]
 def reshaped_config(
     model: Any, shapes: Mapping[str, Shape], biased: Sequence[str] = (), blocks: Sequence[int] | None = None
 ) -> Any:
-    """The model's configuration with other numbers of heads and channels, biases, and decoder blocks.
-
-    Args:
-        shapes: by kind of part, the same in every decoder block.
-        biased: kinds of parts whose output projections now have a bias.
-        blocks: the decoder blocks that stay.
-    """
+    """The model's configuration with other numbers of heads and channels (`shapes` by kind of part), with biases in the
+    output projections of kinds `biased`, and with `blocks` alone of its decoder blocks."""
     config = copy.deepcopy(model.config)
     text: Any = config.get_text_config()
     if HEADS in shapes:
@@ -150,11 +145,7 @@ def can_bias(model: nn.Module, parts: Sequence[Sequence[Part]], kind: str, anywh
 
 
 def kinds_of(model: nn.Module) -> tuple[str, ...]:
-    """The kinds of parts that can be taken out of every decoder block of this model, such as ("heads", "channels").
-
-    Raises:
-        RoseError: a mixture of experts, or a family without prunable layers.
-    """
+    """The kinds of parts that can be taken out of every decoder block of this model, such as ("heads", "channels")."""
     cuttable_layers(model)
     kinds = []
     for kind in PARTS:
@@ -209,13 +200,11 @@ def _smaller(shape: Shape) -> list[Shape]:
 
 
 def droppable_blocks(model: nn.Module) -> list[int]:
-    """The decoder blocks that the configuration can do without.
+    """The decoder blocks that the configuration can do without; raises RoseError where it can say no other number of
+    them.
 
     A family may make the first blocks dense and the others mixtures of experts, or scale each by its place: then the
     configuration says what a block is by where it is, and taking one away must not make another one of those behind it.
-
-    Raises:
-        RoseError: it cannot say another number of decoder blocks.
     """
     own = _blocks_said(described(model.config))
     if len(own) != len(decoder_blocks(model)[1]):

@@ -59,11 +59,7 @@ class StructuredMethod:
 
 
 def structured_method(name: str) -> StructuredMethod:
-    """The method of this name.
-
-    Raises:
-        RoseError: there is none.
-    """
+    """The method of this name; raises RoseError where there is none."""
     if name not in STRUCTURED:
         raise RoseError(f"There is no structured method {name!r}; choose one of {', '.join(STRUCTURED)}.")
     return STRUCTURED[name]

@@ -122,11 +122,8 @@ def check_kinds(kinds: Sequence[str]) -> None:
 
 
 def find_parts(model: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[Part]]:
-    """The parts of every decoder block, attention first; [block][part].
-
-    Raises:
-        RoseError: an unknown kind, or a decoder block without such parts, or with more or fewer than the others.
-    """
+    """The parts of every decoder block, attention first, [block][part]; raises RoseError for a block without such
+    parts."""
     check_kinds(kinds)
     wanted = [kind for kind in PARTS if kind in kinds]
     found = []
@@ -146,11 +143,7 @@ def find_parts(model: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[Part
 
 
 def cuttable_layers(model: nn.Module) -> list[PrunableLayer]:
-    """The layers that could be cut.
-
-    Raises:
-        RoseError: a mixture of experts, or a family without prunable layers.
-    """
+    """The layers that could be cut; raises RoseError for a mixture of experts."""
     layers = prunable_layers(model)
     if any(layer.is_expert for layer in layers):
         raise RoseError(

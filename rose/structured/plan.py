@@ -39,11 +39,7 @@ from rose.structured.survey import BlockSurvey, survey
 
 @dataclass(frozen=True)
 class SlimSettings:
-    """What goes and how, as for `prune_structured`; refused before anything is loaded or computed.
-
-    Raises:
-        RoseError: says what to change.
-    """
+    """What goes and how, as for `prune_structured`; refused before anything is loaded or computed."""
 
     method: str = "obs"
     ratio: float = 0.2
@@ -110,12 +106,9 @@ def plan_slimming(
 ) -> SlimPlan:
     """Which shapes the decoder blocks will have; the model is not changed.
 
-    Args:
-        surveys: prices that are known already; else the dense model is priced, where the allocation asks for it.
-        remember: the shapes as text that an earlier run has kept, else what it is given to compute.
-
-    Raises:
-        RoseError: impossible shapes, or shapes that the configuration cannot express.
+    Prices are those of the dense model, where the allocation asks for them; `remember` gives the shapes as text that an
+    earlier run has kept, else what it is given to compute. Raises RoseError for shapes that are impossible or cannot be
+    expressed.
     """
     allocation, multiple = settings.allocation, settings.multiple
     kinds = check_parts(model, settings.parts)
@@ -162,11 +155,7 @@ def _uniform_candidates(
     multiple: int,
     allowed: Callable[[Mapping[str, Shape]], bool],
 ) -> list[Candidate]:
-    """See `uniform_candidates`; one at least is allowed.
-
-    Raises:
-        RoseError: none is, or the decoder blocks are not alike.
-    """
+    """See `uniform_candidates`; one at least is allowed, or RoseError says why none is."""
     every = parts_of_any(model)
     if len({(part.kind, part.shape) for part in every}) > len({part.kind for part in every}):
         raise RoseError(
@@ -188,11 +177,8 @@ def _uniform_candidates(
 
 
 def check_parts(model: nn.Module, parts: Sequence[str] | None) -> tuple[str, ...]:
-    """The kinds of parts to reduce, in their order.
-
-    Raises:
-        RoseError: a kind that this model does not offer, or none at all; decoder blocks that share weights.
-    """
+    """The kinds of parts to reduce, in their order; raises RoseError for one that this model does not offer, or none at
+    all."""
     offered = kinds_of(model) if parts is None else parts
     if parts is None and not offered:
         raise RoseError(

@@ -58,11 +58,7 @@ class Problem:
 
     @cached_property
     def damped(self) -> Tensor:
-        """A with damping, and 1 on the diagonal of columns that are always zero; (in, in).
-
-        Raises:
-            RoseError: it stays indefinite however much is added.
-        """
+        """A with damping, and 1 on the diagonal of columns that are always zero; (in, in)."""
         return damp(self.moment, self.damping).matrix
 
     @cached_property
@@ -196,12 +192,10 @@ def _greedy_columns(problem: Problem, remove: int) -> tuple[Tensor, Tensor]:
 
 
 def swaps(cost: Callable[[Tensor], float], kept: Tensor, pools: Sequence[Tensor]) -> Tensor:
-    """Exchanges units that went for units that stayed while that lowers a cost, once through those that went.
+    """Exchanges units that went for units that stayed while that lowers a cost, once through those that went; the kept
+    ones.
 
     Each that went tries the place of every unit kept in its pool and takes the best (SlimLLM, section 3.2).
-
-    Returns:
-        The kept units, (units,) bool.
     """
     best = cost(kept)
     for pool in pools:
@@ -230,15 +224,8 @@ RECOVERIES = {
 
 
 def recover(problem: Problem, kept: Tensor, how: str) -> tuple[Tensor, Tensor | None]:
-    """Weights for the kept units, zero in the columns that go, and what the bias gains.
-
-    Args:
-        kept: (units,) bool.
-        how: one of `RECOVERIES`.
-
-    Returns:
-        Ŵ, (out, in) float32, and b, (out,), None where the projection may have no bias or needs none.
-    """
+    """Ŵ, (out, in) float32, for the kept units, (units,) bool, zero in the columns that go; and what the bias gains,
+    (out,), None where the projection may have none or needs none. `how`: one of `RECOVERIES`."""
     stay = problem.mask(kept)
     if bool(stay.all()):
         return problem.weight, None

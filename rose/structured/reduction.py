@@ -111,11 +111,8 @@ def layers_read(method: StructuredMethod, parts: Iterable[Part]) -> list[Prunabl
 def sources_of(
     part: Part, method: StructuredMethod, size: Callable[[str], Tensor]
 ) -> tuple[tuple[Tensor, Tensor], ...]:
-    """What makes a part's channels, for methods that look there: rows of weights, (units, in), and input sizes, (in,).
-
-    Args:
-        size: the root mean square of every input of the layer of this name.
-    """
+    """What makes a part's channels, for methods that look there: rows of weights, (units, in), and input sizes, (in,):
+    the root mean square of every input of the layer, by its name."""
     if not method.looks_at_inputs or part.kind == HEADS:
         return ()
     return tuple(
@@ -148,17 +145,10 @@ def solve_part(
     held_out: InputStatistics | None = None,
     targets: Sequence[tuple[Gap, InputStatistics]] = (),
 ) -> Solution:
-    """Chooses the units of a part and compensates for the others; nothing is changed yet.
+    """Chooses the units of a part, to reduce it to a shape, and compensates for the others; nothing is changed yet.
 
-    Args:
-        part, shape: what to reduce, and to what.
-        problem: of its output projection, see `make_problem`.
-        held_out: further inputs, to measure errors on.
-        targets: the gap to the dense model's output with the inputs that it is of, of calibration and of held-out
-            tokens, as far as there are any.
-
-    Raises:
-        RoseError: statistics that cannot be inverted, or a pruned output projection that would be filled.
+    `targets`: the gap to the dense model's output with the inputs that it is of, of calibration and of held-out tokens,
+    as far as there are any.
     """
     began = time.perf_counter()
     layer = part.output

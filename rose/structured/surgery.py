@@ -137,11 +137,7 @@ def apply_config(model: Any, config: Any) -> None:
 
 
 def drop_blocks(model: Any, keep: Sequence[int]) -> None:
-    """Leaves only these decoder blocks, renumbered, and updates the configuration.
-
-    Raises:
-        RoseError: the configuration cannot express it.
-    """
+    """Leaves only these decoder blocks, renumbered, and updates the configuration, as far as it can say that."""
     if not can_keep_blocks(model, keep):
         raise RoseError(f"The configuration of {type(model).__name__} cannot say that these decoder blocks are left.")
     config = reshaped_config(model, {}, blocks=keep)
@@ -173,11 +169,8 @@ def record_of(model: nn.Module) -> dict[str, Any]:
 
 
 def apply_record(model: Any, record: Mapping[str, Any]) -> None:
-    """Gives a model of its family's usual shapes those of a record; which values the weights have does not matter.
-
-    Raises:
-        RoseError: a record that does not fit the model.
-    """
+    """Gives a model of its family's usual shapes those of a record, whatever its weights are; raises RoseError where
+    the record does not fit."""
     try:
         kinds = list(record["blocks"][0])
         found = find_parts(model, kinds)
@@ -196,11 +189,7 @@ def apply_record(model: Any, record: Mapping[str, Any]) -> None:
 
 
 def read_recorded(config: Any, folder: Path | None, dtype: torch.dtype) -> Any:
-    """The model of a configuration with a record; its weights from the safetensors files of a folder, where given.
-
-    Raises:
-        RoseError: a record that cannot be read, or weights that do not fit it.
-    """
+    """The model of a configuration with a record; its weights from the safetensors files of a folder, where given."""
     family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     # transformers reads the weights, as it knows how each family names them in files; it only builds the model by us.
     recorded = with_shapes(family, lambda model: apply_record(model, getattr(config, RECORD)))

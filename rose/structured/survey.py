@@ -98,12 +98,8 @@ def survey(
 ) -> Iterator[BlockSurvey]:
     """Prices the parts of every decoder block on the dense model's inputs; the model is not changed.
 
-    Args:
-        parts: as from `find_parts`; empty lists for similarity alone.
-        biases: kinds of parts whose output projections may have a bias.
-
-    Raises:
-        RoseError: as `rose.model.walk.walk.visit_blocks`.
+    `parts` as from `find_parts`, empty lists for similarity alone; `biases` are the kinds of parts whose output
+    projections may have one.
     """
     names = [part.output.name for of_block in parts for part in of_block]
     network = Network(model)

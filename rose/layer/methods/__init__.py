@@ -237,11 +237,7 @@ def register(
 
 
 def get_method(name: str) -> Method:
-    """Looks a method up.
-
-    Raises:
-        RoseError: unknown name.
-    """
+    """The method of this name; raises RoseError where there is none."""
     if name not in METHODS:
         raise RoseError(f"There is no method named {name!r}; choose one of {', '.join(METHODS)}.")
     return METHODS[name]
@@ -259,16 +255,7 @@ def make_settings(
     trace: bool | Literal["errors"] = False,
     options: Mapping[str, Value] | None = None,
 ) -> Settings:
-    """Settings of a method, complete, and checked as far as that can be done without a layer.
-
-    Args:
-        method: a name in the registry.
-        sparsity: a ratio, or N:M such as "2:4".
-        block_size, damping, threshold, order, budget, trace, options: see `Settings`.
-
-    Raises:
-        RoseError: bad input, in one sentence.
-    """
+    """Settings of a method, complete, and checked as far as that can be done without a layer: see `Settings`."""
     chosen = get_method(method)
     pattern = parse_sparsity(sparsity)
     pattern.check(pattern.of, block_size)  # its own groups always fit; the block size may not
@@ -320,12 +307,7 @@ def prune_layer(
 
 
 def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Settings) -> LayerResult:
-    """As `prune_layer`, by settings that `make_settings` has made.
-
-    Raises:
-        RoseError: a weight or H that is broken, or does not fit the other or the pattern; pruned weights that the
-            weight's dtype cannot hold.
-    """
+    """As `prune_layer`, by settings that `make_settings` has made."""
     if not weight.is_floating_point() or weight.itemsize < 2:  # with eight bits hardly anything can be computed
         raise RoseError(f"W must be real floating-point numbers, not {weight.dtype}; dequantize it first.")
     if weight.ndim != 2 or weight.numel() == 0:

@@ -32,11 +32,8 @@ TOLERANCE = 0.1  # of |e|, in units of the layer's output
 def dsnot(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Start mask per row, then `refine_mask`.
 
-    The published runs refine attention layers only and leave MLP layers at the start mask; this refines any layer
-    it is given.
-
-    Raises:
-        RoseError: statistics made from a Hessian alone, which do not know the mean of the inputs.
+    The published runs refine attention layers only and leave MLP layers at the start mask; this refines any layer it is
+    given.
     """
     if statistics.mean.isnan().any():
         raise RoseError("DSnoT needs the mean of the inputs, which a Hessian does not hold; give InputStatistics.")

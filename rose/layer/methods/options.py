@@ -52,14 +52,8 @@ class Option:
 
 
 def complete_options(label: str, known: Mapping[str, Option], given: Mapping[str, Value] | None) -> dict[str, Value]:
-    """Every known option with its given or default value.
-
-    Args:
-        label: the method's, for messages.
-
-    Raises:
-        RoseError: an option the method does not have, or a value it cannot take.
-    """
+    """Every known option of a method with its given or default value; raises RoseError for one that it does not
+    have."""
     given = given or {}
     unknown = [name for name in given if name not in known]
     if unknown:

@@ -41,16 +41,11 @@ def rose_dealt(weight: Tensor, statistics: InputStatistics, settings: Settings) 
 
 
 def refit(weight: Tensor, statistics: InputStatistics, result: LayerResult, *, measures: bool = True) -> LayerResult:
-    """Solves for the kept weights of a result; works after any method that only removes weights.
+    """Solves for the kept weights of a result; works after any method that only removes weights. `weight` is the dense
+    W.
 
     Column and block errors are those of the new weights, under U for the order of the result. A trace is that of the
     sweep and ends before the refit.
-
-    Args:
-        weight: W before pruning, (out, in).
-        statistics: those that the result was made with.
-        result: not changed.
-        measures: see `Settings`.
     """
     if not result.mask.any():
         return result  # nothing to compensate; dead columns stay as they are too

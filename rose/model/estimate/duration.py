@@ -68,16 +68,14 @@ def estimate_cost(
     compute: str = "float32",
     target: str = "layer",
 ) -> Cost:
-    """Estimates a calibration with `sweeps` prunings of every chosen layer.
+    """Estimates a calibration with `sweeps` prunings of every chosen layer; only shapes are read, so a skeleton will
+    do.
 
     Args:
-        model: the model or its skeleton; only shapes are read.
         samples, length: calibration tokens, held-out ones included.
-        layers: names, `*` allowed; None means all.
-        sweeps: prunings per layer (methods, orders).
         passes: forward passes per decoder block: 1 to analyze, 2 to prune.
         keep_statistics: all layers' statistics stay in memory, as the app keeps them.
-        compute, target: as for `rose.prune_model`.
+        layers, compute, target: as for `rose.prune_model`.
     """
     network = Network(model)
     chosen = network.select(layers)
@@ -112,8 +110,6 @@ def gap_work(layers: Sequence[PrunableLayer], tokens: int, share: float = 1.0, p
     writes into the residual stream DWᵀ, GᵀX and the same inverse.
 
     Args:
-        layers: those to prune.
-        tokens: of calibration, held-out ones included.
         share: of its experts that a token visits.
         products: time of a product in the format of gaps over one in float32.
     """
@@ -133,13 +129,7 @@ def gap_work(layers: Sequence[PrunableLayer], tokens: int, share: float = 1.0, p
 
 
 def estimate_evaluation(model: nn.Module, *, tokens: int, new_tokens: int = 0) -> float:
-    """Seconds that perplexity on so many tokens takes, and writing so many new ones after a prompt.
-
-    Args:
-        model: the model or its skeleton.
-        tokens: windows · length.
-        new_tokens: written one at a time.
-    """
+    """Seconds that perplexity on so many tokens takes, and writing so many new ones, one at a time, after a prompt."""
     weights = sum(p.numel() for p in model.parameters())
     work = 2 * weights * (tokens / FORWARD_EFFICIENCY + new_tokens / TOKEN_EFFICIENCY)
     return work / matmul_rate()
@@ -164,14 +154,8 @@ def estimate_damage(
     units: str = "layers",
     sweeps: float = 1,
 ) -> Cost:
-    """Estimates `rose.damage`: a calibration, and for every unit a pass from its decoder block on.
-
-    Args:
-        model: the model or its skeleton.
-        samples, length: calibration tokens.
-        windows, window_length: those that loss is measured on.
-        layers, units, sweeps: as for `rose.damage` and `estimate_cost`; no sweep where units are restored.
-    """
+    """Estimates `rose.damage`: a calibration, and for every unit a pass from its decoder block on; no sweep where units
+    are restored."""
     network, held_out = Network(model), windows * window_length
     tokens = samples * length + held_out
     calibration = estimate_cost(model, samples=1, length=tokens, layers=layers, sweeps=sweeps)

@@ -82,21 +82,15 @@ def estimate_memory(
     held_out: bool = False,
     method: str = "sparsegpt",
 ) -> Memory:
-    """What `prune_model` takes for a streamed model, besides the interpreter and its libraries.
+    """What `prune_model` takes for a streamed model, besides the interpreter and its libraries; a skeleton will do.
 
     Args:
-        model: streamed, or a skeleton; only shapes are read.
         samples, length: calibration tokens, held-out ones included.
-        layers: names of those at work, `*` allowed; None means all.
         dtype: of the weights and hidden states.
         on_disk: hidden states are kept on disk, as with a checkpoint.
-        sequential: each layer is calibrated on the pruned ones before it in its decoder block.
-        dense_targets: layers are pruned towards the dense model, which is always sequential.
+        sequential: each layer is calibrated on the pruned ones before it in its decoder block, as with dense targets
+            always.
         held_out: some of the samples are held out, and have statistics of their own.
-        method: a name in the registry.
-
-    Raises:
-        RoseError: an unknown method.
     """
     stages = (FACTORIZING, SWEEPING, *get_method(method).matrices)
     network = Network(model)

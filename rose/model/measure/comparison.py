@@ -36,13 +36,7 @@ SAMPLE_SECONDS = 0.1  # how often memory is looked at
 
 @dataclass(frozen=True)
 class Variant:
-    """A method, perhaps with order, budget or target overridden: "rose", "sparsegpt@random:1/layer", "alps:layer".
-
-    Attributes:
-        name: as typed.
-        method: in the registry.
-        order, budget, target: overrides, or None.
-    """
+    """A method as typed, perhaps with order, budget or target overridden: "sparsegpt@random:1/layer", "alps:layer"."""
 
     name: str
     method: str
@@ -52,11 +46,8 @@ class Variant:
 
 
 def parse_variant(text: str) -> Variant:
-    """Reads METHOD[@ORDER[/BUDGET]][:TARGET].
-
-    Raises:
-        RoseError: an unknown method, order, budget or target, or a method that has none.
-    """
+    """Reads METHOD[@ORDER[/BUDGET]][:TARGET]; raises RoseError for an unknown one, or an order for a method that has
+    none."""
     before, _, target = text.strip().rpartition(":")
     if target not in TARGETS:  # an order may hold a colon of its own, as "random:1" does
         before, target = text.strip(), ""
@@ -77,13 +68,7 @@ def plan_comparison(
 ) -> tuple[list[Variant], list[RunSettings]]:
     """The methods of a comparison, each once, and the settings of its runs: for every sparsity, those of each method.
 
-    Args:
-        methods: as for `parse_variant`.
-        sparsities: ratios or N:M.
-        options: as for `rose.prune_model`, the same for all; what a variant overrides is its own.
-
-    Raises:
-        RoseError: none at all, or a combination that no run could do.
+    `methods`: as for `parse_variant`. Raises RoseError for none at all, or a combination that no run could do.
     """
     if not methods or not sparsities:
         raise RoseError("Name at least one method and one sparsity to compare.")
@@ -152,18 +137,13 @@ def compare_methods(
     The model's weights are put back after every run, also after one that is stopped.
 
     Args:
-        model: a transformers causal language model.
         calibration: seed -> (calibration tokens, held-out tokens or None), each (samples, length).
         windows: (windows, length), for perplexity.
         methods: as for `parse_variant`.
-        sparsities, seeds: ratios or N:M; seeds of the calibration draw.
         done: rows of an earlier, interrupted comparison, which are not run again.
         progress: run's name -> callback for `prune_model`.
         part: (k, n) makes only every n-th run, from the k-th on: n processes that share a folder make them all.
-        layers, options: as for `rose.prune_model`, the same for all.
-
-    Raises:
-        RoseError: bad input, before any run.
+        options: as for `rose.prune_model`, the same for all.
     """
     variants, settings = plan_comparison(methods, sparsities, **options)
     network = Network(model)
@@ -227,16 +207,10 @@ def _peak_memory() -> Iterator[Callable[[], int]]:
 
 
 def over_seeds(table: pd.DataFrame, numbers: Sequence[str]) -> pd.DataFrame:
-    """One row per method and sparsity, in the order first seen: seeds, the mean of each number, and its spread.
+    """One row per method and sparsity, in the order first seen: seeds, the mean of each number, and its NUMBER_spread.
 
     The spread is half the range over seeds, and not the standard deviation: of three values it says plainly how far
     they lie apart.
-
-    Args:
-        table: columns method, sparsity, seed and the numbers.
-
-    Returns:
-        Columns method, sparsity, seeds, the numbers, and NUMBER_spread for each of them.
     """
     groups = table.groupby(["method", "sparsity"], sort=False)
     spreads = (groups[[*numbers]].max() - groups[[*numbers]].min()) / 2

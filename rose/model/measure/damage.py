@@ -139,11 +139,8 @@ def describe_damage(
 
 
 def dense_weights(dense: nn.Module, pruned: nn.Module) -> dict[str, Tensor]:
-    """What `damage` is to restore in a pruned model, by layer.
-
-    Raises:
-        RoseError: it was pruned from another model, or has lost decoder blocks since, so that names do not correspond.
-    """
+    """What `damage` is to restore in a pruned model, by layer; raises RoseError where it was pruned from another model,
+    or has lost decoder blocks since."""
     check_same_model(pruned, embedding_norms(dense), "The model to restore was not pruned from the dense one")
     whole, left = Network(dense), Network(pruned)
     before, after = len(whole.blocks), len(left.blocks)

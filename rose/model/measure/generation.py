@@ -23,19 +23,11 @@ def continue_prompt(
     new_tokens: int = 40,
     tick: Callable[[], Any] = lambda: None,
 ) -> str:
-    """The most likely next tokens, one after another (greedy); the same for the same model and prompt.
+    """The most likely next tokens, one after another (greedy), without the prompt; the same for the same model and
+    prompt.
 
-    Args:
-        model: a transformers causal language model, where it is now; not changed.
-        prompt: not empty.
-        new_tokens: at most so many; an end-of-text token ends it earlier.
-        tick: called after every token; may raise to stop.
-
-    Returns:
-        The continuation without the prompt.
-
-    Raises:
-        RoseError: an empty prompt, or one that with its continuation is longer than the model allows.
+    `tick` is called after every token and may raise to stop. Raises RoseError for an empty prompt, or one that with its
+    continuation is longer than the model allows.
     """
     if not prompt.strip() or new_tokens < 1:
         raise RoseError("Give a prompt of at least one word, and ask for at least one new token.")

@@ -29,11 +29,10 @@ def check_layers(
     Args:
         records: as from `records_table`, any number of methods per layer, none with factors; the worst of them counts.
         blocks: what calibration found, as from `visit_blocks`.
-        sparsity, block_size, damping: as asked for.
 
     Returns:
         Columns layer, status ("pass", "look" or "fail", the worst of the row), one per entry of `CHECKS` with its
-        status or "not measured", and found: what did not pass, in words.
+            status or "not measured", and found: what did not pass, in words.
     """
     pattern = parse_sparsity(sparsity)
     by_layer = dict(iter(records.groupby("layer", sort=False)))

@@ -54,16 +54,10 @@ def window_losses(
     compute: str = "float32",
     progress: Callable[[float], Any] | None = None,
 ) -> Tensor:
-    """Mean negative log-likelihood a token of each window, (windows,) float64, in nats.
+    """Mean negative log-likelihood a token of each window, (windows,) float64, in nats; arguments as for `perplexity`.
 
     Two models are compared window by window: what makes a text hard is the same for both, so their difference varies
     far less than either of them.
-
-    Args:
-        model, tokens, compute, progress: as for `perplexity`.
-
-    Raises:
-        RoseError: as for `perplexity`.
     """
     network = Network(model)
     network.check_in_memory()

@@ -52,15 +52,8 @@ class Reading:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, limit: int | None = None) -> EncodedText:
-    """The text as tokens, beginning as the windows of `rose.load_tokens` do.
-
-    Args:
-        limit: of tokens.
-
-    Raises:
-        RoseError: nothing to predict, more tokens than the limit, or a tokenizer that does not say which characters a
-            token stands for.
-    """
+    """The text as tokens, `limit` at most, beginning as the windows of `rose.load_tokens` do; raises RoseError for too
+    few or many, or a tokenizer that does not say which characters a token stands for."""
     first = first_token(tokenizer)
     if not tokenizer.is_fast:
         raise RoseError(
@@ -83,16 +76,8 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, limit: int | N
 
 @torch.no_grad()
 def read_text(model: nn.Module, tokens: Tensor, *, tick: Callable[[], Any] = lambda: None) -> Reading:
-    """Reads a text and notes the loss of every token and the likeliest next ones.
-
-    Args:
-        model: a transformers causal language model; moved to the device and back.
-        tokens: (1, length) int64, as of `encode_text`.
-        tick: called now and then; may raise to stop.
-
-    Raises:
-        RoseError: tokens that do not fit the model, or fewer than two; a streamed model.
-    """
+    """Reads a text, (1, length) int64 tokens, and notes the loss of every token and the likeliest next ones; `tick` is
+    called now and then and may raise to stop."""
     network = Network(model)
     network.check_in_memory()
     network.check_tokens(tokens)

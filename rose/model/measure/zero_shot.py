@@ -52,15 +52,12 @@ def zero_shot(
     bos: str = "auto",
     progress: Callable[[float], Any] = lambda _share: None,
 ) -> pd.DataFrame:
-    """Accuracy on multiple-choice tasks, without examples in the prompt.
+    """Accuracy on multiple-choice tasks of the harness, without examples in the prompt.
 
     A choice is the answer with the largest log-likelihood: as it is in `accuracy`, divided by its length in
     `accuracy_norm` where the task defines that. Data sets come from the Hub, or from files that a local task names.
 
     Args:
-        model: a transformers causal language model; moved to the device and back.
-        tokenizer: its own.
-        tasks: names in the harness.
         task_folder: a folder of further tasks as YAML files; then only these are known.
         limit: at most so many questions of each task, the first ones.
         bos: whether every question begins with a beginning-of-sequence token, see `rose.model.load.tokens.first_token`.
@@ -68,11 +65,11 @@ def zero_shot(
 
     Returns:
         A row per task: task, questions, accuracy, accuracy_error (standard error), accuracy_norm. NaN where the task
-        has no such number.
+            has no such number.
 
     Raises:
-        RoseError: lm-eval is not installed, a `bos` that the tokenizer cannot do, an unknown task, or a data set
-            out of reach.
+        RoseError: lm-eval is not installed, a `bos` that the tokenizer cannot do, an unknown task, or a data set out of
+            reach.
     """
     check_installed()
     first = first_token(tokenizer, bos)
@@ -85,11 +82,8 @@ def zero_shot(
 
 
 def task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
-    """The harness's tasks, or those of a folder.
-
-    Raises:
-        RoseError: no such folder, a group of tasks, or an unknown one.
-    """
+    """The harness's tasks, or those of a folder; raises RoseError for no such folder, a group of tasks, or an unknown
+    one."""
     from lm_eval.tasks import TaskManager
 
     if folder is not None and not Path(folder).is_dir():

@@ -130,12 +130,8 @@ def experts_apart(block: nn.Module) -> Iterator[None]:
 
 
 def _run(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """The sum of the experts' outputs for each token, weighted by the router; (tokens, hidden).
-
-    Args:
-        hidden_states: (tokens, hidden).
-        top_k_index, top_k_weights: (tokens, experts of a token).
-    """
+    """The sum of the experts' outputs for each token, weighted by the router, (tokens, hidden); `top_k_index` and
+    `top_k_weights` are (tokens, experts of a token)."""
     output = torch.zeros_like(hidden_states)
     layers = expert_layers(experts)
     count = len(layers) // len(experts.down_proj)

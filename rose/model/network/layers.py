@@ -96,11 +96,8 @@ def low_rank_tensors(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Tens
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The decoder blocks and their dotted name: the outermost module list that holds most linear weights.
-
-    Raises:
-        RoseError: there is none.
-    """
+    """The decoder blocks and their dotted name: the outermost module list that holds most linear weights; raises
+    RoseError where there is none."""
     best, best_size, outer = None, 0, ""
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or (outer and name.startswith(outer)):

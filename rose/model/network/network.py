@@ -79,11 +79,7 @@ class Network:
         return matching(self.layers, layers)
 
     def to_prune(self, layers: Sequence[str] | None, pattern: Pattern, block_size: int) -> list[PrunableLayer]:
-        """The layers of these names, in the order of the model.
-
-        Raises:
-            RoseError: as `select_layers`, `check_not_shared` and `check_widths`.
-        """
+        """As `select`, with layers that cannot be pruned refused: see `check_not_shared` and `check_widths`."""
         selected = matching(self.layers, layers)
         check_not_shared(selected, self.layers)
         check_widths(selected, pattern, block_size)

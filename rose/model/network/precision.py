@@ -81,18 +81,16 @@ class Precision:
 
     @classmethod
     def of(cls, compute: str, stored: torch.dtype, device: torch.device) -> Precision:
-        """What a choice comes to for these weights on this device.
+        """What a choice comes to for these weights on this device; raises RoseError for another word, or bfloat16 for
+        float16.
 
         Several processes must not decide each for itself, as their processors may differ.
 
         Args:
             compute: "bfloat16", "float32", or "auto": bfloat16 on a processor that has instructions for it, else
-                float32. Passes over weights that are not float32 themselves compute with them as they are.
+                float32, and on GPUs, which have a switch of their own. Passes over weights that are not float32
+                themselves compute with them as they are.
             stored: the format of the decoder blocks' weights.
-            device: "auto" leaves float32 to GPUs, which have a switch of their own for it.
-
-        Raises:
-            RoseError: another word, or bfloat16 for float16 weights.
         """
         check_compute(compute)
         if compute == "bfloat16" and stored not in (torch.float32, torch.bfloat16):

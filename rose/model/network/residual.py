@@ -65,10 +65,8 @@ def find_writers(
 ) -> dict[str, Writer]:
     """The layers of a decoder block that write into the residual stream, by projection; empty where none is seen.
 
-    Args:
-        block: the decoder block.
-        layers: all of its linear layers; where one that adds to the stream is missing, those behind it are not found.
-        run: calls the block on `hidden`, (samples, length, hidden).
+    Of its linear `layers` none may be missing, or those behind it are not found; `run` calls the block on `hidden`,
+    (samples, length, hidden).
     """
     trace = _Trace(hidden)
     names = {layer.projection for layer in layers}

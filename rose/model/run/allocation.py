@@ -66,11 +66,8 @@ class Allocation(NamedTuple):
 
 
 def parse_allocation(text: str) -> Allocation:
-    """Reads "uniform", "owl", "sensitivity", "sensitivity:ALPHA" such as "sensitivity:0.05", or "damage:FOLDER".
-
-    Raises:
-        RoseError: an unknown rule, an α that is not a number from 0 to 1, or no folder of damages.
-    """
+    """Reads "uniform", "owl", "sensitivity", "sensitivity:ALPHA" such as "sensitivity:0.05", or "damage:FOLDER"; raises
+    RoseError for anything else."""
     rule, colon, number = text.partition(":")
     if rule == BY_DAMAGE:
         if not number.strip():
@@ -105,16 +102,13 @@ def allocate(
 
     Args:
         network: of the dense model, which is not changed.
-        tokens: calibration tokens, (samples, length).
         layers: those that will be pruned; OWL's outliers and the total are over these.
-        pattern: of the whole.
-        allocation: see `parse_allocation`.
         dense_blocks: gives statistics of the dense model by decoder block; only OWL asks for them.
         tick: called with the share done, 0 to 1; may raise to stop.
 
     Raises:
-        RoseError: damages of another model, or a layer whose damage has not been measured, or by which the loss has
-            no finite curvature.
+        RoseError: damages of another model, or a layer whose damage is not known, or by which the loss has no finite
+            curvature.
     """
     if allocation.rule == "uniform":
         return {layer.name: pattern for layer in layers}
@@ -166,19 +160,12 @@ def hessian_traces(
 ) -> list[float]:
     """Hutchinson's estimate of the trace of the loss Hessian with respect to each layer's weights.
 
-    For random signs v, the mean of vᵀ(∇²loss)v is the trace; ∇²loss·v is a second backward pass. All layers share
-    a probe: terms between layers have mean zero. The loss is the mean cross-entropy of next tokens in a window, and
-    the estimate the mean over windows. Arithmetic is in the model's own dtype, so load it in float32.
+    For random signs v, the mean of vᵀ(∇²loss)v is the trace; ∇²loss·v is a second backward pass. All layers share a
+    probe: terms between layers have mean zero. The loss is the mean cross-entropy of next tokens in a window, and the
+    estimate the mean over windows. Arithmetic is in the model's own dtype, so load it in float32.
 
-    Args:
-        network: of a model that is moved to the device and back; weights, gradients and flags are as before afterwards.
-        tokens: (samples, length) int64, as `check_tokens` lets through.
-        layers: whose traces.
-        probes: sign vectors per window.
-        seed: of the signs.
-
-    Raises:
-        RoseError: tokens too short to predict anything; a layer that none reaches.
+    The model is moved to the device and back; weights, gradients and flags are as before afterwards. There are `probes`
+    sign vectors per window. Raises RoseError for tokens too short to predict anything, or a layer that none reaches.
     """
     if tokens.shape[1] < 2:
         raise RoseError("Sensitivity needs samples of at least 2 tokens; give longer ones.")
@@ -248,12 +235,8 @@ def outlier_share(scores: Sequence[Tensor]) -> float:
 
 
 def owl_ratios(shares: Sequence[float], ratio: float) -> list[float]:
-    """Ratios in a band of 2λ around the target, falling with the outlier share (OWL, Yin et al. 2024, section 3.2).
-
-    Args:
-        shares: outlier share that each layer goes by, its decoder block's.
-        ratio: the target.
-    """
+    """Ratios in a band of 2λ around the target, falling with the outlier share of each layer's decoder block (OWL, Yin
+    et al. 2024, section 3.2)."""
     low, high = min(shares), max(shares)
     if high == low:
         return [ratio] * len(shares)
@@ -263,14 +246,8 @@ def owl_ratios(shares: Sequence[float], ratio: float) -> list[float]:
 
 
 def sensitivity_ratios(sensitivities: Sequence[float], ratio: float, spread: float = DENSITY_SPREAD) -> list[float]:
-    """Densities from 1 − ratio − α to 1 − ratio + α, linear in the rank of the sensitivity (Shao et al. 2024,
-    section 3.3). Ties by position; a single layer gets the target.
-
-    Args:
-        sensitivities: of each layer, |mean trace of the loss Hessian| / size; larger = keep more.
-        ratio: the target.
-        spread: α.
-    """
+    """Densities from 1 − ratio − α to 1 − ratio + α, linear in the rank of the sensitivity (Shao et al. 2024, section
+    3.3): |mean trace of the loss Hessian| / size. Ties by position; a single layer gets the target. `spread` is α."""
     last = len(sensitivities) - 1
     if last < 1:
         return [ratio] * len(sensitivities)
@@ -282,11 +259,7 @@ def sensitivity_ratios(sensitivities: Sequence[float], ratio: float, spread: flo
 
 
 def _damage_densities(records: Sequence[DamageRecord], layers: Sequence[PrunableLayer]) -> list[float]:
-    """Damage per weight of each layer, its own or its decoder block's; what chance could have made counts as chance.
-
-    Raises:
-        RoseError: a layer whose damage has not been measured, or not at this size.
-    """
+    """Damage per weight of each layer, its own or its decoder block's; what chance could have made counts as chance."""
     known = {record.unit: record for record in records}
     densities = []
     for layer in layers:
@@ -326,18 +299,10 @@ def damage_ratios(densities: Sequence[float], ratio: float) -> list[float]:
 
 
 def exact_ratios(wanted: Sequence[float], sizes: Sequence[int], ratio: float) -> list[float]:
-    """Shifts ratios by one amount, within 0 to 1, so that round(ratio · total) weights go in all.
+    """Shifts ratios, which may lie outside 0 to 1, by one amount, so that round(ratio · total) weights go in all.
 
-    Each ratio returned is a whole number of weights over the layer's size, so a method that counts over the layer
-    meets the total exactly; one that counts per row or block rounds there, as it does anyway.
-
-    Args:
-        wanted: a ratio for each layer, which may lie outside 0 to 1.
-        sizes: number of weights of each layer.
-        ratio: of all weights together.
-
-    Raises:
-        RoseError: a ratio outside 0 to 1.
+    Each ratio returned is a whole number of weights over the layer's size, so a method that counts over the layer meets
+    the total exactly; one that counts per row or block rounds there, as it does anyway.
     """
     if not 0 <= ratio <= 1:
         raise RoseError(f"The ratio must be a number from 0 to 1, not {ratio!r}.")

@@ -54,11 +54,7 @@ class DamageRecord:
 
 
 def read_damages(path: str | Path) -> list[DamageRecord]:
-    """Reads a rows.csv that `python -m rose damage` has written, complete or not.
-
-    Raises:
-        RoseError: not such a file.
-    """
+    """Reads a rows.csv that `python -m rose damage` has written, complete or not; raises RoseError for another file."""
     return read_records(path, DamageRecord, "damages")
 
 

@@ -45,10 +45,7 @@ def prune_in(
 ) -> tuple[LayerResult, LayerRecord]:
     """Prunes one layer of a decoder block, without changing it: towards its dense target where its gap is known.
 
-    `target_damping`: μ of the correction, by the number of tokens.
-
-    Raises:
-        RoseError: it received no input, or cannot be pruned; the layer is named.
+    `target_damping`: μ of the correction, by the number of tokens. Raises RoseError, naming the layer.
     """
     began, weight = time.perf_counter(), layer.weight
     known, held_out = statistics_of(layer, block.calibration), block.held_out.get(layer.name)
@@ -93,11 +90,7 @@ def _errors(
 
 
 def prune_one(layer: PrunableLayer, statistics: Mapping[str, InputStatistics], settings: Settings) -> LayerResult:
-    """Prunes one layer by what was gathered, without changing it.
-
-    Raises:
-        RoseError: it received no input, or cannot be pruned; the layer is named.
-    """
+    """Prunes one layer by what was gathered, without changing it; raises RoseError, naming the layer."""
     known = statistics_of(layer, statistics)
     with named(layer):
         return prune_with(layer.weight, known, replace(settings, damping=_damping(settings, layer, known)))

@@ -63,14 +63,8 @@ def run_settings(
     compute: str = DEFAULT,
     **layer: Unpack[SettingsOptions],
 ) -> RunSettings:
-    """Settings of a run, complete, and checked as far as that can be done without a model.
-
-    Args:
-        all: as for `rose.prune_model`.
-
-    Raises:
-        RoseError: bad input, in one sentence.
-    """
+    """Settings of a run, complete, and checked as far as that can be done without a model; as for
+    `rose.prune_model`."""
     settings = make_settings(**layer)
     rule = parse_allocation(allocation)
     rule.check(settings.pattern)

@@ -64,11 +64,8 @@ class Collector:
         return seen
 
     def end_batch(self) -> None:
-        """Counts what was read since the last call.
-
-        Raises:
-            RoseError: a layer's input was overwritten before the decoder block ended.
-        """
+        """Counts what was read since the last call; raises RoseError where an input was overwritten before the block
+        ended."""
         for reading in self.readings:
             if version_of(reading.inputs) != reading.version:
                 raise RoseError(
@@ -106,11 +103,7 @@ class Collector:
 
 
 def statistics_of(layer: PrunableLayer, found: Mapping[str, InputStatistics]) -> InputStatistics:
-    """What calibration knows of this layer's input.
-
-    Raises:
-        RoseError: it received none.
-    """
+    """What calibration knows of this layer's input; raises RoseError where it received none."""
     if layer.name not in found:
         raise no_input(layer.name)
     return found[layer.name]

@@ -45,11 +45,8 @@ class BlockDrift:
 
 
 def token_drift(change: Tensor, dense: Tensor) -> Tensor:
-    """‖Δh‖²/‖h_d‖² of each token, (tokens,); those whose h_d is zero, as padding may have, are left out.
-
-    Args:
-        change, dense: Δh and h_d, (..., hidden) each.
-    """
+    """‖Δh‖²/‖h_d‖² of each token, (tokens,); those whose h_d is zero, as padding may have, are left out. Both arguments
+    are (..., hidden)."""
     length = dense.square().sum(-1)
     return (change.square().sum(-1) / length)[length > 0]
 
@@ -85,13 +82,10 @@ class DenseStreams:
         run: Callable[[Tensor, Arguments], Tensor],
         watch: Watch | None = None,
     ) -> None:
-        """Runs a decoder block with its dense weights, before it is pruned.
+        """Runs a decoder block, by `run` on each batch, with its dense weights, before it is pruned.
 
-        Args:
-            pruned: the pruned model's inputs of this block.
-            arguments: by stream, of each batch.
-            run: the block on one batch.
-            watch: entered around the pass of each batch, with its stream, number and input.
+        `pruned` are the pruned model's inputs of this block, `arguments` by stream of each batch; `watch` is entered
+        around the pass of each batch, with its stream, number and input.
         """
         if not self.names:
             return

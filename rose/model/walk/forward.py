@@ -83,16 +83,13 @@ def record_inputs(
     keep: Callable[[int, Tensor], None] = lambda _batch, _hidden: None,
     tick: Callable[[], None] = lambda: None,
 ) -> list[list[Arguments]]:
-    """Embeds the tokens and records what every decoder block would be called with.
+    """Embeds the tokens and records what every decoder block would be called with: [block][batch] -> arguments besides
+    the hidden states.
 
     Args:
-        tokens: (samples, length) int64, as `Network.check_tokens` lets through.
         outputs: from `check_blocks`.
         keep: takes (batch, hidden states) as they come, the inputs of the first decoder block.
         tick: called after each batch; may raise to stop.
-
-    Returns:
-        [block][batch] -> arguments besides the hidden states.
     """
     recorder = _Recorder(len(network.blocks), keep)
     stand_ins = [recorder.stand_in(index, output) for index, output in enumerate(outputs)]
@@ -107,12 +104,8 @@ def record_inputs(
 def check_blocks(network: Network, tokens: Tensor, layers: Sequence[PrunableLayer] = ()) -> list[Any]:
     """What each block returns in a real forward pass over a few of the tokens, for its stand-in to imitate.
 
-    Args:
-        layers: those that must be called, as no statistics would come of them otherwise.
-
-    Raises:
-        RoseError: the blocks are not a plain chain, depend on each other through their other arguments, or change
-            their input; or a layer that is not called.
+    Raises RoseError where the blocks are not a plain chain, depend on each other through their other arguments, or
+    change their input; or where one of `layers`, of which statistics are wanted, is not called.
     """
     few, calls = tokens[:1, :8], []  # of blocks: index, hidden states, other arguments, output
     versions: list[int] = []
@@ -239,12 +232,8 @@ class Boundaries:
 
     @contextlib.contextmanager
     def resume(self, index: int, watch: Callable[[int, Tensor], None]) -> Iterator[None]:
-        """While this lasts, a forward pass over the same batches begins with decoder block `index`.
-
-        Args:
-            index: the first block that runs; the output of the one before it is among those kept.
-            watch: takes (batch, hidden states) after block `index`.
-        """
+        """While this lasts, a forward pass over the same batches begins with decoder block `index`, from the kept
+        output of the one before it; `watch` takes (batch, hidden states) after it."""
         calls = 0
 
         def stand_in(number: int) -> Callable[..., Any]:

@@ -76,14 +76,10 @@ class DiskActivations:
                 shutil.rmtree(old)
 
     def resume(self, newest: int, batches: Mapping[str, int]) -> int | None:
-        """Goes back to the newest complete inputs of a block up to `newest`, and removes all others.
+        """Goes back to the newest complete inputs of a block up to `newest`, and removes all others; None where there
+        are none.
 
-        Args:
-            newest: last decoder block whose inputs are wanted.
-            batches: how many each stream must have.
-
-        Returns:
-            The block's index; None where there are no such inputs.
+        `batches`: how many each stream must have.
         """
         found = None
         with explained(self.folder):

@@ -35,10 +35,8 @@ from rose.model.walk.walk import BlockStatistics, Walk
 def visit_sequentially(walk: Walk) -> Generator[BlockStatistics, None, None]:
     """Visits layers in the order in which they run; what is visited must be pruned before the next is asked for.
 
-    One after another, except for those that read the same tensors, which come together where targets are dense.
-
-    Raises:
-        RoseError: a layer that no batch reaches, or that batches reach in different orders.
+    One after another, except for those that read the same tensors, which come together where targets are dense. Raises
+    RoseError for a layer that no batch reaches, or that batches reach in different orders.
     """
     for index in range(walk.first, walk.last + 1):
         with walk.enter(index) as block:

@@ -155,11 +155,8 @@ class BlockTargets:
         return found
 
     def gap(self, layer: PrunableLayer, batches: Mapping[BatchKey, Read]) -> InputGap | OutputGap | None:
-        """How far the layer's dense weight is from its target on these inputs; None where that is not known.
-
-        Args:
-            batches: what the layer reads in the pruned model, and which tokens these are where it is of an expert.
-        """
+        """How far the layer's dense weight is from its target on what it reads in the pruned model; None where not
+        known."""
         pairs = self._pairs(layer, batches)
         if pairs is None:
             return None

@@ -229,11 +229,8 @@ class Walk:
 
 
 def check_streams(network: Network, tokens: Tensor, held_out: Tensor | None) -> dict[str, Tensor]:
-    """This process's part of the tokens, by stream.
-
-    Raises:
-        RoseError: tokens that do not fit the model, or fewer samples than processes.
-    """
+    """This process's part of the tokens, by stream; raises RoseError for tokens that do not fit the model or the
+    processes."""
     streams = {"calibration": tokens} | ({} if held_out is None else {"held_out": held_out})
     for samples in streams.values():
         network.check_tokens(samples)
@@ -255,11 +252,8 @@ def start_walk(
 ) -> Walk:
     """Records the inputs of the first decoder block, or resumes from a checkpoint.
 
-    Args:
-        streams: as from `check_streams`.
-        layers: those whose inputs are wanted.
-        kept, dense, precision, remedy: see `Walk`.
-        needs_all: refuses layers that the model does not call, before any work.
+    `streams` are those of `check_streams`, the options as for `Walk`; `needs_all` refuses layers that the model does
+    not call, before any work.
     """
     kept, dense = kept or Storage(), dense or DenseStreams(MemoryActivations())
     of_block = by_block(layers)
@@ -346,12 +340,7 @@ def visit_inputs(
 ) -> None:
     """Passes what one layer of the dense model reads to a callback, batch by batch; memory holds one batch of it.
 
-    Args:
-        visit: called with (tokens of the batch, in) float32 on the CPU, samples in order; may raise to stop.
-        progress: as for `prune_model`.
-
-    Raises:
-        RoseError: no layer, or several, by this name.
+    `visit` is called with (tokens of the batch, in) float32 on the CPU, samples in order; it may raise to stop.
     """
     network = Network(model)
     chosen = network.select([layer])
