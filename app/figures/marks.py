@@ -24,9 +24,7 @@ BARE = {"showgrid": False, "zeroline": False}  # an axis of cells
 def bars(figure: go.Figure, x: Any, y: Any, look: Style, hover: str, **more: Any) -> None:
     """One series of bars in its colour and pattern; `text`, where given, stands above them.
 
-    Args:
-        hover: plotly's template; here and below, nothing is shown where it is empty.
-        more: of plotly's trace, such as `customdata`, with which marks answer clicks; `marker` is added to.
+    Here and below: `hover` is plotly's template, nothing is shown where it is empty; `more` goes to plotly's trace.
     """
     marker = {"color": look.colour, "pattern": {"shape": look.pattern, "solidity": 0.35}} | more.pop("marker", {})
     if "text" in more:
@@ -69,9 +67,7 @@ def _hover(template: str) -> dict[str, str]:
 def layer_grid(rows: pd.DataFrame, projections: Sequence[str] = (), blocks: Sequence[int] = ()) -> pd.DataFrame:
     """Values of layers as projection × decoder block, without a gap between blocks; those of no layer are NaN.
 
-    Args:
-        rows: block_index, projection and value of each layer.
-        projections, blocks: that have a place too, whether or not there is a row yet.
+    `projections` and `blocks` have a place too, whether or not there is a row yet.
     """
     grid = rows.pivot_table(index="projection", columns="block_index", values="value", sort=False, dropna=False)
     places = [*(int(block) for block in rows["block_index"]), *blocks]
@@ -93,9 +89,7 @@ def layer_map(
     Args:
         grid: as of `layer_grid`, in units of the colour scale.
         rows: layer, block_index, projection and `text`, the value as the pointer shows it.
-        unit: of that value.
         at: row and col of a subplot.
-        heat: colours, see plotly's heatmap.
     """
     place = at or {}
     projections, blocks = list(grid.index), np.array(grid.columns, np.int32)
@@ -113,14 +107,9 @@ def layer_map(
 
 def colourbar(title: str, **more: Any) -> dict[str, Any]:
     """A colour bar with a title that reads along it."""
-    text = {"text": title, "side": "right", "font": {"size": FONT_SIZE}}
-    return {
-        "title": text,
-        "thickness": 14,
-        "outlinewidth": 0,
-        "tickfont": {"size": FONT_SIZE},
-        "ticklabeloverflow": "allow",
-    } | more
+    font = {"size": FONT_SIZE}
+    look = {"thickness": 14, "outlinewidth": 0, "tickfont": font, "ticklabeloverflow": "allow"}
+    return {"title": {"text": title, "side": "right", "font": font}} | look | more
 
 
 def heatmap(shrunk: Shrunk, unit: str, **more: Any) -> go.Heatmap:
@@ -145,8 +134,8 @@ def heatmap(shrunk: Shrunk, unit: str, **more: Any) -> go.Heatmap:
 
 def matrix_axes(figure: go.Figure, rows: int, columns: int) -> None:
     """First output channel on top, as a matrix is written; nothing beyond the last channel."""
-    figure.update_xaxes(range=[-0.5, columns - 0.5], showgrid=False, zeroline=False)
-    figure.update_yaxes(range=[rows - 0.5, -0.5], showgrid=False, zeroline=False)
+    figure.update_xaxes(BARE, range=[-0.5, columns - 0.5])
+    figure.update_yaxes(BARE, range=[rows - 0.5, -0.5])
 
 
 def outline(figure: go.Figure, x0: float, x1: float, y0: float, y1: float, **more: Any) -> None:
@@ -196,10 +185,7 @@ def level(figure: go.Figure, y: float, span: tuple[float, float], name: str, the
 def end_labels(figure: go.Figure, x: float, ends: Sequence[tuple[float, str, str, str]], top: float) -> None:
     """Names of lines at their right ends, moved apart where they would overlap; makes room for them on the right.
 
-    Args:
-        figure: with its height and margins set, and a y axis from 0 to `top`.
-        x: where all lines end.
-        ends: (y, text, colour, dash) of each.
+    The figure has its height and margins, and a y axis from 0 to `top`. `ends`: (y, text, colour, dash) of each line.
     """
     plot = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
     ordered = sorted(ends, key=lambda end: end[0])

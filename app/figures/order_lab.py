@@ -333,7 +333,7 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
             text=printed.tolist(),
             texttemplate="%{text}",
             textfont={"size": 16},
-            colorscale=palette.diverging(theme),
+            colorscale=palette.DIVERGING[theme],
             zmin=-limit,
             zmax=limit,
             xgap=2,

@@ -222,7 +222,7 @@ def _colours(known: Metric, values: pd.Series, name: str, theme: Theme) -> dict[
     present = values[np.isfinite(values)]
     largest = float(present.abs().max()) if present.any() else 1.0
     if known.kind == "change":
-        scale = {"colorscale": palette.diverging(theme), "reversescale": True}  # less error is purple on every page
+        scale = {"colorscale": palette.DIVERGING[theme], "reversescale": True}  # less error is purple on every page
         bar = marks.colourbar(known.unit, tickformat=".0%")
         return scale | {"zmin": -largest, "zmax": largest, "colorbar": bar}
     low, high, bar = 0.0, 1.0 if name == "relative_range" else largest, marks.colourbar(known.unit)

@@ -23,8 +23,11 @@ Theme = Literal["light", "dark"]
 
 SEQUENTIAL = "Viridis"  # magnitude
 # Change, centred on 0: PuOr, purple below and orange above, with a middle that is quiet on the page.
-DIVERGING_LIGHT = [[0.0, "#542788"], [0.25, "#998ec3"], [0.5, "#e4e4e8"], [0.75, "#f1a340"], [1.0, "#a3480a"]]
-DIVERGING_DARK = [[0.0, "#c3b8f0"], [0.25, "#7a6bb5"], [0.5, "#3d3b48"], [0.75, "#c26a12"], [1.0, "#ffc471"]]
+# Purple is less, of errors and of surprise, and orange is more, on every page.
+DIVERGING: dict[Theme, list[list[Any]]] = {
+    "light": [[0.0, "#542788"], [0.25, "#998ec3"], [0.5, "#e4e4e8"], [0.75, "#f1a340"], [1.0, "#a3480a"]],
+    "dark": [[0.0, "#c3b8f0"], [0.25, "#7a6bb5"], [0.5, "#3d3b48"], [0.75, "#c26a12"], [1.0, "#ffc471"]],
+}
 MARK = "#f0338a"  # the chosen block or layer; on neither end of the scales above
 
 PALETTE = BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET, RUST = (
@@ -68,15 +71,11 @@ METHOD_COLOURS = {
     "alps": INDIGO,
     "oats": PURPLE,
 }
-ORDER_LABELS = {
-    "natural": "Natural",
+ORDER_LABELS = {  # where the label is not the name
     "two_level": "Two-level",
-    "global": "Global",
-    "dealt": "Dealt",
     "columns": "Columns only",
     "blocks": "Blocks only",
     "hessian": "Hessian diagonal",
-    "random": "Random",
     "custom": "Your own",
 }
 # Shape says the same as colour, for those who cannot tell colours and for print.
@@ -91,13 +90,13 @@ _LINE, _PLUGIN_LINE = ("solid", ""), ("longdash", ".")
 
 @dataclass(frozen=True)
 class Ink:
-    """Colours that follow the theme: page, text, secondary text, grid lines, blank cells, hover box."""
+    """Colours that follow the theme."""
 
     page: str  # as in .streamlit/config.toml
     text: str
-    muted: str
+    muted: str  # secondary text
     grid: str
-    blank: str
+    blank: str  # cells
     hover: str
 
 
@@ -165,10 +164,7 @@ def run_styles(runs: Sequence[tuple[str, str, str]]) -> dict[str, Style]:
     """How runs of a whole model are drawn, by name: a colour for the method, a line for the target.
 
     Target dense is a solid line with filled marks, target layer a dashed one with open marks. Runs that differ in
-    nothing but sparsity or tokens differ in their marks.
-
-    Args:
-        runs: (name, method, target).
+    nothing but sparsity or tokens differ in their marks. `runs`: (name, method, target).
     """
     styles: dict[str, Style] = {}
     seen: dict[tuple[str, str], int] = {}
@@ -187,8 +183,7 @@ def projection_styles(projections: Sequence[str]) -> dict[str, Style]:
 
 
 def _fallback(name: str) -> str:
-    # Not hash(): it changes from run to run.
-    return PALETTE[sum(name.encode()) % len(PALETTE)]
+    return PALETTE[sum(name.encode()) % len(PALETTE)]  # not hash(): it changes from run to run
 
 
 def _symbol(name: str, known: dict[str, str]) -> str:
@@ -203,11 +198,3 @@ def magnitude_colours(values: np.ndarray, theme: Theme) -> list[str]:
     largest = float(np.max(values, initial=0.0))
     shares = np.clip(np.nan_to_num(values) / largest, 0, 1) if largest > 0 else np.zeros(len(values))
     return sample_colorscale(SEQUENTIAL, list(low + (high - low) * shares))
-
-
-def diverging(theme: Theme) -> list[list[Any]]:
-    """The diverging scale: purple is less, of errors and of surprise, and orange is more, on every page.
-
-    Its light middle gives way to a dark one on a dark page, so that "no change" is quiet.
-    """
-    return DIVERGING_LIGHT if theme == "light" else DIVERGING_DARK

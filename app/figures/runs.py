@@ -97,7 +97,7 @@ def run_difference(
     unit = "change" if as_share else "difference"
     bar = marks.colourbar(unit, tickformat=".0%" if as_share else None)
     scale: dict[str, Any] = {
-        "colorscale": palette.diverging(theme),
+        "colorscale": palette.DIVERGING[theme],
         "zmin": -(limit or 1.0),
         "zmax": limit or 1.0,
         "colorbar": bar,

@@ -42,34 +42,23 @@ def ceiling(shown: np.ndarray) -> tuple[float, str]:
 
 
 class Shrunk(NamedTuple):
-    """A matrix small enough to show.
+    """A matrix small enough to show."""
 
-    Attributes:
-        array: (cells down, cells across); dtype kept.
-        rows, columns: how many entries one cell stands for.
-        note: the same in words.
-    """
-
-    array: np.ndarray
-    rows: int
+    array: np.ndarray  # (cells down, cells across); dtype kept
+    rows: int  # that one cell stands for
     columns: int
-    note: str
+    note: str  # the same in words
 
 
 def shrink(array: Any, limit: int = MAX_CELLS, how: How = "max", what: str = "weights") -> Shrunk:
-    """At most `limit` cells a side, by the maximum or the sum of each rectangle.
+    """At most `limit` cells a side, by the maximum or the sum of each rectangle; `what` names the entries in the note.
 
     Never the mean: it would hide a single strong column, which is what people look for here.
-
-    Args:
-        array: (rows, columns).
-        what: what the entries are, for the note.
     """
     values = to_numpy(array)
     if values.ndim != 2 or values.size == 0:
         raise RoseError(f"Only a non-empty matrix can be drawn, but the shape is {values.shape}.")
     steps = [math.ceil(side / limit) for side in values.shape]
-    single = what.removesuffix("s")
     while True:
         small = values
         for axis, step in enumerate(steps):  # rows first: whole rows are contiguous, so this is the fast direction
@@ -78,7 +67,7 @@ def shrink(array: Any, limit: int = MAX_CELLS, how: How = "max", what: str = "we
             break
         steps[0] *= 2
     if steps == [1, 1]:
-        return Shrunk(small, 1, 1, f"each cell is one {single}")
+        return Shrunk(small, 1, 1, f"each cell is one {what.removesuffix('s')}")
     kind = {"max": "the maximum", "sum": "the sum"}[how]
     return Shrunk(small, steps[0], steps[1], f"each cell is {kind} of {steps[0]} × {steps[1]} {what}")
 

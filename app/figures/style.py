@@ -27,19 +27,12 @@ LOG = {"type": "log", "exponentformat": "power", "dtick": 1}  # an axis with a t
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with all that a page needs around it.
+    """A figure with all that a page needs around it."""
 
-    Attributes:
-        figure: ready to show; its JSON stays below 2 MB.
-        caption: one sentence with numbers computed from what is shown.
-        alt: the same for those who cannot see the figure.
-        data: the numbers behind the figure, for download; where they are shrunk, the first heading says so.
-    """
-
-    figure: go.Figure
-    caption: str
-    alt: str
-    data: pd.DataFrame
+    figure: go.Figure  # its JSON stays below 2 MB
+    caption: str  # with numbers computed from what is shown
+    alt: str  # the same for those who cannot see the figure
+    data: pd.DataFrame  # behind the figure, for download; where it is shrunk, the first heading says so
 
 
 @cache
@@ -85,13 +78,9 @@ def template(theme: Theme) -> go.layout.Template:
 def finish(
     figure: go.Figure, theme: Theme, finding: str, what: str, caption: str, alt: str, data: pd.DataFrame, **frame: Any
 ) -> Drawing:
-    """Frames a figure and puts what belongs to it beside it.
+    """Frames a figure as `base` does, and puts what belongs to it beside it.
 
-    Args:
-        figure: with its marks; changed.
-        finding, what, frame: see `base`.
-        caption, data: see `Drawing`.
-        alt: the kind of picture and what it is of, without a full stop; finding and caption follow it.
+    `alt` is the kind of picture and what it is of, without a full stop; finding and caption follow it.
     """
     base(figure, theme, finding, what, **frame)
     return Drawing(figure, caption, f"{alt}. {finding}. {caption}", data)
@@ -112,13 +101,9 @@ def base(
     """Gives a figure its theme, a title that states the finding, and axis titles. A y axis starts at 0 by default.
 
     Args:
-        figure: changed and returned.
-        finding: the title, a statement.
-        what: the line below it: what is drawn, of what, in which units.
-        x, y: axis titles with units.
-        height: pixels.
+        what: the line below the title: what is drawn, of what, in which units.
+        height: pixels; `headroom` of them lie between title and plot, for what stands above the plot.
         legend: whether to show one, below the plot.
-        headroom: pixels between title and plot, for what stands above the plot.
     """
     ink = INKS[theme]
     text, lines = _title(finding, what, NARROW, ink.muted)

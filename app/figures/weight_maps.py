@@ -46,12 +46,7 @@ def _cells(
 def weight_map(
     weight: Any, *, widths: Sequence[int] = (), layer: str = "", marked_block: int | None = None, theme: Theme = "light"
 ) -> Drawing:
-    """|W| as a heatmap.
-
-    Args:
-        weight: W, (out, in).
-        widths: block widths left to right; needed to outline a block.
-    """
+    """|W| as a heatmap; W is (out, in). To outline a block, `widths` of all blocks are needed."""
     magnitude = np.abs(shrinking.to_numpy(weight))
     shrunk = shrinking.shrink(magnitude)
     finding, strongest = _strongest_column(magnitude)

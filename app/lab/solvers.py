@@ -19,18 +19,15 @@ LABELS = {"sweep": "One sweep", "refit": "Sweep and refit", "stages": "Five stag
 
 @dataclass(frozen=True)
 class Watched:
-    """One solver's way.
+    """One solver's way, with a row of `table` for each state.
 
-    Attributes:
-        table: a row per state: step, work, is_complete, removed (weights), changed (mask entries that differ from the
-            state before), relative_error, held_out_error (NaN without held-out tokens).
-        masks: of each state, bits packed along columns, (out, ⌈in/8⌉) uint8.
-        columns: of the layer.
+    Its columns: step, work, is_complete, removed (weights), changed (mask entries that differ from the state before),
+    relative_error, held_out_error (NaN without held-out tokens).
     """
 
     table: pd.DataFrame
-    masks: list[np.ndarray]
-    columns: int
+    masks: list[np.ndarray]  # of each state, bits packed along columns, (out, ⌈in/8⌉) uint8
+    columns: int  # of the layer
 
     def mask(self, state: int) -> np.ndarray:
         """True = removed, (out, in) bool; nothing is removed before the first state, -1."""

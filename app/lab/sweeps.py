@@ -53,19 +53,12 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a sweep.
-
-    Attributes:
-        sweep: what was asked.
-        result: as `rose.prune_layer` gave it, without weight and mask; its trace holds the errors alone.
-        held_out_error: relative error on held-out inputs; NaN where the study has none.
-        sparsity: realised, which a result without its mask no longer knows.
-    """
+    """The result of a sweep."""
 
     sweep: Sweep
-    result: rose.LayerResult
-    held_out_error: float
-    sparsity: float
+    result: rose.LayerResult  # without weight and mask; its trace holds the errors alone
+    held_out_error: float  # relative; NaN where the study has no held-out inputs
+    sparsity: float  # realised, which a result without its mask no longer knows
 
     @property
     def error(self) -> float:

@@ -48,20 +48,12 @@ def example() -> rose.OrderPlan:
 
 @dataclass(frozen=True)
 class LayerDesign:
-    """A layer to be generated.
-
-    Attributes:
-        rows: output channels.
-        blocks: of 16 columns each.
-        strength: how much larger the weights of one block are: 0 not at all, 1 twice as large.
-        place: that block, counted from 0 on the left; the last one if there are fewer.
-        seed: of all random numbers.
-    """
+    """A layer to be generated."""
 
     rows: int = 64
     blocks: int = 6
-    strength: float = 2.0
-    place: int = 5
+    strength: float = 2.0  # how much larger the weights of one block are: 0 not at all, 1 twice as large
+    place: int = 5  # that block, counted from 0 on the left; the last one if there are fewer
     seed: int = 0
 
     @property
@@ -93,21 +85,13 @@ def generate(design: LayerDesign) -> tuple[Tensor, rose.InputStatistics]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A layer, real or generated, ready to be pruned.
-
-    Attributes:
-        name: full name of the layer, or "generated layer".
-        plan: what pre-pruning says about it.
-        energy: tr(W H Wᵀ), what errors are relative to.
-        prune: (order, budget, trace) -> result; remembered.
-        study: that measured it; None for the generated layer.
-    """
+    """A layer, real or generated, ready to be pruned."""
 
     name: str
     plan: rose.OrderPlan
-    energy: float
-    prune: Callable[[str, str, bool], rose.LayerResult]
-    study: Study | None = None
+    energy: float  # tr(W H Wᵀ), what errors are relative to
+    prune: Callable[[str, str, bool], rose.LayerResult]  # by order, budget and whether to trace; remembered
+    study: Study | None = None  # that measured it
 
     @property
     def signature(self) -> tuple[str, float]:
