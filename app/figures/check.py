@@ -24,16 +24,11 @@ MEASURES = {
 
 def error_measures(measures: Sequence[ErrorMeasures], *, layer: str = "", theme: Theme = "light") -> Drawing:
     """Three independent measurements of each method's error side by side, with how far they are apart."""
-    if not measures:
-        raise RoseError("Nothing has been measured yet; choose at least one method.")
     labels = [palette.method_style(m.method).label for m in measures]
-    rows = [
-        {"method": m.method}
-        | {name: _over(getattr(m, name), m.dense) for name in MEASURES}
-        | {"disagreement": m.disagreement}
-        for m in measures
-    ]
-    table = pd.DataFrame(rows)
+    squared = pd.DataFrame(measures).astype({"direct": float})  # NaN where no tokens were at hand
+    table = squared[list(MEASURES)].div(squared["dense"].where(squared["dense"] > 0), axis=0)
+    table.insert(0, "method", squared["method"])
+    table["disagreement"] = [m.disagreement for m in measures]
     figure = go.Figure()
     taken = [name for name in MEASURES if table[name].notna().any()]
     for name in taken:
@@ -56,10 +51,6 @@ def error_measures(measures: Sequence[ErrorMeasures], *, layer: str = "", theme:
     return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
 
 
-def _over(value: float | None, dense: float) -> float:
-    return float("nan") if value is None or dense <= 0 else value / dense
-
-
 def held_out_curve(
     points: Sequence[CurvePoint],
     *,
@@ -68,16 +59,8 @@ def held_out_curve(
     requested: float = 0.01,
     theme: Theme = "light",
 ) -> Drawing:
-    """Calibration and held-out error against the number of calibration tokens.
-
-    Args:
-        requested: damping that was asked for; more had to be added where H was singular.
-    """
-    if not points:
-        raise RoseError("No length of calibration has been measured yet; run the checks of this layer.")
-    names = ["tokens", "calibration_error", "held_out_error", "damping"]
-    table = pd.DataFrame([[getattr(point, name) for name in names] for point in points], columns=names)
-    table = table.astype({"held_out_error": float}).sort_values("tokens", ignore_index=True)
+    """Calibration and held-out error against the number of calibration tokens; the caption counts raised dampings."""
+    table = pd.DataFrame(points).astype({"held_out_error": float}).sort_values("tokens", ignore_index=True)
     look = palette.method_style(method)
     figure = go.Figure()
     for column, series in {
@@ -124,10 +107,7 @@ def _overfitting_words(table: pd.DataFrame) -> tuple[str, str]:
 
 def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "", theme: Theme = "light") -> Drawing:
     """Realised beside requested sparsity for each method."""
-    if not realised:
-        raise RoseError("Nothing has been measured yet; choose at least one method.")
-    names = ["method", "requested", "realised", "unit", "deviation", "allowed"]
-    table = pd.DataFrame([[getattr(one, name) for name in names] for one in realised], columns=names)
+    table = pd.DataFrame(realised)[["method", "requested", "realised", "unit", "deviation", "allowed"]]
     labels = [palette.method_style(method).label for method in table["method"]]
     figure = go.Figure()
     for look in (Style(palette.SLATE, "requested", pattern="/"), Style(palette.TEAL, "realised")):
@@ -155,12 +135,7 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
 
 
 def sparsity_strip(records: pd.DataFrame, requested: float, *, theme: Theme = "light") -> Drawing:
-    """How far each layer's realised sparsity is from the requested one, in weights.
-
-    Args:
-        records: columns as in `rose.LayerRecord`.
-        requested: fraction.
-    """
+    """How far each layer's realised sparsity is from the requested one, in weights."""
     place = _places(records)
     sizes = records["rows"].to_numpy(np.int64) * records["columns"].to_numpy(np.int64)
     off = np.round(records["sparsity"].to_numpy(np.float64) * sizes) - requested * sizes

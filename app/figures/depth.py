@@ -14,11 +14,9 @@ from app import words
 from app.figures import marks, palette, style
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
-from rose import RoseError
 
 DRIFT = "drift ‖h<sub>p</sub> − h<sub>d</sub>‖² / ‖h<sub>d</sub>‖²"
 HEIGHT = 410
-PASSED, ARISEN = Style(palette.SLATE, "passed on"), Style(palette.ORANGE, "arisen in the block", pattern="/")
 
 
 def drift_curves(
@@ -29,15 +27,11 @@ def drift_curves(
     finding: str = "",
     theme: Theme = "light",
 ) -> Drawing:
-    """Drift after every decoder block, one line a run.
+    """Drift after every decoder block, or whatever `place` is, one line a run; a logarithmic one shows where it starts.
 
-    Args:
-        table: columns run, method, sparsity, target, block_index, drift.
-        scale: of the drift; a logarithmic one shows where it starts.
-        place: what drift is measured after.
-        finding: the title; what target dense changes if not given.
+    The table has columns run, method, sparsity, target, block_index, drift. The title is what target dense changes,
+    unless there is another `finding`.
     """
-    _require(table)
     looks = _looks(table)
     figure = go.Figure()
     for name, rows in table.groupby("run", sort=False):
@@ -64,16 +58,10 @@ def drift_curves(
 
 
 def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
-    """Drift of one run by decoder block: what is passed on to each block, and what arises in it.
-
-    Args:
-        table: columns as in `drift_curves`, and passed_on and arisen; of one run.
-    """
-    _require(table)
-    if table["run"].nunique() != 1:
-        raise RoseError("Where drift arises is shown for one run; choose one.")
+    """Drift of one run by decoder block: what is passed on to each block, and what arises in it."""
     blocks, figure = table["block_index"], go.Figure()
-    for column, look in {"passed_on": PASSED, "arisen": ARISEN}.items():
+    passed, arisen = Style(palette.SLATE, "passed on"), Style(palette.ORANGE, "arisen in the block", pattern="/")
+    for column, look in {"passed_on": passed, "arisen": arisen}.items():
         marks.bars(figure, blocks, table[column], look, f"decoder block %{{x}}<br>{look.label} %{{y:.4g}}")
     after, hover = Style(palette.INKS[theme].text, "drift after the block"), "decoder block %{x}<br>drift %{y:.4g}"
     marks.lines(figure, blocks, table["drift"], after, hover, width=2, size=7)
@@ -99,12 +87,7 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
 
 
 def cancelled_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
-    """How much of the drift that was passed on each decoder block's pruned layers cancel, one line a run.
-
-    Args:
-        table: columns as in `drift_shares`, and cancelled.
-    """
-    _require(table)
+    """How much of the drift that was passed on each decoder block's pruned layers cancel, one line a run."""
     share = table["cancelled"] / table["passed_on"].where(table["passed_on"] > 0)
     table = table.assign(cancelled_share=share)  # of the first pruned block, which has received nothing, none
     looks = _looks(table)
@@ -113,7 +96,6 @@ def cancelled_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
         _line(figure, rows, rows["cancelled_share"], looks[str(name)], "decoder block", ".1%")
     received = table[table["passed_on"] > 0]
     means = received.groupby("run", sort=False)["cancelled_share"].mean()
-    finding = _cancelled_finding(means)
     what = (
         "Passed on + arisen − drift, as a share of passed on: above 0 a block's pruned layers cancel, below 0 they add"
     )
@@ -126,7 +108,9 @@ def cancelled_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
         caption += f" In {words.out_of(falls, len(received), 'block')} less is left than was passed on."
     frame = {"x": "decoder block", "y": "share cancelled", "height": HEIGHT, "legend": True}
     alt = "Line chart of the share of passed-on drift that is cancelled, by decoder block"
-    return style.finish(figure, theme, finding, what, caption, alt, table.reset_index(drop=True), **frame)
+    return style.finish(
+        figure, theme, _cancelled_finding(means), what, caption, alt, table.reset_index(drop=True), **frame
+    )
 
 
 def _cancelled_finding(means: pd.Series) -> str:
@@ -139,11 +123,6 @@ def _cancelled_finding(means: pd.Series) -> str:
     best = str(means.idxmax())
     most = " the most" if len(means) > 1 else ""
     return f"{best} cancels{most}: {words.percent(float(means[best]), 0)} of the drift passed on"
-
-
-def _require(table: pd.DataFrame) -> None:
-    if table.empty:
-        raise RoseError("No run is chosen; choose at least one, or prune a model with held-out tokens.")
 
 
 def _looks(table: pd.DataFrame) -> dict[str, palette.Style]:

@@ -14,7 +14,6 @@ from app import words
 from app.figures import marks, palette, style
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
-from rose import RoseError
 
 GAP = 2  # pixels between pictures
 WEIGHTINGS = {  # one style for each step weighting, everywhere
@@ -39,19 +38,14 @@ def pictures(
     drift: float | None = None,
     theme: Theme = "light",
 ) -> Drawing:
-    """A row of grey pictures for each model, all from the same noise.
+    """A row of grey pictures for each model, all from the same noise, after so many denoising steps.
 
     Args:
         rows: label -> (n, height, width) between −1 and 1.
-        names: of the pictures.
-        step: denoising steps done.
         time: t that comes next; None after the last step.
         drift: of the last row from the first, ‖x − x dense‖ / ‖x dense‖; None with one row.
     """
-    shapes = {row.shape for row in rows.values()}
-    if len(shapes) != 1 or 0 in next(iter(shapes)):
-        raise RoseError("Every model must have drawn the same number of pictures of one size.")
-    count, height, width = next(iter(shapes))
+    count, height, width = next(iter(rows.values())).shape
     sheet = np.full((len(rows) * (height + GAP) - GAP, count * (width + GAP) - GAP), np.nan, np.float32)
     for line, row in enumerate(rows.values()):
         for place, picture in enumerate(row):
@@ -94,11 +88,8 @@ def drift_curve(
     Args:
         drift: (steps + 1,); 0 at the start.
         times: t before each step, (steps,).
-        method: that pruned, for colour and name.
         marked: steps done, where a line stands.
     """
-    if len(drift) != len(times) + 1:
-        raise RoseError("The drift has one value before each step and one for the pictures.")
     steps, values = np.arange(len(drift)), np.asarray(drift, np.float64)
     look = palette.method_style(method)
     figure = go.Figure()
@@ -127,15 +118,12 @@ def step_weighting(
     layer: str = "",
     theme: Theme = "light",
 ) -> Drawing:
-    """Step weights, and the Hessian diagonal that each leads to in one layer.
+    """Step weights, and the Hessian diagonal that each leads to in one layer, `chosen` against uniform in the title.
 
     Args:
-        weights: name -> α of each step, noisiest first.
+        weights: name -> α of each step, noisiest first; with uniform ones.
         diagonals: each step's part of diag(H), (steps, in).
-        chosen: whose diagonal the title compares with the uniform one.
     """
-    if "uniform" not in weights or any(len(alpha) != len(diagonals) for alpha in weights.values()):
-        raise RoseError("Step weights are drawn beside uniform ones, each with one weight for each step.")
     sums = {name: np.asarray(alpha, np.float64) @ diagonals.astype(np.float64) for name, alpha in weights.items()}
     # A factor common to all channels changes nothing in pruning, so it is taken out.
     shares = {name: total / total.mean() for name, total in sums.items()}

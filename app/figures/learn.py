@@ -14,9 +14,6 @@ from app import words
 from app.figures import marks, palette, shrinking, style
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
-from rose import RoseError
-
-PRINTED_COLUMNS = 24  # more numbers than this in a row cannot be read
 
 
 def number_matrix(
@@ -33,22 +30,16 @@ def number_matrix(
 ) -> Drawing:
     """The importance of a small layer with all numbers printed, blocks outlined, and column and block losses below.
 
-    Columns, rows and blocks are counted from 1 on screen, as in the paper's example.
+    Columns, rows and blocks are counted from 1 on screen, as in the paper's example; in arguments from 0.
 
     Args:
-        values: S, (out, in), in the order in which columns shall stand.
-        widths: block widths in that order.
+        values: S, (out, in), in the order in which columns shall stand; so are all others.
         finding: the title; the largest value if not given.
-        removed: True where pre-pruning or pruning removed, (out, in); these are grey and struck.
-        column_loss: (in,), a row below.
-        block_loss: (blocks,), a second row below.
-        columns: original number of each column, counted from 0, as headings; natural order if not given.
-        marked_block: outlined, counted from 0 in the order shown.
+        removed: True where pre-pruning removes, (out, in); these are grey and struck.
+        columns: original number of each column, as headings; natural order if not given.
     """
     matrix = shrinking.to_numpy(values).astype(np.float64)
     rows, width = matrix.shape
-    if width > PRINTED_COLUMNS:
-        raise RoseError(f"At most {PRINTED_COLUMNS} columns can be printed with their numbers, not {width}.")
     gone = np.zeros(matrix.shape, bool) if removed is None else shrinking.to_numpy(removed).astype(bool)
     headings = [int(h) + 1 for h in (range(width) if columns is None else columns)]
     best = np.unravel_index(matrix.argmax(), matrix.shape)
@@ -146,41 +137,26 @@ def _print(figure: go.Figure, x: float, y: float, text: str, colour: str) -> Non
 
 
 def strength_curve(
-    points: Sequence[tuple[float, float, float]],
-    *,
-    threshold: float = 0.5,
-    marked: float | None = None,
-    theme: Theme = "light",
+    points: Sequence[tuple[float, float, float]], marked: float, *, threshold: float = 0.5, theme: Theme = "light"
 ) -> Drawing:
-    """What two-level order gains on a synthetic layer whose one block grows stronger.
+    """What two-level order gains on a synthetic layer whose one block grows stronger, above all at strength `marked`.
 
-    Args:
-        points: (columnar strength, relative range, error of two-level over natural order).
-        threshold: on the relative range; filled marks lie above it.
-        marked: the strength chosen on the page.
+    The points are (columnar strength, relative range, error of two-level over natural order).
     """
-    if not len(points):
-        raise RoseError("No strength has been measured yet; choose a range of strengths.")
     table = pd.DataFrame(sorted(points), columns=["strength", "relative_range", "error_ratio"])
     table["error_saved"] = 1 - table["error_ratio"]
     columnar = table["relative_range"] > threshold
     look, figure = palette.order_style("two_level"), go.Figure()
     hover = "strength %{x:.3g}<br>saves %{y:.1%}<br>relative range %{customdata:.3f}"
     symbols = np.where(columnar, "circle", "circle-open").tolist()
-    marker, x, y = (
-        {"symbol": symbols, "line": {"width": 2, "color": look.colour}},
-        table["strength"],
-        table["error_saved"],
-    )
-    marks.lines(figure, x, y, look, hover, size=11, marker=marker, customdata=table["relative_range"])
-    if marked is not None:
-        figure.add_vline(x=marked, line=marks.CHOSEN)
+    marker = {"symbol": symbols, "line": {"width": 2, "color": look.colour}}
+    behind = {"customdata": table["relative_range"], "marker": marker}
+    marks.lines(figure, table["strength"], table["error_saved"], look, hover, size=11, **behind)
+    figure.add_vline(x=marked, line=marks.CHOSEN)
     # The title is of the strength that the page stands at, so that moving the slider says something new.
-    at = table["error_saved"].idxmax() if marked is None else (table["strength"] - marked).abs().idxmin()
-    best = table.loc[at]
-    verb = "saves" if best["error_saved"] > 0 else "costs"
-    amount = words.percent(abs(float(best["error_saved"])))
-    finding = f"At strength {words.number(float(best['strength']))}, two-level order {verb} {amount} of the error"
+    here = table.loc[(table["strength"] - marked).abs().idxmin()]
+    verb, amount = "saves" if here["error_saved"] > 0 else "costs", words.percent(abs(float(here["error_saved"])))
+    finding = f"At strength {words.number(float(here['strength']))}, two-level order {verb} {amount} of the error"
     what = f"Error saved against natural order on a generated layer; filled: columnar, above {threshold:.2f}"
     low, high = float(table["error_saved"].min()), float(table["error_saved"].max())
     figure.update_xaxes(zeroline=False)
@@ -202,9 +178,7 @@ def strength_curve(
 def size_bars(table: pd.DataFrame, *, what: str, theme: Theme = "light") -> Drawing:
     """Error by the size of what is removed, before and after compensation.
 
-    Args:
-        table: a row per size: size (as shown), removed, units, dropped, compensated.
-        what: is removed, in words.
+    The table has a row per size: size (as shown), removed, units, dropped, compensated.
     """
     figure = go.Figure()
     dropped, compensated = Style(palette.SLATE, "Removed, nothing compensated"), Style(palette.GREEN, "Compensated")

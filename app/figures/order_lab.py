@@ -176,9 +176,7 @@ def damage_split(
 ) -> Drawing:
     """What each block's pruning would have cost, split into what later weights absorbed and what remained.
 
-    Args:
-        plan: whose block boundaries give the visited blocks their names.
-        step: the pruned block to mark, counted from 0.
+    The blocks of `plan` give the visited ones their names; the one pruned at `step`, counted from 0, is marked.
     """
     error = shrinking.to_numpy(trace.error).astype(np.float64)
     compensated = np.maximum(shrinking.to_numpy(trace.compensated).astype(np.float64), 0)  # rounding may go below 0
@@ -230,15 +228,10 @@ def damage_split(
 def position_curve(
     table: pd.DataFrame, *, block: int, base: str, place: int, layer: str = "", theme: Theme = "light"
 ) -> Drawing:
-    """Final error against the position at which the costliest block is pruned (the paper's Figure 1c).
+    """Final error against the position at which a block is pruned, all others in the order `base` (paper's Figure 1c).
 
-    Args:
-        table: columns `position` (0 = first) and `relative_error`, each from a real sweep.
-        block: the block that was moved.
-        base: the order in which all other blocks stand.
-        place: the position that the block itself has in this order; ringed.
+    The table has columns `position` (0 = first) and `relative_error`; `place` is where `base` itself has the block.
     """
-    _need(table)
     rows = table.sort_values("position")
     x, y = rows["position"].to_numpy(np.int64), rows["relative_error"].to_numpy(np.float64)
     figure = go.Figure()
@@ -265,13 +258,10 @@ def position_curve(
 
 
 def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", theme: Theme = "light") -> Drawing:
-    """Final error by sparsity for several orders, with the natural order as a baseline (the paper's order bars).
+    """Final error by sparsity for several orders of one budget, natural order as a baseline (the paper's order bars).
 
-    Args:
-        table: columns `order`, `sparsity` and `relative_error`, natural order among them.
-        budget: of all these sweeps.
+    The table has columns `order`, `sparsity` and `relative_error`.
     """
-    _need(table)
     orders = list(dict.fromkeys(table["order"]))
     run = "" if budget == "block" else f" + {budget}"
     labels = {name: run_style(name + run).label for name in orders}
@@ -305,15 +295,8 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", t
 
 
 def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = "light") -> Drawing:
-    """Final error of every order under every budget, relative to SparseGPT: natural order with the block budget.
-
-    Args:
-        table: columns `order`, `budget` and `relative_error`.
-    """
-    _need(table)
+    """Final error of every order under every budget, relative to SparseGPT: natural order with the block budget."""
     wide = table.pivot_table(index="order", columns="budget", values="relative_error", sort=False)
-    if "natural" not in wide.index or "block" not in wide.columns:
-        raise RoseError("Everything is compared with natural order and block budget; include that pair.")
     if not float(wide.loc["natural", "block"]) > 0:
         raise RoseError("SparseGPT makes no error here, so nothing can be compared with it; choose a sparsity above 0.")
     budgets = [budget for budget in ("block", "layer") if budget in wide]
@@ -371,8 +354,3 @@ def _run(order: str, budget: str) -> str:
     """ "ROSE global", or "two-level order with the layer budget" where the pair has no name of its own."""
     label = palette.order_style(order).label
     return NAME_OF_RUN.get((order, budget), f"{label} order with the {budget} budget")
-
-
-def _need(table: pd.DataFrame) -> None:
-    if table.empty:
-        raise RoseError("There is nothing to compare yet; run at least one sweep.")

@@ -13,7 +13,7 @@ from app import words
 from app.figures import marks, palette, shrinking, style
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
-from rose import Order, OrderPlan, RoseError, make_order
+from rose import Order, OrderPlan, make_order
 from rose.layer.order import block_of, visited_blocks
 
 PICTURE_LINES = 640  # columns that the picture draws one by one
@@ -30,19 +30,11 @@ def order_picture(
 ) -> Drawing:
     """Where every column goes: natural order above, pruning order below, a line for each column.
 
-    Lines have the colour of their block's loss. A layer wider than 640 columns shows a ribbon per block where
-    blocks stay whole, else every k-th column.
-
-    Args:
-        order: as visited; the plan's own if not given.
-        marked_column: original column to follow.
+    Lines have the colour of their block's loss. A layer wider than 640 columns shows a ribbon per block where blocks
+    stay whole, else every k-th column. The plan's own order is drawn if none is given; one column may be followed.
     """
     visited = plan.order if order is None else make_order(plan, order)
     columns, widths = len(visited.permutation), plan.block_width
-    if marked_column is not None and not 0 <= marked_column < columns:
-        raise RoseError(f"This layer has columns 0 to {columns - 1}, so column {marked_column} cannot be followed.")
-    if marked_block is not None:
-        marks.block_span(widths, marked_block)
     step = shrinking.to_numpy(visited.inverse)
     finding, caption = _finding(plan, visited, step, marked_column)
     figure = go.Figure()

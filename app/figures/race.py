@@ -15,7 +15,7 @@ from app.figures.order_lab import so_far
 from app.figures.palette import Theme
 from app.figures.style import Drawing
 from app.figures.sweep import BELOW, FRAME_CELLS, kept_steps, player
-from rose import LayerResult, RoseError
+from rose import LayerResult
 
 CELLS = 128  # a side, for each of the two matrices
 FLOAT = 4  # bytes a cell
@@ -35,17 +35,12 @@ def sweep_race(
     """Two traced sweeps after `step` blocks: |W| in the order visited above, error so far below.
 
     Args:
-        results: of the same layer, in the two orders to be compared.
-        step: 0 (nothing pruned) to the number of blocks.
         dense_energy: tr(W H Wᵀ), what errors are relative to.
         cells: a side, of each matrix.
         show_end: whether the curves to come are shown; without, nobody can tell who will win.
     """
     blocks = len(results[0].order.widths)
-    if any(result.trace is None for result in results):
-        raise RoseError("Sweeps can only be shown as they went if they were made with trace=True.")
-    if not 0 <= step <= blocks:
-        raise RoseError(f"This sweep has steps 0 to {blocks}, so there is no step {step}.")
+    curves = [so_far(result) / (dense_energy or 1.0) for result in results]
     looks = [palette.order_style(result.order.name) for result in results]
     figure = make_subplots(
         rows=2,
@@ -59,7 +54,6 @@ def sweep_race(
     figure.update_annotations(font_size=style.FONT_SIZE + 1, yshift=2)
     for column, result in enumerate(results, 1):
         _matrix(figure, column, result, step, cells, theme)
-    curves = [so_far(result) / (dense_energy or 1.0) for result in results]
     highest = max(range(2), key=lambda i: curves[i][-1 if show_end else step])
     for i, (curve, look) in enumerate(zip(curves, looks, strict=True)):
         _line(figure, curve, step, look, above=i == highest, show_end=show_end)
@@ -79,7 +73,7 @@ def sweep_race(
 def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int, cells: int, theme: Theme) -> None:
     """Adds one heatmap with the front of its sweep."""
     trace, order = result.trace, result.order
-    assert trace is not None  # checked by the caller
+    assert trace is not None  # `so_far` has refused it
     position = shrinking.to_numpy(order.permutation)
     magnitude = np.abs(shrinking.to_numpy(trace.weights[step]))[:, position]
     shrunk = shrinking.shrink(magnitude, cells)
@@ -125,11 +119,7 @@ def _finding(looks: list[palette.Style], now: list[float], step: int, blocks: in
 def race_animation(
     results: tuple[LayerResult, LayerResult], dense_energy: float, *, layer: str = "", theme: Theme = "light"
 ) -> Drawing:
-    """The whole race as frames with play at three speeds, pause and a slider: to show, to record, and to take along.
-
-    Args:
-        results, dense_energy: see `sweep_race`.
-    """
+    """The whole race as frames with play at three speeds, pause and a slider: to show, to record, and to take along."""
     blocks = len(results[0].order.widths)
     steps = kept_steps(blocks)
     cells = min(CELLS, math.isqrt(FRAME_CELLS // (2 * FLOAT * len(steps))))

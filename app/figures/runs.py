@@ -16,7 +16,6 @@ from app.figures import marks, palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
 from app.runs.pairs import mean_change, sides
-from rose import RoseError
 
 ROW = 34  # pixels a projection takes
 BULK = 98.0  # percentile at which a scale of shares ends where a few layers would make all others pale
@@ -25,12 +24,8 @@ BULK = 98.0  # percentile at which a scale of shares ends where a few layers wou
 def run_maps(rows: pd.DataFrame, names: tuple[str, str], measure: str, *, theme: Theme = "light") -> Drawing:
     """The same number of every layer in two runs, one map above the other, on one scale.
 
-    Args:
-        rows: layer, block_index, projection, first, second.
-        names: of the two runs.
-        measure: the number in words, as it follows "the".
+    The rows have layer, block_index, projection, first, second; `measure` is the number in words that follow "the".
     """
-    _require(rows, measure)
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.16, subplot_titles=names)
     top = _on_one_scale(figure, [rows.assign(value=rows[which]) for which in ("first", "second")], measure, theme)
     figure.update_xaxes(title_text="decoder block", row=2, col=1)
@@ -48,13 +43,8 @@ def maps_apart(
 ) -> Drawing:
     """The same number of every layer of two different models: two maps with axes of their own, on one scale.
 
-    Args:
-        rows: of each, layer, block_index, projection, value.
-        names: of the two runs, with their models.
-        measure: the number in words, as it follows "the".
+    The rows of each have layer, block_index, projection, value.
     """
-    for one in rows:
-        _require(one, measure)
     tall = [max(3, one["projection"].nunique()) for one in rows]
     figure = make_subplots(rows=2, cols=1, row_heights=tall, vertical_spacing=0.2, subplot_titles=names)
     top = _on_one_scale(figure, rows, measure, theme)
@@ -79,13 +69,7 @@ def maps_apart(
 def run_difference(
     rows: pd.DataFrame, names: tuple[str, str], measure: str, *, as_share: bool = False, theme: Theme = "light"
 ) -> Drawing:
-    """The second run's map minus the first's, on a scale centred on 0.
-
-    Args:
-        rows, names, measure: as for `run_maps`.
-        as_share: shows the change as a share of the first run's number.
-    """
-    _require(rows, measure)
+    """The second run's map minus the first's, or the change as a share of the first's, on a scale centred on 0."""
     gap = rows["second"] - rows["first"]
     if as_share:
         gap = gap / rows["first"].where(rows["first"] > 0)
@@ -182,11 +166,6 @@ def _named(rows: pd.DataFrame, names: tuple[str, str]) -> pd.DataFrame:
     return rows[["layer", "block_index", "projection", "first", "second"]].rename(
         columns={"first": names[0], "second": names[1]}
     )
-
-
-def _require(rows: pd.DataFrame, measure: str) -> None:
-    if rows.empty:
-        raise RoseError(f"There is no layer of which both runs know the {measure}; choose another number.")
 
 
 def _signed(value: float) -> str:

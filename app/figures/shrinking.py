@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from app import words
-from rose import RoseError
 
 How = Literal["max", "sum"]
 
@@ -56,8 +55,6 @@ def shrink(array: Any, limit: int = MAX_CELLS, how: How = "max", what: str = "we
     Never the mean: it would hide a single strong column, which is what people look for here.
     """
     values = to_numpy(array)
-    if values.ndim != 2 or values.size == 0:
-        raise RoseError(f"Only a non-empty matrix can be drawn, but the shape is {values.shape}.")
     steps = [math.ceil(side / limit) for side in values.shape]
     while True:
         small = values

@@ -16,7 +16,7 @@ from app.figures import marks, palette, shrinking, style
 from app.figures.palette import Theme
 from app.figures.shrinking import Shrunk
 from app.figures.style import Drawing
-from rose import Order, RoseError, SweepTrace
+from rose import Order, SweepTrace
 
 FRAME_CELLS = 1_100_000  # of all frames of an animation together: 8 bits each, 4/3 of that as base64
 MAX_FRAMES = 33
@@ -40,14 +40,10 @@ def sweep_frame(
     """The weights after `step` pruned blocks: what is pruned, what is free to compensate, where the sweep stands.
 
     Args:
-        step: 0 (dense) to the number of blocks.
         show: |W| as it stands, or how far each weight has moved from its dense value.
-        arrange: columns in the order visited (the sweep runs left to right), or in natural order.
         added: λ, absolute, of the sweep, which errors are shown without.
     """
     blocks = len(order.widths)
-    if not 0 <= step <= blocks:
-        raise RoseError(f"This sweep has steps 0 to {blocks}, so there is no step {step}.")
     position = shrinking.to_numpy(order.permutation) if arrange == "visited" else None
     shrunk, top = _state(trace, step, show, position, shrinking.MAX_CELLS)
     rows, columns = (int(side) for side in trace.weights.shape[1:])

@@ -25,8 +25,9 @@ def strength_step() -> None:
         view = components.section(views, "lesson_view", "Stage")
         look = components.look(here.name, marked_block=design.strong_block)
         if view == "gain":
-            options = {"threshold": here.plan.threshold, "marked": design.strength}
-            drawing = learn.strength_curve(points, theme=session.theme(), **options)
+            drawing = learn.strength_curve(
+                points, design.strength, threshold=here.plan.threshold, theme=session.theme()
+            )
         elif view == "weights":
             weight, _ = subjects.generate(design)
             drawing = weight_maps.weight_map(weight, widths=here.plan.block_width, **look)

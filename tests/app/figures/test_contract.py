@@ -206,7 +206,7 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "step_weighting": lambda x, **t: diffusion.step_weighting(ALPHA, DIAGONALS, "log_decrease", **t),
     "number_matrix": lambda x, **t: learn.number_matrix(x.plan.importance[:4, :9], (3, 3, 3), **t),
     "size_bars": lambda x, **t: learn.size_bars(THREE_SIZES, what="a third goes", **t),
-    "strength_curve": lambda x, **t: learn.strength_curve([(0, 0.1, 1.0), (2, 0.7, 0.9)], marked=1, **t),
+    "strength_curve": lambda x, **t: learn.strength_curve([(0, 0.1, 1.0), (2, 0.7, 0.9)], 1, **t),
 }
 
 LARGE = [

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-import rose
 from app.figures import diffusion
 from rose.diffusion.steps import STEP_WEIGHTS
 
@@ -41,12 +39,3 @@ def test_weights_that_favour_one_step_show_its_diagonal() -> None:
     assert list(drawing.data["diagonal_uniform"]) == [4, 4]
     assert list(drawing.data["diagonal_linear"]) == [6, 10]
     assert "25" in drawing.caption  # 6 and 10 against their mean 8
-
-
-def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(rose.RoseError, match="same number of pictures"):
-        diffusion.pictures({"Dense": PIXELS, "Wanda": PIXELS[:1]}, ["a", "b"], 0)
-    with pytest.raises(rose.RoseError, match="one value before each step"):
-        diffusion.drift_curve([0, 1], [900, 400], method="rose")
-    with pytest.raises(rose.RoseError, match="beside uniform"):
-        diffusion.step_weighting({"linear": (1, 1)}, np.ones((2, 3)), "linear")

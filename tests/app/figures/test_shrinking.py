@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-import rose
 from app.figures import marks, shrinking
 
 
@@ -52,12 +51,6 @@ def test_cells_whose_text_would_be_too_long_are_shrunk_further() -> None:
     assert len(go.Figure(marks.heatmap(shrunk, "x")).to_json()) < 2_000_000
     assert shrunk.note == f"each cell is the maximum of {shrunk.rows} × 1 weights"
     assert shrunk.rows > 1
-
-
-@pytest.mark.parametrize("bad", [np.zeros(3), np.zeros((0, 3)), np.zeros((2, 2, 2))])
-def test_only_a_matrix_can_be_drawn(bad: np.ndarray) -> None:
-    with pytest.raises(rose.RoseError, match="matrix"):
-        shrinking.shrink(bad)
 
 
 def test_the_table_says_what_a_cell_is() -> None:
