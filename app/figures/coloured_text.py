@@ -36,7 +36,8 @@ def background(value: float, end: float, theme: Theme, *, change: bool) -> str:
     ends = ENDS[theme]
     towards = (ends["more"] if value > 0 else ends["less"]) if change else ends["magnitude"]
     share = min(abs(value) / end, 1.0)
-    mixed = [round((1 - share) * a + share * b) for a, b in _pairs(INKS[theme].page, towards)]
+    pairs = zip(hex_to_rgb(INKS[theme].page), hex_to_rgb(towards), strict=True)
+    mixed = [round((1 - share) * a + share * b) for a, b in pairs]
     return "#" + "".join(f"{part:02x}" for part in mixed)
 
 
@@ -49,21 +50,18 @@ def coloured_text(
     change: bool = True,
     marked: int | None = None,
 ) -> str:
-    """The text, each token on its colour, with the number in its tooltip.
+    """The text, each token on its colour, with the number in its tooltip; a `marked` one is outlined.
 
-    Args:
-        pieces: text of each token.
-        values: (tokens,) nats; NaN where nothing is known.
-        end: of the scale, see `scale_end`.
-        change: whether values are changes, centred on 0, or magnitudes.
-        marked: a token to outline.
+    Values are nats, (tokens,), NaN where nothing is known: changes, centred on 0, or magnitudes. See `scale_end`.
     """
     ink = INKS[theme]
     spans = []
     for number, (piece, value) in enumerate(zip(pieces, values, strict=True)):
         if not piece:
             continue
-        said = "the first token, which nothing predicts" if not np.isfinite(value) else _said(float(value), change)
+        said = f"{'+' if change and value > 0 else ''}{words.number(float(value))} nats"
+        if not np.isfinite(value):
+            said = "the first token, which nothing predicts"
         outline = f"outline:2px solid {ink.text};" if number == marked else ""
         shown = escape(piece).replace("\n", "<span aria-hidden='true'>↵</span>\n")
         spans.append(
@@ -89,11 +87,3 @@ def legend(end: float, theme: Theme, *, change: bool = True) -> str:
         f"<div style='height:.9rem;border:1px solid {ink.muted};background:linear-gradient(to right, {colours})'></div>"
         f"<div style='display:flex;justify-content:space-between'>{labels}</div></div>"
     )
-
-
-def _said(value: float, change: bool) -> str:
-    return f"{'+' if change and value > 0 else ''}{words.number(value)} nats"
-
-
-def _pairs(one: str, other: str) -> list[tuple[int, int]]:
-    return list(zip(hex_to_rgb(one), hex_to_rgb(other), strict=True))

@@ -24,12 +24,7 @@ MEASURES: dict[Measure, str] = {"perplexity": "perplexity", "mean_held_out_error
 def over_seeds_bars(
     table: pd.DataFrame, sparsity: str, *, column: Measure = "perplexity", theme: Theme = "light"
 ) -> Drawing:
-    """Mean of every method at one sparsity, lowest first, with the range over seeds; marks are single seeds.
-
-    Args:
-        table: as from `read_results`.
-        sparsity: as written in the file.
-    """
+    """Mean of every method at one sparsity, lowest first, with the range over seeds; marks are single seeds."""
     rows = table[(table["sparsity"] == sparsity) & np.isfinite(table[column])]
     if rows.empty:
         raise RoseError(f"No run at sparsity {sparsity} has a {MEASURES[column]}; choose another.")
@@ -80,7 +75,6 @@ def time_and_perplexity(
     Args:
         table: `method`, `seconds` and `perplexity` of each run; a `run` names a mark better than its method, and
             `lowest` and `highest` perplexity give it a range. With target "layer" in `target` a mark is open.
-        dense: perplexity before pruning.
         time: title of the axis, where `seconds` are in another unit.
     """
     known = np.isfinite(table[["seconds", "perplexity"]].to_numpy(np.float64)).all(axis=1)
@@ -139,12 +133,7 @@ def _whiskers(middle: float, lowest: float, highest: float, thickness: float = 1
 
 
 def method_errors(records: pd.DataFrame, *, column: str = "relative_error", theme: Theme = "light") -> Drawing:
-    """Relative error of several methods on one or several layers, as bars.
-
-    Args:
-        records: columns as in `rose.LayerRecord`.
-        column: "relative_error" or "held_out_error".
-    """
+    """Relative or held-out error of several methods on one or several layers, as bars."""
     wide = by_method(records, column)
     if wide.empty:
         raise RoseError("No error has been measured yet; prune a layer first.")

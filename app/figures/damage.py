@@ -49,10 +49,7 @@ def damage_bars(
     marked: str | None = None,
     theme: Theme = "light",
 ) -> Drawing:
-    """Damage, or one of `PREDICTORS`, of whole decoder blocks, one bar each, from block 0 up; bars answer clicks.
-
-    Whiskers are one standard error of the damage over windows. Arguments and errors as for `damage_map`.
-    """
+    """As `damage_map`, of whole decoder blocks, one bar each; whiskers are one standard error over windows."""
     if table.empty:
         raise RoseError("No decoder block has been measured yet.")
     rows = table.sort_values("block_index").reset_index(drop=True)
@@ -75,9 +72,8 @@ def damage_bars(
     finding = f"{words.sentence(name)} is highest in {words.short_layer(top['unit'])}, {words.number(top[value])}"
     what = f"{words.sentence(name)} of every decoder block{SUMMED.get(value, '')}"
     frame = {"x": "decoder block", "y": axis, "height": 360}
-    return style.finish(
-        figure, theme, finding, what, caption, f"Bar chart of {name} by decoder block", rows[columns], **frame
-    )
+    alt = f"Bar chart of {name} by decoder block"
+    return style.finish(figure, theme, finding, what, caption, alt, rows[columns], **frame)
 
 
 def damage_map(
@@ -90,10 +86,7 @@ def damage_map(
 ) -> Drawing:
     """Damage of layers, or one of `PREDICTORS`, by decoder block and projection; marks answer clicks with the unit.
 
-    Args:
-        table: the units measured so far.
-        units: names of all units to come, so that the picture keeps its size.
-        marked: the unit to be outlined.
+    The table has the units measured so far, `units` those to come too, so that the picture keeps its size.
     """
     drawing = overview.model_map(as_layers(table), value, layers=list(units), marked_layer=marked, theme=theme)
     drawing.figure.update_layout(height=max(300, drawing.figure.layout.height))
@@ -111,13 +104,7 @@ def damage_scatter(
     """A predictor against damage, one mark a unit; the title states their rank correlation, outliers are named.
 
     Both axes are logarithmic, because both spread over decades. Units without damage have no place there; the caption
-    counts them. Marks answer clicks; their `customdata` is the unit's name.
-
-    Args:
-        table: the units measured so far.
-        predictor: one of `PREDICTORS`.
-        marked: the unit to be ringed.
-        restore: units were given their dense weights back in a pruned model, and not pruned in the dense one.
+    counts them. With `restore` units were given their dense weights back in a pruned model. Marks answer clicks.
     """
     name, axis = PREDICTORS[predictor]
     rows = as_layers(table)
@@ -143,7 +130,10 @@ def damage_scatter(
             customdata=np.column_stack([part["unit"], spread.map(words.number)]),
         )
     found = outliers(rows, predictor, NAMED) if rows[predictor].nunique() > 1 else rows.head(0)
-    _name(figure, found[(found["damage"] > 0) & (found[predictor] > 0)].fillna({"standard_error": 0.0}), predictor)
+    placed = found[(found["damage"] > 0) & (found[predictor] > 0)].fillna({"standard_error": 0.0})
+    for row in placed.to_dict("records"):  # named above its mark, clear of the error bar's end where there is room
+        x, y = math.log10(row[predictor]), math.log10(row["damage"] + max(0.0, row["standard_error"]))  # by exponent
+        figure.add_annotation(x=x, y=y, text=words.short_layer(row["unit"]), showarrow=False, yshift=14)
     chosen = shown[shown["unit"] == marked]
     if len(chosen):
         marks.rings(figure, chosen[predictor], chosen["damage"], "chosen")
@@ -170,30 +160,13 @@ def _log_axis(values: pd.Series) -> dict[str, object]:
     return style.LOG | ({"dtick": "D2"} if style.spread(values) < 30 else {})
 
 
-def _name(figure: go.Figure, found: pd.DataFrame, predictor: str) -> None:
-    """Writes the names of outliers above their marks, clear of error bars' ends where there is room."""
-    for row in found.to_dict("records"):
-        figure.add_annotation(
-            x=math.log10(row[predictor]),  # annotations of a logarithmic axis are placed by exponent
-            y=math.log10(row["damage"] + max(0.0, row["standard_error"])),
-            text=words.short_layer(row["unit"]),
-            showarrow=False,
-            yshift=14,
-        )
-
-
-def strength(rho: float) -> str:
-    """A rank correlation as a verb phrase."""
-    if math.isnan(rho):
-        return "cannot be ranked against damage"
-    value = f"rank correlation {rho:.2f}".replace("-", "−")
-    size = abs(rho)
-    how = "hardly tells" if size < 0.3 else "partly tells" if size < 0.7 else "tells"
-    return f"{how} {{}} the model feels: {value}"
-
-
 def _finding(name: str, unit: str, rho: float, found: pd.DataFrame) -> str:
-    text = f"{words.sentence(name)} {strength(rho)}".format(f"which {unit}")
+    if math.isnan(rho):
+        text = f"{words.sentence(name)} cannot be ranked against damage"
+    else:
+        how = "hardly tells" if abs(rho) < 0.3 else "partly tells" if abs(rho) < 0.7 else "tells"
+        value = f"rank correlation {rho:.2f}".replace("-", "−")
+        text = f"{words.sentence(name)} {how} which {unit} the model feels: {value}"
     if len(found):
         text += f"; small error, large damage: {words.short_layer(found['unit'].iloc[0])}"
     return text

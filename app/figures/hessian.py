@@ -27,13 +27,10 @@ def hessian_diagonal(
     marked_block: int | None = None,
     theme: Theme = "light",
 ) -> Drawing:
-    """diag(H) by input channel, dead columns and the damping level marked.
+    """diag(H) by input channel or from largest to smallest; dead columns and the damping level are marked.
 
-    Args:
-        diagonal: diag(H), (in,), the sum of x_j² over calibration tokens.
-        added: λ, the absolute damping (`LayerResult.added_damping`).
-        arrange: by channel number, or from largest to smallest.
-        marked_block: its channels are drawn in another colour, wherever they stand.
+    `diagonal`: the sum of x_j² over calibration tokens, (in,); `added`: λ, absolute. The channels of a marked block
+    have another colour, wherever they stand.
     """
     values = shrinking.to_numpy(diagonal).astype(np.float64)
     order = np.argsort(-values, kind="stable") if arrange == "sorted" else np.arange(len(values))
@@ -89,11 +86,9 @@ def _log_floor(live: np.ndarray, added: float) -> float:
 
 
 def hessian_spectrum(eigenvalues: Any, *, added: float = 0.0, layer: str = "", theme: Theme = "light") -> Drawing:
-    """Eigenvalues of H, descending, on a logarithmic axis, with the damping level.
+    """Eigenvalues of the undamped H, descending, on a logarithmic axis, with the damping level: λ, absolute, `added`.
 
-    Args:
-        eigenvalues: of the undamped H, (in,), any order; rounding may have made some negative.
-        added: λ, absolute.
+    They come in any order, (in,); rounding may have made some negative.
     """
     values = np.sort(shrinking.to_numpy(eigenvalues).astype(np.float64))[::-1]
     largest = float(values[0])

@@ -44,7 +44,6 @@ def layer_strips(
         weight: W, (out, in).
         input_norm: root mean square of each input over calibration tokens, (in,).
         heads: attention heads whose outputs lie side by side in the columns, 0 where the inputs are no heads' outputs.
-        marked_block: outlined in all strips.
     """
     values = {
         "weight norm": np.sqrt(np.square(shrinking.to_numpy(weight).astype(np.float64)).sum(0)),

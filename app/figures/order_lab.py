@@ -327,7 +327,8 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
     )
     best = np.unravel_index(np.nanargmin(change), change.shape)
     name, budget = str(ratio.index[best[0]]), str(budgets[best[1]])
-    finding = f"{_run(name, budget)} has the least error, {printed[best]} of SparseGPT's"
+    run = NAME_OF_RUN.get((name, budget), f"{palette.order_style(name).label} order with the {budget} budget")
+    finding = f"{run} has the least error, {printed[best]} of SparseGPT's"
     what = f"Final error{words.of(layer)} ÷ SparseGPT's (natural order, block budget); below 1: less error"
     ink = palette.INKS[theme]
     below = {"showarrow": False, "yshift": -19, "font": {"color": ink.text}}
@@ -348,9 +349,3 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
     table, alt = ratio.reset_index().rename(columns=columns), "Table of relative error by order and budget, coloured"
     frame = {"x": "how many weights each block gives up", "height": 190 + 52 * len(labels)}
     return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
-
-
-def _run(order: str, budget: str) -> str:
-    """ "ROSE global", or "two-level order with the layer budget" where the pair has no name of its own."""
-    label = palette.order_style(order).label
-    return NAME_OF_RUN.get((order, budget), f"{label} order with the {budget} budget")

@@ -63,11 +63,7 @@ def metric(name: str) -> Metric:
 
 
 def per_layer(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """One row per layer with the metric in column `value`.
-
-    Args:
-        table: one row per layer.
-    """
+    """One row per layer with the metric in column `value`."""
     if name not in table.columns:
         raise RoseError(f"There is no {metric(name).label.lower()} in these results; measure the model first.")
     rows = table[["layer", "block_index", "projection"]]
@@ -88,18 +84,13 @@ def model_map(
 ) -> Drawing:
     """Any number per layer as a map of decoder block × projection; layers without a number yet stay blank.
 
-    Experts share one row for each of their projections, with the value that is largest; `experts` shows one such row
-    in full, decoder block × expert.
-
-    Invisible marks in the cells answer clicks; their `customdata` is the layer's name.
+    Experts share one row for each of their projections, with the value that is largest; `experts`, one of
+    `expert_kinds`, shows one such row in full, decoder block × expert.
 
     Args:
-        table: see `per_layer`; may hold the layers done so far only.
-        name: a column of it.
-        threshold: on the relative range, for which columnar layers are ringed.
+        table: may hold the layers done so far only.
         layers: names of all layers to come, so that the map keeps its size while results arrive.
         left_out: those of them that stay dense, or could not be measured.
-        experts: one of `expert_kinds`.
         block: what a block of the model is called.
     """
     known = metric(name)
@@ -116,10 +107,16 @@ def model_map(
     marks.layer_map(
         figure, _scaled(grid, known.kind), cells, known.unit, **_colours(known, cells["value"], name, theme)
     )
-    what = f"{known.label} of {_which(experts, len(placed) - len(cells))}"
+    which = "every layer, of experts the largest" if len(placed) > len(cells) else "every layer"
+    if experts is not None:
+        which = f"every expert's {experts.rpartition('.')[2]}"
+    what = f"{known.label} of {which}"
     if name == "relative_range" and every["value"].notna().any():
         what += f"; ringed: columnar, above {threshold:.2f}"
-        _ring(figure, placed[placed["value"] > threshold], 11 if grid.shape[1] <= 20 else 8)
+        ringed = placed[placed["value"] > threshold].drop_duplicates(["block_index", "projection"])
+        if len(ringed):
+            size = 11 if grid.shape[1] <= 20 else 8
+            marks.rings(figure, ringed["block_index"], ringed["projection"], "columnar", size=size, showlegend=False)
     dead = _dead(figure, table.assign(projection=row_of.tolist()))
     if dead:
         what += "; ×: dead columns"
@@ -166,18 +163,6 @@ def _largest(placed: pd.DataFrame) -> pd.DataFrame:
     # Of a change the largest either way: a mean would hide both.
     order = placed["value"].abs().fillna(-1).sort_values(ascending=False, kind="stable").index
     return placed.loc[order].drop_duplicates(["block_index", "projection"]).sort_index().reset_index(drop=True)
-
-
-def _ring(figure: go.Figure, columnar: pd.DataFrame, size: int) -> None:
-    if len(columnar):
-        cells = columnar.drop_duplicates(["block_index", "projection"])
-        marks.rings(figure, cells["block_index"], cells["projection"], "columnar", size=size, showlegend=False)
-
-
-def _which(experts: str | None, folded: int) -> str:
-    if experts is not None:
-        return f"every expert's {experts.rpartition('.')[2]}"
-    return "every layer, of experts the largest" if folded else "every layer"
 
 
 def _scaled(grid: pd.DataFrame, kind: str) -> pd.DataFrame:
@@ -297,11 +282,7 @@ def gain_scatter(
 ) -> Drawing:
     """Relative range of every layer against what two-level order gains there, held-out where that was measured.
 
-    Marks answer clicks; their `customdata` is the layer's name.
-
-    Args:
-        table: one row per layer with `relative_range`, `gain`, and `held_out_gain` and `dead_columns` where known.
-        projections: all of the model, so that each looks the same whatever the table was filtered by.
+    `projections` are all of the model, so that each looks the same whatever the table was filtered by.
     """
     held = "held_out_gain" in table and table["held_out_gain"].notna().any()
     column = "held_out_gain" if held else "gain"

@@ -34,12 +34,7 @@ def layer_map(
     marked_layer: str | None = None,
     theme: Theme = "light",
 ) -> Drawing:
-    """Error of every layer by one method as a map; beside SparseGPT in the same run, the share of its error saved.
-
-    Args:
-        records: columns as in `rose.LayerRecord`.
-        column: a key of `ERROR_OF`.
-    """
+    """Error of every layer by one method as a map; beside SparseGPT in the same run, the share of its error saved."""
     table = records.dropna(subset=[column])
     rows = table[table["method"] == method].drop_duplicates("layer")
     if rows.empty:
@@ -56,12 +51,7 @@ def layer_map(
 
 
 def layer_differences(records: pd.DataFrame, *, column: str = "relative_error", theme: Theme = "light") -> Drawing:
-    """Error by several methods on the 20 layers on which they differ most, as dumbbells.
-
-    Args:
-        records: columns as in `rose.LayerRecord`.
-        column: a key of `ERROR_OF`.
-    """
+    """Error by several methods on the 20 layers on which they differ most, as dumbbells."""
     wide = by_method(records, column)
     if wide.empty:
         raise RoseError("No error has been measured yet; prune a model first.")
@@ -125,10 +115,8 @@ def perplexity_bars(
 ) -> Drawing:
     """Perplexity of each pruned model, with a line for the dense one.
 
-    Args:
-        table: columns `method` and `perplexity`; a `run` names a bar better than its method.
-        dense: perplexity of the model before pruning.
-        losses: of each row, its loss on each window; with them the title says whether the best differ clearly.
+    The table has `method` and `perplexity`; a `run` names a bar better than its method. With the `losses` of each row
+    on each window the title says whether the best differ clearly.
     """
     rows = table.dropna(subset=["perplexity"])
     if rows.empty:
@@ -172,14 +160,7 @@ def perplexity_bars(
 
 
 def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
-    """Zero-shot accuracy of every model on every task, with standard errors.
-
-    Args:
-        table: one row per model and task: task, questions, accuracy, accuracy_error, run, method; the dense model has
-            the method "dense".
-    """
-    if table.empty:
-        raise RoseError("No zero-shot task has been answered yet; choose tasks and prune.")
+    """Zero-shot accuracy of every model on every task, with standard errors; the dense model has the method "dense"."""
     tasks = list(dict.fromkeys(table["task"]))
     figure = go.Figure()
     means: dict[str, float] = {}
@@ -232,10 +213,7 @@ def _against_best(values: np.ndarray, looks: Sequence[Style], losses: Sequence[S
 def progress_timeline(records: pd.DataFrame, total: int, *, theme: Theme = "light") -> Drawing:
     """Errors of the layers in the order in which a run has pruned them; the axis already has room for all of them.
 
-    Args:
-        records: of one run so far, columns as in `rose.LayerRecord`, of which `layer`, `relative_error` and `seconds`
-            are shown; may be empty.
-        total: layers in the whole run.
+    The records are those of one run so far, of `total` in the end, and may be empty.
     """
     kinds = records["layer"].map(lambda layer: words.place_of(layer)[1])
     table = records.reset_index(drop=True).assign(number=np.arange(1, len(records) + 1))

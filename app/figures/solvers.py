@@ -13,12 +13,8 @@ from app.figures import marks, palette, shrinking, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
 
-LOOKS = {
-    "sweep": "sparsegpt",
-    "refit": "rose_dealt",
-    "stages": "rose_global",
-    "admm": "rose_admm",
-}  # the method whose colour each solver has
+# The method whose colour each solver has.
+LOOKS = {"sweep": "sparsegpt", "refit": "rose_dealt", "stages": "rose_global", "admm": "rose_admm"}
 
 
 def solver_race(
@@ -31,10 +27,7 @@ def solver_race(
 ) -> Drawing:
     """Error that each solver would leave if it stopped, against the work done; strong up to `work`, faint beyond.
 
-    Args:
-        ways: solver -> (label, a row per state: step, work, is_complete, relative_error, held_out_error).
-        work: so far, in products W·H.
-        held_out: whether errors are on held-out tokens.
+    Work is in products W·H. `ways`: solver -> (label, a row per state: step, work, is_complete, and both errors).
     """
     column = "held_out_error" if held_out else "relative_error"
     figure, ends = go.Figure(), []
@@ -53,10 +46,8 @@ def solver_race(
     best = {label: float(table.loc[table["is_complete"], column].min()) for label, table in ways.values()}
     caption = "Lowest error: " + ", ".join(f"{label} {words.number(value)}" for label, value in best.items()) + "."
     rows = pd.concat([table.assign(solver=label) for label, table in ways.values()], ignore_index=True)
-    finding, alt = (
-        _finding(ways, work, column),
-        f"Line chart of the error of {words.count(len(ways), 'solver')} against work",
-    )
+    finding = _finding(ways, work, column)
+    alt = f"Line chart of the error of {words.count(len(ways), 'solver')} against work"
     frame = {"x": "work done (products W·H)", "y": style.ERROR, "height": 460}
     drawing = style.finish(figure, theme, finding, what, caption, alt, rows, **frame)
     marks.end_labels(figure, last * 1.02, ends, top)
@@ -109,10 +100,7 @@ def mask_changes(
 ) -> Drawing:
     """Where the mask differs from an earlier one: share of each cell's weights that were removed or put back.
 
-    Args:
-        mask, before: True = removed, (out, in) bool.
-        solver, step: what made the mask, in words.
-        since: what `before` is, in words.
+    Masks are (out, in) bool, True = removed. `solver` and `step` made the new one, `since` is the other in words.
     """
     removed, restored = mask & ~before, before & ~mask
     rows, columns = mask.shape

@@ -15,11 +15,7 @@ RECOVERY_LABELS = {"none": "none", "bias": "mean as bias", "linear": "linear (Sl
 
 
 def head_map(table: pd.DataFrame, *, marked_block: int | None = None, theme: Theme = "light") -> Drawing:
-    """Cost of every query head as a map of head × decoder block.
-
-    Args:
-        table: block_index, head, group, cost (relative error once the head alone is gone, after least squares).
-    """
+    """Relative error once a query head alone is gone, after least squares, as a map of head × decoder block."""
     grid = table.pivot(index="head", columns="block_index", values="cost")
     figure = go.Figure(
         go.Heatmap(
@@ -49,12 +45,7 @@ def head_map(table: pd.DataFrame, *, marked_block: int | None = None, theme: The
 
 
 def channel_curve(table: pd.DataFrame, cut: int, *, block: int, theme: Theme = "light") -> Drawing:
-    """Channels of one MLP in the order of removal, each with its own cost and the error of all removed so far.
-
-    Args:
-        table: channel, alone, together.
-        cut: how many go.
-    """
+    """Channels of one MLP in the order of removal, each with its own cost and the error of all removed so far."""
     step, figure = np.arange(1, len(table) + 1), go.Figure()
     together, each = (table[column].clip(lower=1e-12) for column in ("together", "alone"))  # a log axis has no 0
     look, hover = Style(palette.ORANGE, "all so far, together"), "without %{x} channels<br>together %{y:.3g}"
@@ -79,12 +70,7 @@ def channel_curve(table: pd.DataFrame, cut: int, *, block: int, theme: Theme = "
 
 
 def recovery_bars(table: pd.DataFrame, *, what: str, theme: Theme = "light") -> Drawing:
-    """Error after each recovery, on calibration and on held-out tokens.
-
-    Args:
-        table: recovery, tokens, relative_error.
-        what: the part, in words.
-    """
+    """Error after each recovery, on calibration and on held-out tokens; `what` is the part that was recovered."""
     figure, held = go.Figure(), table["tokens"].iloc[-1]
     for tokens, colour in (("calibration", palette.BLUE), ("held-out", palette.ORANGE)):
         rows = table[table["tokens"] == tokens]
@@ -104,12 +90,7 @@ def recovery_bars(table: pd.DataFrame, *, what: str, theme: Theme = "light") -> 
 
 
 def trade_off(table: pd.DataFrame, ratio: float, *, theme: Theme = "light") -> Drawing:
-    """Predicted error against what is taken out, with the chosen cut and its ideal speed-up.
-
-    Args:
-        table: ratio, removed, error, speedup, channels, heads.
-        ratio: the chosen one; the nearest row is marked.
-    """
+    """Predicted error against what is taken out, with the cut nearest to the chosen ratio and its ideal speed-up."""
     row = table.iloc[(table["ratio"] - ratio).abs().argmin()]
     figure = go.Figure()
     hover = "%{x:.1f} % taken out<br>mean error %{y:.4f}<br>ideal speed-up %{customdata:.2f}"
