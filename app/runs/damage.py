@@ -20,7 +20,8 @@ from rose.layer.methods import get_method
 from rose.model.estimate.duration import Cost, estimate_damage, sweeps_of
 from rose.model.measure.damage import dense_weights, describe_damage
 from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport, damage_table
-from rose.model.network.layers import decoder_blocks, select_layers
+from rose.model.network.layers import decoder_blocks
+from rose.model.network.network import Network
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class DamageRequest:
         )
 
     def names(self, setup: Setup, model: nn.Module) -> list[str]:
-        layers = select_layers(model, setup.layer_patterns)
+        layers = Network(model).select(setup.layer_patterns)
         if self.units == "layers":
             return [layer.name for layer in layers]
         prefix, _ = decoder_blocks(model)

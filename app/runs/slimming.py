@@ -16,7 +16,7 @@ from app.runs.checkpoints import save_packed
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.measure.generation import continue_prompt
-from rose.model.network.layers import text_config
+from rose.model.network.layers import count_parameters, text_config
 
 TOKENS = 128  # of the prompt that speed is measured with
 TURNS = 5
@@ -91,7 +91,7 @@ class Slimming(Run):
         text = ""
         if self.request.prompt.strip():
             text = continue_prompt(model, tokenizer, self.request.prompt, new_tokens=self.request.new_tokens, tick=tick)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        parameters = count_parameters(model)
         return Outcome(label, parameters, perplexity, 0.0, text)  # speed: measured later, for both at once
 
 

@@ -27,7 +27,7 @@ from rose.model.estimate.duration import Cost, estimate_cost, statistics_groups
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import PACKAGED, parse_dtype
 from rose.model.load.tokens import DATASETS, SOURCES
-from rose.model.network.layers import select_layers
+from rose.model.network.network import Network
 
 LayerChoice = Literal["all", "attention", "block", "own"]
 
@@ -58,13 +58,13 @@ def preflight(setup: Setup, skeleton: nn.Module) -> Preflight:
     windows: dict[str, Any] = {"samples": setup.samples + setup.held_out, "length": setup.length}
     windows["layers"] = setup.layer_patterns
     cost = estimate_cost(skeleton, sweeps=len(MEASURED), keep_statistics=True, **windows)
-    widths = [layer.weight.shape[1] for layer in select_layers(skeleton, setup.layer_patterns)]
+    widths = [layer.weight.shape[1] for layer in Network(skeleton).select(setup.layer_patterns)]
     needed = weights_size(cost, setup.dtype) + cost.memory
     if setup.stream:  # one decoder block at a time, and the statistics of all layers
         if not can_stream(setup.model):
             raise rose.RoseError(f"{setup.model} is no safetensors checkpoint, so its weights cannot stay on disk.")
         dtype, has_held_out = parse_dtype(setup.dtype), setup.held_out > 0
-        kept = sum(4 * columns**2 for columns in statistics_groups(select_layers(skeleton, setup.layer_patterns)))
+        kept = sum(4 * columns**2 for columns in statistics_groups(Network(skeleton).select(setup.layer_patterns)))
         at_once = estimate_memory(skeleton, dtype=dtype, held_out=has_held_out, **windows)
         needed = at_once.peak + kept * (2 if has_held_out else 1)
     return Preflight(cost, needed, psutil.virtual_memory().available, tuple(warnings(setup, widths)))

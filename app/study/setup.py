@@ -14,7 +14,8 @@ from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import load_calibration
-from rose.model.network.layers import check_widths, select_layers
+from rose.model.network.layers import check_widths
+from rose.model.network.network import Network
 
 THRESHOLD = Settings.threshold  # on the relative range of columnar layers, unless a session chooses another
 
@@ -123,7 +124,7 @@ def _read(name: str, text: str, kind: type) -> Any:
 
 def check_sparsity(sparsity: str, block_size: int, model: nn.Module, layer_patterns: list[str] | None) -> None:
     """Raises RoseError for a sparsity that does not fit one of these layers; `model` may be a skeleton."""
-    check_widths(select_layers(model, layer_patterns), parse_sparsity(sparsity), block_size)
+    check_widths(Network(model).select(layer_patterns), parse_sparsity(sparsity), block_size)
 
 
 def weights_size(cost: Cost, dtype: str) -> int:

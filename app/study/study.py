@@ -24,9 +24,9 @@ from app.study import cache
 from app.study.setup import MEASURED, THRESHOLD, Setup
 from rose.layer.hessian import condition_number, spectrum
 from rose.layer.methods import Known
-from rose.layer.order import live_range, replan
-from rose.model.network.layers import PrunableLayer, select_layers, text_config
-from rose.model.network.residence import is_streamed, residence_of
+from rose.layer.order import live_range
+from rose.model.network.layers import PrunableLayer, text_config
+from rose.model.network.network import Network
 from rose.model.run.one_layer import is_left_dense, measure_layer
 from rose.model.walk.collector import statistics_of
 from rose.model.walk.walk import BlockStatistics
@@ -81,7 +81,7 @@ class Calibration:
             self.complete, self.files, self.blocks = False, files, []
             self.tokens, self.held_out = setup.draw(loaded.tokenizer)
             folder = cache.folder_of(setup, files)
-            layers = select_layers(loaded.model, setup.layer_patterns)
+            layers = Network(loaded.model).select(setup.layer_patterns)
             kept = cache.read_blocks(folder, layers) if folder else None
             if kept is not None:
                 self.blocks, self.complete = kept, True
@@ -108,14 +108,14 @@ def _again(
 ) -> Iterator[tuple[BlockStatistics, BlockStatistics]]:
     """Known statistics of each decoder block, while its weights are in memory."""
     # Not the layers of the model that was read then: its weights may have been left on disk.
-    own = {layer.name: layer for layer in select_layers(loaded.model, None)}
+    own = {layer.name: layer for layer in Network(loaded.model).select(None)}
     known = [replace(block, layers=[own[layer.name] for layer in block.layers]) for block in blocks]
-    if not is_streamed(loaded.model):
+    if not Network(loaded.model).is_streamed:
         yield from zip(known, known, strict=True)
         return
     with holding(loaded.lock, job):
         for here in known:
-            with residence_of(loaded.model).visit(here.block_index, HOME):
+            with Network(loaded.model).residence.visit(here.block_index, HOME):
                 yield here, here
 
 
@@ -205,7 +205,7 @@ class Study:
             self.files = replace(self.files, model=self.loaded.identity)
             self._recall()
         self._place_statistics(self.loaded.model)
-        self.layer_names = [layer.name for layer in select_layers(self.loaded.model, self.setup.layer_patterns)]
+        self.layer_names = [layer.name for layer in Network(self.loaded.model).select(self.setup.layer_patterns)]
         job.message = "Collecting the inputs of layers" if self.is_restored else "Measuring layers"
         for block, kept_block in self.calibration.iterate(self.setup, self.files, self.loaded, job):
             self._measure(block, kept_block, job)
@@ -227,7 +227,7 @@ class Study:
         """Statistics that were kept beside the records: these layers can be looked into at once."""
         if (kept := self.kept) is None:
             return
-        layers = {layer.name: layer for layer in select_layers(model, self.setup.layer_patterns)}
+        layers = {layer.name: layer for layer in Network(model).select(self.setup.layer_patterns)}
         with self._lock:
             for name, one in kept.calibration.items():
                 self._layers[name] = (layers[name], one, kept.held_out.get(name))
@@ -318,8 +318,8 @@ class Study:
     def weight(self, layer: str) -> Tensor:
         """W, (out, in), as the model holds it; do not change it. Read from its file where the model streams."""
         found = self._layers[layer][0]
-        if self.loaded is not None and is_streamed(self.loaded.model):
-            residence = residence_of(self.loaded.model)
+        if self.loaded is not None and Network(self.loaded.model).is_streamed:
+            residence = Network(self.loaded.model).residence
             return self.remember(("weight", layer), lambda: residence.read_weight(found))
         return found.weight.to(HOME)  # a copy only while its decoder block is on a GPU
 
@@ -340,7 +340,7 @@ class Study:
     def plan(self, layer: str, threshold: float = THRESHOLD, sparsity: str | None = None) -> rose.OrderPlan:
         base = self.remember(("plan", layer, sparsity), lambda: self._plan(layer, sparsity))
         # A slider over the threshold must not fill the memory with copies of the losses: these share them.
-        return self.remember(("plan", layer, sparsity, threshold), lambda: replan(base, threshold))
+        return self.remember(("plan", layer, sparsity, threshold), lambda: replace(base, threshold=threshold))
 
     def live_range(self, layer: str) -> float:
         """Relative range of this layer without its dead columns; remembered, the plan that it takes is not."""

@@ -20,9 +20,8 @@ from rose.model.estimate.memory import Memory, estimate_memory
 from rose.model.network.network import Network
 from rose.model.run.settings import run_settings
 from rose.structured.allocation import ALLOCATIONS
-from rose.structured.memory import estimate_slim_memory
 from rose.structured.parts import HEADS, PARTS, find_parts
-from rose.structured.plan import SlimSettings, check_parts
+from rose.structured.plan import SlimSettings, check_parts, estimate_slim_memory
 from rose.structured.problem import RECOVERIES
 
 

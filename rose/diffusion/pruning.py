@@ -21,11 +21,10 @@ from rose.diffusion.steps import StepWeights
 from rose.diffusion.trajectory import Conditions, DrawOptions, Trajectories
 from rose.layer.methods import SettingsOptions, make_settings
 from rose.layer.statistics import InputStatistics
-from rose.model.network.layers import PrunableLayer, check_widths, matching
+from rose.model.network.layers import PrunableLayer, check_widths, count_parameters, matching
 from rose.model.progress import ProgressCallback
 from rose.model.run.one_layer import prune_one, record_of
 from rose.report import LayerRecord, RunReport
-from rose.structured.parts import count_parameters
 
 
 def prune_diffusion(

@@ -18,13 +18,13 @@ from rose.diffusion.steps import StepWeights
 from rose.diffusion.trajectory import Conditions, DrawOptions
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
-from rose.model.network.layers import PrunableLayer, named
+from rose.model.network.layers import PrunableLayer, count_parameters, named
 from rose.model.progress import ProgressCallback
 from rose.model.workers import Workers, is_launched
 from rose.report import RunReport, records_table
 from rose.structured.allocation import changed, check_multiple, shapes_by_ratio
 from rose.structured.methods import StructuredMethod, structured_method
-from rose.structured.parts import PARTS, Part, Shape, count_parameters
+from rose.structured.parts import PARTS, Part, Shape
 from rose.structured.plan import SlimSettings
 from rose.structured.reduction import PartRecord, Reduction, layers_read, solve_part, sources_of
 from rose.structured.survey import make_problem

@@ -175,11 +175,6 @@ def check_threshold(threshold: float) -> None:
         raise RoseError(f"The threshold on the relative range must lie between 0 and 1, not {threshold!r}.")
 
 
-def replan(plan: OrderPlan, threshold: float) -> OrderPlan:
-    """The same plan under another threshold; only the decision and the order change."""
-    return replace(plan, threshold=threshold)
-
-
 def live_range(plan: OrderPlan) -> float:
     """The relative range of the live columns alone: dead ones (H_jj = 0) neither count nor give up weights.
 

@@ -9,7 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.model.network.layers import PrunableLayer, by_block, decoder_blocks, prunable_layers, text_config
+from rose.model.network.layers import (
+    PrunableLayer,
+    by_block,
+    count_parameters,
+    decoder_blocks,
+    prunable_layers,
+    text_config,
+)
 
 HEADS, CHANNELS = "heads", "channels"
 PARTS = (HEADS, CHANNELS)
@@ -195,11 +202,6 @@ def _heads(model: nn.Module, output: PrunableLayer, layers: list[PrunableLayer],
     made_by = zip(layers * 3 if fused else layers, starts, _SHARED, strict=True)
     rows = tuple(Rows(layer, start, dimension, shared) for layer, start, shared in made_by)
     return Part(HEADS, output.block_index, output, rows, shape, dimension, owner)
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Parameters of a module, norms and biases included; tied ones count once."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def block_parameters(model: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""What a structured run will do: which shapes every decoder block will have, found before anything is changed."""
+"""What a structured run will do: the shapes of every decoder block and the memory, before anything is changed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rose.errors import RoseError
 from rose.layer.hessian import check_damping
+from rose.model.estimate.memory import Memory, estimate_memory
 from rose.model.network.layers import check_not_shared, prunable_layers
+from rose.model.network.network import Network
 from rose.model.progress import ProgressCallback
 from rose.model.run.settings import check_target
 from rose.structured.allocation import (
@@ -34,7 +37,14 @@ from rose.structured.configuration import can_bias, can_say, check_cuttable, kin
 from rose.structured.methods import StructuredMethod, structured_method
 from rose.structured.parts import PARTS, Part, Shape, block_parameters, find_parts
 from rose.structured.problem import RECOVERIES
-from rose.structured.survey import BlockSurvey, survey
+from rose.structured.reduction import layers_read
+from rose.structured.survey import BlockSurvey, survey, visited_layers
+
+# Matrices of the size of A that are alive at once while one output projection is reduced: H, its mean S, A, A damped,
+# its inverse, and three parts of A with their Cholesky factor (least squares), or two copies of the inverse (greedy).
+SQUARES_AT_WORK = 8
+# Float32 matrices of the weight's size: W, its target and its gap, W compensated, reduced, and only masked.
+WEIGHTS_AT_WORK = 6
 
 
 @dataclass(frozen=True)
@@ -208,3 +218,27 @@ def _similar(
     assert best is not None
     check_saved(best[0], wanted)
     return best[1]
+
+
+def estimate_slim_memory(
+    model: nn.Module, *, method: str = "obs", parts: Sequence[str] | None = None, held_out: bool = False, **sizes: Any
+) -> Memory:
+    """What `prune_structured` takes for a streamed model or a skeleton, besides the interpreter and its libraries.
+
+    The formula is in docs/memory.md. `parts` as from `check_parts`; `sizes` (`samples`, `length`, `dtype`, `on_disk`
+    and `dense_targets`) as for `estimate_memory`.
+    """
+    chosen = structured_method(method)
+    if chosen.select is None:
+        names = [layer.name for layer in visited_layers(Network(model), [])]
+        plain = sizes | {"on_disk": False, "dense_targets": False}
+        return estimate_memory(model, layers=names, held_out=held_out, **plain)
+    found = [part for of_block in find_parts(model, parts or ()) for part in of_block]
+    names = [layer.name for layer in layers_read(chosen, found)]
+    base = estimate_memory(model, layers=names, held_out=held_out, sequential=True, **sizes)
+    squares = SQUARES_AT_WORK + held_out
+    work = [
+        4 * (squares * part.output.weight.shape[1] ** 2 + WEIGHTS_AT_WORK * part.output.weight.numel())
+        for part in found
+    ]
+    return dataclasses.replace(base, work=max(work))

@@ -28,19 +28,19 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer.target import corrected_weight, damping_or_rule
 from rose.model.network.identity import embedding_norms
-from rose.model.network.layers import PrunableLayer, named
+from rose.model.network.layers import count_parameters, named
 from rose.model.network.network import Network
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.checkpoint import FORMAT, DiskStorage, describe_inputs, open_checkpoint
 from rose.model.walk.dense_states import dense_streams
 from rose.model.walk.sequential import visit_sequentially
-from rose.model.walk.storage import Storage
+from rose.model.walk.storage import BIAS, Storage, lay_over
 from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
 from rose.model.workers import Workers
 from rose.report import RunReport, mean_or_none, records_table
 from rose.structured.allocation import changed
 from rose.structured.configuration import RECORD, droppable_blocks, reshaped_config
-from rose.structured.parts import PARTS, Part, Shape, block_parameters, count_parameters, find_parts
+from rose.structured.parts import PARTS, Part, Shape, block_parameters, find_parts
 from rose.structured.plan import SlimPlan, SlimSettings, check_parts, plan_slimming
 from rose.structured.problem import Problem
 from rose.structured.reduction import (
@@ -52,12 +52,12 @@ from rose.structured.reduction import (
     solve_part,
     sources_of,
 )
-from rose.structured.surgery import Cut, add_bias, apply_config, cut_parts, drop_blocks, record_of, tell_modules
+from rose.structured.surgery import add_bias, apply_config, cut_parts, drop_blocks, record_of, tell_modules
 from rose.structured.survey import BlockSurvey, make_problem, survey
 
 SURVEY_SHARE = 0.3  # of a run that prices its parts first; only the progress bar depends on it
 ERRORS = ("relative_error", "held_out_error", "target_error", "held_out_target_error")  # of a part
-BIAS, KEPT = ".bias", ".kept"  # end the names of what is kept beside an output projection
+KEPT = ".kept"  # ends the name of what is kept beside an output projection
 
 Wanted = dict[int, dict[str, tuple[Part, Shape]]]  # [block][output projection]: what it will be
 
@@ -131,7 +131,7 @@ def prune_structured(
         inputs = describe_inputs(network, tokens, held_out)
         return {"command": "slim", "format": FORMAT, "parts": list(kinds), **said, **inputs}
 
-    with open_checkpoint(network, checkpoint, described, partial(lay_over, network.layers)) as kept:
+    with open_checkpoint(network, checkpoint, described) as kept:
         try:
             if drops:
                 dropped = _drop(network, tokens, ratio, kept, progress)
@@ -339,21 +339,10 @@ class SlimRun:
         else:
             setattr(model.config, RECORD, record_of(model))
         if isinstance(self.kept, DiskStorage):
-            revise = partial(_lay_over_and_cut, self.network.layers, self.kept, cuts)
-            self.network.residence.settle(revise, self.kept.identity())
+            kept = self.kept
 
+            def revise(index: int) -> None:
+                lay_over(self.network.layers, kept.read(index))
+                cut_parts([cut for cut in cuts if cut.part.block_index == index])
 
-def lay_over(layers: Sequence[PrunableLayer], tensors: Mapping[str, Tensor]) -> None:
-    """Writes output projections that were kept, with their biases, into the layers; units that go are zero there."""
-    for layer in layers:
-        if layer.name in tensors:
-            layer.write(tensors[layer.name])
-        if layer.name + BIAS in tensors:
-            module: Any = layer.module
-            module.bias = nn.Parameter(tensors[layer.name + BIAS].to(module.weight.device), requires_grad=False)
-
-
-def _lay_over_and_cut(layers: Sequence[PrunableLayer], kept: DiskStorage, cuts: Sequence[Cut], index: int) -> None:
-    """What becomes of a streamed decoder block once the run is over."""
-    lay_over(layers, kept.read(index))
-    cut_parts([cut for cut in cuts if cut.part.block_index == index])
+            self.network.residence.settle(revise, kept.identity())

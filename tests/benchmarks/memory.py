@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import rose
 from rose.model.estimate.memory import estimate_memory
-from rose.structured.memory import estimate_slim_memory
+from rose.structured.plan import estimate_slim_memory
 from tests.benchmarks.common import arguments
 from tests.tiny import byte_tokenizer
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +12,7 @@ from torch import Tensor
 
 import rose
 from rose.layer.loss import block_starts, block_widths
-from rose.layer.order import block_of, blocks_of, live_range, order_names, plan_from_importance, replan, visited_blocks
+from rose.layer.order import block_of, blocks_of, live_range, order_names, plan_from_importance, visited_blocks
 from tests.layer.helpers import ORDERS, Layer, block_sizes, layers, make_layer, ratios
 
 IN_PLACE = ["natural", "columns", "columns_ascending"]  # blocks stay where they are
@@ -91,12 +93,12 @@ def test_narrow_last_block_does_not_look_columnar() -> None:
 def test_threshold_is_adjustable_without_recomputing() -> None:
     plan = plan_with_block_losses([4.0, 2.0, 3.0])
     assert not plan.is_columnar
-    lower = replan(plan, 0.4)
+    lower = replace(plan, threshold=0.4)
     assert lower.is_columnar
     assert lower.threshold == 0.4
     assert lower.block_order.tolist() == [0, 2, 1]
     assert torch.equal(lower.permutation, rose.make_order(plan, "two_level").permutation)
-    back = replan(lower, 0.5)
+    back = replace(lower, threshold=0.5)
     assert torch.equal(back.permutation, torch.arange(12))
     assert back.block_order.tolist() == [0, 1, 2]
 

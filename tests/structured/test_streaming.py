@@ -17,7 +17,7 @@ import rose
 from rose.files import digest
 from rose.model.load import streaming
 from rose.model.network.layers import decoder_blocks
-from rose.structured.memory import estimate_slim_memory
+from rose.structured.plan import estimate_slim_memory
 from tests.model.families import DENSE, logits, make_model, make_tokens
 from tests.structured.test_slimming import UNSAID
 from tests.tiny import byte_tokenizer

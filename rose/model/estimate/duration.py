@@ -12,7 +12,7 @@ from torch import nn
 
 from rose.layer.methods import get_method
 from rose.model.network.experts import ExpertLinear
-from rose.model.network.layers import PrunableLayer, text_config
+from rose.model.network.layers import PrunableLayer, count_parameters, text_config
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision, bfloat16_gain
 from rose.model.network.residence import pick_device
@@ -81,7 +81,7 @@ def estimate_cost(
     chosen = network.select(layers)
     visited = max(layer.block_index for layer in chosen) + 1
     tokens = samples * length
-    weights = sum(p.numel() for block in network.blocks[:visited] for p in block.parameters())
+    weights = sum(map(count_parameters, network.blocks[:visited]))
     every = [layer for layer in network.layers if layer.block_index < visited]
     share = expert_share(model, every)
     weights -= round((1 - share) * sum(layer.weight.numel() for layer in every if layer.is_expert))
@@ -99,8 +99,7 @@ def estimate_cost(
     if not keep_statistics:
         kept //= len({layer.block_index for layer in chosen})
     hidden = 2 * 4 * tokens * network.config.hidden_size
-    total = sum(p.numel() for p in model.parameters())
-    return Cost(seconds, kept + hidden, 4 * total, len(chosen))
+    return Cost(seconds, kept + hidden, 4 * count_parameters(model), len(chosen))
 
 
 def gap_work(layers: Sequence[PrunableLayer], tokens: int, share: float = 1.0, products: float = 1.0) -> float:
@@ -130,16 +129,15 @@ def gap_work(layers: Sequence[PrunableLayer], tokens: int, share: float = 1.0, p
 
 def estimate_evaluation(model: nn.Module, *, tokens: int, new_tokens: int = 0) -> float:
     """Seconds that perplexity on so many tokens takes, and writing so many new ones, one at a time, after a prompt."""
-    weights = sum(p.numel() for p in model.parameters())
-    work = 2 * weights * (tokens / FORWARD_EFFICIENCY + new_tokens / TOKEN_EFFICIENCY)
+    work = 2 * count_parameters(model) * (tokens / FORWARD_EFFICIENCY + new_tokens / TOKEN_EFFICIENCY)
     return work / matmul_rate()
 
 
 def pass_work(network: Network, tokens: int) -> list[float]:
     """Floating-point operations of a pass over so many tokens that begins at each decoder block; shapes alone count."""
     head = network.model.get_output_embeddings()  # type: ignore[operator]
-    weights = [sum(p.numel() for p in block.parameters()) for block in network.blocks]
-    last = 0 if head is None else sum(p.numel() for p in head.parameters())
+    weights = [count_parameters(block) for block in network.blocks]
+    last = 0 if head is None else count_parameters(head)
     return [2.0 * tokens * (sum(weights[index:]) + last) for index in range(len(weights))]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from rose.layer.methods import get_method
 from rose.model.estimate.duration import expert_share, statistics_groups
-from rose.model.network.layers import PrunableLayer, by_block
+from rose.model.network.layers import PrunableLayer, by_block, count_parameters
 from rose.model.network.network import Network
 from rose.model.walk import forward
 
@@ -96,8 +96,8 @@ def estimate_memory(
     network = Network(model)
     chosen = network.select(layers)
     body = getattr(model, "base_model", model)
-    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in network.blocks]
-    outside = sum(parameter.numel() for parameter in body.parameters()) - sum(sizes)
+    sizes = [count_parameters(block) for block in network.blocks]
+    outside = count_parameters(body) - sum(sizes)
     tokens = samples * length
     at_once = min(tokens, max(length, forward.BATCH_TOKENS // length * length))
     width = network.config.hidden_size

@@ -33,8 +33,8 @@ from rose.files import reachable
 from rose.model.load.gguf import frugal_reading
 from rose.model.load.soundness import check_all_used, check_finite, check_sizes
 from rose.model.load.streaming import build_streamed, write_streamed
-from rose.model.network.layers import low_rank_tensors, named_layers
-from rose.model.network.residence import is_streamed
+from rose.model.network.layers import count_parameters, low_rank_tensors, named_layers
+from rose.model.network.network import Network
 from rose.output import new_folder
 from rose.report import RunReport
 
@@ -183,7 +183,7 @@ def save_model(
     """
     with new_folder(folder) as temporary:
         with _quiet():
-            if is_streamed(model):
+            if Network(model).is_streamed:
                 write_streamed(model, temporary)
             else:
                 model.save_pretrained(temporary)
@@ -267,7 +267,7 @@ def _skeleton(config: Any) -> nn.Module:
 def _check_memory(name: str, config: Any, dtype: torch.dtype) -> None:
     if getattr(config, "auto_map", None):
         return  # building it would run the repository's code twice
-    needed = sum(parameter.numel() for parameter in _skeleton(config).parameters()) * dtype.itemsize
+    needed = count_parameters(_skeleton(config)) * dtype.itemsize
     free = psutil.virtual_memory().available
     if needed > free:
         raise RoseError(

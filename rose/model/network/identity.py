@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from rose.errors import RoseError
-from rose.model.network.residence import residence_of
+from rose.model.network.network import Network
 
 PARTS = 8
 TOLERANCE = 1e-3  # relative; bfloat16 moves these norms of the packaged model by 0.0001
@@ -18,7 +18,7 @@ TOLERANCE = 1e-3  # relative; bfloat16 moves these norms of the packaged model b
 def embedding_norms(model: nn.Module) -> list[float]:
     """Norms of eight parts of the input embeddings, for reports; a model's own, in whatever dtype it is loaded."""
     body: Any = model
-    with residence_of(model).embedding():
+    with Network(model).residence.embedding():
         parts = body.get_input_embeddings().weight.detach().chunk(PARTS)
         return [float(f"{float(part.float().norm()):.6g}") for part in parts]
 

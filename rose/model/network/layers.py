@@ -128,11 +128,7 @@ def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
     Raises:
         RoseError: the family keeps its experts in fused weights of another layout than `network.experts`.
     """
-    return layers_in(*decoder_blocks(model), type(model).__name__)
-
-
-def layers_in(prefix: str, blocks: nn.ModuleList, family: str) -> list[PrunableLayer]:
-    """As `prunable_layers`, where the decoder blocks and their name are known; `family` names the model in messages."""
+    (prefix, blocks), family = decoder_blocks(model), type(model).__name__
     layers = []
     for index, block in enumerate(blocks):
         left_out, experts = routers(block), {name for name, module in block.named_modules() if is_experts(module)}
@@ -152,17 +148,11 @@ def layers_in(prefix: str, blocks: nn.ModuleList, family: str) -> list[PrunableL
     return layers
 
 
-def select_layers(model: nn.Module, layers: Sequence[str] | None) -> list[PrunableLayer]:
-    """The layers with these names; `*` and `?` match as in a shell; None means all.
-
-    Raises:
-        RoseError: a name that matches nothing, or no name at all.
-    """
-    return matching(prunable_layers(model), layers)
-
-
 def matching(every: Sequence[PrunableLayer], layers: Sequence[str] | None) -> list[PrunableLayer]:
-    """As `select_layers`, out of these layers."""
+    """Of these layers those with these names; `*` and `?` match as in a shell; None means all.
+
+    Raises RoseError for a name that matches nothing, or no name at all.
+    """
     if layers is None:
         return list(every)
     if not layers:
@@ -176,6 +166,11 @@ def matching(every: Sequence[PrunableLayer], layers: Sequence[str] | None) -> li
             )
         chosen |= matched
     return [layer for layer in every if layer.name in chosen]
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Parameters of a module, norms and biases included; tied ones count once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def by_block(layers: Iterable[PrunableLayer]) -> dict[int, list[PrunableLayer]]:

@@ -17,11 +17,11 @@ from rose.model.network.layers import (
     check_not_shared,
     check_widths,
     decoder_blocks,
-    layers_in,
     matching,
+    prunable_layers,
     text_config,
 )
-from rose.model.network.residence import ATTRIBUTE, Residence, evaluating, is_streamed, pick_device
+from rose.model.network.residence import ATTRIBUTE, Residence, evaluating, pick_device
 
 
 class Network:
@@ -38,7 +38,7 @@ class Network:
         self.model = model
         self.device = pick_device()
         self.config: Any = text_config(model)
-        self.is_streamed = is_streamed(model)
+        self.is_streamed = hasattr(model, ATTRIBUTE)
 
     @cached_property
     def _found(self) -> tuple[str, nn.ModuleList]:
@@ -62,7 +62,7 @@ class Network:
     @cached_property
     def layers(self) -> list[PrunableLayer]:
         """Every layer that can be pruned, see `prunable_layers`."""
-        return layers_in(self.prefix, self.blocks, self.family)
+        return prunable_layers(self.model)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -75,7 +75,7 @@ class Network:
         return type(self.model).__name__
 
     def select(self, layers: Sequence[str] | None) -> list[PrunableLayer]:
-        """The layers of these names, see `select_layers`."""
+        """The layers of these names, see `matching`."""
         return matching(self.layers, layers)
 
     def to_prune(self, layers: Sequence[str] | None, pattern: Pattern, block_size: int) -> list[PrunableLayer]:

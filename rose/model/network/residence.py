@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.files import digest
-from rose.model.network.layers import PrunableLayer, decoder_blocks
+from rose.model.network.layers import PrunableLayer
 
 ATTRIBUTE = "rose_residence"  # of a model whose blocks are not in memory
 
@@ -95,13 +95,3 @@ class Residence:
     def fingerprint(self) -> str:
         """Identifies these weights."""
         return digest(self.model.state_dict())
-
-
-def residence_of(model: nn.Module) -> Residence:
-    """The model's own residence, or memory."""
-    return getattr(model, ATTRIBUTE, None) or Residence(model, decoder_blocks(model)[1])
-
-
-def is_streamed(model: nn.Module) -> bool:
-    """Whether the model's decoder blocks stay in files; see `load_model`."""
-    return hasattr(model, ATTRIBUTE)

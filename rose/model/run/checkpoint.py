@@ -51,7 +51,7 @@ from rose.model.network.precision import Precision
 from rose.model.run.settings import RunSettings
 from rose.model.walk.dense_states import HELD_OUT, BlockDrift
 from rose.model.walk.hidden_states import DiskActivations
-from rose.model.walk.storage import FinishedBlock, Storage
+from rose.model.walk.storage import FinishedBlock, Storage, lay_over
 from rose.model.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -226,7 +226,6 @@ def open_checkpoint(
     network: Network,
     folder: str | Path | None,
     run: Callable[[], Mapping[str, Any]],
-    write: Callable[[Mapping[str, Tensor]], None] | None = None,
 ) -> Iterator[Storage]:
     """The checkpoint in this folder, new or begun; without a folder, one that keeps no more than it must.
 
@@ -234,14 +233,12 @@ def open_checkpoint(
         network: a streamed model reads the pruned weights back from here.
         folder: new, empty, or that of the same run.
         run: describes the run, see `describe_run`; only asked where there is a folder.
-        write: lays what was kept of a finished decoder block over a streamed one that has just been read; None writes
-            the weights of its layers.
 
     Raises:
         RoseError: the folder belongs to another run, is in use, or cannot be written.
     """
     residence = network.residence
-    write = write or partial(_write_layers, {layer.name: layer for layer in network.layers})
+    write = partial(lay_over, network.layers)
     if folder is None:
         if residence.scratch is None:
             yield Storage()
@@ -260,13 +257,6 @@ def open_checkpoint(
         yield kept
     finally:
         lock.release()
-
-
-def _write_layers(layers: Mapping[str, PrunableLayer], tensors: Mapping[str, Tensor]) -> None:
-    """Writes the weights that go by a layer's name; low-rank factors are kept elsewhere."""
-    for name, tensor in tensors.items():
-        if name in layers:
-            layers[name].write(tensor)
 
 
 def _begin(folder: Path, lock: BaseFileLock, run: Callable[[], Mapping[str, Any]]) -> None:

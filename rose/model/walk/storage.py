@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rose.layer.pattern import Pattern
 from rose.model.network.layers import LEFT, RIGHT, PrunableLayer, by_block, low_rank_tensors
@@ -15,6 +15,7 @@ from rose.model.walk.dense_states import BlockDrift
 from rose.model.walk.hidden_states import Activations, MemoryActivations
 from rose.report import LayerRecord
 
+BIAS = ".bias"  # ends the name of a bias that is kept beside a weight
 FinishedBlock = tuple[int, dict[str, Tensor], list[dict[str, Any]]]  # its index, what was kept of it, its records
 
 
@@ -93,3 +94,13 @@ class Storage:
 
     def finish(self) -> None:
         """Called when the run is over."""
+
+
+def lay_over(layers: Sequence[PrunableLayer], tensors: Mapping[str, Tensor]) -> None:
+    """Writes what was kept by the names of layers into them: weights, and the biases of output projections."""
+    for layer in layers:
+        if layer.name in tensors:
+            layer.write(tensors[layer.name])
+        if layer.name + BIAS in tensors:
+            module: Any = layer.module
+            module.bias = nn.Parameter(tensors[layer.name + BIAS].to(module.weight.device), requires_grad=False)

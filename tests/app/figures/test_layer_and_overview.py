@@ -1,5 +1,6 @@
 """What the figures of the model and of one layer show, number by number."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,6 @@ import torch
 
 import rose
 from app.figures import comparison, hessian, losses, order_picture, overview, palette, style, weight_maps
-from rose.layer.order import replan
 
 ALL = [f"model.layers.{b}.{p}" for b in range(5) for p in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")]
 
@@ -218,14 +218,14 @@ def test_column_loss_leaves_the_narrow_block_blank(lab: SimpleNamespace) -> None
 
 
 def test_block_bars_compare_per_column_and_draw_the_threshold(lab: SimpleNamespace) -> None:
-    drawing = losses.block_loss_bars(replan(lab.plan, 0.6), marked_block=1)
+    drawing = losses.block_loss_bars(replace(lab.plan, threshold=0.6), marked_block=1)
     bar = drawing.figure.data[0]
     assert bar.y.tolist() == pytest.approx(lab.plan.loss_per_column.tolist())
     assert list(bar.marker.pattern.shape) == ["", "", "/"]
     assert bar.marker.color[1] == palette.MARK
     assert drawing.figure.layout.shapes[0].y0 == pytest.approx(0.4 * float(lab.plan.loss_per_column.max()))
     assert title(drawing) == f"Columnar: relative range {lab.plan.relative_range:.2f}, above 0.60"
-    assert title(losses.block_loss_bars(replan(lab.plan, 1.0))).startswith("Not columnar")
+    assert title(losses.block_loss_bars(replace(lab.plan, threshold=1.0))).startswith("Not columnar")
 
 
 def test_order_picture_follows_a_column(lab: SimpleNamespace) -> None:

@@ -16,7 +16,7 @@ from app.jobs import Job
 from app.study import study as study_module
 from app.study.setup import MEASURED, Setup
 from app.study.study import HOME, Calibration, LoadedModel, Study, held
-from rose.model.network.residence import residence_of
+from rose.model.network.network import Network
 from tests.app.tiny_study import finish, numbers_text
 from tests.tiny import save_tiny_llama
 
@@ -212,8 +212,8 @@ def test_a_streamed_study_is_the_same(setup: Setup, tmp_path: Path) -> None:
     assert torch.equal(study.prune(LAYER).weight, whole.prune(LAYER).weight)
     assert all(parameter.is_meta for parameter in streamed.model.model.layers.parameters())
     layer = next(one for one in rose.prunable_layers(streamed.model) if one.name == LAYER)
-    with residence_of(streamed.model).visit(1, HOME):  # its decoder block is in memory
-        assert torch.equal(residence_of(streamed.model).read_weight(layer), whole.weight(LAYER))
+    with Network(streamed.model).residence.visit(1, HOME):  # its decoder block is in memory
+        assert torch.equal(Network(streamed.model).residence.read_weight(layer), whole.weight(LAYER))
     other = finish(
         Study(replace(chosen, stream=True, sparsity="0.3"), lambda: streamed, calibration)
     )  # same statistics

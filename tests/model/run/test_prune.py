@@ -19,7 +19,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 import rose
 from rose.layer.error import relative_error
 from rose.layer.hessian import DampedHessian, damp
-from rose.model.network.layers import decoder_blocks, select_layers
+from rose.model.network.layers import decoder_blocks
+from rose.model.network.network import Network
 from rose.model.network.residence import pick_device
 from rose.model.progress import part_callback
 from rose.model.walk import forward
@@ -101,7 +102,7 @@ def test_only_the_chosen_layers_change(patterns: list[str] | str, expected: set[
 def test_chosen_layers_come_in_model_order() -> None:
     model = make_model("llama")
     names = [layer.name for layer in rose.prunable_layers(model)]
-    chosen = [layer.name for layer in select_layers(model, ["*.1.*", "*.0.*.o_proj"])]
+    chosen = [layer.name for layer in Network(model).select(["*.1.*", "*.0.*.o_proj"])]
     assert chosen == [name for name in names if name in set(chosen)]
 
 
