@@ -19,9 +19,10 @@ from rose.files import expand, reachable
 from rose.layer.methods import get_method
 from rose.model.estimate.duration import Cost, estimate_damage, sweeps_of
 from rose.model.measure.damage import dense_weights, describe_damage
-from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport, damage_table
+from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport
 from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
+from rose.report import records_table
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class DamageRun(Run):
 
     @property
     def table(self) -> pd.DataFrame:
-        return damage_table([record for record in self.records if record.unit != WHOLE])
+        return records_table([record for record in self.records if record.unit != WHOLE], DamageRecord)
 
     @property
     def report(self) -> DamageReport:

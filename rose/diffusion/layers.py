@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from rose.diffusion.denoiser import block_of, outermost_lists
 from rose.diffusion.trajectory import Trajectories
 from rose.errors import RoseError
 from rose.model.network.layers import PrunableLayer
+from rose.model.network.stand_ins import hooked
 
 
 class _Seen(Exception):
@@ -42,13 +44,8 @@ def find_layers(trajectories: Trajectories) -> list[PrunableLayer]:
         raise _Seen
 
     hooks.append(denoiser.register_forward_hook(stop))
-    try:
+    with hooked(hooks), suppress(_Seen):
         next(trajectories.draw())
-    except _Seen:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not called:
         raise RoseError(
             f"{type(denoiser).__name__} has no blocks with linear layers that read tokens: nothing to prune."

@@ -22,6 +22,7 @@ from rose.diffusion.trajectory import Conditions, DrawOptions, Trajectories
 from rose.layer.methods import SettingsOptions, make_settings
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, check_widths, count_parameters, matching
+from rose.model.network.stand_ins import hooked
 from rose.model.progress import ProgressCallback
 from rose.model.run.one_layer import prune_one, record_of
 from rose.report import LayerRecord, RunReport
@@ -160,11 +161,7 @@ def step_diagonals(
     def add(_module: Any, args: tuple, name: str) -> None:
         found[name][now] += args[0].detach().flatten(0, -2).float().square().sum(0).cpu()
 
-    hooks = [layer.module.register_forward_pre_hook(partial(add, name=layer.name)) for layer in chosen]
-    try:
+    with hooked([layer.module.register_forward_pre_hook(partial(add, name=layer.name)) for layer in chosen]):
         for _ in trajectories.draw(begin):
             pass
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found

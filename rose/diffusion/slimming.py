@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Unpack
 
 from rose.diffusion.calibration import Calibration
@@ -23,7 +22,7 @@ from rose.model.progress import ProgressCallback
 from rose.model.workers import Workers, is_launched
 from rose.report import RunReport, records_table
 from rose.structured.allocation import changed, check_multiple, shapes_by_ratio
-from rose.structured.methods import StructuredMethod, structured_method
+from rose.structured.methods import structured_method
 from rose.structured.parts import PARTS, Part, Shape
 from rose.structured.plan import SlimSettings
 from rose.structured.reduction import PartRecord, Reduction, layers_read, solve_part, sources_of
@@ -98,9 +97,11 @@ def prune_diffusion_structured(
         reduction.write(part, shape, solution, with_bias)
         return solution.record
 
+    def layers_of(package: Sequence[tuple[Part, Shape]]) -> list[PrunableLayer]:
+        return layers_read(chosen, [part for part, _ in package])
+
     with Reduction() as reduction:
-        read = partial(_layers_read, chosen)
-        records = calibration.visit(wanted, read, reduce, progress)
+        records = calibration.visit(wanted, layers_of, reduce, progress)
     reshape(denoiser, reduction.cuts)
     whole = sum(part.parameters(part.shape) for of_block in found for part in of_block)
     gone = sum(record.parameters - record.kept_parameters for record in records)
@@ -119,7 +120,3 @@ def prune_diffusion_structured(
 
 def _refuse(_part: Part, _multiple: int) -> Shape:
     raise RoseError("The channels cannot save that much; ask for a smaller ratio.")
-
-
-def _layers_read(method: StructuredMethod, package: Sequence[tuple[Part, Shape]]) -> list[PrunableLayer]:
-    return layers_read(method, [part for part, _ in package])

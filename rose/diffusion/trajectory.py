@@ -25,12 +25,9 @@ INPUT_NAMES = ("hidden_states", "sample")
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures that are drawn together.
+    """Pictures that are drawn together, by these arguments of the pipeline's call.
 
-    Attributes:
-        arguments: of the pipeline's call.
-        first: index of the first picture, or of the batch where its pictures cannot be counted.
-        count: pictures; None where the arguments do not tell.
+    `first` is the index of the first picture, or of the batch where its pictures cannot be counted: `count` is None.
     """
 
     arguments: Mapping[str, Any]
@@ -101,15 +98,8 @@ class Trajectories:
     """Pictures to draw with a pipeline, batch by batch; every picture has noise of its own, the same for every model
     and every batch size.
 
-    Args:
-        pipeline, conditions: see `make_batches`.
-        steps: denoising steps.
-        seed: of the noise.
-        guidance: `guidance_scale` of the pipeline; None leaves its default.
-        batch: pictures drawn together.
-
-    Raises:
-        RoseError: bad input, such as guidance for a pipeline that knows none.
+    `conditions`: see `make_batches`. `seed` is that of the noise, `guidance` the `guidance_scale` of the pipeline (None
+    leaves its default), and `batch` the number of pictures drawn together.
     """
 
     def __init__(
@@ -136,10 +126,8 @@ class Trajectories:
     ) -> Iterator[Tensor]:
         """Draws the batches in turn, and yields what the pipeline puts out for each, float32 on the CPU.
 
-        Args:
-            watch: see `Watch`; may raise to stop.
-            tick: called at every step with the share done, 0 to 1; may raise to stop.
-            output: `output_type` of the pipeline: "latent" (or pixels where it knows no latents), "pt" for pixels.
+        `tick` is called at every step with the share done; it and `watch` may raise to stop. `output` is the pipeline's
+        `output_type`: "latent" (or pixels where it knows no latents), "pt" for pixels.
         """
         for number, batch in enumerate(self.batches):
             arguments = {"num_inference_steps": self.steps, "output_type": output, "return_dict": False}
@@ -181,11 +169,8 @@ def _watched(pipeline: Any, watch: Callable[[int, int, Tensor], None]) -> Iterat
         steps = max(len(pipeline.scheduler.timesteps), len(times))
         watch(len(times) - 1, steps, x)
 
-    hook = denoiser_of(pipeline).register_forward_pre_hook(before, with_kwargs=True)
-    try:
+    with denoiser_of(pipeline).register_forward_pre_hook(before, with_kwargs=True):
         yield
-    finally:
-        hook.remove()
 
 
 def _read_input(args: tuple, kwargs: Mapping[str, Any]) -> tuple[Tensor, float]:

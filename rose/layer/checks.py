@@ -96,13 +96,8 @@ class ErrorMeasures:
 
 
 class DirectError:
-    """‖(W − Ŵ)Xᵀ‖² of several Ŵ, from inputs that come batch by batch and are not kept.
-
-    Attributes:
-        tokens: inputs seen.
-        dense: ‖WXᵀ‖².
-        errors: per name.
-    """
+    """‖(W − Ŵ)Xᵀ‖² of several Ŵ by name, and ‖WXᵀ‖² (`dense`), from inputs that come batch by batch and are not
+    kept."""
 
     def __init__(self, weight: Tensor, pruned: Mapping[str, Tensor]) -> None:
         """`weight`: W, (out, in); `pruned`: Ŵ by name, same shape."""
@@ -145,14 +140,8 @@ def measure_error(
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Pruning fitted to the first so many tokens.
-
-    Attributes:
-        tokens: that the Hessian was made of.
-        calibration_error: relative error on these very tokens.
-        held_out_error: relative error on inputs that no fit has seen, None without them.
-        damping: what was used; above the request where so few tokens did not suffice.
-    """
+    """Pruning fitted to the first so many tokens: relative errors on these, and on inputs that no fit has seen, None
+    without them. The damping is above the request where so few tokens did not suffice."""
 
     tokens: int
     calibration_error: float
@@ -164,9 +153,6 @@ class CalibrationCurve:
     """Prunes a layer each time the calibration inputs, fed in order, reach one of the wanted lengths.
 
     The gap between the two errors is over-fitting; once the latter stops falling, more calibration does not help.
-
-    Attributes:
-        points: so far.
     """
 
     def __init__(

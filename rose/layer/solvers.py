@@ -28,14 +28,10 @@ STAGES = (0.4, 0.65, 0.85, 0.95, 1.0)  # of the weights that go in the end
 
 @dataclass(frozen=True)
 class State:
-    """What a solver would return if it stopped here.
+    """What a solver would return if it stopped here: Ŵ, (out, in) float32, and its mask, True = removed.
 
-    Attributes:
-        step: what was done last, in words.
-        work: until here, in products W·H.
-        weight: Ŵ, (out, in) float32.
-        mask: True = removed, (out, in).
-        is_complete: whether all weights that must go are gone; before that, errors do not compare.
+    `step` is what was done last, in words, and `work` that until here, in products W·H. Before all weights that must go
+    are gone (`is_complete`), errors do not compare.
     """
 
     step: str

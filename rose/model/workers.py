@@ -60,12 +60,7 @@ def process_group() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that share the work of one run.
-
-    Attributes:
-        count: how many they are.
-        place: which of them this is; the first writes files.
-    """
+    """The processes that share the work of one run: how many, and which of them this is; the first writes files."""
 
     count: int = 1
     place: int = 0
@@ -103,10 +98,6 @@ class Workers:
     def all_agree(self, value: Any) -> bool:
         """Whether every process has the same value."""
         return all(other == value for other in self.gather(value))
-
-    def everywhere(self, value: bool) -> bool:
-        """Whether this is so in every process."""
-        return all(self.gather(value))
 
     def smallest(self, number: int | None) -> int | None:
         """The smallest number that any process has; None where none has one."""

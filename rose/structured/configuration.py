@@ -163,7 +163,8 @@ def check_cuttable(model: nn.Module, parts: Sequence[Sequence[Part]]) -> None:
     They are found by a configuration with fewer units, and by their length in the module that holds the part.
     """
     before = described_sizes(reshaped_config(model, {}))
-    own = {name for of_block in parts for part in of_block for name in _names(part)}
+    layers = [layer for of_block in parts for part in of_block for layer in part.layers]
+    own = {f"{layer.name}.{tensor}" for layer in layers for tensor in ("weight", "bias")}
     for part in parts[0]:
         after = [described_sizes(reshaped_config(model, {part.kind: shape})) for shape in _smaller(part.shape)]
         both = [(one, one.keys() | before.keys()) for one in after if before and one]
@@ -184,10 +185,6 @@ def _as_long(model: nn.Module, part: Part) -> set[str]:
     path = f"{decoder_blocks(model)[0]}.{part.block_index}.{part.owner}"
     inside = model.get_submodule(path).named_parameters()
     return {f"{path}.{name}" for name, one in inside if one.shape == (part.output.weight.shape[1],)}
-
-
-def _names(part: Part) -> set[str]:
-    return {f"{layer.name}.{tensor}" for layer in part.layers for tensor in ("weight", "bias")}
 
 
 def _smaller(shape: Shape) -> list[Shape]:

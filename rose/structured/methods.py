@@ -17,13 +17,8 @@ UNTOUCHED = 0.01  # share of channels that SlimLLM's program keeps although thei
 
 @dataclass(frozen=True)
 class Choice:
-    """What a method keeps of a part.
-
-    Attributes:
-        kept: (units,) bool.
-        before_swaps: what was kept before swaps, None where there were none.
-        earlier: units swapped before that, where whole groups went first.
-    """
+    """What a method keeps of a part, (units,) bool: at last, and before swaps, None where there were none. `earlier`:
+    units swapped before that, where whole groups went first."""
 
     kept: Tensor
     before_swaps: Tensor | None = None

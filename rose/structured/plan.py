@@ -91,13 +91,8 @@ class SlimSettings:
 
 @dataclass(frozen=True)
 class SlimPlan:
-    """The shapes that a run will produce.
-
-    Attributes:
-        parts, shapes: [block][part].
-        biased: kinds of parts that may get a bias.
-        uniform: whether the configuration says the result, so that any program loads it.
-    """
+    """The shapes that a run will produce, [block][part], and the kinds of parts that may get a bias; whether the
+    configuration says the result (`uniform`), so that any program loads it."""
 
     parts: list[list[Part]]
     shapes: Shapes

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, by_block, named
 from rose.model.network.network import Network
+from rose.model.network.stand_ins import hooked
 from rose.model.progress import ProgressCallback
 from rose.model.walk.walk import check_streams, start_walk
 from rose.model.workers import Workers
@@ -42,14 +43,8 @@ class PartSurvey:
 
 @dataclass(frozen=True)
 class BlockSurvey:
-    """One decoder block of the dense model.
-
-    Attributes:
-        block_index: which.
-        similarity: mean cosine of its output with its input, token by token.
-        stream: mean square of its output, summed over channels.
-        parts: its parts, priced.
-    """
+    """One decoder block of the dense model, its parts priced: `similarity` is the mean cosine of its output with its
+    input, token by token, `stream` the mean square of its output, summed over channels."""
 
     block_index: int
     similarity: float
@@ -74,10 +69,6 @@ class _Watch:
         self.cosines[index] += float(torch.cosine_similarity(before, after, dim=-1).sum())
         self.squares[index] += float(after.square().sum(dtype=torch.float64))
         self.tokens[index] += len(before)
-
-    def close(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
 
     def means(self, index: int) -> tuple[float, float]:
         """Similarity and mean square of one decoder block, over the tokens of all processes."""
@@ -105,7 +96,7 @@ def survey(
     network = Network(model)
     walk = start_walk(network, check_streams(network, tokens, None), visited_layers(network, names), progress)
     watch = _Watch(network)  # only now: recording the inputs calls the blocks too, as stand-ins
-    try:
+    with hooked(watch.hooks):
         for block in walk.visit_dense():
             index = block.block_index
             priced = []
@@ -114,8 +105,6 @@ def survey(
                 priced.append(_from_first(part, price))
             block.calibration.clear()  # the walk would otherwise hold them while it runs the next block
             yield BlockSurvey(index, *watch.means(index), priced)
-    finally:
-        watch.close()
 
 
 def _from_first(part: Part, price: Callable[[], PartSurvey]) -> PartSurvey:

@@ -28,14 +28,8 @@ TOKEN_EFFICIENCY = 0.05  # one token at a time is bound by memory
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run is expected to take.
-
-    Attributes:
-        seconds: estimated time on this machine.
-        memory: bytes for statistics and hidden states, besides the model.
-        model_memory: bytes of the weights in float32.
-        layers: number of layers at work.
-    """
+    """What a run is expected to take: seconds on this machine; bytes for statistics and hidden states, and for the
+    weights in float32; the number of layers at work."""
 
     seconds: float
     memory: int

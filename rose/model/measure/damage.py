@@ -86,8 +86,7 @@ def damage(
     if units not in UNITS:
         raise RoseError(f"The units must be one of {', '.join(UNITS)}, not {units!r}.")
     network = Network(model)
-    if network.is_streamed:
-        raise RoseError("Damage needs the whole model in memory; load it without streaming.")
+    network.check_in_memory()
     if held_out is None:
         kept = max(1, len(tokens) // 4)
         if len(tokens) - kept < 1:

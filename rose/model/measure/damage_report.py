@@ -41,7 +41,7 @@ class DamageReport:
     @classmethod
     def from_records(cls, records: Sequence[DamageRecord], **settings: Any) -> DamageReport:
         """Builds the table, and adds what follows from it to the settings."""
-        table = damage_table([record for record in records if record.unit != WHOLE])
+        table = records_table([record for record in records if record.unit != WHOLE], DamageRecord)
         whole = next((record for record in records if record.unit == WHOLE), None)
         base = None if table.empty else float(table["loss"].iloc[0] - table["delta_loss"].iloc[0])
         found: dict[str, Any] = {
@@ -59,11 +59,6 @@ class DamageReport:
 
 def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def damage_table(records: Sequence[DamageRecord]) -> pd.DataFrame:
-    """One row per record; the columns are there even when no record is."""
-    return records_table(records, DamageRecord)
 
 
 def rank_correlation(table: pd.DataFrame, predictor: str = "held_out_error") -> float:

@@ -28,12 +28,8 @@ LAYOUT = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_
 
 
 class ExpertLinear(nn.Module):
-    """One matrix of one expert; the parameter stays where it is, in the module with all experts.
-
-    Attributes:
-        name: within that module, such as "3.gate_proj".
-        number: of the expert.
-    """
+    """One matrix of one expert, by its name in the module with all experts, such as "3.gate_proj"; the parameter stays
+    there."""
 
     def __init__(self, experts: nn.Module, parameter: str, number: int, name: str, rows: slice) -> None:
         super().__init__()

@@ -63,13 +63,9 @@ class Residence:
     def overlay(self, revise: Callable[[int], None], finished: Collection[int], checkpoint: Path | None) -> None:
         """Says how to lay what a run has made of a decoder block over the one in the files; memory has it already.
 
-        Args:
-            revise: changes the decoder block of this index, which has just been read.
-            finished: decoder blocks that the run has changed; grows with it.
-            checkpoint: the folder that keeps the changes for good, if one does.
-
-        Raises:
-            RoseError: another run has pruned this model, whose weights would be lost.
+        `revise` changes the decoder block of this index, which has just been read; `finished` are those that the run
+        has changed so far; `checkpoint` is the folder that keeps the changes for good, if one does. Raises RoseError
+        where another run has pruned this model, whose weights would be lost.
         """
 
     def withdraw(self) -> None:

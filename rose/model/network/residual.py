@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rose.model.network.experts import is_experts
 from rose.model.network.layers import PrunableLayer
+from rose.model.network.stand_ins import hooked
 
 add, mul, aten = torch.ops.aten.add, torch.ops.aten.mul, torch.ops.aten
 ADDITIONS = (add.Tensor, aten.add_.Tensor)
@@ -77,12 +78,8 @@ def find_writers(
         if name and not any(is_experts(part) for part in module.modules())
     }
     hooks = [module.register_forward_hook(trace.after(name, name in names)) for name, module in inside.items()]
-    try:
-        with torch.no_grad(), trace:
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(hooks), torch.no_grad(), trace:
+        run()
     return {name: writer for name, writer in trace.writers.items() if name in names}
 
 

@@ -1,4 +1,4 @@
-"""Replaces what modules do when they are called, for a while."""
+"""Replaces or watches what modules do when they are called, for a while."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 
 @contextmanager
@@ -28,3 +29,13 @@ def replaced_forwards(modules: Iterable[nn.Module], forwards: Iterable[Callable[
                 vars(module).pop("forward", None)  # the class's own shows again
             else:
                 module.forward = before
+
+
+@contextmanager
+def hooked(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Removes these hooks afterwards."""
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -27,12 +27,9 @@ class RunOptions(SettingsOptions, total=False):
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How to prune a model; see `rose.prune_model`.
+    """How to prune a model; see `rose.prune_model`, and `Settings` for each layer.
 
-    Attributes:
-        layer: the settings of every layer; allocation may give each a ratio of its own.
-        sequential: whether each layer is calibrated on the pruned ones before it in its own decoder block.
-        compute: what was asked for; see `rose.model.network.precision`.
+    `sequential`: whether each layer is calibrated on the pruned ones before it in its own decoder block.
     """
 
     layer: Settings

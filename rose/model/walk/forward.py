@@ -23,7 +23,7 @@ from rose.errors import RoseError
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.network.precision import FLOAT32, Precision
-from rose.model.network.stand_ins import replaced_forwards
+from rose.model.network.stand_ins import hooked, replaced_forwards
 
 BATCH_TOKENS = 4096  # enough rows to keep the matrix products efficient
 
@@ -131,12 +131,8 @@ def check_blocks(network: Network, tokens: Tensor, layers: Sequence[PrunableLaye
     # Of experts that are modules of their own, known by their numbers, a few tokens reach only some.
     always = [x for x in layers if not x.is_expert and not any(part.isdigit() for part in x.projection.split("."))]
     hooks += [x.module.register_forward_pre_hook(lambda *_args, name=x.name: called.add(name)) for x in always]
-    try:
-        with network.embedding() as body, network.residence.whole():
-            body(input_ids=few.to(next(body.parameters()).device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(hooks), network.embedding() as body, network.residence.whole():
+        body(input_ids=few.to(next(body.parameters()).device), use_cache=False)
     if missing := [layer.name for layer in always if layer.name not in called]:
         raise no_input(missing[0])
     return _checked_chain(network, few, calls)
@@ -223,12 +219,8 @@ class Boundaries:
 
             return seen
 
-        hooks = [block.register_forward_hook(watch(index)) for index, block in enumerate(self.blocks)]
-        try:
+        with hooked([block.register_forward_hook(watch(index)) for index, block in enumerate(self.blocks)]):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @contextlib.contextmanager
     def resume(self, index: int, watch: Callable[[int, Tensor], None]) -> Iterator[None]:
@@ -251,9 +243,6 @@ class Boundaries:
             watch(calls, _first(output))
             calls += 1
 
-        hook = self.blocks[index].register_forward_hook(seen)
-        try:
-            with replaced_forwards(self.blocks[:index], [stand_in(number) for number in range(index)]):
-                yield
-        finally:
-            hook.remove()
+        stand_ins = [stand_in(number) for number in range(index)]
+        with self.blocks[index].register_forward_hook(seen), replaced_forwards(self.blocks[:index], stand_ins):
+            yield

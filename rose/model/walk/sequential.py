@@ -175,7 +175,7 @@ class _Block:
         With it come the layers that are known to read the same tensors, so that several processes can share them.
         """
         readers = [batch for batch in self.waiting if batch.stopped_at is layer]
-        if not self.walk.workers.everywhere(self._is_counted(readers)):
+        if not all(self.walk.workers.gather(self._is_counted(readers))):
             self._count(readers, layer)
         self.last = readers
         before = self._work_done()

@@ -49,11 +49,9 @@ class Storage:
         return {name: Pattern(*values) for name, values in json.loads(text).items()}
 
     def finished_blocks(self, blocks: Sequence[int], dense: Mapping[str, int]) -> Iterator[FinishedBlock]:
-        """What was kept of the decoder blocks that an earlier run has finished, in their order.
+        """What was kept of those of these decoder blocks that an earlier run has finished, in their order.
 
-        Args:
-            blocks: those at work.
-            dense: the streams of the dense model that must be there to go on, with their numbers of batches.
+        `dense`: the streams of the dense model that must be there to go on, with their numbers of batches.
         """
         yield from ()
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rose.layer.target import InputGap, OutputGap, input_difference
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.residual import Writer
+from rose.model.network.stand_ins import hooked
 from rose.model.walk.forward import version_of
 
 BatchKey = tuple[str, int]  # stream, number
@@ -83,12 +84,9 @@ class BlockTargets:
             for layer in self.layers
             if layer.name in self._normed
         ]
-        try:
+        with hooked(hooks):
             yield
             seen.drop_overwritten()
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def watch_pruned(self, current: Callable[[], BatchKey]) -> None:
         """Keeps what goes into the stream in the pruned passes, until `close`; `current` tells whose pass it is."""

@@ -270,7 +270,7 @@ def start_walk(
     meter.before = walk.first / blocks
     outputs = check_blocks(network, next(iter(streams.values())), layers if needs_all else ())
     for stream, samples in streams.items():
-        write = partial(kept.activations.write, stream) if first is None else _drop
+        write = partial(kept.activations.write, stream) if first is None else lambda _batch, _hidden: None
         tick = partial(meter.tell, "embed", walk.first, 0.0)
         walk.arguments[stream] = record_inputs(network, samples, outputs, write, tick)
     if first is None:
@@ -280,10 +280,6 @@ def start_walk(
         sample = streams["calibration"][:1, :TRACED_TOKENS]
         walk.few = record_inputs(network, sample, outputs, lambda _batch, hidden: few.append(hidden)), few[0]
     return walk
-
-
-def _drop(_batch: int, _hidden: Tensor) -> None:
-    """Discards embedded tokens: a resumed run starts at a later block."""
 
 
 def visit_blocks(
@@ -348,9 +344,6 @@ def visit_inputs(
         raise RoseError(f"{layer!r} names {len(chosen)} layers; name exactly one.")
     walk = start_walk(network, check_streams(network, tokens, None), chosen, progress)
     walk.by_block = {chosen[0].block_index: []}  # no layer's statistics are wanted
-    hook = chosen[0].module.register_forward_pre_hook(lambda _m, args: visit(args[0].flatten(0, -2).float().cpu()))
-    try:
+    with chosen[0].module.register_forward_pre_hook(lambda _m, args: visit(args[0].flatten(0, -2).float().cpu())):
         for _ in walk.visit(propagate_again=False):
             pass
-    finally:
-        hook.remove()

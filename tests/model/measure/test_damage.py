@@ -18,11 +18,11 @@ from rose.model.measure.damage_report import (
     DamageRecord,
     DamageReport,
     correlations,
-    damage_table,
     outliers,
     rank_correlation,
 )
 from rose.model.measure.perplexity import window_losses
+from rose.report import records_table
 from tests.model.families import LENGTH, VOCABULARY, make_model, make_tokens
 
 pytestmark = pytest.mark.usefixtures("small_batches")
@@ -239,7 +239,7 @@ def made_table(errors: list[float], costs: list[float], projections: list[str] |
         DamageRecord(f"layer.{i}", i, kind, 10, 0.5, e, e, e, e, 1 + c, c, c, 0.01, 1.0, 0.0)
         for i, (e, c, kind) in enumerate(zip(errors, costs, kinds, strict=True))
     ]
-    return damage_table(records)
+    return records_table(records, DamageRecord)
 
 
 def test_rank_correlation_is_spearman_s() -> None:

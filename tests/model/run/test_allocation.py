@@ -20,7 +20,6 @@ import rose
 from rose.layer.methods import Method, Settings
 from rose.layer.methods.measured import CANDIDATES
 from rose.layer.pattern import Pattern
-from rose.model.measure.damage_report import damage_table
 from rose.model.network.layers import prunable_layers
 from rose.model.network.network import Network
 from rose.model.run import allocation as allocations
@@ -36,6 +35,8 @@ from rose.model.run.allocation import (
     parse_allocation,
     sensitivity_ratios,
 )
+from rose.model.run.damages import DamageRecord
+from rose.report import records_table
 from tests.model.families import make_model, make_tokens
 
 
@@ -320,7 +321,7 @@ def test_damages_that_are_not_there_are_told_before_any_work(tmp_path: Path) -> 
         parse_allocation("damage")
     with pytest.raises(rose.RoseError, match=r"rows\.csv cannot be read"):
         parse_allocation(f"damage:{tmp_path}").check(Pattern(0.5))
-    damage_table([]).to_csv(tmp_path / "rows.csv", index=False)
+    records_table([], DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
     model = tiny_llama()
     with pytest.raises(rose.RoseError, match=r"damage of model\.layers\.0\.self_attn\.q_proj has not been measured"):
         rose.prune_model(model, some_tokens(), sparsity=0.5, block_size=8, allocation=f"damage:{tmp_path}")
