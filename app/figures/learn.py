@@ -51,7 +51,10 @@ def number_matrix(
     extra = {name: loss for name, loss in below.items() if loss[0] is not None}
     for at, (losses, sizes) in enumerate(extra.values()):
         _loss_row(figure, rows + 0.3 + at, shrinking.to_numpy(losses).astype(np.float64), sizes)
-    _outline_blocks(figure, rows, widths, marked_block, theme)
+    for block, (size, end) in enumerate(zip(widths, np.cumsum(widths).tolist(), strict=True)):
+        chosen = block == marked_block
+        line = {"color": palette.MARK if chosen else palette.INKS[theme].text, "width": 4 if chosen else 2}
+        marks.outline(figure, end - size - 0.5, end - 0.5, -0.5, rows - 0.5, line=line)
     what = f"Importance S, {rows} outputs × {width} inputs in {words.count(len(widths), 'block')}"
     what += "; grey and struck: to be removed" if count else ""
     bare = marks.BARE | {"showline": False, "ticks": "", "fixedrange": True}
@@ -98,15 +101,6 @@ def _print_cells(figure: go.Figure, matrix: np.ndarray, gone: np.ndarray, theme:
             _print(figure, column, row, f"<s>{printed}</s>", ink.muted)
         else:
             _print(figure, column, row, printed, _text_on(float(matrix[row, column]) / largest))
-
-
-def _outline_blocks(figure: go.Figure, rows: int, widths: Sequence[int], marked: int | None, theme: Theme) -> None:
-    start = 0
-    for block, size in enumerate(widths):
-        chosen = block == marked
-        line = {"color": palette.MARK if chosen else palette.INKS[theme].text, "width": 4 if chosen else 2}
-        marks.outline(figure, start - 0.5, start + size - 0.5, -0.5, rows - 0.5, line=line)
-        start += size
 
 
 def _loss_row(figure: go.Figure, y: float, losses: np.ndarray, widths: Sequence[int]) -> None:

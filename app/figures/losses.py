@@ -67,8 +67,6 @@ def block_loss_bars(
     whole, each = (shrinking.to_numpy(loss).astype(np.float64) for loss in (plan.block_loss, plan.loss_per_column))
     unit, values = ("block loss per column", each) if uneven else ("block loss", whole)
     blocks = np.arange(len(values))
-    if marked_block is not None:
-        marks.block_span(plan.block_width, marked_block)
     marker = {
         "color": [palette.MARK if block == marked_block else palette.TEAL for block in blocks],
         "pattern": {"shape": np.where(widths < widths.max(), "/", "").tolist(), "solidity": 0.25},

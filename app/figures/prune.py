@@ -58,7 +58,14 @@ def layer_differences(records: pd.DataFrame, *, column: str = "relative_error", 
     looks = {method: palette.method_style(method) for method in wide.columns}
     finding, caption = _compare(wide, looks)
     shown, figure = _most_different(wide), go.Figure()
-    _dumbbells(figure, shown, looks, theme)
+    names = [words.short_layer(layer) for layer in shown.index]
+    low, high = shown.min(axis=1).to_numpy(np.float64), shown.max(axis=1).to_numpy(np.float64)
+    ends = np.stack([low, high, np.full(len(low), np.nan)], axis=1).ravel()
+    bar = Style(palette.INKS[theme].muted, "lowest to highest")
+    marks.lines(figure, ends, np.repeat(names, 3), bar, "", mode="lines", width=2, showlegend=False)
+    for method, look in looks.items():
+        hover = f"%{{customdata}}<br>{look.label} %{{x:.4g}}"
+        marks.points(figure, shown[method], names, look, hover, size=11, customdata=shown.index)
     what = f"Relative error {ERROR_OF[column]} tokens, {words.count(len(shown), 'layer')} on which methods differ most"
     figure.update_xaxes(rangemode="tozero")
     figure.update_yaxes(autorange="reversed")
@@ -93,17 +100,6 @@ def _compare(wide: pd.DataFrame, looks: dict[str, Style]) -> tuple[str, str]:
     other = best if best != base else ranked[1]
     better = int((wide[other] < wide[base]).sum())
     return (f"{looks[other].label} has less error than {looks[base].label} on {better} of {len(wide)} layers", caption)
-
-
-def _dumbbells(figure: go.Figure, wide: pd.DataFrame, looks: dict[str, Style], theme: Theme) -> None:
-    names = [words.short_layer(layer) for layer in wide.index]
-    low, high = wide.min(axis=1).to_numpy(np.float64), wide.max(axis=1).to_numpy(np.float64)
-    ends = np.stack([low, high, np.full(len(low), np.nan)], axis=1).ravel()
-    bar = Style(palette.INKS[theme].muted, "lowest to highest")
-    marks.lines(figure, ends, np.repeat(names, 3), bar, "", mode="lines", width=2, showlegend=False)
-    for method, look in looks.items():
-        hover = f"%{{customdata}}<br>{look.label} %{{x:.4g}}"
-        marks.points(figure, wide[method], names, look, hover, size=11, customdata=wide.index)
 
 
 def perplexity_bars(

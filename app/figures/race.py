@@ -18,7 +18,6 @@ from app.figures.sweep import BELOW, FRAME_CELLS, kept_steps, player
 from rose import LayerResult
 
 CELLS = 128  # a side, for each of the two matrices
-FLOAT = 4  # bytes a cell
 
 
 def sweep_race(
@@ -122,7 +121,7 @@ def race_animation(
     """The whole race as frames with play at three speeds, pause and a slider: to show, to record, and to take along."""
     blocks = len(results[0].order.widths)
     steps = kept_steps(blocks)
-    cells = min(CELLS, math.isqrt(FRAME_CELLS // (2 * FLOAT * len(steps))))
+    cells = min(CELLS, math.isqrt(FRAME_CELLS // (2 * 4 * len(steps))))  # two matrices, 4 bytes a cell
     drawn = [
         sweep_race(results, step, dense_energy, layer=layer, height=660, cells=cells, show_end=False, theme=theme)
         for step in steps

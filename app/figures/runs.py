@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,8 @@ def run_difference(
         "zmax": limit or 1.0,
         "colorbar": bar,
     }
-    apart = rows.assign(value=gap, text=gap.map(_signed_share if as_share else _signed))
+    text: Callable[[float], str] = words.percent if as_share else words.number
+    apart = rows.assign(value=gap, text=gap.map(lambda change: ("+" if change > 0 else "") + text(change)))
     figure = go.Figure()
     marks.layer_map(figure, marks.layer_grid(apart), apart, unit, **scale)
     finding = difference_finding(rows, names, measure)
@@ -117,7 +118,8 @@ def difference_finding(rows: pd.DataFrame, names: tuple[str, str], measure: str)
     if abs(change) < 5e-4:
         return f"{finding}; on average the two are equal"
     on_average = "lower" if change < 0 else "higher"
-    return f"{finding}; {'' if on_average == way else 'yet '}on average it is {_share(abs(change))} {on_average}"
+    share = words.percent(abs(change), 0 if abs(change) >= 0.095 else 1)
+    return f"{finding}; {'' if on_average == way else 'yet '}on average it is {share} {on_average}"
 
 
 def _difference_caption(rows: pd.DataFrame, names: tuple[str, str]) -> str:
@@ -166,15 +168,3 @@ def _named(rows: pd.DataFrame, names: tuple[str, str]) -> pd.DataFrame:
     return rows[["layer", "block_index", "projection", "first", "second"]].rename(
         columns={"first": names[0], "second": names[1]}
     )
-
-
-def _signed(value: float) -> str:
-    return ("+" if value > 0 else "") + words.number(value)
-
-
-def _signed_share(value: float) -> str:
-    return ("+" if value > 0 else "") + words.percent(value)
-
-
-def _share(value: float) -> str:
-    return words.percent(value, 0 if value >= 0.095 else 1)

@@ -26,9 +26,10 @@ def _cells(
     what: str,
     caption: str,
     alt: str,
-    theme: Theme,
     widths: Sequence[int],
-    marked_block: int | None,
+    *,
+    marked_block: int | None = None,
+    theme: Theme = "light",
     **more: Any,
 ) -> Drawing:
     """A heatmap of one value per weight, with the chosen block outlined."""
@@ -43,10 +44,11 @@ def _cells(
     return style.finish(figure, theme, finding, what, caption, alt, shrinking.frame(shrunk), height=460, **axes)
 
 
-def weight_map(
-    weight: Any, *, widths: Sequence[int] = (), layer: str = "", marked_block: int | None = None, theme: Theme = "light"
-) -> Drawing:
-    """|W| as a heatmap; W is (out, in). To outline a block, `widths` of all blocks are needed."""
+def weight_map(weight: Any, *, widths: Sequence[int] = (), layer: str = "", **look: Any) -> Drawing:
+    """|W| as a heatmap; W is (out, in). Here and below: `look` are the block to be marked and the theme.
+
+    To mark a block, `widths` of all blocks are needed.
+    """
     magnitude = np.abs(shrinking.to_numpy(weight))
     shrunk = shrinking.shrink(magnitude)
     finding, strongest = _strongest_column(magnitude)
@@ -57,7 +59,7 @@ def weight_map(
         f"{words.number(_median(magnitude))}; {strongest}."
     )
     alt = f"the absolute weights{words.of(layer)}"
-    return _cells(shrunk, magnitude.shape, "|W|", finding, what, caption, alt, theme, widths, marked_block)
+    return _cells(shrunk, magnitude.shape, "|W|", finding, what, caption, alt, widths, **look)
 
 
 def weight_surface(
@@ -122,9 +124,7 @@ def _median(values: np.ndarray) -> float:
     return float(np.median(flat[:: max(1, flat.size // 1_000_000)]))
 
 
-def importance_map(
-    plan: OrderPlan, *, layer: str = "", marked_block: int | None = None, theme: Theme = "light"
-) -> Drawing:
+def importance_map(plan: OrderPlan, *, layer: str = "", **look: Any) -> Drawing:
     """S = |W|·sqrt(mean x²) as a heatmap."""
     values = shrinking.to_numpy(plan.importance)
     columns = values.sum(0, dtype=np.float64)
@@ -139,14 +139,11 @@ def importance_map(
         f"S is at most {words.number(float(values.max()))}, its median {words.number(_median(values))}; the most "
         f"important input channel is {int(columns.argmax())}."
     )
-    alt = f"the importance{words.of(layer)}"
-    shrunk, widths = shrinking.shrink(values), plan.block_width
-    return _cells(shrunk, values.shape, "S", finding, what, caption, alt, theme, widths, marked_block)
+    alt, shrunk = f"the importance{words.of(layer)}", shrinking.shrink(values)
+    return _cells(shrunk, values.shape, "S", finding, what, caption, alt, plan.block_width, **look)
 
 
-def potential_loss_map(
-    plan: OrderPlan, *, layer: str = "", marked_block: int | None = None, theme: Theme = "light"
-) -> Drawing:
+def potential_loss_map(plan: OrderPlan, *, layer: str = "", **look: Any) -> Drawing:
     """L as a heatmap: what pre-pruning would remove, by importance."""
     values = shrinking.to_numpy(plan.potential_loss)
     per_column = shrinking.to_numpy(plan.loss_per_column)
@@ -158,14 +155,11 @@ def potential_loss_map(
         f"Pre-pruning would remove {words.percent(total / importance if importance else 0)} of all importance; the "
         f"largest weight to go has S = {words.number(float(values.max()))}."
     )
-    alt = f"the potential loss{words.of(layer)}"
-    shrunk, widths = shrinking.shrink(values), plan.block_width
-    return _cells(shrunk, values.shape, "L", finding, what, caption, alt, theme, widths, marked_block)
+    alt, shrunk = f"the potential loss{words.of(layer)}", shrinking.shrink(values)
+    return _cells(shrunk, values.shape, "L", finding, what, caption, alt, plan.block_width, **look)
 
 
-def prepruning_mask(
-    plan: OrderPlan, *, layer: str = "", marked_block: int | None = None, theme: Theme = "light"
-) -> Drawing:
+def prepruning_mask(plan: OrderPlan, *, layer: str = "", theme: Theme = "light", **look: Any) -> Drawing:
     """How many weights of each cell pre-pruning would remove.
 
     Weights of no importance at all count as removed: L cannot tell them, and removing them costs nothing.
@@ -185,8 +179,6 @@ def prepruning_mask(
     what = f"Pre-pruning mask{words.of(layer)} at sparsity {plan.pattern}, weights removed"
     share = words.percent(removed / mask.size)
     caption = f"{words.whole(removed)} of {words.whole(mask.size)} weights ({share}) would go."
-    greys = "Greys" if theme == "light" else "Greys_r"
+    look |= {"theme": theme, "zmax": cell, "colorscale": "Greys" if theme == "light" else "Greys_r"}
     alt = f"the pre-pruning mask{words.of(layer)}"
-    look = {"zmax": cell, "colorscale": greys}
-    widths = plan.block_width
-    return _cells(shrunk, mask.shape, "removed", finding, what, caption, alt, theme, widths, marked_block, **look)
+    return _cells(shrunk, mask.shape, "removed", finding, what, caption, alt, plan.block_width, **look)

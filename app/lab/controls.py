@@ -53,8 +53,7 @@ def with_natural(orders: Sequence[str]) -> list[str]:
 def outcomes(study: Study, layer: str, sweeps: Sequence[Sweep], key: str) -> list[Outcome] | None:
     """The outcomes of these sweeps in their order; None while they are being made, with the progress drawn.
 
-    Args:
-        key: names the place on the page; a change of layer or sweeps there stops what ran for the former ones.
+    The key names the place on the page; a change of layer or sweeps there stops what ran for the former ones.
     """
     pieces = [lambda sweep=sweep: outcome(study, layer, sweep) for sweep in missing(study, layer, sweeps)]
     if not components.finished(pieces, key, (study.created, layer, tuple(sweep.key for sweep in sweeps))):

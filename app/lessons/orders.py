@@ -56,10 +56,7 @@ def choose_subject(columnar: bool, note: DeltaGenerator) -> Subject:
 
 
 def _measured(columnar: bool) -> tuple[Study, str] | None:
-    """The measured layer to show, if there is one that can be recorded: see `subjects.examples`.
-
-    Its inputs may have to be collected first.
-    """
+    """The layer of `subjects.examples` to show, if it can be recorded; its inputs may have to be collected first."""
     study = session.study()
     found = subjects.examples(study, session.overview(study)) if study is not None else None
     if study is None or found is None:

@@ -74,11 +74,7 @@ def fit(key: str, height: int) -> None:
     """Makes a figure on an enlarged page take the room that it is given.
 
     Plotly sizes itself by what it measures on the screen, enlarged pixels, and is then enlarged once more: what it
-    measures is made smaller by the same factor.
-
-    Args:
-        key: of the figure.
-        height: of it, pixels.
+    measures is made smaller by the same factor. The height is in pixels.
     """
     st.html(
         f"<style>.st-key-{key} {{ height: {height}px; flex: none; }}"

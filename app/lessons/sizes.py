@@ -23,11 +23,9 @@ SIZES = {"weights": "Weights", "columns": "Columns", "heads": "Heads"}
 
 @lru_cache(maxsize=8)
 def errors(heads: int) -> pd.DataFrame:
-    """Relative error of the outputs when as much goes as `heads` of six heads hold.
+    """Relative error of the outputs by size when as much goes as `heads` of six heads hold.
 
-    Returns:
-        A row per size: size, removed (units), units, dropped (error without compensation), compensated (error of the
-        least-squares solution for what stays).
+    It is `dropped` without compensation, and `compensated` with the least-squares solution for what stays.
     """
     weight, statistics = generate(DESIGN)
     hessian = statistics.hessian

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import streamlit as st
+import torch
 from streamlit.delta_generator import DeltaGenerator
 
 import rose
@@ -80,47 +81,31 @@ def order_step() -> None:
                 args=(guess,),
             )
     with stage:
-        show(_ordered(plan) if revealed else _example(plan, losses=False, mask=True), "order")
+        show(_example(plan, losses=revealed, mask=True, ordered=revealed), "order")
 
 
-def _example(plan: rose.OrderPlan, *, losses: bool, mask: bool) -> Drawing:
-    """The example in natural order; with its losses, the block that loses most is marked."""
-    lost, worst = plan.potential_loss > 0, int(plan.block_loss.argmax())
+def _example(plan: rose.OrderPlan, *, losses: bool, mask: bool, ordered: bool = False) -> Drawing:
+    """The example in natural or two-level order; with its losses, the block that loses most is marked."""
+    natural = torch.arange(len(plan.permutation)), torch.arange(len(plan.block_width))
+    columns, blocks = (plan.permutation, plan.block_order) if ordered else natural
+    lost, losing = plan.potential_loss > 0, plan.block_loss[blocks]
     finding = f"{int(lost.sum())} of {lost.numel()} weights would go" if mask else ""
-    if losses:
-        finding = f"Block {worst + 1} would lose most: {float(plan.block_loss.max()):.1f}"
+    if ordered:
+        finding = f"Pruned in the order {', '.join(str(j + 1) for j in columns.tolist())}"
+    elif losses:
+        finding = f"Block {int(losing.argmax()) + 1} would lose most: {float(losing.max()):.1f}"
     drawing = figures.number_matrix(
-        plan.importance,
-        plan.block_width,
-        removed=lost if mask else None,
-        column_loss=plan.column_loss if losses else None,
-        block_loss=plan.block_loss if losses else None,
-        marked_block=worst if losses else None,
+        plan.importance[:, columns],
+        [plan.block_width[int(b)] for b in blocks],
+        removed=lost[:, columns] if mask else None,
+        column_loss=plan.column_loss[columns] if losses else None,
+        block_loss=losing if losses else None,
+        columns=columns.tolist(),
+        marked_block=int(losing.argmax()) if losses else None,
         finding=finding,
         theme=session.theme(),
     )
-    return _steady(drawing)
-
-
-def _ordered(plan: rose.OrderPlan) -> Drawing:
-    """The example with its columns in two-level order."""
-    order = plan.permutation
-    drawing = figures.number_matrix(
-        plan.importance[:, order],
-        [plan.block_width[int(b)] for b in plan.block_order],
-        removed=(plan.potential_loss > 0)[:, order],
-        column_loss=plan.column_loss[order],
-        block_loss=plan.block_loss[plan.block_order],
-        columns=order.tolist(),
-        marked_block=0,
-        finding=f"Pruned in the order {', '.join(str(j + 1) for j in order.tolist())}",
-        theme=session.theme(),
-    )
-    return _steady(drawing)
-
-
-def _steady(drawing: Drawing) -> Drawing:
-    """Keeps the matrix at the same place in every step, with or without losses below it."""
+    # The matrix keeps its place in every step, with or without losses below it.
     drawing.figure.update_layout(height=428, margin={"l": 110, "t": 100})
     drawing.figure.update_yaxes(range=[5.9, -0.6], automargin=False)
     return drawing

@@ -92,18 +92,15 @@ def loss_lesson(plan: rose.OrderPlan) -> Lesson:
 
 
 def order_lesson(plan: rose.OrderPlan, guess: int | None) -> Lesson:
-    """Lesson 4, on the worked example.
-
-    Args:
-        guess: the block that was said to go first, counted from 0; None before anything was said.
-    """
-    claim = "Which block should be pruned first?"
+    """Lesson 4, on the worked example; `guess` is the block that was said to go first, counted from 0."""
     question = (
         "Pruning goes block by block. When a weight is removed, the columns that have **not been pruned yet** are "
         "adjusted to make up for it. The block that goes last has no columns left to compensate for it."
     )
     if guess is None:
-        return Lesson(claim, (), f"{question}\n\nChoose a block, then see what ROSE does.")
+        return Lesson(
+            "Which block should be pruned first?", (), f"{question}\n\nChoose a block, then see what ROSE does."
+        )
     order = [int(b) for b in plan.block_order]
     first, last = order[0], order[-1]
     losses = [float(x) for x in plan.block_loss]
@@ -134,12 +131,7 @@ CLEAR = 0.02  # change of the error from which on a lesson calls it clear
 def sweep_lesson(
     subject: Subject, natural: rose.LayerResult, ordered: rose.LayerResult, step: int, ended: bool, bet: str | None
 ) -> Lesson:
-    """Lessons 5 and 6: one sweep in natural order beside one in two-level order, after `step` blocks.
-
-    Args:
-        ended: whether the user has seen the end; before that the lesson does not give it away.
-        bet: what was said before, a key of `BETS`.
-    """
+    """Lessons 5 and 6: two sweeps after `step` blocks. How they end is not given away before the user has seen it."""
     gain = 1 - ordered.relative_error / natural.relative_error if natural.relative_error > 0 else 0.0
     blocks = len(subject.plan.block_width)
     formula = r"e = \frac{w_j}{U_{jj}} \qquad w_{j:} \leftarrow w_{j:} - e\,U_{j,j:}"
@@ -189,11 +181,7 @@ def _judged(bet: str | None, gain: float) -> str:
 
 
 def strength_lesson(design: LayerDesign, points: Sequence[tuple[float, float, float]], here: Subject) -> Lesson:
-    """Lesson 7: from which strength on the order matters.
-
-    Args:
-        points: from `strengths`, ascending.
-    """
+    """Lesson 7: from which strength on the order matters, by the points that `strengths` gives."""
     natural, ordered = (here.prune(order, "block", False).relative_error for order in ("natural", "two_level"))
     crossing = next((strength for strength, spread, _ in points if spread > here.plan.threshold), None)
     where = (
@@ -216,11 +204,7 @@ def strength_lesson(design: LayerDesign, points: Sequence[tuple[float, float, fl
 
 
 def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Lesson:
-    """Lesson 8: compensation and budget apart.
-
-    Args:
-        errors: relative error by (order, budget), for all of `SEPARATED` and both budgets.
-    """
+    """Lesson 8: compensation and budget apart, by the errors of all of `SEPARATED` under both budgets."""
     base = errors["natural", "block"]
     share = {key: value / base if base > 0 else 1.0 for key, value in errors.items()}
     best = min(share, key=lambda key: share[key])
@@ -248,11 +232,7 @@ def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Le
 
 
 def depth_lesson(design: ChainDesign, table: pd.DataFrame) -> Lesson:
-    """Lesson 9: compensation inside a layer, then between layers.
-
-    Args:
-        table: from `chain.drifts`.
-    """
+    """Lesson 9: compensation inside a layer, then between layers, by the table of `chain.drifts`."""
     none, inside, between = chain.ends(table)
     noise = (
         f" That is more than without: {whole(design.tokens)} tokens are so few that it fits noise."
