@@ -9,6 +9,7 @@ import streamlit as st
 
 from app import session
 from app.jobs import ABANDONED_AFTER, Batch, Job
+from rose.model.estimate.duration import Cost
 
 KEPT = ". Layers measured so far are shown; nothing was changed."
 PATIENCE = 1.5  # seconds a page waits for a batch before it shows progress instead
@@ -145,6 +146,10 @@ def duration(seconds: float) -> str:
     if seconds < 48 * 3600:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 86400:.0f} days"
+
+
+def lasting(cost: Cost) -> str:
+    return duration(max(1.0, cost.seconds))
 
 
 def size(count: float) -> str:

@@ -200,9 +200,6 @@ def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
     return [replace(run, origin=(setup, run.method)) for run in runs]
 
 
-# Folders
-
-
 def read_runs(path: str) -> list[FinishedRun]:
     """Reads a report.json, the one in a folder, or those in the folders of a folder; RoseError names a bad file."""
     place = expand(path.strip())

@@ -119,9 +119,6 @@ def _subtitle(runs: Sequence[FinishedRun]) -> str:
     return "; ".join(dict.fromkeys(said(run) for run in runs))
 
 
-# Findings
-
-
 def run_findings(run: FinishedRun) -> list[str]:
     found = []
     before, after = run.number("perplexity_before"), run.number("perplexity_after")
@@ -180,9 +177,6 @@ def best_measure(run: FinishedRun) -> str | None:
         if name in run.layers and run.layers[name].notna().any():
             return name
     return None
-
-
-# Figures and tables
 
 
 def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:

@@ -105,9 +105,6 @@ def sides(rows: pd.DataFrame) -> tuple[int, int]:
     return int((differs & (gap < 0)).sum()), int((differs & (gap > 0)).sum())
 
 
-# Totals
-
-
 def _mean(run: FinishedRun, column: str) -> float:
     return run.pruned[column].mean()
 

@@ -76,9 +76,6 @@ class TextReading(Run):
         return str(self._tokenizer.decode([number]))
 
 
-# What was found
-
-
 def losses(encoded: EncodedText, reading: Reading) -> np.ndarray:
     """(tokens,) nats; NaN for the first, which nothing predicts."""
     assert len(reading.losses) == len(encoded.pieces) - 1

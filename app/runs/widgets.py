@@ -11,13 +11,33 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import components, session
+from app import components, session, shared
 from app.jobs import Run
-from rose import RoseError
+from app.runs.damage import DamageRequest
+from app.runs.request import PruneRequest
+from app.study.setup import Setup
+from rose import METHODS, RoseError
+from rose.model.estimate.duration import Cost
 
 
 def linked(key: str) -> dict[str, Any]:
     return {"key": key, "bind": components.URL}
+
+
+def method_choice(place: DeltaGenerator, usual: str, key: str) -> str:
+    methods = list(METHODS)
+    labels = {name: method.label for name, method in METHODS.items()}
+    return place.selectbox("Method", methods, methods.index(usual), format_func=labels.__getitem__, **linked(key))
+
+
+def priced(setup: Setup, request: DamageRequest | PruneRequest) -> tuple[Cost | None, str]:
+    """What a run would take, or a sentence that says why it cannot be."""
+    try:
+        skeleton = shared.skeleton(setup.model)
+        request.check(setup, skeleton)
+        return request.estimate(setup, skeleton), ""
+    except RoseError as wrong:
+        return None, str(wrong)
 
 
 def saved(key: str, label: str, read: Callable[[str], Sequence[Any]], help: str) -> list[Any]:

@@ -98,9 +98,6 @@ def choose_block(plan: rose.OrderPlan) -> int | None:
     return None if chosen in (None, NO_BLOCK) else int(chosen)
 
 
-# Sections
-
-
 def why(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     norm = study.statistics(layer).mean_square.sqrt()
     options = look(layer, marked_block=block, heads=study.heads(layer))
@@ -269,9 +266,6 @@ SECTIONS: dict[str, tuple[str, Callable[[Study, str, rose.OrderPlan, int | None]
     "error": ("Error", error),
     "compare": ("Compare layers", compare),
 }
-
-
-# Exact values
 
 
 def exact(plan: rose.OrderPlan, block: int) -> None:

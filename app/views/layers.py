@@ -171,9 +171,6 @@ def pick_by_name(study: Study) -> None:
         st.page_link("views/layer.py", label="See this layer in depth", icon=":material/layers:")
 
 
-# Exact numbers
-
-
 def exact(study: Study, table: pd.DataFrame) -> None:
     """All numbers, sortable; a chosen row is the chosen layer."""
     errors = [f"{kind}_{method}" for kind in ERRORS for method in tables.SHOWN_METHODS]

@@ -73,11 +73,6 @@ def draw() -> None:
 
 
 def choose_lesson() -> str:
-    linked = st.query_params.get("lesson", "")
-    if "lesson" not in st.session_state and linked not in LABELS:  # a link with a former title: found by its number
-        same = [label for label in LABELS if label.partition(" ")[0] == linked.partition(" ")[0]]
-        if same:
-            st.session_state.lesson = same[0]
     first = None if "lesson" in st.session_state else LABELS[0]  # a default and a value set by hand exclude each other
     chosen = st.segmented_control(
         "Step",

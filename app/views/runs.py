@@ -44,9 +44,6 @@ def draw() -> None:
         components.report_button(lambda: [chosen.first, chosen.second], "runs", "runs-report")
 
 
-# Runs
-
-
 def _offered() -> list[FinishedRun]:
     """Those of folders, those pruned on this server, and its studies."""
     opened = saved(
@@ -81,9 +78,6 @@ def _empty(named: dict[str, FinishedRun]) -> None:
         )
         st.page_link(PRUNE_PAGE, label="Prune copies of the model", icon=":material/content_cut:")
         st.page_link(components.START_PAGE, label="Measure its layers", icon=":material/play_arrow:")
-
-
-# Sections
 
 
 def _measure(measures: dict[str, str]) -> str | None:

@@ -49,9 +49,6 @@ def draw() -> None:
             recent()
 
 
-# What it will take
-
-
 def inspect(setup: Setup) -> Preflight | str:
     try:
         setup.check()
@@ -107,7 +104,7 @@ def show_preflight(edited: Setup, found: Preflight | str) -> None:
     tokens = words.whole((edited.samples + edited.held_out) * edited.length)
     st.markdown(
         f"**{words.sentence(words.count(found.cost.layers, 'layer'))}**, {tokens} tokens: about "
-        f"**{components.duration(max(1.0, found.cost.seconds))}** after loading, **{components.size(found.needed)}** "
+        f"**{components.lasting(found.cost)}** after loading, **{components.size(found.needed)}** "
         f"of memory of {components.size(found.available)} free."
     )
     if edited.stream:
@@ -142,9 +139,6 @@ def begin(chosen: Setup) -> None:
         form.forget()
     session.choose_setup(chosen)
     session.start()
-
-
-# What has been measured
 
 
 def picture(study: Study) -> None:

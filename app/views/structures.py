@@ -151,9 +151,6 @@ def _trade_off(known: Structures) -> None:
     components.show(figures.trade_off(table, percent / 100, theme=session.theme()), "structures-trade", wide=True)
 
 
-# Making it smaller
-
-
 def _slim(known: Structures) -> None:
     run: Slimming | None = st.session_state.get("slimming")
     if run is not None and run.setup != known.study.setup:

@@ -50,9 +50,6 @@ def draw() -> None:
         _results(run, encoded, known)
 
 
-# Choices
-
-
 def _ask() -> tuple[str, list[Checkpoint]]:
     text = st.text_area(
         "Your text",
@@ -127,9 +124,6 @@ def _empty() -> None:
         if st.button("Prune copies and keep them", icon=":material/content_cut:", key="text-prune"):
             st.session_state.prune_keep = "zip"
             st.switch_page(PRUNE_PAGE)
-
-
-# Results
 
 
 def _results(run: TextReading, encoded: EncodedText, known: dict[str, Any]) -> None:
