@@ -41,9 +41,7 @@ def while_running(job: Job, draw: Callable[[], None], every: float = 1.0) -> Non
 def job_status(job: Job, key: str, rest: str = KEPT, doing: str = "") -> None:
     """Progress with rate and time left, and a cancel button; to be drawn by a live part.
 
-    Args:
-        rest: of the sentence that says that it was cancelled.
-        doing: what goes from decoder block to decoder block, where that is not measuring.
+    `rest` ends the sentence that it was cancelled; `doing` says what it does where that is not measuring.
     """
     if job.status == "running":
         job.watch(session.viewer())

@@ -310,17 +310,12 @@ def name_apart(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
         more += [run.size] if len(sizes) > 1 else []
         alike = {one.calibration for one in runs if one.name == run.name}
         more += [run.calibration] if len(alike) > 1 else []
-        name = _with(run.name, ", ".join(filter(None, more)))
+        name = run.name
+        if said := ", ".join(filter(None, more)):  # "ROSE at 0.7 (folder)", or "ROSE at 0.7 (study, folder)"
+            name = f"{name[:-1]}, {said})" if name.endswith(")") else f"{name} ({said})"
         name = words.unused(name, named)
         named[name] = replace(run, name=name)
     return named
-
-
-def _with(name: str, more: str) -> str:
-    """ "ROSE at 0.7 (folder)", or "ROSE at 0.7 (study, folder)"."""
-    if not more:
-        return name
-    return f"{name[:-1]}, {more})" if name.endswith(")") else f"{name} ({more})"
 
 
 def settings_of(run: FinishedRun) -> dict[str, str]:

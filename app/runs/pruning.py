@@ -97,14 +97,7 @@ def layer_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
 
 
 class PruningRun(Run):
-    """One run over all copies of a request, growing while its job runs.
-
-    Attributes:
-        dense: the model before pruning, None until measured.
-        copies: one per finished case.
-        pruned: layers of the copy at work that are done: layer, relative_error, seconds.
-        layers: how many it has in all.
-    """
+    """One run over all copies of a request, growing while its job runs."""
 
     def __init__(
         self,
@@ -117,9 +110,9 @@ class PruningRun(Run):
         super().__init__()
         self.setup, self.request = setup, request
         self.dense: EvaluatedModel | None = None
-        self.copies: list[EvaluatedModel] = []
-        self.pruned: list[dict[str, Any]] = []
-        self.layers = 0
+        self.copies: list[EvaluatedModel] = []  # those that are finished
+        self.pruned: list[dict[str, Any]] = []  # of the copy at work: layer, relative_error, seconds
+        self.layers = 0  # that it has in all
         self._load, self._publish = load, publish
         self._begun = self._total = 0.0  # estimated seconds of the steps that were begun, and of all
 

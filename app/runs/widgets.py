@@ -94,12 +94,9 @@ def follow(
     more: Callable[[], None] = lambda: None,
     every: float = 1.0,
 ) -> None:
-    """Shows progress, or why a run did not finish. Draws the page again when it has ended or has found something.
+    """Shows progress and what `more` draws, or why a run did not finish, in a sentence that `rest` ends.
 
-    Args:
-        rest: ends the sentence that it was cancelled.
-        found: what changes when it has found something.
-        more: draws what else is to be seen meanwhile.
+    Draws the page again when it has ended, or when what `found` gives has changed.
     """
     if run.job.status != "running":
         components.job_status(run.job, key, rest)

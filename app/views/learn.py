@@ -9,7 +9,6 @@ import streamlit as st
 
 import rose
 from app import components
-from app.components import URL
 from app.lessons import generated, orders, projector, stage, texts
 
 STEPS: dict[str, Callable[[], None]] = {
@@ -74,18 +73,8 @@ def draw() -> None:
 
 def choose_lesson() -> str:
     first = None if "lesson" in st.session_state else LABELS[0]  # a default and a value set by hand exclude each other
-    chosen = st.segmented_control(
-        "Step",
-        LABELS,
-        default=first,
-        required=True,
-        key="lesson",
-        bind=URL,
-        on_change=turned,
-        label_visibility="collapsed",
-        wrap=True,
-    )
-    return chosen or LABELS[0]
+    labels = {label: label for label in LABELS}
+    return components.section(labels, "lesson", "Step", default=first, on_change=turned, wrap=True) or LABELS[0]
 
 
 def turn(by: int) -> None:
