@@ -172,7 +172,6 @@ def _error_findings(run: FinishedRun) -> list[str]:
 
 
 def best_measure(run: FinishedRun) -> str | None:
-    """The error that says most: held-out where it was measured."""
     for name in ("held_out_error", "relative_error"):
         if name in run.layers and run.layers[name].notna().any():
             return name
@@ -180,7 +179,6 @@ def best_measure(run: FinishedRun) -> str | None:
 
 
 def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
-    """Those of every run; `errors`: also the map of each."""
     found: list[Drawing] = []
     pruned = [run for run in runs if run.number("perplexity_after")]
     if len(pruned) > 1 and len({run.number("perplexity_before") for run in pruned}) == 1:

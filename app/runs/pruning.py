@@ -229,7 +229,6 @@ class PruningRun(Run):
         return EvaluatedModel(case, perplexity_of(losses), tuple(losses.tolist()), text, answered)
 
     def _told(self, report: rose.RunReport, judged: EvaluatedModel) -> rose.RunReport:
-        """The report with what was asked and found beside pruning."""
         setup, request, case = self.setup, self.request, judged.case
         one = replace(request, methods=(case.method,), sparsities=(case.sparsity,), targets=(case.target,))
         assert self.dense is not None

@@ -128,7 +128,6 @@ def python_code(setup: Setup, request: PruneRequest) -> str:
 
 
 def _output(request: PruneRequest) -> str:
-    """The folder of a checkpoint, as an expression of the script."""
     output = f"{expand(request.folder)}/"
     name = (f"{output!r} + " if request.keep == "folder" else "") + 'f"{method}-{sparsity}".replace(":", "-")'
     if any("%" in sparsity for sparsity in request.sparsities):

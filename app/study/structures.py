@@ -21,7 +21,7 @@ from rose.structured.survey import PartSurvey, make_problem, price_part
 
 @dataclass(frozen=True)
 class Swapped:
-    """Heads that one method keeps, before and after its swaps, with what each choice costs exactly."""
+    """Heads that one method keeps, before and after its swaps, and the exact cost of each choice."""
 
     method: str
     before: tuple[int, ...]
@@ -89,7 +89,6 @@ class Structures:
         return pd.DataFrame({"channel": order, "alone": alone, "together": [*together, 1.0]})
 
     def swapped(self, block: int, shape: Shape) -> list[Swapped]:
-        """What the greedy swaps of each method change for this shape of the heads."""
         part = self.parts[HEADS, block]
         problem = self.problem(part)
         found = []

@@ -172,7 +172,6 @@ class Study:
 
     @property
     def left_out(self) -> set[str]:
-        """Layers that could not be measured, and experts that no token was routed to."""
         return {*self.failed, *self.left_dense}
 
     @property

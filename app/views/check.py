@@ -315,7 +315,6 @@ def _tell(study: Study, table: pd.DataFrame) -> None:
 
 
 def _nothing_yet(study: Study) -> None:
-    """Shown instead of the table until the first decoder block is measured, or if it never was."""
     if study.job.status == "running":
         st.info("The first layers appear here as soon as they are measured.")
         components.wait_for(study, lambda: bool(study.calibration.blocks))

@@ -85,7 +85,6 @@ def choose() -> DamageRequest | None:
 
 
 def pruned() -> str:
-    """The checkpoint whose units are restored: of a copy that this server keeps, or in a folder."""
     kept = kept_checkpoints(list(shared.prunings().values()), session.setup().model)
     copies = {name: str(one.place) for name, one in kept.items()}
     if copies:
@@ -176,7 +175,6 @@ def together(run: DamageRun, request: DamageRequest) -> None:
 
 
 def told(table: pd.DataFrame) -> None:
-    """How well each measure ranks the units by damage, overall and within groups."""
     found = correlations(table)
     found["name"] = found["name"].where(found["name"] != "", "all units")
     column = st.column_config.NumberColumn

@@ -81,7 +81,6 @@ def versus(saved: float, columnar: bool) -> str:
 
 
 def choose_block(plan: rose.OrderPlan) -> int | None:
-    """The block that every view marks, except the spectrum."""
     # The labels go into the URL, so they must not depend on the layer.
     labels = {NO_BLOCK: "No block marked"} | {str(b): f"Block {b}" for b in range(len(plan.block_width))}
     if st.session_state.get("block", NO_BLOCK) not in labels:

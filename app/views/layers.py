@@ -172,7 +172,6 @@ def pick_by_name(study: Study) -> None:
 
 
 def exact(study: Study, table: pd.DataFrame) -> None:
-    """All numbers, sortable; a chosen row is the chosen layer."""
     errors = [f"{kind}_{method}" for kind in ERRORS for method in tables.SHOWN_METHODS]
     errors = [name for name in errors if table[name].notna().any()]
     largest, kinds = float(table[errors].max().max()) or 1.0, {"error": "error", "held_out": "held-out"}

@@ -45,7 +45,6 @@ def draw() -> None:
 
 
 def _offered() -> list[FinishedRun]:
-    """Those of folders, those pruned on this server, and its studies."""
     opened = saved(
         "runs_path",
         "Folders of saved runs",
@@ -117,7 +116,6 @@ def _difference(chosen: Pair) -> None:
 
 
 def _maps(chosen: Pair) -> None:
-    """Maps of both; of two models, each with axes of its own."""
     measure = _measure(chosen.measures)
     if measure is None:
         return

@@ -225,7 +225,6 @@ def example_note(study: Study) -> str:
 
 
 def recent() -> None:
-    """Set-ups of this session: what has been measured is shown at once, anything else is measured."""
     others = [setup for setup in session.recent_setups() if setup != session.setup()]
     if not others:
         return

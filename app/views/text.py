@@ -82,7 +82,6 @@ def _ask() -> tuple[str, list[Checkpoint]]:
 
 
 def _apart(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    """With names that differ, from each other and from other columns of the table."""
     names = [DENSE, *reading.COLUMNS]
     for checkpoint in checkpoints:
         names.append(words.unused(checkpoint.name, names))
