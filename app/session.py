@@ -4,8 +4,6 @@ Choices live in `st.session_state`, are mirrored into the URL by `publish`, and 
 session starts. Widgets of single pages may use `bind="query-params"` for choices that only they have.
 """
 
-from __future__ import annotations
-
 import math
 import uuid
 from collections.abc import Callable

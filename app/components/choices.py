@@ -1,7 +1,5 @@
 """What people choose: buttons in a row, layers, and choices that follow what they name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 

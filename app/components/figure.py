@@ -1,7 +1,5 @@
 """A figure with its computed caption and its downloads, tables, and the report of finished runs."""
 
-from __future__ import annotations
-
 import html
 import json
 import re

@@ -1,7 +1,5 @@
 """Work in progress: live parts of a page, how far a job is, and how to cancel it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The packaged diffusion model, pruned in the background, beside the dense one. No Streamlit here."""
 
-from __future__ import annotations
-
 import threading
 from dataclasses import dataclass
 from functools import lru_cache, partial

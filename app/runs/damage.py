@@ -1,7 +1,5 @@
 """What a model loses by each layer or decoder block alone, measured in the background on a copy. No Streamlit here."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

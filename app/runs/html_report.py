@@ -3,8 +3,6 @@
 How the file is written is in `html_page`. A run may be somebody else's: what it says is text and nothing more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Two finished runs side by side: their layers, their totals, and the settings that differ. No Streamlit here."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

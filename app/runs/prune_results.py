@@ -1,7 +1,5 @@
 """The Prune page's results: a section each."""
 
-from __future__ import annotations
-
 import functools
 
 import pandas as pd

@@ -4,8 +4,6 @@ No Streamlit here. The shared model is only copied, under its lock; one copy exi
 perplexity, text and requested checkpoint are kept.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """A user's own text, read by the dense model and by pruned ones in the background. No Streamlit here."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a page does, as commands for a terminal and as a script."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The settings of a run over the whole model, and what it will take. No Streamlit here."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple

@@ -1,7 +1,5 @@
 """Making a copy of the model smaller in the background, and comparing it with the dense one. No Streamlit here."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """What the pages about runs draw alike: progress, how a run ended, a table to take away."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What heads and channels cost, on the statistics of a study. No Streamlit here."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

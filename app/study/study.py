@@ -4,8 +4,6 @@ No Streamlit here. `session` caches these objects; they are shared by all browse
 is never changed.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import OrderedDict

@@ -1,7 +1,5 @@
 """Tables that pages show beside their figures, made from results; no Streamlit here, and nothing is measured."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 import rose

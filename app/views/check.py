@@ -1,7 +1,5 @@
 """Check: can the numbers of these layers be trusted?"""
 
-from __future__ import annotations
-
 import pandas as pd
 import streamlit as st
 

@@ -1,7 +1,5 @@
 """Damage: which layers does the model feel?"""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 

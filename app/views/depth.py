@@ -1,7 +1,5 @@
 """Depth: where does the model lose its way?"""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Diffusion: what does pruning do to a picture?"""
 
-from __future__ import annotations
-
 import numpy as np
 import streamlit as st
 

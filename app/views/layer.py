@@ -1,7 +1,5 @@
 """Layer: one layer in depth, from its weights to the order in which ROSE would prune them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import isnan
 

@@ -1,7 +1,5 @@
 """Layers: the whole model at a glance, and which of its layers are columnar."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Learn: from a weight matrix to ROSE in ten steps, with live numbers. Works before any model is loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Prune: what does the whole model lose?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

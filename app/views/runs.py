@@ -1,7 +1,5 @@
 """Runs: how do two of them differ?"""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Start: choose a model and a calibration text, see what the run will take, and measure the layers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Structures: which heads and channels can go?"""
 
-from __future__ import annotations
-
 from functools import partial
 
 import streamlit as st

@@ -1,7 +1,5 @@
 """Text: what does it do to what I write?"""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
