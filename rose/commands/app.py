@@ -38,8 +38,7 @@ def run(options: argparse.Namespace, _console: Console) -> None:
 
 
 def app_script() -> Path:
-    """Where the app's entry point lies, installed beside this package or in a checkout; raises RoseError for
-    neither."""
+    """Where the app's entry point lies, installed beside this package or in a checkout; RoseError where it does not."""
     home = Path(__file__).parents[2]
     for path in (home / "rose_explorer" / "app" / "main.py", home / "app" / "main.py"):
         if path.is_file():

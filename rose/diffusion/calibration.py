@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, TypeVar, Unpack
 
 import numpy as np
@@ -74,7 +73,11 @@ class Calibration(Trajectories):
         meter = Meter(progress, len(packages), len(items))
         done: list[Record] = []
         for number, package in enumerate(packages):
-            found = self.statistics(layers_of(package), partial(_tell, meter, number))
+
+            def tell(share: float, number: int = number) -> None:
+                meter.tell("calibrate", number, CALIBRATION_SHARE * share)
+
+            found = self.statistics(layers_of(package), tell)
             for k, item in enumerate(package):
                 done.append(change(item, found))
                 meter.layers_done += 1
@@ -91,10 +94,6 @@ class Calibration(Trajectories):
             "samples": sum(one.count for one in self.batches if one.count) or None,
             "guidance": self.guidance, "seed": self.seed,
         }  # fmt: skip
-
-
-def _tell(meter: Meter, package: int, share: float) -> None:
-    meter.tell("calibrate", package, CALIBRATION_SHARE * share)
 
 
 def make_packages(items: Sequence[One], packages: int) -> list[list[One]]:

@@ -32,8 +32,7 @@ OVERFIT = 1.5
 
 @dataclass(frozen=True)
 class Check:
-    """One judgement: what was checked, "pass", "look" (worth a look, not wrong) or "fail", what was found, what
-    passes."""
+    """One judgement: what was checked, "pass", "look" (not wrong) or "fail", what was found, and what passes."""
 
     name: str
     status: Status
@@ -96,8 +95,7 @@ class ErrorMeasures:
 
 
 class DirectError:
-    """‖(W − Ŵ)Xᵀ‖² of several Ŵ by name, and ‖WXᵀ‖² (`dense`), from inputs that come batch by batch and are not
-    kept."""
+    """‖(W − Ŵ)Xᵀ‖² of several Ŵ by name, and ‖WXᵀ‖² (`dense`), from inputs that come in batches and are not kept."""
 
     def __init__(self, weight: Tensor, pruned: Mapping[str, Tensor]) -> None:
         """`weight`: W, (out, in); `pruned`: Ŵ by name, same shape."""

@@ -185,8 +185,7 @@ class Workers:
         return owners
 
     def exchange(self, owners: Sequence[int], work: Callable[[int], T]) -> list[T]:
-        """`work(number)` for every number, each done by its owner, and the results, or the RoseError, in all
-        processes."""
+        """`work(number)` for every number, done by its owner: the results, or the RoseError, in all processes."""
         if self.count == 1:
             return [work(number) for number in range(len(owners))]
         mine: dict[int, T] = {}

@@ -129,8 +129,7 @@ def check_kinds(kinds: Sequence[str]) -> None:
 
 
 def find_parts(model: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[Part]]:
-    """The parts of every decoder block, attention first, [block][part]; raises RoseError for a block without such
-    parts."""
+    """The parts of every decoder block, attention first, [block][part]; raises RoseError for a block without."""
     check_kinds(kinds)
     wanted = [kind for kind in PARTS if kind in kinds]
     found = []

@@ -182,8 +182,7 @@ def _uniform_candidates(
 
 
 def check_parts(model: nn.Module, parts: Sequence[str] | None) -> tuple[str, ...]:
-    """The kinds of parts to reduce, in their order; raises RoseError for one that this model does not offer, or none at
-    all."""
+    """The kinds of parts to reduce, in their order; raises RoseError for none, or one that the model does not offer."""
     offered = kinds_of(model) if parts is None else parts
     if parts is None and not offered:
         raise RoseError(

@@ -52,8 +52,7 @@ class Option:
 
 
 def complete_options(label: str, known: Mapping[str, Option], given: Mapping[str, Value] | None) -> dict[str, Value]:
-    """Every known option of a method with its given or default value; raises RoseError for one that it does not
-    have."""
+    """Every known option of a method, given or by default; raises RoseError for one that it does not have."""
     given = given or {}
     unknown = [name for name in given if name not in known]
     if unknown:

@@ -42,8 +42,7 @@ def damped_hessian(statistics: InputStatistics, damping: float) -> DampedHessian
 
 
 def factorize(statistics: InputStatistics, damping: float, order: Order) -> tuple[DampedHessian, Tensor]:
-    """The damped Hessian, and U for this order; the damping is raised, as far as it may, where H is not definite
-    in it."""
+    """The damped Hessian, and U for this order; the damping is raised where H is not definite in it."""
     damped = damped_hessian(statistics, damping)
     while True:
         try:

@@ -46,8 +46,7 @@ class Variant:
 
 
 def parse_variant(text: str) -> Variant:
-    """Reads METHOD[@ORDER[/BUDGET]][:TARGET]; raises RoseError for an unknown one, or an order for a method that has
-    none."""
+    """Reads METHOD[@ORDER[/BUDGET]][:TARGET]; raises RoseError for an unknown one, or an order where nothing sweeps."""
     before, _, target = text.strip().rpartition(":")
     if target not in TARGETS:  # an order may hold a colon of its own, as "random:1" does
         before, target = text.strip(), ""

@@ -60,8 +60,7 @@ def run_settings(
     compute: str = DEFAULT,
     **layer: Unpack[SettingsOptions],
 ) -> RunSettings:
-    """Settings of a run, complete, and checked as far as that can be done without a model; as for
-    `rose.prune_model`."""
+    """Settings of a run, as for `rose.prune_model`, complete, and checked as far as can be without a model."""
     settings = make_settings(**layer)
     rule = parse_allocation(allocation)
     rule.check(settings.pattern)

@@ -64,8 +64,7 @@ class Collector:
         return seen
 
     def end_batch(self) -> None:
-        """Counts what was read since the last call; raises RoseError where an input was overwritten before the block
-        ended."""
+        """Counts what was read since the last call; raises RoseError where an input has been overwritten since."""
         for reading in self.readings:
             if version_of(reading.inputs) != reading.version:
                 raise RoseError(

@@ -153,8 +153,7 @@ class BlockTargets:
         return found
 
     def gap(self, layer: PrunableLayer, batches: Mapping[BatchKey, Read]) -> InputGap | OutputGap | None:
-        """How far the layer's dense weight is from its target on what it reads in the pruned model; None where not
-        known."""
+        """How far the layer's dense weight is from its target on these pruned inputs; None where that is not known."""
         pairs = self._pairs(layer, batches)
         if pairs is None:
             return None

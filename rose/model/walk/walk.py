@@ -229,8 +229,7 @@ class Walk:
 
 
 def check_streams(network: Network, tokens: Tensor, held_out: Tensor | None) -> dict[str, Tensor]:
-    """This process's part of the tokens, by stream; raises RoseError for tokens that do not fit the model or the
-    processes."""
+    """This process's part of the tokens, by stream; raises RoseError for tokens that do not fit the model."""
     streams = {"calibration": tokens} | ({} if held_out is None else {"held_out": held_out})
     for samples in streams.values():
         network.check_tokens(samples)
