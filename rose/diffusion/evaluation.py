@@ -111,11 +111,8 @@ def evaluation_trajectory(
 
 
 def judge_pictures(pictures: Tensor) -> tuple[float, float]:
-    """Fréchet distance to real pictures in the classifier's features, and the share that it assigns to the class.
-
-    Args:
-        pictures: (n, 1, 28, 28), the ten classes in turn; values outside −1 to 1 are cut off.
-    """
+    """Fréchet distance to real pictures in the classifier's features, and the share that it assigns to the class. Of
+    `pictures`, (n, 1, 28, 28), the ten classes in turn, values outside −1 to 1 are cut off."""
     classifier, real = load_classifier(), load_references()
     features = torch.cat([classifier.features(part) for part in pictures.clamp(-1, 1).split(FEATURE_BATCH)])
     asked = torch.tensor(classes_in_turn(len(pictures)))

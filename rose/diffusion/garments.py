@@ -74,12 +74,9 @@ def load_classifier() -> Classifier:
 
 
 def load_references() -> dict[str, Tensor]:
-    """What is known of real pictures that no training has seen.
-
-    Returns:
-        "mean" (64,) and "covariance" (64, 64) of the classifier's features over 10 000 of them; 256 "pictures",
-        (256, 1, 28, 28) between −1 and 1, with their "classes", (256,) int64.
-    """
+    """What is known of real pictures that no training has seen: "mean" (64,) and "covariance" (64, 64) of the
+    classifier's features over 10 000 of them; 256 "pictures", (256, 1, 28, 28) between −1 and 1, with their
+    "classes", (256,) int64."""
     found = load_file(FOLDER / "references.safetensors")
     found["pictures"] = found["pictures"].float() / 127.5 - 1
     found["classes"] = found["classes"].long()

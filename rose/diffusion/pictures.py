@@ -17,11 +17,8 @@ GAP = 2  # pixels between pictures
 
 
 def make_sheet(rows: Sequence[Tensor], scale: int = 1) -> np.ndarray:
-    """A row of pictures for each tensor (n, channels, height, width) between −1 and 1, filled up with white.
-
-    Returns:
-        (height, width[, 3]) uint8; one channel is grey. `scale` repeats every pixel.
-    """
+    """A row of pictures for each tensor (n, channels, height, width) between −1 and 1, filled up with white: (height,
+    width[, 3]) uint8; one channel is grey. `scale` repeats every pixel."""
     parts = [torch.nn.functional.pad(row, (0, GAP, 0, GAP), value=1.0) for row in rows]
     lines = [torch.cat(list(part), dim=-1) for part in parts]
     widest = max(line.shape[-1] for line in lines)

@@ -44,14 +44,10 @@ def solve_on_support(weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor
 
 
 def shifted_inverse(matrix: Tensor, penalty: float) -> Tensor:
-    """(M + ρ I)⁻¹, (in, in), from a Cholesky factor of its own for every ρ.
+    """(M + ρ I)⁻¹, (in, in), from a Cholesky factor of its own for every ρ; M is float32 and definite, ρ at least 0.
 
     The authors decompose M into eigenvectors once, in float64: as long as nine such inverses, and then each costs as
     much as one of these.
-
-    Args:
-        matrix: M, (in, in) float32, definite.
-        penalty: ρ, at least 0.
     """
     factor, is_definite = cholesky(_raised(matrix, penalty))
     if not is_definite:  # by less than float32 tells

@@ -137,11 +137,7 @@ def plan_from_importance(
     block_size: int = 128,
     threshold: float = 0.5,
 ) -> OrderPlan:
-    """The same from a ready importance S, (out, in), as in the paper's worked example.
-
-    Raises:
-        RoseError: as `plan_order`.
-    """
+    """The same from a ready importance S, (out, in), as in the paper's worked example."""
     if score.ndim != 2 or score.numel() == 0:
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(score.shape)}.")
     if not is_finite(score):

@@ -55,7 +55,6 @@ class Rows:
     """Rows of one layer that make what an output projection reads.
 
     Attributes:
-        layer: the layer.
         start: the first of these rows.
         width: rows for each unit, or for each group where `shared`.
         shared: whether a group has them together, as keys and values.
@@ -82,7 +81,6 @@ class Part:
 
     Attributes:
         kind: "heads" or "channels".
-        block_index: which decoder block it is in.
         output: the projection that reads the units, `width` consecutive columns each.
         rows: the rows that make them.
         shape: how many units there are.

@@ -35,7 +35,6 @@ class Problem:
         second: S, the mean of x xᵀ, (in, in) float32.
         mean: μ, (in,).
         shape: the units; `width` columns each.
-        width: columns of a unit.
         with_bias: whether the projection may have a bias.
         damping: added to the diagonal of A, relative to its mean.
         sources: for scores that look at the rows that make the units: (rows, (rows, in) weights, (in,) root mean

@@ -194,11 +194,8 @@ def _check_drop(network: Network, ratio: float) -> None:
 def _drop(
     network: Network, tokens: Tensor, ratio: float, kept: Storage, progress: ProgressCallback | None
 ) -> list[int]:
-    """Drops the decoder blocks whose output is most like their input (ShortGPT, Men et al. 2024, arXiv 2403.03853),
-    and says which.
-
-    Those that the configuration cannot do without stay.
-    """
+    """Drops, of the decoder blocks that the configuration can do without, those whose output is most like their input
+    (ShortGPT, Men et al. 2024, arXiv 2403.03853), and says which."""
     model, every = network.model, range(len(network.blocks))
 
     def find() -> str:

@@ -26,7 +26,6 @@ class PartSurvey:
     """One part of the dense model, priced.
 
     Attributes:
-        part: which.
         unit_costs: error that taking each unit away alone leaves after least squares, (units,).
         energy: mean square of the part's output, in the same unit, summed over channels.
         costs: error by shape, units going greedily one after another; all shapes of the heads, for channels every

@@ -106,15 +106,9 @@ def decompose(matrix: Tensor, rank: int, pattern: Pattern, iterations: int) -> t
 def _next_low_rank(matrix: Tensor, rank: int, basis: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Factors of the best approximation, from the leading left directions of the last alternation where known.
 
-    L changes little between alternations, so a few steps of subspace iteration from the last basis, which is wider than
-    the rank, find it at a fraction of the cost of a decomposition.
-
-    Args:
-        matrix: (out, in).
-        basis: (out, rank + `SPARE`) with orthonormal columns, or None.
-
-    Returns:
-        Factors (out, rank) and (rank, in), and the next basis; None if the layer is too narrow for it to pay.
+    L changes little between alternations, so a few steps of subspace iteration from the last basis, (out, rank +
+    `SPARE`) with orthonormal columns, find it at a fraction of the cost of a decomposition. The next basis comes with
+    the factors; None if the layer is too narrow for it to pay.
     """
     wide = rank + SPARE
     if rank == 0 or 4 * wide > min(matrix.shape):

@@ -56,12 +56,8 @@ def rose_admm(weight: Tensor, statistics: InputStatistics, settings: Settings) -
 def shrunk_correlations(hessian: Tensor, tokens: int) -> Tensor:
     """H scaled to a unit diagonal, what is off it divided by 1 + columns/tokens, (in, in).
 
-    The same as adding columns/tokens times its diagonal to H: linear shrinkage (Ledoit and Wolf 2004), with an
-    intensity that depends on the shape alone.
-
-    Args:
-        hessian: damped H, (in, in).
-        tokens: that H was summed over; 1 if it is not known, as one token fills no matrix.
+    The same as adding columns/tokens times its diagonal to the damped H: linear shrinkage (Ledoit and Wolf 2004), with
+    an intensity that depends on the shape alone. One token fills no matrix: 1 stands for an unknown number.
     """
     shrinkage = UNKNOWN_TOKENS if tokens <= 1 else min(len(hessian) / tokens, MOST_SHRINKAGE)
     scale = hessian.diagonal().sqrt()

@@ -137,12 +137,10 @@ def compare_methods(
 
     Args:
         calibration: seed -> (calibration tokens, held-out tokens or None), each (samples, length).
-        windows: (windows, length), for perplexity.
         methods: as for `parse_variant`.
         done: rows of an earlier, interrupted comparison, which are not run again.
         progress: run's name -> callback for `prune_model`.
         part: (k, n) makes only every n-th run, from the k-th on: n processes that share a folder make them all.
-        options: as for `rose.prune_model`, the same for all.
     """
     variants, settings = plan_comparison(methods, sparsities, **options)
     network = Network(model)

@@ -70,12 +70,8 @@ def rank_correlation(table: pd.DataFrame, predictor: str = "held_out_error") -> 
 
 
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
-    """How well each predictor ranks the units by damage: over all, within each projection, within each third of the
-    depth, and within decoder blocks (the mean of them). Spearman's ρ.
-
-    Returns:
-        Columns group ("all", "projection", "depth", "within a block"), name, units, and one for each of `PREDICTORS`.
-    """
+    """How well each of `PREDICTORS` ranks the units by damage, Spearman's ρ: over all, within each projection, within
+    each third of the depth, and within decoder blocks (the mean of them). `group` and `name` say which."""
     groups: list[tuple[str, str, pd.DataFrame]] = [("all", "", table)]
     if table["projection"].ne("").any():
         groups += [("projection", str(name), rows) for name, rows in table.groupby("projection", sort=False)]
@@ -98,11 +94,7 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
 
 def outliers(table: pd.DataFrame, predictor: str = "held_out_error", count: int = 5) -> pd.DataFrame:
     """Units with a small error and a large damage: the rank of their damage is above that of their error by at least
-    `GAP` of all ranks, and the damage by `CLEAR` standard errors above 0. The widest gap first.
-
-    Returns:
-        At most `count` rows of the table, with column `gap`.
-    """
+    `GAP` of all ranks, and the damage by `CLEAR` standard errors above 0. The widest gap, column `gap`, first."""
     cost = table["damage"]
     clear = cost > CLEAR * table["standard_error"].fillna(0.0)
     gap = (cost.rank() - table[predictor].rank()) / max(len(table) - 1, 1)

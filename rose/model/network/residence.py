@@ -73,10 +73,7 @@ class Residence:
 
     def settle(self, revise: Callable[[int], None], identity: str) -> None:
         """Drops the overlay too, but from now on decoder blocks are what `revise` makes of them, and later runs begin
-        there. The model's parameters have the shapes and names already that they will then have.
-
-        `identity`: identifies the change.
-        """
+        there. The model's parameters have their later shapes and names already. `identity` identifies the change."""
 
     def check_renumbering(self) -> None:
         """Raises RoseError where decoder blocks cannot be left out of the files that will be written."""

@@ -28,10 +28,8 @@ def measure_layer(
     known: Known | None = None,
     **options: Unpack[SettingsOptions],
 ) -> LayerRecord:
-    """Prunes one layer, without changing it, and returns the outcome in numbers. Arguments as for `rose.prune_model`.
-
-    `known`: shared by the methods that are compared on this layer, with these statistics; see `Known`.
-    """
+    """Prunes one layer, without changing it, and returns the outcome in numbers. Arguments as for `rose.prune_model`;
+    `known` is shared by the methods that are compared on this layer."""
     others = {} if held_out is None else {layer.name: held_out}
     block = BlockStatistics(layer.block_index, [layer], {layer.name: statistics}, others)
     return prune_in(block, layer, replace(make_settings(**options), known=known))[1]

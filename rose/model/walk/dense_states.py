@@ -31,7 +31,6 @@ class BlockDrift:
     own length; a ratio of sums would be that of a few tokens with massive activations.
 
     Attributes:
-        block_index: which decoder block.
         drift: Δh = h_p − h_d, the pruned against the dense model's hidden states.
         passed_on: Δh = f_d(x_p) − h_d: what the dense block would have made of the drift that it received.
         arisen: Δh = h_p − f_d(x_p): what pruning this block added; negatively correlated with what was passed on where

@@ -56,10 +56,8 @@ class Storage:
         yield from ()
 
     def restore(self, layers: Sequence[PrunableLayer], dense: Mapping[str, int]) -> list[LayerRecord]:
-        """Writes the pruned weights of finished blocks into the model and returns their records.
-
-        `dense`: see `finished_blocks`.
-        """
+        """Writes the pruned weights of finished blocks into the model and returns their records; see
+        `finished_blocks`."""
         records: list[LayerRecord] = []
         blocks = by_block(layers)
         for index, tensors, of_block in self.finished_blocks(list(blocks), dense):

@@ -39,8 +39,6 @@ class BlockStatistics:
     """What calibration knows of one decoder block's chosen layers.
 
     Attributes:
-        block_index: which decoder block.
-        layers: its chosen layers.
         calibration, held_out: statistics by layer name; layers that read one tensor share one object.
             `held_out` is empty where no held-out tokens were given.
         work: fraction of the decoder block's work done before and after these layers are pruned.
