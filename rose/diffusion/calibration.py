@@ -74,8 +74,8 @@ class Calibration(Trajectories):
         done: list[Record] = []
         for number, package in enumerate(packages):
 
-            def tell(share: float, number: int = number) -> None:
-                meter.tell("calibrate", number, CALIBRATION_SHARE * share)
+            def tell(share: float, at: int = number) -> None:
+                meter.tell("calibrate", at, CALIBRATION_SHARE * share)
 
             found = self.statistics(layers_of(package), tell)
             for k, item in enumerate(package):
