@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar, Unpack
 
 import numpy as np
@@ -73,11 +74,7 @@ class Calibration(Trajectories):
         meter = Meter(progress, len(packages), len(items))
         done: list[Record] = []
         for number, package in enumerate(packages):
-
-            def tell(share: float, at: int = number) -> None:
-                meter.tell("calibrate", at, CALIBRATION_SHARE * share)
-
-            found = self.statistics(layers_of(package), tell)
+            found = self.statistics(layers_of(package), partial(_tell, meter, number))
             for k, item in enumerate(package):
                 done.append(change(item, found))
                 meter.layers_done += 1
@@ -94,6 +91,10 @@ class Calibration(Trajectories):
             "samples": sum(one.count for one in self.batches if one.count) or None,
             "guidance": self.guidance, "seed": self.seed,
         }  # fmt: skip
+
+
+def _tell(meter: Meter, package: int, share: float) -> None:
+    meter.tell("calibrate", package, CALIBRATION_SHARE * share)
 
 
 def make_packages(items: Sequence[One], packages: int) -> list[list[One]]:
