@@ -4,6 +4,8 @@ Streamlit reads a page's modules when the first browser asks for it. Here torch,
 the server starts, so that the first page does not wait for them.
 """
 
+from __future__ import annotations
+
 import importlib
 import sys
 import threading
@@ -18,10 +20,26 @@ def read_modules() -> None:
         importlib.import_module(name)
 
 
+def accept_own_pages_only() -> None:
+    """Lets a page talk to the server only from the server's own address, port included, or one that is named.
+
+    Streamlit (1.67) takes pages from every port of this machine, and those of its addresses on other networks, which
+    it asks a web service for.
+    """
+    from streamlit.web.server import server_util
+    from streamlit.web.server.starlette import starlette_websocket
+
+    def is_named(url: str) -> bool:
+        return server_util.allow_all_cross_origin_requests() or server_util.is_allowed_origin(url)
+
+    starlette_websocket.is_url_from_allowed_origins = is_named
+
+
 def main() -> None:
     sys.path.insert(0, str(HOME.parent))  # in place of this folder, whose modules are app.…
     from streamlit.web import cli  # at first: Plotly, which it reads, trips over a pandas that a thread has half read
 
+    accept_own_pages_only()
     threading.Thread(target=read_modules, daemon=True).start()
     sys.argv = ["streamlit", "run", str(HOME / "main.py"), *sys.argv[1:]]
     cli.main()

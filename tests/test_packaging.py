@@ -64,6 +64,7 @@ def test_the_wheel_has_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> 
     assert inside == modules | pages | model | {
         "rose/py.typed",
         "rose_explorer/app/.streamlit/config.toml",
+        "rose_explorer/app/icon.svg",
         "rose_explorer/app/study/example.safetensors",
     }
 

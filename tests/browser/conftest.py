@@ -107,7 +107,7 @@ def browser() -> Iterator[Browser]:
 def open_page(server: str, browser: Browser) -> Iterator[Callable[..., Page]]:
     """`open_page("layers", query, scheme="dark")`: a new browser session at 1280 × 800, settled.
 
-    At the end no page may show an exception or have raised one in its own scripts.
+    At the end no page may show an exception, have raised one in its own scripts, or have asked anybody but the server.
     """
     opened: list[tuple[Page, list[str]]] = []
 
@@ -117,6 +117,7 @@ def open_page(server: str, browser: Browser) -> Iterator[Callable[..., Page]]:
         page.set_default_timeout(PATIENCE)
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
+        context.on("request", lambda request: errors.extend(_elsewhere(request.url, server)))
         opened.append((page, errors))
         page.goto(f"{server}/{path}?{query}")
         settle(page)
@@ -128,6 +129,11 @@ def open_page(server: str, browser: Browser) -> Iterator[Callable[..., Page]]:
         page.context.close()
         assert not shown, shown
         assert not errors, errors
+
+
+def _elsewhere(url: str, server: str) -> list[str]:
+    """What is wrong with a request: nothing with those to the server and those that leave no page."""
+    return [] if url.startswith((f"{server}/", "data:", "blob:")) else [f"The page asked for {url}"]
 
 
 @pytest.fixture(scope="package")

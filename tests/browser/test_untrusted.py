@@ -1,0 +1,58 @@
+"""Links and other pages are not to be trusted: what a browser shows and asks for, page by page."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import os
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+from playwright.sync_api import expect
+
+from app.study.setup import Setup
+from tests.browser.conftest import OpenPage
+
+PAGES = ("", "layers", "layer", "order_lab", "structures", "learn", "check", "prune", "depth", "damage", "runs")
+PAGES += ("text", "diffusion")
+HOSTILE = "![x](http://203.0.113.1/x.png)[Session expired](http://203.0.113.1/)<img src=http://203.0.113.1/y>"
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_link_brings_in_nothing_foreign(path: str, open_page: OpenPage) -> None:
+    """`open_page` fails on any request to anybody but the server."""
+    texts = dict.fromkeys((*Setup.__dataclass_fields__, "layer", "threshold", "run"), HOSTILE)
+    for query in ("", urlencode(texts), urlencode({f"draft_{name}": text for name, text in texts.items()})):
+        page = open_page(path, query)
+        expect(page.locator('a[href*="203.0.113.1"], img[src*="203.0.113.1"]')).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "status"),
+    [
+        ("http://{host}", "{host}", 101),
+        ("http://localhost:{port}", "localhost:{port}", 101),
+        ("http://127.0.0.1:1", "{host}", 403),
+        ("http://localhost:1", "{host}", 403),
+        ("http://example.com", "{host}", 403),
+        ("http://example.com", "example.com", 403),  # a name that was made to point here
+    ],
+)
+def test_only_the_servers_own_pages_may_talk_to_it(origin: str, host: str, status: int, server: str) -> None:
+    address = urlsplit(server)
+    names = {"host": address.netloc, "port": address.port}
+    connection = http.client.HTTPConnection(address.netloc)
+    connection.request(
+        "GET",
+        "/_stcore/stream",
+        headers={
+            "Host": host.format(**names),
+            "Origin": origin.format(**names),
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
+        },
+    )
+    assert connection.getresponse().status == status
+    connection.close()
