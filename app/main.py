@@ -62,7 +62,8 @@ if (!window.pageKeys) {
 
 
 def draw() -> None:
-    from app import session, sidebar  # seconds, where the server has not read them yet: the lines above show meanwhile
+    # Seconds, where the server has not read them yet: the lines above show meanwhile.
+    from app import components, session, sidebar
 
     session.begin()
     ink = {"light": "#1E1B24", "dark": "#F0EDF5"}[session.theme()]  # as in .streamlit/config.toml
@@ -88,12 +89,12 @@ def draw() -> None:
     sidebar.draw()
     session.publish()  # a page that has nothing to show yet stops the script: after `st.stop` nothing gets into the URL
     if st.session_state.link_problem:
-        st.warning(st.session_state.link_problem, icon=":material/link_off:")
+        components.warning(st.session_state.link_problem, ":material/link_off:")
     page.run()
     session.publish()
 
 
-st.set_page_config(page_title="ROSE Explorer", page_icon=":material/local_florist:", layout="wide")
+st.set_page_config(page_title="ROSE Explorer", page_icon=Path(__file__).with_name("icon.svg"), layout="wide")
 st.html(STYLE)
 st.html(PRODUCT + KEYS, unsafe_allow_javascript=True)
 draw()

@@ -4,6 +4,8 @@ Choices live in `st.session_state`, are mirrored into the URL by `publish`, and 
 session starts. Widgets of single pages may use `bind="query-params"` for choices that only they have.
 """
 
+from __future__ import annotations
+
 import math
 import uuid
 from collections.abc import Callable
@@ -13,7 +15,8 @@ import pandas as pd
 import streamlit as st
 
 import rose
-from app import shared
+from app import shared, words
+from app.diffusion.run import DiffusionRequest, DiffusionRun
 from app.jobs import Job, Run
 from app.runs.damage import DamageRequest, DamageRun
 from app.runs.pruning import PruningRun
@@ -150,7 +153,7 @@ def use_draft() -> None:
     if former is not None:
         choose_setup(former.setup)  # among the recent ones
         if former.job.status == "running":
-            told = f":material/grid_on: Measuring the layers of {former.setup.model}"
+            told = f":material/grid_on: Measuring the layers of {words.plain(former.setup.model)}"
             follow(former.job, lambda: told)
     st.session_state.setup = st.session_state.draft = edited
 
@@ -207,15 +210,36 @@ def start_pruning(request: PruneRequest) -> None:
     earlier = own_pruning()
     if earlier is not None and (leave(earlier.job) or earlier.job.status != "running"):
         earlier.discard()
-    run = new_pruning(setup(), request)
+    run = _new_pruning(setup(), request)
     name = st.session_state.own_pruning = shared.keep_pruning(run)
     follow_pruning(name)
     follow_run(run, PRUNING)
     run.job.start()
 
 
-def new_pruning(chosen: Setup, request: PruneRequest) -> PruningRun:
+def _new_pruning(chosen: Setup, request: PruneRequest) -> PruningRun:
     return PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.publish)
+
+
+def diffusion() -> DiffusionRun | None:
+    """This session's latest run over the packaged diffusion model."""
+    return st.session_state.get("diffusion_run")
+
+
+def start_diffusion(request: DiffusionRequest) -> None:
+    """Prunes a copy of the packaged diffusion model; an earlier run is stopped."""
+    run = DiffusionRun(request, shared.dense_diffusion())
+    start_run("diffusion_run", run, "blur_on: Pruning the diffusion model")
+
+
+def comparing() -> PruningRun | None:
+    """This session's latest comparison of targets, started on the Depth page."""
+    return st.session_state.get("comparing")
+
+
+def start_comparing(chosen: Setup, request: PruneRequest) -> None:
+    """Prunes copies of a set-up's model to see where they drift; its reports join those of the server."""
+    start_run("comparing", _new_pruning(chosen, request), "waterfall_chart: Comparing targets")
 
 
 def damage(request: DamageRequest) -> DamageRun | None:

@@ -1,5 +1,7 @@
 """What all browser sessions share: models, calibrations and studies. The only place with `st.cache_*`."""
 
+from __future__ import annotations
+
 import gc
 import threading
 import uuid
@@ -20,7 +22,7 @@ from app.study import cache as disk
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study, held_by
 from rose.files import expand
-from rose.model.load.models import load_skeleton
+from rose.model.load.models import is_hub_id, load_skeleton
 
 KEPT_STUDIES = 4
 OLDER_BYTES = 10**9  # of statistics and results, held by all studies but the newest
@@ -69,12 +71,19 @@ def studies() -> dict[Setup, Study]:
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _skeleton(name: str, identity: str | None) -> nn.Module:
-    return load_skeleton(name)
+    return load_skeleton(name, offline=True)
 
 
 def skeleton(name: str) -> nn.Module:
-    """The model's structure without weights, for layer names and cost estimates."""
-    return _skeleton(name, disk.model_identity(name))
+    """The model's structure without weights, for layer names and cost estimates.
+
+    Raises:
+        RoseError: no such model, or one of the Hub of which nothing is here: pages ask nobody by themselves.
+    """
+    identity = disk.model_identity(name)
+    if identity is None and is_hub_id(name):
+        raise rose.RoseError(f"{name} is not on this machine; the page Start has a button that asks the Hub for it.")
+    return _skeleton(name, identity)
 
 
 @st.cache_resource(show_spinner=False)

@@ -1,5 +1,7 @@
 """Beside every page: the current set-up, the run in progress, and the chosen layer."""
 
+from __future__ import annotations
+
 import streamlit as st
 
 from app import components, session, shared, words
@@ -10,15 +12,16 @@ def draw() -> None:
     study = session.study()
     with st.sidebar:
         if st.session_state.plugin_problem:
-            st.error(st.session_state.plugin_problem, icon=":material/extension_off:")
+            components.error(st.session_state.plugin_problem, ":material/extension_off:")
         _running()
         if study is None:
-            st.caption(f"The layers of **{session.setup().model}** are not measured with the chosen set-up.")
+            model = words.plain(session.setup().model)
+            st.caption(f"The layers of **{model}** are not measured with the chosen set-up.")
             return
         setup = study.setup
         st.caption(
-            f"**{setup.model}**, {setup.text}, {setup.samples} × {setup.length} tokens, seed {setup.seed}, "
-            f"sparsity {setup.sparsity}, block size {setup.block_size}"
+            f"**{words.plain(setup.model)}**, {words.plain(setup.text)}, {setup.samples} × {setup.length} tokens, "
+            f"seed {setup.seed}, sparsity {setup.sparsity}, block size {setup.block_size}"
         )
         if study.layer_names:
             _choose_layer(study)

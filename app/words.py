@@ -1,6 +1,9 @@
 """Numbers and names as people read them."""
 
+from __future__ import annotations
+
 import math
+import re
 from collections.abc import Container
 
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -51,6 +54,24 @@ def out_of(some: int, every: int, noun: str) -> str:
     if some == every:
         return ("all " if every > 1 else "the ") + count(every, noun)
     return f"{word(some) if some else 'none'} of {count(every, noun)}"
+
+
+_MARKUP = re.compile(
+    r"[\\`*$\[\]<>~#&|]"  # of Markdown, formulas and HTML
+    r"|(?<![^\W_])_|_(?![^\W_])"  # inside a word it stands for itself
+    r"|^[-+](?=\s|$)|(?<=^\d)[.)](?=\s|$)"  # lists
+)
+_JOINED = re.compile(r"(?i)www(?=\.)|@(?=[-\w]+\.)|-(?=-)|:(?=[\w+-]*[:/\[\\])|(?<!\w):(?=[a-z])")
+
+
+def plain(text: object) -> str:
+    """Anything as Markdown that shows it as it is: no picture, link, icon, formula or tag, and in one line.
+
+    For what comes from a link, a file, an exception or a name that somebody else has chosen. Streamlit (1.67) finds
+    addresses, icons, emoji and dashes even where their signs are escaped: an invisible sign parts those.
+    """
+    marked = _MARKUP.sub(r"\\\g<0>", " ".join(str(text).split()))
+    return _JOINED.sub("\\g<0>\N{WORD JOINER}", marked)
 
 
 def sentence(text: str) -> str:

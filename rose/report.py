@@ -18,6 +18,7 @@ from rose.errors import RoseError
 from rose.files import write_atomically
 
 Record = TypeVar("Record")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a text begins with that a spreadsheet would compute
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,26 @@ class RunReport:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "report.json", self.to_json().encode())
-        write_atomically(folder / "layers.csv", self.layers.to_csv(index=False).encode())
+        write_atomically(folder / "layers.csv", csv_text(self.layers).encode())
         write_atomically(folder / "layers.parquet", self.layers.to_parquet(index=False))
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """The table as CSV for people, without its index and without formulas."""
+    return without_formulas(table).to_csv(index=False)
+
+
+def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with an apostrophe before every text that a spreadsheet would compute."""
+    safe = table.rename(columns=_no_formula)
+    for place, column in enumerate(table.dtypes):
+        if not pd.api.types.is_numeric_dtype(column):
+            safe.isetitem(place, table.iloc[:, place].map(_no_formula))
+    return safe
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def _finite(value: Any) -> Any:

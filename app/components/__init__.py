@@ -14,14 +14,5 @@ from app.components.needs import (
     wait_for,
     while_measured,
 )
-from app.components.work import (
-    cancel_button,
-    duration,
-    finished,
-    job_status,
-    lasting,
-    live,
-    size,
-    stopped,
-    while_running,
-)
+from app.components.said import error, info, warning
+from app.components.work import cancel_button, duration, finished, job_status, live, size, stopped, while_running

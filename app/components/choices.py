@@ -1,11 +1,14 @@
 """What people choose: buttons in a row, layers, and choices that follow what they name."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import streamlit as st
 
 from app import session, words
+from app.components.said import info
 from app.study.setup import LIMITS
 
 URL: Final = "query-params"  # a widget bound to it keeps its choice in the URL
@@ -21,7 +24,7 @@ def choose(label: str, options: Mapping[Any, str], key: str, **more: Any) -> Any
         list(options),
         **({"default": next(iter(options))} | more),
         required=True,
-        format_func=options.__getitem__,
+        format_func=lambda one: words.plain(options[one]),  # also names from files
         key=key,
         bind=URL,
     )
@@ -59,9 +62,9 @@ def edited_setup() -> None:
     if not edits:
         return
     labels = {name: label for name, (label, *_) in LIMITS.items()} | {"dtype": "Weights in", "stream": "On disk"}
-    said = ", ".join(f"{labels.get(name, words.sentence(name))} `{value}`" for name, value in edits.items())
+    said = ", ".join(f"{labels.get(name, words.sentence(name))} {value}" for name, value in edits.items())
     with st.container(horizontal=True, vertical_alignment="center", key="edited-setup"):
-        st.info(f"Edited on the start page, and not in use yet: {said}.", icon=":material/edit:", width="stretch")
+        info(f"Edited on the start page, and not in use yet: {said}.", icon=":material/edit:", width="stretch")
         st.button(
             "Use it here",
             icon=":material/check:",
@@ -72,11 +75,16 @@ def edited_setup() -> None:
 
 
 def keep_choice(key: str, offered: Mapping[str, Any]) -> list[str]:
-    """Lets a widget's choice, of one name or of several, follow what it names when names change; returns former names.
+    """Lets a widget's choice, of one name or of several, follow what it names when names change.
 
     Names change when runs arrive that would have the same ones. What is not offered any more is not chosen either.
-    Call it before the widget. What has been offered before under another name is one object, or an equal tuple; the
-    names returned are those that it has now.
+    Call it before the widget.
+
+    Args:
+        offered: by name, what is to be told apart: the same are one object, or equal tuples.
+
+    Returns:
+        The names, as they are now, of what was offered before.
     """
     state = st.session_state
     before, chosen = state.get(f"{key}-offered", {}), state.get(key)

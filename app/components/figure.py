@@ -1,5 +1,7 @@
 """A figure with its computed caption and its downloads, tables, and the report of finished runs."""
 
+from __future__ import annotations
+
 import html
 import json
 import re
@@ -12,6 +14,7 @@ import streamlit as st
 from app import session, words
 from app.figures import style
 from app.figures.style import Drawing
+from rose.report import csv_text
 
 # Presses the camera of the figure that a button names, after telling it the format: Plotly itself is out of reach here.
 PICTURES = """<script>
@@ -53,7 +56,10 @@ def show(
 ) -> None:
     """A figure with its computed caption and its downloads.
 
-    `on_select` is called for clicks on marks; `wide` is a figure as wide as the page, whose title has longer lines.
+    Args:
+        key: unique on the page.
+        on_select: callback for clicks on marks; the selection is in `st.session_state[key]`.
+        wide: whether the figure has the width of the page, so that its title may have longer lines.
     """
     if wide:
         style.widen_title(drawing.figure)
@@ -79,7 +85,7 @@ def show(
         },
     )
     with st.container(horizontal=True, vertical_alignment="top"):
-        st.caption(drawing.caption, width="stretch")
+        st.caption(words.plain(drawing.caption), width="stretch")
         menu = st.popover(
             "Download", icon=":material/download:", width="content", key=f"{key}-downloads", on_change="rerun"
         )
@@ -92,7 +98,7 @@ def downloads(drawing: Drawing, key: str) -> None:
     """The figure and its data as files, which work without a network; PNG and SVG are drawn by the browser."""
     table = drawing.data
     files = {
-        "Table, CSV": ("csv", table.to_csv(index=False)),
+        "Table, CSV": ("csv", csv_text(table)),
         "Table, JSON": ("json", json.dumps(json.loads(table.to_json(orient="records")), indent=1)),
         "Figure, HTML": ("html", as_html(drawing)),
     }
@@ -105,8 +111,10 @@ def downloads(drawing: Drawing, key: str) -> None:
     st.html(buttons + PICTURES, unsafe_allow_javascript=True)
 
 
-def table(rows: Sequence[Mapping[str, str]], alt: str) -> None:
-    st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt=alt)
+def table(rows: Sequence[Mapping[str, str]], alt: str, marked: str = "") -> None:
+    """A small table of texts, a row each; only the column `marked` is Markdown."""
+    plain = [{name: cell if name == marked else words.plain(cell) for name, cell in row.items()} for row in rows]
+    st.table(pd.DataFrame(plain), hide_index=True, border="horizontal", alt=alt)
 
 
 def report_button(runs: Callable[[], Sequence[Any]], name: str, key: str, **more: Any) -> None:

@@ -1,11 +1,15 @@
 """What a page needs before it can draw: a measured study, a layer, the model's weights; or what to do to get them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import streamlit as st
 
 from app import session
+from app.components.said import error, info, warning
 from app.components.work import job_status, live, while_running
+from app.study.preflight import asked_of_hub
 from app.study.study import Study
 from app.words import short_layer
 
@@ -48,14 +52,20 @@ def begin_restored(study: Study) -> None:
 
 
 def can_have_inputs(study: Study) -> bool:
-    """Begins to collect inputs as `begin_restored`; False where that failed or was cancelled, which is said."""
+    """Begins to collect inputs as `begin_restored`; False where that ended early, which is said.
+
+    Where it ended because nobody watched, it begins anew. What the Hub would be asked for waits for a click.
+    """
+    asked = asked_of_hub(study.setup)
     if study.job.status == "kept" or (study.is_restored and study.job.abandoned):
-        session.start()
-        st.rerun()
-    if not study.is_restored or study.job.status not in ("failed", "cancelled"):
+        if not asked:
+            session.start()
+            st.rerun()
+    elif not study.is_restored or study.job.status not in ("failed", "cancelled"):
         return True
-    why = "was cancelled." if study.job.status == "cancelled" else f"failed: {study.job.message}"
-    st.warning(f"This needs the inputs of layers. Collecting them {why}", icon=":material/input:")
+    ended = {"cancelled": "was cancelled.", "failed": f"failed: {study.job.message}"}
+    why = ended.get(study.job.status, f"asks the Hub for {' and '.join(asked)}.")
+    warning(f"This needs the inputs of layers. Collecting them {why}", ":material/input:")
     st.button("Collect the inputs", icon=":material/input:", on_click=session.start, key="collect-inputs")
     return False
 
@@ -71,7 +81,7 @@ def require_layer(what: str, numbers: Callable[[Study, str], None] | None = None
         st.info("Choose a layer in the sidebar.")
         st.stop()
     if layer in study.failed:
-        st.error(f"This layer could not be measured: {study.failed[layer]}", icon=":material/error:")
+        error(f"This layer could not be measured: {study.failed[layer]}")
         st.stop()
     if layer in study.left_dense:
         st.info("No calibration token was routed to this expert, so it stays dense; more samples may reach it.")
@@ -80,14 +90,14 @@ def require_layer(what: str, numbers: Callable[[Study, str], None] | None = None
         return study, layer
     begin_restored(study)
     if study.job.status != "running":
-        st.warning(f"The run ended before it reached {layer}; start it again on the start page.")
+        warning(f"The run ended before it reached {layer}; start it again on the start page.")
         st.stop()
     if any(record.layer == layer for record in study.all_records()):
         if numbers:
             numbers(study, layer)
-        st.info(f"Pictures of {short_layer(layer)} appear here as soon as its inputs are collected.")
+        info(f"Pictures of {short_layer(layer)} appear here as soon as its inputs are collected.")
     else:
-        st.info(f"{short_layer(layer)} has not been measured yet; it appears here as soon as it is.")
+        info(f"{short_layer(layer)} has not been measured yet; it appears here as soon as it is.")
     wait_for(study, lambda: study.has(layer))
     st.stop()
 

@@ -1,13 +1,15 @@
 """Work in progress: live parts of a page, how far a job is, and how to cancel it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import streamlit as st
 
-from app import session
+from app import session, words
+from app.components.said import error, warning
 from app.jobs import ABANDONED_AFTER, Batch, Job
-from rose.model.estimate.duration import Cost
 
 KEPT = ". Layers measured so far are shown; nothing was changed."
 PATIENCE = 1.5  # seconds a page waits for a batch before it shows progress instead
@@ -39,13 +41,15 @@ def while_running(job: Job, draw: Callable[[], None], every: float = 1.0) -> Non
 def job_status(job: Job, key: str, rest: str = KEPT, doing: str = "") -> None:
     """Progress with rate and time left, and a cancel button; to be drawn by a live part.
 
-    `rest` ends the sentence that it was cancelled; `doing` says what it does where that is not measuring.
+    Args:
+        rest: of the sentence that says that it was cancelled.
+        doing: what goes from decoder block to decoder block, where that is not measuring.
     """
     if job.status == "running":
         job.watch(session.viewer())
         progress = job.progress
         if progress is None:
-            st.progress(0.0, text=f"{job.message} …, {duration(job.seconds)} so far")
+            st.progress(0.0, text=f"{words.plain(job.message)} …, {duration(job.seconds)} so far")
         else:
             since = job.since_progress  # a large block takes long; the clock must not stand still meanwhile
             left = "" if progress.remaining is None else f", about {duration(max(1, progress.remaining - since))} left"
@@ -58,7 +62,7 @@ def job_status(job: Job, key: str, rest: str = KEPT, doing: str = "") -> None:
             st.progress(min(progress.fraction, 1.0), text=text)
         cancel_button(job, key)
     elif job.status == "failed":
-        st.error(job.message, icon=":material/error:")
+        error(job.message)
     elif job.status == "cancelled":
         stopped(job, rest)
 
@@ -131,7 +135,7 @@ def _cancel(job: Job) -> None:
 def stopped(job: Job, rest: str) -> None:
     """Says that work was cancelled, by somebody or because nobody watched it; `rest` ends the sentence."""
     how = f"No page had been open for {ABANDONED_AFTER:.0f} s, so this was stopped" if job.abandoned else "Cancelled"
-    st.warning(how + rest, icon=":material/stop:")
+    warning(how + rest, ":material/stop:")
 
 
 def duration(seconds: float) -> str:
@@ -142,10 +146,6 @@ def duration(seconds: float) -> str:
     if seconds < 48 * 3600:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 86400:.0f} days"
-
-
-def lasting(cost: Cost) -> str:
-    return duration(max(1.0, cost.seconds))
 
 
 def size(count: float) -> str:

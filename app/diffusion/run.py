@@ -1,5 +1,7 @@
 """The packaged diffusion model, pruned in the background, beside the dense one. No Streamlit here."""
 
+from __future__ import annotations
+
 import threading
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -16,7 +18,6 @@ from rose.layer.methods import make_settings
 
 PICTURES = len(GARMENTS)  # shown: one of each class
 STEPS = 20
-PACKAGES = 4
 KEPT_NOISES = 32  # trajectories, of half a megabyte each
 # Shares of a run, for its progress; the rest draws the pruned pictures.
 DRAWN, PRUNED = 0.1, 0.9
@@ -29,6 +30,7 @@ class DiffusionRequest:
     method: str = "rose"
     sparsity: str = "0.5"
     step_weights: str = "log_decrease"
+    packages: int = 4
     samples: int = 20  # calibration pictures, the ten classes in turn
     noise: int = 0  # seed of the pictures that are shown; calibration has other noise
 
@@ -88,7 +90,7 @@ class DiffusionRun(Run):
             sparsity=self.request.sparsity,
             steps=STEPS,
             step_weights=self.request.step_weights,
-            packages=PACKAGES,
+            packages=self.request.packages,
             seed=self.request.noise + 1,
             progress=self._follow(DRAWN, PRUNED),
         )

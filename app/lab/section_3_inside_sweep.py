@@ -53,7 +53,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
     with stage:
         needed = trace_bytes(study, layer)
         if needed > LARGEST_TRACE:
-            st.warning(
+            components.warning(
                 f"Recording this sweep would take {components.size(needed)}; choose a larger block size on the start "
                 "page, or a smaller layer."
             )

@@ -61,7 +61,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
 def _mask(study: Study, layer: str, way: Watched, solver: str, order: str, since: str, work: float) -> None:
     state = way.at(work)
     if state < 0:
-        st.info(f"{LABELS[solver]} has no mask yet. Move the slider on.")
+        components.info(f"{LABELS[solver]} has no mask yet. Move the slider on.")
         return
     before, what = way.mask(state - 1), "its last step" if state else "the dense layer"
     if since == "sweep":

@@ -47,7 +47,7 @@ def choose_subject(columnar: bool, note: DeltaGenerator) -> Subject:
         return subjects.real(study, session.plan(study, layer), layer)
     with note:
         if components.can_have_inputs(study):
-            st.info(
+            components.info(
                 f"{words.short_layer(layer)} appears as soon as its inputs are collected; until then a generated layer "
                 "is shown."
             )
@@ -76,8 +76,8 @@ def where_from(subject: Subject, columnar: bool) -> None:
     if columnar and plan.is_columnar and subjects.blocks_move(plan):
         word += " of a columnar layer whose blocks change places"
     st.caption(
-        f"**{words.short_layer(subject.name)}** of {study.setup.model}: the {word}, {plan.relative_range:.2f}, of "
-        f"{words.count(measured, 'measured layer')}."
+        f"**{words.short_layer(subject.name)}** of {words.plain(study.setup.model)}: the {word}, "
+        f"{plan.relative_range:.2f}, of {words.count(measured, 'measured layer')}."
     )
 
 

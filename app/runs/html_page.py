@@ -4,6 +4,8 @@ The file needs no network and may not use one: its policy forbids it. Plotly's s
 reader's browser unpacks it. All text is escaped.
 """
 
+from __future__ import annotations
+
 import base64
 import gzip
 import secrets
@@ -21,7 +23,7 @@ import rose
 from app import words
 from app.figures import style
 from app.figures.style import Drawing
-from rose.report import versions
+from rose.report import csv_text, versions
 
 LIMIT = 5 * 10**6  # bytes, so that it can be sent by mail
 PAGE = """<!doctype html>
@@ -182,7 +184,7 @@ def _figure(drawing: Drawing, name: str) -> str:
 
 
 def _link(table: pd.DataFrame, name: str) -> str:
-    packed = base64.b64encode(table.to_csv(index=False).encode()).decode()
+    packed = base64.b64encode(csv_text(table).encode()).decode()
     return f"<a download='{name}' href='data:text/csv;base64,{packed}'>Data, CSV</a>"
 
 

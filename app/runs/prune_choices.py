@@ -1,11 +1,13 @@
 """The Prune page's choices: what is pruned, how it is evaluated, and what is kept."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import streamlit as st
 
 import rose
-from app import session
+from app import session, words
 from app.runs.request import HELD_OUT, Keep, PruneRequest
 from app.runs.widgets import linked
 from app.study.setup import THRESHOLD, Setup
@@ -24,9 +26,9 @@ def choose(setup: Setup) -> PruneRequest:
     if threshold != THRESHOLD:  # then ROSE prunes differently
         columnar = f" Layers with a relative range above **{threshold:g}** are columnar, as chosen on the page Layers."
     st.caption(
-        f"Copies of **{setup.model}**, calibrated on {setup.samples} × {setup.length} tokens of {setup.text}, seed "
-        f"{setup.seed}, block size {setup.block_size}, damping {setup.damping:g}. Change these on the start page."
-        + columnar
+        f"Copies of **{words.plain(setup.model)}**, calibrated on {setup.samples} × {setup.length} tokens of "
+        f"{words.plain(setup.text)}, seed {setup.seed}, block size {setup.block_size}, damping {setup.damping:g}. "
+        "Change these on the start page." + columnar
     )
     one, two, three = st.columns([3, 1, 1])
     methods = one.multiselect(

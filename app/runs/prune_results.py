@@ -1,5 +1,7 @@
 """The Prune page's results: a section each."""
 
+from __future__ import annotations
+
 import functools
 
 import pandas as pd
@@ -17,6 +19,7 @@ from app.runs.results import NUMBERS, read_results, time_and_perplexity
 from app.runs.widgets import checkpoint_button, csv_button, file_button, linked
 from rose.files import expand
 from rose.model.measure.comparison import over_seeds
+from rose.report import csv_text
 
 ERRORS = {  # on, against -> column
     ("calibration", "own output"): "relative_error",
@@ -42,13 +45,14 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
         }
         for model, (_, row) in zip(models, table.iterrows(), strict=True)
     ]
-    st.table(pd.DataFrame(rows), hide_index=True, border="horizontal", alt="Perplexity and errors of every model")
+    components.table(rows, "Perplexity and errors of every model")
     where = "held-out windows of the calibration text" if request.evaluate == HELD_OUT else request.evaluate
-    st.caption(
+    said = (
         f"{setup.model}, {_pruned_part(run, models)}, calibrated on {setup.samples} × {setup.length} tokens of "
         f"{setup.text}, seed {setup.seed}. Perplexity on {request.windows} × {request.window_length} tokens of "
         f"{where}. Pruning time includes calibration.{_computed(models)}"
     )
+    st.caption(words.plain(said))
     with st.expander("What the columns say", icon=":material/help:"):
         st.markdown(
             "- **Mean error**: relative, averaged over layers, on the inputs that each layer gets from the pruned "
@@ -60,7 +64,7 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
             "‖h_p − h_d‖²/‖h_d‖² as a mean over held-out tokens."
         )
     for remark in dict.fromkeys(said for model in models if model.report for said in model.report.remarks):
-        st.caption(remark)
+        st.caption(words.plain(remark))
     if request.evaluate == HELD_OUT and "measured" in request.methods:
         st.caption("Measured order chose its order on these held-out windows, so its numbers are slightly optimistic.")
     dense, *pruned = models
@@ -99,6 +103,7 @@ def _computed(models: list[EvaluatedModel]) -> str:
 
 
 def _time_and_perplexity(run: PruningRun, table: pd.DataFrame) -> None:
+    """What a method's lower perplexity costs, among copies of one sparsity."""
     several = {asked: asked for asked, rows in table.groupby("sparsity", sort=False) if len(rows) > 1}
     if not several or run.dense is None:
         return
@@ -143,7 +148,7 @@ def layers(run: PruningRun, models: list[EvaluatedModel]) -> None:
         else:
             drawing = figures.layer_differences(rows, column=column, theme=session.theme())
     except rose.RoseError as problem:
-        st.info(str(problem))
+        components.info(problem)
         return
     components.show(drawing, "layer-errors", wide=True)
 
@@ -155,7 +160,7 @@ def texts(run: PruningRun, models: list[EvaluatedModel]) -> None:
     st.markdown("Continuations by the most likely next token. The prompt:")
     st.code(run.request.prompt, language=None, wrap_lines=True)
     for model in models:
-        st.markdown(f"**{model.label}**, perplexity {model.perplexity:.2f}")
+        st.markdown(f"**{words.plain(model.label)}**, perplexity {model.perplexity:.2f}")
         st.code(model.text or "(nothing: the text ended)", language=None, wrap_lines=True)
 
 
@@ -183,15 +188,15 @@ def downloads(run: PruningRun, models: list[EvaluatedModel]) -> None:
 def _one_download(model: EvaluatedModel) -> None:
     assert model.report is not None
     name = model.case.name
-    st.markdown(f"**{model.label}**", width="stretch")
+    st.markdown(f"**{words.plain(model.label)}**", width="stretch")
     file_button("Report, JSON", model.report.to_json, f"{name}-report.json")
-    file_button("Layers, CSV", functools.partial(model.report.layers.to_csv, index=False), f"{name}-layers.csv")
+    file_button("Layers, CSV", functools.partial(csv_text, model.report.layers), f"{name}-layers.csv")
     if model.checkpoint is None:
         st.caption("checkpoint not kept")
     elif not model.checkpoint.exists():
         st.caption("checkpoint deleted")
     elif model.checkpoint.is_dir():
-        st.caption(f"checkpoint in {model.checkpoint}")
+        st.caption(f"checkpoint in {words.plain(model.checkpoint)}")
     else:
         checkpoint_button(model.checkpoint, f"{name}.zip")
 
@@ -214,7 +219,7 @@ def seeds() -> None:
     try:
         table = read_results(upload if upload is not None else str(expand(path.strip())))
     except rose.RoseError as problem:
-        st.error(str(problem), icon=":material/error:")
+        components.error(problem)
         return
     left, right = st.columns(2)
     sparsities = list(dict.fromkeys(table["sparsity"]))
@@ -232,6 +237,6 @@ def seeds() -> None:
             wide=True,
         )
     except rose.RoseError as problem:
-        st.info(str(problem))
+        components.info(problem)
     means = over_seeds(table, NUMBERS).drop(columns="seconds_spread")
     st.dataframe(means, hide_index=True, alt="Means and spread by method and sparsity")

@@ -1,5 +1,7 @@
 """What the pages about runs draw alike: progress, how a run ended, a table to take away."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,33 +11,14 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import components, session, shared
+from app import components, session, words
 from app.jobs import Run
-from app.runs.damage import DamageRequest
-from app.runs.request import PruneRequest
-from app.study.setup import Setup
-from rose import METHODS, RoseError
-from rose.model.estimate.duration import Cost
+from rose import RoseError
+from rose.report import csv_text
 
 
 def linked(key: str) -> dict[str, Any]:
     return {"key": key, "bind": components.URL}
-
-
-def method_choice(place: DeltaGenerator, usual: str, key: str) -> str:
-    methods = list(METHODS)
-    labels = {name: method.label for name, method in METHODS.items()}
-    return place.selectbox("Method", methods, methods.index(usual), format_func=labels.__getitem__, **linked(key))
-
-
-def priced(setup: Setup, request: DamageRequest | PruneRequest) -> tuple[Cost | None, str]:
-    """What a run would take, or a sentence that says why it cannot be."""
-    try:
-        skeleton = shared.skeleton(setup.model)
-        request.check(setup, skeleton)
-        return request.estimate(setup, skeleton), ""
-    except RoseError as wrong:
-        return None, str(wrong)
 
 
 def saved(key: str, label: str, read: Callable[[str], Sequence[Any]], help: str) -> list[Any]:
@@ -46,7 +29,7 @@ def saved(key: str, label: str, read: Callable[[str], Sequence[Any]], help: str)
         try:
             found += read(one)
         except RoseError as problem:
-            st.error(str(problem), icon=":material/error:")
+            components.error(problem)
     return found
 
 
@@ -66,7 +49,7 @@ def start_button(
         width="stretch",
     )
     if problem:
-        right.warning(problem, icon=":material/warning:")
+        right.warning(words.plain(problem), icon=":material/warning:")
     return right
 
 
@@ -78,7 +61,7 @@ def progress(run: Run, key: str) -> None:
         done = f", {told.layers_done} of {told.layers}"
         rate = f", {told.layers_done / told.seconds:.2g} a second" if told.layers_done and told.seconds else ""
     left = "" if run.remaining is None else f", about {components.duration(max(1.0, run.remaining))} left"
-    text = f"{job.message}{done}. {components.duration(job.seconds)} so far{left}{rate}"
+    text = f"{words.plain(job.message)}{done}. {components.duration(job.seconds)} so far{left}{rate}"
     st.progress(run.fraction, text=text)
     components.cancel_button(job, key)
 
@@ -92,9 +75,12 @@ def follow(
     more: Callable[[], None] = lambda: None,
     every: float = 1.0,
 ) -> None:
-    """Shows progress and what `more` draws, or why a run did not finish, in a sentence that `rest` ends.
+    """Shows progress, or why a run did not finish. Draws the page again when it has ended or has found something.
 
-    Draws the page again when it has ended, or when what `found` gives has changed.
+    Args:
+        rest: ends the sentence that it was cancelled.
+        found: what changes when it has found something.
+        more: draws what else is to be seen meanwhile.
     """
     if run.job.status != "running":
         components.job_status(run.job, key, rest)
@@ -113,7 +99,7 @@ def follow(
 
 def csv_button(label: str, table: pd.DataFrame, name: str, key: str, **more: Any) -> None:
     """A table to take away; `more` is of `st.download_button`."""
-    file_button(label, partial(table.to_csv, index=False), name, key=key, icon=":material/download:", **more)
+    file_button(label, partial(csv_text, table), name, key=key, icon=":material/download:", **more)
 
 
 def file_button(label: str, content: Any, name: str, **more: Any) -> None:

@@ -1,5 +1,7 @@
 """The set-up as widgets of the start page, and in one line."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import streamlit as st
@@ -187,7 +189,7 @@ def structure(model: str) -> nn.Module | None:
     try:
         return shared.skeleton(model)
     except rose.RoseError as problem:
-        # Remembered, or every move of a slider would ask the network again.
+        # Remembered, or every move of a slider would look for it again.
         problems()[model] = str(problem)
         return None
 

@@ -3,17 +3,16 @@
 No Streamlit here.
 """
 
+from __future__ import annotations
+
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 from huggingface_hub import constants
-from huggingface_hub.utils import get_session
 from torch import nn
 
 import rose
@@ -23,7 +22,7 @@ from rose.files import reachable
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost, estimate_cost, statistics_groups
 from rose.model.estimate.memory import estimate_memory
-from rose.model.load.models import PACKAGED, parse_dtype
+from rose.model.load.models import PACKAGED, is_hub_id, parse_dtype
 from rose.model.load.tokens import DATASETS, SOURCES
 from rose.model.network.network import Network
 
@@ -104,27 +103,23 @@ def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:
             f"{words.whole(tokens)} calibration tokens are fewer than the {words.whole(max(widths))} columns of the "
             "widest layer: errors on them look far smaller than on other text. Choose more samples or longer ones."
         )
-    if setup.text in DATASETS and not within_reach(setup.text):
+    if setup.text in DATASETS and constants.is_offline_mode() and not is_downloaded(setup.text):
         found.append(
-            f"{setup.text} is not on this machine and the Hub cannot be reached, so the run would end once the model "
-            "is loaded. Choose the packaged text or a file, or check the network."
+            f"{setup.text} is not on this machine and HF_HUB_OFFLINE is set, so the run would end once the model is "
+            "loaded. Choose the packaged text or a file."
         )
     return found
 
 
-def within_reach(text: str) -> bool:
-    """Whether a data set of the Hub is in the local cache, or the Hub answers; asked once a minute."""
-    if any(Path(constants.HF_HUB_CACHE).glob(f"datasets--*{HUB_NAMES[text]}")):
-        return True
-    return not constants.is_offline_mode() and _hub_answers(int(time.monotonic() // 60))
+def is_downloaded(text: str) -> bool:
+    """Whether a data set of the Hub is in the local cache."""
+    return any(Path(constants.HF_HUB_CACHE).glob(f"datasets--*{HUB_NAMES[text]}"))
 
 
-@lru_cache(maxsize=1)
-def _hub_answers(minute: int) -> bool:
-    try:
-        return get_session().head(constants.ENDPOINT, timeout=3).status_code < 500
-    except Exception:  # the HTTP library's own kinds, which have changed between releases of the Hub's client
-        return False
+def asked_of_hub(setup: Setup) -> list[str]:
+    """What a run asks the Hub for, at least whether it is still the latest."""
+    found = [setup.model] if is_hub_id(setup.model) else []
+    return [] if constants.is_offline_mode() else found + ([setup.text] if setup.text in DATASETS else [])
 
 
 def layer_choice(patterns: str) -> tuple[LayerChoice, int]:

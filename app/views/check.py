@@ -1,18 +1,20 @@
 """Check: can the numbers of these layers be trusted?"""
 
+from __future__ import annotations
+
 import pandas as pd
 import streamlit as st
 
 import rose
 from app import components, session, words
 from app.figures import check as figures
-from app.runs.widgets import linked
 from app.study import checking
 from app.study.checking import CheckRequest, Findings, LayerChecks
 from app.study.study import Study
 from rose.layer.checks import AGREE, AGREE_ROUGHLY, OVERFIT
 from rose.layer.pattern import parse_sparsity
 from rose.model.measure.layer_checks import CHECKS, check_layers
+from rose.report import csv_text
 
 # Status is never colour alone: a word, and an icon of another shape for each.
 BADGES = {
@@ -63,14 +65,16 @@ def _choose(layer: str) -> CheckRequest:
         list(rose.METHODS),
         default=DEFAULT_METHODS,
         format_func=_label,
-        **linked("check_methods"),
+        key="check_methods",
+        bind=components.URL,
         help="Each method prunes the layer; its error is then measured in three independent ways.",
     )
     curve = right.selectbox(
         "Over-fitting curve of",
         list(rose.METHODS),
         format_func=_label,
-        **linked("check_curve"),
+        key="check_curve",
+        bind=components.URL,
         help="The layer is pruned again on more and more of the calibration tokens.",
     )
     return CheckRequest(layer, tuple(methods), curve, session.threshold())
@@ -101,7 +105,7 @@ def _offer(study: Study, request: CheckRequest, run: LayerChecks | None) -> None
     right.caption(
         f"Prunes by {words.count(len(request.methods), 'method')}, then runs {study.setup.samples} × "
         f"{study.setup.length} tokens through the model up to this layer: about "
-        f"{components.lasting(cost)}, {components.size(cost.memory)} of memory."
+        f"{components.duration(max(1.0, cost.seconds))}, {components.size(cost.memory)} of memory."
     )
 
 
@@ -112,6 +116,9 @@ def _start(study: Study, request: CheckRequest) -> None:
         del runs[next(iter(runs))]
     session.follow(run.job, lambda: f":material/fact_check: Checks of {words.short_layer(request.layer)}")
     run.job.start()
+
+
+# The views
 
 
 def _verdict(statuses: list[str], noun: str) -> str:
@@ -134,7 +141,7 @@ def _one_layer(study: Study, layer: str, findings: Findings | None) -> None:
         {"Status": BADGES[check.status], "Check": check.name, "Of": of, "Found": check.found, "To pass": check.limit}
         for of, check in checks
     ]
-    components.table(rows, f"Checks of {layer}")
+    components.table(rows, f"Checks of {layer}", "Status")
 
 
 def _measures(study: Study, layer: str, findings: Findings, request: CheckRequest) -> None:
@@ -155,7 +162,7 @@ def _measures(study: Study, layer: str, findings: Findings, request: CheckReques
         }
         for measures, held_out in zip(findings.measures, findings.held_out, strict=True)
     ]
-    components.table(rows, f"Three measures of the error of {layer}")
+    components.table(rows, f"Three measures of the error of {layer}", "Status")
     st.caption(
         f"Squared error of the layer's outputs, summed over {findings.tokens} calibration tokens and computed three "
         f"ways: from the Hessian, from the sweep's own sum minus its damping, and from the tokens without a Hessian. "
@@ -208,7 +215,7 @@ def _sparsity(study: Study, layer: str, findings: Findings, request: CheckReques
         }
         for found in findings.sparsity
     ]
-    components.table(rows, f"Sparsity of {layer}")
+    components.table(rows, f"Sparsity of {layer}", "Status")
     st.caption(
         "Each method fixes the number of removed weights per unit: SparseGPT and ROSE per block, Wanda per row, a "
         "layer budget per layer, N:M per group. The deviation is the largest difference from that number. Counts are "
@@ -232,9 +239,9 @@ def _all_layers(study: Study) -> None:
     st.header(_verdict(list(table["status"]), "layer"), anchor=False)
     _tell(study, table)
     for layer, why in study.failed.items():
-        st.error(f"{words.short_layer(layer)} could not be measured: {why}", icon=":material/error:")
+        components.error(f"{words.short_layer(layer)} could not be measured: {why}")
     if study.job.status == "failed":
-        st.error(f"The run stopped early: {study.job.message}", icon=":material/error:")
+        components.error(f"The run stopped early: {study.job.message}")
     only = st.toggle("Only layers that do not pass", key="check_only", bind=components.URL)
     shown = table[table["status"] != "pass"] if only else table
     if shown.empty:
@@ -264,7 +271,7 @@ def _all_layers(study: Study) -> None:
     )
     right.download_button(
         "Table, CSV",
-        table.to_csv(index=False),
+        csv_text(table),
         "checks.csv",
         on_click="ignore",
         icon=":material/download:",
@@ -304,7 +311,7 @@ def _tell(study: Study, table: pd.DataFrame) -> None:
             icon=":material/data_usage:",
         )
     if len(over):
-        st.info(
+        components.info(
             f"Over-fitting: on {words.out_of(len(over), len(table), 'layer')} the held-out error is more than "
             f"{OVERFIT:g} times the calibration error. This says how well the calibration generalizes, not that a "
             f"layer is wrong; more samples reduce it.",
@@ -313,14 +320,15 @@ def _tell(study: Study, table: pd.DataFrame) -> None:
 
 
 def _nothing_yet(study: Study) -> None:
+    """Shown instead of the table until the first decoder block is measured, or if it never was."""
     if study.job.status == "running":
         st.info("The first layers appear here as soon as they are measured.")
         components.wait_for(study, lambda: bool(study.calibration.blocks))
         return
     why = f": {study.job.message}" if study.job.status == "failed" else "."
-    st.warning(
+    components.warning(
         f"The run ended before its first decoder block was measured{why} Start it again on the start page.",
-        icon=":material/stop:",
+        ":material/stop:",
     )
 
 

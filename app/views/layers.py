@@ -1,5 +1,7 @@
 """Layers: the whole model at a glance, and which of its layers are columnar."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +17,7 @@ from app.runs import finished
 from app.study import tables
 from app.study.setup import THRESHOLD
 from app.study.study import Study
+from rose.report import csv_text
 
 # What the map can show: column of the overview table -> words on the button, and what it means.
 METRICS = {
@@ -88,13 +91,13 @@ def results(study: Study, table: pd.DataFrame, metric: str) -> None:
         drawing = figures.model_map(table, metric, experts=experts, **names, **look)
         components.show(drawing, "layers-map", on_select=lambda: components.pick_layer("layers-map"), wide=True)
     else:
-        st.info(nothing_in(metric, has_held_out=bool(study.setup.held_out)))
+        components.info(nothing_in(metric, has_held_out=bool(study.setup.held_out)))
     chosen = filtered(table)
     try:
         scatter = figures.gain_scatter(chosen, projections=table["projection"].tolist(), **look)
         components.show(scatter, "layers-scatter", on_select=lambda: components.pick_layer("layers-scatter"), wide=True)
     except rose.RoseError as problem:
-        st.info(str(problem))
+        components.info(problem)
     pick_by_name(study)
     exact(study, chosen)
 
@@ -169,7 +172,11 @@ def pick_by_name(study: Study) -> None:
         st.page_link("views/layer.py", label="See this layer in depth", icon=":material/layers:")
 
 
+# Exact numbers
+
+
 def exact(study: Study, table: pd.DataFrame) -> None:
+    """All numbers, sortable; a chosen row is the chosen layer."""
     errors = [f"{kind}_{method}" for kind in ERRORS for method in tables.SHOWN_METHODS]
     errors = [name for name in errors if table[name].notna().any()]
     largest, kinds = float(table[errors].max().max()) or 1.0, {"error": "error", "held_out": "held-out"}
@@ -216,7 +223,7 @@ def exact(study: Study, table: pd.DataFrame) -> None:
     left, middle, right, last = st.columns([3, 1, 1, 1], vertical_alignment="center")
     left.caption("Click a heading to sort. ROSE is two-level order where columnar, else SparseGPT.")
     files = {
-        "csv": (middle, lambda: table.to_csv(index=False)),
+        "csv": (middle, lambda: csv_text(table)),
         "json": (right, lambda: json.dumps(json.loads(table.to_json(orient="records", double_precision=15)), indent=1)),
     }
     for kind, (place, content) in files.items():

@@ -1,5 +1,7 @@
 """Order lab: what the order of pruning, and the budget that goes with it, do to one layer's error."""
 
+from __future__ import annotations
+
 from types import ModuleType
 
 import streamlit as st
@@ -46,4 +48,4 @@ try:
     left, stage = st.columns((1, 2.7))
     SECTIONS[section][1].draw(study, layer, left, stage)
 except rose.RoseError as problem:
-    st.error(str(problem), icon=":material/error:")
+    components.error(problem)

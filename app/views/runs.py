@@ -1,5 +1,7 @@
 """Runs: how do two of them differ?"""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pandas as pd
@@ -14,6 +16,7 @@ from app.runs.depth import drift_table
 from app.runs.finished import FinishedRun
 from app.runs.pairs import Pair
 from app.runs.widgets import csv_button, saved
+from rose.report import without_formulas
 
 PRUNE_PAGE = "views/prune.py"
 DIFFERENCE, MAPS, NUMBERS, DRIFT, SETTINGS = "Difference", "Both maps", "Numbers", "Drift", "Settings"
@@ -42,7 +45,11 @@ def draw() -> None:
         components.report_button(lambda: [chosen.first, chosen.second], "runs", "runs-report")
 
 
+# Runs
+
+
 def _offered() -> list[FinishedRun]:
+    """Those of folders, those pruned on this server, and its studies."""
     opened = saved(
         "runs_path",
         "Folders of saved runs",
@@ -77,6 +84,9 @@ def _empty(named: dict[str, FinishedRun]) -> None:
         st.page_link(components.START_PAGE, label="Measure its layers", icon=":material/play_arrow:")
 
 
+# Sections
+
+
 def _measure(measures: dict[str, str]) -> str | None:
     """What the maps show; None where no layer has a number in both."""
     if not measures:
@@ -97,7 +107,7 @@ def _names(chosen: Pair) -> tuple[str, str]:
 
 def _difference(chosen: Pair) -> None:
     if chosen.problem:
-        st.error(f"{chosen.problem} Or see {MAPS}, each with axes of its own.", icon=":material/error:")
+        components.error(f"{chosen.problem} Or see {MAPS}, each with axes of its own.")
         return
     left, right = st.columns(2, vertical_alignment="bottom")
     with left:
@@ -114,6 +124,7 @@ def _difference(chosen: Pair) -> None:
 
 
 def _maps(chosen: Pair) -> None:
+    """Maps of both; of two models, each with axes of its own."""
     measure = _measure(chosen.measures)
     if measure is None:
         return
@@ -186,7 +197,7 @@ def _settings(chosen: Pair) -> None:
     if table.empty:
         st.info("The settings of the two runs do not differ.")
         return
-    shown = table.rename(columns={"setting": "Setting"})
+    shown = without_formulas(table.rename(columns={"setting": "Setting"}))  # the table offers itself as CSV, too
     st.dataframe(shown, hide_index=True, key="runs-settings", height="content", alt="Settings of both runs")
     csv_button("Settings, CSV", shown, "settings.csv", "runs-settings-csv")
 

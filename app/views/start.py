@@ -1,9 +1,13 @@
 """Start: choose a model and a calibration text, see what the run will take, and measure the layers."""
 
+from __future__ import annotations
+
 from typing import Any
+from urllib.parse import urlsplit
 
 import pandas as pd
 import streamlit as st
+from huggingface_hub import constants
 
 import rose
 from app import components, session, shared, words
@@ -12,7 +16,9 @@ from app.study import form, preflight
 from app.study.preflight import Preflight
 from app.study.setup import Setup, weights_size
 from app.study.study import Study
+from rose.model.load.models import is_hub_id, load_skeleton
 
+HUB = urlsplit(constants.ENDPOINT).netloc
 SETTINGS = "start-settings"
 NAMED = 5  # most columnar layers that are listed
 
@@ -45,6 +51,9 @@ def draw() -> None:
         with right:
             run_card(edited, is_shown=bool(settings.open))
             recent()
+
+
+# What it will take
 
 
 def inspect(setup: Setup) -> Preflight | str:
@@ -95,14 +104,19 @@ def run_card(edited: Setup, *, is_shown: bool) -> None:
 
 def show_preflight(edited: Setup, found: Preflight | str) -> None:
     if isinstance(found, str):
-        st.error(found, icon=":material/error:")
-        if edited.model in form.problems():
+        components.error(found)
+        if edited.model not in form.problems():
+            return
+        if is_hub_id(edited.model):
+            st.caption(f"Asking sends this name to {HUB}, which sends the model's configuration.")
+            st.button("Ask the Hub", icon=":material/cloud_download:", on_click=ask_hub, args=(edited.model,))
+        else:
             st.button("Try again", icon=":material/refresh:", on_click=look_again, args=(edited.model,))
         return
     tokens = words.whole((edited.samples + edited.held_out) * edited.length)
     st.markdown(
         f"**{words.sentence(words.count(found.cost.layers, 'layer'))}**, {tokens} tokens: about "
-        f"**{components.lasting(found.cost)}** after loading, **{components.size(found.needed)}** "
+        f"**{components.duration(max(1.0, found.cost.seconds))}** after loading, **{components.size(found.needed)}** "
         f"of memory of {components.size(found.available)} free."
     )
     if edited.stream:
@@ -113,17 +127,28 @@ def show_preflight(edited: Setup, found: Preflight | str) -> None:
     if not found.fits:
         can_stream = preflight.can_stream(edited.model) and not edited.stream
         spare = ", or leave the weights on disk" if can_stream else ""
-        st.error(
+        components.error(
             f"This will not fit into memory. Choose fewer layers, fewer samples, bfloat16 or a smaller model{spare}.",
-            icon=":material/memory:",
+            ":material/memory:",
         )
+    if asked := preflight.asked_of_hub(edited):
+        st.caption(f"Measuring asks {HUB} for {words.plain(' and '.join(asked))}; what is not here yet is downloaded.")
     for warning in found.warnings:
-        st.warning(warning, icon=":material/warning:")
+        components.warning(warning)
 
 
 def look_again(model: str) -> None:
     form.problems().pop(model, None)
     st.session_state.pop("inspected", None)
+
+
+def ask_hub(model: str) -> None:
+    """Downloads the model's configuration."""
+    look_again(model)
+    try:
+        load_skeleton(model)
+    except rose.RoseError as problem:
+        form.problems()[model] = str(problem)
 
 
 def begin(chosen: Setup) -> None:
@@ -137,6 +162,9 @@ def begin(chosen: Setup) -> None:
         form.forget()
     session.choose_setup(chosen)
     session.start()
+
+
+# What has been measured
 
 
 def picture(study: Study) -> None:
@@ -162,7 +190,7 @@ def picture(study: Study) -> None:
 
 def beside(study: Study, table: pd.DataFrame) -> None:
     whose = "Example: " if study.is_example else ""
-    st.markdown(f"**{whose}{form.describe(study.setup)}**")
+    st.markdown(f"**{whose}{words.plain(form.describe(study.setup))}**")
     if not table.empty:
         columnar = int(table["is_columnar"].sum())
         among = words.word(columnar) if columnar else "none"
@@ -172,7 +200,7 @@ def beside(study: Study, table: pd.DataFrame) -> None:
         others = {"go_on": True}
         st.button("Measure the other layers", icon=":material/skip_next:", on_click=session.start, kwargs=others)
     for layer, why in study.failed.items():
-        st.warning(f"{words.short_layer(layer)} was left out: {why}", icon=":material/error:")
+        components.warning(f"{words.short_layer(layer)} was left out: {why}", ":material/error:")
     if study.left_dense:
         none = words.count(len(study.left_dense), "layer")
         st.caption(
@@ -223,13 +251,14 @@ def example_note(study: Study) -> str:
 
 
 def recent() -> None:
+    """Set-ups of this session: what has been measured is shown at once, anything else is measured."""
     others = [setup for setup in session.recent_setups() if setup != session.setup()]
     if not others:
         return
     st.caption("Recent")
     for place, setup in enumerate(others):
         st.button(
-            form.describe(setup), key=f"recent-{place}", icon=":material/history:", width="stretch",
+            words.plain(form.describe(setup)), key=f"recent-{place}", icon=":material/history:", width="stretch",
             on_click=begin, args=(setup,),
         )  # fmt: skip
 

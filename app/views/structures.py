@@ -1,5 +1,7 @@
 """Structures: which heads and channels can go?"""
 
+from __future__ import annotations
+
 from functools import partial
 
 import streamlit as st
@@ -24,7 +26,7 @@ def draw() -> None:
     components.begin_restored(study)
     if study.job.status == "running":
         ready = "the inputs of all layers are collected" if study.is_restored else "all layers are measured"
-        st.info(f"Results appear here once {ready}.")
+        components.info(f"Results appear here once {ready}.")
         components.wait_for(study, lambda: study.job.status != "running")
         st.stop()
     if study.loaded is None:
@@ -33,7 +35,7 @@ def draw() -> None:
     try:
         known = Structures(study)
     except rose.RoseError as problem:
-        st.info(str(problem))
+        components.info(problem)
         st.stop()
     pieces = [partial(known.priced, part) for part in known.parts.values()]
     if not components.finished(pieces, "structures", (study.setup, "prices"), "part"):
@@ -55,7 +57,7 @@ def _block(known: Structures) -> int:
         old, new = session.layer() or "", st.session_state.structures_block
         place, _ = words.place_of(old)
         name = old.replace(f".{place}.", f".{new}.", 1)
-        session.choose_layer(name if name in known.study.layer_names else known.parts[CHANNELS, new].output.name)
+        session.choose_layer(name if name in known.study.layer_names else known.part(CHANNELS, new).output.name)
 
     return st.selectbox("Decoder block", known.blocks, key="structures_block", on_change=follow)
 
@@ -70,7 +72,7 @@ def _map(known: Structures) -> None:
     table = known.head_costs()
     drawn = figures.head_map(table, marked_block=_chosen_block(known), theme=session.theme())
     components.show(drawn, "structures-heads", wide=True)
-    part = known.parts[HEADS, known.blocks[0]]
+    part = known.part(HEADS, known.blocks[0])
     if part.shape.per_group > 1:
         st.caption(
             f"{part.shape.per_group} query heads share one key-value head: remove whole groups, or the same number of "
@@ -90,7 +92,7 @@ def _channels(known: Structures) -> None:
 
 
 def _head_shape(known: Structures, block: int) -> Shape:
-    part = known.parts[HEADS, block]
+    part = known.part(HEADS, block)
     shapes = [shape for shape in head_shapes(part.shape) if shape != part.shape] or [part.shape]
     names = {shape: f"{shape.units} query heads on {shape.groups} key-value heads" for shape in shapes}
     return st.selectbox("Keep", shapes, format_func=names.__getitem__, key="structures_shape")
@@ -127,7 +129,7 @@ def _recovery(known: Structures) -> None:
     block = _block(known)
     kinds = {HEADS: "Heads", CHANNELS: "Channels"}
     kind = components.choose("Of", {name: kinds[name] for name in known.kinds[::-1]}, "structures_recovery_of")
-    part = known.parts[kind, block]
+    part = known.part(kind, block)
     if kind == HEADS:
         shape = _head_shape(known, block)
         what = f"Attention of decoder block {block}, {shape.units} of {part.shape.units} query heads kept"
@@ -143,10 +145,13 @@ def _trade_off(known: Structures) -> None:
     try:
         table = known.study.remember("structures trade-off", lambda: known.trade_off(RATIOS))
     except rose.RoseError as problem:
-        st.info(str(problem))
+        components.info(problem)
         return
     percent = st.slider("Take out, %", 0, 60, 20, step=5, key="structures_ratio", bind=components.URL)
     components.show(figures.trade_off(table, percent / 100, theme=session.theme()), "structures-trade", wide=True)
+
+
+# Making it smaller
 
 
 def _slim(known: Structures) -> None:
@@ -222,7 +227,7 @@ def _outcome(run: Slimming) -> None:
     )
     if run.request.prompt.strip():
         for one in run.outcomes:
-            st.markdown(f"**{one.label}**")
+            st.markdown(f"**{words.plain(one.label)}**")
             st.code(one.text or "(nothing: the text ended)", language=None, wrap_lines=True)
     with st.container(horizontal=True):
         file_button("Report, JSON", run.report.to_json, "report.json", key="slim-report")

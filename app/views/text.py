@@ -1,5 +1,7 @@
 """Text: what does it do to what I write?"""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,9 @@ def draw() -> None:
         _results(run, encoded, known)
 
 
+# Choices
+
+
 def _ask() -> tuple[str, list[Checkpoint]]:
     text = st.text_area(
         "Your text",
@@ -80,6 +85,7 @@ def _ask() -> tuple[str, list[Checkpoint]]:
 
 
 def _apart(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """With names that differ, from each other and from other columns of the table."""
     names = [DENSE, *reading.COLUMNS]
     for checkpoint in checkpoints:
         names.append(words.unused(checkpoint.name, names))
@@ -100,9 +106,8 @@ def _offer(text: str, checkpoints: list[Checkpoint], run: TextReading | None) ->
     )
     if checkpoints and not problem:
         models = words.count(len(checkpoints), "pruned model")
-        right.caption(
-            f"The dense {session.setup().model} and {models} read it once each: about as long as it takes to load them."
-        )
+        dense = words.plain(session.setup().model)
+        right.caption(f"The dense {dense} and {models} read it once each: about as long as it takes to load them.")
 
 
 def _start(text: str, checkpoints: list[Checkpoint]) -> None:
@@ -123,10 +128,13 @@ def _empty() -> None:
             st.switch_page(PRUNE_PAGE)
 
 
+# Results
+
+
 def _results(run: TextReading, encoded: EncodedText, known: dict[str, Any]) -> None:
     pruned = {name: one for name, one in known.items() if name != DENSE}
     for name, one in pruned.items():
-        st.markdown(f"**{_plain(reading.finding(encoded, known[DENSE], name, one))}.**")
+        st.markdown(f"**{words.plain(reading.finding(encoded, known[DENSE], name, one))}.**")
     table = reading.token_table(encoded, known)
     number = _chosen(encoded, table)
     kind = components.choose("Colour", COLOURS, "text_colour")
@@ -136,11 +144,6 @@ def _results(run: TextReading, encoded: EncodedText, known: dict[str, Any]) -> N
         _worst(table, pruned)
     with right:
         _next(run, encoded, known, number)
-
-
-def _plain(text: str) -> str:
-    """Names of folders are not to be read as markup."""
-    return "".join(f"\\{sign}" if sign in "\\*_`$[]<>:~#" else sign for sign in text)
 
 
 def _texts(encoded: EncodedText, known: dict[str, Any], number: int, kind: str) -> None:
@@ -153,7 +156,7 @@ def _texts(encoded: EncodedText, known: dict[str, Any], number: int, kind: str) 
     for column, (name, one) in zip(st.columns(len(values)), values.items(), strict=True):
         with column:
             said = "minus dense" if change else f"{words.number(float(np.nanmean(one)))} nats a token"
-            st.markdown(f"**{_plain(name)}**, {said}")
+            st.markdown(f"**{words.plain(name)}**, {said}")
             st.html(coloured.coloured_text(encoded.pieces, one, end=end, theme=theme, change=change, marked=number))
     st.caption(SURPRISE + MEANING[kind])
 
@@ -227,10 +230,11 @@ def _next(run: TextReading, encoded: EncodedText, known: dict[str, Any], number:
         alt="The ten likeliest tokens of every model, with their probabilities",
     )
     given = ", ".join(
-        f"{_plain(name)} {words.number(100 * float(np.exp(-one.losses[number - 1])))} %" for name, one in known.items()
+        f"{words.plain(name)} {words.number(100 * float(np.exp(-one.losses[number - 1])))} %"
+        for name, one in known.items()
     )
     csv_button("Expected tokens, CSV", table, "expected.csv", "text-next-csv")
-    st.caption(f"The text goes on with “{_plain(reading.token_name(encoded.pieces, number))}”: {given}.")
+    st.caption(f"The text goes on with “{words.plain(reading.token_name(encoded.pieces, number))}”: {given}.")
 
 
 draw()

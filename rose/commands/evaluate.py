@@ -13,6 +13,7 @@ from rose.commands import options as shared
 from rose.commands import terminal
 from rose.model.measure.zero_shot import TASKS, check_installed, task_manager, zero_shot
 from rose.output import check_file, write_file
+from rose.report import csv_text
 
 
 def add_parser(commands: Any) -> None:
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         table = zero_shot(model, tokenizer, tasks=options.tasks or TASKS, **chosen)
         terminal.print_table(table, f"Zero-shot accuracy of {options.model}")
         if options.output:
-            write_file(options.output, table.to_csv(index=False))
+            write_file(options.output, csv_text(table))
         terminal.say(f"Mean accuracy {table['accuracy'].mean():.4f} over {len(table)} tasks")
 
 

@@ -100,7 +100,7 @@ class State(dict):
 def test_edits_that_are_not_in_use_are_said_and_can_be_used_without_measuring(page: str) -> None:
     app = open_page("views/start.py", draft_samples="6", draft_sparsity="0.6")
     app.switch_page(f"views/{page}.py").run()
-    assert "Edited on the start page, and not in use yet: Samples `6`, Sparsity `0.6`." in texts(app)
+    assert "Edited on the start page, and not in use yet: Samples 6, Sparsity 0.6." in texts(app)
     app.button(key="use-draft").click().run()
     assert not app.exception
     assert "not in use yet" not in texts(app)

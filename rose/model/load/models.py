@@ -23,6 +23,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -110,9 +111,7 @@ def load_model(
     source = _locate(name)
     options = {"trust_remote_code": trust_remote_code, **source.options}
     with _explained(name, source), _quiet():
-        config = AutoConfig.from_pretrained(source.location, **options)
-        _check_causal(name, config, trust_remote_code)
-        check_sizes(name, config)
+        config = _configuration(name, source, options)
         if stream and _builder(config):
             raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
         if stream:
@@ -128,6 +127,16 @@ def load_model(
     model.requires_grad_(False)
     check_finite(name, model.named_parameters())
     return model.eval(), tokenizer
+
+
+def _configuration(name: str, source: _Source, options: dict[str, Any]) -> Any:
+    """The configuration of a causal language model; its numbers are checked before anything is built by them."""
+    if source.is_local and "gguf_file" not in options:
+        check_sizes(name, PreTrainedConfig.get_config_dict(source.location, **options)[0])
+    config = AutoConfig.from_pretrained(source.location, **options)
+    check_sizes(name, config.to_dict())
+    _check_causal(name, config, options["trust_remote_code"])
+    return config
 
 
 def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, options: dict[str, Any]) -> Any:
@@ -353,15 +362,24 @@ def identify(name: str) -> str | None:
     return "\n".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
 
 
-def load_skeleton(name: str) -> nn.Module:
+def is_hub_id(name: str) -> bool:
+    """Whether a name means a repository of the Hub, rather than files of this machine or nothing."""
+    try:
+        return not _locate(name).is_local
+    except RoseError:
+        return False
+
+
+def load_skeleton(name: str, *, offline: bool = False) -> nn.Module:
     """The model's structure without its weights (on PyTorch's meta device): layer names and sizes, in seconds.
+
+    Args:
+        offline: of a Hub id, only what has been downloaded counts: nobody is asked.
 
     Raises:
         RoseError: as `load_model`, but for what only the weights could show.
     """
     source = _locate(name)
+    options = source.options | ({"local_files_only": True} if offline else {})
     with _explained(name, source), _quiet():
-        config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, **source.options)
-        _check_causal(name, config, trust_remote_code=False)
-        check_sizes(name, config)
-        return _skeleton(config)
+        return _skeleton(_configuration(name, source, {"trust_remote_code": False, **options}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,17 +12,28 @@ from transformers.pytorch_utils import Conv1D
 from rose.errors import RoseError
 from rose.model.network.layers import decoder_blocks
 
-# Of a configuration: what each number may be at most; all are at least 1.
-LARGEST = {"num_hidden_layers": 10_000, "hidden_size": 2**20, "vocab_size": 2**26, "num_attention_heads": 2**16}
+# Of a configuration, in the words of all families: what each number may be at most; those of experts may be 0.
+LARGEST = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), 1000),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 2**20),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads"), 2**16),
+    "vocab_size": 2**26,
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "moe_intermediate_size"), 2**24),
+}
+EXPERTS = dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4096)
 
 
-def check_sizes(name: str, config: Any) -> None:
-    """Raises RoseError for numbers that no model has."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for field, most in LARGEST.items():
-        value = getattr(text, field, None)
-        if isinstance(value, int | float) and not (1 <= value <= most and value == int(value)):
-            raise RoseError(f"The configuration of {name} says {field} = {value}; it must be from 1 to {most:,}.")
+def check_sizes(name: str, config: Mapping[str, Any]) -> None:
+    """Raises RoseError for numbers that no model has, in a configuration as its file has it.
+
+    A skeleton of 1000 decoder blocks takes seconds, one of ten million all the memory there is.
+    """
+    for field, value in config.items():
+        least, most = (0, EXPERTS[field]) if field in EXPERTS else (1, LARGEST.get(field, 0))
+        if isinstance(value, Mapping):
+            check_sizes(name, value)
+        elif most and isinstance(value, int | float) and not (least <= value <= most and value == int(value)):
+            raise RoseError(f"The configuration of {name} says {field} = {value}; it must be from {least} to {most:,}.")
 
 
 def check_all_used(name: str, model: nn.Module, unused: Collection[str]) -> None:

@@ -29,7 +29,7 @@ from rose.model.network.precision import Precision
 from rose.model.progress import ProgressCallback
 from rose.model.run.prune import prune_by
 from rose.model.run.settings import TARGETS, RunOptions, RunSettings, run_settings
-from rose.report import records_table
+from rose.report import csv_text, records_table
 
 SAMPLE_SECONDS = 0.1  # how often memory is looked at
 
@@ -256,7 +256,7 @@ class ComparisonFolder(MeasurementFolder[ComparisonRow]):
     def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
         summary = summarize(self.rows)
         return {
-            "summary.csv": summary.to_csv(index=False),
+            "summary.csv": csv_text(summary),
             "summary.json": summary.to_json(orient="records", indent=1),
             "summary.md": to_markdown(self.rows),
         }

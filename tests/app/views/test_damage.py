@@ -144,7 +144,7 @@ def test_the_threshold_of_the_pages_is_that_of_rose_alone(setup: Setup) -> None:
         asked[method] = next(reversed(shared.damages()))[1]
         next(reversed(shared.damages().values())).job.wait(60)
     assert {method: request.threshold for method, request in asked.items()} == {"rose": 0.1, "sparsegpt": 0.5}
-    assert "Only layers named *.o_proj are changed" in texts(opened(setup, layers="*.o_proj"))
+    assert r"Only layers named \*.o_proj are changed" in texts(opened(setup, layers="*.o_proj"))
 
 
 def test_the_shared_model_is_not_changed(setup: Setup) -> None:

@@ -1,0 +1,35 @@
+"""Files may come from anybody: what they say is checked before anything is built, computed or shown by it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import rose
+from rose.model.load.models import load_skeleton
+from rose.report import csv_text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_hidden_layers", 10**12), ("num_hidden_layers", 1001), ("num_local_experts", 10**6), ("hidden_size", 0)],
+)
+def test_a_configuration_of_no_model_is_refused_before_anything_is_built(
+    tmp_path: Path, field: str, value: int
+) -> None:
+    known = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_size": 64} | {field: value}
+    (tmp_path / "config.json").write_text(json.dumps(known))
+    for load in (load_skeleton, rose.load_model):
+        with pytest.raises(rose.RoseError, match=f"says {field} = {value}; it must be from"):
+            load(str(tmp_path))
+
+
+def test_no_text_of_a_csv_file_is_a_formula() -> None:
+    texts = ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "a=b", None]
+    table = pd.DataFrame({"=name": texts, "number": [-0.5, 1, 2, 3, 4, 5]})
+    rows = csv_text(table).splitlines()
+    assert rows[:3] == ["'=name,number", "'=HYPERLINK(1),-0.5", "'+1,1.0"]
+    assert rows[3:] == ["'-1,2.0", "'@SUM(1),3.0", "a=b,4.0", ",5.0"]

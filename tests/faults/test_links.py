@@ -1,0 +1,158 @@
+"""A link, a file and an exception may come from anybody: pages show them as text, and ask nobody because of them."""
+
+from __future__ import annotations
+
+import ast
+import re
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Block, Element, ElementTree
+
+import app
+import rose
+from app import shared, words
+from app.runs.pruning import PruningRun
+from app.runs.request import PruneRequest
+from app.study.setup import Setup
+from app.study.study import Study
+from tests.app.tiny_study import COLUMNAR, finish, measured_study, open_page
+
+HOME = Path(app.__file__).parent
+PAGES = [f"views/{path.name}" for path in sorted((HOME / "views").glob("*.py")) if path.name != "__init__.py"]
+HOSTILE = "![x](http://a.example/x.png)[Log in](http://a.example/)<b>$x$:material/check::red[x]"
+LIVE = re.compile(r"(?<!\\)\[|(?<!\\)<b>|http://|:material/check|:red")
+TYPED = ("text_input", "text_area", "selectbox", "multiselect", "code", "html", "arrow_data_frame")  # no Markdown
+
+
+def elements(block: Block | ElementTree) -> Iterator[Element]:
+    for child in block.children.values():
+        if isinstance(child, Block):
+            yield from elements(child)
+        else:
+            yield child
+
+
+def live(page: AppTest) -> list[str]:
+    """What a browser would take for markup, of what came from outside."""
+    shown = [str(one.proto) for one in elements(page._tree) if one.type not in TYPED]
+    return [text for text in shown if "a.example" in text and LIVE.search(text.replace("\\\\", "\\"))]
+
+
+@pytest.fixture
+def studies(monkeypatch: pytest.MonkeyPatch) -> dict[Setup, Study]:
+    kept: dict[Setup, Study] = {}
+    monkeypatch.setattr(shared, "studies", lambda: kept)
+    return kept
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_values_of_a_link_are_text(page: str, studies: dict[Setup, Study]) -> None:
+    texts = dict.fromkeys((*Setup.__dataclass_fields__, "layer", "threshold", "run"), HOSTILE)
+    app = open_page(page, **texts, **{f"draft_{name}": text for name, text in texts.items()})
+    assert "a.example" in "".join(str(one.proto) for one in elements(app._tree))
+    assert not live(app)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_names_and_failures_are_text(
+    page: str, studies: dict[Setup, Study], monkeypatch: pytest.MonkeyPatch, hostile: Study
+) -> None:
+    """A measured study of a model of such a name, a layer that failed, and a run that ended with such a sentence."""
+    studies[hostile.setup] = hostile
+
+    def load() -> None:
+        raise rose.RoseError(HOSTILE)
+
+    request = PruneRequest(methods=("magnitude",), sparsities=("0.5",))
+    run = finish(PruningRun(hostile.setup, request, load, lambda report: None), "failed")
+    monkeypatch.setattr(shared, "prunings", lambda: {"one": run})
+    app = open_page(page, hostile, run="one")
+    assert "a.example" in "".join(str(one.proto) for one in elements(app._tree))
+    assert not live(app)
+
+
+@pytest.fixture(scope="module")
+def hostile() -> Study:
+    study = measured_study()
+    shared.studies().pop(study.setup)
+    study.setup = replace(study.setup, model=HOSTILE, text=HOSTILE)
+    study.failed["model.layers.2.mlp.up_proj"] = HOSTILE
+    study.job.message = HOSTILE
+    return study
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("model.layers.0.self_attn.o_proj at 2:4, 0.7, or N:M", None),
+        ("a_b *c* `d` [e](f) <g> $h$ ~i~ #j", r"a_b \*c\* \`d\` \[e\](f) \<g\> \$h\$ \~i\~ \#j"),
+        ("_a_ __b__", r"\_a\_ \_\_b\_\_"),
+        ("http://a.b www.c.d e@f.g", "http:\u2060//a.b www\u2060.c.d e@\u2060f.g"),
+        (":material/check: :red[x]", r":⁠material/check: :⁠red\[x\]"),
+        ("- a\n\n# b", r"\- a \# b"),
+        ("1. a", r"1\. a"),
+        (rose.RoseError("no --text"), "no -\u2060-text"),
+    ],
+)
+def test_plain_text_is_markdown_that_shows_it(text: object, shown: str | None) -> None:
+    assert words.plain(text) == (text if shown is None else shown)
+
+
+def test_no_page_has_a_box_of_its_own_for_what_it_was_told() -> None:
+    """Streamlit's own boxes are for constant texts; `components.error` and its like show others."""
+    boxes = {f"{place}.{kind}" for place in ("st", "left", "right") for kind in ("error", "warning", "info", "toast")}
+    told: list[str] = []
+    for path in HOME.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in boxes:
+                told += [] if is_own(node.args[0]) else [f"{path.relative_to(HOME)}:{node.lineno}"]
+    assert not told
+
+
+def is_own(text: ast.expr) -> bool:
+    """Whether an expression holds only constants and what functions of `words` have made."""
+    if isinstance(text, ast.JoinedStr):
+        return all(is_own(part.value if isinstance(part, ast.FormattedValue) else part) for part in text.values)
+    if isinstance(text, ast.IfExp):
+        return is_own(text.body) and is_own(text.orelse)
+    return isinstance(text, ast.Constant) or ast.unparse(text).startswith("words.")
+
+
+# Nobody is asked before somebody presses a button
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The hosts that anything wants to reach."""
+    hosts: list[str] = []
+
+    def refuse(host: str, *_args: object, **_more: object) -> None:
+        hosts.append(host)
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # before the Hub's client tries again
+    return hosts
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_link_sends_nothing_out(page: str, asked: list[str], studies: dict[Setup, Study]) -> None:
+    open_page(page, model="somebody/repo", text="c4", layers="model.layers.0.*", layer=COLUMNAR)
+    assert asked == []
+
+
+def test_a_button_asks_the_hub(asked: list[str], studies: dict[Setup, Study]) -> None:
+    app = open_page("views/start.py", model="somebody/repo")
+    assert "somebody/repo is not on this machine" in app.error[0].value
+    assert any("sends this name to huggingface.co" in one.value for one in app.caption)
+    next(one for one in app.button if one.label == "Ask the Hub").click().run()
+    assert "huggingface.co" in asked
+    assert "somebody/repo is not in the local cache" in app.error[0].value
