@@ -105,7 +105,7 @@ def time_and_perplexity(
     if dense is not None:
         marks.level(figure, dense, (0, right), "dense", theme)
     figure.update_xaxes(range=[0, right])
-    what = "Perplexity against time, lower is better in both; dotted: for its time, no run is lower"
+    what = "Perplexity against time, lower is better in both; dotted: the lowest that any run reaches in that time"
     if style.spread([*rows["perplexity"], dense or np.nan]) > style.LOG_ABOVE:
         what += "; log scale"
         ticks = [digit * 10**power for power in range(-2, 9) for digit in (1, 2, 5)]

@@ -166,7 +166,7 @@ def _finding(name: str, unit: str, rho: float, found: pd.DataFrame) -> str:
     else:
         how = "hardly tells" if abs(rho) < 0.3 else "partly tells" if abs(rho) < 0.7 else "tells"
         value = f"rank correlation {rho:.2f}".replace("-", "−")
-        text = f"{words.sentence(name)} {how} which {unit} the model feels: {value}"
+        text = f"{words.sentence(name)} {how} which {unit} the loss depends on: {value}"
     if len(found):
         text += f"; small error, large damage: {words.short_layer(found['unit'].iloc[0])}"
     return text

@@ -57,7 +57,7 @@ def maps_apart(
     what = f"{words.sentence(measure)} of every layer of two models, on one scale from 0 to {top}"
     means = [f"{words.number(float(one['value'].mean()))} over {words.count(len(one), 'layer')}" for one in rows]
     caption = (
-        "Two models, so no layer of one corresponds to one of the other: what compares is where in each model the "
+        "Two models, so no layer of one corresponds to one of the other: compare where in each model the "
         f"{measure} is high, and how high. Mean: {names[0]} {means[0]}; {names[1]} {means[1]}."
     )
     alt = f"Two maps of {measure} by decoder block and projection, of two models"

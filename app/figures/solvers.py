@@ -113,7 +113,7 @@ def mask_changes(
     figure = go.Figure(marks.heatmap(shown, "share changed", zmax=float(shown.array.max()) or 1.0))
     marks.matrix_axes(figure, rows, columns)
     size = f"a cell is {small.rows} × {small.columns} weights"
-    what = f"Share of each cell's weights that changed sides{words.of(layer)}; {size}"
+    what = f"Share of each cell's weights removed or put back{words.of(layer)}; {size}"
     across, gone, back = (removed | restored).sum(0), words.whole(int(removed.sum())), words.whole(int(restored.sum()))
     most = int(across.argmax())
     caption = f"{gone} weights removed and {back} put back since {since}."

@@ -95,7 +95,7 @@ def own_controls(plan: rose.OrderPlan, state: dict[str, Any]) -> tuple[int | Non
     losses = [float(part.mean()) for part in plan.column_loss[base.permutation].split(list(base.widths))]
 
     def describe(step: int) -> str:
-        name = f"Columns visited as {step + 1}." if visited[step] is None else f"Block {visited[step]}"
+        name = f"#{step + 1}, mixed columns" if visited[step] is None else f"Block {visited[step]}"
         return f"{name} · loss {words.number(losses[step])} per column"
 
     if st.session_state.get("lab_own_block") not in range(count):
