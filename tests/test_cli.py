@@ -23,6 +23,7 @@ from rose.model.measure import damage_report as damage_rows
 from rose.model.measure.comparison import ComparisonFolder, ComparisonRow
 from rose.model.run import one_layer
 from rose.output import check_file
+from tests.tasks import write_task
 from tests.tiny import BOS, save_tiny_llama
 
 CALIBRATION = ["--samples", "4", "--length", "48", "--held-out", "2", "--block-size", "16"]
@@ -31,6 +32,13 @@ CALIBRATION = ["--samples", "4", "--length", "48", "--held-out", "2", "--block-s
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_tiny_llama(tmp_path_factory.mktemp("tiny") / "model"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    return path
 
 
 def run(*arguments: str | Path) -> int:
@@ -71,9 +79,7 @@ def test_prune_writes_a_checkpoint_that_loads_and_a_report_that_tells_the_truth(
     assert model.generate(**ids, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (1, 8)
 
 
-def test_prune_measures_perplexity_before_and_after(checkpoint, tmp_path, capsys):
-    text = tmp_path / "text.txt"
-    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+def test_prune_measures_perplexity_before_and_after(checkpoint, text, tmp_path, capsys):
     assert prune(checkpoint, tmp_path / "out", "--evaluate", str(text), "--windows", "3") == 0
     shown = capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "report.json").read_text())["summary"]
@@ -111,10 +117,9 @@ def test_the_command_line_prunes_as_python_does(checkpoint, tmp_path):
         assert torch.equal(written.state_dict()[name], expected), name
 
 
-def test_windows_begin_as_the_tokenizer_begins_text(tmp_path, capsys):
+def test_windows_begin_as_the_tokenizer_begins_text(text, tmp_path, capsys):
     folder = str(save_tiny_llama(tmp_path / "model", bos=True))
-    text, kept = tmp_path / "text.txt", str(tmp_path / "kept")
-    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    kept = str(tmp_path / "kept")
     model, tokenizer = rose.load_model(folder)
     found = {}
     for bos in ("auto", "never"):
@@ -162,13 +167,7 @@ def test_analyze_prints_and_writes_every_layer(checkpoint, tmp_path, capsys):
 
 def test_evaluate_measures_tasks_and_says_what_it_lacks(checkpoint, tmp_path, capsys):
     questions = [{"question": "Water is", "choices": ["wet", "dry"], "answer": k % 2} for k in range(6)]
-    (tmp_path / "water.jsonl").write_text("\n".join(map(json.dumps, questions)))
-    (tmp_path / "water.yaml").write_text(
-        f"task: water\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path / 'water.jsonl'}\n"
-        'output_type: multiple_choice\ntest_split: test\ndoc_to_text: "{{question}}"\n'
-        'doc_to_choice: "{{choices}}"\ndoc_to_target: answer\n'
-        "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
-    )
+    write_task(tmp_path, questions, "water")
     asked = ["evaluate", "--model", checkpoint, "--tasks", "water", "--task-folder", tmp_path]
     assert run(*asked, "--limit", "4", "--output", tmp_path / "accuracy.csv") == 0
     # The answer is the same every time and right in every second question.
@@ -181,18 +180,14 @@ def test_evaluate_measures_tasks_and_says_what_it_lacks(checkpoint, tmp_path, ca
     assert "in a folder that exists" in capsys.readouterr().err
 
 
-def test_evaluate_prints_the_perplexity(checkpoint, tmp_path, capsys):
-    text = tmp_path / "text.txt"
-    text.write_text("Some plain text to read. " * 30)
+def test_evaluate_prints_the_perplexity(checkpoint, text, capsys):
     assert run("evaluate", "--model", checkpoint, "--text", text, "--length", "32") == 0
     model, tokenizer = rose.load_model(checkpoint)
     value = rose.perplexity(model, rose.load_tokens(str(text), tokenizer, samples=None, length=32, seed=None))
     assert f"{value:.3f}" in capsys.readouterr().out
 
 
-def test_compare_goes_on_where_it_was_interrupted(checkpoint, tmp_path, capsys):
-    text = tmp_path / "text.txt"
-    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+def test_compare_goes_on_where_it_was_interrupted(checkpoint, text, tmp_path, capsys):
     output = tmp_path / "comparison"
     common = ["compare", "--model", checkpoint, *CALIBRATION, "--evaluate", text, "--windows", "2", "--output", output]
     methods = ["--methods", "wanda,sparsegpt@random:1/layer", "--sparsity", "0.5,2:4"]
@@ -219,9 +214,7 @@ def test_compare_goes_on_where_it_was_interrupted(checkpoint, tmp_path, capsys):
     assert "other settings" in capsys.readouterr().err
 
 
-def test_processes_of_a_launcher_share_the_runs_of_a_comparison(checkpoint, tmp_path, monkeypatch, capsys):
-    text = tmp_path / "text.txt"
-    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+def test_processes_of_a_launcher_share_the_runs_of_a_comparison(checkpoint, text, tmp_path, monkeypatch, capsys):
     common = ["compare", "--model", checkpoint, *CALIBRATION, "--evaluate", text, "--windows", "2"]
     common += ["--methods", "wanda,magnitude,sparsegpt", "--sparsity", "0.5", "--seeds", "0"]
     assert run(*common, "--output", tmp_path / "alone") == 0
@@ -240,9 +233,9 @@ def test_processes_of_a_launcher_share_the_runs_of_a_comparison(checkpoint, tmp_
     assert alone.reset_index(drop=True).equals(shared.reset_index(drop=True))
 
 
-def test_rows_of_two_processes_are_both_kept(tmp_path):
+def test_rows_of_two_processes_are_both_kept_and_a_row_measured_twice_once(tmp_path):
     folders = [ComparisonFolder(tmp_path, {"model": "tiny"}) for _ in range(2)]
-    for seed, folder in enumerate([*folders, *folders]):
+    for seed, folder in [*enumerate([*folders, *folders]), (3, folders[0])]:
         folder.add(ComparisonRow("rose", "0.5", seed, 1 / 3, 0.1 + 0.2, 0.2, None, 0.5, 1.5, 100))
     rows = ComparisonFolder(tmp_path, {"model": "tiny"}).rows
     assert [row.seed for row in rows] == [0, 1, 2, 3]
@@ -250,7 +243,6 @@ def test_rows_of_two_processes_are_both_kept(tmp_path):
 
 
 BAD = {
-    "layer": (["--layers", "nothing*"], "No prunable layer is named"),
     "calibration": (["--calibration", "missing.txt"], "cannot be read"),
     "source": (["--calibration", "shakespeare"], "Unknown text"),
     "length": (["--length", "1"], "at least 2 tokens"),
@@ -428,7 +420,7 @@ def slim(checkpoint: str, output: Path, *more: str) -> int:
     return run("slim", "--model", checkpoint, *CALIBRATION[:-2], "--output", output, *more)
 
 
-def test_slim_writes_a_smaller_checkpoint_that_prune_goes_on_with(checkpoint, tmp_path, capsys):
+def test_slim_writes_a_smaller_checkpoint(checkpoint, tmp_path, capsys):
     assert slim(checkpoint, tmp_path / "slim", "--ratio", "0.3", "--evaluate", "packaged", "--windows", "2") == 0
     shown = " ".join(capsys.readouterr().out.split())
     report = json.loads((tmp_path / "slim" / "report.json").read_text())["summary"]
@@ -441,8 +433,6 @@ def test_slim_writes_a_smaller_checkpoint_that_prune_goes_on_with(checkpoint, tm
     assert sizes[1] / sizes[0] == pytest.approx(report["kept_parameters"] / report["parameters"], abs=0.02)
     table = pd.read_csv(tmp_path / "slim" / "layers.csv")
     assert {len(table)} == {3 * table["part"].nunique()}
-    assert prune(str(tmp_path / "slim"), tmp_path / "both", "--sparsity", "0.5") == 0
-    assert (pd.read_csv(tmp_path / "both" / "layers.csv")["sparsity"] - 0.5).abs().max() < 0.01
 
 
 @pytest.mark.parametrize(("chosen", "targets"), [((), ("layer", "dense")), (("--target", "layer"), ("layer", "layer"))])
@@ -479,9 +469,6 @@ def test_slim_says_before_the_run_that_shapes_will_differ(checkpoint, tmp_path, 
     told = capsys.readouterr()
     assert "plain transformers does not" in " ".join(told.err.split())
     assert "for rose.load_model" in " ".join(told.out.split())
-    model, _ = rose.load_model(str(tmp_path / "slim"))
-    report = json.loads((tmp_path / "slim" / "report.json").read_text())["summary"]
-    assert sum(parameter.numel() for parameter in model.parameters()) == report["kept_parameters"]
 
 
 def test_slim_refuses_heads_too_narrow_for_the_pattern_before_the_run(tmp_path, capsys):
@@ -532,34 +519,19 @@ def test_damage_writes_rows_as_they_come_and_resumes(checkpoint, tmp_path, capsy
     assert "other settings" in capsys.readouterr().err
 
 
-def test_damage_restores_a_pruned_checkpoint(checkpoint, tmp_path):
-    assert prune(checkpoint, tmp_path / "pruned", "--sparsity", "0.5", "--target", "layer") == 0
-    output = tmp_path / "damage"
-    restore = ["--restore", tmp_path / "pruned", "--layers", "*.o_proj"]
-    assert run("damage", "--model", checkpoint, *DAMAGE, *restore, "--output", output) == 0
-    rows = pd.read_csv(output / "rows.csv")
-    assert len(rows) == 4
-    assert (rows["damage"] == -rows["delta_loss"]).all()
-    assert rows["sparsity"].iloc[:3].tolist() == pytest.approx([0.5] * 3, abs=1e-3)
-
-
 def test_a_folder_of_something_else_is_refused_and_left_as_it_is(tmp_path):
-    files = {"settings.json": '{"editor": "mine"}', "launch.json": "{}", "important.tmp": "data", "summary.md": "mine"}
-    for kept in (["settings.json"], ["important.tmp"], ["summary.md"], list(files)):
-        folder = tmp_path / "-".join(kept)
+    settings = {"settings.json": '{"editor": "mine"}'}
+    others = {"launch.json": "{}", "important.tmp": "data", "summary.md": "mine"}
+    damage = {"settings.json": '{"model": "tiny", "units": "blocks"}'}
+    cases = [settings, {"important.tmp": "data"}, {"summary.md": "mine"}, settings | others, damage]
+    for number, files in enumerate(cases):
+        folder = tmp_path / str(number)
         folder.mkdir()
-        for name in kept:
-            (folder / name).write_text(files[name])
+        for name, content in files.items():
+            (folder / name).write_text(content)
         with pytest.raises(rose.RoseError, match="holds no comparison"):
-            ComparisonFolder(folder, {"model": "tiny"})
-        assert {path.name: path.read_text() for path in folder.iterdir()} == {name: files[name] for name in kept}
-
-
-def test_a_row_measured_twice_is_kept_once(tmp_path):
-    folders = [ComparisonFolder(tmp_path, {"model": "tiny"}) for _ in range(2)]
-    for folder in folders:
-        folder.add(ComparisonRow("rose", "0.5", 0, 9.0, 8.0, 0.2, None, 0.5, 1.5, 100))
-    assert len(ComparisonFolder(tmp_path, {"model": "tiny"}).rows) == len(folders[1].rows) == 1
+            ComparisonFolder(folder, {"model": "tiny", "windows": "4"})
+        assert {path.name: path.read_text() for path in folder.iterdir()} == files
 
 
 def test_damage_is_measured_in_one_process(checkpoint, tmp_path, capsys, monkeypatch):
@@ -587,9 +559,3 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch)
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(rose.RoseError, match=r"Read-only file system.*choose another folder"):
         check_file(tmp_path / "rows.csv")
-
-
-def test_a_folder_of_another_measurement_is_refused(tmp_path):
-    (tmp_path / "settings.json").write_text(json.dumps({"model": "tiny", "units": "blocks"}))
-    with pytest.raises(rose.RoseError, match="holds no comparison"):
-        ComparisonFolder(tmp_path, {"model": "tiny", "windows": "4"})

@@ -23,7 +23,7 @@ from app.study.study import LoadedModel
 from rose import cli, plugins
 from rose.layer.methods import METHODS
 from rose.layer.order import ORDERS, order_names
-from tests.app.tiny_study import figures, measured_study, open_page
+from tests.app.tiny_study import figures, finish, measured_study, open_page
 from tests.layer.helpers import make_layer
 from tests.tiny import save_tiny_llama
 
@@ -98,12 +98,18 @@ def test_several_files_are_named_as_in_path(named: Path, tmp_path: Path, monkeyp
     assert {"largest", "greatest"} <= set(rose.METHODS)
 
 
-def test_an_installed_package_is_found_by_its_entry_point(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("imported_before", [False, True])
+def test_an_installed_package_is_found_by_its_entry_point(
+    imported_before: bool, plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(plugin.parent)
-    entry = EntryPoint("mine", "my_plugin", "rose.plugins")
+    entry = EntryPoint("mine", plugin.stem, plugins.GROUP)
     monkeypatch.setattr(plugins, "_installed", lambda: EntryPoints([entry]))
+    if imported_before:
+        importlib.import_module(plugin.stem)
     rose.load_plugins()
     assert "largest" in rose.METHODS
+    monkeypatch.delitem(sys.modules, plugin.stem)
 
 
 @pytest.mark.parametrize(
@@ -215,11 +221,7 @@ def test_the_app_prunes_by_it(named: Path, checkpoint: str) -> None:
     rose.load_plugins()
     setup = Setup(model=checkpoint, samples=4, length=32, held_out=2, block_size=16)
     request = PruneRequest(methods=("largest",), sparsities=("0.5",), windows=2, window_length=16)
-    run = PruningRun(setup, request, lambda: LoadedModel(*rose.load_model(checkpoint), threading.Lock()))
-    run.job.watch("test")
-    run.job.start()
-    run.job.wait(60)
-    assert run.job.status == "done", run.job.message
+    run = finish(PruningRun(setup, request, lambda: LoadedModel(*rose.load_model(checkpoint), threading.Lock())))
     (outcome,) = run.copies
     assert outcome.label == "Largest first at 0.5"
     bars = prune.perplexity_bars(model_table(run.models).iloc[1:], dense=outcome.perplexity)
@@ -254,12 +256,3 @@ def test_what_a_failing_plugin_had_loaded_can_be_loaded_again(plugin: Path, tmp_
     assert "largest" not in METHODS
     rose.load_plugins(plugin)
     assert "largest" in METHODS
-
-
-def test_an_installed_package_may_have_been_imported_before(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(plugin.parent)
-    entry = EntryPoint("mine", plugin.stem, plugins.GROUP)
-    monkeypatch.setattr(plugins, "_installed", lambda: EntryPoints([entry]))
-    importlib.import_module(plugin.stem)
-    plugins.load_plugins()
-    monkeypatch.delitem(sys.modules, plugin.stem)

@@ -11,7 +11,7 @@ from app import shared
 from app.components import work
 from app.study.setup import Setup
 from app.study.study import Study
-from tests.app.tiny_study import measured_study
+from tests.app.tiny_study import measured_study, numbers_text
 from tests.tiny import save_tiny_llama
 
 
@@ -30,6 +30,12 @@ def placed(study: Study) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model on disk; a module's own, so that no run of another one is of the same model."""
     return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text to calibrate on."""
+    return numbers_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")

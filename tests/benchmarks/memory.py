@@ -40,18 +40,15 @@ def anonymous_memory() -> int:
     return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 
-def write_random_llama(
-    folder: Path, hidden: int, blocks: int, dtype: torch.dtype, inner: int | None = None, heads: int | None = None
-) -> int:
+def write_random_llama(folder: Path, hidden: int, blocks: int, dtype: torch.dtype) -> int:
     """Writes the checkpoint a shard at a time; returns its bytes."""
-    heads = heads or hidden // 64
     config = LlamaConfig(
         vocab_size=32000,
         hidden_size=hidden,
-        intermediate_size=inner or hidden * 11 // 4,
+        intermediate_size=hidden * 11 // 4,
         num_hidden_layers=blocks,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 64,
         max_position_embeddings=4096,
         dtype=dtype,
     )

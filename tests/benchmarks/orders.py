@@ -10,10 +10,7 @@ in windows drawn by `--seed`.
                 unfinished compensation costs
     block_size  8 to 512
     samples     2 to 32 windows of calibration
-    losses      the global order by other column losses, the layer budget by other saliencies
     grouped     N:M, where the budget is fixed and only groups can be ordered
-    revised     whether an order still matters where the mask is revised: four orders with a refit and in five stages,
-                and ADMM, which has none
     families    models of other families, trained here for some minutes on bytes of the text
 """
 
@@ -22,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +32,9 @@ from torch import Tensor, nn
 import rose
 from rose.files import write_atomically
 from rose.layer import error
-from rose.layer.hessian import damp
 from rose.layer.methods import LayerResult
 from rose.layer.methods.rose_dealt import refit
-from rose.layer.order import make_order
-from rose.layer.pattern import smallest
-from rose.layer.solvers import watch_solver
 from rose.layer.statistics import InputStatistics
-from rose.layer.sweep import sweep
 from rose.model.load.tokens import load_calibration, load_text
 from rose.model.walk.walk import visit_blocks
 from tests.benchmarks.common import arguments
@@ -155,58 +146,6 @@ def samples_study(text: Text) -> Iterator[Finding]:
             yield str(samples), inputs, pairs(inputs, "0.7", with_refit=REFITTED)
 
 
-def by_losses(inputs: Inputs, what: str) -> Errors:
-    return _other_losses(inputs) if what == "column loss" else _other_budgets(inputs)
-
-
-def _other_losses(inputs: Inputs) -> Errors:
-    """Layer budget; columns sorted by the loss of a layer-wide pre-pruning with another score, or by other sums."""
-    plan = rose.plan_order(inputs.weight, inputs.calibration)
-    damped = damp(inputs.calibration.hessian)
-    # [H⁻¹]_jj, the sum of squares of U's column j.
-    saliency = inputs.weight.square() / damped.natural_factor.square().sum(0)
-    scores = {
-        "S, as in rose_global": plan.importance,
-        "S²": plan.importance.square(),
-        "w²/[H⁻¹]_jj": saliency,
-        "|w|": inputs.weight.abs(),
-    }
-    found = {BASE: inputs.error(swept(inputs, "natural", "block").weight)}
-    for name, score in scores.items():
-        lost = (score * smallest(score, plan.pattern.count(score.numel()))).sum(0)
-        found[name] = _by_permutation(inputs, lost.argsort(descending=True, stable=True))
-    found["sum of all S"] = _by_permutation(inputs, plan.importance.sum(0).argsort(descending=True, stable=True))
-    found["diag(H)"] = inputs.error(swept(inputs, "hessian", "layer").weight)
-    return found
-
-
-def _by_permutation(inputs: Inputs, permutation: Tensor) -> float:
-    result = rose.prune_layer(inputs.weight, inputs.calibration, method="sparsegpt", order=permutation, budget="layer")
-    return inputs.error(result.weight)
-
-
-def _other_budgets(inputs: Inputs) -> Errors:
-    """Global order; how many weights each block gives up, by the layer-wide smallest of other saliencies."""
-    plan = rose.plan_order(inputs.weight, inputs.calibration)
-    order = make_order(plan, "global")
-    damped = damp(inputs.calibration.hessian)
-    factor = damped.inverse_factor(order.permutation)
-    live = inputs.weight.float().masked_fill(damped.dead, 0)
-    visited = live[:, order.permutation]
-    saliencies = {
-        "w²/U_jj², as in rose_global": (visited / factor.diagonal()).square(),
-        "S": plan.importance[:, order.permutation],
-        "w²/[H⁻¹]_jj": visited.square() / factor.square().sum(0),
-        "|w|": visited.abs(),
-    }
-    found = {BASE: inputs.error(swept(inputs, "natural", "block").weight)}
-    for name, saliency in saliencies.items():
-        mask = smallest(saliency, plan.pattern.count(saliency.numel()))
-        counts = [int(block.sum()) for block in mask.split(list(order.widths), dim=1)]
-        found[name] = inputs.error(sweep(live, factor, order, plan.pattern, counts).weight)
-    return found
-
-
 def by_pattern(inputs: Inputs, pattern: str) -> Errors:
     found = {}
     for order in ("natural", "two_level", "global", "global_ascending", "hessian", "random:0", "dealt"):
@@ -215,18 +154,6 @@ def by_pattern(inputs: Inputs, pattern: str) -> Errors:
         if order in ("natural", "global", "dealt"):
             found[f"{order} refit"] = inputs.error(refit(inputs.weight, inputs.calibration, result).weight)
     return found
-
-
-def by_solver(inputs: Inputs, ratio: str) -> Errors:
-    found = {BASE: inputs.error(swept(inputs, "natural", "block", sparsity=ratio).weight)}
-    for solver, order in product(("refit", "stages"), ("natural", "two_level", "global", "dealt")):
-        found[f"{order} {solver}"] = inputs.error(_solved(inputs, solver, ratio, order))
-    return found | {"admm": inputs.error(_solved(inputs, "admm", ratio, "natural"))}
-
-
-def _solved(inputs: Inputs, solver: str, sparsity: str, order: str) -> Tensor:
-    *_, last = watch_solver(solver, inputs.weight, inputs.calibration, sparsity=sparsity, order=order)
-    return last.weight
 
 
 # Other families: no trained model of another family can be had without a network, so small ones are trained on bytes.
@@ -293,9 +220,7 @@ STUDIES: dict[str, Study] = {
     "effects": over(("0.5", "0.7"), partial(pairs, with_refit=[f"{order}/{budget}" for order, budget in PAIRS])),
     "block_size": over(("8", "16", "32", "64", "128", "256", "512"), by_block_size),
     "samples": samples_study,
-    "losses": over(("column loss", "saliency of the budget"), by_losses),
     "grouped": over(("2:4", "4:8", "1:4"), by_pattern),
-    "revised": over(("0.5", "0.7"), by_solver),
     "families": families_study,
 }
 

@@ -9,21 +9,14 @@ import torch
 import rose
 from rose.layer.methods.alps import find_support
 from rose.layer.pattern import parse_sparsity
-from tests.layer.test_least_squares import case, damped_hessian, least_of_all_masks
+from tests.layer.test_least_squares import case, damped_hessian, error_of, least_of_all_masks, smallest_of_runs
 
 
 def literal_admm(weight: np.ndarray, gram: np.ndarray, count: int, of: int) -> np.ndarray:
-    """The mask by the paper's loop in the authors' layout (in, out), float64, with plain solves and sorts.
-
-    `count`: how many entries go, of the layer, or of every run of `of` entries of a row if `of` is not 0.
-    """
+    """The mask by the paper's loop in the authors' layout (in, out), float64, with plain solves and sorts."""
 
     def removed(matrix: np.ndarray) -> np.ndarray:
-        runs = np.abs(matrix.T).reshape(-1, of or matrix.size)
-        mask = np.zeros(runs.shape, dtype=bool)
-        for run, order in zip(mask, np.argsort(runs, axis=1, kind="stable"), strict=True):
-            run[order[:count]] = True
-        return mask.reshape(matrix.T.shape).T
+        return smallest_of_runs(matrix.T, count, of).T
 
     original = weight.T
     right = gram @ original
@@ -65,10 +58,6 @@ def test_support_is_that_of_a_literal_loop(sparsity: float | str, count: int, of
     assert mask.sum() == expected.sum()
     # Float32 may settle a near-tie the other way.
     assert (mask.numpy() != expected).mean() <= 0.01
-
-
-def error_of(result: rose.LayerResult) -> float:
-    return float(result.column_error.sum())
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.7, 0.9, "2:4", "1:4", "4:8"])

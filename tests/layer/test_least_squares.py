@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import rose
 from rose.layer.error import quadratic_form
 from rose.layer.least_squares import shifted_inverse, solve_on_support
 from rose.layer.methods.rose_dealt import refit
@@ -45,6 +46,18 @@ def least_of_all_masks(weight: Tensor, matrix: Tensor, count: int) -> float:
         quadratic_form(weight - least_squares(weight, mask, matrix).float(), matrix.float())
         for mask in masks.view(-1, *weight.shape)
     )
+
+
+def smallest_of_runs(matrix: np.ndarray, count: int, of: int) -> np.ndarray:
+    """The `count` smallest entries: of the whole, or of every run of `of` entries of a row where `of` is not 0."""
+    runs = np.abs(matrix).reshape(-1, of or matrix.size)
+    mask = np.zeros(runs.shape, dtype=bool)
+    np.put_along_axis(mask, np.argsort(runs, axis=1, kind="stable")[:, :count], True, axis=1)
+    return mask.reshape(matrix.shape)
+
+
+def error_of(result: rose.LayerResult) -> float:
+    return float(result.column_error.sum())
 
 
 @pytest.mark.parametrize("penalty", [0.1, 1e-8])  # the second is lost in float32, where the matrix is singular

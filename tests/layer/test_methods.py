@@ -22,6 +22,7 @@ from tests.layer.helpers import (
     layers,
     make_layer,
     ratios,
+    statistics_of,
 )
 
 SWEEPING = [name for name, method in rose.METHODS.items() if method.sweeps]
@@ -143,22 +144,15 @@ def test_rose_is_sparsegpt_where_the_layer_is_not_columnar() -> None:
     assert torch.equal(never.weight, loud.prune(method="sparsegpt").weight)
 
 
-def test_order_rose_by_name() -> None:
-    loud = make_layer(loud=8)
-    assert torch.equal(loud.prune(method="sparsegpt", order="rose").weight, loud.prune(method="rose").weight)
-
-
-def test_rose_global_is_global_order_with_layer_budget() -> None:
+def test_orders_of_methods_by_name_and_by_permutation() -> None:
     layer = make_layer(loud=8)
+    permutation = rose.plan_order(layer.weight, layer.statistics, block_size=8).permutation
+    two_level = layer.prune(order="two_level").weight
+    for same in (layer.prune(order=permutation), layer.prune(order=permutation.tolist())):
+        assert torch.equal(same.weight, two_level)
+    assert torch.equal(layer.prune(method="sparsegpt", order="rose").weight, layer.prune(method="rose").weight)
     by_hand = layer.prune(method="sparsegpt", order="global", budget="layer")
     assert torch.equal(layer.prune(method="rose_global").weight, by_hand.weight)
-
-
-def test_plan_permutation_equals_the_order_by_name() -> None:
-    layer = make_layer(loud=8)
-    plan = rose.plan_order(layer.weight, layer.statistics, block_size=8)
-    assert torch.equal(layer.prune(order=plan.permutation).weight, layer.prune(order="two_level").weight)
-    assert torch.equal(layer.prune(order=plan.permutation.tolist()).weight, layer.prune(order="two_level").weight)
 
 
 @given(layer=layers(), ratio=ratios)
@@ -185,16 +179,15 @@ def test_never_worse_than_removing_the_same_weights(method: str, sparsity: float
             assert 0 < result.relative_error < bare
 
 
-def errors_of_methods(layer: Layer) -> dict[str, float]:
-    names = ("rose", "rose_global", "sparsegpt", *SELECTING)
-    return {method: layer.prune(method=method, sparsity=0.6, block_size=16).relative_error for method in names}
-
-
 def test_methods_rank_as_they_should() -> None:
-    error = errors_of_methods(make_layer(rows=32, columns=64, tokens=512))
-    assert error["rose_global"] < error["sparsegpt"] < error["wanda"] < error["magnitude"]
-    error = errors_of_methods(make_layer(rows=32, columns=64, tokens=512, loud=8))
-    assert error["rose_global"] < error["rose"] < error["sparsegpt"]
+    for loud in (0, 8):
+        layer = make_layer(rows=32, columns=64, tokens=512, loud=loud)
+        names = ("rose", "rose_global", "sparsegpt", *SELECTING)
+        error = {name: layer.prune(method=name, sparsity=0.6, block_size=16).relative_error for name in names}
+        if loud:
+            assert error["rose_global"] < error["rose"] < error["sparsegpt"]
+        else:
+            assert error["rose_global"] < error["sparsegpt"] < error["wanda"] < error["magnitude"]
 
 
 # ---- scale, shape, dead columns
@@ -394,8 +387,7 @@ def test_a_column_order_that_makes_h_indefinite_raises_the_damping() -> None:
 def test_pruned_weights_that_their_dtype_cannot_hold_are_refused(method: str) -> None:
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(400, 4, generator=generator) @ torch.randn(4, 64, generator=generator)
-    statistics = rose.InputStatistics(64)
-    statistics.update(common + 0.05 * torch.randn(400, 64, generator=generator))
+    statistics = statistics_of(common + 0.05 * torch.randn(400, 64, generator=generator))
     weight = (2e4 * torch.randn(32, 64, generator=generator)).clamp(-6e4, 6e4)
     options = {"method": method, "sparsity": 0.7, "block_size": 16}
     assert rose.prune_layer(weight, statistics, **options).weight.abs().max() > torch.finfo(torch.float16).max

@@ -57,11 +57,6 @@ def test_group_losses_are_the_smallest_of_each_group() -> None:
     assert plan.potential_loss.tolist() == [[0, 1, 0, 2, 5, 5, 0, 0]]
 
 
-def test_loss_sums_importance_not_its_square() -> None:
-    plan = plan_from_importance(torch.tensor([[3.0, 2.0]]), sparsity=1.0, block_size=2)
-    assert plan.block_loss.item() == 5.0
-
-
 @pytest.mark.parametrize(
     ("columns", "size", "widths"), [(576, 128, (128,) * 4 + (64,)), (8, 4, (4, 4)), (3, 128, (3,))]
 )

@@ -8,28 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-import rose
 from rose.layer.error import quadratic_form
 from rose.layer.methods import make_settings, prune_with
 from rose.layer.methods.rose_admm import SAMPLE, find_mask, penalties, shrunk_correlations
 from rose.layer.pattern import parse_sparsity
 from tests.layer.helpers import Layer, make_layer
-from tests.layer.test_least_squares import case, damped_hessian, least_of_all_masks
+from tests.layer.test_least_squares import case, damped_hessian, error_of, least_of_all_masks, smallest_of_runs
 
 
 def literal_admm(weight: np.ndarray, gram: np.ndarray, count: int, of: int, schedule: list[float]) -> np.ndarray:
     """The mask by three variables, an explicit dual and sorts, float64."""
-
-    def removed(matrix: np.ndarray) -> np.ndarray:
-        runs = np.abs(matrix).reshape(-1, of or matrix.size)
-        mask = np.zeros(runs.shape, dtype=bool)
-        np.put_along_axis(mask, np.argsort(runs, axis=1, kind="stable")[:, :count], True, axis=1)
-        return mask.reshape(matrix.shape)
-
-    sparse, dual = np.where(removed(weight), 0, weight), np.zeros_like(weight)
+    sparse, dual = np.where(smallest_of_runs(weight, count, of), 0, weight), np.zeros_like(weight)
     for penalty in schedule:
         free = (weight @ gram - dual + penalty * sparse) @ np.linalg.inv(gram + penalty * np.eye(len(gram)))
-        mask = removed(free + dual / penalty)
+        mask = smallest_of_runs(free + dual / penalty, count, of)
         sparse = np.where(mask, 0, free + dual / penalty)
         dual = dual + penalty * (free - sparse)
     return mask
@@ -81,10 +73,6 @@ def test_shrinkage_is_columns_per_token() -> None:
     assert torch.equal(few, fewer)  # bounded
     many, unknown = shrunk_correlations(layer.hessian, 10**9), shrunk_correlations(layer.hessian, 1)
     assert few[0, 1].abs() < unknown[0, 1].abs() < many[0, 1].abs()
-
-
-def error_of(result: rose.LayerResult) -> float:
-    return float(result.column_error.sum())
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.7, 0.9, "2:4", "1:4", "4:8"])

@@ -171,9 +171,3 @@ def test_decoder_blocks_count_as_tokens_do() -> None:
 def test_with_any_number_of_tokens_more_damping_is_left_than_a_sweep_has() -> None:
     sweep = rose.prune_layer(torch.randn(8, 8), torch.eye(8), sparsity=0.5).damping
     assert target_damping(64, 10**9) == pytest.approx(3 * sweep, rel=1e-4)
-
-
-def test_a_negative_damping_is_refused(case: dict[str, Tensor]) -> None:
-    gap, _, _, _ = gaps(case)
-    with pytest.raises(rose.RoseError, match="Damping must be a number of at least 0"):
-        corrected_weight(case["weight"], statistics_of(case["pruned"]), gap, -1.0)

@@ -21,7 +21,7 @@ from rose.structured.parts import CHANNELS, HEADS, Shape, block_parameters, find
 from rose.structured.plan import SlimPlan, SlimSettings, plan_slimming
 from rose.structured.slimming import SlimRun
 from rose.structured.survey import survey
-from tests.model.families import DENSE, EXPERTS, logits, make_model, make_tokens
+from tests.model.families import DENSE, EXPERTS, logits, make_model, make_tokens, stop_at
 from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("small_batches")
@@ -194,13 +194,8 @@ def test_depth_drops_the_blocks_that_change_least(tmp_path: Path) -> None:
 def test_a_stopped_run_leaves_the_model_as_it_was(stage: str) -> None:
     model = make_model("llama")
     before, names = logits(model), set(model.state_dict())
-
-    def stop(progress: rose.Progress) -> None:
-        if progress.stage == stage and progress.block_index == 1:
-            raise rose.Cancelled
-
     with pytest.raises(rose.Cancelled):
-        slim(model, progress=stop)
+        slim(model, progress=stop_at(stage, 1))
     assert torch.equal(logits(model), before)
     assert set(model.state_dict()) == names
 

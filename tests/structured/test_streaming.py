@@ -18,7 +18,7 @@ from rose.files import digest
 from rose.model.load import streaming
 from rose.model.network.layers import decoder_blocks
 from rose.structured.plan import estimate_slim_memory
-from tests.model.families import DENSE, logits, make_model, make_tokens
+from tests.model.families import DENSE, logits, make_model, make_tokens, stop_at
 from tests.structured.test_slimming import UNSAID
 from tests.tiny import byte_tokenizer
 
@@ -137,13 +137,8 @@ def test_a_stopped_run_leaves_a_streamed_model_as_it_was(tmp_path: Path) -> None
     folder = save("gemma3", tmp_path / "dense")
     model, tokenizer = rose.load_model(folder, stream=True)
     names = {name: parameter.shape for name, parameter in model.named_parameters()}
-
-    def stop(progress: rose.Progress) -> None:
-        if progress.stage == "prune" and progress.block_index == 2:
-            raise rose.Cancelled
-
     with pytest.raises(rose.Cancelled):
-        slim(model, progress=stop)
+        slim(model, progress=stop_at("prune", 2))
     assert on_meta(model)
     assert {name: parameter.shape for name, parameter in model.named_parameters()} == names
     rose.save_model(model, tokenizer, tmp_path / "out")

@@ -31,7 +31,8 @@ from rose.cli import _parser
 from rose.model.load.models import load_skeleton
 from rose.model.measure.generation import continue_prompt
 from rose.model.measure.zero_shot import zero_shot
-from tests.app.tiny_study import ended
+from tests.app.tiny_study import finish
+from tests.tasks import write_task
 
 REQUEST = PruneRequest(("sparsegpt", "rose"), ("0.5", "2:4"), windows=3, window_length=16, prompt="Hello", new_tokens=4)
 
@@ -51,9 +52,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def finished(setup: Setup, request: PruneRequest, load: Callable[[], LoadedModel], status: str = "done") -> PruningRun:
-    run = PruningRun(setup, request, load)
-    run.job.start()
-    return ended(run, status)
+    return finish(PruningRun(setup, request, load), status)
 
 
 def weights(model: nn.Module) -> list[torch.Tensor]:
@@ -146,9 +145,7 @@ def test_cancel_leaves_nothing_behind(
             run.job.leave("test")
 
     run._say = say  # type: ignore[method-assign]
-    run.job.watch("test")
-    run.job.start()
-    ended(run, "cancelled")
+    finish(run, "cancelled")
     assert len(run.copies) == (3 if keep == "zip" else 0)
     assert not list(temporary.iterdir())
     assert not (tmp_path / "out").exists()
@@ -315,28 +312,12 @@ def test_other_files_are_refused(text: str, words: str) -> None:
         read_results(io.BytesIO(text.encode()))
 
 
-TASK = """task: sums
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {file}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: ["two", "three"]
-doc_to_target: answer
-metric_list:
-  - metric: acc
-"""
-
-
 def test_every_model_answers_the_tasks(
     setup: Setup, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", None)
-    rows = [{"question": f"{n} and one is", "answer": n % 2} for n in range(6)]
-    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "sums.yaml").write_text(TASK.format(file=tmp_path / "sums.jsonl"))
+    choices = ["two", "three"]
+    write_task(tmp_path, [{"question": f"{n} and one is", "choices": choices, "answer": n % 2} for n in range(6)])
     request = replace(
         REQUEST, methods=("magnitude",), sparsities=("0.5",), prompt="", tasks=("sums",), task_folder=str(tmp_path)
     )

@@ -18,7 +18,7 @@ from app.runs.reading import DENSE, TextReading
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.measure.surprise import encode_text, read_text
-from tests.app.tiny_study import ended
+from tests.app.tiny_study import finish
 from tests.tiny import save_tiny_llama
 
 TEXT = "A rose is a rose.\nIs it?"
@@ -28,9 +28,7 @@ def read(folder: Path, checkpoints: list[Checkpoint], text: str = TEXT, status: 
     def load() -> LoadedModel:
         return LoadedModel(*rose.load_model(str(folder)), threading.Lock())
 
-    run = TextReading(Setup(model=str(folder)), text, checkpoints, load)
-    run.job.start()
-    return ended(run, status)
+    return finish(TextReading(Setup(model=str(folder)), text, checkpoints, load), status)
 
 
 def test_dense_and_pruned_read_the_same_text(folder: Path, pruned_folder: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
 import os
 import threading
@@ -20,6 +19,7 @@ from app.study import study as study_module
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
 from tests.app.tiny_study import finish, numbers_text
+from tests.model.run.test_checkpoint import cut, flip, full
 from tests.tiny import save_tiny_llama
 
 Runs = Callable[[], tuple[int, int]]
@@ -119,16 +119,6 @@ def test_results_are_kept_for_the_files_that_they_are_of(setup: Setup, runs: Run
     assert runs()[0] == 2
 
 
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-2] ^= 1
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize("harm", [cut, flip, Path.unlink])
 @pytest.mark.parametrize(
     ("pattern", "expected"),
@@ -157,9 +147,6 @@ def test_damaged_files_are_found_anew(
 def test_a_disk_that_takes_nothing_is_no_trouble(
     setup: Setup, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*_arguments: object, **_options: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     monkeypatch.setattr(cache, "write_tensors", full)
     assert len(run(setup).overview(0.5)) == 14
     assert "No space left on device" in caplog.text

@@ -46,6 +46,14 @@ def table(app: AppTest) -> pd.DataFrame:
     return app.table[0].value
 
 
+def section(app: AppTest, name: str) -> pd.DataFrame:
+    """Turns to this section, which draws one figure; its table."""
+    app.segmented_control(key="check").set_value(name).run()
+    assert not app.exception, app.exception
+    assert len(figures(app)) == 1
+    return table(app)
+
+
 def test_before_the_run_the_inputs_are_judged_and_the_cost_is_told(study: Study) -> None:
     app = open_page(PAGE, study)
     assert list(table(app)["Check"]) == ["Finite inputs", "Live columns", "Enough tokens", "Damping as asked"]
@@ -59,7 +67,7 @@ def test_before_the_run_the_inputs_are_judged_and_the_cost_is_told(study: Study)
     assert "Choose at least one method above." in texts(app)
 
 
-def test_this_layer_lists_every_check(study: Study, findings: Findings) -> None:
+def test_the_sections_of_a_run_show_what_the_engine_found(study: Study, findings: Findings) -> None:
     app = opened(study, "This layer")
     shown = table(app)
     assert len(shown) == 4 + 3 * len(METHODS)
@@ -74,10 +82,7 @@ def test_this_layer_lists_every_check(study: Study, findings: Findings) -> None:
     passed, looks = words.word(4 + statuses.count("pass")), needs[statuses.count("look")]
     assert app.header[0].value == f"16 checks: none fails, {looks} review, {passed} pass"
 
-
-def test_three_measures(study: Study, findings: Findings) -> None:
-    app = opened(study, "Three measures")
-    shown = table(app)
+    shown = section(app, "Three measures")
     for row, measures, held_out in zip(
         shown.itertuples(index=False), findings.measures, findings.held_out, strict=True
     ):
@@ -88,26 +93,17 @@ def test_three_measures(study: Study, findings: Findings) -> None:
         assert float(row[6]) == pytest.approx(measures.relative_error, abs=1e-4)
         assert float(row[7]) == pytest.approx(held_out, abs=1e-4)
     assert "within 0.001: **all four methods**" in texts(app)
-    assert len(figures(app)) == 1
 
-
-def test_overfitting(study: Study, findings: Findings) -> None:
-    app = opened(study, "Over-fitting")
-    shown = table(app)
+    shown = section(app, "Over-fitting")
     assert list(shown["Calibration tokens"]) == ["32", "64", "128", "256"]
     for cell, point in zip(shown["Held-out error"], findings.curve, strict=True):
         assert float(cell) == pytest.approx(point.held_out_error, abs=1e-4)
-    assert len(figures(app)) == 1
 
-
-def test_sparsity(study: Study) -> None:
-    app = opened(study, "Sparsity")
-    shown = table(app)
+    shown = section(app, "Sparsity")
     assert list(shown["Promised per"]) == ["block", "block", "layer", "row"]
     assert list(shown["Units"]) == ["4", "4", "1", "64"]
     assert set(shown["Largest deviation, weights"]) == {"0"}
     assert list(shown["Removed"]) == ["70.020\u00a0%", "70.020\u00a0%", "69.995\u00a0%", "70.312\u00a0%"]
-    assert len(figures(app)) == 1
 
 
 def test_nothing_held_out_is_said() -> None:

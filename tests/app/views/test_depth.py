@@ -15,7 +15,7 @@ import rose
 from app import shared
 from app.runs.pruning import PruningRun
 from app.study.setup import Setup
-from tests.app.tiny_study import ended, figures, open_on, texts
+from tests.app.tiny_study import ended, figures, open_on, texts, titles
 
 PAGE = "views/depth.py"
 
@@ -56,7 +56,7 @@ def test_runs_of_the_server_and_of_a_folder_in_one_chart(
     assert [trace["name"] for trace in drawn["data"]] == [layer, dense]
     assert [trace["line"]["dash"] for trace in drawn["data"]] == ["dash", "solid"]
     ends = {target: report.summary["drift"][-1]["drift"] for target, report in reports.items()}
-    assert f"from {ends['layer']:.3g}" in " ".join(drawn["layout"]["title"]["text"].split("<br>"))
+    assert f"from {ends['layer']:.3g}" in titles(app)[0]
 
     app.segmented_control(key="depth_view").set_value("Where it arises").run()
     app.selectbox(key="depth_run").set_value(dense).run()

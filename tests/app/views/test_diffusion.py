@@ -9,7 +9,7 @@ import rose
 from app import shared
 from app.diffusion.run import STEPS, DiffusionRequest, DiffusionRun
 from app.jobs import Job
-from tests.app.tiny_study import ended, figures, open_page, texts
+from tests.app.tiny_study import ended, figures, finish, open_page, texts
 
 PAGE = "views/diffusion.py"
 
@@ -23,9 +23,7 @@ def warm() -> None:
 @pytest.fixture(scope="module")
 def finished() -> DiffusionRun:
     """A run without the app around it."""
-    run = DiffusionRun(DiffusionRequest(method="wanda", samples=10), shared.dense_diffusion())
-    run.job.start()
-    return ended(run)
+    return finish(DiffusionRun(DiffusionRequest(method="wanda", samples=10), shared.dense_diffusion()))
 
 
 def view(run: DiffusionRun, name: str) -> AppTest:

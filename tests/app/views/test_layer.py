@@ -151,21 +151,6 @@ def test_without_held_out_tokens_only_calibration_is_offered() -> None:
     assert len(app.segmented_control(key="error_on").options) == 1
 
 
-def test_several_layers_are_compared(study: Study) -> None:
-    app = open_page(PAGE, study, section="Compare layers")
-    table = study.overview(0.5).sort_values("relative_range", ascending=False, kind="stable")
-    first = app.multiselect(key="compare").value
-    assert first[0] == COLUMNAR
-    assert set(first) <= {COLUMNAR, *table["layer"].head(4)}
-    app.multiselect(key="compare").set_value([COLUMNAR, PLAIN]).run()
-    shown = app.main.dataframe[0].value
-    assert len(shown) == 6
-    bars = json.loads(figures(app)[0])["data"][0]
-    assert len(bars["y"]) == 2
-    app.multiselect(key="compare").set_value([]).run()
-    assert "Choose at least one layer." in texts(app)
-
-
 def test_column_table_of_a_narrow_last_block() -> None:
     weight, inputs = torch.randn(50, 10, generator=torch.Generator().manual_seed(0)).split([10, 40])
     plan = rose.plan_order(weight, inputs.T @ inputs, sparsity=0.5, block_size=4, threshold=0.0)
@@ -182,9 +167,19 @@ def test_a_page_that_has_nothing_to_show_yet_is_in_the_url_too(study: Study) -> 
     assert app.query_params["layer"] == PLAIN
 
 
-def test_the_comparison_follows_the_chosen_layer(study: Study) -> None:
+def test_several_layers_are_compared_among_them_the_chosen_one(study: Study) -> None:
     app = open_page(PAGE, study, section="Compare layers")
     known = study.overview(0.5).sort_values("relative_range", ascending=False, kind="stable")["layer"].tolist()
+    first = app.multiselect(key="compare").value
+    assert first[0] == COLUMNAR
+    assert set(first) <= {COLUMNAR, *known[:4]}
+    app.multiselect(key="compare").set_value([COLUMNAR, PLAIN]).run()
+    assert len(app.main.dataframe[0].value) == 6
+    assert len(json.loads(figures(app)[0])["data"][0]["y"]) == 2
+    app.multiselect(key="compare").set_value([]).run()
+    assert "Choose at least one layer." in texts(app)
+
+    app = open_page(PAGE, study, section="Compare layers")
     lowest = known[-1]
     app.sidebar.selectbox(key="layer_widget").set_value(lowest).run()
     assert app.multiselect(key="compare").value == [lowest, *known[:3]]

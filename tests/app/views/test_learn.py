@@ -72,13 +72,11 @@ def test_every_number_of_the_example_is_printed(number: int) -> None:
     if number >= 3:
         for value in [*EXAMPLE["column_loss"], *EXAMPLE["block_loss"]]:
             assert f"{value:.1f}" in drawn
-
-
-def test_losses_and_relative_range_are_spelled_out() -> None:
-    shown = texts(step(3))
-    assert "B_{3} = 3.9 + 4.2 + 3.5 = 11.6" in shown
-    assert r"\frac{11.6 - 2.6}{11.6} = 0.78" in shown
-    assert "the layer is columnar" in shown
+    if number == 3:
+        shown = texts(app)
+        assert "B_{3} = 3.9 + 4.2 + 3.5 = 11.6" in shown
+        assert r"\frac{11.6 - 2.6}{11.6} = 0.78" in shown
+        assert "the layer is columnar" in shown
 
 
 @pytest.mark.parametrize(("guess", "answer"), [(0, "You said block 1, which would lose 4.7"), (2, "Yes: block 3.")])

@@ -148,6 +148,8 @@ def test_the_commands_shown_ask_for_what_was_chosen(setup: Setup) -> None:
     app.toggle(key="prune_true_sequential").set_value(True).run()
     assert all("--true-sequential" in line for line in app.code[0].value.splitlines())
     assert "true_sequential=True" in app.code[1].value
+    app.text_input(key="prune_sparsities").set_value("0.6, 0.5 0.6").run()  # one of them twice
+    assert "for sparsity in ['0.6', '0.5']:" in app.code[1].value
 
 
 def test_only_chosen_layers_and_a_zip(setup: Setup) -> None:
@@ -243,12 +245,6 @@ def test_without_held_out_tokens_their_error_is_not_offered(setup: Setup) -> Non
 @pytest.mark.parametrize(("dtype", "size"), [("float32", "538 MB"), ("bfloat16", "269 MB")])
 def test_a_copy_is_as_large_as_its_type_makes_it(dtype: str, size: str) -> None:
     assert f"besides the model {size} for one copy" in texts(opened(Setup(dtype=dtype)))
-
-
-def test_the_same_sparsity_twice_is_pruned_once(setup: Setup) -> None:
-    app = opened(setup, prune_sparsities="0.6, 0.5 0.6")
-    assert "Six copies, 21 layers each" in texts(app)
-    assert "for sparsity in ['0.6', '0.5']:" in app.code[1].value
 
 
 def test_a_cancelled_run_is_called_so(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:

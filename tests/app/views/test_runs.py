@@ -7,12 +7,11 @@ from collections import deque
 from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
 import rose
 from app import shared
 from tests.app.runs.made_reports import made_report, saved
-from tests.app.tiny_study import figures, open_page, texts
+from tests.app.tiny_study import figures, open_page, texts, titles
 
 PAGE = "views/runs.py"
 
@@ -25,10 +24,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> deque[rose.RunReport]:
     monkeypatch.setattr(shared, "studies", dict)
     monkeypatch.setattr(shared, "find", lambda _setup: None)
     return known
-
-
-def finding(app: AppTest) -> str:
-    return json.loads(figures(app)[0])["layout"]["title"]["text"].replace("<br>", " ")
 
 
 def test_an_empty_page_says_what_to_do(server: deque[rose.RunReport]) -> None:
@@ -47,13 +42,13 @@ def test_a_run_of_the_command_line_beside_one_of_the_server(server: deque[rose.R
     names = {"runs_a": "SparseGPT at 0.7", "runs_b": "ROSE at 0.7 (by_hand)"}
     app = open_page(PAGE, runs_path=path, **names)
     assert {key: app.selectbox(key=key).value for key in names} == names
-    assert "has the lower held-out error in six of six layers; on average it is 20 % lower" in finding(app)
+    assert "has the lower held-out error in six of six layers; on average it is 20 % lower" in titles(app)[0]
     app.segmented_control(key="runs_as").set_value("B − A").run()
     assert "Of six layers ROSE at 0.7 (by_hand) is lower in six;" in texts(app)
     assert "−0.120 (2 · self_attn.o_proj)" in texts(app)
 
     app.segmented_control(key="runs_view").set_value("Both maps").run()
-    assert "Both runs have the highest held-out error in 2 · self_attn.o_proj: 0.600 and 0.480" in finding(app)
+    assert "Both runs have the highest held-out error in 2 · self_attn.o_proj: 0.600 and 0.480" in titles(app)[0]
     app.segmented_control(key="runs_view").set_value("Numbers").run()
     table = app.dataframe[0].value.set_index("")
     assert table.loc["Perplexity"].tolist() == ["30.0", "28.0", "−6.7 %"]
@@ -78,7 +73,7 @@ def test_two_models_stand_side_by_side(server: deque[rose.RunReport]) -> None:
     server += [made_report("rose", 2.0, blocks=2, model="small/one"), made_report(blocks=5, width=16, model="two")]
     app = open_page(PAGE, runs_view="Both maps")
     assert not app.error
-    said = finding(app)
+    said = titles(app)[0]
     assert "in 4 · self_attn.o_proj of SparseGPT at 0.7 (two, ten layers), 1.00" in said
     assert "in 1 · self_attn.o_proj of ROSE at 0.7 (one, four layers), 0.800" in said
     drawn = json.loads(figures(app)[0])
@@ -113,7 +108,7 @@ def test_a_study_holds_runs(placed: None, study, monkeypatch: pytest.MonkeyPatch
     overview = study.overview(0.5)
     lower = int((overview["held_out_rose"] < overview["held_out_sparsegpt"]).sum())
     assert lower
-    assert f"has the lower held-out error in {('no', 'one', 'two', 'three')[lower]} of 21 layers" in finding(app)
+    assert f"has the lower held-out error in {('no', 'one', 'two', 'three')[lower]} of 21 layers" in titles(app)[0]
 
 
 def test_a_choice_follows_its_run_when_names_change(server: deque[rose.RunReport]) -> None:

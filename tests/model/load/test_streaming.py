@@ -19,7 +19,8 @@ import rose
 from rose.files import digest
 from rose.model.load import streaming
 from rose.model.network.layers import decoder_blocks
-from tests.model.families import DENSE, make_model, make_tokens
+from tests.model.families import DENSE, make_model, make_tokens, stop_at
+from tests.model.run.test_checkpoint import full
 from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("small_batches")
@@ -90,14 +91,10 @@ def test_a_checkpoint_goes_on(tmp_path: Path) -> None:
     whole, _ = rose.load_model(str(folder))
     rose.prune_model(whole, make_tokens(), allocation="owl", **OPTIONS)
 
-    def stop(progress: rose.Progress) -> None:
-        if progress.stage == "calibrate" and progress.block_index == 2:
-            raise rose.Cancelled
-
     options = {**OPTIONS, "allocation": "owl", "checkpoint": tmp_path / "kept"}
     streamed, _ = rose.load_model(str(folder), stream=True)
     with pytest.raises(rose.Cancelled):
-        rose.prune_model(streamed, make_tokens(), progress=stop, **options)
+        rose.prune_model(streamed, make_tokens(), progress=stop_at("calibrate", 2), **options)
     assert on_meta(streamed)
     (tmp_path / "kept" / "activations-00002" / "calibration-00000.safetensors").unlink()  # so the blocks run again
     streamed, tokenizer = rose.load_model(str(folder), stream=True)
@@ -237,10 +234,6 @@ def test_a_run_that_was_refused_or_stopped_at_once_can_be_begun_again(tmp_path: 
 
 def test_a_full_disk_does_not_promise_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
-
-    def full(*_args: Any, **_options: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     monkeypatch.setattr("rose.model.run.checkpoint.write_tensors", full)
     with pytest.raises(rose.RoseError, match=r"No space left on device.*start the run again\.$"):
         rose.prune_model(model, make_tokens(), **OPTIONS)

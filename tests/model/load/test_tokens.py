@@ -20,13 +20,17 @@ from rose.model.load.tokens import cut_windows, load_calibration, load_text, pac
 WORDS = 1000
 
 
+def word_level(special: dict[str, int]) -> Tokenizer:
+    words = {f"w{i}": i for i in range(WORDS)} | {"[UNK]": WORDS} | special
+    core = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return core
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token per word; "w17" is token 17, so that windows show where they come from."""
-    vocabulary = {f"w{i}": i for i in range(WORDS)} | {"[UNK]": WORDS}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    return PreTrainedTokenizerFast(tokenizer_object=word_level({}), unk_token="[UNK]")
 
 
 @pytest.fixture
@@ -111,12 +115,9 @@ FIRST = WORDS + 1
 
 def beginning_tokenizer(template: str) -> PreTrainedTokenizerFast:
     """The same with BOS and EOS tokens, put around a user's text as the template says."""
-    words = {f"w{i}": i for i in range(WORDS)} | {"[UNK]": WORDS, "[BOS]": FIRST, "[EOS]": FIRST + 1}
-    core = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[("[BOS]", FIRST), ("[EOS]", FIRST + 1)]
-    )
+    special = {"[BOS]": FIRST, "[EOS]": FIRST + 1}
+    core = word_level(special)
+    core.post_processor = processors.TemplateProcessing(single=template, special_tokens=list(special.items()))
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", bos_token="[BOS]", eos_token="[EOS]")
 
 
@@ -187,13 +188,6 @@ def test_packaged_text_is_english_and_long(packaged: tuple, tokenizer: PreTraine
     tokens = rose.load_tokens("packaged", packaged[1], samples=4, length=32)
     assert tokens.shape == (4, 32)
     assert packaged[1].decode(tokens[0]) in packaged[1].decode(packaged[1](text)["input_ids"])
-
-
-def test_no_special_tokens_are_put_between(tmp_path: Path, packaged: tuple) -> None:
-    path = tmp_path / "text.txt"
-    path.write_text("The cat sat on the mat. " * 50)
-    tokens = rose.load_tokens(str(path), packaged[1], samples=None, length=10, seed=None)
-    assert not set(tokens.flatten().tolist()) & set(packaged[1].all_special_ids)
 
 
 def test_jsonl(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

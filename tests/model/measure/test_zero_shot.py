@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import sys
@@ -14,27 +13,10 @@ import torch
 
 import rose
 from rose.model.measure.zero_shot import zero_shot
+from tests.tasks import write_task
 from tests.tiny import BOS, save_tiny_llama
 
 QUESTIONS = 24
-TASK = """task: sums
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {file}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: answer
-metric_list:
-  - metric: acc
-    aggregation: mean
-    higher_is_better: true
-  - metric: acc_norm
-    aggregation: mean
-    higher_is_better: true
-"""
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +32,7 @@ def questions() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, questions: list[dict]) -> Path:
-    folder = tmp_path_factory.mktemp("tasks")
-    (folder / "sums.jsonl").write_text("\n".join(map(json.dumps, questions)))
-    (folder / "sums.yaml").write_text(TASK.format(file=folder / "sums.jsonl"))
-    return folder
+    return write_task(tmp_path_factory.mktemp("tasks"), questions, metrics=("acc", "acc_norm"))
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +83,9 @@ def test_accuracy_is_that_of_the_likeliest_answer(loaded, folder: Path, question
     assert zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, limit=5)["questions"].item() == 5
 
 
-def test_a_task_without_accuracy_costs_the_others_nothing(loaded, folder: Path, tmp_path: Path) -> None:
-    plain = (folder / "sums.yaml").read_text()
-    (tmp_path / "sums.yaml").write_text(plain)
-    without = plain.replace("task: sums", "task: norms").replace(
-        "  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n", "", 1
-    )
-    (tmp_path / "norms.yaml").write_text(without)
+def test_a_task_without_accuracy_costs_the_others_nothing(loaded, questions: list[dict], tmp_path: Path) -> None:
+    write_task(tmp_path, questions, metrics=("acc", "acc_norm"))
+    write_task(tmp_path, questions, "norms", metrics=("acc_norm",))
     table = zero_shot(*loaded, tasks=["sums", "norms"], task_folder=tmp_path).set_index("task")
     assert table.loc["sums", "accuracy"] >= 0
     assert math.isnan(table.loc["norms", "accuracy"])
@@ -135,7 +110,8 @@ def test_what_cannot_be_run_is_said_in_a_sentence(
         zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder / "missing")
     with pytest.raises(rose.RoseError, match="at least one task"):
         zero_shot(model, tokenizer, tasks=[], task_folder=folder)
-    (tmp_path / "sums.yaml").write_text(TASK.format(file=tmp_path / "missing.jsonl"))
+    write_task(tmp_path, [])
+    (tmp_path / "sums.jsonl").unlink()
     with pytest.raises(rose.RoseError, match="cannot be run"):
         zero_shot(model, tokenizer, tasks=["sums"], task_folder=tmp_path)
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
@@ -144,7 +120,7 @@ def test_what_cannot_be_run_is_said_in_a_sentence(
 
 
 def test_a_group_of_tasks_is_refused_before_it_runs(loaded, tmp_path: Path) -> None:
-    (tmp_path / "sums.yaml").write_text(TASK.format(file=tmp_path / "missing.jsonl"))
+    write_task(tmp_path, [])
     (tmp_path / "arithmetic.yaml").write_text("group: arithmetic\ntask:\n  - sums\n")
     with pytest.raises(rose.RoseError, match="arithmetic stands for several tasks; name those"):
         zero_shot(*loaded, tasks=["arithmetic"], task_folder=tmp_path)

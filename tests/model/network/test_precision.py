@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from rose.model.network import precision
 from rose.model.network.precision import Precision, bfloat16_gain
 from rose.model.walk import targets, walk
 from rose.model.workers import Workers
-from tests.model.families import make_model, make_tokens, stop_at
+from tests.model.families import make_model, make_tokens
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16}
@@ -38,13 +37,6 @@ def test_auto_is_what_the_processor_has_instructions_for(monkeypatch: pytest.Mon
     monkeypatch.setenv(precision.VARIABLE, "float64")
     with pytest.raises(rose.RoseError, match="ROSE_COMPUTE must be one of float32, bfloat16, not 'float64'"):
         passes()
-
-
-def test_auto_is_the_default_and_the_report_says_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(precision.VARIABLE, "bfloat16")
-    assert rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS).summary["compute"] == "bfloat16"
-    monkeypatch.setenv(precision.VARIABLE, "float32")
-    assert rose.prune_model(make_model("llama"), make_tokens(), **OPTIONS).summary["compute"] == "float32"
 
 
 def test_several_processes_take_the_word_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,21 +189,6 @@ def test_weights_are_not_remembered_as_they_were_before_pruning() -> None:
         rose.prune_model(model, make_tokens(), compute="bfloat16", **OPTIONS)
         found.append(digest(model.state_dict()))
     assert found[0] == found[1]
-
-
-def test_a_checkpoint_belongs_to_one_format(tmp_path: Path) -> None:
-    rounded: dict[str, Any] = {**OPTIONS, "compute": "bfloat16"}
-    undisturbed = make_model("llama")
-    rose.prune_model(undisturbed, make_tokens(), **rounded)
-    with pytest.raises(rose.Cancelled):
-        rose.prune_model(
-            make_model("llama"), make_tokens(), checkpoint=tmp_path, progress=stop_at("prune", 1), **rounded
-        )
-    with pytest.raises(rose.RoseError, match=r"computed in bfloat16 there and are in float32 now \(--compute bfloat16"):
-        rose.prune_model(make_model("llama"), make_tokens(), checkpoint=tmp_path, compute="float32", **OPTIONS)
-    model = make_model("llama")
-    rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **OPTIONS)  # "auto" would be float32 here
-    assert digest(model.state_dict()) == digest(undisturbed.state_dict())
 
 
 def test_perplexity_is_exact_unless_asked_otherwise() -> None:

@@ -121,12 +121,6 @@ def test_a_layer_with_a_negative_trace_keeps_more(monkeypatch: pytest.MonkeyPatc
     assert [found[layer.name].ratio for layer in layers] == [0.625, 0.375, 0.5]
 
 
-@pytest.mark.parametrize("text", ["sensitivity:", "sensitivity:x", "sensitivity:1.5", "sensitivity:nan"])
-def test_bad_spreads(text: str) -> None:
-    with pytest.raises(rose.RoseError, match="α of sensitivity must be a number from 0 to 1"):
-        rose.prune_model(tiny_llama(), some_tokens(), allocation=text)
-
-
 def test_the_spread_of_a_run() -> None:
     spreads = {}
     for allocation in ("sensitivity", "sensitivity:0.1", "sensitivity:0.25"):
@@ -219,13 +213,6 @@ def test_owl_goes_on_where_no_token_came_to_any_layer_of_a_block() -> None:
     assert report.layers.set_index("layer").loc[unreached, "sparsity"] == 0
 
 
-def test_uniform_is_the_default() -> None:
-    one, other, tokens = tiny_llama(), tiny_llama(), some_tokens()
-    rose.prune_model(one, tokens, sparsity=0.5, block_size=8)
-    rose.prune_model(other, tokens, sparsity=0.5, block_size=8, allocation="uniform")
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-
-
 def test_progress_of_an_allocated_run_only_rises() -> None:
     for allocation in ("owl", "sensitivity"):
         events: list[rose.Progress] = []
@@ -239,17 +226,20 @@ def test_progress_of_an_allocated_run_only_rises() -> None:
         assert fractions[-1] == pytest.approx(1, abs=0.5)
 
 
-def test_bad_allocations() -> None:
-    model, tokens = tiny_llama(), some_tokens()
+@pytest.mark.parametrize(
+    ("allocation", "sparsity", "message"),
+    [
+        ("random", 0.5, "one of uniform, owl, sensitivity"),
+        ("owl:0.1", 0.5, "one of uniform, owl, sensitivity"),
+        ("owl", "2:4", "2:4 fixes the ratio"),
+        *((f"sensitivity:{bad}", 0.5, "must be a number from 0 to 1") for bad in ("", "x", "1.5", "nan")),
+    ],
+)
+def test_bad_allocations(allocation: str, sparsity: float | str, message: str) -> None:
+    model = tiny_llama()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(rose.RoseError, match="one of uniform, owl, sensitivity"):
-        rose.prune_model(model, tokens, allocation="random")
-    with pytest.raises(rose.RoseError, match="one of uniform, owl, sensitivity"):
-        rose.prune_model(model, tokens, allocation="owl:0.1")
-    with pytest.raises(rose.RoseError, match="2:4 fixes the ratio"):
-        rose.prune_model(model, tokens, sparsity="2:4", block_size=8, allocation="owl")
-    with pytest.raises(rose.RoseError, match="has no option"):
-        rose.prune_model(model, tokens, method="rose", options={"start": "wanda"})
+    with pytest.raises(rose.RoseError, match=message):
+        rose.prune_model(model, some_tokens(), sparsity=sparsity, block_size=8, allocation=allocation)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 

@@ -61,20 +61,24 @@ def undisturbed() -> tuple[str, rose.RunReport]:
         ("llama", {"method": "oats", "target": "layer"}),
         ("gemma3", {"target": "layer", "true_sequential": True}),
         ("llama", {"compute": "bfloat16"}),
+        ("llama", {"dtype": torch.bfloat16}),
         ("deepseek_v2", {"method": "oats"}),  # experts, in both layouts
         ("gpt_oss", {"method": "oats"}),
     ],
 )
 def test_going_on_gives_the_same_weights_and_report(family: str, options: dict[str, Any], tmp_path: Path) -> None:
     options = OPTIONS | options
-    plain = make_model(family)
+    dtype = options.pop("dtype", torch.float32)
+    plain = make_model(family).to(dtype)
     expected = rose.prune_model(plain, make_tokens(), **options)
     with pytest.raises(rose.Cancelled):
         rose.prune_model(
-            make_model(family), make_tokens(), checkpoint=tmp_path, progress=stop_at("prune", 1), **options
+            make_model(family).to(dtype), make_tokens(), checkpoint=tmp_path, progress=stop_at("prune", 1), **options
         )
+    options.pop("compute", None)  # "auto" goes on in the format of the checkpoint
     for _ in range(2):  # a finished run ends at once, with the same report
-        model = make_model(family)
+        model = make_model(family).to(dtype)
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
         found = rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **options)
         assert digest(model.state_dict()) == digest(plain.state_dict())
         assert found.layers.drop(columns="seconds").equals(expected.layers.drop(columns="seconds"))
@@ -99,19 +103,6 @@ def test_finished_blocks_are_not_run_again(tmp_path: Path, undisturbed: tuple[st
     again, _ = run(tmp_path, progress=events.append)
     assert again == undisturbed[0]
     assert {event.stage for event in events} == {"done"}
-
-
-def test_bfloat16_stays_as_it_is(tmp_path: Path) -> None:
-    plain = make_model("llama").bfloat16()
-    rose.prune_model(plain, make_tokens(), **OPTIONS)
-    for progress in (stop_at("calibrate", 1), None):
-        model = make_model("llama").bfloat16()
-        try:
-            rose.prune_model(model, make_tokens(), checkpoint=tmp_path, progress=progress, **OPTIONS)
-        except rose.Cancelled:
-            continue
-    assert model.lm_head.weight.dtype == torch.bfloat16
-    assert digest(model.state_dict()) == digest(plain.state_dict())
 
 
 def test_hidden_states_can_be_written_anew_where_they_were_found(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,8 @@ import rose
 from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
 from rose.model.walk.forward import check_blocks, record_inputs
-from tests.model.families import DENSE, UNCHAINED, UNKNOWN_EXPERTS, VOCABULARY, logits, make_model, make_tokens
+from tests.layer.helpers import statistics_of
+from tests.model.families import DENSE, EXPERTS, UNCHAINED, UNKNOWN_EXPERTS, VOCABULARY, logits, make_model, make_tokens
 
 OPTIONS: dict[str, Any] = {"block_size": 16}
 
@@ -72,7 +74,9 @@ def test_layers_are_found_by_structure(family: str) -> None:
     for layer in layers:
         assert modules[layer.name] is layer.module
         assert layer.name.endswith(f".{layer.block_index}.{layer.projection}")
-    assert {x.block_index for x in layers} == set(range(model.config.num_hidden_layers))
+    name, blocks = decoder_blocks(model)
+    assert model.get_submodule(name) is blocks
+    assert {x.block_index for x in layers} == set(range(model.config.num_hidden_layers)) == set(range(len(blocks)))
     # Everything linear but the head, and what projects embeddings, is inside.
     outside = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     outside = [name for name in outside if name not in {x.name for x in layers}]
@@ -89,17 +93,16 @@ def test_weight_is_out_by_in(family: str) -> None:
             torch.testing.assert_close(layer.module(x) - silent, x @ layer.weight.T, rtol=1e-4, atol=1e-5)
 
 
+MODES: list[dict[str, Any]] = [
+    {"target": "dense"},
+    {"target": "layer"},
+    *({"method": name} for name in ("rose_global", "sparsegpt", "wanda", "magnitude")),
+    {"true_sequential": True},
+]
+
+
 @usefixtures
-@every_family
-@pytest.mark.parametrize(
-    "mode",
-    [
-        *({"method": name} for name in ("rose", "rose_global", "sparsegpt", "wanda", "magnitude")),
-        {"target": "dense"},
-        {"true_sequential": True},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("family", "mode"), [*product(DENSE, MODES), *product(EXPERTS, MODES[:2])], ids=str)
 def test_ratio_zero_leaves_the_logits_bit_identical(family: str, mode: dict[str, Any]) -> None:
     model = make_model(family)
     before = logits(model)
@@ -109,13 +112,8 @@ def test_ratio_zero_leaves_the_logits_bit_identical(family: str, mode: dict[str,
     assert (report.layers["relative_error"] == 0).all()
 
 
-@usefixtures
-@every_family
-@pytest.mark.parametrize(("method", "sparsity"), [("rose", 0.5), ("rose_global", 0.5), ("rose", "2:4")])
-def test_half_is_half_in_every_layer(family: str, method: str, sparsity: float | str) -> None:
-    model = make_model(family)
-    before = logits(model)
-    report = rose.prune_model(model, make_tokens(), method=method, sparsity=sparsity, **OPTIONS)
+def assert_half(model: Any, report: rose.RunReport, sparsity: float | str) -> None:
+    """Half of every layer is gone, by 2:4 half of every four columns."""
     layers = rose.prunable_layers(model)
     assert report.layers["layer"].tolist() == [layer.name for layer in layers]
     assert (report.layers["sparsity"] == 0.5).all()
@@ -124,15 +122,28 @@ def test_half_is_half_in_every_layer(family: str, method: str, sparsity: float |
         assert 0 < error < 1, layer.name
         if sparsity == "2:4":
             assert (layer.weight.ne(0).unflatten(1, (-1, 4)).sum(2) == 2).all()
-    after = logits(model)
-    assert after.isfinite().all()
-    assert not torch.equal(before, after)
+    assert logits(model).isfinite().all()
+
+
+@usefixtures
+@every_family
+@pytest.mark.parametrize(("method", "sparsity"), [("rose", 0.5), ("rose_global", 0.5), ("rose", "2:4")])
+def test_half_is_half_in_every_layer(family: str, method: str, sparsity: float | str) -> None:
+    model = make_model(family)
+    before = logits(model)
+    report = rose.prune_model(model, make_tokens(), method=method, sparsity=sparsity, **OPTIONS)
+    assert_half(model, report, sparsity)
+    assert not torch.equal(before, logits(model))
 
 
 @usefixtures
 @every_family
 def test_statistics_equal_those_of_plain_hooks(family: str) -> None:
-    model, tokens = make_model(family), make_tokens()
+    assert_statistics(make_model(family))
+
+
+def assert_statistics(model: Any) -> None:
+    tokens = make_tokens()
     names = [layer.name for layer in rose.prunable_layers(model)]
     statistics = rose.collect_statistics(model, tokens)
     assert set(statistics) == set(names)
@@ -156,8 +167,7 @@ def test_pruned_blocks_feed_the_next(family: str) -> None:
         here = [layer for layer in layers if layer.block_index == index]
         seen = hooked_inputs(by_hand, [layer.name for layer in here], tokens)
         for layer in here:
-            statistics = rose.InputStatistics(layer.weight.shape[1])
-            statistics.update(seen[layer.name])
+            statistics = statistics_of(seen[layer.name])
             result = rose.prune_layer(layer.weight, statistics, method="sparsegpt", sparsity=0.5, **OPTIONS)
             layer.write(result.weight)
     errors = dict(zip(report.layers["layer"], report.layers["relative_error"], strict=True))
@@ -189,12 +199,7 @@ def test_each_block_gets_its_own_mask() -> None:
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "gpt2", "bloom", "falcon"])
 def test_eager_attention(family: str) -> None:
     """Masks are explicit tensors here, one for each batch size."""
-    model, tokens = make_model(family, attn_implementation="eager"), make_tokens()
-    names = [layer.name for layer in rose.prunable_layers(model)]
-    statistics = rose.collect_statistics(model, tokens)
-    for name, inputs in hooked_inputs(model, names, tokens).items():
-        hessian = inputs.T @ inputs
-        assert (statistics[name].hessian - hessian).abs().max() <= 1e-4 * hessian.abs().max(), name
+    assert_statistics(make_model(family, attn_implementation="eager"))
 
 
 @every_family
@@ -326,11 +331,3 @@ def test_families_without_a_chain_are_refused(family: str) -> None:
     with pytest.raises(rose.RoseError, match="not supported yet; choose another model"):
         rose.prune_model(model, make_tokens(), sparsity=0.5)
     assert torch.equal(logits(model), before)
-
-
-@every_family
-def test_blocks_are_the_models_own(family: str) -> None:
-    model = make_model(family)
-    name, blocks = decoder_blocks(model)
-    assert model.get_submodule(name) is blocks
-    assert len(blocks) == model.config.num_hidden_layers

@@ -15,6 +15,7 @@ import rose
 from rose.layer.error import relative_error
 from rose.model.network.layers import PrunableLayer
 from rose.model.walk.sequential import visit_sequentially
+from tests.layer.helpers import statistics_of
 from tests.model.families import DENSE, LENGTH, begin_walk, logits, make_model, make_tokens
 from tests.model.walk.test_families import hooked_inputs
 
@@ -38,12 +39,6 @@ def in_turn(model: PreTrainedModel) -> list[PrunableLayer]:
     for hook in hooks:
         hook.remove()
     return seen
-
-
-def statistics_of(inputs: Tensor) -> rose.InputStatistics:
-    statistics = rose.InputStatistics(inputs.shape[-1])
-    statistics.update(inputs)
-    return statistics
 
 
 @pytest.mark.parametrize("family", DENSE)
