@@ -109,7 +109,7 @@ def test_an_installed_package_is_found_by_its_entry_point(
         importlib.import_module(plugin.stem)
     rose.load_plugins()
     assert "largest" in rose.METHODS
-    monkeypatch.delitem(sys.modules, plugin.stem)
+    del sys.modules[plugin.stem]
 
 
 @pytest.mark.parametrize(
