@@ -7,6 +7,7 @@ the server starts, so that the first page does not wait for them.
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -37,6 +38,7 @@ def accept_own_pages_only() -> None:
 
 def main() -> None:
     sys.path.insert(0, str(HOME.parent))  # in place of this folder, whose modules are app.…
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while it is read; it has its own handler later
     from streamlit.web import cli  # at first: Plotly, which it reads, trips over a pandas that a thread has half read
 
     accept_own_pages_only()

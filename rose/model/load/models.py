@@ -90,6 +90,7 @@ def load_model(
     trust_remote_code: bool = False,
     stream: bool = False,
     scratch: str | Path | None = None,
+    finite: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer, on the CPU, in evaluation mode.
 
@@ -102,10 +103,11 @@ def load_model(
             `save_model` take such a model as any other; its forward pass does not work.
         scratch: existing folder for the pruned weights of a streamed model without a checkpoint; by default the
             system's folder for temporary files, which may itself be in memory.
+        finite: refuse weights that are NaN or infinite; False for who looks for them.
 
     Raises:
-        RoseError: no such model, no network, not a causal language model, missing or corrupt file, not enough
-            memory, or a repository that wants remote code.
+        RoseError: no such model, no network, not a causal language model, missing or corrupt file, weights that are not
+            finite or that the configuration does not name, not enough memory, or a repository that wants remote code.
     """
     wanted = parse_dtype(dtype)
     source = _locate(name)
@@ -115,7 +117,7 @@ def load_model(
         if stream and _builder(config):
             raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
         if stream:
-            model = build_streamed(config, _safetensors_folder(name, source), wanted, trust_remote_code, scratch)
+            model = build_streamed(config, _safetensors_folder(name, source), wanted, trust_remote_code, scratch, finite)
         else:
             model = _load_whole(name, config, source, wanted, options)
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
@@ -125,7 +127,8 @@ def load_model(
         model.is_quantized = False
         model.hf_quantizer = None
     model.requires_grad_(False)
-    check_finite(name, model.named_parameters())
+    if finite:
+        check_finite(name, model.named_parameters())
     return model.eval(), tokenizer
 
 

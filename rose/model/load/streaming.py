@@ -37,9 +37,9 @@ SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a shard, for its fingerprint: reading al
 
 
 def build_streamed(
-    config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool, scratch: str | Path | None
+    config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool, scratch: str | Path | None, finite: bool
 ) -> Any:
-    """A model whose weights stay in the safetensors files of `folder` until they are needed.
+    """A model whose weights stay in the safetensors files of `folder` until they are needed; arguments as `load_model`.
 
     Raises:
         RoseError: no such files, quantized ones, or tensors that are missing or named otherwise than in the model.
@@ -50,7 +50,7 @@ def build_streamed(
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     model.tie_weights()  # emptied one by one, they no longer are; a tied head must not count twice
-    residence = BlockFiles(model, folder, dtype, scratch)
+    residence = BlockFiles(model, folder, dtype, scratch, finite)
     _check_head(model, residence)
     used = {key for keys in residence.keys.values() for key in keys}
     check_all_used(str(folder), model, residence.files.keys() - used)
@@ -78,7 +78,9 @@ class BlockFiles(Residence):
         names: of tensors, in the files and as the model calls them.
     """
 
-    def __init__(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype, scratch: str | Path | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, folder: Path, dtype: torch.dtype, scratch: str | Path | None, finite: bool
+    ) -> None:
         prefix, blocks = decoder_blocks(model)
         super().__init__(model, blocks)
         self.prefix, self.folder, self.dtype = prefix, folder, dtype
@@ -96,7 +98,7 @@ class BlockFiles(Residence):
         self._identity = ""  # of all that was settled
         self._added: dict[str, nn.Parameter] = {}  # parameters that the files lack, on the meta device
         self._numbers = list(range(len(self.blocks)))  # of the decoder blocks in the files
-        self._scratch_in = scratch
+        self._scratch_in, self._finite = scratch, finite
 
     @cached_property
     def _scratch(self) -> tempfile.TemporaryDirectory:
@@ -300,7 +302,8 @@ class BlockFiles(Residence):
             # Opened anew each time: pages of an open file would stay in memory beside the copies.
             with safe_open(self.files[key], "pt") as file:
                 tensor = file.get_tensor(key)
-                check_finite(str(self.files[key]), [(key, tensor)])
+                if self._finite:
+                    check_finite(str(self.files[key]), [(key, tensor)])
                 return tensor.to((dtype or self.dtype) if tensor.is_floating_point() else tensor.dtype, copy=True)
         except (OSError, SafetensorError) as problem:
             raise RoseError(f"{self.files[key]} cannot be read any more ({problem}); restore it.") from problem
