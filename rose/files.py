@@ -35,13 +35,17 @@ def reachable(name: str | Path) -> Path:
     """The expanded path of what may be there or not.
 
     Raises:
-        RoseError: the system cannot tell: a name that no file can have, or a folder that is closed to this user.
+        RoseError: the system cannot tell: a name that no file can have, or a folder that is closed to this user; or a
+            link on the way leads nowhere, through which nothing can be written either.
     """
     path = expand(name)
     try:
         path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
+    except (FileNotFoundError, NotADirectoryError) as problem:
+        for link in (path, *path.parents):
+            if link.is_symlink() and not link.exists():
+                why = f"{link} is a link to {os.readlink(link)}, which does not exist"
+                raise RoseError(f"{why}; make that, or choose another path.") from problem
     except (OSError, ValueError) as problem:
         why = getattr(problem, "strerror", None) or problem
         raise RoseError(f"{str(name)[:200]} cannot be looked up ({why}); check the path.") from problem
@@ -126,14 +130,15 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+READ_AGAIN = "what is whole is kept, and the same command goes on from there."
 GOES_ON = "make room or choose another folder. What it holds so far is kept, and the same command resumes from there."
 
 
 @contextmanager
-def explained(folder: Path, remedy: str = GOES_ON) -> Iterator[None]:
-    """Turns errors of the file system into one sentence that says what to do."""
+def explained(folder: Path, remedy: str = GOES_ON, done: str = "written") -> Iterator[None]:
+    """Turns errors of the file system into one sentence that says what was not `done`, and what to do."""
     try:
         yield
     except (OSError, SafetensorError) as problem:
         reason = getattr(problem, "strerror", None) or str(problem)
-        raise RoseError(f"The checkpoint in {folder} cannot be written or read ({reason}); {remedy}") from problem
+        raise RoseError(f"The checkpoint in {folder} cannot be {done} ({reason}); {remedy}") from problem

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import math
 import platform
@@ -230,11 +232,19 @@ def records_table(records: Sequence[Any], kind: type = LayerRecord) -> pd.DataFr
 def read_records(path: str | Path, kind: type[Record], holds: str) -> list[Record]:
     """Reads a CSV file of `records_table`; fields that have a default may be missing.
 
-    Raises RoseError for another file, and says there what it should hold: `holds`, such as "damages".
+    Raises RoseError for another file, and says there what it should hold: `holds`, such as "damages". Also for a line
+    that is no whole row, which it names: cut off, or with something else for a number.
     """
-    texts = [name for name, hint in get_type_hints(kind).items() if hint is str]
+    hints = get_type_hints(kind)
+    texts = [name for name, hint in hints.items() if hint is str]
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(texts, str), float_precision="round_trip")
+        content = Path(path).read_text(encoding="utf-8")
+        if line := _broken_line(content, hints):
+            raise RoseError(
+                f"Line {line} of {path} is no whole row of {holds}; remove it, and the command that wrote the file "
+                "adds it again."
+            )
+        table = pd.read_csv(io.StringIO(content), dtype=dict.fromkeys(texts, str), float_precision="round_trip")
         fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]
         table = table[[one.name for one in fields if one.name in table or one.default is dataclasses.MISSING]]
         empty = dict.fromkeys(texts, "") | dict.fromkeys(_optional(kind), None)
@@ -245,8 +255,37 @@ def read_records(path: str | Path, kind: type[Record], holds: str) -> list[Recor
         return [kind(**row) for row in pd.DataFrame(columns).to_dict("records")]
     except OSError as problem:
         raise RoseError(f"{path} cannot be read ({problem.strerror}); choose a rows.csv of rose.") from problem
-    except (ValueError, KeyError) as problem:
+    except RoseError:
+        raise
+    except (ValueError, KeyError, csv.Error) as problem:
         raise RoseError(f"{path} is not a table of {holds}; choose a rows.csv of rose.") from problem
+
+
+def _broken_line(content: str, hints: Mapping[str, Any]) -> int | None:
+    """The number of the first line that is no whole row; None where all are, or where the columns are others."""
+    rows = csv.reader(io.StringIO(content))
+    names = next(rows, [])
+    if hints.keys().isdisjoint(names):
+        return None
+    for row in filter(None, rows):
+        if len(row) != len(names) or not all(
+            _fits(text, hints.get(name)) for name, text in zip(names, row, strict=True)
+        ):
+            return rows.line_num
+    return None if content.endswith("\n") else rows.line_num
+
+
+def _fits(text: str, hint: Any) -> bool:
+    """Whether a field of this type was written as this text."""
+    if hint is int:
+        return text.removeprefix("-").isdigit()
+    if hint not in (float, float | None, int | None):
+        return True
+    try:
+        float(text or "nan")
+    except ValueError:
+        return False
+    return True
 
 
 def _optional(kind: type) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -203,8 +203,11 @@ def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
 # Folders
 
 
-def read_runs(path: str) -> list[FinishedRun]:
-    """Reads a report.json, the one in a folder, or those in the folders of a folder; RoseError names a bad file."""
+def read_runs(path: str, skip: Callable[[rose.RoseError], Any] | None = None) -> list[FinishedRun]:
+    """Reads a report.json, the one in a folder, or those in the folders of a folder; RoseError names a bad file.
+
+    Of several, each that cannot be read goes to `skip`, where that is given, and the others are read.
+    """
     place = expand(path.strip())
     try:
         files = [place] if place.is_file() else [place / REPORT] if (place / REPORT).is_file() else []
@@ -217,7 +220,15 @@ def read_runs(path: str) -> list[FinishedRun]:
         )
     if len(files) > MOST_RUNS:
         raise rose.RoseError(f"{place} holds {len(files)} runs; give a folder of at most {MOST_RUNS}, or a single one.")
-    return [run for file in files for run in read_report(file)]
+    runs: list[FinishedRun] = []
+    for file in files:
+        try:
+            runs += read_report(file)
+        except rose.RoseError as problem:
+            if skip is None or len(files) == 1:
+                raise
+            skip(problem)
+    return runs
 
 
 def read_report(file: Path) -> list[FinishedRun]:

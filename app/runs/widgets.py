@@ -33,6 +33,11 @@ def saved(key: str, label: str, read: Callable[[str], Sequence[Any]], help: str)
     return found
 
 
+def left_out(problem: RoseError) -> None:
+    """Says which of several runs cannot be read."""
+    st.warning(f"Left out: {problem}", icon=":material/warning:")
+
+
 def start_button(
     label: str, key: str, start: Callable[..., None], *args: Any, problem: str = "", running: bool = False, icon: str
 ) -> DeltaGenerator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ from app.figures import depth as figures
 from app.runs import depth, finished
 from app.runs.finished import FinishedRun
 from app.runs.request import estimate
-from app.runs.widgets import follow, saved
+from app.runs.widgets import follow, left_out, saved
 
 PRUNE_PAGE = "views/prune.py"
 DRIFT, ORIGIN, REPAIR = "Drift", "Where it arises", "What is repaired"
@@ -82,7 +83,7 @@ def _opened() -> list[FinishedRun]:
     runs = saved(
         "depth_path",
         "Folders of saved runs",
-        finished.read_runs,
+        partial(finished.read_runs, skip=left_out),
         "Folders written by `rose prune`, `rose slim` or the Prune page, or one that holds several such folders; "
         "separated by semicolons. The runs need held-out tokens: drift is measured on them.",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -15,7 +16,7 @@ from app.runs import finished, pairs
 from app.runs.depth import drift_table
 from app.runs.finished import FinishedRun
 from app.runs.pairs import Pair
-from app.runs.widgets import csv_button, saved
+from app.runs.widgets import csv_button, left_out, saved
 from rose.report import without_formulas
 
 PRUNE_PAGE = "views/prune.py"
@@ -53,7 +54,7 @@ def _offered() -> list[FinishedRun]:
     opened = saved(
         "runs_path",
         "Folders of saved runs",
-        finished.read_runs,
+        partial(finished.read_runs, skip=left_out),
         "Folders that `rose prune`, `rose slim`, `rose analyze` or the Prune page have written, or one that holds "
         "several such folders; separated by semicolons. They are read, nothing in them is run.",
     )

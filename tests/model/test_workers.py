@@ -127,6 +127,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(several: Found) -> None:
         "allocation.safetensors",
         "drift.json",
         "lock",
+        "run-copy.json",
         "run.json",
     }
 

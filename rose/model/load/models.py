@@ -32,7 +32,7 @@ from transformers.utils import logging
 from rose.errors import RoseError
 from rose.files import reachable
 from rose.model.load.gguf import frugal_reading
-from rose.model.load.soundness import check_all_used, check_finite, check_sizes
+from rose.model.load.soundness import check_all_used, check_finite, check_shapes, check_sizes
 from rose.model.load.streaming import build_streamed, write_streamed
 from rose.model.network.layers import count_parameters, low_rank_tensors, named_layers
 from rose.model.network.network import Network
@@ -117,7 +117,9 @@ def load_model(
         if stream and _builder(config):
             raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
         if stream:
-            model = build_streamed(config, _safetensors_folder(name, source), wanted, trust_remote_code, scratch, finite)
+            model = build_streamed(
+                config, _safetensors_folder(name, source), wanted, trust_remote_code, scratch, finite
+            )
         else:
             model = _load_whole(name, config, source, wanted, options)
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
@@ -147,8 +149,11 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
     build = _builder(config)
     if build:
         return build(config, _safetensors_folder(name, source), dtype)
-    found: Any = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, output_loading_info=True, **options)
+    # Sizes that do not fit are refused below, in a sentence of our own.
+    asked: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    found: Any = AutoModelForCausalLM.from_pretrained(source.location, **asked, **options)
     model, loaded = found
+    check_shapes(name, loaded["mismatched_keys"])
     _check_complete(name, loaded["missing_keys"])
     check_all_used(name, model, loaded["unexpected_keys"])
     return model
@@ -303,6 +308,11 @@ def _explained(name: str, source: _Source) -> Iterator[None]:
             raise RoseError(
                 f"{name} wants to run Python code from its repository; if you trust it, ask for it by name "
                 "(--trust-remote-code), or choose another model."
+            ) from problem
+        if "weights_only" in text:  # torch's advice is to load it all the same
+            raise RoseError(
+                f"The weights of {name} are a pickle with more in it than tensors, which could run any program; it is "
+                "not loaded. Get the model as safetensors."
             ) from problem
         if source.is_local:
             raise RoseError(

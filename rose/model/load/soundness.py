@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,15 @@ def check_sizes(name: str, config: Mapping[str, Any]) -> None:
             check_sizes(name, value)
         elif most and isinstance(value, int | float) and not (least <= value <= most and value == int(value)):
             raise RoseError(f"The configuration of {name} says {field} = {value}; it must be from {least} to {most:,}.")
+
+
+def check_shapes(name: str, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Raises RoseError for the first (tensor, shape in the files, shape by the configuration)."""
+    for key, found, wanted in sorted(mismatched):
+        raise RoseError(
+            f"{key} is of shape {tuple(found)} in the files of {name}, but of {tuple(wanted)} by its config.json, "
+            "which belongs to another model, or was changed."
+        )
 
 
 def check_all_used(name: str, model: nn.Module, unused: Collection[str]) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from rose.model.measure.folder import MeasurementFolder
 from rose.model.measure.perplexity import perplexity_of
-from rose.model.run.damages import WHOLE, DamageRecord
+from rose.model.run.damages import WHOLE, DamageRecord, model_of_damages
 from rose.report import records_table
 
 # What could tell damage in advance; columns of the table.
@@ -109,8 +109,14 @@ class DamageFolder(MeasurementFolder[DamageRecord]):
     key = ("unit",)
     holds = "measurement of damage", "damages"
     summaries = ("summary.json",)
-    norms: Sequence[float] = ()  # `embedding_norms` of the model
+    norms: Sequence[float] = ()  # `embedding_norms` of the model, where it is loaded
+
+    def know(self, norms: Sequence[float]) -> None:
+        """Keeps `embedding_norms` of the model, before any row: whatever kills the command, rows have their model."""
+        self.norms = norms
+        self.add()
 
     def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
-        summary = DamageReport.from_records(self.rows, **settings, embedding_norms=list(self.norms)).summary
+        norms = list(self.norms) or model_of_damages(self.folder) or []
+        summary = DamageReport.from_records(self.rows, **settings, embedding_norms=norms).summary
         return {"summary.json": json.dumps(summary, indent=1)}

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic
 from filelock import FileLock
 
 from rose.errors import RoseError
-from rose.files import TEMPORARY, write_atomically
+from rose.files import TEMPORARY, reachable, write_atomically
 from rose.report import Record, read_records, records_table
 
 
@@ -39,7 +39,7 @@ class MeasurementFolder(Generic[Record]):
         Raises:
             RoseError: it belongs to one with other settings, or cannot be read or written.
         """
-        self.folder = Path(folder)
+        self.folder = reachable(folder)
         self._settings = json.dumps(dict(settings), indent=1, sort_keys=True)
         self._lock = FileLock(self.folder / ".lock")
         try:
@@ -95,8 +95,8 @@ class MeasurementFolder(Generic[Record]):
         """What `rows` come to: the content of each of `summaries`, by name."""
         raise NotImplementedError
 
-    def add(self, row: Record) -> None:
-        """Keeps one more row, beside those that other processes have added, and updates the other files.
+    def add(self, *rows: Record) -> None:
+        """Keeps more rows, beside those that other processes have added, and updates the other files.
 
         Raises:
             RoseError: the folder cannot be written any more.
@@ -105,10 +105,14 @@ class MeasurementFolder(Generic[Record]):
             with self._lock:
                 self._check_settings()  # another command may have begun here since
                 tell = attrgetter(*self.key)
-                known = self._read()
-                self.rows = known if tell(row) in map(tell, known) else [*known, row]
-                rows = records_table(self.rows, self.kind).to_csv(index=False)
-                self._write({"rows.csv": rows, **self.summarize(json.loads(self._settings))})
+                self.rows = self._read()
+                known = set(map(tell, self.rows))
+                new = [row for row in rows if tell(row) not in known]
+                self.rows += new
+                if new:
+                    text = records_table(self.rows, self.kind).to_csv(index=False)
+                    self._write({"rows.csv": text})
+                self._write(self.summarize(json.loads(self._settings)))
         except OSError as problem:
             raise RoseError(
                 f"{self.folder} cannot be written ({problem.strerror}); make room. Rows so far are kept, and the same "

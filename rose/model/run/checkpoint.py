@@ -3,6 +3,7 @@
 The folder holds
 
     run.json                    what the run is: settings, digests of tokens and of the dense weights
+    run-copy.json               the same again, as nothing tells it anew
     allocation.safetensors      what was decided on the dense model: the pattern of each layer, or the shapes to cut to
     block-00007.safetensors     pruned weights of one decoder block's layers, their records, the time spent so far
     activations-00008/          the inputs of the decoder block that comes next, a file per batch
@@ -41,6 +42,7 @@ from rose.files import (
     digest,
     explained,
     known_digest,
+    reachable,
     read_tensors,
     write_atomically,
     write_tensors,
@@ -56,6 +58,7 @@ from rose.model.workers import Workers
 
 logger = logging.getLogger(__name__)
 
+DESCRIPTIONS = ("run.json", "run-copy.json")
 FORMAT = 9  # raise it where an older folder would no longer give the same weights
 
 
@@ -213,12 +216,20 @@ class Checkpoint(DiskStorage):
 
 def begun_with(folder: str | Path | None) -> str | None:
     """The format of products in the run that was begun in this folder; None where none was."""
-    if folder is None or not (path := Path(folder) / "run.json").exists():
-        return None
-    try:
-        return str(json.loads(path.read_text())["products"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # `open_checkpoint` says what is wrong
+    known = None if folder is None else _described(Path(folder))
+    return None if known is None or "products" not in known else str(known["products"])
+
+
+def _described(folder: Path) -> dict[str, Any] | None:
+    """What the run in this folder is; None where that is not there or damaged."""
+    for name in DESCRIPTIONS:
+        try:
+            known = json.loads((folder / name).read_text())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(known, dict):
+            return known
+    return None
 
 
 @contextmanager
@@ -247,7 +258,7 @@ def open_checkpoint(
             residence.overlay(lambda index: write(scratch.read(index)), scratch.finished, None)
             yield scratch
         return
-    folder = Path(folder)
+    folder = reachable(folder)
     lock = FileLock(folder / "lock")
     try:
         workers = Workers.here()
@@ -272,21 +283,25 @@ def _begin(folder: Path, lock: BaseFileLock, run: Callable[[], Mapping[str, Any]
 
 def _claim(folder: Path, run: Mapping[str, Any]) -> None:
     """Removes unfinished files of a killed run, and checks that the folder belongs to this run."""
-    path = folder / "run.json"
     with explained(folder):
-        begun = path.exists()
+        begun = any((folder / name).exists() for name in DESCRIPTIONS)
         for leftover in folder.glob(f"*{TEMPORARY}" if begun else f"run.json*{TEMPORARY}"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        if not begun:
-            if any(item.name != "lock" for item in folder.iterdir()):
-                raise RoseError(f"{folder} is not empty and holds no checkpoint; choose another folder.")
-            write_atomically(path, json.dumps(run, indent=1).encode())
-            return
-    try:
-        before = json.loads(path.read_text())
-        changed = [name for name in {**run, **before} if run.get(name) != before.get(name)]
-    except (ValueError, TypeError) as problem:
-        raise RoseError(f"{path} is damaged; choose another folder, or remove this one.") from problem
+        if not begun and any(item.name != "lock" for item in folder.iterdir()):
+            raise RoseError(f"{folder} is not empty and holds no checkpoint; choose another folder.")
+    before = _described(folder) if begun else run
+    if before is None:
+        raise RoseError(
+            f"{folder / DESCRIPTIONS[0]} and its copy are damaged, so nothing tells which run the decoder blocks there "
+            "are of; put one of them back, or remove the folder and start the run again."
+        )
+    changed = [name for name in {**run, **before} if run.get(name) != before.get(name)]
+    if not changed:
+        text = json.dumps(run, indent=1).encode()
+        with explained(folder):
+            for path in map(folder.joinpath, DESCRIPTIONS):
+                if not path.exists() or path.read_bytes() != text:
+                    write_atomically(path, text)
     if changed:
         changed.sort(key=lambda name: name != "command")  # it explains the others
         raise RoseError(

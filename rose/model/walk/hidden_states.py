@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rose.files import TEMPORARY, DamagedFile, explained, read_tensors, sync, write_tensors
+from rose.files import READ_AGAIN, TEMPORARY, DamagedFile, explained, read_tensors, sync, write_tensors
 
 
 class Activations(Protocol):
@@ -53,7 +53,7 @@ class DiskActivations:
 
     def read(self, stream: str, batch: int) -> Tensor:
         assert self._current is not None
-        with explained(self.folder):
+        with explained(self.folder, READ_AGAIN, "read"):
             try:
                 return read_tensors(_file(self._current, stream, batch))[0]["hidden"]
             except DamagedFile as problem:

@@ -150,6 +150,18 @@ def test_what_rose_has_not_written_is_refused_in_one_sentence(
     assert str(tmp_path) in str(told.value)
 
 
+def test_one_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
+    saved(tmp_path / "whole", made_report())
+    (tmp_path / "broken").mkdir()
+    report_file(tmp_path / "broken", PRUNED, "rows")
+    with pytest.raises(rose.RoseError, match="broken"):
+        finished.read_runs(str(tmp_path))
+    said: list[rose.RoseError] = []
+    (run,) = finished.read_runs(str(tmp_path), said.append)
+    assert run.place == str(tmp_path / "whole")
+    assert [str(tmp_path / "broken") in str(problem) for problem in said] == [True]
+
+
 def test_no_report_and_no_text_are_refused(tmp_path: Path) -> None:
     with pytest.raises(rose.RoseError, match=r"no report\.json in .*; give a folder"):
         finished.read_runs(str(tmp_path))

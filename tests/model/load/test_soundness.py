@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,32 @@ def test_more_decoder_blocks_than_the_configuration_names(folder: Path, stream: 
     configure(folder, num_hidden_layers=2)
     with pytest.raises(rose.RoseError, match=r"9 weights .* does not name, such as model\.layers\.2\.input_layernorm"):
         rose.load_model(str(folder), stream=stream)
+
+
+@pytest.mark.parametrize(("field", "value"), [("vocab_size", 100), ("num_key_value_heads", 1)])
+def test_shapes_that_are_not_those_of_the_configuration(folder: Path, field: str, value: int) -> None:
+    configure(folder, **{field: value})
+    with pytest.raises(rose.RoseError, match=r"^\S+ is of shape \(\d+, 32\) in the files of \S+, but of \(\d+, 32\)"):
+        rose.load_model(str(folder))
+
+
+class Program:
+    """Runs something where it is unpickled without care."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.proof,)
+
+
+def test_a_pickle_that_runs_something(folder: Path, tmp_path: Path) -> None:
+    weights = folder / "model.safetensors"
+    torch.save(load_file(weights) | {"more": Program(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(rose.RoseError, match=r"run any program; it is not loaded\. Get the model as safetensors\.$"):
+        rose.load_model(str(folder))
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("value", [-3, 0, 10**9])

@@ -160,12 +160,25 @@ def test_damaged_files_cost_time_and_nothing_else(
         assert "decoder block 1 is pruned again" in caplog.text
 
 
-@pytest.mark.parametrize("harm", [cut, flip])
-def test_a_damaged_description_is_refused(harm: Callable[[Path], Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("harm", [cut, Path.unlink])
+@pytest.mark.parametrize("name", ["run.json", "run-copy.json"])
+def test_a_damaged_description_is_written_again_from_the_other(
+    harm: Callable[[Path], Any], name: str, tmp_path: Path, undisturbed: tuple[str, rose.RunReport]
+) -> None:
+    interrupt(tmp_path)
+    harm(tmp_path / name)
+    events: list[rose.Progress] = []
+    assert run(tmp_path, progress=events.append)[0] == undisturbed[0]
+    assert min(event.block_index for event in events) == 2
+    assert (tmp_path / "run.json").read_bytes() == (tmp_path / "run-copy.json").read_bytes()
+
+
+def test_damaged_descriptions_are_refused(tmp_path: Path) -> None:
     interrupt(tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
-    harm(tmp_path / "run.json")
-    with pytest.raises(rose.RoseError, match=r"run\.json is damaged|belongs to another run"):
+    for name in ("run.json", "run-copy.json"):
+        cut(tmp_path / name)
+    with pytest.raises(rose.RoseError, match=r"run\.json and its copy are damaged.*; put one of them back, or remove"):
         run(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
@@ -258,9 +271,9 @@ def test_a_disk_too_full_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(rose.model.run.prune, "start_walk", None)  # no work may begin
-    with pytest.raises(rose.RoseError, match="cannot be written or read"):
+    with pytest.raises(rose.RoseError, match="cannot be written"):
         run(tmp_path / "file")
-    with pytest.raises(rose.RoseError, match="cannot be written or read"):
+    with pytest.raises(rose.RoseError, match="cannot be written"):
         run(tmp_path / "file" / "below")
 
     def refuse(*_args: Any, **_options: Any) -> None:

@@ -1,0 +1,153 @@
+"""Files and links that a disk, a kill or a person has left in a state in which no command leaves them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import rose
+from rose import cli
+from rose.files import write_atomically
+from rose.model.measure import folder as measurements
+from rose.model.run.allocation import parse_allocation
+from rose.model.run.damages import read_damages
+from tests.tiny import save_tiny_llama
+
+TEXT = "The quick brown fox jumps over the lazy dog. " * 40
+
+
+@pytest.fixture(scope="module")
+def call(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """`rose damage` of a tiny model, but for its output."""
+    place = tmp_path_factory.mktemp("damage")
+    model = save_tiny_llama(place / "model", hidden=32)
+    (place / "text.txt").write_text(TEXT)
+    calibration = f"--calibration {place / 'text.txt'} --samples 2 --length 16 --held-out 2"
+    return f"damage --model {model} {calibration} --sparsity 0.5 --units blocks --output".split()
+
+
+@pytest.fixture(scope="module")
+def damages(call: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The files that it has written."""
+    folder = tmp_path_factory.mktemp("whole") / "damage"
+    assert cli.main([*call, str(folder)]) == 0
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+# ---- links that lead nowhere
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "prune --sparsity 0.5 --output {place}",
+        "prune --sparsity 0.5 --output {free} --checkpoint {place}",
+        "slim --ratio 0.3 --output {place}",
+        "damage --sparsity 0.5 --output {place}",
+        "compare --methods wanda --sparsity 0.5 --evaluate packaged --output {place}",
+        "analyze --sparsity 0.5 --output {place}",
+        "evaluate --tasks piqa --output {place}.csv",
+    ],
+)
+def test_a_link_that_leads_nowhere_is_refused_before_the_run(
+    command: str, below: str, call: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("link", "link.csv"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    name, *options = command.format(place=tmp_path / "link" / below, free=tmp_path / "free").split()
+    if below and ".csv" in command:
+        options[-1] = str(tmp_path / "link" / "below.csv")
+    model = ["--model", "/no/such/model"] if "checkpoint" not in command else call[1:-5]
+    assert cli.main([name, *model, *options]) == 2
+    assert "is a link to" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "nowhere").exists()
+
+
+# ---- rows
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text[:-40],
+        lambda text: text[:-1],
+        lambda text: text + "\x00\x01\n",
+        lambda text: text + text.splitlines()[-1].replace("*", '"*') + "\n",
+        lambda text: text.replace("\n*,-1,", "\n*,x,"),
+        lambda text: text.replace("\n*,-1,", "\n*,,"),
+        lambda text: text.replace("\n*,-1,", "\n*,-1,1,"),
+    ],
+    ids=["cut", "unended", "bytes", "quote", "text", "empty", "more"],
+)
+def test_a_row_that_is_not_whole_is_named_and_can_be_measured_again(
+    spoil: Any, call: list[str], damages: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "damage"
+    folder.mkdir()
+    for name, text in damages.items():
+        (folder / name).write_text(text)
+    broken = spoil(damages["rows.csv"])
+    (folder / "rows.csv").write_text(broken)
+    assert cli.main([*call, str(folder)]) == 2
+    number = len(broken.splitlines())
+    assert f"Line {number} of {folder / 'rows.csv'} is no whole row" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(rose.RoseError, match=f"Line {number} "):
+        parse_allocation(f"damage:{folder}").damages()
+    (folder / "rows.csv").write_text("".join(line + "\n" for line in broken.splitlines()[: number - 1]))
+    assert cli.main([*call, str(folder)]) == 0
+    kept, whole = (pd.read_csv(path) for path in (folder / "rows.csv", _written(tmp_path, damages["rows.csv"])))
+    pd.testing.assert_frame_equal(kept.drop(columns="seconds"), whole.drop(columns="seconds"))
+
+
+def _written(folder: Path, text: str) -> Path:
+    (folder / "whole.csv").write_text(text)
+    return folder / "whole.csv"
+
+
+# ---- what a measurement belongs to
+
+
+def test_damages_know_their_model_whenever_the_command_was_killed(
+    call: list[str], damages: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last row was there once before what all rows come to, which then was written without the model."""
+    folder = tmp_path / "damage"
+
+    class Killed(BaseException):
+        pass
+
+    def write(path: Path, content: bytes) -> None:
+        write_atomically(path, content)
+        if path.name == "rows.csv":
+            raise Killed
+
+    for _ in range(4):
+        with monkeypatch.context() as patch:
+            patch.setattr(measurements, "write_atomically", write)
+            with pytest.raises(Killed):
+                cli.main([*call, str(folder)])
+    assert len(read_damages(folder / "rows.csv")) == 4
+    for _ in range(2):
+        assert cli.main([*call, str(folder)]) == 0
+        summary = json.loads((folder / "summary.json").read_text())
+        assert len(summary["embedding_norms"]) == 8
+        assert summary == json.loads(damages["summary.json"])
+
+
+def test_rows_of_a_model_that_was_replaced_are_not_added_to(
+    call: list[str], damages: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, model = tmp_path / "damage", tmp_path / "model"
+    save_tiny_llama(model, hidden=32)
+    command = [str(model) if call[place - 1 : place] == ["--model"] else word for place, word in enumerate(call)]
+    assert cli.main([*command, str(folder)]) == 0
+    rows = (folder / "rows.csv").read_text().splitlines(keepends=True)
+    (folder / "rows.csv").write_text("".join(rows[:2]))
+    save_tiny_llama(model, hidden=32, seed=1)
+    assert cli.main([*command, str(folder)]) == 2
+    assert "are those of another model" in " ".join(capsys.readouterr().err.split())
