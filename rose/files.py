@@ -44,8 +44,8 @@ def reachable(name: str | Path) -> Path:
     except (FileNotFoundError, NotADirectoryError) as problem:
         for link in (path, *path.parents):
             if link.is_symlink() and not link.exists():
-                why = f"{link} is a link to {os.readlink(link)}, which does not exist"
-                raise RoseError(f"{why}; make that, or choose another path.") from problem
+                place = f"{link} is a link to {os.readlink(link)}, which does not exist"
+                raise RoseError(f"{place}; make that, or choose another path.") from problem
     except (OSError, ValueError) as problem:
         why = getattr(problem, "strerror", None) or problem
         raise RoseError(f"{str(name)[:200]} cannot be looked up ({why}); check the path.") from problem
