@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import rose
-from rose.model.network.residence import residence_of
+from rose.model.network.network import Network
 from tests.tiny import save_tiny_llama
 
 
@@ -79,5 +79,5 @@ def test_a_weight_that_is_no_number_is_named(folder: Path, value: float) -> None
         rose.prune_model(model, tokens, block_size=16)
     for stream in (False, True):
         broken, _ = rose.load_model(str(folder), finite=False, stream=stream)
-        with residence_of(broken).visit(1, torch.device("cpu")) as block:
+        with Network(broken).residence.visit(1, torch.device("cpu")) as block:
             assert int((~block.mlp.up_proj.weight.isfinite()).sum()) == 1
