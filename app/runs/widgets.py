@@ -35,7 +35,7 @@ def saved(key: str, label: str, read: Callable[[str], Sequence[Any]], help: str)
 
 def left_out(problem: RoseError) -> None:
     """Says which of several runs cannot be read."""
-    st.warning(f"Left out: {problem}", icon=":material/warning:")
+    st.warning(words.plain(f"Left out: {problem}"), icon=":material/warning:")
 
 
 def start_button(
