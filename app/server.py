@@ -4,8 +4,6 @@ Streamlit reads a page's modules when the first browser asks for it. Here torch,
 the server starts, so that the first page does not wait for them.
 """
 
-from __future__ import annotations
-
 import importlib
 import signal
 import sys

@@ -4,8 +4,6 @@ Choices live in `st.session_state`, are mirrored into the URL by `publish`, and 
 session starts. Widgets of single pages may use `bind="query-params"` for choices that only they have.
 """
 
-from __future__ import annotations
-
 import math
 import uuid
 from collections.abc import Callable
@@ -16,7 +14,6 @@ import streamlit as st
 
 import rose
 from app import shared, words
-from app.diffusion.run import DiffusionRequest, DiffusionRun
 from app.jobs import Job, Run
 from app.runs.damage import DamageRequest, DamageRun
 from app.runs.pruning import PruningRun
@@ -210,36 +207,15 @@ def start_pruning(request: PruneRequest) -> None:
     earlier = own_pruning()
     if earlier is not None and (leave(earlier.job) or earlier.job.status != "running"):
         earlier.discard()
-    run = _new_pruning(setup(), request)
+    run = new_pruning(setup(), request)
     name = st.session_state.own_pruning = shared.keep_pruning(run)
     follow_pruning(name)
     follow_run(run, PRUNING)
     run.job.start()
 
 
-def _new_pruning(chosen: Setup, request: PruneRequest) -> PruningRun:
+def new_pruning(chosen: Setup, request: PruneRequest) -> PruningRun:
     return PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.publish)
-
-
-def diffusion() -> DiffusionRun | None:
-    """This session's latest run over the packaged diffusion model."""
-    return st.session_state.get("diffusion_run")
-
-
-def start_diffusion(request: DiffusionRequest) -> None:
-    """Prunes a copy of the packaged diffusion model; an earlier run is stopped."""
-    run = DiffusionRun(request, shared.dense_diffusion())
-    start_run("diffusion_run", run, "blur_on: Pruning the diffusion model")
-
-
-def comparing() -> PruningRun | None:
-    """This session's latest comparison of targets, started on the Depth page."""
-    return st.session_state.get("comparing")
-
-
-def start_comparing(chosen: Setup, request: PruneRequest) -> None:
-    """Prunes copies of a set-up's model to see where they drift; its reports join those of the server."""
-    start_run("comparing", _new_pruning(chosen, request), "waterfall_chart: Comparing targets")
 
 
 def damage(request: DamageRequest) -> DamageRun | None:

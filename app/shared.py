@@ -1,7 +1,5 @@
 """What all browser sessions share: models, calibrations and studies. The only place with `st.cache_*`."""
 
-from __future__ import annotations
-
 import gc
 import threading
 import uuid

@@ -1,7 +1,5 @@
 """Beside every page: the current set-up, the run in progress, and the chosen layer."""
 
-from __future__ import annotations
-
 import streamlit as st
 
 from app import components, session, shared, words

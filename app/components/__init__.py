@@ -15,4 +15,14 @@ from app.components.needs import (
     while_measured,
 )
 from app.components.said import error, info, warning
-from app.components.work import cancel_button, duration, finished, job_status, live, size, stopped, while_running
+from app.components.work import (
+    cancel_button,
+    duration,
+    finished,
+    job_status,
+    lasting,
+    live,
+    size,
+    stopped,
+    while_running,
+)

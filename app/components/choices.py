@@ -1,7 +1,5 @@
 """What people choose: buttons in a row, layers, and choices that follow what they name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -75,16 +73,11 @@ def edited_setup() -> None:
 
 
 def keep_choice(key: str, offered: Mapping[str, Any]) -> list[str]:
-    """Lets a widget's choice, of one name or of several, follow what it names when names change.
+    """Lets a widget's choice, of one name or of several, follow what it names when names change; returns former names.
 
     Names change when runs arrive that would have the same ones. What is not offered any more is not chosen either.
-    Call it before the widget.
-
-    Args:
-        offered: by name, what is to be told apart: the same are one object, or equal tuples.
-
-    Returns:
-        The names, as they are now, of what was offered before.
+    Call it before the widget. What has been offered before under another name is one object, or an equal tuple; the
+    names returned are those that it has now.
     """
     state = st.session_state
     before, chosen = state.get(f"{key}-offered", {}), state.get(key)

@@ -1,7 +1,5 @@
 """A figure with its computed caption and its downloads, tables, and the report of finished runs."""
 
-from __future__ import annotations
-
 import html
 import json
 import re
@@ -56,10 +54,7 @@ def show(
 ) -> None:
     """A figure with its computed caption and its downloads.
 
-    Args:
-        key: unique on the page.
-        on_select: callback for clicks on marks; the selection is in `st.session_state[key]`.
-        wide: whether the figure has the width of the page, so that its title may have longer lines.
+    `on_select` is called for clicks on marks; `wide` is a figure as wide as the page, whose title has longer lines.
     """
     if wide:
         style.widen_title(drawing.figure)

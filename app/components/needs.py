@@ -1,7 +1,5 @@
 """What a page needs before it can draw: a measured study, a layer, the model's weights; or what to do to get them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import streamlit as st

@@ -1,7 +1,5 @@
 """Work in progress: live parts of a page, how far a job is, and how to cancel it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +8,7 @@ import streamlit as st
 from app import session, words
 from app.components.said import error, warning
 from app.jobs import ABANDONED_AFTER, Batch, Job
+from rose.model.estimate.duration import Cost
 
 KEPT = ". Layers measured so far are shown; nothing was changed."
 PATIENCE = 1.5  # seconds a page waits for a batch before it shows progress instead
@@ -41,9 +40,7 @@ def while_running(job: Job, draw: Callable[[], None], every: float = 1.0) -> Non
 def job_status(job: Job, key: str, rest: str = KEPT, doing: str = "") -> None:
     """Progress with rate and time left, and a cancel button; to be drawn by a live part.
 
-    Args:
-        rest: of the sentence that says that it was cancelled.
-        doing: what goes from decoder block to decoder block, where that is not measuring.
+    `rest` ends the sentence that it was cancelled; `doing` says what it does where that is not measuring.
     """
     if job.status == "running":
         job.watch(session.viewer())
@@ -146,6 +143,10 @@ def duration(seconds: float) -> str:
     if seconds < 48 * 3600:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 86400:.0f} days"
+
+
+def lasting(cost: Cost) -> str:
+    return duration(max(1.0, cost.seconds))
 
 
 def size(count: float) -> str:

@@ -1,7 +1,5 @@
 """The packaged diffusion model, pruned in the background, beside the dense one. No Streamlit here."""
 
-from __future__ import annotations
-
 import threading
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -18,6 +16,7 @@ from rose.layer.methods import make_settings
 
 PICTURES = len(GARMENTS)  # shown: one of each class
 STEPS = 20
+PACKAGES = 4
 KEPT_NOISES = 32  # trajectories, of half a megabyte each
 # Shares of a run, for its progress; the rest draws the pruned pictures.
 DRAWN, PRUNED = 0.1, 0.9
@@ -30,7 +29,6 @@ class DiffusionRequest:
     method: str = "rose"
     sparsity: str = "0.5"
     step_weights: str = "log_decrease"
-    packages: int = 4
     samples: int = 20  # calibration pictures, the ten classes in turn
     noise: int = 0  # seed of the pictures that are shown; calibration has other noise
 
@@ -90,7 +88,7 @@ class DiffusionRun(Run):
             sparsity=self.request.sparsity,
             steps=STEPS,
             step_weights=self.request.step_weights,
-            packages=self.request.packages,
+            packages=PACKAGES,
             seed=self.request.noise + 1,
             progress=self._follow(DRAWN, PRUNED),
         )

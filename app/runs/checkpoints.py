@@ -28,7 +28,6 @@ class Checkpoint:
 
 
 def kept_checkpoints(runs: Sequence[PruningRun], model: str) -> dict[str, Checkpoint]:
-    """What the server has kept of pruned copies of this model, the latest first, by name."""
     found: dict[str, Checkpoint] = {}
     for run in reversed(runs):
         for copy in reversed(run.copies):

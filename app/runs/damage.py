@@ -1,13 +1,11 @@
 """What a model loses by each layer or decoder block alone, measured in the background on a copy. No Streamlit here."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from torch import Tensor, nn
+from torch import nn
 
 import rose
 from app import words
@@ -121,7 +119,17 @@ class DamageRun(Run):
             model = self._copy(loaded.model, loaded.lock)
             options |= {"method": request.method, "sparsity": setup.sparsity, "block_size": setup.block_size}
             options |= {"damping": setup.damping, "threshold": request.threshold}
-        self._told = self._describe(model, tokens, held_out)
+        self._told = describe_damage(
+            model,
+            tokens,
+            held_out,
+            method=request.method,
+            sparsity=setup.sparsity,
+            units=request.units,
+            restore=bool(request.restore),
+        )
+        self._told |= {"model": setup.model, "dtype": setup.dtype, "calibration": setup.text, "seed": setup.seed}
+        self._told |= {"restore": request.restore} if request.restore else {}
         self._say("Measuring units")
         done = {record.unit for record in self.records}
         rose.damage(
@@ -134,17 +142,3 @@ class DamageRun(Run):
             **options,
         )
         self.fraction = 1.0
-
-    def _describe(self, model: nn.Module, tokens: Tensor, held_out: Tensor) -> dict[str, Any]:
-        setup = self.setup
-        told = describe_damage(
-            model,
-            tokens,
-            held_out,
-            method=self.request.method,
-            sparsity=setup.sparsity,
-            units=self.request.units,
-            restore=bool(self.request.restore),
-        )
-        more = {"model": setup.model, "dtype": setup.dtype, "calibration": setup.text, "seed": setup.seed}
-        return told | more | ({"restore": self.request.restore} if self.request.restore else {})

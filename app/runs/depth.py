@@ -3,8 +3,6 @@
 See `rose.model.walk.dense_states.BlockDrift` for what is measured, and on which tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

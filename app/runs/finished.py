@@ -84,12 +84,10 @@ class FinishedRun:
 
     @property
     def model(self) -> str:
-        """The model's name without its folders; empty where it is not known."""
         return _plain(Path(str(self.summary.get("model", ""))).name)
 
     @property
     def size(self) -> str:
-        """How many layers it pruned; empty where it took out parts of them."""
         return "" if self.kind == SLIM else words.count(len(self.layers), "layer")
 
     @property
@@ -117,7 +115,6 @@ class FinishedRun:
         return self.summary.get("drift") or []
 
     def goes_on(self, other: FinishedRun) -> bool:
-        """Whether it changed the model that the other run had left."""
         return self.start == "slimmed" and (other.place, other.kind) == (self.place, SLIM)
 
 
@@ -198,9 +195,6 @@ def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
         shared["made_with"] = study.kept.made_with
     runs = _runs_of_analysis(rose.RunReport(records, shared), SERVER)
     return [replace(run, origin=(setup, run.method)) for run in runs]
-
-
-# Folders
 
 
 def read_runs(path: str, skip: Callable[[rose.RoseError], Any] | None = None) -> list[FinishedRun]:
@@ -290,7 +284,6 @@ def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def _drift(entry: dict[str, Any]) -> dict[str, Any]:
-    """The drift of one decoder block, with its numbers alone."""
     parts = {part: float(entry[part]) for part in ("drift", "passed_on", "arisen")}
     block = int(entry["block_index"])
     _require(0 <= block < MOST_BLOCKS and isfinite(sum(parts.values())), "its drift is not that of decoder blocks")
@@ -298,7 +291,6 @@ def _drift(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _accuracies(table: pd.DataFrame) -> pd.DataFrame:
-    """task, questions, accuracy and accuracy_error of every task."""
     _require({"task", "questions", "accuracy"} <= set(table.columns), "its zero-shot table names no task or accuracy")
     result = pd.DataFrame({"task": [_plain(task) for task in table["task"]]})
     for name in ("questions", "accuracy", "accuracy_error", "accuracy_norm"):
@@ -324,21 +316,15 @@ def name_apart(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
         more += [run.size] if len(sizes) > 1 else []
         alike = {one.calibration for one in runs if one.name == run.name}
         more += [run.calibration] if len(alike) > 1 else []
-        name = _with(run.name, ", ".join(filter(None, more)))
+        name = run.name
+        if said := ", ".join(filter(None, more)):  # "ROSE at 0.7 (folder)", or "ROSE at 0.7 (study, folder)"
+            name = f"{name[:-1]}, {said})" if name.endswith(")") else f"{name} ({said})"
         name = words.unused(name, named)
         named[name] = replace(run, name=name)
     return named
 
 
-def _with(name: str, more: str) -> str:
-    """ "ROSE at 0.7 (folder)", or "ROSE at 0.7 (study, folder)"."""
-    if not more:
-        return name
-    return f"{name[:-1]}, {more})" if name.endswith(")") else f"{name} ({more})"
-
-
 def settings_of(run: FinishedRun) -> dict[str, str]:
-    """What was asked for, as texts, in the order in which the report has it."""
     return {
         name: _setting(value)
         for name, value in run.summary.items()

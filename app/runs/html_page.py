@@ -4,8 +4,6 @@ The file needs no network and may not use one: its policy forbids it. Plotly's s
 reader's browser unpacks it. All text is escaped.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import secrets

@@ -3,8 +3,6 @@
 How the file is written is in `html_page`. A run may be somebody else's: what it says is text and nothing more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -119,9 +117,6 @@ def _subtitle(runs: Sequence[FinishedRun]) -> str:
     return "; ".join(dict.fromkeys(said(run) for run in runs))
 
 
-# Findings
-
-
 def run_findings(run: FinishedRun) -> list[str]:
     found = []
     before, after = run.number("perplexity_before"), run.number("perplexity_after")
@@ -175,18 +170,13 @@ def _error_findings(run: FinishedRun) -> list[str]:
 
 
 def best_measure(run: FinishedRun) -> str | None:
-    """The error that says most: held-out where it was measured."""
     for name in ("held_out_error", "relative_error"):
         if name in run.layers and run.layers[name].notna().any():
             return name
     return None
 
 
-# Figures and tables
-
-
 def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
-    """Those of every run; `errors`: also the map of each."""
     found: list[Drawing] = []
     pruned = [run for run in runs if run.number("perplexity_after")]
     if len(pruned) > 1 and len({run.number("perplexity_before") for run in pruned}) == 1:

@@ -1,7 +1,5 @@
 """Two finished runs side by side: their layers, their totals, and the settings that differ. No Streamlit here."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -103,9 +101,6 @@ def sides(rows: pd.DataFrame) -> tuple[int, int]:
     gap = rows["second"] - rows["first"]
     differs = gap.abs() > SAME * rows[["first", "second"]].abs().max(axis=1)
     return int((differs & (gap < 0)).sum()), int((differs & (gap > 0)).sum())
-
-
-# Totals
 
 
 def _mean(run: FinishedRun, column: str) -> float:

@@ -1,7 +1,5 @@
 """The Prune page's choices: what is pruned, how it is evaluated, and what is kept."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import streamlit as st

@@ -1,7 +1,5 @@
 """The Prune page's results: a section each."""
 
-from __future__ import annotations
-
 import functools
 
 import pandas as pd
@@ -103,7 +101,6 @@ def _computed(models: list[EvaluatedModel]) -> str:
 
 
 def _time_and_perplexity(run: PruningRun, table: pd.DataFrame) -> None:
-    """What a method's lower perplexity costs, among copies of one sparsity."""
     several = {asked: asked for asked, rows in table.groupby("sparsity", sort=False) if len(rows) > 1}
     if not several or run.dense is None:
         return

@@ -4,8 +4,6 @@ No Streamlit here. The shared model is only copied, under its lock; one copy exi
 perplexity, text and requested checkpoint are kept.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Sequence
@@ -97,14 +95,7 @@ def layer_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
 
 
 class PruningRun(Run):
-    """One run over all copies of a request, growing while its job runs.
-
-    Attributes:
-        dense: the model before pruning, None until measured.
-        copies: one per finished case.
-        pruned: layers of the copy at work that are done: layer, relative_error, seconds.
-        layers: how many it has in all.
-    """
+    """One run over all copies of a request, growing while its job runs."""
 
     def __init__(
         self,
@@ -117,9 +108,9 @@ class PruningRun(Run):
         super().__init__()
         self.setup, self.request = setup, request
         self.dense: EvaluatedModel | None = None
-        self.copies: list[EvaluatedModel] = []
-        self.pruned: list[dict[str, Any]] = []
-        self.layers = 0
+        self.copies: list[EvaluatedModel] = []  # those that are finished
+        self.pruned: list[dict[str, Any]] = []  # of the copy at work: layer, relative_error, seconds
+        self.layers = 0  # that it has in all
         self._load, self._publish = load, publish
         self._begun = self._total = 0.0  # estimated seconds of the steps that were begun, and of all
 
@@ -161,14 +152,8 @@ class PruningRun(Run):
             report = rose.prune_model(
                 model,
                 tokens,
-                method=case.method,
-                sparsity=case.sparsity,
+                **request.settings(setup, case),
                 layers=request.layer_patterns,
-                block_size=setup.block_size,
-                damping=setup.damping,
-                threshold=request.threshold,
-                target=case.target,
-                target_damping=request.damping_of(case.target),
                 true_sequential=request.true_sequential,
                 held_out=held_out,
                 progress=self._by_layer(self._step(f"Pruning by {case.label}", cost)),
@@ -242,7 +227,6 @@ class PruningRun(Run):
         return EvaluatedModel(case, perplexity_of(losses), tuple(losses.tolist()), text, answered)
 
     def _told(self, report: rose.RunReport, judged: EvaluatedModel) -> rose.RunReport:
-        """The report with what was asked and found beside pruning."""
         setup, request, case = self.setup, self.request, judged.case
         one = replace(request, methods=(case.method,), sparsities=(case.sparsity,), targets=(case.target,))
         assert self.dense is not None

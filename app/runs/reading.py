@@ -1,7 +1,5 @@
 """A user's own text, read by the dense model and by pruned ones in the background. No Streamlit here."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,9 +72,6 @@ class TextReading(Run):
     def token(self, number: int) -> str:
         assert self._tokenizer is not None
         return str(self._tokenizer.decode([number]))
-
-
-# What was found
 
 
 def losses(encoded: EncodedText, reading: Reading) -> np.ndarray:

@@ -1,7 +1,5 @@
 """What a page does, as commands for a terminal and as a script."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -128,7 +126,6 @@ def python_code(setup: Setup, request: PruneRequest) -> str:
 
 
 def _output(request: PruneRequest) -> str:
-    """The folder of a checkpoint, as an expression of the script."""
     output = f"{expand(request.folder)}/"
     name = (f"{output!r} + " if request.keep == "folder" else "") + 'f"{method}-{sparsity}".replace(":", "-")'
     if any("%" in sparsity for sparsity in request.sparsities):

@@ -1,7 +1,5 @@
 """The settings of a run over the whole model, and what it will take. No Streamlit here."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -87,6 +85,11 @@ class PruneRequest:
     def damping_of(self, target: str) -> float | None:
         return self.target_damping if target == "dense" else None
 
+    def settings(self, setup: Setup, case: Case) -> dict[str, Any]:
+        """What `rose.prune_model` is asked for one copy."""
+        known = {"block_size": setup.block_size, "damping": setup.damping, "threshold": self.threshold}
+        return {**case._asdict(), **known, "target_damping": self.damping_of(case.target)}
+
     def output(self, case: Case) -> Path:
         return expand(self.folder) / case.name
 
@@ -99,15 +102,7 @@ class PruneRequest:
         for sparsity in self.sparsities:
             check_sparsity(sparsity, setup.block_size, model, self.layer_patterns)
         for case in self.cases:
-            run_settings(
-                method=case.method,
-                sparsity=case.sparsity,
-                block_size=setup.block_size,
-                damping=setup.damping,
-                threshold=self.threshold,
-                target=case.target,
-                target_damping=self.damping_of(case.target),
-            )
+            run_settings(**self.settings(setup, case))
         if not self.evaluate.strip():
             raise rose.RoseError("Give the path of the text that perplexity is measured on.")
         if self.evaluate == HELD_OUT:
@@ -129,6 +124,12 @@ class PruneRequest:
             for output in map(self.output, self.cases):
                 if reachable(output).exists():
                     raise rose.RoseError(f"{output} already exists; choose another folder for the checkpoints.")
+
+    def estimate(self, setup: Setup, model: nn.Module) -> Cost:
+        """Every case pruned and evaluated, and the dense model evaluated."""
+        costs = [estimate_case(model, setup, self, case) for case in self.cases]
+        seconds = sum(cost.seconds for cost in costs) + (len(costs) + 1) * evaluation_seconds(model, self)
+        return Cost(seconds, max(cost.memory for cost in costs), costs[0].model_memory, costs[0].layers)
 
 
 def estimate_case(model: nn.Module, setup: Setup, request: PruneRequest, case: Case) -> Cost:
@@ -168,10 +169,3 @@ def task_seconds(model: nn.Module, request: PruneRequest) -> float:
     """Zero-shot tasks of one model; a rough guess, as questions differ in length."""
     tokens = len(request.tasks) * request.questions * QUESTION_TOKENS
     return estimate_evaluation(model, tokens=tokens, new_tokens=0) if tokens else 0.0
-
-
-def estimate(model: nn.Module, setup: Setup, request: PruneRequest) -> Cost:
-    """The whole run: every case pruned and evaluated, and the dense model evaluated."""
-    costs = [estimate_case(model, setup, request, case) for case in request.cases]
-    seconds = sum(cost.seconds for cost in costs) + (len(costs) + 1) * evaluation_seconds(model, request)
-    return Cost(seconds, max(cost.memory for cost in costs), costs[0].model_memory, costs[0].layers)

@@ -1,7 +1,5 @@
 """What can be said of results: of two models on the same windows, and of many runs from a file over their seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp

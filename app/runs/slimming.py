@@ -1,7 +1,5 @@
 """Making a copy of the model smaller in the background, and comparing it with the dense one. No Streamlit here."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +18,7 @@ from rose.model.network.layers import count_parameters, text_config
 
 TOKENS = 128  # of the prompt that speed is measured with
 TURNS = 5
+NEW_TOKENS = 30
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,6 @@ class SlimRequest:
     ratio: float = 0.2
     allocation: str = "uniform"
     prompt: str = ""
-    new_tokens: int = 30
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Slimming(Run):
         perplexity = None if held_out is None else rose.perplexity(model, held_out, progress=tick)
         text = ""
         if self.request.prompt.strip():
-            text = continue_prompt(model, tokenizer, self.request.prompt, new_tokens=self.request.new_tokens, tick=tick)
+            text = continue_prompt(model, tokenizer, self.request.prompt, new_tokens=NEW_TOKENS, tick=tick)
         parameters = count_parameters(model)
         return Outcome(label, parameters, perplexity, 0.0, text)  # speed: measured later, for both at once
 

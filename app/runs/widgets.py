@@ -1,7 +1,5 @@
 """What the pages about runs draw alike: progress, how a run ended, a table to take away."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,14 +9,34 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import components, session, words
+from app import components, session, shared, words
 from app.jobs import Run
-from rose import RoseError
+from app.runs.damage import DamageRequest
+from app.runs.request import PruneRequest
+from app.study.setup import Setup
+from rose import METHODS, RoseError
+from rose.model.estimate.duration import Cost
 from rose.report import csv_text
 
 
 def linked(key: str) -> dict[str, Any]:
     return {"key": key, "bind": components.URL}
+
+
+def method_choice(place: DeltaGenerator, usual: str, key: str) -> str:
+    methods = list(METHODS)
+    labels = {name: method.label for name, method in METHODS.items()}
+    return place.selectbox("Method", methods, methods.index(usual), format_func=labels.__getitem__, **linked(key))
+
+
+def priced(setup: Setup, request: DamageRequest | PruneRequest) -> tuple[Cost | None, str]:
+    """What a run would take, or a sentence that says why it cannot be."""
+    try:
+        skeleton = shared.skeleton(setup.model)
+        request.check(setup, skeleton)
+        return request.estimate(setup, skeleton), ""
+    except RoseError as wrong:
+        return None, str(wrong)
 
 
 def saved(key: str, label: str, read: Callable[[str], Sequence[Any]], help: str) -> list[Any]:
@@ -80,12 +98,9 @@ def follow(
     more: Callable[[], None] = lambda: None,
     every: float = 1.0,
 ) -> None:
-    """Shows progress, or why a run did not finish. Draws the page again when it has ended or has found something.
+    """Shows progress and what `more` draws, or why a run did not finish, in a sentence that `rest` ends.
 
-    Args:
-        rest: ends the sentence that it was cancelled.
-        found: what changes when it has found something.
-        more: draws what else is to be seen meanwhile.
+    Draws the page again when it has ended, or when what `found` gives has changed.
     """
     if run.job.status != "running":
         components.job_status(run.job, key, rest)

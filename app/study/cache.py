@@ -12,8 +12,6 @@ One finished study comes with the app, `example.safetensors` beside this file: w
 packaged model on the start page's own settings, and statistics of its most columnar layers; see `app.study.example`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -3,8 +3,6 @@
 No Streamlit here. Only numbers are kept; inputs are processed batch by batch.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 

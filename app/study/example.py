@@ -5,8 +5,6 @@ number, and the statistics of the most columnar layers, about 6 MB in all. Run i
 has changed; `tests/app/study/test_example.py` compares it with a fresh measurement.
 """
 
-from __future__ import annotations
-
 import platform
 import sys
 import threading

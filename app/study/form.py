@@ -1,7 +1,5 @@
 """The set-up as widgets of the start page, and in one line."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import streamlit as st

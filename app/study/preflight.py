@@ -3,8 +3,6 @@
 No Streamlit here.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What heads and channels cost, on the statistics of a study. No Streamlit here."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +19,7 @@ from rose.structured.survey import PartSurvey, make_problem, price_part
 
 @dataclass(frozen=True)
 class Swapped:
-    """Heads that one method keeps, before and after its swaps, with what each choice costs exactly."""
+    """Heads that one method keeps, before and after its swaps, and the exact cost of each choice."""
 
     method: str
     before: tuple[int, ...]
@@ -55,9 +53,6 @@ class Structures:
     def blocks(self) -> list[int]:
         return sorted({index for _, index in self.parts})
 
-    def part(self, kind: str, block: int) -> Part:
-        return self.parts[kind, block]
-
     def problem(self, part: Part) -> Problem:
         statistics = self.study.statistics(part.output.name)
         return make_problem(part, statistics, part.kind in self.biased, self.study.setup.damping)
@@ -83,7 +78,7 @@ class Structures:
     def channel_costs(self, block: int) -> pd.DataFrame:
         """One row per channel in the order in which they would go: cost alone, and the error once it and all before
         it are gone; both relative."""
-        found = self.priced(self.part(CHANNELS, block))
+        found = self.priced(self.parts[CHANNELS, block])
         units = len(found.order) + 1
         last = [unit for unit in range(units) if unit not in set(found.order.tolist())]
         order = [*found.order.tolist(), *last]
@@ -92,8 +87,7 @@ class Structures:
         return pd.DataFrame({"channel": order, "alone": alone, "together": [*together, 1.0]})
 
     def swapped(self, block: int, shape: Shape) -> list[Swapped]:
-        """What the greedy swaps of each method change for this shape of the heads."""
-        part = self.part(HEADS, block)
+        part = self.parts[HEADS, block]
         problem = self.problem(part)
         found = []
         for name in ("slimllm", "obs"):
@@ -127,7 +121,7 @@ class Structures:
         """Predicted relative error and speed-up of the decoder blocks by ratio, uniform shapes; one row per ratio."""
         if len({(kind, part.shape) for (kind, _), part in self.parts.items()}) > len(self.kinds):
             raise rose.RoseError("The decoder blocks of this model differ in shape, so no one shape fits all of them.")
-        first = {kind: self.part(kind, self.blocks[0]) for kind in self.kinds}
+        first = {kind: self.parts[kind, self.blocks[0]] for kind in self.kinds}
         whole = sum(part.parameters(part.shape) for part in first.values())
         rows = []
         for ratio in ratios:

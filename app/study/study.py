@@ -4,8 +4,6 @@ No Streamlit here. `session` caches these objects; they are shared by all browse
 is never changed.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import OrderedDict
@@ -120,16 +118,7 @@ def _again(
 
 
 class Study:
-    """The results of one set-up, growing while its job runs.
-
-    Attributes:
-        files: of its set-up, as they were when it was started, or, for a model from the Hub, once it was loaded.
-        go_on: whether a layer that cannot be measured is put into `failed` instead of ending the run.
-        failed: layers that could not be measured, and why.
-        left_dense: layers of experts to which no calibration token was routed.
-        kept: what was found on disk; None where nothing was.
-        layer_names: every layer of the study, known as soon as the model is loaded.
-    """
+    """The results of one set-up, growing while its job runs."""
 
     def __init__(
         self,
@@ -141,8 +130,8 @@ class Study:
         recall: bool = True,
     ) -> None:
         self.setup = setup
-        self.files = files or cache.files_of(setup)
-        self.layer_names: list[str] = []
+        self.files = files or cache.files_of(setup)  # as they were when it was started; of a Hub's model, once loaded
+        self.layer_names: list[str] = []  # all of them, as soon as the model is loaded
         self.loaded: LoadedModel | None = None
         self.calibration = calibration
         self._load = load
@@ -153,11 +142,11 @@ class Study:
         self._layers: dict[str, tuple[PrunableLayer, rose.InputStatistics, rose.InputStatistics | None]] = {}
         self._memory: OrderedDict[Any, Any] = OrderedDict()
         self._may_recall = recall
-        self.go_on = False
+        self.go_on = False  # with the other layers where one cannot be measured
         self._failed_at: str | None = None
-        self.failed: dict[str, str] = {}
-        self.left_dense: list[str] = []
-        self.kept: cache.Kept | None = None
+        self.failed: dict[str, str] = {}  # why, by layer
+        self.left_dense: list[str] = []  # layers of experts to which no calibration token was routed
+        self.kept: cache.Kept | None = None  # what was found on disk
         self.created = time.time()
         self.job = Job(self._run)
 
@@ -181,7 +170,6 @@ class Study:
 
     @property
     def left_out(self) -> set[str]:
-        """Layers that could not be measured, and experts that no token was routed to."""
         return {*self.failed, *self.left_dense}
 
     @property

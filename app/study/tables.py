@@ -1,9 +1,5 @@
 """Tables that pages show beside their figures, made from results; no Streamlit here, and nothing is measured."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
 import pandas as pd
 
 import rose
@@ -33,14 +29,14 @@ def column_table(plan: rose.OrderPlan, order: rose.Order, block: int) -> pd.Data
     )
 
 
-def error_records(overview: pd.DataFrame, methods: Sequence[str] = SHOWN_METHODS) -> pd.DataFrame:
+def error_records(overview: pd.DataFrame) -> pd.DataFrame:
     """One row per layer and method with `relative_error` and `held_out_error`, from `Study.overview`."""
     keys = ["layer", "block_index", "projection", "relative_range", "is_columnar"]
     parts = [
         overview[keys].assign(
             method=method, relative_error=overview[f"error_{method}"], held_out_error=overview[f"held_out_{method}"]
         )
-        for method in methods
+        for method in SHOWN_METHODS
     ]
     table = pd.concat(parts, ignore_index=True)
     place = {layer: at for at, layer in enumerate(overview["layer"])}

@@ -1,13 +1,12 @@
 """Check: can the numbers of these layers be trusted?"""
 
-from __future__ import annotations
-
 import pandas as pd
 import streamlit as st
 
 import rose
 from app import components, session, words
 from app.figures import check as figures
+from app.runs.widgets import linked
 from app.study import checking
 from app.study.checking import CheckRequest, Findings, LayerChecks
 from app.study.study import Study
@@ -65,16 +64,14 @@ def _choose(layer: str) -> CheckRequest:
         list(rose.METHODS),
         default=DEFAULT_METHODS,
         format_func=_label,
-        key="check_methods",
-        bind=components.URL,
+        **linked("check_methods"),
         help="Each method prunes the layer; its error is then measured in three independent ways.",
     )
     curve = right.selectbox(
         "Over-fitting curve of",
         list(rose.METHODS),
         format_func=_label,
-        key="check_curve",
-        bind=components.URL,
+        **linked("check_curve"),
         help="The layer is pruned again on more and more of the calibration tokens.",
     )
     return CheckRequest(layer, tuple(methods), curve, session.threshold())
@@ -105,7 +102,7 @@ def _offer(study: Study, request: CheckRequest, run: LayerChecks | None) -> None
     right.caption(
         f"Prunes by {words.count(len(request.methods), 'method')}, then runs {study.setup.samples} × "
         f"{study.setup.length} tokens through the model up to this layer: about "
-        f"{components.duration(max(1.0, cost.seconds))}, {components.size(cost.memory)} of memory."
+        f"{components.lasting(cost)}, {components.size(cost.memory)} of memory."
     )
 
 
@@ -116,9 +113,6 @@ def _start(study: Study, request: CheckRequest) -> None:
         del runs[next(iter(runs))]
     session.follow(run.job, lambda: f":material/fact_check: Checks of {words.short_layer(request.layer)}")
     run.job.start()
-
-
-# The views
 
 
 def _verdict(statuses: list[str], noun: str) -> str:
@@ -320,7 +314,6 @@ def _tell(study: Study, table: pd.DataFrame) -> None:
 
 
 def _nothing_yet(study: Study) -> None:
-    """Shown instead of the table until the first decoder block is measured, or if it never was."""
     if study.job.status == "running":
         st.info("The first layers appear here as soon as they are measured.")
         components.wait_for(study, lambda: bool(study.calibration.blocks))

@@ -1,7 +1,5 @@
 """Damage: which layers does the model feel?"""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 
@@ -10,11 +8,10 @@ import streamlit as st
 
 import rose
 from app import components, session, shared, words
-from app.components import URL
 from app.figures import damage as figures
 from app.runs.checkpoints import kept_checkpoints
 from app.runs.damage import DamageRequest, DamageRun, layer_of
-from app.runs.widgets import csv_button, file_button, linked, progress
+from app.runs.widgets import csv_button, file_button, linked, method_choice, priced, progress
 from app.study.setup import THRESHOLD
 from rose.model.measure.damage_report import correlations
 
@@ -60,9 +57,6 @@ def draw() -> None:
     components.live(arriving, 2.0 if running else None)
 
 
-# What is asked
-
-
 def choose() -> DamageRequest | None:
     """What is changed alone; None where a pruned model is still to be chosen."""
     left, middle, right = st.columns(3)
@@ -75,11 +69,7 @@ def choose() -> DamageRequest | None:
             place = pruned()
             request = DamageRequest(units, restore=place) if place else None
         else:
-            methods = {name: method.label for name, method in rose.METHODS.items()}
-            usual = list(methods).index("sparsegpt")
-            method = st.selectbox(
-                "Method", list(methods), usual, format_func=methods.__getitem__, key="damage_method", bind=URL
-            )
+            method = method_choice(right, "sparsegpt", "damage_method")
             threshold = session.threshold() if method == "rose" else THRESHOLD
             request = DamageRequest(units, method, threshold=threshold)
     setup = session.setup()
@@ -93,7 +83,6 @@ def choose() -> DamageRequest | None:
 
 
 def pruned() -> str:
-    """The checkpoint whose units are restored: of a copy that this server keeps, or in a folder."""
     kept = kept_checkpoints(list(shared.prunings().values()), session.setup().model)
     copies = {name: str(one.place) for name, one in kept.items()}
     if copies:
@@ -112,17 +101,10 @@ def start(request: DamageRequest | None, run: DamageRun | None) -> None:
     if run is not None and run.job.status in ("running", "done"):
         return
     setup = session.setup()
-    problem, cost = (NO_RUN if request is None else ""), ""
-    if request is not None:
-        try:
-            skeleton = shared.skeleton(setup.model)
-            request.check(setup, skeleton)
-            estimated = request.estimate(setup, skeleton)
-            cost = f", about {components.duration(max(1.0, estimated.seconds))}"
-            cost += f" and {components.size(estimated.memory + estimated.model_memory)}"
-        except rose.RoseError as wrong:
-            problem = str(wrong)
-    label = "Go on measuring" if run is not None and run.records else f"Measure damage{cost}"
+    cost, problem = priced(setup, request) if request is not None else (None, NO_RUN)
+    label = "Go on measuring" if run is not None and run.records else "Measure damage"
+    if cost is not None and label == "Measure damage":
+        label += f", about {components.lasting(cost)} and {components.size(cost.memory + cost.model_memory)}"
     with st.container(width=420):
         st.button(
             label,
@@ -146,9 +128,6 @@ def empty() -> None:
             "which ones the model feels, and how well their errors would have told."
         )
         st.page_link(PRUNE_PAGE, label="Prune whole copies of the model", icon=":material/content_cut:")
-
-
-# Results
 
 
 def results(run: DamageRun, request: DamageRequest, table: pd.DataFrame) -> None:
@@ -194,7 +173,6 @@ def together(run: DamageRun, request: DamageRequest) -> None:
 
 
 def told(table: pd.DataFrame) -> None:
-    """How well each measure ranks the units by damage, overall and within groups."""
     found = correlations(table)
     found["name"] = found["name"].where(found["name"] != "", "all units")
     column = st.column_config.NumberColumn
@@ -246,9 +224,6 @@ def _as_json(run: DamageRun) -> str:
     report = run.report
     units = json.loads(report.units.to_json(orient="records", double_precision=15))
     return json.dumps({"summary": report.summary, "units": units}, indent=1)
-
-
-# Choosing a layer
 
 
 def pick(chart: str, request: DamageRequest) -> None:

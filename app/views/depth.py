@@ -1,31 +1,29 @@
 """Depth: where does the model lose its way?"""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-import rose
 from app import components, session, shared, words
 from app.figures import depth as figures
 from app.runs import depth, finished
 from app.runs.finished import FinishedRun
-from app.runs.request import estimate
-from app.runs.widgets import follow, left_out, saved
+from app.runs.pruning import PruningRun
+from app.runs.widgets import follow, left_out, priced, saved
 
 PRUNE_PAGE = "views/prune.py"
 DRIFT, ORIGIN, REPAIR = "Drift", "Where it arises", "What is repaired"
 SECTIONS = {name: name for name in (DRIFT, ORIGIN, REPAIR)}
+COMPARING = "comparing"  # the place of this session's latest comparison
 SHOWN = 6  # runs that are shown if nobody chooses; more lines cannot be told apart
 
 
 def draw() -> None:
     st.title("Depth: where does the model lose its way?")
     components.edited_setup()
-    comparison = session.comparing()
+    comparison: PruningRun | None = st.session_state.get(COMPARING)
     if comparison is not None:
         copies = comparison.copies
         rest = f" after {words.count(len(copies), 'copy', 'copies')}; what is finished is shown."
@@ -74,9 +72,6 @@ def draw() -> None:
             "change such that what arises works against it."
         )
     _facts(table)
-
-
-# Runs
 
 
 def _opened() -> list[FinishedRun]:
@@ -128,32 +123,24 @@ def _empty() -> None:
 
 def _compare_button() -> None:
     setup, request = depth.small_comparison(session.setup())
-    running = session.comparing()
-    problem, cost = "", ""
-    try:
-        if setup.stream:
-            raise rose.RoseError("The weights of this model stay on disk; a comparison needs them in memory.")
-        skeleton = shared.skeleton(setup.model)
-        request.check(setup, skeleton)
-        cost = f"about {components.duration(max(1.0, estimate(skeleton, setup, request).seconds))}"
-    except rose.RoseError as wrong:
-        problem = str(wrong)
+    running = st.session_state.get(COMPARING)
+    cost, problem = priced(setup, request)
+    if setup.stream:
+        cost, problem = None, "The weights of this model stay on disk; a comparison needs them in memory."
     st.button(
-        f"Compare two targets{', ' + cost if cost else ''}",
+        f"Compare two targets{'' if cost is None else ', about ' + components.lasting(cost)}",
         key="depth-compare",
         type="primary",
         icon=":material/play_arrow:",
-        on_click=session.start_comparing,
-        args=(setup, request),
+        on_click=lambda: session.start_run(
+            COMPARING, session.new_pruning(setup, request), "waterfall_chart: Comparing targets"
+        ),
         disabled=bool(problem) or (running is not None and running.job.status == "running"),
         width="stretch",
         help=words.plain(problem)
         or f"SparseGPT at {setup.sparsity} with target layer and with target dense, on {setup.samples} × "
         f"{setup.length} tokens of {setup.text}, drift on {setup.held_out} held-out samples of it.",
     )
-
-
-# Sections
 
 
 def _option(view: str, runs: dict[str, Any]) -> Any:
@@ -169,15 +156,12 @@ def _option(view: str, runs: dict[str, Any]) -> Any:
 
 def _facts(table: pd.DataFrame) -> None:
     runs = table.drop_duplicates("run")
-    facts = {
-        "Perplexity of the runs shown": "perplexity",
-        "Damping μ of their corrections": "target_damping",
-    }
+    facts = {"Perplexity of the runs shown": "perplexity", "Damping μ of their corrections": "target_damping"}
     for name, column in facts.items():
         known = runs.dropna(subset=[column])
-        values = (words.number(float(value)) for value in known[column])
         if len(known):
-            listed = "; ".join(f"{run}: {value}" for run, value in zip(known["run"], values, strict=True))
+            pairs = zip(known["run"], known[column], strict=True)
+            listed = "; ".join(f"{run}: {words.number(float(value))}" for run, value in pairs)
             st.caption(words.plain(f"{name}: {listed}."))
 
 

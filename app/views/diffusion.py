@@ -1,7 +1,5 @@
 """Diffusion: what does pruning do to a picture?"""
 
-from __future__ import annotations
-
 import numpy as np
 import streamlit as st
 
@@ -10,7 +8,7 @@ from app import components, session, shared, words
 from app.diffusion.run import PICTURES, STEPS, DenseModel, DiffusionRequest, DiffusionRun
 from app.figures import diffusion as figures
 from app.figures import overview
-from app.runs.widgets import follow, linked, start_button
+from app.runs.widgets import follow, linked, method_choice, start_button
 from rose.diffusion.garments import GARMENTS
 from rose.diffusion.steps import STEP_WEIGHTS
 
@@ -31,7 +29,7 @@ def draw() -> None:
         components.error(problem, ":material/extension_off:")
         return
     request = choose()
-    run = session.diffusion()
+    run: DiffusionRun | None = st.session_state.get("diffusion_run")
     offer(request, run)
     done = run if run is not None and run.job.status == "done" else None
     view = components.section(VIEWS, "diffusion_view", "Results")
@@ -40,13 +38,7 @@ def draw() -> None:
 
 def choose() -> DiffusionRequest:
     one, two, three, four = st.columns([2, 2, 2, 1])
-    method = one.selectbox(
-        "Method",
-        list(rose.METHODS),
-        index=list(rose.METHODS).index("rose"),
-        format_func=lambda name: rose.METHODS[name].label,
-        **linked("diffusion_method"),
-    )
+    method = method_choice(one, "rose", "diffusion_method")
     sparsity = two.select_slider("Sparsity", SPARSITIES, "0.5", key="diffusion_sparsity", bind=components.URL)
     alpha = three.selectbox(
         "Step weights",
@@ -68,7 +60,7 @@ def offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
     right = start_button(
         "Prune and draw",
         "diffusion-start",
-        session.start_diffusion,
+        start,
         request,
         problem="" if running else problem,
         running=running,
@@ -82,6 +74,11 @@ def offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
         right.caption(f"Shown: {label(run)}.{again}")
     elif not problem:
         right.caption(f"Calibrates on {request.samples} pictures × {STEPS} steps; takes a few seconds.")
+
+
+def start(request: DiffusionRequest) -> None:
+    run = DiffusionRun(request, shared.dense_diffusion())
+    session.start_run("diffusion_run", run, "blur_on: Pruning the diffusion model")
 
 
 def label(run: DiffusionRun) -> str:

@@ -1,7 +1,5 @@
 """Layer: one layer in depth, from its weights to the order in which ROSE would prune them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import isnan
 
@@ -81,7 +79,6 @@ def versus(saved: float, columnar: bool) -> str:
 
 
 def choose_block(plan: rose.OrderPlan) -> int | None:
-    """The block that every view marks, except the spectrum."""
     # The labels go into the URL, so they must not depend on the layer.
     labels = {NO_BLOCK: "No block marked"} | {str(b): f"Block {b}" for b in range(len(plan.block_width))}
     if st.session_state.get("block", NO_BLOCK) not in labels:
@@ -96,9 +93,6 @@ def choose_block(plan: rose.OrderPlan) -> int | None:
         help="Marked in every view except the spectrum, which has no blocks; exact values are below.",
     )
     return None if chosen in (None, NO_BLOCK) else int(chosen)
-
-
-# Sections
 
 
 def why(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
@@ -269,9 +263,6 @@ SECTIONS: dict[str, tuple[str, Callable[[Study, str, rose.OrderPlan, int | None]
     "error": ("Error", error),
     "compare": ("Compare layers", compare),
 }
-
-
-# Exact values
 
 
 def exact(plan: rose.OrderPlan, block: int) -> None:

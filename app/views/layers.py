@@ -1,7 +1,5 @@
 """Layers: the whole model at a glance, and which of its layers are columnar."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -172,11 +170,7 @@ def pick_by_name(study: Study) -> None:
         st.page_link("views/layer.py", label="See this layer in depth", icon=":material/layers:")
 
 
-# Exact numbers
-
-
 def exact(study: Study, table: pd.DataFrame) -> None:
-    """All numbers, sortable; a chosen row is the chosen layer."""
     errors = [f"{kind}_{method}" for kind in ERRORS for method in tables.SHOWN_METHODS]
     errors = [name for name in errors if table[name].notna().any()]
     largest, kinds = float(table[errors].max().max()) or 1.0, {"error": "error", "held_out": "held-out"}

@@ -1,7 +1,5 @@
 """Learn: from a weight matrix to ROSE in ten steps, with live numbers. Works before any model is loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 
@@ -9,7 +7,6 @@ import streamlit as st
 
 import rose
 from app import components
-from app.components import URL
 from app.lessons import generated, orders, projector, stage, texts
 
 STEPS: dict[str, Callable[[], None]] = {
@@ -73,24 +70,9 @@ def draw() -> None:
 
 
 def choose_lesson() -> str:
-    linked = st.query_params.get("lesson", "")
-    if "lesson" not in st.session_state and linked not in LABELS:  # a link with a former title: found by its number
-        same = [label for label in LABELS if label.partition(" ")[0] == linked.partition(" ")[0]]
-        if same:
-            st.session_state.lesson = same[0]
     first = None if "lesson" in st.session_state else LABELS[0]  # a default and a value set by hand exclude each other
-    chosen = st.segmented_control(
-        "Step",
-        LABELS,
-        default=first,
-        required=True,
-        key="lesson",
-        bind=URL,
-        on_change=turned,
-        label_visibility="collapsed",
-        wrap=True,
-    )
-    return chosen or LABELS[0]
+    labels = {label: label for label in LABELS}
+    return components.section(labels, "lesson", "Step", default=first, on_change=turned, wrap=True) or LABELS[0]
 
 
 def turn(by: int) -> None:

@@ -1,7 +1,5 @@
 """Order lab: what the order of pruning, and the budget that goes with it, do to one layer's error."""
 
-from __future__ import annotations
-
 from types import ModuleType
 
 import streamlit as st

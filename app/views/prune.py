@@ -1,7 +1,5 @@
 """Prune: what does the whole model lose?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +13,8 @@ from app.runs import prune_results as results
 from app.runs import recipes
 from app.runs.prune_choices import choose
 from app.runs.pruning import PruningRun
-from app.runs.request import PruneRequest, estimate
-from app.runs.widgets import follow, start_button
+from app.runs.request import PruneRequest
+from app.runs.widgets import follow, priced, start_button
 from app.study.setup import Setup, weights_size
 
 SEEDS = "Over seeds"
@@ -62,35 +60,25 @@ def draw() -> None:
 
 
 def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
-    try:
-        skeleton = shared.skeleton(setup.model)
-        request.check(setup, skeleton)
-        cost = estimate(skeleton, setup, request)
-        said = (
-            f"{words.sentence(words.count(len(request.cases), 'copy', 'copies'))}, "
-            f"{words.count(cost.layers, 'layer')} each: about {components.duration(max(1.0, cost.seconds))}; besides "
-            f"the model {components.size(weights_size(cost, setup.dtype))} for one copy at a time and "
-            f"{components.size(cost.memory)} for its calibration."
-        )
-        problem = ""
-    except rose.RoseError as wrong:
-        said, problem = "", str(wrong)
+    cost, problem = priced(setup, request)
     own = session.own_pruning()
     if not problem and own is not run and own is not None and own.job.status == "running":
         problem = "Your own run goes on; go back to it below, under the other runs, to cancel it first."
     running = run is not None and run.job.status == "running"
     icon = ":material/content_cut:"
     right = start_button("Prune", "prune-start", _start, request, problem=problem, running=running, icon=icon)
-    if not problem:
-        right.caption(said)
+    if cost is not None and not problem:
+        right.caption(
+            f"{words.sentence(words.count(len(request.cases), 'copy', 'copies'))}, "
+            f"{words.count(cost.layers, 'layer')} each: about {components.lasting(cost)}; besides "
+            f"the model {components.size(weights_size(cost, setup.dtype))} for one copy at a time and "
+            f"{components.size(cost.memory)} for its calibration."
+        )
 
 
 def _start(request: PruneRequest) -> None:
     st.session_state["prune-settings"] = False  # makes room for the results
     session.start_pruning(request)
-
-
-# The run
 
 
 def _others() -> None:

@@ -1,7 +1,5 @@
 """Runs: how do two of them differ?"""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -46,11 +44,7 @@ def draw() -> None:
         components.report_button(lambda: [chosen.first, chosen.second], "runs", "runs-report")
 
 
-# Runs
-
-
 def _offered() -> list[FinishedRun]:
-    """Those of folders, those pruned on this server, and its studies."""
     opened = saved(
         "runs_path",
         "Folders of saved runs",
@@ -83,9 +77,6 @@ def _empty(named: dict[str, FinishedRun]) -> None:
         )
         st.page_link(PRUNE_PAGE, label="Prune copies of the model", icon=":material/content_cut:")
         st.page_link(components.START_PAGE, label="Measure its layers", icon=":material/play_arrow:")
-
-
-# Sections
 
 
 def _measure(measures: dict[str, str]) -> str | None:
@@ -125,7 +116,6 @@ def _difference(chosen: Pair) -> None:
 
 
 def _maps(chosen: Pair) -> None:
-    """Maps of both; of two models, each with axes of its own."""
     measure = _measure(chosen.measures)
     if measure is None:
         return

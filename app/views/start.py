@@ -1,7 +1,5 @@
 """Start: choose a model and a calibration text, see what the run will take, and measure the layers."""
 
-from __future__ import annotations
-
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,9 +49,6 @@ def draw() -> None:
         with right:
             run_card(edited, is_shown=bool(settings.open))
             recent()
-
-
-# What it will take
 
 
 def inspect(setup: Setup) -> Preflight | str:
@@ -116,7 +111,7 @@ def show_preflight(edited: Setup, found: Preflight | str) -> None:
     tokens = words.whole((edited.samples + edited.held_out) * edited.length)
     st.markdown(
         f"**{words.sentence(words.count(found.cost.layers, 'layer'))}**, {tokens} tokens: about "
-        f"**{components.duration(max(1.0, found.cost.seconds))}** after loading, **{components.size(found.needed)}** "
+        f"**{components.lasting(found.cost)}** after loading, **{components.size(found.needed)}** "
         f"of memory of {components.size(found.available)} free."
     )
     if edited.stream:
@@ -162,9 +157,6 @@ def begin(chosen: Setup) -> None:
         form.forget()
     session.choose_setup(chosen)
     session.start()
-
-
-# What has been measured
 
 
 def picture(study: Study) -> None:
@@ -251,7 +243,6 @@ def example_note(study: Study) -> str:
 
 
 def recent() -> None:
-    """Set-ups of this session: what has been measured is shown at once, anything else is measured."""
     others = [setup for setup in session.recent_setups() if setup != session.setup()]
     if not others:
         return

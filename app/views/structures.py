@@ -1,7 +1,5 @@
 """Structures: which heads and channels can go?"""
 
-from __future__ import annotations
-
 from functools import partial
 
 import streamlit as st
@@ -57,7 +55,7 @@ def _block(known: Structures) -> int:
         old, new = session.layer() or "", st.session_state.structures_block
         place, _ = words.place_of(old)
         name = old.replace(f".{place}.", f".{new}.", 1)
-        session.choose_layer(name if name in known.study.layer_names else known.part(CHANNELS, new).output.name)
+        session.choose_layer(name if name in known.study.layer_names else known.parts[CHANNELS, new].output.name)
 
     return st.selectbox("Decoder block", known.blocks, key="structures_block", on_change=follow)
 
@@ -72,7 +70,7 @@ def _map(known: Structures) -> None:
     table = known.head_costs()
     drawn = figures.head_map(table, marked_block=_chosen_block(known), theme=session.theme())
     components.show(drawn, "structures-heads", wide=True)
-    part = known.part(HEADS, known.blocks[0])
+    part = known.parts[HEADS, known.blocks[0]]
     if part.shape.per_group > 1:
         st.caption(
             f"{part.shape.per_group} query heads share one key-value head: remove whole groups, or the same number of "
@@ -92,7 +90,7 @@ def _channels(known: Structures) -> None:
 
 
 def _head_shape(known: Structures, block: int) -> Shape:
-    part = known.part(HEADS, block)
+    part = known.parts[HEADS, block]
     shapes = [shape for shape in head_shapes(part.shape) if shape != part.shape] or [part.shape]
     names = {shape: f"{shape.units} query heads on {shape.groups} key-value heads" for shape in shapes}
     return st.selectbox("Keep", shapes, format_func=names.__getitem__, key="structures_shape")
@@ -129,7 +127,7 @@ def _recovery(known: Structures) -> None:
     block = _block(known)
     kinds = {HEADS: "Heads", CHANNELS: "Channels"}
     kind = components.choose("Of", {name: kinds[name] for name in known.kinds[::-1]}, "structures_recovery_of")
-    part = known.part(kind, block)
+    part = known.parts[kind, block]
     if kind == HEADS:
         shape = _head_shape(known, block)
         what = f"Attention of decoder block {block}, {shape.units} of {part.shape.units} query heads kept"
@@ -149,9 +147,6 @@ def _trade_off(known: Structures) -> None:
         return
     percent = st.slider("Take out, %", 0, 60, 20, step=5, key="structures_ratio", bind=components.URL)
     components.show(figures.trade_off(table, percent / 100, theme=session.theme()), "structures-trade", wide=True)
-
-
-# Making it smaller
 
 
 def _slim(known: Structures) -> None:

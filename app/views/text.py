@@ -1,7 +1,5 @@
 """Text: what does it do to what I write?"""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -50,9 +48,6 @@ def draw() -> None:
         _results(run, encoded, known)
 
 
-# Choices
-
-
 def _ask() -> tuple[str, list[Checkpoint]]:
     text = st.text_area(
         "Your text",
@@ -85,7 +80,6 @@ def _ask() -> tuple[str, list[Checkpoint]]:
 
 
 def _apart(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    """With names that differ, from each other and from other columns of the table."""
     names = [DENSE, *reading.COLUMNS]
     for checkpoint in checkpoints:
         names.append(words.unused(checkpoint.name, names))
@@ -126,9 +120,6 @@ def _empty() -> None:
         if st.button("Prune copies and keep them", icon=":material/content_cut:", key="text-prune"):
             st.session_state.prune_keep = "zip"
             st.switch_page(PRUNE_PAGE)
-
-
-# Results
 
 
 def _results(run: TextReading, encoded: EncodedText, known: dict[str, Any]) -> None:

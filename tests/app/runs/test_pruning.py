@@ -23,7 +23,7 @@ import rose
 from app.jobs import Job
 from app.runs import checkpoints, recipes
 from app.runs.pruning import PruningRun, accuracy_table, layer_table, model_table
-from app.runs.request import HELD_OUT, Case, Keep, PruneRequest, estimate, estimate_case
+from app.runs.request import HELD_OUT, Case, Keep, PruneRequest, estimate_case
 from app.runs.results import read_results
 from app.study.setup import Setup
 from app.study.study import LoadedModel
@@ -271,12 +271,12 @@ def test_python_code_keeps_and_continues_only_what_was_asked_for(setup: Setup) -
 
 def test_estimate_counts_every_pair(setup: Setup) -> None:
     skeleton = load_skeleton(setup.model)
-    one = estimate(skeleton, setup, replace(REQUEST, methods=("rose",), sparsities=("0.5",)))
-    four = estimate(skeleton, setup, REQUEST)
+    one = replace(REQUEST, methods=("rose",), sparsities=("0.5",)).estimate(setup, skeleton)
+    four = REQUEST.estimate(setup, skeleton)
     assert 2 * one.seconds < four.seconds < 4 * one.seconds  # the dense model is judged once
     assert four.memory == one.memory
     assert four.layers == 21
-    slow = estimate(skeleton, setup, replace(REQUEST, methods=("oats",), sparsities=("0.5",)))
+    slow = replace(REQUEST, methods=("oats",), sparsities=("0.5",)).estimate(setup, skeleton)
     assert slow.seconds > one.seconds
 
 
@@ -336,7 +336,7 @@ def test_every_model_answers_the_tasks(
     assert (row["task"], row["accuracy"], row["accuracy_norm"]) == ("sums", table["accuracy"].iloc[1], None)
 
     skeleton = load_skeleton(setup.model)
-    assert estimate(skeleton, setup, asked).seconds > estimate(skeleton, setup, replace(asked, tasks=())).seconds
+    assert asked.estimate(setup, skeleton).seconds > replace(asked, tasks=()).estimate(setup, skeleton).seconds
     with pytest.raises(rose.RoseError, match="There is no folder /nowhere"):
         replace(asked, task_folder="/nowhere").check(setup, skeleton)
     monkeypatch.setattr("app.runs.request.is_installed", lambda: False)

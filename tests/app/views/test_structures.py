@@ -24,7 +24,7 @@ PAGE = "views/structures.py"
 
 def test_costs_are_those_of_the_engine(study: Study) -> None:
     known = Structures(study)
-    part = known.part(HEADS, 1)
+    part = known.parts[HEADS, 1]
     problem = known.problem(part)
     row = known.head_costs().query("block_index == 1 and head == 2").iloc[0]
     kept = torch.tensor([True, True, False, True])
@@ -34,13 +34,13 @@ def test_costs_are_those_of_the_engine(study: Study) -> None:
     assert channels["together"].is_monotonic_increasing
     gone = torch.ones(96, dtype=torch.bool)
     gone[channels["channel"].iloc[:20].tolist()] = False
-    mlp = known.problem(known.part(CHANNELS, 1))
+    mlp = known.problem(known.parts[CHANNELS, 1])
     assert channels["together"].iloc[19] == pytest.approx(set_cost(mlp, gone) / mlp.energy, rel=1e-2)
 
 
 def test_recoveries_and_trade_off(study: Study) -> None:
     known = Structures(study)
-    table = known.recovered(known.part(CHANNELS, 0), Shape(1, 48))
+    table = known.recovered(known.parts[CHANNELS, 0], Shape(1, 48))
     errors = table[table["tokens"] == "calibration"]["relative_error"].tolist()
     assert errors == sorted(errors, reverse=True)
     assert set(table["tokens"]) == {"calibration", "held-out"}
