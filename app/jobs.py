@@ -136,6 +136,11 @@ class Job:
             self.message, self.status = f"Unexpected {type(problem).__name__}: {problem}", "failed"
 
 
+def is_busy() -> bool:
+    """Whether any work is at hand."""
+    return any(job.status == "running" for job in list(_jobs))
+
+
 @atexit.register
 def stop_everything() -> None:
     """Cancels all work and waits until it has stopped.

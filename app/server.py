@@ -15,8 +15,10 @@ HOME = Path(__file__).parent
 
 
 def read_modules() -> None:
+    """Also looks after memory from then on."""
     for name in MODULES:
         importlib.import_module(name)
+    importlib.import_module("app.shared").let_go_when_idle()
 
 
 def accept_own_pages_only() -> None:

@@ -68,6 +68,7 @@ def leave(job: Job) -> bool:
 def begin() -> None:
     """Loads plugins, and reads the URL when a session starts; call it first on every run."""
     shared.set_imports_apart()
+    shared.seen()
     try:
         rose.load_plugins()
         st.session_state.plugin_problem = ""

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 import uuid
 import weakref
 from collections import deque
@@ -13,7 +14,7 @@ from torch import nn
 
 import rose
 from app.diffusion.run import DenseModel
-from app.jobs import Job, Run
+from app.jobs import Job, Run, is_busy, return_memory
 from app.runs.damage import DamageRequest, DamageRun
 from app.runs.pruning import PruningRun
 from app.study import cache as disk
@@ -22,6 +23,7 @@ from app.study.study import Calibration, LoadedModel, Study, held_by
 from rose.files import expand
 from rose.model.load.models import is_hub_id, load_skeleton
 
+IDLE = 600.0  # seconds without a page after which memory is given back
 KEPT_STUDIES = 4
 OLDER_BYTES = 10**9  # of statistics and results, held by all studies but the newest
 KEPT_MODELS = 2
@@ -109,6 +111,37 @@ def find(chosen: Setup) -> Study | None:
             if chosen not in known and restored.restore():
                 known[chosen] = restored
     return known.get(chosen)
+
+
+_asked = [time.monotonic()]  # when a page was last drawn
+
+
+def seen() -> None:
+    """A page is drawn: somebody is there."""
+    _asked[0] = time.monotonic()
+
+
+def let_go_when_idle(after: float = IDLE) -> None:
+    """Gives memory back again and again, once nobody has asked for a page for so many seconds and nothing runs."""
+    let_go_at = 0.0
+    while True:
+        time.sleep(min(after, 30.0))
+        asked = _asked[0]
+        if time.monotonic() - asked > after and asked > let_go_at and not is_busy():
+            let_go()
+            let_go_at = time.monotonic()
+
+
+def let_go() -> None:
+    """Drops the models, and the studies that come back from disk, or that ended early, when somebody looks again."""
+    with _start_lock():
+        for chosen in list(studies()):
+            status = studies()[chosen].job.status
+            is_kept = status == "done" and disk.recall(chosen, disk.files_of(chosen)) is not None
+            if is_kept or status in ("failed", "cancelled"):
+                del studies()[chosen]
+    _loaded_model.clear()
+    return_memory()
 
 
 def _is_over(job: Job) -> bool:

@@ -68,7 +68,7 @@ def plain(text: object) -> str:
     For what comes from a link, a file, an exception or a name that somebody else has chosen. Streamlit (1.67) finds
     addresses, icons, emoji and dashes even where their signs are escaped: an invisible sign parts those.
     """
-    marked = _MARKUP.sub(r"\\\g<0>", " ".join(str(text).split()))
+    marked = _MARKUP.sub(r"\\\g<0>", re.sub(r"[ \t\r\n\f\v]+", " ", str(text)).strip())
     return _JOINED.sub("\\g<0>\N{WORD JOINER}", marked)
 
 

@@ -116,17 +116,12 @@ def _progress(batch: Batch, key: str, slot: str, noun: str) -> None:
 
 
 def cancel_button(job: Job, key: str) -> None:
-    """Leaves the job. By a callback, which runs before anything else does: a fragment's next poll may interrupt the
-    run that a click has started, and an `if st.button` further down would then never see the click."""
+    """Stops the job for all who watch it. By a callback, which runs before anything else does: a fragment's next poll
+    may interrupt the run that a click has started, and an `if st.button` further down would never see the click."""
     if job.is_cancelled:  # it stops once the step at work is done
-        st.button("Stopping …", key=f"{key}-stopping", icon=":material/hourglass_top:", disabled=True)
+        st.button("Cancelling …", key=f"{key}-stopping", icon=":material/hourglass_top:", disabled=True)
     else:
-        st.button("Cancel", key=f"{key}-cancel", icon=":material/stop:", on_click=_cancel, args=(job,))
-
-
-def _cancel(job: Job) -> None:
-    if not session.leave(job):
-        st.toast("Another session is watching this run; it goes on.", icon=":material/group:")
+        st.button("Cancel", key=f"{key}-cancel", icon=":material/stop:", on_click=job.stop)
 
 
 def stopped(job: Job, rest: str) -> None:

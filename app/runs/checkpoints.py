@@ -80,6 +80,8 @@ def unpacked(place: Path, job: Job) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="rose-unpacked-") as folder:
         with zipfile.ZipFile(place) as packed:
+            if sum(entry.file_size for entry in packed.infolist()) > place.stat().st_size:
+                raise rose.RoseError(f"{place} would unpack to more than its own size; rose packs none such.")
             for entry in packed.infolist():
                 job.check()
                 with packed.open(entry) as source, (Path(folder) / Path(entry.filename).name).open("wb") as copy:

@@ -254,8 +254,11 @@ class Study:
         self, layer: PrunableLayer, statistics: rose.InputStatistics, held_out: rose.InputStatistics | None
     ) -> list[rose.LayerRecord]:
         options = self.layer_options() | {"known": Known(layer.weight)}
-        found = {name: measure_layer(layer, statistics, held_out, **options, **how) for name, how in MEASURED.items()}
-        return [replace(record, method=name) for name, record in found.items()]
+        found = []
+        for name, how in MEASURED.items():
+            self.job.check()  # one of them may take seconds
+            found.append(replace(measure_layer(layer, statistics, held_out, **options, **how), method=name))
+        return found
 
     def layer_options(self, sparsity: str | None = None) -> dict[str, Any]:
         """Keyword arguments for `rose.prune_layer` that this set-up implies; another sparsity where one is given."""

@@ -13,6 +13,7 @@ from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study, held_by
 from rose import InputStatistics
 from rose.model.walk.walk import BlockStatistics
+from tests.app.tiny_study import measured_study
 
 
 def unfinished(model: str, seed: int, status: str = "done") -> Study:
@@ -64,3 +65,13 @@ def test_a_running_study_is_never_dropped() -> None:
     running = unfinished("a", 0, "running")
     others = [unfinished("b", seed) for seed in range(5)]
     assert kept(running, *others)[0] is running
+
+
+def test_what_comes_back_from_disk_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, unkept, failed = (measured_study(samples=samples) for samples in (4, 5, 6))
+    failed.job.status = "failed"
+    known = {one.setup: one for one in (kept, unkept, failed)}
+    monkeypatch.setattr(shared, "studies", lambda: known)
+    monkeypatch.setattr(shared.disk, "recall", lambda setup, files: object() if setup == kept.setup else None)
+    shared.let_go()
+    assert list(known) == [unkept.setup]
