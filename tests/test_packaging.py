@@ -90,7 +90,7 @@ from pathlib import Path
 from streamlit.testing.v1 import AppTest
 from rose.commands.app import app_script
 script = app_script()
-shown = AppTest.from_file(str(script), default_timeout=60).run()
+shown = AppTest.from_file(str(script), default_timeout=240).run()
 assert not shown.exception, shown.exception
 import app
 print(shown.title[0].value, Path(app.__file__).parent == script.parent, script.relative_to(sys.argv[1]).as_posix())

@@ -17,6 +17,7 @@ from rose.diffusion.parts import read_reshaped
 from rose.errors import RoseError
 from rose.files import reachable
 from rose.model.load.models import parse_dtype
+from rose.model.load.soundness import check_finite
 from rose.output import new_folder
 from rose.report import RunReport
 
@@ -37,8 +38,8 @@ def load_diffusion(name: str = PACKAGED, *, dtype: str | torch.dtype = "float32"
         A `diffusers.DiffusionPipeline`; calling it draws pictures.
 
     Raises:
-        RoseError: diffusers is not installed, no such pipeline, missing or corrupt files, no network, or a pipeline
-            without a transformer or UNet.
+        RoseError: diffusers is not installed, no such pipeline, missing or corrupt files, weights that are not finite,
+            no network, or a pipeline without a transformer or UNet.
     """
     check_installed()
     wanted = parse_dtype(dtype)
@@ -47,6 +48,7 @@ def load_diffusion(name: str = PACKAGED, *, dtype: str | torch.dtype = "float32"
     pipeline.set_progress_bar_config(disable=True)  # callers draw their own
     denoiser = denoiser_of(pipeline)
     denoiser.requires_grad_(False)
+    check_finite(name, denoiser.named_parameters())
     denoiser.eval()
     return pipeline
 

@@ -58,11 +58,11 @@ def test_work_that_was_left_for_other_work_is_not_told_as_cancelled_later() -> N
         app.run()
         return [element.value for element in (*app.text, *app.warning)]
 
-    assert shown("A", lambda: go_on.wait(60), list) == ["at work"]
+    assert shown("A", lambda: go_on.wait(240), list) == ["at work"]
     _, batch = app.session_state["slot-batch"]
     assert shown("B") == ["done"]
     go_on.set()
-    batch.job.wait(60)
+    batch.job.wait(240)
     assert batch.job.status == "cancelled"
     assert shown("A", list) == ["done"]
 

@@ -35,7 +35,7 @@ def missing(monkeypatch: pytest.MonkeyPatch) -> None:
 def ended(app: AppTest) -> AppTest:
     """The page once the run that it has begun is over."""
     job = shared.studies()[Setup()].job
-    job.wait(10)
+    job.wait(240)
     assert job.status in ("failed", "cancelled")
     return app.run()
 
@@ -69,13 +69,13 @@ def loading(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     go_on = threading.Event()
 
     def load(*_args: object, **_more: object) -> LoadedModel:
-        go_on.wait(60)
+        go_on.wait(240)
         raise rose.RoseError(WHY)
 
     monkeypatch.setattr(shared, "load", load)
     yield
     go_on.set()
-    shared.studies()[Setup()].job.wait(10)
+    shared.studies()[Setup()].job.wait(240)
 
 
 @pytest.mark.usefixtures("loading")

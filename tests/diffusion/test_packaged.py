@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -42,6 +43,15 @@ def test_the_files_are_small_and_say_how_they_were_made() -> None:
     facts = json.loads((FOLDER / "made.json").read_text())
     assert facts["denoiser"]["steps"] == facts["denoiser"]["loss_by_step"][-1][0]
     assert set(facts["versions"]) == {"python", "torch", "diffusers"}
+
+
+def test_a_weight_that_is_no_number_is_named(pipeline: Any, tmp_path: Path) -> None:
+    broken = copy.deepcopy(pipeline)
+    name, weight = next(iter(denoiser_of(broken).named_parameters()))
+    weight.data.view(-1)[3] = torch.nan
+    rose.save_diffusion(broken, tmp_path / "broken")
+    with pytest.raises(rose.RoseError, match=f"holds NaN or infinity in {name}; its file is damaged"):
+        rose.load_diffusion(str(tmp_path / "broken"))
 
 
 def test_it_draws_what_is_asked_for(pipeline: Any) -> None:

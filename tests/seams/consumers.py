@@ -181,7 +181,7 @@ def diffuse(shop: Workshop, name: str) -> None:
 
 def opened(shop: Workshop, view: str, **query: str) -> AppTest:
     """The page, which shows no traceback; raises what it says in a red box."""
-    app = AppTest.from_file(MAIN, default_timeout=60)
+    app = AppTest.from_file(MAIN, default_timeout=240)
     for key, value in (Setup(model=str(shop.folder("dense"))).to_texts() | query).items():
         app.query_params[key] = value
     app.run()

@@ -316,4 +316,4 @@ def test_no_streamlit_in_figures() -> None:
         "assert 'app.figures.weight_maps' in sys.modules\n"
         "assert 'streamlit' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)

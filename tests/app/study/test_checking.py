@@ -50,7 +50,7 @@ def test_a_cancelled_run_says_nothing_and_frees_the_model(study: Study) -> None:
     run = LayerChecks(study, CheckRequest(COLUMNAR, METHODS, "rose", 0.5))
     run.job.leave("nobody")
     run.job.start()
-    run.job.wait(60)
+    run.job.wait(240)
     assert (run.job.status, run.findings) == ("cancelled", None)
     assert study.loaded is not None
     assert not study.loaded.lock.locked()

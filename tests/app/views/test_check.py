@@ -36,7 +36,7 @@ def start(app: AppTest) -> LayerChecks:
 def opened(study: Study, section: str) -> AppTest:
     """The page in this section, after the button was pressed and the run has ended."""
     app = open_page(PAGE, study, check=section)
-    start(app).job.wait(60)
+    start(app).job.wait(240)
     app.run()
     assert not app.exception, app.exception
     return app
@@ -154,7 +154,7 @@ def test_a_run_goes_on_while_other_pages_are_visited(study: Study) -> None:
         app.switch_page("views/learn.py").run()
         assert run.job._watchers
         assert "Checks of 1 · self_attn.o_proj" in texts(app.sidebar)
-    run.job.wait(60)
+    run.job.wait(240)
     assert run.job.status == "done"
     app.run()
     assert "Checks of" not in texts(app.sidebar)
@@ -168,7 +168,7 @@ def test_a_run_that_ended_unwatched_is_told_apart_from_one_that_was_cancelled(
     with study.loaded.lock:
         run = start(app)
         monkeypatch.setattr(jobs, "ABANDONED_AFTER", 0.0)
-        run.job.wait(60)
+        run.job.wait(240)
     app.run()
     assert "No page had been open for 90 s, so this was stopped." in texts(app)
 
@@ -184,7 +184,7 @@ def test_one_press_cancels_for_all_who_watch(study: Study) -> None:
         app.run()
         assert app.button(key="checks-stopping").label == "Cancelling …"
         del run.job.check
-    run.job.wait(60)
+    run.job.wait(240)
     assert run.job.status == "cancelled"
     assert "Cancelled. No results were kept, and nothing was changed." in texts(app.run())
 
@@ -206,7 +206,7 @@ def test_all_layers_before_the_first_block_waits_or_says_what_to_do(study: Study
 
 def test_what_was_found_on_files_that_were_replaced_is_not_shown(study: Study) -> None:
     app = open_page(PAGE, study)
-    start(app).job.wait(60)
+    start(app).job.wait(240)
     app.run()
     assert not [button for button in app.button if button.key == "check-start"]
     measured_study()  # the same set-up, measured anew

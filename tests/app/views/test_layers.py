@@ -152,7 +152,7 @@ def test_results_arrive_while_the_run_goes_on(study: Study, monkeypatch: pytest.
         """After the first decoder block, until it is told to go on."""
         if block.block_index == 1:
             waiting.set()
-            assert go_on.wait(60)
+            assert go_on.wait(240)
         measure(self, block, *more)
 
     monkeypatch.setattr(Study, "_measure", halt)
@@ -161,7 +161,7 @@ def test_results_arrive_while_the_run_goes_on(study: Study, monkeypatch: pytest.
     running.job.watch("test")
     running.job.start()
     try:
-        assert waiting.wait(60)
+        assert waiting.wait(240)
         app = open_page(PAGE, running, metric="Two-level gain")
         assert len(app.main.dataframe[0].value) == 7
         assert "of 7 layers are columnar" in texts(app)
@@ -169,7 +169,7 @@ def test_results_arrive_while_the_run_goes_on(study: Study, monkeypatch: pytest.
         assert app.sidebar.button(key="study-cancel")
     finally:
         go_on.set()
-    running.job.wait(60)
+    running.job.wait(240)
     app.run()
     assert len(app.main.dataframe[0].value) == 21
     assert app.segmented_control(key="metric").value == "gain"  # the page kept its state

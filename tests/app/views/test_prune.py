@@ -49,7 +49,7 @@ def halt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Events]]:
             original(run, doing)
             if doing == message:
                 halted.set()
-                assert go_on.wait(60)
+                assert go_on.wait(240)
 
         monkeypatch.setattr(PruningRun, "_say", say)
         return halted, go_on
@@ -194,7 +194,7 @@ def test_the_layers_of_the_copy_at_work_are_shown_with_their_data(setup: Setup, 
     halted, _ = halt("Perplexity of SparseGPT at 0.7")
     app = opened(setup, prune_layers="model.layers.1.*.o_proj", prune_prompt="", prune_windows="1")
     app.button(key="prune-start").click().run()
-    assert halted.wait(60)
+    assert halted.wait(240)
     app.session_state["prune-timeline"] = True
     app.session_state["prune-timeline-figure-downloads"] = True
     app.run()
@@ -270,12 +270,12 @@ def test_a_run_cancelled_before_its_first_copy_has_no_results(setup: Setup, halt
     assert "above **0.2** are columnar" in texts(app)
     app.button(key="prune-start").click().run()
     run = shared.prunings()[app.session_state["pruning"]]
-    assert halted.wait(60)
+    assert halted.wait(240)
     app.run()
     app.button(key="prune-cancel").click().run()
     assert app.button(key="prune-stopping").disabled
     go_on.set()
-    run.job.wait(60)
+    run.job.wait(240)
     app.run()
     shown = texts(app)
     assert "Cancelled before a copy was finished" in shown

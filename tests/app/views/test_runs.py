@@ -36,6 +36,17 @@ def test_an_empty_page_says_what_to_do(server: deque[rose.RunReport]) -> None:
     assert "no report.json in /nowhere" in app.error[0].value
 
 
+def test_one_that_cannot_be_read_does_not_hide_the_others(server: deque[rose.RunReport], tmp_path: Path) -> None:
+    server.append(made_report())
+    saved(tmp_path / "whole", made_report("rose", 0.8, seed=1))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "report.json").write_text("{")
+    app = open_page(PAGE, runs_path=str(tmp_path))
+    assert "ROSE at 0.7 (whole)" in app.selectbox(key="runs_a").options
+    assert "Left out" in app.warning[0].value
+    assert not app.error
+
+
 def test_a_run_of_the_command_line_beside_one_of_the_server(server: deque[rose.RunReport], tmp_path: Path) -> None:
     server.append(made_report())
     path = str(saved(tmp_path / "by_hand", made_report("rose", 0.8, seed=1)))

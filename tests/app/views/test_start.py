@@ -44,7 +44,7 @@ def button(app: AppTest) -> object:
 def finish(app: AppTest) -> Study:
     """Waits for the study of this session and draws the page again."""
     study = shared.studies()[app.session_state["setup"]]
-    study.job.wait(60)
+    study.job.wait(240)
     app.run()
     assert not app.exception, app.exception
     return study
@@ -265,7 +265,7 @@ def test_cancel_ends_the_run_and_it_can_be_begun_anew(
         study = shared.studies()[app.session_state["setup"]]
         assert study.job.status == "running"
         app.button(key="start-cancel").click().run()
-        study.job.wait(30)
+        study.job.wait(240)
     assert study.job.status == "cancelled"
     app.run()
     assert any("Cancelled" in warning.value for warning in app.main.warning)
