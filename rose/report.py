@@ -168,7 +168,7 @@ class RunReport:
             data = json.loads(text)
             table = pd.DataFrame(data["layers"])
             return cls(table.astype({name: float for name in _optional(LayerRecord) if name in table}), data["summary"])
-        except (ValueError, KeyError, TypeError) as problem:
+        except (ValueError, KeyError, TypeError, RecursionError) as problem:
             raise RoseError(f"This is not a report written by rose ({problem}); choose a report.json.") from problem
 
     def save(self, folder: str | Path) -> None:

@@ -295,6 +295,7 @@ def _accuracies(table: pd.DataFrame) -> pd.DataFrame:
     result = pd.DataFrame({"task": [_plain(task) for task in table["task"]]})
     for name in ("questions", "accuracy", "accuracy_error", "accuracy_norm"):
         result[name] = _numbers(table, name)
+    _require(bool(result["accuracy"].between(0, 1).all()), "an accuracy is not from 0 to 1")
     return result.drop_duplicates("task", ignore_index=True)
 
 

@@ -31,6 +31,9 @@ def read_results(source: str | IO[bytes]) -> pd.DataFrame:
     bad = table[["method", "sparsity", "seed", "perplexity"]].isna().any(axis=1)
     if bad.any():
         raise RoseError(f"Row {int(bad.idxmax()) + 1} has no method, sparsity, seed or perplexity; correct the file.")
+    odd = ~table["perplexity"].between(1, 1e300) | ~table["method"].str.fullmatch(r"[\w .:,/+()@×-]{1,200}")
+    if odd.any():
+        raise RoseError(f"Row {int(odd.idxmax()) + 1} has no such method or perplexity; correct the file.")
     return table
 
 

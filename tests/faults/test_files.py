@@ -11,9 +11,12 @@ import pytest
 
 import rose
 from app.jobs import Job
+from app.runs import finished
 from app.runs.checkpoints import unpacked
 from rose.model.load.models import load_skeleton
+from rose.model.load.tokens import load_text
 from rose.report import csv_text
+from tests.tiny import byte_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -46,3 +49,19 @@ def test_a_packed_checkpoint_unpacks_to_no_more_than_itself(tmp_path: Path) -> N
         unpacked(tmp_path / "bomb.zip", Job(lambda job: None)),
     ):
         pass
+
+
+def test_deep_json_and_accuracies_above_one_are_no_report(tmp_path: Path) -> None:
+    deep = "[" * 100_000
+    with pytest.raises(rose.RoseError, match="not a report"):
+        rose.RunReport.from_json(deep)
+    (tmp_path / "deep.jsonl").write_text(deep)
+    with pytest.raises(rose.RoseError, match="line 1 is not a JSON object"):
+        load_text(str(tmp_path / "deep.jsonl"))
+    with pytest.raises(ValueError, match="not from 0 to 1"):
+        finished._accuracies(pd.DataFrame({"task": ["piqa"], "questions": [10], "accuracy": [2.5]}))
+
+
+def test_more_tokens_than_can_be_had_are_refused_before_the_text_is_read() -> None:
+    with pytest.raises(rose.RoseError, match="ask for fewer"):
+        rose.load_tokens("/no/such.txt", byte_tokenizer(), samples=10**9, length=2048)

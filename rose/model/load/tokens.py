@@ -41,6 +41,7 @@ def _c4(split: str) -> str:
 
 DATASETS: dict[str, Callable[[str], str]] = {"wikitext2": _wikitext2, "c4": _c4, "ptb": _ptb}
 SOURCES = [*DATASETS, "packaged"]
+MOST_TOKENS = 2**31  # of one draw; eight bytes each
 PART = 2**24  # characters that are cut into tokens at once
 BOS = ("auto", "always", "never")  # whether windows begin with the beginning-of-sequence token, see `first_token`
 
@@ -95,7 +96,7 @@ def _join_jsonl(path: Path, content: str) -> str:
             text = json.loads(line)["text"]
             if not isinstance(text, str):
                 raise TypeError("not a string")
-        except (ValueError, KeyError, TypeError) as problem:
+        except (ValueError, KeyError, TypeError, RecursionError) as problem:
             raise RoseError(f'{path}, line {number} is not a JSON object with a "text".') from problem
         # Half of a pair of surrogates, where something was cut off, is no character.
         texts.append(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
@@ -161,6 +162,10 @@ def load_tokens(
     """
     if length < 2 or (samples is not None and samples < 1):
         raise RoseError(f"Need at least 1 sample of at least 2 tokens, not {samples} of {length}.")
+    if (samples or 1) * length > MOST_TOKENS:
+        raise RoseError(
+            f"{samples or 1} samples of {length} tokens are more than {MOST_TOKENS:,} tokens; ask for fewer."
+        )
     if samples is None and seed is not None:
         raise RoseError("All windows of a text come in order: give seed=None with samples=None.")
     first = first_token(tokenizer, bos)

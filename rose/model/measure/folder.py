@@ -79,7 +79,7 @@ class MeasurementFolder(Generic[Record]):
         """Whether settings of such a measurement are there, whatever they say."""
         try:
             known = json.loads((self.folder / "settings.json").read_text())
-        except (ValueError, FileNotFoundError):
+        except (ValueError, RecursionError, FileNotFoundError):
             return False
         return isinstance(known, dict) and known.keys() == json.loads(self._settings).keys()
 
