@@ -1,7 +1,5 @@
 """A zero-shot task from a file of one's own, which needs no network."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command line, called as a user calls it, on a tiny checkpoint."""
 
-from __future__ import annotations
-
 import errno
 import gc
 import json

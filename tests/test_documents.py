@@ -1,7 +1,5 @@
 """The pages of the public interface build without a warning and hold all of it; commands in the documents exist."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Paths that the system will not look at are refused in a sentence; files are written whole, and as any other file."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

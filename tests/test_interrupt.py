@@ -1,7 +1,5 @@
 """Ctrl+C while a program imports: a process sends it to itself when it comes to torch."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

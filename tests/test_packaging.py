@@ -1,7 +1,5 @@
 """The wheel holds what it must and nothing else; `make wheel` runs the tests against it."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """A method and an order from one file of one's own: on the command line, in comparisons, and in the app."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """Reports survive JSON, CSV and parquet to the last bit."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

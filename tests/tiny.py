@@ -1,7 +1,5 @@
 """A tiny random LLaMA checkpoint with a byte-level tokenizer: a whole model that loads and prunes in a moment."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

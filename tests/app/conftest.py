@@ -1,7 +1,5 @@
 """A measured study of a tiny model, for the pages that show one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

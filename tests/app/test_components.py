@@ -1,7 +1,5 @@
 """Pieces that several pages draw."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from pathlib import Path

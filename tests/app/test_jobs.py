@@ -1,7 +1,5 @@
 """Background jobs: how they end, who may end them, and that nothing runs on when nobody looks."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading

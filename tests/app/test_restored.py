@@ -1,7 +1,5 @@
 """The study that comes with the app: its numbers stay, whatever becomes of the run that collects inputs for pages."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Choices in links, and which studies are kept."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 

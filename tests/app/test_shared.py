@@ -1,7 +1,5 @@
 """What all sessions share: which studies are kept."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 

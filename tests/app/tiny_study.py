@@ -1,7 +1,5 @@
 """A study of a tiny random LLaMA, measured in memory: what pages need to show something within a second."""
 
-from __future__ import annotations
-
 import json
 import re
 import threading

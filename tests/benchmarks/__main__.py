@@ -6,8 +6,6 @@ and a timed test would fail for no fault of the code. Memory, several processes,
 measured by python -m tests.benchmarks.FILE.
 """
 
-from __future__ import annotations
-
 import cProfile
 import platform
 import pstats

@@ -1,7 +1,5 @@
 """What benchmarks share: options, texts, rows that are kept as they come, and clocks."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Callable, Sequence

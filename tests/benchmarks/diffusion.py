@@ -15,8 +15,6 @@ distance, which needs more than 64, is that of all 120. The loss, at 10 times, d
 measured over 128 real pictures with noise of one seed.
 """
 
-from __future__ import annotations
-
 import copy
 from functools import partial
 from itertools import product

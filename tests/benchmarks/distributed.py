@@ -5,8 +5,6 @@ says how the work divides. Volume is what each process sends by the formula of d
 layer.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

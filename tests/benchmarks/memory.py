@@ -8,8 +8,6 @@ which is enough to stream, prune and write them all in minutes. `--table` prints
 parameters out; `--checkpoint` keeps hidden states on disk.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

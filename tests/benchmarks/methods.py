@@ -6,8 +6,6 @@ Processor seconds of the first decoder blocks, all methods in turn in every roun
 disturbs them alike. A row is written as soon as it is known.
 """
 
-from __future__ import annotations
-
 import copy
 from functools import partial
 from itertools import product

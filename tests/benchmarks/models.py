@@ -8,8 +8,6 @@ for some minutes on the bytes of the calibration text's first part; any other na
 A line of FOLDER/rows.csv for each run, as it comes; the same command resumes where the lines end.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 from collections.abc import Callable

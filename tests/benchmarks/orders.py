@@ -14,8 +14,6 @@ in windows drawn by `--seed`.
     families    models of other families, trained here for some minutes on bytes of the text
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -5,8 +5,6 @@ replaced: its data loader by our tokens, and waiting for CUDA by nothing where t
 processor, in float32.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io

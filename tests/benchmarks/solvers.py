@@ -6,8 +6,6 @@ the same layer; of one decoder block in so many with `--every`. Each line is wri
 that is started again continues where it stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import replace
 from itertools import product

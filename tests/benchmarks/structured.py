@@ -9,8 +9,6 @@ speed DENSE SLIM
     size; and peak memory, each model in a process of its own that has only transformers.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import math

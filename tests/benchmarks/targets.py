@@ -6,8 +6,6 @@ rule, and with fixed ones. A line of FOLDER/damping.csv for each run, as it come
 lines end.
 """
 
-from __future__ import annotations
-
 import copy
 from itertools import product
 from pathlib import Path

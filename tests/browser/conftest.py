@@ -4,8 +4,6 @@ All of it lives as long as the tests of this folder do. `measured` is the query 
 model that has been measured; a page opened with it shows results at once, because browser sessions share studies.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -3,8 +3,6 @@
 The packaged model on the start page's own settings, all layers measured, in light and dark, at 1280 × 800.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 import tempfile

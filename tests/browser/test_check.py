@@ -1,7 +1,5 @@
 """The Check page on the packaged model: numbers that a person can compare, in both themes."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """The Damage page in a browser: two decoder blocks of the packaged model are measured, and a mark is followed."""
 
-from __future__ import annotations
-
 import re
 from urllib.parse import urlencode
 

@@ -1,7 +1,5 @@
 """The Depth page in a browser: two saved runs of a tiny model, from their folder to every section."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from urllib.parse import urlencode

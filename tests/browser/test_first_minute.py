@@ -1,7 +1,5 @@
 """The first minute and what a person would trip over: the example, Back, reloads, downloads, narrow screens."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The lessons in a browser: turned by keyboard, with the paper's digits and with a real layer's."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """The way of a first visit: start, measure, look at all layers, choose one, look into it. On the packaged model."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

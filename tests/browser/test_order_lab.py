@@ -1,7 +1,5 @@
 """The order lab in a browser, on a columnar layer of the packaged model: what a person reads there."""
 
-from __future__ import annotations
-
 import re
 from urllib.parse import parse_qs, urlencode, urlparse
 

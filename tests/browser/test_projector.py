@@ -1,7 +1,5 @@
 """Lessons on a projector: a clicker turns them wherever the focus is, and nothing of a lesson is cut off."""
 
-from __future__ import annotations
-
 from urllib.parse import urlencode
 
 import pytest

@@ -1,7 +1,5 @@
 """The Prune page on the packaged model: a short run from the button to the numbers, on small settings."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path

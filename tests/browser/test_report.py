@@ -1,7 +1,5 @@
 """The HTML report draws its figures from the disk, without a network, and the Runs page opens what it reports."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from urllib.parse import urlencode
 

@@ -1,7 +1,5 @@
 """The Structures page in a browser: a tiny model is measured, made smaller, compared, and its download loads."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 from urllib.parse import urlencode

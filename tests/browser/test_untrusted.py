@@ -1,7 +1,5 @@
 """Links and other pages are not to be trusted: what a browser shows and asks for, page by page."""
 
-from __future__ import annotations
-
 import base64
 import http.client
 import os

@@ -1,7 +1,5 @@
 """Tiny random diffusion pipelines of five families, built from diffusers' own classes: no file, no network."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Every family of denoisers is walked and pruned by the same code, found by structure."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The packaged model: it draws garments, is pruned, saved, read and measured; from Python and the command line."""
 
-from __future__ import annotations
-
 import copy
 import json
 import subprocess

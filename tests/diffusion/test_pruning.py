@@ -1,7 +1,5 @@
 """The walk: weighted statistics along trajectories, packages one after another, the same engine."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

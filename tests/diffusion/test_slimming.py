@@ -1,7 +1,5 @@
 """Heads and channels taken out of diffusion transformers."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Step weights are the paper's, and bad ones are refused."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

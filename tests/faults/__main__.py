@@ -5,8 +5,6 @@
 `--kills` is for each command. Exit status 1 where one left something else than an undisturbed run leaves.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

@@ -4,8 +4,6 @@ A process of its own, because it forks: each call is a child that runs the comma
 line of code of `rose` that it executes, which makes the moments random and a run of this repeatable.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """Files and links that a disk, a kill or a person has left in a state in which no command leaves them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

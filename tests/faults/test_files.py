@@ -1,7 +1,5 @@
 """Files may come from anybody: what they say is checked before anything is built, computed or shown by it."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path

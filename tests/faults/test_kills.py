@@ -1,8 +1,6 @@
 """Commands that are killed end as undisturbed ones do, and clear what they have left; `python -m tests.faults` kills
 more often."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """A link, a file and an exception may come from anybody: pages show them as text, and ask nobody because of them."""
 
-from __future__ import annotations
-
 import ast
 import re
 import socket

@@ -1,7 +1,5 @@
 """One thread: on matrices this small a second one costs more than it brings, and much more on a busy machine."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -1,7 +1,5 @@
 """Random layers, and a slow and obvious sweep to compare with."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """ALPS: the search against a literal loop and against all masks."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Checks find what was broken on purpose, and pass what is sound."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

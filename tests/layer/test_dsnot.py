@@ -1,7 +1,5 @@
 """DSnoT against a slow loop over rows, written from the paper's algorithm."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Against numbers that are not ours: the paper's worked example, and what the authors' programs return."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Damping, dead columns, and the factor of the inverse."""
 
-from __future__ import annotations
-
 import weakref
 
 import pytest

@@ -1,7 +1,5 @@
 """The improved saliency of Shao et al. against a sweep with explicit inverses."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The kept weights of a mask against least squares row by row, and refits of what methods have found."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

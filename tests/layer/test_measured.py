@@ -1,7 +1,5 @@
 """The measured order: the least error of all candidates, where it says it is measured."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

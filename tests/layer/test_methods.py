@@ -1,7 +1,5 @@
 """What every method must do, through the one entry point: counts, edges, dtypes, bad input."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """OATS against a plain float64 loop with a full SVD, and its account of parameters."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Losses, relative range, and the orders drawn from them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

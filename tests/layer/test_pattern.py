@@ -1,7 +1,5 @@
 """Sparsity patterns, and picking exactly so many of the smallest."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

@@ -1,7 +1,5 @@
 """ROSE ADMM: the iteration against a literal one, the shrinkage by hand, masks against all masks."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Solvers watched: their last states are what the methods return, and no state breaks its promise."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

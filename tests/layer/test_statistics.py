@@ -1,7 +1,5 @@
 """Streaming statistics against the plain formulas."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

@@ -1,7 +1,5 @@
 """The sweep against Optimal Brain Surgeon done the slow way, its errors, and its trace."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

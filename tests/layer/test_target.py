@@ -1,7 +1,5 @@
 """Corrected targets: each identity against the same thing computed on tokens."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

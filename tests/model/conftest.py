@@ -1,7 +1,5 @@
 """Tiny models: one thread, and batches of two samples, so that the five samples leave a remainder."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.layer.conftest import one_thread

@@ -1,7 +1,5 @@
 """What several processes find, for tests/model/test_workers.py: torchrun -m tests.model.distributed_runs FOLDER."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

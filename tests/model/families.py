@@ -1,7 +1,5 @@
 """Tiny random models of many decoder families, built from configurations; nothing is downloaded."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Two and four processes under torchrun find what one finds, but for rounding."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

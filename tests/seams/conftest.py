@@ -1,7 +1,5 @@
 """One set of folders for all tests here, and a server without runs of its own."""
 
-from __future__ import annotations
-
 from collections import deque
 
 import pytest

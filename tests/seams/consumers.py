@@ -4,8 +4,6 @@ A consumer raises `Refused` where it says why it does not take the folder, in on
 goes through.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io

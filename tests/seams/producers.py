@@ -1,7 +1,5 @@
 """The commands that write a folder, on one tiny model; a folder is made when a test asks for it first."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Results know which model they belong to; what does not belong together is refused in a sentence."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

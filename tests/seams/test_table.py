@@ -1,7 +1,5 @@
 """The output folder of every command given to every consumer: it works, or one sentence says why not."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -5,8 +5,6 @@ what their program keeps in each decoder block with its scores, and the logits o
 CUDA whatever the device; here that request does nothing.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from pathlib import Path

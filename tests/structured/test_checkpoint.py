@@ -1,7 +1,5 @@
 """Slimming that was stopped or killed goes on to the same bits, in memory and streamed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

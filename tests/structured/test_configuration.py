@@ -1,7 +1,5 @@
 """What a configuration says: parts that others depend on, decoder blocks known by their place, models cut twice."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Against the numbers of the SlimLLM authors' own program; tests/structured/golden.py has run it."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

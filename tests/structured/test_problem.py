@@ -1,7 +1,5 @@
 """Cost, greedy choice and compensation against brute force on tokens."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import combinations
 

@@ -1,7 +1,5 @@
 """Whole models made smaller: every family, what is written, and what is refused before any work."""
 
-from __future__ import annotations
-
 import copy
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Models made smaller whose weights stay in files: the same bits as in memory, one decoder block at a time."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from functools import partial

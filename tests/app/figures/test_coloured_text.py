@@ -1,7 +1,5 @@
 """Coloured text can be read on every colour, says its numbers, and is text and nothing else."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from plotly.colors import hex_to_rgb

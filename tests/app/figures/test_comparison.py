@@ -1,7 +1,5 @@
 """Means over seeds are drawn with their range, and the title says whether a lead is larger than it."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

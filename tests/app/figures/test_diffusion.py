@@ -1,7 +1,5 @@
 """Figures of the page Diffusion say what the numbers say, and refuse what does not fit."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from app.figures import diffusion

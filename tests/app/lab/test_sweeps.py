@@ -1,7 +1,5 @@
 """Sweeps of the order lab: kept without matrices, made once, and one's own orders in links."""
 
-from __future__ import annotations
-
 import pytest
 
 from app.lab.sweeps import Sweep, missing, outcome, read_own, write_own

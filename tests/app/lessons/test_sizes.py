@@ -1,7 +1,5 @@
 """Three sizes of what is removed: the formula of the lesson, and what must hold whatever the layer."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

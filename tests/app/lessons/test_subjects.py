@@ -1,7 +1,5 @@
 """The layers that the lessons look at."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Reports of runs that nobody has made, with errors to choose: quick to have, and exactly known."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

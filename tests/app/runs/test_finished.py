@@ -1,7 +1,5 @@
 """Finished runs come in one form from folders and studies; a folder that somebody else wrote is checked."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

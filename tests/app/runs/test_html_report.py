@@ -1,7 +1,5 @@
 """The HTML report says what the runs say, fits in a mail, and lets nothing of a foreign run act."""
 
-from __future__ import annotations
-
 import copy
 import html
 import json

@@ -1,7 +1,5 @@
 """Pruning runs: the numbers are those of the engine, the shared model stays as it was, and nothing is left behind."""
 
-from __future__ import annotations
-
 import gc
 import io
 import json

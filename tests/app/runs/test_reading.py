@@ -1,7 +1,5 @@
 """A text is read by the dense model and by checkpoints, and the tables say what the models said."""
 
-from __future__ import annotations
-
 import threading
 import zipfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Two models on the same windows: a difference is clear only where the windows agree on it."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

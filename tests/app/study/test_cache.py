@@ -1,7 +1,5 @@
 """Results that are kept on disk: found again to the bit, only for what they belong to, and never in the way."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import threading

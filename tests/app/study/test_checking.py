@@ -1,7 +1,5 @@
 """The checks of one layer: what they measure is what the engine gives, and the model is free again afterwards."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The study that comes with the app is what a measurement gives, and gives way to one on another text."""
 
-from __future__ import annotations
-
 import threading
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A set-up: in links and out of them, and what no run could use."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, replace
 
 import hypothesis.strategies as some

@@ -1,7 +1,5 @@
 """A study: what it measures is what the engine gives, it can be cancelled and begun anew, and studies share work."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The Check page: what it says about a layer is what the engine gives for it, and trouble is called by its name."""
 
-from __future__ import annotations
-
 import re
 
 import pandas as pd

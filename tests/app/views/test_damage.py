@@ -1,7 +1,5 @@
 """The Damage page: it says what it will take, fills, can be stopped and go on, and shows what was measured."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The Depth page: runs come from the server and from folders, and what is drawn is what their reports say."""
 
-from __future__ import annotations
-
 import json
 from collections import deque
 from dataclasses import replace

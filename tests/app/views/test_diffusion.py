@@ -1,7 +1,5 @@
 """The page Diffusion: pictures at once, pruned ones beside them, and every part of it from the same run."""
 
-from __future__ import annotations
-
 import pytest
 from streamlit.testing.v1 import AppTest
 

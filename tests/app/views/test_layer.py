@@ -1,7 +1,5 @@
 """The Layer page: every section draws, the marked block is marked everywhere, and the numbers are the engine's."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

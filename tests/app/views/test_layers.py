@@ -1,7 +1,5 @@
 """The Layers page: numbers are the study's, the threshold decides at once, results arrive while a run goes on."""
 
-from __future__ import annotations
-
 import json
 import re
 import threading

@@ -1,7 +1,5 @@
 """The lessons: the paper's digits appear, live numbers are those of `rose.prune_layer`, and pages turn."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

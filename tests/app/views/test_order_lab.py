@@ -1,7 +1,5 @@
 """The order lab: every error shown is the one that `rose.prune_layer` gives for that order and budget."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The Prune page: the numbers of the run stand on it, the way from choices to results, and what it refuses."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import shlex

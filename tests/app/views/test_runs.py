@@ -1,7 +1,5 @@
 """The Runs page: folders of the command line beside runs of the server, and what is drawn is what their reports say."""
 
-from __future__ import annotations
-
 import json
 from collections import deque
 from pathlib import Path

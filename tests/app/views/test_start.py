@@ -1,7 +1,5 @@
 """The Start page: defaults that run at once, honest estimates, errors with a way out, and a run with its results."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

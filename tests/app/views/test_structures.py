@@ -1,7 +1,5 @@
 """The Structures page: its numbers are the engine's, and a smaller copy is made, compared and handed out."""
 
-from __future__ import annotations
-
 import json
 import threading
 

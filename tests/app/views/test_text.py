@@ -1,7 +1,5 @@
 """The Text page: a saved model reads the user's text, and what is coloured and listed is what was read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The memory formula, by hand on a model of known shapes; tests/benchmarks/memory.py compares it with a real run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """GGUF files read a tensor at a time: the same models as transformers makes of them, with less memory."""
 
-from __future__ import annotations
-
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Loading and saving: what works, and one clear line for each way in which it can fail."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os

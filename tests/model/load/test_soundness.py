@@ -1,7 +1,5 @@
 """Files that can be read but hold what no model has are refused when they are loaded, whole and streamed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Models whose weights stay in files: the same numbers as in memory, one decoder block at a time, shard by shard."""
 
-from __future__ import annotations
-
 import errno
 import gc
 import json

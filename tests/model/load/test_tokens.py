@@ -1,7 +1,5 @@
 """Token windows from the packaged text, from files, and from datasets that are not really there."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

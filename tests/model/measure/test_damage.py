@@ -1,7 +1,5 @@
 """Damage: a pass that begins at a decoder block gives what the whole pass gives, and nothing stays changed."""
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """Greedy continuation equals the most likely token of a plain forward pass, taken again and again."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The table of checks over a model, on a tiny one that is sound and on ones that are not."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

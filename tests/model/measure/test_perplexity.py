@@ -1,7 +1,5 @@
 """Perplexity against the loss that transformers computes itself."""
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """A token's surprise is the loss that perplexity averages, and the text comes back whole from its tokens."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

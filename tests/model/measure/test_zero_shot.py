@@ -1,7 +1,5 @@
 """Zero-shot accuracy against a plain computation of log-likelihoods, on a task of our own that needs no network."""
 
-from __future__ import annotations
-
 import math
 import random
 import sys

@@ -1,7 +1,5 @@
 """Mixtures of experts: each matrix of a fused expert is a layer, with the statistics of the tokens routed to it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

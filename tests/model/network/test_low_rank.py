@@ -1,7 +1,5 @@
 """What OATS leaves besides a dense sum: its factors, in the saved checkpoint and through an interrupted run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

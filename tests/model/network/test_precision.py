@@ -1,7 +1,5 @@
 """Forward passes in bfloat16: only their matrix products are rounded, and only where that was asked for or pays."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

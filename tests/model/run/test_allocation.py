@@ -1,7 +1,5 @@
 """Ratios over layers: exact totals, the published rules, and the trace of the loss Hessian against the Hessian."""
 
-from __future__ import annotations
-
 import copy
 import math
 import re

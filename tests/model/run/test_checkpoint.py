@@ -1,7 +1,5 @@
 """Runs that are killed, disks that are full, files that are damaged: nothing is lost, and the bits stay the same."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

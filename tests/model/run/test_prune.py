@@ -1,7 +1,5 @@
 """Choosing layers, held-out tokens, progress, cancelling: what a run promises besides its numbers."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import weakref

@@ -1,7 +1,5 @@
 """The paths for a GPU, taken on a device that is only pretended: nothing mixes devices, results are the processor's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

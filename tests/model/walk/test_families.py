@@ -1,7 +1,5 @@
 """Every supported family: the pipeline against the model's own forward pass."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections.abc import Callable, Sequence

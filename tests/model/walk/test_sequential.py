@@ -1,7 +1,5 @@
 """One pass for each decoder block: every layer is pruned on what the pruned layers before it put out."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 from typing import Any

@@ -1,7 +1,5 @@
 """Pruning towards the dense model: what is streamed, against the same computed with plain hooks on two whole models."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
