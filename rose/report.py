@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import pandas as pd
 
@@ -20,6 +20,30 @@ from rose.errors import RoseError
 from rose.files import write_atomically
 
 Record = TypeVar("Record")
+FLOAT32_MAX = 3.5e38  # no finite number beyond it was computed from a model's outputs
+
+
+class Within(NamedTuple):
+    """What a number that is read from a file may be: its bounds, and whether it may be NaN, for `Annotated`.
+
+    Infinity is an overflow that was measured, where the bound is the default.
+    """
+
+    low: float
+    high: float = FLOAT32_MAX
+    or_nan: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        assert isinstance(value, float | int)
+        if value != value:  # math.isnan does not take every whole number
+            return self.or_nan
+        return self.low <= value <= self.high or (value == math.inf and self.high == FLOAT32_MAX)
+
+
+Share = Annotated[float, Within(0, 1)]
+NotNegative = Annotated[float, Within(0)]
+NotNegativeOrNan = Annotated[float, Within(0, or_nan=True)]
+Measured = Annotated[float, Within(-FLOAT32_MAX, or_nan=True)]
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a text begins with that a spreadsheet would compute
 
 
@@ -233,16 +257,17 @@ def read_records(path: str | Path, kind: type[Record], holds: str) -> list[Recor
     """Reads a CSV file of `records_table`; fields that have a default may be missing.
 
     Raises RoseError for another file, and says there what it should hold: `holds`, such as "damages". Also for a line
-    that is no whole row, which it names: cut off, or with something else for a number.
+    that is no whole row, which it names: cut off, or with something else for a number, or a number that cannot be.
     """
     hints = get_type_hints(kind)
     texts = [name for name, hint in hints.items() if hint is str]
     try:
         content = Path(path).read_text(encoding="utf-8")
-        if line := _broken_line(content, hints):
+        if broken := _broken_line(content, kind):
+            line, why = broken
             raise RoseError(
-                f"Line {line} of {path} is no whole row of {holds}; remove it, and the command that wrote the file "
-                "adds it again."
+                f"Line {line} of {path} is no whole row of {holds}{why}; remove it, and the command that wrote the "
+                "file adds it again."
             )
         table = pd.read_csv(io.StringIO(content), dtype=dict.fromkeys(texts, str), float_precision="round_trip")
         fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]
@@ -261,31 +286,36 @@ def read_records(path: str | Path, kind: type[Record], holds: str) -> list[Recor
         raise RoseError(f"{path} is not a table of {holds}; choose a rows.csv of rose.") from problem
 
 
-def _broken_line(content: str, hints: Mapping[str, Any]) -> int | None:
-    """The number of the first line that is no whole row; None where all are, or where the columns are others."""
-    rows = csv.reader(io.StringIO(content))
+def _broken_line(content: str, kind: type) -> tuple[int, str] | None:
+    """The number of the first line that is no whole row, and what it says wrongly; None where all are, or where the
+    columns are others."""
+    rows, hints = csv.reader(io.StringIO(content)), get_type_hints(kind, include_extras=True)
     names = next(rows, [])
     if hints.keys().isdisjoint(names):
         return None
     for row in filter(None, rows):
-        if len(row) != len(names) or not all(
-            _fits(text, hints.get(name)) for name, text in zip(names, row, strict=True)
-        ):
-            return rows.line_num
-    return None if content.endswith("\n") else rows.line_num
+        if len(row) != len(names):
+            return rows.line_num, ""
+        for name, text in zip(names, row, strict=True):
+            if not _fits(text, hints.get(name)):
+                return rows.line_num, f" ({name} {text[:40]!r})"
+    return None if content.endswith("\n") else (rows.line_num, "")
 
 
 def _fits(text: str, hint: Any) -> bool:
-    """Whether a field of this type was written as this text."""
-    if hint is int:
-        return text.removeprefix("-").isdigit()
-    if hint not in (float, float | None, int | None):
+    """Whether a field of this type, `Annotated` or not, was written as this text."""
+    plain, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    if plain not in (int, float, float | None, int | None):
         return True
+    if not text and plain in (float | None, int | None):
+        return True
+    if "_" in text or not text.isascii():  # which Python reads as numbers, and pandas does not
+        return False
     try:
-        float(text or "nan")
+        number = int(text) if plain is int else float(text or "nan")
     except ValueError:
         return False
-    return True
+    return abs(number) < 2**63 if plain is int and not limits else all(number in limit for limit in limits)
 
 
 def _optional(kind: type) -> list[str]:

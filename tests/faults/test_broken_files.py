@@ -1,6 +1,8 @@
 """Files and links that a disk, a kill or a person has left in a state in which no command leaves them."""
 
+import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from rose import cli
 from rose.files import write_atomically
 from rose.model.measure import folder as measurements
 from rose.model.run.allocation import parse_allocation
-from rose.model.run.damages import read_damages
+from rose.model.run.damages import DamageRecord, read_damages
+from rose.report import records_table
 from tests.tiny import save_tiny_llama
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 40
@@ -100,6 +103,35 @@ def test_a_row_that_is_not_whole_is_named_and_can_be_measured_again(
     assert cli.main([*call, str(folder)]) == 0
     kept, whole = (pd.read_csv(path) for path in (folder / "rows.csv", _written(tmp_path, damages["rows.csv"])))
     pd.testing.assert_frame_equal(kept.drop(columns="seconds"), whole.drop(columns="seconds"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("damage", text) for text in ("abc", "1e308", "1_0")),
+        *(("weights", text) for text in ("0", "-5", "²", "9" * 400)),
+        *(("held_out_error", text) for text in ("-0.1", "nan", "")),
+        *[("sparsity", "1.5"), ("block_index", "-2"), ("drift", "-1"), ("loss", "1e308"), ("standard_error", "-1")],
+    ],
+)
+def test_a_number_that_cannot_be_is_named_with_its_line(
+    name: str, text: str, call: list[str], damages: dict[str, str], tmp_path: Path
+) -> None:
+    rows = pd.read_csv(io.StringIO(damages["rows.csv"]), dtype=str)
+    rows.loc[1, name] = text
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(
+        rose.RoseError, match=rf"Line 3 of .*rows\.csv is no whole row of damages \({name} '{text[:40]}'\)"
+    ):
+        parse_allocation(f"damage:{tmp_path}").damages()
+
+
+def test_numbers_that_a_measurement_may_come_to_are_read_back(tmp_path: Path) -> None:
+    known = DamageRecord(
+        "a", 0, "", 9, 0.5, math.inf, 0.1, 0.1, math.nan, math.inf, math.nan, -1, math.nan, math.inf, 0
+    )
+    records_table([known], DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
+    assert repr(read_damages(tmp_path / "rows.csv")) == repr([known])
 
 
 def _written(folder: Path, text: str) -> Path:

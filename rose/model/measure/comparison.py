@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Unpack
+from typing import Annotated, Any, Unpack
 
 import pandas as pd
 import psutil
@@ -29,7 +29,7 @@ from rose.model.network.precision import Precision
 from rose.model.progress import ProgressCallback
 from rose.model.run.prune import prune_by
 from rose.model.run.settings import TARGETS, RunOptions, RunSettings, run_settings
-from rose.report import csv_text, records_table
+from rose.report import NotNegative, NotNegativeOrNan, Share, Within, csv_text, records_table
 
 SAMPLE_SECONDS = 0.1  # how often memory is looked at
 
@@ -95,13 +95,13 @@ class ComparisonRow:
     method: str
     sparsity: str
     seed: int
-    perplexity: float
-    dense_perplexity: float
-    mean_relative_error: float
+    perplexity: NotNegativeOrNan
+    dense_perplexity: NotNegativeOrNan
+    mean_relative_error: NotNegative
     mean_held_out_error: float | None
-    removed_fraction: float
-    seconds: float
-    peak_memory: int
+    removed_fraction: Share
+    seconds: NotNegative
+    peak_memory: Annotated[int, Within(0, 10**15)]
     mean_target_error: float | None = None
     mean_held_out_target_error: float | None = None
     drift: float | None = None

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from rose.report import read_records
+from rose.report import Measured, NotNegative, NotNegativeOrNan, Share, Within, read_records
 
 WHOLE = "*"  # the unit of the record in which all units are changed at once
 
@@ -37,20 +38,20 @@ class DamageRecord:
     """
 
     unit: str
-    block_index: int
+    block_index: Annotated[int, Within(-1, 10**6)]
     projection: str
-    weights: int
-    sparsity: float
-    relative_error: float
-    held_out_error: float
-    output_error: float
-    drift: float
-    loss: float
-    delta_loss: float
-    damage: float
-    standard_error: float
-    perplexity_ratio: float
-    seconds: float
+    weights: Annotated[int, Within(1, 10**15)]
+    sparsity: Share
+    relative_error: NotNegative
+    held_out_error: NotNegative
+    output_error: NotNegative
+    drift: NotNegativeOrNan
+    loss: NotNegativeOrNan
+    delta_loss: Measured
+    damage: Measured
+    standard_error: NotNegativeOrNan
+    perplexity_ratio: NotNegativeOrNan
+    seconds: NotNegative
 
 
 def read_damages(path: str | Path) -> list[DamageRecord]:
