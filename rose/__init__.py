@@ -22,6 +22,7 @@ from rose.layer.order import Order, OrderPlan, make_order, move_block, plan_orde
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import SweepTrace
+from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
 from rose.model.load.models import load_model, save_model
 from rose.model.load.tokens import load_tokens
 from rose.model.measure.damage import damage
@@ -41,6 +42,7 @@ __all__ = [
     "RECOMMENDED",
     "STRUCTURED",
     "Cancelled",
+    "CheckpointCheck",
     "DamageReport",
     "DiffusionScores",
     "InputStatistics",
@@ -58,6 +60,7 @@ __all__ = [
     "SweepTrace",
     "Trajectory",
     "analyze_model",
+    "check_checkpoint",
     "collect_diffusion_statistics",
     "collect_statistics",
     "damage",

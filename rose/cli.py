@@ -1,6 +1,7 @@
-"""Command line: python -m rose models | analyze | prune | slim | compare | damage | evaluate | report | diffuse | app.
+"""Command line: python -m rose COMMAND; `rose --help` lists the commands.
 
-Exit status: 0 done, 2 bad input (one line that says what and what to do), 130 cancelled. The commands are in
+Exit status: 0 done, 1 `check` has found something wrong, 2 bad input (one line that says what and what to do), 130
+cancelled. The commands are in
 `rose.commands`, one file each.
 """
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         options.command = shlex.join(["rose", *(sys.argv[1:] if arguments is None else arguments)])  # for the report
         with process_group() if options.divided else nullcontext(), _silence() if rank > 0 else nullcontext():
-            options.run(options, console)
+            return options.run(options, console) or 0
     except rose.RoseError as problem:
         said = Console(stderr=True)
         said.print(f"{name}: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -45,7 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         left = f"the same command resumes from {kept}" if kept else "nothing was written"
         console.print(f"rose: cancelled; {left}", soft_wrap=True)
         return interrupt.CANCELLED
-    return 0
 
 
 def _silence() -> redirect_stdout:

@@ -178,8 +178,8 @@ class RunReport:
     def to_json(self) -> str:
         """As JSON, which knows neither NaN nor infinity: both become null."""
         # Not pandas' own to_json: it rounds to 15 decimals, which is little for a small error.
-        rows = [_finite(row) for row in self.layers.to_dict(orient="records")]
-        return json.dumps({"summary": _finite(self.summary), "layers": rows}, indent=1, allow_nan=False)
+        rows = [finite(row) for row in self.layers.to_dict(orient="records")]
+        return json.dumps({"summary": finite(self.summary), "layers": rows}, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> RunReport:
@@ -222,12 +222,12 @@ def _no_formula(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with None for every NaN and infinity in it."""
     if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
+        return {name: finite(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

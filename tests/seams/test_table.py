@@ -9,29 +9,29 @@ from tests.seams.producers import PRODUCERS, Workshop
 
 # "yes": it works, as a number shows; else which of `REFUSALS` is said.
 TABLE = """
-                       report evaluate prune slim   drop  damage restore share plain diffuse Runs   Depth  Text
-prune, target layer    yes    yes      yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
-prune, target dense    yes    yes      yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
-prune, 2:4             yes    yes      yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
-prune, low rank        yes    yes      yes   yes    yes   yes    yes     rows  yes   index   yes    yes    yes
-prune, owl             yes    yes      yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
-prune, sensitivity     yes    yes      yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
-prune, some layers     yes    yes      yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
-prune, not held out    yes    yes      yes   zeros  yes   yes    yes     rows  yes   index   yes    drift  yes
-analyze                yes    model    model model  model model  model   rows  type  index   yes    drift  folder
-compare                report model    model model  model model  model   rows  type  index   report report folder
-damage, layers         report model    model model  model model  model   yes   type  index   report report folder
-damage, blocks         report model    model model  model model  model   yes   type  index   report report folder
-damage, restored       report model    model model  model model  model   yes   type  index   report report folder
-slim, uniform          yes    yes      yes   yes    yes   yes    shapes  rows  yes   index   yes    yes    yes
-slim, cost             yes    yes      yes   differ yes   yes    shapes  rows  sizes index   yes    yes    yes
-slim, similarity       yes    yes      yes   differ yes   yes    shapes  rows  sizes index   yes    yes    yes
-slim, depth            yes    yes      yes   yes    yes   yes    blocks  rows  yes   index   yes    drift  yes
-slim and prune         yes    yes      yes   zeros  yes   yes    shapes  rows  yes   index   yes    yes    yes
-slim and prune, cost   yes    yes      yes   zeros  yes   yes    shapes  rows  sizes index   yes    yes    yes
-slim and prune, depth  yes    yes      yes   zeros  yes   yes    blocks  rows  yes   index   yes    yes    yes
-diffuse prune          yes    model    model model  model model  model   rows  type  yes     yes    drift  folder
-diffuse slim           yes    model    model model  model model  model   rows  type  yes     yes    drift  folder
+                       report evaluate check  prune slim   drop  damage restore share plain diffuse Runs   Depth  Text
+prune, target layer    yes    yes      yes    yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
+prune, target dense    yes    yes      yes    yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
+prune, 2:4             yes    yes      yes    yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
+prune, low rank        yes    yes      yes    yes   yes    yes   yes    yes     rows  yes   index   yes    yes    yes
+prune, owl             yes    yes      yes    yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
+prune, sensitivity     yes    yes      yes    yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
+prune, some layers     yes    yes      yes    yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
+prune, not held out    yes    yes      yes    yes   zeros  yes   yes    yes     rows  yes   index   yes    drift  yes
+analyze                yes    model    model  model model  model model  model   rows  type  index   yes    drift  folder
+compare                report model    model  model model  model model  model   rows  type  index   report report folder
+damage, layers         report model    model  model model  model model  model   yes   type  index   report report folder
+damage, blocks         report model    model  model model  model model  model   yes   type  index   report report folder
+damage, restored       report model    model  model model  model model  model   yes   type  index   report report folder
+slim, uniform          yes    yes      fit    yes   yes    yes   yes    shapes  rows  yes   index   yes    yes    yes
+slim, cost             yes    yes      fit    yes   differ yes   yes    shapes  rows  sizes index   yes    yes    yes
+slim, similarity       yes    yes      fit    yes   differ yes   yes    shapes  rows  sizes index   yes    yes    yes
+slim, depth            yes    yes      fewer  yes   yes    yes   yes    blocks  rows  yes   index   yes    drift  yes
+slim and prune         yes    yes      fit    yes   zeros  yes   yes    shapes  rows  yes   index   yes    yes    yes
+slim and prune, cost   yes    yes      fit    yes   zeros  yes   yes    shapes  rows  sizes index   yes    yes    yes
+slim and prune, depth  yes    yes      fewer  yes   zeros  yes   yes    blocks  rows  yes   index   yes    yes    yes
+diffuse prune          yes    model    model  model model  model model  model   rows  type  yes     yes    drift  folder
+diffuse slim           yes    model    model  model model  model model  model   rows  type  yes     yes    drift  folder
 """
 REFUSALS = {
     "model": r"The folder \S+ holds no config.json, so it is not a checkpoint; choose another folder\.",
@@ -42,6 +42,8 @@ REFUSALS = {
     "rows": r"\S+ (cannot be read \(No such file .*\)|is not a table of damages); choose a rows.csv of rose\.",
     "differ": r"The decoder blocks of this model differ in shape already; choose an allocation that lets them .*",
     "zeros": r"\S+ is pruned, and recovery exact and target dense would fill its zeros .*; slim the dense model .*\.",
+    "fit": r"\S+ is of shape \(.*\) in the checkpoint and of \(.*\) in the dense model; a model that was .*",
+    "fewer": r"The checkpoint has 21 layers and the dense model 28, such as \S+ in only one of them; .*",
     "shapes": r"There is no dense weight of this shape for \S+; give the same model, dense\.",
     "blocks": r"The model to restore has 3 decoder blocks and the dense one 4, so their layers do not correspond; .*",
     # What transformers says; `rose slim` has said before that only rose reads these.

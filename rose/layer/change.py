@@ -1,0 +1,270 @@
+"""What became of one weight matrix: W as it was, and V, which somebody has pruned, tuned, merged or quantized.
+
+Nothing here asks how V was made. What was removed is read from its zeros, and what was changed from the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rose.errors import RoseError
+
+GROUPS = (2, 4, 8, 16, 32)  # M of the N:M patterns that are looked for
+NEARLY = 0.95  # share of the groups that keep exactly N, from which on the others break a pattern
+BLOCK = 128  # columns of a block, in SparseGPT's and ROSE's programs and here
+GRIDS = ("row", 128, 64, 32)  # columns that share a scale, the coarsest first
+LEVELS = (4, 8, 16, 32, 64, 256)  # values of grids of 2, 3, 4, 5, 6 and 8 bits
+TELLING = 8  # nonzeros that tell a grid, and groups of so many
+UNLIKE = 0.3  # cosine below which two vectors of weights have nothing to do with each other
+SAMPLED_ROWS = 64  # rows that grids are looked for in
+
+
+@dataclass(frozen=True)
+class FoundPattern:
+    """The pattern that removed weights follow.
+
+    Attributes:
+        name: "none" where nothing was removed, "N:M", "row" (each row gave up the same number), "block" (each block of
+            128 columns did), or "layer".
+        keep, of: N and M of N:M, at most N nonzeros in every M consecutive input columns; 0 for other patterns.
+        broken: groups with more than N nonzeros.
+        first_broken: (row, first column) of the first of them.
+    """
+
+    name: str
+    keep: int = 0
+    of: int = 0
+    broken: int = 0
+    first_broken: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.keep}:{self.of}" if self.name == "N:M" else self.name
+
+
+@dataclass(frozen=True)
+class FoundGrid:
+    """Kept weights that take few values.
+
+    Attributes:
+        levels: how many, at most, in one group.
+        group: columns that share a scale, None for a whole row.
+    """
+
+    levels: int
+    group: int | None
+
+
+@dataclass(frozen=True)
+class WeightChange:
+    """How V, (out, in), differs from W.
+
+    Attributes:
+        shape: (out, in).
+        not_finite: entries of V that are NaN or infinite.
+        zeros_before, zeros: exact zeros of W and of V.
+        refilled: zeros of W that V has not.
+        pattern: what the zeros of V follow.
+        empty_rows, empty_columns: rows and columns of V without a nonzero, where W had one.
+        moved: share of V's nonzeros that differ from W.
+        change: ‖V − W‖/‖W‖ over V's nonzeros.
+        cosine: of the angle between V and W over V's nonzeros; 0 where V has none.
+        grid: the grid that moved weights lie on, None where they lie on none.
+        reordered: "rows" or "columns" where those of W stand in V in another order, else None.
+        common: mean share of 32 columns at one and the same value other than 0: where zeros went that a grid moved.
+    """
+
+    shape: tuple[int, int]
+    not_finite: int
+    zeros_before: int
+    zeros: int
+    refilled: int
+    pattern: FoundPattern
+    empty_rows: tuple[int, ...]
+    empty_columns: tuple[int, ...]
+    moved: float
+    change: float
+    cosine: float
+    grid: FoundGrid | None
+    common: float
+    reordered: str | None
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros in V, those of W among them."""
+        return self.zeros / self.size
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether V is W."""
+        return self.not_finite == 0 and self.moved == 0 and self.zeros == self.zeros_before and self.refilled == 0
+
+
+def weight_change(before: Tensor, after: Tensor) -> WeightChange:
+    """Compares two matrices of one shape, entry by entry.
+
+    Args:
+        before: W, (out, in), finite.
+        after: V, (out, in), on the same device; may hold NaN and infinity.
+
+    Raises:
+        RoseError: other shapes.
+    """
+    if before.ndim != 2 or before.shape != after.shape:
+        raise RoseError(
+            f"W is of shape {tuple(before.shape)} and V of {tuple(after.shape)}; they do not belong together."
+        )
+    finite = torch.isfinite(after)
+    broken = after.numel() - int(finite.sum())
+    was, now = before.float(), torch.where(finite, after, 0).float() if broken else after.float()
+    zero, zero_before = now == 0, was == 0
+    kept = ~zero & finite
+    of_kept = torch.where(kept, was, 0)
+    gap, length, own = (torch.linalg.vector_norm(x).item() for x in (now - of_kept, of_kept, now))
+    moved = int(((now != was) & kept).sum()) / max(1, int(kept.sum()))
+    alike = (now * of_kept).sum(dtype=torch.float64).item() / (length * own) if length and own else 0.0
+    return WeightChange(
+        shape=(before.shape[0], before.shape[1]),
+        not_finite=broken,
+        zeros_before=int(zero_before.sum()),
+        zeros=int((zero & finite).sum()),
+        refilled=int((zero_before & kept).sum()),
+        pattern=find_pattern(zero & finite),
+        empty_rows=_empty(kept, zero_before, 1),
+        empty_columns=_empty(kept, zero_before, 0),
+        moved=moved,
+        change=gap / length if length else 0.0,
+        cosine=alike,
+        grid=find_grid(now) if moved > 0.5 else None,
+        common=common_value(now),
+        reordered=reordered(was, now) if alike < UNLIKE else None,
+    )
+
+
+def _empty(kept: Tensor, zero_before: Tensor, axis: int) -> tuple[int, ...]:
+    gone = ~kept.any(axis) & ~zero_before.all(axis)
+    return tuple(gone.nonzero().flatten().tolist())
+
+
+def find_pattern(mask: Tensor) -> FoundPattern:
+    """The narrowest pattern that a mask, (out, in), True = zero, follows or nearly follows."""
+    if not mask.any():
+        return FoundPattern("none")
+    for of in GROUPS:
+        found = _grouped(mask, of)
+        if found:
+            return found
+    rows, columns = mask.sum(1), mask.shape[1]
+    if len(rows) > 1 and int(rows.max() - rows.min()) <= 1 and int(rows.max()) < columns:
+        return FoundPattern("row")
+    if columns >= 2 * BLOCK:
+        whole = mask[:, : columns // BLOCK * BLOCK].unflatten(1, (-1, BLOCK)).sum((0, 2))
+        if int(whole.max() - whole.min()) <= 1 and int(whole.max()) < BLOCK * len(mask):
+            return FoundPattern("block")
+    return FoundPattern("layer")
+
+
+def _grouped(mask: Tensor, of: int) -> FoundPattern | None:
+    """N:M for this M, where nearly all groups keep the same N; zeros that came by themselves may make it fewer."""
+    if mask.shape[1] % of:
+        return None
+    left = (~mask).unflatten(1, (-1, of)).sum(2)  # (out, groups)
+    keep = int(left.flatten().mode().values)
+    if not 0 < keep < of or (left == keep).float().mean() < NEARLY:
+        return None
+    broken = (left > keep).nonzero()
+    first = (int(broken[0, 0]), int(broken[0, 1]) * of) if len(broken) else None
+    return FoundPattern("N:M", keep, of, len(broken), first)
+
+
+def find_grid(weight: Tensor) -> FoundGrid | None:
+    """The grid of fewest levels that nonzero weights, (out, in), lie on, a scale for each row or group of columns.
+
+    Symmetric grids are multiples of a step, told by dividing by the largest weight; others by their few values, where
+    there are clearly more places for them.
+    """
+    found = []
+    for group in GRIDS:
+        columns = weight.shape[1] if group == "row" else int(group)
+        if weight.shape[1] % columns == 0 and (group == "row" or columns < weight.shape[1]):
+            parts = _some_rows(weight).reshape(-1, columns)
+            levels = _multiples(parts) or _few_values(parts)
+            found += [FoundGrid(levels, None if group == "row" else columns)] if levels else []
+    return min(found, key=lambda grid: grid.levels, default=None)
+
+
+def _some_rows(weight: Tensor) -> Tensor:
+    return weight[torch.linspace(0, len(weight) - 1, min(SAMPLED_ROWS, len(weight)), device=weight.device).long()]
+
+
+def _multiples(parts: Tensor) -> int | None:
+    """Levels of the symmetric grid whose multiples are the nonzeros of nearly all groups, (groups, columns)."""
+    parts = parts[(parts != 0).sum(1) >= TELLING]
+    if len(parts) < TELLING:
+        return None
+    scaled, fits = parts / parts.abs().amax(1, keepdim=True), torch.zeros(len(parts), dtype=torch.bool)
+    for steps in (*range(1, 17), 127, 128):
+        multiple = scaled * steps
+        # A format of 16 bits rounds the weight itself, which shows where steps are many.
+        fits |= ((multiple - multiple.round()).abs().amax(1) <= 0.02 + steps * (2**-8 if steps <= 16 else 2**-13)).cpu()
+        if fits.float().mean() >= NEARLY:
+            return next(count for count in LEVELS if 2 * steps <= count)
+    return None
+
+
+def _few_values(parts: Tensor) -> int | None:
+    """Levels of a grid with an offset: at most so many different values in every group, (groups, columns)."""
+    values = 1 + int((parts.sort(1).values.diff(dim=1) != 0).sum(1).max())
+    places = int((parts != 0).sum(1).median())
+    return next((count for count in LEVELS if values <= count and 2 * count <= places), None)
+
+
+def common_value(weight: Tensor, columns: int = 32) -> float:
+    """Mean share of each group of columns, over rows, that stands at its most frequent value; 0 where that is 0.
+
+    Of weights without a grid it is 1/columns; a grid with an offset moves all zeros of a group to one value.
+    """
+    if weight.shape[1] % columns:
+        return 0.0
+    some = _some_rows(weight).reshape(-1, columns)
+    value = some.mode(1).values
+    share = (some == value[:, None]).float().mean(1)
+    return float(torch.where(value == 0, 0, share).mean())
+
+
+def reordered(before: Tensor, after: Tensor) -> str | None:
+    """Whether nearly all "rows" or "columns" of V, (out, in), are like one of W each, in another order."""
+    for axis, name in ((1, "rows"), (0, "columns")):
+        one, other = (torch.nn.functional.normalize(x, dim=axis) for x in (after, before))
+        alike = one @ other.T if axis == 1 else one.T @ other
+        best = alike.max(1)
+        if (best.values > UNLIKE).float().mean() > NEARLY and len(best.indices.unique()) > NEARLY * len(alike):
+            return name
+    return None
+
+
+@dataclass(frozen=True)
+class Removal:
+    """How much two masks have in common.
+
+    Attributes:
+        jaccard: |A ∩ B| / |A ∪ B|; 1 where nothing is removed in either.
+        chance: what two random masks of these sizes would have.
+    """
+
+    jaccard: float
+    chance: float
+
+
+def same_removed(one: Tensor, other: Tensor) -> Removal:
+    """Compares two masks of one shape, True = removed."""
+    both, either = int((one & other).sum()), int((one | other).sum())
+    a, b = float(one.float().mean()), float(other.float().mean())
+    joined = a + b - a * b
+    return Removal(both / either if either else 1.0, a * b / joined if joined else 1.0)

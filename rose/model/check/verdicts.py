@@ -1,0 +1,259 @@
+"""What to think of the layers of a checkpoint, given what became of each: a verdict with a reason, by one rule.
+
+A layer is judged by itself, and by its peers: one that differs from nearly all others in what should be the same all
+over the model has probably met with an accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from rose.layer.change import UNLIKE, FoundGrid, Removal, WeightChange
+
+AS_EXPECTED = "as expected"
+NOT_PRUNED = "not pruned"
+MASK_ALONE = "mask without compensation"
+WORSE_THAN_WANDA = "worse than Wanda"
+ZEROS_LOST = "zeros lost"
+PATTERN_BROKEN = "pattern broken"
+OTHER_SPARSITY = "other sparsity"
+OTHER_MODEL = "not the same model"
+NUMBERS_BROKEN = "numbers broken"
+TIE_TORN = "tie torn"
+VERDICTS = (
+    *(NUMBERS_BROKEN, OTHER_MODEL, PATTERN_BROKEN, ZEROS_LOST, TIE_TORN, OTHER_SPARSITY, WORSE_THAN_WANDA, MASK_ALONE),
+    *(NOT_PRUNED, AS_EXPECTED),
+)  # the worst first
+MOVED = 1e-3  # share of kept weights that differ, above which they were moved and not only masked
+FEW_ZEROS = 0.1  # of the peers' share of zeros: a layer with less has lost them
+PEERS = 0.8  # share of the pruned layers that must agree before one that does not is remarkable
+NEAR, FAR = 0.005, 0.02  # sparsities that agree, and those that do not
+CLEARLY = 1.1  # ratio of two errors that is more than another calibration text makes
+SAME_MASK = 0.9  # share in common of what two masks remove, from which on they are one method's
+COMPARED = ("sparsegpt", "rose")  # methods that a reason names
+COMMON = 0.3  # share of 32 columns at one value other than 0, which says that zeros were moved there
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to think of one layer, or of one other tensor.
+
+    Attributes:
+        verdict: one of `VERDICTS`.
+        reason: a sentence with the number behind it.
+        is_wrong: whether something is wrong; a mask without compensation can be what was meant.
+    """
+
+    verdict: str
+    reason: str
+    is_wrong: bool
+
+
+@dataclass(frozen=True)
+class Peers:
+    """What the pruned layers of a checkpoint have in common; None where they have nothing.
+
+    Attributes:
+        sparsity: share of zeros, the median.
+        pattern: N:M of nearly all.
+        are_moved: whether kept weights of nearly all have moved.
+    """
+
+    sparsity: float | None
+    agree: bool
+    pattern: str | None
+    are_moved: bool
+
+    @classmethod
+    def of(cls, changes: Sequence[WeightChange]) -> Peers:
+        pruned = [one for one in changes if one.zeros > one.zeros_before and one.zeros < one.size]
+        if len(pruned) < 2:
+            return cls(None, False, None, False)
+        middle = median(one.sparsity for one in pruned)
+
+        def most(holds: Sequence[bool]) -> bool:
+            return sum(holds) >= PEERS * len(pruned)
+
+        grouped = [str(one.pattern) for one in pruned if one.pattern.name == "N:M"]
+        usual = max(set(grouped), key=grouped.count, default=None)
+        return cls(
+            middle,
+            most([abs(one.sparsity - middle) <= NEAR for one in pruned]),
+            usual if usual and most([str(one.pattern) == usual for one in pruned]) else None,
+            most([one.moved > MOVED for one in pruned]),
+        )
+
+
+def judge_weights(change: WeightChange, peers: Peers) -> Verdict:
+    """The verdict on one layer from the weights alone."""
+    for rule in (_numbers, _likeness, _pattern, _zeros, _sparsity, _mask_alone):
+        found = rule(change, peers)
+        if found:
+            return found
+    if change.zeros <= change.zeros_before:
+        return Verdict(
+            NOT_PRUNED, "It is as in the dense model." if change.is_untouched else _says_moved(change), False
+        )
+    return Verdict(AS_EXPECTED, f"{change.sparsity:.1%} zeros, {says_pattern(change)}. {_says_moved(change)}", False)
+
+
+def says_pattern(change: WeightChange) -> str:
+    """The pattern of a layer for people."""
+    how = {"row": "the same number in every row", "block": "the same number in every block of 128 columns"}
+    return {**how, "layer": "unstructured", "none": "no pattern"}.get(change.pattern.name, f"{change.pattern}")
+
+
+def says_grid(grid: FoundGrid) -> str:
+    """The grid that weights lie on, for people."""
+    where = "row" if grid.group is None else f"{grid.group} columns of a row"
+    return f"a grid of {grid.levels} values for each {where}"
+
+
+def _says_moved(change: WeightChange) -> str:
+    if change.moved <= MOVED:
+        return "Kept weights are those of the dense model."
+    said = f"Kept weights moved by {change.change:.1%} of their norm"
+    return f"{said} and lie on {says_grid(change.grid)}." if change.grid else f"{said}."
+
+
+def _numbers(change: WeightChange, _peers: Peers) -> Verdict | None:
+    if change.not_finite:
+        said = f"{change.not_finite:,} of {change.size:,} weights are NaN or infinite."
+        return Verdict(NUMBERS_BROKEN, said, True)
+    if change.zeros == change.size and change.zeros_before < change.size:
+        return Verdict(NUMBERS_BROKEN, f"All {change.size:,} weights are zero.", True)
+    return None
+
+
+def _likeness(change: WeightChange, _peers: Peers) -> Verdict | None:
+    if change.zeros == change.size or change.cosine >= UNLIKE:
+        return None
+    said = f"Its weights have nothing to do with the dense ones (cosine {change.cosine:.2f})."
+    if change.reordered:
+        said = f"Its {change.reordered} are those of the dense layer in another order."
+    return Verdict(OTHER_MODEL, said, True)
+
+
+def _pattern(change: WeightChange, peers: Peers) -> Verdict | None:
+    found = change.pattern
+    if found.broken and found.first_broken:
+        row, column = found.first_broken
+        groups = change.size // found.of
+        said = (
+            f"{found.broken:,} of {groups:,} groups keep more than {found.keep} of {found.of} weights; the first is in "
+            f"row {row}, columns {column} to {column + found.of - 1}."
+        )
+        return Verdict(PATTERN_BROKEN, said, True)
+    if peers.pattern and change.zeros > change.zeros_before and str(found) != peers.pattern:
+        has_zeros = change.sparsity > FEW_ZEROS * (peers.sparsity or 0)
+        if has_zeros:
+            return Verdict(PATTERN_BROKEN, f"It is not {peers.pattern}, as other layers are, but {found}.", True)
+    return None
+
+
+def _zeros(change: WeightChange, peers: Peers) -> Verdict | None:
+    if change.common >= COMMON:
+        said = (
+            f"{change.common:.0%} of the weights stand at one value other than zero and {change.sparsity:.1%} at zero: "
+            "a grid with an offset has moved the zeros."
+        )
+        return Verdict(ZEROS_LOST, said, True)
+    if peers.sparsity and not change.is_untouched and change.sparsity < FEW_ZEROS * peers.sparsity:
+        said = (
+            f"{change.sparsity:.1%} zeros, where other pruned layers have {peers.sparsity:.1%}; its weights were moved."
+        )
+        return Verdict(ZEROS_LOST, said, True)
+    if change.refilled and change.refilled > MOVED * change.size:
+        return Verdict(ZEROS_LOST, f"{change.refilled:,} zeros of the dense model are no zeros any more.", True)
+    return None
+
+
+def _sparsity(change: WeightChange, peers: Peers) -> Verdict | None:
+    if not (peers.agree and peers.sparsity and change.zeros > change.zeros_before):
+        return None
+    if abs(change.sparsity - peers.sparsity) <= FAR:
+        return None
+    said = f"{change.sparsity:.1%} zeros, where nearly all other layers have {peers.sparsity:.1%}."
+    return Verdict(OTHER_SPARSITY, said, True)
+
+
+def _mask_alone(change: WeightChange, peers: Peers) -> Verdict | None:
+    if change.zeros <= change.zeros_before or change.moved > MOVED:
+        return None
+    said = (
+        f"{change.sparsity:.1%} zeros, {says_pattern(change)}. Kept weights are those of the dense model, to the bit."
+    )
+    return Verdict(MASK_ALONE, said, peers.are_moved)
+
+
+def worst(verdicts: Mapping[str, Verdict]) -> list[str]:
+    """Names of what is wrong, the worst first."""
+    wrong = [name for name, one in verdicts.items() if one.is_wrong]
+    return sorted(wrong, key=lambda name: VERDICTS.index(verdicts[name].verdict))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Errors of one layer, ‖X_d Wᵀ − X_p Vᵀ‖² / ‖X_d Wᵀ‖² of calibration tokens where nothing else is said.
+
+    Attributes:
+        error, held_out_error: of V, as it was found.
+        mask_error: of the dense weights under V's mask.
+        possible_error: the least that the mask allows, by a refit of all kept weights.
+        methods: what methods reach at the same sparsity, by name.
+        wanda_held_out: what Wanda's mask has on held-out tokens, where both were asked for.
+    """
+
+    error: float
+    held_out_error: float | None
+    mask_error: float
+    possible_error: float
+    methods: Mapping[str, float]
+    wanda_held_out: float | None
+
+    @property
+    def recovered(self) -> float | None:
+        """Share of what compensation could take from the mask's error that it took; None where it can take nothing."""
+        could = self.mask_error - self.possible_error
+        return (self.mask_error - self.error) / could if could > 0.02 * self.mask_error else None
+
+    def row(self) -> dict[str, float | None]:
+        """For a table."""
+        own = {
+            "error": self.error,
+            "held_out_error": self.held_out_error,
+            "mask_error": self.mask_error,
+            "possible_error": self.possible_error,
+            "recovered": self.recovered,
+        }
+        return own | {f"error_of_{name}": value for name, value in self.methods.items()}
+
+
+def judge_costs(
+    verdict: Verdict, costs: Costs, change: WeightChange, nearest: tuple[str, Removal] | None = None
+) -> Verdict:
+    """The verdict on a layer with which nothing is wrong by its weights alone; `nearest`: the method of its mask."""
+    held_out = costs.wanda_held_out is not None
+    found = costs.held_out_error if held_out else costs.error
+    wanda = costs.wanda_held_out if held_out else costs.methods.get("wanda")
+    on = "held-out tokens" if held_out else "calibration tokens"
+    if found is not None and wanda is not None and found > CLEARLY * wanda:
+        said = f"Its error is {found:.4f} on {on}; Wanda's mask, without compensation too, has {wanda:.4f}."
+        if verdict.verdict != MASK_ALONE:
+            return Verdict(WORSE_THAN_WANDA, said.replace(", without compensation too,", ""), True)
+        return Verdict(MASK_ALONE, f"{said} {verdict.reason}", True)
+    if change.zeros <= change.zeros_before:
+        return verdict
+    reached = {name: value for name, value in costs.methods.items() if name in COMPARED}
+    beside = ", ".join(f"{name} would be at {value:.4f}" for name, value in reached.items())
+    said = f"Error {costs.error:.4f}"
+    if costs.recovered is not None:
+        said = f"Compensation recovered {costs.recovered:.0%} of what it could: error {costs.error:.4f}"
+    mask = ""
+    if nearest and nearest[1].jaccard >= SAME_MASK:
+        name, shared = nearest
+        mask = f" Its mask is that of {name} ({shared.jaccard:.1%} in common; by chance {shared.chance:.1%})."
+    reason = f"{said}{'; ' + beside if beside else ''}.{mask} {verdict.reason}"
+    return Verdict(verdict.verdict, reason, verdict.is_wrong)

@@ -1,0 +1,278 @@
+"""Planted faults, made with plain torch and transformers: each is named by its layer and its kind, and nothing else."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rose
+from rose import cli
+from rose.model.check import verdicts
+from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
+from tests.model.families import DENSE, EXPERTS, make_model, make_tokens
+from tests.tiny import save_tiny_llama
+
+BLOCKS = 4  # of the packaged model, which are enough to be peers
+NAME = "model.layers.{}.{}".format
+
+
+@pytest.fixture(scope="module")
+def dense(packaged: Any) -> nn.Module:
+    """The packaged model's first decoder blocks, real weights."""
+    whole, _ = packaged
+    model = copy.deepcopy(whole)
+    model.model.layers = model.model.layers[:BLOCKS]
+    model.config.num_hidden_layers = BLOCKS
+    return model
+
+
+def compensated(weight: Tensor, ratio: float = 0.7) -> Tensor:
+    """A pruned weight as programs leave it: the smallest are zero, the others have moved."""
+    order = weight.abs().flatten().argsort()
+    pruned = weight * (1 + 0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    pruned.view(-1)[order[: round(ratio * len(order))]] = 0
+    return pruned
+
+
+@pytest.fixture(scope="module")
+def pruned(dense: nn.Module) -> nn.Module:
+    model = copy.deepcopy(dense)
+    with torch.no_grad():
+        for layer in rose.prunable_layers(model):
+            layer.write(compensated(layer.weight))
+    return model
+
+
+def weight_of(model: nn.Module, name: str) -> Tensor:
+    return model.get_submodule(name).weight.data
+
+
+def told(found: CheckpointCheck) -> dict[str, str]:
+    """What is wrong: verdict by name."""
+    return dict(zip(found.wrong["name"], found.wrong["verdict"], strict=True))
+
+
+def test_a_sane_checkpoint_and_the_dense_model_itself_are_not_accused(dense: nn.Module, pruned: nn.Module) -> None:
+    found = check_checkpoint(dense, pruned)
+    assert found.is_sane
+    assert found.summary["sparsity"] == pytest.approx(0.7, abs=1e-3)
+    assert set(found.layers["verdict"]) == {verdicts.AS_EXPECTED}
+    same = check_checkpoint(dense, dense)
+    assert same.is_sane
+    assert set(same.layers["verdict"]) == {verdicts.NOT_PRUNED}
+    assert same.others.empty
+
+
+def test_faults_of_single_layers_are_named(dense: nn.Module, pruned: nn.Module) -> None:
+    model = copy.deepcopy(pruned)
+    names = {
+        "nan": NAME(0, "self_attn.q_proj"),
+        "zero": NAME(0, "mlp.up_proj"),
+        "masked": NAME(1, "self_attn.o_proj"),
+        "half": NAME(1, "mlp.down_proj"),
+        "one": NAME(2, "self_attn.k_proj"),
+        "other": NAME(3, "self_attn.k_proj"),
+        "adapter": NAME(2, "mlp.gate_proj"),
+        "permuted": NAME(3, "self_attn.o_proj"),
+    }
+    with torch.no_grad():
+        weight_of(model, names["nan"])[5, 7] = float("nan")
+        weight_of(model, names["zero"]).zero_()
+        kept = weight_of(pruned, names["masked"]) != 0
+        weight_of(model, names["masked"]).copy_(weight_of(dense, names["masked"]) * kept)
+        weight_of(model, names["half"]).copy_(compensated(weight_of(dense, names["half"]), 0.5))
+        one, other = weight_of(model, names["one"]), weight_of(model, names["other"])
+        swapped = one.clone()
+        one.copy_(other)
+        other.copy_(swapped)
+        adapted = weight_of(model, names["adapter"])
+        rows, columns = (torch.randn(size, 4) * 0.01 for size in adapted.shape)
+        adapted += rows @ columns.T
+        permuted = weight_of(model, names["permuted"])
+        permuted.copy_(permuted[torch.randperm(len(permuted), generator=torch.Generator().manual_seed(1))])
+    found = check_checkpoint(dense, model)
+    assert told(found) == {
+        names["nan"]: verdicts.NUMBERS_BROKEN,
+        names["zero"]: verdicts.NUMBERS_BROKEN,
+        names["masked"]: verdicts.MASK_ALONE,
+        names["half"]: verdicts.OTHER_SPARSITY,
+        names["one"]: verdicts.OTHER_MODEL,
+        names["other"]: verdicts.OTHER_MODEL,
+        names["adapter"]: verdicts.ZEROS_LOST,
+        names["permuted"]: verdicts.OTHER_MODEL,
+    }
+    reasons = found.layers.set_index("layer")["reason"]
+    assert names["other"] in reasons[names["one"]]
+    assert names["one"] in reasons[names["other"]]
+    assert "another order" in reasons[names["permuted"]]
+    assert reasons[names["nan"]].startswith("1 of 331,776 weights")
+    assert "50.0% zeros" in reasons[names["half"]]
+
+
+def test_a_broken_group_of_2_4_is_found(dense: nn.Module) -> None:
+    model = copy.deepcopy(dense)
+    with torch.no_grad():
+        for layer in rose.prunable_layers(model):
+            groups = compensated(layer.weight, 0.0).unflatten(1, (-1, 4))
+            groups.scatter_(2, groups.abs().argsort(2)[..., :2], 0)
+            layer.write(groups.flatten(1))
+        assert check_checkpoint(dense, model).summary["pattern"] == "2:4"
+        group = weight_of(model, NAME(1, "self_attn.v_proj"))[3, 8:12]
+        group[group == 0] = torch.tensor([0.5, 0.0])
+    found = check_checkpoint(dense, model)
+    assert told(found) == {NAME(1, "self_attn.v_proj"): verdicts.PATTERN_BROKEN}
+    assert "1 of 27,648 groups keep more than 2 of 4" in found.wrong["reason"][0]
+    assert "row 3, columns 8 to 11" in found.wrong["reason"][0]
+
+
+def q4_0(weight: Tensor) -> Tensor:
+    """Symmetric blocks of 32, as in GGUF: zero stays zero."""
+    blocks = weight.reshape(-1, 32)
+    largest = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
+    step = (largest / -8).half().float()
+    levels = torch.where(step == 0, 0, blocks / step).add(8.5).floor().clamp(0, 15) - 8
+    return (levels * step).reshape(weight.shape)
+
+
+def q4_1(weight: Tensor) -> Tensor:
+    """Blocks of 32 with an offset: nearly no zero stays zero."""
+    blocks = weight.reshape(-1, 32)
+    low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
+    step, low = ((high - low) / 15).half().float(), low.half().float()
+    levels = torch.where(step == 0, 0, (blocks - low) / step).add(0.5).floor().clamp(0, 15)
+    return (levels * step + low).reshape(weight.shape)
+
+
+@pytest.mark.parametrize(("quantize", "verdict"), [(q4_0, verdicts.AS_EXPECTED), (q4_1, verdicts.ZEROS_LOST)])
+def test_what_quantization_does_to_zeros_is_told(
+    dense: nn.Module, pruned: nn.Module, quantize: Callable[[Tensor], Tensor], verdict: str
+) -> None:
+    model = copy.deepcopy(pruned)
+    with torch.no_grad():
+        for layer in rose.prunable_layers(model):
+            layer.write(quantize(layer.weight))
+    found = check_checkpoint(dense, model)
+    assert set(found.layers["verdict"]) == {verdict}
+    assert found.is_sane == (quantize is q4_0)
+    if quantize is q4_0:
+        assert found.layers["reason"].str.contains("a grid of 16 values for each 32 columns").all()
+
+
+def test_another_model_and_a_torn_tie_are_told(dense: nn.Module, pruned: nn.Module) -> None:
+    other = copy.deepcopy(pruned)
+    with torch.no_grad():
+        for layer in rose.prunable_layers(other):
+            layer.write(torch.randn(layer.weight.shape) * layer.weight.std())
+    assert set(told(check_checkpoint(dense, other)).values()) == {verdicts.OTHER_MODEL}
+    torn = copy.deepcopy(pruned)
+    torn.lm_head.weight = nn.Parameter(torn.lm_head.weight.detach() * 1.01)
+    assert told(check_checkpoint(dense, torn)) == {"lm_head.weight": verdicts.TIE_TORN}
+
+
+@pytest.fixture(scope="module")
+def tokens(packaged: Any) -> Tensor:
+    return rose.load_tokens("packaged", packaged[1], samples=6, length=128, seed=0)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+def test_methods_are_known_by_their_masks_and_by_their_errors(dense: nn.Module, tokens: Tensor, method: str) -> None:
+    model = copy.deepcopy(dense)
+    rose.prune_model(model, tokens[:4], method=method, sparsity=0.6, target="layer", layers=["*.0.*", "*.1.*o_proj"])
+    found = check_checkpoint(dense, model, tokens[:4], held_out=tokens[4:], methods=("magnitude", "wanda", "sparsegpt"))
+    pruned = found.layers[found.layers["zeros"] > found.layers["zeros_before"]]
+    assert len(pruned) == 8
+    assert set(pruned["nearest_method"]) == {method}
+    assert (pruned["agreement"] > 0.9).all()
+    assert (pruned["agreement_by_chance"] < 0.5).all()
+    assert (pruned["possible_error"] < pruned["error"] * 1.001).all()
+    assert (pruned["mask_error"] > pruned["possible_error"]).all()
+    told_by = pruned["verdict"].unique().tolist()
+    if method == "sparsegpt":
+        assert told_by == [verdicts.AS_EXPECTED]
+        assert found.is_sane
+        assert pruned["reason"].str.contains("Compensation recovered").all()
+        assert pruned["error"].to_numpy() == pytest.approx(pruned["error_of_sparsegpt"].to_numpy(), rel=0.02)
+    else:
+        assert told_by == [verdicts.MASK_ALONE]
+        assert found.is_sane == (method == "wanda")
+        assert pruned["recovered"].fillna(0).to_numpy() == pytest.approx(0, abs=1e-3)
+    drifts = [row["drift"] for row in found.summary["drift"]]
+    assert len(drifts) == BLOCKS
+    assert min(drifts) > 0
+    assert found.summary["perplexity"] == pytest.approx(rose.perplexity(model, tokens[4:]))
+
+
+def test_the_error_is_that_of_the_outputs(dense: nn.Module, tokens: Tensor) -> None:
+    """Against plain forward hooks: ‖out_d − out_p‖² / ‖out_d‖² of one layer."""
+    name, pruned = NAME(1, "mlp.down_proj"), copy.deepcopy(dense)
+    for one in (NAME(0, "self_attn.o_proj"), name):
+        weight_of(pruned, one).copy_(compensated(weight_of(dense, one)))
+    outputs = []
+    for model in (dense, pruned):
+        kept: list[Tensor] = []
+        hook = model.get_submodule(name).register_forward_hook(lambda _m, _a, out, kept=kept: kept.append(out))
+        with torch.no_grad():
+            model(tokens)
+        hook.remove()
+        outputs.append(torch.cat(kept))
+    expected = ((outputs[0] - outputs[1]).square().sum() / outputs[0].square().sum()).item()
+    found = check_checkpoint(dense, pruned, tokens, methods=()).layers.set_index("layer")
+    assert found.loc[name, "error"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("family", [*DENSE, *EXPERTS])
+def test_every_family_is_checked(family: str) -> None:
+    before, after = make_model(family), make_model(family)
+    with torch.no_grad():
+        for layer in rose.prunable_layers(after):
+            layer.write(layer.weight * (layer.weight.abs() > layer.weight.abs().median()))
+    found = check_checkpoint(before, after, make_tokens(), held_out=make_tokens(2, seed=3), methods=("wanda",))
+    assert set(found.layers["verdict"]) == {verdicts.MASK_ALONE}
+    assert found.layers["sparsity"].to_numpy() == pytest.approx(0.5, abs=0.01)
+    experts = found.layers["layer"].str.contains(r"\.experts\.\d")  # are judged by their weights, as tokens differ
+    assert (found.layers["error"].notna() != experts).all()
+    assert found.others.empty
+
+
+def test_models_on_disk_are_checked_as_those_in_memory(tmp_path: Path) -> None:
+    dense = save_tiny_llama(tmp_path / "dense")
+    model, tokenizer = rose.load_model(str(dense))
+    tokens = rose.load_tokens("packaged", tokenizer, samples=3, length=48)
+    rose.prune_model(model, tokens, sparsity=0.5, block_size=16)
+    rose.save_model(model, tokenizer, tmp_path / "pruned")
+    found = [
+        check_checkpoint(*(rose.load_model(str(tmp_path / name), **how)[0] for name in ("dense", "pruned")), tokens)
+        for how in ({}, {"stream": True})
+    ]
+    columns = [name for name in found[0].layers if found[0].layers[name].dtype == float]
+    assert found[0].layers["verdict"].tolist() == found[1].layers["verdict"].tolist()
+    assert found[0].layers[columns].to_numpy() == pytest.approx(found[1].layers[columns].to_numpy(), nan_ok=True)
+    assert found[0].summary["drift"] == found[1].summary["drift"]
+
+
+def test_the_command_says_what_is_wrong_and_by_its_status(tmp_path: Path, capsys: Any) -> None:
+    dense, broken = save_tiny_llama(tmp_path / "dense"), tmp_path / "broken"
+    model, tokenizer = rose.load_model(str(dense))
+    rose.save_model(model, tokenizer, tmp_path / "same")
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")  # which loading refuses elsewhere
+    rose.save_model(model, tokenizer, broken)
+    assert cli.main(["check", str(dense), str(tmp_path / "same")]) == 0
+    assert "Nothing is wrong." in capsys.readouterr().out
+    assert cli.main(["check", str(dense), str(broken), "--json", str(tmp_path / "found.json")]) == 1
+    assert "model.layers.1.mlp.up_proj" in capsys.readouterr().out
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert written["is_sane"] is False
+    assert written["summary"]["verdicts"] == {verdicts.NOT_PRUNED: 20, verdicts.NUMBERS_BROKEN: 1}
+    assert cli.main(["check", str(dense), str(tmp_path / "nowhere")]) == 2
+
+
+def test_models_of_other_shapes_are_refused(dense: nn.Module) -> None:
+    shorter = copy.deepcopy(dense)
+    shorter.model.layers = shorter.model.layers[: BLOCKS - 1]
+    with pytest.raises(rose.RoseError, match=r"21 layers and the dense model 28, such as model\.layers\.3"):
+        check_checkpoint(dense, shorter)
