@@ -29,6 +29,11 @@ from tests.app.tiny_study import MAIN, figures
 from tests.seams.producers import DAMAGE, DIFFUSE, HALF, LAYERS, LENGTH, SLIM, WINDOWS, Workshop
 
 
+def unescaped(shown: str) -> str:
+    """What a page shows as plain text, without what keeps it from being Markdown; see `app.words.plain`."""
+    return re.sub(r"\\(?=[^\w\s])|\N{WORD JOINER}", "", shown)
+
+
 class Refused(Exception):
     """One sentence said why the folder was not taken."""
 
@@ -195,7 +200,7 @@ def opened(shop: Workshop, view: str, **query: str) -> AppTest:
     app.switch_page(f"views/{view}.py").run()
     assert not app.exception, app.exception
     if app.error:
-        raise Refused(app.error[0].value)
+        raise Refused(unescaped(app.error[0].value))
     return app
 
 
@@ -217,7 +222,7 @@ def depth(shop: Workshop, name: str) -> None:
     """A curve for each stage that has drift."""
     app = opened(shop, "depth", depth_path=str(shop.folder(name)))
     if not figures(app):
-        raise Refused(next(one.value for one in app.caption if "drift" in one.value))
+        raise Refused(unescaped(next(one.value for one in app.caption if "drift" in one.value)))
     curves = json.loads(figures(app)[0])["data"]
     drifts = [stage["drift"] for stage in stages_of(shop, name) if stage["drift"]]
     for curve, drift in zip(curves, drifts, strict=True):
@@ -244,7 +249,7 @@ def text(shop: Workshop, name: str) -> None:
     app.run()
     assert not app.exception, app.exception
     if app.error:
-        raise Refused(app.error[0].value)
+        raise Refused(unescaped(app.error[0].value))
     (found,) = (one for label, one in reading.readings.items() if label != DENSE)
     model, tokenizer = rose.load_model(str(shop.folder(name)))
     tokens = tokenizer(written, return_tensors="pt").input_ids

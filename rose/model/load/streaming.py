@@ -90,6 +90,7 @@ class BlockFiles(Residence):
         self.keys = _match(model, self.files, self._conversion)
         inside = {key for name, keys in self.keys.items() if name.startswith(f"{prefix}.") for key in keys}
         self._outside = [key for key in self.files if key not in inside]  # embeddings, head, last norm
+        self._scratch_in, self._finite = scratch, finite
         self._read_buffers()
         self._revise: Callable[[int], None] = _leave
         self._checkpoint: Path | None = None  # of the run that pruned it, where there was one
@@ -98,7 +99,6 @@ class BlockFiles(Residence):
         self._identity = ""  # of all that was settled
         self._added: dict[str, nn.Parameter] = {}  # parameters that the files lack, on the meta device
         self._numbers = list(range(len(self.blocks)))  # of the decoder blocks in the files
-        self._scratch_in, self._finite = scratch, finite
 
     @cached_property
     def _scratch(self) -> tempfile.TemporaryDirectory:

@@ -147,13 +147,17 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
         lambda folder: (folder / "model.safetensors").unlink(),
         lambda folder: (folder / "config.json").write_text("{"),
         lambda folder: [file.unlink() for file in folder.glob("tokenizer*")],
-        lambda folder: edit_config(folder, hidden_size=64),
         lambda folder: edit_config(folder, model_type="nonsense"),
     ],
 )
 def test_missing_or_corrupt_files(spoil: Callable[[Path], Any], checkpoint: Path) -> None:
     spoil(checkpoint)
     refused(checkpoint, "cannot be loaded; a file is missing, corrupt or of an unknown kind")
+
+
+def test_weights_of_other_shapes_than_the_configuration_says(checkpoint: Path) -> None:
+    edit_config(checkpoint, hidden_size=64)
+    refused(checkpoint, r"is of shape \(96, 32\) in the files of .* but of \(96, 64\) by its config.json")
 
 
 def test_missing_weights_are_not_made_up(checkpoint: Path) -> None:
