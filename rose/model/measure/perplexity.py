@@ -13,6 +13,7 @@ from rose.errors import RoseError
 from rose.model.network.network import Network
 from rose.model.network.precision import FLOAT32, Precision
 from rose.model.network.residence import evaluating
+from rose.model.network.stand_ins import hooked
 
 LOGIT_ELEMENTS = 2**27  # 512 MB of float32 logits at a time
 
@@ -32,7 +33,7 @@ def perplexity(
         model: a transformers causal language model; moved to the device and back.
         tokens: (windows, length) int64, as from `load_tokens(..., seed=None)`.
         compute: as for `prune_model`; float32 unless asked otherwise, because this is a measurement.
-        progress: called with the share done, 0 to 1, after each batch; may raise to stop.
+        progress: called with the share done, 0 to 1, after each decoder block; may raise to stop.
 
     Raises:
         RoseError: tokens that do not fit the model, or windows in which there is nothing to predict.
@@ -69,7 +70,18 @@ def window_losses(
     vocabulary: int = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     batch = max(1, LOGIT_ELEMENTS // (vocabulary * tokens.shape[1]))
     done: list[Tensor] = []
-    with evaluating(model, device):
+
+    def tell(share: float) -> None:
+        if progress:
+            progress((sum(map(len, done)) + share * len(windows)) / len(tokens))
+
+    def behind(index: int) -> Callable[..., None]:  # a batch alone may take eight seconds
+        return lambda *_args: tell((index + 1) / (len(network.blocks) + 1))
+
+    hooks = [
+        block.register_forward_hook(behind(index)) for index, block in enumerate(network.blocks if progress else ())
+    ]
+    with evaluating(model, device), hooked(hooks):
         for windows in tokens.split(batch):
             windows = windows.to(device).long()
             with precision.computing(device):
@@ -79,6 +91,5 @@ def window_losses(
                 logits.float().flatten(0, 1), windows[:, 1:].flatten(), reduction="none"
             )
             done.append(losses.double().view(len(windows), -1).mean(1).cpu())
-            if progress:
-                progress(sum(map(len, done)) / len(tokens))
+            tell(0.0)
     return torch.cat(done)

@@ -45,7 +45,10 @@ def test_progress_and_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("llama").train()
     shares: list[float] = []
     rose.perplexity(model, make_tokens(), progress=shares.append)
-    assert shares == [0.4, 0.8, 1.0]
+    blocks = model.config.num_hidden_layers
+    assert len(shares) == 3 * (blocks + 1)  # after each decoder block of a batch, and after the batch
+    assert shares[blocks :: blocks + 1] == [0.4, 0.8, 1.0]
+    assert shares == sorted(shares)
 
     def stop(_share: float) -> None:
         raise rose.Cancelled
