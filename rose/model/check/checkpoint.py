@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.change import UNLIKE, Removal, WeightChange, find_pattern, same_removed, weight_change
+from rose.layer.change import UNLIKE, Removal, WeightChange, same_removed, weight_change
 from rose.layer.error import difference, quadratic_form
 from rose.layer.hessian import damp
 from rose.layer.least_squares import solve_on_support
@@ -177,7 +177,7 @@ def _look_at(pair: Pair, block: BlockInputs, methods: Sequence[str], block_size:
     known = block.inputs.get("calibration", {}).get(layer.name)
     if known is None or change.not_finite or change.is_untouched:
         return found
-    found.costs, found.agreement = _costs(weight, after, known, block, layer.name, methods, block_size, mu)
+    found.costs, found.agreement = _costs(weight, after, change, known, block, layer.name, methods, block_size, mu)
     return found
 
 
@@ -191,6 +191,7 @@ def _sample(weight: Tensor) -> Tensor:
 def _costs(
     weight: Tensor,
     after: Tensor,
+    change: WeightChange,
     known: LayerInputs,
     block: BlockInputs,
     name: str,
@@ -209,7 +210,7 @@ def _costs(
     found: dict[str, float] = {}
     agreement: dict[str, Removal] = {}
     wanda = None
-    pattern = _pattern_of(mask, after)
+    pattern = _pattern_of(change)
     for method in methods if mask.any() else ():
         aim = wanted if method == RECOMMENDED else weight
         settings = replace(make_settings(method, sparsity=pattern, block_size=block_size), measures=False)
@@ -240,12 +241,12 @@ def _error_by(weight: Tensor, known: LayerInputs) -> Callable[[Tensor], float]:
     return error
 
 
-def _pattern_of(mask: Tensor, weight: Tensor) -> Pattern:
+def _pattern_of(change: WeightChange) -> Pattern:
     """The pattern to prune to for comparison: N:M where the mask is N:M, else its share of zeros."""
-    found = find_pattern(mask)
+    found = change.pattern
     if found.name == "N:M" and not found.broken:
         return Pattern(1 - found.keep / found.of, found.keep, found.of)
-    return Pattern(int(mask.sum()) / weight.numel())
+    return Pattern(change.sparsity)
 
 
 def _judge(found: Mapping[str, _Layer]) -> dict[str, Verdict]:
