@@ -202,10 +202,10 @@ def test_the_app_offers_and_draws_it(named: Path) -> None:
     study = measured_study()
     for page, key, wanted in (
         ("views/prune.py", "prune_methods", "Largest first"),
-        ("views/check.py", "check_methods", "Largest first"),
+        ("views/layer.py", "check_methods", "Largest first"),
         ("views/order_lab.py", "lab_orders", "Backwards"),
     ):
-        app = open_page(page, study)
+        app = open_page(page, study, section="Trust")
         (choice,) = [one for one in app.multiselect if one.key == key]
         assert wanted in choice.options, page
     app = open_page("views/order_lab.py", study)

@@ -134,34 +134,6 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
     return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
 
 
-def sparsity_strip(records: pd.DataFrame, requested: float, *, theme: Theme = "light") -> Drawing:
-    """How far each layer's realised sparsity is from the requested one, in weights."""
-    place = _places(records)
-    sizes = records["rows"].to_numpy(np.int64) * records["columns"].to_numpy(np.int64)
-    off = np.round(records["sparsity"].to_numpy(np.float64) * sizes) - requested * sizes
-    table = records[["layer", "method", "sparsity"]].assign(requested=requested, weights=sizes, weights_off=off)
-    figure = go.Figure()
-    for method in dict.fromkeys(records["method"]):
-        look, chosen = palette.method_style(method), (records["method"] == method).to_numpy()
-        hover = f"%{{customdata}}<br>{look.label} %{{y:+.1f}} weights from the request"
-        marks.points(figure, place[chosen], off[chosen], look, hover, size=8, customdata=records["layer"][chosen])
-    at = int(np.abs(off).argmax())
-    worst = float(np.abs(off[at]))
-    limit = max(1.0, worst * 1.2)
-    figure.update_yaxes(range=[-limit, limit])
-    figure.update_xaxes(dtick=marks.whole_step(records["layer"].nunique()), zeroline=False)
-    finding = f"No layer is more than {words.number(worst)} weights from the requested sparsity"
-    exact = "0 is exact, blocks round to whole weights"
-    what = f"Weights removed beyond {words.percent(requested)} of each layer; {exact}"
-    caption = (
-        f"{len(table)} results; the largest difference is {words.number(worst)} of {words.whole(int(sizes[at]))} "
-        f"weights, or {words.number(100 * worst / float(sizes[at]))} %."
-    )
-    alt = "Scatter chart of the difference between realised and requested sparsity by layer"
-    frame = {"y": "weights too many or (−) too few", "legend": records["method"].nunique() > 1}
-    return style.finish(figure, theme, finding, what, caption, alt, table, x="layer, in model order", **frame)
-
-
 def damping_strip(
     records: pd.DataFrame, requested: float, *, marked_layer: str | None = None, theme: Theme = "light"
 ) -> Drawing:

@@ -98,10 +98,10 @@ def model_map(
         table = table[[_is_of(projection, experts) for projection in table["projection"]]]
         layers = [layer for layer in layers if _is_of(words.place_of(layer)[1], experts)]
     every = per_layer(table, name)
-    row_of = every["projection"].map(lambda projection: _row(projection, experts))
+    row_of = every["projection"].map(lambda projection: map_row(projection, experts))
     placed = every.assign(projection=row_of, text=every["value"].map(known.text))  # each in its row of the map
     cells = _largest(placed)
-    grid = _grid(cells, [(words.place_of(layer)[0], _row(words.place_of(layer)[1], experts)) for layer in layers])
+    grid = _grid(cells, [(words.place_of(layer)[0], map_row(words.place_of(layer)[1], experts)) for layer in layers])
     projections = list(grid.index)
     figure = go.Figure()
     marks.layer_map(
@@ -150,7 +150,7 @@ def _is_of(projection: str, experts: str) -> bool:
     return found is not None and found[0] == experts
 
 
-def _row(projection: str, experts: str | None) -> str:
+def map_row(projection: str, experts: str | None = None) -> str:
     """The row of the map that a projection is in."""
     found = words.expert_of(projection)
     if found is None:

@@ -12,7 +12,7 @@ from app.components import URL, look
 from app.figures import comparison, hessian, layer_strips, losses, order_picture, overview, palette, weight_maps
 from app.figures.style import Drawing
 from app.lab.sweeps import ratio
-from app.study import tables
+from app.study import tables, trust
 from app.study.study import Study
 from rose.layer.loss import block_widths
 from rose.layer.pattern import parse_sparsity
@@ -31,7 +31,7 @@ def draw() -> None:
     with left:
         section = components.section({name: label for name, (label, _) in SECTIONS.items()}, "section")
     with right:
-        block = choose_block(plan) if section not in ("error", "compare") else None
+        block = choose_block(plan) if section not in ("error", "compare", "trust") else None
     SECTIONS[section][1](study, layer, plan, block)
     if block is not None:
         exact(plan, block)
@@ -262,6 +262,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Study, str, rose.OrderPlan, int | None]
     "order": ("Order", order),
     "error": ("Error", error),
     "compare": ("Compare layers", compare),
+    "trust": ("Trust", trust.of_layer),
 }
 
 

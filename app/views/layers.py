@@ -12,7 +12,7 @@ from app import components, session, words
 from app.figures import overview as figures
 from app.figures import palette
 from app.runs import finished
-from app.study import tables
+from app.study import tables, trust
 from app.study.setup import THRESHOLD
 from app.study.study import Study
 from rose.report import csv_text
@@ -36,12 +36,18 @@ METRICS = {
     "held_out": ("Held-out error", ""),
 }
 ERRORS = ("error", "held_out")
+MAPS, TRUST = "Maps", "Trust"
+VIEWS = {name: name for name in (MAPS, TRUST)}
 NAMED = 6  # layers that a sentence lists
 
 
 def draw() -> None:
     st.title("Layers: which of them are columnar?")
     study = components.require_study("Here you see every layer of a model at a glance")
+    if components.section(VIEWS, "layers_view", "What is shown") == TRUST:
+        components.begin_restored(study)
+        components.while_measured(study, lambda: trust.all_layers(study))
+        return
     metric = choose()
 
     def arriving() -> None:

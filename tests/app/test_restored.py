@@ -39,7 +39,7 @@ def ended(app: AppTest) -> AppTest:
 
 
 @pytest.mark.usefixtures("missing")
-@pytest.mark.parametrize("page", ["views/structures.py", "views/layer.py", "views/check.py", "views/order_lab.py"])
+@pytest.mark.parametrize("page", ["views/structures.py", "views/layer.py", "views/order_lab.py"])
 def test_a_page_that_cannot_have_inputs_says_so_and_offers_to_try_again(page: str) -> None:
     app = ended(open_page(page))
     assert not app.exception

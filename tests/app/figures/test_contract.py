@@ -20,6 +20,7 @@ import app.figures
 import rose
 from app.figures import (
     check,
+    checkpoint,
     comparison,
     damage,
     depth,
@@ -177,8 +178,10 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "error_measures": lambda x, **t: check.error_measures(MEASURES, **t),
     "held_out_curve": lambda x, **t: check.held_out_curve(CURVE, **t),
     "sparsity_by_method": lambda x, **t: check.sparsity_by_method(REALISED, **t),
-    "sparsity_strip": lambda x, **t: check.sparsity_strip(x.records, 0.7, **t),
     "damping_strip": lambda x, **t: check.damping_strip(x.records, 0.01, marked_layer=NAME, **t),
+    "verdict_map": lambda x, **t: checkpoint.verdict_map(
+        x.layers.assign(verdict="fails", reason="It is <b>wrong</b>."), "12 layers: all fail", marked_layer=NAME, **t
+    ),
     "layer_map": lambda x, **t: prune.layer_map(x.records, "rose", **t),
     "layer_differences": lambda x, **t: prune.layer_differences(x.records, **t),
     "drift_curves": lambda x, **t: depth.drift_curves(DRIFTS, **t),

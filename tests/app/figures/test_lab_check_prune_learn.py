@@ -9,7 +9,7 @@ import torch
 
 import rose
 from app import words
-from app.figures import check, damage, depth, learn, order_lab, palette, prune, solvers, structures, sweep
+from app.figures import check, checkpoint, damage, depth, learn, order_lab, palette, prune, solvers, structures, sweep
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 from rose.layer.error import quadratic_form
 from rose.layer.order import plan_from_importance
@@ -231,12 +231,25 @@ def test_sparsity_says_who_kept_the_promise() -> None:
     assert list(drawing.figure.data[1].text) == ["70 %", "65 %"]
 
 
-def test_sparsity_strip_counts_weights(records: pd.DataFrame) -> None:
-    off = records.copy()
-    off.loc[4, "sparsity"] = 0.703
-    drawing = check.sparsity_strip(off, 0.7)
-    assert drawing.data["weights_off"].abs().max() == pytest.approx(3)
-    assert title(drawing) == "No layer is more than 3.00 weights from the requested sparsity"
+def test_a_map_of_verdicts_marks_what_is_wrong_and_shows_the_worst_of_experts() -> None:
+    places = [(0, "up_proj"), (0, "experts.0.gate"), (0, "experts.1.gate"), (1, "up_proj")]
+    table = pd.DataFrame(places, columns=["block_index", "projection"]).assign(
+        layer=lambda x: "model.layers." + x["block_index"].astype(str) + "." + x["projection"],
+        verdict=["as expected", "as expected", "zeros lost", "numbers broken"],
+        reason="<i>Why",
+    )
+    drawing = checkpoint.verdict_map(table, "Two are wrong")
+    heat, over, *drawn = drawing.figure.data
+    assert heat.y == ("up_proj", "experts.*.gate")
+    assert heat.z[:, 0].tolist() == [2, 1]  # of three verdicts here, the worst is 0
+    assert heat.z[0, 1] == 0
+    assert over.text[0] == "as expected<br>&lt;i&gt;Why"
+    assert [one.name for one in drawn if one.showlegend is not False] == [
+        *("numbers broken (1)", "zeros lost (1)", "as expected (2)")
+    ]
+    marked = {one.name: list(one.y) for one in drawn if one.showlegend is False}
+    assert marked == {"numbers broken": ["up_proj"], "zeros lost": ["experts.*.gate"]}
+    assert drawing.caption == "Layers by verdict: numbers broken 1, zeros lost 1, as expected 2."
 
 
 def test_damping_strip_marks_what_was_raised(records: pd.DataFrame) -> None:

@@ -62,7 +62,7 @@ def test_experts_share_rows_or_have_an_axis_of_their_own() -> None:
     assert rows == [f"expert {number}" for number in range(24)]
     assert "not yet" not in titles(app)[0]
     assert "blank: left out (" in titles(app)[0]
-    for page in (PAGE, "views/layer.py", "views/check.py"):
+    for page in (PAGE, "views/layer.py"):
         app = open_page(page, study, layer=study.left_dense[0])
         assert f"{len(study.expected)} layers measured" in texts(app)
     assert "No calibration token was routed to this expert" in texts(app)

@@ -1,12 +1,11 @@
-"""The Check page on the packaged model: numbers that a person can compare, in both themes."""
+"""Checks of the packaged model's layers: numbers that a person can compare, and old links that still lead to them."""
 
 import re
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from app import words
-from tests.browser.conftest import COLUMNAR_LAYER, MEASURED_LAYERS, OpenPage, rows, section, settle
+from tests.browser.conftest import COLUMNAR_LAYER, OpenPage, expect_finding, rows, section, settle
 
 
 def measure_layer(page: Page) -> None:
@@ -15,9 +14,9 @@ def measure_layer(page: Page) -> None:
     settle(page)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_three_measures_of_a_columnar_layer(scheme: str, open_page: OpenPage, measured: str) -> None:
-    page = open_page("check", f"{measured}&layer={COLUMNAR_LAYER}&check=Three+measures", scheme)
+def test_three_measures_of_a_columnar_layer(open_page: OpenPage, measured: str) -> None:
+    page = open_page("check", f"{measured}&layer={COLUMNAR_LAYER}&check=Three+measures", "dark")
+    expect(page).to_have_url(re.compile(r"/layer\?.*trust=Three"))
     measure_layer(page)
     errors, held_out = {}, {}
     for cells in rows(page):
@@ -45,15 +44,7 @@ def test_three_measures_of_a_columnar_layer(scheme: str, open_page: OpenPage, me
     assert promised["Wanda"] == ("row", "576", "0")
 
 
-def test_all_layers_and_the_choice_of_one(open_page: OpenPage, measured: str) -> None:
-    page = open_page("check", f"{measured}&check=All+layers")
-    heading = page.get_by_role("heading", level=2).inner_text()
-    found = re.match(r"Twelve layers: none fails, (\w+) needs? review, (\w+) pass(?:es)?", heading)
-    assert found, heading
-    said = ["none", *map(words.word, range(1, MEASURED_LAYERS + 1))]
-    assert sum(map(said.index, found.groups())) == MEASURED_LAYERS
+def test_all_layers(open_page: OpenPage, measured: str) -> None:
+    page = open_page("layers", f"{measured}&layers_view=Trust")
+    expect_finding(page, r"Twelve layers: none fails, (\w+ needs? review), (\w+|none) pass(es)?")
     expect(page.get_by_text("needed more damping than requested")).to_have_count(0)  # no damping was raised
-    section(page, "This layer")
-    expect(
-        page.get_by_text("1024 tokens for 576 columns").or_(page.get_by_text("1024 tokens for 1536"))
-    ).to_be_visible()

@@ -1,4 +1,4 @@
-"""The Check page: what it says about a layer is what the engine gives for it, and trouble is called by its name."""
+"""Trust, on Layer and on Layers: what it says is what the engine gives, and trouble is called by its name."""
 
 import re
 
@@ -11,10 +11,11 @@ import rose
 from app import jobs, words
 from app.study.checking import CheckRequest, Findings, LayerChecks
 from app.study.study import Study
+from rose.model.measure.layer_checks import CHECKS
 from tests.app.study.test_checking import METHODS, checked
-from tests.app.tiny_study import COLUMNAR, begun, figures, measured_study, open_page, texts, tiny_model
+from tests.app.tiny_study import COLUMNAR, begun, figures, measured_study, open_page, texts, tiny_model, titles
 
-PAGE = "views/check.py"
+PAGE, ALL, OLD = "views/layer.py", "views/layers.py", "views/check.py"
 
 pytestmark = pytest.mark.usefixtures("placed")
 
@@ -31,9 +32,17 @@ def start(app: AppTest) -> LayerChecks:
     return run
 
 
-def opened(study: Study, section: str) -> AppTest:
-    """The page in this section, after the button was pressed and the run has ended."""
-    app = open_page(PAGE, study, check=section)
+def trust(study: Study, view: str = "Checks") -> AppTest:
+    return open_page(PAGE, study, section="Trust", trust=view)
+
+
+def all_layers(study: Study) -> AppTest:
+    return open_page(ALL, study, layers_view="Trust")
+
+
+def opened(study: Study, view: str) -> AppTest:
+    """The section in this view, after the button was pressed and the run has ended."""
+    app = trust(study, view)
     start(app).job.wait(240)
     app.run()
     assert not app.exception, app.exception
@@ -44,21 +53,21 @@ def table(app: AppTest) -> pd.DataFrame:
     return app.table[0].value
 
 
-def section(app: AppTest, name: str) -> pd.DataFrame:
-    """Turns to this section, which draws one figure; its table."""
-    app.segmented_control(key="check").set_value(name).run()
+def view(app: AppTest, name: str) -> pd.DataFrame:
+    """Turns to this view, which draws one figure; its table."""
+    app.segmented_control(key="trust").set_value(name).run()
     assert not app.exception, app.exception
     assert len(figures(app)) == 1
     return table(app)
 
 
 def test_before_the_run_the_inputs_are_judged_and_the_cost_is_told(study: Study) -> None:
-    app = open_page(PAGE, study)
+    app = trust(study)
     assert list(table(app)["Check"]) == ["Finite inputs", "Live columns", "Enough tokens", "Damping as asked"]
     assert "256 tokens for 64 columns" in list(table(app)["Found"])
     for cell in table(app)["Status"]:  # a word and an icon, not only a colour
         assert re.fullmatch(r":\w+-badge\[:material/\w+: (pass|review|fail)\]", cell)
-    assert app.header[0].value == "Four checks: none fails, none needs review, four pass"
+    assert "**Four checks: none fails, none needs review, four pass**" in texts(app)
     assert "Prunes by four methods, then runs 8 × 32 tokens" in texts(app)
     assert re.search(r"about \d+ s, \d+ MB of memory", texts(app))
     app.multiselect(key="check_methods").set_value([]).run()
@@ -66,7 +75,7 @@ def test_before_the_run_the_inputs_are_judged_and_the_cost_is_told(study: Study)
 
 
 def test_the_sections_of_a_run_show_what_the_engine_found(study: Study, findings: Findings) -> None:
-    app = opened(study, "This layer")
+    app = opened(study, "Checks")
     shown = table(app)
     assert len(shown) == 4 + 3 * len(METHODS)
     for method, check in findings.checks():
@@ -78,9 +87,9 @@ def test_the_sections_of_a_run_show_what_the_engine_found(study: Study, findings
     statuses = [check.status for _, check in findings.checks()]
     needs = ["none needs", "one needs", "two need", "three need", "four need"]
     passed, looks = words.word(4 + statuses.count("pass")), needs[statuses.count("look")]
-    assert app.header[0].value == f"16 checks: none fails, {looks} review, {passed} pass"
+    assert f"**16 checks: none fails, {looks} review, {passed} pass**" in texts(app)
 
-    shown = section(app, "Three measures")
+    shown = view(app, "Three measures")
     for row, measures, held_out in zip(
         shown.itertuples(index=False), findings.measures, findings.held_out, strict=True
     ):
@@ -92,12 +101,12 @@ def test_the_sections_of_a_run_show_what_the_engine_found(study: Study, findings
         assert float(row[7]) == pytest.approx(held_out, abs=1e-4)
     assert "within 0.001: **all four methods**" in texts(app)
 
-    shown = section(app, "Over-fitting")
+    shown = view(app, "Over-fitting")
     assert list(shown["Calibration tokens"]) == ["32", "64", "128", "256"]
     for cell, point in zip(shown["Held-out error"], findings.curve, strict=True):
         assert float(cell) == pytest.approx(point.held_out_error, abs=1e-4)
 
-    shown = section(app, "Sparsity")
+    shown = view(app, "Sparsity")
     assert list(shown["Promised per"]) == ["block", "block", "layer", "row"]
     assert list(shown["Units"]) == ["4", "4", "1", "64"]
     assert set(shown["Largest deviation, weights"]) == {"0"}
@@ -110,23 +119,28 @@ def test_nothing_held_out_is_said() -> None:
     assert set(table(app)["Held-out error"]) == {"not measured"}
 
 
-def test_all_layers(study: Study) -> None:
-    app = open_page(PAGE, study, check="All layers")
-    shown = app.dataframe[0].value
+def test_all_layers_are_judged_by_one_rule(study: Study) -> None:
+    """The title, the map, the table and what is said beside them count alike; an old link leads here."""
+    assert open_page(OLD, study, check="All layers").title[0].value.startswith("Layers")
+    app = all_layers(study)
+    shown = app.main.dataframe[0].value
     assert len(shown) == 21
     assert set(shown["Finite inputs"]) == {"✓ pass"}
-    looks = int((shown["Defects"] == "◐ review").sum())
-    assert app.header[0].value.endswith(f", {words.word(21 - looks)} pass")
+    of_row = shown[list(CHECKS)].apply(lambda row: "◐ review" if "◐ review" in set(row) else "✓ pass", axis=1)
+    assert list(shown["Status"]) == list(of_row) == sorted(of_row, key="✓ pass".__eq__)
+    looks, over = (int((shown[name] == "◐ review").sum()) for name in ("Status", "Over-fitting"))
+    needs = f"{words.word(looks)} need{'s' if looks == 1 else ''} review" if looks else "none needs review"
+    assert f"21 layers: none fails, {needs}, {words.word(21 - looks)} pass" in titles(app)[0]
+    assert any("Over-fitting: on" in info.value for info in app.info) == bool(over)
+    said = texts(app)
+    assert re.search(r"Removed weights of all 63 results are within [\d.]+ of the sparsity asked for, 0.7", said)
+    assert "No layer needed more damping than the requested 0.01" in said
     assert len(figures(app)) == 1
-    assert "No layer needed more damping than the requested 0.01" in texts(app)
     app.toggle(key="check_only").set_value(True).run()
     if looks:
-        assert len(app.dataframe[0].value) == looks
+        assert len(app.main.dataframe[0].value) == looks
     else:
-        over = bool((shown["Over-fitting"] == "◐ review").any())  # told of all layers at once, and no defect
-        assert any("Over-fitting: on" in info.value for info in app.info) == over
-        says = "No layer has a defect." if over else "Every layer passes every check."
-        assert says in [element.value for element in app.success]
+        assert "Every layer passes every check." in [element.value for element in app.success]
 
 
 def test_a_run_that_broke_off_at_bad_inputs_shows_where() -> None:
@@ -135,8 +149,8 @@ def test_a_run_that_broke_off_at_bad_inputs_shows_where() -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = float("inf")
     failing = measured_study(samples=11, model=model, status="failed")
-    app = open_page(PAGE, failing, check="All layers")
-    shown = app.dataframe[0].value.set_index("Layer")
+    app = all_layers(failing)
+    shown = app.main.dataframe[0].value.set_index("Layer")
     assert shown.loc["2 · self_attn.q_proj", "Finite inputs"] == "✗ fail"
     assert "64 input columns saw NaN or infinity" in shown.loc["2 · self_attn.q_proj", "What did not pass"]
     assert shown.loc["0 · self_attn.q_proj", "Finite inputs"] == "✓ pass"
@@ -145,7 +159,7 @@ def test_a_run_that_broke_off_at_bad_inputs_shows_where() -> None:
 
 def test_a_run_goes_on_while_other_pages_are_visited(study: Study) -> None:
     assert study.loaded is not None
-    app = open_page(PAGE, study)
+    app = trust(study)
     with study.loaded.lock:  # the run waits for the model
         run = start(app)
         run.job._watchers.clear()
@@ -162,7 +176,7 @@ def test_a_run_that_ended_unwatched_is_told_apart_from_one_that_was_cancelled(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert study.loaded is not None
-    app = open_page(PAGE, study)
+    app = trust(study)
     with study.loaded.lock:
         run = start(app)
         monkeypatch.setattr(jobs, "ABANDONED_AFTER", 0.0)
@@ -173,7 +187,7 @@ def test_a_run_that_ended_unwatched_is_told_apart_from_one_that_was_cancelled(
 
 def test_one_press_cancels_for_all_who_watch(study: Study) -> None:
     assert study.loaded is not None
-    app = open_page(PAGE, study)
+    app = trust(study)
     with study.loaded.lock:
         run = start(app)
         run.job.watch("another session")
@@ -199,11 +213,11 @@ def test_all_layers_before_the_first_block_waits_or_says_what_to_do(study: Study
     """Names are known before any block is, and the page is drawn once, not without end."""
     other = begun(study)
     other.job.status, other.job.message = status, "The text cannot be read."  # type: ignore[assignment]
-    assert says in texts(open_page(PAGE, other, check="All layers"))
+    assert says in texts(all_layers(other))
 
 
 def test_what_was_found_on_files_that_were_replaced_is_not_shown(study: Study) -> None:
-    app = open_page(PAGE, study)
+    app = trust(study)
     start(app).job.wait(240)
     app.run()
     assert not [button for button in app.button if button.key == "check-start"]
