@@ -1,8 +1,15 @@
 """Numbers and names as people read them."""
 
+from __future__ import annotations
+
 import math
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the words are there before the engine is
+    from rose import OrderPlan
+    from rose.layer.columnar import Outlier
 
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -52,6 +59,42 @@ def out_of(some: int, every: int, noun: str) -> str:
     if some == every:
         return ("all " if every > 1 else "the ") + count(every, noun)
     return f"{word(some) if some else 'none'} of {count(every, noun)}"
+
+
+def listed(names: Sequence[object]) -> str:
+    """ "1", "1 and 2", "1, 2 and 3"."""
+    *first, last = map(str, names)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def because(plan: OrderPlan, found: Outlier | None) -> str:
+    """Why a layer is columnar, or why not, from its plan and the block that stands out; without a full stop.
+
+    "Columnar because block 4 (head 8) loses 25 % of what block 0 loses: its inputs are weak".
+    """
+    if found is None:
+        return "Not columnar: it is a single block" if len(plan.block_width) < 2 else "Not columnar: no block loses"
+    heads = f" (head{'s' if len(found.heads) > 1 else ''} {listed(found.heads)})" if found.heads else ""
+    times = f"{number(found.ratio)} times" if found.is_strong else f"{percent(found.ratio, 0)} of"
+    per_column = " per column" if len(set(plan.block_width)) > 1 else ""
+    loses = f"block {found.block}{heads} loses {{}}{times} what block {found.other} loses{per_column}"
+    if not plan.is_columnar:
+        return f"Not columnar: {loses.format('no more than ' if found.is_strong else 'still ')}"
+    weights, inputs = ("large", "strong") if found.is_strong else ("small", "weak")
+    causes = {
+        "inputs": f"its inputs are {inputs}",
+        "weights": f"its weights are {weights}",
+        "both": f"its weights are {weights} and its inputs {inputs}",
+        "neither": "its weights and inputs are as in other blocks, but spread differently inside it",
+    }
+    return f"Columnar because {loses.format('')}: {causes[found.cause]}"
+
+
+def which_way(found: Outlier) -> str:
+    """Of the two ways to be columnar, this layer's; a sentence."""
+    if found.is_strong:
+        return "There are two ways to be columnar: a few strong blocks, as here, or a few weak ones."
+    return "There are two ways to be columnar: a few strong blocks or, as here, a few weak ones."
 
 
 _MARKUP = re.compile(

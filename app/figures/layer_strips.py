@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 
 from app import words
 from app.figures import marks, palette, shrinking, style
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose import OrderPlan
+from rose.layer.columnar import Outlier, outlier
 
 STRIPS = {
     "weight norm": palette.BLUE,
@@ -21,11 +23,9 @@ STRIPS = {
     "importance": palette.GREEN,
     "column loss": palette.ORANGE,
 }
+HEIGHT = 500  # pixels: all four strips are on a screen of 800, below the numbers of the layer
 GAP = 0.035  # between strips, of the height of the plot
 NUMBERED_HEADS = 32  # numbers of more heads would touch
-STRONG = 0.05  # share of the columns that count as those with the largest weights
-FOLLOWS = 0.3  # rank correlation below which loss follows nothing
-APART = 2.0  # factor from which on the caption calls two sizes different
 
 
 def layer_strips(
@@ -52,8 +52,8 @@ def layer_strips(
         "column loss": shrinking.to_numpy(plan.column_loss).astype(np.float64),
     }
     table = pd.DataFrame(values).rename_axis("column").reset_index()
-    finding, caption = _why(table, plan)
     heads = heads if heads and len(table) % heads == 0 else 0
+    found = outlier(plan, torch.as_tensor(weight), torch.as_tensor(input_norm), heads)
     figure = go.Figure()
     shape: dict[str, Any] = {"mode": "lines", "line": {"shape": "hvh"}, "fill": "tozeroy"}
     for number, (name, colour) in enumerate(STRIPS.items(), 1):
@@ -63,13 +63,20 @@ def layer_strips(
     what = f"Columns{words.of(layer)}; solid: edges of {words.count(len(plan.block_width), 'block')}{of_heads}"
     _stack(figure, len(table))
     _edges(figure, plan.block_width, heads, len(table), theme)
+    if found is not None:
+        what += f"; shaded: block {found.block}"
+        start, end = marks.block_span(plan.block_width, found.block)
+        shade = {"fillcolor": palette.INKS[theme].blank, "line": {"width": 0}, "layer": "below"}
+        figure.add_shape(type="rect", x0=start - 0.5, x1=end - 0.5, y0=0, y1=1, yref="paper", **shade)
     marks.outline_block(figure, plan.block_width, marked_block)
-    caption += _inside_heads(table, heads) + marks.mark_words(marked_block)
+    caption = _in_numbers(table, plan, found) + marks.mark_words(marked_block)
     alt = f"Weight norm, input norm, importance and loss of every column{words.of(layer)}"
     block = np.repeat(np.arange(len(plan.block_width)), plan.block_width)
     table = table.rename(columns=lambda c: c.replace(" ", "_")).assign(block=block)
-    room = {"height": 600, "headroom": 14 if heads else 0}
-    return style.finish(figure, theme, finding, what, caption, alt, table, x="input channel (column)", **room)
+    room = {"height": HEIGHT, "headroom": 14 if heads else 0}
+    return style.finish(
+        figure, theme, words.because(plan, found), what, caption, alt, table, x="input channel (column)", **room
+    )
 
 
 def _stack(figure: go.Figure, columns: int) -> None:
@@ -105,53 +112,25 @@ def _edges(figure: go.Figure, widths: Sequence[int], heads: int, columns: int, t
     figure.update_layout(shapes=shapes)
 
 
-def _why(table: pd.DataFrame, plan: OrderPlan) -> tuple[str, str]:
-    """Title and caption: whether loss goes with the weights or with the inputs, in numbers."""
+def _in_numbers(table: pd.DataFrame, plan: OrderPlan, found: Outlier | None) -> str:
+    """Caption: which of the two ways, the deciding block against the others, and what column loss goes with."""
+    said = []
+    if found is not None:
+        said = [words.which_way(found)] if plan.is_columnar else []
+        weights, inputs = words.number(found.weight_norm), words.number(found.input_norm)
+        said.append(
+            f"The mean weight norm of block {found.block} is {weights} times that of the other blocks (median), its "
+            f"mean input norm {inputs} times."
+        )
     ranks = table.rank()
     by_weight, by_input = (_correlation(ranks["column loss"], ranks[name]) for name in ("weight norm", "input norm"))
-    leader, other = ("input norm", "weight norm") if by_input >= by_weight else ("weight norm", "input norm")
-    finding = f"Column loss follows the {leader} rather than the {other}"
-    if max(by_weight, by_input) < FOLLOWS:
-        finding = "Column loss follows neither weight norm nor input norm"
-    elif abs(by_weight - by_input) < 0.1:
-        finding = "Column loss follows weight norm and input norm alike"
-    count = max(1, round(STRONG * len(table)))
-    strong = table.nlargest(count, "weight norm")
-    loss = _times(strong["column loss"].mean(), table["column loss"].mean())
-    norm = _times(strong["input norm"].median(), table["input norm"].median())
-    who = "The column with the largest weights" if count == 1 else f"The {count} columns with the largest weights"
-    verb = "loses" if count == 1 else "lose"
-    link = ": their median input norm is" if loss > APART and norm > APART else "; their median input norm is"
-    if loss < 1 / APART and norm < 1 / APART:
-        finding = f"{who} {verb} little: {'its input is' if count == 1 else 'their inputs are'} weak"
-        link = ", because their median input norm is only"
-    says = f"{who} {verb} {words.number(loss)} times the mean column loss{link} {words.number(norm)} times that of all"
-    worst = int(table["column loss"].idxmax())
-    weights, inputs = (
-        words.number(_times(table.loc[worst, name], table[name].median())) for name in ("weight norm", "input norm")
-    )
     correlations = f"{by_weight:.2f}, with input norm {by_input:.2f}".replace("-", "−")
-    return finding, (
-        f"{says} columns. Rank correlation of column loss with weight norm {correlations}; relative range "
-        f"{plan.relative_range:.2f}. Column {worst} loses most: its weight norm is {weights} times the median, its "
-        f"input norm {inputs} times."
+    said.append(
+        f"Relative range {plan.relative_range:.2f}; rank correlation of column loss with weight norm {correlations}."
     )
-
-
-def _inside_heads(table: pd.DataFrame, heads: int) -> str:
-    """Which head the loss lies in."""
-    if not heads:
-        return ""
-    by_head = table["column loss"].to_numpy().reshape(heads, -1).sum(1)
-    total = by_head.sum()
-    share = by_head.max() / total if total > 0 else 0.0
-    return f" Head {int(by_head.argmax())} of 0 to {heads - 1} holds {words.percent(float(share), 0)} of the loss."
+    return " ".join(said)
 
 
 def _correlation(one: pd.Series, other: pd.Series) -> float:
     """0 where one of them does not vary."""
     return float(one.corr(other)) if one.std() > 0 and other.std() > 0 else 0.0
-
-
-def _times(value: float, base: float) -> float:
-    return float(value / base) if base > 0 else 0.0

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from app import words
 from app.figures import marks, palette, shrinking, style
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
-from rose import METHODS, LayerResult, Order, OrderPlan, RoseError, SweepTrace
+from rose import METHODS, LayerResult, RoseError
 from rose.layer.order import visited_blocks
 
 # Sweeps, by order and budget, that a method makes of every layer; ROSE visits only columnar layers in its order.
@@ -74,8 +75,7 @@ def error_curve(
     caption = f"Final error, lowest first: {listed}."
     if len(final) > 1 and final[worst] > 0:
         caption += f" The lowest is {words.percent(1 - final[best] / final[worst])} below the highest."
-    is_grouped = any(result.plan.pattern.is_grouped for result in results.values())
-    caption += _against_random(curves, is_grouped)
+    caption += _against_random(curves)
     alt = f"Line chart of the error against pruned blocks for {words.count(len(final), 'sweep')}"
     table = pd.DataFrame({name: pd.Series(curve) for name, curve in curves.items()})
     table = table.rename_axis("pruned_blocks").reset_index()
@@ -128,28 +128,76 @@ def _band(figure: go.Figure, curves: np.ndarray, look: Style) -> None:
     marks.lines(figure, x, y, look, "", width=0, **fill)
 
 
-def _against_random(curves: Mapping[str, np.ndarray], is_grouped: bool) -> str:
-    """How many random orders end below ROSE's, and why that can be; nothing where there is nothing to compare.
-
-    Under N:M every group has the same share in any order, and one seed of ten may be below by chance.
-    """
+def _against_random(curves: Mapping[str, np.ndarray]) -> str:
+    """How many random orders end below ROSE's; nothing where there is nothing to compare."""
     seeds = [float(curve[-1]) for name, curve in curves.items() if name.startswith(f"{RANDOM}:") and " + " not in name]
     if "two_level" not in curves or len(seeds) < 2:
         return ""
     rose = float(curves["two_level"][-1])
     better = sum(seed < rose for seed in seeds)
-    text = (
+    return (
         f" Random orders under the block budget end between {words.number(min(seeds))} and {words.number(max(seeds))}; "
         f"{words.out_of(better, len(seeds), 'seed')} {'ends' if better == 1 else 'end'} below "
         f"{NAME_OF_RUN['two_level', 'block']} ({words.number(rose)})."
     )
-    if better > len(seeds) / 2 and not is_grouped:
-        text += (
-            " A random order ignores the losses, but it mixes strong and weak columns in every block, so no block has "
-            "to give up its share from strong columns alone. That is an effect of the budget, not of compensation: the "
-            "layer budget gives it to any order."
-        )
-    return text
+
+
+def given_up(
+    results: Mapping[str, LayerResult], dense_energy: float, *, layer: str = "", theme: Theme = "light"
+) -> Drawing:
+    """What every block must give up in an order, under both budgets side by side; a panel for each order.
+
+    Args:
+        results: by run, as for `error_curve`: each order under the block budget and under the layer budget.
+        dense_energy: tr(W H Wᵀ), what losses are relative to.
+    """
+    orders = [name for name in results if not name.endswith(" + layer")]
+    figure = make_subplots(
+        rows=1, cols=len(orders), shared_yaxes=True, horizontal_spacing=0.04,
+        subplot_titles=[palette.order_style(order).label for order in orders],
+    )  # fmt: skip
+    looks = {"": Style(palette.SLATE, "block budget"), " + layer": Style(palette.AZURE, "layer budget", pattern="/")}
+    rows = []
+    for column, order in enumerate(orders, 1):
+        for budget, look in looks.items():
+            result = results[order + budget]
+            if result.trace is None:
+                raise RoseError("What a block gives up can only be shown of a sweep that was recorded.")
+            lost = shrinking.to_numpy(result.trace.lost).astype(np.float64) / (dense_energy or 1.0)
+            size = np.array(result.order.widths) * result.plan.importance.shape[0]
+            share = shrinking.to_numpy(result.trace.removed) / size
+            steps = np.arange(1, len(lost) + 1)
+            texts = [words.percent(float(part), 0) for part in share] if len(lost) <= NAMED else [""] * len(lost)
+            hover = f"%{{x}}. pruned, {look.label}<br>gives up %{{customdata:.1%}} of its weights<br>loses %{{y:.4g}}"
+            at = {"row": 1, "col": column, "showlegend": column == 1}
+            marks.bars(figure, steps, lost, look, hover, text=texts, customdata=share, **at)
+            named = {"order": order, "budget": look.label.removesuffix(" budget"), "step": steps}
+            rows.append(pd.DataFrame(named | {"share_removed": share, "lost": lost}))
+        figure.update_xaxes(title_text="pruned block", dtick=marks.whole_step(len(lost)), row=1, col=column)
+    table = pd.concat(rows, ignore_index=True)
+    most = table[table["budget"] == "block"].groupby("order", sort=False)["lost"].max()
+    names = [f"{palette.order_style(order).label.partition(',')[0].lower()} order" for order in orders]
+    listed = " and ".join(f"{words.number(most[order])} in {name}" for order, name in zip(orders, names, strict=True))
+    finding = f"Giving up an equal share costs one block up to {listed}"
+    what = (
+        f"Loss of each block before compensation{words.of(layer)}, relative to the output's energy, in the order "
+        "visited; printed: weights it gives up"
+    )
+    said = [
+        f"{words.sentence(name)}: final error {words.number(results[order].relative_error)} under the block budget, "
+        f"{words.number(results[order + ' + layer'].relative_error)} under the layer budget, where the block that "
+        f"gives up least keeps {words.percent(1 - float(_shares(table, order).min()), 0)} of its weights."
+        for order, name in zip(orders, names, strict=True)
+    ]
+    figure.update_yaxes(range=[0, 1.12 * float(table["lost"].max()) or 1])
+    figure.update_yaxes(title_text="loss before compensation", col=1)
+    alt = f"Bars of what each block loses, under both budgets, in {words.count(len(orders), 'order')}"
+    frame = {"height": 460, "legend": True, "headroom": 20}
+    return style.finish(figure, theme, finding, what, " ".join(said), alt, table, **frame)
+
+
+def _shares(table: pd.DataFrame, order: str) -> pd.Series:
+    return table["share_removed"][(table["order"] == order) & (table["budget"] == "layer")]
 
 
 def run_style(name: str) -> Style:
@@ -166,55 +214,58 @@ def run_style(name: str) -> Style:
 
 
 def damage_split(
-    trace: SweepTrace,
-    order: Order,
-    plan: OrderPlan,
-    *,
-    step: int | None = None,
-    layer: str = "",
-    theme: Theme = "light",
+    result: LayerResult, inside: Any, *, step: int | None = None, layer: str = "", theme: Theme = "light"
 ) -> Drawing:
-    """What each block's pruning would have cost, split into what later weights absorbed and what remained.
+    """What each block's pruning would have cost, split into what remained and what other columns absorbed, and where.
 
-    The blocks of `plan` give the visited ones their names; the one pruned at `step`, counted from 0, is marked.
+    Args:
+        result: traced.
+        inside: Σ e² of each block if its own columns alone could compensate, (blocks,).
+        step: the block pruned at it, counted from 0, is marked.
     """
-    error = shrinking.to_numpy(trace.error).astype(np.float64)
-    compensated = np.maximum(shrinking.to_numpy(trace.compensated).astype(np.float64), 0)  # rounding may go below 0
-    names = ["mixed" if block is None else f"block {block}" for block in visited_blocks(plan, order)]
+    trace = result.trace
+    if trace is None:
+        raise RoseError("Errors block by block can only be shown of a sweep that was recorded, with trace=True.")
+    lost, error = (shrinking.to_numpy(part).astype(np.float64) for part in (trace.lost, trace.error))
+    alone = np.clip(shrinking.to_numpy(inside), error, np.maximum(lost, error))  # rounding may go beyond
+    names = ["mixed" if block is None else f"block {block}" for block in visited_blocks(result.plan, result.order)]
     steps, figure = np.arange(1, len(error) + 1), go.Figure()
-    remains = Style(palette.ORANGE, "error that remains")
-    absorbed = Style(palette.TEAL, "compensated by other columns", pattern="/")
-    for look, values in ((remains, error), (absorbed, compensated)):
+    inner = Style(palette.VIOLET, "absorbed inside the block, by columns to the right", pattern=".")
+    parts = {
+        "remains": (Style(palette.ORANGE, "error that remains"), error),
+        "later": (Style(palette.TEAL, "absorbed by later blocks", pattern="/"), alone - error),
+        "inside": (inner, lost - alone),
+    }
+    for look, values in parts.values():
         hover = f"%{{x}}. pruned, %{{customdata}}<br>{look.label} %{{y:.4g}}"
         marks.bars(figure, steps, values, look, hover, customdata=names)
     if step is not None and 0 <= step < len(error):
-        top = float((error + compensated).max()) or 1.0
-        marks.outline(figure, step + 0.56, step + 1.44, 0, top * 1.03)
-    total = float(error.sum() + compensated.sum())
-    share = float(compensated.sum()) / total if total > 0 else 0.0
-    last = compensated[-1] / (error[-1] + compensated[-1]) if error[-1] + compensated[-1] > 0 else 0.0
-    finding = f"Compensation absorbs {words.percent(share, 0)} of the error, {words.percent(last, 0)} in the last block"
-    what = (
-        f"Squared error of each block{words.of(layer)}, damping included, in the order visited: what remained, and "
-        "what other columns absorbed"
-    )
+        marks.outline(figure, step + 0.56, step + 1.44, 0, (float(lost.max()) or 1.0) * 1.03)
+    total, last = float(lost.sum()) or 1.0, float(lost[-1]) or 1.0
+    by_later, by_own = (words.percent(float(parts[part][1].sum()) / total, 0) for part in ("later", "inside"))
+    finding = f"Later blocks absorb {by_later} of the error, the block itself {by_own}"
+    run = run_style(result.order.name + (" + layer" if result.budget == "layer" else "")).label
+    what = f"{run}: squared error of each block{words.of(layer)}, damping included, in the order visited"
     figure.update_layout(barmode="stack")
     figure.update_xaxes(dtick=marks.whole_step(len(error)))
     if len(error) <= NUMBERED:
         texts = [f"{step}<br>{name}" if len(error) <= NAMED else str(step) for step, name in enumerate(names, 1)]
         figure.update_xaxes(tickvals=steps.tolist(), ticktext=texts)
     caption = (
-        f"Without compensation the {len(error)} blocks would have cost {words.number(total)}; "
-        f"{words.number(float(error.sum()))} remained."
+        f"Without compensation this would have cost {words.number(float(lost.sum()))}; "
+        f"{words.number(float(error.sum()))} remained. No block comes after the last one: the "
+        f"{words.percent(float(lost[-1] - error[-1]) / last, 0)} that is absorbed there goes to the "
+        f"{result.order.widths[-1]} columns of the block itself, each helped by those to its right."
     )
     table = pd.DataFrame(
         {
             "step": steps,
             "block": names,
             "removed_weights": shrinking.to_numpy(trace.removed),
-            "lost": shrinking.to_numpy(trace.lost),
+            "lost": lost,
             "error": error,
-            "compensated": shrinking.to_numpy(trace.compensated),
+            "compensated_by_later_blocks": alone - error,
+            "compensated_inside": lost - alone,
         }
     )
     frame = {"x": "pruned block (visited first to last)", "y": "squared error  Σ e²", "legend": True}
@@ -308,12 +359,17 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
     if seeds > 1:
         labels[RANDOM] = _mean_label(labels[RANDOM], seeds)
     printed = ratio.map(lambda value: "–" if np.isnan(value) else f"{value:.3f}").to_numpy(str)
+    cells = [
+        [f"{text}<br>{NAME_OF_RUN[order, budget]}" if (order, budget) in NAME_OF_RUN else text]
+        for order, row in zip(labels, printed, strict=True)
+        for budget, text in zip(budgets, row, strict=True)
+    ]
     figure = go.Figure(
         go.Heatmap(
             z=change.astype(np.float32),
             x=[f"{b} budget" for b in budgets],
             y=list(labels.values()),
-            text=printed.tolist(),
+            text=np.array(cells).reshape(printed.shape).tolist(),  # in black or white, as each cell's colour asks for
             texttemplate="%{text}",
             textfont={"size": 16},
             colorscale=palette.DIVERGING[theme],
@@ -331,10 +387,6 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
     finding = f"{run} has the least error, {printed[best]} of SparseGPT's"
     what = f"Final error{words.of(layer)} ÷ SparseGPT's (natural order, block budget); below 1: less error"
     ink = palette.INKS[theme]
-    below = {"showarrow": False, "yshift": -19, "font": {"color": ink.text}}
-    for (order, by_budget), text in NAME_OF_RUN.items():
-        if order in labels and by_budget in budgets:
-            figure.add_annotation(x=budgets.index(by_budget), y=labels[order], text=text, **below)
     bare = {"showgrid": False, "ticks": "", "linecolor": ink.grid}
     figure.update_yaxes(bare, autorange="reversed")
     figure.update_xaxes(bare)

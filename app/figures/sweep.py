@@ -1,191 +1,252 @@
-"""Inside one sweep: the weights after every block, as single frames and as an animation."""
+"""Sweeps as they go, one alone or two of one layer side by side: the weights as they stand, the error as it grows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
+from plotly.colors import hex_to_rgb, sample_colorscale
+from plotly.subplots import make_subplots
 
 from app import words
 from app.figures import marks, palette, shrinking, style
-from app.figures.palette import Theme
-from app.figures.shrinking import Shrunk
+from app.figures.order_lab import so_far
+from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
-from rose import Order, SweepTrace
+from rose import LayerResult
 
-FRAME_CELLS = 1_100_000  # of all frames of an animation together: 8 bits each, 4/3 of that as base64
+Show = Literal["weights", "change"]
+Arrange = Literal["visited", "natural"]
+
+CELLS = 384  # a side, of all matrices together
+FILM_CELLS = 1_100_000  # of all frames of a film together: 8 bits each, 4/3 of that as base64
 MAX_FRAMES = 33
-FRAME_SIDE = 256
-BELOW = 150  # pixels below an animation, for what starts and steers it
-STRIP = 22  # pixels that the strip above the matrix takes
+BELOW = 150  # pixels below a film, for what starts and steers it
+TALL = 660  # pixels, of a film
 REMOVED = {"light": "#ffffff", "dark": "#000000"}  # at neither end of the sequential scale
+TINY = 1e-9  # of the scale of values: only 0 itself lies below
+DIMMED, TINTED = 0.6, 0.4  # opacity over what is pruned, and over what was just pruned
 
 
 def sweep_frame(
-    trace: SweepTrace,
-    order: Order,
+    results: Sequence[LayerResult],
     step: int,
+    dense_energy: float,
     *,
-    show: Literal["weights", "change"] = "weights",
-    arrange: Literal["visited", "natural"] = "visited",
-    added: float = 0.0,
+    show: Show = "weights",
+    arrange: Arrange = "visited",
+    show_end: bool = True,
+    height: int = 540,
     layer: str = "",
     theme: Theme = "light",
 ) -> Drawing:
-    """The weights after `step` pruned blocks: what is pruned, what is free to compensate, where the sweep stands.
+    """One or two traced sweeps after `step` blocks: the matrices above, error so far below.
 
     Args:
+        dense_energy: tr(W H Wᵀ), what errors are relative to.
         show: |W| as it stands, or how far each weight has moved from its dense value.
-        added: λ, absolute, of the sweep, which errors are shown without.
+        show_end: whether the curves to come are shown; without, nobody can tell how it will end.
+        height: pixels; a page may give it more room.
     """
-    blocks = len(order.widths)
-    position = shrinking.to_numpy(order.permutation) if arrange == "visited" else None
-    shrunk, top = _state(trace, step, show, position, shrinking.MAX_CELLS)
-    rows, columns = (int(side) for side in trace.weights.shape[1:])
-    error = shrinking.to_numpy(trace.error_so_far(added))
-    unit = "|W|" if show == "weights" else "|change|"
-    beyond = float(shrunk.array.max()) > top
-    saturates = f"; colours end at {words.number(top)}" if beyond else ""
-    array = np.where(shrunk.array == 0, np.nan, shrunk.array) if show == "weights" else shrunk.array
-    figure = go.Figure(marks.heatmap(shrunk._replace(array=array), unit, zmax=top, hoverongaps=False))
-    done = sum(order.widths[:step])
-    finding = _sweep_finding(error, step, blocks)
-    zeros = f"; {'white' if theme == 'light' else 'black'}: pruned" if show == "weights" else ""
-    what = f"{unit}{words.of(layer)} after {step} of {blocks} blocks; {shrunk.note}{zeros}{saturates}"
-    across = "step (columns as visited)" if arrange == "visited" else "input channel"
-    marks.matrix_axes(figure, rows, columns)
-    figure.update_layout(plot_bgcolor=REMOVED[theme])
-    if arrange == "visited":
-        figure.update_layout(_strip(order, step, columns, theme))
-    removed = int(trace.removed[:step].sum())
-    free = columns - done
-    caption = (
-        f"{words.whole(removed)} of {words.whole(rows * columns)} weights are pruned so far; {free} of {columns} "
-        f"columns are still free to compensate; the error so far is {words.number(float(error[step]))}."
-    )
-    alt = f"Heatmap of the weights during the sweep, {step} of {blocks} blocks pruned"
-    frame = {"x": across, "y": "output channel", "height": 500, "headroom": STRIP if arrange == "visited" else 0}
-    return style.finish(figure, theme, finding, what, caption, alt, shrinking.frame(shrunk), **frame)
+    view = _View(show, arrange, CELLS // len(results), False, theme)
+    return _draw(results, step, dense_energy, view, show_end=show_end, height=height, layer=layer)
 
 
-def _state(trace: SweepTrace, step: int, show: str, position: np.ndarray | None, limit: int) -> tuple[Shrunk, float]:
-    """|W| or |change| at a step, shrunk, and one end of the colours for all steps, so that frames compare."""
-    first = shrinking.to_numpy(trace.weights[0])
-    now = shrinking.to_numpy(trace.weights[step])
-    values = np.abs(now) if show == "weights" else np.abs(now - first)
-    if position is not None:
-        values = values[:, position]
-    shrunk = shrinking.shrink(values, limit)
-    # From the dense weights for both, so that a change is seen at the scale of what it changes.
-    top, _ = shrinking.ceiling(shrinking.shrink(np.abs(first), limit).array)
-    return shrunk, top * (1.0 if show == "weights" else 0.5)
-
-
-def _sweep_finding(error: np.ndarray, step: int, blocks: int) -> str:
-    total = float(error[-1])
-    if step == 0:
-        return f"Nothing is pruned yet; all {blocks} blocks are free"
-    share = float(error[step]) / total if total > 0 else 0.0
-    return f"After {step} of {blocks} blocks, {words.percent(share, 0)} of the final error has arisen"
-
-
-def _strip(order: Order, step: int, columns: int, theme: Theme) -> dict[str, Any]:
-    """Layout of a strip above the matrix: what is done, now and free, by name and colour; the present block outlined.
-
-    Always the same shapes with all their properties: from frame to frame plotly merges them by number.
-    """
-    done = sum(order.widths[:step])
-    now = done - (order.widths[step - 1] if step else 0)
-    shapes, labels = [], []
-    for name, start, end, colour in (
-        ("pruned, fixed", 0, now, palette.SLATE),
-        ("just pruned", now, done, palette.MARK),
-        ("free to compensate", done, columns, palette.GREEN),
-    ):
-        band = {"type": "rect", "x0": start - 0.5, "x1": end - 0.5, "yref": "paper", "visible": end > start}
-        shapes.append(band | {"y0": 1.01, "y1": 1.035, "fillcolor": colour, "line": {"color": colour, "width": 0}})
-        if name == "just pruned":
-            outline = {"fillcolor": "rgba(0,0,0,0)", "line": {"color": colour, "width": 3}}
-            shapes.append(band | {"y0": 0, "y1": 1} | outline)
-        font = {"color": palette.INKS[theme].text, "size": style.FONT_SIZE}
-        label = {"text": name, "showarrow": False, "yanchor": "bottom", "font": font}
-        fits = (end - start) / columns >= 0.18  # where a name would not, the outline speaks for itself
-        labels.append(label | {"x": (start + end) / 2 - 0.5, "y": 1.035, "yref": "paper", "visible": fits})
-    return {"shapes": shapes, "annotations": labels}
-
-
-def sweep_animation(
-    trace: SweepTrace,
-    order: Order,
+def sweep_film(
+    results: Sequence[LayerResult],
+    dense_energy: float,
     *,
-    show: Literal["weights", "change"] = "weights",
-    added: float = 0.0,
+    show: Show = "weights",
     layer: str = "",
     theme: Theme = "light",
 ) -> Drawing:
-    """All steps of the sweep as frames with a slider and play and pause, for smooth scrubbing in the browser.
+    """All steps as frames with play at three speeds, pause and a slider: to show, to record, and to take along.
 
     Cells are 8-bit levels, and few enough that the whole stays below 2 MB; at most 33 steps are kept.
     """
-    blocks = len(order.widths)
-    steps = kept_steps(blocks)
-    side = min(FRAME_SIDE, math.isqrt(FRAME_CELLS // len(steps)))
-    rows, columns = (int(n) for n in trace.weights.shape[1:])
-    position = shrinking.to_numpy(order.permutation)
-    frames = []
-    for step in steps:
-        shrunk, top = _state(trace, step, show, position, side)
-        levels = np.ceil(np.clip(shrunk.array / top, 0, 1) * 255).astype(np.uint8)
-        layout = _strip(order, step, columns, theme)
-        frames.append(go.Frame(name=str(step), data=[go.Heatmap(z=levels)], traces=[0], layout=layout))
-    unit = "|W|" if show == "weights" else "|change|"
-    ends = ["0", words.number(top / 2), f"≥ {words.number(top)}"]
-    bar = marks.colourbar(unit, tickvals=[0, 127.5, 255], ticktext=ends)
-    scale = _with_removed(theme) if show == "weights" else palette.SEQUENTIAL
-    look = {"zmax": 255, "colorbar": bar, "colorscale": scale, "hoverinfo": "skip", "hovertemplate": None}
-    figure = go.Figure(marks.heatmap(shrunk._replace(array=frames[0].data[0].z), unit, **look))
-    figure.frames = frames
-    error = shrinking.to_numpy(trace.error_so_far(added))
-    share = float(error[max(1, blocks // 2)] / error[-1]) if error[-1] > 0 else 0.0
-    finding = f"The first half of the blocks brings {words.percent(share, 0)} of the error"
-    zeros = f"; {'white' if theme == 'light' else 'black'}: pruned" if show == "weights" else ""
-    skipped = "" if len(steps) == blocks + 1 else f"; {len(steps)} of {blocks + 1} steps"
-    what = f"{unit}{words.of(layer)} during the sweep; {shrunk.note}{zeros}{skipped}"
-    marks.matrix_axes(figure, rows, columns)
-    figure.update_layout(frames[0].layout)
-    figure.update_layout(player(steps, theme))
-    caption = (
-        f"{blocks} blocks, {words.whole(int(trace.removed.sum()))} weights pruned, "
-        f"squared error at the end {words.number(float(error[-1]))}."
+    blocks = len(results[0].order.widths)
+    steps = sorted(set(np.linspace(0, blocks, min(blocks + 1, MAX_FRAMES)).round().astype(int).tolist()))
+    cells = min(256, math.isqrt(FILM_CELLS // (len(results) * len(steps))))
+    view = _View(show, "visited", cells, True, theme)
+    drawn = [_draw(results, step, dense_energy, view, show_end=False, height=TALL, layer=layer) for step in steps]
+    figure, last = drawn[0].figure, drawn[-1]
+    traces = list(range(len(figure.data)))
+    figure.frames = [
+        go.Frame(
+            name=str(step),
+            data=one.data,
+            traces=traces,
+            layout={part: one.layout[part] for part in ("annotations", "title")},
+        )
+        for step, one in zip(steps, (drawing.figure for drawing in drawn), strict=True)
+    ]
+    # The title of every frame must fit: the longest decides.
+    figure.update_layout(margin={"t": max(one.figure.layout.margin.t for one in drawn), "b": BELOW})
+    figure.update_layout(_player(steps, theme))
+    finding = last.figure.layout.meta["finding"]
+    skipped = "" if len(steps) == blocks + 1 else f" {len(steps)} of {blocks + 1} steps are kept."
+    alt = f"Film of {words.count(len(results), 'sweep')}, {words.count(blocks, 'block')}. {finding}. {last.caption}"
+    return Drawing(figure, last.caption + skipped, alt + skipped, last.data)
+
+
+class _View(NamedTuple):
+    """How a matrix is drawn: `cells` a side, as 8-bit `levels` or with the values for the pointer."""
+
+    show: Show
+    arrange: Arrange
+    cells: int
+    levels: bool
+    theme: Theme
+
+    @property
+    def unit(self) -> str:
+        return "|W|" if self.show == "weights" else "|change|"
+
+
+def _draw(
+    results: Sequence[LayerResult],
+    step: int,
+    dense_energy: float,
+    view: _View,
+    *,
+    show_end: bool,
+    height: int,
+    layer: str,
+) -> Drawing:
+    """As `sweep_frame`."""
+    blocks, count = len(results[0].order.widths), len(results)
+    curves = [so_far(result) / (dense_energy or 1.0) for result in results]
+    looks = [_style(result) for result in results]
+    figure = make_subplots(
+        rows=2,
+        cols=count,
+        specs=[[{}] * count, [{"colspan": count}, *[None] * (count - 1)]],
+        row_heights=[0.64, 0.36],
+        vertical_spacing=0.12,
+        horizontal_spacing=0.05,
+        subplot_titles=[look.label for look in looks],
     )
-    removed = np.concatenate([[0], np.cumsum(shrinking.to_numpy(trace.removed))])
-    table = pd.DataFrame({"step": np.arange(blocks + 1), "removed_weights": removed, "error_so_far": error})
-    alt = "Animated heatmap of the weights during the sweep"
-    frame = {"x": "step (columns as visited)", "y": "output channel", "height": 600, "headroom": STRIP}
-    drawing = style.finish(figure, theme, finding, what, caption, alt, table, **frame)
-    figure.update_layout(margin_b=BELOW)
-    return drawing
+    figure.update_annotations(font_size=style.FONT_SIZE + 1, yshift=2)
+    notes = [_matrix(figure, column, result, step, view) for column, result in enumerate(results, 1)]
+    highest = max(range(count), key=lambda i: curves[i][-1 if show_end else step])
+    for i, (curve, look) in enumerate(zip(curves, looks, strict=True)):
+        _line(figure, curve, step, look, above=i == highest, show_end=show_end)
+    now, final = [float(curve[step]) for curve in curves], [float(curve[-1]) for curve in curves]
+    at = {"title_text": "pruned blocks", "range": [-0.1, blocks + 0.1], "dtick": marks.whole_step(blocks)}
+    figure.update_xaxes(at, row=2, col=1)
+    figure.update_yaxes(range=[0, max(final) * 1.08 or 1], title_text="error so far", row=2, col=1)
+    finding = _finding(looks, now, final, step, blocks)
+    columns = "as visited" if view.arrange == "visited" else "in natural order"
+    what = (
+        f"{view.unit}{words.of(layer)}, columns {columns}; dimmed: pruned, pink: just pruned, bright: free to "
+        f"compensate; {notes[0]}"
+    )
+    listed = "; ".join(f"{look.label} {words.number(value)}" for look, value in zip(looks, now, strict=True))
+    caption = f"Error so far: {listed}."
+    if count == 1:
+        trace, width = results[0].trace, len(results[0].order.permutation)
+        assert trace is not None  # `so_far` has refused it
+        caption += (
+            f" {words.whole(int(trace.removed[:step].sum()))} of {words.whole(results[0].weight.numel())} weights are "
+            f"pruned so far; {width - sum(results[0].order.widths[:step])} of {width} columns are still free to "
+            "compensate."
+        )
+    names = [result.order.name + (" + layer" if result.budget == "layer" else "") for result in results]
+    table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)} | dict(zip(names, curves, strict=True)))
+    kind = "Heatmap" if count == 1 else "Two heatmaps"
+    alt = f"{kind} of the weights during {'a sweep' if count == 1 else 'sweeps'}, with the error as it grows"
+    return style.finish(figure, view.theme, finding, what, caption, alt, table, height=height, headroom=20)
 
 
-def _with_removed(theme: Theme) -> list[list[Any]]:
-    """The sequential scale with level 0 set apart: only cells with no weight left have it."""
+def _style(result: LayerResult) -> Style:
+    look = palette.order_style(result.order.name)
+    return look._replace(label=f"{look.label}, layer budget", dash="dot") if result.budget == "layer" else look
+
+
+def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int, view: _View) -> str:
+    """Adds one heatmap, and over it a veil on the columns that are pruned; says what its cells are."""
+    trace, order, at = result.trace, result.order, {"row": 1, "col": column}
+    assert trace is not None  # `so_far` has refused it
+    first, now = (shrinking.to_numpy(trace.weights[k]) for k in (0, step))
+    values = np.abs(now if view.show == "weights" else now - first)
+    done, place = np.zeros(values.shape[1], np.uint8), shrinking.to_numpy(order.permutation)
+    end = sum(order.widths[:step])
+    done[place[:end]] = 1
+    if step:
+        done[place[end - order.widths[step - 1] : end]] = 2
+    if view.arrange == "visited":
+        values, done = values[:, place], done[place]
+    shrunk = shrinking.shrink(values, view.cells)
+    # From the dense weights for both, so that a change is seen at the scale of what it changes.
+    top, _ = shrinking.ceiling(shrinking.shrink(np.abs(first), view.cells).array)
+    top *= 1.0 if view.show == "weights" else 0.5
+    channel = "step" if view.arrange == "visited" else "input channel"
+    hover = f"{channel} %{{x:.0f}}<br>output channel %{{y:.0f}}<br>{view.unit} %{{z:.4g}}<extra></extra>"
+    look: dict[str, Any] = {"zmax": top, "showscale": False, "hovertemplate": hover}
+    array, least = shrunk.array, TINY
+    if view.levels:
+        array, least = np.ceil(np.clip(array / top, 0, 1) * 255).astype(np.uint8), 0.5 / 255
+        look |= {"zmax": 255, "hoverinfo": "skip", "hovertemplate": None}
+    if view.show == "weights":
+        look["colorscale"] = _with_removed(least, view.theme)
+    figure.add_trace(marks.heatmap(shrunk._replace(array=array), view.unit, **look), **at)
+    rows, columns = values.shape
+    # Cells are maxima, which rarely show a zero: what is done must be seen by its shade.
+    veil = [
+        (0, "rgba(0,0,0,0)"),
+        (0.5, _clear(palette.INKS[view.theme].hover, DIMMED)),
+        (1, _clear(palette.MARK, TINTED)),
+    ]
+    over = {"colorscale": veil, "zmin": 0, "zmax": 2, "showscale": False, "hoverinfo": "skip"}
+    figure.add_heatmap(z=done[None], x0=0, dx=1, y0=(rows - 1) / 2, dy=rows, **over, **at)
+    hidden = marks.BARE | {"showticklabels": False, "ticks": ""}
+    figure.update_xaxes(hidden, range=[-0.5, columns - 0.5], **at)
+    figure.update_yaxes(hidden, range=[rows - 0.5, -0.5], **at)
+    return f"{shrunk.note}, from 0 to {words.number(top)}"
+
+
+def _clear(colour: str, opacity: float) -> str:
+    return f"rgba({','.join(map(str, hex_to_rgb(colour)))},{opacity})"
+
+
+def _with_removed(least: float, theme: Theme) -> list[list[Any]]:
+    """The sequential scale with 0 set apart, as all below `least` of its length: only pruned cells have it."""
     colours = sample_colorscale(palette.SEQUENTIAL, np.linspace(0, 1, 12).tolist())
-    edge = 0.5 / 255
-    rest = [[edge + (1 - edge) * i / 11, c] for i, c in enumerate(colours)]
-    return [[0.0, REMOVED[theme]], [edge, REMOVED[theme]], *rest]
+    rest = [[least + (1 - least) * i / 11, c] for i, c in enumerate(colours)]
+    return [[0.0, REMOVED[theme]], [least, REMOVED[theme]], *rest]
 
 
-def kept_steps(blocks: int) -> list[int]:
-    """Steps of a sweep that an animation shows: all, or evenly spread ones where they are many."""
-    return sorted(set(np.linspace(0, blocks, min(blocks + 1, MAX_FRAMES)).round().astype(int).tolist()))
+def _line(figure: go.Figure, curve: np.ndarray, step: int, look: Style, *, above: bool, show_end: bool) -> None:
+    """The curve to come, faint, where it is shown, and what has arisen so far, strong."""
+    at = {"row": 2, "col": 1}
+    x, future = np.arange(len(curve)), look._replace(dash="dot")
+    marks.lines(figure, x, curve, future, "", mode="lines", width=1.5, opacity=0.6, visible=show_end, **at)
+    hover, past = f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}", look._replace(dash="solid")
+    marks.lines(figure, x[: step + 1], curve[: step + 1], past, hover, width=3, size=9, **at)
+    end = len(curve) - 1 if show_end else step
+    label = {"text": look.label, "showarrow": False, "font": {"color": look.colour}, "visible": show_end or step > 0}
+    side = {"xanchor": "right", "yanchor": "bottom" if above else "top"}
+    figure.add_annotation(label | side, x=end, y=float(curve[end]), **at)
 
 
-def player(steps: Sequence[int], theme: Theme) -> dict[str, Any]:
+def _finding(looks: list[Style], now: list[float], final: list[float], step: int, blocks: int) -> str:
+    if step == 0:
+        return f"Nothing is pruned yet: {words.count(blocks, 'block')} to go"
+    if len(now) == 1:
+        share = now[0] / final[0] if final[0] > 0 else 0.0
+        return f"After {step} of {blocks} blocks, {words.percent(share, 0)} of the final error has arisen"
+    if now[0] == now[1]:
+        return f"After {step} of {blocks} blocks both orders have the same error"
+    less = int(now[1] < now[0])
+    share = 1 - now[less] / now[1 - less]
+    return f"After {step} of {blocks} blocks, {looks[less].label} has {words.percent(share)} less error"
+
+
+def _player(steps: Sequence[int], theme: Theme) -> dict[str, Any]:
     """Layout of an animation whose frames are named by step: play at three speeds, pause, and a slider over steps."""
     ink = palette.INKS[theme]
     font, at_once = {"size": style.FONT_SIZE, "color": ink.text}, {"mode": "immediate", "transition": {"duration": 0}}

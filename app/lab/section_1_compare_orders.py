@@ -26,8 +26,8 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         )
         st.caption(
             "Block: every block gives up the same share. Layer: one threshold for the whole layer; the total is the "
-            "same. Natural order with the block budget is SparseGPT, the baseline of the table; two-level order with "
-            "the block budget is ROSE where the layer is columnar; global order with the layer budget is ROSE global."
+            "same. Natural order and block budget are SparseGPT, the baseline of the table; two-level order and block "
+            "budget are ROSE where the layer is columnar; global order and layer budget are ROSE global."
         )
     sweeps = [Sweep(order, budget) for order in orders for budget in budgets]
     with stage:
@@ -42,6 +42,28 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         drawn = figures.error_curve(results, dense_energy(study, layer), **components.look(layer))
         components.show(drawn, "lab-curves")
         _numbers(shown, base)
+        _why_random_wins(study, layer, shown)
+
+
+def _why_random_wins(study: Study, layer: str, shown: list[Outcome]) -> None:
+    """Where most random orders end below ROSE's: what blocks must give up in both, under both budgets."""
+    under_block = {one.sweep.order_name: one.error for one in shown if one.sweep.budget == "block"}
+    seeds = sorted((name for name in under_block if name.startswith("random:")), key=under_block.__getitem__)
+    wins = [name for name in seeds if under_block[name] < under_block.get("two_level", 0.0)]
+    if len(wins) <= len(seeds) / 2 or study.plan(layer).pattern.is_grouped:  # of N:M every block gives up the same
+        return
+    sweeps = [Sweep(order, budget) for order in ("two_level", seeds[len(seeds) // 2]) for budget in BUDGETS]
+    made = outcomes(study, layer, sweeps, "lab-given-up")
+    if made is None:
+        return
+    st.subheader("Why does random order win here?", anchor=False)
+    st.markdown(
+        "A random order mixes strong and weak columns in every block. ROSE's gathers the strong ones, and under the "
+        "block budget their block must give up as many weights as any other. The layer budget lets it keep them."
+    )
+    results = {one.sweep.run_name: one.result for one in made}
+    drawn = figures.given_up(results, dense_energy(study, layer), **components.look(layer))
+    components.show(drawn, "lab-given-up")
 
 
 def _numbers(shown: list[Outcome], base: Outcome) -> None:

@@ -1,6 +1,8 @@
-"""The order lab's section that goes through one sweep block by block."""
+"""The order lab's section that goes through one sweep block by block, or two side by side."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -9,81 +11,69 @@ import rose
 from app import components, words
 from app.components import URL
 from app.figures import order_lab as figures
-from app.figures import sweep
+from app.figures.sweep import sweep_film, sweep_frame
 from app.lab.controls import choose_budget, label
-from app.lab.sweeps import LARGEST_TRACE, ratio, trace_bytes
+from app.lab.player import Player
+from app.lab.sweeps import LARGEST_TRACE, dense_energy, inside, ratio, trace_bytes
 from app.study.study import Study
 from rose.layer.order import order_names, visited_blocks
 
+PLAYER = Player("lab", first=1)
+ALONE = "none"  # no second sweep beside the first
+
 
 def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) -> None:
-    count = len(study.plan(layer).block_width)
+    blocks = len(study.plan(layer).block_width)
     with left:
-        known = order_names()
-        order = st.selectbox(
-            "Order", known, index=known.index("two_level"), format_func=label, key="lab_sweep_order", bind=URL
-        )
-        if order == "random":
-            seed = st.number_input("Seed of the random order", 0, 9999, 0, key="lab_sweep_seed", bind=URL)
-            order = f"random:{seed}"
-        budget = choose_budget("lab_sweep_budget")
-        if (st.session_state.get("lab_step") or 0) > count:  # of a layer with more blocks, or of a link
-            st.session_state.lab_step = count
-        playing = bool(st.session_state.get("lab_play"))
-        step = st.slider(
-            "Blocks pruned",
-            0,
-            count,
-            min(1, count),
-            key="lab_step",
-            bind=URL,
-            disabled=playing,
-            help="While the figure plays, its own slider says which step is shown." if playing else None,
-        )
+        pairs = _choose_sweeps()
         show = components.choose("Show", {"weights": "|W|", "change": "Change"}, "lab_show")
-        play = st.toggle(
-            "Play in the browser",
-            key="lab_play",
-            bind=URL,
-            help="All steps as frames, with play and pause; columns as visited",
-        )
-        arrange = components.choose(
-            "Columns", {"visited": "As visited", "natural": "Natural"}, "lab_arrange", disabled=play
-        )
+        arrange = components.choose("Columns", {"visited": "As visited", "natural": "Natural"}, "lab_arrange")
     with stage:
-        needed = trace_bytes(study, layer)
+        needed = len(pairs) * trace_bytes(study, layer)
         if needed > LARGEST_TRACE:
             components.warning(
-                f"Recording this sweep would take {components.size(needed)}; choose a larger block size on the start "
-                "page, or a smaller layer."
+                f"Recording this would take {components.size(needed)}; choose a larger block size on the start page, "
+                "or a smaller layer."
             )
             return
-
-        def traced() -> rose.LayerResult:
-            return study.prune(layer, order=order, budget=budget, trace=True)
-
-        if not components.finished([traced], "lab-sweep", (study.created, layer, order, budget)):
+        pieces = [partial(inside, study, layer, order, budget) for order, budget in pairs]
+        if not components.finished(pieces, "lab-sweep", (study.created, layer, *pairs)):
             return
-        result = traced()
-        trace = result.trace
-        assert trace is not None
-        options = components.look(layer, show=show, added=result.added_damping)
-        if play:
-            components.show(sweep.sweep_animation(trace, result.order, **options), "lab-animation")
-        else:
-            components.show(sweep.sweep_frame(trace, result.order, step, arrange=arrange, **options), "lab-frame")
-        marked = step - 1 if step and not play else None
-        drawn = figures.damage_split(trace, result.order, result.plan, step=marked, **components.look(layer))
-        components.show(drawn, "lab-damage")
+        results = {pair: study.prune(layer, order=pair[0], budget=pair[1], trace=True) for pair in pairs}
+        made, energy, look = list(results.values()), dense_energy(study, layer), components.look(layer)
+        step = PLAYER.step(blocks)
+        PLAYER.controls(blocks, lambda: sweep_film(made, energy, show=show, **look))
+        components.show(sweep_frame(made, step, energy, show=show, arrange=arrange, **look), "lab-sweep")
+        for (order, budget), result in results.items():
+            marked = step - 1 if step else None
+            drawn = figures.damage_split(result, inside(study, layer, order, budget), step=marked, **look)
+            components.show(drawn, f"lab-damage-{budget}-{order.partition(':')[0]}")
     with left:
-        if not play:  # the browser alone knows which step it shows
-            step_numbers(result, trace, step)
+        for result in made:
+            step_numbers(result, step)
 
 
-def step_numbers(result: rose.LayerResult, trace: rose.SweepTrace, step: int) -> None:
+def _choose_sweeps() -> list[tuple[str, str]]:
+    """Order and budget of the sweep, and of another beside it where one is chosen."""
+    known = order_names()
+    order = st.selectbox(
+        "Order", known, index=known.index("two_level"), format_func=label, key="lab_sweep_order", bind=URL
+    )
+    budget = choose_budget("lab_sweep_budget")
+    others = {ALONE: "Nothing", "order": "Natural order", "budget": "The other budget"}
+    beside = components.choose("Beside it", others, "lab_sweep_beside")
+    if order == "random":
+        seed = st.number_input("Seed of the random order", 0, 9999, 0, key="lab_sweep_seed", bind=URL)
+        order = f"random:{seed}"
+    other = {"order": ("natural", budget), "budget": (order, "layer" if budget == "block" else "block")}
+    return list(dict.fromkeys([(order, budget), *([other[beside]] if beside in other else [])]))
+
+
+def step_numbers(result: rose.LayerResult, step: int) -> None:
     """Exact values of the block that was pruned last."""
-    if step == 0:
-        st.caption("Nothing is pruned yet. Move the slider.")
+    trace = result.trace
+    if step == 0 or trace is None:
+        st.caption("Nothing is pruned yet. Press Play, or move the slider.")
         return
     index = step - 1
     lost, kept = float(trace.lost[index]), float(trace.error[index])

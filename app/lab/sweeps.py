@@ -13,11 +13,13 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 import rose
 from app.figures import palette
 from app.figures.order_lab import run_style
 from app.study.study import Study
+from rose.layer.compensation import error_inside
 from rose.layer.error import quadratic_form, relative_error
 from rose.layer.order import visited_blocks
 
@@ -181,6 +183,18 @@ def positions(plan: rose.OrderPlan, base: str, block: int) -> list[rose.Order]:
     order = rose.make_order(plan, base)
     step = visited_blocks(plan, order).index(block)
     return [rose.move_block(plan, order, step, to) for to in range(len(order.widths))]
+
+
+def inside(study: Study, layer: str, order: str, budget: str) -> Tensor:
+    """Σ e² of each block of this sweep if its own columns alone could compensate, (blocks,); remembered."""
+
+    def compute() -> Tensor:
+        result = study.prune(layer, order=order, budget=budget, trace=True)
+        assert result.trace is not None
+        hessian = study.statistics(layer).hessian
+        return error_inside(result.trace, result.order, result.mask, hessian, result.added_damping)
+
+    return study.remember(("inside", layer, order, budget), compute)
 
 
 def trace_bytes(study: Study, layer: str) -> float:

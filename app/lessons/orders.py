@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 
 import pandas as pd
@@ -10,18 +9,17 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from app import components, session, words
-from app.components import URL
 from app.figures import order_lab as figures
-from app.figures.race import race_animation, sweep_race
+from app.figures.sweep import sweep_film, sweep_frame
 from app.lab import sweeps
+from app.lab.player import Player
 from app.lessons import subjects, texts
 from app.lessons.stage import show, sides, tell
 from app.lessons.subjects import LayerDesign, Subject
 from app.study.study import Study
 from rose.layer.methods import BUDGETS
 
-SPEEDS = {1.0: "1×", 0.5: "½×", 2.0: "2×", 4.0: "4×"}
-TICK = 1.2  # seconds a block is shown while a sweep plays at speed 1
+PLAYER = Player("lesson")
 COLUMNAR = LayerDesign(strength=3.0)
 FLAT = LayerDesign(strength=0.0, seed=10)  # with others chance may make a visible difference
 
@@ -67,7 +65,7 @@ def _measured(columnar: bool) -> tuple[Study, str] | None:
 
 
 def where_from(subject: Subject, columnar: bool) -> None:
-    """Says which real layer the stage shows."""
+    """Says which real layer the picture shows."""
     study, plan = subject.study, subject.plan
     if study is None:
         return
@@ -97,7 +95,7 @@ def sweep_step(columnar: bool) -> None:
             return
     natural, ordered = (subject.prune(order, "block", True) for order in orders)
     blocks = len(natural.order.widths)
-    step = played_step(blocks)
+    step = PLAYER.step(blocks)
     seen = (subject.name, columnar)
     if step == blocks:
         st.session_state.lesson_ended = seen
@@ -111,81 +109,8 @@ def sweep_step(columnar: bool) -> None:
         where_from(subject, columnar)
     with stage:
         look, results = components.look(subject.name), (natural, ordered)
-        play_controls(blocks).download_button(
-            ":material/download:",
-            lambda: components.as_html(race_animation(results, subject.energy, **look)),
-            "sweep.html",
-            on_click="ignore",
-            key="lesson-animation",
-            help="The whole sweep as one HTML file that plays in any browser, without a network",
-            width="stretch",
-        )
-        show(sweep_race(results, step, subject.energy, height=376, show_end=ended, **look), "race")
-
-
-def played_step(blocks: int) -> int:
-    """The step to show now; one more where the sweep plays and the tick has passed."""
-    state = st.session_state
-    # The step of a link: the widget that is bound to it is drawn only after the step has been used.
-    linked = st.query_params.get("lesson_step", "0")
-    step = min(state.get("lesson_at", int(linked) if linked.isdecimal() else 0), blocks)
-    if playing() and time.monotonic() - state.lesson_ticked >= 0.8 * tick():
-        step, state.lesson_ticked = min(step + 1, blocks), time.monotonic()
-        if step == blocks:
-            state.lesson_playing = False
-    state.lesson_at = state.lesson_step = step
-    return step
-
-
-def playing() -> bool:
-    return bool(st.session_state.get("lesson_playing"))
-
-
-def tick() -> float:
-    """Seconds a block is shown at the chosen speed."""
-    return TICK / (st.session_state.get("lesson_speed") or 1.0)
-
-
-def play(blocks: int) -> None:
-    state = st.session_state
-    state.lesson_playing, state.lesson_ticked = not playing(), 0.0 if playing() else time.monotonic()
-    if playing() and state.get("lesson_at", 0) >= blocks:
-        state.lesson_at = 0
-
-
-def moved() -> None:
-    """The slider has been moved by hand, which ends the play, or a busy browser repeats what it showed a moment ago."""
-    state = st.session_state
-    is_recent = time.monotonic() - state.get("lesson_ticked", 0.0) < 5 * TICK
-    if not (is_recent and state.lesson_at - 3 < state.lesson_step < state.lesson_at):
-        state.lesson_playing, state.lesson_at = False, state.lesson_step
-
-
-def go(by: int, blocks: int) -> None:
-    state = st.session_state
-    state.lesson_playing, state.lesson_at = False, min(max(state.lesson_at + by, 0), blocks)
-
-
-def play_controls(blocks: int) -> DeltaGenerator:
-    """Play and pause, one block back or forward, position and speed; gives the place beside them."""
-    start, back, forth, where, speed, beside = st.columns([2.1, 0.8, 0.8, 2.6, 1.5, 0.8], vertical_alignment="bottom")
-    step, label, icon = st.session_state.lesson_at, "Play", "play_arrow"
-    if playing():
-        label, icon = "Pause", "pause"
-    start.button(label, icon=f":material/{icon}:", key="lesson-play", on_click=play, args=(blocks,), width="stretch")
-    for place, way, by, end in ((back, "back", -1, 0), (forth, "forth", 1, blocks)):
-        place.button(
-            f":material/chevron_{'left' if by < 0 else 'right'}:",
-            key=f"lesson-{way}",
-            help=f"One block {'back' if by < 0 else 'forward'}",
-            on_click=go,
-            args=(by, blocks),
-            disabled=step == end,
-            width="stretch",
-        )
-    where.slider("Blocks pruned", 0, blocks, key="lesson_step", on_change=moved, bind=URL)
-    speed.selectbox("Speed", list(SPEEDS), format_func=SPEEDS.__getitem__, key="lesson_speed")
-    return beside
+        PLAYER.controls(blocks, lambda: sweep_film(results, subject.energy, **look))
+        show(sweep_frame(results, step, subject.energy, show_end=ended, **look), "race")
 
 
 # Step 8: two effects

@@ -16,6 +16,7 @@ from torch import Tensor
 import rose
 from app.lab.sweeps import dense_energy
 from app.study.study import Study
+from rose.layer.columnar import Outlier, outlier
 from rose.layer.error import quadratic_form
 from rose.layer.order import plan_from_importance, visited_blocks
 
@@ -91,6 +92,7 @@ class Subject:
     plan: rose.OrderPlan
     energy: float  # tr(W H Wᵀ), what errors are relative to
     prune: Callable[[str, str, bool], rose.LayerResult]  # by order, budget and whether to trace; remembered
+    found: Outlier | None  # the block that makes it columnar, or would
     study: Study | None = None  # that measured it
 
     @property
@@ -111,7 +113,8 @@ def generated(design: LayerDesign) -> Subject:
         )
 
     plan = rose.plan_order(weight, statistics, sparsity=SPARSITY, block_size=BLOCK_SIZE)
-    return Subject("generated layer", plan, quadratic_form(weight, statistics.hessian), prune)
+    found = outlier(plan, weight, statistics.mean_square.sqrt())
+    return Subject("generated layer", plan, quadratic_form(weight, statistics.hessian), prune, found)
 
 
 def real(study: Study, plan: rose.OrderPlan, layer: str) -> Subject:
@@ -120,7 +123,9 @@ def real(study: Study, plan: rose.OrderPlan, layer: str) -> Subject:
     def prune(order: str, budget: str, trace: bool) -> rose.LayerResult:
         return study.prune(layer, order=order, budget=budget, trace=trace)
 
-    return Subject(layer, plan, dense_energy(study, layer), prune, study)
+    norm = study.statistics(layer).mean_square.sqrt()
+    found = outlier(plan, study.weight(layer), norm, study.heads(layer))
+    return Subject(layer, plan, dense_energy(study, layer), prune, found, study)
 
 
 def examples(study: Study, overview: pd.DataFrame) -> tuple[str, str] | None:

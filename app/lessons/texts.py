@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 import rose
 from app.lessons import chain
 from app.lessons.chain import ChainDesign
 from app.lessons.subjects import LayerDesign, Subject
-from app.words import count, number, percent, sentence, whole
+from app.words import because, count, listed, number, percent, sentence, which_way, whole
+from rose.layer.columnar import outlier
 from rose.layer.order import visited_blocks
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What stands beside the stage: one claim, formulas, and what to look at."""
+    """What stands beside the picture: one claim, formulas, and what to look at."""
 
     claim: str
     formulas: tuple[str, ...]
@@ -38,10 +40,10 @@ def importance_lesson(plan: rose.OrderPlan) -> Lesson:
             rf"S_{{{high[0] + 1},{high[1] + 1}}} = {_entry(score, *high)}\qquad "
             rf"S_{{{low[0] + 1},{low[1] + 1}}} = {_entry(score, *low)}",
         ),
-        f"The stage shows the importance S of a layer with {rows} outputs (rows) and {columns} inputs (columns), in "
-        f"blocks of {plan.block_size} columns. It is the worked example of the ROSE paper, and all counts "
-        f"start at 1 as they do there. A third of the {score.numel()} weights are to be removed: {gone} in all, {each} "
-        f"in every block. The largest importance is {_entry(score, *high)}, the smallest {_entry(score, *low)}.",
+        f"The picture shows the importance S of a layer with {rows} outputs (rows) and {columns} inputs (columns), in "
+        f"blocks of {plan.block_size} columns. It is the worked example of the ROSE paper, which counts from 1. A "
+        f"third of the {score.numel()} weights are to be removed: {gone} in all, {each} in every block. The largest "
+        f"importance is {_entry(score, *high)}, the smallest {_entry(score, *low)}.",
     )
 
 
@@ -62,7 +64,7 @@ def pre_pruning_lesson(plan: rose.OrderPlan) -> Lesson:
             r" 0 & \text{else}\end{cases}",
             rf"k = \tfrac13 \cdot {plan.importance.shape[0]} \cdot {widths[0]} = {counts[0]}\ \text{{of }} {size}",
         ),
-        f"Struck out are the {counts[0]} smallest of each block. Block {worst + 1} must give up "
+        f"The {counts[0]} smallest of each block are struck out. Block {worst + 1} must give up "
         f"{_listing(lost[worst])}; block {spared + 1} only {_listing(lost[spared])}. Nothing is removed yet: this "
         "look ahead is called pre-pruning.",
     )
@@ -72,9 +74,8 @@ def loss_lesson(plan: rose.OrderPlan) -> Lesson:
     """Lesson 3, on the worked example."""
     losses = plan.block_loss
     high, low = float(losses.max()), float(losses.min())
-    verdict = "above" if plan.is_columnar else "not above"
-    called = "columnar" if plan.is_columnar else "not columnar"
-    worst = int(losses.argmax())
+    called, sign = ("columnar", ">") if plan.is_columnar else ("not columnar", "≤")
+    worst, found = int(losses.argmax()), outlier(plan, plan.importance, torch.ones(plan.importance.shape[1]))
     columns = plan.column_loss.split(list(plan.block_width))[worst].tolist()
     added = " + ".join(f"{x:.1f}" for x in columns)
     return Lesson(
@@ -85,9 +86,9 @@ def loss_lesson(plan: rose.OrderPlan) -> Lesson:
             rf"\begin{{aligned}} r &= \frac{{\max B - \min B}}{{\max B}}\\[8pt]"
             rf" &= \frac{{{high:.1f} - {low:.1f}}}{{{high:.1f}}} = {plan.relative_range:.2f} \end{{aligned}}",
         ),
-        f"The relative range r is {plan.relative_range:.2f}, {verdict} the threshold of {plan.threshold:g}: the layer "
-        f"is {called}. Loss is concentrated in block {worst + 1}, which holds "
-        f"{percent(high / float(losses.sum()), 0)} of it.",
+        f"The relative range r (block-loss spread) is {plan.relative_range:.2f} {sign} {plan.threshold:g}, the "
+        f"threshold: the layer is {called}. Block {worst + 1} holds {percent(high / float(losses.sum()), 0)} of the "
+        f"loss. {which_way(found) if found else ''}",
     )
 
 
@@ -95,7 +96,8 @@ def order_lesson(plan: rose.OrderPlan, guess: int | None) -> Lesson:
     """Lesson 4, on the worked example; `guess` is the block that was said to go first, counted from 0."""
     question = (
         "Pruning goes block by block. When a weight is removed, the columns that have **not been pruned yet** are "
-        "adjusted to make up for it. The block that goes last has no columns left to compensate for it."
+        "adjusted to make up for it. No block is left to help the last one: its columns have only each other, each "
+        "those to its right."
     )
     if guess is None:
         return Lesson(
@@ -136,7 +138,7 @@ def sweep_lesson(
     blocks = len(subject.plan.block_width)
     formula = r"e = \frac{w_j}{U_{jj}} \qquad w_{j:} \leftarrow w_{j:} - e\,U_{j,j:}"
     done = f"{step} of {blocks} {'block' if blocks == 1 else 'blocks'} pruned."
-    spread = f"Relative range {subject.plan.relative_range:.2f}"
+    spread = f"{because(subject.plan, subject.found)}; relative range {subject.plan.relative_range:.2f}"
     if not ended:
         what = "A columnar layer" if subject.plan.is_columnar else "A layer that is not columnar"
         first = [visited_blocks(subject.plan, result.order)[0] for result in (natural, ordered)]
@@ -144,9 +146,9 @@ def sweep_lesson(
             f"{what}, pruned in two orders: how will they end?",
             (formula,),
             f"{done if step else 'Nothing is pruned yet.'} Each removed weight leaves an error e, and the columns to "
-            f"its right absorb what they can (U is the upper Cholesky factor of H⁻¹). Natural order starts with block "
-            f"{first[0]}, two-level order with block {first[1]}; from here on blocks are counted from 0, as in the "
-            f"rest of the app. {spread}.\n\nAfter all blocks, compared with natural order, two-level order will have …",
+            f"its right absorb what they can (U: upper Cholesky factor of H⁻¹). Natural order starts with block "
+            f"{first[0]}, two-level order with block {first[1]}, counted from 0. {spread}.\n\n"
+            "After all blocks, compared with natural order, two-level order will have …",
         )
     if subject.plan.is_columnar and gain > 0:
         claim = f"On this columnar layer, two-level order saves {percent(gain)} of the error."
@@ -168,7 +170,7 @@ def sweep_lesson(
             rf"\frac{{{ordered.relative_error:.5f}}}{{{natural.relative_error:.5f}}} = {1 - gain:.3f}",
         ),
         f"{_judged(bet, gain)}{now}\n\nAfter all blocks, two-level order has {percent(abs(gain))} "
-        f"{'less' if gain >= 0 else 'more'} error than natural order. {spread}: {decision}.",
+        f"{'less' if gain >= 0 else 'more'} error than natural order. {spread}. {decision}.",
     )
 
 
@@ -283,10 +285,11 @@ def _block_sentence(result: rose.LayerResult, step: int, order: str, energy: flo
     block = visited_blocks(result.plan, result.order)[step - 1]
     assert block is not None  # both orders of the lesson keep blocks whole
     share = percent(saved / lost if lost > 0 else 0.0, 0)
+    where = ", all of it inside the block: no other is left" if step == len(result.order.widths) else ""
     cost = number(lost / energy if energy > 0 else 0.0)
     return (
         f"In {order} order, block {block} was just pruned: without compensation it would have cost {cost}, of which "
-        f"{share} was compensated."
+        f"{share} was compensated{where}."
     )
 
 
@@ -299,8 +302,7 @@ def _entry(matrix: Tensor, row: int, column: int) -> str:
 
 
 def _listing(values: Sequence[float]) -> str:
-    texts = [f"{value:.1f}" for value in values]
-    return ", ".join(texts[:-1]) + f" and {texts[-1]}"
+    return listed([f"{value:.1f}" for value in values])
 
 
 def _signed(change: float) -> str:

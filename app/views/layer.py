@@ -1,6 +1,6 @@
 """Layer: one layer in depth, from its weights to the order in which ROSE would prune them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isnan
 
 import pandas as pd
@@ -20,6 +20,9 @@ from rose.layer.pattern import parse_sparsity
 NO_BLOCK = "none"
 ORDERS = {"rose": "ROSE", "two_level": "Two-level", "global": "Global"}
 COMPARED = 4  # layers that are compared before the user chooses
+# On a narrow screen the picture comes first.
+NUMBERS_LAST = "<style>@media (max-width: 640px) { :has(> .st-key-layer-numbers) { order: 1; } }</style>"
+Figure = tuple[str, str, str | None, str]  # label, value, what is said of it, and what it means
 
 
 def draw() -> None:
@@ -45,31 +48,49 @@ def key_figures(study: Study, layer: str) -> None:
         f"**{words.short_layer(layer)}**, {row['rows']} × {row['columns']} weights (output × input channels) in "
         f"{words.count(blocks, 'block')}, sparsity {parse_sparsity(study.setup.sparsity)}"
     )
-    verdict = f"{'columnar, above' if row['is_columnar'] else 'not columnar, not above'} {session.threshold():.2f}"
     raised = row["damping"] > study.setup.damping
     dead = None if pd.isna(row["live_range"]) else f"range {row['live_range']:.3f} without them"
-    figures_row: list[tuple[str, str, str | None, str]] = [
-        ("Relative range", f"{row['relative_range']:.3f}", verdict, "(max − min) / max of the blocks' losses"),
-        ("Condition", words.number(row["condition"]), None, "Of the damped Hessian"),
+    spread: Figure = (
+        "Relative range (block-loss spread)",
+        f"{row['relative_range']:.3f}",
+        against_threshold(row),
+        "(max − min) / max of the blocks' losses",
+    )
+    further: list[Figure] = [
+        ("Condition number of H", words.number(row["condition"]), None, "Of the damped Hessian"),
         ("Damping used", f"{row['damping']:g}", "raised" if raised else None, "Relative to the mean of diag(H)"),
         ("Dead columns", f"{row['dead_columns']:.0f}", dead, "Input channels that were 0 on every token"),
     ]
     # What people read first: the errors on text that nothing was fitted to.
-    kinds = {
-        "held_out": ("Held out", "Relative error on held-out tokens"),
-        "error": ("Error", "Relative, on calibration tokens"),
-    }
-    for kind, (name, meaning) in kinds.items():
-        natural, ordered = row[f"{kind}_sparsegpt"], row[f"{kind}_rose"]
-        if pd.notna(natural):  # not where nothing was held out
-            saved = versus(1 - ratio(ordered, natural), row["is_columnar"])
-            figures_row += [
-                (f"{name}, SparseGPT", f"{natural:.4f}", None, meaning),
-                (f"{name}, ROSE", f"{ordered:.4f}", saved, f"{meaning}; two-level order if columnar"),
-            ]
-    for start in range(0, len(figures_row), 4):
-        for place, (label, value, delta, meaning) in zip(st.columns(4), figures_row[start : start + 4], strict=False):
-            place.metric(label, value, delta, delta_color="off", delta_arrow="off", help=meaning)
+    held_out, calibration = errors(row, "held_out", "Held-out error"), errors(row, "error", "Calibration error")
+    first = [spread, *(held_out or calibration)]
+    with st.container(horizontal=True, vertical_alignment="center", key="layer-numbers"):
+        st.html(NUMBERS_LAST)
+        show_figures(first)
+        with st.popover("More numbers", icon=":material/more_horiz:"):
+            show_figures([*(calibration if held_out else ()), *further])
+
+
+def against_threshold(row: pd.Series) -> str:
+    called, sign = ("columnar", ">") if row["is_columnar"] else ("not columnar", "≤")
+    return f"{called} ({row['relative_range']:.3f} {sign} {session.threshold():.2f})"
+
+
+def errors(row: pd.Series, kind: str, name: str) -> list[Figure]:
+    """Of SparseGPT and of ROSE; none where nothing was held out."""
+    natural, ordered = row[f"{kind}_sparsegpt"], row[f"{kind}_rose"]
+    if pd.isna(natural):
+        return []
+    saved, meaning = versus(1 - ratio(ordered, natural), row["is_columnar"]), "Of the layer's outputs, relative"
+    return [
+        (f"{name}, SparseGPT", f"{natural:.4f}", None, meaning),
+        (f"{name}, ROSE", f"{ordered:.4f}", saved, f"{meaning}; two-level order if columnar"),
+    ]
+
+
+def show_figures(figures: Sequence[Figure]) -> None:
+    for label, value, delta, meaning in figures:
+        st.metric(label, value, delta, delta_color="off", delta_arrow="off", help=meaning, width="content")
 
 
 def versus(saved: float, columnar: bool) -> str:
@@ -90,7 +111,7 @@ def choose_block(plan: rose.OrderPlan) -> int | None:
         key="block",
         bind=URL,
         label_visibility="collapsed",
-        help="Marked in every view except the spectrum, which has no blocks; exact values are below.",
+        help="Marked in every figure that has blocks; exact values stand below.",
     )
     return None if chosen in (None, NO_BLOCK) else int(chosen)
 
@@ -167,10 +188,7 @@ def order(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
     options = look(layer, marked_block=block, marked_column=followed)
     components.show(order_picture.order_picture(plan, shown_order(plan, name), **options), "layer-order", wide=True)
     if name == "rose" and not plan.is_columnar:
-        st.caption(
-            f"Its relative range is not above {plan.threshold:.2f}, so ROSE leaves the columns as they are. "
-            "Choose two-level to see where they would go."
-        )
+        st.caption("Not columnar, so ROSE leaves the columns as they are. Choose two-level to see where they would go.")
 
 
 def shown_order(plan: rose.OrderPlan, name: str) -> rose.Order:
@@ -184,8 +202,8 @@ def error(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
     row = table.iloc[0]
     if not plan.is_columnar:
         st.caption(
-            f"Not columnar at {plan.threshold:.2f}, so ROSE is the same as SparseGPT here. Two-level order would give "
-            f"an error of {row['error_two_level']:.4f}, {versus(row['gain'], True)}."
+            f"Not columnar, so ROSE is the same as SparseGPT here. Two-level order would give an error of "
+            f"{row['error_two_level']:.4f}, {versus(row['gain'], True)}."
         )
     error_numbers(records)
 
@@ -287,7 +305,7 @@ def exact(plan: rose.OrderPlan, block: int) -> None:
             "column_loss": st.column_config.ProgressColumn(
                 "Column loss", min_value=0.0, max_value=float(plan.column_loss.max()) or 1.0, format="%.4g"
             ),
-            "rank": number("Rank by loss", help="In the whole layer; 1 is the costliest"),
+            "rank": number("Rank by loss", help="In the whole layer; 1 loses most"),
             "hessian_diagonal": number("H_jj", format="%.4g"),
         },
         key="block-columns",

@@ -29,17 +29,14 @@ def draw() -> None:
     with st.container(key="lesson-head"):
         st.title("Learn: how does ROSE choose an order?")
         index = LABELS.index(choose_lesson())
-    timer = orders.tick() if orders.playing() else None
 
     def body() -> None:
         try:
             STEPS[LABELS[index].partition(" ")[2]]()
         except rose.RoseError as problem:
             components.error(problem)
-        if (orders.tick() if orders.playing() else None) != timer:
-            st.rerun()  # the whole page: the timer is set, or taken away, there
 
-    components.live(body, timer)
+    orders.PLAYER.live(body)
     back, middle, forth = st.columns([1, 3, 1], vertical_alignment="center")
     back.button(
         "Previous",
@@ -84,9 +81,8 @@ def turn(by: int) -> None:
 
 def turned() -> None:
     """Callback: another lesson starts from the beginning."""
-    state = st.session_state
-    state.lesson_playing, state.lesson_at = False, 0
-    state.lesson_ended = state.lesson_bet = None
+    orders.PLAYER.rewind()
+    st.session_state.lesson_ended = st.session_state.lesson_bet = None
 
 
 draw()

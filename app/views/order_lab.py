@@ -20,7 +20,7 @@ SECTIONS: dict[str, tuple[str, ModuleType]] = {
     "compare": ("Compare orders", section_1_compare_orders),
     "own": ("Your own order", section_2_own_order),
     "sweep": ("Inside a sweep", section_3_inside_sweep),
-    "position": ("Costliest block", section_4_costliest_block),
+    "position": ("Where should the costliest block go?", section_4_costliest_block),
     "sparsity": ("By sparsity", section_5_by_sparsity),
     "budget": ("Order and budget", section_6_order_and_budget),
     "solvers": ("Race of solvers", section_7_solvers),
@@ -33,7 +33,7 @@ columnar = "columnar" if plan.is_columnar else "not columnar: ROSE itself keeps 
 st.caption(
     f"**{words.short_layer(layer)}** · {plan.importance.shape[0]} × {plan.importance.shape[1]} weights in "
     f"{words.count(len(plan.block_width), 'block')} · sparsity {plan.pattern} · relative range "
-    f"{plan.relative_range:.2f}, {columnar}"
+    f"{plan.relative_range:.2f} (block-loss spread), {columnar}"
 )
 section = components.section({name: label for name, (label, _) in SECTIONS.items()}, "lab_section")
 if section != "own" and "own" in st.query_params:
@@ -42,8 +42,17 @@ if plan.pattern.is_grouped and section != "sparsity":
     st.caption(
         f"Under {plan.pattern} every group of columns loses the same number of weights, so both budgets are the same."
     )
-try:
-    left, stage = st.columns((1, 2.7))
-    SECTIONS[section][1].draw(study, layer, left, stage)
-except rose.RoseError as problem:
-    components.error(problem)
+
+
+def body() -> None:
+    try:
+        left, stage = st.columns((1, 2.7))
+        SECTIONS[section][1].draw(study, layer, left, stage)
+    except rose.RoseError as problem:
+        components.error(problem)
+
+
+if section == "sweep":
+    section_3_inside_sweep.PLAYER.live(body)
+else:
+    body()

@@ -6,7 +6,7 @@ The mathematics, in the order in which to read it:
 2. `statistics`: H = XᵀX and the mean of a layer's inputs, batch by batch.
 3. `hessian`: H damped and factorized, H⁻¹ = UᵀU.
 4. `loss`: importance, and what pre-pruning says each column and block would lose.
-5. `order`: from losses to the order in which columns are pruned; whether a layer is columnar.
+5. `order`: from losses to the order in which columns are pruned; whether a layer is columnar, and in `columnar` why.
 6. `sweep`: masks and compensation, block by block.
 7. `error`: three ways to measure what pruning did.
 8. `least_squares`: the best kept weights of a fixed mask.

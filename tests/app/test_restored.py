@@ -82,8 +82,8 @@ def test_while_inputs_are_collected_the_numbers_are_there() -> None:
     study = shared.studies()[Setup()]
     known = next(one for one in study.all_records() if one.layer == study.most_columnar())
     shown = {metric.label: metric.value for metric in app.metric}
-    assert shown["Relative range"] == f"{known.relative_range:.3f}"
-    assert shown["Error, SparseGPT"] == f"{known.relative_error:.4f}"
+    assert shown["Relative range (block-loss spread)"] == f"{known.relative_range:.3f}"
+    assert shown["Calibration error, SparseGPT"] == f"{known.relative_error:.4f}"
     assert "appear here as soon as its inputs are collected" in texts(app)
     assert app.button(key="waiting-cancel")
     app = open_page("views/start.py")

@@ -30,7 +30,7 @@ def test_from_a_cold_start_into_the_example(open_page: OpenPage) -> None:
     expect(page.get_by_role("button", name="Measure layers")).to_be_hidden()  # under "Change set-up"
     page.get_by_role("button", name="Explore the example").click()
     expect(page.get_by_role("heading", name="Layer: what makes it columnar, or not?")).to_be_visible()
-    expect(page.get_by_test_id("stMetric").filter(has_text="Held out, ROSE")).to_be_visible()
+    expect(page.get_by_test_id("stMetric").filter(has_text="Held-out error, ROSE")).to_be_visible()
     expect(page.get_by_text("See what one-shot pruning does to a language model")).to_be_visible()
     expect(chosen_layer(page)).to_have_value(short_layer(best.layer))
 

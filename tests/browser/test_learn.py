@@ -20,7 +20,7 @@ def test_worked_example_before_any_model(open_page: OpenPage, scheme: str) -> No
     expect(page.get_by_text("Block 3 must give up 1.6, 1.9, 3.9 and 4.2")).to_be_visible()
     settle(page)
     page.keyboard.press("PageDown")
-    expect(page.get_by_text("The relative range r is 0.78")).to_be_visible()
+    expect(page.get_by_text("The relative range r (block-loss spread) is 0.78")).to_be_visible()
     stage = page.get_by_test_id("stPlotlyChart")
     for loss in ("4.7", "2.6", "11.6"):
         expect(stage.get_by_text(loss, exact=True).first).to_be_visible()

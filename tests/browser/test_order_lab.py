@@ -66,7 +66,7 @@ def test_scrubbing_by_keyboard(open_page: OpenPage, measured: str, scheme: str) 
 
 
 def test_every_position_of_the_costliest_block(open_page: OpenPage, measured: str) -> None:
-    page = lab(open_page, measured, "Costliest block")
+    page = lab(open_page, measured, "Where should the costliest block go?")
     caption = page.get_by_text("The error is lowest")
     expect(caption).to_contain_text("of 5.")
     low, high = (float(x) for x in re.findall(r"(\d\.\d+), at position", caption.inner_text()))

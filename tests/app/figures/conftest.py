@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import rose
+from rose.layer.compensation import error_inside
 
 ROWS, COLUMNS, BLOCK = 24, 40, 16  # blocks of 16, 16 and 8 columns
 
@@ -28,9 +29,10 @@ def lab() -> SimpleNamespace:
     }
     plan = rose.plan_order(weight, statistics, sparsity=0.5, block_size=BLOCK)
     energy = float(((weight @ statistics.hessian) * weight).sum())
-    traced = (results["two_level"].trace, results["two_level"].order)
+    ordered = results["two_level"]
+    inside = error_inside(ordered.trace, ordered.order, ordered.mask, statistics.hessian, ordered.added_damping)
     return SimpleNamespace(
-        weight=weight, statistics=statistics, plan=plan, results=results, traced=traced, energy=energy
+        weight=weight, statistics=statistics, plan=plan, results=results, inside=inside, energy=energy
     )
 
 

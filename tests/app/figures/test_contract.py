@@ -34,7 +34,6 @@ from app.figures import (
     overview,
     palette,
     prune,
-    race,
     runs,
     shrinking,
     solvers,
@@ -162,16 +161,19 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
         SEEDS.assign(seconds=[1.0, 2.0, 3.0]), dense=20.0, **t
     ),
     "error_curve": lambda x, **t: order_lab.error_curve(x.results, x.energy, **t),
-    "damage_split": lambda x, **t: order_lab.damage_split(*x.traced, x.plan, step=1, **t),
-    "sweep_frame": lambda x, **t: sweep.sweep_frame(*x.traced, 2, **t),
-    "sweep_change": lambda x, **t: sweep.sweep_frame(*x.traced, 2, show="change", arrange="natural", **t),
-    "sweep_animation": lambda x, **t: sweep.sweep_animation(*x.traced, **t),
-    "sweep_race": lambda x, **t: race.sweep_race((x.results["natural"], x.results["two_level"]), 2, x.energy, **t),
+    "damage_split": lambda x, **t: order_lab.damage_split(x.results["two_level"], x.inside, step=1, **t),
+    "sweep_frame": lambda x, **t: sweep.sweep_frame([x.results["two_level"]], 2, x.energy, **t),
+    "sweep_change": lambda x, **t: sweep.sweep_frame(
+        [x.results["natural"], x.results["two_level"]], 2, x.energy, show="change", arrange="natural", **t
+    ),
+    "sweep_film": lambda x, **t: sweep.sweep_film([x.results["natural"], x.results["two_level"]], x.energy, **t),
     "solver_race": lambda x, **t: solvers.solver_race({"sweep": ("One sweep", WAY)}, 3.0, held_out=True, **t),
     "mask_changes": lambda x, **t: solvers.mask_changes(
         x.weight.numpy() > 0, x.weight.numpy() > 0.1, solver="ADMM", step="iteration 2", since="its last step", **t
     ),
-    "race_animation": lambda x, **t: race.race_animation((x.results["natural"], x.results["two_level"]), x.energy, **t),
+    "given_up": lambda x, **t: order_lab.given_up(
+        {"natural": x.results["natural"], "natural + layer": x.results["natural"]}, x.energy, **t
+    ),
     "position_curve": lambda x, **t: order_lab.position_curve(POSITIONS, block=2, base="natural", place=2, **t),
     "order_bars": lambda x, **t: order_lab.order_bars(ORDERS, **t),
     "order_budget_matrix": lambda x, **t: order_lab.order_budget_matrix(ORDERS, **t),

@@ -1,5 +1,6 @@
 """What the figures of the order lab, the checks, whole-model runs and lessons show, number by number."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,22 +69,28 @@ def test_random_orders_are_one_band(lab: SimpleNamespace) -> None:
     assert mean.y[-1] == pytest.approx(sum(errors) / 4, rel=1e-4)
     below = sum(error < lab.results["two_level"].relative_error for error in errors)
     assert f"{words.out_of(below, 4, 'seed')} end" in drawing.caption
-    assert ("effect of the budget" in drawing.caption) == (below > 2)  # one seed of many may be below by chance
 
 
-def test_under_n_of_m_no_budget_is_made_out_to_be_the_cause(lab: SimpleNamespace) -> None:
-    orders = ["two_level", "random:0", "random:1", "random:2", "random:3"]
+def test_what_a_block_gives_up_under_both_budgets(lab: SimpleNamespace) -> None:
     results = {
-        order: rose.prune_layer(
-            lab.weight, lab.statistics, sparsity="2:4", block_size=16, order=order, budget="block", trace="errors"
+        order + plus: rose.prune_layer(
+            lab.weight, lab.statistics, sparsity=0.5, block_size=16, order=order, budget=budget, trace="errors"
         )
-        for order in orders
+        for order in ("two_level", "random:0")
+        for plus, budget in (("", "block"), (" + layer", "layer"))
     }
-    worst = max(results, key=lambda order: results[order].relative_error)
-    results["two_level"], results[worst] = results[worst], results["two_level"]  # all seeds end below it
-    caption = order_lab.error_curve(results, lab.energy).caption
-    assert "all four seeds end below" in caption
-    assert "effect of the budget" not in caption
+    drawing = order_lab.given_up(results, lab.energy)
+    most = [float(results[order].trace.lost.max()) / lab.energy for order in ("two_level", "random:0")]
+    assert title(drawing) == (
+        f"Giving up an equal share costs one block up to {words.number(most[0])} in two-level order and "
+        f"{words.number(most[1])} in random order"
+    )
+    block, layer, *_ = drawing.figure.data
+    assert block.customdata == pytest.approx([0.5, 0.5, 0.5])
+    assert layer.customdata == pytest.approx(
+        results["two_level + layer"].trace.removed.numpy() / 24 / np.array([8, 16, 16])
+    )
+    assert layer.customdata[0] < 0.4, "one threshold asks less of the strong block, which is visited first"
 
 
 def test_a_run_has_the_colour_of_its_order_and_a_methods_name_only_where_order_and_budget_are_its_own() -> None:
@@ -103,56 +110,67 @@ def test_a_run_has_the_colour_of_its_order_and_a_methods_name_only_where_order_a
 
 
 def test_damage_adds_up(lab: SimpleNamespace) -> None:
-    trace, order = lab.traced
-    drawing = order_lab.damage_split(trace, order, lab.plan, step=0)
-    error, compensated = drawing.figure.data
-    assert error.y + compensated.y == pytest.approx(trace.lost.numpy(), rel=1e-4)
-    assert compensated.y[-1] > 0, "columns of the same block compensate even in the last block"
-    assert error.customdata[0] == "block 2"
+    result = lab.results["two_level"]
+    drawing = order_lab.damage_split(result, lab.inside, step=0)
+    remains, later, inside = drawing.figure.data
+    assert remains.y + later.y + inside.y == pytest.approx(result.trace.lost.numpy(), rel=1e-4)
+    assert remains.y + later.y == pytest.approx(lab.inside.numpy(), rel=1e-4)
+    assert later.y[-1] == pytest.approx(0, abs=1e-3 * remains.y[-1])
+    assert inside.y[-1] > 0, "columns of the same block compensate even in the last block"
+    share = 100 * inside.y[-1] / float(result.trace.lost[-1])
+    assert f"the {share:.0f} % that is absorbed there goes to the 16 columns of the block itself" in drawing.caption
+    assert remains.customdata[0] == "block 2"
     assert drawing.data["removed_weights"].sum() == 480
 
 
-def test_frame_shows_pruned_cells_as_blank_and_what_is_free(lab: SimpleNamespace) -> None:
-    drawing = sweep.sweep_frame(*lab.traced, 1)
-    z = drawing.figure.data[0].z
-    assert np.isnan(z[:, :8]).sum() == 96, "the narrow strong block comes first and gives up half of its 192 weights"
-    assert not np.isnan(z[:, 8:]).any()
-    bands = [(s.x0, s.x1) for s in drawing.figure.layout.shapes if s.visible]
-    assert bands == [(-0.5, 7.5), (-0.5, 7.5), (7.5, 39.5)]
-    assert drawing.caption.startswith("96 of 960 weights are pruned so far; 32 of 40 columns are still free")
+def test_frame_shows_pruned_cells_apart_and_what_is_free(lab: SimpleNamespace) -> None:
+    drawing = sweep.sweep_frame([lab.results["two_level"]], 1, lab.energy)
+    z, veil = drawing.figure.data[0].z, drawing.figure.data[1].z
+    assert (z[:, :8] == 0).sum() == 96, "the narrow strong block comes first and gives up half of its 192 weights"
+    assert (z[:, 8:] > 0).all()
+    assert veil.tolist() == [[2] * 8 + [0] * 32]
+    assert "96 of 960 weights are pruned so far; 32 of 40 columns are still free" in drawing.caption
+    natural = sweep.sweep_frame([lab.results["two_level"]], 2, lab.energy, arrange="natural")
+    assert natural.figure.data[1].z[0, 32:].tolist() == [1] * 8
+    assert (natural.figure.data[1].z == 2).sum() == 16
 
 
-def test_frame_of_changes(lab: SimpleNamespace) -> None:
-    result = lab.results["natural"]
-    start = sweep.sweep_frame(result.trace, result.order, 0, show="change")
-    assert title(start) == "Nothing is pruned yet; all 3 blocks are free"
+def test_frame_of_changes_beside_another_sweep(lab: SimpleNamespace) -> None:
+    results = [lab.results["natural"], lab.results["two_level"]]
+    start = sweep.sweep_frame(results, 0, lab.energy, show="change")
+    assert title(start) == "Nothing is pruned yet: three blocks to go"
     assert not start.figure.data[0].z.any()
-    after = sweep.sweep_frame(result.trace, result.order, 1, show="change").figure.data[0].z
-    assert after == pytest.approx((result.trace.weights[1] - result.trace.weights[0]).abs().numpy())
-    assert after[:, 16:].any(), "columns still free have moved"
+    after = sweep.sweep_frame(results, 1, lab.energy, show="change")
+    for result, trace in zip(results, after.figure.data[:4:2], strict=True):
+        moved = (result.trace.weights[1] - result.trace.weights[0]).abs()[:, result.order.permutation]
+        assert trace.z == pytest.approx(moved.numpy())
+        assert trace.z[:, 16:].any(), "columns still free have moved"
+    final = [result.relative_error for result in results]
+    assert after.data.iloc[-1, 1:].tolist() == pytest.approx(final, rel=1e-3)
+    end = title(sweep.sweep_frame(results, 3, lab.energy))
+    assert end == f"After 3 of 3 blocks, Two-level has {100 * (1 - final[1] / final[0]):.1f} % less error"
 
 
-def test_animation_has_a_frame_a_step(lab: SimpleNamespace) -> None:
+def test_film_has_a_frame_a_step(lab: SimpleNamespace) -> None:
     result = lab.results["natural"]
-    figure = sweep.sweep_animation(result.trace, result.order).figure
+    figure = sweep.sweep_film([result], lab.energy).figure
     assert [frame.name for frame in figure.frames] == ["0", "1", "2", "3"]
     assert all(frame.data[0].z.dtype == np.uint8 for frame in figure.frames)
-    # Plotly merges shapes by number from frame to frame, so what one frame leaves out stays as it was in another.
-    sets = [[set(shape.to_plotly_json()) for shape in frame.layout.shapes] for frame in figure.frames]
-    assert all(one == sets[0] for one in sets)
-    assert len({len(frame.layout.annotations) for frame in figure.frames}) == 1
+    # Plotly merges by number from frame to frame, so what one frame leaves out stays as it was in another.
+    assert len({(len(frame.data), len(frame.layout.annotations)) for frame in figure.frames}) == 1
     assert (figure.frames[3].data[0].z == 0).sum() == 480
     assert (figure.frames[0].data[0].z == 0).sum() == 0, "a small weight is not a pruned one"
 
 
-def test_animation_of_many_blocks_stays_small() -> None:
+def test_film_of_many_blocks_stays_small(lab: SimpleNamespace) -> None:
     weights = torch.rand(87, 300, 344)
     trace = rose.SweepTrace(weights, torch.ones(86), torch.ones(86), torch.full((86,), 2.0), torch.zeros(86))
     order = rose.Order(torch.arange(344), (4,) * 86, "natural")
-    drawing = sweep.sweep_animation(trace, order)
+    result = replace(lab.results["natural"], trace=trace, order=order, weight=weights[-1])
+    drawing = sweep.sweep_film([result, result], 100.0)
     assert len(drawing.figure.frames) == 33
     assert len(drawing.figure.to_json()) < 2_000_000
-    assert "33 of 87 steps" in below(drawing)
+    assert drawing.caption.endswith("33 of 87 steps are kept.")
 
 
 def test_position_curve() -> None:
@@ -189,7 +207,7 @@ def test_matrix_separates_order_and_budget() -> None:
     heat = drawing.figure.data[0]
     assert heat.z.tolist() == [pytest.approx([0, -0.1]), pytest.approx([0.2, -0.25])]
     assert heat.zmin == -heat.zmax == pytest.approx(-0.25)
-    assert [list(row) for row in heat.text] == [["1.000", "0.900"], ["1.200", "0.750"]]
+    assert [list(row) for row in heat.text] == [["1.000<br>SparseGPT", "0.900"], ["1.200", "0.750<br>ROSE global"]]
     assert title(drawing) == "ROSE global has the least error, 0.750 of SparseGPT's"
     assert "budget alone (in natural order) 10.0 %, both together 25.0 %." in drawing.caption
     with pytest.raises(rose.RoseError, match="choose a sparsity above 0"):

@@ -1,6 +1,7 @@
 """The Layer page: every section draws, the marked block is marked everywhere, and the numbers are the engine's."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from app.figures import palette
 from app.study.structures import Structures
 from app.study.study import Study
 from app.study.tables import column_table
+from rose.layer.columnar import outlier
 from rose.structured.parts import HEADS
 from tests.app.tiny_study import (
     BLOCK,
@@ -42,20 +44,27 @@ def test_key_figures_of_a_columnar_layer(study: Study) -> None:
     natural = study.prune(COLUMNAR, method="sparsegpt").relative_error
     ordered = study.prune(COLUMNAR, method="rose").relative_error
     shown = metrics(app)
-    assert shown["Relative range"] == (f"{plan.relative_range:.3f}", "columnar, above 0.50")
+    spread = "Relative range (block-loss spread)"
+    assert shown[spread] == (f"{plan.relative_range:.3f}", f"columnar ({plan.relative_range:.3f} > 0.50)")
     assert shown["Damping used"][0] == "0.01"
     assert shown["Dead columns"][0] == "0"
-    assert shown["Error, SparseGPT"][0] == f"{natural:.4f}"
+    assert shown["Calibration error, SparseGPT"][0] == f"{natural:.4f}"
     saved = 1 - ordered / natural
     says = f"{abs(saved):.1%}".replace("%", " %") + (" less" if saved >= 0 else " more")
-    assert shown["Error, ROSE"] == (f"{ordered:.4f}", says)
+    assert shown["Calibration error, ROSE"] == (f"{ordered:.4f}", says)
     hessian = study.statistics(COLUMNAR).hessian
     eigenvalues = torch.linalg.eigvalsh(hessian + 0.01 * hessian.diagonal().mean() * torch.eye(WIDTH))
-    assert shown["Condition"][0] == words.number(float(eigenvalues[-1] / eigenvalues[0]))
+    assert shown["Condition number of H"][0] == words.number(float(eigenvalues[-1] / eigenvalues[0]))
     assert f"{WIDTH} × {WIDTH} weights" in texts(app)
-    shown = metrics(open_page(PAGE, study, threshold="1"))  # of all pages
-    assert shown["Relative range"][1] == "not columnar, not above 1.00"
-    assert shown["Error, ROSE"] == (shown["Error, SparseGPT"][0], "same as SparseGPT")
+    found = outlier(plan, study.weight(COLUMNAR), study.statistics(COLUMNAR).mean_square.sqrt(), study.heads(COLUMNAR))
+    assert found == replace(found, block=3, is_strong=True, cause="inputs", heads=(3,))  # which is planted
+    why = f"Columnar because block 3 (head 3) loses {words.number(found.ratio)} times what block {found.other} loses"
+    assert f"{why}: its inputs are strong Columns of" in titles(app)[0]
+    app = open_page(PAGE, study, threshold="1")  # of all pages
+    shown = metrics(app)
+    assert shown[spread][1] == f"not columnar ({plan.relative_range:.3f} ≤ 1.00)"
+    assert "Not columnar: block 3 (head 3) loses no more than " in titles(app)[0]
+    assert shown["Calibration error, ROSE"] == (shown["Calibration error, SparseGPT"][0], "same as SparseGPT")
 
 
 @pytest.mark.parametrize(
@@ -209,7 +218,7 @@ def test_a_model_made_smaller_has_the_heads_that_are_left() -> None:
 def test_where_nothing_is_removed_no_number_is_nonsense() -> None:
     app = open_page(PAGE, measured_study(sparsity="0"), section="Error")
     assert "would give an error of 0.0000, same as SparseGPT." in texts(app)
-    assert {"Held out, SparseGPT", "Held out, ROSE"} <= {metric.label for metric in app.metric}
+    assert {"Held-out error, SparseGPT", "Held-out error, ROSE"} <= {metric.label for metric in app.metric}
     app.segmented_control(key="section").set_value("Losses").run()
     assert not app.exception
     assert "∞" not in json.dumps(figures(app), ensure_ascii=False)

@@ -1,0 +1,72 @@
+"""Which of the two ways a layer is columnar, on layers where the cause is planted."""
+
+import pytest
+import torch
+
+import rose
+from rose.layer.columnar import Outlier, outlier
+
+ROWS, BLOCK, BLOCKS = 32, 16, 5
+
+
+def found(block: int, *, weights: float = 1.0, inputs: float = 1.0, heads: int = 0, columns: int = BLOCK) -> Outlier:
+    """Of a layer in which the weights and inputs of this block's first columns are so many times as large."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(ROWS, BLOCK * BLOCKS, generator=generator)
+    samples = torch.randn(400, BLOCK * BLOCKS, generator=generator)
+    here = slice(block * BLOCK, block * BLOCK + columns)
+    weight[:, here] *= weights
+    samples[:, here] *= inputs
+    statistics = rose.InputStatistics(BLOCK * BLOCKS)
+    statistics.update(samples)
+    plan = rose.plan_order(weight, statistics, sparsity=0.7, block_size=BLOCK)
+    made = outlier(plan, weight, statistics.mean_square.sqrt(), heads)
+    assert made is not None
+    assert made.ratio == pytest.approx(float(plan.loss_per_column[made.block] / plan.loss_per_column[made.other]))
+    if made.is_strong:
+        assert plan.relative_range == pytest.approx(1 - 1 / made.ratio)
+    else:
+        assert plan.relative_range == pytest.approx(1 - made.ratio)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_strong", "cause"),
+    [
+        ({"weights": 4.0}, True, "weights"),
+        ({"inputs": 4.0}, True, "inputs"),
+        ({"weights": 2.0, "inputs": 2.0}, True, "both"),
+        ({"weights": 4.0, "inputs": 0.9}, True, "weights"),
+        ({"weights": 0.2}, False, "weights"),
+        ({"inputs": 0.25}, False, "inputs"),
+        ({"inputs": 0.25, "weights": 1.3}, False, "inputs"),
+        ({"weights": 0.5, "inputs": 0.5}, False, "both"),
+        ({"inputs": 0.0}, False, "inputs"),
+    ],
+)
+@pytest.mark.parametrize("block", [0, 3])
+def test_one_block_stands_out(block: int, changes: dict[str, float], is_strong: bool, cause: str) -> None:
+    made = found(block, **changes)
+    assert (made.block, made.is_strong, made.cause) == (block, is_strong, cause)
+    assert made.weight_norm == pytest.approx(changes.get("weights", 1.0), rel=0.15)
+    assert made.input_norm == pytest.approx(changes.get("inputs", 1.0), rel=0.15)
+
+
+def test_a_flat_layer_has_no_cause() -> None:
+    made = found(0)
+    assert made.cause == "neither"
+    assert 0.8 < made.ratio < 1.25
+
+
+def test_heads_are_those_that_stand_out_and_not_all_of_the_block() -> None:
+    assert found(2, inputs=0.2, heads=5).heads == (2,)  # as wide as blocks
+    assert found(2, inputs=0.2, heads=10).heads == (4, 5)
+    assert found(2, inputs=0.1, heads=10, columns=8).heads == (4,)
+    assert found(2, inputs=0.2, heads=7).heads == ()  # which do not divide the columns
+    assert found(2, inputs=0.2).heads == ()
+
+
+def test_where_no_block_stands_out() -> None:
+    weight, hessian = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), torch.eye(8)
+    assert outlier(rose.plan_order(weight, hessian, block_size=8), weight, torch.ones(8)) is None
+    assert outlier(rose.plan_order(weight, hessian, sparsity=0.0, block_size=4), weight, torch.ones(8)) is None
