@@ -31,6 +31,7 @@ from rose.model.measure.perplexity import perplexity
 from rose.model.network.layers import prunable_layers
 from rose.model.progress import Progress
 from rose.model.run.prune import analyze_model, prune_model
+from rose.model.run.rotation import rotate_heads
 from rose.model.walk.walk import collect_statistics, visit_blocks
 from rose.plugins import load_plugins
 from rose.report import LayerRecord, RunReport
@@ -88,6 +89,7 @@ __all__ = [
     "record_trajectory",
     "register",
     "register_order",
+    "rotate_heads",
     "save_diffusion",
     "save_model",
     "sort_columns",

@@ -334,6 +334,33 @@ def test_streaming_gives_the_same_files_and_table(checkpoint, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["streamed", "streamed-table", "whole", "whole-table"]
 
 
+def test_heads_are_rotated_where_that_gains_and_the_report_says_where(checkpoint, tmp_path, capsys):
+    rotated = ["--rotate", "heads", "--checkpoint", tmp_path / "kept"]
+    for name, more in (
+        ("whole", []),
+        ("again", rotated),
+        ("resumed", rotated),
+        ("streamed", [*rotated[:2], "--stream"]),
+    ):
+        method = ["--method", "sparsegpt", "--sparsity", "0.5"]
+        assert prune(checkpoint, tmp_path / name, *method, *(more or rotated[:2])) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        summary = json.loads((tmp_path / name / "report.json").read_text())["summary"]
+        layers = summary["rotated_heads"]["layers"]
+        assert summary["rotate"] == "heads"
+        assert f"Heads of {len(layers)} of 3 output projections rotated" in said
+    digests = {
+        digest(AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict())
+        for name in ("whole", "again", "resumed", "streamed")
+    }
+    assert len(digests) == 1
+    assert prune(checkpoint, tmp_path / "other", *method, "--checkpoint", tmp_path / "kept") == 2
+    assert "rotated heads was gathered there and is None now" in " ".join(capsys.readouterr().err.split())
+    table = ["--rotate", "heads", "--output", tmp_path / "table", "--layers", "*o_proj"]
+    assert run("analyze", "--model", checkpoint, *CALIBRATION, *table) == 0
+    assert "rotated_heads" in json.loads((tmp_path / "table" / "report.json").read_text())["summary"]
+
+
 def test_python_dash_m_rose_reports_bad_input_in_one_line():
     done = subprocess.run(
         [sys.executable, "-m", "rose", "evaluate", "--model", "./nowhere", "--text", "packaged"],

@@ -15,6 +15,7 @@ import rose
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.model.estimate.memory import Memory, estimate_memory
+from rose.model.network.heads import rotated_heads
 from rose.model.network.network import Network
 from rose.model.run.settings import run_settings
 from rose.model.workers import Workers
@@ -24,7 +25,7 @@ from rose.report import records_table
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("analyze", help="which layers are columnar, and how order changes their error")
-    shared.add(parser, f"{shared.MODEL} stream compute {shared.TEXT} {shared.SWEEP}")
+    shared.add(parser, f"{shared.MODEL} stream compute {shared.TEXT} {shared.SWEEP} rotate")
     says = f"methods to compare {shared.DEFAULT}"
     parser.add_argument("--methods", default="sparsegpt,rose", metavar="A,B", help=says)
     shared.add(parser, "output", required=False, help="write report.json, layers.csv, layers.parquet")
@@ -34,19 +35,20 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace, console: Console) -> None:
     methods = shared.split(options.methods, "--methods")
     chosen = shared.run_options(options)
-    for method in methods:
-        run_settings(method=method, **chosen)
+    settings = [run_settings(method=method, **chosen).layer for method in methods]
     if options.output:
         check_output(options.output)
     model, tokenizer = shared.load(options, console)
     shared.tell_memory(options, partial(_largest, methods, layers=options.layers), model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
+    shared.rotate(options, model, tokens, settings, console)
     with terminal.bar(console, "Analyzing") as follow:
         chosen |= {"methods": methods, "layers": options.layers}
         records = list(rose.analyze_model(model, tokens, held_out=held_out, progress=follow, **chosen))
     if options.output:
         facts = {"samples": options.samples, "length": options.length, "held_out_samples": options.held_out}
         facts |= shared.origin(options) | {"bos_token": Network(model).bos_in_front(tokens)}
+        facts["rotated_heads"] = rotated_heads(model)
         del chosen["compute"]  # what was asked for, not what was done
         report = rose.RunReport.from_records(records, **facts, **chosen)
         Workers.here().from_first(lambda: _save(report, options.output))

@@ -20,7 +20,7 @@ from rose.model.run.settings import run_settings
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("prune", help="prune a model and save the checkpoint")
-    shared.add(parser, f"{shared.MODEL} stream compute {shared.TEXT} {shared.SWEEP}")
+    shared.add(parser, f"{shared.MODEL} stream compute {shared.TEXT} {shared.SWEEP} rotate")
     shared.add(parser, "method", default=rose.RECOMMENDED)
     shared.add(parser, f"order budget option {shared.WALK} {shared.CHECKPOINT}")
     parser.set_defaults(run=run, divided=True)
@@ -37,6 +37,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     sizes = {"layers": options.layers, "sequential": options.true_sequential, "method": options.method}
     shared.tell_memory(options, partial(estimate_memory, **sizes), model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
+    shared.rotate(options, model, tokens, [settings], console)
     outcome = checkpoints.Outcome(options, model, tokenizer, console)
     with terminal.bar(console, "Pruning") as follow:
         chosen |= {"layers": options.layers, "checkpoint": options.checkpoint}

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rose.errors import RoseError
+from rose.model.network.heads import head_width
 from rose.model.network.layers import (
     PrunableLayer,
     by_block,
@@ -184,9 +185,8 @@ def _heads(model: nn.Module, output: PrunableLayer, layers: list[PrunableLayer],
     if config.model_type in _PAIRED:
         return None
     width = output.weight.shape[1]
-    try:
-        dimension = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    except RuntimeError:  # of transformers, where decoder blocks have different ones
+    dimension = head_width(config)
+    if dimension is None:
         return None
     queries = width // dimension
     made = sum(layer.weight.shape[0] for layer in layers)

@@ -47,6 +47,7 @@ from rose.files import (
     write_atomically,
     write_tensors,
 )
+from rose.model.network.heads import rotated_heads
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
@@ -353,7 +354,9 @@ def describe_run(
 
 def describe_inputs(network: Network, tokens: Tensor, held_out: Tensor | None) -> dict[str, Any]:
     """What a run is given, as JSON values."""
+    rotated = rotated_heads(network.model)
     return {
+        "rotated_heads": rotated and rotated["basis"],
         "bos_token": network.bos_in_front(tokens),
         "tokens": digest({"tokens": tokens}),
         "held_out": None if held_out is None else digest({"tokens": held_out}),

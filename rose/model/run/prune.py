@@ -18,6 +18,7 @@ from rose.errors import RoseError
 from rose.layer.methods import BasicOptions, Known, Settings, make_settings
 from rose.layer.pattern import Pattern
 from rose.layer.target import damping_or_rule
+from rose.model.network.heads import rotated_heads
 from rose.model.network.identity import embedding_norms
 from rose.model.network.layers import LowRank
 from rose.model.network.network import Network
@@ -164,6 +165,7 @@ def prune_by(
         length=tokens.shape[1],
         bos_token=network.bos_in_front(tokens),
         embedding_norms=embedding_norms(model),
+        rotated_heads=rotated_heads(model),
         held_out_samples=0 if held_out is None else held_out.shape[0],
         drift=[asdict(kept.drifts[index]) for index in sorted(kept.drifts)],
         device=str(network.device),

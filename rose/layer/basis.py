@@ -1,0 +1,212 @@
+"""Columns as a matter of basis: rotations of the heads that an output projection reads.
+
+Between values and output projection every head may be rotated, W_v' = Rᵀ W_v and W_o' = W_o R, and the model computes
+what it did. The columns of W_o, and with them H' = Rᵀ H R, are then others: a basis decides how much of the importance
+is in few columns. Heads that share their values share R. (Rotations before pruning: DenoiseRotator, arXiv 2505.23049,
+learns them; SliceGPT, arXiv 2401.15024, takes eigenvectors.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rose.errors import RoseError
+from rose.layer.loss import block_widths, potential_loss
+from rose.layer.pattern import Pattern
+from rose.layer.statistics import InputStatistics
+
+STEPS, RATE = 60, 0.02  # of the learned basis
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """Which columns of an output projection belong together: head h has `width` of them, from h · width on.
+
+    Attributes:
+        width: columns of a head.
+        group: of each head, which rotation is its; heads that share values have the same.
+    """
+
+    width: int
+    group: tuple[int, ...]
+
+    @property
+    def groups(self) -> int:
+        return max(self.group) + 1
+
+    def heads_of(self, group: int) -> list[int]:
+        return [head for head, one in enumerate(self.group) if one == group]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """An output projection and its inputs, head by head: what a basis is made of.
+
+    Attributes:
+        weight: W, (out, heads, width) float64.
+        hessian: H within each head, (heads, width, width) float64.
+        layout: of the heads.
+        pattern, block_size: what it will be pruned to.
+    """
+
+    weight: Tensor
+    hessian: Tensor
+    layout: HeadLayout
+    pattern: Pattern
+    block_size: int
+
+    def sums(self, of_heads: Tensor) -> Tensor:
+        """Sums over the heads of each group, (groups, ...)."""
+        total = of_heads.new_zeros(self.layout.groups, *of_heads.shape[1:])
+        return total.index_add_(0, torch.tensor(self.layout.group, device=of_heads.device), of_heads)
+
+
+def find_rotations(
+    weight: Tensor,
+    hessian: Tensor,
+    layout: HeadLayout,
+    basis: str = "gathered",
+    *,
+    pattern: Pattern,
+    block_size: int = 128,
+) -> Tensor:
+    """The rotations of one output projection, (groups, width, width) float64, orthogonal.
+
+    Args:
+        weight: W, (out, in), of the output projection.
+        hessian: H, (in, in).
+        layout: of its heads.
+        basis: a name of `BASES`, or "random:SEED".
+        pattern, block_size: what the layer will be pruned to, for bases that look at it.
+
+    Raises:
+        RoseError: an unknown basis.
+    """
+    check_basis(basis)
+    kind, _, seed = basis.partition(":")
+    count, width = len(layout.group), layout.width
+    blocks = hessian.view(count, width, count, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1).double()
+    heads = Heads(weight.view(len(weight), count, width).double(), blocks, layout, pattern, block_size)
+    found = random_basis(heads, int(seed or 0)) if kind == "random" else BASES[kind](heads)
+    # One column turned where the determinant is −1: a proper rotation can be taken in part.
+    found[..., -1] *= torch.linalg.det(found).sign()[:, None]
+    return found
+
+
+def check_basis(basis: str) -> None:
+    """Raises RoseError unless `find_rotations` knows this basis."""
+    kind, colon, seed = basis.partition(":")
+    if kind not in BASES or (colon and not (kind == "random" and seed.isdecimal())):
+        raise RoseError(f"There is no basis named {basis!r}; choose one of {', '.join(BASES)}.")
+
+
+def gathered(heads: Heads) -> Tensor:
+    """Eigenvectors of Σ_h H_hh + (tr H_hh / ‖W_h‖²) W_hᵀW_h over the heads of a group: what the inputs bring and what
+    the weights make of it count alike. The largest first."""
+    own = torch.einsum("ohd,ohe->hde", heads.weight, heads.weight)
+    size = own.diagonal(dim1=1, dim2=2).sum(1)
+    energy = heads.hessian.diagonal(dim1=1, dim2=2).sum(1)
+    balance = torch.where(size > 0, energy / size, 0)[:, None, None]
+    return _eigenvectors(heads.sums(heads.hessian + balance * own))
+
+
+def of_inputs(heads: Heads) -> Tensor:
+    """Eigenvectors of Σ_h H_hh alone: the principal components of what is read."""
+    return _eigenvectors(heads.sums(heads.hessian))
+
+
+def random_basis(heads: Heads, seed: int = 0) -> Tensor:
+    """Rotations drawn at random, uniformly."""
+    width = heads.layout.width
+    generator = torch.Generator().manual_seed(seed)
+    first, second = torch.linalg.qr(
+        torch.randn(heads.layout.groups, width, width, generator=generator, dtype=torch.double)
+    )
+    return (first * second.diagonal(dim1=1, dim2=2).sign()[:, None]).to(heads.weight.device)
+
+
+def dealt(heads: Heads) -> Tensor:
+    """The gathered basis, its columns dealt over the blocks that the first head of a group lies in, the largest first.
+
+    The same as "gathered" where every head lies within one block.
+    """
+    found, width = gathered(heads), heads.layout.width
+    for group in range(heads.layout.groups):
+        start = heads.layout.heads_of(group)[0] * width
+        block = (torch.arange(width) + start) // heads.block_size
+        sizes = block.bincount()[block]
+        place = torch.cat([torch.arange(int(count)) for count in block.bincount() if count])
+        turns = ((place + 0.5) / sizes).argsort(stable=True).to(found.device)
+        cards = found[group].clone()
+        found[group][:, turns] = cards
+    return found
+
+
+def learned(heads: Heads) -> Tensor:
+    """A few steps of Adam from the gathered basis towards less potential loss, that of S² with S = |W'|·sqrt(H'_jj).
+
+    The squares add up to the layer's error where inputs are uncorrelated, as they nearly are in that basis.
+    """
+    start = gathered(heads)
+    group = torch.tensor(heads.layout.group, device=start.device)
+    widths = block_widths(heads.weight[0].numel(), heads.block_size)
+    turn = torch.zeros_like(start).requires_grad_()
+    optimizer = torch.optim.Adam([turn], RATE)
+    best, least = start, float("inf")
+    with torch.enable_grad():
+        for _ in range(STEPS):
+            rotation = start @ torch.matrix_exp(turn - turn.mT)
+            of_head = rotation[group]
+            energy = ((heads.hessian @ of_head) * of_head).sum(1)  # H'_jj
+            score = torch.einsum("ohd,hde->ohe", heads.weight, of_head).square() * energy
+            lost = potential_loss(score.flatten(1), heads.pattern, widths).sum()
+            if float(lost.detach()) < least:
+                best, least = rotation.detach(), float(lost.detach())
+            optimizer.zero_grad()
+            (lost / least).backward()
+            optimizer.step()
+    return best
+
+
+BASES: dict[str, Callable[[Heads], Tensor]] = {
+    "gathered": gathered,
+    "inputs": of_inputs,
+    "dealt": dealt,
+    "learned": learned,
+    "random": random_basis,
+}
+
+
+def _eigenvectors(matrices: Tensor) -> Tensor:
+    """Orthonormal eigenvectors as columns, (..., n, n), that of the largest eigenvalue first."""
+    return torch.linalg.eigh(matrices).eigenvectors.flip(-1)
+
+
+def part_of(rotations: Tensor, share: float) -> Tensor:
+    """The way from no rotation (share 0) to these of `find_rotations`, all of it (1) or a part of it."""
+    values, vectors = torch.linalg.eig(rotations)
+    turned = vectors @ torch.diag_embed(torch.polar(torch.ones_like(values.real), share * values.angle()))
+    first, _, second = torch.linalg.svd(torch.linalg.solve(vectors, turned, left=False).real)
+    return first @ second  # of what rounding has left of it, the next orthogonal matrix
+
+
+def rotate_columns(matrix: Tensor, layout: HeadLayout, rotations: Tensor) -> Tensor:
+    """M R for M, (rows, in), with R of every head in its place; float64."""
+    of_head = rotations[torch.tensor(layout.group, device=rotations.device)].to(matrix.device)
+    heads = matrix.view(len(matrix), -1, layout.width).double()
+    return torch.einsum("ohd,hde->ohe", heads, of_head).flatten(1)
+
+
+def rotate_statistics(statistics: InputStatistics, layout: HeadLayout, rotations: Tensor) -> InputStatistics:
+    """What the rotated output projection reads: Rᵀ H R."""
+    half = rotate_columns(statistics.hessian, layout, rotations)
+    hessian = rotate_columns(half.mT.contiguous(), layout, rotations)
+    hessian = (hessian + hessian.mT) / 2
+    hessian.diagonal().clamp_min_(0)  # of a direction that no input has, rounding may leave less
+    rotated = InputStatistics.from_hessian(hessian.float(), statistics.tokens)
+    rotated.total_weight = statistics.total_weight
+    return rotated

@@ -1,0 +1,282 @@
+"""Heads rotated between values and output projection: the model computes the same, its columns are others.
+
+See `rose.layer.basis` for what a basis does to a layer, and `rose.model.network.heads` for how heads are found.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Unpack
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from rose.errors import RoseError
+from rose.files import digest
+from rose.layer import error
+from rose.layer.basis import check_basis, find_rotations, rotate_columns, rotate_statistics
+from rose.layer.methods import Settings, SettingsOptions, make_settings, prune_with
+from rose.layer.order import plan_order
+from rose.layer.statistics import InputStatistics
+from rose.model.network.heads import ROTATED, ValueHeads, find_value_heads, head_width
+from rose.model.network.layers import check_not_shared, named
+from rose.model.network.network import Network
+from rose.model.network.precision import Precision
+from rose.model.progress import ProgressCallback
+from rose.model.walk.forward import check_blocks, record_inputs, run_block
+from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
+from rose.model.workers import Workers
+from rose.report import records_table
+
+PROBED = 8  # tokens that the heads are found by
+JUDGES = 4  # one of so many calibration samples judges, where no tokens are given for that
+
+
+@dataclass(frozen=True)
+class RotationRecord:
+    """One output projection whose heads could be rotated.
+
+    Attributes:
+        layer, block_index: its name and decoder block.
+        heads, groups, width: heads, groups of them that share values and so a rotation, columns of a head.
+        basis: that was tried.
+        rotated: whether its heads were rotated: where a method judged, whether its error fell.
+        relative_range, rotated_range: as given and in the basis, by calibration.
+        error, rotated_error: of the method that judged, or their geometric mean, as given and in the basis; None
+            where none did.
+        seconds: spent on it.
+    """
+
+    layer: str
+    block_index: int
+    heads: int
+    groups: int
+    width: int
+    basis: str
+    rotated: bool
+    relative_range: float
+    rotated_range: float
+    error: float | None
+    rotated_error: float | None
+    seconds: float
+
+
+def rotate_heads(
+    model: nn.Module,
+    tokens: Tensor,
+    *,
+    layers: Sequence[str] | None = None,
+    basis: str = "gathered",
+    held_out: Tensor | None = None,
+    compute: str = "float32",
+    progress: ProgressCallback | None = None,
+    **judge: Unpack[SettingsOptions],
+) -> pd.DataFrame:
+    """Rotates the heads between values and output projections, in place: an exact transformation, W_v' = RᵀW_v and
+    W_o' = W_o R.
+
+    The model's output stays the same but for rounding, and no weight is added. Heads that share their values share R.
+    Pruning output projections then costs less in a basis that gathers importance in few columns, and more in a random
+    one.
+
+    Args:
+        model: a transformers causal language model, not pruned yet. A run that is stopped by its callback leaves the
+            layers done so far rotated, which changes no output. One that `load_model` streams is changed when it is
+            saved or read again.
+        tokens: calibration tokens, (samples, length) int64.
+        layers: names, `*` allowed; of these the output projections are rotated. None means all.
+        basis: "gathered", "inputs", "dealt", "learned", "random" or "random:SEED", see `rose.layer.basis`.
+        held_out: further tokens to judge by; without them a quarter of the calibration samples judges, and is not
+            calibrated on.
+        compute: as for `rose.prune_model`.
+        progress: called with a `Progress`; may raise to stop the run.
+        judge: `method` and its settings, as for `rose.prune_model`: a layer is rotated only where that method's error
+            falls, on tokens that it was not calibrated on. That prunes every output projection twice. Without a method
+            all are rotated.
+
+    Returns:
+        One row per output projection whose heads can be rotated, columns as in `RotationRecord`.
+
+    Raises:
+        RoseError: bad input, or a family in which nothing can be rotated: weights with a norm, a gate or a mixture of
+            heads between values and output projection, or layers that are not known.
+    """
+    settings = make_settings(**judge)
+    return rotate_by(
+        Network(model),
+        tokens,
+        [settings],
+        judged="method" in judge,
+        layers=layers,
+        basis=basis,
+        held_out=held_out,
+        compute=compute,
+        progress=progress,
+    )
+
+
+def rotate_by(
+    network: Network,
+    tokens: Tensor,
+    settings: Sequence[Settings],
+    *,
+    judged: bool = True,
+    layers: Sequence[str] | None = None,
+    basis: str = "gathered",
+    held_out: Tensor | None = None,
+    compute: str = "float32",
+    progress: ProgressCallback | None = None,
+) -> pd.DataFrame:
+    """As `rotate_heads`, by settings that `make_settings` has made; several methods judge together."""
+    check_basis(basis)
+    network.residence.overlay(_leave, (), None)  # refuses a streamed model that was pruned
+    workers = Workers.here()
+    if judged and held_out is None and len(tokens) >= 2 * workers.count:
+        judges = max(len(tokens) // JUDGES, workers.count)
+        tokens, held_out = tokens[:-judges], tokens[-judges:]
+    streams = check_streams(network, tokens, held_out if judged else None)
+    found = value_heads(network, layers)
+    precision = workers.from_first(partial(Precision.of, compute, network.dtype, network.device))
+    run = _Rotation(network, settings if judged else [], settings[0], basis)
+    of_output = {heads.output.name: heads for heads in found}
+    walk = start_walk(network, streams, [heads.output for heads in found], progress, precision=precision)
+    for block in walk.visit_dense():
+        for layer in block.layers:
+            run.visit(of_output[layer.name], block)
+        block.let_go()
+    run.end(found)
+    return records_table(run.records, RotationRecord)
+
+
+@torch.no_grad()
+def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[ValueHeads]:
+    """The heads of all output projections, or of those among `layers`, that can be rotated; the model is not changed.
+
+    Raises:
+        RoseError: there is none, or its weights are those of other layers too, or zeros.
+    """
+    selected, width, found = {one.name for one in network.select(layers)}, head_width(network.config), []
+    few = torch.arange(PROBED)[None] % network.config.vocab_size
+    outputs = check_blocks(network, few)
+    hidden: list[Tensor] = []
+    along = record_inputs(network, few, outputs, lambda _batch, states: hidden.append(states))
+    alone = record_inputs(network, few.T, outputs)
+    # Any hidden states will do that are not zero, as those of padding tokens are.
+    states = torch.randn(hidden[0].shape, generator=torch.Generator().manual_seed(0)).to(hidden[0].dtype)
+    for index, block in enumerate(network.blocks):
+        inside = [layer for layer in network.layers if layer.block_index == index]
+        if width is None or selected.isdisjoint(layer.name for layer in inside):
+            continue
+        with network.residence.visit(index, network.device):
+            of_block = find_value_heads(
+                block,
+                inside,
+                width,
+                lambda twin: run_block(twin, states.transpose(0, 1), alone[index][0], network.device),  # noqa: B023  called at once
+                lambda twin: run_block(twin, states, along[index][0], network.device),  # noqa: B023
+            )
+            for heads in of_block:
+                if heads.output.name in selected:
+                    _check_dense(heads)
+                    found.append(heads)
+    if not found:
+        chosen = "" if layers is None else "that were chosen "
+        raise RoseError(
+            f"In the layers of {network.family} {chosen}no output projection reads values as other layers put them "
+            "out, head by head, so no heads can be rotated: a norm, a gate or something else lies between, or no "
+            "output projection was chosen; leave rotation out."
+        )
+    check_not_shared([layer for heads in found for layer in (heads.output, heads.values)], network.layers)
+    return found
+
+
+def _check_dense(heads: ValueHeads) -> None:
+    for layer in (heads.output, heads.values):
+        if int(layer.weight.eq(0).sum()) > layer.weight.numel() / 100:
+            raise RoseError(
+                f"{layer.name} has zeros already, which a rotation would fill; rotate heads before a model is pruned."
+            )
+
+
+class _Rotation:
+    """A walk's decisions, layer by layer."""
+
+    def __init__(self, network: Network, judges: Sequence[Settings], settings: Settings, basis: str) -> None:
+        self.network, self.judges, self.settings, self.basis = network, judges, settings, basis
+        self.records: list[RotationRecord] = []
+        self.rotations: dict[str, Tensor] = {}  # by output projection
+
+    def visit(self, heads: ValueHeads, block: BlockStatistics) -> None:
+        """Rotates the heads of one output projection, or not; the first process decides for all."""
+        with named(heads.output):
+            record, rotations = Workers.here().from_first(partial(self._decide, heads, block))
+        self.records.append(record)
+        if record.rotated:
+            self.rotations[heads.output.name] = rotations
+            heads.rotate(rotations)
+
+    def end(self, found: Sequence[ValueHeads]) -> None:
+        """Notes what was done; a streamed model's decoder blocks are rotated whenever they are read."""
+        if not self.rotations:
+            return
+
+        def revise(index: int) -> None:
+            for heads in found:
+                if heads.output.block_index == index and heads.output.name in self.rotations:
+                    heads.rotate(self.rotations[heads.output.name])
+
+        self.network.residence.settle(revise, digest(self.rotations))
+        setattr(self.network.model, ROTATED, {"basis": self.basis, "layers": [*self.rotations]})
+
+    def _decide(self, heads: ValueHeads, block: BlockStatistics) -> tuple[RotationRecord, Tensor]:
+        began, weight, known = time.perf_counter(), heads.output.weight, block.calibration[heads.output.name]
+        pattern, size = self.settings.pattern, self.settings.block_size
+        rotations = find_rotations(weight, known.hessian, heads.layout, self.basis, pattern=pattern, block_size=size)
+        turned, there = rotate_columns(weight, heads.layout, rotations), rotate_statistics
+        known_there = there(known, heads.layout, rotations)
+        turned = turned.to(weight.dtype)
+        errors: list[float | None] = [None, None]
+        if self.judges:
+            judge = block.held_out.get(heads.output.name, known)
+            judge_there = there(judge, heads.layout, rotations)
+            errors = [
+                mean_error(weight, known, judge, self.judges),
+                mean_error(turned, known_there, judge_there, self.judges),
+            ]
+        plan = {"sparsity": pattern, "block_size": size}
+        record = RotationRecord(
+            layer=heads.output.name,
+            block_index=block.block_index,
+            heads=len(heads.rows),
+            groups=heads.layout.groups,
+            width=heads.width,
+            basis=self.basis,
+            rotated=errors[0] is None or errors[1] is None or errors[1] < errors[0],
+            relative_range=plan_order(weight, known, **plan).relative_range,
+            rotated_range=plan_order(turned, known_there, **plan).relative_range,
+            error=errors[0],
+            rotated_error=errors[1],
+            seconds=time.perf_counter() - began,
+        )
+        return record, rotations.cpu()
+
+
+def mean_error(
+    weight: Tensor, calibration: InputStatistics, judge: InputStatistics, settings: Sequence[Settings]
+) -> float:
+    """Error of W, pruned by calibration, on other inputs, relative to what W puts out: the geometric mean of several
+    methods."""
+    errors = []
+    for each in settings:
+        pruned = prune_with(weight, calibration, replace(each, measures=False, held_out=None)).weight
+        errors.append(error.relative_error(weight, pruned, judge.hessian))
+    return math.exp(sum(math.log(max(one, 1e-30)) for one in errors) / len(errors))
+
+
+def _leave(_index: int) -> None:
+    """Leaves a decoder block as it is."""

@@ -1,0 +1,252 @@
+"""Columns as a matter of basis: python -m tests.benchmarks.rotation --output FOLDER [STUDY ...].
+
+    layers      held-out error of every output projection, pruned by several methods as given and in each basis;
+                FOLDER/rotation.csv. `kept_error` is what `--rotate heads` decides by: calibrated on three quarters of
+                the samples, measured on the last quarter
+    gain        what the two-level order gains in every layer, and what weights and H alone say of that beforehand;
+                FOLDER/order-gain.csv
+    whole       perplexity of the whole model, over draws of calibration, with and without `--rotate heads`;
+                FOLDER/rotation-whole.csv
+
+Each layer and run is kept as it comes; a study that is started again goes on where it stopped.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+import rose
+from rose.layer import error
+from rose.layer.basis import find_rotations, rotate_columns, rotate_statistics
+from rose.layer.hessian import damp
+from rose.layer.methods import Settings, make_settings, prune_with
+from rose.layer.order import Order, OrderPlan, make_order
+from rose.layer.statistics import InputStatistics
+from rose.model.load.tokens import load_calibration
+from rose.model.network.network import Network
+from rose.model.run.rotation import JUDGES, rotate_by, value_heads
+from rose.model.walk.walk import visit_blocks
+from tests.benchmarks.common import Rows, arguments, judged
+
+GIVEN = "as given"
+
+
+def texts(options: Any, tokenizer: Any, seed: int) -> tuple[Tensor, Tensor]:
+    """Calibration and held-out windows."""
+    tokens, held_out = load_calibration(
+        options.text, tokenizer, samples=options.samples, held_out=options.held_out, length=options.length, seed=seed
+    )
+    assert held_out is not None
+    return tokens, held_out
+
+
+def layers(options: Any) -> None:
+    """Every output projection, as given and rotated, by every method."""
+    rows = Rows(Path(options.output) / "rotation.csv", ("model", "seed", "layer"))
+    for name, seed in ((name, seed) for name in options.models for seed in options.seeds):
+        model, tokenizer = rose.load_model(name)
+        tokens, held_out = texts(options, tokenizer, seed)
+        network = Network(model)
+        found = {heads.output.name: heads for heads in value_heads(network, options.layers or None)}
+        kept_back = max(1, len(tokens) // JUDGES)
+        streams = (tokens[:-kept_back], tokens[-kept_back:], held_out)
+        most, kept, judge = (statistics_of(model, one, [*found]) for one in streams)
+        for layer, heads in found.items():
+            if (name, seed, layer) in rows:
+                continue
+            parts = most[layer], kept[layer]
+            every = InputStatistics.from_hessian(parts[0].hessian + parts[1].hessian, parts[0].tokens + parts[1].tokens)
+            told = []
+            for basis in (GIVEN, *options.bases):
+                weight = heads.output.weight.float()
+                known = [every, judge[layer], *parts]
+                if basis != GIVEN:
+                    pattern = make_settings("sparsegpt", sparsity=options.sparsity).pattern
+                    rotations = find_rotations(weight, known[2].hessian, heads.layout, basis, pattern=pattern)
+                    weight = rotate_columns(weight, heads.layout, rotations).float()
+                    known = [rotate_statistics(one, heads.layout, rotations) for one in known]
+                plan = rose.plan_order(weight, known[0], sparsity=options.sparsity)
+                for method in options.methods:
+                    settings = make_settings(method, sparsity=options.sparsity)
+                    told.append(
+                        {
+                            "model": name, "seed": seed, "layer": layer, "basis": basis, "method": method,
+                            "relative_range": round(plan.relative_range, 4),
+                            "error": round(held_out_error(weight, known[0], known[1], settings), 6),
+                            "kept_error": round(held_out_error(weight, known[2], known[3], settings), 6),
+                        }
+                    )  # fmt: skip
+            rows.add(*told)
+    print(summary(rows.table()).round(3).to_string())
+
+
+def statistics_of(model: Any, tokens: Tensor, names: Sequence[str]) -> dict[str, InputStatistics]:
+    """Statistics of the dense model's layers of these names."""
+    found: dict[str, InputStatistics] = {}
+    for block in visit_blocks(model, tokens, layers=names, compute="auto"):
+        found |= block.calibration
+    return found
+
+
+def held_out_error(weight: Tensor, known: InputStatistics, judge: InputStatistics, settings: Settings) -> float:
+    pruned = prune_with(weight, known, replace(settings, measures=False)).weight
+    return error.relative_error(weight, pruned, judge.hessian)
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean, least and largest ratio to the error as given, by basis and method; the same with the rule, which rotates a
+    layer where `kept_error` falls."""
+    key = ["model", "seed", "layer", "method"]
+    given = table[table["basis"] == GIVEN].set_index(key)[["error", "kept_error"]].add_suffix("_given")
+    joined = table[table["basis"] != GIVEN].join(given, on=key)
+    joined["ratio"] = joined["error"] / joined["error_given"]
+    gains = joined["kept_error"] < joined["kept_error_given"]
+    joined["by_rule"], joined["rotated"] = joined["ratio"].where(gains, 1.0), gains
+    found = joined.groupby(["model", "basis", "method"], sort=False)[["ratio", "by_rule"]].agg(["mean", "min", "max"])
+    return found.assign(rotated=joined.groupby(["model", "basis", "method"], sort=False)["rotated"].mean())
+
+
+# What an order will gain, before it is tried
+
+
+def _gini(values: Tensor) -> float:
+    ordered = values.double().sort().values
+    count = len(ordered)
+    places = torch.arange(1, count + 1, dtype=torch.double)
+    return float((2 * places - count - 1) @ ordered / (count * ordered.sum()))
+
+
+def _variation(values: Tensor) -> float:
+    return float(values.std(correction=0) / values.mean())
+
+
+def _within(plan: OrderPlan) -> float:
+    """Variation of column loss within blocks, in the mean."""
+    return sum(map(_variation, plan.column_loss.split(list(plan.block_width)))) / len(plan.block_width)
+
+
+def _earlier(plan: OrderPlan, loss: Tensor) -> float:
+    """How much earlier the two-level order visits what is lost: mean change of place, weighted, as a share of all
+    columns. Columns visited earlier have more columns behind them to compensate."""
+    places = torch.arange(len(loss), dtype=torch.double) - make_order(plan, "two_level").inverse.double()
+    return float((loss.double() @ places) / (loss.double().sum() * len(loss)))
+
+
+def foreseen(plan: OrderPlan, weight: Tensor, statistics: InputStatistics, order: Order) -> float:
+    """Σ w²/U_jj² over the weights that pre-pruning removes: the error of a sweep in this order, did its weights not
+    change on the way."""
+    damped = damp(statistics.hessian, 0.01)
+    factor = damped.inverse_factor(None if order.is_natural else order.permutation)
+    lost = (weight.float() * (plan.potential_loss > 0)).square().sum(0)[order.permutation]
+    return float((lost / factor.diagonal().square()).sum(dtype=torch.double))
+
+
+def _foreseen_gain(plan: OrderPlan, weight: Tensor, statistics: InputStatistics) -> float:
+    natural, sorted_ = (foreseen(plan, weight, statistics, make_order(plan, one)) for one in ("natural", "two_level"))
+    return 1 - sorted_ / natural
+
+
+Predictor = Callable[[OrderPlan, Tensor, InputStatistics], float]
+PREDICTORS: dict[str, Predictor] = {
+    "relative_range": lambda plan, _w, _h: plan.relative_range,
+    "variation_of_blocks": lambda plan, _w, _h: _variation(plan.loss_per_column),
+    "variation_of_columns": lambda plan, _w, _h: _variation(plan.column_loss),
+    "gini_of_columns": lambda plan, _w, _h: _gini(plan.column_loss),
+    "variation_within_blocks": lambda plan, _w, _h: _within(plan),
+    "loss_visited_earlier": lambda plan, _w, _h: _earlier(plan, plan.column_loss),
+    "energy_visited_earlier": lambda plan, _w, _h: _earlier(plan, plan.potential_loss.square().sum(0)),
+    "foreseen_by_factor": _foreseen_gain,
+}
+
+
+def gain(options: Any) -> None:
+    """Held-out gain of the two-level order, forced on every layer, beside what could be known before."""
+    rows = Rows(Path(options.output) / "order-gain.csv", ("model", "seed", "layer"))
+    for name, seed in ((name, seed) for name in options.models for seed in options.seeds):
+        model, tokenizer = rose.load_model(name)
+        tokens, held_out = texts(options, tokenizer, seed)
+        chosen = options.layers or None
+        for block in visit_blocks(model, tokens, layers=chosen, held_out=held_out, compute="auto"):
+            for layer in block.layers:
+                if (name, seed, layer.name) not in rows:
+                    known, judge = block.calibration[layer.name], block.held_out[layer.name]
+                    rows.add(model=name, seed=seed, layer=layer.name, **_gains(layer.weight, known, judge, options))
+    print(correlations(rows.table()).round(3).to_string())
+
+
+def _gains(weight: Tensor, known: InputStatistics, judge: InputStatistics, options: Any) -> dict[str, float]:
+    weight, plan = weight.float(), rose.plan_order(weight, known, sparsity=options.sparsity)
+    errors = [
+        held_out_error(weight, known, judge, make_settings("sparsegpt", sparsity=options.sparsity, order=order))
+        for order in ("natural", "two_level")
+    ]
+    found = {"natural": errors[0], "two_level": errors[1], "gain": 1 - errors[1] / errors[0]}
+    said = {predictor: says(plan, weight, known) for predictor, says in PREDICTORS.items()}
+    return {what: float(f"{value:.6g}") for what, value in (found | said).items()}
+
+
+def correlations(table: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's rank correlation of each predictor with the gain, by model: over all layers, within each kind of
+    projection in the mean, and over output projections alone."""
+
+    def each() -> Iterator[dict[str, Any]]:
+        for model, of_model in table.groupby("model", sort=False):
+            kind = of_model["layer"].str.rpartition(".")[2]
+            for name in PREDICTORS:
+
+                def ranked(part: pd.DataFrame, name: str = name) -> float:
+                    return float(part[name].corr(part["gain"], method="spearman"))
+
+                within = of_model.groupby(kind)[[name, "gain"]].apply(ranked)
+                yield {
+                    "model": model, "predictor": name, "all_layers": ranked(of_model), "within_a_kind": within.mean(),
+                    "output_projections": within.get("o_proj"),
+                }  # fmt: skip
+
+    return pd.DataFrame(each()).set_index(["model", "predictor"])
+
+
+def whole(options: Any) -> None:
+    """Perplexity of the whole model by each draw, target and method, with and without rotated heads."""
+    rows = Rows(
+        Path(options.output) / "rotation-whole.csv", ("model", "seed", "sparsity", "target", "method", "rotated")
+    )
+    for name, seed in ((name, seed) for name in options.models for seed in options.seeds):
+        for target, method in ((target, method) for target in options.targets for method in options.methods):
+            for rotated in (False, True):
+                if (name, seed, options.sparsity, target, method, rotated) in rows:
+                    continue
+                model, tokenizer = rose.load_model(name)
+                tokens, _ = texts(options, tokenizer, seed)
+                settings = make_settings(method, sparsity=options.sparsity)
+                turned = int(rotate_by(Network(model), tokens, [settings])["rotated"].sum()) if rotated else 0
+                rose.prune_model(model, tokens, method=method, sparsity=options.sparsity, target=target)
+                perplexity = rose.perplexity(model, judged(options.judge or options.text, tokenizer))
+                rows.add(
+                    model=name, seed=seed, sparsity=options.sparsity, target=target, method=method, rotated=rotated,
+                    layers_rotated=turned, perplexity=round(perplexity, 3),
+                )  # fmt: skip
+    print(rows.means(["model", "sparsity", "target", "method", "rotated"], ["perplexity"]))
+
+
+STUDIES: dict[str, Callable[[Any], None]] = {"layers": layers, "gain": gain, "whole": whole}
+
+
+def main() -> None:
+    options = arguments(
+        __doc__, "studies", output=str, text="packaged", judge="", samples=8, length=512, held_out=4, sparsity="0.7",
+        models=["smollm2-135m"], seeds=[0], methods=["sparsegpt", "rose"], targets=["layer"], layers=[""],
+        bases=["gathered", "inputs", "learned", "random"],
+    )  # fmt: skip
+    options.layers = [name for name in options.layers if name]
+    for name in options.studies or ("layers", "gain"):
+        STUDIES[name](options)
+
+
+if __name__ == "__main__":
+    main()

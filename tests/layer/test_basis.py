@@ -1,0 +1,106 @@
+"""Rotations of heads: what they keep, what they gather, and the way to them."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import rose
+from rose.layer.basis import (
+    BASES,
+    HeadLayout,
+    find_rotations,
+    part_of,
+    rotate_columns,
+    rotate_statistics,
+)
+from rose.layer.error import quadratic_form
+from rose.layer.loss import importance, potential_loss
+from rose.layer.pattern import parse_sparsity
+from rose.layer.statistics import InputStatistics
+
+LAYOUT = HeadLayout(8, (0, 0, 1, 1, 2, 2))  # six heads, of which two each share their values
+PATTERN = parse_sparsity(0.7)
+
+
+@pytest.fixture(scope="module")
+def layer() -> tuple[Tensor, InputStatistics]:
+    """W, (24, 48), and inputs that a few directions of every head carry."""
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.linalg.qr(torch.randn(6, 8, 8, generator=generator)).Q
+    strength = 2.0 ** -torch.arange(8)
+    inputs = torch.einsum("thd,hde->the", torch.randn(200, 6, 8, generator=generator) * strength, mixed).flatten(1)
+    statistics = InputStatistics(48)
+    statistics.update(inputs)
+    return torch.randn(24, 48, generator=generator), statistics
+
+
+def rotations_of(layer: tuple[Tensor, InputStatistics], basis: str, block_size: int = 16) -> Tensor:
+    weight, statistics = layer
+    return find_rotations(weight, statistics.hessian, LAYOUT, basis, pattern=PATTERN, block_size=block_size)
+
+
+@pytest.mark.parametrize("basis", [*BASES, "random:3"])
+def test_every_basis_is_a_rotation_that_keeps_what_the_layer_puts_out(layer, basis):
+    weight, statistics = layer
+    rotations = rotations_of(layer, basis)
+    assert rotations.shape == (3, 8, 8)
+    torch.testing.assert_close(rotations.mT @ rotations, torch.eye(8, dtype=torch.double).expand(3, 8, 8))
+    torch.testing.assert_close(torch.linalg.det(rotations), torch.ones(3, dtype=torch.double))
+    turned, there = rotate_columns(weight, LAYOUT, rotations), rotate_statistics(statistics, LAYOUT, rotations)
+    assert quadratic_form(turned, there.hessian) == pytest.approx(quadratic_form(weight, statistics.hessian), rel=1e-5)
+    assert (there.tokens, there.total_weight) == (statistics.tokens, statistics.total_weight)
+    whole = torch.block_diag(*(rotations[group] for group in LAYOUT.group))
+    torch.testing.assert_close(turned, weight.double() @ whole)
+    torch.testing.assert_close(
+        there.hessian, (whole.mT @ statistics.hessian.double() @ whole).float(), atol=1e-3, rtol=0
+    )
+    assert torch.equal(rotations, rotations_of(layer, basis))
+
+
+def lost(layer: tuple[Tensor, InputStatistics], rotations: Tensor) -> float:
+    """Potential loss of S², with blocks of 16."""
+    weight, statistics = layer
+    there = rotate_statistics(statistics, LAYOUT, rotations)
+    score = importance(rotate_columns(weight, LAYOUT, rotations), there.diagonal).square()
+    return float(potential_loss(score, PATTERN, (16, 16, 16)).sum())
+
+
+def test_gathered_loses_less_than_given_and_learned_less_still_and_random_more(layer):
+    none = torch.eye(8, dtype=torch.double).expand(3, 8, 8)
+    losses = {basis: lost(layer, rotations_of(layer, basis)) for basis in BASES}
+    assert losses["learned"] < losses["gathered"] < lost(layer, none)
+    assert min(losses.values()) == losses["learned"]
+
+
+def test_eigenvectors_of_the_inputs_make_columns_of_one_head_independent():
+    """Where a head shares its values with none, H within it is diagonal then, the largest first."""
+    statistics = InputStatistics(16)
+    statistics.update(torch.randn(50, 16, generator=torch.Generator().manual_seed(1)))
+    layout = HeadLayout(8, (0, 1))
+    rotations = find_rotations(torch.randn(4, 16), statistics.hessian, layout, "inputs", pattern=PATTERN)
+    hessian = rotate_statistics(statistics, layout, rotations).hessian
+    for head in (hessian[:8, :8], hessian[8:, 8:]):
+        torch.testing.assert_close(head, head.diagonal().sort(descending=True).values.diag(), atol=1e-3, rtol=0)
+
+
+def test_dealt_spreads_the_largest_over_the_blocks_of_a_head(layer):
+    gathered, dealt = rotations_of(layer, "gathered"), rotations_of(layer, "dealt", block_size=4)
+    places = (gathered.mT @ dealt).abs().argmax(1)[0].tolist()  # which of the gathered columns stands where
+    assert places == [0, 2, 4, 6, 1, 3, 5, 7]
+    torch.testing.assert_close(rotations_of(layer, "dealt"), gathered)  # of heads within one block
+
+
+def test_part_of_a_rotation_leads_from_none_to_all(layer):
+    for basis in ("gathered", "random"):
+        rotations = rotations_of(layer, basis)
+        half = part_of(rotations, 0.5)
+        torch.testing.assert_close(part_of(rotations, 0.0), torch.eye(8, dtype=torch.double).expand(3, 8, 8))
+        torch.testing.assert_close(part_of(rotations, 1.0), rotations)
+        torch.testing.assert_close(half @ half, rotations)
+        torch.testing.assert_close(half.mT @ half, torch.eye(8, dtype=torch.double).expand(3, 8, 8))
+
+
+@pytest.mark.parametrize("basis", ["unknown", "random:x", "gathered:1"])
+def test_another_basis_is_refused(layer, basis):
+    with pytest.raises(rose.RoseError, match="no basis named"):
+        rotations_of(layer, basis)

@@ -1,0 +1,174 @@
+"""Heads rotated in models of many families: the output stays, columns change, and the rule keeps what gains."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+import rose
+from rose.files import digest
+from rose.layer.basis import HeadLayout
+from rose.model.network.heads import rotated_heads
+from rose.model.network.network import Network
+from rose.model.run.rotation import value_heads
+from tests.model.families import DENSE, EXPERTS, GATED, logits, make_from, make_model, make_tokens, stop_at
+from tests.tiny import byte_tokenizer
+
+pytestmark = pytest.mark.usefixtures("small_batches")
+LAYOUTS = {  # values and output projection of the first decoder block, and the first rows of each head's values
+    "llama": ("self_attn.v_proj", "self_attn.o_proj", (0, 0, 8, 8)),
+    "phi3": ("self_attn.qkv_proj", "self_attn.o_proj", (48, 48, 56, 56)),
+    "gpt2": ("attn.c_attn", "attn.c_proj", (64, 72, 80, 88)),
+    "opt": ("self_attn.v_proj", "self_attn.out_proj", (0, 8, 16, 24)),
+    "gpt_neox": ("attention.query_key_value", "attention.dense", (16, 40, 64, 88)),
+    "bloom": ("self_attention.query_key_value", "self_attention.dense", (16, 40, 64, 88)),
+    "falcon": ("self_attention.query_key_value", "self_attention.dense", (40, 40, 40, 40)),
+    "falcon_grouped": ("self_attention.query_key_value", "self_attention.dense", (24, 24, 56, 56)),
+    "deepseek_v3": ("self_attn.kv_b_proj", "self_attn.o_proj", (8, 24, 40, 56)),
+}
+
+
+def with_biases(model: nn.Module) -> nn.Module:
+    """Biases that are not zero, as they are in a trained model."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.add_(torch.randn(parameter.shape, generator=generator) / 4)
+    return model
+
+
+def difference(after: Tensor, before: Tensor) -> float:
+    return float((after.double() - before.double()).norm() / before.double().norm())
+
+
+@pytest.mark.parametrize("family", [*DENSE, *EXPERTS])
+def test_the_model_of_every_family_computes_what_it_did(family: str) -> None:
+    model = with_biases(make_model(family))
+    before = logits(model)
+    table = rose.rotate_heads(model, make_tokens(), basis="random")
+    assert len(table) == len(Network(model).blocks)
+    assert table["rotated"].all()
+    rounded = with_biases(make_model(family)).bfloat16()
+    rose.rotate_heads(rounded, make_tokens(), basis="random")
+    assert difference(logits(model), before) < 1e-5
+    # A bfloat16 model is compared with its own dense self, both computed in float32, so that only weights are rounded.
+    own = with_biases(make_model(family)).bfloat16().float()
+    assert difference(logits(rounded.float()), logits(own)) < 0.03
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_heads_are_found_where_they_are(family: str) -> None:
+    network = Network(make_model(family))
+    first = value_heads(network)[0]
+    assert (first.values.projection, first.output.projection, first.rows) == LAYOUTS[family]
+    assert first.layout == HeadLayout(8, tuple(sorted(set(first.rows)).index(row) for row in first.rows))
+    assert digest(network.model.state_dict()) == digest(make_model(family).state_dict())
+
+
+def changed(model: Any, what: str) -> nn.Module:
+    """A Llama with something between the values and what reads them, or with values that keys read too."""
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        if what == "norm":
+            attention.o_proj.register_forward_pre_hook(lambda _m, args: (args[0] * torch.linspace(1, 2, 32),))
+        elif what == "gate":
+            attention.o_proj.register_forward_pre_hook(lambda _m, args: (args[0] * args[0].sigmoid(),))
+        elif what == "mixture":
+            attention.o_proj.register_forward_pre_hook(lambda _m, args: (args[0] + args[0].roll(8, -1),))
+        else:
+            attention.k_proj = attention.v_proj
+    return model
+
+
+@pytest.mark.parametrize("what", ["norm", "gate", "mixture", "keys"])
+def test_a_family_with_something_between_is_refused(what: str) -> None:
+    model = changed(make_model("llama"), what)
+    before = digest(model.state_dict())
+    with pytest.raises(rose.RoseError, match="LlamaForCausalLM no output projection reads values"):
+        rose.rotate_heads(model, make_tokens())
+    assert digest(model.state_dict()) == before
+    assert rotated_heads(model) is None
+
+
+def test_heads_that_are_subtracted_and_normed_without_weights_are_rotated() -> None:
+    """Neither changes what a rotation does, since both heads of a pair read the same values."""
+    model = make_from(transformers.DiffLlamaConfig(**GATED))
+    before = logits(model)
+    rose.rotate_heads(model, make_tokens(), basis="random")
+    assert difference(logits(model), before) < 1e-5
+
+
+def test_a_method_that_judges_has_only_its_gains_rotated() -> None:
+    model, dense = make_model("gemma3"), make_model("gemma3")
+    table = rose.rotate_heads(model, make_tokens(8), basis="inputs", method="sparsegpt", sparsity=0.6, block_size=16)
+    assert 0 < table["rotated"].sum() < len(table)
+    assert (table["rotated"] == (table["rotated_error"] < table["error"])).all()
+    assert rotated_heads(model) == {"basis": "inputs", "layers": [*table.loc[table["rotated"], "layer"]]}
+    weights, given = model.state_dict(), dense.state_dict()
+    for row in table.itertuples():
+        same = torch.equal(weights[f"{row.layer}.weight"], given[f"{row.layer}.weight"])
+        assert same == (not row.rotated)
+    # What it says is what pruning each layer says, by three quarters of the samples and on the last quarter.
+    tokens = make_tokens(8)
+    records = {}
+    for name, one in (("error", dense), ("rotated_error", model)):
+        found = rose.analyze_model(
+            one, tokens[:6], methods=["sparsegpt"], held_out=tokens[6:], layers=["*o_proj"], sparsity=0.6,
+            block_size=16, compute="float32",
+        )  # fmt: skip
+        records[name] = {record.layer: record.held_out_error for record in found}
+    for row in table.itertuples():
+        assert row.error == pytest.approx(records["error"][row.layer], rel=1e-3)
+        if row.rotated:
+            assert row.rotated_error == pytest.approx(records["rotated_error"][row.layer], rel=1e-3)
+
+
+def test_only_chosen_layers_are_rotated() -> None:
+    model = make_model("llama")
+    table = rose.rotate_heads(model, make_tokens(), layers=["model.layers.1.*"])
+    assert table["layer"].tolist() == ["model.layers.1.self_attn.o_proj"]
+    with pytest.raises(rose.RoseError, match="that were chosen no output projection"):
+        rose.rotate_heads(model, make_tokens(), layers=["*q_proj"])
+
+
+def test_a_pruned_model_is_refused() -> None:
+    model = make_model("llama")
+    rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16, target="layer")
+    with pytest.raises(rose.RoseError, match="has zeros already"):
+        rose.rotate_heads(model, make_tokens())
+
+
+def test_a_run_that_is_stopped_leaves_a_model_that_computes_the_same() -> None:
+    model = make_model("gemma3")
+    before = logits(model)
+    with pytest.raises(rose.Cancelled):
+        rose.rotate_heads(model, make_tokens(), progress=stop_at("calibrate", 2))
+    assert difference(logits(model), before) < 1e-4
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("gemma3", "float32"), ("gpt2", "bfloat16")])
+def test_a_streamed_model_as_in_memory_to_the_bit(family: str, dtype: str, tmp_path: Path) -> None:
+    make_model(family).save_pretrained(tmp_path / "dense")
+    byte_tokenizer().save_pretrained(tmp_path / "dense")
+    found = []
+    for stream in (False, True):
+        model, tokenizer = rose.load_model(str(tmp_path / "dense"), stream=stream, dtype=dtype)
+        network = Network(model)
+        dense = network.residence.fingerprint()
+        rose.rotate_heads(model, make_tokens(), block_size=16)
+        assert network.residence.fingerprint() != dense
+        report = rose.prune_model(
+            model, make_tokens(), sparsity=0.5, block_size=16, checkpoint=tmp_path / f"kept-{stream}"
+        )
+        assert report.summary["rotated_heads"]["basis"] == "gathered"
+        rose.save_model(model, tokenizer, tmp_path / f"{stream}")
+        read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / f"{stream}", dtype=dtype)
+        found.append(digest(read.state_dict()))
+    assert found[0] == found[1]
+    model, _ = rose.load_model(str(tmp_path / "dense"), dtype=dtype)
+    with pytest.raises(rose.RoseError, match="rotated heads was gathered there and is None now"):
+        rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16, checkpoint=tmp_path / "kept-False")
