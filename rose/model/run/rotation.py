@@ -234,21 +234,21 @@ class _Rotation:
         setattr(self.network.model, ROTATED, {"basis": self.basis, "layers": [*self.rotations]})
 
     def _decide(self, heads: ValueHeads, block: BlockStatistics) -> tuple[RotationRecord, Tensor]:
-        began, weight, known = time.perf_counter(), heads.output.weight, block.calibration[heads.output.name]
+        began, given, known = time.perf_counter(), heads.output.weight, block.calibration[heads.output.name]
         pattern, size = self.settings.pattern, self.settings.block_size
-        rotations = find_rotations(weight, known.hessian, heads.layout, self.basis, pattern=pattern, block_size=size)
-        turned, there = rotate_columns(weight, heads.layout, rotations), rotate_statistics
-        known_there = there(known, heads.layout, rotations)
-        turned = turned.to(weight.dtype)
-        errors: list[float | None] = [None, None]
-        if self.judges:
-            judge = block.held_out.get(heads.output.name, known)
-            judge_there = there(judge, heads.layout, rotations)
-            errors = [
-                mean_error(weight, known, judge, self.judges),
-                mean_error(turned, known_there, judge_there, self.judges),
-            ]
-        plan = {"sparsity": pattern, "block_size": size}
+        rotations = find_rotations(given, known.hessian, heads.layout, self.basis, pattern=pattern, block_size=size)
+        turned = rotate_columns(given, heads.layout, rotations).to(given.dtype)
+        judge = block.held_out.get(heads.output.name, known)
+        ranges: list[float] = []
+        errors: list[float | None] = []
+        for weight, turn in (
+            (given, None),
+            (turned, partial(rotate_statistics, layout=heads.layout, rotations=rotations)),
+        ):
+            by, on = (known, judge) if turn is None else (turn(known), turn(judge))
+            ranges.append(plan_order(weight, by, sparsity=pattern, block_size=size).relative_range)
+            errors.append(mean_error(weight, by, on, self.judges) if self.judges else None)
+        as_given, rotated = errors
         record = RotationRecord(
             layer=heads.output.name,
             block_index=block.block_index,
@@ -256,11 +256,11 @@ class _Rotation:
             groups=heads.layout.groups,
             width=heads.width,
             basis=self.basis,
-            rotated=errors[0] is None or errors[1] is None or errors[1] < errors[0],
-            relative_range=plan_order(weight, known, **plan).relative_range,
-            rotated_range=plan_order(turned, known_there, **plan).relative_range,
-            error=errors[0],
-            rotated_error=errors[1],
+            rotated=as_given is None or rotated is None or rotated < as_given,
+            relative_range=ranges[0],
+            rotated_range=ranges[1],
+            error=as_given,
+            rotated_error=rotated,
             seconds=time.perf_counter() - began,
         )
         return record, rotations.cpu()
