@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 
 from rose.commands import options as shared
 from rose.commands import terminal
-from rose.model.check.checkpoint import METHODS, CheckpointCheck, check_checkpoint, common_masks
+from rose.layer.methods import METHODS as KNOWN
+from rose.model.check.between import EVEN, better_by_layer, common_masks
+from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
+from rose.model.check.costs import METHODS
 from rose.output import check_file, write_file
+from rose.report import finite
+
+SHOWN = 8  # names in a line
 
 
 def add_parser(commands: Any) -> None:
@@ -20,13 +28,13 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add("dense", metavar="DENSE", help="the model before: packaged name, Hub id, folder or .gguf file")
     add("pruned", nargs="+", metavar="PRUNED", help="the checkpoint, or several, the same")
-    shared.add(parser, "dtype trust-remote-code stream")
+    shared.add(parser, "dtype compute trust-remote-code stream")
     says = f"measure errors on it: {shared.TEXTS} (default: none, which judges the weights alone, in seconds)"
     shared.add(parser, "calibration", help=says, default=None)
     shared.add(parser, "samples length seed held-out bos")
     says = "compare with what these methods reach (default: %(default)s)"
     add("--methods", default=",".join(METHODS), metavar="A,B", help=says)
-    add("--json", type=Path, metavar="FILE.json", help="write all that was found there; several: a file for each")
+    add("--json", type=Path, metavar="FILE.json", help="write all that was found there")
     parser.set_defaults(run=run, samples=8, length=512, held_out=2)
 
 
@@ -36,47 +44,52 @@ def run(options: argparse.Namespace, console: Console) -> int:
         check_file(options.json)
     dense, tokenizer = shared.load(options, console, options.dense)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed) if options.calibration else (None, None)
-    is_sane, models = True, {}
-    for number, name in enumerate(options.pruned):
-        model, _ = shared.load(options, console, name, finite=False)
+    models: dict[str, Any] = {}
+    checks: dict[str, CheckpointCheck] = {}
+    for name in options.pruned:
+        models[name], _ = shared.load(options, console, name, finite=False)
         with terminal.bar(console, "Checking") as follow:
-            found = check_checkpoint(
+            checks[name] = check_checkpoint(
                 dense,
-                model,
+                models[name],
                 tokens,
                 held_out=held_out,
                 methods=shared.split(options.methods, "--methods"),
+                compute=options.compute,
                 progress=follow,
             )
-        _print(name, found)
-        is_sane &= found.is_sane
-        models[name] = model
-        if options.json:
-            path = (
-                options.json
-                if len(options.pruned) == 1
-                else options.json.with_stem(f"{options.json.stem}-{number + 1}")
-            )
-            write_file(path, found.to_json())
-    for one, other in combinations(models, 2):
-        common, chance = common_masks(models[one], models[other])[["jaccard", "chance"]].mean()
-        terminal.say(f"{one} and {other} have {common:.1%} of what they remove in common (by chance {chance:.1%})")
-    return 0 if is_sane else 1
+        _print(name, checks[name])
+    tables = {pair: _between(pair, models, checks) for pair in combinations(models, 2)}
+    if options.json:
+        _write(options.json, checks, tables)
+    return 0 if all(found.is_sane for found in checks.values()) else 1
 
 
 def _print(name: str, found: CheckpointCheck) -> None:
     """What is wrong first, then what was found of the whole."""
-    summary, wrong = found.summary, found.wrong
+    summary, wrong, layers = found.summary, found.wrong, found.layers
     if len(wrong):
         terminal.print_table(wrong, f"Wrong in {name}")
     counts = ", ".join(f"{count} {verdict}" for verdict, count in summary["verdicts"].items())
-    sparsity, pattern = summary["sparsity"], summary["pattern"]
-    terminal.say(f"{name}: {summary['layers']} layers, {sparsity:.2%} zeros, pattern {pattern}; {counts}")
-    layers = found.layers
+    zeros = f"{summary['sparsity']:.2%} zeros ({summary['zeros']:,} of {summary['weights']:,})"
+    if summary["zeros_before"]:
+        zeros += f", {summary['zeros_before']:,} of them in the dense model"
+    terminal.say(f"{name}: {summary['layers']} layers, {zeros}, pattern {summary['pattern']}; {counts}")
+    _print_gone(summary["gone"])
+    changed = found.others.groupby("kind", sort=False).size()
+    if len(changed):
+        kinds = ", ".join(f"{count} of kind {kind}" for kind, count in changed.items())
+        terminal.say(f"Other tensors that differ: {kinds}")
+    if method := summary["method"]:
+        whose = KNOWN[method["name"]].label + (", towards the dense model" if method["target"] == "dense" else "")
+        shares = f"{method['agreement']:.1%} of what they remove in common; by chance {method['chance']:.1%}"
+        terminal.say(f"Masks of {method['layers']} layers are those of {whose} ({shares})")
     if "error" in layers:
         known = layers.dropna(subset=["error"])
         means = known[[column for column in known if "error" in column and "held_out" not in column]].mean()
         terminal.say("Mean errors: " + ", ".join(f"{_label(column)} {value:.4f}" for column, value in means.items()))
+        if known["recovered"].notna().any():
+            terminal.say(f"Compensation recovered {known['recovered'].median():.0%} of what it could, in the median")
     if summary["drift"]:
         terminal.say(f"Drift after the last decoder block: {summary['drift'][-1]['drift']:.4f}")
     if "perplexity" in summary:
@@ -86,7 +99,38 @@ def _print(name: str, found: CheckpointCheck) -> None:
     )
 
 
+def _print_gone(gone: dict[str, Any]) -> None:
+    if gone["rows"] or gone["columns"]:
+        terminal.say(f"Nothing is left of {gone['rows']:,} rows and {gone['columns']:,} columns of layers")
+    for what in ("heads", "experts"):
+        if names := gone[what]:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            terminal.say(f"Nothing is left of {len(names)} {what}: {', '.join(names[:SHOWN])}{more}")
+
+
 def _label(column: str) -> str:
-    return {"error": "as found", "mask_error": "mask alone", "possible_error": "possible"}.get(
-        column, column.removeprefix("error_of_")
-    )
+    labels = {"error": "as found", "mask_error": "mask alone", "possible_error": "possible"}
+    return (labels | {"dense_input_error": "on dense inputs"}).get(column, column.removeprefix("error_of_"))
+
+
+def _between(pair: tuple[str, str], models: dict[str, Any], checks: dict[str, CheckpointCheck]) -> pd.DataFrame:
+    """Prints how two checkpoints differ, and returns it by layer."""
+    one, other = pair
+    masks = common_masks(models[one], models[other])
+    common, chance = masks[["jaccard", "chance"]].mean()
+    terminal.say(f"{one} and {other} have {common:.1%} of what they remove in common (by chance {chance:.1%})")
+    better = better_by_layer(checks[one], checks[other], pair)
+    counts = better["better"].value_counts()
+    if len(counts):
+        wins = [f"{name} has the lower error in {counts.get(name, 0)} layers" for name in pair]
+        terminal.say(f"{wins[0]}, {wins[1]}; no clear difference in {counts.get(EVEN, 0)}")
+    return masks.merge(better, on="layer", how="left")
+
+
+def _write(path: Path, checks: dict[str, CheckpointCheck], tables: dict[tuple[str, str], pd.DataFrame]) -> None:
+    """One check as it is; of several a list, and what is between them."""
+    if len(checks) == 1:
+        return write_file(path, next(iter(checks.values())).to_json())
+    between = [{"checkpoints": pair, "layers": table.to_dict(orient="records")} for pair, table in tables.items()]
+    each = [{"checkpoint": name} | found.to_dict() for name, found in checks.items()]
+    return write_file(path, json.dumps(finite({"checkpoints": each, "between": between}), indent=1))

@@ -19,6 +19,7 @@ GRIDS = ("row", 128, 64, 32)  # columns that share a scale, the coarsest first
 LEVELS = (4, 8, 16, 32, 64, 256)  # values of grids of 2, 3, 4, 5, 6 and 8 bits
 TELLING = 8  # nonzeros that tell a grid, and groups of so many
 UNLIKE = 0.3  # cosine below which two vectors of weights have nothing to do with each other
+ROUNDING = 2**-8  # of a weight, as bfloat16 rounds it
 SAMPLED_ROWS = 64  # rows that grids are looked for in
 
 
@@ -68,7 +69,8 @@ class WeightChange:
         refilled: zeros of W that V has not.
         pattern: what the zeros of V follow.
         empty_rows, empty_columns: rows and columns of V without a nonzero, where W had one.
-        moved: share of V's nonzeros that differ from W.
+        moved: share of V's nonzeros that differ from W, and from W rounded where all are that.
+        rounded: the format of 16 bits that W's weights were rounded to, None where they were to none.
         change: ‖V − W‖/‖W‖ over V's nonzeros.
         cosine: of the angle between V and W over V's nonzeros; 0 where V has none.
         grid: the grid that moved weights lie on, None where they lie on none.
@@ -85,6 +87,7 @@ class WeightChange:
     empty_rows: tuple[int, ...]
     empty_columns: tuple[int, ...]
     moved: float
+    rounded: str | None
     change: float
     cosine: float
     grid: FoundGrid | None
@@ -128,6 +131,7 @@ def weight_change(before: Tensor, after: Tensor) -> WeightChange:
     of_kept = torch.where(kept, was, 0)
     gap, length, own = (torch.linalg.vector_norm(x).item() for x in (now - of_kept, of_kept, now))
     moved = int(((now != was) & kept).sum()) / max(1, int(kept.sum()))
+    rounded = rounded_to(of_kept, now) if moved and gap < ROUNDING * length else None
     alike = (now * of_kept).sum(dtype=torch.float64).item() / (length * own) if length and own else 0.0
     return WeightChange(
         shape=(before.shape[0], before.shape[1]),
@@ -138,13 +142,21 @@ def weight_change(before: Tensor, after: Tensor) -> WeightChange:
         pattern=find_pattern(zero & finite),
         empty_rows=_empty(kept, zero_before, 1),
         empty_columns=_empty(kept, zero_before, 0),
-        moved=moved,
+        moved=0.0 if rounded else moved,
+        rounded=rounded,
         change=gap / length if length else 0.0,
         cosine=alike,
         grid=find_grid(now) if moved > 0.5 else None,
         common=common_value(now),
         reordered=reordered(was, now) if alike < UNLIKE else None,
     )
+
+
+def rounded_to(before: Tensor, after: Tensor) -> str | None:
+    """The format of 16 bits in which V is W rounded, None where it is not."""
+    formats = (torch.bfloat16, torch.float16)
+    found = (one for one in formats if torch.equal(before.to(one).float(), after.float()))
+    return next((str(one).removeprefix("torch.") for one in found), None)
 
 
 def _empty(kept: Tensor, zero_before: Tensor, axis: int) -> tuple[int, ...]:
@@ -156,8 +168,9 @@ def find_pattern(mask: Tensor) -> FoundPattern:
     """The narrowest pattern that a mask, (out, in), True = zero, follows or nearly follows."""
     if not mask.any():
         return FoundPattern("none")
+    some = _some_rows(mask)  # a few rows tell nearly always that there is no such pattern
     for of in GROUPS:
-        found = _grouped(mask, of)
+        found = _grouped(some, of) and _grouped(mask, of)
         if found:
             return found
     rows, columns = mask.sum(1), mask.shape[1]
@@ -172,10 +185,10 @@ def find_pattern(mask: Tensor) -> FoundPattern:
 
 def _grouped(mask: Tensor, of: int) -> FoundPattern | None:
     """N:M for this M, where nearly all groups keep the same N; zeros that came by themselves may make it fewer."""
-    if mask.shape[1] % of:
+    if mask.shape[1] % of or mask.shape[1] == of:
         return None
-    left = (~mask).unflatten(1, (-1, of)).sum(2)  # (out, groups)
-    keep = int(left.flatten().mode().values)
+    left = (~mask).unflatten(1, (-1, of)).sum(2, dtype=torch.uint8)  # (out, groups)
+    keep = int(torch.bincount(left.flatten()).argmax())
     if not 0 < keep < of or (left == keep).float().mean() < NEARLY:
         return None
     broken = (left > keep).nonzero()
@@ -199,8 +212,8 @@ def find_grid(weight: Tensor) -> FoundGrid | None:
     return min(found, key=lambda grid: grid.levels, default=None)
 
 
-def _some_rows(weight: Tensor) -> Tensor:
-    return weight[torch.linspace(0, len(weight) - 1, min(SAMPLED_ROWS, len(weight)), device=weight.device).long()]
+def _some_rows(matrix: Tensor) -> Tensor:
+    return matrix[torch.linspace(0, len(matrix) - 1, min(SAMPLED_ROWS, len(matrix)), device=matrix.device).long()]
 
 
 def _multiples(parts: Tensor) -> int | None:

@@ -9,8 +9,9 @@ least that the mask allows, and beside what methods reach at the same sparsity o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -18,27 +19,23 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.change import UNLIKE, Removal, WeightChange, same_removed, weight_change
-from rose.layer.error import difference, quadratic_form
-from rose.layer.hessian import damp
-from rose.layer.least_squares import solve_on_support
-from rose.layer.methods import RECOMMENDED, make_settings, prune_with
-from rose.layer.pattern import Pattern
-from rose.layer.target import corrected_weight, target_damping, target_error
+from rose.layer.change import UNLIKE, WeightChange, weight_change
+from rose.layer.target import target_damping
 from rose.model.check import verdicts
-from rose.model.check.inputs import BlockInputs, LayerInputs, Pair, walk_both
-from rose.model.check.verdicts import Costs, Peers, Verdict, judge_costs, judge_weights
+from rose.model.check.costs import METHODS, Costs, Recognized, Yardsticks
+from rose.model.check.gone import find_gone
+from rose.model.check.inputs import BlockInputs, Pair, walk_both
+from rose.model.check.others import OtherTensor, others_in_block, others_outside
+from rose.model.check.verdicts import Peers, Verdict, judge_costs, judge_weights
 from rose.model.measure.perplexity import perplexity
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
+from rose.model.network.precision import DEFAULT, Precision
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.walk import check_streams
 from rose.report import finite
 
-METHODS = ("magnitude", "wanda", "sparsegpt", "rose", RECOMMENDED)
-REFIT_STEPS = 24  # of conjugate gradients, after which the error of a fixed mask hardly falls
 SAMPLE = 4096  # weights of each layer that tell whether it holds another one's
-DAMPING = 0.01
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,9 @@ class CheckpointCheck:
     Attributes:
         layers: a row for each layer: its name and place, `verdict`, `reason`, `is_wrong`, what `WeightChange` says of
             it, and with tokens its errors (see `Costs`) and the method whose mask is nearest.
-        others: a row for each other tensor that differs: name, change (relative norm), verdict, reason, is_wrong.
-        summary: totals; with tokens also drift by decoder block and perplexities.
+        others: a row for each other tensor that differs: see `OtherTensor`.
+        summary: totals, and what is gone altogether (see `Gone`); with tokens also drift by decoder block,
+            perplexities, and the method that made the masks, None where none did.
     """
 
     layers: pd.DataFrame
@@ -70,10 +68,14 @@ class CheckpointCheck:
         rank = table["verdict"].map(verdicts.VERDICTS.index)
         return table.iloc[rank.argsort(kind="stable")].reset_index(drop=True)
 
-    def to_json(self) -> str:
-        """As JSON: summary, layers, others, and whether the checkpoint is sane."""
+    def to_dict(self) -> dict[str, Any]:
+        """Summary, layers, others, and whether the checkpoint is sane, of what JSON has."""
         tables = {name: getattr(self, name).to_dict(orient="records") for name in ("layers", "others")}
-        return json.dumps(finite({"is_sane": self.is_sane, "summary": self.summary, **tables}), indent=1)
+        return finite({"is_sane": self.is_sane, "summary": self.summary, **tables})
+
+    def to_json(self) -> str:
+        """As JSON; see `to_dict`."""
+        return json.dumps(self.to_dict(), indent=1)
 
 
 @dataclass
@@ -85,7 +87,7 @@ class _Layer:
     dense_sample: Tensor
     sample: Tensor
     costs: Costs | None = None
-    agreement: Mapping[str, Removal] = field(default_factory=dict)
+    nearest: Recognized | None = None
 
 
 def check_checkpoint(
@@ -96,6 +98,7 @@ def check_checkpoint(
     held_out: Tensor | None = None,
     methods: Sequence[str] = METHODS,
     block_size: int = 128,
+    compute: str = DEFAULT,
     progress: ProgressCallback | None = None,
 ) -> CheckpointCheck:
     """Says of every layer of a checkpoint whether it is what a pruned copy of the dense model should be.
@@ -107,44 +110,50 @@ def check_checkpoint(
         held_out: further tokens, on which errors, drift and perplexity are measured too.
         methods: in the registry; what each reaches at a layer's sparsity is measured, and its mask compared.
         block_size: columns per block of these methods.
+        compute: number format of forward passes, gaps and ADMM, as for `prune_model`; perplexity is float32.
         progress: called with a `Progress` after every batch and layer; may raise to stop.
 
     Raises:
         RoseError: models of different shapes, or bad tokens.
     """
     networks = Network(dense), Network(pruned)
-    pairs = _pairs(*networks)
+    pairs = pair_layers(*networks)
     streams = {} if tokens is None else check_streams(networks[0], tokens, held_out)
-    for method in methods if streams else ():
-        make_settings(method, block_size=block_size)
-    found: dict[str, _Layer] = {}
-    drifts: list[dict[str, Any]] = []
     blocks = 1 + max(layer.block_index for layer, _ in pairs)
-    meter = Meter(progress, blocks, len(pairs))
     mu = target_damping(networks[0].config.hidden_size, 1 if tokens is None else tokens.numel(), blocks)
+    precision = Precision.of(compute, networks[0].dtype, networks[0].device)
+    yardsticks = Yardsticks(methods, block_size, mu, precision.products)
+    yardsticks.check()
+    found: dict[str, _Layer] = {}
+    others: list[OtherTensor] = []
+    drifts: list[dict[str, Any]] = []
+    meter = Meter(progress, blocks, len(pairs))
 
     def tick(index: int, share: float) -> None:
         meter.tell("calibrate", index, 0.5 * share)
 
-    for block in walk_both(networks, pairs, streams, tick):
+    for block in walk_both(networks, pairs, streams, precision, tick):
         for number, pair in enumerate(block.pairs):
             name = pair[0].name
-            found[name] = _look_at(pair, block, methods, block_size, mu)
+            found[name] = _look_at(pair, block, yardsticks)
             meter.layers_done += 1
             meter.tell("check", block.index, (number + 1) / len(block.pairs), name)
+        others += others_in_block(f"{networks[0].prefix}.{block.index}", block.modules, block.pairs)
         if block.drift is not None:
             drifts.append({"block_index": block.index, "drift": block.drift})
-    judged = _judge(found)
-    others = _other_tensors(dense, pruned, pairs)
-    summary = _summary(found, judged) | {"drift": drifts, "methods": list(methods) if streams else []}
+    others += others_outside(*networks)
+    gone = find_gone({name: (one.layer, one.change) for name, one in found.items()}, networks[0].config)
+    judged = {name: replace(verdict, reason=verdict.reason + gone.of(name)) for name, verdict in _judge(found).items()}
+    summary = _summary(found, judged) | {"gone": gone.row(), "drift": drifts}
+    summary |= {"method": _method_of(found), "methods": list(methods) if streams else []}
     windows = held_out if held_out is not None else tokens
     if windows is not None and not any(network.is_streamed for network in networks):
         summary |= {"perplexity_dense": perplexity(dense, windows), "perplexity": perplexity(pruned, windows)}
     meter.tell("done", blocks - 1, 1.0)
-    return CheckpointCheck(_table(found, judged), others, summary)
+    return CheckpointCheck(_table(found, judged), _table_of(others), summary)
 
 
-def _pairs(dense: Network, pruned: Network) -> list[Pair]:
+def pair_layers(dense: Network, pruned: Network) -> list[Pair]:
     """The layers of both models by name.
 
     Raises:
@@ -168,16 +177,15 @@ def _pairs(dense: Network, pruned: Network) -> list[Pair]:
     return [(layer, known[layer.name]) for layer in layers]
 
 
-def _look_at(pair: Pair, block: BlockInputs, methods: Sequence[str], block_size: int, mu: float) -> _Layer:
+def _look_at(pair: Pair, block: BlockInputs, yardsticks: Yardsticks) -> _Layer:
     """What the weights and, with tokens, the errors of one layer say; its decoder block is present."""
     layer, weight = pair[0], pair[0].weight
     after = pair[1].weight.to(weight.device)
     change = weight_change(weight, after)
     found = _Layer(layer, change, _sample(weight), _sample(after))
-    known = block.inputs.get("calibration", {}).get(layer.name)
-    if known is None or change.not_finite or change.is_untouched:
-        return found
-    found.costs, found.agreement = _costs(weight, after, change, known, block, layer.name, methods, block_size, mu)
+    inputs, held_out = (block.inputs.get(stream, {}).get(layer.name) for stream in ("calibration", "held_out"))
+    if inputs is not None and not change.not_finite and not change.is_untouched:
+        found.costs, found.nearest = yardsticks.measure(weight, after, change, inputs, held_out)
     return found
 
 
@@ -186,67 +194,6 @@ def _sample(weight: Tensor) -> Tensor:
     flat = weight.reshape(-1)
     places = torch.linspace(0, len(flat) - 1, min(SAMPLE, len(flat)), dtype=torch.float64).long()
     return torch.nan_to_num(flat[places.to(flat.device)].float().cpu())
-
-
-def _costs(
-    weight: Tensor,
-    after: Tensor,
-    change: WeightChange,
-    known: LayerInputs,
-    block: BlockInputs,
-    name: str,
-    methods: Sequence[str],
-    block_size: int,
-    mu: float,
-) -> tuple[Costs, dict[str, Removal]]:
-    """Errors of the layer as it is, and of what it is compared with; how far its mask agrees with methods' masks."""
-    mask = after == 0
-    wanted, _ = corrected_weight(weight, known.statistics, known.gap, mu)
-    error = _error_by(weight, known)
-    apart = block.inputs.get("held_out", {}).get(name)
-    held_out = _error_by(weight, apart) if apart else None
-    matrix = damp(known.statistics.hessian, DAMPING).matrix
-    refit = solve_on_support(wanted, mask, matrix, wanted, REFIT_STEPS)
-    found: dict[str, float] = {}
-    agreement: dict[str, Removal] = {}
-    wanda = None
-    pattern = _pattern_of(change)
-    for method in methods if mask.any() else ():
-        aim = wanted if method == RECOMMENDED else weight
-        settings = replace(make_settings(method, sparsity=pattern, block_size=block_size), measures=False)
-        result = prune_with(aim.to(weight.dtype), known.statistics, settings)
-        found[method] = error(result.weight)
-        if held_out and method == "wanda":
-            wanda = held_out(result.weight)
-        agreement[method] = same_removed(mask, result.mask.to(mask.device))
-    costs = Costs(
-        error=error(after),
-        held_out_error=held_out(after) if held_out else None,
-        mask_error=error(weight.masked_fill(mask, 0)),
-        possible_error=error(refit),
-        methods=found,
-        wanda_held_out=wanda,
-    )
-    return costs, agreement
-
-
-def _error_by(weight: Tensor, known: LayerInputs) -> Callable[[Tensor], float]:
-    """The error of a weight in place of W: ‖X_d Wᵀ − X_p Vᵀ‖² / ‖X_d Wᵀ‖²."""
-    gap, energy = known.gap.of(weight), quadratic_form(weight, known.statistics.hessian)
-
-    def error(other: Tensor) -> float:
-        change = quadratic_form(difference(weight, other), known.statistics.hessian)
-        return target_error(weight, other, gap, change_energy=change, dense_energy=energy)
-
-    return error
-
-
-def _pattern_of(change: WeightChange) -> Pattern:
-    """The pattern to prune to for comparison: N:M where the mask is N:M, else its share of zeros."""
-    found = change.pattern
-    if found.name == "N:M" and not found.broken:
-        return Pattern(1 - found.keep / found.of, found.keep, found.of)
-    return Pattern(change.sparsity)
 
 
 def _judge(found: Mapping[str, _Layer]) -> dict[str, Verdict]:
@@ -258,15 +205,9 @@ def _judge(found: Mapping[str, _Layer]) -> dict[str, Verdict]:
         if verdict.verdict == verdicts.OTHER_MODEL and not one.change.reordered:
             verdict = _whose(name, found, verdict)
         elif one.costs is not None and not verdict.is_wrong:
-            verdict = judge_costs(verdict, one.costs, one.change, _nearest(one.agreement))
+            verdict = judge_costs(verdict, one.costs, one.change, one.nearest)
         judged[name] = verdict
     return judged
-
-
-def _nearest(agreement: Mapping[str, Removal]) -> tuple[str, Removal] | None:
-    """The method whose mask is nearest; None where masks were not compared."""
-    name = max(agreement, key=lambda method: agreement[method].jaccard, default=None)
-    return None if name is None else (name, agreement[name])
 
 
 def _whose(name: str, found: Mapping[str, _Layer], verdict: Verdict) -> Verdict:
@@ -284,35 +225,21 @@ def _whose(name: str, found: Mapping[str, _Layer], verdict: Verdict) -> Verdict:
     return Verdict(verdicts.OTHER_MODEL, said, True)
 
 
-def _other_tensors(dense: nn.Module, pruned: nn.Module, pairs: Sequence[Pair]) -> pd.DataFrame:
-    """Tensors outside the layers that differ: norms, biases, embeddings, the output head, and ties."""
-    layers = {id(layer.module.weight) for pair in pairs for layer in pair if not layer.is_expert}
-    before = {name: value for name, value in dense.named_parameters(remove_duplicate=False) if id(value) not in layers}
-    after = {name: value for name, value in pruned.named_parameters(remove_duplicate=False) if id(value) not in layers}
-    rows = []
-    for name, value in after.items():
-        was = before.get(name)
-        if value.is_meta or was is None or was.is_meta or was.ndim == 3 or was.shape != value.shape:
-            continue
-        if not bool(torch.isfinite(value).all()):
-            broken = int((~torch.isfinite(value)).sum())
-            said = f"{broken:,} of {value.numel():,} numbers are NaN or infinite."
-            rows.append((name, float("nan"), verdicts.NUMBERS_BROKEN, said, True))
-        elif not torch.equal(was.to(value.dtype), value):
-            gap = (value.float() - was.float()).norm().item() / max(was.float().norm().item(), 1e-30)
-            rows.append((name, gap, verdicts.AS_EXPECTED, f"It moved by {gap:.1%} of its norm.", False))
-    for name, twin in _ties(before):
-        if name in after and twin in after and not torch.equal(after[name], after[twin]):
-            said = f"It is one tensor with {twin} in the dense model, and another one here."
-            rows = [row for row in rows if row[0] != name]
-            rows.append((name, float("nan"), verdicts.TIE_TORN, said, True))
-    return pd.DataFrame(rows, columns=["name", "change", "verdict", "reason", "is_wrong"]).astype({"is_wrong": bool})
+def _table_of(others: Sequence[OtherTensor]) -> pd.DataFrame:
+    columns = ["name", "kind", "change", "verdict", "reason", "is_wrong"]
+    return pd.DataFrame([one.row() for one in others], columns=columns).astype({"is_wrong": bool})
 
 
-def _ties(parameters: Mapping[str, Tensor]) -> list[tuple[str, str]]:
-    """Names of one and the same tensor, the later one first."""
-    first: dict[int, str] = {}
-    return [(name, first[id(value)]) for name, value in parameters.items() if first.setdefault(id(value), name) != name]
+def _method_of(found: Mapping[str, _Layer]) -> dict[str, Any] | None:
+    """The method whose masks nearly all pruned layers have, with the mean agreement; None where there is none."""
+    known = [one.nearest for one in found.values() if one.nearest]
+    names = [(one.method, one.target) for one in known if one.is_same]
+    best = max(set(names), key=names.count, default=None)
+    if best is None or names.count(best) < verdicts.PEERS * len(known):
+        return None
+    shared = [one.shared for one in known if (one.method, one.target) == best]
+    mean = {"agreement": fmean(one.jaccard for one in shared), "chance": fmean(one.chance for one in shared)}
+    return {"name": best[0], "target": best[1], "layers": len(shared)} | mean
 
 
 def _table(found: Mapping[str, _Layer], judged: Mapping[str, Verdict]) -> pd.DataFrame:
@@ -336,15 +263,16 @@ def _table(found: Mapping[str, _Layer], judged: Mapping[str, Verdict]) -> pd.Dat
             "moved": change.moved,
             "change": change.change,
             "cosine": change.cosine,
+            "rounded": change.rounded,
             "levels": change.grid.levels if change.grid else None,
             "empty_rows": len(change.empty_rows),
             "empty_columns": len(change.empty_columns),
         }
         if one.costs is not None:
             row |= one.costs.row()
-        if nearest := _nearest(one.agreement):
-            name, shared = nearest
-            row |= {"nearest_method": name, "agreement": shared.jaccard, "agreement_by_chance": shared.chance}
+        if near := one.nearest:
+            row |= {"nearest_method": near.method, "nearest_target": near.target}
+            row |= {"agreement": near.shared.jaccard, "agreement_by_chance": near.shared.chance}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -363,17 +291,3 @@ def _summary(found: Mapping[str, _Layer], judged: Mapping[str, Verdict]) -> dict
         "pattern": max(set(patterns), key=patterns.count) if patterns else "none",
         "verdicts": {str(name): int(count) for name, count in counts.items()},
     }
-
-
-def common_masks(one: nn.Module, other: nn.Module) -> pd.DataFrame:
-    """How far two checkpoints of one model remove the same weights: layer, jaccard, and chance of two random masks.
-
-    Raises:
-        RoseError: models of different shapes.
-    """
-    rows, networks = [], (Network(one), Network(other))
-    for block in walk_both(networks, _pairs(*networks), {}):
-        for first, second in block.pairs:
-            shared = same_removed(first.weight == 0, second.weight.to(first.weight.device) == 0)
-            rows.append({"layer": first.name, "jaccard": shared.jaccard, "chance": shared.chance})
-    return pd.DataFrame(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from rose.layer.target import InputGap
 from rose.model.network.experts import experts_apart
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
+from rose.model.network.precision import FLOAT32, Precision
 from rose.model.walk.dense_states import token_drift
 from rose.model.walk.forward import check_blocks, record_inputs, run_block
 
@@ -33,6 +34,12 @@ class LayerInputs:
     statistics: InputStatistics
     gap: InputGap
 
+    @cached_property
+    def dense_hessian(self) -> Tensor:
+        """X_dᵀX_d = (X_p + D)ᵀ(X_p + D), (in, in)."""
+        cross = self.gap.cross
+        return self.statistics.hessian + cross + cross.T + self.gap.difference.hessian
+
 
 @dataclass
 class BlockInputs:
@@ -40,12 +47,14 @@ class BlockInputs:
 
     Attributes:
         index: which.
+        modules: of the dense model and of the other one.
         pairs: its layers.
         inputs: by stream ("calibration", "held_out") and layer; without experts, whose tokens differ by model.
         drift: mean over held-out tokens, or those of calibration where there are none; None without tokens.
     """
 
     index: int
+    modules: tuple[nn.Module, nn.Module]
     pairs: list[Pair]
     inputs: dict[str, dict[str, LayerInputs]] = field(default_factory=dict)
     drift: float | None = None
@@ -55,6 +64,7 @@ def walk_both(
     networks: tuple[Network, Network],
     pairs: Sequence[Pair],
     streams: Mapping[str, Tensor],
+    precision: Precision = FLOAT32,
     tick: Callable[[int, float], None] = lambda _index, _share: None,
 ) -> Iterator[BlockInputs]:
     """Decoder block by decoder block, both models' weights at hand; without streams nothing is run.
@@ -63,6 +73,7 @@ def walk_both(
         networks: the dense model and the other one.
         pairs: layers of the same name.
         streams: tokens, (samples, length), by name.
+        precision: of forward passes, and of the products that gaps are made of.
         tick: told the decoder block and the share of its work that is done.
     """
     device = networks[0].device
@@ -76,14 +87,15 @@ def walk_both(
     for pair in pairs:
         by_block.setdefault(pair[0].block_index, []).append(pair)
     for index in range(max(by_block) + 1):
-        found = BlockInputs(index, by_block.get(index, []))
         with networks[0].residence.visit(index, device) as one, networks[1].residence.visit(index, device) as two:
+            found = BlockInputs(index, (one, two), by_block.get(index, []))
             for stream in streams:
-                with experts_apart(one), experts_apart(two), torch.no_grad(), _Reading(found.pairs, device) as reading:
+                reading = _Reading(found.pairs, device, precision.products)
+                with experts_apart(one), experts_apart(two), torch.no_grad(), reading:
                     drifts = []
                     for batch, (before, after) in enumerate(zip(*states[stream], strict=True)):
                         outputs = [
-                            run_block(block, hidden, arguments[stream][number][index][batch], device)
+                            run_block(block, hidden, arguments[stream][number][index][batch], device, precision)
                             for number, (block, hidden) in enumerate(((one, before), (two, after)))
                         ]
                         reading.end_batch()
@@ -103,9 +115,9 @@ def _append(into: list[Tensor], _batch: int, hidden: Tensor) -> None:
 class _Reading:
     """Watches the layers of one decoder block in both models."""
 
-    def __init__(self, pairs: Sequence[Pair], device: torch.device) -> None:
+    def __init__(self, pairs: Sequence[Pair], device: torch.device, products: torch.dtype) -> None:
         self.pairs = [pair for pair in pairs if not pair[0].is_expert]
-        self.device = device
+        self.device, self.products = device, products
         self.known: dict[str, LayerInputs] = {}
         self._read: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
         self._hooks: list = []
@@ -132,7 +144,7 @@ class _Reading:
             if id(after) not in shared:
                 columns = after.shape[-1]
                 found = self.known.get(layer.name) or LayerInputs(
-                    InputStatistics(columns, self.device), InputGap(columns, self.device)
+                    InputStatistics(columns, self.device), InputGap(columns, self.device, self.products)
                 )
                 found.statistics.update(after)
                 found.gap.update(after, before)

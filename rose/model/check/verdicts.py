@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from rose.layer.change import UNLIKE, FoundGrid, Removal, WeightChange
+from rose.layer.change import UNLIKE, FoundGrid, WeightChange
+from rose.model.check.costs import Costs, Recognized
 
 AS_EXPECTED = "as expected"
 NOT_PRUNED = "not pruned"
@@ -31,7 +32,6 @@ FEW_ZEROS = 0.1  # of the peers' share of zeros: a layer with less has lost them
 PEERS = 0.8  # share of the pruned layers that must agree before one that does not is remarkable
 NEAR, FAR = 0.005, 0.02  # sparsities that agree, and those that do not
 CLEARLY = 1.1  # ratio of two errors that is more than another calibration text makes
-SAME_MASK = 0.9  # share in common of what two masks remove, from which on they are one method's
 COMPARED = ("sparsegpt", "rose")  # methods that a reason names
 COMMON = 0.3  # share of 32 columns at one value other than 0, which says that zeros were moved there
 
@@ -93,9 +93,8 @@ def judge_weights(change: WeightChange, peers: Peers) -> Verdict:
         if found:
             return found
     if change.zeros <= change.zeros_before:
-        return Verdict(
-            NOT_PRUNED, "It is as in the dense model." if change.is_untouched else _says_moved(change), False
-        )
+        is_same = change.is_untouched and not change.rounded
+        return Verdict(NOT_PRUNED, "It is as in the dense model." if is_same else _says_moved(change), False)
     return Verdict(AS_EXPECTED, f"{change.sparsity:.1%} zeros, {says_pattern(change)}. {_says_moved(change)}", False)
 
 
@@ -113,7 +112,8 @@ def says_grid(grid: FoundGrid) -> str:
 
 def _says_moved(change: WeightChange) -> str:
     if change.moved <= MOVED:
-        return "Kept weights are those of the dense model."
+        how = f", rounded to {change.rounded}" if change.rounded else ""
+        return f"Kept weights are those of the dense model{how}."
     said = f"Kept weights moved by {change.change:.1%} of their norm"
     return f"{said} and lie on {says_grid(change.grid)}." if change.grid else f"{said}."
 
@@ -182,9 +182,7 @@ def _sparsity(change: WeightChange, peers: Peers) -> Verdict | None:
 def _mask_alone(change: WeightChange, peers: Peers) -> Verdict | None:
     if change.zeros <= change.zeros_before or change.moved > MOVED:
         return None
-    said = (
-        f"{change.sparsity:.1%} zeros, {says_pattern(change)}. Kept weights are those of the dense model, to the bit."
-    )
+    said = f"{change.sparsity:.1%} zeros, {says_pattern(change)}. {_says_moved(change)}"
     return Verdict(MASK_ALONE, said, peers.are_moved)
 
 
@@ -194,46 +192,7 @@ def worst(verdicts: Mapping[str, Verdict]) -> list[str]:
     return sorted(wrong, key=lambda name: VERDICTS.index(verdicts[name].verdict))
 
 
-@dataclass(frozen=True)
-class Costs:
-    """Errors of one layer, ‖X_d Wᵀ − X_p Vᵀ‖² / ‖X_d Wᵀ‖² of calibration tokens where nothing else is said.
-
-    Attributes:
-        error, held_out_error: of V, as it was found.
-        mask_error: of the dense weights under V's mask.
-        possible_error: the least that the mask allows, by a refit of all kept weights.
-        methods: what methods reach at the same sparsity, by name.
-        wanda_held_out: what Wanda's mask has on held-out tokens, where both were asked for.
-    """
-
-    error: float
-    held_out_error: float | None
-    mask_error: float
-    possible_error: float
-    methods: Mapping[str, float]
-    wanda_held_out: float | None
-
-    @property
-    def recovered(self) -> float | None:
-        """Share of what compensation could take from the mask's error that it took; None where it can take nothing."""
-        could = self.mask_error - self.possible_error
-        return (self.mask_error - self.error) / could if could > 0.02 * self.mask_error else None
-
-    def row(self) -> dict[str, float | None]:
-        """For a table."""
-        own = {
-            "error": self.error,
-            "held_out_error": self.held_out_error,
-            "mask_error": self.mask_error,
-            "possible_error": self.possible_error,
-            "recovered": self.recovered,
-        }
-        return own | {f"error_of_{name}": value for name, value in self.methods.items()}
-
-
-def judge_costs(
-    verdict: Verdict, costs: Costs, change: WeightChange, nearest: tuple[str, Removal] | None = None
-) -> Verdict:
+def judge_costs(verdict: Verdict, costs: Costs, change: WeightChange, nearest: Recognized | None = None) -> Verdict:
     """The verdict on a layer with which nothing is wrong by its weights alone; `nearest`: the method of its mask."""
     held_out = costs.wanda_held_out is not None
     found = costs.held_out_error if held_out else costs.error
@@ -252,8 +211,9 @@ def judge_costs(
     if costs.recovered is not None:
         said = f"Compensation recovered {costs.recovered:.0%} of what it could: error {costs.error:.4f}"
     mask = ""
-    if nearest and nearest[1].jaccard >= SAME_MASK:
-        name, shared = nearest
-        mask = f" Its mask is that of {name} ({shared.jaccard:.1%} in common; by chance {shared.chance:.1%})."
+    if nearest and nearest.is_same:
+        shared = nearest.shared
+        whose = nearest.method + (" towards the dense model" if nearest.target == "dense" else "")
+        mask = f" Its mask is that of {whose} ({shared.jaccard:.1%} in common; by chance {shared.chance:.1%})."
     reason = f"{said}{'; ' + beside if beside else ''}.{mask} {verdict.reason}"
     return Verdict(verdict.verdict, reason, verdict.is_wrong)

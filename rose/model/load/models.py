@@ -31,6 +31,7 @@ from transformers.utils import logging
 
 from rose.errors import RoseError
 from rose.files import reachable
+from rose.model.load import compressed
 from rose.model.load.gguf import frugal_reading
 from rose.model.load.soundness import check_all_used, check_finite, check_shapes, check_sizes
 from rose.model.load.streaming import build_streamed, write_streamed
@@ -140,6 +141,8 @@ def _configuration(name: str, source: _Source, options: dict[str, Any]) -> Any:
         check_sizes(name, PreTrainedConfig.get_config_dict(source.location, **options)[0])
     config = AutoConfig.from_pretrained(source.location, **options)
     check_sizes(name, config.to_dict())
+    if "gguf_file" not in options:
+        compressed.strip(name, config, Path(source.location) if source.is_local else None)
     _check_causal(name, config, options["trust_remote_code"])
     return config
 
@@ -151,6 +154,8 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
         return build(config, _safetensors_folder(name, source), dtype)
     # Sizes that do not fit are refused below, in a sentence of our own.
     asked: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if "gguf_file" not in options:
+        asked["config"] = config
     found: Any = AutoModelForCausalLM.from_pretrained(source.location, **asked, **options)
     model, loaded = found
     check_shapes(name, loaded["mismatched_keys"])

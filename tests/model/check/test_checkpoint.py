@@ -14,6 +14,7 @@ import rose
 from rose import cli
 from rose.model.check import verdicts
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
+from tests.model.check.faults import compensate, q4_0, q4_1
 from tests.model.families import DENSE, EXPERTS, make_model, make_tokens
 from tests.tiny import save_tiny_llama
 
@@ -31,20 +32,12 @@ def dense(packaged: Any) -> nn.Module:
     return model
 
 
-def compensated(weight: Tensor, ratio: float = 0.7) -> Tensor:
-    """A pruned weight as programs leave it: the smallest are zero, the others have moved."""
-    order = weight.abs().flatten().argsort()
-    pruned = weight * (1 + 0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
-    pruned.view(-1)[order[: round(ratio * len(order))]] = 0
-    return pruned
-
-
 @pytest.fixture(scope="module")
 def pruned(dense: nn.Module) -> nn.Module:
     model = copy.deepcopy(dense)
     with torch.no_grad():
         for layer in rose.prunable_layers(model):
-            layer.write(compensated(layer.weight))
+            layer.write(compensate(layer.weight))
     return model
 
 
@@ -85,7 +78,7 @@ def test_faults_of_single_layers_are_named(dense: nn.Module, pruned: nn.Module) 
         weight_of(model, names["zero"]).zero_()
         kept = weight_of(pruned, names["masked"]) != 0
         weight_of(model, names["masked"]).copy_(weight_of(dense, names["masked"]) * kept)
-        weight_of(model, names["half"]).copy_(compensated(weight_of(dense, names["half"]), 0.5))
+        weight_of(model, names["half"]).copy_(compensate(weight_of(dense, names["half"]), 0.5))
         one, other = weight_of(model, names["one"]), weight_of(model, names["other"])
         swapped = one.clone()
         one.copy_(other)
@@ -118,7 +111,7 @@ def test_a_broken_group_of_2_4_is_found(dense: nn.Module) -> None:
     model = copy.deepcopy(dense)
     with torch.no_grad():
         for layer in rose.prunable_layers(model):
-            groups = compensated(layer.weight, 0.0).unflatten(1, (-1, 4))
+            groups = compensate(layer.weight, 0.0).unflatten(1, (-1, 4))
             groups.scatter_(2, groups.abs().argsort(2)[..., :2], 0)
             layer.write(groups.flatten(1))
         assert check_checkpoint(dense, model).summary["pattern"] == "2:4"
@@ -128,24 +121,6 @@ def test_a_broken_group_of_2_4_is_found(dense: nn.Module) -> None:
     assert told(found) == {NAME(1, "self_attn.v_proj"): verdicts.PATTERN_BROKEN}
     assert "1 of 27,648 groups keep more than 2 of 4" in found.wrong["reason"][0]
     assert "row 3, columns 8 to 11" in found.wrong["reason"][0]
-
-
-def q4_0(weight: Tensor) -> Tensor:
-    """Symmetric blocks of 32, as in GGUF: zero stays zero."""
-    blocks = weight.reshape(-1, 32)
-    largest = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
-    step = (largest / -8).half().float()
-    levels = torch.where(step == 0, 0, blocks / step).add(8.5).floor().clamp(0, 15) - 8
-    return (levels * step).reshape(weight.shape)
-
-
-def q4_1(weight: Tensor) -> Tensor:
-    """Blocks of 32 with an offset: nearly no zero stays zero."""
-    blocks = weight.reshape(-1, 32)
-    low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
-    step, low = ((high - low) / 15).half().float(), low.half().float()
-    levels = torch.where(step == 0, 0, (blocks - low) / step).add(0.5).floor().clamp(0, 15)
-    return (levels * step + low).reshape(weight.shape)
 
 
 @pytest.mark.parametrize(("quantize", "verdict"), [(q4_0, verdicts.AS_EXPECTED), (q4_1, verdicts.ZEROS_LOST)])
@@ -188,6 +163,8 @@ def test_methods_are_known_by_their_masks_and_by_their_errors(dense: nn.Module, 
     assert len(pruned) == 8
     assert set(pruned["nearest_method"]) == {method}
     assert (pruned["agreement"] > 0.9).all()
+    assert (pruned["nearest_target"] == "layer").all()
+    assert (found.summary["method"]["name"], found.summary["method"]["layers"]) == (method, 8)
     assert (pruned["agreement_by_chance"] < 0.5).all()
     assert (pruned["possible_error"] < pruned["error"] * 1.001).all()
     assert (pruned["mask_error"] > pruned["possible_error"]).all()
@@ -211,7 +188,7 @@ def test_the_error_is_that_of_the_outputs(dense: nn.Module, tokens: Tensor) -> N
     """Against plain forward hooks: ‖out_d − out_p‖² / ‖out_d‖² of one layer."""
     name, pruned = NAME(1, "mlp.down_proj"), copy.deepcopy(dense)
     for one in (NAME(0, "self_attn.o_proj"), name):
-        weight_of(pruned, one).copy_(compensated(weight_of(dense, one)))
+        weight_of(pruned, one).copy_(compensate(weight_of(dense, one)))
     outputs = []
     for model in (dense, pruned):
         kept: list[Tensor] = []
@@ -221,7 +198,7 @@ def test_the_error_is_that_of_the_outputs(dense: nn.Module, tokens: Tensor) -> N
         hook.remove()
         outputs.append(torch.cat(kept))
     expected = ((outputs[0] - outputs[1]).square().sum() / outputs[0].square().sum()).item()
-    found = check_checkpoint(dense, pruned, tokens, methods=()).layers.set_index("layer")
+    found = check_checkpoint(dense, pruned, tokens, methods=(), compute="float32").layers.set_index("layer")
     assert found.loc[name, "error"] == pytest.approx(expected, rel=1e-3)
 
 

@@ -1,0 +1,125 @@
+"""Checkpoints as other programs save them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import rose
+from rose.layer.change import weight_change
+from rose.layer.statistics import InputStatistics
+from rose.layer.target import InputGap
+from rose.model.check import verdicts
+from rose.model.check.costs import Yardsticks
+from rose.model.check.inputs import LayerInputs
+from tests.tiny import save_tiny_llama
+
+CASES = Path(__file__).parents[2] / "fixtures" / "official_cases.npz"
+# As llm-compressor writes it after pruning alone, by what its configurations have held over time.
+SPARSITY = {
+    "format": "dense",
+    "global_sparsity": 0.5,
+    "ignore": ["lm_head"],
+    "registry_requires_subclass": False,
+    "sparsity_structure": "2:4",
+    "targets": ["Linear"],
+}
+RECORDS: list[dict[str, Any]] = [
+    {"sparsity_config": SPARSITY},
+    {"compression_config": {"quant_method": "compressed-tensors", "sparsity_config": SPARSITY}},
+    {
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "format": "dense",
+            "quantization_status": "frozen",
+            "config_groups": {},
+            "ignore": None,
+            "kv_cache_scheme": None,
+            "global_compression_ratio": None,
+            "sparsity_config": SPARSITY,
+        }
+    },
+]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Path]:
+    """A dense model, and a 2:4 copy of it as transformers saves it in half precision, without compensation."""
+    dense = save_tiny_llama(tmp_path / "dense")
+    model = AutoModelForCausalLM.from_pretrained(dense)
+    for block in model.model.layers:
+        for module in block.modules():
+            if isinstance(module, torch.nn.Linear):
+                groups = module.weight.data.unflatten(1, (-1, 4))
+                groups.scatter_(2, groups.abs().argsort(2)[..., :2], 0)
+    model.half().save_pretrained(tmp_path / "pruned")
+    rose.load_model(str(dense))[1].save_pretrained(tmp_path / "pruned")
+    return dense, tmp_path / "pruned"
+
+
+def configure(folder: Path, record: dict[str, Any]) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | record))
+
+
+@pytest.mark.parametrize("record", [{}, *RECORDS], ids=["transformers", *("".join(one) for one in RECORDS)])
+@pytest.mark.parametrize("stream", [False, True])
+def test_plain_weights_are_read_whatever_the_configuration_says(
+    saved: tuple[Path, Path], record: dict[str, Any], stream: bool
+) -> None:
+    configure(saved[1], record)
+    (saved[1] / "recipe.yaml").write_text("default_stage: {}\n")
+    found = rose.check_checkpoint(*(rose.load_model(str(folder), stream=stream)[0] for folder in saved))
+    assert found.is_sane
+    assert found.summary["pattern"] == "2:4"
+    assert set(found.layers["verdict"]) == {verdicts.MASK_ALONE}
+    assert set(found.layers["rounded"]) == {"float16"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("leaf", ["weight_packed", "bitmask", "weight"])
+def test_packed_weights_are_refused_in_a_sentence(saved: tuple[Path, Path], stream: bool, leaf: str) -> None:
+    configure(saved[1], RECORDS[2])
+    path = saved[1] / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.0.mlp.up_proj"
+    weight = tensors.pop(f"{name}.weight")
+    save_file(tensors | {f"{name}.{leaf}": weight.to(torch.int8)}, path, {"format": "pt"})
+    with pytest.raises(rose.RoseError, match=rf"packed by compressed-tensors \({name}.{leaf}\).*save_compressed=False"):
+        rose.load_model(str(saved[1]), stream=stream)
+
+
+@pytest.mark.parametrize("case", ["columnar_50", "columnar_70", "flat_60", "nm_2_4"])
+def test_the_authors_own_results_are_recognized(case: str) -> None:
+    with np.load(CASES) as archive:
+        known = {name.partition("/")[2]: archive[name] for name in archive if name.startswith(f"{case}/")}
+    weight, inputs = (torch.from_numpy(known[name]) for name in "WX")
+    gap = InputGap(inputs.shape[1])
+    gap.update(inputs, inputs)
+    statistics = InputStatistics(inputs.shape[1])
+    statistics.update(inputs)
+    methods = ("magnitude", "wanda", "sparsegpt", "rose")
+    yardsticks = Yardsticks(methods, int(known["block_size"]), target_damping=0.03)
+    columnar = float(known["relative_range"]) > 0.5
+
+    def found_for(pruned: Tensor) -> tuple[str, float]:
+        costs, nearest = yardsticks.measure(
+            weight, pruned, weight_change(weight, pruned), LayerInputs(statistics, gap), None
+        )
+        assert nearest is not None
+        assert nearest.is_same
+        assert costs.possible_error < costs.error * 1.001 < costs.mask_error
+        assert costs.error == pytest.approx(costs.methods[nearest.method], rel=1e-2)
+        assert costs.dense_input_error == pytest.approx(costs.error, rel=1e-3)
+        return nearest.method, nearest.shared.jaccard
+
+    name, shared = found_for(torch.from_numpy(known["sparsegpt_W"]))
+    assert (name, shared) == ("sparsegpt", pytest.approx(1, abs=0.01))
+    name, shared = found_for(torch.from_numpy(known["rose_W"]))
+    assert (name, shared) == ("rose" if columnar and case != "nm_2_4" else "sparsegpt", pytest.approx(1, abs=0.01))

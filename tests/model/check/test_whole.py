@@ -1,0 +1,174 @@
+"""What was taken out whole, what changed besides layers, and several checkpoints of one model."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rose
+from rose import cli
+from rose.model.check import verdicts
+from rose.model.check.between import EVEN, better_by_layer, common_masks
+from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
+from tests.model.check.faults import compensate
+from tests.model.families import make_model, make_tokens
+from tests.tiny import save_tiny_llama
+
+
+def halved(model: nn.Module) -> nn.Module:
+    """Half of every layer removed, the rest moved."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in rose.prunable_layers(model):
+            layer.write(compensate(layer.weight, 0.5))
+    return model
+
+
+def others_of(found: CheckpointCheck) -> dict[str, tuple[str, str, bool]]:
+    table = found.others.set_index("name")
+    return {name: (row["kind"], row["verdict"], row["is_wrong"]) for name, row in table.iterrows()}
+
+
+def test_heads_rows_and_columns_that_are_gone_are_counted() -> None:
+    dense = make_model("llama")  # 4 heads of 8
+    pruned = halved(dense)
+    with torch.no_grad():
+        pruned.model.layers[1].self_attn.o_proj.weight[:, 16:24] = 0
+        pruned.model.layers[0].mlp.up_proj.weight[[3, 5]] = 0
+    found = check_checkpoint(dense, pruned)
+    gone = found.summary["gone"]
+    assert gone["heads"] == ["model.layers.1.self_attn.o_proj: 2"]
+    assert gone["rows"] == 2
+    assert gone["columns"] == 8
+    reasons = found.layers.set_index("layer")["reason"]
+    assert reasons["model.layers.1.self_attn.o_proj"].endswith("Nothing is left of 8 columns, head 2.")
+    assert reasons["model.layers.0.mlp.up_proj"].endswith("Nothing is left of 2 rows.")
+
+
+def test_an_expert_that_is_gone_is_told_from_a_layer_that_is() -> None:
+    dense = make_model("mixtral")
+    pruned = halved(dense)
+    lost = "model.layers.1.mlp.experts.1"
+    layers = {layer.name: layer for layer in rose.prunable_layers(pruned)}
+    with torch.no_grad():
+        for name, layer in layers.items():
+            if name.startswith(f"{lost}.") or name == "model.layers.0.mlp.experts.0.up_proj":
+                layer.write(torch.zeros(layer.weight.shape))
+    found = check_checkpoint(dense, pruned)
+    assert found.summary["gone"]["experts"] == [lost]
+    wrong = found.wrong.set_index("name")["reason"]
+    assert len(wrong) == 4
+    assert wrong[f"{lost}.down_proj"].endswith("Nothing is left of this expert.")
+    assert wrong["model.layers.0.mlp.experts.0.up_proj"].endswith("weights are zero.")
+
+
+def test_norms_biases_embeddings_and_heads_are_told_by_their_kind() -> None:
+    dense: Any = make_model("opt")
+    pruned: Any = halved(dense)
+    first, second = pruned.model.decoder.layers
+    with torch.no_grad():
+        dense.model.decoder.layers[0].fc1.bias.fill_(0.5)
+        dense.model.decoder.layers[0].self_attn.q_proj.bias.fill_(0.5)
+        first.fc1.bias.fill_(0.6)
+        first.self_attn.q_proj.bias = None
+        first.fc2.weight.zero_()
+        second.final_layer_norm.weight[3] = float("inf")
+        second.self_attn_layer_norm.weight.zero_()
+        table = pruned.model.decoder.embed_positions.weight
+        table.copy_(torch.randn(table.shape))
+    found = others_of(check_checkpoint(dense, pruned))
+    part = "model.decoder.layers.{}.{}".format
+    assert found == {
+        part(0, "self_attn.q_proj.bias"): ("bias", verdicts.OTHER_MODEL, True),
+        part(0, "fc1.bias"): ("bias", verdicts.AS_EXPECTED, False),
+        part(1, "self_attn_layer_norm.weight"): ("norm", verdicts.NUMBERS_BROKEN, True),
+        part(1, "final_layer_norm.weight"): ("norm", verdicts.NUMBERS_BROKEN, True),
+        "model.decoder.embed_positions.weight": ("embedding", verdicts.OTHER_MODEL, True),
+    }
+
+
+def test_a_longer_vocabulary_and_rounding_are_no_faults() -> None:
+    dense: Any = make_model("llama")
+    pruned = halved(dense)
+    with torch.no_grad():
+        for layer, was in zip(rose.prunable_layers(pruned), rose.prunable_layers(dense), strict=True):
+            layer.write(was.weight.masked_fill(layer.weight == 0, 0).bfloat16().float())
+        pruned.model.norm.weight.copy_(pruned.model.norm.weight.bfloat16())
+    pruned.resize_token_embeddings(dense.config.vocab_size + 8)
+    found = check_checkpoint(dense, pruned)
+    assert found.is_sane
+    assert set(found.layers["verdict"]) == {verdicts.MASK_ALONE}
+    assert found.layers["reason"].str.contains("those of the dense model, rounded to bfloat16").all()
+    assert set(found.layers["rounded"]) == {"bfloat16"}
+    assert others_of(found) == {
+        name: (kind, verdicts.AS_EXPECTED, False)
+        for name, kind in (("model.embed_tokens.weight", "embedding"), ("lm_head.weight", "output head"))
+    }
+    assert found.others["reason"].str.startswith("It has 8 rows more").all()
+
+
+@pytest.fixture(scope="module")
+def two() -> tuple[nn.Module, dict[str, nn.Module], Tensor]:
+    """A dense model, copies of it by Wanda and by magnitude, and tokens."""
+    dense, tokens = make_model("llama"), make_tokens()
+    models = {method: copy.deepcopy(dense) for method in ("wanda", "magnitude")}
+    for method, model in models.items():
+        rose.prune_model(model, tokens, method=method, sparsity=0.5, target="layer", block_size=8)
+    return dense, models, tokens
+
+
+def test_several_checkpoints_are_compared_by_layer(two: tuple[nn.Module, dict[str, nn.Module], Tensor]) -> None:
+    dense, models, tokens = two
+    wanda, magnitude = models.values()
+    masks = common_masks(wanda, magnitude)
+    assert (masks["jaccard"] > masks["chance"]).all()
+    assert (common_masks(wanda, wanda)["jaccard"] == 1).all()
+    checks = [check_checkpoint(dense, model, tokens, methods=("wanda",), block_size=8) for model in models.values()]
+    better = better_by_layer(checks[0], checks[1], ("first", "second"))
+    assert len(better) == 14
+    lower = {True: "first", False: "second"}
+    for row in better.itertuples():
+        apart = max(row.error, row.other_error) > 1.1 * min(row.error, row.other_error)
+        assert row.better == (lower[row.error < row.other_error] if apart else EVEN)
+    assert better_by_layer(checks[0], check_checkpoint(dense, magnitude), ("a", "b")).empty
+
+
+def test_errors_on_dense_inputs_are_those_of_dense_inputs(two: tuple[nn.Module, dict[str, nn.Module], Tensor]) -> None:
+    dense, models, tokens = two
+    found = check_checkpoint(dense, models["wanda"], tokens, methods=(), block_size=8, compute="float32")
+    statistics = rose.collect_statistics(dense, tokens)
+    for before, after in zip(rose.prunable_layers(dense), rose.prunable_layers(models["wanda"]), strict=True):
+        hessian = statistics[before.name].hessian
+        change = before.weight - after.weight
+        expected = (change @ hessian * change).sum() / (before.weight @ hessian * before.weight).sum()
+        row = found.layers.set_index("layer").loc[before.name]
+        assert row["dense_input_error"] == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_the_command_compares_several_and_streams(tmp_path: Path, capsys: Any) -> None:
+    dense = save_tiny_llama(tmp_path / "dense")
+    model, tokenizer = rose.load_model(str(dense))
+    for name, ratio in (("half", 0.5), ("most", 0.8)):
+        pruned = copy.deepcopy(model)
+        with torch.no_grad():
+            for layer in rose.prunable_layers(pruned):
+                layer.write(compensate(layer.weight, ratio))
+            pruned.lm_head.weight.mul_(1.5)
+            pruned.model.layers[0].input_layernorm.weight.mul_(2)
+        rose.save_model(pruned, tokenizer, tmp_path / name)
+    folders = [str(tmp_path / name) for name in ("dense", "half", "most")]
+    found = []
+    for more in ([], ["--stream"]):
+        path = tmp_path / "found.json"
+        assert cli.main(["check", *folders, "--json", str(path), *more]) == 0
+        said = capsys.readouterr().out
+        assert "have 62.5% of what they remove in common" in said
+        assert "Other tensors that differ: 1 of kind norm, 1 of kind output head" in said
+        found.append(json.loads(path.read_text()))
+    assert found[0] == found[1]
+    assert [one["checkpoint"] for one in found[0]["checkpoints"]] == folders[1:]
+    assert found[0]["between"][0]["layers"][0]["jaccard"] == pytest.approx(0.625, abs=0.01)
