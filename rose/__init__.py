@@ -32,6 +32,7 @@ from rose.model.network.layers import prunable_layers
 from rose.model.progress import Progress
 from rose.model.run.prune import analyze_model, prune_model
 from rose.model.run.rotation import rotate_heads
+from rose.model.tune.tuning import TuneReport, tune_model
 from rose.model.walk.walk import collect_statistics, visit_blocks
 from rose.plugins import load_plugins
 from rose.report import LayerRecord, RunReport
@@ -60,6 +61,7 @@ __all__ = [
     "Settings",
     "SweepTrace",
     "Trajectory",
+    "TuneReport",
     "analyze_model",
     "check_checkpoint",
     "collect_diffusion_statistics",
@@ -96,5 +98,6 @@ __all__ = [
     "step_diagonals",
     "step_weights",
     "trajectory_drift",
+    "tune_model",
     "visit_blocks",
 ]

@@ -89,6 +89,8 @@ def _known() -> dict[str, dict[str, Any]]:
     one("min-expert-tokens", says, default=1, metavar="N")
     one("evaluate", "measure perplexity on this text before and after", metavar="TEXT")
     one("windows", "evaluate only the first so many windows (default: all)", type=int)
+    says = "then train what is left for so many minutes towards the dense model, zeros kept; see `rose tune`"
+    one("tune", says, type=float, metavar="MINUTES")
     one("output", "new folder for the checkpoint", type=Path, required=True, metavar="FOLDER")
     says = "keep finished decoder blocks here; the same command resumes an interrupted run"
     one("checkpoint", says, type=Path, metavar="DIR")

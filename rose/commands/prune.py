@@ -12,6 +12,7 @@ from rich.console import Console
 import rose
 from rose.commands import checkpoints, terminal
 from rose.commands import options as shared
+from rose.commands.tune import check_minutes, tune_after
 from rose.model.estimate.memory import estimate_memory
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
@@ -22,7 +23,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("prune", help="prune a model and save the checkpoint")
     shared.add(parser, f"{shared.MODEL} stream compute {shared.TEXT} {shared.SWEEP} rotate")
     shared.add(parser, "method", default=rose.RECOMMENDED)
-    shared.add(parser, f"order budget option {shared.WALK} {shared.CHECKPOINT}")
+    shared.add(parser, f"order budget option {shared.WALK} {shared.CHECKPOINT} tune")
     parser.set_defaults(run=run, divided=True)
 
 
@@ -30,6 +31,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     chosen = shared.run_options(options)
     settings = run_settings(**chosen).layer
     checkpoints.check(options)
+    check_minutes(options)
     model, tokenizer = shared.load(options, console, scratch=options.output.parent)
     network = Network(model)
     network.to_prune(options.layers, settings.pattern, settings.block_size)
@@ -42,7 +44,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     with terminal.bar(console, "Pruning") as follow:
         chosen |= {"layers": options.layers, "checkpoint": options.checkpoint}
         report = rose.prune_model(model, tokens, held_out=held_out, progress=follow, **chosen)
-    report = outcome.save(report)
+    report = outcome.save(report.with_summary(**tune_after(options, console, model, tokenizer)))
     _print_layers(report)
     _print_summary(report, options.output)
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 import rose
 from rose.commands import checkpoints, terminal
 from rose.commands import options as shared
+from rose.commands.tune import check_minutes, tune_after
 from rose.layer.methods import Settings
 from rose.model.estimate.memory import Memory, estimate_memory
 from rose.model.network.network import Network
@@ -42,7 +43,7 @@ def add_parser(commands: Any) -> None:
     shared.add(parser, "target-damping")
     add("--prune", metavar="SPARSITY", help="then prune what is left: a ratio, or N:M")
     add("--prune-method", metavar="METHOD", help=f"by this (default: {rose.RECOMMENDED})")
-    shared.add(parser, shared.CHECKPOINT)
+    shared.add(parser, f"{shared.CHECKPOINT} tune")
     parser.set_defaults(run=run, divided=True)
 
 
@@ -54,6 +55,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     if rest and options.method != "depth":
         _check_multiple(options.multiple, rest.pattern)
     checkpoints.check(options)
+    check_minutes(options)
     if options.allocation != "uniform" and options.method != "depth":
         says = "rose.load_model reads the result, plain transformers does not."
         console.print(f"The decoder blocks will differ in shape: {says}", soft_wrap=True)
@@ -78,7 +80,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         both = pd.concat([slimmed.layers, pruned.layers], ignore_index=True)
         facts = {"pruned": pruned.summary, "perplexity_slimmed": between}
         report = rose.RunReport(both, slimmed.summary | facts)
-    report = outcome.save(report)
+    report = outcome.save(report.with_summary(**tune_after(options, console, model, tokenizer)))
     if len(slimmed.layers):
         _print_parts(slimmed.layers)
     _print_summary(report)

@@ -259,14 +259,20 @@ def open_checkpoint(
             residence.overlay(lambda index: write(scratch.read(index)), scratch.finished, None)
             yield scratch
         return
-    folder = reachable(folder)
-    lock = FileLock(folder / "lock")
-    try:
-        workers = Workers.here()
-        workers.from_first(partial(_begin, folder, lock, run))
-        kept = Checkpoint(folder, workers)
-        residence.overlay(lambda index: write(kept.read(index)), kept.finished, folder.resolve())
+    with claimed(folder, run) as (path, workers):
+        kept = Checkpoint(path, workers)
+        residence.overlay(lambda index: write(kept.read(index)), kept.finished, path.resolve())
         yield kept
+
+
+@contextmanager
+def claimed(folder: str | Path, run: Callable[[], Mapping[str, Any]]) -> Iterator[tuple[Path, Workers]]:
+    """A folder that is this run's alone while this lasts, new or begun by the same run; see `open_checkpoint`."""
+    path, workers = reachable(folder), Workers.here()
+    lock = FileLock(path / "lock")
+    try:
+        workers.from_first(partial(_begin, path, lock, run))
+        yield path, workers
     finally:
         lock.release()
 

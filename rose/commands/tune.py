@@ -1,0 +1,159 @@
+"""`rose tune`: the weights that pruning has kept are trained towards the dense model; zeros stay."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from torch import nn
+
+import rose
+from rose.commands import checkpoints, terminal
+from rose.commands import options as shared
+from rose.files import expand
+from rose.interrupt import CANCELLED
+from rose.model.load.tokens import load_calibration
+from rose.model.network.layers import prunable_layers
+from rose.model.tune.loss import LOSSES
+from rose.model.tune.tuning import BATCH, RATE, Tuner, TuneReport, TuneSettings
+from rose.model.workers import Workers
+
+SAMPLES, LENGTH, HELD_OUT = 256, 512, 4  # windows that `--tune` of other commands draws
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("tune", help="train the kept weights of a pruned model; its zeros stay")
+    add = parser.add_argument
+    add("pruned", metavar="PRUNED", help="folder of the pruned model, whoever pruned it")
+    add("--dense", required=True, metavar="DENSE", help="the model before: packaged name, Hub id, folder or .gguf file")
+    add("--minutes", type=float, help="how long it may take")
+    add("--epochs", type=float, help="or: passes over the windows (default: 1)")
+    says = "kl: towards the dense model; ce: by the text's own next tokens"
+    add("--loss", choices=LOSSES, default="kl", help=f"{says} (default: %(default)s)")
+    add("--rate", type=float, default=RATE, help="learning rate at its highest (default: %(default)s)")
+    add("--batch", type=int, default=BATCH, help="windows of a step (default: %(default)s)")
+    add("--unpruned", action="store_true", help="also a model without zeros")
+    shared.add(parser, f"dtype trust-remote-code compute {shared.TEXT} layers {shared.CHECKPOINT}")
+    parser.set_defaults(run=run, divided=True, stream=False, samples=SAMPLES, length=LENGTH)
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    settings = TuneSettings(**shared.pick(options, ("minutes", "epochs", "loss", "rate", "batch", "seed", "compute")))
+    checkpoints.check(options)
+    dense, tokenizer = shared.load(options, console, options.dense)
+    model, _ = shared.load(options, console, options.pruned)
+    tokens, held_out = shared.calibration(options, tokenizer, options.seed)
+    choices = shared.pick(options, ("layers", "unpruned"))
+    tuner = Tuner(model, dense, tokens, settings, held_out=held_out, **choices)
+    evaluated = _Perplexities(options, tokenizer, console)
+    before = evaluated.of(model, "before")
+    is_whole = _follow(tuner, console, options.checkpoint)
+    found = tuner.report()
+    facts = _facts(found) | shared.origin(options) | {"dense": options.dense, "perplexity_before": before}
+    report = _report_of(options.pruned, model).with_summary(tuned=facts, **evaluated.after(dense, model))
+    Workers.here().from_first(lambda: rose.save_model(model, tokenizer, options.output, report=report))
+    say_tuned(found)
+    if before is not None:
+        known = report.summary
+        terminal.say(
+            f"Perplexity on {options.evaluate}, {known['windows']} windows: {known['perplexity_before']:.2f} dense, "
+            f"{before:.2f} pruned, {known['perplexity_after']:.2f} tuned"
+        )
+    terminal.say(f"Checkpoint and report.json are in {options.output}")
+    return 0 if is_whole else CANCELLED
+
+
+class _Perplexities:
+    """On the text of --evaluate, where there is one."""
+
+    def __init__(self, options: argparse.Namespace, tokenizer: Any, console: Console) -> None:
+        self.options, self.console = options, console
+        self.windows = shared.windows(options, options.evaluate, tokenizer) if options.evaluate else None
+
+    def of(self, model: nn.Module, what: str) -> float | None:
+        if (windows := self.windows) is None:
+            return None
+        return Workers.here().from_first(lambda: shared.perplexity(model, windows, self.console, f"Perplexity {what}"))
+
+    def after(self, dense: nn.Module, model: nn.Module) -> dict[str, Any]:
+        """For the summary of a report, in place of what it says of the pruned model."""
+        return {
+            "evaluated_on": self.options.evaluate,
+            "windows": 0 if self.windows is None else len(self.windows),
+            "perplexity_before": self.of(dense, "of the dense model"),
+            "perplexity_after": self.of(model, "after"),
+        }
+
+
+def check_minutes(options: argparse.Namespace) -> None:
+    """Raises RoseError, before a model is loaded, for minutes of `--tune` that cannot be."""
+    if options.tune is not None:
+        TuneSettings(minutes=options.tune)
+        if options.stream:
+            raise rose.RoseError("--tune needs both models in memory; leave it out, or leave --stream out.")
+
+
+def tune_after(options: argparse.Namespace, console: Console, model: nn.Module, tokenizer: Any) -> dict[str, Any]:
+    """Tunes what a command has pruned, for the minutes of its --tune; what its summary says of that: nothing without.
+
+    The dense model is read again, as pruning has changed the one that was loaded.
+    """
+    if options.tune is None:
+        return {}
+    dense, _ = shared.load(options, console)
+    tokens, held_out = load_calibration(
+        options.calibration, tokenizer, samples=SAMPLES, held_out=HELD_OUT, length=min(LENGTH, options.length),
+        seed=options.seed, bos=options.bos,
+    )  # fmt: skip
+    settings = TuneSettings(minutes=options.tune, seed=options.seed, compute=getattr(options, "compute", "auto"))
+    tuner = Tuner(model, dense, tokens, settings, held_out=held_out)
+    _follow(tuner, console, options.checkpoint and options.checkpoint / "tuned")
+    found = tuner.report()
+    say_tuned(found)
+    return {"tuned": _facts(found)}
+
+
+def _follow(tuner: Tuner, console: Console, checkpoint: Path | None) -> bool:
+    """Tunes with a progress bar; whether it came to its end: Ctrl-C keeps the best so far."""
+    try:
+        with terminal.bar(console, "Tuning") as follow:
+            tuner.run(lambda progress: follow(progress, "Tuning"), checkpoint)
+    except KeyboardInterrupt:
+        console.print("rose: tuning was cancelled; the best weights so far are kept")
+        return False
+    return True
+
+
+def _facts(found: TuneReport) -> dict[str, Any]:
+    """For a report: settings, totals, the curve, and how far layers have moved."""
+    moved = dict(zip(found.layers["layer"], found.layers["change"], strict=True))
+    return {**found.summary, "curve": found.curve.to_dict("records"), "change": moved}
+
+
+def say_tuned(found: TuneReport) -> None:
+    summary = found.summary
+    before, after = summary["held_out_before"], summary["held_out_after"]
+    of = f"{summary['zeros']:,} of {summary['weights']:,} weights are zero, as before"
+    terminal.say(f"Tuned {summary['steps']} steps in {summary['seconds']:.0f} s; {of}")
+    if before is not None:
+        kept = f"the weights of step {summary['kept_step']} are kept"
+        terminal.say(f"Loss on held-out windows, nats a token: {before:.4f} before, {after:.4f} after; {kept}")
+
+
+def _report_of(name: str, model: nn.Module) -> rose.RunReport:
+    """The report beside a pruned model; where there is none, its layers as they are."""
+    path = expand(name) / "report.json"
+    if path.is_file():
+        return rose.RunReport.from_json(path.read_text(encoding="utf-8"))
+    rows = []
+    for layer in prunable_layers(model):
+        share = float((layer.weight == 0).float().mean())
+        rows.append((layer.name, layer.block_index, layer.projection, *layer.weight.shape, share))
+    table = pd.DataFrame(rows, columns=["layer", "block_index", "projection", "rows", "columns", "sparsity"])
+    sizes = table["rows"] * table["columns"]
+    removed = float((table["sparsity"] * sizes).sum() / sizes.sum())
+    facts = {"method": "as-found", "sparsity": f"{removed:.3g}", "layers": len(table), "removed_fraction": removed}
+    return rose.RunReport(table, facts | {"drift": []})

@@ -1,0 +1,99 @@
+"""What tuning may change of a pruned model, and what stays to the bit: its zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rose.errors import RoseError
+from rose.layer.change import find_grid
+from rose.model.network.experts import ExpertLinear
+from rose.model.network.layers import PrunableLayer, count_parameters
+from rose.model.network.network import Network
+
+PRUNED = 0.01  # share of zeros from which on a layer is taken for pruned
+GRIDS_TRIED = 3  # layers in which a grid is looked for
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A parameter to train: of one layer, or of all experts of a decoder block.
+
+    Attributes:
+        name: of the first layer that it belongs to.
+        parameter: as the model stores it, which may be W transposed.
+        frozen: of its shape, True = stays as it is: weights that were removed.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    frozen: Tensor
+
+
+def find_trained(network: Network, layers: Sequence[str] | None) -> list[Trained]:
+    """The parameters of these prunable layers, each once, with what was removed of them; see `Network.select`."""
+    found: dict[int, Trained] = {}
+    for layer in network.select(layers):
+        parameter = layer.module.fused if isinstance(layer.module, ExpertLinear) else layer.module.weight
+        assert isinstance(parameter, nn.Parameter)
+        if id(parameter) not in found:
+            found[id(parameter)] = Trained(layer.name, parameter, _removed(layer, parameter.detach()))
+    return list(found.values())
+
+
+def _removed(layer: PrunableLayer, stored: Tensor) -> Tensor:
+    """Where the parameter is zero; of a sparse and a low-rank part, where only the sparse one is."""
+    if layer.low_rank is None or stored.ndim != 2:
+        return stored == 0
+    left, right = (factor.float() for factor in layer.low_rank)
+    dense = (left @ right).to(stored.device)
+    dense = dense if dense.shape == stored.shape else dense.T
+    gap, size = (stored.float() - dense).abs(), torch.finfo(stored.dtype).eps * stored.float().abs().max()
+    return gap <= 4 * size
+
+
+def check_pruned(trained: Sequence[Trained], network: Network, dense: nn.Module, unpruned: bool) -> None:
+    """Raises RoseError for weights on a grid, and, unless `unpruned`, for a model that nothing was taken from."""
+    for layer in [layer for layer in network.layers if not layer.is_expert][:GRIDS_TRIED]:
+        if grid := find_grid(layer.weight.float()):
+            raise RoseError(
+                f"The weights of {layer.name} lie on a grid of {grid.levels} values, which tuning would leave; tune "
+                "the model first and quantize it then."
+            )
+    if unpruned or count_parameters(network.model) < count_parameters(dense):
+        return
+    if not any(float(one.frozen.float().mean()) >= PRUNED for one in trained):
+        raise RoseError(
+            "The model has neither zeros nor fewer weights than the dense one, so there is nothing to recover; give a "
+            "pruned one, or ask for it (--unpruned)."
+        )
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """While this lasts, all parameters are float32, as small steps are lost in bfloat16; rounded back at the end."""
+    stored = {one: one.dtype for one in model.parameters() if one.is_floating_point()}
+    for parameter in stored:
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in stored.items():
+            parameter.data = parameter.data.to(dtype)
+
+
+def settle(one: Trained, weight: Tensor, dtype: torch.dtype) -> None:
+    """Gives a parameter this weight, float32, with exactly its zeros also once it is rounded to `dtype`.
+
+    Raises:
+        AssertionError: what was removed has changed, which no training step can do.
+    """
+    smallest = torch.full_like(weight, torch.finfo(dtype).smallest_normal)
+    vanished = (weight.to(dtype) == 0) & ~one.frozen
+    stays = torch.equal(weight[one.frozen], one.parameter.detach()[one.frozen].float())
+    assert stays, f"tuning has changed removed weights of {one.name}"
+    one.parameter.data.copy_(torch.where(vanished, smallest.copysign(weight), weight))

@@ -1,0 +1,486 @@
+"""Tuning: the kept weights of a pruned model are trained towards the dense model's next-token distributions.
+
+Pruning compensates inside a layer, and towards the dense model's hidden states; this goes through the model's own loss,
+and so makes good what no layer can see (distillation of sparse models: Kurtic et al. 2023, arXiv:2310.06927). Gradients
+of removed weights are 0 from the first step on, so Adam's moments and its steps are 0 there too: zeros stay to the bit.
+
+The loop is our own, and short. transformers' Trainer keeps its state in pickles, cannot be told how long it may take,
+and would need the masks, the dense model and the choice of the best step put into it from outside.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+from torch import Tensor, nn
+
+from rose.errors import RoseError
+from rose.files import DamagedFile, digest, explained, read_tensors, write_tensors
+from rose.model.estimate.tuning import tuning_memory
+from rose.model.network.network import Network
+from rose.model.network.precision import DEFAULT, Precision, check_compute
+from rose.model.network.residence import evaluating
+from rose.model.network.stand_ins import hooked
+from rose.model.progress import Progress, ProgressCallback, time_left
+from rose.model.run.checkpoint import claimed
+from rose.model.tune.kept import Trained, check_pruned, find_trained, in_float32, settle
+from rose.model.tune.loss import LOSSES, cross_entropy, divergence
+from rose.model.workers import Workers
+
+RATE = 1e-3
+BATCH = 2  # windows of a step
+WARM_UP = 0.05  # share of the steps in which the rate rises
+LOOKS = 8  # measurements on held-out windows, and saves, besides that of the start
+CACHED = 2**28  # logits of the dense model on held-out windows that are kept, in bfloat16
+STATE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How to tune; see `tune_model`.
+
+    Raises:
+        RoseError: a value that makes no sense.
+    """
+
+    minutes: float | None = None
+    epochs: float | None = None
+    loss: str = "kl"
+    rate: float = RATE
+    batch: int = BATCH
+    seed: int = 0
+    compute: str = DEFAULT
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise RoseError(f"The loss must be one of {', '.join(LOSSES)}, not {self.loss!r}.")
+        if self.minutes is not None and self.epochs is not None:
+            raise RoseError("Give minutes or epochs, not both: each says when tuning ends.")
+        for name in ("minutes", "epochs", "rate", "batch"):
+            value = getattr(self, name)
+            if value is not None and not (0 < value < math.inf):
+                raise RoseError(f"{name.capitalize()} must be above 0, not {value}.")
+        check_compute(self.compute)
+
+
+@dataclass(frozen=True)
+class Look:
+    """One measurement while tuning: after `step` steps and `seconds`; losses in nats a token. `loss` is the mean of the
+    steps since the last look, None at the start; `held_out` is None without held-out windows."""
+
+    step: int
+    seconds: float
+    loss: float | None
+    held_out: float | None
+
+
+@dataclass(frozen=True)
+class TuningProgress(Progress):
+    """Progress in steps, with what has been measured so far."""
+
+    curve: tuple[Look, ...] = ()
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """What tuning has done.
+
+    Attributes:
+        layers: a row for each tuned parameter: layer, weights, zeros, change (‖ΔW‖/‖W‖ over kept weights).
+        curve: a row for each measurement, columns as in `Look`.
+        summary: settings, steps, windows, seconds, which step was kept, and the held-out loss before and after.
+    """
+
+    layers: pd.DataFrame
+    curve: pd.DataFrame
+    summary: dict[str, Any]
+
+
+def tune_model(
+    model: nn.Module,
+    dense: nn.Module,
+    tokens: Tensor,
+    *,
+    held_out: Tensor | None = None,
+    layers: Sequence[str] | None = None,
+    minutes: float | None = None,
+    epochs: float | None = None,
+    loss: str = "kl",
+    rate: float = RATE,
+    batch: int = BATCH,
+    seed: int = 0,
+    compute: str = DEFAULT,
+    unpruned: bool = False,
+    progress: ProgressCallback | None = None,
+    checkpoint: str | Path | None = None,
+) -> TuneReport:
+    """Trains the kept weights of a pruned model in place; what was removed stays 0, to the bit.
+
+    Args:
+        model: pruned by whatever program: its zeros are the mask. One that slimming has made smaller will do too.
+        dense: the model before, of the same vocabulary; not changed.
+        tokens: windows to train on, (samples, length) int64.
+        held_out: further windows, which decide which step is kept: the result is never worse than the start on them.
+        layers: names to tune, `*` allowed; None means every prunable layer. Norms, embeddings and the head stay.
+        minutes: how long tuning may take; the number of steps is set by the time of the first ones.
+        epochs: passes over `tokens`, where no minutes are given; 1 by default, parts allowed.
+        loss: "kl", towards the dense model's distributions; "ce", of the text's own next tokens, for data of one's own.
+        rate: of Adam, after a warm-up over a twentieth of the steps, falling to 0 linearly.
+        batch: windows of a step; several processes share them.
+        seed: of the order of windows.
+        compute: format of matrix products, see `rose.prune_model`. Weights and Adam's moments are float32.
+        unpruned: tune a model without zeros, too.
+        progress: called with a `TuningProgress` many times a step; may raise to stop: the best step so far is kept.
+        checkpoint: a folder from which the same call goes on, after it was stopped or killed, to the same bits.
+
+    Raises:
+        RoseError: bad input, before any work; a loss that is not finite; or no room to save.
+    """
+    settings = TuneSettings(minutes, epochs, loss, rate, batch, seed, compute)
+    tuner = Tuner(model, dense, tokens, settings, held_out=held_out, layers=layers, unpruned=unpruned)
+    tuner.run(progress, checkpoint)
+    return tuner.report()
+
+
+class Tuner:
+    """One run of `tune_model`, whose report can be had also after it was stopped.
+
+    Attributes:
+        curve: what was measured so far.
+        steps: how many there will be, 0 until it is known.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dense: nn.Module,
+        tokens: Tensor,
+        settings: TuneSettings,
+        *,
+        held_out: Tensor | None = None,
+        layers: Sequence[str] | None = None,
+        unpruned: bool = False,
+    ) -> None:
+        """Checks everything; changes nothing. Raises RoseError for bad input."""
+        self.network, self.dense, self.settings = Network(model), Network(dense), settings
+        self.tokens, self.held_out, self.workers = tokens, held_out, Workers.here()
+        for network in (self.network, self.dense):
+            network.check_in_memory()
+            for windows in (tokens, held_out):
+                if windows is not None:
+                    network.check_tokens(windows)
+        if self.network.config.vocab_size != self.dense.config.vocab_size:
+            raise RoseError("The two models have different vocabularies; give the dense model that was pruned.")
+        if settings.loss == "ce" and tokens.shape[1] < 2:
+            raise RoseError("The loss of next tokens needs windows of at least 2 tokens; give longer ones.")
+        if settings.batch < self.workers.count:
+            raise RoseError(f"A batch of {settings.batch} cannot be divided over {self.workers.count} processes.")
+        self.dtype = self.network.dtype
+        self.trained = find_trained(self.network, layers)
+        check_pruned(self.trained, self.network, dense, unpruned)
+        self._check_memory()
+        self.start = [one.parameter.detach().clone() for one in self.trained]
+        self.best = self.start
+        self.best_step, self.step, self.steps, self.seconds = 0, 0, 0, 0.0
+        self.curve: list[Look] = []
+
+    def _check_memory(self) -> None:
+        needed = tuning_memory(self.network, self.tokens.shape[1], sum(one.frozen.numel() for one in self.trained))
+        free = psutil.virtual_memory().available
+        if self.network.device.type == "cpu" and needed > free:
+            raise RoseError(
+                f"Tuning takes about {needed / 1e9:.1f} GB besides both models, and {free / 1e9:.1f} GB are free; tune "
+                "fewer layers, shorter windows, or on a larger machine."
+            )
+
+    def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
+        """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""
+        network, device = self.network, self.network.device
+        compute = self.workers.from_first(partial(Precision.of, self.settings.compute, torch.float32, device))
+        with ExitStack() as stack:
+            folder = None
+            if checkpoint is not None:
+                folder = stack.enter_context(claimed(checkpoint, self._describe))[0]
+            stack.enter_context(_gradients_only_of(network.model, [one.parameter for one in self.trained]))
+            stack.callback(self._settle)
+            stack.enter_context(in_float32(network.model))
+            stack.enter_context(evaluating(network.model, device))
+            stack.enter_context(evaluating(self.dense.model, device))
+            _Loop(self, compute, progress, folder).run()
+
+    def _settle(self) -> None:
+        for one, weight in zip(self.trained, self.best, strict=True):
+            settle(one, weight.float().to(one.parameter.device), self.dtype)
+
+    def _describe(self) -> dict[str, Any]:
+        facts = asdict(self.settings)
+        given = {"tokens": self.tokens} | ({} if self.held_out is None else {"held_out": self.held_out})
+        names = [one.name for one in self.trained]
+        model, dense = self.network.residence.fingerprint(), self.dense.residence.fingerprint()
+        return {"command": "tune", **facts, "tokens": digest(given), "layers": names, "model": model, "dense": dense}
+
+    def report(self) -> TuneReport:
+        """What was done, so far or in the end."""
+        rows = []
+        for one, was in zip(self.trained, self.start, strict=True):
+            now, before = one.parameter.detach().float(), was.float()
+            change = float((now - before).norm() / before.norm().clamp_min(1e-30))
+            rows.append((one.name, was.numel(), int((now == 0).sum()), change))
+        curve = pd.DataFrame([asdict(look) for look in self.curve], columns=["step", "seconds", "loss", "held_out"])
+        known = {look.step: look.held_out for look in self.curve}
+        table = pd.DataFrame(rows, columns=["layer", "weights", "zeros", "change"])
+        return TuneReport(
+            table,
+            curve.astype({"loss": float, "held_out": float}),
+            {
+                **asdict(self.settings),
+                "samples": self.tokens.shape[0],
+                "length": self.tokens.shape[1],
+                "steps": self.step,
+                "steps_planned": self.steps,
+                "kept_step": self.best_step,
+                "seconds": self.seconds,
+                "held_out_before": known.get(0),
+                "held_out_after": known.get(self.best_step),
+                "zeros": int(table["zeros"].sum()),
+                "weights": int(table["weights"].sum()),
+            },
+        )
+
+
+@contextmanager
+def _gradients_only_of(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """While this lasts, only these parameters have gradients."""
+    flags = {one: one.requires_grad for one in model.parameters()}
+    for one in flags:
+        one.requires_grad_(False)
+    for one in parameters:
+        one.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for one, flag in flags.items():
+            one.requires_grad_(flag)
+            one.grad = None
+
+
+class _Loop:
+    """The steps of a run, while the model is float32 and on its device."""
+
+    def __init__(
+        self, tuner: Tuner, precision: Precision, progress: ProgressCallback | None, folder: Path | None
+    ) -> None:
+        self.tuner, self.precision, self.progress, self.folder = tuner, precision, progress, folder
+        self.settings, self.device, self.workers = tuner.settings, tuner.network.device, tuner.workers
+        self.trained = tuner.trained
+        self.optimizer = torch.optim.Adam([one.parameter for one in self.trained], lr=self.settings.rate, fused=True)
+        self.hooks = [one.parameter.register_post_accumulate_grad_hook(self._mask(one)) for one in self.trained]
+        blocks = [block for network in (tuner.network, tuner.dense) for block in network.blocks]
+        self.hooks += [block.register_forward_hook(lambda *_: self.tell()) for block in blocks if progress]
+        self.frozen = [one.frozen.to(self.device) for one in self.trained]
+        self.began, self.first_step = time.perf_counter(), 0
+        self.wanted: list[Tensor] | None = None  # the dense model's logits on held-out windows
+        self.gathered: list[float] = []
+
+    def _mask(self, one: Trained) -> Callable[[Tensor], None]:
+        def clear(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            parameter.grad.masked_fill_(one.frozen.to(self.device), 0)
+            self.tell()
+
+        return clear
+
+    def run(self) -> None:
+        with hooked(self.hooks):
+            if not self._resume():
+                self._look()
+                self.tuner.steps = self._plan()
+                self._save()
+            self.began = time.perf_counter() - self.tuner.seconds
+            self.first_step = self.tuner.step
+            while self.tuner.step < self.tuner.steps:
+                self._step()
+                if self.tuner.step in self._looks():
+                    self._look()
+                    self._save()
+
+    def tell(self) -> None:
+        if self.progress is None:
+            return
+        tuner = self.tuner
+        steps = max(1, tuner.steps)
+        seconds = time.perf_counter() - self.began
+        done = tuner.step - self.first_step
+        left = time_left(seconds, tuner.step / steps, self.first_step / steps) if done else None
+        fraction = tuner.step / steps
+        counts = (tuner.step, steps, fraction, seconds, left)
+        self.progress(TuningProgress("tune", 0, 1, None, None, *counts, curve=tuple(tuner.curve)))
+
+    def _plan(self) -> int:
+        """How many steps there will be: as the epochs want, or as many as fit into the minutes."""
+        batches = max(1, len(self.tuner.tokens) // self.settings.batch)
+        if self.settings.minutes is None:
+            return max(1, round((self.settings.epochs or 1) * batches))
+        started = time.perf_counter()
+        self._gradient(0)  # the first pass pays for start-up
+        middle = time.perf_counter()
+        self._gradient(0)
+        self.optimizer.zero_grad()
+        ended = time.perf_counter()
+        # Looks after the first one need no pass of the dense model, which takes half of it.
+        left = 60 * self.settings.minutes - (ended - started) - (1 + LOOKS / 2) * self.tuner.curve[0].seconds
+        planned = max(1, int(left / (ended - middle)))
+        return int(self.workers.smallest(planned) or 1)
+
+    def _looks(self) -> set[int]:
+        steps = self.tuner.steps
+        return {round(steps * (number + 1) / LOOKS) for number in range(LOOKS)} | {steps}
+
+    def _windows(self, step: int) -> Tensor:
+        """The windows of one step: every epoch has an order of its own."""
+        tokens, batch = self.tuner.tokens, min(self.settings.batch, len(self.tuner.tokens))
+        per_epoch = max(1, len(tokens) // batch)
+        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step // per_epoch)
+        order = torch.randperm(len(tokens), generator=generator)
+        at = step % per_epoch * batch
+        return tokens[order[at : at + batch]]
+
+    def _step(self) -> None:
+        tuner = self.tuner
+        warm = max(1, round(WARM_UP * tuner.steps))
+        rate = min((tuner.step + 1) / warm, (tuner.steps - tuner.step) / max(1, tuner.steps - warm), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * self.settings.rate
+        loss = self._gradient(tuner.step)
+        if not math.isfinite(loss):
+            raise RoseError(
+                f"The loss of step {tuner.step + 1} is {loss}; choose a smaller rate than {self.settings.rate:g} "
+                "(--rate). The best weights before are kept."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.gathered.append(loss)
+        tuner.step += 1
+        tuner.seconds = time.perf_counter() - self.began
+        self.tell()
+
+    def _gradient(self, step: int) -> float:
+        """Gradients of the mean loss a token over the windows of a step, summed over processes; returns the loss."""
+        windows = self._windows(step).to(self.device).long()
+        own = windows.tensor_split(self.workers.count)[self.workers.place]
+        tokens = windows.shape[0] * (windows.shape[1] - (self.settings.loss == "ce"))
+        total = torch.zeros((), device=self.device)
+        for window in own.split(1):  # one at a time: logits take more memory than all else
+            part = self._loss(window, self._dense_logits(window) if self.settings.loss == "kl" else None)
+            (part / tokens).backward()
+            total += part.detach()
+        for one in self.trained:
+            if one.parameter.grad is None:
+                one.parameter.grad = torch.zeros_like(one.parameter)
+            self.workers.sum_tensor(one.parameter.grad)
+        self.workers.sum_tensor(total)
+        return float(total) / tokens
+
+    def _loss(self, windows: Tensor, wanted: Tensor | None) -> Tensor:
+        """Summed over the tokens of these windows."""
+        model: Any = self.tuner.network.model
+        with self.precision.computing(self.device):
+            logits = model(input_ids=windows, use_cache=False).logits
+        return cross_entropy(logits, windows) if wanted is None else divergence(logits, wanted)
+
+    def _dense_logits(self, windows: Tensor) -> Tensor:
+        model: Any = self.tuner.dense.model
+        with torch.no_grad(), self.precision.computing(self.device):
+            return model(input_ids=windows, use_cache=False).logits
+
+    def _look(self) -> None:
+        """Measures on held-out windows, and keeps the weights if they are the best so far."""
+        tuner = self.tuner
+        held_out = self._held_out()
+        loss = sum(self.gathered) / len(self.gathered) if self.gathered else None
+        self.gathered.clear()
+        tuner.seconds = time.perf_counter() - self.began
+        tuner.curve.append(Look(tuner.step, tuner.seconds, loss, held_out))
+        before = [look.held_out for look in tuner.curve[:-1]]
+        known = [value for value in before if value is not None]
+        if tuner.step and (held_out is None or (math.isfinite(held_out) and held_out < min(known))):
+            tuner.best = [one.parameter.detach().clone() for one in self.trained]
+            tuner.best_step = tuner.step
+        self.tell()
+
+    def _held_out(self) -> float | None:
+        windows = self.tuner.held_out
+        if windows is None:
+            return None
+        own = list(windows.tensor_split(self.workers.count)[self.workers.place].to(self.device).long().split(1))
+        is_kl = self.settings.loss == "kl"
+        total = torch.zeros((), device=self.device)
+        with torch.no_grad():
+            for window, wanted in zip(own, self._wanted(own) if is_kl else [None] * len(own), strict=True):
+                total += self._loss(window, wanted)
+        self.workers.sum_tensor(total)
+        return float(total) / (windows.shape[0] * (windows.shape[1] - (not is_kl)))
+
+    def _wanted(self, windows: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The dense model's logits on held-out windows; those that fit are computed once."""
+        vocabulary = self.tuner.dense.config.vocab_size
+        if sum(window.numel() for window in windows) * vocabulary > CACHED:
+            yield from map(self._dense_logits, windows)
+            return
+        if self.wanted is None:
+            self.wanted = [self._dense_logits(window).bfloat16() for window in windows]
+        yield from self.wanted
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        tuner = self.tuner
+        tensors: dict[str, Tensor] = {}
+        for one, best in zip(self.trained, tuner.best, strict=True):
+            tensors |= {f"{one.name}/weight": one.parameter.detach(), f"{one.name}/best": best}
+            for name, value in self.optimizer.state.get(one.parameter, {}).items():
+                tensors[f"{one.name}/{name}"] = value
+        facts = {"step": tuner.step, "steps": tuner.steps, "best_step": tuner.best_step, "seconds": tuner.seconds}
+        curve = json.dumps([asdict(look) for look in tuner.curve])
+        folder = self.folder
+
+        def write() -> None:
+            with explained(folder):
+                write_tensors(folder / STATE, tensors, facts=json.dumps(facts), curve=curve)
+
+        self.workers.from_first(write)
+
+    def _resume(self) -> bool:
+        """Goes back to what was saved last; False where nothing was, or it is damaged."""
+        if self.folder is None:
+            return False
+        try:
+            tensors, texts = read_tensors(self.folder / STATE)
+        except DamagedFile:
+            return False
+        tuner, facts = self.tuner, json.loads(texts["facts"])
+        tuner.curve = [Look(**look) for look in json.loads(texts["curve"])]
+        tuner.step, tuner.steps, tuner.best_step = facts["step"], facts["steps"], facts["best_step"]
+        tuner.seconds = facts["seconds"]
+        tuner.best = [tensors[f"{one.name}/best"] for one in self.trained]
+        for one in self.trained:
+            one.parameter.data.copy_(tensors[f"{one.name}/weight"])
+            state = {name: tensors.get(f"{one.name}/{name}") for name in ("step", "exp_avg", "exp_avg_sq")}
+            if state["step"] is not None:
+                self.optimizer.state[one.parameter] = {
+                    name: value if name == "step" else value.to(self.device)
+                    for name, value in state.items()
+                    if value is not None
+                }
+        return True

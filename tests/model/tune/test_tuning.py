@@ -1,0 +1,197 @@
+"""Tuning: zeros stay to the bit, held-out tokens decide, and a stopped run goes on to the same bits."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig
+
+import rose
+from rose import cli
+from rose.files import digest
+from rose.model.tune.loss import divergence
+from rose.model.tune.tuning import TuningProgress
+from tests.model.families import GATED, make_from, make_model, make_tokens
+from tests.tiny import save_tiny_llama
+
+FAMILIES = ("llama", "gpt2", "gemma3", "phi3", "qwen3_moe", "gpt_neox")
+TOKENS, HELD_OUT = make_tokens(64), make_tokens(4, seed=3)
+FAST: dict[str, Any] = {"held_out": HELD_OUT, "epochs": 2, "rate": 1e-3, "compute": "float32"}
+
+
+def pruned_pair(family: str = "llama", sparsity: Any = 0.5, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """A dense model, and a copy of it without its smallest weights."""
+    dense = make_model(family).to(dtype)
+    model = copy.deepcopy(dense)
+    for layer in rose.prunable_layers(model):
+        layer.write(
+            rose.prune_layer(
+                layer.weight, torch.eye(layer.weight.shape[1]), method="magnitude", sparsity=sparsity
+            ).weight
+        )
+    return dense, model
+
+
+def masks(model: nn.Module) -> list[torch.Tensor]:
+    return [layer.weight == 0 for layer in rose.prunable_layers(model)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kept_weights_recover_and_zeros_stay(family, dtype):
+    dense, model = pruned_pair(family, dtype=dtype)
+    before, was, known = masks(model), digest(dense.state_dict()), digest(model.state_dict())
+    report = rose.tune_model(model, dense, TOKENS, **FAST)
+    assert all(map(torch.equal, masks(model), before))
+    assert report.summary["zeros"] == sum(int(mask.sum()) for mask in before)
+    assert report.summary["held_out_after"] < 0.9 * report.summary["held_out_before"]
+    assert digest(dense.state_dict()) == was != digest(model.state_dict()) != known
+    assert {one.dtype for one in model.parameters()} == {dtype}
+    assert all(one.grad is None and one.requires_grad for one in model.parameters())
+    assert (report.layers["change"] > 0).all()
+
+
+def test_groups_of_four_keep_two():
+    dense, model = pruned_pair(sparsity="2:4")
+    rose.tune_model(model, dense, TOKENS, **FAST)
+    for layer in rose.prunable_layers(model):
+        assert (layer.weight.unflatten(1, (-1, 4)) != 0).sum(2).max() == 2
+
+
+def test_a_smaller_model_is_tuned_without_zeros():
+    dense = make_model("llama")
+    model = copy.deepcopy(dense)
+    rose.prune_structured(model, TOKENS, ratio=0.3, multiple=4)
+    report = rose.tune_model(model, dense, TOKENS, **FAST | {"rate": 1e-4})
+    assert report.summary["held_out_after"] < report.summary["held_out_before"]
+
+
+def test_what_a_low_rank_part_stands_beside_stays_sparse():
+    dense = make_model("llama")
+    model = copy.deepcopy(dense)
+    rose.prune_model(model, TOKENS, method="oats", sparsity=0.5, block_size=16)
+    layer = rose.prunable_layers(model)[0]
+    left, right = layer.low_rank
+    sparse = (layer.weight - left @ right).abs() < 1e-6
+    rose.tune_model(model, dense, TOKENS, **FAST)
+    assert torch.equal((layer.weight - left @ right).abs() < 1e-6, sparse)
+
+
+def test_steps_that_make_it_worse_are_not_kept():
+    dense, model = pruned_pair()
+    before = digest(model.state_dict())
+    report = rose.tune_model(model, dense, TOKENS, **FAST | {"rate": 10.0, "epochs": 1})
+    assert report.summary["kept_step"] == 0
+    assert digest(model.state_dict()) == before
+
+
+def test_own_data_count_by_their_next_tokens():
+    dense, model = pruned_pair()
+    before = rose.perplexity(model, TOKENS)
+    rose.tune_model(model, dense, TOKENS, **FAST | {"loss": "ce", "held_out": TOKENS})
+    assert rose.perplexity(model, TOKENS) < before
+
+
+def test_minutes_say_how_many_steps_there_are():
+    dense, model = pruned_pair()
+    report = rose.tune_model(model, dense, TOKENS, held_out=HELD_OUT, minutes=0.02)
+    assert report.summary["steps"] == report.summary["steps_planned"] >= 1
+
+
+def test_a_stopped_run_keeps_the_best_and_goes_on_to_the_same_bits(tmp_path):
+    dense, model = pruned_pair()
+    whole, start = copy.deepcopy(model), copy.deepcopy(model)
+    expected = rose.tune_model(whole, dense, TOKENS, **FAST)
+
+    def stop(progress: TuningProgress) -> None:
+        if progress.layers_done == 30:
+            raise rose.Cancelled
+
+    with pytest.raises(rose.Cancelled):
+        rose.tune_model(model, dense, TOKENS, **FAST, checkpoint=tmp_path, progress=stop)
+    assert digest(start.state_dict()) != digest(model.state_dict()) != digest(whole.state_dict())
+    assert all(map(torch.equal, masks(model), masks(start)))
+    seen: list[TuningProgress] = []
+    again = rose.tune_model(start, dense, TOKENS, **FAST, checkpoint=tmp_path, progress=seen.append)
+    assert min(one.layers_done for one in seen) > 0
+    assert digest(start.state_dict()) == digest(whole.state_dict())
+    assert again.curve["held_out"].tolist() == expected.curve["held_out"].tolist()
+    with pytest.raises(rose.RoseError, match=r"rate was 0\.001 there and is 0\.1 now"):
+        rose.tune_model(pruned_pair()[1], dense, TOKENS, **FAST | {"rate": 0.1}, checkpoint=tmp_path)
+
+
+def test_the_divergence_has_the_gradient_that_autograd_finds():
+    torch.manual_seed(0)
+    pruned, dense = (torch.randn(2, 5, 11, requires_grad=True) for _ in range(2))
+    found = divergence(pruned, dense)
+    (by_hand,) = torch.autograd.grad(found, pruned)
+    own, wanted = pruned.log_softmax(2), dense.detach().log_softmax(2)
+    expected = nn.functional.kl_div(own, wanted, log_target=True, reduction="sum")
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(by_hand, torch.autograd.grad(expected, pruned)[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"minutes": 1.0, "epochs": 1.0}, "not both"),
+        ({"rate": 0.0}, "Rate must be above 0"),
+        ({"loss": "mse"}, "one of kl, ce"),
+        ({"held_out": make_tokens().float()}, "whole numbers"),
+    ],
+)
+def test_bad_settings_are_refused(change, said):
+    dense, model = pruned_pair()
+    with pytest.raises(rose.RoseError, match=said):
+        rose.tune_model(model, dense, TOKENS, **FAST | change)
+
+
+def test_what_has_nothing_to_recover_is_refused_unless_asked_for():
+    dense = make_model("llama")
+    model = copy.deepcopy(dense)
+    with pytest.raises(rose.RoseError, match="neither zeros nor fewer weights"):
+        rose.tune_model(model, dense, TOKENS, **FAST)
+    rose.tune_model(model, dense, TOKENS, **FAST | {"epochs": 0.2}, unpruned=True)
+
+
+def test_a_grid_is_refused():
+    dense, model = pruned_pair()
+    for layer in rose.prunable_layers(model):
+        step = layer.weight.abs().amax(1, keepdim=True) / 7
+        layer.write((layer.weight / step).round() * step)
+    with pytest.raises(rose.RoseError, match="lie on a grid of 16 values"):
+        rose.tune_model(model, dense, TOKENS, **FAST)
+
+
+def test_other_vocabularies_are_refused():
+    larger = make_from(LlamaConfig(**{**GATED, "vocab_size": 97}))
+    with pytest.raises(rose.RoseError, match="different vocabularies"):
+        rose.tune_model(pruned_pair()[1], larger, TOKENS)
+
+
+def test_commands_tune_and_say_what_they_did(tmp_path, capsys):
+    tiny = str(save_tiny_llama(tmp_path / "dense"))
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    windows = ["--samples", "4", "--length", "48", "--held-out", "2", "--calibration", str(text)]
+    evaluated = ["--evaluate", str(text), "--windows", "2"]
+    pruned, tuned = tmp_path / "pruned", tmp_path / "tuned"
+    prune = ["prune", "--model", tiny, *windows, "--block-size", "16", "--output", str(pruned), "--tune", "0.02"]
+    assert cli.main([*prune, *evaluated]) == 0
+    assert json.loads((pruned / "report.json").read_text())["summary"]["tuned"]["steps"] >= 1
+    assert cli.main(["tune", str(pruned), "--dense", tiny, *windows, *evaluated, "--output", str(tuned)]) == 0
+    assert "weights are zero, as before" in capsys.readouterr().out
+    summary = json.loads((tuned / "report.json").read_text())["summary"]
+    assert summary["tuned"]["dense"] == tiny
+    assert None not in (summary["perplexity_after"], summary["tuned"]["perplexity_before"])
+    one, other = (rose.load_model(str(folder))[0] for folder in (pruned, tuned))
+    assert all(map(torch.equal, masks(one), masks(other)))
+    for name in ("report.json", "layers.csv", "layers.parquet"):
+        Path(pruned / name).unlink()
+    assert cli.main(["tune", str(pruned), "--dense", tiny, *windows, "--output", str(tmp_path / "foreign")]) == 0
+    assert json.loads((tmp_path / "foreign" / "report.json").read_text())["summary"]["method"] == "as-found"
+    assert cli.main(["tune", tiny, "--dense", tiny, *windows, "--output", str(tmp_path / "none")]) == 2
