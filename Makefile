@@ -10,10 +10,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 app: $(VENV)/installed
 	$(BIN)/python app/server.py --server.port $(PORT)
 
-# A worker for each processor, but at most four, as each holds the packaged model; one thread each, or they would
-# wait for one another. tests/conftest.py says which tests stay together, and which come first.
+# One worker more than there are processors, as browser tests mostly wait, but at most four, as each holds the packaged
+# model; one thread each, or they would wait for one another. tests/conftest.py says which tests stay together.
 test: check browser
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --durations 10
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --durations 10
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

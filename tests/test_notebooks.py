@@ -50,7 +50,7 @@ STATEMENTS = {
         r"one layer at 50%: W\* in place of W takes its error against T from 0\.\d+ to 0\.\d+",
         r"three decoder blocks: target dense has 0\.\d+ times the drift of target layer",
         r"against their own outputs the layers have 1\.\d+ times the error that target layer leaves",
-        r"whole model: drift is lower with target dense after \d+ of 30 decoder blocks",
+        r"twelve blocks: drift is lower with target dense after \d+ of 12 decoder blocks",
         r"perplexity with target dense is 0\.\d+ times that with target layer",
     ),
     "damage": (
