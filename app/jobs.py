@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rose import Cancelled, Progress, RoseError
+from rose.interrupt import stoppable
 from rose.model.progress import ProgressCallback
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,8 @@ class Job:
 
     def _run(self) -> None:
         try:
-            self._work(self)
+            with stoppable(self.check):
+                self._work(self)
             return_memory()
             self.status = "done"
         except Cancelled:

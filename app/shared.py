@@ -1,11 +1,13 @@
 """What all browser sessions share: models, calibrations and studies. The only place with `st.cache_*`."""
 
 import gc
+import math
 import threading
 import time
 import uuid
 import weakref
 from collections import deque
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
@@ -113,33 +115,50 @@ def find(chosen: Setup) -> Study | None:
     return known.get(chosen)
 
 
-_asked = [time.monotonic()]  # when a page was last drawn
+_asked = [time.monotonic()]  # when a page or a part of one was last drawn
+_times_let_go = [0]
 
 
-def seen() -> None:
-    """A page is drawn: somebody is there."""
+def seen() -> int:
+    """A page, or a part of one, is drawn: somebody is there. Returns how often memory was given back so far."""
     _asked[0] = time.monotonic()
+    return _times_let_go[0]
 
 
-def let_go_when_idle(after: float = IDLE) -> None:
-    """Gives memory back again and again, once nobody has asked for a page for so many seconds and nothing runs."""
-    let_go_at = 0.0
-    while True:
-        time.sleep(min(after, 30.0))
-        asked = _asked[0]
-        if time.monotonic() - asked > after and asked > let_go_at and not is_busy():
+def let_go_when_idle(
+    after: float = IDLE,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[float], Any] = time.sleep,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> None:
+    """Gives memory back again and again, once nobody has asked for a page for so many seconds and nothing runs.
+
+    Args:
+        clock: tells the time of `seen`, in seconds.
+        wait: waits for so many of them.
+        goes_on: whether to look once more.
+    """
+    given_back = -math.inf
+    while goes_on():
+        wait(min(after, 30.0))
+        if clock() - _asked[0] > after and _asked[0] > given_back and not is_busy():
             let_go()
-            let_go_at = time.monotonic()
+            given_back = clock()
 
 
 def let_go() -> None:
-    """Drops the models, and the studies that come back from disk, or that ended early, when somebody looks again."""
+    """Drops the models, and the studies that come back from disk, or that ended early, when somebody looks again.
+
+    A page that is open in a browser may hold such a study; it keeps the numbers that it shows. See `components.live`.
+    """
     with _start_lock():
-        for chosen in list(studies()):
-            status = studies()[chosen].job.status
-            is_kept = status == "done" and disk.recall(chosen, disk.files_of(chosen)) is not None
-            if is_kept or status in ("failed", "cancelled"):
+        for chosen, study in list(studies().items()):
+            is_kept = study.job.status == "done" and disk.recall(chosen, disk.files_of(chosen)) is not None
+            if is_kept or study.job.status in ("failed", "cancelled"):
                 del studies()[chosen]
+                study.let_go()
+    _times_let_go[0] += 1
     _loaded_model.clear()
     return_memory()
 

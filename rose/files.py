@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rose.errors import RoseError
 
+LARGEST = 500 * 10**6  # bytes of a table or a report
 TEMPORARY = ".tmp"  # ends the name of what is still being written
 
 
@@ -50,6 +51,15 @@ def reachable(name: str | Path) -> Path:
         why = getattr(problem, "strerror", None) or problem
         raise RoseError(f"{str(name)[:200]} cannot be looked up ({why}); check the path.") from problem
     return path
+
+
+def check_small(path: str | Path) -> None:
+    """Raises RoseError unless a file can be read as a whole: a device has no end, and a model too many bytes."""
+    place = reachable(path)
+    if not place.is_file():
+        raise RoseError(f"There is no file {path}; check the path.")
+    if place.stat().st_size > LARGEST:
+        raise RoseError(f"{path} is larger than {LARGEST // 10**6} MB, so it is no table and no report.")
 
 
 @contextmanager

@@ -1,6 +1,10 @@
-"""Ctrl+C while the program imports what it needs, for seconds: one sentence and exit status 130, no traceback.
+"""How work is stopped from outside: a program by Ctrl+C, work in a thread by whoever runs it.
 
-A handler and not an `except`: the package is imported before any code of `rose.__main__` or `rose.cli` runs.
+Ctrl+C while the program imports what it needs, for seconds, gives one sentence and exit status 130, no traceback; by a
+handler and not an `except`, as the package is imported before any code of `rose.__main__` or `rose.cli` runs.
+
+A thread gets no Ctrl+C. Progress callbacks may raise to stop it; `stop_point` stands where steps are long and there is
+no progress to tell.
 """
 
 from __future__ import annotations
@@ -9,11 +13,37 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 CANCELLED = 130
+_check: ContextVar[Callable[[], Any] | None] = ContextVar("check", default=None)  # a value for each thread
+
+
+@contextmanager
+def stoppable(check: Callable[[], Any]) -> Iterator[None]:
+    """While this lasts, work of this thread calls `check` now and then, which may raise to stop it."""
+    before = _check.set(check)
+    try:
+        yield
+    finally:
+        _check.reset(before)
+
+
+def is_stoppable() -> bool:
+    return _check.get() is not None
+
+
+def stop_point() -> None:
+    """A place where work can be stopped; raises what the `check` of `stoppable` raises."""
+    check = _check.get()
+    if check is not None:
+        check()
 
 
 def guard() -> None:

@@ -38,6 +38,20 @@ def check_output(folder: str | Path) -> None:
         raise RoseError(f"Nothing can be written to {folder} ({problem.strerror}); choose another folder.") from problem
 
 
+def check_folder(folder: str | Path) -> None:
+    """Makes sure, before long work, that files can be written into this folder, whether it is there or not.
+
+    Raises:
+        RoseError: it is a file, or not writable.
+    """
+    path = reachable(folder).absolute()
+    try:
+        with tempfile.TemporaryFile(dir=next(one for one in (path, *path.parents) if one.exists())):
+            pass
+    except OSError as problem:
+        raise RoseError(f"Nothing can be written to {folder} ({problem.strerror}); choose another folder.") from problem
+
+
 def check_file(path: Path) -> None:
     """Makes sure, before long work, that a file of this name can be written.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import session, words
+from app import session, shared, words
 from app.components.said import error, warning
 from app.jobs import ABANDONED_AFTER, Batch, Job
 from rose.model.estimate.duration import Cost
@@ -20,9 +20,18 @@ def live(draw: Callable[[], None], every: float | None) -> None:
     It has a container to itself. When its redraw follows a redraw of the whole page at once, Streamlit (1.67) drops
     what the page has sent for it: the elements that follow would move up by one place, and the redraw would then
     overwrite the first of them.
+
+    What it draws from may have been given back since: then the whole page is drawn anew, which brings it back.
     """
+    whole = shared.seen()
+
+    def again() -> None:
+        if shared.seen() != whole:
+            st.rerun()
+        draw()
+
     with st.container():
-        st.fragment(draw, run_every=every)()
+        st.fragment(again, run_every=every)()
 
 
 def while_running(job: Job, draw: Callable[[], None], every: float = 1.0) -> None:

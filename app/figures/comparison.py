@@ -24,8 +24,13 @@ MEASURES: dict[Measure, str] = {"perplexity": "perplexity", "mean_held_out_error
 def over_seeds_bars(
     table: pd.DataFrame, sparsity: str, *, column: Measure = "perplexity", theme: Theme = "light"
 ) -> Drawing:
-    """Mean of every method at one sparsity, lowest first, with the range over seeds; marks are single seeds."""
-    rows = table[(table["sparsity"] == sparsity) & np.isfinite(table[column])]
+    """Mean of every method at one sparsity, lowest first, with the range over seeds; marks are single seeds.
+
+    A method of which a run came to no finite number has no mean, and is named in the caption.
+    """
+    rows = table[table["sparsity"] == sparsity]
+    lost = list(dict.fromkeys(rows["method"][~np.isfinite(rows[column])]))
+    rows = rows[~rows["method"].isin(lost)]
     if rows.empty:
         raise RoseError(f"No run at sparsity {sparsity} has a {MEASURES[column]}; choose another.")
     means = over_seeds(rows, [*MEASURES, "seconds"]).sort_values(column, kind="stable").reset_index(drop=True)
@@ -63,6 +68,9 @@ def over_seeds_bars(
     figure.update_xaxes(range=[-0.5, len(means) - 0.3])
     seeds = words.count(int(means["seeds"].max()), "seed")
     caption = f"Mean ± half the range over up to {seeds}: {', '.join(listed)}."
+    if lost:
+        labels = ", ".join(palette.method_style(method).label for method in lost)
+        caption += f" Without {labels}: not finite for a seed."
     alt = f"Means and spread of {MEASURES[column]} by method"
     return style.finish(figure, theme, finding, what, caption, alt, means, y=MEASURES[column], height=440)
 

@@ -22,17 +22,39 @@ NARROW, WIDE = (58, 78), (88, 122)  # characters in a line of the title, and of 
 LOG_ABOVE = 10.0  # a spread beyond this needs a log axis, or the smallest values could not be told apart
 BASELINE = "sparsegpt"  # the method that titles compare others with
 ERROR = "relative error (of output energy)"  # ‖ΔW Xᵀ‖² / ‖W Xᵀ‖²
+# Plotly reads some HTML in every text, links included. These are the tags that figures use; no name brings others.
+FOREIGN = re.compile(r'<(?!/?(?:b|br|extra|i|s|sub|sup)>|/span>|span style="[\w #%(),.:;-]*">)')
 LOG = {"type": "log", "exponentformat": "power", "dtick": 1}  # an axis with a tick at every power of ten
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with all that a page needs around it."""
+    """A figure with all that a page needs around it. Names in it may be anybody's: it shows their tags as text."""
 
     figure: go.Figure  # its JSON stays below 2 MB
     caption: str  # with numbers computed from what is shown
     alt: str  # the same for those who cannot see the figure
     data: pd.DataFrame  # behind the figure, for download; where it is shrunk, the first heading says so
+
+    def __post_init__(self) -> None:
+        for part in (*self.figure.data, self.figure.layout, *self.figure.frames):
+            for name, value in part.to_plotly_json().items():
+                if name not in ("meta", "template") and (shown := _without_foreign_tags(value)) is not value:
+                    part[name] = shown
+
+
+def _without_foreign_tags(value: Any) -> Any:
+    """A part of a figure with tags that figures do not use as text; the part itself where there are none."""
+    if isinstance(value, str):
+        return FOREIGN.sub("&lt;", value) if "<" in value else value
+    if isinstance(value, dict):
+        shown = {name: _without_foreign_tags(one) for name, one in value.items()}
+        return shown if any(shown[name] is not one for name, one in value.items()) else value
+    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.dtype.kind in "OU"):
+        parts = list(value)
+        texts = [_without_foreign_tags(one) for one in parts]
+        return texts if any(one is not other for one, other in zip(texts, parts, strict=True)) else value
+    return value
 
 
 @cache
@@ -160,7 +182,7 @@ def widen_title(figure: go.Figure) -> None:
 
 def _title(finding: str, what: str, width: tuple[int, int], muted: str) -> tuple[str, int]:
     """The finding in bold, what is drawn below it, and the number of their lines."""
-    title, below = _wrap(finding, width[0]), _wrap(what, width[1])
+    title, below = (_wrap(_without_foreign_tags(text), room) for text, room in zip((finding, what), width, strict=True))
     text = f"<b>{'<br>'.join(title)}</b>"
     if below:
         text += f'<br><span style="font-size:{FONT_SIZE}px;color:{muted}">{"<br>".join(below)}</span>'

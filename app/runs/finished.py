@@ -23,7 +23,7 @@ from app.runs.recipes import analyze_command
 from app.runs.request import Case, method_label
 from app.study import tables
 from app.study.study import Study
-from rose.files import expand
+from rose.files import check_small, expand
 from rose.model.measure.zero_shot import FILE as ZERO_SHOT_FILE
 from rose.report import mean_or_none
 
@@ -228,6 +228,7 @@ def read_runs(path: str, skip: Callable[[rose.RoseError], Any] | None = None) ->
 def read_report(file: Path) -> list[FinishedRun]:
     """The runs of one report, see `runs_of`; RoseError where it is none."""
     beside = file.with_name(ZERO_SHOT_FILE)
+    check_small(file)
     try:
         *runs, last = runs_of(rose.RunReport.from_json(file.read_text(encoding="utf-8")), str(file.parent))
         if beside.is_file():

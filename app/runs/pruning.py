@@ -215,9 +215,7 @@ class PruningRun(Run):
         text, answered = "", None
         if request.prompt.strip():
             self._say(f"Prompt continued by {whose}")
-            text = continue_prompt(
-                model, tokenizer, request.prompt, new_tokens=request.new_tokens, tick=lambda: tell(1.0)
-            )
+            text = continue_prompt(model, tokenizer, request.prompt, new_tokens=request.new_tokens)
         if request.tasks:
             tell = self._step(f"Zero-shot tasks answered by {whose}", asking)
             folder = expand(request.task_folder.strip()) if request.task_folder.strip() else None

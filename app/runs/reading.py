@@ -50,7 +50,7 @@ class TextReading(Run):
         encoded = encode_text(loaded.tokenizer, self.text, limit=min(LIMIT, positions))
         self._say("The dense model reads")
         with holding(loaded.lock, job):
-            dense = read_text(loaded.model, encoded.tokens, tick=job.check)
+            dense = read_text(loaded.model, encoded.tokens)
         self.encoded, self.readings[DENSE] = encoded, dense
         for number, checkpoint in enumerate(self.checkpoints, 1):
             self.fraction = number / (1 + len(self.checkpoints))
@@ -67,7 +67,7 @@ class TextReading(Run):
                 f"{checkpoint.name} cuts this text into other tokens than {self.setup.model} does; choose a model "
                 "pruned from it, or its dense model on the start page."
             )
-        return read_text(model, encoded.tokens, tick=job.check)
+        return read_text(model, encoded.tokens)
 
     def token(self, number: int) -> str:
         assert self._tokenizer is not None

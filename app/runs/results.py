@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, inf
 from typing import IO
 
 import pandas as pd
 from scipy import stats
 
 from rose import RoseError
+from rose.files import check_small
+from rose.layer.pattern import parse_sparsity
 
 NUMBERS = ("perplexity", "mean_held_out_error", "seconds")
 
@@ -16,9 +18,15 @@ NUMBERS = ("perplexity", "mean_held_out_error", "seconds")
 def read_results(source: str | IO[bytes]) -> pd.DataFrame:
     """Reads a CSV file with the columns method, sparsity, seed, perplexity, mean_held_out_error and seconds.
 
-    Further columns are left out. A missing held-out error is allowed.
+    Further columns are left out. The held-out error may be missing, and, of a pruned model that does not work any more,
+    the perplexity may be infinite or missing too: `rose compare` writes such rows.
+
+    Raises:
+        RoseError: no such file, or a row that no run can have come to, with its number.
     """
     wanted = ["method", "sparsity", "seed", *NUMBERS]
+    if isinstance(source, str):
+        check_small(source)
     try:
         table = pd.read_csv(source, usecols=wanted, dtype={"method": str, "sparsity": str})[wanted]
     except (OSError, ValueError) as problem:
@@ -27,14 +35,25 @@ def read_results(source: str | IO[bytes]) -> pd.DataFrame:
         ) from problem
     if table.empty:
         raise RoseError("The file holds no runs yet.")
+    given = table[wanted[2:]].notna()
     table[wanted[2:]] = table[wanted[2:]].apply(pd.to_numeric, errors="coerce")
-    bad = table[["method", "sparsity", "seed", "perplexity"]].isna().any(axis=1)
-    if bad.any():
-        raise RoseError(f"Row {int(bad.idxmax()) + 1} has no method, sparsity, seed or perplexity; correct the file.")
-    odd = ~table["perplexity"].between(1, 1e300) | ~table["method"].str.fullmatch(r"[\w .:,/+()@×-]{1,200}")
+    missing = table[["method", "sparsity", "seed"]].isna().any(axis=1)
+    numbers = table["seed"].between(0, 2**63) & (table["seed"] % 1 == 0)
+    for name, least, most in (("perplexity", 1, inf), ("mean_held_out_error", 0, inf), ("seconds", 0, 1e12)):
+        numbers &= table[name].between(least, most) | ~given[name]
+    names = table["method"].str.fullmatch(r"[\w .:,/+()@×-]{1,200}") & table["sparsity"].map(_is_sparsity)
+    odd = missing | ~numbers | ~names.astype(bool)
     if odd.any():
-        raise RoseError(f"Row {int(odd.idxmax()) + 1} has no such method or perplexity; correct the file.")
+        raise RoseError(f"Row {int(odd.idxmax()) + 1} is none that a run can come to; correct the file.")
     return table
+
+
+def _is_sparsity(text: object) -> bool:
+    try:
+        parse_sparsity(str(text))
+    except RoseError:
+        return False
+    return True
 
 
 def time_and_perplexity(table: pd.DataFrame, sparsity: str) -> pd.DataFrame:

@@ -82,13 +82,10 @@ class Slimming(Run):
     def _judge(self, label: str, model: Any, tokenizer: Any, held_out: Any) -> Outcome:
         self._say(f"Perplexity and text: {label}")
 
-        def tick(_share: float = 0.0) -> None:
-            self.job.check()
-
-        perplexity = None if held_out is None else rose.perplexity(model, held_out, progress=tick)
+        perplexity = None if held_out is None else rose.perplexity(model, held_out)
         text = ""
         if self.request.prompt.strip():
-            text = continue_prompt(model, tokenizer, self.request.prompt, new_tokens=NEW_TOKENS, tick=tick)
+            text = continue_prompt(model, tokenizer, self.request.prompt, new_tokens=NEW_TOKENS)
         parameters = count_parameters(model)
         return Outcome(label, parameters, perplexity, 0.0, text)  # speed: measured later, for both at once
 

@@ -265,6 +265,12 @@ class Study:
         setup = self.setup
         return {"sparsity": sparsity or setup.sparsity, "block_size": setup.block_size, "damping": setup.damping}
 
+    def let_go(self) -> None:
+        """Holds no model and no inputs of layers any more, only its numbers, for whoever still shows it."""
+        with self._lock:
+            self.loaded, self.calibration = None, Calibration()
+            self._layers, self._memory = {}, OrderedDict()
+
     def all_records(self) -> list[rose.LayerRecord]:
         with self._lock:
             return [record for records in self._records.values() for record in records]

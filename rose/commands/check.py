@@ -14,6 +14,7 @@ from rich.console import Console
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.layer.methods import METHODS as KNOWN
+from rose.layer.methods import get_method
 from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
 from rose.model.check.costs import METHODS
@@ -42,6 +43,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Returns 1 where something is wrong."""
     if options.json:
         check_file(options.json)
+    methods = shared.split(options.methods, "--methods")
+    for method in methods:
+        get_method(method)
     dense, tokenizer = shared.load(options, console, options.dense)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed) if options.calibration else (None, None)
     models: dict[str, Any] = {}
@@ -54,7 +58,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
                 models[name],
                 tokens,
                 held_out=held_out,
-                methods=shared.split(options.methods, "--methods"),
+                methods=methods,
                 compute=options.compute,
                 progress=follow,
             )

@@ -14,7 +14,7 @@ import rose
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.model.workers import Workers
-from rose.output import check_output
+from rose.output import check_folder, check_output
 
 
 def check(options: argparse.Namespace) -> None:
@@ -23,6 +23,8 @@ def check(options: argparse.Namespace) -> None:
     if options.stream and options.evaluate:
         raise rose.RoseError("--evaluate needs the whole model in memory; leave it out, or leave --stream out.")
     # The output folder must still be empty once the run is over.
+    if options.checkpoint:
+        check_folder(options.checkpoint)
     if options.checkpoint and options.checkpoint.resolve().is_relative_to(options.output.resolve()):
         raise rose.RoseError("--checkpoint must not be inside --output, which is empty until the end; choose another.")
 

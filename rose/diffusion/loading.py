@@ -108,8 +108,8 @@ def _load(name: str, dtype: torch.dtype) -> Any:
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as problem:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, RecursionError) as problem:
         raise RoseError(
             f"{folder} holds no readable model_index.json, so it is not a diffusion pipeline; choose another folder, "
             f"or {PACKAGED}."

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rose.interrupt import stop_point
 from rose.layer.hessian import cholesky
 
 
@@ -32,6 +33,7 @@ def solve_on_support(weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor
     for _ in range(steps):
         if (norm <= enough).all():
             break
+        stop_point()
         step = direction @ matrix
         curvature = (direction * step).sum(1, keepdim=True)
         length = torch.where(curvature > 0, norm / curvature, 0)

@@ -11,7 +11,7 @@ from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study, held_by
 from rose import InputStatistics
 from rose.model.walk.walk import BlockStatistics
-from tests.app.tiny_study import measured_study
+from tests.app.tiny_study import COLUMNAR, measured_study
 
 
 def unfinished(model: str, seed: int, status: str = "done") -> Study:
@@ -65,11 +65,34 @@ def test_a_running_study_is_never_dropped() -> None:
     assert kept(running, *others)[0] is running
 
 
+def test_memory_goes_back_once_nobody_has_looked_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, given_back, busy = 0.0, [], range(2900, 3301)
+    monkeypatch.setattr(shared, "_asked", [now])
+    monkeypatch.setattr(shared, "is_busy", lambda: now in busy)
+    monkeypatch.setattr(shared, "let_go", lambda: given_back.append(now))
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        if now in (1200.0, 2400.0):
+            shared._asked[0] = now
+
+    shared.let_go_when_idle(600.0, clock=lambda: now, wait=wait, goes_on=lambda: now < 6000)
+    # Once after each visit, and after the end of what ran.
+    assert given_back == [630.0, 1830.0, 3330.0]
+
+
 def test_what_comes_back_from_disk_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     kept, unkept, failed = (measured_study(samples=samples) for samples in (4, 5, 6))
     failed.job.status = "failed"
     known = {one.setup: one for one in (kept, unkept, failed)}
     monkeypatch.setattr(shared, "studies", lambda: known)
     monkeypatch.setattr(shared.disk, "recall", lambda setup, files: object() if setup == kept.setup else None)
+    drawn = shared.seen()
     shared.let_go()
     assert list(known) == [unkept.setup]
+    assert shared.seen() > drawn  # pages that hold the others are drawn anew
+    for gone in (kept, failed):  # and meanwhile hold only their numbers
+        assert (gone.loaded, gone.calibration.blocks, gone.has(COLUMNAR)) == (None, [], False)
+        assert gone.all_records()
+    assert unkept.has(COLUMNAR)

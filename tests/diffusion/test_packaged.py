@@ -123,6 +123,8 @@ def test_scores_from_the_command_line(pruned: Path, tmp_path: Path, capsys: Any)
         (["prune", "--output", "{here}"], "not an empty folder"),
         (["prune", "--output", "{here}/new", "--option", "fast"], "NAME=VALUE"),
         (["prune", "--output", "{here}/new", "--model", "{here}"], "no readable model_index.json"),
+        (["prune", "--output", "{here}/new", "--model", "{here}/deep"], "no readable model_index.json"),
+        (["prune", "--output", "{here}/new", "--model", "{here}/list"], "no readable model_index.json"),
         (["prune", "--output", "{here}/new", "--model", "nowhere"], "There is no folder nowhere"),
         (["prune", "--output", "{here}/new", "--prompts", "{here}/none.txt"], "cannot be read"),
         (["prune", "--output", "{here}/new", "--samples", "0"], "At least one picture"),
@@ -134,6 +136,9 @@ def test_scores_from_the_command_line(pruned: Path, tmp_path: Path, capsys: Any)
 )
 def test_bad_input_is_one_sentence(arguments: list[str], says: str, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "kept.txt").write_text("")
+    for name, content in (("deep", "[" * 100_000), ("list", "[1]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model_index.json").write_text(content)
     assert cli.main(["diffuse", *(word.replace("{here}", str(tmp_path)) for word in arguments)]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert says in said

@@ -14,7 +14,7 @@ from rose import cli
 from rose.files import write_atomically
 from rose.model.measure import folder as measurements
 from rose.model.run.allocation import parse_allocation
-from rose.model.run.damages import DamageRecord, read_damages
+from rose.model.run.damages import DamageRecord, model_of_damages, read_damages
 from rose.report import records_table
 from tests.tiny import save_tiny_llama
 
@@ -56,15 +56,14 @@ def damages(call: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[s
     ],
 )
 def test_a_link_that_leads_nowhere_is_refused_before_the_run(
-    command: str, below: str, call: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("link", "link.csv"):
         (tmp_path / name).symlink_to(tmp_path / "nowhere")
     name, *options = command.format(place=tmp_path / "link" / below, free=tmp_path / "free").split()
     if below and ".csv" in command:
         options[-1] = str(tmp_path / "link" / "below.csv")
-    model = ["--model", "/no/such/model"] if "checkpoint" not in command else call[1:-5]
-    assert cli.main([name, *model, *options]) == 2
+    assert cli.main([name, "--model", "/no/such/model", *options]) == 2
     assert "is a link to" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "nowhere").exists()
 
@@ -137,6 +136,24 @@ def test_numbers_that_a_measurement_may_come_to_are_read_back(tmp_path: Path) ->
 def _written(folder: Path, text: str) -> Path:
     (folder / "whole.csv").write_text(text)
     return folder / "whole.csv"
+
+
+@pytest.mark.parametrize("name", ["settings.json", "summary.json"])
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe", b""])
+def test_a_description_of_nothing_is_refused_or_measured_anew(
+    name: str, content: bytes, call: list[str], damages: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "damage"
+    folder.mkdir()
+    for file, text in damages.items():
+        (folder / file).write_text(text)
+    (folder / name).write_bytes(content)
+    refused = name == "settings.json"
+    assert cli.main([*call, str(folder)]) == (2 if refused else 0)
+    assert ((folder / name).read_bytes() == content) == refused
+    assert model_of_damages(folder) is not None
+    (folder / "summary.json").write_bytes(content)
+    assert model_of_damages(folder) is None
 
 
 # ---- what a measurement belongs to

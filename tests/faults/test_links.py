@@ -1,6 +1,7 @@
 """A link, a file and an exception may come from anybody: pages show them as text, and ask nobody because of them."""
 
 import ast
+import json
 import re
 import socket
 import time
@@ -8,24 +9,33 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
 import pytest
 from huggingface_hub import constants
+from plotly.utils import PlotlyJSONEncoder
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Block, Element, ElementTree
 
 import app
 import rose
 from app import shared, words
+from app.figures import style
 from app.runs.pruning import PruningRun
 from app.runs.request import PruneRequest
 from app.study.setup import Setup
 from app.study.study import Study
-from tests.app.tiny_study import COLUMNAR, finish, measured_study, open_page
+from tests.app.tiny_study import COLUMNAR, figures, finish, measured_study, open_page
 
 HOME = Path(app.__file__).parent
 PAGES = [f"views/{path.name}" for path in sorted((HOME / "views").glob("*.py")) if path.name != "__init__.py"]
-HOSTILE = "![x](http://a.example/x.png)[Log in](http://a.example/)<b>$x$:material/check::red[x]"
-LIVE = re.compile(r"(?<!\\)\[|(?<!\\)<b>|http://|:material/check|:red")
+HOSTILE = (
+    "![x](http://a.example/x.png)[Log in](http://a.example/)<b>$x$:material/check::red[x]"
+    "<a href='http://a.example/'>x</a><span style='fill:url(http://a.example/)'>x</span>"
+)
+LIVE = re.compile(r"(?<!\\)\[|(?<!\\)<[ab]|http://|:material/check|:red")
+LIVE_IN_FIGURE = re.compile(r"<[^<>]*a\.example")  # Plotly takes a tag only whole
 TYPED = ("text_input", "text_area", "selectbox", "multiselect", "code", "html", "arrow_data_frame")  # no Markdown
 
 
@@ -39,8 +49,9 @@ def elements(block: Block | ElementTree) -> Iterator[Element]:
 
 def live(page: AppTest) -> list[str]:
     """What a browser would take for markup, of what came from outside."""
-    shown = [str(one.proto) for one in elements(page._tree) if one.type not in TYPED]
-    return [text for text in shown if "a.example" in text and LIVE.search(text.replace("\\\\", "\\"))]
+    shown = [str(one.proto) for one in elements(page._tree) if one.type not in (*TYPED, "plotly_chart")]
+    found = [text for text in shown if "a.example" in text and LIVE.search(text.replace("\\\\", "\\"))]
+    return found + [text for text in figures(page) if LIVE_IN_FIGURE.search(text)]
 
 
 @pytest.fixture
@@ -121,6 +132,33 @@ def is_own(text: ast.expr) -> bool:
     if isinstance(text, ast.IfExp):
         return is_own(text.body) and is_own(text.orelse)
     return isinstance(text, ast.Constant) or ast.unparse(text).startswith("words.")
+
+
+def test_names_in_a_figure_are_text() -> None:
+    """Wherever they enter: titles, ticks, labels, hover, frames."""
+    own = 'a<br><b>b</b> c<sub>d</sub> <span style="color:rgba(1, 2, 3, 0.5)">━</span> 0 < 1 > 0'
+    figure = go.Figure(
+        go.Scatter(
+            x=[HOSTILE, "x"],
+            y=[1, 2],
+            name=HOSTILE,
+            text=np.array([HOSTILE, own], object),
+            customdata=[[HOSTILE, 1.0], [own, 2.0]],
+            hovertemplate=f"{HOSTILE}<br>%{{y}}<extra></extra>",
+        ),
+        frames=[go.Frame(data=[go.Scatter(x=[HOSTILE], y=[1])], name="0")],
+    )
+    figure.add_annotation(text=HOSTILE)
+    figure.update_xaxes(ticktext=[HOSTILE], tickvals=[0], title_text=HOSTILE)
+    drawn = style.finish(figure, "light", HOSTILE, HOSTILE, "", "", pd.DataFrame(), x=HOSTILE).figure
+    style.widen_title(drawn)
+    shown = drawn.to_plotly_json()
+    del shown["layout"]["meta"]  # what pages show of it as text
+    text = json.dumps(shown, cls=PlotlyJSONEncoder)
+    assert text.count("a.example") > 20
+    assert not LIVE_IN_FIGURE.search(text)
+    assert drawn.data[0].hovertemplate.endswith("<br>%{y}<extra></extra>")
+    assert drawn.data[0].text[1] == own.replace("0 < 1", "0 &lt; 1")
 
 
 # Nobody is asked before somebody presses a button

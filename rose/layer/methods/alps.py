@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rose.interrupt import stop_point
 from rose.layer.least_squares import shifted_inverse, solve_on_support
 from rose.layer.methods import LayerResult, Settings, register
 from rose.layer.methods.toolkit import damped_hessian, mask_by_score, measured_result, prune_by_score
@@ -67,6 +68,7 @@ def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tens
     free, sparse, dual, last = weight, start, torch.zeros_like(weight), removed
     inverse = shifted_inverse(matrix, penalty)
     for iteration in range(1, ITERATIONS + 1):
+        stop_point()
         free = (target - dual + penalty * sparse) @ inverse
         shifted = free + dual / penalty
         removed = mask_by_score(shifted.abs(), pattern, "layer")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.interrupt import stop_point
 from rose.layer.loss import importance
 from rose.layer.methods import LayerResult, Settings, register
 from rose.layer.methods.options import Option
@@ -83,6 +84,7 @@ def refine_mask(weight: Tensor, statistics: InputStatistics, mask: Tensor, patte
     for _ in range(CYCLES):
         if not len(rows):
             break
+        stop_point()
         sign = e[rows].sign().unsqueeze(1)
         directed = drift[rows] * sign
         fresh = ~moved[rows]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.interrupt import stop_point
 from rose.layer.methods import LayerResult, Settings, register
 from rose.layer.methods.options import Option
 from rose.layer.methods.toolkit import mask_by_score, measured_result, prune_by_score
@@ -96,6 +97,7 @@ def decompose(matrix: Tensor, rank: int, pattern: Pattern, iterations: int) -> t
     """
     sparse, basis = torch.zeros_like(matrix), None
     for _ in range(iterations):
+        stop_point()
         left, right, basis = _next_low_rank(matrix - sparse, rank, basis)
         rest = matrix - left @ right
         mask = mask_by_score(rest.abs(), pattern, "row")

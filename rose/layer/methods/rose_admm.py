@@ -14,6 +14,7 @@ from math import gcd
 import torch
 from torch import Tensor, nn
 
+from rose.interrupt import stop_point
 from rose.layer.least_squares import shifted_inverse, solve_on_support
 from rose.layer.methods import LayerResult, Settings, register
 from rose.layer.methods.options import Option
@@ -100,6 +101,7 @@ def find_mask(
     kept = state = _keep_largest(weight, pattern)  # U is 0
     last, inverse = 0.0, matrix
     for penalty in schedule:
+        stop_point()
         if penalty != last:
             inverse = shifted_inverse(matrix, penalty).mul_(penalty).to(dtype)
             if last:

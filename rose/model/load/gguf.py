@@ -22,6 +22,8 @@ from gguf.gguf_reader import ReaderTensor
 from torch import Tensor, nn
 from transformers import modeling_gguf_pytorch_utils as reading
 
+from rose.interrupt import stop_point
+
 Parsed = dict[str, dict[str, Any]]  # "config", "tokenizer", ..., as transformers has them; "tensors" where asked for
 PIECE = 2**20  # numbers dequantized at once
 
@@ -64,6 +66,7 @@ def read_tensors(
     awaited = Counter(names.values())  # the gate and the up of experts are two tensors in a file, one in a model
     found: dict[str, Tensor] = {}
     for tensor in sorted(tensors, key=lambda tensor: -tensor.n_elements):
+        stop_point()
         result = processor.process(
             weights=_dequantized(tensor),
             name=tensor.name,
@@ -88,6 +91,7 @@ def _dequantized(tensor: ReaderTensor) -> np.ndarray:
         return gguf.dequantize(data, kind)
     values = np.empty(tensor.shape[::-1], np.float32)
     for start in range(0, len(data), max(step, 1)):
+        stop_point()
         rows = slice(start, start + max(step, 1))
         values[rows] = gguf.dequantize(data[rows], kind)
     return values

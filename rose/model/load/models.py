@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from rose.errors import RoseError
+from rose.errors import Cancelled, RoseError
 from rose.files import reachable
+from rose.interrupt import stop_point
 from rose.model.load import compressed
 from rose.model.load.gguf import frugal_reading
 from rose.model.load.soundness import check_all_used, check_finite, check_shapes, check_sizes
@@ -303,7 +304,7 @@ def _explained(name: str, source: _Source) -> Iterator[None]:
     """Turns the many errors of loading into one sentence that says what to do."""
     try:
         yield
-    except RoseError:
+    except (RoseError, Cancelled):
         raise
     except MemoryError as problem:
         raise RoseError(f"There is not enough memory for {name}; choose a smaller model or bfloat16.") from problem
@@ -348,14 +349,29 @@ _patching = threading.RLock()  # what `_quiet` changes is shared by all threads
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars or advice from transformers, as our callers draw their own; and GGUF files read our way."""
+    """No progress bars or advice from transformers, as our callers draw their own; GGUF files are read our way.
+
+    Where transformers would move a bar, by a tensor, is a `stop_point`.
+    """
     with _patching, frugal_reading(), contextlib.ExitStack() as after:
         after.callback(logging.set_verbosity, logging.get_verbosity())
         if logging.is_progress_bar_enabled():
             after.callback(logging.enable_progress_bar)
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        after.callback(logging.set_tqdm_hook, logging.set_tqdm_hook(_stoppable_bar))
         yield
+
+
+def _stoppable_bar(make: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The bar that `make` makes; of one over something, the something, step by step."""
+    return _steps(args[0]) if args else make(*args, **options)
+
+
+def _steps(these: Iterable[Any]) -> Iterator[Any]:
+    for one in these:
+        stop_point()
+        yield one
 
 
 def identify(name: str) -> str | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
+from rose.interrupt import stop_point
 from rose.model.network.layers import decoder_blocks
 
 # Of a configuration, in the words of all families: what each number may be at most; those of experts may be 0.
@@ -69,6 +70,7 @@ def check_all_used(name: str, model: nn.Module, unused: Collection[str]) -> None
 def check_finite(name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Raises RoseError for NaN and infinity, naming the tensor."""
     for key, tensor in tensors:
+        stop_point()
         if tensor.is_meta or not tensor.is_floating_point():
             continue
         if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():

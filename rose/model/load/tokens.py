@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rose.errors import RoseError
 from rose.files import expand
+from rose.interrupt import stop_point
 
 
 def packaged_text() -> str:
@@ -192,6 +193,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     parts: list[Tensor] = []
     start = 0
     while start < len(text) or not parts:
+        stop_point()
         end = start + PART
         if end < len(text) and (paragraph := text.rfind("\n\n", start, end)) >= 0:
             end = paragraph + 2

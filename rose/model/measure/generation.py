@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rose.errors import RoseError
+from rose.interrupt import stop_point
 from rose.model.load.tokens import first_token
 from rose.model.network.network import Network
 
@@ -21,13 +22,11 @@ def continue_prompt(
     prompt: str,
     *,
     new_tokens: int = 40,
-    tick: Callable[[], Any] = lambda: None,
 ) -> str:
     """The most likely next tokens, one after another (greedy), without the prompt; the same for the same model and
     prompt.
 
-    `tick` is called after every token and may raise to stop. Raises RoseError for an empty prompt, or one that with its
-    continuation is longer than the model allows.
+    Raises RoseError for an empty prompt, or one that with its continuation is longer than the model allows.
     """
     if not prompt.strip() or new_tokens < 1:
         raise RoseError("Give a prompt of at least one word, and ask for at least one new token.")
@@ -42,7 +41,7 @@ def continue_prompt(
     network.check_tokens(ids)
 
     def stop(_ids: torch.Tensor, _scores: torch.Tensor, **_more: Any) -> torch.Tensor:
-        tick()
+        stop_point()
         return torch.zeros(1, dtype=torch.bool, device=_ids.device)
 
     device = next(model.parameters()).device

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
+from rose.interrupt import stop_point
 from rose.model.network.network import Network
 from rose.model.network.precision import FLOAT32, Precision
 from rose.model.network.residence import evaluating
@@ -86,6 +87,7 @@ def window_losses(
             windows = windows.to(device).long()
             with precision.computing(device):
                 logits = model(input_ids=windows, use_cache=False).logits[:, :-1]
+            stop_point()  # what follows takes a second
             # (tokens, vocabulary): along the last, contiguous dimension the CPU takes a quarter of the time.
             losses = nn.functional.cross_entropy(
                 logits.float().flatten(0, 1), windows[:, 1:].flatten(), reduction="none"

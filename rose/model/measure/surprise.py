@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rose.errors import RoseError
+from rose.interrupt import stop_point
 from rose.model.load.tokens import first_token
 from rose.model.network.network import Network
 from rose.model.network.residence import evaluating
@@ -75,9 +74,8 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, limit: int | N
 
 
 @torch.no_grad()
-def read_text(model: nn.Module, tokens: Tensor, *, tick: Callable[[], Any] = lambda: None) -> Reading:
-    """Reads a text, (1, length) int64 tokens, and notes the loss of every token and the likeliest next ones; `tick` is
-    called now and then and may raise to stop."""
+def read_text(model: nn.Module, tokens: Tensor) -> Reading:
+    """Reads a text, (1, length) int64 tokens, and notes the loss of every token and the likeliest next ones."""
     network = Network(model)
     network.check_in_memory()
     network.check_tokens(tokens)
@@ -85,11 +83,10 @@ def read_text(model: nn.Module, tokens: Tensor, *, tick: Callable[[], Any] = lam
         raise RoseError(f"One text of at least two tokens is read at a time, not {tuple(tokens.shape)}.")
     losses, likely, chances = [], [], []
     with evaluating(model, device := network.device):
-        tick()
         logits = model(input_ids=tokens.to(device), use_cache=False).logits[0]  # (length, vocabulary)
         following = tokens[0, 1:].to(device).long()
         for start in range(0, len(logits), CHUNK):
-            tick()
+            stop_point()
             logs = logits[start : start + CHUNK].float().log_softmax(-1)
             wanted = following[start : start + CHUNK]
             losses.append(-logs[: len(wanted)].gather(1, wanted[:, None])[:, 0].double().cpu())

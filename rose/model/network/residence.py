@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rose.files import digest
+from rose.interrupt import is_stoppable, stop_point
 from rose.model.network.layers import PrunableLayer
+from rose.model.network.stand_ins import hooked
 
 ATTRIBUTE = "rose_residence"  # of a model whose blocks are not in memory
 
@@ -22,17 +25,26 @@ def pick_device() -> torch.device:
 
 @contextmanager
 def evaluating(module: nn.Module, device: torch.device | None = None) -> Iterator[None]:
-    """While this lasts, a module is in evaluation mode, without dropout, and on the device if one is given."""
+    """While this lasts, a module is in evaluation mode, without dropout, and on the device if one is given.
+
+    Behind each of its decoder blocks, and each expert that is a module, stands a `stop_point`.
+    """
     home, was_training = next(module.parameters()).device, module.training
     module.eval()
     if device is not None:
         module.to(device)
+    parts = [part for one in module.modules() if isinstance(one, nn.ModuleList) for part in one]
     try:
-        yield
+        with hooked([part.register_forward_hook(_behind) for part in parts] if is_stoppable() else []):
+            yield
     finally:
         module.train(was_training)
         if device is not None:
             module.to(home)
+
+
+def _behind(*_args: Any) -> None:
+    stop_point()
 
 
 class Residence:

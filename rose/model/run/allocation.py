@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rose.errors import RoseError
 from rose.files import expand
+from rose.interrupt import is_stoppable, stop_point
 from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
 from rose.model.network.experts import ExpertLinear, experts_apart
@@ -22,6 +23,7 @@ from rose.model.network.identity import check_same_model
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.network.residence import evaluating
+from rose.model.network.stand_ins import hooked
 from rose.model.progress import ALLOCATION_SHARE
 from rose.model.run.damages import DamageRecord, model_of_damages, read_damages
 from rose.model.walk.collector import statistics_of
@@ -173,13 +175,14 @@ def hessian_traces(
     model, flags = network.model, {parameter: parameter.requires_grad for parameter in network.model.parameters()}
     generator = torch.Generator().manual_seed(seed)
     totals = torch.zeros(len(layers), dtype=torch.float64)
+    hooks = [block.register_forward_hook(_stop_behind) for block in network.blocks] if is_stoppable() else []
     try:
         for parameter in flags:
             parameter.requires_grad_(False)
         for weight in weights.values():
             weight.requires_grad_(True)
         # Not every kernel for fused experts has a second derivative.
-        with evaluating(model, network.device), experts_apart(model):
+        with evaluating(model, network.device), experts_apart(model), hooked(hooks):
             for number, window in enumerate(tokens):
                 for _ in range(probes):
                     products = _probe(model, window.to(network.device), weights, generator)
@@ -189,6 +192,19 @@ def hessian_traces(
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
     return (totals / (len(tokens) * probes)).tolist()
+
+
+def _stop_behind(_block: nn.Module, _inputs: Any, output: Any) -> None:
+    """Lets both backward passes be stopped where they leave this decoder block."""
+
+    def on_the_way(gradient: Tensor) -> None:
+        stop_point()
+        if gradient.requires_grad:  # a pass through this pass follows
+            gradient.register_hook(on_the_way)
+
+    hidden = output[0] if isinstance(output, tuple) else output
+    if hidden.requires_grad:
+        hidden.register_hook(on_the_way)
 
 
 def _parameter(layer: PrunableLayer) -> Tensor:
@@ -219,11 +235,16 @@ def _probe(
         for name, weight in named.items():
             if id(weight) in missed:
                 raise no_input(name)
-        signs = [torch.randint(0, 2, weight.shape, generator=generator).mul(2).sub(1).to(weight) for weight in weights]
+        signs = [_signs(weight, generator) for weight in weights]
         slope = torch.stack([(g * v).sum().float() for g, v in zip(gradients, signs, strict=True)]).sum()
         products = torch.autograd.grad(slope, weights)
     found = {key: v * p for key, v, p in zip(unique, signs, products, strict=True)}
     return {name: found[id(weight)] for name, weight in named.items()}
+
+
+def _signs(weight: Tensor, generator: torch.Generator) -> Tensor:
+    stop_point()
+    return torch.randint(0, 2, weight.shape, generator=generator).mul(2).sub(1).to(weight)
 
 
 def outlier_share(scores: Sequence[Tensor]) -> float:

@@ -197,7 +197,7 @@ class Checkpoint(DiskStorage):
             return {}
         try:
             rows = [BlockDrift(**row) for row in json.loads(self._drift_path.read_text())]
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return {}
         return {row.block_index: row for row in rows}
 

@@ -63,5 +63,5 @@ def model_of_damages(folder: Path) -> list[float] | None:
     """`embedding_norms` of the model whose damages a folder holds; None where it does not say."""
     try:
         return [float(norm) for norm in json.loads((folder / "summary.json").read_text())["embedding_norms"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -12,17 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 import rose
+from app.figures.comparison import over_seeds_bars
 from app.jobs import Job
 from app.runs import checkpoints, recipes
 from app.runs.pruning import PruningRun, accuracy_table, layer_table, model_table
 from app.runs.request import HELD_OUT, Case, Keep, PruneRequest, estimate_case
-from app.runs.results import read_results
+from app.runs.results import read_results, time_and_perplexity
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.cli import _parser
@@ -296,18 +298,46 @@ rose,2:4,0,15,10,0.1,5
 """
 
 
+BROKEN = [
+    (2, "26", "much"),
+    (2, "26", "0.5"),
+    (2, "26", "-inf"),
+    (2, "0.3,7", "0.3,-7"),
+    (2, "0.3,7", "-0.3,7"),
+    (2, "0.7,1", "0.7,1.5"),
+    (2, "0.7,1", "0.7,"),
+    (4, "2:4", "[x](http://a.example)"),
+    (3, "sparsegpt", "<b>"),
+]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("method,sparsity\nrose,0.7\n", "columns method, sparsity, seed"),
         (CSV.splitlines()[0] + "\n", "no runs yet"),
-        (CSV.replace("26", "much"), "Row 2 has no method, sparsity, seed or perplexity"),
+        *((CSV.replace(*change), f"Row {row} is none that a run can come to") for row, *change in BROKEN),
         ("", "cannot be read as CSV with the columns"),
     ],
 )
 def test_other_files_are_refused(text: str, words: str) -> None:
     with pytest.raises(rose.RoseError, match=words):
         read_results(io.BytesIO(text.encode()))
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/no/such.csv", "/tmp"])
+def test_results_are_read_from_a_file_only(path: str) -> None:
+    with pytest.raises(rose.RoseError, match=f"There is no file {path}"):
+        read_results(path)
+
+
+@pytest.mark.parametrize("perplexity", ["inf", ""])
+def test_a_run_after_which_nothing_works_is_read_and_its_method_has_no_mean(perplexity: str) -> None:
+    table = read_results(io.BytesIO(CSV.replace("26", perplexity).encode()))
+    drawing = over_seeds_bars(table, "0.7")
+    assert drawing.data["method"].tolist() == ["sparsegpt"]
+    assert drawing.caption.endswith("Without ROSE: not finite for a seed.")
+    assert np.isfinite(time_and_perplexity(table, "0.7")["perplexity"]).tolist() == [False, True]
 
 
 def test_every_model_answers_the_tasks(

@@ -291,7 +291,7 @@ def test_results_over_seeds(setup: Setup, tmp_path: Path) -> None:
     app.segmented_control(key="seeds_sparsity").set_value("2:4").run()
     assert "ROSE 15.0 ± 0" in texts(app)
     app.text_input(key="prune_results_path").set_value(str(tmp_path)).run()
-    assert "cannot be read as CSV" in app.error[0].value
+    assert "There is no file" in app.error[0].value
 
 
 def test_both_targets_are_pruned_shown_and_said_in_the_recipes(setup: Setup) -> None:

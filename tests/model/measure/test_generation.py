@@ -58,20 +58,6 @@ def test_a_prompt_ends_where_its_text_ends(tmp_path: Path) -> None:
     assert continue_prompt(model, tokenizer, "Hello", new_tokens=6) == expected
 
 
-def test_can_be_stopped_before_any_token(tiny: tuple) -> None:
-    ticks = 0
-
-    def stop() -> None:
-        nonlocal ticks
-        ticks += 1
-        if ticks == 3:
-            raise rose.Cancelled
-
-    with pytest.raises(rose.Cancelled):
-        continue_prompt(*tiny, "Hello", new_tokens=50, tick=stop)
-    assert ticks == 3
-
-
 @pytest.mark.parametrize(
     ("prompt", "new_tokens", "words"),
     [(" ", 5, "at least one word"), ("Hello", 0, "at least one new token"), ("Hello", 300, "longer than the model's")],

@@ -57,13 +57,3 @@ def test_what_cannot_be_read_is_refused() -> None:
         encode_text(tokenizer, "roses", limit=4)
     with pytest.raises(rose.RoseError, match="One text of at least two tokens"):
         read_text(make_model("llama"), make_tokens())
-
-
-def test_reading_can_be_stopped() -> None:
-    def stop() -> None:
-        raise rose.Cancelled
-
-    model = make_model("llama").train()
-    with pytest.raises(rose.Cancelled):
-        read_text(model, make_tokens()[:1], tick=stop)
-    assert model.training

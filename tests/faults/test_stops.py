@@ -1,0 +1,127 @@
+"""Work in a thread can be stopped inside its long steps, where it has no progress to tell, and leaves all as it was."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+import rose
+from app.jobs import Job
+from rose.interrupt import is_stoppable, stop_point, stoppable
+from rose.model.load.tokens import load_tokens
+from rose.model.measure.generation import continue_prompt
+from rose.model.measure.perplexity import perplexity
+from rose.model.measure.surprise import read_text
+from rose.model.network.network import Network
+from rose.model.run.allocation import hessian_traces
+from tests.tiny import save_tiny_llama
+
+BLOCKS = 3
+
+
+class Stops:
+    """Counts the places where work can be stopped, and stops it at one of them."""
+
+    def __init__(self, last: int = -1) -> None:
+        self.passed, self.last = 0, last
+
+    def check(self) -> None:
+        self.passed += 1
+        if self.passed == self.last:
+            raise rose.Cancelled
+
+
+def passed(work: Callable[[], Any], last: int = -1) -> int:
+    """How many places the work came by."""
+    stops = Stops(last)
+    with stoppable(stops.check):
+        work()
+    assert not is_stoppable()
+    return stops.passed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny"), blocks=BLOCKS)
+
+
+@pytest.fixture(scope="module")
+def tiny(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return rose.load_model(str(folder))
+
+
+def settings_of(model: nn.Module) -> tuple[Any, ...]:
+    """All that a stopped pass might leave behind."""
+    hooks = [len(one._forward_hooks) + len(one._forward_pre_hooks) for one in model.modules()]
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    return hooks, flags, model.training, torch.get_default_dtype(), torch.is_grad_enabled()
+
+
+PASSES: dict[str, tuple[Callable[..., Any], int]] = {
+    "text": (lambda model, _tokenizer, tokens: read_text(model, tokens[:1]), BLOCKS),
+    "perplexity": (lambda model, _tokenizer, tokens: perplexity(model, tokens), BLOCKS),
+    "prompt": (lambda model, tokenizer, _tokens: continue_prompt(model, tokenizer, "Hello", new_tokens=5), 5),
+    # Forwards, backwards, and backwards through both.
+    "sensitivity": (
+        lambda model, _tokenizer, tokens: hessian_traces(Network(model), tokens[:1], Network(model).layers),
+        4 * BLOCKS,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_is_stopped_behind_any_decoder_block(
+    name: str, tiny: tuple[PreTrainedModel, PreTrainedTokenizerBase]
+) -> None:
+    model, tokenizer = tiny
+    work, least = PASSES[name]
+    tokens = load_tokens("packaged", tokenizer, samples=2, length=16)
+    model.train()
+    before = settings_of(model)
+    every = passed(lambda: work(model, tokenizer, tokens))
+    assert every >= least
+    for last in {1, 2, every // 2, every}:
+        with pytest.raises(rose.Cancelled):
+            passed(lambda: work(model, tokenizer, tokens), last)
+        assert settings_of(model) == before
+
+
+@pytest.mark.parametrize("method", ["alps", "oats", "dsnot", "rose_admm", "rose_dealt"])
+def test_a_method_that_takes_long_is_stopped_inside_a_layer(method: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = torch.randn(16, 32, generator=generator), torch.randn(64, 32, generator=generator)
+    statistics = rose.InputStatistics(32)
+    statistics.update(inputs)
+    assert passed(lambda: rose.prune_layer(weight, statistics, method=method, sparsity=0.5, block_size=8)) > 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_loading_is_stopped_between_tensors(folder: Path, stream: bool) -> None:
+    def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        return rose.load_model(str(folder), dtype="bfloat16", stream=stream)
+
+    bars, dtype = logging.is_progress_bar_enabled(), torch.get_default_dtype()
+    every = passed(load)
+    assert every > (2 if stream else 9 * BLOCKS)
+    for last in {1, every // 2, every}:
+        with pytest.raises(rose.Cancelled):
+            passed(load, last)
+        assert (logging.is_progress_bar_enabled(), torch.get_default_dtype()) == (bars, dtype)
+        assert logging.set_tqdm_hook(None) is None
+
+
+def test_a_cancelled_job_stops_at_the_next_place() -> None:
+    def work(job: Job) -> None:
+        stop_point()
+        job.stop()
+        stop_point()
+        raise AssertionError
+
+    job = Job(work).start()
+    job.wait(240)
+    assert job.status == "cancelled"
