@@ -69,21 +69,27 @@ def draw() -> None:
     ink = {"light": "#1E1B24", "dark": "#F0EDF5"}[session.theme()]  # as in .streamlit/config.toml
     st.html(f"<style>:root {{ --selected-text: {ink}; }}</style>")
     page = st.navigation(
-        [
-            st.Page("views/start.py", title="Start", icon=":material/play_circle:", default=True),
-            st.Page("views/layers.py", title="Layers", icon=":material/grid_on:"),
-            st.Page("views/layer.py", title="Layer", icon=":material/layers:"),
-            st.Page("views/order_lab.py", title="Order lab", icon=":material/swap_vert:"),
-            st.Page("views/structures.py", title="Structures", icon=":material/compress:"),
-            st.Page("views/learn.py", title="Learn", icon=":material/school:"),
-            st.Page("views/check.py", title="Check", icon=":material/fact_check:"),
-            st.Page("views/prune.py", title="Prune", icon=":material/content_cut:"),
-            st.Page("views/depth.py", title="Depth", icon=":material/stacked_line_chart:"),
-            st.Page("views/damage.py", title="Damage", icon=":material/healing:"),
-            st.Page("views/runs.py", title="Runs", icon=":material/compare:"),
-            st.Page("views/text.py", title="Text", icon=":material/chrome_reader_mode:"),
-            st.Page("views/diffusion.py", title="Diffusion", icon=":material/image:"),
-        ],
+        {
+            "": [st.Page("views/start.py", title="Start", icon=":material/play_circle:", default=True)],
+            "Understand": [
+                st.Page("views/learn.py", title="Learn", icon=":material/school:"),
+                st.Page("views/layers.py", title="Layers", icon=":material/grid_on:"),
+                st.Page("views/layer.py", title="Layer", icon=":material/layers:"),
+                st.Page("views/order_lab.py", title="Order lab", icon=":material/swap_vert:"),
+            ],
+            "Prune": [
+                st.Page("views/prune.py", title="Prune", icon=":material/content_cut:"),
+                st.Page("views/structures.py", title="Heads and channels", icon=":material/compress:"),
+            ],
+            "Judge": [
+                st.Page("views/runs.py", title="Compare runs", icon=":material/compare:"),
+                st.Page("views/depth.py", title="Depth", icon=":material/stacked_line_chart:"),
+                st.Page("views/damage.py", title="Layer sensitivity", icon=":material/healing:"),
+                st.Page("views/text.py", title="Your text", icon=":material/chrome_reader_mode:"),
+                st.Page("views/check.py", title="Check a checkpoint", icon=":material/fact_check:"),
+            ],
+            "More": [st.Page("views/diffusion.py", title="Diffusion", icon=":material/image:")],
+        },
         expanded=True,
     )
     sidebar.draw()

@@ -1,4 +1,4 @@
-"""Damage: which layers does the model feel?"""
+"""Layer sensitivity: what the model's loss says."""
 
 import json
 from functools import partial
@@ -28,7 +28,7 @@ NO_RUN = "No pruned model is chosen: prune one on the Prune page and keep its ch
 
 
 def draw() -> None:
-    st.title("Damage: which layers does the model feel?")
+    st.title("Layer sensitivity: what the model's loss says")
     components.edited_setup()
     components.require_weights()
     request = choose()

@@ -1,4 +1,4 @@
-"""Depth: where does the model lose its way?"""
+"""Hidden-state error by depth."""
 
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ SHOWN = 6  # runs that are shown if nobody chooses; more lines cannot be told ap
 
 
 def draw() -> None:
-    st.title("Depth: where does the model lose its way?")
+    st.title("Depth: hidden-state error by depth")
     components.edited_setup()
     comparison: PruningRun | None = st.session_state.get(COMPARING)
     if comparison is not None:

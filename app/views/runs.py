@@ -1,4 +1,4 @@
-"""Runs: how do two of them differ?"""
+"""Compare runs: how do they differ?"""
 
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ STUDY = (
 
 
 def draw() -> None:
-    st.title("Runs: how do two of them differ?")
+    st.title("Compare runs: how do they differ?")
     named = finished.name_apart(_offered())
     if len(named) < 2:
         _empty(named)

@@ -1,4 +1,4 @@
-"""Structures: which heads and channels can go?"""
+"""Heads and channels: which can go?"""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ PROMPT = "Python is a programming language that"
 
 
 def draw() -> None:
-    st.title("Structures: which heads and channels can go?")
+    st.title("Heads and channels: which can go?")
     components.require_weights()
     study = components.require_study("Here you see what every head and every channel of a model costs")
     components.begin_restored(study)

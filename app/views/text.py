@@ -1,4 +1,4 @@
-"""Text: what does it do to what I write?"""
+"""Your text: what does pruning do to it?"""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ MEANING = {
 
 
 def draw() -> None:
-    st.title("Text: what does it do to what I write?")
+    st.title("Your text: what does pruning do to it?")
     components.edited_setup()
     components.require_weights()
     setup = session.setup()

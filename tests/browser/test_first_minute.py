@@ -14,8 +14,8 @@ from app.words import short_layer
 from tests.browser.conftest import COLUMNAR_LAYER, OpenPage, choose, chosen_layer, expect_finding, settle
 
 PAGES = (
-    *("Start", "Layers", "Layer", "Order lab", "Structures", "Learn", "Check", "Prune", "Depth", "Damage", "Runs"),
-    *("Text", "Diffusion"),
+    *("Start", "Learn", "Layers", "Layer", "Order lab", "Prune", "Heads and channels", "Compare runs", "Depth"),
+    *("Layer sensitivity", "Your text", "Check a checkpoint", "Diffusion"),
 )
 
 

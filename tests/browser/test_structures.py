@@ -1,4 +1,4 @@
-"""The Structures page in a browser: a tiny model is measured, made smaller, compared, and its download loads."""
+"""Heads and channels in a browser: a tiny model is measured, made smaller, compared, and its download loads."""
 
 import zipfile
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.browser.conftest import OpenPage, measure, rows, section, settle, tin
 def test_a_model_is_made_smaller_from_the_button_to_the_download(open_page: OpenPage, tmp_path: Path) -> None:
     page = open_page("", urlencode(tiny_setup(tmp_path)))
     measure(page)
-    page.get_by_role("link", name="Structures").click()
+    page.get_by_role("link", name="Heads and channels").click()
     expect(page.get_by_role("radio", name="Make it smaller")).to_be_visible()
     section(page, "Make it smaller")
     button = page.get_by_role("button", name="Make a smaller copy")
