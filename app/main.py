@@ -28,7 +28,9 @@ STYLE = """<style>
 /* Streamlit's own colours for captions, and for a slider's value in the dark, lie below a contrast of 4.5:1. */
 [data-testid="stSliderThumbValue"] { color: var(--selected-text) !important; }
 [data-testid="stCaptionContainer"] { color: var(--selected-text) !important; opacity: 0.76; }
-.st-key-start-expected { min-height: 7rem; }  /* the button below does not move while the estimate is made */
+.st-key-start-expected { min-height: 4rem; }  /* what stands below does not move while the estimate is made */
+.st-key-explore a { background: var(--primary); justify-content: center; }
+.st-key-explore a * { color: white !important; }
 button.picture {
   display: block; width: 100%; margin-bottom: 0.5rem; padding: 0.35rem 0.75rem; font: inherit; color: inherit;
   background: transparent; border: 1px solid currentColor; border-radius: 8px; cursor: pointer;
@@ -46,6 +48,24 @@ div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }  /* rather than hide
   .stMainBlockContainer { padding: 4.5rem 1rem 4rem; }
 }
 </style>"""
+# Streamlit (1.67) enters every change of the address into the browser's history: several at each visit of a page, as it
+# clears the address and the page writes into it again. Back is to lead to the page before, or to undo a choice of a
+# layer: nothing else is entered. Neither is a page that leads on to another at once, as depth does.
+HISTORY = """<script>
+if (!window.pageHistory) {
+  window.pageHistory = true;
+  const enter = history.pushState.bind(history), replace = history.replaceState.bind(history);
+  let touched = false;
+  for (const kind of ["pointerdown", "keydown"]) addEventListener(kind, () => { touched = true; }, true);
+  history.pushState = (state, title, address) => {
+    const here = new URL(location.href), there = new URL(address, here);
+    const moves = there.pathname !== here.pathname && !here.pathname.endsWith("/depth");
+    const chooses = touched && there.searchParams.get("layer") !== here.searchParams.get("layer");
+    touched = false;
+    (moves || chooses ? enter : replace)(state, title, address);
+  };
+}
+</script>"""
 # Page Down would move a slider with the focus by ten steps; it scrolls the page instead, and on Learn turns lessons.
 KEYS = """<script>
 if (!window.pageKeys) {
@@ -61,13 +81,24 @@ if (!window.pageKeys) {
 </script>"""
 
 
+def to_comparison() -> None:
+    """Leads links to the former page Depth to the sections that it has become."""
+    from app.runs import drift_sections
+
+    names = {"depth_path": "runs_path", "depth_scale": "runs_scale", "depth_view": "runs_view"}
+    query = {names.get(name, name): value for name, value in st.query_params.items()}
+    if query.get("runs_view") not in drift_sections.SECTIONS:
+        query["runs_view"] = drift_sections.DRIFT
+    st.switch_page("views/runs.py", query_params=query)
+
+
 def draw() -> None:
     # Seconds, where the server has not read them yet: the lines above show meanwhile.
     from app import components, session, sidebar
 
     session.begin()
-    ink = {"light": "#1E1B24", "dark": "#F0EDF5"}[session.theme()]  # as in .streamlit/config.toml
-    st.html(f"<style>:root {{ --selected-text: {ink}; }}</style>")
+    ink, primary = {"light": ("#1E1B24", "#A3195B"), "dark": ("#F0EDF5", "#CC3A82")}[session.theme()]  # of config.toml
+    st.html(f"<style>:root {{ --selected-text: {ink}; --primary: {primary}; }}</style>")
     page = st.navigation(
         {
             "": [st.Page("views/start.py", title="Start", icon=":material/play_circle:", default=True)],
@@ -83,7 +114,7 @@ def draw() -> None:
             ],
             "Judge": [
                 st.Page("views/runs.py", title="Compare runs", icon=":material/compare:"),
-                st.Page("views/depth.py", title="Depth", icon=":material/stacked_line_chart:"),
+                st.Page(to_comparison, title="Depth", url_path="depth", visibility="hidden"),
                 st.Page("views/damage.py", title="Layer sensitivity", icon=":material/healing:"),
                 st.Page("views/text.py", title="Your text", icon=":material/chrome_reader_mode:"),
                 st.Page("views/check.py", title="Check a checkpoint", icon=":material/fact_check:"),
@@ -92,7 +123,7 @@ def draw() -> None:
         },
         expanded=True,
     )
-    sidebar.draw()
+    sidebar.draw(page.url_path)
     session.publish()  # a page that has nothing to show yet stops the script: after `st.stop` nothing gets into the URL
     if st.session_state.link_problem:
         components.warning(st.session_state.link_problem, ":material/link_off:")
@@ -102,5 +133,5 @@ def draw() -> None:
 
 st.set_page_config(page_title="ROSE Explorer", page_icon=Path(__file__).with_name("icon.svg"), layout="wide")
 st.html(STYLE)
-st.html(PRODUCT + KEYS, unsafe_allow_javascript=True)
+st.html(PRODUCT + HISTORY + KEYS, unsafe_allow_javascript=True)
 draw()

@@ -11,6 +11,7 @@ from typing import Literal
 
 import pandas as pd
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 import rose
 from app import shared, words
@@ -79,6 +80,8 @@ def begin() -> None:
         there = texts.get("layer")
         if there and there != st.session_state.get("published_layer", there):
             choose_layer(there)  # the browser's Back and Forward: a URL other than the one last written
+        elif not there and _went_back():
+            st.session_state.chosen_layer = None  # as before one was chosen
         return
     edits = {key.removeprefix(DRAFT): value for key, value in texts.items() if key.startswith(DRAFT)}
     st.session_state.setup, problems = Setup.read(texts)
@@ -99,10 +102,16 @@ def begin() -> None:
     st.session_state.link_problem = " ".join([*problems, *further])
 
 
+def _went_back() -> bool:
+    """Whether this run was asked for by the browser's Back or Forward."""
+    context = get_script_run_ctx()
+    return context is not None and context.is_history_navigation
+
+
 def publish() -> None:
-    """Writes the shared choices into the URL, so that a link restores the view."""
-    chosen = setup().to_texts()
-    if (name := layer()) is not None:
+    """Writes the shared choices into the URL, so that a link restores the view: all that nobody chose is left out."""
+    chosen, name = setup().to_texts(), None if st.session_state.get("layer_by_default") else layer()
+    if name is not None:
         chosen["layer"] = name
     if threshold() != THRESHOLD:
         chosen["threshold"] = f"{threshold():g}"
@@ -115,7 +124,7 @@ def publish() -> None:
             st.query_params.pop(key, None)
         elif st.query_params.get(key) != chosen[key]:
             st.query_params[key] = chosen[key]
-    st.session_state.published_layer = layer()
+    st.session_state.published_layer = name
 
 
 def edits() -> dict[str, str]:
@@ -165,6 +174,16 @@ def choose_draft(edited: Setup) -> None:
         except rose.RoseError:
             return
         st.session_state.setup = edited
+
+
+def measure(chosen: Setup) -> None:
+    """Looks at a set-up and starts its study, and ends the one that this session was waiting for."""
+    former = study()
+    if former is not None and former.setup != chosen and former.job.status == "running":
+        leave(former.job)
+    st.session_state.link_problem = ""
+    choose_setup(chosen)
+    start()
 
 
 def start(*, go_on: bool = False) -> None:

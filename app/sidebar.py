@@ -1,32 +1,52 @@
-"""Beside every page: the current set-up, the run in progress, and the chosen layer."""
+"""Beside every page: the current set-up, the run in progress, and where it counts the chosen layer and the sparsity."""
+
+from dataclasses import replace
 
 import streamlit as st
 
 from app import components, session, shared, words
+from app.study import form, preflight
+from app.study.setup import Setup
 from app.study.study import Study
+from rose import RoseError
+
+START = ""  # the path of the page that has all this in its own form
+OF_ONE_LAYER = ("layers", "layer", "order_lab")  # pages to which the chosen layer matters
 
 
-def draw() -> None:
+def draw(page: str) -> None:
+    """`page` is the path of the page that is shown."""
     study = session.study()
     with st.sidebar:
         if st.session_state.plugin_problem:
             components.error(st.session_state.plugin_problem, ":material/extension_off:")
         _running()
+        if page != START:
+            _setup(session.setup(), study is not None)
         if study is None:
-            model = words.plain(session.setup().model)
-            st.caption(f"The layers of **{model}** are not measured with the chosen set-up.")
             return
-        setup = study.setup
-        st.caption(
-            f"**{words.plain(setup.model)}**, {words.plain(setup.text)}, {setup.samples} × {setup.length} tokens, "
-            f"seed {setup.seed}, sparsity {setup.sparsity}, block size {setup.block_size}"
-        )
         if study.layer_names:
+            _follow_layer(study)
+        if page in OF_ONE_LAYER and study.layer_names:
             _choose_layer(study)
-        _status(study)
+            _choose_sparsity(study)
+        if page != START:
+            _status(study)
 
 
-def _choose_layer(study: Study) -> None:
+def _setup(setup: Setup, is_measured: bool) -> None:
+    model = f"**{words.plain(setup.model)}**"
+    said = (
+        f"{model}, {words.plain(setup.text)}, {setup.samples} × {setup.length} tokens, seed {setup.seed}, sparsity "
+        f"{setup.sparsity}, block size {setup.block_size}"
+    )
+    with st.container(gap=None):
+        st.caption(said if is_measured else f"The layers of {model} are not measured with the chosen set-up.")
+        st.page_link(components.START_PAGE, label="Change", icon=":material/tune:", help="Leads to the page Start.")
+
+
+def _follow_layer(study: Study) -> None:
+    """Keeps to a layer that is there: the most columnar one until somebody chooses."""
     names = study.layer_names
     if session.layer() not in names or (st.session_state.get("layer_by_default") and study.is_measured):
         session.choose_layer(study.most_columnar() or names[0], by_default=True)
@@ -35,15 +55,65 @@ def _choose_layer(study: Study) -> None:
         st.session_state.link_problem += (
             f" The link asks for the layer {linked}, which was not measured here; another one is shown."
         )
+
+
+def _choose_layer(study: Study) -> None:
     st.session_state.layer_widget = session.layer()
     st.selectbox(
         "Layer",
-        names,
+        study.layer_names,
         key="layer_widget",
         format_func=words.short_layer,
         on_change=lambda: session.choose_layer(st.session_state.layer_widget),
         help="The pages about single layers show this one. Type to search.",
     )
+
+
+def _choose_sparsity(study: Study) -> None:
+    """Another sparsity is shown at once where it has been measured, else measured for those who press the button."""
+    setup = study.setup
+    of, asked = st.session_state.get("asked_sparsity", (setup, setup.sparsity))
+    asked = asked if of == setup else setup.sparsity
+    st.session_state.sparsity_widget = asked
+    form.choose_sparsity("sparsity_widget", asked, on_change=_ask_sparsity)
+    other = replace(setup, sparsity=asked)
+    if other == setup:
+        return
+    try:
+        found = preflight.preflight(other, shared.skeleton(other.model), has_inputs=study.calibration.complete)
+    except RoseError as problem:
+        components.error(problem)
+        return
+    inputs = "their inputs are known" if study.calibration.complete else "their inputs are collected first"
+    layers = words.count(found.cost.layers, "layer")
+    st.caption(
+        f"Not measured at {words.plain(asked)}: {layers}, about {components.lasting(found.cost)}; {inputs}."
+        + ("" if found.fits else " They will not fit into memory.")
+    )
+    st.button(
+        f"Measure at {words.plain(asked)}",
+        icon=":material/play_arrow:",
+        key="measure-sparsity",
+        on_click=_measure,
+        args=(other,),
+        disabled=not found.fits,
+        width="stretch",
+    )
+
+
+def _ask_sparsity() -> None:
+    setup, asked = session.setup(), st.session_state.sparsity_widget
+    st.session_state.asked_sparsity = (setup, asked or setup.sparsity)
+    other = replace(setup, sparsity=asked or setup.sparsity)
+    known = shared.find(other)
+    if known is not None and known.is_measured:
+        form.forget()
+        session.choose_setup(other)
+
+
+def _measure(chosen: Setup) -> None:
+    form.forget()
+    session.measure(chosen)
 
 
 def _running() -> None:

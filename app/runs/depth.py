@@ -1,4 +1,4 @@
-"""Where pruned models drift from the dense one: runs as the table that the Depth page draws. No Streamlit here.
+"""Where pruned models drift from the dense one: runs as a table. No Streamlit here.
 
 See `rose.model.walk.dense_states.BlockDrift` for what is measured, and on which tokens.
 """

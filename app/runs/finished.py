@@ -97,6 +97,15 @@ class FinishedRun:
         return _plain(f"{known.get('samples')} × {known.get('length')} tokens{seed}")
 
     @property
+    def label(self) -> str:
+        """Model, method, sparsity and layers; "smollm2-135m · ROSE · 0.7 · 210 layers"."""
+        how = f"Slim by {self.method}" if self.kind == SLIM else method_label(self.method)
+        if self.kind == "prune" and self.target == "layer":
+            how += ", target layer"
+        how += " (study)" if self.kind == "study" else " after slimming" if self.start == "slimmed" else ""
+        return " · ".join(filter(None, (self.model, how, self.asked, self.size)))
+
+    @property
     def pruned(self) -> pd.DataFrame:
         """The rows of `layers` that count in means: without experts that were left dense beside pruned ones."""
         is_pruned = self.layers["sparsity"] != 0
@@ -324,6 +333,19 @@ def name_apart(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
         name = words.unused(name, named)
         named[name] = replace(run, name=name)
     return named
+
+
+def labelled(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
+    """The runs by label, to choose from; the same label gets what tells runs apart: calibration, folder, a number."""
+    found: dict[str, FinishedRun] = {}
+    for run in runs:
+        alike = [one for one in runs if one.label == run.label]
+        folder = "" if run.place == SERVER else _plain(Path(run.place).resolve().name)
+        parts = [run.label]
+        parts += [run.calibration] if len({one.calibration for one in alike}) > 1 else []
+        parts += [folder] if folder and len({one.place for one in alike}) > 1 else []
+        found[words.unused(" · ".join(parts), found)] = run
+    return found
 
 
 def settings_of(run: FinishedRun) -> dict[str, str]:

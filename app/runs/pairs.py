@@ -18,6 +18,8 @@ MEASURES = {  # column of the layers -> in words, as they follow "the"
     "relative_range": "relative range",
     "sparsity": "sparsity",
 }
+BASELINE = "sparsegpt"
+SHOWN = 6  # runs that are shown if nobody chooses; more lines cannot be told apart
 PLACE = ["layer", "block_index", "projection"]
 SAME = 1e-9  # relative difference below which two numbers are the same
 
@@ -51,6 +53,21 @@ class Pair:
             for run in (self.first, self.second)
         )
         return one, two
+
+
+def usual_choice(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """Those that stand side by side if nobody chooses: the first that agree in what decides who loses more.
+
+    That is the sparsity, the layers pruned and their shapes, and whether each was pruned by itself. The baseline comes
+    first; where no two agree, the first run stands alone.
+    """
+    groups: dict[object, list[FinishedRun]] = {}
+    for run in runs:
+        shapes = run.pruned[["layer", "rows", "columns"]].sort_values("layer").fillna(0)
+        whole = tuple(shapes.itertuples(index=False, name=None))
+        groups.setdefault((run.kind, run.start, run.asked, whole), []).append(run)
+    alike = next((group for group in groups.values() if len(group) > 1), runs[:1])
+    return sorted(alike[:SHOWN], key=lambda run: (run.method != BASELINE, run.target != "layer"))
 
 
 def pair(first: FinishedRun, second: FinishedRun) -> Pair:

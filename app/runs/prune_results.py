@@ -10,13 +10,11 @@ from app import components, session, words
 from app.figures import comparison, palette, style
 from app.figures import prune as figures
 from app.runs import finished
+from app.runs.drift_sections import DRIFT
 from app.runs.prune_choices import TARGETS
 from app.runs.pruning import EvaluatedModel, PruningRun, accuracy_table, layer_table, model_table
 from app.runs.request import HELD_OUT
-from app.runs.results import NUMBERS, read_results, time_and_perplexity
-from app.runs.widgets import checkpoint_button, csv_button, file_button, linked
-from rose.files import expand
-from rose.model.measure.comparison import over_seeds
+from app.runs.widgets import checkpoint_button, csv_button, file_button
 from rose.report import csv_text
 
 ERRORS = {  # on, against -> column
@@ -67,8 +65,9 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
         st.caption("Measured order chose its order on these held-out windows, so its numbers are slightly optimistic.")
     dense, *pruned = models
     if any(model.summary.get("drift") for model in pruned):
-        label = "Depth: where these models drift from the dense one"
-        st.page_link("views/depth.py", label=label, icon=":material/waterfall_chart:")
+        label = "Where these models drift from the dense one"
+        view = {"runs_view": DRIFT}
+        st.page_link("views/runs.py", label=label, icon=":material/waterfall_chart:", query_params=view)
     if pruned:
         bars = table.iloc[1:].assign(run=[model.label for model in pruned])
         components.show(
@@ -196,44 +195,3 @@ def _one_download(model: EvaluatedModel) -> None:
         st.caption(f"checkpoint in {words.plain(model.checkpoint)}")
     else:
         checkpoint_button(model.checkpoint, f"{name}.zip")
-
-
-def seeds() -> None:
-    one, two = st.columns(2)
-    upload = one.file_uploader("Results of many runs, CSV", type="csv", key="prune-results")
-    path = two.text_input(
-        "or its path on this machine",
-        **linked("prune_results_path"),
-        help="rows.csv of `python -m rose compare`, or any CSV file with the columns method, sparsity, seed, "
-        "perplexity, mean_held_out_error and seconds.",
-    )
-    if upload is None and not path.strip():
-        st.info(
-            "Perplexities after pruning vary by several per cent between calibration seeds. `python -m rose compare` "
-            "runs methods over several seeds; open its rows.csv here to see means and spread."
-        )
-        return
-    try:
-        table = read_results(upload if upload is not None else str(expand(path.strip())))
-    except rose.RoseError as problem:
-        components.error(problem)
-        return
-    left, right = st.columns(2)
-    sparsities = list(dict.fromkeys(table["sparsity"]))
-    with left:
-        sparsity = components.choose("Sparsity", {one: one for one in sparsities}, "seeds_sparsity")
-    with right:
-        column = components.choose("Compare", comparison.MEASURES, "seeds_column")
-    try:
-        components.show(
-            comparison.over_seeds_bars(table, sparsity, column=column, theme=session.theme()), "over-seeds", wide=True
-        )
-        components.show(
-            comparison.time_and_perplexity(time_and_perplexity(table, sparsity), theme=session.theme()),
-            "time-and-perplexity-over-seeds",
-            wide=True,
-        )
-    except rose.RoseError as problem:
-        components.info(problem)
-    means = over_seeds(table, NUMBERS).drop(columns="seconds_spread")
-    st.dataframe(means, hide_index=True, alt="Means and spread by method and sparsity")

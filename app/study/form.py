@@ -10,11 +10,9 @@ import rose
 from app import shared
 from app.study import preflight
 from app.study.setup import LIMITS, Setup
-from rose.layer.pattern import parse_sparsity
 from rose.model.load.models import DTYPES, PACKAGED
 from rose.model.network.layers import decoder_blocks
 
-OTHER = "other"
 FILE = "file"
 SOURCES = {
     "packaged": "Packaged English text, works offline",
@@ -29,7 +27,7 @@ LAYERS = {
     "block": "One decoder block",
     "own": "Layers by name",
 }
-PATTERNS = ["2:4", "4:8", "1:4"]
+SPARSITIES = ["0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "2:4", "4:8", "1:4"]
 PREFIX = "start_"  # of the keys of these widgets
 PHRASES = {
     "dtype": "{}",
@@ -40,15 +38,60 @@ PHRASES = {
 }  # of what few people change
 
 
-def choose(draft: Setup) -> Setup:
+def choose(draft: Setup) -> dict[str, Any]:
+    """What most people change, in a row: model, sparsity and layers."""
     _seed(draft)
-    with st.container(border=True):
-        model, dtype, stream = _choose_model()
-    with st.container(border=True):
-        calibration = _choose_calibration()
-    with st.container(border=True):
-        pruning = _choose_pruning(model)
-    return Setup(model=model, dtype=dtype, stream=stream, **calibration, **pruning)
+    one, two, three = st.columns([3, 2, 3])
+    with one:
+        model = _choose_model()
+    with two:
+        sparsity = choose_sparsity(PREFIX + "sparsity", draft.sparsity, persist_state="page")
+    with three:
+        choice = st.selectbox("Layers", list(LAYERS), format_func=LAYERS.__getitem__, **_key("layers"))
+        layers = _choose_layers(choice, model)
+    return {"model": model, "sparsity": sparsity, "layers": layers}
+
+
+def choose_more(model: str) -> dict[str, Any]:
+    """What fewer people change; fields that are hidden keep what they hold."""
+    left, right = st.columns([3, 1])
+    text = left.selectbox("Calibration text", list(SOURCES), format_func=SOURCES.__getitem__, **_key("text"))
+    seed_number = _number(right, "seed", help="Which windows of the text are drawn.")
+    if text == FILE:
+        text = st.text_input("File", placeholder="~/texts/calibration.txt", **_key("path")).strip()
+    one, two, three = st.columns(3)
+    samples = _number(one, "samples", help="Windows of text that calibrate the pruning.")
+    length = _number(two, "length")
+    held_out = _number(three, "held_out", help="Not used for pruning; errors are measured on them too.")
+    one, two, three = st.columns(3)
+    block_size = _number(one, "block_size", help="Columns that are pruned together.")
+    said = "Added to the Hessian's diagonal, relative to its mean."
+    damping = _number(two, "damping", step=0.01, format="%g", help=said)
+    dtype = three.selectbox("Weights in", list(DTYPES), **_key("dtype"))
+    stream = model not in PACKAGED and st.toggle(
+        "Leave the weights on disk",
+        help="For models larger than memory, in safetensors files: one decoder block at a time is read. The "
+        "numbers are the same. Pages that run the whole model do not work with it.",
+        **_key("stream"),
+    )
+    calibration = {"text": text, "samples": samples, "length": length, "seed": seed_number, "held_out": held_out}
+    return calibration | {"block_size": block_size, "damping": damping, "dtype": dtype, "stream": stream}
+
+
+def choose_sparsity(key: str, asked: str, **more: Any) -> str:
+    """The sparsity of a set-up; `asked` is offered whatever it is."""
+    return (
+        st.selectbox(
+            "Sparsity",
+            SPARSITIES if asked in SPARSITIES else [*SPARSITIES, asked],
+            accept_new_options=True,
+            help="The share of weights removed, or N:M, where N of every M neighbouring weights stay. Choose one or "
+            "type another, such as 0.55 or 8:16.",
+            key=key,
+            **more,
+        )
+        or ""
+    )
 
 
 def forget() -> None:
@@ -59,28 +102,15 @@ def forget() -> None:
 def _seed(draft: Setup) -> None:
     """Gives the widgets that are not on screen yet the draft's values."""
     layers, block = preflight.layer_choice(draft.layers)
-    grouped = ":" in draft.sparsity
-    values = {name: getattr(draft, name) for name in (*LIMITS, "dtype", "stream")} | {
-        "model": draft.model if draft.model in PACKAGED else OTHER,
-        "model_name": "" if draft.model in PACKAGED else draft.model,
+    values = {name: getattr(draft, name) for name in (*LIMITS, "model", "sparsity", "dtype", "stream")} | {
         "text": draft.text if draft.text in SOURCES else FILE,
         "path": "" if draft.text in SOURCES else draft.text,
         "layers": layers,
         "block": block,
         "own": draft.layers,
-        "kind": "N:M" if grouped else "Ratio",
-        "ratio": 0.7 if grouped else _ratio(draft.sparsity),
-        "pattern": draft.sparsity if grouped else PATTERNS[0],
     }
     for name, value in values.items():
         st.session_state.setdefault(PREFIX + name, value)
-
-
-def _ratio(sparsity: str) -> float:
-    try:
-        return parse_sparsity(sparsity).ratio
-    except rose.RoseError:  # as typed for N:M
-        return 0.7
 
 
 def _key(name: str) -> dict[str, Any]:
@@ -94,85 +124,29 @@ def _number(place: DeltaGenerator, name: str, **more: Any) -> Any:
     return place.number_input(label, least, most, **more, **_key(name))
 
 
-def _choose_model() -> tuple[str, str, bool]:
-    left, right = st.columns([2, 1])
-    name = left.selectbox(
+def _choose_model() -> str:
+    packaged, typed = list(PACKAGED), st.session_state[PREFIX + "model"]
+    name = st.selectbox(
         "Model",
-        [*PACKAGED, OTHER],
-        format_func=lambda name: "Hub id, folder or .gguf file" if name == OTHER else f"{name}, packaged",
+        packaged if typed in PACKAGED else [*packaged, typed],
+        format_func=lambda name: f"{name}, packaged" if name in PACKAGED else name,
+        accept_new_options=True,
+        help="Choose a packaged one, or type a Hub id (meta-llama/Llama-3.2-1B), a folder (~/models/mine) or a .gguf "
+        "file. " + " ".join(f"{name}: {one.description}." for name, one in PACKAGED.items()),
         **_key("model"),
     )
-    dtype = right.selectbox("Weights in", list(DTYPES), **_key("dtype"))
-    if name == OTHER:
-        name = st.text_input(
-            "Hub id, folder or .gguf file",
-            placeholder="meta-llama/Llama-3.2-1B, ~/models/mine or ~/models/mine.gguf",
-            **_key("model_name"),
-        )
-        stream = st.toggle(
-            "Leave the weights on disk",
-            help="For models larger than memory, in safetensors files: one decoder block at a time is read. The "
-            "numbers are the same. Pages that run the whole model do not work with it.",
-            **_key("stream"),
-        )
-    else:
-        stream = False
-        st.caption(PACKAGED[name].description)
-    return (name or "").strip(), dtype, stream
-
-
-def _choose_calibration() -> dict[str, Any]:
-    left, right = st.columns([3, 1])
-    text = left.selectbox("Calibration text", list(SOURCES), format_func=SOURCES.__getitem__, **_key("text"))
-    seed_number = _number(right, "seed", help="Which windows of the text are drawn.")
-    if text == FILE:
-        text = st.text_input("File", placeholder="~/texts/calibration.txt", **_key("path")).strip()
-    one, two, three = st.columns(3)
-    samples = _number(one, "samples", help="Windows of text that calibrate the pruning.")
-    length = _number(two, "length")
-    held_out = _number(three, "held_out", help="Not used for pruning; errors are measured on them too.")
-    return {"text": text, "samples": samples, "length": length, "seed": seed_number, "held_out": held_out}
-
-
-def _choose_pruning(model: str) -> dict[str, Any]:
-    left, right = st.columns(2)
-    layers = left.selectbox("Layers", list(LAYERS), format_func=LAYERS.__getitem__, **_key("layers"))
-    with right:
-        patterns = _choose_layers(layers, model)
-    left, right = st.columns([1, 2])
-    kind = left.segmented_control("Sparsity", ["Ratio", "N:M"], required=True, **_key("kind"))
-    if kind == "Ratio":
-        share = right.slider("Share of weights removed", 0.0, 1.0, step=0.05, **_key("ratio"))
-        sparsity = f"{share:g}"
-    else:
-        typed = st.session_state[PREFIX + "pattern"]
-        sparsity = right.selectbox(
-            "N:M, N of every M neighbouring weights stay",
-            PATTERNS if typed in PATTERNS else [*PATTERNS, typed],
-            accept_new_options=True,
-            help="Choose one or type another, such as 8:16.",
-            **_key("pattern"),
-        )
-    left, right = st.columns(2)
-    block_size = _number(left, "block_size", help="Columns that are pruned together.")
-    damping = _number(
-        right, "damping", step=0.01, format="%g", help="Added to the Hessian's diagonal, relative to its mean."
-    )
-    return {"layers": patterns, "sparsity": sparsity or "", "block_size": block_size, "damping": damping}
+    return (name or "").strip()
 
 
 def _choose_layers(choice: str, model: str) -> str:
     if choice == "all":
-        st.text_input("Names", "*", disabled=True, help="All linear layers inside the decoder blocks.")
         return "*"
     if choice == "own":
         said = 'Separated by spaces; * matches any part: "*.o_proj". Empty: all layers.'
         return st.text_input("Names", placeholder="* (all layers)", help=said, **_key("own")).strip() or "*"
     known = structure(model)
     if choice == "attention":
-        patterns = preflight.attention_outputs(known)
-        st.text_input("Names", patterns, disabled=True)
-        return patterns
+        return preflight.attention_outputs(known)
     prefix, count = ("*", 1) if known is None else (decoder_blocks(known)[0], len(decoder_blocks(known)[1]))
     last = count - 1
     st.session_state[PREFIX + "block"] = min(st.session_state[PREFIX + "block"], last)

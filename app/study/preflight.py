@@ -5,7 +5,7 @@ No Streamlit here.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,14 +45,20 @@ class Preflight:
         return self.needed <= self.available
 
 
-def preflight(setup: Setup, skeleton: nn.Module) -> Preflight:
-    """Checks a set-up against a model's structure and estimates its cost; RoseError for what no run could do."""
+def preflight(setup: Setup, skeleton: nn.Module, *, has_inputs: bool = False) -> Preflight:
+    """Checks a set-up against a model's structure and estimates its cost; RoseError for what no run could do.
+
+    `has_inputs`: the statistics of all layers are in memory already, with the model; only sweeps are still to be done.
+    """
     setup.check()
     check_text(setup.text)
     check_sparsity(setup.sparsity, setup.block_size, skeleton, setup.layer_patterns)
     windows: dict[str, Any] = {"samples": setup.samples + setup.held_out, "length": setup.length}
     windows["layers"] = setup.layer_patterns
     cost = estimate_cost(skeleton, sweeps=len(MEASURED), keep_statistics=True, **windows)
+    if has_inputs:
+        before = estimate_cost(skeleton, sweeps=0, keep_statistics=True, **windows)
+        return Preflight(replace(cost, seconds=cost.seconds - before.seconds), 0, psutil.virtual_memory().available)
     widths = [layer.weight.shape[1] for layer in Network(skeleton).select(setup.layer_patterns)]
     needed = weights_size(cost, setup.dtype) + cost.memory
     if setup.stream:  # one decoder block at a time, and the statistics of all layers

@@ -17,14 +17,12 @@ from app.runs.request import PruneRequest
 from app.runs.widgets import follow, priced, start_button
 from app.study.setup import Setup, weights_size
 
-SEEDS = "Over seeds"
 SECTIONS: dict[str, Callable[..., Any]] = {
     "Perplexity": results.summary,
     "Layers": results.layers,
     "Texts": results.texts,
     "Zero-shot": results.accuracies,
     "Downloads": results.downloads,
-    SEEDS: results.seeds,
 }
 
 
@@ -49,9 +47,7 @@ def draw() -> None:
     if run is not None:
         _follow(run)
     view = components.section({name: name for name in SECTIONS}, "prune_view", "Results")
-    if view == SEEDS:
-        results.seeds()
-    elif run is not None and run.dense is None and run.job.status != "running":
+    if run is not None and run.dense is None and run.job.status != "running":
         st.info("This run ended before a model was evaluated, so there are no results.")
     elif run is None or run.dense is None:
         st.info("Results appear here as soon as the dense model and the first pruned copy have been evaluated.")

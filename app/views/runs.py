@@ -1,5 +1,6 @@
 """Compare runs: how do they differ?"""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -8,18 +9,16 @@ import streamlit as st
 
 from app import components, session, shared, words
 from app.components import URL
-from app.figures import depth as depth_figures
 from app.figures import runs as figures
-from app.runs import finished, pairs
-from app.runs.depth import drift_table
+from app.runs import drift_sections, finished, pairs, seeds
 from app.runs.finished import FinishedRun
 from app.runs.pairs import Pair
 from app.runs.widgets import csv_button, left_out, saved
 from rose.report import without_formulas
 
 PRUNE_PAGE = "views/prune.py"
-DIFFERENCE, MAPS, NUMBERS, DRIFT, SETTINGS = "Difference", "Both maps", "Numbers", "Drift", "Settings"
-SECTIONS = {name: name for name in (DIFFERENCE, MAPS, NUMBERS, DRIFT, SETTINGS)}
+DIFFERENCE, MAPS, NUMBERS, SETTINGS, SEEDS = "Difference", "Both maps", "Numbers", "Settings", "Over seeds"
+SECTIONS = {name: name for name in (DIFFERENCE, MAPS, NUMBERS, SETTINGS, *drift_sections.SECTIONS, SEEDS)}
 STUDY = (
     "A study measures each layer by itself on the dense model's inputs; a pruned model's layers get the inputs that "
     "the pruned ones below give."
@@ -28,55 +27,101 @@ STUDY = (
 
 def draw() -> None:
     st.title("Compare runs: how do they differ?")
-    named = finished.name_apart(_offered())
-    if len(named) < 2:
-        _empty(named)
-        return
-    first, second = _choose(named)
-    if first == second:
-        st.info("Choose two different runs.")
-        return
+    components.edited_setup()
+    drift_sections.follow_comparison()
+    offered = finished.labelled(_offered())
+    chosen = _choose(offered) if offered else []
+    if len(offered) < 2:
+        _empty(list(offered))
     view = components.section(SECTIONS, "runs_view", "What is shown")
-    chosen = pairs.pair(named[first], named[second])
-    {DIFFERENCE: _difference, MAPS: _maps, NUMBERS: _numbers, DRIFT: _drift, SETTINGS: _settings}[view](chosen)
-    if not chosen.problem:
-        _remarks(chosen, view)
-        components.report_button(lambda: [chosen.first, chosen.second], "runs", "runs-report")
+    if view == SEEDS:
+        seeds.draw()
+    elif not chosen:
+        if offered:
+            st.info("Choose at least one run.")
+    elif view in drift_sections.SECTIONS:
+        drift_sections.draw(view, chosen)
+    elif len(chosen) > 1:
+        _beside(view, chosen)
+    elif len(offered) > 1:
+        st.info("Choose a second run to compare this one with.")
 
 
 def _offered() -> list[FinishedRun]:
-    opened = saved(
-        "runs_path",
-        "Folders of saved runs",
-        partial(finished.read_runs, skip=left_out),
-        "Folders that `rose prune`, `rose slim`, `rose analyze` or the Prune page have written, or one that holds "
-        "several such folders; separated by semicolons. They are read, nothing in them is run.",
-    )
     pruned = [run for report in list(shared.reports()) for run in finished.runs_of(report)]
     studies = {id(one): one for one in [session.study(), *shared.studies().values()] if one and one.is_measured}
     measured = [run for one in studies.values() for run in finished.runs_of_study(one, session.threshold())]
-    return [*opened, *reversed(pruned), *measured]
+    here = [*reversed(pruned), *measured]
+    with st.expander(
+        "More runs: open saved ones, or compare two targets",
+        expanded=len(here) < 2,
+        icon=":material/folder_open:",
+        key="runs-sources",
+        on_change="rerun",
+    ) as more:
+        left, right = st.columns([2, 1], vertical_alignment="bottom")
+        with left:
+            opened = saved(
+                "runs_path",
+                "Folders of saved runs",
+                partial(finished.read_runs, skip=left_out),
+                "Folders that `rose prune`, `rose slim`, `rose analyze` or the Prune page have written, or one that "
+                "holds several such folders; separated by semicolons. They are read, nothing in them is run.",
+            )
+        if more.open:  # what it would take costs a second
+            with right:
+                drift_sections.compare_button()
+    return [*opened, *here]
 
 
-def _choose(named: dict[str, FinishedRun]) -> tuple[str, str]:
-    names, identities = list(named), {name: run.identity for name, run in named.items()}
-    chosen = []
-    for column, key, label, place in zip(st.columns(2), ("runs_a", "runs_b"), ("Run A", "Run B"), (0, 1), strict=True):
-        components.keep_choice(key, identities)
-        chosen.append(column.selectbox(label, names, index=place, key=key, bind=URL))
-    return chosen[0], chosen[1]
+def _choose(offered: dict[str, FinishedRun]) -> list[FinishedRun]:
+    """The runs to show, named by what tells them apart; until somebody chooses, they are those that compare well."""
+    state, identities = st.session_state, {label: run.identity for label, run in offered.items()}
+    names = {id(run): label for label, run in offered.items()}
+    labels = [names[id(run)] for run in pairs.usual_choice(list(offered.values()))]
+    before, former = state.get("runs"), state.get("runs-usual")
+    components.keep_choice("runs", identities)
+    if before is not None and before == former and state.get("runs") != labels:
+        state.runs = labels
+    state["runs-usual"] = labels
+    # A default and a value set by hand exclude each other.
+    default = None if state.get("runs") != before else labels
+    what = "The others are compared with the first."
+    chosen = st.multiselect("Runs to compare", list(offered), default, key="runs", bind=URL, help=what)
+    return list(finished.name_apart([offered[label] for label in chosen]).values())
 
 
-def _empty(named: dict[str, FinishedRun]) -> None:
+def _empty(labels: list[str]) -> None:
     with st.container(border=True, horizontal_alignment="center", gap="small"):
-        st.markdown("**Two runs side by side: methods, sparsities, calibrations, or models**")
-        one = f"One run is here, {next(iter(named))}; a second is missing. " if named else ""
+        st.markdown("**Runs side by side: methods, sparsities, calibrations, targets, or models**")
+        one = f"One run is here, {labels[0]}; a second is missing. " if labels else ""
         st.text(
-            f"{one}Open the folders of saved runs above, also those written on another machine; prune copies of a "
-            "model; or measure its layers: a study holds three methods."
+            f"{one}Open the folders of saved runs above, also those written on another machine; compare two targets; "
+            "prune copies of a model; or measure its layers: a study holds three methods."
         )
         st.page_link(PRUNE_PAGE, label="Prune copies of the model", icon=":material/content_cut:")
         st.page_link(components.START_PAGE, label="Measure its layers", icon=":material/play_arrow:")
+
+
+def _beside(view: str, runs: Sequence[FinishedRun]) -> None:
+    """A section about two runs, or a table of all of them."""
+    if view in (NUMBERS, SETTINGS):
+        {NUMBERS: _numbers, SETTINGS: _settings}[view](runs)
+    else:
+        runs = _two(runs)
+        {DIFFERENCE: _difference, MAPS: _maps}[view](pairs.pair(*runs))
+    if len(runs) > 2 or not pairs.pair(*runs).problem:
+        components.report_button(lambda: runs, "runs", "runs-report")
+
+
+def _two(runs: Sequence[FinishedRun]) -> tuple[FinishedRun, FinishedRun]:
+    """The first of the runs, and the one that is compared with it."""
+    first, *others = runs
+    named = {run.name: run for run in others}
+    if len(others) == 1:
+        return first, others[0]
+    components.keep_choice("runs_b", {name: run.identity for name, run in named.items()})
+    return first, named[st.selectbox(f"Compared with {words.plain(first.name)}", list(named), key="runs_b", bind=URL)]
 
 
 def _measure(measures: dict[str, str]) -> str | None:
@@ -107,12 +152,13 @@ def _difference(chosen: Pair) -> None:
     if measure is None:
         return
     with right:
-        kinds = {"share": "per cent of A", "plain": "B − A"}
+        kinds = {"share": "per cent", "plain": "difference"}
         kind = components.choose("As", kinds, "runs_as")
     drawing = figures.run_difference(
         chosen.rows(measure), _names(chosen), pairs.MEASURES[measure], as_share=kind == "share", theme=session.theme()
     )
     components.show(drawing, "runs-difference", wide=True)
+    _remarks(chosen)
 
 
 def _maps(chosen: Pair) -> None:
@@ -124,78 +170,63 @@ def _maps(chosen: Pair) -> None:
         components.show(figures.maps_apart(chosen.apart(measure), names, label, theme=theme), "runs-apart", wide=True)
     else:
         components.show(figures.run_maps(chosen.rows(measure), names, label, theme=theme), "runs-maps", wide=True)
+        _remarks(chosen)
 
 
-def _numbers(chosen: Pair) -> None:
-    one, two = _names(chosen)
-    table = pairs.numbers([chosen.first, chosen.second])
-    table = table.assign(change=table[two] / table[one].where(table[one] > 0) - 1)
-    shown = pd.DataFrame(
-        {
-            "": table["number"],
-            **{run: list(map(pairs.said, table["number"], table[run])) for run in (one, two)},
-            "B against A": [_against(*row) for row in table.itertuples(index=False, name=None)],
-        }
-    )
-    st.dataframe(shown, hide_index=True, key="runs-numbers", height="content", alt="Totals of both runs")
-    if pairs.windows_differ(chosen.first, chosen.second):
+def _numbers(runs: Sequence[FinishedRun]) -> None:
+    first, *others = runs
+    table = pairs.numbers(runs)
+    shown = pd.DataFrame({"": table["number"], first.name: list(map(pairs.said, table["number"], table[first.name]))})
+    for run in others:
+        rows = zip(table["number"], table[first.name], table[run.name], strict=True)
+        shown[run.name] = [f"{pairs.said(name, two)} ({_against(name, one, two)})" for name, one, two in rows]
+    st.dataframe(shown, hide_index=True, key="runs-numbers", height="content", alt="Totals of the runs")
+    if any(pairs.windows_differ(first, run) for run in others):
         st.warning(
-            "The two perplexities were measured on different windows, or of different dense models: do not compare "
-            "them.",
+            "These perplexities were measured on different windows, or of different dense models: do not compare them.",
             icon=":material/warning:",
         )
-    accuracies = pairs.accuracies(chosen.first, chosen.second)
-    if accuracies is not None:
-        named = accuracies.rename(columns={"first": one, "second": two})
-        formats: dict[str, Any] = {name: st.column_config.NumberColumn(format="%.3f") for name in (one, two)}
-        formats["points"] = st.column_config.NumberColumn("B − A, points", format="%+.1f")
-        st.dataframe(
-            named,
-            hide_index=True,
-            key="runs-accuracies",
-            height="content",
-            column_config=formats,
-            alt="Zero-shot accuracy by task",
-        )
+    for run in others:
+        if (accuracies := pairs.accuracies(first, run)) is not None:
+            _accuracies(accuracies, first.name, run.name)
     csv_button("Numbers, CSV", table, "numbers.csv", "runs-numbers-csv")
 
 
-def _against(name: str, first: float, second: float, change: float) -> str:
-    """In per cent; of a count, by how many."""
-    if name == pairs.COUNT:
-        more = second - first
-        if pd.isna(more):
-            return "–"
-        return f"{'+' if more > 0 else '−' if more < 0 else ''}{words.whole(round(abs(more)))}"
-    return ("+" if change > 0 else "") + words.percent(change)
+def _accuracies(table: pd.DataFrame, one: str, two: str) -> None:
+    named = table.rename(columns={"first": one, "second": two})
+    formats: dict[str, Any] = {name: st.column_config.NumberColumn(format="%.3f") for name in (one, two)}
+    formats["points"] = st.column_config.NumberColumn("Difference, points", format="%+.1f")
+    st.dataframe(
+        named,
+        hide_index=True,
+        key=f"runs-accuracies-{two}",
+        height="content",
+        column_config=formats,
+        alt=f"Zero-shot accuracy by task, {one} and {two}",
+    )
 
 
-def _drift(chosen: Pair) -> None:
-    known = [run for run in (chosen.first, chosen.second) if run.drift]
-    if not known:
-        st.info("Neither run has drift: it is measured on held-out tokens while a model is pruned (--held-out 4).")
-        return
-    scale = components.choose("Scale", {"linear": "linear", "log": "log"}, "runs_scale")
-    drawing = depth_figures.drift_curves(drift_table(known), scale=scale, theme=session.theme())
-    components.show(drawing, "runs-drift", wide=True)
-    if len(known) == 1:
-        st.caption("The other run has no drift.")
+def _against(name: str, first: float, second: float) -> str:
+    """By how many per cent the second is more; of a count, by how many."""
+    more = second - first
+    if pd.isna(more) or (name != pairs.COUNT and not first > 0):
+        return "–"
+    size = words.whole(round(abs(more))) if name == pairs.COUNT else words.percent(abs(more) / first)
+    return f"{'+' if more > 0 else '−' if more < 0 else ''}{size}"
 
 
-def _settings(chosen: Pair) -> None:
+def _settings(runs: Sequence[FinishedRun]) -> None:
     every = st.toggle("Also those that are the same", key="runs_every", bind=URL)
-    table = pairs.settings([chosen.first, chosen.second], only_different=not every)
+    table = pairs.settings(runs, only_different=not every)
     if table.empty:
-        st.info("The settings of the two runs do not differ.")
+        st.info("The settings of these runs do not differ.")
         return
     shown = without_formulas(table.rename(columns={"setting": "Setting"}))  # the table offers itself as CSV, too
-    st.dataframe(shown, hide_index=True, key="runs-settings", height="content", alt="Settings of both runs")
+    st.dataframe(shown, hide_index=True, key="runs-settings", height="content", alt="Settings of the runs")
     csv_button("Settings, CSV", shown, "settings.csv", "runs-settings-csv")
 
 
-def _remarks(chosen: Pair, view: str) -> None:
-    if view not in (DIFFERENCE, MAPS):
-        return
+def _remarks(chosen: Pair) -> None:
     if chosen.left_out:
         left = words.sentence(words.count(chosen.left_out, "layer"))
         st.caption(f"{left} that only one of the runs has {'is' if chosen.left_out == 1 else 'are'} left out.")

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 import streamlit as st
 from huggingface_hub import constants
+from streamlit.delta_generator import DeltaGenerator
 
 import rose
 from app import components, session, shared, words
@@ -18,37 +19,32 @@ from rose.model.load.models import is_hub_id, load_skeleton
 
 HUB = urlsplit(constants.ENDPOINT).netloc
 SETTINGS = "start-settings"
-NAMED = 5  # most columnar layers that are listed
 
 
 def draw() -> None:
     st.title("Start: which model do you want to see inside?")
     text, learn = st.columns([2, 1], vertical_alignment="center")
     learn.page_link("views/learn.py", label="New to pruning? Learn how", icon=":material/school:")
-    study = session.study()
-    is_there = study is not None and study.is_measured
     text.markdown(
-        "Every layer below was pruned and measured: see which weights go, what that costs, and where the order matters."
-        if is_there
-        else "Choose a model and a text, and see in every layer which weights go and what that costs."
+        "Choose a model, and see in every layer which weights go, what that costs, and where the order matters."
     )
+    with st.container(border=True, key="start-form"):
+        what = form.choose(session.draft())
+        card = st.container()
+        label = "More: calibration text and tokens, block size, damping, number format"
+        with st.expander(label, key=SETTINGS, on_change="rerun", icon=":material/tune:"):
+            edited = Setup(**what, **form.choose_more(what["model"]))
+            recent()
+    session.choose_draft(edited)
+    study = session.study()
+    with card:
+        expected = run_card(edited, study)
     if study is not None:
         picture(study)
-    ended_early = study is not None and study.job.status in ("failed", "cancelled") and not study.is_measured
-    if study is not None and ended_early and st.session_state.get("start_reopened") != study.created:
-        st.session_state.start_reopened = study.created
-        st.session_state[SETTINGS] = True  # once: what to change is there
-    label = "Set-up" if study is None else "Change set-up"
-    with st.expander(
-        label, expanded=study is None, key=SETTINGS, on_change="rerun", icon=":material/tune:"
-    ) as settings:
-        left, right = st.columns([2, 1])
-        with left:
-            edited = form.choose(session.draft())
-            session.choose_draft(edited)
-        with right:
-            run_card(edited, is_shown=bool(settings.open))
-            recent()
+    if expected is not None:  # last: it takes seconds, and the button works meanwhile
+        with expected, st.spinner("Estimating time and memory …"):
+            st.session_state.inspected = (edited, inspect(edited))
+        st.rerun()
 
 
 def inspect(setup: Setup) -> Preflight | str:
@@ -60,41 +56,50 @@ def inspect(setup: Setup) -> Preflight | str:
         return str(problem)
 
 
-def run_card(edited: Setup, *, is_shown: bool) -> None:
-    """What the run will take, and the button; finding out takes seconds, and is done only where somebody sees it."""
+def run_card(edited: Setup, study: Study | None) -> DeltaGenerator | None:
+    """The button, and beside it what the run will take or why there is none; returns where an estimate is to appear."""
     known, found = st.session_state.get("inspected", (None, None))
-    fresh = known == edited
-    study = session.study()
-    with st.container(border=True):
-        expected = st.container(key="start-expected")
-        cannot = fresh and (isinstance(found, str) or (found is not None and not found.fits))
-        own = study if study is not None and study.setup == edited else None
-        outdated = own is not None and shared.is_outdated(own)
-        ended = own is not None and own.job.status in ("running", "done") and not outdated
-        st.button(
-            "Measure layers",
-            type="primary",
-            icon=":material/play_arrow:",
-            width="stretch",
-            on_click=begin,
-            args=(edited,),
-            disabled=bool(cannot) or ended,
-            help="These are being measured, or have been; change something above." if ended else None,
-            key="measure",
-        )
+    own = study if study is not None and study.setup == edited else None
+    outdated = own is not None and shared.is_outdated(own)
+    why = "" if own is None or outdated else why_not(own)
+    fresh = known == edited or bool(why)
+    cannot = not why and fresh and (isinstance(found, str) or not found.fits)
+    left, right = st.columns([1, 4], vertical_alignment="center")
+    left.button(
+        "Measure layers",
+        type="primary",
+        icon=":material/play_arrow:",
+        width="stretch",
+        on_click=begin,
+        args=(edited,),
+        disabled=cannot or bool(why),
+        key="measure",
+    )
+    expected = right.container(key="start-expected")
+    with expected:
         if outdated:
             st.warning(
                 "The files of this model or text have changed since; measure the layers again.",
                 icon=":material/update:",
             )
-        if fresh:
-            with expected:
-                show_preflight(edited, found)
-    if not fresh and is_shown:
-        # The button above works meanwhile.
-        with expected, st.spinner("Estimating time and memory …"):
-            st.session_state.inspected = (edited, inspect(edited))
-        st.rerun()
+        if why:
+            st.caption(why)
+        elif fresh:
+            show_preflight(edited, found)
+    return None if fresh else expected
+
+
+def why_not(study: Study) -> str:
+    """Why these layers cannot be measured now, as they are there already; empty where they can."""
+    if study.job.status == "running" and not study.is_restored:
+        return "These layers are being measured."
+    if not study.is_measured:
+        return ""
+    setup, text = study.setup, form.SOURCES.get(study.setup.text, study.setup.text).partition(",")[0]
+    return (
+        f"Measured on {setup.samples} × {setup.length} tokens ({words.plain(text)}): its layers are below. To measure "
+        "others, change the model, the sparsity, the layers, or what stands under More."
+    )
 
 
 def show_preflight(edited: Setup, found: Preflight | str) -> None:
@@ -148,23 +153,16 @@ def ask_hub(model: str) -> None:
 
 def begin(chosen: Setup) -> None:
     """Starts a run, and ends the one this session was waiting for."""
-    former = session.study()
-    if former is not None and former.setup != chosen and former.job.status == "running":
-        session.leave(former.job)
-    st.session_state.link_problem = ""
     st.session_state[SETTINGS] = False  # makes room for the map
     if chosen != session.draft():
         form.forget()
-    session.choose_setup(chosen)
-    session.start()
+    session.measure(chosen)
 
 
 def picture(study: Study) -> None:
     """The map of the study, filling while it runs, and the ways into it."""
 
     def follow() -> None:
-        if st.session_state.pop("start_open", False):
-            st.switch_page("views/layer.py")
         table = session.overview(study)
         left, right = st.columns([5, 2])
         with right:
@@ -181,8 +179,6 @@ def picture(study: Study) -> None:
 
 
 def beside(study: Study, table: pd.DataFrame) -> None:
-    whose = "Example: " if study.is_example else ""
-    st.markdown(f"**{whose}{words.plain(form.describe(study.setup))}**")
     if not table.empty:
         columnar = int(table["is_columnar"].sum())
         among = words.word(columnar) if columnar else "none"
@@ -200,35 +196,15 @@ def beside(study: Study, table: pd.DataFrame) -> None:
         )
     if table.empty:
         return
-    best = table.sort_values("relative_range", ascending=False, kind="stable").head(NAMED)
     if study.is_measured:
-        st.button(
-            "Explore the example" if study.is_example else "Explore the most columnar layer",
-            type="primary",
-            icon=":material/travel_explore:",
-            width="stretch",
-            on_click=look_into,
-            args=(str(best["layer"].iloc[0]),),
-            key="explore",
-        )
-    st.caption("Most columnar" + ("" if study.is_measured else " so far") + ", with their relative range")
-    for place, (name, value) in enumerate(zip(best["layer"], best["relative_range"], strict=True)):
-        st.button(
-            f"{words.short_layer(name)}: {value:.2f}",
-            key=f"start-layer-{place}",
-            width="stretch",
-            on_click=look_into,
-            args=(name,),
-        )
+        what = "the example" if study.is_example else "the most columnar layer"
+        best = {"layer": str(study.most_columnar())}
+        with st.container(key="explore"):
+            icon = ":material/travel_explore:"
+            st.page_link("views/layer.py", label=f"Explore {what}", icon=icon, width="stretch", query_params=best)
     st.page_link("views/layers.py", label="See all layers at a glance", icon=":material/grid_on:")
-    st.page_link("views/layer.py", label="See one layer in depth", icon=":material/layers:")
     if study.is_example:
         st.caption(example_note(study))
-
-
-def look_into(layer: str) -> None:
-    session.choose_layer(layer)
-    st.session_state.start_open = True
 
 
 def example_note(study: Study) -> str:

@@ -54,7 +54,7 @@ def test_a_page_that_cannot_have_inputs_says_so_and_offers_to_try_again(page: st
 def test_the_start_page_still_offers_the_example() -> None:
     ended(open_page("views/layer.py"))
     app = open_page("views/start.py")
-    assert app.button(key="explore").label == "Explore the example"
+    assert "Explore the example" in {link.proto.label for link in app.get("page_link")}
     shown = texts(app)
     assert "210 of 210 layers measured" in shown
     assert WHY not in shown
@@ -87,9 +87,10 @@ def test_while_inputs_are_collected_the_numbers_are_there() -> None:
     assert "appear here as soon as its inputs are collected" in texts(app)
     assert app.button(key="waiting-cancel")
     app = open_page("views/start.py")
-    assert app.button(key="explore").label == "Explore the example"
+    assert "Explore the example" in {link.proto.label for link in app.get("page_link")}
     assert "so far" not in texts(app)  # but in the progress bar
-    assert "SparseGPT at 0.7 (study)" in open_page("views/runs.py").selectbox[0].options
+    runs = open_page("views/runs.py").multiselect(key="runs")
+    assert runs.value[0] == "smollm2-135m · SparseGPT (study) · 0.7 · 210 layers"
 
 
 @pytest.mark.usefixtures("missing")

@@ -42,7 +42,7 @@ def test_back_brings_the_layer_of_its_url() -> None:
     app = open_page("views/layers.py", measured_study())
     app.sidebar.selectbox(key="layer_widget").set_value(other).run()
     assert app.query_params["layer"] == other
-    app.query_params["layer"] = COLUMNAR  # as the browser's Back has it
+    app.query_params["layer"] = COLUMNAR  # as the browser's Back has it, where it had been chosen
     app.run()
     assert app.session_state["chosen_layer"] == COLUMNAR
     assert app.sidebar.selectbox(key="layer_widget").value == COLUMNAR
@@ -94,7 +94,7 @@ class State(dict):
     __getattr__ = dict.__getitem__
 
 
-@pytest.mark.parametrize("page", ["prune", "damage", "depth"])
+@pytest.mark.parametrize("page", ["prune", "damage", "runs"])
 def test_edits_that_are_not_in_use_are_said_and_can_be_used_without_measuring(page: str) -> None:
     app = open_page("views/start.py", draft_samples="6", draft_sparsity="0.6")
     app.switch_page(f"views/{page}.py").run()
@@ -113,3 +113,20 @@ def test_a_link_to_a_run_that_is_gone_is_explained() -> None:
     app = open_page("views/prune.py", run="deadbeef")
     assert "This server no longer has the run 'deadbeef' of the link." in texts(app)
     assert "run" not in app.query_params
+
+
+def test_what_nobody_chose_is_in_no_link() -> None:
+    app = open_page("views/layers.py", **measured_study().setup.to_texts())
+    assert app.session_state["chosen_layer"] == COLUMNAR
+    assert "layer" not in app.query_params
+
+
+def test_the_layer_is_chosen_where_it_counts() -> None:
+    app = open_page("views/layers.py", measured_study())
+    keys = {"layer_widget", "sparsity_widget"}
+    assert keys <= {one.key for one in app.sidebar.selectbox}
+    for page in ("views/start.py", "views/prune.py", "views/diffusion.py"):
+        app.switch_page(page).run()
+        assert not app.sidebar.selectbox
+    assert "sparsity 0.7" in texts(app.sidebar)
+    assert app.sidebar.get("page_link")[0].proto.label == "Change"

@@ -157,7 +157,7 @@ def main() -> None:
                 page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})  # type: ignore[arg-type]
                 page.goto(f"{address}/?{query()}")
                 settle(page)
-                page.get_by_role("button", name="Explore").first.click()  # the example; sessions share its inputs
+                page.get_by_role("link", name="Explore").first.click()  # the example; sessions share its inputs
                 measured = page.get_by_test_id("stSidebar").get_by_text("layers measured")
                 expect(measured).to_be_visible(timeout=ALL_LAYERS)
                 for name in PAGES:

@@ -1,4 +1,4 @@
-"""The Depth page in a browser: two saved runs of a tiny model, from their folder to every section."""
+"""Hidden states of two saved runs in a browser, from an old link to their folder to every section."""
 
 import re
 from pathlib import Path
@@ -29,7 +29,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_saved_runs_are_compared_in_every_section(scheme: str, saved: Path, open_page: OpenPage) -> None:
-    page = open_page("depth", urlencode({"depth_path": str(saved)}), scheme)
+    page = open_page("depth", urlencode({"depth_path": str(saved)}), scheme)  # the former page
+    expect(page.get_by_role("heading", name="Compare runs: how do they differ?")).to_be_visible()
     main = page.get_by_test_id("stMain")
     drift = {
         name: rose.RunReport.from_json((saved / name / "report.json").read_text()).summary["drift"]
@@ -40,7 +41,7 @@ def test_saved_runs_are_compared_in_every_section(scheme: str, saved: Path, open
         page, f"target dense takes the last decoder block's drift from {ends['layer']:.3g} to {ends['dense']:.3g}"
     )
     expect(main.get_by_text("Drift 0: the hidden states are those of the dense model.")).to_be_visible()
-    expect(main.get_by_text(f"Damping μ of their corrections: {DENSE}:")).to_be_visible()
+    expect(main.get_by_text(f"Ridge μ of their corrections: {DENSE}:")).to_be_visible()
 
     section(page, "Where it arises")
     settle(page)

@@ -11,10 +11,10 @@ from playwright.sync_api import expect
 from app.study.cache import EXAMPLE, read_example
 from app.study.setup import Setup
 from app.words import short_layer
-from tests.browser.conftest import COLUMNAR_LAYER, OpenPage, choose, chosen_layer, expect_finding, settle
+from tests.browser.conftest import COLUMNAR_LAYER, OpenPage, choose, chosen_layer, expect_finding, section, settle
 
 PAGES = (
-    *("Start", "Learn", "Layers", "Layer", "Order lab", "Prune", "Heads and channels", "Compare runs", "Depth"),
+    *("Start", "Learn", "Layers", "Layer", "Order lab", "Prune", "Heads and channels", "Compare runs"),
     *("Layer sensitivity", "Your text", "Check a checkpoint", "Diffusion"),
 )
 
@@ -27,12 +27,38 @@ def test_from_a_cold_start_into_the_example(open_page: OpenPage) -> None:
     page = open_page()
     expect(page.get_by_text("See what one-shot pruning does to a language model")).to_be_visible()
     expect_finding(page, f"^Relative range is highest in {re.escape(short_layer(best.layer))}, ")
-    expect(page.get_by_role("button", name="Measure layers")).to_be_hidden()  # under "Change set-up"
-    page.get_by_role("button", name="Explore the example").click()
+    expect(page.get_by_role("button", name="Measure layers")).to_be_disabled()
+    expect(page.get_by_text("its layers are below. To measure others, change the model")).to_be_visible()  # why
+    expect(page.get_by_role("combobox", name=re.compile("^Model"))).to_be_in_viewport()
+    page.get_by_role("link", name="Explore the example").click()
     expect(page.get_by_role("heading", name="Layer: what makes it columnar, or not?")).to_be_visible()
     expect(page.get_by_test_id("stMetric").filter(has_text="Held-out error, ROSE")).to_be_visible()
     expect(page.get_by_text("See what one-shot pruning does to a language model")).to_be_visible()
     expect(chosen_layer(page)).to_have_value(short_layer(best.layer))
+
+
+def test_each_visit_is_undone_by_one_press_of_back(open_page: OpenPage, measured: str) -> None:
+    page = open_page("", measured)
+    at_first = page.evaluate("history.length")
+    pages = {"": "Start: ", "layers": "Layers: ", "layer": "Layer: "}
+    page.get_by_role("link", name="Layers", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Layers: ")
+    settle(page)
+    section(page, "Held-out error")
+    settle(page)
+    shown = page.url
+    page.get_by_role("link", name="Layer", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Layer: ")
+    settle(page)
+    assert page.evaluate("history.length") == at_first + len(pages) - 1
+    page.go_back()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Layers: ")
+    settle(page)
+    assert page.url == shown
+    page.go_back()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Start: ")
+    page.go_forward()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Layers: ")
 
 
 def test_back_undoes_a_choice_of_layer(open_page: OpenPage, measured: str) -> None:

@@ -22,6 +22,7 @@ from streamlit.testing.v1 import AppTest
 from transformers import AutoModelForCausalLM
 
 import rose
+from app.runs.drift_sections import DRIFT
 from app.runs.reading import DENSE, TextReading
 from app.study.setup import Setup
 from rose import cli
@@ -209,20 +210,22 @@ def runs(shop: Workshop, name: str) -> None:
     beside = "prune, 2:4" if name == "prune, some layers" else "prune, some layers"
     paths = (shop.folder(beside), shop.folder(name))
     app = opened(shop, "runs", runs_path="; ".join(map(str, paths)), runs_view="Numbers")
-    second = app.selectbox(key="runs_b")
-    second.set_value(second.options[-1]).run()
-    numbers = app.dataframe[0].value.set_index("").iloc[:, 1]
+    chosen = app.multiselect(key="runs")
+    chosen.set_value([chosen.options[0], chosen.options[-1]]).run()
+    numbers = app.dataframe[0].value.set_index("").iloc[:, 1].str.partition(" (")[0]
     summary = stages_of(shop, name)[-1] | {"perplexity_after": shop.report(name).get("perplexity_after")}
     for row, entry in {"Perplexity": "perplexity_after", "Mean error on calibration": "mean_relative_error"}.items():
         if summary.get(entry) is not None:
             assert as_number(numbers[row]) == rounded(summary[entry]), numbers
 
 
-def depth(shop: Workshop, name: str) -> None:
+def drift(shop: Workshop, name: str) -> None:
     """A curve for each stage that has drift."""
-    app = opened(shop, "depth", depth_path=str(shop.folder(name)))
+    app = opened(shop, "runs", runs_path=str(shop.folder(name)), runs_view=DRIFT)
+    chosen = app.multiselect(key="runs")
+    chosen.set_value(chosen.options).run()
     if not figures(app):
-        raise Refused(unescaped(next(one.value for one in app.caption if "drift" in one.value)))
+        raise Refused(unescaped(next(one.value for one in app.info if "drift" in one.value)))
     curves = json.loads(figures(app)[0])["data"]
     drifts = [stage["drift"] for stage in stages_of(shop, name) if stage["drift"]]
     for curve, drift in zip(curves, drifts, strict=True):
@@ -272,6 +275,6 @@ CONSUMERS: dict[str, Callable[[Workshop, str], None]] = {
     "plain": plain,  # transformers alone
     "diffuse": diffuse,
     "Runs": runs,
-    "Depth": depth,
+    "Drift": drift,
     "Text": text,
 }

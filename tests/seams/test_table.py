@@ -9,7 +9,7 @@ from tests.seams.producers import PRODUCERS, Workshop
 
 # "yes": it works, as a number shows; else which of `REFUSALS` is said.
 TABLE = """
-                       report evaluate check  prune slim   drop  damage restore share plain diffuse Runs   Depth  Text
+                       report evaluate check  prune slim   drop  damage restore share plain diffuse Runs   Drift  Text
 prune, target layer    yes    yes      yes    yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
 prune, target dense    yes    yes      yes    yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
 prune, 2:4             yes    yes      yes    yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
@@ -37,7 +37,7 @@ REFUSALS = {
     "model": r"The folder \S+ holds no config.json, so it is not a checkpoint; choose another folder\.",
     "folder": r"There is no model in \S+; give a folder that `rose prune` or `rose slim` has written\.",
     "report": r"There is no report.json in \S+; give a folder that `rose prune`, `slim` or `analyze` has written\.",
-    "drift": r"Left out, as they have no drift: .*\.",
+    "drift": r"None of these runs has drift: .*",
     "index": r"\S+ holds no readable model_index.json, so it is not a diffusion pipeline; choose another folder, .*",
     "rows": r"\S+ (cannot be read \(No such file .*\)|is not a table of damages); choose a rows.csv of rose\.",
     "differ": r"The decoder blocks of this model differ in shape already; choose an allocation that lets them .*",

@@ -18,7 +18,6 @@ from app.runs.pruning import PruningRun
 from app.study.setup import Setup
 from rose.cli import _parser
 from rose.layer.methods import RECOMMENDED
-from tests.app.runs.test_pruning import CSV
 from tests.app.tiny_study import ended, figures, open_on, texts
 
 PAGE = "views/prune.py"
@@ -278,20 +277,6 @@ def test_a_run_cancelled_before_its_first_copy_has_no_results(setup: Setup, halt
     shown = texts(app)
     assert "Cancelled before a copy was finished" in shown
     assert "This run ended before a model was evaluated" in shown
-
-
-def test_results_over_seeds(setup: Setup, tmp_path: Path) -> None:
-    file = tmp_path / "rows.csv"
-    file.write_text(CSV)
-    app = view(opened(setup), "Over seeds")
-    assert "python -m rose compare" in texts(app)
-    app.text_input(key="prune_results_path").set_value(str(file)).run()
-    assert "ROSE 23.0 ± 3.00, SparseGPT 30.0 ± 0" in texts(app)
-    assert "ROSE has the lowest mean perplexity" in figures(app)[0]
-    app.segmented_control(key="seeds_sparsity").set_value("2:4").run()
-    assert "ROSE 15.0 ± 0" in texts(app)
-    app.text_input(key="prune_results_path").set_value(str(tmp_path)).run()
-    assert "There is no file" in app.error[0].value
 
 
 def test_both_targets_are_pruned_shown_and_said_in_the_recipes(setup: Setup) -> None:

@@ -13,7 +13,6 @@ from app.study import preflight
 from app.study.preflight import layer_choice
 from app.study.setup import MEASURED, Setup
 from app.study.study import Study
-from app.words import short_layer
 from rose.model.estimate.duration import estimate_cost, statistics_groups
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import load_skeleton
@@ -39,6 +38,11 @@ def button(app: AppTest) -> object:
     return app.button(key="measure")
 
 
+def links(app: AppTest) -> dict[str, str]:
+    """The paths of the pages that the page links to, by what it says."""
+    return {link.proto.label: link.proto.page for link in app.main.get("page_link")}
+
+
 def finish(app: AppTest) -> Study:
     """Waits for the study of this session and draws the page again."""
     study = shared.studies()[app.session_state["setup"]]
@@ -56,13 +60,15 @@ def test_the_example_is_there_and_the_defaults_can_be_run_at_once() -> None:
     assert "**210 of 210 layers measured**" in texts(app)
     assert len(figures(app)) == 1
     assert app.session_state["chosen_layer"] == study.overview(0.5).set_index("layer")["relative_range"].idxmax()
-    assert app.button(key="explore").label == "Explore the example"
-    app.session_state["start-settings"] = True  # "Change set-up"
-    app.run()
+    assert "Explore the example" in links(app)
+    assert button(app).disabled
+    assert "Measured on 16 × 512 tokens (Packaged English text): its layers are below." in texts(app)
+    assert "about" not in texts(app)  # nothing is estimated that nobody asked for
+    app.selectbox(key="start_layers").set_value("attention").run()
     assert not button(app).disabled
-    assert app.session_state["setup"] == Setup()
-    assert "**210 layers**, 10 240 tokens" in texts(app)
-    assert next(link.proto.page for link in app.get("page_link")) == "learn"
+    assert app.session_state["setup"] == Setup()  # only the draft has changed
+    assert "**30 layers**, 10 240 tokens" in texts(app)
+    assert links(app)["New to pruning? Learn how"] == "learn"
     assert not app.error
     app.switch_page("views/layers.py").run()
     assert len(app.main.dataframe[0].value) == 210
@@ -114,32 +120,35 @@ def test_a_run_shows_its_results_and_leads_on(folder: Path, text: Path) -> None:
     columnar = int(study.overview(0.5)["is_columnar"].sum())
     words = {0: "none", 1: "one", 2: "two", 3: "three"}
     assert f"**21 of 21 layers measured**, {words[columnar]} columnar" in texts(app)
-    ranges = study.overview(0.5).set_index("layer")["relative_range"].sort_values(ascending=False, kind="stable")
-    shown = [button.label for button in app.button if str(button.key).startswith("start-layer-")]
-    assert shown == [f"{short_layer(name)}: {value:.2f}" for name, value in ranges.head(5).items()]
-    assert app.session_state["chosen_layer"] == ranges.index[0]  # nobody has chosen another
+    assert app.session_state["chosen_layer"] == study.most_columnar()  # nobody has chosen another
     assert len(figures(app)) == 1  # the map
-    pages = [link.proto.page for link in app.main.get("page_link")]
-    assert pages == ["learn", "layers", "layer"]
+    assert list(links(app).values()) == ["learn", "layer", "layers"]
     assert button(app).disabled  # these choices are measured
-    assert "21 layers measured" in app.sidebar.caption[-1].value
+    assert "layers measured" not in texts(app.sidebar)  # what stands on the page is not said twice
 
 
-def test_recent_setups_come_back_with_one_click(folder: Path, text: Path) -> None:
+def test_another_sparsity_beside_any_page_and_back_with_one_click(folder: Path, text: Path) -> None:
     app = small(folder, text)
     first = app.session_state["setup"]
     button(app).click().run()
     finish(app)
-    app.slider(key="start_ratio").set_value(0.5).run()
-    assert app.session_state["setup"] == first  # only the draft has changed
-    assert not button(app).disabled
-    button(app).click().run()
-    finish(app)
-    second = app.session_state["setup"]
+    app.switch_page("views/layers.py").run()
+    app.sidebar.selectbox(key="sparsity_widget").set_value("0.5").run()
+    assert app.session_state["setup"] == first  # nothing is done before it is said what it takes
+    assert "Not measured at 0.5: 21 layers, about 1 s; their inputs are known." in texts(app.sidebar)
+    app.sidebar.button(key="measure-sparsity").click().run()
+    second = finish(app).setup
     assert (first.sparsity, second.sparsity) == ("0.7", "0.5")
+    assert shared.studies()[first].calibration is shared.studies()[second].calibration
+    app.sidebar.selectbox(key="sparsity_widget").set_value("0.7").run()
+    assert app.session_state["setup"] == first  # known, so that it is shown at once
+    app.sidebar.selectbox(key="sparsity_widget").set_value("0.5").run()
+    assert app.session_state["setup"] == second
+    app.switch_page(PAGE).run()
+    assert app.selectbox(key="start_sparsity").value == "0.5"
     app.button(key="recent-0").click().run()
     assert app.session_state["setup"] == first
-    assert app.slider(key="start_ratio").value == 0.7
+    assert app.selectbox(key="start_sparsity").value == "0.7"
     assert "21 of 21 layers measured" in texts(app)
     assert app.button(key="recent-0").label.endswith(
         f"sparsity 0.5, {second.held_out} held out, block size {second.block_size}"
@@ -173,7 +182,7 @@ def test_files_that_were_replaced_are_measured_anew(tmp_path: Path) -> None:
 def test_edits_survive_a_visit_to_another_page(folder: Path, text: Path) -> None:
     app = small(folder, text)
     app.number_input(key="start_samples").set_value(5).run()
-    app.segmented_control(key="start_kind").set_value("N:M").run()
+    app.selectbox(key="start_sparsity").set_value("2:4").run()
     app.switch_page("views/learn.py").run()
     app.switch_page(PAGE).run()
     assert app.number_input(key="start_samples").value == 5

@@ -1,0 +1,52 @@
+"""Compare runs over calibration seeds: many runs from one file, their means and how far they lie apart."""
+
+import streamlit as st
+
+import rose
+from app import components, session
+from app.figures import comparison
+from app.runs.results import NUMBERS, read_results, time_and_perplexity
+from app.runs.widgets import linked
+from rose.files import expand
+from rose.model.measure.comparison import over_seeds
+
+
+def draw() -> None:
+    one, two = st.columns(2)
+    upload = one.file_uploader("Results of many runs, CSV", type="csv", key="seeds-file")
+    path = two.text_input(
+        "or its path on this machine",
+        **linked("seeds_path"),
+        help="rows.csv of `python -m rose compare`, or any CSV file with the columns method, sparsity, seed, "
+        "perplexity, mean_held_out_error and seconds.",
+    )
+    if upload is None and not path.strip():
+        st.info(
+            "Perplexities after pruning vary by several per cent between calibration seeds. `python -m rose compare` "
+            "runs methods over several seeds; open its rows.csv here to see means and spread."
+        )
+        return
+    try:
+        table = read_results(upload if upload is not None else str(expand(path.strip())))
+    except rose.RoseError as problem:
+        components.error(problem)
+        return
+    left, right = st.columns(2)
+    sparsities = list(dict.fromkeys(table["sparsity"]))
+    with left:
+        sparsity = components.choose("Sparsity", {one: one for one in sparsities}, "seeds_sparsity")
+    with right:
+        column = components.choose("Compare", comparison.MEASURES, "seeds_column")
+    try:
+        components.show(
+            comparison.over_seeds_bars(table, sparsity, column=column, theme=session.theme()), "over-seeds", wide=True
+        )
+        components.show(
+            comparison.time_and_perplexity(time_and_perplexity(table, sparsity), theme=session.theme()),
+            "time-and-perplexity-over-seeds",
+            wide=True,
+        )
+    except rose.RoseError as problem:
+        components.info(problem)
+    means = over_seeds(table, NUMBERS).drop(columns="seconds_spread")
+    st.dataframe(means, hide_index=True, alt="Means and spread by method and sparsity")
