@@ -22,7 +22,7 @@ def draw() -> None:
         page, where = MOVED[old]
         kept = {name: st.query_params.get_all(name) for name in st.query_params if name != "check"}
         st.switch_page(page, query_params={**kept, **where})
-    st.title("Check: can these numbers be trusted?")
+    st.title("Check a checkpoint: can its numbers be trusted?")
     components.require_study("Checks of every layer's error, sparsity and inputs appear here.")
     st.page_link(LAYER_PAGE, label="Checks of one layer", query_params={"section": "Trust"})
     st.page_link(LAYERS_PAGE, label="Checks of all layers", query_params={"layers_view": "Trust"})
