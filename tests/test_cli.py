@@ -355,7 +355,7 @@ def test_heads_are_rotated_where_that_gains_and_the_report_says_where(checkpoint
     }
     assert len(digests) == 1
     assert prune(checkpoint, tmp_path / "other", *method, "--checkpoint", tmp_path / "kept") == 2
-    assert "rotated heads was gathered there and is None now" in " ".join(capsys.readouterr().err.split())
+    assert "rotated heads was learned there and is None now" in " ".join(capsys.readouterr().err.split())
     table = ["--rotate", "heads", "--output", tmp_path / "table", "--layers", "*o_proj"]
     assert run("analyze", "--model", checkpoint, *CALIBRATION, *table) == 0
     assert "rotated_heads" in json.loads((tmp_path / "table" / "report.json").read_text())["summary"]

@@ -34,6 +34,7 @@ from rose.model.walk.walk import visit_blocks
 from tests.benchmarks.common import Rows, arguments, judged
 
 GIVEN = "as given"
+Known = dict[str, InputStatistics]
 
 
 def texts(options: Any, tokenizer: Any, seed: int) -> tuple[Tensor, Tensor]:
@@ -55,34 +56,43 @@ def layers(options: Any) -> None:
         found = {heads.output.name: heads for heads in value_heads(network, options.layers or None)}
         kept_back = max(1, len(tokens) // JUDGES)
         streams = (tokens[:-kept_back], tokens[-kept_back:], held_out)
-        most, kept, judge = (statistics_of(model, one, [*found]) for one in streams)
+        names = [layer.name for heads in found.values() for layer in (heads.output, heads.values)]
+        most, kept, judge = (statistics_of(model, one, names) for one in streams)
         for layer, heads in found.items():
             if (name, seed, layer) in rows:
                 continue
-            parts = most[layer], kept[layer]
-            every = InputStatistics.from_hessian(parts[0].hessian + parts[1].hessian, parts[0].tokens + parts[1].tokens)
+            known_of = {name: known_about(name, most, kept, judge) for name in (layer, heads.values.name)}
             told = []
             for basis in (GIVEN, *options.bases):
-                weight = heads.output.weight.float()
-                known = [every, judge[layer], *parts]
+                outputs, values = heads.output.weight.float(), heads.values.weight.float()
+                known, known_values = known_of.values()
                 if basis != GIVEN:
                     pattern = make_settings("sparsegpt", sparsity=options.sparsity).pattern
-                    rotations = find_rotations(weight, known[2].hessian, heads.layout, basis, pattern=pattern)
-                    weight = rotate_columns(weight, heads.layout, rotations).float()
+                    rotations = find_rotations(outputs, known[2].hessian, heads.layout, basis, pattern=pattern)
+                    outputs = rotate_columns(outputs, heads.layout, rotations).float()
+                    values = heads.rotated_values(rotations)[0].float()
                     known = [rotate_statistics(one, heads.layout, rotations) for one in known]
-                plan = rose.plan_order(weight, known[0], sparsity=options.sparsity)
+                plan = rose.plan_order(outputs, known[0], sparsity=options.sparsity)
                 for method in options.methods:
                     settings = make_settings(method, sparsity=options.sparsity)
                     told.append(
                         {
                             "model": name, "seed": seed, "layer": layer, "basis": basis, "method": method,
                             "relative_range": round(plan.relative_range, 4),
-                            "error": round(held_out_error(weight, known[0], known[1], settings), 6),
-                            "kept_error": round(held_out_error(weight, known[2], known[3], settings), 6),
+                            "error": round(held_out_error(outputs, known[0], known[1], settings), 6),
+                            "kept_error": round(held_out_error(outputs, known[2], known[3], settings), 6),
+                            "values_error": round(held_out_error(values, *known_values[:2], settings), 6),
                         }
                     )  # fmt: skip
             rows.add(*told)
     print(summary(rows.table()).round(3).to_string())
+
+
+def known_about(layer: str, most: Known, kept: Known, judge: Known) -> list[InputStatistics]:
+    """Statistics of all calibration, of what judges it, of most of it, and of what was kept back of it."""
+    hessian = most[layer].hessian + kept[layer].hessian
+    every = InputStatistics.from_hessian(hessian, most[layer].tokens + kept[layer].tokens)
+    return [every, judge[layer], most[layer], kept[layer]]
 
 
 def statistics_of(model: Any, tokens: Tensor, names: Sequence[str]) -> dict[str, InputStatistics]:
@@ -102,12 +112,15 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean, least and largest ratio to the error as given, by basis and method; the same with the rule, which rotates a
     layer where `kept_error` falls."""
     key = ["model", "seed", "layer", "method"]
-    given = table[table["basis"] == GIVEN].set_index(key)[["error", "kept_error"]].add_suffix("_given")
+    given = table[table["basis"] == GIVEN].set_index(key)[["error", "kept_error", "values_error"]].add_suffix("_given")
     joined = table[table["basis"] != GIVEN].join(given, on=key)
     joined["ratio"] = joined["error"] / joined["error_given"]
+    joined["values"] = joined["values_error"] / joined["values_error_given"]
     gains = joined["kept_error"] < joined["kept_error_given"]
     joined["by_rule"], joined["rotated"] = joined["ratio"].where(gains, 1.0), gains
-    found = joined.groupby(["model", "basis", "method"], sort=False)[["ratio", "by_rule"]].agg(["mean", "min", "max"])
+    found = joined.groupby(["model", "basis", "method"], sort=False)[["ratio", "by_rule", "values"]].agg(
+        ["mean", "min", "max"]
+    )
     return found.assign(rotated=joined.groupby(["model", "basis", "method"], sort=False)["rotated"].mean())
 
 

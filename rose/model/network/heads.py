@@ -76,12 +76,23 @@ class ValueHeads:
     def rotate(self, rotations: Tensor) -> None:
         """Rotates values, their biases and output projection in place, by (groups, width, width) float64."""
         self.output.write(rotate_columns(self.output.weight, self.layout, rotations))
-        weight, bias = self.values.weight, getattr(self.values.module, "bias", None)
+        weight, bias = self.rotated_values(rotations)
+        self.values.write(weight)
+        if bias is not None:
+            stored: Any = self.values.module.bias
+            stored.detach().copy_(bias)
+
+    def rotated_values(self, rotations: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weight, (out, in) float64, and bias, where there is one, of the layer of values, rotated."""
+        stored: Any = getattr(self.values.module, "bias", None)
+        weight = self.values.weight.to(torch.double, copy=True)
+        bias = None if stored is None else stored.detach().to(torch.double, copy=True)
         for start, rotation in zip(sorted(set(self.rows)), rotations.to(weight.device), strict=True):
             rows = slice(start, start + self.width)
-            weight[rows].copy_(rotation.mT @ weight[rows].double())
-            if isinstance(bias, Tensor):
-                bias.detach()[rows].copy_(rotation.mT @ bias.detach()[rows].double())
+            weight[rows] = rotation.mT @ weight[rows]
+            if bias is not None:
+                bias[rows] = rotation.mT @ bias[rows]
+        return weight, bias
 
 
 def find_value_heads(

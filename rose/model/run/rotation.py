@@ -71,7 +71,7 @@ def rotate_heads(
     tokens: Tensor,
     *,
     layers: Sequence[str] | None = None,
-    basis: str = "gathered",
+    basis: str = "learned",
     held_out: Tensor | None = None,
     compute: str = "float32",
     progress: ProgressCallback | None = None,
@@ -90,7 +90,7 @@ def rotate_heads(
             saved or read again.
         tokens: calibration tokens, (samples, length) int64.
         layers: names, `*` allowed; of these the output projections are rotated. None means all.
-        basis: "gathered", "inputs", "dealt", "learned", "random" or "random:SEED", see `rose.layer.basis`.
+        basis: "learned", "gathered", "inputs", "dealt", "random" or "random:SEED", see `rose.layer.basis`.
         held_out: further tokens to judge by; without them a quarter of the calibration samples judges, and is not
             calibrated on.
         compute: as for `rose.prune_model`.
@@ -127,7 +127,7 @@ def rotate_by(
     *,
     judged: bool = True,
     layers: Sequence[str] | None = None,
-    basis: str = "gathered",
+    basis: str = "learned",
     held_out: Tensor | None = None,
     compute: str = "float32",
     progress: ProgressCallback | None = None,

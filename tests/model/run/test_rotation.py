@@ -164,11 +164,11 @@ def test_a_streamed_model_as_in_memory_to_the_bit(family: str, dtype: str, tmp_p
         report = rose.prune_model(
             model, make_tokens(), sparsity=0.5, block_size=16, checkpoint=tmp_path / f"kept-{stream}"
         )
-        assert report.summary["rotated_heads"]["basis"] == "gathered"
+        assert report.summary["rotated_heads"]["basis"] == "learned"
         rose.save_model(model, tokenizer, tmp_path / f"{stream}")
         read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / f"{stream}", dtype=dtype)
         found.append(digest(read.state_dict()))
     assert found[0] == found[1]
     model, _ = rose.load_model(str(tmp_path / "dense"), dtype=dtype)
-    with pytest.raises(rose.RoseError, match="rotated heads was gathered there and is None now"):
+    with pytest.raises(rose.RoseError, match="rotated heads was learned there and is None now"):
         rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16, checkpoint=tmp_path / "kept-False")
