@@ -81,7 +81,7 @@ def layers(options: Any) -> None:
                             "relative_range": round(plan.relative_range, 4),
                             "error": round(held_out_error(outputs, known[0], known[1], settings), 6),
                             "kept_error": round(held_out_error(outputs, known[2], known[3], settings), 6),
-                            "values_error": round(held_out_error(values, *known_values[:2], settings), 6),
+                            "values_error": round(held_out_error(values, known_values[0], known_values[1], settings), 6),
                         }
                     )  # fmt: skip
             rows.add(*told)
