@@ -65,7 +65,7 @@ def layers(options: Any) -> None:
             told = []
             for basis in (GIVEN, *options.bases):
                 outputs, values = heads.output.weight.float(), heads.values.weight.float()
-                known, known_values = known_of.values()
+                known, (by_values, on_values, *_) = known_of.values()
                 if basis != GIVEN:
                     pattern = make_settings("sparsegpt", sparsity=options.sparsity).pattern
                     rotations = find_rotations(outputs, known[2].hessian, heads.layout, basis, pattern=pattern)
@@ -81,7 +81,7 @@ def layers(options: Any) -> None:
                             "relative_range": round(plan.relative_range, 4),
                             "error": round(held_out_error(outputs, known[0], known[1], settings), 6),
                             "kept_error": round(held_out_error(outputs, known[2], known[3], settings), 6),
-                            "values_error": round(held_out_error(values, known_values[0], known_values[1], settings), 6),
+                            "values_error": round(held_out_error(values, by_values, on_values, settings), 6),
                         }
                     )  # fmt: skip
             rows.add(*told)
