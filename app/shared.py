@@ -7,7 +7,7 @@ import time
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from torch import nn
 import rose
 from app.diffusion.run import DenseModel
 from app.jobs import Job, Run, is_busy, return_memory
+from app.runs.checked import CheckpointRun, CheckRequest
 from app.runs.damage import DamageRequest, DamageRun
 from app.runs.pruning import PruningRun
 from app.study import cache as disk
@@ -31,8 +32,10 @@ OLDER_BYTES = 10**9  # of statistics and results, held by all studies but the ne
 KEPT_MODELS = 2
 KEPT_RUNS = 8
 KEPT_DAMAGES = 16
+KEPT_CHECKS = 16
 KEPT_REPORTS = 40
 R = TypeVar("R", bound=Run)
+K = TypeVar("K", bound=Hashable)
 
 
 @st.cache_resource(max_entries=KEPT_MODELS, show_spinner=False)
@@ -240,17 +243,49 @@ def damage_key(chosen: Setup, request: DamageRequest) -> DamageKey:
 
 def start_damage(chosen: Setup, request: DamageRequest, viewer: str) -> DamageRun:
     """Starts a measurement for a session, joins the one that runs or has finished, or goes on with one that ended."""
+
+    def make(earlier: DamageRun | None) -> DamageRun:
+        records = () if earlier is None else earlier.records
+        return DamageRun(chosen, request, lambda: load(chosen.model, chosen.dtype), records)
+
+    return _join(damages(), damage_key(chosen, request), make, viewer, KEPT_DAMAGES)
+
+
+def _join(known: dict[K, R], key: K, make: Callable[[R | None], R], viewer: str, kept: int) -> R:
+    """Starts a run for a session, or joins the one that runs or has finished; `make` is given one that ended early."""
     with _start_lock():
-        known, key = damages(), damage_key(chosen, request)
         current = known.pop(key, None)
         if current is None or _is_over(current.job):
-            earlier = () if current is None else current.records
-            current = DamageRun(chosen, request, lambda: load(chosen.model, chosen.dtype), earlier)
+            current = make(current)
             current.job.watch(viewer)
             current.job.start()
         known[key] = current
-        _drop_ended(known, KEPT_DAMAGES)
+        _drop_ended(known, kept)
     return current
+
+
+CheckKey = tuple[CheckRequest, tuple[str | None, ...]]
+
+
+@st.cache_resource(show_spinner=False)
+def checks() -> dict[CheckKey, CheckpointRun]:
+    """Every check of a checkpoint that somebody started, the latest at the end; see `check_key`."""
+    return {}
+
+
+def check_key(request: CheckRequest) -> CheckKey:
+    """What is asked, of the files as they are now."""
+    return request, tuple(disk.model_identity(name) for name in (request.setup.model, request.pruned))
+
+
+def start_check(request: CheckRequest, viewer: str) -> CheckpointRun:
+    """Checks a checkpoint for a session, or joins who does, or did."""
+    setup = request.setup
+
+    def make(_earlier: CheckpointRun | None) -> CheckpointRun:
+        return CheckpointRun(request, lambda: load(setup.model, setup.dtype, stream=setup.stream))
+
+    return _join(checks(), check_key(request), make, viewer, KEPT_CHECKS)
 
 
 @st.cache_resource

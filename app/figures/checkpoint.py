@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import html
 import textwrap
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from app import words
 from app.figures import marks, overview, palette, style
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
@@ -80,3 +83,100 @@ def verdict_map(
 def _hover(reason: str) -> str:
     lines = [html.escape(line) for line in textwrap.wrap(reason, HOVER_LINE)]
     return "".join(f"<br>{line}" for line in lines)
+
+
+@dataclass(frozen=True)
+class MaskExcerpt:
+    """A part of a mask that breaks a pattern N:M."""
+
+    removed: np.ndarray  # (rows, columns), True = zero
+    first_row: int
+    first_column: int
+    keep: int
+    of: int
+    broken: list[tuple[int, int]]  # row and first column of the groups in it that keep more than N
+    count: int  # of such groups in the whole layer
+    groups: int  # that the layer has
+
+
+def broken_pattern(excerpt: MaskExcerpt, *, layer: str = "", theme: Theme = "light") -> Drawing:
+    """The weights around the first group that breaks a pattern: kept ones dark, zeros light, such groups outlined."""
+    rows, columns = excerpt.removed.shape
+    x, y = excerpt.first_column + np.arange(columns), excerpt.first_row + np.arange(rows)
+    kept = (~excerpt.removed).astype(np.uint8)
+    figure = go.Figure()
+    hover = "input channel %{x}<br>output channel %{y}<extra></extra>"
+    tones = [[0, palette.INKS[theme].blank], [1, palette.TEAL]]
+    figure.add_heatmap(
+        z=kept, x=x, y=y, zmin=0, zmax=1, colorscale=tones, showscale=False, xgap=1, ygap=1, hovertemplate=hover
+    )
+    for row, column in excerpt.broken:
+        marks.outline(figure, column - 0.5, column + excerpt.of - 0.5, row - 0.5, row + 0.5)
+    for column in range(excerpt.of, columns, excerpt.of):  # between groups
+        at = excerpt.first_column + column - 0.5
+        figure.add_vline(x=at, line={"color": palette.INKS[theme].grid, "width": 1})
+    figure.update_xaxes(marks.BARE, range=[x[0] - 0.5, x[-1] + 0.5])
+    figure.update_yaxes(marks.BARE, range=[y[-1] + 0.5, y[0] - 0.5])
+    row, column = excerpt.broken[0]
+    start = column - excerpt.first_column
+    left = int(kept[row - excerpt.first_row, start : start + excerpt.of].sum())
+    pattern = f"{excerpt.keep}:{excerpt.of}"
+    finding = (
+        f"Row {row} keeps {words.word(left)} of columns {column} to {column + excerpt.of - 1}, where {pattern} allows "
+        f"{words.word(excerpt.keep)}"
+    )
+    what = f"Weights{words.of(layer)}: filled cells are kept, others are zero; outlined groups break {pattern}"
+    caption = f"{words.whole(excerpt.count)} of {words.whole(excerpt.groups)} groups of the layer break {pattern}."
+    data = pd.DataFrame(kept, columns=[str(one) for one in x])
+    data.insert(0, "output channel", y)
+    axes = {"x": "input channel", "y": "output channel", "height": 440}
+    alt = f"Picture of kept and removed weights{words.of(layer)}"
+    return style.finish(figure, theme, finding, what, caption, alt, data, **axes)
+
+
+OF_ITS_MASK = {  # errors that a checkpoint's layer has, or could have
+    "mask_error": Style(palette.TAN, "mask alone"),
+    "error": Style(palette.PURPLE, "as found"),
+    "possible_error": Style(palette.GREEN, "least that this mask allows"),
+}
+METHOD = "error_of_"
+
+
+def compensation_bars(row: pd.Series, *, layer: str = "", theme: Theme = "light") -> Drawing:
+    """The error of one layer without compensation, as found, and as it could be; beside what methods reach.
+
+    `row` is one of `CheckpointCheck.layers`, checked with tokens.
+    """
+    looks = {name: look for name, look in OF_ITS_MASK.items() if pd.notna(row.get(name))}
+    methods = [str(name) for name in row.index if str(name).startswith(METHOD) and pd.notna(row[name])]
+    looks |= {name: palette.method_style(name.removeprefix(METHOD)) for name in methods}
+    values = [float(row[name]) for name in looks]
+    figure = go.Figure()
+    labels = [look.label for look in looks.values()]
+    colours = {"color": [look.colour for look in looks.values()]}
+    series = Style(palette.PURPLE, "relative error")
+    texts = [words.number(value) for value in values]
+    marks.bars(figure, labels, values, series, "%{x}<br>%{y:.6g}", text=texts, marker=colours)
+    figure.update_yaxes(range=[0, 1.15 * max(values) or 1])
+    found, alone, least = (float(row[name]) for name in ("error", "mask_error", "possible_error"))
+    recovered = row.get("recovered")
+    if pd.isna(recovered):
+        finding = f"No compensation could help much: the mask alone has {words.number(alone)}"
+    elif recovered < 0:
+        finding = f"It is worse than its mask alone: {words.number(found)} against {words.number(alone)}"
+    elif recovered > 1:
+        finding = "Compensation recovered all that a refit of this mask could"
+    else:
+        finding = f"Compensation recovered {words.percent(float(recovered), 0)} of what it could"
+    what = f"Error against the dense model's output{words.of(layer)}; right: methods at the same sparsity"
+    caption = (
+        f"As found {words.number(found)}, without compensation {words.number(alone)}, with this mask at least "
+        f"{words.number(least)}."
+    )
+    if methods:
+        best = min(methods, key=lambda name: float(row[name]))
+        named = looks[best].label
+        caption += f" The best method at this sparsity, {named}, would have {words.number(float(row[best]))}."
+    data = pd.DataFrame({"what": labels, "relative_error": values})
+    axes = {"x": "", "y": "relative error", "height": 420}
+    return style.finish(figure, theme, finding, what, caption, "Bars of errors of one layer", data, **axes)

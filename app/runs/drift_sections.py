@@ -30,6 +30,13 @@ def draw(view: str, runs: Sequence[FinishedRun]) -> None:
             f"Left out, as they have no drift: {words.plain(without)}. It is measured while layers are pruned, with "
             "held-out tokens."
         )
+    if view != DRIFT:
+        known = [run for run in known if run.knows_origin]
+        if not known:
+            st.info(
+                "Of these runs only the drift is known, not where it arises: that is measured while a model is pruned."
+            )
+            return
     {DRIFT: _drift, ORIGIN: _origin, REPAIR: _repair}[view](depth.drift_table(known), known)
 
 

@@ -42,7 +42,7 @@ CONCLUDED = (
     *("perplexity_after", "command", "made_with"),
 )
 _NAME = re.compile(r"[\w.:@/%+-]{1,200}")  # of layers, projections and methods
-Kind = Literal["prune", "slim", "study"]
+Kind = Literal["prune", "slim", "study", "check"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class FinishedRun:
     def label(self) -> str:
         """Model, method, sparsity and layers; "smollm2-135m · ROSE · 0.7 · 210 layers"."""
         how = f"Slim by {self.method}" if self.kind == SLIM else method_label(self.method)
+        how = self.name if self.kind == "check" else how
         if self.kind == "prune" and self.target == "layer":
             how += ", target layer"
         how += " (study)" if self.kind == "study" else " after slimming" if self.start == "slimmed" else ""
@@ -122,6 +123,11 @@ class FinishedRun:
     def drift(self) -> list[dict[str, Any]]:
         """Of every decoder block, see `rose.model.walk.dense_states.BlockDrift`; none without held-out tokens."""
         return self.summary.get("drift") or []
+
+    @property
+    def knows_origin(self) -> bool:
+        """Whether it is known where its drift arises, not only how large it is."""
+        return bool(self.drift) and all(isfinite(entry["arisen"]) for entry in self.drift)
 
     def goes_on(self, other: FinishedRun) -> bool:
         return self.start == "slimmed" and (other.place, other.kind) == (self.place, SLIM)

@@ -201,7 +201,7 @@ def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
     if drifting := [run for run in runs if run.drift]:
         table = drift_table(drifting)
         found.append(depth_figures.drift_curves(table))
-        found += [depth_figures.drift_shares(table[table["run"] == run.name]) for run in drifting]
+        found += [depth_figures.drift_shares(table[table["run"] == run.name]) for run in drifting if run.knows_origin]
     return found
 
 

@@ -1,8 +1,10 @@
 """The set-up as widgets of the start page, and in one line."""
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import streamlit as st
+from huggingface_hub import constants
 from streamlit.delta_generator import DeltaGenerator
 from torch import nn
 
@@ -10,9 +12,10 @@ import rose
 from app import shared
 from app.study import preflight
 from app.study.setup import LIMITS, Setup
-from rose.model.load.models import DTYPES, PACKAGED
+from rose.model.load.models import DTYPES, PACKAGED, is_hub_id, load_skeleton
 from rose.model.network.layers import decoder_blocks
 
+HUB = urlsplit(constants.ENDPOINT).netloc
 FILE = "file"
 SOURCES = {
     "packaged": "Packaged English text, works offline",
@@ -168,6 +171,29 @@ def structure(model: str) -> nn.Module | None:
 
 def problems() -> dict[str, str]:
     return st.session_state.setdefault("model_problems", {})
+
+
+def offer_to_find(model: str) -> None:
+    """What to do about a model that `structure` does not find: ask the Hub, or look again."""
+    if is_hub_id(model):
+        st.caption(f"Asking sends this name to {HUB}, which sends the model's configuration.")
+        st.button("Ask the Hub", icon=":material/cloud_download:", on_click=_ask_hub, args=(model,))
+    else:
+        st.button("Try again", icon=":material/refresh:", on_click=_look_again, args=(model,))
+
+
+def _look_again(model: str) -> None:
+    problems().pop(model, None)
+    st.session_state.pop("inspected", None)
+
+
+def _ask_hub(model: str) -> None:
+    """Downloads the model's configuration."""
+    _look_again(model)
+    try:
+        load_skeleton(model)
+    except rose.RoseError as problem:
+        problems()[model] = str(problem)
 
 
 def describe(setup: Setup) -> str:

@@ -1,11 +1,29 @@
-"""Check: old links lead to where the checks of one's own layers are now."""
+"""Check a checkpoint: is it what a pruned copy of its dense model should be, whoever made it?"""
 
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from zipfile import is_zipfile
+
+import pandas as pd
 import streamlit as st
 
-from app import components
+import rose
+from app import components, session, shared, words
+from app.figures import checkpoint as figures
+from app.runs import check_report, checked
+from app.runs.checked import CheckpointRun, CheckRequest
+from app.runs.checkpoints import kept_checkpoints
+from app.runs.drift_sections import DRIFT as DRIFT_VIEW
+from app.runs.html_page import to_html
+from app.runs.widgets import csv_button, file_button, follow, linked, start_button
+from app.study import form, preflight
+from rose.files import expand
+from rose.model.check.verdicts import VERDICTS
+from rose.model.estimate.duration import Cost
 
-LAYER_PAGE, LAYERS_PAGE = "views/layer.py", "views/layers.py"
-MOVED = {  # what `check` in a link named -> the page that shows it now, and its address there
+LAYER_PAGE, LAYERS_PAGE, RUNS_PAGE = "views/layer.py", "views/layers.py", "views/runs.py"
+MOVED = {  # what `check` in an old link named -> the page that shows it now, and its address there
     "This layer": (LAYER_PAGE, {"section": "Trust"}),
     **{
         name: (LAYER_PAGE, {"section": "Trust", "trust": name})
@@ -13,19 +31,287 @@ MOVED = {  # what `check` in a link named -> the page that shows it now, and its
     },
     "All layers": (LAYERS_PAGE, {"layers_view": "Trust"}),
 }
+OTHER = "Another checkpoint"
+ON = {"tokens": "Weights, and errors on tokens", "weights": "Weights alone"}
+NOTHING_KEPT = ". Nothing was kept."
+EVERY, ONE, DRIFT = "All layers", "One layer", "Drift"
+NAMED = 8  # of what is wrong, with their reasons
+FACTS: dict[str, Any] = {  # columns of the table of all layers, besides errors
+    "sparsity": st.column_config.NumberColumn("Zeros", format="percent"),
+    "pattern": "Pattern",
+    "broken_groups": "Broken groups",
+    "moved": st.column_config.NumberColumn("Kept weights moved", format="percent"),
+    "change": st.column_config.NumberColumn("by, of their norm", format="percent"),
+    "levels": "Values of the grid",
+    "recovered": st.column_config.NumberColumn("Recovered", format="percent"),
+}
 
 
 def draw() -> None:
+    _redirect()
+    st.title("Check a checkpoint: is it what it should be?")
+    components.edited_setup()
+    request = _choose()
+    run = shared.checks().get(shared.check_key(request))
+    _offer(request, run)
+    if run is None:
+        _empty()
+        return
+    follow(run, "checkpoint", NOTHING_KEPT)
+    if run.found is not None:
+        _results(run)
+
+
+def _redirect() -> None:
     """Old links lead to the sections that have moved."""
-    old = st.query_params.get("check")
+    old = st.query_params.get("check", "")
     if old in MOVED:
         page, where = MOVED[old]
         kept = {name: st.query_params.get_all(name) for name in st.query_params if name != "check"}
         st.switch_page(page, query_params={**kept, **where})
-    st.title("Check a checkpoint: can its numbers be trusted?")
-    components.require_study("Checks of every layer's error, sparsity and inputs appear here.")
-    st.page_link(LAYER_PAGE, label="Checks of one layer", query_params={"section": "Trust"})
-    st.page_link(LAYERS_PAGE, label="Checks of all layers", query_params={"layers_view": "Trust"})
+
+
+def _choose() -> CheckRequest:
+    setup = session.setup()
+    left, right = st.columns(2)
+    dense = left.text_input(
+        "Dense model",
+        **linked("check_dense"),
+        placeholder=f"{setup.model}, as on the start page",
+        help="What the checkpoint was made from: packaged name, Hub id, folder or .gguf file.",
+    ).strip()
+    with right:
+        pruned = _pruned(dense or setup.model)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        on = components.choose("Check", ON, "check_on", width="content")
+        stream = st.toggle(
+            "Leave the weights on disk",
+            **linked("check_stream"),
+            help="For models larger than memory, in safetensors files: one decoder block of each is read at a time.",
+        )
+    return CheckRequest.of(setup, dense, pruned, with_tokens=on == "tokens", stream=stream)
+
+
+def _pruned(dense: str) -> str:
+    """The checkpoint: one that the Prune page has kept, or any other."""
+    kept = {name: str(one.place) for name, one in kept_checkpoints(list(shared.prunings().values()), dense).items()}
+    if kept and not st.session_state.get("check_path") and "check_path" not in st.query_params:
+        chosen = st.selectbox("Checkpoint", [*kept, OTHER], key="check_copy")
+        if chosen != OTHER:
+            return kept[chosen]
+    return st.text_input(
+        "Checkpoint",
+        **linked("check_path"),
+        placeholder="pruned/ or owner/model",
+        help="Whoever pruned it, by whatever program: a folder, sharded too, a Hub id or a .gguf file.",
+    ).strip()
+
+
+def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
+    if run is not None and run.job.status in ("running", "done"):
+        return
+    cost, problem, missing = _priced(request) if request.pruned else (None, "", "")
+    label = "Check" if cost is None else f"Check, about {components.lasting(cost)}"
+    place = start_button(
+        label,
+        "check-start",
+        _start,
+        request,
+        problem=problem,
+        running=not request.pruned,
+        icon=":material/fact_check:",
+    )
+    setup = request.setup
+    if missing:
+        form.offer_to_find(missing)
+    elif not problem:
+        said = "Zeros, patterns and changes, layer by layer, in seconds."
+        if cost is not None:
+            needed = components.size(2 * preflight.weights_size(cost, setup.dtype) + cost.memory)
+            said = (
+                f"{setup.samples} × {setup.length} tokens of {setup.text} and {setup.held_out} × {setup.length} held "
+                f"out, as on the start page, through both models; {needed} of memory."
+            )
+        asked = preflight.asked_of_hub(setup) + preflight.asked_of_hub(replace(setup, model=request.pruned))
+        if asked:
+            said += f" It asks the Hub for {' and '.join(dict.fromkeys(asked))}."
+        place.caption(words.plain(said))
+
+
+def _priced(request: CheckRequest) -> tuple[Cost | None, str, str]:
+    """What a check takes; or why it cannot be, and the model that is not there."""
+    try:
+        request.check()
+    except rose.RoseError as wrong:
+        return None, str(wrong), ""
+    for name in (request.setup.model, request.pruned):
+        if not is_zipfile(expand(name)) and form.structure(name) is None:
+            return None, form.problems()[name], name
+    if not request.with_tokens:
+        return None, "", ""
+    skeleton = form.structure(request.setup.model)
+    assert skeleton is not None
+    return request.estimate(skeleton), "", ""
+
+
+def _start(request: CheckRequest) -> None:
+    run = shared.start_check(request, session.viewer())
+    if run.job.status == "running":
+        session.follow_run(run, f"fact_check: Checking {words.plain(request.name)}")
+
+
+def _empty() -> None:
+    with st.container(border=True, horizontal_alignment="center", gap="small"):
+        st.markdown("**Is this checkpoint pruned the way it says, where did it go wrong, and what could be had?**")
+        st.text(
+            "It is compared with its dense model layer by layer: what was removed and by which pattern, what was "
+            "changed, whose mask it is, and what compensation recovered of the error that its mask allows to recover."
+        )
+        st.page_link(LAYER_PAGE, label="Checks of a layer measured here", query_params={"section": "Trust"})
+        st.page_link(LAYERS_PAGE, label="Checks of all layers measured here", query_params={"layers_view": "Trust"})
+
+
+def _results(run: CheckpointRun) -> None:
+    found = run.found
+    assert found is not None
+    if found.is_sane:
+        st.success(f"{checked.finding(found)}.", icon=":material/check_circle:")
+    else:
+        components.error(f"{checked.finding(found)}.")
+    for row in found.wrong.head(NAMED).itertuples():
+        st.markdown(f"- **{words.plain(words.short_layer(row.name))}**, {row.verdict}: {words.plain(row.reason)}")
+    if len(found.wrong) > NAMED:
+        st.caption(f"And {words.count(len(found.wrong) - NAMED, 'more')}, in the table below.")
+    sections = {EVERY: EVERY, ONE: ONE} | ({DRIFT: DRIFT} if found.summary["drift"] else {})
+    view = components.section(sections, "check_view", "What is shown")
+    {EVERY: _every, ONE: _one, DRIFT: _drift}[view](run)
+    _further(run)
+
+
+def _every(run: CheckpointRun) -> None:
+    found = run.found
+    assert found is not None
+    drawing = figures.verdict_map(
+        found.layers, checked.finding(found), marked_layer=_layer(found.layers), theme=session.theme()
+    )
+    components.show(drawing, "check-map", on_select=lambda: _pick_mark("check-map"), wide=True)
+    st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in checked.facts(run)))
+    table = _ranked(found.layers)
+    errors: dict[str, Any] = {
+        name: st.column_config.NumberColumn(label, format="%.4f")
+        for name, label in {"error": "Error", "mask_error": "Mask alone", "possible_error": "Possible"}.items()
+    }
+    errors |= {
+        name: st.column_config.NumberColumn(checked.label_of(name), format="%.4f")
+        for name in table
+        if str(name).startswith(figures.METHOD)
+    }
+    st.dataframe(
+        table.assign(layer=table["layer"].map(words.short_layer)),
+        hide_index=True,
+        height=min(430, 38 + 35 * len(table)),
+        key="check-layers",
+        on_select=lambda: _pick_row("check-layers", list(table["layer"])),
+        selection_mode="single-row",
+        column_order=["layer", "verdict", "reason", *errors, *FACTS],
+        column_config={
+            "layer": st.column_config.TextColumn("Layer", pinned=True),
+            "verdict": "Verdict",
+            "reason": st.column_config.TextColumn("Why", width="large"),
+            **errors,
+            **FACTS,
+        },
+        alt="All layers of the checkpoint with verdict, reason and errors, the worst first",
+    )
+    if len(found.others):
+        with st.expander(f"Norms, biases, embeddings and ties that differ: {len(found.others)}"):
+            st.dataframe(found.others, hide_index=True, key="check-others", alt="Other tensors that differ")
+
+
+def _ranked(layers: pd.DataFrame) -> pd.DataFrame:
+    """The worst first."""
+    rank = 2 * layers["verdict"].map(VERDICTS.index) - layers["is_wrong"] * 2 * len(VERDICTS)
+    return layers.iloc[rank.argsort(kind="stable")].reset_index(drop=True)
+
+
+def _layer(layers: pd.DataFrame) -> str:
+    """The layer that is shown: chosen here, or on other pages, or the worst."""
+    names = list(_ranked(layers)["layer"])
+    chosen = st.session_state.get("check_layer")
+    if chosen in names:
+        return str(chosen)
+    wrong = layers["is_wrong"].any()
+    return str(names[0] if wrong or session.layer() not in names else session.layer())
+
+
+def _pick_mark(key: str) -> None:
+    points = st.session_state[key].selection.points
+    if points:
+        found = points[0].get("customdata")
+        _show_layer(found[0] if isinstance(found, list) else found)
+
+
+def _pick_row(key: str, layers: list[str]) -> None:
+    rows = st.session_state[key].selection.rows
+    if rows:
+        _show_layer(layers[rows[0]])
+
+
+def _show_layer(layer: str) -> None:
+    st.session_state.check_layer, st.session_state.check_view = layer, ONE
+
+
+def _one(run: CheckpointRun) -> None:
+    found = run.found
+    assert found is not None
+    names = list(_ranked(found.layers)["layer"])
+    if st.session_state.get("check_layer") not in names:
+        st.session_state.check_layer = _layer(found.layers)
+    layer = st.selectbox("Layer, the worst first", names, format_func=words.short_layer, **linked("check_layer"))
+    row = found.layers.set_index("layer").loc[layer]
+    st.markdown(f"**{words.sentence(row['verdict'])}.** {words.plain(row['reason'])}")
+    look = components.look(layer)
+    if pd.notna(row.get("error")):
+        components.show(figures.compensation_bars(row, **look), "check-bars", wide=True)
+    elif run.request.with_tokens:
+        st.caption("No error was measured here: the layer is untouched, broken, or of an expert.")
+    if layer in run.excerpts:
+        components.show(figures.broken_pattern(run.excerpts[layer], **look), "check-mask", wide=True)
+
+
+def _drift(run: CheckpointRun) -> None:
+    components.show(check_report.drift_curve(run, session.theme()), "check-drift", wide=True)
+    st.caption(
+        "Drift 0: the hidden states are those of the dense model. Drift 1: they are as far away as if there were none."
+    )
+
+
+def _report(run: CheckpointRun) -> str:
+    return to_html(check_report.report_of(run))
+
+
+def _further(run: CheckpointRun) -> None:
+    """What to take away, and other pages about this checkpoint."""
+    found, request = run.found, run.request
+    assert found is not None
+    with st.container(horizontal=True, vertical_alignment="center"):
+        csv_button("Layers, CSV", found.layers, "check.csv", "check-csv")
+        file_button("All, JSON", found.to_json, "check.json", key="check-json", icon=":material/download:")
+        file_button("Report, HTML", partial(_report, run), "check.html", key="check-report", mime="text/html")
+    folder = checked.folder_of(request)
+    with st.container(horizontal=True):
+        shown = {"runs": [checked.as_finished(run).label]}
+        st.page_link(RUNS_PAGE, label="Compare it with runs", query_params=shown, icon=":material/compare:")
+        if found.summary["drift"]:
+            label, drift = "Its drift beside that of others", {"runs_view": DRIFT_VIEW} | shown
+            st.page_link(RUNS_PAGE, label=label, query_params=drift, icon=":material/stacked_line_chart:")
+        if folder and request.setup.model == session.setup().model:
+            text, restore = {"text_path": folder}, {"damage_how": "Restore alone", "damage_path": folder}
+            st.page_link(
+                "views/text.py", label="Let it read your text", query_params=text, icon=":material/chrome_reader_mode:"
+            )
+            label = "Which layers it feels: restore each alone"
+            st.page_link("views/damage.py", label=label, query_params=restore, icon=":material/healing:")
 
 
 draw()

@@ -10,7 +10,7 @@ import streamlit as st
 from app import components, session, shared, words
 from app.components import URL
 from app.figures import runs as figures
-from app.runs import drift_sections, finished, pairs, seeds
+from app.runs import checked, drift_sections, finished, pairs, seeds
 from app.runs.finished import FinishedRun
 from app.runs.pairs import Pair
 from app.runs.widgets import csv_button, left_out, saved
@@ -19,9 +19,10 @@ from rose.report import without_formulas
 PRUNE_PAGE = "views/prune.py"
 DIFFERENCE, MAPS, NUMBERS, SETTINGS, SEEDS = "Difference", "Both maps", "Numbers", "Settings", "Over seeds"
 SECTIONS = {name: name for name in (DIFFERENCE, MAPS, NUMBERS, SETTINGS, *drift_sections.SECTIONS, SEEDS)}
+ALONE = ("study", "check")
 STUDY = (
-    "A study measures each layer by itself on the dense model's inputs; a pruned model's layers get the inputs that "
-    "the pruned ones below give."
+    "A study, and a check of a checkpoint, measure each layer by itself on the dense model's inputs; a pruned model's "
+    "layers get the inputs that the pruned ones below give."
 )
 
 
@@ -51,7 +52,8 @@ def _offered() -> list[FinishedRun]:
     pruned = [run for report in list(shared.reports()) for run in finished.runs_of(report)]
     studies = {id(one): one for one in [session.study(), *shared.studies().values()] if one and one.is_measured}
     measured = [run for one in studies.values() for run in finished.runs_of_study(one, session.threshold())]
-    here = [*reversed(pruned), *measured]
+    checks = [checked.as_finished(run) for run in reversed(list(shared.checks().values())) if run.found is not None]
+    here = [*checks, *reversed(pruned), *measured]
     with st.expander(
         "More runs: open saved ones, or compare two targets",
         expanded=len(here) < 2,
@@ -230,7 +232,7 @@ def _remarks(chosen: Pair) -> None:
     if chosen.left_out:
         left = words.sentence(words.count(chosen.left_out, "layer"))
         st.caption(f"{left} that only one of the runs has {'is' if chosen.left_out == 1 else 'are'} left out.")
-    if (chosen.first.kind == "study") != (chosen.second.kind == "study"):
+    if (chosen.first.kind in ALONE) != (chosen.second.kind in ALONE):
         st.caption(STUDY)
 
 

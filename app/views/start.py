@@ -1,11 +1,9 @@
 """Start: choose a model and a calibration text, see what the run will take, and measure the layers."""
 
 from typing import Any
-from urllib.parse import urlsplit
 
 import pandas as pd
 import streamlit as st
-from huggingface_hub import constants
 from streamlit.delta_generator import DeltaGenerator
 
 import rose
@@ -15,9 +13,7 @@ from app.study import form, preflight
 from app.study.preflight import Preflight
 from app.study.setup import Setup, weights_size
 from app.study.study import Study
-from rose.model.load.models import is_hub_id, load_skeleton
 
-HUB = urlsplit(constants.ENDPOINT).netloc
 SETTINGS = "start-settings"
 
 
@@ -105,13 +101,8 @@ def why_not(study: Study) -> str:
 def show_preflight(edited: Setup, found: Preflight | str) -> None:
     if isinstance(found, str):
         components.error(found)
-        if edited.model not in form.problems():
-            return
-        if is_hub_id(edited.model):
-            st.caption(f"Asking sends this name to {HUB}, which sends the model's configuration.")
-            st.button("Ask the Hub", icon=":material/cloud_download:", on_click=ask_hub, args=(edited.model,))
-        else:
-            st.button("Try again", icon=":material/refresh:", on_click=look_again, args=(edited.model,))
+        if edited.model in form.problems():
+            form.offer_to_find(edited.model)
         return
     tokens = words.whole((edited.samples + edited.held_out) * edited.length)
     st.markdown(
@@ -132,23 +123,11 @@ def show_preflight(edited: Setup, found: Preflight | str) -> None:
             ":material/memory:",
         )
     if asked := preflight.asked_of_hub(edited):
-        st.caption(f"Measuring asks {HUB} for {words.plain(' and '.join(asked))}; what is not here yet is downloaded.")
+        st.caption(
+            f"Measuring asks {form.HUB} for {words.plain(' and '.join(asked))}; what is not here yet is downloaded."
+        )
     for warning in found.warnings:
         components.warning(warning)
-
-
-def look_again(model: str) -> None:
-    form.problems().pop(model, None)
-    st.session_state.pop("inspected", None)
-
-
-def ask_hub(model: str) -> None:
-    """Downloads the model's configuration."""
-    look_again(model)
-    try:
-        load_skeleton(model)
-    except rose.RoseError as problem:
-        form.problems()[model] = str(problem)
 
 
 def begin(chosen: Setup) -> None:

@@ -87,6 +87,10 @@ DAMAGES = pd.DataFrame(
 BLOCK_DAMAGES = DAMAGES[::2].assign(unit=["model.layers.0", "model.layers.1", "model.layers.2"], projection="")
 MEASURES = [ErrorMeasures("sparsegpt", 2.0, 2.002, 2.001, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
 REALISED = [RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0)]
+EXCERPT = checkpoint.MaskExcerpt(
+    np.tile([True, True, False, False], (3, 2)) & (np.eye(3, 8) < 1), 9, 64, 2, 4, [(9, 64)], 3, 99
+)
+COSTS = pd.Series({"mask_error": 0.2, "error": 0.1, "possible_error": 0.05, "recovered": 0.67, "error_of_rose": 0.08})
 WAY = pd.DataFrame(
     [("stage 1 of 2", 1.0, False, 0.1, 0.12), ("stage 2 of 2", 2.0, True, 0.2, 0.3)],
     columns=["step", "work", "is_complete", "relative_error", "held_out_error"],
@@ -184,6 +188,8 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "verdict_map": lambda x, **t: checkpoint.verdict_map(
         x.layers.assign(verdict="fails", reason="It is <b>wrong</b>."), "12 layers: all fail", marked_layer=NAME, **t
     ),
+    "broken_pattern": lambda x, **t: checkpoint.broken_pattern(EXCERPT, layer=NAME, **t),
+    "compensation_bars": lambda x, **t: checkpoint.compensation_bars(COSTS, layer=NAME, **t),
     "layer_map": lambda x, **t: prune.layer_map(x.records, "rose", **t),
     "layer_differences": lambda x, **t: prune.layer_differences(x.records, **t),
     "drift_curves": lambda x, **t: depth.drift_curves(DRIFTS, **t),

@@ -14,7 +14,7 @@ from app.figures import check, checkpoint, damage, depth, learn, order_lab, pale
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 from rose.layer.error import quadratic_form
 from rose.layer.order import plan_from_importance
-from tests.app.figures.test_contract import DAMAGES, DRIFTS
+from tests.app.figures.test_contract import COSTS, DAMAGES, DRIFTS
 from tests.app.figures.test_layer_and_overview import below, title
 
 # Figure (b) of the ROSE paper's overview illustration.
@@ -268,6 +268,16 @@ def test_a_map_of_verdicts_marks_what_is_wrong_and_shows_the_worst_of_experts() 
     marked = {one.name: list(one.y) for one in drawn if one.showlegend is False}
     assert marked == {"numbers broken": ["up_proj"], "zeros lost": ["experts.*.gate"]}
     assert drawing.caption == "Layers by verdict: numbers broken 1, zeros lost 1, as expected 2."
+
+
+def test_compensation_is_told_by_how_much_of_what_it_could_it_recovered() -> None:
+    def told(recovered: float) -> str:
+        return title(checkpoint.compensation_bars(COSTS.copy().where(COSTS.index != "recovered", recovered)))
+
+    assert told(0.67) == "Compensation recovered 67 % of what it could"
+    assert told(1.02) == "Compensation recovered all that a refit of this mask could"
+    assert told(-0.5) == "It is worse than its mask alone: 0.100 against 0.200"
+    assert told(float("nan")) == "No compensation could help much: the mask alone has 0.200"
 
 
 def test_damping_strip_marks_what_was_raised(records: pd.DataFrame) -> None:

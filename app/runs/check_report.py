@@ -1,0 +1,50 @@
+"""What was found in a checkpoint as one file to send, and its drift as a figure. No Streamlit here."""
+
+from app import words
+from app.figures import checkpoint as figures
+from app.figures.depth import drift_curves
+from app.figures.palette import Theme
+from app.figures.style import Drawing
+from app.runs.checked import CheckpointRun, as_finished, facts, finding
+from app.runs.depth import drift_table
+from app.runs.html_page import Report
+from rose.report import versions
+
+NAMED = 20  # of what is wrong, in words
+BARS = 3  # layers whose errors are drawn
+
+
+def report_of(run: CheckpointRun) -> Report:
+    """What was found as a file to send: the map, layers that stand out, drift, numbers."""
+    found, request = run.found, run.request
+    assert found is not None
+    wrong = found.wrong
+    named = [f"{words.short_layer(row.name)}, {row.verdict}: {row.reason}" for row in wrong.head(NAMED).itertuples()]
+    drawings = [figures.verdict_map(found.layers, finding(found))]
+    drawings += [figures.broken_pattern(one, layer=words.short_layer(name)) for name, one in run.excerpts.items()]
+    if "error" in found.layers:
+        rows = found.layers.dropna(subset=["error"]).sort_values(["is_wrong", "error"], ascending=False)
+        drawings += [
+            figures.compensation_bars(row, layer=words.short_layer(row["layer"]))
+            for _, row in rows.head(BARS).iterrows()
+        ]
+    if found.summary["drift"]:
+        drawings.append(drift_curve(run))
+    on = f" on {request.setup.samples} × {request.setup.length} tokens of {request.setup.text}"
+    return Report(
+        title=f"Check of {request.name}",
+        subtitle=f"Against {request.setup.model}{on if request.with_tokens else ', the weights alone'}",
+        findings=[f"{finding(found)}.", *named, *facts(run)],
+        drawings=drawings,
+        tables={name: table for name, table in {"What is wrong": wrong, "Others": found.others}.items() if len(table)},
+        layers=found.layers,
+        commands={request.name: request.command},
+        versions={request.name: ", ".join(f"{name} {version}" for name, version in versions().items())},
+    )
+
+
+def drift_curve(run: CheckpointRun, theme: Theme = "light") -> Drawing:
+    table = drift_table([as_finished(run)])
+    last = table.iloc[-1]
+    said = f"After decoder block {last['block_index']:.0f} the drift is {words.number(float(last['drift']))}"
+    return drift_curves(table, finding=said, theme=theme)

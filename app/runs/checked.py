@@ -1,0 +1,286 @@
+"""A checkpoint checked against its dense model in the background, and what was found: in sentences, as a finished run.
+
+No Streamlit here. See `rose.model.check` for what is measured.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+
+import rose
+from app import words
+from app.figures.checkpoint import METHOD, MaskExcerpt
+from app.jobs import Job, Run, holding
+from app.runs.checkpoints import unpacked
+from app.runs.finished import NUMBERS, FinishedRun
+from app.study import preflight
+from app.study.setup import Setup
+from app.study.study import LoadedModel
+from rose.files import expand
+from rose.layer.methods import METHODS
+from rose.model.check import checkpoint
+from rose.model.check.checkpoint import CheckpointCheck
+from rose.model.check.verdicts import MOVED, VERDICTS
+from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
+from rose.model.network.network import Network
+
+PICTURED = 12  # layers that break a pattern, of which a part of the mask is kept
+AROUND = (24, 64)  # rows and columns of that part
+UNKNOWN = "checkpoint"  # in place of a method, where the masks are no method's
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """What is checked: the set-up has the dense model, and the tokens where `with_tokens`."""
+
+    setup: Setup
+    pruned: str  # packaged name, Hub id, folder, .gguf file, or the .zip file of a copy that was kept
+    with_tokens: bool = True
+
+    @classmethod
+    def of(cls, setup: Setup, dense: str, pruned: str, *, with_tokens: bool, stream: bool) -> CheckRequest:
+        """With nothing of the set-up that makes no difference, so that the same check is the same request."""
+        usual = Setup()
+        kept = {name: getattr(setup, name) for name in ("text", "samples", "length", "seed", "held_out")}
+        chosen = replace(usual, model=dense or setup.model, dtype=setup.dtype, stream=stream)
+        return cls(replace(chosen, **kept) if with_tokens else chosen, pruned, with_tokens)
+
+    @property
+    def name(self) -> str:
+        """What the checkpoint is called, for people."""
+        return expand(self.pruned.rstrip("/")).name[:60]
+
+    def check(self) -> None:
+        """Raises RoseError for what no run could do, before any work."""
+        self.setup.check()
+        if not self.pruned:
+            raise rose.RoseError("Name the checkpoint: a folder, a .gguf file or a Hub id.")
+        if self.pruned == self.setup.model:
+            raise rose.RoseError("That is the dense model itself; name a checkpoint that was made from it.")
+        if self.with_tokens:
+            preflight.check_text(self.setup.text)
+
+    def estimate(self, skeleton: nn.Module) -> Cost:
+        """Of a check with tokens; `skeleton` is that of the dense model."""
+        setup = self.setup
+        sweeps = 1 + sweeps_of(checkpoint.METHODS)  # and a refit
+        samples = setup.samples + setup.held_out
+        cost = estimate_cost(skeleton, samples=samples, length=setup.length, passes=2, sweeps=sweeps, target="dense")
+        windows = (setup.held_out or setup.samples) * setup.length
+        return replace(cost, seconds=cost.seconds + 2 * estimate_evaluation(skeleton, tokens=windows))
+
+    @property
+    def command(self) -> str:
+        """The same for a terminal."""
+        setup = self.setup
+        parts: list[Any] = ["python", "-m", "rose", "check", setup.model, self.pruned, "--dtype", setup.dtype]
+        if self.with_tokens:
+            parts += ["--calibration", setup.text, "--samples", setup.samples, "--length", setup.length]
+            parts += ["--seed", setup.seed, "--held-out", setup.held_out]
+        return shlex.join(map(str, [*parts, *(["--stream"] if setup.stream else [])]))
+
+
+class CheckpointRun(Run):
+    """One check. `found`, and `excerpts` of masks that break a pattern, by layer, are there once it is done."""
+
+    def __init__(self, request: CheckRequest, load: Callable[[], LoadedModel]) -> None:
+        super().__init__()
+        self.request = request
+        self.found: CheckpointCheck | None = None
+        self.excerpts: dict[str, MaskExcerpt] = {}
+        self.seconds = 0.0
+        self._load = load
+
+    def _run(self, job: Job) -> None:
+        setup = self.request.setup
+        self._say("Loading the dense model")
+        loaded = self._load()
+        tokens = held_out = None
+        if self.request.with_tokens:
+            tokens, held_out = setup.draw(loaded.tokenizer)
+        self._say("Reading the checkpoint")
+        with unpacked(expand(self.request.pruned), job) as place:
+            name = self.request.pruned if place == expand(self.request.pruned) else str(place)
+            pruned, _ = rose.load_model(name, dtype=setup.dtype, stream=setup.stream, finite=False)
+            self._say("Comparing layer by layer")
+            with holding(loaded.lock, job):
+                found = rose.check_checkpoint(loaded.model, pruned, tokens, held_out=held_out, progress=self._follow())
+            self.excerpts = _excerpts(found, Network(pruned))
+        self.found, self.fraction, self.seconds = found, 1.0, job.seconds - job.waited
+
+
+def _excerpts(found: CheckpointCheck, network: Network) -> dict[str, MaskExcerpt]:
+    """Parts of the masks of layers that break their pattern, or that of most layers."""
+    layers = {layer.name: layer for layer in network.layers}
+    excerpts: dict[str, MaskExcerpt] = {}
+    usual = str(found.summary["pattern"])
+    for row in found.layers[found.layers["is_wrong"]].itertuples():
+        pattern = re.fullmatch(r"(\d+):(\d+)", str(row.pattern) if row.broken_groups else usual)
+        if pattern and len(excerpts) < PICTURED:
+            mask = network.residence.read_weight(layers[row.layer]) == 0
+            excerpt = excerpt_of(mask, int(pattern[1]), int(pattern[2]))
+            if excerpt is not None:
+                excerpts[row.layer] = excerpt
+    return excerpts
+
+
+def excerpt_of(mask: Tensor, keep: int, of: int) -> MaskExcerpt | None:
+    """The part of a mask, (out, in), around the first group with more than `keep` of `of` weights; None without one."""
+    if mask.shape[1] % of:
+        return None
+    broken = (~mask).unflatten(1, (-1, of)).sum(2) > keep  # (out, groups)
+    if not broken.any():
+        return None
+    row, group = (int(place) for place in broken.nonzero()[0])
+    first_row = max(0, min(row - AROUND[0] // 2, mask.shape[0] - AROUND[0]))
+    across = AROUND[1] // of
+    first_group = max(0, min(group - across // 2, broken.shape[1] - across))
+    rows, groups = slice(first_row, first_row + AROUND[0]), slice(first_group, first_group + across)
+    columns = slice(first_group * of, (first_group + across) * of)
+    inside = [(first_row + int(i), (first_group + int(j)) * of) for i, j in broken[rows, groups].nonzero()]
+    part = mask[rows, columns].cpu().numpy()
+    return MaskExcerpt(part, first_row, columns.start, keep, of, inside, int(broken.sum()), broken.numel())
+
+
+def finding(found: CheckpointCheck) -> str:
+    """The answer in one sentence, without a full stop."""
+    layers, others = found.layers, found.others[found.others["is_wrong"]]
+    wrong = layers[layers["is_wrong"]]
+    if found.is_sane:
+        return f"Nothing is wrong in {words.count(len(layers), 'layer')}"
+    said = []
+    if len(wrong):
+        counts = wrong["verdict"].value_counts()
+        listed = ", ".join(f"{words.word(int(counts[name]))} {name}" for name in VERDICTS if name in counts)
+        verb = "is" if len(wrong) == 1 else "are"
+        said.append(f"{words.sentence(words.out_of(len(wrong), len(layers), 'layer'))} {verb} wrong: {listed}")
+    if len(others):
+        verdicts = ", ".join(dict.fromkeys(others["verdict"]))
+        said.append(f"{words.count(len(others), 'other tensor')}: {verdicts}")
+    return words.sentence("; ".join(said))
+
+
+def facts(run: CheckpointRun) -> list[str]:
+    """What was found of the whole, a sentence each, the cautions first."""
+    found, setup = run.found, run.request.setup
+    assert found is not None
+    layers, summary = found.layers, found.summary
+    said: list[str] = []
+    tokens, widest = setup.samples * setup.length, int(layers["columns"].max())
+    if run.request.with_tokens and tokens < widest:
+        said.append(
+            f"{words.whole(tokens)} tokens are fewer than the {words.whole(widest)} columns of the widest layer: "
+            "errors on them look smaller than they are."
+        )
+    before = summary["zeros_before"] / summary["weights"]
+    said.append(
+        f"{words.percent(summary['sparsity'], 2)} of the layers' weights are zero"
+        + (f", {words.percent(before, 2)} were in the dense model" if before else "")
+        + f"; pattern of most layers: {summary['pattern']}."
+    )
+    moved = int((layers["moved"] > MOVED).sum())
+    where = words.out_of(moved, len(layers), "layer") if moved else "no layer"
+    said.append(f"Kept weights differ from the dense model's in {where}.")
+    said += _compensation(layers) + _whose(found)
+    if "perplexity" in summary:
+        said.append(
+            f"Perplexity is {words.number(summary['perplexity'])}, of the dense model "
+            f"{words.number(summary['perplexity_dense'])}, on {setup.held_out or setup.samples} × {setup.length} "
+            f"{'held-out ' if setup.held_out else ''}tokens."
+        )
+    if summary["drift"]:
+        said.append(f"Drift after the last decoder block: {words.number(summary['drift'][-1]['drift'])}.")
+    return said
+
+
+def _compensation(layers: pd.DataFrame) -> list[str]:
+    """How much of the error that its masks make was taken back, and what methods reach."""
+    if "recovered" not in layers or layers["recovered"].isna().all():
+        return []
+    known = layers.dropna(subset=["recovered"])
+    means = {str(name): float(layers[name].mean()) for name in layers if str(name).startswith(METHOD)}
+    beside = ", ".join(f"{label_of(name)} {words.number(mean)}" for name, mean in means.items())
+    return [
+        f"Compensation recovered {words.percent(float(known['recovered'].median()), 0)} of what it could, the median "
+        f"of {words.count(len(known), 'layer')}. Mean error {words.number(float(layers['error'].mean()))}; at the same "
+        f"sparsity {beside}."
+    ]
+
+
+def _whose(found: CheckpointCheck) -> list[str]:
+    """Which method made the masks."""
+    if (method := found.summary.get("method")) is not None:
+        target = ", towards the dense model's outputs" if method["target"] == "dense" else ""
+        where = words.out_of(method["layers"], len(found.layers), "layer")
+        return [
+            f"Masks of {where} are those of {METHODS[method['name']].label}{target}: "
+            f"{words.percent(method['agreement'])} of what they remove is the same, by chance "
+            f"{words.percent(method['chance'])}."
+        ]
+    if "agreement" not in found.layers:
+        return []
+    nearest, chance = (float(found.layers[name].median()) for name in ("agreement", "agreement_by_chance"))
+    return [
+        f"Masks are those of no method that was tried: the nearest has {words.percent(nearest, 0)} of what it removes "
+        f"in common, by chance {words.percent(chance, 0)}, medians over layers."
+    ]
+
+
+def label_of(column: str) -> str:
+    """The method of a column `error_of_METHOD`, for people."""
+    return METHODS[column.removeprefix(METHOD)].label
+
+
+def as_finished(run: CheckpointRun) -> FinishedRun:
+    """As a finished run, for the pages and reports about those.
+
+    Errors are against the dense model's output, as of a run with that target; on the inputs of the dense model, where
+    they are known, as of a study. Drift is known after each decoder block, not where it arises.
+    """
+    found, setup = run.found, run.request.setup
+    assert found is not None
+    columns = {
+        "error": "target_error",
+        "held_out_error": "held_out_target_error",
+        "dense_input_error": "relative_error",
+    }
+    table = found.layers.rename(columns=columns).reindex(columns=["layer", "block_index", "projection", *NUMBERS])
+    layers = table.astype(dict.fromkeys(NUMBERS, float)).replace([np.inf, -np.inf], np.nan)
+    summary = found.summary
+    unknown = {"passed_on": np.nan, "arisen": np.nan}
+    known: dict[str, Any] = {
+        "method": (summary.get("method") or {"name": UNKNOWN})["name"],
+        "model": setup.model,
+        "dtype": setup.dtype,
+        "checkpoint": run.request.pruned,
+        "sparsity": summary["pattern"] if ":" in summary["pattern"] else round(summary["sparsity"], 3),
+        "layers": summary["layers"],
+        "weights": summary["weights"],
+        "removed_fraction": summary["sparsity"],
+        "seconds": run.seconds,
+        "command": run.request.command,
+    }
+    if run.request.with_tokens:
+        known |= {"calibration": setup.text, "samples": setup.samples, "length": setup.length, "seed": setup.seed}
+        known |= {"held_out_samples": setup.held_out, "windows": setup.held_out or setup.samples}
+        known |= {
+            "perplexity_before": summary.get("perplexity_dense"),
+            "perplexity_after": summary.get("perplexity"),
+            "drift": [entry | unknown for entry in summary["drift"]],
+        }
+    return FinishedRun(f"{run.request.name} (checked)", "check", layers, known, origin=found)
+
+
+def folder_of(request: CheckRequest) -> str:
+    """The path of a checkpoint that other pages can open; "" for a Hub id or a file."""
+    place = expand(request.pruned)
+    return request.pruned if Path(place, "config.json").is_file() else ""

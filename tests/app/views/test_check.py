@@ -1,0 +1,135 @@
+"""Check a checkpoint: what is planted is named with its layer, shown, and can be taken to other pages."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote_plus, urlencode
+
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+
+import rose
+from app import shared, words
+from app.runs import check_report, checked
+from app.runs.checked import CheckpointRun
+from app.runs.html_page import to_html
+from app.study.setup import Setup
+from rose.model.network.layers import prunable_layers
+from tests.app.tiny_study import ended, figures, open_on, texts, titles
+
+PAGE = "views/check.py"
+BROKEN, LOST = "model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj"
+ROW, COLUMN = 20, 40  # of the group that keeps three weights
+
+
+@pytest.fixture(scope="module")
+def planted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2:4 by magnitude, but for one group of one layer, and a layer with NaN."""
+    model, tokenizer = rose.load_model(str(folder))
+    for layer in prunable_layers(model):
+        with torch.no_grad():
+            groups = layer.module.weight.unflatten(1, (-1, 4))
+            groups.scatter_(2, groups.abs().topk(2, largest=False).indices, 0)
+            if layer.name == BROKEN:
+                layer.module.weight[ROW, COLUMN : COLUMN + 4] = torch.tensor([0.1, 0.2, 0.3, 0.0])
+            elif layer.name == LOST:
+                layer.module.weight[3, 5] = float("nan")
+    place = tmp_path_factory.mktemp("planted") / "two_of_four"
+    rose.save_model(model, tokenizer, place)
+    return place
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """The page Compare runs offers what was checked, also in tests of its own."""
+    yield
+    shared.checks().clear()
+
+
+def opened(setup: Setup, path: object, **query: str) -> AppTest:
+    return open_on(setup, PAGE, check_path=str(path), **query)
+
+
+def pressed(app: AppTest) -> CheckpointRun:
+    """The check that the button begins, once it is over."""
+    app.button(key="check-start").click().run()
+    run = list(shared.checks().values())[-1]
+    ended(run)
+    app.run()
+    assert not app.exception, app.exception
+    return run
+
+
+def test_what_is_wrong_stands_first_with_its_layer_and_a_picture(setup: Setup, planted: Path) -> None:
+    app = opened(setup, planted, check_on="Weights alone")
+    assert "Zeros, patterns and changes, layer by layer, in seconds." in texts(app)
+    run = pressed(app)
+    finding = "Two of 21 layers are wrong: one numbers broken, one pattern broken"
+    assert app.error[0].value == f"{finding}."
+    first, second = (line for line in texts(app).splitlines() if line.startswith("- **"))
+    assert first.startswith("- **1 · self_attn.q_proj**, numbers broken: 1 of 4,096 weights are NaN or infinite.")
+    assert second.startswith("- **0 · mlp.up_proj**, pattern broken: 1 of 2,048 groups keep more than 2 of 4 weights;")
+    assert finding in titles(app)[0]
+    assert "50.00 % of the layers' weights are zero; pattern of most layers: 2:4." in texts(app)
+    shown = app.main.dataframe[0].value
+    assert list(shown["verdict"][:3]) == ["numbers broken", "pattern broken", "mask without compensation"]
+
+    app.segmented_control(key="check_view").set_value("One layer").run()
+    assert app.selectbox(key="check_layer").value == LOST  # the worst
+    app.selectbox(key="check_layer").set_value(BROKEN).run()
+    (title,) = titles(app)
+    assert f"Row {ROW} keeps three of columns {COLUMN} to {COLUMN + 3}, where 2:4 allows two" in title
+    excerpt = run.excerpts[BROKEN]
+    kept = rose.load_model(str(planted), finite=False)[0].get_submodule(BROKEN).weight != 0
+    part = kept[excerpt.first_row :, excerpt.first_column :][:24, :64]
+    assert (excerpt.removed == ~part.numpy()).all()
+    assert excerpt.broken == [(ROW, COLUMN)]
+
+    again = opened(setup, planted, check_on="Weights alone", check_view="One layer")  # a link, for somebody else
+    assert finding in again.error[0].value
+    assert json.loads(checked.CheckpointCheck.to_json(run.found))["is_sane"] is False
+    report = to_html(check_report.report_of(run))
+    assert finding in report
+    assert report.count("<figure ") == 2
+
+
+def test_with_tokens_it_says_what_compensation_recovered_and_other_pages_take_it(
+    setup: Setup, pruned_folder: Path
+) -> None:
+    app = opened(setup, pruned_folder, check_view="One layer")
+    assert "4 × 32 tokens of packaged and 2 × 32 held out" in texts(app)
+    assert re.match(r"Check, about \d+ s", app.button(key="check-start").label)
+    run = pressed(app)
+    assert run.found is not None
+    layer = app.selectbox(key="check_layer").value
+    row = run.found.layers.set_index("layer").loc[layer]
+    (title,) = titles(app)
+    assert f"worse than its mask alone: {words.number(row['error'])} against {words.number(row['mask_error'])}" in title
+    bars = json.loads(figures(app)[0])["data"][0]
+    methods = [name for name in row.index if name.startswith("error_of_")]
+    assert bars["y"] == pytest.approx([row["mask_error"], row["error"], row["possible_error"], *row[methods]])
+    app.segmented_control(key="check_view").set_value("Drift").run()
+    drift = run.found.summary["drift"]
+    assert f"After decoder block 2 the drift is {words.number(drift[-1]['drift'])}" in titles(app)[0]
+
+    finished = checked.as_finished(run)
+    assert finished.layers["target_error"].tolist() == run.found.layers["error"].tolist()
+    assert [entry["drift"] for entry in finished.drift] == [entry["drift"] for entry in drift]
+    assert finished.number("perplexity_after") == run.found.summary["perplexity"]
+    links = {link.proto.page.rpartition("/")[2]: link.proto.query_string for link in app.get("page_link")}
+    assert links["text"] == urlencode({"text_path": str(pruned_folder)})
+    assert f"damage_path={quote_plus(str(pruned_folder))}" in links["damage"]
+
+
+def test_before_a_button_nobody_is_asked_and_what_cannot_be_is_said(setup: Setup, folder: Path, tmp_path: Path) -> None:
+    app = opened(setup, "somebody/pruned")
+    assert "somebody/pruned is not on this machine" in texts(app)
+    assert [button.label for button in app.button if button.label == "Ask the Hub"]
+    assert app.button(key="check-start").disabled
+    app = opened(setup, tmp_path / "[nothing](http://a.example)")
+    assert "There is no folder or file" in texts(app)
+    assert app.button(key="check-start").disabled
+    assert "That is the dense model itself" in texts(opened(setup, folder))
+    assert app.button(key="check-start").disabled
