@@ -218,7 +218,7 @@ def _compensation(layers: pd.DataFrame) -> list[str]:
 
 def _whose(found: CheckpointCheck) -> list[str]:
     """Which method made the masks."""
-    if (method := found.summary.get("method")) is not None:
+    if (method := found.summary["method"]) is not None:
         target = ", towards the dense model's outputs" if method["target"] == "dense" else ""
         where = words.out_of(method["layers"], len(found.layers), "layer")
         return [
@@ -258,7 +258,7 @@ def as_finished(run: CheckpointRun) -> FinishedRun:
     summary = found.summary
     unknown = {"passed_on": np.nan, "arisen": np.nan}
     known: dict[str, Any] = {
-        "method": (summary.get("method") or {"name": UNKNOWN})["name"],
+        "method": (summary["method"] or {"name": UNKNOWN})["name"],
         "model": setup.model,
         "dtype": setup.dtype,
         "checkpoint": run.request.pruned,
