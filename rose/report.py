@@ -191,7 +191,8 @@ class RunReport:
         try:
             data = json.loads(text)
             table = pd.DataFrame(data["layers"])
-            return cls(table.astype({name: float for name in _optional(LayerRecord) if name in table}), data["summary"])
+            table = table.astype({name: float for name in _optional(LayerRecord) if name in table})
+            return cls(table, dict(data["summary"]))
         except (ValueError, KeyError, TypeError, RecursionError) as problem:
             raise RoseError(f"This is not a report written by rose ({problem}); choose a report.json.") from problem
 

@@ -11,6 +11,7 @@ from scipy import stats
 from rose import RoseError
 from rose.files import check_small
 from rose.layer.pattern import parse_sparsity
+from rose.model.measure.comparison import over_seeds
 
 NUMBERS = ("perplexity", "mean_held_out_error", "seconds")
 
@@ -58,12 +59,13 @@ def _is_sparsity(text: object) -> bool:
 
 def time_and_perplexity(table: pd.DataFrame, sparsity: str) -> pd.DataFrame:
     """One row per method at one sparsity: mean, `lowest` and `highest` perplexity, and the median of `seconds`, as a
-    pause of the machine makes single times too long.
+    pause of the machine makes single times too long. The mean is not finite where that of a seed is not.
     """
-    groups = table[table["sparsity"] == sparsity].groupby("method", sort=False)
-    perplexity = groups["perplexity"]
-    means = groups.agg(perplexity=("perplexity", "mean"), seconds=("seconds", "median"))
-    return means.assign(lowest=perplexity.min(), highest=perplexity.max()).reset_index()
+    rows = table[table["sparsity"] == sparsity]
+    groups = rows.groupby("method", sort=False)
+    found = over_seeds(rows, ["perplexity"]).set_index("method")[["perplexity"]]
+    found["seconds"] = groups["seconds"].median()
+    return found.assign(lowest=groups["perplexity"].min(), highest=groups["perplexity"].max()).reset_index()
 
 
 CONFIDENCE = 0.95

@@ -13,7 +13,7 @@ from torch import nn
 import rose
 from rose.commands import checkpoints, terminal
 from rose.commands import options as shared
-from rose.files import expand
+from rose.files import check_small, expand
 from rose.interrupt import CANCELLED
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import prunable_layers
@@ -47,13 +47,14 @@ def run(options: argparse.Namespace, console: Console) -> int:
     model, _ = shared.load(options, console, options.pruned)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
     choices = shared.pick(options, ("layers", "unpruned"))
+    report = _report_of(options.pruned, model)
     tuner = Tuner(model, dense, tokens, settings, held_out=held_out, **choices)
     evaluated = _Perplexities(options, tokenizer, console)
     before = evaluated.of(model, "before")
     is_whole = _follow(tuner, console, options.checkpoint)
     found = tuner.report()
     facts = _facts(found) | shared.origin(options) | {"dense": options.dense, "perplexity_before": before}
-    report = _report_of(options.pruned, model).with_summary(tuned=facts, **evaluated.after(dense, model))
+    report = report.with_summary(tuned=facts, **evaluated.after(dense, model))
     Workers.here().from_first(lambda: rose.save_model(model, tokenizer, options.output, report=report))
     say_tuned(found)
     if before is not None:
@@ -147,7 +148,8 @@ def _report_of(name: str, model: nn.Module) -> rose.RunReport:
     """The report beside a pruned model; where there is none, its layers as they are."""
     path = expand(name) / "report.json"
     if path.is_file():
-        return rose.RunReport.from_json(path.read_text(encoding="utf-8"))
+        check_small(path)
+        return rose.RunReport.from_json(path.read_text(encoding="utf-8", errors="replace"))
     rows = []
     for layer in prunable_layers(model):
         share = float((layer.weight == 0).float().mean())

@@ -24,7 +24,7 @@ from rose.layer.target import target_damping
 from rose.model.check import verdicts
 from rose.model.check.costs import METHODS, Costs, Recognized, Yardsticks
 from rose.model.check.gone import find_gone
-from rose.model.check.inputs import BlockInputs, Pair, walk_both
+from rose.model.check.inputs import BlockInputs, LayerInputs, Pair, walk_both
 from rose.model.check.others import OtherTensor, others_in_block, others_outside
 from rose.model.check.verdicts import Peers, Verdict, judge_costs, judge_weights
 from rose.model.measure.perplexity import perplexity
@@ -118,7 +118,9 @@ def check_checkpoint(
     """
     networks = Network(dense), Network(pruned)
     pairs = pair_layers(*networks)
-    streams = {} if tokens is None else check_streams(networks[0], tokens, held_out)
+    streams: dict[str, Tensor] = {}
+    for network in networks if tokens is not None else ():
+        streams = check_streams(network, tokens, held_out)
     blocks = 1 + max(layer.block_index for layer, _ in pairs)
     mu = target_damping(networks[0].config.hidden_size, 1 if tokens is None else tokens.numel(), blocks)
     precision = Precision.of(compute, networks[0].dtype, networks[0].device)
@@ -183,10 +185,15 @@ def _look_at(pair: Pair, block: BlockInputs, yardsticks: Yardsticks) -> _Layer:
     after = pair[1].weight.to(weight.device)
     change = weight_change(weight, after)
     found = _Layer(layer, change, _sample(weight), _sample(after))
-    inputs, held_out = (block.inputs.get(stream, {}).get(layer.name) for stream in ("calibration", "held_out"))
+    inputs, held_out = (_finite(block.inputs.get(one, {}).get(layer.name)) for one in ("calibration", "held_out"))
     if inputs is not None and not change.not_finite and not change.is_untouched:
         found.costs, found.nearest = yardsticks.measure(weight, after, change, inputs, held_out)
     return found
+
+
+def _finite(inputs: LayerInputs | None) -> LayerInputs | None:
+    """None where an earlier layer has put out NaN or infinity, by which nothing can be measured."""
+    return inputs if inputs is not None and inputs.statistics.diagonal.isfinite().all() else None
 
 
 def _sample(weight: Tensor) -> Tensor:

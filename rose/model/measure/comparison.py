@@ -207,11 +207,12 @@ def over_seeds(table: pd.DataFrame, numbers: Sequence[str]) -> pd.DataFrame:
     """One row per method and sparsity, in the order first seen: seeds, the mean of each number, and its NUMBER_spread.
 
     The spread is half the range over seeds, and not the standard deviation: of three values it says plainly how far
-    they lie apart.
+    they lie apart. Both are NaN where a number is missing for a seed: the others alone would flatter the method.
     """
     groups = table.groupby(["method", "sparsity"], sort=False)
-    spreads = (groups[[*numbers]].max() - groups[[*numbers]].min()) / 2
-    found = pd.concat([groups["seed"].nunique().rename("seeds"), groups[[*numbers]].mean()], axis=1)
+    known = groups[[*numbers]].count().eq(groups.size(), axis=0)
+    spreads = (groups[[*numbers]].max() - groups[[*numbers]].min()).where(known) / 2
+    found = pd.concat([groups["seed"].nunique().rename("seeds"), groups[[*numbers]].mean().where(known)], axis=1)
     return found.join(spreads.add_suffix("_spread")).reset_index()
 
 

@@ -111,6 +111,27 @@ def test_a_longer_vocabulary_and_rounding_are_no_faults() -> None:
     assert found.others["reason"].str.startswith("It has 8 rows more").all()
 
 
+def test_nan_in_one_layer_hides_nothing_of_the_others() -> None:
+    dense, broken, tokens = make_model("llama"), "model.layers.0.mlp.up_proj", make_tokens()
+    pruned: Any = halved(dense)
+    with torch.no_grad():
+        pruned.model.layers[0].mlp.up_proj.weight[1, 2] = torch.nan
+    found = check_checkpoint(dense, pruned, tokens, held_out=tokens[:1], methods=("wanda",), block_size=8)
+    layers = found.layers.set_index("layer")
+    assert found.wrong.iloc[0].tolist()[:2] == [broken, verdicts.NUMBERS_BROKEN]
+    before = list(layers.index).index(broken)  # what comes after reads NaN, by which nothing can be measured
+    assert layers["error"].notna().tolist() == [place < before for place in range(len(layers))]
+    assert json.loads(found.to_json())["summary"]["perplexity"] is None
+
+
+def test_tokens_that_the_checkpoint_does_not_know_are_refused() -> None:
+    dense: Any = make_model("llama")
+    pruned: Any = halved(dense)
+    pruned.resize_token_embeddings(5)
+    with pytest.raises(rose.RoseError, match="token"):
+        check_checkpoint(dense, pruned, make_tokens())
+
+
 @pytest.fixture(scope="module")
 def two() -> tuple[nn.Module, dict[str, nn.Module], Tensor]:
     """A dense model, copies of it by Wanda and by magnitude, and tokens."""
