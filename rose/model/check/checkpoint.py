@@ -119,8 +119,9 @@ def check_checkpoint(
     networks = Network(dense), Network(pruned)
     pairs = pair_layers(*networks)
     streams: dict[str, Tensor] = {}
-    for network in networks if tokens is not None else ():
-        streams = check_streams(network, tokens, held_out)
+    if tokens is not None:
+        check_streams(networks[1], tokens, held_out)
+        streams = check_streams(networks[0], tokens, held_out)
     blocks = 1 + max(layer.block_index for layer, _ in pairs)
     mu = target_damping(networks[0].config.hidden_size, 1 if tokens is None else tokens.numel(), blocks)
     precision = Precision.of(compute, networks[0].dtype, networks[0].device)
