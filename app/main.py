@@ -31,6 +31,14 @@ STYLE = """<style>
 .st-key-start-expected { min-height: 4rem; }  /* what stands below does not move while the estimate is made */
 .st-key-explore a { background: var(--primary); justify-content: center; }
 .st-key-explore a * { color: white !important; }
+/* The chosen layer and the sparsity stand below the pages, on a screen of 800 pixels too. */
+[data-testid="stSidebarHeader"] { height: 2.25rem; margin-bottom: 0.25rem; }
+[data-testid="stSidebarNavLink"] { margin-block: 0; min-height: 1.75rem; }
+[data-testid="stSidebarNavLinkContainer"] { height: auto; }
+[data-testid="stNavSectionHeader"] { margin-block: 0.25rem 0; }
+[data-testid="stSidebarNavItems"] > div { margin-top: 0.25rem; padding-top: 0; }
+[data-testid="stSidebarNavSeparator"] { padding-top: 0.5rem; }
+[data-testid="stSidebarUserContent"] { padding-block: 0.5rem 2rem; }
 button.picture {
   display: block; width: 100%; margin-bottom: 0.5rem; padding: 0.35rem 0.75rem; font: inherit; color: inherit;
   background: transparent; border: 1px solid currentColor; border-radius: 8px; cursor: pointer;
@@ -49,21 +57,42 @@ div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }  /* rather than hide
 }
 </style>"""
 # Streamlit (1.67) enters every change of the address into the browser's history: several at each visit of a page, as it
-# clears the address and the page writes into it again. Back is to lead to the page before, or to undo a choice of a
-# layer: nothing else is entered. Neither is a page that leads on to another at once, as depth does.
+# clears the address and the page writes into it again. Back is to lead to the page before, as it was left, or to undo a
+# choice of a layer: nothing else is entered. Neither is a page that leads on to another at once, as depth does.
 HISTORY = """<script>
 if (!window.pageHistory) {
   window.pageHistory = true;
   const enter = history.pushState.bind(history), replace = history.replaceState.bind(history);
-  let touched = false;
+  let touched = false, leaving = false;
   for (const kind of ["pointerdown", "keydown"]) addEventListener(kind, () => { touched = true; }, true);
-  history.pushState = (state, title, address) => {
+  addEventListener("click", (event) => {
+    const link = event.target.closest("a[href]:not([target=_blank])");
+    if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) leaving = link.pathname !== location.pathname;
+  }, true);
+  history.pushState = (state, _title, address) => {
     const here = new URL(location.href), there = new URL(address, here);
-    const moves = there.pathname !== here.pathname && !here.pathname.endsWith("/depth");
+    const moves = there.pathname !== here.pathname;
     const chooses = touched && there.searchParams.get("layer") !== here.searchParams.get("layer");
-    touched = false;
-    (moves || chooses ? enter : replace)(state, title, address);
+    if (leaving && !moves) return;
+    touched = leaving = false;
+    (moves ? !here.pathname.endsWith("/depth") : chooses) ? enter(state, "", address) : replace(state, "", address);
   };
+}
+</script>"""
+# The parts of Streamlit's navigation are no items of the list that they stand in (1.67): they become groups with names.
+GROUPS = """<script>
+if (!window.pageGroups) {
+  window.pageGroups = true;
+  const list = "[data-testid=stSidebarNavItems]";
+  const name = () => {
+    for (const plain of document.querySelectorAll(`${list}:not([role]), ${list} li:not([role])`)) plain.role = "none";
+    for (const group of document.querySelectorAll(`${list} > div:not([role])`)) {
+      group.role = "group";
+      group.ariaLabel = group.querySelector("header")?.querySelector("p")?.innerText ?? "";
+    }
+  };
+  new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
+  name();
 }
 </script>"""
 # Page Down would move a slider with the focus by ten steps; it scrolls the page instead, and on Learn turns lessons.
@@ -133,5 +162,5 @@ def draw() -> None:
 
 st.set_page_config(page_title="ROSE Explorer", page_icon=Path(__file__).with_name("icon.svg"), layout="wide")
 st.html(STYLE)
-st.html(PRODUCT + HISTORY + KEYS, unsafe_allow_javascript=True)
+st.html(PRODUCT + HISTORY + GROUPS + KEYS, unsafe_allow_javascript=True)
 draw()

@@ -257,11 +257,12 @@ def layer() -> str | None:
 def choose_layer(name: str, *, by_default: bool = False) -> None:
     """Chooses a layer for all pages. Inside a callback, or before the sidebar is drawn, or followed by a rerun.
 
-    One that is chosen `by_default` may be replaced once more has been measured.
+    One that is chosen `by_default` may be replaced once more has been measured; to choose it again changes nothing.
     """
-    st.session_state.chosen_layer = name
     if not by_default:
         st.session_state.link_problem = ""  # has been read
+        by_default = name == layer() and st.session_state.get("layer_by_default", False)
+    st.session_state.chosen_layer = name
     st.session_state.layer_by_default = by_default
 
 

@@ -17,7 +17,7 @@ from app.runs.widgets import csv_button, left_out, saved
 from rose.report import without_formulas
 
 PRUNE_PAGE = "views/prune.py"
-DIFFERENCE, MAPS, NUMBERS, SETTINGS, SEEDS = "Difference", "Both maps", "Numbers", "Settings", "Over seeds"
+DIFFERENCE, MAPS, NUMBERS, SETTINGS, SEEDS = "Difference", "Maps", "Numbers", "Settings", "Over seeds"
 SECTIONS = {name: name for name in (DIFFERENCE, MAPS, NUMBERS, SETTINGS, *drift_sections.SECTIONS, SEEDS)}
 ALONE = ("study", "check")
 STUDY = (
@@ -43,7 +43,7 @@ def draw() -> None:
     elif view in drift_sections.SECTIONS:
         drift_sections.draw(view, chosen)
     elif len(chosen) > 1:
-        _beside(view, chosen)
+        (_tables if view in (NUMBERS, SETTINGS) else _layers)(view, chosen)
     elif len(offered) > 1:
         st.info("Choose a second run to compare this one with.")
 
@@ -105,25 +105,48 @@ def _empty(labels: list[str]) -> None:
         st.page_link(components.START_PAGE, label="Measure its layers", icon=":material/play_arrow:")
 
 
-def _beside(view: str, runs: Sequence[FinishedRun]) -> None:
-    """A section about two runs, or a table of all of them."""
-    if view in (NUMBERS, SETTINGS):
-        {NUMBERS: _numbers, SETTINGS: _settings}[view](runs)
-    else:
-        runs = _two(runs)
-        {DIFFERENCE: _difference, MAPS: _maps}[view](pairs.pair(*runs))
+def _tables(view: str, runs: Sequence[FinishedRun]) -> None:
+    {NUMBERS: _numbers, SETTINGS: _settings}[view](runs)
     if len(runs) > 2 or not pairs.pair(*runs).problem:
-        components.report_button(lambda: runs, "runs", "runs-report")
+        _report(runs)
 
 
-def _two(runs: Sequence[FinishedRun]) -> tuple[FinishedRun, FinishedRun]:
-    """The first of the runs, and the one that is compared with it."""
+def _report(runs: Sequence[FinishedRun]) -> None:
+    components.report_button(lambda: runs, "runs", "runs-report")
+
+
+def _layers(view: str, runs: Sequence[FinishedRun]) -> None:
+    """Layer by layer: one run minus the first, or the maps of both."""
     first, *others = runs
     named = {run.name: run for run in others}
-    if len(others) == 1:
-        return first, others[0]
-    components.keep_choice("runs_b", {name: run.identity for name, run in named.items()})
-    return first, named[st.selectbox(f"Compared with {words.plain(first.name)}", list(named), key="runs_b", bind=URL)]
+    places = iter(st.columns(3 if len(others) > 1 else 2, vertical_alignment="bottom"))
+    if len(others) > 1:
+        components.keep_choice("runs_b", {name: run.identity for name, run in named.items()})
+        with next(places):
+            asked = st.selectbox(f"Compared with {words.plain(first.name)}", list(named), key="runs_b", bind=URL)
+        chosen = pairs.pair(first, named[asked])
+    else:
+        chosen = pairs.pair(first, others[0])
+    if chosen.problem and view == DIFFERENCE:
+        components.error(f"{chosen.problem} Or see {MAPS}, where each has axes of its own.")
+        return
+    with next(places):
+        measure = _measure(chosen.measures)
+    if measure is None:
+        return
+    names, label, theme = (chosen.first.name, chosen.second.name), pairs.MEASURES[measure], session.theme()
+    if view == DIFFERENCE:
+        with next(places):
+            as_share = components.choose("As", {True: "per cent", False: "difference"}, "runs_as")
+        drawing = figures.run_difference(chosen.rows(measure), names, label, as_share=as_share, theme=theme)
+    elif chosen.problem:
+        drawing = figures.maps_apart(chosen.apart(measure), names, label, theme=theme)
+    else:
+        drawing = figures.run_maps(chosen.rows(measure), names, label, theme=theme)
+    components.show(drawing, "runs-difference" if view == DIFFERENCE else "runs-maps", wide=True)
+    if not chosen.problem:
+        _remarks(chosen)
+        _report([chosen.first, chosen.second])
 
 
 def _measure(measures: dict[str, str]) -> str | None:
@@ -138,41 +161,6 @@ def _measure(measures: dict[str, str]) -> str | None:
         del st.session_state["runs_measure"]
     labels = {name: words.sentence(label) for name, label in measures.items()}
     return st.selectbox("Of", list(labels), format_func=labels.__getitem__, key="runs_measure", bind=URL)
-
-
-def _names(chosen: Pair) -> tuple[str, str]:
-    return chosen.first.name, chosen.second.name
-
-
-def _difference(chosen: Pair) -> None:
-    if chosen.problem:
-        components.error(f"{chosen.problem} Or see {MAPS}, each with axes of its own.")
-        return
-    left, right = st.columns(2, vertical_alignment="bottom")
-    with left:
-        measure = _measure(chosen.measures)
-    if measure is None:
-        return
-    with right:
-        kinds = {"share": "per cent", "plain": "difference"}
-        kind = components.choose("As", kinds, "runs_as")
-    drawing = figures.run_difference(
-        chosen.rows(measure), _names(chosen), pairs.MEASURES[measure], as_share=kind == "share", theme=session.theme()
-    )
-    components.show(drawing, "runs-difference", wide=True)
-    _remarks(chosen)
-
-
-def _maps(chosen: Pair) -> None:
-    measure = _measure(chosen.measures)
-    if measure is None:
-        return
-    names, label, theme = _names(chosen), pairs.MEASURES[measure], session.theme()
-    if chosen.problem:
-        components.show(figures.maps_apart(chosen.apart(measure), names, label, theme=theme), "runs-apart", wide=True)
-    else:
-        components.show(figures.run_maps(chosen.rows(measure), names, label, theme=theme), "runs-maps", wide=True)
-        _remarks(chosen)
 
 
 def _numbers(runs: Sequence[FinishedRun]) -> None:

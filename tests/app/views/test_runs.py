@@ -60,7 +60,7 @@ def test_a_run_of_the_command_line_beside_one_of_the_server(server: deque[rose.R
     assert "Of six layers ROSE at 0.7 (by_hand) is lower in six;" in texts(app)
     assert "−0.120 (2 · self_attn.o_proj)" in texts(app)
 
-    app.segmented_control(key="runs_view").set_value("Both maps").run()
+    app.segmented_control(key="runs_view").set_value("Maps").run()
     assert "Both runs have the highest held-out error in 2 · self_attn.o_proj: 0.600 and 0.480" in titles(app)[0]
     app.segmented_control(key="runs_view").set_value("Numbers").run()
     table = app.dataframe[0].value.set_index("")
@@ -95,7 +95,7 @@ def test_different_shapes_are_refused(server: deque[rose.RunReport]) -> None:
 def test_two_models_stand_side_by_side(server: deque[rose.RunReport]) -> None:
     server += [made_report("rose", 2.0, blocks=2, model="small/one"), made_report(blocks=5, width=16, model="two")]
     chosen = ["two · SparseGPT · 0.7 · ten layers", "one · ROSE · 0.7 · four layers"]
-    app = open_page(PAGE, runs_view="Both maps")
+    app = open_page(PAGE, runs_view="Maps")
     app.multiselect(key="runs").set_value(chosen).run()
     assert not app.error
     said = titles(app)[0]
