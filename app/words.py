@@ -1,70 +1,12 @@
 """Numbers and names as people read them."""
 
-from __future__ import annotations
-
-import math
+import itertools
 import re
-from collections.abc import Container, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Container
 
-if TYPE_CHECKING:  # the words are there before the engine is
-    from rose import OrderPlan
-    from rose.layer.columnar import Outlier
-
-SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def number(value: float) -> str:
-    """Three significant digits, with a power of ten only where zeros would be hard to count."""
-    if value is None or math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    if value == 0:
-        return "0"
-    exponent = int(f"{value:.2e}".partition("e")[2])  # of the rounded value: 99.96 is 100
-    if exponent < -4 or exponent >= 6:
-        mantissa = value / 10.0**exponent
-        return f"{mantissa:.2f} × 10{str(exponent).translate(SUPERSCRIPT)}".replace("-", "−")
-    if exponent >= 3:
-        return whole(round(value)).replace("-", "−")
-    return f"{value:.{max(0, 2 - exponent)}f}".replace("-", "−")
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """0.123 -> "12.3 %"."""
-    return "–" if math.isnan(share) else f"{100 * share:.{digits}f} %".replace("-", "−")
-
-
-_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-
-
-def whole(value: int) -> str:
-    """12345 -> "12 345"."""
-    return f"{value:,}".replace(",", " ")
-
-
-def word(value: int) -> str:
-    """ "no", "four", "210"."""
-    return _WORDS[value] if 0 <= value < len(_WORDS) else whole(value)
-
-
-def count(value: int, noun: str, plural: str | None = None) -> str:
-    """ "no layers", "one layer", "four layers", "210 layers"."""
-    return f"{word(value)} {noun if value == 1 else plural or noun + 's'}"
-
-
-def out_of(some: int, every: int, noun: str) -> str:
-    """ "all four methods", "three of four methods", "none of four methods", "the one method"."""
-    if some == every:
-        return ("all " if every > 1 else "the ") + count(every, noun)
-    return f"{word(some) if some else 'none'} of {count(every, noun)}"
-
-
-def listed(names: Sequence[object]) -> str:
-    """ "1", "1 and 2", "1, 2 and 3"."""
-    *first, last = map(str, names)
-    return f"{', '.join(first)} and {last}" if first else last
+from rose import OrderPlan
+from rose.layer.columnar import Outlier
+from rose.wording import apart, count, listing, number, out_of, percent, sentence, whole, word  # noqa: F401
 
 
 def because(plan: OrderPlan, found: Outlier | None) -> str:
@@ -74,7 +16,8 @@ def because(plan: OrderPlan, found: Outlier | None) -> str:
     """
     if found is None:
         return "Not columnar: it is a single block" if len(plan.block_width) < 2 else "Not columnar: no block loses"
-    heads = f" (head{'s' if len(found.heads) > 1 else ''} {listed(found.heads)})" if found.heads else ""
+    numbers = [str(head) for head in found.heads]
+    heads = f" (head{'s' if len(numbers) > 1 else ''} {listing(numbers, len(numbers))})" if numbers else ""
     times = f"{number(found.ratio)} times" if found.is_strong else f"{percent(found.ratio, 0)} of"
     per_column = " per column" if len(set(plan.block_width)) > 1 else ""
     loses = f"block {found.block}{heads} loses {{}}{times} what block {found.other} loses{per_column}"
@@ -115,11 +58,6 @@ def plain(text: object) -> str:
     return _JOINED.sub("\\g<0>\N{WORD JOINER}", marked)
 
 
-def sentence(text: str) -> str:
-    """With a capital first letter, the rest as it is."""
-    return text[:1].upper() + text[1:]
-
-
 def of(name: str) -> str:
     return f" of {name}" if name else ""
 
@@ -150,7 +88,9 @@ def short_layer(layer: str) -> str:
 
 
 def unused(name: str, used: Container[str]) -> str:
-    number, free = 2, name
-    while free in used:
-        number, free = number + 1, f"{name}, run {number}"
+    free = name
+    for again in itertools.count(2):
+        if free not in used:
+            break
+        free = f"{name}, run {again}"
     return free

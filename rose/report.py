@@ -18,6 +18,7 @@ import pandas as pd
 
 from rose.errors import RoseError
 from rose.files import write_atomically
+from rose.verdicts import caution_column, cautions
 
 Record = TypeVar("Record")
 FLOAT32_MAX = 3.5e38  # no finite number beyond it was computed from a model's outputs
@@ -130,8 +131,9 @@ class RunReport:
 
     @property
     def remarks(self) -> list[str]:
-        """Where there was nothing to remove, or target dense could not do all that it is for, a sentence each."""
-        said = self._remark_on_zeros()
+        """How far the numbers can be trusted, where there was nothing to remove, and where target dense could not do
+        all that it is for, a sentence each."""
+        said = cautions(self.layers) + self._remark_on_zeros()
         if self.summary.get("target") != "dense" or "target" not in self.layers:  # parts do not say
             return said
         pruned = self.layers[self.layers["sparsity"] > 0]
@@ -201,8 +203,13 @@ class RunReport:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "report.json", self.to_json().encode())
-        write_atomically(folder / "layers.csv", csv_text(self.layers).encode())
+        write_atomically(folder / "layers.csv", csv_text(with_cautions(self.layers)).encode())
         write_atomically(folder / "layers.parquet", self.layers.to_parquet(index=False))
+
+
+def with_cautions(layers: pd.DataFrame) -> pd.DataFrame:
+    """A table of layers with its column `cautions`, see `rose.verdicts`; as it is where it holds parts."""
+    return layers.assign(cautions=caution_column(layers)) if "relative_error" in layers else layers
 
 
 def csv_text(table: pd.DataFrame) -> str:

@@ -21,6 +21,7 @@ from rose.model.measure import damage_report as damage_rows
 from rose.model.measure.comparison import ComparisonFolder, ComparisonRow
 from rose.model.run import one_layer
 from rose.output import check_file
+from rose.wording import apart
 from tests.tasks import write_task
 from tests.tiny import BOS, save_tiny_llama
 
@@ -81,9 +82,9 @@ def test_prune_measures_perplexity_before_and_after(checkpoint, text, tmp_path, 
     assert prune(checkpoint, tmp_path / "out", "--evaluate", str(text), "--windows", "3") == 0
     shown = capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "report.json").read_text())["summary"]
-    assert f"{summary['perplexity_before']:.2f} before, {summary['perplexity_after']:.2f} after" in " ".join(
-        shown.split()
-    )
+    before, after = apart(summary["perplexity_before"], summary["perplexity_after"])
+    assert f"from {before} to {after}, " in " ".join(shown.split())
+    assert [len(summary[f"losses_{stage}"]) for stage in ("before", "after")] == [3, 3]
     model, tokenizer = rose.load_model(checkpoint)
     windows = rose.load_tokens(str(text), tokenizer, samples=3, length=48, seed=None)
     assert summary["perplexity_before"] == pytest.approx(rose.perplexity(model, windows), rel=1e-5)
@@ -449,7 +450,8 @@ def test_slim_writes_a_smaller_checkpoint(checkpoint, tmp_path, capsys):
     assert slim(checkpoint, tmp_path / "slim", "--ratio", "0.3", "--evaluate", "packaged", "--windows", "2") == 0
     shown = " ".join(capsys.readouterr().out.split())
     report = json.loads((tmp_path / "slim" / "report.json").read_text())["summary"]
-    assert f"{report['perplexity_before']:.2f} before, {report['perplexity_after']:.2f} after" in shown
+    before, after = apart(report["perplexity_before"], report["perplexity_after"])
+    assert f"from {before} to {after}, " in shown
     assert "for any program that uses transformers" in shown
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "slim")
     assert sum(parameter.numel() for parameter in model.parameters()) == report["kept_parameters"]

@@ -14,7 +14,7 @@ import torch
 
 import rose
 from app.figures import prune
-from app.runs.pruning import PruningRun, layer_table, model_table
+from app.runs.pruning import PruningRun, layer_table
 from app.runs.request import PruneRequest
 from app.study.setup import Setup
 from app.study.study import LoadedModel
@@ -222,7 +222,7 @@ def test_the_app_prunes_by_it(named: Path, checkpoint: str) -> None:
     run = finish(PruningRun(setup, request, lambda: LoadedModel(*rose.load_model(checkpoint), threading.Lock())))
     (outcome,) = run.copies
     assert outcome.label == "Largest first at 0.5"
-    bars = prune.perplexity_bars(model_table(run.models).iloc[1:], dense=outcome.perplexity)
+    bars = prune.perplexity_bars([outcome.result], dense=outcome.perplexity)
     assert "Largest first" in bars.caption
     assert "Largest first" in prune.layer_map(layer_table(run.models), outcome.case.method).figure.to_json()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,11 +14,14 @@ from app import words
 from app.figures import marks, palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
-from rose import RoseError
-from rose.model.measure.comparison import over_seeds
+from rose import RoseError, verdicts
+from rose.model.measure.comparison import over_seeds, results_of
+from rose.verdicts import Result
 
 Measure = Literal["perplexity", "mean_held_out_error"]
 NAMED = 4  # runs in a title
+TICKS = [digit * 10**power for power in range(-3, 9) for digit in (1, 2, 5)]
+LOG_TICKS = {"type": "log", "tickvals": TICKS, "ticktext": [f"{tick:g}" for tick in TICKS]}
 NUMBERED = 16  # bars up to which each has its number above it
 MEASURES: dict[Measure, str] = {"perplexity": "perplexity", "mean_held_out_error": "mean relative error, held-out"}
 
@@ -28,111 +33,139 @@ def over_seeds_bars(
 
     A method of which a run came to no finite number has no mean, and is named in the caption.
     """
-    rows = table[table["sparsity"] == sparsity]
-    lost = list(dict.fromkeys(rows["method"][~np.isfinite(rows[column])]))
-    rows = rows[~rows["method"].isin(lost)]
-    if rows.empty:
+    found = sorted(results_of(table, sparsity, column), key=lambda one: one.value)
+    results = [replace(one, name=palette.method_style(one.method).label) for one in found]
+    if not results:
         raise RoseError(f"No run at sparsity {sparsity} has a {MEASURES[column]}; choose another.")
-    means = over_seeds(rows, [*MEASURES, "seconds"]).sort_values(column, kind="stable").reset_index(drop=True)
-    looks = [palette.method_style(method) for method in means["method"]]
-    listed, by_method, figure = [], dict(list(rows.groupby("method"))), go.Figure()
-    for look, mean in zip(looks, means.to_dict("records"), strict=True):
-        seeds, level = by_method[mean["method"]], mean[column]
-        listed.append(f"{look.label} {words.number(level)} ± {words.number(mean[f'{column}_spread'])}")
+    looks = [palette.method_style(one.method)._replace(label=one.name) for one in results]
+    listed, figure = [], go.Figure()
+    for look, one in zip(looks, results, strict=True):
+        low, high = min(one.draws.values()), max(one.draws.values())
+        listed.append(f"{look.label} {words.number(one.value)} ± {words.number((high - low) / 2)}")
         marks.points(
             figure,
             [look.label],
-            [level],
+            [one.value],
             look,
             f"{look.label}<br>mean %{{y:.4g}}",
             size=22,
             marker={"symbol": "line-ew", "line": {"width": 3, "color": look.colour}},
-            error_y=_whiskers(level, seeds[column].min(), seeds[column].max(), thickness=2, width=8),
+            error_y=_whiskers(one.value, low, high, thickness=2, width=8),
             mode="markers+text",
-            text=[f"  {words.number(level)}"],
+            text=[f"  {words.number(one.value)}"],
             textposition="middle right",
         )
         hover, pale = f"{look.label}, seed %{{customdata}}<br>%{{y:.4g}}", {"opacity": 0.75}
-        x = [look.label] * len(seeds)
-        marks.points(figure, x, seeds[column], look, hover, marker=pale, customdata=seeds["seed"].tolist())
-    finding = f"{looks[0].label} has the lowest mean {MEASURES[column]}, {words.number(means[column].iloc[0])}"
-    if len(means) > 1:
-        # A lead smaller than the seeds lie apart may be chance.
-        first, second = (by_method[means["method"][i]][column] for i in (0, 1))
-        apart = "above every seed of it" if second.min() > first.max() else "within the spread over seeds"
-        finding += f"; {looks[1].label} lies {apart}"
+        x, y = [look.label] * len(one.draws), list(one.draws.values())
+        marks.points(figure, x, y, look, hover, marker=pale, customdata=list(one.draws))
+    (ranking,) = verdicts.rank(results, f"mean {MEASURES[column]}")
     what = f"Mean (line), range (whiskers) and single calibration seeds (marks) at sparsity {sparsity}"
-    if style.spread(rows[column]) > style.LOG_ABOVE:
+    if style.spread([value for one in results for value in one.draws.values()]) > style.LOG_ABOVE:
         what += "; log scale"
         figure.update_yaxes(type="log")
-    figure.update_xaxes(range=[-0.5, len(means) - 0.3])
-    seeds = words.count(int(means["seeds"].max()), "seed")
-    caption = f"Mean ± half the range over up to {seeds}: {', '.join(listed)}."
+    figure.update_xaxes(range=[-0.5, len(results) - 0.3])
+    seeds = words.count(max(len(one.draws) for one in results), "seed")
+    caption = f"Mean ± half the range over up to {seeds}: {', '.join(listed)}. {ranking.caption}".strip()
+    rows = table[table["sparsity"] == sparsity]
+    lost = list(dict.fromkeys(rows["method"][~np.isfinite(rows[column])]))
     if lost:
-        labels = ", ".join(palette.method_style(method).label for method in lost)
-        caption += f" Without {labels}: not finite for a seed."
+        caption += (
+            f" Without {', '.join(palette.method_style(method).label for method in lost)}: not finite for a seed."
+        )
     alt = f"Means and spread of {MEASURES[column]} by method"
-    return style.finish(figure, theme, finding, what, caption, alt, means, y=MEASURES[column], height=440)
+    means = over_seeds(rows[~rows["method"].isin(lost)], [*MEASURES, "seconds"])
+    means = means.sort_values(column, kind="stable").reset_index(drop=True)
+    return style.finish(figure, theme, ranking.finding, what, caption, alt, means, y=MEASURES[column], height=440)
 
 
 def time_and_perplexity(
-    table: pd.DataFrame, *, dense: float | None = None, time: str = "time of pruning, s", theme: Theme = "light"
+    results: Sequence[Result],
+    *,
+    dense: float | None = None,
+    time: str = "time of pruning, s",
+    theme: Theme = "light",
 ) -> Drawing:
-    """What each run costs and what it is worth, with the Pareto front: the runs that no other is as good as on both.
+    """What each run costs and what it is worth, with the Pareto front beyond noise, as `rose.verdicts.front` finds it.
 
-    Args:
-        table: `method`, `seconds` and `perplexity` of each run; a `run` names a mark better than its method, and
-            `lowest` and `highest` perplexity give it a range. With target "layer" in `target` a mark is open.
-        time: title of the axis, where `seconds` are in another unit.
+    Runs with target layer are grey and open, so that colours tell methods apart. `time`: title of the axis, where
+    `seconds` are in another unit.
     """
-    known = np.isfinite(table[["seconds", "perplexity"]].to_numpy(np.float64)).all(axis=1)
-    rows = table[known].sort_values(["seconds", "perplexity"], kind="stable").reset_index(drop=True)
-    if rows.empty:
+    known = [one for one in results if np.isfinite([one.seconds, one.value]).all()]
+    if not known:
         raise RoseError("No run has both a time and a perplexity; prune a model and evaluate it.")
-    rows["on_front"] = rows["perplexity"] < rows["perplexity"].cummin().shift(fill_value=np.inf)
-    front = rows[rows["on_front"]]
-    looks = palette.named_styles(rows)
-    figure = go.Figure()
-    right = 1.12 * float(rows["seconds"].max())
-    marks.lines(
-        figure,
-        [*front["seconds"], right],
-        [*front["perplexity"], front["perplexity"].iloc[-1]],
-        palette.Style(palette.INKS[theme].muted, "Pareto front", "dot"),
-        "",
-        mode="lines",
-        width=2,
-        line={"shape": "hv"},
+    known.sort(key=lambda one: (one.seconds, one.value))
+    front, ink, figure = verdicts.front(known), palette.INKS[theme], go.Figure()
+    x, y = np.array([one.seconds for one in known]), np.array([one.value for one in known])
+    heights = np.append(y, [] if dense is None else [dense])
+    is_log = [style.spread(values) > style.LOG_ABOVE for values in (x, heights)]
+    spans = [_span(x, is_log[0]), _span(heights, is_log[1])]
+    if len(front.steps) > 1:
+        right = 10 ** spans[0][1] if is_log[0] else spans[0][1]
+        steps, look = list(front.steps), palette.Style(ink.muted, "Pareto front", "dot")
+        shape: dict[str, Any] = {"mode": "lines", "width": 2, "line": {"shape": "hv"}}
+        marks.lines(figure, [*x[steps], right], [*y[steps], y[steps[-1]]], look, "", **shape)
+    labels = _labels(known)
+    for one, label in zip(known, labels, strict=True):
+        look = palette.method_style(one.method)._replace(label=label)
+        if one.target == "layer":
+            look = look._replace(colour=ink.muted, symbol=look.symbol.removesuffix("-open") + "-open")
+        hover = f"{one.name}<br>perplexity %{{y:.4g}}<br>{time} %{{x:.4g}}"
+        draws = [*one.draws.values()] or [one.value]
+        reach = _whiskers(one.value, min(draws), max(draws)) if len(draws) > 1 else None
+        edge = {"line": {"width": 2}}
+        marks.points(figure, [one.seconds], [one.value], look, hover, size=13, marker=edge, error_y=reach)
+    what = "Perplexity against time, lower is better in both"
+    what += "; dotted: Pareto front" if len(front.steps) > 1 else ""
+    what += "; grey, open: target layer" if {one.target for one in known} == {"layer", "dense"} else ""
+    for axis, log, span in zip("xy", is_log, spans, strict=True):
+        figure.update_layout({f"{axis}axis": {"range": span} | (LOG_TICKS if log else {})})
+    if any(is_log):
+        what += "; log scale" + ("s" if all(is_log) else " of time" if is_log[0] else " of perplexity")
+    table = pd.DataFrame(
+        {
+            "run": [one.name for one in known],
+            "method": [one.method for one in known],
+            "target": [one.target for one in known],
+            "seconds": x,
+            "perplexity": y,
+            "on_front": front.is_on,
+        }
     )
-    for look, row in zip(looks, rows.to_dict("records"), strict=True):
-        reach = _whiskers(row["perplexity"], row["lowest"], row["highest"]) if "lowest" in row else None
-        symbol = look.symbol.removesuffix("-open") + "-open" if row.get("target") == "layer" else look.symbol
-        marker, hover = {"symbol": symbol, "line": {"width": 2}}, f"{look.label}<br>perplexity %{{y:.4g}}<br>{time}"
-        x, y = [row["seconds"]], [row["perplexity"]]
-        marks.points(figure, x, y, look, f"{hover} %{{x:.4g}}", size=13, marker=marker, error_y=reach)
-    if dense is not None:
-        marks.level(figure, dense, (0, right), "dense", theme)
-    figure.update_xaxes(range=[0, right])
-    what = "Perplexity against time, lower is better in both; dotted: the lowest that any run reaches in that time"
-    if style.spread([*rows["perplexity"], dense or np.nan]) > style.LOG_ABOVE:
-        what += "; log scale"
-        ticks = [digit * 10**power for power in range(-2, 9) for digit in (1, 2, 5)]
-        figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
-    else:
-        figure.update_yaxes(rangemode="normal")  # what is compared is how far runs lie apart
-    best = [look.label for look, is_on in zip(looks, rows["on_front"], strict=True) if is_on]
-    finding = f"{best[-1]} has the lowest perplexity, {words.number(front['perplexity'].iloc[-1])}"
-    if len(rows) > 1 and len(best) <= NAMED:
-        finding = f"Pareto front: {', '.join(best)}"
-    elif len(best) > NAMED:
-        finding += f"; {words.out_of(len(best), len(rows), 'run')} lie on the Pareto front"
-    listed = "; ".join(
-        f"{look.label}: {words.number(perplexity)} at {words.number(seconds)}"
-        for look, perplexity, seconds in zip(looks, rows["perplexity"], rows["seconds"], strict=True)
-    )
+    ranked = verdicts.says_ranking(verdicts.rank(known))
+    finding = f"{ranked}; no trade-off with time is clear" if len(known) > 1 else ranked
+    if len(front.steps) > 1:
+        finding = f"Pareto front: {words.listing([labels[step] for step in front.steps], NAMED)}"
+    listed = "; ".join(f"{one.name}: {words.number(one.value)} at {words.number(one.seconds)}" for one in known)
     caption = f"Perplexity at {time}, fastest first: {listed}."
+    if len(known) > 1:
+        caption += (
+            " The front joins only runs that differ beyond noise: in perplexity by a paired interval, in time by a "
+            f"factor of {verdicts.SAME_TIME:g}."
+        )
     alt = f"Scatter chart of perplexity against {time}"
-    return style.finish(figure, theme, finding, what, caption, alt, rows, x=time, y="perplexity", legend=True)
+    drawing = style.finish(figure, theme, finding, what, caption, alt, table, x=time, y="perplexity", height=480)
+    if dense is not None:
+        figure.add_hline(y=dense, line=marks.dashed(theme, 1.5))
+        where = {"x": 1, "xref": "paper", "xanchor": "right", "yanchor": "bottom"}
+        marks.note(figure, f"dense, {words.number(dense)}", theme, y=np.log10(dense) if is_log[1] else dense, **where)
+    across, up = (np.log10(values) if log else values for values, log in zip((x, y), is_log, strict=True))
+    marks.name_points(figure, across, up, labels, spans)
+    return drawing
+
+
+def _labels(results: Sequence[Result]) -> list[str]:
+    """The methods' names, or those of the runs where a method stands there more than once."""
+    keys = [(one.method, one.target) for one in results]
+    labels = [palette.method_style(one.method).label for one in results]
+    return [label if keys.count(key) == 1 else one.name for one, key, label in zip(results, keys, labels, strict=True)]
+
+
+def _span(values: np.ndarray, log: bool) -> list[float]:
+    """The range of an axis: where the marks are, with room for their names."""
+    known = np.log10(values) if log else values
+    low, high = float(known.min()), float(known.max())
+    room = 0.12 * ((high - low) or abs(high) or 1.0)
+    return [low - room, high + room]
 
 
 def _whiskers(middle: float, lowest: float, highest: float, thickness: float = 1.5, width: float = 6) -> dict[str, Any]:
@@ -153,12 +186,7 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
         hover = f"%{{customdata}}<br>{look.label} %{{y:.4g}}"
         marks.bars(figure, names, wide[method], look, hover, customdata=wide.index, **text)
     mean = wide.mean().sort_values()
-    best, base = str(mean.idxmin()), style.BASELINE
-    finding = f"{looks[best].label} has the lowest error"
-    if best != base and mean.get(base, 0) > 0:
-        finding = (
-            f"{looks[best].label} has {words.percent(1 - mean[best] / mean[base])} less error than {looks[base].label}"
-        )
+    finding = _errors_finding(wide, {method: look.label for method, look in looks.items()})
     if len(wide) == 1:
         figure.update_layout(bargap=0.5)
     held = "held-out" if column == "held_out_error" else "calibration"
@@ -169,6 +197,19 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
     frame = {"x": x, "y": style.ERROR, "legend": len(looks) > 1}
     alt = "Bar chart of relative error by method"
     return style.finish(figure, theme, finding, what, caption, alt, wide.reset_index(), **frame)
+
+
+def _errors_finding(wide: pd.DataFrame, labels: dict[str, str]) -> str:
+    """Who has the lowest mean error, against SparseGPT where that is there; and who is the same by construction."""
+    mean = wide.mean()
+    best, base = str(mean.idxmin()), style.BASELINE
+    lowest = [labels[method] for method in labels if np.allclose(wide[method], wide[best], rtol=verdicts.SAME, atol=0)]
+    if base not in labels or labels[base] in lowest or not mean[base] > 0:
+        if len(lowest) == len(labels) > 1:
+            return f"{words.listing(lowest)} have the same error"
+        return f"{words.listing(lowest)} {'have' if len(lowest) > 1 else 'has'} the lowest error"
+    have = "have" if len(lowest) > 1 else "has"
+    return f"{words.listing(lowest)} {have} {verdicts.says_change(mean[best], mean[base], labels[base])}"
 
 
 def by_method(records: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from app import words
 from app.figures import marks, overview, palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
-from rose import RoseError
+from rose import RoseError, verdicts
 from rose.model.measure.damage_report import outliers, rank_correlation
 
 WHOLE_BLOCK = "all layers"  # in place of a projection, where whole decoder blocks were changed
@@ -139,7 +139,9 @@ def damage_scatter(
         marks.rings(figure, chosen[predictor], chosen["damage"], "chosen")
     rho = rank_correlation(rows, predictor)
     unit = "decoder blocks" if WHOLE_BLOCK in set(rows["projection"]) else "layers"
-    finding = _finding(name, unit, rho, found)
+    finding = verdicts.says_correlation(words.sentence(name), f"which {unit} the loss depends on", rho)
+    if len(found):
+        finding += f"; small error, large damage: {words.short_layer(found['unit'].iloc[0])}"
     meant = "restoring it alone gives back" if restore else "the model loses by it alone"
     what = (
         f"{words.sentence(name)} against damage, one mark a {unit.removesuffix('s')}, both axes logarithmic; damage: "
@@ -158,18 +160,6 @@ def damage_scatter(
 def _log_axis(values: pd.Series) -> dict[str, object]:
     """With ticks at 1, 2 and 5 where it spans few decades."""
     return style.LOG | ({"dtick": "D2"} if style.spread(values) < 30 else {})
-
-
-def _finding(name: str, unit: str, rho: float, found: pd.DataFrame) -> str:
-    if math.isnan(rho):
-        text = f"{words.sentence(name)} cannot be ranked against damage"
-    else:
-        how = "hardly tells" if abs(rho) < 0.3 else "partly tells" if abs(rho) < 0.7 else "tells"
-        value = f"rank correlation {rho:.2f}".replace("-", "−")
-        text = f"{words.sentence(name)} {how} which {unit} the loss depends on: {value}"
-    if len(found):
-        text += f"; small error, large damage: {words.short_layer(found['unit'].iloc[0])}"
-    return text
 
 
 def _caption(rows: pd.DataFrame, shown: pd.DataFrame, unit: str, found: pd.DataFrame, *, restore: bool) -> str:

@@ -24,13 +24,13 @@ def drift_curves(
     *,
     scale: Literal["linear", "log"] = "linear",
     place: str = "decoder block",
-    finding: str = "",
+    finding: str,
     theme: Theme = "light",
 ) -> Drawing:
     """Drift after every decoder block, or whatever `place` is, one line a run; a logarithmic one shows where it starts.
 
-    The table has columns run, method, sparsity, target, block_index, drift. The title is what target dense changes,
-    unless there is another `finding`.
+    The table has columns run, method, sparsity, target, block_index, drift. `finding`: the title, see
+    `app.runs.depth.drift_finding`.
     """
     looks = _looks(table)
     figure = go.Figure()
@@ -39,7 +39,6 @@ def drift_curves(
         _line(figure, rows, drift, looks[str(name)], place)
     ends = table.groupby("run", sort=False)["drift"].last()
     ranked = ends.sort_values(kind="stable")
-    finding = finding or _drift_finding(table, ends, place)
     rise, steepest = _steepest(table)
     caption = (
         f"After the last {place}: {'; '.join(f'{name}: {words.number(float(v))}' for name, v in ranked.items())}. "
@@ -86,8 +85,11 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     return style.finish(figure, theme, finding, what, caption, alt, table.reset_index(drop=True), **frame)
 
 
-def cancelled_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
-    """How much of the drift that was passed on each decoder block's pruned layers cancel, one line a run."""
+def cancelled_shares(table: pd.DataFrame, *, problem: str = "", theme: Theme = "light") -> Drawing:
+    """How much of the drift that was passed on each decoder block's pruned layers cancel, one line a run.
+
+    `problem`: why the runs are not ranked, see `app.runs.depth.drift_problem`.
+    """
     share = table["cancelled"] / table["passed_on"].where(table["passed_on"] > 0)
     table = table.assign(cancelled_share=share)  # of the first pruned block, which has received nothing, none
     looks = _looks(table)
@@ -108,9 +110,8 @@ def cancelled_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
         caption += f" In {words.out_of(falls, len(received), 'block')} less is left than was passed on."
     frame = {"x": "decoder block", "y": "share cancelled", "height": HEIGHT, "legend": True}
     alt = "Line chart of the share of passed-on drift that is cancelled, by decoder block"
-    return style.finish(
-        figure, theme, _cancelled_finding(means), what, caption, alt, table.reset_index(drop=True), **frame
-    )
+    finding = f"Not ranked: {problem}" if problem else _cancelled_finding(means)
+    return style.finish(figure, theme, finding, what, caption, alt, table.reset_index(drop=True), **frame)
 
 
 def _cancelled_finding(means: pd.Series) -> str:
@@ -133,25 +134,6 @@ def _looks(table: pd.DataFrame) -> dict[str, palette.Style]:
 def _line(figure: go.Figure, rows: pd.DataFrame, values: pd.Series, look: Style, place: str, form: str = ".4g") -> None:
     hover = f"{look.label}<br>{place} %{{x}}: %{{y:{form}}}"
     marks.lines(figure, rows["block_index"], values, look, hover, width=2.2)
-
-
-def _drift_finding(table: pd.DataFrame, ends: pd.Series, place: str) -> str:
-    """The story if it is there: dense against layer with all else equal; else the least drift."""
-    runs = table.drop_duplicates("run").set_index("run")
-    alike = [column for column in ("method", "sparsity", "calibration") if column in runs]
-    for _, pair in runs.groupby(alike, sort=False):
-        by_target = {str(target): str(run) for run, target in pair["target"].items()}
-        if len(by_target) == len(pair) == 2:
-            layer, dense = (float(ends[by_target[target]]) for target in ("layer", "dense"))
-            verb = "takes" if dense < layer else "brings"
-            label = palette.method_style(str(pair["method"].iloc[0])).label
-            return (
-                f"{label} at {pair['sparsity'].iloc[0]}: target dense {verb} the last {place}'s drift from "
-                f"{words.number(layer)} to {words.number(dense)}"
-            )
-    best = str(ends.idxmin())
-    most = " least" if len(ends) > 1 else ""
-    return f"{best} drifts{most}: {words.number(float(ends[best]))} after the last {place}"
 
 
 def _steepest(table: pd.DataFrame) -> tuple[float, pd.Series]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,6 +18,10 @@ from rose import RoseError
 LABEL_LINE = 20  # pixels from one line of text to the next
 LEADER = 22  # pixels from the end of a line to its label
 CHARACTER = 7.6  # pixels, of text in FONT_SIZE, on the wide side
+PLOT_WIDTH = 700  # pixels of a plot, on the narrow side: on wider ones names are only further apart
+MARK_SIZE = 8  # pixels from the middle of a mark to its edge
+NAME_DISTANCES = (12, 26, 42, 60)  # pixels from the middle of a mark to its name
+NAME_SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 CHOSEN = {"color": MARK, "width": 2}  # a line at what is chosen
 BARE = {"showgrid": False, "zeroline": False}  # an axis of cells
 
@@ -217,6 +222,59 @@ def end_labels(figure: go.Figure, x: float, ends: Sequence[tuple[float, str, str
         )
     longest = max(len(line) for _, text, *_ in ends for line in text.split("<br>"))
     figure.update_layout(margin_r=round(26 + LEADER + CHARACTER * longest))
+
+
+def name_points(
+    figure: go.Figure, x: np.ndarray, y: np.ndarray, names: Sequence[str], spans: Sequence[Sequence[float]]
+) -> None:
+    """Names of marks beside them, each where it covers no mark and no other name; further away with a line to it.
+
+    The figure has its height and margins; x, y and the `spans` of both axes are in axis units, exponents on a log axis.
+    """
+    margin = figure.layout.margin
+    size = (PLOT_WIDTH, figure.layout.height - margin.t - margin.b)
+    at = [
+        (np.asarray(one) - span[0]) / (span[1] - span[0]) * side
+        for one, span, side in zip((x, y), spans, size, strict=True)
+    ]
+    taken = [(a - MARK_SIZE, b - MARK_SIZE, a + MARK_SIZE, b + MARK_SIZE) for a, b in zip(*at, strict=True)]
+    for place in np.argsort(-at[1], kind="stable"):
+        left, bottom = float(at[0][place]), float(at[1][place])
+        width = CHARACTER * len(names[place])
+        boxes = []
+        for far, (right, up) in itertools.product(NAME_DISTANCES, NAME_SIDES):
+            corner = left + right * far - (width if right < 0 else width / 2 if right == 0 else 0)
+            middle = bottom + up * far
+            boxes.append((corner, middle - LABEL_LINE / 2, corner + width, middle + LABEL_LINE / 2))
+        mine = taken[place]
+        covers = [_covered(box, [one for one in taken if one is not mine], size) for box in boxes]
+        best = int(np.argmin(covers))
+        taken.append(boxes[best])
+        far, (right, up) = list(itertools.product(NAME_DISTANCES, NAME_SIDES))[best]
+        figure.add_annotation(
+            x=x[place],
+            y=y[place],
+            text=names[place],
+            showarrow=True,
+            arrowhead=0,
+            arrowwidth=1 if far > NAME_DISTANCES[0] else 0.1,
+            standoff=MARK_SIZE,
+            ax=right * far,
+            ay=-up * far,
+            xanchor="right" if right < 0 else "center" if right == 0 else "left",
+        )
+
+
+def _covered(box: tuple[float, ...], others: Sequence[tuple[float, ...]], size: tuple[float, float]) -> float:
+    """How much of a box, (left, bottom, right, top), lies over others or outside of a plot of this size."""
+    area, inside = (box[2] - box[0]) * (box[3] - box[1]), _common(box, (0, 0, *size))
+    return sum(_common(box, other) for other in others) + area - inside
+
+
+def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    across = min(one[2], other[2]) - max(one[0], other[0])
+    up = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, across) * max(0.0, up)
 
 
 def mark_words(marked: int | None) -> str:

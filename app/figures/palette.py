@@ -62,14 +62,14 @@ METHOD_COLOURS = {
     "rose": ORANGE,
     "rose_global": GREEN,
     "rose_dealt": VIOLET,
-    "rose_admm": RUST,
+    "rose_admm": INDIGO,
     "wanda": TEAL,
     "magnitude": SLATE,
     "measured": AZURE,
     "isc": TAN,
     "dsnot": BROWN,
-    "alps": INDIGO,
-    "oats": PURPLE,
+    "alps": PURPLE,
+    "oats": RUST,
 }
 ORDER_LABELS = {  # where the label is not the name
     "two_level": "Two-level",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,8 +15,8 @@ from app.figures import marks, overview, palette, style
 from app.figures.comparison import by_method
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
-from app.runs.results import perplexity_ratio
-from rose import RoseError
+from rose import RoseError, verdicts
+from rose.verdicts import Result
 
 DUMBBELLS = 20
 ERROR_OF = {
@@ -102,25 +103,14 @@ def _compare(wide: pd.DataFrame, looks: dict[str, Style]) -> tuple[str, str]:
     return (f"{looks[other].label} has less error than {looks[base].label} on {better} of {len(wide)} layers", caption)
 
 
-def perplexity_bars(
-    table: pd.DataFrame,
-    *,
-    dense: float | None = None,
-    losses: Sequence[Sequence[float]] = (),
-    theme: Theme = "light",
-) -> Drawing:
-    """Perplexity of each pruned model, with a line for the dense one.
-
-    The table has `method` and `perplexity`; a `run` names a bar better than its method. With the `losses` of each row
-    on each window the title says whether the best differ clearly.
-    """
-    rows = table.dropna(subset=["perplexity"])
-    if rows.empty:
+def perplexity_bars(results: Sequence[Result], *, dense: float | None = None, theme: Theme = "light") -> Drawing:
+    """Perplexity of each pruned model, with a line for the dense one; the title says what `rose.verdicts` does."""
+    known = [one for one in results if not math.isnan(one.value)]
+    if not known:
         raise RoseError("No perplexity has been measured yet; prune a model and evaluate it.")
-    looks = palette.named_styles(rows)
-    values = rows["perplexity"].to_numpy(np.float64)
-    known = np.append(values[np.isfinite(values)], [] if dense is None else [dense])
-    log = style.spread(known) > style.LOG_ABOVE
+    looks = [palette.method_style(one.method)._replace(label=one.name) for one in known]
+    values = np.array([one.value for one in known])
+    drawn = np.append(values[np.isfinite(values)], [] if dense is None else [dense])
     labels, texts = [look.label for look in looks], [words.number(value) for value in values]
     figure = go.Figure()
     pattern = {"shape": [look.pattern for look in looks], "solidity": 0.35}
@@ -129,29 +119,21 @@ def perplexity_bars(
     marks.bars(figure, labels, heights, Style(palette.TEAL, "perplexity"), hover, text=texts, marker=marker)
     if dense is not None:
         figure.add_hline(y=dense, line=marks.dashed(theme))
-    least = np.fmin(values, np.inf).min()
-    # ROSE is SparseGPT where no layer is columnar: equal models share the title.
-    best = [look.label for look, value in zip(looks, values, strict=True) if value <= least * (1 + 1e-9)]
-    share = "has" if len(best) == 1 else "share"
-    finding = f"{' and '.join(best)} {share} the lowest perplexity, {words.number(float(least))}"
-    paired = ""
-    if len(losses) == len(values) > 1 and len(best) == 1 and all(len(one) for one in losses):
-        unclear, paired = _against_best(values, looks, losses)
-        if unclear:
-            finding = f"No clear difference between {best[0]} and {unclear}"
-    largest = float(known.max()) if len(known) else 1.0
+    rankings = verdicts.rank(known)
+    finding = verdicts.says_ranking(rankings)
+    what, largest = "Perplexity of each pruned model, lower is better", float(drawn.max()) if len(drawn) else 1.0
     figure.update_yaxes(range=[0, largest * 1.12])
-    if log:
-        finding += ", on a log scale"
-        low = float(known[known > 0].min())
+    if style.spread(drawn) > style.LOG_ABOVE:
+        what += "; log scale"
+        low = float(drawn[drawn > 0].min())
         figure.update_yaxes(style.LOG, range=[np.log10(low) - 0.3, np.log10(largest) + 0.15])
-    what, table = "Perplexity of each pruned model, lower is better", rows.reset_index(drop=True)
+    table = pd.DataFrame({"run": labels, "method": [one.method for one in known], "perplexity": values})
     caption = "Lowest first: " + "; ".join(f"{labels[i]}: {texts[i]}" for i in np.argsort(values, kind="stable"))
     if dense is not None:
         what += f"; dashed: dense, {words.number(dense)}"
         caption += f"; dense {words.number(dense)}"
         table["dense_perplexity"] = dense
-    caption = f"{caption}.{paired}"
+    caption = " ".join(filter(None, [f"{caption}.", *(one.caption for one in rankings)]))
     return style.finish(figure, theme, finding, what, caption, "Bar chart of perplexity", table, y="perplexity")
 
 
@@ -186,24 +168,6 @@ def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     caption = f"Mean accuracy: {', '.join(f'{name} {words.percent(mean)}' for name, mean in ranked)}."
     table, alt = table.reset_index(drop=True), "Bar chart of zero-shot accuracy by task"
     return style.finish(figure, theme, finding, what, caption, alt, table, y="accuracy", legend=True)
-
-
-def _against_best(values: np.ndarray, looks: Sequence[Style], losses: Sequence[Sequence[float]]) -> tuple[str, str]:
-    """The runs that do not differ clearly from the best, and a sentence on how far each lies above it."""
-    best, *others = np.argsort(values, kind="stable").tolist()
-    ratios = {other: perplexity_ratio(losses[other], losses[best]) for other in others}
-    unclear = [looks[other].label for other, ratio in ratios.items() if not ratio.is_clear]
-    windows = len(losses[best])
-    if windows < 2:
-        return " or ".join(unclear), " A single window cannot tell a difference from chance; evaluate on more of them."
-    listed = "; ".join(
-        f"{looks[other].label}: {ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
-        for other, ratio in ratios.items()
-    )
-    return (
-        " or ".join(unclear),
-        f" Times the perplexity of {looks[best].label}, with 95 % intervals over {windows} windows, paired: {listed}.",
-    )
 
 
 def progress_timeline(records: pd.DataFrame, total: int, *, theme: Theme = "light") -> Drawing:

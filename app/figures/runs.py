@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from app import words
 from app.figures import marks, palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
-from app.runs.pairs import mean_change, sides
+from app.runs.pairs import mean_ratio, sides
 
 ROW = 34  # pixels a projection takes
 BULK = 98.0  # percentile at which a scale of shares ends where a few layers would make all others pale
@@ -112,11 +111,12 @@ def difference_finding(rows: pd.DataFrame, names: tuple[str, str], measure: str)
         return f"Both runs have the same {measure} in {words.out_of(len(rows), len(rows), 'layer')}"
     way, some = ("lower", less) if less >= more else ("higher", more)
     finding = f"{names[1]} has the {way} {measure} in {words.word(some)} of {total}"
-    change = mean_change(rows["first"].to_numpy(np.float64), rows["second"].to_numpy(np.float64))
-    if math.isnan(change):
+    ratio = mean_ratio(rows["first"].to_numpy(np.float64), rows["second"].to_numpy(np.float64))
+    if ratio is None:
         return finding
-    if abs(change) < 5e-4:
-        return f"{finding}; on average the two are equal"
+    if not ratio.is_clear:
+        return f"{finding}; on average no clear difference"
+    change = ratio.value - 1
     on_average = "lower" if change < 0 else "higher"
     share = words.percent(abs(change), 0 if abs(change) >= 0.095 else 1)
     return f"{finding}; {'' if on_average == way else 'yet '}on average it is {share} {on_average}"

@@ -13,7 +13,7 @@ import rose
 from app.lessons import chain
 from app.lessons.chain import ChainDesign
 from app.lessons.subjects import LayerDesign, Subject
-from app.words import because, count, listed, number, percent, sentence, which_way, whole
+from app.words import because, count, listing, number, percent, sentence, which_way, whole
 from rose.layer.columnar import outlier
 from rose.layer.order import visited_blocks
 
@@ -302,7 +302,7 @@ def _entry(matrix: Tensor, row: int, column: int) -> str:
 
 
 def _listing(values: Sequence[float]) -> str:
-    return listed([f"{value:.1f}" for value in values])
+    return listing([f"{value:.1f}" for value in values], len(values))
 
 
 def _signed(change: float) -> str:

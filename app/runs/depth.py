@@ -8,9 +8,13 @@ from dataclasses import replace
 
 import pandas as pd
 
+from app import words
+from app.runs import pairs
 from app.runs.finished import FinishedRun
-from app.runs.request import HELD_OUT, PruneRequest
+from app.runs.request import HELD_OUT, PruneRequest, method_label
 from app.study.setup import Setup
+from rose import verdicts
+from rose.verdicts import Result
 
 COLUMNS = (
     *("run", "method", "sparsity", "target", "calibration", "perplexity", "target_damping"),
@@ -43,6 +47,37 @@ def drift_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
         for entry in run.drift
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def drift_problem(runs: Sequence[FinishedRun]) -> str:
+    """Why the drifts of these runs are not ranked; "" where they may be."""
+    rankings = verdicts.rank([replace(_result(run), amount="") for run in runs], "drift")
+    return rankings[0].problem
+
+
+def drift_finding(runs: Sequence[FinishedRun]) -> str:
+    """The story if it is there: target dense against layer with all else equal; else which run drifts least, of those
+    that may be compared."""
+    rankings = verdicts.rank([_result(run) for run in runs], "drift")
+    for ranking in rankings:
+        by_target = {one.target: one for one in ranking.results}
+        methods = {one.method for one in ranking.results}
+        if not ranking.problem and len(by_target) == len(ranking.results) == 2 and len(methods) == 1:
+            layer, dense = by_target["layer"], by_target["dense"]
+            before, after = words.apart(layer.value, dense.value)
+            verb = "takes" if dense.value < layer.value else "brings"
+            return (
+                f"{method_label(dense.method)} at {ranking.results[0].amount}: target dense {verb} the last decoder "
+                f"block's drift from {before} to {after}"
+            )
+    return verdicts.says_ranking(rankings)
+
+
+def _result(run: FinishedRun) -> Result:
+    """Its drift after the last decoder block; runs on other held-out tokens are not compared with it."""
+    setup = replace(pairs.setup_of(run), windows=run.calibration, dense=None)
+    drift = run.drift[-1]["drift"]
+    return Result(run.name, run.method, drift, setup=setup, amount=run.asked, target=run.target)
 
 
 def small_comparison(setup: Setup) -> tuple[Setup, PruneRequest]:

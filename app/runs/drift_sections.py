@@ -40,9 +40,11 @@ def draw(view: str, runs: Sequence[FinishedRun]) -> None:
     {DRIFT: _drift, ORIGIN: _origin, REPAIR: _repair}[view](depth.drift_table(known), known)
 
 
-def _drift(table: pd.DataFrame, _runs: Sequence[FinishedRun]) -> None:
+def _drift(table: pd.DataFrame, runs: Sequence[FinishedRun]) -> None:
     scale = components.choose("Scale", {"linear": "linear", "log": "log"}, "runs_scale")
-    components.show(figures.drift_curves(table, scale=scale, theme=session.theme()), "runs-drift", wide=True)
+    finding = depth.drift_finding(runs)
+    drawing = figures.drift_curves(table, scale=scale, finding=finding, theme=session.theme())
+    components.show(drawing, "runs-drift", wide=True)
     st.caption(
         "Drift 0: the hidden states are those of the dense model. Drift 1: they are as far away as if there were "
         "none. The output head reads those after the last decoder block."
@@ -64,8 +66,9 @@ def _origin(table: pd.DataFrame, runs: Sequence[FinishedRun]) -> None:
     )
 
 
-def _repair(table: pd.DataFrame, _runs: Sequence[FinishedRun]) -> None:
-    components.show(figures.cancelled_shares(table, theme=session.theme()), "runs-repair", wide=True)
+def _repair(table: pd.DataFrame, runs: Sequence[FinishedRun]) -> None:
+    drawing = figures.cancelled_shares(table, problem=depth.drift_problem(runs), theme=session.theme())
+    components.show(drawing, "runs-repair", wide=True)
     st.caption(
         "Passed on: the drift that the block would hand on with its dense weights. With target dense the weights "
         "change such that what arises works against it."

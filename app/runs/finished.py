@@ -34,12 +34,13 @@ MOST_BLOCKS = 4096
 SLIM = "slim"
 NUMBERS = (
     *("rows", "columns", "sparsity", "relative_error", "held_out_error", "target_error", "held_out_target_error"),
-    *("relative_range", "damping", "target_damping", "dead_columns", "seconds"),
+    *("relative_range", "damping", "target_damping", "dead_columns", "seconds", "tokens"),
 )
+FLAGS = ("is_columnar", "is_damping_raised")
 # Of the summary of a run in two stages, what holds for the second as well.
 CONCLUDED = (
     *("model", "dtype", "calibration", "seed", "bos", "evaluated_on", "windows", "perplexity_before"),
-    *("perplexity_after", "command", "made_with"),
+    *("perplexity_after", "losses_before", "losses_after", "command", "made_with"),
 )
 _NAME = re.compile(r"[\w.:@/%+-]{1,200}")  # of layers, projections and methods
 Kind = Literal["prune", "slim", "study", "check"]
@@ -51,7 +52,7 @@ class FinishedRun:
 
     "prune" and "slim" have changed a model, block by block; a "study" has measured every layer of the dense model by
     itself. `layers` has a row per layer: layer, block_index, projection, and of `NUMBERS` those that are known, NaN
-    elsewhere; `is_columnar` where it is known. It is empty where whole decoder blocks went.
+    elsewhere; `FLAGS` where they are known. It is empty where whole decoder blocks went.
     """
 
     name: str  # for people; unique after `name_apart`
@@ -80,11 +81,11 @@ class FinishedRun:
     def asked(self) -> str:
         if self.kind == SLIM:
             return f"{words.percent(float(self.summary['ratio']), 0)} out"
-        return _plain(self.summary.get("sparsity"))
+        return short_text(self.summary.get("sparsity"))
 
     @property
     def model(self) -> str:
-        return _plain(Path(str(self.summary.get("model", ""))).name)
+        return short_text(Path(str(self.summary.get("model", ""))).name)
 
     @property
     def size(self) -> str:
@@ -94,7 +95,7 @@ class FinishedRun:
     def calibration(self) -> str:
         known = self.summary
         seed = f", seed {known['seed']}" if "seed" in known else ""
-        return _plain(f"{known.get('samples')} × {known.get('length')} tokens{seed}")
+        return short_text(f"{known.get('samples')} × {known.get('length')} tokens{seed}")
 
     @property
     def label(self) -> str:
@@ -118,6 +119,13 @@ class FinishedRun:
         if isinstance(value, bool) or not isinstance(value, float | int):
             return None
         return float(value) if abs(value) < 1e300 else None
+
+    def losses(self, stage: str) -> tuple[float, ...]:
+        """Of each evaluation window, "before" (the dense model) or "after", in nats a token; () where not kept."""
+        known = self.summary.get(f"losses_{stage}")
+        if not isinstance(known, list) or not all(type(one) is float and isfinite(one) for one in known):
+            return ()
+        return tuple(known)
 
     @property
     def drift(self) -> list[dict[str, Any]]:
@@ -145,7 +153,7 @@ def runs_of(report: rose.RunReport, place: str = SERVER) -> list[FinishedRun]:
     if not rest:
         return [_run_of(report, place)]
     own = {name: value for name, value in whole.items() if name not in ("pruned", "perplexity_slimmed")}
-    own["perplexity_after"] = whole.get("perplexity_slimmed")
+    own |= {f"{number}_after": whole.get(f"{number}_slimmed") for number in ("perplexity", "losses")}
     slimmed = _run_of(rose.RunReport(first.layers, own), place)
     known = {name: whole[name] for name in CONCLUDED if name in whole}
     pruned = _run_of(rose.RunReport(rest[0].layers, known | rest[0].summary), place)
@@ -189,7 +197,7 @@ def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
     setup, overview = study.setup, study.overview(threshold)
     if overview.empty:
         return []
-    keys = ["layer", "rows", "columns", "damping", "dead_columns"]
+    keys = ["layer", "rows", "columns", "damping", "dead_columns", "tokens", "is_damping_raised"]
     records = tables.error_records(overview).merge(overview[keys], on="layer")
     shared = {
         "model": setup.model,
@@ -287,8 +295,9 @@ def _layers(table: pd.DataFrame) -> pd.DataFrame:
         result[name] = _numbers(table, name)
     if "kept_parameters" in table:  # of a slimmed model
         result["sparsity"] = 1 - _numbers(table, "kept_parameters") / _numbers(table, "parameters")
-    if "is_columnar" in table:
-        result["is_columnar"] = (table["is_columnar"] == True).to_numpy()  # noqa: E712  None is no bool
+    for name in FLAGS:
+        if name in table:
+            result[name] = (table[name] == True).to_numpy()  # noqa: E712  None is no bool
     return result.replace([float("inf"), float("-inf")], float("nan"))
 
 
@@ -308,14 +317,14 @@ def _drift(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _accuracies(table: pd.DataFrame) -> pd.DataFrame:
     _require({"task", "questions", "accuracy"} <= set(table.columns), "its zero-shot table names no task or accuracy")
-    result = pd.DataFrame({"task": [_plain(task) for task in table["task"]]})
+    result = pd.DataFrame({"task": [short_text(task) for task in table["task"]]})
     for name in ("questions", "accuracy", "accuracy_error", "accuracy_norm"):
         result[name] = _numbers(table, name)
     _require(bool(result["accuracy"].between(0, 1).all()), "an accuracy is not from 0 to 1")
     return result.drop_duplicates("task", ignore_index=True)
 
 
-def _plain(value: Any) -> str:
+def short_text(value: Any) -> str:
     """A setting as a short text without anything that a page could take for a command."""
     return re.sub(r"[^\w .,:%×+=-]", "·", str(value))[:40]
 
@@ -328,7 +337,7 @@ def name_apart(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
     models, sizes = ({getattr(run, name) for run in runs} - {""} for name in ("model", "size"))
     named: dict[str, FinishedRun] = {}
     for run in runs:
-        more = [] if run.place == SERVER else [_plain(Path(run.place).resolve().name)]
+        more = [] if run.place == SERVER else [short_text(Path(run.place).resolve().name)]
         more += [run.model] if len(models) > 1 else []
         more += [run.size] if len(sizes) > 1 else []
         alike = {one.calibration for one in runs if one.name == run.name}
@@ -346,7 +355,7 @@ def labelled(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
     found: dict[str, FinishedRun] = {}
     for run in runs:
         alike = [one for one in runs if one.label == run.label]
-        folder = "" if run.place == SERVER else _plain(Path(run.place).resolve().name)
+        folder = "" if run.place == SERVER else short_text(Path(run.place).resolve().name)
         parts = [run.label]
         parts += [run.calibration] if len({one.calibration for one in alike}) > 1 else []
         parts += [folder] if folder and len({one.place for one in alike}) > 1 else []

@@ -15,9 +15,10 @@ from app.figures import overview, prune
 from app.figures import runs as run_figures
 from app.figures.style import Drawing
 from app.runs import pairs
-from app.runs.depth import drift_table
+from app.runs.depth import drift_finding, drift_table
 from app.runs.finished import SERVER, SLIM, FinishedRun, name_apart, read_runs
 from app.runs.html_page import Report, to_html
+from rose import verdicts
 from rose.output import check_file, write_file
 from rose.report import versions
 
@@ -43,7 +44,9 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
         raise rose.RoseError("There is no run to report; prune a model or measure its layers first.")
     if len({run.name for run in runs}) < len(runs):
         runs = list(name_apart(runs).values())
-    findings = [sentence for run in runs for sentence in run_findings(run)]
+    measured = [one for run in runs if (one := pairs.result_of(run)) is not None]
+    findings = [f"{verdicts.says_ranking(verdicts.rank(measured))}."] if len(measured) > 1 else []
+    findings += [sentence for run in runs for sentence in run_findings(run)]
     drawings: list[Drawing] = []
     tables = {"Numbers": _numbers(runs)}
     if len(runs) == 2 and not runs[1].goes_on(runs[0]):
@@ -52,14 +55,12 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
             raise rose.RoseError(both.problem)
         if measure := next(iter(both.measures), None):
             names, rows, label = (runs[0].name, runs[1].name), both.rows(measure), pairs.MEASURES[measure]
-            findings.insert(0, run_figures.difference_finding(rows, names, label) + ".")
+            findings.insert(len(measured) > 1, run_figures.difference_finding(rows, names, label) + ".")
             drawings.append(run_figures.run_difference(rows, names, label, as_share=True))
             drawings.append(run_figures.run_maps(rows, names, label))
         tables["Settings that differ"] = pairs.settings(runs, only_different=True)
-        if pairs.windows_differ(*runs):
-            findings.append("The two perplexities were measured on different windows: do not compare them.")
     elif len(runs) > 2:
-        findings = _against_first(runs) + findings
+        findings[len(measured) > 1 : len(measured) > 1] = _against_first(runs)
     drawings += _figures(runs, errors=not drawings)
     for run in runs:
         if run.zero_shot is not None:
@@ -120,12 +121,10 @@ def _subtitle(runs: Sequence[FinishedRun]) -> str:
 def run_findings(run: FinishedRun) -> list[str]:
     found = []
     before, after = run.number("perplexity_before"), run.number("perplexity_after")
-    if before and after:
+    if before and after and (verdict := pairs.against_dense(run)) is not None:
         where = f" on {run.summary['evaluated_on']}" if run.summary.get("evaluated_on") else ""
-        found.append(
-            f"{run.name} takes perplexity{where} from {words.number(before)} to {words.number(after)}, "
-            f"{words.number(after / before)} times the dense model's."
-        )
+        said = verdicts.says_move(before, after, "the dense model's", verdict)
+        found.append(f"{run.name} takes perplexity{where} {said}.")
     found += _error_findings(run)
     if drift := run.drift:
         steps = [entry["drift"] - (drift[at - 1]["drift"] if at else 0) for at, entry in enumerate(drift)]
@@ -138,11 +137,7 @@ def run_findings(run: FinishedRun) -> list[str]:
         mean = float(run.zero_shot["accuracy"].mean())
         tasks = words.count(len(run.zero_shot), "zero-shot task")
         found.append(f"{run.name} answers {words.percent(mean)} correctly, the mean over {tasks}.")
-    if raised := run.number("layers_with_raised_damping"):
-        found.append(
-            f"{words.sentence(words.count(int(raised), 'layer'))} of {run.name} needed more damping than asked."
-        )
-    return found
+    return [*found, *(f"{run.name}: {caution}" for caution in verdicts.cautions(run.layers))]
 
 
 def _error_findings(run: FinishedRun) -> list[str]:
@@ -178,16 +173,9 @@ def best_measure(run: FinishedRun) -> str | None:
 
 def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
     found: list[Drawing] = []
-    pruned = [run for run in runs if run.number("perplexity_after")]
-    if len(pruned) > 1 and len({run.number("perplexity_before") for run in pruned}) == 1:
-        bars = pd.DataFrame(
-            {
-                "run": [run.name for run in pruned],
-                "method": [run.method for run in pruned],
-                "perplexity": [run.number("perplexity_after") for run in pruned],
-            }
-        )
-        found.append(prune.perplexity_bars(bars, dense=pruned[0].number("perplexity_before")))
+    measured = [one for run in runs if (one := pairs.result_of(run)) is not None]
+    if len(measured) > 1 and not any(measured[0].setup.differs(one.setup) for one in measured):
+        found.append(prune.perplexity_bars(measured, dense=measured[0].setup.dense))
     answered = [run.zero_shot.assign(run=run.name, method=run.method) for run in runs if run.zero_shot is not None]
     if answered:
         found.append(prune.accuracy_bars(pd.concat(answered, ignore_index=True)))
@@ -200,7 +188,7 @@ def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
         found.append(overview.model_map(ranged.layers, threshold=0.5 if threshold is None else threshold))
     if drifting := [run for run in runs if run.drift]:
         table = drift_table(drifting)
-        found.append(depth_figures.drift_curves(table))
+        found.append(depth_figures.drift_curves(table, finding=drift_finding(drifting)))
         found += [depth_figures.drift_shares(table[table["run"] == run.name]) for run in drifting if run.knows_origin]
     return found
 

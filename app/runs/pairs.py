@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from app import words
-from app.runs.finished import SLIM, FinishedRun, settings_of
+from app.runs.finished import SERVER, SLIM, FinishedRun, settings_of, short_text
+from rose import verdicts
+from rose.report import versions
+from rose.verdicts import Result, Setup
 
 MEASURES = {  # column of the layers -> in words, as they follow "the"
     "held_out_error": "held-out error",
@@ -21,7 +24,7 @@ MEASURES = {  # column of the layers -> in words, as they follow "the"
 BASELINE = "sparsegpt"
 SHOWN = 6  # runs that are shown if nobody chooses; more lines cannot be told apart
 PLACE = ["layer", "block_index", "projection"]
-SAME = 1e-9  # relative difference below which two numbers are the same
+MADE_WITH = ("torch", "transformers")  # programs that round numbers their own way
 
 
 @dataclass(frozen=True)
@@ -106,17 +109,17 @@ def _problem(first: FinishedRun, second: FinishedRun, both: pd.DataFrame, left_o
     return ""
 
 
-def mean_change(first: np.ndarray, second: np.ndarray) -> float:
-    """Geometric mean of second / first, minus 1: the same change back and forth. NaN where a number is not above 0."""
+def mean_ratio(first: np.ndarray, second: np.ndarray) -> verdicts.Interval | None:
+    """Geometric mean of second / first over layers, the same back and forth; None where a number is not above 0."""
     if not len(first) or (first <= 0).any() or (second <= 0).any():
-        return math.nan
-    return float(np.exp(np.mean(np.log(second) - np.log(first))) - 1)
+        return None
+    return verdicts.paired_ratio(list(np.log(second)), list(np.log(first)))
 
 
 def sides(rows: pd.DataFrame) -> tuple[int, int]:
     """In how many layers the second has less, and in how many more."""
     gap = rows["second"] - rows["first"]
-    differs = gap.abs() > SAME * rows[["first", "second"]].abs().max(axis=1)
+    differs = gap.abs() > verdicts.SAME * rows[["first", "second"]].abs().max(axis=1)
     return int((differs & (gap < 0)).sum()), int((differs & (gap > 0)).sum())
 
 
@@ -151,12 +154,62 @@ def said(name: str, value: float) -> str:
     return words.whole(int(value)) if name == COUNT and value.is_integer() else words.number(value)
 
 
-def windows_differ(first: FinishedRun, second: FinishedRun) -> bool:
-    """Whether both have a perplexity, but on different text: the dense model's own tells."""
-    if first.number("perplexity_after") is None or second.number("perplexity_after") is None:
-        return False
-    one, two = first.number("perplexity_before"), second.number("perplexity_before")
-    return one is None or two is None or abs(one - two) > 1e-3 * one
+def setup_of(run: FinishedRun) -> Setup:
+    """What must be the same before numbers of this run are compared with those of another."""
+    known, norms = run.summary, run.summary.get("embedding_norms")
+    text = known.get("evaluated_on")
+    return Setup(
+        model=run.model or None,
+        norms=tuple(norms) if isinstance(norms, list) and all(isinstance(one, float) for one in norms) else (),
+        windows=short_text(f"{known.get('windows')} of {text}") if text else None,
+        dense=run.number("perplexity_before"),
+        layers=frozenset(run.layers["layer"]),
+        environment=_environment(run),
+    )
+
+
+def _environment(run: FinishedRun) -> str | None:
+    made = run.summary.get("made_with") or (versions() if run.place == SERVER else None)
+    if not isinstance(made, dict):
+        return None
+    device = str(run.summary.get("device") or "").partition(":")[0]
+    parts = [device, run.summary.get("compute"), *(f"{name} {made[name]}" for name in MADE_WITH if name in made)]
+    return short_text(", ".join(str(part) for part in parts if part)) or None
+
+
+def result_of(run: FinishedRun) -> Result | None:
+    """Its perplexity as `rose.verdicts` compares it; None where it has none."""
+    after = run.number("perplexity_after")
+    if after is None:
+        return None
+    return Result(
+        name=run.name,
+        method=run.method,
+        value=after,
+        losses=run.losses("after"),
+        setup=setup_of(run),
+        amount=run.asked,
+        seconds=run.number("seconds") or math.nan,
+        target=run.target,
+    )
+
+
+def against_dense(run: FinishedRun) -> verdicts.Verdict | None:
+    """The verdict on the dense model's perplexity and that of the run; None where one of them is not known."""
+    before, after = run.number("perplexity_before"), result_of(run)
+    if before is None or after is None:
+        return None
+    dense = replace(after, name="the dense model", value=before, losses=run.losses("before"))
+    return verdicts.compare(dense, after)
+
+
+def says_perplexities(runs: Sequence[FinishedRun]) -> str:
+    """The verdict on their perplexities in sentences, on two whatever each has removed; "" for fewer than two."""
+    found = [one for run in runs if (one := result_of(run)) is not None]
+    if len(found) < 2:
+        return ""
+    rankings = verdicts.rank([replace(one, amount="") for one in found] if len(found) == 2 else found)
+    return " ".join(filter(None, [f"{verdicts.says_ranking(rankings)}.", *(one.caption for one in rankings)]))
 
 
 def accuracies(first: FinishedRun, second: FinishedRun) -> pd.DataFrame | None:

@@ -15,7 +15,8 @@ from app.runs.prune_choices import TARGETS
 from app.runs.pruning import EvaluatedModel, PruningRun, accuracy_table, layer_table, model_table
 from app.runs.request import HELD_OUT
 from app.runs.widgets import checkpoint_button, csv_button, file_button
-from rose.report import csv_text
+from rose.report import csv_text, with_cautions
+from rose.verdicts import Result
 
 ERRORS = {  # on, against -> column
     ("calibration", "own output"): "relative_error",
@@ -69,15 +70,11 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
         view = {"runs_view": DRIFT}
         st.page_link("views/runs.py", label=label, icon=":material/waterfall_chart:", query_params=view)
     if pruned:
-        bars = table.iloc[1:].assign(run=[model.label for model in pruned])
+        results = [model.result for model in pruned]
         components.show(
-            figures.perplexity_bars(
-                bars, dense=dense.perplexity, losses=[model.losses for model in pruned], theme=session.theme()
-            ),
-            "perplexity",
-            wide=True,
+            figures.perplexity_bars(results, dense=dense.perplexity, theme=session.theme()), "perplexity", wide=True
         )
-        _time_and_perplexity(run, bars.assign(target=[model.case.target for model in pruned]))
+        _time_and_perplexity(run, results)
         reports = [model.report for model in pruned if model.report is not None]
         components.report_button(
             lambda: [run for report in reports for run in finished.runs_of(report)], "pruned", "prune-report"
@@ -99,13 +96,14 @@ def _computed(models: list[EvaluatedModel]) -> str:
     return " Pruning computed its forward passes in bfloat16; perplexity is in float32." if rounded else ""
 
 
-def _time_and_perplexity(run: PruningRun, table: pd.DataFrame) -> None:
-    several = {asked: asked for asked, rows in table.groupby("sparsity", sort=False) if len(rows) > 1}
+def _time_and_perplexity(run: PruningRun, results: list[Result]) -> None:
+    asked_of = [one.amount for one in results]
+    several = {asked: asked for asked in dict.fromkeys(asked_of) if asked_of.count(asked) > 1}
     if not several or run.dense is None:
         return
     asked = components.choose("Sparsity", several, "prune_time_at") if len(several) > 1 else next(iter(several))
-    rows = table[table["sparsity"] == asked]
-    drawing = comparison.time_and_perplexity(rows, dense=run.dense.perplexity, theme=session.theme())
+    some = [one for one in results if one.amount == asked]
+    drawing = comparison.time_and_perplexity(some, dense=run.dense.perplexity, theme=session.theme())
     components.show(drawing, "time-and-perplexity", wide=True)
 
 
@@ -175,7 +173,9 @@ def downloads(run: PruningRun, models: list[EvaluatedModel]) -> None:
         csv_button("All models, CSV", model_table(models), "models.csv", "all-models", width="stretch")
     with right:
         table = layer_table(models)
-        csv_button("All layers, CSV", table, "layers.csv", "all-layers", width="stretch", disabled=not pruned)
+        csv_button(
+            "All layers, CSV", with_cautions(table), "layers.csv", "all-layers", width="stretch", disabled=not pruned
+        )
     for model in pruned:
         with st.container(border=True, horizontal=True, vertical_alignment="center"):
             _one_download(model)
@@ -186,7 +186,7 @@ def _one_download(model: EvaluatedModel) -> None:
     name = model.case.name
     st.markdown(f"**{words.plain(model.label)}**", width="stretch")
     file_button("Report, JSON", model.report.to_json, f"{name}-report.json")
-    file_button("Layers, CSV", functools.partial(csv_text, model.report.layers), f"{name}-layers.csv")
+    file_button("Layers, CSV", functools.partial(csv_text, with_cautions(model.report.layers)), f"{name}-layers.csv")
     if model.checkpoint is None:
         st.caption("checkpoint not kept")
     elif not model.checkpoint.exists():

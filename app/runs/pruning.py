@@ -28,6 +28,7 @@ from rose.model.measure.generation import continue_prompt
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.measure.zero_shot import zero_shot
 from rose.output import check_output
+from rose.verdicts import Result
 
 DENSE = Case("dense", "0", "")
 
@@ -47,6 +48,19 @@ class EvaluatedModel:
     @property
     def label(self) -> str:
         return "Dense" if self.report is None else self.case.label
+
+    @property
+    def result(self) -> Result:
+        """As `rose.verdicts` compares it; all models of one run have the same set-up."""
+        return Result(
+            name=self.label,
+            method=self.case.method,
+            value=self.perplexity,
+            losses=self.losses,
+            amount=self.case.sparsity,
+            seconds=float(self.summary.get("seconds", 0.0)),
+            target=self.case.target,
+        )
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -244,6 +258,8 @@ class PruningRun(Run):
             window_length=request.window_length,
             perplexity_before=self.dense.perplexity,
             perplexity_after=judged.perplexity,
+            losses_before=list(self.dense.losses),
+            losses_after=list(judged.losses),
             command=command_lines(setup, one),
             **more,
         )

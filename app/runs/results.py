@@ -1,17 +1,13 @@
-"""What can be said of results: of two models on the same windows, and of many runs from a file over their seeds."""
+"""Results of many runs over their calibration seeds, from a file."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import exp, inf
+from math import inf
 from typing import IO
 
 import pandas as pd
-from scipy import stats
 
 from rose import RoseError
 from rose.files import check_small
 from rose.layer.pattern import parse_sparsity
-from rose.model.measure.comparison import over_seeds
 
 NUMBERS = ("perplexity", "mean_held_out_error", "seconds")
 
@@ -55,45 +51,3 @@ def _is_sparsity(text: object) -> bool:
     except RoseError:
         return False
     return True
-
-
-def time_and_perplexity(table: pd.DataFrame, sparsity: str) -> pd.DataFrame:
-    """One row per method at one sparsity: mean, `lowest` and `highest` perplexity, and the median of `seconds`, as a
-    pause of the machine makes single times too long. The mean is not finite where that of a seed is not.
-    """
-    rows = table[table["sparsity"] == sparsity]
-    groups = rows.groupby("method", sort=False)
-    found = over_seeds(rows, ["perplexity"]).set_index("method")[["perplexity"]]
-    found["seconds"] = groups["seconds"].median()
-    return found.assign(lowest=groups["perplexity"].min(), highest=groups["perplexity"].max()).reset_index()
-
-
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Perplexity of one model over that of another on the same windows, with its 95 % confidence interval.
-
-    It is exp of the windows' mean difference and of its paired t interval: 0 to infinity for a single window.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether chance over windows is an unlikely explanation: the interval does not hold 1."""
-        return not self.low <= 1 <= self.high
-
-
-def perplexity_ratio(losses: Sequence[float], others: Sequence[float]) -> Ratio:
-    """Compares two models window by window (paired t interval of the mean difference; Student 1908)."""
-    gaps = pd.Series(losses, dtype=float) - pd.Series(others, dtype=float)
-    mean = float(gaps.mean())
-    if len(gaps) < 2:
-        return Ratio(exp(mean), 0.0, float("inf"))
-    error = float(gaps.std(ddof=1)) / len(gaps) ** 0.5
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(gaps) - 1)) * error
-    return Ratio(exp(mean), exp(mean - reach), exp(mean + reach))

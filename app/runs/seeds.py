@@ -5,10 +5,10 @@ import streamlit as st
 import rose
 from app import components, session
 from app.figures import comparison
-from app.runs.results import NUMBERS, read_results, time_and_perplexity
+from app.runs.results import NUMBERS, read_results
 from app.runs.widgets import linked
 from rose.files import expand
-from rose.model.measure.comparison import over_seeds
+from rose.model.measure.comparison import over_seeds, results_of
 
 
 def draw() -> None:
@@ -42,7 +42,7 @@ def draw() -> None:
             comparison.over_seeds_bars(table, sparsity, column=column, theme=session.theme()), "over-seeds", wide=True
         )
         components.show(
-            comparison.time_and_perplexity(time_and_perplexity(table, sparsity), theme=session.theme()),
+            comparison.time_and_perplexity(results_of(table, sparsity), theme=session.theme()),
             "time-and-perplexity-over-seeds",
             wide=True,
         )

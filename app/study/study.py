@@ -29,6 +29,7 @@ from rose.model.run.one_layer import is_left_dense, measure_layer
 from rose.model.walk.collector import statistics_of
 from rose.model.walk.walk import BlockStatistics
 from rose.report import records_table
+from rose.verdicts import caution_column
 
 # What a study remembers; the results asked for longest ago go first. Plots of small layers take kilobytes, recorded
 # sweeps of large ones gigabytes: one page shows two of them, each up to `lab.LARGEST_TRACE`, and must not have to make
@@ -285,9 +286,11 @@ class Study:
         two-level order whether columnar or not, ROSE (two-level where columnar under this threshold), and ROSE global.
         `gain` is the share of SparseGPT's error that two-level order saves (above 0: better), `held_out_gain` the same
         on held-out inputs. `live_range` is the relative range without dead columns, NaN where a layer has none.
+        `cautions` are those of `rose.verdicts`.
         """
         table = self.records()
         keys = ["layer", "block_index", "projection", "rows", "columns", "relative_range", "dead_columns", "damping"]
+        keys += ["tokens", "is_damping_raised"]
         wide = table[table["method"] == "sparsegpt"][keys].set_index("layer")
         for name in MEASURED:
             rows = table[table["method"] == name].set_index("layer")
@@ -302,6 +305,9 @@ class Study:
             wide[gain] = 1 - wide[f"{kind}_two_level"] / natural.where(natural > 0)
         dead = [name for name in wide.index[wide["dead_columns"] > 0] if self.has(name)]
         wide["live_range"] = pd.Series({name: self.live_range(name) for name in dead}, dtype=float)
+        # Only over-fitting depends on the method: the longest has them all.
+        brief = caution_column(table).groupby(table["layer"], sort=False).agg(lambda texts: max(texts, key=len))
+        wide["cautions"] = brief
         return wide.reset_index()
 
     def most_columnar(self) -> str | None:

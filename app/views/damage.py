@@ -175,7 +175,7 @@ def together(run: DamageRun, request: DamageRequest) -> None:
 def told(table: pd.DataFrame) -> None:
     found = correlations(table)
     found["name"] = found["name"].where(found["name"] != "", "all units")
-    column = st.column_config.NumberColumn
+    found[[*MEASURES]] = found[[*MEASURES]].map(lambda one: "–" if one is None else f"{one}")
     with st.expander("How well each error tells, by projection and depth", icon=":material/query_stats:"):
         st.dataframe(
             found,
@@ -184,13 +184,14 @@ def told(table: pd.DataFrame) -> None:
                 "group": "Among",
                 "name": "Which",
                 "units": "Units",
-                **{name: column(said, format="%.2f") for name, said in MEASURES.items()},
+                **MEASURES,
             },
             key="damage-correlations",
             alt="Rank correlations of damage with each error, overall and within groups",
         )
         st.caption(
-            "Spearman's rank correlation with damage: 1 where the measure ranks the units exactly as damage does."
+            "Spearman's rank correlation with damage, with its 95 % interval: 1 where the measure ranks the units "
+            "exactly as damage does, below 0 where it ranks them the other way round."
         )
 
 

@@ -171,11 +171,8 @@ def _numbers(runs: Sequence[FinishedRun]) -> None:
         rows = zip(table["number"], table[first.name], table[run.name], strict=True)
         shown[run.name] = [f"{pairs.said(name, two)} ({_against(name, one, two)})" for name, one, two in rows]
     st.dataframe(shown, hide_index=True, key="runs-numbers", height="content", alt="Totals of the runs")
-    if any(pairs.windows_differ(first, run) for run in others):
-        st.warning(
-            "These perplexities were measured on different windows, or of different dense models: do not compare them.",
-            icon=":material/warning:",
-        )
+    if said := pairs.says_perplexities(runs):
+        st.markdown(words.plain(said))
     for run in others:
         if (accuracies := pairs.accuracies(first, run)) is not None:
             _accuracies(accuracies, first.name, run.name)

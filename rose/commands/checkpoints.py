@@ -11,10 +11,12 @@ from rich.markup import escape
 from transformers import PreTrainedModel
 
 import rose
+from rose import verdicts
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.model.workers import Workers
 from rose.output import check_folder, check_output
+from rose.verdicts import Result
 
 
 def check(options: argparse.Namespace) -> None:
@@ -37,11 +39,8 @@ class Outcome:
         self.windows = shared.windows(options, options.evaluate, tokenizer) if options.evaluate else None
         self.before = self.measure("before")
 
-    def measure(self, stage: str) -> float | None:
-        if (windows := self.windows) is None:
-            return None
-        first = Workers.here().from_first
-        return first(lambda: shared.perplexity(self.model, windows, self.console, f"Perplexity {stage}"))
+    def measure(self, stage: str) -> dict[str, Any]:
+        return shared.evaluated(self.model, self.windows, self.console, f"Perplexity {stage}", stage)
 
     def save(self, report: rose.RunReport) -> rose.RunReport:
         """Evaluates the model, saves it with its report, and returns the report with all that the command knows."""
@@ -50,8 +49,8 @@ class Outcome:
             **shared.origin(self.options),
             evaluated_on=self.options.evaluate,
             windows=0 if self.windows is None else len(self.windows),
-            perplexity_before=self.before,
-            perplexity_after=self.measure("after"),
+            **self.before,
+            **self.measure("after"),
         )
         with self.console.status(escape(f"Writing {folder}")):
             Workers.here().from_first(lambda: rose.save_model(self.model, self.tokenizer, folder, report=report))
@@ -68,6 +67,10 @@ def say_targets(report: rose.RunReport) -> None:
 
 def say_perplexity(summary: Mapping[str, Any]) -> None:
     if summary["perplexity_after"] is not None:
-        before, after = summary["perplexity_before"], summary["perplexity_after"]
+        before, after = (
+            Result(stage, "", summary[f"perplexity_{stage}"], tuple(summary[f"losses_{stage}"]))
+            for stage in ("before", "after")
+        )
         text, windows = summary["evaluated_on"], summary["windows"]
-        terminal.say(f"Perplexity on {text}, {windows} windows: {before:.2f} before, {after:.2f} after")
+        moved = verdicts.says_move(before.value, after.value, "the dense model's", verdicts.compare(before, after))
+        terminal.say(f"Perplexity on {text}, {windows} windows: {moved}")

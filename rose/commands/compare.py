@@ -18,11 +18,13 @@ from rose.model.measure.comparison import (
     ComparisonFolder,
     ComparisonRow,
     compare_methods,
+    conclusions,
     mean_and_spread,
     plan_comparison,
     summarize,
 )
 from rose.model.workers import launched_place
+from rose.report import records_table
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "rose", "rose_global", rose.RECOMMENDED)
 # Settings shared by all runs in one folder; methods, sparsities and seeds may be added later.
@@ -122,3 +124,4 @@ def _print(rows: Sequence[ComparisonRow], title: str) -> None:
     for method, *row in zip(summary["method"], *cells, strict=True):
         shown.add_row(method, *row)
     terminal.show(shown)
+    terminal.say(*conclusions(records_table(rows, ComparisonRow)))

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 import rose
+from rose import verdicts
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.model.estimate.duration import estimate_damage, sweeps_of
@@ -119,10 +120,14 @@ def _print(report: DamageReport) -> None:
     terminal.print_table(shown, "Damage, nats per token")
     told = correlations(table)
     told.insert(0, "units ranked", (told["group"] + " " + told["name"]).str.strip())
-    terminal.print_table(told[["units ranked", "units", *PREDICTORS]], "Rank correlation of damage with")
-    found = outliers(table)
-    if len(found):
-        terminal.say(f"Small error, large damage: {', '.join(found['unit'])}")
+    said = told[[*PREDICTORS]].map(lambda found: "–" if found is None else f"{found}")
+    terminal.print_table(told[["units ranked", "units"]].join(said), "Rank correlation of damage with, 95 % intervals")
+    if len(table) > 2:
+        found = verdicts.rank_correlation(table["held_out_error"], table["damage"])
+        terminal.say(f"{verdicts.says_correlation('Held-out error', 'which units the loss depends on', found)}.")
+    small = outliers(table)
+    if len(small):
+        terminal.say(f"Small error, large damage: {', '.join(small['unit'])}")
     if summary["together"] is not None:
         terminal.say(
             f"All at once cost {summary['together']:.3f} nats per token, the sum of each alone is "

@@ -11,6 +11,7 @@ from rich.console import Console
 import rose
 from rose.commands import options as shared
 from rose.commands import terminal
+from rose.model.measure.perplexity import perplexity_of
 from rose.model.measure.zero_shot import TASKS, check_installed, task_manager, zero_shot
 from rose.output import check_file, write_file
 from rose.report import csv_text
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     model, tokenizer = shared.load(options, console)
     if options.text is not None:
         windows = shared.windows(options, options.text, tokenizer)
-        found = shared.perplexity(model, windows, console, "Perplexity", options.compute)
+        found = perplexity_of(shared.losses(model, windows, console, "Perplexity", options.compute))
         of = f"{options.model} on {options.text}, {len(windows)} windows of {options.length}"
         terminal.say(f"Perplexity of {of}: {found:.3f}")
     if options.tasks is not None:

@@ -18,12 +18,14 @@ from rose.layer.order import order_names
 from rose.model.estimate.memory import Memory
 from rose.model.load.models import DTYPES, parse_dtype
 from rose.model.load.tokens import BOS, SOURCES, check_seed, load_calibration
+from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.network import Network
 from rose.model.network.precision import COMPUTE
 from rose.model.network.precision import DEFAULT as AUTO
 from rose.model.run.allocation import ALLOCATIONS, DENSITY_SPREAD
 from rose.model.run.rotation import rotate_by
 from rose.model.run.settings import TARGETS, RunOptions
+from rose.model.workers import Workers
 from rose.report import versions
 
 DEFAULT = "(default: %(default)s)"
@@ -170,10 +172,18 @@ def windows(options: argparse.Namespace, text: str, tokenizer: Any) -> Tensor:
     return rose.load_tokens(text, tokenizer, seed=None, split="test", **sizes)
 
 
-def perplexity(model: Any, windows: Tensor, console: Console, what: str, compute: str = "float32") -> float:
-    """Perplexity, with a progress bar."""
+def losses(model: Any, windows: Tensor, console: Console, what: str, compute: str = "float32") -> Tensor:
+    """`window_losses`, with a progress bar."""
     with terminal.bar(console, what, total=len(windows)) as follow:
-        return rose.perplexity(model, windows, compute=compute, progress=follow)
+        return window_losses(model, windows, compute=compute, progress=follow)
+
+
+def evaluated(model: Any, windows: Tensor | None, console: Console, what: str, stage: str) -> dict[str, Any]:
+    """Perplexity and losses by window, as the summary of a report has them; None where there are no windows."""
+    if windows is None:
+        return {f"perplexity_{stage}": None, f"losses_{stage}": None}
+    found = Workers.here().from_first(lambda: losses(model, windows, console, what))
+    return {f"perplexity_{stage}": perplexity_of(found), f"losses_{stage}": found.tolist()}
 
 
 def run_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    html_report = app_module("runs.html_report", "A report", ("plotly", "scipy"))
+    html_report = app_module("runs.html_report", "A report", ("plotly",))
     with console.status("Drawing"):
         findings = html_report.write_report(options.folders, options.output)
     size = options.output.stat().st_size / 1e6

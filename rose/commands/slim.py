@@ -72,14 +72,13 @@ def run(options: argparse.Namespace, console: Console) -> None:
         more = {"held_out": held_out, "progress": follow, "checkpoint": options.checkpoint}
         report = slimmed = rose.prune_structured(model, tokens, **slimming | more)
     if rest:
-        between = outcome.measure("between")
+        between = outcome.measure("slimmed")
         with terminal.bar(console, "Pruning") as follow:
             more |= {"progress": follow, "checkpoint": options.checkpoint and options.checkpoint / "pruned"}
             pruned = rose.prune_model(model, tokens, **pruning | more)
         # One report of both: the rows of parts, then those of layers; the second run's settings under "pruned".
         both = pd.concat([slimmed.layers, pruned.layers], ignore_index=True)
-        facts = {"pruned": pruned.summary, "perplexity_slimmed": between}
-        report = rose.RunReport(both, slimmed.summary | facts)
+        report = rose.RunReport(both, slimmed.summary | {"pruned": pruned.summary} | between)
     report = outcome.save(report.with_summary(**tune_after(options, console, model, tokenizer)))
     if len(slimmed.layers):
         _print_parts(slimmed.layers)

@@ -50,14 +50,14 @@ def run(options: argparse.Namespace, console: Console) -> int:
     report = _report_of(options.pruned, model)
     tuner = Tuner(model, dense, tokens, settings, held_out=held_out, **choices)
     evaluated = _Perplexities(options, tokenizer, console)
-    before = evaluated.of(model, "before")
+    pruned = evaluated.of(model, "before", "before")
     is_whole = _follow(tuner, console, options.checkpoint)
     found = tuner.report()
-    facts = _facts(found) | shared.origin(options) | {"dense": options.dense, "perplexity_before": before}
+    facts = _facts(found) | shared.origin(options) | {"dense": options.dense} | pruned
     report = report.with_summary(tuned=facts, **evaluated.after(dense, model))
     Workers.here().from_first(lambda: rose.save_model(model, tokenizer, options.output, report=report))
     say_tuned(found)
-    if before is not None:
+    if (before := pruned["perplexity_before"]) is not None:
         known = report.summary
         terminal.say(
             f"Perplexity on {options.evaluate}, {known['windows']} windows: {known['perplexity_before']:.2f} dense, "
@@ -74,18 +74,16 @@ class _Perplexities:
         self.options, self.console = options, console
         self.windows = shared.windows(options, options.evaluate, tokenizer) if options.evaluate else None
 
-    def of(self, model: nn.Module, what: str) -> float | None:
-        if (windows := self.windows) is None:
-            return None
-        return Workers.here().from_first(lambda: shared.perplexity(model, windows, self.console, f"Perplexity {what}"))
+    def of(self, model: nn.Module, what: str, stage: str) -> dict[str, Any]:
+        return shared.evaluated(model, self.windows, self.console, f"Perplexity {what}", stage)
 
     def after(self, dense: nn.Module, model: nn.Module) -> dict[str, Any]:
         """For the summary of a report, in place of what it says of the pruned model."""
         return {
             "evaluated_on": self.options.evaluate,
             "windows": 0 if self.windows is None else len(self.windows),
-            "perplexity_before": self.of(dense, "of the dense model"),
-            "perplexity_after": self.of(model, "after"),
+            **self.of(dense, "of the dense model", "before"),
+            **self.of(model, "after", "after"),
         }
 
 

@@ -7,6 +7,7 @@ disturbs them alike. A row is written as soon as it is known.
 """
 
 import copy
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -14,8 +15,10 @@ from pathlib import Path
 import pandas as pd
 
 import rose
-from app.runs.results import read_results, time_and_perplexity
+from app.runs.results import read_results
 from rose.layer.methods import get_method
+from rose.model.measure.comparison import results_of
+from rose.verdicts import Result
 from tests.benchmarks.common import MODEL, Rows, arguments, processor_seconds
 
 METHODS = ("sparsegpt", "wanda", "rose", "rose_global", "rose_dealt", "rose_admm", "alps")
@@ -43,21 +46,22 @@ def dense_over_layer(rows: pd.DataFrame) -> pd.DataFrame:
     return shares.loc[rows["method"].unique()].rename("dense over layer").reset_index()
 
 
-def costs_and_worths(times: pd.DataFrame, results: dict[str, Path], sparsity: str) -> pd.DataFrame:
+def costs_and_worths(times: pd.DataFrame, results: dict[str, Path], sparsity: str) -> list[Result]:
     """Time and perplexity of all that was measured in both ways, for `app.figures.comparison.time_and_perplexity`.
 
     Args:
         times: as for `ratios`, which become the `seconds`.
         results: by target, the rows.csv of `python -m rose compare`.
     """
-    tables = []
+    found = []
     for target, path in results.items():
-        found = time_and_perplexity(read_results(str(path)), sparsity)
         known = ratios(times[times["target"].isin([target, "dense"])])
         of = known[known["target"] == target].set_index("method")["ratio"]
-        labels = [get_method(name).label + (", target layer" if target == "layer" else "") for name in found["method"]]
-        tables.append(found.assign(seconds=found["method"].map(of), target=target, run=labels))
-    return pd.concat(tables, ignore_index=True).dropna(subset="seconds")
+        for one in results_of(read_results(str(path)), sparsity):
+            if one.method in of:
+                name = get_method(one.method).label + (", target layer" if target == "layer" else "")
+                found.append(replace(one, name=name, seconds=float(of[one.method]), target=target))
+    return found
 
 
 def main() -> None:

@@ -122,14 +122,14 @@ def shoot_measured(browser: Browser, folder: Path, pictures: Path, name: str, fi
 def shoot_pareto(browser: Browser, folder: Path, pictures: Path) -> None:
     """Time and size against perplexity, from what docs/results.md and docs/structured.md report."""
     results = ROOT / "docs/results"
-    table = costs_and_worths(
+    measured = costs_and_worths(
         pd.read_csv(results / "methods-times.csv"),
         {"dense": results / "dense/rows.csv", "layer": results / "rows.csv"},
         "0.7",
     )
     dense = float(pd.read_csv(results / "dense/rows.csv")["dense_perplexity"].iloc[0])
     for theme in THEMES:
-        drawing = time_and_perplexity(table, dense=dense, time="time of pruning ÷ SparseGPT's", theme=theme)
+        drawing = time_and_perplexity(measured, dense=dense, time="time of pruning ÷ SparseGPT's", theme=theme)
         shoot_figure(browser, drawing.figure, folder, pictures / f"pareto-{theme}.png")
         for name, file in SLIMMED.items():
             sizes = structured.picture(pd.read_csv(results / file), theme)

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Unpack
 
+import numpy as np
 import pandas as pd
 import psutil
 import torch
 from torch import Tensor, nn
 
+from rose import verdicts
 from rose.errors import RoseError
 from rose.layer.methods import BUDGETS, get_method
 from rose.layer.order import check_order_name
@@ -30,6 +32,7 @@ from rose.model.progress import ProgressCallback
 from rose.model.run.prune import prune_by
 from rose.model.run.settings import TARGETS, RunOptions, RunSettings, run_settings
 from rose.report import NotNegative, NotNegativeOrNan, Share, Within, csv_text, records_table
+from rose.verdicts import Result
 
 SAMPLE_SECONDS = 0.1  # how often memory is looked at
 
@@ -223,6 +226,32 @@ def summarize(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
     found["peak_memory"] = table.groupby(["method", "sparsity"], sort=False)["peak_memory"].max().values
     others = table.columns[table.columns.get_loc("mean_relative_error") :]
     return found[["method", "sparsity", "seeds", "perplexity", "spread", *others]]
+
+
+def results_of(table: pd.DataFrame, sparsity: str, column: str = "perplexity") -> list[Result]:
+    """A result per method at one sparsity, with its value for every seed; none of a method of which one is not finite.
+
+    `seconds` is the median, as a pause of the machine makes single times too long.
+    """
+    rows = table[table["sparsity"] == sparsity]
+    return [
+        Result(
+            name=str(method),
+            method=str(method),
+            value=float(some[column].mean()),
+            draws=dict(zip(some["seed"], some[column].astype(float), strict=True)),
+            amount=sparsity,
+            seconds=float(some["seconds"].median()),
+        )
+        for method, some in rows.groupby("method", sort=False)
+        if np.isfinite(some[column]).all()
+    ]
+
+
+def conclusions(table: pd.DataFrame) -> list[str]:
+    """What the rows of a comparison say, a sentence or two for each sparsity, see `rose.verdicts.rank`."""
+    found = [verdicts.rank(results_of(table, sparsity)) for sparsity in table["sparsity"].unique()]
+    return [f"At {one.results[0].amount}: {one.finding}. {one.caption}".strip() for (one,) in filter(None, found)]
 
 
 def to_markdown(rows: Sequence[ComparisonRow]) -> str:

@@ -14,10 +14,12 @@ from typing import Any
 import pandas as pd
 import torch
 
+from rose import verdicts
 from rose.model.measure.folder import MeasurementFolder
 from rose.model.measure.perplexity import perplexity_of
 from rose.model.run.damages import WHOLE, DamageRecord, model_of_damages
 from rose.report import records_table
+from rose.verdicts import Interval
 
 # What could tell damage in advance; columns of the table.
 PREDICTORS = ("relative_error", "held_out_error", "output_error", "drift")
@@ -44,6 +46,7 @@ class DamageReport:
         table = records_table([record for record in records if record.unit != WHOLE], DamageRecord)
         whole = next((record for record in records if record.unit == WHOLE), None)
         base = None if table.empty else float(table["loss"].iloc[0] - table["delta_loss"].iloc[0])
+        told = {name: rank_correlation(table, name) for name in PREDICTORS}
         found: dict[str, Any] = {
             "base_loss": base,
             "base_perplexity": None if base is None else perplexity_of(torch.tensor([base])),
@@ -51,7 +54,8 @@ class DamageReport:
             "sum_of_damages": float(table["damage"].sum()),
             "together": None if whole is None else whole.damage,
             "together_standard_error": None if whole is None else _or_none(whole.standard_error),
-            "correlation": {name: _or_none(rank_correlation(table, name)) for name in PREDICTORS},
+            "correlation": {name: one and one.value for name, one in told.items()},
+            "correlation_interval": {name: one and [one.low, one.high] for name, one in told.items()},
             "outliers": list(outliers(table)["unit"]),
         }
         return cls(table, {**settings, **found})
@@ -61,17 +65,15 @@ def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def rank_correlation(table: pd.DataFrame, predictor: str = "held_out_error") -> float:
-    """Spearman's ρ between a predictor and damage over the units of a table; NaN for fewer than 3."""
-    known = table[[predictor, "damage"]].dropna()
-    if len(known) < 3:
-        return math.nan
-    return float(known[predictor].rank().corr(known["damage"].rank()))
+def rank_correlation(table: pd.DataFrame, predictor: str = "held_out_error") -> Interval | None:
+    """Spearman's ρ between a predictor and damage over the units of a table; see `rose.verdicts.rank_correlation`."""
+    return verdicts.rank_correlation(table[predictor], table["damage"])
 
 
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
-    """How well each of `PREDICTORS` ranks the units by damage, Spearman's ρ: over all, within each projection, within
-    each third of the depth, and within decoder blocks (the mean of them). `group` and `name` say which."""
+    """How well each of `PREDICTORS` ranks the units by damage, Spearman's ρ with its interval: over all, within each
+    projection, within each third of the depth, and within decoder blocks (the mean of them). `group` and `name` say
+    which; a cell is None where there is none."""
     groups: list[tuple[str, str, pd.DataFrame]] = [("all", "", table)]
     if table["projection"].ne("").any():
         groups += [("projection", str(name), rows) for name, rows in table.groupby("projection", sort=False)]
@@ -87,7 +89,8 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     ]
     within = [rows for _, rows in table.groupby("block_index") if len(rows) > 2]
     if within:
-        means = {p: float(pd.Series([rank_correlation(rows, p) for rows in within]).mean()) for p in PREDICTORS}
+        found = {p: [rank_correlation(rows, p) for rows in within] for p in PREDICTORS}
+        means = {p: verdicts.mean_interval([one.value for one in ones if one]) for p, ones in found.items()}
         rows_of.append({"group": "within a block", "name": "mean", "units": len(within), **means})
     return pd.DataFrame(rows_of)
 

@@ -1,12 +1,18 @@
 """Means over seeds are drawn with their range, and the title says whether a lead is larger than it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 import rose
+from app.figures import marks, palette
 from app.figures.comparison import over_seeds_bars, time_and_perplexity
-from app.runs import results as runs
+from app.figures.style import Drawing
+from rose.model.measure.comparison import results_of
+from rose.verdicts import Result
 from tests.app.figures.test_layer_and_overview import title
 
 
@@ -22,15 +28,17 @@ def test_mean_range_and_single_seeds() -> None:
     assert (mean.x[0], mean.y[0], mean.error_y.array[0], mean.error_y.arrayminus[0]) == ("ROSE", 24, 5, 4)
     np.testing.assert_array_equal(marks.y, [20, 23, 29])
     assert list(marks.customdata) == [0, 1, 2]
-    assert drawing.caption == "Mean ± half the range over up to three seeds: ROSE 24.0 ± 4.50, SparseGPT 35.0 ± 5.00."
+    means = "Mean ± half the range over up to three seeds: ROSE 24.0 ± 4.50, SparseGPT 35.0 ± 5.00."
+    assert drawing.caption.startswith(means)
     assert list(drawing.data["method"]) == ["rose", "sparsegpt"]
 
 
 def test_title_says_whether_seeds_could_have_made_the_difference() -> None:
-    apart = title(over_seeds_bars(results({"sparsegpt": [30, 40], "rose": [20, 29]}), "0.7"))
-    assert apart == "ROSE has the lowest mean perplexity, 24.5; SparseGPT lies above every seed of it"
+    apart = over_seeds_bars(results({"sparsegpt": [30, 31, 33], "rose": [20, 21, 22]}), "0.7")
+    assert title(apart) == "ROSE has the lowest mean perplexity, 21.0"
+    assert "with 95 % intervals over three calibration draws, paired: SparseGPT: 1.492 (1.4" in apart.caption
     near = title(over_seeds_bars(results({"sparsegpt": [25, 40], "rose": [20, 29]}), "0.7"))
-    assert near.endswith("within the spread over seeds")
+    assert near == "No clear difference between ROSE and SparseGPT: mean perplexity 24.5"
 
 
 def test_an_axis_is_logarithmic_only_where_it_must() -> None:
@@ -49,42 +57,82 @@ def test_what_is_not_there_is_refused() -> None:
         over_seeds_bars(table, "0.7", column="mean_held_out_error")
 
 
-def costs(*rows: tuple[str, float, float], **more: object) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["method", "seconds", "perplexity"]).assign(**more)
+def costs(*rows: tuple[str, float, float], **more: object) -> list[Result]:
+    """Runs by method, seconds and perplexity, each clearly apart from the others."""
+    wobble = np.array([0.001, -0.001, 0.0])
+    return [
+        Result(rose.METHODS[name].label, name, value, tuple(np.log(value) + wobble * at), seconds=time, **more)
+        for at, (name, time, value) in enumerate(rows)
+    ]
+
+
+def names(drawing: Drawing) -> list[str]:
+    return [note.text for note in drawing.figure.layout.annotations]
 
 
 def test_pareto_front_is_of_the_runs_that_no_other_beats_on_both() -> None:
-    table = costs(("alps", 9, 55), ("wanda", 1, 80), ("rose", 2.5, 66), ("sparsegpt", 2, 60), ("rose_admm", 4, 55))
+    table = costs(("alps", 20, 55), ("wanda", 1, 80), ("rose", 4.5, 66), ("sparsegpt", 2, 60), ("rose_admm", 4, 55))
     drawing = time_and_perplexity(table, dense=20)
-    assert list(drawing.data["method"]) == ["wanda", "sparsegpt", "rose", "rose_admm", "alps"]
-    # ROSE is slower and worse than SparseGPT; ALPS is no better than ROSE + ADMM, for more time.
-    assert list(drawing.data["on_front"]) == [True, True, False, True, False]
-    labels = ", ".join(rose.METHODS[method].label for method in ("wanda", "sparsegpt", "rose_admm"))
-    assert title(drawing) == f"Pareto front: {labels}"
+    assert list(drawing.data["method"]) == ["wanda", "sparsegpt", "rose_admm", "rose", "alps"]
+    # ROSE is slower and worse than SparseGPT; ALPS is no better than ROSE ADMM, for more time.
+    assert list(drawing.data["on_front"]) == [True, True, True, False, False]
+    assert title(drawing) == "Pareto front: Wanda, SparseGPT and ROSE ADMM"
     front = drawing.figure.data[0]
     assert list(front.y) == [80, 60, 55, 55]
-    assert front.x[-1] > 9
+    assert front.x[-1] > 20
+    assert not drawing.figure.layout.showlegend
+    assert {"Wanda", "ALPS", "dense, 20.0"} <= set(names(drawing))
+
+
+def test_no_front_is_drawn_through_identical_work_timed_twice() -> None:
+    table = costs(("rose", 80, 50), ("sparsegpt", 40, 50))
+    table[1] = replace(table[1], losses=table[0].losses)
+    drawing = time_and_perplexity(table)
+    assert title(drawing) == (
+        "SparseGPT and ROSE are identical by construction: perplexity 50.0; no trade-off with time is clear"
+    )
+    assert len(drawing.figure.data) == 2  # the marks alone
+    assert drawing.figure.layout.xaxis.range[0] > 20
 
 
 def test_a_long_front_is_counted_not_listed() -> None:
-    names = ("wanda", "sparsegpt", "rose", "rose_global", "rose_dealt", "magnitude")
-    table = costs(*((name, 1 + i, 50 - i) for i, name in enumerate(names[:5])), (names[5], 9, 400))
+    methods = ("wanda", "sparsegpt", "rose", "rose_global", "rose_dealt", "magnitude")
+    table = costs(*((name, 2.0**i, 50 - i) for i, name in enumerate(methods[:5])), (methods[5], 99, 400))
     drawing = time_and_perplexity(table)
-    assert title(drawing) == "ROSE dealt has the lowest perplexity, 46.0; five of six runs lie on the Pareto front"
+    assert title(drawing) == "Pareto front: Wanda, SparseGPT, ROSE and two others"
     assert drawing.figure.layout.yaxis.type is None  # less than a factor of ten
-    assert time_and_perplexity(table, dense=20).figure.layout.yaxis.type == "log"
+    assert (drawing.figure.layout.xaxis.type, time_and_perplexity(table, dense=20).figure.layout.yaxis.type) == (
+        "log",
+        "log",
+    )
 
 
 def test_ranges_and_targets_of_timed_runs() -> None:
-    table = costs(("rose", 1, 20), ("rose", 2, 30), target=["dense", "layer"], lowest=[18, 29], highest=[21, 34])
-    first, second = time_and_perplexity(table).figure.data[1:]
+    dense = Result("ROSE", "rose", 20, draws={0: 18.0, 1: 21.0}, seconds=1, target="dense")
+    layer = Result("ROSE, target layer", "rose", 30, draws={0: 29.0, 1: 34.0}, seconds=2, target="layer")
+    drawing = time_and_perplexity([dense, layer])
+    first, second = (trace for trace in drawing.figure.data if trace.mode == "markers")
     assert (first.error_y.array[0], first.error_y.arrayminus[0]) == (1, 2)
     assert second.marker.symbol == f"{first.marker.symbol}-open"
+    assert first.marker.color == palette.METHOD_COLOURS["rose"]
+    assert second.marker.color == palette.INKS["light"].muted
     with pytest.raises(rose.RoseError, match="both a time and a perplexity"):
         time_and_perplexity(costs(("rose", np.nan, 20.0)))
 
 
+def test_names_cover_neither_marks_nor_one_another() -> None:
+    table = costs(*((name, 1 + 0.01 * at, 50 + 0.1 * at) for at, name in enumerate(list(rose.METHODS)[:10])))
+    notes = time_and_perplexity(table).figure.layout.annotations
+    places = {(note.ax, note.ay, round(note.x, 2), round(note.y, 1)) for note in notes}
+    assert len(places) == len(notes) == 10
+    spans = np.array([[0.99, 1.10], [49.9, 51.0]])
+    figure = go.Figure(layout={"height": 480, "margin": {"t": 60, "b": 56}})
+    marks.name_points(figure, np.array([1.0, 1.0]), np.array([50.0, 50.0]), ["one", "two"], spans)
+    one, two = figure.layout.annotations
+    assert (one.ax, one.ay) != (two.ax, two.ay)
+
+
 def test_runs_over_seeds_take_the_median_time() -> None:
     table = results({"rose": [20, 23, 29], "wanda": [90]}).assign(seconds=[1.0, 100.0, 2.0, 1.0])
-    first = runs.time_and_perplexity(table, "0.7").iloc[0]
-    assert tuple(first[["method", "perplexity", "seconds", "lowest", "highest"]]) == ("rose", 24, 2, 20, 29)
+    first = results_of(table, "0.7")[0]
+    assert (first.method, first.value, first.seconds, first.draws) == ("rose", 24, 2, {0: 20, 1: 23, 2: 29})

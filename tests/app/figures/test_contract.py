@@ -44,6 +44,7 @@ from app.figures import (
 from app.figures.style import Drawing
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 from rose.layer.pattern import Pattern
+from rose.verdicts import Result
 
 COUNTED = re.compile(
     r"(decoder |pruned )?blocks?(?! loss)|query head|layers? pruned|layer, in|denoising steps|step, noisiest"
@@ -55,7 +56,7 @@ ORDERS = pd.DataFrame(
     [(o, b, s, e) for o, e in (("natural", 0.2), ("global", 0.1)) for b in ("block", "layer") for s in (0.5, 0.7)],
     columns=["order", "budget", "sparsity", "relative_error"],
 )
-PERPLEXITY = pd.DataFrame({"method": ["sparsegpt", "magnitude"], "perplexity": [32.2, 30000.0]})
+PERPLEXITY = [Result("SparseGPT", "sparsegpt", 32.2, seconds=1.0), Result("Magnitude", "magnitude", 3e4, seconds=9.0)]
 SEEDS = pd.DataFrame(
     [("sparsegpt", "0.7", 0, 30.0), ("rose", "0.7", 0, 28.0), ("rose", "0.7", 1, 29.0)],
     columns=["method", "sparsity", "seed", "perplexity"],
@@ -161,9 +162,7 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "trade_off": lambda x, **t: structures.trade_off(TRADE, 0.2, **t),
     "method_errors": lambda x, **t: comparison.method_errors(x.records, **t),
     "over_seeds_bars": lambda x, **t: comparison.over_seeds_bars(SEEDS, "0.7", **t),
-    "time_and_perplexity": lambda x, **t: comparison.time_and_perplexity(
-        SEEDS.assign(seconds=[1.0, 2.0, 3.0]), dense=20.0, **t
-    ),
+    "time_and_perplexity": lambda x, **t: comparison.time_and_perplexity(PERPLEXITY, dense=20.0, **t),
     "error_curve": lambda x, **t: order_lab.error_curve(x.results, x.energy, **t),
     "damage_split": lambda x, **t: order_lab.damage_split(x.results["two_level"], x.inside, step=1, **t),
     "sweep_frame": lambda x, **t: sweep.sweep_frame([x.results["two_level"]], 2, x.energy, **t),
@@ -192,8 +191,8 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "compensation_bars": lambda x, **t: checkpoint.compensation_bars(COSTS, layer=NAME, **t),
     "layer_map": lambda x, **t: prune.layer_map(x.records, "rose", **t),
     "layer_differences": lambda x, **t: prune.layer_differences(x.records, **t),
-    "drift_curves": lambda x, **t: depth.drift_curves(DRIFTS, **t),
-    "drift_curves_log": lambda x, **t: depth.drift_curves(DRIFTS, scale="log", **t),
+    "drift_curves": lambda x, **t: depth.drift_curves(DRIFTS, finding="Drift of 0.15", **t),
+    "drift_curves_log": lambda x, **t: depth.drift_curves(DRIFTS, scale="log", finding="Drift of 0.15", **t),
     "drift_shares": lambda x, **t: depth.drift_shares(DRIFTS[DRIFTS["target"] == "dense"], **t),
     "cancelled_shares": lambda x, **t: depth.cancelled_shares(DRIFTS, **t),
     "damage_map": lambda x, **t: damage.damage_map(DAMAGES, marked="model.layers.1.mlp.up_proj", **t),

@@ -14,6 +14,7 @@ from app.figures import check, checkpoint, damage, depth, learn, order_lab, pale
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 from rose.layer.error import quadratic_form
 from rose.layer.order import plan_from_importance
+from rose.verdicts import Result
 from tests.app.figures.test_contract import COSTS, DAMAGES, DRIFTS
 from tests.app.figures.test_layer_and_overview import below, title
 
@@ -314,18 +315,20 @@ def test_dumbbells_are_only_drawn_where_methods_differ(records: pd.DataFrame) ->
 
 
 def test_perplexity_uses_a_log_axis_only_where_it_must() -> None:
-    near = pd.DataFrame({"method": ["sparsegpt", "rose"], "perplexity": [32.2, 31.0]})
-    drawing = prune.perplexity_bars(near, dense=20.7)
-    assert title(drawing) == "ROSE has the lowest perplexity, 31.0"
+    drawing = prune.perplexity_bars(perplexities(SparseGPT=32.2, ROSE=31.0), dense=20.7)
+    assert title(drawing) == "ROSE has the lowest perplexity, 31.0; chance is not ruled out"
     assert drawing.figure.layout.yaxis.range[0] == 0
     assert drawing.figure.layout.shapes[0].y0 == 20.7
-    far = pd.DataFrame({"method": ["sparsegpt", "magnitude", "wanda"], "perplexity": [32.2, 5e4, np.inf]})
-    drawing = prune.perplexity_bars(far, dense=20.7)
+    drawing = prune.perplexity_bars(perplexities(SparseGPT=32.2, Magnitude=5e4, Wanda=np.inf), dense=20.7)
     assert drawing.figure.layout.yaxis.type == "log"
-    assert title(drawing).endswith("on a log scale")
+    assert "log scale" in below(drawing)
     assert drawing.figure.data[0].text[2] == "∞"
-    equal = pd.DataFrame({"method": ["sparsegpt", "rose", "wanda"], "perplexity": [31.0, 31.0, 40.0]})
-    assert title(prune.perplexity_bars(equal)) == "SparseGPT and ROSE share the lowest perplexity, 31.0"
+    equal = prune.perplexity_bars(perplexities(SparseGPT=31.0, ROSE=31.0))
+    assert title(equal) == "SparseGPT and ROSE are identical by construction: perplexity 31.0"
+
+
+def perplexities(**values: float) -> list[Result]:
+    return [Result(name, name.lower(), value) for name, value in values.items()]
 
 
 def test_timeline_has_room_for_all_layers_and_tells_projections_apart_that_end_alike(records: pd.DataFrame) -> None:

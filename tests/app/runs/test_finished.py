@@ -184,8 +184,9 @@ def test_two_runs_are_put_side_by_side() -> None:
     assert len(rows) == 6
     assert both.left_out == 0
     assert pairs.sides(rows) == (6, 0)
-    assert pairs.mean_change(rows["first"].to_numpy(), rows["second"].to_numpy()) == pytest.approx(-0.2)
-    assert pairs.mean_change(rows["second"].to_numpy(), rows["first"].to_numpy()) == pytest.approx(1 / 0.8 - 1)
+    first, second = rows["first"].to_numpy(), rows["second"].to_numpy()
+    ratios = pairs.mean_ratio(first, second), pairs.mean_ratio(second, first)
+    assert [ratio and ratio.value for ratio in ratios] == pytest.approx([0.8, 1 / 0.8])
     assert pairs.sides(both.rows("relative_range")) == (0, 0)
     numbers = pairs.numbers([one, two]).set_index("number")
     assert numbers.loc["Perplexity"].tolist() == [30.0, 28.0]
@@ -207,9 +208,11 @@ def test_models_of_different_shapes_are_refused_and_chosen_layers_are_not() -> N
 
 def test_perplexities_on_different_windows_are_told_apart() -> None:
     one = made_run()
-    assert not pairs.windows_differ(one, made_run("rose"))
-    assert pairs.windows_differ(one, made_run("rose", perplexity_before=25.0))
-    assert not pairs.windows_differ(one, made_run("rose", perplexity_after=None))
+    same, other = made_run("rose"), made_run("rose", perplexity_before=25.0)
+    assert pairs.says_perplexities([one, same]).startswith("SparseGPT at 0.7 and ROSE at 0.7 are identical")
+    said = pairs.says_perplexities([one, other])
+    assert said == "Not ranked: SparseGPT at 0.7 and ROSE at 0.7 differ in evaluation windows, or dense model."
+    assert pairs.says_perplexities([one, made_run("rose", perplexity_after=None)]) == ""
 
 
 def test_accuracies_of_both_by_task() -> None:

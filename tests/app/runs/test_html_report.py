@@ -32,6 +32,7 @@ def test_one_run_with_its_findings_figures_settings_and_command(tmp_path: Path, 
     assert len(text.encode()) < html_page.LIMIT
     for sentence in (
         "SparseGPT at 0.7 takes perplexity from 20.0 to 30.0, 1.50 times the dense model's.",
+        "SparseGPT at 0.7: In all six layers the held-out error is more than 1.5 times the calibration error.",
         "The held-out error of SparseGPT at 0.7 is 0.400 on average over six layers, highest in 2 · self_attn.o_proj "
         "(0.600).",
         "SparseGPT at 0.7 found one of six layers columnar.",
@@ -50,7 +51,8 @@ def test_one_run_with_its_findings_figures_settings_and_command(tmp_path: Path, 
 def test_two_runs_are_put_side_by_side(tmp_path: Path) -> None:
     one, two = saved(tmp_path / "a", made_report()), saved(tmp_path / "b", made_report("rose", 0.8))
     findings = html_report.write_report([str(one), str(two)], tmp_path / "both.html")
-    assert findings[0].startswith(
+    assert findings[0] == "ROSE at 0.7 has the lowest perplexity, 28.0; chance is not ruled out."
+    assert findings[1].startswith(
         "ROSE at 0.7 has the lower held-out error in six of six layers; on average it is 20 %"
     )
 

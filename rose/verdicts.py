@@ -1,0 +1,509 @@
+"""Verdicts: which of several results is better, whether they may be compared, and how far a layer's numbers can be
+trusted. One rule each, for every page, table, report and command.
+
+Two models are compared on the same windows, and where there are several calibration draws on the same draws: better is
+only what a paired interval says. Nothing here measures anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri, stdtrit
+
+from rose.layer.checks import OVERFIT, Status
+from rose.wording import apart, count, listing, number, out_of, percent, sentence, word
+
+CONFIDENCE = 0.95  # of every interval
+SAME = 1e-9  # relative difference up to which two numbers are the same: a model measured twice
+SAME_MODEL = 1e-3  # relative difference of norms of the embeddings; number formats move them by 1e-4
+SAME_WINDOWS = 1e-3  # relative difference of the dense model's perplexity, above which it was another model or text
+SAME_TIME = 1.5  # ratio of two times up to which a pause of the machine may be all the difference
+STRONG, WEAK = 0.7, 0.3  # rank correlations from which on one number tells the other, or partly
+
+Kind = Literal["better", "no clear difference", "identical", "undecided", "not comparable"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its 95 % interval; `neutral` is its value where there is no difference."""
+
+    value: float
+    low: float
+    high: float
+    neutral: float = 1.0
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether chance is an unlikely explanation: the interval does not hold `neutral`."""
+        return self.low > self.neutral or self.high < self.neutral  # not of NaN
+
+    def __str__(self) -> str:
+        form = (lambda value: f"{value:.3f}") if self.neutral else (lambda value: f"{value:.2f}".replace("-", "−"))
+        return f"{form(self.value)} ({form(self.low)} to {form(self.high)})"
+
+
+def paired_ratio(logs: Sequence[float], others: Sequence[float]) -> Interval:
+    """How many times one is the other: exp of the mean difference of paired logarithms and of its t interval.
+
+    Of losses a token of each window, the ratio of two perplexities (Student 1908). A single pair says nothing of
+    chance: 0 to infinity.
+    """
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        gaps = np.asarray(logs, np.float64) - np.asarray(others, np.float64)
+    middle = float(gaps.mean())
+    found = mean_interval(gaps) if np.isfinite(gaps).all() else None
+    ends = [middle, -math.inf, math.inf] if found is None else [found.value, found.low, found.high]
+    with np.errstate(over="ignore"):
+        return Interval(*(float(one) for one in np.exp(ends)))
+
+
+def difference(one: float, error: float, other: float, other_error: float) -> Interval:
+    """other − one, of two independent means with standard errors, such as two accuracies."""
+    reach = float(ndtri((1 + CONFIDENCE) / 2)) * math.hypot(error, other_error)
+    return Interval(other - one, other - one - reach, other - one + reach, 0.0)
+
+
+def mean_interval(values: Sequence[float] | np.ndarray) -> Interval | None:
+    """The mean of what is finite with its t interval; None for fewer than 2 values."""
+    known = np.asarray(values, np.float64)
+    known = known[np.isfinite(known)]
+    if len(known) < 2:
+        return None
+    middle = float(known.mean())
+    error = float(known.std(ddof=1)) / math.sqrt(len(known))
+    reach = float(stdtrit(len(known) - 1, (1 + CONFIDENCE) / 2)) * error
+    return Interval(middle, middle - reach, middle + reach, 0.0)
+
+
+def rank_correlation(one: pd.Series, other: pd.Series) -> Interval | None:
+    """Spearman's ρ of the pairs that are known, with its interval by Fisher's z and the standard error of Bonett and
+    Wright (2000); None for fewer than 3 pairs, or where one of the two is constant. Of 3, anything from −1 to 1."""
+    known = pd.DataFrame({"one": one, "other": other}).dropna()
+    if len(known) < 3 or (known.nunique() < 2).any():
+        return None
+    rho = float(known["one"].rank().corr(known["other"].rank()))
+    if len(known) < 4:
+        return Interval(rho, -1.0, 1.0, 0.0)
+    reach = float(ndtri((1 + CONFIDENCE) / 2)) * math.sqrt((1 + rho**2 / 2) / (len(known) - 3))
+    middle = math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
+    return Interval(rho, math.tanh(middle - reach), math.tanh(middle + reach), 0.0)
+
+
+def says_correlation(who: str, what: str, found: Interval | None) -> str:
+    """Whether one number tells another over layers or blocks: "Held-out error partly tells which layers the loss
+    depends on: rank correlation 0.45 (0.10 to 0.70)". `what`: that which follows "tells"."""
+    if found is None:
+        return f"{who} cannot be ranked against {what}"
+    how = "clearly tells" if found.value >= STRONG else "partly tells" if found.value >= WEAK else "hardly tells"
+    if not found.is_clear:
+        how = "does not clearly tell"
+    elif found.value < 0:
+        how = "tells the wrong way round"
+    return f"{who} {how} {what}: rank correlation {found}"
+
+
+# Which of two results is better
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What must be the same before two results are compared; None and () where it is not known.
+
+    Attributes:
+        model: of which it is a copy, by name.
+        norms: `embedding_norms` of it, which tell models apart whatever they are called.
+        windows: text, number and length of the windows, in words.
+        dense: the dense model's perplexity on them.
+        layers: names of those that were changed.
+        environment: processor, versions and number format, in words.
+    """
+
+    model: str | None = None
+    norms: tuple[float, ...] = ()
+    windows: str | None = None
+    dense: float | None = None
+    layers: frozenset[str] | None = None
+    environment: str | None = None
+
+    def differs(self, other: Setup) -> str:
+        """In what, for a sentence: "pruned layers (21 and 4)"; "" where they may be compared."""
+        found = []
+        if self.norms and other.norms:
+            if len(self.norms) != len(other.norms) or not np.allclose(self.norms, other.norms, rtol=SAME_MODEL):
+                found.append("dense model")
+        elif _unlike(self.model, other.model):
+            found.append(f"dense model ({self.model} and {other.model})")
+        if _unlike(self.windows, other.windows):
+            found.append(f"evaluation windows ({self.windows} and {other.windows})")
+        elif self.dense and other.dense and abs(self.dense - other.dense) > SAME_WINDOWS * self.dense and not found:
+            found.append("evaluation windows, or dense model")
+        if _unlike(self.layers, other.layers):
+            assert self.layers is not None
+            assert other.layers is not None
+            one, two = len(self.layers), len(other.layers)
+            found.append(f"pruned layers ({one} and {two})" if one != two else "pruned layers")
+        if _unlike(self.environment, other.environment):
+            found.append(f"environment ({self.environment}; {other.environment})")
+        return listing(found)
+
+
+def _unlike(one: object, other: object) -> bool:
+    return one is not None and other is not None and one != other
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result to be compared: a perplexity or an error, so less is better.
+
+    Attributes:
+        name: of the run, for people.
+        method: that made it.
+        value: NaN where it was not measured; the mean over draws, where there are several.
+        losses: of each window in nats a token, as from `window_losses`; () where they were not kept.
+        draws: value by calibration seed.
+        setup: see there.
+        amount: what was asked for, such as the sparsity: results of different amounts are not ranked.
+        seconds: of pruning, NaN where it is not known.
+        target: "dense" or "layer".
+    """
+
+    name: str
+    method: str
+    value: float
+    losses: tuple[float, ...] = ()
+    draws: Mapping[Any, float] = field(default_factory=dict)
+    setup: Setup = Setup()
+    amount: str = ""
+    seconds: float = math.nan
+    target: str = ""
+
+    def is_same(self, other: Result) -> bool:
+        """Whether both are the same model by all that was measured, such as ROSE and SparseGPT where no layer is
+        columnar."""
+        if self.losses and len(self.losses) == len(other.losses):
+            return np.allclose(self.losses, other.losses, rtol=SAME, atol=0)
+        mine, others = [self.value], [other.value]
+        if self.draws or other.draws:
+            if self.draws.keys() != other.draws.keys():
+                return False
+            mine, others = [*self.draws.values()], [other.draws[seed] for seed in self.draws]
+        return np.allclose(mine, others, rtol=SAME, atol=0)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of two results.
+
+    Attributes:
+        kind: "better" names the better one in `better`; "undecided" where nothing tells a difference from chance.
+        better: name of the better one; of the lower one where that is undecided; else "".
+        ratio: of the second to the first, None where nothing was paired.
+        reason: what the verdict rests on, or why there is none.
+    """
+
+    kind: Kind
+    better: str = ""
+    ratio: Interval | None = None
+    reason: str = ""
+
+
+def compare(one: Result, other: Result) -> Verdict:
+    """Which of two results is better: that of all paired intervals there are, over windows and over draws."""
+    if reason := one.setup.differs(other.setup):
+        return Verdict("not comparable", reason=f"they differ in {reason}")
+    if math.isnan(one.value) or math.isnan(other.value):
+        return Verdict("not comparable", reason="one of them has no number")
+    if one.is_same(other):
+        return Verdict("identical", reason="the same to the last digit")
+    found: list[tuple[Interval, str]] = []
+    if one.losses and len(one.losses) == len(other.losses):
+        found.append((paired_ratio(other.losses, one.losses), count(len(one.losses), "window")))
+    seeds = [seed for seed in one.draws if seed in other.draws]
+    if len(seeds) > 1 and min(*one.draws.values(), *other.draws.values()) > 0:
+        logs = ([math.log(result.draws[seed]) for seed in seeds] for result in (other, one))
+        found.append((paired_ratio(*logs), count(len(seeds), "calibration draw")))
+    lower = one if one.value < other.value else other
+    if not found:
+        return Verdict("undecided", lower.name, reason="neither losses by window nor several draws were kept")
+    ratio, over = next((pair for pair in found if not pair[0].is_clear), found[-1])
+    agree = len({pair[0].value > 1 for pair in found}) == 1
+    is_clear = agree and all(pair[0].is_clear for pair in found)
+    better = (one if ratio.value > 1 else other).name if is_clear else ""
+    reason = f"95 % interval over {over}, paired"
+    return Verdict("better" if is_clear else "no clear difference", better, ratio, reason)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Results of one amount, the lowest first, and the verdict on each of the others beside the lowest.
+
+    Attributes:
+        problem: why they are not ranked, "" where they are.
+    """
+
+    noun: str
+    results: tuple[Result, ...]
+    verdicts: tuple[Verdict, ...]
+    problem: str = ""
+
+    def names(self, *kinds: Kind) -> list[str]:
+        """Of those with such a verdict."""
+        pairs = zip(self.results[1:], self.verdicts, strict=True)
+        return [result.name for result, verdict in pairs if verdict.kind in kinds]
+
+    @property
+    def best(self) -> str | None:
+        """The name of the one that is better than all others; None where there is none."""
+        only = self.verdicts and not self.problem and all(one.kind == "better" for one in self.verdicts)
+        return self.results[0].name if only else None
+
+    @property
+    def finding(self) -> str:
+        """The conclusion as a title, without a full stop."""
+        first, value = self.results[0].name, number(self.results[0].value)
+        if self.problem:
+            return f"Not ranked: {self.problem}"
+        if not self.verdicts:
+            return f"{first}: {self.noun} {value}"
+        same = [first, *self.names("identical")]
+        if unclear := self.names("no clear difference"):
+            return f"No clear difference between {listing([*same, *unclear])}: {self.noun} {value}"
+        if self.names("undecided"):
+            return f"{listing(same)} {_has(same)} the lowest {self.noun}, {value}; chance is not ruled out"
+        if len(same) == len(self.results):
+            return f"{listing(same)} are identical by construction: {self.noun} {value}"
+        if len(same) > 1:
+            return f"{listing(same)}, identical by construction, share the lowest {self.noun}, {value}"
+        return f"{first} has the lowest {self.noun}, {value}"
+
+    @property
+    def caption(self) -> str:
+        """How the others compare with the lowest, with intervals, as a sentence; "" where nothing is compared."""
+        if self.problem or not self.verdicts:
+            return ""
+        said = []
+        for result, verdict in zip(self.results[1:], self.verdicts, strict=True):
+            ratio = "identical" if verdict.kind == "identical" else f"{result.value / self.results[0].value:.3f}"
+            said.append(f"{result.name}: {verdict.ratio or ratio}")
+        known = next((one.reason for one in self.verdicts if one.ratio), "")
+        how = f", with {known.replace('interval', 'intervals')}" if known else ""
+        why = next((one.reason for one in self.verdicts if one.kind == "undecided"), "")
+        end = f" Chance cannot be ruled out: {why}." if why else ""
+        if known.endswith("one window, paired"):
+            end = " A single window cannot tell a difference from chance; evaluate on more of them."
+        return f"Times the {self.noun} of {self.results[0].name}{how}: {'; '.join(said)}.{end}"
+
+
+def _has(names: Sequence[str]) -> str:
+    return "has" if len(names) == 1 else "have"
+
+
+def rank(results: Sequence[Result], noun: str = "perplexity") -> list[Ranking]:
+    """Ranks the results that have a number, those of each amount by themselves, in the order of the amounts."""
+    found = []
+    known = [result for result in results if not math.isnan(result.value)]
+    for amount in dict.fromkeys(result.amount for result in known):
+        ranked = sorted((one for one in known if one.amount == amount), key=lambda one: one.value)
+        verdicts = tuple(compare(ranked[0], other) for other in ranked[1:])
+        # Not only against the lowest: a third may differ in something that the lowest does not say.
+        apart_ = next((why for one in ranked for two in ranked if (why := one.setup.differs(two.setup))), "")
+        problem = f"{listing([one.name for one in ranked])} differ in {apart_}" if apart_ else ""
+        found.append(Ranking(noun, tuple(ranked), verdicts, problem))
+    return found
+
+
+def says_ranking(rankings: Sequence[Ranking], most: int = 3) -> str:
+    """The finding of all of them as one title; of more than `most` amounts, those of the first."""
+    several = [one for one in rankings if len(one.results) > 1] or rankings
+    if not several:
+        return "Nothing has been measured yet"
+    noun, results = several[0].noun, [one.results[0] for one in several]
+    if len(several) > 1 and not any(one.verdicts for one in several):
+        low, high = (pick(results, key=lambda one: one.value) for pick in (min, max))
+        return f"{sentence(noun)} from {number(low.value)} ({low.name}) to {number(high.value)} ({high.name})"
+    left = len(several) - most
+    more = f"; {word(left)} more below" if left > 0 else ""
+    return "; ".join(one.finding for one in several[:most]) + more
+
+
+@dataclass(frozen=True)
+class Front:
+    """Which results are worth their time: no other is as good in clearly less time, or better in no more.
+
+    Attributes:
+        is_on: of each result.
+        steps: places of those that are each clearly better than the one before, the fastest first: where a line may
+            be drawn; () or a single one where no trade-off is clear.
+    """
+
+    is_on: tuple[bool, ...]
+    steps: tuple[int, ...]
+
+
+def front(results: Sequence[Result]) -> Front:
+    """The Pareto front of time and value, beyond noise: identical models have the least time of them, and times are
+    apart from a factor of `SAME_TIME` on."""
+    kinds = {(a, b): compare(one, two) for a, one in enumerate(results) for b, two in enumerate(results) if a != b}
+    seconds = [
+        min(two.seconds for b, two in enumerate(results) if a == b or kinds[a, b].kind == "identical")
+        for a in range(len(results))
+    ]
+
+    def is_better(a: int, b: int) -> bool:
+        return kinds[a, b].kind == "better" and kinds[a, b].better == results[a].name
+
+    def beats(a: int, b: int) -> bool:
+        if kinds[a, b].kind == "not comparable":
+            return False
+        if is_better(a, b):
+            return seconds[a] <= SAME_TIME * seconds[b]
+        return not is_better(b, a) and SAME_TIME * seconds[a] < seconds[b]
+
+    places = range(len(results))
+    is_on = tuple(not any(beats(a, b) for a in places if a != b) for b in places)
+    steps: list[int] = []
+    for place in sorted((at for at in places if is_on[at]), key=lambda at: (seconds[at], results[at].seconds)):
+        if not steps or is_better(place, steps[-1]):
+            steps.append(place)
+    return Front(is_on, tuple(steps))
+
+
+# Changes in per cent: always of the reference, which the sentence names
+
+
+def change(value: float, reference: float) -> float:
+    """(value − reference) / reference; NaN where the reference is 0."""
+    return value / reference - 1 if reference else math.nan
+
+
+def says_change(value: float, reference: float, whose: str, what: str = "error") -> str:
+    """ "16.9 % less error than SparseGPT", "the same error as SparseGPT"; per cent of the reference's number."""
+    moved = change(value, reference)
+    if math.isnan(moved) or abs(moved) <= SAME:
+        return f"the same {what} as {whose}"
+    share = abs(moved)
+    shown = percent(share) if share >= 0.001 else f"{number(100 * share, 2)} %"
+    return f"{shown} {'less' if moved < 0 else 'more'} {what} than {whose}"
+
+
+def says_move(before: float, after: float, whose: str, verdict: Verdict) -> str:
+    """ "from 12.98 to 13.04, 1.005 times the dense model's (95 % interval 1.001 to 1.009)", and whether that is clear.
+
+    `verdict` on the two, the one before first; `whose` is of the one before.
+    """
+    if verdict.kind == "identical":
+        return f"from {number(before)} to the same, to the last digit"
+    (one, two), ratio = apart(before, after), verdict.ratio
+    said = f"from {one} to {two}, {number(after / before, 3 if abs(after / before - 1) > 0.05 else 4)} times {whose}"
+    if ratio is None:
+        return said
+    doubt = "" if ratio.is_clear else ", no clear difference"
+    return f"{said} (95 % interval {number(ratio.low, 4)} to {number(ratio.high, 4)}{doubt})"
+
+
+# How far the numbers of layers can be trusted
+
+
+def _few_tokens(table: pd.DataFrame) -> pd.Series:
+    return table["tokens"] < table["columns"]
+
+
+def _has_dead(table: pd.DataFrame) -> pd.Series:
+    return table["dead_columns"] > 0
+
+
+def _is_raised(table: pd.DataFrame) -> pd.Series:
+    return table["is_damping_raised"] == True  # noqa: E712  a mask, also of None
+
+
+def _overfits(table: pd.DataFrame) -> pd.Series:
+    return table["held_out_error"] > OVERFIT * table["relative_error"]
+
+
+def _is_unseen(table: pd.DataFrame) -> pd.Series:
+    return table["held_out_error"].isna() & table["relative_error"].notna()
+
+
+@dataclass(frozen=True)
+class Caution:
+    """A reason to doubt the numbers of a layer: what a table says of one, what a sentence says of several, and the
+    columns of a table that it looks at."""
+
+    brief: str
+    says: str  # after "In three of 210 layers ", or by itself of a single layer
+    needs: tuple[str, ...]
+    holds: Callable[[pd.DataFrame], pd.Series]
+
+
+CAUTIONS = (
+    Caution(
+        "fewer tokens than columns",
+        "calibration tokens are fewer than columns: the error on them is far smaller than on other text",
+        ("tokens", "columns"),
+        _few_tokens,
+    ),
+    Caution("dead columns", "some input columns were 0 on every token", ("dead_columns",), _has_dead),
+    Caution("damping raised", "damping had to be raised to factorize the Hessian", ("is_damping_raised",), _is_raised),
+    Caution(
+        "over-fitted",
+        f"the held-out error is more than {OVERFIT:g} times the calibration error",
+        ("held_out_error", "relative_error"),
+        _overfits,
+    ),
+    Caution(
+        "nothing held out",
+        "nothing was held out, so errors are those of the text that pruning was fitted to",
+        ("held_out_error", "relative_error"),
+        _is_unseen,
+    ),
+)
+
+
+def caution_column(table: pd.DataFrame) -> pd.Series:
+    """The cautions of every row in brief, "" where there is none: a column for tables and CSV files.
+
+    The table has a row per layer, or layer and method, with what is known of: tokens, columns, dead_columns,
+    is_damping_raised, relative_error, held_out_error.
+    """
+    found = pd.Series("", index=table.index, dtype=object)
+    for caution in CAUTIONS:
+        if set(caution.needs) <= set(table.columns):
+            is_so = caution.holds(table)
+            found = found.where(~is_so, found.where(found == "", found + "; ") + caution.brief)
+    return found
+
+
+def cautions(table: pd.DataFrame) -> list[str]:
+    """The cautions of a table as of `caution_column`, with the column layer: "In three of 210 layers …", one each."""
+    said, every = [], table["layer"].nunique() if "layer" in table else 0
+    for caution in CAUTIONS:
+        if every and set(caution.needs) <= set(table.columns):
+            some = table.loc[caution.holds(table), "layer"].nunique()
+            if some:
+                where = f"in {out_of(some, every, 'layer')} " if every > 1 else ""
+                said.append(f"{sentence(where + caution.says)}.")
+    return said
+
+
+LAYER = {"pass": "passes", "look": "needs review", "fail": "is defective"}  # the verdict on a layer by its checks
+
+
+def says_layers(statuses: Sequence[Status]) -> str:
+    """The worst status of every layer as one sentence: "One of 210 layers is defective, 35 need review, 174 pass"."""
+    every = len(statuses)
+    if every and all(status == "pass" for status in statuses):
+        return f"{sentence(out_of(every, every, 'layer'))} pass{'es' if every == 1 else ''} every check"
+    plural = {"pass": "pass", "look": "need review", "fail": "are defective"}
+    counts = {status: sum(one == status for one in statuses) for status in ("fail", "look", "pass")}
+    known = {status: some for status, some in counts.items() if some}
+    parts = [f"{word(some)} {LAYER[status] if some == 1 else plural[status]}" for status, some in known.items()]
+    if parts:
+        some, _, rest = parts[0].partition(" ")
+        parts[0] = f"{some} of {count(every, 'layer')} {rest}"
+    return sentence(", ".join(parts))

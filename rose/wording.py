@@ -1,0 +1,79 @@
+"""Numbers, shares and lists as people read them; used by verdicts, reports and the app."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+MOST_DIGITS = 6  # that tell two numbers apart
+
+
+def number(value: float, digits: int = 3) -> str:
+    """So many significant digits, with a power of ten only where zeros would be hard to count."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # of the rounded value: 99.96 is 100
+    if exponent < -4 or exponent >= 6:
+        mantissa = value / 10.0**exponent
+        return f"{mantissa:.{digits - 1}f} × 10{str(exponent).translate(SUPERSCRIPT)}".replace("-", "−")
+    if exponent >= digits:
+        return whole(round(value)).replace("-", "−")
+    return f"{value:,.{max(0, digits - 1 - exponent)}f}".replace(",", " ").replace("-", "−")
+
+
+def apart(*values: float) -> list[str]:
+    """The numbers with as many digits as tell them apart, at least three: 12.98 and 13.04, not 13.0 twice."""
+    texts: list[str] = []
+    for digits in range(3, MOST_DIGITS + 1):
+        texts = [number(value, digits) for value in values]
+        if len(set(texts)) == len(set(values)):
+            return texts
+    return [number(value) for value in values] if len(set(texts)) == 1 else texts
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.123 -> "12.3 %"."""
+    return "–" if math.isnan(share) else f"{100 * share:.{digits}f} %".replace("-", "−")
+
+
+_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+
+def whole(value: int) -> str:
+    """12345 -> "12 345"."""
+    return f"{value:,}".replace(",", " ")
+
+
+def word(value: int) -> str:
+    """ "no", "four", "210"."""
+    return _WORDS[value] if 0 <= value < len(_WORDS) else whole(value)
+
+
+def count(value: int, noun: str, plural: str | None = None) -> str:
+    """ "no layers", "one layer", "four layers", "210 layers"."""
+    return f"{word(value)} {noun if value == 1 else plural or noun + 's'}"
+
+
+def out_of(some: int, every: int, noun: str) -> str:
+    """ "all four methods", "three of four methods", "none of four methods", "the one method"."""
+    if some == every:
+        return ("all " if every > 1 else "the ") + count(every, noun)
+    return f"{word(some) if some else 'none'} of {count(every, noun)}"
+
+
+def listing(names: Sequence[str], most: int = 4) -> str:
+    """ "A", "A and B", "A, B and C"; of more than `most`, "A, B, C and four others"."""
+    if len(names) > most:
+        left = len(names) - most + 1
+        names = [*names[: most - 1], f"{word(left)} others"]
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def sentence(text: str) -> str:
+    """With a capital first letter, the rest as it is."""
+    return text[:1].upper() + text[1:]

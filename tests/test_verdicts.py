@@ -1,0 +1,241 @@
+"""Better is only what a paired interval says, of results that may be compared; cautions are told by one function."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from rose import verdicts, wording
+from rose.verdicts import Result, Setup, compare, front, rank, says_ranking
+
+EASY_AND_HARD = np.array([2.0, 3.0, 4.0, 5.0, 6.0, 3.5])
+WOBBLE = np.array([0.01, -0.02, 0.015, 0.0, -0.005, 0.02])
+
+
+def result(name: str, losses: Sequence[float] | np.ndarray = EASY_AND_HARD, **more: object) -> Result:
+    if "value" not in more:
+        more["value"] = math.exp(np.mean(losses))
+    return Result(name, method=name.lower(), losses=tuple(losses), **more)
+
+
+def drawn(name: str, *values: float, **more: object) -> Result:
+    return result(name, value=float(np.mean(values)), losses=(), draws=dict(enumerate(values)), **more)
+
+
+# Intervals
+
+
+def test_the_interval_is_that_of_the_paired_t_test() -> None:
+    worse = EASY_AND_HARD + 0.05 + WOBBLE
+    ratio = verdicts.paired_ratio(worse, EASY_AND_HARD)
+    expected = stats.ttest_rel(worse, EASY_AND_HARD).confidence_interval(0.95)
+    assert ratio.value == pytest.approx(math.exp((worse - EASY_AND_HARD).mean()))
+    assert (ratio.low, ratio.high) == pytest.approx((math.exp(expected.low), math.exp(expected.high)))
+    assert ratio.is_clear  # although the windows themselves lie far apart
+    assert not verdicts.paired_ratio(EASY_AND_HARD + WOBBLE, EASY_AND_HARD).is_clear
+    assert not verdicts.paired_ratio([3.0], [2.0]).is_clear  # one window says nothing
+    assert not verdicts.paired_ratio([math.inf, 3.0], [math.inf, 2.0]).is_clear
+
+
+def test_the_interval_of_a_rank_correlation_holds_the_true_one_as_often_as_it_says() -> None:
+    rng, held = np.random.default_rng(0), 0
+    truth = 6 / math.pi * math.asin(0.6 / 2)  # Spearman's of a bivariate normal with correlation 0.6
+    for _ in range(400):
+        x = rng.standard_normal(40)
+        y = 0.6 * x + 0.8 * rng.standard_normal(40)
+        found = verdicts.rank_correlation(pd.Series(x), pd.Series(y))
+        assert found is not None
+        held += found.low <= truth <= found.high
+    assert found.value == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert 0.92 <= held / 400 <= 0.98
+
+
+@pytest.mark.parametrize(
+    ("slope", "count", "said"),
+    [
+        (1.0, 40, "Error clearly tells the damage: rank correlation 1.00"),
+        (-1.0, 40, "Error tells the wrong way round the damage"),
+        (-0.3, 8, "Error does not clearly tell the damage: rank correlation −0.31 (−0.84 to 0.52)"),
+    ],
+)
+def test_a_correlation_is_called_what_it_is(slope: float, count: int, said: str) -> None:
+    x = pd.Series(np.arange(count, dtype=float))
+    y = slope * x if abs(slope) == 1 else pd.Series([4, 5, 8, 3, 7, 1, 6, 2.0])
+    assert verdicts.says_correlation("Error", "the damage", verdicts.rank_correlation(x, y)).startswith(said)
+
+
+def test_what_has_no_correlation() -> None:
+    constant = pd.Series([1.0] * 5)
+    assert verdicts.rank_correlation(constant, pd.Series(range(5))) is None
+    assert verdicts.rank_correlation(constant[:2], constant[:2]) is None
+    assert "cannot be ranked" in verdicts.says_correlation("Error", "the damage", None)
+
+
+# Verdicts
+
+
+def test_a_lead_within_the_interval_is_no_lead() -> None:
+    better, worse = result("ROSE"), result("SparseGPT", EASY_AND_HARD + 0.05 + WOBBLE)
+    assert compare(better, worse).better == compare(worse, better).better == "ROSE"
+    near = result("SparseGPT", EASY_AND_HARD + WOBBLE)
+    assert compare(better, near).kind == "no clear difference"
+    (ranking,) = rank([near, better])
+    assert ranking.finding == "No clear difference between ROSE and SparseGPT: perplexity 50.2"
+    assert ranking.best is None
+    assert "with 95 % intervals over six windows, paired: SparseGPT: 1.003 (0.988 to 1.019)." in ranking.caption
+    (ranking,) = rank([worse, better])
+    assert (ranking.best, ranking.finding) == ("ROSE", "ROSE has the lowest perplexity, 50.2")
+
+
+def test_one_model_under_two_names_is_identical_by_construction() -> None:
+    one, two, third = result("ROSE"), result("SparseGPT"), result("Wanda", EASY_AND_HARD + 0.5)
+    assert compare(one, two).kind == "identical"
+    assert says_ranking(rank([one, two])) == "ROSE and SparseGPT are identical by construction: perplexity 50.2"
+    assert says_ranking(rank([third, one, two])).startswith("ROSE and SparseGPT, identical by construction, share the")
+    # A mean may agree where nothing else does.
+    assert compare(one, result("Other", EASY_AND_HARD[::-1])).kind == "no clear difference"
+
+
+def test_draws_must_agree_with_windows() -> None:
+    assert compare(drawn("A", 20, 21, 22), drawn("B", 30, 31, 33)).better == "A"
+    unclear = compare(drawn("A", 20, 31, 22), drawn("B", 30, 21, 33))
+    assert unclear.kind == "no clear difference"
+    assert unclear.reason == "95 % interval over three calibration draws, paired"
+    draws = {"draws": {0: 20.0, 1: 31.0, 2: 22.0}}
+    both = compare(result("A", **draws), result("B", EASY_AND_HARD + 0.5, draws={0: 30.0, 1: 21.0, 2: 33.0}))
+    assert both.kind == "no clear difference"
+
+
+def test_without_windows_or_draws_nothing_is_decided() -> None:
+    found = compare(result("A", losses=(), value=13.0), result("B", losses=(), value=14.0))
+    assert (found.kind, found.better) == ("undecided", "A")
+    (ranking,) = rank([result("A", losses=(), value=13.0), result("B", losses=(), value=14.0)])
+    assert ranking.finding == "A has the lowest perplexity, 13.0; chance is not ruled out"
+    assert "neither losses by window nor several draws were kept" in ranking.caption
+    (one,) = rank([result("A", EASY_AND_HARD[:1]), result("B", EASY_AND_HARD[:1] + 1)])
+    assert one.finding.startswith("No clear difference")
+    assert "A single window cannot tell" in one.caption
+
+
+LAYERS = frozenset({"a", "b"})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ({"model": "a"}, {"model": "b"}, "dense model (a and b)"),
+        ({"model": "a", "norms": (1.0, 2.0)}, {"model": "b", "norms": (1.0, 2.0)}, ""),
+        ({"norms": (1.0, 2.0)}, {"norms": (1.0, 2.1)}, "dense model"),
+        ({"windows": "8 of c4"}, {"windows": "9 of c4"}, "evaluation windows (8 of c4 and 9 of c4)"),
+        ({"dense": 20.0}, {"dense": 20.5}, "evaluation windows, or dense model"),
+        ({"dense": 20.0}, {"dense": 20.001}, ""),
+        ({"layers": LAYERS}, {"layers": frozenset("a")}, "pruned layers (2 and 1)"),
+        ({"layers": LAYERS}, {"layers": frozenset("xy")}, "pruned layers"),
+        ({"environment": "cpu"}, {"environment": "cuda"}, "environment (cpu; cuda)"),
+        ({"environment": "cpu", "model": "a"}, {}, ""),
+    ],
+)
+def test_only_results_of_one_set_up_are_compared(one: dict, other: dict, said: str) -> None:
+    assert Setup(**one).differs(Setup(**other)) == Setup(**one).differs(Setup(**other)) == said
+    found = compare(result("A", setup=Setup(**one)), result("B", EASY_AND_HARD + 1, setup=Setup(**other)))
+    assert found.kind == ("not comparable" if said else "better")
+    (ranking,) = rank([result("A", setup=Setup(**one)), result("B", EASY_AND_HARD + 1, setup=Setup(**other))])
+    assert (ranking.finding == f"Not ranked: A and B differ in {said}") == bool(said)
+
+
+def test_amounts_are_ranked_by_themselves() -> None:
+    half = [result("A at 0.5", amount="0.5"), result("B at 0.5", EASY_AND_HARD + WOBBLE, amount="0.5")]
+    more = [result("A at 0.7", EASY_AND_HARD + 1, amount="0.7"), result("B at 0.7", EASY_AND_HARD + 2, amount="0.7")]
+    assert says_ranking(rank([*half, *more])) == (
+        "No clear difference between A at 0.5 and B at 0.5: perplexity 50.2; A at 0.7 has the lowest perplexity, 137"
+    )
+    alone = says_ranking(rank([half[0], more[0]]))
+    assert alone == "Perplexity from 50.2 (A at 0.5) to 137 (A at 0.7)"
+    assert says_ranking(rank([result("A", value=math.nan, losses=())])) == "Nothing has been measured yet"
+
+
+# Time and value
+
+
+def test_a_front_is_not_drawn_through_noise() -> None:
+    # Identical work, timed twice: 80 and 40 s, 4 and 10 s.
+    slow = [result("A", seconds=80.0), result("B", seconds=40.0)]
+    fast = [result(name, EASY_AND_HARD + 0.5, seconds=time) for name, time in (("C", 4.0), ("D", 10.0))]
+    found = front([*slow, *fast])
+    assert found.is_on == (True, True, True, True)
+    assert found.steps == (2, 1)
+    near = front([result("A", seconds=10.0), result("B", EASY_AND_HARD + WOBBLE, seconds=9.0)])
+    assert (near.is_on, len(near.steps)) == ((True, True), 1)
+    beaten = front([result("A", seconds=10.0), result("B", EASY_AND_HARD + 0.5, seconds=9.0)])
+    assert beaten.is_on == (True, False)
+    slower = front([result("A", seconds=10.0), result("B", EASY_AND_HARD + WOBBLE, seconds=99.0)])
+    assert slower.is_on == (True, False)
+
+
+# Changes, and numbers that differ
+
+
+def test_a_change_is_of_the_reference() -> None:
+    assert verdicts.says_change(0.831, 1.0, "SparseGPT") == "16.9 % less error than SparseGPT"
+    assert verdicts.says_change(1.2033, 1.0, "natural order") == "20.3 % more error than natural order"
+    assert verdicts.says_change(0.3, 0.3, "SparseGPT") == "the same error as SparseGPT"
+    assert verdicts.says_change(0.0, 0.0, "SparseGPT") == "the same error as SparseGPT"
+    assert verdicts.says_change(1.0001, 1.0, "SparseGPT") == "0.010 % more error than SparseGPT"
+
+
+def test_two_numbers_that_differ_are_shown_to_differ() -> None:
+    assert wording.apart(12.98, 13.04) == ["12.98", "13.04"]
+    assert wording.apart(20.0, 30.0) == ["20.0", "30.0"]
+    assert wording.apart(13.0, 13.0) == ["13.0", "13.0"]
+    assert wording.apart(1234.5, 1234.9) == ["1 234", "1 235"]
+    whose = "the dense model's"
+    unknown = compare(result("A", losses=(), value=12.98), result("B", losses=(), value=13.04))
+    assert verdicts.says_move(12.98, 13.04, whose, unknown) == "from 12.98 to 13.04, 1.005 times the dense model's"
+    same = compare(result("A"), result("B"))
+    assert verdicts.says_move(13.0, 13.0, whose, same) == "from 13.0 to the same, to the last digit"
+    near = compare(result("A"), result("B", EASY_AND_HARD + WOBBLE))
+    assert verdicts.says_move(13.0, 13.04, whose, near).endswith("(95 % interval 0.9880 to 1.019, no clear difference)")
+
+
+# Cautions
+
+
+def layers(**more: object) -> pd.DataFrame:
+    table = {"layer": ["a", "b"], "tokens": 512, "columns": [256, 64], "dead_columns": 0, "is_damping_raised": False}
+    return pd.DataFrame(table | {"relative_error": 0.1, "held_out_error": 0.12} | more)
+
+
+@pytest.mark.parametrize(
+    ("more", "brief", "said"),
+    [
+        ({"tokens": 128}, "fewer tokens than columns", "In one of two layers calibration tokens are fewer"),
+        ({"dead_columns": [3, 0]}, "dead columns", "In one of two layers some input columns were 0"),
+        ({"is_damping_raised": [True, None]}, "damping raised", "In one of two layers damping had to be raised"),
+        ({"held_out_error": [0.16, 0.1]}, "over-fitted", "more than 1.5 times the calibration error"),
+        ({"held_out_error": [np.nan, 0.1]}, "nothing held out", "In one of two layers nothing was held out"),
+    ],
+)
+def test_cautions_travel_with_a_result(more: dict, brief: str, said: str) -> None:
+    assert list(verdicts.caution_column(layers(**more))) == [brief, ""]
+    (sentence,) = verdicts.cautions(layers(**more))
+    assert said in sentence
+    (alone,) = verdicts.cautions(layers(**more).head(1))
+    assert not alone.startswith("In ")
+
+
+def test_several_cautions_and_none() -> None:
+    assert list(verdicts.caution_column(layers())) == ["", ""]
+    both = layers(tokens=8, held_out_error=np.nan)
+    assert list(verdicts.caution_column(both)) == ["fewer tokens than columns; nothing held out"] * 2
+    assert len(verdicts.cautions(both)) == 2
+    assert verdicts.cautions(layers()[["layer", "relative_error"]]) == []  # of what is not known, nothing is said
+
+
+def test_layers_are_judged_in_one_sentence() -> None:
+    assert verdicts.says_layers(["pass"] * 210) == "All 210 layers pass every check"
+    statuses: list = ["pass"] * 174 + ["look"] * 35 + ["fail"]
+    assert verdicts.says_layers(statuses) == "One of 210 layers is defective, 35 need review, 174 pass"
+    assert verdicts.says_layers(["look", "pass"]) == "One of two layers needs review, one passes"
