@@ -27,7 +27,8 @@ class Metric:
 
     label: str
     unit: str
-    kind: str = "magnitude"  # "magnitude", "change" (centred on 0), "log", or "root" (of magnitudes; below 0 as 0)
+    # "magnitude" (centred on 0 if some are below), "change" (always so), "log", or "root" (of magnitudes; below 0 as 0)
+    kind: str = "magnitude"
     who: str = ""  # of a change: what SparseGPT is compared with
 
     def text(self, value: float) -> str:
@@ -41,6 +42,7 @@ METRICS = {
     "held_out_gain": Metric(
         "Held-out gain of two-level order over SparseGPT", "held-out error saved", "change", "Two-level order"
     ),
+    "own": Metric("Your number", "your number"),
     # of a table of damages
     "damage": Metric("Damage", "nats per token", "root"),
     "relative_error": Metric("Calibration error", "relative error"),
@@ -206,9 +208,13 @@ def _colours(known: Metric, values: pd.Series, name: str, theme: Theme) -> dict[
     """Scale, limits and colour bar of a map."""
     present = values[np.isfinite(values)]
     largest = float(present.abs().max()) if present.any() else 1.0
-    if known.kind == "change":
-        scale = {"colorscale": palette.DIVERGING[theme], "reversescale": True}  # less error is purple on every page
-        bar = marks.colourbar(known.unit, tickformat=".0%")
+    is_change = known.kind == "change"
+    if is_change or (known.kind == "magnitude" and (present < 0).any()):
+        scale = {
+            "colorscale": palette.DIVERGING[theme],
+            "reversescale": is_change,
+        }  # less error is purple on every page
+        bar = marks.colourbar(known.unit, **({"tickformat": ".0%"} if is_change else {}))
         return scale | {"zmin": -largest, "zmax": largest, "colorbar": bar}
     low, high, bar = 0.0, 1.0 if name == "relative_range" else largest, marks.colourbar(known.unit)
     if known.kind == "log":

@@ -12,7 +12,9 @@ from app import components, session, words
 from app.figures import overview as figures
 from app.figures import palette
 from app.runs import finished
+from app.runs.widgets import linked
 from app.study import tables, trust
+from app.study.own_numbers import read_numbers
 from app.study.setup import THRESHOLD
 from app.study.study import Study
 from rose.report import csv_text
@@ -34,7 +36,9 @@ METRICS = {
     ),
     "error": ("Error", ""),
     "held_out": ("Held-out error", ""),
+    "own": ("Your numbers", "A number for each layer, from a CSV file with the columns layer and value."),
 }
+OWN = "own"
 ERRORS = ("error", "held_out")
 MAPS, TRUST = "Maps", "Trust"
 VIEWS = {name: name for name in (MAPS, TRUST)}
@@ -49,12 +53,15 @@ def draw() -> None:
         components.while_measured(study, lambda: trust.all_layers(study))
         return
     metric = choose()
+    own = own_numbers(study) if metric == OWN else None
 
     def arriving() -> None:
         table = session.overview(study)
         if table.empty:
             st.info("The first layers are being measured and appear here as they finish.")
             return
+        if own is not None:
+            table = table.assign(own=table["layer"].map(own))
         results(study, table, metric)
 
     components.while_measured(study, arriving)
@@ -83,10 +90,28 @@ def choose() -> str:
     return chosen
 
 
+def own_numbers(study: Study) -> pd.Series | None:
+    """Somebody's own numbers by layer; None until there is a file that can be read."""
+    left, right = st.columns(2)
+    upload = left.file_uploader("Numbers of layers, CSV", type="csv", key="own-numbers")
+    path = right.text_input("or its path on this machine", **linked("own_path"), placeholder="~/scores.csv").strip()
+    if upload is None and not path:
+        return None
+    try:
+        known, unknown = read_numbers(path if upload is None else upload.getvalue(), study.layer_names)
+    except rose.RoseError as problem:
+        components.error(problem)
+        return None
+    if unknown:
+        names = ", ".join(unknown[:NAMED]) + (" …" if len(unknown) > NAMED else "")
+        components.warning(f"Left out, as this model has no such layer: {names[:400]}.")
+    return known
+
+
 def results(study: Study, table: pd.DataFrame, metric: str) -> None:
     flips(table)
     look = components.look_over()
-    if table[metric].notna().any():
+    if metric in table and table[metric].notna().any():
         kinds = {"": "Largest of all"} | {
             kind: kind.rpartition(".")[2] for kind in figures.expert_kinds(study.layer_names)
         }
@@ -111,6 +136,8 @@ def nothing_in(metric: str, *, has_held_out: bool) -> str:
         return "There are no held-out samples in this set-up; ask for some on the start page."
     if metric in ("gain", "held_out_gain"):
         return "SparseGPT makes no error in any layer at this sparsity, so there is none for an order to save."
+    if metric == OWN:
+        return "Give a file above, and its numbers are drawn here."
     return "No layer measured so far has a value here."
 
 
@@ -190,12 +217,13 @@ def exact(study: Study, table: pd.DataFrame) -> None:
         hide_index=True,
         height=420,
         column_order=[
-            "block_index", "projection", "relative_range", "is_columnar", "held_out_gain", "gain", *errors, "condition",
-            "rows", "columns", "dead_columns", "live_range", "damping",
+            "block_index", "projection", *([OWN] if OWN in table else []), "relative_range", "is_columnar",
+            "held_out_gain", "gain", *errors, "condition", "rows", "columns", "dead_columns", "live_range", "damping",
         ],
         column_config={
             "block_index": number("Decoder block", pinned=True),
             "projection": st.column_config.TextColumn("Projection", pinned=True),
+            OWN: number("Your number"),
             "relative_range": bar("Relative range", form="%.2f"),
             "is_columnar": st.column_config.CheckboxColumn("Columnar"),
             "held_out_gain": number("Held-out gain of two-level order", format="percent"),

@@ -4,13 +4,16 @@ import json
 import re
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
+import rose
 from app import shared, words
 from app.figures import palette
+from app.study.own_numbers import read_numbers
 from app.study.study import Study
 from rose.model.walk.walk import BlockStatistics
 from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts, titles
@@ -129,6 +132,42 @@ def test_numbers_that_no_layer_has_are_explained() -> None:
     said = texts(open_page(PAGE, measured_study(sparsity="0"), metric="Two-level gain"))
     assert "SparseGPT makes no error in any layer at this sparsity" in said
     assert "There are no held-out samples" not in said
+
+
+def test_ones_own_numbers_are_drawn_as_one_more_map(study: Study, tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    rows = {name: (-1) ** at * at for at, name in enumerate(study.layer_names)}
+    listed = "".join(f"{value},x,{name}\n" for name, value in rows.items())
+    path.write_text(f"value,more,layer\n{listed}1,x,[gone](http://a.example)\n")
+    app = open_page(PAGE, study, metric="Your numbers", own_path=str(path))
+    assert findings(app)[0] == f"Your number is highest in {words.short_layer(study.layer_names[20])}, 20.0"
+    heat = json.loads(figures(app)[0])["data"][0]
+    assert (heat["zmin"], heat["zmax"]) == (-20, 20)  # centred, as some are below 0
+    assert list(app.main.dataframe[0].value["own"]) == list(rows.values())
+    assert r"this model has no such layer: \[gone\]" in texts(app)
+    path.write_text("layer,value\n")
+    app.run()
+    assert "The file names no layer of this model" in texts(app)
+    assert "Give a file above" in texts(app)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"name,value\na,1\n", "no columns layer and value"),
+        (b"layer,value\na,1\n\nb,nan\n", "Line 4, column value: 'nan' is no finite number"),
+        (b"layer,value\na,1e39\n", "Line 2, column value: '1e39' is no finite number"),
+        (b"layer,value\na,1_0\n", "Line 2, column value: '1_0' is no finite number"),
+        (b"layer,value\na,1\na,2\n", "Line 3, column layer: a is there twice"),
+        (b"layer,value\na\n", "Line 2 has 1 fields, and the first line 2"),
+        (b"layer,value\nc,1\n", "names no layer of this model, such as c; its layers are called a"),
+        (b"\xff\xfe", "cannot be read as text"),
+        ("/nowhere/scores.csv", "There is no file /nowhere/scores.csv"),
+    ],
+)
+def test_a_file_of_numbers_that_cannot_be_is_refused(content: bytes | str, says: str) -> None:
+    with pytest.raises(rose.RoseError, match=re.escape(says)):
+        read_numbers(content, ["a", "b"])
 
 
 def test_a_layer_chosen_here_is_chosen_on_all_pages(study: Study) -> None:

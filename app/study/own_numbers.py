@@ -1,0 +1,71 @@
+"""Numbers that somebody else has found for layers, from a CSV file. No Streamlit here."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Collection
+from math import isfinite
+
+import pandas as pd
+
+from rose import RoseError
+from rose.files import LARGEST, check_small, expand
+from rose.report import FLOAT32_MAX
+
+COLUMNS = ("layer", "value")
+
+
+def read_numbers(source: str | bytes, layers: Collection[str]) -> tuple[pd.Series, list[str]]:
+    """Reads a CSV file with the columns layer and value, from its path or its content; others are left out.
+
+    Returns:
+        The numbers by layer, of those among `layers`; and the names that are not among them.
+
+    Raises:
+        RoseError: no such file, other columns, no layer of these, or a row that is none, with its line and column.
+    """
+    found: dict[str, float] = {}
+    try:
+        rows = csv.reader(io.StringIO(_content(source)), strict=True)
+        head = [name.strip() for name in next(rows, [])]
+        if not set(COLUMNS) <= set(head):
+            raise RoseError(f"The file has no columns {' and '.join(COLUMNS)} in its first line; add them.")
+        name_at, value_at = map(head.index, COLUMNS)
+        for row in filter(None, rows):
+            where = f"Line {rows.line_num}"
+            if len(row) != len(head):
+                raise RoseError(f"{where} has {len(row)} fields, and the first line {len(head)}; correct the file.")
+            name, text = row[name_at].strip(), row[value_at].strip()
+            if name in found:
+                raise RoseError(f"{where}, column layer: {name[:80]} is there twice; correct the file.")
+            found[name] = _number(text, where)
+    except csv.Error as problem:
+        raise RoseError(f"The file cannot be read as CSV ({problem}); correct it.") from problem
+    known = pd.Series({name: value for name, value in found.items() if name in layers}, dtype=float)
+    if known.empty:
+        example = f", such as {next(iter(found))[:80]}" if found else ""
+        raise RoseError(f"The file names no layer of this model{example}; its layers are called {next(iter(layers))}.")
+    return known, [name for name in found if name not in layers]
+
+
+def _content(source: str | bytes) -> str:
+    try:
+        if isinstance(source, str):
+            check_small(source)
+            source = expand(source).read_bytes()
+        if len(source) > LARGEST:
+            raise RoseError(f"The file is larger than {LARGEST // 10**6} MB, so it is no table of layers.")
+        return source.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise RoseError(f"The file cannot be read as text ({problem}); choose another.") from problem
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        value = float(text.replace("_", "?"))  # which Python reads, and no other program
+    except ValueError:
+        value = float("nan")
+    if not (isfinite(value) and abs(value) <= FLOAT32_MAX):
+        raise RoseError(f"{where}, column value: {text[:40]!r} is no finite number; correct the file.")
+    return value
