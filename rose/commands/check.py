@@ -84,10 +84,11 @@ def _print(name: str, found: CheckpointCheck) -> None:
     if len(changed):
         kinds = ", ".join(f"{count} of kind {kind}" for kind, count in changed.items())
         terminal.say(f"Other tensors that differ: {kinds}")
-    if method := summary["method"]:
-        whose = KNOWN[method["name"]].label + (", towards the dense model" if method["target"] == "dense" else "")
-        shares = f"{method['agreement']:.1%} of what they remove in common; by chance {method['chance']:.1%}"
-        terminal.say(f"Masks of {method['layers']} layers are those of {whose} ({shares})")
+    if near := summary["nearest"]:
+        whose = KNOWN[near["name"]].label + (", towards the dense model" if near["target"] == "dense" else "")
+        shares = f"{near['agreement']:.1%} of what they remove in common; by chance {near['chance']:.1%}"
+        how = "those of" if summary["method"] else "nearest to those of"
+        terminal.say(f"Masks of {near['layers']} layers are {how} {whose} ({shares})")
     if "error" in layers:
         known = layers.dropna(subset=["error"])
         means = known[[column for column in known if "error" in column and "held_out" not in column]].mean()

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.layer.statistics import is_finite
 
 GROUPS = (2, 4, 8, 16, 32)  # M of the N:M patterns that are looked for
 NEARLY = 0.95  # share of the groups that keep exactly N, from which on the others break a pattern
@@ -20,7 +22,7 @@ LEVELS = (4, 8, 16, 32, 64, 256)  # values of grids of 2, 3, 4, 5, 6 and 8 bits
 TELLING = 8  # nonzeros that tell a grid, and groups of so many
 UNLIKE = 0.3  # cosine below which two vectors of weights have nothing to do with each other
 ROUNDING = 2**-8  # of a weight, as bfloat16 rounds it
-SAMPLED_ROWS = 64  # rows that grids are looked for in
+SAMPLED_ROWS, FEW_ROWS = 64, 16  # rows that grids are looked for in, and those that tell that there is none
 
 
 @dataclass(frozen=True)
@@ -123,26 +125,32 @@ def weight_change(before: Tensor, after: Tensor) -> WeightChange:
         raise RoseError(
             f"W is of shape {tuple(before.shape)} and V of {tuple(after.shape)}; they do not belong together."
         )
-    finite = torch.isfinite(after)
-    broken = after.numel() - int(finite.sum())
-    was, now = before.float(), torch.where(finite, after, 0).float() if broken else after.float()
+    was, now, broken = before.float(), after.float(), 0
+    if not is_finite(after):
+        finite = torch.isfinite(after)
+        broken, now = after.numel() - _count(finite), torch.where(finite, now, 0)
     zero, zero_before = now == 0, was == 0
-    kept = ~zero & finite
-    of_kept = torch.where(kept, was, 0)
-    gap, length, own = (torch.linalg.vector_norm(x).item() for x in (now - of_kept, of_kept, now))
-    moved = int(((now != was) & kept).sum()) / max(1, int(kept.sum()))
-    rounded = rounded_to(of_kept, now) if moved and gap < ROUNDING * length else None
-    alike = (now * of_kept).sum(dtype=torch.float64).item() / (length * own) if length and own else 0.0
+    of_kept = was.masked_fill(zero, 0)
+    differ = _count(now != of_kept)
+    length, own = (torch.linalg.vector_norm(x).item() for x in (of_kept, now))
+    gap, alike = 0.0, float(length > 0)
+    if differ:
+        gap = torch.linalg.vector_norm(now - of_kept).item()
+        alike = torch.dot(now.flatten(), of_kept.flatten()).item() / (length * own) if length else 0.0
+    rounded = rounded_to(of_kept, now) if differ and gap < ROUNDING * length else None
+    moved = 0.0 if rounded else differ / max(1, now.numel() - _count(zero))
+    removed = zero & finite if broken else zero
+    count, count_before = _count(removed), _count(zero_before)
     return WeightChange(
         shape=(before.shape[0], before.shape[1]),
         not_finite=broken,
-        zeros_before=int(zero_before.sum()),
-        zeros=int((zero & finite).sum()),
-        refilled=int((zero_before & kept).sum()),
-        pattern=find_pattern(zero & finite),
-        empty_rows=_empty(kept, zero_before, 1),
-        empty_columns=_empty(kept, zero_before, 0),
-        moved=0.0 if rounded else moved,
+        zeros_before=count_before,
+        zeros=count,
+        refilled=_count(zero_before & ~zero) if count_before else 0,
+        pattern=find_pattern(removed) if count else FoundPattern("none"),
+        empty_rows=_empty(was, now, 1),
+        empty_columns=_empty(was, now, 0),
+        moved=moved,
         rounded=rounded,
         change=gap / length if length else 0.0,
         cosine=alike,
@@ -159,9 +167,14 @@ def rounded_to(before: Tensor, after: Tensor) -> str | None:
     return next((str(one).removeprefix("torch.") for one in found), None)
 
 
-def _empty(kept: Tensor, zero_before: Tensor, axis: int) -> tuple[int, ...]:
-    gone = ~kept.any(axis) & ~zero_before.all(axis)
-    return tuple(gone.nonzero().flatten().tolist())
+def _count(mask: Tensor) -> int:
+    """How many are True; NumPy counts bytes at once, ten times as fast as a sum."""
+    return int(np.count_nonzero(mask.numpy())) if mask.device.type == "cpu" else int(mask.sum())
+
+
+def _empty(before: Tensor, after: Tensor, axis: int) -> tuple[int, ...]:
+    was, now = (torch.linalg.vector_norm(x, ord=torch.inf, dim=axis) for x in (before, after))
+    return tuple(((now == 0) & (was != 0)).nonzero().flatten().tolist())
 
 
 def find_pattern(mask: Tensor) -> FoundPattern:
@@ -173,11 +186,12 @@ def find_pattern(mask: Tensor) -> FoundPattern:
         found = _grouped(some, of) and _grouped(mask, of)
         if found:
             return found
-    rows, columns = mask.sum(1), mask.shape[1]
+    ones, columns = mask.float(), mask.shape[1]  # exact sums, and quick ones
+    rows = ones.sum(1)
     if len(rows) > 1 and int(rows.max() - rows.min()) <= 1 and int(rows.max()) < columns:
         return FoundPattern("row")
     if columns >= 2 * BLOCK:
-        whole = mask[:, : columns // BLOCK * BLOCK].unflatten(1, (-1, BLOCK)).sum((0, 2))
+        whole = ones.sum(0)[: columns // BLOCK * BLOCK].unflatten(0, (-1, BLOCK)).sum(1)
         if int(whole.max() - whole.min()) <= 1 and int(whole.max()) < BLOCK * len(mask):
             return FoundPattern("block")
     return FoundPattern("layer")
@@ -206,14 +220,19 @@ def find_grid(weight: Tensor) -> FoundGrid | None:
     for group in GRIDS:
         columns = weight.shape[1] if group == "row" else int(group)
         if weight.shape[1] % columns == 0 and (group == "row" or columns < weight.shape[1]):
-            parts = _some_rows(weight).reshape(-1, columns)
-            levels = _multiples(parts) or _few_values(parts)
+            # Most weights lie on none, which few rows tell.
+            levels = _levels(_some_rows(weight, FEW_ROWS), columns) and _levels(_some_rows(weight), columns)
             found += [FoundGrid(levels, None if group == "row" else columns)] if levels else []
     return min(found, key=lambda grid: grid.levels, default=None)
 
 
-def _some_rows(matrix: Tensor) -> Tensor:
-    return matrix[torch.linspace(0, len(matrix) - 1, min(SAMPLED_ROWS, len(matrix)), device=matrix.device).long()]
+def _some_rows(matrix: Tensor, count: int = SAMPLED_ROWS) -> Tensor:
+    return matrix[torch.linspace(0, len(matrix) - 1, min(count, len(matrix)), device=matrix.device).long()]
+
+
+def _levels(weight: Tensor, columns: int) -> int | None:
+    parts = weight.reshape(-1, columns)
+    return _multiples(parts) or _few_values(parts)
 
 
 def _multiples(parts: Tensor) -> int | None:

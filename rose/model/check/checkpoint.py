@@ -47,7 +47,7 @@ class CheckpointCheck:
             it, and with tokens its errors (see `Costs`) and the method whose mask is nearest.
         others: a row for each other tensor that differs: see `OtherTensor`.
         summary: totals, and what is gone altogether (see `Gone`); with tokens also drift by decoder block,
-            perplexities, and the method that made the masks, None where none did.
+            perplexities, the method that masks are `nearest` to, and as `method` that which has made nearly all.
     """
 
     layers: pd.DataFrame
@@ -148,7 +148,7 @@ def check_checkpoint(
     gone = find_gone({name: (one.layer, one.change) for name, one in found.items()}, networks[0].config)
     judged = {name: replace(verdict, reason=verdict.reason + gone.of(name)) for name, verdict in _judge(found).items()}
     summary = _summary(found, judged) | {"gone": gone.row(), "drift": drifts}
-    summary |= {"method": _method_of(found), "methods": list(methods) if streams else []}
+    summary |= _method_of(found) | {"methods": list(methods) if streams else []}
     windows = held_out if held_out is not None else tokens
     if windows is not None and not any(network.is_streamed for network in networks):
         summary |= {"perplexity_dense": perplexity(dense, windows), "perplexity": perplexity(pruned, windows)}
@@ -238,16 +238,24 @@ def _table_of(others: Sequence[OtherTensor]) -> pd.DataFrame:
     return pd.DataFrame([one.row() for one in others], columns=columns).astype({"is_wrong": bool})
 
 
-def _method_of(found: Mapping[str, _Layer]) -> dict[str, Any] | None:
-    """The method whose masks nearly all pruned layers have, with the mean agreement; None where there is none."""
+def _method_of(found: Mapping[str, _Layer]) -> dict[str, Any]:
+    """`nearest`: the method that most masks are nearest to, with the mean agreement; None without masks or methods.
+    `method`: that one where it has made nearly all of them, else None."""
     known = [one.nearest for one in found.values() if one.nearest]
-    names = [(one.method, one.target) for one in known if one.is_same]
+    names = [(one.method, one.target) for one in known]
     best = max(set(names), key=names.count, default=None)
-    if best is None or names.count(best) < verdicts.PEERS * len(known):
-        return None
-    shared = [one.shared for one in known if (one.method, one.target) == best]
-    mean = {"agreement": fmean(one.jaccard for one in shared), "chance": fmean(one.chance for one in shared)}
-    return {"name": best[0], "target": best[1], "layers": len(shared)} | mean
+    own = [one for one in known if (one.method, one.target) == best]
+    if best is None:
+        return {"method": None, "nearest": None}
+    nearest = {
+        "name": best[0],
+        "target": best[1],
+        "layers": len(own),
+        "agreement": fmean(one.shared.jaccard for one in own),
+        "chance": fmean(one.shared.chance for one in own),
+    }
+    is_same = sum(one.is_same for one in own) >= verdicts.PEERS * len(known)
+    return {"method": nearest if is_same else None, "nearest": nearest}
 
 
 def _table(found: Mapping[str, _Layer], judged: Mapping[str, Verdict]) -> pd.DataFrame:

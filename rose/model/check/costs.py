@@ -22,7 +22,7 @@ from rose.layer.target import corrected_weight, target_error
 from rose.model.check.inputs import LayerInputs
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "rose", RECOMMENDED)
-REFIT_STEPS = 8  # of conjugate gradients from compensated weights; docs/check.md has what more would find
+REFIT_STEPS = 12  # of conjugate gradients from the weights found; 24 find half a percent more (docs/check.md)
 DAMPING = 0.01
 SAME_MASK = 0.9  # share in common of what two masks remove, from which on they are one method's
 
