@@ -1,9 +1,9 @@
 """Faults planted in checkpoints of the packaged model, and what `rose check` says: python -m tests.benchmarks.planted.
 
 Every checkpoint is made with plain torch and transformers from one that SparseGPT has pruned, written by
-`save_pretrained`, and read and checked as a stranger's. A fault counts as found where its layers, and nothing else, are
-accused of its kind. `--blocks N` takes the first decoder blocks alone, `--names` some of the faults. Rows go to
-docs/results/planted.csv, and what is there is not done again.
+`save_pretrained`, and read and checked as a stranger's. A fault counts as found where each of its layers is given its
+verdict, something is wrong, and no other layer is accused. `--blocks N` takes the first decoder blocks alone; names
+choose some of the faults. Rows go to docs/results/planted.csv, and what is there is not done again.
 """
 
 import copy
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -125,7 +126,7 @@ def faults(tokens: Tensor, other: Tensor, middle: int) -> dict[str, Fault]:
     """By name; `middle`: a decoder block in the middle."""
     one, two, three = (LAYER(middle, name) for name in ("self_attn.k_proj", "mlp.up_proj", "self_attn.o_proj"))
     far = LAYER(middle + 1, "self_attn.k_proj")
-    merged = [LAYER(middle + k, "mlp.gate_proj") for k in range(3)]
+    merged = [LAYER(middle + k, "mlp.gate_proj") for k in (-1, 0, 1)]
     both = ("magnitude", "wanda", "sparsegpt", "rose")
     return {
         "nothing": Fault("sparsegpt", lambda _: None),
@@ -183,14 +184,15 @@ def first_blocks(model: Any, blocks: int) -> Any:
 
 def judge(fault: Fault, found: rose.CheckpointCheck) -> dict[str, Any]:
     """What was found, as a row."""
-    told = dict(zip(found.wrong["name"], found.wrong["verdict"], strict=True))
+    told = set(found.wrong["name"])
+    named = pd.concat([found.layers.rename(columns={"layer": "name"}), found.others]).set_index("name")["verdict"]
     expected = dict.fromkeys(found.layers["layer"], fault.expected["*"]) if "*" in fault.expected else fault.expected
-    missed = [name for name, verdict in expected.items() if told.get(name) != verdict]
-    accused = [name for name in told if name not in expected]
+    missed = [name for name, verdict in expected.items() if named.get(name) != verdict]
+    accused = told - expected.keys()
     method = found.summary["method"] or {}
     recognized = not fault.method or method.get("name") == fault.method
     return {
-        "found": "yes" if not missed and not accused and recognized else "no",
+        "found": "yes" if not missed and not accused and recognized and bool(told) == bool(expected) else "no",
         "accused": len(told),
         "missed": len(missed),
         "accused_besides": len(accused),
