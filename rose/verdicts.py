@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
 
-from rose.layer.checks import OVERFIT, Status
+from rose.layer.checks import OVERFIT
 from rose.wording import apart, count, listing, number, out_of, percent, sentence, word
 
 CONFIDENCE = 0.95  # of every interval
@@ -374,6 +374,11 @@ def front(results: Sequence[Result]) -> Front:
     return Front(is_on, tuple(steps))
 
 
+def is_same(one: float, other: float) -> bool:
+    """Whether two measured numbers are one, up to rounding."""
+    return math.isclose(one, other, rel_tol=SAME)
+
+
 # Changes in per cent: always of the reference, which the sentence names
 
 
@@ -383,13 +388,19 @@ def change(value: float, reference: float) -> float:
 
 
 def says_change(value: float, reference: float, whose: str, what: str = "error") -> str:
-    """ "16.9 % less error than SparseGPT", "the same error as SparseGPT"; per cent of the reference's number."""
+    """ "16.9 % less error than SparseGPT", "the same error as SparseGPT"; per cent of the reference's number.
+
+    The shorter "16.9 % less than SparseGPT" without a `what`.
+    """
     moved = change(value, reference)
+    what = what and f"{what} "
+    if math.isnan(moved) and value > 0:
+        return f"more {what}than {whose}, which has none"
     if math.isnan(moved) or abs(moved) <= SAME:
-        return f"the same {what} as {whose}"
+        return f"the same {what}as {whose}"
     share = abs(moved)
     shown = percent(share) if share >= 0.001 else f"{number(100 * share, 2)} %"
-    return f"{shown} {'less' if moved < 0 else 'more'} {what} than {whose}"
+    return f"{shown} {'less' if moved < 0 else 'more'} {what}than {whose}"
 
 
 def says_move(before: float, after: float, whose: str, verdict: Verdict) -> str:
@@ -491,19 +502,13 @@ def cautions(table: pd.DataFrame) -> list[str]:
     return said
 
 
-LAYER = {"pass": "passes", "look": "needs review", "fail": "is defective"}  # the verdict on a layer by its checks
+VERBS = {"fail": ("fails", "fail"), "look": ("needs review", "need review"), "pass": ("passes", "pass")}
 
 
-def says_layers(statuses: Sequence[Status]) -> str:
-    """The worst status of every layer as one sentence: "One of 210 layers is defective, 35 need review, 174 pass"."""
-    every = len(statuses)
-    if every and all(status == "pass" for status in statuses):
-        return f"{sentence(out_of(every, every, 'layer'))} pass{'es' if every == 1 else ''} every check"
-    plural = {"pass": "pass", "look": "need review", "fail": "are defective"}
-    counts = {status: sum(one == status for one in statuses) for status in ("fail", "look", "pass")}
-    known = {status: some for status, some in counts.items() if some}
-    parts = [f"{word(some)} {LAYER[status] if some == 1 else plural[status]}" for status, some in known.items()]
-    if parts:
-        some, _, rest = parts[0].partition(" ")
-        parts[0] = f"{some} of {count(every, 'layer')} {rest}"
-    return sentence(", ".join(parts))
+def says_statuses(statuses: Sequence[str], noun: str) -> str:
+    """Of checks, or of layers by their worst check: "12 checks: none fails, one needs review, eleven pass"."""
+    parts = []
+    for status, (one, several) in VERBS.items():
+        found = sum(each == status for each in statuses)
+        parts.append(f"{word(found)} {one if found == 1 else several}" if found else f"none {one}")
+    return f"{sentence(count(len(statuses), noun))}: {', '.join(parts)}"

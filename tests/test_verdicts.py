@@ -183,6 +183,8 @@ def test_a_change_is_of_the_reference() -> None:
     assert verdicts.says_change(1.2033, 1.0, "natural order") == "20.3 % more error than natural order"
     assert verdicts.says_change(0.3, 0.3, "SparseGPT") == "the same error as SparseGPT"
     assert verdicts.says_change(0.0, 0.0, "SparseGPT") == "the same error as SparseGPT"
+    assert verdicts.says_change(0.831, 1.0, "SparseGPT", "") == "16.9 % less than SparseGPT"
+    assert verdicts.says_change(0.1, 0.0, "SparseGPT") == "more error than SparseGPT, which has none"
     assert verdicts.says_change(1.0001, 1.0, "SparseGPT") == "0.010 % more error than SparseGPT"
 
 
@@ -234,8 +236,7 @@ def test_several_cautions_and_none() -> None:
     assert verdicts.cautions(layers()[["layer", "relative_error"]]) == []  # of what is not known, nothing is said
 
 
-def test_layers_are_judged_in_one_sentence() -> None:
-    assert verdicts.says_layers(["pass"] * 210) == "All 210 layers pass every check"
-    statuses: list = ["pass"] * 174 + ["look"] * 35 + ["fail"]
-    assert verdicts.says_layers(statuses) == "One of 210 layers is defective, 35 need review, 174 pass"
-    assert verdicts.says_layers(["look", "pass"]) == "One of two layers needs review, one passes"
+def test_checks_are_counted_in_one_sentence() -> None:
+    statuses = ["pass"] * 174 + ["look"] * 35 + ["fail"]
+    assert verdicts.says_statuses(statuses, "layer") == "210 layers: one fails, 35 need review, 174 pass"
+    assert verdicts.says_statuses(["pass"], "check") == "One check: none fails, none needs review, one passes"

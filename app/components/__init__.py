@@ -14,7 +14,7 @@ from app.components.needs import (
     wait_for,
     while_measured,
 )
-from app.components.said import error, info, warning
+from app.components.said import cautions, error, info, warning
 from app.components.work import (
     cancel_button,
     duration,

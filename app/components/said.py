@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
@@ -19,3 +20,9 @@ def warning(text: object, icon: str = ":material/warning:") -> None:
 
 def info(text: object, icon: str | None = None, **more: Any) -> None:
     st.info(words.plain(text), icon=icon, **more)
+
+
+def cautions(sentences: Sequence[str]) -> None:
+    """How far the numbers above can be trusted; nothing where there is no doubt."""
+    if sentences:
+        st.caption(f":material/warning: {words.plain(' '.join(sentences))}")

@@ -14,7 +14,7 @@ from app import words
 from app.figures import marks, palette, shrinking, style
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
-from rose import METHODS, LayerResult, RoseError
+from rose import METHODS, LayerResult, RoseError, verdicts
 from rose.layer.order import visited_blocks
 
 # Sweeps, by order and budget, that a method makes of every layer; ROSE visits only columnar layers in its order.
@@ -31,7 +31,12 @@ NUMBERED, NAMED = 24, 8  # pruned blocks up to which each has its number below i
 
 
 def error_curve(
-    results: Mapping[str, LayerResult], dense_energy: float, *, layer: str = "", theme: Theme = "light"
+    results: Mapping[str, LayerResult],
+    dense_energy: float,
+    *,
+    reference: tuple[str, float] | None = None,
+    layer: str = "",
+    theme: Theme = "light",
 ) -> Drawing:
     """Error against pruned blocks for several orders (the paper's Figure 1a), without damping as everywhere.
 
@@ -41,6 +46,7 @@ def error_curve(
     Args:
         results: by order name, or "NAME + layer" for the layer budget; traced, `trace="errors"` is enough.
         dense_energy: tr(W H Wᵀ), what errors are relative to.
+        reference: name and relative error of what per cent are of; natural order where it is drawn.
     """
     if not results or dense_energy <= 0:
         raise RoseError("There is no sweep to show; choose at least one order on a layer with a signal.")
@@ -57,7 +63,10 @@ def error_curve(
         hover = f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}"
         marks.lines(figure, np.arange(len(mean)), mean, look, hover)
         ends.append((float(mean[-1]), look.label.replace(", mean of ", "<br>mean of "), look.colour, look.dash))
-    best, worst = min(final, key=final.__getitem__), max(final, key=final.__getitem__)
+    best = min(final, key=final.__getitem__)
+    base = next((name for name in ("natural", "natural + layer") if name in final), None)
+    if reference is None and base is not None:
+        reference = run_style(base).label, final[base]
     blocks = max(len(curve) for curve in curves.values()) - 1
     if len(final) == 1:
         curve = curves[next(iter(curves))]
@@ -65,16 +74,22 @@ def error_curve(
         share = np.diff(curve).max() / curve[-1] if curve[-1] else 0.0
         finding = f"{run_style(best).label}: step {jump + 1} of {blocks} brings {words.percent(share, 0)} of the error"
     else:
-        finding = f"{run_style(best).label} ends lowest, at {words.number(final[best])}"
+        lowest = [name for name in final if verdicts.is_same(final[name], final[best])]
+        ends_lowest = "ends lowest" if len(lowest) == 1 else "end lowest"
+        finding = f"{words.listing([run_style(name).label for name in lowest])} {ends_lowest}"
+        finding += f", at {words.number(final[best])}"
     dotted = "; dotted: layer budget" if any(name.endswith(" + layer") for name in final) else ""
     what = f"Error so far after each pruned block{words.of(layer)}; a line ends at the final error{dotted}"
     top = 1.06 * max(float(curve.max()) for curve in curves.values()) or 1.0
     figure.update_yaxes(range=[0, top])
     figure.update_xaxes(range=[-0.02 * blocks, blocks * 1.02], dtick=marks.whole_step(blocks), zeroline=False)
-    listed = "; ".join(f"{run_style(n).label}: {words.number(v)}" for n, v in sorted(final.items(), key=lambda i: i[1]))
-    caption = f"Final error, lowest first: {listed}."
-    if len(final) > 1 and final[worst] > 0:
-        caption += f" The lowest is {words.percent(1 - final[best] / final[worst])} below the highest."
+    listed = []
+    for name, value in sorted(final.items(), key=lambda pair: pair[1]):
+        label, said = run_style(name).label, words.number(value)
+        if reference is not None and label != reference[0]:
+            said += f", {verdicts.says_change(value, reference[1], reference[0], '')}"
+        listed.append(f"{label}: {said}")
+    caption = f"Final error, lowest first: {'; '.join(listed)}."
     caption += _against_random(curves)
     alt = f"Line chart of the error against pruned blocks for {words.count(len(final), 'sweep')}"
     table = pd.DataFrame({name: pd.Series(curve) for name, curve in curves.items()})
@@ -293,9 +308,7 @@ def position_curve(
     marks.rings(figure, [place + 1], y[x == place], its, size=18, colour=look.colour)
     best, worst = int(x[y.argmin()]), int(x[y.argmax()])
     first, last = float(y[0]), float(y[-1])
-    more = last / first - 1 if first > 0 else 0.0
-    word = "more" if more >= 0 else "less"
-    finding = f"Pruned last, block {block} leaves {words.percent(abs(more))} {word} error than pruned first"
+    finding = f"Pruned last, block {block} leaves {verdicts.says_change(last, first, 'pruned first')}"
     what = f"Final error{words.of(layer)} when block {block} is pruned at each position, one real sweep per mark"
     figure.update_yaxes(range=[0, float(y.max()) * 1.1 or 1])
     figure.update_xaxes(dtick=marks.whole_step(len(x)))
@@ -335,7 +348,7 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", t
     best = str(mean.idxmin())
     finding = f"{labels[best]} has the lowest error"
     if best != "natural":
-        finding = f"{labels[best]} leaves {words.percent(1 - mean[best])} less error than {natural}"
+        finding = f"{labels[best]} leaves {verdicts.says_change(mean[best], 1.0, natural)}"
     what = f"Final error by sparsity{words.of(layer)}, {budget} budget; dashed: {natural}"
     ranked = "; ".join(f"{labels[str(name)]}: {value:.3f}" for name, value in mean.items())
     sparsities = words.count(len(groups), "sparsity", "sparsities")

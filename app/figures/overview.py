@@ -15,7 +15,7 @@ from app import words
 from app.figures import marks, palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
-from rose import RoseError
+from rose import RoseError, verdicts
 
 LISTED_BLOCKS = 6  # decoder blocks that a title names one by one
 DEAD_NAMED = 4  # layers with dead columns that a caption names
@@ -345,10 +345,8 @@ def _gain_caption(rows: pd.DataFrame, columnar: pd.DataFrame, column: str) -> st
         f"({words.percent(float(best[column]))}), least in {words.short_layer(worst['layer'])} "
         f"({words.percent(float(worst[column]))})."
     )
-    if len(rows) > 2 and rows["relative_range"].std() > 0 and rows[column].std() > 0:
-        ranked = rows["relative_range"].rank().corr(rows[column].rank())
-        text += f" Rank correlation with the relative range: {ranked:.2f}.".replace("-", "−")
-    return text
+    ranked = verdicts.rank_correlation(rows["relative_range"], rows[column])
+    return text if ranked is None else f"{text} {verdicts.says_correlation('Relative range', 'this gain', ranked)}."
 
 
 def range_bars(

@@ -142,22 +142,28 @@ def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     tasks = list(dict.fromkeys(table["task"]))
     figure = go.Figure()
     means: dict[str, float] = {}
+    errors: dict[str, float] = {}
     for name, rows in table.groupby("run", sort=False):
         look = palette.named_styles(rows)[0]
         if rows["method"].iloc[0] == "dense":
             look = Style(palette.INKS[theme].muted, look.label)
         values = rows.set_index("task").reindex(tasks)
         means[str(name)] = float(values["accuracy"].mean())
+        errors[str(name)] = float(np.sqrt((values["accuracy_error"] ** 2).sum(skipna=False))) / len(tasks)
         whiskers = {"array": values["accuracy_error"], "color": palette.INKS[theme].text}
         marks.bars(figure, tasks, values["accuracy"], look, f"{look.label}<br>%{{x}}: %{{y:.1%}}", error_y=whiskers)
     dense = [str(name) for name in table.loc[table["method"] == "dense", "run"].unique()]
-    pruned = {name: mean for name, mean in means.items() if name not in dense}
+    pruned = sorted((name for name in means if name not in dense), key=lambda name: -means[name])
     over = f"mean over {words.count(len(tasks), 'task')}"
     if not pruned:
         finding = f"The dense model answers {words.percent(means[dense[0]])} correctly, {over}"
     else:
-        best = max(pruned, key=pruned.__getitem__)
-        finding = f"{best} answers {words.percent(pruned[best])} correctly, {over}"
+        best = pruned[0]
+        finding = f"{best} answers {words.percent(means[best])} correctly, {over}"
+        apart = {name: verdicts.difference(means[best], errors[best], means[name], errors[name]) for name in pruned[1:]}
+        if unclear := [name for name, found in apart.items() if not found.is_clear]:
+            shares = words.listing([words.percent(means[name]) for name in (best, *unclear)])
+            finding = f"No clear difference between {words.listing([best, *unclear])}: {shares} correct, {over}"
         if dense:
             finding += f"; the dense model {words.percent(means[dense[0]])}"
     asked = table.drop_duplicates("task")["questions"]

@@ -12,6 +12,7 @@ from app import words
 from app.figures import marks, palette, shrinking, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
+from rose import verdicts
 
 # The method whose colour each solver has.
 LOOKS = {"sweep": "sparsegpt", "refit": "rose_dealt", "stages": "rose_global", "admm": "rose_admm"}
@@ -78,10 +79,9 @@ def _finding(ways: Mapping[str, tuple[str, pd.DataFrame]], work: float, column: 
     first, *others = sorted(now, key=now.__getitem__)
     if not others:
         return f"{after} only {_lower(first)} has a result"
-    base = ways["sweep"][0] if "sweep" in ways and ways["sweep"][0] in now and ways["sweep"][0] != first else others[0]
-    if now[base] <= now[first]:
-        return f"{after} {_lower(first)} and {_lower(base)} have the same error"
-    return f"{after} {_lower(first)} has {words.percent(1 - now[first] / now[base])} less error than {_lower(base)}"
+    base = ways["sweep"][0] if "sweep" in ways and ways["sweep"][0] in now else others[0]
+    who = first if first != base else others[0]
+    return f"{after} {_lower(who)} has {verdicts.says_change(now[who], now[base], _lower(base))}"
 
 
 def _lower(label: str) -> str:

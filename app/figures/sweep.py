@@ -17,7 +17,7 @@ from app.figures import marks, palette, shrinking, style
 from app.figures.order_lab import so_far
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
-from rose import LayerResult
+from rose import LayerResult, verdicts
 
 Show = Literal["weights", "change"]
 Arrange = Literal["visited", "natural"]
@@ -239,11 +239,8 @@ def _finding(looks: list[Style], now: list[float], final: list[float], step: int
     if len(now) == 1:
         share = now[0] / final[0] if final[0] > 0 else 0.0
         return f"After {step} of {blocks} blocks, {words.percent(share, 0)} of the final error has arisen"
-    if now[0] == now[1]:
-        return f"After {step} of {blocks} blocks both orders have the same error"
-    less = int(now[1] < now[0])
-    share = 1 - now[less] / now[1 - less]
-    return f"After {step} of {blocks} blocks, {looks[less].label} has {words.percent(share)} less error"
+    first, second = (look.label for look in looks)
+    return f"After {step} of {blocks} blocks, {second} has {verdicts.says_change(now[1], now[0], first)}"
 
 
 def _player(steps: Sequence[int], theme: Theme) -> dict[str, Any]:

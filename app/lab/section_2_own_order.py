@@ -12,8 +12,19 @@ from app import components, words
 from app.figures import order_lab as figures
 from app.figures import order_picture
 from app.lab.controls import choose_budget, label, outcomes
-from app.lab.sweeps import BASELINE, WHOLE_BLOCK_ORDERS, Sweep, arrange, dense_energy, ratio, read_own, write_own
+from app.lab.sweeps import (
+    BASELINE,
+    WHOLE_BLOCK_ORDERS,
+    Outcome,
+    Sweep,
+    arrange,
+    dense_energy,
+    ratio,
+    read_own,
+    write_own,
+)
 from app.study.study import Study
+from rose import verdicts
 from rose.layer.order import order_names, visited_blocks
 
 TILE: dict[str, Any] = {"border": True, "height": "stretch", "delta_arrow": "off"}
@@ -66,17 +77,24 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         against = [("SparseGPT", base), ("natural order", natural), ("two-level order", ordered)]
         against = against[1:] if base.sweep.key == natural.sweep.key else against
         tiles = st.columns(1 + len(against))
-        tiles[0].metric("Your order", f"{yours.error:.5f}", "final error", delta_color="off", **TILE)
+        tiles[0].metric("Your order", f"{yours.error:.5f}", *against_base(yours, base), **TILE)
         for tile, (name, other) in zip(tiles[1:], against, strict=True):
-            change = ratio(yours.error, other.error) - 1
-            text = f"yours: {100 * change:+.2f} %" if change else "yours: the same"
-            colour: Any = "off" if not change else "green" if change < 0 else "red"
-            tile.metric(words.sentence(name), f"{other.error:.5f}", text, delta_color=colour, **TILE)
+            tile.metric(words.sentence(name), f"{other.error:.5f}", *against_base(other, base), **TILE)
         # Where nothing has been moved, the order is still the named one.
         results = {one.sweep.run_name: one.result for one in (natural, ordered)} | {"custom": yours.result}
         look, marked = components.look(layer), block if state["base"] in WHOLE_BLOCK_ORDERS else None
-        components.show(figures.error_curve(results, dense_energy(study, layer), **look), "lab-own-curve")
+        drawn = figures.error_curve(results, dense_energy(study, layer), reference=("SparseGPT", base.error), **look)
+        components.show(drawn, "lab-own-curve")
         components.show(order_picture.order_picture(plan, order, marked_block=marked, **look), "lab-own-picture")
+
+
+def against_base(one: Outcome, base: Outcome) -> tuple[str, Any]:
+    """The final error against SparseGPT's, which all per cent here are of, and the colour of that."""
+    if one.sweep.key == base.sweep.key:
+        return "SparseGPT", "off"
+    change = ratio(one.error, base.error) - 1
+    colour = "off" if abs(change) <= verdicts.SAME else "green" if change < 0 else "red"
+    return verdicts.says_change(one.error, base.error, "SparseGPT", ""), colour
 
 
 def own_controls(plan: rose.OrderPlan, state: dict[str, Any]) -> tuple[int | None, str]:

@@ -46,7 +46,7 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
         runs = list(name_apart(runs).values())
     measured = [one for run in runs if (one := pairs.result_of(run)) is not None]
     findings = [f"{verdicts.says_ranking(verdicts.rank(measured))}."] if len(measured) > 1 else []
-    findings += [sentence for run in runs for sentence in run_findings(run)]
+    findings += [sentence for run in runs for sentence in run_findings(run)] + pairs.cautions_of(runs)
     drawings: list[Drawing] = []
     tables = {"Numbers": _numbers(runs)}
     if len(runs) == 2 and not runs[1].goes_on(runs[0]):
@@ -137,7 +137,7 @@ def run_findings(run: FinishedRun) -> list[str]:
         mean = float(run.zero_shot["accuracy"].mean())
         tasks = words.count(len(run.zero_shot), "zero-shot task")
         found.append(f"{run.name} answers {words.percent(mean)} correctly, the mean over {tasks}.")
-    return [*found, *(f"{run.name}: {caution}" for caution in verdicts.cautions(run.layers))]
+    return found
 
 
 def _error_findings(run: FinishedRun) -> list[str]:

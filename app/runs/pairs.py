@@ -203,6 +203,15 @@ def against_dense(run: FinishedRun) -> verdicts.Verdict | None:
     return verdicts.compare(dense, after)
 
 
+def cautions_of(runs: Sequence[FinishedRun]) -> list[str]:
+    """The cautions of `rose.verdicts` on their layers, each once, with the names of the runs that do not share it."""
+    whose: dict[str, list[str]] = {}
+    for run in runs:
+        for caution in verdicts.cautions(run.layers):
+            whose.setdefault(caution, []).append(run.name)
+    return [said if len(names) == len(runs) else f"{words.listing(names)}: {said}" for said, names in whose.items()]
+
+
 def says_perplexities(runs: Sequence[FinishedRun]) -> str:
     """The verdict on their perplexities in sentences, on two whatever each has removed; "" for fewer than two."""
     found = [one for run in runs if (one := result_of(run)) is not None]

@@ -60,8 +60,13 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
             "- **Drift**: how far the hidden states after the last pruned decoder block are from the dense model's, "
             "‖h_p − h_d‖²/‖h_d‖² as a mean over held-out tokens."
         )
-    for remark in dict.fromkeys(said for model in models if model.report for said in model.report.remarks):
-        st.caption(words.plain(remark))
+    whose: dict[str, list[str]] = {}
+    for model in models:
+        for remark in model.report.remarks if model.report else ():
+            whose.setdefault(remark, []).append(model.label)
+    for remark, labels in whose.items():
+        of = "" if len(labels) == len(models) - 1 else f"{words.listing(labels)}: "
+        st.caption(words.plain(f"{of}{remark}"))
     if request.evaluate == HELD_OUT and "measured" in request.methods:
         st.caption("Measured order chose its order on these held-out windows, so its numbers are slightly optimistic.")
     dense, *pruned = models

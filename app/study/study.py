@@ -29,7 +29,7 @@ from rose.model.run.one_layer import is_left_dense, measure_layer
 from rose.model.walk.collector import statistics_of
 from rose.model.walk.walk import BlockStatistics
 from rose.report import records_table
-from rose.verdicts import caution_column
+from rose.verdicts import caution_column, cautions
 
 # What a study remembers; the results asked for longest ago go first. Plots of small layers take kilobytes, recorded
 # sweeps of large ones gigabytes: one page shows two of them, each up to `lab.LARGEST_TRACE`, and must not have to make
@@ -309,6 +309,11 @@ class Study:
         brief = caution_column(table).groupby(table["layer"], sort=False).agg(lambda texts: max(texts, key=len))
         wide["cautions"] = brief
         return wide.reset_index()
+
+    def cautions(self, layer: str | None = None) -> list[str]:
+        """How far the numbers of the layers so far, or of one, can be trusted; see `rose.verdicts.cautions`."""
+        table = self.records()
+        return cautions(table if layer is None else table[table["layer"] == layer])
 
     def most_columnar(self) -> str | None:
         records = self.all_records()

@@ -11,6 +11,7 @@ from app.runs.widgets import csv_button, linked
 from app.study import checking
 from app.study.checking import CheckRequest, Findings, LayerChecks
 from app.study.study import Study
+from rose import verdicts
 from rose.layer.checks import AGREE, AGREE_ROUGHLY, OVERFIT
 from rose.layer.pattern import parse_sparsity
 from rose.model.measure.layer_checks import CHECKS, check_layers
@@ -109,22 +110,12 @@ def _start(study: Study, request: CheckRequest) -> None:
     run.job.start()
 
 
-def _verdict(statuses: list[str], noun: str) -> str:
-    """ "12 checks: none fails, one needs review, eleven pass": what matters most comes first."""
-    verbs = {"fail": ("fails", "fail"), "look": ("needs review", "need review"), "pass": ("passes", "pass")}
-    parts = []
-    for status, (one, several) in verbs.items():
-        found = statuses.count(status)
-        parts.append(f"{words.word(found)} {one if found == 1 else several}" if found else f"none {one}")
-    return f"{words.sentence(words.count(len(statuses), noun))}: {', '.join(parts)}"
-
-
 def _checks(study: Study, layer: str, findings: Findings | None) -> None:
     checks = [("calibration", check) for check in checking.input_checks(study, layer)]
     if findings is not None:
         checks += [(_label(method), check) for method, check in findings.checks()]
     checks.sort(key=lambda pair: -RANK[pair[1].status])
-    st.markdown(f"**{_verdict([check.status for _, check in checks], 'check')}**")
+    st.markdown(f"**{verdicts.says_statuses([check.status for _, check in checks], 'check')}**")
     rows = [
         {"Status": BADGES[check.status], "Check": check.name, "Of": of, "Found": check.found, "To pass": check.limit}
         for of, check in checks
@@ -221,7 +212,7 @@ def all_layers(study: Study) -> None:
     where = pd.DataFrame(table["layer"].map(places).tolist(), columns=["block_index", "projection"])
     drawing = verdict_map(
         table.join(where).assign(verdict=table["status"].map(STATUSES), reason=table["found"]),
-        _verdict(list(table["status"]), "layer"),
+        verdicts.says_statuses(list(table["status"]), "layer"),
         marked_layer=session.layer(),
         theme=session.theme(),
     )

@@ -69,6 +69,7 @@ def key_figures(study: Study, layer: str) -> None:
         show_figures(first)
         with st.popover("More numbers", icon=":material/more_horiz:"):
             show_figures([*(calibration if held_out else ()), *further])
+    components.cautions(study.cautions(layer))
 
 
 def against_threshold(row: pd.Series) -> str:

@@ -110,6 +110,7 @@ def own_numbers(study: Study) -> pd.Series | None:
 
 def results(study: Study, table: pd.DataFrame, metric: str) -> None:
     flips(table)
+    components.cautions(study.cautions())
     look = components.look_over()
     if metric in table and table[metric].notna().any():
         kinds = {"": "Largest of all"} | {
@@ -219,6 +220,7 @@ def exact(study: Study, table: pd.DataFrame) -> None:
         column_order=[
             "block_index", "projection", *([OWN] if OWN in table else []), "relative_range", "is_columnar",
             "held_out_gain", "gain", *errors, "condition", "rows", "columns", "dead_columns", "live_range", "damping",
+            "cautions",
         ],
         column_config={
             "block_index": number("Decoder block", pinned=True),
@@ -236,6 +238,7 @@ def exact(study: Study, table: pd.DataFrame) -> None:
                 "Range without dead columns", format="%.2f", help="Where a layer has some"
             ),
             "damping": number("Damping used", format="%g"),
+            "cautions": "Cautions",
             **{
                 name: bar(f"{palette.method_style(method).label}, {kinds[kind]}", largest, "%.4f")
                 for kind in ERRORS

@@ -107,6 +107,7 @@ def _empty(labels: list[str]) -> None:
 
 def _tables(view: str, runs: Sequence[FinishedRun]) -> None:
     {NUMBERS: _numbers, SETTINGS: _settings}[view](runs)
+    components.cautions(pairs.cautions_of(runs))
     if len(runs) > 2 or not pairs.pair(*runs).problem:
         _report(runs)
 

@@ -149,7 +149,7 @@ def test_frame_of_changes_beside_another_sweep(lab: SimpleNamespace) -> None:
     final = [result.relative_error for result in results]
     assert after.data.iloc[-1, 1:].tolist() == pytest.approx(final, rel=1e-3)
     end = title(sweep.sweep_frame(results, 3, lab.energy))
-    assert end == f"After 3 of 3 blocks, Two-level has {100 * (1 - final[1] / final[0]):.1f} % less error"
+    assert end == f"After 3 of 3 blocks, Two-level has {100 * (1 - final[1] / final[0]):.1f} % less error than Natural"
 
 
 def test_film_has_a_frame_a_step(lab: SimpleNamespace) -> None:

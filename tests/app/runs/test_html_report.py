@@ -32,7 +32,7 @@ def test_one_run_with_its_findings_figures_settings_and_command(tmp_path: Path, 
     assert len(text.encode()) < html_page.LIMIT
     for sentence in (
         "SparseGPT at 0.7 takes perplexity from 20.0 to 30.0, 1.50 times the dense model's.",
-        "SparseGPT at 0.7: In all six layers the held-out error is more than 1.5 times the calibration error.",
+        "In all six layers the held-out error is more than 1.5 times the calibration error.",
         "The held-out error of SparseGPT at 0.7 is 0.400 on average over six layers, highest in 2 · self_attn.o_proj "
         "(0.600).",
         "SparseGPT at 0.7 found one of six layers columnar.",

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shlex
 import threading
 from collections.abc import Callable, Iterator
@@ -14,8 +15,10 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app import shared
+from app.runs import finished, html_report
 from app.runs.pruning import PruningRun
 from app.study.setup import Setup
+from rose import verdicts
 from rose.cli import _parser
 from rose.layer.methods import RECOMMENDED
 from tests.app.tiny_study import ended, figures, open_on, texts
@@ -78,6 +81,30 @@ def test_the_url_finds_a_run_again(setup: Setup) -> None:
     assert len(elsewhere.table[0].value) == 2
 
 
+def assert_one_verdict(app: AppTest, run: PruningRun, folder: Path) -> None:
+    """Titles, captions and texts of the page, its report, and the report of the saved runs say the same of who wins."""
+    verdict = verdicts.says_ranking(verdicts.rank([copy.result for copy in run.copies]))
+    titles = [json.loads(drawn)["layout"]["meta"]["finding"] for drawn in figures(app)]
+    assert len(titles) == 2
+    assert titles[0] == verdict
+    reports = [copy.report for copy in run.copies if copy.report is not None]
+    here = html_report.report_of([one for report in reports for one in finished.runs_of(report)])
+    for at, report in enumerate(reports):
+        report.save(folder / "saved" / str(at))
+    saved = html_report.report_of(finished.read_runs(str(folder / "saved")))
+    said = [*titles, texts(app)]
+    for report in (here, saved):
+        bars = next(one for one in report.drawings if "Bar chart of perplexity" in one.alt)
+        shown = re.sub(r" \(\w\)", "", " ".join([*report.findings, bars.figure.layout.meta["finding"], bars.caption]))
+        assert shown.count(verdict) == 2  # the first finding, and the title
+        said.append(shown)
+    winners = re.compile(
+        r"[^.;:]*(?:(?:has|have|share) the lowest|No clear difference|identical by construction)[^.;:]*"
+    )
+    for claim in winners.findall(" ; ".join(said)):
+        assert claim.strip() in verdict, claim
+
+
 def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
     app = opened(setup)
     assert "Three copies, 21 layers each: about" in texts(app)
@@ -108,9 +135,7 @@ def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
             assert row["Mean error, held-out"] == f"{outcome.report.summary['mean_held_out_error']:.4f}"
             assert row["Removed of these layers"] == "50.00 %"
     assert "Perplexity on 3 × 16 tokens of held-out windows" in texts(app)
-    titles = [json.loads(drawn)["layout"]["title"]["text"] for drawn in figures(app)]
-    assert len(titles) == 2
-    assert "Pareto front: " in titles[1]
+    assert_one_verdict(app, run, tmp_path)
 
     app = view(app, "Layers")
     (drawn,) = json.loads(figures(app)[0])["data"][:1]
