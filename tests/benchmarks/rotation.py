@@ -117,11 +117,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     joined["ratio"] = joined["error"] / joined["error_given"]
     joined["values"] = joined["values_error"] / joined["values_error_given"]
     gains = joined["kept_error"] < joined["kept_error_given"]
-    joined["by_rule"], joined["rotated"] = joined["ratio"].where(gains, 1.0), gains
-    found = joined.groupby(["model", "basis", "method"], sort=False)[["ratio", "by_rule", "values"]].agg(
-        ["mean", "min", "max"]
-    )
-    return found.assign(rotated=joined.groupby(["model", "basis", "method"], sort=False)["rotated"].mean())
+    joined["by_rule"], joined["rotated"] = joined["ratio"].where(gains, 1.0), gains.astype(float)
+    shown = {"ratio": ["mean", "min", "max"], "by_rule": ["mean", "max"], "values": ["mean", "max"], "rotated": "mean"}
+    return joined.groupby(["model", "basis", "method"], sort=False).agg(shown)
 
 
 # What an order will gain, before it is tried

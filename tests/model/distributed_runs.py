@@ -67,6 +67,16 @@ def slim(family: str, **options: Any) -> dict[str, Any]:
     }
 
 
+def rotate() -> dict[str, Any]:
+    """Errors of output projections as given and rotated, and whether all processes have the same model."""
+    model = make_model("llama")
+    table = rose.rotate_heads(
+        model, make_tokens(SAMPLES), basis="inputs", method="sparsegpt", sparsity=0.5, block_size=16
+    )
+    same = Workers.here().all_agree((digest(model.state_dict()), table.drop(columns="seconds").to_csv()))
+    return {"same": same, "errors": table[["error", "rotated_error"]].to_numpy().tolist()}
+
+
 def pretended() -> dict[str, Any]:
     """The same on pretended GPUs, whose tensors alone nccl would send."""
     sent: list[str] = []
@@ -162,6 +172,7 @@ def everything(folder: Path) -> dict[str, Any]:
             "gpt2": slim("gpt2", allocation="cost", target="layer"),
             "depth": slim("gemma3", method="depth", ratio=0.25),
         },
+        "rotated": rotate(),
         "analyzed": analyze(),
         "gone_on": stopped_and_gone_on(folder / "kept"),
         "too_few": refused(lambda: prune("llama", held_out=make_tokens(1))),

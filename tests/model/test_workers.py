@@ -83,6 +83,15 @@ def test_pruned_as_by_one_process(run: str, tolerance: float, several: Found, al
         assert (torch.tensor(mask) == torch.tensor(expected["masks"][name])).float().mean() > 0.98, name
 
 
+def test_heads_are_rotated_alike_in_all_processes(several: Found, alone: dict[str, Any]) -> None:
+    found = several[0]["rotated"]
+    assert found["same"]
+    assert len(found["errors"]) == len(alone["rotated"]["errors"]) == 2
+    for errors, expected in zip(found["errors"], alone["rotated"]["errors"], strict=True):
+        # Of nine samples one process keeps two back to judge by, four keep back four.
+        assert errors == pytest.approx(expected, rel=1e-3 if several[0]["processes"] == 2 else 0.5)
+
+
 @pytest.mark.parametrize("run", ["llama", "similarity", "gpt2", "depth"])
 def test_slimmed_as_by_one_process(run: str, several: Found, alone: dict[str, Any]) -> None:
     found, expected = several[0]["slimmed"][run], alone["slimmed"][run]

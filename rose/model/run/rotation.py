@@ -34,6 +34,7 @@ from rose.model.workers import Workers
 from rose.report import records_table
 
 PROBED = 8  # tokens that the heads are found by
+PRUNED = 0.2  # a larger share of zeros is of pruning, and not of quantization, whose grid has a zero too
 JUDGES = 4  # one of so many calibration samples judges, where no tokens are given for that
 
 
@@ -197,7 +198,7 @@ def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[V
 
 def _check_dense(heads: ValueHeads) -> None:
     for layer in (heads.output, heads.values):
-        if int(layer.weight.eq(0).sum()) > layer.weight.numel() / 100:
+        if float(layer.weight.eq(0).float().mean()) > PRUNED:
             raise RoseError(
                 f"{layer.name} has zeros already, which a rotation would fill; rotate heads before a model is pruned."
             )

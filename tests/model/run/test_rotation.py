@@ -1,5 +1,6 @@
 """Heads rotated in models of many families: the output stays, columns change, and the rule keeps what gains."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rose.model.network.heads import rotated_heads
 from rose.model.network.network import Network
 from rose.model.run.rotation import value_heads
 from tests.model.families import DENSE, EXPERTS, GATED, logits, make_from, make_model, make_tokens, stop_at
+from tests.pretend import pretend_cuda
 from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("small_batches")
@@ -125,6 +127,17 @@ def test_a_method_that_judges_has_only_its_gains_rotated() -> None:
         assert row.error == pytest.approx(records["error"][row.layer], rel=1e-3)
         if row.rotated:
             assert row.rotated_error == pytest.approx(records["rotated_error"][row.layer], rel=1e-3)
+
+
+def test_on_a_gpu_as_on_the_processor() -> None:
+    models = []
+    for place in (nullcontext, pretend_cuda):
+        models.append(make_model("falcon_grouped"))
+        with place():
+            table = rose.rotate_heads(models[-1], make_tokens(), method="rose", sparsity=0.5, block_size=16)
+    assert len(table) == 2
+    for name, weight in models[0].state_dict().items():
+        torch.testing.assert_close(models[1].state_dict()[name], weight, atol=1e-3, rtol=1e-3)
 
 
 def test_only_chosen_layers_are_rotated() -> None:
