@@ -37,6 +37,8 @@ COMMANDS = {
     "--output {out}/damage",
     "compare": f"compare --model {{model}} {CALIBRATION} --sparsity 0.5 --methods wanda,sparsegpt --seeds 0,1 "
     "--evaluate {text} --windows 2 --output {out}/compare",
+    "tune": f"tune {{pruned}} --dense {{model}} {CALIBRATION} --batch 1 --checkpoint {{out}}/kept "
+    "--output {out}/tuned",
     "diffuse": "diffuse prune --model garments --samples 1 --steps 2 --sparsity 0.5 --layers *attn1* "
     "--output {out}/pipeline",
 }
@@ -98,9 +100,10 @@ def kill(command: str, folder: Path, kills: int, seed: int) -> Outcome:
     text = folder / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog, and the dog dreams of it. " * 30)
     model = save_tiny_llama(folder / "model")
+    pruned = _halved(model, folder / "pruned") if command == "tune" else model
 
     def arguments(out: Path) -> list[str]:
-        return [word.format(model=model, text=text, out=out) for word in COMMANDS[command].split()]
+        return [word.format(model=model, pruned=pruned, text=text, out=out) for word in COMMANDS[command].split()]
 
     lines = []
     for number, files in enumerate(scopes()):
@@ -123,6 +126,15 @@ def kill(command: str, folder: Path, kills: int, seed: int) -> Outcome:
     same = sum(result(out) == expected for out in ended)
     leftovers = [path for out in ended for path in out.rglob("*") if is_unfinished(path)]
     return Outcome(command, killed, len(ended), same, tuple(str(path.relative_to(folder)) for path in leftovers))
+
+
+def _halved(model: Path, folder: Path) -> Path:
+    """A copy of a model on disk without half of its weights."""
+    loaded, tokenizer = rose.load_model(str(model))
+    for layer in rose.prunable_layers(loaded):
+        layer.write(layer.weight.masked_fill(layer.weight.abs() < layer.weight.abs().median(), 0))
+    rose.save_model(loaded, tokenizer, folder)
+    return folder
 
 
 def _call(arguments: Sequence[str], folder: Path, files: frozenset[str], fatal: int | None = None) -> tuple[int, int]:

@@ -1,7 +1,14 @@
-"""What several processes find, for tests/model/test_workers.py: torchrun -m tests.model.distributed_runs FOLDER."""
+"""What several processes find, for tests/model/test_workers.py: torchrun -m tests.model.distributed_runs FOLDER.
+
+With a number after the folder it is not torchrun that starts so many, but one process that forks them: each need not
+import for seconds what it has.
+"""
 
 import json
+import os
+import socket
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,5 +200,27 @@ def main(folder: Path) -> int:
         return slimmed or cli.main(["prune", *model, *CALIBRATION, *SWEPT, "--output", str(folder / "out")])
 
 
+def fork(folder: Path, count: int) -> int:
+    """`main` in so many processes, with what torchrun tells them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    told = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    children = []
+    for rank in range(count):
+        if (child := os.fork()) == 0:
+            os.environ |= told | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            status = 1
+            try:
+                status = main(folder)
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(status)
+        children.append(child)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    here = Path(sys.argv[1])
+    sys.exit(fork(here, int(sys.argv[2])) if sys.argv[2:] else main(here))
