@@ -15,6 +15,7 @@ from rose.output import PARTIAL, new_folder
 from tests.faults.kills import COMMANDS
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for all commands, on a busy machine for long
 KILLS = {"prune": 8, "slim": 6, "damage": 4, "compare": 4, "tune": 4, "diffuse": 2}
 
 

@@ -22,6 +22,7 @@ from tests.model import distributed_runs
 from tests.model.distributed_runs import CALIBRATION, SWEPT
 from tests.tiny import save_tiny_llama
 
+pytestmark = pytest.mark.timeout(1800)  # processes that wait for one another take long on a busy machine
 ROOT = Path(__file__).parents[2]
 Found = tuple[dict[str, Any], Path, str]
 
