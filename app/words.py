@@ -58,6 +58,16 @@ def plain(text: object) -> str:
     return _JOINED.sub("\\g<0>\N{WORD JOINER}", marked)
 
 
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} days"
+
+
 def of(name: str) -> str:
     return f" of {name}" if name else ""
 

@@ -16,9 +16,9 @@ from app.components.needs import (
 )
 from app.components.said import cautions, error, info, warning
 from app.components.work import (
-    cancel_button,
     duration,
     finished,
+    how_far,
     job_status,
     lasting,
     live,

@@ -8,6 +8,7 @@ import streamlit as st
 from app import session, shared, words
 from app.components.said import error, warning
 from app.jobs import ABANDONED_AFTER, Batch, Job
+from app.words import duration
 from rose.model.estimate.duration import Cost
 
 KEPT = ". Layers measured so far are shown; nothing was changed."
@@ -55,7 +56,7 @@ def job_status(job: Job, key: str, rest: str = KEPT, doing: str = "") -> None:
         job.watch(session.viewer())
         progress = job.progress
         if progress is None:
-            st.progress(0.0, text=f"{words.plain(job.message)} …, {duration(job.seconds)} so far")
+            how_far(job, 0.0, f"{words.plain(job.message)} …, {duration(job.seconds)} so far", key)
         else:
             since = job.since_progress  # a large block takes long; the clock must not stand still meanwhile
             left = "" if progress.remaining is None else f", about {duration(max(1, progress.remaining - since))} left"
@@ -65,8 +66,7 @@ def job_status(job: Job, key: str, rest: str = KEPT, doing: str = "") -> None:
             if progress.layers_done and progress.seconds:
                 rate = f", {progress.layers_done / progress.seconds:.1f} layers a second"
             text = f"{where}, {duration(job.seconds)} so far{left}{rate}"
-            st.progress(min(progress.fraction, 1.0), text=text)
-        cancel_button(job, key)
+            how_far(job, progress.fraction, text, key)
     elif job.status == "failed":
         error(job.message)
     elif job.status == "cancelled":
@@ -111,8 +111,7 @@ def _progress(batch: Batch, key: str, slot: str, noun: str) -> None:
         if job.status == "running":
             job.watch(session.viewer())
             left = "" if batch.remaining is None else f", about {duration(batch.remaining)} left"
-            st.progress(batch.done / batch.total, text=f"{made()}{left}")
-            cancel_button(job, key)
+            how_far(job, batch.done / batch.total, f"{made()}{left}", key)
             return
         if running:
             st.rerun()
@@ -124,9 +123,13 @@ def _progress(batch: Batch, key: str, slot: str, noun: str) -> None:
     live(poll, 0.5 if running else None)
 
 
-def cancel_button(job: Job, key: str) -> None:
-    """Stops the job for all who watch it. By a callback, which runs before anything else does: a fragment's next poll
-    may interrupt the run that a click has started, and an `if st.button` further down would never see the click."""
+def how_far(job: Job, fraction: float, text: str, key: str) -> None:
+    """A running job's progress, a text that gives way to "Cancelling" in every session, and a button to cancel it.
+
+    By a callback, which runs before anything else does: a fragment's next poll may interrupt the run that a click has
+    started, and an `if st.button` further down would never see the click.
+    """
+    st.progress(min(fraction, 1.0), text="Cancelling …" if job.is_cancelled else text)
     if job.is_cancelled:  # it stops once the step at work is done
         st.button("Cancelling …", key=f"{key}-stopping", icon=":material/hourglass_top:", disabled=True)
     else:
@@ -137,16 +140,6 @@ def stopped(job: Job, rest: str) -> None:
     """Says that work was cancelled, by somebody or because nobody watched it; `rest` ends the sentence."""
     how = f"No page had been open for {ABANDONED_AFTER:.0f} s, so this was stopped" if job.abandoned else "Cancelled"
     warning(how + rest, ":material/stop:")
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.0f} days"
 
 
 def lasting(cost: Cost) -> str:

@@ -20,7 +20,6 @@ import rose
 from app import words
 from app.figures.checkpoint import METHOD, MaskExcerpt
 from app.jobs import Job, Run, holding
-from app.runs.checkpoints import unpacked
 from app.runs.finished import NUMBERS, FinishedRun
 from app.study import preflight
 from app.study.setup import Setup
@@ -108,13 +107,11 @@ class CheckpointRun(Run):
         if self.request.with_tokens:
             tokens, held_out = setup.draw(loaded.tokenizer)
         self._say("Reading the checkpoint")
-        with unpacked(expand(self.request.pruned), job) as place:
-            name = self.request.pruned if place == expand(self.request.pruned) else str(place)
-            pruned, _ = rose.load_model(name, dtype=setup.dtype, stream=setup.stream, finite=False)
-            self._say("Comparing layer by layer")
-            with holding(loaded.lock, job):
-                found = rose.check_checkpoint(loaded.model, pruned, tokens, held_out=held_out, progress=self._follow())
-            self.excerpts = _excerpts(found, Network(pruned))
+        pruned, _ = rose.load_model(self.request.pruned, dtype=setup.dtype, stream=setup.stream, finite=False)
+        self._say("Comparing layer by layer")
+        with holding(loaded.lock, job):
+            found = rose.check_checkpoint(loaded.model, pruned, tokens, held_out=held_out, progress=self._follow())
+        self.excerpts = _excerpts(found, Network(pruned))
         self.found, self.fraction, self.seconds = found, 1.0, job.seconds - job.waited
 
 

@@ -1,24 +1,26 @@
-"""Pruned models on disk: folders, and the .zip files that runs keep for download. No Streamlit here."""
+"""Pruned models on disk: folders that runs keep or users name, and .zip files of them. No Streamlit here."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, BinaryIO
 
 import rose
 from app import words
-from app.jobs import Job
 from app.runs.finished import REPORT, read_report
 from rose.files import reachable
 
 if TYPE_CHECKING:
     from app.runs.pruning import PruningRun
+
+RESERVE = 10**9  # bytes that temporary checkpoints leave free
 
 
 @dataclass(frozen=True)
@@ -50,40 +52,21 @@ def saved_checkpoint(path: str) -> Checkpoint:
     return Checkpoint(place.resolve().name[:40], place)
 
 
-def save_packed(model: Any, tokenizer: Any, folder: Path, report: rose.RunReport, job: Job) -> Path:
-    """Writes a checkpoint as one file, named after `folder`, which is gone afterwards."""
-    archive = folder.with_name(folder.name + ".zip")
-    try:
-        rose.save_model(model, tokenizer, folder, report=report)
-        pack(folder, archive, job)
-    except BaseException:
-        archive.unlink(missing_ok=True)
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return archive
+def free_space() -> int:
+    """Bytes free where runs keep checkpoints."""
+    return shutil.disk_usage(tempfile.gettempdir()).free
 
 
-def pack(folder: Path, archive: Path, job: Job) -> None:
-    """Stored, not compressed: weights hardly shrink, and it would take minutes."""
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
-        for file in sorted(folder.iterdir()):
-            job.check()
-            packed.write(file, f"{folder.name}/{file.name}")
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
-@contextlib.contextmanager
-def unpacked(place: Path, job: Job) -> Iterator[Path]:
-    """The folder of a checkpoint; of what `pack` has packed, a temporary one."""
-    if not zipfile.is_zipfile(place):
-        yield place
-        return
-    with tempfile.TemporaryDirectory(prefix="rose-unpacked-") as folder:
-        with zipfile.ZipFile(place) as packed:
-            if sum(entry.file_size for entry in packed.infolist()) > place.stat().st_size:
-                raise rose.RoseError(f"{place} would unpack to more than its own size; rose packs none such.")
-            for entry in packed.infolist():
-                job.check()
-                with packed.open(entry) as source, (Path(folder) / Path(entry.filename).name).open("wb") as copy:
-                    shutil.copyfileobj(source, copy)
-        yield Path(folder)
+def packed(folder: Path) -> BinaryIO:
+    """A checkpoint as one .zip file, which is gone when it is closed; stored, not compressed: weights hardly shrink,
+    and it would take minutes."""
+    with tempfile.TemporaryFile() as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for one in sorted(folder.iterdir()):
+                archive.write(one, f"{folder.name}/{one.name}")
+        file.seek(0)
+        return open(os.dup(file.fileno()), "rb")

@@ -10,7 +10,6 @@ from torch import nn
 import rose
 from app import words
 from app.jobs import Job, Run
-from app.runs.checkpoints import unpacked
 from app.study.setup import Setup, check_sparsity
 from app.study.study import LoadedModel
 from rose.files import expand, reachable
@@ -29,7 +28,7 @@ class DamageRequest:
 
     units: str = "blocks"  # or "layers"
     method: str = "sparsegpt"
-    restore: str = ""  # a pruned checkpoint, folder or .zip, whose units get their dense weights back; "" prunes
+    restore: str = ""  # folder of a pruned checkpoint, whose units get their dense weights back; "" prunes
     threshold: float = 0.5
 
     def check(self, setup: Setup, model: nn.Module) -> None:
@@ -112,8 +111,7 @@ class DamageRun(Run):
         options: dict[str, Any] = {"units": request.units, "layers": setup.layer_patterns}
         if request.restore:
             self._say("Reading the pruned model")
-            with unpacked(expand(request.restore), job) as folder:
-                model: Any = rose.load_model(str(folder), dtype=setup.dtype)[0]
+            model: Any = rose.load_model(str(expand(request.restore)), dtype=setup.dtype)[0]
             options["restore"] = dense_weights(loaded.model, model)  # only read; the shared model stays as it is
         else:
             model = self._copy(loaded.model, loaded.lock)

@@ -14,7 +14,7 @@ from app.figures import depth as depth_figures
 from app.figures import overview, prune
 from app.figures import runs as run_figures
 from app.figures.style import Drawing
-from app.runs import pairs
+from app.runs import pairs, shipping
 from app.runs.depth import drift_finding, drift_table
 from app.runs.finished import SERVER, SLIM, FinishedRun, name_apart, read_runs
 from app.runs.html_page import Report, to_html
@@ -61,6 +61,7 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
         tables["Settings that differ"] = pairs.settings(runs, only_different=True)
     elif len(runs) > 2:
         findings[len(measured) > 1 : len(measured) > 1] = _against_first(runs)
+    findings = [*_to_ship(runs), *findings]
     drawings += _figures(runs, errors=not drawings)
     for run in runs:
         if run.zero_shot is not None:
@@ -83,6 +84,19 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
         commands={", ".join(names): command for command, names in made_by.items()},
         versions={run.name: versions_of(run) for run in runs},
     )
+
+
+def _to_ship(runs: Sequence[FinishedRun]) -> list[str]:
+    """Which of several pruned copies to ship, at each sparsity; nothing where they cannot be compared."""
+    by_name = {run.name: run for run in runs if run.kind == "prune"}
+    measured = [one for run in by_name.values() if (one := pairs.result_of(run)) is not None]
+    said = []
+    for advice in shipping.advise(measured):
+        if advice.others:
+            run = by_name[advice.copy.name]
+            error = run.number("mean_held_out_error")
+            said.append(shipping.says(advice, run.number("perplexity_before"), error, len(run.layers)))
+    return said
 
 
 def _against_first(runs: Sequence[FinishedRun]) -> list[str]:

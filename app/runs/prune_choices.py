@@ -15,14 +15,21 @@ from rose.model.measure import zero_shot
 
 FILE = "a file"
 PROMPT = "Python is a programming language that"
-KEEP: dict[Keep, str] = {"nothing": "do not keep", "zip": "for download, .zip", "folder": "in a folder on this machine"}
+KEEP: dict[Keep, str] = {
+    "best": "of the best copy, until you prune again",
+    "all": "of all copies, until you prune again",
+    "folder": "of all copies, in a folder on this machine",
+    "none": "none",
+}
 TARGETS = {"dense": "dense: the dense model's output", "layer": "layer: its own output"}
 
 
 def choose(setup: Setup) -> PruneRequest:
     threshold, columnar = session.threshold(), ""
     if threshold != THRESHOLD:  # then ROSE prunes differently
-        columnar = f" Layers with a relative range above **{threshold:g}** are columnar, as chosen on the page Layers."
+        columnar = (
+            f" Columnar: a relative range (block-loss spread) above **{threshold:g}**, as chosen on the page Layers."
+        )
     st.caption(
         f"Copies of **{words.plain(setup.model)}**, calibrated on {setup.samples} × {setup.length} tokens of "
         f"{words.plain(setup.text)}, seed {setup.seed}, block size {setup.block_size}, damping {setup.damping:g}. "
@@ -52,7 +59,77 @@ def choose(setup: Setup) -> PruneRequest:
         **linked("prune_layers"),
         help='Names separated by spaces, * allowed: "*.o_proj". Empty: those of the set-up.',
     )
-    evaluation = {**_evaluation(setup), **_prompt_and_checkpoint(), **_tasks()}
+    left, right = st.columns(2)
+    with left:
+        text = _text()
+    with right:
+        kept = _checkpoints()
+    with st.expander("More", icon=":material/more_horiz:", key="prune-more"):
+        more = {**_windows(setup, text), **_prompt(), **_tasks(), **_targets()}
+    return PruneRequest(
+        methods=tuple(dict.fromkeys(methods)),
+        sparsities=_words(sparsities) or (setup.sparsity,),
+        layers=layers.strip() or setup.layers,
+        threshold=threshold,
+        evaluate=text,
+        **kept,
+        **more,
+    )
+
+
+def _text() -> str:
+    text = st.selectbox(
+        "Perplexity on",
+        [HELD_OUT, *SOURCES, FILE],
+        format_func=lambda name: "held-out windows of the calibration" if name == HELD_OUT else name,
+        **linked("prune_text"),
+        help="Held-out windows come from the calibration text but are not used for pruning. Data sets use their test "
+        "split. The packaged text has none: its first windows may overlap the calibration.",
+    )
+    return st.text_input("Path of a .txt or .jsonl file", **linked("prune_path")) if text == FILE else text
+
+
+def _checkpoints() -> dict[str, Any]:
+    keep = st.selectbox(
+        "Checkpoints",
+        list(KEEP),
+        format_func=KEEP.__getitem__,
+        **linked("prune_keep"),
+        help="Which pruned models are kept, to download, to read a text and to be checked. The best is the copy that "
+        "is recommended, one for each sparsity. What is kept until you prune again also goes when the app is stopped.",
+    )
+    if keep != "folder":
+        return {"keep": keep}
+    asked = "Each checkpoint is a new folder in it, with its report."
+    return {"keep": keep, "folder": st.text_input("Folder on this machine", **linked("prune_folder"), help=asked)}
+
+
+def _windows(setup: Setup, text: str) -> dict[str, Any]:
+    one, two = st.columns(2)
+    usual = max(setup.held_out, 1) if text == HELD_OUT else 8
+    asked = "Perplexity is measured on so many windows of the text. Differences need several to be told from chance."
+    windows = one.number_input(
+        "Windows", min_value=1, value=None, placeholder=str(usual), **linked("prune_windows"), help=asked
+    )
+    length = two.number_input(
+        "Tokens each", min_value=2, value=None, placeholder=str(setup.length), **linked("prune_length")
+    )
+    return {"windows": windows or usual, "window_length": length or setup.length}
+
+
+def _prompt() -> dict[str, Any]:
+    one, two = st.columns([3, 1], vertical_alignment="bottom")
+    prompt = one.text_input(
+        "Prompt to continue",
+        value=PROMPT,
+        **linked("prune_prompt"),
+        help="Every model continues it, always with the most likely next token. Leave it empty to skip this.",
+    )
+    new_tokens = two.number_input("New tokens", min_value=1, max_value=500, value=30, **linked("prune_new_tokens"))
+    return {"prompt": prompt, "new_tokens": new_tokens}
+
+
+def _targets() -> dict[str, Any]:
     one, two, three = st.columns([3, 2, 2], vertical_alignment="bottom")
     targets = one.pills(
         "Target",
@@ -65,8 +142,8 @@ def choose(setup: Setup) -> PruneRequest:
         "the pruned layers before it. Layer: what its own dense weights give on the pruned inputs, as in the papers. "
         "Choose both to compare them.",
     )
-    damping = two.number_input(
-        "Damping of the correction",
+    ridge = two.number_input(
+        "Ridge of the correction",
         min_value=0.0,
         value=None,
         placeholder="automatic",
@@ -82,64 +159,8 @@ def choose(setup: Setup) -> PruneRequest:
         help="Calibrates each layer after the layers before it in the same decoder block have been pruned. One forward "
         "pass per decoder block instead of two, but more memory. Always on with target dense.",
     )
-    return PruneRequest(
-        methods=tuple(dict.fromkeys(methods)),
-        sparsities=_words(sparsities) or (setup.sparsity,),
-        layers=layers.strip() or setup.layers,
-        threshold=threshold,
-        true_sequential=true_sequential,
-        targets=tuple(name for name in TARGETS if name in targets),
-        target_damping=damping,
-        **evaluation,
-    )
-
-
-def _evaluation(setup: Setup) -> dict[str, Any]:
-    one, two, three, four = st.columns([2, 2, 1, 1], vertical_alignment="bottom")
-    text = one.selectbox(
-        "Perplexity on",
-        [HELD_OUT, *SOURCES, FILE],
-        format_func=lambda name: "held-out windows of the calibration" if name == HELD_OUT else name,
-        **linked("prune_text"),
-        help="Held-out windows come from the calibration text but are not used for pruning. Data sets use their test "
-        "split. The packaged text has none: its first windows may overlap the calibration.",
-    )
-    path = two.text_input("Path of a .txt or .jsonl file", **linked("prune_path"), disabled=text != FILE)
-    usual = max(setup.held_out, 1) if text == HELD_OUT else 8
-    windows = three.number_input("Windows", min_value=1, value=None, placeholder=str(usual), **linked("prune_windows"))
-    length = four.number_input(
-        "Tokens each", min_value=2, value=None, placeholder=str(setup.length), **linked("prune_length")
-    )
-    return {
-        "evaluate": path if text == FILE else text,
-        "windows": windows or usual,
-        "window_length": length or setup.length,
-    }
-
-
-def _prompt_and_checkpoint() -> dict[str, Any]:
-    one, two, three, four = st.columns([2, 1, 1, 2], vertical_alignment="bottom")
-    prompt = one.text_input(
-        "Prompt to continue",
-        value=PROMPT,
-        **linked("prune_prompt"),
-        help="Every model continues it, always with the most likely next token. Leave it empty to skip this.",
-    )
-    new_tokens = two.number_input("New tokens", min_value=1, max_value=500, value=30, **linked("prune_new_tokens"))
-    keep = three.selectbox(
-        "Checkpoints",
-        list(KEEP),
-        format_func=KEEP.__getitem__,
-        **linked("prune_keep"),
-        help="A .zip is kept until you prune again or the app is stopped; choose a folder to keep it.",
-    )
-    folder = four.text_input(
-        "Folder on this machine",
-        **linked("prune_folder"),
-        disabled=keep != "folder",
-        help="Each checkpoint is a new folder in it, with its report.",
-    )
-    return {"prompt": prompt, "new_tokens": new_tokens, "keep": keep, "folder": folder}
+    known = tuple(name for name in TARGETS if name in targets)
+    return {"targets": known, "target_damping": ridge, "true_sequential": true_sequential}
 
 
 def _tasks() -> dict[str, Any]:

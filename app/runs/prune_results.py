@@ -1,12 +1,14 @@
 """The Prune page's results: a section each."""
 
 import functools
+import tempfile
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 import rose
-from app import components, session, words
+from app import components, session, shared, words
 from app.figures import comparison, palette, style
 from app.figures import prune as figures
 from app.runs import finished
@@ -14,9 +16,10 @@ from app.runs.drift_sections import DRIFT
 from app.runs.prune_choices import TARGETS
 from app.runs.pruning import EvaluatedModel, PruningRun, accuracy_table, layer_table, model_table
 from app.runs.request import HELD_OUT
+from app.runs.shipping import Advice, advise, cost
 from app.runs.widgets import checkpoint_button, csv_button, file_button
 from rose.report import csv_text, with_cautions
-from rose.verdicts import Result
+from rose.verdicts import Result, cautions
 
 ERRORS = {  # on, against -> column
     ("calibration", "own output"): "relative_error",
@@ -26,8 +29,76 @@ ERRORS = {  # on, against -> column
 }
 
 
+def what_to_ship(run: PruningRun, models: list[EvaluatedModel]) -> None:
+    """The recommended copy of every sparsity, and the ways to take it on."""
+    dense, *pruned = models
+    if not pruned:
+        return
+    by_label = {model.label: model for model in pruned}
+    left = len(run.request.cases) - len(pruned)
+    so_far = f" so far, {words.count(left, 'copy', 'copies')} to come" if run.job.status == "running" else ""
+    with st.container(border=True, key="prune-ship"):
+        for advice in advise([model.result for model in pruned]):
+            model = by_label[advice.copy.name]
+            st.subheader(f"What to ship{so_far}: {words.plain(model.label)}", anchor=False)
+            _recommend(advice, model, dense.perplexity)
+            _take_on(model, run)
+        reports = [model.report for model in pruned if model.report is not None]
+        components.report_button(
+            lambda: [run for report in reports for run in finished.runs_of(report)], "pruned", "prune-report"
+        )
+
+
+def _recommend(advice: Advice, model: EvaluatedModel, dense: float) -> None:
+    table = pd.DataFrame() if model.report is None else model.report.layers
+    st.markdown(words.plain(cost(advice.copy, dense, model.summary.get("mean_held_out_error"), len(table))))
+    st.markdown("\n".join(f"- {words.plain(one)}" for one in advice.reasons()))
+    st.caption(" ".join(words.plain(one) for one in [advice.sure(), *cautions(table)]))
+
+
+def _take_on(model: EvaluatedModel, run: PruningRun) -> None:
+    place = model.checkpoint
+    if place is None or not place.exists():
+        st.caption(_not_kept(model, run))
+        return
+    setup = run.setup.to_texts()
+    others: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "Read a text with it": ("views/text.py", ":material/chrome_reader_mode:", {"text_models": [model.label]}),
+        "Compare it with the others": ("views/runs.py", ":material/compare:", {"runs": _labels(model, run)}),
+        "Check it": ("views/check.py", ":material/fact_check:", {"check_path": str(place)}),
+    }
+    with st.container(horizontal=True, vertical_alignment="center"):
+        checkpoint_button(place, key=f"ship-{model.case.name}", type="primary", icon=":material/download:")
+        for label, (page, icon, query) in others.items():
+            st.page_link(page, label=label, icon=icon, query_params={**setup, **query})
+    st.caption(f"Kept in {words.plain(place)}{'' if run.request.keep == 'folder' else ' until you prune again'}.")
+
+
+def _labels(model: EvaluatedModel, run: PruningRun) -> list[str]:
+    """The copy and the others at its sparsity, as the page Compare runs calls them."""
+    known = [one for report in reversed(shared.reports()) for one in finished.runs_of(report)]
+    label_of = {id(one.origin): label for label, one in finished.labelled(known).items()}
+    alike = [one for one in run.copies if one.case.sparsity == model.case.sparsity and one is not model]
+    return [label_of[id(one.report)] for one in [model, *alike] if id(one.report) in label_of]
+
+
+def _not_kept(model: EvaluatedModel, run: PruningRun) -> str:
+    if run.request.keep == "none":
+        return "Its checkpoint was not kept; choose that above, and prune again."
+    if model.checkpoint is None:
+        return f"Its checkpoint was not kept: {tempfile.gettempdir()} had too little room."
+    return "Its checkpoint is deleted; prune again to have it."
+
+
 def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
     setup, request, table = run.setup, run.request, model_table(models)
+    dense, *pruned = models
+    if pruned:
+        results = [model.result for model in pruned]
+        components.show(
+            figures.perplexity_bars(results, dense=dense.perplexity, theme=session.theme()), "perplexity", wide=True
+        )
+        _time_and_perplexity(run, results)
     rows = [
         {
             "Model": model.label,
@@ -69,21 +140,10 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
         st.caption(words.plain(f"{of}{remark}"))
     if request.evaluate == HELD_OUT and "measured" in request.methods:
         st.caption("Measured order chose its order on these held-out windows, so its numbers are slightly optimistic.")
-    dense, *pruned = models
     if any(model.summary.get("drift") for model in pruned):
         label = "Where these models drift from the dense one"
         view = {"runs_view": DRIFT}
         st.page_link("views/runs.py", label=label, icon=":material/waterfall_chart:", query_params=view)
-    if pruned:
-        results = [model.result for model in pruned]
-        components.show(
-            figures.perplexity_bars(results, dense=dense.perplexity, theme=session.theme()), "perplexity", wide=True
-        )
-        _time_and_perplexity(run, results)
-        reports = [model.report for model in pruned if model.report is not None]
-        components.report_button(
-            lambda: [run for report in reports for run in finished.runs_of(report)], "pruned", "prune-report"
-        )
 
 
 def _pruned_part(run: PruningRun, models: list[EvaluatedModel]) -> str:
@@ -196,7 +256,5 @@ def _one_download(model: EvaluatedModel) -> None:
         st.caption("checkpoint not kept")
     elif not model.checkpoint.exists():
         st.caption("checkpoint deleted")
-    elif model.checkpoint.is_dir():
-        st.caption(f"checkpoint in {words.plain(model.checkpoint)}")
     else:
-        checkpoint_button(model.checkpoint, f"{name}.zip")
+        checkpoint_button(model.checkpoint)

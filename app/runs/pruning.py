@@ -5,6 +5,7 @@ perplexity, text and requested checkpoint are kept.
 """
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 import rose
 from app.jobs import Job, Run
-from app.runs.checkpoints import save_packed
+from app.runs.checkpoints import RESERVE, free_space
 from app.runs.recipes import command_lines
 from app.runs.request import HELD_OUT, Case, PruneRequest, estimate_case, evaluation_seconds, task_seconds
+from app.runs.shipping import worth_keeping
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand
@@ -43,7 +45,7 @@ class EvaluatedModel:
     text: str = ""  # the continuation of the prompt
     zero_shot: pd.DataFrame | None = None  # see `rose.model.measure.zero_shot.zero_shot`
     report: rose.RunReport | None = None
-    checkpoint: Path | None = None  # .zip file or folder, where one was kept
+    checkpoint: Path | None = None  # folder, where one was kept
 
     @property
     def label(self) -> str:
@@ -142,7 +144,7 @@ class PruningRun(Run):
         try:
             self._work(job)
         except rose.Cancelled:
-            self.discard()  # nobody would look for the archives of a stopped run
+            self.discard()  # nobody would look for the checkpoints of a stopped run
             raise
         finally:
             if new_folder is not None:
@@ -173,10 +175,10 @@ class PruningRun(Run):
                 progress=self._by_layer(self._step(f"Pruning by {case.label}", cost)),
             )
             judged = self._judge(model, loaded.tokenizer, windows, case)
-            report = self._told(report, judged)
-            checkpoint = self._save(model, loaded.tokenizer, case, report)
-            self.copies.append(replace(judged, report=report, checkpoint=checkpoint))
+            copy = replace(judged, report=(report := self._told(report, judged)))
+            self.copies.append(replace(copy, checkpoint=self._save(model, loaded.tokenizer, copy)))
             self._publish(report)
+            self._drop_beaten(is_over=len(self.copies) == len(costs))
             model = None  # before the next copy is made
         self.fraction = 1.0
 
@@ -264,13 +266,29 @@ class PruningRun(Run):
             **more,
         )
 
-    def _save(self, model: Any, tokenizer: PreTrainedTokenizerBase, case: Case, report: rose.RunReport) -> Path | None:
-        if self.request.keep == "nothing":
+    def _save(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: EvaluatedModel) -> Path | None:
+        """The folder of its checkpoint, where one is kept."""
+        keep, output = self.request.keep, self.request.output(copy.case)
+        if keep == "none" or (keep == "best" and copy.label not in self._worth_keeping([*self.copies, copy])):
             return None
-        self._say(f"Writing the checkpoint of {case.label}")
-        if self.request.keep == "zip":
-            return save_packed(model, tokenizer, self._temporary() / case.name, report, self.job)
-        output = self.request.output(case)
+        if keep != "folder":
+            if free_space() < sum(weight.nbytes for weight in model.parameters()) + RESERVE:
+                return None
+            output = self._temporary() / copy.case.name
+        self._say(f"Writing the checkpoint of {copy.label}")
         check_output(output)
-        rose.save_model(model, tokenizer, output, report=report)
+        rose.save_model(model, tokenizer, output, report=copy.report)
         return output
+
+    def _worth_keeping(self, copies: Sequence[EvaluatedModel], *, is_over: bool = False) -> list[str]:
+        return worth_keeping([copy.result for copy in copies], is_over=is_over)
+
+    def _drop_beaten(self, *, is_over: bool) -> None:
+        """Deletes the checkpoints that cannot be recommended any more."""
+        if self.request.keep != "best":
+            return
+        worth = self._worth_keeping(self.copies, is_over=is_over)
+        for number, copy in enumerate(self.copies):
+            if copy.checkpoint is not None and copy.label not in worth:
+                self.copies[number] = replace(copy, checkpoint=None)
+                shutil.rmtree(copy.checkpoint, ignore_errors=True)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 import rose
 from app import words
 from app.jobs import Job, Run, holding
-from app.runs.checkpoints import Checkpoint, unpacked
+from app.runs.checkpoints import Checkpoint
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.measure.surprise import EncodedText, Reading, encode_text, read_text
@@ -50,7 +50,7 @@ class TextReading(Run):
         encoded = encode_text(loaded.tokenizer, self.text, limit=min(LIMIT, positions))
         self._say("The dense model reads")
         with holding(loaded.lock, job):
-            dense = read_text(loaded.model, encoded.tokens)
+            dense = _read(DENSE, loaded.model, encoded)
         self.encoded, self.readings[DENSE] = encoded, dense
         for number, checkpoint in enumerate(self.checkpoints, 1):
             self.fraction = number / (1 + len(self.checkpoints))
@@ -59,19 +59,27 @@ class TextReading(Run):
         self.fraction = 1.0
 
     def _read(self, checkpoint: Checkpoint, encoded: EncodedText, job: Job) -> Reading:
-        with unpacked(checkpoint.place, job) as folder:
-            model, tokenizer = rose.load_model(str(folder), dtype=self.setup.dtype)
+        model, tokenizer = rose.load_model(str(checkpoint.place), dtype=self.setup.dtype)
         job.check()
         if not torch.equal(encode_text(tokenizer, self.text).tokens, encoded.tokens):
             raise rose.RoseError(
                 f"{checkpoint.name} cuts this text into other tokens than {self.setup.model} does; choose a model "
                 "pruned from it, or its dense model on the start page."
             )
-        return read_text(model, encoded.tokens)
+        return _read(checkpoint.name, model, encoded)
 
     def token(self, number: int) -> str:
         assert self._tokenizer is not None
         return str(self._tokenizer.decode([number]))
+
+
+def _read(name: str, model: Any, encoded: EncodedText) -> Reading:
+    reading = read_text(model, encoded.tokens)
+    if not reading.losses.isfinite().all():
+        raise rose.RoseError(
+            f"{name} gives some tokens no number: its activations overflow; choose weights in float32."
+        )
+    return reading
 
 
 def losses(encoded: EncodedText, reading: Reading) -> np.ndarray:

@@ -78,7 +78,7 @@ def _command(name: str, options: dict[str, Any]) -> str:
 
 
 def python_code(setup: Setup, request: PruneRequest) -> str:
-    """A script that does what this request does; a checkpoint for download is a folder there."""
+    """A script that does what this request does; it keeps every checkpoint where the request keeps any."""
     imports = ["import copy", "", "import rose"]
     continued: list[str] = []
     shown = ""
@@ -120,7 +120,7 @@ def python_code(setup: Setup, request: PruneRequest) -> str:
     lines.append("            )")
     values = f"method, sparsity, rose.perplexity(model, windows), report.summary{shown.format('model')}"
     lines.append(f"            print({values})")
-    if request.keep != "nothing":
+    if request.keep != "none":
         lines.append(f"            rose.save_model(model, tokenizer, {_output(request)}, report=report)")
     return "\n".join(lines) + "\n"
 

@@ -18,7 +18,8 @@ from rose.model.run.settings import run_settings
 
 QUESTION_TOKENS = 250  # with all its answers: between winogrande's 60 and hellaswag's 400
 HELD_OUT = "held out"  # the calibration's own held-out windows, in place of the name of a text
-Keep = Literal["nothing", "zip", "folder"]
+# Of checkpoints. The best of each sparsity, and all, are temporary files; in a folder they stay.
+Keep = Literal["best", "all", "folder", "none"]
 
 
 def method_label(method: str) -> str:
@@ -60,7 +61,7 @@ class PruneRequest:
     window_length: int = 512
     prompt: str = ""  # an empty one is not continued
     new_tokens: int = 30
-    keep: Keep = "nothing"  # of checkpoints: "zip" is temporary
+    keep: Keep = "none"
     folder: str = ""  # each checkpoint is a folder in it
     targets: tuple[str, ...] = ("dense",)
     target_damping: float | None = None  # None leaves it to the engine

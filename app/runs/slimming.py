@@ -10,7 +10,6 @@ import torch
 
 import rose
 from app.jobs import Job, Run, holding
-from app.runs.checkpoints import save_packed
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.measure.generation import continue_prompt
@@ -41,14 +40,14 @@ class Outcome:
 
 
 class Slimming(Run):
-    """One run. `outcomes` (dense, slim), `report` and `archive` (a .zip) are there once it is done."""
+    """One run. `outcomes` (dense, slim), `report` and `checkpoint` (a folder) are there once it is done."""
 
     def __init__(self, setup: Setup, request: SlimRequest, load: Callable[[], LoadedModel]) -> None:
         super().__init__()
         self.setup, self.request = setup, request
         self.outcomes: list[Outcome] = []
         self.report: rose.RunReport | None = None
-        self.archive: Path | None = None
+        self.checkpoint: Path | None = None
         self._load = load
 
     def _run(self, job: Job) -> None:
@@ -75,7 +74,8 @@ class Slimming(Run):
             speeds = _speeds([loaded.model, model], job)
         self._say("Writing the checkpoint")
         folder = self._temporary() / f"slim-{request.method}-{request.ratio:g}"
-        self.archive = save_packed(model, loaded.tokenizer, folder, report, job)
+        rose.save_model(model, loaded.tokenizer, folder, report=report)
+        self.checkpoint = folder
         self.outcomes = [replace(one, speed=speed) for one, speed in zip((dense, slim), speeds, strict=True)]
         self.report, self.fraction = report, 1.0
 

@@ -11,6 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from app import components, session, shared, words
 from app.jobs import Run
+from app.runs.checkpoints import packed, size_of
 from app.runs.damage import DamageRequest
 from app.runs.request import PruneRequest
 from app.study.setup import Setup
@@ -85,8 +86,7 @@ def progress(run: Run, key: str) -> None:
         rate = f", {told.layers_done / told.seconds:.2g} a second" if told.layers_done and told.seconds else ""
     left = "" if run.remaining is None else f", about {components.duration(max(1.0, run.remaining))} left"
     text = f"{words.plain(job.message)}{done}. {components.duration(job.seconds)} so far{left}{rate}"
-    st.progress(run.fraction, text=text)
-    components.cancel_button(job, key)
+    components.how_far(job, run.fraction, text, key)
 
 
 def follow(
@@ -127,6 +127,7 @@ def file_button(label: str, content: Any, name: str, **more: Any) -> None:
     st.download_button(label, content, name, on_click="ignore", **({"key": name} | more))
 
 
-def checkpoint_button(archive: Path, name: str) -> None:
-    """A kept checkpoint to take away; it is read only for those who ask."""
-    file_button(f"Checkpoint, {components.size(archive.stat().st_size)}", partial(Path.open, archive, "rb"), name)
+def checkpoint_button(folder: Path, **more: Any) -> None:
+    """A kept checkpoint to take away; it is packed only for those who ask."""
+    label = f"Checkpoint, {components.size(size_of(folder))}"
+    file_button(label, partial(packed, folder), f"{folder.name}.zip", **more)

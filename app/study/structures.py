@@ -5,16 +5,26 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import rose
+from app.study.setup import Setup
 from app.study.study import Study
+from rose.model.estimate.duration import estimate_cost, matmul_rate
 from rose.structured.allocation import channels_for, head_shapes
 from rose.structured.configuration import can_bias, kinds_of
 from rose.structured.methods import choose, structured_method
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape, find_parts
 from rose.structured.problem import RECOVERIES, Problem, recover, relative_errors, set_cost
 from rose.structured.survey import PartSurvey, make_problem, price_part
+
+PRICING = 20.0  # floating-point operations a cubed column, at the rate of a matrix product; measured
+
+
+def collecting(setup: Setup, model: nn.Module) -> float:
+    """Estimated seconds until the inputs of all layers are collected; `model` may be a skeleton."""
+    samples = setup.samples + setup.held_out
+    return estimate_cost(model, samples=samples, length=setup.length, layers=setup.layer_patterns, sweeps=0).seconds
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,11 @@ class Structures:
             ("structure", part.output.name),
             lambda: price_part(part, statistics, part.kind in self.biased, damping),
         )
+
+    def pricing(self, parts: Sequence[Part]) -> float:
+        """Estimated seconds until all of these are priced: updates of an inverse of all columns, one for each."""
+        left = [part for part in parts if not self.study.knows(("structure", part.output.name))]
+        return PRICING * sum(part.output.weight.shape[1] ** 3 for part in left) / matmul_rate()
 
     def head_costs(self) -> pd.DataFrame:
         """One row per decoder block and query head: relative cost of taking it away alone."""

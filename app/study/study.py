@@ -392,6 +392,11 @@ class Study:
             lambda: rose.prune_layer(self.weight(layer), self.statistics(layer), order=order, trace=trace, **options),
         )
 
+    def knows(self, key: Any) -> bool:
+        """Whether `remember` would compute nothing for this key."""
+        with self._lock:
+            return key in self._memory
+
     def remember(self, key: Any, compute: Callable[[], T]) -> T:
         """`compute()`, or what it gave for this key before."""
         with self._lock:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import partial
 from typing import Any
-from zipfile import is_zipfile
 
 import pandas as pd
 import streamlit as st
@@ -18,7 +17,6 @@ from app.runs.drift_sections import DRIFT as DRIFT_VIEW
 from app.runs.html_page import to_html
 from app.runs.widgets import csv_button, file_button, follow, linked, start_button
 from app.study import form, preflight
-from rose.files import expand
 from rose.model.check.verdicts import VERDICTS
 from rose.model.estimate.duration import Cost
 
@@ -145,7 +143,7 @@ def _priced(request: CheckRequest) -> tuple[Cost | None, str, str]:
     except rose.RoseError as wrong:
         return None, str(wrong), ""
     for name in (request.setup.model, request.pruned):
-        if not is_zipfile(expand(name)) and form.structure(name) is None:
+        if form.structure(name) is None:
             return None, form.problems()[name], name
     if not request.with_tokens:
         return None, "", ""

@@ -153,12 +153,15 @@ def layers(_model: DenseModel, done: DiffusionRun | None, _request: DiffusionReq
         return
     table = done.report.layers
     threshold = float(done.report.summary["threshold"])
-    st.markdown(f"**{table['is_columnar'].sum()} of {len(table)} layers were columnar**, above {threshold:.2f}.")
+    st.markdown(
+        f"**{table['is_columnar'].sum()} of {len(table)} layers were columnar**: their relative range (block-loss "
+        f"spread) is above {threshold:.2f}."
+    )
     drawing = overview.model_map(table, threshold=threshold, block="block", theme=session.theme())
     components.show(drawing, "diffusion-map", wide=True)
     summary = done.report.summary
     st.caption(
-        f"Blocks of {summary['block_size']} columns, one attention head. Pruned: {summary['weights']} of "
+        f"Blocks are {summary['block_size']} columns wide, as is an attention head. Pruned: {summary['weights']} of "
         f"{summary['denoiser_weights']} weights; embeddings, modulation and the patch convolution stay dense."
     )
 

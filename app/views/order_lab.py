@@ -13,7 +13,6 @@ from app.lab import (
     section_4_costliest_block,
     section_5_by_sparsity,
     section_6_order_and_budget,
-    section_7_solvers,
 )
 
 SECTIONS: dict[str, tuple[str, ModuleType]] = {
@@ -23,7 +22,6 @@ SECTIONS: dict[str, tuple[str, ModuleType]] = {
     "position": ("Where should the costliest block go?", section_4_costliest_block),
     "sparsity": ("By sparsity", section_5_by_sparsity),
     "budget": ("Order and budget", section_6_order_and_budget),
-    "solvers": ("Race of solvers", section_7_solvers),
 }
 
 st.title("Order lab: does the pruning order matter?")

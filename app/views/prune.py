@@ -1,5 +1,6 @@
 """Prune: what does the whole model lose?"""
 
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -10,19 +11,22 @@ import rose
 from app import components, session, shared, words
 from app.figures import prune as figures
 from app.runs import prune_results as results
-from app.runs import recipes
+from app.runs import race_of_solvers, recipes
+from app.runs.checkpoints import RESERVE, free_space
 from app.runs.prune_choices import choose
 from app.runs.pruning import PruningRun
 from app.runs.request import PruneRequest
 from app.runs.widgets import follow, priced, start_button
 from app.study.setup import Setup, weights_size
 
+RACE = "How the methods get there"
 SECTIONS: dict[str, Callable[..., Any]] = {
     "Perplexity": results.summary,
     "Layers": results.layers,
     "Texts": results.texts,
     "Zero-shot": results.accuracies,
     "Downloads": results.downloads,
+    RACE: race_of_solvers.draw,
 }
 
 
@@ -46,8 +50,12 @@ def draw() -> None:
     _others()
     if run is not None:
         _follow(run)
+    if run is not None and run.dense is not None:
+        results.what_to_ship(run, run.models)
     view = components.section({name: name for name in SECTIONS}, "prune_view", "Results")
-    if run is not None and run.dense is None and run.job.status != "running":
+    if view == RACE:
+        race_of_solvers.draw()
+    elif run is not None and run.dense is None and run.job.status != "running":
         st.info("This run ended before a model was evaluated, so there are no results.")
     elif run is None or run.dense is None:
         st.info("Results appear here as soon as the dense model and the first pruned copy have been evaluated.")
@@ -68,8 +76,20 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
             f"{words.sentence(words.count(len(request.cases), 'copy', 'copies'))}, "
             f"{words.count(cost.layers, 'layer')} each: about {components.lasting(cost)}; besides "
             f"the model {components.size(weights_size(cost, setup.dtype))} for one copy at a time and "
-            f"{components.size(cost.memory)} for its calibration."
+            f"{components.size(cost.memory)} for its calibration. {_disk(request, weights_size(cost, setup.dtype))}"
         )
+
+
+def _disk(request: PruneRequest, weights: int) -> str:
+    """What the checkpoints take of the disk, and where."""
+    if request.keep == "none":
+        return ""
+    copies = len(request.sparsities) if request.keep == "best" else len(request.cases)
+    if request.keep != "folder" and free_space() < weights + RESERVE:
+        return f"No checkpoint will be kept: {tempfile.gettempdir()} has only {components.size(free_space())} free."
+    where = request.folder if request.keep == "folder" else tempfile.gettempdir()
+    kept = words.sentence(words.count(copies, "checkpoint"))
+    return f"{kept}, {components.size(copies * weights)}, in {words.plain(where)}."
 
 
 def _start(request: PruneRequest) -> None:

@@ -1,5 +1,6 @@
 """Heads and channels: which can go?"""
 
+from collections.abc import Sequence
 from functools import partial
 
 import streamlit as st
@@ -9,10 +10,13 @@ from app import components, session, shared, words
 from app.figures import structures as figures
 from app.runs.slimming import TOKENS, TURNS, Slimming, SlimRequest
 from app.runs.widgets import checkpoint_button, csv_button, file_button, follow
-from app.study.structures import Structures
+from app.study.preflight import asked_of_hub
+from app.study.structures import Structures, collecting
+from app.study.study import Study
 from rose.structured.allocation import ALLOCATIONS, head_shapes
-from rose.structured.parts import CHANNELS, HEADS, Shape
+from rose.structured.parts import CHANNELS, HEADS, Part, Shape
 
+UNASKED = 15.0  # seconds that a section may compute without asking
 RATIOS = [step / 20 for step in range(13)]
 PROMPT = "Python is a programming language that"
 
@@ -21,6 +25,9 @@ def draw() -> None:
     st.title("Heads and channels: which can go?")
     components.require_weights()
     study = components.require_study("Here you see what every head and every channel of a model costs")
+    if study.job.status == "kept" and not asked_of_hub(study.setup):
+        _ask_for_inputs(study)
+        st.stop()
     components.begin_restored(study)
     if study.job.status == "running":
         ready = "the inputs of all layers are collected" if study.is_restored else "all layers are measured"
@@ -35,11 +42,20 @@ def draw() -> None:
     except rose.RoseError as problem:
         components.info(problem)
         st.stop()
-    pieces = [partial(known.priced, part) for part in known.parts.values()]
-    if not components.finished(pieces, "structures", (study.setup, "prices"), "part"):
-        st.stop()
     view = components.section({name: name for name in VIEWS}, "structures_view", "What is shown")
     VIEWS[view](known)
+
+
+def _ask_for_inputs(study: Study) -> None:
+    seconds = collecting(study.setup, shared.skeleton(study.setup.model))
+    st.info("What heads and channels cost follows from the inputs of all layers; from disk come only their numbers.")
+    st.button(
+        f"Collect the inputs, about {components.duration(max(1.0, seconds))}",
+        type="primary",
+        icon=":material/input:",
+        key="structures-collect",
+        on_click=session.start,
+    )
 
 
 def _chosen_block(known: Structures) -> int:
@@ -60,12 +76,34 @@ def _block(known: Structures) -> int:
     return st.selectbox("Decoder block", known.blocks, key="structures_block", on_change=follow)
 
 
+def _are_priced(known: Structures, parts: Sequence[Part], what: str) -> bool:
+    """Prices these parts in the background; what takes long waits for a press of the button."""
+    seconds, asked = known.pricing(parts), (known.study.created, what)
+    if seconds > UNASKED and st.session_state.get("structures_asked") != asked:
+        unit = "channel" if any(part.kind == CHANNELS for part in parts) else "head"
+        blocks = words.count(len({part.block_index for part in parts}), "decoder block")
+        st.info(f"{what} needs the cost of every {unit} in {blocks}.")
+        st.button(
+            f"Compute it, about {components.duration(seconds)}",
+            type="primary",
+            icon=":material/play_arrow:",
+            key="structures-compute",
+            on_click=lambda: st.session_state.update(structures_asked=asked),
+        )
+        return False
+    pieces = [partial(known.priced, part) for part in parts]
+    return components.finished(pieces, "structures", asked, "part")
+
+
 def _map(known: Structures) -> None:
     if HEADS not in known.kinds:
         st.info(
             "This model's configuration ties the number of heads to their size, so heads must stay; channels can "
             "be removed."
         )
+        return
+    parts = [part for (kind, _), part in known.parts.items() if kind == HEADS]
+    if not _are_priced(known, parts, "This map"):
         return
     table = known.head_costs()
     drawn = figures.head_map(table, marked_block=_chosen_block(known), theme=session.theme())
@@ -80,6 +118,8 @@ def _map(known: Structures) -> None:
 
 def _channels(known: Structures) -> None:
     block = _block(known)
+    if not _are_priced(known, [known.parts[CHANNELS, block]], "This curve"):
+        return
     table = known.channel_costs(block)
     count = len(table)
     if (st.session_state.get("structures_cut") or 0) >= count:  # of a model with more channels
@@ -93,7 +133,7 @@ def _head_shape(known: Structures, block: int) -> Shape:
     part = known.parts[HEADS, block]
     shapes = [shape for shape in head_shapes(part.shape) if shape != part.shape] or [part.shape]
     names = {shape: f"{shape.units} query heads on {shape.groups} key-value heads" for shape in shapes}
-    return st.selectbox("Keep", shapes, format_func=names.__getitem__, key="structures_shape")
+    return st.selectbox("Heads to keep", shapes, format_func=names.__getitem__, key="structures_shape")
 
 
 def _swaps(known: Structures) -> None:
@@ -126,7 +166,7 @@ def _swaps(known: Structures) -> None:
 def _recovery(known: Structures) -> None:
     block = _block(known)
     kinds = {HEADS: "Heads", CHANNELS: "Channels"}
-    kind = components.choose("Of", {name: kinds[name] for name in known.kinds[::-1]}, "structures_recovery_of")
+    kind = components.choose("Part", {name: kinds[name] for name in known.kinds[::-1]}, "structures_recovery_of")
     part = known.parts[kind, block]
     if kind == HEADS:
         shape = _head_shape(known, block)
@@ -135,11 +175,16 @@ def _recovery(known: Structures) -> None:
         share = st.slider("Channels to take out, %", 5, 80, 25, key="structures_recovery_cut", bind=components.URL)
         shape = Shape(1, max(1, round(part.shape.units * (1 - share / 100))))
         what = f"MLP of decoder block {block}, {shape.units} of {part.shape.units} channels kept"
+    pieces = [partial(known.recovered, part, shape)]
+    if not components.finished(pieces, "structures", (known.study.created, part.output.name, shape), "choice of units"):
+        return
     drawn = figures.recovery_bars(known.recovered(part, shape), what=what, theme=session.theme())
     components.show(drawn, "structures-recovery", wide=True)
 
 
 def _trade_off(known: Structures) -> None:
+    if not _are_priced(known, list(known.parts.values()), "The trade-off"):
+        return
     try:
         table = known.study.remember("structures trade-off", lambda: known.trade_off(RATIOS))
     except rose.RoseError as problem:
@@ -227,8 +272,8 @@ def _outcome(run: Slimming) -> None:
     with st.container(horizontal=True):
         file_button("Report, JSON", run.report.to_json, "report.json", key="slim-report")
         csv_button("Parts, CSV", run.report.layers, "layers.csv", "slim-layers")
-        if run.archive is not None and run.archive.exists():
-            checkpoint_button(run.archive, run.archive.name)
+        if run.checkpoint is not None and run.checkpoint.exists():
+            checkpoint_button(run.checkpoint)
 
 
 VIEWS = {

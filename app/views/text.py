@@ -65,9 +65,9 @@ def _ask() -> tuple[str, list[Checkpoint]]:
         list(kept),
         default=list(kept)[:1],
         max_selections=MOST,
-        key="text_models",
+        **linked("text_models"),
         placeholder="none kept" if not kept else "choose",
-        help="Those whose checkpoint was kept on the Prune page.",
+        help="Those whose checkpoint was kept on the page Prune.",
     )
     with right:
         named = saved(
@@ -114,12 +114,10 @@ def _empty() -> None:
     with st.container(border=True, horizontal_alignment="center", gap="small"):
         st.markdown("**Your own text, token by token: where the pruned model is more surprised than the dense one**")
         st.text(
-            "It takes a pruned model: prune a copy and keep its checkpoint, or give the folder of one that was pruned "
-            "on the command line."
+            "It takes a pruned model: prune copies, of which the best is kept, or give the folder of one that was "
+            "pruned on the command line."
         )
-        if st.button("Prune copies and keep them", icon=":material/content_cut:", key="text-prune"):
-            st.session_state.prune_keep = "zip"
-            st.switch_page(PRUNE_PAGE)
+        st.page_link(PRUNE_PAGE, label="Prune copies; the best is kept", icon=":material/content_cut:")
 
 
 def _results(run: TextReading, encoded: EncodedText, known: dict[str, Any]) -> None:
@@ -132,7 +130,7 @@ def _results(run: TextReading, encoded: EncodedText, known: dict[str, Any]) -> N
     _texts(encoded, known, number, kind)
     left, right = st.columns(2)
     with left:
-        _worst(table, pruned)
+        _changes(table, pruned)
     with right:
         _next(run, encoded, known, number)
 
@@ -153,21 +151,23 @@ def _texts(encoded: EncodedText, known: dict[str, Any], number: int, kind: str) 
 
 
 def _chosen(encoded: EncodedText, table: pd.DataFrame) -> int:
-    """The token that the tables and the outline show: a chosen row, or the worst one at first."""
+    """The token that the tables and the outline show: a chosen row, or at first the largest change."""
     numbers = table["number"].tolist()
     state, text = st.session_state, encoded.pieces
     is_other = state.get("text_of") not in (None, text)  # and has other tokens
     if is_other or state.get("text_token") not in numbers:  # which goes when the results are not drawn for a while
         changes = [name for name in table.columns if name.endswith("− dense")]
-        state.text_token = int(table["number"].iloc[table[changes].max(axis=1).idxmax()])
+        size = table[changes].abs().max(axis=1)
+        state.text_token = int(table["number"].iloc[0 if size.isna().all() else size.idxmax()])
     state.text_of = text
     return int(state.text_token)
 
 
-def _worst(table: pd.DataFrame, pruned: dict[str, Any]) -> None:
+def _changes(table: pd.DataFrame, pruned: dict[str, Any]) -> None:
     st.markdown("**Tokens, the largest change first**")
     changes = [f"{name} − dense" for name in pruned]
-    ranked = table.sort_values(changes[0], ascending=False, kind="stable", ignore_index=True)
+    size = table[changes].abs().max(axis=1)
+    ranked = table.loc[size.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
     nats = {name: st.column_config.NumberColumn(format="%.2f") for name in [DENSE, *pruned]}
     gaps = {name: st.column_config.NumberColumn(format="%+.2f") for name in changes}
 

@@ -4,6 +4,7 @@ import gc
 import io
 import json
 import shlex
+import shutil
 import threading
 import weakref
 import zipfile
@@ -19,8 +20,8 @@ from torch import nn
 
 import rose
 from app.figures.comparison import over_seeds_bars
-from app.jobs import Job
-from app.runs import checkpoints, recipes
+from app.runs import checkpoints, recipes, shipping
+from app.runs.checkpoints import RESERVE
 from app.runs.pruning import PruningRun, accuracy_table, layer_table, model_table
 from app.runs.request import HELD_OUT, Case, Keep, PruneRequest, estimate_case
 from app.runs.results import read_results
@@ -59,9 +60,11 @@ def weights(model: nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
 
-def test_numbers_are_those_of_the_engine(setup: Setup, loaded: LoadedModel) -> None:
+def test_numbers_are_those_of_the_engine_and_the_best_are_kept(
+    setup: Setup, loaded: LoadedModel, temporary: Path, tmp_path: Path
+) -> None:
     before = weights(loaded.model)
-    run = finished(setup, REQUEST, lambda: loaded)
+    run = finished(setup, replace(REQUEST, keep="best"), lambda: loaded)
     assert all(torch.equal(a, b) for a, b in zip(before, weights(loaded.model), strict=True))
     assert not loaded.lock.locked()
     assert run.fraction == 1.0
@@ -97,22 +100,20 @@ def test_numbers_are_those_of_the_engine(setup: Setup, loaded: LoadedModel) -> N
     assert len(layer_table(run.models)) == 4 * 3 * 7
     assert set(layer_table(run.models)["asked"]) == {"0.5", "2:4"}
 
-
-def test_zip_is_a_checkpoint_that_loads(setup: Setup, loaded: LoadedModel, temporary: Path, tmp_path: Path) -> None:
-    run = finished(setup, replace(REQUEST, methods=("rose",), sparsities=("2:4",), keep="zip"), lambda: loaded)
-    archive = run.copies[0].checkpoint
-    assert archive is not None
-    assert archive.name == "rose-2-4.zip"
-    with zipfile.ZipFile(archive) as packed:
-        packed.extractall(tmp_path / "there")
-    folder = tmp_path / "there" / "rose-2-4"
-    model, _ = rose.load_model(str(folder))
-    weight = model.get_submodule("model.layers.0.mlp.up_proj").weight
+    results = [copy.result for copy in run.copies]
+    best = [shipping.recommended(results[:2]).name, shipping.recommended(results[2:]).name]
+    kept = [copy for copy in run.copies if copy.checkpoint is not None]
+    assert [copy.label for copy in kept] == best
+    assert [copy.case.sparsity for copy in kept] == ["0.5", "2:4"]
+    assert kept[1].checkpoint is not None
+    assert sorted(place.name for place in kept[1].checkpoint.parent.iterdir()) == sorted(c.case.name for c in kept)
+    with checkpoints.packed(kept[1].checkpoint) as file, zipfile.ZipFile(file) as archive:
+        archive.extractall(tmp_path / "there")
+    there = tmp_path / "there" / kept[1].case.name
+    weight = rose.load_model(str(there))[0].get_submodule("model.layers.0.mlp.up_proj").weight
     assert (weight.view(len(weight), -1, 4).ne(0).sum(-1) <= 2).all()
-    summary = json.loads((folder / "report.json").read_text())["summary"]
-    assert summary["perplexity_after"] == run.copies[0].perplexity
-    # No unpacked second copy lies beside it; and when nobody holds the run any more, the file goes.
-    assert [p.name for p in archive.parent.iterdir()] == ["rose-2-4.zip"]
+    assert json.loads((there / "report.json").read_text())["summary"]["perplexity_after"] == kept[1].perplexity
+    # No archive lies beside them; and when nobody holds the run any more, they go.
     del run
     gc.collect()
     assert not list(temporary.iterdir())
@@ -128,14 +129,14 @@ def test_folder_gets_one_checkpoint_per_pair(setup: Setup, loaded: LoadedModel, 
         request.check(setup, load_skeleton(setup.model))
 
 
-@pytest.mark.parametrize("keep", ["zip", "folder"])
+@pytest.mark.parametrize("keep", ["all", "folder"])
 def test_cancel_leaves_nothing_behind(
     keep: Keep, setup: Setup, loaded: LoadedModel, temporary: Path, tmp_path: Path
 ) -> None:
     before = weights(loaded.model)
     request = replace(REQUEST, keep=keep, folder=str(tmp_path / "out"))
     run = PruningRun(setup, request, lambda: loaded)
-    stopping = {"zip": "Pruning by ROSE at 2:4", "folder": "Pruning by SparseGPT at 0.5"}[keep]
+    stopping = {"all": "Pruning by ROSE at 2:4", "folder": "Pruning by SparseGPT at 0.5"}[keep]
 
     original = run._say
 
@@ -146,7 +147,7 @@ def test_cancel_leaves_nothing_behind(
 
     run._say = say  # type: ignore[method-assign]
     finish(run, "cancelled")
-    assert len(run.copies) == (3 if keep == "zip" else 0)
+    assert len(run.copies) == (3 if keep == "all" else 0)
     assert not list(temporary.iterdir())
     assert not (tmp_path / "out").exists()
     assert not loaded.lock.locked()
@@ -156,18 +157,25 @@ def test_cancel_leaves_nothing_behind(
 def test_a_failure_leaves_finished_checkpoints_and_nothing_half_done(
     setup: Setup, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pack = checkpoints.pack
+    save = rose.save_model
 
-    def full_at_the_second(folder: Path, archive: Path, job: Job) -> None:
-        pack(folder, archive, job)
-        if archive.name == "rose-0.5.zip":
+    def full_at_the_second(model: Any, tokenizer: Any, folder: Path, **more: Any) -> None:
+        save(model, tokenizer, folder, **more)
+        if folder.name == "rose-0.5":
+            shutil.rmtree(folder)
             raise rose.RoseError("The disk is full.")
 
-    monkeypatch.setattr(checkpoints, "pack", full_at_the_second)
-    run = finished(setup, replace(REQUEST, keep="zip"), lambda: loaded, status="failed")
+    monkeypatch.setattr(rose, "save_model", full_at_the_second)
+    run = finished(setup, replace(REQUEST, keep="all"), lambda: loaded, status="failed")
     (outcome,) = run.copies
     assert outcome.checkpoint is not None
-    assert [path.name for path in outcome.checkpoint.parent.iterdir()] == ["sparsegpt-0.5.zip"]
+    assert [path.name for path in outcome.checkpoint.parent.iterdir()] == ["sparsegpt-0.5"]
+
+
+def test_without_room_nothing_is_kept(setup: Setup, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.runs.pruning.free_space", lambda: RESERVE)
+    request = replace(REQUEST, methods=("magnitude",), sparsities=("0.5",), prompt="", windows=1, keep="best")
+    assert finished(setup, request, lambda: loaded).copies[0].checkpoint is None
 
 
 def test_one_copy_at_a_time(setup: Setup, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +260,7 @@ def test_python_code_gives_the_same_numbers(
     exec(compile(recipes.python_code(setup, request), "code", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
     assert sorted(p.name for p in Path(folder).iterdir()) == sorted(case.name for case in request.cases)
-    run = finished(setup, replace(request, keep="nothing"), lambda: loaded)
+    run = finished(setup, replace(request, keep="none"), lambda: loaded)
     assert run.dense is not None
     found = [float(line.split()[2 if line.split()[0] != "dense" else 1]) for line in printed]
     assert found == pytest.approx([outcome.perplexity for outcome in run.models], rel=1e-5)
@@ -264,7 +272,7 @@ def test_python_code_keeps_and_continues_only_what_was_asked_for(setup: Setup) -
     code = recipes.python_code(setup, REQUEST)
     assert "save_model" not in code
     assert "continue_prompt(model, tokenizer, 'Hello', new_tokens=4)" in code  # with the tokens of the page
-    code = recipes.python_code(setup, replace(REQUEST, keep="zip", prompt=" "))
+    code = recipes.python_code(setup, replace(REQUEST, keep="all", prompt=" "))
     assert 'rose.save_model(model, tokenizer, f"{method}-{sparsity}"' in code
     assert "continued" not in code
 

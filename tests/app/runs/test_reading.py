@@ -1,21 +1,20 @@
 """A text is read by the dense model and by checkpoints, and the tables say what the models said."""
 
 import threading
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import rose
 from app import words
-from app.jobs import Job
 from app.runs import reading
-from app.runs.checkpoints import Checkpoint, pack, saved_checkpoint, unpacked
+from app.runs.checkpoints import Checkpoint, saved_checkpoint
 from app.runs.reading import DENSE, TextReading
 from app.study.setup import Setup
 from app.study.study import LoadedModel
-from rose.model.measure.surprise import encode_text, read_text
+from rose.model.measure.surprise import Reading, encode_text, read_text
 from tests.app.tiny_study import finish
 from tests.tiny import save_tiny_llama
 
@@ -29,15 +28,12 @@ def read(folder: Path, checkpoints: list[Checkpoint], text: str = TEXT, status: 
     return finish(TextReading(Setup(model=str(folder)), text, checkpoints, load), status)
 
 
-def test_dense_and_pruned_read_the_same_text(folder: Path, pruned_folder: Path, tmp_path: Path) -> None:
-    archive = tmp_path / "pruned.zip"
-    pack(pruned_folder, archive, Job(lambda _job: None))
-    run = read(folder, [Checkpoint("folder", pruned_folder), Checkpoint("zip", archive)])
-    assert list(run.readings) == [DENSE, "folder", "zip"]
+def test_dense_and_pruned_read_the_same_text(folder: Path, pruned_folder: Path) -> None:
+    run = read(folder, [Checkpoint("folder", pruned_folder)])
+    assert list(run.readings) == [DENSE, "folder"]
     model, tokenizer = rose.load_model(str(pruned_folder))
     expected = read_text(model, encode_text(tokenizer, TEXT).tokens).losses
-    for name in ("folder", "zip"):
-        np.testing.assert_allclose(run.readings[name].losses, expected, rtol=1e-5)
+    np.testing.assert_allclose(run.readings["folder"].losses, expected, rtol=1e-5)
     encoded = run.encoded
     assert encoded is not None
     table = reading.token_table(encoded, run.readings)
@@ -54,6 +50,14 @@ def test_dense_and_pruned_read_the_same_text(folder: Path, pruned_folder: Path, 
     assert 0 < chances[f"{DENSE}, chance"].sum() < 1
 
 
+def test_a_model_that_answers_with_nan_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = Reading(torch.tensor([0.5, torch.nan]), torch.zeros(3, 1), torch.zeros(3, 1))
+    monkeypatch.setattr(reading, "read_text", lambda *_arguments, **_options: nothing)
+    run = read(folder, [], status="failed")
+    assert run.job.message.startswith("Dense gives some tokens no number")
+    assert not run.readings
+
+
 def test_what_cannot_be_read_says_why(folder: Path, pruned_folder: Path, tmp_path: Path) -> None:
     assert "more than 256" in read(folder, [], "a" * 600, "failed").job.message
     other = save_tiny_llama(tmp_path / "other", bos=True)
@@ -63,12 +67,3 @@ def test_what_cannot_be_read_says_why(folder: Path, pruned_folder: Path, tmp_pat
     with pytest.raises(rose.RoseError, match="There is no model in"):
         saved_checkpoint(str(tmp_path))
     assert saved_checkpoint(str(pruned_folder)).name == "Magnitude at 0.5"
-
-
-def test_an_archive_is_unpacked_into_its_own_folder_only(tmp_path: Path) -> None:
-    archive = tmp_path / "evil.zip"
-    with zipfile.ZipFile(archive, "w") as packed:
-        packed.writestr("../../outside.txt", "no")
-    with unpacked(archive, Job(lambda _job: None)) as folder:
-        assert [path.name for path in folder.iterdir()] == ["outside.txt"]
-    assert not folder.exists()

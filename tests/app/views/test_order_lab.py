@@ -9,7 +9,6 @@ from streamlit.testing.v1 import AppTest
 from torch import Tensor
 
 import rose
-from app.lab.solvers import watched
 from app.lab.sweeps import Sweep, outcome, positions
 from app.study.study import Study
 from rose.layer.error import relative_error
@@ -198,22 +197,3 @@ def test_a_step_beyond_the_blocks_of_another_layer_is_its_last(study: Study) -> 
     app.segmented_control(key="lab_section").set_value("sweep").run()
     assert not app.exception
     assert app.slider(key="lab_step").value == 4
-
-
-def test_solvers_race_to_the_errors_of_the_methods(study: Study) -> None:
-    for solver, method in (("admm", "rose_admm"), ("refit", "rose_dealt")):
-        result = rose.prune_layer(
-            study.weight(COLUMNAR), study.statistics(COLUMNAR), method=method, sparsity=0.7, block_size=16
-        )
-        way = watched(study, COLUMNAR, solver, "dealt")
-        assert way.table["held_out_error"].iloc[-1] == pytest.approx(held_out_error(study, result), rel=1e-4)
-        assert (way.mask(len(way.table) - 1) == result.mask.numpy()).all()
-
-
-def test_solvers_are_scrubbed_by_work(study: Study) -> None:
-    app = section(study, "Race of solvers")
-    assert "iteration 20" in figures(app)[1]  # the mask's changes, below the race
-    app.slider(key="lab_work").set_value(0.0).run()
-    assert "has no mask yet" in texts(app)
-    app.pills(key="lab_solvers").set_value([]).run()
-    assert "Choose at least one solver" in texts(app)

@@ -152,9 +152,8 @@ def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
     app = view(app, "Downloads")
     for outcome in run.copies:
         assert outcome.checkpoint is not None
-        assert f"checkpoint in {outcome.checkpoint}" in texts(app)
         assert rose.load_model(str(outcome.checkpoint))
-    assert len(app.get("download_button")) == 2 + 2 * 4
+    assert len(app.get("download_button")) == 2 + 3 * 4 + 2 + 1  # two are recommended, and there is a report
 
 
 def test_the_commands_shown_ask_for_what_was_chosen(setup: Setup) -> None:
@@ -176,7 +175,7 @@ def test_the_commands_shown_ask_for_what_was_chosen(setup: Setup) -> None:
 
 def test_only_chosen_layers_and_a_zip(setup: Setup) -> None:
     app = opened(setup, prune_layers="model.layers.1.*", prune_windows="1", prune_prompt="")
-    app.selectbox(key="prune_keep").set_value("zip").run()
+    app.selectbox(key="prune_keep").set_value("all").run()
     app.multiselect(key="prune_methods").set_value(["rose_global"]).run()
     app.button_group(key="prune_targets").set_value(["layer"]).run()
     app.toggle(key="prune_true_sequential").set_value(True).run()
@@ -187,10 +186,10 @@ def test_only_chosen_layers_and_a_zip(setup: Setup) -> None:
     archive = run.copies[0].checkpoint
     assert archive is not None
     assert archive.exists()
-    assert len(view(app, "Downloads").get("download_button")) == 2 + 3
+    assert len(view(app, "Downloads").get("download_button")) == 2 + 3 + 2
 
     # The next run replaces this one, and its file goes.
-    app.selectbox(key="prune_keep").set_value("nothing").run()
+    app.selectbox(key="prune_keep").set_value("none").run()
     app, _ = pruned(app)
     assert not archive.exists()
     assert "checkpoint not kept" in texts(app)
@@ -235,7 +234,7 @@ def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch
 
     monkeypatch.setattr(rose, "prune_model", failing)
     app = opened(setup, prune_layers="model.layers.1.*", prune_windows="1", prune_prompt="")
-    app.selectbox(key="prune_keep").set_value("zip").run()
+    app.selectbox(key="prune_keep").set_value("all").run()
     app, run = pruned(app, "failed")
     assert "No factor was found." in app.error[0].value
     assert "One model finished before that" in texts(app)
@@ -243,7 +242,7 @@ def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch
     archive = run.copies[0].checkpoint
     assert archive is not None
     assert archive.exists()
-    assert len(view(app, "Downloads").get("download_button")) == 2 + 3
+    assert len(view(app, "Downloads").get("download_button")) == 2 + 3 + 2
 
 
 @pytest.mark.parametrize("section", ["Perplexity", "Layers", "Texts", "Downloads"])
@@ -289,7 +288,7 @@ def test_a_cancelled_run_is_called_so(setup: Setup, monkeypatch: pytest.MonkeyPa
 def test_a_run_cancelled_before_its_first_copy_has_no_results(setup: Setup, halt: Callable[[str], Events]) -> None:
     halted, go_on = halt("Perplexity of the dense model")
     app = opened(setup, prune_prompt="", threshold="0.2")
-    assert "above **0.2** are columnar" in texts(app)
+    assert "above **0.2**, as chosen" in texts(app)
     app.button(key="prune-start").click().run()
     run = shared.prunings()[app.session_state["pruning"]]
     assert halted.wait(240)
@@ -341,7 +340,7 @@ def test_tasks_are_offered_only_where_they_can_be_run(setup: Setup, monkeypatch:
     assert "run `pip install -r requirements-eval.txt`" in texts(app)
     assert not [box for box in app.text_input if box.key == "prune_tasks"]
     app, _ = pruned(opened(setup, prune_methods="Magnitude", prune_layers="model.layers.1.*.o_proj", prune_prompt=""))
-    assert [button.proto.label for button in app.get("download_button")] == ["Report, HTML"]
+    assert [button.proto.label for button in app.get("download_button")] == ["Checkpoint, 1 MB", "Report, HTML"]
     assert "No zero-shot tasks were asked for" in texts(view(app, "Zero-shot"))
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import rose
+from app.runs.checkpoints import size_of
 from app.runs.slimming import Slimming, SlimRequest
 from app.study.setup import Setup
 from app.study.structures import Structures
@@ -78,10 +79,10 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     assert run.report is not None
     assert run.report.summary["kept_parameters"] == slim.parameters
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
-    assert run.archive is not None
-    assert run.archive.stat().st_size > 4 * slim.parameters
+    assert run.checkpoint is not None
+    assert size_of(run.checkpoint) > 4 * slim.parameters
     run.discard()
-    assert not run.archive.exists()
+    assert not run.checkpoint.exists()
 
 
 def test_a_cancelled_run_ends(monkeypatch: pytest.MonkeyPatch, study: Study) -> None:

@@ -1,28 +1,33 @@
-"""The order lab's section that lets solvers race: a sweep, its refit, stages, and ADMM, which has no order at all."""
+"""How the methods get there, on the chosen layer: a sweep, its refit, stages and ADMM race each other."""
 
 from __future__ import annotations
 
 from functools import partial
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
-from app import components
+from app import components, words
 from app.components import URL
 from app.figures import solvers as figures
 from app.lab.controls import label
-from app.lab.solvers import LABELS, Watched, offered, watched
+from app.study.solvers import LABELS, Watched, offered, watched
 from app.study.study import Study
 from rose.layer.order import order_names
 
 STEP = 0.5  # products
 
 
-def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) -> None:
+def draw() -> None:
+    study, layer = components.require_layer("Here the solvers behind the methods race each other on one layer")
+    st.caption(
+        f"The same weights of **{words.short_layer(layer)}** have to go, by four ways. One sweep: SparseGPT and ROSE; "
+        "sweep and refit: ROSE dealt; ADMM: ROSE ADMM and ALPS. Five stages are no method of their own."
+    )
+    left, stage = st.columns((1, 2.7))
     known = [name for name in order_names() if name != "random"]
     with left:
         names = st.pills(
-            "Solvers", offered(study), selection_mode="multi", default=offered(study), key="lab_solvers", bind=URL,
+            "Solvers", offered(study), selection_mode="multi", default=offered(study), key="race_solvers", bind=URL,
             format_func=LABELS.__getitem__, wrap=True,
         )  # fmt: skip
         order = st.selectbox(
@@ -30,7 +35,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
             known,
             index=known.index("dealt"),
             format_func=label,
-            key="lab_solver_order",
+            key="race_solver_order",
             bind=URL,
             help="ADMM revises the whole mask in every iteration and has no order.",
         )
@@ -39,22 +44,22 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
             st.info("Choose at least one solver on the left.")
             return
         pieces = [partial(watched, study, layer, name, order) for name in names]
-        if not components.finished(pieces, "lab-solvers", (study.created, layer, order, tuple(names)), "solver"):
+        if not components.finished(pieces, "solvers", (study.created, layer, order, tuple(names)), "solver"):
             return
     ways = {name: watched(study, layer, name, order) for name in names}
     most = max(float(way.table["work"].iloc[-1]) for way in ways.values())
     last = round(most / STEP + 0.5) * STEP
     with left:
-        if (st.session_state.get("lab_work") or 0) > last:  # of a wider layer
-            st.session_state.lab_work = last
-        work = st.slider("Work so far (products W·H)", 0.0, last, last, STEP, key="lab_work", bind=URL)
-        shown = components.choose("Mask of", {name: LABELS[name] for name in names}, "lab_mask_of", default=names[-1])
-        since = components.choose("Changed since", {"step": "Its last step", "sweep": "The sweep"}, "lab_mask_since")
+        if (st.session_state.get("race_work") or 0) > last:  # of a wider layer
+            st.session_state.race_work = last
+        work = st.slider("Work so far (products W·H)", 0.0, last, last, STEP, key="race_work", bind=URL)
+        shown = components.choose("Mask of", {name: LABELS[name] for name in names}, "race_mask_of", default=names[-1])
+        since = components.choose("Changed since", {"step": "Its last step", "sweep": "The sweep"}, "race_mask_since")
     with stage:
         tables = {solver: (LABELS[solver], way.table) for solver, way in ways.items()}
         has_held_out = study.held_out_statistics(layer) is not None
         drawn = figures.solver_race(tables, work, held_out=has_held_out, **components.look(layer))
-        components.show(drawn, "lab-solver-race")
+        components.show(drawn, "solver-race")
         _mask(study, layer, ways[shown], shown, order, since, work)
 
 
@@ -67,4 +72,4 @@ def _mask(study: Study, layer: str, way: Watched, solver: str, order: str, since
     if since == "sweep":
         before, what = watched(study, layer, "sweep", order).mask(0), "the sweep"
     options = components.look(layer, solver=LABELS[solver], step=str(way.table["step"].iloc[state]), since=what)
-    components.show(figures.mask_changes(way.mask(state), before, **options), "lab-mask-changes")
+    components.show(figures.mask_changes(way.mask(state), before, **options), "mask-changes")

@@ -1,0 +1,134 @@
+"""What to ship: which of several pruned copies, why, at what cost, and how sure that is. No Streamlit here.
+
+The Prune page and the HTML report both ask here, and runs keep the checkpoints of those that may be recommended.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app import words
+from rose.verdicts import SAME_TIME, Interval, Result, Verdict, compare
+from rose.wording import apart, listing
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A recommendation among the copies of one sparsity.
+
+    Attributes:
+        copy: the one to ship.
+        others: the rest, the lowest perplexity first, and the verdict on `copy` and each of them.
+    """
+
+    copy: Result
+    others: tuple[tuple[Result, Verdict], ...]
+
+    def reasons(self) -> list[str]:
+        """Why this copy, a sentence for each verdict."""
+        if not self.others:
+            return ["It is the only copy at this sparsity."]
+        found = {kind: [pair for pair in self.others if pair[1].kind == kind] for _, kind in self._kinds()}
+        said = []
+        if better := found.get("better"):
+            said.append(f"Better than {_names(better)}: {_times(better)}.")
+        if alike := found.get("identical"):
+            said.append(f"Identical by construction to {_names(alike)}.")
+        if unclear := found.get("no clear difference"):
+            said.append(f"No clear difference from {_names(unclear)}: {_times(unclear)}. {self._cheaper(unclear)}")
+        if undecided := found.get("undecided"):
+            said.append(f"Lower in perplexity than {_names(undecided)}; chance is not ruled out.")
+        return said
+
+    def _kinds(self) -> list[tuple[str, str]]:
+        return [(other.name, verdict.kind) for other, verdict in self.others]
+
+    def _cheaper(self, unclear: Sequence[tuple[Result, Verdict]]) -> str:
+        slower = [other for other, _ in unclear if other.seconds > SAME_TIME * self.copy.seconds]
+        if not slower:
+            return "None of them took clearly less time, so the lowest perplexity decides."
+        times = listing([words.duration(other.seconds) for other in slower])
+        own = words.duration(self.copy.seconds)
+        return f"This is the cheaper one: {own} to prune, not {times}. More evaluation windows may tell them apart."
+
+    def sure(self) -> str:
+        """What the verdicts rest on; "" without any."""
+        known = next((verdict.reason for _, verdict in self.others if verdict.ratio), "")
+        if not known:
+            return ""
+        return f"How sure: by the {known}, on one calibration draw; another draw can change the order of close copies."
+
+
+def says(advice: Advice, dense: float | None, error: float | None, layers: int) -> str:
+    """All of it in one paragraph, for a report."""
+    said = [cost(advice.copy, dense, error, layers), *advice.reasons(), advice.sure()]
+    return f"What to ship: {advice.copy.name}. {' '.join(filter(None, said))}"
+
+
+def contenders(results: Sequence[Result]) -> list[Result]:
+    """The copies of one sparsity than which none is better. Further copies never bring one back."""
+    return [
+        one
+        for one in results
+        if not any((found := compare(one, other)).kind == "better" and found.better == other.name for other in results)
+    ]
+
+
+def recommended(results: Sequence[Result]) -> Result:
+    """Of copies of one sparsity: the cheapest of those that do not differ clearly from the best; of those that take
+    about as long, the one of lowest perplexity."""
+    lowest = min(results, key=lambda one: one.value)
+    equal = ("identical", "no clear difference")
+    known = [one for one in contenders(results) if one is lowest or compare(lowest, one).kind in equal]
+    least = min((one.seconds for one in known if not math.isnan(one.seconds)), default=math.inf)
+    cheap = [one for one in known if one.seconds <= SAME_TIME * least] or known
+    return min(cheap, key=lambda one: one.value)
+
+
+def advise(results: Sequence[Result]) -> list[Advice]:
+    """A recommendation for every sparsity whose copies may be compared, in the order of the results."""
+    found = []
+    for group in _by_amount(results):
+        if not any(one.setup.differs(other.setup) for one in group for other in group):
+            copy = recommended(group)
+            rest = sorted((one for one in group if one is not copy), key=lambda one: one.value)
+            found.append(Advice(copy, tuple((one, compare(copy, one)) for one in rest)))
+    return found
+
+
+def worth_keeping(results: Sequence[Result], *, is_over: bool) -> list[str]:
+    """Names of those that may still be recommended; once a run is over, of those that are."""
+    groups = _by_amount(results)
+    return [one.name for group in groups for one in ([recommended(group)] if is_over else contenders(group))]
+
+
+def _by_amount(results: Sequence[Result]) -> list[list[Result]]:
+    known = [one for one in results if not math.isnan(one.value)]
+    return [[one for one in known if one.amount == amount] for amount in dict.fromkeys(one.amount for one in known)]
+
+
+def _names(pairs: Sequence[tuple[Result, Verdict]]) -> str:
+    return listing([other.name for other, _ in pairs])
+
+
+def _times(pairs: Sequence[tuple[Result, Verdict]]) -> str:
+    """ "its perplexity is 1.041 (1.020 to 1.062) times this one's"."""
+    ratios = listing([_said(verdict.ratio) for _, verdict in pairs])
+    return f"{'its' if len(pairs) == 1 else 'their'} perplexity is {ratios} times this one's"
+
+
+def _said(ratio: Interval | None) -> str:
+    if ratio is None or math.isfinite(ratio.high):
+        return str(ratio)
+    return f"{words.number(ratio.value)} (of a single window, which cannot tell it from chance)"
+
+
+def cost(copy: Result, dense: float | None, error: float | None, layers: int) -> str:
+    """What it costs: perplexity against the dense model, error, and time."""
+    said = f"Perplexity {words.number(copy.value)}"
+    if dense:
+        one, two = apart(copy.value, dense)
+        said = f"Perplexity {one}, {words.number(copy.value / dense)} times the dense model's {two}"
+    if error is not None:
+        said += f"; held-out error {words.number(error)} on average over {words.count(layers, 'layer')}"
+    return said + ("." if math.isnan(copy.seconds) else f"; pruned in {words.duration(copy.seconds)}.")

@@ -1,0 +1,29 @@
+"""The race of solvers on the page Prune: the ways end where the methods do, and can be scrubbed by work."""
+
+import pytest
+
+import rose
+from app.study.solvers import watched
+from app.study.study import Study
+from rose.layer.error import relative_error
+from tests.app.tiny_study import COLUMNAR, figures, open_page, texts
+
+
+def test_solvers_race_to_the_errors_of_the_methods(study: Study) -> None:
+    weight, held_out = study.weight(COLUMNAR), study.held_out_statistics(COLUMNAR)
+    assert held_out is not None
+    for solver, method in (("admm", "rose_admm"), ("refit", "rose_dealt")):
+        result = rose.prune_layer(weight, study.statistics(COLUMNAR), method=method, sparsity=0.7, block_size=16)
+        way, error = watched(study, COLUMNAR, solver, "dealt"), relative_error(weight, result.weight, held_out.hessian)
+        assert way.table["held_out_error"].iloc[-1] == pytest.approx(error, rel=1e-4)
+        assert (way.mask(len(way.table) - 1) == result.mask.numpy()).all()
+
+
+@pytest.mark.usefixtures("patient")
+def test_solvers_are_scrubbed_by_work(study: Study) -> None:
+    app = open_page("views/prune.py", study, prune_view="How the methods get there")
+    assert "iteration 20" in figures(app)[1]  # the mask's changes, below the race
+    app.slider(key="race_work").set_value(0.0).run()
+    assert "has no mask yet" in texts(app)
+    app.pills(key="race_solvers").set_value([]).run()
+    assert "Choose at least one solver" in texts(app)

@@ -1,0 +1,56 @@
+"""What to ship: the recommendation follows the verdicts, the time, and nothing else."""
+
+import math
+
+import pytest
+
+from app.runs import shipping
+from rose.verdicts import Result, Setup
+
+WINDOWS = (2.0, 3.0, 2.5, 2.8)
+
+
+def copy(name: str, more: float, noise: float, seconds: float, amount: str = "0.7", **setup: str) -> Result:
+    """A copy that loses so many nats more than the windows' own, give or take the noise."""
+    losses = tuple(loss + more + noise * sign for loss, sign in zip(WINDOWS, (1, -1, -1, 1), strict=True))
+    value = math.exp(sum(losses) / len(losses))
+    return Result(name, name, value, losses, {}, Setup(**setup), amount, seconds)
+
+
+CLEAR, BEST = copy("slow and bad", 0.5, 0.01, 90), copy("best", 0.0, 0.01, 60)
+CLOSE, FAST = copy("close", 0.01, 0.03, 50), copy("fast", 0.02, 0.04, 10)
+
+
+@pytest.mark.parametrize(
+    ("results", "name"),
+    [([CLEAR, BEST], "best"), ([BEST, CLOSE, CLEAR], "best"), ([CLEAR, FAST, BEST, CLOSE], "fast"), ([FAST], "fast")],
+)
+def test_the_cheapest_of_those_that_do_not_clearly_differ_from_the_best(results: list[Result], name: str) -> None:
+    assert shipping.recommended(results).name == name
+
+
+def test_what_is_beaten_is_never_recommended_later() -> None:
+    for some in ([CLEAR, BEST], [CLEAR, BEST, CLOSE], [CLEAR, BEST, CLOSE, FAST]):
+        kept = shipping.worth_keeping(some, is_over=False)
+        assert CLEAR.name not in kept
+        assert set(shipping.worth_keeping(some, is_over=True)) <= set(kept)
+
+
+def test_each_sparsity_has_its_own_reasons() -> None:
+    half = copy("half", -0.5, 0.01, 20, "0.5")
+    first, second = shipping.advise([CLEAR, FAST, BEST, half])
+    better, unclear = first.reasons()
+    assert better.startswith("Better than slow and bad: its perplexity is 1.6")
+    assert unclear.startswith("No clear difference from best: its perplexity is 0.98")
+    assert "This is the cheaper one: 10 s to prune, not 60 s." in unclear
+    assert "four windows, paired" in first.sure()
+    assert (second.copy, second.reasons(), second.sure()) == (half, ["It is the only copy at this sparsity."], "")
+    assert shipping.cost(half, 12.0, 0.25, 21) == (
+        "Perplexity 7.96, 0.664 times the dense model's 12.0; held-out error 0.250 on average over 21 layers; "
+        "pruned in 20 s."
+    )
+
+
+def test_copies_that_cannot_be_compared_get_no_recommendation() -> None:
+    one, other = (copy(windows, 0.0, 0.01, 5, windows=windows) for windows in ("four windows", "eight windows"))
+    assert not shipping.advise([one, other])
