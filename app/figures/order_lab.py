@@ -215,6 +215,19 @@ def _shares(table: pd.DataFrame, order: str) -> pd.Series:
     return table["share_removed"][(table["order"] == order) & (table["budget"] == "layer")]
 
 
+def run_name(result: LayerResult) -> str:
+    """A sweep by its order, and its budget where that is layer-wide."""
+    return result.order.name + (" + layer" if result.budget == "layer" else "")
+
+
+def sweep_style(result: LayerResult) -> Style:
+    """A sweep by its order, in the order's colour, and its budget where that is layer-wide: dotted, with open marks."""
+    look = palette.order_style(result.order.name)
+    if result.budget != "layer":
+        return look
+    return look._replace(label=f"{look.label}, layer budget", dash="dot", symbol=f"{look.symbol}-open")
+
+
 def run_style(name: str) -> Style:
     """A sweep named by its order, with the block budget, or "global + layer": the order's colour, with another dash.
 
@@ -259,8 +272,8 @@ def damage_split(
     total, last = float(lost.sum()) or 1.0, float(lost[-1]) or 1.0
     by_later, by_own = (words.percent(float(parts[part][1].sum()) / total, 0) for part in ("later", "inside"))
     finding = f"Later blocks absorb {by_later} of the error, the block itself {by_own}"
-    run = run_style(result.order.name + (" + layer" if result.budget == "layer" else "")).label
-    what = f"{run}: squared error of each block{words.of(layer)}, damping included, in the order visited"
+    named = sweep_style(result).label
+    what = f"{named}: squared error of each block{words.of(layer)}, damping included, in the order visited"
     figure.update_layout(barmode="stack")
     figure.update_xaxes(dtick=marks.whole_step(len(error)))
     if len(error) <= NUMBERED:

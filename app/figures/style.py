@@ -136,10 +136,10 @@ def base(
             "x": 0,
             "xanchor": "left",
             "xref": "container",
-            "y": 1 - TITLE_SIZE / height,  # plotly's "top" is the first line's middle
+            "y": 1,  # with the space above in pixels: a page may give the figure another height
             "yanchor": "top",
             "yref": "container",
-            "pad": {"l": 8},
+            "pad": {"l": 8, "t": TITLE_SIZE},  # plotly's "top" is the first line's middle
             "font": {"size": TITLE_SIZE},
         },
         margin={"l": 64, "r": 24, "t": 22 + round(1.35 * TITLE_SIZE * lines) + headroom, "b": 56},

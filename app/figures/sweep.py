@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 
 from app import words
 from app.figures import marks, palette, shrinking, style
-from app.figures.order_lab import so_far
+from app.figures.order_lab import run_name, so_far, sweep_style
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose import LayerResult, verdicts
@@ -120,7 +120,7 @@ def _draw(
     """As `sweep_frame`."""
     blocks, count = len(results[0].order.widths), len(results)
     curves = [so_far(result) / (dense_energy or 1.0) for result in results]
-    looks = [_style(result) for result in results]
+    looks = [sweep_style(result) for result in results]
     figure = make_subplots(
         rows=2,
         cols=count,
@@ -128,25 +128,29 @@ def _draw(
         row_heights=[0.64, 0.36],
         vertical_spacing=0.12,
         horizontal_spacing=0.05,
-        subplot_titles=[look.label for look in looks],
+        subplot_titles=[_named(look) for look in looks],
     )
     figure.update_annotations(font_size=style.FONT_SIZE + 1, yshift=2)
-    notes = [_matrix(figure, column, result, step, view) for column, result in enumerate(results, 1)]
-    highest = max(range(count), key=lambda i: curves[i][-1 if show_end else step])
-    for i, (curve, look) in enumerate(zip(curves, looks, strict=True)):
-        _line(figure, curve, step, look, above=i == highest, show_end=show_end)
+    (top, note), *_ = [_matrix(figure, column, result, step, view) for column, result in enumerate(results, 1)]
+    for curve, look in zip(curves, looks, strict=True):
+        _line(figure, curve, step, look, show_end=show_end)
     now, final = [float(curve[step]) for curve in curves], [float(curve[-1]) for curve in curves]
-    at = {"title_text": "pruned blocks", "range": [-0.1, blocks + 0.1], "dtick": marks.whole_step(blocks)}
+    at = {
+        "title_text": "pruned blocks",
+        "range": [-0.1, blocks + 0.1],
+        "dtick": marks.whole_step(blocks),
+        "zeroline": False,
+    }
     figure.update_xaxes(at, row=2, col=1)
     figure.update_yaxes(range=[0, max(final) * 1.08 or 1], title_text="error so far", row=2, col=1)
     finding = _finding(looks, now, final, step, blocks)
     columns = "as visited" if view.arrange == "visited" else "in natural order"
     what = (
-        f"{view.unit}{words.of(layer)}, columns {columns}; dimmed: pruned, pink: just pruned, bright: free to "
-        f"compensate; {notes[0]}"
+        f"{view.unit}{words.of(layer)} from 0 to {words.number(top)}, columns {columns}; dimmed: pruned; pink: just "
+        "pruned; bright: free"
     )
     listed = "; ".join(f"{look.label} {words.number(value)}" for look, value in zip(looks, now, strict=True))
-    caption = f"Error so far: {listed}."
+    caption = f"Error so far: {listed}." + (f" {words.sentence(note)}." if "maximum" in note else "")
     if count == 1:
         trace, width = results[0].trace, len(results[0].order.permutation)
         assert trace is not None  # `so_far` has refused it
@@ -155,20 +159,20 @@ def _draw(
             f"pruned so far; {width - sum(results[0].order.widths[:step])} of {width} columns are still free to "
             "compensate."
         )
-    names = [result.order.name + (" + layer" if result.budget == "layer" else "") for result in results]
+    names = [run_name(result) for result in results]
     table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)} | dict(zip(names, curves, strict=True)))
     kind = "Heatmap" if count == 1 else "Two heatmaps"
     alt = f"{kind} of the weights during {'a sweep' if count == 1 else 'sweeps'}, with the error as it grows"
     return style.finish(figure, view.theme, finding, what, caption, alt, table, height=height, headroom=20)
 
 
-def _style(result: LayerResult) -> Style:
-    look = palette.order_style(result.order.name)
-    return look._replace(label=f"{look.label}, layer budget", dash="dot") if result.budget == "layer" else look
+def _named(look: Style) -> str:
+    """The title of a matrix, which names the line below as well; in ink, as colours are too light to read."""
+    return f'<span style="color:{look.colour}">{"┅" if look.dash == "dot" else "━"}</span> {look.label}'
 
 
-def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int, view: _View) -> str:
-    """Adds one heatmap, and over it a veil on the columns that are pruned; says what its cells are."""
+def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int, view: _View) -> tuple[float, str]:
+    """Adds one heatmap, and a veil on the columns that are pruned; where its colours end, and what its cells are."""
     trace, order, at = result.trace, result.order, {"row": 1, "col": column}
     assert trace is not None  # `so_far` has refused it
     first, now = (shrinking.to_numpy(trace.weights[k]) for k in (0, step))
@@ -206,7 +210,7 @@ def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int, view
     hidden = marks.BARE | {"showticklabels": False, "ticks": ""}
     figure.update_xaxes(hidden, range=[-0.5, columns - 0.5], **at)
     figure.update_yaxes(hidden, range=[rows - 0.5, -0.5], **at)
-    return f"{shrunk.note}, from 0 to {words.number(top)}"
+    return top, shrunk.note
 
 
 def _clear(colour: str, opacity: float) -> str:
@@ -220,17 +224,13 @@ def _with_removed(least: float, theme: Theme) -> list[list[Any]]:
     return [[0.0, REMOVED[theme]], [least, REMOVED[theme]], *rest]
 
 
-def _line(figure: go.Figure, curve: np.ndarray, step: int, look: Style, *, above: bool, show_end: bool) -> None:
+def _line(figure: go.Figure, curve: np.ndarray, step: int, look: Style, *, show_end: bool) -> None:
     """The curve to come, faint, where it is shown, and what has arisen so far, strong."""
     at = {"row": 2, "col": 1}
     x, future = np.arange(len(curve)), look._replace(dash="dot")
     marks.lines(figure, x, curve, future, "", mode="lines", width=1.5, opacity=0.6, visible=show_end, **at)
-    hover, past = f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}", look._replace(dash="solid")
-    marks.lines(figure, x[: step + 1], curve[: step + 1], past, hover, width=3, size=9, **at)
-    end = len(curve) - 1 if show_end else step
-    label = {"text": look.label, "showarrow": False, "font": {"color": look.colour}, "visible": show_end or step > 0}
-    side = {"xanchor": "right", "yanchor": "bottom" if above else "top"}
-    figure.add_annotation(label | side, x=end, y=float(curve[end]), **at)
+    hover = f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}"
+    marks.lines(figure, x[: step + 1], curve[: step + 1], look, hover, width=3, size=9, **at)
 
 
 def _finding(looks: list[Style], now: list[float], final: list[float], step: int, blocks: int) -> str:

@@ -13,8 +13,8 @@ from app.figures.style import Drawing
 
 SPEEDS = {1.0: "1×", 0.5: "½×", 2.0: "2×", 4.0: "4×"}
 TICK = 1.2  # seconds a block is shown while a sweep plays at speed 1
-# Icons alone: what they do is read to those who cannot see them.
-NAMED = "<style>[class*='st-key-player-'] button p {{ position: absolute; clip-path: inset(50%); }}</style>"
+# Icons alone on screen; those who cannot see them hear what they do.
+ICONS = "<style>{} {{ position: absolute; width: 1px; overflow: hidden; clip-path: inset(50%); }}</style>"
 
 
 @dataclass(frozen=True)
@@ -58,41 +58,39 @@ class Player:
 
     def controls(self, blocks: int, film: Callable[[], Drawing]) -> None:
         """The row of widgets; `film` is the whole sweep as an animation, for those who take it along."""
-        start, back, forth, where, speed, beside = st.columns(
-            [2.1, 0.8, 0.8, 2.6, 1.5, 0.8], vertical_alignment="bottom"
-        )
+        icons = ", ".join(f".st-key-{self.name}-{way} button p" for way in ("back", "forth", "animation"))
         step = st.session_state[self._key("at")]
         label, icon = ("Pause", "pause") if self.playing else ("Play", "play_arrow")
-        start.button(
-            label,
-            icon=f":material/{icon}:",
-            key=f"{self.name}-play",
-            on_click=self._play,
-            args=(blocks,),
-            width="stretch",
-        )
-        for place, way, by, end in ((back, "back", -1, 0), (forth, "forth", 1, blocks)):
-            place.button(
-                f"One block {'back' if by < 0 else 'forward'}",
-                icon=f":material/chevron_{'left' if by < 0 else 'right'}:",
-                key=f"{self.name}-{way}",
-                on_click=self._go,
-                args=(by, blocks),
-                disabled=step == end,
-                width="stretch",
+        with st.container(horizontal=True, vertical_alignment="bottom", gap="xsmall"):
+            st.html(ICONS.format(icons))
+            st.button(
+                label,
+                icon=f":material/{icon}:",
+                key=f"{self.name}-play",
+                on_click=self._play,
+                args=(blocks,),
+                width=110,
             )
-        where.slider("Blocks pruned", 0, blocks, key=self._key("step"), on_change=self._moved, bind=components.URL)
-        speed.selectbox("Speed", list(SPEEDS), format_func=SPEEDS.__getitem__, key=self._key("speed"))
-        beside.download_button(
-            "Download as a film",
-            lambda: components.as_html(film()),
-            "sweep.html",
-            icon=":material/download:",
-            on_click="ignore",
-            key=f"{self.name}-animation",
-            help="The whole sweep as one HTML file that plays in any browser, without a network",
-            width="stretch",
-        )
+            for way, by, end in (("back", -1, 0), ("forth", 1, blocks)):
+                st.button(
+                    f"One block {'back' if by < 0 else 'forward'}",
+                    icon=f":material/chevron_{'left' if by < 0 else 'right'}:",
+                    key=f"{self.name}-{way}",
+                    on_click=self._go,
+                    args=(by, blocks),
+                    disabled=step == end,
+                )
+            st.slider("Blocks pruned", 0, blocks, key=self._key("step"), on_change=self._moved, bind=components.URL)
+            st.selectbox("Speed", list(SPEEDS), format_func=SPEEDS.__getitem__, key=self._key("speed"), width=90)
+            st.download_button(
+                "Download as a film",
+                lambda: components.as_html(film()),
+                "sweep.html",
+                icon=":material/download:",
+                on_click="ignore",
+                key=f"{self.name}-animation",
+                help="The whole sweep as one HTML file that plays in any browser, without a network",
+            )
 
     def _key(self, part: str) -> str:
         return f"{self.name}_{part}"

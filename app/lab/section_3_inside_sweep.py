@@ -20,6 +20,7 @@ from rose.layer.order import order_names, visited_blocks
 
 PLAYER = Player("lab", first=1)
 ALONE = "none"  # no second sweep beside the first
+TALL = "<style>.st-key-lab-sweep { height: clamp(480px, 100vh - 320px, 900px); flex: none; }</style>"  # with what is above it
 
 
 def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) -> None:
@@ -43,7 +44,9 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         made, energy, look = list(results.values()), dense_energy(study, layer), components.look(layer)
         step = PLAYER.step(blocks)
         PLAYER.controls(blocks, lambda: sweep_film(made, energy, show=show, **look))
-        components.show(sweep_frame(made, step, energy, show=show, arrange=arrange, **look), "lab-sweep")
+        st.html(TALL)
+        drawn = sweep_frame(made, step, energy, show=show, arrange=arrange, **look)
+        components.show(drawn, "lab-sweep", height="stretch")
         for (order, budget), result in results.items():
             marked = step - 1 if step else None
             drawn = figures.damage_split(result, inside(study, layer, order, budget), step=marked, **look)
@@ -78,6 +81,7 @@ def step_numbers(result: rose.LayerResult, step: int) -> None:
     index = step - 1
     lost, kept = float(trace.lost[index]), float(trace.error[index])
     block = visited_blocks(result.plan, result.order)[index]
+    st.markdown(f"**{figures.sweep_style(result).label}**")
     rows = {
         "Just pruned": "mixed" if block is None else f"block {block}",
         "Weights removed": words.whole(int(trace.removed[index])),

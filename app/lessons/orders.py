@@ -14,7 +14,7 @@ from app.figures.sweep import sweep_film, sweep_frame
 from app.lab import sweeps
 from app.lab.player import Player
 from app.lessons import subjects, texts
-from app.lessons.stage import show, sides, tell
+from app.lessons.stage import PLAYED, show, sides, tell
 from app.lessons.subjects import LayerDesign, Subject
 from app.study.study import Study
 from rose.layer.methods import BUDGETS
@@ -110,7 +110,7 @@ def sweep_step(columnar: bool) -> None:
     with stage:
         look, results = components.look(subject.name), (natural, ordered)
         PLAYER.controls(blocks, lambda: sweep_film(results, subject.energy, **look))
-        show(sweep_frame(results, step, subject.energy, show_end=ended, **look), "race")
+        show(sweep_frame(results, step, subject.energy, show_end=ended, height=PLAYED, **look), "race")
 
 
 # Step 8: two effects

@@ -17,12 +17,25 @@ from app.lessons.texts import Lesson
 
 # Of text and stage, pixels: nothing below them moves from step to step, and on a screen of 1280 × 800 nothing is cut.
 HEIGHT = 560
+PLAYED = 424  # of them, for what is played, below the player's controls
+ROOM = 240  # pixels above and below them, on a screen that has more
+TALL = f"""<style>
+:has(> :is(.st-key-lesson-text, .st-key-lesson-stage)) {{
+  flex-basis: max({HEIGHT}px, 100vh - {ROOM}px) !important; height: max({HEIGHT}px, 100vh - {ROOM}px) !important;
+}}
+@media (max-width: 640px) {{
+  :has(> :is(.st-key-lesson-text, .st-key-lesson-stage)) {{ flex-basis: auto !important; height: auto !important; }}
+  .st-key-lesson-stage [class*="st-key-learn-"]:has(.stPlotlyChart) {{ height: 400px; flex: none; }}
+}}
+</style>"""
 
 
 def sides() -> tuple[DeltaGenerator, DeltaGenerator]:
     """Where the text stands, and where the figure."""
     left, right = st.columns((1, 1.55))
     height = projector.STAGE if projector.is_on() else HEIGHT
+    if not projector.is_on():
+        st.html(TALL)
     return (
         left.container(height=height, border=False, key="lesson-text"),
         right.container(height=height, border=True, key="lesson-stage"),
@@ -37,10 +50,13 @@ def tell(lesson: Lesson) -> None:
 
 
 def show(drawing: Drawing, key: str) -> None:
+    """The figure, as high as the stage has room; on a projector as high as it is."""
     if projector.is_on():
         drawing.figure.update_layout(hovermode=False)  # the pointer's place is not that of the enlarged figure
         projector.fit(f"learn-{key}", drawing.figure.layout.height)
-    components.show(drawing, f"learn-{key}")
+        components.show(drawing, f"learn-{key}")
+        return
+    components.show(drawing, f"learn-{key}", height="stretch")
 
 
 # Steps 1 to 4: the worked example

@@ -161,6 +161,8 @@ def sweep_lesson(
         for result, order in ((natural, "natural"), (ordered, "two-level"))
     ]
     now = "Nothing is pruned yet." if step == 0 else " ".join([done, *lines])
+    if step == blocks:
+        now += " All of that came from inside the block: no other is left to help the last one."
     decision = "ROSE uses two-level order here" if subject.plan.is_columnar else "ROSE keeps natural order here"
     return Lesson(
         claim,
@@ -169,8 +171,7 @@ def sweep_lesson(
             rf"\frac{{\text{{two-level}}}}{{\text{{natural}}}} = "
             rf"\frac{{{ordered.relative_error:.5f}}}{{{natural.relative_error:.5f}}} = {1 - gain:.3f}",
         ),
-        f"{_judged(bet, gain)}{now}\n\nAfter all blocks, two-level order has {percent(abs(gain))} "
-        f"{'less' if gain >= 0 else 'more'} error than natural order. {spread}. {decision}.",
+        f"{_judged(bet, gain)}{now}\n\n{spread}. {decision}.",
     )
 
 
@@ -285,11 +286,10 @@ def _block_sentence(result: rose.LayerResult, step: int, order: str, energy: flo
     block = visited_blocks(result.plan, result.order)[step - 1]
     assert block is not None  # both orders of the lesson keep blocks whole
     share = percent(saved / lost if lost > 0 else 0.0, 0)
-    where = ", all of it inside the block: no other is left" if step == len(result.order.widths) else ""
     cost = number(lost / energy if energy > 0 else 0.0)
     return (
         f"In {order} order, block {block} was just pruned: without compensation it would have cost {cost}, of which "
-        f"{share} was compensated{where}."
+        f"{share} was compensated."
     )
 
 

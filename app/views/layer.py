@@ -30,7 +30,7 @@ def draw() -> None:
     study, layer = components.require_layer("Here you see one layer in depth", key_figures)
     plan = session.plan(study, layer)
     key_figures(study, layer)
-    left, right = st.columns([5, 3], vertical_alignment="bottom")
+    left, right = st.columns([3, 1], vertical_alignment="bottom")
     with left:
         section = components.section({name: label for name, (label, _) in SECTIONS.items()}, "section")
     with right:
@@ -64,7 +64,7 @@ def key_figures(study: Study, layer: str) -> None:
     # What people read first: the errors on text that nothing was fitted to.
     held_out, calibration = errors(row, "held_out", "Held-out error"), errors(row, "error", "Calibration error")
     first = [spread, *(held_out or calibration)]
-    with st.container(horizontal=True, vertical_alignment="center", key="layer-numbers"):
+    with st.container(horizontal=True, key="layer-numbers"):
         st.html(NUMBERS_LAST)
         show_figures(first)
         with st.popover("More numbers", icon=":material/more_horiz:"):

@@ -52,7 +52,7 @@ def test_a_sweep_plays_to_its_end(open_page: OpenPage, measured: str) -> None:
     assert saved  # told once it has been seen
     assert float(saved.group(1)) > 5
     expect(page.get_by_role("button", name="Play")).to_be_visible()
-    page.get_by_role("button", name="chevron_left").click()
+    page.get_by_role("button", name="One block back").click()
     expect(page.get_by_text("4 of 5 blocks pruned")).to_be_visible()
 
 
