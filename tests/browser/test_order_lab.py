@@ -63,7 +63,7 @@ def test_scrubbing_by_keyboard(open_page: OpenPage, measured: str, scheme: str) 
     expect(page.get_by_text("320 of 576 columns are still free")).to_be_visible()
     settle(page)
     page.get_by_role("button", name="Play").click()
-    expect(page.get_by_text("0 of 576 columns are still free", exact=False)).to_be_visible()
+    expect(page.get_by_text(re.compile(r" 0 of 576 columns are still free"))).to_be_visible()
     expect(page.get_by_text("Loss without compensation")).to_be_visible()
     expect(page.get_by_text("of the error", exact=False).first).to_be_visible()
 
