@@ -37,10 +37,10 @@ class Metric:
 
 METRICS = {
     "relative_range": Metric("Relative range", "relative range"),
-    "condition": Metric("Hessian condition", "condition number", "log"),
-    "gain": Metric("Gain of two-level order over SparseGPT", "error saved", "change", "Two-level order"),
+    "condition": Metric("Condition number of H", "condition number", "log"),
+    "gain": Metric("Error saved by two-level order", "error saved", "change", "Two-level order"),
     "held_out_gain": Metric(
-        "Held-out gain of two-level order over SparseGPT", "held-out error saved", "change", "Two-level order"
+        "Held-out error saved by two-level order", "held-out error saved", "change", "Two-level order"
     ),
     "own": Metric("Your number", "your number"),
     # of a table of damages

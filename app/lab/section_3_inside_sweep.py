@@ -20,7 +20,7 @@ from rose.layer.order import order_names, visited_blocks
 
 PLAYER = Player("lab", first=1)
 ALONE = "none"  # no second sweep beside the first
-TALL = "<style>.st-key-lab-sweep { height: clamp(480px, 100vh - 320px, 900px); flex: none; }</style>"  # with what is above it
+TALL = "<style>.st-key-lab-sweep { height: clamp(480px, 100vh - 320px, 900px); flex: none; }</style>"
 
 
 def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) -> None:

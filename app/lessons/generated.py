@@ -22,7 +22,7 @@ def strength_step() -> None:
         tell(texts.strength_lesson(design, points, here))
     with stage:
         views = {"gain": "Gain by strength", "weights": "Weights", "loss": "Block loss"}
-        view = components.section(views, "lesson_view", "Stage")
+        view = components.section(views, "lesson_view", "Picture")
         look = components.look(here.name, marked_block=design.strong_block)
         if view == "gain":
             drawing = learn.strength_curve(

@@ -25,13 +25,13 @@ METRICS = {
         "Relative range",
         "How unevenly loss is spread over a layer's blocks: (max − min) / max of block loss.",
     ),
-    "condition": ("Hessian condition", "Largest over smallest eigenvalue of the damped Hessian."),
+    "condition": ("Condition number of H", "Largest over smallest eigenvalue of the damped Hessian."),
     "held_out_gain": (
-        "Held-out gain",
+        "Held-out error saved by two-level order",
         "Share of SparseGPT's held-out error that two-level order saves; negative: it adds error.",
     ),
     "gain": (
-        "Two-level gain",
+        "Error saved by two-level order",
         "Share of SparseGPT's error that two-level order saves, columnar or not; negative: it adds error.",
     ),
     "error": ("Error", ""),
@@ -172,7 +172,7 @@ def filtered(table: pd.DataFrame) -> pd.DataFrame:
         low, high = two.slider("Decoder blocks", 0, max(last, 1), (0, max(last, 1)), key="filter_blocks")
         ranges = three.slider("Relative range", 0.0, 1.0, (0.0, 1.0), 0.01, key="filter_range")
         with one:
-            sign = st.segmented_control("Two-level gain", ["above 0", "not above 0"], key="filter_gain")
+            sign = st.segmented_control("Error saved by two-level order", ["above 0", "not above 0"], key="filter_gain")
         with two:
             dead = st.segmented_control("Dead columns", ["some", "none"], key="filter_dead")
     gain = table["held_out_gain"].fillna(table["gain"])
@@ -228,9 +228,9 @@ def exact(study: Study, table: pd.DataFrame) -> None:
             OWN: number("Your number"),
             "relative_range": bar("Relative range", form="%.2f"),
             "is_columnar": st.column_config.CheckboxColumn("Columnar"),
-            "held_out_gain": number("Held-out gain of two-level order", format="percent"),
-            "gain": number("Gain of two-level order", format="percent"),
-            "condition": number("Condition", format="scientific"),
+            "held_out_gain": number("Held-out error saved by two-level order", format="percent"),
+            "gain": number("Error saved by two-level order", format="percent"),
+            "condition": number("Condition number of H", format="scientific"),
             "rows": "Rows",
             "columns": "Columns",
             "dead_columns": "Dead columns",
@@ -249,7 +249,7 @@ def exact(study: Study, table: pd.DataFrame) -> None:
         key="layers-table",
         on_select=lambda: components.pick_row("layers-table", table["layer"].tolist()),
         selection_mode="single-row",
-        alt="All layers measured so far with relative range, errors and Hessian condition",
+        alt="All layers measured so far with relative range, errors and condition number of H",
     )  # fmt: skip
     left, middle, right, last = st.columns([3, 1, 1, 1], vertical_alignment="center")
     left.caption("Click a heading to sort. ROSE is two-level order where columnar, else SparseGPT.")

@@ -83,7 +83,14 @@ def test_a_narrow_screen_shows_every_button(open_page: OpenPage, measured: str) 
     page = open_page("layers", f"{measured}&layer={COLUMNAR_LAYER}")
     page.set_viewport_size({"width": 480, "height": 800})
     settle(page)
-    for name in ("Relative range", "Hessian condition", "Held-out gain", "Two-level gain", "Error", "Held-out error"):
+    for name in (
+        "Relative range",
+        "Condition number of H",
+        "Held-out error saved by two-level order",
+        "Error saved by two-level order",
+        "Error",
+        "Held-out error",
+    ):
         button = page.get_by_test_id("stMain").get_by_role("radio", name=name, exact=True)
         expect(button).to_be_in_viewport(ratio=1)
     title = page.locator(".narrow-title").first  # in place of the figure's own, which cannot break its lines

@@ -101,10 +101,12 @@ def test_the_threshold_tells_at_once_which_layers_flip(study: Study) -> None:
     assert shown["is_columnar"].sum() == (ranges > threshold).sum()
 
 
-@pytest.mark.parametrize("metric", ["Hessian condition", "Two-level gain", "Error", "Held-out error"])
+@pytest.mark.parametrize(
+    "metric", ["Condition number of H", "Error saved by two-level order", "Error", "Held-out error"]
+)
 def test_the_map_shows_what_was_chosen(study: Study, metric: str) -> None:
     app = open_page(PAGE, study, metric=metric)
-    column = {"Hessian condition": "condition", "Two-level gain": "gain"}.get(metric)
+    column = {"Condition number of H": "condition", "Error saved by two-level order": "gain"}.get(metric)
     column = column or {"Error": "error_rose", "Held-out error": "held_out_rose"}[metric]
     values = study.overview(0.5).set_index("layer")[column]
     if column == "gain":
@@ -129,7 +131,7 @@ def test_numbers_that_no_layer_has_are_explained() -> None:
     app = open_page(PAGE, measured_study(held_out=0), metric="Held-out error")
     assert "There are no held-out samples in this set-up" in texts(app)
     assert len(figures(app)) == 1  # the scatter stays
-    said = texts(open_page(PAGE, measured_study(sparsity="0"), metric="Two-level gain"))
+    said = texts(open_page(PAGE, measured_study(sparsity="0"), metric="Error saved by two-level order"))
     assert "SparseGPT makes no error in any layer at this sparsity" in said
     assert "There are no held-out samples" not in said
 
@@ -199,7 +201,7 @@ def test_results_arrive_while_the_run_goes_on(study: Study, monkeypatch: pytest.
     running.job.start()
     try:
         assert waiting.wait(240)
-        app = open_page(PAGE, running, metric="Two-level gain")
+        app = open_page(PAGE, running, metric="Error saved by two-level order")
         assert len(app.main.dataframe[0].value) == 7
         assert "of 7 layers are columnar" in texts(app)
         assert "blank: not yet (14 of 21)" in titles(app)[0]
