@@ -346,9 +346,9 @@ class Front:
     steps: tuple[int, ...]
 
 
-def front(results: Sequence[Result]) -> Front:
+def front(results: Sequence[Result], same_time: float = SAME_TIME) -> Front:
     """The Pareto front of time and value, beyond noise: identical models have the least time of them, and times are
-    apart from a factor of `SAME_TIME` on."""
+    apart from a factor of `same_time` on, which is less where they were measured in turn, many times."""
     kinds = {(a, b): compare(one, two) for a, one in enumerate(results) for b, two in enumerate(results) if a != b}
     seconds = [
         min(two.seconds for b, two in enumerate(results) if a == b or kinds[a, b].kind == "identical")
@@ -362,8 +362,8 @@ def front(results: Sequence[Result]) -> Front:
         if kinds[a, b].kind == "not comparable":
             return False
         if is_better(a, b):
-            return seconds[a] <= SAME_TIME * seconds[b]
-        return not is_better(b, a) and SAME_TIME * seconds[a] < seconds[b]
+            return seconds[a] <= same_time * seconds[b]
+        return not is_better(b, a) and same_time * seconds[a] < seconds[b]
 
     places = range(len(results))
     is_on = tuple(not any(beats(a, b) for a in places if a != b) for b in places)

@@ -83,6 +83,7 @@ def time_and_perplexity(
     *,
     dense: float | None = None,
     time: str = "time of pruning, s",
+    same_time: float = verdicts.SAME_TIME,
     theme: Theme = "light",
 ) -> Drawing:
     """What each run costs and what it is worth, with the Pareto front beyond noise, as `rose.verdicts.front` finds it.
@@ -94,7 +95,7 @@ def time_and_perplexity(
     if not known:
         raise RoseError("No run has both a time and a perplexity; prune a model and evaluate it.")
     known.sort(key=lambda one: (one.seconds, one.value))
-    front, ink, figure = verdicts.front(known), palette.INKS[theme], go.Figure()
+    front, ink, figure = verdicts.front(known, same_time), palette.INKS[theme], go.Figure()
     x, y = np.array([one.seconds for one in known]), np.array([one.value for one in known])
     heights = np.append(y, [] if dense is None else [dense])
     is_log = [style.spread(values) > style.LOG_ABOVE for values in (x, heights)]
@@ -112,7 +113,7 @@ def time_and_perplexity(
         hover = f"{one.name}<br>perplexity %{{y:.4g}}<br>{time} %{{x:.4g}}"
         draws = [*one.draws.values()] or [one.value]
         reach = _whiskers(one.value, min(draws), max(draws)) if len(draws) > 1 else None
-        edge = {"line": {"width": 2}}
+        edge = {"line": {"width": 2, "color": look.colour}}
         marks.points(figure, [one.seconds], [one.value], look, hover, size=13, marker=edge, error_y=reach)
     what = "Perplexity against time, lower is better in both"
     what += "; dotted: Pareto front" if len(front.steps) > 1 else ""
@@ -134,22 +135,23 @@ def time_and_perplexity(
     ranked = verdicts.says_ranking(verdicts.rank(known))
     finding = f"{ranked}; no trade-off with time is clear" if len(known) > 1 else ranked
     if len(front.steps) > 1:
-        finding = f"Pareto front: {words.listing([labels[step] for step in front.steps], NAMED)}"
+        finding = f"Pareto front: {words.listing([known[step].name for step in front.steps], NAMED)}"
     listed = "; ".join(f"{one.name}: {words.number(one.value)} at {words.number(one.seconds)}" for one in known)
     caption = f"Perplexity at {time}, fastest first: {listed}."
     if len(known) > 1:
         caption += (
             " The front joins only runs that differ beyond noise: in perplexity by a paired interval, in time by a "
-            f"factor of {verdicts.SAME_TIME:g}."
+            f"factor of {same_time:g}."
         )
     alt = f"Scatter chart of perplexity against {time}"
-    drawing = style.finish(figure, theme, finding, what, caption, alt, table, x=time, y="perplexity", height=480)
+    drawing = style.finish(figure, theme, finding, what, caption, alt, table, x=time, y="perplexity", height=600)
     if dense is not None:
         figure.add_hline(y=dense, line=marks.dashed(theme, 1.5))
         where = {"x": 1, "xref": "paper", "xanchor": "right", "yanchor": "bottom"}
         marks.note(figure, f"dense, {words.number(dense)}", theme, y=np.log10(dense) if is_log[1] else dense, **where)
     across, up = (np.log10(values) if log else values for values, log in zip((x, y), is_log, strict=True))
-    marks.name_points(figure, across, up, labels, spans)
+    inks = [ink.muted if one.target == "layer" else ink.text for one in known]
+    marks.name_points(figure, across, up, labels, spans, inks)
     return drawing
 
 

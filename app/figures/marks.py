@@ -225,11 +225,17 @@ def end_labels(figure: go.Figure, x: float, ends: Sequence[tuple[float, str, str
 
 
 def name_points(
-    figure: go.Figure, x: np.ndarray, y: np.ndarray, names: Sequence[str], spans: Sequence[Sequence[float]]
+    figure: go.Figure,
+    x: np.ndarray,
+    y: np.ndarray,
+    names: Sequence[str],
+    spans: Sequence[Sequence[float]],
+    inks: Sequence[str],
 ) -> None:
     """Names of marks beside them, each where it covers no mark and no other name; further away with a line to it.
 
-    The figure has its height and margins; x, y and the `spans` of both axes are in axis units, exponents on a log axis.
+    The figure has its height and margins; x, y and the `spans` of both axes are in axis units, exponents on
+    a log axis. `inks`: colour of each name.
     """
     margin = figure.layout.margin
     size = (PLOT_WIDTH, figure.layout.height - margin.t - margin.b)
@@ -255,6 +261,8 @@ def name_points(
             x=x[place],
             y=y[place],
             text=names[place],
+            font={"color": inks[place]},
+            arrowcolor=inks[place],
             showarrow=True,
             arrowhead=0,
             arrowwidth=1 if far > NAME_DISTANCES[0] else 0.1,

@@ -129,7 +129,13 @@ def shoot_pareto(browser: Browser, folder: Path, pictures: Path) -> None:
     )
     dense = float(pd.read_csv(results / "dense/rows.csv")["dense_perplexity"].iloc[0])
     for theme in THEMES:
-        drawing = time_and_perplexity(measured, dense=dense, time="time of pruning ÷ SparseGPT's", theme=theme)
+        drawing = time_and_perplexity(
+            measured,
+            dense=dense,
+            time="time of pruning ÷ SparseGPT's",
+            same_time=1.1,  # medians over rounds in turn
+            theme=theme,
+        )
         shoot_figure(browser, drawing.figure, folder, pictures / f"pareto-{theme}.png")
         for name, file in SLIMMED.items():
             sizes = structured.picture(pd.read_csv(results / file), theme)

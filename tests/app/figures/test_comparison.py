@@ -127,7 +127,7 @@ def test_names_cover_neither_marks_nor_one_another() -> None:
     assert len(places) == len(notes) == 10
     spans = np.array([[0.99, 1.10], [49.9, 51.0]])
     figure = go.Figure(layout={"height": 480, "margin": {"t": 60, "b": 56}})
-    marks.name_points(figure, np.array([1.0, 1.0]), np.array([50.0, 50.0]), ["one", "two"], spans)
+    marks.name_points(figure, np.array([1.0, 1.0]), np.array([50.0, 50.0]), ["one", "two"], spans, ["black", "grey"])
     one, two = figure.layout.annotations
     assert (one.ax, one.ay) != (two.ax, two.ay)
 
