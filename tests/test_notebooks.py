@@ -59,6 +59,14 @@ STATEMENTS = {
         r"drift ranks these 14 layers better than error does, at 0\.\d\d",
         r"restoring all 7 layers of block 29 gives \d\.\d{3} nats back",
     ),
+    "is_it_sane": (
+        r"by its zeros 3 layers are odd, of 6 that something has happened to",
+        r"by their kept weights 3 more layers are odd, and then all 6 are known",
+        r"6 of 21 layers are accused; something has happened to 6, the same",
+        r"compensation recovered \d\d% of what it could in the median sane layer, 0% in the one that lost it",
+        r"nearest are the masks of sparsegpt in \d+% of the sane layers",
+        r"calibrated on other tokens, 0 layers are accused",
+    ),
     "your_own_method": (
         r"calibration: snake order beats two-level order in \d of 8 layers, dealt order in \d",
         r"held-out: RIA beats Wanda in \d of 8 layers",
