@@ -166,7 +166,7 @@ Predictor = Callable[[OrderPlan, Tensor, InputStatistics], float]
 PREDICTORS: dict[str, Predictor] = {
     "relative_range": lambda plan, _w, _h: plan.relative_range,
     "variation_of_blocks": lambda plan, _w, _h: _variation(plan.loss_per_column),
-    "variation_of_columns": lambda plan, _w, _h: _variation(plan.column_loss),
+    "variation_of_columns": lambda plan, _w, _h: plan.column_variation,
     "gini_of_columns": lambda plan, _w, _h: _gini(plan.column_loss),
     "variation_within_blocks": lambda plan, _w, _h: _within(plan),
     "loss_visited_earlier": lambda plan, _w, _h: _earlier(plan, plan.column_loss),

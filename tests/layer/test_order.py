@@ -72,6 +72,13 @@ def test_relative_range() -> None:
     assert plan_with_block_losses([3.0]).relative_range == 0.0
 
 
+def test_column_variation_is_relative_to_the_mean() -> None:
+    plan = plan_from_importance(torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 3.0, 3.0]]), sparsity=1, block_size=2)
+    assert plan.column_loss.tolist() == [2, 2, 4, 4]
+    assert plan.column_variation == pytest.approx(1 / 3)
+    assert plan_from_importance(torch.ones(2, 4), sparsity=0).column_variation == 0
+
+
 def test_narrow_last_block_does_not_look_columnar() -> None:
     """SmolLM2's 576 = 4.5 × 128: the last block has half the columns and loses half as much."""
     layer = make_layer(rows=64, columns=576, tokens=64)

@@ -24,7 +24,7 @@ from rose.layer.methods import Settings, SettingsOptions, make_settings, prune_w
 from rose.layer.order import plan_order
 from rose.layer.statistics import InputStatistics
 from rose.model.network.heads import ROTATED, ValueHeads, find_value_heads, head_width
-from rose.model.network.layers import check_not_shared, named
+from rose.model.network.layers import PrunableLayer, check_not_shared, named
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.progress import ProgressCallback
@@ -183,7 +183,7 @@ def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[V
             )
             for heads in of_block:
                 if heads.output.name in selected:
-                    _check_dense(heads)
+                    _check_dense(heads.output)
                     found.append(heads)
     if not found:
         chosen = "" if layers is None else "that were chosen "
@@ -196,12 +196,11 @@ def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[V
     return found
 
 
-def _check_dense(heads: ValueHeads) -> None:
-    for layer in (heads.output, heads.values):
-        if float(layer.weight.eq(0).float().mean()) > PRUNED:
-            raise RoseError(
-                f"{layer.name} has zeros already, which a rotation would fill; rotate heads before a model is pruned."
-            )
+def _check_dense(output: PrunableLayer) -> None:
+    if float(output.weight.eq(0).float().mean()) > PRUNED:
+        raise RoseError(
+            f"{output.name} has zeros already, which a rotation would fill; rotate heads before a model is pruned."
+        )
 
 
 class _Rotation:
