@@ -85,8 +85,7 @@ def test_heads_are_rotated_alike_in_all_processes(several: Found, alone: dict[st
     assert found["same"]
     assert len(found["errors"]) == len(alone["rotated"]["errors"]) == 2
     for errors, expected in zip(found["errors"], alone["rotated"]["errors"], strict=True):
-        # Of nine samples one process keeps two back to judge by, four keep back four.
-        assert errors == pytest.approx(expected, rel=1e-3 if several[0]["processes"] == 2 else 0.5)
+        assert errors == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("run", ["llama", "similarity", "gpt2", "depth"])
