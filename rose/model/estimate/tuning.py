@@ -1,15 +1,17 @@
-"""Memory that tuning takes besides the two models; docs/tuning.md derives it."""
+"""Memory that tuning takes besides the two models; docs/tuning.md compares with what a run takes."""
 
 from __future__ import annotations
 
+import torch
+
 from rose.model.network.network import Network
 
-# Bytes for each trained weight: float32 where the model stores 16 bits, the gradient, Adam's two moments, and the best
-# and the first weights; a mask.
-PER_WEIGHT = 4 + 4 + 8 + 4 + 4 + 1
+# Bytes for each trained weight: its gradient, Adam's two moments, the best and the first weights, and a mask; and a
+# float32 copy where the model stores 16 bits.
+PER_WEIGHT, PER_COPY = 4 + 8 + 4 + 4 + 1, 4
 # Activations that a decoder block keeps for its backward pass, in hidden widths and in widths of its widest layer, of
 # float32 numbers a token.
-HIDDEN_KEPT, WIDEST_KEPT = 24, 8
+HIDDEN_KEPT, WIDEST_KEPT = 6, 2
 LOGITS_KEPT = 3  # of one window: the model's, the dense model's, and their gradient
 
 
@@ -18,4 +20,5 @@ def tuning_memory(network: Network, length: int, weights: int) -> int:
     hidden = network.config.hidden_size
     widest = max(max(layer.weight.shape) for layer in network.layers)
     of_token = len(network.blocks) * (HIDDEN_KEPT * hidden + WIDEST_KEPT * widest)
-    return PER_WEIGHT * weights + 4 * length * (of_token + LOGITS_KEPT * network.config.vocab_size)
+    copies = 0 if network.dtype == torch.float32 else PER_COPY
+    return (PER_WEIGHT + copies) * weights + 4 * length * (of_token + LOGITS_KEPT * network.config.vocab_size)
