@@ -21,24 +21,25 @@ def draw(page: str) -> None:
         if st.session_state.plugin_problem:
             components.error(st.session_state.plugin_problem, ":material/extension_off:")
         _running()
+        chooses = page in OF_ONE_LAYER and study is not None and bool(study.layer_names)
         if page != START:
-            _setup(session.setup(), study is not None)
+            _setup(session.setup(), is_measured=study is not None, with_sparsity=not chooses)
         if study is None:
             return
         if study.layer_names:
             _follow_layer(study)
-        if page in OF_ONE_LAYER and study.layer_names:
+        if chooses:
             _choose_layer(study)
             _choose_sparsity(study)
         if page != START:
             _status(study)
 
 
-def _setup(setup: Setup, is_measured: bool) -> None:
-    model = f"**{words.plain(setup.model)}**"
+def _setup(setup: Setup, *, is_measured: bool, with_sparsity: bool) -> None:
+    model, sparsity = f"**{words.plain(setup.model)}**", f", sparsity {setup.sparsity}" if with_sparsity else ""
     said = (
-        f"{model}, {words.plain(setup.text)}, {setup.samples} × {setup.length} tokens, seed {setup.seed}, sparsity "
-        f"{setup.sparsity}, block size {setup.block_size}"
+        f"{model}, {words.plain(setup.text)}, {setup.samples} × {setup.length} tokens, seed {setup.seed}{sparsity}, "
+        f"block size {setup.block_size}"
     )
     with st.container(gap=None):
         st.caption(said if is_measured else f"The layers of {model} are not measured with the chosen set-up.")

@@ -91,9 +91,10 @@ def why_not(study: Study) -> str:
         return "These layers are being measured."
     if not study.is_measured:
         return ""
-    setup, text = study.setup, form.SOURCES.get(study.setup.text, study.setup.text).partition(",")[0]
+    setup = study.setup
+    text = words.plain("packaged English text" if setup.text == "packaged" else setup.text)
     return (
-        f"Measured on {setup.samples} × {setup.length} tokens ({words.plain(text)}): its layers are below. To measure "
+        f"These layers are measured, on {setup.samples} × {setup.length} tokens of {text}, and shown below. To measure "
         "others, change the model, the sparsity, the layers, or what stands under More."
     )
 

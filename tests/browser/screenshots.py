@@ -53,7 +53,7 @@ def shoot(page: Page, address: str, name: str, path: Path) -> None:
     page.goto(f"{address}/{name if name != 'start' else ''}?{query(name)}")
     settle(page)
     if name == "prune" and page.get_by_role("button", name="Prune", exact=True).is_enabled():
-        prune(page, ALL_LAYERS)
+        prune(page)
     if name == "diffusion":
         page.get_by_role("button", name="Prune and draw").click()
         expect(page.locator(".gtitle", has_text="away from")).to_be_visible(timeout=ALL_LAYERS)
@@ -81,7 +81,7 @@ def shoot_plugin(browser: Browser, folder: Path, pictures: Path) -> None:
     with serve(folder / "log.txt", ROSE_PLUGINS=str(plugin(folder))) as address:
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.goto(f"{address}/?{words}")
-        measure(page, ALL_LAYERS)
+        measure(page)
         page.goto(f"{address}/order_lab?{words}")
         settle(page)
         page.wait_for_timeout(RENDERING)
@@ -89,11 +89,11 @@ def shoot_plugin(browser: Browser, folder: Path, pictures: Path) -> None:
 
 
 def compare_targets(page: Page) -> None:
-    """The Depth page's own comparison of two targets, on a server that has pruned nothing else."""
-    if page.get_by_text("Compare two targets on the chosen model").is_visible():  # sessions share reports
+    """The comparison of two targets that Compare runs offers, on a server that has pruned nothing else."""
+    if page.get_by_text("None of these runs has drift").is_visible():  # sessions share reports
+        page.get_by_text("More runs: open saved ones").click()
         page.get_by_role("button", name="Compare two targets").click()
-        finished = page.get_by_text(re.compile("^Perplexity of the runs shown: .* target dense"))
-        expect(finished).to_be_visible(timeout=ALL_LAYERS)
+        expect(page.get_by_text(re.compile("^Perplexity of the runs shown: .*; "))).to_be_visible(timeout=ALL_LAYERS)
 
 
 def measure_damage(page: Page) -> None:
@@ -156,6 +156,7 @@ def shoot_figure(browser: Browser, figure: go.Figure, folder: Path, picture: Pat
 
 def main() -> None:
     pictures = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs/screenshots")
+    expect.set_options(timeout=ALL_LAYERS)
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         cache = {"ROSE_CACHE": f"{folder}/cache"}
         with serve(Path(folder, "log.txt"), **cache) as address:
