@@ -170,7 +170,7 @@ def _numbers(runs: Sequence[FinishedRun]) -> None:
     shown = pd.DataFrame({"": table["number"], first.name: list(map(pairs.said, table["number"], table[first.name]))})
     for run in others:
         rows = zip(table["number"], table[first.name], table[run.name], strict=True)
-        shown[run.name] = [f"{pairs.said(name, two)} ({_against(name, one, two)})" for name, one, two in rows]
+        shown[run.name] = [pairs.said(name, two) + _against(name, one, two) for name, one, two in rows]
     st.dataframe(shown, hide_index=True, key="runs-numbers", height="content", alt="Totals of the runs")
     if said := pairs.says_perplexities(runs):
         st.markdown(words.plain(said))
@@ -195,12 +195,12 @@ def _accuracies(table: pd.DataFrame, one: str, two: str) -> None:
 
 
 def _against(name: str, first: float, second: float) -> str:
-    """By how many per cent the second is more; of a count, by how many."""
+    """By how many per cent the second is more, of a count by how many; nothing where they are the same."""
     more = second - first
-    if pd.isna(more) or (name != pairs.COUNT and not first > 0):
-        return "–"
+    if pd.isna(more) or more == 0 or (name != pairs.COUNT and not first > 0):
+        return ""
     size = words.whole(round(abs(more))) if name == pairs.COUNT else words.percent(abs(more) / first)
-    return f"{'+' if more > 0 else '−' if more < 0 else ''}{size}"
+    return f" ({'+' if more > 0 else '−'}{size})"
 
 
 def _settings(runs: Sequence[FinishedRun]) -> None:
