@@ -21,7 +21,7 @@ def draw() -> None:
     study, layer = components.require_layer("Here the solvers behind the methods race each other on one layer")
     st.caption(
         f"The same weights of **{words.short_layer(layer)}** have to go, by four ways. One sweep: SparseGPT and ROSE; "
-        "sweep and refit: ROSE dealt; ADMM: ROSE ADMM and ALPS. Five stages are no method of their own."
+        "sweep and refit: ROSE dealt; ADMM: ROSE ADMM. Five stages are no method of their own."
     )
     left, stage = st.columns((1, 2.7))
     known = [name for name in order_names() if name != "random"]

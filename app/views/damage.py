@@ -125,7 +125,7 @@ def empty() -> None:
         st.markdown("**Does a layer's error say what the model loses?**")
         st.markdown(
             "Every layer, or every decoder block, is changed alone, and the loss measured on held-out text. You see "
-            "which ones the model feels, and how well their errors would have told."
+            "on which of them the loss depends, and how well their errors tell that."
         )
         st.page_link(PRUNE_PAGE, label="Prune whole copies of the model", icon=":material/content_cut:")
 

@@ -48,7 +48,10 @@ def draw() -> None:
 
 def _ask_for_inputs(study: Study) -> None:
     seconds = collecting(study.setup, shared.skeleton(study.setup.model))
-    st.info("What heads and channels cost follows from the inputs of all layers; from disk come only their numbers.")
+    st.info(
+        "The cost of a head or channel is computed from the inputs of its layer. These layers were read from disk, "
+        "which holds their numbers and no inputs."
+    )
     st.button(
         f"Collect the inputs, about {components.duration(max(1.0, seconds))}",
         type="primary",
@@ -110,9 +113,10 @@ def _map(known: Structures) -> None:
     components.show(drawn, "structures-heads", wide=True)
     part = known.parts[HEADS, known.blocks[0]]
     if part.shape.per_group > 1:
+        shared_by = words.sentence(words.count(part.shape.per_group, "query head"))
         st.caption(
-            f"{part.shape.per_group} query heads share one key-value head: remove whole groups, or the same number of "
-            f"query heads from every group."
+            f"{shared_by} share one key-value head: remove whole groups, or the same number of query heads from every "
+            "group."
         )
 
 
