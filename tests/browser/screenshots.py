@@ -21,6 +21,7 @@ from app.figures.style import widen_title
 from tests.benchmarks import structured
 from tests.benchmarks.methods import costs_and_worths
 from tests.browser.conftest import COLUMNAR_LAYER, ROOT, SETUP, chromium, measure, serve, settle
+from tests.browser.test_check import broken_checkpoint
 from tests.browser.test_prune import prune
 
 PAGES = {
@@ -30,7 +31,6 @@ PAGES = {
     "order_lab": {},
     "structures": {},
     "learn": {},
-    "check": {},
     "prune": {
         "prune_layers": "model.layers.[0-5].*",
         "prune_methods": ["ROSE dealt", "SparseGPT", "Wanda"],
@@ -86,6 +86,22 @@ def shoot_plugin(browser: Browser, folder: Path, pictures: Path) -> None:
         settle(page)
         page.wait_for_timeout(RENDERING)
         page.screenshot(path=pictures / "your_own_order.png")
+
+
+def shoot_check(browser: Browser, address: str, folder: Path, pictures: Path) -> None:
+    """The packaged model at 2:4 with a group that keeps too many, judged by its weights."""
+    asked = {"check_path": str(broken_checkpoint("smollm2-135m", folder)), "check_on": "Weights alone"}
+    for scheme in THEMES:
+        page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})
+        page.goto(f"{address}/check?{urlencode(asked)}")
+        settle(page)
+        start = page.get_by_test_id("stMain").get_by_role("button", name="Check", exact=True)
+        if start.count():  # sessions share what was checked
+            start.click()
+        expect(page.get_by_text("pattern broken: 1 of").first).to_be_visible(timeout=ALL_LAYERS)
+        page.wait_for_timeout(RENDERING)
+        page.screenshot(path=pictures / f"check-{scheme}.png")
+        page.close()
 
 
 def compare_targets(page: Page) -> None:
@@ -170,6 +186,7 @@ def main() -> None:
                 for name in PAGES:
                     shoot(page, address, name, pictures / f"{name}-{scheme}.png")
                 page.close()
+            shoot_check(browser, address, Path(folder), pictures)
         shoot_pareto(browser, Path(folder), pictures)
         shoot_measured(browser, Path(folder), pictures, "depth", compare_targets)
         shoot_measured(browser, Path(folder), pictures, "damage", measure_damage)
