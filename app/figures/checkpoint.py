@@ -17,7 +17,7 @@ from app.figures.style import Drawing
 from rose.model.check import verdicts
 
 STATUSES = {"fail": "fails", "look": "needs review", "pass": "passes"}  # of a check of our own layers -> verdict
-# Of a checkpoint's layers, then of our own; in each the worst first. Those without a symbol are quiet.
+# Of a checkpoint's layers, then of our own; in each the worst first.
 LOOKS = {
     look.label: look
     for look in (
@@ -29,11 +29,11 @@ LOOKS = {
         Style(palette.TAN, verdicts.OTHER_SPARSITY, symbol="triangle-down"),
         Style(palette.RUST, verdicts.WORSE_THAN_WANDA, symbol="star"),
         Style(palette.VIOLET, verdicts.MASK_ALONE, symbol="circle"),
-        Style(palette.SLATE, verdicts.NOT_PRUNED, symbol=""),
-        Style(palette.TEAL, verdicts.AS_EXPECTED, symbol=""),
+        Style(palette.SLATE, verdicts.NOT_PRUNED, symbol="square"),
+        Style(palette.TEAL, verdicts.AS_EXPECTED, symbol="square"),
         Style(palette.PURPLE, STATUSES["fail"], symbol="x"),
         Style(palette.TAN, STATUSES["look"], symbol="circle"),
-        Style(palette.TEAL, STATUSES["pass"], symbol=""),
+        Style(palette.TEAL, STATUSES["pass"], symbol="square"),
     )
 }
 HOVER_LINE = 70  # characters
@@ -44,27 +44,30 @@ def verdict_map(
 ) -> Drawing:
     """What is to be thought of each layer, decoder block × projection; of experts in one cell the worst.
 
-    The table has columns layer, block_index, projection, verdict (of `LOOKS`) and reason.
+    The table has columns layer, block_index, projection, verdict (of `LOOKS`), reason and is_wrong, which is marked.
     """
     present = [look for name, look in LOOKS.items() if name in set(table["verdict"])]
     rank = {look.label: place for place, look in enumerate(present)}
     said = table["verdict"] + table["reason"].map(_hover)
-    rows = table[["layer", "block_index", "projection", "verdict"]].assign(
+    rows = table[["layer", "block_index", "projection", "verdict", "is_wrong"]].assign(
         projection=table["projection"].map(overview.map_row), value=table["verdict"].map(rank), text=said
     )
-    cells = rows.sort_values("value", kind="stable").drop_duplicates(["block_index", "projection"]).sort_index()
+    worst = rows.sort_values("value", kind="stable").sort_values("is_wrong", ascending=False, kind="stable")
+    cells = worst.drop_duplicates(["block_index", "projection"]).sort_index()
     grid, last = marks.layer_grid(cells.reset_index(drop=True)), len(present) - 1
     steps = [
         [edge / len(present), look.colour] for at, look in enumerate(present) for edge in (at, at + 1)
     ]  # a scale of flat steps, one for each verdict
     figure = go.Figure()
     marks.layer_map(figure, grid, cells, "", colorscale=steps, zmin=-0.5, zmax=last + 0.5, showscale=False, opacity=0.9)
-    counts = table["verdict"].value_counts()
+    counts = []
     for look in present:
-        named = look._replace(label=f"{look.label} ({counts[look.label]})", symbol=look.symbol or "square")
-        marks.points(figure, [None], [None], named, "", size=13)
-        at = cells[cells["verdict"] == look.label]
-        if look.symbol and len(at):
+        every = table[table["verdict"] == look.label]
+        wrong = int(every["is_wrong"].sum())
+        counts.append(f"{look.label} {len(every)}" + (f", {wrong} of them marked" if 0 < wrong < len(every) else ""))
+        marks.points(figure, [None], [None], look._replace(label=counts[-1]), "", size=13)
+        at = cells[(cells["verdict"] == look.label) & cells["is_wrong"]]
+        if len(at):
             edge = {"line": {"width": 1.5, "color": "#1a1c22"}}
             white = Style("#ffffff", look.label, symbol=look.symbol)
             marks.points(figure, at["block_index"], at["projection"], white, "", size=10, marker=edge, showlegend=False)
@@ -72,12 +75,11 @@ def verdict_map(
         place = list(grid.index).index(row.projection)
         marks.outline(figure, row.block_index - 0.5, row.block_index + 0.5, place - 0.5, place + 0.5)
     which = ", of experts the worst" if len(rows) > len(cells) else ""
-    what = f"Verdict on every layer{which}; a mark where it is not as expected"
-    listed = ", ".join(f"{look.label} {counts[look.label]}" for look in present)
+    what = f"Verdict on every layer{which}; a mark where something is wrong, or to be reviewed"
     alt = "Map of verdicts by decoder block and projection"
     frame = {"x": "decoder block", "height": 220 + 34 * max(3, min(24, len(grid))), "legend": True}
     data = table[["layer", "verdict", "reason"]]
-    return style.finish(figure, theme, finding, what, f"Layers by verdict: {listed}.", alt, data, **frame)
+    return style.finish(figure, theme, finding, what, f"Layers by verdict: {'; '.join(counts)}.", alt, data, **frame)
 
 
 def _hover(reason: str) -> str:
@@ -137,7 +139,7 @@ def broken_pattern(excerpt: MaskExcerpt, *, layer: str = "", theme: Theme = "lig
 OF_ITS_MASK = {  # errors that a checkpoint's layer has, or could have
     "mask_error": Style(palette.TAN, "mask alone"),
     "error": Style(palette.PURPLE, "as found"),
-    "possible_error": Style(palette.GREEN, "least that this mask allows"),
+    "possible_error": Style(palette.GREEN, "least this<br>mask allows"),
 }
 METHOD = "error_of_"
 

@@ -245,15 +245,15 @@ def _map_finding(rows: pd.DataFrame, name: str, known: Metric, threshold: float,
     finding = f"{known.label} is highest in {words.short_layer(top['layer'])}, {known.text(top['value'])}"
     if name != "relative_range":
         return finding
-    return f"{finding}; {_where_columnar(measured[measured['value'] > threshold], block)}"
+    return f"{finding}; {where_layers(measured[measured['value'] > threshold], 'columnar', block)}"
 
 
-def _where_columnar(columnar: pd.DataFrame, block: str) -> str:
+def where_layers(rows: pd.DataFrame, what: str, block: str = "decoder block") -> str:
     """ "columnar layers lie in decoder blocks 4, 5 and 18", or "… 4 to 25" where they are many."""
-    if columnar.empty:
-        return "no layer is columnar"
-    places = sorted(int(index) for index in columnar["block_index"].unique())
-    lie = "the columnar layer lies" if len(columnar) == 1 else "columnar layers lie"
+    if rows.empty:
+        return f"no layer is {what}"
+    places = sorted(int(index) for index in rows["block_index"].unique())
+    lie = f"the {what} layer lies" if len(rows) == 1 else f"{what} layers lie"
     if len(places) == 1:
         return f"{lie} in {block} {places[0]}"
     if len(places) > LISTED_BLOCKS:

@@ -1,8 +1,11 @@
 """What was found in a checkpoint as one file to send, and its drift as a figure. No Streamlit here."""
 
+from typing import Any
+
 from app import words
 from app.figures import checkpoint as figures
 from app.figures.depth import drift_curves
+from app.figures.overview import where_layers
 from app.figures.palette import Theme
 from app.figures.style import Drawing
 from app.runs.checked import CheckpointRun, as_finished, facts, finding
@@ -20,7 +23,7 @@ def report_of(run: CheckpointRun) -> Report:
     assert found is not None
     wrong = found.wrong
     named = [f"{words.short_layer(row.name)}, {row.verdict}: {row.reason}" for row in wrong.head(NAMED).itertuples()]
-    drawings = [figures.verdict_map(found.layers, finding(found))]
+    drawings = [map_of(run)]
     drawings += [figures.broken_pattern(one, layer=words.short_layer(name)) for name, one in run.excerpts.items()]
     if "error" in found.layers:
         rows = found.layers.dropna(subset=["error"]).sort_values(["is_wrong", "error"], ascending=False)
@@ -48,3 +51,11 @@ def drift_curve(run: CheckpointRun, theme: Theme = "light") -> Drawing:
     last = table.iloc[-1]
     said = f"After decoder block {last['block_index']:.0f} the drift is {words.number(float(last['drift']))}"
     return drift_curves(table, finding=said, theme=theme)
+
+
+def map_of(run: CheckpointRun, **look: Any) -> Drawing:
+    """The verdicts on all layers, titled by where the wrong ones lie."""
+    found = run.found
+    assert found is not None
+    said = words.sentence(where_layers(found.layers[found.layers["is_wrong"]], "wrong"))
+    return figures.verdict_map(found.layers, said, **look)

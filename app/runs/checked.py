@@ -157,7 +157,7 @@ def finding(found: CheckpointCheck) -> str:
     said = []
     if len(wrong):
         counts = wrong["verdict"].value_counts()
-        listed = ", ".join(f"{words.word(int(counts[name]))} {name}" for name in VERDICTS if name in counts)
+        listed = ", ".join(f"{name} ({words.word(int(counts[name]))})" for name in VERDICTS if name in counts)
         verb = "is" if len(wrong) == 1 else "are"
         said.append(f"{words.sentence(words.out_of(len(wrong), len(layers), 'layer'))} {verb} wrong: {listed}")
     if len(others):
@@ -185,8 +185,11 @@ def facts(run: CheckpointRun) -> list[str]:
         + f"; pattern of most layers: {summary['pattern']}."
     )
     moved = int((layers["moved"] > MOVED).sum())
-    where = words.out_of(moved, len(layers), "layer") if moved else "no layer"
-    said.append(f"Kept weights differ from the dense model's in {where}.")
+    said.append(
+        f"Kept weights differ from the dense model's in {words.out_of(moved, len(layers), 'layer')}."
+        if moved
+        else "Kept weights are those of the dense model in every layer."
+    )
     said += _compensation(layers) + _whose(found)
     if "perplexity" in summary:
         said.append(

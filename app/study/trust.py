@@ -211,7 +211,9 @@ def all_layers(study: Study) -> None:
     places = {one.name: (one.block_index, one.projection) for block in study.calibration.blocks for one in block.layers}
     where = pd.DataFrame(table["layer"].map(places).tolist(), columns=["block_index", "projection"])
     drawing = verdict_map(
-        table.join(where).assign(verdict=table["status"].map(STATUSES), reason=table["found"]),
+        table.join(where).assign(
+            verdict=table["status"].map(STATUSES), reason=table["found"], is_wrong=table["status"] != "pass"
+        ),
         verdicts.says_statuses(list(table["status"]), "layer"),
         marked_layer=session.layer(),
         theme=session.theme(),

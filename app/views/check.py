@@ -165,8 +165,11 @@ def _empty() -> None:
             "It is compared with its dense model layer by layer: what was removed and by which pattern, what was "
             "changed, whose mask it is, and what compensation recovered of the error that its mask allows to recover."
         )
-        st.page_link(LAYER_PAGE, label="Checks of a layer measured here", query_params={"section": "Trust"})
-        st.page_link(LAYERS_PAGE, label="Checks of all layers measured here", query_params={"layers_view": "Trust"})
+        for page, label, icon, where in (
+            (LAYER_PAGE, "Checks of one layer measured here", ":material/layers:", {"section": "Trust"}),
+            (LAYERS_PAGE, "Checks of all layers measured here", ":material/grid_on:", {"layers_view": "Trust"}),
+        ):
+            st.page_link(page, label=label, icon=icon, query_params=where)
 
 
 def _results(run: CheckpointRun) -> None:
@@ -176,8 +179,12 @@ def _results(run: CheckpointRun) -> None:
         st.success(f"{checked.finding(found)}.", icon=":material/check_circle:")
     else:
         components.error(f"{checked.finding(found)}.")
-    for row in found.wrong.head(NAMED).itertuples():
-        st.markdown(f"- **{words.plain(words.short_layer(row.name))}**, {row.verdict}: {words.plain(row.reason)}")
+    listed = [
+        f"- **{words.plain(words.short_layer(row.name))}**, {row.verdict}: {words.plain(row.reason)}"
+        for row in found.wrong.head(NAMED).itertuples()
+    ]
+    if listed:
+        st.markdown("\n".join(listed))
     if len(found.wrong) > NAMED:
         st.caption(f"And {words.count(len(found.wrong) - NAMED, 'more')}, in the table below.")
     sections = {EVERY: EVERY, ONE: ONE} | ({DRIFT: DRIFT} if found.summary["drift"] else {})
@@ -189,9 +196,7 @@ def _results(run: CheckpointRun) -> None:
 def _every(run: CheckpointRun) -> None:
     found = run.found
     assert found is not None
-    drawing = figures.verdict_map(
-        found.layers, checked.finding(found), marked_layer=_layer(found.layers), theme=session.theme()
-    )
+    drawing = check_report.map_of(run, marked_layer=_layer(found.layers), theme=session.theme())
     components.show(drawing, "check-map", on_select=lambda: _pick_mark("check-map"), wide=True)
     st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in checked.facts(run)))
     table = _ranked(found.layers)

@@ -33,7 +33,7 @@ def test_a_broken_checkpoint_is_found_and_a_link_shows_it_to_others(open_page: O
     page = open_page("check", urlencode(query))
     page.get_by_test_id("stMain").get_by_role("button", name=re.compile("Check, about")).click()
     expect(page.get_by_text("pattern broken: 1 of").first).to_be_visible()
-    expect_finding(page, "wrong: one pattern broken")
+    expect_finding(page, "[Ww]rong layers? lies? in decoder block")
     section(page, "One layer")
     expect_finding(page, "Compensation recovered|worse than its mask|No compensation")
     choose(page, "Layer, the worst first", "1 · mlp.up_proj")

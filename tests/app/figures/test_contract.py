@@ -185,7 +185,10 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "sparsity_by_method": lambda x, **t: check.sparsity_by_method(REALISED, **t),
     "damping_strip": lambda x, **t: check.damping_strip(x.records, 0.01, marked_layer=NAME, **t),
     "verdict_map": lambda x, **t: checkpoint.verdict_map(
-        x.layers.assign(verdict="fails", reason="It is <b>wrong</b>."), "12 layers: all fail", marked_layer=NAME, **t
+        x.layers.assign(verdict="fails", reason="It is <b>wrong</b>.", is_wrong=True),
+        "12 layers: all fail",
+        marked_layer=NAME,
+        **t,
     ),
     "broken_pattern": lambda x, **t: checkpoint.broken_pattern(EXCERPT, layer=NAME, **t),
     "compensation_bars": lambda x, **t: checkpoint.compensation_bars(COSTS, layer=NAME, **t),

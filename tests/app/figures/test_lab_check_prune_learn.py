@@ -254,21 +254,20 @@ def test_a_map_of_verdicts_marks_what_is_wrong_and_shows_the_worst_of_experts() 
     places = [(0, "up_proj"), (0, "experts.0.gate"), (0, "experts.1.gate"), (1, "up_proj")]
     table = pd.DataFrame(places, columns=["block_index", "projection"]).assign(
         layer=lambda x: "model.layers." + x["block_index"].astype(str) + "." + x["projection"],
-        verdict=["as expected", "as expected", "zeros lost", "numbers broken"],
+        verdict=["mask without compensation", "mask without compensation", "zeros lost", "mask without compensation"],
         reason="<i>Why",
+        is_wrong=[False, False, True, True],
     )
     drawing = checkpoint.verdict_map(table, "Two are wrong")
     heat, over, *drawn = drawing.figure.data
     assert heat.y == ("up_proj", "experts.*.gate")
-    assert heat.z[:, 0].tolist() == [2, 1]  # of three verdicts here, the worst is 0
-    assert heat.z[0, 1] == 0
-    assert over.text[0] == "as expected<br>&lt;i&gt;Why"
-    assert [one.name for one in drawn if one.showlegend is not False] == [
-        *("numbers broken (1)", "zeros lost (1)", "as expected (2)")
-    ]
-    marked = {one.name: list(one.y) for one in drawn if one.showlegend is False}
-    assert marked == {"numbers broken": ["up_proj"], "zeros lost": ["experts.*.gate"]}
-    assert drawing.caption == "Layers by verdict: numbers broken 1, zeros lost 1, as expected 2."
+    assert heat.z[:, 0].tolist() == [1, 0]  # of two verdicts here, the worst is 0
+    assert over.text[0] == "mask without compensation<br>&lt;i&gt;Why"
+    legend = [one.name for one in drawn if one.showlegend is not False]
+    assert legend == ["zeros lost 1", "mask without compensation 3, 1 of them marked"]
+    marked = {one.name: list(zip(one.x, one.y, strict=True)) for one in drawn if one.showlegend is False}
+    assert marked == {"zeros lost": [(0, "experts.*.gate")], "mask without compensation": [(1, "up_proj")]}
+    assert drawing.caption == f"Layers by verdict: {'; '.join(legend)}."
 
 
 def test_compensation_is_told_by_how_much_of_what_it_could_it_recovered() -> None:
