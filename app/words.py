@@ -20,9 +20,9 @@ def because(plan: OrderPlan, found: Outlier | None) -> str:
     heads = f" (head{'s' if len(numbers) > 1 else ''} {listing(numbers, len(numbers))})" if numbers else ""
     times = f"{number(found.ratio)} times" if found.is_strong else f"{percent(found.ratio, 0)} of"
     per_column = " per column" if len(set(plan.block_width)) > 1 else ""
-    loses = f"block {found.block}{heads} loses {{}}{times} what block {found.other} loses{per_column}"
+    block, than = f"block {found.block}{heads}", f"{times} what block {found.other} loses{per_column}"
     if not plan.is_columnar:
-        return f"Not columnar: {loses.format('no more than ' if found.is_strong else 'still ')}"
+        return f"Not columnar: {block} {'loses no more than' if found.is_strong else 'still loses'} {than}"
     weights, inputs = ("large", "strong") if found.is_strong else ("small", "weak")
     causes = {
         "inputs": f"its inputs are {inputs}",
@@ -30,7 +30,7 @@ def because(plan: OrderPlan, found: Outlier | None) -> str:
         "both": f"its weights are {weights} and its inputs {inputs}",
         "neither": "its weights and inputs are as in other blocks, but spread differently inside it",
     }
-    return f"Columnar because {loses.format('')}: {causes[found.cause]}"
+    return f"Columnar because {block} loses {than}: {causes[found.cause]}"
 
 
 def which_way(found: Outlier) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale, unlabel_rgb
+from plotly.colors import sample_colorscale
 
 from app import words
 from app.figures import marks, palette, shrinking, style
@@ -100,7 +100,7 @@ def _print_cells(figure: go.Figure, matrix: np.ndarray, gone: np.ndarray, theme:
             _cell(figure, column, row, ink.blank)
             _print(figure, column, row, f"<s>{printed}</s>", ink.muted)
         else:
-            _print(figure, column, row, printed, _text_on(float(matrix[row, column]) / largest))
+            _print(figure, column, row, printed, palette.text_on(float(matrix[row, column]) / largest))
 
 
 def _loss_row(figure: go.Figure, y: float, losses: np.ndarray, widths: Sequence[int]) -> None:
@@ -109,16 +109,8 @@ def _loss_row(figure: go.Figure, y: float, losses: np.ndarray, widths: Sequence[
     for loss, width in zip(losses, widths, strict=True):
         middle, share = start + (width - 1) / 2, float(loss) / largest
         _cell(figure, middle, y, sample_colorscale(palette.SEQUENTIAL, [share])[0], width)
-        _print(figure, middle, y, f"<b>{loss:.1f}</b>" if max(widths) > 1 else f"{loss:.1f}", _text_on(share))
+        _print(figure, middle, y, f"<b>{loss:.1f}</b>" if max(widths) > 1 else f"{loss:.1f}", palette.text_on(share))
         start += width
-
-
-def _text_on(share: float) -> str:
-    """Black or white, whichever reads better on the sequential scale at this place."""
-    red, green, blue = unlabel_rgb(sample_colorscale(palette.SEQUENTIAL, [float(np.clip(share, 0, 1))])[0])
-    linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 255 / 12.92 for c in (red, green, blue)]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "#000000" if luminance > 0.179 else "#ffffff"  # where both have the same contrast, by WCAG 2
 
 
 def _cell(figure: go.Figure, x: float, y: float, colour: str, width: float = 1) -> None:

@@ -386,16 +386,20 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
         labels[RANDOM] = _mean_label(labels[RANDOM], seeds)
     printed = ratio.map(lambda value: "–" if np.isnan(value) else f"{value:.3f}").to_numpy(str)
     cells = [
-        [f"{text}<br>{NAME_OF_RUN[order, budget]}" if (order, budget) in NAME_OF_RUN else text]
-        for order, row in zip(labels, printed, strict=True)
-        for budget, text in zip(budgets, row, strict=True)
+        [
+            f'<span style="color:{palette.text_on(0.5 + value / limit / 2, palette.DIVERGING[theme])}">'
+            + "<br>".join(filter(None, (text, NAME_OF_RUN.get((order, budget)))))
+            + "</span>"
+            for budget, text, value in zip(budgets, row, values, strict=True)
+        ]
+        for order, row, values in zip(labels, printed, np.nan_to_num(change), strict=True)
     ]
     figure = go.Figure(
         go.Heatmap(
             z=change.astype(np.float32),
             x=[f"{b} budget" for b in budgets],
             y=list(labels.values()),
-            text=np.array(cells).reshape(printed.shape).tolist(),  # in black or white, as each cell's colour asks for
+            text=cells,
             texttemplate="%{text}",
             textfont={"size": 16},
             colorscale=palette.DIVERGING[theme],

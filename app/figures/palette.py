@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from plotly.colors import sample_colorscale
+from plotly.colors import sample_colorscale, unlabel_rgb
 
 from app import words
 from rose import METHODS
@@ -198,3 +198,11 @@ def magnitude_colours(values: np.ndarray, theme: Theme) -> list[str]:
     largest = float(np.max(values, initial=0.0))
     shares = np.clip(np.nan_to_num(values) / largest, 0, 1) if largest > 0 else np.zeros(len(values))
     return sample_colorscale(SEQUENTIAL, list(low + (high - low) * shares))
+
+
+def text_on(share: float, scale: Any = SEQUENTIAL) -> str:
+    """Black or white, whichever reads better on the scale at this place, 0 to 1."""
+    red, green, blue = unlabel_rgb(sample_colorscale(scale, [float(np.clip(share, 0, 1))])[0])
+    linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 255 / 12.92 for c in (red, green, blue)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if luminance > 0.179 else "#ffffff"  # where both have the same contrast, by WCAG 2

@@ -69,7 +69,7 @@ class Player:
                 key=f"{self.name}-play",
                 on_click=self._play,
                 args=(blocks,),
-                width=110,
+                width=88,
             )
             for way, by, end in (("back", -1, 0), ("forth", 1, blocks)):
                 st.button(
@@ -79,9 +79,10 @@ class Player:
                     on_click=self._go,
                     args=(by, blocks),
                     disabled=step == end,
+                    width=42,
                 )
             st.slider("Blocks pruned", 0, blocks, key=self._key("step"), on_change=self._moved, bind=components.URL)
-            st.selectbox("Speed", list(SPEEDS), format_func=SPEEDS.__getitem__, key=self._key("speed"), width=90)
+            st.selectbox("Speed", list(SPEEDS), format_func=SPEEDS.__getitem__, key=self._key("speed"), width=76)
             st.download_button(
                 "Download as a film",
                 lambda: components.as_html(film()),
@@ -90,6 +91,7 @@ class Player:
                 on_click="ignore",
                 key=f"{self.name}-animation",
                 help="The whole sweep as one HTML file that plays in any browser, without a network",
+                width=42,
             )
 
     def _key(self, part: str) -> str:

@@ -35,7 +35,7 @@ def choose_subject(columnar: bool, note: DeltaGenerator) -> Subject:
     generated = subjects.generated(COLUMNAR if columnar else FLAT)
     measured = _measured(columnar)
     if measured is None:
-        st.caption("A generated layer. Once a model is measured, you can choose a real one.")
+        st.caption("A generated layer; measure a model to choose a real one.")
         return generated
     kinds = {"generated": "Generated layer", "real": "Real layer"}
     if components.section(kinds, "lesson_kind", "Layer") != "real":

@@ -138,7 +138,7 @@ def sweep_lesson(
     blocks = len(subject.plan.block_width)
     formula = r"e = \frac{w_j}{U_{jj}} \qquad w_{j:} \leftarrow w_{j:} - e\,U_{j,j:}"
     done = f"{step} of {blocks} {'block' if blocks == 1 else 'blocks'} pruned."
-    spread = f"{because(subject.plan, subject.found)}; relative range {subject.plan.relative_range:.2f}"
+    spread = because(subject.plan, subject.found)
     if not ended:
         what = "A columnar layer" if subject.plan.is_columnar else "A layer that is not columnar"
         first = [visited_blocks(subject.plan, result.order)[0] for result in (natural, ordered)]

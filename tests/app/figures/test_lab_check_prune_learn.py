@@ -1,5 +1,6 @@
 """What the figures of the order lab, the checks, whole-model runs and lessons show, number by number."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -208,7 +209,10 @@ def test_matrix_separates_order_and_budget() -> None:
     heat = drawing.figure.data[0]
     assert heat.z.tolist() == [pytest.approx([0, -0.1]), pytest.approx([0.2, -0.25])]
     assert heat.zmin == -heat.zmax == pytest.approx(-0.25)
-    assert [list(row) for row in heat.text] == [["1.000<br>SparseGPT", "0.900"], ["1.200", "0.750<br>ROSE global"]]
+    printed = [[re.sub(r"</?span.*?>", "", text) for text in row] for row in heat.text]
+    assert printed == [["1.000<br>SparseGPT", "0.900"], ["1.200", "0.750<br>ROSE global"]]
+    assert "#ffffff" in heat.text[1][1], "on the dark end of the scale"
+    assert "#000000" in heat.text[0][0], "on its light middle"
     assert title(drawing) == "ROSE global has the least error, 0.750 of SparseGPT's"
     assert "budget alone (in natural order) 10.0 %, both together 25.0 %." in drawing.caption
     with pytest.raises(rose.RoseError, match="choose a sparsity above 0"):

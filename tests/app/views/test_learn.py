@@ -269,7 +269,7 @@ def test_compensation_and_budget_apart(study: Study, source: str) -> None:
     shown, (drawn,) = texts(app), figures(app)
     for order in subjects.SEPARATED:
         for budget in ("block", "layer"):
-            assert f'"{error(order, budget) / base:.3f}' in drawn
+            assert f"003e{error(order, budget) / base:.3f}" in drawn
     assert f"compensation, block budget}}}} = {error('two_level', 'block') / base:.3f}" in shown
     assert f"budget, natural order}}}} = {error('natural', 'layer') / base:.3f}" in shown
 
