@@ -190,7 +190,9 @@ def judge(fault: Fault, found: rose.CheckpointCheck) -> dict[str, Any]:
     missed = [name for name, verdict in expected.items() if named.get(name) != verdict]
     accused = told - expected.keys()
     method = found.summary["method"] or {}
-    recognized = not fault.method or method.get("name") == fault.method
+    # Where no layer is columnar, ROSE is SparseGPT.
+    same = {"rose", "sparsegpt"} if fault.method == "rose" else {fault.method}
+    recognized = not fault.method or method.get("name") in same
     return {
         "found": "yes" if not missed and not accused and recognized and bool(told) == bool(expected) else "no",
         "accused": len(told),

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.change import UNLIKE, WeightChange, weight_change
+from rose.layer.change import UNLIKE, Removal, WeightChange, weight_change
 from rose.layer.target import target_damping
 from rose.model.check import verdicts
-from rose.model.check.costs import METHODS, Costs, Recognized, Yardsticks
+from rose.model.check.costs import METHODS, SAME_MASK, Costs, Recognized, Yardsticks
 from rose.model.check.gone import find_gone
 from rose.model.check.inputs import BlockInputs, LayerInputs, Pair, walk_both
 from rose.model.check.others import OtherTensor, others_in_block, others_outside
@@ -239,22 +239,29 @@ def _table_of(others: Sequence[OtherTensor]) -> pd.DataFrame:
 
 
 def _method_of(found: Mapping[str, _Layer]) -> dict[str, Any]:
-    """`nearest`: the method that most masks are nearest to, with the mean agreement; None without masks or methods.
+    """`nearest`: the method that the masks are nearest to, with the mean agreement; None without masks or methods. ROSE
+    is SparseGPT in layers that are not columnar, so the layers decide together.
     `method`: that one where it has made nearly all of them, else None."""
     known = [one.nearest for one in found.values() if one.nearest]
-    names = [(one.method, one.target) for one in known]
-    best = max(set(names), key=names.count, default=None)
-    own = [one for one in known if (one.method, one.target) == best]
-    if best is None:
+    candidates = dict.fromkeys(key for one in known for key in one.tried)
+    if not candidates:
         return {"method": None, "nearest": None}
+
+    def shared_with(key: tuple[str, str]) -> list[Removal]:
+        # Targets are tried only where nothing else has the mask.
+        return [found for one in known if (found := one.tried.get(key) or one.tried.get((key[0], "layer")))]
+
+    best = max(candidates, key=lambda key: fmean(one.jaccard for one in shared_with(key)))
+    shared = shared_with(best)
+    same = [one for one in shared if one.jaccard >= SAME_MASK]
+    is_same = len(same) >= verdicts.PEERS * len(known)
     nearest = {
         "name": best[0],
         "target": best[1],
-        "layers": len(own),
-        "agreement": fmean(one.shared.jaccard for one in own),
-        "chance": fmean(one.shared.chance for one in own),
+        "layers": len(same) if is_same else len(shared),
+        "agreement": fmean(one.jaccard for one in shared),
+        "chance": fmean(one.chance for one in shared),
     }
-    is_same = sum(one.is_same for one in own) >= verdicts.PEERS * len(known)
     return {"method": nearest if is_same else None, "nearest": nearest}
 
 

@@ -75,11 +75,13 @@ class Recognized:
         method: in the registry.
         target: "layer" where it pruned W, "dense" where it pruned the corrected W* (see `rose.layer.target`).
         shared: what both masks have in common.
+        tried: the same of every method and target that was tried.
     """
 
     method: str
     target: str
     shared: Removal
+    tried: Mapping[tuple[str, str], Removal]
 
     @property
     def is_same(self) -> bool:
@@ -148,7 +150,7 @@ class _Trial:
     mask: Tensor
     pattern: Pattern
     inputs: LayerInputs
-    nearest: Recognized | None = None
+    tried: dict[tuple[str, str], Removal] = field(default_factory=dict)
     swept: dict[str, LayerResult] = field(default_factory=dict)
     known: dict[str, Known] = field(default_factory=dict)
 
@@ -160,10 +162,14 @@ class _Trial:
         made = make_settings(method, sparsity=self.pattern, block_size=self.yardsticks.block_size)
         settings = replace(made, measures=False, known=known, products=self.yardsticks.products)
         result = self._run(aim, settings, target)
-        shared = same_removed(self.mask, result.mask.to(self.mask.device))
-        if self.nearest is None or shared.jaccard > self.nearest.shared.jaccard:
-            self.nearest = Recognized(method, target, shared)
+        self.tried[method, target] = same_removed(self.mask, result.mask.to(self.mask.device))
         return result.weight
+
+    @property
+    def nearest(self) -> Recognized | None:
+        """None where nothing was tried; of equals the first."""
+        best = max(self.tried, key=lambda one: self.tried[one].jaccard, default=None)
+        return Recognized(*best, self.tried[best], self.tried) if best else None
 
     def _run(self, aim: Tensor, settings: Settings, target: str) -> LayerResult:
         """ROSE sweeps a layer that is not columnar as SparseGPT does, so that is done once."""
@@ -177,7 +183,8 @@ class _Trial:
 
     def try_again_on_targets(self) -> None:
         """Where the mask is no method's so far, looks whether sweeps towards the dense model's outputs have it."""
-        if self.nearest is None or self.nearest.is_same:
+        nearest = self.nearest
+        if nearest is None or nearest.is_same:
             return
         for method in self.yardsticks.methods:
             if method in ("sparsegpt", "rose"):

@@ -31,7 +31,8 @@ MOVED = 1e-3  # share of kept weights that differ, above which they were moved a
 FEW_ZEROS = 0.1  # of the peers' share of zeros: a layer with less has lost them
 PEERS = 0.8  # share of the pruned layers that must agree before one that does not is remarkable
 NEAR, FAR = 0.005, 0.02  # sparsities that agree, and those that do not
-CLEARLY = 1.1  # ratio of two errors that is more than another calibration text makes
+CLEARLY = 1.1  # ratio of two errors that are not the same
+OTHER_TEXT = 1.5  # ratio to Wanda's error that compensation for another text, of few tokens, does not come to
 COMPARED = ("sparsegpt", "rose")  # methods that a reason names
 COMMON = 0.3  # share of 32 columns at one value other than 0, which says that zeros were moved there
 
@@ -198,7 +199,8 @@ def judge_costs(verdict: Verdict, costs: Costs, change: WeightChange, nearest: R
     found = costs.held_out_error if held_out else costs.error
     wanda = costs.wanda_held_out if held_out else costs.methods.get("wanda")
     on = "held-out tokens" if held_out else "calibration tokens"
-    if found is not None and wanda is not None and found > CLEARLY * wanda:
+    limit = CLEARLY if verdict.verdict == MASK_ALONE else OTHER_TEXT
+    if found is not None and wanda is not None and found > limit * wanda:
         said = f"Its error is {found:.4f} on {on}; Wanda's mask, without compensation too, has {wanda:.4f}."
         if verdict.verdict != MASK_ALONE:
             return Verdict(WORSE_THAN_WANDA, said.replace(", without compensation too,", ""), True)
