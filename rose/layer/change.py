@@ -271,12 +271,11 @@ def common_value(weight: Tensor, columns: int = 32) -> float:
 
 
 def reordered(before: Tensor, after: Tensor) -> str | None:
-    """Whether nearly all "rows" or "columns" of V, (out, in), are like one of W each, in another order."""
-    for axis, name in ((1, "rows"), (0, "columns")):
-        one, other = (torch.nn.functional.normalize(x, dim=axis) for x in (after, before))
-        alike = one @ other.T if axis == 1 else one.T @ other
-        best = alike.max(1)
-        if (best.values > UNLIKE).float().mean() > NEARLY and len(best.indices.unique()) > NEARLY * len(alike):
+    """Whether nearly all "rows" or "columns" of V, (out, in), are like one of W each, in another order; some tell."""
+    for was, now, name in ((before, after, "rows"), (before.T, after.T, "columns")):
+        one, other = (torch.nn.functional.normalize(x, dim=1) for x in (_some_rows(now), was))
+        best = (one @ other.T).max(1)
+        if (best.values > UNLIKE).float().mean() > NEARLY and len(best.indices.unique()) > NEARLY * len(one):
             return name
     return None
 
