@@ -17,7 +17,7 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.layer.loss import block_widths, potential_loss
 from rose.layer.pattern import Pattern
-from rose.layer.statistics import InputStatistics
+from rose.layer.statistics import InputStatistics, is_finite
 
 # Of the learned basis. Neither 200 steps nor a rate of 0.05 gains 0.01 more (docs/orders.md); 30 lose 0.03.
 STEPS, RATE = 60, 0.02
@@ -85,9 +85,11 @@ def find_rotations(
         pattern, block_size: what the layer will be pruned to, for bases that look at it.
 
     Raises:
-        RoseError: an unknown basis.
+        RoseError: an unknown basis, NaN or infinity.
     """
     check_basis(basis)
+    if not is_finite(weight) or not is_finite(hessian):
+        raise RoseError("W or H holds NaN or infinity; reload the checkpoint, or load it in float32.")
     kind, _, seed = basis.partition(":")
     count, width = len(layout.group), layout.width
     blocks = hessian.view(count, width, count, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1).double()

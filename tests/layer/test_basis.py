@@ -100,6 +100,14 @@ def test_part_of_a_rotation_leads_from_none_to_all(layer):
         torch.testing.assert_close(half.mT @ half, torch.eye(8, dtype=torch.double).expand(3, 8, 8))
 
 
+def test_numbers_that_are_none_are_refused(layer):
+    weight, statistics = layer
+    broken = weight.clone()
+    broken[3, 4] = float("nan")
+    with pytest.raises(rose.RoseError, match="NaN or infinity"):
+        rotations_of((broken, statistics), "gathered")
+
+
 @pytest.mark.parametrize("basis", ["unknown", "random:x", "gathered:1"])
 def test_another_basis_is_refused(layer, basis):
     with pytest.raises(rose.RoseError, match="no basis named"):
