@@ -7,12 +7,13 @@ import rose
 from app import components, session, words
 from app.figures import check as figures
 from app.figures.checkpoint import STATUSES, verdict_map
+from app.figures.palette import method_style
 from app.runs.widgets import csv_button, linked
 from app.study import checking
 from app.study.checking import CheckRequest, Findings, LayerChecks
 from app.study.study import Study
 from rose import verdicts
-from rose.layer.checks import AGREE, AGREE_ROUGHLY, OVERFIT
+from rose.layer.checks import AGREE, AGREE_ROUGHLY, OVERFIT, check_overfitting
 from rose.layer.pattern import parse_sparsity
 from rose.model.measure.layer_checks import CHECKS, check_layers
 
@@ -114,6 +115,11 @@ def _checks(study: Study, layer: str, findings: Findings | None) -> None:
     checks = [("calibration", check) for check in checking.input_checks(study, layer)]
     if findings is not None:
         checks += [(_label(method), check) for method, check in findings.checks()]
+    else:  # what all layers were measured by, as on the page Layers
+        known = [record for record in study.all_records() if record.layer == layer]
+        worst = max(known, key=lambda record: (record.held_out_error or 0) / (record.relative_error or 1))
+        check = check_overfitting(worst.relative_error, worst.held_out_error)
+        checks += [(method_style(worst.method).label, check)] if check else []
     checks.sort(key=lambda pair: -RANK[pair[1].status])
     st.markdown(f"**{verdicts.says_statuses([check.status for _, check in checks], 'check')}**")
     rows = [

@@ -11,9 +11,9 @@ import rose
 from app import jobs, words
 from app.study.checking import CheckRequest, Findings, LayerChecks
 from app.study.study import Study
-from rose.model.measure.layer_checks import CHECKS
+from rose.model.measure.layer_checks import CHECKS, check_layers
 from tests.app.study.test_checking import METHODS, checked
-from tests.app.tiny_study import COLUMNAR, begun, figures, measured_study, open_page, texts, tiny_model, titles
+from tests.app.tiny_study import BLOCK, COLUMNAR, begun, figures, measured_study, open_page, texts, tiny_model, titles
 
 PAGE, ALL, OLD = "views/layer.py", "views/layers.py", "views/check.py"
 
@@ -23,6 +23,13 @@ pytestmark = pytest.mark.usefixtures("placed")
 @pytest.fixture(scope="module")
 def findings(study: Study) -> Findings:
     return checked(study, CheckRequest(COLUMNAR, METHODS, "rose", 0.5))
+
+
+def check_layers_of(study: Study) -> dict[str, str]:
+    """The verdicts of the page Layers."""
+    blocks = study.calibration.blocks
+    table = check_layers(study.records(), blocks, sparsity="0.7", block_size=BLOCK, damping=0.01)
+    return dict(zip(table["layer"], table["status"], strict=True))
 
 
 def start(app: AppTest) -> LayerChecks:
@@ -63,11 +70,16 @@ def view(app: AppTest, name: str) -> pd.DataFrame:
 
 def test_before_the_run_the_inputs_are_judged_and_the_cost_is_told(study: Study) -> None:
     app = trust(study)
-    assert list(table(app)["Check"]) == ["Finite inputs", "Live columns", "Enough tokens", "Damping as asked"]
+    names = ["Damping as asked", "Enough tokens", "Finite inputs", "Live columns", "Over-fitting"]
+    assert sorted(table(app)["Check"]) == names
     assert "256 tokens for 64 columns" in list(table(app)["Found"])
     for cell in table(app)["Status"]:  # a word and an icon, not only a colour
         assert re.fullmatch(r":\w+-badge\[:material/\w+: (pass|review|fail)\]", cell)
-    assert "**Four checks: none fails, none needs review, four pass**" in texts(app)
+    looks = sum("review" in cell for cell in table(app)["Status"])  # of over-fitting, as on Layers
+    judged = check_layers_of(study)[COLUMNAR]
+    assert (looks > 0) == (judged == "look")
+    said = "one needs review, four pass" if looks else "none needs review, five pass"
+    assert f"**Five checks: none fails, {said}**" in texts(app)
     assert "Prunes by four methods, then runs 8 × 32 tokens" in texts(app)
     assert re.search(r"about \d+ s, \d+ MB of memory", texts(app))
     app.multiselect(key="check_methods").set_value([]).run()
