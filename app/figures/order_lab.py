@@ -198,10 +198,11 @@ def given_up(
         f"Loss of each block before compensation{words.of(layer)}, relative to the output's energy, in the order "
         "visited; printed: weights it gives up"
     )
+    lost = table.groupby(["order", "budget"])["lost"].sum()
     said = [
-        f"{words.sentence(name)}: final error {words.number(results[order].relative_error)} under the block budget, "
-        f"{words.number(results[order + ' + layer'].relative_error)} under the layer budget, where the block that "
-        f"gives up least keeps {words.percent(1 - float(_shares(table, order).min()), 0)} of its weights."
+        f"{words.sentence(name)}: blocks lose {words.number(lost[order, 'block'])} in all under the block budget, of "
+        f"which {words.number(results[order].relative_error)} remains after compensation; under the layer budget "
+        f"{words.number(lost[order, 'layer'])} and {words.number(results[order + ' + layer'].relative_error)}."
         for order, name in zip(orders, names, strict=True)
     ]
     figure.update_yaxes(range=[0, 1.12 * float(table["lost"].max()) or 1])
@@ -209,10 +210,6 @@ def given_up(
     alt = f"Bars of what each block loses, under both budgets, in {words.count(len(orders), 'order')}"
     frame = {"height": 460, "legend": True, "headroom": 20}
     return style.finish(figure, theme, finding, what, " ".join(said), alt, table, **frame)
-
-
-def _shares(table: pd.DataFrame, order: str) -> pd.Series:
-    return table["share_removed"][(table["order"] == order) & (table["budget"] == "layer")]
 
 
 def run_name(result: LayerResult) -> str:

@@ -56,11 +56,7 @@ def _why_random_wins(study: Study, layer: str, shown: list[Outcome]) -> None:
     made = outcomes(study, layer, sweeps, "lab-given-up")
     if made is None:
         return
-    st.subheader("Why does random order win here?", anchor=False)
-    st.markdown(
-        "A random order mixes strong and weak columns in every block. ROSE's gathers the strong ones, and under the "
-        "block budget their block must give up as many weights as any other. The layer budget lets it keep them."
-    )
+    st.subheader("Random order wins here: what every block gives up, before compensation", anchor=False)
     results = {one.sweep.run_name: one.result for one in made}
     drawn = figures.given_up(results, dense_energy(study, layer), **components.look(layer))
     components.show(drawn, "lab-given-up")
