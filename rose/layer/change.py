@@ -156,7 +156,7 @@ def weight_change(before: Tensor, after: Tensor) -> WeightChange:
         cosine=alike,
         grid=find_grid(now) if moved > 0.5 else None,
         common=common_value(now),
-        reordered=reordered(was, now) if alike < UNLIKE else None,
+        reordered=reordered(was, now) if alike < UNLIKE and own and length else None,
     )
 
 
