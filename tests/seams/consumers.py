@@ -78,7 +78,7 @@ def report(shop: Workshop, name: str) -> None:
     if "perplexity_after" in known:
         found = re.findall(r"takes perplexity on \S+ from ([\d.,]+) to ([\d.,]+), ", said)
         afters = [known[f"perplexity_{when}"] for when in ("slimmed", "after") if f"perplexity_{when}" in known]
-        expected = [tuple(apart(known["perplexity_before"], after)) for after in afters]
+        expected = [tuple(map(as_number, apart(known["perplexity_before"], after))) for after in afters]
         assert [tuple(map(as_number, pair)) for pair in found] == expected, said
     elif error is not None:
         assert rounded(error) in map(as_number, re.findall(r"is ([\d.]+) on average over", said)), said
