@@ -226,10 +226,10 @@ def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Le
             rf" = {share['natural', 'layer']:.3f}",
         ),
         f"{budgets}\n\n"
-        "Random order ignores the losses, but mixes strong and weak columns in every block: "
+        "Random order ignores the losses: "
         f"{share['random:0', 'block']:.3f} under the block budget, {share['random:0', 'layer']:.3f} under the layer "
         "budget. "
-        f"Global order packs the strong ones together: {share['global', 'block']:.3f} and "
+        f"Global order puts the costliest columns first: {share['global', 'block']:.3f} and "
         f"{share['global', 'layer']:.3f}. Lowest: {called} order, {best[1]} budget, {share[best]:.3f}.",
     )
 
