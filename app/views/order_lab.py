@@ -13,6 +13,7 @@ from app.lab import (
     section_4_costliest_block,
     section_5_by_sparsity,
     section_6_order_and_budget,
+    section_7_basis,
 )
 
 SECTIONS: dict[str, tuple[str, ModuleType]] = {
@@ -22,6 +23,7 @@ SECTIONS: dict[str, tuple[str, ModuleType]] = {
     "position": ("Where should the costliest block go?", section_4_costliest_block),
     "sparsity": ("By sparsity", section_5_by_sparsity),
     "budget": ("Order and budget", section_6_order_and_budget),
+    "basis": ("Make a layer columnar", section_7_basis),
 }
 
 st.title("Order lab: does the pruning order matter?")

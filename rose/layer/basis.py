@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.interrupt import stop_point
 from rose.layer.loss import block_widths, potential_loss
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics, is_finite
@@ -163,6 +164,7 @@ def learned(heads: Heads) -> Tensor:
     best, least = start, float("inf")
     with torch.enable_grad():
         for _ in range(STEPS):
+            stop_point()
             rotation = start @ torch.matrix_exp(turn - turn.mT)
             of_head = rotation.float()[group]
             energy = ((hessian @ of_head) * of_head).sum(1)  # H'_jj

@@ -19,6 +19,7 @@ import torch
 import app.figures
 import rose
 from app.figures import (
+    bases,
     check,
     checkpoint,
     comparison,
@@ -42,6 +43,7 @@ from app.figures import (
     weight_maps,
 )
 from app.figures.style import Drawing
+from app.lab.bases import BASES
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 from rose.layer.pattern import Pattern
 from rose.verdicts import Result
@@ -90,6 +92,14 @@ MEASURES = [ErrorMeasures("sparsegpt", 2.0, 2.002, 2.001, 10.0), ErrorMeasures("
 REALISED = [RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0)]
 EXCERPT = checkpoint.MaskExcerpt(
     np.tile([True, True, False, False], (3, 2)) & (np.eye(3, 8) < 1), 9, 64, 2, 4, [(9, 64)], 3, 99
+)
+IN_BASES = pd.DataFrame(
+    [
+        (b, m, e, 1.2 * e)
+        for b, e in zip(BASES, (0.12, 0.1, 0.08, 0.07), strict=True)
+        for m in ("sparsegpt", "rose_admm")
+    ],
+    columns=["basis", "method", "relative_error", "held_out_error"],
 )
 COSTS = pd.Series({"mask_error": 0.2, "error": 0.1, "possible_error": 0.05, "recovered": 0.67, "error_of_rose": 0.08})
 WAY = pd.DataFrame(
@@ -171,6 +181,8 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     ),
     "sweep_film": lambda x, **t: sweep.sweep_film([x.results["natural"], x.results["two_level"]], x.energy, **t),
     "solver_race": lambda x, **t: solvers.solver_race({"sweep": ("One sweep", WAY)}, 3.0, held_out=True, **t),
+    "basis_errors": lambda x, **t: bases.basis_errors(IN_BASES, BASES, "gathered", **t),
+    "basis_errors_as_given": lambda x, **t: bases.basis_errors(IN_BASES.assign(held_out_error=np.nan), BASES, **t),
     "mask_changes": lambda x, **t: solvers.mask_changes(
         x.weight.numpy() > 0, x.weight.numpy() > 0.1, solver="ADMM", step="iteration 2", since="its last step", **t
     ),

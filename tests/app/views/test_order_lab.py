@@ -9,10 +9,14 @@ from streamlit.testing.v1 import AppTest
 from torch import Tensor
 
 import rose
+from app.lab.bases import measure, rotatable
 from app.lab.sweeps import Sweep, outcome, positions
 from app.study.study import Study
-from rose.layer.error import relative_error
-from tests.app.tiny_study import COLUMNAR, WIDTH, figures, measured_study, open_page, texts
+from rose.layer.basis import HeadLayout, find_rotations, rotate_columns, rotate_statistics
+from rose.layer.error import quadratic_form, relative_error
+from rose.layer.pattern import Pattern
+from rose.wording import number
+from tests.app.tiny_study import COLUMNAR, WIDTH, figures, measured_study, open_page, texts, titles
 
 pytestmark = pytest.mark.usefixtures("patient")
 PAGE = "views/order_lab.py"
@@ -197,3 +201,47 @@ def test_a_step_beyond_the_blocks_of_another_layer_is_its_last(study: Study) -> 
     app.segmented_control(key="lab_section").set_value("sweep").run()
     assert not app.exception
     assert app.slider(key="lab_step").value == 4
+
+
+def test_a_basis_changes_errors_and_not_the_model(study: Study) -> None:
+    app = section(study, "Make a layer columnar", lab_basis="Gathered")
+    assert app.select_slider(key="lab_basis").value == "gathered"
+    weight, statistics, held_out = (
+        getter(COLUMNAR) for getter in (study.weight, study.statistics, study.held_out_statistics)
+    )
+    assert held_out is not None
+    layout = HeadLayout(16, (0, 1, 2, 3))
+    errors = {}
+    for basis in ("random:0", "gathered", "learned"):
+        rotations = find_rotations(weight, statistics.hessian, layout, basis, pattern=Pattern(0.7), block_size=16)
+        turned = rotate_columns(weight, layout, rotations).float()
+        result = rose.prune_layer(
+            turned, rotate_statistics(statistics, layout, rotations), method="sparsegpt", sparsity=0.7, block_size=16
+        )
+        judge = rotate_statistics(held_out, layout, rotations).hessian
+        assert quadratic_form(turned, judge) == pytest.approx(quadratic_form(weight, held_out.hessian), rel=1e-4)
+        errors[basis] = relative_error(turned, result.weight, judge)
+    given = held_out_error(study, pruned(study, "natural", "block"))
+    shown = texts(app)
+    moves = {basis: "falls" if error < given else "rises" for basis, error in errors.items()}
+    gathered = f"{moves['gathered']} from {number(given)} to {number(errors['gathered'])}"
+    assert f"In the gathered basis SparseGPT's held-out error {gathered}" in shown
+    for basis, name in (("learned", "the learned"), ("random:0", "a random")):
+        assert f"in {name} basis it {moves[basis]} to {number(errors[basis])}" in shown
+    assert "In the gathered basis SparseGPT makes" in titles(app)[0]
+    known = rotatable(study)
+    assert rotatable(study) is known, "heads are looked for once"
+
+    app.select_slider(key="lab_basis").set_value("random").run()
+    assert "In a random basis SparseGPT makes" in titles(app)[0]
+    assert ", random" in titles(app)[1]
+    app.number_input(key="lab_basis_seed").set_value(3).run()
+    assert measure(study, COLUMNAR, "random:3", "sparsegpt") != measure(study, COLUMNAR, "random:0", "sparsegpt")
+
+
+def test_a_layer_without_heads_leads_to_the_nearest_with_them(study: Study) -> None:
+    app = open_page(PAGE, study, layer="model.layers.2.mlp.up_proj", lab_section="Make a layer columnar")
+    assert "no output projection whose heads can be rotated" in texts(app)
+    app.button(key="lab-basis-nearest").click().run()
+    assert app.session_state.chosen_layer == "model.layers.2.self_attn.o_proj"
+    assert "The dense model computes the same in all four" in texts(app)

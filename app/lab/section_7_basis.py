@@ -1,0 +1,139 @@
+"""The order lab's section that makes a layer columnar, or less so: heads rotated, the model unchanged."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+import rose
+from app import components, session, words
+from app.figures import bases as figures
+from app.figures import losses, palette, weight_maps
+from app.lab.bases import BASES, HEADS, METHODS, at_risk, measure, missing, picture, rotatable, seconds, table
+from app.study.study import Study
+
+UNASKED = 15.0  # seconds of work that the section begins by itself
+PICTURES = {"importance": "Importance S", "weights": "|W|", "loss": "Potential loss L"}
+
+
+def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) -> None:
+    with stage:
+        if not _knows_heads(study):
+            return
+        found = rotatable(study)
+        if layer not in found.layouts:
+            _offer_nearest(study, layer)
+            return
+    layout = found.layouts[layer]
+    with left:
+        basis = st.select_slider(
+            "Basis of the heads",
+            list(BASES),
+            "given",
+            format_func=BASES.__getitem__,
+            key="lab_basis",
+            bind=components.URL,
+        )
+        shown = components.choose("Picture", PICTURES, "lab_basis_picture")
+        seed = st.number_input("Seed of the random basis", 0, 9999, 0, key="lab_basis_seed", bind=components.URL)
+        groups = words.count(layout.groups, "rotation")
+        shared = f"; heads that share their values share one, so there are {groups}" if layout.groups > 1 else ""
+        st.markdown(
+            f"Each of the {words.count(len(layout.group), 'head')} is rotated between values and output projection: "
+            f"$W_v' = R^⊤W_v$, $W_o' = W_oR${shared}. The two rotations cancel, so the model computes what it did, "
+            "but for rounding. The columns of $W_o$ are others."
+        )
+        st.caption(
+            "Gathered: eigenvectors of what inputs bring and weights make of it. Learned: a few steps from there "
+            f"towards less potential loss. {palette.method_style(METHODS[-1]).label} is the recommended method."
+        )
+    every = [f"random:{seed}" if name == "random" else name for name in BASES]
+    with stage:
+        if not _measured(study, layer, every):
+            return
+        results, look = table(study, layer, every, session.threshold()), components.look(layer)
+        st.markdown(f"**{figures.sentence(results)}**")
+        components.show(figures.basis_errors(results, BASES, basis, **look), "lab-bases")
+        pictures = {
+            name: picture(study, layer, one, session.threshold()) for name, one in zip(BASES, every, strict=True)
+        }
+        weight, plan = pictures[basis]
+        where = look | {"layer": f"{look['layer']}, {BASES[basis].lower()}"}
+        drawn = {
+            "importance": partial(weight_maps.importance_map, plan),
+            "weights": partial(weight_maps.weight_map, weight, widths=plan.block_width),
+            "loss": partial(weight_maps.potential_loss_map, plan),
+        }
+        components.show(drawn[shown](**where), f"lab-basis-{shown}")
+        components.show(losses.block_loss_bars(plan, **where), "lab-basis-blocks")
+        _ranges({name: one for name, (_, one) in pictures.items()})
+
+
+def _knows_heads(study: Study) -> bool:
+    """Whether it is known which heads can be rotated; looks for them where not, once the model is free."""
+    if study.knows(HEADS):
+        return True
+    if study.job.status == "running":
+        st.info("Which heads can be rotated is found by a few tokens through the model, once this run has ended.")
+        components.wait_for(study, lambda: False)
+        return False
+    return components.finished([partial(rotatable, study)], "lab-heads", study.created, "search for heads")
+
+
+def _offer_nearest(study: Study, layer: str) -> None:
+    """Says that nothing can be rotated here, and where it can."""
+    found = rotatable(study)
+    if found.why_none:
+        components.info(found.why_none)
+        return
+    other = found.nearest(study, layer)
+    components.info(
+        f"{words.short_layer(layer)} is no output projection whose heads can be rotated between values and weights."
+        + ("" if other else " None of those has been measured; measure one on the start page.")
+    )
+    if other:
+        st.button(
+            f"Show {words.plain(words.short_layer(other))}",
+            icon=":material/arrow_forward:",
+            key="lab-basis-nearest",
+            on_click=session.choose_layer,
+            args=(other,),
+        )
+
+
+def _measured(study: Study, layer: str, bases: list[str]) -> bool:
+    """Prunes in every basis in the background; what takes long waits for a press of the button."""
+    left, asked = missing(study, layer, bases, session.threshold()), (study.created, layer)
+    needed = seconds(study, layer, left)
+    if needed > UNASKED and st.session_state.get("lab_basis_asked") != asked:
+        st.info(f"This prunes the layer {words.count(len(left), 'time')}: by {len(METHODS)} methods in every basis.")
+        st.button(
+            f"Measure it, about {components.duration(needed)}",
+            type="primary",
+            icon=":material/play_arrow:",
+            key="lab-basis-measure",
+            on_click=lambda: st.session_state.update(lab_basis_asked=asked),
+        )
+        return False
+    pieces = [partial(measure, study, layer, basis, method, session.threshold()) for basis, method in left]
+    return components.finished(pieces, "lab-bases", (*asked, *bases, session.threshold()), "pruning")
+
+
+def _ranges(plans: dict[str, rose.OrderPlan]) -> None:
+    """Relative range of each basis, and what pre-pruning would remove there."""
+    rows = [
+        {
+            "Basis": BASES[name],
+            "Relative range": f"{plan.relative_range:.3f}",
+            "Columnar": "yes" if plan.is_columnar else "no",
+            "Error before compensation": words.number(at_risk(plan)),
+        }
+        for name, plan in plans.items()
+    ]
+    components.table(rows, "Relative range of each basis, and the error before compensation")
+    st.caption(
+        "Error before compensation: the share of Σ S² that pre-pruning would remove. Learning makes that small "
+        "wherever the weights are, so the best basis need not be the most columnar one."
+    )
