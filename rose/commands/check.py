@@ -72,8 +72,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
 def _print(name: str, found: CheckpointCheck) -> None:
     """What is wrong first, then what was found of the whole."""
     summary, wrong, layers = found.summary, found.wrong, found.layers
-    if len(wrong):
-        terminal.print_table(wrong, f"Wrong in {name}")
+    for row in wrong.head(terminal.MAX_ROWS).itertuples():
+        terminal.say(f"{row.name}: {row.verdict}. {row.reason}")
+    if len(wrong) > terminal.MAX_ROWS:
+        terminal.say(f"… and {len(wrong) - terminal.MAX_ROWS} more")
     counts = ", ".join(f"{count} {verdict}" for verdict, count in summary["verdicts"].items())
     zeros = f"{summary['sparsity']:.2%} zeros ({summary['zeros']:,} of {summary['weights']:,})"
     if summary["zeros_before"]:
