@@ -187,6 +187,8 @@ class Run:
         fraction: share of the work done, 0 to 1.
     """
 
+    CANCEL = "Cancel"
+
     def __init__(self) -> None:
         self.fraction = 0.0
         self._folder: Path | None = None
@@ -194,6 +196,10 @@ class Run:
 
     def _run(self, job: Job) -> None:
         raise NotImplementedError
+
+    def cancel(self) -> None:
+        """What the button does that `CANCEL` names."""
+        self.job.stop()
 
     @property
     def remaining(self) -> float | None:

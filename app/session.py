@@ -19,11 +19,13 @@ from app.jobs import Job, Run
 from app.runs.damage import DamageRequest, DamageRun
 from app.runs.pruning import PruningRun
 from app.runs.request import PruneRequest
+from app.runs.tuning import TuneRequest, TuningRun
 from app.study.setup import THRESHOLD, Setup
 from app.study.study import Study
 
 RECENT = 5
 PRUNING = "content_cut: Pruning"
+TUNING = "model_training: Tuning"
 FIELDS = tuple(Setup.__dataclass_fields__)
 DRAFT = "draft_"  # in the URL, before the names of choices that were edited since the study
 
@@ -205,6 +207,8 @@ def pruning() -> PruningRun | None:
     run = _pruning("pruning")
     if run is not None and run.job.status == "running":
         follow_run(run, PRUNING)  # after a reload, or a link
+    if run is not None and run.tuning is not None and run.is_tuning:
+        follow_run(run.tuning, TUNING)
     return run
 
 
@@ -232,6 +236,13 @@ def start_pruning(request: PruneRequest) -> None:
     follow_pruning(name)
     follow_run(run, PRUNING)
     run.job.start()
+
+
+def start_tuning(run: PruningRun, request: TuneRequest) -> None:
+    """Tunes a kept copy of a run that has ended."""
+    run.tuning = TuningRun(run, request, lambda: shared.load(run.setup.model, run.setup.dtype))
+    follow_run(run.tuning, TUNING)
+    run.tuning.job.start()
 
 
 def new_pruning(chosen: Setup, request: PruneRequest) -> PruningRun:

@@ -123,7 +123,9 @@ def _progress(batch: Batch, key: str, slot: str, noun: str) -> None:
     live(poll, 0.5 if running else None)
 
 
-def how_far(job: Job, fraction: float, text: str, key: str) -> None:
+def how_far(
+    job: Job, fraction: float, text: str, key: str, label: str = "Cancel", cancel: Callable[[], None] | None = None
+) -> None:
     """A running job's progress, a text that gives way to "Cancelling" in every session, and a button to cancel it.
 
     By a callback, which runs before anything else does: a fragment's next poll may interrupt the run that a click has
@@ -133,7 +135,7 @@ def how_far(job: Job, fraction: float, text: str, key: str) -> None:
     if job.is_cancelled:  # it stops once the step at work is done
         st.button("Cancelling …", key=f"{key}-stopping", icon=":material/hourglass_top:", disabled=True)
     else:
-        st.button("Cancel", key=f"{key}-cancel", icon=":material/stop:", on_click=job.stop)
+        st.button(label, key=f"{key}-cancel", icon=":material/stop:", on_click=cancel or job.stop)
 
 
 def stopped(job: Job, rest: str) -> None:

@@ -43,6 +43,7 @@ METRICS = {
         "Held-out error saved by two-level order", "held-out error saved", "change", "Two-level order"
     ),
     "own": Metric("Your number", "your number"),
+    "change": Metric("Change by tuning", "‖ΔW‖ / ‖W‖"),
     # of a table of damages
     "damage": Metric("Damage", "nats per token", "root"),
     "relative_error": Metric("Calibration error", "relative error"),

@@ -7,6 +7,7 @@ somebody else may have written it.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -34,13 +35,14 @@ MOST_BLOCKS = 4096
 SLIM = "slim"
 NUMBERS = (
     *("rows", "columns", "sparsity", "relative_error", "held_out_error", "target_error", "held_out_target_error"),
-    *("relative_range", "damping", "target_damping", "dead_columns", "seconds", "tokens"),
+    *("relative_range", "damping", "target_damping", "dead_columns", "seconds", "tokens", "change"),
 )
+ERRORS = ("relative_error", "held_out_error", "target_error", "held_out_target_error")
 FLAGS = ("is_columnar", "is_damping_raised")
 # Of the summary of a run in two stages, what holds for the second as well.
 CONCLUDED = (
     *("model", "dtype", "calibration", "seed", "bos", "evaluated_on", "windows", "perplexity_before"),
-    *("perplexity_after", "losses_before", "losses_after", "command", "made_with"),
+    *("perplexity_after", "losses_before", "losses_after", "command", "made_with", "tuned"),
 )
 _NAME = re.compile(r"[\w.:@/%+-]{1,200}")  # of layers, projections and methods
 Kind = Literal["prune", "slim", "study", "check"]
@@ -104,6 +106,7 @@ class FinishedRun:
         how = self.name if self.kind == "check" else how
         if self.kind == "prune" and self.target == "layer":
             how += ", target layer"
+        how += ", tuned" if "tuned" in self.summary else ""
         how += " (study)" if self.kind == "study" else " after slimming" if self.start == "slimmed" else ""
         return " · ".join(filter(None, (self.model, how, self.asked, self.size)))
 
@@ -122,10 +125,7 @@ class FinishedRun:
 
     def losses(self, stage: str) -> tuple[float, ...]:
         """Of each evaluation window, "before" (the dense model) or "after", in nats a token; () where not kept."""
-        known = self.summary.get(f"losses_{stage}")
-        if not isinstance(known, list) or not all(type(one) is float and isfinite(one) for one in known):
-            return ()
-        return tuple(known)
+        return _losses(self.summary.get(f"losses_{stage}"))
 
     @property
     def drift(self) -> list[dict[str, Any]]:
@@ -152,7 +152,7 @@ def runs_of(report: rose.RunReport, place: str = SERVER) -> list[FinishedRun]:
     first, *rest = report.stages
     if not rest:
         return [_run_of(report, place)]
-    own = {name: value for name, value in whole.items() if name not in ("pruned", "perplexity_slimmed")}
+    own = {name: value for name, value in whole.items() if name not in ("pruned", "perplexity_slimmed", "tuned")}
     own |= {f"{number}_after": whole.get(f"{number}_slimmed") for number in ("perplexity", "losses")}
     slimmed = _run_of(rose.RunReport(first.layers, own), place)
     known = {name: whole[name] for name in CONCLUDED if name in whole}
@@ -169,9 +169,65 @@ def _run_of(report: rose.RunReport, place: str) -> FinishedRun:
     if summary.get("drift"):
         summary["drift"] = [_drift(entry) for entry in summary["drift"]]
     kind: Kind = "slim" if "ratio" in summary else "prune"
-    run = FinishedRun("", kind, _layers(report.layers), summary, found, place, report)
+    layers = report.layers
+    if "tuned" in summary:
+        summary["tuned"] = _tuned(summary["tuned"])
+        after = without_errors(rose.RunReport(layers, summary))
+        layers, summary = after.layers, after.summary
+        layers = layers.assign(change=layers["layer"].map(summary["tuned"]["change"]))
+    run = FinishedRun("", kind, _layers(layers), summary, found, place, report)
     name = f"Slim by {method}, {run.asked}" if kind == SLIM else Case(run.method, run.asked, run.target).label
-    return replace(run, name=name)
+    return replace(run, name=name + tuned_suffix(summary))
+
+
+def without_errors(report: rose.RunReport) -> rose.RunReport:
+    """What still holds of a report once its model is tuned: errors of layers and drift were those before."""
+    kept = {name: value for name, value in report.summary.items() if not name.startswith("mean_") and name != "drift"}
+    return rose.RunReport(report.layers.drop(columns=[name for name in ERRORS if name in report.layers]), kept)
+
+
+def tuned_suffix(summary: dict[str, Any]) -> str:
+    """ ", tuned 3 min", as names of copies end: what was asked for, or where tuning was stopped; "" without tuning."""
+    if "tuned" not in summary:
+        return ""
+    known = summary["tuned"]
+    if known["steps"] < known["steps_planned"]:
+        return f", tuned {words.duration(known['seconds'])}"
+    if known.get("minutes"):
+        return f", tuned {words.duration(60 * known['minutes'])}"
+    return f", tuned {words.whole(known['steps'])} steps"
+
+
+def seconds_of(summary: dict[str, Any]) -> float:
+    """What it took to make a pruned copy: pruning, and tuning where that followed; 0 where neither is known."""
+    return float(summary.get("seconds", 0.0)) + float(summary.get("tuned", {}).get("seconds", 0.0))
+
+
+def _losses(known: Any) -> tuple[float, ...]:
+    if not isinstance(known, list) or not all(type(one) is float and isfinite(one) for one in known):
+        return ()
+    return tuple(known)
+
+
+def _tuned(known: dict[str, Any]) -> dict[str, Any]:
+    """What a report says of tuning, checked."""
+    counts = {
+        name: int(known[name])
+        for name in ("steps", "steps_planned", "kept_step", "zeros", "weights", "samples", "length")
+    }
+    numbers = {name: float(known[name]) for name in ("seconds", "rate")}
+    minutes = {"minutes": None if known.get("minutes") is None else float(known["minutes"])}
+    change = {str(layer): float(moved) for layer, moved in known["change"].items()}
+    numbers["perplexity_before"] = _number(known.get("perplexity_before"))
+    _require(isfinite(numbers["seconds"] + numbers["rate"]), "a number of its tuning is none")
+    _require(min(counts.values()) >= 0 and isfinite(minutes["minutes"] or 0.0), "its tuning has no such length")
+    curve = [{name: _number(row[name]) for name in ("step", "seconds", "loss", "held_out")} for row in known["curve"]]
+    losses = {"losses_before": _losses(known.get("losses_before"))}
+    return {**known, **counts, **numbers, **minutes, **losses, "change": change, "curve": curve}
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _runs_of_analysis(report: rose.RunReport, place: str) -> list[FinishedRun]:
@@ -364,11 +420,20 @@ def labelled(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
 
 
 def settings_of(run: FinishedRun) -> dict[str, str]:
-    return {
+    known = {
         name: _setting(value)
         for name, value in run.summary.items()
         if name not in TOTALS and not isinstance(value, list | tuple)
     }
+    return known | ({"tuned": says_tuned(run.summary["tuned"])} if "tuned" in run.summary else {})
+
+
+def says_tuned(known: dict[str, Any]) -> str:
+    """ "3 min, 45 steps, 215 × 512 tokens, loss kl, rate 0.001, seed 0"."""
+    steps = words.count(known["steps"], "step")
+    steps = steps if known["steps"] >= known["steps_planned"] else f"{steps} of {known['steps_planned']}"
+    how = f"loss {short_text(known.get('loss'))}, rate {known['rate']:g}, seed {short_text(known.get('seed'))}"
+    return f"{words.duration(known['seconds'])}, {steps}, {known['samples']} × {known['length']} tokens, {how}"
 
 
 TOTALS = (

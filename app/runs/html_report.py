@@ -4,6 +4,8 @@ How the file is written is in `html_page`. A run may be somebody else's: what it
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +16,7 @@ from app.figures import depth as depth_figures
 from app.figures import overview, prune
 from app.figures import runs as run_figures
 from app.figures.style import Drawing
+from app.figures.tuning import tuning_curve
 from app.runs import pairs, shipping
 from app.runs.depth import drift_finding, drift_table
 from app.runs.finished import SERVER, SLIM, FinishedRun, name_apart, read_runs
@@ -139,7 +142,7 @@ def run_findings(run: FinishedRun) -> list[str]:
         where = f" on {run.summary['evaluated_on']}" if run.summary.get("evaluated_on") else ""
         said = verdicts.says_move(before, after, "the dense model's", verdict)
         found.append(f"{run.name} takes perplexity{where} {said}.")
-    found += _error_findings(run)
+    found += _tuning_findings(run) + _error_findings(run)
     if drift := run.drift:
         steps = [entry["drift"] - (drift[at - 1]["drift"] if at else 0) for at, entry in enumerate(drift)]
         steepest = drift[max(range(len(steps)), key=steps.__getitem__)]["block_index"]
@@ -152,6 +155,19 @@ def run_findings(run: FinishedRun) -> list[str]:
         tasks = words.count(len(run.zero_shot), "zero-shot task")
         found.append(f"{run.name} answers {words.percent(mean)} correctly, the mean over {tasks}.")
     return found
+
+
+def _tuning_findings(run: FinishedRun) -> list[str]:
+    known, after = run.summary.get("tuned"), pairs.result_of(run)
+    if known is None:
+        return []
+    said = f"Tuning of {words.duration(known['seconds'])} leaves {words.whole(known['zeros'])} of "
+    said += f"{words.whole(known['weights'])} weights of {run.name} zero"
+    if after is not None and isfinite(known["perplexity_before"]):
+        before = replace(after, name="before", value=known["perplexity_before"], losses=known["losses_before"])
+        move = verdicts.says_move(before.value, after.value, "that before", verdicts.compare(before, after))
+        said += f", and takes its perplexity {move}"
+    return [f"{said}."]
 
 
 def _error_findings(run: FinishedRun) -> list[str]:
@@ -195,6 +211,11 @@ def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
         found.append(prune.accuracy_bars(pd.concat(answered, ignore_index=True)))
     ranged = next((run for run in runs if run.layers["relative_range"].notna().any()), None)
     for run in runs:
+        if run.layers["change"].notna().any():
+            curve = pd.DataFrame(run.summary["tuned"]["curve"])
+            if "held_out" in curve and curve["held_out"].notna().any():
+                found.append(tuning_curve(curve, run.summary["tuned"]["steps"]))
+            found.append(overview.model_map(run.layers, "change"))
         if errors and (measure := best_measure(run)) is not None:
             found.append(prune.layer_map(run.layers.assign(method=run.method), run.method, column=measure))
     if ranged is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from app import words
-from app.runs.finished import SERVER, SLIM, FinishedRun, settings_of, short_text
+from app.runs.finished import SERVER, SLIM, FinishedRun, seconds_of, settings_of, short_text
 from rose import verdicts
 from rose.report import versions
 from rose.verdicts import Result, Setup
@@ -20,6 +20,7 @@ MEASURES = {  # column of the layers -> in words, as they follow "the"
     "target_error": "error against the dense model on calibration",
     "relative_range": "relative range",
     "sparsity": "sparsity",
+    "change": "change by tuning",
 }
 BASELINE = "sparsegpt"
 SHOWN = 6  # runs that are shown if nobody chooses; more lines cannot be told apart
@@ -138,7 +139,7 @@ NUMBERS: dict[str, Callable[[FinishedRun], float | None]] = {
     "Mean held-out error against the dense model": lambda run: _mean(run, "held_out_target_error"),
     "Weights removed": lambda run: run.number("removed_fraction"),
     COUNT: lambda run: run.number("columnar_layers"),
-    "Seconds": lambda run: run.number("seconds"),
+    "Seconds": lambda run: run.number("seconds") and seconds_of(run.summary),
 }
 
 
@@ -189,7 +190,7 @@ def result_of(run: FinishedRun) -> Result | None:
         losses=run.losses("after"),
         setup=setup_of(run),
         amount=run.asked,
-        seconds=run.number("seconds") or math.nan,
+        seconds=seconds_of(run.summary) if run.number("seconds") else math.nan,
         target=run.target,
     )
 

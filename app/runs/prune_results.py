@@ -68,7 +68,7 @@ def _take_on(model: EvaluatedModel, run: PruningRun) -> None:
         "Check it": ("views/check.py", ":material/fact_check:", {"check_path": str(place)}),
     }
     with st.container(horizontal=True, vertical_alignment="center"):
-        checkpoint_button(place, key=f"ship-{model.case.name}", type="primary", icon=":material/download:")
+        checkpoint_button(place, key=f"ship-{model.name}", type="primary", icon=":material/download:")
         for label, (page, icon, query) in others.items():
             st.page_link(page, label=label, icon=icon, query_params={**setup, **query})
     st.caption(f"Kept in {words.plain(place)}{'' if run.request.keep == 'folder' else ' until you prune again'}.")
@@ -109,7 +109,7 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
             "Against dense, held-out": _error(row["mean_held_out_target_error"]),
             "Drift": _error(row["drift"]),
             "Removed of these layers": words.percent(row["removed_fraction"], 2),
-            "Pruning time": "–" if model.report is None else components.duration(row["seconds"]),
+            "Time": "–" if model.report is None else components.duration(row["seconds"]),
         }
         for model, (_, row) in zip(models, table.iterrows(), strict=True)
     ]
@@ -118,7 +118,7 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
     said = (
         f"{setup.model}, {_pruned_part(run, models)}, calibrated on {setup.samples} × {setup.length} tokens of "
         f"{setup.text}, seed {setup.seed}. Perplexity on {request.windows} × {request.window_length} tokens of "
-        f"{where}. Pruning time includes calibration.{_computed(models)}"
+        f"{where}. Time includes calibration, and tuning.{_computed(models)}"
     )
     st.caption(words.plain(said))
     with st.expander("What the columns say", icon=":material/help:"):
@@ -248,7 +248,7 @@ def downloads(run: PruningRun, models: list[EvaluatedModel]) -> None:
 
 def _one_download(model: EvaluatedModel) -> None:
     assert model.report is not None
-    name = model.case.name
+    name = model.name
     st.markdown(f"**{words.plain(model.label)}**", width="stretch")
     file_button("Report, JSON", model.report.to_json, f"{name}-report.json")
     file_button("Layers, CSV", functools.partial(csv_text, with_cautions(model.report.layers)), f"{name}-layers.csv")

@@ -4,13 +4,15 @@ No Streamlit here. The shared model is only copied, under its lock; one copy exi
 perplexity, text and requested checkpoint are kept.
 """
 
+from __future__ import annotations
+
 import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from torch import Tensor
@@ -19,18 +21,21 @@ from transformers import PreTrainedTokenizerBase
 import rose
 from app.jobs import Job, Run
 from app.runs.checkpoints import RESERVE, free_space
+from app.runs.finished import seconds_of, tuned_suffix
 from app.runs.recipes import command_lines
-from app.runs.request import HELD_OUT, Case, PruneRequest, estimate_case, evaluation_seconds, task_seconds
+from app.runs.request import Case, PruneRequest, estimate_case, evaluation_seconds, task_seconds
 from app.runs.shipping import worth_keeping
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand
-from rose.model.load.tokens import cut_windows, first_token
 from rose.model.measure.generation import continue_prompt
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.measure.zero_shot import zero_shot
 from rose.output import check_output
 from rose.verdicts import Result
+
+if TYPE_CHECKING:
+    from app.runs.tuning import TuningRun
 
 DENSE = Case("dense", "0", "")
 
@@ -49,7 +54,16 @@ class EvaluatedModel:
 
     @property
     def label(self) -> str:
-        return "Dense" if self.report is None else self.case.label
+        return "Dense" if self.report is None else self.case.label + tuned_suffix(self.summary)
+
+    @property
+    def name(self) -> str:
+        """For files and folders, and for keys of widgets."""
+        return self.case.name + tuned_suffix(self.summary).replace(", ", "-").replace(" ", "-")
+
+    @property
+    def is_tuned(self) -> bool:
+        return "tuned" in self.summary
 
     @property
     def result(self) -> Result:
@@ -60,13 +74,22 @@ class EvaluatedModel:
             value=self.perplexity,
             losses=self.losses,
             amount=self.case.sparsity,
-            seconds=float(self.summary.get("seconds", 0.0)),
+            seconds=seconds_of(self.summary),
             target=self.case.target,
         )
 
     @property
     def summary(self) -> dict[str, Any]:
         return {} if self.report is None else self.report.summary
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What was measured of it, as a report has it."""
+        found: dict[str, Any] = {"perplexity_after": self.perplexity, "losses_after": list(self.losses)}
+        if self.zero_shot is not None:  # JSON does not know NaN
+            known = self.zero_shot.astype(object).where(self.zero_shot.notna(), None)
+            found["zero_shot"] = known.to_dict(orient="records")
+        return found
 
 
 def model_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
@@ -81,7 +104,7 @@ def model_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
             **{name: model.summary.get(name) for name in totals},
             "drift": None if model.report is None else model.report.last_drift,
             "removed_fraction": model.summary.get("removed_fraction", 0.0),
-            "seconds": model.summary.get("seconds", 0.0),
+            "seconds": seconds_of(model.summary),
         }
         for model in models
     ]
@@ -101,13 +124,43 @@ def accuracy_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
 
 
 def layer_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
-    """The pruned models' layers, one under the other; `sparsity` is realised, `asked` as it was asked for."""
+    """The pruned models' layers, one under the other; `sparsity` is realised, `asked` as it was asked for.
+
+    Tuning measures no errors, so that tuned models have no rows.
+    """
     tables = [
         model.report.layers.assign(asked=model.case.sparsity, target=model.case.target)
         for model in models
-        if model.report
+        if model.report and not model.is_tuned
     ]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def judge(
+    request: PruneRequest,
+    case: Case,
+    whose: str,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    windows: Tensor,
+    step: Callable[[str, float], Callable[[float], None]],
+) -> EvaluatedModel:
+    """Asks a model what the request asks of each. `step` begins one of so many estimated seconds, and gives what is
+    told its share done; `whose` is the model in words."""
+    asking = task_seconds(model, request)
+    tell = step(f"Perplexity of {whose}", evaluation_seconds(model, request) - asking)
+    losses = window_losses(model, windows, progress=tell)
+    text, answered = "", None
+    if request.prompt.strip():
+        step(f"Prompt continued by {whose}", 0.0)
+        text = continue_prompt(model, tokenizer, request.prompt, new_tokens=request.new_tokens)
+    if request.tasks:
+        tell = step(f"Zero-shot tasks answered by {whose}", asking)
+        folder = expand(request.task_folder.strip()) if request.task_folder.strip() else None
+        answered = zero_shot(
+            model, tokenizer, tasks=request.tasks, task_folder=folder, limit=request.questions, progress=tell
+        )
+    return EvaluatedModel(case, perplexity_of(losses), tuple(losses.tolist()), text, answered)
 
 
 class PruningRun(Run):
@@ -127,6 +180,7 @@ class PruningRun(Run):
         self.copies: list[EvaluatedModel] = []  # those that are finished
         self.pruned: list[dict[str, Any]] = []  # of the copy at work: layer, relative_error, seconds
         self.layers = 0  # that it has in all
+        self.tuning: TuningRun | None = None  # of one of the copies, the latest
         self._load, self._publish = load, publish
         self._begun = self._total = 0.0  # estimated seconds of the steps that were begun, and of all
 
@@ -157,11 +211,11 @@ class PruningRun(Run):
         loaded = self._load()
         job.check()
         tokens, held_out = setup.draw(loaded.tokenizer)
-        windows = self._windows(loaded.tokenizer, held_out)
+        windows = request.evaluated(loaded.tokenizer, held_out)
         costs = [estimate_case(loaded.model, setup, request, case).seconds for case in request.cases]
         self._total = sum(costs) + evaluation_seconds(loaded.model, request) * (len(costs) + 1)
         model = self._copy(loaded.model, loaded.lock)
-        self.dense = self._judge(model, loaded.tokenizer, windows, DENSE)
+        self.dense = judge(request, DENSE, "the dense model", model, loaded.tokenizer, windows, self._step)
         for case, cost in zip(request.cases, costs, strict=True):
             if model is None:
                 model = self._copy(loaded.model, loaded.lock)
@@ -174,27 +228,13 @@ class PruningRun(Run):
                 held_out=held_out,
                 progress=self._by_layer(self._step(f"Pruning by {case.label}", cost)),
             )
-            judged = self._judge(model, loaded.tokenizer, windows, case)
+            judged = judge(request, case, case.label, model, loaded.tokenizer, windows, self._step)
             copy = replace(judged, report=(report := self._told(report, judged)))
             self.copies.append(replace(copy, checkpoint=self._save(model, loaded.tokenizer, copy)))
             self._publish(report)
             self._drop_beaten(is_over=len(self.copies) == len(costs))
             model = None  # before the next copy is made
         self.fraction = 1.0
-
-    def _windows(self, tokenizer: PreTrainedTokenizerBase, held_out: Tensor | None) -> Tensor:
-        request = self.request
-        if request.evaluate != HELD_OUT:
-            return rose.load_tokens(
-                request.evaluate,
-                tokenizer,
-                samples=request.windows,
-                length=request.window_length,
-                seed=None,
-                split="test",
-            )
-        assert held_out is not None  # as checked
-        return cut_windows(held_out, request.windows, request.window_length, first_token(tokenizer))
 
     def _step(self, doing: str, cost: float) -> Callable[[float], None]:
         """Begins a step of so many estimated seconds; its progress callback moves that of the whole run."""
@@ -222,34 +262,11 @@ class PruningRun(Run):
 
         return follow
 
-    def _judge(self, model: Any, tokenizer: PreTrainedTokenizerBase, windows: Tensor, case: Case) -> EvaluatedModel:
-        request = self.request
-        whose = "the dense model" if case == DENSE else case.label
-        asking = task_seconds(model, request)
-        tell = self._step(f"Perplexity of {whose}", evaluation_seconds(model, request) - asking)
-        losses = window_losses(model, windows, progress=tell)
-        text, answered = "", None
-        if request.prompt.strip():
-            self._say(f"Prompt continued by {whose}")
-            text = continue_prompt(model, tokenizer, request.prompt, new_tokens=request.new_tokens)
-        if request.tasks:
-            tell = self._step(f"Zero-shot tasks answered by {whose}", asking)
-            folder = expand(request.task_folder.strip()) if request.task_folder.strip() else None
-            answered = zero_shot(
-                model, tokenizer, tasks=request.tasks, task_folder=folder, limit=request.questions, progress=tell
-            )
-        return EvaluatedModel(case, perplexity_of(losses), tuple(losses.tolist()), text, answered)
-
     def _told(self, report: rose.RunReport, judged: EvaluatedModel) -> rose.RunReport:
         setup, request, case = self.setup, self.request, judged.case
         one = replace(request, methods=(case.method,), sparsities=(case.sparsity,), targets=(case.target,))
         assert self.dense is not None
-        more: dict[str, Any] = {}
-        if request.layer_patterns is not None:
-            more["chosen_layers"] = request.layers.strip()
-        if judged.zero_shot is not None:  # JSON does not know NaN
-            known = judged.zero_shot.astype(object).where(judged.zero_shot.notna(), None)
-            more["zero_shot"] = known.to_dict(orient="records")
+        more = {} if request.layer_patterns is None else {"chosen_layers": request.layers.strip()}
         return report.with_summary(
             model=setup.model,
             dtype=setup.dtype,
@@ -259,26 +276,48 @@ class PruningRun(Run):
             windows=request.windows,
             window_length=request.window_length,
             perplexity_before=self.dense.perplexity,
-            perplexity_after=judged.perplexity,
             losses_before=list(self.dense.losses),
-            losses_after=list(judged.losses),
             command=command_lines(setup, one),
+            **judged.measured,
             **more,
         )
 
     def _save(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: EvaluatedModel) -> Path | None:
         """The folder of its checkpoint, where one is kept."""
-        keep, output = self.request.keep, self.request.output(copy.case)
+        keep = self.request.keep
         if keep == "none" or (keep == "best" and copy.label not in self._worth_keeping([*self.copies, copy])):
             return None
-        if keep != "folder":
+        self._say(f"Writing the checkpoint of {copy.label}")
+        return self.write(model, tokenizer, copy)
+
+    def write(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: EvaluatedModel) -> Path | None:
+        """Writes a checkpoint where those of this run are; its folder, None where there is no room.
+
+        Raises RoseError where it cannot be written.
+        """
+        output = expand(self.request.folder) / copy.name
+        if self.request.keep != "folder":
             if free_space() < sum(weight.nbytes for weight in model.parameters()) + RESERVE:
                 return None
-            output = self._temporary() / copy.case.name
-        self._say(f"Writing the checkpoint of {copy.label}")
+            output = self._temporary() / copy.name
         check_output(output)
         rose.save_model(model, tokenizer, output, report=copy.report)
         return output
+
+    def add_tuned(self, copy: EvaluatedModel) -> None:
+        """Adds a copy that tuning has made to those of this run, which has ended; one of the same name goes."""
+        assert copy.report is not None
+        self.copies = [*(one for one in self.copies if one.label != copy.label), copy]
+        self._publish(copy.report)
+
+    @property
+    def is_tuning(self) -> bool:
+        return self.tuning is not None and self.tuning.job.status == "running"
+
+    def discard(self) -> None:
+        if self.tuning is not None:
+            self.tuning.job.stop()
+        super().discard()
 
     def _worth_keeping(self, copies: Sequence[EvaluatedModel], *, is_over: bool = False) -> list[str]:
         return worth_keeping([copy.result for copy in copies], is_over=is_over)

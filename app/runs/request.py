@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 import rose
 from app.study.setup import Setup, check_sparsity
@@ -12,6 +13,7 @@ from rose.files import expand, reachable
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import parse_dtype
+from rose.model.load.tokens import cut_windows, first_token
 from rose.model.measure.zero_shot import is_installed
 from rose.model.network.precision import DEFAULT as COMPUTED
 from rose.model.run.settings import run_settings
@@ -93,6 +95,15 @@ class PruneRequest:
 
     def output(self, case: Case) -> Path:
         return expand(self.folder) / case.name
+
+    def evaluated(self, tokenizer: PreTrainedTokenizerBase, held_out: Tensor | None) -> Tensor:
+        """The windows of which perplexity is measured; `held_out`: those of the calibration's draw."""
+        if self.evaluate == HELD_OUT:
+            assert held_out is not None  # as checked
+            return cut_windows(held_out, self.windows, self.window_length, first_token(tokenizer))
+        return rose.load_tokens(
+            self.evaluate, tokenizer, samples=self.windows, length=self.window_length, seed=None, split="test"
+        )
 
     def check(self, setup: Setup, model: nn.Module) -> None:
         """Raises RoseError for what no run could do, before any work; `model` may be a skeleton."""

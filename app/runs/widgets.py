@@ -86,7 +86,7 @@ def progress(run: Run, key: str) -> None:
         rate = f", {told.layers_done / told.seconds:.2g} a second" if told.layers_done and told.seconds else ""
     left = "" if run.remaining is None else f", about {components.duration(max(1.0, run.remaining))} left"
     text = f"{words.plain(job.message)}{done}. {components.duration(job.seconds)} so far{left}{rate}"
-    components.how_far(job, run.fraction, text, key)
+    components.how_far(job, run.fraction, text, key, run.CANCEL, run.cancel)
 
 
 def follow(

@@ -11,7 +11,7 @@ import rose
 from app import components, session, shared, words
 from app.figures import prune as figures
 from app.runs import prune_results as results
-from app.runs import race_of_solvers, recipes
+from app.runs import prune_tuning, race_of_solvers, recipes
 from app.runs.checkpoints import RESERVE, free_space
 from app.runs.prune_choices import choose
 from app.runs.pruning import PruningRun
@@ -52,6 +52,7 @@ def draw() -> None:
         _follow(run)
     if run is not None and run.dense is not None:
         results.what_to_ship(run, run.models)
+        prune_tuning.draw(run)
     view = components.section({name: name for name in SECTIONS}, "prune_view", "Results")
     if view == RACE:
         race_of_solvers.draw()
@@ -68,7 +69,7 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
     own = session.own_pruning()
     if not problem and own is not run and own is not None and own.job.status == "running":
         problem = "Your own run goes on; go back to it below, under the other runs, to cancel it first."
-    running = run is not None and run.job.status == "running"
+    running = run is not None and (run.job.status == "running" or run.is_tuning)
     icon = ":material/content_cut:"
     right = start_button("Prune", "prune-start", _start, request, problem=problem, running=running, icon=icon)
     if cost is not None and not problem:

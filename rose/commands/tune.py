@@ -18,10 +18,8 @@ from rose.interrupt import CANCELLED
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import prunable_layers
 from rose.model.tune.loss import LOSSES
-from rose.model.tune.tuning import BATCH, RATE, Tuner, TuneReport, TuneSettings
+from rose.model.tune.tuning import BATCH, HELD_OUT, LENGTH, RATE, SAMPLES, Tuner, TuneReport, TuneSettings
 from rose.model.workers import Workers
-
-SAMPLES, LENGTH, HELD_OUT = 256, 512, 4  # windows that `--tune` of other commands draws
 
 
 def add_parser(commands: Any) -> None:
@@ -53,7 +51,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     pruned = evaluated.of(model, "before", "before")
     is_whole = _follow(tuner, console, options.checkpoint)
     found = tuner.report()
-    facts = _facts(found) | shared.origin(options) | {"dense": options.dense} | pruned
+    facts = found.facts | shared.origin(options) | {"dense": options.dense} | pruned
     report = report.with_summary(tuned=facts, **evaluated.after(dense, model))
     Workers.here().from_first(lambda: rose.save_model(model, tokenizer, options.output, report=report))
     say_tuned(found)
@@ -112,7 +110,7 @@ def tune_after(options: argparse.Namespace, console: Console, model: nn.Module, 
     _follow(tuner, console, options.checkpoint and options.checkpoint / "tuned")
     found = tuner.report()
     say_tuned(found)
-    return {"tuned": _facts(found)}
+    return {"tuned": found.facts}
 
 
 def _follow(tuner: Tuner, console: Console, checkpoint: Path | None) -> bool:
@@ -124,12 +122,6 @@ def _follow(tuner: Tuner, console: Console, checkpoint: Path | None) -> bool:
         console.print("rose: tuning was cancelled; the best weights so far are kept")
         return False
     return True
-
-
-def _facts(found: TuneReport) -> dict[str, Any]:
-    """For a report: settings, totals, the curve, and how far layers have moved."""
-    moved = dict(zip(found.layers["layer"], found.layers["change"], strict=True))
-    return {**found.summary, "curve": found.curve.to_dict("records"), "change": moved}
 
 
 def say_tuned(found: TuneReport) -> None:

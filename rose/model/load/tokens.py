@@ -43,6 +43,7 @@ def _c4(split: str) -> str:
 DATASETS: dict[str, Callable[[str], str]] = {"wikitext2": _wikitext2, "c4": _c4, "ptb": _ptb}
 SOURCES = [*DATASETS, "packaged"]
 MOST_TOKENS = 2**31  # of one draw; eight bytes each
+MATCH = 16  # tokens that are the same text
 PART = 2**24  # characters that are cut into tokens at once
 BOS = ("auto", "always", "never")  # whether windows begin with the beginning-of-sequence token, see `first_token`
 
@@ -243,6 +244,58 @@ def load_calibration(
         raise RoseError(f"Calibration needs at least 1 sample and 0 held-out ones, not {samples} and {held_out}.")
     tokens = load_tokens(source, tokenizer, samples=samples + held_out, length=length, seed=seed, bos=bos)
     return tokens[:samples], tokens[samples:] if held_out else None
+
+
+def load_apart(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    samples: int,
+    held_out: int,
+    length: int,
+    seed: int,
+    apart_from: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Windows to train on and held-out ones, of which none shares text with another, or with those given.
+
+    The text is cut into windows from its start; those in which `MATCH` tokens stand that also follow one another in
+    `apart_from` are left out, and the others are drawn at random.
+
+    Args:
+        source: see `load_tokens`; of a dataset, its training split.
+        samples: at most so many to train on.
+        held_out: at most so many, and no more than a quarter of what there is.
+        length: tokens per window.
+        seed: of the draw.
+        apart_from: (windows, tokens), of the same tokenizer.
+
+    Returns:
+        (samples, length) and (held_out, length) int64.
+
+    Raises:
+        RoseError: as `load_tokens`, or for a text that has no two such windows.
+    """
+    windows = load_tokens(source, tokenizer, samples=None, length=length, seed=None)
+    width = min(MATCH, length, apart_from.shape[1])
+    windows = windows[~torch.isin(_runs(windows, width), _runs(apart_from, width)).any(1)]
+    if len(windows) < 2:
+        raise RoseError(
+            f"{source} has {len(windows)} windows of {length} tokens besides those that are evaluated, too few to "
+            "train on; give a longer text or shorter windows, or evaluate on another text."
+        )
+    check_seed(seed)
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
+    kept = min(held_out, max(1, len(windows) // 4))
+    return windows[order[kept : kept + samples]], windows[order[:kept]]
+
+
+def _runs(windows: Tensor, width: int) -> Tensor:
+    """A number for the `width` tokens from each place of each window on: (windows, tokens − width + 1)."""
+    places = windows.shape[1] - width + 1
+    numbers = torch.zeros(windows.shape[0], places, dtype=torch.int64)
+    for at in range(width):
+        numbers = numbers * 6364136223846793005 + windows[:, at : at + places] + 1
+    return numbers
 
 
 def check_seed(seed: int) -> None:

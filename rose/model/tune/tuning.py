@@ -41,6 +41,7 @@ from rose.model.workers import Workers
 RATE = 1e-3
 BATCH = 2  # windows of a step
 WARM_UP = 0.05  # share of the steps in which the rate rises
+SAMPLES, LENGTH, HELD_OUT = 256, 512, 4  # windows that are drawn unless somebody chooses
 LOOKS = 8  # measurements on held-out windows, and saves, besides that of the start
 CACHED = 2**28  # logits of the dense model on held-out windows that are kept, in bfloat16
 STATE = "state.safetensors"
@@ -105,6 +106,12 @@ class TuneReport:
     layers: pd.DataFrame
     curve: pd.DataFrame
     summary: dict[str, Any]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the report of a pruned model says of it: settings, totals, the curve, and how far layers have moved."""
+        moved = dict(zip(self.layers["layer"], self.layers["change"], strict=True))
+        return {**self.summary, "curve": self.curve.to_dict("records"), "change": moved}
 
 
 def tune_model(
@@ -254,6 +261,7 @@ class Tuner:
                 "held_out_before": known.get(0),
                 "held_out_after": known.get(self.best_step),
                 "zeros": int(table["zeros"].sum()),
+                "zeros_before": sum(int((was == 0).sum()) for was in self.start),
                 "weights": int(table["weights"].sum()),
             },
         )

@@ -40,6 +40,7 @@ from app.figures import (
     solvers,
     structures,
     sweep,
+    tuning,
     weight_maps,
 )
 from app.figures.style import Drawing
@@ -49,7 +50,8 @@ from rose.layer.pattern import Pattern
 from rose.verdicts import Result
 
 COUNTED = re.compile(
-    r"(decoder |pruned )?blocks?(?! loss)|query head|layers? pruned|layer, in|denoising steps|step, noisiest"
+    r"(decoder |pruned )?blocks?(?! loss)|query head|layers? pruned|layer, in|denoising steps"
+    r"|step, noisiest|step of training"
 )
 NAME = "model.layers.1.self_attn.o_proj"
 CURVE = [CurvePoint(256, 0.02, 0.09, 0.01), CurvePoint(512, 0.03, 0.06, 0.01)]
@@ -109,6 +111,9 @@ WAY = pd.DataFrame(
 THREE_SIZES = pd.DataFrame(
     [("Weights", 40, 120, 0.1, 0.05), ("Heads", 2, 6, 0.3, 0.2)],
     columns=["size", "removed", "units", "dropped", "compensated"],
+)
+TUNED = pd.DataFrame(
+    [(0, 1.0, np.nan, 1.2), (5, 9.0, 1.0, 0.9), (10, 17.0, 0.8, 0.95)], columns=["step", "seconds", "loss", "held_out"]
 )
 PIXELS = np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 4, 4)
 ALPHA = {name: rose.step_weights(name, 3) for name in ("uniform", "log_decrease")}
@@ -224,6 +229,7 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
         TWO_RUNS, ("A", "B"), "held-out error", as_share=True, **t
     ),
     "progress_timeline": lambda x, **t: prune.progress_timeline(x.records[x.records["method"] == "rose"], 30, **t),
+    "tuning_curve": lambda x, **t: tuning.tuning_curve(TUNED, 40, **t),
     "pictures": lambda x, **t: diffusion.pictures(
         {"Dense": PIXELS, "ROSE": -PIXELS}, ["bag", "coat"], 3, time=700.0, drift=0.2, **t
     ),

@@ -15,13 +15,14 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app import shared
-from app.runs import finished, html_report
+from app.runs import finished, html_report, tuning
 from app.runs.pruning import PruningRun
 from app.study.setup import Setup
 from rose import verdicts
 from rose.cli import _parser
 from rose.layer.methods import RECOMMENDED
-from tests.app.tiny_study import ended, figures, open_on, texts
+from rose.model.tune.tuning import TuneSettings
+from tests.app.tiny_study import ended, figures, open_on, texts, titles
 
 PAGE = "views/prune.py"
 Events = tuple[threading.Event, threading.Event]
@@ -353,3 +354,29 @@ def test_while_ones_own_run_goes_on_no_other_is_begun(setup: Setup) -> None:
     assert app.button(key="prune-start").disabled
     assert "Your own run goes on" in texts(app)
     own.job.status = "done"
+
+
+def test_what_is_left_is_tuned(setup: Setup, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "SAMPLES", 16)
+    monkeypatch.setattr(tuning, "TuneSettings", lambda _minutes, seed: TuneSettings(epochs=1, rate=1e-4, seed=seed))
+    query = {"prune_methods": "SparseGPT", "prune_prompt": "", "prune_windows": "1", "tune_minutes": "0.5"}
+    app, run = pruned(opened(replace(setup, text=str(text)), **query))
+    assert "About 30 s with evaluation, and " in texts(app)
+    assert app.button(key="tune-start").label == "Tune for 0.5 minutes"
+    app.button(key="tune-start").click().run()
+    assert run.tuning is not None
+    ended(run.tuning)
+    app.run()
+    assert not app.exception, app.exception
+    tuned = "SparseGPT at 0.7, tuned 8 steps"
+    assert list(app.table[0].value["Model"]) == ["Dense", "SparseGPT at 0.7", tuned]
+    assert app.table[0].value["Mean error, held-out"].tolist()[2] == "–"
+    assert tuning.says(run.tuning).split(" s ")[0] in texts(app)
+    assert "weights are zero, as before." in texts(app)
+    assert any("Held-out loss is" in title for title in titles(app))
+    assert [copy.label for copy in run.copies if copy.checkpoint] == ["SparseGPT at 0.7", tuned]
+    app.session_state["tune-moved"] = True
+    app.run()
+    assert any("Change by tuning of every layer" in title for title in titles(app)), titles(app)
+    for section in ("Layers", "Downloads"):
+        view(app, section)

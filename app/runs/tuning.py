@@ -1,0 +1,181 @@
+"""A kept copy of a pruning run tuned in the background: the weights that are left, towards the dense model.
+
+No Streamlit here. See `rose.tune_model` for what is done.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+import rose
+from app import words
+from app.jobs import Job, Run
+from app.runs.finished import tuned_suffix, without_errors
+from app.runs.pruning import EvaluatedModel, PruningRun, judge
+from app.runs.request import evaluation_seconds
+from app.runs.shipping import worth_keeping
+from app.study.setup import Setup
+from app.study.study import LoadedModel
+from rose.model.estimate.tuning import tuning_memory
+from rose.model.load.tokens import load_apart
+from rose.model.network.network import Network
+from rose.model.progress import Progress
+from rose.model.tune.tuning import HELD_OUT, LENGTH, SAMPLES, Tuner, TuneReport, TuneSettings
+from rose.verdicts import compare, says_move
+
+MINUTES = 3.0
+STOPPED = "Stopping: the best so far is kept"
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    copy: str  # label of the copy that is tuned
+    minutes: float = MINUTES
+
+    def estimate(self, run: PruningRun, skeleton: nn.Module) -> tuple[float, int]:
+        """Seconds, with evaluation, and bytes besides the two models; `skeleton` is that of the model."""
+        network = Network(skeleton)
+        weights = sum(layer.weight.numel() for layer in network.layers)
+        seconds = 60 * self.minutes + evaluation_seconds(skeleton, run.request)
+        return seconds, tuning_memory(network, length_of(run.setup), weights)
+
+
+def length_of(setup: Setup) -> int:
+    """Tokens in a window that is trained on."""
+    return min(LENGTH, setup.length)
+
+
+def offered(run: PruningRun) -> dict[str, EvaluatedModel]:
+    """Copies whose checkpoint is there, by label, those first that are recommended; tuned ones begin anew."""
+    there = [one for one in run.copies if one.checkpoint is not None and one.checkpoint.exists() and not one.is_tuned]
+    best = worth_keeping([one.result for one in there], is_over=True)
+    return {one.label: one for one in sorted(there, key=lambda one: one.label not in best)}
+
+
+class TuningRun(Run):
+    """One tuning. `copy`, where tuning has helped, and `found` are there once it is done; `curve` grows before.
+
+    To cancel it is to have enough: it ends after the step at work, and the best so far is evaluated and kept.
+
+    Attributes:
+        source: the copy that is tuned.
+        steps: how many there will be, 0 until it is known.
+    """
+
+    CANCEL = "Stop here, keep the best"
+
+    def __init__(self, run: PruningRun, request: TuneRequest, load: Callable[[], LoadedModel]) -> None:
+        super().__init__()
+        self.run, self.request, self._load = run, request, load
+        self.source = offered(run)[request.copy]
+        self.curve, self.steps = pd.DataFrame(), 0
+        self.found: TuneReport | None = None
+        self.copy: EvaluatedModel | None = None
+        self._is_enough = False
+
+    def cancel(self) -> None:
+        """Once ends tuning; again, all of it, and nothing is kept."""
+        if self._is_enough:
+            self.job.stop()
+        self._is_enough, self.job.message = True, STOPPED
+
+    def _run(self, job: Job) -> None:
+        run, setup = self.run, self.run.setup
+        self._say("Loading both models")
+        loaded = self._load()
+        dense = self._copy(loaded.model, loaded.lock)  # hooks are put on it
+        assert self.source.checkpoint is not None  # as offered
+        model, tokenizer = rose.load_model(str(self.source.checkpoint), dtype=setup.dtype)
+        self._say("Drawing text to tune on")
+        windows = run.request.evaluated(loaded.tokenizer, setup.draw(loaded.tokenizer)[1])
+        tokens, held_out = load_apart(
+            setup.text,
+            loaded.tokenizer,
+            samples=SAMPLES,
+            held_out=HELD_OUT,
+            length=length_of(setup),
+            seed=setup.seed,
+            apart_from=windows,
+        )
+        tuner = Tuner(model, dense, tokens, TuneSettings(self.request.minutes, seed=setup.seed), held_out=held_out)
+        self._say(f"Tuning {self.source.label}")
+        try:
+            tuner.run(partial(self._tell, tuner))
+        except rose.Cancelled:
+            if not (self._is_enough or job.abandoned) or len(tuner.curve) < 2:
+                raise
+        found = tuner.report()
+        self.curve, self.steps = found.curve, tuner.steps
+        job.progress = None
+        if found.summary["kept_step"]:
+            self._conclude(found, model, tokenizer, windows)
+        self.found, self.fraction = found, 1.0
+
+    def _tell(self, tuner: Tuner, progress: Progress) -> None:
+        if len(tuner.curve) != len(self.curve):
+            self.curve, self.steps = tuner.report().curve, tuner.steps
+        self.fraction = 0.95 * progress.fraction
+        if self._is_enough:
+            raise rose.Cancelled
+        self.job.tell(progress)
+
+    def _conclude(self, found: TuneReport, model: Any, tokenizer: Any, windows: Any) -> None:
+        source, run = self.source, self.run
+        assert source.report is not None
+        before = {"perplexity_before": source.perplexity, "losses_before": list(source.losses)}
+        tuned = {"tuned": found.facts | before}
+        whose = source.label + tuned_suffix(tuned)
+        judged = judge(run.request, source.case, whose, model, tokenizer, windows, self._step)
+        command = f"{source.summary['command']} --tune {self.request.minutes:g}"
+        report = without_errors(source.report).with_summary(**judged.measured, command=command, **tuned)
+        copy = replace(judged, report=report)
+        self._say(f"Writing the checkpoint of {whose}")
+        for former in run.copies:
+            if former.label == whose and former.checkpoint is not None:
+                shutil.rmtree(former.checkpoint, ignore_errors=True)
+        self.copy = replace(copy, checkpoint=run.write(model, tokenizer, copy))
+        run.add_tuned(self.copy)
+
+    def _step(self, doing: str, _seconds: float) -> Callable[[float], None]:
+        if self.job.abandoned:
+            self.job.watch("tuning")  # what was reached is kept, though nobody watches any more
+        self._say(doing)
+        return lambda _share: self.job.check()
+
+
+def says(tuning: TuningRun) -> str:
+    """What tuning did to the copy, in sentences."""
+    found, copy, source = tuning.found, tuning.copy, tuning.source
+    assert found is not None
+    summary = found.summary
+    steps = words.count(summary["steps"], "step")
+    if summary["steps"] < summary["steps_planned"]:
+        steps += f" of {words.whole(summary['steps_planned'])}"
+    done = f"{words.sentence(steps)} in {words.duration(summary['seconds'])}"
+    if copy is None:
+        return f"{done}: none was better than the start on held-out windows, so {source.label} stays as it was."
+    moved = says_move(source.perplexity, copy.perplexity, source.label + "'s", compare(source.result, copy.result))
+    zeros = f"{words.whole(summary['zeros'])} of {words.whole(summary['weights'])} weights are zero, "
+    before = summary["zeros_before"]
+    zeros += "as before" if before == summary["zeros"] else f"before it were {words.whole(before)}"
+    return f"{done} take perplexity {moved}. {words.sentence(zeros)}."
+
+
+def moved(tuning: TuningRun) -> pd.DataFrame:
+    """Every tuned layer and how far it moved, ‖ΔW‖/‖W‖: layer, block_index, projection, change."""
+    assert tuning.found is not None
+    assert tuning.source.report is not None
+    names = ["layer", "block_index", "projection"]
+    rows = tuning.found.layers[["layer", "change"]].assign(change=lambda table: table["change"].astype(np.float64))
+    places = [words.place_of(layer) for layer in rows["layer"]]
+    return rows.assign(block_index=[at or 0 for at, _ in places], projection=[kind for _, kind in places])[
+        [*names, "change"]
+    ]

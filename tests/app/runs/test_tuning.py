@@ -1,0 +1,186 @@
+"""Tuning of a kept copy: its zeros stay, it is kept and judged as the others are, and it learns nothing by heart."""
+
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import rose
+from app.figures.tuning import tuning_curve
+from app.runs import checkpoints, finished, html_report, pairs, shipping, tuning
+from app.runs.pruning import PruningRun, layer_table, model_table
+from app.runs.request import PruneRequest
+from app.runs.tuning import TuneRequest, TuningRun
+from app.study.setup import Setup
+from app.study.study import LoadedModel
+from rose.model.load.tokens import load_apart
+from rose.model.tune.tuning import TuneSettings
+from tests.app.runs.made_reports import made_report
+from tests.app.tiny_study import finish
+
+REQUEST = PruneRequest(("sparsegpt",), ("0.7",), windows=3, window_length=16, prompt="Hello", new_tokens=2, keep="best")
+TUNED = "SparseGPT at 0.7, tuned 8 steps"
+
+
+@pytest.fixture(scope="module")
+def loaded(setup: Setup) -> LoadedModel:
+    return LoadedModel(*rose.load_model(setup.model), threading.Lock())
+
+
+@pytest.fixture(scope="module")
+def pruned(setup: Setup, loaded: LoadedModel, text: Path) -> PruningRun:
+    return finish(PruningRun(replace(setup, text=str(text)), REQUEST, lambda: loaded))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number of steps that no clock decides."""
+    monkeypatch.setattr(tuning, "SAMPLES", 16)
+    monkeypatch.setattr(tuning, "TuneSettings", lambda _minutes, seed: TuneSettings(epochs=1, rate=1e-4, seed=seed))
+
+
+def zeros(folder: Path | None) -> list[torch.Tensor]:
+    return [layer.weight == 0 for layer in rose.prunable_layers(rose.load_model(str(folder))[0])]
+
+
+def test_a_tuned_copy_stands_beside_the_others(pruned: PruningRun, loaded: LoadedModel, tmp_path: Path) -> None:
+    before = [one.detach().clone() for one in loaded.model.parameters()]
+    told: list[rose.RunReport] = []
+    pruned._publish = told.append
+    (source,) = pruned.copies
+    for _ in range(2):  # the second takes the place of the first
+        run = finish(TuningRun(pruned, TuneRequest(source.label), lambda: loaded))
+    assert all(map(torch.equal, before, loaded.model.parameters()))
+    copy = run.copy
+    assert copy is not None
+    assert copy.report is not None
+    assert run.found is not None
+    assert [one.label for one in pruned.copies] == [source.label, TUNED]
+    assert all(map(torch.equal, zeros(source.checkpoint), zeros(copy.checkpoint)))
+    summary = run.found.summary
+    assert summary["zeros"] == summary["zeros_before"] == sum(int(mask.sum()) for mask in zeros(copy.checkpoint))
+    windows = REQUEST.evaluated(loaded.tokenizer, pruned.setup.draw(loaded.tokenizer)[1])
+    kept = rose.load_model(str(copy.checkpoint))[0]
+    assert copy.perplexity == pytest.approx(rose.perplexity(kept, windows), rel=1e-5)
+    assert summary["held_out_after"] < summary["held_out_before"]
+    assert copy.result.seconds == pytest.approx(source.result.seconds + summary["seconds"])
+    assert copy.result.losses != source.result.losses
+    assert f"from {source.perplexity:.3g}"[:7] in tuning.says(run)
+    assert f"{summary['zeros']:,}".replace(",", " ")[:2] in tuning.says(run)
+    assert "as before." in tuning.says(run)
+    assert list(tuning.offered(pruned)) == [source.label]
+    assert list(checkpoints.kept_checkpoints([pruned], pruned.setup.model)) == [TUNED, source.label]
+    assert set(layer_table(pruned.models)["method"]) == {"sparsegpt"}
+    assert len(layer_table(pruned.models)) == len(source.report.layers if source.report else [])
+    assert model_table(pruned.models)["mean_relative_error"].isna().tolist() == [True, False, True]
+    assert shipping.advise([one.result for one in pruned.copies])[0].copy.name in (TUNED, source.label)
+    assert len(tuning_curve(run.curve, run.steps).data) == 9
+
+    # As every page, file and report has it.
+    assert told[-1] is copy.report
+    copy.report.save(tmp_path / "tuned")
+    for (one,) in (finished.runs_of(told[-1]), finished.read_runs(str(tmp_path / "tuned"))):
+        assert one.name == TUNED
+        assert " · SparseGPT, tuned · 0.7 · " in one.label
+        assert one.layers[list(finished.ERRORS)].isna().all(axis=None)
+        assert not one.drift
+        assert (one.layers["change"] > 0).all()
+        assert one.layers["change"].tolist() == pytest.approx(tuning.moved(run)["change"].tolist())
+        assert pairs.setup_of(one).dense == pytest.approx(pruned.dense.perplexity if pruned.dense else 0)
+        found = pairs.result_of(one)
+        assert found is not None
+        assert (found.value, found.seconds) == pytest.approx((copy.perplexity, copy.result.seconds))
+        assert "eight steps, 16 × 32 tokens, loss kl" in pairs.settings([one]).set_index("setting")[TUNED]["tuned"]
+    both = [one for report in (told[-1], source.report) if report for one in finished.runs_of(report)]
+    report = html_report.report_of(both)
+    assert any(finding.startswith("Tuning of") and TUNED in finding for finding in report.findings)
+    drawn = " ".join(one.alt for one in report.drawings)
+    assert "Line chart of the loss on held-out windows" in drawn
+    assert "Map of change by tuning" in drawn
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, run: TuningRun, looks: int, stop: Callable[[], None]) -> None:
+    """Stops a run once it has looked at held-out windows so often."""
+    tell = run._tell
+
+    def follow(tuner: tuning.Tuner, progress: rose.Progress) -> None:
+        if len(tuner.curve) == looks and not run._is_enough:
+            stop()
+        tell(tuner, progress)
+
+    monkeypatch.setattr(run, "_tell", follow)
+
+
+def test_who_has_enough_keeps_the_best_so_far(
+    pruned: PruningRun, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = TuningRun(pruned, TuneRequest("SparseGPT at 0.7"), lambda: loaded)
+    stopping(monkeypatch, run, 3, run.cancel)
+    finish(run)
+    assert run.found is not None
+    assert run.copy is not None
+    assert run.found.summary["kept_step"] == 2
+    assert 2 <= run.found.summary["steps"] < 8
+    assert " of 8 in " in tuning.says(run)
+    assert run.copy.label in [one.label for one in pruned.copies]
+
+
+@pytest.mark.parametrize("looks", [1, 3])
+def test_without_a_measurement_or_when_stopped_for_good_nothing_is_kept(
+    pruned: PruningRun, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    known = list(pruned.copies)
+    run = TuningRun(pruned, TuneRequest("SparseGPT at 0.7"), lambda: loaded)
+    stopping(monkeypatch, run, looks, run.cancel if looks == 1 else run.job.stop)
+    finish(run, "cancelled")
+    assert run.copy is None
+    assert pruned.copies == known
+
+
+def test_a_copy_that_no_step_improves_stays_as_it_was(
+    pruned: PruningRun, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "TuneSettings", lambda _minutes, seed: TuneSettings(epochs=0.1, rate=9.0, seed=seed))
+    known = list(pruned.copies)
+    run = finish(TuningRun(pruned, TuneRequest("SparseGPT at 0.7"), lambda: loaded))
+    assert run.copy is None
+    assert pruned.copies == known
+    assert "none was better than the start" in tuning.says(run)
+
+
+def test_text_that_is_evaluated_is_not_trained_on(loaded: LoadedModel, tmp_path: Path) -> None:
+    text = tmp_path / "letters.txt"
+    text.write_text("".join(random.Random(0).choices("abcdefgh", k=4000)))
+    draw = partial(rose.load_tokens, str(text), loaded.tokenizer, length=32)
+    every, evaluated = draw(samples=None, seed=None), draw(samples=5, seed=4)
+    tokens, held_out = load_apart(
+        str(text), loaded.tokenizer, samples=999, held_out=4, length=32, seed=0, apart_from=evaluated
+    )
+    left = {tuple(window) for window in (*tokens.tolist(), *held_out.tolist())}
+    assert len(left) == len(tokens) + len(held_out) >= len(every) - 2 * len(evaluated)
+    assert left <= {tuple(window) for window in every.tolist()}
+    runs = {tuple(window[at : at + 16]) for window in evaluated.tolist() for at in range(17)}
+    assert not any(tuple(window[at : at + 16]) in runs for window in left for at in range(17))
+    with pytest.raises(rose.RoseError, match="besides those that are evaluated, too few to train on"):
+        load_apart(str(text), loaded.tokenizer, samples=9, held_out=4, length=32, seed=0, apart_from=every)
+
+
+def test_what_a_file_says_of_tuning_is_checked() -> None:
+    known = {"steps": 9, "steps_planned": 9, "kept_step": 9, "zeros": 1, "weights": 2, "samples": 2, "length": 8}
+    known |= {"curve": [{"step": 0, "seconds": 1.0, "loss": None, "held_out": 2.0}]}
+    known |= {"seconds": 60.0, "rate": 0.1, "minutes": 2.0, "change": {"model.layers.0.mlp.down_proj": 0.5}}
+    (run,) = finished.runs_of(made_report(tuned=known))
+    assert run.name == "SparseGPT at 0.7, tuned 2 min"
+    assert run.layers["change"].notna().sum() == 1
+    for wrong in ({"steps": -1}, {"change": {"a": "<b>"}}, {"seconds": "soon"}, {"rate": float("inf")}):
+        with pytest.raises((TypeError, ValueError)):
+            finished.runs_of(made_report(tuned={**known, **wrong}))
+    assert "loss ·b·," in finished.says_tuned(known | {"loss": "<b>"})
+    assert html_report.run_findings(run)[1] == (
+        "Tuning of 60 s leaves 1 of 2 weights of SparseGPT at 0.7, tuned 2 min zero."
+    )
