@@ -1,4 +1,4 @@
-"""The steps on layers generated for them: how strong a block must be, from layer to layer, and three sizes."""
+"""The steps on layers generated for them: how strong a block must be, from layer to layer, three sizes, and bases."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import streamlit as st
 
 from app import components, session, words
 from app.components import URL
-from app.figures import depth, learn, losses, weight_maps
-from app.lessons import chain, sizes, subjects, texts
+from app.figures import bases, depth, learn, losses, weight_maps
+from app.lab.bases import BASES
+from app.lessons import basis, chain, sizes, subjects, texts
 from app.lessons.stage import show, sides, tell
 from app.lessons.subjects import LayerDesign
 
@@ -86,3 +87,46 @@ def sizes_step() -> None:
         shown = table.assign(size=table["size"].map(sizes.SIZES))
         what = f"{heads} of {sizes.HEADS} parts of the layer go"
         show(learn.size_bars(shown, what=what, theme=session.theme()), "sizes")
+
+
+def basis_step() -> None:
+    """Predict, then reveal."""
+    layer, state = basis.turned(), st.session_state
+    left, stage = sides()
+    told = state.get("lesson_turned")
+
+    def reveal(guesses: tuple[str, str] | None) -> None:
+        state.lesson_turned = guesses
+
+    with left:
+        tell(texts.basis_lesson(layer, told))
+        if told is None:
+            changes, bets = texts.CHANGES, texts.BETS
+            model = st.pills(
+                "In the learned basis, does the model compute something else?",
+                list(changes),
+                format_func=changes.__getitem__,
+                key="lesson_model",
+            )
+            error = st.pills(
+                "There, SparseGPT will make …", list(bets), format_func=bets.__getitem__, key="lesson_error"
+            )
+            is_open = model is None or error is None
+            st.button(
+                "Reveal", type="primary", disabled=is_open, key="lesson-turn", on_click=reveal, args=((model, error),)
+            )
+        else:
+            st.button("Guess again", icon=":material/replay:", key="lesson-turn-back", on_click=reveal, args=(None,))
+    with stage if told is None else left:  # what is to be read is longer once it is told
+        chosen = st.select_slider(
+            "Basis of the heads", list(BASES), "given", format_func=BASES.__getitem__, key="lesson_basis", bind=URL
+        )
+    with stage:
+        look = components.look(f"the generated layer, {BASES[chosen].lower()}")
+        if told is None:
+            show(weight_maps.importance_map(layer[chosen].plan, **look), "basis")
+        else:
+            look["layer"] = "the generated layer"
+            drawing = bases.basis_errors(basis.errors(), BASES, chosen, **look)
+            drawing.figure.update_yaxes(title_text="relative error")  # the stage is low
+            show(drawing, "basis-errors")

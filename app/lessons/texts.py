@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,6 +11,7 @@ from torch import Tensor
 
 import rose
 from app.lessons import chain
+from app.lessons.basis import Turned
 from app.lessons.chain import ChainDesign
 from app.lessons.subjects import LayerDesign, Subject
 from app.words import because, count, listing, number, percent, sentence, which_way, whole
@@ -274,6 +275,37 @@ def sizes_lesson(table: pd.DataFrame) -> Lesson:
         f"{percent(saved['heads'], 0)} of the error away. Weights are picked one by one, columns and heads go whole "
         "and cost more; but a model without them is smaller and faster in every program, and zeros alone make it "
         "neither.",
+    )
+
+
+CHANGES = {"no": "no, but for rounding", "yes": "yes"}
+
+
+def basis_lesson(layer: Mapping[str, Turned], guesses: tuple[str, str] | None) -> Lesson:
+    """Lesson 11: what a rotation of heads changes; `guesses`, of `CHANGES` and `BETS`, on the learned basis."""
+    formulas = (r"W_v' = R^\top W_v \qquad W_o' = W_o\,R",)
+    heads = count(len(layer["given"].plan.block_width), "head")
+    intro = (
+        f"A generated attention layer of {heads}: the output projection $W_o$ reads the values that $W_v$ makes. Each "
+        "head may be rotated between the two. Move the slider: columns of $W_o$ come and go."
+    )
+    if guesses is None:
+        return Lesson(
+            "Heads can be rotated so that importance gathers in few columns.",
+            formulas,
+            intro,
+        )
+    given, learned, random = (layer[name].errors["sparsegpt"][1] for name in ("given", "learned", "random"))
+    moved, gain = max(one.moved for one in layer.values()), 1 - learned / given
+    said = f"You said {CHANGES[guesses[0]]}" + (": right." if guesses[0] == "no" else "; it does not.")
+    return Lesson(
+        "The basis leaves the model as it is, and changes what pruning costs.",
+        formulas,
+        f"**The model.** {said} What the dense layer puts out differs by {number(moved)} of its size at most, which is "
+        f"rounding: R and Rᵀ cancel.\n\n**The error.** {_judged(guesses[1], gain)}SparseGPT's held-out error goes from "
+        f"{number(given)} to {number(learned)} ({_signed(-gain)}) in the learned basis, and to {number(random)} "
+        f"({_signed(random / given - 1)}) in a random one. In the learned basis the weights that pre-pruning would "
+        "remove matter less. The order lab does the same on a real layer: **Make a layer columnar**.",
     )
 
 

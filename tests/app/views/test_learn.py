@@ -10,13 +10,14 @@ from streamlit.testing.v1 import AppTest
 import rose
 from app.components import as_html
 from app.figures.sweep import sweep_film, sweep_frame
-from app.lessons import chain, subjects
+from app.lessons import basis, chain, subjects
 from app.lessons import texts as lesson_texts
 from app.lessons.chain import ChainDesign
 from app.lessons.subjects import LayerDesign
 from app.study.study import Study
+from rose import wording
 from rose.layer.error import quadratic_form
-from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts
+from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts, titles
 
 pytestmark = pytest.mark.usefixtures("patient")
 PAGE = "views/learn.py"
@@ -32,6 +33,7 @@ TITLES = (
     "Two effects",
     "Between layers",
     "Sizes",
+    "Basis",
 )
 LABELS = [f"{number} {title}" for number, title in enumerate(TITLES, 1)]
 
@@ -309,3 +311,27 @@ def test_under_a_pattern_of_groups_both_budgets_are_said_to_be_the_same() -> Non
     app = open_page(PAGE, measured_study(sparsity="2:4"), lesson="8 Two effects", lesson_kind="Real layer")
     assert "so both budgets are the same" in texts(app)
     assert "one threshold for the layer" not in texts(app)
+
+
+# Bases
+
+
+def test_a_rotation_changes_the_error_and_not_the_model() -> None:
+    app = step(11)
+    layer = basis.turned()
+    assert max(one.moved for one in layer.values()) < 1e-6
+    given, learned = (layer[name].errors["sparsegpt"][1] for name in ("given", "learned"))
+    assert learned < 0.8 * given
+    assert app.button(key="lesson-turn").disabled
+    assert wording.number(learned) not in texts(app), "not told before the guess"
+    app.button_group(key="lesson_model").set_value("yes").run()
+    app.button_group(key="lesson_error").set_value("less").run()
+    app.button(key="lesson-turn").click().run()
+    shown = texts(app)
+    assert "You said yes; it does not." in shown
+    assert "You said clearly less error: yes." in shown
+    assert f"held-out error goes from {wording.number(given)} to {wording.number(learned)}" in shown
+    app.select_slider(key="lesson_basis").set_value("random").run()
+    assert "In a random basis SparseGPT makes" in titles(app)[0]
+    app.button(key="lesson-turn-back").click().run()
+    assert "Importance S" in titles(app)[0]
