@@ -124,7 +124,9 @@ def basis_step() -> None:
     with stage:
         look = components.look(f"the generated layer, {BASES[chosen].lower()}")
         if told is None:
-            show(weight_maps.importance_map(layer[chosen].plan, **look), "basis")
+            drawing = weight_maps.importance_map(layer[chosen].plan, **look)
+            drawing.figure.update_layout(height=372)
+            show(drawing, "basis")
         else:
             look["layer"] = "the generated layer"
             drawing = bases.basis_errors(basis.errors(), BASES, chosen, **look)
