@@ -51,14 +51,32 @@ def _choose_design() -> LayerDesign:
     return LayerDesign(rows, blocks, strength, place, seed)
 
 
+def _choose_chain() -> chain.ChainDesign:
+    first, second = st.columns(2)
+    sparsity = first.slider("Sparsity", 0.3, 0.9, 0.7, 0.1, key="lesson_chain_sparsity", bind=URL)
+    tokens = second.select_slider("Tokens", (64, 128, 256, 512, 2048, 8192), 2048, key="lesson_chain_tokens", bind=URL)
+    return chain.ChainDesign(sparsity=sparsity, tokens=tokens)
+
+
+def tuning_step() -> None:
+    left, stage = sides()
+    with left:
+        text = st.container()
+        design = _choose_chain()
+    table = chain.drifts_tuned(design)
+    with text:
+        tell(texts.tuning_lesson(design, table))
+    with stage:
+        *_, between, tuned = map(words.number, chain.ends(table))
+        finding = f"Training the kept weights takes the drift from {between} to {tuned}"
+        show(depth.drift_curves(table, place="layer", finding=finding, theme=session.theme()), "tuning")
+
+
 def depth_step() -> None:
     left, stage = sides()
     with left:
         text = st.container()
-        first, second = st.columns(2)
-    sparsity = first.slider("Sparsity", 0.3, 0.9, 0.7, 0.1, key="lesson_chain_sparsity", bind=URL)
-    tokens = second.select_slider("Tokens", (64, 128, 256, 512, 2048, 8192), 2048, key="lesson_chain_tokens", bind=URL)
-    design = chain.ChainDesign(sparsity=sparsity, tokens=tokens)
+        design = _choose_chain()
     table = chain.drifts(design)
     with text:
         tell(texts.depth_lesson(design, table))

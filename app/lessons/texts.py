@@ -258,6 +258,29 @@ def depth_lesson(design: ChainDesign, table: pd.DataFrame) -> Lesson:
     )
 
 
+def tuning_lesson(design: ChainDesign, table: pd.DataFrame) -> Lesson:
+    """Lesson 12: three ways to compensate, by the table of `chain.drifts_tuned`."""
+    none, inside, between, tuned = chain.ends(table)
+    change = (
+        f"{percent(1 - tuned / between, 0)} less"
+        if tuned < between
+        else f"more: {whole(design.tokens)} tokens are so few that it learns them by heart"
+    )
+    return Lesson(
+        "There are three ways to compensate: inside a layer, between layers, through the loss.",
+        (
+            r"\min_{W_1, \dots, W_n} \mathbb{E}\,\lVert h_p - h_d\rVert^2 / \lVert h_d\rVert^2",
+            r"W_{ij} = 0 \text{ stays where it was removed}",
+        ),
+        f"The chain of lesson 9; drift after its last layer, **{number(none)}** without compensation. *Inside* each "
+        f"layer: **{number(inside)}**, for one factorization of H. *Between* layers: **{number(between)}**, for the "
+        f"dense model's stream beside it. *Through the loss*: **{number(tuned)}**, {change}, for "
+        f"{whole(chain.STEPS)} passes forward and backward through all layers, a gradient and two moments for every "
+        "weight. The first two solve one layer at a time; the third moves all kept weights together, and so "
+        "repairs what no layer can see by itself. On the page Prune it is *Tune what is left*.",
+    )
+
+
 def sizes_lesson(table: pd.DataFrame) -> Lesson:
     """Lesson 10: weights, columns and heads by one formula."""
     row = {one["size"]: one for one in table.to_dict("records")}

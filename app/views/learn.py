@@ -1,4 +1,4 @@
-"""Learn: from a weight matrix to ROSE in eleven steps, with live numbers. Works before any model is loaded."""
+"""Learn: from a weight matrix to ROSE in twelve steps, with live numbers. Works before any model is loaded."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +21,7 @@ STEPS: dict[str, Callable[[], None]] = {
     "Between layers": generated.depth_step,
     "Sizes": generated.sizes_step,
     "Basis": generated.basis_step,
+    "Three ways to compensate": generated.tuning_step,
 }
 LABELS = [f"{number} {title}" for number, title in enumerate(STEPS, 1)]
 

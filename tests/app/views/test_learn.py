@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from streamlit.testing.v1 import AppTest
 
 import rose
@@ -34,6 +35,7 @@ TITLES = (
     "Between layers",
     "Sizes",
     "Basis",
+    "Three ways to compensate",
 )
 LABELS = [f"{number} {title}" for number, title in enumerate(TITLES, 1)]
 
@@ -298,6 +300,15 @@ def test_layers_compensate_for_the_layers_before_them() -> None:
     for design in (ChainDesign(sparsity=float(ratio), tokens=count) for ratio in ratios for count in counts):
         _, inside, between = chain.ends(chain.drifts(design))
         assert between < 0.9 * inside, design  # wherever the sliders stand
+
+
+def test_kept_weights_are_trained_through_the_loss_and_zeros_stay() -> None:
+    design = ChainDesign(layers=2, tokens=512)
+    pruned = chain._prune(design, "sparsegpt", "dense")
+    tuned = chain._tune(design, pruned)
+    assert all(torch.equal(one == 0, other == 0) for one, other in zip(pruned, tuned, strict=True))
+    *_, between, after = chain.ends(chain.drifts_tuned(design))
+    assert after < 0.7 * between
 
 
 def test_the_last_kind_is_the_engines_target() -> None:
