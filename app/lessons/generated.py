@@ -149,4 +149,5 @@ def basis_step() -> None:
             look["layer"] = "the generated layer"
             drawing = bases.basis_errors(basis.errors(), BASES, chosen, **look)
             drawing.figure.update_yaxes(title_text="relative error")  # the stage is low
+            drawing.figure.update_layout(height=420)
             show(drawing, "basis-errors")
