@@ -272,12 +272,11 @@ def tuning_lesson(design: ChainDesign, table: pd.DataFrame) -> Lesson:
             r"\min_{W_1, \dots, W_n} \mathbb{E}\,\lVert h_p - h_d\rVert^2 / \lVert h_d\rVert^2",
             r"W_{ij} = 0 \text{ stays where it was removed}",
         ),
-        f"The chain of lesson 9; drift after its last layer, **{number(none)}** without compensation. *Inside* each "
-        f"layer: **{number(inside)}**, for one factorization of H. *Between* layers: **{number(between)}**, for the "
-        f"dense model's stream beside it. *Through the loss*: **{number(tuned)}**, {change}, for "
-        f"{whole(chain.STEPS)} passes forward and backward through all layers, a gradient and two moments for every "
-        "weight. The first two solve one layer at a time; the third moves all kept weights together, and so "
-        "repairs what no layer can see by itself. On the page Prune it is *Tune what is left*.",
+        f"Drift after the chain of lesson 9: **{number(none)}** without compensation. *Inside* each layer: "
+        f"**{number(inside)}**, for one factorization of H. *Between* layers: **{number(between)}**, for the dense "
+        f"model's stream beside it. *Through the loss*: **{number(tuned)}**, {change}, for {whole(chain.STEPS)} passes "
+        "forward and backward, with a gradient and two moments for every weight: all kept weights move together. On "
+        "the page Prune: *Tune what is left*.",
     )
 
 
