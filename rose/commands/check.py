@@ -107,8 +107,8 @@ def _print(name: str, found: CheckpointCheck) -> None:
 
 
 def _print_gone(gone: dict[str, Any]) -> None:
-    if gone["rows"] or gone["columns"]:
-        terminal.say(f"Nothing is left of {gone['rows']:,} rows and {gone['columns']:,} columns of layers")
+    if parts := [f"{gone[what]:,} {what}" for what in ("rows", "columns") if gone[what]]:
+        terminal.say(f"Nothing is left of {' and '.join(parts)} of layers")
     for what in ("heads", "experts"):
         if names := gone[what]:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
