@@ -68,7 +68,8 @@ def metric(name: str) -> Metric:
 def per_layer(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """One row per layer with the metric in column `value`."""
     if name not in table.columns:
-        raise RoseError(f"There is no {metric(name).label.lower()} in these results; measure the model first.")
+        label = metric(name).label
+        raise RoseError(f"There is no {label[0].lower()}{label[1:]} in these results; measure the model first.")
     rows = table[["layer", "block_index", "projection"]]
     return rows.assign(value=table[name].astype(float)).reset_index(drop=True)
 

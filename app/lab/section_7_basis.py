@@ -108,7 +108,9 @@ def _measured(study: Study, layer: str, bases: list[str]) -> bool:
     left, asked = missing(study, layer, bases, session.threshold()), (study.created, layer)
     needed = seconds(study, layer, left)
     if needed > UNASKED and st.session_state.get("lab_basis_asked") != asked:
-        st.info(f"This prunes the layer {words.count(len(left), 'time')}: by {len(METHODS)} methods in every basis.")
+        components.info(
+            f"This prunes the layer {words.count(len(left), 'time')}: by {len(METHODS)} methods in every basis."
+        )
         st.button(
             f"Measure it, about {components.duration(needed)}",
             type="primary",

@@ -71,7 +71,7 @@ def choose() -> str:
     """What the map shows, a column of the overview table; and the threshold that all pages share."""
     left, right = st.columns([2, 1])
     with left:
-        chosen = components.choose("Map of", {name: label for name, (label, _) in METRICS.items()}, "metric")
+        chosen = components.section({name: label for name, (label, _) in METRICS.items()}, "metric", "Map of")
         if chosen in ERRORS:
             labels = {name: palette.method_style(name).label for name in tables.SHOWN_METHODS}
             chosen += "_" + components.section(labels, "metric_method", "Error of", default="rose")
@@ -110,7 +110,6 @@ def own_numbers(study: Study) -> pd.Series | None:
 
 def results(study: Study, table: pd.DataFrame, metric: str) -> None:
     flips(table)
-    components.cautions(study.cautions())
     look = components.look_over()
     if metric in table and table[metric].notna().any():
         kinds = {"": "Largest of all"} | {
@@ -122,6 +121,7 @@ def results(study: Study, table: pd.DataFrame, metric: str) -> None:
         components.show(drawing, "layers-map", on_select=lambda: components.pick_layer("layers-map"), wide=True)
     else:
         components.info(nothing_in(metric, has_held_out=bool(study.setup.held_out)))
+    components.cautions(study.cautions())
     chosen = filtered(table)
     try:
         scatter = figures.gain_scatter(chosen, projections=table["projection"].tolist(), **look)

@@ -85,7 +85,7 @@ def _are_priced(known: Structures, parts: Sequence[Part], what: str) -> bool:
     if seconds > UNASKED and st.session_state.get("structures_asked") != asked:
         unit = "channel" if any(part.kind == CHANNELS for part in parts) else "head"
         blocks = words.count(len({part.block_index for part in parts}), "decoder block")
-        st.info(f"{what} needs the cost of every {unit} in {blocks}.")
+        components.info(f"{what} needs the cost of every {unit} in {blocks}.")
         st.button(
             f"Compute it, about {components.duration(seconds)}",
             type="primary",

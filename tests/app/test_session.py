@@ -14,7 +14,6 @@ from tests.app.tiny_study import COLUMNAR, measured_study, open_page, texts
     ("page", "says"),
     [
         ("layers", "Here you see every layer of a model at a glance"),
-        ("check", "Checks of every layer's error, sparsity and inputs appear here."),
         ("order_lab", "Here you try pruning orders"),
         ("structures", "what every head and every channel of a model costs"),
     ],

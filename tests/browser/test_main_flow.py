@@ -144,7 +144,7 @@ def test_sections_of_a_layer(open_page: OpenPage, measured: str, expected: Expec
 
 
 def test_a_link_restores_the_view(open_page: OpenPage, measured: str) -> None:
-    page = open_page("layers", f"{measured}&threshold=0.9&metric=Hessian+condition&layer={COLUMNAR_LAYER}", "dark")
+    page = open_page("layers", f"{measured}&threshold=0.9&metric=Condition+number+of+H&layer={COLUMNAR_LAYER}", "dark")
     expect(page.get_by_text(f"0 of {MEASURED_LAYERS} layers are columnar above 0.90")).to_be_visible()
     expect_finding(page, "^Condition number of H is highest in ")
     expect(chosen_layer(page)).to_have_value("18 · self_attn.o_proj")

@@ -142,7 +142,7 @@ def test_missing_metric_or_layers(layers: pd.DataFrame) -> None:
     assert f"blank: no value ({len(layers)})" in below(drawing)
     assert "yet" not in drawing.caption
     assert title(drawing).endswith("no layer has one")
-    with pytest.raises(rose.RoseError, match="no hessian condition"):
+    with pytest.raises(rose.RoseError, match="no condition number of H"):
         overview.model_map(layers.drop(columns="condition"), "condition")
     with pytest.raises(rose.RoseError, match="measure layers on the start page"):
         overview.range_bars(layers.head(0))
