@@ -39,6 +39,7 @@ from rose.model.tune.loss import LOSSES, cross_entropy, divergence
 from rose.model.workers import Workers
 
 RATE = 1e-3
+FULL = 32  # steps from which on the rate is that: its first ones make the model worse, which few more do not win back
 BATCH = 2  # windows of a step
 WARM_UP = 0.05  # share of the steps in which the rate rises
 SAMPLES, LENGTH, HELD_OUT = 256, 512, 4  # windows that are drawn unless somebody chooses
@@ -58,7 +59,7 @@ class TuneSettings:
     minutes: float | None = None
     epochs: float | None = None
     loss: str = "kl"
-    rate: float = RATE
+    rate: float | None = None
     batch: int = BATCH
     seed: int = 0
     compute: str = DEFAULT
@@ -124,7 +125,7 @@ def tune_model(
     minutes: float | None = None,
     epochs: float | None = None,
     loss: str = "kl",
-    rate: float = RATE,
+    rate: float | None = None,
     batch: int = BATCH,
     seed: int = 0,
     compute: str = DEFAULT,
@@ -143,7 +144,8 @@ def tune_model(
         minutes: how long tuning may take; the number of steps is set by the time of the first ones.
         epochs: passes over `tokens`, where no minutes are given; 1 by default, parts allowed.
         loss: "kl", towards the dense model's distributions; "ce", of the text's own next tokens, for data of one's own.
-        rate: of Adam, after a warm-up over a twentieth of the steps, falling to 0 linearly.
+        rate: of Adam, after a warm-up over a twentieth of the steps, falling to 0 linearly. None means 0.001, and in
+            proportion less for fewer than 32 steps.
         batch: windows of a step; several processes share them.
         seed: of the order of windows.
         compute: format of matrix products, see `rose.prune_model`. Weights and Adam's moments are float32.
@@ -202,6 +204,11 @@ class Tuner:
         self.best_step, self.step, self.steps, self.seconds = 0, 0, 0, 0.0
         self.curve: list[Look] = []
 
+    @property
+    def rate(self) -> float:
+        """The learning rate at its highest, by the number of steps where it was not given."""
+        return self.settings.rate or RATE * min(1.0, max(1, self.steps) / FULL)
+
     def _check_memory(self) -> None:
         needed = tuning_memory(self.network, self.tokens.shape[1], sum(one.frozen.numel() for one in self.trained))
         free = psutil.virtual_memory().available
@@ -252,6 +259,7 @@ class Tuner:
             curve.astype({"loss": float, "held_out": float}),
             {
                 **asdict(self.settings),
+                "rate": self.rate,
                 "samples": self.tokens.shape[0],
                 "length": self.tokens.shape[1],
                 "steps": self.step,
@@ -292,7 +300,7 @@ class _Loop:
         self.tuner, self.precision, self.progress, self.folder = tuner, precision, progress, folder
         self.settings, self.device, self.workers = tuner.settings, tuner.network.device, tuner.workers
         self.trained = tuner.trained
-        self.optimizer = torch.optim.Adam([one.parameter for one in self.trained], lr=self.settings.rate, fused=True)
+        self.optimizer = torch.optim.Adam([one.parameter for one in self.trained], lr=RATE, fused=True)
         self.hooks = [one.parameter.register_post_accumulate_grad_hook(self._mask(one)) for one in self.trained]
         blocks = [block for network in (tuner.network, tuner.dense) for block in network.blocks]
         self.hooks += [block.register_forward_hook(lambda *_: self.tell()) for block in blocks if progress]
@@ -369,11 +377,11 @@ class _Loop:
         warm = max(1, round(WARM_UP * tuner.steps))
         rate = min((tuner.step + 1) / warm, (tuner.steps - tuner.step) / max(1, tuner.steps - warm), 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * self.settings.rate
+            group["lr"] = rate * tuner.rate
         loss = self._gradient(tuner.step)
         if not math.isfinite(loss):
             raise RoseError(
-                f"The loss of step {tuner.step + 1} is {loss}; choose a smaller rate than {self.settings.rate:g} "
+                f"The loss of step {tuner.step + 1} is {loss}; choose a smaller rate than {tuner.rate:g} "
                 "(--rate). The best weights before are kept."
             )
         self.optimizer.step()
