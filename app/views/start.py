@@ -177,7 +177,7 @@ def beside(study: Study, table: pd.DataFrame) -> None:
     if table.empty:
         return
     if study.is_measured:
-        most = "most columnar layer" if table["is_columnar"].any() else "layer of the highest relative range"
+        most = "most columnar layer" if table["is_columnar"].any() else "highest relative range"
         what = "the example" if study.is_example else f"the {most}"
         best = {"layer": str(study.most_columnar())}
         with st.container(key="explore"):

@@ -23,10 +23,10 @@ def test_a_clicker_turns_lessons_wherever_the_focus_is(open_page: OpenPage) -> N
     slider.focus()
     before = slider.get_attribute("aria-valuenow")
     page.keyboard.press("PageUp")
-    expect(page.get_by_text("6 When order does not matter, of 11")).to_be_visible()
+    expect(page.get_by_text("6 When order does not matter, of 12")).to_be_visible()
     settle(page)
     page.keyboard.press("PageDown")
-    expect(page.get_by_text("7 Strength, of 11")).to_be_visible()
+    expect(page.get_by_text("7 Strength, of 12")).to_be_visible()
     settle(page)
     assert page.locator(".st-key-lesson_blocks").get_by_role("slider").get_attribute("aria-valuenow") == before
     page.keyboard.press("PageUp")
