@@ -22,6 +22,7 @@ from app.components.work import (
     job_status,
     lasting,
     live,
+    may_begin,
     size,
     stopped,
     while_running,

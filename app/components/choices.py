@@ -1,6 +1,6 @@
 """What people choose: buttons in a row, layers, and choices that follow what they name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import streamlit as st
@@ -33,19 +33,19 @@ def section(options: Mapping[str, str], key: str, label: str = "Section", **more
     return choose(label, options, key, label_visibility="collapsed", **more)
 
 
-def pick_layer(key: str) -> None:
-    """Callback: a click on a mark of this figure chooses its layer for all pages."""
+def pick_layer(key: str, choose: Callable[[str], None] | None = None) -> None:
+    """Callback: a click on a mark of this figure chooses its layer, for all pages unless `choose` says otherwise."""
     points = st.session_state[key].selection.points
     if points:
         found = points[0].get("customdata")
-        select_layer(found[0] if isinstance(found, list) else found)
+        (choose or select_layer)(found[0] if isinstance(found, list) else found)
 
 
-def pick_row(key: str, layers: Sequence[str]) -> None:
-    """Callback: a chosen row of this table, of which each is one of these layers, chooses it for all pages."""
+def pick_row(key: str, layers: Sequence[str], choose: Callable[[str], None] | None = None) -> None:
+    """Callback: a chosen row of this table, of which each is one of these layers, chooses it; see `pick_layer`."""
     rows = st.session_state[key].selection.rows
     if rows and rows[0] < len(layers):
-        select_layer(layers[rows[0]])
+        (choose or select_layer)(layers[rows[0]])
 
 
 def select_layer(layer: str) -> None:

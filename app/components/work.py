@@ -6,12 +6,13 @@ from typing import Any
 import streamlit as st
 
 from app import session, shared, words
-from app.components.said import error, warning
+from app.components.said import error, info, warning
 from app.jobs import ABANDONED_AFTER, Batch, Job
 from app.words import duration
 from rose.model.estimate.duration import Cost
 
 KEPT = ". Layers measured so far are shown; nothing was changed."
+UNASKED = 15.0  # seconds of work that a page begins by itself
 PATIENCE = 1.5  # seconds a page waits for a batch before it shows progress instead
 
 
@@ -71,6 +72,25 @@ def job_status(job: Job, key: str, rest: str = KEPT, doing: str = "") -> None:
         error(job.message)
     elif job.status == "cancelled":
         stopped(job, rest)
+
+
+def may_begin(seconds: float, says: str, verb: str, key: str, signature: object) -> bool:
+    """Whether work of so many seconds may begin: what is long is said, and waits for a press of a button.
+
+    `verb` begins the button's label; who has pressed it for one signature is asked again for another.
+    """
+    slot = f"{key}-asked"
+    if seconds <= UNASKED or st.session_state.get(slot) == signature:
+        return True
+    info(says)
+    st.button(
+        f"{verb}, about {duration(seconds)}",
+        type="primary",
+        icon=":material/play_arrow:",
+        key=f"{key}-begin",
+        on_click=lambda: st.session_state.update({slot: signature}),
+    )
+    return False
 
 
 def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object, noun: str = "sweep") -> bool:

@@ -14,7 +14,6 @@ from app.figures import losses, palette, weight_maps
 from app.lab.bases import BASES, HEADS, METHODS, at_risk, measure, missing, picture, rotatable, seconds, table
 from app.study.study import Study
 
-UNASKED = 15.0  # seconds of work that the section begins by itself
 PICTURES = {"importance": "Importance S", "weights": "|W|", "loss": "Potential loss L"}
 
 
@@ -107,17 +106,8 @@ def _measured(study: Study, layer: str, bases: list[str]) -> bool:
     """Prunes in every basis in the background; what takes long waits for a press of the button."""
     left, asked = missing(study, layer, bases, session.threshold()), (study.created, layer)
     needed = seconds(study, layer, left)
-    if needed > UNASKED and st.session_state.get("lab_basis_asked") != asked:
-        components.info(
-            f"This prunes the layer {words.count(len(left), 'time')}: by {len(METHODS)} methods in every basis."
-        )
-        st.button(
-            f"Measure it, about {components.duration(needed)}",
-            type="primary",
-            icon=":material/play_arrow:",
-            key="lab-basis-measure",
-            on_click=lambda: st.session_state.update(lab_basis_asked=asked),
-        )
+    says = f"This prunes the layer {words.count(len(left), 'time')}: by {len(METHODS)} methods in every basis."
+    if not components.may_begin(needed, says, "Measure it", "lab-bases", asked):
         return False
     pieces = [partial(measure, study, layer, basis, method, session.threshold()) for basis, method in left]
     return components.finished(pieces, "lab-bases", (*asked, *bases, session.threshold()), "pruning")

@@ -11,7 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from app import components, session, shared, words
 from app.jobs import Run
-from app.runs.checkpoints import packed, size_of
+from app.runs.checkpoints import kept_checkpoints, packed, size_of
 from app.runs.damage import DamageRequest
 from app.runs.request import PruneRequest
 from app.study.setup import Setup
@@ -50,6 +50,24 @@ def saved(key: str, label: str, read: Callable[[str], Sequence[Any]], help: str)
         except RoseError as problem:
             components.error(problem)
     return found
+
+
+def pruned_model(model: str, key: str, label: str, other: str, place: tuple[str, str], help: str) -> str:
+    """The path of a pruned copy of a model: one that the Prune page has kept, unless a link names another.
+
+    Args:
+        key: begins the keys of both widgets; that of the path, KEY_path, is in the URL.
+        label: of the choice of a kept copy.
+        other: the choice that leads to the path.
+        place: label and placeholder of the path, for which `help` is.
+    """
+    path = f"{key}_path"
+    kept = {name: str(one.place) for name, one in kept_checkpoints(list(shared.prunings().values()), model).items()}
+    if kept and not st.session_state.get(path) and path not in st.query_params:
+        chosen = st.selectbox(label, [*kept, other], key=f"{key}_copy")
+        if chosen != other:
+            return kept[chosen]
+    return st.text_input(place[0], **linked(path), placeholder=place[1], help=help).strip()
 
 
 def left_out(problem: RoseError) -> None:

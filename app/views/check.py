@@ -12,10 +12,9 @@ from app import components, session, shared, words
 from app.figures import checkpoint as figures
 from app.runs import check_report, checked
 from app.runs.checked import CheckpointRun, CheckRequest
-from app.runs.checkpoints import kept_checkpoints
 from app.runs.drift_sections import DRIFT as DRIFT_VIEW
 from app.runs.html_page import to_html
-from app.runs.widgets import csv_button, file_button, follow, linked, start_button
+from app.runs.widgets import csv_button, file_button, follow, linked, pruned_model, start_button
 from app.study import form, preflight
 from rose.model.check.verdicts import VERDICTS
 from rose.model.estimate.duration import Cost
@@ -91,18 +90,8 @@ def _choose() -> CheckRequest:
 
 
 def _pruned(dense: str) -> str:
-    """The checkpoint: one that the Prune page has kept, or any other."""
-    kept = {name: str(one.place) for name, one in kept_checkpoints(list(shared.prunings().values()), dense).items()}
-    if kept and not st.session_state.get("check_path") and "check_path" not in st.query_params:
-        chosen = st.selectbox("Checkpoint", [*kept, OTHER], key="check_copy")
-        if chosen != OTHER:
-            return kept[chosen]
-    return st.text_input(
-        "Checkpoint",
-        **linked("check_path"),
-        placeholder="pruned/ or owner/model",
-        help="Whoever pruned it, by whatever program: a folder, sharded too, a Hub id or a .gguf file.",
-    ).strip()
+    help = "Whoever pruned it, by whatever program: a folder, sharded too, a Hub id or a .gguf file."
+    return pruned_model(dense, "check", "Checkpoint", OTHER, ("Checkpoint", "pruned/ or owner/model"), help)
 
 
 def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
@@ -197,7 +186,7 @@ def _every(run: CheckpointRun) -> None:
     found = run.found
     assert found is not None
     drawing = check_report.map_of(run, marked_layer=_layer(found.layers), theme=session.theme())
-    components.show(drawing, "check-map", on_select=lambda: _pick_mark("check-map"), wide=True)
+    components.show(drawing, "check-map", on_select=lambda: components.pick_layer("check-map", _show_layer), wide=True)
     st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in checked.facts(run)))
     table = _ranked(found.layers)
     errors: dict[str, Any] = {
@@ -214,7 +203,7 @@ def _every(run: CheckpointRun) -> None:
         hide_index=True,
         height=min(430, 38 + 35 * len(table)),
         key="check-layers",
-        on_select=lambda: _pick_row("check-layers", list(table["layer"])),
+        on_select=lambda: components.pick_row("check-layers", list(table["layer"]), _show_layer),
         selection_mode="single-row",
         column_order=["layer", "verdict", "reason", *errors, *FACTS],
         column_config={
@@ -245,19 +234,6 @@ def _layer(layers: pd.DataFrame) -> str:
         return str(chosen)
     wrong = layers["is_wrong"].any()
     return str(names[0] if wrong or session.layer() not in names else session.layer())
-
-
-def _pick_mark(key: str) -> None:
-    points = st.session_state[key].selection.points
-    if points:
-        found = points[0].get("customdata")
-        _show_layer(found[0] if isinstance(found, list) else found)
-
-
-def _pick_row(key: str, layers: list[str]) -> None:
-    rows = st.session_state[key].selection.rows
-    if rows:
-        _show_layer(layers[rows[0]])
 
 
 def _show_layer(layer: str) -> None:

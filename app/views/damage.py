@@ -9,9 +9,8 @@ import streamlit as st
 import rose
 from app import components, session, shared, words
 from app.figures import damage as figures
-from app.runs.checkpoints import kept_checkpoints
 from app.runs.damage import DamageRequest, DamageRun, layer_of
-from app.runs.widgets import csv_button, file_button, linked, method_choice, priced, progress
+from app.runs.widgets import csv_button, file_button, method_choice, priced, progress, pruned_model
 from app.study.setup import THRESHOLD
 from rose.model.measure.damage_report import correlations
 
@@ -83,18 +82,9 @@ def choose() -> DamageRequest | None:
 
 
 def pruned() -> str:
-    kept = kept_checkpoints(list(shared.prunings().values()), session.setup().model)
-    copies = {name: str(one.place) for name, one in kept.items()}
-    if copies:
-        chosen = st.selectbox("Pruned model", [*copies, OTHER], key="damage_copy")
-        if chosen != OTHER:
-            return copies[chosen]
-    return st.text_input(
-        "Folder of a pruned model",
-        **linked("damage_path"),
-        placeholder="pruned/",
-        help="A checkpoint that `rose prune` or the Prune page has written, of the model chosen on the start page.",
-    ).strip()
+    help = "A checkpoint that `rose prune` or the Prune page has written, of the model chosen on the start page."
+    path = ("Folder of a pruned model", "pruned/")
+    return pruned_model(session.setup().model, "damage", "Pruned model", OTHER, path, help)
 
 
 def start(request: DamageRequest | None, run: DamageRun | None) -> None:

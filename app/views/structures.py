@@ -16,7 +16,6 @@ from app.study.study import Study
 from rose.structured.allocation import ALLOCATIONS, head_shapes
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape
 
-UNASKED = 15.0  # seconds that a section may compute without asking
 RATIOS = [step / 20 for step in range(13)]
 PROMPT = "Python is a programming language that"
 
@@ -82,17 +81,10 @@ def _block(known: Structures) -> int:
 def _are_priced(known: Structures, parts: Sequence[Part], what: str) -> bool:
     """Prices these parts in the background; what takes long waits for a press of the button."""
     seconds, asked = known.pricing(parts), (known.study.created, what)
-    if seconds > UNASKED and st.session_state.get("structures_asked") != asked:
-        unit = "channel" if any(part.kind == CHANNELS for part in parts) else "head"
-        blocks = words.count(len({part.block_index for part in parts}), "decoder block")
-        components.info(f"{what} needs the cost of every {unit} in {blocks}.")
-        st.button(
-            f"Compute it, about {components.duration(seconds)}",
-            type="primary",
-            icon=":material/play_arrow:",
-            key="structures-compute",
-            on_click=lambda: st.session_state.update(structures_asked=asked),
-        )
+    unit = "channel" if any(part.kind == CHANNELS for part in parts) else "head"
+    blocks = words.count(len({part.block_index for part in parts}), "decoder block")
+    says = f"{what} needs the cost of every {unit} in {blocks}."
+    if not components.may_begin(seconds, says, "Compute it", "structures", asked):
         return False
     pieces = [partial(known.priced, part) for part in parts]
     return components.finished(pieces, "structures", asked, "part")
