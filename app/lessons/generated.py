@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pandas as pd
 import streamlit as st
 
 from app import components, session, words
@@ -58,32 +61,33 @@ def _choose_chain() -> chain.ChainDesign:
     return chain.ChainDesign(sparsity=sparsity, tokens=tokens)
 
 
-def tuning_step() -> None:
-    left, stage = sides()
-    with left:
-        text = st.container()
-        design = _choose_chain()
-    table = chain.drifts_tuned(design)
-    with text:
-        tell(texts.tuning_lesson(design, table))
-    with stage:
-        *_, between, tuned = map(words.number, chain.ends(table))
-        finding = f"Training the kept weights takes the drift from {between} to {tuned}"
-        show(depth.drift_curves(table, place="layer", finding=finding, theme=session.theme()), "tuning")
-
-
 def depth_step() -> None:
+    finding = "Compensation between layers takes the drift from {} to {}"
+    _chain_step("depth", chain.drifts, texts.depth_lesson, finding)
+
+
+def tuning_step() -> None:
+    finding = "Training the kept weights takes the drift from {} to {}"
+    _chain_step("tuning", chain.drifts_tuned, texts.tuning_lesson, finding)
+
+
+def _chain_step(
+    key: str,
+    drifts: Callable[[chain.ChainDesign], pd.DataFrame],
+    lesson: Callable[[chain.ChainDesign, pd.DataFrame], texts.Lesson],
+    finding: str,
+) -> None:
+    """A lesson on generated layers one behind the other; `finding` takes the last two of the drifts at their end."""
     left, stage = sides()
     with left:
         text = st.container()
         design = _choose_chain()
-    table = chain.drifts(design)
+    table = drifts(design)
     with text:
-        tell(texts.depth_lesson(design, table))
+        tell(lesson(design, table))
     with stage:
-        _, inside, between = map(words.number, chain.ends(table))
-        finding = f"Compensation between layers takes the drift from {inside} to {between}"
-        show(depth.drift_curves(table, place="layer", finding=finding, theme=session.theme()), "depth")
+        said = finding.format(*map(words.number, chain.ends(table)[-2:]))
+        show(depth.drift_curves(table, place="layer", finding=said, theme=session.theme()), key)
 
 
 def sizes_step() -> None:

@@ -121,7 +121,7 @@ class TuningRun(Run):
 
     def _tell(self, tuner: Tuner, progress: Progress) -> None:
         if len(tuner.curve) != len(self.curve):
-            self.curve, self.steps = tuner.report().curve, tuner.steps
+            self.curve, self.steps = tuner.table, tuner.steps
         self.fraction = 0.95 * progress.fraction
         if self._is_enough:
             raise rose.Cancelled

@@ -8,7 +8,6 @@ give back to the system. Zeros spare the search for grids and the like: real wei
 import json
 import os
 import tempfile
-import threading
 import time
 from math import prod
 from pathlib import Path
@@ -18,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rose import cli
 from tests.benchmarks.common import arguments, processor_seconds
-from tests.benchmarks.memory import SECONDS, anonymous_memory
+from tests.benchmarks.memory import PeakMemory
 from tests.tiny import byte_tokenizer
 
 
@@ -63,27 +62,15 @@ def main() -> None:
         for folder in folders:
             folder.mkdir()
             size = write_zeros(folder, options.blocks)
-        before, peak, ended = anonymous_memory(), 0, threading.Event()
-
-        def watch() -> None:
-            nonlocal peak
-            while not ended.wait(SECONDS):
-                peak = max(peak, anonymous_memory())
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
+        with PeakMemory() as memory:
             start = time.perf_counter()
             command = ["check", *map(str, folders), "--stream", "--dtype", options.dtype]
             spent, status = processor_seconds(lambda: cli.main(command))
             wall = time.perf_counter() - start
-        finally:
-            ended.set()
-            watcher.join()
     print(
         f"2 × {size / 1e9:.1f} GB, {options.blocks} decoder blocks, exit status {status}: {spent:.0f} processor seconds"
         f", {wall:.0f} s with {torch.get_num_threads()} threads and {os.getloadavg()[0]:.0f} others at work; "
-        f"{(peak - before) / 1e9:.2f} GB at the peak above {before / 1e9:.2f} GB of libraries"
+        f"{(memory.peak - memory.before) / 1e9:.2f} GB at the peak above {memory.before / 1e9:.2f} GB of libraries"
     )
 
 

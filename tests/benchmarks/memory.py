@@ -8,6 +8,8 @@ which is enough to stream, prune and write them all in minutes. `--table` prints
 parameters out; `--checkpoint` keeps hidden states on disk.
 """
 
+from __future__ import annotations
+
 import json
 import subprocess
 import sys
@@ -36,6 +38,25 @@ def anonymous_memory() -> int:
     """Bytes of this process that are not pages of files."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("RssAnon:")[1].split()[0])
+
+
+class PeakMemory:
+    """Watches this process while it is a context: `before` and `peak` are bytes of anonymous memory."""
+
+    def __enter__(self) -> PeakMemory:
+        self.before = self.peak = anonymous_memory()
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(SECONDS):
+            self.peak = max(self.peak, anonymous_memory())
 
 
 def write_random_llama(folder: Path, hidden: int, blocks: int, dtype: torch.dtype) -> int:
@@ -83,16 +104,8 @@ def prune(
     heads and channels out, towards the dense model.
     """
     rose.prune_layer(torch.randn(64, 64), torch.eye(64))  # libraries set themselves up
-    before, start, peak, ended = anonymous_memory(), time.perf_counter(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not ended.wait(SECONDS):
-            peak = max(peak, anonymous_memory())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    start = time.perf_counter()
+    with PeakMemory() as memory:
         model, tokenizer = rose.load_model(str(folder), stream=True, dtype=dtype, scratch=folder)
         tokens = torch.randint(0, 256, (samples, length), generator=torch.Generator().manual_seed(0))
         last = model.config.num_hidden_layers - 1
@@ -116,10 +129,12 @@ def prune(
             rose.prune_model(model, tokens, sparsity=0.5, target=target, layers=layers, checkpoint=checkpoint)
             rose.save_model(model, tokenizer, folder / "pruned")
             parts = estimate_memory(model, **sizes, layers=layers, dense_targets=target == "dense")
-    finally:
-        ended.set()
-        watcher.join()
-    return {"measured": peak - before, "peak": parts.peak, "seconds": time.perf_counter() - start, **asdict(parts)}
+    return {
+        "measured": memory.peak - memory.before,
+        "peak": parts.peak,
+        "seconds": time.perf_counter() - start,
+        **asdict(parts),
+    }
 
 
 def table() -> pd.DataFrame:

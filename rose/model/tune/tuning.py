@@ -34,7 +34,7 @@ from rose.model.network.residence import evaluating
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import Progress, ProgressCallback, time_left
 from rose.model.run.checkpoint import claimed
-from rose.model.tune.kept import Trained, check_pruned, find_trained, in_float32, settle
+from rose.model.tune.kept import check_pruned, find_trained, in_float32, settle
 from rose.model.tune.loss import LOSSES, cross_entropy, divergence
 from rose.model.workers import Workers
 
@@ -244,6 +244,13 @@ class Tuner:
         model, dense = self.network.residence.fingerprint(), self.dense.residence.fingerprint()
         return {"command": "tune", **facts, "tokens": digest(given), "layers": names, "model": model, "dense": dense}
 
+    @property
+    def table(self) -> pd.DataFrame:
+        """`curve` with a row for each measurement."""
+        rows = [asdict(look) for look in self.curve]
+        table = pd.DataFrame(rows, columns=["step", "seconds", "loss", "held_out"])
+        return table.astype({"loss": float, "held_out": float})
+
     def report(self) -> TuneReport:
         """What was done, so far or in the end."""
         rows = []
@@ -251,12 +258,11 @@ class Tuner:
             now, before = one.parameter.detach().float(), was.float()
             change = float((now - before).norm() / before.norm().clamp_min(1e-30))
             rows.append((one.name, was.numel(), int((now == 0).sum()), change))
-        curve = pd.DataFrame([asdict(look) for look in self.curve], columns=["step", "seconds", "loss", "held_out"])
         known = {look.step: look.held_out for look in self.curve}
         table = pd.DataFrame(rows, columns=["layer", "weights", "zeros", "change"])
         return TuneReport(
             table,
-            curve.astype({"loss": float, "held_out": float}),
+            self.table,
             {
                 **asdict(self.settings),
                 "rate": self.rate,
@@ -301,18 +307,20 @@ class _Loop:
         self.settings, self.device, self.workers = tuner.settings, tuner.network.device, tuner.workers
         self.trained = tuner.trained
         self.optimizer = torch.optim.Adam([one.parameter for one in self.trained], lr=RATE, fused=True)
-        self.hooks = [one.parameter.register_post_accumulate_grad_hook(self._mask(one)) for one in self.trained]
+        masks = [(one.parameter, one.frozen.to(self.device)) for one in self.trained]
+        self.hooks = [one.register_post_accumulate_grad_hook(self._clear(frozen)) for one, frozen in masks]
         blocks = [block for network in (tuner.network, tuner.dense) for block in network.blocks]
         self.hooks += [block.register_forward_hook(lambda *_: self.tell()) for block in blocks if progress]
-        self.frozen = [one.frozen.to(self.device) for one in self.trained]
         self.began, self.first_step = time.perf_counter(), 0
         self.wanted: list[Tensor] | None = None  # the dense model's logits on held-out windows
         self.gathered: list[float] = []
 
-    def _mask(self, one: Trained) -> Callable[[Tensor], None]:
+    def _clear(self, frozen: Tensor) -> Callable[[Tensor], None]:
+        """A hook that sets the gradient to 0 where a parameter is frozen."""
+
         def clear(parameter: Tensor) -> None:
             assert parameter.grad is not None
-            parameter.grad.masked_fill_(one.frozen.to(self.device), 0)
+            parameter.grad.masked_fill_(frozen, 0)
             self.tell()
 
         return clear
