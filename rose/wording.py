@@ -37,8 +37,8 @@ def apart(*values: float) -> list[str]:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """0.123 -> "12.3 %"."""
-    return "–" if math.isnan(share) else f"{100 * share:.{digits}f} %".replace("-", "−")
+    """0.123 -> "12.3 %"; what rounds to 0 has no sign."""
+    return "–" if math.isnan(share) else f"{100 * share:z.{digits}f} %".replace("-", "−")
 
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")

@@ -111,6 +111,8 @@ def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
     setup = request.setup
     if missing:
         form.offer_to_find(missing)
+    elif not request.pruned:
+        place.caption("Name a checkpoint above.")
     elif not problem:
         said = "Zeros, patterns and changes, layer by layer, in seconds."
         if cost is not None:

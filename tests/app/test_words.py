@@ -31,6 +31,8 @@ def test_words() -> None:
     assert words.count(0, "layer") == "no layers"
     assert words.count(2100, "layer") == "2 100 layers"
     assert words.percent(0.1234) == "12.3 %"
+    assert words.percent(-0.1234) == "−12.3 %"
+    assert words.percent(-0.0001, 0) == "0 %"
 
 
 def test_no_two_layers_of_a_model_have_one_short_name() -> None:
