@@ -1,0 +1,243 @@
+"""Grids of 3, 4 or 8 bits with an exact zero: value = code · scale, a scale for each row and group of input columns.
+
+What is guaranteed of weights that `round_to` has rounded by scales of `choose_scales` for the format of the weights:
+
+- Code 0 is the value 0 exactly, so a removed weight stays removed.
+- A group is `group` consecutive input columns in the layer's own order, or the whole row, whatever order a sweep visits
+  columns in. Codes of 3 and 4 bits run from −4 to 3 and from −8 to 7, and a scale may be negative, as in GGUF's Q4_0;
+  codes of 8 bits run from −127 to 127, as in its Q8_0.
+- Scales have so few significant bits that every code · scale is exact in the format of the weights (bfloat16 has 8,
+  float16 11, float32 24), and the scale itself is exact in float16. So weights carry their grid: an ordinary checkpoint
+  in that format holds every bit of it, and `find_grid` reads codes and scales back from the weights alone.
+
+In bfloat16 a scale thus has 5 bits beside codes of 4 bits, and is a power of two beside those of 8; docs/shipping.md has
+what that costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rose.errors import RoseError
+
+BITS = (3, 4, 8)
+GROUPS = (32, 64, 128, "row")
+SIGNIFICANT = {torch.bfloat16: 8, torch.float16: 11}  # bits; of wider formats 24, which is more than is needed
+OF_SCALE = 11  # of float16, in which scales are stored
+LARGEST = float(torch.finfo(torch.float16).max)
+TRIED = 24  # scales, from LEAST of the one that fits the largest weight, up to that one
+LEAST = 0.4
+ROWS = 256  # that `find_grid` reads at once
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Bits of a code, and input columns that share a scale: a number, or "row" for all of them.
+
+    Raises:
+        RoseError: other bits or groups than `BITS` and `GROUPS`.
+    """
+
+    bits: int
+    group: int | str = 64
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise RoseError(f"Weights are rounded to {_listed(BITS)} bits, not to {self.bits!r}.")
+        if self.group not in GROUPS:
+            raise RoseError(f"The group must be {_listed(GROUPS)} columns that share a scale, not {self.group!r}.")
+
+    @property
+    def most(self) -> int:
+        """The highest code."""
+        return 2 ** (self.bits - 1) - 1
+
+    @property
+    def least(self) -> int:
+        """The lowest code."""
+        return -self.most if self.bits == 8 else -self.most - 1
+
+    def width(self, columns: int) -> int:
+        """Columns of a group in a layer of so many; raises RoseError where groups do not fill its rows."""
+        width = columns if self.group == "row" else int(self.group)
+        if columns % width:
+            fitting = [str(group) for group in GROUPS if group == "row" or columns % int(group) == 0]
+            raise RoseError(
+                f"Groups of {width} columns do not divide the {columns} input columns of this layer; "
+                f"choose the group {_listed(fitting)}, or leave the layer out."
+            )
+        return width
+
+    def __str__(self) -> str:
+        return f"{self.bits} bits, " + ("a scale a row" if self.group == "row" else f"groups of {self.group}")
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A weight matrix on a grid.
+
+    Attributes:
+        codes: (out, in) int8, from `grid.least` to `grid.most`; 0 where the weight is 0.
+        scales: (out, groups) float32, each exact in float16; 0 for a group of zeros.
+    """
+
+    grid: Grid
+    codes: Tensor
+    scales: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """code · scale, (out, in) float32, exact."""
+        return self.codes * per_column(self.scales, self.codes.shape[1])
+
+
+def parse_grid(bits: int | str | None, group: int | str | None = None) -> Grid | None:
+    """The grid of these words, such as 4 and "64"; None without bits, which keeps weights as they are. The group is 64
+    unless it is given.
+
+    Raises:
+        RoseError: unknown bits or groups, or a group without bits.
+    """
+    if bits is None:
+        if group is not None:
+            raise RoseError("A group shares the scale of rounded weights; give bits too, or leave the group out.")
+        return None
+    numbers = {str(one): one for one in (*BITS, *GROUPS)}
+    known = [numbers.get(str(one), one) for one in (bits, 64 if group is None else group)]
+    return Grid(known[0], known[1])  # type: ignore[arg-type]  # which it checks
+
+
+def scale_bits(grid: Grid, dtype: torch.dtype) -> int:
+    """Significant bits of a scale, so that all its multiples are exact in `dtype` and it is itself in float16."""
+    return min(OF_SCALE, SIGNIFICANT.get(dtype, 24) - (grid.bits - 1))
+
+
+def choose_scales(weight: Tensor, grid: Grid, dtype: torch.dtype, importance: Tensor | None = None) -> Tensor:
+    """Scales by least squared error of the rounded weights, of `TRIED` for each group; (out, groups) float32.
+
+    Args:
+        weight: (out, in) float32; zeros stay zeros with any scale.
+        dtype: that the rounded weights will be stored in.
+        importance: of the squared errors in each column, (in,), such as the diagonal of H; None for all the same.
+
+    Raises:
+        RoseError: groups that do not fill the rows.
+    """
+    width, bits = grid.width(weight.shape[1]), scale_bits(grid, dtype)
+    parts = weight.unflatten(1, (-1, width))
+    least, most = parts.amin(2), parts.amax(2)
+    # The side with the larger weight gets the one code more that negative codes have.
+    fitting = torch.where(-least > most, -least, -most if grid.least < -grid.most else most) / grid.most
+    weights = None if importance is None else importance.float().view(-1, width)
+    best, error = torch.zeros_like(fitting), torch.full_like(fitting, torch.inf)
+    for number in range(TRIED + 1):  # the last is rounded up, which matters where scales are powers of two
+        share = min(1.0, LEAST + (1 - LEAST) * number / (TRIED - 1))
+        scale = _few_bits(fitting * share, bits, LARGEST / -grid.least, up=number == TRIED)
+        missed = (parts - _rounded(parts, scale.unsqueeze(2), grid)).square_()
+        found = (missed if weights is None else missed.mul_(weights)).sum(2)
+        better = found < error
+        best, error = torch.where(better, scale, best), torch.where(better, found, error)
+    return best
+
+
+def round_to(weight: Tensor, scales: Tensor, grid: Grid) -> Tensor:
+    """Every weight at the nearest multiple of its scale, (out, in) float32.
+
+    Args:
+        weight: (out, in) float32.
+        scales: (out, groups), of `choose_scales`; or (out, in), one for each weight.
+    """
+    return _rounded(weight, per_column(scales, weight.shape[1]), grid)
+
+
+def per_column(scales: Tensor, columns: int) -> Tensor:
+    """The scale of each weight, (out, groups) -> (out, columns)."""
+    return scales if scales.shape[1] == columns else scales.repeat_interleave(columns // scales.shape[1], dim=1)
+
+
+def find_grid(weight: Tensor, bits: int, group: int | str) -> Coded | None:
+    """Codes and scales of weights that lie exactly on such a grid, from the weights alone; None where they do not.
+
+    The coarsest scale is taken where several fit: codes may be smaller than those that were rounded to, and values are
+    the same to the bit. Linear in the weights; other weights are told by their first rows.
+
+    Args:
+        weight: (out, in), of any floating-point format.
+
+    Raises:
+        RoseError: unknown bits or group. Groups that do not fill the rows are no grid of these weights, which gives
+            None.
+    """
+    grid = Grid(bits, group)
+    if weight.shape[1] % (1 if group == "row" else int(group)):
+        return None
+    width, rows, codes, scales = grid.width(weight.shape[1]), 1, [], []
+    start = 0
+    while start < len(weight):
+        found = _read(weight[start : start + rows].float().unflatten(1, (-1, width)), grid)
+        if found is None:
+            return None
+        codes.append(found[0].flatten(1))
+        scales.append(found[1])
+        start, rows = start + rows, ROWS
+    return Coded(grid, torch.cat(codes), torch.cat(scales))
+
+
+def coarsest_grid(weight: Tensor) -> Coded | None:
+    """The grid of fewest bits, and then of widest groups, that weights lie on exactly; None where they lie on none."""
+    tried = (find_grid(weight, bits, group) for bits in BITS for group in reversed(GROUPS))
+    return next((found for found in tried if found), None)
+
+
+def _listed(names: tuple[int | str, ...] | list[str]) -> str:
+    *first, last = map(str, names)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _rounded(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    codes = (weight / scale).nan_to_num_(0.0, 0.0, 0.0).round_().clamp_(grid.least, grid.most)  # 0 where the scale is 0
+    return codes.mul_(scale)
+
+
+def _few_bits(scale: Tensor, bits: int, most: float, up: bool) -> Tensor:
+    """The nearest number, or the next one away from 0, of so many significant bits that float16 holds."""
+    fraction, exponent = torch.frexp(scale.clamp(-most, most))
+    fraction = fraction * 2**bits
+    whole = fraction.abs().ceil().copysign(fraction) if up else fraction.round()
+    return torch.ldexp(whole, exponent - bits).clamp(-most, most).half().float()
+
+
+def _read(parts: Tensor, grid: Grid) -> tuple[Tensor, Tensor] | None:
+    """Codes, int8, and scales, (rows, groups), of weights by rows and groups, (rows, groups, width); None without."""
+    fraction, exponent = torch.frexp(parts)
+    lowest = torch.where(parts == 0, 2**20, exponent).amin(2, keepdim=True)
+    shift = torch.where(parts == 0, 0, exponent - lowest)
+    if int(shift.max()) >= grid.bits:  # a largest weight more than 2^(bits − 1) times the smallest
+        return None
+    whole = (fraction * 2**24).long() << shift  # the weights in units of 2^(lowest − 24)
+    divisor = _common_divisor(whole.abs())
+    top = whole.abs().amax(2) // divisor.clamp_min(1)
+    unit = torch.ldexp(divisor.double(), lowest.squeeze(2) - 24)
+    scale = torch.zeros_like(unit)
+    for part in range(1, -grid.least + 1):  # the common divisor itself may have more bits than float16
+        tried = unit / part
+        fits = (scale == 0) & (tried.half() == tried) & (top * part <= -grid.least)
+        scale = torch.where(fits, tried, scale)
+    codes = (parts.double() / scale.unsqueeze(2)).nan_to_num_(0.0, 0.0, 0.0).round_()
+    turned = codes.amax(2) > grid.most
+    codes = torch.where(turned.unsqueeze(2), -codes, codes)
+    scale = torch.where(turned, -scale, scale)
+    fits_all = (codes * scale.unsqueeze(2) == parts).all() and codes.amax() <= grid.most and codes.amin() >= grid.least
+    return (codes.to(torch.int8), scale.float()) if bool(fits_all) else None
+
+
+def _common_divisor(whole: Tensor) -> Tensor:
+    """The greatest common divisor along the last dimension, int64; 0 of zeros."""
+    while whole.shape[-1] > 1:
+        half = (whole.shape[-1] + 1) // 2
+        folded = torch.gcd(whole[..., : whole.shape[-1] - half], whole[..., half:])
+        whole = torch.cat([folded, whole[..., whole.shape[-1] - half : half]], -1)
+    return whole.squeeze(-1)
