@@ -10,8 +10,8 @@ What is guaranteed of weights that `round_to` has rounded by scales of `choose_s
   float16 11, float32 24), and the scale itself is exact in float16. So weights carry their grid: an ordinary checkpoint
   in that format holds every bit of it, and `find_grid` reads codes and scales back from the weights alone.
 
-In bfloat16 a scale thus has 5 bits beside codes of 4 bits, and is a power of two beside those of 8; docs/shipping.md has
-what that costs.
+In bfloat16 a scale thus has 5 bits beside codes of 4 bits, and is a power of two beside those of 8. What that costs
+is in docs/shipping.md.
 """
 
 from __future__ import annotations
