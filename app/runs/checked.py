@@ -29,6 +29,7 @@ from rose.layer.methods import METHODS
 from rose.model.check import checkpoint
 from rose.model.check.checkpoint import CheckpointCheck
 from rose.model.check.verdicts import MOVED, VERDICTS
+from rose.model.check.whose import says_alike
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.network.network import Network
 
@@ -224,7 +225,7 @@ def _whose(found: CheckpointCheck) -> list[str]:
         return [
             f"Masks of {where} are those of {METHODS[method['name']].label}{target}: "
             f"{words.percent(method['agreement'])} of what they remove is the same, by chance "
-            f"{words.percent(method['chance'])}."
+            f"{words.percent(method['chance'])}. {says_alike(method)}".rstrip()
         ]
     if "agreement" not in found.layers:
         return []

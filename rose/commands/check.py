@@ -18,10 +18,12 @@ from rose.layer.methods import get_method
 from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
 from rose.model.check.costs import METHODS
+from rose.model.check.whose import says_alike
 from rose.output import check_file, write_file
 from rose.report import finite
 
 SHOWN = 8  # names in a line
+METHOD = "error_of_"  # before the name of a column of what a method reaches
 
 
 def add_parser(commands: Any) -> None:
@@ -90,7 +92,7 @@ def _print(name: str, found: CheckpointCheck) -> None:
         whose = KNOWN[near["name"]].label + (", towards the dense model" if near["target"] == "dense" else "")
         shares = f"{near['agreement']:.1%} of what they remove in common; by chance {near['chance']:.1%}"
         how = "those of" if summary["method"] else "nearest to those of"
-        terminal.say(f"Masks of {near['layers']} layers are {how} {whose} ({shares})")
+        terminal.say(f"Masks of {near['layers']} layers are {how} {whose} ({shares}). {says_alike(near)}".rstrip())
     if "error" in layers:
         known = layers.dropna(subset=["error"])
         means = known[[column for column in known if "error" in column and "held_out" not in column]].mean()
@@ -117,7 +119,9 @@ def _print_gone(gone: dict[str, Any]) -> None:
 
 def _label(column: str) -> str:
     labels = {"error": "as found", "mask_error": "mask alone", "possible_error": "possible"}
-    return (labels | {"dense_input_error": "on dense inputs"}).get(column, column.removeprefix("error_of_"))
+    if column.startswith(METHOD):
+        return KNOWN[column.removeprefix(METHOD)].label
+    return (labels | {"dense_input_error": "on dense inputs"})[column]
 
 
 def _between(pair: tuple[str, str], models: dict[str, Any], checks: dict[str, CheckpointCheck]) -> pd.DataFrame:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -19,14 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.change import UNLIKE, Removal, WeightChange, weight_change
+from rose.layer.change import UNLIKE, WeightChange, weight_change
 from rose.layer.target import target_damping
 from rose.model.check import verdicts
-from rose.model.check.costs import METHODS, SAME_MASK, Costs, Recognized, Yardsticks
+from rose.model.check.costs import METHODS, Costs, Recognized, Yardsticks
 from rose.model.check.gone import find_gone
 from rose.model.check.inputs import BlockInputs, LayerInputs, Pair, walk_both
 from rose.model.check.others import OtherTensor, others_in_block, others_outside
 from rose.model.check.verdicts import Peers, Verdict, judge_costs, judge_weights
+from rose.model.check.whose import maker_of
 from rose.model.measure.perplexity import perplexity
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
@@ -146,9 +146,10 @@ def check_checkpoint(
             drifts.append({"block_index": block.index, "drift": block.drift})
     others += others_outside(*networks)
     gone = find_gone({name: (one.layer, one.change) for name, one in found.items()}, networks[0].config)
+    whose = _method_of(found)
     judged = {name: replace(verdict, reason=verdict.reason + gone.of(name)) for name, verdict in _judge(found).items()}
     summary = _summary(found, judged) | {"gone": gone.row(), "drift": drifts}
-    summary |= _method_of(found) | {"methods": list(methods) if streams else []}
+    summary |= whose | {"methods": list(methods) if streams else []}
     windows = held_out if held_out is not None else tokens
     if windows is not None and not any(network.is_streamed for network in networks):
         summary |= {"perplexity_dense": perplexity(dense, windows), "perplexity": perplexity(pruned, windows)}
@@ -239,30 +240,17 @@ def _table_of(others: Sequence[OtherTensor]) -> pd.DataFrame:
 
 
 def _method_of(found: Mapping[str, _Layer]) -> dict[str, Any]:
-    """`nearest`: the method that the masks are nearest to, with the mean agreement; None without masks or methods. ROSE
-    is SparseGPT in layers that are not columnar, so the layers decide together.
-    `method`: that one where it has made nearly all of them, else None."""
-    known = [one.nearest for one in found.values() if one.nearest]
-    candidates = dict.fromkeys(key for one in known for key in one.tried)
-    if not candidates:
+    """`nearest`: the method that the masks are nearest to (see `Maker`), None without masks or methods. `method`: that
+    one where it has made nearly all of them, else None. Layers in which it and another are the same get its name."""
+    maker = maker_of([one.nearest for one in found.values() if one.nearest])
+    if maker is None:
         return {"method": None, "nearest": None}
-
-    def shared_with(key: tuple[str, str]) -> list[Removal]:
-        # Targets are tried only where nothing else has the mask.
-        return [found for one in known if (found := one.tried.get(key) or one.tried.get((key[0], "layer")))]
-
-    best = max(candidates, key=lambda key: fmean(one.jaccard for one in shared_with(key)))
-    shared = shared_with(best)
-    same = [one for one in shared if one.jaccard >= SAME_MASK]
-    is_same = len(same) >= verdicts.PEERS * len(known)
-    nearest = {
-        "name": best[0],
-        "target": best[1],
-        "layers": len(same) if is_same else len(shared),
-        "agreement": fmean(one.jaccard for one in shared),
-        "chance": fmean(one.chance for one in shared),
-    }
-    return {"method": nearest if is_same else None, "nearest": nearest}
+    for one in found.values():
+        for target in (maker.target, "layer"):
+            if (near := one.nearest) and near.tried.get((maker.name, target)) == near.shared:
+                one.nearest = replace(near, method=maker.name, target=target)
+                break
+    return {"method": maker.row() if maker.is_same else None, "nearest": maker.row()}
 
 
 def _table(found: Mapping[str, _Layer], judged: Mapping[str, Verdict]) -> pd.DataFrame:

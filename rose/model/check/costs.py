@@ -25,6 +25,7 @@ METHODS = ("magnitude", "wanda", "sparsegpt", "rose", RECOMMENDED)
 REFIT_STEPS = 12  # of conjugate gradients from the weights found; 24 find half a percent more (docs/check.md)
 DAMPING = 0.01
 SAME_MASK = 0.9  # share in common of what two masks remove, from which on they are one method's
+EXACT = 0.99  # the same of one method on the same inputs, but for rounding
 
 
 @dataclass(frozen=True)
@@ -155,15 +156,29 @@ class _Trial:
     known: dict[str, Known] = field(default_factory=dict)
 
     def prune(self, method: str, target: str = "") -> Tensor:
-        """What the method makes of W, or of W* as the recommended one should; notes how near its mask is."""
+        """What the method makes of W, or of W* as the recommended one should; notes how near its mask is.
+
+        `target`: "layer", "dense", or "stream", which makes good what the residual stream lacks too.
+        """
         target = target or ("dense" if method == RECOMMENDED else "layer")
-        aim = self.weight if target == "layer" else self.wanted.to(self.weight.dtype)
-        known = self.known.setdefault(target, Known(aim))
+        known = self.known.get(target) or self.known.setdefault(target, Known(self._aim(target)))
         made = make_settings(method, sparsity=self.pattern, block_size=self.yardsticks.block_size)
         settings = replace(made, measures=False, known=known, products=self.yardsticks.products)
-        result = self._run(aim, settings, target)
-        self.tried[method, target] = same_removed(self.mask, result.mask.to(self.mask.device))
+        result = self._run(known.weight, settings, target)
+        found = same_removed(self.mask, result.mask.to(self.mask.device))
+        key = method, "dense" if target == "stream" else target
+        self.tried[key] = max(found, self.tried.get(key, found), key=lambda one: one.jaccard)
         return result.weight
+
+    def _aim(self, target: str) -> Tensor:
+        """The weight that is pruned: W, or one whose outputs are nearest to the target."""
+        if target == "layer":
+            return self.weight
+        if target == "stream":
+            assert self.inputs.stream is not None
+            mu, known = self.yardsticks.target_damping, self.inputs.statistics
+            return corrected_weight(self.weight, known, self.inputs.stream, mu)[0].to(self.weight.dtype)
+        return self.wanted.to(self.weight.dtype)
 
     @property
     def nearest(self) -> Recognized | None:
@@ -182,13 +197,16 @@ class _Trial:
         return result
 
     def try_again_on_targets(self) -> None:
-        """Where the mask is no method's so far, looks whether sweeps towards the dense model's outputs have it."""
-        nearest = self.nearest
-        if nearest is None or nearest.is_same:
+        """Where the mask is not exactly a method's so far, looks whether it is that of a run towards the dense model:
+        sweeps, which cost little, and the recommended method where the mask is still nobody's."""
+        if self.nearest is None or self.nearest.shared.jaccard >= EXACT:
             return
-        for method in self.yardsticks.methods:
-            if method in ("sparsegpt", "rose"):
-                self.prune(method, "dense")
+        writes = self.inputs.stream is not None
+        for method in ("sparsegpt", "rose"):
+            if method in self.yardsticks.methods:
+                self.prune(method, "stream" if writes else "dense")
+        if writes and RECOMMENDED in self.yardsticks.methods and not self.nearest.is_same:
+            self.prune(RECOMMENDED, "stream")
 
 
 def _error_by(weight: Tensor, known: LayerInputs) -> Callable[[Tensor], float]:

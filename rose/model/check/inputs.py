@@ -4,35 +4,41 @@ their hidden states are."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
 from rose.layer.statistics import InputStatistics
-from rose.layer.target import InputGap
+from rose.layer.target import InputGap, OutputGap
 from rose.model.network.experts import experts_apart
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.network.precision import FLOAT32, Precision
+from rose.model.network.residual import Writer, find_writers
 from rose.model.walk.dense_states import token_drift
-from rose.model.walk.forward import check_blocks, record_inputs, run_block
+from rose.model.walk.forward import Arguments, check_blocks, record_inputs, run_block
+from rose.model.walk.targets import BatchKey, BlockTargets
+from rose.model.walk.walk import TRACED_TOKENS
 
 Pair = tuple[PrunableLayer, PrunableLayer]  # of the dense model and of the other one
 
 
 @dataclass
 class LayerInputs:
-    """What a layer reads; layers that read the same tensors share one.
+    """What a layer reads; layers that read the same tensors share one, except where they write into the stream.
 
     Attributes:
         statistics: of the inputs in the other model, X_p.
         gap: how far they are from those in the dense model.
+        stream: of a layer that writes into the residual stream, with what the stream lacks before it; else None.
     """
 
     statistics: InputStatistics
     gap: InputGap
+    stream: OutputGap | None = None
 
     @cached_property
     def dense_hessian(self) -> Tensor:
@@ -79,8 +85,15 @@ def walk_both(
     device = networks[0].device
     states: dict[str, list[list[Tensor]]] = {stream: [[], []] for stream in streams}  # of dense and other, by batch
     arguments: dict[str, list] = {stream: [] for stream in streams}
+    traced: list[Tensor] = []
+    few: list[list[Arguments]] = []  # of a pass over a few tokens, which shows what writes into the residual stream
     for number, network in enumerate(networks if streams else ()):
-        outputs = check_blocks(network, next(iter(streams.values())))
+        tokens = next(iter(streams.values()))
+        outputs = check_blocks(network, tokens)
+        if number == 0:
+            few = record_inputs(
+                network, tokens[:1, :TRACED_TOKENS], outputs, lambda _batch, states: traced.append(states)
+            )
         for stream, tokens in streams.items():
             arguments[stream].append(record_inputs(network, tokens, outputs, partial(_append, states[stream][number])))
     by_block: dict[int, list[Pair]] = {}
@@ -90,14 +103,19 @@ def walk_both(
         with networks[0].residence.visit(index, device) as one, networks[1].residence.visit(index, device) as two:
             found = BlockInputs(index, (one, two), by_block.get(index, []))
             for stream in streams:
-                reading = _Reading(found.pairs, device, precision.products)
-                with experts_apart(one), experts_apart(two), torch.no_grad(), reading:
+                with experts_apart(one), experts_apart(two), torch.no_grad(), ExitStack() as watching:
+                    every = [layer for layer in networks[0].layers if layer.block_index == index]
+                    hidden = traced[0].clone().to(device)
+                    trace = partial(run_block, one, hidden, few[index][0], device)
+                    lost = _Lost((one, two), found.pairs, find_writers(one, every, trace, hidden), precision.products)
+                    reading = watching.enter_context(_Reading(found.pairs, device, precision.products, lost))
+                    watching.callback(lost.close)
                     drifts = []
                     for batch, (before, after) in enumerate(zip(*states[stream], strict=True)):
-                        outputs = [
-                            run_block(block, hidden, arguments[stream][number][index][batch], device, precision)
-                            for number, (block, hidden) in enumerate(((one, before), (two, after)))
-                        ]
+                        both = [own[index][batch] for own in arguments[stream]]
+                        with lost.before(before, after):
+                            was = run_block(one, before, both[0], device, precision)
+                        outputs = [was, run_block(two, after, both[1], device, precision)]
                         reading.end_batch()
                         for known, output in zip(states[stream], outputs, strict=True):
                             known[batch] = output.to(before.device)
@@ -108,6 +126,58 @@ def walk_both(
             yield found
 
 
+class _Lost:
+    """What layers that write into the residual stream of one decoder block would have to add to make it the dense
+    one's, gathered batch by batch: a run towards the dense model has pruned them to do so."""
+
+    KEY: BatchKey = ("", 0)
+
+    def __init__(
+        self,
+        modules: tuple[nn.Module, nn.Module],
+        pairs: Sequence[Pair],
+        writers: Mapping[str, Writer],
+        products: torch.dtype,
+    ) -> None:
+        writing = [pair for pair in pairs if pair[0].projection in writers and not pair[0].is_expert]
+        self.layers = [layer for layer, _ in writing]
+        self.dense, self.other = (
+            BlockTargets(module, [pair[number] for pair in writing], writers, products)
+            for number, module in enumerate(modules)
+        )
+        self.dense.pruned = self.other.pruned
+        self.other.watch_pruned(lambda: self.KEY)
+        self.gaps: dict[str, OutputGap] = {}
+
+    @contextmanager
+    def before(self, dense: Tensor, other: Tensor) -> Iterator[None]:
+        """While the dense block runs on a batch of its hidden states; the other one, on its own, comes next."""
+        self.other.enter(self.KEY, other)
+        with self.dense.watch_dense(*self.KEY, dense):
+            yield
+        self.other.enter(self.KEY, other)
+
+    def end_batch(self, read: Mapping[str, Tensor]) -> Mapping[str, OutputGap]:
+        """Adds a batch, of which `read` has the inputs in the other model; all gaps so far, by layer."""
+        for layer in self.layers:
+            found = self.dense.gap(layer, {self.KEY: (read[layer.name], None)}) if layer.name in read else None
+            if isinstance(found, OutputGap):
+                known = self.gaps.setdefault(layer.name, found)
+                if known is not found:
+                    for mine, more in (
+                        (known.cross, found.cross),
+                        (known.square, found.square),
+                        (known.total, found.total),
+                    ):
+                        mine += more
+        self.dense.dense.clear()
+        return self.gaps
+
+    def close(self) -> None:
+        self.dense.close()
+        self.other.close()
+
+
 def _append(into: list[Tensor], _batch: int, hidden: Tensor) -> None:
     into.append(hidden)
 
@@ -115,9 +185,9 @@ def _append(into: list[Tensor], _batch: int, hidden: Tensor) -> None:
 class _Reading:
     """Watches the layers of one decoder block in both models."""
 
-    def __init__(self, pairs: Sequence[Pair], device: torch.device, products: torch.dtype) -> None:
+    def __init__(self, pairs: Sequence[Pair], device: torch.device, products: torch.dtype, lost: _Lost) -> None:
         self.pairs = [pair for pair in pairs if not pair[0].is_expert]
-        self.device, self.products = device, products
+        self.device, self.products, self.lost = device, products, lost
         self.known: dict[str, LayerInputs] = {}
         self._read: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
         self._hooks: list = []
@@ -150,6 +220,9 @@ class _Reading:
                 found.gap.update(after, before)
                 shared[id(after)] = found
             self.known[layer.name] = shared[id(after)]
+        for name, gap in self.lost.end_batch(now).items():
+            if name in self.known:
+                self.known[name] = replace(self.known[name], stream=gap)
         was.clear()
         now.clear()
 

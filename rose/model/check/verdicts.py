@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from rose.layer.change import UNLIKE, FoundGrid, WeightChange
+from rose.layer.methods import METHODS
 from rose.model.check.costs import Costs, Recognized
 
 AS_EXPECTED = "as expected"
@@ -207,15 +208,15 @@ def judge_costs(verdict: Verdict, costs: Costs, change: WeightChange, nearest: R
         return Verdict(MASK_ALONE, f"{said} {verdict.reason}", True)
     if change.zeros <= change.zeros_before:
         return verdict
-    reached = {name: value for name, value in costs.methods.items() if name in COMPARED}
-    beside = ", ".join(f"{name} would be at {value:.4f}" for name, value in reached.items())
+    reached = {METHODS[name].label: value for name, value in costs.methods.items() if name in COMPARED}
+    beside = ", ".join(f"{label} would be at {value:.4f}" for label, value in reached.items())
     said = f"Error {costs.error:.4f}"
     if costs.recovered is not None:
         said = f"Compensation recovered {costs.recovered:.0%} of what it could: error {costs.error:.4f}"
     mask = ""
     if nearest and nearest.is_same:
         shared = nearest.shared
-        whose = nearest.method + (" towards the dense model" if nearest.target == "dense" else "")
+        whose = METHODS[nearest.method].label + (" towards the dense model" if nearest.target == "dense" else "")
         mask = f" Its mask is that of {whose} ({shared.jaccard:.1%} in common; by chance {shared.chance:.1%})."
     reason = f"{said}{'; ' + beside if beside else ''}.{mask} {verdict.reason}"
     return Verdict(verdict.verdict, reason, verdict.is_wrong)

@@ -14,6 +14,7 @@ from rose import cli
 from rose.model.check import verdicts
 from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
+from rose.model.check.whose import says_alike
 from tests.model.check.faults import compensate
 from tests.model.families import make_model, make_tokens
 from tests.tiny import save_tiny_llama
@@ -130,6 +131,25 @@ def test_tokens_that_the_checkpoint_does_not_know_are_refused() -> None:
     pruned.resize_token_embeddings(5)
     with pytest.raises(rose.RoseError, match="token"):
         check_checkpoint(dense, pruned, make_tokens())
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "rose"])
+def test_a_run_towards_the_dense_model_is_recognized_to_the_last_weight(method: str) -> None:
+    """What the residual stream lacked is known again; ROSE is told from SparseGPT by the one columnar layer."""
+    dense, tokens = make_model("llama"), make_tokens()
+    with torch.no_grad():
+        for layer in rose.prunable_layers(dense)[::2]:
+            layer.weight[:, 5:9] *= 4
+    pruned = copy.deepcopy(dense)
+    rose.prune_model(pruned, tokens, method=method, sparsity=0.5, block_size=8)
+    found = check_checkpoint(dense, pruned, tokens, methods=("wanda", "sparsegpt", "rose"), block_size=8)
+    other = {"rose": "sparsegpt", "sparsegpt": "rose"}[method]
+    made = found.summary["method"]
+    assert (made["name"], made["target"], made["layers"], made["agreement"]) == (method, "dense", 14, 1.0)
+    assert (made["alike"], made["told_by"]) == ({other: 13}, 1)
+    assert set(found.layers["nearest_method"]) == {method}
+    said = says_alike(found.summary["method"])
+    assert said.endswith("are the same in 13 layers; the other one tells them apart.")
 
 
 @pytest.fixture(scope="module")
