@@ -191,6 +191,11 @@ def facts(run: CheckpointRun) -> list[str]:
         if moved
         else "Kept weights are those of the dense model in every layer."
     )
+    if rotated := len(summary["rotated_heads"]):
+        said.append(
+            f"Heads of {words.count(rotated, 'output projection')} were rotated before pruning, which changes no "
+            "output; they are compared with the dense ones so rotated."
+        )
     said += _compensation(layers) + _whose(found)
     if "perplexity" in summary:
         said.append(

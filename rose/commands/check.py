@@ -84,6 +84,8 @@ def _print(name: str, found: CheckpointCheck) -> None:
         zeros += f", {summary['zeros_before']:,} of them in the dense model"
     terminal.say(f"{name}: {summary['layers']} layers, {zeros}, pattern {summary['pattern']}; {counts}")
     _print_gone(summary["gone"])
+    if rotated := summary["rotated_heads"]:
+        terminal.say(f"Heads of {len(rotated)} output projections were rotated before pruning, which changes no output")
     changed = found.others.groupby("kind", sort=False).size()
     if len(changed):
         kinds = ", ".join(f"{count} of kind {kind}" for kind, count in changed.items())

@@ -25,6 +25,7 @@ from rose.model.check.costs import METHODS, Costs, Recognized, Yardsticks
 from rose.model.check.gone import find_gone
 from rose.model.check.inputs import BlockInputs, LayerInputs, Pair, walk_both
 from rose.model.check.others import OtherTensor, others_in_block, others_outside
+from rose.model.check.rotated import sample
 from rose.model.check.verdicts import Peers, Verdict, judge_costs, judge_weights
 from rose.model.check.whose import maker_of
 from rose.model.measure.perplexity import perplexity
@@ -35,7 +36,7 @@ from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.walk import check_streams
 from rose.report import finite
 
-SAMPLE = 4096  # weights of each layer that tell whether it holds another one's
+ROTATED = " Its heads were rotated first (exact, function unchanged); it is compared with the dense ones so rotated."
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ class CheckpointCheck:
         layers: a row for each layer: its name and place, `verdict`, `reason`, `is_wrong`, what `WeightChange` says of
             it, and with tokens its errors (see `Costs`) and the method whose mask is nearest.
         others: a row for each other tensor that differs: see `OtherTensor`.
-        summary: totals, and what is gone altogether (see `Gone`); with tokens also drift by decoder block,
-            perplexities, the method that masks are `nearest` to, and as `method` that which has made nearly all.
+        summary: totals, what is gone altogether (see `Gone`), and as `rotated_heads` output projections that are
+            compared with the dense ones in another basis (see `rose.model.check.rotated`); with tokens also drift by
+            decoder block, perplexities, the method that masks are `nearest` to, and as `method` that which has made
+            nearly all.
     """
 
     layers: pd.DataFrame
@@ -130,6 +133,8 @@ def check_checkpoint(
     found: dict[str, _Layer] = {}
     others: list[OtherTensor] = []
     drifts: list[dict[str, Any]] = []
+    rotated: list[str] = []  # output projections
+    in_basis: set[str] = set()  # and their values
     meter = Meter(progress, blocks, len(pairs))
 
     def tick(index: int, share: float) -> None:
@@ -141,14 +146,20 @@ def check_checkpoint(
             found[name] = _look_at(pair, block, yardsticks)
             meter.layers_done += 1
             meter.tell("check", block.index, (number + 1) / len(block.pairs), name)
+        if block.aligned is not None:
+            rotated += block.aligned.outputs
+            in_basis |= {*block.aligned.layers}
         others += others_in_block(f"{networks[0].prefix}.{block.index}", block.modules, block.pairs)
         if block.drift is not None:
             drifts.append({"block_index": block.index, "drift": block.drift})
     others += others_outside(*networks)
     gone = find_gone({name: (one.layer, one.change) for name, one in found.items()}, networks[0].config)
     whose = _method_of(found)
-    judged = {name: replace(verdict, reason=verdict.reason + gone.of(name)) for name, verdict in _judge(found).items()}
-    summary = _summary(found, judged) | {"gone": gone.row(), "drift": drifts}
+    judged = {
+        name: replace(verdict, reason=verdict.reason + ROTATED * (name in in_basis) + gone.of(name))
+        for name, verdict in _judge(found).items()
+    }
+    summary = _summary(found, judged) | {"gone": gone.row(), "drift": drifts, "rotated_heads": rotated}
     summary |= whose | {"methods": list(methods) if streams else []}
     windows = held_out if held_out is not None else tokens
     if windows is not None and not any(network.is_streamed for network in networks):
@@ -186,7 +197,7 @@ def _look_at(pair: Pair, block: BlockInputs, yardsticks: Yardsticks) -> _Layer:
     layer, weight = pair[0], pair[0].weight
     after = pair[1].weight.to(weight.device)
     change = weight_change(weight, after)
-    found = _Layer(layer, change, _sample(weight), _sample(after))
+    found = _Layer(layer, change, sample(weight), sample(after))
     inputs, held_out = (_finite(block.inputs.get(one, {}).get(layer.name)) for one in ("calibration", "held_out"))
     if inputs is not None and not change.not_finite and not change.is_untouched:
         found.costs, found.nearest = yardsticks.measure(weight, after, change, inputs, held_out)
@@ -196,13 +207,6 @@ def _look_at(pair: Pair, block: BlockInputs, yardsticks: Yardsticks) -> _Layer:
 def _finite(inputs: LayerInputs | None) -> LayerInputs | None:
     """None where an earlier layer has put out NaN or infinity, by which nothing can be measured."""
     return inputs if inputs is not None and inputs.statistics.diagonal.isfinite().all() else None
-
-
-def _sample(weight: Tensor) -> Tensor:
-    """Some weights, always from the same places of a shape; float32 on the CPU."""
-    flat = weight.reshape(-1)
-    places = torch.linspace(0, len(flat) - 1, min(SAMPLE, len(flat)), dtype=torch.float64).long()
-    return torch.nan_to_num(flat[places.to(flat.device)].float().cpu())
 
 
 def _judge(found: Mapping[str, _Layer]) -> dict[str, Verdict]:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap
+from rose.model.check.rotated import Aligned, Pair, align
 from rose.model.network.experts import experts_apart
-from rose.model.network.layers import PrunableLayer
+from rose.model.network.heads import head_width
 from rose.model.network.network import Network
 from rose.model.network.precision import FLOAT32, Precision
 from rose.model.network.residual import Writer, find_writers
@@ -22,8 +23,6 @@ from rose.model.walk.dense_states import token_drift
 from rose.model.walk.forward import Arguments, check_blocks, record_inputs, run_block
 from rose.model.walk.targets import BatchKey, BlockTargets
 from rose.model.walk.walk import TRACED_TOKENS
-
-Pair = tuple[PrunableLayer, PrunableLayer]  # of the dense model and of the other one
 
 
 @dataclass
@@ -57,6 +56,7 @@ class BlockInputs:
         pairs: its layers.
         inputs: by stream ("calibration", "held_out") and layer; without experts, whose tokens differ by model.
         drift: mean over held-out tokens, or those of calibration where there are none; None without tokens.
+        aligned: where heads were rotated before pruning; the dense block and its layers are then its own copies.
     """
 
     index: int
@@ -64,6 +64,7 @@ class BlockInputs:
     pairs: list[Pair]
     inputs: dict[str, dict[str, LayerInputs]] = field(default_factory=dict)
     drift: float | None = None
+    aligned: Aligned | None = None
 
 
 def walk_both(
@@ -102,6 +103,9 @@ def walk_both(
     for index in range(max(by_block) + 1):
         with networks[0].residence.visit(index, device) as one, networks[1].residence.visit(index, device) as two:
             found = BlockInputs(index, (one, two), by_block.get(index, []))
+            if aligned := align(one, found.pairs, head_width(networks[0].config)):
+                one = aligned.module
+                found = BlockInputs(index, (one, two), aligned.pairs, aligned=aligned)
             for stream in streams:
                 with experts_apart(one), experts_apart(two), torch.no_grad(), ExitStack() as watching:
                     every = [layer for layer in networks[0].layers if layer.block_index == index]

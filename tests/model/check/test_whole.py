@@ -152,6 +152,25 @@ def test_a_run_towards_the_dense_model_is_recognized_to_the_last_weight(method: 
     assert said.endswith("are the same in 13 layers; the other one tells them apart.")
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])  # shared values, fused ones, with a bias
+def test_heads_that_were_rotated_are_compared_in_their_basis(family: str) -> None:
+    dense, tokens = make_model(family), make_tokens()
+    pruned = copy.deepcopy(dense)
+    names = [*rose.rotate_heads(pruned, tokens, basis="random")["layer"]]
+    turned = check_checkpoint(dense, pruned)
+    assert turned.is_sane
+    assert turned.layers["change"].max() < 1e-5
+    rose.prune_model(pruned, tokens, method="sparsegpt", sparsity=0.5, block_size=8)
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    found = check_checkpoint(dense, pruned, tokens, methods=("wanda", "sparsegpt"), block_size=8)
+    assert found.summary["rotated_heads"] == turned.summary["rotated_heads"] == names
+    assert not found.layers["verdict"].eq(verdicts.OTHER_MODEL).any()
+    reasons = found.layers.set_index("layer")["reason"]
+    assert all("heads were rotated first" in reasons[name] for name in names)
+    assert found.summary["nearest"]["name"] == "sparsegpt"
+    assert all(torch.equal(value, dense.state_dict()[name]) for name, value in before.items())
+
+
 @pytest.fixture(scope="module")
 def two() -> tuple[nn.Module, dict[str, nn.Module], Tensor]:
     """A dense model, copies of it by Wanda and by magnitude, and tokens."""

@@ -1,0 +1,129 @@
+"""Heads that were rotated before pruning: values and output projection of a checkpoint are then in another basis than
+those of the dense model, which computes the same in any; see `rose.layer.basis`.
+
+The rotation is found by its effect: R of a group of heads brings RᵀW_v and W_o R nearest to the kept weights
+(orthogonal Procrustes, Schönemann 1966; removed weights are filled in by the last R, and so say nothing). It is believed
+where kept weights then agree, and did not before.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from rose.layer.change import UNLIKE
+from rose.model.network.heads import ValueHeads
+from rose.model.network.layers import PrunableLayer
+
+SAMPLE = 4096  # weights that tell whether a layer is another one's
+BELIEVED = 2 * UNLIKE  # cosine of kept weights with the rotated dense ones, from which on heads were rotated
+FILLED = 40  # times that removed weights are filled in; at 70 % each leaves 0.7 of what was wrong
+Pair = tuple[PrunableLayer, PrunableLayer]  # of the dense model and of the other one
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A dense decoder block in the basis of another one.
+
+    Attributes:
+        module: a copy that shares all but what was rotated.
+        pairs: its layers beside those of the other one.
+        outputs, layers: names of the output projections whose heads were rotated; of these and of their values.
+    """
+
+    module: nn.Module
+    pairs: list[Pair]
+    outputs: tuple[str, ...]
+    layers: tuple[str, ...]
+
+
+def sample(weight: Tensor) -> Tensor:
+    """Some weights, always from the same places of a shape; float32 on the CPU."""
+    flat = weight.reshape(-1)
+    places = torch.linspace(0, len(flat) - 1, min(SAMPLE, len(flat)), dtype=torch.float64).long()
+    return torch.nan_to_num(flat[places.to(flat.device)].float().cpu())
+
+
+@torch.no_grad()
+def align(block: nn.Module, pairs: Sequence[Pair], width: int | None) -> Aligned | None:
+    """The dense block with its heads rotated as in the other one; None where none were. `width`: columns of a head."""
+    plain = [pair for pair in pairs if not pair[0].is_expert]
+    found: list[tuple[ValueHeads, Tensor]] = []
+    for values, output in combinations([pair for pair in plain if width], 2):  # in the order of modules
+        if _is_strange(*output) and not any(output[0] is heads.output for heads, _ in found):
+            heads = _heads(output, values, width or 1)
+            rotations = _rotations(heads, output[1].weight, values[1].weight) if heads else None
+            found += [(heads, rotations)] if heads is not None and rotations is not None else []
+    if not found:
+        return None
+    twin = copy.deepcopy(block, {id(one): one for one in (*block.parameters(), *block.buffers())})
+    for heads, rotations in found:
+        inside = heads.inside(twin)
+        for layer in (inside.output, inside.values):
+            for leaf, value in list(layer.module.named_parameters(recurse=False)):
+                setattr(layer.module, leaf, nn.Parameter(value.detach().clone(), requires_grad=False))
+        inside.rotate(rotations)
+    own = {id(pair[0]): replace(pair[0], module=twin.get_submodule(pair[0].projection)) for pair in plain}
+    outputs = tuple(heads.output.name for heads, _ in found)
+    return Aligned(
+        twin,
+        [(own.get(id(before), before), after) for before, after in pairs],
+        outputs,
+        (*outputs, *(heads.values.name for heads, _ in found)),
+    )
+
+
+def _is_strange(before: PrunableLayer, after: PrunableLayer) -> bool:
+    """Whether kept weights have nothing to do with the dense ones."""
+    was, now = sample(before.weight), sample(after.weight)
+    return float(_cosine(was, now)) < UNLIKE and bool(now.any())
+
+
+def _cosine(was: Tensor, now: Tensor, dim: int = 0) -> Tensor:
+    """Of nonzeros of `now` with what stood there."""
+    return torch.cosine_similarity(torch.where(now == 0, 0, was), now, dim=dim)
+
+
+def _heads(output: Pair, values: Pair, width: int) -> ValueHeads | None:
+    """The heads of an output projection, if values are those rows of the other layer that look strange; else None."""
+    before, after = (layer.weight.float() for layer in values)
+    if output[0].weight.shape[1] % width or len(before) % width:
+        return None
+    alike = _cosine(before.reshape(len(before) // width, -1), after.reshape(len(after) // width, -1), dim=1)
+    starts = [width * int(group) for group in (alike < UNLIKE).nonzero()]
+    count = output[0].weight.shape[1] // width
+    if not starts or count % len(starts):
+        return None
+    return ValueHeads(output[0], values[0], width, tuple(starts[head * len(starts) // count] for head in range(count)))
+
+
+def _rotations(heads: ValueHeads, output: Tensor, values: Tensor) -> Tensor | None:
+    """R of each group of heads, (groups, width, width) float64; None where no rotation explains the pruned weights."""
+    layout, width = heads.layout, heads.width
+    rows = torch.cat([torch.arange(start, start + width) for start in sorted(set(heads.rows))])
+    group = torch.tensor(layout.group)
+
+    def by_group(of_output: Tensor, of_values: Tensor) -> Tensor:
+        """All that R turns, (groups, vectors, width): a group's rows of values as columns, and its heads' columns."""
+        columns = of_output.double().unflatten(1, (-1, width)).permute(1, 0, 2)  # (heads, out, width)
+        joined = [columns[group == number].flatten(0, 1) for number in range(layout.groups)]
+        turned = of_values.double()[rows.to(of_values.device)].unflatten(0, (-1, width)).mT
+        return torch.stack([torch.cat(parts) for parts in zip(turned, joined, strict=True)])
+
+    was, now = by_group(heads.output.weight, heads.values.weight), by_group(output, values)
+    if not now.isfinite().all():
+        return None
+    removed, filled = now == 0, now
+    for step in range(FILLED):
+        first, _, second = torch.linalg.svd(was.mT @ filled)
+        rotations = first @ second
+        turned = was @ rotations
+        if step == 0 and float(_cosine(turned.flatten(), now.flatten())) < UNLIKE:
+            return None
+        filled = torch.where(removed, turned, now)
+    return rotations if float(_cosine(turned.flatten(), now.flatten())) >= BELIEVED else None
