@@ -2,8 +2,8 @@
 those of the dense model, which computes the same in any; see `rose.layer.basis`.
 
 The rotation is found by its effect: R of a group of heads brings RᵀW_v and W_o R nearest to the kept weights
-(orthogonal Procrustes, Schönemann 1966; removed weights are filled in by the last R, and so say nothing). It is believed
-where kept weights then agree, and did not before.
+(orthogonal Procrustes, Schönemann 1966; removed weights are filled in by the last R, and so say nothing). It is
+believed where kept weights then agree, and did not before.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rose.model.network.heads import ValueHeads
 from rose.model.network.layers import PrunableLayer
 
 SAMPLE = 4096  # weights that tell whether a layer is another one's
-BELIEVED = 2 * UNLIKE  # cosine of kept weights with the rotated dense ones, from which on heads were rotated
+BELIEVED = 2 * UNLIKE  # cosine of kept weights with the rotated dense ones, from which on they are the same
 FILLED = 40  # times that removed weights are filled in; at 70 % each leaves 0.7 of what was wrong
 Pair = tuple[PrunableLayer, PrunableLayer]  # of the dense model and of the other one
 
@@ -95,7 +95,7 @@ def _heads(output: Pair, values: Pair, width: int) -> ValueHeads | None:
     if output[0].weight.shape[1] % width or len(before) % width:
         return None
     alike = _cosine(before.reshape(len(before) // width, -1), after.reshape(len(after) // width, -1), dim=1)
-    starts = [width * int(group) for group in (alike < UNLIKE).nonzero()]
+    starts = [width * int(group) for group in (alike < BELIEVED).nonzero()]
     count = output[0].weight.shape[1] // width
     if not starts or count % len(starts):
         return None
