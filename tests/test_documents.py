@@ -10,11 +10,11 @@ import pytest
 
 import rose
 from rose import cli
-from rose.model.measure.comparison import ComparisonRow, to_markdown
-from rose.report import read_records
+from tests import document_figures
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+FIGURES = document_figures.texts()
 
 
 def public(name: str) -> object:
@@ -48,26 +48,59 @@ def test_the_public_interface_is_typed(name: str) -> None:
     assert all(parameter.annotation is not parameter.empty for parameter in signature.parameters.values())
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_documents_have_no_section_twice(path: Path) -> None:
     headings = re.findall(r"^#.*$", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), re.MULTILINE)
     assert len(headings) == len(set(headings))
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_in_documents_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
-        if "://" not in target:
-            assert (path.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", path.read_text()):
+        if "://" in target:
+            continue
+        leads_to = path.parent / target if target else path
+        assert leads_to.exists(), target
+        assert not anchor or anchor in anchors(leads_to), f"{target}#{anchor}"
 
 
-@pytest.mark.parametrize(
-    ("name", "results"),
-    [("README.md", "rows.csv"), ("README.md", "dense/rows.csv"), ("docs/results.md", "rows.csv")],
-)
-def test_perplexities_in_documents_are_those_of_the_runs(name: str, results: str) -> None:
-    rows = read_records(ROOT / "docs/results" / results, ComparisonRow, "comparison runs")
-    assert to_markdown(rows) in (ROOT / name).read_text()
+def anchors(path: Path) -> set[str]:
+    """Names that a forge gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_tables_and_figures_are_those_of_the_files(name: str) -> None:
+    document = flat((ROOT / name).read_text())
+    missing = [text for text in FIGURES[name] if flat(text) not in document]
+    assert not missing, "\n\n".join(["python -m tests.document_figures says instead:", *missing])
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_other_number_is_a_setting_or_a_name(name: str) -> None:
+    """A new figure needs a line in document_figures.py, which reads it from a file."""
+    assert numbers_left(name, (ROOT / name).read_text()) == []
+
+
+def test_a_figure_without_a_file_is_found() -> None:
+    document = (ROOT / "README.md").read_text() + "\n\nIt is 1.37 times as good."
+    assert numbers_left("README.md", document) == ["1.37"]
+
+
+def numbers_left(name: str, document: str) -> list[str]:
+    text = flat(re.sub(r"\]\([^)]*\)", "]", document))
+    for known in sorted(map(flat, FIGURES[name]), key=len, reverse=True):
+        text = text.replace(flat(re.sub(r"\]\([^)]*\)", "]", known)), " ")
+    text = re.sub(r"```.*?```|`[^`]*`", " ", text)
+    for known in document_figures.SETTINGS[name]:
+        assert re.search(known, text), f"{known!r} is allowed but not said"
+        text = re.sub(known, " ", text)
+    return re.findall(r"\d[\d.,]*", text)
 
 
 def commands() -> list[str]:

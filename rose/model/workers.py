@@ -2,7 +2,7 @@
 
 Every process calls the same function with the same arguments, as `torchrun` makes them do; the process group of
 `torch.distributed` shows that there are several, and `Workers.here()` gives them one object. A process alone is one
-worker, whose sums are its own. What is sent, and how much of it, is derived in docs/distributed.md.
+worker, whose sums are its own. What is sent, and how much of it, is derived in docs/large-models.md.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ def estimate_slim_memory(
 ) -> Memory:
     """What `prune_structured` takes for a streamed model or a skeleton, besides the interpreter and its libraries.
 
-    The formula is in docs/memory.md. `parts` as from `check_parts`; `sizes` (`samples`, `length`, `dtype`, `on_disk`
+    See docs/large-models.md. `parts` as from `check_parts`; `sizes` (`samples`, `length`, `dtype`, `on_disk`
     and `dense_targets`) as for `estimate_memory`.
     """
     chosen = structured_method(method)

@@ -1,7 +1,7 @@
 """One prune by one and by several processes: python -m tests.benchmarks.distributed [--processes 1 2].
 
 Each process has one thread. On a machine with fewer free cores than processes only the processor time of each process
-says how the work divides. Volume is what each process sends by the formula of docs/distributed.md, which is for target
+says how the work divides. Volume is what each process sends by the formula of docs/large-models.md, which is for target
 layer.
 """
 

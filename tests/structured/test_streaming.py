@@ -119,7 +119,7 @@ def test_one_block_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_memory_by_the_formula() -> None:
-    """Hidden size 32, 56 channels, float32; see docs/memory.md."""
+    """Hidden size 32, 56 channels, float32; see docs/large-models.md."""
     model, tokens = make_model("llama"), {"samples": 4, "length": 24}
     memory = estimate_slim_memory(model, **tokens, parts=["heads", "channels"], dense_targets=True)
     assert memory.work == 4 * (8 * 56**2 + 6 * 32 * 56)

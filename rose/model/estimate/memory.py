@@ -1,6 +1,6 @@
 """Peak memory of a model that streams: one decoder block, one Hessian at work, and the hidden states.
 
-See docs/memory.md for the derivation; tests/benchmarks/memory.py compares with what a run takes.
+See docs/large-models.md for the derivation; tests/benchmarks/memory.py compares with what a run takes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,327 @@
+"""What README.md and docs/results.md say in numbers, computed from the files that hold the measurements.
+
+`texts()` has, for each document, the tables and phrases that it must hold word for word; tests/test_documents.py looks
+for them, and finds every other number of these documents that has no file. After a new measurement
+`python -m tests.document_figures` prints what to put into them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rose import verdicts
+from rose.model.measure.comparison import mean_and_spread
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs/results"
+SPARSITIES = ("0.5", "0.6", "0.7", "0.8", "2:4")
+KINDS = ("q", "k", "v", "o", "gate", "up", "down")
+NAMES = {"smollm2-135m": "SmolLM2-135M", "qwen.gguf": "Qwen2.5-Coder-0.5B"}
+NAMES |= {"gpt2": "toy GPT-2", "opt": "toy OPT", "gpt_neox": "toy GPT-NeoX"}
+
+# Numbers that are no measurements: names, versions, settings of runs that stand in their commands, minutes of teaching.
+# What a first start downloads and takes was added up over the packages of requirements.txt, for torch 2.13.
+SETTINGS = {
+    "docs/results.md": [
+        r"SmolLM2(?:-135M)?",
+        r"WikiText-2",
+        r"95 % interval",
+        r"three draws",
+        r"where it holds 1,",
+        r"the 24 test windows",
+        r"first 24 × 512 tokens",
+        r"16 × 512 tokens",
+        r"8 × 512",
+        r"(?:[Aa]t|and) 0\.[67]",
+        r"damping of the correction of 0\.44",
+        r"rule gives 0\.62",
+        r"excludes 1",
+        r"2:4",
+        r"70 %",
+        r"600 steps",
+        r"All 210 layers",
+        r"\[[123]\]",
+    ],
+    "README.md": [
+        r"SmolLM2-135M",
+        r"Qwen2\.5-Coder-0\.5B",
+        r"Qwen3",
+        r"Gemma 3",
+        r"Phi-3",
+        r"GPT-2",
+        r"arXiv 2603\.05878",
+        r"Apache 2\.0",
+        r"Python 3\.11",
+        r"0\.5 GB",
+        r"1\.4 GB",
+        r"12 windows of 512 tokens",
+        r"layer 9",
+        r"layer 16",
+        r"2:4",
+        r"70 %",
+        r"\| \d+ \|",
+        r"(?<= )[1-5]\.(?= )",
+        r"600 steps",
+        r"4 bits",
+    ],
+}
+
+
+@cache
+def read(name: str) -> pd.DataFrame:
+    return pd.read_csv(RESULTS / name, dtype={"sparsity": str})
+
+
+def runs(name: str, beside: str = "sparsegpt") -> pd.DataFrame:
+    """Rows of a comparison that may be compared: at each sparsity those of the environment in which `beside` ran.
+
+    The dense model's perplexity tells environments apart, as it is computed anew in each.
+    """
+    table = read(name)
+    own = table[table["method"] == beside].groupby("sparsity")["dense_perplexity"].first()
+    fits = np.isclose(table["dense_perplexity"], table["sparsity"].map(own), rtol=1e-9)
+    every = pd.Series(fits, index=table.index).groupby([table["method"], table["sparsity"]]).transform("all")
+    return table[every]
+
+
+def cell(values: pd.Series, digits: int | None = None) -> str:
+    """Mean ± half the range over draws; "–" for none."""
+    if values.empty:
+        return "–"
+    mean, spread = values.mean(), (values.max() - values.min()) / 2
+    if digits is None:
+        return mean_and_spread(mean, spread, len(values))
+    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines]])
+
+
+def perplexities(name: str, methods: Sequence[str], sparsities: Sequence[str] = SPARSITIES) -> str:
+    rows = runs(name)
+    of = {key: found["perplexity"] for key, found in rows.groupby(["method", "sparsity"])}
+    lines = [[m, *(cell(of.get((m, s), pd.Series(dtype=float))) for s in sparsities)] for m in methods]
+    return table(["method", *sparsities], lines)
+
+
+def ratio(rows: pd.DataFrame, one: str, other: str) -> verdicts.Interval:
+    """How many times the perplexity of `other` that of `one` is, draw by draw."""
+    logs = {m: np.log(rows[rows["method"] == m].set_index("seed")["perplexity"].sort_index()) for m in (one, other)}
+    assert list(logs[one].index) == list(logs[other].index), (one, other)
+    return verdicts.paired_ratio(logs[one], logs[other])
+
+
+def at(name: str, sparsity: str) -> pd.DataFrame:
+    rows = runs(name)
+    return rows[rows["sparsity"] == sparsity]
+
+
+def says(found: verdicts.Interval) -> str:
+    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def ratios() -> str:
+    """Times SparseGPT's perplexity, by target, method and sparsity."""
+    lines = []
+    for name, methods in (
+        ("rows.csv", ("rose", "rose_global", "rose_dealt", "alps")),
+        ("dense/rows.csv", ("rose", "rose_dealt", "alps", "rose_admm")),
+    ):
+        for method in methods:
+            some = [at(name, s) for s in SPARSITIES]
+            cells = [says(ratio(rows, method, "sparsegpt")) if method in set(rows["method"]) else "–" for rows in some]
+            lines.append(["layer" if name == "rows.csv" else "dense", method, *cells])
+    return table(["target", "method", *SPARSITIES], lines)
+
+
+def model(name: str, target: str) -> pd.DataFrame:
+    rows = read("models.csv")
+    return rows[(rows["model"] == name) & (rows["target"] == target)]
+
+
+def of_target(name: str, method: str) -> verdicts.Interval:
+    """How many times the perplexity with target layer that with target dense is."""
+    rows = read("models.csv")
+    rows = rows[(rows["model"] == name) & (rows["method"] == method)]
+    return ratio(rows.assign(method=rows["target"]), "dense", "layer")
+
+
+def models() -> str:
+    methods = ("sparsegpt", "rose", "rose_global", "rose_dealt", "rose_admm", "alps")
+    lines = []
+    for name, shown in NAMES.items():
+        if name == "smollm2-135m":
+            continue  # its rows are those of the tables above
+        for target in ("layer", "dense"):
+            rows = model(name, target)
+            digits = 1 if rows["dense"].iloc[0] > 10 else 3
+            cells = (cell(rows[rows["method"] == m]["perplexity"], digits) for m in methods)
+            lines.append([shown, f"{rows['dense'].iloc[0]:.{digits}f}", target, *cells])
+    return table(["model", "dense", "target", *methods], lines)
+
+
+@cache
+def by_layer(name: str, variant: str = "method", error: str = "held_out_error") -> pd.DataFrame:
+    """Errors of layers relative to SparseGPT's on the same layer, a column a method."""
+    errors = read(name).pivot(index="layer", columns=variant, values=error)
+    return errors.div(errors["sparsegpt"], axis=0)
+
+
+def layers() -> str:
+    """All 210 layers, the same inputs: layers-70.csv."""
+    found = by_layer("layers-70.csv")
+    kind = found.index.str.extract(r"\.(\w+)_proj$")[0].to_numpy()
+    lines = []
+    for method in read("layers-70.csv")["method"].unique():
+        of = found[method]
+        below = "–" if method == "sparsegpt" else str((of < 1).sum())
+        lines.append([method, f"{of.mean():.2f}", below, *(f"{of[kind == one].mean():.2f}" for one in KINDS)])
+    return table(["method", "of SparseGPT's", "layers below it", *KINDS], lines)
+
+
+def ranges(name: str) -> pd.Series:
+    return read(name).drop_duplicates("layer").set_index("layer")["relative_range"].filter(like="o_proj")
+
+
+def outputs() -> str:
+    """Attention output projections of two models, each column from one file."""
+    columns = {
+        "SmolLM2, validation text": by_layer("layers-70.csv"),
+        "SmolLM2, test text": by_layer("solvers-70.csv", "variant", "error"),
+        "Qwen2.5-Coder-0.5B": by_layer("qwen2.5-coder-0.5b-o_proj.csv"),
+    }
+    lines = []
+    for method in ("rose", "rose_global", "rose_dealt", "rose_admm", "alps"):
+        cells = [f[method].filter(like="o_proj").mean() if method in f else float("nan") for f in columns.values()]
+        lines.append([method, *("–" if np.isnan(c) else f"{c:.2f}" for c in cells)])
+    return table(["method", *columns], lines)
+
+
+def columnar(name: str) -> list[str]:
+    """Output projections above the threshold of 0.5."""
+    of = ranges(name)
+    return list(of[of > 0.5].index)
+
+
+def rose_where(name: str) -> pd.Series:
+    """ROSE's error relative to SparseGPT's where it reorders."""
+    return by_layer(name)["rose"].loc[columnar(name)]
+
+
+def found_by(notebook: str, pattern: str) -> str:
+    """What a committed notebook printed: the part of its one line that the pattern's group holds."""
+    cells = json.loads((ROOT / f"notebooks/{notebook}.ipynb").read_text())["cells"]
+    printed = "".join("".join(o["text"]) for c in cells for o in c.get("outputs", []) if o["output_type"] == "stream")
+    (found,) = re.findall(pattern, printed)
+    return found
+
+
+def texts() -> dict[str, list[str]]:
+    """For each document what it must say, tables and phrases."""
+    return {"docs/results.md": results(), "README.md": readme()}
+
+
+def results() -> list[str]:
+    layer, dense = "rows.csv", "dense/rows.csv"
+    methods = list(read(layer)["method"].unique())
+    methods.remove("rose_admm")  # ran elsewhere than the others
+    qwen, smol = "qwen2.5-coder-0.5b-o_proj.csv", "layers-70.csv"
+    every = [of_target(m, "sparsegpt") for m in ("gpt2", "opt", "gpt_neox")]
+    return [
+        perplexities(layer, methods),
+        perplexities(dense, ["wanda", "sparsegpt", "rose", "rose_global", "rose_dealt", "alps", "rose_admm"]),
+        ratios(),
+        models(),
+        layers(),
+        outputs(),
+        f"dense model's perplexity is {at(layer, '0.7')['dense_perplexity'].iloc[0]:.2f}",
+        f"dense perplexity of {at(layer, '0.7')['dense_perplexity'].iloc[0]:.5f}",
+        f"dense perplexity of {at(dense, '0.7')['dense_perplexity'].iloc[0]:.5f}",
+        f"`rose_admm` is at {says(ratio(at(dense, '0.7'), 'rose_admm', 'alps'))} times ALPS's",
+        f"SparseGPT's perplexity with dense targets is {says(of_target('qwen.gguf', 'sparsegpt'))} times that with "
+        f"`--target layer` in Qwen",
+        f"{min(i.value for i in every):.2f} to {max(i.value for i in every):.2f} times in the toys",
+        f"`rose_admm` is at {says(ratio(model('qwen.gguf', 'dense'), 'rose_admm', 'sparsegpt'))} times SparseGPT's",
+        f"`rose` at {says(ratio(model('qwen.gguf', 'layer'), 'rose', 'sparsegpt'))} with `--target layer` and "
+        f"{says(ratio(model('qwen.gguf', 'dense'), 'rose', 'sparsegpt'))} with dense targets",
+        f"{len(columnar(smol))} of {len(ranges(smol))} output projections of SmolLM2 and {len(columnar(qwen))} of "
+        f"{len(ranges(qwen))} of Qwen",
+        f"{rose_where(smol).mean():.2f} of SparseGPT's error in the one and {rose_where(qwen).mean():.2f} in the other",
+    ]
+
+
+def own_model() -> str:
+    """Hours and memory of a user's commands on models of two sizes, from decoder blocks that were run."""
+    rows = read("own-model.csv").set_index(["shapes", "command"])
+    commands, lines = ("analyze", "prune, sparsegpt", "prune"), []
+    for shapes in ("1B", "7B"):
+        cells = []
+        for key in ((shapes, command) for command in commands):
+            if key not in rows.index:
+                cells.append("–")
+                continue
+            row = rows.loc[key]
+            minutes = row["seconds"] * row["of_blocks"] / row["blocks"] / 60
+            time = f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+            cells.append(f"{time}, {row['peak_memory'] / 1e9:.1f} GB")
+        lines.append([f"{shapes} shapes", *cells])
+    return table(["", "`analyze`, as above", "`prune --method sparsegpt`", "`prune`, by default"], lines)
+
+
+def slimmed(ratio: float) -> pd.DataFrame:
+    rows = read("structured.csv")
+    return rows[(rows["variant"] == "obs@uniform/exact") & (rows["ratio"] == ratio)]
+
+
+def before_and_after(dense: float, after: pd.Series) -> str:
+    return f"{dense:.1f} → {cell(after)}"
+
+
+def readme() -> list[str]:
+    dense = at("dense/rows.csv", "0.7")
+    five = ("wanda", "sparsegpt", "rose", "alps", "rose_admm")
+    targets = [at("rows.csv", "0.7"), dense]
+    lines = [[f"`{m}`", *(cell(t[t["method"] == m]["perplexity"]) for t in targets)] for m in five]
+    recommended = {s: at("dense/rows.csv", s).query("method == 'rose_admm'") for s in ("0.5", "2:4")}
+    slim, whole = slimmed(0.2), read("structured.csv").query("variant == 'dense'").iloc[0]
+    smol, qwen = "layers-70.csv", "qwen2.5-coder-0.5b-o_proj.csv"
+    output = [line for line in (RESULTS / "qwen2.5-coder-0.5b-analyze.txt").read_text().splitlines() if line.strip()]
+    shown = [output[1], *output[3:5], *output[6:8], *output[10:12], output[-1]]
+    minutes, seconds = re.findall(r" 0:(\d\d):(\d\d) ", output[0])[0]
+    return [
+        table(["method", "`--target layer`, as the papers", "`--target dense`, the default"], lines),
+        own_model(),
+        "\n".join(shown),
+        *(before_and_after(rows["dense_perplexity"].iloc[0], rows["perplexity"]) for rows in recommended.values()),
+        f"{before_and_after(whole['perplexity'], slim['perplexity'])}, {slim['parameters'].mean() / 1e6:.0f} of "
+        f"{whole['parameters'] / 1e6:.0f} million parameters",
+        f"ROSE's held-out error is {rose_where(smol).mean():.2f} of SparseGPT's in the {len(columnar(smol))} of "
+        f"{len(ranges(smol))} output projections that are columnar in SmolLM2-135M, and {rose_where(qwen).mean():.2f} "
+        f"in {len(columnar(qwen))} of {len(ranges(qwen))} of Qwen2.5-Coder-0.5B",
+        found_by(
+            "pruning_order", r"held-out: with the block budget, a random order beats two-level order in (.*) layers"
+        )
+        + " output projections",
+        f"SparseGPT's perplexity in Qwen falls to {says(of_target('qwen.gguf', 'sparsegpt'))} of what it is with "
+        f"`--target layer`",
+        f"(dense {dense['dense_perplexity'].iloc[0]:.2f};",
+        f"from {output[6].split()[-2]} to {output[6].split()[-1]}",
+        f"{60 * int(minutes) + int(seconds)} seconds on one core",
+    ]
+
+
+def main() -> None:
+    for name, found in texts().items():
+        print(f"\n# {name}\n", *found, sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
