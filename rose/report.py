@@ -61,6 +61,7 @@ class LayerRecord:
     `is_damping_raised`: the Hessian could not be factorized with the damping asked for.
     `sparsity` counts weights that were zero before too; `zeros_before` is their share.
     `order` and `budget` are those used, which tells what ROSE decided and what "measured" chose.
+    `column_variation` is that of `OrderPlan`; None in reports of former versions, and where nothing was pruned.
     """
 
     layer: str
@@ -86,6 +87,7 @@ class LayerRecord:
     target: str = "layer"
     is_damping_raised: bool = False
     zeros_before: float = 0.0
+    column_variation: float | None = None
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,18 @@ class Rotatable:
 
 
 def rotatable(study: Study) -> Rotatable:
-    """Looks for heads, with a few tokens through the model, unless it has been done before."""
+    """Looks for heads, with a few tokens through the model, unless it has been done before, or came with the study."""
     return study.remember(HEADS, lambda: _look_for_heads(study))
 
 
+def knows_heads(study: Study) -> bool:
+    """Whether `rotatable` answers without running the model."""
+    return study.knows(HEADS) or bool(study.kept and study.kept.heads)
+
+
 def _look_for_heads(study: Study) -> Rotatable:
+    if study.kept and study.kept.heads:
+        return Rotatable(study.kept.heads)
     assert study.loaded is not None
     while not study.loaded.lock.acquire(timeout=0.2):
         stop_point()

@@ -11,7 +11,18 @@ import rose
 from app import components, session, words
 from app.figures import bases as figures
 from app.figures import losses, palette, weight_maps
-from app.lab.bases import BASES, HEADS, METHODS, at_risk, measure, missing, picture, rotatable, seconds, table
+from app.lab.bases import (
+    BASES,
+    METHODS,
+    at_risk,
+    knows_heads,
+    measure,
+    missing,
+    picture,
+    rotatable,
+    seconds,
+    table,
+)
 from app.study.study import Study
 
 PICTURES = {"importance": "Importance S", "weights": "|W|", "loss": "Potential loss L"}
@@ -72,7 +83,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
 
 def _knows_heads(study: Study) -> bool:
     """Whether it is known which heads can be rotated; looks for them where not, once the model is free."""
-    if study.knows(HEADS):
+    if knows_heads(study):
         return True
     if study.job.status == "running":
         st.info("Which heads can be rotated is found by a few tokens through the model, once this run has ended.")

@@ -9,7 +9,8 @@ has a folder for each calibration, named by a digest of all that its statistics 
 Files hold digests of themselves: a damaged one is treated as missing, and its content is computed again.
 
 One finished study comes with the app, `example.safetensors` beside this file: what was measured of all layers of the
-packaged model on the start page's own settings, and statistics of its most columnar layers; see `app.study.example`.
+packaged model on the start page's own settings, statistics of its most columnar layers, and which heads can
+be rotated; see `app.study.example`.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ from torch import Tensor
 import rose
 from app.study.setup import Setup
 from rose.files import DamagedFile, expand, read_tensors, write_tensors
+from rose.layer.basis import HeadLayout
 from rose.model.load.models import identify
 from rose.model.load.tokens import DATASETS, packaged_text
 from rose.model.network.layers import PrunableLayer, by_block
@@ -71,6 +73,7 @@ class Kept:
     condition: dict[str, float]  # of the damped Hessian, by layer
     calibration: LayerStatistics = dataclasses.field(default_factory=dict)  # of some layers, for the example
     held_out: LayerStatistics = dataclasses.field(default_factory=dict)
+    heads: dict[str, HeadLayout] = dataclasses.field(default_factory=dict)  # that can be rotated, for the example
     is_exact: bool = True
     made_with: str = ""  # versions, for people
 
@@ -150,7 +153,8 @@ def read_example(setup: Setup) -> Kept | None:
         return None
     layers = json.loads(facts["layers"])
     streams = _unpack(tensors, dict(zip(layers, layers, strict=True)))  # no two of them read the same tensor
-    return Kept(*_read_records(facts), *streams, facts["text"] == text_digest(), facts["made_with"])
+    heads = {name: HeadLayout(width, tuple(group)) for name, (width, group) in json.loads(facts["heads"]).items()}
+    return Kept(*_read_records(facts), *streams, heads, facts["text"] == text_digest(), facts["made_with"])
 
 
 def write_example(kept: Kept, path: Path = EXAMPLE) -> None:
@@ -160,6 +164,7 @@ def write_example(kept: Kept, path: Path = EXAMPLE) -> None:
         _pack(kept.calibration, kept.held_out)[0],
         setup=json.dumps(dataclasses.asdict(Setup())),
         layers=json.dumps(list(kept.calibration)),
+        heads=json.dumps({name: (one.width, one.group) for name, one in kept.heads.items()}),
         text=text_digest(),
         made_with=kept.made_with,
         **_write_records(kept.records, kept.condition),

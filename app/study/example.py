@@ -1,8 +1,8 @@
 """Makes the finished study that comes with the app: python -m app.study.example. Takes a minute or two.
 
 It measures all layers of the packaged model on the start page's own settings, as the app would, and keeps every
-number, and the statistics of the most columnar layers, about 6 MB in all. Run it again whenever what a study measures
-has changed; `tests/app/study/test_example.py` compares it with a fresh measurement.
+number, the statistics of the most columnar layers, and which heads can be rotated, about 6 MB in all. Run it again
+whenever what a study measures has changed; `tests/app/study/test_example.py` compares it with a fresh measurement.
 """
 
 import platform
@@ -17,6 +17,8 @@ import rose
 from app.study import cache
 from app.study.setup import THRESHOLD, Setup
 from app.study.study import Calibration, LoadedModel, Study
+from rose.model.network.network import Network
+from rose.model.run.rotation import value_heads
 
 LAYERS = 3  # whose statistics go along: 0.7 MB for each of the two streams of a layer with 576 inputs
 WIDEST = 1024  # input channels of such a layer
@@ -37,6 +39,7 @@ def measure() -> cache.Kept:
         print(f"{len(study.records())} measurements", flush=True)
     if study.job.status != "done":
         raise rose.RoseError(study.job.message)
+    assert study.loaded is not None
     table = study.overview(THRESHOLD)
     narrow = table[table["columns"] <= WIDEST].sort_values("relative_range", ascending=False, kind="stable")
     layers = narrow["layer"].head(LAYERS)
@@ -45,6 +48,7 @@ def measure() -> cache.Kept:
         dict(zip(table["layer"], table["condition"], strict=True)),
         {name: study.statistics(name) for name in layers},
         {name: one for name in layers if (one := study.held_out_statistics(name)) is not None},
+        {heads.output.name: heads.layout for heads in value_heads(Network(study.loaded.model))},
         made_with=f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}",
     )

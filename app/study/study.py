@@ -280,7 +280,8 @@ class Study:
         return records_table(self.all_records())
 
     def overview(self, threshold: float) -> pd.DataFrame:
-        """One row per layer so far: relative range, columnar or not under this threshold, condition, errors, gain.
+        """One row per layer so far: relative range, columnar or not under this threshold, variation of column losses,
+        condition, errors, gain.
 
         `error_NAME` is the relative error on calibration inputs, `held_out_NAME` that on held-out ones, of SparseGPT,
         two-level order whether columnar or not, ROSE (two-level where columnar under this threshold), and ROSE global.
@@ -290,7 +291,7 @@ class Study:
         """
         table = self.records()
         keys = ["layer", "block_index", "projection", "rows", "columns", "relative_range", "dead_columns", "damping"]
-        keys += ["tokens", "is_damping_raised"]
+        keys += ["column_variation", "tokens", "is_damping_raised"]
         wide = table[table["method"] == "sparsegpt"][keys].set_index("layer")
         for name in MEASURED:
             rows = table[table["method"] == name].set_index("layer")

@@ -19,11 +19,10 @@ from rose.model.estimate.memory import Memory
 from rose.model.load.models import DTYPES, parse_dtype
 from rose.model.load.tokens import BOS, SOURCES, check_seed, load_calibration
 from rose.model.measure.perplexity import perplexity_of, window_losses
-from rose.model.network.network import Network
 from rose.model.network.precision import COMPUTE
 from rose.model.network.precision import DEFAULT as AUTO
 from rose.model.run.allocation import ALLOCATIONS, DENSITY_SPREAD
-from rose.model.run.rotation import rotate_by
+from rose.model.run.rotation import rotate_heads
 from rose.model.run.settings import TARGETS, RunOptions
 from rose.model.workers import Workers
 from rose.report import versions
@@ -157,7 +156,7 @@ def rotate(
         return
     sizes = pick(options, ("layers", "compute"))
     with terminal.bar(console, "Rotating heads") as follow:
-        tried = rotate_by(Network(model), tokens, settings, progress=follow, **sizes)
+        tried = rotate_heads(model, tokens, by=settings, progress=follow, **sizes)
     turned = tried[tried["rotated"]]
     said = f"Heads of {len(turned)} of {len(tried)} output projections rotated: exact, and plain weights"
     if len(turned):

@@ -13,6 +13,7 @@ Each layer and run is kept as it comes; a study that is started again goes on wh
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from rose.layer.order import Order, OrderPlan, make_order
 from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration
 from rose.model.network.network import Network
-from rose.model.run.rotation import JUDGES, rotate_by, value_heads
+from rose.model.run.rotation import JUDGES, rotate_heads, value_heads
 from rose.model.walk.walk import visit_blocks
 from tests.benchmarks.common import Rows, arguments, judged
 
@@ -224,25 +225,34 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
 
 def whole(options: Any) -> None:
     """Perplexity of the whole model by each draw, target and method, with and without rotated heads."""
-    rows = Rows(
-        Path(options.output) / "rotation-whole.csv", ("model", "seed", "sparsity", "target", "method", "rotated")
-    )
-    for name, seed in ((name, seed) for name in options.models for seed in options.seeds):
-        for target, method in ((target, method) for target in options.targets for method in options.methods):
-            for rotated in (False, True):
-                if (name, seed, options.sparsity, target, method, rotated) in rows:
-                    continue
-                model, tokenizer = rose.load_model(name)
-                tokens, _ = texts(options, tokenizer, seed)
-                settings = make_settings(method, sparsity=options.sparsity)
-                turned = int(rotate_by(Network(model), tokens, [settings])["rotated"].sum()) if rotated else 0
-                rose.prune_model(model, tokens, method=method, sparsity=options.sparsity, target=target)
-                perplexity = rose.perplexity(model, judged(options.judge or options.text, tokenizer))
-                rows.add(
-                    model=name, seed=seed, sparsity=options.sparsity, target=target, method=method, rotated=rotated,
-                    layers_rotated=turned, perplexity=round(perplexity, 3),
-                )  # fmt: skip
-    print(rows.means(["model", "sparsity", "target", "method", "rotated"], ["perplexity"]))
+    key = ("model", "seed", "samples", "sparsity", "target", "method", "rotated")
+    rows = Rows(Path(options.output) / "rotation-whole.csv", key)
+    for name, target, method, seed, rotated in product(
+        options.models, options.targets, options.methods, options.seeds, (False, True)
+    ):
+        run = (name, seed, options.samples, options.sparsity, target, method, rotated)
+        if run in rows:
+            continue
+        model, tokenizer = rose.load_model(name)
+        tokens, _ = texts(options, tokenizer, seed)
+        settings = make_settings(method, sparsity=options.sparsity)
+        turned = rotate_heads(model, tokens, by=[settings], compute="auto")["rotated"].sum() if rotated else 0
+        rose.prune_model(model, tokens, method=method, sparsity=options.sparsity, target=target)
+        perplexity = rose.perplexity(model, judged(options.judge or options.text, tokenizer))
+        rows.add(**dict(zip(key, run, strict=True)), layers_rotated=int(turned), perplexity=round(perplexity, 3))
+    print(with_and_without(rows.table()).round(3).to_string())
+
+
+def with_and_without(table: pd.DataFrame) -> pd.DataFrame:
+    """Perplexity as given and rotated, means over draws, and their ratio in each draw: mean, least and largest."""
+    by = ["model", "samples", "sparsity", "target", "method"]
+    drawn = table.pivot(index=[*by, "seed"], columns="rotated", values="perplexity").dropna()
+    drawn = drawn.rename(columns={False: "as_given", True: "rotated"})
+    drawn["ratio"] = drawn["rotated"] / drawn["as_given"]
+    return drawn.groupby(by, sort=False).agg(
+        as_given=("as_given", "mean"), rotated=("rotated", "mean"), ratio=("ratio", "mean"),
+        least=("ratio", "min"), most=("ratio", "max"), draws=("ratio", "size"),
+    )  # fmt: skip
 
 
 STUDIES: dict[str, Callable[[Any], None]] = {"layers": layers, "gain": gain, "whole": whole}

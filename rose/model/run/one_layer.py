@@ -141,6 +141,7 @@ def record_of(layer: PrunableLayer, result: LayerResult, seconds: float, damping
         zeros_before=before,
         relative_range=result.plan.relative_range,
         is_columnar=result.plan.is_columnar,
+        column_variation=result.plan.column_variation,
         damping=result.damping,
         dead_columns=int(result.plan.hessian_diagonal.eq(0).sum()),
         seconds=seconds,

@@ -71,6 +71,7 @@ def rotate_heads(
     model: nn.Module,
     tokens: Tensor,
     *,
+    by: Sequence[Settings] = (),
     layers: Sequence[str] | None = None,
     basis: str = "learned",
     held_out: Tensor | None = None,
@@ -90,6 +91,7 @@ def rotate_heads(
             layers done so far rotated, which changes no output. One that `load_model` streams is changed when it is
             saved or read again.
         tokens: calibration tokens, (samples, length) int64.
+        by: settings of several methods that judge together, in place of those of one.
         layers: names, `*` allowed; of these the output projections are rotated. None means all.
         basis: "learned", "gathered", "inputs", "dealt", "random" or "random:SEED", see `rose.layer.basis`.
         held_out: further tokens to judge by; without them a quarter of the calibration samples judges, and is not
@@ -107,33 +109,8 @@ def rotate_heads(
         RoseError: bad input, or a family in which nothing can be rotated: weights with a norm, a gate or a mixture of
             heads between values and output projection, or layers that are not known.
     """
-    settings = make_settings(**judge)
-    return rotate_by(
-        Network(model),
-        tokens,
-        [settings],
-        judged="method" in judge,
-        layers=layers,
-        basis=basis,
-        held_out=held_out,
-        compute=compute,
-        progress=progress,
-    )
-
-
-def rotate_by(
-    network: Network,
-    tokens: Tensor,
-    settings: Sequence[Settings],
-    *,
-    judged: bool = True,
-    layers: Sequence[str] | None = None,
-    basis: str = "learned",
-    held_out: Tensor | None = None,
-    compute: str = "float32",
-    progress: ProgressCallback | None = None,
-) -> pd.DataFrame:
-    """As `rotate_heads`, by settings that `make_settings` has made; several methods judge together."""
+    network = Network(model)
+    settings, judged = by or [make_settings(**judge)], bool(by) or "method" in judge
     check_basis(basis)
     network.residence.overlay(_leave, (), None)  # refuses a streamed model that was pruned
     workers = Workers.here()
