@@ -162,6 +162,7 @@ def test_analyze_prints_and_writes_every_layer(checkpoint, tmp_path, capsys):
     assert summary["methods"] == ["sparsegpt", "rose", "wanda"]
     assert summary["threshold"] == 0
     assert {"sparsity", "block_size", "damping", "calibration", "samples", "length", "dtype"} <= summary.keys()
+    assert summary["paper"]["layer"] == table.loc[table["relative_range"].idxmax(), "layer"]
 
 
 def test_evaluate_measures_tasks_and_says_what_it_lacks(checkpoint, tmp_path, capsys):

@@ -31,8 +31,7 @@ NUMBERED, NAMED = 24, 8  # pruned blocks up to which each has its number below i
 
 
 def error_curve(
-    results: Mapping[str, LayerResult],
-    dense_energy: float,
+    curves: Mapping[str, np.ndarray],
     *,
     reference: tuple[str, float] | None = None,
     layer: str = "",
@@ -44,13 +43,11 @@ def error_curve(
     to their highest curve, with their mean as a line.
 
     Args:
-        results: by order name, or "NAME + layer" for the layer budget; traced, `trace="errors"` is enough.
-        dense_energy: tr(W H Wᵀ), what errors are relative to.
+        curves: (blocks + 1,) by order name, or "NAME + layer" for the layer budget, see `relative_curves`.
         reference: name and relative error of what per cent are of; natural order where it is drawn.
     """
-    if not results or dense_energy <= 0:
-        raise RoseError("There is no sweep to show; choose at least one order on a layer with a signal.")
-    curves = {name: so_far(result) / dense_energy for name, result in results.items()}
+    if not curves:
+        raise RoseError("There is no sweep to show; choose at least one order.")
     figure, ends = go.Figure(), []
     final: dict[str, float] = {}
     for name, members in runs(curves).items():
@@ -99,6 +96,13 @@ def error_curve(
     drawing = style.finish(figure, theme, finding, what, caption, alt, table, **frame)
     marks.end_labels(figure, blocks, ends, top)
     return drawing
+
+
+def relative_curves(results: Mapping[str, LayerResult], dense_energy: float) -> dict[str, np.ndarray]:
+    """Of each sweep, `so_far` relative to tr(W H Wᵀ); recorded sweeps, `trace="errors"` is enough."""
+    if dense_energy <= 0:
+        raise RoseError("This layer puts out nothing on these tokens; choose a layer with a signal.")
+    return {name: so_far(result) / dense_energy for name, result in results.items()}
 
 
 def so_far(result: LayerResult) -> np.ndarray:

@@ -39,7 +39,9 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
             return
         *shown, base = made
         results = {one.sweep.run_name: one.result for one in shown}
-        drawn = figures.error_curve(results, dense_energy(study, layer), **components.look(layer))
+        drawn = figures.error_curve(
+            figures.relative_curves(results, dense_energy(study, layer)), **components.look(layer)
+        )
         components.show(drawn, "lab-curves")
         _numbers(shown, base)
         _why_random_wins(study, layer, shown)

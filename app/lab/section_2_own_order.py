@@ -83,7 +83,9 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         # Where nothing has been moved, the order is still the named one.
         results = {one.sweep.run_name: one.result for one in (natural, ordered)} | {"custom": yours.result}
         look, marked = components.look(layer), block if state["base"] in WHOLE_BLOCK_ORDERS else None
-        drawn = figures.error_curve(results, dense_energy(study, layer), reference=("SparseGPT", base.error), **look)
+        drawn = figures.error_curve(
+            figures.relative_curves(results, dense_energy(study, layer)), reference=("SparseGPT", base.error), **look
+        )
         components.show(drawn, "lab-own-curve")
         components.show(order_picture.order_picture(plan, order, marked_block=marked, **look), "lab-own-picture")
 

@@ -9,9 +9,10 @@ import rose
 from app import components, words
 from app.figures import order_lab as figures
 from app.lab.controls import choose_budget, label, outcomes
-from app.lab.sweeps import WHOLE_BLOCK_ORDERS, Sweep, frame, positions
+from app.lab.sweeps import WHOLE_BLOCK_ORDERS, Sweep, frame
 from app.study.study import Study
 from rose.layer.order import visited_blocks
+from rose.layer.paper import positions
 
 
 def _moved_block(losses: list[float], worst: int) -> int:

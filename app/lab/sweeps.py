@@ -21,7 +21,6 @@ from app.figures.order_lab import run_style
 from app.study.study import Study
 from rose.layer.compensation import error_inside
 from rose.layer.error import quadratic_form, relative_error
-from rose.layer.order import visited_blocks
 
 BASELINE = ("natural", "block")  # SparseGPT, which every other error is compared with
 # Orders that keep every column in its block, so that a block can be taken out and put elsewhere.
@@ -176,13 +175,6 @@ def read_own(text: str, plan: rose.OrderPlan) -> tuple[str, list[int]] | None:
 def write_own(base: str, steps: Sequence[int]) -> str:
     """The text that `read_own` reads, for a URL."""
     return f"{base}:{'.'.join(map(str, steps))}"
-
-
-def positions(plan: rose.OrderPlan, base: str, block: int) -> list[rose.Order]:
-    """`base`, an order that keeps blocks whole, with this original block moved to every position in turn."""
-    order = rose.make_order(plan, base)
-    step = visited_blocks(plan, order).index(block)
-    return [rose.move_block(plan, order, step, to) for to in range(len(order.widths))]
 
 
 def inside(study: Study, layer: str, order: str, budget: str) -> Tensor:

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,8 @@ from app.runs.request import Case, method_label
 from app.study import tables
 from app.study.study import Study
 from rose.files import check_small, expand
+from rose.layer.methods import make_settings
+from rose.layer.paper import WIDEST, PaperFigures, paper_figures, read_paper_figures
 from rose.model.measure.zero_shot import FILE as ZERO_SHOT_FILE
 from rose.report import mean_or_none
 
@@ -64,6 +66,7 @@ class FinishedRun:
     zero_shot: pd.DataFrame | None = None  # task, questions, accuracy
     place: str = SERVER  # or the folder
     origin: Any = None  # what was measured on this server: a report, or a study's set-up and the method
+    paper: PaperFigures | None = None  # of one layer, where an analysis has tried orders on it
     start: str = "dense"  # the model that it changed; "slimmed" where it pruned what slimming had left
 
     @property
@@ -232,12 +235,14 @@ def _number(value: Any) -> float:
 
 def _runs_of_analysis(report: rose.RunReport, place: str) -> list[FinishedRun]:
     _require("method" in report.layers and len(report.layers) > 0, "it has no layers")
-    of_all = ("methods", "layers", "mean_errors")
+    of_all = ("methods", "layers", "mean_errors", "paper")
+    paper = read_paper_figures(report.summary["paper"]) if report.summary.get("paper") else None
+    _require(paper is None or bool(_NAME.fullmatch(paper.layer)), "a layer has no such name")
     shared = {name: value for name, value in report.summary.items() if name not in of_all}
     runs = []
     for method, rows in report.layers.groupby("method", sort=False):
         _require(bool(_NAME.fullmatch(str(method))), "a method has no such name")
-        run = FinishedRun("", "study", _layers(rows), {**shared, "method": str(method)}, place=place)
+        run = FinishedRun("", "study", _layers(rows), {**shared, "method": str(method)}, place=place, paper=paper)
         totals = {  # as in the summary of a pruned model
             "layers": len(run.layers),
             "columnar_layers": int(run.layers["is_columnar"].sum()) if "is_columnar" in run.layers else None,
@@ -249,7 +254,8 @@ def _runs_of_analysis(report: rose.RunReport, place: str) -> list[FinishedRun]:
     return runs
 
 
-def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
+def runs_of_study(study: Study, threshold: float, layer: str | None = None) -> list[FinishedRun]:
+    """A run for each method; with the paper's figures of this layer, where its inputs are there and it is small."""
     setup, overview = study.setup, study.overview(threshold)
     if overview.empty:
         return []
@@ -272,6 +278,12 @@ def runs_of_study(study: Study, threshold: float) -> list[FinishedRun]:
     }
     if study.is_example and study.kept is not None:
         shared["made_with"] = study.kept.made_with
+    if layer is not None and study.has(layer) and study.statistics(layer).columns <= WIDEST:
+        weight, statistics = study.weight(layer), study.statistics(layer)
+        settings = make_settings(**study.layer_options())
+        shared["paper"] = study.remember(
+            ("paper", layer), lambda: asdict(paper_figures(layer, weight, statistics, settings))
+        )
     runs = _runs_of_analysis(rose.RunReport(records, shared), SERVER)
     return [replace(run, origin=(setup, run.method)) for run in runs]
 

@@ -14,6 +14,7 @@ import rose
 from app import words
 from app.figures import depth as depth_figures
 from app.figures import overview, prune
+from app.figures import paper as paper_figures
 from app.figures import runs as run_figures
 from app.figures.style import Drawing
 from app.figures.tuning import tuning_curve
@@ -221,6 +222,8 @@ def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
     if ranged is not None:
         threshold = ranged.number("threshold")
         found.append(overview.model_map(ranged.layers, threshold=0.5 if threshold is None else threshold))
+    if paper := next((run.paper for run in runs if run.paper is not None), None):
+        found += paper_figures.drawings(paper)
     if drifting := [run for run in runs if run.drift]:
         table = drift_table(drifting)
         found.append(depth_figures.drift_curves(table, finding=drift_finding(drifting)))

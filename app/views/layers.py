@@ -27,8 +27,8 @@ METRICS = {
     ),
     "column_variation": (
         "Order gain foretold",
-        "Variation of column losses, standard deviation over mean: before any sweep it tells where two-level order will "
-        "save error, between kinds of layers better than within one. Below the map: how well, here.",
+        "Variation of column losses, standard deviation over mean: before any sweep it tells where two-level order "
+        "will save error, between kinds of layers better than within one. Below the map: how well, here.",
     ),
     "condition": ("Condition number of H", "Largest over smallest eigenvalue of the damped Hessian."),
     "held_out_gain": (
@@ -270,7 +270,10 @@ def exact(study: Study, table: pd.DataFrame) -> None:
         )  # fmt: skip
     with last:
         components.report_button(
-            lambda: finished.runs_of_study(study, session.threshold()), "layers", "layers-report", width="stretch"
+            lambda: finished.runs_of_study(study, session.threshold(), session.layer()),
+            "layers",
+            "layers-report",
+            width="stretch",
         )
 
 

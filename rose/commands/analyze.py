@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from torch import Tensor
 
 import rose
 from rose.commands import options as shared
 from rose.commands import terminal
+from rose.layer.paper import WIDEST, paper_figures
 from rose.model.estimate.memory import Memory, estimate_memory
 from rose.model.network.heads import rotated_heads
+from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.run.settings import run_settings
 from rose.model.workers import Workers
@@ -28,7 +32,12 @@ def add_parser(commands: Any) -> None:
     shared.add(parser, f"{shared.MODEL} stream compute {shared.TEXT} {shared.SWEEP} rotate")
     says = f"methods to compare {shared.DEFAULT}"
     parser.add_argument("--methods", default="sparsegpt,rose", metavar="A,B", help=says)
-    shared.add(parser, "output", required=False, help="write report.json, layers.csv, layers.parquet")
+    shared.add(
+        parser,
+        "output",
+        required=False,
+        help="write report.json, layers.csv, layers.parquet; with what orders do to the most columnar layer",
+    )
     parser.set_defaults(run=run, divided=True)
 
 
@@ -42,19 +51,37 @@ def run(options: argparse.Namespace, console: Console) -> None:
     shared.tell_memory(options, partial(_largest, methods, layers=options.layers), model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
     shared.rotate(options, model, tokens, settings, console)
+    most = _MostColumnar()
     with terminal.bar(console, "Analyzing") as follow:
         chosen |= {"methods": methods, "layers": options.layers}
-        records = list(rose.analyze_model(model, tokens, held_out=held_out, progress=follow, **chosen))
+        seen = most.see if options.output and Workers.here().count == 1 else None
+        records = list(rose.analyze_model(model, tokens, held_out=held_out, progress=follow, seen=seen, **chosen))
     if options.output:
         facts = {"samples": options.samples, "length": options.length, "held_out_samples": options.held_out}
         facts |= shared.origin(options) | {"bos_token": Network(model).bos_in_front(tokens)}
         facts["rotated_heads"] = rotated_heads(model)
+        if most.known is not None:
+            with console.status("Trying orders on the most columnar layer"):
+                facts["paper"] = asdict(paper_figures(*most.known, settings[0]))
         del chosen["compute"]  # what was asked for, not what was done
         report = rose.RunReport.from_records(records, **facts, **chosen)
         Workers.here().from_first(lambda: _save(report, options.output))
     _print(
         records_table(records), methods, options.threshold, "relative_error" if held_out is None else "held_out_error"
     )
+
+
+class _MostColumnar:
+    """The most columnar layer so far of those that are not too wide to try orders on."""
+
+    def __init__(self) -> None:
+        self.known: tuple[str, Tensor, rose.InputStatistics] | None = None
+        self.range = 0.0
+
+    def see(self, layer: PrunableLayer, statistics: rose.InputStatistics, record: rose.LayerRecord) -> None:
+        if statistics.columns <= WIDEST and record.relative_range > self.range:
+            self.known = layer.name, layer.weight.detach().clone(), statistics
+            self.range = record.relative_range
 
 
 def _largest(methods: Sequence[str], model: Any, **sizes: Any) -> Memory:

@@ -1,18 +1,20 @@
 """The figures of the ROSE paper for one layer, in numbers: what the order of its sweep does to its error.
 
-arXiv 2603.05878: Figure 1a, the error as blocks are pruned; Figure 1c, the error by the position of the costliest block;
-the bars of orders at several sparsities.
+arXiv 2603.05878: Figure 1a, the error as blocks are pruned; Figure 1c, the error by the position of the costliest
+block; the bars of orders at several sparsities.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rose.layer.error import quadratic_form, ratio
-from rose.layer.methods import LayerResult, Settings, make_settings, prune_with
+from rose.layer.methods import LayerResult, Settings, prune_layer
 from rose.layer.order import Order, OrderPlan, make_order, move_block, plan_order, visited_blocks
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
@@ -20,6 +22,8 @@ from rose.layer.statistics import InputStatistics
 CURVES = ("natural", "two_level", *(f"random:{seed}" for seed in range(5)))
 BARS = ("natural", "columns", "blocks", "two_level")
 LEVELS = (0.6, 0.7, 0.8, 0.9)
+WIDEST = 2048  # columns of a layer that nobody has chosen: some forty sweeps of it take seconds, or a minute
+MOST_BLOCKS = 4096  # of a layer, where a file says so
 MOST_POSITIONS = 16  # of the costliest block; of more blocks some are tried, evenly spaced
 
 
@@ -29,24 +33,18 @@ class PaperFigures:
 
     Attributes:
         layer: its name.
-        relative_range, threshold: of its plan.
-        block_loss, block_width: left to right.
         curves: by order, the error before the sweep and after each block, (blocks + 1,).
         block: the costliest one, per column.
         place: its position in natural order, from 0.
-        positions: final error by its position, all others in natural order.
+        positions: position and final error, all others in natural order.
         bars: order, sparsity and final error of every bar.
     """
 
     layer: str
-    relative_range: float
-    threshold: float
-    block_loss: list[float]
-    block_width: list[int]
     curves: dict[str, list[float]]
     block: int
     place: int
-    positions: dict[int, float]
+    positions: list[tuple[int, float]]
     bars: list[tuple[str, float, float]]
 
 
@@ -64,20 +62,25 @@ def paper_figures(layer: str, weight: Tensor, statistics: InputStatistics, setti
         layer: its name.
         weight: W, (out, in).
         statistics: of its inputs.
-        settings: pattern, block size, damping and threshold of the sweeps.
+        settings: pattern, block size and damping of the sweeps.
     """
-    plan = plan_order(
-        weight, statistics, sparsity=settings.pattern, block_size=settings.block_size, threshold=settings.threshold
-    )
+    plan = plan_order(weight, statistics, sparsity=settings.pattern, block_size=settings.block_size)
     energy, block = quadratic_form(weight, statistics.hessian), int(plan.loss_per_column.argmax())
 
-    def sweep(order: str | Order, sparsity: float | Pattern = settings.pattern, trace: bool = False) -> LayerResult:
-        sizes = {"sparsity": sparsity, "block_size": settings.block_size, "damping": settings.damping}
-        own = make_settings("sparsegpt", order=order, trace="errors" if trace else False, **sizes)  # type: ignore[arg-type]
-        return prune_with(weight, statistics, own)
+    def sweep(order: str | Order, sparsity: float | Pattern = settings.pattern) -> LayerResult:
+        return prune_layer(
+            weight,
+            statistics,
+            method="sparsegpt",
+            order=order,
+            trace="errors",
+            sparsity=sparsity,
+            block_size=settings.block_size,
+            damping=settings.damping,
+        )
 
     def curve(order: str) -> list[float]:
-        result = sweep(order, trace=True)
+        result = sweep(order)
         assert result.trace is not None
         return [ratio(error, energy) for error in result.trace.error_so_far(result.added_damping).tolist()]
 
@@ -86,13 +89,31 @@ def paper_figures(layer: str, weight: Tensor, statistics: InputStatistics, setti
     place = visited_blocks(plan, make_order(plan, "natural")).index(block)
     return PaperFigures(
         layer=layer,
-        relative_range=plan.relative_range,
-        threshold=plan.threshold,
-        block_loss=plan.block_loss.tolist(),
-        block_width=list(plan.block_width),
         curves={order: curve(order) for order in CURVES},
         block=block,
         place=place,
-        positions={at: sweep(moved[at]).relative_error for at in sorted({*tried, place})},
+        positions=[(at, sweep(moved[at]).relative_error) for at in sorted({*tried, place})],
         bars=[(order, level, sweep(order, level).relative_error) for level in LEVELS for order in BARS],
     )
+
+
+def read_paper_figures(found: Mapping[str, Any]) -> PaperFigures:
+    """What `dataclasses.asdict` made, from a file of anybody's.
+
+    Raises ValueError, KeyError or TypeError where it is none.
+    """
+    curves = {str(order): [_error(error) for error in curve] for order, curve in found["curves"].items()}
+    bars = [(str(order), float(level), _error(error)) for order, level, error in found["bars"]]
+    places = [(int(at), _error(error)) for at, error in found["positions"]]
+    paper = PaperFigures(str(found["layer"]), curves, int(found["block"]), int(found["place"]), places, bars)
+    ends = {len(curve) for curve in paper.curves.values()}
+    is_whole = set(curves) == set(CURVES) and {order for order, *_ in bars} == set(BARS) and len(ends) == 1
+    if not is_whole or min(ends) < 2 or paper.place not in dict(places) or not 0 <= paper.block < MOST_BLOCKS:
+        raise ValueError("its figures of orders are not whole")
+    return paper
+
+
+def _error(value: Any) -> float:
+    if not 0 <= (number := float(value)) < 1e30:
+        raise ValueError("an error of its orders is none")
+    return number

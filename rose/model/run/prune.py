@@ -6,7 +6,7 @@ Every layer is calibrated on the outputs of the already pruned blocks below it, 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer.methods import BasicOptions, Known, Settings, make_settings
 from rose.layer.pattern import Pattern
+from rose.layer.statistics import InputStatistics
 from rose.layer.target import damping_or_rule
 from rose.model.network.heads import rotated_heads
 from rose.model.network.identity import embedding_norms
-from rose.model.network.layers import LowRank
+from rose.model.network.layers import LowRank, PrunableLayer
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision
 from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback
@@ -28,7 +29,7 @@ from rose.model.run.allocation import allocate
 from rose.model.run.checkpoint import begun_with, describe_run, open_checkpoint
 from rose.model.run.one_layer import dense_record, is_left_dense, prune_in
 from rose.model.run.settings import RunOptions, RunSettings, run_settings
-from rose.model.walk.collector import LEAVE_OUT
+from rose.model.walk.collector import LEAVE_OUT, statistics_of
 from rose.model.walk.dense_states import dense_streams
 from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.walk import BlockStatistics, Walk, check_streams, start_walk, visit_blocks
@@ -245,25 +246,36 @@ def analyze_model(
     held_out: Tensor | None = None,
     compute: str = DEFAULT,
     progress: ProgressCallback | None = None,
+    seen: Callable[[PrunableLayer, InputStatistics, LayerRecord], None] | None = None,
     **basic: Unpack[BasicOptions],
 ) -> Iterator[LayerRecord]:
     """Prunes every chosen layer by each method on the dense model's inputs; yields records as decoder blocks are done.
 
     The model is not changed, so all layers and methods are measured on the same inputs. Arguments as for
     `prune_model`; one record per layer and method.
+
+    `seen` is called with every layer that was pruned, its statistics and its first record, by the process that did it.
     """
     settings = [make_settings(method, **basic) for method in dict.fromkeys(methods)]
     workers = Workers.here()
     for block in visit_blocks(model, tokens, layers=layers, held_out=held_out, compute=compute, progress=progress):
         owners = workers.divide(block.layers, block.calibration)
-        for records in workers.exchange(owners, partial(_measure_all, block, settings)):
+        for records in workers.exchange(owners, partial(_measure_all, block, settings, seen)):
             yield from records
         block.let_go()
 
 
-def _measure_all(block: BlockStatistics, settings: Sequence[Settings], number: int) -> list[LayerRecord]:
+def _measure_all(
+    block: BlockStatistics,
+    settings: Sequence[Settings],
+    seen: Callable[[PrunableLayer, InputStatistics, LayerRecord], None] | None,
+    number: int,
+) -> list[LayerRecord]:
     layer = block.layers[number]
     if is_left_dense(layer, block.calibration):
         return [dense_record(layer, None, each) for each in settings]
     known = Known(layer.weight)  # methods share what does not depend on them
-    return [prune_in(block, layer, replace(each, known=known))[1] for each in settings]
+    records = [prune_in(block, layer, replace(each, known=known))[1] for each in settings]
+    if seen is not None:
+        seen(layer, statistics_of(layer, block.calibration), records[0])
+    return records

@@ -178,7 +178,7 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "method_errors": lambda x, **t: comparison.method_errors(x.records, **t),
     "over_seeds_bars": lambda x, **t: comparison.over_seeds_bars(SEEDS, "0.7", **t),
     "time_and_perplexity": lambda x, **t: comparison.time_and_perplexity(PERPLEXITY, dense=20.0, **t),
-    "error_curve": lambda x, **t: order_lab.error_curve(x.results, x.energy, **t),
+    "error_curve": lambda x, **t: order_lab.error_curve(order_lab.relative_curves(x.results, x.energy), **t),
     "damage_split": lambda x, **t: order_lab.damage_split(x.results["two_level"], x.inside, step=1, **t),
     "sweep_frame": lambda x, **t: sweep.sweep_frame([x.results["two_level"]], 2, x.energy, **t),
     "sweep_change": lambda x, **t: sweep.sweep_frame(

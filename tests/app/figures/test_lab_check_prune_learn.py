@@ -34,7 +34,7 @@ EXAMPLE = torch.tensor(
 
 
 def test_curve_is_the_undamped_error_so_far_and_ends_at_the_final_error(lab: SimpleNamespace) -> None:
-    drawing = order_lab.error_curve(lab.results, lab.energy)
+    drawing = order_lab.error_curve(order_lab.relative_curves(lab.results, lab.energy))
     for trace, (name, result) in zip(drawing.figure.data, lab.results.items(), strict=True):
         assert trace.y[0] == 0
         errors = [
@@ -49,12 +49,12 @@ def test_curve_is_the_undamped_error_so_far_and_ends_at_the_final_error(lab: Sim
     assert title(drawing).startswith(f"{best} ends lowest")
     assert list(drawing.data.columns) == ["pruned_blocks", *lab.results]
     natural = lab.results["natural"]
-    drawing = order_lab.error_curve({"natural": natural}, lab.energy)
+    drawing = order_lab.error_curve(order_lab.relative_curves({"natural": natural}, lab.energy))
     steps = natural.trace.error_so_far(natural.added_damping).diff()
     jump, share = int(steps.argmax()) + 1, float(steps.max() / steps.sum())
     assert title(drawing) == f"SparseGPT: step {jump} of 3 brings {100 * share:.0f} % of the error"
     with pytest.raises(rose.RoseError, match="at least one order"):
-        order_lab.error_curve({}, 1.0)
+        order_lab.error_curve({})
 
 
 def test_random_orders_are_one_band(lab: SimpleNamespace) -> None:
@@ -64,7 +64,9 @@ def test_random_orders_are_one_band(lab: SimpleNamespace) -> None:
         )
         for seed in range(4)
     }
-    drawing = order_lab.error_curve({"two_level": lab.results["two_level"]} | seeds, lab.energy)
+    drawing = order_lab.error_curve(
+        order_lab.relative_curves({"two_level": lab.results["two_level"]} | seeds, lab.energy)
+    )
     _, band, mean = drawing.figure.data
     errors = [result.relative_error for result in seeds.values()]
     assert (max(band.y[:4]), band.y[4]) == pytest.approx((max(errors), min(errors)), rel=1e-4)

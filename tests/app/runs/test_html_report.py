@@ -5,7 +5,7 @@ import html
 import json
 import re
 import shlex
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +16,7 @@ from app import words
 from app.runs import finished, html_page, html_report, pairs
 from rose import cli
 from tests.app.runs.made_reports import made_report, saved
-from tests.app.tiny_study import measured_study
+from tests.app.tiny_study import COLUMNAR, measured_study
 
 
 def figures(text: str) -> list[dict]:
@@ -126,6 +126,33 @@ def test_a_diffusion_model_was_calibrated_on_pictures(tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text()
     assert "tiny, calibrated on 50 pictures × 20 steps" in text
     assert "<pre>rose diffuse prune --output x</pre>" in text
+
+
+def test_the_papers_figures_of_the_chosen_layer_go_along_and_are_checked(tmp_path: Path) -> None:
+    study = measured_study()
+    plan = study.plan(COLUMNAR)
+    (run, *_) = finished.runs_of_study(study, 0.5, COLUMNAR)
+    paper = run.paper
+    assert paper is not None
+    natural, ordered = (study.prune(COLUMNAR, method="sparsegpt", order=one) for one in ("natural", "two_level"))
+    assert paper.curves["two_level"][-1] == pytest.approx(ordered.relative_error, rel=1e-4)
+    assert dict(paper.positions)[paper.place] == pytest.approx(natural.relative_error, rel=1e-4)
+    assert paper.block == int(plan.loss_per_column.argmax())
+    assert len(paper.positions) == len(plan.block_width)
+    report = html_report.report_of([run])
+    axes = [drawing.figure.layout.xaxis.title.text for drawing in report.drawings]
+    assert axes[2:] == [
+        "pruned blocks",
+        f"position at which block {paper.block} is pruned",
+        "sparsity (fraction of weights removed)",
+    ]
+    analysis = made_report(methods=["sparsegpt"], paper=asdict(paper))
+    del analysis.summary["method"]
+    assert finished.read_runs(str(saved(tmp_path / "whole", analysis)))[0].paper == paper
+    for broken in ({"positions": []}, {"curves": {"natural": [0.0, 1.0]}}, {"layer": "<b>"}, {"bars": 3}):
+        changed = analysis.with_summary(paper=asdict(paper) | broken)
+        with pytest.raises(rose.RoseError, match="is not a report"):
+            finished.read_runs(str(saved(tmp_path / "broken", changed)))
 
 
 def test_the_command_of_a_study_of_some_layers_names_them() -> None:

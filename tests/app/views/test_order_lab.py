@@ -10,10 +10,11 @@ from torch import Tensor
 
 import rose
 from app.lab.bases import measure, rotatable
-from app.lab.sweeps import Sweep, outcome, positions
+from app.lab.sweeps import Sweep, outcome
 from app.study.study import Study
 from rose.layer.basis import HeadLayout, find_rotations, rotate_columns, rotate_statistics
 from rose.layer.error import quadratic_form, relative_error
+from rose.layer.paper import positions
 from rose.layer.pattern import Pattern
 from rose.wording import number
 from tests.app.tiny_study import COLUMNAR, WIDTH, figures, measured_study, open_page, texts, titles

@@ -1,0 +1,26 @@
+"""The ROSE paper's figures of one layer: the figures of the order lab, from numbers that an analysis keeps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from app import words
+from app.figures.order_lab import error_curve, order_bars, position_curve
+from app.figures.palette import Theme
+from app.figures.style import Drawing
+from rose.layer.paper import PaperFigures
+
+
+def drawings(paper: PaperFigures, theme: Theme = "light") -> list[Drawing]:
+    """Figure 1a, Figure 1c where there are positions to choose from, and the bars of orders."""
+    layer = words.short_layer(paper.layer)
+    curves = {order: np.array(curve) for order, curve in paper.curves.items()}
+    found = [error_curve(curves, layer=layer, theme=theme)]
+    if len(paper.positions) > 1:
+        table = pd.DataFrame(paper.positions, columns=["position", "relative_error"])
+        found.append(
+            position_curve(table, block=paper.block, base="natural", place=paper.place, layer=layer, theme=theme)
+        )
+    bars = pd.DataFrame(paper.bars, columns=["order", "sparsity", "relative_error"])
+    return [*found, order_bars(bars, layer=layer, theme=theme)]
