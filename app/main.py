@@ -28,7 +28,7 @@ STYLE = """<style>
 /* Streamlit's own colours for captions, and for a slider's value in the dark, lie below a contrast of 4.5:1. */
 [data-testid="stSliderThumbValue"] { color: var(--selected-text) !important; }
 [data-testid="stCaptionContainer"] { color: var(--selected-text) !important; opacity: 0.76; }
-.st-key-start-expected { min-height: 4rem; }  /* what stands below does not move while the estimate is made */
+.st-key-start-expected { min-height: 4rem; justify-content: center; }  /* what is below stays while it is estimated */
 .st-key-explore a { background: var(--primary); justify-content: center; }
 .st-key-explore a * { color: white !important; }
 /* The chosen layer and the sparsity stand below the pages, on a screen of 800 pixels too. */
@@ -44,6 +44,10 @@ button.picture {
   background: transparent; border: 1px solid currentColor; border-radius: 8px; cursor: pointer;
 }
 div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }  /* rather than hide what does not fit in a row */
+@media (min-width: 1200px) and (max-width: 1500px) {  /* seven sections in a row */
+  .st-key-lab_section button { padding-inline: 0.4rem; }
+  .st-key-lab_section button p { font-size: 0.8125rem; }
+}
 .narrow-title::before { content: attr(data-finding); display: block; font-weight: 700; }
 .narrow-title::after { content: attr(data-what); }
 [data-testid="stElementContainer"]:has(.narrow-title) { display: none; }
@@ -58,7 +62,7 @@ div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }  /* rather than hide
 </style>"""
 # Streamlit (1.67) enters every change of the address into the browser's history: several at each visit of a page, as it
 # clears the address and the page writes into it again. Back is to lead to the page before, as it was left, or to undo a
-# choice of a layer: nothing else is entered. Neither is a page that leads on to another at once, as depth does.
+# choice of a layer: nothing else is entered. Neither is a page that leads on to another before anything was pressed.
 HISTORY = """<script>
 if (!window.pageHistory) {
   window.pageHistory = true;
@@ -67,15 +71,18 @@ if (!window.pageHistory) {
   for (const kind of ["pointerdown", "keydown"]) addEventListener(kind, () => { touched = true; }, true);
   addEventListener("click", (event) => {
     const link = event.target.closest("a[href]:not([target=_blank])");
-    if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) leaving = link.pathname !== location.pathname;
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    touched = true;  // by a screen reader, too
+    leaving = link.pathname !== location.pathname;
   }, true);
   history.pushState = (state, _title, address) => {
     const here = new URL(location.href), there = new URL(address, here);
     const moves = there.pathname !== here.pathname;
-    const chooses = touched && there.searchParams.get("layer") !== here.searchParams.get("layer");
+    const chooses = there.searchParams.get("layer") !== here.searchParams.get("layer");
     if (leaving && !moves) return;
+    const enters = touched && (moves || chooses);
     touched = leaving = false;
-    (moves ? !here.pathname.endsWith("/depth") : chooses) ? enter(state, "", address) : replace(state, "", address);
+    (enters ? enter : replace)(state, "", address);
   };
 }
 </script>"""

@@ -258,7 +258,7 @@ def start_damage(request: DamageRequest) -> None:
     """Measures damage with the current set-up, or joins those who do."""
     run = shared.start_damage(setup(), request, viewer())
     if run.job.status == "running":
-        follow_run(run, "healing: Measuring damage")
+        follow_run(run, "healing: Measuring sensitivity")
 
 
 def layer() -> str | None:

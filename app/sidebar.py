@@ -37,8 +37,9 @@ def draw(page: str) -> None:
 
 def _setup(setup: Setup, *, is_measured: bool, with_sparsity: bool) -> None:
     model, sparsity = f"**{words.plain(setup.model)}**", f", sparsity {setup.sparsity}" if with_sparsity else ""
+    text = words.plain(words.text_name(setup.text))
     said = (
-        f"{model}, {words.plain(setup.text)}, {setup.samples} × {setup.length} tokens, seed {setup.seed}{sparsity}, "
+        f"{model}, {text}, {setup.samples} × {setup.length} tokens, seed {setup.seed}{sparsity}, "
         f"block size {setup.block_size}"
     )
     with st.container(gap=None):

@@ -68,6 +68,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.0f} days"
 
 
+def text_name(text: str) -> str:
+    """A calibration text in a sentence: "packaged text", or as it was asked for."""
+    return "packaged text" if text == "packaged" else text
+
+
 def of(name: str) -> str:
     return f" of {name}" if name else ""
 

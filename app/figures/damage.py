@@ -53,7 +53,7 @@ def damage_bars(
     if table.empty:
         raise RoseError("No decoder block has been measured yet.")
     rows = table.sort_values("block_index").reset_index(drop=True)
-    name, axis = ("damage", "nats per token") if value == "damage" else PREDICTORS[value]
+    name, axis = ("sensitivity", "nats per token") if value == "damage" else PREDICTORS[value]
     caption = overview.range_of(words.sentence(name), rows.set_index("unit")[value])
     columns, whiskers = ["unit", "block_index", value], {}
     if value == "damage":
@@ -117,7 +117,7 @@ def damage_scatter(
     for projection, part in shown.groupby("projection", sort=False):
         spread, cost = part["standard_error"].fillna(0.0), part["damage"]
         down = np.minimum(spread, 0.9 * cost)  # a logarithmic axis has no 0
-        hover = f"%{{customdata[0]}}<br>{name} %{{x:.4g}}<br>damage %{{y:.4g}} ± %{{customdata[1]}} nats"
+        hover = f"%{{customdata[0]}}<br>{name} %{{x:.4g}}<br>sensitivity %{{y:.4g}} ± %{{customdata[1]}} nats"
         marks.points(
             figure,
             part[predictor],
@@ -141,19 +141,19 @@ def damage_scatter(
     unit = "decoder blocks" if WHOLE_BLOCK in set(rows["projection"]) else "layers"
     finding = verdicts.says_correlation(words.sentence(name), f"which {unit} the loss depends on", rho)
     if len(found):
-        finding += f"; small error, large damage: {words.short_layer(found['unit'].iloc[0])}"
+        finding += f"; small error, high sensitivity: {words.short_layer(found['unit'].iloc[0])}"
     meant = "restoring it alone gives back" if restore else "the model loses by it alone"
     what = (
-        f"{words.sentence(name)} against damage, one mark a {unit.removesuffix('s')}, both axes logarithmic; damage: "
-        f"nats per token that {meant}"
+        f"{words.sentence(name)} against sensitivity, one mark a {unit.removesuffix('s')}, both axes logarithmic; "
+        f"sensitivity: nats per token that {meant}"
     )
     figure.update_xaxes(_log_axis(shown[predictor]))
     figure.update_yaxes(_log_axis(shown["damage"]))
     caption = _caption(rows, shown, unit, found, restore=restore)
     table = rows[["unit", "block_index", "projection", predictor, "damage", "standard_error"]].reset_index(drop=True)
-    alt = f"Scatter chart of {name} against damage"
+    alt = f"Scatter chart of {name} against sensitivity"
     legend = shown["projection"].nunique() > 1 or len(chosen) > 0
-    frame = {"x": axis, "y": "damage, nats per token", "height": 520, "legend": legend}
+    frame = {"x": axis, "y": "sensitivity, nats per token", "height": 520, "legend": legend}
     return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
 
 
@@ -175,7 +175,7 @@ def _caption(rows: pd.DataFrame, shown: pd.DataFrame, unit: str, found: pd.DataF
         listed = ", ".join(
             f"{words.short_layer(row.unit)} ({words.number(float(row.damage))})" for row in found.itertuples()
         )
-        text += f" Small error, large damage: {listed}."
+        text += f" Small error, high sensitivity: {listed}."
     free = int((rows["damage"] <= 0).sum())
     for hidden, why in (
         (free, f"not {'lowering' if restore else 'raising'} the loss"),

@@ -45,8 +45,8 @@ METRICS = {
     ),
     "own": Metric("Your number", "your number"),
     "change": Metric("Change by tuning", "‖ΔW‖ / ‖W‖"),
-    # of a table of damages
-    "damage": Metric("Damage", "nats per token", "root"),
+    # of a table of damages, which people read as sensitivity
+    "damage": Metric("Sensitivity", "nats per token", "root"),
     "relative_error": Metric("Calibration error", "relative error"),
     "held_out_error": Metric("Held-out error", "relative error"),
     "output_error": Metric("Output error", "‖ΔW x‖²", "log"),

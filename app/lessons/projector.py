@@ -19,6 +19,7 @@ STYLE = """
 [data-testid="stSidebar"], [data-testid="stHeader"], [data-testid="stExpandSidebarButton"] { display: none; }
 .stApp { zoom: var(--lesson-zoom, 1); }
 .stMainBlockContainer { padding: 0.6rem 1.5rem 0 !important; max-width: none; }
+.modebar-container { display: none; }  /* nobody zooms here, and it would cover names */
 :has(> .st-key-lesson-head), :has(> .stHtml .product) { display: none; }
 </style>
 """

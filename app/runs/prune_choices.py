@@ -5,8 +5,8 @@ from typing import Any
 import streamlit as st
 
 import rose
-from app import session, words
-from app.runs.request import HELD_OUT, Keep, PruneRequest
+from app import session
+from app.runs.request import HELD_OUT, WINDOWS, Keep, PruneRequest
 from app.runs.widgets import linked
 from app.study.setup import THRESHOLD, Setup
 from rose.layer.methods import RECOMMENDED
@@ -25,16 +25,11 @@ TARGETS = {"dense": "dense: the dense model's output", "layer": "layer: its own 
 
 
 def choose(setup: Setup) -> PruneRequest:
-    threshold, columnar = session.threshold(), ""
+    threshold = session.threshold()
     if threshold != THRESHOLD:  # then ROSE prunes differently
-        columnar = (
-            f" Columnar: a relative range (block-loss spread) above **{threshold:g}**, as chosen on the page Layers."
+        st.caption(
+            f"Columnar: a relative range (block-loss spread) above **{threshold:g}**, as chosen on the page Layers."
         )
-    st.caption(
-        f"Copies of **{words.plain(setup.model)}**, calibrated on {setup.samples} × {setup.length} tokens of "
-        f"{words.plain(setup.text)}, seed {setup.seed}, block size {setup.block_size}, damping {setup.damping:g}. "
-        "Change these on the start page." + columnar
-    )
     one, two, three = st.columns([3, 1, 1])
     methods = one.multiselect(
         "Methods",
@@ -65,7 +60,7 @@ def choose(setup: Setup) -> PruneRequest:
     with right:
         kept = _checkpoints()
     with st.expander("More", icon=":material/more_horiz:", key="prune-more"):
-        more = {**_windows(setup, text), **_prompt(), **_tasks(), **_targets()}
+        more = {**_windows(setup), **_prompt(), **_tasks(), **_targets()}
     return PruneRequest(
         methods=tuple(dict.fromkeys(methods)),
         sparsities=_words(sparsities) or (setup.sparsity,),
@@ -81,9 +76,9 @@ def _text() -> str:
     text = st.selectbox(
         "Perplexity on",
         [HELD_OUT, *SOURCES, FILE],
-        format_func=lambda name: "held-out windows of the calibration" if name == HELD_OUT else name,
+        format_func=lambda name: "held-out windows of the calibration text" if name == HELD_OUT else name,
         **linked("prune_text"),
-        help="Held-out windows come from the calibration text but are not used for pruning. Data sets use their test "
+        help="Held-out windows come from the calibration text, and nothing else uses them. Data sets use their test "
         "split. The packaged text has none: its first windows may overlap the calibration.",
     )
     return st.text_input("Path of a .txt or .jsonl file", **linked("prune_path")) if text == FILE else text
@@ -104,17 +99,16 @@ def _checkpoints() -> dict[str, Any]:
     return {"keep": keep, "folder": st.text_input("Folder on this machine", **linked("prune_folder"), help=asked)}
 
 
-def _windows(setup: Setup, text: str) -> dict[str, Any]:
+def _windows(setup: Setup) -> dict[str, Any]:
     one, two = st.columns(2)
-    usual = max(setup.held_out, 1) if text == HELD_OUT else 8
     asked = "Perplexity is measured on so many windows of the text. Differences need several to be told from chance."
     windows = one.number_input(
-        "Windows", min_value=1, value=None, placeholder=str(usual), **linked("prune_windows"), help=asked
+        "Windows", min_value=1, value=None, placeholder=str(WINDOWS), **linked("prune_windows"), help=asked
     )
     length = two.number_input(
         "Tokens each", min_value=2, value=None, placeholder=str(setup.length), **linked("prune_length")
     )
-    return {"windows": windows or usual, "window_length": length or setup.length}
+    return {"windows": windows or WINDOWS, "window_length": length or setup.length}
 
 
 def _prompt() -> dict[str, Any]:

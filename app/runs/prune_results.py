@@ -117,8 +117,9 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
     where = "held-out windows of the calibration text" if request.evaluate == HELD_OUT else request.evaluate
     said = (
         f"{setup.model}, {_pruned_part(run, models)}, calibrated on {setup.samples} × {setup.length} tokens of "
-        f"{setup.text}, seed {setup.seed}. Perplexity on {request.windows} × {request.window_length} tokens of "
-        f"{where}. Time includes calibration, and tuning.{_computed(models)}"
+        f"{words.text_name(setup.text)}, seed {setup.seed}. "
+        f"Perplexity on {request.windows} × {request.window_length} tokens of {where}. "
+        f"Time includes calibration, and tuning.{_computed(models)}"
     )
     st.caption(words.plain(said))
     with st.expander("What the columns say", icon=":material/help:"):
@@ -138,8 +139,6 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
     for remark, labels in whose.items():
         of = "" if len(labels) == len(models) - 1 else f"{words.listing(labels)}: "
         st.caption(words.plain(f"{of}{remark}"))
-    if request.evaluate == HELD_OUT and "measured" in request.methods:
-        st.caption("Measured order chose its order on these held-out windows, so its numbers are slightly optimistic.")
     if any(model.summary.get("drift") for model in pruned):
         label = "Where these models drift from the dense one"
         view = {"runs_view": DRIFT}

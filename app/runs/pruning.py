@@ -211,7 +211,7 @@ class PruningRun(Run):
         loaded = self._load()
         job.check()
         tokens, held_out = setup.draw(loaded.tokenizer)
-        windows = request.evaluated(loaded.tokenizer, held_out)
+        windows = request.evaluated(loaded.tokenizer, setup, (tokens, held_out))
         costs = [estimate_case(loaded.model, setup, request, case).seconds for case in request.cases]
         self._total = sum(costs) + evaluation_seconds(loaded.model, request) * (len(costs) + 1)
         model = self._copy(loaded.model, loaded.lock)

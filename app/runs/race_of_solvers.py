@@ -14,6 +14,7 @@ from app.study.solvers import LABELS, Watched, offered, watched
 from app.study.study import Study
 from rose.layer.order import order_names
 
+TITLE = "How the methods get there"
 STEP = 0.5  # products
 
 

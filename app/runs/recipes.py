@@ -83,8 +83,11 @@ def python_code(setup: Setup, request: PruneRequest) -> str:
     continued: list[str] = []
     shown = ""
     if request.evaluate == HELD_OUT:
-        imports.append("from rose.model.load.tokens import cut_windows, first_token")
-        windows = f"cut_windows(held_out, {request.windows}, {request.window_length}, first_token(tokenizer))"
+        imports.append("from rose.model.load.tokens import load_apart")
+        windows = (
+            f"load_apart({setup.text!r}, tokenizer, samples={request.windows}, held_out=0, "
+            f"length={request.window_length}, seed={setup.seed}, apart_from=drawn)[0]"
+        )
     else:
         windows = (
             f"rose.load_tokens({request.evaluate!r}, tokenizer, samples={request.windows}, "

@@ -1,9 +1,11 @@
 """The settings of a run over the whole model, and what it will take. No Streamlit here."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -13,13 +15,14 @@ from rose.files import expand, reachable
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import parse_dtype
-from rose.model.load.tokens import cut_windows, first_token
+from rose.model.load.tokens import load_apart
 from rose.model.measure.zero_shot import is_installed
 from rose.model.network.precision import DEFAULT as COMPUTED
 from rose.model.run.settings import run_settings
 
 QUESTION_TOKENS = 250  # with all its answers: between winogrande's 60 and hellaswag's 400
-HELD_OUT = "held out"  # the calibration's own held-out windows, in place of the name of a text
+HELD_OUT = "held out"  # windows of the calibration text that nothing else uses, in place of the name of a text
+WINDOWS = 8  # four often leave copies undecided that eight tell apart
 # Of checkpoints. The best of each sparsity, and all, are temporary files; in a folder they stay.
 Keep = Literal["best", "all", "folder", "none"]
 
@@ -59,7 +62,7 @@ class PruneRequest:
     threshold: float = 0.5
     true_sequential: bool = False
     evaluate: str = HELD_OUT  # or a text as for `rose.load_tokens`
-    windows: int = 4
+    windows: int = WINDOWS
     window_length: int = 512
     prompt: str = ""  # an empty one is not continued
     new_tokens: int = 30
@@ -96,14 +99,29 @@ class PruneRequest:
     def output(self, case: Case) -> Path:
         return expand(self.folder) / case.name
 
-    def evaluated(self, tokenizer: PreTrainedTokenizerBase, held_out: Tensor | None) -> Tensor:
-        """The windows of which perplexity is measured; `held_out`: those of the calibration's draw."""
-        if self.evaluate == HELD_OUT:
-            assert held_out is not None  # as checked
-            return cut_windows(held_out, self.windows, self.window_length, first_token(tokenizer))
-        return rose.load_tokens(
-            self.evaluate, tokenizer, samples=self.windows, length=self.window_length, seed=None, split="test"
-        )
+    def evaluated(self, tokenizer: PreTrainedTokenizerBase, setup: Setup, drawn: Iterable[Tensor | None]) -> Tensor:
+        """The windows of which perplexity is measured; `drawn`: those of the set-up, from its `draw`.
+
+        Raises RoseError where the text is too short.
+        """
+        if self.evaluate != HELD_OUT:
+            return rose.load_tokens(
+                self.evaluate, tokenizer, samples=self.windows, length=self.window_length, seed=None, split="test"
+            )
+        used = torch.cat([windows for windows in drawn if windows is not None])
+        sizes: dict[str, int] = {
+            "samples": self.windows,
+            "held_out": 0,
+            "length": self.window_length,
+            "seed": setup.seed,
+        }
+        windows, _ = load_apart(setup.text, tokenizer, **sizes, apart_from=used)
+        if len(windows) < self.windows:
+            raise rose.RoseError(
+                f"Besides what calibrates, {setup.text} has {len(windows)} windows of {self.window_length} tokens; ask "
+                "for fewer or shorter ones, or measure perplexity on another text."
+            )
+        return windows
 
     def check(self, setup: Setup, model: nn.Module) -> None:
         """Raises RoseError for what no run could do, before any work; `model` may be a skeleton."""
@@ -117,13 +135,6 @@ class PruneRequest:
             run_settings(**self.settings(setup, case))
         if not self.evaluate.strip():
             raise rose.RoseError("Give the path of the text that perplexity is measured on.")
-        if self.evaluate == HELD_OUT:
-            there = setup.held_out * (setup.length // self.window_length)
-            if there < self.windows:
-                raise rose.RoseError(
-                    f"This set-up holds out {setup.held_out} × {setup.length} tokens, which gives {there} windows of "
-                    f"{self.window_length}; ask for fewer or shorter ones, or choose another text."
-                )
         if self.tasks and not is_installed():
             raise rose.RoseError("Zero-shot tasks need lm-eval; run: pip install -r requirements-eval.txt")
         if self.tasks and self.task_folder.strip() and not reachable(self.task_folder.strip()).is_dir():

@@ -95,7 +95,7 @@ class TuningRun(Run):
         assert self.source.checkpoint is not None  # as offered
         model, tokenizer = rose.load_model(str(self.source.checkpoint), dtype=setup.dtype)
         self._say("Drawing text to tune on")
-        windows = run.request.evaluated(loaded.tokenizer, setup.draw(loaded.tokenizer)[1])
+        windows = run.request.evaluated(loaded.tokenizer, setup, setup.draw(loaded.tokenizer))
         tokens, held_out = load_apart(
             setup.text,
             loaded.tokenizer,

@@ -130,7 +130,7 @@ def _number(place: DeltaGenerator, name: str, **more: Any) -> Any:
 def _choose_model() -> str:
     packaged, typed = list(PACKAGED), st.session_state[PREFIX + "model"]
     name = st.selectbox(
-        "Model",
+        "Model, or type a folder or Hub name",
         packaged if typed in PACKAGED else [*packaged, typed],
         format_func=lambda name: f"{name}, packaged" if name in PACKAGED else name,
         accept_new_options=True,

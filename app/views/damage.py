@@ -18,10 +18,11 @@ INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}
 UNITS = {"blocks": "Decoder blocks", "layers": "Layers"}
 MEASURES = {name: words.sentence(said) for name, (said, _) in figures.PREDICTORS.items()}
 MEANING = {
-    "prune": "One unit is pruned, everything else stays dense: its damage is what the loss rises by.",
-    "restore": "The model is pruned, one unit gets its dense weights back: its damage is what the loss falls by.",
+    "prune": "One unit is pruned, everything else stays dense: its sensitivity is the rise of the loss.",
+    "restore": "The model is pruned, one unit gets its dense weights back: its sensitivity is the fall of the loss.",
 }
 OTHER = "Another folder"
+MEASURE = "Measure sensitivity"
 PRUNE_PAGE, LAYER_PAGE = "views/prune.py", "views/layer.py"
 NO_RUN = "No pruned model is chosen: prune one on the Prune page and keep its checkpoint, or give the folder of one."
 
@@ -92,8 +93,8 @@ def start(request: DamageRequest | None, run: DamageRun | None) -> None:
         return
     setup = session.setup()
     cost, problem = priced(setup, request) if request is not None else (None, NO_RUN)
-    label = "Go on measuring" if run is not None and run.records else "Measure damage"
-    if cost is not None and label == "Measure damage":
+    label = "Go on measuring" if run is not None and run.records else MEASURE
+    if cost is not None and label == MEASURE:
         label += f", about {components.lasting(cost)} and {components.size(cost.memory + cost.model_memory)}"
     with st.container(width=420):
         st.button(
@@ -123,7 +124,7 @@ def empty() -> None:
 def results(run: DamageRun, request: DamageRequest, table: pd.DataFrame) -> None:
     together(run, request)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        predictor = components.choose("Compare damage with", MEASURES, "damage_predictor")
+        predictor = components.choose("Compare sensitivity with", MEASURES, "damage_predictor")
     names = request.names(run.setup, shared.skeleton(run.setup.model))
     marked = chosen_unit(request, names)
     left, right = st.columns(2)
@@ -177,11 +178,11 @@ def told(table: pd.DataFrame) -> None:
                 **MEASURES,
             },
             key="damage-correlations",
-            alt="Rank correlations of damage with each error, overall and within groups",
+            alt="Rank correlations of sensitivity with each error, overall and within groups",
         )
         st.caption(
-            "Spearman's rank correlation with damage, with its 95 % interval: 1 where the measure ranks the units "
-            "exactly as damage does, below 0 where it ranks them the other way round."
+            "Spearman's rank correlation with sensitivity, with its 95 % interval: 1 where the measure ranks the units "
+            "exactly as sensitivity does, below 0 where it ranks them the other way round."
         )
 
 
@@ -196,7 +197,7 @@ def exact(run: DamageRun, table: pd.DataFrame) -> None:
         ],
         column_config={
             "unit": st.column_config.TextColumn("Unit", pinned=True),
-            "damage": column("Damage, nats per token", format="%.4f"),
+            "damage": column("Sensitivity, nats per token", format="%.4f"),
             "standard_error": column("Standard error", format="%.4f"),
             "perplexity_ratio": column("Perplexity ratio", format="%.4f"),
             **{name: column(said, format="%.4g") for name, said in MEASURES.items()},
@@ -204,7 +205,7 @@ def exact(run: DamageRun, table: pd.DataFrame) -> None:
             "weights": column("Weights", format="localized"),
         },
         key="damage-table",
-        alt="All units measured so far with damage and errors",
+        alt="All units measured so far with sensitivity and errors",
     )
     with st.container(horizontal=True):
         csv_button("CSV", table, "damage.csv", "damage-csv")

@@ -15,6 +15,7 @@ from app.lab import (
     section_6_order_and_budget,
     section_7_basis,
 )
+from app.runs import race_of_solvers
 
 SECTIONS: dict[str, tuple[str, ModuleType]] = {
     "compare": ("Compare orders", section_1_compare_orders),
@@ -26,6 +27,19 @@ SECTIONS: dict[str, tuple[str, ModuleType]] = {
     "basis": ("Make a layer columnar", section_7_basis),
 }
 
+FORMER = ("solvers", "Race of solvers")  # a section that has become one of the page Prune
+
+
+def to_race() -> None:
+    """Leads links to the former section to where its race is run now."""
+    names = {"lab_mask_of", "lab_mask_since", "lab_solvers", "lab_solver_order", "lab_work"}
+    query = {name.replace("lab_", "race_") if name in names else name: value for name, value in st.query_params.items()}
+    del query["lab_section"]
+    st.switch_page("views/prune.py", query_params=query | {"prune_view": race_of_solvers.TITLE})
+
+
+if st.query_params.get("lab_section") in FORMER:
+    to_race()
 st.title("Order lab: does the pruning order matter?")
 study, layer = components.require_layer("Here you try pruning orders on a real layer")
 plan = session.plan(study, layer)

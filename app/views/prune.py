@@ -19,14 +19,13 @@ from app.runs.request import PruneRequest
 from app.runs.widgets import follow, priced, start_button
 from app.study.setup import Setup, weights_size
 
-RACE = "How the methods get there"
 SECTIONS: dict[str, Callable[..., Any]] = {
     "Perplexity": results.summary,
     "Layers": results.layers,
     "Texts": results.texts,
     "Zero-shot": results.accuracies,
     "Downloads": results.downloads,
-    RACE: race_of_solvers.draw,
+    race_of_solvers.TITLE: race_of_solvers.draw,
 }
 
 
@@ -54,7 +53,7 @@ def draw() -> None:
         results.what_to_ship(run, run.models)
         prune_tuning.draw(run)
     view = components.section({name: name for name in SECTIONS}, "prune_view", "Results")
-    if view == RACE:
+    if view == race_of_solvers.TITLE:
         race_of_solvers.draw()
     elif run is not None and run.dense is None and run.job.status != "running":
         st.info("This run ended before a model was evaluated, so there are no results.")

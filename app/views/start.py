@@ -91,8 +91,7 @@ def why_not(study: Study) -> str:
         return "These layers are being measured."
     if not study.is_measured:
         return ""
-    setup = study.setup
-    text = words.plain("packaged English text" if setup.text == "packaged" else setup.text)
+    setup, text = study.setup, words.plain(words.text_name(study.setup.text))
     return (
         f"These layers are measured, on {setup.samples} × {setup.length} tokens of {text}, and shown below. To measure "
         "others, change the model, the sparsity, the layers, or what stands under More."
@@ -153,6 +152,8 @@ def picture(study: Study) -> None:
                 return
             names: dict[str, Any] = {"layers": study.layer_names, "left_out": study.left_out}
             drawing = overview.model_map(table, **names, **components.look_over())
+            if study.setup != session.draft():
+                st.caption(f"Measured before: {words.plain(form.describe(study.setup))}.")
             components.show(drawing, "start-map", on_select=lambda: components.pick_layer("start-map"))
 
     components.while_measured(study, follow)

@@ -114,7 +114,7 @@ def compare_targets(page: Page) -> None:
 
 def measure_damage(page: Page) -> None:
     """All decoder blocks of the packaged model, each pruned alone."""
-    start = page.get_by_role("button", name=re.compile("Measure damage"))
+    start = page.get_by_role("button", name=re.compile("Measure sensitivity"))
     if start.count():  # sessions share what was measured
         start.click()
     expect(page.get_by_text("All units at once cost")).to_be_visible(timeout=ALL_LAYERS)

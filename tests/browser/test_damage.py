@@ -13,10 +13,10 @@ SMALL = {"layers": "model.layers.28.* model.layers.29.*", "samples": "2", "lengt
 def test_damage_is_measured_and_a_mark_leads_to_its_layer(open_page: OpenPage) -> None:
     page = open_page("damage", urlencode(SMALL))
     expect(page.get_by_text("Does a layer's error say what the model loses?")).to_be_visible()
-    page.get_by_role("button", name=re.compile("Measure damage, about")).click()
+    page.get_by_role("button", name=re.compile("Measure sensitivity, about")).click()
     expect(page.get_by_text("All units at once cost")).to_be_visible()
     settle(page)
-    expect_finding(page, "^Damage is highest in decoder block (28|29)", at=0)
+    expect_finding(page, "^Sensitivity is highest in decoder block (28|29)", at=0)
     expect_finding(page, "^Held-out error is highest in decoder block (28|29)", at=1)
     expect_finding(page, "damage", at=2)
     click_mark(page, page.locator(".st-key-damage-map-damage .barlayer .point").nth(1))

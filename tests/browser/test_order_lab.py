@@ -32,6 +32,13 @@ def test_curves_and_table(open_page: OpenPage, measured: str, scheme: str) -> No
     expect(page.get_by_text("Each removes 70.0 % of the weights.")).to_be_visible()
 
 
+def test_a_link_to_the_former_race_of_solvers_leads_to_it(open_page: OpenPage, measured: str) -> None:
+    page = open_page("order_lab", f"{measured}&lab_section=Race+of+solvers&lab_work=2.0")
+    expect(page.get_by_role("heading", name="Prune: what does the whole model lose?")).to_be_visible()
+    expect(page.get_by_role("radio", name="How the methods get there")).to_be_checked()
+    assert "race_work=2.0" in page.url
+
+
 def test_an_order_of_ones_own(open_page: OpenPage, measured: str) -> None:
     page = lab(open_page, measured, "Your own order")
     natural, two_level = tile(page, "Natural order"), tile(page, "Two-level order")

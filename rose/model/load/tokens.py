@@ -204,24 +204,6 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     return torch.cat(parts)
 
 
-def cut_windows(samples: Tensor, windows: int, length: int, first: int | None) -> Tensor:
-    """Cuts samples, as from `load_tokens`, into shorter windows, none of which spans two samples.
-
-    Args:
-        samples: (samples, tokens).
-        windows: at most so many.
-        length: tokens per window.
-        first: what samples, and so windows, begin with; see `first_token`.
-
-    Returns:
-        (windows, length).
-    """
-    text = samples if first is None else samples[:, 1:]
-    width = length if first is None else length - 1
-    cut = text[:, : text.shape[1] // width * width].reshape(-1, width)[:windows]
-    return cut if first is None else torch.nn.functional.pad(cut, (1, 0), value=first)
-
-
 def load_calibration(
     source: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -280,8 +262,8 @@ def load_apart(
     windows = windows[~torch.isin(_runs(windows, width), _runs(apart_from, width)).any(1)]
     if len(windows) < 2:
         raise RoseError(
-            f"{source} has {len(windows)} windows of {length} tokens besides those that are evaluated, too few to "
-            "train on; give a longer text or shorter windows, or evaluate on another text."
+            f"{source} has {len(windows)} windows of {length} tokens that are not used already, too few; give a "
+            "longer text or shorter windows, or evaluate on another text."
         )
     check_seed(seed)
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))

@@ -70,7 +70,12 @@ def test_numbers_are_those_of_the_engine_and_the_best_are_kept(
     assert run.fraction == 1.0
 
     drawn = rose.load_tokens("packaged", loaded.tokenizer, samples=6, length=32, seed=0)
-    windows = torch.cat([drawn[4, :16], drawn[4, 16:], drawn[5, :16]]).view(3, 16)
+    windows = REQUEST.evaluated(loaded.tokenizer, setup, [drawn])
+    used = {tuple(run) for window in drawn.tolist() for run in zip(*(window[at:] for at in range(16)), strict=False)}
+    assert windows.shape == (3, 16)
+    assert not used & {tuple(window) for window in windows.tolist()}
+    with pytest.raises(rose.RoseError, match="Besides what calibrates, packaged has"):
+        replace(REQUEST, windows=10**6).evaluated(loaded.tokenizer, setup, [drawn])
     assert run.dense is not None
     assert run.dense.perplexity == pytest.approx(rose.perplexity(loaded.model, windows), rel=1e-6)
     assert run.dense.text == continue_prompt(loaded.model, loaded.tokenizer, "Hello", new_tokens=4)
@@ -210,8 +215,6 @@ def test_a_text_of_ones_own_for_perplexity(setup: Setup, loaded: LoadedModel, tm
         ({"methods": ()}, "at least one method"),
         ({"methods": ("magic",)}, "no method named 'magic'"),
         ({"sparsities": ("1.5",)}, "Sparsity must be"),
-        ({"windows": 9}, "gives 4 windows of 16"),
-        ({"window_length": 64}, "gives 0 windows of 64"),
         ({"keep": "folder"}, "path of a folder"),
         ({"sparsities": ("0.5", "3:7")}, "3:7 needs a number of input columns divisible by 7"),
         ({"layers": "*.nothing"}, "nothing"),

@@ -64,7 +64,7 @@ def test_a_tuned_copy_stands_beside_the_others(pruned: PruningRun, loaded: Loade
     assert all(map(torch.equal, zeros(source.checkpoint), zeros(copy.checkpoint)))
     summary = run.found.summary
     assert summary["zeros"] == summary["zeros_before"] == sum(int(mask.sum()) for mask in zeros(copy.checkpoint))
-    windows = REQUEST.evaluated(loaded.tokenizer, pruned.setup.draw(loaded.tokenizer)[1])
+    windows = REQUEST.evaluated(loaded.tokenizer, pruned.setup, pruned.setup.draw(loaded.tokenizer))
     kept = rose.load_model(str(copy.checkpoint))[0]
     assert copy.perplexity == pytest.approx(rose.perplexity(kept, windows), rel=1e-5)
     assert summary["held_out_after"] < summary["held_out_before"]
@@ -166,7 +166,7 @@ def test_text_that_is_evaluated_is_not_trained_on(loaded: LoadedModel, tmp_path:
     assert left <= {tuple(window) for window in every.tolist()}
     runs = {tuple(window[at : at + 16]) for window in evaluated.tolist() for at in range(17)}
     assert not any(tuple(window[at : at + 16]) in runs for window in left for at in range(17))
-    with pytest.raises(rose.RoseError, match="besides those that are evaluated, too few to train on"):
+    with pytest.raises(rose.RoseError, match="that are not used already, too few"):
         load_apart(str(text), loaded.tokenizer, samples=9, held_out=4, length=32, seed=0, apart_from=every)
 
 

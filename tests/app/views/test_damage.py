@@ -37,7 +37,7 @@ def test_an_empty_page_says_what_it_will_take_and_fills(setup: Setup) -> None:
     assert "2 × 32 held out measure the loss" in texts(app)
     assert not figures(app)
     button = app.button(key="damage-start")
-    assert button.label.startswith("Measure damage, about ")
+    assert button.label.startswith("Measure sensitivity, about ")
     button.click().run()
     run = run_of(setup, DamageRequest("layers"))
     app.run()
@@ -45,7 +45,7 @@ def test_an_empty_page_says_what_it_will_take_and_fills(setup: Setup) -> None:
     damage_map, error_map, scatter = titles(app)
     table = run.table
     top = table.loc[table["damage"].idxmax()]
-    assert f"Damage is highest in {int(top['block_index'])} · {top['projection']}" in damage_map
+    assert f"Sensitivity is highest in {int(top['block_index'])} · {top['projection']}" in damage_map
     assert "Held-out error is highest in" in error_map
     assert f"rank correlation {rank_correlation(table)}" in scatter
     marks = [len(trace["customdata"]) for trace in json.loads(figures(app)[0])["data"] if trace["type"] == "scatter"]
@@ -115,7 +115,7 @@ def test_units_of_a_pruned_model_get_their_dense_weights_back(setup: Setup, tmp_
     expected = rose.perplexity(dense, held_out)
     assert run.records[-1].loss == pytest.approx(math.log(expected), rel=1e-5)
     (tmp_path / "pruned" / "config.json").touch()  # pruned again
-    assert app.run().button(key="damage-start").label.startswith("Measure damage")
+    assert app.run().button(key="damage-start").label.startswith("Measure sensitivity")
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_the_example_is_there_and_the_defaults_can_be_run_at_once() -> None:
     assert app.session_state["chosen_layer"] == study.overview(0.5).set_index("layer")["relative_range"].idxmax()
     assert "Explore the example" in links(app)
     assert button(app).disabled
-    assert "These layers are measured, on 16 × 512 tokens of packaged English text, and shown below." in texts(app)
+    assert "These layers are measured, on 16 × 512 tokens of packaged text, and shown below." in texts(app)
     assert "about" not in texts(app)  # nothing is estimated that nobody asked for
     app.selectbox(key="start_layers").set_value("attention").run()
     assert not button(app).disabled

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import rose
 from rose.model.load import tokens as calibration
-from rose.model.load.tokens import cut_windows, load_calibration, load_text, packaged_text
+from rose.model.load.tokens import load_calibration, load_text, packaged_text
 
 WORDS = 1000
 
@@ -151,16 +151,6 @@ def test_windows_after_a_beginning_do_not_overlap(text: str) -> None:
     assert len(tokens[:, 1:].unique()) == 1000
     with pytest.raises(rose.RoseError, match="has 1000 tokens, too few for 11 windows of 101"):
         rose.load_tokens(text, beginning_tokenizer("[BOS] $A"), samples=11, length=101, seed=None)
-
-
-def test_shorter_windows_begin_like_their_samples(text: str) -> None:
-    samples = rose.load_tokens(text, beginning_tokenizer("[BOS] $A"), samples=2, length=101, seed=None)
-    windows = cut_windows(samples, 5, 35, FIRST)
-    assert windows[:, 0].tolist() == [FIRST] * 4
-    assert windows[:, 1].tolist() == [0, 34, 100, 134]
-    assert are_runs(windows[:, 1:])
-    plain = cut_windows(samples[:, 1:], 5, 50, None)
-    assert torch.equal(plain, torch.arange(200).view(4, 50))
 
 
 def test_bad_beginnings(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
