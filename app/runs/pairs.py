@@ -170,6 +170,8 @@ def setup_of(run: FinishedRun) -> Setup:
 
 
 def _environment(run: FinishedRun) -> str | None:
+    if isinstance(known := run.summary.get("environment"), str):
+        return short_text(known)
     made = run.summary.get("made_with") or (versions() if run.place == SERVER else None)
     if not isinstance(made, dict):
         return None

@@ -9,14 +9,16 @@ from rose import RoseError
 from rose.files import check_small
 from rose.layer.pattern import parse_sparsity
 
+OPTIONAL = ("environment", "losses")
 NUMBERS = ("perplexity", "mean_held_out_error", "seconds")
 
 
 def read_results(source: str | IO[bytes]) -> pd.DataFrame:
     """Reads a CSV file with the columns method, sparsity, seed, perplexity, mean_held_out_error and seconds.
 
-    Further columns are left out. The held-out error may be missing, and, of a pruned model that does not work any more,
-    the perplexity may be infinite or missing too: `rose compare` writes such rows.
+    Of further columns environment and losses are kept, and others left out. The held-out error may be missing, and, of a
+    pruned model that does not work any more, the perplexity may be infinite or missing too: `rose compare` writes such
+    rows.
 
     Raises:
         RoseError: no such file, or a row that no run can have come to, with its number.
@@ -25,14 +27,17 @@ def read_results(source: str | IO[bytes]) -> pd.DataFrame:
     if isinstance(source, str):
         check_small(source)
     try:
-        table = pd.read_csv(source, usecols=wanted, dtype={"method": str, "sparsity": str})[wanted]
-    except (OSError, ValueError) as problem:
+        texts = dict.fromkeys(["method", "sparsity", *OPTIONAL], str)
+        table = pd.read_csv(source, usecols=lambda name: name in (*wanted, *OPTIONAL), dtype=texts)
+        table = table[[*wanted, *(name for name in OPTIONAL if name in table)]]
+    except (OSError, ValueError, KeyError) as problem:
         raise RoseError(
             f"The file cannot be read as CSV with the columns {', '.join(wanted)} ({problem}); check the path."
         ) from problem
     if table.empty:
         raise RoseError("The file holds no runs yet.")
     given = table[wanted[2:]].notna()
+    table = table.fillna({name: "" for name in OPTIONAL if name in table})
     table[wanted[2:]] = table[wanted[2:]].apply(pd.to_numeric, errors="coerce")
     missing = table[["method", "sparsity", "seed"]].isna().any(axis=1)
     numbers = table["seed"].between(0, 2**63) & (table["seed"] % 1 == 0)

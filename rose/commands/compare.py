@@ -90,8 +90,11 @@ def run(options: argparse.Namespace, console: Console) -> None:
             console.print(f"{row.method} {row.sparsity} seed {row.seed}: perplexity {row.perplexity:.2f}")
     if not folder.rows:  # one of many processes, for which there was nothing to do
         return
-    dense = folder.rows[0].dense_perplexity
-    _print(folder.rows, f"Perplexity on {options.evaluate}, {len(windows)} windows; dense {dense:.2f}")
+    for where in dict.fromkeys(row.environment for row in folder.rows):  # rows of different ones are not compared
+        rows = [row for row in folder.rows if row.environment == where]
+        dense = rows[0].dense_perplexity
+        _print(rows, f"Perplexity on {options.evaluate}, {len(windows)} windows; dense {dense:.2f}")
+        terminal.say(f"Computed with {where or 'an earlier version, which did not say where'}")
     terminal.say(f"Rows and summaries are in {options.output}")
 
 

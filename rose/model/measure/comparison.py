@@ -1,7 +1,7 @@
 """Comparison of methods on one model: every method, sparsity and calibration seed, one row per finished run.
 
 Perplexities after pruning wobble by several per cent from rounding alone, so every mean comes with its spread over
-seeds.
+seeds, and rows of different environments are never compared: see `rose.environment`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ import torch
 from torch import Tensor, nn
 
 from rose import verdicts
+from rose.environment import environment
 from rose.errors import RoseError
 from rose.layer.methods import BUDGETS, get_method
 from rose.layer.order import check_order_name
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.model.measure.folder import MeasurementFolder
-from rose.model.measure.perplexity import perplexity
+from rose.model.measure.perplexity import perplexity, perplexity_of, window_losses
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.progress import ProgressCallback
 from rose.model.run.prune import prune_by
 from rose.model.run.settings import TARGETS, RunOptions, RunSettings, run_settings
 from rose.report import NotNegative, NotNegativeOrNan, Share, Within, csv_text, records_table
-from rose.verdicts import Result
+from rose.verdicts import Result, Setup
 
 SAMPLE_SECONDS = 0.1  # how often memory is looked at
 
@@ -93,6 +94,8 @@ class ComparisonRow:
     """One finished run. Errors are relative, means over layers; `seconds` is pruning alone; memory in bytes.
 
     `drift` of the residual stream is that after the last pruned decoder block, None without held-out samples.
+    `environment` is what it was computed with, and `losses` those of each window, in nats a token, as text; both are
+    empty in rows of earlier versions.
     """
 
     method: str
@@ -108,6 +111,8 @@ class ComparisonRow:
     mean_target_error: float | None = None
     mean_held_out_target_error: float | None = None
     drift: float | None = None
+    environment: str = ""
+    losses: str = ""
 
 
 FROM_SUMMARY = (
@@ -134,14 +139,15 @@ def compare_methods(
     layers: Sequence[str] | None = None,
     **options: Unpack[RunOptions],
 ) -> Iterator[ComparisonRow]:
-    """Prunes the model by every combination that is not done yet, and yields a row for each.
+    """Prunes the model by every combination that is not done yet in this environment, and yields a row for each.
 
-    The model's weights are put back after every run, also after one that is stopped.
+    While a row is handed out the model is as that run has left it; then its weights are put back, also after one that
+    is stopped.
 
     Args:
         calibration: seed -> (calibration tokens, held-out tokens or None), each (samples, length).
         methods: as for `parse_variant`.
-        done: rows of an earlier, interrupted comparison, which are not run again.
+        done: rows of an earlier, interrupted comparison; those of this environment are not run again.
         progress: run's name -> callback for `prune_model`.
         part: (k, n) makes only every n-th run, from the k-th on: n processes that share a folder make them all.
     """
@@ -149,8 +155,9 @@ def compare_methods(
     network = Network(model)
     for run in settings:
         network.to_prune(layers, run.layer.pattern, run.layer.block_size)
-    Precision.of(settings[0].compute, network.dtype, network.device)
+    here = environment_of(network, settings[0])
     draw = lru_cache(maxsize=1)(calibration)  # all runs of a seed come one after another
+    done = [row for row in done if row.environment == here]
     finished = {(row.method, row.sparsity, row.seed) for row in done}
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = done[0].dense_perplexity if done else perplexity(model, windows)
@@ -166,12 +173,15 @@ def compare_methods(
             with _peak_memory() as peak:
                 report = prune_by(model, tokens, run, layers=layers, held_out=held_out, progress=follow)
                 memory = peak()
+            losses = window_losses(model, windows)
             yield ComparisonRow(
                 method=variant.name,
                 sparsity=pattern,
                 seed=seed,
-                perplexity=perplexity(model, windows),
+                perplexity=perplexity_of(losses),
                 dense_perplexity=before,
+                environment=here,
+                losses=write_losses(losses),
                 peak_memory=memory,
                 drift=report.last_drift,
                 **{name: report.summary[name] for name in FROM_SUMMARY},
@@ -180,6 +190,16 @@ def compare_methods(
             model.load_state_dict(dense)
             for layer in network.layers:
                 layer.keep_low_rank(None)
+
+
+def environment_of(network: Network, run: RunSettings) -> str:
+    """What a run is computed with here; raises RoseError for a number format that cannot be."""
+    return environment(Precision.of(run.compute, network.dtype, network.device).describe()["compute"], network.device)
+
+
+def write_losses(losses: Tensor) -> str:
+    """Losses by window as text, so exact that those of identical models are the same."""
+    return " ".join(f"{loss:.12g}" for loss in losses.tolist())
 
 
 @contextmanager
@@ -209,43 +229,63 @@ def _peak_memory() -> Iterator[Callable[[], int]]:
 def over_seeds(table: pd.DataFrame, numbers: Sequence[str]) -> pd.DataFrame:
     """One row per method and sparsity, in the order first seen: seeds, the mean of each number, and its NUMBER_spread.
 
-    The spread is half the range over seeds, and not the standard deviation: of three values it says plainly how far
-    they lie apart. Both are NaN where a number is missing for a seed: the others alone would flatter the method.
+    Where rows are of several environments, there is one per environment too, which is then a column. The spread is half
+    the range over seeds, and not the standard deviation: of three values it says plainly how far they lie apart. Both
+    are NaN where a number is missing for a seed: the others alone would flatter the method.
     """
-    groups = table.groupby(["method", "sparsity"], sort=False)
+    groups = table.groupby(keys_of(table), sort=False)
     known = groups[[*numbers]].count().eq(groups.size(), axis=0)
     spreads = (groups[[*numbers]].max() - groups[[*numbers]].min()).where(known) / 2
     found = pd.concat([groups["seed"].nunique().rename("seeds"), groups[[*numbers]].mean().where(known)], axis=1)
     return found.join(spreads.add_suffix("_spread")).reset_index()
 
 
+def keys_of(table: pd.DataFrame) -> list[str]:
+    """What tells the means of a comparison apart: its environment too, where there are several."""
+    several = "environment" in table and table["environment"].nunique() > 1
+    return ["method", "sparsity", *(["environment"] if several else [])]
+
+
 def summarize(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
     """Means per method and sparsity, `spread` of the perplexity, and the largest peak memory; see `over_seeds`."""
     table = records_table(rows, ComparisonRow)
     found = over_seeds(table, ["perplexity", *FROM_SUMMARY, "drift"]).rename(columns={"perplexity_spread": "spread"})
-    found["peak_memory"] = table.groupby(["method", "sparsity"], sort=False)["peak_memory"].max().values
-    others = table.columns[table.columns.get_loc("mean_relative_error") :]
-    return found[["method", "sparsity", "seeds", "perplexity", "spread", *others]]
+    keys = keys_of(table)
+    found["peak_memory"] = table.groupby(keys, sort=False)["peak_memory"].max().values
+    others = table.columns[table.columns.get_loc("mean_relative_error") :].drop(["environment", "losses"])
+    return found[[*keys, "seeds", "perplexity", "spread", *others]]
 
 
 def results_of(table: pd.DataFrame, sparsity: str, column: str = "perplexity") -> list[Result]:
     """A result per method at one sparsity, with its value for every seed; none of a method of which one is not finite.
 
-    `seconds` is the median, as a pause of the machine makes single times too long.
+    Each has the environment of its rows, and of perplexities the losses by window, means over seeds, where they were
+    kept; a method with rows of several environments has a result in each. `seconds` is the median, as a pause of the
+    machine makes single times too long.
     """
     rows = table[table["sparsity"] == sparsity]
     return [
         Result(
-            name=str(method),
-            method=str(method),
+            name=str(some["method"].iloc[0]),
+            method=str(some["method"].iloc[0]),
             value=float(some[column].mean()),
+            losses=_mean_losses(some) if column == "perplexity" else (),
             draws=dict(zip(some["seed"], some[column].astype(float), strict=True)),
+            setup=Setup(environment=str(some["environment"].iloc[0]) or None if "environment" in some else None),
             amount=sparsity,
             seconds=float(some["seconds"].median()),
         )
-        for method, some in rows.groupby("method", sort=False)
+        for _, some in rows.groupby([key for key in keys_of(table) if key != "sparsity"], sort=False)
         if np.isfinite(some[column]).all()
     ]
+
+
+def _mean_losses(rows: pd.DataFrame) -> tuple[float, ...]:
+    """Of each window over draws; () where some were not kept."""
+    kept = [str(text).split() for text in rows.get("losses", [])]
+    if not kept or not kept[0] or len({len(one) for one in kept}) > 1:
+        return ()
+    return tuple(np.array(kept, np.float64).mean(0).tolist())
 
 
 def conclusions(table: pd.DataFrame) -> list[str]:
@@ -255,9 +295,16 @@ def conclusions(table: pd.DataFrame) -> list[str]:
 
 
 def to_markdown(rows: Sequence[ComparisonRow]) -> str:
-    """Perplexity as mean ± spread: a line per method, a column per sparsity. A single seed has no spread to show."""
-    if not rows:
-        return ""
+    """Perplexity as mean ± spread: a line per method, a column per sparsity. A single seed has no spread to show.
+
+    A table for each environment, under its name where there are several.
+    """
+    found = {row.environment: [one for one in rows if one.environment == row.environment] for row in rows}
+    tables = [_table(own) if len(found) == 1 else f"{name}:\n\n{_table(own)}" for name, own in found.items()]
+    return "\n".join(tables)
+
+
+def _table(rows: Sequence[ComparisonRow]) -> str:
     summary = summarize(rows)
     sparsities = list(dict.fromkeys(summary["sparsity"]))
     columns = ["method", "sparsity", "perplexity", "spread", "seeds"]
@@ -279,7 +326,7 @@ class ComparisonFolder(MeasurementFolder[ComparisonRow]):
     """The folder of a comparison: a row per finished run."""
 
     kind = ComparisonRow
-    key = "method", "sparsity", "seed"
+    key = "method", "sparsity", "seed", "environment"
     holds = "comparison", "comparison runs"
     summaries = "summary.csv", "summary.json", "summary.md"
 

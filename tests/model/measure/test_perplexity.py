@@ -1,9 +1,11 @@
 """Perplexity against the loss that transformers computes itself."""
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import rose
 from rose.model.measure import comparison
 from rose.model.measure import perplexity as evaluation
-from rose.model.measure.comparison import ComparisonRow, compare_methods, parse_variant, to_markdown
+from rose.model.measure.comparison import (
+    ComparisonRow,
+    compare_methods,
+    conclusions,
+    parse_variant,
+    results_of,
+    summarize,
+    to_markdown,
+)
+from rose.report import records_table
 from tests.model.families import VOCABULARY, make_model, make_tokens
 
 
@@ -124,6 +135,30 @@ def test_a_comparison_as_markdown() -> None:
         "| method | 0.5 | 2:4 |\n|---|---|---|\n| rose | 21.5 ± 1.5 | 30.0 |\n| wanda | 1234 | – |\n"
     )
     assert to_markdown([]) == ""
+
+
+def test_rows_of_different_environments_are_never_paired() -> None:
+    def row(method: str, seed: int, value: float, where: str) -> ComparisonRow:
+        losses = " ".join(str(np.log(value) + gap) for gap in (-0.1, 0.1))
+        return ComparisonRow(
+            method, "0.5", seed, value, 10.0, 0.1, None, 0.5, 1.0, 100, environment=where, losses=losses
+        )
+
+    here = [
+        row(method, seed, value + seed, "a") for method, value in (("rose", 20.0), ("alps", 30.0)) for seed in (0, 1)
+    ]
+    table = records_table(here, ComparisonRow)
+    assert conclusions(table)[0].startswith("At 0.5: rose has the lowest perplexity, 20.5.")
+    assert results_of(table, "0.5")[0].losses == pytest.approx([np.log(420) / 2 - 0.1, np.log(420) / 2 + 0.1])
+    single = [one for one in here if one.seed == 0]  # is decided by windows alone
+    assert "over two windows" in conclusions(records_table(single, ComparisonRow))[0]
+    moved = [here[0], here[1], *(dataclasses.replace(one, environment="b") for one in here[2:])]
+    assert (
+        "Not ranked: rose and alps differ in environment (a; b)" in conclusions(records_table(moved, ComparisonRow))[0]
+    )
+    mixed = [here[0], dataclasses.replace(here[1], environment="b")]
+    assert summarize(mixed)[["environment", "seeds"]].values.tolist() == [["a", 1], ["b", 1]]
+    assert to_markdown(mixed).count("| rose |") == 2
 
 
 def test_windows_with_nothing_to_predict() -> None:

@@ -1,0 +1,39 @@
+"""What numbers are computed with. Two machines round differently, and pruning makes much of rounding: perplexities of
+the same run differ by several per cent, so that only those of one environment are compared."""
+
+from __future__ import annotations
+
+import platform
+import re
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from rose.report import versions
+
+ROUNDING = ("torch", "transformers")  # programs that round numbers their own way
+
+
+@cache
+def processor() -> str:
+    """The model of the processor, as the system names it."""
+    try:
+        found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def environment(compute: str, device: torch.device) -> str:
+    """Processor or GPU, threads, versions and number format, in words.
+
+    Args:
+        compute: the format of forward passes, as `Precision.describe` says it.
+        device: what runs on.
+    """
+    known = versions()
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    threads = torch.get_num_threads()
+    parts = [place, f"{threads} thread{'s' if threads > 1 else ''}", *(f"{name} {known[name]}" for name in ROUNDING)]
+    return ", ".join([*parts, compute])
