@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PORT ?= 8501
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: app test check format browser docs wheel clean
+.PHONY: app test check format browser docs results wheel clean
 
 app: $(VENV)/installed
 	$(BIN)/python app/server.py --server.port $(PORT)
@@ -27,6 +27,12 @@ format: $(VENV)/installed-dev
 # The pages of the public interface, from its docstrings: build/docs/rose.html
 docs: $(VENV)/installed-dev
 	$(BIN)/python -W error -m pdoc rose '!rose\.' --docformat google --output-directory build/docs
+
+# The headline table and its controls, docs/results/headline.csv: about ten hours of one core, and it goes on where it was
+# stopped. WikiText-2's parts as text files, as docs say: make results CALIBRATION=valid.txt EVALUATION=test.txt OTHERS=FOLDER
+results: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.headline --calibration $(CALIBRATION) --evaluate $(EVALUATION) \
+	  $(if $(OTHERS),--others $(OTHERS))
 
 # Builds the wheel, installs it with its extras into an environment of its own, and runs the tests against it from a
 # folder outside the checkout. Takes minutes and downloads; leaves the wheel in dist/. The tests left out are those of
