@@ -5,7 +5,21 @@ options and the console for progress and remarks; results go to standard output.
 in `COMMANDS`. What several commands share is in `options`, `terminal` and `checkpoints`.
 """
 
-from rose.commands import analyze, app, check, compare, damage, diffuse, evaluate, models, prune, report, slim, tune
+from rose.commands import (
+    analyze,
+    app,
+    check,
+    compare,
+    damage,
+    diffuse,
+    evaluate,
+    models,
+    pack,
+    prune,
+    report,
+    slim,
+    tune,
+)
 
 # As listed by `rose --help`.
-COMMANDS = (models, analyze, prune, slim, tune, compare, damage, check, evaluate, report, diffuse, app)
+COMMANDS = (models, analyze, prune, slim, tune, compare, damage, check, evaluate, report, pack, diffuse, app)

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
 from rose.model.load.models import BUILDERS
+from rose.model.load.stored import for_transformers
 from rose.model.network.layers import PrunableLayer, decoder_blocks, text_config
 from rose.structured.configuration import (
     PLACE_FIELDS,
@@ -196,7 +197,8 @@ def read_recorded(config: Any, folder: Path | None, dtype: torch.dtype) -> Any:
     if folder is None:
         model = recorded._from_config(config, dtype=dtype)
     else:
-        model, loaded = recorded.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
+        source = for_transformers(folder)
+        model, loaded = recorded.from_pretrained(**source, config=config, dtype=dtype, output_loading_info=True)
         wrong = [*loaded["missing_keys"], *loaded["mismatched_keys"], *loaded["unexpected_keys"]]
         if wrong:
             raise RoseError(f"The weights in {folder} do not fit the shapes in its configuration ({wrong[0]}).")

@@ -18,6 +18,7 @@ prune, owl             yes    yes      yes    yes   zeros  yes   yes    yes     
 prune, sensitivity     yes    yes      yes    yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
 prune, some layers     yes    yes      yes    yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
 prune, not held out    yes    yes      yes    yes   zeros  yes   yes    yes     rows  yes   index   yes    drift  yes
+pack                   yes    yes      yes    yes   zeros  yes   yes    yes     rows  packed index  yes    yes    yes
 analyze                yes    model    model  model model  model model  model   rows  type  index   yes    drift  folder
 compare                report model    model  model model  model model  model   rows  type  index   report report folder
 damage, layers         report model    model  model model  model model  model   yes   type  index   report report folder
@@ -48,6 +49,7 @@ REFUSALS = {
     "blocks": r"The model to restore has 3 decoder blocks and the dense one 4, so their layers do not correspond; .*",
     # What transformers says; `rose slim` has said before that only rose reads these.
     "type": r"Unrecognized model in .*",
+    "packed": r"Error no file named model.safetensors, .*",
     "sizes": r"You set `ignore_mismatched_sizes` to `False`, .*",
 }
 

@@ -23,6 +23,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -35,6 +36,7 @@ from rose.interrupt import stop_point
 from rose.model.load import compressed
 from rose.model.load.gguf import frugal_reading
 from rose.model.load.soundness import check_all_used, check_finite, check_shapes, check_sizes
+from rose.model.load.stored import for_transformers, is_packed
 from rose.model.load.streaming import build_streamed, write_streamed
 from rose.model.network.layers import count_parameters, low_rank_tensors, named_layers
 from rose.model.network.network import Network
@@ -157,12 +159,26 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
     asked: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if "gguf_file" not in options:
         asked["config"] = config
-    found: Any = AutoModelForCausalLM.from_pretrained(source.location, **asked, **options)
-    model, loaded = found
+    if source.is_local and "gguf_file" not in options and is_packed(Path(source.location)):
+        model, loaded = _from_packed(name, config, Path(source.location), asked)
+    else:
+        found: Any = AutoModelForCausalLM.from_pretrained(source.location, **asked, **options)
+        model, loaded = found
     check_shapes(name, loaded["mismatched_keys"])
     _check_complete(name, loaded["missing_keys"])
     check_all_used(name, model, loaded["unexpected_keys"])
     return model
+
+
+def _from_packed(name: str, config: Any, folder: Path, asked: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model of a packed folder, whose tensors are unpacked one at a time, and what transformers says of it."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise RoseError(f"{name} is packed and needs Python code of its own to be built; run `rose unpack` first.")
+    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model, loaded = family.from_pretrained(**for_transformers(folder), **asked)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, loaded
 
 
 def _builder(config: Any) -> Callable[[Any, Path | None, torch.dtype], PreTrainedModel] | None:

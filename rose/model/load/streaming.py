@@ -22,14 +22,16 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rose.errors import RoseError
 from rose.model.load.conversion import Conversion
+from rose.model.load.packed import TensorFile
 from rose.model.load.soundness import check_all_used, check_finite
+from rose.model.load.stored import where
 from rose.model.network.layers import PrunableLayer, decoder_blocks, named_layers
 from rose.model.network.residence import ATTRIBUTE, Residence, evaluating
 
@@ -84,7 +86,7 @@ class BlockFiles(Residence):
         prefix, blocks = decoder_blocks(model)
         super().__init__(model, blocks)
         self.prefix, self.folder, self.dtype = prefix, folder, dtype
-        self.files = _files(folder)
+        self.files = where(folder)
         self._conversion = Conversion(model, self.files)
         self.names = self.files.keys() | self._conversion.pieces.keys()
         self.keys = _match(model, self.files, self._conversion)
@@ -300,8 +302,8 @@ class BlockFiles(Residence):
         """
         try:
             # Opened anew each time: pages of an open file would stay in memory beside the copies.
-            with safe_open(self.files[key], "pt") as file:
-                tensor = file.get_tensor(key)
+            with TensorFile(self.files[key]) as file:
+                tensor = file.tensor(key)
                 if self._finite:
                     check_finite(str(self.files[key]), [(key, tensor)])
                 return tensor.to((dtype or self.dtype) if tensor.is_floating_point() else tensor.dtype, copy=True)
@@ -321,22 +323,6 @@ def _name_of(model: nn.Module, part: nn.Module) -> str:
     """The dotted name of a module with a dot at its end, or nothing for the model itself."""
     name = next(name for name, module in model.named_modules() if module is part)
     return f"{name}." if name else ""
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """Names of all tensors -> the file that has each."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        paths = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
-    else:
-        paths = [folder / "model.safetensors"]
-    if not all(path.exists() for path in paths):
-        raise RoseError(f"{folder} lacks {next(p.name for p in paths if not p.exists())}; only safetensors can stream.")
-    found = {}
-    for path in paths:
-        with safe_open(path, "pt") as file:
-            found.update(dict.fromkeys(file.keys(), path))
-    return found
 
 
 def _match(model: PreTrainedModel, files: Mapping[str, Path], conversion: Conversion) -> dict[str, list[str]]:
@@ -361,8 +347,8 @@ def _match(model: PreTrainedModel, files: Mapping[str, Path], conversion: Conver
 
 
 def _shape(path: Path, key: str) -> tuple[int, ...]:
-    with safe_open(path, "pt") as file:
-        return tuple(file.get_slice(key).get_shape())
+    with TensorFile(path) as file:
+        return file.shape(key)
 
 
 def write_streamed(model: PreTrainedModel, folder: Path) -> None:

@@ -1,0 +1,55 @@
+"""`rose pack` and `rose unpack`: a checkpoint folder without the room that zeros take, and back, to the bit."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rose.commands import terminal
+from rose.files import expand
+from rose.model.ship.packing import PackedSize, pack_folder, unpack_folder
+from rose.output import check_output
+
+
+def add_parser(commands: Any) -> None:
+    for name, says, run in (
+        ("pack", "write a pruned model without the room that its zeros take; `rose` loads it as any other", _pack),
+        ("unpack", "write plain weights of a packed model, equal to the bit, for any program", _unpack),
+    ):
+        parser = commands.add_parser(name, help=says)
+        parser.add_argument("folder", metavar="FOLDER", help=f"of the model to {name}")
+        parser.add_argument("--output", type=Path, metavar="FOLDER", help=f"default: FOLDER-{name}ed")
+        parser.set_defaults(run=run)
+
+
+def _pack(options: argparse.Namespace, console: Console) -> None:
+    size, output = _written(options, console, "Packing", "-packed", pack_folder)
+    terminal.say(f"Written to {output}: {size.stored / 1e6:.1f} MB instead of {size.plain / 1e6:.1f} MB")
+    if size.layer_share is None:
+        terminal.say("No layer has zeros or lies on a grid, so all are stored as they are.")
+        return
+    of = f"of what they take in bfloat16, {size.layer_stored * 8 / size.layer_weights:.2f} bits a weight"
+    terminal.say(f"{size.layers} pruned layers take {size.layer_share:.3f} {of}")
+    terminal.say(f"Every tensor was read back and is equal to the bit; digest {size.digest[:16]}")
+
+
+def _unpack(options: argparse.Namespace, console: Console) -> None:
+    size, output = _written(options, console, "Unpacking", "-unpacked", unpack_folder)
+    terminal.say(f"Written to {output}: {size.plain / 1e6:.1f} MB")
+    terminal.say(f"Every tensor was read back and is equal to what was packed; digest {size.digest[:16]}")
+
+
+def _written(
+    options: argparse.Namespace, console: Console, doing: str, ending: str, write: Callable[..., PackedSize]
+) -> tuple[PackedSize, Path]:
+    folder = expand(options.folder)
+    output = options.output or folder.with_name(folder.resolve().name + ending)
+    check_output(output)
+    with terminal.bar(console, doing) as follow:
+        size = write(folder, output, lambda share, file: follow(share, f"{doing} {file}"))
+        follow(1.0)
+    return size, output

@@ -1,0 +1,244 @@
+"""The packed format: pruned weights as a bitmask and what it keeps, in safetensors files; to the bit.
+
+A packed file is a safetensors file whose metadata say `format: rose-packed` and hold, as JSON under `tensors`, the
+facts of every tensor. A *plain* tensor is stored under its name. Of others, parts are stored as uint8 under NAME:PART,
+in the order of the rows of a matrix: the tensor itself with its leading dimensions as one, or, where `flipped`, its
+last two exchanged, so that input columns come last.
+
+- mask: a bit for each weight, the highest of a byte first; 1 = kept.
+- sparse: plane0, plane1, ...: the bytes of the kept values, the lowest first, each by itself; a value has been rotated
+  by a bit to the left, sign last, so that the highest byte of bfloat16 and float32 is the exponent, which compresses.
+- grid: codes, int8, of the kept weights, and scale0, scale1, the bytes of float16 numbers as above, one for each row
+  and `group` columns: a weight is code · scale.
+- signs: a bit for each weight that is not kept, where some of them are −0.
+
+Parts that zstd makes smaller are listed under `zstd`. A bitmask that it has compressed needs less than the indices of
+an N:M pattern: 2.6 bits a group of 2:4, where two indices take 4. docs/shipping.md has a reader of ten lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zstandard
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rose.errors import RoseError
+from rose.files import digest
+from rose.layer.grid import coarsest_grid, per_column
+
+FORMAT, VERSION = "rose-packed", "1"
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+INTEGERS = {2: (torch.int16, np.dtype("<u2")), 4: (torch.int32, np.dtype("<u4"))}  # by bytes of a number
+LEAST_ZEROS = 0.05  # of a tensor that is packed although it is on no grid
+FLIPPED = 0.97  # of the size of the other mask: less is no pattern along the columns, but chance
+LEVEL = 3  # of zstd; higher ones make nothing smaller here, as there is nothing that repeats
+
+Bytes = np.ndarray  # uint8, 1-D
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A tensor in parts.
+
+    Attributes:
+        facts: what a file says of it, as JSON values, but for its checksum.
+        parts: name -> uint8, (bytes,).
+    """
+
+    facts: dict[str, Any]
+    parts: dict[str, Bytes]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return sum(map(len, self.parts.values()))
+
+
+def encode(tensor: Tensor) -> Packed | None:
+    """A tensor in parts; None where it is better stored as it is: a vector, no zeros and no grid, nothing gained."""
+    if tensor.dtype not in NAMES or tensor.ndim < 2 or not tensor.numel():
+        return None
+    tensor = tensor.detach().cpu()
+    zeros = float((tensor == 0).float().mean())
+    grids = {flipped: coarsest_grid(_matrix(tensor, flipped)) for flipped in (False, True)} if zeros < 1 else {}
+    flipped = next((flipped for flipped, coded in grids.items() if coded), None)
+    if flipped is None and zeros < LEAST_ZEROS:
+        return None
+    masks = {one: _squeezed(_mask(tensor, one)) for one in ((False, True) if flipped is None else (flipped,))}
+    if flipped is None:
+        flipped = len(masks[True][0]) < FLIPPED * len(masks[False][0])
+    matrix, coded = _matrix(tensor, flipped), grids.get(flipped)
+    bits, kept = _bits(matrix), (matrix != 0).numpy()
+    parts = _planes("plane", bits[kept])
+    if coded is not None:
+        parts = {"codes": coded.codes.numpy()[kept].view(np.uint8)}
+        parts |= _planes("scale", _bits(coded.scales.half()).ravel())
+    if (removed := bits[~kept]).any():
+        parts["signs"] = np.packbits(removed != 0)
+    squeezed = {"mask": masks[flipped]} | {name: _squeezed(part) for name, part in parts.items()}
+    facts = {"kind": "sparse", "dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "flipped": flipped}
+    if coded is not None:
+        facts |= {"kind": "grid", "group": matrix.shape[1] // coded.scales.shape[1]}
+    facts["zstd"] = [name for name, (_, smaller) in squeezed.items() if smaller]
+    packed = Packed(facts, {name: part for name, (part, _) in squeezed.items()})
+    return packed if packed.size < tensor.nbytes else None
+
+
+def decode(facts: Mapping[str, Any], parts: Mapping[str, Bytes]) -> Tensor:
+    """The tensor of such parts.
+
+    Raises:
+        ValueError, KeyError, TypeError, zstandard.ZstdError: facts or parts that are damaged.
+    """
+    shape, dtype = tuple(map(int, facts["shape"])), DTYPES[facts["dtype"]]
+    laid_out = (*shape[:-2], shape[-1], shape[-2]) if facts["flipped"] else shape
+    count, width = math.prod(shape), laid_out[-1]
+
+    def part(name: str, size: int) -> Bytes:
+        data = parts[name]
+        if name in facts["zstd"]:
+            opened = zstandard.ZstdDecompressor().decompress(data.tobytes(), max_output_size=max(size, 1))
+            data = np.frombuffer(opened, np.uint8)
+        if len(data) != size:
+            raise ValueError(f"{name} has {len(data)} bytes instead of {size}")
+        return data
+
+    kept = np.unpackbits(part("mask", -(-count // 8)), count=count).astype(bool)
+    number = int(kept.sum())
+    _, unsigned = INTEGERS[dtype.itemsize]
+    bits = np.zeros(count, unsigned)
+    if "signs" in parts:
+        negative = np.unpackbits(part("signs", -(-(count - number) // 8)), count=count - number)
+        bits[~kept] = negative.astype(unsigned) << (8 * dtype.itemsize - 1)
+    if facts["kind"] == "grid":
+        groups = count // int(facts["group"])
+        scales = _joined([part(f"scale{byte}", groups) for byte in range(2)]).view(np.float16)
+        codes = np.zeros(count, np.int8)
+        codes[kept] = part("codes", number).view(np.int8)
+        scale = per_column(torch.from_numpy(scales.astype(np.float32)).view(count // width, -1), width)
+        bits[kept] = _bits((torch.from_numpy(codes).view(-1, width) * scale).to(dtype)).ravel()[kept]
+    else:
+        bits[kept] = _joined([part(f"plane{byte}", number) for byte in range(dtype.itemsize)])
+    tensor = torch.from_numpy(bits.view(f"<i{dtype.itemsize}")).view(dtype).view(laid_out)
+    return tensor.transpose(-1, -2).contiguous() if facts["flipped"] else tensor
+
+
+def _matrix(tensor: Tensor, flipped: bool) -> Tensor:
+    return (tensor.transpose(-1, -2) if flipped else tensor).flatten(0, -2).contiguous()
+
+
+def _mask(tensor: Tensor, flipped: bool) -> Bytes:
+    return np.packbits((_matrix(tensor, flipped) != 0).numpy())
+
+
+def _bits(tensor: Tensor) -> np.ndarray:
+    integer, unsigned = INTEGERS[tensor.itemsize]
+    return tensor.contiguous().view(integer).numpy().view(unsigned)
+
+
+def _planes(name: str, bits: np.ndarray) -> dict[str, Bytes]:
+    rotated = (bits << 1 | bits >> (8 * bits.itemsize - 1)).astype(bits.dtype)
+    columns = rotated.view(np.uint8).reshape(-1, bits.itemsize)
+    return {f"{name}{byte}": columns[:, byte].copy() for byte in range(bits.itemsize)}
+
+
+def _joined(planes: list[Bytes]) -> np.ndarray:
+    rotated = np.stack(planes, 1).view(f"<u{len(planes)}").ravel()
+    return (rotated >> 1 | rotated << (8 * len(planes) - 1)).astype(rotated.dtype)
+
+
+def _squeezed(part: Bytes) -> tuple[Bytes, bool]:
+    """A part as it is stored, and whether zstd has made it smaller."""
+    smaller = np.frombuffer(zstandard.ZstdCompressor(level=LEVEL).compress(part.tobytes()), np.uint8)
+    return (smaller, True) if len(smaller) < len(part) else (part, False)
+
+
+class TensorFile:
+    """The tensors of a safetensors file, packed or not, one at a time; to be used in a `with`.
+
+    Raises:
+        RoseError: a packed file of a later version, or one that does not hold what was packed.
+        OSError, SafetensorError: not a whole safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = safe_open(path, "pt")
+        self.metadata: dict[str, str] = self._file.metadata() or {}
+        self.is_packed = self.metadata.get("format") == FORMAT
+        self.facts: dict[str, dict[str, Any]] = {}
+        if self.is_packed:
+            self._read_facts()
+
+    def _read_facts(self) -> None:
+        if self.metadata.get("version") != VERSION:
+            raise RoseError(
+                f"{self.path} is packed in version {self.metadata.get('version')} of the format, of which this program "
+                f"reads {VERSION}; update it."
+            )
+        if self.metadata.get("digest") != digest_of_facts(self.metadata):
+            raise damaged(self.path, "its header differs from its checksum")
+        self.facts = json.loads(self.metadata["tensors"])
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.__exit__(None, None, None)
+
+    def names(self) -> list[str]:
+        return list(self.facts) if self.is_packed else list(self._file.keys())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if self._is_encoded(name):
+            return tuple(self.facts[name]["shape"])
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor as it was before it was packed, checked by its checksum where it was."""
+        if not self.is_packed:
+            return self._file.get_tensor(name)
+        try:
+            tensor = self._decoded(name) if self._is_encoded(name) else self._file.get_tensor(name)
+        except (SafetensorError, ValueError, KeyError, TypeError, zstandard.ZstdError) as problem:
+            raise damaged(self.path, f"{name} cannot be unpacked ({problem})") from problem
+        if digest({name: tensor}) != self.facts[name]["sha256"]:
+            raise damaged(self.path, f"{name} differs from its checksum")
+        return tensor
+
+    def packed_bytes(self, name: str) -> int | None:
+        """What a tensor takes in this file in parts; None where it is stored as it is."""
+        if not self._is_encoded(name):
+            return None
+        return sum(math.prod(self._file.get_slice(key).get_shape()) for key in self._parts(name))
+
+    def _is_encoded(self, name: str) -> bool:
+        return self.is_packed and self.facts[name]["kind"] != "plain"
+
+    def _parts(self, name: str) -> list[str]:
+        return [key for key in self._file.keys() if key.startswith(f"{name}:")]  # noqa: SIM118  it is no dictionary
+
+    def _decoded(self, name: str) -> Tensor:
+        parts = {key.removeprefix(f"{name}:"): self._file.get_tensor(key).numpy() for key in self._parts(name)}
+        return decode(self.facts[name], parts)
+
+
+def digest_of_facts(metadata: Mapping[str, str]) -> str:
+    """SHA-256 of all that the metadata say, of every tensor too."""
+    rest = sorted((name, text) for name, text in metadata.items() if name != "digest")
+    return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
+
+
+def damaged(path: Path, how: str) -> RoseError:
+    return RoseError(f"{path} is damaged: {how}; restore the file, or pack its folder again.")

@@ -1,0 +1,200 @@
+"""Checkpoint folders packed and unpacked, a tensor at a time; what that saves, with and without writing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from rose.errors import RoseError
+from rose.files import digest, reachable
+from rose.interrupt import stop_point
+from rose.model.load.packed import FORMAT, VERSION, TensorFile, damaged, digest_of_facts, encode
+from rose.model.load.stored import PACKED, is_packed, packed, weight_files
+from rose.model.ship.writing import TensorWriter
+from rose.output import new_folder
+
+OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}  # of the same model, which are not copied
+
+Follow = Callable[[float, str], None]  # told the share that is done, and of which file
+
+
+@dataclass(frozen=True)
+class PackedSize:
+    """What packing makes of a model.
+
+    Attributes:
+        plain: bytes of all tensors as they are.
+        stored: bytes of all tensors packed; those that packing would not make smaller stay as they are.
+        layers: how many tensors are packed.
+        layer_weights: how many weights those have.
+        layer_stored: bytes that those take.
+        digest: SHA-256 of the tensors, of their names, dtypes and shapes: the same before and after.
+    """
+
+    plain: int
+    stored: int
+    layers: int
+    layer_weights: int
+    layer_stored: int
+    digest: str
+
+    @property
+    def share(self) -> float:
+        """Of the bytes of all tensors."""
+        return self.stored / self.plain
+
+    @property
+    def layer_share(self) -> float | None:
+        """Of the bytes that the packed layers take in bfloat16, whatever their format; None where none is packed."""
+        return self.layer_stored / (2 * self.layer_weights) if self.layer_weights else None
+
+
+class _Sizes:
+    """The sum over tensors, told one by one."""
+
+    def __init__(self) -> None:
+        self.plain = self.stored = self.layers = self.layer_weights = self.layer_stored = 0
+        self.digests: dict[str, str] = {}
+
+    def add(self, name: str, tensor: Tensor, stored: int | None, checksum: str) -> None:
+        """stored: bytes of a tensor that is packed, None for one that is not."""
+        self.digests[name] = checksum
+        self.plain += tensor.nbytes
+        self.stored += tensor.nbytes if stored is None else stored
+        if stored is not None:
+            self.layers += 1
+            self.layer_weights += tensor.numel()
+            self.layer_stored += stored
+
+    def result(self) -> PackedSize:
+        whole = digest({}, self.digests)
+        return PackedSize(self.plain, self.stored, self.layers, self.layer_weights, self.layer_stored, whole)
+
+
+def packed_size(source: nn.Module | str | Path, *, dtype: torch.dtype | None = None) -> PackedSize:
+    """What packing would make of a model or a checkpoint folder, without writing anything; some seconds a GB.
+
+    Args:
+        source: a model in memory, of which tied weights count once, or a folder.
+        dtype: that weights are taken in; None for their own.
+
+    Raises:
+        RoseError: a folder without safetensors files.
+    """
+    sizes = _Sizes()
+    for name, tensor in _tensors_of(source):
+        stop_point()
+        value = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+        found = encode(value)
+        sizes.add(name, value, found and found.size, digest({name: value}))
+    return sizes.result()
+
+
+def _tensors_of(source: nn.Module | str | Path) -> Iterable[tuple[str, Tensor]]:
+    if isinstance(source, nn.Module):
+        yield from source.named_parameters()
+        return
+    for path in weight_files(_checkpoint(source)):
+        with TensorFile(path) as file:
+            yield from ((name, file.tensor(name)) for name in file.names())
+
+
+def pack_folder(folder: str | Path, output: str | Path, follow: Follow | None = None) -> PackedSize:
+    """Writes a packed copy of a checkpoint folder, whole or not at all, and reads every tensor back to compare it.
+
+    Each safetensors file becomes a packed one; configuration, tokenizer and reports are copied.
+
+    Raises:
+        RoseError: no checkpoint there, packed already, damaged, an output that is not empty or cannot be written.
+    """
+    source = _checkpoint(folder)
+    if is_packed(source):
+        raise RoseError(f"{folder} is packed already; `rose unpack` makes plain weights of it.")
+    return _rewritten(source, output, follow, _pack_file, packed)
+
+
+def unpack_folder(folder: str | Path, output: str | Path, follow: Follow | None = None) -> PackedSize:
+    """Writes a plain copy of a packed folder, which any program loads, equal to what was packed; as `pack_folder`."""
+    source = _checkpoint(folder)
+    if not is_packed(source):
+        raise RoseError(f"{folder} is not packed; its weights can be used as they are.")
+    return _rewritten(source, output, follow, _unpack_file, _plain)
+
+
+def _checkpoint(folder: str | Path) -> Path:
+    source = reachable(folder)
+    if not (source / "config.json").is_file():
+        raise RoseError(f"The folder {folder} holds no config.json, so it is not a checkpoint; choose another folder.")
+    return source
+
+
+def _plain(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(PACKED) + ".safetensors")
+
+
+def _rewritten(
+    source: Path,
+    output: str | Path,
+    follow: Follow | None,
+    write: Callable[[Path, Path, _Sizes], None],
+    renamed: Callable[[Path], Path],
+) -> PackedSize:
+    sizes = _Sizes()
+    with new_folder(output) as temporary:
+        paths = weight_files(source)
+        for number, path in enumerate(paths):
+            if follow:
+                follow(number / len(paths), path.name)
+            try:
+                write(path, temporary / renamed(path).name, sizes)
+            except SafetensorError as problem:  # those of writing are OSErrors, or end up in `new_folder`
+                raise RoseError(f"{path} cannot be read ({problem}); restore it.") from problem
+        for path in source.iterdir():
+            if path.is_file() and path not in paths and path.suffix not in OTHER_WEIGHTS:
+                shutil.copyfile(path, temporary / path.name)
+    return sizes.result()
+
+
+def _pack_file(path: Path, target: Path, sizes: _Sizes) -> None:
+    writer, facts = TensorWriter(target), {}
+    with TensorFile(path) as file:
+        for name in file.names():
+            stop_point()
+            tensor = file.tensor(name)
+            found, checksum = encode(tensor), digest({name: tensor})
+            facts[name] = {**(found.facts if found else {"kind": "plain"}), "sha256": checksum}
+            for part, data in found.parts.items() if found else ():
+                writer.add(f"{name}:{part}", torch.from_numpy(data.copy()))
+            if not found:
+                writer.add(name, tensor)
+            sizes.add(name, tensor, found and found.size, checksum)
+        metadata = {"format": FORMAT, "version": VERSION, "source": json.dumps(file.metadata)}
+    metadata["tensors"] = json.dumps(facts)
+    writer.finish(metadata | {"digest": digest_of_facts(metadata)})
+    with TensorFile(target) as written:
+        for name in written.names():
+            stop_point()
+            written.tensor(name)  # which compares it with its checksum
+
+
+def _unpack_file(path: Path, target: Path, sizes: _Sizes) -> None:
+    writer = TensorWriter(target)
+    with TensorFile(path) as file:
+        for name in file.names():
+            stop_point()
+            tensor, checksum = file.tensor(name), file.facts[name]["sha256"]
+            writer.add(name, tensor)
+            sizes.add(name, tensor, file.packed_bytes(name), checksum)
+        writer.finish(json.loads(file.metadata["source"]))
+        with TensorFile(target) as written:
+            for name in written.names():
+                stop_point()
+                if digest({name: written.tensor(name)}) != file.facts[name]["sha256"]:
+                    raise damaged(target, f"{name} differs from what was packed")

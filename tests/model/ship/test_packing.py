@@ -1,0 +1,197 @@
+"""Packed folders: equal to the bit, smaller by what zeros and grids allow, refused where a byte is wrong."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import rose
+from rose import cli
+from rose.files import digest
+from rose.layer.grid import Grid, choose_scales, round_to
+from rose.model.load.packed import TensorFile, decode, encode
+from rose.model.load.stored import is_packed, weight_files
+from rose.model.ship.packing import pack_folder, packed_size, unpack_folder
+from tests.model.families import make_model, make_tokens
+from tests.tiny import byte_tokenizer
+
+
+def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def without(weight: Tensor, share: float) -> Tensor:
+    """With this share of the smallest weights removed."""
+    return torch.where(weight.abs() < weight.abs().float().quantile(share).to(weight.dtype), 0, weight)
+
+
+def n_of_m(weight: Tensor) -> Tensor:
+    """2:4 along the last dimension."""
+    groups = weight.unflatten(-1, (-1, 4))
+    return torch.where(groups.abs() >= groups.abs().topk(2).values[..., 1:], groups, 0).flatten(-2)
+
+
+def on_grid(weight: Tensor, bits: int, group: int | str) -> Tensor:
+    grid = Grid(bits, group)
+    scales = choose_scales(weight.float(), grid, weight.dtype)
+    return round_to(weight.float(), scales, grid).to(weight.dtype)
+
+
+def negative_zeros(weight: Tensor) -> Tensor:
+    return weight * (weight.abs() > 0.7)  # as programs do that multiply by a mask
+
+
+def with_nan(weight: Tensor) -> Tensor:
+    weight[3, :2] = torch.tensor([torch.nan, torch.inf])
+    return weight
+
+
+# Tensor, its kind, whether its last two dimensions are exchanged, and the most bits a weight may take.
+CASES: dict[str, tuple[Callable[[], Tensor], str, bool, float]] = {
+    "half": (lambda: without(random(256, 512), 0.5), "sparse", False, 0.40 * 16),
+    "seventy": (lambda: without(random(256, 512), 0.7), "sparse", False, 0.26 * 16),
+    "float16": (lambda: without(random(64, 96, dtype=torch.float16), 0.5), "sparse", False, 8),
+    "float32": (lambda: without(random(64, 96, dtype=torch.float32), 0.5), "sparse", False, 15),
+    "odd": (lambda: without(random(7, 13, 5), 0.8), "sparse", False, 16),
+    "2:4": (lambda: n_of_m(random(256, 512)), "sparse", False, 0.65 + 5.5),
+    "2:4, Conv1D": (lambda: n_of_m(random(256, 512)).T.contiguous(), "sparse", True, 0.65 + 5.5),
+    "signs": (lambda: negative_zeros(random(64, 96)), "sparse", False, 8),
+    "not finite": (lambda: with_nan(without(random(64, 96), 0.5)), "sparse", False, 8),
+    "all": (lambda: torch.zeros(64, 96, dtype=torch.bfloat16), "sparse", False, 0.2),
+    "grid": (lambda: on_grid(without(random(256, 512), 0.5), 4, 64), "grid", False, 0.22 * 16),
+    "grid, seventy": (lambda: on_grid(without(random(256, 512), 0.7), 4, 64), "grid", False, 0.16 * 16),
+    "grid, dense": (lambda: on_grid(random(64, 128, dtype=torch.float32), 4, "row"), "grid", False, 5),
+    "grid, 8": (lambda: on_grid(without(random(64, 96, dtype=torch.float32), 0.5), 8, 32), "grid", False, 6),
+    "grid, Conv1D": (lambda: on_grid(without(random(64, 96), 0.5), 4, 32).T.contiguous(), "grid", True, 5),
+    "grid, experts": (lambda: on_grid(without(random(128, 64), 0.5), 4, 32).view(4, 32, 64), "grid", False, 5),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_tensor_comes_back_to_the_bit(case: str) -> None:
+    make, kind, flipped, bits = CASES[case]
+    tensor = make()
+    packed = encode(tensor)
+    assert packed is not None
+    assert (packed.facts["kind"], packed.facts["flipped"]) == (kind, flipped)
+    assert 8 * packed.size / tensor.numel() <= bits
+    facts = json.loads(json.dumps(packed.facts))
+    assert digest({"": decode(facts, packed.parts)}) == digest({"": tensor})
+
+
+def test_what_is_not_pruned_stays_as_it_is() -> None:
+    assert encode(random(64, 64)) is None
+    assert encode(torch.zeros(64)) is None
+    assert encode(torch.zeros(8, 8, dtype=torch.int64)) is None
+
+
+FAMILIES = ["llama", "gpt2", "gemma3", "qwen3_moe"]
+
+
+def save_pruned(family: str, folder: Path, **options: Any) -> Path:
+    model = make_model(family, dtype=torch.bfloat16)
+    rose.prune_model(model, make_tokens(), method="wanda", sparsity=0.7, held_out=None)
+    model.save_pretrained(folder, **options)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_packed_folder_loads_as_any_other_and_unpacks_to_what_it_was(family: str, tmp_path: Path) -> None:
+    folder = save_pruned(family, tmp_path / "plain", max_shard_size="30KB" if family == "llama" else "1GB")
+    expected = packed_size(folder)
+    made = pack_folder(folder, tmp_path / "packed")
+    assert made == expected
+    assert is_packed(tmp_path / "packed")
+    assert made.stored < made.plain
+    assert made.layers > 0
+    plain, tokenizer = rose.load_model(str(folder), dtype="bfloat16")
+    loaded, other = rose.load_model(str(tmp_path / "packed"), dtype="bfloat16")
+    assert digest(loaded.state_dict()) == digest(plain.state_dict())
+    assert type(loaded) is type(plain)
+    assert loaded.generation_config == plain.generation_config
+    assert other("a rose") == tokenizer("a rose")
+    ties = [model.get_output_embeddings().weight is model.get_input_embeddings().weight for model in (plain, loaded)]
+    assert ties[0] == ties[1]
+    unpacked = unpack_folder(tmp_path / "packed", tmp_path / "unpacked")
+    assert unpacked == made
+    for one, two in zip(weight_files(folder), weight_files(tmp_path / "unpacked"), strict=True):
+        with TensorFile(one) as first, TensorFile(two) as second:
+            assert one.name == two.name
+            assert first.metadata == second.metadata
+            assert all(digest({"": first.tensor(n)}) == digest({"": second.tensor(n)}) for n in first.names())
+    names = {path.name for path in folder.iterdir()}
+    assert {path.name for path in (tmp_path / "unpacked").iterdir()} == names
+    assert digest(AutoModelForCausalLM.from_pretrained(tmp_path / "unpacked").state_dict()) == digest(
+        AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    )
+
+
+def test_a_streamed_model_reads_a_packed_folder(tmp_path: Path) -> None:
+    pack_folder(save_pruned("qwen3_moe", tmp_path / "plain"), tmp_path / "packed")
+    streamed, tokenizer = rose.load_model(str(tmp_path / "packed"), stream=True, dtype="bfloat16")
+    rose.save_model(streamed, tokenizer, tmp_path / "saved")
+    saved, expected = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("saved", "plain"))
+    assert digest(saved.state_dict()) == digest(expected.state_dict())
+
+
+def test_a_wrong_byte_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    pack_folder(save_pruned("llama", tmp_path / "plain"), tmp_path / "packed")
+    (path,) = weight_files(tmp_path / "packed")
+    whole = path.read_bytes()
+    start = int.from_bytes(whole[:8], "little") + 8
+    places = [start // 2, *np.linspace(start, len(whole) - 1, 12).astype(int)]
+    for spoiled in [*(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :] for at in places), whole[:-100], b""]:
+        path.write_bytes(spoiled)
+        for reads in (
+            lambda: rose.load_model(str(tmp_path / "packed")),
+            lambda: unpack_folder(tmp_path / "packed", tmp_path / "unpacked"),
+        ):
+            with pytest.raises(rose.RoseError, match=r"^[^\n]+\.$"):
+                reads()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["packed", "plain"]
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_pruned("llama", tmp_path / "plain")
+    assert cli.main(["pack", str(folder)]) == 0
+    assert cli.main(["unpack", f"{folder}-packed", "--output", str(tmp_path / "again")]) == 0
+    said = capsys.readouterr().out
+    first, second = re.findall(r"equal to .*; digest (\w{16})", said)
+    assert first == second
+    assert "pruned layers take 0." in said
+    assert cli.main(["pack", f"{folder}-packed", "--output", str(tmp_path / "twice")]) == 2
+    assert cli.main(["unpack", str(folder)]) == 2
+    assert cli.main(["pack", str(tmp_path)]) == 2
+    assert not (tmp_path / "twice").exists()
+
+
+def test_the_reader_in_the_documents(tmp_path: Path) -> None:
+    """It needs nothing of rose."""
+    text = (Path(__file__).parents[3] / "docs" / "shipping.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?def read_packed.*?)```", text, re.DOTALL)
+    known: dict[str, Any] = {}
+    exec(code, known)
+    model = make_model("gpt2", dtype=torch.bfloat16)
+    rose.prune_model(model, make_tokens(), method="wanda", sparsity=0.5, held_out=None)
+    weight = model.transformer.h[0].mlp.c_fc.weight
+    weight.data.copy_(on_grid(weight.detach().T.contiguous(), 4, 32).T)
+    model.save_pretrained(tmp_path / "plain")
+    pack_folder(tmp_path / "plain", tmp_path / "packed")
+    (path,) = weight_files(tmp_path / "packed")
+    kinds = set()
+    with safe_open(path, "np") as file:
+        for name, facts in json.loads(file.metadata()["tensors"]).items():
+            if facts["kind"] != "plain":
+                kinds.add(facts["kind"])
+                read = torch.from_numpy(known["read_packed"](file, name))
+                assert torch.equal(read, model.state_dict()[name].float())
+    assert kinds == {"sparse", "grid"}
