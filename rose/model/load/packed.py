@@ -39,7 +39,10 @@ from rose.layer.grid import coarsest_grid, per_column
 FORMAT, VERSION = "rose-packed", "1"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-INTEGERS = {2: (torch.int16, np.dtype("<u2")), 4: (torch.int32, np.dtype("<u4"))}  # by bytes of a number
+INTEGERS: dict[int, tuple[torch.dtype, Any]] = {
+    2: (torch.int16, np.dtype("<u2")),
+    4: (torch.int32, np.dtype("<u4")),
+}  # by bytes of a number
 LEAST_ZEROS = 0.05  # of a tensor that is packed although it is on no grid
 FLIPPED = 0.97  # of the size of the other mask: less is no pattern along the columns, but chance
 LEVEL = 3  # of zstd; higher ones make nothing smaller here, as there is nothing that repeats

@@ -93,7 +93,7 @@ def packed_size(source: nn.Module | str | Path, *, dtype: torch.dtype | None = N
         stop_point()
         value = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
         found = encode(value)
-        sizes.add(name, value, found and found.size, digest({name: value}))
+        sizes.add(name, value, found.size if found else None, digest({name: value}))
     return sizes.result()
 
 
@@ -174,7 +174,7 @@ def _pack_file(path: Path, target: Path, sizes: _Sizes) -> None:
                 writer.add(f"{name}:{part}", torch.from_numpy(data.copy()))
             if not found:
                 writer.add(name, tensor)
-            sizes.add(name, tensor, found and found.size, checksum)
+            sizes.add(name, tensor, found.size if found else None, checksum)
         metadata = {"format": FORMAT, "version": VERSION, "source": json.dumps(file.metadata)}
     metadata["tensors"] = json.dumps(facts)
     writer.finish(metadata | {"digest": digest_of_facts(metadata)})
